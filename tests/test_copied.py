@@ -12,24 +12,26 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from support import tiny
-from support.endpoint import fails, says, serving
+from support.endpoint import Turn, fails, says, serving
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("client", path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["client"] = module  # dataclasses look their module up
+    sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
 client = load(EXAMPLES / "client.py")
+choose_model = load(EXAMPLES / "choose_model.py")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,25 @@ def test_a_stream_that_breaks_off_is_no_answer() -> None:
             pytest.raises(client.AskError, match=wanted),
         ):
             list(client.Client(fake.url).stream("hello"))
+
+
+# The choice of a model
+
+
+@pytest.mark.parametrize(
+    ("name", "confidence", "chosen"),
+    [("mail", 0.9, ("mail", "hello")), ("mail", None, ("mail", "hello")), ("mail", 0.7, ("none", None)),
+     ("none", 0.9, ("none", None))],
+)  # fmt: skip
+def test_the_model_that_is_named_is_asked_and_none_where_no_name_is_sure(
+    name: str, confidence: float | None, chosen: tuple[str, str | None]
+) -> None:
+    def manners(body: dict[str, Any], before: int) -> Turn:
+        return says(name, slmctl={"confidence": confidence}) if body["model"] == "which" else says("hello", slmctl={})
+
+    with serving(manners) as fake:
+        assert choose_model.choose(fake.url, "which", "where is my parcel") == chosen
+    assert [body["model"] for body in fake.bodies] == ["which", *(["mail"] if chosen[1] else [])]
 
 
 # The nightly script

@@ -132,7 +132,7 @@ def artifact_option(name: str, help: str) -> Callable[[Callable[..., Any]], Call
 SECTIONS = {
     "Make": (
         "init", "run", "pull", "label", "prepare", "finetune", "sweep", "merge", "quantize", "predict", "evaluate",
-        "calibrate", "measure",
+        "calibrate",
     ),
     "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
     "Ship": ("publish", "promote", "fetch", "serve", "keys"),

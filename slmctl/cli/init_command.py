@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from slmctl.sources.first_look.raw_data import RawData
 
 TEMPLATES = ("support-triage", "field-extraction", "reply-drafting", "tool-calls")
-ROUTER = "fleet-router"
 KINDS = ("classify", "extract", "generate", "call")
 
 
@@ -32,32 +31,17 @@ KINDS = ("classify", "extract", "generate", "call")
 )
 @click.option("--query", metavar="SELECT", help="Query of a sql: address.")
 @click.option("--base", metavar="NAME", help="Base model: a name of slmctl bases, or a value of `base`.")
-@click.option("--from", "registry", metavar="DIR:REGISTRY", help="fleet-router: registry of the fleet's releases.")
-@click.option("--none", "nothing", metavar="FILE", multiple=True, help="fleet-router: rows that are for no task.")
-@click.option(
-    "--project", "projects", metavar="NAME=FOLDER", multiple=True, help="fleet-router: project that made a release."
-)
 @click.option("--yes", is_flag=True, help="Take every proposal without a question.")
 @common_options
 @click.pass_obj
-def init(
-    options: Options, /, source: str, folder: Path | None, yes: bool, registry: str | None, nothing: Sequence[str],
-    projects: Sequence[str], **flags: Any,
-) -> None:  # fmt: skip
+def init(options: Options, /, source: str, folder: Path | None, yes: bool, **flags: Any) -> None:
     """Start a project from SOURCE: your own rows, or a template with example data.
 
     SOURCE is a file (CSV, TSV, JSON, JSONL, Parquet, a workbook, SQLite), a folder or a pattern of such files, a
     database (sql:ADDRESS with --query), or the template support-triage, field-extraction, reply-drafting or
-    tool-calls. fleet-router --from dir:REGISTRY is a project that learns which of the releases there a text is for.
-    slmctl.yaml is written into FOLDER: by default the working folder, for a template one of its name.
+    tool-calls. slmctl.yaml is written into FOLDER: by default the working folder, for a template one of its name.
     """
-    if source == ROUTER:
-        _for_fleet(options, folder or Path(ROUTER), registry, nothing, projects, flags)
-    elif registry or nothing or projects:
-        from slmctl.errors import UsageError
-
-        raise UsageError("--from, --none and --project are for a router", hint="slmctl init fleet-router --from dir:…")
-    elif source in TEMPLATES:
+    if source in TEMPLATES:
         _from_template(options, source, folder, [name for name, value in flags.items() if value is not None])
     else:
         _from_data(
@@ -77,36 +61,6 @@ def _from_template(options: Options, template: str, folder: Path | None, flags: 
         raise UsageError(f"--{flags[0]} is for rows of your own, and '{template}' is a template")
     target = options.directory / (folder or template)
     for path in copy(template, target):
-        terminal().say(f"wrote {path}")
-    terminal().say(f"next: slmctl -C {target} run")
-    terminal().write(f"{target}\n")
-
-
-def _for_fleet(
-    options: Options, folder: Path, registry: str | None, nothing: Sequence[str], projects: Sequence[str],
-    flags: Mapping[str, str | None],
-) -> None:  # fmt: skip
-    from slmctl.cli import fleet_project
-    from slmctl.errors import UsageError
-
-    flag = next((name for name in ("output", "task", "sheet", "query") if flags[name] is not None), None)
-    if flag:
-        raise UsageError(f"--{flag} is for rows of your own, and '{ROUTER}' takes those of the releases")
-    if registry is None:
-        raise UsageError(f"{ROUTER} needs the registry of the fleet", hint=f"slmctl init {ROUTER} --from dir:REGISTRY")
-    named = {}
-    for project in projects:
-        name, _, place = project.partition("=")
-        if not (name and place):
-            raise UsageError(f"--project is '{project}'", hint="--project NAME=FOLDER")
-        named[name] = options.directory / Path(place).expanduser()
-    target = options.directory / folder
-    made = fleet_project.make(
-        registry, options.directory, named=named, nothing=nothing, column=flags["input"], base=flags["base"]
-    )
-    for line in fleet_project.about(made):
-        terminal().say(line)
-    for path in fleet_project.write(made, target):
         terminal().say(f"wrote {path}")
     terminal().say(f"next: slmctl -C {target} run")
     terminal().write(f"{target}\n")

@@ -17,7 +17,6 @@ import click
 
 from slmctl.cli import (
     inspect_commands,
-    measure_command,
     predict_command,
     review_command,
     serve_commands,
@@ -31,7 +30,7 @@ from slmctl.network import guard
 
 for commands in (
     stage_commands.COMMANDS, predict_command.COMMANDS, sweep_command.COMMANDS, serve_commands.COMMANDS,
-    review_command.COMMANDS, watch_command.COMMANDS, measure_command.COMMANDS, inspect_commands.COMMANDS,
+    review_command.COMMANDS, watch_command.COMMANDS, inspect_commands.COMMANDS,
 ):  # fmt: skip
     for command in commands:
         cli.add_command(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from slmctl.server.novelty import Novelty
     from slmctl.server.openai_requests import ServedModel
     from slmctl.server.shadow import Shadow
-    from slmctl.task.contract import Task
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class _Plan:
         name: Its name for clients; empty for the release's own.
         is_default: It also goes by `default`.
         policy: Its policy; True for the one that was fitted on its file.
-        pin, weight, router, larger: See `FleetMember`.
+        pin, weight: See `FleetMember`.
     """
 
     spec: str | None
@@ -44,8 +43,6 @@ class _Plan:
     policy: bool | Path = False
     pin: bool = True
     weight: int = 1
-    router: bool = False
-    larger: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,7 @@ class ServedFleet:
             about = (
                 f"needs about {size(member.bytes)} once it is asked" if member.loaded is None else size(member.bytes)
             )
-            then = f", then {member.larger} where it is unsure" if member.larger else ""
-            yield f"  {member.name}: {member.state}, {about}{', pinned' if member.pin else ''}{then}"
+            yield f"  {member.name}: {member.state}, {about}{', pinned' if member.pin else ''}"
         if collect is not None:
             loaded = self.fleet.default.loaded
             has_rows = loaded is not None and loaded.served.questions is not None
@@ -131,28 +127,6 @@ class ServedFleet:
         if shadow is not None:
             named = f"{shadow.model.name} {shadow.model.version}".strip()
             yield f"  {named} answers the same in the background ({shadow.model.file})"
-
-    def releases(self) -> dict[str, tuple[Artifact, Path | None]]:
-        """The release of each model of the config's fleet, verified, with its policy; nothing is loaded.
-
-        Raises:
-            SlmctlError: There is none, it is damaged, or its policy does not fit.
-        """
-        from slmctl.pipeline import model_lookup
-        from slmctl.server.router import fitted_policy
-
-        plans, releases = list(self._plans()), {}
-        tasks: dict[str, Task] = {}
-        for plan in plans:
-            artifact, path = model_lookup.gguf(make_workspace(self._options), plan.spec, self._type)
-            models = self._models_of(plan, artifact, path)
-            policy = self._policy(plan, artifact, path)
-            main = next(iter(models.values()))
-            if policy is not None:
-                fitted_policy(policy, main.digest, main.task)
-            releases[plan.name], tasks[plan.name] = (artifact, policy), main.task
-        _require_one_task(plans, tasks)
-        return releases
 
     # Members
 
@@ -178,9 +152,7 @@ class ServedFleet:
                 f"the shadow answers beside the first model, '{plans[0].name}', which is not pinned",
                 hint=f"serve.fleet.{plans[0].name}.pin: true",
             )
-        members = list(map(self._member, plans))
-        _require_one_task(plans, {name: model.task for member in members for name, model in member.models.items()})
-        yield from members
+        yield from map(self._member, plans)
 
     def _member(self, plan: _Plan) -> Member:
         """A member, found and verified.
@@ -195,17 +167,15 @@ class ServedFleet:
         follows = (plan.spec or "").startswith("dir:")
         return Member(
             name, release, find=functools.partial(self._find, plan) if follows else None, pin=plan.pin,
-            weight=plan.weight, has_policy=bool(plan.policy) or plan.router, is_router=plan.router, larger=plan.larger,
+            weight=plan.weight, has_policy=bool(plan.policy),
         )  # fmt: skip
 
     def _plans(self) -> Iterator[_Plan]:
         settings, spec = self._settings, self._model
         if spec is None and settings.fleet:
             for place, (name, member) in enumerate(settings.fleet.items()):
-                yield _Plan(
-                    self._from_config(member.release), name, place == 0, member.policy, member.pin, member.weight,
-                    member.router, member.larger or "",
-                )  # fmt: skip
+                release = self._from_config(member.release)
+                yield _Plan(release, name, place == 0, member.policy, member.pin, member.weight)
             return
         from slmctl.config import PRODUCTION
 
@@ -258,8 +228,6 @@ class ServedFleet:
         settings = self._settings
         artifact, path = model_lookup.gguf(make_workspace(self._options), plan.spec, self._type)
         models = self._models_of(plan, artifact, path)
-        if plan.router:
-            self._require_names(plan, next(iter(models.values())).task.labels)
         if models and self._shadow is not None and plan.is_default:  # the tag has moved to a release of another task
             require_comparable(self._shadow.model, next(iter(models.values())))
         policy = self._policy(plan, artifact, path)
@@ -272,23 +240,6 @@ class ServedFleet:
         )  # fmt: skip
         load = functools.partial(self._load, plan, artifact, path, policy)
         return LoadableRelease(artifact.digest, models, needed, load)
-
-    def _require_names(self, plan: _Plan, labels: Sequence[str]) -> None:
-        """Refuse a task router that names what is no model of the fleet.
-
-        Raises:
-            UsageError: It does.
-        """
-        from slmctl.config import NO_TASK
-
-        named = [name for name, member in self._settings.fleet.items() if not member.router]
-        strange = [label for label in labels if label != NO_TASK and label not in named]
-        if strange or not set(labels) - {NO_TASK}:
-            what = f"names '{strange[0]}'" if strange else "names no model"
-            raise UsageError(
-                f"the task router '{plan.name}' {what}, and the models of serve.fleet are {', '.join(named) or 'none'}",
-                hint="its labels are their names, and none: slmctl init fleet-router",
-            )
 
     def _models_of(self, plan: _Plan, artifact: Artifact, path: Path) -> dict[str, ServedModel]:
         """The models of a release by name, the adapters' last; none of a file without a task.
@@ -363,7 +314,6 @@ class ServedFleet:
         from slmctl.inference.engine import Engine
         from slmctl.model_files import memory
         from slmctl.pipeline import model_lookup
-        from slmctl.server.auto import AtItsWord
         from slmctl.server.backends import LocalEngine
         from slmctl.server.fleet_members import Served
         from slmctl.server.openai_requests import ServedModel
@@ -392,9 +342,6 @@ class ServedFleet:
             router = None
             if policy is not None:
                 router = Router.of(policy, settings, digest or sha256_file(path), task, name, self._escalation)
-            elif plan.router:
-                router = Router(AtItsWord(), task, name, shared=self._escalation)
-            if router is not None:
                 stack.callback(router.retire)
             notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []
             notes += [lora.note for lora in loras.values() if lora.note]
@@ -474,20 +421,6 @@ class ServedFleet:
 
         root = model_lookup.root_of(self._options.directory, artifact.path).resolve()
         return novelty.of_model(root, artifact, settings.training_rows)
-
-
-def _require_one_task(plans: Sequence[_Plan], tasks: Mapping[str, Task]) -> None:
-    """Refuse a larger model for another task than that of the model before it; `tasks` by name.
-
-    Raises:
-        UsageError: It answers with other labels, say.
-    """
-    for plan in plans:
-        if plan.larger and (what := tasks[plan.larger].difference(tasks[plan.name])):
-            raise UsageError(
-                f"the larger model '{plan.larger}' has {what} than '{plan.name}', so it cannot answer in its place",
-                hint=f"name a release of the same task, or leave serve.fleet.{plan.name}.larger out",
-            )
 
 
 def _with_adapter(main: ServedModel, name: str, lora: ServedAdapter) -> ServedModel:

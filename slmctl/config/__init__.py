@@ -38,7 +38,6 @@ from slmctl.config.sections import (
     stage_config,
 )
 from slmctl.config.serve_section import (
-    NO_TASK,
     CollectConfig,
     FleetMember,
     GeneralistConfig,
@@ -49,7 +48,6 @@ from slmctl.config.strict_yaml import listed
 
 __all__ = [
     "FILENAME",
-    "NO_TASK",
     "PRODUCTION",
     "PSEUDONYM_KEY",
     "STDIN",

@@ -15,7 +15,6 @@ from slmctl.config.fields import Bytes, Percent, Section, SourcePath, Text
 
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT = "default"  # an alias of the first model
-NO_TASK = "none"  # label of a router for texts that are for no model of the fleet
 LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
 
 
@@ -79,16 +78,7 @@ class FleetMember(Section):
         False, description="policy by which answers are kept or escalated; true: the one below runs/ that was fitted "
         "on the file that answers"
     )  # fmt: skip
-    larger: Text | None = Field(
-        None,
-        description="larger model of this fleet for the same task, asked where the policy does not keep an answer of "
-        "this one",
-    )
     pin: bool = Field(False, description="load it when the server starts, and keep it loaded")
-    router: bool = Field(
-        False,
-        description="a task router: its labels are names of this fleet, and none; the model that it names answers",
-    )
     weight: int = Field(
         1, ge=1, le=1000, description="share of the server's time, beside the weights of models that are asked too"
     )
@@ -187,7 +177,7 @@ class ServeConfig(Section):
             raise ValueError(
                 "'policy' belongs to one GGUF file of the own engine, and 'engine_url' names another engine"
             )
-        policies = [self.policy, *(member.policy or member.router or None for member in self.fleet.values())]
+        policies = [self.policy, *(member.policy or None for member in self.fleet.values())]
         if self.generalist is not None and not any(policy is not None for policy in policies):
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
         if self.shadow is not None and self.collect is None:
@@ -200,11 +190,6 @@ class ServeConfig(Section):
     def _fleet_fits_together(self) -> ServeConfig:
         if not self.fleet:
             return self
-        first = next(iter(self.fleet))
-        if self.shadow is not None and self.fleet[first].router:
-            raise ValueError(
-                f"'shadow' answers beside the first model, and '{first}' is a task router: name another first"
-            )
         for name in self.fleet:
             if name == DEFAULT or not FLEET_NAME.fullmatch(name):
                 raise ValueError(
@@ -218,23 +203,4 @@ class ServeConfig(Section):
         ):
             if getattr(self, key):
                 raise ValueError(f"'{key}' and 'fleet' exclude each other: {reason}")
-        for name, member in self.fleet.items():
-            if member.larger is not None and (fault := self._fault_of_larger(name, member, member.larger)):
-                raise ValueError(fault)
         return self
-
-    def _fault_of_larger(self, name: str, member: FleetMember, larger: str) -> str:
-        """Why a model cannot have a larger one, as far as the config says it; empty where it can."""
-        other, where = self.fleet.get(larger), f"'fleet.{name}.larger' is '{larger}'"
-        if member.router:
-            return f"'fleet.{name}' is a task router, and 'larger' belongs to a model that it names"
-        if other is None:
-            return f"{where}, and the models of 'fleet' are {', '.join(self.fleet)}"
-        if other is member or other.router:
-            return f"{where}, which is {'itself' if other is member else 'a task router'}: name another model"
-        if other.larger is not None:
-            return f"{where}, which has a larger model itself: only one is asked after a model"
-        if not member.policy or not other.policy:
-            unsure = name if not member.policy else larger
-            return f"{where}, and 'fleet.{unsure}' has no 'policy' that says which answers to keep: policy: true"
-        return ""

@@ -77,7 +77,6 @@ class CollectedRow(_Line):
         shadow: The answer of the shadow release to the same question; None where there is none.
         shadow_digest: `sha256:…` of its file.
         tools: The tools that the client sent; empty where the task's own were offered.
-        router: The task router, or the smaller model, that the client asked where this one answered; else empty.
     """
 
     id: str
@@ -102,7 +101,6 @@ class CollectedRow(_Line):
     shadow: str | None = None
     shadow_digest: str = ""
     tools: list[JsonObject] = field(default_factory=list)
-    router: str = ""
 
     @property
     def text(self) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -20,13 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.config import NO_TASK
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
-from slmctl.sensitive.conversation_veto import Cleared
 from slmctl.server import (
     api_forms,
-    auto,
     collecting,
     collector,
     feedback,
@@ -37,14 +33,13 @@ from slmctl.server import (
     refusals,
 )
 from slmctl.server.api_keys import Key
-from slmctl.server.auto import PATH, Naming
 from slmctl.server.backends import Backend
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.collecting import NO_POLICY
 from slmctl.server.event_stream import EventStream
 from slmctl.server.fair_queue import FairQueue
 from slmctl.server.fleet import Fleet
-from slmctl.server.fleet_members import Loaded, Member, Served
+from slmctl.server.fleet_members import Member, Served
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.observed import REQUEST_ID, Note, Observed
@@ -80,9 +75,6 @@ class Gateway:
             self.metrics.include(FAMILIES, fleet.escalation.figures)
         if fleet.collector is not None:
             self.metrics.include(collector.FAMILIES, fleet.collector.figures)
-        self.named = auto.Named()
-        if any(member.is_router for member in fleet.members.values()):
-            self.metrics.include(auto.FAMILIES, self.named.figures)
         self._schemas: dict[str, str] = {}  # what is wrong with a schema; empty: nothing
 
     @property
@@ -133,18 +125,11 @@ class Gateway:
         with contextlib.ExitStack() as held:
             place = self.limits.enter(key, member.name)
             held.callback(place.leave)
-            lease = held.enter_context(contextlib.ExitStack())  # ends before the place does, where another is asked
-            naming = await self._named(http, body, kind, member, place, ends_at) if member.is_router else None
-            if naming is not None and naming.label != NO_TASK:
-                member = self.fleet.members[naming.label]
-                model = member.models[member.name]
-            served = await self.held(member, ends_at, lease, http.receive)
+            served = await self._leased(member, ends_at, held, http.receive)
             models = {name: served.models[name] for name in (model.name,) if name in served.models} or served.models
-            if naming is not None and naming.label == NO_TASK:
-                models = {model.name: auto.without_task(model)}
-            checked = await self.checked(body, kind, models)
-            if naming is not None and naming.label == NO_TASK:
-                auto.require_text(checked)
+            named = {**body, "model": next(iter(models))}
+            # in a thread: the release's chat template renders the prompt
+            checked = await asyncio.to_thread(openai_requests.check, named, kind, models, self.ceilings)
             await self.require_grammar(checked, served.backend)
             note.fields["stream"] = checked.stream
             if self.settings.log_texts:
@@ -153,8 +138,7 @@ class Gateway:
             exchange = Exchange(checked, served.backend, self.settings.answer_timeout_s, ends_at=ends_at)
             self.running.add(exchange)
             marked = conversation_veto.is_marked(http.headers)
-            run = _Run(self, member, served, exchange, note, place, held.pop_all().close, lease=lease, body=body,
-                       is_marked=marked, naming=naming)  # fmt: skip
+            run = _Run(self, member, served, exchange, note, place, held.pop_all().close, is_marked=marked)
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(run.close, RequestFailedError("", "cancelled", 499))
             try:
@@ -166,64 +150,25 @@ class Gateway:
             otherwise.pop_all()
         return response
 
-    async def _named(
-        self, http: HttpRequest, body: JsonObject, kind: str, member: Member, place: HeldPlace, ends_at: float
-    ) -> Naming:
-        """The model that a router names for a request; the router is free again before that one is asked."""
-        with contextlib.ExitStack() as held:
-            served = await self.held(member, ends_at, held, http.receive)
-            try:
-                naming = await auto.ask(
-                    body, kind, http.headers, http.receive, model=served.models[member.name], served=served,
-                    place=place, ceilings=self.ceilings, running=self.running,
-                    limit_s=self.settings.answer_timeout_s, ends_at=ends_at,
-                )  # fmt: skip
-            except RequestFailedError as error:
-                if error.code != "refused":
-                    self.metrics.failed.labels(error.code).inc()
-                raise
-        self.named.add(naming)
-        return naming
-
-    async def checked(self, body: JsonObject, kind: str, models: Mapping[str, ServedModel]) -> CheckedRequest:
-        """The request as the first one of some models is asked it.
-
-        Raises:
-            BadRequestError: It cannot be.
-        """
-        # in a thread: the release's chat template renders the prompt
-        named = {**body, "model": next(iter(models))}
-        return await asyncio.to_thread(openai_requests.check, named, kind, models, self.ceilings)
-
-    async def held(
-        self, member: Member, ends_at: float, held: contextlib.ExitStack, receive: Receive | None = None, *,
-        is_spare: bool = False,
-    ) -> Served:  # fmt: skip
-        """The release of a member in memory, until `held` ends; see `_leased`."""
-        loaded = await self._leased(member, ends_at, held, receive, is_spare=is_spare)
-        held.callback(self.fleet.give_back, loaded)
-        return loaded.served
-
-    async def _leased(
-        self, member: Member, ends_at: float, held: contextlib.ExitStack, receive: Receive | None, *, is_spare: bool
-    ) -> Loaded:  # fmt: skip
-        """The member in memory, at work until `held` ends; a spare one that is not there refuses no request.
+    async def _leased(self, member: Member, ends_at: float, held: contextlib.ExitStack, receive: Receive) -> Served:
+        """The release of a member in memory, until `held` ends.
 
         Raises:
             RequestFailedError: It cannot be loaded, or not now, or not in time.
         """
         try:
             async with while_wanted(receive, ends_at):
-                await self.fleet.opened(member, is_spare=is_spare)
+                await self.fleet.opened(member)
                 held.enter_context(self.fleet.at_work(member))
-                return await self.fleet.lease(member, is_spare=is_spare)
+                loaded = await self.fleet.lease(member)
         except TimeoutError:
             message = f"model '{member.name}' was not loaded within {self.settings.answer_timeout_s:g} s"
             raise RequestFailedError(message, "deadline_exceeded", 504) from None
         except RequestFailedError as error:
-            if not is_spare:
-                self.metrics.refused.labels(error.code).inc()
+            self.metrics.refused.labels(error.code).inc()
             raise
+        held.callback(self.fleet.give_back, loaded)
+        return loaded.served
 
     async def body_of(self, http: HttpRequest) -> bytes:
         """The body of a request, within the limits on its size and time."""
@@ -260,37 +205,26 @@ class _Run:
 
     def __init__(
         self, gateway: Gateway, member: Member, served: Served, exchange: Exchange, note: Note, place: HeldPlace,
-        free: Callable[[], None], *, lease: contextlib.ExitStack, body: JsonObject, is_marked: bool,
-        naming: Naming | None = None,
+        free: Callable[[], None], *, is_marked: bool,
     ) -> None:  # fmt: skip
-        self.naming, self._body = naming, body
         self.is_marked = is_marked  # as sensitive, by the client
         self.gateway, self.exchange, self.note = gateway, exchange, note
-        self.place, self._free, self._lease = place, free, lease  # its place among all, what else it holds, its model
-        self._is_by(member, served, exchange.checked)
+        self.place, self._free = place, free  # its place among all, and what else it holds
+        self._member, self.served, self.checked = member, served, exchange.checked
+        self.note.fields["model"] = self.checked.model.name
+        self.is_default = self.checked.model is next(iter(served.models.values()))
+        self._router = served.router if self.is_default else None
+        self.shadow = gateway.fleet.shadow if member is gateway.fleet.default else None
         self.route, self.reason, self.name = "local", NO_POLICY, self.checked.model.name
         self.p_correct: float | None = None  # by the policy, where one decides
         self.routed: Routed | None = None
         self.pieces = list[Event]()  # of a routed answer
-        self.steps = [naming.step] if naming is not None else []  # the models here that were asked
-        self._tells_path = naming is not None or bool(member.larger)
-        self._via = naming.name if naming is not None else ""  # the model that was asked first, where another answers
-        self._is_second = False  # a larger model has answered
         self._closed = False
-
-    def _is_by(self, member: Member, served: Served, checked: CheckedRequest) -> None:
-        """Have a model be the one that answers here."""
-        self._member, self.served, self.checked = member, served, checked
-        self.note.fields["model"] = checked.model.name
-        self.is_default = checked.model is next(iter(served.models.values()))
-        self._own = served.router if self.is_default else None
-        self.shadow = self.gateway.fleet.shadow if member is self.gateway.fleet.default else None
 
     async def respond(self, headers: Mapping[str, str]) -> Response:
         """The whole answer, or a stream that has begun: whatever fails before is still a status."""
-        router = self._own if self.naming is None else self.naming.decides_by(self._own)
-        if router is not None:
-            return await self._routed(router, headers)
+        if self._router is not None:
+            return await self._routed(self._router, headers)
         await self._begin()
         if self.checked.stream:
             index, event = await self.exchange.next()
@@ -309,96 +243,29 @@ class _Run:
         """The answer of the model that the router chose; a stream of it begins when that is decided."""
         if len(self.checked.requests) > 1:
             raise BadRequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
-        (choice,), is_for_none = self.exchange.choices, self.naming is not None and self.naming.label == NO_TASK
-        if self.naming is not None and is_for_none:  # the router's own answer is the local one
-            choice.text, choice.last = self.naming.label, self.naming.event
-            self.pieces.append({"piece": choice.text})
+        (choice,) = self.exchange.choices
 
         async def local() -> LocalAnswer:
-            if not choice.last:
-                await self._begin()
+            await self._begin()
             self.pieces += await self.exchange.whole()
-            event: LocalAnswer = {**choice.last, "text": choice.text}
-            if not is_for_none:
-                self._count_in(event)
-            return event
+            return {**choice.last, "text": choice.text}
 
         ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
-        offer = self.checked.offer if self.naming is None else self.naming.offered(self.checked.offer)
         work = router.route(
             self.checked.sent, self.checked.options, headers, local,
             ends_at=ends_at, request=self.note.id, log=self.gateway.log, unread=self.checked.unread,
-            also=self.checked.also, offer=offer,
+            also=self.checked.also, offer=self.checked.offer,
             is_novel=self._is_novel if self.served.questions else None,
-            larger=self._larger if self._is_own and self._member.larger else None,
         )  # fmt: skip
         self.routed = routed = await self.exchange.beside(_as_coroutine(work))
-        (choice,) = self.exchange.choices  # of the larger model where it has answered
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
-        if self.naming is None or self._is_own:
-            self.p_correct = routed.p_correct
-        elif self.naming.is_sure and self.naming.p_correct is None and self.reason == "confident":
-            self.reason = NO_POLICY
+        self.p_correct = routed.p_correct
         if routed.route != "local":
-            if offer is None:
-                self.checked = replace(self.checked, offer=None)  # a text is not taken apart for a call
             choice.text, choice.tokens, self.pieces = routed.text, [], [{"piece": routed.text}]
             used = {"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens}
             choice.last = cast(Event, {**routed.local, **used, "finish": routed.finish})
         self._saw_first()
         return self._streaming(self._decided(self.pieces)) if self.checked.stream else self._json()
-
-    async def _larger(self, cleared: Cleared) -> tuple[Router, LocalAnswer] | None:
-        """The answer of the larger model and the router that decides on it; None where it gives none.
-
-        Turn and memory of the model before it are given back first, as those of a task router are.
-        """
-        gateway, smaller, kind = self.gateway, self.checked.model, self.checked.kind
-        member = gateway.fleet.members[self._member.larger]
-        assert self._own is not None
-        ends_at = self._own.larger_ends_at(self.exchange.deadline, cleared)
-        self._lease.close()
-        try:
-            served = await gateway.held(member, ends_at, self._lease, is_spare=True)
-            model = served.models[member.name]
-            if what := model.task.difference(smaller.task):  # a tag has moved, and the other one has not yet
-                raise BadRequestError(f"'{model.name}' has {what} than '{smaller.name}'", code="other_task")
-            async with asyncio.timeout_at(ends_at):
-                checked = await gateway.checked(self._body, kind, {model.name: model})
-                await gateway.require_grammar(checked, served.backend)
-            exchange = Exchange(checked, served.backend, gateway.settings.answer_timeout_s, ends_at=ends_at)
-            try:
-                exchange.on_end = self.place.rest
-                await exchange.beside(self.place.turn(member.name))
-                exchange.begin()
-                pieces = await exchange.whole()
-            finally:
-                exchange.close()
-                self.place.rest()
-        except (BadRequestError, RequestFailedError, TimeoutError) as error:
-            self._lease.close()
-            reason = "deadline_exceeded" if isinstance(error, TimeoutError) else error.code or "refused"
-            gateway.metrics.larger_failed.labels(member.name, reason).inc()
-            gateway.log.event("larger_failed", model=member.name, reason=reason)
-            return None
-        self._via, self._is_second = self._via or smaller.name, True
-        self._is_by(member, served, checked)
-        self.exchange.choices, self.pieces = exchange.choices, pieces
-        (choice,) = exchange.choices
-        event: LocalAnswer = {**choice.last, "text": choice.text}
-        self._count_in(event)
-        assert self._own is not None
-        return self._own.beside(cleared, tuple(str(each["model"]) for each in self.steps)), event
-
-    def _count_in(self, event: LocalAnswer) -> None:
-        """Add the model whose answer this is to those that were asked."""
-        judged = self._own.judged(event) if self._own is not None else None
-        self.steps.append(auto.step(self.checked.model.name, judged.p_correct if judged is not None else None))
-
-    @property
-    def _is_own(self) -> bool:
-        """True where the policy of the model that answers here decides."""
-        return self._own is not None if self.naming is None else self.naming.is_left_to(self._own)
 
     def _json(self) -> Response:
         choices = self.exchange.choices
@@ -462,12 +329,10 @@ class _Run:
         if self.name == self.checked.model.name:  # no general model: it has neither a version nor a file here
             who |= openai_replies.release(self.checked.model)
         probability = {} if self.p_correct is None else {"p_correct": self.p_correct}
-        path = {"path": auto.path(self.steps, self.routed)} if self._tells_path else {}
-        return openai_replies.facts(self.checked, event) | who | probability | path
+        return openai_replies.facts(self.checked, event) | who | probability
 
     def _headers(self) -> dict[str, str]:
-        path = {PATH: auto.header(self.steps, self.routed)} if self._tells_path else {}
-        return {ROUTE: route_header(self.route, self.reason)} | path
+        return {ROUTE: route_header(self.route, self.reason)}
 
     @property
     def _build(self) -> str:
@@ -503,18 +368,13 @@ class _Run:
             "completion_tokens": used["completion_tokens"], "finish": [last["finish"] for last in lasts],
             "confidence": [last.get("confidence") for last in lasts],
         }  # fmt: skip
-        if self._tells_path:
-            self.note.fields["asked"] = auto.header(self.steps, self.routed)
         if self.gateway.settings.log_texts:
             self.note.fields["answer"] = [choice.text for choice in self.exchange.choices]
-        routed = self.routed if self._is_own else None
-        # an answer that nobody was sure to ask the right model for says nothing about that model
-        if self.gateway.fleet.collector is not None and (self.naming is None or self.naming.is_sure):
+        if self.gateway.fleet.collector is not None:
             collecting.hand_over(
-                self.checked, self.exchange.choices, routed, id=self.note.id, is_marked=self.is_marked,
+                self.checked, self.exchange.choices, self.routed, id=self.note.id, is_marked=self.is_marked,
                 collector=self.gateway.fleet.collector, shadow=self.shadow if self.is_default else None,
                 questions=self.served.questions if self.is_default else None,
-                router=self._via, is_second=self._is_second,
             )  # fmt: skip
 
     def _is_novel(self) -> bool:
@@ -534,7 +394,7 @@ def application(fleet: Fleet, log: Log) -> Starlette:
     origins = fleet.settings.cors_origins
     cors = Middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-        expose_headers=[ROUTE, PATH, REQUEST_ID],
+        expose_headers=[ROUTE, REQUEST_ID],
     )  # fmt: skip
     gateway = Gateway(fleet, log)
     app = Starlette(

@@ -23,8 +23,6 @@ def hand_over(
     id: str,
     is_marked: bool,
     collector: Collector,
-    router: str = "",
-    is_second: bool = False,
     shadow: Shadow | None = None,
     questions: Questions | None = None,
 ) -> None:
@@ -37,17 +35,15 @@ def hand_over(
         id: The request's; further answers of one request get `ID-2` and so on.
         is_marked: The client has marked it as sensitive, so nothing of it is written down.
         collector: Where they go.
-        router: The task router, or the smaller model, that the client asked where this one answered.
-        is_second: A smaller model was unsure before, so the question is a hard one, however sure this answer is.
         shadow: Answers it once more, and an answer that differs is one more reason to collect it.
         questions: The training rows, where they are known.
     """
     has_tools = checked.offer is not None and checked.offer.is_clients
     for index, choice in enumerate(choices):
         name = id if index == 0 else f"{id}-{index + 1}"
-        line = collector.answered(name, checked.model.name, offers=has_tools, router=router)
-        row = dataclasses.replace(_row(checked, index, choice, routed, line), router=router)
-        is_unsure = is_second or (routed is not None and not routed.sure)
+        line = collector.answered(name, checked.model.name, offers=has_tools)
+        row = _row(checked, index, choice, routed, line)
+        is_unsure = routed is not None and not routed.sure
         draw = collector.draw(escalated=row.route != "local", unsure=is_unsure)
         if is_marked or checked.unread:  # what is not searched is not written down
             if draw.chosen is not None:

@@ -73,7 +73,6 @@ class Answered:
 
     Attributes:
         offers: The client offered tools of its own, which are not kept.
-        router: The task router, or the smaller model, that the client asked where this one answered; else empty.
     """
 
     row: str
@@ -81,7 +80,6 @@ class Answered:
     offers: bool = False
     collected: bool = False
     last: tuple[bool | None, str | None] | None = None
-    router: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,14 +164,14 @@ class Collector:
             draw.chosen or ("shadow" if picked else None), draw.uniform, 1 - (1 - draw.probability) * (1 - share)
         )
 
-    def answered(self, id: str, model: str, *, offers: bool = False, router: str = "") -> str:
+    def answered(self, id: str, model: str, *, offers: bool = False) -> str:
         """Remember an answer, so that feedback on it is taken; the id that its line has.
 
         A client may use an id twice: then it has another one in the files, and feedback goes to the last answer.
         """
         with self._lock:
             row = f"{id}-{secrets.token_hex(4)}" if id in self._ids else id
-            self._remember(id, Answered(row, model, offers, router=router))
+            self._remember(id, Answered(row, model, offers))
         return row
 
     def take(
@@ -401,11 +399,11 @@ class Collector:
                 if len(ids) >= IDS:
                     break
                 rows = [
-                    (str(line.get("id", "")), str(line.get("model", "")), "tools" in line, str(line.get("router", "")))
+                    (str(line.get("id", "")), str(line.get("model", "")), "tools" in line)
                     for line in json_lines.read(path)
                 ]
-                for id, model, offers, router in reversed(rows):
-                    ids.setdefault(id, Answered(id, model, offers, collected=True, router=router))
+                for id, model, offers in reversed(rows):
+                    ids.setdefault(id, Answered(id, model, offers, collected=True))
             for id, word in last_feedback([self.settings.to]).items():
                 if id in ids:
                     ids[id].last = (word.ok, word.answer)

@@ -51,9 +51,9 @@ async def take(http: HttpRequest) -> Response:
         raise HTTPException(404, "feedback is not taken here: serve.collect is not set")
     id, ok, answer = _read(openai_requests.read(await gateway.body_of(http)))
     answered = await asyncio.to_thread(collector.find, id)
-    if answered is None or not (key.may_ask(answered.model) or (answered.router and key.may_ask(answered.router))):
+    if answered is None or not key.may_ask(answered.model):
         raise HTTPException(404, f"request '{id}' was not answered here lately")
-    models = gateway.fleet.models(ANYBODY)  # a key for a router may ask none of those that it names
+    models = gateway.fleet.models(ANYBODY)
     task = (models.get(answered.model) or next(iter(models.values()))).task
     if answer is not None:
         answer = await asyncio.to_thread(_allowed, answer, task, answered.offers)

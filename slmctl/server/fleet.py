@@ -215,24 +215,19 @@ class Fleet:
             member.used = time.monotonic()
             self._tell()
 
-    async def opened(self, member: Member, *, is_spare: bool = False) -> None:
+    async def opened(self, member: Member) -> None:
         """Wait while a member makes room for another one; its place in the order of use stays as it is.
 
         Raises:
-            RequestFailedError: It does, and the request has an answer already; or the server stops.
+            RequestFailedError: The server stops.
         """
         while member.goes_for:
             if self._stopping:
                 raise RequestFailedError("the server is being stopped", "server_stopping", 503)
-            if is_spare:
-                raise _no_room(member, f"model '{member.name}' makes room for another one")
             await self._changed.wait()
 
-    async def lease(self, member: Member, *, is_spare: bool = False) -> Loaded:
+    async def lease(self, member: Member) -> Loaded:
         """The member's release in memory, to answer one request; `give_back` ends that.
-
-        Args:
-            is_spare: The request has an answer already, so no other model is to make room for this one.
 
         Raises:
             RequestFailedError: It cannot be loaded, or not now.
@@ -240,12 +235,8 @@ class Fleet:
         while member.loaded is None:
             if member.loading is None:
                 self._require_hope(member)
-                member.is_spare = True  # until another request waits for it, too
                 member.loading = asyncio.create_task(self._load(member))
                 member.loading.add_done_callback(_seen)
-            if member.is_spare and not is_spare:
-                member.is_spare = False
-                self._tell()
             await asyncio.shield(member.loading)
         member.loaded.users += 1
         return member.loaded
@@ -276,7 +267,7 @@ class Fleet:
                 f"model '{member.name}' cannot be loaded", "model_failed", 503, retry_after_s=AGAIN_S
             ) from None
         finally:
-            member.loading, member.is_spare = None, False
+            member.loading = None
         assert member.loaded is not None
         seconds = round(time.monotonic() - begun, 3)
         self._log.event("model_loaded", model=member.name, bytes=member.loaded.bytes, seconds=seconds)
@@ -340,9 +331,8 @@ class Fleet:
     async def _make_room(self, member: Member, needed: int) -> None:
         """Have the least recently used members go until there are so many bytes, which are kept for this one.
 
-        One with work goes after its last answer, and new requests for it wait until it has gone. For a member that only
-        requests with an answer want, none of these goes. Where members come and go, each load is to serve several
-        requests: a member that had to go lately waits a moment for its turn.
+        One with work goes after its last answer, and new requests for it wait until it has gone. Where members
+        come and go, each load is to serve several requests: a member that had to go lately waits a moment for its turn.
 
         Raises:
             RequestFailedError: The others are pinned, or are at work for longer than a request may take.
@@ -351,7 +341,7 @@ class Fleet:
         try:
             while True:
                 now = time.monotonic()
-                calm = not member.is_spare and now < min(begun + CALM_S, member.evicted_at + RECENT_S)
+                calm = now < min(begun + CALM_S, member.evicted_at + RECENT_S)
                 async with self._room:
                     await self._measure_again()
                     self._claim(member, needed, calm=calm)
@@ -362,7 +352,7 @@ class Fleet:
                         self._loading[member.name] = needed
                         return
                     changed = self._changed
-                hopes = (calm or self._wanted or self._following - {member.name}) and not member.is_spare
+                hopes = calm or self._wanted or self._following - {member.name}
                 wait_s = WAIT * self.settings.answer_timeout_s if hopes else SHORT_S
                 left = begun + wait_s - time.monotonic()
                 if left <= 0 or self._stopping:
@@ -390,7 +380,7 @@ class Fleet:
         short = needed - (self._free() + going - wanted)
         chosen: list[Member] = []
         for other in self._evictable(member, calm=calm):
-            if short <= 0 or (other.work and member.is_spare):
+            if short <= 0:
                 break
             chosen.append(other)
             short -= other.bytes
@@ -568,9 +558,9 @@ class Fleet:
         await self.escalation.close()
 
 
-def _no_room(member: Member, reason: str = "") -> RequestFailedError:
+def _no_room(member: Member) -> RequestFailedError:
     why = f"there is no memory for model '{member.name}' now: the models that are loaded have work or are pinned"
-    return RequestFailedError(reason or why, "no_room", 503, retry_after_s=RETRY_S)
+    return RequestFailedError(why, "no_room", 503, retry_after_s=RETRY_S)
 
 
 def _seen(task: asyncio.Task[None]) -> None:

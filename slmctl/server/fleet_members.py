@@ -85,8 +85,6 @@ class Member:
     Attributes:
         find: Finds and verifies the release that its tag stands for now; None where it has no tag.
         has_policy: A policy decides about its answers.
-        is_router: A task router: its labels are names of other members, which answer in its place.
-        larger: The member that is asked where the policy does not keep an answer; empty for none.
         release: The one that is served, or will be at the next load.
         loaded: None while it is on disk.
         work: Requests that it has, those that wait for its load too.
@@ -94,7 +92,6 @@ class Member:
         evicted_at: When it last had to go.
         fault: Why its newest release is not served; empty where it is.
         again_at: Time before which a load that failed is not tried again.
-        is_spare: Only requests that have an answer already wait for its load.
         goes_for: The name of the one that it makes room for: it takes no new requests. Empty for none.
     """
 
@@ -104,8 +101,6 @@ class Member:
     pin: bool = False
     weight: int = 1
     has_policy: bool = False
-    is_router: bool = False
-    larger: str = ""
     loaded: Loaded | None = None
     loading: asyncio.Task[None] | None = None
     work: int = 0
@@ -113,7 +108,6 @@ class Member:
     evicted_at: float = -math.inf
     fault: str = ""
     again_at: float | None = None
-    is_spare: bool = False
     goes_for: str = ""
     loads: int = 0
     evictions: int = 0

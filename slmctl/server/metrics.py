@@ -26,9 +26,6 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens of prompts and answers", ["model", "kind"])
         self.refused = self._counter("refused", "Requests turned away by a limit", ["reason"])
         self.failed = self._counter("failed", "Accepted requests without a whole answer", ["reason"])
-        self.larger_failed = self._counter(
-            "larger_failed", "Times that a larger model gave no answer in place of a smaller one's", ["model", "reason"]
-        )
         self.restarts = self._counter("engine_restarts", "Times that the engine died and was started again")
         self.dropped = self._gauge("log_lines_dropped", "Lines of the log that were not read in time")
         self.running = self._gauge("requests_running", "Requests being answered or waiting")

@@ -53,6 +53,5 @@ def _listed(gateway: ListGateway, key: Key, model: ServedModel, name: str) -> di
     about: dict[str, Any] = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
     about |= {"tools": names} if (names := [tool.name for tool in model.task.offered()]) else {}
     about |= openai_replies.release(model) | ({"digest": model.digest} if model.digest else {})
-    about |= {"router": True} if member.is_router else {}
     about |= {"state": member.state} | ({"aliases": list(model.aliases)} if model.aliases else {})
     return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": about}

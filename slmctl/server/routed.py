@@ -9,7 +9,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,10 +147,9 @@ class Escalation:
             self._novelty[routed.novel] += 1
 
     def note(
-        self, routed: Routed, times: Mapping[str, float], *, redacted: int, fault: str, request: str, log: Log | None,
-        path: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        """Write a decision down, in the file of decisions or else in `log`; `path` is the models that were asked."""
+        self, routed: Routed, times: Mapping[str, float], *, redacted: int, fault: str, request: str, log: Log | None
+    ) -> None:
+        """Write a decision down, in the file of decisions or else in `log`."""
         line = {
             "request": request if _PLAIN_ID.fullmatch(request) else None,
             "route": routed.route,
@@ -161,7 +160,6 @@ class Escalation:
             "prompt_tokens": routed.prompt_tokens,
             "completion_tokens": routed.completion_tokens,
             **({"novel": routed.novel} if routed.novel is not None else {}),
-            **({"path": list(path)} if path else {}),
             **({"redacted": redacted} if redacted else {}),
             **({"fault": fault} if fault else {}),
         }

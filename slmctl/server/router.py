@@ -1,23 +1,21 @@
 """The router: keeps the local answer or escalates to the generalist; a sensitive question never leaves.
 
-In this order: the veto (`conversation_veto`), the local answer, the policy, the larger local model where there is one
-with its policy, the circuit breaker, the generalist. A doubt or a failure ends with the local answer, which is there
-before a question leaves, so no answer is made of two models' texts.
+In this order: the veto (`conversation_veto`), the local answer, the policy, the circuit breaker, the generalist. A
+doubt or a failure ends with the local answer, which is there before a question leaves, so no answer is made of two
+models' texts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import dataclasses
 import functools
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.bounded_json import JsonObject
@@ -40,16 +38,6 @@ CUT_S = 0.5  # for a request that was given up to let go of its connection
 T = TypeVar("T")
 
 
-class Judge(Protocol):
-    """Decides on answers, as a policy does; see `Policy.judge`."""
-
-    def judge(self, answer: Mapping[str, Any], text: str) -> Decision: ...
-
-
-# Asks a larger local model: the router that decides on its answer, and the answer; None where it gives none.
-Larger = Callable[[conversation_veto.Cleared], Awaitable["tuple[Router, LocalAnswer] | None"]]
-
-
 class Router:
     """Decides about each request.
 
@@ -65,7 +53,7 @@ class Router:
 
     def __init__(
         self,
-        policy: Judge,
+        policy: Policy,
         task: Task,
         name: str,
         generalist: Generalist | None = None,
@@ -77,8 +65,6 @@ class Router:
         self.policy, self.task, self.name = policy, task, name
         self.shared = shared or Escalation(generalist, prices=prices, decisions=decisions)
         self.generalist = self.shared.generalist
-        self._cleared: conversation_veto.Cleared | None = None
-        self._path: tuple[str, ...] = ()
         # threads of their own: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
         start_search()
@@ -121,24 +107,6 @@ class Router:
         """See `Escalation.figures`."""
         return self.shared.figures()
 
-    def beside(
-        self, cleared: conversation_veto.Cleared, path: tuple[str, ...], name: str = "", judge: Judge | None = None
-    ) -> Router:
-        """The router of one request that another model was asked about before.
-
-        Args:
-            cleared: The result of the veto, which is not made again.
-            path: The models that were asked, for the log.
-            name: The model that answers, where it is another one.
-            judge: Decides in place of the policy; the general model is then asked with the conversation alone.
-        """
-        other = copy.copy(self)
-        other._cleared, other._path = cleared, path
-        if judge is not None:
-            other.policy, other.name = judge, name
-            other.task = open_task(self.task)
-        return other
-
     async def route(
         self,
         messages: Sequence[Any],
@@ -153,7 +121,6 @@ class Router:
         also: Sequence[str] = (),
         offer: Offer | None = None,
         is_novel: Callable[[], bool] | None = None,
-        larger: Larger | None = None,
     ) -> Routed:
         """Answer a request.
 
@@ -168,36 +135,19 @@ class Router:
             unread: Fields of the caller's messages that no detector searches, such as `tool_calls`.
             also, offer: Texts of calls and tools, which are searched too, and the functions that may be called.
             is_novel: Tells whether the question is new; called in a thread beside the local model.
-            larger: Asks a larger local model where the policy does not keep the answer, sensitive or not.
 
         Raises:
             The exceptions of `local`: without a local answer there is none at all.
         """
         begun = time.monotonic()
-        cleared = await self.cleared(messages, headers, unread=unread, also=_searched(also, offer))
+        cleared = await self._clear(messages, headers, unread=unread, also=_searched(also, offer))
         looked = time.monotonic()
         compared = asyncio.ensure_future(asyncio.to_thread(is_novel)) if is_novel is not None else None
         try:
             event = await local()
         finally:
             novel = await compared if compared is not None else None
-        router, verdict = self, self.judged(event)
-        if larger is not None and (verdict is None or not verdict.keep):
-            router, event = await larger(cleared) or (self, event)
-        if router is not self:
-            novel = None  # by the rows of the model that answers it is not known yet
-        times = {"look_ms": looked - begun, "local_ms": time.monotonic() - looked}
-        return await router._given(
-            cleared, event, options, times, ends_at=ends_at, request=request, log=log, offer=offer, novel=novel
-        )
-
-    async def _given(
-        self, cleared: conversation_veto.Cleared, event: LocalAnswer, options: Mapping[str, Any],
-        times: dict[str, float], *, ends_at: float | None, request: str, log: Log | None, offer: Offer | None,
-        novel: bool | None,
-    ) -> Routed:  # fmt: skip
-        """The local answer or the general model's, counted and written down; `times` is what was needed so far."""
-        answered, verdict = time.monotonic(), self.judged(event)
+        answered, verdict = time.monotonic(), self._judged(event)
         reason, reply, text, fault = await self._decided(cleared, verdict, options, ends_at, offer)
         if reply is None:
             routed = Routed(
@@ -212,12 +162,11 @@ class Router:
                 verdict.keep, novel, reply.prompt_tokens or 0, reply.completion_tokens or 0,
             )  # fmt: skip
         self.shared.count(routed, reply.seconds if reply is not None else 0.0)
-        times["beyond_ms"] = time.monotonic() - answered
-        self.shared.note(routed, times, redacted=len(cleared.marks), fault=fault, request=request, log=log,
-                         path=self._path)  # fmt: skip
+        times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
+        self.shared.note(routed, times, redacted=len(cleared.marks), fault=fault, request=request, log=log)
         return routed
 
-    async def cleared(
+    async def _clear(
         self,
         messages: Sequence[Any],
         headers: Mapping[str, str],
@@ -226,33 +175,17 @@ class Router:
         also: Sequence[str] = (),
     ) -> conversation_veto.Cleared:
         """The veto; a detector that fails or takes long is a doubt, and so are fields that none searches."""
-        if self._cleared is not None and (self._cleared.reason or not also):  # tools were not searched before
-            return self._cleared
         if unread:
             return conversation_veto.Cleared(reason="doubt")
         if conversation_veto.is_marked(headers):
             return conversation_veto.Cleared(reason="sensitive")
         redact = self.generalist.settings.redact if self.generalist is not None else ()
         look = functools.partial(conversation_veto.clear, messages, redact=redact, also=also)
-        try:
-            looking = asyncio.get_running_loop().run_in_executor(self._lookers, look)
-        except RuntimeError:  # its release was evicted after it had named another model
-            return conversation_veto.Cleared(reason="doubt")
+        looking = asyncio.get_running_loop().run_in_executor(self._lookers, look)
         cleared, _ = await _ended(looking, LOOK_S)
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
 
-    def larger_ends_at(self, deadline: float, cleared: conversation_veto.Cleared) -> float:
-        """When a larger local model must have answered, in the loop's time, so that the answer that is there is given.
-
-        The general model, where the question may leave, keeps the time that it may need, up to half of what is left.
-        """
-        ends_at = deadline - 2 * CUT_S
-        if self.generalist is None or cleared.reason:
-            return ends_at
-        left = max(0.0, ends_at - asyncio.get_running_loop().time())
-        return ends_at - min(self.generalist.settings.timeout_s, left / 2)
-
-    def judged(self, event: LocalAnswer) -> Decision | None:
+    def _judged(self, event: LocalAnswer) -> Decision | None:
         """The policy's decision on the local answer; None where it has none."""
         try:
             return self.policy.judge(event, event["text"])
@@ -375,11 +308,6 @@ class Router:
             return {"temperature": 0}
         length = options.get("max_completion_tokens", options.get("max_tokens"))
         return {**options, "max_tokens": length}
-
-
-def open_task(task: Task) -> Task:
-    """The contract of answers in free text, in the template of another one."""
-    return dataclasses.replace(task, kind="generate", labels=(), schema=None, system="", descriptions={})
 
 
 def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:

@@ -55,39 +55,6 @@ def test_what_does_not_go_together_is_named(text: str, message: str) -> None:
         serve(text)
 
 
-FLEET = """{fleet: {
-  auto: {release: x, router: true}, small: {release: x, policy: true, larger: LARGER},
-  large: {release: x, policy: true}, bare: {release: x}, third: {release: x, policy: true, larger: large}}}"""
-
-
-def test_a_larger_model_is_another_one_of_the_fleet_with_a_policy() -> None:
-    assert serve(FLEET.replace("LARGER", "large")).fleet["small"].larger == "large"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            FLEET.replace("LARGER", "huge"),
-            "'fleet.small.larger' is 'huge', and the models of 'fleet' are auto, sm",
-        ),
-        (FLEET.replace("LARGER", "small"), "is 'small', which is itself: name another model"),
-        (FLEET.replace("LARGER", "auto"), "is 'auto', which is a task router: name another model"),
-        (FLEET.replace("LARGER", "third"), "is 'third', which has a larger model itself: only one is asked"),
-        (FLEET.replace("LARGER", "bare"), "'fleet.bare' has no 'policy' that says which answers to keep: policy: true"),
-        ("{fleet: {a: {release: x, larger: b}, b: {release: x, policy: true}}}", "and 'fleet.a' has no 'policy'"),
-        (
-            "{fleet: {a: {release: x, router: true, larger: b}, b: {release: x, policy: true}}}",
-            "'fleet.a' is a task router, and 'larger' belongs to a model that it names",
-        ),
-    ],
-)
-def test_a_larger_model_that_cannot_be_one_is_named(text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message) as refused:
-        serve(text)
-    assert refused.value.code == 2
-
-
 def test_the_table_of_keys_has_those_of_a_model() -> None:
     names = {name for name, _, _ in config.table()}
-    assert {f"serve.fleet.NAME.{key}" for key in ("release", "policy", "larger", "pin", "weight")} <= names
+    assert {f"serve.fleet.NAME.{key}" for key in ("release", "policy", "pin", "weight")} <= names

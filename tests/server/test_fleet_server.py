@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support import ROOT
 from support.fleets import KEPT, TASKS, published
 from support.serving import begin, chat, end, settles
 
@@ -164,12 +166,16 @@ def test_a_broken_release_leaves_the_old_one_and_is_named(served: Served) -> Non
 def test_a_registry_is_a_fleet_of_what_is_in_production(desk: Path, tmp_path: Path) -> None:
     shutil.copytree(desk / "registry", tmp_path / "registry")
     published(tmp_path / "registry", "moods", tag="candidate")
+    published(tmp_path / "registry", "which")
     child, url = begin(tmp_path, "dir:registry", "--set=serve.context_length=256", "--set=serve.sequences=2")
     listed = {entry["id"]: entry["slmctl"]["state"] for entry in httpx.get(f"{url}/v1/models").json()["data"]}
-    assert listed == dict.fromkeys(("letters", "orders", "tickets"), "on disk")
+    assert listed == dict.fromkeys(("letters", "orders", "tickets", "which"), "on disk")
     body = {"model": "tickets", "messages": chat("hello")}
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
     assert answer["choices"][0]["message"]["content"] in TASKS["tickets"].labels
+    choose = runpy.run_path(str(ROOT / "examples" / "choose_model.py"))["choose"]
+    name, text = choose(f"{url}/v1", "which", "where is my parcel", sure=0)
+    assert (name in TASKS["which"].labels, text in TASKS["tickets"].labels) == (True, name == "tickets")
     assert "model_loaded" in {line["event"] for line in end(child)}
 
 

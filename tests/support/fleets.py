@@ -47,6 +47,7 @@ TOOLS: tuple[dict[str, Any], ...] = tuple(
 TASKS = {
     "tickets": task("classify", "account", "billing", "delivery"),
     "moods": task("classify", "glad", "sad"),
+    "which": task("classify", "letters", "tickets"),
     "orders": task("extract"),
     "letters": task("generate"),
     "errands": dataclasses.replace(task("call"), tools=TOOLS, call_form=OWN),
