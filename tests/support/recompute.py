@@ -2,11 +2,11 @@
 
     python tests/support/recompute.py PROJECT/runs/report/RECIPE
 
-Plain Python, written from the definitions in docs/metrics.md and the papers named there, so that a mistake in
-slmctl's arithmetic and one in its tests cannot agree. Figures that follow from the rows must agree to the last
-digit that is written; those of a bootstrap, whose resamples are drawn anew here, within what resampling leaves
-open. What the linear baseline answered is taken from the report's own rows, and with scikit-learn at hand also
-fitted anew. Exits with 1 and a line for every figure that differs.
+Written from the definitions in docs/metrics.md and the papers named there, with scikit-learn, scipy, sacrebleu and
+rouge-score where they define the same, so that a mistake in slmctl's arithmetic and one in its tests cannot agree.
+Figures that follow from the rows must agree to the last digit that is written; those of a bootstrap, whose resamples
+are drawn anew here, within what resampling leaves open. What the linear baseline answered is taken from the report's
+own rows, and also fitted anew. Exits with 1 and a line for every figure that differs.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ import hashlib
 import itertools
 import json
 import math
-import random
 import re
 import statistics
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import jsonschema
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import CHRF
+from scipy.stats import binomtest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss, f1_score, precision_recall_fscore_support
 
 RESAMPLES = 400
 EXACT = 2e-6  # six digits are written
@@ -73,7 +80,9 @@ def alike(a: Any, b: Any) -> bool:
     return a == b
 
 
-def leaf_paths(value: Any, path: str) -> list[str]:
+def leaf_paths(value: Any, path: str = "") -> list[str]:
+    if value is NO_JSON:
+        return []
     if value not in ({}, []) and isinstance(value, dict):
         return [leaf for key in value for leaf in leaf_paths(value[key], f"{path}.{key}".lstrip("."))]
     if value not in ({}, []) and isinstance(value, list):
@@ -81,7 +90,9 @@ def leaf_paths(value: Any, path: str) -> list[str]:
     return [path or "$"]
 
 
-def shared_paths(wanted: Any, given: Any, path: str) -> list[str]:
+def shared_paths(wanted: Any, given: Any, path: str = "") -> list[str]:
+    if NO_JSON in (wanted, given):
+        return []
     if isinstance(wanted, dict) and isinstance(given, dict) and (wanted or given):
         return [
             leaf for k in wanted if k in given for leaf in shared_paths(wanted[k], given[k], f"{path}.{k}".lstrip("."))
@@ -98,26 +109,32 @@ def shared_paths(wanted: Any, given: Any, path: str) -> list[str]:
     return [path or "$"] if alike(wanted, given) else []
 
 
-def word_list(text: str) -> list[str]:
-    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split()
+class Words:
+    """The tokenizer of ROUGE: words of letters and digits, whatever their case and width."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split()
 
 
-def longest_common(a: list[str], b: list[str]) -> int:
-    row = [0] * (len(b) + 1)
-    for x in a:
-        before = row[:]
-        for k, y in enumerate(b):
-            row[k + 1] = before[k] + 1 if x == y else max(before[k + 1], row[k])
-    return row[-1]
+WORDS, CHRF_2 = Words(), CHRF(char_order=6, word_order=0, beta=2)
+ROUGE = RougeScorer(["rougeL"], tokenizer=WORDS)
 
 
-def gram_counts(wanted: str, given: str) -> list[tuple[int, int, int]]:
-    a, b = re.sub(r"\s+", "", wanted), re.sub(r"\s+", "", given)
-    result = []
-    for n in range(1, 7):
-        x, y = (Counter(text[k : k + n] for k in range(len(text) - n + 1)) for text in (a, b))
-        result.append((sum(y.values()) if x else 0, sum(x.values()), sum((x & y).values())))
-    return result
+def over(part: Any, whole: Any) -> Any:
+    """A share, 0 where nothing was counted."""
+    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole) > 0)
+
+
+def prf(wants: Counter[str], gives: Counter[str], hits: Counter[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and support of every path."""
+    return {
+        path: {
+            "precision": hits[path] / gives[path] if gives[path] else 0.0,
+            "recall": hits[path] / wants[path] if wants[path] else 0.0,
+            "f1": 2 * hits[path] / (gives[path] + wants[path]), "support": wants[path],
+        }
+        for path in {*wants, *gives}
+    }  # fmt: skip
 
 
 # One participant: rows -> figures, for any weights
@@ -130,41 +147,37 @@ class Participant:
                  asked: list[bool]) -> None:  # fmt: skip
         self.kind, self.labels, self.asked = task["kind"], list(task["labels"]), asked
         self.wanted = [record["messages"][-1]["content"] for record in records]
-        self.sure, self.said = sure, [text if text is not None else "" for text in said]
+        self.said = [text if text is not None else "" for text in said]
         self.rows = [k for k, one in enumerate(asked) if one]
         self.offered = [record.get("tools") or task.get("tools") for record in records]
+        self.calibrated = self.kind == "classify" and bool(self.rows) and all(sure[k] is not None for k in self.rows)
+        self.sure = np.array([s or 0.0 for s in sure])
+        self.means: dict[str, Any] = {}  # metrics that are means over rows, by row
         getattr(self, self.kind)(task)
+        self.right = self.means["accuracy" if self.kind == "classify" else "exact_match"]
 
     def classify(self, task: dict[str, Any]) -> None:
         self.given = [text.strip() for text in self.said]
-        self.right = [a == b for a, b in zip(self.wanted, self.given, strict=True)]
-        self.score = [float(one) for one in self.right]
-        self.names = ["accuracy", "macro_f1"]
-        self.calibrated = bool(self.rows) and all(self.sure[k] is not None for k in self.rows)
-        self.names += ["ece", "brier"] if self.calibrated else []
+        self.means["accuracy"] = self.score = np.array([a == b for a, b in zip(self.wanted, self.given, strict=True)])
+        if self.calibrated:
+            self.means["brier"] = (self.sure - self.score) ** 2
+        self.names = ["accuracy", "macro_f1", *(["ece", "brier"] if self.calibrated else [])]
         self.invalid = sum(self.given[k] not in self.labels for k in self.rows)
 
     def extract(self, task: dict[str, Any]) -> None:
-        import jsonschema
-
         check = jsonschema.Draft202012Validator(task["schema"])
-        values = [(strict_json(a), strict_json(b.strip())) for a, b in zip(self.wanted, self.said, strict=True)]
-        self.values = values
-        self.valid = [b is not NO_JSON for _, b in values]
-        self.fits = [b is not NO_JSON and check.is_valid(b) for _, b in values]
-        self.right = [b is not NO_JSON and alike(a, b) for a, b in values]
-        self.counts = [
-            (len(shared_paths(a, b, "")) if b is not NO_JSON else 0,
-             len(leaf_paths(b, "")) if b is not NO_JSON else 0, len(leaf_paths(a, "")))
-            for a, b in values
-        ]  # fmt: skip
-        self.score = [2 * h / (g + w) if g + w else 0.0 for h, g, w in self.counts]
+        self.values = [(strict_json(a), strict_json(b.strip())) for a, b in zip(self.wanted, self.said, strict=True)]
+        valid = [b is not NO_JSON for _, b in self.values]
+        self.means = {
+            "exact_match": np.array([b is not NO_JSON and alike(a, b) for a, b in self.values]),
+            "valid_json": np.array(valid),
+            "valid_schema": np.array([b is not NO_JSON and check.is_valid(b) for _, b in self.values]),
+        }
+        self.count_fields()
         self.names = ["exact_match", "valid_json", "valid_schema", "field_precision", "field_recall", "field_f1"]
-        self.invalid = sum(not self.valid[k] for k in self.rows)
+        self.invalid = sum(not valid[k] for k in self.rows)
 
     def call(self, task: dict[str, Any]) -> None:
-        import jsonschema
-
         def named(text: str) -> tuple[str, Any]:
             value = strict_json(text.strip())
             whole = isinstance(value, dict) and set(value) == {"name", "arguments"}
@@ -177,198 +190,157 @@ class Participant:
                 return name == "none"
             return name in schemas and jsonschema.Draft202012Validator(schemas[name]).is_valid(arguments)
 
-        self.calls = [(named(a), named(b)) for a, b in zip(self.wanted, self.said, strict=True)]
-        self.valid = [allowed(*b, tools) for (_, b), tools in zip(self.calls, self.offered, strict=True)]
-        self.same_tool = [a[0] == b[0] for a, b in self.calls]
-        self.right = [a[0] == b[0] and alike(a[1], b[1]) for a, b in self.calls]
-        self.leaves = [
-            [{} if arguments is None else {name: arguments} for name, arguments in pair] for pair in self.calls
+        calls = [(named(a), named(b)) for a, b in zip(self.wanted, self.said, strict=True)]
+        self.tools = [(a[0], b[0]) for a, b in calls]
+        right = np.array([a[0] == b[0] and alike(a[1], b[1]) for a, b in calls])
+        self.means = {
+            "exact_match": right,
+            "tool_accuracy": np.array([a == b for a, b in self.tools]),
+            "valid_call": np.array([allowed(*b, tools) for (_, b), tools in zip(calls, self.offered, strict=True)]),
+        }
+        self.values = [
+            tuple(NO_JSON if arguments is None else {name: arguments} for name, arguments in pair) for pair in calls
         ]
-        self.counts = [
-            (len(shared_paths(a, b, "")) if a and b else 0, len(leaf_paths(b, "")) if b else 0,
-             len(leaf_paths(a, "")) if a else 0)
-            for a, b in self.leaves
-        ]  # fmt: skip
-        self.score = [
-            1.0 if right else 2 * h / (g + w) if g + w else 0.0
-            for right, (h, g, w) in zip(self.right, self.counts, strict=True)
-        ]
+        self.count_fields()
+        self.score = np.where(right, 1.0, self.score)
         self.names = ["exact_match", "tool_accuracy", "valid_call", "field_precision", "field_recall", "field_f1"]
         self.names += ["no_call_precision", "no_call_recall"]
-        self.invalid = sum(not self.calls[k][1][0] for k in self.rows)
+        self.invalid = sum(not self.tools[k][1] for k in self.rows)
+
+    def count_fields(self) -> None:
+        """Leaves of each row that are shared, given and wanted, (n, 3), and the F1 of each row."""
+        counts = [(len(shared_paths(a, b)), len(leaf_paths(b)), len(leaf_paths(a))) for a, b in self.values]
+        self.counts = np.array(counts)
+        self.score = over(2 * self.counts[:, 0], self.counts[:, 1] + self.counts[:, 2])
 
     def generate(self, task: dict[str, Any]) -> None:
-        pairs = [(word_list(a), word_list(b)) for a, b in zip(self.wanted, self.said, strict=True)]
-        self.right = [a == b for a, b in pairs]
-        self.score = []
-        self.rouge = []
-        for a, b in pairs:
-            both = sum((Counter(a) & Counter(b)).values())
-            self.score.append(2 * both / (len(a) + len(b)) if a or b else 1.0)
-            self.rouge.append(2 * longest_common(a, b) / (len(a) + len(b)) if a and b else 0.0)
-        self.grams = [gram_counts(a, b) for a, b in zip(self.wanted, self.said, strict=True)]
+        texts = list(zip(self.wanted, self.said, strict=True))
+        pairs = [(WORDS.tokenize(a), WORDS.tokenize(b)) for a, b in texts]
+        same = [(Counter(a) & Counter(b)).total() for a, b in pairs]
+        long = [len(a) + len(b) for a, b in pairs]
+        self.score = np.array([2 * s / n if n else 1.0 for s, n in zip(same, long, strict=True)])
+        self.means = {
+            "token_f1": self.score,
+            "exact_match": np.array([a == b for a, b in pairs]),
+            "rouge_l": np.array([ROUGE.score(a, b)["rougeL"].fmeasure for a, b in texts]),
+        }
+        # of every order the numbers of n-grams of the answer, of the reference, and of both
+        self.grams = np.array(CHRF_2._extract_corpus_statistics(self.said, [self.wanted])).reshape(-1, 6, 3)
         self.names = ["token_f1", "exact_match", "rouge_l", "chrf"]
         self.invalid = sum(not self.said[k].strip() for k in self.rows)
 
-    def figures(self, weights: dict[int, int]) -> dict[str, float]:
-        """Every metric over rows that count so often."""
-        total = sum(weights.values())
-
-        def mean(values: list[Any]) -> float:
-            return math.fsum(values[k] * w for k, w in weights.items()) / total
-
+    def figures(self, weights: Any) -> dict[str, Any]:
+        """Every metric over rows that count so often: (b, n) -> (b,) each."""
+        total = weights.sum(axis=1)
+        found = {name: weights @ values / total for name, values in self.means.items()}
         if self.kind == "classify":
-            found = {"accuracy": mean(self.right), "macro_f1": self.macro(weights)}
+            found["macro_f1"] = self.macro(weights)
             if self.calibrated:
-                bins = self.bins(weights)
-                found["ece"] = math.fsum(abs(c - r) for _, c, r in bins.values()) / total
-                found["brier"] = mean([((s or 0.0) - r) ** 2 for s, r in zip(self.sure, self.right, strict=True)])
-            return found
-        if self.kind == "extract":
-            h, g, w = (sum(self.counts[k][place] * n for k, n in weights.items()) for place in range(3))
-            return {
-                "exact_match": mean(self.right), "valid_json": mean(self.valid), "valid_schema": mean(self.fits),
-                "field_precision": h / g if g else 0.0, "field_recall": h / w if w else 0.0,
-                "field_f1": 2 * h / (g + w) if g + w else 0.0,
-            }  # fmt: skip
+                found["ece"] = sum(abs(c - r) for _, c, r in self.bins(weights).values()) / total
+        if self.kind in ("extract", "call"):
+            h, g, w = (weights @ self.counts[:, place] for place in range(3))
+            found |= {"field_precision": over(h, g), "field_recall": over(h, w), "field_f1": over(2 * h, g + w)}
         if self.kind == "call":
-            h, g, w = (sum(self.counts[k][place] * n for k, n in weights.items()) for place in range(3))
-            quiet = {side: sum(n for k, n in weights.items() if self.calls[k][side][0] == "none") for side in (0, 1)}
-            both = sum(n for k, n in weights.items() if self.calls[k][0][0] == self.calls[k][1][0] == "none")
-            return {
-                "exact_match": mean(self.right), "tool_accuracy": mean(self.same_tool), "valid_call": mean(self.valid),
-                "field_precision": h / g if g else 0.0, "field_recall": h / w if w else 0.0,
-                "field_f1": 2 * h / (g + w) if g + w else 0.0,
-                "no_call_precision": both / quiet[1] if quiet[1] else 0.0,
-                "no_call_recall": both / quiet[0] if quiet[0] else 0.0,
-            }  # fmt: skip
+            quiet = np.array([[side == "none" for side in pair] for pair in self.tools])
+            both, wanted, given = (weights @ rows for rows in (quiet.all(axis=1), quiet[:, 0], quiet[:, 1]))
+            found |= {"no_call_precision": over(both, given), "no_call_recall": over(both, wanted)}
+        if self.kind == "generate":
+            given, wanted, shared = np.moveaxis(np.tensordot(weights, self.grams, axes=(1, 0)), 2, 0)  # (b, 6) each
+            used = np.maximum(((given > 0) & (wanted > 0)).sum(axis=1), 1)
+            p, r = (np.where(given * wanted > 0, over(shared, side), 0).sum(axis=1) / used for side in (given, wanted))
+            found["chrf"] = over(5 * p * r, 4 * p + r)
+        return {name: found[name] for name in self.names}
+
+    def macro(self, weights: Any) -> Any:
+        f1, used = [], []
+        for label in self.labels:
+            a, b = (np.array([each == label for each in side]) for side in (self.wanted, self.given))
+            w, g, h = (weights @ rows for rows in (a, b, a & b))
+            f1.append(over(2 * h, w + g))
+            used.append(w + g > 0)
+        return sum(f1) / np.maximum(np.sum(used, axis=0), 1)
+
+    def bins(self, weights: Any) -> dict[int, list[Any]]:
+        """By bin of the reliability table the rows, their confidences and their right answers, (b,) each."""
+        place = np.minimum(14, (self.sure * 15).astype(int))
+        rows = {k: place == k for k in sorted(set(place[self.rows].tolist()))}
         return {
-            "token_f1": mean(self.score), "exact_match": mean(self.right), "rouge_l": mean(self.rouge),
-            "chrf": self.chrf(weights),
-        }  # fmt: skip
+            k: [weights @ one, weights @ (one * self.sure), weights @ (one & self.right)] for k, one in rows.items()
+        }
 
-    def macro(self, weights: dict[int, int]) -> float:
-        wants, gives, hits = Counter[str](), Counter[str](), Counter[str]()
-        for k, w in weights.items():
-            wants[self.wanted[k]] += w
-            gives[self.given[k]] += w
-            hits[self.wanted[k]] += w * self.right[k]
-        used = [label for label in self.labels if wants[label] or gives[label]]
-        return math.fsum(2 * hits[label] / (wants[label] + gives[label]) for label in used) / max(len(used), 1)
-
-    def bins(self, weights: dict[int, int]) -> dict[int, list[float]]:
-        table: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        for k, w in weights.items():
-            row = table[min(14, int(self.sure[k] * 15))]
-            row[0], row[1], row[2] = row[0] + w, row[1] + w * self.sure[k], row[2] + w * self.right[k]
-        return table
-
-    def chrf(self, weights: dict[int, int]) -> float:
-        precisions, recalls = [], []
-        for n in range(6):
-            g, w, s = (sum(self.grams[k][n][place] * times for k, times in weights.items()) for place in range(3))
-            if g and w:
-                precisions.append(s / g)
-                recalls.append(s / w)
-        if not precisions:
-            return 0.0
-        p, r = statistics.fmean(precisions), statistics.fmean(recalls)
-        return 5 * p * r / (4 * p + r) if p + r else 0.0
+    def measured(self) -> dict[str, float]:
+        """Every metric over the rows that were asked, by the libraries where they define it."""
+        found = {name: float(values[0]) for name, values in self.figures(once(self.rows, len(self.said))).items()}
+        wanted, said = ([side[k] for k in self.rows] for side in (self.wanted, self.said))
+        if self.kind == "classify":
+            given = [self.given[k] for k in self.rows]
+            used = [label for label in self.labels if label in wanted or label in given]
+            found["macro_f1"] = float(f1_score(wanted, given, labels=used, average="macro", zero_division=0))
+            if self.calibrated:
+                found["brier"] = float(brier_score_loss(self.right[self.rows], self.sure[self.rows], pos_label=True))
+        if self.kind == "generate":
+            found["chrf"] = CHRF_2.corpus_score(said, [wanted]).score / 100
+        return found
 
     def details(self) -> dict[str, Any]:
         """What stands beside the metrics."""
+        if self.kind == "generate":
+            return {}
+        found: dict[str, Any] = {}
+        if self.kind != "classify":
+            wants, gives, hits = Counter[str](), Counter[str](), Counter[str]()
+            for k in self.rows:
+                wants.update(leaf_paths(self.values[k][0]))
+                gives.update(leaf_paths(self.values[k][1]))
+                hits.update(shared_paths(*self.values[k]))
+            found["fields"] = prf(wants, gives, hits)
+        if self.kind == "extract":
+            return found
         if self.kind == "classify":
             pairs = [(self.wanted[k], self.given[k] if self.given[k] in self.labels else "") for k in self.rows]
-            table = Counter(pairs)
-            classes = {}
-            for label in self.labels:
-                w, g, h = (
-                    sum(n for (a, b), n in table.items() if test(a, b, label))
-                    for test in (lambda a, b, x: a == x, lambda a, b, x: b == x, lambda a, b, x: a == b == x)
-                )
-                if w + g:
-                    classes[label] = {
-                        "precision": h / g if g else 0.0, "recall": h / w if w else 0.0, "f1": 2 * h / (w + g),
-                        "support": w,
-                    }  # fmt: skip
-            reliability = None
-            if self.calibrated:
-                found = self.figures(dict.fromkeys(self.rows, 1))
-                reliability = {
-                    "n": len(self.rows), "ece": found["ece"], "brier": found["brier"],
-                    "bins": [
-                        {"low": k / 15, "high": (k + 1) / 15, "n": n, "confidence": c / n, "accuracy": r / n}
-                        for k, (n, c, r) in sorted(self.bins(dict.fromkeys(self.rows, 1)).items())
-                    ],
-                }  # fmt: skip
-            confusion = [[a, b, n] for (a, b), n in sorted(table.items())]
-            return {"per_class": classes, "confusion": confusion, "calibration": reliability}
-        if self.kind == "extract":
-            wants, gives, hits = Counter[str](), Counter[str](), Counter[str]()
-            for k in self.rows:
-                wanted, given = self.values[k]
-                wants.update(leaf_paths(wanted, ""))
-                if given is not NO_JSON:
-                    gives.update(leaf_paths(given, ""))
-                    hits.update(shared_paths(wanted, given, ""))
-            return {
-                "fields": {
-                    path: {
-                        "precision": hits[path] / gives[path] if gives[path] else 0.0,
-                        "recall": hits[path] / wants[path] if wants[path] else 0.0,
-                        "f1": 2 * hits[path] / (gives[path] + wants[path]), "support": wants[path],
-                    }
-                    for path in {*wants, *gives}
-                }
-            }  # fmt: skip
-        if self.kind == "call":
-            table = Counter((self.calls[k][0][0], self.calls[k][1][0]) for k in self.rows)
-            tools = {}
-            for name in sorted({name for pair in table for name in pair if name}):
-                w = sum(n for (a, _), n in table.items() if a == name)
-                g = sum(n for (_, b), n in table.items() if b == name)
-                h = table[name, name]
-                tools[name] = {
-                    "precision": h / g if g else 0.0, "recall": h / w if w else 0.0, "f1": 2 * h / (w + g),
-                    "support": w,
-                }  # fmt: skip
-            wants, gives, hits = Counter[str](), Counter[str](), Counter[str]()
-            for k in self.rows:
-                a, b = self.leaves[k]
-                wants.update(leaf_paths(a, "") if a else [])
-                gives.update(leaf_paths(b, "") if b else [])
-                hits.update(shared_paths(a, b, "") if a and b else [])
-            fields = {
-                path: {
-                    "precision": hits[path] / gives[path] if gives[path] else 0.0,
-                    "recall": hits[path] / wants[path] if wants[path] else 0.0,
-                    "f1": 2 * hits[path] / (gives[path] + wants[path]), "support": wants[path],
-                }
-                for path in {*wants, *gives}
-            }  # fmt: skip
-            return {
-                "per_class": tools,
-                "confusion": [[*pair, n] for pair, n in sorted(table.items())],
-                "fields": fields,
-            }
-        return {}
+            found["calibration"] = self.reliability()
+        else:
+            pairs = [self.tools[k] for k in self.rows]
+        found["confusion"] = [[a, b, n] for (a, b), n in sorted(Counter(pairs).items())]
+        wanted, given = ([pair[side] for pair in pairs] for side in (0, 1))
+        used = sorted({*wanted, *given} - {""})
+        table = precision_recall_fscore_support(wanted, given, labels=used, zero_division=0)
+        found["per_class"] = {
+            label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for label, p, r, f, n in zip(used, *table, strict=True)
+        }
+        return found
+
+    def reliability(self) -> dict[str, Any] | None:
+        if not self.calibrated:
+            return None
+        figures, bins = self.measured(), self.bins(once(self.rows, len(self.said)))
+        return {
+            "n": len(self.rows), "ece": figures["ece"], "brier": figures["brier"],
+            "bins": [
+                {"low": k / 15, "high": (k + 1) / 15, "n": int(n[0]), "confidence": float(c[0] / n[0]),
+                 "accuracy": float(r[0] / n[0])}
+                for k, (n, c, r) in bins.items()
+            ],
+        }  # fmt: skip
+
+
+def once(rows: list[int], n: int) -> Any:
+    """Weights of rows that count once, (1, n)."""
+    weights = np.zeros((1, n))
+    weights[0, rows] = 1
+    return weights
 
 
 # Statistics
 
 
 def wilson(right: int, n: int, confidence: float) -> list[float]:
-    """The two roots of (p - right/n)^2 = z^2 p (1 - p) / n."""
-    z2 = NORMAL.inv_cdf((1 + confidence) / 2) ** 2
-    a, b, c = 1 + z2 / n, -(2 * right / n + z2 / n), (right / n) ** 2
-    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
-    return [max(0.0, (-b - root) / (2 * a)), min(1.0, (-b + root) / (2 * a))]
+    return [float(bound) for bound in binomtest(right, n).proportion_ci(confidence, method="wilson")]
 
 
 def binomial_p(b: int, c: int) -> float:
-    n = b + c
-    tail = sum(Fraction(math.comb(n, k), 2**n) for k in range(min(b, c) + 1))
-    return float(min(Fraction(1), 2 * tail))
+    return float(binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def worst_drop(b: int, c: int, n: int, side: float) -> float:
@@ -376,9 +348,7 @@ def worst_drop(b: int, c: int, n: int, side: float) -> float:
     z = NORMAL.inv_cdf(side)
 
     def statistic(drop: float) -> float:
-        low, high = max(0.0, -drop) + 1e-15, (1 - drop) / 2 if drop >= 0 else 1.0
-        if drop < 0:
-            high = (1 - drop) / 2
+        low, high = max(0.0, -drop) + 1e-15, (1 - drop) / 2
 
         def slope(q: float) -> float:  # of the log likelihood, falling in q
             p, rest = q + drop, 1 - 2 * q - drop
@@ -421,16 +391,12 @@ def raised(values: list[float]) -> list[float]:
     ]
 
 
-def quantile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = math.floor(place)
-    return ordered[low] + (place - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
-
-
-def draws(rows: list[int], seed: int) -> list[Counter[int]]:
-    chance = random.Random(seed)
-    return [Counter(chance.choices(rows, k=len(rows))) for _ in range(RESAMPLES)]
+def draws(rows: list[int], n: int, seed: int) -> Any:
+    """How often each row is in each resample of some rows, (RESAMPLES, n)."""
+    chance = np.random.default_rng([seed, len(rows)])
+    weights = np.zeros((RESAMPLES, n))
+    weights[:, rows] = chance.multinomial(len(rows), [1 / len(rows)] * len(rows), size=RESAMPLES)
+    return weights
 
 
 class About(float):
@@ -441,20 +407,20 @@ class About(float):
     @classmethod
     def of(cls, value: float, give: float) -> About:
         made = cls(value)
-        made.give = give
+        made.give = float(give)
         return made
 
 
-def loosely(values: list[float], q: float) -> About:
+def loosely(values: Any, q: float) -> About:
     """A quantile with what chance may move it: figures of few rows have few values, each of many resamples."""
-    value, spread = quantile(values, q), statistics.pstdev(values)
+    value, spread = np.quantile(values, q), np.std(values)
     away = 3 * math.sqrt(q * (1 - q) / len(values))
-    steps = [abs(quantile(values, min(1.0, max(0.0, q + side * away))) - value) for side in (-1, 1)]
+    steps = [abs(np.quantile(values, min(1.0, max(0.0, q + side * away))) - value) for side in (-1, 1)]
     return About.of(value, 0.004 + max(spread * (0.45 if 0.02 < q < 0.98 else 0.9), *steps))
 
 
-def chance_of_none(differences: list[float]) -> About:
-    below, above = sum(d <= 0 for d in differences), sum(d >= 0 for d in differences)
+def chance_of_none(differences: Any) -> About:
+    below, above = (differences <= 0).sum(), (differences >= 0).sum()
     p = min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences)))
     return About.of(p, 0.02 + 4.5 * 2 * math.sqrt(p / 2 * (1 - p / 2) / len(differences)))
 
@@ -485,7 +451,7 @@ class Recomputed:
         self.task = json.loads((self.prepared / "task.json").read_text(encoding="utf-8"))
         self.confidence = self.config["confidence"]
         self.primary = PRIMARY[self.task["kind"]]
-        self.resampled: dict[tuple[int, ...], dict[str, list[dict[str, float]]]] = {}
+        self.resampled: dict[tuple[int, ...], dict[str, dict[str, Any]]] = {}
 
     def whole(self) -> dict[str, Any]:
         made = self.manifests(self.manifest["inputs"]["predictions"])
@@ -567,28 +533,23 @@ class Recomputed:
         return {"majority": made([most] * len(self.records)), "tfidf_logistic": linear}
 
     def entry(self, one: Participant) -> dict[str, Any]:
-        figures = one.figures(dict.fromkeys(one.rows, 1))
-        n = len(one.rows)
+        figures, n = one.measured(), len(one.rows)
         intervals: dict[str, list[Any]] = {}
         for name in one.names:
             if name in SHARES:
                 intervals[name] = wilson(round(figures[name] * n), n, self.confidence)
             else:
-                values = [draw[name] for draw in self.draw(one.rows)[self.name_of(one)]]
+                values = self.draw(one.rows)[self.name_of(one)][name]
                 intervals[name] = [loosely(values, (1 + sign * self.confidence) / 2) for sign in (-1, 1)]
         rough = {"ece", "brier"} if one is self.people.get("tfidf_logistic") else set()  # confidences there are rounded
+        details = one.details()
+        if rough:
+            details["calibration"] = self.within(details["calibration"])
         return {
-            "n": n, "right": sum(one.right[k] for k in one.rows), "invalid": one.invalid,
+            "n": n, "right": int(one.right[one.rows].sum()), "invalid": one.invalid,
             "metrics": {name: About.of(v, 1e-3) if name in rough else v for name, v in figures.items()},
-            "intervals": intervals, "interval": intervals[one.names[0]], **self.soft(one.details(), bool(rough)),
+            "intervals": intervals, "interval": intervals[one.names[0]], **details,
         }  # fmt: skip
-
-    def soft(self, value: Any, rough: bool) -> Any:
-        """Figures that hang on rounded confidences, marked as such."""
-        if not rough:
-            return value
-        value["calibration"] = self.within(value["calibration"])
-        return value
 
     def within(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -600,14 +561,12 @@ class Recomputed:
     def name_of(self, one: Participant) -> str:
         return next(name for name, other in self.people.items() if other is one)
 
-    def draw(self, rows: list[int]) -> dict[str, list[dict[str, float]]]:
+    def draw(self, rows: list[int]) -> dict[str, dict[str, Any]]:
         """By participant its figures in each resample of these rows; the same resamples for all."""
         key = tuple(rows)
         if key not in self.resampled:
-            drawn = draws(rows, 77)
-            self.resampled[key] = {
-                name: [one.figures(weights) for weights in drawn] for name, one in self.people.items()
-            }
+            drawn = draws(rows, len(self.records), 77)
+            self.resampled[key] = {name: one.figures(drawn) for name, one in self.people.items()}
         return self.resampled[key]
 
     def pairs(self, slices: list[tuple[str, str, list[int]]]) -> dict[str, Any]:
@@ -628,11 +587,10 @@ class Recomputed:
         return table
 
     def apart(
-        self, a: Participant, b: Participant, rows: list[int], first: list[dict[str, float]],
-        second: list[dict[str, float]],
-    ) -> dict[str, Any]:  # fmt: skip
+        self, a: Participant, b: Participant, rows: list[int], first: dict[str, Any], second: dict[str, Any]
+    ) -> dict[str, Any]:
         """Every metric of the second less that of the first, on rows whose resamples are at hand."""
-        exact = a.figures(dict.fromkeys(rows, 1)), b.figures(dict.fromkeys(rows, 1))
+        exact = [one.figures(once(rows, len(self.records))) for one in (a, b)]
         metrics: dict[str, Any] = {}
         for name in a.names:
             if name not in b.names:
@@ -640,12 +598,12 @@ class Recomputed:
             if name in SHARES:
                 metrics[name] = self.share(name, a, b, rows)
                 continue
-            apart = [y[name] - x[name] for x, y in zip(first, second, strict=True)]
-            spread = statistics.stdev(apart)
+            apart = second[name] - first[name]
+            spread = np.std(apart, ddof=1)
             z = NORMAL.inv_cdf((1 + self.confidence) / 2) + NORMAL.inv_cdf(0.8)
             rough = 1e-3 if name in ("ece", "brier") else EXACT
             metrics[name] = {
-                "difference": About.of(exact[1][name] - exact[0][name], rough),
+                "difference": About.of(exact[1][name][0] - exact[0][name][0], rough),
                 "interval": [loosely(apart, (1 + sign * self.confidence) / 2) for sign in (-1, 1)],
                 "p": chance_of_none(apart), "detectable": About.of(z * spread, 0.002 + 0.2 * z * spread),
                 "test": "bootstrap", "quantiles": {f"{q:g}": loosely(apart, q) for q in QUANTILES},
@@ -665,11 +623,14 @@ class Recomputed:
         }
         own, rows = found[0]["model"], {}
         for title, part in parts.items():
-            drawn = draws(part, 80)
-            figures = {name: [self.people[name].figures(weights) for weights in drawn] for name in names}
+            drawn, whole = draws(part, len(self.records), 80), once(part, len(self.records))
+            figures = {name: self.people[name].figures(drawn) for name in names}
             rows[title] = {
                 "n": len(part),
-                "values": {name: self.people[name].figures(dict.fromkeys(part, 1)) for name in names},
+                "values": {
+                    name: {metric: float(value[0]) for metric, value in self.people[name].figures(whole).items()}
+                    for name in names
+                },
                 "differences": {
                     name: self.apart(self.people[own], self.people[name], part, figures[own], figures[name])
                     for name in names if name != own
@@ -693,10 +654,7 @@ class Recomputed:
         return [held[one] for one in hashes]
 
     def share(self, name: str, a: Participant, b: Participant, rows: list[int]) -> dict[str, Any]:
-        values = {"valid_json": "valid", "valid_schema": "fits", "valid_call": "valid", "tool_accuracy": "same_tool"}
-        values = values.get(name, "right")
-        x, y = getattr(a, values), getattr(b, values)
-        lost, won = sum(x[k] and not y[k] for k in rows), sum(y[k] and not x[k] for k in rows)
+        lost, won = apart(a.means[name], b.means[name], rows)
         side, n = (1 + self.confidence) / 2, len(rows)
         return {
             "difference": (won - lost) / n,
@@ -740,8 +698,8 @@ class Recomputed:
         for person, one in self.people.items():
             mine = [k for k in rows if one.asked[k]]
             if mine:
-                entry["values"][person] = one.figures(dict.fromkeys(mine, 1))[self.primary]
-                intervals[person] = wilson(sum(one.right[k] for k in mine), len(mine), self.confidence)
+                entry["values"][person] = float(one.figures(once(mine, len(self.records)))[self.primary][0])
+                intervals[person] = wilson(int(one.right[mine].sum()), len(mine), self.confidence)
         return entry | ({"intervals": intervals} if self.primary in SHARES else {})
 
     def tested(
@@ -753,14 +711,12 @@ class Recomputed:
             if len(both) < 10:
                 continue
             if self.primary in SHARES:
-                lost = sum(a.right[k] and not b.right[k] for k in both)
-                won = sum(b.right[k] and not a.right[k] for k in both)
+                lost, won = apart(a.right, b.right, both)
                 difference, p = (won - lost) / len(both), binomial_p(lost, won)
             else:
-                apart = {k: b.score[k] - a.score[k] for k in both}
-                difference = math.fsum(apart.values()) / len(both)
-                sums = [math.fsum(apart[k] * w for k, w in draw.items()) for draw in draws(both, 78)]
-                p = chance_of_none(sums) if any(apart.values()) else 1.0
+                gaps = b.score - a.score
+                difference = float(gaps[both].mean())
+                p = chance_of_none(draws(both, len(gaps), 78) @ gaps) if gaps[both].any() else 1.0
             found.append({"by": by, "name": name, "n": len(both), "difference": difference, "p": p})
         for entry, p in zip(found, raised([float(entry["p"]) for entry in found]), strict=True):
             loose = isinstance(entry["p"], About)
@@ -776,22 +732,22 @@ class Recomputed:
         files = {facts["model"]: (self.read(path, records), self.facts(path, facts)) for path, facts in made}
         of = rule["reference"] or max(files, key=lambda name: (files[name][1]["size"], name))
         metric = rule["metric"] or self.primary
-        every = dict.fromkeys(range(len(records)), 1)
+        every = list(range(len(records)))
+        whole = once(every, len(every))
         candidates = []
         for name in sorted(files, key=lambda name: (files[name][1]["size"], name)):
             one, facts = files[name]
             reference = files[of][0]
-            value = one.figures(every)[metric]
-            loss = reference.figures(every)[metric] - value
+            value = float(one.figures(whole)[metric][0])
+            loss = float(reference.figures(whole)[metric][0]) - value
             if name == of:
                 bound: Any = 0.0
             elif metric in SHARES:
-                lost = sum(x and not y for x, y in zip(reference.right, one.right, strict=True))
-                won = sum(y and not x for x, y in zip(reference.right, one.right, strict=True))
+                lost, won = apart(reference.means[metric], one.means[metric], every)
                 bound = worst_drop(lost, won, len(records), 0.95)
             else:
-                drawn = draws(list(every), 79)
-                bound = loosely([reference.figures(w)[metric] - one.figures(w)[metric] for w in drawn], 0.95)
+                drawn = draws(every, len(every), 79)
+                bound = loosely(reference.figures(drawn)[metric] - one.figures(drawn)[metric], 0.95)
             least = rule["min_tokens_per_s"]
             candidates.append({
                 "model": name, "size": facts["size"], "value": value, "loss": loss, "loss_at_most": bound,
@@ -833,6 +789,11 @@ class Recomputed:
                     entry["share_of_capacity"] = entry["break_even_rows_per_hour"] / entry["rows_per_hour"]
             table[name] = entry
         return {**prices, "models": table}
+
+
+def apart(first: Any, second: Any, rows: list[int]) -> tuple[int, int]:
+    """Rows that only the first has, and only the second."""
+    return int((first & ~second)[rows].sum()), int((second & ~first)[rows].sum())
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> tuple[int, list[str]]:
@@ -887,12 +848,6 @@ def linear_agrees(made: Recomputed) -> list[str]:
     """Fit the linear baseline anew, from its description."""
     if made.task["kind"] != "classify":
         return []
-    try:
-        import numpy
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-    except ModuleNotFoundError:
-        return []
     train, validation = (
         [
             (r["messages"][-2]["content"], r["messages"][-1]["content"])
@@ -907,7 +862,7 @@ def linear_agrees(made: Recomputed) -> list[str]:
     small = rows.shape[1] * len({label for _, label in train}) <= 200_000
     how = {"solver": "lbfgs", "max_iter": 2000}
     if not small:
-        rows, how = rows.astype(numpy.float32), {"solver": "sag", "tol": 1e-3, "max_iter": 200, "random_state": 0}
+        rows, how = rows.astype(np.float32), {"solver": "sag", "tol": 1e-3, "max_iter": 200, "random_state": 0}
     best, most = None, -1
     for strength in (1.0, 10.0, 100.0):
         fit = LogisticRegression(C=strength, **how).fit(rows, [label for _, label in train])

@@ -353,7 +353,7 @@ def test_choosing_looks_at_validation_rows_alone(report: Any) -> None:
 def test_a_release_holds_the_chosen_file_alone(stages: Forks, desk: Path) -> None:
     with (desk / "slmctl.yaml").open("a") as stream:
         stream.write("gates: [{metric: accuracy, model: chosen, min: 0.1}]\n")
-    rule = "evaluate.choose={smallest_within: 0.5, of: F16}"
+    rule = "evaluate.choose={smallest_within: 0.5, reference: F16}"
     folder = Path(tiny.ok(stages.run(desk, "run", "--set", rule, "--set", 'version="1.1"')))
     release = load(folder)
     (shipped,) = release.metrics["files"]

@@ -35,7 +35,7 @@ base: ./none
 task: {kind: generate}
 evaluate:
   models: [base, gguf]
-  choose: {smallest_within: 0.06, min_tokens_per_s: 10, of: Q8_0%s}
+  choose: {smallest_within: 0.06, min_tokens_per_s: 10, reference: Q8_0%s}
   prices: {machine_per_hour: 0.3, api_per_million_input_tokens: 0.5, api_per_million_output_tokens: 1.5}
 """
 
