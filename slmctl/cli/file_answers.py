@@ -1,8 +1,9 @@
-"""`slmctl predict --input`: files answered by a model on this machine, on a Ray cluster, or behind endpoints."""
+"""`slmctl predict --input`: a file answered by a model on this machine, on a Ray cluster, or behind endpoints."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,6 @@ from slmctl.network import guard
 if TYPE_CHECKING:
     from slmctl.pipeline.model_lookup import FileModel
     from slmctl.stages.predict.file_prediction import Job
-    from slmctl.stages.predict.folder_prediction import FolderWork
 
 
 class EndpointOptions(NamedTuple):
@@ -26,21 +26,18 @@ class EndpointOptions(NamedTuple):
     concurrency: int
 
 
-def require_fitting(urls: tuple[str, ...], engine_model: str | None, *, records: bool) -> None:
-    """Refuse options that do not go with `--input`, or with each other.
+def require_one_file(source: str, target: str) -> None:
+    """Refuse a folder, a pattern or the address of a bucket.
 
     Raises:
-        UsageError: Some do not.
+        UsageError: There is one.
     """
-    if records:
+    is_pattern = glob.has_magic(source) and not Path(source).exists()
+    if is_pattern or Path(source).is_dir() or "://" in source or "://" in target:
         raise UsageError(
-            "--split and --prepared select records of a data set, and --input names a file", hint="leave them out"
+            f"predict answers one file, not {source} to {target}",
+            hint="examples/bucket.py answers the files of a folder or bucket by Ray Data",
         )
-    if bool(urls) != bool(engine_model):
-        hint = "--engine-url https://host/v1 --engine-model NAME"
-        raise UsageError("--engine-url and --engine-model come together", hint=hint)
-    if urls:
-        guard.require(f"--engine-url {urls[0]}", hint="leave --engine-url out to answer on this machine")
 
 
 def answer(
@@ -52,9 +49,8 @@ def answer(
     shard: str,
     endpoints: EndpointOptions | None,
     ray: str | None = None,
-    plan_only: bool = False,
 ) -> None:
-    """Answer a file, or those of a folder, a pattern or a bucket.
+    """Answer a file.
 
     Args:
         options: Those of every command.
@@ -64,47 +60,34 @@ def answer(
         shard: K/N.
         endpoints: The endpoints that answer; None for an engine.
         ray: The address of a Ray cluster that answers; None for this machine.
-        plan_only: Say how much there is to do, and do nothing.
     """
     from slmctl.pipeline import model_lookup, system_errors
-    from slmctl.sources import stores
 
-    source, target = work["source"], work["target"]
-    many = stores.is_store(source) or "://" in target or target.endswith("/")
-    if plan_only and not many:
-        raise UsageError("--plan is for a folder, a pattern or a bucket", hint="--input FOLDER/ --output FOLDER/")
-    with system_errors.spoken("predict", Path() if many else Path(target).parent):
+    source, target = Path(work["source"]), Path(work["target"])
+    if endpoints:
+        guard.require(f"--engine-url {endpoints.urls[0]}", hint="leave --engine-url out to answer on this machine")
+    with system_errors.spoken("predict", target.parent):
         from slmctl.stages.predict import file_prediction, row_snapshot
 
         part, most = file_prediction.shard(shard), read_settings(options).predict.max_tokens
         request = model_lookup.FileModel(make_workspace(options), model, type_name, max_tokens=most)
-        fields = _deciding(request, work, endpoints)
-        if many:
-            job = file_prediction.Job(**fields | {"source": Path(), "target": Path()})
-            with _folder_work(source, target, job, part) as folder_work:
-                _answer_folder(request, folder_work, job, endpoints, ray, plan_only=plan_only)
-            return
-        with row_snapshot.opened(Path(source), Path(target), work["format"]) as (path, format_name):
-            paths = {"source": path, "target": Path(target), "format": format_name, "shard": part}
-            job = file_prediction.Job(**fields | paths)
+        with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
+            job = file_prediction.Job(**work | {
+                "source": path, "target": target, "format": format_name, "shard": part,
+                "column": work["column"] or request.column, "list_labels": request.model.kind == "base",
+                "withhold": endpoints is not None, "identity": _identity(request, endpoints),
+            })  # fmt: skip
             with _opened(request, job, endpoints, ray) as answer_job:
-                _say_written(target, *answer_job(job))
+                written, wrong = answer_job(job)
+            terminal().say(f"{written} rows written to {target}, {wrong} with an error")
 
 
-def _deciding(request: FileModel, work: dict[str, Any], endpoints: EndpointOptions | None) -> dict[str, Any]:
-    """The fields of a job, with all that decides its answers."""
-    identity: dict[str, Any] = {"max_tokens": request.max_tokens}
+def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str, Any]:
+    """All that decides the answers beside the rows and the task."""
     if endpoints:
-        identity["served"] = endpoints.model
-    else:
-        base = request.base.digest if request.base else None
-        identity |= {"model": request.model.digest, "base": base, "type": request.type}
-    return work | {
-        "column": work["column"] or request.column,
-        "list_labels": request.model.kind == "base",
-        "withhold": endpoints is not None,
-        "identity": identity,
-    }
+        return {"max_tokens": request.max_tokens, "served": endpoints.model}
+    base = request.base.digest if request.base else None
+    return {"max_tokens": request.max_tokens, "model": request.model.digest, "base": base, "type": request.type}
 
 
 @contextlib.contextmanager
@@ -135,46 +118,3 @@ def _opened(
             request.model, task, base=request.base, type=request.type, max_tokens=request.max_tokens
         ) as (engine, _):
             yield lambda job: file_prediction.answer_file(engine, task, job)
-
-
-# Folders and buckets
-
-
-@contextlib.contextmanager
-def _folder_work(source: str, target: str, job: Job, shard: tuple[int, int]) -> Iterator[FolderWork]:
-    """The files to answer and the store for the answers, while both are open."""
-    from slmctl.sources import stores
-    from slmctl.stages.predict import folder_prediction
-
-    if "-" in (source, target):
-        raise UsageError("several files go to a folder, and - is a stream", hint="--output FOLDER/")
-    with stores.listed(source, job.format) as (store, files), stores.writable(target) as out:
-        yield folder_prediction.FolderWork(store, folder_prediction.shared(files, shard), out)
-
-
-def _answer_folder(
-    request: FileModel,
-    work: FolderWork,
-    job: Job,
-    endpoints: EndpointOptions | None,
-    ray: str | None,
-    *,
-    plan_only: bool,
-) -> None:
-    from slmctl.stages.predict import folder_prediction
-
-    folder_prediction.require_fitting(work)
-    plan = folder_prediction.plan(work, request.task, job, count_rows=plan_only)
-    terminal().say(f"  {plan.words}")
-    if plan_only:
-        return
-    if plan.finished == plan.files:
-        totals = folder_prediction.answer_files(lambda job: (0, 0), request.task, work, job)
-    else:
-        with _opened(request, job, endpoints, ray) as answer_job:
-            totals = folder_prediction.answer_files(answer_job, request.task, work, job)
-    _say_written(work.target.title, *totals)
-
-
-def _say_written(target: str, written: int, wrong: int) -> None:
-    terminal().say(f"{written} rows written to {target}, {wrong} with an error")

@@ -24,11 +24,9 @@ from slmctl.errors import UsageError
 def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what is read and written, and in which form."""
     for decorate in (
-        click.option("--plan", "plan_only", is_flag=True,
-                     help="Print the number of files, rows and bytes, and stop."),
         click.option("--shard", metavar="K/N",
-                     help="Answer the K-th of N parts of the rows, or of the files of a folder; their outputs, "
-                     "concatenated in order, are the whole."),
+                     help="Answer the K-th of N parts of the rows; their outputs, concatenated in order, are the "
+                     "whole."),
         click.option("--format", "format_name", metavar="FORMAT",
                      help="Format of the file, such as csv; jsonl by default for -."),
         click.option("--plain", is_flag=True,
@@ -39,11 +37,10 @@ def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Sheet of a workbook or table of a database; the first or only one by default."),
         click.option("--column", metavar="NAME", help="Input column of the file; the config's by default."),
         click.option("--output", "target", metavar="FILE",
-                     help="File for the answers (.csv, .tsv, .jsonl, these also as .gz, .parquet, .xlsx, or - for "
-                     "stdout); of several files a folder or s3://BUCKET/PREFIX/."),
+                     help="File for the answers: .csv, .tsv, .jsonl (these also as .gz), .parquet, .xlsx, or - for "
+                     "stdout."),
         click.option("--input", "source", metavar="FILE",
-                     help="Answer the rows of this file (CSV, JSONL, Parquet, Excel and more), or of every file of a "
-                     "folder, a pattern or s3://BUCKET/PREFIX."),
+                     help="Answer the rows of this file: CSV, JSONL, Parquet, Excel and more."),
     ):  # fmt: skip
         command = decorate(command)
     return command
@@ -96,7 +93,7 @@ def predict(
         return
     if any(value for name, value in files.items() if name != "concurrency"):
         raise UsageError(
-            "--shard, --format, --column, --sheet, --encoding, --plain, --plan, --ray and --engine-url are for a file",
+            "--shard, --format, --column, --sheet, --encoding, --plain, --ray and --engine-url are for a file",
             hint="--input FILE --output FILE",
         )
     from slmctl.pipeline import resolve, runner
@@ -109,19 +106,25 @@ def predict(
 def _answer(
     options: Options, model: str | None, type_name: str | None, files: dict[str, Any], *, records: bool
 ) -> None:
-    """Answer files."""
-    file_answers.require_fitting(files["urls"], files["engine_model"], records=records)
-    if files["ray"] and files["urls"]:
-        raise UsageError("--ray answers on nodes, and --engine-url asks endpoints", hint="leave one of them out")
-    work = {key: files[key] for key in ("source", "target", "column", "sheet", "encoding", "plain")}
-    endpoints = None
-    if files["urls"]:
-        endpoints = file_answers.EndpointOptions(
-            files["urls"], files["engine_model"] or "", files["engine_key_env"], files["concurrency"]
+    """Check that the options go together, and answer a file."""
+    urls, engine_model = files["urls"], files["engine_model"]
+    if records:
+        raise UsageError(
+            "--split and --prepared select records of a data set, and --input names a file", hint="leave them out"
         )
+    if bool(urls) != bool(engine_model):
+        hint = "--engine-url https://host/v1 --engine-model NAME"
+        raise UsageError("--engine-url and --engine-model come together", hint=hint)
+    if files["ray"] and urls:
+        raise UsageError("--ray answers on nodes, and --engine-url asks endpoints", hint="leave one of them out")
+    file_answers.require_one_file(files["source"], files["target"])
+    endpoints = None
+    if urls:
+        endpoints = file_answers.EndpointOptions(urls, engine_model, files["engine_key_env"], files["concurrency"])
+    work = {key: files[key] for key in ("source", "target", "column", "sheet", "encoding", "plain")}
     file_answers.answer(
         options, model, type_name, {**work, "format": files["format_name"]},
-        shard=files["shard"] or "1/1", endpoints=endpoints, ray=files["ray"], plan_only=files["plan_only"],
+        shard=files["shard"] or "1/1", endpoints=endpoints, ray=files["ray"],
     )  # fmt: skip
 
 

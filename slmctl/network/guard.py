@@ -227,7 +227,7 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
             hint="only `slmctl pull`, `label`, `publish`, `fetch`, `doctor --fix`, `evaluate --against URL`, "
-            "`predict` with `--engine-url URL`, `--ray HOST:PORT` or s3:// paths, `serve --generalist URL` and sources "
+            "`predict` with `--engine-url URL` or `--ray HOST:PORT`, `serve --generalist URL` and sources "
             "that name a host use the network",
         )
     if not _may(host):

@@ -513,6 +513,9 @@ def test_a_killed_run_goes_on(tiny_run: Path, tmp_path: Path) -> None:
         (("--input", "x.csv", "--output", "y.csv", "--shard", "3/2"), "wants K/N with 1 <= K <= N"),
         (("--input", "x.csv", "--output", "y.csv", "--engine-url", "http://127.0.0.1:1/v1"), "come together"),
         (("nonsense", "--input", "x.csv", "--output", "y.csv"), "is no model of this pipeline"),
+        (("--input", "*.csv", "--output", "y.csv"), "predict answers one file"),
+        (("--input", "/", "--output", "y.csv"), "predict answers one file"),
+        (("--input", "x.csv", "--output", "s3://bucket/y.csv"), "predict answers one file"),
         (
             ("--input", "x.csv", "--output", "y.csv", "--split", "test"),
             "--split and --prepared select records of a data set",
