@@ -1,7 +1,6 @@
-"""What production teaches: does a comparison decide, are label errors found, what does a quarter bring.
+"""What production teaches: are label errors found, does a gate hold, what does a quarter bring.
 
-    python -m benchmarks.wheel sign ../shared/data/clinc150
-    python -m benchmarks.wheel shadow FOLDER RECORDS      # alone on its machine
+    python -m benchmarks.wheel gate ../shared/data/clinc150
 
 Each command has a module of its own, `benchmarks/wheel_COMMAND.py` with `run(arguments)`, and writes
 `results/wheel-COMMAND.json`.
@@ -20,8 +19,7 @@ FOLDER = Path(__file__).parent
 
 def commands() -> list[str]:
     """The commands that there are."""
-    names = {path.stem.removeprefix("wheel_") for path in FOLDER.glob("wheel_*.py")}
-    return sorted(names - {"traffic"})  # which others draw theirs from
+    return sorted(path.stem.removeprefix("wheel_") for path in FOLDER.glob("wheel_*.py"))
 
 
 def row(metric: str, value: float, goal: str, *, peer: str = "goal", theirs: float | None = None) -> result.Row:

@@ -29,9 +29,9 @@ from typing import Any
 import httpx
 
 from benchmarks import result, wheel
-from benchmarks.wheel_traffic import NEW_INTENTS, NEW_SHARE
 
 Rows = Sequence[tuple[str, str]]  # text, intent
+NEW_INTENTS, NEW_SHARE = 5, 0.05
 MONTHS, MONTH, REVIEWED = 2, 1500, 300  # a month in requests, the reviews in rows
 CLIENTS = 8
 CONFIG = """\

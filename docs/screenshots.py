@@ -138,9 +138,6 @@ def reviewed(browser: Browser, project: Path) -> None:
         try:
             assert page.stdout is not None
             browser.open(page.stdout.readline().strip(), width=REVIEW[0], height=REVIEW[1])
-            browser.wait("document.activeElement.id === 'reviewer'")
-            browser.type("Ann")
-            browser.press("Enter")
             browser.wait("document.querySelector('.options')")
             save(browser, "review")
         finally:

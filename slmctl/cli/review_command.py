@@ -60,14 +60,6 @@ class _Share(click.ParamType):
     help="Share of rows drawn by chance; they alone may be held out.",
 )
 @click.option(
-    "--overlap", type=_Share(), default="10%", show_default=True, help="Share of the rows that two people look at."
-)
-@click.option(
-    "--disagreements",
-    is_flag=True,
-    help="Show only rows where the served model and its shadow differ, until a sign test says which is better.",
-)
-@click.option(
     "--label",
     "labels",
     multiple=True,
@@ -82,13 +74,13 @@ class _Share(click.ParamType):
     help="Write the rows to FILE for a spreadsheet. A FILE that exists is read: the answers in its column "
     "reviewed_answer are decisions (- skips a row).",
 )
-@click.option("--reviewer", metavar="NAME", help="Name beside decisions of --csv; that of the user by default.")
+@click.option("--reviewer", metavar="NAME", help="Name beside each decision; that of the user by default.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port of the page; a free one by default.")
 @config_options
 @click.pass_obj
 def review(
-    options: Options, files: tuple[Path, ...], output: Path | None, uniform: float, overlap: float, disagreements: bool,
-    labels: tuple[str, ...], sheet: Path | None, reviewer: str | None, port: int,
+    options: Options, files: tuple[Path, ...], output: Path | None, uniform: float, labels: tuple[str, ...],
+    sheet: Path | None, reviewer: str | None, port: int,
 ) -> None:  # fmt: skip
     """Open a page on which people decide about collected answers, and add their decisions to a file.
 
@@ -104,10 +96,10 @@ def review(
     task = _with_labels(_task(options, prepared), labels, settings)
     output = output or options.directory / OUTPUT
     with spoken("review", output.parent):
-        training, queue = _queue(options, files, settings, prepared, task, uniform, shadow=disagreements)
-        with ReviewSession(queue, task=task, output=output, overlap=overlap) as session:
+        training, queue = _queue(options, files, settings, prepared, task, uniform)
+        with ReviewSession(queue, task=task, output=output, reviewer=reviewer or getpass.getuser()) as session:
             if sheet is not None:
-                _spreadsheet(sheet, session, reviewer)
+                _spreadsheet(sheet, session)
                 return
             try:
                 from slmctl.review import serving
@@ -119,8 +111,7 @@ def review(
                 _announce(session)
                 terminal().write(serving.address(desk, sock) + "\n")
                 serving.run(desk, sock)
-            for line in session.summary():
-                terminal().say(line)
+            terminal().say(session.summary())
             terminal().say(f"  decisions: {output}; to train on them: sources: [.., {{path: {output.name}}}]")
 
 
@@ -181,7 +172,6 @@ def _with_labels(task: Task, more: Sequence[str], settings: Config) -> Task:
 
 def _queue(
     options: Options, files: Sequence[Path], settings: Config, prepared: Artifact | None, task: Task, uniform: float,
-    *, shadow: bool,
 ) -> tuple[TrainingRows | None, list[ReviewRow]]:  # fmt: skip
     """The near rows to look up, and the rows in the order in which they are looked at.
 
@@ -192,22 +182,16 @@ def _queue(
     from slmctl.review.training_rows import TrainingRows
 
     training = TrainingRows.of(prepared.path) if prepared is not None else None
-    suspects = review_rows.suspects_in(prepared.path) if prepared is not None and not shadow else []
+    suspects = review_rows.suspects_in(prepared.path) if prepared is not None else []
     paths = list(files) or [_collected(options, settings)]
     rows, feedback = ([], {}) if suspects and not files and not paths[0].exists() else review_rows.collected_rows(paths)
-    if shadow:
-        queue = order.shadow_queue(rows, task=task)
-    else:
-        targeted = order.targeted_queue(
-            rows, feedback, task=task, suspects=suspects, similarity=_similarity(training, len(rows)),
-            held_out=review_rows.held_out_texts(prepared.path) if prepared is not None else frozenset(),
-        )  # fmt: skip
-        queue = order.interleaved(targeted, order.uniform_queue(rows, feedback) if uniform else [], uniform)
+    targeted = order.targeted_queue(
+        rows, feedback, task=task, suspects=suspects, similarity=_similarity(training, len(rows)),
+        held_out=review_rows.held_out_texts(prepared.path) if prepared is not None else frozenset(),
+    )  # fmt: skip
+    queue = order.interleaved(targeted, order.uniform_queue(rows, feedback) if uniform else [], uniform)
     if not queue:
-        what = "no collected answer has one of a shadow release that differs" if shadow else "no row is collected yet"
-        raise DataError(
-            f"there is nothing to review: {what}", hint="slmctl serve --shadow" if shadow else "serve.collect"
-        )
+        raise DataError("there is nothing to review: no row is collected yet", hint="serve.collect")
     return training, queue
 
 
@@ -222,7 +206,7 @@ def _similarity(training: TrainingRows | None, rows: int) -> Callable[[str], flo
     return training.similarity if training is not None and rows <= LOOKED_UP else None
 
 
-def _spreadsheet(path: Path, session: ReviewSession, reviewer: str | None) -> None:
+def _spreadsheet(path: Path, session: ReviewSession) -> None:
     """Write the rows that are open to a new file, or take the decisions of one that exists.
 
     Raises:
@@ -235,7 +219,7 @@ def _spreadsheet(path: Path, session: ReviewSession, reviewer: str | None) -> No
         terminal().say(f"{count:,} rows written; fill the column {spreadsheet.ANSWER}, then the same command reads it")
         terminal().write(f"{path}\n")
         return
-    done = spreadsheet.read(path, session, reviewer=reviewer or getpass.getuser())
+    done = spreadsheet.read(path, session)
     terminal().say(
         f"{path.name}: {done.accepted:,} right, {done.corrected:,} corrected, {done.skipped:,} skipped, "
         f"{done.unchanged:,} read before, {done.empty:,} without a decision"

@@ -7,9 +7,7 @@ the same rows, which is what makes small differences visible.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -19,7 +17,6 @@ Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 2000  # of a bootstrap
 POWER = 0.8  # chance with which a "smallest effect that could have been seen" is seen
-FURTHEST = 100_000  # rows that a sign test looks ahead
 _CELLS = 4_000_000  # resample weights held at a time
 
 
@@ -127,78 +124,6 @@ def mcnemar(only_first: int, only_second: int) -> float:
         return 1.0
     chances = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(least + 1))
     return min(1.0, 2 * math.fsum(math.exp(chance - n * math.log(2)) for chance in chances))
-
-
-@dataclass(frozen=True)
-class SignTest:
-    """The state of a comparison of two models on rows that are decided one after the other.
-
-    Attributes:
-        better: `first` or `second`; empty while nothing is decided.
-        p_value: An upper bound of the chance of such a difference between equal models, whenever one looks.
-        more: About how many more rows decide it at the share seen so far; 0 once decided, None where that share shows
-            no difference that FURTHEST rows would show.
-    """
-
-    better: str
-    p_value: float
-    more: int | None
-
-
-def sign_test_decision(only_first: int, only_second: int, neither: int = 0, *, confidence: float = 0.95) -> SignTest:
-    """The better one of two models, by the sign test that may be looked at after every row.
-
-    `mcnemar` holds its level for one look at a number of rows that was set before. Who looks after each row and stops
-    at the first p-value below 0.05 decides between equal models far more often than that. Here the binomial likelihood
-    of the rows is averaged over every share from 0 to 1 and divided by that of one half (Robbins 1970, Annals of
-    Mathematical Statistics 41). Of equal models this ratio ever reaches 20 with a chance of 1 / 20 at most (Ville
-    1939), so it can be read at any time and the wrong one is named with a chance below 1 - `confidence`.
-
-    Args:
-        only_first: Rows that only the first model answered right.
-        only_second: Rows that only the second model answered right.
-        neither: Rows that were decided and tell the two not apart: both right, or both wrong.
-        confidence: 1 less the chance to ever decide between equal models.
-    """
-    evidence, needed = _log_evidence(only_first, only_second), -math.log(1 - confidence)
-    p_value = min(1.0, math.exp(-evidence))
-    if evidence >= needed:
-        return SignTest("first" if only_first > only_second else "second", p_value, 0)
-    n = only_first + only_second
-    share = (max(only_first, only_second) + 1) / (n + 2)  # a few rows that agree by chance promise too much
-    furthest = _log_evidence(share * FURTHEST, (1 - share) * FURTHEST)
-    if only_first == only_second or n >= FURTHEST or furthest < needed:
-        return SignTest("", p_value, None)
-    low, high = n, FURTHEST
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = _log_evidence(share * middle, (1 - share) * middle) >= needed
-        low, high = (low, middle) if enough else (middle, high)
-    return SignTest("", p_value, math.ceil((high - n) * (n + neither) / n))
-
-
-def _log_evidence(first: float, second: float) -> float:
-    """The log of a binomial likelihood averaged over every share, against that of one half."""
-    n = first + second
-    return math.lgamma(first + 1) + math.lgamma(second + 1) - math.lgamma(n + 2) + n * math.log(2)
-
-
-def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float:
-    """The agreement of two people on the same rows beyond chance (Cohen 1960), -1 to 1.
-
-    Args:
-        pairs: The answers of the first and of the second to each row.
-
-    Returns:
-        1 where they always agree; NaN for no rows, and where both always gave one and the same answer, from which
-        nothing follows.
-    """
-    n = len(pairs)
-    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    by_chance = sum(count * second[answer] for answer, count in first.items()) / (n * n) if n else 1.0
-    if by_chance == 1:
-        return math.nan
-    return (sum(a == b for a, b in pairs) / n - by_chance) / (1 - by_chance)
 
 
 def detectable_share(discordant: int, total: int, confidence: float = 0.95, power: float = POWER) -> float:

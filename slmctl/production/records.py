@@ -160,8 +160,7 @@ class Review(_Line):
         id: Of the row: the request's, or the record's.
         time: Of the decision, in UTC.
         reviewer: The name that was given.
-        decision: `accepted` the answer as it was, `corrected` it, `skipped` the row, or `undone` the reviewer's earlier
-            decision on it.
+        decision: `accepted` the answer as it was, `corrected` it, `skipped` the row, or `undone` the decision on it.
         messages: The conversation up to the answer; empty for `skipped` and `undone`.
         before: The answer that was shown; empty where the row had none.
         after: The answer that is right.
@@ -169,7 +168,6 @@ class Review(_Line):
         probability: Of a uniform row, with which it was drawn from all traffic, 0 to 1.
         digest: `sha256:…` of the file that gave `before`.
         seen: When the row was collected, in UTC; empty for one that was not.
-        shadow: The shadow release's answer; None where there is none.
         tools: Those of the collected row.
     """
 
@@ -184,7 +182,6 @@ class Review(_Line):
     probability: float = 1.0
     digest: str = ""
     seen: str = ""
-    shadow: str | None = None
     tools: list[JsonObject] = field(default_factory=list)
 
     @property
@@ -220,34 +217,18 @@ def last_feedback(paths: Iterable[Path]) -> dict[str, Feedback]:
     return last
 
 
-def standing(reviews: Iterable[Review]) -> dict[str, dict[str, Review]]:
-    """The standing decisions by row, then by reviewer: the last one of each that is not undone."""
-    history: dict[tuple[str, str], list[Review]] = {}
+def standing(reviews: Iterable[Review]) -> dict[str, Review]:
+    """The decision that stands on each row, by its id: the last one that is not undone."""
+    history: dict[str, list[Review]] = {}
     for review in reviews:
-        line = history.setdefault((review.id, review.reviewer), [])
+        line = history.setdefault(review.id, [])
         if review.decision == "undone":
             del line[-1:]
         else:
             line.append(review)
-    stands: dict[str, dict[str, Review]] = {}
-    for (row, reviewer), line in history.items():
-        if line:
-            stands.setdefault(row, {})[reviewer] = line[-1]
-    return stands
+    return {id: line[-1] for id, line in history.items() if line}
 
 
-def agreed(stands: Mapping[str, Mapping[str, Review]]) -> list[Review]:
-    """One decision a row, in the order of the rows: that of most reviewers; none of skips.
-
-    Two that differ, one for one, decide nothing: such a row is left out until a third looks.
-    """
-    rows: list[Review] = []
-    for by_reviewer in stands.values():
-        decided = [review for review in by_reviewer.values() if review.decision != "skipped"]
-        votes: dict[str, list[Review]] = {}
-        for review in decided:
-            votes.setdefault(review.after, []).append(review)
-        ranked = sorted(votes.values(), key=len, reverse=True)
-        if ranked and (len(ranked) == 1 or len(ranked[0]) > len(ranked[1])):
-            rows.append(ranked[0][-1])
-    return rows
+def decided(reviews: Iterable[Review]) -> list[Review]:
+    """The decisions that stand and are no skips, in the order of the rows."""
+    return [review for review in standing(reviews).values() if review.decision != "skipped"]

@@ -87,22 +87,6 @@ def _reason(row: CollectedRow, heard: Feedback | None, task: Task, similarity: C
     return "duplicates"
 
 
-def shadow_queue(rows: Sequence[CollectedRow], *, task: Task) -> list[ReviewRow]:
-    """The rows on which the served model and the shadow differ, in an order drawn by their ids.
-
-    Only rows of the shadow release that was seen last count: a test of two models cannot mix three. Rows that are held
-    for the uniform queue are left to it.
-    """
-    both = [row for row in rows if row.shadow is not None]
-    last = max(both, key=lambda row: row.time).shadow_digest if both else ""
-    differing = [
-        ReviewRow(row, "shadow")
-        for row in both
-        if row.shadow_digest == last and not is_reserved(row) and not same_answer(task, row.local, row.shadow or "")
-    ]
-    return sorted(differing, key=lambda candidate: position(candidate.id, "order"))
-
-
 def interleaved(targeted: Sequence[ReviewRow], uniform: Sequence[ReviewRow], share: float) -> list[ReviewRow]:
     """Both queues as one: a `share` of the rows, 0 to 1, from the uniform one, as long as it has some."""
     merged: list[ReviewRow] = []

@@ -57,9 +57,9 @@ class ReviewRow:
 
     @property
     def proposals(self) -> list[str]:
-        """Other answers at hand: the client's, the general model's, the shadow's, the label proposed for a suspect."""
+        """Other answers at hand: the client's, the general model's, the label proposed for a suspect."""
         client = self.feedback.answer if self.feedback is not None else None
-        return [text for text in (client, self.row.general_answer, self.row.shadow, self.proposed) if text]
+        return [text for text in (client, self.row.general_answer, self.proposed) if text]
 
     @property
     def certainty(self) -> float:

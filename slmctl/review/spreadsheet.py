@@ -14,7 +14,7 @@ from slmctl.review.session import MODE, DecisionRefusedError, ReviewSession
 from slmctl.sources.rows import as_csv, columns_of, read_rows
 
 ANSWER = "reviewed_answer"
-COLUMNS = ("id", "chosen", "text", "answer", "confidence", "likeliest", "general_answer", "shadow_answer", ANSWER)
+COLUMNS = ("id", "chosen", "text", "answer", "confidence", "likeliest", "general_answer", ANSWER)
 SKIP = "-"  # in the column of the answer: the row is skipped
 _FORMULA = ("'=", "'+", "'-", "'@", "'\t", "'\r")  # as `as_csv` writes what a spreadsheet would compute
 
@@ -52,11 +52,11 @@ def _cells(candidate: ReviewRow) -> dict[str, str]:
     return {
         "id": candidate.id, "chosen": candidate.chosen, "text": row.text, "answer": candidate.before,
         "confidence": "" if row.confidence is None else f"{row.confidence:.3f}", "likeliest": "; ".join(likeliest),
-        "general_answer": row.general_answer, "shadow_answer": row.shadow or "", ANSWER: "",
+        "general_answer": row.general_answer, ANSWER: "",
     }  # fmt: skip
 
 
-def read(path: Path, session: ReviewSession, *, reviewer: str) -> ReadBack:
+def read(path: Path, session: ReviewSession) -> ReadBack:
     """Take the decisions of a spreadsheet, row by row; a row that is refused stops no other.
 
     The column `reviewed_answer` holds the right answer, the model's own where that is right, or `-` to skip the row.
@@ -64,7 +64,6 @@ def read(path: Path, session: ReviewSession, *, reviewer: str) -> ReadBack:
     Args:
         path: CSV or a workbook, as any source may be written.
         session: The session that takes them.
-        reviewer: The name beside each.
 
     Raises:
         DataError: The file cannot be read, or lacks a column.
@@ -85,7 +84,7 @@ def read(path: Path, session: ReviewSession, *, reviewer: str) -> ReadBack:
             empty += 1
         else:
             try:
-                counts[session.decide(reviewer, _plain(id), None if answer == SKIP else _plain(answer))] += 1
+                counts[session.decide(_plain(id), None if answer == SKIP else _plain(answer))] += 1
             except DecisionRefusedError as error:
                 refused.append(f"row {row.number}: {error.message}")
     return ReadBack(**counts, empty=empty, refused=tuple(refused))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from slmctl.artifacts import atomic
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import Source
 from slmctl.errors import SlmctlError, UsageError
-from slmctl.production.records import Review, agreed, standing
+from slmctl.production.records import Review, standing
 from slmctl.sources.rows import format_of
 
 PREFIX = "reviewed-"  # of the folders of the parts
@@ -32,16 +31,14 @@ class ReviewedRows:
 
     Attributes:
         uniform, targeted: The rows that were drawn by chance, and the others, in the order of their first decisions.
-        skipped: Rows that every reviewer skipped.
+        skipped: Rows that were skipped.
         undone: Decisions that were taken back.
-        disputed: Rows on which as many reviewers gave one answer as another.
     """
 
     uniform: tuple[JsonObject, ...]
     targeted: tuple[JsonObject, ...]
     skipped: int
     undone: int
-    disputed: int
 
 
 def is_reviewed(path: Path, format: str | None = None) -> bool:
@@ -70,9 +67,7 @@ def _begins_with_review(path: Path, mtime_ns: int, size: int) -> bool:
 
 
 def read(path: Path) -> ReviewedRows:
-    """The decisions that stand, one a row: what most reviewers of a row gave.
-
-    A row counts as uniform only if each of its decisions was made through the uniform queue.
+    """The decisions that stand, one a row.
 
     Raises:
         OSError: The file cannot be read.
@@ -85,16 +80,11 @@ def read(path: Path) -> ReviewedRows:
             undone += review.decision == "undone"
             yield review
 
-    stands = standing(lines())
-    uniform: list[JsonObject] = []
-    targeted: list[JsonObject] = []
-    decisions = agreed(stands)
-    for review in decisions:
-        by_chance = all(each.uniform for each in stands[review.id].values() if each.decision != "skipped")
-        (uniform if by_chance else targeted).append(_row(review))
-    skipped = sum(all(each.decision == "skipped" for each in row.values()) for row in stands.values())
-    disputed = len(stands) - len(decisions) - skipped
-    return ReviewedRows(tuple(uniform), tuple(targeted), skipped, undone, disputed)
+    stands = list(standing(lines()).values())
+    decided = [review for review in stands if review.decision != "skipped"]
+    uniform = tuple(_row(review) for review in decided if review.uniform)
+    targeted = tuple(_row(review) for review in decided if not review.uniform)
+    return ReviewedRows(uniform, targeted, len(stands) - len(decided), undone)
 
 
 def _row(review: Review) -> JsonObject:
@@ -181,9 +171,7 @@ def note(path: Path) -> str:
         OSError: The file cannot be read.
     """
     decided = read(path)
-    left_out = Counter(
-        {"skipped": decided.skipped, "taken back": decided.undone, "on which reviewers differ": decided.disputed}
-    )
+    left_out = {"skipped": decided.skipped, "taken back": decided.undone}
     left = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
     drawn = len(decided.uniform)
     counts = f"{drawn:,} row{'s' * (drawn != 1)} drawn by chance, {len(decided.targeted):,} picked for training alone"

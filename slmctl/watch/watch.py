@@ -144,7 +144,7 @@ def watch(
     for path in records.collected_files(paths):
         if kind := _kind(path):
             files[kind].append(path)
-    reviews = records.agreed(records.standing(line for path in files["reviews"] for line in Review.read(path)))
+    reviews = records.decided(line for path in files["reviews"] for line in Review.read(path))
     reviewed = {review.id for review in reviews}
     collected = (row for path in files["collected"] for row in CollectedRow.read(path))
     rows = {row.id: row for row in collected if row.uniform or row.id in reviewed}

@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score
 
 from slmctl.metrics import statistics
 from slmctl.metrics.statistics import (
     _tango,
-    cohen_kappa,
     difference_interval,
     drop_bound,
     exact_interval,
     holm,
     mcnemar,
-    sign_test_decision,
     wilson,
 )
 
@@ -278,55 +275,3 @@ def test_exact_interval_against_scipy(drawn: tuple[int, int], confidence: float)
 
 def test_exact_interval_of_nothing_says_nothing() -> None:
     assert exact_interval(0, 0) == (0.0, 1.0)
-
-
-def test_sign_test_by_hand() -> None:
-    # the likelihood of 8 in a row, averaged over every share, is 1 / 9: 2 ** 8 / 9 = 28 times that of one half
-    decided = sign_test_decision(0, 8)
-    assert (decided.better, decided.more) == ("second", 0)
-    assert decided.p_value == pytest.approx(9 / 2**8)
-    undecided = sign_test_decision(5, 0)  # 2 ** 5 / 6
-    assert (undecided.better, undecided.p_value) == ("", pytest.approx(6 / 2**5))
-    assert undecided.more is not None and 3 <= undecided.more <= 12
-
-
-def test_sign_test_of_equal_counts_decides_nothing() -> None:
-    for n in (0, 1, 50, 20_000):
-        assert sign_test_decision(n, n) == statistics.SignTest("", 1.0, None)
-
-
-@given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 400))
-@settings(deadline=None, max_examples=150)
-def test_sign_test_mirrors_and_asks_for_rows_in_all(first: int, second: int, neither: int) -> None:
-    here, there = sign_test_decision(first, second), sign_test_decision(second, first)
-    assert here.p_value == there.p_value >= mcnemar(first, second) * 0.5
-    assert here.more == there.more
-    assert {here.better, there.better} in ({""}, {"first", "second"})
-    asks = sign_test_decision(first, second, neither).more
-    assert (asks is None) == (here.more is None)
-    assert asks is None or here.more is None or asks >= here.more
-
-
-def test_sign_test_looked_at_after_each_row_decides_seldom_between_equal_models() -> None:
-    firsts = np.cumsum(np.random.default_rng(0).integers(0, 2, (200, 300)), axis=1)
-    looks = [[(int(row[k]), k + 1 - int(row[k])) for k in range(9, 300, 10)] for row in firsts]
-    assert sum(any(sign_test_decision(*seen).better for seen in run) for run in looks) <= 10  # 5 % of 200
-    # as often looked at, the test for one look names a better one far more often
-    assert sum(any(mcnemar(*seen) < 0.05 for seen in run) for run in looks[:60]) > 6
-
-
-ratings = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=40)
-
-
-@settings(deadline=None)
-@given(ratings)
-def test_kappa_is_that_of_scikit_learn(answers: list[tuple[str, str]]) -> None:
-    if len({answer for pair in answers for answer in pair}) == 1:
-        assert math.isnan(cohen_kappa(answers))
-    else:
-        theirs = cohen_kappa_score([a for a, _ in answers], [b for _, b in answers])
-        assert cohen_kappa(answers) == pytest.approx(theirs, abs=1e-12)
-
-
-def test_kappa_of_no_rows_says_nothing() -> None:
-    assert math.isnan(cohen_kappa([]))

@@ -42,9 +42,9 @@ def test_a_corrected_label_is_trained_on_and_no_row_changes_its_split(tmp_path: 
     planted = {text for text, label in pairs if truth[text] != label and before[text][1] == "train"}
     assert planted <= {suspect.row.text for suspect in suspects}
     queue = order.targeted_queue([], {}, task=task, suspects=suspects)
-    with ReviewSession(queue, task=task, output=tmp_path / "reviewed.jsonl") as session:
+    with ReviewSession(queue, task=task, output=tmp_path / "reviewed.jsonl", reviewer="ann") as session:
         for suspect in queue:
-            session.decide("ann", suspect.id, truth[suspect.row.text])
+            session.decide(suspect.id, truth[suspect.row.text])
     after = prepared(tmp_path, "after", [{"path": session.output}, tickets])
     assert {text: split for text, (_, split) in after.items()} == {text: split for text, (_, split) in before.items()}
     assert all(label == truth[text] for text, (label, split) in after.items() if split == "train")

@@ -119,18 +119,6 @@ def test_a_share_of_the_rows_is_drawn_by_chance() -> None:
     assert [candidate.chosen for candidate in order.interleaved(targeted, uniform, 1.0)[:60]] == ["uniform"] * 60
 
 
-def test_disagreements_are_those_with_the_latest_shadow() -> None:
-    rows = [
-        collected("same", shadow="billing", shadow_digest="new", time="2026-11-25T10:00:00Z"),
-        collected("differs", shadow="account", shadow_digest="new", time="2026-11-25T11:00:00Z"),
-        collected("older", shadow="account", shadow_digest="old", time="2026-11-24T11:00:00Z"),
-        collected("kept", shadow="account", shadow_digest="new", uniform=True, uniform_probability=0.02),
-        collected("none"),
-    ]
-    assert reasons(order.shadow_queue(rows, task=TASK)) == [("differs", "shadow")]
-    assert order.shadow_queue([collected("none")], task=TASK) == []
-
-
 def test_free_texts_that_say_the_same_are_no_disagreement() -> None:
     task = Task("generate", "", "")
     rows = [

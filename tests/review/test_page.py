@@ -50,9 +50,9 @@ ORDER = '{"items": [{"name": "kettle"}], "order": "A-17", "paid": false, "size":
 
 
 @contextmanager
-def opened(queue: Sequence[ReviewRow], folder: Path, *, kind: str = "classify", overlap: float = 0.0) -> Iterator[Any]:
+def opened(queue: Sequence[ReviewRow], folder: Path, *, kind: str = "classify") -> Iterator[Any]:
     """The page over a queue: its address with the token, and its session."""
-    with ReviewSession(queue, task=TASKS[kind], output=folder / "reviewed.jsonl", overlap=overlap) as session:
+    with ReviewSession(queue, task=TASKS[kind], output=folder / "reviewed.jsonl", reviewer="ann") as session:
         desk = ReviewDesk(session, TrainingRows.of(PREPARED), "desk")
         server = uvicorn.Server(uvicorn.Config(desk.app(), port=0, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run)
@@ -67,16 +67,10 @@ def opened(queue: Sequence[ReviewRow], folder: Path, *, kind: str = "classify", 
             thread.join()
 
 
-def visit(browser: Browser, url: str, name: str = "ann", **how: Any) -> None:
-    """Open the page as a new reviewer would: type a name, and wait for the first row."""
+def visit(browser: Browser, url: str, **how: Any) -> None:
+    """Open the page and wait for the first row."""
     browser.open("about:blank")
     browser.open(url, **how)
-    browser.ask("sessionStorage.clear()")
-    browser.open("about:blank")
-    browser.open(url, **how)
-    browser.wait("document.activeElement.id === 'reviewer'")
-    browser.type(name)
-    browser.press("Enter")
     settle(browser)
 
 
@@ -111,7 +105,7 @@ def test_nothing_is_said_without_the_token(tmp_path: Path) -> None:
         assert token not in page.text and "parcel" not in page.text
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             for path in ("next", "decide", "undo"):
-                answer = httpx.post(f"{address}/v1/review/{path}", headers=headers, json={"reviewer": "ann", "id": "a"})
+                answer = httpx.post(f"{address}/v1/review/{path}", headers=headers, json={"id": "a"})
                 assert (answer.status_code, "token" in answer.json()["error"]["message"]) == (401, True)
             assert httpx.get(f"{address}/v1/review/task", headers=headers).status_code == 401
         assert lines(session) == []
@@ -123,11 +117,9 @@ def test_a_request_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None
         headers = {"Authorization": f"Bearer {token}"}
         for path, body, words in (
             ("decide", b"[]", "a request is a JSON object"),
-            ("undo", b"{", "a request is a JSON object"),
-            ("next", b"{}", "a request names its reviewer"),
-            ("decide", b'{"reviewer": "ann", "id": 1}', "a decision has the id of a row"),
-            ("decide", b'{"reviewer": "ann", "id": "a", "answer": "refunds"}', "'refunds' is not one of the 7 labels"),
-            ("decide", b'{"reviewer": "", "id": "a", "answer": "billing"}', "a reviewer has a name of 1 to 80"),
+            ("decide", b"{", "a request is a JSON object"),
+            ("decide", b'{"id": 1}', "a decision has the id of a row"),
+            ("decide", b'{"id": "a", "answer": "refunds"}', "'refunds' is not one of the 7 labels"),
         ):
             answer = httpx.post(f"{address}/v1/review/{path}", headers=headers, content=body)
             assert (answer.status_code, words in answer.json()["error"]["message"]) == (422, True), answer.text
@@ -203,7 +195,7 @@ def test_every_key_does_what_it_says(browser: Browser, tmp_path: Path) -> None:
         ]  # fmt: skip
         browser.open("about:blank")
         browser.open(url)
-        settle(browser)  # the name is kept in the tab
+        settle(browser)
         press(browser, "Enter")
         assert lines(session)[-1].reviewer == "ann"
         assert browser.complaints == []
@@ -266,31 +258,8 @@ def test_a_suspect_is_shown_beside_other_rows_than_itself(browser: Browser, tmp_
         assert (review.chosen, review.before, review.after, review.seen) == ("suspect", "delivery", "billing", "")
 
 
-def test_two_reviewers_agree_or_not(browser: Browser, tmp_path: Path) -> None:
-    queue = [ReviewRow(collected(f"r{k}"), "unsure") for k in range(4)]
-    with opened(queue, tmp_path, overlap=1.0) as (url, session):
-        visit(browser, url, "ann")
-        press(browser, "Enter", "2", "Enter", "2")
-        visit(browser, url, "bob")
-        press(browser, "Enter", "2", "2", "2")
-        assert "agreement (Cohen's kappa) 0.50 on 4 rows" in text_of(browser, "#figures")
-        assert session.progress().kappa == pytest.approx(0.5)
-
-
-def test_the_verdict_on_a_shadow_stands_on_the_page(browser: Browser, tmp_path: Path) -> None:
-    queue = [ReviewRow(collected(f"r{k}", shadow="account"), "shadow") for k in range(20)]
-    with opened(queue, tmp_path) as (url, _):
-        visit(browser, url)
-        assert "No row is decided yet." in text_of(browser, "#verdict")
-        press(browser, *["2"] * 12)
-        assert "The shadow is better" in text_of(browser, "#verdict")
-
-
 def test_hostile_texts_are_texts(browser: Browser, tmp_path: Path) -> None:
-    queue = [
-        ReviewRow(collected(f"r{k}", text, general_answer=text, shadow=text), "unsure")
-        for k, text in enumerate(HOSTILE)
-    ]
+    queue = [ReviewRow(collected(f"r{k}", text, general_answer=text), "unsure") for k, text in enumerate(HOSTILE)]
     with opened(queue, tmp_path) as (url, session):
         visit(browser, url, width=390)
         for _ in HOSTILE:
@@ -322,7 +291,7 @@ def project(tmp_path: Path) -> Path:
     shared_set.parent.mkdir(parents=True)
     shared_set.symlink_to(PREPARED)
     rows = [
-        collected(f"r{k}", f"text {k} about {'parcels' if k % 2 else 'passwords'}", shadow="account", uniform=k < 4,
+        collected(f"r{k}", f"text {k} about {'parcels' if k % 2 else 'passwords'}", uniform=k < 4,
                   uniform_probability=0.02) for k in range(20)
     ]  # fmt: skip
     production.written(tmp_path / "collected" / "2026-11-25.jsonl", rows)
@@ -335,8 +304,8 @@ def test_the_command_serves_until_it_is_told_to_end(project: Path) -> None:
     url = child.stdout.readline().strip()
     address, _, token = url.partition("/#")
     headers = {"Authorization": f"Bearer {token}"}
-    first = httpx.post(f"{address}/v1/review/next", headers=headers, json={"reviewer": "ann"}).json()
-    body = {"reviewer": "ann", "id": first["row"]["id"], "answer": "billing"}
+    first = httpx.post(f"{address}/v1/review/next", headers=headers, json={}).json()
+    body = {"id": first["row"]["id"], "answer": "billing"}
     second = httpx.post(f"{address}/v1/review/decide", headers=headers, json=body).json()
     assert (second["progress"]["decided"], second["progress"]["total"]) == (1, 20)
     os.kill(child.pid, signal.SIGINT)

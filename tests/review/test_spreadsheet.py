@@ -54,15 +54,15 @@ def test_decisions_come_back(queue: list[ReviewRow], tmp_path: Path) -> None:
     rows = rows_of(path)
     assert rows[0] == {
         "id": "a", "chosen": "unsure", "text": "where is it?", "answer": "billing", "confidence": "0.700",
-        "likeliest": "billing 70.0 %; account 20.0 %", "general_answer": "", "shadow_answer": "", "reviewed_answer": "",
+        "likeliest": "billing 70.0 %; account 20.0 %", "general_answer": "", "reviewed_answer": "",
     }  # fmt: skip
     assert (rows[1]["text"], rows[1]["general_answer"], rows[3]["answer"]) == ("'=HYPERLINK(1)", "'@SUM(A1)", "'-5 C")
     assert rows[2]["likeliest"] == "account"
     fill(path, ["billing", "account", "-", "'-5 C", "'=weird", ""], delimiter=";", encoding="cp1252")
-    with ReviewSession(queue, task=TASK, output=output) as session:
-        done = spreadsheet.read(path, session, reviewer="ann")
+    with ReviewSession(queue, task=TASK, output=output, reviewer="ann") as session:
+        done = spreadsheet.read(path, session)
         assert (done.accepted, done.corrected, done.skipped, done.empty, done.refused) == (2, 2, 1, 1, ())
-        again = spreadsheet.read(path, session, reviewer="ann")
+        again = spreadsheet.read(path, session)
         assert (again.unchanged, again.accepted, again.empty) == (5, 0, 1)
         assert [candidate.id for candidate in session.open_rows()] == ["f"]
     reviews = {review.id: review for review in Review.read(output)}
@@ -77,8 +77,8 @@ def test_a_row_that_is_refused_stops_no_other(queue: list[ReviewRow], tmp_path: 
     queue[5] = ReviewRow(collected("gone"), "uniform")
     spreadsheet.write(path, queue)
     fill(path, ["refunds", "billing", "", "", "", "billing"])
-    with ReviewSession(queue[:5], task=TASK, output=tmp_path / "reviewed.jsonl") as session:
-        done = spreadsheet.read(path, session, reviewer="ann")
+    with ReviewSession(queue[:5], task=TASK, output=tmp_path / "reviewed.jsonl", reviewer="ann") as session:
+        done = spreadsheet.read(path, session)
     assert done.accepted == 1
     assert done.refused == ("row 2: 'refunds' is not one of the 5 labels", "row 7: row 'gone' is not in the queue")
 
@@ -87,10 +87,10 @@ def test_a_file_without_the_columns_is_refused(queue: list[ReviewRow], tmp_path:
     path = tmp_path / "rows.csv"
     path.write_text("id,answer\na,billing\n")
     with (
-        ReviewSession(queue, task=TASK, output=tmp_path / "reviewed.jsonl") as session,
+        ReviewSession(queue, task=TASK, output=tmp_path / "reviewed.jsonl", reviewer="ann") as session,
         pytest.raises(DataError, match=r"rows\.csv has no column 'reviewed_answer'"),
     ):
-        spreadsheet.read(path, session, reviewer="ann")
+        spreadsheet.read(path, session)
 
 
 def test_hostile_texts_are_cells(tmp_path: Path) -> None:

@@ -7,11 +7,10 @@ address stands behind its `#`, so it is in no log and no referrer; the page send
 from __future__ import annotations
 
 import json
-import math
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NotRequired, TypedDict
+from dataclasses import asdict, dataclass, field
+from typing import TypedDict
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -53,7 +52,6 @@ class RowView(TypedDict):
     confidence: float | None
     p_correct: float | None
     general: str
-    shadow: str | None
     proposed: str
     client: str
     options: list[LikelyLabel]
@@ -64,8 +62,7 @@ class StateView(TypedDict):
     """The answer to each request of the page."""
 
     row: RowView | None
-    progress: dict[str, float | int | str | None]
-    done: NotRequired[str]
+    progress: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class ReviewDesk:
     """Everything behind the page.
 
     Attributes:
-        session: The queue and its reviewers.
+        session: The queue and its reviewer.
         training: The rows among which near ones are looked up; None where there is no data set.
         project: Its name, for the title.
         token: What a request must show.
@@ -111,24 +108,14 @@ class ReviewDesk:
             "id": row.id, "chosen": candidate.chosen, "seen": row.time,
             "messages": [turn for turn in row.messages if turn.get("role") != "system"],
             "answer": candidate.before, "confidence": row.confidence, "p_correct": row.p_correct,
-            "general": row.general_answer, "shadow": row.shadow, "proposed": candidate.proposed, "client": client,
+            "general": row.general_answer, "proposed": candidate.proposed, "client": client,
             "options": likely_labels(self.session.task, candidate, near),
             "near": [{"text": each.text, "answer": each.answer, "similarity": each.similarity} for each in near],
         }  # fmt: skip
 
-    def state(self, reviewer: str, candidate: ReviewRow | None) -> StateView:
+    def state(self, candidate: ReviewRow | None) -> StateView:
         """A row and the figures around it."""
-        progress = self.session.progress(reviewer)
-        comparison = progress.comparison
-        return {
-            "row": self.view(candidate),
-            "progress": {
-                "decided": progress.decided, "total": progress.total, "own": progress.own,
-                "per_hour": progress.per_hour, "overlap": progress.overlap,
-                "kappa": None if math.isnan(progress.kappa) else progress.kappa,
-                "verdict": comparison.sentence if comparison is not None else None,
-            },
-        }  # fmt: skip
+        return {"row": self.view(candidate), "progress": asdict(self.session.progress())}
 
 
 def likely_labels(task: Task, candidate: ReviewRow, near: list[Neighbour]) -> list[LikelyLabel]:
@@ -170,8 +157,7 @@ async def _task(request: Request) -> Response:
 
 async def _next(request: Request) -> Response:
     desk = _desk(request)
-    fields = await _fields(request)
-    return await _answer(desk, fields, lambda name: desk.session.next(name))
+    return await _answer(desk, desk.session.next)
 
 
 async def _decide(request: Request) -> Response:
@@ -181,33 +167,21 @@ async def _decide(request: Request) -> Response:
     if not isinstance(id, str) or not (answer is None or isinstance(answer, str)):
         raise DecisionRefusedError("a decision has the id of a row, and an answer or null")
 
-    def decide(name: str) -> ReviewRow | None:
-        desk.session.decide(name, id, answer)
-        return desk.session.next(name)
+    def decide() -> ReviewRow | None:
+        desk.session.decide(id, answer)
+        return desk.session.next()
 
-    return await _answer(desk, fields, decide)
+    return await _answer(desk, decide)
 
 
 async def _undo(request: Request) -> Response:
     desk = _desk(request)
-    fields = await _fields(request)
-
-    def undo(name: str) -> ReviewRow | None:
-        return desk.session.undo(name) or desk.session.next(name)
-
-    return await _answer(desk, fields, undo)
+    return await _answer(desk, lambda: desk.session.undo() or desk.session.next())
 
 
-async def _answer(desk: ReviewDesk, fields: JsonObject, act: Callable[[str], ReviewRow | None]) -> Response:
-    """Act for a reviewer, in a thread since it waits for the disk, and answer with the row that is next."""
-    name = fields.get("reviewer")
-    if not isinstance(name, str):
-        raise DecisionRefusedError("a request names its reviewer")
-
-    def state() -> StateView:
-        return desk.state(name, act(name))
-
-    text = json.dumps(await run_in_threadpool(state))  # ASCII: a lone surrogate in a row's text is no UTF-8
+async def _answer(desk: ReviewDesk, act: Callable[[], ReviewRow | None]) -> Response:
+    """Act in a thread, since it waits for the disk, and answer with the row that is next."""
+    text = json.dumps(await run_in_threadpool(lambda: desk.state(act())))  # ASCII: a lone surrogate is no UTF-8
     return Response(text, media_type="application/json")
 
 

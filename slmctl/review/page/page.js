@@ -1,5 +1,4 @@
 const card = at("row"), choice = at("choice"), query = at("query"), hits = at("hits");
-const NAME = "slmctl-reviewer";
 const token = location.hash.slice(1);
 const WHY = {
   uniform: "drawn by chance",
@@ -10,19 +9,17 @@ const WHY = {
   suspect: "the label of this training row looks wrong",
   novel: "no training row is like it",
   duplicates: "stands for all rows like it",
-  shadow: "the served model and the shadow differ",
 };
 let task = null; // what /v1/review/task says
 let row = null; // on the screen
 let editor = null; // of the row: value() and isChanged()
 let busy = false;
-let reviewer = "";
 
 // Asking
 
 async function send(path, body) {
   const options = { headers: { Authorization: `Bearer ${token}` }, cache: "no-store", credentials: "same-origin", redirect: "error" };
-  if (body) Object.assign(options, { method: "POST", body: JSON.stringify({ reviewer, ...body }) });
+  if (body) Object.assign(options, { method: "POST", body: JSON.stringify(body) });
   let response;
   try {
     response = await fetch(path, options);
@@ -120,12 +117,9 @@ function show(state) {
 function showFigures(progress) {
   at("bar").max = Math.max(1, progress.total);
   at("bar").value = progress.decided;
-  const parts = [`${progress.decided.toLocaleString("en")} of ${progress.total.toLocaleString("en")} rows`, `${progress.own} by you`];
+  const parts = [`${progress.decided.toLocaleString("en")} of ${progress.total.toLocaleString("en")} rows`, `${progress.own} in this session`];
   if (progress.per_hour) parts.push(`${Math.round(progress.per_hour).toLocaleString("en")} rows an hour`);
-  if (progress.kappa !== null) parts.push(`agreement (Cohen's kappa) ${progress.kappa.toFixed(2)} on ${progress.overlap} rows`);
   at("figures").replaceChildren(...parts.map((part) => make("span", "", part)));
-  at("verdict").hidden = !progress.verdict;
-  at("verdict").textContent = clean(progress.verdict || "");
 }
 
 // What each side has answered; only what there is.
@@ -133,12 +127,11 @@ function answers() {
   const list = make("dl", "answers");
   const add = (name, text, className = "") => text && list.append(make("dt", "", name), make("dd", className, text));
   const sure = [row.confidence !== null && `confidence ${percent(row.confidence)}`, row.p_correct !== null && `chance to be right ${percent(row.p_correct)}`];
-  const own = task.kind === "classify" || row.chosen === "shadow" ? row.answer : "";
+  const own = task.kind === "classify" ? row.answer : "";
   const figures = sure.filter(Boolean).join(", ");
-  add({ suspect: "Label today", shadow: "Served model" }[row.chosen] || "Model", own || figures, own ? "mine" : "note");
+  add(row.chosen === "suspect" ? "Label today" : "Model", own || figures, own ? "mine" : "note");
   if (own && figures) list.lastChild.append(make("span", "note", figures));
   add("Proposed", row.proposed);
-  add("Shadow", row.shadow);
   add("General model", row.general);
   add("Client", row.client);
   return list;
@@ -375,24 +368,7 @@ at("find").addEventListener("click", openSearch);
 at("skip").addEventListener("click", ACTS.s);
 at("undo").addEventListener("click", ACTS.u);
 
-// The beginning: the token, the task, a name
-
-function begin(name) {
-  reviewer = name;
-  try {
-    sessionStorage.setItem(NAME, name);
-  } catch {
-    // a browser that stores nothing: the name is asked for again after a reload
-  }
-  at("who").hidden = true;
-  at("desk").hidden = false;
-  act("/v1/review/next", {}, "");
-}
-
-at("who").addEventListener("submit", (event) => {
-  event.preventDefault();
-  if (at("reviewer").value.trim()) begin(at("reviewer").value.trim());
-});
+// The beginning: the token, the task
 
 async function start() {
   try {
@@ -406,16 +382,7 @@ async function start() {
   at("kind").textContent = clean(`slmctl review · ${task.project} · ${task.file}`);
   at("name").textContent = { classify: "Which label is right?", extract: "Are the fields right?", generate: "Is the answer right?", call: "Is the call right?" }[task.kind];
   at("find").replaceChildren(...(task.kind === "classify" ? ["All labels", make("kbd", "", "/")] : ["Edit", make("kbd", "", "e")]));
-  let name = "";
-  try {
-    name = sessionStorage.getItem(NAME) || "";
-  } catch {
-    // as above
-  }
-  if (name) begin(name);
-  else {
-    at("who").hidden = false;
-    at("reviewer").focus();
-  }
+  at("desk").hidden = false;
+  act("/v1/review/next", {}, "");
 }
 start();
