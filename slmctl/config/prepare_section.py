@@ -145,7 +145,7 @@ class Sql(Section):
         return mask(url)
 
 
-class ReadingOptions(TypedDict):
+class ReadingOptions(TypedDict, total=False):
     """The keys of a source by which its file is read; those left out are recognised."""
 
     sheet: str | None

@@ -29,7 +29,7 @@ from slmctl.sources import bounded_copy, reviewed, sql
 from slmctl.sources.rows import FORMATS, files_of, form_of, format_of, is_several, require_file
 
 
-def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits) -> list[Source]:
+def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, root: Path | None = None) -> list[Source]:
     """Copy every source that is not a file into `folder`, and name each host before it is contacted.
 
     A data set of the hub at a pinned commit never changes, so it is fetched once. The caller holds a lock on `folder`.
@@ -38,6 +38,7 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits) -> lis
         sources: The sources of the config.
         folder: The folder of the copies, below `runs/`.
         limits: The time that copying one source may take, and the bytes that it may have.
+        root: The folder that the path of an SQLite file starts from, by default the project's.
 
     Returns:
         The sources as local files; one of the hub, a folder or a workbook may become several.
@@ -53,7 +54,7 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits) -> lis
         if source.sql is not None:
             console.say(f"  asking {sql.place(source.sql.url)}")
             with atomic.file(copy_of(source, folder), 0o600) as draft, draft.open("wb") as stream:
-                count = sql.write_rows(source.sql, stream, root=folder.parents[1], limits=limits)
+                count = sql.write_rows(source.sql, stream, root=root or folder.parents[1], limits=limits)
             console.detail(f"  {count} rows")
         elif source.hf is not None:
             if not copy_of(source, folder).exists():

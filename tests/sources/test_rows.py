@@ -16,7 +16,10 @@ from support.workbooks import row, write_xlsx
 
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.rows import FileForm, Row, as_csv, columns_of, encodings, form_of, read_rows
+from slmctl.sources.rows.encodings import Encoding
 from slmctl.task.records import write_jsonl
+
+UTF8 = Encoding("utf-8")
 
 
 def rows(tmp_path: Path, name: str, content: str | bytes) -> list[Row]:
@@ -222,32 +225,32 @@ def test_a_large_file_is_sampled_and_what_contradicts_is_named(tmp_path: Path, m
     monkeypatch.setattr(encodings, "PIECE", 10)
     line, path = b"a,b\n", tmp_path / "a.csv"
     path.write_bytes(b"a,b\n" + line * 5000 + b"\x80,b\n")
-    assert form_of(path).encoding == "cp1252"  # the end is in the sample
+    assert form_of(path).encoding == Encoding("cp1252", certain=False)  # the end is in the sample
     path.write_bytes(b"a,b\n" + line * 3000 + b"\x80,b\n" + line * 2050)
-    assert form_of(path).encoding == "utf-8"
+    assert form_of(path).encoding == UTF8
     with pytest.raises(DataError, match=r"a\.csv is not UTF-8: line 3002 holds the byte 0x80") as caught:
         list(read_rows(path))
     assert caught.value.hint.startswith("encoding: cp1252")
     umlauts = "ö".encode() * 4096  # pieces begin and end inside characters
     path.write_bytes(b"a\n" + umlauts + b"\n")
-    assert form_of(path) == FileForm("csv", "utf-8", True, ",", (), 1, 1)
+    assert form_of(path) == FileForm("csv", UTF8, 1, ",")
 
 
 def test_form_of_a_text(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("text;label\r\n5 €, bitte;a\r\n".encode("cp1252"))
-    assert form_of(path) == FileForm("csv", "cp1252", False, ";", (), 1, 1)
-    assert form_of(path, encoding="cp1252").certain
+    assert form_of(path) == FileForm("csv", Encoding("cp1252", certain=False), 1, ";")
+    assert form_of(path, encoding="cp1252").encoding == Encoding("cp1252")
     path.write_text("Tickets, 2024\n\ntext\tlabel\na, b\tc\nd\te\n")
-    assert form_of(path) == FileForm("csv", "utf-8", True, "\t", (), 3, 1)
+    assert form_of(path) == FileForm("csv", UTF8, 3, "\t")
     (tmp_path / "a.json").write_text('{"a": 1}\n{"a": 2}\n')
-    assert form_of(tmp_path / "a.json") == FileForm("jsonl", "utf-8", True, None, (), 0, 1)
+    assert form_of(tmp_path / "a.json") == FileForm("jsonl", UTF8)
 
 
 def test_form_of_what_is_no_text(tmp_path: Path) -> None:
     title, header = row(1, "Tickets of 2024"), row(4, "text", "label", "day")
     book = write_xlsx(tmp_path / "a.xlsx", {"One": title + header + row(5, "a", "b") + row(6, "c", "d"), "Two": ""})
-    assert form_of(book) == FileForm("xlsx", None, True, None, ("One", "Two"), 4, 1)
+    assert form_of(book) == FileForm("xlsx", None, 4, None, ("One", "Two"))
     assert good(list(read_rows(book)))[0] == {"text": "a", "label": "b", "day": ""}
     assert form_of(book, sheet="Two").header_row == 0
     assert columns_of(book, header_row=5) == ["a", "b"]

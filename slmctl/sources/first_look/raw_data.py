@@ -1,4 +1,4 @@
-"""A file, a folder, a pattern or a query -> its rows, looked at: the sheets that hold them, and how they are read."""
+"""A file, a folder, a pattern or a query -> its rows, looked at: read as `prepare` reads them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from slmctl.config import SourceLimits, Sql
+from slmctl.config import Source, SourceLimits, Sql
 from slmctl.errors import DataError, UsageError
 from slmctl.network.credentials import mask
-from slmctl.sources import reviewed, sql
+from slmctl.sources import reviewed, snapshot, sql
 from slmctl.sources.first_look import FirstLook, look
-from slmctl.sources.rows import FileForm, Row, files_of, form_of, is_several, listed, read_rows
+from slmctl.sources.rows import Row, form_of, is_several, listed, read_rows, require_file
 from slmctl.sources.sql_address import with_file
 
 MAX_SHEETS = 20  # of a workbook or database that are looked at
 LEAST_ROWS = 10  # of a sheet that can be the one with the data
 QUERY_LIMITS = SourceLimits(timeout_s=120, size_gb=0.1)  # of a query for a first look
-Rows = Callable[[], Iterator[Row]]
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,14 @@ class RawData:
         look: What the rows hold; those of several sheets with the same columns together.
         rows: Reads all rows once more.
         notes: Sentences on the source.
-        sheets: Sheets among which a person has to choose; empty where one is taken.
     """
 
     title: str
     form: str
     origin: Mapping[str, object]
     look: FirstLook
-    rows: Rows = field(repr=False)
+    rows: Callable[[], Iterator[Row]] = field(repr=False)
     notes: tuple[str, ...] = ()
-    sheets: tuple[str, ...] = ()
 
 
 def read(source: str, root: Path, *, sheet: str | None = None, query: str | None = None) -> RawData:
@@ -64,32 +61,31 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
         raise UsageError("--query is for a database", hint="slmctl init sql:postgresql://HOST/DATABASE --query SELECT…")
     path = root / Path(source).expanduser()
     if reviewed.is_reviewed(path):
-        return _of_reviews(path)
-    form = form_of(path, sheet=sheet)
+        rows = _kept(Source(path=path), root)
+        return RawData(path.name, "reviews, JSON Lines", {"path": path}, look(rows), lambda: iter(rows))
+    if not is_several(path):
+        require_file(path)
+    parts = snapshot.gathered([Source(path=path, sheet=sheet)], root)  # no copies: these are files
+    form = form_of(parts[0].local, **parts[0].reading)
     if sheet is None and len(form.sheets) > 1:
         return _of_sheets(path, form.sheets)
-    return _of_sheet(path, form, sheet)
-
-
-def _of_reviews(path: Path) -> RawData:
-    """The rows of a file of reviews, as `prepare` reads them: conversations with the answers that are right."""
-    rows = [Row(number, fields) for number, fields in enumerate(reviewed.rows_of(path), 1)]
-    return RawData(path.name, "reviews, JSON Lines", {"path": path}, look(iter(rows)), lambda: iter(rows))
-
-
-def _of_sheet(path: Path, form: FileForm, sheet: str | None) -> RawData:
-    rows = _reader(path, sheet)
-    looked = look(rows())
+    looked = look(_rows(parts))
     _require_header(path, looked)
     origin: dict[str, object] = {"path": path} if sheet is None else {"path": path, "sheet": sheet}
-    if not form.certain and form.files == 1:
-        origin["encoding"] = form.encoding  # so that later rows of the file are read as these were
-    return RawData(path.name, form.words, origin, looked, rows)
+    if form.encoding is not None and not form.encoding.certain and len(parts) == 1:
+        origin["encoding"] = form.encoding.name  # so that later rows of the file are read as these were
+    words = f"{len(parts)} files of {form.words}" if len(parts) > 1 else form.words
+    return RawData(path.name, words, origin, looked, lambda: _rows(parts))
 
 
-def _reader(path: Path, sheet: str | None) -> Rows:
-    files = [file for _, file in files_of(path)] if is_several(path) else [path]
-    return lambda: chain.from_iterable(read_rows(file, sheet=sheet) for file in files)
+def _rows(parts: Sequence[Source]) -> Iterator[Row]:
+    return chain.from_iterable(read_rows(part.local, **part.reading) for part in parts)
+
+
+def _kept(source: Source, root: Path) -> list[Row]:
+    """The rows of a source that is copied to be read, from copies that are deleted."""
+    with tempfile.TemporaryDirectory() as folder:
+        return list(_rows(snapshot.gather([source], Path(folder), QUERY_LIMITS, root=root)))
 
 
 def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
@@ -108,26 +104,21 @@ def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
     names = [column.name for column in looks[largest].columns]
     alike = [sheet for sheet, looked in looks.items() if [column.name for column in looked.columns] == names]
     others = [sheet for sheet in sheets if sheet not in alike]
-    readers = [_reader(path, sheet) for sheet in alike]
-
-    def rows() -> Iterator[Row]:
-        return chain.from_iterable(reader() for reader in readers)
-
+    parts = [Source(path=path, sheet=sheet) for sheet in alike]
     note = f"of {len(sheets)} sheets or tables {listed(alike)} hold{'s' * (len(alike) == 1)} the rows"
     note += f"; not used: {listed(others)}" if others else ", with the same columns"
     return RawData(
         title=path.name,
         form=form_of(path, sheet=largest).words,
         origin={"path": path, "sheet": alike[0] if len(alike) == 1 else alike},
-        look=looks[largest] if len(alike) == 1 else look(rows()),
-        rows=rows,
+        look=looks[largest] if len(alike) == 1 else look(_rows(parts)),
+        rows=lambda: _rows(parts),
         notes=(note,),
-        sheets=tuple(looks) if len(looks) > len(alike) else (),
     )
 
 
 def _of_query(url: str, query: str | None, root: Path) -> RawData:
-    """The rows of a query, as many as QUERY_LIMITS allow, from a copy that is deleted."""
+    """The rows of a query, as many as QUERY_LIMITS allow."""
     if query is None:
         raise UsageError("a sql: address needs --query", hint="--query 'SELECT text, label FROM tickets ORDER BY id'")
     if mask(url) != url:
@@ -135,17 +126,10 @@ def _of_query(url: str, query: str | None, root: Path) -> RawData:
             "the address of the database holds a password, which would stand in slmctl.yaml",
             hint="put it into a variable of the environment and write ${DB_PASSWORD} in its place",
         )
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "rows.jsonl"
-        with copy.open("wb") as out:
-            sql.write_rows(Sql(url=url, query=query), out, root=root, limits=QUERY_LIMITS)
-        rows = list(read_rows(copy))
+    rows = _kept(Source(sql=Sql(url=url, query=query)), root)
     here = with_file(url, lambda path: str((root / path).resolve()))
-    origin = {"sql": {"url": here, "query": query}}
-    return RawData(
-        f"the query on {sql.place(url).removeprefix('the ')}", "SQL", origin, look(iter(rows)), lambda: iter(rows)
-    )
+    title = f"the query on {sql.place(url).removeprefix('the ')}"
+    return RawData(title, "SQL", {"sql": {"url": here, "query": query}}, look(rows), lambda: iter(rows))
 
 
 def _require_header(path: Path, looked: FirstLook) -> None:

@@ -1,13 +1,15 @@
-"""Rows of CSV and TSV: an unusable one is one fault, and the rest of the file is read."""
+"""Rows of CSV and TSV: an unusable one is one fault, and the rest is read; and rows out as CSV for people."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TextIO
 
 from slmctl.errors import DataError
 from slmctl.sources.rows.cells import LOOK, MAX_ROW, RawTable, Row, column_names, header_place, too_long
@@ -16,6 +18,7 @@ from slmctl.sources.rows.lines import lines
 _LINE_COST = 50  # characters that the memory of a short line is counted as
 _LOOK_SIZE = 1 << 18  # characters of the lines by which the layout of a file is told
 MAX_REREAD = 20 * MAX_ROW  # characters
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | None = None) -> RawTable:
@@ -181,3 +184,36 @@ def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: boo
     width = len(rows[place]) if rows else 1
     agreeing = sum(len(fields) == width for fields in rows[place:]) if width > 1 else 0
     return _Cut(delimiter, agreeing, numbers[place] if rows else start + 1)
+
+
+def as_csv(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    columns: Sequence[str] | None = None,
+    header: bool = True,
+    separator: str = ",",
+    line_end: str = "\n",
+) -> str:
+    """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
+    all_rows = list(rows)
+    if columns is None:
+        columns = list(dict.fromkeys(name for row in all_rows for name in row))
+    written: list[str] = []
+    # csv quotes what holds a character of its line end, and a CR that is not quoted ends a row for whoever reads it
+    writer = csv.writer(SimpleNamespace(write=written.append), delimiter=separator, lineterminator="\r\n")
+    if header:
+        writer.writerow([_escaped(name) for name in columns])
+    writer.writerows([_escaped(row.get(name)) for name in columns] for row in all_rows)
+    return "".join(line.removesuffix("\r\n") + line_end for line in written)
+
+
+def _escaped(cell: Any) -> Any:
+    if isinstance(cell, dict | list | bool):
+        return json.dumps(cell, ensure_ascii=False)
+    if isinstance(cell, str) and cell.startswith(_FORMULA) and not _is_number(cell):
+        return f"'{cell}"
+    return cell
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?", text) is not None

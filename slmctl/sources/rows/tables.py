@@ -33,7 +33,7 @@ _REMEDY = {
 
 
 @contextlib.contextmanager
-def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | None = None) -> Iterator[RawTable]:
+def opened(path: Path, format: str, sheet: str | None = None, header_row: int | None = None) -> Iterator[RawTable]:
     """The rows of a Parquet file, of one sheet of a workbook, or of one table of an SQLite database, in order.
 
     A child process reads it, within limits of memory and time: a file of a kilobyte can stand for gigabytes of cells,
@@ -42,7 +42,7 @@ def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | No
 
     Args:
         path: The file.
-        kind: `parquet`, `workbook` or `sqlite`.
+        format: `parquet`, `xlsx`, `ods` or `sqlite`.
         sheet: The sheet, by default the first; or the table, by default the only one.
         header_row: The row of a sheet that names the columns, by default the first one that is no title.
 
@@ -50,6 +50,7 @@ def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | No
         DataError: It is damaged, names a column twice, or cannot be read within the limits.
         UsageError: It has no such sheet or table. When rows are read: it has several tables, and none is named.
     """
+    kind = format if format in _CANNOT else "workbook"
     if kind == "workbook":
         _require_bounded(path)
     elif kind == "sqlite":

@@ -26,7 +26,6 @@ from slmctl.artifacts import atomic
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.rows import FORMATS, TextForm, format_of, read_rows, text_form
 from slmctl.sources.rows.cells import Row
-from slmctl.sources.rows.encodings import Encoding
 from slmctl.stages.predict import table_writer
 
 STREAM = Path("-")  # stdin as a source, stdout as a target
@@ -83,9 +82,9 @@ def snapshot(
         before, digest = _state(source), hashlib.sha256()
         kind = format or format_of(source)
         form = text_form(source, format=format, encoding=encoding) if kind in ("csv", "tsv", "jsonl") else None
-        if form is not None and not form.certain:
-            title = Encoding(form.encoding).title
-            console.say(f"  {source.name} is taken for {title}; to be certain: --encoding {form.encoding}")
+        if form is not None and not form.encoding.certain:
+            title, name = form.encoding.title, form.encoding.name
+            console.say(f"  {source.name} is taken for {title}; to be certain: --encoding {name}")
         with gzip.GzipFile(fileobj=spool, mode="wb", compresslevel=1, mtime=0) as packed:
 
             def kept() -> Iterator[Row]:

@@ -83,16 +83,16 @@ def form_for(target: Path, source: str, form: TextForm | None) -> TextForm:
 
 def encodable(form: TextForm, answers: Iterable[dict[str, Any]]) -> TextForm:
     """The form, or UTF-8 with a mark in it where an answer holds a character that its encoding has not."""
-    if form.encoding.startswith("utf"):
+    if form.encoding.name.startswith("utf"):
         return form
     for answer in answers:
         text = "".join(value for value in answer.values() if isinstance(value, str))
         try:
-            text.encode(form.encoding)
+            text.encode(form.encoding.name)
         except UnicodeEncodeError as error:
-            name = Encoding(form.encoding).title
+            name = form.encoding.title
             console.say(f"  written as UTF-8: an answer holds '{text[error.start]}', which {name} has not")
-            return form._replace(encoding="utf-8", mark=codecs.BOM_UTF8)
+            return form._replace(encoding=Encoding("utf-8", mark=codecs.BOM_UTF8))
     return form
 
 
@@ -107,7 +107,7 @@ def writer(raw: IO[bytes], target: Path, survey: SourceSurvey, added: list[str],
     packed = target.suffix.lower() == ".gz"
     # no time and no name in the header: equal rows give equal bytes
     with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if packed else contextlib.nullcontext(raw) as stream:
-        stream.write(form.mark)
+        stream.write(form.encoding.mark)
 
         def write_text(block: list[dict[str, Any]], *, header: bool = False) -> None:
             if kind == "jsonl":
@@ -116,7 +116,7 @@ def writer(raw: IO[bytes], target: Path, survey: SourceSurvey, added: list[str],
                 text = rows.as_csv(
                     block, columns=columns, header=header, separator=form.delimiter, line_end=form.line_end
                 )
-            stream.write(text.encode(form.encoding))
+            stream.write(text.encode(form.encoding.name))
 
         write_text([], header=True)  # at once: a part without rows has its header too
         yield write_text

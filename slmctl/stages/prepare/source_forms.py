@@ -8,7 +8,6 @@ from slmctl import console
 from slmctl.config import Source
 from slmctl.errors import DataError
 from slmctl.sources.rows import FileForm, form_and_columns, listed
-from slmctl.sources.rows.encodings import Encoding
 
 
 def forms_and_columns(
@@ -47,9 +46,9 @@ def forms_and_columns(
 def _say_guesses(source: Source, form: FileForm, remarked: set[tuple[str, str]]) -> None:
     """Say the encoding that was guessed and the title that was passed over, once for all parts of a source."""
     remarks = {}
-    if not form.certain:
-        title = Encoding(form.encoding or "").title
-        remarks["encoding"] = f"is taken for {title}; to be certain: encoding: {form.encoding}"
+    if form.encoding is not None and not form.encoding.certain:
+        encoding = form.encoding
+        remarks["encoding"] = f"is taken for {encoding.title}; to be certain: encoding: {encoding.name}"
     if form.header_row > 1 and source.header_row is None:
         where = f"{'line' if form.delimiter else 'row'} {form.header_row}"
         remarks["header"] = f"has its header in {where}; what is above it is no row"
