@@ -19,7 +19,7 @@ PACKAGE = Path(slmctl.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("stages", "provenance", "review", "watch"),
+    ("stages", "provenance", "review", "watch", "init"),
     ("server", "pipeline"),
     ("deduplication",),
     ("releases", "task"),

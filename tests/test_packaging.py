@@ -18,8 +18,8 @@ import pytest
 from support import ROOT
 
 from slmctl import __version__
-from slmctl.cli.project_template import templates
 from slmctl.config import ServeConfig
+from slmctl.init.project import templates
 
 PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "slmctl", "templates", "examples")
 

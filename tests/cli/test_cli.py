@@ -258,7 +258,7 @@ def test_every_role_of_a_stage_can_be_given_a_path() -> None:
 
 
 def test_templates_are_those_that_ship() -> None:
-    from slmctl.cli.project_template import templates
+    from slmctl.init.project import templates
 
     assert sorted(TEMPLATES) == sorted(templates())
 

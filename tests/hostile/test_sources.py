@@ -217,20 +217,6 @@ CASES = [
          "the query failed", SMALL),
     Case("query", "huge cell", query("select hex(zeroblob(900000000)) as h"), 3, "the query failed"),
     Case("query", "huge rows", query(f"{ENDLESS} select hex(zeroblob(4000000)) as h from c"), 3, "more than", SMALL),
-    *(Case("query", f"writes: {text} of {url}", query(text, url), code, says) for url, text, code, says in (
-        ("sqlite:///file:new.db?mode=rwc&uri=true", "create table t (n)", 3, "does not exist"),
-        ("sqlite:///file:crm.db?mode=rwc&uri=true", "delete from tickets", 3, "not authorized"),
-        ("sqlite:///file:crm.db?mode=rw&cache=shared&uri=true", "delete from tickets", 2, "parameter 'cache'"),
-        ("sqlite+pysqlite:///file%3Anew.db?mode=rwc&uri=true", "create table t (n)", 3, "does not exist"),
-        ("sqlite:///file:///new.db?mode=memory&uri=1", "create table t (n)", 3, "does not exist"),
-        ("sqlite:///crm.db?mode=rwc&uri=true", "insert into tickets values (1, 2) returning text", 3, "not authorized"),
-        ("sqlite:///crm.db?vfs=unix-dotfile", "select 1 as n", 2, "parameter 'vfs'"),
-        ("sqlite:///crm.db", "vacuum into 'new.db'", 3, "authorization denied"),
-        ("sqlite:///crm.db", "attach 'new.db' as n", 3, "not authorized"),
-        ("sqlite://", "attach 'new.db' as n", 3, "not authorized"),
-        ("sqlite:///crm.db", "pragma writable_schema = 1", 3, "not authorized"),
-        ("sqlite:///crm.db", "select load_extension('/tmp/x') as n", 3, "not authorized"),
-    )),
     # Values of the environment
     *(Case("secret", url, query("select 1 as n", url), code) for url, code in (
         ("sqlite:///${HIDDEN}.db", 3), ("${HIDDEN}", 2), ("${HIDDEN}://h/d", 2), ("sqlite:///crm.db?x=${HIDDEN}", 2),

@@ -11,13 +11,15 @@ from slmctl.artifacts.artifact import sha256_file
 from slmctl.config import PrepareConfig
 from slmctl.deduplication import minhash
 from slmctl.deduplication.ngram_overlap import Overlap
-from slmctl.stages.prepare import data_checks, duplicates, limits
-from slmctl.stages.prepare.data_checks import LabelTypo, Swapped, TokenFacts
+from slmctl.metrics.label_typos import LabelTypo, label_typos
+from slmctl.stages.prepare import duplicates
 from slmctl.stages.prepare.fates import NEAR_HELD_OUT, Fates, RowPlace, place_of, rejected_rows
+from slmctl.stages.prepare.limits import Swapped, swapped_columns
 from slmctl.stages.prepare.linear_model import LinearFacts
 from slmctl.stages.prepare.record_reader import ReadingPlan
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.stages.prepare.suspects import SuspectFacts
+from slmctl.stages.prepare.token_lengths import TokenFacts, length_facts
 from slmctl.task.records import SPLITS
 
 OVERLAPS = 10  # examples of overlap in each split that the manifest names
@@ -197,13 +199,13 @@ def collect(
         "rejected_by_reason": fates.rules(rows),
         "max_rejected": config.max_rejected,
         "labels": {label: {split: by_label[split].get(label, 0) for split in SPLITS} for label in sorted(rows.labels)},
-        "label_typos": data_checks.label_typos(rows.count(np.arange(len(rows)))),
+        "label_typos": label_typos(rows.count(np.arange(len(rows)))),
         "cleaning": [{"step": step, "rows": rows.changes["clean", step]} for step in plan.task.cleaning_steps],
         "renamed_labels": [
             {"label": label, "to": other, "rows": rows.changes["label", label]}
             for label, other in config.task.label_map.items()
         ],
-        "swapped": data_checks.swapped_columns(len(rows), *limits.different(rows)),
+        "swapped": swapped_columns(rows),
         "odd_answers": {"equal to the input": rows.echoes} if rows.echoes else {},
         "sensitive": [
             {"kind": rule.partition("/")[0], "rule": rule, "column": column, "action": action, "count": count}
@@ -222,7 +224,7 @@ def collect(
         "near_held_out": _near_held_out(config, rows, fates),
         "overlap": _overlap(config, rows, overlap),
         "splits": _splits(config, rows),
-        "tokens": data_checks.length_facts(rows.tokens[kept["train"]]),
+        "tokens": length_facts(rows.tokens[kept["train"]]),
         "sources": _sources(config, rows, fates, plan),
         "examples": _examples(config, rows, fates),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import TypedDict
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from slmctl.console import percent
 from slmctl.deduplication import minhash
 from slmctl.deduplication.ngram_overlap import Overlap
 from slmctl.errors import DataError, GateError, SlmctlError
-from slmctl.stages.prepare import data_checks
+from slmctl.metrics.label_typos import label_typos
 from slmctl.stages.prepare.fates import Fates, place_text
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task.records import SPLITS
@@ -22,6 +23,16 @@ EVIDENCE = ("report.html", "rejected.jsonl", "repeated.jsonl", "overlap.jsonl")
 NAMED = 4  # labels in an error
 MAPPED = 8  # likely misspellings in a hint
 MAX_LABELS = 1000
+MANY = 20  # rows from which columns may look swapped
+REPEATED = 0.2  # largest share of different inputs, and least times as many different answers, where they do
+OFTENER = 5
+
+
+class Swapped(TypedDict):
+    """Different inputs and different answers, where the inputs look like the answers."""
+
+    inputs: int
+    answers: int
 
 
 def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
@@ -32,7 +43,7 @@ def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
     """
     if config.task.kind != "classify" or not len(rows):
         return
-    if swapped := data_checks.swapped_columns(len(rows), *different(rows)):
+    if swapped := swapped_columns(rows):
         raise DataError(
             f"the columns look swapped: {swapped['inputs']} different inputs have {swapped['answers']} different "
             "labels",
@@ -50,9 +61,15 @@ def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
         )
 
 
-def different(rows: RecordTable) -> tuple[int, int]:
-    """The number of different inputs, and of different answers."""
-    return int((minhash.first_equal(rows.digests) < 0).sum()), len(np.unique(rows.answers))
+def swapped_columns(rows: RecordTable) -> Swapped | None:
+    """The different inputs and answers of records whose columns look swapped; None where they do not.
+
+    A few inputs that come again and again with ever other answers are labels, and the answers the texts.
+    """
+    inputs, answers = int((minhash.first_equal(rows.digests) < 0).sum()), len(np.unique(rows.answers))
+    if len(rows) < MANY or inputs > REPEATED * len(rows) or answers < OFTENER * inputs:
+        return None
+    return {"inputs": inputs, "answers": answers}
 
 
 def first_fault(
@@ -90,7 +107,7 @@ def _faults(
     reasons = ", ".join(f"{n} {rule}" for rule, n in list(fates.rules(rows).items())[:3]) or "none"
     came = f"{len(rows) + len(rows.rejected)} came in, {len(rows.rejected) + fates.left_out} were left out ({reasons})"
     if empty := next((name for name in needed if not counts[name]), None):
-        swapped = data_checks.swapped_columns(len(rows), *different(rows))
+        swapped = swapped_columns(rows)
         hint = "are 'input' and 'output' swapped?" if swapped else "a data set needs some hundred usable rows"
         yield DataError(f"no rows are left for '{empty}': {came}", hint=hint)
     few = [name for name, least in needed.items() if counts[name] < least]
@@ -126,7 +143,7 @@ def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iter
     rare = sorted((label for label in kept if trained.get(label, 0) < least), key=lambda name: (-kept[name], name))
     if config.task.kind != "classify" or not rare:
         return
-    meant = {slip["label"]: slip["likely"] for slip in data_checks.label_typos(rows.count(np.arange(len(rows))))}
+    meant = {slip["label"]: slip["likely"] for slip in label_typos(rows.count(np.arange(len(rows))))}
     named = ", ".join(
         f"'{label[:60]}' {trained.get(label, 0)}" + (f" (perhaps '{meant[label][:60]}')" if label in meant else "")
         for label in rare[:NAMED]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,6 +21,9 @@ from slmctl.task.contract import Task
 from slmctl.task.records import Record, RowRejectedError
 
 REMEMBERED = 4096  # answers whose length is kept
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+LIMITS = (256, 512, 1024, 2048, 4096, 8192)  # tokens that contexts and max_length are commonly set to
+BINS = 24  # of the histogram
 _MARK = "\x00"
 _PROBES = ("Is it <b>so</b>?\n\nYes: 5 + 5, {x} and no less", "a", "ÄRGER über 12.5 % 🙂 …")
 
@@ -124,3 +128,51 @@ class TokenCounter:
         parts = [[frame.lead + probe + frame.follow, frame.tail + probe + task.end] for probe in _PROBES]
         adds_up = self._token_counts(answered) == [frame.head_length + sum(self._token_counts(part)) for part in parts]
         return frame if adds_up and all(w == before + p + after for w, p in zip(whole, _PROBES, strict=True)) else None
+
+
+# The lengths of a data set
+
+
+class Histogram(TypedDict):
+    """Counts of equal bins, and their edges, one more than counts."""
+
+    edges: list[int]
+    counts: list[int]
+
+
+class TokenFacts(TypedDict):
+    """Lengths of records in tokens; `longer_than` holds the number of records over each common limit.
+
+    `histogram` is there where there are records.
+    """
+
+    median: int
+    p95: int
+    max: int
+    total: int
+    quantiles: dict[str, int]
+    histogram: NotRequired[Histogram]
+    longer_than: dict[str, int]
+
+
+def length_facts(lengths: np.ndarray) -> TokenFacts:
+    """Quantiles and a histogram of `(n,)` lengths in tokens, and the numbers over common limits."""
+    if not len(lengths):
+        return {"median": 0, "p95": 0, "max": 0, "total": 0, "quantiles": {}, "longer_than": {}}
+    values = [int(value) for value in np.quantile(lengths, QUANTILES, method="lower")]
+    counts, edges = np.histogram(lengths, bins=_edges(int(lengths.max())))
+    return {
+        "median": values[QUANTILES.index(0.5)],
+        "p95": values[QUANTILES.index(0.95)],
+        "max": values[-1],
+        "total": int(lengths.sum()),
+        "quantiles": {f"{share:g}": value for share, value in zip(QUANTILES, values, strict=True)},
+        "histogram": {"edges": [int(edge) for edge in edges], "counts": [int(count) for count in counts]},
+        "longer_than": {str(limit): over for limit in LIMITS if (over := int((lengths > limit).sum()))},
+    }
+
+
+def _edges(longest: int) -> np.ndarray:
+    """Whole-numbered edges of equal bins from 0 to over the longest."""
+    width = -(-(longest + 1) // BINS)
+    return np.arange(0, longest + 1 + width, width)

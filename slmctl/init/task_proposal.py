@@ -6,19 +6,24 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
+from slmctl.config import Source
 from slmctl.console import percent, shown
 from slmctl.errors import DataError, UsageError
-from slmctl.sources.first_look import Column, FirstLook, as_text, describe
-from slmctl.sources.first_look.column_names import suggests
+from slmctl.init.column_names import suggests
+from slmctl.init.columns import Column, as_text, describe
+from slmctl.init.look import FirstLook
 from slmctl.sources.rows import listed
+from slmctl.task import conversation_formats
+from slmctl.task.records import RowRejectedError
 
 TaskKind = Literal["classify", "extract", "generate", "call"]
 MIN_ROWS = 100  # with an answer; fewer say nothing about a model, and teach it little
 NO_DOUBT, LEAST = 2.0, 1.0  # scores of an answer column: from which it is taken, and from which it is thinkable
 ONE_CALL = 0.9  # share of rows with at most one call in the answer, from which the task is to call
-CONVERSATION = "conversations"
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class TaskProposal:
         kind: Of the task.
         input, output: A column, or a template; empty where the rows are conversations.
         id, group, time: Columns; empty for none.
-        conversation_format: The name of the conversations' layout; empty for columns.
+        is_conversation: True if the rows are conversations, in a layout that is known by its columns.
         answers: The answers as a column.
         pairs: Input and answer of the rows of the sample that have both.
         usable: Share of the rows that have both.
@@ -50,11 +55,19 @@ class TaskProposal:
     id: str = ""
     group: str = ""
     time: str = ""
-    conversation_format: str = ""
+    is_conversation: bool = False
     tools: bool = False
     own_system: bool = False
     notes: tuple[str, ...] = ()
     doubts: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Rows by label, the commonest first: over all rows that were counted, or those of the sample."""
+        if self.kind != "classify":
+            return {}
+        counts = self.answers.counts or Counter(answer for _, answer in self.pairs)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def propose(
@@ -77,35 +90,34 @@ def propose(
             f"{title} holds no usable row" + (f"; {look.fault}" if look.fault else ""),
             hint="a header and rows with a text and its answer are needed",
         )
-    conversations = input is None and output is None and _conversation_format(look)
-    task = (
-        _of_conversations(look, conversations, kind) if conversations else _of_columns(look, title, input, output, kind)
-    )
-    _require_something_to_learn(look, title, task)
+    columns = {column.name for column in look.columns}
+    name = next((name for name, needs in conversation_formats.NEEDS.items() if set(needs) <= columns), "")
+    if input is None and output is None and name:
+        task = _of_conversations(look, name, kind)
+    else:
+        task = _of_columns(look, title, input, output, kind)
+    if len(task.labels) == 1:
+        raise DataError(
+            f"every row of {title} has the answer '{shown(next(iter(task.labels)), 60)}', so there is nothing to "
+            "tell apart",
+            hint="add rows of the other categories, or name another column: --output COLUMN",
+        )
+    rows = round(look.rows * task.usable)
+    if rows < MIN_ROWS:
+        raise DataError(
+            f"{title} has {rows} rows with a text and an answer: too few to train a model and to measure it",
+            hint=f"collect {MIN_ROWS} and more, at best 50 a category; slmctl init support-triage shows a project "
+            "with enough",
+        )
     return task
 
 
 # Conversations
 
 
-def _conversation_format(look: FirstLook) -> str:
-    """The layout of conversations that the columns name; empty for none."""
-    from slmctl.task.conversation_formats import NEEDS
-
-    columns = {column.name for column in look.columns}
-    return next((name for name, needs in NEEDS.items() if set(needs) <= columns), "")
-
-
 def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> TaskProposal:
-    from pathlib import Path
-
-    from slmctl.config import Source
-    from slmctl.task import conversation_formats
-    from slmctl.task.records import RowRejectedError
-
     layout = conversation_formats.recognise(Source(path=Path("rows")), [column.name for column in look.columns])
     pairs: list[tuple[str, str]] = []
-    answers: list[Any] = []
     faults: list[str] = []
     tools = own_system = 0
     calls: Counter[int] = Counter()  # rows by the number of calls in their answer
@@ -117,31 +129,29 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
             continue
         messages = conversation.messages
         question = next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
-        answers.append(messages[-1]["content"] or as_text(messages[-1].get("tool_calls")))
-        pairs.append((question, answers[-1]))
+        pairs.append((question, messages[-1]["content"] or as_text(messages[-1].get("tool_calls"))))
         tools += bool(conversation.tools)
         calls[len(messages[-1].get("tool_calls") or ())] += 1
         own_system += messages[0]["role"] == "system"
-    column = describe("assistant", answers)
-    by_answer: TaskKind = "extract" if column.kind == "JSON" and not tools else "generate"
-    if column.kind in ("label", "constant"):
+    answers = describe("assistant", [answer for _, answer in pairs])
+    by_answer: TaskKind = "extract" if answers.kind == "JSON" and not tools else "generate"
+    if answers.kind in ("label", "constant"):
         by_answer = "classify"
     if tools and calls[1] and calls[0] + calls[1] >= ONE_CALL * len(pairs):
         by_answer = "call"
     notes = [f"{percent(tools / max(len(pairs), 1), 0)} of the rows offer tools"] if tools else []
     notes += ["the rows bring system prompts of their own, so slmctl.yaml has none"] if own_system else []
     notes += [f"{len(faults)} of {len(look.sample)} rows are no conversation: {faults[0]}"] if faults else []
-    ids = [column for column in look.columns if column.kind == "id"]
     return TaskProposal(
         kind=kind or by_answer,
         input="",
         output="",
-        answers=column,
+        answers=answers,
         pairs=tuple(pairs),
         usable=len(pairs) / len(look.sample),
         reason=f"the rows are conversations in the form '{name}'",
-        id=ids[0].name if ids else "",
-        conversation_format=name,
+        id=next((column.name for column in look.columns if column.kind == "id"), ""),
+        is_conversation=True,
         tools=tools > 0,
         own_system=own_system > 0,
         notes=tuple(notes),
@@ -155,20 +165,20 @@ def _of_columns(
     look: FirstLook, title: str, input: str | None, output: str | None, kind: TaskKind | None
 ) -> TaskProposal:
     for flag, spec in (("--input", input), ("--output", output)):
-        _require_columns(look, title, flag, spec)
+        for name in names_in(spec or ""):
+            if look.column(name) is None:
+                names = listed([column.name for column in look.columns])
+                raise UsageError(f"{flag}: {title} has no column '{name}'", hint=f"its columns: {names}")
     doubts: list[tuple[str, str]] = []
     if output is None:
-        answer, by_answer, question = _choose_answer(look, title, input or "", kind)
-        if question:
-            doubts.append(("--output", question))
+        answer, question = _choose_answer(look, title, input or "", kind)
+        doubts += [("--output", question)] if question else []
     else:
-        answer = _column_of(look, output)
-        by_answer = _kind_of_answer(answer)
+        answer = look.column(output) or describe(output, [_filled(output, row) for row in look.sample])
     if input is None:
         input, question = _choose_input(look, title, answer)
-        if question:
-            doubts.append(("--input", question))
-    kind = kind or by_answer
+        doubts += [("--input", question)] if question else []
+    kind = kind or _kind_of(answer)
     _require_sense(look, input, answer, kind, chosen=output is not None)
     pairs = [
         (text, value)
@@ -184,42 +194,41 @@ def _of_columns(
         pairs=tuple(pairs),
         usable=len(pairs) / len(look.sample),
         reason={
-            "classify": f"'{answer.name}' has {_number(look, answer)} different values",
+            "classify": f"'{answer.name}' has {answer.different} different values",
             "extract": f"'{answer.name}' holds JSON",
             "generate": f"'{answer.name}' holds texts of {answer.words:.0f} words on average",
             "call": f"'{answer.name}' holds calls",
         }[kind],
-        id=_first(columns, "id", "id"),
-        group=_first(columns, "group", "group"),
+        id=_first(columns, "id"),
+        group=_first(columns, "group"),
         time=next((column.name for column in columns if column.is_iso_time), ""),
-        notes=tuple(_swapped(look, input, answer)),
+        notes=tuple(_swapped(input, answer)),
         doubts=tuple(doubts),
     )
 
 
-def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | None) -> tuple[Column, TaskKind, str]:
-    """The column of the answer, the kind of task that goes with it, and a question where others are as likely."""
+def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | None) -> tuple[Column, str]:
+    """The column of the answer, and a question where others are as likely."""
     texts = [column for column in look.columns if column.kind == "text" and column.name != input]
     scores = {column.name: _score(column, kind, texts) for column in look.columns if column.name != input}
     best = max(scores.values(), default=0.0)
-    if best < LEAST and len(texts) > 1 - bool(input) and kind in (None, "generate"):
-        names = " or ".join(f"'{column.name}'" for column in texts[-2:])
-        return texts[-1], "generate", f"is the answer in {names}?"
-    if best < LEAST:
-        raise DataError(
-            f"{title} has no column with an answer: {_what_there_is(look)}",
-            hint="add a column with the right answer of each row (a category, JSON, or a text), or name it: "
-            "--output COLUMN",
-        )
     likely = [column for column in look.columns if scores.get(column.name) == best]
-    names = " or ".join(f"'{column.name}'" for column in likely)
     doubt = best < NO_DOUBT or len(likely) > 1
-    return likely[-1], _kind_of_answer(likely[-1]), f"is the answer in {names}?" if doubt else ""
+    if best < LEAST:
+        if len(texts) <= 1 - bool(input) or kind not in (None, "generate"):
+            raise DataError(
+                f"{title} has no column with an answer: {_what_there_is(look)}",
+                hint="add a column with the right answer of each row (a category, JSON, or a text), or name it: "
+                "--output COLUMN",
+            )
+        likely = texts[-2:]
+    names = " or ".join(f"'{column.name}'" for column in likely)
+    return likely[-1], f"is the answer in {names}?" if doubt else ""
 
 
 def _score(column: Column, kind: TaskKind | None, texts: Sequence[Column]) -> float:
     """A score of a column as the answer; from NO_DOUBT on it is taken without a question."""
-    if kind is not None and _kind_of_answer(column) != kind:
+    if kind is not None and _kind_of(column) != kind:
         return 0.0
     if column.kind in ("label", "constant"):
         if suggests(column.name, "label"):
@@ -235,10 +244,10 @@ def _score(column: Column, kind: TaskKind | None, texts: Sequence[Column]) -> fl
     return 1.0 if column.kind == "value" and suggests(column.name, "answer") else 0.0
 
 
-def _kind_of_answer(column: Column) -> TaskKind:
-    if column.kind == "JSON":
+def _kind_of(answer: Column) -> TaskKind:
+    if answer.kind == "JSON":
         return "extract"
-    return "generate" if column.kind in ("text", "value") else "classify"
+    return "generate" if answer.kind in ("text", "value") else "classify"
 
 
 def _choose_input(look: FirstLook, title: str, answer: Column) -> tuple[str, str]:
@@ -254,15 +263,13 @@ def _choose_input(look: FirstLook, title: str, answer: Column) -> tuple[str, str
     best = max(scores.values())
     likely = sorted((c for c in texts if scores[c.name] == best), key=lambda column: -column.words)
     chosen = likely[0]
-    rivals = [column for column in likely if column.words > 0.5 * chosen.words]
-    question = f"is the text in {' or '.join(repr(column.name) for column in rivals)}?" if len(rivals) > 1 else ""
-    subject = next((c for c in others if c is not chosen and suggests(c.name, "subject") and c.kind in _WORDS), None)
-    if subject is not None and all(column.name.isidentifier() for column in (subject, chosen)):
+    rivals = [repr(column.name) for column in likely if column.words > 0.5 * chosen.words]
+    question = f"is the text in {' or '.join(rivals)}?" if len(rivals) > 1 else ""
+    words = [column for column in others if column is not chosen and column.kind in ("text", "value")]
+    subject = next((column for column in words if suggests(column.name, "subject")), None)
+    if subject is not None and subject.name.isidentifier() and chosen.name.isidentifier():
         return f"{{{{ {subject.name} }}}}\n\n{{{{ {chosen.name} }}}}", question
     return chosen.name, question
-
-
-_WORDS = ("text", "value")
 
 
 def _input_score(column: Column) -> int:
@@ -271,23 +278,11 @@ def _input_score(column: Column) -> int:
     return 3 if suggests(column.name, "text") else 1 if suggests(column.name, "subject") else 2
 
 
-def _require_columns(look: FirstLook, title: str, flag: str, spec: str | None) -> None:
-    """Refuse a flag that names no column."""
-    for name in names_in(spec) if spec else ():
-        if look.column(name) is None:
-            names = listed([column.name for column in look.columns])
-            raise UsageError(f"{flag}: {title} has no column '{name}'", hint=f"its columns: {names}")
-
-
 def names_in(spec: str) -> list[str]:
     """The columns of a template that are named alone in braces; of a column's name that name."""
-    return re.findall(r"\{\{-?\s*(\w+)", spec) if "{{" in spec or "{%" in spec else [spec]
-
-
-def _column_of(look: FirstLook, spec: str) -> Column:
-    """The column of a name; of a template a column of what it makes."""
-    column = look.column(spec)
-    return column or describe(spec, [_filled(spec, row) for row in look.sample])
+    if "{{" in spec or "{%" in spec:
+        return re.findall(r"\{\{-?\s*(\w+)", spec)
+    return [spec] if spec else []
 
 
 def _filled(spec: str, row: dict[str, Any]) -> str:
@@ -320,51 +315,22 @@ def _require_sense(look: FirstLook, input: str, answer: Column, kind: TaskKind, 
         )
 
 
-def _swapped(look: FirstLook, input: str, answer: Column) -> Iterator[str]:
+def _swapped(input: str, answer: Column) -> Iterator[str]:
     """A note where the columns are named the other way round."""
     named_text = suggests(answer.name, "text") and not suggests(answer.name, "label")
     if named_text and suggests(input, "label") and answer.kind in ("label", "constant"):
         yield (
-            f"the columns look swapped: '{answer.name}' has {_number(look, answer)} short values, and '{input}' holds "
+            f"the columns look swapped: '{answer.name}' has {answer.different} short values, and '{input}' holds "
             "the texts; they are taken by what they hold"
         )
 
 
-def _first(columns: Sequence[Column], kind: str, name: str) -> str:
+def _first(columns: Sequence[Column], kind: Literal["id", "group"]) -> str:
     """The first column of a kind, rather one whose name suggests it; empty for none."""
-    of_kind = [column for column in columns if column.kind == kind]
-    return next((c.name for c in of_kind if suggests(c.name, name)), of_kind[0].name if of_kind else "")
-
-
-def _number(look: FirstLook, column: Column) -> int:
-    return max(len(column.counts), column.distinct)
+    names = [column.name for column in columns if column.kind == kind]
+    return next((name for name in names if suggests(name, kind)), names[0] if names else "")
 
 
 def _what_there_is(look: FirstLook) -> str:
     """Every column with what it was taken for, as an error says it."""
     return ", ".join(f"'{shown(column.name, 40)}' ({column.kind}, {column.reason})" for column in look.columns[:8])
-
-
-# What can be known before anything is trained
-
-
-def _require_something_to_learn(look: FirstLook, title: str, task: TaskProposal) -> None:
-    rows = round(look.rows * task.usable)
-    if task.kind == "classify" and len(labels_of(task)) == 1:
-        raise DataError(
-            f"every row of {title} has the answer '{shown(next(iter(labels_of(task))), 60)}', so there is nothing to "
-            "tell apart",
-            hint="add rows of the other categories, or name another column: --output COLUMN",
-        )
-    if rows < MIN_ROWS:
-        raise DataError(
-            f"{title} has {rows} rows with a text and an answer: too few to train a model and to measure it",
-            hint=f"collect {MIN_ROWS} and more, at best 50 a category; slmctl init support-triage shows a project "
-            "with enough",
-        )
-
-
-def labels_of(task: TaskProposal) -> dict[str, int]:
-    """Rows by label, the commonest first: over all rows that were counted, or those of the sample."""
-    counts = task.answers.counts or Counter(answer for _, answer in task.pairs)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from slmctl.config import Source, SourceLimits, Sql
 from slmctl.errors import DataError, UsageError
+from slmctl.init.look import FirstLook, look
 from slmctl.network.credentials import mask
 from slmctl.sources import reviewed, snapshot, sql
-from slmctl.sources.first_look import FirstLook, look
 from slmctl.sources.rows import Row, form_of, is_several, listed, read_rows, require_file
 from slmctl.sources.sql_address import with_file
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.config import moment
 from slmctl.console import percent
-from slmctl.sources.first_look.column_names import suggests
+from slmctl.init.column_names import suggests
 from slmctl.sources.rows.cells import MAX_DEPTH
 
 Kind = Literal["text", "label", "id", "group", "time", "number", "JSON", "constant", "empty", "value"]
@@ -39,23 +39,24 @@ class Column:
     Attributes:
         kind: What its values are taken for.
         reason: Why, in words for people.
-        filled: Share of the rows with a value.
         distinct: Different values in the sample.
         counts: Rows by value over all rows that were counted; empty for more than MAX_LABELS values.
         words: Mean number of words.
-        longest: Characters of the longest value of the sample.
         example: A value, as it stands.
     """
 
     name: str
     kind: Kind
     reason: str
-    filled: float
     distinct: int
     counts: Mapping[str, int]
     words: float
-    longest: int
     example: str
+
+    @property
+    def different(self) -> int:
+        """The number of different values, as far as they were counted."""
+        return max(len(self.counts), self.distinct)
 
     @property
     def is_iso_time(self) -> bool:
@@ -97,11 +98,9 @@ def describe(name: str, cells: Sequence[Any], counts: Mapping[str, int] | None =
         name=name,
         kind=kind,
         reason=reason,
-        filled=len(values) / max(len(cells), 1),
         distinct=len(set(values)),
         counts=counts,
         words=words,
-        longest=max(map(len, values), default=0),
         example=_example(values, kind),
     )
 

@@ -1,0 +1,257 @@
+"""A proposal, or a template -> the folder of a project: `slmctl.yaml` with a comment a key, and the files it names."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+
+import yaml
+
+from slmctl import config
+from slmctl.config import FILENAME
+from slmctl.console import percent
+from slmctl.errors import UsageError
+from slmctl.init.answer_schema import SchemaBuilder
+from slmctl.init.columns import json_value
+from slmctl.init.look import COUNTED
+from slmctl.init.proposal import FEW_ROWS, HIGH_RATE, SMALL, SMALL_BASE, Proposal, epochs, gates, system_prompt
+from slmctl.reports.html_page import count
+from slmctl.sources.sql_address import with_file
+
+MAX_LINES = 30  # of slmctl.yaml, where a map of labels does not take more
+WIDTH = 120  # characters of a line that is wrapped
+MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
+SCHEMA_FILE = ".slmctl.schema.json"  # beside slmctl.yaml; editors read it without a network
+SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
+_COMMENT_AT = 46  # column of the comments
+
+
+def templates() -> dict[str, str]:
+    """Name and first line of every template."""
+    titles = {}
+    for folder in sorted(resources.files("slmctl.templates").iterdir(), key=lambda entry: entry.name):
+        if folder.joinpath(FILENAME).is_file():
+            titles[folder.name] = folder.joinpath(FILENAME).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    return titles
+
+
+def copy_template(template: str, folder: Path) -> list[Path]:
+    """Copy a template and its example data into `folder`, whose name becomes the project's; never overwrites.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: A file of its name exists.
+    """
+    text = resources.files("slmctl.templates").joinpath(template).joinpath(FILENAME).read_text(encoding="utf-8")
+    settings = config.parse(text, root=folder)
+    named = [source.local for source in settings.prepare.sources]
+    named += [path for path in (settings.task.json_schema, settings.task.tools) if isinstance(path, Path)]
+    examples = resources.files("slmctl.examples").joinpath("data")
+    text = re.sub(r"(?m)^project: .*$", f"project: {project_name(folder)}", text, count=1)
+    files = {path.name: examples.joinpath(path.name).read_bytes() for path in named}
+    return _write_files(f"{SCHEMA_LINE}\n{text}", files, folder)
+
+
+def write(proposal: Proposal, folder: Path) -> list[Path]:
+    """Write a proposal into a folder, and nothing over a file that is there.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: A file exists already.
+    """
+    files: dict[str, bytes] = {}
+    if proposal.task.kind == "extract":
+        content = json.dumps(_schema(proposal), indent=2, ensure_ascii=False) + "\n"
+        files[_schema_name(proposal)] = content.encode()
+    text = config_text(proposal, folder)
+    config.parse(text, root=folder)  # nothing is written that cannot be read
+    return _write_files(text, files, folder)
+
+
+def _write_files(text: str, files: Mapping[str, bytes], folder: Path) -> list[Path]:
+    """Write slmctl.yaml and the files beside it, all or none; only an editor's schema is written over."""
+    schema = json.dumps(config.schema(), indent=1) + "\n"
+    files = {FILENAME: text.encode(), **files, SCHEMA_FILE: schema.encode()}
+    require_free(folder, *(name for name in files if name != SCHEMA_FILE))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in files]
+
+
+def require_free(folder: Path, *names: str) -> None:
+    """Refuse a folder in which one of some files exists.
+
+    Raises:
+        UsageError: It does.
+    """
+    for name in names:
+        if (folder / name).exists():
+            raise UsageError(f"{folder / name} exists already", hint="name another folder: slmctl init SOURCE FOLDER")
+
+
+def project_name(folder: Path) -> str:
+    """A project's name from its folder's: small letters, digits and hyphens."""
+    name = folder.resolve().name.replace("ß", "ss").replace("ł", "l")
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].strip("-") or "project"
+
+
+def _schema_name(proposal: Proposal) -> str:
+    return f"{project_name(Path(Path(proposal.data.title).stem))}.schema.json"
+
+
+def _schema(proposal: Proposal) -> dict[str, object]:
+    """A JSON Schema that all answers satisfy; of columns from every row, of conversations from the sample."""
+    builder = SchemaBuilder()
+    task = proposal.task
+    rows = islice(proposal.data.rows(), COUNTED)
+    cells = (row.columns.get(task.output) for row in rows if not row.fault)
+    for cell in (answer for _, answer in task.pairs) if task.is_conversation else cells:
+        if (value := json_value(cell)) is not None:
+            builder.add(value)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **builder.schema()}
+
+
+# The text of slmctl.yaml
+
+
+def config_text(proposal: Proposal, folder: Path) -> str:
+    """The content of slmctl.yaml in a folder."""
+    rest = [*_prepare(proposal, folder), *_stages(proposal)]
+    lines = [SCHEMA_LINE, *_head(proposal, folder, wrapped=True), *rest]
+    if len(lines) > MAX_LINES:
+        lines = [SCHEMA_LINE, *_head(proposal, folder, wrapped=False), *rest]
+    return "\n".join(lines) + "\n"
+
+
+def _head(proposal: Proposal, folder: Path, *, wrapped: bool) -> Iterator[str]:
+    """The lines up to the task; `wrapped` has a mapping of labels take several."""
+    task, base = proposal.task, proposal.base
+    if not config.is_remote(base.source):
+        base = replace(base, source=_relative(Path(base.source).expanduser(), folder))
+    yield _line("project", project_name(folder), "in the names of releases and model files")
+    yield _line("version", "0.1", "of the release")
+    yield _line("base", base.source, base.about)
+    if base.sha256:
+        yield _line("pull", {"sha256": base.sha256}, "of this base: remove it with another")
+    yield "task:"
+    yield _line("  kind", task.kind, "classify: a label; extract: JSON; generate: a text; call: a tool")
+    labels = len(task.labels) - len(proposal.label_map)
+    if proposal.label_map:
+        about = f"the {labels} of the answers; {len(proposal.label_map)} more look misspelt: check them"
+        if not wrapped:
+            yield _line("  labels", {"map": proposal.label_map}, about)
+        else:
+            yield f"{'  labels:':<{_COMMENT_AT}}  # {about}"
+            yield from _wrapped("    map: ", proposal.label_map)
+    elif task.kind == "classify":
+        yield _line("  labels", "from-data", f"the {labels} that the answers hold")
+    elif task.kind == "extract":
+        yield _line("  schema", _schema_name(proposal), "derived from the answers: correct it before you train")
+    if not task.own_system:
+        prompt = system_prompt(task.kind, proposal.languages.main)
+        yield _line("  system", prompt, "the same in training and in use: make it yours")
+
+
+def _prepare(proposal: Proposal, folder: Path) -> Iterator[str]:
+    task = proposal.task
+    yield "prepare:"
+    yield "  sources:"
+    columns = (
+        ("input", task.input, "the column that is read, or a template"),
+        ("output", task.output, "the column with the right answer"),
+        ("id", task.id, "what slmctl trace --id asks for"),
+        ("group", task.group, "rows with the same value stay in one split"),
+        ("time", task.time, "for splits.time"),
+    )
+    about = {"sheet": "the sheet, table or array", "encoding": "a guess: see that accents and signs read right"}
+    about |= {next(iter(proposal.data.origin)): count(proposal.data.look.rows, "row")}
+    keys = [(key, _placed(value, folder), about.get(key, "")) for key, value in proposal.data.origin.items()]
+    keys += [(key, value, comment) for key, value, comment in columns if value]
+    for place, (key, value, comment) in enumerate(keys):
+        yield _line(f"    {'- ' if place == 0 else '  '}{key}", value, comment)
+    if proposal.clean:
+        shares = ", ".join(f"{step} in {percent(share, 0)}" for step, share in proposal.clean.items() if share)
+        yield _line("  clean", list(proposal.clean), f"{shares} of the texts; when the model is used, too")
+    if kinds := sorted(proposal.sensitive):
+        shares = ", ".join(f"{kind} in {percent(proposal.sensitive[kind], 0)}" for kind in kinds)
+        yield _line("  sensitive", dict.fromkeys(kinds, "redact"), f"{shares} of the rows; or keep, pseudonymise")
+    if task.usable < 0.9:
+        left_out = min(math.ceil(100 * (1.02 - task.usable)), 100)
+        yield _line("  max_rejected", f"{left_out} %", f"{percent(1 - task.usable, 0)} of the rows have no answer")
+    if proposal.rare_labels:
+        yield _line("  min_rows", {"label": 0}, "some labels have so few rows that none may be left for training")
+    if proposal.rows < SMALL:
+        yield _line("  splits", {"calibration": 0, "test": 0.25}, "few rows: none for calibrate, more for the test")
+
+
+def _stages(proposal: Proposal) -> Iterator[str]:
+    training: dict[str, object] = {"epochs": epochs(proposal.rows)}
+    about = "passes over the training rows"
+    if proposal.rows < FEW_ROWS and 0 < proposal.base.parameters < SMALL_BASE:
+        training["learning_rate"] = HIGH_RATE
+        about = "passes, and twice the default rate: few rows and a small base"
+    if proposal.longest > MAX_LENGTH:
+        training["too_long"] = "truncate"
+        about = f"the longest row has about {proposal.longest:,} tokens, max_length is {MAX_LENGTH:,}"
+    yield _line("finetune", training, about)
+    yield _line("quantize", {"types": ["Q8_0"]}, "add Q4_K_M and see what 4 bits cost")
+    yield "gates:"
+    for gate, comment in gates(proposal.task, proposal.test_rows):
+        yield _line("  -", gate, comment)
+    yield _line("publish", {"to": "dir:./registry"}, "or hf:, s3://")
+
+
+def _placed(value: object, folder: Path) -> object:
+    """A value of a source as a config in the folder has it: paths relative to that."""
+    if isinstance(value, Mapping) and "url" in value:
+        return {**value, "url": with_file(value["url"], lambda path: _relative(Path(path), folder))}
+    return _relative(value, folder) if isinstance(value, Path) else value
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return os.path.relpath(path.resolve(), folder.resolve())
+
+
+def _wrapped(head: str, values: Mapping[str, str]) -> Iterator[str]:
+    """A mapping in braces, over as many lines as it takes."""
+    entries = [f"{_flow(key)}: {_flow(value)}" for key, value in values.items()]
+    line = head + "{"
+    for place, entry in enumerate(entries):
+        piece = entry + (", " if place < len(entries) - 1 else "}")
+        if len(line) + len(piece) > WIDTH and line.strip():
+            yield line.rstrip()
+            line = " " * (len(head) + 1)
+        line += piece
+    yield line
+
+
+def _line(key: str, value: object, comment: str) -> str:
+    """`key: value  # comment`; the key `  -` begins an entry of a list."""
+    plain = yaml.safe_dump(value, allow_unicode=True, width=10**9).removesuffix("...\n").strip()
+    text = plain if isinstance(value, str) and "\n" not in value else _flow(value)
+    written = f"{key} {text}" if key.endswith("-") else f"{key}: {text}"
+    return f"{written:<{_COMMENT_AT}}  # {comment}" if comment else written
+
+
+def _flow(value: object) -> str:
+    """A value as YAML on one line, to stand in a list or mapping on one line too."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value, ensure_ascii=False)
+    # in a list, so that what may stand in no list or mapping on one line is quoted
+    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**9)[1:-2]
