@@ -1,8 +1,7 @@
-"""A report in blocks -> one self-contained HTML file.
+"""Figures and a template -> one self-contained HTML file.
 
-Reports build the classes below from plain text and charts, without HTML. Every text is cleaned and cut here and
-escaped by the template. A content security policy with hashes forbids every request and every script but the page's
-own, so that no text from data can act.
+Every text of a template's values is cleaned, cut and escaped. A content security policy with hashes forbids every
+request and every script but the page's own, so that no text from data can act.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup
@@ -27,151 +26,41 @@ from slmctl.reports import svg_chart
 Tone = Literal["", "good", "warn", "bad"]
 _APART = re.compile(r"(?<=\d) %")
 ROWS = 500  # rows of a table that a page shows, so that a report of millions of rows opens at once
-HEAD = 60  # characters of a column's name
 TEXT = 480  # characters of a text that a page shows
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One number to remember."""
-
-    label: str
-    value: str
-    note: str = ""
-    tone: Tone = ""
-
-
-@dataclass(frozen=True)
 class Notice:
-    """One sentence; in a list of what to look at first, it leads to the section of that title."""
+    """One sentence of what to look at first; it leads to the section of that title."""
 
-    kind: ClassVar[str] = "notice"
     text: str
     tone: Tone = ""
     section: str = ""
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A chart of `slmctl.reports.svg_chart` with its title; `slim` stands in its place on a small screen."""
-
-    kind: ClassVar[str] = "chart"
-    title: str
-    svg: Markup
-    note: str = ""
-    slim: Markup | None = None
-
-    @property
-    def wide(self) -> bool:
-        """True for a chart that takes the whole width."""
-        return float(self.svg.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0]) > svg_chart.WIDTH
-
-
-@dataclass(frozen=True)
 class Cell:
-    """A cell with a tone and a tooltip."""
+    """A cell of a table with a tone and a tooltip."""
 
     text: str
     tone: Tone = ""
     title: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows under a head; the first `texts` columns are text, the others figures.
-
-    `total` is the number of rows, where `rows` holds only some of them. `choices` name sets of row indices, for a table
-    that a reader can filter.
-    """
-
-    kind: ClassVar[str] = "table"
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
-    texts: int = 1
-    total: int | None = None
-    note: str = ""
-    choices: Sequence[tuple[str, Sequence[int]]] = ()
-    folded: bool = False
-    half: bool = False  # as wide as a chart, beside one
-
-    @property
-    def heads(self) -> list[str]:
-        """The head, cut so that no column is wider than its cells for the sake of a name."""
-        return [shown(name, HEAD) for name in self.head]
-
-    @property
-    def shown(self) -> list[list[Cell]]:
-        """The rows of the page."""
-        return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows[:ROWS]]
-
-    @property
-    def capped(self) -> str:
-        """`The first 500 of 1,200 rows.`; empty where the page holds all of them."""
-        total = max(self.total or 0, len(self.rows))
-        here = min(len(self.rows), ROWS)
-        return f"The first {here:,} of {total:,} rows." if here < total else ""
-
-    @property
-    def sets(self) -> list[list[str]]:
-        """For each row of the page, the numbers of the choices that it belongs to."""
-        numbers: list[list[str]] = [[] for _ in self.rows[:ROWS]]
-        for number, (_, places) in enumerate(self.choices):
-            for place in places:
-                if place < len(numbers):
-                    numbers[place].append(str(number))
-        return numbers
-
-
-Block = Chart | Table | Notice
-
-
-@dataclass(frozen=True)
-class PageSection:
-    """A part of the page with a title."""
-
-    title: str
-    blocks: Sequence[Block]
-    lead: str = ""
-
-    @property
-    def id(self) -> str:
-        """The anchor of the section."""
-        return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
-
-
-@dataclass(frozen=True)
-class Page:
-    """Headline, figures, what to look at first, details."""
-
-    kicker: str  # what kind of report, of which project
-    headline: str
-    lead: str = ""
-    tone: Tone = ""
-    facts: Sequence[Figure] = ()  # lines about where the report comes from
-    figures: Sequence[Figure] = ()
-    notices: Sequence[Notice] = ()
-    noticed: str = "Look at first"  # what the notices are under
-    sections: Sequence[PageSection] = ()
-    foot: str = ""
-
-
-def write_report(path: Path, template: str, **values: Any) -> None:
+def write(path: Path, template: str, **values: Any) -> None:
     """Render a template of `templates/report/` with these values to a file, the same bytes for the same values."""
     css, js = f"{_read('report.css')}\n{svg_chart.style()}", _read("report.js")
-    html = (
-        _environment()
-        .get_template(template)
-        .render(
-            titles=[],  # of the sections that have content, which enter it while the page is rendered
-            css=Markup(css),  # noqa: S704 - files of this package, and no text from data
-            js=Markup(js),  # noqa: S704
-            css_hash=_hash(css),
-            js_hash=_hash(js),
-            **values,
-        )
-    )
+    page = _environment().get_template(template)
+    titles: list[str] = []  # of the sections that have content, which enter it while the page is rendered
+    hashes = {"css_hash": _hash(css), "js_hash": _hash(js)}
+    html = page.render(titles=titles, css=Markup(css), js=Markup(js), **hashes, **values)  # noqa: S704 - own files
     path.write_text(html + "\n", encoding="utf-8")
+
+
+def markdown(template: str, **values: Any) -> str:
+    """Render a template of `templates/report/` as Markdown, whose texts are neither escaped nor cut."""
+    environment = _environment().overlay(autoescape=False, finalize=None)
+    return environment.from_string(_read(template)).render(**values).rstrip() + "\n"
 
 
 @cache
@@ -186,33 +75,10 @@ def _environment() -> jinja2.Environment:
         "percent": percent, "points": points, "place": place, "places": places, "size": console.size,
     }  # fmt: skip
     environment.globals |= {
-        "Bar": svg_chart.Bar, "bars": svg_chart.bars, "heat": svg_chart.heat, "histogram": svg_chart.histogram,
+        "Bar": svg_chart.Bar, "bars": svg_chart.bars, "histogram": svg_chart.histogram,
         "Notice": Notice, "stack": svg_chart.stack, "most_rows": ROWS, "page_width": 2 * svg_chart.WIDTH,
     }  # fmt: skip
     return environment
-
-
-def write(path: Path, page: Page) -> None:
-    """Render a page to a file."""
-    path.write_text(render(page), encoding="utf-8")
-
-
-def render(page: Page) -> str:
-    """A page as one HTML document, the same bytes for the same page."""
-    css, js = f"{_read('report.css')}\n{svg_chart.style()}", _read("report.js")
-    environment = jinja2.Environment(
-        autoescape=True, finalize=_plain, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_read("report.html"))
-    ids = {section.title: section.id for section in page.sections}
-    return template.render(
-        page=page,
-        ids=ids,
-        css=Markup(css),  # noqa: S704 - files of this package, and no text from data
-        js=Markup(js),  # noqa: S704
-        css_hash=_hash(css),
-        js_hash=_hash(js),
-    )
 
 
 def anchor(title: str) -> str:

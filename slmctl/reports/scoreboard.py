@@ -1,4 +1,4 @@
-"""A report -> the tables of the terminal, of `report.md` and of the model card."""
+"""A report -> the scoreboard of the terminal, of `report.md` and of the model card; figures in words."""
 
 from __future__ import annotations
 
@@ -10,16 +10,7 @@ from slmctl.console import percent
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of
 
 RELEASE = "release"  # kind of the release that gates compare with
-ORDER = (
-    "base",
-    "adapter",
-    "merged",
-    "gguf",
-    "lora",
-    "published",
-    RELEASE,
-    "endpoint",
-)  # kinds, as the pipeline makes them
+ORDER = ("base", "adapter", "merged", "gguf", "lora", "published", RELEASE, "endpoint")  # as the pipeline makes them
 UNTUNED = ("base", RELEASE, "endpoint")  # kinds that the training of this report did not make
 BESIDE = {  # metrics beside the primary one; the report holds all of them
     "classify": ("macro_f1", "ece"),
@@ -28,7 +19,6 @@ BESIDE = {  # metrics beside the primary one; the report holds all of them
     "call": ("tool_accuracy", "field_f1", "no_call_recall", "valid_call"),
 }
 SQUARES = ("brier",)  # metrics that are no shares of a whole, and so have no percent
-WORST = 5  # slices listed in the Markdown
 
 
 class PlannedFile(TypedDict):
@@ -64,25 +54,6 @@ class PublishPlan(TypedDict):
     signed: bool
     gates: list[str]
     files: list[PlannedFile]
-
-
-def markdown(report: EvaluationReport) -> str:
-    """The report as Markdown, for a pull request."""
-    parts = [f"# Report: {report['n']} held-out rows ({report['split']}), {report['task']}", ""]
-    parts += [f"> {remark}" for remark in report["remarks"]] + ([""] if report["remarks"] else [])
-    parts += [*_table(*table(report)), ""]
-    kind = "Wilson" if report["primary_metric"] != "token_f1" else "percentile bootstrap"
-    parts += [f"Intervals: {kind}, {percent(report['confidence'], 0)}. Latency: median over rows asked one at a time."]
-    for title, section in (
-        (f"{report['focus']} less each other model", _beside),
-        (f"Weakest slices of {report['focus']}", _weakest),
-        ("Old and new rows", _release),
-        ("Choice", _choice),
-        ("Break-even", _break_even),
-    ):
-        lines = list(section(report))
-        parts += ["", f"## {title}", "", *lines] if lines else []
-    return "\n".join(parts) + "\n"
 
 
 def table(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
@@ -140,129 +111,3 @@ def _line(name: str, entry: ParticipantEntry, metric: str, others: Sequence[str]
         *(figure(other, entry["metrics"][other]) if other in entry["metrics"] else "-" for other in others),
         f"{latency['median']:.0f} ms" if latency else "-",
     ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return [lines[0], "|---" + "|---:" * (len(head) - 1) + "|", *lines[1:]]
-
-
-def _beside(report: EvaluationReport) -> Iterator[str]:
-    """The focus less every other participant, in the primary metric."""
-    focus, metric = report["focus"], report["primary_metric"]
-    rows, tests = [], set()
-    for key, pair in report["pairs"].items():
-        first, second = key.split("|")
-        if focus not in (first, second) or metric not in pair["metrics"]:
-            continue
-        entry, sign = pair["metrics"][metric], 1 if second == focus else -1
-        low, high = sorted(sign * bound for bound in entry["interval"])
-        tests.add(entry["test"])
-        rows.append(
-            [
-                first if second == focus else second,
-                f"{100 * sign * entry['difference']:+.1f}",
-                f"{100 * low:+.1f} to {100 * high:+.1f}",
-                f"{entry['p']:.2g}" if "p" in entry else "-",
-                f"{100 * entry['detectable']:.1f}" if "detectable" in entry else "-",
-            ]
-        )
-    if rows:
-        interval = f"{percent(report['confidence'], 0)} interval"
-        order = {name: k for k, name in enumerate(report["participants"])}
-        rows.sort(key=lambda row: order[row[0]])
-        yield from _table([f"{focus} less", f"{metric}, points", interval, "p", "detectable"], rows)
-        names = {"mcnemar": "exact McNemar test and Tango's interval", "bootstrap": "paired percentile bootstrap"}
-        yield ""
-        yield (
-            f"Paired, by the {' or the '.join(names[test] for test in sorted(tests))}. Detectable: the smallest true "
-            f"difference, in points, that so many rows show with a power of {percent(report['power'], 0)}."
-        )
-
-
-def _weakest(report: EvaluationReport) -> Iterator[str]:
-    focus = report["focus"]
-    slices = [entry for entry in report["slices"] if focus in entry["values"]]
-    worst = sorted(slices, key=lambda entry: (entry["values"][focus], -entry["n"]))[:WORST]
-    if worst:
-        rows = [[entry["name"], entry["by"], str(entry["n"]), percent(entry["values"][focus])] for entry in worst]
-        yield from _table(["slice", "by", "rows", report["primary_metric"]], rows)
-
-
-def _release(report: EvaluationReport) -> Iterator[str]:
-    """The focus and the release on the release's old rows and on new ones."""
-    release, focus, metric = report.get("release"), report["focus"], report["primary_metric"]
-    rows: list[list[str]] = []
-    if release is None:
-        return
-    for title, part in release["rows"].items():
-        if focus in part["differences"]:
-            entry, values = part["differences"][focus][metric], part["values"]
-            low, high = entry["interval"]
-            rows.append(
-                [
-                    title,
-                    str(part["n"]),
-                    percent(values[focus][metric]),
-                    percent(values[release["name"]][metric]),
-                    f"{100 * entry['difference']:+.1f}",
-                    f"{100 * low:+.1f} to {100 * high:+.1f}",
-                ]
-            )
-    if rows:
-        yield from _table(["rows", "n", focus, release["name"], "points", "interval"], rows)
-        yield ""
-        yield f"{release['name']} is {release['title']}; old rows were in its data set, new ones were not."
-
-
-def _choice(report: EvaluationReport) -> Iterator[str]:
-    choice = report["choice"]
-    if choice is None:
-        return
-    rows = [
-        [
-            file["model"] + (" (chosen)" if file["model"] == choice["model"] else ""),
-            console.size(file["size"]),
-            percent(file["value"]),
-            f"{100 * file['loss']:+.1f}",
-            f"{100 * file['loss_at_most']:.1f}",
-            "-" if file["tokens_per_s"] is None else f"{file['tokens_per_s']:.0f}",
-        ]
-        for file in choice["candidates"]
-    ]
-    head = ["file", "size", choice["metric"], f"loss to {choice['of']}, points", "at most (95 %)", "tokens/s"]
-    yield from _table(head, rows)
-    yield ""
-    yield f"On {choice['n']} {choice['split']} rows; the rows of this report were not used for the choice."
-
-
-def _break_even(report: EvaluationReport) -> Iterator[str]:
-    prices = report["break_even"]
-    if prices is None:
-        return
-    rows = [
-        [
-            name,
-            f"{entry['machine_per_1000_rows']:.4f}" if "machine_per_1000_rows" in entry else "-",
-            f"{entry['api_per_1000_rows']:.4f}",
-            f"{entry['break_even_rows_per_hour']:.0f}" if "break_even_rows_per_hour" in entry else "-",
-            percent(entry["share_of_capacity"]) if "share_of_capacity" in entry else "-",
-        ]
-        for name, entry in sorted(prices["models"].items(), key=lambda item: report["participants"].index(item[0]))
-    ]
-    currency = prices["currency"]
-    head = [
-        "model",
-        f"{currency} per 1000 rows, own machine",
-        f"{currency}, API",
-        "break-even, rows/h",
-        "of capacity",
-    ]
-    yield from _table(head, rows)
-    yield ""
-    yield (
-        f"At {prices['machine_per_hour']:g} {currency} an hour for the machine that measured, and "
-        f"{prices['api_per_million_input_tokens']:g} / {prices['api_per_million_output_tokens']:g} {currency} "
-        "per million input / output tokens for the same tokens; above the break-even the machine is the cheaper one."
-    )

@@ -126,14 +126,14 @@ def bars(rows: Sequence[Bar], *, title: str, most: float = 0, width: int = WIDTH
     return _frame(title, _told(rows), width, ROW * len(rows) + 8, parts)
 
 
-def stack(rows: Sequence[Bar], *, title: str, width: int = WIDTH) -> Markup:
+def stack(rows: Sequence[Bar], *, title: str) -> Markup:
     """One bar cut into the parts of a whole, and its legend below."""
     total = sum(row.value for row in rows) or 1
     parts, x = [], 0.0
     for index, row in enumerate(rows):
-        long = width * row.value / total
+        long = WIDTH * row.value / total
         y = 46 + ROW * index
-        figure = f"{row.text or _number(row.value)}"
+        figure = row.text or _number(row.value)
         parts.append(
             _group(
                 f"{row.label}: {figure}",
@@ -145,28 +145,19 @@ def stack(rows: Sequence[Bar], *, title: str, width: int = WIDTH) -> Markup:
             )
         )
         x += long
-    return _frame(title, _told(rows), width, 46 + ROW * len(rows), parts)
+    return _frame(title, _told(rows), WIDTH, 46 + ROW * len(rows), parts)
 
 
 def histogram(
-    edges: Sequence[float],
-    counts: Sequence[int],
-    *,
-    title: str,
-    unit: str,
-    strip: Sequence[float] = (),
-    limit: tuple[float, str] | None = None,
-    width: int = WIDTH,
+    edges: Sequence[float], counts: Sequence[int], *, title: str, unit: str, strip: Sequence[float]
 ) -> Markup:
     """Counts between edges.
 
     Args:
         edges: One more than there are counts, rising.
         strip: The 5 %, 25 %, 50 %, 75 % and 95 % quantiles, drawn as a box below.
-        limit: A value and its name, drawn as a dashed line.
     """
-    low, high = edges[0], max(edges[-1], limit[0] if limit and limit[0] <= 2 * edges[-1] else edges[-1])
-    scale = _Scale(low, high if high > low else low + 1, 46, width - 12)
+    scale = _Scale(edges[0], max(edges[-1], edges[0] + 1), 46, WIDTH - 12)
     most, floor, top = max([*counts, 1]), 168, 26
     parts = _grid(_Scale(0, most, floor, top), scale.start, scale.end, whole=True)
     for index, many in enumerate(counts):
@@ -180,29 +171,22 @@ def histogram(
                          height=max(tall, 1)),
                 )
             )  # fmt: skip
-    if limit and low <= limit[0] <= high:
-        x = scale(limit[0])
-        end = x > width / 2
-        parts.append(_tag("line", class_="stroke-bad", x1=x, x2=x, y1=top - 8, y2=floor, stroke_dasharray="4 3"))
-        parts.append(_text(x + (-6 if end else 6), top - 12, limit[1], "bad", anchor="end" if end else "start"))
     below = floor + 8
-    if len(strip) == 5:
-        p5, p25, p50, p75, p95 = (scale(value) for value in strip)
-        names = ("5 %", "25 %", "median", "75 %", "95 %")
-        description = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, strip, strict=True))
-        parts.append(
-            _group(
-                description,
-                _tag("line", class_="stroke-c2", x1=p5, x2=p95, y1=below + 8, y2=below + 8, stroke_width=2),
-                _tag("rect", class_="fill-c2", x=p25, y=below + 2, width=max(p75 - p25, 1.5), height=12, rx=2),
-                _tag("line", class_="stroke-page", x1=p50, x2=p50, y1=below + 2, y2=below + 14, stroke_width=2),
-            )
+    p5, p25, p50, p75, p95 = (scale(value) for value in strip)
+    names = ("5 %", "25 %", "median", "75 %", "95 %")
+    parts.append(
+        _group(
+            ", ".join(f"{name} {_number(value)}" for name, value in zip(names, strip, strict=True)),
+            _tag("line", class_="stroke-c2", x1=p5, x2=p95, y1=below + 8, y2=below + 8, stroke_width=2),
+            _tag("rect", class_="fill-c2", x=p25, y=below + 2, width=max(p75 - p25, 1.5), height=12, rx=2),
+            _tag("line", class_="stroke-page", x1=p50, x2=p50, y1=below + 2, y2=below + 14, stroke_width=2),
         )
-        below += 20
+    )
+    below += 20
     parts += _x_axis(scale, below, whole=True)
     parts.append(_text((scale.start + scale.end) / 2, below + 34, unit, "muted", anchor="middle"))
-    return _frame(title, f"{sum(counts):,} values from {_number(edges[0])} to {_number(edges[-1])} {unit}", width,
-                  below + 44, parts)  # fmt: skip
+    description = f"{sum(counts):,} values from {_number(edges[0])} to {_number(edges[-1])} {unit}"
+    return _frame(title, description, WIDTH, below + 44, parts)
 
 
 def dots(
@@ -280,10 +264,8 @@ def _span(rows: Sequence[Dot], reference: tuple[float, str] | None, *, least: fl
     return max(least, low - air), min(1.0, high + air)
 
 
-def heat(
-    rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[int]], *, title: str, diagonal: bool = True
-) -> Markup:
-    """Counts as a grid: the more, the fuller; what lies off the diagonal of a square grid is another colour."""
+def heat(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[int]], *, title: str) -> Markup:
+    """Counts as a grid: the more, the fuller; what lies off the diagonal is another colour."""
     left = _column([_cut(name) for name in rows]) + 10
     top = int(0.75 * _column([_cut(name) for name in columns])) + 16
     side = 26
@@ -296,7 +278,7 @@ def heat(
     for r, name in enumerate(rows):
         parts.append(_text(left - 10, top + side * r + side / 2, _cut(name), "ink small", anchor="end"))
         for c, many in enumerate(cells[r]):
-            x, y, on = left + side * c, top + side * r, diagonal and r == c
+            x, y, on = left + side * c, top + side * r, r == c
             square = {"x": x + 1, "y": y + 1, "width": side - 2, "height": side - 2, "rx": 2}
             if not many:
                 parts.append(_tag("rect", class_="fill-panel", **square))

@@ -64,10 +64,8 @@ CHARTS = {
     "no bars": lambda text: svg_chart.bars([], title=text),
     "stack": lambda text: svg_chart.stack([Bar(text, 3), Bar(text, 0)], title=text),
     "empty stack": lambda text: svg_chart.stack([Bar(text, 0)], title=text),
-    "histogram": lambda text: svg_chart.histogram(
-        [0, 1, 2], [5, 0], title=text, unit=text, strip=(0, 0, 1, 1, 2), limit=(3.5, text)
-    ),
-    "one length": lambda text: svg_chart.histogram([7, 7], [5], title=text, unit=text),
+    "histogram": lambda text: svg_chart.histogram([0, 1, 2], [5, 0], title=text, unit=text, strip=(0, 0, 1, 1, 2)),
+    "one length": lambda text: svg_chart.histogram([7, 7], [5], title=text, unit=text, strip=[7] * 5),
     "dots": lambda text: svg_chart.dots(
         [Dot(text, 0.5, 0.4, 0.6, text), Dot(text, 1, 1, 1)], title=text, reference=(0.5, text)
     ),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from slmctl.reports.scoreboard import markdown, table
+from slmctl.reports.scoreboard import table
+from slmctl.stages.evaluate.report_markdown import markdown
 
 
 def pair(difference: float, low: float, high: float, **more: float) -> dict[str, Any]:
-    return {"difference": difference, "interval": [low, high], "test": "mcnemar", **more}
+    """A pair of which the accuracy differs."""
+    accuracy = {"difference": difference, "interval": [low, high], "test": "mcnemar", **more}
+    return {"metrics": {"accuracy": accuracy}, "only_first": 0, "only_second": 0, "slices": []}
 
 
 REPORT: dict[str, Any] = {
@@ -47,8 +50,8 @@ REPORT: dict[str, Any] = {
         },
     },
     "pairs": {
-        "adapter|Q4_K_M": {"metrics": {"accuracy": pair(0.035, 0.01, 0.06, p=0.0123, detectable=0.02)}},
-        "Q4_K_M|large (8-shot)": {"metrics": {"accuracy": pair(-0.2, -0.3, -0.1, p=1e-9, detectable=0.05)}},
+        "adapter|Q4_K_M": pair(0.035, 0.01, 0.06, p=0.0123, detectable=0.02),
+        "Q4_K_M|large (8-shot)": pair(-0.2, -0.3, -0.1, p=1e-9, detectable=0.05),
         "majority|adapter": {"metrics": {}},
     },
     "slices": [

@@ -31,11 +31,12 @@ from slmctl.reports.evaluation_report import (
     SliceEntry,
     TokenCounts,
 )
-from slmctl.reports.scoreboard import ORDER, RELEASE, markdown
+from slmctl.reports.scoreboard import ORDER, RELEASE
 from slmctl.stages.evaluate import release_rows, report_page
 from slmctl.stages.evaluate.baselines import baselines
 from slmctl.stages.evaluate.model_selection import break_even, choose
 from slmctl.stages.evaluate.paired_comparison import Slice, compare, slices_of
+from slmctl.stages.evaluate.report_markdown import markdown
 from slmctl.stages.evaluate.report_sentences import remarks
 from slmctl.stages.evaluate.scoring import (
     LOWER_IS_BETTER,

@@ -37,7 +37,7 @@ def write(
     trained = [name for name in view.competing if view.entries[name]["kind"] != "base"]
     names = trained if len(trained) > 1 else view.competing
     policy, training = (opening.policy, opening.training) if opening is not None else (None, None)
-    html_page.write_report(
+    html_page.write(
         path,
         "evaluate.html",
         view=view,

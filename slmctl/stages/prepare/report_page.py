@@ -18,7 +18,7 @@ def write(out: Path, facts: PrepareFacts, *, base: str) -> None:
     labels = html_page.most_first({name: sum(splits.values()) for name, splits in facts["labels"].items()})
     answers = [tuple(sorted(pair["answers"])) for pair in facts["conflicts"]["examples"] if all(pair["answers"])]
     quantiles = facts["tokens"]["quantiles"]
-    html_page.write_report(
+    html_page.write(
         out / "report.html",
         "prepare.html",
         facts=facts,
@@ -32,7 +32,7 @@ def write(out: Path, facts: PrepareFacts, *, base: str) -> None:
         ),
         shares={split: report_findings.overlap_share(side) for split, side in facts["overlap"]["sides"].items()},
         margin=lambda rows: f"±{report_findings.margin(rows):.1f}",
-        strip=[quantiles[share] for share in STRIP if share in quantiles],
+        strip=[quantiles[share] for share in STRIP if quantiles],
         few=report_findings.FEW,
         sure=report_findings.SURE,
         credible=CREDIBLE,
