@@ -18,7 +18,6 @@ exception is a bug: it keeps its traceback and exits with 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -28,16 +27,17 @@ class SlmctlError(Exception):
     Args:
         message: One sentence with the subject, the expected and the actual state.
         hint: The next command or change for the user; empty if there is none.
+
+    Attributes:
         evidence: Names of files in the stage's draft that show why, the first one for people; they are kept.
     """
 
     code: ClassVar[int] = 1
+    evidence: tuple[str, ...] = ()
 
-    def __init__(self, message: str, *, hint: str = "", evidence: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.evidence = tuple(evidence)
+        self.message, self.hint = message, hint
 
 
 class UsageError(SlmctlError):

@@ -26,12 +26,6 @@ def test_codes_are_the_documented_ones() -> None:
     assert {one.__name__: one.code for one in SlmctlError.__subclasses__()} == CODES
 
 
-def test_no_two_failures_share_a_code() -> None:
-    codes = [one.code for one in SlmctlError.__subclasses__()]
-    assert len(set(codes)) == len(codes)
-    assert SlmctlError.code not in codes  # 1 is a bug
-
-
 def test_docstring_draws_the_tree_with_its_codes() -> None:
     drawn = re.findall(r"[├└]── (\w+) +(\d+) ", errors.__doc__ or "")
     assert {name: int(code) for name, code in drawn} == CODES

@@ -195,24 +195,3 @@ def equal_minima(a: U64, b: U64) -> npt.NDArray[np.uint16]:
     differs |= differs >> np.uint64(2)
     differs &= np.uint64(0x1111111111111111)
     return np.uint16(BANDS * ROWS) - np.bitwise_count(differs).sum(axis=-1, dtype=np.uint16)
-
-
-def nearest(texts: Sequence[str], references: Sequence[str], threshold: float) -> list[int | None]:
-    """For each text the index of a reference that is at least `threshold` similar, else None.
-
-    Args:
-        texts: Normalised texts.
-        references: Normalised texts to compare them with.
-        threshold: 0 to 1; the most similar reference at or above it is taken, the first among equals.
-    """
-    buckets: dict[tuple[int, int], list[int]] = {}
-    for index, keys in enumerate(band_keys(sketch(references)).tolist()):
-        for place in enumerate(keys):
-            buckets.setdefault(place, []).append(index)
-    matches: list[int | None] = []
-    for text, keys in zip(texts, band_keys(sketch(texts)).tolist(), strict=True):
-        candidates = sorted({index for place in enumerate(keys) for index in buckets.get(place, ())})
-        scores = [ratio(text, references[index]) for index in candidates]
-        best = max(scores, default=0.0)
-        matches.append(candidates[scores.index(best)] if best >= threshold else None)
-    return matches

@@ -20,17 +20,12 @@ KEPT = 10_000  # lines that wait to be written; more are dropped, and counted
 class Log:
     """Writes lines from a thread of its own: a log that is not read, or cannot be written, holds up no answer."""
 
-    def __init__(self, stream: TextIO | None = None, *, requests: bool = True) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._unread, self._unwritten = 0, 0  # each counted in one thread
-        self._stream, self._requests = stream or sys.stderr, requests
+        self._stream = stream or sys.stderr
         self._lines: queue.Queue[str | None] = queue.Queue(KEPT)
         self._thread = threading.Thread(target=self._write, daemon=True)
         self._thread.start()
-
-    def request(self, **fields: Any) -> None:
-        """One request that has been answered or refused."""
-        if self._requests:
-            self.event("request", **fields)
 
     def event(self, name: str, **fields: Any) -> None:
         """Something that happened."""

@@ -88,7 +88,8 @@ class Observed:
         self.gateway.metrics.requests.labels(path, str(status)).inc()
         if scope["path"] in ("/healthz", "/readyz", "/metrics") and status == 200:
             return  # asked every few seconds, and nothing happened
-        self.gateway.log.request(
+        self.gateway.log.event(
+            "request",
             request_id=note.id, method=scope["method"], path=scope["path"][:200], status=status, seconds=note.seconds,
             **note.fields,
         )  # fmt: skip

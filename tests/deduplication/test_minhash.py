@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rapidfuzz import fuzz
 
 from slmctl.deduplication.minhash import (
     BANDS,
@@ -19,18 +18,10 @@ from slmctl.deduplication.minhash import (
     digest,
     estimate,
     first_equal,
-    nearest,
     normalise,
     ratio,
     sketch,
 )
-
-
-def brute_force(text: str, references: list[str]) -> tuple[float, int]:
-    """The best ratio, and the first reference that has it."""
-    scores = [fuzz.ratio(text, reference) / 100 for reference in references]
-    best = max(scores, default=0.0)
-    return best, scores.index(best) if scores else -1
 
 
 @pytest.mark.parametrize(
@@ -65,66 +56,6 @@ def test_normalised_text_is_plain_words(text: str) -> None:
 VOCABULARY = ["parcel", "late", "refund", "code", "broken", "kettle", "order", "where", "when", "my", "the", "is"]
 words = st.lists(st.sampled_from(VOCABULARY), max_size=8)
 sentences = words.map(" ".join)
-
-
-@given(st.lists(sentences, max_size=6), st.lists(sentences, max_size=6), st.sampled_from([0.6, 0.85, 0.95, 1.0]))
-@settings(deadline=None, max_examples=100)
-def test_what_is_found_is_near_enough(texts: list[str], references: list[str], threshold: float) -> None:
-    found = nearest(texts, references, threshold)
-    assert len(found) == len(texts)
-    for text, index in zip(texts, found, strict=True):
-        best, _ = brute_force(text, references)
-        if index is None:
-            assert text not in references  # an equal text is always proposed
-        else:
-            assert threshold <= ratio(text, references[index]) <= best
-
-
-@given(st.lists(sentences, max_size=6), st.lists(sentences, min_size=1, max_size=6))
-@settings(deadline=None, max_examples=60)
-def test_equal_text_is_always_found(texts: list[str], references: list[str]) -> None:
-    found = nearest([*texts, *references], references, 1.0)
-    assert found == [references.index(one) if one in references else None for one in [*texts, *references]]
-
-
-def test_agrees_with_comparing_all_pairs() -> None:
-    rng = random.Random(7)
-    vocabulary = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(300)]
-    references = [" ".join(rng.choices(vocabulary, k=rng.randint(12, 25))) for _ in range(60)]
-    texts = []
-    for reference in references:  # the same ticket again, with one word changed
-        changed = reference.split()
-        changed[rng.randrange(len(changed))] = rng.choice(vocabulary)
-        texts.append(" ".join(changed))
-    texts += [" ".join(rng.choices(vocabulary, k=15)) for _ in range(30)]
-    expected = [best[1] if best[0] >= 0.85 else None for best in (brute_force(text, references) for text in texts)]
-    assert nearest(texts, references, 0.85) == expected
-    assert sum(index is not None for index in expected) >= 55
-
-
-def test_best_is_taken_and_the_first_among_equals() -> None:
-    text = "my parcel has not come and i wait since monday"
-    near = text.replace("monday", "sunday")
-    assert nearest([text], [near, text, text], 0.85) == [1]
-    assert nearest([text], [near, near], 0.85) == [0]
-
-
-@pytest.mark.parametrize("text", ["", "a", "ab", "日本", "é"])
-def test_short_texts_are_compared_too(text: str) -> None:
-    assert nearest([text], ["something else entirely", text], 0.9) == [1]
-
-
-def test_nothing_to_compare_with() -> None:
-    assert nearest(["a", "b"], [], 0.9) == [None, None]
-    assert nearest([], ["a"], 0.9) == []
-
-
-def test_same_answer_in_every_run_and_order() -> None:
-    references = ["the kettle is broken since monday", "the kettle is broken since sunday", "where is my parcel now"]
-    texts = ["the kettle is broken since friday", "where is my parcel"]
-    one = nearest(texts, references, 0.8)
-    assert one == nearest(texts, references, 0.8)
-    assert nearest(texts[::-1], references, 0.8) == one[::-1]
 
 
 @given(sentences, sentences)

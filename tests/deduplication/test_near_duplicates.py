@@ -56,12 +56,13 @@ def test_finds_what_comparing_all_pairs_finds(tmp_path: Path) -> None:
 
 
 def test_batches_workers_and_threads_change_nothing(tmp_path: Path) -> None:
-    texts = [*tickets(400), "", "a", "", "ab", "日本語の文", "x" * 9]
+    texts = [*tickets(400), "", "日本", "", "ab", "日本語の文", "x" * 9, "日本"]
     found = []
     for name, batch, workers in (("one", 1, 1), ("seven", 7, 2), ("all", 1000, -1)):
         with spilled(tmp_path / name, texts, batch) as rows:
             found.append(rows.near(NEAR, workers=workers).tolist())
     assert found[0] == found[1] == found[2]
+    assert found[0][-7:] == [-1, -1, 400, -1, -1, -1, 401]  # texts without a whole gram too
 
 
 def test_some_rows_among_others(tmp_path: Path) -> None:

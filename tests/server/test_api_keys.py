@@ -50,6 +50,16 @@ def test_a_file_that_holds_no_keys_is_refused(path: Path, raw: bytes) -> None:
         api_keys.read(path)
 
 
+def test_a_key_opens_to_its_secret_alone_and_only_hashes_are_kept(path: Path, keys: tuple[str, str]) -> None:
+    ring, (secret, other) = KeyRing(path), keys
+    assert [key.name for shown in keys if (key := ring.find(shown))] == ["crm", "erp"]
+    end = "1" if secret.endswith("0") else "0"
+    for wrong in (secret[:-1] + end, f"slm-crm-{other.rpartition('-')[2]}", "slm-crm-", "slm-nobody-x", ""):
+        assert ring.find(wrong) is None, wrong
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not [shown for shown in keys if shown.rpartition("-")[2] in path.read_text()]
+
+
 def test_two_keys_of_one_name_are_refused(path: Path) -> None:
     path.write_text(json.dumps({"schema": 1, "keys": [ENTRY, ENTRY | {"sha256": "0b" * 32}]}))
     with pytest.raises(IntegrityError, match="two keys have the same name"):

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from support import tiny
 from support.forks import Forks
-from support.serving import ask, begin, chat, end, figure, lines_of, post
+from support.serving import ask, chat, figure, lines_of, post
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.events import EXPANDED
@@ -167,22 +167,6 @@ def test_stop_texts_and_lengths_are_kept(free_url: str) -> None:
     assert cut["message"]["content"] == whole[: whole.index(stop)]
     assert cut["finish_reason"] == "stop"
     assert ask(free_url, "hello", max_completion_tokens=1).json()["usage"]["completion_tokens"] == 1
-
-
-def test_a_client_that_hangs_up_costs_nobody_else(free_url: str) -> None:
-    body = {"messages": chat("hello"), "stream": True, "temperature": 2, "max_tokens": 500}
-    for _ in range(12):  # more than are answered at the same time
-        with httpx.stream("POST", f"{free_url}/v1/chat/completions", json=body) as response:
-            next(response.iter_lines())
-    assert ask(free_url, "hello", max_tokens=2).status_code == 200
-
-
-def test_sigterm_ends_with_0(tiny_run: Path) -> None:
-    child, url = begin(tiny_run)
-    assert ask(url, "hello").status_code == 200  # the address was once printed before the socket listened
-    events = [line["event"] for line in end(child)]
-    assert events[0] == "serving"
-    assert events[-2:] == ["stopping", "stopped"]
 
 
 def test_a_port_in_use_is_said_before_anything_is_loaded(stages: Forks, tmp_path: Path) -> None:

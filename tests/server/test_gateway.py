@@ -79,8 +79,9 @@ def test_a_schema_of_the_client_is_kept_to(free_url: str) -> None:
         said = ask.chat.completions.create(model=model, messages=chat("hello"), response_format=form, max_tokens=40)
         assert json.loads(said.choices[0].message.content or "")["kind"] in ("a", "b")
         form["json_schema"]["schema"] = {"type": "array", "uniqueItems": True}
-        with pytest.raises(openai.BadRequestError, match="uniqueItems"):
+        with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
             ask.chat.completions.create(model=model, messages=chat("hello"), response_format=form)
+        assert caught.value.param == "response_format"
 
 
 def test_what_a_task_leaves_out_of_account_is_said(desk_url: str) -> None:

@@ -58,6 +58,9 @@ def serving(manners: Manners) -> Iterator[Fake]:
     asked: dict[str, int] = {}
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # of its models, which it does not list
+            self.send_error(404)
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             key = json.dumps(body["messages"])
