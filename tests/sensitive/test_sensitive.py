@@ -191,56 +191,21 @@ def test_a_password_in_a_url_is_a_secret_and_no_address() -> None:
 # Disguises
 
 
-def styled(upper: int, lower: int, digit: int) -> Callable[[str], str]:
-    def change(text: str) -> str:
-        starts = {"A": upper, "a": lower, "0": digit}
-        bases = {char: "A" if char.isupper() else "a" if char.islower() else "0" for char in text if char.isalnum()}
-        return "".join(
-            chr(starts[bases[c]] + ord(c) - ord(bases[c])) if c in bases and c.isascii() else c for c in text
-        )
-
-    return change
-
-
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-DISGUISES: dict[str, Callable[[str], str]] = {
-    "full width": lambda t: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in t),
-    "mathematical bold": styled(0x1D400, 0x1D41A, 0x1D7CE),
-    "monospace": styled(0x1D670, 0x1D68A, 0x1D7F6),
-    "other digits": lambda t: "".join(chr(0x660 + int(c)) if c.isdigit() else c for c in t),
-    "keycaps": lambda t: "".join(c + "\ufe0f\u20e3" if c.isdigit() else c for c in t),
-    "look-alikes": lambda t: t.translate(str.maketrans("aeopcxyAEKMHOPCTX", "аеорсхуАЕКМНОРСТХ")),
-    "zero width": "\u200b".join,
-    "soft hyphens": "\u00ad".join,
-    "struck through": "\u0336".join,
-    "nul characters": "\x00".join,
-    "no-break spaces": lambda t: t.replace(" ", "\u00a0"),
-    "thin spaces": lambda t: t.replace(" ", "\u2009"),
-    "two spaces": lambda t: t.replace(" ", "  "),
+EVERYDAY = (
+    "full width", "mathematical bold", "monospace", "Arabic digits", "keycaps", "Cyrillic look-alikes",
+    "zero-width space", "soft hyphen", "struck through", "NUL characters", "no-break spaces", "thin spaces",
+    "two spaces", "en dashes", "minus signs", "s p a c e d", "upper case", "lower case", "entities",
+    "hexadecimal entities", "percent", "percent, twice", "backslash u", "bold inside", "right to left", "in quotes",
+    "in backticks", "bold", "in parentheses", "in angles", "in JSON",
+)  # fmt: skip
+DISGUISES: dict[str, Callable[[str], str]] = {name: disguises.EVERYDAY[name] for name in EVERYDAY} | {
     "line breaks": lambda t: t.replace(" ", "\n"),
-    "dashes": lambda t: t.replace("-", "–"),
-    "minus signs": lambda t: t.replace("-", "−"),
-    "s p a c e d": lambda t: " ".join(t.replace(" ", "")),
-    "upper case": str.upper,
-    "lower case": str.lower,
-    "entities": lambda t: "".join(f"&#{ord(c)};" for c in t),
-    "hexadecimal entities": lambda t: "".join(f"&#x{ord(c):x};" for c in t),
-    "percent": lambda t: "".join(f"%{ord(c):02X}" for c in t),
-    "percent, twice": lambda t: "".join(f"%25{ord(c):02X}" for c in t),
-    "escapes": lambda t: "".join(f"\\u{ord(c):04x}" for c in t),
-    "tags inside": lambda t: f"{t[:5]}<b>{t[5:8]}</b>{t[8:]}",
-    "right to left": lambda t: f"\u202e{t}\u202c",
-    "quoted": lambda t: f'"{t}"',
-    "in backticks": lambda t: f"`{t}`",
-    "bold": lambda t: f"**{t}**",
-    "in parentheses": lambda t: f"({t})",
-    "in angles": lambda t: f"<{t}>",
-    "in JSON": lambda t: json.dumps({"value": t}),
     "in CSV": lambda t: f"x,{t},y",
     "end of sentence": lambda t: f"{t}.",
     "emoji beside": lambda t: f"\U0001f4de{t}\U0001f642",
     "label before": lambda t: f"is:{t}",
-}  # fmt: skip
+}
 OF_KIND: dict[str, dict[str, Callable[[str], str]]] = {
     "email": {
         "[at] [dot]": lambda t: t.replace("@", " [at] ").replace(".", " [dot] "),

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
-import sys
 import threading
-import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -225,21 +221,6 @@ def test_the_task_is_told_as_json() -> None:
         assert httpx.get(f"{fake.url}v1/task", params={"model": NAME}).json() == told
         assert httpx.get(f"{fake.url}v1/task", params={"model": "default"}).json() == told
         assert httpx.get(f"{fake.url}v1/task", params={"model": "gpt"}).status_code == 404
-
-
-def test_the_wheel_brings_the_page(tmp_path: Path) -> None:
-    # the packages and data that pyproject.toml names, as setuptools lays them out
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", "from setuptools.build_meta import build_wheel as b; import sys; b(sys.argv[1])"]
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "slmctl", "templates", "examples"):
-        (source / name).symlink_to(root / name)
-    subprocess.run([*command, str(tmp_path)], cwd=source, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    for package in ("slmctl/server/page", "slmctl/review/page"):
-        assert {f"{package}/{path.name}" for path in (root / package).iterdir() if path.is_file()} <= names
 
 
 # In the browser
