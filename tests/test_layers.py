@@ -19,13 +19,14 @@ PACKAGE = Path(slmctl.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("stages", "provenance", "review", "watch", "init"),
+    ("stages", "provenance", "init"),
     ("server", "pipeline"),
+    ("production",),
     ("deduplication",),
     ("releases", "task"),
     ("sources", "model_files", "metrics"),
     ("config", "inference"),
-    ("network", "reports", "sensitive", "production"),
+    ("network", "reports", "sensitive"),
     ("artifacts",),
     ("errors", "console", "child_environment", "hardware", "installation"),
 )

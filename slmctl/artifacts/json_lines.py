@@ -14,14 +14,42 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, ClassVar, Self
 
 from slmctl.artifacts import atomic
 from slmctl.artifacts.bounded_json import JsonObject
 
 _BLOCK = 1 << 20  # bytes that are read at once to find where a torn line begins
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line with known fields; further ones are passed over, since a later version may have written them."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "ignore", "allow_inf_nan": False}
+
+    def to_json(self) -> JsonObject:
+        """The line as it is written; fields that are empty are left out."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, "", {}, [], ())}
+
+    @classmethod
+    def read(cls, path: Path) -> Iterator[Self]:
+        """The lines of a file in order; those that are torn, or of another kind, are passed over.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        adapter = TypeAdapter(cls)
+        for fields in read(path):
+            try:
+                yield adapter.validate_python(fields)
+            except ValidationError:
+                continue
 
 
 class JsonLines:

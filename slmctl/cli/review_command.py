@@ -16,9 +16,9 @@ from slmctl.errors import DataError, IntegrityError, UsageError
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import Config
-    from slmctl.review.review_rows import ReviewRow
-    from slmctl.review.session import ReviewSession
-    from slmctl.review.training_rows import TrainingRows
+    from slmctl.production.review.near_rows import TrainingRows
+    from slmctl.production.review.review_rows import ReviewRow
+    from slmctl.production.review.session import ReviewSession
     from slmctl.task.contract import Task
 
 COLLECTED = "collected"  # the folder of `serve.collect` where the config names no other
@@ -89,7 +89,7 @@ def review(
     cluster, and among them rows drawn by chance. Prints the page's address; Ctrl-C ends it.
     """
     from slmctl.pipeline.system_errors import missing, spoken
-    from slmctl.review.session import ReviewSession
+    from slmctl.production.review.session import ReviewSession
 
     settings = read_settings(options)
     prepared = _prepared(options)
@@ -102,8 +102,8 @@ def review(
                 _spreadsheet(sheet, session)
                 return
             try:
-                from slmctl.review import serving
-                from slmctl.review.page import ReviewDesk
+                from slmctl.production.review import serving
+                from slmctl.production.review.page import ReviewDesk
             except ModuleNotFoundError as error:
                 raise missing(error, "review") from error
             desk = ReviewDesk(session, training, settings.project)
@@ -178,8 +178,8 @@ def _queue(
     Raises:
         DataError: There is nothing to look at.
     """
-    from slmctl.review import order, review_rows
-    from slmctl.review.training_rows import TrainingRows
+    from slmctl.production.review import order, review_rows
+    from slmctl.production.review.near_rows import TrainingRows
 
     training = TrainingRows.of(prepared.path) if prepared is not None else None
     suspects = review_rows.suspects_in(prepared.path) if prepared is not None else []
@@ -212,7 +212,7 @@ def _spreadsheet(path: Path, session: ReviewSession) -> None:
     Raises:
         DataError: The file holds no decision, or some were refused.
     """
-    from slmctl.review import spreadsheet
+    from slmctl.production.review import spreadsheet
 
     if not path.exists():
         count = spreadsheet.write(path, session.open_rows())

@@ -34,8 +34,8 @@ def watch(options: Options, files: tuple[Path, ...], since: datetime.datetime | 
     verified accuracy, shares and cost, beside what the policy (serve.policy, else the newest below runs/) and the
     latest report measured.
     """
-    from slmctl.watch import watch as module
-    from slmctl.watch.measured import measured
+    from slmctl.production import watch as module
+    from slmctl.production.measured import measured
 
     settings = read_settings(options)
     watched = module.watch(

@@ -1,59 +1,28 @@
-"""The lines of collected answers, of feedback and of reviews.
+"""The lines that a server leaves: collected answers, feedback and decisions.
 
-`serve.collect` writes `collected/DAY.jsonl` and `collected/feedback.jsonl`, `slmctl review` writes `reviewed.jsonl`;
-all are append-only. A collected row says with which probability it was chosen, so that shares of all traffic can be
-estimated from it. A reviewed file is a source of `prepare` (`reviews.py`).
+`serve.collect` writes `collected/DAY.jsonl` and `collected/feedback.jsonl`, both append-only. A collected row says with
+which probability it was chosen, so that shares of all traffic can be estimated from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from slmctl.artifacts import json_lines
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.artifacts.json_lines import Line
+from slmctl.sources.reviewed import Choice
 
 FEEDBACK = "feedback.jsonl"
 MOST_TOKENS = 1 << 32  # of a request; a line with more is damaged
-# The reasons for which a row was looked at. A uniform one was drawn by chance from all traffic, with a probability
-# that is known, and nothing else; any other one was picked since it looked difficult.
-UNIFORM = "uniform"
-Choice = Literal[
-    "uniform", "escalated", "unsure", "disagreement", "suspect", "novel", "duplicates", "shadow", "feedback"
-]
 
 
 @dataclass(frozen=True)
-class _Line:
-    """A line of one of the files. Fields that are not known are passed over: a later version may have written them."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "ignore", "allow_inf_nan": False}
-
-    def to_json(self) -> JsonObject:
-        """The line as it is written; fields that are empty are left out."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, "", {}, [], ())}
-
-    @classmethod
-    def read(cls, path: Path) -> Iterator[Self]:
-        """The lines of a file in order; those that are torn, or of another kind, are passed over.
-
-        Raises:
-            OSError: The file cannot be read.
-        """
-        adapter = TypeAdapter(cls)
-        for fields in json_lines.read(path):
-            try:
-                yield adapter.validate_python(fields)
-            except ValidationError:
-                continue
-
-
-@dataclass(frozen=True)
-class CollectedRow(_Line):
+class CollectedRow(Line):
     """One answer that a server gave.
 
     Attributes:
@@ -114,7 +83,7 @@ class CollectedRow(_Line):
 
 
 @dataclass(frozen=True)
-class DecisionLine(_Line):
+class DecisionLine(Line):
     """A line of `serve.decision_log`, or of the server's own log: who answered a request, and why.
 
     Attributes:
@@ -134,7 +103,7 @@ class DecisionLine(_Line):
 
 
 @dataclass(frozen=True)
-class Feedback(_Line):
+class Feedback(Line):
     """A client's word on an answer: whether it was right, or what would have been.
 
     Attributes:
@@ -150,44 +119,6 @@ class Feedback(_Line):
     ok: bool | None = None
     answer: str | None = None
     key: str = ""
-
-
-@dataclass(frozen=True)
-class Review(_Line):
-    """A decision of a person on one row.
-
-    Attributes:
-        id: Of the row: the request's, or the record's.
-        time: Of the decision, in UTC.
-        reviewer: The name that was given.
-        decision: `accepted` the answer as it was, `corrected` it, `skipped` the row, or `undone` the decision on it.
-        messages: The conversation up to the answer; empty for `skipped` and `undone`.
-        before: The answer that was shown; empty where the row had none.
-        after: The answer that is right.
-        chosen: Why the row was looked at.
-        probability: Of a uniform row, with which it was drawn from all traffic, 0 to 1.
-        digest: `sha256:…` of the file that gave `before`.
-        seen: When the row was collected, in UTC; empty for one that was not.
-        tools: Those of the collected row.
-    """
-
-    id: str
-    time: str
-    reviewer: str
-    decision: Literal["accepted", "corrected", "skipped", "undone"]
-    messages: list[JsonObject] = field(default_factory=list)
-    before: str = ""
-    after: str = ""
-    chosen: Choice = "uniform"
-    probability: float = 1.0
-    digest: str = ""
-    seen: str = ""
-    tools: list[JsonObject] = field(default_factory=list)
-
-    @property
-    def uniform(self) -> bool:
-        """Only such a row may become a calibration or a test row."""
-        return self.chosen == UNIFORM
 
 
 def text_of(messages: Iterable[Mapping[str, object]]) -> str:
@@ -215,20 +146,3 @@ def last_feedback(paths: Iterable[Path]) -> dict[str, Feedback]:
         if (folder / FEEDBACK).exists():
             last |= {line.id: line for line in Feedback.read(folder / FEEDBACK)}
     return last
-
-
-def standing(reviews: Iterable[Review]) -> dict[str, Review]:
-    """The decision that stands on each row, by its id: the last one that is not undone."""
-    history: dict[str, list[Review]] = {}
-    for review in reviews:
-        line = history.setdefault(review.id, [])
-        if review.decision == "undone":
-            del line[-1:]
-        else:
-            line.append(review)
-    return {id: line[-1] for id, line in history.items() if line}
-
-
-def decided(reviews: Iterable[Review]) -> list[Review]:
-    """The decisions that stand and are no skips, in the order of the rows."""
-    return [review for review in standing(reviews).values() if review.decision != "skipped"]

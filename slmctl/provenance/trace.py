@@ -25,8 +25,8 @@ from slmctl.deduplication.row_fingerprints import (
     query_fingerprint,
 )
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.provenance import collected_lines
-from slmctl.provenance.collected_lines import CollectedFile
+from slmctl.production import forgetting
+from slmctl.production.forgetting import CollectedFile
 from slmctl.releases import registry
 
 HELD_OUT = frozenset(("validation", "calibration", "test"))
@@ -134,7 +134,7 @@ def trace(
         OSError: A collected file cannot be read or rewritten.
         UsageError: The folder is no project.
     """
-    files = tuple(collected_lines.search(collected, text=text, id=id, similarity=similarity, forget=forget))
+    files = tuple(forgetting.search(collected, text=text, id=id, similarity=similarity, forget=forget))
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
     here = [entry for entry in whole if isinstance(entry, Artifact)]
     answers = {entry.path: _fingerprints(entry) for entry in here if entry.kind in _HOLD_ROWS}
@@ -296,7 +296,7 @@ def lines(trace: Trace) -> Iterator[str]:
             yield f"    {row.split:<11}  {row.id}  {how}{', as trained' if row.as_trained else ''}"
         if len(data_set.rows) > SHOWN:
             yield f"    and {len(data_set.rows) - SHOWN} more (--json lists all)"
-    yield from collected_lines.lines(trace.collected)
+    yield from forgetting.lines(trace.collected)
     titles = {
         Standing.TRAINED: "trained on it:",
         Standing.HELD_OUT: "not trained on it, but measured, chosen, set or prompted by it:",

@@ -26,9 +26,10 @@ from slmctl.artifacts import json_lines
 from slmctl.artifacts.json_lines import JsonLines
 from slmctl.config import CollectConfig
 from slmctl.errors import SlmctlError, UsageError
-from slmctl.production.records import FEEDBACK, Choice, CollectedRow, Feedback, collected_files, last_feedback
+from slmctl.production.records import FEEDBACK, CollectedRow, Feedback, collected_files, last_feedback
 from slmctl.sensitive import conversation_veto
 from slmctl.server.metrics import Samples
+from slmctl.sources.reviewed import Choice
 
 WAITING = 1000  # rows that wait to be written; more are lost, and counted
 WAITING_CHARACTERS = 1 << 25  # of their texts together

@@ -1,4 +1,4 @@
-"""A file of reviews as two sources: uniform rows, which are split as always, and targeted ones, for training alone.
+"""Decisions of people, and their file as two sources: uniform rows, split as always, and targeted ones, for training.
 
 Rows that were picked since they looked difficult say nothing about all traffic, so no model may be measured on them.
 The two parts are copies below `runs/.sources/`, a row a decision, in a folder named by the content of the file.
@@ -9,20 +9,65 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from slmctl.artifacts import atomic
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.artifacts.json_lines import Line
 from slmctl.config import Source
 from slmctl.errors import SlmctlError, UsageError
-from slmctl.production.records import Review, standing
 from slmctl.sources.rows import format_of
 
 PREFIX = "reviewed-"  # of the folders of the parts
 DECISIONS = ("accepted", "corrected", "skipped", "undone")
 _HEAD = 1 << 20  # bytes at the start of a file among which its first whole line is looked for
+# The reasons for which a row was looked at. A uniform one was drawn by chance from all traffic, with a probability
+# that is known, and nothing else; any other one was picked since it looked difficult.
+UNIFORM = "uniform"
+Choice = Literal[
+    "uniform", "escalated", "unsure", "disagreement", "suspect", "novel", "duplicates", "shadow", "feedback"
+]
+
+
+@dataclass(frozen=True)
+class Review(Line):
+    """A decision of a person on one row.
+
+    Attributes:
+        id: Of the row: the request's, or the record's.
+        time: Of the decision, in UTC.
+        reviewer: The name that was given.
+        decision: `accepted` the answer as it was, `corrected` it, `skipped` the row, or `undone` the decision on it.
+        messages: The conversation up to the answer; empty for `skipped` and `undone`.
+        before: The answer that was shown; empty where the row had none.
+        after: The answer that is right.
+        chosen: Why the row was looked at.
+        probability: Of a uniform row, with which it was drawn from all traffic, 0 to 1.
+        digest: `sha256:…` of the file that gave `before`.
+        seen: When the row was collected, in UTC; empty for one that was not.
+        tools: Those of the collected row.
+    """
+
+    id: str
+    time: str
+    reviewer: str
+    decision: Literal["accepted", "corrected", "skipped", "undone"]
+    messages: list[JsonObject] = field(default_factory=list)
+    before: str = ""
+    after: str = ""
+    chosen: Choice = "uniform"
+    probability: float = 1.0
+    digest: str = ""
+    seen: str = ""
+    tools: list[JsonObject] = field(default_factory=list)
+
+    @property
+    def uniform(self) -> bool:
+        """Only such a row may become a calibration or a test row."""
+        return self.chosen == UNIFORM
 
 
 @dataclass(frozen=True)
@@ -39,6 +84,23 @@ class ReviewedRows:
     targeted: tuple[JsonObject, ...]
     skipped: int
     undone: int
+
+
+def standing(reviews: Iterable[Review]) -> dict[str, Review]:
+    """The decision that stands on each row, by its id: the last one that is not undone."""
+    history: dict[str, list[Review]] = {}
+    for review in reviews:
+        line = history.setdefault(review.id, [])
+        if review.decision == "undone":
+            del line[-1:]
+        else:
+            line.append(review)
+    return {id: line[-1] for id, line in history.items() if line}
+
+
+def decided(reviews: Iterable[Review]) -> list[Review]:
+    """The decisions that stand and are no skips, in the order of the rows."""
+    return [review for review in standing(reviews).values() if review.decision != "skipped"]
 
 
 def is_reviewed(path: Path, format: str | None = None) -> bool:
@@ -81,10 +143,10 @@ def read(path: Path) -> ReviewedRows:
             yield review
 
     stands = list(standing(lines()).values())
-    decided = [review for review in stands if review.decision != "skipped"]
-    uniform = tuple(_row(review) for review in decided if review.uniform)
-    targeted = tuple(_row(review) for review in decided if not review.uniform)
-    return ReviewedRows(uniform, targeted, len(stands) - len(decided), undone)
+    kept = [review for review in stands if review.decision != "skipped"]
+    uniform = tuple(_row(review) for review in kept if review.uniform)
+    targeted = tuple(_row(review) for review in kept if not review.uniform)
+    return ReviewedRows(uniform, targeted, len(stands) - len(kept), undone)
 
 
 def _row(review: Review) -> JsonObject:
@@ -100,9 +162,9 @@ def rows_of(path: Path) -> Iterator[JsonObject]:
     Raises:
         OSError: The file cannot be read.
     """
-    decided = read(path)
-    yield from decided.uniform
-    yield from decided.targeted
+    rows = read(path)
+    yield from rows.uniform
+    yield from rows.targeted
 
 
 def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[Source]:
@@ -121,10 +183,10 @@ def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[So
     place = folder_of(path, folder)
     files = {kind: place / f"{path.stem}.{kind}.jsonl" for kind in ("uniform", "targeted")}
     if not all(file.exists() for file in files.values()):
-        decided = read(path)
+        rows = read(path)
         place.mkdir(parents=True, exist_ok=True)
-        for kind, rows in (("uniform", decided.uniform), ("targeted", decided.targeted)):
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for kind, part in (("uniform", rows.uniform), ("targeted", rows.targeted)):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
             with atomic.file(files[kind], 0o600) as draft:
                 draft.write_bytes(text.encode("utf-8", "backslashreplace"))
     has_rows = {kind: file.stat().st_size > 0 for kind, file in files.items()}
@@ -170,9 +232,9 @@ def note(path: Path) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    decided = read(path)
-    left_out = {"skipped": decided.skipped, "taken back": decided.undone}
+    rows = read(path)
+    left_out = {"skipped": rows.skipped, "taken back": rows.undone}
     left = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
-    drawn = len(decided.uniform)
-    counts = f"{drawn:,} row{'s' * (drawn != 1)} drawn by chance, {len(decided.targeted):,} picked for training alone"
+    drawn = len(rows.uniform)
+    counts = f"{drawn:,} row{'s' * (drawn != 1)} drawn by chance, {len(rows.targeted):,} picked for training alone"
     return f"{path.name}: {counts}" + (f"; left out: {left}" if left else "")

@@ -18,8 +18,8 @@ from slmctl import config
 from slmctl.config import Source
 from slmctl.errors import UsageError
 from slmctl.init import raw_data
-from slmctl.production.records import Review
 from slmctl.sources import reviewed, snapshot
+from slmctl.sources.reviewed import Review
 from slmctl.sources.rows import read_rows
 
 CHOICES = ("uniform", "unsure", "disagreement", "suspect")

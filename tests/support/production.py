@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from slmctl.artifacts.json_lines import JsonLines
-from slmctl.production.records import CollectedRow, Feedback, Review
+from slmctl.production.records import CollectedRow, Feedback
+from slmctl.sources.reviewed import Review
 
 LABELS = ("account", "billing", "delivery")
 TIME = "2026-11-25T09:30:00Z"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slmctl.production.records import CollectedRow, Review
+from slmctl.production.records import CollectedRow
+from slmctl.sources.reviewed import Review
 
 BEGIN = datetime.datetime(2026, 10, 5, tzinfo=datetime.UTC)  # a Monday
 LABELS = ("invoice", "delivery", "return", "account")

@@ -16,7 +16,7 @@ from support import call_templates
 from support.call_templates import task_of
 
 from slmctl.errors import DataError, IntegrityError
-from slmctl.review import answers
+from slmctl.production.review import answers
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, RowRejectedError

@@ -1,18 +1,12 @@
 """The web page of `slmctl serve`: a chat, or the form of the task, for people without a client.
 
-One document that needs nothing beside itself. Style and script are inline and allowed by their hashes
-alone, markup cannot be made from text (trusted types), and the page may ask this server and no other.
 It learns the task from `GET /v1/task` and asks `/v1/chat/completions` like every other client; where answers are
 collected, `/v1/feedback` gets what a reader says of one.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Protocol
 
 from starlette.exceptions import HTTPException
@@ -21,14 +15,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from slmctl.config import ServeConfig
-from slmctl.reports import svg_chart
+from slmctl.reports.served_page import served_page
 from slmctl.task.contract import Task
-
-POLICY = (
-    "default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
-    "trusted-types 'none'"
-)
 
 
 class PageModel(Protocol):
@@ -57,26 +45,9 @@ def routes() -> list[Route]:
     return [Route("/", _page), Route("/v1/task", _task)]
 
 
-def response(package: str = __name__) -> Response:
-    """The page of a package, `page.html`, as one document with its style and script, which alone may act.
-
-    Args:
-        package: The package whose `page.html`, `page.css` and `page.js` are taken. The head is this package's
-            `head.html`, its style comes after that of this package, and its script after `shared.js`.
-    """
-    html, policy = _document(package)
-    headers = {
-        "Content-Security-Policy": policy,
-        "Cache-Control": "no-cache",
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-    }
-    return HTMLResponse(html, headers=headers)
-
-
 async def _page(_: Request) -> Response:
-    return response()
+    page = served_page(__name__)
+    return HTMLResponse(page.html, headers=page.headers)
 
 
 async def _task(request: Request) -> Response:
@@ -99,22 +70,3 @@ async def _task(request: Request) -> Response:
             **({"tools": [tool["function"] for tool in task.tools]} if task.tools else {}),
         }
     )
-
-
-@functools.cache
-def _document(package: str) -> tuple[str, str]:
-    """A page, and the policy that lets its own style and script pass."""
-    styles = [_read(name, "page.css") for name in dict.fromkeys((__name__, package))]
-    style = "\n".join([*styles, svg_chart.style()])
-    script = "\n".join([_read(__name__, "shared.js"), _read(package, "page.js")])
-    html = _read(package, "page.html").replace("<!-- head -->", _read(__name__, "head.html"))
-    html = html.replace("/* style */", style).replace("/* script */", script)
-    return html, POLICY.format(style=_hash(style), script=_hash(script))
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _read(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8").strip()

@@ -15,8 +15,8 @@ from slmctl.artifacts import artifact
 from slmctl.config import PrepareConfig
 from slmctl.deduplication.row_fingerprints import id_digits
 from slmctl.pipeline import chains, resolve, row_estimate
-from slmctl.production.records import Review
 from slmctl.sources import snapshot
+from slmctl.sources.reviewed import Review
 from slmctl.stages.prepare import prepare
 from slmctl.task.records import SPLITS, read_records
 

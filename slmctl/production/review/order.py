@@ -11,9 +11,10 @@ import numpy as np
 from slmctl.deduplication import minhash, near_duplicates
 from slmctl.deduplication.minhash import I64
 from slmctl.deduplication.near_duplicates import Spill
-from slmctl.production.records import UNIFORM, Choice, CollectedRow, Feedback
-from slmctl.review.answers import same_answer
-from slmctl.review.review_rows import ReviewRow, is_reserved, position
+from slmctl.production.records import CollectedRow, Feedback
+from slmctl.production.review.answers import same_answer
+from slmctl.production.review.review_rows import ReviewRow, is_reserved, position
+from slmctl.sources.reviewed import UNIFORM, Choice
 from slmctl.task.contract import Task
 
 UNSURE = 0.5  # certainty below which a row is looked at although nobody marked it

@@ -8,7 +8,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from support import TESTS, tiny
 
 from slmctl.deduplication import minhash
-from slmctl.review.training_rows import TrainingRows
+from slmctl.production.review.near_rows import TrainingRows
 
 ROWS = tiny.rows(150, seed=3)
 QUERIES = [text for text, _ in tiny.rows(20, seed=4)]

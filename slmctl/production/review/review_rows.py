@@ -10,14 +10,8 @@ from pathlib import Path
 from slmctl.artifacts import json_lines
 from slmctl.deduplication import minhash
 from slmctl.errors import UsageError
-from slmctl.production.records import (
-    UNIFORM,
-    Choice,
-    CollectedRow,
-    Feedback,
-    collected_files,
-    last_feedback,
-)
+from slmctl.production.records import CollectedRow, Feedback, collected_files, last_feedback
+from slmctl.sources.reviewed import UNIFORM, Choice
 from slmctl.task.records import SPLITS, read_records
 
 SUSPECTS = "suspects.jsonl"  # of a prepared data set

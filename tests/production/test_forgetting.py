@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from slmctl.production.records import FEEDBACK, CollectedRow, Feedback, Review
-from slmctl.provenance.collected_lines import CollectedFile, lines, search
+from slmctl.production.forgetting import CollectedFile, lines, search
+from slmctl.production.records import FEEDBACK, CollectedRow, Feedback
+from slmctl.sources.reviewed import Review
 
 KETTLE = "the kettle i bought on monday is broken and leaks"
 TIME = "2026-11-25T10:00:00Z"

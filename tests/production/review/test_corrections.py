@@ -8,8 +8,8 @@ from support import TESTS, tiny
 
 from slmctl.artifacts import artifact
 from slmctl.config import PrepareConfig
-from slmctl.review import order, review_rows
-from slmctl.review.session import ReviewSession
+from slmctl.production.review import order, review_rows
+from slmctl.production.review.session import ReviewSession
 from slmctl.sources import snapshot
 from slmctl.stages.prepare import prepare
 from slmctl.task.contract import Task

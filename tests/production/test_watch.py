@@ -16,9 +16,10 @@ from slmctl.config import Prices
 from slmctl.errors import DataError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics.statistics import error_bound, exact_interval
-from slmctl.production.records import CollectedRow, Review
-from slmctl.watch.measured import MeasuredFigures, measured
-from slmctl.watch.watch import is_right, watch
+from slmctl.production.measured import MeasuredFigures, measured
+from slmctl.production.records import CollectedRow
+from slmctl.production.watch import is_right, watch
+from slmctl.sources.reviewed import Review
 
 NOTHING = MeasuredFigures()
 MADE = MadeUp().days(17)  # two weeks and three days

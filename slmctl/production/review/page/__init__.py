@@ -15,14 +15,14 @@ from typing import TypedDict
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.review.review_rows import ReviewRow
-from slmctl.review.session import DecisionRefusedError, ReviewSession
-from slmctl.review.training_rows import Neighbour, TrainingRows
-from slmctl.server import page as server_page
+from slmctl.production.review.near_rows import Neighbour, TrainingRows
+from slmctl.production.review.review_rows import ReviewRow
+from slmctl.production.review.session import DecisionRefusedError, ReviewSession
+from slmctl.reports.served_page import served_page
 from slmctl.task.contract import Task
 
 MAX_BODY = 16 << 20  # bytes of a request: an answer, and the names around it
@@ -128,7 +128,8 @@ def likely_labels(task: Task, candidate: ReviewRow, near: list[Neighbour]) -> li
 
 
 async def _page(_: Request) -> Response:
-    return server_page.response(__name__)
+    page = served_page(__name__)
+    return HTMLResponse(page.html, headers=page.headers)
 
 
 def _desk(request: Request) -> ReviewDesk:

@@ -15,9 +15,9 @@ from typing import Literal, Self
 from slmctl.artifacts import locks
 from slmctl.artifacts.json_lines import JsonLines
 from slmctl.errors import DataError, LockedError, UsageError
-from slmctl.production.records import Review, standing
-from slmctl.review.answers import equal_answer, fault_of
-from slmctl.review.review_rows import ReviewRow
+from slmctl.production.review.answers import equal_answer, fault_of
+from slmctl.production.review.review_rows import ReviewRow
+from slmctl.sources.reviewed import Review, standing
 from slmctl.sources.rows import require_file
 from slmctl.task.contract import Task
 

@@ -21,11 +21,11 @@ from support.forks import Done, Forks
 from support.production import collected
 from support.reported import HOSTILE
 
-from slmctl.production.records import Review
-from slmctl.review.page import ReviewDesk
-from slmctl.review.review_rows import ReviewRow
-from slmctl.review.session import ReviewSession
-from slmctl.review.training_rows import TrainingRows
+from slmctl.production.review.near_rows import TrainingRows
+from slmctl.production.review.page import ReviewDesk
+from slmctl.production.review.review_rows import ReviewRow
+from slmctl.production.review.session import ReviewSession
+from slmctl.sources.reviewed import Review
 from slmctl.task.contract import Task
 
 PREPARED = TESTS / "fixtures" / "0.1.0" / "prepared"
@@ -320,7 +320,7 @@ def test_the_command_serves_until_it_is_told_to_end(project: Path) -> None:
 @pytest.fixture(scope="module")
 def reviews() -> Iterator[Forks]:
     """Forks that have what the command needs."""
-    with Forks("slmctl.cli.main", "slmctl.review.session", "slmctl.review.spreadsheet") as forks:
+    with Forks("slmctl.cli.main", "slmctl.production.review.session", "slmctl.production.review.spreadsheet") as forks:
         yield forks
 
 

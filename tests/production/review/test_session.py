@@ -12,9 +12,9 @@ from support import production
 from support.production import collected
 
 from slmctl.errors import DataError, LockedError, UsageError
-from slmctl.production.records import Review, decided
-from slmctl.review.review_rows import ReviewRow
-from slmctl.review.session import DecisionRefusedError, ReviewSession
+from slmctl.production.review.review_rows import ReviewRow
+from slmctl.production.review.session import DecisionRefusedError, ReviewSession
+from slmctl.sources.reviewed import Review, decided
 from slmctl.task.contract import Task
 
 TASK = Task("classify", "", "", labels=production.LABELS)

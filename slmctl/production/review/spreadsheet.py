@@ -9,8 +9,8 @@ from pathlib import Path
 from slmctl.artifacts import atomic
 from slmctl.console import percent
 from slmctl.errors import DataError
-from slmctl.review.review_rows import ReviewRow
-from slmctl.review.session import MODE, DecisionRefusedError, ReviewSession
+from slmctl.production.review.review_rows import ReviewRow
+from slmctl.production.review.session import MODE, DecisionRefusedError, ReviewSession
 from slmctl.sources.rows import as_csv, columns_of, read_rows
 
 ANSWER = "reviewed_answer"

@@ -18,8 +18,9 @@ from slmctl.metrics import answer_metrics
 from slmctl.metrics.statistics import error_bound
 from slmctl.metrics.verified_accuracy import WeightedShare, weighted_share
 from slmctl.production import records
-from slmctl.production.records import CollectedRow, DecisionLine, Review
-from slmctl.watch.measured import MeasuredFigures
+from slmctl.production.measured import MeasuredFigures
+from slmctl.production.records import CollectedRow, DecisionLine
+from slmctl.sources.reviewed import Review, decided
 
 KEPT = "confident"  # the reason of an answer that the policy keeps
 USAGE = "slmctl watch decisions.jsonl collected/ reviewed.jsonl"
@@ -144,7 +145,7 @@ def watch(
     for path in records.collected_files(paths):
         if kind := _kind(path):
             files[kind].append(path)
-    reviews = records.decided(line for path in files["reviews"] for line in Review.read(path))
+    reviews = decided(line for path in files["reviews"] for line in Review.read(path))
     reviewed = {review.id for review in reviews}
     collected = (row for path in files["collected"] for row in CollectedRow.read(path))
     rows = {row.id: row for row in collected if row.uniform or row.id in reviewed}

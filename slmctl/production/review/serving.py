@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from slmctl.review.page import ReviewDesk
-from slmctl.server import process
+from slmctl.errors import UsageError
+from slmctl.production.review.page import ReviewDesk
 
 HOST = "127.0.0.1"
 END_S = 2  # that a running request has when the page ends
@@ -26,7 +26,18 @@ def listen(port: int) -> socket.socket:
     Raises:
         UsageError: The port is taken.
     """
-    return process.listen(HOST, port, keys=False)
+    # named as TCP: asyncio sends without delay only then
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((HOST, port))
+        sock.listen()  # a browser may connect from now on
+    except OSError as error:
+        sock.close()
+        raise UsageError(
+            f"port {port} on {HOST} cannot be bound: {error.strerror}", hint="--port 0 takes a free one"
+        ) from None
+    return sock
 
 
 def address(desk: ReviewDesk, sock: socket.socket) -> str:

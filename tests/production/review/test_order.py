@@ -14,8 +14,8 @@ from support.production import collected
 from slmctl.deduplication import minhash
 from slmctl.errors import UsageError
 from slmctl.production.records import CollectedRow, Feedback
-from slmctl.review import order, review_rows
-from slmctl.review.review_rows import RESERVED, ReviewRow, is_reserved
+from slmctl.production.review import order, review_rows
+from slmctl.production.review.review_rows import RESERVED, ReviewRow, is_reserved
 from slmctl.task.contract import Task
 
 TASK = Task("classify", "", "", labels=production.LABELS)

@@ -12,10 +12,10 @@ from support.production import collected
 from support.reported import HOSTILE
 
 from slmctl.errors import DataError
-from slmctl.production.records import Review
-from slmctl.review import spreadsheet
-from slmctl.review.review_rows import ReviewRow
-from slmctl.review.session import ReviewSession
+from slmctl.production.review import spreadsheet
+from slmctl.production.review.review_rows import ReviewRow
+from slmctl.production.review.session import ReviewSession
+from slmctl.sources.reviewed import Review
 from slmctl.task.contract import Task
 
 TASK = Task("classify", "", "", labels=(*production.LABELS, "-5 C", "=weird"))

@@ -1,0 +1,66 @@
+"""The document of a page that a process serves, which needs nothing beside itself.
+
+Style and script are inline and allowed by their hashes alone, markup cannot be made from text (trusted types), and the
+page may ask its own server and no other.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from slmctl.reports import svg_chart
+
+POLICY = (
+    "default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'"
+)
+
+
+@dataclass(frozen=True)
+class ServedPage:
+    """A page as it is sent.
+
+    Attributes:
+        html: The whole document.
+        headers: Of the response, with the policy that lets its own style and script pass.
+    """
+
+    html: str
+    headers: Mapping[str, str]
+
+
+@functools.cache
+def served_page(package: str) -> ServedPage:
+    """The page of a package: its `page.html` and `page.js`, and its `page.css` where it has styles of its own.
+
+    The head is `head.html` of this package, whose style stands before the package's own and whose `shared.js` before
+    its script.
+    """
+    has_style = resources.files(package).joinpath("page.css").is_file()
+    own_style = _read(package, "page.css") if has_style else ""
+    style = "\n".join([_read(__name__, "page.css"), own_style, svg_chart.style()])
+    script = "\n".join([_read(__name__, "shared.js"), _read(package, "page.js")])
+    html = _read(package, "page.html").replace("<!-- head -->", _read(__name__, "head.html"))
+    html = html.replace("/* style */", style).replace("/* script */", script)
+    headers = {
+        "Content-Security-Policy": POLICY.format(style=_hash(style), script=_hash(script)),
+        "Cache-Control": "no-cache",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return ServedPage(html, headers)
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _read(package: str, name: str) -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8").strip()
