@@ -111,7 +111,7 @@ def _opened(
         opening = ray_answers.opening_of(
             request.model, request.base, task, job.reading, type=request.type, max_tokens=request.max_tokens
         )
-        with ray_answers.RayCluster(ray) as cluster:
+        with ray_answers.connected(ray) as cluster:
             yield lambda job: file_prediction.write_answers(lambda rows: cluster.answered(opening, rows), task, job)
     else:
         with predict.opened(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import pytest
 from support import endpoint, tiny
@@ -150,6 +151,31 @@ def test_what_no_request_can_get_past_ends_it_all(status: int, said: str) -> Non
     assert len(fake.bodies) < 20
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_an_endpoint_that_refuses_is_left_out_while_another_answers(status: int, capsys: Any) -> None:
+    refuses: endpoint.Manners = lambda body, before: fails(status)  # noqa: E731
+    with endpoint.serving(refuses) as bad, endpoint.serving(echo) as good, endpoint.serving(refuses) as worse:
+        found = answers(EndpointPool([bad.url, good.url], "large", concurrency=2), ["a"] * 20)
+        assert [getattr(reply, "text", reply) for reply in found] == ["A"] * 20
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.count("is asked no more: ") == 1
+        assert f"{urlsplit(bad.url).netloc} is asked no more" in said
+        with pytest.raises(NetworkError, match=f"HTTP {status}"):
+            answers(EndpointPool([bad.url, worse.url], "large", concurrency=2), ["a"] * 20)
+
+
+def test_a_slow_endpoint_keeps_no_more_than_its_own_places() -> None:
+    def slowly(body: dict[str, Any], before: int) -> endpoint.Turn:
+        time.sleep(0.4)
+        return echo(body, before)
+
+    with endpoint.serving(slowly) as slow, endpoint.serving(echo) as quick:
+        found = answers(EndpointPool([slow.url, quick.url], "large", concurrency=2), [f"t{k}" for k in range(60)])
+    assert [getattr(reply, "text", reply) for reply in found] == [f"T{k}" for k in range(60)]
+    assert max(slow.most_at_once, quick.most_at_once) <= 2
+    assert len(slow.bodies) < 20 < len(quick.bodies)
+
+
 def test_what_was_answered_comes_before_the_end() -> None:
     """Answers that were paid for are not lost to the failure of a request beside them."""
     with endpoint.serving(lambda body, before: says("yes") if len(fake.bodies) <= 10 else fails(403)) as fake:
@@ -221,6 +247,21 @@ def test_options_are_learnt_from_refusals() -> None:
     assert all(isinstance(reply, Reply) for reply in found)
     assert fake.bodies[-1]["max_completion_tokens"] == 9
     assert len(fake.bodies) == 5
+
+
+def test_what_one_endpoint_does_not_know_is_left_out_for_it_alone() -> None:
+    names = ("structured_outputs", "logprobs", "response_format")
+    request = EndpointRequest([{"role": "user", "content": "a"}], 9, options=dict.fromkeys(names, 1))
+
+    def old(body: dict[str, Any], before: int) -> endpoint.Turn:
+        unknown = [name for name in names if name in body]
+        return fails(400, f"{unknown[0]}: Extra inputs are not permitted") if unknown else says("yes")
+
+    with endpoint.serving(old) as first, endpoint.serving(echo) as second:
+        pool = EndpointPool([first.url, second.url], "large", concurrency=4)
+        assert all(isinstance(reply, Reply) for _, reply in pool.ask_all([request] * 40))
+    assert not {*names} & first.bodies[-1].keys()
+    assert all({*names} <= body.keys() for body in second.bodies)
 
 
 def test_requests_on_their_way_learn_what_the_first_one_learnt() -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,7 +128,6 @@ def accept(
         chances: Of `linear_chances`, where they are known; they follow from the answers, not from which rows are gold.
     """
     promise = CalibrateConfig(max_error=config.max_error, confidence=config.confidence)
-    nothing = Bound(config.max_error, config.confidence)
     if config.task.kind == "generate":
         for entry in rows:
             entry.accepted = bool(entry.answer) and likeness(entry.votes) >= config.min_agreement
@@ -138,12 +137,12 @@ def accept(
         )  # fmt: skip
     _measure(config, rows, gold, chances)
     if len(gold) < MIN_ROWS:
-        return _without(nothing, f"{len(gold)} gold rows are too few for a bound: at least {MIN_ROWS} are needed")
-    table = _table(gold)
+        reason = f"{len(gold)} gold rows are too few for a bound: at least {MIN_ROWS} are needed"
+        return Bound(config.max_error, config.confidence, reason)
     try:
-        fitted = error_threshold.fit(table, promise)
+        fitted = error_threshold.fit(_table(gold), promise)
     except GateError as error:
-        return _without(nothing, error.message)
+        return Bound(config.max_error, config.confidence, error.message)
     _score([*rows, *gold], fitted)
     for entry in (*rows, *gold):
         entry.accepted = bool(entry.answer) and (entry.score or 0.0) >= fitted["threshold"]
@@ -153,10 +152,6 @@ def accept(
         figures["error_bound"], fitted["threshold"], _fields(config, gold),
         [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]],
     )  # fmt: skip
-
-
-def _without(nothing: Bound, reason: str) -> Bound:
-    return Bound(nothing.max_error, nothing.confidence, reason)
 
 
 def _table(gold: Sequence[LabelledRow]) -> CalibrationRows:
@@ -207,29 +202,21 @@ def _field(value: Any, key: str) -> Any:
 def _measure(
     config: LabelConfig, rows: Sequence[LabelledRow], gold: Sequence[LabelledRow], chances: Mapping[str, float] | None
 ) -> None:
-    """Set the signals of every row: the same ones for all."""
+    """Set the signals of every row: the same ones for all, in one order."""
     every = [*rows, *gold]
-    names = {"votes", *(["teachers"] if len(config.teachers) > 1 else [])}
-    if any(vote.confidence is not None for entry in every for vote in entry.votes):
-        names.add("tokens")
+    has_tokens = any(vote.confidence is not None for entry in every for vote in entry.votes)
     if chances is None and config.task.kind == "classify":
         chances = linear_chances(rows, gold)
     for entry in every:
-        entry.signals = _signals(entry, names | ({"linear"} if chances else set()), chances)
-
-
-def _signals(entry: LabelledRow, names: Collection[str], chances: Mapping[str, float] | None) -> dict[str, float]:
-    """The signals of a row, by name, in the one order that all have."""
-    values = {"votes": _log_odds(entry.agreement)}
-    if "teachers" in names:
-        values["teachers"] = _teachers(entry)
-    if "tokens" in names:
-        sure = [vote.confidence for vote in entry.votes if vote.is_valid and vote.confidence is not None
-                and same(vote.answer, entry.answer)]  # fmt: skip
-        values["tokens"] = _log_odds(sum(sure) / len(sure)) if sure else 0.0
-    if "linear" in names and chances is not None:
-        values["linear"] = _log_odds(chances[entry.row.id])
-    return values
+        entry.signals = {"votes": _log_odds(entry.agreement)}
+        if len(config.teachers) > 1:
+            entry.signals["teachers"] = _teachers(entry)
+        if has_tokens:
+            sure = [vote.confidence for vote in entry.votes if vote.is_valid and vote.confidence is not None
+                    and same(vote.answer, entry.answer)]  # fmt: skip
+            entry.signals["tokens"] = _log_odds(sum(sure) / len(sure)) if sure else 0.0
+        if chances:
+            entry.signals["linear"] = _log_odds(chances[entry.row.id])
 
 
 def _teachers(entry: LabelledRow) -> float:

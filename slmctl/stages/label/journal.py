@@ -11,7 +11,7 @@ import dataclasses
 import fcntl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +107,10 @@ class Journal:
         """The most that the requests that are out may cost."""
         return sum(self._out.values())
 
+    def found(self, keys: Iterable[str]) -> list[TeacherAnswer]:
+        """The answers that are here, of requests by their keys."""
+        return [self.answers[key] for key in keys if key in self.answers]
+
     def send(self, key: str, most: float) -> None:
         """Write down that a request goes out."""
         with self._writing:
@@ -178,19 +182,15 @@ class Budget:
         """The cost of the answers, and the most that is in doubt."""
         return sum(journal.ledger.cost + journal.ledger.doubt for journal in self._journals)
 
-    def out_of_time(self) -> bool:
-        """True when the time is up; it ends the run."""
-        if not self.reached and self._end is not None and time.monotonic() > self._end:
-            self.reached = "max_time"
-        return self.reached == "max_time"
-
     def take(self, journal: Journal, key: str, most: float) -> Permission:
         """Let a request out, written down, if its most fits beside all that was spent and is out.
 
         Returns: `wait` where it may fit when what is out has come back.
         """
         with self._taking:
-            if self.reached or self.out_of_time():
+            if not self.reached and self._end is not None and time.monotonic() > self._end:
+                self.reached = "max_time"
+            if self.reached:
                 return "stop"
             if self._max_cost is not None:
                 out = sum(journal.reserved for journal in self._journals)

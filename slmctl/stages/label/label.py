@@ -31,7 +31,6 @@ from slmctl.stages.label.teachers import (
     NearestExamples,
     ReleaseTeacher,
     journal_path,
-    open_teacher,
     task_of,
     votes_of,
 )
@@ -152,13 +151,15 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
     all_rows = rows.without_trained(all_rows, releases, journals.parent)
     every = [*all_rows.gold, *all_rows.rows]
     leaves = any(teacher.url for teacher in config.teachers)
-    cleared = rows.clearances(config, every, len(every)) if leaves else {}
+    cleared = rows.clearances(config, every) if leaves else {}
     examples = NearestExamples([row for row in all_rows.pool if leaves and not cleared[row.id].reason], config.examples)
     files = [Journal(journal_path(journals, teacher), teacher.prices) for teacher in config.teachers]
     with opened(files):
         budget = Budget(files, config.max_cost, config.max_time and config.max_time * 60)
         teachers = [
-            open_teacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
+            ReleaseTeacher(config, teacher, journal, budget, task=task)
+            if teacher.release is not None
+            else EndpointTeacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
             for teacher, journal in zip(config.teachers, files, strict=True)
         ]
         yield LabelJob(config, task, all_rows, cleared, teachers, budget)

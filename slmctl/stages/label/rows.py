@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,8 +129,8 @@ def _with_own_id(row: LabelRow, ids: set[str]) -> LabelRow:
 
 def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[LabelRow]:
     columns = columns_of(source.local, **source.reading)
-    for column in filter(None, (source.id,)):
-        conversation_formats.require_column(source, columns, column)
+    if source.id:
+        conversation_formats.require_column(source, columns, source.id)
     make_text = conversation_formats.text_maker(source, source.input, columns)
     for raw in read_rows(source.local, **source.reading):
         try:
@@ -155,11 +155,7 @@ def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
         kept = [row for row, split in zip(rows, _splits(config, placed), strict=True) if split != TEST]
         left_out["gold rows that prepare measures with"] += len(rows) - len(kept)
         rows = kept
-    return _once(rows)
-
-
-def _once(rows: Sequence[LabelRow]) -> list[LabelRow]:
-    """The rows without those whose text an earlier one has."""
+    # of rows with the same text the first one stays
     return list({minhash.normalise(row.text): row for row in reversed(rows)}.values())[::-1]
 
 
@@ -265,10 +261,10 @@ def _is_in(prints: Fingerprints, text: str) -> bool:
 # What may leave
 
 
-def clearances(config: LabelConfig, rows: Iterable[LabelRow], total: int) -> dict[str, Cleared]:
+def clearances(config: LabelConfig, rows: Sequence[LabelRow]) -> dict[str, Cleared]:
     """The part of each row that may leave, by its id; a gold row leaves as an example too, so with its answer."""
     cleared: dict[str, Cleared] = {}
-    with console.progress("searching for personal data", total, "rows") as meter:
+    with console.progress("searching for personal data", len(rows), "rows") as meter:
         for row in rows:
             cleared[row.id] = _clear(config, row)
             meter.advance()

@@ -99,8 +99,7 @@ class EndpointTeacher:
 
     def answers(self, row: LabelRow) -> list[TeacherAnswer]:
         """The answers to a row that are there."""
-        keys = (self._keys.get((row.id, vote), "") for vote in range(self._config.votes))
-        return [self.journal.answers[key] for key in keys if key in self.journal.answers]
+        return self.journal.found(self._keys.get((row.id, vote), "") for vote in range(self._config.votes))
 
     def ask(self, rows: Sequence[LabelRow]) -> None:
         """Ask for every answer that is not in the journal, as far as the budget goes.
@@ -218,8 +217,7 @@ class ReleaseTeacher:
 
     def answers(self, row: LabelRow) -> list[TeacherAnswer]:
         """The answers to a row that are there."""
-        keys = (self._keys.get((row.id, vote), "") for vote in range(self._votes))
-        return [self.journal.answers[key] for key in keys if key in self.journal.answers]
+        return self.journal.found(self._keys.get((row.id, vote), "") for vote in range(self._votes))
 
     def ask(self, rows: Sequence[LabelRow]) -> None:
         """Ask for every answer that is not in the journal, as far as the budget goes.
@@ -308,20 +306,6 @@ def votes_of(
                 text = restore(text, marks, is_json=task.kind == "extract")
             votes.append(Vote(number, text, is_valid, answer.confidence))
     return votes
-
-
-def open_teacher(
-    config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task,
-    examples: NearestExamples, cleared: Mapping[str, Cleared],
-) -> EndpointTeacher | ReleaseTeacher:  # fmt: skip
-    """A teacher of the config, checked before it is asked.
-
-    Raises:
-        UsageError: Its address, key or release cannot be used.
-    """
-    if teacher.release is not None:
-        return ReleaseTeacher(config, teacher, journal, budget, task=task)
-    return EndpointTeacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
 
 
 def journal_path(folder: Path, teacher: Teacher) -> Path:

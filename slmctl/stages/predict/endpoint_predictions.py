@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from slmctl.config import PredictConfig
 from slmctl.errors import DataError
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.openai_client import EndpointRequest, Reply
+from slmctl.stages.predict.predict import quantiles
 from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, MessageCall, Record, read_records, require_records, write_jsonl
@@ -49,7 +49,7 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
     replies, rate = _ask(pool, requests, answered, name)
     write_jsonl(out / "predictions.jsonl", (_line(task, record, replies.get(k)) for k, record in enumerate(records)))
-    waits = sorted(reply.seconds * 1000 for reply in replies.values() if isinstance(reply, Reply))
+    times = [reply.seconds * 1000 for reply in replies.values() if isinstance(reply, Reply)]
     answered.unlink(missing_ok=True)
     failed = [reply for reply in replies.values() if isinstance(reply, Refusal)]
     if failed:
@@ -69,7 +69,7 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
         "not_sent": len(records) - len(sent),
         "failed": len(failed),
         "retries": pool.retries,
-        "latency_ms": _waits(waits),
+        "latency_ms": quantiles(times) if times else None,  # with `concurrency` requests in flight
         "rows_per_s": rate,
     }
 
@@ -123,14 +123,6 @@ def _written(path: Path) -> dict[str, Reply]:
             key = fields.pop("key")
             replies[key] = Reply(**fields)
     return replies
-
-
-def _waits(waits: Sequence[float]) -> dict[str, float] | None:
-    """Times of single answers with `concurrency` requests in flight, in ms."""
-    if not waits:
-        return None
-    p95 = waits[min(len(waits) - 1, int(len(waits) * 0.95))]
-    return {"median": round(statistics.median(waits), 1), "p95": round(p95, 1), "n": len(waits)}
 
 
 def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import statistics
@@ -109,59 +110,49 @@ def _run(
     }
 
 
-class opened:  # noqa: N801 - reads as a verb in `with`
-    """Open a model for answering: `with opened(model, task) as (answerer, weights)`.
+@contextlib.contextmanager
+def opened(
+    model: Artifact, task: Task, *, base: Artifact | None = None, type: str | None = None, max_tokens: int = 256,
+    lora: bool = False,
+) -> Iterator[tuple[GgufAnswerer | HfAnswerer, FileEntry]]:  # fmt: skip
+    """A model for answering, and the file that answers: the GGUF itself, or the safetensors of an HF model.
 
-    `weights` is the file that answers: the GGUF itself, or the safetensors of an HF model.
+    Args:
+        model: An artifact, or a release.
+        task: The contract that its answers are held to.
+        base: The base of an adapter.
+        type: The quantization type, of a model with several GGUF files.
+        max_tokens: The longest answer.
+        lora: Load the adapter's own file on the base's, as the server loads it for several adapters.
+
+    Raises:
+        DataError: The answers cannot be held to the task's schema.
     """
-
-    def __init__(
-        self,
-        model: Artifact,
-        task: Task,
-        *,
-        base: Artifact | None = None,
-        type: str | None = None,
-        max_tokens: int = 256,
-        lora: bool = False,
-    ) -> None:
-        self.model, self.task, self.base = model, task, base
-        self.type, self.max_tokens, self.lora = type, max_tokens, lora
-        self._engine: engine.Engine | None = None
-
-    def __enter__(self) -> tuple[GgufAnswerer | HfAnswerer, FileEntry]:
-        """Raises DataError where the answers cannot be held to the task's schema."""
-        if self.task.kind == "extract":
-            json_grammar.require(self.task.schema or {})
-        if self.lora:
-            return self._open_lora()
-        if self.model.kind in ("gguf", "published"):
-            entry = gguf_file(self.model, self.type)
-            path = self.model.file(entry.path)
-            memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
-            self._engine = engine.Engine(path, grammars=bool(self.task.constraint), classifier=bool(self.task.labels))
-            return GgufAnswerer(self._engine, self.task, self.max_tokens), entry
+    if task.kind == "extract":
+        json_grammar.require(task.schema or {})
+    if not lora and model.kind not in ("gguf", "published"):
         from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
 
-        answerer = HfAnswerer(
-            self.model, self.task, base=self.base, max_tokens=self.max_tokens, matmul_dtype=resolve_matmul_dtype("auto")
-        )
-        return answerer, _whole(self.model, self.base)
-
-    def _open_lora(self) -> tuple[GgufAnswerer, FileEntry]:
-        """The adapter's own file on the base's, loaded as the server loads it for several adapters."""
-        assert self.base is not None
-        entry, under = lora_file(self.model), gguf_file(self.base, self.type)
-        path = self.base.file(under.path)
-        memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
-        self._engine = engine.Engine(path, adapters={LORA: self.model.file(entry.path)})
-        answerer = GgufAnswerer(self._engine, self.task, self.max_tokens, adapter=LORA)
-        return answerer, dataclasses.replace(entry, size=entry.size + under.size)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        memory.trim_heap()  # the keys and values of an HF model's batches
+        dtype = resolve_matmul_dtype("auto")
+        try:
+            yield (
+                HfAnswerer(model, task, base=base, max_tokens=max_tokens, matmul_dtype=dtype),
+                _whole(model, base),
+            )
+        finally:
+            memory.trim_heap()  # the keys and values of its batches
+        return
+    own, entry = (base, gguf_file(base, type)) if lora and base is not None else (model, gguf_file(model, type))
+    path = own.file(entry.path)
+    memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
+    if lora:
+        adapter = lora_file(model)
+        with engine.Engine(path, adapters={LORA: model.file(adapter.path)}) as loaded:
+            size = adapter.size + entry.size
+            yield GgufAnswerer(loaded, task, max_tokens, adapter=LORA), dataclasses.replace(adapter, size=size)
+        return
+    with engine.Engine(path, grammars=bool(task.constraint), classifier=bool(task.labels)) as loaded:
+        yield GgufAnswerer(loaded, task, max_tokens), entry
 
 
 class GgufAnswerer:
@@ -214,9 +205,14 @@ def latency_ms(answerer: PromptAnswerer, prompts: Sequence[Prompt]) -> dict[str,
         times.append((time.monotonic() - begun) * 1000)
         if len(times) > LATENCY_LEAST and time.monotonic() - start > LATENCY_S:
             break
-    measured = sorted(times[1:])
-    p95 = measured[min(len(measured) - 1, int(len(measured) * 0.95))]
-    return {"median": round(statistics.median(measured), 1), "p95": round(p95, 1), "n": len(measured)}
+    return quantiles(times[1:])
+
+
+def quantiles(times_ms: Sequence[float]) -> dict[str, float]:
+    """Median, 95th percentile and number of times."""
+    ordered = sorted(times_ms)
+    p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+    return {"median": round(statistics.median(ordered), 1), "p95": round(p95, 1), "n": len(ordered)}
 
 
 def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:

@@ -44,18 +44,7 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # on every system: a loca
 
 @dataclass(frozen=True)
 class EngineOpening:
-    """A model as every node opens it.
-
-    Attributes:
-        model: Path of the model, the same on every node.
-        digest: Its digest, to which each node holds what it finds there.
-        base: Path of the base, of an adapter; else None.
-        task: The contract that answers are held to.
-        type: The quantization type.
-        max_tokens: The longest answer.
-        reading: How a row becomes a question.
-        version: Of slmctl, the same on every node.
-    """
+    """A model as every node opens it: under the same path, with the same digest, by the same version of slmctl."""
 
     model: str
     digest: str
@@ -94,78 +83,75 @@ class ChunkAnswerer:
         return pa.table({"place": batch["place"], "answer": pa.array(answers, pa.string())})
 
 
-class RayCluster:
-    """A connection to a cluster: `with RayCluster(address) as cluster`; `local` starts one here and ends it.
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[RayCluster]:
+    """A cluster, for the length of a block; `local` starts one on this machine and ends it.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
         NetworkError: There is no cluster at the address.
         UsageError: The address is malformed.
     """
-
-    def __init__(self, address: str) -> None:
-        if address != LOCAL and not re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}", address):
-            raise UsageError(f"--ray wants HOST:PORT or local, got '{address}'", hint="--ray 10.0.0.1:6379")
-        self.address = address
-        self._ray: Any = None
-        self._stack = contextlib.ExitStack()
-        self.nodes = 0
-
-    def __enter__(self) -> RayCluster:
-        with contextlib.ExitStack() as stack:
-            host = "127.0.0.1" if self.address == LOCAL else self.address.rpartition(":")[0].strip("[]")
-            far = not guard.is_local(host)
-            stack.enter_context(guard.network(f"--ray {self.address}", {host, *([socket.gethostname()] * far)}))
-            if far:
-                guard.contacted.add(host)
-                guard.uncounted.add(host)  # Ray's sockets are those of native code
-            os.environ.update(SWITCHES | (LOOPBACK if self.address == LOCAL else {}))
-            self._ray = importlib.import_module("ray")
-            importlib.import_module("ray.data")
-            if self.address != LOCAL:
-                self._require_listening(host)
-            self._connect()
-            stack.callback(self._ray.shutdown)
-            able = [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-            self.nodes = len(able)
+    if address != LOCAL and not re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}", address):
+        raise UsageError(f"--ray wants HOST:PORT or local, got '{address}'", hint="--ray 10.0.0.1:6379")
+    host = "127.0.0.1" if address == LOCAL else address.rpartition(":")[0].strip("[]")
+    far = not guard.is_local(host)
+    with guard.network(f"--ray {address}", {host, *([socket.gethostname()] * far)}):
+        if far:
+            guard.contacted.add(host)
+            guard.uncounted.add(host)  # Ray's sockets are those of native code
+        os.environ.update(SWITCHES | (LOOPBACK if address == LOCAL else {}))
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.data")
+        if address != LOCAL:
+            _require_listening(address, host)
+        _join(ray, address)
+        try:
+            able = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
             if not able:
-                raise StageError(f"no node of the Ray cluster {self.address} offers a CPU", hint="ray status")
-            console.say(f"  {self.nodes} Ray nodes, an engine each")
-            self._stack = stack.pop_all()
-        return self
+                raise StageError(f"no node of the Ray cluster {address} offers a CPU", hint="ray status")
+            console.say(f"  {len(able)} Ray nodes, an engine each")
+            yield RayCluster(ray, len(able))
+        finally:
+            ray.shutdown()
 
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
 
-    def _require_listening(self, host: str) -> None:
-        """Ray itself asks an address at which nobody listens for minutes."""
-        try:
-            socket.create_connection((host, int(self.address.rpartition(":")[2])), timeout=LISTEN_S).close()
-        except OSError as error:
-            raise NetworkError(
-                f"there is no Ray cluster at {self.address}: {error.strerror or error}",
-                hint="ray start --head starts one, and ray status prints its address",
-            ) from None
+def _require_listening(address: str, host: str) -> None:
+    """Raise NetworkError where nobody listens: Ray itself asks such an address for minutes."""
+    try:
+        socket.create_connection((host, int(address.rpartition(":")[2])), timeout=LISTEN_S).close()
+    except OSError as error:
+        raise NetworkError(
+            f"there is no Ray cluster at {address}: {error.strerror or error}",
+            hint="ray start --head starts one, and ray status prints its address",
+        ) from None
 
-    def _connect(self) -> None:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self.address == LOCAL:
-            quiet |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
-        try:
-            # a cluster that is started here inherits this environment; one that is there may ask for a token in it
-            with child_environment.hidden() if self.address == LOCAL else contextlib.nullcontext():
-                self._ray.init(address=self.address, **quiet)
-        except (ConnectionError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise NetworkError(
-                f"the Ray cluster {self.address} cannot be joined: {reason}", hint="ray status"
-            ) from None
-        context = self._ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+
+def _join(ray: Any, address: str) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == LOCAL:
+        quiet |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+    try:
+        # a cluster that is started here inherits this environment; one that is there may ask for a token in it
+        with child_environment.hidden() if address == LOCAL else contextlib.nullcontext():
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NetworkError(f"the Ray cluster {address} cannot be joined: {reason}", hint="ray status") from None
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Ray's module, connected to a cluster, and the number of nodes that offer a CPU."""
+
+    ray: Any
+    nodes: int
 
     def answered(self, opening: EngineOpening, rows: Iterator[Row]) -> Iterator[list[AddedColumns]]:
         """The columns that rows get, in their order, chunk by chunk.
@@ -176,17 +162,17 @@ class RayCluster:
         chunks, count = self._stored(opening.reading, rows)
         if not chunks:
             return
-        answers = self._ray.data.from_arrow_refs(chunks).map_batches(
+        answers = self.ray.data.from_arrow_refs(chunks).map_batches(
             ChunkAnswerer,
             fn_constructor_args=(opening,),
             batch_size=None,  # a chunk as it is, so that what is answered together is what one process answers together
             batch_format="pyarrow",
-            compute=self._ray.data.ActorPoolStrategy(size=min(self.nodes, len(chunks))),
+            compute=self.ray.data.ActorPoolStrategy(size=min(self.nodes, len(chunks))),
             num_cpus=ACTOR_CPUS,
             scheduling_strategy="SPREAD",
         )
         place = 0
-        with _spoken(self._ray):
+        with _spoken(self.ray):
             for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
                 if batch["place"].to_pylist() != list(range(place, place + len(batch))):
                     raise StageError(f"Ray brought other rows back than those from {place} on", hint="run it again")
@@ -202,16 +188,12 @@ class RayCluster:
 
         chunks, count = [], 0
         while block := list(itertools.islice(rows, row_answers.CHUNK)):
-            lines = [json.dumps([row.number, _asked_alone(row, reading), row.fault]) for row in block]
+            asked = [{name: cell for name, cell in row.columns.items() if name == reading.column} for row in block]
+            lines = [json.dumps([row.number, cells, row.fault]) for row, cells in zip(block, asked, strict=True)]
             places = pa.array(range(count, count + len(block)), pa.int64())
-            chunks.append(self._ray.put(pa.table({"place": places, "row": pa.array(lines, pa.string())})))
+            chunks.append(self.ray.put(pa.table({"place": places, "row": pa.array(lines, pa.string())})))
             count += len(block)
         return chunks, count
-
-
-def _asked_alone(row: Row, reading: RowInput) -> dict[str, Any]:
-    """The column of a row that is asked."""
-    return {reading.column: row.columns[reading.column]} if reading.column in row.columns else {}
 
 
 def _opened(path: str, digest: str) -> artifact.Artifact:
@@ -248,7 +230,7 @@ def opening_of(
     model: artifact.Artifact, base: artifact.Artifact | None, task: Task, reading: RowInput, *, type: str | None,
     max_tokens: int,
 ) -> EngineOpening:  # fmt: skip
-    """The opening of a model that lies at the same path on every node."""
+    """The opening of a model."""
     return EngineOpening(
         model=str(model.path.resolve()), digest=model.digest, base=str(base.path.resolve()) if base else None,
         task=dataclasses.replace(task, kind=task.kind),  # without what it has computed, which cannot be sent

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import gzip
-import http.server
 import json
 import math
 import os
 import re
 import resource
 import signal
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,15 +22,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from support import tiny, workbooks
+from support import endpoint, tiny, workbooks
+from support.endpoint import fails, says
 from support.forks import Forks
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, LockedError, NetworkError, StageError, UsageError
 from slmctl.inference.engine import Answer, EngineDiedError, EngineError
+from slmctl.network import endpoint_pool
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.sources.rows import read_rows
-from slmctl.stages.predict import endpoint_answerer, file_prediction, row_answers, workbook_writer
+from slmctl.stages.predict import file_prediction, row_answers, workbook_writer
+from slmctl.stages.predict.endpoint_answerer import EndpointAnswerer
 from slmctl.stages.predict.file_prediction import Job, answer_file
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
@@ -535,68 +536,42 @@ def test_options_that_do_not_fit_are_refused(stages: Forks, tiny_run: Path, args
 # Elsewhere
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """An endpoint that answers with the last word of the question, and fails now and then."""
-
-    daemon_threads = True
-
-    def __init__(self, failures: int = 0, seconds: float = 0.0, refuses: tuple[str, ...] = (), status: int = 0) -> None:
-        self.seen: list[dict[str, Any]] = []
-        self.failures, self.lock = failures, threading.Lock()
-        self.seconds, self.refuses, self.status = seconds, refuses, status
-        self.now = self.most_at_once = 0
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+def last_word(body: dict[str, Any], before: int = 0) -> endpoint.Turn:
+    """A reply that is the last word of the question, with log probabilities where they are asked for."""
+    word = body["messages"][-1]["content"].split()[-1]
+    choice: dict[str, Any] = {"message": {"role": "assistant", "content": word}, "finish_reason": "stop"}
+    if body.get("logprobs"):
+        choice["logprobs"] = {"content": [{"token": word, "logprob": -0.25}, {"token": "", "logprob": -0.25}]}
+    return says(word, choices=[choice])
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with self.server.lock:
-            self.server.failures -= 1
-            failing = self.server.failures >= 0
-            if not failing:
-                self.server.seen.append(body)
-            self.server.now += 1
-            self.server.most_at_once = max(self.server.most_at_once, self.server.now)
-        time.sleep(self.server.seconds)
-        with self.server.lock:
-            self.server.now -= 1
-        word = body["messages"][-1]["content"].split()[-1]
-        choice = {"message": {"role": "assistant", "content": word}, "finish_reason": "stop"}
-        if body.get("logprobs"):
-            choice["logprobs"] = {"content": [{"token": word, "logprob": -0.25}, {"token": "", "logprob": -0.25}]}
-        unknown = next((name for name in self.server.refuses if name in body), "")
-        status = self.server.status or (503 if failing else 400 if unknown else 200)
-        said = f"{unknown}: Extra inputs are not permitted" if unknown else "no"
-        reply = json.dumps({"choices": [choice]} if status == 200 else {"error": {"message": said}}).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+@pytest.fixture
+def server() -> Iterator[endpoint.Fake]:
+    with endpoint.serving(last_word) as fake:
+        yield fake
 
 
-def test_a_pool_shares_the_rows_and_sees_no_sensitive_one(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    task = Task.read(artifacts["gguf"].path)
-    servers = [Server(), Server(failures=3)]
+def answerer_of(urls: list[str], task: Task) -> EndpointAnswerer:
+    return EndpointAnswerer(EndpointPool(urls, "served", None, concurrency=2), task, 16)
+
+
+def test_a_pool_shares_the_rows_and_sees_no_sensitive_one(
+    artifacts: dict[str, Artifact], server: endpoint.Fake, tmp_path: Path
+) -> None:
+    task, failures = Task.read(artifacts["gguf"].path), iter([True] * 3)
+
+    def shaky(body: dict[str, Any], before: int) -> endpoint.Turn:
+        return fails(503) if next(failures, False) else last_word(body)
+
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [
         {"text": f"it is about {label}", "sensitive": mark} for label in tiny.WORDS for mark in (False, "yes", None)
     ]
     rows.append({"text": "it is about nothing", "sensitive": None})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pool = EndpointPool([server.url for server in servers], "served", None, concurrency=2)
-    answerer = endpoint_answerer.EndpointAnswerer(pool, task, 16)
-    assert answer_file(answerer, task, Job(path, out, "text", withhold=True)) == (10, 4)
+    with endpoint.serving(shaky) as other:
+        answerer = answerer_of([server.url, other.url], task)
+        assert answer_file(answerer, task, Job(path, out, "text", withhold=True)) == (10, 4)
     found = read(out)
     for row in found[:9]:
         if row["sensitive"] == "yes":
@@ -605,92 +580,37 @@ def test_a_pool_shares_the_rows_and_sees_no_sensitive_one(artifacts: dict[str, A
         else:
             assert row["answer"] == row["text"].split()[-1]
     assert "is not one of the" in found[9]["error"]
-    seen = [body for server in servers for body in server.seen]
-    assert len(seen) == 7
-    assert servers[0].seen
-    assert all(body["structured_outputs"] == {"choice": list(task.labels)} for body in seen)
+    bodies = [*server.bodies, *other.bodies]
+    assert len(bodies) == 7 + 3
+    assert server.bodies
+    assert all(body["structured_outputs"] == {"choice": list(task.labels)} for body in bodies)
     assert [row["confidence"] for row in found if row["answer"]] == pytest.approx([math.exp(-0.5)] * 6)
-    assert {body["model"] for body in seen} == {"served"}
-    assert all(body["messages"][0] == {"role": "system", "content": tiny.SYSTEM} for body in seen)
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    assert {body["model"] for body in bodies} == {"served"}
+    assert all(body["messages"][0] == {"role": "system", "content": tiny.SYSTEM} for body in bodies)
 
 
-@pytest.fixture
-def pool_of(artifacts: dict[str, Artifact], tmp_path: Path) -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """Rows answered by servers, each with so many requests in flight."""
-    task, begun = Task.read(artifacts["gguf"].path), []
-
-    def call(servers: list[Server], count: int, concurrency: int = 2, task: Task = task) -> list[dict[str, Any]]:
-        begun.extend(servers)
-        source = lines(tmp_path / "in.jsonl", [f"{k} billing" for k in range(count)])
-        pool = EndpointPool([server.url for server in servers], "served", None, concurrency)
-        answerer = endpoint_answerer.EndpointAnswerer(pool, task, 16)
-        answer_file(answerer, task, Job(source, tmp_path / "out.jsonl", "text", withhold=True))
-        return read(tmp_path / "out.jsonl")
-
-    yield call
-    for server in begun:
-        server.shutdown()
-        server.server_close()
-
-
-def test_a_slow_server_keeps_no_more_than_its_own_places(pool_of: Callable[..., Any]) -> None:
-    slow, quick = Server(seconds=0.4), Server(seconds=0.01)
-    assert [row["answer"] for row in pool_of([slow, quick], 60)] == ["billing"] * 60
-    assert slow.most_at_once <= 2
-    assert quick.most_at_once <= 2
-    assert len(slow.seen) < 20 < len(quick.seen)
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_server_that_refuses_is_left_out_while_another_answers(
-    pool_of: Callable[..., Any], status: int, capsys: Any
-) -> None:
-    bad, good = Server(status=status), Server()
-    assert [row["answer"] for row in pool_of([bad, good], 20)] == ["billing"] * 20
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.count("is asked no more: ") == 1
-    assert f"127.0.0.1:{bad.server_address[1]} is asked no more" in said
-    with pytest.raises(NetworkError, match=f"HTTP {status}"):
-        pool_of([bad, Server(status=status)], 20)
-
-
-def test_what_a_server_does_not_know_is_left_out_from_then_on(pool_of: Callable[..., Any]) -> None:
-    old, new = Server(refuses=("structured_outputs", "logprobs", "response_format")), Server()
-    rows = pool_of([old, new], 40, concurrency=4)
-    assert [row["error"] for row in rows] == [None] * 40
-    assert {row["confidence"] and round(row["confidence"], 6) for row in rows} == {None, round(math.exp(-0.5), 6)}
-    assert not {"structured_outputs", "logprobs"} & old.seen[-1].keys()
-    assert all(body["logprobs"] for body in new.seen)
-
-
-def test_a_server_is_told_the_schema(pool_of: Callable[..., Any], artifacts: dict[str, Artifact]) -> None:
+def test_a_server_is_told_the_schema(server: endpoint.Fake, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     plain, schema = Task.read(artifacts["gguf"].path), {"type": "object", "properties": {"a": {"type": "string"}}}
     task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": schema})
-    server = Server()
-    assert pool_of([server], 1, task=task)[0]["valid"] is False  # it says a word
+    source, out = lines(tmp_path / "in.jsonl", ["billing"]), tmp_path / "out.jsonl"
+    answer_file(answerer_of([server.url], task), task, Job(source, out, "text", withhold=True))
+    assert read(out)[0]["valid"] is False  # it says a word
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    assert server.seen[0]["response_format"] == form
+    assert server.bodies[0]["response_format"] == form
 
 
-def test_the_program_asks_a_server(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
-    server = Server()
+def test_the_program_asks_a_server(server: endpoint.Fake, stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
     source, out = lines(tmp_path / "in.jsonl", ["what of billing", "what of delivery"]), tmp_path / "out.csv"
     args = ("predict", "--input", str(source), "--output", str(out), "--engine-url", server.url, "--engine-model", "m")
     tiny.ok(stages.run(tiny_run, *args))
     assert [row["answer"] for row in read(out)] == ["billing", "delivery"]
-    server.shutdown()
-    server.server_close()
     lines(source, ["what of account"])
     done = stages.run(tiny_run, *args[:4], str(tmp_path / "none.csv"), *args[5:], "--engine-key-env", "NO_SUCH_KEY")
     assert done.returncode == 2
     assert "NO_SUCH_KEY is not set" in done.stderr
 
 
-def test_a_full_disk_is_said(tiny_run: Path, tmp_path: Path) -> None:
-    server = Server()
+def test_a_full_disk_is_said(server: endpoint.Fake, tiny_run: Path, tmp_path: Path) -> None:
     source, out = lines(tmp_path / "in.jsonl", ["what of billing"] * 200), tmp_path / "out.csv"
     args = ("predict", "--input", str(source), "--output", str(out), "--engine-url", server.url, "--engine-model", "m")
 
@@ -698,32 +618,27 @@ def test_a_full_disk_is_said(tiny_run: Path, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 
     done = tiny.slmctl(tiny_run, *args, preexec_fn=small)
-    server.shutdown()
-    server.server_close()
     assert done.returncode == StageError.code, done.stderr
     assert "predict: the disk is full" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_path_is_asked_with_the_settings_that_there_are(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
-    server, source = Server(), lines(tmp_path / "in.jsonl", ["what of billing"])
+def test_a_path_is_asked_with_the_settings_that_there_are(
+    server: endpoint.Fake, stages: Forks, tiny_run: Path, tmp_path: Path
+) -> None:
+    source = lines(tmp_path / "in.jsonl", ["what of billing"])
     release = str(tiny_run / "registry" / "tiny-desk" / "1.0")
     args = ("--input", str(source), "--output", "-", "--column", "text", "--engine-url", server.url,
             "--engine-model", "m", "--set", "predict.max_tokens=32")  # fmt: skip
     for folder in (tiny_run, tmp_path):  # with a config, and without
         tiny.ok(stages.run(folder, "predict", release, *args))
-    assert [body["max_tokens"] for body in server.seen] == [32, 32]
-    server.shutdown()
-    server.server_close()
+    assert [body["max_tokens"] for body in server.bodies] == [32, 32]
 
 
 def test_a_pool_that_is_away_ends_the_run(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: Any) -> None:
-    from slmctl.network import endpoint_pool
-
     monkeypatch.setattr(endpoint_pool, "FIRST_WAIT_S", 0.0)
     task = Task.read(artifacts["gguf"].path)
     source, out = lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.jsonl"
-    pool = EndpointPool(["http://127.0.0.1:9/v1"], "served", None, concurrency=2)
     with pytest.raises(NetworkError, match="answered none of"):
-        answer_file(endpoint_answerer.EndpointAnswerer(pool, task, 16), task, Job(source, out, "text", withhold=True))
+        answer_file(answerer_of(["http://127.0.0.1:9/v1"], task), task, Job(source, out, "text", withhold=True))
     assert not out.exists()
