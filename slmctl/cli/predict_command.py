@@ -21,9 +21,17 @@ from slmctl.cli.group import (
 from slmctl.errors import UsageError
 
 
-def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what is read and written, and in which form."""
+def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which file is answered, in which form, and where; the last one is shown first."""
     for decorate in (
+        click.option("--ray", metavar="ADDRESS",
+                     help="Answer on a Ray cluster, an engine a node: HOST:PORT, or local for one on this machine."),
+        click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True,
+                     help="Requests in flight at each endpoint."),
+        click.option("--engine-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key."),
+        click.option("--engine-model", metavar="NAME", help="Name of the model at the endpoint."),
+        click.option("--engine-url", "urls", multiple=True, metavar="URL",
+                     help="Send the rows to this OpenAI-compatible endpoint; repeatable."),
         click.option("--shard", metavar="K/N",
                      help="Answer the K-th of N parts of the rows; their outputs, concatenated in order, are the "
                      "whole."),
@@ -46,28 +54,11 @@ def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _answering_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say where the rows are answered."""
-    for decorate in (
-        click.option("--ray", metavar="ADDRESS",
-                     help="Answer on a Ray cluster, an engine a node: HOST:PORT, or local for one on this machine."),
-        click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True,
-                     help="Requests in flight at each endpoint."),
-        click.option("--engine-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key."),
-        click.option("--engine-model", metavar="NAME", help="Name of the model at the endpoint."),
-        click.option("--engine-url", "urls", multiple=True, metavar="URL",
-                     help="Send the rows to this OpenAI-compatible endpoint; repeatable."),
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
-
-
 @click.command()
 @click.argument("model", required=False)
 @key_option("--type", "type_name", metavar="TYPE", key="predict.type")
 @key_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
-@_reading_options
-@_answering_options
+@_file_options
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
 @stage_options
 @click.pass_obj

@@ -1,4 +1,4 @@
-"""A general model asked through an endpoint: its prompts, how its answers are read, and what is never sent."""
+"""A general model asked through an endpoint: what is sent, what never, and what is asked once."""
 
 from __future__ import annotations
 
@@ -22,105 +22,8 @@ from slmctl.stages.predict import endpoint_predictions
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, write_jsonl
-from slmctl.task.untuned_prompt import SHOTS, opening, read, shots
 
 pytest.importorskip("httpx")
-
-LABELS = ("card_arrival", "card_lost", "card", "top up", "Refund")
-CLASSIFY = Task("classify", "", "", labels=LABELS, system="Name the category.")
-EXTRACT = Task("extract", "", "", schema=tiny.SCHEMA, system="Read it.")
-GENERATE = Task("generate", "", "")
-
-
-def record(id: str, text: str, answer: str, *, sensitive: bool = False) -> Record:
-    turns = ({"role": "user", "content": text}, {"role": "assistant", "content": answer})
-    return Record(id, turns, {"file": "x.csv", "row": 1}, sensitive=sensitive)
-
-
-# Reading
-
-
-@pytest.mark.parametrize(
-    ("said", "label"),
-    [
-        ("card_arrival", "card_arrival"),
-        (" Card arrival.\n", "card_arrival"),
-        ("**refund**", "Refund"),
-        ("The category is `top up`.", "top up"),
-        ("Category: card_lost", "card_lost"),  # and not `card`, which stands inside it
-        ("card", "card"),
-        ("card_lost or card_arrival", None),
-        ("none of them", None),
-        ("discard", None),
-        ("", None),
-    ],
-)
-def test_a_label_is_read_kindly(said: str, label: str | None) -> None:
-    assert read(CLASSIFY, said) == (label if label is not None else said.strip())
-
-
-@pytest.mark.parametrize(
-    ("said", "value"),
-    [
-        ('{"topic": "a"}', '{"topic": "a"}'),
-        ('Here it is:\n```json\n{"topic": "a"}\n```\nAnything else?', '{"topic": "a"}'),
-        ('Sure: {"topic": "a", "items": [{}]} is the answer', '{"topic": "a", "items": [{}]}'),
-        ("no braces", "no braces"),
-        ("{broken", "{broken"),
-        ("3", "3"),
-    ],
-)
-def test_json_is_read_kindly(said: str, value: str) -> None:
-    assert read(EXTRACT, said) == value
-
-
-def test_a_text_is_read_as_it_is() -> None:
-    assert read(GENERATE, " Dear Ann,\nyes. ") == "Dear Ann,\nyes."
-
-
-# Prompts
-
-
-def train(count: int = 40) -> list[Record]:
-    return [record(f"r{k}", f"text {k}", LABELS[k % 5], sensitive=k % 4 == 0) for k in range(count)]
-
-
-def test_examples_cover_the_labels_before_any_comes_twice() -> None:
-    assert {example.answer for example in shots(CLASSIFY, train(), None)} == set(LABELS)
-    assert len(shots(CLASSIFY, train(), None)) == 5
-    assert len({example.answer for example in shots(CLASSIFY, train(), 3)}) == 3
-    counts = [example.answer for example in shots(CLASSIFY, train(), 11)]
-    assert sorted(counts.count(label) for label in LABELS) == [2, 2, 2, 2, 3]
-    assert shots(CLASSIFY, train(), 0) == []
-
-
-def test_examples_do_not_hang_on_the_order_of_the_rows() -> None:
-    assert shots(CLASSIFY, train(), 7) == shots(CLASSIFY, train()[::-1], 7)
-    assert shots(GENERATE, train(), None) == shots(GENERATE, train()[::-1], None)
-    assert len(shots(GENERATE, train(), None)) == SHOTS
-
-
-def test_a_sensitive_record_is_no_example() -> None:
-    for task in (CLASSIFY, GENERATE):
-        assert not any(example.sensitive for example in shots(task, train(), 30))
-
-
-def test_the_prompt_says_what_is_wanted() -> None:
-    head = opening(CLASSIFY, [record("a", "where is it", "card_arrival")])
-    assert [turn["role"] for turn in head] == ["system", "user", "assistant"]
-    assert head[0]["content"].startswith("Name the category.\nAnswer with exactly one of these labels")
-    assert all(label in head[0]["content"] for label in LABELS)
-    assert [turn["content"] for turn in head[1:]] == ["where is it", "card_arrival"]
-    assert json.dumps(tiny.SCHEMA) in opening(EXTRACT, [])[0]["content"]
-
-
-def test_a_conversation_is_shown_as_a_whole() -> None:
-    roles = ("system", "user", "assistant", "user", "assistant")
-    turns = tuple({"role": role, "content": f"{k}", "weight": "0"} for k, role in enumerate(roles))
-    head = opening(GENERATE, [Record("c", turns, {"file": "x", "row": 1})])
-    assert [turn["content"] for turn in head[1:]] == ["1", "2", "3", "4"]
-    assert all(set(turn) == {"role", "content"} for turn in head)
-
 
 # The stage, through the pipeline
 
