@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from slmctl import console
 from slmctl.errors import NetworkError, UsageError
 from slmctl.network import guard
-from slmctl.network.openai_client import EndpointClient, EndpointError, EndpointRequest, Reply
+from slmctl.network.endpoint_replies import EndpointError, Reply
+from slmctl.network.openai_client import EndpointClient, EndpointRequest
 
 ATTEMPTS = 6  # for one request, the first one included
 FIRST_WAIT_S = 0.5  # after the first failure; doubled after each further one

@@ -13,14 +13,8 @@ from urllib.parse import urlsplit
 from slmctl.inference import grammar_pool
 from slmctl.inference.engine import Engine, EngineError, Request
 from slmctl.inference.events import Event
-from slmctl.network.openai_client import (
-    EXTENSIONS,
-    EndpointClient,
-    EndpointError,
-    EndpointRequest,
-    StreamedReply,
-    constraint,
-)
+from slmctl.network.endpoint_replies import EndpointError, StreamedReply
+from slmctl.network.openai_client import EXTENSIONS, EndpointClient, EndpointRequest, constraint
 from slmctl.server.client_schemas import satisfies
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics

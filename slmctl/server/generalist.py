@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import GeneralistConfig as Settings
 from slmctl.errors import NetworkError
-from slmctl.network.openai_client import EndpointClient, EndpointError, EndpointRequest, Reply
+from slmctl.network.endpoint_replies import EndpointError, Reply
+from slmctl.network.openai_client import EndpointClient, EndpointRequest
 
 SAMPLING = ("temperature", "top_p")  # options that leave beside the model's name, the messages and `max_tokens`
 PER_MESSAGE = ("role", "content")

@@ -22,7 +22,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import Prices, ServeConfig
 from slmctl.errors import DataError
 from slmctl.inference.escalation_policy import Decision, Policy
-from slmctl.network.openai_client import Reply
+from slmctl.network.endpoint_replies import Reply
 from slmctl.sensitive import conversation_veto, search_process
 from slmctl.server.client_schemas import satisfies
 from slmctl.server.generalist import Generalist, GeneralistError

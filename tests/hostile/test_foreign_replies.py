@@ -22,7 +22,8 @@ from support.serving import Gateway, chat, gateway, memory, post
 
 from slmctl.network import endpoint_pool
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
-from slmctl.network.openai_client import EndpointClient, EndpointError, EndpointRequest, Reply, StreamedReply, message
+from slmctl.network.endpoint_replies import EndpointError, Reply, StreamedReply, message
+from slmctl.network.openai_client import EndpointClient, EndpointRequest
 from slmctl.task.contract import Task
 
 ASK = EndpointRequest([{"role": "user", "content": "hello"}], max_tokens=200)

@@ -16,7 +16,8 @@ from support.endpoint import fails, says
 from slmctl.errors import NetworkError, UsageError
 from slmctl.network import endpoint_pool, openai_client
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
-from slmctl.network.openai_client import EndpointError, EndpointRequest, Reply
+from slmctl.network.endpoint_replies import EndpointError, Reply
+from slmctl.network.openai_client import EndpointRequest
 
 pytest.importorskip("httpx")
 

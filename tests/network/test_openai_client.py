@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slmctl.errors import UsageError
-from slmctl.network import openai_client
+from slmctl.network import endpoint_replies, openai_client
 from slmctl.network.openai_client import EndpointClient
 
 pytest.importorskip("httpx")
@@ -27,7 +27,7 @@ pytest.importorskip("httpx")
 )
 def test_how_sure_an_endpoint_is(logprobs: Any, confidence: Any) -> None:
     choice = {"message": {"content": "yes"}, "finish_reason": "stop", "logprobs": logprobs}
-    reply = openai_client.read_reply(json.dumps({"choices": [choice]}).encode(), 0.1, 9)
+    reply = endpoint_replies.read_reply(json.dumps({"choices": [choice]}).encode(), 0.1, 9)
     assert reply.confidence == confidence
 
 

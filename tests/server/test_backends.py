@@ -18,7 +18,8 @@ from support.serving import begin, chat, end, figure, post
 
 from slmctl.errors import NetworkError
 from slmctl.inference.events import Event
-from slmctl.network.openai_client import Delta, EndpointClient
+from slmctl.network.endpoint_replies import Delta
+from slmctl.network.openai_client import EndpointClient
 from slmctl.server import openai_requests
 from slmctl.server.backends import EndpointEngine
 from slmctl.server.log import Log

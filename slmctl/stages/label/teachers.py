@@ -20,7 +20,8 @@ from slmctl.inference.engine import CONTEXT, MOST_DEADLY, SEQUENCES, Engine, Eng
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.network.endpoint_pool import EndpointPool
-from slmctl.network.openai_client import EndpointError, EndpointRequest, Reply, constraint
+from slmctl.network.endpoint_replies import EndpointError, Reply
+from slmctl.network.openai_client import EndpointRequest, constraint
 from slmctl.sensitive.conversation_veto import Cleared, restore
 from slmctl.stages.label.journal import Budget, Journal, Permission, TeacherAnswer, cost_of
 from slmctl.stages.label.rows import LabelRow

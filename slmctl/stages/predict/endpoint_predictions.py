@@ -21,7 +21,8 @@ from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
-from slmctl.network.openai_client import EndpointRequest, Reply
+from slmctl.network.endpoint_replies import Reply
+from slmctl.network.openai_client import EndpointRequest
 from slmctl.stages.predict.predict import quantiles
 from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task

@@ -17,6 +17,7 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, NetworkError
 from slmctl.network import endpoint_pool, openai_client
+from slmctl.network.endpoint_replies import Reply
 from slmctl.pipeline import chains, resolve, runner
 from slmctl.stages.predict import endpoint_predictions
 from slmctl.task import untuned_prompt
@@ -235,5 +236,5 @@ def test_tools_are_sent_and_a_call_is_read_in_the_words_of_the_template(tmp_path
     assert body["messages"][-1]["content"] == "look_up returned: order 7"
     line = endpoint_predictions._line(task, one, reply)
     assert (line["answer"], line["expected"]) == (wanted, wanted)
-    odd = openai_client.Reply("no", "stop", 1, 1, 0.1, tool_calls=[{"function": None}, 3])
+    odd = Reply("no", "stop", 1, 1, 0.1, tool_calls=[{"function": None}, 3])
     assert endpoint_predictions._line(task, one, odd)["answer"] == "no"
