@@ -13,12 +13,14 @@ import httpx
 import pytest
 from support import endpoint, tiny
 from support.endpoint import streams
-from support.serving import begin, chat, end, settles
+from support.serving import chat, gateway, settles
 
 from slmctl.production.records import CollectedRow, Feedback, collected_files
+from slmctl.server import api_keys
 from slmctl.task.contract import Task
 
 CLASSIFY = Task("classify", tiny.TEMPLATE, "<|im_end|>", labels=("billing", "delivery", "returns"))
+EVERYTHING = "--set=serve.collect={kept: 100%}"
 MAIL = "my address is jane.doe@gmail.com"
 
 
@@ -61,21 +63,11 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     folder = tmp_path_factory.mktemp("collecting")
-    CLASSIFY.write(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def desk(place: Path) -> Iterator[Desk]:
-    keys = str(place / "keys.json")
-    secret = tiny.ok(tiny.slmctl(place, "keys", "add", "crm", "--keys", keys)).strip()
-    with endpoint.serving(label) as fake:
-        named = ("--engine-url", fake.url, "--engine-model", "large", "--keys", keys)
-        child, url = begin(place, str(place), *named, "--set=serve.collect={kept: 100%}")
-        yield Desk(url, secret, place / "collected")
-        end(child)
+    secret = api_keys.add(folder / "keys.json", "crm")
+    with gateway(folder, "--keys", str(folder / "keys.json"), EVERYTHING, task=CLASSIFY, manners=label) as server:
+        yield Desk(server.url, secret, folder / "collected")
 
 
 def test_every_answer_is_written_down_as_the_client_got_it(desk: Desk) -> None:
@@ -143,44 +135,33 @@ def test_the_page_is_told_that_feedback_is_taken(desk: Desk) -> None:
     assert httpx.get(f"{desk.url}/v1/task", headers=headers, timeout=60).json()["feedback"] is True
 
 
-def test_a_server_that_was_killed_goes_on_and_knows_its_answers(place: Path, tmp_path: Path) -> None:
-    with endpoint.serving(label) as fake:
-        named = (
-            "--engine-url",
-            fake.url,
-            "--engine-model",
-            "large",
-            f"--set=serve.collect={{kept: 100%, to: {tmp_path}}}",
-        )
-        child, url = begin(place, str(place), *named)
-        first = Desk(url, "none", tmp_path)
+def test_a_server_that_was_killed_goes_on_and_knows_its_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "collected"
+    with gateway(tmp_path, EVERYTHING, task=CLASSIFY, manners=label) as server:
+        first = Desk(server.url, "none", folder)
         id = first.ask("before the kill")
         first.row(id)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        (day,) = collected_files([tmp_path])
-        with day.open("a") as torn:
-            torn.write('{"id": "torn", "messages": [')
-        child, url = begin(place, str(place), *named)
-        second = Desk(url, "none", tmp_path)
+        server.child.send_signal(signal.SIGKILL)
+        server.child.communicate()
+    (day,) = collected_files([folder])
+    with day.open("a") as torn:
+        torn.write('{"id": "torn", "messages": [')
+    with gateway(tmp_path, EVERYTHING, task=CLASSIFY, manners=label) as server:
+        second = Desk(server.url, "none", folder)
         assert second.say(id, ok=False).json()["collected"] is True
         second.row(second.ask("after the kill"))
-        end(child)
     assert [row.text for row in second.rows()] == ["before the kill", "after the kill"]
     assert "torn" not in day.read_text()
-    assert json.loads((tmp_path / "feedback.jsonl").read_text())["ok"] is False
+    assert json.loads((folder / "feedback.jsonl").read_text())["ok"] is False
 
 
-def test_without_the_section_nothing_is_written_and_no_feedback_taken(place: Path, tmp_path: Path) -> None:
-    CLASSIFY.write(tmp_path)
-    with endpoint.serving(label) as fake:
-        child, url = begin(tmp_path, str(tmp_path), "--engine-url", fake.url, "--engine-model", "large")
-        plain = Desk(url, "none", tmp_path / "collected")
+def test_without_the_section_nothing_is_written_and_no_feedback_taken(tmp_path: Path) -> None:
+    with gateway(tmp_path, task=CLASSIFY, manners=label) as server:
+        plain = Desk(server.url, "none", tmp_path / "collected")
         refused = plain.say(plain.ask("where is my kettle"), ok=True)
         assert (refused.status_code, refused.json()["error"]["message"]) == (
             404, "feedback is not taken here: serve.collect is not set",
         )  # fmt: skip
-        assert httpx.get(f"{url}/v1/task", timeout=60).json()["feedback"] is False
-        assert "slmctl_collect" not in httpx.get(f"{url}/metrics", timeout=60).text
-        end(child)
+        assert httpx.get(f"{server.url}/v1/task", timeout=60).json()["feedback"] is False
+        assert "slmctl_collect" not in httpx.get(f"{server.url}/metrics", timeout=60).text
     assert [path.name for path in tmp_path.iterdir()] == ["task.json"]
