@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import tiny
+from support.endpoint import Turn, streams
 from support.forks import Forks
-from support.serving import ENDLESS, ROOM, begin, chat, end, gateway, lines_of, post
+from support.serving import ENDLESS, ROOM, ask, begin, chat, end, gateway, lines_of, post
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
@@ -140,20 +142,24 @@ def test_keys_are_hashed_and_revoked_while_it_runs(
     assert secret not in json.dumps(log)
 
 
-def test_over_the_queue_it_is_said_at_once(tiny_run: Path, endless: Path) -> None:
-    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.sequences=1", "--set=serve.max_waiting_requests=1")
-    body = {"messages": chat("hello"), **ENDLESS}
-    with ThreadPoolExecutor(6) as pool:
-        said = list(pool.map(lambda k: post(url, {**body, "seed": k}), range(6)))
-    busy = [one for one in said if one.status_code == 429]
-    assert busy
-    assert {one.json()["error"]["code"] for one in busy} == {"queue"}
-    assert all(one.headers["retry-after"] for one in busy)
-    assert {one.status_code for one in said} == {200, 429}
-    figures = httpx.get(f"{url}/metrics").text
+def slow(body: dict[str, Any], before: int) -> Turn:
+    """An engine that takes a while, so that requests meet."""
+    time.sleep(1.0)
+    return streams("hello")
+
+
+def test_over_the_queue_it_is_said_at_once(tmp_path: Path) -> None:
+    room = ("--set=serve.sequences=1", "--set=serve.max_waiting_requests=1")
+    with gateway(tmp_path, *room, manners=slow) as server, ThreadPoolExecutor(6) as pool:
+        said = list(pool.map(lambda k: ask(server.url, "hello", seed=k), range(6)))
+        busy = [one for one in said if one.status_code == 429]
+        assert busy
+        assert {one.json()["error"]["code"] for one in busy} == {"queue"}
+        assert all(one.headers["retry-after"] for one in busy)
+        assert {one.status_code for one in said} == {200, 429}
+        figures = httpx.get(f"{server.url}/metrics").text
     assert f'slmctl_refused_total{{reason="queue"}} {len(busy):.1f}' in figures
     assert "slmctl_requests_running 0.0" in figures
-    end(child)
 
 
 def test_an_answer_has_a_deadline(tiny_run: Path, endless: Path) -> None:
@@ -259,21 +265,22 @@ def test_a_server_is_asked_by_its_own_address(tmp_path: Path) -> None:
         assert post(server.url, body, host="evil.example").status_code == 403
 
 
-def test_settings_of_the_server_hold_for_every_key(tiny_run: Path, endless: Path) -> None:
-    limits = ("--set=serve.max_prompt_tokens=24", "--set=serve.concurrency=1", "--set=serve.log_texts=true")
-    child, url = begin(tiny_run, str(endless), *ROOM, *limits)
-    long = post(url, {"messages": chat("hello " * 40), "max_tokens": 1})
+def test_a_prompt_has_a_ceiling_and_texts_are_logged_where_that_is_set(tiny_run: Path, bare_gguf: str) -> None:
+    limits = ("--set=serve.max_prompt_tokens=24", "--set=serve.log_texts=true")
+    child, url = begin(tiny_run, bare_gguf, *limits)
+    long = ask(url, "hello " * 40, max_tokens=1)
     assert (long.status_code, long.json()["error"]["param"]) == (400, "messages")
     assert "longer than the ceiling of 24" in long.json()["error"]["message"]
-    body = {"messages": chat("hello"), "n": 8, **ENDLESS}
-    with httpx.Client(timeout=60) as many, ThreadPoolExecutor(4) as pool:
-        both = list(pool.map(lambda _: many.post(f"{url}/v1/chat/completions", json=body), range(4)))
+    said = ask(url, "courier", max_tokens=3).json()["choices"][0]["message"]["content"]
+    (line,) = [line for line in end(child) if line.get("prompt") == "courier"]
+    assert line["answer"] == [said]
+
+
+def test_requests_at_the_same_time_are_limited_for_every_key(tmp_path: Path) -> None:
+    with gateway(tmp_path, "--set=serve.concurrency=1", manners=slow) as server, ThreadPoolExecutor(4) as pool:
+        both = list(pool.map(lambda _: ask(server.url, "hello", n=8), range(4)))
     assert {one.status_code for one in both} == {200, 429}
     assert {one.json()["error"]["code"] for one in both if one.status_code == 429} == {"concurrency"}
-    said = post(url, {"messages": chat("courier"), "max_tokens": 3}).json()["choices"][0]["message"]["content"]
-    log = end(child)
-    (line,) = [line for line in log if line.get("prompt") == "courier"]
-    assert line["answer"] == [said]
 
 
 def test_a_rate_of_the_server_holds_for_every_key(tmp_path: Path) -> None:

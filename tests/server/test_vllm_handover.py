@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import re
@@ -351,7 +352,7 @@ def test_an_adapter_that_vllm_does_not_run_is_refused(
     given = handover(artifacts, adapter=True)
     odd = changed(artifacts["adapter"], tmp_path / "odd", **config)
     with pytest.raises(UsageError, match=named) as caught:
-        vllm_handover.write(vllm_handover.Handover(**{**given.__dict__, "adapter": odd}), "compose", tmp_path / "out")
+        vllm_handover.write(dataclasses.replace(given, adapter=odd), "compose", tmp_path / "out")
     assert caught.value.hint == "--weights merged"
     assert not (tmp_path / "out").exists()
 
@@ -364,9 +365,7 @@ def test_a_context_that_the_model_has_not_is_refused(artifacts: dict[str, Artifa
 def test_a_name_that_a_shell_or_vllm_would_misread_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     for name in ("a=b", "a b", "$(id)", "", "-x"):
         with pytest.raises(UsageError, match="cannot be the name of a model"):
-            vllm_handover.write(
-                vllm_handover.Handover(**{**handover(artifacts).__dict__, "name": name}), "compose", tmp_path / "out"
-            )
+            vllm_handover.write(dataclasses.replace(handover(artifacts), name=name), "compose", tmp_path / "out")
 
 
 def test_damaged_weights_are_not_handed_over(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
@@ -377,9 +376,7 @@ def test_damaged_weights_are_not_handed_over(artifacts: dict[str, Artifact], tmp
     raw[-1] ^= 1
     path.write_bytes(raw)
     with pytest.raises(IntegrityError, match=r"changed: model\.safetensors"):
-        vllm_handover.write(
-            vllm_handover.Handover(**{**handover(artifacts).__dict__, "model": damaged}), "vllm", tmp_path / "out"
-        )
+        vllm_handover.write(dataclasses.replace(handover(artifacts), model=damaged), "vllm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
