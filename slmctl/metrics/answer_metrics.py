@@ -103,7 +103,9 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def leaves(value: Any, path: str = "") -> Counter[str]:
-    """Number of leaves under each path, such as `items[].name`; an empty object or list is a leaf."""
+    """Number of leaves under each path, such as `items[].name`; an empty object or list is a leaf. INVALID has none."""
+    if value is INVALID:
+        return Counter()
     if isinstance(value, dict) and value:
         return _sum(leaves(inner, f"{path}.{key}" if path else key) for key, inner in value.items())
     if isinstance(value, list) and value:
@@ -117,6 +119,8 @@ def hits(expected: Any, predicted: Any, path: str = "") -> Counter[str]:
     Items of two lists are paired greedily whatever their order, the pair with the most common leaves first (then the
     earlier one), each item at most once: a quantity counts only with its own item.
     """
+    if expected is INVALID or predicted is INVALID:
+        return Counter()
     if isinstance(expected, dict) and isinstance(predicted, dict) and (expected or predicted):
         both = (key for key in expected if key in predicted)
         return _sum(hits(expected[key], predicted[key], f"{path}.{key}" if path else key) for key in both)
@@ -145,25 +149,17 @@ def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
 
 
 def per_field(pairs: Iterable[tuple[Any, Any]]) -> dict[str, ClassFigures]:
-    """Precision, recall, F1 and support of every path, over pairs of a reference and a predicted value.
-
-    INVALID stands for a value that has no fields.
-    """
+    """Precision, recall, F1 and support of every path, over pairs of a reference and a predicted value."""
     references, predictions, same = Counter[str](), Counter[str](), Counter[str]()
     for expected, predicted in pairs:
-        if expected is not INVALID:
-            references.update(leaves(expected))
-        if predicted is not INVALID:
-            predictions.update(leaves(predicted))
-        if expected is not INVALID and predicted is not INVALID:
-            same.update(hits(expected, predicted))
+        references.update(leaves(expected))
+        predictions.update(leaves(predicted))
+        same.update(hits(expected, predicted))
     return {path: _prf(same[path], predictions[path], references[path]) for path in sorted(references | predictions)}
 
 
 def field_counts(expected: Any, predicted: Any) -> tuple[int, int, int]:
     """Number of leaves that agree, of predicted leaves and of reference leaves of one record."""
-    if predicted is INVALID:
-        return 0, 0, leaves(expected).total()
     return hits(expected, predicted).total(), leaves(predicted).total(), leaves(expected).total()
 
 

@@ -104,34 +104,17 @@ def fit(rows: CalibrationRows, config: CalibrateConfig) -> FittedThreshold:
     weights, bias = logistic(rows.signals[rows.fits], good[rows.fits])
     named = dict(zip(rows.names, weights, strict=True))
     scores = np.array([linear(named, bias, dict(zip(rows.names, row, strict=True))) for row in rows.signals.tolist()])
-    threshold, figures = tested(scores, rows, config)
-    return {
-        "weights": named, "bias": bias, "threshold": threshold, "knots": isotonic(scores, good), "figures": figures,
-    }  # fmt: skip
-
-
-def tested(scores: Floats, rows: CalibrationRows, config: CalibrateConfig) -> tuple[float, PolicyFigures]:
-    """The threshold on the scores of rows, which those that do not fit them test, and its figures.
-
-    Raises:
-        GateError: No threshold keeps the error low enough.
-    """
-    return passed(list(_cuts(scores[~rows.fits], rows.only(~rows.fits))), rows, config)
-
-
-def passed(cuts: Sequence[Cut], rows: CalibrationRows, config: CalibrateConfig) -> tuple[float, PolicyFigures]:
-    """The loosest of some thresholds that passes, from the strictest on, and its figures; see `choose`.
-
-    Raises:
-        GateError: None keeps the error low enough.
-    """
     tests = rows.only(~rows.fits)
+    cuts = list(_cuts(scores[~rows.fits], tests))
     chosen = choose(cuts, int(tests.outside.sum()), config)
     if chosen is None:
         raise GateError(_unreachable(cuts, config), hint="a larger calibrate.max_error, more rows, or a better model")
     figures = _figures(chosen, cuts, tests, config)
     figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum())}
-    return chosen.threshold, figures
+    return {
+        "weights": named, "bias": bias, "threshold": chosen.threshold, "knots": isotonic(scores, good),
+        "figures": figures,
+    }  # fmt: skip
 
 
 def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:

@@ -247,7 +247,7 @@ def _call(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
     rows = np.flatnonzero(answers.sent).tolist()
     names = [(a.name, b.name) for a, b in pairs]
     right = np.array([a.name == b.name and answer_metrics.equal(a.fields, b.fields) for a, b in pairs])
-    counts = np.array([_argument_counts(a, b) for a, b in pairs], np.float64)  # (n, 3)
+    counts = np.array([answer_metrics.field_counts(a.fields, b.fields) for a, b in pairs], np.float64)  # (n, 3)
     refusals = np.array([[a == b == NO_CALL, b == NO_CALL, a == NO_CALL] for a, b in names], np.float64)  # (n, 3)
     tools = sorted({name for pair in names for name in pair if name})
     seen = [names[k] for k in rows]
@@ -282,16 +282,6 @@ def _called(task: Task, record: Record, text: str) -> _Called:
     if call is None:
         return _Called(NO_CALL, answer_metrics.INVALID, valid=True)
     return _Called(call.name, {call.name: call.arguments}, valid=task.accepts(text, tools=record.tools))
-
-
-def _argument_counts(expected: _Called, predicted: _Called) -> tuple[int, int, int]:
-    """Leaves of the arguments that agree, of the predicted and of the reference ones; no call has none."""
-    sides = expected.fields, predicted.fields
-    called = [fields is not answer_metrics.INVALID for fields in sides]
-    references, predictions = (
-        answer_metrics.leaves(fields).total() if has else 0 for fields, has in zip(sides, called, strict=True)
-    )
-    return answer_metrics.hits(*sides).total() if all(called) else 0, predictions, references
 
 
 def _f1(counts: Floats) -> Floats:
