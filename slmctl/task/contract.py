@@ -215,11 +215,7 @@ class Task:
         return turns
 
     def prompt(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Any] | None = None,
-        budget_s: float = LIMIT_S,
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, budget_s: float = LIMIT_S
     ) -> str:
         """The text that the model continues with its answer.
 
@@ -247,14 +243,12 @@ class Task:
         Raises:
             RowRejectedError: The template refuses the call, or writes no tool calls, so that no model could learn one.
         """
+        functions = [call["function"] for call in message["tool_calls"]]
+        written = message.copy()
+        del written["tool_calls"]
         if self.kind == "call":
-            calls = [
-                ToolCall(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]
-            ]
-            text = "\n".join(self.form.write(call, safe=self.defused) for call in calls)
-            written = message.copy()
-            del written["tool_calls"]
-            written["content"] = text
+            calls = [ToolCall(function["name"], function["arguments"]) for function in functions]
+            written["content"] = "\n".join(self.form.write(call, safe=self.defused) for call in calls)
             return written
         try:
             head = self.render(before, add_generation_prompt=True, tools=tools)
@@ -262,11 +256,8 @@ class Task:
         except chat_template.TemplateRefusedError as error:
             raise RowRejectedError("chat template", error.message) from None
         text = whole.removeprefix(head).rpartition(self.end)[0].strip()
-        names = [call["function"]["name"] for call in message["tool_calls"]]
-        if not whole.startswith(head) or any(name not in text for name in names):
+        if not whole.startswith(head) or any(function["name"] not in text for function in functions):
             raise RowRejectedError("tool calls", "the base's chat template does not write tool calls")
-        written = message.copy()
-        del written["tool_calls"]
         written["content"] = text
         return written
 

@@ -22,6 +22,7 @@ from referencing.exceptions import Unresolvable
 from slmctl.artifacts.bounded_json import JsonObject, is_deeper
 from slmctl.errors import DataError
 from slmctl.inference import call_grammar
+from slmctl.metrics import answer_metrics
 from slmctl.task.records import Message, RowRejectedError
 
 NO_CALL = "none"  # the answer where no tool fits; a call holds a brace, so neither is taken for the other
@@ -94,9 +95,8 @@ def answer_of_openai(calls: Sequence[Any]) -> str:
     function = calls[0].get("function") if len(calls) == 1 and isinstance(calls[0], dict) else None
     if not isinstance(function, dict):
         return ""
-    arguments = function.get("arguments") or {}
     try:
-        return answer_of(_call(function.get("name"), _json(arguments) if isinstance(arguments, str) else arguments))
+        return _call(function.get("name"), _values(function.get("arguments") or {})).answer
     except DataError:
         return ""
 
@@ -200,8 +200,12 @@ def from_function(function: Any) -> ToolCall:
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise DataError("a call needs the name of a function: 1 to 64 letters, digits, '_', '.' and '-'")
-    arguments = function.get("arguments", {})
-    return _call(name, _json(arguments) if isinstance(arguments, str) else arguments)
+    return _call(name, _values(function.get("arguments", {})))
+
+
+def _values(arguments: Any) -> Any:
+    """Arguments that may be the text of their JSON."""
+    return _json(arguments) if isinstance(arguments, str) else arguments
 
 
 def _call(name: Any, arguments: Any) -> ToolCall:
@@ -213,20 +217,10 @@ def _call(name: Any, arguments: Any) -> ToolCall:
 
 
 def _json(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
-    except (ValueError, RecursionError):
-        raise DataError(f"'{text[:60]}' is not JSON") from None
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> JsonObject:
-    if len(result := dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return result
+    value = answer_metrics.parse(text)
+    if value is answer_metrics.INVALID:
+        raise DataError(f"'{text[:60]}' is not JSON")
+    return value
 
 
 # The form that the model writes
@@ -308,18 +302,14 @@ LISTED = (
 )
 
 
-def listed(tools: Sequence[Tool]) -> str:
-    """The part of a system prompt that offers tools, where the base's chat template has no place for them."""
-    lines = "\n".join(json.dumps(tool.to_json()["function"], ensure_ascii=False) for tool in tools)
-    return LISTED.format(tools=lines, none=NO_CALL)
-
-
 def with_listed(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """A conversation with the tools named at the end of its system prompt."""
+    """A conversation with the tools at the end of its system prompt, for a template that has no place for them."""
     turns = [message.copy() for message in messages]
     if not turns or turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": ""})
-    turns[0]["content"] = f"{turns[0]['content']}\n\n{listed(tools)}".strip()
+    lines = "\n".join(json.dumps(tool.to_json()["function"], ensure_ascii=False) for tool in tools)
+    offer = LISTED.format(tools=lines, none=NO_CALL)
+    turns[0]["content"] = f"{turns[0]['content']}\n\n{offer}".strip()
     return turns
 
 
@@ -361,16 +351,10 @@ def form_of(render: Render, *, end: str, special_tokens: Sequence[str]) -> CallF
 def _reads(form: CallForm) -> bool:
     """True where the calls that a form writes are read again, with and without its control tokens."""
     try:
-        return all(form.read(text) == call for call in _PROBES for text in _shown(form, form.write(call)))
+        texts = [(call, form.write(call)) for call in _PROBES]
+        return all(form.read(text) == form.read(form.bare(text)) == call for call, text in texts)
     except DataError:
         return False
-
-
-def _shown(form: CallForm, text: str) -> tuple[str, str]:
-    bare = text
-    for token in form.control:
-        bare = bare.replace(token, "")
-    return text, bare
 
 
 def _variants() -> Iterator[Callable[[ToolCall], Message]]:
