@@ -28,10 +28,10 @@ def run(seconds: float, seed: int) -> Outcome:
     chat_template.render("{{ x }}", {"x": 1})
     ends_at, warm_at, warm = time.monotonic() + seconds, time.monotonic() + seconds / 10, 0
     while time.monotonic() < ends_at:
-        source = _body(choose, 4)
+        source = body(choose, 4)
         begun = time.monotonic()
         try:
-            text = chat_template.render(source, _values(choose), budget_s=BUDGET_S)
+            text = chat_template.render(source, values(choose), budget_s=BUDGET_S)
         except DataError as error:
             if not error.message.startswith("the "):
                 outcome.notes.append(f"{source[:300]!r}: {error.message}")
@@ -51,7 +51,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def _values(choose: random.Random) -> dict[str, Any]:
+def values(choose: random.Random) -> dict[str, Any]:
     contents: tuple[Any, ...] = (
         "hello",
         "x" * 2000,
@@ -77,11 +77,11 @@ def _expression(choose: random.Random, depth: int) -> str:
     return text
 
 
-def _body(choose: random.Random, depth: int) -> str:
+def body(choose: random.Random, depth: int) -> str:
     value = _expression(choose, 2)
     if depth == 0 or choose.random() < 0.2:
         return choose.choice(("{{ " + value + " }}", "text", "{{", "{% raw %}{{{% endraw %}", "{{ x"))
-    inner = _body(choose, depth - 1)
+    inner = body(choose, depth - 1)
     return choose.choice((
         f"{{% for x in {value} %}}{inner}{{% endfor %}}",
         f"{{% for x in {value} recursive %}}{inner}{{{{ loop(x) }}}}{{% endfor %}}",
@@ -90,5 +90,5 @@ def _body(choose: random.Random, depth: int) -> str:
         f"{{% set y %}}{inner}{{% endset %}}{{{{ y }}}}",
         f"{{% macro m(x) %}}{inner}{{% endmacro %}}{{{{ m(m(1)) }}}}",
         f"{{% set n = namespace(x='a') %}}{{% for z in range(99) %}}{{% set n.x = n.x ~ n.x %}}{{% endfor %}}{inner}",
-        inner + _body(choose, depth - 1),
+        inner + body(choose, depth - 1),
     ))  # fmt: skip

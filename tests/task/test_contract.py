@@ -93,28 +93,6 @@ def test_template_can_break_and_continue_and_write_json() -> None:
     assert rendered == '{"role": "user", "content": "<ü>"}'
 
 
-def test_template_that_refuses_is_a_data_error() -> None:
-    with pytest.raises(DataError, match="the chat template refuses the messages: System role not supported"):
-        task(chat_template=GEMMA).prompt(task(system="S").messages("x"))
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for %}",
-        "{{ messages | nothing }}",
-        "{{ messages[0].content.x.y }}",
-        "{{ 'a' + 1 }}",  # these four once ended in a traceback
-        "{{ 1 / 0 }}",
-        "{{ range(10 ** 9) }}",
-        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    ],
-)
-def test_broken_template_is_a_data_error(template: str) -> None:
-    with pytest.raises(DataError, match="the chat template refuses"):
-        task(chat_template=template).prompt(task().messages("x"))
-
-
 # Control tokens in data
 
 TOKENS = ("<|im_end|>", "<|im_start|>", "</s>")
@@ -165,22 +143,33 @@ def test_a_text_has_the_normal_form_of_the_tokenizer() -> None:
 
 
 @pytest.mark.parametrize(
-    "attack",
+    ("template", "reason"),
     [
-        "{{ ''.__class__.__mro__ }}",
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ raise_exception.__globals__['__builtins__']['open']('/etc/passwd') }}",
-        "{{ cycler.__init__.__globals__.os.system('id') }}",
-        "{{ ''['__class__']['__mro__'] }}",
-        "{{ ('' | attr('__class__')).__mro__ }}",
-        "{{ '{0.__class__.__mro__}'.format(1) }}",
-        "{% set x = messages.append(1) %}",
-        "{% set x = messages.clear() %}",
+        (GEMMA, "System role not supported"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for %}", ""),
+        ("{{ messages | nothing }}", ""),
+        ("{{ messages[0].content.x.y }}", ""),
+        ("{{ 'a' + 1 }}", ""),  # these four once ended in a traceback
+        ("{{ 1 / 0 }}", ""),
+        ("{{ range(10 ** 9) }}", ""),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", ""),
+        ("{% set n = namespace(_a=1) %}", "a namespace has no names such as '_a'"),
+        ("{% set n = namespace() %}{% set n._a = 1 %}", "a namespace has no names such as '_a'"),
+        ("{{ ''.__class__.__mro__ }}", ""),  # ways out of the sandbox
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", ""),
+        ("{{ raise_exception.__globals__['__builtins__']['open']('/etc/passwd') }}", ""),
+        ("{{ cycler.__init__.__globals__.os.system('id') }}", ""),
+        ("{{ ''['__class__']['__mro__'] }}", ""),
+        ("{{ ('' | attr('__class__')).__mro__ }}", ""),
+        ("{{ '{0.__class__.__mro__}'.format(1) }}", ""),
+        ("{% set x = messages.append(1) %}", ""),
+        ("{% set x = messages.clear() %}", ""),
     ],
 )
-def test_template_from_a_model_cannot_leave_the_sandbox(attack: str) -> None:
-    with pytest.raises(DataError, match="refuses"):
-        task(chat_template=attack).prompt(task().messages("x"))
+def test_a_template_that_is_broken_refuses_or_leaves_the_sandbox_is_a_data_error(template: str, reason: str) -> None:
+    with pytest.raises(DataError, match=f"the chat template refuses the messages: {reason}"):
+        task(chat_template=template).prompt(task(system="S").messages("x"))
 
 
 def test_attribute_that_leads_out_of_the_sandbox_is_empty() -> None:
@@ -209,18 +198,6 @@ def test_a_template_renders_as_in_transformers(name: str) -> None:
     messages = task().messages("one")
     (text,), _ = utils.render_jinja_template([messages], chat_template=SAME_AS_TRANSFORMERS[name])
     assert task(chat_template=SAME_AS_TRANSFORMERS[name]).prompt(messages) == text
-
-
-def test_a_template_refuses_in_its_own_words() -> None:
-    one = task(chat_template="{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(DataError, match="refuses the messages: roles must alternate"):
-        one.prompt(one.messages("x"))
-
-
-@pytest.mark.parametrize("source", ["{% set n = namespace(_a=1) %}", "{% set n = namespace() %}{% set n._a = 1 %}"])
-def test_a_namespace_has_no_hidden_names(source: str) -> None:
-    with pytest.raises(DataError, match="no names such as '_a'"):
-        task(chat_template=source).prompt(task().messages("x"))
 
 
 # The end of a turn
@@ -252,30 +229,32 @@ def test_template_without_an_end_is_refused() -> None:
 # Answers
 
 
-def test_label_must_be_one_of_the_labels() -> None:
-    one = task("classify", labels=("late", "lost parcel"))
-    assert one.read_answer(" lost parcel\n") == "lost parcel"
-    for wrong in ("Late", "late lost", "", "lost"):
-        with pytest.raises(DataError, match=f"'{wrong}' is not one of the 2 labels"):
-            one.read_answer(wrong)
+LABELLED, OBJECT = ("classify", {"labels": ("late", "lost parcel")}), ("extract", {"schema": SCHEMA})
 
 
-def test_long_wrong_label_is_cut_in_the_message() -> None:
-    with pytest.raises(DataError, match=f"^'{'x' * 60}' is not"):
-        task("classify", labels=("a",)).read_answer("x" * 5000)
+@pytest.mark.parametrize(
+    ("of", "text", "value"),
+    [
+        (LABELLED, " lost parcel\n", "lost parcel"),
+        (OBJECT, ' {"n": 1}\n', {"n": 1}),
+        (("generate", {}), "  Dear Ms Ü,\n\nthanks.\n", "Dear Ms Ü,\n\nthanks."),
+    ],
+)
+def test_an_answer_is_read_as_its_kind(of: tuple[str, dict[str, Any]], text: str, value: Any) -> None:
+    assert task(of[0], **of[1]).read_answer(text) == value
 
 
-def test_extracted_answer_is_parsed() -> None:
-    one = task("extract", schema=SCHEMA)
-    assert one.read_answer(' {"n": 1}\n') == {"n": 1}
-    for wrong in ('{"n": 1', "none", "", "{'n': 1}"):
-        with pytest.raises(DataError, match="the answer is not JSON"):
-            one.read_answer(wrong)
-
-
-def test_deep_answer_is_no_json() -> None:
-    with pytest.raises(DataError, match="the answer is not JSON"):
-        task("extract", schema=SCHEMA).read_answer("[" * 100_000)
+@pytest.mark.parametrize(
+    ("of", "text", "fault"),
+    [
+        *((LABELLED, text, f"'{text}' is not one of the 2 labels") for text in ("Late", "late lost", "", "lost")),
+        (LABELLED, "x" * 5000, f"^'{'x' * 60}' is not"),
+        *((OBJECT, text, "the answer is not JSON") for text in ('{"n": 1', "none", "", "{'n': 1}", "[" * 100_000)),
+    ],
+)
+def test_what_is_no_answer(of: tuple[str, dict[str, Any]], text: str, fault: str) -> None:
+    with pytest.raises(DataError, match=fault):
+        task(of[0], **of[1]).read_answer(text)
 
 
 def test_schema_decides_what_fits() -> None:
@@ -283,10 +262,6 @@ def test_schema_decides_what_fits() -> None:
     assert one.fits_schema({"n": 1})
     assert not one.fits_schema({"n": "1"})
     assert not one.fits_schema({})
-
-
-def test_generated_answer_is_the_text() -> None:
-    assert task().read_answer("  Dear Ms Ü,\n\nthanks.\n") == "Dear Ms Ü,\n\nthanks."
 
 
 @given(st.text(max_size=40), st.sampled_from(["classify", "extract", "generate"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -19,7 +18,7 @@ from support.forks import Forks
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.config import CalibrateConfig
-from slmctl.errors import DataError, GateError, UsageError
+from slmctl.errors import DataError, GateError, SlmctlError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics import error_threshold
 from slmctl.metrics.statistics import error_bound
@@ -194,35 +193,30 @@ def test_objects_and_texts_are_calibrated_too(tmp_path: Path, task: Task) -> Non
 # What is refused
 
 
-def test_too_few_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="199 calibration rows are too few: at least 200") as error:
-        fitted(tmp_path, lines(199))
-    assert "prepare.splits.calibration" in error.value.hint
-
-
-def test_rows_too_few_for_the_error(tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"at most 1.0 % cannot be shown: \d+ rows test it, and at least 299 rows"):
-        fitted(tmp_path, lines(250), max_error=0.01)
-
-
-def test_an_error_that_no_threshold_reaches_is_refused(tmp_path: Path) -> None:
-    rows = [{**row, "answer": "b" if k % 2 else "a"} for k, row in enumerate(lines(900))]
-    with pytest.raises(GateError, match=r"no threshold keeps the error at or below 5.0 % with 95 % confidence"):
-        fitted(tmp_path, rows)
-
-
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_another_split_is_refused(tmp_path: Path, split: str) -> None:
-    found = predictions(tmp_path / "p", lines(300), split=split)
-    with pytest.raises(UsageError, match=f"answers the split '{split}'"):
-        calibrate.run(CalibrateConfig(), predictions=found, out=tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["base", "adapter", "merged", "endpoint"])
-def test_what_is_no_gguf_is_refused(tmp_path: Path, kind: str) -> None:
-    found = predictions(tmp_path / "p", lines(300), kind=kind)
-    with pytest.raises(UsageError, match=f"of kind '{kind}', and a policy is for a GGUF file"):
-        calibrate.run(CalibrateConfig(), predictions=found, out=tmp_path)
+@pytest.mark.parametrize(
+    ("rows", "facts", "error", "match"),
+    [
+        (lines(199), {}, DataError, "199 calibration rows are too few: at least 200"),
+        ([{**row, "logprobs": []} for row in lines(300)], {}, DataError,
+         "cannot be calibrated: the answer has no log probabilities"),
+        (lines(250), {"max_error": 0.01}, GateError,
+         r"at most 1.0 % cannot be shown: \d+ rows test it, and at least 299 rows"),
+        ([{**row, "answer": "b" if k % 2 else "a"} for k, row in enumerate(lines(900))], {}, GateError,
+         "no threshold keeps the error at or below 5.0 % with 95 % confidence"),
+        *((lines(300), {"split": split}, UsageError, f"answers the split '{split}'")
+          for split in ("train", "validation", "test")),
+        *((lines(300), {"kind": kind}, UsageError, f"of kind '{kind}', and a policy is for a GGUF file")
+          for kind in ("base", "adapter", "merged", "endpoint")),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_calibrated(
+    tmp_path: Path, rows: list[dict[str, Any]], facts: dict[str, Any], error: type[SlmctlError], match: str
+) -> None:
+    config = CalibrateConfig(**{name: facts[name] for name in facts.keys() & {"max_error"}})
+    answers = predictions(tmp_path / "p", rows, **{name: facts[name] for name in facts.keys() - {"max_error"}})
+    with pytest.raises(error, match=match) as caught:
+        calibrate.run(config, predictions=answers, out=tmp_path)
+    assert caught.value.hint or "cannot be calibrated" in match
 
 
 def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path) -> None:
@@ -238,12 +232,6 @@ def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path
             calibrate.run(config, predictions=main, outside=other, out=tmp_path)
     with pytest.raises(UsageError, match="'elsewhere' is not one of the task's labels"):
         calibrate.run(CalibrateConfig(out_of_scope="elsewhere"), predictions=main, out=tmp_path)
-
-
-def test_answers_without_probabilities_are_refused(tmp_path: Path) -> None:
-    rows = [{**row, "logprobs": []} for row in lines(300)]
-    with pytest.raises(DataError, match="cannot be calibrated: the answer has no log probabilities"):
-        fitted(tmp_path, rows)
 
 
 # The arithmetic
@@ -352,11 +340,3 @@ def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: 
     assert outside.returncode in (0, 5)
     made = {json.loads(path.read_bytes())["config"]["split"] for path in desk.glob("runs/predictions/*/manifest.json")}
     assert made == {"calibration", "test", "validation"}
-
-
-def test_rows_are_a_frozen_view() -> None:
-    rows = calibrate.read(lines(300), LABELS, CalibrateConfig())
-    some = rows.only(rows.fits)
-    assert len(some.right) == int(rows.fits.sum()) == len(some.signals)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        rows.right = some.right  # type: ignore[misc]
