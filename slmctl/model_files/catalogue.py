@@ -16,6 +16,7 @@ from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.model_files import gguf_header, safetensors_header
 from slmctl.model_files.base_model import Base
+from slmctl.model_files.training_memory import TrainedSizes
 
 FILE = Path(__file__).with_name("catalogue.yaml")
 Training = Literal["fast", "packed", "slow"]
@@ -37,8 +38,7 @@ PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128
 PREFIX_ALLOWANCE = 2
 # Prompts of an HF model that are answered together, and the most tokens of theirs whose keys and values are held.
 ANSWERED_TOGETHER, HELD_TOKENS = 64, 8192
-BYTES_IN_4BIT = 0.53  # of a frozen weight with its share of a scale
-RANK, TRAINED_BYTES = 16, 20  # of the adapter; of a trained weight: itself, its gradient, moments and best value
+RANK = 16  # of the adapter
 MANY_LANGUAGES = 100  # a base that counts so many is taken to know the one that is asked for
 
 
@@ -83,14 +83,13 @@ class ModelShape:
             piece_tokens: Tokens computed at once.
             in_4bit: Frozen weights are held in 4 bits, and made whole for their product.
         """
-        multiplied = self.parameters - self.embedding
-        weights: float = weight_bytes * (multiplied if weight_bytes == 2 and not self.copied else self.parameters)
-        if in_4bit:
-            weights += (BYTES_IN_4BIT - weight_bytes) * multiplied + weight_bytes * 2 * self.hidden * self.intermediate
-        saved = 4 * 4 * self.hidden * self.layers + weight_bytes * self.channels
-        activations = piece_tokens * (saved + 8 * 4 * (self.intermediate + self.hidden))
-        adapter = TRAINED_BYTES * RANK * self.channels
-        return int(PROCESS_BYTES + weights + adapter + 1.2 * ACTIVATIONS[self.training] * activations)
+        sizes = TrainedSizes(
+            linear=self.parameters - self.embedding, lookup=self.embedding, other=0, channels=self.channels,
+            layers=self.layers, hidden=self.hidden, widest=self.intermediate, mapped=not self.copied,
+        )  # fmt: skip
+        weights = sizes.frozen_bytes(weight_bytes, in_4bit=in_4bit) + sizes.adapter_bytes(RANK)
+        activations = 1.2 * ACTIVATIONS[self.training] * sizes.activation_bytes(weight_bytes, piece_tokens)
+        return int(PROCESS_BYTES + weights + activations)
 
     def answering_bytes(self, prompt_tokens: int) -> int:
         """Estimated peak memory of answering on a CPU with a float32 copy of the weights.

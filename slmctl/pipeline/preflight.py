@@ -236,9 +236,6 @@ def _files(project: Project, names: Sequence[str]) -> str:
     checked = 0
     for name in names:
         section = config.stage_config(project.config, name)
-        if isinstance(section, config.PullConfig):
-            catalogue.require_source(project.config.base, Path(section.base))
-            catalogue.require_own_hash(section.base, section.sha256)
         if isinstance(section, config.PrepareConfig):
             copied = [source for source in section.sources if not snapshot.is_file(source)]
             files = snapshot.gathered([source for source in section.sources if source not in copied], project.sources)
@@ -247,10 +244,12 @@ def _files(project: Project, names: Sequence[str]) -> str:
             if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:
                 own = section.sensitive.model_copy(update={"pseudonym_key": None})  # made by the first run
                 section = section.model_copy(update={"sensitive": own})
-        if isinstance(section, config.LabelConfig):
-            if not all(map(snapshot.is_file, [*section.sources, *section.gold, *project.config.prepare.sources])):
-                continue  # a query or a pipe is read when the stage runs
-            section = resolve.with_files(project, section)
+        elif isinstance(section, config.LabelConfig) and not all(
+            map(snapshot.is_file, [*section.sources, *section.gold, *project.config.prepare.sources])
+        ):
+            continue  # a query or a pipe is read when the stage runs
+        else:
+            section = resolve.completed(project, name)
         if isinstance(section, config.PublishConfig) and section.signing_key is not None:
             config.require_path(section.signing_key)
         for path in config.contents(section):

@@ -77,6 +77,8 @@ def resolve_stage(
     name: str,
     inputs: Mapping[str, Artifact | list[Artifact]] | None = None,
     section: config.Section | None = None,
+    *,
+    alone: bool = False,
 ) -> StageRequest:
     """Resolve a stage: every input found, every source hashed.
 
@@ -85,21 +87,23 @@ def resolve_stage(
         name: Which stage.
         inputs: Artifacts for roles that should not be looked up.
         section: A config to use in place of the project's.
+        alone: Nothing but `inputs` goes in.
 
     Raises:
         IntegrityError: An input has not been made yet, or is damaged.
         UsageError: A source file does not exist.
     """
     stage = STAGES[name]
-    section = with_files(project, section or config.stage_config(project.config, name))
+    section = completed(project, name, section)
     filled = dict(inputs or {})
-    alone = isinstance(section, config.QuantizeConfig) and "base" in filled  # see `base_file_requests`
     for role in stage.takes if not alone else ():
         asked_for = not role.when or getattr(section, role.when) or role.name in project.named
-        if role.name not in filled and asked_for and not (role.optional or role.many):
+        if role.name in filled or not asked_for:
+            continue
+        if fill := _FILLED.get(role.name):
+            filled[role.name] = fill(project, section, filled)
+        elif not (role.optional or role.many):
             filled[role.name] = find(project, role)
-    if isinstance(section, config.QuantizeConfig) and section.lora_gguf and "base_files" not in filled:
-        filled["base_files"] = _base_files(project, section, filled["adapter"])
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
     folder = recipe_id.removeprefix("sha256:")[:PATH_ID]
@@ -116,12 +120,13 @@ def base_file_requests(project: Project, section: config.QuantizeConfig, adapter
     """
     inputs: dict[str, Artifact | list[Artifact]] = {"base": base_of(project, adapter)}
     sections = [config.QuantizeConfig(types=[name], importance_matrix="off") for name in dict.fromkeys(section.types)]
-    return [resolve_stage(project, "quantize", inputs, each) for each in sections]
+    return [resolve_stage(project, "quantize", inputs, each, alone=True) for each in sections]
 
 
 def _base_files(
-    project: Project, section: config.QuantizeConfig, adapter: Artifact | list[Artifact]
+    project: Project, section: Any, filled: Mapping[str, Artifact | list[Artifact]]
 ) -> Artifact | list[Artifact]:
+    adapter = filled["adapter"]
     assert isinstance(adapter, Artifact)
     requests = base_file_requests(project, section, adapter)
     if missing := [request for request in requests if not request.path.exists()]:
@@ -129,25 +134,32 @@ def _base_files(
     return [artifact.load(request.path) for request in requests]
 
 
-def with_files(project: Project, section: config.Section) -> config.Section:
-    """A section with the files that stand for its sources, its key and its base.
+_FILLED = {"base_files": _base_files}  # inputs that are no artifact of the config's own
+
+
+def completed(project: Project, name: str, section: config.Section | None = None) -> config.Section:
+    """The section of a stage with the files that stand for its sources, its key and its base.
 
     Raises:
         IntegrityError: There is no copy of a source that is not a file.
         UsageError: A source or the base cannot be used.
     """
-    if isinstance(section, config.PullConfig):
-        catalogue.require_source(project.config.base, Path(section.base))
-        catalogue.require_own_hash(section.base, section.sha256)
-    if isinstance(section, config.PrepareConfig):
-        section = section.model_copy(update={"sources": snapshot.gathered(section.sources, project.sources)})
-        if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:
-            stand_ins.make_key(
-                section.sensitive.pseudonym_key
-            )  # its hash is part of the recipe: another key, other stand-ins
-    if isinstance(section, config.LabelConfig):
-        section = _with_gold(project, section)
+    section = section or config.stage_config(project.config, name)
+    complete = _COMPLETED.get(name)
+    return complete(project, section) if complete else section
+
+
+def _with_known_base(project: Project, section: config.PullConfig) -> config.PullConfig:
+    catalogue.require_source(project.config.base, Path(section.base))
+    catalogue.require_own_hash(section.base, section.sha256)
     return section
+
+
+def _with_sources(project: Project, section: config.PrepareConfig) -> config.PrepareConfig:
+    key = section.sensitive.pseudonym_key
+    if key == project.root.resolve() / config.PSEUDONYM_KEY:
+        stand_ins.make_key(key)  # its hash is part of the recipe: another key, other stand-ins
+    return section.model_copy(update={"sources": snapshot.gathered(section.sources, project.sources)})
 
 
 def _with_gold(project: Project, section: config.LabelConfig) -> config.LabelConfig:
@@ -162,6 +174,11 @@ def _with_gold(project: Project, section: config.LabelConfig) -> config.LabelCon
     return section.model_copy(update={**files, "reading": reading})
 
 
+_COMPLETED: dict[str, Callable[[Project, Any], config.Section]] = {
+    "pull": _with_known_base, "prepare": _with_sources, "label": _with_gold,
+}  # fmt: skip
+
+
 def reading(project: Project) -> tuple[config.Section, Artifact | None]:
     """The section by which `prepare` reads its sources, and its base; None where there is none yet.
 
@@ -169,7 +186,7 @@ def reading(project: Project) -> tuple[config.Section, Artifact | None]:
         IntegrityError: The base that the user named does not exist.
         UsageError: A source file does not exist.
     """
-    section = with_files(project, config.stage_config(project.config, "prepare"))
+    section = completed(project, "prepare")
     config.recipe(section)
     try:
         return section, find(project, STAGES["prepare"].takes[0])

@@ -58,7 +58,7 @@ STAGES = {
                 Role("merged", ("merged",)),
                 PREPARED,
                 Role("adapter", ("adapter",), when="lora_gguf"),
-                Role("base_files", ("gguf",), optional=True, many=True),  # of the base alone, which the adapter goes on
+                Role("base_files", ("gguf",), optional=True, many=True, when="lora_gguf"),  # of the base alone
                 Role("base", ("base",), optional=True),  # in place of all others: its own file is written
             ),
             "gguf",
