@@ -53,7 +53,6 @@ HANDOVERS = ("compose", "kubernetes", "vllm")
     type=click.Choice(["merged", "adapter"]),
     help="Weights for --emit: the merged model (default), or the base with the adapter.",
 )
-@key_option("--shadow", metavar="RELEASE", key="serve.shadow")
 @key_option("--keys", type=click.Path(path_type=Path), metavar="FILE", key="serve.keys")
 @click.option(
     "--adapter",
@@ -81,7 +80,6 @@ def serve(
     emit: str | None,
     target: Path | None,
     weights: str | None,
-    shadow: str | None,
     keys: Path | None,
     adapters: tuple[str, ...],
     engine_url: str | None,
@@ -98,7 +96,7 @@ def serve(
     With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
     the weights that it was made of are searched below runs/. Prints the folder.
     """
-    override(options, "serve", host=host, port=port, shadow=shadow, keys=str(keys.absolute()) if keys else None)
+    override(options, "serve", host=host, port=port, keys=str(keys.absolute()) if keys else None)
     override(options, "serve", engine_url=engine_url, engine_model=engine_model, engine_key_env=engine_key_env)
     override(options, "serve", policy=None if policy is None else str(_artifact_path(options, policy).resolve()))
     override(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from slmctl.pipeline.served_adapters import ServedAdapter
     from slmctl.server.fleet import Fleet
     from slmctl.server.fleet_members import LoadableRelease, Member, Served
-    from slmctl.server.novelty import Novelty
     from slmctl.server.openai_requests import ServedModel
-    from slmctl.server.shadow import Shadow
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,6 @@ class _Plan:
     weight: int = 1
 
 
-@dataclass(frozen=True)
-class _ShadowRelease:
-    """The release of a shadow, its file, and the bytes that it is taken to need."""
-
-    artifact: Artifact
-    path: Path
-    bytes: int
-
-
 class ServedFleet:
     """A context manager that opens the fleet, and closes it."""
 
@@ -65,7 +54,6 @@ class ServedFleet:
         self._options, self._settings, self._model, self._type = options, settings, model, type_name
         self._keys = KeyRing(settings.keys) if keys else None
         self._stack = contextlib.ExitStack()
-        self._shadow: Shadow | None = None
 
     def __enter__(self) -> ServedFleet:
         from slmctl.server.collector import Collector
@@ -85,15 +73,10 @@ class ServedFleet:
                 members, settings, keys=self._keys, collector=collector, escalation=escalation, budget=settings.memory,
                 discover=self._newcomers if self._is_registry else None,
             )  # fmt: skip
-            shadow = self._find_shadow(settings.shadow) if settings.shadow is not None else None
-            self.fleet.shadow_bytes = shadow.bytes if shadow is not None else 0
             self.fleet.require_fit()
             opened.enter_context(escalation.open())
             opened.callback(self.fleet.close_all)
             self.fleet.load_pinned()
-            if shadow is not None:
-                self._shadow = self.fleet.shadow = self._open_shadow(shadow)
-                opened.callback(self._shadow.close_engine)
             self._stack.enter_context(opened.pop_all())
         return self
 
@@ -108,25 +91,17 @@ class ServedFleet:
         """Say what is loaded where there are several, what is written down of the answers, and who else answers."""
         from slmctl.console import size
 
-        collect, shadow, members = self._settings.collect, self._shadow, self.fleet.members
+        collect, members = self._settings.collect, self.fleet.members
         for member in members.values() if len(members) > 1 else ():
             about = (
                 f"needs about {size(member.bytes)} once it is asked" if member.loaded is None else size(member.bytes)
             )
             yield f"  {member.name}: {member.state}, {about}{', pinned' if member.pin else ''}"
         if collect is not None:
-            loaded = self.fleet.default.loaded
-            has_rows = loaded is not None and loaded.served.questions is not None
-            new = "known" if has_rows else "not known here, so nobody says which are new"
             kept = terminal().percent(collect.kept, 1)
             yield f"  answers are collected in {collect.to}: {kept} of all and what is not sure"
-            if len(members) == 1:
-                yield f"  questions of the training rows: {new}"
             if collect.to.stat().st_mode & 0o077:  # it was there before
                 yield f"  warning: others on this machine may open {collect.to}: chmod 700 it"
-        if shadow is not None:
-            named = f"{shadow.model.name} {shadow.model.version}".strip()
-            yield f"  {named} answers the same in the background ({shadow.model.file})"
 
     # Members
 
@@ -146,11 +121,6 @@ class ServedFleet:
             raise UsageError(
                 f"serve.adapters belong to one release, and {self._model} has {len(plans)}",
                 hint="name one: dir:REGISTRY#PROJECT@TAG",
-            )
-        if self._settings.shadow is not None and not plans[0].pin:
-            raise UsageError(
-                f"the shadow answers beside the first model, '{plans[0].name}', which is not pinned",
-                hint=f"serve.fleet.{plans[0].name}.pin: true",
             )
         yield from map(self._member, plans)
 
@@ -223,13 +193,10 @@ class ServedFleet:
         from slmctl.pipeline import model_lookup
         from slmctl.server.fleet_members import LoadableRelease
         from slmctl.server.router import fitted_policy
-        from slmctl.server.shadow import require_comparable
 
         settings = self._settings
         artifact, path = model_lookup.gguf(make_workspace(self._options), plan.spec, self._type)
         models = self._models_of(plan, artifact, path)
-        if models and self._shadow is not None and plan.is_default:  # the tag has moved to a release of another task
-            require_comparable(self._shadow.model, next(iter(models.values())))
         policy = self._policy(plan, artifact, path)
         if policy is not None and models:
             main = next(iter(models.values()))
@@ -347,9 +314,8 @@ class ServedFleet:
             notes += [lora.note for lora in loras.values() if lora.note]
             for note in notes:
                 terminal().say(f"warning: {note}")
-            questions = self._questions(artifact, policy)
             end = stack.pop_all().close
-        return Served(LocalEngine(engine, name), models, router, questions, notes, end)
+        return Served(LocalEngine(engine, name), models, router, notes, end)
 
     def _endpoint(self) -> Member:
         """The only member, whose engine is a server elsewhere."""
@@ -372,55 +338,6 @@ class ServedFleet:
         self._stack.enter_context(guard.network(f"answering through {settings.engine_url}", hosts=backend.hosts))
         models = {named.name: ServedModel(named.name, task, aliases=named.aliases, version=named.version)}
         return Member(named.name, LoadableRelease("", models, 0, lambda: Served(backend, models)), pin=True)
-
-    def _find_shadow(self, name: str) -> _ShadowRelease:
-        """The shadow's release, and the estimate of what its engine will hold."""
-        from slmctl.model_files import memory
-        from slmctl.pipeline import model_lookup
-
-        artifact, path = model_lookup.gguf(make_workspace(self._options), name, self._type)
-        classifier = model_lookup.is_classifier(artifact)
-        context = self._settings.context_length
-        return _ShadowRelease(
-            artifact, path, memory.engine_bytes(path, sequences=1, context=context, classifier=classifier)
-        )
-
-    def _open_shadow(self, release: _ShadowRelease) -> Shadow:
-        from slmctl.inference.engine import Engine
-        from slmctl.model_files import memory
-        from slmctl.pipeline import model_lookup
-        from slmctl.server.backends import LocalEngine
-        from slmctl.server.openai_requests import ServedModel
-        from slmctl.server.shadow import HANG_S, Shadow, require_comparable
-
-        settings, artifact, path = self._settings, release.artifact, release.path
-        memory.require_engine(path, sequences=1, context=settings.context_length)
-        classifier = model_lookup.is_classifier(artifact)
-        with contextlib.ExitStack() as stack:
-            engine = Engine(
-                path, sequences=1, context=settings.context_length, grammars=model_lookup.is_constrained(artifact),
-                classifier=classifier, hang_s=HANG_S, background=True,
-            )  # fmt: skip
-            stack.enter_context(engine)
-            task, bare, opening = model_lookup.task_in(artifact, path, engine)
-            named = model_lookup.served_name(artifact, path)
-            model = ServedModel(
-                named.name, task, bare=bare, opening=opening, version=named.version, file=named.file,
-                digest=_digest_of(artifact, path),
-            )  # fmt: skip
-            require_comparable(model, next(iter(self.fleet.default.models.values())))
-            return Shadow(LocalEngine(engine), model, stack.pop_all().close)
-
-    def _questions(self, artifact: Artifact, policy: Path | None) -> Novelty | None:
-        """The training rows of a release, where answers or decisions are written down and the rows are known here."""
-        settings = self._settings
-        if settings.collect is None and policy is None:
-            return None
-        from slmctl.pipeline import model_lookup
-        from slmctl.server import novelty
-
-        root = model_lookup.root_of(self._options.directory, artifact.path).resolve()
-        return novelty.of_model(root, artifact, settings.training_rows)
 
 
 def _with_adapter(main: ServedModel, name: str, lora: ServedAdapter) -> ServedModel:

@@ -60,7 +60,6 @@ class CollectConfig(Section):
     )
     escalated: Percent = Field(1.0, description="share of the answers that the general model gave")
     unsure: Percent = Field(1.0, description="share of the local answers that the policy would escalate")
-    disagreeing: Percent = Field(1.0, description="share of the answers that the shadow release answers otherwise")
     days: int = Field(30, ge=1, le=3660, description="days that a collected answer is kept; older ones are removed")
     sensitive: Literal["drop", "redact"] = Field(
         "drop", description="answers with personal data or secrets: left out, or collected with marks in their place"
@@ -119,13 +118,6 @@ class ServeConfig(Section):
     collect: CollectConfig | None = Field(
         None, description="answers that are written down with their questions, for review; none when left out"
     )
-    shadow: Text | None = Field(
-        None, description="release that answers the same questions after the client has its answer, to compare the two"
-    )
-    training_rows: Path | None = Field(
-        None, description="rows.bin of the data set, to tell which questions are new; found below runs/ when left out"
-    )
-
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="ceiling for the length of a prompt, in tokens; what the context leaves when left out"
     )
@@ -180,10 +172,6 @@ class ServeConfig(Section):
         policies = [self.policy, *(member.policy or None for member in self.fleet.values())]
         if self.generalist is not None and not any(policy is not None for policy in policies):
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
-        if self.shadow is not None and self.collect is None:
-            raise ValueError("'shadow' needs 'collect', which keeps both answers: --set serve.collect.to=FOLDER")
-        if self.shadow is not None and self.engine_url is not None:
-            raise ValueError("'shadow' belongs to the own engine, and 'engine_url' names another engine")
         return self
 
     @model_validator(mode="after")
@@ -199,7 +187,6 @@ class ServeConfig(Section):
             ("policy", "a model of the fleet has its own: fleet.NAME.policy"),
             ("adapters", "an adapter belongs to a server of one model"),
             ("engine_url", "the fleet's models are loaded here"),
-            ("training_rows", "it belongs to one release"),
         ):
             if getattr(self, key):
                 raise ValueError(f"'{key}' and 'fleet' exclude each other: {reason}")

@@ -128,12 +128,6 @@ class Fingerprints:
         if (path.stat().st_size - self._start) % ENTRY.itemsize:
             raise IntegrityError(f"{path.name} is cut off")
 
-    def sketches(self, split: str) -> U64:
-        """The compact sketches of the texts of a split, `(n, WORDS)`, of redacted ones both."""
-        number = SPLITS_AND_REJECTED.index(split)
-        parts = [entries["sketch"][entries["split"] == number] for entries in self._entries()]
-        return np.concatenate([np.empty((0, WORDS), dtype=np.uint64), *parts])
-
     def queries(self, id: str) -> list[QueryFingerprint]:
         """The texts of the records that have an id."""
         return [

@@ -129,7 +129,6 @@ class Engine:
         grammars: Requests are held to a schema; what that needs of the vocabulary is read while the file is loaded.
         classifier: Requests are for labels, so little else is done than reading prompts: the fused attention is used,
             and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
-        background: The child gives way to every other process of this machine.
 
     Raises:
         MissingError: llama-cpp-python is not installed.
@@ -147,7 +146,6 @@ class Engine:
         hang_s: float = HANG_S,
         grammars: bool = False,
         classifier: bool = False,
-        background: bool = False,
     ) -> None:
         for package in ("llama_cpp", "llguidance"):
             if importlib.util.find_spec(package) is None:
@@ -173,7 +171,6 @@ class Engine:
         self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.on_death: Callable[[], None] = lambda: None  # called from another thread, when the child has died
         self._listener: threading.Thread | None = None
-        self._background = background
         self._hang_s, self._heard = hang_s, time.monotonic()  # when the child last gave a sign of life
         self._start()
 
@@ -399,8 +396,6 @@ class Engine:
             log = undo.enter_context(tempfile.TemporaryFile())
             child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=log)
             undo.callback(_end, child)
-            if self._background:  # before it has any thread but its first, which the others inherit it from
-                _put_last(child.pid)
             info = self._loaded(child, log)
             outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
             threading.Thread(target=_feed, args=(child, outbox), daemon=True).start()
@@ -493,13 +488,6 @@ class Engine:
 
     def _write(self, message: dict[str, Any]) -> None:
         self._outbox.put(json.dumps(message) + "\n")
-
-
-def _put_last(pid: int) -> None:
-    """Have a process run where no other one of this machine wants the processor."""
-    os.setpriority(os.PRIO_PROCESS, pid, 19)
-    with contextlib.suppress(OSError):  # a container may forbid it; then the above alone
-        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _end(child: subprocess.Popen[str]) -> None:

@@ -18,7 +18,7 @@ from slmctl.deduplication.row_fingerprints import QueryFingerprint
 
 SHORTEST = 8  # characters of a text that is looked for inside others: a shorter one stands in half of them
 AT_ONCE = 1024  # lines that are compared together
-_TEXTS = ("answer", "local_answer", "general_answer", "shadow", "before", "after")  # beside the messages
+_TEXTS = ("answer", "local_answer", "general_answer", "before", "after")  # beside the messages
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,6 @@ class CollectedRow(Line):
         probability: With which an answer like this one is collected, 0 to 1.
         uniform: It is in the uniform share too: drawn by chance alone, whatever else chose it.
         uniform_probability: With which any answer is in the uniform share, 0 to 1.
-        novel: No training row is like the question; None where nobody looked.
-        shadow: The answer of the shadow release to the same question; None where there is none.
-        shadow_digest: `sha256:…` of its file.
         tools: The tools that the client sent; empty where the task's own were offered.
     """
 
@@ -66,9 +63,6 @@ class CollectedRow(Line):
     probability: float = 1.0
     uniform: bool = False
     uniform_probability: float = 0.0
-    novel: bool | None = None
-    shadow: str | None = None
-    shadow_digest: str = ""
     tools: list[JsonObject] = field(default_factory=list)
 
     @property

@@ -234,7 +234,6 @@ def _served(project: resolve.Project, artifacts: Sequence[Artifact]) -> Iterator
     """Artifacts that the server's section names, as a folder or as a file in one."""
     section = project.config.serve
     named = [*section.adapters.values(), *([section.policy] if section.policy else [])]
-    named += [project.root / section.shadow] if section.shadow else []
     for member in section.fleet.values():
         named += [project.root / member.release] + ([member.policy] if isinstance(member.policy, Path) else [])
     if any(member.policy is True for member in section.fleet.values()):  # found by the file that answers

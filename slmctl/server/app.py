@@ -214,7 +214,6 @@ class _Run:
         self.note.fields["model"] = self.checked.model.name
         self.is_default = self.checked.model is next(iter(served.models.values()))
         self._router = served.router if self.is_default else None
-        self.shadow = gateway.fleet.shadow if member is gateway.fleet.default else None
         self.route, self.reason, self.name = "local", NO_POLICY, self.checked.model.name
         self.p_correct: float | None = None  # by the policy, where one decides
         self.routed: Routed | None = None
@@ -255,7 +254,6 @@ class _Run:
             self.checked.sent, self.checked.options, headers, local,
             ends_at=ends_at, request=self.note.id, log=self.gateway.log, unread=self.checked.unread,
             also=self.checked.also, offer=self.checked.offer,
-            is_novel=self._is_novel if self.served.questions else None,
         )  # fmt: skip
         self.routed = routed = await self.exchange.beside(_as_coroutine(work))
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
@@ -373,13 +371,8 @@ class _Run:
         if self.gateway.fleet.collector is not None:
             collecting.hand_over(
                 self.checked, self.exchange.choices, self.routed, id=self.note.id, is_marked=self.is_marked,
-                collector=self.gateway.fleet.collector, shadow=self.shadow if self.is_default else None,
-                questions=self.served.questions if self.is_default else None,
+                collector=self.gateway.fleet.collector,
             )  # fmt: skip
-
-    def _is_novel(self) -> bool:
-        assert self.served.questions is not None
-        return self.served.questions.is_novel(self.checked.question)
 
 
 async def _as_coroutine(work: Awaitable[Any]) -> Any:

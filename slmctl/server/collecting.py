@@ -1,16 +1,14 @@
-"""Handing the answers of a request over to the collector, by way of the shadow where there is one."""
+"""Handing the answers of a request over to the collector."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from slmctl.production.records import CollectedRow
-from slmctl.server.collector import Collector, Draw, Questions, stamp
+from slmctl.server.collector import Collector, stamp
 from slmctl.server.openai_replies import LABELS, ReplyChoice
 from slmctl.server.openai_requests import CheckedRequest
 from slmctl.server.routed import Routed
-from slmctl.server.shadow import Shadow
 
 NO_POLICY = "no-policy"  # the reason where nothing decides who answers
 
@@ -23,8 +21,6 @@ def hand_over(
     id: str,
     is_marked: bool,
     collector: Collector,
-    shadow: Shadow | None = None,
-    questions: Questions | None = None,
 ) -> None:
     """Remember the answers for feedback, and have those written down that chance draws; none waits for it.
 
@@ -35,8 +31,6 @@ def hand_over(
         id: The request's; further answers of one request get `ID-2` and so on.
         is_marked: The client has marked it as sensitive, so nothing of it is written down.
         collector: Where they go.
-        shadow: Answers it once more, and an answer that differs is one more reason to collect it.
-        questions: The training rows, where they are known.
     """
     has_tools = checked.offer is not None and checked.offer.is_clients
     for index, choice in enumerate(choices):
@@ -48,18 +42,8 @@ def hand_over(
         if is_marked or checked.unread:  # what is not searched is not written down
             if draw.chosen is not None:
                 collector.drop("sensitive" if is_marked else "doubt")
-            continue
-
-        def collect(answer: str | None, row: CollectedRow = row, draw: Draw = draw, name: str = name) -> None:
-            if answer is not None and shadow is not None:
-                row = dataclasses.replace(row, shadow=answer, shadow_digest=shadow.model.digest)
-                draw = collector.draw_disagreement(draw) if answer != row.local else draw
-            collector.take(row, draw, id=name, question=checked.question, questions=questions, also=checked.also)
-
-        if shadow is not None and len(choices) == 1 and checked.turns[0]:
-            shadow.ask(checked, row.local, collect)
         else:
-            collect(None)
+            collector.take(row, draw, id=name, also=checked.also)
 
 
 def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Routed | None, id: str) -> CollectedRow:
@@ -83,6 +67,5 @@ def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Route
         p_correct=routed.p_correct if routed is not None else None,
         confidence=choice.last.get("confidence"),
         labels=dict(list(choice.last.get("labels", {}).items())[:LABELS]),
-        novel=routed.novel if routed is not None else None,
         tools=list(checked.offer.tools) if checked.offer is not None and checked.offer.is_clients else [],
     )

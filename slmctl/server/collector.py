@@ -19,7 +19,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from slmctl import sensitive
 from slmctl.artifacts import json_lines
@@ -36,7 +35,7 @@ WAITING_CHARACTERS = 1 << 25  # of their texts together
 IDS = 50_000  # of answers that feedback is taken for
 LOOK_S = 60.0  # between two looks at the calendar where nothing comes
 CLOSE_S = 5.0  # for the waiting lines when the server stops
-KINDS: tuple[Choice, ...] = ("uniform", "escalated", "unsure", "shadow")
+KINDS: tuple[Choice, ...] = ("uniform", "escalated", "unsure")
 DROPPED = ("sensitive", "doubt", "failed")  # what was found, what cannot be searched, a detector without a result
 FAMILIES = {  # name: kind, help
     "slmctl_collected": ("counter", "Answers that were collected, by what chose them."),
@@ -45,12 +44,6 @@ FAMILIES = {  # name: kind, help
     "slmctl_feedback": ("counter", "Words of clients on answers: right, wrong, or with the right answer."),
 }
 _RANDOM = random.SystemRandom()
-
-
-class Questions(Protocol):
-    """Tells which questions are new; see `novelty.Novelty`."""
-
-    def is_novel(self, text: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -87,14 +80,12 @@ class Answered:
 class _Row:
     row: CollectedRow
     id: str
-    question: str = field(repr=False)
-    questions: Questions | None = None
     also: Sequence[str] = field(default=(), repr=False)
 
     @property
     def characters(self) -> int:
         texts = [*(str(message.get("content", "")) for message in self.row.messages), self.row.answer]
-        return sum(map(len, (*texts, *self.also))) + len(self.row.local_answer) + len(self.row.shadow or "")
+        return sum(map(len, (*texts, *self.also))) + len(self.row.local_answer)
 
 
 @dataclass(frozen=True)
@@ -157,14 +148,6 @@ class Collector:
         chosen: Choice | None = kind if picked else "uniform" if uniform else None
         return Draw(chosen, uniform, 1 - (1 - settings.kept) * (1 - share))
 
-    def draw_disagreement(self, draw: Draw) -> Draw:
-        """The draw of an answer that a shadow release answers otherwise: one more chance to be collected."""
-        share = self.settings.disagreeing
-        picked = self._chance() < share
-        return Draw(
-            draw.chosen or ("shadow" if picked else None), draw.uniform, 1 - (1 - draw.probability) * (1 - share)
-        )
-
     def answered(self, id: str, model: str, *, offers: bool = False) -> str:
         """Remember an answer, so that feedback on it is taken; the id that its line has.
 
@@ -181,8 +164,6 @@ class Collector:
         draw: Draw,
         *,
         id: str,
-        question: str = "",
-        questions: Questions | None = None,
         also: Sequence[str] = (),
     ) -> None:
         """Have an answer written down if it was drawn.
@@ -191,8 +172,6 @@ class Collector:
             row: The answer; how it was chosen is filled in here.
             draw: Its draw.
             id: The id that the client knows.
-            question: The text to look for among the training rows.
-            questions: The training rows; None where they are not known.
             also: Texts of calls and tools; where something is found in one, the answer is left out.
         """
         if draw.chosen is None:
@@ -201,7 +180,7 @@ class Collector:
             row, chosen=draw.chosen, probability=round(draw.probability, 6), uniform=draw.uniform,
             uniform_probability=self.settings.kept,
         )  # fmt: skip
-        item = _Row(chosen, id, question, questions, also)
+        item = _Row(chosen, id, also)
         with self._lock:
             full = self._characters + item.characters > WAITING_CHARACTERS or not self._thread.is_alive()
             if not full:
@@ -334,8 +313,6 @@ class Collector:
         if row is None:
             self.drop(reason)
             return
-        if row.novel is None and item.questions is not None:
-            row = dataclasses.replace(row, novel=item.questions.is_novel(item.question))
         try:
             if self._file is None:
                 self._file = JsonLines(self.settings.to / f"{self._day}.jsonl", mode=0o600, sync=False)
@@ -358,11 +335,7 @@ class Collector:
 
     def _cleared(self, row: CollectedRow, also: Sequence[str]) -> tuple[CollectedRow | None, str]:
         """A row without sensitive data, or None and why there is none: the answers are searched as the messages are."""
-        answers = {
-            name: text
-            for name in ("answer", "local_answer", "general_answer", "shadow")
-            if (text := getattr(row, name))
-        }
+        answers = {name: text for name in ("answer", "local_answer", "general_answer") if (text := getattr(row, name))}
         texts = list(dict.fromkeys(answers.values()))  # one text once, or a value would be read across its copies
         turns = [{"role": "assistant", "content": text} for text in texts]
         messages, reason = self._search([*row.messages, *turns], also)

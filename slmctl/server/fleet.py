@@ -27,7 +27,6 @@ from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import ServedModel, find_model
 from slmctl.server.request_run import RequestFailedError
 from slmctl.server.routed import Escalation
-from slmctl.server.shadow import Shadow
 
 DEFAULT = "default"
 AGAIN_S = 10.0  # after a load that failed, before it is tried once more
@@ -65,8 +64,6 @@ class Fleet:
         self.members = {member.name: member for member in members}
         self.settings, self.keys, self.collector, self.budget = settings, keys, collector, budget
         self.escalation, self._discover = escalation or Escalation(), discover
-        self.shadow: Shadow | None = None  # of the default member
-        self.shadow_bytes = 0  # of its engine, an estimate until it is measured
         self._wanted: dict[str, int] = {}  # bytes of the members that others make room for, and of those being loaded
         self._loading: dict[str, int] = {}  # of the latter
         self._leaving: list[Loaded] = []  # with their last answers
@@ -99,12 +96,11 @@ class Fleet:
         if self.budget is None:
             return
         pinned = [member for member in self.members.values() if member.pin]
-        names = ", ".join([*(member.name for member in pinned), *(["the shadow"] if self.shadow_bytes else [])])
+        names = ", ".join(member.name for member in pinned)
         needed = self._needed_always()
         limit = f"and serve.memory is {size(self.budget)}"
         if needed > self.budget:
-            alone = len(pinned) == 1 and not self.shadow_bytes
-            what = "the pinned model needs" if alone else "the pinned models need"
+            what = "the pinned model needs" if len(pinned) == 1 else "the pinned models need"
             raise UsageError(f"{what} about {size(needed)} ({names}), {limit}", hint=LESS)
         for member in self.members.values():
             if not member.pin and needed + member.bytes > self.budget:
@@ -116,7 +112,7 @@ class Fleet:
 
     def _needed_always(self) -> int:
         """Bytes of what is never evicted."""
-        return self.shadow_bytes + sum(member.bytes for member in self.members.values() if member.pin)
+        return sum(member.bytes for member in self.members.values() if member.pin)
 
     def load_pinned(self) -> None:
         """Load the pinned members.
@@ -302,7 +298,7 @@ class Fleet:
         return [member.loaded for member in self.members.values() if member.loaded is not None] + self._leaving
 
     def _held(self) -> int:
-        return self.shadow_bytes + sum(loaded.bytes for loaded in self._all())
+        return sum(loaded.bytes for loaded in self._all())
 
     def _free(self) -> int:
         """Bytes that nobody holds now, or will hold when what is being loaded is there."""
@@ -422,8 +418,6 @@ class Fleet:
         for loaded in self._all():
             held = loaded.served.backend.held_bytes()
             loaded.bytes = (held or loaded.bytes) if loaded.has_answered else max(held, loaded.bytes)
-        if self.shadow is not None:
-            self.shadow_bytes = self.shadow.backend.held_bytes()
 
     async def _evict(self, member: Member) -> None:
         loaded, member.loaded = member.loaded, None
@@ -551,8 +545,6 @@ class Fleet:
         self._tell()
         loads = [member.loading for member in self.members.values() if member.loading is not None]
         await asyncio.gather(*loads, *self._tasks, return_exceptions=True)
-        if self.shadow is not None:
-            await self.shadow.close()
         for loaded in self._all():
             await loaded.served.backend.close()
         await self.escalation.close()

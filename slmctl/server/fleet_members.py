@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from slmctl.server.backends import Backend
-from slmctl.server.collector import Questions
 from slmctl.server.metrics import Samples
 from slmctl.server.openai_requests import ServedModel
 from slmctl.server.router import Router
@@ -31,7 +30,6 @@ class Served:
 
     Attributes:
         router: Decides for the default model; None keeps every answer local.
-        questions: Tells which questions to the default model are new; None where nobody knows.
         notes: Warnings for the operator, logged at the start.
         close: Ends who answers.
     """
@@ -39,7 +37,6 @@ class Served:
     backend: Backend
     models: Mapping[str, ServedModel]
     router: Router | None = None
-    questions: Questions | None = None
     notes: Sequence[str] = ()
     close: Callable[[], None] = lambda: None
 

@@ -149,12 +149,6 @@ class CheckedRequest:
         return self.offer.checked_rules if self.offer is not None else ""
 
     @property
-    def question(self) -> str:
-        """The text by which a data set would know the conversation: its messages without the system prompt, cleaned."""
-        turns = self.turns[0] or self.sent
-        return "\n".join(message["content"] for message in turns if message["role"] != "system")
-
-    @property
     def text(self) -> str:
         """The whole request, for a log that is to hold it."""
         return "\n".join(message["content"] for message in self.sent) or "\n".join(
@@ -270,16 +264,6 @@ def _unread(body: JsonObject, *, read: Sequence[str]) -> tuple[str, ...]:
     """The fields of the messages that hold a part of the conversation and are not read."""
     names = {name for message in body.get("messages", ()) for name in unread_fields(message)}
     return tuple(sorted(names.difference(read)))
-
-
-def for_other(checked: CheckedRequest, model: ServedModel, ceilings: Ceilings) -> CheckedRequest:
-    """A request of one choice as another model is asked: the same conversation and options in its own template.
-
-    Raises:
-        BadRequestError: Its template refuses the conversation, or the prompt does not fit.
-    """
-    body = {**checked.options, "messages": [dict(message) for message in checked.sent]}
-    return check(body, "chat", {model.name: model}, ceilings)
 
 
 def find_model(models: Mapping[str, ServedModel], name: object) -> ServedModel | None:

@@ -138,9 +138,6 @@ class _Server(uvicorn.Server):
         if fleet.keys is not None or fleet.follows:
             loop.add_signal_handler(signal.SIGHUP, self._reload)
         fleet.start(self._log, self._gateway.metrics)
-        if fleet.shadow is not None:
-            limits = self._gateway.limits
-            fleet.shadow.start(self._log, self._gateway.metrics, self._gateway.ceilings, lambda: limits.waiting > 0)
         host, port = sock.getsockname()[:2]
         models = {name: model.task.kind for name, model in fleet.models(ANYBODY).items()}
         self._log.event("serving", host=host, port=port, pid=os.getpid(), models=models, engine=fleet.build)

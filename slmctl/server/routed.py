@@ -39,7 +39,6 @@ FAMILIES = {  # name: kind, help
     "slmctl_savings": ("gauge", "Avoided cost less the machine's price since the start; below 0 it does not pay."),
     "slmctl_p_correct_sum": ("counter", "Sum of p_correct over judged answers: how many of them should be right."),
     "slmctl_p_correct_count": ("counter", "Local answers that the policy judged."),
-    "slmctl_novelty": ("counter", "Questions by whether a training row is like them, where that is known."),
     "slmctl_circuit_open": ("gauge", "1 while the general model is left alone."),
     "slmctl_decisions_dropped": ("counter", "Decisions that the file of decisions did not take."),
 }  # fmt: skip
@@ -64,7 +63,6 @@ class Routed:
         finish: Why it ended: `stop` or `length`.
         p_correct: How likely the local answer is right, by the policy; None where that is unknown.
         sure: False where the policy would escalate the local answer.
-        novel: No training row is like the question; None where that is unknown.
         prompt_tokens, completion_tokens: Of the answer given; of the general model as far as it says.
     """
 
@@ -76,7 +74,6 @@ class Routed:
     finish: str = "stop"
     p_correct: float | None = None
     sure: bool = True
-    novel: bool | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -100,7 +97,6 @@ class Escalation:
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._generalist_s = 0.0
         self._p_correct_sum, self._p_correct_count = 0.0, 0
-        self._novelty: Counter[bool] = Counter()
 
     @classmethod
     def of(cls, settings: ServeConfig) -> Escalation:
@@ -143,8 +139,6 @@ class Escalation:
         if routed.p_correct is not None:
             self._p_correct_sum += routed.p_correct
             self._p_correct_count += 1
-        if routed.novel is not None:
-            self._novelty[routed.novel] += 1
 
     def note(
         self, routed: Routed, times: Mapping[str, float], *, redacted: int, fault: str, request: str, log: Log | None
@@ -159,7 +153,6 @@ class Escalation:
             **{name: round(1000 * seconds, 1) for name, seconds in times.items()},
             "prompt_tokens": routed.prompt_tokens,
             "completion_tokens": routed.completion_tokens,
-            **({"novel": routed.novel} if routed.novel is not None else {}),
             **({"redacted": redacted} if redacted else {}),
             **({"fault": fault} if fault else {}),
         }
@@ -181,7 +174,6 @@ class Escalation:
             "slmctl_generalist_seconds": [({}, self._generalist_s)],
             "slmctl_p_correct_sum": [({}, self._p_correct_sum)],
             "slmctl_p_correct_count": [({}, float(self._p_correct_count))],
-            "slmctl_novelty": [({"novel": str(novel).lower()}, float(self._novelty[novel])) for novel in (False, True)],
             "slmctl_circuit_open": [({}, float(self.generalist is not None and self.generalist.breaker.is_open))],
             "slmctl_decisions_dropped": [({}, float(self._file.dropped if self._file else 0))],
         }  # fmt: skip

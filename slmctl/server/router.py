@@ -120,7 +120,6 @@ class Router:
         unread: Sequence[str] = (),
         also: Sequence[str] = (),
         offer: Offer | None = None,
-        is_novel: Callable[[], bool] | None = None,
     ) -> Routed:
         """Answer a request.
 
@@ -134,7 +133,6 @@ class Router:
             log: Gets the decision where no file is named for it.
             unread: Fields of the caller's messages that no detector searches, such as `tool_calls`.
             also, offer: Texts of calls and tools, which are searched too, and the functions that may be called.
-            is_novel: Tells whether the question is new; called in a thread beside the local model.
 
         Raises:
             The exceptions of `local`: without a local answer there is none at all.
@@ -142,24 +140,20 @@ class Router:
         begun = time.monotonic()
         cleared = await self._clear(messages, headers, unread=unread, also=_searched(also, offer))
         looked = time.monotonic()
-        compared = asyncio.ensure_future(asyncio.to_thread(is_novel)) if is_novel is not None else None
-        try:
-            event = await local()
-        finally:
-            novel = await compared if compared is not None else None
+        event = await local()
         answered, verdict = time.monotonic(), self._judged(event)
         reason, reply, text, fault = await self._decided(cleared, verdict, options, ends_at, offer)
         if reply is None:
             routed = Routed(
                 event["text"], self.name, "local", reason, event, event.get("finish", "stop"),
-                None if verdict is None else verdict.p_correct, verdict is None or verdict.keep, novel,
+                None if verdict is None else verdict.p_correct, verdict is None or verdict.keep,
                 event.get("prompt_tokens", 0), event.get("completion_tokens", 0),
             )  # fmt: skip
         else:
             assert self.generalist is not None and verdict is not None
             routed = Routed(
                 text, self.generalist.name, "generalist", reason, event, _finish(reply), verdict.p_correct,
-                verdict.keep, novel, reply.prompt_tokens or 0, reply.completion_tokens or 0,
+                verdict.keep, reply.prompt_tokens or 0, reply.completion_tokens or 0,
             )  # fmt: skip
         self.shared.count(routed, reply.seconds if reply is not None else 0.0)
         times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}

@@ -39,7 +39,7 @@ KINDS = ("compose", "kubernetes", "vllm")
 # Settings that stay here: a policy is fitted on one GGUF file, others are of no use without it, and files of this
 # machine are none of another.
 LEFT_OUT = (
-    "policy", "generalist", "prices", "decision_log", "collect", "shadow", "training_rows",
+    "policy", "generalist", "prices", "decision_log", "collect",
 )  # fmt: skip
 STOP_S = 10  # that a process has to end beyond the time that its running answers get
 SHARED = ("README.md",)

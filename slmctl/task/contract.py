@@ -112,18 +112,6 @@ class Task:
         """The hash of the whole contract."""
         return sha256_bytes(canonical(self._fields()))
 
-    def difference(self, other: Task) -> str:
-        """The first thing in which the answers differ from another task's; empty where they can be compared."""
-        for what, own, others in (
-            ("another task", self.kind, other.kind),
-            ("other labels", sorted(self.labels), sorted(other.labels)),
-            ("another schema", self.schema, other.schema),
-            ("other tools", self.tools, other.tools),
-        ):
-            if own != others:
-                return what
-        return ""
-
     def _fields(self) -> dict[str, Any]:
         """The fields as JSON; some only where they say something, so that contracts from before them stay the same."""
         fields = dataclasses.asdict(self)

@@ -291,7 +291,6 @@ def test_last_set_wins() -> None:
         ("finetune.epoch=3", "--set: finetune.epoch: unknown key; did you mean 'epochs'?"),
         ("finetune.lora.rank=0", "--set: finetune.lora.rank: found '0'"),
         ("quantize.types=[Q8_0, Q9]", "--set: quantize.types.1: found 'Q9'"),
-        ("serve.shadow=desk", "--set: serve: 'shadow' needs 'collect'"),
         ("serve.generalist.model=gpt", "--set: serve.generalist.url: is required"),
         ("finetune.epochs", "--set finetune.epochs: expected SECTION.KEY=VALUE"),
         ("=3", "--set =3: expected SECTION.KEY=VALUE"),

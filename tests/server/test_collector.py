@@ -59,14 +59,6 @@ def test_shares_are_drawn_apart_and_their_probability_is_what_it_says(tmp_path: 
         assert {draw.uniform for draw in chosen if draw.chosen != "uniform"} == ({True, False} if share else set())
 
 
-def test_an_answer_that_the_shadow_gives_otherwise_has_one_more_chance(tmp_path: Path) -> None:
-    found = collecting(tmp_path, kept=0.0, unsure=0.0)
-    assert found.draw(unsure=True).chosen is None
-    again = found.draw_disagreement(found.draw())
-    assert (again.chosen, again.probability, again.uniform) == ("shadow", 1.0, False)
-    found.close()
-
-
 def test_lines_are_private_and_say_how_they_were_chosen(tmp_path: Path) -> None:
     found = collecting(tmp_path, kept=0.25, chance=lambda: 0.2)
     give(found, "a", labels={"delivery": 0.75}, confidence=0.75)
@@ -94,12 +86,11 @@ def test_what_is_sensitive_is_left_out(tmp_path: Path) -> None:
     found = collecting(tmp_path)
     give(found, "question", MAIL)
     give(found, "answer", answer="ask jane.doe@gmail.com")
-    give(found, "shadow", shadow="ask jane.doe@gmail.com")
     give(found, "long", "kettle " * 50_000)
     give(found, "clean")
     found.close()
     assert [row.id for row in rows(tmp_path)] == ["clean"]
-    assert (total(found, "slmctl_collect_dropped", reason="sensitive"), total(found, "slmctl_collected")) == (3, 1)
+    assert (total(found, "slmctl_collect_dropped", reason="sensitive"), total(found, "slmctl_collected")) == (2, 1)
     assert total(found, "slmctl_collect_dropped", reason="doubt") == 1
 
 

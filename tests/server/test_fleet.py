@@ -34,7 +34,6 @@ from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import ServedModel
 from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.request_run import RequestFailedError
-from slmctl.server.shadow import Shadow
 
 SETTINGS = ServeConfig(sequences=2, context_length=256, max_tokens=16)
 NAMES = ("tickets", "moods", "orders", "letters")
@@ -218,30 +217,6 @@ def test_a_model_takes_requests_again_where_another_one_went_or_nobody_did_in_ti
 
     run(place, work)
     assert [(line["model"], line["for_model"]) for line in place.events("model_drained")] == [("moods", "letters")]
-
-
-def test_the_engine_of_a_shadow_counts_as_pinned(held: int) -> None:
-    place = opened("tickets", "moods", bytes=2_000_000, budget=5_000_000, pinned=("tickets",))
-    place.fleet.require_fit()
-    place.fleet.shadow_bytes = 2_000_000
-    with pytest.raises(UsageError, match=r"'moods' needs about 2.0 MB beside the pinned tickets, the shadow, and"):
-        place.fleet.require_fit()
-    place.fleet.shadow_bytes = 4_000_000
-    with pytest.raises(UsageError, match=r"the pinned models need about 6.0 MB \(tickets, the shadow\)"):
-        place.fleet.require_fit()
-
-    place = opened("tickets", "moods", bytes=held, budget=int(2.5 * held), pinned=("tickets",))
-    shadow = load([], "tickets")
-    place.fleet.shadow = Shadow(shadow.backend, ServedModel("tickets", TASKS["tickets"]), shadow.close)
-
-    async def work() -> None:
-        await place.fleet.measure()
-        assert place.fleet.shadow_bytes > 0.5 * held
-        with pytest.raises(RequestFailedError, match="no memory for model 'moods' now"):
-            await place.use("moods")
-
-    run(place, work)
-    shadow.close()
 
 
 def test_a_project_with_a_first_release_takes_part_once_the_tags_are_read() -> None:

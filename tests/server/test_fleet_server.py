@@ -196,7 +196,6 @@ def test_a_registry_is_a_fleet_of_what_is_in_production(desk: Path, tmp_path: Pa
         (["serve.fleet.orders.policy=true"], 7, "no policy below runs/ was fitted on base-7K-orders-v1.0-F16.gguf"),
         (["serve.fleet.orders.release=nowhere"], 7, "nowhere does not exist"),
         (["serve.memory=lots"], 2, "'lots' is not a number of bytes such as 3GiB"),
-        (["serve.shadow=registry/tickets/1.0", "serve.fleet.tickets.pin=false"], 2, "'tickets', which is not pinned"),
         (["serve.policy=policy"], 2, "'policy' and 'fleet' exclude each other"),
     ],
 )

@@ -594,16 +594,6 @@ def test_decisions_are_written_without_content(tmp_path: Path) -> None:
                              "beyond_ms", "prompt_tokens", "completion_tokens"}  # fmt: skip
 
 
-def test_a_decision_says_whether_its_question_is_new() -> None:
-    found = routing()
-
-    async def work(is_novel: Callable[[], bool] | None) -> Routed:
-        return await found.route(ASK, {}, {}, answers(event()), log=TOLD, is_novel=is_novel)
-
-    assert [run(work(lambda: True)).novel, run(work(lambda: False)).novel, run(work(None)).novel] == [True, False, None]
-    assert [line.get("novel") for line in TOLD.lines[-3:]] == [True, False, None]
-
-
 def test_a_full_disk_costs_decisions_and_no_answers() -> None:
     found = routing(decisions=Path("/dev/full"))
     with found.open():
@@ -659,7 +649,6 @@ def test_figures_count_both_routes_and_the_savings() -> None:
     assert figures["slmctl_p_correct_count"] == [({}, 3.0)]
     judged = [found.policy.judge(event(sure=sure), "billing").p_correct for sure in (0.99, 0.99, 0.6)]
     assert figures["slmctl_p_correct_sum"][0][1] == pytest.approx(sum(judged))
-    assert figures["slmctl_novelty"] == [({"novel": "false"}, 0.0), ({"novel": "true"}, 0.0)]
 
 
 def test_every_reason_is_of_the_closed_set() -> None:

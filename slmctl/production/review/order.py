@@ -48,7 +48,7 @@ def targeted_queue(
         feedback: The last feedback, by id.
         task: The contract, by which answers are compared.
         suspects: Training rows whose labels look wrong, the likeliest error first.
-        similarity: The similarity of a text to its nearest training row, for rows of which no server said it.
+        similarity: The similarity of a text to its nearest training row.
         held_out: Normalised texts of held-out rows: picked for training, they would leave their split.
     """
     picked: list[ReviewRow] = list(suspects)
@@ -83,7 +83,7 @@ def _reason(row: CollectedRow, heard: Feedback | None, task: Task, similarity: C
         return row.chosen
     if ReviewRow(row, "unsure").certainty < UNSURE:
         return "unsure"
-    if row.novel or (row.novel is None and similarity is not None and similarity(row.text) < NOVEL):
+    if similarity is not None and similarity(row.text) < NOVEL:
         return "novel"
     return "duplicates"
 

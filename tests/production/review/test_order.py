@@ -33,7 +33,7 @@ def reasons(queue: list[ReviewRow]) -> list[tuple[str, str]]:
 def test_the_most_telling_rows_come_first() -> None:
     rows = [
         collected("plain", TEXTS[0], p_correct=0.95),
-        collected("novel", TEXTS[1], p_correct=0.9, novel=True),
+        collected("novel", TEXTS[1], p_correct=0.9),
         collected("less-sure", TEXTS[2], p_correct=0.4, chosen="unsure"),
         collected("unsure", TEXTS[3], p_correct=0.2, chosen="unsure"),
         collected("agrees", TEXTS[4], p_correct=0.3, chosen="escalated", general_answer=" billing"),
@@ -43,7 +43,9 @@ def test_the_most_telling_rows_come_first() -> None:
     ]
     heard = {"said-wrong": Feedback("said-wrong", "", ok=False), "said-right": Feedback("said-right", "", ok=True)}
     suspects = [ReviewRow(collected("train1", TEXTS[8]), "suspect", proposed="account")]
-    queue = order.targeted_queue(rows, heard, task=TASK, suspects=suspects)
+    queue = order.targeted_queue(
+        rows, heard, task=TASK, suspects=suspects, similarity=lambda text: 0.0 if text == TEXTS[1] else 0.9
+    )
     assert reasons(queue)[:7] == [
         ("said-wrong", "feedback"), ("differs", "disagreement"), ("agrees", "escalated"), ("unsure", "unsure"),
         ("less-sure", "unsure"), ("train1", "suspect"), ("novel", "novel"),
@@ -58,11 +60,10 @@ def test_of_near_duplicates_one_comes_first() -> None:
     assert [candidate.id[0] for candidate in queue] == ["a", "s", "s", "s", "a", "a", "a"]
 
 
-def test_a_text_without_a_near_training_row_is_new_where_no_server_said_so() -> None:
-    rows = [collected("near", TEXTS[0]), collected("far", TEXTS[1]), collected("looked", TEXTS[2], novel=False)]
+def test_a_text_without_a_near_training_row_is_new() -> None:
+    rows = [collected("near", TEXTS[0]), collected("far", TEXTS[1])]
     queue = order.targeted_queue(rows, {}, task=TASK, similarity=lambda text: 0.9 if text == TEXTS[0] else 0.0)
-    assert reasons(queue)[0] == ("far", "novel")
-    assert [reason for _, reason in reasons(queue)[1:]] == ["duplicates", "duplicates"]
+    assert reasons(queue) == [("far", "novel"), ("near", "duplicates")]
 
 
 def test_a_held_out_row_is_not_picked() -> None:
@@ -122,7 +123,7 @@ def test_a_share_of_the_rows_is_drawn_by_chance() -> None:
 def test_free_texts_that_say_the_same_are_no_disagreement() -> None:
     task = Task("generate", "", "")
     rows = [
-        collected("alike", TEXTS[0], answer="It left on Monday.", general_answer="it left on monday", novel=False),
+        collected("alike", TEXTS[0], answer="It left on Monday.", general_answer="it left on monday"),
         collected("other", TEXTS[1], answer="It left on Monday.", general_answer="We do not know where it is."),
     ]
     queue = order.targeted_queue(rows, {}, task=task)

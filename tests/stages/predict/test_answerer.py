@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -168,3 +169,21 @@ def test_an_example_answers_a_table(
     exec(compile(code, title, "exec"), {})
     made = pd.read_csv("answered.csv") if title == "pandas" else pd.read_parquet("out")
     assert made["answer"].tolist() == [each.answer for each in answerer.answer(TEXTS[:9])]
+
+
+def test_a_release_answers_what_was_collected(
+    answerer: slmctl.Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "wheel.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"\n\n((?:    .*\n|\n)*    with slmctl.Answerer.*\n(?:    .*\n)+)", page)
+    monkeypatch.chdir(tmp_path)
+    given = [each.answer for each in answerer.answer(TEXTS[:4])]
+    answers = [*given[:3], "otherwise"]
+    rows = [
+        {"id": f"r{k}", "messages": [{"role": "user", "content": text}], "answer": answer}
+        for k, (text, answer) in enumerate(zip(TEXTS[:4], answers, strict=True))
+    ]
+    (tmp_path / "collected").mkdir()
+    (tmp_path / "collected" / "2026-11-25.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exec(compile(textwrap.dedent(code).replace("dir:registry#candidate", str(RELEASE.path)), "wheel", "exec"), {})
+    assert capsys.readouterr().out == f"r3\totherwise\t{given[3]}\n"
