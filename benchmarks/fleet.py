@@ -1,14 +1,10 @@
 """More than one model, and more than one machine.
 
     python -m benchmarks.fleet ray [RELEASE] [--rows N] [--repetitions N]
-    python -m benchmarks.fleet memory RELEASE... [--budget 1.5GB] [--minutes 10] [--clients 16]
     python -m benchmarks.fleet adapters [BASE --data CSV] [--adapters N] [--rows N] [--repetitions N]
 
 `ray` answers rows on a cluster of two nodes of this machine, of which one is killed in the middle, and in one process:
 the rows that are lost, their order, their answers, and the time. Without RELEASE it is a model of 7,000 weights.
-
-`memory` asks releases, the most asked one first, on a server that may hold so many bytes, and on one that has all of
-them loaded: the 95th percentile of both, errors, and the first answer of each cold model (`fleet_memory`).
 
 `adapters` trains adapters on one base, and serves them on the base's file beside their merged files: memory, rows/s and
 the accuracy of each, paired (`fleet_adapters`). Without BASE it is a random model of 0.1 million weights.
@@ -26,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fleet_adapters, fleet_memory, result
+from benchmarks import fleet_adapters, result
 from slmctl.stages.predict import ray_answers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,16 +40,6 @@ def main() -> None:
     ray.add_argument("release", nargs="?", type=Path, help="a release; one of the tests by default")
     ray.add_argument("--rows", type=int, default=ROWS)
     ray.add_argument("--repetitions", type=int, default=1)
-    memory = commands.add_parser("memory")
-    memory.add_argument("releases", nargs="+", type=Path, help="releases, the most asked one first")
-    memory.add_argument("--budget", default="1.5GB", help="serve.memory")
-    memory.add_argument("--minutes", type=float, default=10.0, help="of each load")
-    memory.add_argument("--clients", type=int, default=16)
-    memory.add_argument("--skew", type=float, default=2.0, help="exponent of the power law over models")
-    memory.add_argument("--think", type=float, default=1.0, help="mean seconds between two questions of a client")
-    memory.add_argument("--context", type=int, default=512, help="serve.context_length, in tokens")
-    memory.add_argument("--sequences", type=int, default=4, help="serve.sequences")
-    memory.add_argument("--repetitions", type=int, default=1)
     adapters = commands.add_parser("adapters")
     adapters.add_argument("base", nargs="?", default="", help="what `base:` takes; a random model by default")
     adapters.add_argument("--data", type=Path, help="rows as CSV or another file; those of the tests by default")
@@ -64,13 +50,6 @@ def main() -> None:
     adapters.add_argument("--rows", type=int, default=600, help="asked of all adapters together")
     adapters.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
-    if options.command == "memory":
-        fleet_memory.measure(
-            options.releases, budget=options.budget, minutes=options.minutes, clients=options.clients,
-            skew=options.skew, think_s=options.think, context=options.context, sequences=options.sequences,
-            repetitions=options.repetitions,
-        )  # fmt: skip
-        return
     if options.command == "adapters":
         setup = fleet_adapters.Setup(options.base, options.data, options.input, options.output, options.training)
         fleet_adapters.measure(setup, options.adapters, options.rows, options.repetitions)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import ServeConfig
     from slmctl.server.openai_requests import ServedModel
+from slmctl.cli import served_fleet
 from slmctl.cli.group import (
     Options,
     config_options,
@@ -26,7 +27,6 @@ from slmctl.cli.group import (
     read_settings,
     terminal,
 )
-from slmctl.cli.served_fleet import ServedFleet
 
 HANDOVERS = ("compose", "kubernetes", "vllm")
 
@@ -116,16 +116,16 @@ def serve(
     keyed = keys is not None or settings.keys.exists()
     has_keys = settings.keys.exists() and bool(api_keys.read(settings.keys))  # false after the last revocation
     sock = process.listen(settings.host, settings.port, keys=has_keys)
-    with sock, ServedFleet(options, settings, model, type_name, keys=keyed) as opening:
+    with sock, served_fleet.opened(options, settings, model, type_name, keys=keyed) as fleet:
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
-        names = ", ".join(_title(model) for model in opening.models())
+        names = ", ".join(_title(model) for name in fleet.releases for model in fleet.models_of(name).values())
         terminal().say(f"serving {names} at {address}/v1")
         terminal().say(f"  a page to try it: {address}/   stop with Ctrl-C or SIGTERM")
-        for line in opening.facts():
+        for line in served_fleet.facts(fleet):
             terminal().say(line)
         terminal().write(address + "\n")
-        process.run(opening.fleet, sock)
+        process.run(fleet, sock)
 
 
 @click.group(name="keys")

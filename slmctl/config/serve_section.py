@@ -78,9 +78,6 @@ class FleetMember(Section):
         "on the file that answers"
     )  # fmt: skip
     pin: bool = Field(False, description="load it when the server starts, and keep it loaded")
-    weight: int = Field(
-        1, ge=1, le=1000, description="share of the server's time, beside the weights of models that are asked too"
-    )
 
     @model_validator(mode="after")
     def _is_one_release(self) -> FleetMember:

@@ -1,17 +1,16 @@
-"""The fleet: the models behind one address, each loaded when it is first asked for, within a budget of memory.
+"""The releases behind one address, each loaded at the start or when it is first asked for, within `serve.memory`.
 
-A server of one release is a fleet of one member that is pinned. What is counted is bytes: the estimate of a member that
-is being loaded, and what its engine holds from then on. The least recently used member goes first, one with work after
-its last answer, and a pinned one never.
+A server of one release is a fleet of one that is pinned. Where the next model has no room, the one that was used least
+recently ends: one without requests first, else one whose running answers are waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from slmctl import hardware
@@ -21,121 +20,107 @@ from slmctl.errors import FullError, SlmctlError, UsageError
 from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.collector import Collector
-from slmctl.server.fleet_members import FAMILIES, LoadableRelease, Loaded, Member, Served, figures
 from slmctl.server.log import Log
-from slmctl.server.metrics import Metrics
+from slmctl.server.metrics import Metrics, Samples
 from slmctl.server.openai_requests import ServedModel, find_model
 from slmctl.server.request_run import RequestFailedError
 from slmctl.server.routed import Escalation
+from slmctl.server.running_model import Release, RunningModel
 
 DEFAULT = "default"
 AGAIN_S = 10.0  # after a load that failed, before it is tried once more
-LOADERS = 2  # models that are loaded at the same time
-LESS = "raise it, pin fewer models, or lower serve.context_length or serve.sequences"
-WAIT = 0.9  # share of an answer's time that a cold start waits for room, so that its requests are told of it
-SHORT_S = 2.0  # that one waits for which nobody makes room
-CALM_S = 2.0  # without a request, after which a model goes at once
-RECENT_S = 60.0  # after it had to go, in which a model waits CALM_S before it takes the room of one that is asked
-RETRY_S = 2.0  # after a cold start that found no room
-MEASURED_S = 0.25  # for which the bytes of engines are taken to stay as they are
+RETRY_S = 2.0  # after a load that found no room
+STATES = ("on disk", "loading", "loaded", "failed")
+FAMILIES = {  # name: kind, help
+    "slmctl_model_state": ("gauge", "1 for the state that a model is in: on disk, loading, loaded or failed."),
+    "slmctl_model_bytes": ("gauge", "Bytes that the engine of a model holds."),
+    "slmctl_model_loads": ("counter", "Times that a model was loaded."),
+    "slmctl_model_evictions": ("counter", "Times that a model made room for another one."),
+    "slmctl_model_fault": ("gauge", "1 for a model whose newest release could not be loaded."),
+}
 
 
 class Fleet:
-    """The members, the default one first, and what they share.
+    """The releases, the default one first, and what they share.
 
     Args:
-        budget: Bytes that they may hold together; None for what the machine has.
-        discover: By name, what finds and verifies a release that has come beside the members whose names it gets.
+        discover: By name, what finds and verifies a release that has come beside those whose names it gets.
         collector: Writes answers down; None for none.
         escalation: The routers' way to the generalist.
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
+        releases: Sequence[Release],
         settings: ServeConfig,
         *,
         keys: KeyRing | None = None,
         collector: Collector | None = None,
         escalation: Escalation | None = None,
-        budget: int | None = None,
-        discover: Callable[[Collection[str]], Mapping[str, Callable[[], Member]]] | None = None,
+        discover: Callable[[Collection[str]], Mapping[str, Callable[[], Release]]] | None = None,
     ) -> None:
-        self.members = {member.name: member for member in members}
-        self.settings, self.keys, self.collector, self.budget = settings, keys, collector, budget
+        self.releases = {release.name: release for release in releases}
+        self.running: dict[str, RunningModel] = {}
+        self.settings, self.keys, self.collector = settings, keys, collector
         self.escalation, self._discover = escalation or Escalation(), discover
-        self._wanted: dict[str, int] = {}  # bytes of the members that others make room for, and of those being loaded
-        self._loading: dict[str, int] = {}  # of the latter
-        self._leaving: list[Loaded] = []  # with their last answers
-        self._following: set[str] = set()  # members whose next release is being loaded
-        self._measured_at = 0.0
-        self._room = asyncio.Lock()  # held while bytes are counted
-        self._changed = asyncio.Event()  # of now: set, and followed by another one, when there may be room
+        self._faults: dict[str, str] = {}  # why the newest release of a name is not served
+        self._again_at: dict[str, float] = {}  # time before which a load that failed is not tried again
+        self._waiting: dict[str, list[asyncio.Future[RunningModel]]] = {}  # requests by the name that is being loaded
+        self._ending: dict[RunningModel, asyncio.Task[None]] = {}  # old releases, with their last answers
+        self._measured: dict[str, int] = {}  # bytes by digest, once they are known
+        self._loads, self._evictions = Counter[str](), Counter[str]()
+        self._room = asyncio.Lock()  # held while one model is loaded, and others end for it
         self._tasks: set[asyncio.Task[None]] = set()
-        # threads of their own: those of the loop check requests meanwhile
-        self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
-        self._stopping = False
-
-    @property
-    def default(self) -> Member:
-        return next(iter(self.members.values()))
-
-    @property
-    def has_policies(self) -> bool:
-        """True where a policy decides for a member."""
-        return any(member.has_policy for member in self.members.values())
 
     # Before the server runs
 
     def require_fit(self) -> None:
-        """Refuse a budget that the pinned members pass, or any other one beside them.
+        """Refuse a `serve.memory` that the pinned releases pass, or any other one beside them.
 
         Raises:
             UsageError: They do; nothing has been loaded.
         """
-        if self.budget is None:
+        budget = self.settings.memory
+        if budget is None:
             return
-        pinned = [member for member in self.members.values() if member.pin]
-        names = ", ".join(member.name for member in pinned)
-        needed = self._needed_always()
-        limit = f"and serve.memory is {size(self.budget)}"
-        if needed > self.budget:
+        pinned = [release for release in self.releases.values() if release.pin]
+        needed, names = sum(map(self._needed, pinned)), ", ".join(release.name for release in pinned)
+        if needed > budget:
             what = "the pinned model needs" if len(pinned) == 1 else "the pinned models need"
-            raise UsageError(f"{what} about {size(needed)} ({names}), {limit}", hint=LESS)
-        for member in self.members.values():
-            if not member.pin and needed + member.bytes > self.budget:
+            raise UsageError(
+                f"{what} about {size(needed)} ({names}), and serve.memory is {size(budget)}",
+                hint="raise it, pin fewer models, or lower serve.context_length or serve.sequences",
+            )
+        for release in self.releases.values():
+            if not release.pin and needed + self._needed(release) > budget:
                 beside = f" beside the pinned {names}" if pinned else ""
                 raise UsageError(
-                    f"model '{member.name}' needs about {size(member.bytes)}{beside}, {limit}",
+                    f"model '{release.name}' needs about {size(self._needed(release))}{beside}, and serve.memory is "
+                    f"{size(budget)}",
                     hint="raise it, leave the model out, or lower serve.context_length or serve.sequences",
                 )
 
-    def _needed_always(self) -> int:
-        """Bytes of what is never evicted."""
-        return sum(member.bytes for member in self.members.values() if member.pin)
-
     def load_pinned(self) -> None:
-        """Load the pinned members.
+        """Load the pinned releases.
 
         Raises:
-            SlmctlError: One cannot be loaded, or they hold more than the budget.
+            SlmctlError: One cannot be loaded, or they hold more than `serve.memory`.
         """
-        for member in self.members.values():
-            if member.pin:
-                self._keep(member, member.release, member.release.load())
-        held = self._held()
-        if self.budget is not None and held > self.budget:
+        for release in self.releases.values():
+            if release.pin:
+                self._keep(release, release.load())
+        held, budget = self._held(), self.settings.memory
+        if budget is not None and held > budget:
             raise UsageError(
-                f"the pinned models hold {size(held)}, and serve.memory is {size(self.budget)}",
-                hint=LESS,
+                f"the pinned models hold {size(held)}, and serve.memory is {size(budget)}",
+                hint="raise it, pin fewer models, or lower serve.context_length or serve.sequences",
             )
 
     def close_all(self) -> None:
-        """End whoever answers."""
-        for member in self.members.values():
-            loaded, member.loaded = member.loaded, None
-            if loaded is not None:
-                loaded.served.close()
+        """End every engine."""
+        for running in self._all():
+            running.close()
+        self.running.clear()
 
     # Names
 
@@ -143,13 +128,17 @@ class Fleet:
         """The models that a key may ask, by name, the default one first."""
         return {
             name: model
-            for member in self.members.values()
-            for name, model in member.models.items()
+            for release in self.releases
+            for name, model in self.models_of(release).items()
             if key.may_ask(name)
         }
 
-    def find(self, name: object, key: Key) -> tuple[Member, ServedModel]:
-        """The member and the model that a request names; the key's first one where it names none.
+    def models_of(self, name: str) -> Mapping[str, ServedModel]:
+        """The models of a release by name, as far as they are known."""
+        return (self.running.get(name) or self.releases[name]).models
+
+    def find(self, name: object, key: Key) -> tuple[str, ServedModel]:
+        """The release's name and the model that a request names; the key's first one where it names none.
 
         Raises:
             BadRequestError: There is no such model, or it is not for this key.
@@ -163,399 +152,293 @@ class Fleet:
                 status=404 if isinstance(name, str | None) else 400,
                 code="model_not_found",
             )
-        return next(member for member in self.members.values() if model.name in member.models), model
+        return next(release for release in self.releases if model.name in self.models_of(release)), model
 
     # While it runs
 
     def start(self, log: Log, metrics: Metrics) -> None:
         """Answer from now on, in the running loop."""
         self._log, self._metrics = log, metrics
-        metrics.include(FAMILIES, lambda: figures(self.members.values()))
-        for member in self.members.values():
-            if member.loaded is not None:
-                member.loaded.served.backend.start(log, metrics)
+        metrics.include(FAMILIES, self.figures)
+        for running in self.running.values():
+            running.backend.start(log, metrics)
 
     @property
     def build(self) -> str:
-        """The engine of the loaded members; empty where none is loaded."""
-        return next((loaded.served.backend.build for loaded in self._all()), "")
+        """The engine of the loaded models; empty where none is loaded."""
+        return next((running.backend.build for running in self._all()), "")
 
     @property
     def notes(self) -> list[str]:
-        """Warnings for the operator, of the loaded members."""
-        return [note for loaded in self._all() for note in loaded.served.notes]
+        """Warnings for the operator, of the loaded models."""
+        return [note for running in self._all() for note in running.notes]
 
     @property
     def ready(self) -> bool:
-        """True while every pinned member answers."""
+        """True while every pinned model answers."""
         return all(
-            member.loaded is not None and member.loaded.served.backend.ready
-            for member in self.members.values()
-            if member.pin
+            name in self.running and self.running[name].backend.ready
+            for name, release in self.releases.items()
+            if release.pin
         )
+
+    @property
+    def faults(self) -> list[str]:
+        """The names whose newest release is not served."""
+        return [name for name in self.releases if name in self._faults]
+
+    def state(self, name: str) -> str:
+        """One of STATES."""
+        if name in self.running:
+            return "loaded"
+        if name in self._waiting:
+            return "loading"
+        return "failed" if name in self._again_at else "on disk"
+
+    def bytes_of(self, name: str) -> int:
+        """Memory that a model holds, or is expected to hold once it is loaded."""
+        return self.running[name].bytes if name in self.running else self._needed(self.releases[name])
+
+    def figures(self) -> dict[str, Samples]:
+        """Every figure of FAMILIES."""
+        names = list(self.releases)
+        held = {name: running.bytes for name, running in self.running.items()}
+        return {
+            "slmctl_model_state": [
+                ({"model": name, "state": state}, float(self.state(name) == state))
+                for name in names
+                for state in STATES
+            ],
+            "slmctl_model_bytes": [({"model": name}, float(held.get(name, 0))) for name in names],
+            "slmctl_model_loads": [({"model": name}, float(self._loads[name])) for name in names],
+            "slmctl_model_evictions": [({"model": name}, float(self._evictions[name])) for name in names],
+            "slmctl_model_fault": [({"model": name}, float(name in self._faults)) for name in names],
+        }
 
     async def look(self) -> None:
         """Ask engines elsewhere for a sign of life."""
-        for loaded in self._all():
-            await loaded.served.backend.look()
+        for running in self._all():
+            await running.backend.look()
 
-    @contextlib.contextmanager
-    def at_work(self, member: Member) -> Iterator[None]:
-        """Keep a member loaded, once it is."""
-        member.work += 1
-        member.used = time.monotonic()
-        try:
-            yield
-        finally:
-            member.work -= 1
-            member.used = time.monotonic()
-            self._tell()
+    async def measure(self) -> None:
+        """Count the bytes of every engine again."""
+        await asyncio.gather(*(asyncio.to_thread(running.measure) for running in self._all()))
 
-    async def opened(self, member: Member) -> None:
-        """Wait while a member makes room for another one; its place in the order of use stays as it is.
-
-        Raises:
-            RequestFailedError: The server stops.
-        """
-        while member.goes_for:
-            if self._stopping:
-                raise RequestFailedError("the server is being stopped", "server_stopping", 503)
-            await self._changed.wait()
-
-    async def lease(self, member: Member) -> Loaded:
-        """The member's release in memory, to answer one request; `give_back` ends that.
+    async def lease(self, name: str) -> RunningModel:
+        """The model of a release, loaded where it is not, to answer one request; `give_back` ends that.
 
         Raises:
             RequestFailedError: It cannot be loaded, or not now.
         """
-        while member.loaded is None:
-            if member.loading is None:
-                self._require_hope(member)
-                member.loading = asyncio.create_task(self._load(member))
-                member.loading.add_done_callback(_seen)
-            await asyncio.shield(member.loading)
-        member.loaded.users += 1
-        return member.loaded
-
-    def give_back(self, loaded: Loaded) -> None:
-        """End a lease."""
-        loaded.users -= 1
-        if not loaded.has_answered:
-            loaded.has_answered = True
-            loaded.bytes = loaded.served.backend.held_bytes() or loaded.bytes
-        self._tell()
-
-    def _require_hope(self, member: Member) -> None:
-        if member.again_at is not None and (left := member.again_at - time.monotonic()) > 0:
-            raise RequestFailedError(f"model '{member.name}' cannot be loaded", "model_failed", 503, retry_after_s=left)
-
-    async def _load(self, member: Member) -> None:
-        release, begun = member.release, time.monotonic()
+        if (running := self.running.get(name)) is not None:
+            self._take(running)
+            return running
+        if name not in self._waiting:
+            if (left := self._again_at.get(name, 0.0) - time.monotonic()) > 0:
+                raise _failed(name, left)
+            self._waiting[name] = []
+            self._beside(self._load(name))
+        taken: asyncio.Future[RunningModel] = asyncio.get_running_loop().create_future()
+        self._waiting[name].append(taken)
         try:
-            self._keep(member, release, await self._opened(member, release))
-        except FullError as error:
-            self._log.event("model_not_loaded", model=member.name, error=error.message)
-            raise _no_room(member) from None
-        except SlmctlError as error:
-            member.fault, member.again_at = error.message, time.monotonic() + AGAIN_S
-            self._log.event("model_not_loaded", model=member.name, error=error.message)
-            raise RequestFailedError(
-                f"model '{member.name}' cannot be loaded", "model_failed", 503, retry_after_s=AGAIN_S
-            ) from None
-        finally:
-            member.loading = None
-        assert member.loaded is not None
-        seconds = round(time.monotonic() - begun, 3)
-        self._log.event("model_loaded", model=member.name, bytes=member.loaded.bytes, seconds=seconds)
-        self._beside(self._within_budget(member))  # nobody waits for it
+            return await taken
+        except asyncio.CancelledError:
+            if not taken.cancelled() and taken.exception() is None:  # it was loaded at the same moment
+                self.give_back(taken.result())
+            raise
 
-    async def _opened(self, member: Member, release: LoadableRelease) -> Served:
-        """A release in memory, within the budget and started.
+    def _take(self, running: RunningModel) -> None:
+        running.users += 1
+        running.used = time.monotonic()
+        running.is_idle.clear()
+
+    def give_back(self, running: RunningModel) -> None:
+        """End a lease."""
+        running.users -= 1
+        running.used = time.monotonic()
+        if not running.has_answered:
+            running.has_answered = True
+            running.measure()
+        if not running.users:
+            running.is_idle.set()
+
+    async def _load(self, name: str) -> None:
+        """Load a release, and give it to every request that waits for it before anything else may end it."""
+        error, running = _failed(name, AGAIN_S), None
+        try:
+            async with self._room:
+                running = await self._opened(self.releases[name])
+        except RequestFailedError as refused:
+            error = refused
+        except FullError as full:
+            self._log.event("model_not_loaded", model=name, error=full.message)
+            error = _no_room(name)
+        except SlmctlError as fault:
+            self._faults[name], self._again_at[name] = fault.message, time.monotonic() + AGAIN_S
+            self._log.event("model_not_loaded", model=name, error=fault.message)
+        finally:
+            for taken in self._waiting.pop(name):
+                if taken.done():  # its client has gone
+                    continue
+                if running is None:
+                    taken.set_exception(error)
+                else:
+                    self._take(running)
+                    taken.set_result(running)
+
+    async def _opened(self, release: Release) -> RunningModel:
+        """A release in memory and started; the room is held by the caller.
 
         Raises:
-            RequestFailedError: There is no room for it now.
+            RequestFailedError: There is no room for it.
             SlmctlError: It cannot be loaded.
         """
-        needed = member.needed_by(release)
-        await self._make_room(member, needed)
-        try:
-            served = await asyncio.get_running_loop().run_in_executor(self._loaders, release.load)
-        finally:
-            del self._wanted[member.name], self._loading[member.name]
-            self._tell()
-        served.backend.start(self._log, self._metrics)
-        return served
+        begun = time.monotonic()
+        await self._make_room(release)
+        running = await asyncio.to_thread(release.load)
+        running.backend.start(self._log, self._metrics)
+        old = self.running.get(release.name)
+        self._keep(release, running)
+        if old is not None:  # with its last answers
+            self._ending[old] = self._beside(self._end(old))
+        seconds = round(time.monotonic() - begun, 3)
+        self._log.event("model_loaded", model=release.name, bytes=running.bytes, seconds=seconds)
+        return running
 
-    def _keep(self, member: Member, release: LoadableRelease, served: Served) -> None:
-        # the bytes that it was given, until it is known what it holds with an answer
-        member.loaded = Loaded(served, release.digest, max(served.backend.held_bytes(), member.needed_by(release)))
-        member.release, member.fault, member.again_at = release, "", None
-        member.loads += 1
+    def _keep(self, release: Release, running: RunningModel) -> None:
+        running.bytes = max(running.backend.held_bytes(), self._needed(release))
+        running.used = time.monotonic()
+        running.is_idle.set()
+        self.running[release.name], self.releases[release.name] = running, release
+        self._faults.pop(release.name, None)
+        self._again_at.pop(release.name, None)
+        self._loads[release.name] += 1
 
     # Memory
 
-    def _all(self) -> list[Loaded]:
-        return [member.loaded for member in self.members.values() if member.loaded is not None] + self._leaving
+    def _all(self) -> list[RunningModel]:
+        return [*self.running.values(), *self._ending]
 
     def _held(self) -> int:
-        return sum(loaded.bytes for loaded in self._all())
+        return sum(running.bytes for running in self._all())
+
+    def _needed(self, release: Release) -> int:
+        """Bytes of a release once it is loaded: as measured, else as estimated."""
+        return self._measured.get(release.digest, release.bytes)
 
     def _free(self) -> int:
-        """Bytes that nobody holds now, or will hold when what is being loaded is there."""
-        loading = sum(self._loading.values())
-        machine = hardware.available_bytes() - loading
-        return machine if self.budget is None else min(machine, self.budget - self._held() - loading)
+        """Bytes that a further model may take."""
+        budget, machine = self.settings.memory, hardware.available_bytes()
+        return machine if budget is None else min(machine, budget - self._held())
 
-    def _evictable(self, newest: Member, *, calm: bool = False) -> list[Member]:
-        """Members that could make room for the newest one: those without work, then those chosen already, by use.
+    async def _make_room(self, release: Release) -> None:
+        """End the models that were used least recently until a release has room: idle ones first, then busy ones.
 
-        Args:
-            calm: Only those that nobody has asked for a while.
-        """
-        members = [
-            member
-            for member in self.members.values()
-            if member.loaded is not None
-            and not member.pin
-            and member.goes_for in ("", newest.name)
-            and member is not newest
-            and member.name not in self._following
-            and (not calm or (member.work == 0 and member.used < time.monotonic() - CALM_S))
-        ]
-        return sorted(members, key=lambda member: (member.work > 0, not member.goes_for, member.used))
-
-    async def _make_room(self, member: Member, needed: int) -> None:
-        """Have the least recently used members go until there are so many bytes, which are kept for this one.
-
-        One with work goes after its last answer, and new requests for it wait until it has gone. Where members
-        come and go, each load is to serve several requests: a member that had to go lately waits a moment for its turn.
+        New requests for a model that ends wait for their turn to load it, so one that is never idle keeps no other one
+        out.
 
         Raises:
-            RequestFailedError: The others are pinned, or are at work for longer than a request may take.
+            RequestFailedError: It would not have room without all of them; none has ended.
         """
-        begun = time.monotonic()
-        try:
-            while True:
-                now = time.monotonic()
-                calm = now < min(begun + CALM_S, member.evicted_at + RECENT_S)
-                async with self._room:
-                    await self._measure_again()
-                    self._claim(member, needed, calm=calm)
-                    for other in self._going_for(member):
-                        if other.work == 0:
-                            await self._evict(other)
-                    if member.name in self._wanted and needed <= self._free() - self._counted_on(member):
-                        self._loading[member.name] = needed
-                        return
-                    changed = self._changed
-                hopes = calm or self._wanted or self._following - {member.name}
-                wait_s = WAIT * self.settings.answer_timeout_s if hopes else SHORT_S
-                left = begun + wait_s - time.monotonic()
-                if left <= 0 or self._stopping:
-                    self._log.event("model_has_no_room", model=member.name, bytes=needed, free=max(0, self._free()))
-                    raise _no_room(member)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), min(left, MEASURED_S))
-        finally:
-            for other in self._going_for(member):  # too late
-                other.goes_for = ""
-            if member.name not in self._loading:
-                self._wanted.pop(member.name, None)
-            self._tell()
+        needed = self._needed(release)
+        await self.measure()
+        while self._ending and needed > self._free():
+            await asyncio.wait(self._ending.values(), return_when=asyncio.FIRST_COMPLETED)
+        others = [name for name in self.running if not self.releases[name].pin and name != release.name]
+        others.sort(key=lambda name: (self.running[name].users > 0, self.running[name].used))
+        if needed > self._free() + sum(self.running[name].bytes for name in others):
+            self._log.event("model_has_no_room", model=release.name, bytes=needed, free=max(0, self._free()))
+            raise _no_room(release.name)
+        while others and needed > self._free():
+            await self._evict(others.pop(0), release.name)
 
-    def _claim(self, member: Member, needed: int, *, calm: bool) -> None:
-        """Choose who makes room, unless there is enough without; nobody where it would not be enough.
+    async def _evict(self, name: str, other: str) -> None:
+        running = self.running.pop(name)
+        self._log.event("model_evicted", model=name, for_model=other, bytes=running.bytes, running=running.users)
+        self._evictions[name] += 1
+        self._ending[running] = self._beside(self._end(running))
+        await self._ending[running]
+        if running.has_answered:
+            self._measured[self.releases[name].digest] = running.bytes
 
-        It is chosen anew after every change: one that has no work any more goes before one that has. What those hold
-        that make room for other members counts as free, and what these want as held.
-        """
-        before = self._going_for(member)
-        going = sum(other.bytes for other in self.members.values() if other.goes_for not in ("", member.name))
-        going += sum(loaded.bytes for loaded in self._leaving)
-        wanted = sum(size for name, size in self._wanted.items() if name != member.name and name not in self._loading)
-        short = needed - (self._free() + going - wanted)
-        chosen: list[Member] = []
-        for other in self._evictable(member, calm=calm):
-            if short <= 0:
-                break
-            chosen.append(other)
-            short -= other.bytes
-        if short > 0:
-            chosen = []
-            self._wanted.pop(member.name, None)
-        else:
-            self._wanted[member.name] = needed
-        for other in reversed(chosen):  # the least recently used may be small, and one after it enough
-            if short + other.bytes <= 0:
-                chosen.remove(other)
-                short += other.bytes
-        for other in before:
-            other.goes_for = ""
-        for other in chosen:
-            other.goes_for = member.name
-            if other.work and other not in before:
-                self._log.event("model_drained", model=other.name, for_model=member.name)
-        if any(not other.goes_for for other in before):
-            self._tell()
+    async def _end(self, running: RunningModel) -> None:
+        """End a model after its last answer."""
+        await running.is_idle.wait()
+        await running.backend.close()
+        await asyncio.to_thread(running.close)
+        del self._ending[running]
 
-    def _counted_on(self, member: Member) -> int:
-        """Free bytes that other members count on, beside those of who makes room for them."""
-        return sum(
-            max(0, size - sum(other.bytes for other in self.members.values() if other.goes_for == name))
-            for name, size in self._wanted.items()
-            if name != member.name and name not in self._loading
-        )
-
-    def _going_for(self, member: Member) -> list[Member]:
-        return [other for other in self.members.values() if other.goes_for == member.name]
-
-    async def _measure_again(self) -> None:
-        if time.monotonic() > self._measured_at + MEASURED_S:
-            await asyncio.to_thread(self._measure)
-            self._measured_at = time.monotonic()
-
-    def _measure(self) -> None:
-        for loaded in self._all():
-            held = loaded.served.backend.held_bytes()
-            loaded.bytes = (held or loaded.bytes) if loaded.has_answered else max(held, loaded.bytes)
-
-    async def _evict(self, member: Member) -> None:
-        loaded, member.loaded = member.loaded, None
-        assert loaded is not None and loaded.users == 0
-        if loaded.has_answered:
-            member.measured[loaded.digest] = loaded.bytes
-        member.evictions += 1
-        member.evicted_at = time.monotonic()
-        self._log.event("model_evicted", model=member.name, bytes=loaded.bytes)
-        self._leaving.append(loaded)
-        member.goes_for = ""
-        await self._end(loaded)
-
-    async def _within_budget(self, newest: Member) -> None:
-        """Evict what the newest member, which holds more than was estimated, has no room for."""
-        async with self._room:
-            while self.budget is not None and self._held() + sum(self._loading.values()) > self.budget:
-                others = [member for member in self._evictable(newest) if member.work == 0]
-                if not others:
-                    return
-                await self._evict(others[0])
-
-    async def _end(self, loaded: Loaded) -> None:
-        await loaded.served.backend.close()
-        await asyncio.to_thread(loaded.served.close)
-        self._leaving.remove(loaded)
-        self._tell()
-
-    def _tell(self) -> None:
-        """Wake whoever waits for room, or for a member that makes some."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+    def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def measure(self) -> None:
-        """Count the bytes of every engine again."""
-        await asyncio.to_thread(self._measure)
+        return task
 
     # Tags
 
     @property
     def follows(self) -> bool:
-        """True where a member has a tag, or others may come."""
-        return self._discover is not None or any(member.find is not None for member in self.members.values())
+        """True where a release has a tag, or others may come."""
+        return self._discover is not None or any(release.newest is not None for release in self.releases.values())
 
     async def follow(self) -> None:
         """Read every tag again; new requests go to what they stand for, running answers end where they began."""
         moved = []
-        for member in list(self.members.values()):
-            if member.find is None:
+        for name, release in list(self.releases.items()):
+            if release.newest is None:
                 continue
             try:
-                if await self._followed(member, member.find):
-                    moved.append(member.name)
+                newest = dataclasses.replace(await asyncio.to_thread(release.newest), name=name)
+                if await self._followed(name, newest):
+                    moved.append(name)
             except (SlmctlError, RequestFailedError) as error:
-                member.fault = error.message
-                self._log.event("not_followed", model=member.name, error=error.message)
-                continue
+                self._faults[name] = error.message
+                self._log.event("not_followed", model=name, error=error.message)
         moved += await self._joined()
-        if moved or not self.faults:
+        if moved or not self._faults:
             self._log.event("followed", models=moved or None)
+
+    async def _followed(self, name: str, newest: Release) -> bool:
+        """Serve what a tag stands for, loaded beside the old one; False where that is served already."""
+        async with self._room:
+            is_new = newest.digest != self.releases[name].digest
+            if is_new and name in self.running:
+                await self._opened(newest)
+            elif is_new:
+                self.releases[name] = newest
+            self._faults.pop(name, None)
+            self._again_at.pop(name, None)
+            return is_new
 
     async def _joined(self) -> list[str]:
         """Take in the projects that have a first release by now, each on disk until it is asked for; their names."""
         if self._discover is None:
             return []
-        names = []
         try:
-            newcomers = await asyncio.to_thread(self._discover, frozenset(self.members))
+            newcomers = await asyncio.to_thread(self._discover, frozenset(self.releases))
         except SlmctlError as error:
             self._log.event("not_followed", model=None, error=error.message)
             return []
+        names = []
         for name, find in newcomers.items():
             try:
-                member = await asyncio.to_thread(find)
-                if self.budget is not None and self._needed_always() + member.bytes > self.budget:
-                    raise UsageError(f"it needs about {size(member.bytes)} beside what is pinned")
+                self.releases[name] = await asyncio.to_thread(find)
+                names.append(name)
             except SlmctlError as error:
                 self._log.event("not_followed", model=name, error=error.message)
-                continue
-            self.members[name] = member
-            names.append(name)
         return names
 
-    async def _followed(self, member: Member, find: Callable[[], LoadableRelease]) -> bool:
-        """Serve what a tag stands for; False where that is served already."""
-        release = await asyncio.to_thread(find)
-        while member.loading is not None or member.goes_for:
-            await (self.opened(member) if member.loading is None else asyncio.wait({member.loading}))
-        if release.digest == member.release.digest:
-            member.fault, member.again_at = "", None
-            return False
-        old = member.loaded
-        if old is None:
-            member.release, member.fault, member.again_at = release, "", None
-            return True
-        self._following.add(member.name)  # so that it does not make room for another one meanwhile
-        try:
-            served = await self._opened(member, release)
-        finally:
-            self._following.discard(member.name)
-            self._tell()
-        self._keep(member, release, served)
-        self._leaving.append(old)
-        self._beside(self._retire(old))
-        return True
-
-    async def _retire(self, old: Loaded) -> None:
-        while old.users:
-            await asyncio.sleep(0.05)
-        await self._end(old)
-
-    @property
-    def faults(self) -> list[str]:
-        """The members whose newest release is not served."""
-        return [member.name for member in self.members.values() if member.fault]
-
     async def close(self) -> None:
-        """End what goes on in the loop; `close_all` ends who answers."""
-        self._stopping = True
-        self._tell()
-        loads = [member.loading for member in self.members.values() if member.loading is not None]
-        await asyncio.gather(*loads, *self._tasks, return_exceptions=True)
-        for loaded in self._all():
-            await loaded.served.backend.close()
+        """End what goes on in the loop; `close_all` ends the engines."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for running in self._all():
+            await running.backend.close()
         await self.escalation.close()
 
 
-def _no_room(member: Member) -> RequestFailedError:
-    why = f"there is no memory for model '{member.name}' now: the models that are loaded have work or are pinned"
-    return RequestFailedError(why, "no_room", 503, retry_after_s=RETRY_S)
+def _no_room(name: str) -> RequestFailedError:
+    return RequestFailedError(f"there is no memory for model '{name}' now", "no_room", 503, retry_after_s=RETRY_S)
 
 
-def _seen(task: asyncio.Task[None]) -> None:
-    """Retrieve the error of a load whose requests have all gone, or asyncio would log it."""
-    if not task.cancelled():
-        task.exception()
+def _failed(name: str, retry_after_s: float) -> RequestFailedError:
+    return RequestFailedError(f"model '{name}' cannot be loaded", "model_failed", 503, retry_after_s=retry_after_s)

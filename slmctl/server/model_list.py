@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -12,18 +12,8 @@ from starlette.routing import Route
 from slmctl.server import openai_replies
 from slmctl.server.api_keys import Key
 from slmctl.server.bad_requests import BadRequestError
-from slmctl.server.fleet import Fleet
+from slmctl.server.gateway import Gateway
 from slmctl.server.openai_requests import ServedModel
-
-
-class ListGateway(Protocol):
-    """The part of the server, `app.state.gateway`, that knows the models."""
-
-    @property
-    def fleet(self) -> Fleet: ...
-    @property
-    def created(self) -> int: ...
-    def key_of(self, http: HttpRequest) -> Key: ...
 
 
 def routes() -> list[Route]:
@@ -32,14 +22,14 @@ def routes() -> list[Route]:
 
 
 async def _models(http: HttpRequest) -> Response:
-    gateway: ListGateway = http.app.state.gateway
+    gateway: Gateway = http.app.state.gateway
     key = gateway.key_of(http)
     models = gateway.fleet.models(key).items()
     return JSONResponse({"object": "list", "data": [_listed(gateway, key, model, name) for name, model in models]})
 
 
 async def _model(http: HttpRequest) -> Response:
-    gateway: ListGateway = http.app.state.gateway
+    gateway: Gateway = http.app.state.gateway
     key, name = gateway.key_of(http), http.path_params["name"]
     try:
         _, model = gateway.fleet.find(name, key)
@@ -48,10 +38,10 @@ async def _model(http: HttpRequest) -> Response:
     return JSONResponse(_listed(gateway, key, model, name))
 
 
-def _listed(gateway: ListGateway, key: Key, model: ServedModel, name: str) -> dict[str, Any]:
-    member, _ = gateway.fleet.find(model.name, key)
+def _listed(gateway: Gateway, key: Key, model: ServedModel, name: str) -> dict[str, Any]:
+    release, _ = gateway.fleet.find(model.name, key)
     about: dict[str, Any] = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
     about |= {"tools": names} if (names := [tool.name for tool in model.task.offered()]) else {}
     about |= openai_replies.release(model) | ({"digest": model.digest} if model.digest else {})
-    about |= {"state": member.state} | ({"aliases": list(model.aliases)} if model.aliases else {})
+    about |= {"state": gateway.fleet.state(release)} | ({"aliases": list(model.aliases)} if model.aliases else {})
     return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": about}

@@ -6,15 +6,13 @@ import secrets
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmctl.server import openai_replies
-from slmctl.server.fleet import Fleet
-from slmctl.server.log import Log
-from slmctl.server.metrics import Metrics
+from slmctl.server.gateway import Gateway
 from slmctl.server.refusals import QUESTIONS, unanswered
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -35,21 +33,10 @@ class Note:
         return round(time.monotonic() - self.begun, 4)
 
 
-class ObservedGateway(Protocol):
-    """The part of the server, `app.state.gateway`, that counts and logs requests."""
-
-    @property
-    def fleet(self) -> Fleet: ...
-    @property
-    def log(self) -> Log: ...
-    @property
-    def metrics(self) -> Metrics: ...
-
-
 class Observed:
     """Around everything: a request's id, who may speak to the loopback, and its line in log and figures."""
 
-    def __init__(self, app: ASGIApp, gateway: ObservedGateway) -> None:
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self.app, self.gateway = app, gateway
         loopback = served_on_loopback(gateway.fleet.settings.host) and gateway.fleet.keys is None
         self._hosts = frozenset((*LOOPBACK, gateway.fleet.settings.host)) if loopback else frozenset[str]()

@@ -19,9 +19,10 @@ from pathlib import Path
 import uvicorn
 
 from slmctl.errors import UsageError
-from slmctl.server.app import Gateway, application
+from slmctl.server.app import application
 from slmctl.server.connection import BoundedConnection, Room
 from slmctl.server.fleet import Fleet
+from slmctl.server.gateway import Gateway
 from slmctl.server.log import Log, ToLog
 from slmctl.server.observed import served_on_loopback
 from slmctl.server.rate_limits import ANYBODY
@@ -165,10 +166,4 @@ class _Server(uvicorn.Server):
             keys.reload()
             self._log.event("keys_read", fault=keys.fault or None)
         if self._gateway.fleet.follows and (self._moving is None or self._moving.done()):
-            self._moving = asyncio.create_task(self._follow())
-
-    async def _follow(self) -> None:
-        """Read every tag again; a project with a first release takes part from then on."""
-        fleet = self._gateway.fleet
-        await fleet.follow()
-        self._gateway.limits.share_among(len(fleet.members))
+            self._moving = asyncio.create_task(self._gateway.fleet.follow())

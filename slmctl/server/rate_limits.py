@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from slmctl.server.api_keys import Key
-from slmctl.server.fair_queue import FairQueue, Turn
 
 ANYBODY = Key("", "", "")  # where no key is asked for, all clients are one
 
@@ -35,9 +32,8 @@ class _Client:
 class HeldPlace:
     """The place of one request among all, until `leave`."""
 
-    def __init__(self, limits: Limits, key: Key, model: str) -> None:
-        self._limits, self._key, self._model, self.count = limits, key, model, 1
-        self._turn: Turn | None = None
+    def __init__(self, limits: Limits, key: Key) -> None:
+        self._limits, self._key, self.count = limits, key, 1
         self._is_left = False
 
     def widen(self, count: int) -> None:
@@ -46,30 +42,14 @@ class HeldPlace:
         Raises:
             BusyError: There are not so many.
         """
-        self._limits.take(self._model, count - self.count)
+        self._limits.take(count - self.count)
         self.count = count
-
-    async def turn(self, model: str = "") -> None:
-        """Wait until the request may be handed to the engine of a model, its own by default."""
-        started = asyncio.get_running_loop().create_future()
-        self._turn = Turn(
-            model or self._model, self.count, lambda: None if started.done() else started.set_result(None)
-        )
-        self._limits.order.enter(self._turn)
-        await started
-
-    def rest(self) -> None:
-        """Let others answer: the engine is done with the request, which goes on elsewhere."""
-        if self._turn is not None:
-            self._limits.order.leave(self._turn)
-            self._turn = None
 
     def leave(self, seconds: float | None = None) -> None:
         """Give the place back, once; `seconds` is what an answer took that came to its end."""
         if not self._is_left:
             self._is_left = True
-            self.rest()
-            self._limits.leave(self._key, self._model, self.count, seconds)
+            self._limits.leave(self._key, self.count, seconds)
 
 
 @dataclass
@@ -81,8 +61,6 @@ class Limits:
         queue: Requests that may wait beside them.
         rate: Requests a minute of a key that has no limit of its own; they may come all at once.
         concurrency: Requests at the same time of such a key.
-        order: The order in which those that wait are answered.
-        models: Models that share the places. Each has its part of them, however many requests there are for others.
     """
 
     sequences: int
@@ -90,10 +68,7 @@ class Limits:
     rate: float | None = None
     concurrency: int | None = None
     clock: Callable[[], float] = time.monotonic
-    order: FairQueue = field(default_factory=lambda: FairQueue(None))
-    models: int = 1
     running: int = 0
-    _held: Counter[str] = field(default_factory=Counter)  # places by model
     _seconds: float = 1.0  # that an answer takes, lately
     _clients: dict[str, _Client] = field(default_factory=dict)
 
@@ -115,14 +90,8 @@ class Limits:
             raise BusyError(f"more than {rate:g} requests a minute", "rate", wait)
         client.left -= 1
 
-    def share_among(self, models: int) -> None:
-        """Share the places among so many models."""
-        self.models = models
-        if models > 1 and self.order.slots is None:  # from now on an engine of its own has no order for all
-            self.order.slots = self.sequences
-
-    def enter(self, key: Key, model: str) -> HeldPlace:
-        """Take a place for a request to a model.
+    def enter(self, key: Key) -> HeldPlace:
+        """Take a place for a request.
 
         Raises:
             BusyError: The key has too many requests running, or all places are taken.
@@ -130,27 +99,24 @@ class Limits:
         client, most = self._client(key), key.concurrency or self.concurrency
         if most is not None and client.running + 1 > most:
             raise BusyError(f"more than {most} requests at the same time", "concurrency", self._wait(1))
-        self.take(model, 1)
+        self.take(1)
         client.running += 1
-        return HeldPlace(self, key, model)
+        return HeldPlace(self, key)
 
-    def take(self, model: str, count: int) -> None:
-        """Take so many more places for a model.
+    def take(self, count: int) -> None:
+        """Take so many more places.
 
         Raises:
-            BusyError: There are not so many, and the model has its part of them.
+            BusyError: There are not so many.
         """
-        places = self.sequences + self.queue
-        if self.running + count > places and self._held[model] + count > places // self.models:
+        if self.running + count > self.sequences + self.queue:
             raise BusyError(f"{self.running} requests are being answered or wait", "queue", self._wait(self.running))
         self.running += count
-        self._held[model] += count
 
-    def leave(self, key: Key, model: str, count: int, seconds: float | None = None) -> None:
+    def leave(self, key: Key, count: int, seconds: float | None = None) -> None:
         """Give places back; see `HeldPlace.leave`."""
         self._client(key).running -= 1
         self.running -= count
-        self._held[model] -= count
         if seconds is not None:
             self._seconds += 0.1 * (seconds - self._seconds)
 

@@ -55,8 +55,6 @@ class Exchange:
         self._timer = self._loop.call_at(self.deadline, self.end, "deadline_exceeded")
         self._ended: asyncio.Future[RequestFailedError] = self._loop.create_future()
         self._watch: asyncio.Task[None] | None = None
-        self.on_end: Callable[[], None] = lambda: None  # called when the backend is done, whoever still reads
-        self._left = len(checked.requests)
 
     def begin(self) -> None:
         """Have every choice answered."""
@@ -134,10 +132,6 @@ class Exchange:
     def _putter(self, index: int) -> Callable[[Event], None]:
         def put(event: Event) -> None:
             self._events.put_nowait((index, event))
-            if "finish" in event or "error" in event:
-                self._left -= 1
-                if not self._left:
-                    self.on_end()
 
         return put
 
@@ -151,29 +145,23 @@ def _failure(event: Event) -> RequestFailedError:
 
 
 @contextlib.asynccontextmanager
-async def while_wanted(receive: Receive | None, ends_at: float) -> AsyncIterator[None]:
+async def while_wanted(receive: Receive, ends_at: float) -> AsyncIterator[None]:
     """End what waits at a time of the loop, or when the client hangs up.
-
-    Args:
-        receive: Tells that it does; None where another one listens already.
 
     Raises:
         TimeoutError: The time has come.
         RequestFailedError: The client has gone.
     """
-    gone: asyncio.Task[None] | None = None
+    gone = asyncio.create_task(_hung_up(receive))
     try:
         async with asyncio.timeout_at(ends_at) as limit:
-            if receive is not None:
-                gone = asyncio.create_task(_hung_up(receive))
-                gone.add_done_callback(lambda task: None if task.cancelled() else _expire(limit))
+            gone.add_done_callback(lambda task: None if task.cancelled() else _expire(limit))
             try:
                 yield
             finally:
-                if gone is not None and not gone.done():
-                    gone.cancel()
+                gone.cancel()
     except TimeoutError:
-        if gone is not None and gone.done() and not gone.cancelled():
+        if gone.done() and not gone.cancelled():
             status, words = ENDINGS["client_gone"]
             raise RequestFailedError(words, "client_gone", status) from None
         raise

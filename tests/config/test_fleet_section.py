@@ -34,7 +34,7 @@ def test_a_path_of_a_model_is_below_the_folder_and_its_policy_too(tmp_path: Path
     text = "{fleet: {a: {release: published, policy: fitted/policy.json}, b: {release: 'dir:r#b@1.0', policy: true}}}"
     first, second = serve(text, tmp_path).fleet.values()
     assert first.policy == tmp_path.resolve() / "fitted" / "policy.json"
-    assert (second.policy, second.pin, second.weight) == (True, False, 1)
+    assert (second.policy, second.pin) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,6 @@ def test_a_path_of_a_model_is_below_the_folder_and_its_policy_too(tmp_path: Path
         ("{fleet: {a: {release: 'dir:r'}}}", "which names no release: dir:r#PROJECT@production"),
         ("{fleet: {default: {release: x}}}", "'default' in 'fleet' is no name of a model"),
         ("{fleet: {a/b: {release: x}}}", "'a/b' in 'fleet' is no name of a model"),
-        ("{fleet: {a: {release: x, weight: 0}}}", "serve.fleet.a.weight: found '0': input should be greater than"),
         ("{policy: p, fleet: {a: {release: x}}}", "'policy' and 'fleet' exclude each other"),
         ("{engine_url: 'http://h/v1', engine_model: m, fleet: {a: {release: x}}}", "'engine_url' and 'fleet' exclude"),
         ("{generalist: {url: 'http://h/v1', model: m}, fleet: {a: {release: x}}}", "'generalist' needs 'policy'"),
@@ -57,4 +56,4 @@ def test_what_does_not_go_together_is_named(text: str, message: str) -> None:
 
 def test_the_table_of_keys_has_those_of_a_model() -> None:
     names = {name for name, _, _ in config.table()}
-    assert {f"serve.fleet.NAME.{key}" for key in ("release", "policy", "pin", "weight")} <= names
+    assert {f"serve.fleet.NAME.{key}" for key in ("release", "policy", "pin")} <= names

@@ -21,8 +21,8 @@ from support.fleets import KEPT, TASKS, TOOLS, published
 from support.serving import begin, chat, end
 
 from slmctl.artifacts import artifact
+from slmctl.cli import served_fleet
 from slmctl.cli.group import Options, read_settings
-from slmctl.cli.served_fleet import ServedFleet
 from slmctl.config import ServeConfig
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
@@ -335,6 +335,6 @@ def test_no_other_engine_answers_calls(folder: Path, tmp_path: Path) -> None:
     options.directory, options.sets = folder, ["serve.engine_url=http://127.0.0.1:9/v1", "serve.engine_model=large"]
     with (
         pytest.raises(UsageError, match="so no server elsewhere answers them"),
-        ServedFleet(options, read_settings(options).serve, str(release.path), None, keys=False),
+        served_fleet.opened(options, read_settings(options).serve, str(release.path), None, keys=False),
     ):
         pass

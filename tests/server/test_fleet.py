@@ -1,4 +1,4 @@
-"""The fleet in this process, with real engines of a tiny model: loads, room for them, tags that move."""
+"""The fleet in this process: loads, room for them, tags that move."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import dataclasses
 import functools
 import io
 import json
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -19,375 +19,458 @@ from support.fleets import KEPT, TASKS
 from support.serving import chat
 
 from slmctl.config import ServeConfig
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import FullError, IntegrityError, UsageError
 from slmctl.inference.engine import Engine
 from slmctl.model_files import memory
-from slmctl.server import fleet as fleets
 from slmctl.server.api_keys import Key
 from slmctl.server.app import application
-from slmctl.server.backends import LocalEngine
+from slmctl.server.backends import Backend, LocalEngine
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.fleet import Fleet
-from slmctl.server.fleet_members import LoadableRelease, Member, Served, figures
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import ServedModel
 from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.request_run import RequestFailedError
+from slmctl.server.running_model import Release, RunningModel
 
-SETTINGS = ServeConfig(sequences=2, context_length=256, max_tokens=16)
-NAMES = ("tickets", "moods", "orders", "letters")
+
+class Weight:
+    """An engine that holds bytes and answers nothing."""
+
+    build, ready = "", True
+
+    def __init__(self, size: int) -> None:
+        self.size, self.is_closed = size, False
+
+    def held_bytes(self) -> int:
+        return self.size
+
+    def start(self, log: Log, metrics: Metrics) -> None: ...
+
+    async def look(self) -> None: ...
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+def release(name: str, size: int = 10, *, digest: str = "", **more: Any) -> Release:
+    """A release whose engine holds as many bytes as it is estimated to."""
+    models = {name: ServedModel(name, TASKS.get(name, TASKS["moods"]))}
+    return Release(
+        name, digest or name, models, size, lambda: RunningModel(cast(Backend, Weight(size)), models), **more
+    )
+
+
+def real(name: str, path: Path = KEPT, **more: Any) -> Release:
+    """A release of the tiny model."""
+    models = {name: ServedModel(name, TASKS[name])}
+
+    def load() -> RunningModel:
+        engine = Engine(path, sequences=2, context=256, threads=1, classifier=bool(TASKS[name].labels))
+        return RunningModel(LocalEngine(engine, name), models, close=engine.close)
+
+    return Release(name, name, models, 1000, load, **more)
 
 
 @dataclass
-class Opened:
-    """A fleet, its log, and the names of its loads in order."""
+class Place:
+    """A fleet in a loop of its own, and its log."""
 
     fleet: Fleet
-    loads: list[str] = field(default_factory=list)
     lines: io.StringIO = field(default_factory=io.StringIO)
 
     def __post_init__(self) -> None:
         self.log = Log(self.lines)
 
-    def start(self, metrics: Metrics | None = None) -> None:
-        self.fleet.load_pinned()
-        self.fleet.start(self.log, metrics or Metrics())
+    def run(self, work: Callable[[], Awaitable[None]], metrics: Metrics | None = None) -> None:
+        """Do something with the fleet, and end it."""
 
-    async def use(self, name: str) -> None:
-        member = self.fleet.members[name]
-        await self.fleet.opened(member)
-        with self.fleet.at_work(member):
-            self.fleet.give_back(await self.fleet.lease(member))
+        async def whole() -> None:
+            self.fleet.load_pinned()
+            self.fleet.start(self.log, metrics or Metrics())
+            try:
+                async with asyncio.timeout(60):
+                    await work()
+            finally:
+                await self.fleet.close()
+                await asyncio.to_thread(self.fleet.close_all)
+                self.log.close()
+            assert not self.fleet._waiting and not self.fleet._ending
 
-    def states(self) -> dict[str, str]:
-        return {name: member.state for name, member in self.fleet.members.items()}
+        asyncio.run(whole())
+
+    async def use(self, name: str, seconds: float = 0.0) -> None:
+        running = await self.fleet.lease(name)
+        await asyncio.sleep(seconds)
+        self.fleet.give_back(running)
+
+    @contextlib.asynccontextmanager
+    async def answering(self, name: str) -> Any:
+        """A request that goes on meanwhile."""
+        running = await self.fleet.lease(name)
+        yield running
+        self.fleet.give_back(running)
+
+    def loaded(self) -> list[str]:
+        return [name for name in self.fleet.releases if self.fleet.state(name) == "loaded"]
+
+    def figure(self, family: str) -> dict[str, float]:
+        return {labels["model"]: value for labels, value in self.fleet.figures()[family] if "state" not in labels}
 
     def events(self, name: str) -> list[dict[str, Any]]:
         self.log.close()
         return [line for line in map(json.loads, self.lines.getvalue().splitlines()) if line["event"] == name]
 
 
-def load(loads: list[str], name: str, path: Path = KEPT) -> Served:
-    loads.append(name)
-    engine = Engine(path, sequences=2, context=256, threads=1, classifier=bool(TASKS[name].labels))
-    return Served(LocalEngine(engine, name), {name: ServedModel(name, TASKS[name])}, close=engine.close)
+def fleet(*releases: Release, budget: int | None = None, **more: Any) -> Place:
+    settings = ServeConfig(sequences=2, context_length=256, max_tokens=16, memory=budget)
+    return Place(Fleet(releases, settings, **more))
 
 
-def opened(*names: str, bytes: int = 1000, budget: int | None = None, pinned: tuple[str, ...] = ()) -> Opened:
-    loads: list[str] = []
-    members = [
-        Member(
-            name,
-            LoadableRelease(name, {name: ServedModel(name, TASKS[name])}, bytes, functools.partial(load, loads, name)),
-            pin=name in pinned,
-        )
-        for name in names
-    ]
-    return Opened(Fleet(members, SETTINGS, budget=budget), loads)
+def of(sizes: Mapping[str, int], budget: int) -> Place:
+    return fleet(*(release(name, size) for name, size in sizes.items()), budget=budget)
 
 
-def run(place: Opened, work: Callable[[], Awaitable[None]], metrics: Metrics | None = None) -> None:
-    """Do something with a fleet in a loop of its own, and end it."""
-
-    async def whole() -> None:
-        place.start(metrics)
-        try:
-            await work()
-        finally:
-            await place.fleet.close()
-            await asyncio.to_thread(place.fleet.close_all)
-            place.log.close()
-
-    asyncio.run(whole())
-
-
-@pytest.fixture(scope="module")
-def held() -> int:
-    """Bytes that an engine of the tiny model holds."""
-    with Engine(KEPT, sequences=2, context=256, threads=1) as engine:
-        return engine.held_bytes()
+# Loads and room
 
 
 def test_a_cold_model_is_loaded_once_however_many_ask() -> None:
-    place = opened("tickets", "moods")
+    place = fleet(real("tickets"), real("moods"))
 
     async def work() -> None:
-        assert place.states() == {"tickets": "on disk", "moods": "on disk"}
         first = asyncio.gather(*(place.use("moods") for _ in range(20)))
         await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert place.states()["moods"] == "loading"
+        assert [place.fleet.state(name) for name in ("tickets", "moods")] == ["on disk", "loading"]
         await first
-        assert (place.loads, place.states()["moods"]) == (["moods"], "loaded")
-        assert place.fleet.members["moods"].bytes > 1000  # measured, and no longer estimated
+        assert (place.figure("slmctl_model_loads"), place.loaded()) == ({"tickets": 0, "moods": 1}, ["moods"])
+        assert place.fleet.bytes_of("moods") > 1e6  # measured, and no longer estimated
 
-    run(place, work)
-
-
-def test_the_least_recently_used_goes_and_neither_what_is_pinned_nor_what_has_work(held: int) -> None:
-    place = opened(*NAMES, bytes=int(1.8 * held), budget=4 * held, pinned=("tickets",))
-
-    async def work() -> None:
-        await place.use("moods")
-        await place.use("tickets")
-        await place.use("orders")  # 3 of about 1 each, and a fourth is taken to need 1.8
-        await place.use("moods")
-        assert place.states() == {**dict.fromkeys(NAMES, "loaded"), "letters": "on disk"}
-        await place.use("letters")
-        assert place.states() == {**dict.fromkeys(NAMES, "loaded"), "orders": "on disk"}
-        members = place.fleet.members
-        members["orders"].measured.clear()
-        with place.fleet.at_work(members["moods"]), contextlib.ExitStack() as answering:
-            answering.enter_context(place.fleet.at_work(members["letters"]))
-            waits = asyncio.create_task(place.use("orders"))
-            await asyncio.sleep(0.2)
-            assert place.states() == {**dict.fromkeys(NAMES, "loaded"), "orders": "loading"}
-            answering.close()
-            await waits  # there was room as soon as one had no work: that of `letters` ended first
-        assert place.states() == {**dict.fromkeys(NAMES, "loaded"), "letters": "on disk"}
-
-    run(place, work)
-    assert [line["model"] for line in place.events("model_evicted")] == ["orders", "letters"]
+    place.run(work)
 
 
-def test_a_model_that_is_never_idle_makes_room_and_what_asks_for_it_waits(held: int) -> None:
-    place = opened("tickets", "moods", "orders", bytes=int(1.2 * held), budget=int(2.7 * held), pinned=("tickets",))
+def test_an_engine_holds_no_more_than_is_estimated() -> None:
+    with Engine(KEPT, sequences=2, context=256, threads=1) as engine:
+        assert 1e6 < engine.held_bytes() < memory.engine_bytes(KEPT, sequences=2, context=256)
+
+
+def test_the_least_recently_used_idle_model_ends_and_no_pinned_one() -> None:
+    place = fleet(release("pinned", pin=True), release("a"), release("b"), release("c"), budget=30)
 
     async def work() -> None:
-        moods, orders = place.fleet.members["moods"], place.fleet.members["orders"]
-        await place.use("moods")
-        with place.fleet.at_work(moods):  # from now on somebody always asks for it
-            waits = asyncio.create_task(place.use("orders"))
-            await asyncio.sleep(0.1)
-            used, again = moods.used, [asyncio.create_task(place.use("moods")) for _ in range(3)]
-            await asyncio.sleep(0.1)
-            assert (moods.work, moods.used, moods.state, orders.state) == (1, used, "loaded", "loading")
-        await waits  # for its last answer
-        await asyncio.gather(*again)  # in its turn
-        assert (moods.state, orders.state, moods.loads) == ("loaded", "on disk", 2)
+        for name in ("a", "b", "pinned", "a", "c"):
+            await place.use(name)
+        assert place.loaded() == ["pinned", "a", "c"]
+        async with place.answering("a"):
+            await place.use("b")  # `a` was used before `c`, and has a request
+        assert place.loaded() == ["pinned", "a", "b"]
 
-    run(place, work)
-    assert [(line["model"], line["for_model"]) for line in place.events("model_drained")] == [("moods", "orders")]
-    assert place.loads == ["tickets", "moods", "orders", "moods"]
+    place.run(work)
+    assert [line["model"] for line in place.events("model_evicted")] == ["b", "c"]
 
 
-def test_several_cold_starts_have_room_made_for_each_and_stay_within_the_budget(held: int) -> None:
-    place = opened(*NAMES, bytes=int(1.2 * held), budget=int(2.6 * held))
+def test_a_model_that_is_never_idle_ends_after_its_last_answer_and_what_asks_for_it_waits() -> None:
+    place = of({"a": 10, "cold": 10}, 10)
+
+    async def work() -> None:
+        async with place.answering("a") as running:
+            waits = [asyncio.create_task(place.use("cold"))]
+            await asyncio.sleep(0.05)
+            waits += [asyncio.create_task(place.use("a")) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            assert (place.fleet.state("cold"), running.backend.is_closed) == ("loading", False)
+        await asyncio.gather(*waits)
+        assert place.figure("slmctl_model_loads") == {"a": 2, "cold": 1}
+
+    place.run(work)
+
+
+def test_models_that_come_and_go_stay_within_the_budget_and_answer_everybody() -> None:
+    sizes = {"a": 10, "b": 10, "c": 10, "large": 20}
+    place = of(sizes, 30)
     most = 0
 
     async def watch() -> None:
         nonlocal most
         while True:
-            most = max(most, sum(part.bytes for part in place.fleet._all()))
+            most = max(most, place.fleet._held())
             await asyncio.sleep(0.001)
 
     async def work() -> None:
         watching = asyncio.create_task(watch())
-        for _ in range(3):
-            await asyncio.gather(*(place.use(name) for name in NAMES for _ in range(2)))
+        for _ in range(5):
+            await asyncio.wait_for(asyncio.gather(*(place.use(name, 0.01) for name in sizes for _ in range(3))), 10)
         watching.cancel()
-        assert not place.fleet._wanted and not any(member.goes_for for member in place.fleet.members.values())
+        assert sum(place.figure("slmctl_model_loads").values()) <= 5 * len(sizes)  # each answers all that waited
 
-    run(place, work)
-    assert 0 < most <= 2.6 * held
+    place.run(work)
+    assert 20 <= most <= 30
     assert place.events("model_has_no_room") == []
 
 
-def test_a_model_takes_requests_again_where_another_one_went_or_nobody_did_in_time(
-    held: int, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_no_other_one_could_make_room_for_is_refused_and_none_ends() -> None:
+    place = fleet(release("pinned", 20, pin=True), release("a", 10), release("large", 20), budget=30)
+
+    async def work() -> None:
+        await place.use("a")
+        with pytest.raises(RequestFailedError, match="there is no memory for model 'large' now") as refused:
+            await place.use("large")
+        assert (refused.value.status, refused.value.code, refused.value.retry_after_s > 0) == (503, "no_room", True)
+        assert place.loaded() == ["pinned", "a"]
+
+    place.run(work)
+    assert [(line["model"], line["bytes"]) for line in place.events("model_has_no_room")] == [("large", 20)]
+
+
+def test_what_an_engine_takes_with_its_first_answer_is_kept_for_it() -> None:
+    # its grammars come with the first question, when others had been given their bytes
+    engine = Weight(20)
+    place = of({"a": 60, "b": 40}, 90)
+    models = place.fleet.releases["a"].models
+    own = dataclasses.replace(place.fleet.releases["a"], load=lambda: RunningModel(cast(Backend, engine), models))
+    place.fleet.releases["a"] = own
+
+    async def work() -> None:
+        async with place.answering("a") as running:
+            assert running.bytes == 60
+            engine.size = 50
+        assert place.fleet.bytes_of("a") == 50
+        await place.use("b")
+        assert place.loaded() == ["a", "b"]
+        engine.size = 0  # one that cannot be measured keeps what is known
+        await place.fleet.measure()
+        assert place.fleet.bytes_of("a") == 50
+
+    place.run(work)
+
+
+def test_whoever_hangs_up_while_a_model_is_loaded_leaves_it_idle() -> None:
+    place = of({"a": 60, "cold": 60}, 100)
+
+    async def work() -> None:
+        async with place.answering("a"):
+            waits = [asyncio.create_task(place.use("cold")) for _ in range(2)]
+            await asyncio.sleep(0.01)
+            waits[0].cancel()
+        await waits[1]
+        assert (place.loaded(), place.fleet.running["cold"].users) == (["cold"], 0)
+
+    place.run(work)
+
+
+@pytest.mark.parametrize(
+    ("pinned", "message"),
+    [
+        (
+            ("tickets", "moods"),
+            r"the pinned models need about 4.0 MB \(tickets, moods\), and serve.memory is 3.0",
+        ),
+        (("tickets",), r"'moods' needs about 2.0 MB beside the pinned tickets, and serve.memory is 3"),
+    ],
+)
+def test_a_budget_that_nothing_could_keep_is_refused_before_anything_is_loaded(
+    pinned: Collection[str], message: str
 ) -> None:
-    monkeypatch.setattr(fleets, "WAIT", 0.3 / SETTINGS.answer_timeout_s)
-    place = opened("moods", "orders", "letters", bytes=int(1.8 * held), budget=3 * held)
-
-    async def work() -> None:
-        await place.use("moods")
-        await place.use("orders")
-        moods, orders = place.fleet.members["moods"], place.fleet.members["orders"]
-        with place.fleet.at_work(moods), place.fleet.at_work(orders):
-            waits = asyncio.create_task(place.use("letters"))
-            await asyncio.sleep(0.1)
-            assert (moods.goes_for, orders.goes_for) == ("letters", "")  # one is enough
-            with pytest.raises(RequestFailedError, match="no memory for model 'letters' now") as refused:
-                await waits
-            assert (refused.value.status, refused.value.code, refused.value.retry_after_s > 0) == (503, "no_room", True)
-            await place.use("moods")
-        await place.use("letters")
-        assert place.states() == {"moods": "loaded", "orders": "on disk", "letters": "loaded"}
-
-    run(place, work)
-    assert [(line["model"], line["for_model"]) for line in place.events("model_drained")] == [("moods", "letters")]
-
-
-def test_a_project_with_a_first_release_takes_part_once_the_tags_are_read() -> None:
-    place, newcomer = opened("tickets", pinned=("tickets",)), opened("moods").fleet.members["moods"]
-    known: list[Collection[str]] = []
-
-    def damaged() -> Member:
-        raise IntegrityError("the release is damaged")
-
-    def discover(names: Collection[str]) -> dict[str, Callable[[], Member]]:
-        known.append(names)
-        found = {"moods": lambda: newcomer, "orders": damaged}
-        return {name: find for name, find in found.items() if name not in names}
-
-    fleet = Fleet(list(place.fleet.members.values()), SETTINGS, discover=discover)
-    place = dataclasses.replace(place, fleet=fleet)
-    assert fleet.follows
-
-    async def work() -> None:
-        await fleet.follow()
-        assert place.states() == {"tickets": "loaded", "moods": "on disk"}
-        await place.use("moods")
-        await fleet.follow()
-        assert [set(names) for names in known] == [{"tickets"}, {"tickets", "moods"}]
-
-    run(place, work)
-    assert [line["model"] for line in place.events("not_followed")] == ["orders", "orders"]
-
-
-def test_a_budget_that_nothing_could_keep_is_refused_before_anything_is_loaded() -> None:
-    place = opened("tickets", "moods", bytes=2_000_000, budget=3_000_000, pinned=("tickets", "moods"))
-    with pytest.raises(
-        UsageError, match=r"pinned models need about 4.0 MB \(tickets, moods\), and serve.memory is 3.0"
-    ):
+    releases = [release(name, 2_000_000, pin=name in pinned) for name in ("tickets", "moods")]
+    place = fleet(*releases, budget=3_000_000)
+    with pytest.raises(UsageError, match=message):
         place.fleet.require_fit()
-    place = opened("tickets", "moods", bytes=2_000_000, budget=3_000_000, pinned=("tickets",))
-    with pytest.raises(
-        UsageError, match=r"'moods' needs about 2.0 MB beside the pinned tickets, and serve.memory is 3"
-    ):
-        place.fleet.require_fit()
-    opened("tickets", "moods", bytes=2_000_000, budget=3_000_000).fleet.require_fit()  # one at a time
-    assert place.loads == []
+    assert place.loaded() == []
+    fleet(release("tickets", 2_000_000), release("moods", 2_000_000), budget=3_000_000).fleet.require_fit()
 
 
-def test_an_engine_holds_no_more_than_is_estimated(held: int) -> None:
-    assert 1e6 < held < memory.engine_bytes(KEPT, sequences=2, context=256)
-
-
-def test_pinned_models_that_hold_more_than_the_budget_are_refused(held: int) -> None:
-    place = opened("tickets", budget=held // 2, pinned=("tickets",))
+def test_pinned_models_that_hold_more_than_the_budget_are_refused() -> None:
+    engine = RunningModel(cast(Backend, Weight(2_000_000)), {})
+    place = fleet(Release("a", "a", {}, 1000, lambda: engine, pin=True), budget=1_000_000)
     place.fleet.require_fit()
-    with pytest.raises(UsageError, match=r"the pinned models hold \S+ MB, and serve.memory is"):
+    with pytest.raises(UsageError, match=r"the pinned models hold 2.0 MB, and serve.memory is 1.0 MB"):
         place.fleet.load_pinned()
-    place.fleet.close_all()
 
 
 def test_a_model_that_cannot_be_loaded_says_so_at_once_until_it_is_tried_again(tmp_path: Path) -> None:
-    place = opened("tickets", "moods")
-    member, file = place.fleet.members["moods"], tmp_path / "cut.gguf"
+    file = tmp_path / "cut.gguf"
     file.write_bytes(KEPT.read_bytes()[:9000])
-    member.release = dataclasses.replace(member.release, load=functools.partial(load, place.loads, "moods", file))
+    loads = 0
+    own = real("moods", file)
+
+    def load() -> RunningModel:
+        nonlocal loads
+        loads += 1
+        return own.load()
+
+    place = fleet(dataclasses.replace(own, load=load))
 
     async def work() -> None:
         for _ in range(3):
             with pytest.raises(RequestFailedError, match="model 'moods' cannot be loaded") as failed:
                 await place.use("moods")
             assert (failed.value.status, failed.value.code) == (503, "model_failed")
-        assert (place.loads, member.state, place.fleet.faults) == (["moods"], "failed", ["moods"])
+        assert (loads, place.fleet.state("moods"), place.fleet.faults) == (1, "failed", ["moods"])
         file.write_bytes(KEPT.read_bytes())
-        member.again_at = 0.0
+        place.fleet._again_at["moods"] = 0.0
         await place.use("moods")
-        assert (member.state, place.fleet.faults) == ("loaded", [])
+        assert (place.fleet.state("moods"), place.fleet.faults) == ("loaded", [])
 
-    run(place, work)
+    place.run(work)
+
+
+def test_a_machine_that_is_full_is_no_fault_of_the_release() -> None:
+    def load() -> RunningModel:
+        raise FullError("the model needs 3 GB, and 1 GB is free")
+
+    place = fleet(dataclasses.replace(release("a"), load=load))
+
+    async def work() -> None:
+        with pytest.raises(RequestFailedError) as refused:
+            await place.use("a")
+        assert (refused.value.code, place.fleet.state("a"), place.fleet.faults) == ("no_room", "on disk", [])
+
+    place.run(work)
+
+
+# Tags
+
+
+@dataclass
+class Tag:
+    """What a tag stands for."""
+
+    release: Release | None
+
+    def newest(self) -> Release:
+        if self.release is None:
+            raise IntegrityError("the release is damaged")
+        return dataclasses.replace(self.release, newest=self.newest)
 
 
 def test_a_tag_that_moves_is_followed_and_one_that_cannot_be_leaves_the_old_one() -> None:
-    place = opened("tickets", "moods", pinned=("tickets",))
-    tickets, moods = place.fleet.members.values()
-    found: list[LoadableRelease | IntegrityError] = [dataclasses.replace(tickets.release, digest="new")]
-
-    def find() -> LoadableRelease:
-        if isinstance(found[-1], IntegrityError):
-            raise found[-1]
-        return found[-1]
-
-    tickets.find, moods.find = find, lambda: dataclasses.replace(moods.release, digest="later")
+    tag, moved = Tag(release("a")), Tag(release("b", digest="later"))
+    place = fleet(
+        dataclasses.replace(release("a", pin=True), newest=tag.newest),
+        dataclasses.replace(release("b"), newest=moved.newest),
+    )
+    assert place.fleet.follows
 
     async def work() -> None:
-        old = await place.fleet.lease(tickets)
-        engine = old.served.backend
-        assert isinstance(engine, LocalEngine)
+        async with place.answering("a") as old:
+            tag.release = release("a", digest="new", pin=True)
+            await place.fleet.follow()
+            assert place.figure("slmctl_model_loads") == {"a": 2, "b": 0}  # what is on disk stays there
+            assert place.fleet.releases["b"].digest == "later"
+            assert (place.fleet.running["a"] is old, old.backend.is_closed) == (False, False)  # it has an answer left
+        await asyncio.sleep(0.05)
+        assert old.backend.is_closed
+        served, tag.release = place.fleet.running["a"], None
         await place.fleet.follow()
-        assert (tickets.loads, moods.loads, moods.release.digest) == (2, 0, "later")  # what is on disk stays there
-        assert tickets.loaded is not old
-        assert engine.engine.alive  # with its last answer
-        place.fleet.give_back(old)
-        for _ in range(100):
-            if not engine.engine.alive:
-                break
-            await asyncio.sleep(0.1)
-        assert not engine.engine.alive
-        served = tickets.loaded
-        found.append(IntegrityError("the release is damaged"))
+        assert (place.fleet.running["a"] is served, place.fleet.faults) == (True, ["a"])
+        assert place.figure("slmctl_model_fault") == {"a": 1, "b": 0}
+        tag.release = release("a", digest="new", pin=True)  # the tag moved back
         await place.fleet.follow()
-        assert (tickets.loaded is served, tickets.state, place.fleet.faults) == (True, "loaded", ["tickets"])
-        assert figures(place.fleet.members.values())["slmctl_model_fault"][0] == ({"model": "tickets"}, 1.0)
-        found.append(dataclasses.replace(tickets.release, digest="new"))  # the tag moved back
-        await place.fleet.follow()
-        assert (tickets.loaded is served, place.fleet.faults) == (True, [])
+        assert (place.fleet.running["a"] is served, place.fleet.faults) == (True, [])
 
-    run(place, work)
+    place.run(work)
     assert [line["error"] for line in place.events("not_followed")] == ["the release is damaged"]
 
 
-def test_a_release_that_has_no_room_beside_the_old_one_is_not_followed(held: int) -> None:
-    place = opened("tickets", bytes=held, budget=int(1.5 * held), pinned=("tickets",))
-    (member,) = place.fleet.members.values()
-    member.find = lambda: dataclasses.replace(member.release, digest="new")
+def test_a_release_that_has_no_room_beside_the_old_one_is_not_followed() -> None:
+    tag = Tag(release("a", digest="new", pin=True))
+    place = fleet(dataclasses.replace(release("a", pin=True), newest=tag.newest), budget=15)
 
     async def work() -> None:
-        served = member.loaded
+        served = place.fleet.running["a"]
         await place.fleet.follow()
-        assert (member.loaded is served, place.fleet.faults) == (True, ["tickets"])
+        assert (place.fleet.running["a"] is served, place.fleet.faults) == (True, ["a"])
 
-    run(place, work)
+    place.run(work)
+
+
+def test_bytes_of_a_release_that_still_answers_are_waited_for() -> None:
+    tag = Tag(release("a", 40, digest="new"))
+    place = fleet(dataclasses.replace(release("a", 40), newest=tag.newest), release("cold", 50), budget=90)
+
+    async def work() -> None:
+        async with place.answering("a"):
+            await place.fleet.follow()
+            waits = asyncio.create_task(place.use("cold"))
+            await asyncio.sleep(0.1)
+            assert (place.fleet.state("cold"), place.fleet.state("a")) == ("loading", "loaded")
+        await waits
+        assert place.loaded() == ["a", "cold"]
+
+    place.run(work)
+
+
+def test_a_project_with_a_first_release_takes_part_once_the_tags_are_read() -> None:
+    known: list[Collection[str]] = []
+
+    def damaged() -> Release:
+        raise IntegrityError("the release is damaged")
+
+    def discover(names: Collection[str]) -> dict[str, Callable[[], Release]]:
+        known.append(names)
+        found = {"moods": lambda: release("moods"), "orders": damaged}
+        return {name: find for name, find in found.items() if name not in names}
+
+    place = fleet(release("tickets", pin=True), discover=discover)
+    assert place.fleet.follows
+
+    async def work() -> None:
+        await place.fleet.follow()
+        assert place.fleet.state("moods") == "on disk"
+        await place.use("moods")
+        await place.fleet.follow()
+        assert [set(names) for names in known] == [{"tickets"}, {"tickets", "moods"}]
+
+    place.run(work)
+    assert [line["model"] for line in place.events("not_followed")] == ["orders", "orders"]
+
+
+# Requests
 
 
 def test_a_key_is_for_its_models_alone() -> None:
-    fleet = opened("tickets", "moods", "orders").fleet
+    own = fleet(release("tickets"), release("moods"), release("orders")).fleet
     key = Key("crm", "", "", models=("orders", "moods"))
-    assert (list(fleet.models(key)), list(fleet.models(ANYBODY))) == (
-        ["moods", "orders"],
-        ["tickets", "moods", "orders"],
-    )
-    assert [fleet.find(name, key)[0].name for name in (None, "default", "orders")] == ["moods", "moods", "orders"]
+    assert (list(own.models(key)), list(own.models(ANYBODY))) == (["moods", "orders"], ["tickets", "moods", "orders"])
+    assert [own.find(name, key)[0] for name in (None, "default", "orders")] == ["moods", "moods", "orders"]
     for name, status in (("tickets", 404), ("nobody", 404), (5, 400)):
         with pytest.raises(BadRequestError, match=f"model '{name}' is not served here; served: moods, orders$") as no:
-            fleet.find(name, key)
+            own.find(name, key)
         assert no.value.status == status
 
 
-def test_over_http_a_model_without_room_is_refused_with_the_time_to_come_back(
-    held: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fleets, "WAIT", 0.1 / SETTINGS.answer_timeout_s)
-    place = opened("tickets", "moods", "letters", bytes=int(1.8 * held), budget=2 * held)
+@pytest.fixture
+def held() -> Iterator[int]:
+    """Bytes that an engine of the tiny model holds."""
+    with Engine(KEPT, sequences=2, context=256, threads=1) as engine:
+        yield engine.held_bytes()
+
+
+def test_over_http_a_model_without_room_is_refused_with_the_time_to_come_back(held: int) -> None:
+    large = dataclasses.replace(real("letters"), bytes=5 * held)
+    place = fleet(real("tickets"), real("moods"), large, budget=4 * held)
     app = application(place.fleet, place.log)
 
     async def work() -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             ask = functools.partial(client.post, "/v1/chat/completions")
-            moods = await ask(json={"model": "moods", "messages": chat("hello")})
-            assert moods.json()["choices"][0]["message"]["content"] in TASKS["moods"].labels
-            with place.fleet.at_work(place.fleet.members["moods"]):
-                refused = await ask(json={"messages": chat("hello")})
-                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_room")
-                assert int(refused.headers["retry-after"]) >= 1
-                again = await ask(json={"model": "moods", "messages": chat("hello"), "n": 2})
-                assert len(again.json()["choices"]) == 2
+            moods = await ask(json={"model": "moods", "messages": chat("hello"), "n": 2})
+            answers = {choice["message"]["content"] for choice in moods.json()["choices"]}
+            assert answers <= set(TASKS["moods"].labels)
+            refused = await ask(json={"model": "letters", "messages": chat("hello")})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_room")
+            assert int(refused.headers["retry-after"]) >= 1
             default = await ask(json={"messages": chat("hello")})
             assert default.json()["slmctl"]["model"] == "tickets"
             listed = (await client.get("/v1/models")).json()["data"]
             assert {entry["id"]: entry["slmctl"]["state"] for entry in listed} == {
-                "tickets": "loaded", "moods": "on disk", "letters": "on disk"
+                "tickets": "loaded", "moods": "loaded", "letters": "on disk"
             }  # fmt: skip
             page = (await client.get("/metrics")).text
-            assert 'slmctl_model_state{model="moods",state="on disk"} 1.0' in page
-            assert 'slmctl_model_evictions_total{model="moods"} 1.0' in page
+            assert 'slmctl_model_state{model="moods",state="loaded"} 1.0' in page
+            assert 'slmctl_model_loads_total{model="moods"} 1.0' in page
             assert app.state.gateway.limits.running == 0
-            assert not any(member.work for member in place.fleet.members.values())
+            assert not any(running.users for running in place.fleet.running.values())
 
-    run(place, work, app.state.gateway.metrics)
+    place.run(work, app.state.gateway.metrics)

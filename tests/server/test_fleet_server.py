@@ -18,8 +18,8 @@ from support import ROOT
 from support.fleets import KEPT, TASKS, published
 from support.serving import begin, chat, end, settles
 
+from slmctl.cli import served_fleet
 from slmctl.cli.group import Options, read_settings
-from slmctl.cli.served_fleet import ServedFleet
 from slmctl.config import ServeConfig
 from slmctl.errors import SlmctlError
 from slmctl.model_files import memory
@@ -38,7 +38,7 @@ serve:
   memory: 4GiB
   collect: {to: collected, kept: 100%}
   fleet:
-    tickets: {release: "dir:registry#tickets@production", pin: true, weight: 2}
+    tickets: {release: "dir:registry#tickets@production", pin: true}
     orders: {release: "dir:registry#orders"}
     mail: {release: registry/letters/1.0}
 """
@@ -204,7 +204,7 @@ def test_nothing_fails_late(desk: Path, sets: list[str], code: int, message: str
     options.directory, options.sets = desk, sets
     with (
         pytest.raises(SlmctlError, match=message) as refused,
-        ServedFleet(options, read_settings(options).serve, None, None, keys=False),
+        served_fleet.opened(options, read_settings(options).serve, None, None, keys=False),
     ):
         pass
     assert refused.value.code == code

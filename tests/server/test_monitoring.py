@@ -18,13 +18,14 @@ pytest.importorskip("prometheus_client")
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from slmctl.config import CollectConfig, Prices
+from slmctl.config import CollectConfig, Prices, ServeConfig
 from slmctl.inference.escalation_policy import Policy
-from slmctl.server import collector, fleet_members, routed
+from slmctl.server import collector, fleet, routed
 from slmctl.server.collector import Collector
-from slmctl.server.fleet_members import LoadableRelease, Member, Served
+from slmctl.server.fleet import Fleet
 from slmctl.server.metrics import Metrics
 from slmctl.server.router import Router
+from slmctl.server.running_model import Release, RunningModel
 from slmctl.task.contract import Task
 
 FOLDER = ROOT / "templates" / "serve" / "monitoring"
@@ -47,8 +48,8 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     metrics = Metrics()
     metrics.include(routed.FAMILIES, deciding.figures)
     metrics.include(collector.FAMILIES, collecting.figures)
-    members = [Member("desk", LoadableRelease("", {}, 0, never_loaded))]
-    metrics.include(fleet_members.FAMILIES, lambda: fleet_members.figures(members))
+    desk = Fleet([Release("desk", "", {}, 0, never_loaded)], ServeConfig())
+    metrics.include(fleet.FAMILIES, desk.figures)
     page = metrics.page().decode()
     collecting.close()
     samples: Samples = {}
@@ -59,7 +60,7 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     return samples
 
 
-def never_loaded() -> Served:
+def never_loaded() -> RunningModel:
     raise AssertionError("no figure needs a model in memory")
 
 

@@ -21,8 +21,8 @@ from slmctl.server import openai_requests
 from slmctl.server.app import application
 from slmctl.server.backends import Backend
 from slmctl.server.fleet import Fleet
-from slmctl.server.fleet_members import LoadableRelease, Member, Served
 from slmctl.server.log import Log
+from slmctl.server.running_model import Release, RunningModel
 from slmctl.task.contract import Task
 
 ORIGIN = "https://desk.example"
@@ -139,9 +139,8 @@ def test_a_fault_of_the_servers_own_is_observed_too() -> None:
     models = {"desk": openai_requests.ServedModel("desk", Task("generate", tiny.TEMPLATE, "<|im_end|>"))}
     lines = io.StringIO()
     log = Log(lines)
-    served = Served(cast(Backend, Broken()), models)
-    member = Member("desk", LoadableRelease("", models, 0, lambda: served), pin=True)
-    fleet = Fleet([member], ServeConfig(cors_origins=[ORIGIN]))
+    release = Release("desk", "", models, 0, lambda: RunningModel(cast(Backend, Broken()), models), pin=True)
+    fleet = Fleet([release], ServeConfig(cors_origins=[ORIGIN]))
     fleet.load_pinned()
     app = application(fleet, log)
 

@@ -1,0 +1,138 @@
+"""The state of a running server, and what every request passes: key, body, lease, check of its schema."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.server import collector, openai_requests
+from slmctl.server.api_keys import Key
+from slmctl.server.backends import Backend
+from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.fleet import Fleet
+from slmctl.server.log import Log
+from slmctl.server.metrics import Metrics
+from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
+from slmctl.server.rate_limits import ANYBODY, Limits
+from slmctl.server.request_run import Exchange, Receive, RequestFailedError, while_wanted
+from slmctl.server.routed import FAMILIES
+from slmctl.server.running_model import RunningModel
+
+SCHEMAS = 64  # of clients whose check is remembered
+
+
+class Gateway:
+    """The state of a running server."""
+
+    def __init__(self, fleet: Fleet, log: Log) -> None:
+        self.fleet, self.log, self.metrics = fleet, log, Metrics()
+        self.settings = settings = fleet.settings
+        self.limits = Limits(
+            settings.sequences, settings.max_waiting_requests, settings.requests_per_minute, settings.concurrency
+        )
+        most = settings.max_prompt_tokens or settings.context_length - 1
+        self.ceilings = Ceilings(settings.max_tokens, min(most, settings.context_length - 1))
+        self.created = int(time.time())
+        self.running: set[Exchange] = set()
+        self.stopping = False
+        if any(release.has_policy for release in fleet.releases.values()):
+            self.metrics.include(FAMILIES, fleet.escalation.figures)
+        if fleet.collector is not None:
+            self.metrics.include(collector.FAMILIES, fleet.collector.figures)
+        self._schemas: dict[str, str] = {}  # what is wrong with a schema; empty: nothing
+
+    @property
+    def ready(self) -> bool:
+        fault = self.fleet.keys.fault if self.fleet.keys else ""
+        return not self.stopping and not fault and self.fleet.ready
+
+    def stop(self) -> None:
+        """Answer new requests with 503 from now on; running ones go on until `end_all`."""
+        self.stopping = True
+
+    def end_all(self) -> None:
+        """End every answer that is still running, each with a word to its client."""
+        for exchange in list(self.running):
+            exchange.end("server_stopping")
+
+    def key_of(self, http: HttpRequest) -> Key:
+        """The client's key; anybody's where no keys are asked for."""
+        if self.fleet.keys is None:
+            return ANYBODY
+        scheme, _, secret = http.headers.get("authorization", "").partition(" ")
+        key = self.fleet.keys.find(secret.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            raise HTTPException(
+                401, "a valid API key is needed: Authorization: Bearer KEY", {"www-authenticate": "Bearer"}
+            )
+        http.state.note.fields["key"] = key.name
+        return key
+
+    def models_for(self, http: HttpRequest) -> Mapping[str, ServedModel]:
+        """The models that the client may ask, by name, the default one first."""
+        return self.fleet.models(self.key_of(http))
+
+    async def body_of(self, http: HttpRequest) -> bytes:
+        """The body of a request, within the limits on its size and time."""
+        kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # a web page of another origin can send any other type without asking
+            raise HTTPException(415, "the body must be JSON: Content-Type: application/json")
+        raw = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.receive_timeout_s):
+                async for chunk in http.stream():
+                    raw += chunk
+                    if len(raw) > self.settings.max_body_bytes:
+                        raise HTTPException(413, f"the body is larger than {self.settings.max_body_bytes} bytes")
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive within {self.settings.receive_timeout_s:g} s") from None
+        except ClientDisconnect:
+            raise RequestFailedError("the client has gone", "client_gone", 499) from None
+        return bytes(raw)
+
+    async def lease(self, name: str, ends_at: float, receive: Receive) -> RunningModel:
+        """The running model of a release; `Fleet.give_back` ends that.
+
+        Raises:
+            RequestFailedError: It cannot be loaded, or not now, or not in time.
+        """
+        try:
+            async with while_wanted(receive, ends_at):
+                return await self.fleet.lease(name)
+        except TimeoutError:
+            message = f"model '{name}' was not loaded within {self.settings.answer_timeout_s:g} s"
+            raise RequestFailedError(message, "deadline_exceeded", 504) from None
+        except RequestFailedError as error:
+            self.metrics.refused.labels(error.code).inc()
+            raise
+
+    async def checked(self, body: JsonObject, kind: str, name: str, running: RunningModel) -> CheckedRequest:
+        """A request as a running model is asked it: the model of that name, or the default one.
+
+        Raises:
+            BadRequestError: It cannot be.
+        """
+        model = running.models.get(name) or next(iter(running.models.values()))
+        # in a thread: the release's chat template renders the prompt
+        checked = await asyncio.to_thread(
+            openai_requests.check, {**body, "model": model.name}, kind, {model.name: model}, self.ceilings
+        )
+        await self._require_grammar(checked, running.backend)
+        return checked
+
+    async def _require_grammar(self, checked: CheckedRequest, backend: Backend) -> None:
+        """See that a grammar can be made of a client's own schema, apart from the loop: it may take a while."""
+        if not (text := checked.client_form):
+            return
+        if text not in self._schemas:
+            if len(self._schemas) >= SCHEMAS:
+                self._schemas.clear()
+            self._schemas[text] = await asyncio.to_thread(backend.fault_of, text)
+        if fault := self._schemas[text]:
+            raise BadRequestError(f"'{checked.form_option}': {fault}", checked.form_option)
