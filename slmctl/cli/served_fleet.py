@@ -216,7 +216,7 @@ class _Finder:
         from slmctl.pipeline import model_lookup
         from slmctl.server.backends import LocalEngine
         from slmctl.server.openai_requests import ServedModel
-        from slmctl.server.router import Router
+        from slmctl.server.router import Router, fitted_policy
         from slmctl.server.running_model import RunningModel
 
         settings, loras = self.settings, self._adapters(artifact, path)
@@ -238,7 +238,8 @@ class _Finder:
             models = _named(asked, artifact, path, main, loras)
             name, router = next(iter(models)), None
             if policy is not None:
-                router = Router.of(policy, settings, digest or sha256_file(path), task, name, self.escalation)
+                fitted = fitted_policy(policy, digest or sha256_file(path), task)
+                router = Router(fitted, task, name, self.escalation)
                 stack.callback(router.retire)
             notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []
             notes += [lora.note for lora in loras.values() if lora.note]

@@ -8,7 +8,6 @@ models' texts.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import json
 import time
@@ -19,15 +18,14 @@ from typing import Any, TypeVar
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.config import Prices, ServeConfig
 from slmctl.errors import DataError
 from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.network.endpoint_replies import Reply
 from slmctl.sensitive import conversation_veto, search_process
 from slmctl.server.client_schemas import satisfies
-from slmctl.server.generalist import Generalist, GeneralistError
+from slmctl.server.generalist import GeneralistError
 from slmctl.server.log import Log
-from slmctl.server.routed import Escalation, LocalAnswer, Routed, Sample
+from slmctl.server.routed import Escalation, LocalAnswer, Routed
 from slmctl.server.tool_requests import Offer
 from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task
@@ -45,67 +43,19 @@ class Router:
         policy: Fitted on the very file that answers here; see `Policy.require`.
         task: The task contract of the local model.
         name: The local model's name.
-        generalist: Gets the escalated questions; None only reports which would be.
-        prices: For the savings.
-        decisions: File that gets a line about each decision; the caller's log by default.
-        shared: What it has in common with other routers, in place of `generalist`, `prices` and `decisions`.
+        escalation: What the routers of a server share; without a general model it only reports what would be asked.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        task: Task,
-        name: str,
-        generalist: Generalist | None = None,
-        *,
-        prices: Prices | None = None,
-        decisions: Path | None = None,
-        shared: Escalation | None = None,
-    ) -> None:
-        self.policy, self.task, self.name = policy, task, name
-        self.shared = shared or Escalation(generalist, prices=prices, decisions=decisions)
-        self.generalist = self.shared.generalist
+    def __init__(self, policy: Policy, task: Task, name: str, escalation: Escalation) -> None:
+        self.policy, self.task, self.name, self.escalation = policy, task, name, escalation
+        self.generalist = escalation.generalist
         # threads of their own: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
         start_search()
 
-    @classmethod
-    def of(
-        cls, policy: Path, settings: ServeConfig, gguf: str, task: Task, name: str, shared: Escalation | None = None
-    ) -> Router:
-        """The router that a config asks for.
-
-        Args:
-            policy: Folder of the policy.
-            settings: The server's section.
-            gguf: sha256 of the file that answers.
-            task: Its task contract.
-            name: Its name.
-            shared: What it has in common with the other routers of its server; its own by default.
-
-        Raises:
-            IntegrityError: There is no policy, it was changed, or it is for another file or task.
-            UsageError: The general model's address or key is none.
-        """
-        fitted = fitted_policy(policy, gguf, task)
-        shared = shared or Escalation.of(settings)
-        return cls(fitted, task, name, shared=shared)
-
-    def open(self) -> contextlib.AbstractContextManager[None]:
-        """See `Escalation.open`."""
-        return self.shared.open()
-
-    async def close(self) -> None:
-        """Close the connections to the general model."""
-        await self.shared.close()
-
     def retire(self) -> None:
         """End its threads; other routers go on."""
         self._lookers.shutdown(wait=False, cancel_futures=True)
-
-    def figures(self) -> dict[str, list[Sample]]:
-        """See `Escalation.figures`."""
-        return self.shared.figures()
 
     async def route(
         self,
@@ -155,9 +105,9 @@ class Router:
                 text, self.generalist.name, "generalist", reason, event, _finish(reply), verdict.p_correct,
                 verdict.keep, reply.prompt_tokens or 0, reply.completion_tokens or 0,
             )  # fmt: skip
-        self.shared.count(routed, reply.seconds if reply is not None else 0.0)
+        self.escalation.count(routed, reply.seconds if reply is not None else 0.0)
         times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
-        self.shared.note(routed, times, redacted=len(cleared.marks), fault=fault, request=request, log=log)
+        self.escalation.note(routed, times, redacted=len(cleared.marks), fault=fault, request=request, log=log)
         return routed
 
     async def _clear(

@@ -16,6 +16,7 @@ from slmctl.inference.escalation_policy import Policy
 from slmctl.sensitive import conversation_veto
 from slmctl.server import openai_requests, router
 from slmctl.server.generalist import Generalist
+from slmctl.server.routed import Escalation
 from slmctl.server.router import Router
 from slmctl.task.contract import Task
 
@@ -46,11 +47,11 @@ def routed(
         return EVENT
 
     async def work() -> list[router.Routed]:
-        router = Router(UNSURE, TASK, "small", Generalist(Settings(url=fake.url, model="large", **more)))
+        router = Router(UNSURE, TASK, "small", Escalation(Generalist(Settings(url=fake.url, model="large", **more))))
         try:
             return [await router.route(messages, {}, {}, local, unread=unread) for messages in conversations]
         finally:
-            await router.close()
+            await router.escalation.close()
             await asyncio.sleep(0)  # transports close in the next turn of the loop
 
     return asyncio.run(work())

@@ -17,7 +17,7 @@ from slmctl.sensitive import conversation_veto
 from slmctl.server import openai_requests
 from slmctl.server.generalist import Generalist
 from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
-from slmctl.server.routed import Routed
+from slmctl.server.routed import Escalation, Routed
 from slmctl.server.router import Router
 from slmctl.task.tool_calls import NO_CALL, ToolCall
 
@@ -56,13 +56,13 @@ def routed(
 
     async def work(url: str) -> Routed:
         settings = Settings(url=url, model="large", timeout_s=5, **({"redact": redact} if redact else {}))
-        router = Router(UNSURE, TASK, "errands", Generalist(settings))
+        router = Router(UNSURE, TASK, "errands", Escalation(Generalist(settings)))
         try:
             return await router.route(
                 request.sent, request.options, {}, local, unread=request.unread, also=request.also, offer=request.offer
             )
         finally:
-            await router.close()
+            await router.escalation.close()
             await asyncio.sleep(0)  # transports close in the next turn of the loop
 
     with endpoint.serving(lambda body, before: turn) as fake:

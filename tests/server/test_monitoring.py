@@ -24,6 +24,7 @@ from slmctl.server import collector, fleet, routed
 from slmctl.server.collector import Collector
 from slmctl.server.fleet import Fleet
 from slmctl.server.metrics import Metrics
+from slmctl.server.routed import Escalation
 from slmctl.server.router import Router
 from slmctl.server.running_model import Release, RunningModel
 from slmctl.task.contract import Task
@@ -43,10 +44,10 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     policy = Policy("f" * 64, task.digest, "classify", "the label", "", {"odds": 1.0, "allowed": 0.0}, 0.0,
                     ((0.0, 0.5),), 0.0)  # fmt: skip
     prices = Prices(machine_per_hour=1, api_per_million_input_tokens=1, api_per_million_output_tokens=1, currency="EUR")
-    deciding = Router(policy, task, "desk", prices=prices)
+    deciding = Router(policy, task, "desk", Escalation(prices=prices))
     collecting = Collector(CollectConfig(to=tmp_path_factory.mktemp("collected")))
     metrics = Metrics()
-    metrics.include(routed.FAMILIES, deciding.figures)
+    metrics.include(routed.FAMILIES, deciding.escalation.figures)
     metrics.include(collector.FAMILIES, collecting.figures)
     desk = Fleet([Release("desk", "", {}, 0, never_loaded)], ServeConfig())
     metrics.include(fleet.FAMILIES, desk.figures)

@@ -20,7 +20,7 @@ from support.endpoint import fails, says
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Manifest
 from slmctl.config import GeneralistConfig as Settings
-from slmctl.config import Prices, ServeConfig
+from slmctl.config import Prices
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.network import guard, openai_client
@@ -30,8 +30,8 @@ from slmctl.server import generalist as module
 from slmctl.server import routed, router
 from slmctl.server.generalist import Breaker, Generalist
 from slmctl.server.log import Log
-from slmctl.server.routed import Routed
-from slmctl.server.router import Router
+from slmctl.server.routed import Escalation, Routed
+from slmctl.server.router import Router, fitted_policy
 from slmctl.task.contract import Task
 
 pytest.importorskip("httpx")
@@ -95,7 +95,7 @@ def routing(url: str = "", *, task: Task = CLASSIFY, **more: Any) -> Router:
     if task.kind == "extract":
         policy = OF_TEXT.__class__(**{**OF_TEXT.__dict__, "kind": "extract"})
     asked = Generalist(Settings(url=url, model="large", **{"timeout_s": 5, **more})) if url else None
-    return Router(policy, task, "small", asked, **kept)
+    return Router(policy, task, "small", Escalation(asked, **kept))
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -119,7 +119,7 @@ def one(
                 log=TOLD,
             )
         finally:
-            await found.close()
+            await found.escalation.close()
             await asyncio.sleep(0)  # transports close in the next turn of the loop
 
     return run(work())  # type: ignore[no-any-return]
@@ -306,7 +306,9 @@ def test_the_key_is_sent_there_and_stands_nowhere_else(monkeypatch: pytest.Monke
         found = routing(fake.url, key_env="THE_KEY")
         routed = one(found)
         assert fake.headers[0]["authorization"] == f"Bearer {key}"
-    assert key not in repr(routed) + json.dumps(TOLD.lines) + json.dumps(found.figures()) + repr(found.generalist)
+    assert key not in repr(routed) + json.dumps(TOLD.lines) + json.dumps(found.escalation.figures()) + repr(
+        found.generalist
+    )
     monkeypatch.delenv("THE_KEY")
     with pytest.raises(UsageError, match="THE_KEY is not set"):
         routing("http://127.0.0.1:9/v1", key_env="THE_KEY")
@@ -345,7 +347,7 @@ def test_a_proxy_of_the_environment_is_not_used_and_one_of_the_config_is(monkeyp
 
 def test_the_guard_opens_for_that_host_alone() -> None:
     found = routing("http://general.example/v1")
-    with found.open():
+    with found.escalation.open():
         assert guard._only == {"general.example"}
         assert not guard._may("other.example")
     assert guard._only is None and not guard._open_for
@@ -425,7 +427,7 @@ def test_the_callers_own_deadline_is_kept() -> None:
         routed = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at)
         for _ in range(module.FAILURES + 1):  # which say nothing of the general model
             late = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at - 9)
-        await found.close()
+        await found.escalation.close()
         await asyncio.sleep(0)
         assert told(late) == told(routed)
         return routed
@@ -503,13 +505,13 @@ def test_a_client_that_hangs_up_takes_its_question_along() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await found.close()
+        await found.escalation.close()
 
     with endpoint.serving(wait) as fake:
         found = routing(fake.url)
         run(work(found))
         go_on.set()
-    assert found.figures()["slmctl_routed"][0][1] == 0
+    assert found.escalation.figures()["slmctl_routed"][0][1] == 0
 
 
 # The circuit breaker
@@ -564,7 +566,7 @@ def test_nobody_waits_for_a_model_that_keeps_failing() -> None:
         reasons = [one(found).reason for _ in range(module.FAILURES + 3)]
         assert reasons == ["generalist-error"] * module.FAILURES + ["circuit-open"] * 3
         assert len(fake.bodies) == module.FAILURES
-    assert found.figures()["slmctl_circuit_open"] == [({}, 1.0)]
+    assert found.escalation.figures()["slmctl_circuit_open"] == [({}, 1.0)]
 
 
 def test_a_request_at_fault_does_not_open_it() -> None:
@@ -582,7 +584,7 @@ def test_decisions_are_written_without_content(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "xylophone quarrel"}]
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         found = routing(fake.url, decisions=path)
-        with found.open():
+        with found.escalation.open():
             one(found, event(sure=0.6), asked, request="xylophone")
             one(found, event(sure=0.99), asked, request="req-0123456789abcdef")
     text = path.read_text(encoding="utf-8")
@@ -596,10 +598,13 @@ def test_decisions_are_written_without_content(tmp_path: Path) -> None:
 
 def test_a_full_disk_costs_decisions_and_no_answers() -> None:
     found = routing(decisions=Path("/dev/full"))
-    with found.open():
+    with found.escalation.open():
         assert [told(one(found, event(sure=0.99))) for _ in range(3)] == [("local", "confident", "billing")] * 3
-    assert found.figures()["slmctl_decisions_dropped"] == [({}, 3.0)]
-    with pytest.raises(UsageError, match="decisions cannot be written"), routing(decisions=Path("/dev/null/x")).open():
+    assert found.escalation.figures()["slmctl_decisions_dropped"] == [({}, 3.0)]
+    with (
+        pytest.raises(UsageError, match="decisions cannot be written"),
+        routing(decisions=Path("/dev/null/x")).escalation.open(),
+    ):
         pass
 
 
@@ -620,16 +625,15 @@ def test_a_policy_whose_artifact_was_changed_is_refused(tmp_path: Path) -> None:
             place, folder, lambda files, digest: Manifest("policy", "calibrate/1", digest, "sha256:0", {}, {}, files)
         )
     path = folder / "policy.json"
-    settings = ServeConfig(policy=path)
     for given in (folder, path):
-        assert Router.of(given, settings, "f" * 64, CLASSIFY, "small").policy == OF_LABELS
+        assert fitted_policy(given, "f" * 64, CLASSIFY) == OF_LABELS
     path.write_bytes(path.read_bytes().replace(b'"threshold": 2.0', b'"threshold": 0.0'))
     for given in (folder, path):
         with pytest.raises(IntegrityError, match=r"damaged: changed: policy\.json"):
-            Router.of(given, settings, "f" * 64, CLASSIFY, "small")
+            fitted_policy(given, "f" * 64, CLASSIFY)
     copied = tmp_path / "mine.json"  # one by itself is its owner's
     copied.write_bytes(path.read_bytes())
-    assert Router.of(copied, settings, "f" * 64, CLASSIFY, "small").policy.threshold == 0
+    assert fitted_policy(copied, "f" * 64, CLASSIFY).threshold == 0
 
 
 def test_figures_count_both_routes_and_the_savings() -> None:
@@ -638,7 +642,7 @@ def test_figures_count_both_routes_and_the_savings() -> None:
         found = routing(fake.url, prices=prices)
         for sure in (0.99, 0.99, 0.6):
             one(found, event(sure=sure))
-    figures = found.figures()
+    figures = found.escalation.figures()
     assert figures.keys() <= routed.FAMILIES.keys()
     counted = {tuple(labels.values()): value for labels, value in figures["slmctl_routed"] if value}
     assert counted == {("local", "confident"): 2.0, ("generalist", "unsure"): 1.0}
