@@ -27,9 +27,7 @@ _HEAD = 1 << 20  # bytes at the start of a file among which its first whole line
 # The reasons for which a row was looked at. A uniform one was drawn by chance from all traffic, with a probability
 # that is known, and nothing else; any other one was picked since it looked difficult.
 UNIFORM = "uniform"
-Choice = Literal[
-    "uniform", "escalated", "unsure", "disagreement", "suspect", "novel", "duplicates", "shadow", "feedback"
-]
+Choice = Literal["uniform", "escalated", "unsure", "disagreement", "suspect", "novel", "duplicates", "feedback"]
 
 
 @dataclass(frozen=True)
