@@ -23,7 +23,7 @@ from slmctl.errors import DataError
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.endpoint_replies import Reply
 from slmctl.network.openai_client import EndpointRequest
-from slmctl.stages.predict.predict import quantiles
+from slmctl.stages.predict.latency import quantiles
 from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, MessageCall, Record, read_records, require_records, write_jsonl

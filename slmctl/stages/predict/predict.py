@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,8 +18,8 @@ from slmctl.inference import engine, json_grammar
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file, lora_file
-from slmctl.stages.predict import released
-from slmctl.stages.predict.prompts import Prompt, PromptAnswerer, asked, few_shot
+from slmctl.stages.predict import latency, released
+from slmctl.stages.predict.prompts import Prompt, asked, few_shot
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, require_records, write_jsonl
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from slmctl.stages.predict.transformers_answerer import HfAnswerer
 
 LORA = "lora"  # the adapter's name inside of the engine
-LATENCY_ROWS, LATENCY_LEAST = 32, 5  # answered one at a time, to measure the latency of one caller
-LATENCY_S = 20.0  # after which the least number is enough: an untuned base writes long objects, of 10 s each
 
 
 def run(
@@ -78,7 +75,7 @@ def _run(
             prompts = [asked(own, released.as_asked(record, own, task)) for record in records]
         else:
             prompts = [asked(task, record, list_labels=untuned) for record in records]
-        latency = latency_ms(answerer, prompts)
+        waits = latency.one_by_one(answerer, prompts)
         begun = time.monotonic()
         answers: list[engine.Answer | None] = [None] * len(records)
         with console.progress(f"predict {name}", len(records), "rows") as meter:
@@ -105,7 +102,7 @@ def _run(
         "constrained_by": "labels" if task.labels else "schema" if task.constraint else "nothing",
         "engine": answerer.model.info["build"] if isinstance(answerer, GgufAnswerer) else None,
         "matmul_dtype": answerer.matmul_dtype,
-        "latency_ms": latency,
+        "latency_ms": waits,
         "rows_per_s": round(len(records) / max(seconds, 1e-9), 2),
     }
 
@@ -189,30 +186,6 @@ def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
     if model.kind == "adapter" and base is not None:
         size += sum(entry.size for entry in base.files(".safetensors"))
     return FileEntry(model.path.name, size, model.digest.removeprefix("sha256:"))
-
-
-def latency_ms(answerer: PromptAnswerer, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Latency of one answer in ms: median and 95th percentile over the first rows, one at a time, after a warm-up.
-
-    The warm-up is the longest prompt, so that no figure includes the time in which the engine makes room for it.
-    Where answers take long, LATENCY_S bounds the rows: nobody waits minutes for a median.
-    """
-    times, start = [], time.monotonic()
-    for prompt in [max(prompts, key=lambda prompt: len(prompt.text)), *prompts[:LATENCY_ROWS]]:
-        begun = time.monotonic()
-        for _ in answerer.answer([prompt]):
-            pass
-        times.append((time.monotonic() - begun) * 1000)
-        if len(times) > LATENCY_LEAST and time.monotonic() - start > LATENCY_S:
-            break
-    return quantiles(times[1:])
-
-
-def quantiles(times_ms: Sequence[float]) -> dict[str, float]:
-    """Median, 95th percentile and number of times."""
-    ordered = sorted(times_ms)
-    p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-    return {"median": round(statistics.median(ordered), 1), "p95": round(p95, 1), "n": len(ordered)}
 
 
 def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:

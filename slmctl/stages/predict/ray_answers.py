@@ -188,8 +188,10 @@ class RayCluster:
 
         chunks, count = [], 0
         while block := list(itertools.islice(rows, row_answers.CHUNK)):
-            asked = [{name: cell for name, cell in row.columns.items() if name == reading.column} for row in block]
-            lines = [json.dumps([row.number, cells, row.fault]) for row, cells in zip(block, asked, strict=True)]
+            lines = []
+            for row in block:  # without the columns that are not asked
+                cells = {name: cell for name, cell in row.columns.items() if name == reading.column}
+                lines.append(json.dumps([row.number, cells, row.fault]))
             places = pa.array(range(count, count + len(block)), pa.int64())
             chunks.append(self.ray.put(pa.table({"place": places, "row": pa.array(lines, pa.string())})))
             count += len(block)

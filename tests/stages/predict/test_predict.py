@@ -17,7 +17,7 @@ from slmctl.errors import DataError, UsageError
 from slmctl.inference import engine, json_grammar
 from slmctl.model_files import gguf_choice
 from slmctl.pipeline import resolve, stage_table
-from slmctl.stages.predict import predict, prompts
+from slmctl.stages.predict import latency, predict, prompts
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import read_records
@@ -280,7 +280,7 @@ def test_the_base_is_measured_with_examples_too(tiny_run: Path, artifacts: dict[
     assert [request.section.shots for request in resolve.predictions_of(project, "adapter")] == [None]
 
 
-@pytest.mark.parametrize(("seconds", "rows"), [(0.1, predict.LATENCY_ROWS), (9.0, predict.LATENCY_LEAST)])
+@pytest.mark.parametrize(("seconds", "rows"), [(0.1, latency.ROWS), (9.0, latency.LEAST)])
 def test_a_slow_model_is_timed_over_fewer_rows(monkeypatch: pytest.MonkeyPatch, seconds: float, rows: int) -> None:
     clock = 0.0
 
@@ -290,8 +290,8 @@ def test_a_slow_model_is_timed_over_fewer_rows(monkeypatch: pytest.MonkeyPatch, 
             clock += seconds * len(asked)
             yield 0, engine.EngineError("no matter")
 
-    monkeypatch.setattr(predict.time, "monotonic", lambda: clock)
-    measured = predict.latency_ms(Slow(), [prompts.Prompt("a question", "")] * 40)
+    monkeypatch.setattr(latency.time, "monotonic", lambda: clock)
+    measured = latency.one_by_one(Slow(), [prompts.Prompt("a question", "")] * 40)
     assert measured["n"] == rows and measured["median"] == measured["p95"] == pytest.approx(1000 * seconds)
 
 
