@@ -66,6 +66,12 @@ class Manifest:
         """The beginning of the recipe id; of a model that slmctl did not make, that of its digest."""
         return (self.recipe_id or self.digest).removeprefix("sha256:")[:SHORT_ID]
 
+    @property
+    def parents(self) -> list[tuple[str, str]]:
+        """Role and digest of every input."""
+        listed = ((role, value if isinstance(value, list) else [value]) for role, value in self.inputs.items())
+        return [(role, digest) for role, digests in listed for digest in digests]
+
     @classmethod
     def from_bytes(cls, raw: bytes, *, where: str) -> Manifest:
         """Read a manifest and prove that no byte of it has changed.

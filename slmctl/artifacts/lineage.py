@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -43,6 +43,29 @@ class LineageNode:
     sources: tuple[SourceFile, ...] = ()
 
 
+class Ancestry:
+    """Artifacts by digest, and what each was made of."""
+
+    def __init__(self, artifacts: Iterable[Artifact]) -> None:
+        self._by_digest: dict[str, list[Artifact]] = {}
+        for made in artifacts:
+            self._by_digest.setdefault(made.digest, []).append(made)
+
+    def get(self, digest: str) -> Artifact | None:
+        """The artifact of a digest; None where it is not here."""
+        return next(iter(self._by_digest.get(digest, ())), None)
+
+    def of(self, *digests: str) -> Iterator[Artifact]:
+        """The artifacts of some digests and all that they were made of, the nearest first."""
+        left, seen = list(digests), set(digests)  # an artifact cannot be its own ancestor, whatever a manifest says
+        for digest in left:
+            for made in self._by_digest.get(digest, ()):
+                yield made
+                parents = {parent: None for _, parent in made.manifest.parents if parent not in seen}
+                left += parents
+                seen |= parents.keys()
+
+
 def show(root: Path, release: Artifact) -> LineageNode:
     """The ancestry of an artifact, back to the base model and the data files."""
     return _node(release.digest, "", {a.digest: a for a in readable_artifacts(root)} | {release.digest: release})
@@ -77,8 +100,7 @@ def origin(root: Path, of: Artifact, kind: str) -> Artifact:
         if entry.kind == kind:
             return entry
         if entry.kind not in ("report", "predictions", "prepared"):
-            inputs = [[value] if isinstance(value, str) else value for value in entry.manifest.inputs.values()]
-            left += [here[digest] for value in inputs for digest in value if digest in here]
+            left += [here[digest] for _, digest in entry.manifest.parents if digest in here]
     raise IntegrityError(
         f"{of.path} ({of.kind}) is no {kind} model, and the one it was made of is not below {root / 'runs'}",
         hint=f"name the project that made it with -C, or the {kind} model itself as MODEL",
@@ -139,11 +161,7 @@ def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozens
     source = by_digest.get(digest)
     if source is None or digest in below:  # an artifact cannot be its own ancestor, whatever a manifest says
         return LineageNode(digest, role, None)
-    parents = tuple(
-        _node(entry, name, by_digest, below | {digest})
-        for name, value in source.manifest.inputs.items()
-        for entry in (value if isinstance(value, list) else [value])
-    )
+    parents = tuple(_node(parent, role, by_digest, below | {digest}) for role, parent in source.manifest.parents)
     return LineageNode(digest, role, source, parents, tuple(_sources(source)))
 
 

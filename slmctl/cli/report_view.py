@@ -57,7 +57,7 @@ def _opening(project: Project, report: Artifact, figures: EvaluationReport, only
 
     artifacts = {entry.digest: entry for entry in lineage.readable_artifacts(project.root)}
     focus = figures["models"][figures["focus"]]
-    ancestors = list(_ancestors(artifacts, focus.get("predictions") or ""))
+    ancestors = list(lineage.Ancestry(artifacts.values()).of(focus.get("predictions") or ""))
     bases = [entry for entry in ancestors if entry.kind == "base"]
     adapter = next((entry for entry in ancestors if entry.kind == "adapter"), None)
     prepared = artifacts.get(figures["prepared"])
@@ -71,20 +71,6 @@ def _opening(project: Project, report: Artifact, figures: EvaluationReport, only
         training=_training(adapter) if adapter else None,
         policy=_policy(artifacts, focus.get("sha256")),
     )
-
-
-def _ancestors(artifacts: Mapping[str, Artifact], digest: str) -> Iterator[Artifact]:
-    """An artifact and all that it was made of, the nearest first."""
-    left, seen = [digest], {digest}
-    for entry in left:
-        made = artifacts.get(entry)
-        if made is None:
-            continue
-        yield made
-        for value in made.manifest.inputs.values():
-            new = [each for each in ([value] if isinstance(value, str) else value) if each not in seen]
-            seen.update(new)
-            left += new
 
 
 def _data(facts: Mapping[str, Any], figures: EvaluationReport) -> str:

@@ -152,18 +152,13 @@ def _needed(
     project: resolve.Project, artifacts: Sequence[Artifact], registries: Sequence[Path]
 ) -> tuple[set[Path], list[str]]:
     """The folders of artifacts that the config, a release or a process needs, with all that they were made of."""
-    by_digest: dict[str, list[Artifact]] = {}
-    for entry in artifacts:
-        by_digest.setdefault(entry.digest, []).append(entry)
     paths = {*_current(project), *_served(project, artifacts)}
     laid_out = {entry.digest: entry for entry in artifacts if entry.kind == "published"}
     released, notes = _released(project, laid_out, registries)
-    reached = _held_digests(project) | {entry.digest for entry in artifacts if entry.path in paths} | released
-    left = list(reached)
-    while left:
-        for entry in by_digest.get(left.pop(), ()):
-            left += [digest for digest in _inputs(entry.manifest) if digest not in reached]
-            reached |= _inputs(entry.manifest)
+    named = _held_digests(project) | {entry.digest for entry in artifacts if entry.path in paths} | released
+    reached = named | {
+        digest for made in lineage.Ancestry(artifacts).of(*named) for digest in (made.digest, *_inputs(made.manifest))
+    }
     # answers of models and data that are needed are what the next report is made of
     reached |= {
         entry.digest for entry in artifacts if entry.kind == "predictions" and _inputs(entry.manifest) <= reached
@@ -244,9 +239,8 @@ def _served(project: resolve.Project, artifacts: Sequence[Artifact]) -> Iterator
     )
 
 
-def _inputs(manifest: Artifact | Manifest) -> set[str]:
-    values = (manifest.manifest if isinstance(manifest, Artifact) else manifest).inputs.values()
-    return {digest for value in values for digest in (value if isinstance(value, list) else [value])}
+def _inputs(manifest: Manifest) -> set[str]:
+    return {digest for _, digest in manifest.parents}
 
 
 # What is in use
@@ -327,7 +321,7 @@ def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Un
     for path in sorted((project.runs / stage_log.FOLDER).glob("*" + stage_log.SUFFIX)):
         if stage_log.artifact_of(path) not in kept:
             yield Unneeded(path, "what a stage said whose artifact is not kept", _size(path))
-    models = {digest for entry in needed for digest in _inputs(entry)}
+    models = {digest for entry in needed for digest in _inputs(entry.manifest)}
     for path in sorted((project.runs / ".endpoints").glob("*.json")):
         if artifact.foreign(path, "endpoint").digest not in models:
             yield Unneeded(path, "an endpoint whose answers are not kept", _size(path))

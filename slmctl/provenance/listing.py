@@ -13,6 +13,7 @@ from typing import Any
 from slmctl import config, console
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import SHORT_ID, Artifact
+from slmctl.artifacts.lineage import Ancestry
 from slmctl.console import percent
 from slmctl.errors import SlmctlError
 from slmctl.pipeline.stage_table import BY_KIND, STAGES
@@ -106,16 +107,15 @@ def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
         kinds: Only these; all by default.
     """
     made, faults = _read(root)
-    by_digest = {entry.digest: entry for entry in made}
-    measured, tags, changed = _measured(made), _tags(root, made), _changes(made, by_digest)
-    bases = _Bases(by_digest)
+    ancestry = Ancestry(made)
+    measured, tags, changed = _measured(made), _tags(root, made), _changes(made, ancestry)
     entries = [
         Entry(
             kind=each.kind,
             id=each.short_id,
             path=str(each.path),
             started=each.manifest.started,
-            base=tuple(sorted(bases.of(each.digest))),
+            base=_bases(ancestry, each),
             changed=changed[each.path],
             validation_loss=_number(each.metrics.get("validation_loss")),
             metric=measured.get(each.digest),
@@ -308,37 +308,20 @@ def _tags(root: Path, made: Sequence[Artifact]) -> dict[str, tuple[str, ...]]:
     return {digest: tuple(dict.fromkeys(filter(None, names))) for digest, names in named.items()}
 
 
-class _Bases:
-    """The names of the bases in the ancestry of artifacts."""
-
-    def __init__(self, by_digest: Mapping[str, Artifact]) -> None:
-        self._by_digest = by_digest
-        self._known: dict[str, frozenset[str]] = {}
-
-    def of(self, digest: str) -> frozenset[str]:
-        if digest not in self._known:
-            self._known[digest] = frozenset()  # an artifact cannot be its own ancestor, whatever a manifest says
-            made = self._by_digest.get(digest)
-            if made is not None and made.kind == "base":
-                self._known[digest] = frozenset({str(made.metrics.get("name") or made.path.name)})
-            elif made is not None:
-                self._known[digest] = frozenset().union(*map(self.of, _inputs(made)))
-        return self._known[digest]
-
-
-def _inputs(made: Artifact) -> Iterator[str]:
-    for value in made.manifest.inputs.values():
-        yield from [value] if isinstance(value, str) else value
+def _bases(ancestry: Ancestry, made: Artifact) -> tuple[str, ...]:
+    """The names of the bases that an artifact was made from or measured on."""
+    bases = (each for each in ancestry.of(made.digest) if each.kind == "base")
+    return tuple(sorted({str(base.metrics.get("name") or base.path.name) for base in bases}))
 
 
 # What differs
 
 
-def _changes(made: Sequence[Artifact], by_digest: Mapping[str, Artifact]) -> dict[Path, dict[str, str]]:
+def _changes(made: Sequence[Artifact], ancestry: Ancestry) -> dict[Path, dict[str, str]]:
     """For each artifact, its values of the config keys and inputs in which the artifacts of its kind differ."""
     changes: dict[Path, dict[str, str]] = {}
     for kind in {each.kind for each in made}:
-        values = {each.path: _settings(each) | _origins(each, by_digest) for each in made if each.kind == kind}
+        values = {each.path: _settings(each) | _origins(each, ancestry) for each in made if each.kind == kind}
         keys = dict.fromkeys(key for own in values.values() for key in own)
         differing = [key for key in keys if len({own.get(key, "") for own in values.values()}) > 1]
         for path, own in values.items():
@@ -360,12 +343,12 @@ def _settings(made: Artifact) -> dict[str, str]:
     return dict(_flat(recorded))
 
 
-def _origins(made: Artifact, by_digest: Mapping[str, Artifact]) -> dict[str, str]:
+def _origins(made: Artifact, ancestry: Ancestry) -> dict[str, str]:
     """The inputs of an artifact by role: a short id, or how many there are."""
     origins = {}
     for role, value in made.manifest.inputs.items():
         if isinstance(value, str):
-            source = by_digest.get(value)
+            source = ancestry.get(value)
             origins[role] = source.short_id if source else value[7 : 7 + SHORT_ID]
         else:
             origins[role] = f"{len(value)} artifacts"

@@ -213,22 +213,21 @@ class _Exposures:
         self._seen[entry.digest] = frozenset(), frozenset()  # an artifact cannot be its own ancestor
         splits, missing = self._own(entry)
         for same in self._by_digest[entry.digest]:  # equal bytes, made in more than one way
-            for role, value in same.manifest.inputs.items():
-                for digest in value if isinstance(value, list) else [value]:
-                    if digest not in self._by_digest:
-                        missing |= set() if _is_remote(same, role) else {f"{role} {digest[:19]} is not here"}
-                    elif same.kind == "published" and role == "labelled":
-                        continue  # its data set says what was taken of it
-                    elif digest in self._splits:
-                        splits |= _taken(same, self._splits[digest])
-                        missing |= {fault for fault in [self._faults[digest]] if fault}
-                    else:
-                        more, lacking = self._of(self._by_digest[digest][0])
-                        if same.kind == "published" and role == "report":
-                            # what the release was measured beside is no part of it
-                            more, lacking = more - {"train"}, frozenset()
-                        splits |= more
-                        missing |= lacking
+            for role, digest in same.manifest.parents:
+                if digest not in self._by_digest:
+                    missing |= set() if _is_remote(same, role) else {f"{role} {digest[:19]} is not here"}
+                elif same.kind == "published" and role == "labelled":
+                    continue  # its data set says what was taken of it
+                elif digest in self._splits:
+                    splits |= _taken(same, self._splits[digest])
+                    missing |= {fault for fault in [self._faults[digest]] if fault}
+                else:
+                    more, lacking = self._of(self._by_digest[digest][0])
+                    if same.kind == "published" and role == "report":
+                        # what the release was measured beside is no part of it
+                        more, lacking = more - {"train"}, frozenset()
+                    splits |= more
+                    missing |= lacking
         self._seen[entry.digest] = frozenset(splits), frozenset(missing)
         return self._seen[entry.digest]
 

@@ -73,19 +73,19 @@ def test_every_kind_with_its_base_its_loss_and_what_a_report_says_of_it(tmp_path
                                if file.is_file() and file.name != "manifest.json")  # fmt: skip
 
 
-def test_what_differs_is_named_as_the_config_names_it_today(make: Make, tmp_path: Path) -> None:
+def test_what_differs_is_named(make: Make, tmp_path: Path) -> None:
     base = make("base", "pull/3", {}, {}, name="tiny")
     rows = make("prepared", "prepare/5", {}, {"base": base.digest})
-    # `steps` is what max_steps was called; an old recipe lacks label_smoothing, which acts as its default, 0
-    old = make("adapter", "finetune/1", {"epochs": 2.0, "steps": 7}, {"base": base.digest, "prepared": rows.digest})
-    new = make("adapter", "finetune/4", {"epochs": 3.0, "steps": 7, "label_smoothing": 0.0, "lora": {"rank": 8}},
+    # an old recipe lacks label_smoothing, which acts as its default, 0
+    old = make("adapter", "finetune/1", {"epochs": 2.0, "max_steps": 7}, {"base": base.digest, "prepared": rows.digest})
+    new = make("adapter", "finetune/4", {"epochs": 3.0, "max_steps": 7, "label_smoothing": 0.0, "lora": {"rank": 8}},
                {"base": base.digest, "prepared": rows.digest})  # fmt: skip
     entries = survey(tmp_path, ["adapter"])
     assert [one.path for one in entries] == [str(new.path), str(old.path)]  # the newest first
     assert entry(old, entries).changed == {"epochs": "2.0", "lora.rank": "16"}
     assert entry(new, entries).changed == {"epochs": "3.0", "lora.rank": "8"}
     other = make("prepared", "prepare/5", {"seed": 1}, {"base": base.digest})
-    make("adapter", "finetune/4", {"epochs": 3.0, "steps": 9}, {"base": base.digest, "prepared": other.digest})
+    make("adapter", "finetune/4", {"epochs": 3.0, "max_steps": 9}, {"base": base.digest, "prepared": other.digest})
     changed = entry(old, survey(tmp_path)).changed
     assert changed == {"epochs": "2.0", "max_steps": "7", "lora.rank": "16", "prepared": rows.short_id}
 
