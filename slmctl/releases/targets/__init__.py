@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -94,9 +95,6 @@ class Target(Protocol):
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         """The address of an item there."""
 
-    def published(self, project: str, version: str) -> bytes | None:
-        """The manifest that is visible there under a version."""
-
     def holds(self, shipment: Shipment) -> set[str]:
         """The names of those items that it has, by their content."""
 
@@ -109,10 +107,12 @@ class Target(Protocol):
     def find(self, name: str) -> tuple[str, str]:
         """Project and version that a name stands for: `[PROJECT@]VERSION`, a tag, or nothing for the only release."""
 
-    def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
-        """Bring one file of a release here, and no more than `entry.size` bytes whatever the target sends.
+    def read(
+        self, project: str, version: str, name: str, sha256: str
+    ) -> AbstractContextManager[Iterator[bytes] | None]:
+        """The content of a file that is visible under a version, piece by piece; None where there is none.
 
-        SIGNATURE may be missing there, and then there is no file.
+        `sha256` is the file's by the manifest; MANIFEST and SIGNATURE have none.
         """
 
 
@@ -193,6 +193,16 @@ def prefix(to: str) -> str:
     raise UsageError(f"'{to}' names no target", hint="dir:FOLDER, hf:ORG/NAME, s3://BUCKET/PREFIX")
 
 
+def published(target: Target, project: str, version: str) -> bytes | None:
+    """The manifest that is visible at a target under a version; None where there is none.
+
+    Raises:
+        IntegrityError: It has more than LARGEST_MANIFEST bytes.
+    """
+    with target.read(project, version, MANIFEST, "") as pieces:
+        return None if pieces is None else gather(pieces, f"the manifest of {project} {version}")
+
+
 def plan(target: Target, to: str, sent: Shipment) -> Plan:
     """Ask a target what it lacks of a release.
 
@@ -200,7 +210,7 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
         IntegrityError: It holds another release under the same version, or the same one with a manifest that the
             signature is not of.
     """
-    there = target.published(sent.project, sent.version)
+    there = published(target, sent.project, sent.version)
     if there is not None and _digest_of(there, to) != sent.release.digest:
         raise IntegrityError(
             f"{to} already holds another {sent.project} {sent.version}",
@@ -254,7 +264,7 @@ def fetch(
         UsageError: The folder exists.
     """
     project, version = target.find(name)
-    raw = target.published(project, version)
+    raw = published(target, project, version)
     if raw is None:
         raise IntegrityError(f"there is no release '{name or version}'")
     manifest = Manifest.from_bytes(raw, where=f"the manifest of {project} {version}")
@@ -278,7 +288,7 @@ def fetch(
                 _require_room(place, manifest)
                 for entry in manifest.files:
                     _bring(target, (project, version), entry, place / entry.path)
-                target.get(project, version, FileEntry(SIGNATURE, LARGEST_MANIFEST, ""), place / SIGNATURE)
+                _read(target, (project, version), FileEntry(SIGNATURE, LARGEST_MANIFEST, ""), place / SIGNATURE)
                 (place / MANIFEST).write_bytes(raw)
                 check(place)
                 artifact.load(place)
@@ -321,7 +331,8 @@ def _bring(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) ->
     path.unlink(missing_ok=True)
     console.say(f"  fetching {entry.path} ({console.size(entry.size)})")
     try:
-        target.get(*of, entry, path)
+        if not _read(target, of, entry, path):
+            raise IntegrityError(f"{entry.path} is missing there", hint="publish it again")
         came = path.stat().st_size == entry.size and artifact.sha256_file(path) == digest
     except IntegrityError:
         path.unlink(missing_ok=True)
@@ -329,6 +340,14 @@ def _bring(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) ->
     if not came:
         path.unlink()
         raise IntegrityError(f"{entry.path} came otherwise than its manifest says", hint="fetch again")
+
+
+def _read(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) -> bool:
+    """Bring a file here, and no more than `entry.size` bytes whatever the target sends; False where it has none."""
+    with target.read(*of, entry.path, entry.sha256) as pieces:
+        if pieces is not None:
+            receive(pieces, path, entry.size)
+    return pieces is not None
 
 
 def receive(pieces: Iterable[bytes], path: Path, largest: int) -> None:

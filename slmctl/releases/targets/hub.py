@@ -12,14 +12,13 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
+from slmctl.artifacts.artifact import MANIFEST
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.network import hub
 from slmctl.network.credentials import secret
-from slmctl.releases.targets import Settings, Shipment, ShipmentFile, gather, receive
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile
 
 # Where huggingface.co has large files sent to, beside its own names: by what it answers.
 STORES = ("hf-hub-lfs-us-east-1.s3.us-east-1.amazonaws.com", "hf-hub-lfs-us-east-1.s3-accelerate.amazonaws.com",
@@ -72,15 +71,6 @@ class HubRepository:
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"hf:{self.repo}@v{shipment.version}/{item.name}"
 
-    def published(self, project: str, version: str) -> bytes | None:
-        files = self._files(f"v{version}")
-        if files is None:
-            return None
-        if MANIFEST not in files:
-            raise IntegrityError(f"hf:{self.repo} has a tag v{version} that is no release of slmctl")
-        with self._content(MANIFEST, f"v{version}") as pieces:
-            return gather(pieces, f"the manifest of hf:{self.repo}@v{version}")
-
     def holds(self, shipment: Shipment) -> set[str]:
         there = self._files(f"v{shipment.version}") or self._files("main") or {}
         return {item.name for item in shipment.items if _same(item, there.get(item.name))}
@@ -128,12 +118,6 @@ class HubRepository:
             raise UsageError(f"hf:{self.repo} has {len(tags)} releases", hint=f"#VERSION: {', '.join(tags) or 'none'}")
         return project, tags[0]
 
-    def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
-        if entry.path == SIGNATURE and SIGNATURE not in (self._files(f"v{version}") or {}):
-            return
-        with self._content(entry.path, f"v{version}") as pieces:
-            receive(pieces, path, entry.size)
-
     def _is_private(self) -> bool | None:
         """True if only members see the repository, as the Hub says; None where there is none."""
         api = self._api
@@ -164,8 +148,15 @@ class HubRepository:
         return {item.path: item for item in tree if hasattr(item, "blob_id")}
 
     @contextlib.contextmanager
-    def _content(self, name: str, revision: str) -> Iterator[Iterator[bytes]]:
-        """The content of a file, piece by piece. The client's own download believes any size that it is told."""
+    def read(self, project: str, version: str, name: str, sha256: str) -> Iterator[Iterator[bytes] | None]:
+        """The content of a file. The client's own download believes any size that it is told."""
+        revision = f"v{version}"
+        files = self._files(revision) if not sha256 else {name}
+        if files is not None and MANIFEST not in files and not sha256:
+            raise IntegrityError(f"hf:{self.repo} has a tag {revision} that is no release of slmctl")
+        if files is None or name not in files:
+            yield None
+            return
         token = self._api.token
         from huggingface_hub import get_session, hf_hub_url
 

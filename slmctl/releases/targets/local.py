@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from slmctl.artifacts import artifact, bounded_json
-from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
-from slmctl.errors import IntegrityError
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import MANIFEST
 from slmctl.releases import registry
-from slmctl.releases.targets import Settings, Shipment, ShipmentFile, receive
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile
 
 
 def open(to: str, settings: Settings) -> FolderTarget:
@@ -28,13 +28,6 @@ class FolderTarget:
 
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return str(self.root / shipment.project / shipment.version / item.name)
-
-    def published(self, project: str, version: str) -> bytes | None:
-        path = self.root / project / version / MANIFEST
-        try:
-            return bounded_json.read_bytes(path)
-        except FileNotFoundError:
-            return None
 
     def holds(self, shipment: Shipment) -> set[str]:
         """The names that a visible release has; before it is visible, those whose content is there."""
@@ -56,14 +49,14 @@ class FolderTarget:
     def find(self, name: str) -> tuple[str, str]:
         return registry.locate(self.root, name)
 
-    def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
-        source = self.root / project / version / entry.path
+    @contextlib.contextmanager
+    def read(self, project: str, version: str, name: str, sha256: str) -> Iterator[Iterator[bytes] | None]:
+        source = self.root / project / version / name
         if source.is_symlink() or not source.is_file():
-            if entry.path == SIGNATURE:
-                return
-            raise IntegrityError(f"{source} is missing", hint="publish it again")
-        with source.open("rb") as stream:
-            receive(iter(lambda: stream.read(1 << 20), b""), path, entry.size)
+            yield None
+        else:
+            with source.open("rb") as stream:
+                yield iter(lambda: stream.read(1 << 20), b"")
 
 
 def _is(path: Path, sha256: str) -> bool:

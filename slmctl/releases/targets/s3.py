@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,11 +22,11 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
+from slmctl.artifacts.artifact import MANIFEST, SIGNATURE
 from slmctl.errors import IntegrityError, NetworkError, UsageError
 from slmctl.network import guard
 from slmctl.network.credentials import secret
-from slmctl.releases.targets import Settings, Shipment, ShipmentFile, gather, receive
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile, gather
 
 LARGEST_LISTING = 1000  # pages of 1,000 objects
 _BY_NAME = (MANIFEST, SIGNATURE)  # what lies under a version; all else lies under its hash
@@ -74,10 +73,6 @@ class Bucket:
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"s3://{self.bucket}/{self._key(shipment.project, shipment.version, item.name, item.sha256)}"
 
-    def published(self, project: str, version: str) -> bytes | None:
-        with _spoken(self.bucket), self._read(self._key(project, version, MANIFEST, "")) as pieces:
-            return None if pieces is None else gather(pieces, f"the manifest of {version}")
-
     def holds(self, shipment: Shipment) -> set[str]:
         held = set()
         with _spoken(self.bucket):
@@ -121,12 +116,16 @@ class Bucket:
             raise IntegrityError(f"s3://{self.bucket}/{self.prefix} holds no release '{name}'", hint=f"there: {listed}")
         raise UsageError(f"'{name}' may mean several releases", hint=f"#PROJECT@VERSION: {listed}")
 
-    def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
-        with _spoken(self.bucket), self._read(self._key(project, version, entry.path, entry.sha256)) as pieces:
-            if pieces is not None:
-                receive(pieces, path, entry.size)
-            elif entry.path != SIGNATURE:
-                raise IntegrityError(f"{entry.path} is not in s3://{self.bucket}/{self.prefix}", hint="publish again")
+    @contextlib.contextmanager
+    def read(self, project: str, version: str, name: str, sha256: str) -> Iterator[Iterator[bytes] | None]:
+        key = self._key(project, version, name, sha256)
+        with _spoken(self.bucket):
+            answer = _unless_missing(lambda: self._client.get_object(Bucket=self.bucket, Key=key))
+            if answer is None:
+                yield None
+            else:
+                with contextlib.closing(answer["Body"]) as body:
+                    yield body.iter_chunks(1 << 20)
 
     def _key(self, project: str, version: str, name: str, sha256: str) -> str:
         inner = f"{project}/{version}/{name}" if name in _BY_NAME else f".blobs/{sha256}"
@@ -149,16 +148,6 @@ class Bucket:
     def _has(self, key: str, item: ShipmentFile) -> bool:
         head = _unless_missing(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
         return head is not None and (head["ContentLength"], head["Metadata"].get("sha256")) == (item.size, item.sha256)
-
-    @contextlib.contextmanager
-    def _read(self, key: str) -> Iterator[Iterator[bytes] | None]:
-        """The content of an object, piece by piece; None where there is none."""
-        answer = _unless_missing(lambda: self._client.get_object(Bucket=self.bucket, Key=key))
-        if answer is None:
-            yield None
-        else:
-            with contextlib.closing(answer["Body"]) as body:
-                yield body.iter_chunks(1 << 20)
 
 
 def _bound(client: Any) -> None:

@@ -45,7 +45,7 @@ def test_a_large_file_whose_upload_is_refused_is_not_there(
         with pytest.raises(NetworkError, match="refused UploadPart: SlowDown"):
             targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
     assert made.files(".gguf")[0].path not in bucket.holds(shipment)
-    assert bucket.published("desk", "1.0") is None
+    assert targets.published(bucket, "desk", "1.0") is None
     targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
     assert contents(targets.fetch(bucket, "", None, into=tmp_path).path) == contents(made.path)
 
@@ -67,7 +67,7 @@ def test_a_refusal_is_one_sentence_without_the_secret(s3: str, tmp_path: Path, b
     gone = module.open("s3://models/x", Settings(endpoint="http://127.0.0.1:9"))
     gone._client.meta.config.retries = {"max_attempts": 0}
     with pytest.raises(NetworkError, match="cannot be reached"):
-        gone.published("desk", "1.0")
+        targets.published(gone, "desk", "1.0")
 
 
 @pytest.mark.parametrize("region", ["us-east-1", "eu-central-1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -86,7 +87,7 @@ def test_an_interrupted_delivery_shows_nothing_and_goes_on(target: Target, addre
     cut = Counted(target, stop=4)
     with pytest.raises(ConnectionError):
         targets.deliver(cut, plan)  # type: ignore[arg-type]
-    assert target.published("desk", "1.0") is None
+    assert targets.published(target, "desk", "1.0") is None
     with pytest.raises((IntegrityError, UsageError, NetworkError)):
         targets.fetch(target, "", None, into=tmp_path / "here")
     assert not (tmp_path / "here" / "desk-1.0").exists()
@@ -148,9 +149,8 @@ def test_another_release_under_a_version_is_refused(target: Target, address: str
         def find(self, name: str) -> tuple[str, str]:
             return "desk", "1.0"
 
-        def published(self, project: str, version: str) -> bytes:
-            found: bytes = self._target.published(project, "0.9")
-            return found
+        def read(self, project: str, version: str, name: str, sha256: str) -> Any:
+            return self._target.read(project, "0.9", name, sha256)
 
     with pytest.raises(IntegrityError, match=r"under '1\.0' lies desk 0\.9, another release"):
         targets.fetch(Moved(target), "1.0", None, into=tmp_path / "here")  # type: ignore[arg-type]
@@ -166,10 +166,11 @@ def test_of_two_fetches_at_once_the_second_finds_it_there(tmp_path: Path, monkey
     monkeypatch.setattr(targets.console, "say", lambda text="": waits.set() if text.startswith("pid ") else None)
 
     class Slow(Counted):
-        def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
-            begun.set()
-            assert waits.wait(30), "the second one did not wait for the first"
-            self._target.get(project, version, entry, path)
+        def read(self, project: str, version: str, name: str, sha256: str) -> Any:
+            if sha256:
+                begun.set()
+                assert waits.wait(30), "the second one did not wait for the first"
+            return self._target.read(project, version, name, sha256)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(targets.fetch, Slow(place), "1.0", None, into=tmp_path)  # type: ignore[arg-type]
@@ -195,12 +196,17 @@ def test_an_interrupted_fetch_goes_on(target: Target, address: str, tmp_path: Pa
     got: list[str] = []
 
     class Cut(Counted):
-        def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+        def read(self, project: str, version: str, name: str, sha256: str) -> Any:
+            if not sha256:
+                return self._target.read(project, version, name, sha256)
             if len(got) == 3:
-                path.write_bytes(b"half")
-                raise ConnectionError("cut")
-            got.append(entry.path)
-            self._target.get(project, version, entry, path)
+                return contextlib.nullcontext(half())
+            got.append(name)
+            return self._target.read(project, version, name, sha256)
+
+    def half() -> Iterator[bytes]:
+        yield b"h"
+        raise ConnectionError("cut")
 
     with pytest.raises(ConnectionError):
         targets.fetch(Cut(target), "1.0", None, into=tmp_path)  # type: ignore[arg-type]
@@ -218,10 +224,10 @@ def test_what_came_damaged_is_not_kept(target: Target, address: str, tmp_path: P
     send(target, address, release(tmp_path))
 
     class Damaging(Counted):
-        def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
-            self._target.get(project, version, entry, path)
-            if entry.path == "LICENSE":
-                path.write_bytes(b"TIM")
+        def read(self, project: str, version: str, name: str, sha256: str) -> Any:
+            if name == "LICENSE":
+                return contextlib.nullcontext(iter([b"TIM"]))
+            return self._target.read(project, version, name, sha256)
 
     with pytest.raises(IntegrityError, match="LICENSE came otherwise than its manifest says"):
         targets.fetch(Damaging(target), "1.0", None, into=tmp_path)  # type: ignore[arg-type]
@@ -258,11 +264,9 @@ def test_a_manifest_from_elsewhere_writes_nowhere_else(tmp_path: Path, path: str
         def find(self, name: str) -> tuple[str, str]:
             return "desk", "1.0"
 
-        def published(self, project: str, version: str) -> bytes:
-            return raw
-
-        def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
-            raise AssertionError("nothing is asked for")
+        def read(self, project: str, version: str, name: str, sha256: str) -> Any:
+            assert name == "manifest.json", "nothing else is asked for"
+            return contextlib.nullcontext(iter([raw]))
 
     with pytest.raises(IntegrityError, match="outside its folder"):
         targets.fetch(Hostile(made), "1.0", None, into=tmp_path / "here")  # type: ignore[arg-type]
