@@ -107,7 +107,7 @@ def run(
         compared = {each: scored[each] for each, model in models.items() if model.facts["kind"] not in ASIDE}
         title = facts_of(release).get("release", "")
         report["release"] = release_rows.entry(_name(release), title, compared, records, released, config.confidence)
-    report = _rounded(report)
+    report = cast(EvaluationReport, _rounded(report))
     report["remarks"] = remarks(report)
     rows = list(_rows(task, records, scored, answers, config.shown_characters))
     _write(out, task, report, rows)
@@ -274,15 +274,13 @@ def _slices(scored: Mapping[str, Scored], sliced: Sequence[Slice], primary: str,
     """Every participant's primary metric on every slice."""
     entries = []
     for by, name, mask in sliced:
-        models = {title: model for title, model in scored.items() if (model.sent & mask).any()}
-        values = {title: model.value(primary, mask) for title, model in models.items()}
+        rows = {title: model.sent & mask for title, model in scored.items() if (model.sent & mask).any()}
+        values = {title: scored[title].value(primary, mask) for title in rows}
         entry: SliceEntry = {"by": by, "name": name, "n": int(mask.sum()), "values": values}
         if primary in SHARES:
             entry["intervals"] = {
-                title: list(
-                    wilson(int((model.right & model.sent & mask).sum()), int((model.sent & mask).sum()), confidence)
-                )
-                for title, model in models.items()
+                title: list(wilson(int((scored[title].right & sent).sum()), int(sent.sum()), confidence))
+                for title, sent in rows.items()
             }
         entries.append(entry)
     return entries
@@ -333,14 +331,12 @@ def _cell(model: Scored, answers: Answers, k: int) -> RowAnswer | None:
     )
 
 
-def _rounded(report: EvaluationReport) -> EvaluationReport:
-    """Every figure to DIGITS digits; a p-value to four significant ones, however small it is."""
-    return cast(EvaluationReport, _round(report))
-
-
-def _round(value: Any) -> Any:
+def _rounded(value: Any) -> Any:
+    """A report with every figure to DIGITS digits; a p-value to four significant ones, however small it is."""
     if isinstance(value, dict):
-        return {key: float(f"{inner:.4g}") if key in ("p", "p_holm") else _round(inner) for key, inner in value.items()}
+        return {
+            key: float(f"{inner:.4g}") if key in ("p", "p_holm") else _rounded(inner) for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_round(inner) for inner in value]
+        return [_rounded(inner) for inner in value]
     return round(value, DIGITS) if isinstance(value, float) else value

@@ -86,7 +86,7 @@ def _baselines(view: ReportView) -> Iterator[str]:
         if difference is not None and difference.low <= 0:
             uncertain.append(
                 f"{scores}, {best} {percent(view.score(best))}: the difference of {_points(difference.value)} "
-                f"({_range(difference)}) may be chance; {_detectable(view, difference)}."
+                f"({difference.span}) may be chance; {_detectable(view, difference)}."
             )
     yield from uncertain
 
@@ -142,12 +142,12 @@ def _focus(view: ReportView) -> Iterator[str]:
             direction = "above" if difference.value > 0 else "below"
             yield (
                 f"{view.focus} scores {_points(abs(difference.value))} {direction} {name} "
-                f"({_range(difference)}): the difference is significant."
+                f"({difference.span}): the difference is significant."
             )
         else:
             yield (
                 f"The difference between {view.focus} and {name} is not significant: {_points(difference.value)} "
-                f"({_range(difference)}); {_detectable(view, difference)}."
+                f"({difference.span}); {_detectable(view, difference)}."
             )
 
 
@@ -191,7 +191,3 @@ def _detectable(view: ReportView, difference: Difference) -> str:
 def _points(share: float) -> str:
     """`1.6 points`: a difference of shares in percentage points."""
     return f"{100 * share:.1f} points"
-
-
-def _range(difference: Difference) -> str:
-    return f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"

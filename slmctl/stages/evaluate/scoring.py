@@ -13,6 +13,7 @@ import numpy.typing as npt
 from slmctl import console
 from slmctl.errors import DataError
 from slmctl.metrics import answer_metrics
+from slmctl.metrics.answer_metrics import BINS
 from slmctl.metrics.statistics import resamples
 from slmctl.reports.evaluation_report import CalibrationFigures, ReliabilityBin, TaskFigures
 from slmctl.task.contract import Task
@@ -150,7 +151,6 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
     predicted = np.array([index.get(text, len(index)) for text in texts])
     right = expected == predicted
     pairs = [(records[k].answer, texts[k] if texts[k] in index else "") for k in np.flatnonzero(answers.sent).tolist()]
-    confusion = Counter(pairs)
     reliability, calibrated = _calibration(answers, right)
     return Scored(
         sent=answers.sent,
@@ -159,12 +159,17 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
         metrics={"accuracy": _mean(right), "macro_f1": MacroF1(expected, predicted, len(index)), **calibrated},
         facts={
             "per_class": answer_metrics.per_class(task.labels, [a for a, _ in pairs], [b for _, b in pairs]),
-            "confusion": [(a, b, count) for (a, b), count in sorted(confusion.items())],
+            "confusion": _confusion(pairs),
             "calibration": reliability,
         },
         invalid=sum(not predicted_label for _, predicted_label in pairs),
         codes=[int(code) if code < len(index) else -1 for code in predicted],
     )
+
+
+def _confusion(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str, int]]:
+    """How often each pair of a reference and a predicted label occurs."""
+    return [(a, b, count) for (a, b), count in sorted(Counter(pairs).items())]
 
 
 def _calibration(answers: Answers, right: Mask) -> tuple[CalibrationFigures | None, dict[str, Metric]]:
@@ -173,26 +178,20 @@ def _calibration(answers: Answers, right: Mask) -> tuple[CalibrationFigures | No
     if not confident.any() or (answers.sent & ~confident).any():
         return None, {}
     confidence = np.array([value or 0.0 for value in answers.confidences])
-    bins = answer_metrics.bin_of(confidence)
-    table = np.zeros((len(right), 3, answer_metrics.BINS))
-    at = np.arange(len(right))
-    table[at, 0, bins], table[at, 1, bins], table[at, 2, bins] = 1, confidence, right
+    table = np.zeros((len(right), 3, BINS))  # by row and bin: 1, the confidence, and 1 where it is right
+    table[np.arange(len(right)), :, answer_metrics.bin_of(confidence)] = np.stack(
+        [np.ones(len(right)), confidence, right], axis=1
+    )
     rows = table.reshape(len(right), -1)
-    error = Summed(rows, answer_metrics.calibration_error)
-    brier = _mean((confidence - right) ** 2)
-    sums = (answers.sent.astype(np.float64) @ rows).reshape(3, answer_metrics.BINS)
-    figures: dict[str, Metric] = {"ece": error, "brier": brier}
+    figures: dict[str, Metric] = {
+        "ece": Summed(rows, answer_metrics.calibration_error),
+        "brier": _mean((confidence - right) ** 2),
+    }
     mask = answers.sent[None, :].astype(np.float64)
     bins_used: list[ReliabilityBin] = [
-        {
-            "low": k / answer_metrics.BINS,
-            "high": (k + 1) / answer_metrics.BINS,
-            "n": int(sums[0, k]),
-            "confidence": sums[1, k] / sums[0, k],
-            "accuracy": sums[2, k] / sums[0, k],
-        }
-        for k in range(answer_metrics.BINS)
-        if sums[0, k]
+        {"low": k / BINS, "high": (k + 1) / BINS, "n": int(n), "confidence": sure / n, "accuracy": hits / n}
+        for k, (n, sure, hits) in enumerate((mask[0] @ rows).reshape(3, BINS).T.tolist())
+        if n
     ]
     ece, brier_score = (float(figure.over(mask)[0]) for figure in figures.values())
     return {"n": int(confident.sum()), "ece": ece, "brier": brier_score, "bins": bins_used}, figures
@@ -219,9 +218,7 @@ def _extract(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
             "exact_match": _mean(right),
             "valid_json": _mean(valid),
             "valid_schema": _mean(fits),
-            "field_precision": Summed(counts, lambda sums: _share(sums[:, 0], sums[:, 1])),
-            "field_recall": Summed(counts, lambda sums: _share(sums[:, 0], sums[:, 2])),
-            "field_f1": Summed(counts, _f1),
+            **_field_metrics(counts),
         },
         facts={"fields": answer_metrics.per_field((expected[k], predicted[k]) for k in rows)},
         invalid=int((answers.sent & ~valid).sum()),
@@ -259,15 +256,13 @@ def _call(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
             "exact_match": _mean(right),
             "tool_accuracy": _mean([a == b for a, b in names]),
             "valid_call": _mean([call.valid for call in predicted]),
-            "field_precision": Summed(counts, lambda sums: _share(sums[:, 0], sums[:, 1])),
-            "field_recall": Summed(counts, lambda sums: _share(sums[:, 0], sums[:, 2])),
-            "field_f1": Summed(counts, _f1),
-            "no_call_precision": Summed(refusals, lambda sums: _share(sums[:, 0], sums[:, 1])),
-            "no_call_recall": Summed(refusals, lambda sums: _share(sums[:, 0], sums[:, 2])),
+            **_field_metrics(counts),
+            "no_call_precision": Summed(refusals, _precision),
+            "no_call_recall": Summed(refusals, _recall),
         },
         facts={
             "per_class": answer_metrics.per_class(tools, [a for a, _ in seen], [b for _, b in seen]),
-            "confusion": [(a, b, count) for (a, b), count in sorted(Counter(seen).items())],
+            "confusion": _confusion(seen),
             "fields": answer_metrics.per_field((expected[k].fields, predicted[k].fields) for k in rows),
         },
         invalid=sum(not b for _, b in seen),
@@ -282,6 +277,23 @@ def _called(task: Task, record: Record, text: str) -> _Called:
     if call is None:
         return _Called(NO_CALL, answer_metrics.INVALID, valid=True)
     return _Called(call.name, {call.name: call.arguments}, valid=task.accepts(text, tools=record.tools))
+
+
+def _field_metrics(counts: Floats) -> dict[str, Metric]:
+    """Metrics of (n, 3) leaves that agree, that were predicted and that are in the references."""
+    return {
+        "field_precision": Summed(counts, _precision),
+        "field_recall": Summed(counts, _recall),
+        "field_f1": Summed(counts, _f1),
+    }
+
+
+def _precision(counts: Floats) -> Floats:
+    return _share(counts[:, 0], counts[:, 1])
+
+
+def _recall(counts: Floats) -> Floats:
+    return _share(counts[:, 0], counts[:, 2])
 
 
 def _f1(counts: Floats) -> Floats:
