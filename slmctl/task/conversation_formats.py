@@ -83,7 +83,8 @@ def recognise(source: Source, columns: Sequence[str], *, calls: bool = False) ->
     """The format of a source with these columns; where answers are `calls`, an empty one says that no tool fits.
 
     Raises:
-        DataError: A column that the config names, or that the format needs, is missing; or a template is not valid.
+        DataError: A column that the config names, or that the format needs, is missing; a template is not valid; or
+            the config names a column of weights beside conversations, which would not be read.
     """
     name, reason = _name_of(source, columns)
     if name == "columns":
@@ -99,23 +100,14 @@ def recognise(source: Source, columns: Sequence[str], *, calls: bool = False) ->
             mapping = (*mapping, ("answer", f"the label {source.label!r}"))
         read = functools.partial(_READERS[name], calls=calls, label=source.label)
         conversation_format = ConversationFormat(name, reason, mapping, read, ("user", "assistant"))
-        _require_columns_alone(source, name)
+        if source.weight is not None:
+            raise DataError(
+                f"{source.title} holds conversations ({name}), of which 'weight' is not read",
+                hint="a message of the assistant has its weight in 'weight'",
+            )
     for column in filter(None, (source.id, source.group, source.time, source.weight)):
         require_column(source, columns, column)
     return conversation_format
-
-
-def _require_columns_alone(source: Source, name: str) -> None:
-    """Refuse a column of weights beside conversations, which nothing would read.
-
-    Raises:
-        DataError: The source names one.
-    """
-    if source.weight is not None:
-        raise DataError(
-            f"{source.title} holds conversations ({name}), of which 'weight' is not read",
-            hint="a message of the assistant has its weight in 'weight'",
-        )
 
 
 def _name_of(source: Source, columns: Sequence[str]) -> tuple[str, str]:
@@ -184,10 +176,10 @@ def text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[C
     if not _is_template(spec):
         require_column(source, columns, spec)
         return lambda row: cell(row.get(spec))
-    names = _names_in(source, spec)
-    for name in sorted(names.required):
+    loaded, required = _names_in(source, spec)
+    for name in sorted(required):
         require_column(source, columns, name)
-    used = names.loaded & set(columns)
+    used = loaded & set(columns)
 
     def fill(row: Columns) -> str:
         values = {name: cell(row.get(name)) for name in used}
@@ -206,16 +198,11 @@ def text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[C
     return fill
 
 
-@dataclass(frozen=True)
-class _Names:
-    """The names that a template reads, and those of them that must be columns."""
+def _names_in(source: Source, spec: str) -> tuple[set[str], set[str]]:
+    """The names that a template reads, and those of them that must be columns.
 
-    loaded: frozenset[str]
-    required: frozenset[str]
-
-
-def _names_in(source: Source, spec: str) -> _Names:
-    """The names in a template; it is parsed and not compiled, since jinja computes constants when it compiles."""
+    It is parsed and not compiled, since jinja computes constants when it compiles.
+    """
     environment = ImmutableSandboxedEnvironment()
     try:
         nodes = list(environment.parse(spec).find_all(jinja2.nodes.Name))
@@ -223,11 +210,9 @@ def _names_in(source: Source, spec: str) -> _Names:
         raise DataError(f"{source.title}: the template {spec!r} is not valid: {error.message}") from None
     except RecursionError:
         raise DataError(f"{source.title}: the template is nested too deeply") from None
-    loaded = frozenset(node.name for node in nodes if node.ctx == "load")
+    loaded = {node.name for node in nodes if node.ctx == "load"}
     assigned = {node.name for node in nodes if node.ctx != "load"}
-    return _Names(
-        loaded, loaded - assigned - set(environment.globals) - {"loop", "self", "caller", "varargs", "kwargs"}
-    )
+    return loaded, loaded - assigned - set(environment.globals) - {"loop", "self", "caller", "varargs", "kwargs"}
 
 
 def cell(value: Any) -> str:

@@ -15,12 +15,7 @@ def pair(difference: float, low: float, high: float, **more: float) -> dict[str,
 
 
 REPORT: dict[str, Any] = {
-    "n": 400,
-    "split": "test",
-    "task": "classify",
-    "primary_metric": "accuracy",
-    "confidence": 0.95,
-    "power": 0.8,
+    "n": 400, "split": "test", "task": "classify", "primary_metric": "accuracy", "confidence": 0.95, "power": 0.8,
     "participants": ["majority", "adapter", "Q4_K_M", "large (8-shot)"],
     "focus": "Q4_K_M",
     "remarks": ["Only so many rows.", "Another remark."],

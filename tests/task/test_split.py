@@ -55,26 +55,13 @@ def test_by_time_each_side_begins_at_its_moment() -> None:
     splits = Splits.model_validate(
         {"time": {"validation": "2026-03-01", "calibration": "2026-02-01", "test": "2026-04-01T12:00:00+02:00"}}
     )
-    days = [
-        "2026-01-31",
-        "2026-02-01",
-        "2026-02-28",
-        "2026-03-01",
-        "2026-04-01T09:59:59",
-        "2026-04-01T10:00",
-        "2030-01-01",
-    ]
+    days = {
+        "2026-01-31": "train", "2026-02-01": "calibration", "2026-02-28": "calibration", "2026-03-01": "validation",
+        "2026-04-01T09:59:59": "validation", "2026-04-01T10:00": "test", "2030-01-01": "test",
+    }  # fmt: skip
     moments = np.array([np.datetime64(day).astype("datetime64[s]").astype(float) for day in days])
     found = split.assign(splits, np.zeros(len(days)), moments, np.full(len(days), -1), [])
-    assert [SPLITS[k] for k in found] == [
-        "train",
-        "calibration",
-        "calibration",
-        "validation",
-        "validation",
-        "test",
-        "test",
-    ]
+    assert [SPLITS[k] for k in found] == list(days.values())
 
 
 @pytest.mark.parametrize(
