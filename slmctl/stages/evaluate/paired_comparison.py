@@ -88,8 +88,8 @@ def compare(
     """
     drawn = dict(drawn)
     table: dict[str, PairEntry] = {}
-    for one, two in itertools.combinations(scored, 2):
-        first, second = scored[one], scored[two]
+    for name, other in itertools.combinations(scored, 2):
+        first, second = scored[name], scored[other]
         mask = first.sent & second.sent
         if not mask.any():
             continue
@@ -100,13 +100,13 @@ def compare(
         only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
         both, n = int((a & b).sum()), int(mask.sum())
         tested = _test_slices(first, second, mask, sliced)
-        table[f"{one}|{two}"] = {
+        table[f"{name}|{other}"] = {
             "n": n,
             "both": both,
             "only_first": only_first,
             "only_second": only_second,
             "neither": n - both - only_first - only_second,
-            "metrics": compare_on(first, second, mask, (drawn[key][one], drawn[key][two]), confidence),
+            "metrics": compare_on(first, second, mask, (drawn[key][name], drawn[key][other]), confidence),
             "slices": tested[:MAX_SLICES],
             "slices_tested": len(tested),
         }

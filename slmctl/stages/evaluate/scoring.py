@@ -168,7 +168,7 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
 
 
 def _confusion(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str, int]]:
-    """How often each pair of a reference and a predicted label occurs."""
+    """Counts of each pair of a reference and a predicted label."""
     return [(a, b, count) for (a, b), count in sorted(Counter(pairs).items())]
 
 
