@@ -52,8 +52,8 @@ def opened(
     Raises:
         SlmctlError: A release, its policy or an adapter cannot be served.
     """
+    from slmctl.production.collector import Collector
     from slmctl.server.api_keys import KeyRing
-    from slmctl.server.collector import Collector
     from slmctl.server.fleet import Fleet
     from slmctl.server.routed import Escalation
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from slmctl.production.collector import Collector, stamp
 from slmctl.production.records import CollectedRow
-from slmctl.server.collector import Collector, stamp
 from slmctl.server.openai_replies import LABELS, ReplyChoice
 from slmctl.server.openai_requests import CheckedRequest
 from slmctl.server.routed import Routed

@@ -17,9 +17,9 @@ from slmctl import hardware
 from slmctl.config import ServeConfig
 from slmctl.console import size
 from slmctl.errors import FullError, SlmctlError, UsageError
+from slmctl.production.collector import Collector
 from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.bad_requests import BadRequestError
-from slmctl.server.collector import Collector
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics, Samples
 from slmctl.server.openai_requests import ServedModel, find_model

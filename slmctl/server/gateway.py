@@ -11,7 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.server import collector, openai_requests
+from slmctl.production import collector
+from slmctl.server import openai_requests
 from slmctl.server.api_keys import Key
 from slmctl.server.backends import Backend
 from slmctl.server.bad_requests import BadRequestError

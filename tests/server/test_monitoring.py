@@ -20,8 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from slmctl.config import CollectConfig, Prices, ServeConfig
 from slmctl.inference.escalation_policy import Policy
-from slmctl.server import collector, fleet, routed
-from slmctl.server.collector import Collector
+from slmctl.production import collector
+from slmctl.production.collector import Collector
+from slmctl.server import fleet, routed
 from slmctl.server.fleet import Fleet
 from slmctl.server.metrics import Metrics
 from slmctl.server.routed import Escalation

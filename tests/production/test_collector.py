@@ -15,11 +15,11 @@ import pytest
 
 from slmctl.config import CollectConfig
 from slmctl.errors import UsageError
+from slmctl.production import collector as module
+from slmctl.production.collector import Collector
 from slmctl.production.records import FEEDBACK, CollectedRow, Feedback, collected_files
 from slmctl.sensitive import search_process
 from slmctl.sensitive.search_process import SearchError
-from slmctl.server import collector as module
-from slmctl.server.collector import Collector
 
 ASK = "where is my kettle"
 NOON = datetime.datetime(2026, 11, 25, 12, tzinfo=datetime.UTC)

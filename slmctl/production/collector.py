@@ -16,7 +16,7 @@ import random
 import secrets
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -27,7 +27,6 @@ from slmctl.config import CollectConfig
 from slmctl.errors import SlmctlError, UsageError
 from slmctl.production.records import FEEDBACK, CollectedRow, Feedback, collected_files, last_feedback
 from slmctl.sensitive import conversation_veto
-from slmctl.server.metrics import Samples
 from slmctl.sources.reviewed import Choice
 
 WAITING = 1000  # rows that wait to be written; more are lost, and counted
@@ -43,6 +42,7 @@ FAMILIES = {  # name: kind, help
     "slmctl_collect_lost": ("counter", "Lines of answers and feedback that the disk did not take, or not in time."),
     "slmctl_feedback": ("counter", "Words of clients on answers: right, wrong, or with the right answer."),
 }
+Samples = Sequence[tuple[Mapping[str, str], float]]  # labels, value
 _RANDOM = random.SystemRandom()
 
 
@@ -158,14 +158,7 @@ class Collector:
             self._remember(id, Answered(row, model, offers))
         return row
 
-    def take(
-        self,
-        row: CollectedRow,
-        draw: Draw,
-        *,
-        id: str,
-        also: Sequence[str] = (),
-    ) -> None:
+    def take(self, row: CollectedRow, draw: Draw, *, id: str, also: Sequence[str] = ()) -> None:
         """Have an answer written down if it was drawn.
 
         Args:
