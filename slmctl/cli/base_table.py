@@ -11,6 +11,7 @@ from slmctl.cli.group import Options, common_options, option, print_result, term
 
 if TYPE_CHECKING:
     from slmctl.artifacts.bounded_json import JsonObject
+    from slmctl.init.proposal import Machine
     from slmctl.model_files.catalogue import CatalogueEntry
 
 ROWS, TOKENS = 1000, 64  # rows of the time column, and tokens of each
@@ -42,25 +43,27 @@ def bases(
 
     Nothing is downloaded. Other models of the hub work too, if their architecture does.
     """
+    from slmctl import config
+    from slmctl.init.proposal import Machine
     from slmctl.model_files import catalogue
 
-    rates = measured_rates()
+    machine = Machine(measured_rates(), config.resolve_matmul_dtype("auto"))
     if name is not None:
         entry = catalogue.find(name)
-        print_result(options, _fields(entry, rates), _page(entry, rates))
+        print_result(options, _fields(entry, machine), _page(entry, machine))
         return
     chosen = [
         entry
         for entry in catalogue.entries()
-        if (max_memory is None or _bytes(entry) <= max_memory * 1e9)
+        if (max_memory is None or machine.training_bytes(entry) <= max_memory * 1e9)
         and (license is None or entry.license == license.lower())
         and (language is None or entry.speaks(language))
         and (not tools or entry.tools)
     ]
     console = terminal()
-    rows = [_row(entry, rates) for entry in chosen]
+    rows = [_row(entry, machine) for entry in chosen]
     lines = console.table_lines(COLUMNS, rows, wrapped="license", optional=OPTIONAL) if rows else []
-    print_result(options, [_fields(entry, rates) for entry in chosen], lines)
+    print_result(options, [_fields(entry, machine) for entry in chosen], lines)
     if not options.json:
         console.say(LEGEND if rows else "no base of the catalogue is like that")
 
@@ -83,33 +86,10 @@ def measured_rates() -> Mapping[str, float]:
     return rates or {}
 
 
-def _dtype() -> str:
-    from slmctl import config
-
-    return config.resolve_matmul_dtype("auto")
-
-
-def _bytes(entry: CatalogueEntry) -> int:
-    return entry.training_bytes(2 if _dtype() == "bfloat16" else 4)
-
-
-def _least_bytes(entry: CatalogueEntry) -> int:
-    from slmctl.model_files import catalogue
-
-    return entry.training_bytes(2 if _dtype() == "bfloat16" else 4, catalogue.LEAST_PIECE_TOKENS)
-
-
-def _minutes(entry: CatalogueEntry, rates: Mapping[str, float]) -> float | None:
-    from slmctl.inference.engine import usable_cores
-
-    rate = rates.get(_dtype())
-    return entry.training_seconds(rate, usable_cores(), rows=ROWS, tokens=TOKENS) / 60 if rate else None
-
-
-def _row(entry: CatalogueEntry, rates: Mapping[str, float]) -> list[str]:
+def _row(entry: CatalogueEntry, machine: Machine) -> list[str]:
     from slmctl.model_files.base_model import size_label
 
-    minutes = _minutes(entry, rates)
+    minutes = machine.minutes(entry, ROWS * TOKENS)
     return [
         entry.short_name,
         size_label(entry.parameters),
@@ -118,8 +98,8 @@ def _row(entry: CatalogueEntry, rates: Mapping[str, float]) -> list[str]:
         {True: "yes", False: "no", None: "-"}[entry.tools],
         f"{entry.context // 1024}k",
         entry.training,
-        f"{_bytes(entry) / 1e9:.1f}",
-        "-" if minutes is None else _rounded(minutes),
+        f"{machine.training_bytes(entry) / 1e9:.1f}",
+        "-" if not minutes else _rounded(minutes),
         "weights" if entry.weights else "class",
     ]
 
@@ -132,13 +112,14 @@ def _languages(entry: CatalogueEntry) -> str:
     return entry.languages[0] if len(entry.languages) == 1 else str(entry.language_count or "-")
 
 
-def _page(entry: CatalogueEntry, rates: Mapping[str, float]) -> list[str]:
+def _page(entry: CatalogueEntry, machine: Machine) -> list[str]:
     """The lines about one base, those for slmctl.yaml first."""
     from slmctl.model_files.base_model import size_label
 
     pin = f"pull: {{sha256: {entry.sha256}}}" if entry.sha256 else ""
     remark = "" if entry.package or entry.commit else "   # slmctl pull says the commit to add"
-    minutes = _minutes(entry, rates)
+    minutes = machine.minutes(entry, ROWS * TOKENS)
+    most, least = (machine.training_bytes(entry, small=small) / 1e9 for small in (False, True))
     facts = {
         "base": entry.name,
         "size": f"{size_label(entry.parameters)} parameters",
@@ -152,7 +133,7 @@ def _page(entry: CatalogueEntry, rates: Mapping[str, float]) -> list[str]:
             "packed": "packed: no padding, layers of transformers",
             "slow": "slow: padded batches, layers of transformers",
         }[entry.training],
-        "memory": f"about {_bytes(entry) / 1e9:.1f} GB to train, {_least_bytes(entry) / 1e9:.1f} GB in small pieces",
+        "memory": f"about {most:.1f} GB to train, {least:.1f} GB in small pieces",
         "time": f"about {_rounded(minutes)} minutes for {ROWS:,} rows of {TOKENS} tokens" if minutes else "",
         "tried": "with its real weights" if entry.weights else "by its class alone, with random weights",
         "note": entry.note,
@@ -162,13 +143,13 @@ def _page(entry: CatalogueEntry, rates: Mapping[str, float]) -> list[str]:
     return [f"base: {entry.source}{remark}", *([pin] if pin else []), *hub, "", *about]
 
 
-def _fields(entry: CatalogueEntry, rates: Mapping[str, float]) -> JsonObject:
-    minutes = _minutes(entry, rates)
+def _fields(entry: CatalogueEntry, machine: Machine) -> JsonObject:
+    minutes = machine.minutes(entry, ROWS * TOKENS)
     return {
         "name": entry.name,
         "source": entry.source,
         **{key: value for key, value in vars(entry).items() if value not in ("", None)},
-        "training_memory_bytes": _bytes(entry),
-        "training_memory_bytes_least": _least_bytes(entry),
-        "training_minutes": None if minutes is None else round(minutes, 1),
+        "training_memory_bytes": machine.training_bytes(entry),
+        "training_memory_bytes_least": machine.training_bytes(entry, small=True),
+        "training_minutes": round(minutes, 1) if minutes else None,
     }

@@ -82,12 +82,9 @@ def json_value(cell: Any) -> Any:
 
 
 def describe(name: str, cells: Sequence[Any], counts: Mapping[str, int] | None = None) -> Column:
-    """Describe a column by its cells.
+    """Describe a column by its cells in a sample of the rows.
 
-    Args:
-        name: Its name.
-        cells: Its cells in a sample of the rows.
-        counts: Rows by value over all rows, empty if there are too many values; those of the sample when left out.
+    `counts` are rows by value over all rows, empty if there are too many values; those of the sample when left out.
     """
     values = [text for text in map(as_text, cells) if text]
     if counts is None:

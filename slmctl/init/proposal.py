@@ -76,9 +76,10 @@ class Machine:
     rates: Mapping[str, float]
     dtype: str
 
-    def training_bytes(self, entry: CatalogueEntry) -> int:
-        """Estimated peak memory of training a base, in small pieces."""
-        return entry.training_bytes(2 if self.dtype == "bfloat16" else 4, catalogue.LEAST_PIECE_TOKENS)
+    def training_bytes(self, entry: CatalogueEntry, *, small: bool = False) -> int:
+        """Estimated peak memory of training a base, at full speed or in small pieces."""
+        pieces = catalogue.LEAST_PIECE_TOKENS if small else catalogue.PIECE_TOKENS
+        return entry.training_bytes(2 if self.dtype == "bfloat16" else 4, pieces)
 
     def minutes(self, entry: CatalogueEntry, tokens: int) -> float:
         """Estimated minutes of training a base on so many tokens; 0 where this machine was not measured."""
@@ -205,25 +206,20 @@ def _label_map(labels: Mapping[str, int]) -> dict[str, str]:
 def propose_base(code: str, machine: Machine, *, tools: bool, tokens: int) -> BaseProposal:
     """The smallest base with an open license that knows the language and trains here in LONGEST_MINUTES.
 
-    Where there is none, or the language is not known, it is the one that needs no hub.
-
-    Args:
-        code: A language such as `de`; empty if it is not known.
-        machine: The machine that trains.
-        tools: True if it must know tool calls.
-        tokens: Tokens that training reads, over all epochs.
+    Where there is none, or the language is not known (an empty code), it is the one that needs no hub. `tokens` are
+    those that training reads, over all epochs.
     """
     bases = [entry for entry in catalogue.entries() if _is_plain(entry) and (entry.tools or not tools)]
     start = next(entry for entry in catalogue.entries() if entry.package)
     speaking = [entry for entry in bases if entry.speaks(code)] if code not in ("", "en") else bases
     quick = [entry for entry in speaking if machine.minutes(entry, tokens) <= LONGEST_MINUTES]
-    entry = next((entry for entry in quick if memory.fits(machine.training_bytes(entry))), None)
+    entry = next((entry for entry in quick if memory.fits(machine.training_bytes(entry, small=True))), None)
     name = language.NAMES.get(code, "English")
     skill = f"{name} and tool calls" if tools and code else "tool calls" if tools else name
     if entry is None:
         why = f"no base that knows {skill} trains on this machine in an hour" if speaking else f"no base knows {skill}"
         return _of(start, f"{why}; this one knows English, is small, and needs no model hub")
-    needs = f"trains in about {size(machine.training_bytes(entry))} of memory"
+    needs = f"trains in about {size(machine.training_bytes(entry, small=True))} of memory"
     if entry.package:
         return _of(entry, f"knows English, is small, {needs}, and needs no model hub")
     proposal = _of(entry, f"the smallest under an open license that knows {skill}; {needs}, and comes from the hub")

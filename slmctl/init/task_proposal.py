@@ -73,13 +73,7 @@ class TaskProposal:
 def propose(
     look: FirstLook, title: str, *, input: str | None = None, output: str | None = None, kind: TaskKind | None = None
 ) -> TaskProposal:
-    """The task of a source; what the caller sets is kept.
-
-    Args:
-        look: The first look at its rows.
-        title: Its name in errors.
-        input, output: A column or template; chosen by the data when left out.
-        kind: Of the task; by the data when left out.
+    """The task of a source, which errors call by its title; what the caller sets is kept.
 
     Raises:
         DataError: The rows are for no task: too few, without an answer, or all with the same one.

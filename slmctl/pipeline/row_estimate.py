@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -105,14 +106,12 @@ class _Counted:
 
 def _count(source: Source) -> _Counted:
     size = source.local.stat().st_size
-    sample = list(itertools.islice(read_rows(source.local, **source.reading), SAMPLE))
-    texts = [sum(len(str(cell)) for cell in _asked(source, row.columns)) for row in sample]
-    tokens = TURN_TOKENS + sum(texts) / max(len(texts), 1) / CHARACTERS_A_TOKEN
-    if len(sample) < SAMPLE:
-        return _Counted(len(sample), tokens, size)
-    if size <= COUNTED_BYTES:
-        rows = sum(1 for row in read_rows(source.local, **source.reading) if row.number)
-        return _Counted(rows, tokens, size)
+    with contextlib.closing(read_rows(source.local, **source.reading)) as rows:
+        sample = list(itertools.islice(rows, SAMPLE))
+        texts = [sum(len(str(cell)) for cell in _asked(source, row.columns)) for row in sample]
+        tokens = TURN_TOKENS + sum(texts) / max(len(texts), 1) / CHARACTERS_A_TOKEN
+        if len(sample) < SAMPLE or size <= COUNTED_BYTES:
+            return _Counted(len(sample) + sum(1 for _ in rows), tokens, size)
     if format_of_source(source) in ("csv", "tsv", "jsonl") and source.local.suffix != ".gz":
         with source.local.open("rb") as stream:
             begun = stream.read(COUNTED_BYTES).count(b"\n")

@@ -18,13 +18,7 @@ _TICK_S = 60.0
 
 
 def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -> None:
-    """Copy what comes out of a pipe, to its end.
-
-    Args:
-        descriptor: The end of the pipe that is read; a regular file does, too.
-        out: The file that is written.
-        limits: How long it may take, and how much there may be.
-        title: The source as an error names it.
+    """Copy a pipe, or a regular file, from its descriptor to its end; errors name it by its title.
 
     Raises:
         DataError: A limit was reached.

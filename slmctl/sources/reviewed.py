@@ -154,17 +154,6 @@ def _row(review: Review) -> JsonObject:
     return row | ({"tools": review.tools} if review.tools else {})
 
 
-def rows_of(path: Path) -> Iterator[JsonObject]:
-    """The rows of both parts, without a copy.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    rows = read(path)
-    yield from rows.uniform
-    yield from rows.targeted
-
-
 def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[Source]:
     """The parts of a reviewed file as sources of their own; one without rows is left out where the other has some.
 

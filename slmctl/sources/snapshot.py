@@ -34,11 +34,7 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, roo
 
     A data set of the hub at a pinned commit never changes, so it is fetched once. The caller holds a lock on `folder`.
 
-    Args:
-        sources: The sources of the config.
-        folder: The folder of the copies, below `runs/`.
-        limits: The time that copying one source may take, and the bytes that it may have.
-        root: The folder that the path of an SQLite file starts from, by default the project's.
+    The path of an SQLite file starts from `root`, by default the project's folder.
 
     Returns:
         The sources as local files; one of the hub, a folder or a workbook may become several.
@@ -271,14 +267,9 @@ def _is_data(name: str) -> bool:
 
 def _require_same(path: Path, entry: Any) -> None:
     """A file is what the commit holds: by sha256 where it is kept apart from git, else by git's own hash."""
-    digest = hashlib.sha256() if entry.lfs is not None else hashlib.sha1(usedforsecurity=False)
-    if entry.lfs is None:
-        digest.update(b"blob %d\0" % path.stat().st_size)
+    blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
+        made = hashlib.file_digest(stream, hashlib.sha256 if entry.lfs is not None else lambda: blob).hexdigest()
     expected = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
-    if digest.hexdigest() != expected:
-        raise IntegrityError(
-            f"{entry.rfilename} is not what the hub says it is: expected {expected}, got {digest.hexdigest()}"
-        )
+    if made != expected:
+        raise IntegrityError(f"{entry.rfilename} is not what the hub says it is: expected {expected}, got {made}")

@@ -47,11 +47,7 @@ def write_rows(sql: Sql, out: IO[bytes], *, root: Path, limits: SourceLimits) ->
 
     The transaction is read-only where the database knows such (PostgreSQL, SQLite), and rolled back in any case.
 
-    Args:
-        sql: SQLAlchemy's address, in which `${NAME}` stands for a variable of the environment, and one SELECT.
-        out: The file that is written.
-        root: The folder that the path of an SQLite file starts from.
-        limits: The time that the query may take, and the bytes that its rows may have.
+    The path of an SQLite file starts from `root`.
 
     Raises:
         DataError: The query failed, has two columns of one name, or reached a limit.

@@ -6,7 +6,7 @@ Reading any file gives rows and faults, or raises DataError, in bounded memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
@@ -117,7 +117,7 @@ def opened(path: Path, **options: Unpack[ReadingOptions]) -> Iterator[tuple[File
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from None
 
 
-def read_rows(path: Path, **options: Unpack[ReadingOptions]) -> Iterator[Row]:
+def read_rows(path: Path, **options: Unpack[ReadingOptions]) -> Generator[Row]:
     """The rows of a file, as `opened` reads them."""
     with opened(path, **options) as (_, rows):
         yield from rows

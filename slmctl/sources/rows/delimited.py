@@ -27,11 +27,8 @@ def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | 
     A row that is not valid CSV is one line's fault: reading goes on at the line after the one it began on, so that
     a quote that nobody closes costs one row, and not all that follow.
 
-    Args:
-        stream: The text.
-        file: The name of the file in errors.
-        tabs: Fields are cut by tabs, and not by what the first lines show.
-        header_row: The line of the header, by default the first one that is no title.
+    With `tabs` fields are cut by tabs, and not by what the first lines show. The header is the first line that is no
+    title, if `header_row` names none.
 
     Raises:
         DataError: The header is not valid, or names a column twice. While rows are read: quotes stand where none

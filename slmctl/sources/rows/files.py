@@ -72,10 +72,6 @@ def files_of(path: Path, format: str | None = None) -> list[tuple[str, Path]]:
     A name begins at the folder, or at the part of the pattern that is no pattern. Files whose names begin with a dot
     or an underscore, and in a folder those of unknown kinds, are none of the source.
 
-    Args:
-        path: A folder or a pattern (`is_several`).
-        format: The format of the files, by default that of their names.
-
     Raises:
         DataError: They are none, too many, or of several kinds.
         UsageError: The pattern matches nothing.

@@ -31,12 +31,7 @@ def line_rows(stream: TextIO) -> Iterator[Row]:
 
 
 def array_rows(stream: TextIO, file: str, *, key: str | None = None) -> Iterator[Row]:
-    """The objects of one array, by their places: the whole file, or an array of objects in an object.
-
-    Args:
-        stream: The text.
-        file: The name of the file in errors.
-        key: The array of the object, by default the only one.
+    """The objects of one array, by their places: the whole file, or the array `key` of an object, or its only one.
 
     Raises:
         DataError: It is not JSON, or holds no such array, or several. Rows before the fault have been yielded by then.

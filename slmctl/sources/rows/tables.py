@@ -40,12 +40,6 @@ def opened(path: Path, format: str, sheet: str | None = None, header_row: int | 
     one cell in the last corner of a sheet can ask for more memory than there is, and a damaged file can end the
     process that reads it.
 
-    Args:
-        path: The file.
-        format: `parquet`, `xlsx`, `ods` or `sqlite`.
-        sheet: The sheet, by default the first; or the table, by default the only one.
-        header_row: The row of a sheet that names the columns, by default the first one that is no title.
-
     Raises:
         DataError: It is damaged, names a column twice, or cannot be read within the limits.
         UsageError: It has no such sheet or table. When rows are read: it has several tables, and none is named.

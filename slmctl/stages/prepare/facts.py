@@ -177,15 +177,7 @@ class PrepareFacts(TypedDict):
 def collect(
     config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: dict[str, Overlap], plan: ReadingPlan
 ) -> PrepareFacts:
-    """The facts of a data set whose records have their splits.
-
-    Args:
-        config: The config of the stage.
-        rows: Every record that was read.
-        fates: The split of each record, or the reason why it is left out.
-        overlap: The overlap of each held-out split with the training rows.
-        plan: The sources, their columns and formats.
-    """
+    """The facts of a data set whose records have their splits."""
     kept = {split: fates.kept(split) for split in SPLITS}
     by_label = {split: rows.count(indices) for split, indices in kept.items()}
     return {

@@ -35,18 +35,10 @@ class LinearFacts(TypedDict):
 
 
 def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFacts | None:
-    """Train a linear model on the training records in `out`, or a sample of them, and measure it.
+    """Train a linear model on the `train` records in `out`, or a sample of them, and measure it on the `validation`.
 
     The validation rows choose the strength of its regularisation too, out of three, so the score is hardly too high.
-
-    Args:
-        out: The folder with `train.jsonl` and `validation.jsonl`.
-        train: Number of training records.
-        validation: Number of validation records.
-        labels: Number of labels.
-
-    Returns:
-        The score; None without scikit-learn, and where there are too few rows to say anything.
+    None without scikit-learn, and where there are too few rows to say anything.
     """
     if validation < FEWEST or labels < 2:
         return None
@@ -74,14 +66,7 @@ def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFac
 
 
 def sample(path: Path, count: int, most: int, characters: int = CHARACTERS) -> Sequence[Record]:
-    """Records of a file at even distances, at most so many and so many characters; a long one costs others.
-
-    Args:
-        path: A split.
-        count: Number of its records.
-        most: Largest number of records.
-        characters: Largest number of characters of their lines.
-    """
+    """Records of a split with `count` of them, at even distances: at most so many, and so many characters of lines."""
     places = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
     with path.open("rb") as stream:
         lines = [line for number, line in enumerate(stream) if number in places]

@@ -62,15 +62,9 @@ class SuspectFacts(TypedDict):
 
 
 def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
-    """Write `suspects.jsonl` beside `train.jsonl`, the worst first.
+    """Write `suspects.jsonl` beside the `train` records of `train.jsonl`, the worst first, and return the facts.
 
-    Args:
-        out: The folder with `train.jsonl`.
-        train: Number of training records.
-        labels: Number of labels.
-
-    Returns:
-        The facts; None, and no file, without scikit-learn and where fewer than two labels have FEWEST records.
+    None, and no file, without scikit-learn and where fewer than two labels have FEWEST records.
     """
     if not linear_baseline.is_installed() or labels < 2:
         return None

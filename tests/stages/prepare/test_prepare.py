@@ -30,6 +30,7 @@ from slmctl.task.records import SPLITS, read_records
 
 TEMPLATES = Path(__file__).parents[3] / "templates"
 CLASSIFY = {"kind": "classify", "labels": "from-data", "system": tiny.SYSTEM}
+COLUMNS = {"input": "text", "output": "category"}
 
 
 class Prepared:
@@ -46,17 +47,27 @@ class Prepared:
 
 
 @pytest.fixture
-def run(artifacts: dict[str, Artifact], tmp_path: Path) -> Any:
+def run_on(artifacts: dict[str, Artifact], tmp_path: Path) -> Any:
+    """prepare on sources as the config has them."""
+
+    def call(*sources: dict[str, Any], task: Any = CLASSIFY, **settings: Any) -> Prepared:
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        asked = [Source.model_validate(source) for source in sources]
+        local = snapshot.gathered(asked, tmp_path / "runs" / ".sources")
+        config = PrepareConfig.model_validate({"task": task, "sources": local, **settings})
+        return Prepared(out, prepare.run(config, base=artifacts["base"], out=out))
+
+    return call
+
+
+@pytest.fixture
+def run(run_on: Any, tmp_path: Path) -> Any:
     """prepare on pairs of text and category."""
 
-    def call(pairs: list[tuple[str, str]], *, task: Any = CLASSIFY, source: Any = None, **settings: Any) -> Prepared:
-        folder = tmp_path / f"call{len(list(tmp_path.iterdir()))}"
-        out = folder / "out"
-        out.mkdir(parents=True)
-        path = tiny.write_csv(folder / "tickets.csv", pairs)
-        sources = [{"path": path, "input": "text", "output": "category", **(source or {})}]
-        config = PrepareConfig.model_validate({"task": task, "sources": sources, **settings})
-        return Prepared(out, prepare.run(config, base=artifacts["base"], out=out))
+    def call(pairs: list[tuple[str, str]], *, source: Any = None, **settings: Any) -> Prepared:
+        path = tiny.write_csv(tmp_path / "tickets.csv", pairs)
+        return run_on({"path": path, **COLUMNS, **(source or {})}, **settings)
 
     return call
 
@@ -115,15 +126,12 @@ def test_the_split_does_not_depend_on_order_or_on_other_rows(run: Any) -> None:
     assert not moved
 
 
-def test_groups_stay_together(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_groups_stay_together(run_on: Any, tmp_path: Path) -> None:
     with (tmp_path / "tickets.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["text", "category", "customer"])
         writer.writerows([text, label, f"C{k % 40}"] for k, (text, label) in enumerate(tiny.rows(300)))
-    source = {"path": tmp_path / "tickets.csv", "input": "text", "output": "category", "group": "customer"}
-    config = PrepareConfig.model_validate({"task": CLASSIFY, "sources": [source]})
-    (tmp_path / "out").mkdir()
-    found = Prepared(tmp_path / "out", prepare.run(config, base=artifacts["base"], out=tmp_path / "out"))
+    found = run_on({"path": tmp_path / "tickets.csv", **COLUMNS, "group": "customer"})
     sides: dict[str, set[str]] = {}
     for split, records in found.sides.items():
         for record in records:
@@ -220,17 +228,11 @@ def test_near_duplicates_can_be_dropped(run: Any) -> None:
     assert dropped.metrics["rejected_by_reason"]["near duplicate"] == dropped.metrics["duplicates"]["near"]
 
 
-def test_a_row_of_a_bound_test_set_stays_and_its_twin_in_training_goes(
-    artifacts: dict[str, Artifact], tmp_path: Path
-) -> None:
+def test_a_row_of_a_bound_test_set_stays_and_its_twin_in_training_goes(run_on: Any, tmp_path: Path) -> None:
     pairs = tiny.rows(200)
     train = tiny.write_csv(tmp_path / "train.csv", pairs)
     test = tiny.write_csv(tmp_path / "test.csv", pairs[:20])
-    columns = {"input": "text", "output": "category"}
-    sources = [{"path": train, **columns}, {"path": test, **columns, "split": "test"}]
-    config = PrepareConfig.model_validate({"task": CLASSIFY, "sources": sources, "splits": {"test": 0}})
-    (tmp_path / "out").mkdir()
-    found = Prepared(tmp_path / "out", prepare.run(config, base=artifacts["base"], out=tmp_path / "out"))
+    found = run_on({"path": train, **COLUMNS}, {"path": test, **COLUMNS, "split": "test"}, splits={"test": 0})
     assert found.metrics["test"] == 20
     assert {row["source"]["file"] for row in found.rejected if row["rule"] == "duplicate"} == {"train.csv"}
 
@@ -480,26 +482,14 @@ def test_the_terminal_has_six_lines_of_findings_and_the_worst_first(run: Any) ->
 # Several files and sheets as one source
 
 
-def prepared(base: Artifact, folder: Path, **source: Any) -> Prepared:
-    """prepare on one source of the config, which may be several files."""
-    asked = Source.model_validate({"input": "text", "output": "category", **source})
-    sources = snapshot.gathered([asked], folder / "runs" / ".sources")
-    config = PrepareConfig.model_validate({"task": CLASSIFY, "sources": sources})
-    out = folder / f"out{len(list(folder.iterdir()))}"
-    out.mkdir()
-    return Prepared(out, prepare.run(config, base=base, out=out))
-
-
-def test_a_folder_is_one_source(
-    artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_is_one_source(run_on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs, exports = tiny.rows(200), tmp_path / "exports"
     (exports / "may").mkdir(parents=True)
     tiny.write_csv(exports / "b.csv", pairs[:100])
     tiny.write_csv(exports / "may" / "a.csv", [*pairs[100:], ("", "billing")])
     (exports / "may" / "c.csv").write_bytes("category;text\r\nbilling;Ihre größte Frage – 5 €\r\n".encode("cp1252"))
     (exports / "none.csv").write_text("text,category\n")
-    found = prepared(artifacts["base"], tmp_path, path=exports)
+    found = run_on({"path": exports, **COLUMNS})
     assert [row["source"] for row in found.rejected] == [{"file": "may/a.csv", "row": 102}]
     plain, guessed = "CSV in UTF-8, separated by commas", "CSV in CP1252 (a guess), separated by semicolons"
     assert [(one["file"], one["form"], one["rows_in"]) for one in found.metrics["sources"]] == [
@@ -510,15 +500,15 @@ def test_a_folder_is_one_source(
     assert "may/c.csv is taken for CP1252; to be certain: encoding: cp1252" in said
     (exports / "c.csv").write_text("text,kind\na,b\n")
     with pytest.raises(DataError, match=r"c\.csv lacks the column 'category', unlike b\.csv") as caught:
-        prepared(artifacts["base"], tmp_path, path=exports)
+        run_on({"path": exports, **COLUMNS})
     assert caught.value.hint.endswith("the columns of c.csv: text, kind")
     (exports / "c.csv").write_text("text,category,kind\na,b,c\n")
     with pytest.raises(DataError, match=r"c\.csv has a column 'kind', unlike b\.csv"):
-        prepared(artifacts["base"], tmp_path, path=exports)
+        run_on({"path": exports, **COLUMNS})
 
 
 def test_rows_of_several_sheets_keep_their_sheet_and_row(
-    artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs = tiny.rows(200)
 
@@ -529,21 +519,21 @@ def test_rows_of_several_sheets_keep_their_sheet_and_row(
     sheets = {"May": workbooks.row(1, "Tickets of May") + sheet(3, [*pairs[:100], ("", "billing")]),
               "June": sheet(1, [*pairs[100:], ("no category", "")]), "Notes": ""}  # fmt: skip
     book = workbooks.write_xlsx(tmp_path / "book.xlsx", sheets)
-    found = prepared(artifacts["base"], tmp_path, path=book, sheet="*")
+    found = run_on({"path": book, "sheet": "*", **COLUMNS})
     places = [{"file": "book.xlsx:May", "row": 104}, {"file": "book.xlsx:June", "row": 102}]
     assert [row["source"] for row in found.rejected] == places
     assert "book.xlsx:May has its header in row 3; what is above it is no row" in capsys.readouterr().err
     assert [one["rows_in"] for one in found.metrics["sources"]] == [101, 101, 0]
-    named = prepared(artifacts["base"], tmp_path, path=book, sheet=["June"], name="crm", header_row=1)
+    named = run_on({"path": book, "sheet": ["June"], "name": "crm", "header_row": 1, **COLUMNS})
     assert [row["source"] for row in named.rejected] == [{"file": "crm:June", "row": 102}]
     with pytest.raises(UsageError, match=r"book\.xlsx has no sheet 'July'"):
-        prepared(artifacts["base"], tmp_path, path=book, sheet=["June", "July"])
+        run_on({"path": book, "sheet": ["June", "July"], **COLUMNS})
 
 
 # Conversations
 
 
-def test_conversations_of_several_turns_with_tools(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_conversations_of_several_turns_with_tools(run_on: Any, tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "track", "parameters": {}}}
     rows = [
         {
@@ -561,9 +551,7 @@ def test_conversations_of_several_turns_with_tools(artifacts: dict[str, Artifact
     rows.append({"messages": [rows[0]["messages"][1], {"role": "assistant", "tool_calls": [tool]}]})
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = PrepareConfig.model_validate({"task": {"kind": "generate"}, "sources": [{"path": path}]})
-    (tmp_path / "out").mkdir()
-    found = Prepared(tmp_path / "out", prepare.run(config, base=artifacts["base"], out=tmp_path / "out"))
+    found = run_on({"path": path}, task={"kind": "generate"})
     assert found.metrics["sources"][0]["shape"] == "messages"
     assert found.metrics["rejected_by_reason"] == {"tool calls": 1}  # the tiny base's template writes none
     record = found.sides["train"][0]
@@ -655,19 +643,13 @@ def test_a_schema_that_is_none_is_refused(run: Any, tmp_path: Path, schema: str,
 # Place, time and workers change nothing
 
 
-def test_workers_change_nothing(
-    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_change_nothing(run_on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_reader, "PARALLEL_BYTES", 0)  # so that a small data set is read by workers too
     path = tiny.write_csv(tmp_path / "tickets.csv", [*tiny.rows(1200), ("", "billing"), ("x@" + "y.test", "billing")])
     made = []
     for workers in (1, 2, 3):
-        out = tmp_path / f"out{workers}"
-        out.mkdir()
-        sources = [{"path": path, "input": "text", "output": "category"}]
-        config = PrepareConfig.model_validate({"task": CLASSIFY, "sources": sources, "workers": workers})
-        metrics = prepare.run(config, base=artifacts["base"], out=out)
-        made.append((metrics, {file.name: file.read_bytes() for file in out.iterdir()}))
+        found = run_on({"path": path, **COLUMNS}, workers=workers)
+        made.append((found.metrics, {file.name: file.read_bytes() for file in found.out.iterdir()}))
     assert made[0] == made[1] == made[2]
 
 
