@@ -1,11 +1,11 @@
-"""Ancestry of artifacts: `show` draws it back to the data, `verify` proves that no file has changed."""
+"""Ancestry of artifacts, back to the data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
@@ -116,30 +116,24 @@ def folders(root: Path) -> list[Path]:
     )
 
 
-def verify(folders: list[Path]) -> dict[str, list[str]]:
-    """The faults of each folder: files that are extra, missing or changed."""
-    return {str(folder): artifact.verify_folder(folder) for folder in folders}
-
-
-def lines(
-    node: LineageNode, *, indent: str = "", last: bool = True, top: bool = True, drawn: set[str] | None = None
-) -> Iterator[str]:
+def lines(node: LineageNode) -> Iterator[str]:
     """The ancestry as a drawing, one artifact a line; one that occurs again is drawn once and then named."""
-    branch = "" if top else indent + ("└─ " if last else "├─ ")
-    drawn = set() if drawn is None else drawn
+    return _drawn(node, "", "", set())
+
+
+def _drawn(node: LineageNode, branch: str, indent: str, drawn: set[str]) -> Iterator[str]:
     if node.digest in drawn:
         yield f"{branch}{_name(node)}  (above)"
         return
     drawn.add(node.digest)
     yield branch + _title(node)
-    indent = "" if top else indent + ("   " if last else "│  ")
-    children: list[Any] = [*node.parents, *node.sources]
-    for k, child in enumerate(children):
-        at_end = k == len(children) - 1
+    children = [*node.parents, *node.sources]
+    for place, child in enumerate(children, 1):
+        sign, below = ("├─ ", "│  ") if place < len(children) else ("└─ ", "   ")
         if isinstance(child, LineageNode):
-            yield from lines(child, indent=indent, last=at_end, top=False, drawn=drawn)
+            yield from _drawn(child, indent + sign, indent + below, drawn)
         else:
-            yield f"{indent}{'└─ ' if at_end else '├─ '}file {child['file']}  sha256:{child['sha256'][:12]}"
+            yield f"{indent}{sign}file {child['file']}  sha256:{child['sha256'][:12]}"
 
 
 def to_json(node: LineageNode) -> LineageEntry:

@@ -201,13 +201,13 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
 
     PATHS are artifacts, their ids, or releases; all below runs/ by default. With --key, releases must be signed.
     """
-    from slmctl.artifacts import lineage
+    from slmctl.artifacts import artifact, lineage
     from slmctl.pipeline import resolve
 
     folders = [resolve.artifact_path(options.directory, path) for path in paths] or lineage.folders(options.directory)
     if not folders:
         raise IntegrityError(f"there are no artifacts below {options.directory / 'runs'}", hint="slmctl run")
-    faults_of = lineage.verify(folders)
+    faults_of = {folder: artifact.verify_folder(folder) for folder in folders}
     for folder, faults in faults_of.items():
         terminal().write("".join(f"{folder}: {terminal().clean(fault)}\n" for fault in faults or ["whole"]))
     damaged = [folder for folder, faults in faults_of.items() if faults]

@@ -133,11 +133,11 @@ def test_verify_names_every_flipped_byte(desk: Path) -> None:
     for path in each_file(desk):
         kept = path.read_bytes()
         flip(path)
-        faults = lineage.verify([path.parent])[str(path.parent)]
+        faults = artifact.verify_folder(path.parent)
         assert len(faults) == 1
         assert f"changed: {path.name}" in faults[0]
         path.write_bytes(kept)
-    assert not any(lineage.verify(lineage.folders(desk)).values())
+    assert not any(map(artifact.verify_folder, lineage.folders(desk)))
 
 
 def test_the_command_verify_exits_with_7(stages: Forks, desk: Path) -> None:

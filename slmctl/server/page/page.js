@@ -70,7 +70,7 @@ async function ask(messages, onPiece) {
   if (task.kind === "generate") body.temperature = Number(at("temperature").value) || 0;
   const begun = performance.now();
   const response = await send("/v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal: running.signal });
-  const found = { text: "", extra: {}, usage: null, finish: null, model: "", header: response.headers.get("x-slmctl-route") || "", id: response.headers.get("x-request-id") || "" };
+  const found = { text: "", extra: {}, usage: null, finish: null, model: "", id: response.headers.get("x-request-id") || "" };
   let whole = false;
   try {
     for await (const data of events(response)) {
@@ -125,16 +125,13 @@ const WHY = {
 
 // Which model answered, why, how sure it is and how fast it was; what the server does not say is left out.
 function facts(found) {
-  const [route, ...rest] = found.header.split(";");
-  const where = found.extra.route || route.trim();
-  const why = found.extra.reason || rest.join(";").replace(/^\s*reason=/, "");
-  const spelled = { local: "this server", generalist: "the general model" }[where] || where;
+  const { route = "", reason = "" } = found.extra;
   const tokens = found.usage && found.usage.completion_tokens;
   const list = make("dl", "facts");
   const add = (name, value) => value && list.append(make("div", "", make("dt", "", name), make("dd", "", value)));
   add("model", found.extra.model || found.model);
-  add("answered by", spelled);
-  add("because", Object.hasOwn(WHY, why) ? WHY[why] : why.replace(/[_-]+/g, " "));
+  add("answered by", { local: "this server", generalist: "the general model" }[route] || route);
+  add("because", Object.hasOwn(WHY, reason) ? WHY[reason] : reason.replace(/[_-]+/g, " "));
   if (typeof found.extra.confidence === "number" && task.kind !== "classify") add("confidence", percent(bounded(found.extra.confidence)));
   if (tokens) add("speed", `${(tokens / found.seconds).toFixed(1)} tokens/s`);
   add("took", `${found.seconds.toFixed(2)} s` + (tokens ? ` for ${tokens} token${tokens === 1 ? "" : "s"}` : ""));
@@ -142,13 +139,11 @@ function facts(found) {
   return list;
 }
 
-// [label, probability] of every label that the server names, the answer first; {label: p} and [{label, probability}] are read.
+// [label, probability] of every label that the server names, the answer first.
 function scores(found) {
-  const named = found.extra.labels || {};
-  const pairs = Array.isArray(named) ? named.map((one) => [one.label, one.probability ?? one.confidence]) : Object.entries(named);
-  const others = pairs.filter(([label, share]) => label !== found.text && typeof share === "number");
+  const others = Object.entries(found.extra.labels || {}).filter(([label, share]) => label !== found.text && typeof share === "number");
   others.sort((a, b) => b[1] - a[1]);
-  const own = found.extra.confidence ?? (pairs.find(([label]) => label === found.text) || [])[1];
+  const own = found.extra.confidence;
   return [...(typeof own === "number" ? [[found.text, own]] : []), ...others.slice(0, 4)];
 }
 
