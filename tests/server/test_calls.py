@@ -243,28 +243,6 @@ def test_calls_and_results_of_the_history_are_read(ask: openai.OpenAI) -> None:
     assert said.usage.prompt_tokens == again.usage.input_tokens
 
 
-@pytest.mark.parametrize(
-    ("more", "param", "said"),
-    [
-        ({"tools": [{"type": "web_search"}]}, "tools", "a tool of type 'web_search' is not supported"),
-        ({"tools": [BOOKS] * 200}, "tools", "at most 128 functions"),
-        ({"tool_choice": "often"}, "tool_choice", "must be auto, none, required"),
-        ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "tool_choice", "names 'fly'"),
-        ({"parallel_tool_calls": 7}, "parallel_tool_calls", "must be true or false"),
-        ({"functions": [ROOM]}, "functions", "send 'tools'"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "a model of kind 'call'"),
-        ({"messages": [{"role": "tool", "tool_call_id": "c", "content": "x"}]}, "messages", "needs a tool_call_id"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "must be the user's or a result"),
-    ],
-)
-def test_what_cannot_be_called_is_refused_by_its_name(
-    ask: openai.OpenAI, more: dict[str, Any], param: str, said: str
-) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        ask.post("/chat/completions", cast_to=httpx.Response, body={**ASK, **more})
-    assert (caught.value.param, said in caught.value.message) == (param, True), caught.value.message
-
-
 def parameters(**properties: Any) -> list[Any]:
     function = {"name": "f", "parameters": {"type": "object", "properties": properties}}
     return [{"type": "function", "function": function}]

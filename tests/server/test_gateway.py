@@ -16,8 +16,6 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from support import tiny
 from support.endpoint import Turn, streams
 from support.forks import Forks
@@ -187,32 +185,6 @@ def test_another_engine_is_held_to_the_task(tiny_run: Path, free_url: str) -> No
                 assert 0 < said.model_extra["slmctl"]["confidence"] <= 1
         assert text in tiny.WORDS
     end(child)
-
-
-TEXTS = st.text(max_size=8) | st.integers() | st.none() | st.booleans() | st.floats(allow_nan=False)
-VALUES = st.recursive(
-    TEXTS, lambda one: st.lists(one, max_size=3) | st.dictionaries(st.text(max_size=6), one, max_size=3)
-)
-NAMES = st.sampled_from(
-    ["model", "messages", "prompt", "stream", "stream_options", "max_tokens", "temperature", "top_p", "seed", "stop",
-     "n", "logprobs", "top_logprobs", "response_format", "structured_outputs", "tools", "tool_choice", "logit_bias",
-     "input", "instructions", "include", "text", "max_output_tokens"]
-)  # fmt: skip
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    path=st.sampled_from(["chat/completions", "completions", "responses"]),
-    raw=st.binary(max_size=40) | st.dictionaries(NAMES, VALUES, max_size=5).map(lambda body: json.dumps(body).encode()),
-)
-def test_malformed_bodies_get_4xx_in_openais_form(free_url: str, path: str, raw: bytes) -> None:
-    response = httpx.post(
-        f"{free_url}/v1/{path}", content=raw, headers={"content-type": "application/json"}, timeout=60
-    )
-    if response.status_code != 200:  # a few of them are right by chance
-        assert 400 <= response.status_code < 500, response.text
-        assert set(response.json()) == {"error"}
-        assert {"message", "type", "param", "code"} <= set(response.json()["error"])
 
 
 def test_a_schema_that_is_nested_too_deeply_is_refused(free_url: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import tiny
 from support.serving import GENERATE, chat
 
-from slmctl.server import client_schemas, openai_requests
+from slmctl.server import client_schemas, openai_requests, request_options
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 from slmctl.task.contract import Task
@@ -17,8 +20,9 @@ from slmctl.task.contract import Task
 LABELS = tuple(tiny.LABELS)
 CLASSIFY = Task("classify", tiny.TEMPLATE, "<|im_end|>", labels=LABELS)
 EXTRACT = Task("extract", tiny.TEMPLATE, "<|im_end|>", schema=tiny.SCHEMA)
-TASKS = {"classify": CLASSIFY, "extract": EXTRACT, "generate": GENERATE}
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = Task("call", tiny.TEMPLATE, "<|im_end|>", tools=(FUNCTION,))
+TASKS = {"classify": CLASSIFY, "extract": EXTRACT, "generate": GENERATE, "call": CALL}
 
 
 def check(kind: str, task: str = "classify", **options: Any) -> CheckedRequest:
@@ -32,7 +36,7 @@ IDLE = {"metadata": {"a": "b"}, "store": True, "user": "u", "safety_identifier":
         "prompt_cache_key": "k", "prompt_cache_retention": "24h", "parallel_tool_calls": False}  # fmt: skip
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["classify", "extract", "generate"])
 @pytest.mark.parametrize("kind", ["chat", "text", "response"])
 def test_options_about_anything_but_the_answer_are_listed(kind: str, task: str) -> None:
     assert check(kind, task, **IDLE).ignored == tuple(sorted(IDLE))
@@ -97,9 +101,9 @@ def test_a_model_goes_by_the_projects_name_and_by_default(name: str) -> None:
             check(kind, model="tickets")
 
 
-def refused(kind: str, more: dict[str, Any], param: str, said: str) -> None:
+def refused(kind: str, more: dict[str, Any], param: str, said: str, *, task: str = "generate") -> None:
     with pytest.raises(BadRequestError) as caught:
-        check(kind, "generate", **more)
+        check(kind, task, **more)
     assert (caught.value.param, caught.value.status) == (param, 404 if param == "model" else 400)
     assert said in caught.value.message
 
@@ -157,6 +161,35 @@ def test_what_a_chat_cannot_have_is_refused_with_the_reason(more: dict[str, Any]
 )
 def test_what_a_response_cannot_have_is_refused_with_the_reason(more: dict[str, Any], param: str, said: str) -> None:
     refused("response", more, param, said)
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "said"),
+    [
+        ({"parallel_tool_calls": 7}, "parallel_tool_calls", "must be true or false"),
+        ({"functions": [FUNCTION]}, "functions", "send 'tools'"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "a model of kind 'call'"),
+        ({"messages": [{"role": "tool", "tool_call_id": "c", "content": "x"}]}, "messages", "needs a tool_call_id"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "must be the user's or a result"),
+    ],
+)
+def test_what_a_model_of_calls_cannot_have_is_refused(more: dict[str, Any], param: str, said: str) -> None:
+    refused("chat", more, param, said, task="call")
+
+
+PLAIN = st.text(max_size=8) | st.integers() | st.none() | st.booleans() | st.floats(allow_nan=False)
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+)
+NAMES = st.sampled_from(sorted(set.union(*request_options.READ.values()) | {"tool_choice", "logit_bias"}))
+BODIES = st.dictionaries(NAMES, VALUES, max_size=5).map(lambda body: json.dumps(body).encode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(kind=st.sampled_from(["chat", "text", "response"]), task=st.sampled_from(sorted(TASKS)), raw=BODIES)
+def test_any_body_is_answered_or_refused(kind: str, task: str, raw: bytes) -> None:
+    with contextlib.suppress(BadRequestError):
+        check(kind, task, **openai_requests.read(raw))
 
 
 # A client's schema on a classifier
