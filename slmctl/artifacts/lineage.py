@@ -127,7 +127,7 @@ def _drawn(node: LineageNode, branch: str, indent: str, drawn: set[str]) -> Iter
         return
     drawn.add(node.digest)
     yield branch + _title(node)
-    children = [*node.parents, *node.sources]
+    children: list[LineageNode | SourceFile] = [*node.parents, *node.sources]
     for place, child in enumerate(children, 1):
         sign, below = ("├─ ", "│  ") if place < len(children) else ("└─ ", "   ")
         if isinstance(child, LineageNode):
