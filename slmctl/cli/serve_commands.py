@@ -61,9 +61,9 @@ HANDOVERS = ("compose", "kubernetes", "vllm")
     metavar="NAME=PATH",
     help="A LoRA adapter over MODEL, served under NAME: a .gguf or a gguf artifact; repeatable.",
 )
-@key_option("--engine-url", metavar="URL", key="serve.engine_url")
-@key_option("--engine-model", metavar="NAME", key="serve.engine_model")
-@key_option("--engine-key-env", metavar="NAME", key="serve.engine_key_env")
+@key_option("--engine-url", metavar="URL", key="serve.engine.url")
+@key_option("--engine-model", metavar="NAME", key="serve.engine.model")
+@key_option("--engine-key-env", metavar="NAME", key="serve.engine.key_env")
 @offline_option
 @config_options
 @click.pass_obj
@@ -97,7 +97,7 @@ def serve(
     the weights that it was made of are searched below runs/. Prints the folder.
     """
     override(options, "serve", host=host, port=port, keys=str(keys.absolute()) if keys else None)
-    override(options, "serve", engine_url=engine_url, engine_model=engine_model, engine_key_env=engine_key_env)
+    override(options, "serve.engine", url=engine_url, model=engine_model, key_env=engine_key_env)
     override(options, "serve", policy=None if policy is None else str(_artifact_path(options, policy).resolve()))
     override(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)
     if adapters:
@@ -238,7 +238,7 @@ def _require_reachable(settings: ServeConfig) -> None:
     """With `--offline`, refuse endpoints on other machines, before a model is loaded."""
     from urllib.parse import urlsplit
 
-    endpoints = {"--engine-url": settings.engine_url}
+    endpoints = {"--engine-url": settings.engine.url if settings.engine is not None else None}
     if settings.generalist is not None:
         endpoints |= {"--generalist": settings.generalist.url, "serve.generalist.proxy": settings.generalist.proxy}
     for what, url in endpoints.items():

@@ -60,7 +60,7 @@ def opened(
     with contextlib.ExitStack() as stack:
         escalation = Escalation()
         discover: Callable[[Collection[str]], dict[str, Callable[[], Release]]] | None = None
-        if settings.engine_url is not None:
+        if settings.engine is not None:
             releases = [_elsewhere(options, settings, model, stack)]
         else:
             asked = list(_asked(options, settings, model))
@@ -308,15 +308,16 @@ def _elsewhere(options: Options, settings: ServeConfig, model: str | None, stack
     from slmctl.server.openai_requests import ServedModel
     from slmctl.server.running_model import Release, RunningModel
 
-    assert settings.engine_url is not None and settings.engine_model is not None  # they come together
-    task, named = model_lookup.contract(make_workspace(options), model, settings.engine_model)
+    engine = settings.engine
+    assert engine is not None
+    task, named = model_lookup.contract(make_workspace(options), model, engine.model)
     if task.kind == "call":
         raise UsageError(
             "calls are held to the form of their base by slmctl's own engine, so no server elsewhere answers them",
             hint="slmctl serve without --engine-url",
         )
-    backend = EndpointEngine(settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences)
-    stack.enter_context(guard.network(f"answering through {settings.engine_url}", hosts=backend.hosts))
+    backend = EndpointEngine(engine.url, engine.model, engine.key_env, settings.sequences)
+    stack.enter_context(guard.network(f"answering through {engine.url}", hosts=backend.hosts))
     models = {named.name: ServedModel(named.name, task, aliases=named.aliases, version=named.version)}
     return Release(named.name, "", models, 0, load=lambda: RunningModel(backend, models), pin=True)
 

@@ -40,6 +40,7 @@ from slmctl.config.sections import (
 )
 from slmctl.config.serve_section import (
     CollectConfig,
+    Endpoint,
     FleetMember,
     GeneralistConfig,
     Prices,
@@ -57,6 +58,7 @@ __all__ = [
     "CollectConfig",
     "Config",
     "Duplicates",
+    "Endpoint",
     "EvaluateConfig",
     "FinetuneConfig",
     "FleetMember",

@@ -13,10 +13,15 @@ from pydantic import (
 from slmctl.config.fields import bare_type, is_inherited, named_section_in, section_in
 from slmctl.config.prepare_section import Shares, Source
 from slmctl.config.sections import Config
-from slmctl.config.serve_section import Prices
+from slmctl.config.serve_section import Endpoint, Prices
 
 # Sections that stand in several places, with the one where `reference` shows their keys.
-HOMES: dict[type[BaseModel], str] = {Source: "prepare.sources[]", Shares: "prepare.splits", Prices: "serve.prices"}
+HOMES: dict[type[BaseModel], str] = {
+    Source: "prepare.sources[]",
+    Shares: "prepare.splits",
+    Prices: "serve.prices",
+    Endpoint: "serve.generalist",
+}
 
 
 def schema() -> dict[str, Any]:

@@ -30,14 +30,20 @@ class Prices(Section):
 Redactable = Literal["email", "phone", "card", "iban", "ip"]
 
 
-class GeneralistConfig(Section):
+class Endpoint(Section):
+    """A model behind an OpenAI-compatible endpoint."""
+
+    url: Text = Field(description="OpenAI-compatible endpoint, such as http://host:8000/v1")
+    model: Text = Field(description="name of the model at its endpoint")
+    key_env: Text | None = Field(None, description="environment variable that holds the key of the endpoint")
+
+
+class GeneralistConfig(Endpoint):
     """The large general model that answers what the policy escalates."""
 
     url: Text = Field(
         description="OpenAI-compatible endpoint of the generalist, which answers what the policy does not keep"
     )
-    model: Text = Field(description="name of the generalist at its endpoint")
-    key_env: Text | None = Field(None, description="environment variable that holds the generalist's key")
     timeout_s: float = Field(
         20, gt=0, le=600, description="seconds for a whole answer; after them the local one is sent"
     )
@@ -144,28 +150,21 @@ class ServeConfig(Section):
         None,
         description="memory that the models of the fleet may hold together, such as 3GiB; the machine's when left out",
     )
-    engine_url: Text | None = Field(
-        None,
-        description="OpenAI-compatible endpoint that answers in place of the own engine, such as http://host:8000/v1",
+    engine: Endpoint | None = Field(
+        None, description="endpoint that answers in place of the own engine: url, model and key_env"
     )
-    engine_model: Text | None = Field(None, description="name of the model at engine_url")
-    engine_key_env: Text | None = Field(None, description="environment variable that holds the key of engine_url")
 
     @model_validator(mode="after")
     def _fits_together(self) -> ServeConfig:
-        if (self.engine_url is None) != (self.engine_model is None):
-            raise ValueError("'engine_url' and 'engine_model' come together")
-        if self.engine_url is None and self.sequences + len(self.adapters) > LLAMA_SEQUENCES:
+        if self.engine is None and self.sequences + len(self.adapters) > LLAMA_SEQUENCES:
             raise ValueError(
                 f"'sequences' and 'adapters' are {self.sequences} and {len(self.adapters)}, and llama.cpp holds "
                 f"{LLAMA_SEQUENCES} of both"
             )
-        if self.engine_url is not None and self.adapters:
-            raise ValueError("'adapters' belong to the own engine; load adapters at engine_url by its own options")
-        if self.engine_url is not None and self.policy is not None:
-            raise ValueError(
-                "'policy' belongs to one GGUF file of the own engine, and 'engine_url' names another engine"
-            )
+        if self.engine is not None and self.adapters:
+            raise ValueError("'adapters' belong to the own engine; load adapters at engine.url by its own options")
+        if self.engine is not None and self.policy is not None:
+            raise ValueError("'policy' belongs to one GGUF file of the own engine, and 'engine' names another one")
         policies = [self.policy, *(member.policy or None for member in self.fleet.values())]
         if self.generalist is not None and not any(policy is not None for policy in policies):
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
@@ -183,7 +182,7 @@ class ServeConfig(Section):
         for key, reason in (
             ("policy", "a model of the fleet has its own: fleet.NAME.policy"),
             ("adapters", "an adapter belongs to a server of one model"),
-            ("engine_url", "the fleet's models are loaded here"),
+            ("engine", "the fleet's models are loaded here"),
         ):
             if getattr(self, key):
                 raise ValueError(f"'{key}' and 'fleet' exclude each other: {reason}")

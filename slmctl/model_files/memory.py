@@ -99,11 +99,8 @@ def _cell_bytes(head: gguf_header.GgufHeader) -> int:
     query = max(heads, default=0) if isinstance(heads, list) else heads
     each = width // query if isinstance(width, int) and isinstance(query, int) and query else 0
     sizes = [head.metadata.get(f"{kind}.attention.{part}_length", each) for part in ("key", "value")]
-    return (
-        2
-        * sum(pair for pair in pairs if isinstance(pair, int))
-        * sum(length for length in sizes if isinstance(length, int))
-    )
+    cell = sum(length for length in sizes if isinstance(length, int))
+    return 2 * cell * sum(pair for pair in pairs if isinstance(pair, int))
 
 
 def trim_heap() -> None:

@@ -204,9 +204,7 @@ def _contract(handover: Handover, kind: str, folder: Path) -> None:
         "port": GATEWAY_PORT,
         "keys": "../keys/keys.json" if local else f"{KEYS}/keys.json",
         "adapters": {},
-        "engine_url": f"http://{host}:{ENGINE_PORT}/v1",
-        "engine_model": handover.name,
-        "engine_key_env": KEY_ENV,
+        "engine": {"url": f"http://{host}:{ENGINE_PORT}/v1", "model": handover.name, "key_env": KEY_ENV},
     }
     config = {"project": script_files.label(handover.name), "base": "none", "serve": serve}
     script_files.write(folder / FILENAME, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

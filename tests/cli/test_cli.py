@@ -211,9 +211,9 @@ def test_help_and_short_help_are_one() -> None:
         ("serve", "--host", config.ServeConfig, "host"),
         ("serve", "--port", config.ServeConfig, "port"),
         ("serve", "--keys", config.ServeConfig, "keys"),
-        ("serve", "--engine-url", config.ServeConfig, "engine_url"),
-        ("serve", "--engine-model", config.ServeConfig, "engine_model"),
-        ("serve", "--engine-key-env", config.ServeConfig, "engine_key_env"),
+        ("serve", "--engine-url", config.Endpoint, "url"),
+        ("serve", "--engine-model", config.Endpoint, "model"),
+        ("serve", "--engine-key-env", config.Endpoint, "key_env"),
         ("chat", "--type", config.PredictConfig, "type"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_path_of_a_model_is_below_the_folder_and_its_policy_too(tmp_path: Path
         ("{fleet: {default: {release: x}}}", "'default' in 'fleet' is no name of a model"),
         ("{fleet: {a/b: {release: x}}}", "'a/b' in 'fleet' is no name of a model"),
         ("{policy: p, fleet: {a: {release: x}}}", "'policy' and 'fleet' exclude each other"),
-        ("{engine_url: 'http://h/v1', engine_model: m, fleet: {a: {release: x}}}", "'engine_url' and 'fleet' exclude"),
+        ("{engine: {url: 'http://h/v1', model: m}, fleet: {a: {release: x}}}", "'engine' and 'fleet' exclude"),
         ("{generalist: {url: 'http://h/v1', model: m}, fleet: {a: {release: x}}}", "'generalist' needs 'policy'"),
     ],
 )

@@ -310,7 +310,7 @@ def test_no_other_engine_answers_calls(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="slmctl's own engine, which vLLM does not do"):
         vllm_handover.write(handed, "compose", tmp_path / "out")
     options = Options()
-    options.directory, options.sets = folder, ["serve.engine_url=http://127.0.0.1:9/v1", "serve.engine_model=large"]
+    options.directory, options.sets = folder, ["serve.engine.url=http://127.0.0.1:9/v1", "serve.engine.model=large"]
     with (
         pytest.raises(UsageError, match="so no server elsewhere answers them"),
         served_fleet.opened(options, read_settings(options).serve, str(release.path), None, keys=False),

@@ -197,7 +197,7 @@ def test_the_parts_in_kubernetes_find_each_other(artifacts: dict[str, Artifact],
         ports = [port["name"] for port in behind["spec"]["template"]["spec"]["containers"][0]["ports"]]
         assert [port["targetPort"] for port in service["ports"]] == ports
     (contract,) = [one["data"] for (kind, _), one in by.items() if kind == "ConfigMap"]
-    host = re.search(r"engine_url: http://([\w-]+):(\d+)/v1", contract["slmctl.yaml"])
+    host = re.search(r"url: http://([\w-]+):(\d+)/v1", contract["slmctl.yaml"])
     assert host
     assert services[host[1]]["ports"][0]["port"] == int(host[2])
     referred = json.dumps(found)
@@ -238,8 +238,7 @@ def test_the_contract_and_the_weights_are_whole(given: vllm_handover.Handover, t
     assert Task.read(folder / "contract") == given.task
     serve = yaml.safe_load((folder / "contract" / "slmctl.yaml").read_text())["serve"]
     assert serve["max_tokens"] == 99
-    assert serve["engine_model"] == given.name
-    assert serve["engine_key_env"] == vllm_handover.KEY_ENV
+    assert (serve["engine"]["model"], serve["engine"]["key_env"]) == (given.name, vllm_handover.KEY_ENV)
     assert serve["host"] == ("127.0.0.1" if kind == "vllm" else "0.0.0.0")
     assert artifact.verify_folder(folder / "model") == []
     assert (folder / "adapter").exists() == (given.adapter is not None)
@@ -418,7 +417,7 @@ def test_the_gateway_of_a_hand_over_answers_by_the_contract(stages: Forks, tiny_
     engine = tiny.start(tiny_run, "serve", "--port", "0")
     assert engine.stdout is not None
     url = engine.stdout.readline().strip()
-    asked = ("--set", f"serve.engine_url={url}/v1", "--port", "0")
+    asked = ("--set", f"serve.engine.url={url}/v1", "--port", "0")
     env = tiny.environment(**{vllm_handover.KEY_ENV: SECRET})
     gateway = tiny.start(out / "contract", "serve", str(out / "contract"), *asked, env=env)
     try:

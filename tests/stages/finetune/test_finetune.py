@@ -993,7 +993,7 @@ def test_the_memory_estimate_is_near_what_is_used(tiny_project: Path, tmp_path: 
     # long enough that what the records share, which is computed once, is little of them
     tiny.write_csv(desk / "tickets.csv", [(" ".join([text] * 6), label) for text, label in tiny.rows()])
     tiny.ok(tiny.slmctl(desk, "run", "--until", "prepare"))
-    sets = [f"--set=finetune.{one}" for one in ("steps=2", "batch=16", "learning_rate=1e-4")]
+    sets = [f"--set=finetune.{one}" for one in ("max_steps=2", "batch_size=16", "learning_rate=1e-4")]
     done = tiny.slmctl(desk, "finetune", "--json", *sets, env=tiny.environment(OMP_NUM_THREADS="2"))
     metrics = json.loads(tiny.ok(done))["metrics"]
     assert metrics["memory_estimate"] == pytest.approx(metrics["memory_peak"], rel=0.15)
