@@ -203,7 +203,7 @@ def evaluate(
     project = open_project(options, prepared=prepared)
     if not against and not models:
         preflight.require(project, ["evaluate"])
-    general = chains.Endpoint(against, against_model, against_shots) if against and against_model else None
+    general = chains.EndpointModel(against, against_model, against_shots) if against and against_model else None
     outcome = say_outcome(
         "evaluate", chains.evaluate(project, models or project.config.evaluate.models, split, general)
     )

@@ -153,7 +153,7 @@ def _tell_gates_out_of_reach(project: Project, prepared: Artifact) -> None:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class EndpointModel:
     """A general model to measure beside: where it is asked, its name there, and the examples in its prompt."""
 
     url: str
@@ -162,7 +162,7 @@ class Endpoint:
 
 
 def evaluate(
-    project: Project, models: Sequence[str | Path], split: str | None = None, against: Endpoint | None = None
+    project: Project, models: Sequence[str | Path], split: str | None = None, against: EndpointModel | None = None
 ) -> Outcome:
     """Answer the held-out rows with every model, then report. Each model's answers are kept on their own.
 
@@ -203,7 +203,7 @@ def calibrate(project: Project) -> Outcome:
     return run(project, resolve_stage(project, "calibrate", inputs))
 
 
-def endpoint(project: Project, against: Endpoint, shots: int | None) -> Artifact:
+def endpoint(project: Project, against: EndpointModel, shots: int | None) -> Artifact:
     """An endpoint as a model that `predict` can ask: a small file that says which, so that its answers are kept too."""
     content = artifact.canonical({"url": against.url, "model": against.model, "shots": shots})
     path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(content)[7:19]}.json"

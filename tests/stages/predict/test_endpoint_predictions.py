@@ -51,7 +51,7 @@ def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> resolve.Project:
 
 
 def answered(project: resolve.Project, url: str, shots: int | None = None, **more: Any) -> Artifact:
-    against = chains.Endpoint(url, "large", shots)
+    against = chains.EndpointModel(url, "large", shots)
     section = config.stage_config(project.config, "predict").model_copy(update=more)
     asked = resolve.resolve_stage(project, "predict", {"model": chains.endpoint(project, against, shots)}, section)
     return runner.run(project, asked).artifact
@@ -87,7 +87,7 @@ def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: resolve.Pr
     records = read_records(folder / "test.jsonl")
     write_jsonl(folder / "test.jsonl", (one.to_json() | {"sensitive": True} for one in records))
     with endpoint.serving(lambda body, before: says("billing")) as fake:
-        model = chains.endpoint(desk_with_sensitive, chains.Endpoint(fake.url, "large"), 0)
+        model = chains.endpoint(desk_with_sensitive, chains.EndpointModel(fake.url, "large"), 0)
         with pytest.raises(DataError, match="records is marked sensitive: none may be sent"):
             endpoint_predictions.run(
                 config.PredictConfig(), model=model, prepared=artifact.Artifact(folder, old.manifest), out=tmp_path
