@@ -28,6 +28,7 @@ LAYERS = (
     ("config", "inference"),
     ("network", "reports", "sensitive"),
     ("artifacts",),
+    ("child",),
     ("errors", "console", "child_environment", "hardware", "installation"),
 )
 LEVEL = {room: level for level, layer in enumerate(reversed(LAYERS)) for room in layer}

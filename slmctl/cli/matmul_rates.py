@@ -6,11 +6,9 @@ import contextlib
 import importlib.metadata
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-from slmctl import child_environment, hardware
+from slmctl import child, hardware
 from slmctl.artifacts import atomic
 from slmctl.errors import MissingError
 from slmctl.inference.engine import usable_cores
@@ -25,17 +23,10 @@ def measure() -> dict[str, float]:
     Raises:
         MissingError: torch does not work.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "slmctl.stages.finetune.matmul_benchmark"],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-        env=child_environment.bare(),
-    )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise MissingError(f"torch does not work: {reason}", hint="pip install --force-reinstall torch")
+    try:
+        done = child.run("slmctl.stages.finetune.matmul_benchmark", timeout_s=TIMEOUT_S)
+    except child.DiedError as death:
+        raise MissingError(f"torch does not work: {death}", hint="pip install --force-reinstall torch") from None
     rates: dict[str, float] = json.loads(done.stdout)
     path = _path()
     with contextlib.suppress(OSError):  # a cache that cannot be written is none

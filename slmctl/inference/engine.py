@@ -16,7 +16,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,7 +27,7 @@ from typing import IO, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from slmctl import child_environment
+from slmctl.child import DiedError, start
 from slmctl.errors import MissingError, StageError
 from slmctl.inference.events import ControlTokens, EngineInfo, Event
 from slmctl.installation import pip_line, user_cache
@@ -394,7 +393,11 @@ class Engine:
     def _launch(self) -> None:
         with contextlib.ExitStack() as undo:
             log = undo.enter_context(tempfile.TemporaryFile())
-            child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=log)
+            child = start(
+                "slmctl.inference.llama_child", str(self.gguf), json.dumps(self._settings), stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8",
+                errors="replace",  # half a character at the end of a killed child's output
+            )  # fmt: skip
             undo.callback(_end, child)
             info = self._loaded(child, log)
             outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -420,7 +423,7 @@ class Engine:
             info: EngineInfo = json.loads(line)
             return info
         child.communicate()
-        raise EngineError(f"{self.gguf.name} cannot be loaded: {_last_words(log)}")
+        raise EngineError(f"{self.gguf.name} cannot be loaded: {_death(1, log).words}")
 
     def _listen(
         self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None], log: IO[bytes], loaded: int
@@ -463,7 +466,7 @@ class Engine:
         assert child.stdout is not None
         code = child.wait()
         with log:
-            reason = _reason(code, _last_words(log, loaded))
+            reason = _reason(_death(code, log, loaded))
         with self._lock:
             child.stdout.close()
             outbox.put(None)
@@ -547,28 +550,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _reason(code: int, words: str) -> str:
-    """Why a child ended, by its exit code and what it last said."""
-    if code == -signal.SIGKILL:
-        return f"exit {code}: killed, as the kernel does when memory runs out"
-    return f"exit {code}: {words}"
-
-
-def _last_words(log: IO[bytes], start: int = 0) -> str:
+def _death(code: int, log: IO[bytes], start: int = 0) -> DiedError:
+    """The end of a child, by its exit code and what it has written since `start`."""
     log.seek(start)
-    lines = log.read().decode(errors="replace").strip().splitlines()
-    errors = [line for line in lines if "error" in line.lower()] or lines
-    return errors[-1] if errors else "no reason given"
+    return DiedError(code, log.read().decode(errors="replace"))
 
 
-def _python(*args: str, stderr: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "slmctl.inference.llama_child", *args],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        encoding="utf-8",
-        errors="replace",  # half a character at the end of a killed child's output
-        env=child_environment.bare(),
-    )
+def _reason(death: DiedError) -> str:
+    killed = death.code == -signal.SIGKILL
+    return f"exit {death.code}: {'killed, as the kernel does when memory runs out' if killed else death.words}"

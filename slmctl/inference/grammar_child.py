@@ -20,6 +20,7 @@ from typing import Any
 
 import llguidance
 
+from slmctl.child import bound
 from slmctl.errors import DataError
 from slmctl.inference.json_grammar import Rules, Walk
 
@@ -67,8 +68,7 @@ def main(model: str | None) -> None:
 def _serve(tokenizer: llguidance.LLTokenizer, pipe: Connection) -> None:
     """Answer about one schema until the other end closes."""
     used = _size()
-    for kind, limit in ((resource.RLIMIT_AS, used + GROWTH), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(kind, (limit, limit))
+    bound(memory=used + GROWTH, file_bytes=0)
     rules: Rules | None = None
     walks: dict[str, Walk] = {}
     while True:

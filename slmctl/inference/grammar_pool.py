@@ -13,7 +13,6 @@ import json
 import queue
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from slmctl import child_environment
+from slmctl import child
 from slmctl.errors import DataError
 
 COMPILE_S, TOKEN_S = 5.0, 2.0  # seconds for a schema, and for a token of an answer
@@ -87,16 +86,16 @@ class _Nursery:
         self.close()
         self._control, other = socket.socketpair()
         with other:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "slmctl.inference.grammar_child", *self._arguments],
-                stdin=other.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=child_environment.bare(),
+            self._process = child.start(
+                "slmctl.inference.grammar_child", *self._arguments, stdin=other.fileno(), stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )  # fmt: skip
         self._control.settimeout(START_S)
         if self._control.recv(1) != b"r":
             assert self._process.stderr is not None
             self._process.kill()
-            words = self._process.stderr.read().decode(errors="replace").strip().splitlines()
-            raise OSError(f"its process does not start: {words[-1][:200] if words else 'without a word'}")
+            death = child.DiedError(1, self._process.stderr.read().decode(errors="replace"))
+            raise OSError(f"its process does not start: {death}")
 
     def close(self) -> None:
         """End the process, and with it nothing that was forked."""

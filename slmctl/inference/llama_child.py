@@ -1,6 +1,6 @@
 """The child process of `engine`: llama.cpp through llama-cpp-python's low-level batch API.
 
-    python -m slmctl.inference.llama_child serve MODEL.gguf SETTINGS     requests as JSON lines in, events out
+    python -m slmctl.inference.llama_child MODEL.gguf SETTINGS     requests as JSON lines in, events out
 
 Only this module, `expansion` and `model_files.quantizer_child` import llama_cpp; `scheduler` decides what is decoded
 next.
@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import llama_cpp as lc
 import llguidance.llamacpp
 import numpy as np
 
+from slmctl.child import private_stdout
 from slmctl.errors import DataError
 from slmctl.inference import expansion, kept_prefixes, model_loading
 from slmctl.inference.decoding_model import BATCH, Item, Logits
@@ -199,7 +200,7 @@ def grammar_tokenizer(path: str) -> llguidance.LLTokenizer:
 
 def serve(path: str, settings: dict[str, Any]) -> None:
     """Answer requests from stdin until it closes."""
-    events = _private_stdout()
+    events = private_stdout()
     os.environ["GGML_NO_BACKTRACE"] = "1"  # a failed assertion would else start a debugger, whose words hide its own
     sys.excepthook = _die
     threading.excepthook = lambda args: _die(args.exc_type, args.exc_value, args.exc_traceback)
@@ -287,12 +288,5 @@ def _read(inbox: queue.Queue[Message | None], send: Callable[..., None], pulse: 
     inbox.put(None)
 
 
-def _private_stdout() -> TextIO:
-    """Keep stdout for events: whatever a library prints goes to stderr instead."""
-    own = os.dup(1)
-    os.dup2(2, 1)
-    return os.fdopen(own, "w", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    serve(sys.argv[2], json.loads(sys.argv[3]))
+    serve(sys.argv[1], json.loads(sys.argv[2]))

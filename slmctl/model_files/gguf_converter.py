@@ -10,13 +10,11 @@ import importlib.metadata
 import json
 import os
 import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from slmctl import child_environment, console, installation
+from slmctl import child, child_environment, console, installation
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical, scan, sha256_file
 from slmctl.errors import IntegrityError, MissingError, StageError
@@ -151,27 +149,22 @@ def convert_lora(adapter: Path, target: Path, *, base: Path, dtype: str) -> None
 
 def _run(script: str, arguments: list[str], target: Path) -> None:
     """Run one of the converter's scripts in a process of its own."""
-    done = _ended([str(require()), script, *arguments, "--outfile", str(target)])
-    if done.returncode != 0 or not target.exists():
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        # numpy says of a full disk only how much of an array it could write
-        full = re.search(r"No space left|Disk quota|File too large|\d+ requested and \d+ written", done.stderr)
-        raise StageError(
-            f"the GGUF converter failed: {lines[-1]}",
-            hint="the disk is full: df -h ." if full else "slmctl -v quantize shows what it said",
-        )
-    for line in done.stderr.splitlines():
-        console.detail(line)
-
-
-def _ended(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """The child, at its end; it has no secrets in its environment."""
     # Without PYTHONPATH it takes the gguf package beside it, the one that it was made for.
     kept = {key: value for key, value in child_environment.bare(**guard.SWITCHES).items() if key != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("gguf_converter_child.py")), *arguments],
-        capture_output=True, text=True, env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "TQDM_DISABLE": "1"},
-    )  # fmt: skip
+    try:
+        done = child.run(
+            Path(__file__).with_name("gguf_converter_child.py"), str(require()), script, *arguments,
+            "--outfile", str(target), env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "TQDM_DISABLE": "1"},
+        )  # fmt: skip
+    except child.DiedError as death:
+        # numpy says of a full disk only how much of an array it could write
+        full = re.search(r"No space left|Disk quota|File too large|\d+ requested and \d+ written", death.log)
+        raise StageError(
+            f"the GGUF converter failed: {death}",
+            hint="the disk is full: df -h ." if full else "slmctl -v quantize shows what it said",
+        ) from None
+    for line in done.stderr.splitlines():
+        console.detail(line)
 
 
 def _hashes(place: Path) -> dict[str, str]:

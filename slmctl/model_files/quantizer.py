@@ -8,15 +8,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmctl import child_environment
+from slmctl import child
 from slmctl.errors import MissingError, StageError
 from slmctl.inference.engine import expansion_timings, usable_cores
 from slmctl.installation import pip_line
@@ -83,8 +80,8 @@ def quantize_all(
         for answer in _child("quantize", order):
             left.remove(answer["type"])
             yield answer["type"]
-    except ChildError as error:
-        raise StageError(f"quantizing to {left[0]} failed: {error}", hint=_hint(error.log)) from None
+    except child.DiedError as death:
+        raise StageError(f"quantizing to {left[0]} failed: {_reason(death)}", hint=_hint(death.log)) from None
 
 
 def probe(
@@ -119,56 +116,25 @@ def probe(
     try:
         for answer in _child("probe", order):
             fields |= answer
-    except ChildError as error:
-        raise StageError(f"{model.name} cannot be used: {error}") from None
+    except child.DiedError as death:
+        raise StageError(f"{model.name} cannot be used: {_reason(death)}") from None
     return ProbeResult(**{field.name: fields[field.name] for field in dataclasses.fields(ProbeResult)})
-
-
-class ChildError(StageError):
-    """The child failed; `log` holds its whole stderr."""
-
-    def __init__(self, message: str, log: str) -> None:
-        super().__init__(message)
-        self.log = log
 
 
 def _child(task: str, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Answers of the child, one a line."""
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingError("quantizing needs the package 'llama_cpp', which is not installed", hint=pip_line("gguf"))
-    with tempfile.TemporaryFile() as log, tempfile.TemporaryFile("w+", encoding="utf-8") as stdin:
-        json.dump(order, stdin)
-        stdin.seek(0)
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "slmctl.model_files.quantizer_child", task],
-            stdin=stdin, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8",
-            env=child_environment.bare(),
-        )  # fmt: skip
-        assert child.stdout is not None
-        ended = False
-        try:
-            with child.stdout:
-                for line in child.stdout:
-                    yield json.loads(line)
-            ended = True
-        finally:
-            if not ended:  # the caller stopped reading
-                child.kill()
-            code = child.wait()
-        if code != 0:
-            log.seek(0)
-            stderr = log.read().decode(errors="replace")
-            raise ChildError(_reason(stderr, code), stderr)
+    module = "slmctl.model_files.quantizer_child"
+    with child.output(module, task, request=json.dumps(order).encode()) as lines:
+        yield from map(json.loads, lines)
 
 
-def _reason(log: str, code: int) -> str:
-    """The line of the log with the reason: llama.cpp's own, else the last one."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+def _reason(death: child.DiedError) -> str:
+    """llama.cpp's own line with the reason, else that of the child's end."""
+    lines = [line.strip() for line in death.log.splitlines()]
     reasons = [line for line in lines if "failed to quantize:" in line or "error loading model" in line]
-    if reasons:
-        return reasons[-1].partition(": ")[2] or reasons[-1]
-    killed = f"killed by signal {-code}" if code < 0 else f"exit {code}"
-    return killed if not lines or code < 0 else lines[-1]
+    return (reasons[-1].partition(": ")[2] or reasons[-1]) if reasons else str(death)
 
 
 def _hint(log: str) -> str:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
-import signal
 import sys
 from typing import Any
 
@@ -20,6 +18,7 @@ import llama_cpp as lc
 import numpy as np
 import numpy.typing as npt
 
+from slmctl import child
 from slmctl.inference import expansion, model_loading
 
 MAX_BUFFER_BYTES = 64 << 20  # of rows that llama.cpp holds at once; its own limit is 8 GiB
@@ -149,13 +148,8 @@ def _tokens(vocab: Any, text: str) -> list[int]:
 
 def main() -> None:
     """Run the order on stdin; stdout is for answers alone, so prints of llama.cpp go to stderr."""
-    libc = ctypes.CDLL(None)
-    if hasattr(
-        libc, "prctl"
-    ):  # Linux: end with the parent, however that ends, and write into no folder of the next run
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    child.end_with_parent()  # else it would write into the folder of the next run
+    answers = child.private_stdout()
 
     def send(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")

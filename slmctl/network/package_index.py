@@ -9,14 +9,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from slmctl import child_environment, console
+from slmctl import child, child_environment, console
 from slmctl.errors import NetworkError
 from slmctl.network import guard
 
@@ -43,12 +41,13 @@ def download(requirement: str, folder: Path, *options: str, purpose: str, larges
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
     arguments = ["download", "--no-deps", "--quiet", *options, "--dest", str(folder), requirement]
+    reason = ""
     with tempfile.NamedTemporaryFile("r", suffix=".json") as report:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "slmctl.network.pip_child", report.name, json.dumps(sorted(allowed)),
-             str(largest), *arguments],
-            capture_output=True, text=True, env=child_environment.without_secrets(*_NEEDS),
-        )  # fmt: skip
+        limits = report.name, json.dumps(sorted(allowed)), str(largest)
+        try:
+            child.run("slmctl.network.pip_child", *limits, *arguments, env=child_environment.without_secrets(*_NEEDS))
+        except child.DiedError as death:
+            reason = str(death)
         receipt = json.loads(report.read() or "{}")
     guard.add_receipt(receipt)
     came = sorted(set(folder.iterdir()) - before)
@@ -58,10 +57,9 @@ def download(requirement: str, folder: Path, *options: str, purpose: str, larges
             f"the package index sends pip to {other}, and it was to contact {', '.join(sorted(allowed))} alone",
             hint=f"if {other} belongs to your index: pip config set global.find-links https://{other}/",
         )
-    if done.returncode != 0 or not came:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+    if reason or not came:
         raise NetworkError(
-            f"pip could not fetch {requirement}: {lines[-1] if lines else 'no reason given'}",
+            f"pip could not fetch {requirement}: {reason or 'nothing came'}",
             hint="pip config list shows which index is asked",
         )
     return came
@@ -69,10 +67,8 @@ def download(requirement: str, folder: Path, *options: str, purpose: str, larges
 
 def hosts() -> set[str]:
     """The hosts that pip will contact: its index, where that keeps its files, and the proxy on the way."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"],
-        capture_output=True, text=True, env=child_environment.without_secrets(*_NEEDS),
-    )  # fmt: skip
+    env = child_environment.without_secrets(*_NEEDS)
+    done = child.run("pip", "--disable-pip-version-check", "config", "list", env=env)
     return hosts_of(done.stdout.splitlines())
 
 

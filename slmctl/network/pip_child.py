@@ -8,11 +8,11 @@ The receipt tells the parent which hosts were contacted, how many bytes went out
 from __future__ import annotations
 
 import json
-import resource
 import runpy
 import sys
 from pathlib import Path
 
+from slmctl.child import bound
 from slmctl.network import guard
 
 MEMORY = 4 << 30  # bytes that pip may take
@@ -21,8 +21,7 @@ MEMORY = 4 << 30  # bytes that pip may take
 def main() -> None:
     """Be pip."""
     place, hosts, largest, arguments = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # an index may send a file without end
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # or a page
+    bound(data=MEMORY, file_bytes=largest)  # an index may send a page or a file without end
     guard.seal()
     sys.argv = ["pip", *arguments]
     try:

@@ -18,15 +18,12 @@ import functools
 import json
 import os
 import queue
-import resource
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import IO
 
-from slmctl import child_environment, sensitive
+from slmctl import child, sensitive
 from slmctl.errors import StageError
 from slmctl.sensitive import Finding
 
@@ -67,99 +64,40 @@ def _pool(owner: int) -> _Pool:
 class _Pool:
     def __init__(self, owner: int) -> None:
         self._owner = owner
-        self.free: queue.LifoQueue[_Process | None] = queue.LifoQueue()  # None: one more may be started
+        self.free: queue.LifoQueue[child.LineChild] = queue.LifoQueue()
         for _ in range(PROCESSES):
-            self.free.put(None)
+            self.free.put(child.LineChild(__spec__.name))
 
     def find(self, texts: Sequence[str], timeout_s: float) -> list[list[Finding]]:
-        begun, lines = time.monotonic(), b""
+        begun = time.monotonic()
         try:
             process = self.free.get(timeout=timeout_s)
         except queue.Empty:
             raise SearchError(f"no process was free to search within {timeout_s:g} s") from None
         left_s = timeout_s - (time.monotonic() - begun)
         try:
-            if process is not None and process.is_dead:
-                process.end()
-                process = None
-            if process is None:
-                process = _Process()
-                process.ask(b"", START_S)
-            lines = process.ask(json.dumps(list(texts)).encode() + b"\n", left_s)
+            if not process.alive:
+                process.start(START_S)
+            (line,) = process.answers(json.dumps(list(texts)).encode() + b"\n", 1, left_s)
+        except child.LateError:
+            raise SearchError(f"the search took longer than {timeout_s:g} s") from None
+        except child.DiedError:
+            raise SearchError("the process that searches died") from None
         finally:
-            if process is not None and not lines:  # what it still writes would be taken for the next answer
-                process.end()
-                process = None
             self.free.put(process)
-        return [[Finding(*finding) for finding in findings] for findings in json.loads(lines)]
+        return [[Finding(*finding) for finding in findings] for findings in json.loads(line)]
 
     def close(self) -> None:
         """End every process."""
         with contextlib.suppress(queue.Empty):
             while os.getpid() == self._owner:
-                if process := self.free.get_nowait():
-                    process.end()
-
-
-class _Process:
-    """One child, asked a line at a time."""
-
-    def __init__(self) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", __spec__.name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment.bare(),
-        )  # fmt: skip
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
-    @property
-    def is_dead(self) -> bool:
-        return self._child.poll() is not None
-
-    def end(self) -> None:
-        self._child.kill()
-        self._child.wait()
-        for pipe in self._pipes():
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
-    def ask(self, request: bytes, timeout_s: float) -> bytes:
-        """The line that answers a request; the empty request waits for the first line.
-
-        Raises:
-            SearchError: There is none in time, or the process died.
-        """
-        stdin, stdout = self._pipes()
-        ends_at = time.monotonic() + timeout_s
-        deadline = threading.Timer(timeout_s, self._child.kill)  # which ends a write and a read that wait
-        deadline.start()
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                stdin.write(request)
-                stdin.flush()
-            answer = stdout.readline()
-        finally:
-            deadline.cancel()
-        if not answer.endswith(b"\n"):
-            is_late = time.monotonic() >= ends_at
-            raise SearchError(
-                f"the search took longer than {timeout_s:g} s" if is_late else "the process that searches died"
-            )
-        return answer
-
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        assert self._child.stdin is not None and self._child.stdout is not None
-        return self._child.stdin, self._child.stdout
+                self.free.get_nowait().close()
 
 
 def main() -> None:
     """Be the child: search until stdin ends."""
     sensitive.find("0123456789")  # compiles the patterns before the first deadline
-    resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
-    for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-        resource.setrlimit(kind, (0, 0))
+    child.bound(memory=LIMIT_BYTES, file_bytes=0)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin.buffer:

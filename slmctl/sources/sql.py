@@ -10,13 +10,11 @@ import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
-from slmctl import child_environment, console
+from slmctl import child, child_environment, console
 from slmctl.config import SourceLimits, Sql
 from slmctl.errors import DataError, MissingError, NetworkError, SlmctlError, UsageError
 from slmctl.network import guard
@@ -73,40 +71,20 @@ def _ask(sql: Sql, out: IO[bytes], root: Path, limits: SourceLimits, remote: str
     }  # fmt: skip
     title = f"the query on {place(sql.url)}"
     named = [name.upper() for name in re.findall(r"\$\{(\w+)\}", sql.url)]
-    with tempfile.TemporaryFile() as status, tempfile.TemporaryFile() as log:
-        # -P: a module that lies in the folder of the data is not ours
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "slmctl.sources.sql_child", str(status.fileno())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, pass_fds=[status.fileno()],
-            env=child_environment.without_secrets(*DRIVERS, *named),
-        )  # fmt: skip
-        assert child.stdin is not None and child.stdout is not None
+    with tempfile.TemporaryFile() as status:
+        number = status.fileno()
+        env = child_environment.without_secrets(*DRIVERS, *named)
         try:
-            with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
-                stdin.write(json.dumps(request).encode())
-            with child.stdout as rows:
+            with child.output(
+                "slmctl.sources.sql_child", str(number), request=json.dumps(request).encode(), env=env, fds=[number]
+            ) as rows:
                 bounded_copy.copy(rows.fileno(), out, limits, title=title)
-            code = child.wait()
-        finally:
-            child.kill()
-            child.wait()
+        except child.DiedError as death:
+            death.require_packages()
+            why = "it takes too much memory" if "MemoryError" in death.log else death
+            raise DataError(f"{title} cannot be read: {why}", hint="select fewer or smaller columns") from None
         status.seek(0)
-        reply = status.read()
-        if not reply:
-            log.seek(0)
-            _explain(title, code, log.read().decode(errors="replace"))
-        result = json.loads(reply)
+        result = json.loads(status.read())
     if "error" in result:
         raise _ERRORS[result["error"]](result["message"], hint=result["hint"])
     return int(result["rows"])
-
-
-def _explain(title: str, code: int, log: str) -> NoReturn:
-    """The child died without a reply."""
-    if "ModuleNotFoundError: No module named" in log:
-        name = log.rpartition("No module named")[2].strip(" '\n")
-        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-    if code < 0 or "MemoryError" in log:
-        why = "it takes too much memory" if "MemoryError" in log else f"its process was ended by signal {-code}"
-        raise DataError(f"{title} cannot be read: {why}", hint="select fewer or smaller columns")
-    raise RuntimeError(f"the process that asks a database ended with {code}")

@@ -9,17 +9,15 @@ with its parent, and no file that it makes (SQLite sorts on the disk) becomes la
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
-import signal
 import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from slmctl import child
 from slmctl.errors import DataError, MissingError, NetworkError, SlmctlError, UsageError
 from slmctl.installation import pip_line
 from slmctl.network import guard
@@ -41,16 +39,12 @@ _PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info
 
 def main() -> None:
     """Answer one request."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the parent, however that ends
+    child.end_with_parent()
     request = json.load(sys.stdin)
     if os.getppid() != request["pid"]:  # it has ended meanwhile
         return
     guard.seal()
-    file_bytes = max(request["file_bytes"], 1 << 20)
-    for kind, limit in ((resource.RLIMIT_FSIZE, file_bytes), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(kind, (limit, limit))
+    child.bound(memory=MEMORY, file_bytes=max(request["file_bytes"], 1 << 20))
     try:
         address = sql_address.parse(request["url"]).read_only(Path(request["root"]))
         remote = request["host"]

@@ -22,6 +22,8 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from slmctl.child import bound
+
 LIMIT_BYTES = 1 << 29  # of address space
 LARGE = 1 << 27  # bytes of memory after which the process ends: Python gives little back to the system
 FLUSH_S = 0.05  # seconds that an answer may be kept
@@ -138,8 +140,7 @@ def main() -> None:
     """Answer requests from stdin until it ends."""
     _compile("").render()
     memory = os.open("/proc/self/statm", os.O_RDONLY)  # getrusage's peak begins with that of the parent
-    for kind, limit in ((resource.RLIMIT_AS, LIMIT_BYTES), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(kind, (limit, limit))
+    bound(memory=LIMIT_BYTES, file_bytes=0)
     source, out, flushed = "", sys.stdout, time.monotonic()
     out.write('{"text": ""}\n')
     out.flush()

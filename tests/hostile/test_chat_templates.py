@@ -92,9 +92,8 @@ def child() -> chat_template._Child:
 def test_a_child_that_is_killed_is_named_with_its_signal() -> None:
     renderer = child()
     renderer.render("x", [b"{}"], 20.0)
-    assert renderer._process is not None
     os.kill(renderer._process.pid, signal.SIGSTOP)
-    threading.Timer(0.3, renderer._process.kill).start()
+    threading.Timer(0.3, os.kill, (renderer._process.pid, signal.SIGKILL)).start()
     with pytest.raises(chat_template.TemplateLimitError, match="was ended by SIGKILL"):
         renderer.render("x", [b"{}"], 20.0)
     assert renderer.render("x", [b"{}"], 20.0) == ["x"]

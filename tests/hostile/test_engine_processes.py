@@ -97,13 +97,16 @@ def replaced(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
     program = f"import sys\nsys.stdout.buffer.write({(ready + chr(10)).encode()!r})\nsys.stdout.flush()\n"
     program += f"sys.stdin.readline()\nsys.stdout.buffer.write({output.encode('latin-1')!r})\nsys.stdout.flush()\n"
 
-    def start(*args: str, stderr: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-            text=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
+    instead(monkeypatch, program)
 
-    monkeypatch.setattr(engines, "_python", start)
+
+def instead(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Have the next processes run another program."""
+
+    def start(*args: str, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", program], **options)
+
+    monkeypatch.setattr(engines, "start", start)
 
 
 @pytest.mark.parametrize("output", ['{"id": "0", "pie', '{"id": "0", "piece": "\xc3', "[]\n", "7\n", "\x00\n", '"x'])
@@ -116,17 +119,12 @@ def test_a_torn_line_leaves_no_request_waiting(endless: Path, monkeypatch: pytes
 def test_a_file_whose_process_writes_half_a_line_cannot_be_loaded(
     endless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(*args: str, stderr: Any) -> subprocess.Popen[str]:
-        program = "import sys; sys.stdout.write('{\"ready\": tr')"
-        return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                stderr=stderr, text=True, encoding="utf-8")  # fmt: skip
-
-    monkeypatch.setattr(engines, "_python", start)
+    instead(monkeypatch, "import sys; sys.stdout.write('{\"ready\": tr')")
     with pytest.raises(EngineError, match="cannot be loaded"):
         Engine(endless)
 
 
-@pytest.mark.parametrize("where", ["TemporaryFile", "_python"])
+@pytest.mark.parametrize("where", ["TemporaryFile", "start"])
 def test_a_system_without_descriptors_is_an_error_that_passes(
     model: Engine, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -164,16 +162,16 @@ def test_a_server_goes_on_restarting_when_the_system_has_no_descriptor(
         restarts = Count()
 
     tries = 0
-    real = engines._python
+    real = engines.start
 
-    def scarce(*args: str, stderr: Any) -> subprocess.Popen[str]:
+    def scarce(*args: str, **options: Any) -> subprocess.Popen[str]:
         nonlocal tries
         tries += 1
         if tries <= 2:
             raise OSError(24, "Too many open files")
-        return real(*args, stderr=stderr)
+        return real(*args, **options)
 
-    monkeypatch.setattr(engines, "_python", scarce)
+    monkeypatch.setattr(engines, "start", scarce)
     log: Any = Log()
     metrics: Any = Metrics()
 

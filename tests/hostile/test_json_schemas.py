@@ -39,6 +39,13 @@ def doubled(depth: int) -> dict[str, Any]:
             "$ref": f"#/$defs/{depth - 1}"}  # fmt: skip
 
 
+def chained(depth: int) -> dict[str, Any]:
+    """Objects in objects, each by reference: deeper than the stack of llguidance, which ends its process."""
+    links = {str(k): {**OBJECT, "properties": {"a": {"$ref": f"#/$defs/{k + 1}"}}, "required": ["a"]}
+             for k in range(depth)}  # fmt: skip
+    return {"$defs": {**links, str(depth): {"const": 1}}, "$ref": "#/$defs/0"}
+
+
 HOSTILE: dict[str, Any] = {
     "itself": {**OBJECT, "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
     "itself in an array": exactly(1, {"$ref": "#"}),
@@ -58,6 +65,9 @@ HOSTILE: dict[str, Any] = {
     "all of all": {"allOf": [{"anyOf": [{"type": t} for t in ("string", "integer", "null")]} for _ in range(14)]},
     "one of one": {"oneOf": [{"type": "string", "pattern": f"^a{{{n}}}"} for n in range(50)]},
     "numbers": {"type": "number", "multipleOf": 1e-9, "minimum": 0, "maximum": 1e300},
+    # The limits of llguidance 1.9 hold neither of these two: one ends the process, the other takes minutes.
+    "chained": chained(3000),
+    "all patterns": {"allOf": [{"type": "string", "pattern": f".*{k}.*a.{{{k}}}$"} for k in range(30)]},
     "no value": {"type": "string", "pattern": "^a$", "minLength": 5},
     "false": {"not": {}},
 }

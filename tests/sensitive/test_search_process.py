@@ -28,7 +28,7 @@ def pool() -> Iterator[_Pool]:
 
 
 def children(pool: _Pool) -> list[int]:
-    return [process.pid for process in pool.free.queue if process is not None]
+    return [process.pid for process in pool.free.queue if process.alive]
 
 
 def test_findings_are_those_of_a_search_in_this_process() -> None:

@@ -19,8 +19,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from slmctl import child_environment
-from slmctl.model_files import gguf_converter, gguf_converter_child
+from slmctl import child, child_environment
+from slmctl.model_files import gguf_converter_child
 from slmctl.network import guard
 from slmctl.stages.pull import load_check
 
@@ -48,21 +48,32 @@ class HeavyChildren:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+CONVERTER = Path(gguf_converter_child.__file__)
+
+
 def use(address: str, patch: Any = None) -> None:
     """Have this process ask the server at an address; a MonkeyPatch takes it back."""
     put = patch.setattr if patch is not None else setattr
-    put(load_check, "_ended", lambda arguments: asked(address, "check", arguments))
-    put(gguf_converter, "_ended", lambda arguments: asked(address, "convert", arguments))
+    run = child.run
+
+    def asking(target: str | Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        if target not in (load_check.__name__, CONVERTER):
+            return run(target, *arguments, **options)
+        return asked(address, "convert" if target == CONVERTER else "check", list(arguments))
+
+    put(child, "run", asking)
 
 
 def asked(address: str, task: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """A child at its end."""
+    """A child at its end, as `child.run` gives it."""
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(address)
         with link.makefile("rw", encoding="utf-8") as stream:
             stream.write(json.dumps([task, str(Path.cwd()), arguments]) + "\n")
             stream.flush()
             code, out, err = json.loads(stream.readline())
+    if code != 0:
+        raise child.DiedError(code, err)
     return subprocess.CompletedProcess(arguments, code, out, err)
 
 

@@ -6,15 +6,12 @@ import contextlib
 import itertools
 import json
 import signal
-import subprocess
-import sys
-import tempfile
 import zipfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slmctl import child_environment
+from slmctl import child
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.rows.cells import LOOK, Cell, RawTable, Row, column_names, header_place, listed, without_tail
 from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
@@ -117,26 +114,18 @@ def _is_filled(cells: Sequence[Cell] | str) -> bool:
 
 def _replies_of(path: Path, kind: str, *sheet: str) -> Generator[_Reply, None, None]:
     """The rows of a file as the child gives them, after an object on the whole: cells, or the fault of a row."""
-    # -P: a module that lies in the folder of the data is not ours
-    command = [sys.executable, "-P", "-m", "slmctl.sources.rows.tables_child", kind, str(path), *sheet]
-    with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env=child_environment.bare()
-        )
-        assert child.stdout is not None
-        try:
-            with child.stdout as lines:
-                for line in lines:
-                    reply: _Reply = json.loads(line)
-                    if isinstance(reply, dict) and ("error" in reply or reply.get("lacking")):
-                        _refuse(path, kind, reply)
-                    yield reply
-            if child.wait() != 0:
-                log.seek(0)
-                _explain(path, kind, child.returncode, log.read().decode(errors="replace"))
-        finally:
-            child.kill()
-            child.wait()
+    try:
+        with child.output("slmctl.sources.rows.tables_child", kind, str(path), *sheet) as lines:
+            for line in lines:
+                reply: _Reply = json.loads(line)
+                if isinstance(reply, dict) and ("error" in reply or reply.get("lacking")):
+                    _refuse(path, kind, reply)
+                yield reply
+    except child.DiedError as death:
+        death.require_packages()
+        killed = death.code in (-signal.SIGKILL, -signal.SIGXCPU)  # by the system without memory, by its limit of time
+        why = "it takes too much memory or time" if killed or "memory" in death.log.lower() else "it is damaged"
+        raise DataError(f"{path.name} {_CANNOT[kind]}: {why}", hint=_REMEDY[kind]) from None
 
 
 def _refuse(path: Path, kind: str, reply: Mapping[str, Any]) -> NoReturn:
@@ -146,16 +135,6 @@ def _refuse(path: Path, kind: str, reply: Mapping[str, Any]) -> NoReturn:
     raise UsageError(
         f"{path.name} has no {what} '{reply['lacking']}'", hint=f"its {what}s: {listed(reply['sheets']) or 'none'}"
     )
-
-
-def _explain(path: Path, kind: str, code: int, log: str) -> None:
-    """Say why the child died: of its limits, of a package that is missing, or of the file."""
-    if "ModuleNotFoundError: No module named" in log:
-        name = log.rpartition("No module named")[2].strip(" '\n")
-        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-    killed = code in (-signal.SIGKILL, -signal.SIGXCPU)  # by the system that has no memory left, by its limit
-    why = "it takes too much memory or time" if killed or "memory" in log.lower() else "it is damaged"
-    raise DataError(f"{path.name} {_CANNOT[kind]}: {why}", hint=_REMEDY[kind])
 
 
 def _require_bounded(path: Path) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from slmctl.child import bound
 from slmctl.sources.rows.cells import fault_of, first_line, plain
 
 MEMORY = {"parquet": 2 << 30, "workbook": 3 << 30, "sqlite": 2 << 30}  # bytes of address space
@@ -43,8 +44,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 def main() -> None:
     """Read one file, and write its rows."""
     kind, path, *sheet = sys.argv[1:]
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY[kind], MEMORY[kind]))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    bound(memory=MEMORY[kind])
     _renew_time()
     rows = _READERS[kind](path, *sheet)
     left = max(UNPACKED_ANYWAY, MAX_RATIO[kind] * Path(path).stat().st_size)

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from slmctl import child_environment
+from slmctl import child, child_environment
 from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, SlmctlError
 from slmctl.model_files import gguf_header, safetensors_header
@@ -39,29 +37,20 @@ def require_loadable(folder: Path, gguf: str = "") -> None:
         ModuleNotFoundError: A package is missing that its files need.
     """
     try:
-        done = _ended([str(folder), *([gguf] if gguf else [])])
-    except subprocess.TimeoutExpired:
+        done = child.run(
+            __name__, str(folder), *([gguf] if gguf else []), env=child_environment.bare(**guard.SWITCHES),
+            timeout_s=LIMIT_S,
+        )  # fmt: skip
+    except child.LateError:
         raise DataError(f"loading the base takes longer than {LIMIT_S} s", hint=HINT) from None
-    lines = done.stdout.splitlines()
-    answer: dict[str, str] = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
-    if done.returncode != 0 or not lines:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")
-        died = f"its process was ended by signal {-done.returncode}" if done.returncode < 0 else reason[:300]
-        if "MemoryError" in reason or "can't allocate memory" in reason:
-            died = f"it needs more than {LIMIT_BYTES >> 30} GB of memory"
-        raise DataError(f"the base cannot be loaded: {died}", hint=HINT)
+    except child.DiedError as death:
+        why = f"it needs more than {LIMIT_BYTES >> 30} GB of memory" if death.out_of_memory else death
+        raise DataError(f"the base cannot be loaded: {why}", hint=HINT) from None
+    answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     if "missing" in answer:
         raise ModuleNotFoundError(f"No module named {answer['missing']!r}", name=answer["missing"])
     if "error" in answer:
         raise DataError(answer["error"], hint=HINT)
-
-
-def _ended(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """The child, at its end; it has no secrets in its environment."""
-    return subprocess.run(
-        [sys.executable, "-P", "-m", __name__, *arguments], capture_output=True, text=True, errors="replace",
-        timeout=LIMIT_S, env=child_environment.bare(**guard.SWITCHES),
-    )  # fmt: skip
 
 
 def _check(folder: Path, gguf: str) -> None:
@@ -117,9 +106,7 @@ def main() -> None:
     """Check what the arguments name, within limits, and print the answer."""
     folder, gguf = Path(sys.argv[1]), "".join(sys.argv[2:3])
     mapped = (folder / gguf).stat().st_size if gguf else 0
-    limits = ((resource.RLIMIT_AS, LIMIT_BYTES + mapped), (resource.RLIMIT_CPU, LIMIT_S), (resource.RLIMIT_CORE, 0))
-    for kind, limit in limits:
-        resource.setrlimit(kind, (limit, limit))
+    child.bound(memory=LIMIT_BYTES + mapped, cpu_s=LIMIT_S)
     guard.seal()
     answer: dict[str, str] = {}
     try:
