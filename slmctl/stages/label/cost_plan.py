@@ -23,7 +23,6 @@ class TeacherPlan:
     """The plan of one teacher.
 
     Attributes:
-        name: The teacher.
         answers: Answers that all rows need of it; `answered` of them are in the journal.
         prompt_tokens, completion_tokens: Mean of an answer in the sample; None where none came.
         cost: Of all answers, those in the journal included; None without prices or without an answer.
@@ -33,12 +32,27 @@ class TeacherPlan:
 
     name: str
     answers: int
-    answered: int
-    prompt_tokens: float | None
-    completion_tokens: float | None
-    cost: float | None
-    interval: tuple[float, float] | None
-    seconds: float | None
+    answered: int = 0
+    prompt_tokens: float | None = None
+    completion_tokens: float | None = None
+    cost: float | None = None
+    interval: tuple[float, float] | None = None
+    seconds: float | None = None
+
+    def lines(self, currency: str) -> Iterator[str]:
+        """The plan for people."""
+        yield f"{self.name}: {self.answers:,} answers, {self.answered:,} of them are here"
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            yield "  no row of the sample has an answer of it"
+            return
+        yield f"  tokens an answer: {self.prompt_tokens:,.0f} in, {self.completion_tokens:,.1f} out"
+        if self.cost is not None and self.interval is not None:
+            low, high = self.interval
+            yield f"  cost: {self.cost:,.2f} {currency} ({low:,.2f} to {high:,.2f}, 95 %)"
+        else:
+            yield "  cost: none is answered (prices of the teacher)"
+        if self.seconds:
+            yield f"  time: {console.duration(self.seconds)} at the rate of the sample"
 
 
 @dataclass(frozen=True)
@@ -80,18 +94,7 @@ class CostPlan:
         more = f"; {self.not_drawn} more are beyond label.max_rows" if self.not_drawn else ""
         yield f"{self.rows:,} rows to label and {self.gold:,} gold rows; {self.sample} of them were asked{more}"
         for teacher in self.parts:
-            yield f"{teacher.name}: {teacher.answers:,} answers, {teacher.answered:,} of them are here"
-            if teacher.prompt_tokens is None or teacher.completion_tokens is None:
-                yield "  no row of the sample has an answer of it"
-                continue
-            yield f"  tokens an answer: {teacher.prompt_tokens:,.0f} in, {teacher.completion_tokens:,.1f} out"
-            if teacher.cost is not None and teacher.interval is not None:
-                low, high = teacher.interval
-                yield f"  cost: {teacher.cost:,.2f} {self.currency} ({low:,.2f} to {high:,.2f}, 95 %)"
-            else:
-                yield "  cost: none is answered (prices of the teacher)"
-            if teacher.seconds:
-                yield f"  time: {console.duration(teacher.seconds)} at the rate of the sample"
+            yield from teacher.lines(self.currency)
         if self.stays:
             yield f"{self.stays:,} rows stay here: sensitive, and no teacher on this machine may read them"
         for reason, count in self.left_out.items():
@@ -109,22 +112,24 @@ def part(
     config: LabelConfig,
 ) -> TeacherPlan:  # fmt: skip
     """The plan of a teacher, from its answers to the sample."""
-    seen = [row for row in sample if teacher.may_see(row)]
-    by_row = [answers for row in seen if (answers := teacher.answers(row))]
+    by_row = [answers for row in sample if teacher.may_see(row) and (answers := teacher.answers(row))]
     flat = [answer for answers in by_row for answer in answers]
-    needed, answered = teacher.asked_for(every), len(flat)
+    needed = teacher.asked_for(every)
     if not flat:
-        return TeacherPlan(teacher.name, needed, 0, None, None, None, None, None)
-    prompt, completion = (
-        sum(answer.prompt_tokens for answer in flat) / answered,
-        sum(answer.completion_tokens for answer in flat) / answered,
-    )
-    cost, interval, rows = None, None, sum(map(teacher.may_see, every))
+        return TeacherPlan(teacher.name, needed)
+    cost, interval = None, None
     if teacher.journal.prices is not None:
+        rows = sum(map(teacher.may_see, every))
         costs = np.array([sum(answer.cost for answer in answers) for answers in by_row])
         drawn = np.concatenate([weights @ costs for weights in statistics.resamples(len(costs), seed=config.seed)])
         low, high = statistics.percentiles(drawn / len(costs) * rows)
         cost, interval = float(costs.mean() * rows), (low, high)
-    at_once = teacher.concurrency
-    seconds = sum(answer.seconds for answer in flat) / answered * max(0, needed - answered) / at_once
-    return TeacherPlan(teacher.name, needed, answered, prompt, completion, cost, interval, seconds or None)
+    seconds = _mean([answer.seconds for answer in flat]) * max(0, needed - len(flat)) / teacher.concurrency
+    return TeacherPlan(
+        teacher.name, needed, len(flat), _mean([answer.prompt_tokens for answer in flat]),
+        _mean([answer.completion_tokens for answer in flat]), cost, interval, seconds or None,
+    )  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
