@@ -154,11 +154,11 @@ def ours(
 ) -> Iterator[Callable[[list[Record]], list[str]]]:
     """What `slmctl predict` does."""
     from slmctl.inference.engine import Answer
-    from slmctl.stages.predict import predict, prompts
+    from slmctl.stages.predict import local_models, prompts
 
     model = resolve.find(project, stage_table.Role(kind, (kind,)))
     base = resolve.base_of(project, model) if kind == "adapter" else None
-    with predict.opened(model, task, base=base, type=type_name) as (answerer, _):
+    with local_models.opened(model, task, base=base, type=type_name) as (answerer, _):
 
         def answer(records: list[Record]) -> list[str]:
             questions = [prompts.prompt(task, record.input) for record in records]

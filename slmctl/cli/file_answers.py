@@ -95,7 +95,7 @@ def _opened(
     request: FileModel, job: Job, endpoints: EndpointOptions | None, ray: str | None
 ) -> Iterator[Callable[[Job], tuple[int, int]]]:
     """A function that answers a file, while the model, the cluster or the endpoints are open."""
-    from slmctl.stages.predict import file_prediction, predict
+    from slmctl.stages.predict import file_prediction, local_models
 
     task = request.task
     if endpoints:
@@ -114,7 +114,7 @@ def _opened(
         with ray_answers.connected(ray) as cluster:
             yield lambda job: file_prediction.write_answers(lambda rows: cluster.answered(opening, rows), task, job)
     else:
-        with predict.opened(
+        with local_models.opened(
             request.model, task, base=request.base, type=request.type, max_tokens=request.max_tokens
         ) as (engine, _):
             yield lambda job: file_prediction.answer_file(engine, task, job)

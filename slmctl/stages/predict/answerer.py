@@ -18,7 +18,7 @@ from slmctl.inference.escalation_policy import FILENAME, LABELS, Policy
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import model_lookup, resolve, system_errors
 from slmctl.sources.rows.cells import Row
-from slmctl.stages.predict import predict, row_answers
+from slmctl.stages.predict import local_models, row_answers
 
 MAX_TOKENS: int = config.PredictConfig().max_tokens
 
@@ -83,8 +83,9 @@ class Answerer:
             request = model_lookup.FileModel(where, os.fspath(model), type, max_tokens=max_tokens)
             self.task, self._untuned = request.task, request.model.kind == "base"
             self._policy = _policy(request, Path(policy) if policy is not None else None)
-            opened = predict.opened(request.model, request.task, base=request.base, type=type, max_tokens=max_tokens)
-            self._answerer, _ = stack.enter_context(opened)
+            self._answerer, _ = stack.enter_context(
+                local_models.opened(request.model, self.task, base=request.base, type=type, max_tokens=max_tokens)
+            )
             self.digest = request.model.digest
             self._stack: contextlib.ExitStack | None = stack.pop_all()
 

@@ -26,7 +26,7 @@ from slmctl.errors import IntegrityError, NetworkError, SlmctlError, StageError,
 from slmctl.network import guard
 from slmctl.pipeline import resolve
 from slmctl.sources.rows.cells import Row
-from slmctl.stages.predict import predict, row_answers
+from slmctl.stages.predict import local_models, row_answers
 from slmctl.stages.predict.row_answers import AddedColumns, RowInput
 from slmctl.task.contract import Task
 
@@ -68,7 +68,7 @@ class ChunkAnswerer:
         self._opening = opening
         self._stack = contextlib.ExitStack()
         self._answerer, _ = self._stack.enter_context(
-            predict.opened(model, opening.task, base=base, type=opening.type, max_tokens=opening.max_tokens)
+            local_models.opened(model, opening.task, base=base, type=opening.type, max_tokens=opening.max_tokens)
         )
 
     def __call__(self, batch: Any) -> Any:

@@ -14,7 +14,7 @@ from support.call_templates import task_of
 from slmctl.inference.engine import Answer, Engine
 from slmctl.model_files import gguf_converter
 from slmctl.stages.predict import prompts
-from slmctl.stages.predict.predict import GgufAnswerer
+from slmctl.stages.predict.local_models import EngineAnswerer
 from slmctl.stages.predict.transformers_answerer import HfAnswerer
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
@@ -54,7 +54,7 @@ def test_every_answer_calls_an_offered_tool_or_none(name: str, engine: Engine, t
     task: Task = TASKS[name]
     asked = [prompts.asked(task, record) for record in RECORDS]
     model: Any = SimpleNamespace(path=tiny_base, kind="base")
-    answerers = (GgufAnswerer(engine, task, 160), HfAnswerer(model, task, base=None, max_tokens=160))
+    answerers = (EngineAnswerer(engine, task, 160), HfAnswerer(model, task, base=None, max_tokens=160))
     texts = []
     for answerer in answerers:
         answers = dict(answerer.answer(asked))

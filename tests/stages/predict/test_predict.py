@@ -17,7 +17,7 @@ from slmctl.errors import DataError, UsageError
 from slmctl.inference import engine, json_grammar
 from slmctl.model_files import gguf_choice
 from slmctl.pipeline import resolve, stage_table
-from slmctl.stages.predict import latency, predict, prompts
+from slmctl.stages.predict import latency, local_models, predict, prompts
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import read_records
@@ -70,7 +70,7 @@ def test_merged_answers_like_adapter_on_base(
 @pytest.fixture
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """HF models multiply in float32: a model that knows nothing chooses between tokens that are nearly level."""
-    monkeypatch.setattr(predict, "resolve_matmul_dtype", lambda wanted: "float32")
+    monkeypatch.setattr(local_models, "resolve_matmul_dtype", lambda wanted: "float32")
 
 
 @pytest.mark.usefixtures("exact_products")
@@ -79,7 +79,7 @@ def test_free_text_is_alike_too(artifacts: dict[str, Artifact]) -> None:
     questions = [prompts.prompt(task, text) for text, _ in tiny.rows(12, seed=5)]
     answers = {}
     for name in ("merged", "gguf"):
-        with predict.opened(artifacts[name], task, type="F16", max_tokens=8) as (answerer, _):
+        with local_models.opened(artifacts[name], task, type="F16", max_tokens=8) as (answerer, _):
             found = dict(answerer.answer(questions))
         answers[name] = [found[k] for k in range(len(questions))]
     for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
@@ -112,7 +112,7 @@ def test_json_is_held_to_its_schema_by_hf_and_gguf_alike(artifacts: dict[str, Ar
     questions = [prompts.prompt(task, text) for text, _ in tiny.rows(8, seed=6)]
     answers = {}
     for name in ("merged", "gguf"):
-        with predict.opened(artifacts[name], task, type="F16", max_tokens=80) as (answerer, _):
+        with local_models.opened(artifacts[name], task, type="F16", max_tokens=80) as (answerer, _):
             found = dict(answerer.answer(questions))
         answers[name] = [found[k] for k in range(len(questions))]
     for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
@@ -132,7 +132,7 @@ def test_a_schema_that_no_grammar_expresses_is_named(artifacts: dict[str, Artifa
     plain = Task.read(artifacts["gguf"].path)
     task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": {"type": "array", "uniqueItems": True}})
     for name in ("merged", "gguf"):
-        with pytest.raises(DataError, match="uniqueItems"), predict.opened(artifacts[name], task, type="F16"):
+        with pytest.raises(DataError, match="uniqueItems"), local_models.opened(artifacts[name], task, type="F16"):
             pass
 
 
@@ -140,7 +140,7 @@ def test_a_prompt_that_does_not_fit_fails_alone(artifacts: dict[str, Artifact]) 
     task = Task.read(artifacts["gguf"].path)
     questions = [prompts.prompt(task, "hello " * 5000), prompts.prompt(task, "refund"), prompts.Prompt("")]
     for name in ("merged", "gguf"):
-        with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
+        with local_models.opened(artifacts[name], task, type="F16") as (answerer, _):
             found = dict(answerer.answer(questions))
         assert isinstance(found[0], engine.EngineError)
         assert "does not fit the context" in found[0].message
@@ -152,13 +152,13 @@ def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Arti
     task = Task.read(artifacts["gguf"].path)
     answers = {}
     for name in ("gguf", "merged"):
-        with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
-            if isinstance(answerer, predict.GgufAnswerer):
+        with local_models.opened(artifacts[name], task, type="F16") as (answerer, _):
+            if isinstance(answerer, local_models.EngineAnswerer):
                 each = len(answerer.model.tokenize("hello " * 100)) / 100
                 texts = ["hello " * int(3000 / each), "refund", "hello " * int(5000 / each)]
             found = dict(answerer.answer([prompts.prompt(task, text) for text in texts]))
             again = dict(answerer.answer([prompts.prompt(task, "refund")]))[0]
-            if isinstance(answerer, predict.GgufAnswerer):  # what the model was trained on, in the same memory
+            if isinstance(answerer, local_models.EngineAnswerer):  # what the model was trained on, in the same memory
                 assert (answerer.model.context, answerer.model.sequences) == (4096, 8)
         assert isinstance(again, engine.Answer)
         assert isinstance(found[2], engine.EngineError)
@@ -178,7 +178,7 @@ def test_labels_that_begin_alike_have_the_same_probabilities_in_hf_and_gguf(arti
     questions = [prompts.prompt(task, text) for text, _ in tiny.rows(6, seed=7)]
     answers = {}
     for name in ("merged", "gguf"):
-        with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
+        with local_models.opened(artifacts[name], task, type="F16") as (answerer, _):
             found = dict(answerer.answer(questions))
         answers[name] = [found[k] for k in range(len(questions))]
     for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
@@ -203,7 +203,7 @@ def test_json_that_is_cut_in_what_is_forced_says_so(artifacts: dict[str, Artifac
         finished = {}
         most = 80
         for cut in (0, 0, 2):  # the second time with just enough tokens
-            with predict.opened(artifacts[name], task, type="F16", max_tokens=most - cut) as (answerer, _):
+            with local_models.opened(artifacts[name], task, type="F16", max_tokens=most - cut) as (answerer, _):
                 ((_, answer),) = answerer.answer([prompts.prompt(task, "refund")])
             assert isinstance(answer, engine.Answer)
             most = answer.completion_tokens
@@ -232,7 +232,7 @@ def test_a_grammar_that_cannot_go_on_is_the_fault_of_one_row(
 
     monkeypatch.setattr(json_grammar.Walk, fault, once)
     questions = [prompts.prompt(task, text) for text, _ in tiny.rows(3, seed=6)]
-    with predict.opened(artifacts["merged"], task, max_tokens=80) as (answerer, _):
+    with local_models.opened(artifacts["merged"], task, max_tokens=80) as (answerer, _):
         found = list(dict(answerer.answer(questions)).values())
     (wrong,) = [answer for answer in found if isinstance(answer, engine.EngineError)]
     assert wrong.message.startswith("the grammar ")

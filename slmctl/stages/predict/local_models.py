@@ -1,0 +1,97 @@
+"""A model on this machine, opened for answering: a GGUF file by the engine, an HF model by transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from slmctl.artifacts.artifact import Artifact, FileEntry
+from slmctl.config import resolve_matmul_dtype
+from slmctl.inference import engine, json_grammar
+from slmctl.model_files import memory
+from slmctl.model_files.gguf_choice import gguf_file, lora_file
+from slmctl.stages.predict.prompts import Prompt
+from slmctl.task.contract import Task
+
+if TYPE_CHECKING:
+    from slmctl.stages.predict.transformers_answerer import HfAnswerer
+
+LORA = "lora"  # the adapter's name inside of the engine
+
+
+@contextlib.contextmanager
+def opened(
+    model: Artifact, task: Task, *, base: Artifact | None = None, type: str | None = None, max_tokens: int = 256,
+    lora: bool = False,
+) -> Iterator[tuple[EngineAnswerer | HfAnswerer, FileEntry]]:  # fmt: skip
+    """A model for answering, and the file that answers: the GGUF itself, or the safetensors of an HF model.
+
+    Args:
+        model: An artifact, or a release.
+        task: The contract that its answers are held to.
+        base: The base of an adapter.
+        type: The quantization type, of a model with several GGUF files.
+        max_tokens: The longest answer.
+        lora: Load the adapter's own file on the base's, as the server loads it for several adapters.
+
+    Raises:
+        DataError: The answers cannot be held to the task's schema.
+    """
+    if task.kind == "extract":
+        json_grammar.require(task.schema or {})
+    if not lora and model.kind not in ("gguf", "published"):
+        from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
+
+        dtype = resolve_matmul_dtype("auto")
+        try:
+            yield (
+                HfAnswerer(model, task, base=base, max_tokens=max_tokens, matmul_dtype=dtype),
+                _whole(model, base),
+            )
+        finally:
+            memory.trim_heap()  # the keys and values of its batches
+        return
+    own, entry = (base, gguf_file(base, type)) if lora and base is not None else (model, gguf_file(model, type))
+    path = own.file(entry.path)
+    memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
+    if lora:
+        adapter = lora_file(model)
+        with engine.Engine(path, adapters={LORA: model.file(adapter.path)}) as loaded:
+            size = adapter.size + entry.size
+            yield EngineAnswerer(loaded, task, max_tokens, adapter=LORA), dataclasses.replace(adapter, size=size)
+        return
+    with engine.Engine(path, grammars=bool(task.constraint), classifier=bool(task.labels)) as loaded:
+        yield EngineAnswerer(loaded, task, max_tokens), entry
+
+
+class EngineAnswerer:
+    """Answers through the engine."""
+
+    def __init__(self, model: engine.Engine, task: Task, max_tokens: int, adapter: str = "") -> None:
+        self.model, self.task, self.max_tokens, self.adapter = model, task, max_tokens, adapter
+        self.matmul_dtype = "bfloat16" if model.info["expanded"] else None  # None: by the types of the file
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
+        requests = (request(self.task, prompt, max_tokens=self.max_tokens, adapter=self.adapter) for prompt in prompts)
+        for index, answer in self.model.ask_all(requests, widen=True, alone=True):
+            if self.task.kind == "call" and isinstance(answer, engine.Answer):
+                answer = dataclasses.replace(answer, text=self.task.kept(answer.text))  # in the one form of answers
+            yield index, answer
+
+
+def request(task: Task, prompt: Prompt, *, max_tokens: int, adapter: str = "") -> engine.Request:
+    """The engine's request for a prompt, constrained to the answers that the task allows."""
+    return engine.Request(
+        prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,),
+        schema=prompt.constraint or task.constraint, adapter=adapter,
+    )  # fmt: skip
+
+
+def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
+    """The weights of an HF model as one entry; an adapter's size includes its base, which it needs."""
+    size = sum(entry.size for entry in model.files(".safetensors"))
+    if model.kind == "adapter" and base is not None:
+        size += sum(entry.size for entry in base.files(".safetensors"))
+    return FileEntry(model.path.name, size, model.digest.removeprefix("sha256:"))
