@@ -329,16 +329,12 @@ def test_no_row_is_twice_or_missing_however_often_it_stops(
     monkeypatch.setattr(row_answers, "CHUNK", chunk)
     source, out = lines(tmp_path / "in.jsonl", texts(count)), tmp_path / "out.jsonl"
     out.unlink(missing_ok=True)
-    journal, asked = tmp_path / ".out.jsonl.answers", 0
+    journal = tmp_path / ".out.jsonl.answers"
     journal.unlink(missing_ok=True)
-    for stop in stops:
-        answerer = Echo(stop)
-        if stop >= count:
-            continue
+    for stop in (stop for stop in stops if stop < count):
         with pytest.raises(KeyboardInterrupt):
-            answer_file(answerer, TASK, Job(source, out, "text"))
+            answer_file(Echo(stop), TASK, Job(source, out, "text"))
             raise KeyboardInterrupt  # it was nearly done, and is now
-        asked += len(answerer.asked)
         assert out.exists() == (not journal.exists())
         if journal.exists():  # as a kill in the middle of a line leaves it
             with journal.open("ab") as stream:
@@ -350,34 +346,22 @@ def test_no_row_is_twice_or_missing_however_often_it_stops(
     assert hidden(tmp_path) == []
 
 
-def test_another_job_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", ["nothing", "identity", "source", "column"])
+def test_the_same_job_goes_on_and_another_one_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     monkeypatch.setattr(row_answers, "CHUNK", 2)
     source, out = lines(tmp_path / "in.jsonl", texts(9)), tmp_path / "out.jsonl"
-    for change in ("identity", "source", "column"):
-        with pytest.raises(KeyboardInterrupt):
-            answer_file(Echo(5), TASK, Job(source, out, "text"))
-        assert len((tmp_path / ".out.jsonl.answers").read_bytes().splitlines()) == 5
-        again, job = Echo(), Job(source, out, "text")
-        if change == "identity":
-            job = Job(source, out, "text", identity={"model": "another"})
-        elif change == "source":
-            lines(source, [*texts(8), "changed"])
-        else:
-            job = Job(source, out, "n")
-        answer_file(again, TASK, job)
-        assert len(again.asked) == 9
-        lines(source, texts(9))
-
-
-def test_what_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_answers, "CHUNK", 3)
-    source, out = lines(tmp_path / "in.jsonl", texts(10)), tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt):
-        answer_file(Echo(7), TASK, Job(source, out, "text"))
+        answer_file(Echo(5), TASK, Job(source, out, "text"))
+    assert len((tmp_path / ".out.jsonl.answers").read_bytes().splitlines()) == 5
     assert not out.exists()
-    again = Echo()
-    answer_file(again, TASK, Job(source, out, "text"))
-    assert sorted(again.asked) == texts(10)[6:]
+    if change == "source":
+        lines(source, [*texts(8), "changed"])
+    identity = {"model": "another"} if change == "identity" else {}
+    again, job = Echo(), Job(source, out, "n" if change == "column" else "text", identity=identity)
+    answer_file(again, TASK, job)
+    assert sorted(again.asked) == texts(9)[4:] if change == "nothing" else len(again.asked) == 9
 
 
 def test_two_at_once_do_not_write_one_target(tmp_path: Path) -> None:
@@ -517,14 +501,8 @@ def test_a_killed_run_goes_on(tiny_run: Path, tmp_path: Path) -> None:
         (("--input", "*.csv", "--output", "y.csv"), "predict answers one file"),
         (("--input", "/", "--output", "y.csv"), "predict answers one file"),
         (("--input", "x.csv", "--output", "s3://bucket/y.csv"), "predict answers one file"),
-        (
-            ("--input", "x.csv", "--output", "y.csv", "--split", "test"),
-            "--split and --prepared select records of a data set",
-        ),
-        (
-            ("--input", "x.csv", "--output", "y.csv", "--prepared", "runs"),
-            "--split and --prepared select records of a data set",
-        ),
+        (("--input", "x.csv", "--output", "y.csv", "--split", "test"), "select records of a data set"),
+        (("--input", "x.csv", "--output", "y.csv", "--prepared", "runs"), "select records of a data set"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(stages: Forks, tiny_run: Path, args: tuple[str, ...], said: str) -> None:
