@@ -36,7 +36,6 @@ LONGEST = (
     "stages/quantize/test_quantize.py",
     "server/test_gateway.py",
     "server/test_web.py",
-    "review/test_page.py",
     "pipeline/test_pipeline.py",
     "stages/pull/test_pull.py",
     "pipeline/test_rehearsal.py",
