@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
-from slmctl.server import api_forms, collecting, openai_replies, openai_requests
+from slmctl.server import api_forms, collecting, openai_replies
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.collecting import NO_POLICY
 from slmctl.server.event_stream import EventStream
@@ -31,11 +31,7 @@ SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client tha
 
 async def answer(gateway: Gateway, http: HttpRequest, kind: str) -> Response:
     """Answer `/v1/chat/completions` (`chat`), `/v1/completions` (`text`) or `/v1/responses` (`response`)."""
-    key = gateway.key_of(http)
-    gateway.limits.count(key)
-    if gateway.stopping:
-        raise RequestFailedError("the server is being stopped", "server_stopping", 503)
-    body = openai_requests.read(await gateway.body_of(http))
+    key, body = await gateway.read(http)
     name, model = gateway.fleet.find(body.get("model"), key)
     ends_at = asyncio.get_running_loop().time() + gateway.settings.answer_timeout_s
     with contextlib.ExitStack() as held:

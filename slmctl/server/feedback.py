@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -13,26 +13,14 @@ from starlette.responses import JSONResponse, Response
 
 from slmctl.errors import DataError
 from slmctl.server import openai_requests
-from slmctl.server.api_keys import Key
 from slmctl.server.bad_requests import BadRequestError
-from slmctl.server.fleet import Fleet
-from slmctl.server.rate_limits import ANYBODY, Limits
+from slmctl.server.gateway import Gateway
+from slmctl.server.rate_limits import ANYBODY
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 
 FIELDS = ("request_id", "ok", "answer")
 WRITE_S = 10.0  # for the disk
-
-
-class FeedbackGateway(Protocol):
-    """The part of the server, `app.state.gateway`, that takes feedback."""
-
-    @property
-    def fleet(self) -> Fleet: ...
-    @property
-    def limits(self) -> Limits: ...
-    def key_of(self, http: HttpRequest) -> Key: ...
-    async def body_of(self, http: HttpRequest) -> bytes: ...
 
 
 async def take(http: HttpRequest) -> Response:
@@ -43,7 +31,7 @@ async def take(http: HttpRequest) -> Response:
         BusyError: The key has made too many requests.
         HTTPException: The key is not known, no answers are collected, or this id was not answered here lately.
     """
-    gateway: FeedbackGateway = http.app.state.gateway
+    gateway: Gateway = http.app.state.gateway
     key = gateway.key_of(http)
     gateway.limits.count(key)
     collector = gateway.fleet.collector

@@ -79,6 +79,14 @@ class Gateway:
         """The models that the client may ask, by name, the default one first."""
         return self.fleet.models(self.key_of(http))
 
+    async def read(self, http: HttpRequest) -> tuple[Key, JsonObject]:
+        """The key and the body of a request for an answer, counted against the rate of its key."""
+        key = self.key_of(http)
+        self.limits.count(key)
+        if self.stopping:
+            raise RequestFailedError("the server is being stopped", "server_stopping", 503)
+        return key, openai_requests.read(await self.body_of(http))
+
     async def body_of(self, http: HttpRequest) -> bytes:
         """The body of a request, within the limits on its size and time."""
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
