@@ -6,38 +6,14 @@ collected, `/v1/feedback` gets what a reader says of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
-
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from slmctl.config import ServeConfig
 from slmctl.reports.served_page import served_page
-from slmctl.task.contract import Task
-
-
-class PageModel(Protocol):
-    """A name that clients can ask for, and what it is asked."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def aliases(self) -> Sequence[str]: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def task(self) -> Task: ...
-
-
-class PageGateway(Protocol):
-    """The part of the server, `app.state.gateway`, that the page reads."""
-
-    @property
-    def settings(self) -> ServeConfig: ...
-    def models_for(self, http: Request) -> Mapping[str, PageModel]: ...
+from slmctl.server.gateway import Gateway
+from slmctl.server.openai_requests import find_model
 
 
 def routes() -> list[Route]:
@@ -51,10 +27,10 @@ async def _page(_: Request) -> Response:
 
 
 async def _task(request: Request) -> Response:
-    gateway: PageGateway = request.app.state.gateway
+    gateway: Gateway = request.app.state.gateway
     models = gateway.models_for(request)
     name = request.query_params.get("model") or next(iter(models), "")
-    model = models.get(name) or next((model for model in models.values() if name in model.aliases), None)
+    model = find_model(models, name)
     if model is None:
         raise HTTPException(404, f"model '{name[:100]}' is not served here; there are: {', '.join(models)}")
     task = model.task
