@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Choice:
     """A release as it was asked for.
 
     Attributes:
@@ -63,11 +63,11 @@ def opened(
         if settings.engine is not None:
             releases = [_elsewhere(options, settings, model, stack)]
         else:
-            asked = list(_asked(options, settings, model))
-            if any(each.policy for each in asked):
+            choices = list(_choices(options, settings, model))
+            if any(each.policy for each in choices):
                 escalation = Escalation.of(settings)
             finder = _Finder(options, settings, type_name, escalation)
-            releases = [finder.find(each) for each in asked]
+            releases = [finder.find(each) for each in choices]
             if model is not None and _is_registry(model):
                 discover = functools.partial(_newcomers, finder, model)
         collector = None
@@ -101,7 +101,7 @@ def facts(fleet: Fleet) -> Iterator[str]:
             yield f"  warning: others on this machine may open {collect.to}: chmod 700 it"
 
 
-def _asked(options: Options, settings: ServeConfig, model: str | None) -> Iterator[_Asked]:
+def _choices(options: Options, settings: ServeConfig, model: str | None) -> Iterator[_Choice]:
     """The releases that a command or the config asks for, the default one first.
 
     Raises:
@@ -113,7 +113,7 @@ def _asked(options: Options, settings: ServeConfig, model: str | None) -> Iterat
         for name, member in settings.fleet.items():
             release = member.release  # a path in the config is relative to its folder
             spec = release if release.startswith("dir:") else str((options.directory / release).absolute())
-            yield _Asked(spec, name, name == next(iter(settings.fleet)), member.policy, member.pin)
+            yield _Choice(spec, name, name == next(iter(settings.fleet)), member.policy, member.pin)
         return
     names = _production(options, model) if model is not None and _is_registry(model) else []
     policy = settings.policy or False
@@ -128,9 +128,9 @@ def _asked(options: Options, settings: ServeConfig, model: str | None) -> Iterat
             hint="name one: dir:REGISTRY#PROJECT@TAG",
         )
     if not names:
-        yield _Asked(model, policy=policy)
+        yield _Choice(model, policy=policy)
     for name in names:  # one alone gets every request, so it is loaded at the start
-        yield _Asked(f"{model}#{name}@{PRODUCTION}", name, name == names[0], policy, pin=len(names) == 1)
+        yield _Choice(f"{model}#{name}@{PRODUCTION}", name, name == names[0], policy, pin=len(names) == 1)
 
 
 def _is_registry(model: str) -> bool:
@@ -153,7 +153,7 @@ def _newcomers(finder: _Finder, registry_name: str, known: Collection[str]) -> d
 
     return {
         name: functools.partial(
-            finder.find, _Asked(f"{registry_name}#{name}@{PRODUCTION}", name, is_default=False, pin=False)
+            finder.find, _Choice(f"{registry_name}#{name}@{PRODUCTION}", name, is_default=False, pin=False)
         )
         for name in _production(finder.options, registry_name)
         if name not in known
@@ -169,7 +169,7 @@ class _Finder:
     type_name: str | None
     escalation: Escalation
 
-    def find(self, asked: _Asked) -> Release:
+    def find(self, choice: _Choice) -> Release:
         """The release that was asked for, verified, with its policy.
 
         Raises:
@@ -181,17 +181,17 @@ class _Finder:
         from slmctl.server.router import fitted_policy
         from slmctl.server.running_model import Release
 
-        artifact, path = model_lookup.gguf(make_workspace(self.options), asked.spec, self.type_name)
+        artifact, path = model_lookup.gguf(make_workspace(self.options), choice.spec, self.type_name)
         own, digest, models = model_lookup.own_task(artifact), _digest_of(artifact, path), dict[str, ServedModel]()
         if own is not None:
             main = ServedModel("", own, file=path.name, digest=digest)
-            models = _named(asked, artifact, path, main, self._adapters(artifact, path))
-        elif asked.name:
+            models = _named(choice, artifact, path, main, self._adapters(artifact, path))
+        elif choice.name:
             raise UsageError(
-                f"model '{asked.name}' of the fleet is {path.name}, which carries no task",
+                f"model '{choice.name}' of the fleet is {path.name}, which carries no task",
                 hint="a release of slmctl publish, or a gguf artifact",
             )
-        policy = self._policy(asked, artifact, path)
+        policy = self._policy(choice, artifact, path)
         if policy is not None and own is not None:
             fitted_policy(policy, digest, own)
         needed = memory.engine_bytes(
@@ -199,17 +199,17 @@ class _Finder:
             classifier=model_lookup.is_classifier(artifact), grammars=model_lookup.is_constrained(artifact),
         )  # fmt: skip
         return Release(
-            asked.name or next(iter(models), "") or path.stem,
+            choice.name or next(iter(models), "") or path.stem,
             artifact.digest,
             models,
             needed,
-            load=functools.partial(self._load, asked, artifact, path, policy),
-            newest=functools.partial(self.find, asked) if (asked.spec or "").startswith("dir:") else None,
-            pin=asked.pin,
-            has_policy=bool(asked.policy),
+            load=functools.partial(self._load, choice, artifact, path, policy),
+            newest=functools.partial(self.find, choice) if (choice.spec or "").startswith("dir:") else None,
+            pin=choice.pin,
+            has_policy=bool(choice.policy),
         )
 
-    def _load(self, asked: _Asked, artifact: Artifact, path: Path, policy: Path | None) -> RunningModel:
+    def _load(self, choice: _Choice, artifact: Artifact, path: Path, policy: Path | None) -> RunningModel:
         from slmctl.artifacts.artifact import sha256_file
         from slmctl.inference.engine import Engine
         from slmctl.model_files import memory
@@ -220,7 +220,7 @@ class _Finder:
         from slmctl.server.running_model import RunningModel
 
         settings, loras = self.settings, self._adapters(artifact, path)
-        if asked.pin:  # for the others the fleet has made room
+        if choice.pin:  # for the others the fleet has made room
             memory.require_engine(path, sequences=settings.sequences, context=settings.context_length)
         with contextlib.ExitStack() as stack:
             engine = Engine(
@@ -235,7 +235,7 @@ class _Finder:
             task, bare, opening = model_lookup.task_in(artifact, path, engine)
             digest = _digest_of(artifact, path)
             main = ServedModel("", task, bare=bare, opening=opening, file=path.name, digest=digest)
-            models = _named(asked, artifact, path, main, loras)
+            models = _named(choice, artifact, path, main, loras)
             name, router = next(iter(models)), None
             if policy is not None:
                 fitted = fitted_policy(policy, digest or sha256_file(path), task)
@@ -253,7 +253,7 @@ class _Finder:
 
         return {name: served_adapters.find(place, artifact, path) for name, place in self.settings.adapters.items()}
 
-    def _policy(self, asked: _Asked, artifact: Artifact, path: Path) -> Path | None:
+    def _policy(self, choice: _Choice, artifact: Artifact, path: Path) -> Path | None:
         """The policy of a release, where it has one.
 
         Raises:
@@ -261,30 +261,30 @@ class _Finder:
         """
         from slmctl.pipeline import model_lookup
 
-        if not isinstance(asked.policy, bool):
-            return asked.policy
-        if not asked.policy:
+        if not isinstance(choice.policy, bool):
+            return choice.policy
+        if not choice.policy:
             return None
         directory = self.options.directory
         roots = {directory.resolve(), model_lookup.root_of(directory, artifact.path).resolve()}
         if (newest := model_lookup.newest_policy(roots, _digest_of(artifact, path))) is not None:
             return newest
         raise IntegrityError(
-            f"no policy below runs/ was fitted on {path.name}, which answers as '{asked.name}'",
-            hint=f"slmctl calibrate, or serve.fleet.{asked.name}.policy: PATH",
+            f"no policy below runs/ was fitted on {path.name}, which answers as '{choice.name}'",
+            hint=f"slmctl calibrate, or serve.fleet.{choice.name}.policy: PATH",
         )
 
 
 def _named(
-    asked: _Asked, artifact: Artifact, path: Path, main: ServedModel, loras: dict[str, ServedAdapter]
+    choice: _Choice, artifact: Artifact, path: Path, main: ServedModel, loras: dict[str, ServedAdapter]
 ) -> dict[str, ServedModel]:
     """A model under its names, with the adapters over it; a bare adapter without a task has the model's."""
     from slmctl.pipeline import model_lookup
 
     named = model_lookup.served_name(artifact, path)
     name, aliases = (path.stem if named.name in loras else named.name), named.aliases
-    if asked.name:  # others may be of the same project
-        name, aliases = asked.name, ((model_lookup.DEFAULT,) if asked.is_default else ())
+    if choice.name:  # others may be of the same project
+        name, aliases = choice.name, ((model_lookup.DEFAULT,) if choice.is_default else ())
     main = dataclasses.replace(
         main, name=name, aliases=tuple(alias for alias in aliases if alias not in loras), version=named.version
     )
