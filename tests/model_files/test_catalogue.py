@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,7 @@ from slmctl.errors import MissingError, UsageError
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.catalogue import CatalogueEntry
 
-sys.path.insert(0, str(TESTS.parent))  # benchmarks/ is not installed
-
 ENTRIES = catalogue.entries()
-CLASSES = {entry.architecture: entry for entry in ENTRIES}
 
 
 def entry_of(name: str) -> CatalogueEntry:
@@ -65,28 +61,6 @@ def test_classes_are_known_to_the_converter() -> None:
     assert {name for name in missing if name.replace("ForCausalLM", "ForConditionalGeneration") not in registered} <= {
         "Ministral3ForCausalLM"  # read as Mistral3ForConditionalGeneration
     }
-
-
-@pytest.mark.filterwarnings("ignore")  # of packages that would make some architectures faster
-@pytest.mark.parametrize("name", CLASSES)
-def test_training_is_what_the_class_gives(name: str) -> None:
-    """`catalogue.yaml` says of each architecture how it trains; here it is asked of a small random model."""
-    pytest.importorskip("torch")
-    from peft import LoraConfig, get_peft_model
-
-    from benchmarks import architectures
-    from slmctl.model_files import tiny_copy
-    from slmctl.stages.finetune import layer_replacement, packing_check
-
-    config = architectures.config(name, vocabulary=640)
-    model = tiny_copy.random_model(config.get_text_config())
-    assert type(model).__name__ == CLASSES[name].model_class
-    training = "slow"
-    if packing_check.supports_packing(model):
-        adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-        layers = layer_replacement.install_kernels(adapted)
-        training = "fast" if 2 * layers["fast_layers"] > layers["layers"] else "packed"
-    assert training == CLASSES[name].training
 
 
 def measured(metric: str, file: str = "finetune") -> tuple[float, float]:

@@ -12,7 +12,7 @@ from support import TESTS
 # Files of half a minute and more, the longest first: of `make slow`, then of `make test`. Both list what files took.
 # The first two of either do not wait for the same fixture.
 LONGEST = (
-    "test_bases.py",
+    "test_architectures.py",
     "hostile/test_sources.py",
     "promises/test_nothing_torn.py",
     "stages/finetune/test_distributed.py",
@@ -28,7 +28,6 @@ LONGEST = (
     "stages/publish/test_memorisation_probe.py",
     "test_tutorial.py",
     "server/test_faults.py",
-    "stages/merge/test_architectures.py",
     "stages/calibrate/test_calibrate.py",
     "stages/finetune/test_finetune.py",
     "hostile/test_changing_source.py",
