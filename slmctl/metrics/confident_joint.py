@@ -33,12 +33,7 @@ class LabelErrors:
 
 
 def thresholds(chances: Floats, labels: Indices) -> npt.NDArray[np.float64]:
-    """The mean probability of each label over the rows that have it, (labels,); 1 for a label without rows.
-
-    Args:
-        chances: (n, labels) probabilities of a model that was not trained on the row.
-        labels: (n,) the label of each row.
-    """
+    """The mean probability of each label over the rows that have it, (labels,); 1 for a label without rows."""
     count = chances.shape[1]
     own = chances[np.arange(len(labels)), labels].astype(np.float64)
     rows = np.bincount(labels, minlength=count)
@@ -52,10 +47,6 @@ def joint(chances: Floats, labels: Indices) -> npt.NDArray[np.int64]:
 
     A row belongs to a label whose threshold its probability reaches, of several to the likeliest one, of none to
     nothing. Every label has at least one row of its own.
-
-    Args:
-        chances: (n, labels) probabilities of a model that was not trained on the row.
-        labels: (n,) the label of each row.
     """
     confident = chances >= thresholds(chances, labels) - SLACK  # (n, labels)
     belongs = np.where(confident.sum(axis=1) > 1, chances.argmax(axis=1), confident.argmax(axis=1))

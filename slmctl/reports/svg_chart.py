@@ -190,21 +190,22 @@ def histogram(
 
 
 def dots(
-    rows: Sequence[Dot],
-    *,
-    title: str,
-    reference: tuple[float, str] | None = None,
-    points: bool = False,
-    width: int = 2 * WIDTH,
-) -> Markup:
+    rows: Sequence[Dot], *, title: str, reference: tuple[float, str] | None = None, points: bool = False
+) -> tuple[Markup, Markup]:
     """Shares with their intervals, one a row, on an axis that starts where the intervals do.
-
-    A chart no wider than WIDTH, for a small screen, leaves out of each text what stands in parentheses.
 
     Args:
         reference: A value to compare with and its name, drawn as a dashed line.
         points: The values are differences of shares, shown in points with their sign.
+
+    Returns:
+        The chart for the whole width of a page, and for a small screen, without what stands in parentheses.
     """
+    wide, slim = (_dots(rows, title, reference, points=points, width=width) for width in (2 * WIDTH, WIDTH))
+    return wide, slim
+
+
+def _dots(rows: Sequence[Dot], title: str, reference: tuple[float, str] | None, *, points: bool, width: int) -> Markup:
     left = _column([_cut(row.label) for row in rows]) + 12
     texts = [row.text.partition(" (")[0] if width <= WIDTH else row.text for row in rows]
     right = _column(texts) + 14
@@ -229,16 +230,6 @@ def dots(
         parts.append(_group(f"{row.label}: {row.text}", label, *_interval(row, scale, y), text))
     description = "; ".join(f"{row.label} {row.text}" for row in rows[:20])
     return _frame(title, description, width, floor + 24, parts)
-
-
-def dots_in_two_widths(
-    rows: Sequence[Dot], *, title: str, reference: tuple[float, str] | None = None, points: bool = False
-) -> tuple[Markup, Markup]:
-    """`dots` for the whole width of a page, and for a small screen."""
-    wide, slim = (
-        dots(rows, title=title, reference=reference, points=points, width=width) for width in (2 * WIDTH, WIDTH)
-    )
-    return wide, slim
 
 
 def _interval(row: Dot, scale: _Scale, y: float) -> list[Markup]:

@@ -68,7 +68,7 @@ CHARTS = {
     "one length": lambda text: svg_chart.histogram([7, 7], [5], title=text, unit=text, strip=[7] * 5),
     "dots": lambda text: svg_chart.dots(
         [Dot(text, 0.5, 0.4, 0.6, text), Dot(text, 1, 1, 1)], title=text, reference=(0.5, text)
-    ),
+    )[0],
     "heat": lambda text: svg_chart.heat([text, "b"], [text, "b"], [[5, 1], [0, 12345]], title=text),
     "lines": lambda text: svg_chart.lines(
         [LineSeries(text, [Point(0, 1, text, text), Point(3, 2)])], title=text, x_label=text, y_label=text

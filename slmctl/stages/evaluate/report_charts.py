@@ -36,7 +36,7 @@ def scores(view: ReportView) -> TwoWidths:
         colour = "c1" if name == view.focus else COLOURS.get(kind, "c3")
         text = f"{percent(value)} ({view.span(name)})"
         dots.append(Dot(name, value, low, high, text, colour, aside=kind == "base"))
-    return svg_chart.dots_in_two_widths(dots, title=f"{view.metric} with intervals", reference=reference)
+    return svg_chart.dots(dots, title=f"{view.metric} with intervals", reference=reference)
 
 
 def differences(view: ReportView) -> TwoWidths:
@@ -50,7 +50,7 @@ def differences(view: ReportView) -> TwoWidths:
     if not dots:
         return None
     title = f"{view.focus} less each other model"
-    return svg_chart.dots_in_two_widths(dots, title=title, points=True, reference=(0.0, "no difference"))
+    return svg_chart.dots(dots, title=title, points=True, reference=(0.0, "no difference"))
 
 
 def slices(view: ReportView) -> TwoWidths:
@@ -64,7 +64,7 @@ def slices(view: ReportView) -> TwoWidths:
     if not dots:
         return None
     reference = (view.score(view.focus), f"all rows {percent(view.score(view.focus))}")
-    return svg_chart.dots_in_two_widths(dots, title=f"Weakest slices of {view.focus}", reference=reference)
+    return svg_chart.dots(dots, title=f"Weakest slices of {view.focus}", reference=reference)
 
 
 def losses(training: Training | None) -> Markup | None:
