@@ -28,6 +28,7 @@ from slmctl.cli.group import (
     override,
     print_artifact,
     print_result,
+    read_settings,
     say_outcome,
     stage_options,
     terminal,
@@ -321,9 +322,7 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 
     root = options.directory.resolve()
     path = root / config.FILENAME
-    # outside a project the defaults of publish hold
-    section = (config.load(path, options.sets) if path.exists() else config.parse(
-        "{project: fetched, base: none}", options.sets)).publish  # fmt: skip
+    section = read_settings(options).publish
     to, _, name = source.partition("#")
     settings = targets.Settings(root, endpoint=section.s3_endpoint, hosts=tuple(section.allowed_hosts))
     check = (lambda place: signing.verify(place, key, name=source)) if key else (lambda place: None)
