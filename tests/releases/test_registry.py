@@ -51,21 +51,6 @@ def test_a_release_lies_under_its_name_and_every_file_once(root: Path, tmp_path:
     assert [one.metrics["version"] for one in registry.releases(root)] == ["1.0", "1.1"]
 
 
-def test_publishing_again_sends_nothing(root: Path, tmp_path: Path) -> None:
-    made = release(tmp_path)
-    send(root, made)
-    again = send(root, made)
-    assert (again.there, again.size) == (True, 0)
-
-
-def test_a_version_never_changes(root: Path, tmp_path: Path) -> None:
-    send(root, release(tmp_path))
-    before = contents(root)
-    with pytest.raises(IntegrityError, match=r"already holds another desk 1\.0"):
-        send(root, release(tmp_path, weights=b"other weights"))
-    assert contents(root) == before
-
-
 def test_a_release_under_another_name_is_not_taken(root: Path, tmp_path: Path) -> None:
     send(root, release(tmp_path, "0.9"))
     shutil.copytree(root / "desk" / "0.9", root / "desk" / "1.0")
