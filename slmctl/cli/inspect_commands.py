@@ -247,7 +247,7 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
 
     path = resolve.artifact_path(options.directory, path)
     options.directory = root_of(options.directory, path)
-    project = _project_or_none(options) or _bare_project(options)
+    project = _project(options)
     made = artifact.load(path)
     name = made.manifest.stage.partition("/")[0]
     if name == "finetune":
@@ -378,18 +378,13 @@ def _base(options: Options, path: str) -> Base:
     return Base.read(open_model(options.directory / path, ("base",)).path)
 
 
-def _project_or_none(options: Options) -> Project | None:
-    """The project of the working folder, or None where it has no config."""
-    from slmctl import config
-
-    return open_project(options) if (options.directory / config.FILENAME).exists() else None
-
-
-def _bare_project(options: Options) -> Project:
-    """A project for a folder with artifacts and no config."""
+def _project(options: Options) -> Project:
+    """The project of the working folder; one without a base or sources where it has artifacts and no config."""
     from slmctl import config
     from slmctl.pipeline import resolve
 
+    if (options.directory / config.FILENAME).exists():
+        return open_project(options)
     settings = config.parse("{project: none, base: none}")
     return resolve.Project(options.directory.resolve(), settings, wait=not options.no_wait)
 

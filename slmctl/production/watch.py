@@ -88,6 +88,16 @@ class Week:
         return self.p_correct / self.rated if self.rated else None
 
     @property
+    def kept_share(self) -> float | None:
+        """Of the requests; None where no policy said how sure an answer is."""
+        return self.kept / self.requests if self.rated else None
+
+    @property
+    def escalated_share(self) -> float | None:
+        """Of the requests; None without one."""
+        return self.escalated / self.requests if self.requests else None
+
+    @property
     def accuracy(self) -> WeightedShare:
         """The local model's accuracy by the reviewed rows."""
         return weighted_share([row.right for row in self.verified], [row.probability for row in self.verified])
@@ -222,8 +232,7 @@ def _cells(week: Week) -> list[str]:
     )
     return [
         str(week.begin), f"{week.requests:,}", _percent(week.estimated), *accuracy,
-        _percent(week.kept / week.requests if week.rated else None),
-        _percent(week.escalated / week.requests if week.requests else None),
+        _percent(week.kept_share), _percent(week.escalated_share),
     ]  # fmt: skip
 
 
@@ -234,8 +243,8 @@ def _week_json(week: Week, prices: Prices | None) -> JsonObject:
         "requests": week.requests,
         "estimated": week.estimated,
         "verified": asdict(week.accuracy) if week.verified else None,
-        "kept": week.kept / week.requests if week.rated else None,
-        "escalated": week.escalated / week.requests if week.requests else None,
+        "kept": week.kept_share,
+        "escalated": week.escalated_share,
         "kept_rows": len(kept),
         "kept_wrong": kept.count(False),
         "cost": {"paid": week.paid, "avoided": week.avoided, "currency": prices.currency} if prices else None,

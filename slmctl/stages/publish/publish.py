@@ -72,7 +72,10 @@ def run(
     license.carry(base, label, _changes(facts, config), out)
     slsa_provenance.write(out, steps)
     teaching = teaching_of(labelled)
-    _write_texts(config, out, task, facts, label, figures, files, prepared, memorisation, teaching, lora)
+    _write_texts(
+        out, task, files, figures, config=config, base=facts, base_model=facts.public_name, license=label,
+        data=_summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora,
+    )  # fmt: skip
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     leak_scan.require_clean(out, names, base=base, allow=config.allowed_texts)
@@ -205,43 +208,16 @@ def _changes(facts: Base, config: PublishConfig) -> str:
     )
 
 
-def _write_texts(
-    config: PublishConfig,
-    out: Path,
-    task: Task,
-    facts: Base,
-    label: str,
-    figures: EvaluationReport,
-    files: dict[str, Any],
-    prepared: Artifact,
-    memorisation: dict[str, Any],
-    teaching: dict[str, Any],
-    lora: dict[str, Any],
-) -> None:
-    """The model card and Ollama's Modelfile."""
+def _write_texts(out: Path, task: Task, files: dict[str, Any], figures: EvaluationReport, **facts: Any) -> None:
+    """The model card and Ollama's Modelfile; `facts` are what the card says beside."""
     if '"""' in task.whole_system:
         raise UsageError('task.system holds """, which a Modelfile cannot express', hint="rephrase task.system")
     head, rows = table(figures)
     smallest = min(files.values(), key=lambda entry: entry["size"])["file"]
     card = _render(
-        "model_card.md",
-        config=config,
-        base=facts,
-        base_model=facts.public_name,
-        license=label,
-        task=task,
-        report=figures,
-        head=head,
-        rows=rows,
-        files=files,
-        smallest=smallest,
-        size=console.size,
-        data=_summary(prepared),
-        memorisation=memorisation,
-        teaching=teaching,
-        lora=lora,
-        context=CONTEXT,
-    )
+        "model_card.md", task=task, report=figures, head=head, rows=rows, files=files, smallest=smallest,
+        size=console.size, context=CONTEXT, **facts,
+    )  # fmt: skip
     (out / "README.md").write_text(card, encoding="utf-8")
     modelfile = _render("Modelfile", file=smallest, task=task, context=CONTEXT)
     (out / "Modelfile").write_text(modelfile, encoding="utf-8")
