@@ -11,7 +11,7 @@ from support import ROOT, TESTS
 
 # A folder of tests has the name of the folder of slmctl/ that it tests. These slow tests depend on others as well.
 ALSO = {
-    "server": ("inference", "sensitive"),
+    "server": ("inference", "production", "sensitive"),
     "stages/calibrate": ("metrics",),
     "stages/evaluate": ("metrics",),
     "stages/finetune": ("config", "model_files/hf_folder.py", "network/guard.py", "task"),
