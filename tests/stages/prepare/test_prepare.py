@@ -593,7 +593,7 @@ def reading(artifacts: dict[str, Artifact], source: Source, columns: tuple[str, 
     """A reader of one source, whose base has a template of its own."""
     contract = Task(**{"kind": "generate", "chat_template": TURNS, "end": "<|im_end|>", **task})
     tokenizer = artifacts["base"].path / "tokenizer.json"
-    policy = sensitive.SensitivePolicy({}, b"", "rules")
+    policy = sensitive.SensitivePolicy({}, b"")
     return RecordReader(ReadingPlan((source,), (columns,), contract, None, False, policy, tokenizer))
 
 
