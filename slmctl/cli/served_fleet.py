@@ -279,12 +279,13 @@ def _named(
     choice: _Choice, artifact: Artifact, path: Path, main: ServedModel, loras: dict[str, ServedAdapter]
 ) -> dict[str, ServedModel]:
     """A model under its names, with the adapters over it; a bare adapter without a task has the model's."""
+    from slmctl.config.serve_section import DEFAULT
     from slmctl.pipeline import model_lookup
 
     named = model_lookup.served_name(artifact, path)
     name, aliases = (path.stem if named.name in loras else named.name), named.aliases
     if choice.name:  # others may be of the same project
-        name, aliases = choice.name, ((model_lookup.DEFAULT,) if choice.is_default else ())
+        name, aliases = choice.name, ((DEFAULT,) if choice.is_default else ())
     main = dataclasses.replace(
         main, name=name, aliases=tuple(alias for alias in aliases if alias not in loras), version=named.version
     )

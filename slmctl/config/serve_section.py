@@ -14,7 +14,7 @@ from pydantic import (
 from slmctl.config.fields import Bytes, Percent, Section, SourcePath, Text
 
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-DEFAULT = "default"  # an alias of the first model
+DEFAULT = "default"  # a name of the first model, for clients that name none of their own
 LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
+from slmctl.config.serve_section import DEFAULT
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
 from slmctl.inference.escalation_policy import Policy
@@ -88,9 +89,6 @@ def is_classifier(source: Artifact) -> bool:
 def is_constrained(source: Artifact) -> bool:
     """True for a model whose answers are held to a schema or to tools."""
     return _has_task(source) and bool(Task.read(source.path).constraint)
-
-
-DEFAULT = "default"  # a name of every served model, for clients that name none of their own
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from slmctl import hardware
 from slmctl.config import ServeConfig
+from slmctl.config.serve_section import DEFAULT
 from slmctl.console import size
 from slmctl.errors import FullError, SlmctlError, UsageError
 from slmctl.production.collector import Collector
@@ -27,7 +28,6 @@ from slmctl.server.request_run import RequestFailedError
 from slmctl.server.routed import Escalation
 from slmctl.server.running_model import Release, RunningModel
 
-DEFAULT = "default"
 AGAIN_S = 10.0  # after a load that failed, before it is tried once more
 RETRY_S = 2.0  # after a load that found no room
 STATES = ("on disk", "loading", "loaded", "failed")
