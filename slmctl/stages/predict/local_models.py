@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.config import resolve_matmul_dtype
@@ -41,29 +42,31 @@ def opened(
     """
     if task.kind == "extract":
         json_grammar.require(task.schema or {})
-    if not lora and model.kind not in ("gguf", "published"):
+    if lora and base is not None:
+        own, under = lora_file(model), gguf_file(base, type)
+        with _engine(base.file(under.path), adapters={LORA: model.file(own.path)}) as loaded:
+            both = dataclasses.replace(own, size=own.size + under.size)
+            yield EngineAnswerer(loaded, task, max_tokens, adapter=LORA), both
+    elif model.kind in ("gguf", "published"):
+        entry = gguf_file(model, type)
+        options = {"grammars": bool(task.constraint), "classifier": bool(task.labels)}
+        with _engine(model.file(entry.path), **options) as loaded:
+            yield EngineAnswerer(loaded, task, max_tokens), entry
+    else:
         from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
 
         dtype = resolve_matmul_dtype("auto")
         try:
-            yield (
-                HfAnswerer(model, task, base=base, max_tokens=max_tokens, matmul_dtype=dtype),
-                _whole(model, base),
-            )
+            answerer = HfAnswerer(model, task, base=base, max_tokens=max_tokens, matmul_dtype=dtype)
+            yield answerer, _whole(model, base)
         finally:
             memory.trim_heap()  # the keys and values of its batches
-        return
-    own, entry = (base, gguf_file(base, type)) if lora and base is not None else (model, gguf_file(model, type))
-    path = own.file(entry.path)
+
+
+def _engine(path: Path, **options: Any) -> engine.Engine:
+    """The engine of a file, where the memory is enough for it."""
     memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
-    if lora:
-        adapter = lora_file(model)
-        with engine.Engine(path, adapters={LORA: model.file(adapter.path)}) as loaded:
-            size = adapter.size + entry.size
-            yield EngineAnswerer(loaded, task, max_tokens, adapter=LORA), dataclasses.replace(adapter, size=size)
-        return
-    with engine.Engine(path, grammars=bool(task.constraint), classifier=bool(task.labels)) as loaded:
-        yield EngineAnswerer(loaded, task, max_tokens), entry
+    return engine.Engine(path, **options)
 
 
 class EngineAnswerer:
