@@ -165,6 +165,8 @@ def _run(script: str, arguments: list[str], target: Path) -> None:
         ) from None
     for line in done.stderr.splitlines():
         console.detail(line)
+    if not target.exists():
+        raise StageError("the GGUF converter wrote no file", hint="slmctl -v quantize shows what it said")
 
 
 def _hashes(place: Path) -> dict[str, str]:
