@@ -130,7 +130,7 @@ class EndpointClient:
                         yield delta
 
     async def is_there(self, limit_s: float) -> bool:
-        """True where the server answers within so many seconds, also with 404 for its list of models."""
+        """True where the server answers within `limit_s` seconds by a status below 500, also by 404 for `/models`."""
         url = self.url.removesuffix("/chat/completions") + "/models"
         try:
             # a connection of its own, which no answer keeps busy

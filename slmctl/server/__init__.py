@@ -1,1 +1,1 @@
-"""`slmctl serve`: an OpenAI-compatible server over one model."""
+"""`slmctl serve`: an OpenAI-compatible server of one release or several."""

@@ -280,7 +280,9 @@ def _write_target(job: Job, snapshot: RowSnapshot, first: int, last: int, added:
         pairs = itertools.zip_longest(snapshot.rows(first, last), _answers(journal))
         while block := list(itertools.islice(pairs, row_answers.CHUNK)):
             if any(row is None or answer is None for row, answer in block):
-                raise DataError(f"the journal of {job.target} does not hold one answer a row", hint="run it again")
+                raise DataError(
+                    f"the journal of {job.target} has more or fewer answers than there are rows", hint="run it again"
+                )
             write([{**row.columns, **answer} for row, answer in block])
             errors += sum(bool(answer["error"]) for _, answer in block)
             written += len(block)

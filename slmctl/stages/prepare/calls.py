@@ -131,7 +131,7 @@ def _kept(name: Any, arguments: Any) -> str:
         text = json.dumps({"arguments": arguments, "name": name}, allow_nan=False)
         return tool_calls.answer_of(tool_calls.read_answer(text))
     except (DataError, ValueError, RecursionError) as error:
-        raise RowRejectedError("not a call", f"the call is not one: {error}") from None
+        raise RowRejectedError("not a call", f"the call cannot be read: {error}") from None
 
 
 def _parsed(text: str) -> Any:

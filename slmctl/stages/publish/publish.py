@@ -143,8 +143,8 @@ def _chosen(files: dict[str, Any], figures: EvaluationReport) -> dict[str, Any]:
         return files
     if choice["model"] not in files:
         raise GateError(
-            f"no GGUF file is as good as evaluate.choose asks: {choice['metric']} within "
-            f"{choice['smallest_within']:g} of {choice['of']}",
+            f"no GGUF file meets evaluate.choose: {choice['metric']} within {choice['smallest_within']:g} of "
+            f"{choice['of']}, and min_tokens_per_s where it is set",
             hint="allow a larger loss or a lower speed, or add a larger type to quantize.types",
         )
     return {choice["model"]: files[choice["model"]]}
