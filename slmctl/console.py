@@ -135,7 +135,7 @@ def table_lines(
     wrapped: str = "",
     texts: int = 1,
 ) -> list[str]:
-    """The lines of a table for stdout, fitted to the width of a terminal; whole where stdout is none.
+    """The lines of a table for stdout, fitted to the width of a terminal; whole where stdout is not a terminal.
 
     The arguments are those of `fitted`.
     """

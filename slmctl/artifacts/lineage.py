@@ -90,7 +90,7 @@ def opened(folder: Path) -> Artifact | Path:
 
 
 def origin(root: Path, of: Artifact, kind: str) -> Artifact:
-    """The artifact of a kind that another one is, or was made of; what was only measured or trained on is none.
+    """The artifact of a kind that another one is, or was made of; not one that it was only measured or trained on.
 
     Raises:
         IntegrityError: It is not below `runs/`.

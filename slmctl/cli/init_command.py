@@ -70,7 +70,7 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
 
 
 def _proposal(root: Path, source: str, flags: Mapping[str, str | None], *, yes: bool) -> Proposal:
-    """The project for rows, of which a person is told, and asked where there is a terminal."""
+    """The project for rows: shown to the user, who is asked what is open where there is a terminal."""
     from slmctl import config
     from slmctl.cli import matmul_rates
     from slmctl.errors import UsageError

@@ -84,9 +84,10 @@ def review(
 ) -> None:  # fmt: skip
     """Open a page on which people decide about collected answers, and add their decisions to a file.
 
-    FILES are collected files or folders; by default the folder of serve.collect, else collected/. First come rows
-    on which local and general model disagree, then unsure answers, suspected labels, new texts and one of each
-    cluster, and among them rows drawn by chance. Prints the page's address; Ctrl-C ends it.
+    FILES are collected files or folders; by default the folder of serve.collect, else collected/. First come answers
+    that a client called wrong, then rows on which local and general model disagree, escalated and unsure answers,
+    suspected labels, new texts and one of each cluster, and among them rows drawn by chance. Prints the page's
+    address; Ctrl-C ends it.
     """
     from slmctl.pipeline.system_errors import missing, spoken
     from slmctl.production.review.session import ReviewSession

@@ -438,7 +438,7 @@ class Engine:
             self._mourn(child, outbox, log, loaded)
 
     def _relay(self, lines: Iterable[str]) -> None:
-        """Hand on events until the first line that is none: the one that the child was writing when it died."""
+        """Hand on events until the first line that is not an event: the child was writing it when it died."""
         for line in lines:
             try:
                 event = json.loads(line)

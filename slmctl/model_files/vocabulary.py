@@ -177,7 +177,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _is_sentencepiece(backend: Mapping[str, Any]) -> bool:
-    """True for merges over characters with bytes where there is none, and blanks as U+2581 that no other rule cuts."""
+    """True for merges over characters, with bytes for characters without a token, and with no cuts but at blanks."""
     model = backend.get("model") or {}
     cut = backend.get("pre_tokenizer") or {"type": ""}
     whole = cut["type"] in ("", "Metaspace") or (

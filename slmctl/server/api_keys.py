@@ -66,7 +66,7 @@ def add(
     """Make a key; returns its secret, which is kept nowhere.
 
     Raises:
-        UsageError: The name is taken, or is none.
+        UsageError: The name is taken, or has characters that no name may have.
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is no name for a key", hint="letters, digits, '.', '_' and '-', at most 64")

@@ -160,7 +160,7 @@ def read(raw: bytes) -> JsonObject:
     """The JSON object in a body; a value of null is as good as left out.
 
     Raises:
-        BadRequestError: It is none, or holds text that is no Unicode.
+        BadRequestError: The body is not a JSON object, or holds text that is not Unicode.
     """
     try:
         # as text: bytes would be read as UTF-16 too, and with halves of surrogate pairs let through

@@ -103,7 +103,7 @@ class Escalation:
         """The escalation that a config asks for.
 
         Raises:
-            UsageError: The general model's address or key is none.
+            UsageError: The general model's address is wrong, or its key is missing.
         """
         generalist = Generalist(settings.generalist) if settings.generalist is not None else None
         return cls(generalist, prices=settings.prices, decisions=settings.decision_log)

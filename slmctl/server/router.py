@@ -203,10 +203,10 @@ class Router:
         return reply, await asyncio.to_thread(self._read, reply, cleared, options)
 
     def _read_call(self, reply: Reply, cleared: conversation_veto.Cleared, offer: Offer) -> str:
-        """The call in a reply, or that there is none, as the local model would write it.
+        """The call in a reply, or `none`, as the local model would write it.
 
         Raises:
-            GeneralistError: It is none that was offered.
+            GeneralistError: The reply has no call of an offered tool, and does not say `none`.
         """
         try:
             text = tool_calls.answer_of_openai(reply.tool_calls or ()) or reply.text
@@ -222,10 +222,10 @@ class Router:
         return self.task.form.shown(call)
 
     def _read(self, reply: Reply, cleared: conversation_veto.Cleared, options: Mapping[str, Any]) -> str:
-        """The text of a reply as the task allows it; apart from the loop, since it is another's and may be long.
+        """The text of a reply as the task allows it; called apart from the event loop, since a reply may be long.
 
         Raises:
-            GeneralistError: It is none that the task allows.
+            GeneralistError: The task does not allow the text.
         """
         text = untuned_prompt.read(self.task, reply.text)
         is_json = self.task.kind == "extract"

@@ -184,7 +184,7 @@ def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Ite
                 raise RowRejectedError("several turns", "a gold row is one question with one answer")
             text, answer = turns[0]["content"], renamed.get(turns[1]["content"], turns[1]["content"])
             if names is not None and answer not in names:
-                raise RowRejectedError("unknown label", "it is none of task.labels")
+                raise RowRejectedError("unknown label", "the label of a gold row is not one of task.labels")
             if config.task.kind == "extract" and answer_metrics.parse(answer) is answer_metrics.INVALID:
                 raise RowRejectedError("answer is not JSON", "the answer is not JSON")
         except RowRejectedError as error:

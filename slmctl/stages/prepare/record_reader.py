@@ -277,10 +277,10 @@ class RecordReader:
         return tuple(tool.to_json() for tool in self.plan.task.offered(tools))
 
     def _require_call(self, answer: str, tools: Sequence[Any] | None) -> None:
-        """Refuse an answer that is no call of an offered tool with arguments that fit, nor none.
+        """Refuse an answer that is neither `none` nor a call of an offered tool with arguments that fit.
 
         Raises:
-            RowRejectedError: It is none, or no tools are offered at all.
+            RowRejectedError: The answer is neither, or no tools are offered at all.
         """
         try:
             offered = self.plan.task.offered(tools)
