@@ -101,6 +101,17 @@ def test_the_log_of_what_goes_goes_with_it(stages: Forks, desk: Path, older: Pat
     assert {path.name for path in (desk / "runs" / ".logs").iterdir()} == logs - {left.name}
 
 
+def test_the_checkpoints_of_the_next_training_stay(stages: Forks, desk: Path) -> None:
+    (adapter,) = desk.glob("runs/adapter/[!.]*")
+    step = adapter.with_name(f".resume-{adapter.name}") / "step-00000004"
+    step.mkdir(parents=True)
+    (step / "weights.safetensors").write_bytes(b"weights")
+    tiny.ok(stages.run(desk, "gc", "--yes"))
+    assert step.exists()
+    tiny.ok(stages.run(desk, "gc", "--yes", "--set", "finetune.seed=99"))
+    assert not step.exists()
+
+
 def test_what_a_running_process_uses_stays(stages: Forks, desk: Path, older: Path) -> None:
     lock = desk / "runs" / ".locks" / f"prepared-{older.name}"
     with locks.lock(lock, wait=False, on_wait=lambda holder: None):

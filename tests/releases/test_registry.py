@@ -131,6 +131,15 @@ def test_a_killed_writer_shows_nothing_and_the_next_one_goes_on(root: Path, tmp_
 # Tags
 
 
+def test_a_tag_stands_for_the_release_that_it_named_alone(root: Path, tmp_path: Path) -> None:
+    send(root, release(tmp_path / "first"), GATE)
+    registry.promote(root, registry.find(root, "1.0"), "production")
+    shutil.rmtree(root / "desk" / "1.0")
+    send(root, release(tmp_path / "other", weights=b"others"), GATE)
+    with pytest.raises(IntegrityError, match="stands for another release than lies under"):
+        registry.find(root, "desk@production")
+
+
 def test_a_tag_is_promoted_and_rolled_back(root: Path, tmp_path: Path) -> None:
     for version in ("1.0", "1.1"):
         send(root, release(tmp_path, version, weights=version.encode()), GATE)
