@@ -54,7 +54,7 @@ class ModelSize:
         return self.linear + self.lookup + self.other
 
     def stored_bytes(self, tokens: int, *, kept: int = 0) -> int:
-        """Estimated peak of a process that computes with `stored` weights, what it holds now included.
+        """Estimated peak of a process that computes with `stored_weights`, what it holds now included.
 
         Args:
             tokens: Tokens computed at once.

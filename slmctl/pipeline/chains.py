@@ -173,7 +173,7 @@ def evaluate(
         against: A general model that answers the same rows, without examples and with.
 
     Raises:
-        What `ask` and `run` raise.
+        What `report_inputs` and `run` raise.
     """
     inputs = report_inputs(project, models, lambda request: run(project, request).artifact, split)
     for shots in (0, against.shots) if against is not None else ():
@@ -190,7 +190,7 @@ def calibrate(project: Project) -> Outcome:
 
     Raises:
         DataError: The data set has too few calibration rows.
-        And what `ask` and `run` raise.
+        And what `calibration_inputs` and `run` raise.
     """
     inputs: dict[str, Artifact | list[Artifact]] = {}
     if "predictions" in project.named:

@@ -114,7 +114,7 @@ def contract(where: Workspace, model: str | None, elsewhere: str) -> tuple[Task,
     """The task and the names of a model that another server answers with.
 
     Args:
-        desk: Where the command works.
+        where: Where the command works.
         model: Any artifact of the model, or a folder with nothing but its task, as a hand-over has it.
         elsewhere: What the other server calls it.
 
