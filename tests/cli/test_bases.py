@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from support import TESTS
 
+from slmctl import child
 from slmctl.cli import doctor_checks, matmul_rates
 from slmctl.cli.main import cli
 from slmctl.model_files.base_model import Base
@@ -100,7 +101,7 @@ def test_rates_are_kept_for_this_machine(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     done = subprocess.CompletedProcess[str]([], 0, json.dumps(RATES), "")
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+    monkeypatch.setattr(child, "run", lambda *args, **kwargs: done)
     assert matmul_rates.stored() is None
     assert matmul_rates.measure() == RATES == matmul_rates.stored()
     monkeypatch.setattr(matmul_rates, "torch_version", lambda: "another")

@@ -9,8 +9,6 @@ import gc
 import os
 import re
 
-import torch
-
 
 def join_slurm() -> None:
     """Set torchrun's variables from Slurm's, where `srun` started this process as one task of several."""
@@ -27,6 +25,8 @@ def join_slurm() -> None:
 
 def leave_group() -> None:
     """End gloo's threads: one that still holds a tensor while the interpreter ends aborts the process."""
+    import torch  # the command joins before it is known that torch is there
+
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         gc.collect()  # the trainer, whose reference cycles keep the group

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from slmctl import hardware
+from slmctl import child, hardware
 from slmctl.cli import doctor_checks
 from slmctl.errors import MissingError
 from slmctl.installation import pip_line
@@ -73,12 +74,12 @@ def test_who_trains(
 
 
 def products(
-    monkeypatch: pytest.MonkeyPatch, chosen: str, done: subprocess.CompletedProcess[str]
+    monkeypatch: pytest.MonkeyPatch, chosen: str, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> doctor_checks.Check:
     """What doctor says of the products when they were timed like this."""
     monkeypatch.setattr(doctor_checks, "_version", lambda name: "2.13.0")
     monkeypatch.setattr(doctor_checks, "resolve_matmul_dtype", lambda wanted: chosen)
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+    monkeypatch.setattr(child, "run", run)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # these rates are no machine's
     (finding,) = doctor_checks._matmul()
     return finding
@@ -97,7 +98,7 @@ def test_doctor_says_when_the_other_products_are_faster(
     monkeypatch: pytest.MonkeyPatch, chosen: str, rates: dict[str, float], remedy: str
 ) -> None:
     done = subprocess.CompletedProcess[str]([], 0, json.dumps(rates), "")
-    found = products(monkeypatch, chosen, done)
+    found = products(monkeypatch, chosen, lambda *args, **kwargs: done)
     assert found.ok
     assert found.remedy == remedy
     figures = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items())
@@ -105,7 +106,9 @@ def test_doctor_says_when_the_other_products_are_faster(
 
 
 def test_doctor_names_why_torch_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken: Any = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: libgomp.so.1 is missing\n")
+    def broken(*args: Any, **kwargs: Any) -> NoReturn:
+        raise child.DiedError(1, "Traceback\nImportError: libgomp.so.1 is missing\n")
+
     found = products(monkeypatch, "float32", broken)
     assert not found.ok
     assert found.result == "torch does not work: ImportError: libgomp.so.1 is missing"
