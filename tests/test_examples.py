@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import jsonschema
+import pytest
 
 from examples import demo
 
@@ -43,6 +44,7 @@ def readme() -> str:
     return (DATA / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_generator_writes_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-W", "error", DATA / "generate.py", "--out", tmp_path],

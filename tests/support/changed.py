@@ -22,7 +22,8 @@ ALSO = {
     "stages/pull": ("model_files", "stages/quantize"),
     "stages/quantize": ("inference", "model_files"),
 }
-# Those of tests/promises, tests/hostile and tests/*.py run whole projects; they depend on all of slmctl/.
+# Those of tests/promises, tests/hostile and tests/*.py run whole projects; they depend on all of these.
+PROGRAM = ("slmctl", "templates", "examples")
 EVERYTHING = ("pyproject.toml", ".ci", "tests/conftest.py", "tests/support")
 
 
@@ -47,5 +48,5 @@ def _concerned(test: Path, changed: list[Path]) -> bool:
     watched = (
         [f"slmctl/{name}" for name in (folder, *ALSO.get(folder, ()))] if (ROOT / "slmctl" / folder).is_dir() else []
     )
-    places = [test.relative_to(ROOT), *map(Path, EVERYTHING), *map(Path, watched or ["slmctl"])]
+    places = [test.relative_to(ROOT), *map(Path, EVERYTHING), *map(Path, watched or PROGRAM)]
     return any(path.is_relative_to(place) for path in changed for place in places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -47,6 +48,19 @@ def test_records_that_see_each_other_are_found(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setitem(packing.AttentionInterface._global_mapping, packing.ATTENTION_NAME, leaking)
     assert not packing_check.supports_packing(model)
+
+
+def test_a_record_that_another_one_changes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the leak shows in the batch with the changed record alone, so that comparing with each record alone misses it
+    own, model, calls = packing.attention, architectures.model("llama"), itertools.count()
+
+    def leaking(*args: Any, **kwargs: Any) -> Any:
+        mixed, _ = own(*args, **kwargs)
+        return mixed + (next(calls) % 2) * mixed.mean(dim=1, keepdim=True), None
+
+    monkeypatch.setitem(packing.AttentionInterface._global_mapping, packing.ATTENTION_NAME, leaking)
+    assert not packing_check.supports_packing(model)
+    assert next(calls) == 2  # one layer of one kind, in two batches
 
 
 def test_layers_are_of_one_kind_by_their_settings() -> None:
