@@ -90,6 +90,18 @@ def test_a_branch_that_was_left_is_looked_into() -> None:
     assert search.best == (2, pytest.approx(0.45, abs=1e-6))
 
 
+def test_a_likelier_branch_beside_the_first_is_followed() -> None:
+    trie = LabelTrie(["a b", "a c", "d b", "d c"], [[0, 1, END], [0, 2, END], [3, 1, END], [3, 2, END]])
+    search = LabelSearch(trie)
+    for path, shares in (([], {0: 0.55, 3: 0.45}), ([0], {1: 0.5, 2: 0.5}), ([3], {1: 0.9, 2: 0.1})):
+        assert search.path == path
+        logits = np.full(VOCABULARY, -9, np.float32)
+        logits[list(shares)] = np.log(list(shares.values()))
+        search.take(logits)
+    assert search.path is None
+    assert search.best == (2, pytest.approx(0.45 * 0.9, abs=1e-6))
+
+
 def test_what_has_no_choice_is_not_asked() -> None:
     assert LabelSearch(LabelTrie(["only"], [[1, 2, END]])).path is None
     assert LabelSearch(LabelTrie(["only"], [[1, 2, END]])).best == (0, 1.0)
