@@ -19,6 +19,7 @@ os.environ.setdefault(
 from slmctl import config, console
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
+from slmctl.network import guard
 from slmctl.pipeline import resolve
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _heard() -> Iterator[None]:
-    """Have each test begin at the console's normal level, whatever commands the last one ran in this process."""
+    """Have each test begin at the console's normal level, with nothing counted that another one has sent."""
     console.set_level(0)
+    guard.begin_receipt()
     yield
     console.set_level(0)
 
