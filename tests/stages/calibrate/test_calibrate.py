@@ -21,6 +21,7 @@ from slmctl.config import CalibrateConfig
 from slmctl.errors import DataError, GateError, SlmctlError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics import error_threshold
+from slmctl.metrics.error_threshold import Cut, choose
 from slmctl.metrics.statistics import error_bound
 from slmctl.stages.calibrate import calibrate
 from slmctl.task.contract import Task
@@ -340,3 +341,10 @@ def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: 
     assert outside.returncode in (0, 5)
     made = {json.loads(path.read_bytes())["config"]["split"] for path in desk.glob("runs/predictions/*/manifest.json")}
     assert made == {"calibration", "test", "validation"}
+
+
+def test_the_first_threshold_that_fails_ends_the_tests() -> None:
+    cuts = [Cut(3.0, 100, 0.1, 0, 0), Cut(2.0, 120, 50.0, 30, 0), Cut(1.0, 1000, 50.0, 30, 0)]
+    chosen = choose(cuts, 0, CalibrateConfig(max_error=0.1))
+    assert chosen is not None and chosen.threshold == 3.0
+    assert choose(cuts[2:], 0, CalibrateConfig(max_error=0.1)) is not None, "it would have passed"
