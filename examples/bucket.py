@@ -33,7 +33,6 @@ class Answers:
 
 def main(model: str, source: str, target: str, engines: int = 1) -> None:
     """Answer the files below `source` by so many engines, into files below `target`."""
-    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = 3  # a busy node may lose one at its start
     pool = ray.data.ActorPoolStrategy(size=engines)
     rows = ray.data.read_parquet(source)
     rows.map_batches(Answers, fn_constructor_args=(model,), compute=pool, batch_size=512).write_parquet(target)

@@ -27,7 +27,8 @@ def test_the_files_of_a_bucket_are_answered_into_a_bucket(s3: str, tmp_path: Pat
     for name, part in (("a", texts[:5]), ("day=1/b", texts[5:])):
         parquet.write_table(pa.table({"text": part}), f"{here}/in/{name}.parquet", filesystem=bucket)
     keys = {"AWS_ENDPOINT_URL": s3, "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key",
-            "AWS_REGION": "us-east-1"}  # fmt: skip
+            "AWS_REGION": "us-east-1", "RAY_ADDRESS": "local"}  # fmt: skip
+    # `local`: Ray would else join any cluster that runs here, such as that of a test beside this one
     command = [sys.executable, ROOT / "examples" / "bucket.py", RELEASE, f"s3://{here}/in/", f"s3://{here}/out/"]
     env = tiny.environment(**keys, **ray_answers.SWITCHES, **ray_answers.LOOPBACK)
     tiny.ok(subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False))
