@@ -75,6 +75,7 @@ def verify(folder: Path, public_key: Path, *, name: str = "") -> None:
     from model_signing import hashing, verifying
 
     called = name or folder
+    folder = folder.absolute()  # the library takes the signature for a file of the release where its path is relative
     signature = folder / SIGNATURE
     if not signature.is_file() or signature.is_symlink():
         raise IntegrityError(

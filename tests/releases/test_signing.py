@@ -50,12 +50,16 @@ def signed(tmp_path: Path, key: Path) -> Artifact:
     return artifact.load(elsewhere)
 
 
-def test_a_signed_release_verifies_with_the_public_key_alone(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+def test_a_signed_release_verifies_with_the_public_key_alone(
+    tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     private, public = keys
     found = signed(tmp_path, private)
     secret = private.read_bytes()
     private.unlink()
     signing.verify(found.path, public)
+    monkeypatch.chdir(tmp_path)
+    signing.verify(Path("fetched"), Path("keys") / public.name)  # as it is typed: a relative path
     assert artifact.verify(found) == []
     body = secret.split(b"\n")[1]
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and body in p.read_bytes()], "the key was copied"
