@@ -6,6 +6,8 @@ goes with it: feedback and decisions name it by its id.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,6 @@ from slmctl.deduplication.row_fingerprints import QueryFingerprint
 
 SHORTEST = 8  # characters of a text that is looked for inside others: a shorter one stands in half of them
 AT_ONCE = 1024  # lines that are compared together
-_TEXTS = ("answer", "local_answer", "general_answer", "before", "after")  # beside the messages
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def search(
 ) -> Iterator[CollectedFile]:
     """The files with the number of their lines that hold the row, or hung on a line that does.
 
-    A line holds it if its question is the row or nearly the same, or if the row stands in one of its texts.
+    A line holds it if its question is the row or nearly the same, or if the row stands in any string of the line.
 
     Args:
         paths: Files, and folders of them.
@@ -116,12 +117,27 @@ def _batches(path: Path) -> Iterator[list[JsonObject]]:
 
 
 def _texts(line: JsonObject) -> list[str]:
-    """The question of a line, as a data set would have it, then every text of it."""
+    """The question of a line, as a data set would have it, then every string of the line."""
     listed: Any = line.get("messages")
     messages = [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
     contents = [str(m.get("content", "")) for m in messages if m.get("role") != "system"]
-    more = [value for name in _TEXTS if isinstance(value := line.get(name), str)]
-    return ["\n".join(contents), *contents, *more]
+    return ["\n".join(contents), *_strings(line)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string of a JSON value at any depth, keys too, and those of JSON within a string (arguments of a call)."""
+    if isinstance(value, str):
+        yield value
+        if value.lstrip()[:1] in ("{", "["):
+            with contextlib.suppress(ValueError, RecursionError):
+                yield from _strings(json.loads(value))
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
 
 
 def _plain(text: str) -> str:

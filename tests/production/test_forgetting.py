@@ -67,6 +67,27 @@ def test_a_name_is_found_inside_any_text_but_not_a_syllable(place: Path) -> None
     assert sought(place, "Monday")["2026-11-25.jsonl"] == 0  # too short to be one person's
 
 
+CALL = {"function": {"name": "find_customer", "arguments": '{"name": "Jane D\\u00f6e of \\"Bristol\\""}'}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"messages": [{"role": "system", "content": 'You write to Jane Döe of "Bristol".'}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
+        {"tools": [{"function": {"name": "f", "parameters": {"enum": ['Jane Döe of "Bristol"']}}}]},
+        {"labels": {'Jane Döe of "Bristol"': 0.9}},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": 'Jane Döe of "Bristol"'}]}]},
+        {"note": {"deep": ['jane  döe of "bristol"']}},
+    ],
+)
+def test_a_text_is_found_in_every_string_of_a_line(tmp_path: Path, line: dict[str, Any]) -> None:
+    path = tmp_path / "day.jsonl"
+    path.write_text(json.dumps({"id": "a", **line}) + "\n" + json.dumps({"id": "b", "answer": "Jane"}) + "\n")
+    found = search([path], text='Jane Döe of "Bristol"', id=None, similarity=0.6, forget=True)
+    assert [(file.lines, file.forgotten) for file in found] == [(1, 1)] and ids(path) == ["b"]
+
+
 def test_forgetting_takes_these_lines_and_no_others(place: Path) -> None:
     day, reviewed = place / "collected" / "2026-11-25.jsonl", place / "reviewed.jsonl"
     assert sought(place, KETTLE, forget=True) == {"2026-11-25.jsonl": 2, FEEDBACK: 1, "reviewed.jsonl": 2}
