@@ -120,8 +120,7 @@ def _remove(project: resolve.Project, path: Path) -> bool:
     """Remove one path under the lock of the stage that makes it; False where a process uses it."""
     if path.parent == project.runs / ".locks":
         return _remove_lock(path)
-    lock = _lock_of(project, path)
-    if lock is not None and locks.read_holder(lock) is not None:
+    if _is_held(project, path):
         return False
     if (path / MANIFEST).exists():
         if _opened_digest(path) in _held_digests(project) or _is_used(path, _in_use(project)):
@@ -259,12 +258,20 @@ def _lock_of(project: resolve.Project, path: Path) -> Path | None:
     """The lock that whoever makes something below `runs/` holds."""
     if path.parent == project.sources:
         return project.runs / ".locks" / "sources"
+    if path.parent == project.runs / stage_log.FOLDER:
+        path = stage_log.artifact_of(path)
     if path.parent.parent != project.runs or path.parent.name.startswith("."):
         return None
     name = path.name
     for prefix in _LEFT:
         name = name.removeprefix(prefix)
     return project.runs / ".locks" / f"{path.parent.name}-{name}"
+
+
+def _is_held(project: resolve.Project, path: Path) -> bool:
+    """True while a process makes what lies at a path, or, of a log, what the log is about."""
+    lock = _lock_of(project, path)
+    return lock is not None and locks.read_holder(lock) is not None
 
 
 def _in_use(project: resolve.Project) -> set[str]:
@@ -295,8 +302,7 @@ def _left(project: resolve.Project, used: set[str]) -> Iterator[Unneeded]:
         prefix = next((entry for entry in _LEFT if path.name.startswith(entry)), "")
         if not prefix or (path.parent != project.runs and path.parent.name.startswith(".") and prefix != atomic.DRAFT):
             continue
-        lock = _lock_of(project, path)
-        if (lock is not None and locks.read_holder(lock) is not None) or _is_used(path, used):
+        if _is_held(project, path) or _is_used(path, used):
             continue
         if prefix == ".resume-" and path.name.removeprefix(prefix) in current:
             continue  # the next run goes on from there
@@ -319,7 +325,7 @@ def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Un
                 yield Unneeded(path, "a copy of a source that nothing here was made of", _size(path))
     kept = {entry.path for entry in needed} | set(_current(project))
     for path in sorted((project.runs / stage_log.FOLDER).glob("*" + stage_log.SUFFIX)):
-        if stage_log.artifact_of(path) not in kept:
+        if stage_log.artifact_of(path) not in kept and not _is_held(project, path):
             yield Unneeded(path, "what a stage said whose artifact is not kept", _size(path))
     models = {digest for entry in needed for digest in _inputs(entry.manifest)}
     for path in sorted((project.runs / ".endpoints").glob("*.json")):

@@ -114,9 +114,15 @@ def test_the_checkpoints_of_the_next_training_stay(stages: Forks, desk: Path) ->
 
 def test_what_a_running_process_uses_stays(stages: Forks, desk: Path, older: Path) -> None:
     lock = desk / "runs" / ".locks" / f"prepared-{older.name}"
-    with locks.lock(lock, wait=False, on_wait=lambda holder: None):
+    log = desk / "runs" / ".logs" / "adapter-0123456789ab.log"  # of a training that has no artifact yet
+    log.write_text("3/12 steps")
+    training = desk / "runs" / ".locks" / "adapter-0123456789ab"
+    with (
+        locks.lock(lock, wait=False, on_wait=lambda holder: None),
+        locks.lock(training, wait=False, on_wait=lambda holder: None),
+    ):
         assert stages.run(desk, "gc", "--yes").returncode == 0
-        assert older.exists()
+        assert older.exists() and log.exists()
     assert stages.run(desk, "gc", "--yes").returncode == 0
     assert not older.exists()
 
