@@ -32,6 +32,8 @@ from slmctl.sources.reviewed import Choice
 WAITING = 1000  # rows that wait to be written; more are lost, and counted
 WAITING_CHARACTERS = 1 << 25  # of their texts together
 IDS = 50_000  # of answers that feedback is taken for
+MOST_WORDS = 8  # of feedback on one answer, whose lines all stay in the file
+MOST_FEEDBACK = 1 << 28  # bytes of the file of feedback
 LOOK_S = 60.0  # between two looks at the calendar where nothing comes
 CLOSE_S = 5.0  # for the waiting lines when the server stops
 KINDS: tuple[Choice, ...] = ("uniform", "escalated", "unsure")
@@ -67,6 +69,7 @@ class Answered:
 
     Attributes:
         offers: The client offered tools of its own, which are not kept.
+        words: Number of different words on it.
     """
 
     row: str
@@ -74,6 +77,7 @@ class Answered:
     offers: bool = False
     collected: bool = False
     last: tuple[bool | None, str | None] | None = None
+    words: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,11 +207,15 @@ class Collector:
         return None if cleared is not None and _is_object(text) and not _is_object(cleared) else cleared
 
     def say(self, answered: Answered, *, ok: bool | None, answer: str | None, key: str) -> Future[bool]:
-        """Write feedback down; the same word again is not written twice. False where it could not be written."""
+        """Write feedback down; the same word again is not written twice. False where it could not be written.
+
+        A file of MOST_FEEDBACK bytes takes no more until old lines leave it.
+        """
         written: Future[bool] = Future()
         if answered.last == (ok, answer):
             written.set_result(True)
             return written
+        answered.words += 1
         line = Feedback(answered.row, _stamp(self._now()), ok, answer, key)
 
         def remember(done: Future[bool]) -> None:
@@ -320,6 +328,8 @@ class Collector:
 
     def _append_word(self, line: Feedback) -> bool:
         try:
+            if self._feedback.exists() and self._feedback.stat().st_size > MOST_FEEDBACK:
+                return False
             with JsonLines(self._feedback, mode=0o600) as lines:
                 lines.append(line.to_json())
         except OSError:

@@ -12,7 +12,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from slmctl.errors import DataError
+from slmctl.production.collector import MOST_WORDS, Collector
 from slmctl.server import openai_requests
+from slmctl.server.api_keys import Key
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.gateway import Gateway
 from slmctl.server.rate_limits import ANYBODY
@@ -28,7 +30,7 @@ async def take(http: HttpRequest) -> Response:
 
     Raises:
         BadRequestError: A field is missing or wrong, or the task does not allow the answer.
-        BusyError: The key has made too many requests.
+        BusyError: The key has made too many requests, or has too many running.
         HTTPException: The key is not known, no answers are collected, or this id was not answered here lately.
     """
     gateway: Gateway = http.app.state.gateway
@@ -37,6 +39,15 @@ async def take(http: HttpRequest) -> Response:
     collector = gateway.fleet.collector
     if collector is None:
         raise HTTPException(404, "feedback is not taken here: serve.collect is not set")
+    place = gateway.limits.enter(key)  # a word is searched as a question is, by the same processes
+    try:
+        return await _taken(http, gateway, collector, key)
+    finally:
+        place.leave()
+
+
+async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key: Key) -> Response:
+    """Check a word and write it down; see `take`."""
     id, ok, answer = _read(openai_requests.read(await gateway.body_of(http)))
     answered = await asyncio.to_thread(collector.find, id)
     if answered is None or not key.may_ask(answered.model):
@@ -49,6 +60,8 @@ async def take(http: HttpRequest) -> Response:
         answer = await asyncio.to_thread(collector.cleared, answer)
         if answer is None:
             raise BadRequestError("'answer' holds personal data or a secret, which is not collected here", "answer")
+    if answered.words >= MOST_WORDS:
+        raise HTTPException(429, f"there are {MOST_WORDS} words on request '{id}' already", {"retry-after": "86400"})
     written = collector.say(answered, ok=ok, answer=answer, key=key.name)
     try:
         done = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(written)), WRITE_S)

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from slmctl import sensitive
 from slmctl.server import openai_replies
 from slmctl.server.gateway import Gateway
 from slmctl.server.refusals import QUESTIONS, unanswered
@@ -83,10 +84,10 @@ class Observed:
 
 
 def _id_of(header: bytes) -> str:
-    """The client's own id where it is a sane one, else a new one."""
+    """The client's own id where it is a sane one without personal data, which the log would keep; else a new one."""
     text = header.decode("latin-1")
     sane = 0 < len(text) <= 64 and text.isascii() and all(c.isalnum() or c in "._-" for c in text)
-    return text if sane else secrets.token_hex(12)
+    return text if sane and not sensitive.find(text) else secrets.token_hex(12)
 
 
 def _hostname(host: bytes) -> str:

@@ -209,6 +209,16 @@ def test_feedback_is_known_after_a_restart_and_the_last_word_counts(tmp_path: Pa
     ]  # fmt: skip
 
 
+def test_a_full_file_of_feedback_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_FEEDBACK", 10)
+    found = collecting(tmp_path)
+    give(found, "a")
+    answered = found.find("a")
+    assert answered is not None
+    assert [found.say(answered, ok=ok, answer=None, key="").result(10) for ok in (True, False)] == [True, False]
+    found.close()
+
+
 def test_a_folder_that_cannot_be_made_is_said_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "collected").write_text("a file")
     with pytest.raises(UsageError, match=r"cannot be collected in .*collected: (File exists|Not a directory)"):

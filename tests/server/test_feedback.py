@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from support import endpoint, tiny
 from support.endpoint import streams
 from support.serving import chat, gateway, settles
 
+from slmctl.production.collector import MOST_WORDS
 from slmctl.production.records import CollectedRow, Feedback, collected_files
 from slmctl.server import api_keys
 from slmctl.task.contract import Task
@@ -24,7 +27,13 @@ EVERYTHING = "--set=serve.collect={kept: 100%}"
 MAIL = "my address is jane.doe@gmail.com"
 
 
+ASKED, ANSWER_IT = threading.Event(), threading.Event()  # a question that waits, and its end
+
+
 def label(body: dict[str, Any], before: int) -> endpoint.Turn:
+    if "wait for me" in json.dumps(body):
+        ASKED.set()
+        ANSWER_IT.wait(60)
     return streams("delivery")
 
 
@@ -128,6 +137,33 @@ def test_feedback_that_says_nothing_is_refused_in_a_sentence(desk: Desk) -> None
         response = desk.post("feedback", body)
         assert (response.status_code, words in response.json()["error"]["message"]) == (status, True), response.text
     assert desk.post("feedback", {"request_id": id, "ok": True}, authorization="Bearer no").status_code == 401
+
+
+def test_a_key_whose_places_are_taken_leaves_no_feedback_either(desk: Desk) -> None:
+    secret = api_keys.add(desk.folder.parent / "keys.json", "narrow", concurrency=1)
+    narrow = Desk(desk.url, secret, desk.folder)
+    id = narrow.ask("where is it")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(narrow.ask, "wait for me")
+        assert ASKED.wait(60)
+        refused = narrow.say(id, ok=True)
+        ANSWER_IT.set()
+        running.result(60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "concurrency")
+    assert narrow.say(id, ok=True).status_code == 200
+
+
+def test_an_answer_takes_a_bounded_number_of_words(desk: Desk) -> None:
+    id = desk.ask("how many words")
+    said = [desk.say(id, ok=bool(k % 2)).status_code for k in range(MOST_WORDS + 1)]
+    assert said == [200] * MOST_WORDS + [429]
+
+
+def test_an_id_with_personal_data_is_not_kept(desk: Desk) -> None:
+    kept = desk.post("feedback", {}, **{"x-request-id": "order-17.b"})
+    assert kept.headers["x-request-id"] == "order-17.b"
+    for id in ("4111111111111111", "DE89370400440532013000"):
+        assert desk.post("feedback", {}, **{"x-request-id": id}).headers["x-request-id"] != id
 
 
 def test_the_page_is_told_that_feedback_is_taken(desk: Desk) -> None:
