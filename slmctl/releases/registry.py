@@ -145,8 +145,19 @@ def find(root: Path, name: str = "") -> Artifact:
     return release
 
 
+def require_name(name: str) -> None:
+    """Refuse `@` alone, which is typed where PROJECT@VERSION was meant and would stand for any release.
+
+    Raises:
+        UsageError: It is.
+    """
+    if name.strip() == "@":
+        raise UsageError("'@' names no release", hint="PROJECT@VERSION, VERSION or a tag; nothing for the only release")
+
+
 def locate(root: Path, name: str = "") -> tuple[str, str]:
     """Project and version that a name stands for; see `find`."""
+    require_name(name)
     project, _, version = name.rpartition("@")
     there = {(folder.parent.name, folder.name) for folder in folders(root) if (folder / MANIFEST).is_file()}
     matches = {release for release in there if version in ("", release[1])}

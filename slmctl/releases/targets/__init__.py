@@ -25,6 +25,7 @@ from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, FileEntry, 
 from slmctl.config import Gate
 from slmctl.errors import IntegrityError, StageError, UsageError
 from slmctl.network import guard
+from slmctl.releases import registry
 
 KINDS = {"dir:": "local", "hf:": "hub", "s3://": "s3"}
 LARGEST_MANIFEST = bounded_json.MAX_BYTES  # bytes; a signature, which lists the same files, may have as many
@@ -263,6 +264,7 @@ def fetch(
         IntegrityError: There is no such release, it is another one, or what came is not what its manifest says.
         UsageError: The folder exists.
     """
+    registry.require_name(name)
     project, version = target.find(name)
     raw = published(target, project, version)
     if raw is None:

@@ -77,6 +77,8 @@ def test_a_round_trip_is_bit_exact_and_the_second_time_sends_nothing(
     assert found.path == tmp_path / "here" / "desk-1.0"
     assert contents(found.path) == contents(made.path) | {"model.sig": b'{"signed": true}'}
     assert artifact.verify_folder(found.path) == []
+    with pytest.raises(UsageError, match="'@' names no release"):
+        targets.fetch(target, "@", None, into=tmp_path / "here")
     # a second fetch finds it there
     assert targets.fetch(target, "", None, into=tmp_path / "here").path == found.path
 
