@@ -55,6 +55,10 @@ def spoken(what: str, place: Path) -> Iterator[None]:
             raise
         raise FullError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise FullError(
+                f"{what}: a file grew larger than this process may write ({place})", hint="ulimit -f unlimited"
+            ) from None
         if error.errno in _FULL:
             raise FullError(f"{what}: the disk is full ({place})", hint="df -h .") from None
         if error.errno == errno.EIO:
@@ -62,7 +66,7 @@ def spoken(what: str, place: Path) -> Iterator[None]:
         raise
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _RustErrors(contextlib.AbstractContextManager[None]):
@@ -70,5 +74,5 @@ class _RustErrors(contextlib.AbstractContextManager[None]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         match = re.search(r"\(os error (\d+)\)", str(error)) if type(error) is Exception else None
-        if match and int(match[1]) in (*_FULL, errno.EIO):
+        if match and int(match[1]) in (*_FULL, errno.EFBIG, errno.EIO):
             raise OSError(int(match[1]), os.strerror(int(match[1]))) from error

@@ -331,6 +331,7 @@ def test_a_missing_package_is_said_with_the_command(
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (Exception("No space left on device (os error 28)"), "the disk is full"),  # as tokenizers says it
+        (OSError(errno.EFBIG, "File too large"), "larger than this process may write"),  # ulimit -f
         (Exception("Input/output error (os error 5)"), "the disk could not be read or written"),
     ],
 )
