@@ -120,6 +120,8 @@ def test_a_request_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None
             ("decide", b"{", "a request is a JSON object"),
             ("decide", b'{"id": 1}', "a decision has the id of a row"),
             ("decide", b'{"id": "a", "answer": "refunds"}', "'refunds' is not one of the 7 labels"),
+            ("decide", b'{"id": "a", "answer": "the token"}', "'the token' is not one of the 7 labels"),
+            ("decide", b'{"id": "a", "answer": "\\ud800"}', "whole characters"),
         ):
             answer = httpx.post(f"{address}/v1/review/{path}", headers=headers, content=body)
             assert (answer.status_code, words in answer.json()["error"]["message"]) == (422, True), answer.text

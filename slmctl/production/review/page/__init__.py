@@ -201,14 +201,23 @@ async def _fields(request: Request) -> JsonObject:
         fields = json.loads(raw)
     except (ValueError, RecursionError):
         fields = None
-    if not isinstance(fields, dict):
-        raise DecisionRefusedError("a request is a JSON object")
+    if not isinstance(fields, dict) or not _is_unicode(fields):
+        raise DecisionRefusedError("a request is a JSON object of whole characters")
     return fields
+
+
+def _is_unicode(fields: JsonObject) -> bool:
+    """False where a text holds half a surrogate pair, which no file of UTF-8 takes."""
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, DecisionRefusedError)
-    status = 401 if "token" in error.message else 422
+    status = 401 if isinstance(error, _NoTokenError) else 422
     return JSONResponse(
         {"error": {"message": f"{error.message}{error.hint and f'; {error.hint}'}"}}, status_code=status
     )
