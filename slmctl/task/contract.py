@@ -96,6 +96,8 @@ class Task:
             _require_schema(fields["schema"], path)
         for name in {"labels", "special_tokens", "clean", "tools"} & fields.keys():
             fields[name] = tuple(fields[name])
+        if "" in fields.get("special_tokens", ()):
+            raise IntegrityError(f"{path} is not valid: special_tokens: an empty text is no token")
         if fields["kind"] == "call":
             fields["call_form"] = _call_form(fields, path)
         fields["replace"] = tuple(Replacement(**entry) for entry in fields.get("replace", ()))

@@ -284,7 +284,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
     labels=st.lists(texts).map(tuple),
     schema=st.none() | st.just(SCHEMA),
     system=texts,
-    special=st.lists(texts).map(tuple),
+    special=st.lists(texts.filter(bool)).map(tuple),
     template=texts,
 )
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -332,6 +332,7 @@ def test_a_tool_call_that_the_template_refuses_is_rejected_under_a_rule(template
         ({"chat_template": None, "special_tokens": [1]}, ["chat_template: ", "special_tokens.0: "]),
         ({"kind": "translate"}, ["kind: 'translate' is none of classify, extract, generate"]),
         ({"kind": "extract", "schema": {"type": 5}}, ["schema: "]),
+        ({"special_tokens": ["<b>", ""]}, ["special_tokens: an empty text is no token"]),
     ],
 )
 def test_a_contract_with_wrong_values_is_refused_with_all_of_them(
