@@ -264,9 +264,14 @@ class AnswerTrainer(SFTTrainer):
         self.best_weights = {name: p.detach().clone() for name, p in self.trained().items()}
 
     def is_surely_worse(self) -> bool:
-        """True if the last validation is worse than the best one by more than luck, compared block by block."""
+        """True if the last validation is worse than the best one by more than luck, compared block by block.
+
+        The best of several equal ones looks better than it is, so the level is divided by their number (Bonferroni).
+        """
         best, last = (np.array(blocks, np.float64) for blocks in (self.progress.best_blocks, self.blocks))
-        return trial_choice.paired_gain(last, best).bound(trial_choice.CONFIDENCE) > 0
+        earlier = sum("eval_loss" in entry for entry in self.state.log_history) - 1
+        confidence = 1 - (1 - trial_choice.CONFIDENCE) / max(earlier, 1)
+        return trial_choice.paired_gain(last, best).bound(confidence) > 0
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -718,23 +718,25 @@ def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
 
 
 @pytest.mark.parametrize(
-    ("best", "last", "is_surely_worse"),
+    ("best", "last", "earlier", "is_surely_worse"),
     [
-        ([1.0, 1.2, 1.1, 1.3], [1.0, 1.2, 1.1, 1.3], False),
-        ([1.0, 1.2, 1.1, 1.3], [1.12, 1.33, 1.21, 1.44], True),  # a little worse on all
-        ([1.0, 1.2, 1.1, 1.3], [1.0, 1.2, 1.1, 3.3], False),  # much worse on one
-        ([1.0], [1.9], False),  # of one block nobody can tell
+        ([1.0, 1.2, 1.1, 1.3], [1.0, 1.2, 1.1, 1.3], 1, False),
+        ([1.0, 1.2, 1.1, 1.3], [1.12, 1.33, 1.21, 1.44], 5, True),  # a little worse on all
+        ([1.0, 1.2, 1.1, 1.3], [1.1, 1.4, 1.4, 1.7], 1, True),
+        ([1.0, 1.2, 1.1, 1.3], [1.1, 1.4, 1.4, 1.7], 5, False),  # the luckiest of five
+        ([1.0, 1.2, 1.1, 1.3], [1.0, 1.2, 1.1, 3.3], 1, False),  # much worse on one
+        ([1.0], [1.9], 1, False),  # of one block nobody can tell
     ],
 )
 def test_the_best_weights_are_kept_only_where_the_last_are_surely_worse(
-    best: list[float], last: list[float], is_surely_worse: bool
+    best: list[float], last: list[float], earlier: int, is_surely_worse: bool
 ) -> None:
     first, second = ([(8, 10, 10 * loss) for loss in losses] for losses in (best, last))
-    weights = {"a": torch.zeros(2)}
+    weights, last_entry = {"a": torch.zeros(2)}, {"eval_loss": 1.4, "step": 9}
     stub = types.SimpleNamespace(
         progress=trainer.Progress(best=1.0, best_step=3, best_blocks=first), blocks=second,
         trained=lambda: weights, best_weights={"a": torch.ones(2)},
-        state=types.SimpleNamespace(log_history=[{"eval_loss": 1.4, "step": 9}, {"loss": 0.1, "step": 9}]),
+        state=types.SimpleNamespace(log_history=[{"eval_loss": 1.0}] * earlier + [last_entry, {"loss": 0.1}]),
     )  # fmt: skip
     stub.is_surely_worse = lambda: trainer.AnswerTrainer.is_surely_worse(stub)
     trainer.AnswerTrainer.settle(stub)
