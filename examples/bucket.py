@@ -1,6 +1,6 @@
 """Answer the Parquet files of a bucket with a release: Ray Data reads, has engines answer, and writes.
 
-    pip install 'slmctl[ray]'
+    pip install '.[ray]'        # in a clone of slmctl
     python bucket.py /models/tickets s3://bucket/in/ s3://bucket/out/
 
 The column `text` is asked; `answer` and `confidence` are added. On a cluster every node needs the release under the

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import shlex
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent  # of a checkout; else site-packages
 
 
 def pip_line(extra: str) -> str:
-    """The command that installs an extra: of the checkout where slmctl runs from one, else of the release."""
+    """The command that installs an extra from where slmctl came: a checkout, a wheel's file or a package index."""
     if not (ROOT / "pyproject.toml").is_file():
-        return f"pip install 'slmctl[{extra}]'"
+        package = _wheel() or "slmctl"
+        return f"pip install {shlex.quote(f'{package}[{extra}]')}"
     try:
         here = Path.cwd() == ROOT
     except OSError:  # the working folder is gone
         here = False
     return f"pip install -e '.[{extra}]'" if here else f"pip install -e {shlex.quote(f'{ROOT}[{extra}]')}"
+
+
+def _wheel() -> str:
+    """The path of the wheel that slmctl was installed from, as pip has noted it (PEP 610); empty for an index."""
+    noted = importlib.metadata.distribution("slmctl").read_text("direct_url.json") or "{}"
+    address = urlsplit(str(json.loads(noted).get("url", "")))
+    return unquote(address.path) if address.scheme == "file" and address.path.endswith(".whl") else ""
 
 
 def user_cache() -> Path | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,11 @@ def test_offline_nothing_is_fetched(places: tuple[Path, Path], monkeypatch: pyte
 
 def test_the_pip_line_is_that_of_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "ROOT", tmp_path)
+    noted = types.SimpleNamespace(read_text=lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: noted)
     assert installation.pip_line("gguf") == "pip install 'slmctl[gguf]'"
+    noted.read_text = lambda name: '{"url": "file:///a%20b/slmctl-0.1.0-py3-none-any.whl", "archive_info": {}}'
+    assert installation.pip_line("gguf") == "pip install '/a b/slmctl-0.1.0-py3-none-any.whl[gguf]'"
     (tmp_path / "pyproject.toml").touch()
     assert installation.pip_line("gguf") == f"pip install -e '{tmp_path}[gguf]'"
     monkeypatch.chdir(tmp_path)
