@@ -25,8 +25,8 @@ def without_generated(page: Path) -> str:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Paragraphs and items of lists; no code, tables or headings."""
-    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    """Paragraphs and items of lists; no code, tables, headings or marks of figures."""
+    text = re.sub(r"^```.*?^```|<!-- \S+ > .*? -->", "", text, flags=re.DOTALL | re.MULTILINE)
     for block in re.split(r"\n\s*\n", text):
         lines = [line for line in block.splitlines() if not line.startswith(("|", "    ", "#", "<!--"))]
         yield from re.split(r"\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(lines))
