@@ -102,6 +102,8 @@ def emails(text: str) -> Iterator[RuleMatch]:
 def _email_at(text: str, at: int) -> RuleMatch | None:
     """The address around the @ at a position."""
     domain = _DOMAIN.match(text, at + 1) or _SPACED_DOMAIN.match(text, at + 1)
+    if domain and domain["top"].lower() in _NOT_TOPS:  # invoice_jane@example.org.pdf
+        domain = _DOMAIN.match(text[: domain.start("top") - 1], at + 1)
     local = _LOCAL_REVERSED.match(text[max(0, at - 66) : at][::-1])
     if not domain or not local or _is_password_in_url(text, at):
         return None
@@ -303,7 +305,7 @@ _IBAN_LENGTHS = {
     country: sum(int(size) for size, _ in _PART.findall(structure)) for country, structure in _BBANS.items()
 }
 _IBAN_GAP = r"[ \n\-./_*|~:]{0,3}+"
-_IBAN_HEAD = re.compile(rf"(?<![^\W_])([A-Z]){_IBAN_GAP}([A-Z]){_IBAN_GAP}([0-9]){_IBAN_GAP}([0-9])", re.IGNORECASE)
+_IBAN_HEAD = re.compile(rf"(?<![0-9])([A-Z]){_IBAN_GAP}([A-Z]){_IBAN_GAP}([0-9]){_IBAN_GAP}([0-9])", re.IGNORECASE)
 _IBAN_NEXT = re.compile(_IBAN_GAP + r"([A-Z0-9])", re.IGNORECASE)
 
 
@@ -313,7 +315,10 @@ def iban_remainder(iban: str) -> int:
 
 
 def ibans(text: str) -> Iterator[RuleMatch]:
-    """A country's length and structure, check digits that are in use (02 to 98), and mod 97."""
+    """A country's length and structure, check digits that are in use (02 to 98), and mod 97.
+
+    Letters may stand right before or after one of digits alone; with letters of its own it would be found in any hash.
+    """
     if digit_count(text) < 6:
         return
     done = 0
@@ -328,7 +333,11 @@ def ibans(text: str) -> Iterator[RuleMatch]:
             end = follows.end()
         bban = "".join(chars)
         value = country + head[3] + head[4] + bban
-        if _IBANS[country].fullmatch(bban) and iban_remainder(value) == 1 and not text[end : end + 1].isalnum():
+        after = text[end : end + 1]
+        is_glued = text[max(0, head.start() - 1) : head.start()].isalnum() or after.isalnum()
+        if after.isdigit() or (is_glued and not bban.isdigit()):
+            continue
+        if _IBANS[country].fullmatch(bban) and iban_remainder(value) == 1:
             done = end
             yield RuleMatch("iban", "iban/mod97", head.start(), end, value)
 

@@ -79,7 +79,7 @@ _NAME = (
     r"|client[_ -]?secret|(?:access|auth|bearer|refresh|session|id)?[_-]?token|credentials?)"
 )
 NAMES = ("pass", "pw", "p/w", "psw", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz",
-         "credential", "парол", "hasło", "wachtwoord", "senha")  # fmt: skip
+         "credential", "cookie", "wifi:", "парол", "hasło", "wachtwoord", "senha")  # fmt: skip
 _ABBREVIATED = re.compile(r"(?:pwd?|p/w|psw)\b", re.IGNORECASE)  # in no prose
 _ASSIGNED = re.compile(
     rf"(?<![a-z0-9]){_NAME}[\"'`*\])]{{0,3}}+\s{{0,3}}+(?P<sign>(?>:=|=>|->|→|={{1,2}}|:))\s{{0,3}}+(?:[-*] )?+"
@@ -106,6 +106,15 @@ _HEADER = re.compile(
     r"|\bbearer\s{1,9}+(?P<bearer>(?=[a-z_.~+/=-]{0,99}+\d)[\w.~+/=-]{16,2000}+)",
     re.IGNORECASE,
 )
+_COOKIE = re.compile(
+    r"\b(?:set-)?cookie[\"']?+\s{0,2}+[:=]\s{0,2}+[\"']?+(?P<value>[\w.-]{1,64}+=[^\s\"',;]{8,2000}+"
+    r"(?:;\s?[\w.-]{1,64}+=[^\s\"',;]{1,2000}+){0,20}+)",
+    re.IGNORECASE,
+)
+_WIFI = re.compile(  # of a code that phones read: WIFI:T:WPA;S:name;P:password;;
+    r"\bwifi:(?:(?!P:)[a-z0-9]{1,3}+:(?:[^;\\]|\\.){0,100}+;){0,6}+P:(?P<value>(?:[^;\\]|\\.){1,100}+);",
+    re.IGNORECASE,
+)
 _SAID = re.compile(
     r"\b(?>pass(?:word|phrase|code|wd|wort)|pwd?|kennwort|api[ -]?key|access[ -]?(?:key|token)|secret key)\s{1,3}+"
     r"(?:(?:for|of|to|on|at)\s{1,3}+(?:\w{1,40}+\s{1,3}+){1,3}?)?(?>is|was|ist|lautet|=|to):?+\s{1,3}+"
@@ -118,7 +127,8 @@ _BARE = re.compile(  # pw hunter2
     re.IGNORECASE,
 )
 _PIN = re.compile(
-    r"\b(?>pin|cvv2?|cvc2?|security code|tan|otp)(?>[ -]?(?:code|number|no))?+\W{0,3}+(?>(?:is|was|ist|of)\W{1,2})?+"
+    r"\b(?>pin|cvv2?|cvc2?|tan|otp|(?:your|security|verification|confirmation|one[ -]time|login|access|sms|2fa) code)"
+    r"(?>[ -]?(?:code|number|no))?+\W{0,3}+(?>(?:is|was|ist|of)\W{1,2})?+"
     r"(?P<value>\d{3,8}+)(?![a-z_.,]{0,16}+\d)",
     re.IGNORECASE,
 )
@@ -179,6 +189,10 @@ def _named(text: str) -> Iterator[RuleMatch]:
         group = "value" if match["value"] else "bearer"
         if not _blank(match[group]):
             yield _match("secret/header", match, group)
+    for pattern in (_COOKIE, _WIFI):
+        for match in pattern.finditer(text):
+            if pattern is _WIFI or _MORE_THAN_WORD.search(match["value"].partition("=")[2]):
+                yield _match("secret/assigned", match, "value")
     for match in _SAID.finditer(text):
         value = match["value"].rstrip(".,;!?")
         if not _blank(value) and (match["quote"] or _odd(value)):

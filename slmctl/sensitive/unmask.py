@@ -99,6 +99,8 @@ _BLOCK_TAG = re.compile(r"</?(?>br|pre|p|div|td|tr|th|li)(?:\s[^<>]{0,200}+)?+/?
 _TAG = re.compile(r"</?(?P<name>[a-z][\w:-]{0,40}+)(?:\s[^<>@]{0,200}+)?+>", re.IGNORECASE)
 _PLUS = re.compile(r"(?<=\w)\+(?=\w)")  # a space, in a form that was sent
 _MARKUP = re.compile(r"(?<=\w)(?:[*`]{1,3}+ [*`]{1,3}+|\n>{1,3}+ ?)(?=[\w+(])")  # **bold** **parts**, quoted lines
+_JOINED = re.compile(r"['\"]\s{0,2}+(?:\|\||[+.&])\s{0,2}+['\"]")  # 'DE89 3704' || '0044', of a program
+_CODE_COMMENT = re.compile(r"/\*[^*/]{0,200}+\*/")
 _LISTED = re.compile(r"['\"].['\"](?:, {0,2}+['\"].['\"]){7,}")  # ['a', 'b']
 _LISTED_CHARACTER = re.compile(r"['\"](.)['\"](?:, {0,2}+)?")
 _AT = re.compile(r"\s{0,2}+[\[({<|]\s?(?:at|@|ät|arroba)\s?[\])}>|]\s{0,2}+", re.IGNORECASE)
@@ -160,7 +162,7 @@ def views(text: str) -> list[View]:
     result += _decoded_views(plain)
     if "<" in plain.text:
         result.append(_without_tags(plain))
-    for pattern, put in ((_PLUS, " "), (_MARKUP, " ")):
+    for pattern, put in ((_PLUS, " "), (_MARKUP, " "), (_JOINED, ""), (_CODE_COMMENT, "")):
         if pattern.search(plain.text):
             result.append(plain.rewrite(pattern, lambda _, put=put: put))  # type: ignore[misc]
     if _LISTED.search(plain.text):

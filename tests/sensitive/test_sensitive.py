@@ -88,7 +88,9 @@ IN_CONTEXT = {
         ("aws_secret_access_key = ", RANDOM), ("Kennwort: ", "geheim1"), ("user: jane pass: ", "sunshine"),
         ("pass: ", "hunter2"), ("pw: ", "sunshine"), ("pw ", "hunter2"), ("my pw is ", "hunter2"), ("p/w: ", "hunter2"),
         ("Passwort lautet: ", "geheim1"), ("password -> ", "hunter2"), ("user=jane&pass=", "x1y2"),
-        ("Benutzer: jane\nPasswort: ", "sonne"),
+        ("Benutzer: jane\nPasswort: ", "sonne"), ("Cookie: ", "session=8f2e9a71c0d34b"),
+        ("set-cookie: ", "theme=dark-mode; sid=a81bc3"),
+        ("your code is ", "482913"), ("Verification code: ", "482913"),
     ],
 }  # fmt: skip
 NOTHING = [
@@ -114,7 +116,9 @@ NOTHING = [
     "season pass: 49.99", "password 10 characters", "passwords: see the vault", "password=<your password> then",
     "6 123 456 users", "612 345 678 EUR", "655 123 456 inhabitants", "chapter 3.2.1.4", "paragraph 3.2.1.4",
     "codes 52 49 12 99 45 31 77 60 11", "&#52 &#x", "a+b+c+d", "<x>1</x> and <y>", "U+0041 is A", "=3D =20 =C3=A9",
-    "AAAA AAAA AAAA", "01000001 is A", "de:ad:be:ef:00:11:22:33:44:55", "slm-app-key is the form of a key",
+    "Cookie: consent=accepted", "the code is 482913 lines long", "WIFI:T:nopass;S:guest;;", "X1DE89A", "a 'b' + 'c' d",
+    "report@2x.pdf", "AAAA AAAA AAAA",
+    "01000001 is A", "de:ad:be:ef:00:11:22:33:44:55", "slm-app-key is the form of a key",
 ]  # fmt: skip
 
 
@@ -183,6 +187,20 @@ def test_several_in_order_without_overlap() -> None:
     assert [finding.kind for finding in find(text, ["card", "ip"])] == ["card", "ip"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("secret", "WIFI:T:WPA;S:guest;P:sunny;;"),
+        ("secret", r"wifi:S:gu\;est;T:WPA;P:sun\;ny;H:true;;"),
+        ("iban", "IBANDE89370400440532013000EUR"),
+        ("iban", "xde89370400440532013000"),
+        ("email", "see scan_jane.doe@acme-corp.com.png"),
+    ],
+)
+def test_value_is_found_though_letters_stand_beside_it(kind: str, text: str) -> None:
+    assert kinds_in(text) == {kind}
+
+
 def test_a_password_in_a_url_is_a_secret_and_no_address() -> None:
     assert kinds_in("https://app:" + "s3cret@db.example.org/x") == {"secret"}
     assert kinds_in("ssh://jane@db.example.org/x") == {"email"}
@@ -212,6 +230,7 @@ OF_KIND: dict[str, dict[str, Callable[[str], str]]] = {
         "(at)": lambda t: t.replace("@", "(at)"),
         "at dot": lambda t: t.replace("@", " at ").replace(".", " dot "),
         "spaces": lambda t: t.replace("@", " @ ").replace(".org", " . org"),
+        "in a file's name": lambda t: f"invoice_{t}.pdf",
         "backslashes": lambda t: t.replace(".", "\\.").replace("_", "\\_"),
     },
     "phone": {
@@ -223,11 +242,18 @@ OF_KIND: dict[str, dict[str, Callable[[str], str]]] = {
         "underscores": lambda t: re.sub("[ -]", "_", t),
         "commas": lambda t: re.sub("[ -]", ",", t),
         "words": lambda t: re.sub(r"\d", lambda m: f" {NAMES[int(m[0])]} ", t),
+        "code comments": lambda t: re.sub("[ -]", "/**/", t),
         "double words": lambda t: re.sub(
             r"\b(\w+) +\1\b", r"double \1", re.sub(r"\d", lambda m: f" {NAMES[int(m[0])]} ", t)
         ),
     },
-    "iban": {"dots": lambda t: t.replace(" ", "."), "glued": lambda t: re.sub("[ -]", "", t)},
+    "iban": {
+        "dots": lambda t: t.replace(" ", "."),
+        "glued": lambda t: re.sub("[ -]", "", t),
+        "strings of SQL": lambda t: f"'{t[:9]}'||'{t[9:]}'",
+        "strings of a program": lambda t: f'"{t[:9]}" + "{t[9:]}"',
+        "code comments": lambda t: t.replace(" ", "/* a */"),
+    },
     "ip": {
         "defanged": lambda t: t.replace(".", "[.]"),
         "dot words": lambda t: t.replace(".", " dot "),
