@@ -177,6 +177,11 @@ def sha256_file(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def has_content(path: Path, sha256: str) -> bool:
+    """True if a file is there with the content of this hash (without `sha256:`)."""
+    return path.is_file() and sha256_file(path) == "sha256:" + sha256
+
+
 def fingerprint(path: Path) -> str:
     """`sha256:…` of a file's content, or of a folder's names and contents."""
     return digest_of(scan(path)) if path.is_dir() else sha256_file(path)

@@ -11,11 +11,11 @@ from slmctl.artifacts.artifact import canonical
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, IntegrityError
 
-# Files that are copied from a model folder: weights, settings, vocabulary, and those that licences require.
-ALLOWED_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
-           "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-           "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "README.md",
-           "LICENSE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
+# Files of a model folder: weights, settings and vocabulary; and with them those that licences require.
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+               "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+               "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
+ALLOWED_FILES = (*MODEL_FILES, "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
 FILENAME = "base.json"
 NormalForm = Literal["", "NFC", "NFD", "NFKC", "NFKD"]  # of Unicode

@@ -142,19 +142,19 @@ class CatalogueEntry(ModelShape):
     """
 
     name: str
-    commit: str
-    package: str
-    sha256: str
-    package_bytes: int
     license: str
     languages: tuple[str, ...]
     language_count: int
-    tools: bool | None
     context: int
     architecture: str
     model_class: str
-    weights: bool
-    note: str
+    commit: str = ""
+    package: str = ""
+    sha256: str = ""
+    package_bytes: int = 0
+    tools: bool | None = None
+    weights: bool = False
+    note: str = ""
 
     @property
     def short_name(self) -> str:
@@ -179,30 +179,19 @@ class CatalogueEntry(ModelShape):
 def entries() -> tuple[CatalogueEntry, ...]:
     """All bases, the smallest first."""
     content = yaml.load(FILE.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
-    bases = [_entry(dict(base), content["architectures"]) for base in content["bases"]]
+    bases = [_entry(content["architectures"][base["architecture"]], **base) for base in content["bases"]]
     return tuple(sorted(bases, key=lambda entry: entry.parameters))
 
 
-def _entry(fields: dict[str, Any], architectures: dict[str, Any]) -> CatalogueEntry:
-    architecture = architectures[fields["architecture"]]
-    languages = fields.pop("languages", [])
+def _entry(architecture: Mapping[str, Any], /, *, languages: list[str] | int = 0, **fields: Any) -> CatalogueEntry:
     codes = () if isinstance(languages, int) else tuple(languages)
-    defaults = {
-        "commit": "",
-        "package": "",
-        "sha256": "",
-        "package_bytes": 0,
-        "tools": None,
-        "weights": False,
-        "note": "",
-    }
     return CatalogueEntry(
         languages=codes,
         language_count=languages if isinstance(languages, int) else len(codes),
         model_class=architecture["class"],
         training=architecture["training"],
         copied="package" in fields,
-        **{**defaults, **fields},
+        **fields,
     )
 
 
@@ -226,7 +215,7 @@ def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
         hidden, layers, intermediate, vocabulary = (
             int(sizes[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
         )
-        tensors = [tensor for path in folder.glob("*.safetensors") for tensor in safetensors_header.read(path)]
+        tensors = safetensors_header.read_folder(folder)
         largest = max(tensors, key=lambda tensor: tensor.elements)  # the embedding, as a rule
     except (DataError, IntegrityError, OSError, LookupError, TypeError, ValueError):
         return None

@@ -9,11 +9,7 @@ from slmctl.errors import UsageError
 
 
 def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
-    """The smallest GGUF file of a model, or of those of one quantization type.
-
-    Args:
-        model: An artifact or a release with GGUF files, or a bare `.gguf`.
-        type: Such as `Q4_K_M`.
+    """The smallest GGUF file of an artifact, a release or a bare `.gguf`, or of those of a type such as `Q4_K_M`.
 
     Raises:
         UsageError: It has no such file.

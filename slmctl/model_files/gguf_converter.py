@@ -115,13 +115,7 @@ def fetch() -> Path:
 
 
 def convert(model: Path, target: Path, *, dtype: str, metadata: dict[str, str]) -> None:
-    """Write a model folder as one GGUF file.
-
-    Args:
-        model: An HF folder.
-        target: The GGUF file to write.
-        dtype: f32, f16 or bf16.
-        metadata: GGUF keys such as `general.license`.
+    """Write an HF folder as one GGUF file of a dtype (f32, f16, bf16), with further metadata by GGUF key.
 
     Raises:
         StageError: The converter does not know the architecture or the tokenizer, or failed.
@@ -133,11 +127,9 @@ def convert(model: Path, target: Path, *, dtype: str, metadata: dict[str, str]) 
 
 
 def convert_lora(adapter: Path, target: Path, *, base: Path, dtype: str) -> None:
-    """Write a LoRA adapter as a GGUF file of its own.
+    """Write a LoRA adapter, a folder as PEFT writes it, as a GGUF file of its own.
 
     Args:
-        adapter: A folder as PEFT writes it.
-        target: The GGUF file to write.
         base: An HF folder, for the architecture.
         dtype: f32, f16 or bf16.
 

@@ -36,8 +36,8 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
-# Keys of a model folder's JSON that make a loader import code from the folder or from a repository.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json")  # large, and data to every loader
+# Keys of a model folder's JSON that make a loader import code from the folder or from a repository.
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate", "parent_library")
 
 
@@ -62,26 +62,6 @@ def _refuse_named_code(folder: Path) -> None:
             raise DataError(
                 f"{path.name} of the base has '{key}': it would run the model author's Python code",
                 hint="take a base whose architecture transformers knows",
-            )
-
-
-def refuse_packed(folder: Path) -> None:
-    """Refuse a model folder whose weights are packed into few bits: no adapter can be merged into them.
-
-    FP8 is no packing: its matrices have their own shapes, and `pull` makes them bfloat16.
-
-    Raises:
-        DataError: Its config names another quantization.
-    """
-    fields = bounded_json.read_object(folder / "config.json", error=DataError, follow=True)
-    text = fields.get("text_config")
-    for part in (fields, text if isinstance(text, dict) else {}):
-        packed = part.get("quantization_config")
-        method = str(packed.get("quant_method") if isinstance(packed, dict) else packed)[:40]
-        if packed and (method != "fp8" or part is text):
-            raise DataError(
-                f"the base's weights are quantized ({method}), and an adapter cannot be merged into them",
-                hint="take the same base in bfloat16 or float16, or a .gguf file of it",
             )
 
 

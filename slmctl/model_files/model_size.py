@@ -12,41 +12,28 @@ from transformers.pytorch_utils import Conv1D
 
 from slmctl import hardware
 from slmctl.model_files import hf_folder, safetensors_header, stored_weights
+from slmctl.model_files.training_memory import TrainedSizes
 
 FIXED_BYTES = 150_000_000  # thread pools, tokenizer, records
 KEPT_STATES = 6  # of the hidden size, and as many of the widest layer's, while a layer is computed
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """Sizes of a model, in elements.
+class ModelSize(TrainedSizes):
+    """Sizes of a model whose folder is here, in elements.
 
     Attributes:
-        linear: Weights of the linear layers below the head.
-        lookup: Weights of the embeddings, and of the head where it has its own.
-        other: All other weights: norms, convolutions, experts.
-        channels: Inputs and outputs of all linear layers that a token passes, the head left out.
         cache: Keys and values that a token leaves in all layers.
-        widest: Most outputs of a linear layer below the head.
         cast: Most elements that `stored_weights` makes float32 at a time.
-        hidden: Width of the residual stream.
         vocabulary: Tokens with weights.
-        layers: Number of layers.
-        halves: The type of most weights in the files where it has 16 bits, by safetensors' name; else empty.
+        halves: Most weights in the files have 16 bits.
         widened: `stored_weights` cannot keep this model in 16 bits.
     """
 
-    linear: int
-    lookup: int
-    other: int
-    channels: int
     cache: int
-    widest: int
     cast: int
-    hidden: int
     vocabulary: int
-    layers: int
-    halves: str
+    halves: bool
     widened: bool
 
     @property
@@ -83,8 +70,7 @@ def read(folder: Path) -> ModelSize:
     head, layers = model.get_output_embeddings(), config.num_hidden_layers
     active = getattr(config, "num_experts_per_tok", None) or 1
     seen: set[int] = set()
-    linear = lookup = other = channels = widest = 0
-    cast = 0
+    linear = lookup = other = channels = widest = cast = 0
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             count = 0 if id(parameter) in seen else parameter.numel()
@@ -105,15 +91,13 @@ def read(folder: Path) -> ModelSize:
         channels += sum(active * sum(parameter.shape[1:]) for parameter in experts)
     cast = max(cast, min(stored_weights.BLOCK_ELEMENTS, max(linear, lookup)))
     cached = sum(module.out_features for name, module in model.named_modules() if name.endswith(("k_proj", "v_proj")))
-    entries = [entry for path in sorted(folder.glob("*.safetensors")) for entry in safetensors_header.read(path)]
     by_type = collections.Counter[str]()
-    for entry in entries:
+    for entry in safetensors_header.read_folder(folder):
         by_type[entry.dtype] += entry.elements
     most = by_type.most_common(1)[0][0] if by_type else ""
     return ModelSize(
         linear=linear, lookup=lookup, other=other, channels=channels, cache=cached or 2 * config.hidden_size * layers,
-        widest=max(widest, config.hidden_size), cast=cast,
-        hidden=config.hidden_size, vocabulary=config.vocab_size, layers=layers,
-        halves=most if most in ("BF16", "F16") else "",
+        widest=max(widest, config.hidden_size), cast=cast, mapped=most == "BF16",
+        hidden=config.hidden_size, vocabulary=config.vocab_size, layers=layers, halves=most in ("BF16", "F16"),
         widened=config.model_type in stored_weights.UNSUPPORTED_MODELS,
     )  # fmt: skip

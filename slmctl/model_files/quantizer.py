@@ -97,9 +97,7 @@ def probe(
     """Tokenize texts with a GGUF file, and compute logits with it.
 
     Args:
-        texts: Texts to tokenize.
         end: The text that ends a turn.
-        rows: Token ids to compute.
         logits: The file to write: float32 (positions of all rows, vocabulary), in the format of numpy.
         lora: An adapter to put on the model.
         classifier: Hold the weights as the engine of a classifier does.

@@ -54,9 +54,14 @@ def read(path: Path) -> list[TensorEntry]:
         raise IntegrityError(f"{path.name} is no readable safetensors file: {error}") from None
 
 
+def read_folder(folder: Path) -> list[TensorEntry]:
+    """Every tensor in the safetensors files of a folder; see `read`."""
+    return [entry for path in sorted(folder.glob("*.safetensors")) for entry in read(path)]
+
+
 def parameter_count(folder: Path) -> int:
     """Number of weights in the safetensors files of a folder."""
-    return sum(entry.elements for path in sorted(folder.glob("*.safetensors")) for entry in read(path))
+    return sum(entry.elements for entry in read_folder(folder))
 
 
 def _entries(path: Path) -> list[TensorEntry]:

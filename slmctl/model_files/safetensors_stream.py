@@ -7,6 +7,7 @@ every tensor, and then their bytes in that order: with sizes planned, files are 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,24 +33,34 @@ DTYPE_NAMES = {kind: name for name, kind in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: its name, type, shape, file, and the offset of its bytes."""
+class PlannedTensor:
+    """A tensor of a file: its name, type and shape."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StoredTensor(PlannedTensor):
+    """A tensor that is there: its file, and the offset of its bytes."""
+
     path: Path
     start: int
 
     @property
     def row(self) -> int:
         """Elements of one row; a vector has rows of one element."""
-        return element_count(self.shape[1:])
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return element_count(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape[1:])
 
     def rows(self, first: int, last: int) -> torch.Tensor:
         """Rows `first` up to `last`, read from the file into memory of their own."""
@@ -97,19 +108,6 @@ def _in_file(path: Path) -> list[StoredTensor]:
         if entry.dtype not in DTYPES:
             raise IntegrityError(f"{path} holds '{entry.name}' as {entry.dtype}, which slmctl cannot read")
     return [StoredTensor(entry.name, DTYPES[entry.dtype], entry.shape, path, entry.start) for entry in entries]
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor to write: its name, type and shape."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return element_count(self.shape) * self.dtype.itemsize
 
 
 class ShardWriter:
@@ -189,7 +187,7 @@ class ShardWriter:
         where = {tensor.name: self._file(number) for number, shard in enumerate(self.shards) for tensor in shard}
         totals = {
             "total_size": sum(tensor.size for tensor in self.planned),
-            "total_parameters": sum(element_count(tensor.shape) for tensor in self.planned),
+            "total_parameters": sum(tensor.elements for tensor in self.planned),
         }
         text = json.dumps({"metadata": totals, "weight_map": where}, indent=2, sort_keys=True, ensure_ascii=False)
         (self.folder / INDEX).write_text(text + "\n", encoding="utf-8")
@@ -206,11 +204,3 @@ def _plan_shards(planned: Sequence[PlannedTensor], limit: int) -> list[list[Plan
         shards[-1].append(tensor)
         filled += tensor.size
     return shards
-
-
-def element_count(shape: Sequence[int]) -> int:
-    """Elements of a tensor of this shape."""
-    total = 1
-    for length in shape:
-        total *= length
-    return total

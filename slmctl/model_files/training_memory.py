@@ -31,11 +31,9 @@ class TrainedSizes:
     mapped: bool
 
     def frozen_bytes(self, width: int, *, in_4bit: bool) -> int:
-        """Bytes of the base's weights.
+        """Bytes of the base's weights; a product takes `width` bytes of each.
 
-        Args:
-            width: Bytes of a weight in a product.
-            in_4bit: Linear layers are held in 4 bits, and made whole for their product.
+        In 4 bits, linear layers are made whole for their product.
         """
         weights = width * (self.linear + (0 if self.mapped and width == 2 else self.lookup)) + 4 * self.other
         if in_4bit:  # and one matrix made whole: the widest, with its neighbour of the same input

@@ -51,12 +51,9 @@ def control_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[str]
     transformers). Marks of tool calls are not, unless they are special: a model learns to write them.
     """
     added = tokenizer.added_tokens_decoder.values()
-    special = {str(token) for token in added if token.special or _opens_turn(str(token))}
+    turns = (str(token) for token in added if _TURN.fullmatch(str(token)) and "tool" not in str(token))
+    special = {*turns, *(str(token) for token in added if token.special)}
     return special | (CONTROL_BY_NAME & tokenizer.get_vocab().keys()) | _sentencepiece_control(folder)
-
-
-def _opens_turn(token: str) -> bool:
-    return _TURN.fullmatch(token) is not None and "tool" not in token
 
 
 def _sentencepiece_control(folder: Path) -> set[str]:
@@ -84,8 +81,21 @@ def normal_form(tokenizer: PreTrainedTokenizerBase) -> NormalForm:
     return ""
 
 
-def complete(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write what the converter needs of a sentencepiece vocabulary and does not find beside a saved tokenizer.
+def save(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Save the tokenizer of a folder there, with what the converter reads and transformers leaves out.
+
+    The converter reads Phi's vocabulary as merges over bytes by the name of its class alone.
+    """
+    path = folder / SETTINGS_FILE
+    named = json.loads(path.read_bytes()).get("tokenizer_class") if path.exists() else None
+    tokenizer.save_pretrained(folder)  # writes tokenizer.json and the template where they were missing
+    if str(named).removesuffix("Fast") == "GPT2Tokenizer":
+        _write_json(path, json.loads(path.read_bytes()) | {"tokenizer_class": "GPT2Tokenizer"})
+    _complete_sentencepiece(folder, tokenizer)
+
+
+def _complete_sentencepiece(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the sentencepiece model and settings that the converter needs of such a vocabulary.
 
     A blank that the tokenizer puts first becomes what llama.cpp makes of it: one before every text that follows a
     control token, or none.
@@ -107,7 +117,11 @@ def complete(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
                      "lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
         for index, token in tokenizer.added_tokens_decoder.items()
     }  # fmt: skip
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_json(folder / SETTINGS_FILE, settings)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def drop_tokens_without_weights(folder: Path, rows: int) -> list[str]:
@@ -117,9 +131,7 @@ def drop_tokens_without_weights(folder: Path, rows: int) -> list[str]:
     would be an index out of range, and llama.cpp loads no vocabulary that is longer than the weights.
     """
     path = folder / "tokenizer.json"
-    if not path.exists():
-        return []
-    backend = json.loads(path.read_bytes())
+    backend = json.loads(path.read_bytes()) if path.exists() else {}
     dropped = [token["content"] for token in backend.get("added_tokens") or [] if token["id"] >= rows]
     if not dropped:
         return []
@@ -128,8 +140,7 @@ def drop_tokens_without_weights(folder: Path, rows: int) -> list[str]:
     for name in (SETTINGS_FILE, "special_tokens_map.json", "added_tokens.json"):
         path = folder / name
         if path.exists():
-            left = _without(json.loads(path.read_bytes()), dropped)
-            path.write_text(json.dumps(left, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            _write_json(path, _without(json.loads(path.read_bytes()), dropped))
     return dropped
 
 
@@ -143,24 +154,6 @@ def _without(value: Any, texts: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
         return {key: _without(inner, texts) for key, inner in value.items() if key not in texts and stays(inner)}
     return [_without(inner, texts) for inner in value if stays(inner)] if isinstance(value, list) else value
-
-
-def named_class(folder: Path) -> str:
-    """The tokenizer's class as the base's own settings name it; empty for none."""
-    path = folder / SETTINGS_FILE
-    settings = json.loads(path.read_bytes()) if path.exists() else {}
-    return str(settings.get("tokenizer_class") or "")
-
-
-def keep_class(folder: Path, named: str) -> None:
-    """Name the class of a byte-level vocabulary again, which transformers saves without it.
-
-    The converter reads Phi's vocabulary as merges over bytes by that name alone.
-    """
-    if named.removesuffix("Fast") == "GPT2Tokenizer":
-        path = folder / SETTINGS_FILE
-        settings = json.loads(path.read_bytes()) | {"tokenizer_class": "GPT2Tokenizer"}
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _with_blanks(normalizer: Mapping[str, Any] | None, first: bool) -> dict[str, Any]:

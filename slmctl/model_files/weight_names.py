@@ -16,10 +16,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 def loaded(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
     """Names of a model's tensors by the names under which a file stores them.
 
-    Several stored tensors have the same name if transformers joins them, as it does with experts.
-
-    Args:
-        model: The model, with or without weights.
+    Several stored tensors have the same name if transformers joins them, as it does with experts. The model may be
+    without weights.
     """
     own = model.state_dict()
     changes = get_model_conversion_mapping(model)

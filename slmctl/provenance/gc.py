@@ -123,7 +123,9 @@ def _remove(project: resolve.Project, path: Path) -> bool:
     if _is_held(project, path):
         return False
     if (path / MANIFEST).exists():
-        if _opened_digest(path) in _held_digests(project) or _is_used(path, _in_use(project)):
+        opened = lineage.opened(path)
+        held = isinstance(opened, Artifact) and opened.digest in _held_digests(project)
+        if held or _is_used(path, _in_use(project)):
             return False
         atomic.remove(path)
     elif path.is_dir() and not path.is_symlink():
@@ -335,11 +337,6 @@ def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Un
     for path in sorted((project.runs / ".signatures").glob("*.sig")):
         if path.name.partition("-")[0] not in releases:
             yield Unneeded(path, "a signature of a release that is not kept here", _size(path))
-
-
-def _opened_digest(folder: Path) -> str:
-    opened = lineage.opened(folder)
-    return opened.digest if isinstance(opened, Artifact) else ""
 
 
 def _about(entry: Artifact | Path) -> str:

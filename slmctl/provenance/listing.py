@@ -100,12 +100,7 @@ class Ranked:
 
 
 def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
-    """Every folder of an artifact below `runs/`, by kind in the order of the pipeline, the newest first.
-
-    Args:
-        root: The project's folder.
-        kinds: Only these; all by default.
-    """
+    """Every folder of an artifact below `runs/`, or of some kinds: by kind as in the pipeline, the newest first."""
     made, faults = _read(root)
     ancestry = Ancestry(made)
     measured, tags, changed = _measured(made), _tags(root, made), _changes(made, ancestry)

@@ -60,7 +60,6 @@ def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] 
 
     Args:
         project: Where its inputs lie.
-        made: The artifact.
         sources: Files and folders that it was made from, where the search by hash would not find them.
 
     Raises:

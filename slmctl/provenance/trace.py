@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from slmctl import config
 from slmctl.artifacts import lineage
-from slmctl.artifacts.artifact import MANIFEST, Artifact, sha256_file
+from slmctl.artifacts.artifact import MANIFEST, Artifact, has_content
 from slmctl.console import percent
 from slmctl.deduplication.row_fingerprints import (
     FILENAME,
@@ -121,7 +121,6 @@ def trace(
 
     Args:
         root: The project's folder.
-        text: The row's text.
         id: A record's id; rows that are like a record of that id in any data set are found too.
         similarity: Estimated similarity (0 to 1) from which another row counts as nearly the same.
         registries: Folders of releases, `PROJECT/VERSION/` each.
@@ -265,7 +264,7 @@ def _fingerprints(data_set: Artifact) -> Fingerprints | str:
     if not entries:
         return f"{name} has no {FILENAME}: it was made before rows could be traced"
     path = data_set.path / FILENAME
-    if not path.is_file() or sha256_file(path) != "sha256:" + entries[0].sha256:
+    if not has_content(path, entries[0].sha256):
         return f"{name}: its {FILENAME} is missing or has changed"
     try:
         return Fingerprints(path)

@@ -203,28 +203,19 @@ def put_blob(root: Path, source: Path, sha256: str) -> None:
     """
     target = blob(root, sha256)
     with locks.lock(root / ".locks" / f"blob-{sha256[:16]}", wait=True, on_wait=console.say):
-        if holds_blob(root, sha256):
+        if artifact.has_content(target, sha256):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic.file(target, 0o444) as draft:
             shutil.copyfile(source, draft)
-            if artifact.sha256_file(draft) != "sha256:" + sha256:
+            if not artifact.has_content(draft, sha256):
                 raise IntegrityError(f"{source} has changed while it was copied")
-
-
-def holds_blob(root: Path, sha256: str) -> bool:
-    """True if a file is there, and whole."""
-    path = blob(root, sha256)
-    return path.is_file() and artifact.sha256_file(path) == "sha256:" + sha256
 
 
 def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> None:
     """Make a release of blobs visible; one that is there gets the files that it lacks or that were damaged.
 
     Args:
-        root: The registry.
-        project: Whose release.
-        version: Under which name.
         files: The sha256 of every file by its path, manifest included.
 
     Raises:
@@ -243,11 +234,11 @@ def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> N
         own = {entry.path: entry.sha256 for entry in kept.files}
         if {name: sha256 for name, sha256 in files.items() if name in own} != own:
             raise IntegrityError(f"{root} already holds another {project} {version}")
-        if SIGNATURE in files and artifact.sha256_file(final / MANIFEST) != "sha256:" + files[MANIFEST]:
+        if SIGNATURE in files and not artifact.has_content(final / MANIFEST, files[MANIFEST]):
             raise IntegrityError(f"{root} already holds {project} {version} with another manifest than was signed")
         for name, sha256 in files.items():
             path = final / name
-            if name != MANIFEST and not (path.is_file() and artifact.sha256_file(path) == "sha256:" + sha256):
+            if name != MANIFEST and not artifact.has_content(path, sha256):
                 path.unlink(missing_ok=True)
                 _link(blob(root, sha256), path)
                 atomic.sync(path.parent)
@@ -284,8 +275,6 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
 
     Args:
         root: The registry that holds the release.
-        release: Which.
-        tag: Such as `production`.
         beside: Further gates to check, such as the config's of today; those on what its report measured.
 
     Raises:

@@ -19,7 +19,6 @@ def sign(release: Artifact, key: Path, runs: Path) -> Path:
     signed by the same key is the same bytes.
 
     Args:
-        release: A finished release.
         key: The private key, PEM, on one of the curves P-256, P-384 and P-521. It is read and never copied.
         runs: The project's `runs/`; signatures are kept below it.
 
@@ -62,7 +61,6 @@ def verify(folder: Path, public_key: Path, *, name: str = "") -> None:
     """Check that the holder of a key signed a release as it lies here: every file, and nothing else.
 
     Args:
-        folder: The release.
         public_key: Of who must have signed it, PEM.
         name: What errors call the release; by default its folder.
 

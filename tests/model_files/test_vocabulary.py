@@ -44,8 +44,7 @@ def trained(pre_tokenizer: Any = None, normalizer: Any = None, *, added: tuple[s
 
 
 def saved(tokenizer: Any, folder: Path) -> Any:
-    tokenizer.save_pretrained(folder)
-    vocabulary.complete(folder, tokenizer)
+    vocabulary.save(folder, tokenizer)
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
-from support.released import release
+from support.released import make_key, release
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
@@ -16,23 +15,6 @@ from slmctl.releases import signing
 pytest.importorskip("model_signing")
 
 PASSPHRASE = "never" + "-to-be-seen"
-
-
-def make_key(folder: Path, name: str = "key", curve: str = "prime256v1", password: str = "") -> tuple[Path, Path]:
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    subprocess.run(
-        ["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", private], check=True, capture_output=True
-    )
-    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
-    if password:
-        locked = folder / f"{name}-locked.pem"
-        subprocess.run(
-            ["openssl", "ec", "-in", private, "-aes256", "-passout", f"pass:{password}", "-out", locked],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        private.unlink()
-        private = locked
-    return private, public
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A Hugging Face Hub on the loopback: enough of its HTTP API to read models and data sets, and to publish.
 
-Its client reads the address when it is imported, hence tests ask it from child processes, with `environment`.
+Its client reads the address when it is imported: a child process asks with `environment`, this one with `ask_here`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 from support import tiny
@@ -68,6 +69,16 @@ class Hub(ThreadingHTTPServer):
 def environment(url: str, folder: Path, **more: str) -> dict[str, str]:
     """The environment of a program that asks this hub."""
     return tiny.environment(HF_ENDPOINT=url, HF_HOME=str(folder / "hf-home"), HF_HUB_DISABLE_XET="1", **more)
+
+
+def ask_here(url: str, patch: pytest.MonkeyPatch, token: str = "") -> None:
+    """Have the client of this process, which has long been imported, ask a hub."""
+    from huggingface_hub import constants
+
+    patch.setenv("HF_ENDPOINT", url)
+    patch.setenv("HF_TOKEN", token)
+    patch.setattr(constants, "ENDPOINT", url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 @contextlib.contextmanager

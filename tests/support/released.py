@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,21 @@ def release(
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder by its path, the manifest too."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def make_key(folder: Path, name: str = "key", curve: str = "prime256v1", password: str = "") -> tuple[Path, Path]:
+    """A private key and its public one, PEM, made by openssl; `password` encrypts the private one."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    subprocess.run(
+        ["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", private], check=True, capture_output=True
+    )
+    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    if password:
+        locked = folder / f"{name}-locked.pem"
+        subprocess.run(
+            ["openssl", "ec", "-in", private, "-aes256", "-passout", f"pass:{password}", "-out", locked],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        private.unlink()
+        private = locked
+    return private, public

@@ -253,7 +253,6 @@ def fetch(
     """Bring a release back, verified; what an earlier try has brought is not brought again.
 
     Args:
-        target: Where it is.
         name: `[PROJECT@]VERSION` or a tag; may be empty where there is but one.
         folder: Where it goes; by default a folder named by project and version.
         into: The folder for that.
@@ -326,8 +325,7 @@ def _require_room(place: Path, manifest: Manifest) -> None:
 
 
 def _bring(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) -> None:
-    digest = "sha256:" + entry.sha256
-    if path.is_file() and artifact.sha256_file(path) == digest:
+    if artifact.has_content(path, entry.sha256):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -335,7 +333,7 @@ def _bring(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) ->
     try:
         if not _read(target, of, entry, path):
             raise IntegrityError(f"{entry.path} is missing there", hint="publish it again")
-        came = path.stat().st_size == entry.size and artifact.sha256_file(path) == digest
+        came = path.stat().st_size == entry.size and artifact.has_content(path, entry.sha256)
     except IntegrityError:
         path.unlink(missing_ok=True)
         raise

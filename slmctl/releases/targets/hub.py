@@ -7,6 +7,7 @@ version, so an interrupted upload shows nothing and goes on with what the storag
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -46,7 +47,6 @@ class HubRepository:
         self.repo, self.public = repo, settings.public
         contacted = hub.hosts()
         self.hosts = (*sorted(contacted), *(STORES if "huggingface.co" in contacted else ()), *settings.hosts)
-        self._made: Any = None
 
     @property
     def visibility(self) -> str:
@@ -56,17 +56,15 @@ class HubRepository:
             return _SEEN_BY[self.public]
         return f"{_SEEN_BY[not private]}, and publish asks for {_WORD[self.public]}: it would be refused"
 
-    @property
+    @functools.cached_property
     def _api(self) -> Any:
         """The client, made when the network is open: it reads its switches when it is imported."""
-        if self._made is None:
-            os.environ["HF_HUB_DISABLE_XET"] = "1"  # its storage has hosts of its own, and another client
-            from huggingface_hub import HfApi
+        os.environ["HF_HUB_DISABLE_XET"] = "1"  # its storage has hosts of its own, and another client
+        from huggingface_hub import HfApi
 
-            constants: Any = sys.modules["huggingface_hub.constants"]
-            constants.HF_HUB_DISABLE_XET = True
-            self._made = HfApi(token=secret("HF_TOKEN") or False)
-        return self._made
+        constants: Any = sys.modules["huggingface_hub.constants"]
+        constants.HF_HUB_DISABLE_XET = True
+        return HfApi(token=secret("HF_TOKEN") or False)
 
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"hf:{self.repo}@v{shipment.version}/{item.name}"

@@ -33,9 +33,13 @@ class FolderTarget:
         """The names that a visible release has; before it is visible, those whose content is there."""
         final = self.root / shipment.project / shipment.version
         if (final / MANIFEST).exists():
-            held = {item.name for item in shipment.items if _is(final / item.name, item.sha256)}
+            held = {item.name for item in shipment.items if artifact.has_content(final / item.name, item.sha256)}
             return held if registry.has_gates(self.root, shipment.release) else held - {MANIFEST}
-        return {item.name for item in shipment.items if registry.holds_blob(self.root, item.sha256)}
+        return {
+            item.name
+            for item in shipment.items
+            if artifact.has_content(registry.blob(self.root, item.sha256), item.sha256)
+        }
 
     def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
         for item in missing:
@@ -57,7 +61,3 @@ class FolderTarget:
         else:
             with source.open("rb") as stream:
                 yield iter(lambda: stream.read(1 << 20), b"")
-
-
-def _is(path: Path, sha256: str) -> bool:
-    return path.is_file() and artifact.sha256_file(path) == "sha256:" + sha256

@@ -7,7 +7,6 @@ from pathlib import Path
 from slmctl import hardware
 from slmctl.config import FinetuneConfig
 from slmctl.model_files import memory, model_size
-from slmctl.model_files.training_memory import TrainedSizes
 
 TOO_LARGE = "a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more"
 IN_4BIT = "--set finetune.load_in_4bit=true, "
@@ -31,12 +30,8 @@ def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int, keys: int 
     memory.trim_heap()  # an earlier stage of this process may have left much that is free, and will be used again
     model = model_size.read(folder)
     width = 2 if config.matmul_dtype == "bfloat16" else 4  # bytes of an element in a product
-    sizes = TrainedSizes(
-        model.linear, model.lookup, model.other, model.channels, model.layers, model.hidden, model.widest,
-        mapped=model.halves == "BF16",
-    )  # fmt: skip
-    activations = sizes.activation_bytes(width, tokens, distinct=DISTINCT)
+    activations = model.activation_bytes(width, tokens, distinct=DISTINCT)
     activations += 4 * max(keys - tokens, 0) * model.cache  # keys and values of the prefix, before each record
     activations *= 4 if config.lora.dora else 1  # PEFT's own layers keep more
-    weights = sizes.frozen_bytes(width, in_4bit=config.load_in_4bit) + sizes.adapter_bytes(config.lora.rank)
+    weights = model.frozen_bytes(width, in_4bit=config.load_in_4bit) + model.adapter_bytes(config.lora.rank)
     return int(hardware.held_bytes() + FIXED_BYTES + weights + activations)

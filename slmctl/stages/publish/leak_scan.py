@@ -53,8 +53,7 @@ def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, 
     """Search files that are about to be published.
 
     Args:
-        folder: The release.
-        names: Paths of the files in it.
+        names: Paths of the files in the release's folder.
         base: The base model, whose vocabulary and license may be published as they are.
         allow: Texts that may be published, whatever they look like.
 

@@ -67,7 +67,6 @@ def license_of(base: Artifact, stated: str | None) -> str:
     """The id of the license that holds for models made from a base; empty where none is stated.
 
     Args:
-        base: The base model.
         stated: `publish.license`, for a base whose own files state none.
 
     Raises:

@@ -51,7 +51,6 @@ def probe(gguf: Path, task: Task, records: Sequence[Record], *, probes: int, max
 
     Args:
         gguf: The file, run by the engine that serves it.
-        task: Its task contract.
         records: The training records.
         probes: Largest number of strings, those with the most bits first, one a record.
         max_share: Largest share of them that the model may produce.

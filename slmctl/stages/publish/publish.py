@@ -16,7 +16,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
-from slmctl.model_files.base_model import Base
+from slmctl.model_files.base_model import MODEL_FILES, Base
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.reports.scoreboard import table
 from slmctl.stages.publish import leak_scan, license, memorisation_probe, slsa_provenance
@@ -27,9 +27,6 @@ CONTEXT = 2048  # tokens; Ollama's own default truncates longer prompts silently
 # The only files that are published of each artifact.
 REPORT = ("report.json", "report.md", "report.html", "rows.jsonl")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-MERGED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
-          "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
-          "merges.txt", "chat_template.jinja")  # fmt: skip
 
 
 def run(
@@ -65,7 +62,7 @@ def run(
     if lora:
         shutil.copyfile(gguf.file(lora["file"]), out / lora["file"])
     _copy(report, REPORT, out)
-    for name, weights, allowed in (("adapter", adapter, ADAPTER), ("merged", merged, MERGED)):
+    for name, weights, allowed in (("adapter", adapter, ADAPTER), ("merged", merged, MODEL_FILES)):
         if name in config.include:
             _copy(weights, allowed, out / name)
     memorisation = _probe(out, files, task, prepared, config)

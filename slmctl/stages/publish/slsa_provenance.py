@@ -28,11 +28,6 @@ def write(out: Path, steps: Mapping[str, Artifact]) -> None:
         out: The release, laid out.
         steps: The artifacts that the release was made from, by role, in the order of the pipeline.
     """
-    (out / FILENAME).write_bytes(canonical(statement(out, steps)))
-
-
-def statement(out: Path, steps: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The statement as JSON values."""
     subject = [
         {"name": entry.path, "digest": {"sha256": entry.sha256}}
         for entry in scan(out)
@@ -41,7 +36,7 @@ def statement(out: Path, steps: Mapping[str, Artifact]) -> dict[str, Any]:
     versions: dict[str, str] = {}
     for step in steps.values():
         versions |= {name: str(value) for name, value in step.manifest.environment.items() if name not in _APART}
-    return {
+    statement = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": subject,
         "predicateType": "https://slsa.dev/provenance/v1",
@@ -55,6 +50,7 @@ def statement(out: Path, steps: Mapping[str, Artifact]) -> dict[str, Any]:
             "runDetails": {"builder": {"id": "urn:slmctl:local", "version": versions | {"slmctl": __version__}}},
         },
     }
+    (out / FILENAME).write_bytes(canonical(statement))
 
 
 def _settings(made: Artifact) -> dict[str, Any]:

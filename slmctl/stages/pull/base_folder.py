@@ -40,7 +40,6 @@ CHAT_TEMPLATE = """\
 def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
     """Copy the ALLOWED_FILES of an HF folder, of a multimodal one those of its text model, and check them."""
     hf_folder.refuse_code(folder)
-    hf_folder.refuse_packed(folder)
     with _refused():
         text = text_model.find(folder)
     for path in [path for pattern in ALLOWED_FILES for path in sorted(folder.glob(pattern))]:
@@ -144,10 +143,7 @@ def _describe(
     if not template:
         template, origin = CHAT_TEMPLATE, "slmctl"
     tokenizer.chat_template = template
-    named = vocabulary.named_class(out)
-    tokenizer.save_pretrained(out)  # writes tokenizer.json and the template where they were missing
-    vocabulary.keep_class(out, named)
-    vocabulary.complete(out, tokenizer)
+    vocabulary.save(out, tokenizer)
     bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
     if not eos:
         raise DataError(f"the base {name} has no end token, so an answer of it would never end")

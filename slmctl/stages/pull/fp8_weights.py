@@ -43,12 +43,6 @@ class ScaledMatrix:
             yield (self.weight.rows(first, last).float() * columns[rows]).to(torch.bfloat16)
 
 
-def is_fp8(config: JsonObject) -> bool:
-    """True if a config says that its weights are in FP8."""
-    packed = config.get("quantization_config")
-    return isinstance(packed, dict) and packed.get("quant_method") == "fp8"
-
-
 def is_scale(name: str) -> bool:
     return name.endswith((SCALE, UNUSED))
 

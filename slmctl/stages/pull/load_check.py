@@ -68,11 +68,7 @@ def _check(folder: Path, gguf: str) -> None:
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
             if (folder / name).exists():
                 bounded_json.read_bytes(folder / name, limit=MAX_TOKENIZER_BYTES, error=DataError, follow=True)
-    tensors: list[Any] = (
-        list(gguf_header.read(folder / gguf).tensors)
-        if gguf
-        else [entry for path in sorted(folder.glob("*.safetensors")) for entry in safetensors_header.read(path)]
-    )
+    tensors: Any = gguf_header.read(folder / gguf).tensors if gguf else safetensors_header.read_folder(folder)
     with hf_folder.gguf_parsed_once() if gguf else contextlib.nullcontext():
         hf_folder.require_consistent(folder, {tensor.name: tensor.shape for tensor in tensors}, gguf=gguf)
         _check_tokenizer(hf_folder.load_tokenizer(folder, **({"gguf_file": gguf} if gguf else {})))

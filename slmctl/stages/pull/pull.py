@@ -20,6 +20,8 @@ from slmctl.task import template_date
 from slmctl.task.contract import end_of_turn
 
 TEMPLATE_FILE = "chat_template.jinja"  # as transformers saves it
+# What the manifest repeats of base.json.
+METRICS = ("name", "source", "license", "parameters", "template_origin", "template_date", "note", "rehearsal")
 
 
 def run(config: PullConfig, *, out: Path, foreign: bool = True) -> dict[str, Any]:
@@ -52,17 +54,7 @@ def run(config: PullConfig, *, out: Path, foreign: bool = True) -> dict[str, Any
     base.write(out)
     if config.rehearse:
         base = _rehearsed(base, out)
-    return {
-        "name": base.name,
-        "source": base.source,
-        "license": base.license,
-        "parameters": base.parameters,
-        "template_origin": base.template_origin,
-        "template_date": base.template_date,
-        "note": base.note,
-        "rehearsal": base.rehearsal,
-        "source_sha256": hashes,
-    }
+    return {name: getattr(base, name) for name in METRICS} | {"source_sha256": hashes}
 
 
 def _rehearsed(base: Base, out: Path) -> Base:

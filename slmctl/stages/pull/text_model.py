@@ -78,15 +78,23 @@ def find(folder: Path) -> TextModel | None:
     """The text model of a base; None if the base is one already, and not in FP8.
 
     Raises:
-        DataError: It holds no text model that transformers loads as a causal LM, or FP8 weights without scales.
+        DataError: It holds no text model that transformers loads as a causal LM, FP8 weights without scales, or weights
+            that are packed into few bits.
         IntegrityError: Its weights are no safetensors files.
     """
     whole = bounded_json.read_object(folder / "config.json", error=DataError, follow=True)
-    own, packed = whole.get("text_config"), fp8_weights.is_fp8(whole)
-    if not isinstance(own, dict) and not packed:
+    own = whole.get("text_config")
+    is_fp8 = _quantization(whole) == "fp8"  # no packing: its matrices have their own shapes
+    inner = _quantization(own) if isinstance(own, dict) else ""
+    if packed := inner if is_fp8 else _quantization(whole) or inner:
+        raise DataError(
+            f"the base's weights are quantized ({packed}), and an adapter cannot be merged into them",
+            hint=fp8_weights.HINT,
+        )
+    if not isinstance(own, dict) and not is_fp8:
         return None
     tensors = stored_tensors(folder)
-    scaled = fp8_weights.find(whole, tensors) if packed else {}
+    scaled = fp8_weights.find(whole, tensors) if is_fp8 else {}
     if not isinstance(own, dict):
         names = {tensor.name: tensor.name for tensor in tensors if not fp8_weights.is_scale(tensor.name)}
         return TextModel("", _trainable(whole), names, tensors, scaled)
@@ -94,7 +102,7 @@ def find(folder: Path) -> TextModel | None:
     wrapper = str(listed[0] if isinstance(listed, list) and listed else whole.get("model_type"))[:80]
     kind = str(own.get("model_type", ""))[:80]
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    names = text_names([tensor.name for tensor in tensors if not (packed and fp8_weights.is_scale(tensor.name))])
+    names = text_names([tensor.name for tensor in tensors if not (is_fp8 and fp8_weights.is_scale(tensor.name))])
     if not architecture or not names:
         inside = f"of type '{kind}'" if kind else "without a model_type"
         raise DataError(
@@ -102,7 +110,13 @@ def find(folder: Path) -> TextModel | None:
             hint="take a base that is a text model alone, such as one named ...ForCausalLM in its config.json",
         )
     config = _config(whole, own, architecture, names.values())
-    return TextModel(wrapper, _trainable(config) if packed else config, names, tensors, scaled)
+    return TextModel(wrapper, _trainable(config) if is_fp8 else config, names, tensors, scaled)
+
+
+def _quantization(config: JsonObject) -> str:
+    """The method by which a config says that its weights are quantized; empty for none."""
+    packed = config.get("quantization_config")
+    return str(packed.get("quant_method") if isinstance(packed, dict) else packed)[:40] if packed else ""
 
 
 def _trainable(config: JsonObject) -> JsonObject:

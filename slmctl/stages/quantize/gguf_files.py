@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl import console
-from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact, sha256_file
 from slmctl.config import QuantizeConfig
 from slmctl.config.fields import WEIGHTED_ONLY_TYPES
 from slmctl.model_files import gguf_converter, gguf_header, quantizer
@@ -93,19 +93,28 @@ def file_name(config: QuantizeConfig, base: Base, type_name: str) -> str:
     return f"{stem}-{base.size_label}-{config.project}-v{config.version}-{type_name}.gguf"
 
 
-def measure_types(head: GgufHeader, type_name: str) -> dict[str, Any]:
-    """The storage of a GGUF file: `bits_per_weight`, `tensor_types` (matrices by type), `matrices`, `fallback_tensors`.
+def listed(path: Path) -> dict[str, Any]:
+    """Name, size in bytes and sha256 of a file, as the manifest's metrics list it."""
+    sha256 = sha256_file(path).removeprefix("sha256:")
+    return {"file": path.name, "size": path.stat().st_size, "sha256": sha256}
 
-    `fallback_tensors` counts matrices whose rows are no multiple of 256, which llama.cpp stores in a larger type than
-    the K, IQ or TQ type that was asked for; 0 for other types.
+
+def entry(target: QuantizedFile) -> dict[str, Any]:
+    """A written file as the manifest's metrics list it.
+
+    Beside those of `listed`: `importance`, `bits_per_weight`, `tensor_types` (matrices by type), `matrices` and
+    `fallback_tensors`, which counts matrices whose rows are no multiple of 256: llama.cpp stores them in a larger type
+    than the K, IQ or TQ type that was asked for; 0 for other types.
     """
+    head, type_name = gguf_header.read(target.path), target.type
     matrices = [tensor for tensor in head.tensors if len(tensor.shape) > 1]
     types: dict[str, int] = {}
     for tensor in matrices:
         types[tensor.type] = types.get(tensor.type, 0) + 1
     in_blocks = ("_K" in type_name or type_name.startswith(("IQ", "TQ"))) and type_name != "IQ4_NL"
     total = sum(tensor.weights for tensor in head.tensors)
-    return {
+    return listed(target.path) | {
+        "importance": target.weighted,
         "bits_per_weight": round(sum(tensor.size for tensor in head.tensors) * 8 / total, 3),
         "tensor_types": dict(sorted(types.items())),
         "fallback_tensors": sum(tensor.shape[0] % 256 != 0 for tensor in matrices) if in_blocks else 0,

@@ -1,7 +1,6 @@
 """The importance matrix: mean squared input of every linear layer over training records.
 
-llama.cpp weighs the rounding errors of a row by it, so that the weights that the task's own texts use
-most lose least.
+llama.cpp weighs rounding errors by it, so that the weights that the task's own texts use most lose least.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: GgufHeader) -> I
     """Mean squared inputs of every linear layer, by the name of its tensor in a GGUF.
 
     Args:
-        model: The merged model of transformers.
         records: Token ids of prompts with their answers.
         head: The head of its lossless GGUF: which tensors there are, and how long their rows.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from slmctl import console
-from slmctl.artifacts.artifact import Artifact, sha256_file
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import QuantizeConfig
 from slmctl.errors import IntegrityError, StageError
 from slmctl.model_files import gguf_converter, gguf_header, hf_folder, lora_adapter
@@ -53,10 +53,7 @@ def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
             shutil.copyfile(card, folder / card.name)
         gguf_converter.convert_lora(folder, target, base=merged.path, dtype="f16")
     _require_layers(target, len(read.changes), alpha)
-    return {
-        "file": target.name, "size": target.stat().st_size, "layers": len(read.changes), "alpha": alpha,
-        "sha256": sha256_file(target).removeprefix("sha256:"),
-    }  # fmt: skip
+    return gguf_files.listed(target) | {"layers": len(read.changes), "alpha": alpha}
 
 
 def write_base(config: QuantizeConfig, base: Artifact, out: Path) -> dict[str, Any]:
@@ -67,18 +64,13 @@ def write_base(config: QuantizeConfig, base: Artifact, out: Path) -> dict[str, A
     Returns:
         The manifest's metrics.
     """
-    facts, files = Base.read(base.path), {}
+    facts = Base.read(base.path)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         lossless = gguf_files.convert(config, base, facts, Path(scratch))
         targets = gguf_files.plan(config, facts, out, weighted=False)
         gguf_files.write(lossless, targets)
-    for target in targets:
-        files[target.type] = {
-            "file": target.path.name, "size": target.path.stat().st_size, "importance": False,
-            "sha256": sha256_file(target.path).removeprefix("sha256:"),
-            **gguf_files.measure_types(gguf_header.read(target.path), target.type),
-        }  # fmt: skip
     facts.write(out)
+    files = {target.type: gguf_files.entry(target) for target in targets}
     return {"files": files, "of_base": True, "converter_source_sha256": gguf_converter.source_hash()}
 
 
@@ -110,7 +102,7 @@ def check_on_bases(
     for name, merged in files.items():
         entry = gguf_file(by_type[name], name)
         path = by_type[name].file(entry.path)
-        distances = parity.check(path, gguf_header.read(path), reference, scratch=scratch, lora=lora)
+        distances = parity.check(path, reference, scratch=scratch, lora=lora)
         parity.check_adapter(distances, merged, lora.name, path.name)
         if "kl_mean" in distances:
             console.say(f"  adapter on {path.name}: {distances['kl_mean']:.4f} nats from the merged model")

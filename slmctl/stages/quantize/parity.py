@@ -20,7 +20,7 @@ import torch
 
 from slmctl import console
 from slmctl.errors import StageError
-from slmctl.model_files import quantizer, vocabulary
+from slmctl.model_files import gguf_header, quantizer, vocabulary
 from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import LogitRequest
 from slmctl.task.contract import Task
@@ -83,12 +83,7 @@ class MergedModelReference:
 
 
 def reference(model: Any, tokenizer: Any, task: Task, records: Sequence[Record]) -> MergedModelReference:
-    """Compute the reference of all files.
-
-    Args:
-        model: The merged model of transformers.
-        records: Held-out records.
-    """
+    """Compute the reference of all files with the merged model of transformers and held-out records."""
     chosen = records[:COMPARED_RECORDS]
     questions: list[tuple[list[Any], Sequence[Any] | None]] = [(list(r.prompt_messages), r.tools) for r in chosen]
     questions += [(task.messages(text), None) for text in (*HARD_TEXTS, *look_alikes(task))]
@@ -217,9 +212,7 @@ def check_head(name: str, head: GgufHeader, reference: MergedModelReference) -> 
         raise StageError(f"{name} ends with token {end}, the merged model's end token is {reference.end_token}")
 
 
-def check(
-    path: Path, head: GgufHeader, reference: MergedModelReference, *, scratch: Path, lora: Path | None = None
-) -> dict[str, Any]:
+def check(path: Path, reference: MergedModelReference, *, scratch: Path, lora: Path | None = None) -> dict[str, Any]:
     """Compare a file, as llama.cpp computes it, with the merged model.
 
     Args:
@@ -232,7 +225,7 @@ def check(
     Raises:
         StageError: It differs; the message names the difference.
     """
-    check_head(path.name, head, reference)
+    check_head(path.name, gguf_header.read(path), reference)
     logits = scratch / "logits.npy"
     probe = quantizer.probe(
         path, texts=reference.texts, end=reference.task.end, rows=reference.rows, logits=logits,
@@ -257,13 +250,23 @@ def check(
     return {**distance, "texts": len(reference.texts), **({"weights": "BF16"} if probe.expanded else {})}
 
 
-def check_lossless(distances: dict[str, Any], name: str) -> None:
-    """Raises StageError when the lossless file predicts other tokens than the merged model."""
-    if distances.get("kl_mean", 0.0) > LOSSLESS_KL:
+def check_lossless(path: Path, reference: MergedModelReference, *, scratch: Path) -> dict[str, Any]:
+    """`check` a file that lost nothing.
+
+    Raises:
+        StageError: It differs, or predicts other tokens than the merged model.
+    """
+    distances = check(path, reference, scratch=scratch)
+    kl = distances.get("kl_mean")
+    if kl is None:
+        limit = MAX_RECORD_TOKENS
+        console.say(f"  note: no held-out record has under {limit} tokens, so next tokens were not compared")
+    elif kl > LOSSLESS_KL:
         raise StageError(
-            f"the next-token distributions of {name}, which lost nothing, are {distances['kl_mean']:.3f} nats from the "
-            f"merged model's (at most {LOSSLESS_KL}): llama.cpp does not compute this architecture as transformers does"
+            f"the next-token distributions of {path.name}, which lost nothing, are {kl:.3f} nats from the merged "
+            f"model's (at most {LOSSLESS_KL}): llama.cpp does not compute this architecture as transformers does"
         )
+    return distances
 
 
 def check_adapter(beside: dict[str, Any], merged: dict[str, Any], name: str, base: str) -> None:

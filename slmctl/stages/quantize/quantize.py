@@ -12,14 +12,13 @@ import torch
 
 from slmctl import console, hardware
 from slmctl.artifacts import atomic
-from slmctl.artifacts.artifact import Artifact, sha256_file
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import QuantizeConfig, resolve_matmul_dtype
 from slmctl.console import percent
 from slmctl.errors import StageError
 from slmctl.inference import engine
-from slmctl.model_files import gguf_converter, gguf_header, hf_folder, memory, model_size, stored_weights
+from slmctl.model_files import gguf_converter, hf_folder, memory, model_size, stored_weights
 from slmctl.model_files.base_model import Base
-from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import QuantizedFile
 from slmctl.stages.quantize import gguf_files, importance_matrix, lora_gguf, parity
 from slmctl.stages.quantize.gguf_files import WEIGHTED_TYPES, ImportanceMatrix, LosslessFile
@@ -57,54 +56,37 @@ def run(
     if base is not None:
         return lora_gguf.write_base(config, base, out)
     assert merged is not None and prepared is not None  # the roles of the stage
-    return _run(config, merged, prepared, adapter, base_files, out, must_end)
-
-
-def _run(
-    config: QuantizeConfig,
-    merged: Artifact,
-    prepared: Artifact,
-    adapter: Artifact | None,
-    base_files: Sequence[Artifact],
-    out: Path,
-    must_end: bool,
-) -> dict[str, Any]:
-    """Write the files of a merged model."""
-    base, task = Base.read(merged.path), Task.read(merged.path)
+    facts, task = Base.read(merged.path), Task.read(merged.path)
     if adapter is not None and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest:
         raise StageError(f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge")
     needed = _estimate_bytes(merged.path, config.types)
     memory.require(needed, "quantizing", hint="a smaller base, or a machine with more")
     held_out = read_records(prepared.file("validation.jsonl"))
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        lossless = gguf_files.convert(config, merged, base, Path(scratch))
-        count = _importance_records(config, base)
+    with tempfile.TemporaryDirectory(dir=out) as place:
+        scratch = Path(place)
+        lossless = gguf_files.convert(config, merged, facts, scratch)
+        count = _importance_records(config, facts)
         reference, matrix, records = _compute_reference(count, merged, prepared, task, held_out, lossless)
-        checked = parity.check(lossless.path, lossless.head, reference, scratch=Path(scratch))
-        parity.check_lossless(checked, lossless.path.name)
-        if "kl_mean" not in checked:
-            limit = parity.MAX_RECORD_TOKENS
-            console.say(f"  note: no held-out record has under {limit} tokens, so next tokens were not compared")
-        targets = gguf_files.plan(config, base, out, weighted=bool(matrix))
-        both_ways = config.importance_matrix == "auto" and base.parameters < LARGE
-        unweighted = _unweighted_twins(targets, Path(scratch)) if both_ways else {}
-        gguf_files.write(lossless, [*targets, *unweighted.values()], matrix, rows=records)
+        checked = parity.check_lossless(lossless.path, reference, scratch=scratch)
+        targets = gguf_files.plan(config, facts, out, weighted=bool(matrix))
+        both_ways = config.importance_matrix == "auto" and facts.parameters < LARGE
+        twins = _unweighted_twins(targets, scratch) if both_ways else {}
+        gguf_files.write(lossless, [*targets, *twins.values()], matrix, rows=records)
         files = {}
         for target in targets:
-            kept, distances = _closest(target, unweighted.get(target.type), reference, Path(scratch))
+            kept, distances = _closest(target, twins.get(target.type), reference, scratch)
             answers = _probe_answers(kept.path, task, held_out[:PROBE_PROMPTS], must_end=must_end)
-            files[target.type] = _entry(kept, gguf_header.read(kept.path)) | distances | answers
+            files[target.type] = gguf_files.entry(kept) | distances | answers
             _report_file(target.type, files[target.type])
         lora = {}
         if adapter is not None:
-            path = out / gguf_files.file_name(config, base, "F16-LoRA")
+            path = out / gguf_files.file_name(config, facts, "F16-LoRA")
             lora = {"lora": lora_gguf.write(adapter, merged, path)}
             if base_files:
-                bases = lora_gguf.check_on_bases(path, base_files, files, reference, scratch=Path(scratch))
-                lora["lora"]["bases"] = bases
+                lora["lora"]["bases"] = lora_gguf.check_on_bases(path, base_files, files, reference, scratch=scratch)
     for note in gguf_files.dominated_files(files):
         console.say(f"  note: {note}")
-    base.write(out)
+    facts.write(out)
     return {
         "files": files, "lossless": {"type": lossless.type} | checked, "importance_rows": records,
         "memory_estimate": needed, "converter_source_sha256": gguf_converter.source_hash(), **lora,
@@ -175,26 +157,16 @@ def _closest(
     target: QuantizedFile, other: QuantizedFile | None, reference: parity.MergedModelReference, scratch: Path
 ) -> tuple[QuantizedFile, dict[str, Any]]:
     """Compare a file with the merged model; of two written with and without the matrix keep the closer one."""
-    weighted = parity.check(target.path, gguf_header.read(target.path), reference, scratch=scratch)
+    weighted = parity.check(target.path, reference, scratch=scratch)
     if other is None:
         return target, weighted
-    plain = parity.check(other.path, gguf_header.read(other.path), reference, scratch=scratch)
+    plain = parity.check(other.path, reference, scratch=scratch)
     both = {"kl_weighted": weighted.get("kl_mean"), "kl_plain": plain.get("kl_mean")}
     if not ("kl_mean" in plain and "kl_mean" in weighted and plain["kl_mean"] < weighted["kl_mean"]):
         other.path.unlink()
         return target, weighted | both
     atomic.move(other.path, target.path)
     return dataclasses.replace(target, weighted=False), plain | both
-
-
-def _entry(target: QuantizedFile, head: GgufHeader) -> dict[str, Any]:
-    return {
-        "file": target.path.name,
-        "size": target.path.stat().st_size,
-        "sha256": sha256_file(target.path).removeprefix("sha256:"),
-        "importance": target.weighted,
-        **gguf_files.measure_types(head, target.type),
-    }
 
 
 def _report_file(name: str, entry: dict[str, Any]) -> None:

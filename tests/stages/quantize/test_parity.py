@@ -62,9 +62,7 @@ def planted(artifacts: dict[str, Artifact], tmp_path: Path) -> Callable[[Change]
 
 
 def check(path: Path, wanted: parity.MergedModelReference, scratch: Path) -> dict[str, Any]:
-    found = parity.check(path, gguf_header.read(path), wanted, scratch=scratch)
-    parity.check_lossless(found, path.name)
-    return found
+    return parity.check_lossless(path, wanted, scratch=scratch)
 
 
 def other_template(values: dict[str, Any], tensors: dict[str, Any]) -> None:
@@ -136,15 +134,17 @@ def test_a_planted_fault_is_caught_by_name(
         check(planted(change), wanted, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [("<|im_start|>", r"does not stop at '<\|im_start\|>'"), ("<|the_end|>", r"read '<\|the_end\|>' as one token")],
+)
 def test_an_end_of_turn_that_does_not_stop_generation_is_caught(
-    planted: Any, wanted: parity.MergedModelReference, tmp_path: Path
+    planted: Any, wanted: parity.MergedModelReference, tmp_path: Path, end: str, said: str
 ) -> None:
-    start = dataclasses.replace(
-        wanted, task=dataclasses.replace(wanted.task, end="<|im_start|>"),
-        end_of_turn=[wanted.tokens[0][wanted.texts[0].index("<|im_start|>")]],
-    )  # fmt: skip
-    with pytest.raises(StageError, match=r"does not stop at '<\|im_start\|>'"):
-        check(planted(unchanged), start, tmp_path)
+    start = [wanted.tokens[0][wanted.texts[0].index("<|im_start|>")]]
+    other = dataclasses.replace(wanted, task=dataclasses.replace(wanted.task, end=end), end_of_turn=start)
+    with pytest.raises(StageError, match=said):
+        check(planted(unchanged), other, tmp_path)
 
 
 def test_a_template_that_transformers_renders_otherwise_is_caught(
