@@ -16,11 +16,10 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
-from support import TESTS
+from support import TESTS, handmade
 
 from slmctl import __version__, config
 from slmctl.artifacts import artifact, locks
-from slmctl.artifacts.artifact import Manifest
 from slmctl.cli import doctor_checks
 from slmctl.cli.group import CHAIN, NAMES_ELSEWHERE, SECTIONS
 from slmctl.cli.init_command import TEMPLATES
@@ -74,17 +73,8 @@ def bare(tmp_path: Path) -> Path:
 
 def leave(root: Path, stage: str) -> artifact.Artifact:
     """An artifact where the config's recipe puts it, as if its stage had run."""
-    made = resolve.Project(root, config.load(root / "slmctl.yaml"))
-    asked = resolve.resolve_stage(made, stage)
-    with artifact.draft(asked.path) as place:
-        (place / "content.txt").write_text(f"{stage}: content")
-        return artifact.seal(
-            place,
-            asked.path,
-            lambda files, digest: Manifest(
-                asked.stage.leaves, asked.stage.id, digest, asked.recipe_id, asked.recipe, asked.digests, files
-            ),
-        )
+    project = resolve.Project(root, config.load(root / "slmctl.yaml"))
+    return handmade.leave(resolve.resolve_stage(project, stage))
 
 
 # Help
@@ -456,7 +446,8 @@ def test_verify_names_what_has_changed(bare: Path) -> None:
     whole = slmctl("verify", cwd=bare)
     assert whole.returncode == 0
     assert set(whole.stdout.splitlines()) == {f"{name}: whole" for name in names}
-    (base.path / "content.txt").write_text("pull: Content")
+    content = base.path / "content.txt"
+    content.write_text(content.read_text().upper())
     done = slmctl("verify", cwd=bare)
     assert done.returncode == 7
     assert f"{base.path.relative_to(bare)}: changed: content.txt\n" in done.stdout

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import handmade
 
 from slmctl import config
 from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.model_files import catalogue
 from slmctl.pipeline import resolve
@@ -26,29 +27,12 @@ def opened(root: Path, *sets: str) -> resolve.Project:
 
 def leave_current(root: Path, stage: str, *sets: str) -> Artifact:
     """An artifact where the config's recipe puts it, as if its stage had run."""
-    request = resolve.resolve_stage(opened(root, *sets), stage)
-    with artifact.draft(request.path) as place:
-        (place / "content.txt").write_text(request.recipe_id)
-        return artifact.seal(
-            place,
-            request.path,
-            lambda files, digest: Manifest(
-                kind=request.stage.leaves, stage=request.stage.id, digest=digest, recipe_id=request.recipe_id,
-                config=request.recipe, inputs=request.digests, files=files,
-            ),
-        )  # fmt: skip
+    return handmade.leave(resolve.resolve_stage(opened(root, *sets), stage))
 
 
 def leave(root: Path, kind: str, recipe: str) -> Artifact:
     """A small artifact below `runs/`, with the recipe id that is asked for."""
-    path = root / "runs" / kind / recipe[:12]
-    with artifact.draft(path) as place:
-        (place / "content.txt").write_text(recipe)
-        return artifact.seal(
-            place,
-            path,
-            lambda files, digest: Manifest(kind, f"{kind}/1", digest, f"sha256:{recipe:0<64}", {}, {}, files),
-        )
+    return handmade.make(root / "runs" / kind / recipe[:12], recipe_id=f"sha256:{recipe:0<64}")
 
 
 def test_an_id_of_four_characters_and_more_names_an_artifact(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from support.left import leave
+from support.handmade import leave
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -45,7 +45,9 @@ class Trainings:
         self.trained.append(section)
         loss = self.loss(section) * (1 + 0.002 * (section.seed - 0.5))
         blocks = [(32, 100, loss * 100 * (1 + 0.01 * (k % 3))) for k in range(10)]
-        return Outcome(leave(project, request, {"validation_loss": loss, "validation_blocks": blocks}, 1), False, 1)
+        return Outcome(
+            leave(request, metrics={"validation_loss": loss, "validation_blocks": blocks}, seconds=1), False, 1
+        )
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "base" / "config.json").write_text("{}")
     for stage, metrics in (("pull", {}), ("prepare", FACTS)):
         project = Project(tmp_path, config.load(tmp_path / "slmctl.yaml"))
-        leave(project, resolve.resolve_stage(project, stage), metrics)
+        leave(resolve.resolve_stage(project, stage), metrics=metrics)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # of some hundred small files, which here need to survive nothing
     return tmp_path
 

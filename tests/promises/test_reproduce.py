@@ -33,19 +33,11 @@ def falsified(one: Artifact, name: str) -> None:
     (one.path / MANIFEST).write_bytes(changed.to_bytes())
 
 
-@pytest.mark.parametrize("kind", ["prepared", "merged"])
-def test_it_comes_out_the_same(stages: Forks, desk: Path, kind: str) -> None:
-    before = sorted(path.name for path in (desk / "runs" / kind).iterdir())
-    done = stages.run(desk, "reproduce", str(made(desk, kind).path))
+def test_it_comes_out_the_same(stages: Forks, desk: Path) -> None:
+    before = sorted(path.name for path in (desk / "runs" / "merged").iterdir())
+    done = stages.run(desk, "reproduce", str(made(desk, "merged").path))
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (desk / "runs" / kind).iterdir()) == before, "what was built for it is gone"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adapter", "gguf"])
-def test_training_and_quantizing_come_out_the_same(stages: Forks, desk: Path, kind: str) -> None:
-    done = stages.run(desk, "reproduce", str(made(desk, kind).path))
-    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (desk / "runs" / "merged").iterdir()) == before, "what was built for it is gone"
 
 
 @pytest.mark.parametrize(
@@ -58,16 +50,18 @@ def test_training_and_quantizing_come_out_the_same(stages: Forks, desk: Path, ki
         pytest.param("report", "rows.jsonl", marks=pytest.mark.slow),
     ],
 )
-def test_what_differs_is_said_with_104(stages: Forks, desk: Path, kind: str, name: str) -> None:
+def test_what_differs_is_said_with_104_and_nothing_else_does(stages: Forks, desk: Path, kind: str, name: str) -> None:
     one = made(desk, kind)
     name = next(one.path.glob(name)).name
+    before = artifact.sha256_file(one.path / name)
     falsified(one, name)
     assert artifact.verify(artifact.load(one.path)) == []
     done = stages.run(desk, "reproduce", str(one.path), "--json")
     assert done.returncode == 104, done.stderr
     told = json.loads(done.stdout)
     assert not told["same"]
-    assert [entry["key"] for entry in told["files"]] == [name]
+    (entry,) = told["files"]
+    assert (entry["key"], f"sha256:{entry['second']}") == (name, before)  # as it was, so it came out the same
 
 
 def test_a_source_that_is_gone_is_named(stages: Forks, desk: Path) -> None:
@@ -80,30 +74,26 @@ def test_a_source_that_is_gone_is_named(stages: Forks, desk: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_seeds_zones_homes_and_folders_change_no_byte(tiny_project: Path, tmp_path: Path) -> None:
-    """Three runs up to the adapter in surroundings that have nothing in common."""
-    digests = []
-    surroundings = [("0", "UTC", "C.UTF-8"), ("1", "Asia/Tokyo", "POSIX"), ("4242", "America/Lima", "C")]
+def test_another_seed_zone_language_home_and_folder_change_no_byte(
+    tiny_run: Path, tiny_project: Path, tmp_path: Path
+) -> None:
+    """A run in surroundings that have nothing in common with those of the tests."""
+    desk = Path(shutil.copytree(tiny_project, tmp_path / "another place" / "desk"))
     # a language with another decimal sign, another i and another order, where it can be made
     build = ["localedef", "-i", "tr_TR", "-f", "UTF-8", str(tmp_path / "tr_TR.UTF-8")]
-    if shutil.which("localedef") and subprocess.run(build, check=False, capture_output=True).returncode == 0:
-        surroundings[2] = ("4242", "America/Lima", "tr_TR.UTF-8")
-    for number, (seed, zone, language) in enumerate(surroundings):
-        desk = Path(shutil.copytree(tiny_project, tmp_path / f"place {number}" / "desk"))
-        home = tmp_path / f"home{number}"
-        home.mkdir()
-        env = {"PYTHONHASHSEED": seed, "TZ": zone, "LC_ALL": language, "LOCPATH": str(tmp_path), "HOME": str(home)}
-        # the converter was fetched into the cache of the real home; nothing else is shared
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slmctl"
-        for folder in cache.glob("converter-*"):
-            shutil.copytree(folder, home / ".cache" / "slmctl" / folder.name)
-        env["XDG_CACHE_HOME"] = str(home / ".cache")
-        done = tiny.slmctl(
-            desk, "run", "--until", "quantize", "--set", "finetune.max_steps=8", env=tiny.environment(**env)
-        )
-        assert done.returncode == 0, done.stderr
-        digests.append({kind: made(desk, kind).digest for kind in ("base", "prepared", "adapter", "merged", "gguf")})
-    assert digests[0] == digests[1] == digests[2]
+    turkish = shutil.which("localedef") and subprocess.run(build, check=False, capture_output=True).returncode == 0
+    # the converter was fetched into the cache of the real home; nothing else is shared
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slmctl"
+    for folder in cache.glob("converter-*"):
+        shutil.copytree(folder, tmp_path / ".cache" / "slmctl" / folder.name)
+    env = tiny.environment(
+        PYTHONHASHSEED="4242", TZ="America/Lima", LC_ALL="tr_TR.UTF-8" if turkish else "C", LOCPATH=str(tmp_path),
+        HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / ".cache"),
+    )  # fmt: skip
+    done = tiny.slmctl(desk, "run", "--until", "quantize", env=env)
+    assert done.returncode == 0, done.stderr
+    for kind in ("base", "prepared", "adapter", "merged", "gguf"):
+        assert made(desk, kind).digest == made(tiny_run, kind).digest, kind
 
 
 def test_a_folder_with_a_file_without_rows_comes_out_the_same(stages: Forks, desk: Path) -> None:

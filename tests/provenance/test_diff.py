@@ -8,34 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
+from support import handmade, tiny
 from support.forks import Forks
 from support.reported import small_report
 
-from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact, Manifest, canonical
+from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.metrics.statistics import mcnemar
 from slmctl.provenance.diff import diff, lines
 
 
-def make(
-    root: Path, kind: str, name: str, *, files: dict[str, bytes] | None = None, config: dict[str, Any] | None = None,
-    metrics: dict[str, Any] | None = None, inputs: dict[str, Any] | None = None, started: str = "2026-01-01T00:00:00Z",
-) -> Artifact:  # fmt: skip
+def make(root: Path, kind: str, name: str, files: dict[str, bytes] | None = None, **fields: Any) -> Artifact:
     """An artifact below runs/ of a project that no stage has made."""
-    final = root / "runs" / kind / name
     stage = {"prepared": "prepare", "adapter": "finetune", "report": "evaluate"}[kind]
-    with artifact.draft(final) as place:
-        for path, raw in (files or {"one": name.encode()}).items():
-            (place / path).write_bytes(raw)
-        return artifact.seal(
-            place, final,
-            lambda entries, digest: Manifest(
-                kind, f"{stage}/1", digest, "", config or {}, inputs or {}, entries, metrics or {},
-                {"torch": "2.13", "hosts_contacted": []}, started,
-            ),
-        )  # fmt: skip
+    known = {"stage": f"{stage}/1", "environment": {"torch": "2.13", "hosts_contacted": []}}
+    return handmade.make(root / "runs" / kind / name, files, **{"started": "2026-01-01T00:00:00Z"} | known | fields)
 
 
 def data(root: Path, name: str, rows: int) -> Artifact:

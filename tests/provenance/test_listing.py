@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from support import TESTS
+from support import TESTS, handmade
 from support.reported import small_report
 
 from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.artifacts.artifact import Artifact
 from slmctl.cli.main import cli
 from slmctl.provenance import listing
 from slmctl.provenance.listing import Entry, leaderboard, leaderboard_lines, lines, survey
@@ -30,16 +30,10 @@ def make(tmp_path: Path) -> Make:
 
     def made(kind: str, stage: str, config: dict[str, Any], inputs: dict[str, Any], **metrics: Any) -> Artifact:
         recipe = artifact.recipe_of(stage, config, inputs)
-        final = tmp_path / "runs" / kind / recipe[7:19]
-        with artifact.draft(final) as place:
-            (place / "one").write_text(recipe)
-            return artifact.seal(
-                place, final,
-                lambda files, digest: Manifest(
-                    kind, stage, digest, recipe, config, inputs, files, metrics, {},
-                    f"2026-01-01T10:{next(minutes)}:00Z",
-                ),
-            )  # fmt: skip
+        return handmade.make(
+            tmp_path / "runs" / kind / recipe[7:19], {"one": recipe.encode()}, stage=stage, recipe_id=recipe,
+            config=config, inputs=inputs, metrics=metrics, started=f"2026-01-01T10:{next(minutes)}:00Z",
+        )  # fmt: skip
 
     return made
 

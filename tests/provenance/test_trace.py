@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import handmade
 from support.forks import Forks
 
 from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
+from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.deduplication import minhash
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.errors import IntegrityError, UsageError
@@ -34,21 +35,7 @@ def fingerprinted(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
 
 
 def make(root: Path, kind: str, name: str, fill: Callable[[Path], object] | None = None, **fields: Any) -> Artifact:
-    """An artifact of one file, or of what `fill` writes."""
-    final = root / "runs" / kind / name
-    fields.setdefault("inputs", {})
-    with artifact.draft(final) as place:
-        if fill is None:
-            (place / "content").write_text(f"{kind} {name}")
-        else:
-            fill(place)
-        return artifact.seal(
-            place,
-            final,
-            lambda files, digest: Manifest(
-                kind=kind, stage=f"{kind}/1", digest=digest, recipe_id="", files=files, **{"config": {}, **fields}
-            ),
-        )
+    return handmade.make(root / "runs" / kind / name, fill, **fields)
 
 
 ROWS = [

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.artifacts.artifact import Artifact
 from slmctl.releases import registry
 from slmctl.task.contract import Task
 from slmctl.task.tool_calls import OWN
-from support import TESTS, tiny
+from support import TESTS, handmade, tiny
 from support.reported import small_report
 
 KEPT = TESTS / "fixtures" / "0.1.0" / "published" / "base-7K-kept-v1.0-F16.gguf"  # 7,000 weights
@@ -62,16 +62,15 @@ def published(
     sha256 = artifact.sha256_file(KEPT).removeprefix("sha256:")
     report = small_report({"F16": {"sha256": sha256, "metrics": {"accuracy": 0.9}}})
 
-    def manifest(listed: Any, digest: str) -> Manifest:
-        metrics = {"project": project, "version": version, "license": "mit", "files": {"F16": sha256}}
-        return Manifest("published", "publish/3", digest, "sha256:0", {}, inputs or {}, listed, metrics)
-
-    with artifact.draft(path) as place:
+    def fill(place: Path) -> None:
         TASKS.get(project, TASKS["letters"]).write(place)
         (place / f"base-7K-{project}-v{version}-F16.gguf").write_bytes(weights)
         (place / "report.json").write_bytes(artifact.canonical(report))
         (place / "VERSION").write_text(version, encoding="utf-8")
-        release = artifact.seal(place, path, manifest)
+
+    metrics = {"project": project, "version": version, "license": "mit", "files": {"F16": sha256}}
+    about = {"kind": "published", "stage": "publish/3", "recipe_id": "sha256:0"}
+    release = handmade.make(path, fill, **about, metrics=metrics, inputs=inputs or {})
     registry.record_gates(root, release, [])
     registry.promote(root, release, tag)
     return release

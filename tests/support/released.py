@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.artifacts.artifact import Artifact
+from support import handmade
 from support.reported import small_report
 
 CARD = "---\nlicense: mit\nbase_model: tiny\nmodel-index: []\n---\n# Desk\n"
@@ -32,15 +32,8 @@ def release(
         **more,
     }
 
-    def manifest(listed: Any, digest: str) -> Manifest:
-        metrics = {"project": "desk", "version": version, "license": "mit", "files": {"Q8_0": sha256}}
-        return Manifest("published", "publish/3", digest, "sha256:0", {}, {}, listed, metrics)
-
-    with artifact.draft(path) as place:
-        for name, content in files.items():
-            (place / name).parent.mkdir(exist_ok=True)
-            (place / name).write_bytes(content)
-        return artifact.seal(place, path, manifest)
+    metrics = {"project": "desk", "version": version, "license": "mit", "files": {"Q8_0": sha256}}
+    return handmade.make(path, files, stage="publish/3", recipe_id="sha256:0", metrics=metrics)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
