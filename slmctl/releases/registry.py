@@ -52,15 +52,6 @@ class Tag:
 # Reading
 
 
-def releases(root: Path) -> list[Artifact]:
-    """Every release in a registry.
-
-    Raises:
-        IntegrityError: One of them is damaged.
-    """
-    return [artifact.load(path) for path in folders(root)]
-
-
 def folders(root: Path) -> list[Path]:
     """The folders of all releases in a registry, whole or not.
 

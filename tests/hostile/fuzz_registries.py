@@ -75,7 +75,6 @@ def _read_folder(root: Path, random: Random) -> None:
         lambda: registry.find(place, "production"),
         lambda: registry.find(place, "1.0"),
         lambda: registry.manifests(place),
-        lambda: registry.releases(place),
         lambda: registry.promote(place, registry.find(place, "1.0"), "canary"),
         lambda: artifact.verify_folder(place / "desk" / "1.0"),
         lambda: list(lineage.lines(lineage.show(root, artifact.load(place / "desk" / "1.0")))),

@@ -141,6 +141,7 @@ ALIGNED = [key("general.alignment", 4, struct.pack("<I", 0))]
 GGUF = {
     "empty": b"",
     "its magic alone": b"GGUF",
+    "zeros": bytes(100_000),  # what llama.cpp leaves when it is killed: it writes the head last
     "another version": b"GGUF" + struct.pack("<IQQ", 9, 0, 0),
     "2**60 tensors": gguf([], [], counts=(1 << 60, 0)),
     "2**60 keys": gguf([], [], counts=(0, 1 << 60)),

@@ -48,7 +48,7 @@ def test_a_release_lies_under_its_name_and_every_file_once(root: Path, tmp_path:
         assert artifact.verify_folder(root / "desk" / version) == []
     license_files = {(root / "desk" / version / "LICENSE").stat().st_ino for version in ("1.0", "1.1")}
     assert len(license_files) == 1
-    assert [one.metrics["version"] for one in registry.releases(root)] == ["1.0", "1.1"]
+    assert [one.metrics["version"] for one in registry.manifests(root)] == ["1.0", "1.1"]
 
 
 def test_a_release_under_another_name_is_not_taken(root: Path, tmp_path: Path) -> None:

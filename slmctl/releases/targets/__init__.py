@@ -344,28 +344,20 @@ def _bring(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) ->
 
 def _read(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) -> bool:
     """Bring a file here, and no more than `entry.size` bytes whatever the target sends; False where it has none."""
+    left = entry.size
     with target.read(*of, entry.path, entry.sha256) as pieces:
-        if pieces is not None:
-            receive(pieces, path, entry.size)
-    return pieces is not None
-
-
-def receive(pieces: Iterable[bytes], path: Path, largest: int) -> None:
-    """Write what a target sends to a file, piece by piece.
-
-    Raises:
-        IntegrityError: It sends more than `largest` bytes; the file has no more than that.
-    """
-    left = largest
-    with path.open("wb") as out:
-        for piece in pieces:
-            left -= len(piece)
-            if left < 0:
-                raise IntegrityError(
-                    f"more came for {path.name} than the {console.size(largest)} that its manifest says",
-                    hint="publish it again, or fetch from where it is whole",
-                )
-            out.write(piece)
+        if pieces is None:
+            return False
+        with path.open("wb") as out:
+            for piece in pieces:
+                left -= len(piece)
+                if left < 0:
+                    raise IntegrityError(
+                        f"more came for {path.name} than the {console.size(entry.size)} that its manifest says",
+                        hint="publish it again, or fetch from where it is whole",
+                    )
+                out.write(piece)
+    return True
 
 
 def gather(pieces: Iterable[bytes], what: str) -> bytes:

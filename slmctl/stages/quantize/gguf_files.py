@@ -52,9 +52,10 @@ def plan(config: QuantizeConfig, base: Base, out: Path, *, weighted: bool) -> li
     ]
 
 
-def can_go_unweighted(target: QuantizedFile) -> bool:
-    """True for a weighted file of a type that llama.cpp also writes without a matrix."""
-    return target.weighted and WEIGHTED_ONLY_TYPES.match(target.type) is None
+def unweighted_twins(targets: Sequence[QuantizedFile], scratch: Path) -> dict[str, QuantizedFile]:
+    """By type, a second file without the matrix for every weighted one that llama.cpp also writes so."""
+    able = [target for target in targets if target.weighted and not WEIGHTED_ONLY_TYPES.match(target.type)]
+    return {target.type: QuantizedFile(target.type, scratch / target.path.name) for target in able}
 
 
 def write(

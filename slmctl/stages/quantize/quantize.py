@@ -70,7 +70,7 @@ def run(
         checked = parity.check_lossless(lossless.path, reference, scratch=scratch)
         targets = gguf_files.plan(config, facts, out, weighted=bool(matrix))
         both_ways = config.importance_matrix == "auto" and facts.parameters < LARGE
-        twins = _unweighted_twins(targets, scratch) if both_ways else {}
+        twins = gguf_files.unweighted_twins(targets, scratch) if both_ways else {}
         gguf_files.write(lossless, [*targets, *twins.values()], matrix, rows=records)
         files = {}
         for target in targets:
@@ -108,12 +108,6 @@ def _importance_records(config: QuantizeConfig, base: Base) -> int:
         return 0
     auto = AUTO_RECORDS // 2 if base.parameters >= LARGE else AUTO_RECORDS
     return int({"auto": auto, "off": 0}.get(str(config.importance_matrix), config.importance_matrix))
-
-
-def _unweighted_twins(targets: Sequence[QuantizedFile], scratch: Path) -> dict[str, QuantizedFile]:
-    """A second file without the matrix for every type that can go without, by type."""
-    able = filter(gguf_files.can_go_unweighted, targets)
-    return {target.type: QuantizedFile(target.type, scratch / target.path.name) for target in able}
 
 
 def _compute_reference(
