@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -243,11 +242,3 @@ def test_a_project_alone_means_what_it_has_in_production(root: Path, tmp_path: P
     assert registry.locate(root, "desk") == ("desk", "1.0")
     with pytest.raises(IntegrityError, match="holds no release 'desk@desk'"):
         registry.find(root, "desk@desk")
-
-
-def test_a_torn_tag_is_said(root: Path, tmp_path: Path) -> None:
-    send(root, release(tmp_path), GATE)
-    registry.promote(root, registry.find(root), "production")
-    (root / "desk" / ".tags" / "production").write_text(json.dumps({"project": "desk"}))
-    with pytest.raises(IntegrityError, match="cannot be read"):
-        registry.tags(root)
