@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hostile import answers
+from support import released
 from support.released import release
 from support.scale import FULL
 
@@ -34,7 +35,7 @@ HTML = {"Content-Type": "text/html"}
 def send(root: Path, made: Artifact, to: str = ADDRESS) -> None:
     """What `publish` does when the gates have held."""
     with targets.opened(to, Settings(root), purpose="test") as target:
-        targets.deliver(target, targets.plan(target, to, targets.shipment(made)))
+        released.send(target, made)
     deliveries.record(root / "runs", made, to)
 
 

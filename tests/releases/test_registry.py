@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import released
 from support.released import contents, release
 
 from slmctl.artifacts import artifact
@@ -24,12 +25,7 @@ GATE = {"metric": "accuracy", "model": "Q8_0", "min": 0.8}
 
 
 def send(root: Path, made: Artifact, *gates: dict[str, object]) -> targets.Plan:
-    place = FolderTarget(root)
-    plan = targets.plan(
-        place, f"dir:{root}", targets.shipment(made, gates=[Gate.model_validate(gate) for gate in gates])
-    )
-    targets.deliver(place, plan)
-    return plan
+    return released.send(FolderTarget(root), made, gates=[Gate.model_validate(gate) for gate in gates])
 
 
 @pytest.fixture

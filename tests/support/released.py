@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
+from slmctl.releases import targets
+from slmctl.releases.targets import Plan, Target
 from support import handmade
 from support.reported import small_report
 
@@ -34,6 +37,13 @@ def release(
 
     metrics = {"project": "desk", "version": version, "license": "mit", "files": {"Q8_0": sha256}}
     return handmade.make(path, files, stage="publish/3", recipe_id="sha256:0", metrics=metrics)
+
+
+def send(target: Target, made: Artifact, **shipped: Any) -> Plan:
+    """Send a release to a target as `publish` does, with a signature or gates."""
+    plan = targets.plan(target, "there", targets.shipment(made, **shipped))
+    targets.deliver(target, plan)
+    return plan
 
 
 def contents(folder: Path) -> dict[str, bytes]:

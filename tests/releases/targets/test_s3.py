@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support.released import contents, release
+from support.released import contents, release, send
 
 from slmctl.errors import IntegrityError, NetworkError, UsageError
 from slmctl.releases import targets
@@ -43,10 +43,10 @@ def test_a_large_file_whose_upload_is_refused_is_not_there(
     with monkeypatch.context() as broken:
         broken.setattr(bucket._client, "upload_part", refused)
         with pytest.raises(NetworkError, match="refused UploadPart: SlowDown"):
-            targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
+            send(bucket, made)
     assert made.files(".gguf")[0].path not in bucket.holds(shipment)
     assert targets.published(bucket, "desk", "1.0") is None
-    targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
+    send(bucket, made)
     assert contents(targets.fetch(bucket, "", None, into=tmp_path).path) == contents(made.path)
 
 

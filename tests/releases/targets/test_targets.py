@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support import hub
-from support.released import contents, release
+from support.released import contents, release, send
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest
@@ -47,21 +47,13 @@ def target(address: str) -> Iterator[Target]:
         yield opened
 
 
-def send(target: Target, address: str, made: Artifact, signature: Path | None = None) -> targets.Plan:
-    plan = targets.plan(target, address, targets.shipment(made, signature=signature))
-    targets.deliver(target, plan)
-    return plan
-
-
-def test_a_round_trip_is_bit_exact_and_the_second_time_sends_nothing(
-    target: Target, address: str, tmp_path: Path
-) -> None:
+def test_a_round_trip_is_bit_exact_and_the_second_time_sends_nothing(target: Target, tmp_path: Path) -> None:
     signature = tmp_path / "signature"
     signature.write_bytes(b'{"signed": true}')
     made = release(tmp_path, weights=os.urandom(300_000))
-    plan = send(target, address, made, signature)
+    plan = send(target, made, signature=signature)
     assert len(plan.missing) == 8
-    again = targets.plan(target, address, targets.shipment(made, signature=signature))
+    again = targets.plan(target, "there", targets.shipment(made, signature=signature))
     assert (again.there, again.missing, again.size) == (True, (), 0)
     found = targets.fetch(target, "desk@1.0", None, into=tmp_path / "here")
     assert found.path == tmp_path / "here" / "desk-1.0"
@@ -75,10 +67,10 @@ def test_a_round_trip_is_bit_exact_and_the_second_time_sends_nothing(
 
 @pytest.mark.parametrize("address", ["dir", "s3"], indirect=True)  # on the Hub all small files come with the commit
 def test_an_interrupted_delivery_shows_nothing_and_goes_on(
-    target: Target, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, put, sent = release(tmp_path, weights=os.urandom(50_000)), target.put, set[str]()
-    plan = targets.plan(target, address, targets.shipment(made))
+    plan = targets.plan(target, "there", targets.shipment(made))
 
     def cut(shipment: targets.Shipment, missing: tuple[ShipmentFile, ...]) -> None:
         for item in missing[:4]:
@@ -93,17 +85,17 @@ def test_an_interrupted_delivery_shows_nothing_and_goes_on(
     with pytest.raises((IntegrityError, UsageError, NetworkError)):
         targets.fetch(target, "", None, into=tmp_path / "here")
     assert not (tmp_path / "here" / "desk-1.0").exists()
-    left = send(target, address, made)
+    left = send(target, made)
     assert {item.name for item in left.missing} == {item.name for item in plan.missing} - sent
     assert contents(targets.fetch(target, "", None, into=tmp_path / "here").path) == contents(made.path)
 
 
-def test_a_version_never_changes_and_another_one_shares_its_files(target: Target, address: str, tmp_path: Path) -> None:
+def test_a_version_never_changes_and_another_one_shares_its_files(target: Target, tmp_path: Path) -> None:
     first = release(tmp_path)
-    send(target, address, first)
+    send(target, first)
     with pytest.raises(IntegrityError, match=r"already holds another desk 1\.0"):
-        send(target, address, release(tmp_path, weights=b"other weights"))
-    second = send(target, address, release(tmp_path, "1.1"))
+        send(target, release(tmp_path, weights=b"other weights"))
+    second = send(target, release(tmp_path, "1.1"))
     assert not {"LICENSE", "report.json"} & {item.name for item in second.missing}
     with pytest.raises(UsageError, match=r"releases|tags"):
         targets.fetch(target, "", None, into=tmp_path)
@@ -112,11 +104,11 @@ def test_a_version_never_changes_and_another_one_shares_its_files(target: Target
     assert contents(tmp_path / "here" / "desk-1.0") == contents(first.path)
 
 
-def test_a_signature_may_come_later(target: Target, address: str, tmp_path: Path) -> None:
+def test_a_signature_may_come_later(target: Target, tmp_path: Path) -> None:
     made, signature = release(tmp_path), tmp_path / "signature"
-    send(target, address, made)
+    send(target, made)
     signature.write_bytes(b"{}")
-    assert [item.name for item in send(target, address, made, signature).missing] == ["model.sig"]
+    assert [item.name for item in send(target, made, signature=signature).missing] == ["model.sig"]
     assert (targets.fetch(target, "1.0", None, into=tmp_path).path / "model.sig").read_bytes() == b"{}"
 
 
@@ -127,25 +119,23 @@ def another_run(folder: Path) -> Artifact:
     return artifact.load(made.path)
 
 
-def test_a_signature_is_not_dropped_where_the_manifest_is_of_another_run(
-    target: Target, address: str, tmp_path: Path
-) -> None:
+def test_a_signature_is_not_dropped_where_the_manifest_is_of_another_run(target: Target, tmp_path: Path) -> None:
     made, signature = release(tmp_path), tmp_path / "signature"
-    send(target, address, made)
+    send(target, made)
     again = another_run(tmp_path / "again")
-    assert send(target, address, again).missing == ()  # unsigned, it is there
+    assert send(target, again).missing == ()  # unsigned, it is there
     signature.write_bytes(b"{}")
     with pytest.raises(IntegrityError, match=r"already holds desk 1\.0 with the manifest of another run") as caught:
-        send(target, address, again, signature)
+        send(target, again, signature=signature)
     assert "increase 'version'" in caught.value.hint
     assert contents(targets.fetch(target, "1.0", None, into=tmp_path / "here").path) == contents(made.path)
 
 
 def test_another_release_under_a_version_is_refused(
-    target: Target, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validly made, perhaps signed, and not what was asked for."""
-    send(target, address, release(tmp_path, "0.9"))
+    send(target, release(tmp_path, "0.9"))
     with pytest.raises(IntegrityError):
         targets.fetch(target, "other@0.9", None, into=tmp_path / "here")
     read = target.read
@@ -158,7 +148,7 @@ def test_another_release_under_a_version_is_refused(
 
 def test_of_two_fetches_at_once_the_second_finds_it_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, made = FolderTarget(tmp_path / "registry"), release(tmp_path)
-    send(place, "dir:", made)
+    send(place, made)
     begun, waits = threading.Event(), threading.Event()
     monkeypatch.setattr(targets.console, "say", lambda text="": waits.set() if text.startswith("pid ") else None)
 
@@ -188,11 +178,9 @@ def test_a_proxy_on_the_way_is_among_the_hosts(to: str, monkeypatch: pytest.Monk
     assert set(targets._open(to, Settings()).hosts) == before | {"proxy.example"}
 
 
-def test_an_interrupted_fetch_goes_on(
-    target: Target, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_fetch_goes_on(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = release(tmp_path, weights=os.urandom(50_000))
-    send(target, address, made)
+    send(target, made)
     read, got = target.read, list[str]()
     last = 3
 
@@ -218,10 +206,8 @@ def test_an_interrupted_fetch_goes_on(
     assert not list(tmp_path.glob(".draft-*"))
 
 
-def test_what_came_damaged_is_not_kept(
-    target: Target, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    send(target, address, release(tmp_path))
+def test_what_came_damaged_is_not_kept(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(target, release(tmp_path))
     read, damaged = target.read, contextlib.nullcontext(iter([b"TIM"]))
     monkeypatch.setattr(target, "read", lambda *file: damaged if "LICENSE" in file else read(*file))
     with pytest.raises(IntegrityError, match="LICENSE came otherwise than its manifest says"):

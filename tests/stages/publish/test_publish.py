@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -20,13 +21,16 @@ import pytest
 import yaml
 from support import tiny
 from support.forks import Forks
-from support.released import contents, make_key
+from support.released import contents, make_key, send
 
 from slmctl import config
 from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import GateError, IntegrityError
 from slmctl.pipeline import chains, resolve, runner
 from slmctl.releases import registry
+from slmctl.releases.targets.local import FolderTarget
+from slmctl.stages.publish import memorisation_probe, publish
 
 RELEASE = {"LICENSE", "Modelfile", "NOTICE", "README.md", "lineage.intoto.json", "manifest.json", "report.html",
            "report.json", "report.md", "rows.jsonl", "task.json"}  # fmt: skip
@@ -137,8 +141,6 @@ def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
 
 
 def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slmctl.stages.publish import memorisation_probe
-
     probe = memorisation_probe.MemorisationProbe("0" * 16, "x", "y", 30.0)
     monkeypatch.setattr(memorisation_probe, "choose", lambda task, records, count: [probe])
     monkeypatch.setattr(memorisation_probe, "_regurgitated", lambda gguf, chosen: [*chosen])
@@ -152,22 +154,19 @@ def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPa
 def test_inputs_of_two_chains_are_refused(fresh: Path) -> None:
     project = open_project(fresh)
     inputs: dict[str, Any] = dict(resolve.resolve_stage(project, "publish").inputs)
-    other = inputs["merged"].manifest.__dict__ | {"inputs": {"base": "sha256:0", "adapter": "sha256:0"}}
-    inputs["merged"] = artifact.Artifact(inputs["merged"].path, artifact.Manifest(**other))
+    made = inputs["merged"]
+    other = dataclasses.replace(made.manifest, inputs={"base": "sha256:0", "adapter": "sha256:0"})
+    inputs["merged"] = Artifact(made.path, other)
     with pytest.raises(IntegrityError, match="was not made from"):
         runner.run(project, resolve.resolve_stage(project, "publish", inputs))
 
 
-def test_a_base_without_license_stays_on_this_machine(fresh: Path, tmp_path: Path) -> None:
-    project = open_project(fresh)
-    made = runner.run(project, resolve.resolve_stage(project, "publish")).artifact
-    from slmctl.stages.publish import publish
-
-    silent = artifact.Artifact(
-        made.path, artifact.Manifest(**made.manifest.__dict__ | {"metrics": made.metrics | {"license": ""}})
-    )
-    publish.require_allowed(silent, project.config.publish)
-    elsewhere = project.config.publish.model_copy(update={"to": "hf:acme/desk"})
+def test_a_base_without_license_stays_on_this_machine(artifacts: dict[str, Artifact], project: resolve.Project) -> None:
+    made, section = artifacts["published"], project.config.publish
+    manifest = dataclasses.replace(made.manifest, metrics=made.metrics | {"license": ""})
+    silent = Artifact(made.path, manifest)
+    publish.require_allowed(silent, section)
+    elsewhere = section.model_copy(update={"to": "hf:acme/desk"})
     with pytest.raises(GateError, match="the base states no license"):
         publish.require_allowed(silent, elsewhere)
 
@@ -253,11 +252,7 @@ def second_version(desk: Path) -> None:
         artifact.seal(
             place, final, lambda files, digest: artifact.Manifest(**fields | {"files": files, "digest": digest})
         )
-    from slmctl.releases import targets
-    from slmctl.releases.targets.local import FolderTarget
-
-    local = FolderTarget(desk / "registry")
-    targets.deliver(local, targets.plan(local, "dir:", targets.shipment(artifact.load(final))))
+    send(FolderTarget(desk / "registry"), artifact.load(final))
 
 
 def test_promote_and_roll_back_from_the_command_line(stages: Forks, desk: Path) -> None:
