@@ -61,13 +61,9 @@ def _check(folder: Path, gguf: str) -> None:
     """
     from slmctl.model_files import hf_folder  # after the limits are set
 
-    if not gguf:
-        for name in ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
-            if (folder / name).exists() or name == "config.json":
-                bounded_json.read_object(folder / name, error=DataError, follow=True)
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
-            if (folder / name).exists():
-                bounded_json.read_bytes(folder / name, limit=MAX_TOKENIZER_BYTES, error=DataError, follow=True)
+    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
+        if not gguf and (folder / name).exists():
+            bounded_json.read_bytes(folder / name, limit=MAX_TOKENIZER_BYTES, error=DataError, follow=True)
     tensors: Any = gguf_header.read(folder / gguf).tensors if gguf else safetensors_header.read_folder(folder)
     with hf_folder.gguf_parsed_once() if gguf else contextlib.nullcontext():
         hf_folder.require_consistent(folder, {tensor.name: tensor.shape for tensor in tensors}, gguf=gguf)
