@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import result
 from slmctl.config import resolve_matmul_dtype
-from slmctl.model_files import catalogue, memory
+from slmctl.model_files import memory, model_shape
 from slmctl.stages.finetune import batches, layer_replacement
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker, EncodedRecord
 
@@ -100,7 +100,7 @@ def some_records(prefix: int) -> list[EncodedRecord]:
 
 def whole(records: Sequence[EncodedRecord]) -> list[Sequence[EncodedRecord]]:
     """The records in parts of which each has at most PIECE_TOKENS tokens, the prefix counted in every record."""
-    return batches.split_batch(records, catalogue.PIECE_TOKENS)
+    return batches.split_batch(records, model_shape.PIECE_TOKENS)
 
 
 def step(model: Any, pieces: Sequence[dict[str, Any]]) -> float:

@@ -17,7 +17,7 @@ from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import TaskKind, TaskProposal
 from slmctl.metrics.label_typos import label_typos
 from slmctl.metrics.statistics import drop_bound
-from slmctl.model_files import catalogue, memory
+from slmctl.model_files import catalogue, memory, model_shape
 from slmctl.model_files.catalogue import CatalogueEntry
 from slmctl.task.cleaning import STEPS, clean
 
@@ -78,7 +78,7 @@ class Machine:
 
     def training_bytes(self, entry: CatalogueEntry, *, small: bool = False) -> int:
         """Estimated peak memory of training a base, at full speed or in small pieces."""
-        pieces = catalogue.LEAST_PIECE_TOKENS if small else catalogue.PIECE_TOKENS
+        pieces = model_shape.LEAST_PIECE_TOKENS if small else model_shape.PIECE_TOKENS
         return entry.training_bytes(2 if self.dtype == "bfloat16" else 4, pieces)
 
     def minutes(self, entry: CatalogueEntry, tokens: int) -> float:

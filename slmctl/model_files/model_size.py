@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from slmctl import hardware
 from slmctl.model_files import hf_folder, safetensors_header, stored_weights
-from slmctl.model_files.training_memory import TrainedSizes
+from slmctl.model_files.model_shape import TrainedSizes
 
 FIXED_BYTES = 150_000_000  # thread pools, tokenizer, records
 KEPT_STATES = 6  # of the hidden size, and as many of the widest layer's, while a layer is computed

@@ -19,9 +19,10 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import FullError, GateError, MissingError, SlmctlError, UsageError
 from slmctl.installation import pip_line
 from slmctl.metrics import gates, linear_baseline
-from slmctl.model_files import catalogue, gguf_converter
+from slmctl.model_files import catalogue, gguf_converter, model_shape
 from slmctl.model_files.base_model import Base
-from slmctl.model_files.catalogue import CatalogueEntry, ModelShape
+from slmctl.model_files.catalogue import CatalogueEntry
+from slmctl.model_files.model_shape import ModelShape
 from slmctl.pipeline import released, resolve, row_estimate, runner
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
@@ -400,7 +401,7 @@ def _notes(project: Project, shape: ModelShape | None, names: Sequence[str]) -> 
     """Notes on what may stop the run: memory that is short now, and a version that was published already."""
     section = project.config.finetune
     if "finetune" in names and shape is not None and not hardware.accelerator():
-        width, smallest = 2 if section.matmul_dtype == "bfloat16" else 4, catalogue.LEAST_PIECE_TOKENS
+        width, smallest = 2 if section.matmul_dtype == "bfloat16" else 4, model_shape.LEAST_PIECE_TOKENS
         least, free = shape.training_bytes(width, smallest, in_4bit=section.load_in_4bit), hardware.available_bytes()
         if least > free:
             text = f"finetune takes about {console.size(least)} even in small pieces, and {console.size(free)} are free"

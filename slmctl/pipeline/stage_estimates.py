@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from slmctl import hardware
 from slmctl.config import Config, FinetuneConfig
 from slmctl.inference.engine import usable_cores
-from slmctl.model_files import catalogue, memory
-from slmctl.model_files.catalogue import ModelShape
+from slmctl.model_files import memory, model_shape
+from slmctl.model_files.model_shape import ModelShape
 from slmctl.pipeline.row_estimate import RowEstimate
 
 CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itself, its best value and two moments
@@ -118,7 +118,7 @@ def _pull(settings: Config, sizes: _Sizes) -> StageEstimate:
     source = settings.pull.base
     packed = source.startswith("pypi:") or source.endswith(".gguf")
     expanded = LOADED_BYTES + sizes.weights + TENSOR_BYTES * sizes.shape.embedding if packed else 0
-    peak = max(expanded, catalogue.PROCESS_BYTES if settings.pull.rehearse else LOADED_BYTES)
+    peak = max(expanded, model_shape.PROCESS_BYTES if settings.pull.rehearse else LOADED_BYTES)
     remote = source.startswith(("pypi:", "hf:"))
     seconds = REHEARSAL_SECONDS * settings.pull.rehearse + sizes.weights / BYTES_A_SECOND
     return StageEstimate(2 * sizes.weights, int(peak), None if remote else seconds)
@@ -158,13 +158,13 @@ class _Work:
     """
 
     row: float = 0.0
-    piece: int = catalogue.PIECE_TOKENS
+    piece: int = model_shape.PIECE_TOKENS
 
     @classmethod
     def of(cls, batch_size: int, rows: RowEstimate) -> _Work:
-        own, most = max(rows.tokens - rows.shared, 1), catalogue.piece_budget(rows.shared)
+        own, most = max(rows.tokens - rows.shared, 1), model_shape.piece_budget(rows.shared)
         together = min(max((most - rows.shared) // own, 1), batch_size)
-        piece = max(catalogue.PIECE_TOKENS, rows.shared + together * own)
+        piece = max(model_shape.PIECE_TOKENS, rows.shared + together * own)
         return cls(own + rows.shared * math.ceil(batch_size / together) / batch_size, piece)
 
 

@@ -10,7 +10,7 @@ import pytest
 from support import TESTS
 
 from slmctl.errors import MissingError, UsageError
-from slmctl.model_files import catalogue, gguf_converter
+from slmctl.model_files import catalogue, gguf_converter, model_shape
 from slmctl.model_files.catalogue import CatalogueEntry
 
 ENTRIES = catalogue.entries()
@@ -78,7 +78,7 @@ def test_estimates_are_near_what_was_measured() -> None:
     memory, _ = measured("SmolLM2-135M: peak memory, GB")
     assert entry.training_bytes(2) == pytest.approx(memory * 1e9, rel=0.2)
     assert entry.training_bytes(2, in_4bit=True) < entry.training_bytes(2) < entry.training_bytes(4)
-    assert entry.training_bytes(2, catalogue.LEAST_PIECE_TOKENS) < entry.training_bytes(2)
+    assert entry.training_bytes(2, model_shape.LEAST_PIECE_TOKENS) < entry.training_bytes(2)
 
 
 def test_find() -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from slmctl.model_files.catalogue import PIECE_TOKENS, piece_budget
+from slmctl.model_files.model_shape import PIECE_TOKENS, piece_budget
 from slmctl.stages.finetune.packing import (
     IGNORED,
     BatchPacker,

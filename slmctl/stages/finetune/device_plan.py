@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from slmctl.config import FinetuneConfig
 from slmctl.console import size
 from slmctl.errors import StageError
-from slmctl.model_files import catalogue, safetensors_header
+from slmctl.model_files import model_shape, safetensors_header
 from slmctl.stages.finetune import batches, checkpoint
 from slmctl.stages.finetune.answer_loss import VOCABULARY_BLOCK
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
@@ -69,7 +69,7 @@ class DevicePlan:
 
     dtype: torch.dtype = torch.float32
     mixed: str = ""
-    piece_tokens: int = catalogue.PIECE_TOKENS
+    piece_tokens: int = model_shape.PIECE_TOKENS
     memory_bytes: int | None = None
     checkpointing: bool = False
     check_every: int = 1
@@ -122,7 +122,7 @@ def gpu_here() -> Gpu | None:
 
 
 def for_cpu(
-    config: FinetuneConfig, memory_bytes: int | None = None, piece_tokens: int = catalogue.PIECE_TOKENS
+    config: FinetuneConfig, memory_bytes: int | None = None, piece_tokens: int = model_shape.PIECE_TOKENS
 ) -> DevicePlan:
     """The plan of a training on a CPU that takes so many bytes."""
     dtype = torch.bfloat16 if config.matmul_dtype == "bfloat16" else torch.float32

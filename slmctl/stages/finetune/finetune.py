@@ -23,7 +23,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, MissingError, StageError, UsageError
-from slmctl.model_files import catalogue, hf_folder, memory
+from slmctl.model_files import hf_folder, memory, model_shape
 from slmctl.model_files.base_model import Base
 from slmctl.network import guard
 from slmctl.stages.finetune import (
@@ -194,7 +194,7 @@ def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[Enco
     world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     per_process = max(config.batch_size // (config.gradient_accumulation_steps * world), 1)
     needs: dict[int, int] = {}
-    for piece in (catalogue.PIECE_TOKENS, *batches.SMALLER_PIECES):
+    for piece in (model_shape.PIECE_TOKENS, *batches.SMALLER_PIECES):
         largest = batches.largest_piece(records, per_process, piece)
         needs[piece] = memory_estimate.estimate_bytes(folder, config, *largest)
     if world > 1:  # what a faster process had loaded by now would count as taken
@@ -233,8 +233,8 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
         trainer.evaluate()
     if leads and resumed is None:
         expected = f", about {console.size(inputs.plan.memory_bytes)} of memory" if inputs.plan.memory_bytes else ""
-        if inputs.plan.piece_tokens < catalogue.PIECE_TOKENS:
-            expected += f" with {inputs.plan.piece_tokens} tokens at once in place of {catalogue.PIECE_TOKENS}"
+        if inputs.plan.piece_tokens < model_shape.PIECE_TOKENS:
+            expected += f" with {inputs.plan.piece_tokens} tokens at once in place of {model_shape.PIECE_TOKENS}"
         loss = trainer.progress.before or math.nan
         if inputs.plan.idle_gpus:
             visible = inputs.plan.idle_gpus + 1

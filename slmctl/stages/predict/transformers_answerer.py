@@ -31,7 +31,7 @@ from slmctl.inference.engine import Answer, EngineError
 from slmctl.inference.json_grammar import Rules, Walk
 from slmctl.inference.label_search import LabelSearch, LabelTrie
 from slmctl.model_files import hf_folder, memory, model_size, stored_weights
-from slmctl.model_files.catalogue import ANSWERED_TOGETHER, HELD_TOKENS
+from slmctl.model_files.model_shape import ANSWERED_TOGETHER, HELD_TOKENS
 from slmctl.task.contract import Task
 
 if TYPE_CHECKING:

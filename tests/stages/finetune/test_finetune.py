@@ -34,7 +34,7 @@ import transformers  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from slmctl.model_files import catalogue, hf_folder, memory  # noqa: E402
+from slmctl.model_files import hf_folder, memory, model_shape  # noqa: E402
 from slmctl.stages.finetune import (  # noqa: E402
     answer_loss,
     batches,
@@ -174,7 +174,7 @@ def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
     monkeypatch.setattr(packing_check, "supports_packing", lambda model: False)
     monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", measured)
     assert run({"max_steps": 2, "batch_size": 64}, artifacts, tmp_path / "one")["learned"]
-    assert catalogue.PIECE_TOKENS / 2 < max(sizes) <= catalogue.PIECE_TOKENS
+    assert model_shape.PIECE_TOKENS / 2 < max(sizes) <= model_shape.PIECE_TOKENS
 
 
 def gradients(model: Any, loss: Any) -> Any:
@@ -927,7 +927,7 @@ def test_what_is_computed_at_once_is_bounded_by_the_batch_and_by_a_piece() -> No
 
     assert largest([5, 30, 20, 10], 2) == 50
     assert largest([100] * 40, 16) == 600  # cut evenly: 6, 5 and 5 records
-    assert largest([10, 2 * catalogue.PIECE_TOKENS], 2) == 2 * catalogue.PIECE_TOKENS
+    assert largest([10, 2 * model_shape.PIECE_TOKENS], 2) == 2 * model_shape.PIECE_TOKENS
 
 
 def test_processes_share_a_batch_and_need_memory_each(
