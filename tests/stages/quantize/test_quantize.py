@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,6 @@ from slmctl.stages.merge import merge  # noqa: E402
 from slmctl.stages.quantize import gguf_files, lora_gguf, parity, quantize  # noqa: E402
 
 
-def config(*types: str, **more: Any) -> QuantizeConfig:
-    return QuantizeConfig(project="tiny-desk", version="1.0", types=list(types), **more)
-
-
 @pytest.fixture
 def merged(artifacts: dict[str, Artifact], tmp_path: Path) -> Path:
     """A copy of the tiny merged model that a test may change."""
@@ -61,14 +58,28 @@ def lossless(artifacts: dict[str, Artifact]) -> Path:
     return made.file(made.metrics["files"]["F16"]["file"])
 
 
-def run(
-    settings: QuantizeConfig, merged: Path, artifacts: dict[str, Artifact], out: Path
-) -> dict[str, dict[str, object]]:
-    out.mkdir(parents=True)
-    wrapped = artifact.foreign(merged, "merged")
-    metrics = quantize.run(settings, merged=wrapped, prepared=artifacts["prepared"], out=out)
-    files: dict[str, dict[str, object]] = metrics["files"]
-    return files
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "made"
+
+
+@pytest.fixture
+def run(merged: Path, artifacts: dict[str, Artifact], out: Path, forked_children: None) -> Callable[..., Any]:
+    """Quantize the copy to some types; gives their entries in the metrics."""
+
+    def quantized(*types: str, out: Path = out, **settings: Any) -> Any:
+        out.mkdir(parents=True)
+        section = QuantizeConfig(project="tiny-desk", version="1.0", types=list(types), **settings)
+        wrapped = artifact.foreign(merged, "merged")
+        return quantize.run(section, merged=wrapped, prepared=artifacts["prepared"], out=out)["files"]
+
+    return quantized
+
+
+@pytest.fixture
+def converted(lossless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no conversion, which takes seconds: what becomes of its file is another question."""
+    monkeypatch.setattr(gguf_converter, "convert", lambda model, target, **_: shutil.copyfile(lossless, target))
 
 
 @pytest.mark.parametrize(
@@ -136,34 +147,30 @@ def test_the_token_ids_are_those_of_training(artifacts: dict[str, Artifact]) -> 
                 assert model.tokenize(form) == tokenizer(form, add_special_tokens=False).input_ids
 
 
-@pytest.mark.usefixtures("forked_children")
-def test_k_quants_say_what_fell_back(merged: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("converted")
+def test_k_quants_say_what_fell_back(run: Callable[..., Any], out: Path) -> None:
     # no row of the tiny model is a multiple of 256: every matrix falls back
-    entry = run(config("Q4_K_M", importance_matrix="off"), merged, artifacts, tmp_path / "out" / "made")["Q4_K_M"]
-    head = gguf_header.read(tmp_path / "out" / "made" / str(entry["file"]))
+    entry = run("Q4_K_M", importance_matrix="off")["Q4_K_M"]
     assert entry["importance"] is False
-    assert not any(key.startswith("quantize.imatrix") for key in head.metadata)
-    assert entry["fallback_tensors"] == sum(entry["tensor_types"].values())  # type: ignore[attr-defined]
-    assert entry["bits_per_weight"] > 4.9  # type: ignore[operator]
+    assert not any(key.startswith("quantize.imatrix") for key in gguf_header.read(out / entry["file"]).metadata)
+    assert entry["fallback_tensors"] == sum(entry["tensor_types"].values())
+    assert entry["bits_per_weight"] > 4.9
 
 
-@pytest.mark.usefixtures("forked_children")
 def test_a_model_that_never_stops_is_caught(
-    merged: Path, artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any], merged: Path, artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize, "MAX_PROBE_TOKENS", 16)
     shutil.copyfile(artifacts["base"].file("model.safetensors"), merged / "model.safetensors")  # untrained
     with pytest.raises(StageError, match="never ends an answer: 0 of 8 held-out prompts") as caught:
-        run(config("F16"), merged, artifacts, tmp_path / "out" / "made")
+        run("F16")
     assert "finetune.epochs" in caught.value.hint
 
 
-def test_a_damaged_model_is_said_before_anything_is_loaded(
-    merged: Path, artifacts: dict[str, Artifact], tmp_path: Path
-) -> None:
+def test_a_damaged_model_is_said_before_anything_is_loaded(run: Callable[..., Any], merged: Path) -> None:
     (merged / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
     with pytest.raises(DataError, match="the config in merged cannot be loaded"):
-        run(config("Q8_0"), merged, artifacts, tmp_path / "out" / "made")
+        run("Q8_0")
 
 
 def ladder(source: Path, target: Path, type_name: str) -> list[str]:
@@ -207,9 +214,8 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.usefixtures("forked_children")
 def test_a_full_disk_leaves_no_file_under_a_final_name(
-    small_disk: Path, lossless: Path, merged: Path, artifacts: dict[str, Artifact]
+    small_disk: Path, lossless: Path, run: Callable[..., Any]
 ) -> None:
     # the lossless file fits, a second one beside it does not; llama.cpp leaves what it wrote
     with pytest.raises(StageError, match="quantizing to Q8_0 failed") as caught:
@@ -221,7 +227,7 @@ def test_a_full_disk_leaves_no_file_under_a_final_name(
     (small_disk / "x.gguf").unlink(missing_ok=True)
     (small_disk / "filler").write_bytes(bytes(100_000))
     with pytest.raises(StageError, match="the GGUF converter failed") as caught:
-        run(config("F32", "Q8_0"), merged, artifacts, small_disk / "made")
+        run("F32", "Q8_0", out=small_disk / "made")
     assert "df -h" in caught.value.hint
 
 
@@ -275,42 +281,36 @@ def test_killed_then_two_at_once(desk: Path) -> None:
     assert not list((desk / "runs" / "gguf").glob(".draft-*"))
 
 
-@pytest.mark.usefixtures("forked_children")
-def test_a_ladder_says_what_each_file_is(
-    merged: Path, artifacts: dict[str, Artifact], tmp_path: Path, capsys: Any
-) -> None:
-    files = run(config("F32", "Q8_0", "Q4_0"), merged, artifacts, tmp_path / "out" / "made")
+def test_a_ladder_says_what_each_file_is(run: Callable[..., Any], out: Path, capsys: Any) -> None:
+    files = run("F32", "Q8_0", "Q4_0")
     assert list(files) == ["F32", "Q8_0", "Q4_0"]
     entry = files["Q4_0"]  # written both ways, and the closer one is kept
-    assert entry["kl_mean"] == min(entry["kl_weighted"], entry["kl_plain"])  # type: ignore[type-var]
-    kept = gguf_header.read(tmp_path / "out" / "made" / str(entry["file"])).metadata
+    assert entry["kl_mean"] == min(entry["kl_weighted"], entry["kl_plain"])
+    kept = gguf_header.read(out / entry["file"]).metadata
     assert entry["importance"] == ("quantize.imatrix.entries_count" in kept)
     assert not files["Q8_0"]["importance"]
-    assert files["F32"]["kl_mean"] < files["Q8_0"]["kl_mean"] < files["Q4_0"]["kl_mean"]  # type: ignore[operator]
+    assert files["F32"]["kl_mean"] < files["Q8_0"]["kl_mean"] < files["Q4_0"]["kl_mean"]
     for entry in files.values():
-        assert entry["positions"] >= 16  # type: ignore[operator]
-        assert entry["texts"] > 30  # type: ignore[operator]
+        assert entry["positions"] >= 16
+        assert entry["texts"] > 30
     # the file of the merged model's own type is the conversion itself
     assert files["F32"]["bits_per_weight"] == 32.0
-    assert files["F32"]["kl_mean"] < 1e-5  # type: ignore[operator]
-    assert {path.name for path in (tmp_path / "out" / "made").iterdir()} == {
-        "base.json", *(entry["file"] for entry in files.values())
-    }  # fmt: skip
+    assert files["F32"]["kl_mean"] < 1e-5
+    assert {path.name for path in out.iterdir()} == {"base.json", *(entry["file"] for entry in files.values())}
     said = " ".join(capsys.readouterr().err.split())
-    assert f"Q4_0: {files['Q4_0']['size'] / 1000:.1f} kB" in said  # type: ignore[operator]
+    assert f"Q4_0: {files['Q4_0']['size'] / 1000:.1f} kB" in said
     assert "nats from the merged model" in said
 
 
-@pytest.mark.usefixtures("forked_children")
+@pytest.mark.usefixtures("converted")
 def test_a_type_of_a_large_base_is_written_once(
-    merged: Path, artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize, "LARGE", 1)
     monkeypatch.setattr(quantize, "AUTO_RECORDS", 6)
-    files = run(config("Q4_0"), merged, artifacts, tmp_path / "out" / "made")
-    assert files["Q4_0"]["importance"] and "kl_plain" not in files["Q4_0"]
-    kept = gguf_header.read(tmp_path / "out" / "made" / str(files["Q4_0"]["file"])).metadata
-    assert kept["quantize.imatrix.chunks_count"] == 3
+    (entry,) = run("Q4_0").values()
+    assert entry["importance"] and "kl_plain" not in entry
+    assert gguf_header.read(out / entry["file"]).metadata["quantize.imatrix.chunks_count"] == 3
 
 
 def test_a_file_that_is_larger_and_no_better_is_named_where_it_was_compared() -> None:
