@@ -6,22 +6,16 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from support import TESTS
+from support import ROOT
 
 from slmctl import console
-
-
-@pytest.fixture(autouse=True)
-def normal_level() -> Iterator[None]:
-    console.set_level(0)
-    yield
-    console.set_level(0)
 
 
 @pytest.mark.parametrize(
@@ -68,63 +62,31 @@ def test_plain_text_is_left_alone(text: str) -> None:
     assert console.clean(text) == text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0.0 s"),
-        (0.44, "0.4 s"),
-        (9.94, "9.9 s"),
-        (9.96, "10 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (3599.4, "59 min 59 s"),
-        (3599.6, "1 h 00 min"),
-        (7500, "2 h 05 min"),
-        (90_000, "25 h 00 min"),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert console.duration(seconds) == text
+FIGURES: dict[Callable[[Any], str], dict[float, str]] = {
+    console.duration: {
+        0: "0.0 s", 0.44: "0.4 s", 9.94: "9.9 s", 9.96: "10 s", 59.4: "59 s", 59.6: "1 min 00 s", 200: "3 min 20 s",
+        3599.4: "59 min 59 s", 3599.6: "1 h 00 min", 7500: "2 h 05 min", 90_000: "25 h 00 min",
+    },
+    console.percent: {  # a share is not rounded to nothing or all
+        0.925: "92.5 %", 0.0: "0.0 %", 1.0: "100.0 %", 0.9999: "99.99 %", 0.00031: "0.03 %", 1e-9: "0.0000 %",
+    },
+    console.size: {
+        0: "0 B", 999: "999 B", 1000: "1.0 kB", 98_400_000: "98.4 MB", 999_949: "999.9 kB", 999_999: "1.0 MB",
+        1_200_000_000: "1.20 GB", 64_000_000_000: "64.00 GB",
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
-        (0.925, "92.5 %"),
-        (0.0, "0.0 %"),
-        (1.0, "100.0 %"),
-        (0.9999, "99.99 %"),
-        (0.00031, "0.03 %"),
-        (1e-9, "0.0000 %"),
-    ],
-)
-def test_a_share_is_not_rounded_to_nothing_or_all(share: float, text: str) -> None:
-    assert console.percent(share) == text
+@pytest.mark.parametrize("write", FIGURES, ids=lambda write: write.__name__)
+def test_figures(write: Callable[[Any], str]) -> None:
+    assert {value: write(value) for value in FIGURES[write]} == FIGURES[write]
 
 
 def test_percent_has_one_form() -> None:
     # once `92.0%` in the terminal, `0.9200` in a gate and `92.0 %` in the README
-    sources = [path for path in (TESTS.parent / "slmctl").rglob("*.py") if path.name != "console.py"]
+    sources = [path for path in (ROOT / "slmctl").rglob("*.py") if path.name != "console.py"]
     assert len(sources) > 100
     assert [path for path in sources if re.search(r":\.?\d*%\}", path.read_text(encoding="utf-8"))] == []
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (98_400_000, "98.4 MB"),
-        (999_949, "999.9 kB"),
-        (999_999, "1.0 MB"),
-        (1_200_000_000, "1.20 GB"),
-        (64_000_000_000, "64.00 GB"),
-    ],
-)
-def test_size(count: int, text: str) -> None:
-    assert console.size(count) == text
 
 
 def test_results_go_to_stdout_and_all_else_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:

@@ -40,54 +40,23 @@ def steps(path: Path = ROOT / "Dockerfile") -> list[tuple[str, str]]:
     return [(line.split(None, 1)[0], " ".join(line.split(None, 1)[1].split())) for line in lines]
 
 
-def faults(instructions: list[tuple[str, str]]) -> list[str]:
-    """What hadolint would say, by its rules' numbers, as far as it applies here."""
-    last = max(place for place, (name, _) in enumerate(instructions) if name == "FROM")
-    final = instructions[last:]
-    found = []
+def test_the_image_is_small_pinned_and_runs_as_nobody() -> None:
+    """The rules of hadolint that apply here."""
+    instructions = steps()
     defaults = {value.partition("=")[0]: value.partition("=")[2] for name, value in instructions if name == "ARG"}
     for name, value in instructions:
         if name == "FROM":
             tag = re.sub(r"\$\{(\w+)\}", lambda match: defaults.get(match[1], ""), value.split()[0]).partition(":")[2]
-            found += ["DL3006/7: an image without a tag, or the latest"] * (tag in ("", "latest"))
-        if name == "RUN" and "apt-get install" in value:
-            found += ["DL3015: recommends are installed"] * ("--no-install-recommends" not in value)
-            found += ["DL3009: the lists of apt stay"] * ("rm -rf /var/lib/apt/lists/*" not in value)
-            found += ["DL3014: apt asks"] * ("--yes" not in value)
+            assert tag not in ("", "latest")
         if name == "RUN":
-            found += ["DL3042: pip keeps its cache"] * ("pip install" in value and "--no-cache-dir" not in value)
-            found += ["DL3003: cd in place of WORKDIR"] * bool(re.search(r"(^|&& )cd ", value))
-            found += ["DL4006: a pipe whose first failure is lost"] * ("| " in value.replace("||", ""))
-            found += ["DL3004: sudo"] * ("sudo" in value)
-        if name in ("CMD", "ENTRYPOINT"):
-            found += ["DL3025: a shell around the program"] * (not isinstance(json.loads(value), list))
-        found += ["DL3020: ADD in place of COPY"] * (name == "ADD")
-    users = [value for name, value in final if name == "USER"]
-    found += ["DL3002: it runs as root"] * (not users or users[-1].split(":")[0] in ("root", "0"))
-    found += ["DL3057: no HEALTHCHECK"] * all(name != "HEALTHCHECK" for name, _ in final)
-    return found
-
-
-def test_the_image_is_as_it_should_be() -> None:
-    instructions = steps()
-    assert {name for name, _ in instructions} <= {
-        "ARG", "FROM", "RUN", "ENV", "WORKDIR", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"
-    }  # fmt: skip
-    assert faults(instructions) == []
+            assert not re.search(r"(^|&& )cd |\bsudo\b|[^|]\| ", value), "no cd, no sudo, no pipe that hides a failure"
+            installs = "apt-get install" in value
+            assert not installs or {"--no-install-recommends", "--yes", "/var/lib/apt/lists/*"} <= {*value.split()}
+            assert "pip install" not in value or "--no-cache-dir" in value
     assert [value for name, value in instructions if name == "USER"] == ["10001:10001"]
-    assert sum(name == "FROM" for name, _ in instructions) == 2
-    assert dict(instructions)["ENTRYPOINT"] == '["slmctl"]'
-
-
-def test_each_fault_of_an_image_is_seen() -> None:
-    bad = [
-        ("FROM", "python"), ("ADD", "a b"), ("RUN", "apt-get install g++"), ("RUN", "pip install torch"),
-        ("RUN", "cd /tmp && sudo ls | sort"), ("CMD", '"slmctl"'), ("USER", "root"),
-    ]  # fmt: skip
-    assert {fault.split(":")[0] for fault in faults(bad)} == {
-        "DL3006/7", "DL3015", "DL3009", "DL3014", "DL3042", "DL3003", "DL4006", "DL3004", "DL3025", "DL3020", "DL3002",
-        "DL3057",
-    }  # fmt: skip
+    names = [name for name, _ in instructions]
+    assert (names.count("FROM"), names.count("HEALTHCHECK"), names.count("ADD")) == (2, 1, 0)
+    assert [dict(instructions)[name] for name in ("ENTRYPOINT", "CMD")] == ['["slmctl"]', '["--help"]']
 
 
 def test_the_image_copies_what_is_there_and_what_the_build_context_lets_in() -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
 from slmctl import config
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 MAX_WORDS, MAX_ROWS = 80, 6  # of a paragraph, of a table
 LONG_TABLES = {"README.md": {"stages"}, "config.md": {"config"}}  # generated ones

@@ -28,21 +28,10 @@ def catching(fault: mutations.Fault, folder: Path) -> str:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, folder / name)
     fault.plant(folder)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-n0",
-        "-p",
-        "no:cacheprovider",
-        "--durations=0",
-        *fault.tests,
-    ]
-    ran = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True
-    )
+    options = ("-x", "-q", "-n0", "-p", "no:cacheprovider")
+    env = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "pytest", *options, *fault.tests]
+    ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if ran.returncode not in (0, 1):
         raise SystemExit(f"{fault.name}: pytest ended with {ran.returncode}\n{ran.stdout[-2000:]}")
     return FAILED.findall(ran.stdout)[0] if ran.returncode else ""
