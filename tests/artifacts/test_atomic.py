@@ -32,6 +32,38 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is brought to the disk and what gets a name, by its file's name, in order."""
+    seen: list[tuple[str, str]] = []
+    sync, replace, rename = os.fsync, os.replace, Path.rename
+
+    def note(kind: str, path: str) -> None:
+        seen.append((kind, Path(path).name.removeprefix(atomic.DRAFT)))
+
+    def synced(descriptor: int) -> None:
+        note("disk", str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda old, new: (note("name", str(new)), replace(old, new)))
+    monkeypatch.setattr(Path, "rename", lambda old, new: (note("name", str(new)), rename(old, new)))
+    return seen
+
+
+def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_after(
+    tmp_path: Path, order: list[tuple[str, str]]
+) -> None:
+    with atomic.file(tmp_path / "a") as draft:
+        draft.write_text("new")
+    assert order == [("disk", "a"), ("name", "a"), ("disk", tmp_path.name)]
+    order.clear()
+    with atomic.folder(tmp_path / "b") as draft:
+        (draft / "c").mkdir()
+        (draft / "c" / "d").write_text("new")
+    assert order == [("disk", "d"), ("disk", "c"), ("disk", "b"), ("name", "b"), ("disk", tmp_path.name)]
+
+
 def test_a_file_is_there_when_the_block_ends_well(tmp_path: Path) -> None:
     with atomic.file(tmp_path / "a") as draft:
         draft.write_text("new")
