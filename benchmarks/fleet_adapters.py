@@ -23,9 +23,9 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.engine import Answer, Engine
 from slmctl.model_files.gguf_choice import gguf_file, lora_file
-from slmctl.stages.predict.local_models import request
 from slmctl.stages.predict.prompts import asked
 from slmctl.task.contract import Task
+from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import Record, read_records
 
 TYPE = "Q8_0"
@@ -190,9 +190,10 @@ def run(task: Task, plan: Sequence[tuple[int, Record]], count: int, opening: Any
         shares: dict[Engine, list[Any]] = {}
         for place, record in plan:
             engine, adapter = models[place]
+            prompt = asked(task, record)
             shares.setdefault(engine, []).append(
-                request(task, asked(task, record), max_tokens=32, adapter=adapter)
-            )  # fmt: skip
+                engine_request(task, prompt.text, prefix=prompt.prefix, max_tokens=32, adapter=adapter)
+            )
         begun = time.monotonic()
         with ThreadPoolExecutor(len(shares)) as pool:
             answers = list(pool.map(lambda engine: list(engine.ask_all(shares[engine])), shares))

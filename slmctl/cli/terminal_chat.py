@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from slmctl import console
-from slmctl.inference.engine import Answer, Engine, Request
+from slmctl.inference.engine import Answer, Engine
 from slmctl.task.contract import Task
+from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import Message
 
 
@@ -22,15 +23,7 @@ def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, i
             continue
         question: Message = {"role": "user", "content": task.cleaned_text(text)[0]}
         turns = [*(history if task.kind == "generate" else task.messages("")[:-1]), question]
-        request = Request(
-            task.prompt(turns),
-            labels=task.labels,
-            end=task.end,
-            max_tokens=max_tokens,
-            stop=(task.end,) if task.end else (),
-            schema=task.constraint,
-        )
-        for piece in engine.stream(request):
+        for piece in engine.stream(engine_request(task, task.prompt(turns), max_tokens=max_tokens)):
             if isinstance(piece, Answer):
                 if task.kind == "call":
                     console.write(console.clean(task.kept(piece.text)))

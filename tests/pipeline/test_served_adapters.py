@@ -24,8 +24,8 @@ from slmctl.pipeline import chains, preflight, resolve, served_adapters
 from slmctl.pipeline.stage_table import Role
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.stages.predict import prompts
-from slmctl.stages.predict.local_models import request
 from slmctl.task.contract import Task
+from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import read_records
 
 pytest.importorskip("llama_cpp")
@@ -125,7 +125,9 @@ def test_the_adapter_answers_and_not_its_base_alone(measured: Path) -> None:
     with Engine(base.file("base-F16.gguf"), sequences=1, context=256, adapters=paths) as engine:
         sure, alone = (
             [
-                engine.ask(request(task, prompts.asked(task, record), max_tokens=8, adapter=name)).confidence
+                engine.ask(
+                    engine_request(task, prompts.asked(task, record).text, max_tokens=8, adapter=name)
+                ).confidence
                 for record in records
             ]
             for name in ("adapter", "")

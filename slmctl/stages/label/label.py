@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from slmctl import console
 from slmctl.config import LabelConfig
 from slmctl.deduplication import minhash
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
-from slmctl.errors import DataError, PausedError, UsageError
+from slmctl.errors import PausedError, UsageError
 from slmctl.metrics.error_threshold import MIN_ROWS
 from slmctl.network import guard
 from slmctl.sensitive.conversation_veto import Cleared
@@ -34,7 +31,7 @@ from slmctl.stages.label.teachers import (
     task_of,
     votes_of,
 )
-from slmctl.task import conversation_formats
+from slmctl.task import conversation_formats, declared
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
 
@@ -136,7 +133,7 @@ def check(config: LabelConfig) -> None:
         conversation_formats.text_maker(source, source.input, columns_of(source.local, **source.reading))
     for source in config.gold:
         conversation_formats.recognise(source, columns_of(source.local, **source.reading))
-    _schema(config)
+    declared.schema_of(config.task)
 
 
 @contextmanager
@@ -167,29 +164,11 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
 
 def _task(config: LabelConfig, all_rows: LabelRows) -> Task:
     """The task as the teachers are told it; its labels are those of the config, else of the gold rows."""
-    labels: tuple[str, ...] = ()
-    if config.task.kind == "classify":
-        labels = config.task.label_names or tuple(sorted({row.gold for row in all_rows.gold}))
-        try:
-            config.task.require_described(labels)
-        except ValueError as error:
-            raise DataError(f"task.{error}", hint="task.descriptions") from None
     return Task(
-        config.task.kind, "", "", labels=labels, schema=_schema(config), system=config.task.system,
+        config.task.kind, "", "", labels=declared.labels_of(config.task, {row.gold for row in all_rows.gold}),
+        schema=declared.schema_of(config.task), system=config.task.system,
         descriptions=dict(config.task.descriptions),
     )  # fmt: skip
-
-
-def _schema(config: LabelConfig) -> dict[str, Any] | None:
-    path = config.task.json_schema
-    if path is None:
-        return None
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except (OSError, ValueError, RecursionError, jsonschema.SchemaError) as error:
-        raise DataError(f"{path.name} is not a JSON Schema: {str(error)[:200]}") from None
-    return dict(schema)
 
 
 def _say_before(job: LabelJob) -> None:

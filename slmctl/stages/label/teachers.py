@@ -27,6 +27,7 @@ from slmctl.stages.label.journal import Budget, Journal, Permission, TeacherAnsw
 from slmctl.stages.label.rows import LabelRow
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
+from slmctl.task.engine_requests import engine_request
 
 REFUSED = 400  # the status of a request that the engine does not take
 WARM = 0.7  # temperature of every vote but the first
@@ -265,11 +266,9 @@ class ReleaseTeacher:
         for row, vote in pairs:
             if self._budget.take(self.journal, self._keys[row.id, vote], 0.0) == "stop":
                 return
-            text = task.prompt(task.messages(row.text))
-            yield Request(
-                text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, stop=(task.end,),
-                max_tokens=self._config.max_tokens, schema=task.constraint, temperature=WARM if vote else 0.0,
-                seed=self._config.seed + vote,
+            yield engine_request(
+                task, task.prompt(task.messages(row.text)), prefix=prefix, max_tokens=self._config.max_tokens,
+                temperature=WARM if vote else 0.0, seed=self._config.seed + vote,
             )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file, lora_file
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
+from slmctl.task.engine_requests import engine_request
 
 if TYPE_CHECKING:
     from slmctl.stages.predict.transformers_answerer import HfAnswerer
@@ -77,19 +78,17 @@ class EngineAnswerer:
         self.matmul_dtype = "bfloat16" if model.info["expanded"] else None  # None: by the types of the file
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
-        requests = (request(self.task, prompt, max_tokens=self.max_tokens, adapter=self.adapter) for prompt in prompts)
+        requests = (
+            engine_request(
+                self.task, prompt.text, prefix=prompt.prefix, constraint=prompt.constraint, max_tokens=self.max_tokens,
+                adapter=self.adapter,
+            )
+            for prompt in prompts
+        )  # fmt: skip
         for index, answer in self.model.ask_all(requests, widen=True, alone=True):
             if self.task.kind == "call" and isinstance(answer, engine.Answer):
                 answer = dataclasses.replace(answer, text=self.task.kept(answer.text))  # in the one form of answers
             yield index, answer
-
-
-def request(task: Task, prompt: Prompt, *, max_tokens: int, adapter: str = "") -> engine.Request:
-    """The engine's request for a prompt, constrained to the answers that the task allows."""
-    return engine.Request(
-        prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,),
-        schema=prompt.constraint or task.constraint, adapter=adapter,
-    )  # fmt: skip
 
 
 def _whole(model: Artifact, base: Artifact | None) -> FileEntry:

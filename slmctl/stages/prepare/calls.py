@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from slmctl.errors import DataError
-from slmctl.inference import grammar_pool
-from slmctl.task import tool_calls
+from slmctl.task import declared, tool_calls
 from slmctl.task.records import Message, RowRejectedError
 from slmctl.task.tool_calls import Tool
 
@@ -29,14 +27,6 @@ _MARKS = (
     "functools[",
 )
 _CALL_KEYS = {"name", "arguments", "parameters", "id", "type"}
-
-
-def answered(message: Message, conversation_format: str) -> Message:
-    """An assistant's message with its answer as it is kept; see `answer_in`."""
-    reply = message.copy()
-    reply.pop("tool_calls", None)
-    reply["content"] = answer_in(message, conversation_format)
-    return reply
 
 
 def answer_in(message: Message, conversation_format: str) -> str:
@@ -110,16 +100,13 @@ def require_grammar(tools: Sequence[Tool]) -> None:
     Raises:
         RowRejectedError: There is such a tool.
     """
-    if importlib.util.find_spec("llguidance") is None:
-        return
     for tool in tools:
         if fault := _fault_of(tool_calls.OWN.rules([tool])):
             raise RowRejectedError("bad tools", f"the tool '{tool.name}': {fault}")
 
 
-@functools.lru_cache(maxsize=4096)  # the rows of a data set have most of their tools in common
-def _fault_of(rules: str) -> str:
-    return grammar_pool.fault_of(rules)
+# the rows of a data set have most of their tools in common
+_fault_of = functools.lru_cache(maxsize=4096)(declared.grammar_fault)
 
 
 def _kept(name: Any, arguments: Any) -> str:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import jsonschema
 
 from slmctl import console, sensitive
 from slmctl.artifacts.artifact import Artifact
-from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import PrepareConfig, Source, TaskConfig
 from slmctl.errors import DataError
-from slmctl.inference import grammar_pool
 from slmctl.model_files.base_model import Base
 from slmctl.sensitive import stand_ins
-from slmctl.sources.rows import read_rows, require_file
+from slmctl.sources.rows import read_rows
 from slmctl.stages.prepare import (
     data_set_files,
     facts,
@@ -37,13 +31,12 @@ from slmctl.stages.prepare import (
 from slmctl.stages.prepare.facts import PrepareFacts
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
 from slmctl.stages.prepare.record_table import RecordTable
-from slmctl.task import conversation_formats, tool_calls
+from slmctl.task import conversation_formats, declared
 from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, call_form_of, end_of_turn
 from slmctl.task.records import Record
 
 ACCEPTED = "accepted.jsonl"  # of a labelled artifact
-MAX_SCHEMA = 1 << 20  # bytes of a JSON Schema
 SAMPLE = 200  # rows of a source that `explain` reads
 # Shows a record where there is no base: a turn a line, tool calls as JSON.
 PLAIN = (
@@ -141,8 +134,8 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
         kind=config.task.kind,
         chat_template=PLAIN,
         end="\n",
-        schema=_schema(config.task),
-        tools=_tools(config.task),
+        schema=declared.schema_of(config.task),
+        tools=declared.tools_of(config.task),
         system=config.task.system,
         clean=tuple(config.clean),
         replace=tuple(Replacement(entry.pattern, entry.replacement) for entry in config.replace),
@@ -186,78 +179,16 @@ def check(config: PrepareConfig) -> None:
     Raises:
         DataError: One of them cannot be used.
     """
-    _schema(config.task)
-    _tools(config.task)
+    declared.schema_of(config.task)
+    declared.tools_of(config.task)
     _, columns = source_forms.forms_and_columns(config.sources, quiet=True)
     for source, named in zip(config.sources, columns, strict=True):
         conversation_formats.recognise(source, named, calls=config.task.kind == "call")
 
 
-def _schema(config: TaskConfig) -> dict[str, Any] | None:
-    """The JSON Schema that the config names, checked; None where it names none."""
-    path = config.json_schema
-    if path is None:
-        return None
-    require_file(path)
-    if path.stat().st_size > MAX_SCHEMA:
-        raise DataError(f"{path.name} is not a JSON Schema: it has more than {MAX_SCHEMA >> 20} MiB")
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise DataError(f"{path.name} is not a JSON Schema: {error.message[:200]}") from None
-    except RecursionError:
-        raise DataError(f"{path.name} is not a JSON Schema: it is nested too deeply") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path.name} is not a readable JSON Schema: {error}") from None
-    if not isinstance(schema, dict):
-        raise DataError(f"{path.name} is not a JSON Schema of objects: it is {schema!r:.20}")
-    if importlib.util.find_spec("llguidance") is not None:  # of the extra gguf; without it no model answers here anyway
-        fault = grammar_pool.fault_of(json.dumps(schema))
-        if fault:
-            raise DataError(f"{path.name}: {fault}", hint="change that part of the schema")
-    return schema
-
-
-def _tools(config: TaskConfig) -> tuple[JsonObject, ...]:
-    """The tools that the config lists or names, in OpenAI's form; none where it has none.
-
-    Raises:
-        DataError: They are no tools, or calls of them cannot be held to their schemas.
-    """
-    listed, name = config.tools, "task.tools"
-    if isinstance(listed, Path):
-        require_file(listed)
-        name = listed.name
-        if listed.stat().st_size > MAX_SCHEMA:
-            raise DataError(f"{name} is not a list of tools: it has more than {MAX_SCHEMA >> 20} MiB")
-        try:
-            value = json.loads(listed.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{name} is not readable JSON: {error}") from None
-        listed = value.get("tools", value) if isinstance(value, dict) else value
-    if listed is None:
-        return ()
-    try:
-        tools = tool_calls.read_tools(listed)
-    except DataError as error:
-        raise DataError(f"{name}: {error.message}", hint=error.hint or tool_calls.EXAMPLE) from None
-    if importlib.util.find_spec("llguidance") is not None:
-        for tool in tools:
-            if fault := grammar_pool.fault_of(tool_calls.OWN.rules([tool])):
-                raise DataError(f"{name}: the tool '{tool.name}': {fault}", hint="change that part of its parameters")
-    return tuple(tool.to_json() for tool in tools)
-
-
 def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     """The task with the labels of the data, and the system prompt where all rows have the same."""
-    labels: tuple[str, ...] = ()
-    if config.kind == "classify":
-        labels = config.label_names or tuple(sorted(rows.labels))
-        try:
-            config.require_described(labels)
-        except ValueError as error:
-            raise DataError(f"task.{error}", hint="task.descriptions") from None
+    labels = declared.labels_of(config, rows.labels)
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
     return dataclasses.replace(task, labels=labels, system=system, descriptions=dict(config.descriptions))
 

@@ -209,8 +209,10 @@ class RecordReader:
         system, messages = self._with_task_system(conversation.messages)
         kind = self.plan.task.kind
         if kind == "call":
-            messages = [*messages[:-1], calls.answered(messages[-1], self.formats[source].name)]
-            self._require_call(messages[-1]["content"], conversation.tools)
+            reply = {**messages[-1], "content": calls.answer_in(messages[-1], self.formats[source].name)}
+            reply.pop("tool_calls", None)
+            messages = [*messages[:-1], reply]
+            self._require_call(reply["content"], conversation.tools)
         messages = self._with_calls_as_text(messages, conversation.tools)
         answer = messages[-1]["content"]
         label = self.plan.label_map.get(answer, answer) if kind == "classify" else None

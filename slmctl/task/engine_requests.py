@@ -1,0 +1,29 @@
+"""A prompt of a task -> the request to the engine, held to the answers that the task allows."""
+
+from __future__ import annotations
+
+from slmctl.inference.engine import Request
+from slmctl.task.contract import Task
+
+
+def engine_request(
+    task: Task, text: str, *, prefix: str = "", constraint: str = "", max_tokens: int, adapter: str = "",
+    temperature: float = 0.0, seed: int = 0,
+) -> Request:  # fmt: skip
+    """The request for one answer.
+
+    Args:
+        task: The task.
+        text: The rendered prompt.
+        prefix: The beginning that other prompts share; ignored where `text` does not begin with it.
+        constraint: The grammar of a conversation with tools of its own, in place of the task's.
+        max_tokens: The longest answer.
+        adapter: The adapter's name inside of the engine.
+        temperature: 0 takes the likeliest token.
+        seed: Of the tokens that are drawn.
+    """
+    return Request(
+        text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, max_tokens=max_tokens,
+        stop=(task.end,) if task.end else (), schema=constraint or task.constraint, adapter=adapter,
+        temperature=temperature, seed=seed,
+    )  # fmt: skip
