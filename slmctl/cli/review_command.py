@@ -103,12 +103,13 @@ def review(
                 _spreadsheet(sheet, session)
                 return
             try:
+                from slmctl.network.http_server import bound_socket
                 from slmctl.production.review import serving
                 from slmctl.production.review.page import ReviewDesk
             except ModuleNotFoundError as error:
                 raise missing(error, "review") from error
             desk = ReviewDesk(session, training, settings.project)
-            with serving.listen(port) as sock:
+            with bound_socket(serving.HOST, port) as sock:
                 _announce(session)
                 terminal().write(serving.address(desk, sock) + "\n")
                 serving.run(desk, sock)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import ipaddress
 import logging
@@ -13,12 +12,12 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
 
 from slmctl.errors import UsageError
+from slmctl.network.http_server import BACKLOG, SignalledServer, bound_socket
 from slmctl.server.app import application
 from slmctl.server.connection import BoundedConnection, Room
 from slmctl.server.fleet import Fleet
@@ -28,7 +27,6 @@ from slmctl.server.observed import served_on_loopback
 from slmctl.server.rate_limits import ANYBODY
 
 IDLE_S = 30  # that a connection stays open between requests
-BACKLOG = 2048  # connections that the system keeps until they are accepted
 ACCEPTED_AT_ONCE = 16  # in one turn of the loop; asyncio would take as many as the backlog, whatever files are left
 SPARE_FILES = 64  # descriptors that are not for clients, beside those open at the start
 FULL_SAID_S = 60  # between two lines of the log about connections that were ended for want of files
@@ -54,19 +52,7 @@ def listen(host: str, port: int, *, keys: bool) -> socket.socket:
         raise UsageError(
             f"refused to serve on {host}: without a key, anyone could ask there", hint="slmctl keys add NAME"
         )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # named as TCP: asyncio sends without delay only then, and else every answer waits 40 ms for the client's ACK
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(BACKLOG)  # from now on a client may connect, and no other server can take the port
-    except OSError as error:
-        sock.close()
-        raise UsageError(
-            f"port {port} on {host} cannot be bound: {error.strerror}", hint="--port 0 takes a free one"
-        ) from None
-    return sock
+    return bound_socket(host, port)
 
 
 def run(fleet: Fleet, sock: socket.socket) -> None:
@@ -114,18 +100,11 @@ def _room(fleet: Fleet, gateway: Gateway, log: Log) -> Room:
     return Room(most, fleet.settings.receive_timeout_s, on_full)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn ends a stopped process by the signal itself; stopping a server is no failure, so this one returns."""
-
+class _Server(SignalledServer):
     def __init__(self, config: uvicorn.Config, gateway: Gateway, log: Log) -> None:
         super().__init__(config)
         self._gateway, self._log = gateway, log
         self._moving: asyncio.Task[None] | None = None
-        self.should_exit: bool = False
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -133,11 +112,10 @@ class _Server(uvicorn.Server):
             sock.listen(BACKLOG)  # asyncio has set it to what it accepts at once
 
     async def run_until_stopped(self, sock: socket.socket) -> None:
-        loop, fleet = asyncio.get_running_loop(), self._gateway.fleet
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+        fleet = self._gateway.fleet
+        self.handle_signals()
         if fleet.keys is not None or fleet.follows:
-            loop.add_signal_handler(signal.SIGHUP, self._reload)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         fleet.start(self._log, self._gateway.metrics)
         host, port = sock.getsockname()[:2]
         models = {name: model.task.kind for name, model in fleet.models(ANYBODY).items()}
@@ -150,7 +128,7 @@ class _Server(uvicorn.Server):
         await fleet.close()
         self._log.event("stopped")
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """First signal: no more requests, and `grace_s` for the running ones. Second signal: end them now."""
         if self.should_exit:
             self._gateway.end_all()
