@@ -13,7 +13,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import LabelConfig
 from slmctl.metrics import statistics
 from slmctl.stages.label.rows import LabelRow
-from slmctl.stages.label.teachers import EndpointTeacher, ReleaseTeacher
+from slmctl.stages.label.teachers import JournalTeacher
 
 SAMPLE = 20  # rows that are asked for a plan
 
@@ -108,9 +108,8 @@ class CostPlan:
 
 
 def part(
-    teacher: EndpointTeacher | ReleaseTeacher, sample: Sequence[LabelRow], every: Sequence[LabelRow],
-    config: LabelConfig,
-) -> TeacherPlan:  # fmt: skip
+    teacher: JournalTeacher, sample: Sequence[LabelRow], every: Sequence[LabelRow], config: LabelConfig
+) -> TeacherPlan:
     """The plan of a teacher, from its answers to the sample."""
     by_row = [answers for row in sample if teacher.may_see(row) and (answers := teacher.answers(row))]
     flat = [answer for answers in by_row for answer in answers]

@@ -11,8 +11,7 @@ import dataclasses
 import fcntl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -201,13 +200,3 @@ class Budget:
                     return "stop"
             journal.send(key, most)
             return "send"
-
-
-@contextmanager
-def opened(journals: Sequence[Journal]) -> Iterator[None]:
-    """Close the journals at the end of a block."""
-    try:
-        yield
-    finally:
-        for journal in journals:
-            journal.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from slmctl.sources.rows import columns_of
 from slmctl.stages.label import acceptance, cost_plan, report_facts, report_page, rows
 from slmctl.stages.label.acceptance import Bound, LabelledRow
 from slmctl.stages.label.cost_plan import CostPlan
-from slmctl.stages.label.journal import Budget, Journal, opened
+from slmctl.stages.label.journal import Budget, Journal
 from slmctl.stages.label.rows import LabelRow, LabelRows
 from slmctl.stages.label.teachers import (
     EndpointTeacher,
+    JournalTeacher,
     NearestExamples,
     ReleaseTeacher,
     journal_path,
@@ -39,7 +40,6 @@ REVIEWED = 50  # rows of a uniform sample that people are to look at, where ther
 STAYS = "sensitive, and no teacher on this machine may read it"
 NO_ANSWER = "no teacher gave an answer that the task allows"
 NOTHING_CAME = "no answer came, however often it was asked"
-Teachers = Sequence[EndpointTeacher | ReleaseTeacher]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LabelJob:
     task: Task
     all_rows: LabelRows
     cleared: dict[str, Cleared]
-    teachers: Teachers
+    teachers: Sequence[JournalTeacher]
     budget: Budget
 
     @property
@@ -138,7 +138,7 @@ def check(config: LabelConfig) -> None:
 
 @contextmanager
 def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
-    """Rows read and searched, and teachers that were checked, for the length of a block."""
+    """Rows read and searched, and teachers that were checked; at the end of a block the journals are closed."""
     check(config)
     all_rows = rows.read(config)
     task = _task(config, all_rows)
@@ -150,10 +150,13 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
     leaves = any(teacher.url for teacher in config.teachers)
     cleared = rows.clearances(config, every) if leaves else {}
     examples = NearestExamples([row for row in all_rows.pool if leaves and not cleared[row.id].reason], config.examples)
-    files = [Journal(journal_path(journals, teacher), teacher.prices) for teacher in config.teachers]
-    with opened(files):
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(closing(Journal(journal_path(journals, teacher), teacher.prices)))
+            for teacher in config.teachers
+        ]
         budget = Budget(files, config.max_cost, config.max_time and config.max_time * 60)
-        teachers = [
+        teachers: list[JournalTeacher] = [
             ReleaseTeacher(config, teacher, journal, budget, task=task)
             if teacher.release is not None
             else EndpointTeacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)

@@ -13,7 +13,7 @@ from slmctl.metrics.statistics import wilson
 from slmctl.stages.label import acceptance
 from slmctl.stages.label.acceptance import Bound, LabelledRow
 from slmctl.stages.label.rows import LabelRows
-from slmctl.stages.label.teachers import EndpointTeacher, ReleaseTeacher
+from slmctl.stages.label.teachers import JournalTeacher
 
 PAIRS = 30  # pairs of labels that are shown
 
@@ -83,7 +83,7 @@ class LabelFacts(TypedDict):
 
 
 def collect(
-    teachers: Sequence[EndpointTeacher | ReleaseTeacher], all_rows: LabelRows, labelled: Sequence[LabelledRow],
+    teachers: Sequence[JournalTeacher], all_rows: LabelRows, labelled: Sequence[LabelledRow],
     gold: Sequence[LabelledRow], bound: Bound, files: Mapping[str, int], config: LabelConfig,
 ) -> LabelFacts:  # fmt: skip
     """The figures of a run."""
@@ -113,9 +113,7 @@ def collect(
     }  # fmt: skip
 
 
-def _teacher(
-    number: int, teacher: EndpointTeacher | ReleaseTeacher, gold: Sequence[LabelledRow], config: LabelConfig
-) -> TeacherFacts:
+def _teacher(number: int, teacher: JournalTeacher, gold: Sequence[LabelledRow], config: LabelConfig) -> TeacherFacts:
     own = {entry.row.id: [vote for vote in entry.votes if vote.teacher == number] for entry in gold}
     answered = [entry for entry in gold if own[entry.row.id]]
     right = sum(
@@ -123,7 +121,7 @@ def _teacher(
     )
     ledger, priced = teacher.journal.ledger, teacher.journal.prices is not None
     return {
-        "name": teacher.name, "where": "endpoint" if isinstance(teacher, EndpointTeacher) else "release",
+        "name": teacher.name, "where": teacher.where,
         "terms": config.teachers[number].terms or "", "prompt": teacher.prompt_hash, "gold": len(answered),
         "right": right, "interval": wilson(right, len(answered)), "sent": ledger.sent, "answered": ledger.answered,
         "failed": ledger.failed, "doubtful": ledger.doubtful, "prompt_tokens": ledger.prompt_tokens,

@@ -6,10 +6,12 @@ labels or the schema, and sees every row.
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from slmctl import console
 from slmctl.artifacts import artifact
@@ -69,47 +71,74 @@ class NearestExamples:
         return nearest[::-1]
 
 
-class EndpointTeacher:
-    """A model behind an endpoint, asked `votes` times a row."""
+class JournalTeacher(abc.ABC):
+    """A model that labels; its journal keeps every request, known by row and vote, and what came of it.
+
+    Attributes:
+        where: `endpoint` or `release`.
+        votes: Answers to each row.
+        concurrency: Requests that are with it at the same time.
+        prompt_hash: The hash of what all its prompts share, and of the settings of a request.
+    """
+
+    where: ClassVar[str]
+    prompt_hash: str
+
+    def __init__(
+        self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, votes: int, concurrency: int
+    ) -> None:
+        self.name, self.journal, self.votes, self.concurrency = teacher.name, journal, votes, concurrency
+        self._config, self._teacher, self._budget = config, teacher, budget
+        self._keys: dict[tuple[str, int], str] = {}
+
+    @abc.abstractmethod
+    def may_see(self, row: LabelRow) -> bool:
+        """True for a row that may be shown to the model."""
+
+    @abc.abstractmethod
+    def ask(self, rows: Sequence[LabelRow]) -> None:
+        """Ask for every answer that is not in the journal, as far as the budget goes.
+
+        Raises:
+            NetworkError: The endpoint cannot be reached, or refuses the key or the model.
+            StageError: The file of a release cannot be loaded, or rows end the engine.
+        """
+
+    def asked_for(self, rows: Sequence[LabelRow]) -> int:
+        """Number of answers that these rows need of it."""
+        return sum(map(self.may_see, rows)) * self.votes
+
+    def answers(self, row: LabelRow) -> list[TeacherAnswer]:
+        """The answers to a row that are there."""
+        return self.journal.found(self._keys.get((row.id, vote), "") for vote in range(self.votes))
+
+    def _seed(self, vote: int) -> int:
+        """The seed of a vote; the first one is drawn by no chance."""
+        return self._config.seed if vote else 0
+
+
+class EndpointTeacher(JournalTeacher):
+    """A model behind an endpoint, which sees the rows that may leave."""
+
+    where = "endpoint"
 
     def __init__(
         self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task,
         examples: NearestExamples, cleared: Mapping[str, Cleared],
     ) -> None:  # fmt: skip
         assert teacher.url is not None and teacher.model is not None
-        self.name, self.journal, self.concurrency = teacher.name, journal, teacher.concurrency
-        self._config, self._teacher, self._budget = config, teacher, budget
+        super().__init__(config, teacher, journal, budget, votes=config.votes, concurrency=teacher.concurrency)
         self._task, self._examples, self._cleared = task, examples, cleared
         self._pool = EndpointPool([teacher.url], teacher.model, teacher.key_env, teacher.concurrency, teacher.timeout_s)
-        self._keys: dict[tuple[str, int], str] = {}
         self._options = {"logprobs": True, **constraint(task.labels, task.constraint)}
-
-    @property
-    def prompt_hash(self) -> str:
-        """The hash of the part of its prompts that all rows share, with the settings of the request."""
-        config = self._config
-        settings = [untuned_prompt.brief(self._task), config.examples, config.votes, config.max_tokens]
-        return sha256_bytes(canonical(settings))[7:19]
+        settings = [untuned_prompt.brief(task), config.examples, config.votes, config.max_tokens]
+        self.prompt_hash = sha256_bytes(canonical(settings))[7:19]
 
     def may_see(self, row: LabelRow) -> bool:
-        """True for a row that may be sent."""
         return not self._cleared[row.id].reason
 
-    def asked_for(self, rows: Sequence[LabelRow]) -> int:
-        """Number of answers that these rows need of it."""
-        return sum(map(self.may_see, rows)) * self._config.votes
-
-    def answers(self, row: LabelRow) -> list[TeacherAnswer]:
-        """The answers to a row that are there."""
-        return self.journal.found(self._keys.get((row.id, vote), "") for vote in range(self._config.votes))
-
     def ask(self, rows: Sequence[LabelRow]) -> None:
-        """Ask for every answer that is not in the journal, as far as the budget goes.
-
-        Raises:
-            NetworkError: The endpoint cannot be reached, or refuses the key or the model.
-        """
-        pairs = [(row, vote) for row in rows if self.may_see(row) for vote in range(self._config.votes)]
+        pairs = [(row, vote) for row in rows if self.may_see(row) for vote in range(self.votes)]
         with console.progress(f"label {self.name}", len(pairs), "answers") as meter:
             for _ in range(PASSES):
                 left = [(row, k) for row, k in pairs if self._keys.get((row.id, k)) not in self.journal.answers]
@@ -147,8 +176,7 @@ class EndpointTeacher:
         return (*turns, self._cleared[row.id].messages[0])
 
     def _key(self, request: EndpointRequest, vote: int) -> str:
-        seed = self._config.seed if vote else 0
-        content = [list(request.messages), request.max_tokens, request.temperature, vote, seed]
+        content = [list(request.messages), request.max_tokens, request.temperature, vote, self._seed(vote)]
         return sha256_bytes(canonical(content))[7:39]
 
     def _answer(self, reply: Reply) -> TeacherAnswer:
@@ -192,49 +220,28 @@ class _PaidRequests:
         self._journal.fail(self._keys[index], error.status)
 
 
-class ReleaseTeacher:
-    """A GGUF file on this machine, asked as it was trained: once a row, and for free texts `votes` times."""
+class ReleaseTeacher(JournalTeacher):
+    """A GGUF file on this machine, which sees every row: asked once a row, and for free texts `votes` times."""
+
+    where = "release"
 
     def __init__(self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task) -> None:
         assert teacher.release is not None
-        self.name, self.journal, self.concurrency = teacher.name, journal, 1
-        self._config, self._budget, self._folder = config, budget, teacher.release
-        self._task = task_of(teacher.release, task)
+        votes = config.votes if task.kind == "generate" else 1
+        super().__init__(config, teacher, journal, budget, votes=votes, concurrency=1)
+        self._folder, self._task = teacher.release, task_of(teacher.release, task)
         self._entry = gguf_file(artifact.load(teacher.release))
-        self._keys: dict[tuple[str, int], str] = {}
-        self._votes = config.votes if task.kind == "generate" else 1
-
-    @property
-    def prompt_hash(self) -> str:
-        """The hash of its task contract, by which every prompt is made, and of its file."""
-        return sha256_bytes(canonical([self._task.digest, self._entry.sha256]))[7:19]
+        self.prompt_hash = sha256_bytes(canonical([self._task.digest, self._entry.sha256]))[7:19]
 
     def may_see(self, row: LabelRow) -> bool:
-        """True: nothing leaves this machine."""
         return True
 
-    def asked_for(self, rows: Sequence[LabelRow]) -> int:
-        """Number of answers that these rows need of it."""
-        return len(rows) * self._votes
-
-    def answers(self, row: LabelRow) -> list[TeacherAnswer]:
-        """The answers to a row that are there."""
-        return self.journal.found(self._keys.get((row.id, vote), "") for vote in range(self._votes))
-
     def ask(self, rows: Sequence[LabelRow]) -> None:
-        """Ask for every answer that is not in the journal, as far as the budget goes.
-
-        Raises:
-            StageError: The file cannot be loaded, or rows end the engine.
-        """
-        for row in rows:
-            for vote in range(self._votes):
-                content = [self._entry.sha256, self._task.digest, row.text, vote, self._config.seed if vote else 0]
-                self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
-        left = [
-            (row, vote) for row in rows for vote in range(self._votes)
-            if self._keys[row.id, vote] not in self.journal.answers
-        ]  # fmt: skip
+        pairs = [(row, vote) for row in rows for vote in range(self.votes)]
+        for row, vote in pairs:
+            content = [self._entry.sha256, self._task.digest, row.text, vote, self._seed(vote)]
+            self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
+        left = [(row, vote) for row, vote in pairs if self._keys[row.id, vote] not in self.journal.answers]
         if not left:
             return
         path = self._folder / self._entry.path
@@ -293,9 +300,7 @@ def task_of(folder: Path, task: Task) -> Task:
     return own
 
 
-def votes_of(
-    teachers: Sequence[EndpointTeacher | ReleaseTeacher], task: Task, row: LabelRow, marks: Mapping[str, str]
-) -> list[Vote]:
+def votes_of(teachers: Sequence[JournalTeacher], task: Task, row: LabelRow, marks: Mapping[str, str]) -> list[Vote]:
     """The votes of all teachers on a row, with the values of marks put back."""
     votes = []
     for number, teacher in enumerate(teachers):
