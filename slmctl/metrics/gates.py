@@ -20,16 +20,17 @@ from slmctl.reports.evaluation_report import EvaluationReport, MetricDifference,
 
 @dataclass(frozen=True)
 class GateResult:
-    """The result of one gate: the metric, its bound and what the gate allows, in a sentence."""
+    """A gate's verdict: the metric, its bound and what the gate allows, in a sentence."""
 
     passed: bool
     text: str
 
 
 def check(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]:
-    """Every gate against the metrics of a report.
+    """The result of every gate.
 
     Raises:
+        GateError: A gate is about the chosen file, and none was chosen.
         UsageError: A gate names a model or a metric that the report does not have.
     """
     return [_check(gate, report) for gate in gates]
@@ -159,7 +160,9 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
             hint=f"the report's bootstrap goes up to {max(bounds):g}",
         )
     level = min(levels)
-    return sign * difference["difference"], sign * (bounds[level] if sign > 0 else bounds[_mirror(level, bounds)])
+    if sign < 0:  # the other tail
+        level = min(bounds, key=lambda other: abs(other - (1 - level)))
+    return sign * difference["difference"], sign * bounds[level]
 
 
 def _differences(
@@ -189,13 +192,8 @@ def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:
     return release["rows"][gate.rows]
 
 
-def _mirror(level: float, bounds: Mapping[float, float]) -> float:
-    """The level of the other tail."""
-    return min(bounds, key=lambda other: abs(other - (1 - level)))
-
-
 def _named(model: str, report: EvaluationReport) -> str:
-    """The model's name; `chosen` is the file that evaluate.choose picked."""
+    """The model's name, where it may be `chosen`."""
     if model != "chosen":
         return model
     choice = report["choice"]
@@ -207,7 +205,6 @@ def _named(model: str, report: EvaluationReport) -> str:
 
 
 def _entries(report: EvaluationReport) -> dict[str, ParticipantEntry]:
-    """Models and baselines by name: a gate may compare with a baseline."""
     return {**report["models"], **report["baselines"]}
 
 

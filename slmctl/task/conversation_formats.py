@@ -222,6 +222,11 @@ def cell(value: Any) -> str:
     return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
+def named_cell(columns: Columns, column: str | None) -> str:
+    """The cell of a column as text; empty where no column is named."""
+    return cell(columns.get(column)) if column else ""
+
+
 # Conversations
 
 

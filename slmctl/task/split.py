@@ -19,6 +19,11 @@ def position_of(key: str) -> float:
     return float(int.from_bytes(raw[:8]) / 2**64)
 
 
+def group_id(name: str) -> str:
+    """The id of a group, 12 hexadecimal digits."""
+    return hashlib.sha256(f"group/{name}".encode()).hexdigest()[:12]
+
+
 def assign(
     splits: Splits, positions: np.ndarray, moments: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> np.ndarray:

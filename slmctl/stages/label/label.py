@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -38,8 +39,6 @@ from slmctl.task.records import write_jsonl
 
 REVIEWED = 50  # rows of a uniform sample that people are to look at, where there is no bound
 STAYS = "sensitive, and no teacher on this machine may read it"
-NO_ANSWER = "no teacher gave an answer that the task allows"
-NOTHING_CAME = "no answer came, however often it was asked"
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,8 @@ class LabelJob:
 
     @property
     def seen(self) -> list[LabelRow]:
-        """Gold rows and rows to label that a teacher may see, the gold ones first."""
-        every = (*self.all_rows.gold, *self.all_rows.rows)
-        return [row for row in every if any(teacher.may_see(row) for teacher in self.teachers)]
+        """The rows that a teacher may see."""
+        return [row for row in self.all_rows.every if any(teacher.may_see(row) for teacher in self.teachers)]
 
 
 def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
     with _job(config, journals) as job:
         _say_before(job)
         for teacher in job.teachers:
-            teacher.ask([*job.all_rows.gold, *job.all_rows.rows])
+            teacher.ask(job.all_rows.every)
         _require_done(job)
         labelled, gold = _labelled(job, job.all_rows.rows), _labelled(job, job.all_rows.gold)
         bound = acceptance.accept(config, labelled, gold)
@@ -103,8 +101,7 @@ def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
         for teacher in job.teachers:
             teacher.ask(sample)
         stays = [row for row in job.all_rows.rows if not any(teacher.may_see(row) for teacher in job.teachers)]
-        every = [*job.all_rows.gold, *job.all_rows.rows]
-        parts = [cost_plan.part(teacher, sample, every, config) for teacher in job.teachers]
+        parts = [cost_plan.part(teacher, sample, job.all_rows.every, config) for teacher in job.teachers]
         return CostPlan(
             rows=len(job.all_rows.rows), gold=len(job.all_rows.gold), not_drawn=job.all_rows.not_drawn,
             sample=len(sample),
@@ -146,9 +143,8 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
     for folder in releases:
         task_of(folder, task)
     all_rows = rows.without_trained(all_rows, releases, journals.parent)
-    every = [*all_rows.gold, *all_rows.rows]
     leaves = any(teacher.url for teacher in config.teachers)
-    cleared = rows.clearances(config, every) if leaves else {}
+    cleared = rows.clearances(config, all_rows.every) if leaves else {}
     examples = NearestExamples([row for row in all_rows.pool if leaves and not cleared[row.id].reason], config.examples)
     with ExitStack() as stack:
         files = [
@@ -166,7 +162,7 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
 
 
 def _task(config: LabelConfig, all_rows: LabelRows) -> Task:
-    """The task as the teachers are told it; its labels are those of the config, else of the gold rows."""
+    """The task as the teachers are told it."""
     return Task(
         config.task.kind, "", "", labels=declared.labels_of(config.task, {row.gold for row in all_rows.gold}),
         schema=declared.schema_of(config.task), system=config.task.system,
@@ -182,7 +178,7 @@ def _say_before(job: LabelJob) -> None:
     for reason, count in all_rows.left_out.items():
         if count:
             console.say(f"  {count} left out: {reason}")
-    if stays := len(all_rows.gold) + len(all_rows.rows) - len(job.seen):
+    if stays := len(all_rows.every) - len(job.seen):
         console.say(f"  {stays} stay here: {STAYS}")
     if job.task.kind != "generate" and len(all_rows.gold) < MIN_ROWS:
         console.say(
@@ -200,7 +196,8 @@ def _require_done(job: LabelJob) -> None:
     if not job.budget.reached:
         return
     left = sum(not _is_answered(job, row) for row in job.seen)
-    whole = 0 if any(not _is_answered(job, row) for row in job.all_rows.gold) else _answered_first(job)
+    answered = itertools.takewhile(lambda row: _is_answered(job, row), job.all_rows.every)
+    whole = max(0, sum(1 for _ in answered) - len(job.all_rows.gold))  # of the rows to label, from the first one on
     spent = f", {job.budget.spent:.2f} {job.config.currency} spent" if job.config.max_cost is not None else ""
     goes_on = "the same command goes on" if job.budget.reached == "max_time" else "a larger label.max_cost goes on"
     ends = f"; label.max_rows={whole} ends with what is answered" if whole else ""
@@ -211,14 +208,7 @@ def _require_done(job: LabelJob) -> None:
 
 def _is_answered(job: LabelJob, row: LabelRow) -> bool:
     """True for a row that needs no further answer."""
-    return all(
-        len(teacher.answers(row)) == teacher.asked_for([row]) for teacher in job.teachers if teacher.may_see(row)
-    )
-
-
-def _answered_first(job: LabelJob) -> int:
-    """Number of rows, from the first one on, that are answered."""
-    return next((k for k, row in enumerate(job.all_rows.rows) if not _is_answered(job, row)), len(job.all_rows.rows))
+    return all(len(teacher.answers(row)) == teacher.votes for teacher in job.teachers if teacher.may_see(row))
 
 
 def _labelled(job: LabelJob, some: Sequence[LabelRow]) -> list[LabelledRow]:
@@ -242,19 +232,16 @@ def _write(
     review = [entry for entry in in_order if entry.answer and not entry.accepted]
     refused = [entry for entry in in_order if not entry.answer]
     sampled = _sample(job, accepted) if bound.reason else []
-    counts = {
-        "accepted": write_jsonl(out / "accepted.jsonl", (_line(job, entry, weight=True) for entry in accepted)),
-        "review": write_jsonl(
-            out / "review.jsonl",
-            [
-                *({**_line(job, entry), "reason": "not sure enough"} for entry in review),
-                *({**_line(job, entry), "reason": "uniform sample of the accepted"} for entry in sampled),
-            ],
-        ),
-        "refused": write_jsonl(
-            out / "refused.jsonl",
-            ({**_line(job, entry), "reason": _refusal(job, entry)} for entry in refused),
-        ),
+    files = {
+        "accepted": [
+            _line(job, entry, weight=1.0 if entry.p_correct is None else max(entry.p_correct, 0.01))
+            for entry in accepted
+        ],
+        "review": [
+            *(_line(job, entry, reason="not sure enough") for entry in review),
+            *(_line(job, entry, reason="uniform sample of the accepted") for entry in sampled),
+        ],
+        "refused": [_line(job, entry, reason=_refusal(job, entry)) for entry in refused],
     }
     with FingerprintWriter(out / FILENAME) as prints:
         for split, entries in (("train", accepted), ("calibration", gold), ("rejected", [*review, *refused])):
@@ -266,13 +253,14 @@ def _write(
                     b"".join(map(minhash.digest, texts)),
                     minhash.compact(minhash.sketch(texts)),
                 )
-    return counts
+    return {name: write_jsonl(out / f"{name}.jsonl", lines) for name, lines in files.items()}
 
 
 def _refusal(job: LabelJob, entry: LabelledRow) -> str:
     if entry.votes:
-        return NO_ANSWER
-    return NOTHING_CAME if any(teacher.may_see(entry.row) for teacher in job.teachers) else STAYS
+        return "no teacher gave an answer that the task allows"
+    asked = any(teacher.may_see(entry.row) for teacher in job.teachers)
+    return "no answer came, however often it was asked" if asked else STAYS
 
 
 def _sample(job: LabelJob, accepted: Sequence[LabelledRow]) -> list[LabelledRow]:
@@ -280,7 +268,7 @@ def _sample(job: LabelJob, accepted: Sequence[LabelledRow]) -> list[LabelledRow]
     return [accepted[k] for k in sorted(drawn)]
 
 
-def _line(job: LabelJob, entry: LabelledRow, *, weight: bool = False) -> dict[str, Any]:
+def _line(job: LabelJob, entry: LabelledRow, **more: str | float) -> dict[str, Any]:
     """One row as it is written; its input is the text as it came in, since `prepare` cleans it itself."""
     votes = [
         {"teacher": job.teachers[vote.teacher].name, "answer": vote.answer, "valid": vote.is_valid}
@@ -290,7 +278,7 @@ def _line(job: LabelJob, entry: LabelledRow, *, weight: bool = False) -> dict[st
     agreeing_teachers = sorted(
         {vote.teacher for vote in entry.votes if vote.is_valid and acceptance.same(vote.answer, entry.answer)}
     )
-    line: dict[str, Any] = {
+    return {
         "id": entry.row.id,
         "input": entry.row.raw,
         "output": entry.answer,
@@ -300,7 +288,5 @@ def _line(job: LabelJob, entry: LabelledRow, *, weight: bool = False) -> dict[st
         "score": entry.score,
         "p_correct": entry.p_correct,
         "source": {"file": entry.row.file, "row": entry.row.number},
+        **more,
     }
-    if weight:
-        line["weight"] = 1.0 if entry.p_correct is None else max(entry.p_correct, 0.01)
-    return line

@@ -11,9 +11,10 @@ import dataclasses
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,16 +33,18 @@ from slmctl.sources.rows import columns_of, read_rows
 from slmctl.sources.rows.cells import Row
 from slmctl.task import cleaning, conversation_formats, split
 from slmctl.task.cleaning import Replacement
+from slmctl.task.conversation_formats import named_cell
 from slmctl.task.records import SPLITS, RowRejectedError
 
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 SEARCH_S = 30.0  # for the detectors on one row, on a busy machine
+T = TypeVar("T")
 TAUGHT = ("train", "validation")  # splits whose answers a model may know by heart
 
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One row.
+    """A row.
 
     Attributes:
         id: 16 hexadecimal digits: of the row's own id, else of its text.
@@ -88,6 +91,11 @@ class LabelRows:
     not_drawn: int
 
     @property
+    def every(self) -> list[LabelRow]:
+        """Gold rows and rows to label, the gold ones first."""
+        return [*self.gold, *self.rows]
+
+    @property
     def pool(self) -> list[LabelRow]:
         """The gold rows that fit the score."""
         return [row for row in self.gold if row.is_pool]
@@ -127,21 +135,33 @@ def _with_own_id(row: LabelRow, ids: set[str]) -> LabelRow:
     return row
 
 
+def _texts(
+    source: Source, read: Callable[[dict[str, Any]], T], left_out: Counter[str], mark: str = ""
+) -> Iterator[tuple[Row, T]]:
+    """The rows of a source with what `read` makes of their columns; a rejected one is counted by its rule."""
+    for raw in read_rows(source.local, **source.reading):
+        try:
+            if raw.fault:
+                raise RowRejectedError("unreadable", raw.fault)
+            value = read(raw.columns)
+        except RowRejectedError as error:
+            left_out[mark + error.rule] += 1
+            continue
+        yield raw, value
+
+
 def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[LabelRow]:
     columns = columns_of(source.local, **source.reading)
     if source.id:
         conversation_formats.require_column(source, columns, source.id)
     make_text = conversation_formats.text_maker(source, source.input, columns)
-    for raw in read_rows(source.local, **source.reading):
-        try:
-            if raw.fault:
-                raise RowRejectedError("unreadable", raw.fault)
-            text = make_text(raw.columns)
-            if not text:
-                raise RowRejectedError("empty input", f"'{source.input}' is empty")
-        except RowRejectedError as error:
-            left_out[error.rule] += 1
-            continue
+
+    def read(cells: dict[str, Any]) -> str:
+        if text := make_text(cells):
+            return text
+        raise RowRejectedError("empty input", f"'{source.input}' is empty")
+
+    for raw, text in _texts(source, read, left_out):
         yield LabelRow(_id(source, raw, text), text, _cleaned(config, text), source.title, raw.number)
 
 
@@ -171,28 +191,24 @@ def _splits(config: LabelConfig, placed: Sequence[_PlacedRow]) -> list[int]:
 
 def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[_PlacedRow]:
     """The gold rows of a source."""
-    columns = columns_of(source.local, **source.reading)
-    form = conversation_formats.recognise(source, columns)
+    form = conversation_formats.recognise(source, columns_of(source.local, **source.reading))
     names, renamed = config.task.label_names, config.task.label_map
-    for raw in read_rows(source.local, **source.reading):
-        try:
-            if raw.fault:
-                raise RowRejectedError("unreadable", raw.fault)
-            conversation = form.read(raw.columns)
-            turns = [message for message in conversation.messages if message["role"] != "system"]
-            if [turn["role"] for turn in turns] != ["user", "assistant"] or conversation.tools:
-                raise RowRejectedError("several turns", "a gold row is one question with one answer")
-            text, answer = turns[0]["content"], renamed.get(turns[1]["content"], turns[1]["content"])
-            if names is not None and answer not in names:
-                raise RowRejectedError("unknown label", "the label of a gold row is not one of task.labels")
-            if config.task.kind == "extract" and answer_metrics.parse(answer) is answer_metrics.INVALID:
-                raise RowRejectedError("answer is not JSON", "the answer is not JSON")
-        except RowRejectedError as error:
-            left_out[f"gold: {error.rule}"] += 1
-            continue
-        id = _id(source, raw, text)
-        group = conversation_formats.cell(raw.columns.get(source.group)) if source.group else ""
-        key = hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else minhash.normalise(text) or text
+
+    def read(cells: dict[str, Any]) -> tuple[str, str]:
+        conversation = form.read(cells)
+        turns = [message for message in conversation.messages if message["role"] != "system"]
+        if [turn["role"] for turn in turns] != ["user", "assistant"] or conversation.tools:
+            raise RowRejectedError("several turns", "a gold row is one question with one answer")
+        text, answer = turns[0]["content"], renamed.get(turns[1]["content"], turns[1]["content"])
+        if names is not None and answer not in names:
+            raise RowRejectedError("unknown label", "the label of a gold row is not one of task.labels")
+        if config.task.kind == "extract" and answer_metrics.parse(answer) is answer_metrics.INVALID:
+            raise RowRejectedError("answer is not JSON", "the answer is not JSON")
+        return text, answer
+
+    for raw, (text, answer) in _texts(source, read, left_out, "gold: "):
+        id, group = _id(source, raw, text), named_cell(raw.columns, source.group)
+        key = split.group_id(group) if group else minhash.normalise(text) or text
         row = LabelRow(
             id, text, _cleaned(config, text), source.title, raw.number, answer, is_pool=place_of(id) < FIT_SHARE
         )
@@ -204,13 +220,13 @@ def _moment(config: LabelConfig, source: Source, raw: Row) -> float:
     if config.reading.splits.time is None or source.time is None:
         return float("nan")
     try:
-        return moment(conversation_formats.cell(raw.columns.get(source.time))).timestamp()
+        return moment(named_cell(raw.columns, source.time)).timestamp()
     except (ValueError, OverflowError):
         return float("nan")
 
 
 def _id(source: Source, raw: Row, text: str) -> str:
-    own = conversation_formats.cell(raw.columns.get(source.id)) if source.id else ""
+    own = named_cell(raw.columns, source.id)
     return row_fingerprints.id_digits(own) if own else hashlib.sha256(f"label/{text}".encode()).hexdigest()[:16]
 
 
@@ -228,7 +244,7 @@ def without_trained(rows: LabelRows, releases: Sequence[Path], runs: Path) -> La
     Args:
         rows: All rows.
         releases: The folders of releases that teach.
-        runs: The project's folder of artifacts, where their data sets may lie.
+        runs: The folder of artifacts, where their data sets may lie.
     """
     gold, left_out = list(rows.gold), rows.left_out.copy()
     for folder in releases:

@@ -66,44 +66,36 @@ def _write_fingerprints(rows: RecordTable, fates: Fates, ids: np.ndarray, out: P
             indices = np.flatnonzero(fates.fate != KEPT) if split == "rejected" else fates.kept(split)
             for start in range(0, len(indices), AT_ONCE):
                 part = indices[start : start + AT_ONCE]
-                names = [name.decode() for name in ids[part].tolist()]
-                writer.add(split, names, rows.old_digests[part], rows.old_compact[part])
+                writer.add(split, _names(ids[part]), rows.old_digests[part], rows.old_compact[part])
                 redacted = part[changed[part]]
                 if len(redacted):
-                    names = [name.decode() for name in ids[redacted].tolist()]
                     digests, compact = rows.digests[redacted], rows.spill.compact[redacted]
-                    writer.add(split, names, digests, compact, as_trained=True)
+                    writer.add(split, _names(ids[redacted]), digests, compact, as_trained=True)
+
+
+def _names(ids: np.ndarray) -> list[str]:
+    return [name.decode() for name in ids.tolist()]
 
 
 def _write_repeated(config: PrepareConfig, rows: RecordTable, fates: Fates, out: Path) -> None:
     """Write the records that stay although they repeat or contradict another, with the place of the other."""
-    listed = []
-    if config.duplicates.exact == "list":
-        listed.append(("duplicate", fates.repeats.equal))
-    if config.duplicates.near == "list":
-        listed.append(("near duplicate", fates.repeats.near))
-    listed.append(("conflict", fates.repeats.conflict))
-    write_jsonl(
-        out / "repeated.jsonl",
-        (
-            {
-                "rule": rule,
-                "source": place_of(config, rows, index),
-                "repeats": place_of(config, rows, int(other[index])),
-            }
-            for rule, other in listed
-            for index in np.flatnonzero(other >= 0).tolist()
-        ),
+    policy, repeats = config.duplicates, fates.repeats
+    listed = [("duplicate", repeats.equal)] if policy.exact == "list" else []
+    listed += [("near duplicate", repeats.near)] if policy.near == "list" else []
+    listed += [("conflict", repeats.conflict)]
+    lines = (
+        {"rule": rule, "source": place_of(config, rows, index), "repeats": place_of(config, rows, int(other[index]))}
+        for rule, other in listed
+        for index in np.flatnonzero(other >= 0).tolist()
     )
+    write_jsonl(out / "repeated.jsonl", lines)
 
 
 def _write_overlap(config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Overlap], out: Path) -> None:
     """Write every held-out record that shares a run of words with a training record, with the place of that one."""
-    write_jsonl(
-        out / "overlap.jsonl",
-        (
-            {"split": split, "source": place_of(config, rows, held_out), "shares": place_of(config, rows, trained)}
-            for split, measure in overlap.items()
-            for held_out, trained in measure.pairs
-        ),
+    lines = (
+        {"split": split, "source": place_of(config, rows, held_out), "shares": place_of(config, rows, trained)}
+        for split, measure in overlap.items()
+        for held_out, trained in measure.pairs
     )
+    write_jsonl(out / "overlap.jsonl", lines)

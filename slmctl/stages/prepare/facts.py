@@ -28,15 +28,11 @@ PLACES = 5  # examples of a rule that the manifest names
 
 
 class CleaningFact(TypedDict):
-    """A step of cleaning, and the number of rows that it changed."""
-
     step: str
     rows: int
 
 
 class RenamedLabel(TypedDict):
-    """A label that the config maps to another, and the number of rows that had it."""
-
     label: str
     to: str
     rows: int
@@ -53,8 +49,6 @@ class SensitiveFact(TypedDict):
 
 
 class DuplicateFacts(TypedDict):
-    """Rows that repeat an earlier one, and the config's policy on them."""
-
     policy: str
     near_policy: str
     exact: int
@@ -81,18 +75,13 @@ class ConflictFacts(TypedDict):
     examples: list[ConflictExample]
 
 
-class OverlapExample(TypedDict):
-    """Two rows that have much in common, one of them held out; `side` is its split."""
+class NearExample(TypedDict):
+    """A row, and one of the split `side` that is near it; `similarity` of training rows that were left out."""
 
     row: RowPlace
     near: RowPlace
     side: str
-
-
-class NearExample(OverlapExample):
-    """A training row that was left out, and the held-out row that it is near."""
-
-    similarity: float
+    similarity: NotRequired[float]
 
 
 class NearHeldOutFacts(TypedDict):
@@ -116,12 +105,10 @@ class OverlapFacts(TypedDict):
 
     gate: float
     sides: dict[str, SplitOverlap]
-    examples: list[OverlapExample]
+    examples: list[NearExample]
 
 
 class SplitFacts(TypedDict, total=False):
-    """The rule by which rows were split: by time, content or group."""
-
     by: Literal["time", "content", "group"]
     boundaries: dict[str, str]
     column: str
@@ -142,7 +129,7 @@ class SourceFacts(TypedDict):
 
 
 class PrepareFacts(TypedDict):
-    """The metrics of a prepared data set, as its manifest holds them."""
+    """The metrics in the manifest."""
 
     task: str
     rows_in: int
@@ -177,7 +164,6 @@ class PrepareFacts(TypedDict):
 def collect(
     config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: dict[str, Overlap], plan: ReadingPlan
 ) -> PrepareFacts:
-    """The facts of a data set whose records have their splits."""
     kept = {split: fates.kept(split) for split in SPLITS}
     by_label = {split: rows.count(indices) for split, indices in kept.items()}
     return {
@@ -230,16 +216,15 @@ def _conflicts(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Confli
         "rows": len(np.union1d(conflicts, earlier[conflicts])),
         "cap": fates.repeats.cap,
         "threshold": duplicates.CONFLICT,
-        "examples": [_conflict(config, rows, index, int(earlier[index])) for index in conflicts[:LISTED].tolist()],
-    }
-
-
-def _conflict(config: PrepareConfig, rows: RecordTable, index: int, other: int) -> ConflictExample:
-    return {
-        "first": place_of(config, rows, other),
-        "second": place_of(config, rows, index),
-        "similarity": _similarity(rows, index, other),
-        "answers": [rows.labels[code] if code >= 0 else "" for code in rows.label_of[[other, index]].tolist()],
+        "examples": [
+            {
+                "first": place_of(config, rows, other),
+                "second": place_of(config, rows, index),
+                "similarity": _similarity(rows, index, other),
+                "answers": [rows.labels[code] if code >= 0 else "" for code in rows.label_of[[other, index]].tolist()],
+            }
+            for index, other in _pairs(conflicts[:LISTED], earlier)
+        ],
     }
 
 
@@ -251,13 +236,17 @@ def _near_held_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Ne
         "examples": [
             {
                 "row": place_of(config, rows, index),
-                "near": place_of(config, rows, int(fates.other[index])),
-                "side": SPLITS[fates.splits[fates.other[index]]],
-                "similarity": _similarity(rows, index, int(fates.other[index])),
+                "near": place_of(config, rows, other),
+                "side": SPLITS[fates.splits[other]],
+                "similarity": _similarity(rows, index, other),
             }
-            for index in near[:LISTED].tolist()
+            for index, other in _pairs(near[:LISTED], fates.other)
         ],
     }
+
+
+def _pairs(indices: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
+    return list(zip(indices.tolist(), other[indices].tolist(), strict=True))
 
 
 def _similarity(rows: RecordTable, index: int, other: int) -> float:

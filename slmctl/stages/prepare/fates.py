@@ -1,4 +1,4 @@
-"""The split of every record, or the reason why it is left out; and the place of every row that became none."""
+"""The split of every record, or the reason why it is left out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RowPlace(TypedDict):
 
 
 class RejectedEntry(TypedDict):
-    """One line of `rejected.jsonl`."""
+    """A line of `rejected.jsonl`."""
 
     source: RowPlace
     rule: str
@@ -58,12 +58,12 @@ class Fates:
     repeats: duplicates.Repeats
 
     def kept(self, split: str) -> np.ndarray:
-        """The records of one split, as ascending indices."""
+        """Indices of the records of a split, rising."""
         return np.flatnonzero((self.fate == KEPT) & (self.splits == SPLITS.index(split)))
 
     @property
     def left_out(self) -> int:
-        """The number of records that are in no split."""
+        """Number of records in no split."""
         return int((self.fate != KEPT).sum())
 
     def rules(self, rows: RecordTable) -> dict[str, int]:
@@ -77,14 +77,13 @@ class Fates:
 
 def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
     """Give every record its split, and leave out those that repeat another."""
-    bound = np.array([SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8)
     splits = split.assign(config.splits, rows.positions, rows.moments, rows.label_of, rows.labels)
-    bound = bound[rows.sources]
+    bound = np.array([SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8)[rows.sources]
     splits = np.where(bound >= 0, bound, splits)
-    answers_decide = config.task.kind != "generate"
     repeats = duplicates.find_repeats(
-        rows, config.duplicates, bound=bound, splits=splits, answers_decide=answers_decide, workers=workers
-    )
+        rows, config.duplicates, bound=bound, splits=splits, answers_decide=config.task.kind != "generate",
+        workers=workers,
+    )  # fmt: skip
     fate, other = np.zeros(len(rows), dtype=np.int8), np.full(len(rows), -1, dtype=np.int64)
 
     def leave_out(rule: int, indices: np.ndarray, because_of: np.ndarray) -> None:
@@ -109,14 +108,9 @@ def measure_overlap(rows: RecordTable, fates: Fates) -> dict[str, Overlap]:
     return {name: ngram_overlap.measure(rows.spill, train, fates.kept(name)) for name in HELD_OUT}
 
 
-def place(config: PrepareConfig, source: int, number: int) -> RowPlace:
-    """The place of a row by its source and its number."""
-    return {"file": config.sources[source].title, "row": number}
-
-
 def place_of(config: PrepareConfig, rows: RecordTable, index: int) -> RowPlace:
-    """The place of the row that a record was made of."""
-    return place(config, int(rows.sources[index]), int(rows.numbers[index]))
+    """The place of a record's row."""
+    return {"file": config.sources[int(rows.sources[index])].title, "row": int(rows.numbers[index])}
 
 
 def place_text(config: PrepareConfig, rows: RecordTable, index: int) -> str:
@@ -127,17 +121,13 @@ def place_text(config: PrepareConfig, rows: RecordTable, index: int) -> str:
 
 def rejected_rows(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[RejectedEntry]:
     """Every row that is in no split, in source order, with its rule and the reason."""
-    unusable = (
-        (source, row.number, RejectedEntry(source=place(config, source, row.number), rule=row.rule, reason=row.reason))
-        for source, row in rows.rejected
-    )
-    merged = heapq.merge(unusable, _left_out(config, rows, fates), key=lambda entry: entry[:2])
-    return (entry for _, _, entry in merged)
+    unusable = ((source, row.number, row.rule, row.reason) for source, row in rows.rejected)
+    for source, number, rule, reason in heapq.merge(unusable, _left_out(config, rows, fates), key=lambda row: row[:2]):
+        yield {"source": {"file": config.sources[source].title, "row": number}, "rule": rule, "reason": reason}
 
 
-def _left_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[tuple[int, int, RejectedEntry]]:
+def _left_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[tuple[int, int, str, str]]:
     for index in np.flatnonzero(fates.fate != KEPT).tolist():
-        source, number = int(rows.sources[index]), int(rows.numbers[index])
         fate, first = int(fates.fate[index]), int(fates.other[index])
         other, label = place_text(config, rows, first), rows.label_of[first]
         answer = f"the answer '{rows.labels[label][:60]}'" if label >= 0 else "another answer"
@@ -147,4 +137,4 @@ def _left_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterato
             NEAR: f"nearly the same as {other}",
             NEAR_HELD_OUT: f"nearly the same as {other}, which is held out",
         }[fate]
-        yield source, number, {"source": place(config, source, number), "rule": RULES[fate], "reason": reason}
+        yield int(rows.sources[index]), int(rows.numbers[index]), RULES[fate], reason

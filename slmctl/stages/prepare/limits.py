@@ -29,7 +29,7 @@ OFTENER = 5
 
 
 class Swapped(TypedDict):
-    """Different inputs and different answers, where the inputs look like the answers."""
+    """Numbers of different inputs and answers, where the columns look swapped."""
 
     inputs: int
     answers: int
@@ -62,10 +62,7 @@ def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
 
 
 def swapped_columns(rows: RecordTable) -> Swapped | None:
-    """The different inputs and answers of records whose columns look swapped; None where they do not.
-
-    A few inputs that come again and again with ever other answers are labels, and the answers the texts.
-    """
+    """None where a few inputs do not come again and again with ever other answers, as labels do before texts."""
     inputs, answers = int((minhash.first_equal(rows.digests) < 0).sum()), len(np.unique(rows.answers))
     if len(rows) < MANY or inputs > REPEATED * len(rows) or answers < OFTENER * inputs:
         return None
@@ -77,9 +74,8 @@ def first_fault(
 ) -> SlmctlError | None:
     """The reason why a model cannot be trained on a data set and measured with it; None where it can.
 
-    Returns:
-        DataError: Too many rows are unusable, or a split is empty.
-        GateError: A split or a label has too few rows, or held-out rows have too much in common with training rows.
+    It is a DataError where too many rows are unusable or a split is empty, and a GateError where a split or a label has
+    too few rows or held-out rows have too much in common with training rows.
     """
     fault = next(_faults(config, rows, fates, overlap), None)
     if fault is not None:
@@ -88,14 +84,13 @@ def first_fault(
 
 
 def require_usable(config: PrepareConfig, rows: RecordTable) -> None:
-    """Refuse rows of which too many are unusable, where not one is left to report on.
+    """Refuse sources without a usable row, of which there is nothing to report.
 
     Raises:
-        DataError: They are more than `max_rejected`, or all.
+        DataError: There is none.
     """
-    if len(rows):
-        return
-    raise next(_unusable(config, rows), DataError("the sources hold no rows"))
+    if not len(rows):
+        raise next(_unusable(config, rows), DataError("the sources hold no rows"))
 
 
 def _faults(
@@ -103,7 +98,8 @@ def _faults(
 ) -> Iterator[SlmctlError]:
     yield from _unusable(config, rows)
     counts = {name: len(fates.kept(name)) for name in SPLITS}
-    needed = {name: getattr(config.min_rows, name) for name in SPLITS if _is_asked(config, name)}
+    asked = [name for name in SPLITS if name == "train" or getattr(config.splits, name) > 0]
+    needed = {name: getattr(config.min_rows, name) for name in asked}
     reasons = ", ".join(f"{n} {rule}" for rule, n in list(fates.rules(rows).items())[:3]) or "none"
     came = f"{len(rows) + len(rows.rejected)} came in, {len(rows.rejected) + fates.left_out} were left out ({reasons})"
     if empty := next((name for name in needed if not counts[name]), None):
@@ -117,10 +113,6 @@ def _faults(
         yield GateError(f"too few rows are left: {counted}; {came}", hint=f"add rows, or for a try {lower}")
     yield from _rare_labels(config, rows, fates)
     yield from _overlap(config, rows, overlap)
-
-
-def _is_asked(config: PrepareConfig, split: str) -> bool:
-    return split == "train" or getattr(config.splits, split) > 0
 
 
 def _unusable(config: PrepareConfig, rows: RecordTable) -> Iterator[DataError]:

@@ -36,9 +36,8 @@ from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, call_form_of, end_of_turn
 from slmctl.task.records import Record
 
-ACCEPTED = "accepted.jsonl"  # of a labelled artifact
 SAMPLE = 200  # rows of a source that `explain` reads
-# Shows a record where there is no base: a turn a line, tool calls as JSON.
+# Shows a record without a base: a turn a line, tool calls as JSON.
 PLAIN = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}"
     "{{ '\\n' }}{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
@@ -55,9 +54,6 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
 
     The accepted rows of `labelled` are one more source, all for training: what is measured with is people's alone.
 
-    Returns:
-        Counts and places for the manifest.
-
     Raises:
         DataError: A source is unusable, too many rows are, or no model could learn from them.
         GateError: A split or a label has fewer rows than `min_rows`, or the held-out splits have more in common with
@@ -65,8 +61,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
     """
     if labelled is not None:
         config = _with_labels(config, labelled)
-    model = Base.read(base.path)
-    plan = _plan(config, model, base.path / "tokenizer.json")
+    plan = _plan(config, base)
     workers = config.workers or len(os.sched_getaffinity(0))
     with RecordTable(out / ".rows") as rows:
         with (
@@ -91,7 +86,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
                 out, train=collected["train"], validation=collected["validation"], labels=len(rows.labels)
             )
             collected["suspects"] = suspects.find(out, train=collected["train"], labels=len(rows.labels))
-        report_page.write(out, collected, base=model.name)
+        report_page.write(out, collected, base=Base.read(base.path).name)
         if fault is not None:
             raise fault
     console.say(
@@ -109,14 +104,14 @@ def _with_labels(config: PrepareConfig, labelled: Artifact) -> PrepareConfig:
         console.say("  label accepted no row, so there is nothing of a teacher to train on")
         return config
     source = Source(
-        path=labelled.file(ACCEPTED), name="labelled", input="input", output="output", id="id", weight="weight",
+        path=labelled.file("accepted.jsonl"), name="labelled", input="input", output="output", id="id", weight="weight",
         split="train",
     )  # fmt: skip
     return config.model_copy(update={"sources": [*config.sources, source]})
 
 
-def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> ReadingPlan:
-    """The plan by which the sources are read: their columns and formats, and the base's part of the contract."""
+def _plan(config: PrepareConfig, base: Artifact | None) -> ReadingPlan:
+    """The plan by which the sources are read; without a base, records are shown as PLAIN and not counted."""
     if not config.sources:
         raise DataError(
             "no sources are set", hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]"
@@ -140,7 +135,8 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
         clean=tuple(config.clean),
         replace=tuple(Replacement(entry.pattern, entry.replacement) for entry in config.replace),
     )
-    if model is not None:
+    if base is not None:
+        model = Base.read(base.path)
         task = dataclasses.replace(
             task,
             chat_template=model.chat_template,
@@ -164,7 +160,7 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
         label_map=config.task.label_map,
         by_time=config.splits.time is not None,
         policy=sensitive.SensitivePolicy(config.sensitive.actions, key),
-        tokenizer=tokenizer,
+        tokenizer=base.path / "tokenizer.json" if base is not None else None,
     )
     for source, conversation_format in zip(config.sources, plan.formats(), strict=True):
         console.detail(
@@ -201,8 +197,7 @@ def explain(config: PrepareConfig, *, base: Artifact | None, count: int = 3) -> 
     Raises:
         DataError: A source is unusable.
     """
-    model = Base.read(base.path) if base is not None else None
-    plan = _plan(config, model, base.path / "tokenizer.json" if base is not None else None)
+    plan = _plan(config, base)
     reader = RecordReader(plan)
     lines = [] if base is not None else ["no base is there yet (slmctl pull), so records are shown turn by turn", ""]
     for k, (source, conversation_format) in enumerate(zip(config.sources, reader.formats, strict=True)):

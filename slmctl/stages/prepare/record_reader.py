@@ -30,11 +30,10 @@ from slmctl.sources.rows import read_rows
 from slmctl.sources.rows.cells import MAX_DEPTH
 from slmctl.stages.prepare import calls
 from slmctl.stages.prepare.token_lengths import CountableText, TokenCounter
-from slmctl.task import conversation_formats, tool_calls
+from slmctl.task import conversation_formats, split, tool_calls
 from slmctl.task.contract import Task
-from slmctl.task.conversation_formats import ConversationFormat, Messages
+from slmctl.task.conversation_formats import ConversationFormat, Messages, named_cell
 from slmctl.task.records import Message, Record, RowRejectedError
-from slmctl.task.split import position_of
 
 BATCH = 500  # rows that one worker takes at a time
 BATCH_SIZE = 5_000_000  # characters of them, roughly; a single row may have twice as many
@@ -52,7 +51,7 @@ Change = tuple[Literal["clean", "label"], str]  # a step of cleaning, or a label
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that becomes no record: its number, the rule that rejects it, and the reason."""
+    """A row that becomes no record, with the rule that rejects it."""
 
     number: int
     rule: str
@@ -100,7 +99,7 @@ class RecordBatch:
 
 @dataclass(frozen=True)
 class ReadingPlan:
-    """The plan by which rows become records; every worker gets it.
+    """The plan by which rows become records, in every worker.
 
     Attributes:
         columns: The columns of each source.
@@ -135,10 +134,6 @@ class ReadingPlan:
         ]
 
 
-class DataRefusedError(DataError):
-    """A row holds personal data or a secret of a kind that the config refuses, so no row is taken."""
-
-
 @dataclass(frozen=True)
 class _ReadRow:
     """One row as a record.
@@ -159,8 +154,6 @@ class _ReadRow:
 
 
 class RecordReader:
-    """Turns rows into records."""
-
     def __init__(self, plan: ReadingPlan) -> None:
         self.plan = plan
         self.formats = plan.formats()
@@ -176,8 +169,7 @@ class RecordReader:
         """
         rejected: list[RejectedRow] = []
         tally, sensitive_rows = Tally(), 0
-        changes: Counter[Change] = Counter()
-        taken: list[_ReadRow] = []
+        changes, taken = Counter[Change](), list[_ReadRow]()
         for number, columns, fault in rows:
             try:
                 if fault:
@@ -222,7 +214,7 @@ class RecordReader:
         elif kind == "extract":
             answer = _as_json(answer)
         origin = self.plan.sources[source]
-        group = conversation_formats.cell(columns.get(origin.group)) if origin.group else ""
+        group = named_cell(columns, origin.group)
         record = Record(
             id="",
             messages=(*messages[:-1], {**messages[-1], "content": answer if label is None else label}),
@@ -230,10 +222,10 @@ class RecordReader:
             # a source of one label is for a router, which is asked with the conversation alone
             tools=self._tools(conversation.tools) if origin.label is None else None,
             label=label,
-            group=hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else None,
+            group=split.group_id(group) if group else None,
         )
         original = record.input
-        own_id = conversation_formats.cell(columns.get(origin.id)) if origin.id else ""
+        own_id = named_cell(columns, origin.id)
         identity = _encode([original, answer]).encode()
         record = dataclasses.replace(
             record,
@@ -301,7 +293,7 @@ class RecordReader:
 
         Raises:
             RowRejectedError: The policy leaves the row out.
-            DataRefusedError: The policy ends the run.
+            DataError: The policy ends the run.
         """
         names = dict(zip(("user", "assistant"), self.formats[source].fields, strict=True))
         last, messages, left, has_findings = len(record.messages) - 1, [], False, False
@@ -321,7 +313,7 @@ class RecordReader:
             kinds = ", ".join(sorted({finding.kind for finding in applied.findings}))
             if applied.action == "refuse":
                 where = console.place(record.source["file"], record.source["row"])
-                raise DataRefusedError(f"{where} holds what the config refuses: {kinds}", hint="prepare.sensitive")
+                raise DataError(f"{where} holds what the config refuses: {kinds}", hint="prepare.sensitive")
             if applied.action == "drop":
                 raise RowRejectedError("sensitive", f"holds personal data or a secret: {kinds}")
             left = left or applied.sensitive or is_label
@@ -385,7 +377,7 @@ class RecordReader:
         if not self.plan.by_time or column is None:
             return float("nan")
         try:
-            return moment(conversation_formats.cell(columns.get(column))).timestamp()
+            return moment(named_cell(columns, column)).timestamp()
         except (ValueError, OverflowError) as error:
             raise RowRejectedError("unreadable time", f"'{column}': {error}") from None
 
@@ -425,7 +417,7 @@ class RecordReader:
             old_compact=old_compact,
             digits=np.array([_hash(_NO_DIGIT.sub("", record.input)) for record in records], dtype=np.uint64),
             answers=np.array([_hash(record.answer) for record in records], dtype=np.uint64),
-            positions=np.array([position_of(key) for key in keys], dtype=float),
+            positions=np.array([split.position_of(key) for key in keys], dtype=float),
             moments=np.array([row.moment for row in rows], dtype=float),
             tokens=self._tokens.count([row.countable for row in rows])
             if self._tokens is not None

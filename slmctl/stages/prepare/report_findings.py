@@ -22,7 +22,7 @@ CLOSE = 0.05  # share of a held-out split that overlaps with training from which
 
 
 def lines(facts: PrepareFacts) -> list[str]:
-    """The notices and what is known before training, for the terminal: at most LINES lines, the worst first."""
+    """The notices and what is known before training, for the terminal, the worst first."""
     sentences = [*linear_score(facts), *score_interval(facts)]
     marked = [f"! {notice.text}" for notice in notices(facts)]
     room = LINES - len(sentences)
@@ -40,21 +40,18 @@ def notices(facts: PrepareFacts) -> Iterator[Notice]:
 
 
 def linear_score(facts: PrepareFacts) -> Iterator[str]:
-    """The share of the validation rows that a linear model gets right."""
-    linear = facts.get("linear")
-    if not linear:
-        return
-    low, high = linear["interval"]
-    part = linear["trained_on"] < linear["train"]
-    trained = f", trained on {linear['trained_on']:,} of the {linear['train']:,} training rows," if part else ""
-    yield (
-        f"A linear model (TF-IDF){trained} gets {percent(linear['accuracy'])} ({percent(low)} to {percent(high)}) of "
-        f"{count(linear['rows'], 'validation row')} right: what must be beaten."
-    )
+    if linear := facts.get("linear"):
+        low, high = linear["interval"]
+        part = linear["trained_on"] < linear["train"]
+        trained = f", trained on {linear['trained_on']:,} of the {linear['train']:,} training rows," if part else ""
+        yield (
+            f"A linear model (TF-IDF){trained} gets {percent(linear['accuracy'])} ({percent(low)} to {percent(high)}) "
+            f"of {count(linear['rows'], 'validation row')} right: what must be beaten."
+        )
 
 
 def score_interval(facts: PrepareFacts) -> Iterator[str]:
-    """The width of the interval that so many test rows leave."""
+    """The interval that so many test rows leave."""
     if rows := facts["test"]:
         low, high = wilson(round(RIGHT * rows), rows)
         yield (
@@ -64,7 +61,7 @@ def score_interval(facts: PrepareFacts) -> Iterator[str]:
 
 
 def margin(rows: int) -> float:
-    """Half the width of the 95 % interval of a score of 90 %, in points."""
+    """Half the width of the 95 % interval of a score of RIGHT, in points."""
     low, high = wilson(round(RIGHT * rows), rows)
     return 50 * (high - low)
 
@@ -171,26 +168,24 @@ def _wide_interval(facts: PrepareFacts) -> str:
 
 
 def _thin_labels(facts: PrepareFacts) -> str:
-    rows = _rows_by_label(facts, "train")
-    few = _fewer_than(THIN, rows)
+    few, of = _labels_with_fewer(THIN, facts, "train")
     if not few:
         return ""
-    names = _first([f"{_quoted(name)} ({rows[name]:,})" for name in few])
+    names = _first([f"{_quoted(name)} ({rows:,})" for name, rows in few])
     return (
-        f"{len(few)} of {count(len(facts['labels']), 'label')} {either(len(few), 'is', 'are')} thin, with fewer "
-        f"than {THIN} training rows: {names}. More rows help most there."
+        f"{of} {either(len(few), 'is', 'are')} thin, with fewer than {THIN} training rows: {names}. More rows help "
+        "most there."
     )
 
 
 def _few_test_rows(facts: PrepareFacts) -> str:
-    rows = _rows_by_label(facts, "test")
-    few = _fewer_than(FEW, rows)
+    few, of = _labels_with_fewer(FEW, facts, "test")
     if not few:
         return ""
     return (
-        f"{len(few)} of {count(len(facts['labels']), 'label')} {either(len(few), 'has', 'have')} fewer than {FEW} "
-        f"test rows ({_first([_quoted(name) for name in few])}): what a model scores on "
-        f"{either(len(few), 'it', 'them')} alone says little."
+        f"{of} {either(len(few), 'has', 'have')} fewer than {FEW} test rows "
+        f"({_first([_quoted(name) for name, _ in few])}): what a model scores on {either(len(few), 'it', 'them')} "
+        "alone says little."
     )
 
 
@@ -209,15 +204,12 @@ def _odd_answers(facts: PrepareFacts) -> str:
     return f"Some rows were kept whose answer teaches nothing: {', '.join(odd)}." if odd else ""
 
 
-def _rows_by_label(facts: PrepareFacts, split: str) -> dict[str, int]:
-    """The rows that each label has in a split, without labels that may be misspelled."""
+def _labels_with_fewer(limit: int, facts: PrepareFacts, split: str) -> tuple[list[tuple[str, int]], str]:
+    """The labels with fewer rows in a split, the fewest first, and `2 of 77 labels`; none that may be misspelled."""
     typos = {typo["label"] for typo in facts["label_typos"]}
-    return {name: splits[split] for name, splits in facts["labels"].items() if name not in typos}
-
-
-def _fewer_than(limit: int, rows: dict[str, int]) -> list[str]:
-    """The labels with fewer rows, the fewest first."""
-    return sorted((name for name, many in rows.items() if many < limit), key=lambda name: (rows[name], name))
+    rows = {name: splits[split] for name, splits in facts["labels"].items() if name not in typos}
+    few = sorted(((name, many) for name, many in rows.items() if many < limit), key=lambda each: (each[1], each[0]))
+    return few, f"{len(few)} of {count(len(facts['labels']), 'label')}"
 
 
 def _first(names: Sequence[str]) -> str:

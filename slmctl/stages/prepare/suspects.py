@@ -14,7 +14,6 @@ from typing import TypedDict
 import numpy as np
 
 from slmctl.metrics import confident_joint, linear_baseline
-from slmctl.metrics.confident_joint import LabelErrors
 from slmctl.stages.prepare import linear_model
 from slmctl.stages.prepare.fates import RowPlace
 from slmctl.task.records import Record, without_weight, write_jsonl
@@ -30,16 +29,12 @@ LISTED = 100  # places and pairs of labels that the manifest names; the file nam
 
 
 class SuspectPair(TypedDict):
-    """A label, the one proposed in its place, and the number of records."""
-
     label: str
     proposed: str
     rows: int
 
 
 class SuspectExample(TypedDict):
-    """A record by its place, its label and the proposed one."""
-
     row: RowPlace
     label: str
     proposed: str
@@ -82,14 +77,8 @@ def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
         return None
     agreement = float((chances.argmax(axis=1) == labelled).mean())
     errors = confident_joint.find(chances, labelled)
-    if agreement < CREDIBLE:
-        errors = LabelErrors(errors.rows[:0], errors.proposed[:0], errors.scores[:0])
-    lines = [
-        (records[row], names[proposed], score)
-        for row, proposed, score in zip(
-            errors.rows.tolist(), errors.proposed.tolist(), errors.scores.tolist(), strict=True
-        )
-    ]
+    found = zip(errors.rows.tolist(), errors.proposed.tolist(), errors.scores.tolist(), strict=True)
+    lines = [(records[row], names[proposed], score) for row, proposed, score in found if agreement >= CREDIBLE]
     _write(out / FILENAME, lines)
     pairs = Counter((record.answer, proposed) for record, proposed, _ in lines)
     return {
@@ -114,12 +103,10 @@ def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
 
 
 def folds_of(records: int) -> int:
-    """Number of models for so many records."""
     return FOLDS if records < MANY else FEW_FOLDS
 
 
 def _with_enough(records: Sequence[Record]) -> list[Record]:
-    """The records of the labels that have enough of them."""
     counts = Counter(record.answer for record in records)
     return [record for record in records if counts[record.answer] >= FEWEST]
 
