@@ -6,7 +6,7 @@ Gates are part of no recipe, so that a changed gate is checked against the same 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from slmctl.config import Gate
@@ -15,7 +15,13 @@ from slmctl.errors import GateError, UsageError
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound
 from slmctl.reports import scoreboard
-from slmctl.reports.evaluation_report import EvaluationReport, MetricDifference, ParticipantEntry, ReleaseRows
+from slmctl.reports.evaluation_report import (
+    ChoiceEntry,
+    EvaluationReport,
+    MetricDifference,
+    ParticipantEntry,
+    ReleaseRows,
+)
 
 
 @dataclass(frozen=True)
@@ -199,9 +205,22 @@ def _named(model: str, report: EvaluationReport) -> str:
     choice = report["choice"]
     if choice is None:
         raise UsageError("a gate names the model 'chosen'", hint="evaluate.choose: {smallest_within: 0.01} picks one")
-    if choice["model"] is None:
-        raise GateError("no GGUF file meets evaluate.choose", hint="allow a larger loss, or add a larger type")
-    return str(choice["model"])
+    return chosen_file(choice)
+
+
+def chosen_file(choice: ChoiceEntry, *, among: Container[str | None] | None = None) -> str:
+    """The GGUF file that evaluate.choose picked.
+
+    Raises:
+        GateError: No file met the rule, or none of `among`.
+    """
+    if choice["model"] is None or (among is not None and choice["model"] not in among):
+        raise GateError(
+            f"no GGUF file meets evaluate.choose: {choice['metric']} within {choice['smallest_within']:g} of "
+            f"{choice['of']}, and min_tokens_per_s where it is set",
+            hint="allow a larger loss or a lower speed, or add a larger type to quantize.types",
+        )
+    return choice["model"]
 
 
 def _entries(report: EvaluationReport) -> dict[str, ParticipantEntry]:

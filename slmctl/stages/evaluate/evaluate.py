@@ -57,7 +57,7 @@ FREE: ModelFacts = {"kind": "baseline", "not_sent": 0, "failed": 0}  # a baselin
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model: its answers in the order of the records, and the facts that the report states of it."""
+    """A model's answers in the order of the records, and the facts that the report states of it."""
 
     answers: Answers
     facts: ModelFacts
@@ -75,7 +75,7 @@ def run(
     """Write `report.json` (every figure), `report.html`, `report.md` (for pull requests) and `rows.jsonl` (row by row).
 
     Args:
-        config: The section `evaluate`.
+        config: The section.
         predictions: Answers of each model to the rows that are reported.
         prepared: The data set that holds the rows.
         out: An empty folder.
@@ -88,7 +88,8 @@ def run(
         UsageError: Two predictions are of the same model, or of different rows.
     """
     task = Task.read(prepared.path)
-    split, records = _records(predictions, prepared)
+    split = _split_of(predictions)
+    records = read_records(prepared.file(f"{split}.jsonl"))
     train, choosing = (read_records(prepared.file(f"{name}.jsonl")) for name in ("train", "validation"))
     # a file that may be chosen keeps its name, which the choice and the gates use
     models = _models(predictions, records, kept={facts_of(files)["sha256"] for files in validation or ()})
@@ -168,13 +169,12 @@ def _write(out: Path, task: Task, report: EvaluationReport, rows: Sequence[RowEn
 # Reading
 
 
-def _records(predictions: Sequence[Artifact], prepared: Artifact) -> tuple[str, list[Record]]:
+def _split_of(predictions: Sequence[Artifact]) -> str:
     splits = {facts_of(artifact)["split"] for artifact in predictions}
     if len(splits) != 1:
         raise UsageError(f"the predictions are of different splits: {', '.join(sorted(splits)) or 'none'}",
                          hint="predictions of one split can be compared")  # fmt: skip
-    split = splits.pop()
-    return split, read_records(prepared.file(f"{split}.jsonl"))
+    return splits.pop()
 
 
 def _models(
@@ -251,7 +251,6 @@ def _tokens(counts: Sequence[tuple[int | None, int | None]]) -> TokenCounts | No
 
 
 def _entry(model: Scored, drawn: Mapping[str, Floats], confidence: float, facts: ModelFacts) -> ParticipantEntry:
-    """One participant's figures with their intervals."""
     values = {name: model.value(name) for name in model.metrics}
     n = int(model.sent.sum())
     intervals = {
@@ -271,7 +270,6 @@ def _entry(model: Scored, drawn: Mapping[str, Floats], confidence: float, facts:
 
 
 def _slices(scored: Mapping[str, Scored], sliced: Sequence[Slice], primary: str, confidence: float) -> list[SliceEntry]:
-    """Every participant's primary metric on every slice."""
     entries = []
     for by, name, mask in sliced:
         rows = {title: model.sent & mask for title, model in scored.items() if (model.sent & mask).any()}

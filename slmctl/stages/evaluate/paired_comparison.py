@@ -80,11 +80,7 @@ def compare(
 ) -> dict[str, PairEntry]:
     """Every pair of participants, `first|second`, on the rows sent to both; a difference is second less first.
 
-    Args:
-        scored: The participants, in order.
-        drawn: `distributions` by set of rows (`mask.tobytes()`).
-        sliced: The slices to test.
-        confidence: Coverage of the intervals.
+    `drawn` holds `distributions` by set of rows (`mask.tobytes()`), `confidence` is the coverage of the intervals.
     """
     drawn = dict(drawn)
     table: dict[str, PairEntry] = {}
@@ -120,14 +116,9 @@ def compare_on(
     drawn: tuple[Mapping[str, Floats], Mapping[str, Floats]],
     confidence: float,
 ) -> dict[str, MetricDifference]:
-    """Every metric that both have, second less first, on some rows that were sent to both.
+    """Every metric that both have, second less first, on `rows` that were sent to both.
 
-    Args:
-        first: A model.
-        second: Another one.
-        rows: (n,) the rows.
-        drawn: The `distributions` of both over these rows.
-        confidence: Coverage of the intervals.
+    `drawn` holds the `distributions` of both over these rows, `confidence` is the coverage of the intervals.
     """
     return {
         name: _share(first, second, name, rows, confidence)

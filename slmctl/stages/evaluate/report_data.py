@@ -48,7 +48,6 @@ class Difference:
 
     @property
     def tone(self) -> Tone:
-        """Good or bad where it is significant."""
         return tone(self.value, real=self.real)
 
     @property
@@ -63,7 +62,6 @@ class Difference:
 
     @property
     def p_text(self) -> str:
-        """`0.03`; empty where the report holds no p-value."""
         return "" if self.p is None else f"{self.p:.2g}"
 
     @classmethod
@@ -74,7 +72,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ReportView:
-    """A report with derived values: names in order, scores, differences in either direction."""
+    """A report with values that follow from it."""
 
     report: EvaluationReport
 
@@ -84,7 +82,6 @@ class ReportView:
 
     @property
     def confidence(self) -> float:
-        """The coverage of the intervals."""
         return self.report["confidence"]
 
     @cached_property
@@ -101,7 +98,7 @@ class ReportView:
         """All but the trivial baselines; the best of these where there is no other baseline."""
         return [name for name in self.entries if name not in TRIVIAL or name == self.baseline]
 
-    @cached_property
+    @property
     def focus(self) -> str:
         """The model to release."""
         return self.report["focus"]
@@ -146,7 +143,6 @@ class ReportView:
         return next((name for name in self.models if self.entries[name]["kind"] == "endpoint"), None)
 
     def score(self, name: str) -> float:
-        """The primary metric."""
         return float(self.entries[name]["metrics"][self.metric])
 
     def interval(self, name: str) -> tuple[float, float]:

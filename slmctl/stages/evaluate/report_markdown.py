@@ -16,7 +16,6 @@ TESTS = {"mcnemar": "exact McNemar test and Tango's interval", "bootstrap": "pai
 
 
 def markdown(report: EvaluationReport) -> str:
-    """The text of `report.md`."""
     view = ReportView(report)
     differences = {
         name: gap for name in view.entries if name != view.focus and (gap := view.difference(name, view.focus))
@@ -58,14 +57,12 @@ def _weakest(view: ReportView) -> Iterator[list[str]]:
 
 
 def _release(view: ReportView) -> Iterator[list[str]]:
-    """The focus and the release on the release's old rows and on new ones."""
     for title, n, own, theirs, gap in view.beside_release if "release" in view.report else ():
         if title != "all":
             yield [title, str(n), percent(own), percent(theirs), gap.text, gap.span]
 
 
 def _candidates(report: EvaluationReport) -> Iterator[list[str]]:
-    """The files under the rule of `evaluate.choose`."""
     choice = report["choice"]
     for file in choice["candidates"] if choice else ():
         yield [
@@ -79,7 +76,6 @@ def _candidates(report: EvaluationReport) -> Iterator[list[str]]:
 
 
 def _costs(report: EvaluationReport) -> Iterator[list[str]]:
-    """The prices of 1,000 rows, in the order of the participants."""
     models = report["break_even"]["models"] if report["break_even"] else {}
     for name in (name for name in report["participants"] if name in models):
         entry = models[name]

@@ -93,12 +93,11 @@ def _right(row: RowEntry, place: int) -> bool | None:
 
 def _pairs(rows: Sequence[RowEntry], names: Sequence[str], places: Sequence[int]) -> list[_Pair]:
     """Every ordered pair of models with a differing row."""
-    pairs = []
-    for (right, a), (wrong, b) in itertools.permutations(zip(names, places, strict=True), 2):
-        where = [index for index, row in enumerate(rows) if _right(row, a) and _right(row, b) is False]
-        if where:
-            pairs.append(_Pair(right, wrong, where))
-    return pairs
+    return [
+        _Pair(right, wrong, where)
+        for (right, a), (wrong, b) in itertools.permutations(zip(names, places, strict=True), 2)
+        if (where := [index for index, row in enumerate(rows) if _right(row, a) and _right(row, b) is False])
+    ]
 
 
 def _fair(pairs: Sequence[_Pair], total: int) -> list[int]:

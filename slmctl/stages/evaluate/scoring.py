@@ -30,7 +30,7 @@ LOWER_IS_BETTER = ("ece", "brier")
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's answers, in the order of the records; a text is None where the model gave no answer."""
+    """A model's answers in the order of the records; a text is None where it gave none."""
 
     texts: Sequence[str | None]
     confidences: Sequence[float | None]
@@ -38,8 +38,6 @@ class Answers:
 
 
 class Metric(Protocol):
-    """A metric over many rows."""
-
     def over(self, weights: Weights) -> Floats:
         """The metric under each row of weights: (b, n) -> (b,)."""
         ...
@@ -82,7 +80,7 @@ class MacroF1:
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's answers, scored.
+    """A model's answers, scored.
 
     Attributes:
         sent: (n,) rows that count: those that were sent to the model.
@@ -168,7 +166,6 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
 
 
 def _confusion(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str, int]]:
-    """Counts of each pair of a reference and a predicted label."""
     return [(a, b, count) for (a, b), count in sorted(Counter(pairs).items())]
 
 

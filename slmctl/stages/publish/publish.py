@@ -16,6 +16,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
+from slmctl.metrics import gates
 from slmctl.model_files.base_model import MODEL_FILES, Base
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.reports.scoreboard import table
@@ -52,7 +53,10 @@ def run(
     # its config names the teachers' addresses, so the lineage that is published cites it by its digest alone
     _require_chain(steps | ({"labelled": labelled} if labelled is not None else {}))
     figures = parse_report(json.loads(report.file("report.json").read_bytes()), where=f"{report.path}/report.json")
-    files = _chosen(gguf.metrics["files"], figures)
+    files = gguf.metrics["files"]
+    if (choice := figures["choice"]) is not None:
+        name = gates.chosen_file(choice, among=files)
+        files = {name: files[name]}
     _require_measured(files, figures)
     lora = _measured_lora(gguf, figures) if "lora" in config.include else {}
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
@@ -131,20 +135,6 @@ def _copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
     for entry in source.manifest.files:
         if any(fnmatch.fnmatchcase(entry.path, pattern) for pattern in allowed):
             shutil.copyfile(source.file(entry.path), out / entry.path)
-
-
-def _chosen(files: dict[str, Any], figures: EvaluationReport) -> dict[str, Any]:
-    """The file that `evaluate.choose` picked; every file where nothing was to be chosen."""
-    choice = figures["choice"]
-    if choice is None:
-        return files
-    if choice["model"] not in files:
-        raise GateError(
-            f"no GGUF file meets evaluate.choose: {choice['metric']} within {choice['smallest_within']:g} of "
-            f"{choice['of']}, and min_tokens_per_s where it is set",
-            hint="allow a larger loss or a lower speed, or add a larger type to quantize.types",
-        )
-    return {choice["model"]: files[choice["model"]]}
 
 
 def _require_measured(files: dict[str, Any], figures: EvaluationReport) -> None:
