@@ -232,7 +232,7 @@ class Collector:
         return written
 
     def figures(self) -> dict[str, Samples]:
-        """Every figure of FAMILIES."""
+        """The samples of each of FAMILIES."""
         with self._lock:
             return {
                 "slmctl_collected": [({"chosen": kind}, float(self._collected[kind])) for kind in KINDS],

@@ -66,7 +66,6 @@ class Week:
     verified: list[VerifiedRow] = field(default_factory=list)
 
     def count(self, decision: DecisionLine, prices: Prices | None) -> None:
-        """Add a request."""
         escalated = decision.route == "generalist"
         self.requests += 1
         self.kept += decision.reason == KEPT
@@ -84,17 +83,16 @@ class Week:
 
     @property
     def estimated(self) -> float | None:
-        """Mean p_correct: the accuracy that the policy expects; None where no request has one."""
+        """Mean p_correct, the accuracy that the policy expects."""
         return self.p_correct / self.rated if self.rated else None
 
     @property
     def kept_share(self) -> float | None:
-        """Of the requests; None where no policy said how sure an answer is."""
+        """None without a policy."""
         return self.kept / self.requests if self.rated else None
 
     @property
     def escalated_share(self) -> float | None:
-        """Of the requests; None without one."""
         return self.escalated / self.requests if self.requests else None
 
     @property
@@ -120,7 +118,6 @@ class Watched:
     prices: Prices | None = None
 
     def to_json(self) -> JsonObject:
-        """The answer as JSON values."""
         return {
             "weeks": [_week_json(week, self.prices) for week in self.weeks],
             "measured": asdict(self.measured),
@@ -224,16 +221,12 @@ def lines(watched: Watched) -> Iterator[str]:
 
 
 def _cells(week: Week) -> list[str]:
-    verified = week.accuracy
-    accuracy = (
-        [percent(verified.share), f"{percent(verified.low)} to {percent(verified.high)}", f"{verified.rows:,}"]
-        if verified.rows
-        else ["", "", ""]
-    )
-    return [
-        str(week.begin), f"{week.requests:,}", _percent(week.estimated), *accuracy,
-        _percent(week.kept_share), _percent(week.escalated_share),
-    ]  # fmt: skip
+    accuracy, verified = ["", "", ""], week.accuracy
+    if verified.rows:
+        interval = f"{percent(verified.low)} to {percent(verified.high)}"
+        accuracy = [percent(verified.share), interval, f"{verified.rows:,}"]
+    shares = _percent(week.kept_share), _percent(week.escalated_share)
+    return [str(week.begin), f"{week.requests:,}", _percent(week.estimated), *accuracy, *shares]
 
 
 def _week_json(week: Week, prices: Prices | None) -> JsonObject:

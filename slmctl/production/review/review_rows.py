@@ -36,7 +36,6 @@ class ReviewRow:
 
     @property
     def id(self) -> str:
-        """The id of the request, or of the record."""
         return self.row.id
 
     @property
@@ -47,7 +46,7 @@ class ReviewRow:
     @property
     def probability(self) -> float:
         """The probability with which such a row is drawn from all traffic, 0 to 1."""
-        return reserved_probability(self.row) if self.chosen == UNIFORM else self.row.probability
+        return min(self.row.uniform_probability, RESERVED) if self.chosen == UNIFORM else self.row.probability
 
     @property
     def proposals(self) -> list[str]:
@@ -60,11 +59,6 @@ class ReviewRow:
         """The probability that the answer is right as far as anything says so, 0 to 1; 1 where nothing does."""
         stated = self.row.p_correct if self.row.p_correct is not None else self.row.confidence
         return 1.0 if stated is None else stated
-
-
-def reserved_probability(row: CollectedRow) -> float:
-    """The probability with which the uniform queue holds a row like this one, of all traffic."""
-    return min(row.uniform_probability, RESERVED)
 
 
 def is_reserved(row: CollectedRow) -> bool:
@@ -86,10 +80,7 @@ def position(id: str, purpose: str) -> float:
 
 
 def collected_rows(paths: Sequence[Path]) -> tuple[list[CollectedRow], dict[str, Feedback]]:
-    """The rows of collected files, an id once, and by id the last feedback.
-
-    Args:
-        paths: Files, or folders of `serve.collect`.
+    """The rows of files and folders of `serve.collect`, an id once, and by id the last feedback.
 
     Raises:
         OSError: A file cannot be read.

@@ -49,12 +49,12 @@ class ReviewProgress:
 
 
 class ReviewSession:
-    """The queue, its reviewer, and the file that is filled; threads may call it at once.
+    """The queue, its reviewer, and the file that decisions are added to; threads may call it at once.
 
     Args:
         queue: The rows, in the order in which they are looked at.
         task: The contract that answers must meet.
-        output: The reviewed file, which is added to.
+        output: The reviewed file.
         reviewer: The name beside each decision.
         clock: Seconds that never go back.
 
@@ -93,7 +93,6 @@ class ReviewSession:
         self._open()
 
     def _open(self) -> None:
-        """Open the file, and read the decisions in it."""
         self._file = JsonLines(self.output, mode=MODE)
         self._identity = self.output.stat().st_ino
         self._history: list[Review] = list(Review.read(self.output))
@@ -194,7 +193,6 @@ class ReviewSession:
         self._stands |= standing(each for each in self._history if each.id == review.id)
 
     def progress(self) -> ReviewProgress:
-        """The state of the session."""
         with self._guard:
             own, seconds = self._counts.total(), self._last - self._began
             return ReviewProgress(
@@ -205,7 +203,7 @@ class ReviewSession:
             )
 
     def summary(self) -> str:
-        """The session in one line for the terminal."""
+        """One line for the terminal."""
         with self._guard:
             done = self.progress()
             accepted, corrected, skipped = (self._counts[name] for name in ("accepted", "corrected", "skipped"))

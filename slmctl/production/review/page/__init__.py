@@ -10,7 +10,6 @@ import json
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TypedDict
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -34,37 +33,6 @@ class _NoTokenError(DecisionRefusedError):
     """A request that does not show the token of the printed address."""
 
 
-class LikelyLabel(TypedDict):
-    """A label that a digit takes."""
-
-    label: str
-    probability: float | None
-
-
-class RowView(TypedDict):
-    """A row as the page shows it."""
-
-    id: str
-    chosen: str
-    seen: str
-    messages: list[JsonObject]
-    answer: str
-    confidence: float | None
-    p_correct: float | None
-    general: str
-    proposed: str
-    client: str
-    options: list[LikelyLabel]
-    near: list[dict[str, str | float]]
-
-
-class StateView(TypedDict):
-    """The answer to each request of the page."""
-
-    row: RowView | None
-    progress: dict[str, float | None]
-
-
 @dataclass(frozen=True)
 class ReviewDesk:
     """Everything behind the page.
@@ -82,7 +50,6 @@ class ReviewDesk:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     def app(self) -> Starlette:
-        """The application that serves the page and what it asks."""
         app = Starlette(
             routes=[
                 Route("/", _page),
@@ -96,7 +63,7 @@ class ReviewDesk:
         app.state.desk = self
         return app
 
-    def view(self, candidate: ReviewRow | None) -> RowView | None:
+    def view(self, candidate: ReviewRow | None) -> JsonObject | None:
         """A row with everything that helps to decide."""
         if candidate is None:
             return None
@@ -113,12 +80,12 @@ class ReviewDesk:
             "near": [{"text": each.text, "answer": each.answer, "similarity": each.similarity} for each in near],
         }  # fmt: skip
 
-    def state(self, candidate: ReviewRow | None) -> StateView:
-        """A row and the figures around it."""
+    def state(self, candidate: ReviewRow | None) -> JsonObject:
+        """The answer to each request of the page: a row and the figures around it."""
         return {"row": self.view(candidate), "progress": asdict(self.session.progress())}
 
 
-def likely_labels(task: Task, candidate: ReviewRow, near: list[Neighbour]) -> list[LikelyLabel]:
+def likely_labels(task: Task, candidate: ReviewRow, near: list[Neighbour]) -> list[JsonObject]:
     """The labels that digits take, the likeliest first: the model's, the proposals, those of near training rows."""
     ranked = sorted(candidate.row.labels.items(), key=lambda item: -item[1])
     names = [candidate.before, *(name for name, _ in ranked), *candidate.proposals, *(each.answer for each in near)]
@@ -136,7 +103,7 @@ def _desk(request: Request) -> ReviewDesk:
     """The desk, for a request that shows its token.
 
     Raises:
-        DecisionRefusedError: It shows none, or another one.
+        _NoTokenError: It shows none, or another one.
     """
     desk: ReviewDesk = request.app.state.desk
     shown = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -217,13 +184,14 @@ def _is_unicode(fields: JsonObject) -> bool:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, DecisionRefusedError)
-    status = 401 if isinstance(error, _NoTokenError) else 422
-    return JSONResponse(
-        {"error": {"message": f"{error.message}{error.hint and f'; {error.hint}'}"}}, status_code=status
-    )
+    words = f"{error.message}; {error.hint}" if error.hint else error.message
+    return _error(words, 401 if isinstance(error, _NoTokenError) else 422)
 
 
 async def _not_written(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    words = f"the decision could not be written and does not count: {error.strerror or error}"
-    return JSONResponse({"error": {"message": words}}, status_code=507)
+    return _error(f"the decision could not be written and does not count: {error.strerror or error}", 507)
+
+
+def _error(words: str, status: int) -> Response:
+    return JSONResponse({"error": {"message": words}}, status_code=status)
