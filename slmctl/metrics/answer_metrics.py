@@ -172,7 +172,7 @@ def words(text: str) -> list[str]:
 
 
 def same_text(expected: str, predicted: str) -> bool:
-    """Normalised match: the same words in the same order."""
+    """True for the same words in the same order."""
     return words(expected) == words(predicted)
 
 

@@ -53,7 +53,6 @@ class CalibrationRows:
     fits: Mask
 
     def only(self, mask: Mask) -> CalibrationRows:
-        """The rows of a mask."""
         masks = (self.right, self.outside, self.says_outside, self.fits)
         return CalibrationRows(self.names, self.signals[mask], *(values[mask] for values in masks))
 
@@ -224,12 +223,11 @@ def _least(config: CalibrateConfig) -> int:
 def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: CalibrateConfig) -> PolicyFigures:
     n, outside = len(rows.right), int(rows.outside.sum())
     inside = n - outside
-    bound = error_bound(chosen.wrong, chosen.kept, config.confidence)
     figures: PolicyFigures = {
         "tested_on": n,
         "kept": chosen.kept / n,
         "error": chosen.wrong / chosen.kept,
-        "error_bound": bound,
+        "error_bound": error_bound(chosen.wrong, chosen.kept, config.confidence),
         "max_error": config.max_error,
         "confidence": config.confidence,
         "accuracy": float((rows.right & ~rows.outside).sum() / max(inside, 1)),
@@ -246,7 +244,6 @@ def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: Ca
 
 
 def _point(cut: Cut, n: int, outside: int, config: CalibrateConfig) -> CurvePoint:
-    """One point of the curve, over the rows that tested it."""
     point: CurvePoint = {
         "threshold": cut.threshold,
         "kept": cut.kept / n,

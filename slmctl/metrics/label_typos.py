@@ -21,11 +21,7 @@ class LabelTypo(TypedDict):
 
 
 def label_typos(counts: Mapping[str, int]) -> list[LabelTypo]:
-    """Rare labels that look like a misspelling of a common one, the most frequent first.
-
-    Args:
-        counts: Records by label.
-    """
+    """Rare labels that look like a misspelling of a common one, the most frequent first."""
     typos: list[LabelTypo] = []
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     for label, count in common:

@@ -77,10 +77,8 @@ def fit(
     23,608 features, 77 labels) it took 11 s of processor time, sag in float32 0.7 s, to the same accuracy.
 
     Args:
-        texts: The texts to train on.
-        labels: The label of each.
-        choosing: The texts of the rows that choose the regularisation.
-        chosen: The label of each of these.
+        texts, labels: The rows to train on.
+        choosing, chosen: Texts and labels of the rows that choose the regularisation.
         strengths: Inverse regularisations to choose from.
     """
     from sklearn.linear_model import LogisticRegression
@@ -88,8 +86,7 @@ def fit(
     common = most_frequent(labels)
     if len(set(labels)) < 2:
         return LinearModel(common)
-    made = _vectorized(texts)
-    if made is None:
+    if (made := _vectorized(texts)) is None:
         return LinearModel(common)
     vectorizer, rows = made
     rows, solver = _solver(rows, len(set(labels)), tolerance=1e-3)
@@ -116,7 +113,7 @@ def out_of_fold(
     stay. What one text alone has tells nothing of the texts of other folds.
 
     Args:
-        texts: The texts.
+        texts: The n texts.
         labels: (n,) the label of each, numbered from 0 without a gap; each has at least `folds` rows.
         folds: Number of models.
         strength: Their inverse regularisation.
@@ -159,10 +156,7 @@ def _dealt(labels: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
 def _vectorized(texts: Sequence[str], *, fewest: int = 1, most: int | None = None) -> tuple[Any, Any] | None:
     """TF-IDF of words and word pairs, with the sparse rows `(texts, features)`; None where no text has a word.
 
-    Args:
-        texts: The texts.
-        fewest: Number of texts that a word or pair must stand in.
-        most: Largest number of words and pairs, the most frequent ones; None for no limit.
+    A word or pair stands in at least `fewest` texts, and is among the `most` most frequent ones.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 

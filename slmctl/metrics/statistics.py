@@ -38,10 +38,7 @@ def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, flo
 def error_bound(wrong: int, total: int, confidence: float = 0.95) -> float:
     """The exact one-sided upper bound of a share (Clopper and Pearson 1934); 1 when nothing was counted.
 
-    Args:
-        wrong: Rows that were seen to be wrong.
-        total: Rows that were seen.
-        confidence: Chance that the true share lies at or below the bound, at least.
+    The true share lies at or below the bound with at least the chance `confidence`.
     """
     if wrong >= total:
         return 1.0
@@ -113,12 +110,7 @@ def difference_interval(only_first: int, only_second: int, total: int, confidenc
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form).
-
-    Args:
-        only_first: Rows that only the first model answered right.
-        only_second: Rows that only the second model answered right.
-    """
+    """The exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form)."""
     n, least = only_first + only_second, min(only_first, only_second)
     if only_first == only_second:
         return 1.0

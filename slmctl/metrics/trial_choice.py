@@ -105,16 +105,15 @@ def choose(incumbent: Measured, challengers: Sequence[Measured]) -> TrialChoice:
     gains = {each.name: gain(incumbent, each, noise) for each in challengers}
     better = [each for each in challengers if gains[each.name].bound(confidence) > 0]
     best = min(better or everyone, key=lambda each: each.loss)
-    near = {each.name for each in everyone if each is best or _is_near(gain(each, best, noise))}
+    near = {best.name}
+    for each in everyone:
+        behind = gain(each, best, noise)
+        near |= {each.name} if behind.mean <= behind.error else set()
     chosen = min((each for each in better if each.name in near), key=lambda each: each.cost, default=incumbent)
     verdicts = [
         Verdict(each, gains[each.name], gains[each.name].bound(confidence), each.name in near) for each in challengers
     ]
     return TrialChoice(chosen, incumbent, verdicts)
-
-
-def _is_near(difference: Gain) -> bool:
-    return difference.mean <= difference.error
 
 
 def gain(first: Measured, second: Measured, noise: tuple[float, int]) -> Gain:

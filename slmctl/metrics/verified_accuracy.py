@@ -41,7 +41,7 @@ def weighted_share(right: Sequence[bool], probabilities: Sequence[float], confid
     1965; Korn and Graubard 1998, Survey Methodology 24), rounded to the safe side.
 
     Args:
-        right: Which rows are right.
+        right: True for each row that is right.
         probabilities: With which each was drawn, above 0 and up to 1.
         confidence: Of the interval.
     """

@@ -27,14 +27,14 @@ class LatencyFigures(TypedDict):
 
 
 class TokenCounts(TypedDict):
-    """Tokens of all prompts and of all answers."""
+    """Sums over all rows."""
 
     prompt: int
     completion: int
 
 
 class ClassFigures(TypedDict):
-    """Precision, recall, F1 and support of a label or of a field."""
+    """Of a label or of a field."""
 
     precision: float
     recall: float
@@ -53,7 +53,7 @@ class ReliabilityBin(TypedDict):
 
 
 class CalibrationFigures(TypedDict):
-    """Expected calibration error and Brier score of answers with a confidence, and their reliability table."""
+    """Of answers with a confidence."""
 
     n: int
     ece: float
@@ -82,8 +82,6 @@ class ModelFacts(TypedDict):
 
 
 class TaskFigures(TypedDict, total=False):
-    """Figures of one kind of task."""
-
     per_class: dict[str, ClassFigures]
     confusion: list[tuple[str, str, int]]
     calibration: CalibrationFigures | None
@@ -220,8 +218,6 @@ class ReleaseEntry(TypedDict):
 
 
 class EvaluationReport(TypedDict):
-    """`report.json`."""
-
     task: str
     primary_metric: str
     lower_is_better: list[str]
@@ -247,7 +243,7 @@ RowAnswer: TypeAlias = tuple[int | None, int, float | None, float]  # label, rig
 
 
 class RowTexts(TypedDict):
-    """The beginnings of a row's texts."""
+    """Their beginnings."""
 
     input: str
     expected: str
@@ -305,7 +301,7 @@ def require_type(expected: Any, value: object, *, where: str, hint: str) -> Any:
         hint: The command that writes such a file.
 
     Raises:
-        IntegrityError: The value is no JSON or of another type.
+        IntegrityError: The value is of another type.
     """
     from pydantic import ValidationError  # here: pages and charts are drawn without it
 

@@ -107,12 +107,12 @@ def either(number: int, singular: str, plural: str) -> str:
 
 
 def place(entry: Mapping[str, Any]) -> str:
-    """The place of a row: `tickets.csv line 17`."""
+    """`tickets.csv line 17`."""
     return console.place(entry["file"], entry["row"])
 
 
 def places(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The places of rows by file: `tickets.csv lines 17, 90; more.xlsx row 3`."""
+    """`tickets.csv lines 17, 90; more.xlsx row 3`."""
     rows: dict[str, list[int]] = {}
     for entry in entries:
         rows.setdefault(entry["file"], []).append(entry["row"])

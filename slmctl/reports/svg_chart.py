@@ -45,7 +45,6 @@ class Bar:
 
 
 def counted(counts: Iterable[tuple[str, int]], colour: str = "c1") -> list[Bar]:
-    """A bar for each name and count."""
     return [Bar(name, number, f"{number:,}", colour) for name, number in counts]
 
 
@@ -107,7 +106,7 @@ def standalone(svg: str) -> str:
 
 
 def bars(rows: Sequence[Bar], *, title: str, most: float = 0, width: int = WIDTH) -> Markup:
-    """Horizontal bars from zero, one a row, with label and text; `most` is what the longest could be."""
+    """Horizontal bars from zero, with label and text; `most` is what the longest could be."""
     left = _column([_cut(row.label) for row in rows]) + 10
     right = _column([row.text for row in rows]) + 8
     most = max([most, *(row.value for row in rows)]) or 1
