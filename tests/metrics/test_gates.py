@@ -9,7 +9,7 @@ import pytest
 
 from slmctl.config import Gate
 from slmctl.errors import GateError, UsageError
-from slmctl.metrics.gates import check, enforce, out_of_reach, rows_needed
+from slmctl.metrics.gates import GateResult, check, enforce, out_of_reach, rows_needed
 from slmctl.metrics.statistics import drop_bound
 
 GAIN = {"metric": "accuracy", "model": "adapter", "against": "tfidf_logistic"}
@@ -73,20 +73,20 @@ def test_a_gate_says_the_figure_and_its_bound(gate: Gate, passed: bool, text: st
     assert (verdict.passed, verdict.text) == (passed, text)
 
 
+def verdict(found: dict[str, Any] = REPORT, **gate: Any) -> GateResult:
+    (result,) = check([Gate(**gate)], found)
+    return result
+
+
 def test_max_drop_tests_the_bound_not_the_drop() -> None:
     bound = drop_bound(6, 2, 400, 0.95)
     assert 0.01 < bound < 0.03
     for allowed, passed in ((bound + 1e-6, True), (bound - 1e-6, False), (0.011, False)):
-        (verdict,) = check([Gate(**DROP, max_drop=allowed)], REPORT)
-        assert verdict.passed is passed, allowed  # the drop that was seen, 0.01, is within all three
-    assert "is 1.0 points worse than that of adapter, with 95 % confidence at most" in verdict.text
-    assert f"at most {100 * bound:.1f} points worse, the gate allows a loss of 1.1 points" in verdict.text
-
-
-def test_more_confidence_asks_for_more() -> None:
-    allowed = drop_bound(6, 2, 400, 0.95)
-    (verdict,) = check([Gate(**DROP, max_drop=allowed, confidence=0.99)], REPORT)
-    assert not verdict.passed
+        result = verdict(**DROP, max_drop=allowed)
+        assert result.passed is passed, allowed  # the drop that was seen, 0.01, is within all three
+    assert "is 1.0 points worse than that of adapter, with 95 % confidence at most" in result.text
+    assert f"at most {100 * bound:.1f} points worse, the gate allows a loss of 1.1 points" in result.text
+    assert not verdict(**DROP, max_drop=bound, confidence=0.99).passed
 
 
 def test_equal_models_still_leave_doubt() -> None:
@@ -95,17 +95,16 @@ def test_equal_models_still_leave_doubt() -> None:
         pair = same["pairs"]["adapter|Q4_K_M"]
         pair["n"] = n
         pair["metrics"]["accuracy"] |= {"only_first": 0, "only_second": 0}
-        (verdict,) = check([Gate(**DROP, max_drop=0.01)], same)
-        assert verdict.passed is passed
-        assert "accuracy of Q4_K_M is as good as that of adapter, with 95 % confidence at most" in verdict.text
+        result = verdict(same, **DROP, max_drop=0.01)
+        assert result.passed is passed
+        assert "accuracy of Q4_K_M is as good as that of adapter, with 95 % confidence at most" in result.text
 
 
 def test_direction_of_the_comparison() -> None:
-    back = {"metric": "accuracy", "model": "adapter", "against": "Q4_K_M"}
     one_sided = report(adapter=0.965, Q4_K_M=0.955)
     one_sided["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"] |= {"only_first": 4, "only_second": 0}
-    forth, reverse = check([Gate(**DROP, max_drop=0.01), Gate(**back, max_drop=0.01)], one_sided)
-    assert (forth.passed, reverse.passed) == (False, True)
+    reverse = verdict(one_sided, metric="accuracy", model="adapter", against="Q4_K_M", max_drop=0.01)
+    assert (verdict(one_sided, **DROP, max_drop=0.01).passed, reverse.passed) == (False, True)
     assert "accuracy of adapter is 1.0 points better than that of Q4_K_M" in reverse.text
 
 
@@ -124,22 +123,22 @@ def test_max_drop_of_other_figures_is_a_percentile(
     metric: str, model: str, against: str, drop: float, bound: float
 ) -> None:
     for allowed, passed in ((bound + 1e-6, True), (bound - 1e-6, False)):
-        (verdict,) = check([Gate(metric=metric, model=model, against=against, max_drop=allowed)], REPORT)
-        assert verdict.passed is passed
+        result = verdict(metric=metric, model=model, against=against, max_drop=allowed)
+        assert result.passed is passed
     side = "worse" if drop > 0 else "better"
-    assert f"is {100 * abs(drop):.1f} points {side} than that of {against}, " in verdict.text
-    assert re.search(rf"at most {100 * bound:.1f}0* points worse", verdict.text)
+    assert f"is {100 * abs(drop):.1f} points {side} than that of {against}, " in result.text
+    assert re.search(rf"at most {100 * bound:.1f}0* points worse", result.text)
 
 
 def test_between_two_levels_of_the_bootstrap_the_stricter_one_counts() -> None:
-    asked = Gate(metric="macro_f1", model="Q4_K_M", against="adapter", max_drop=0.055, confidence=0.96)
-    (verdict,) = check([asked], REPORT)
-    assert "at most 6.0 points worse" in verdict.text
-    assert not verdict.passed
+    result = verdict(metric="macro_f1", model="Q4_K_M", against="adapter", max_drop=0.055, confidence=0.96)
+    assert "at most 6.0 points worse" in result.text
+    assert not result.passed
 
 
 def chosen(name: str | None) -> dict[str, Any]:
-    return REPORT | {"choice": {"model": name}}
+    choice = {"model": name, "metric": "accuracy", "smallest_within": 0.01, "of": "F16"}
+    return REPORT | {"choice": choice}
 
 
 def test_a_gate_can_name_the_file_that_was_chosen() -> None:
@@ -158,10 +157,10 @@ def test_a_gate_can_name_the_file_that_was_chosen() -> None:
 
 
 def test_nothing_chosen_fails_the_gate() -> None:
-    with pytest.raises(GateError, match=r"no GGUF file meets evaluate\.choose"):
-        check([Gate(metric="accuracy", model="chosen", min=0.9)], chosen(None))
+    with pytest.raises(GateError, match=r"no GGUF file meets evaluate\.choose: accuracy within 0\.01 of F16"):
+        verdict(chosen(None), metric="accuracy", model="chosen", min=0.9)
     with pytest.raises(UsageError, match="a gate names the model 'chosen'"):
-        check([Gate(metric="accuracy", model="chosen", min=0.9)], REPORT)
+        verdict(metric="accuracy", model="chosen", min=0.9)
 
 
 def test_enforce_names_every_gate_that_failed() -> None:
@@ -187,7 +186,7 @@ def test_enforce_names_every_gate_that_failed() -> None:
 )
 def test_gate_on_what_was_not_measured_is_a_usage_error(gate: dict[str, Any], match: str, hint: str) -> None:
     with pytest.raises(UsageError, match=match) as caught:
-        check([Gate(**gate)], REPORT)
+        verdict(**gate)
     assert hint in caught.value.hint
 
 
@@ -197,18 +196,17 @@ def test_min_gain_tests_the_bound_not_the_gain() -> None:
     beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"only_first": 2, "only_second": 6}
     least = -drop_bound(2, 6, 400, 0.95)
     assert -0.01 < least < 0
-    (verdict,) = check([Gate(**GAIN, min_gain=0)], beside)
-    assert not verdict.passed  # 0.01 was seen, and no gain at all is as likely as not
-    assert verdict.text == (
+    none = verdict(beside, **GAIN, min_gain=0)
+    assert not none.passed  # 0.01 was seen, and no gain at all is as likely as not
+    assert none.text == (
         "accuracy of adapter is 1.0 points better than that of tfidf_logistic, with 95 % confidence at most "
         f"{-100 * least:.1f} points worse, the gate requires a gain of 0.0 points"
     )
-    beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"only_first": 2, "only_second": 26}
-    beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"difference": 0.06}
+    won = {"only_first": 2, "only_second": 26, "difference": 0.06}
+    beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= won
     least = -drop_bound(2, 26, 400, 0.95)
     for asked, passed in ((0.0, True), (least - 1e-6, True), (least + 1e-6, False)):
-        (verdict,) = check([Gate(**GAIN, min_gain=asked)], beside)
-        assert verdict.passed is passed
+        assert verdict(beside, **GAIN, min_gain=asked).passed is passed
 
 
 @pytest.mark.parametrize(
@@ -229,16 +227,13 @@ def test_the_fewest_rows_with_which_a_gate_can_pass(limits: dict[str, float], ro
     tie = limits.get("max_drop", 0) > 0
     for n in range(max(rows - 1, 1), rows + 1):
         won = {"difference": 0.0 if tie else 1.0, "test": "mcnemar", "only_first": 0, "only_second": 0 if tie else n}
-        (verdict,) = check([gate], REPORT | {"pairs": {"adapter|Q4_K_M": {"n": n, "metrics": {"accuracy": won}}}})
-        assert verdict.passed is (n == rows)
-
-
-def test_other_gates_can_pass_with_one_row() -> None:
-    assert rows_needed(Gate(metric="accuracy", model="adapter", min=0.9)) == 1
-    assert rows_needed(Gate(**DROP | {"metric": "macro_f1"}, max_drop=0.001)) == 1
+        found = REPORT | {"pairs": {"adapter|Q4_K_M": {"n": n, "metrics": {"accuracy": won}}}}
+        assert verdict(found, **DROP, **limits).passed is (n == rows)
 
 
 def test_gates_out_of_reach_are_named_with_the_rows_that_they_take() -> None:
+    assert rows_needed(Gate(metric="accuracy", model="adapter", min=0.9)) == 1
+    assert rows_needed(Gate(**DROP | {"metric": "macro_f1"}, max_drop=0.001)) == 1
     gates = [Gate(**DROP, max_drop=0.02), Gate(metric="accuracy", model="adapter", min=0.9), Gate(**GAIN, min_gain=0)]
     assert out_of_reach(gates, 132) == [
         "132 rows are too few for the gate max_drop 0.02 in accuracy of Q4_K_M against adapter at confidence 0.95: "
@@ -283,11 +278,11 @@ def test_better_on_average_and_worse_on_old_rows_is_caught_by_rows_old() -> None
 
 
 def test_rows_that_are_not_there_or_cannot_be_told_apart() -> None:
-    gate = Gate(**AGAINST | {"rows": "new"})
-    (verdict,) = check([gate], with_release(old=(900, 0, 9), new=(0, 0, 0)))
-    assert verdict.passed
-    assert verdict.text == "no row is new to production: nothing to compare accuracy of Q4_K_M with"
+    gate = AGAINST | {"rows": "new"}
+    result = verdict(with_release(old=(900, 0, 9), new=(0, 0, 0)), **gate)
+    assert result.passed
+    assert result.text == "no row is new to production: nothing to compare accuracy of Q4_K_M with"
     unknown = with_release(old=(900, 0, 9), new=(10, 0, 0))
     unknown["release"]["rows"] = {}
     with pytest.raises(UsageError, match="asks for the new rows of production, and its data set is not below runs/"):
-        check([gate], unknown)
+        verdict(unknown, **gate)

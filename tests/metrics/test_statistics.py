@@ -1,4 +1,4 @@
-"""Intervals, against published values and what must hold of any of them."""
+"""Intervals and tests, against scipy, published values and what must hold of any of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from slmctl.metrics import statistics
 from slmctl.metrics.statistics import (
@@ -43,35 +44,18 @@ def test_wilson_published_values(right: int, total: int, low: float, high: float
     assert wilson(right, total) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_wilson_of_nothing_says_nothing() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize("total", [1, 5, 50, 1000])
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-def test_wilson_closed_form_at_the_ends(total: int, confidence: float) -> None:
-    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    assert wilson(0, total, confidence) == pytest.approx((0.0, z2 / (total + z2)))
-    assert wilson(total, total, confidence) == pytest.approx((total / (total + z2), 1.0))
-
-
 @given(counts, confidences)
-@settings(deadline=None, max_examples=150)
-def test_wilson_holds_the_share_and_mirrors(drawn: tuple[int, int], confidence: float) -> None:
-    right, total = drawn
-    low, high = wilson(right, total, confidence)
-    assert 0 <= low <= right / total + 1e-12
-    assert right / total - 1e-12 <= high <= 1
-    mirrored = wilson(total - right, total, confidence)
-    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-12)
-
-
-@given(counts, confidences, confidences)
 @settings(deadline=None, max_examples=100)
-def test_wilson_widens_with_confidence(drawn: tuple[int, int], one: float, other: float) -> None:
-    narrow, wide = wilson(*drawn, min(one, other)), wilson(*drawn, max(one, other))
-    assert wide[0] <= narrow[0] + 1e-12
-    assert narrow[1] <= wide[1] + 1e-12
+def test_intervals_of_a_share_are_scipys(drawn: tuple[int, int], confidence: float) -> None:
+    theirs = stats.binomtest(*drawn)
+    for ours, method in ((wilson, "wilson"), (exact_interval, "exact")):
+        interval = theirs.proportion_ci(confidence, method=method)
+        assert ours(*drawn, confidence) == pytest.approx((interval.low, interval.high), abs=1e-6)
+
+
+def test_nothing_counted_says_nothing() -> None:
+    assert wilson(0, 0) == exact_interval(0, 0) == (0.0, 1.0)
+    assert drop_bound(0, 0, 0) == 1.0
 
 
 @pytest.mark.parametrize("total", [1, 10, 59, 400, 10_000])
@@ -87,6 +71,7 @@ def test_drop_bound_without_any_difference(total: int, confidence: float) -> Non
 def test_drop_bound_is_where_the_statistic_meets_z(drawn: tuple[int, int, int], confidence: float) -> None:
     b, c, n = drawn
     bound, z = drop_bound(b, c, n, confidence), NormalDist().inv_cdf(confidence)
+    assert (b - c) / n - 1e-9 <= bound <= 1
     assert _tango(b, c, n, bound - 1e-6) > -z - 1e-3
     assert bound == 1 or _tango(b, c, n, min(bound + 1e-6, 1)) <= -z + 1e-3
 
@@ -113,37 +98,15 @@ def test_statistic_uses_the_most_likely_nuisance_share(b: int, c: int, n: int, d
     assert _tango(b, c, n, drop) == pytest.approx(score(b, c, n, drop), abs=2e-3)
 
 
-def test_drop_bound_of_nothing_excludes_nothing() -> None:
-    assert drop_bound(0, 0, 0) == 1.0
-
-
-@given(pairs, confidences)
-@settings(deadline=None, max_examples=150)
-def test_drop_bound_lies_above_the_drop_that_was_seen(drawn: tuple[int, int, int], confidence: float) -> None:
-    b, c, n = drawn
-    assert (b - c) / n - 1e-9 <= drop_bound(b, c, n, confidence) <= 1
-
-
 @given(pairs, confidences, confidences)
 @settings(deadline=None, max_examples=100)
-def test_drop_bound_rises_with_confidence(drawn: tuple[int, int, int], one: float, other: float) -> None:
-    assert drop_bound(*drawn, min(one, other)) <= drop_bound(*drawn, max(one, other)) + 1e-9
-
-
-@given(pairs)
-@settings(deadline=None, max_examples=100)
-def test_drop_bound_rises_with_each_row_the_second_loses(drawn: tuple[int, int, int]) -> None:
+def test_drop_bound_rises_with_confidence_and_lost_rows_and_falls_with_rows_of_the_same_kind(
+    drawn: tuple[int, int, int], one: float, other: float
+) -> None:
     b, c, n = drawn
-    if b + c < n:
-        assert drop_bound(b, c, n) <= drop_bound(b + 1, c, n) + 1e-9
-
-
-@given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
-@settings(deadline=None, max_examples=60)
-def test_drop_bound_tightens_with_more_rows_of_the_same_kind(b: int, c: int, rest: int) -> None:
-    n = b + c + rest
-    if b >= c:
-        assert drop_bound(4 * b, 4 * c, 4 * n) <= drop_bound(b, c, n) + 1e-9
+    assert drop_bound(b, c, n, min(one, other)) <= drop_bound(b, c, n, max(one, other)) + 1e-9
+    assert b + c == n or drop_bound(b, c, n) <= drop_bound(b + 1, c, n) + 1e-9
+    assert b < c or b + c == n or drop_bound(4 * b, 4 * c, 4 * n) <= drop_bound(b, c, n) + 1e-9
 
 
 # Two models on the same rows
@@ -152,33 +115,23 @@ def test_drop_bound_tightens_with_more_rows_of_the_same_kind(b: int, c: int, res
 @given(st.integers(0, 300), st.integers(0, 300))
 @settings(deadline=None, max_examples=150)
 def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
-    scipy = pytest.importorskip("scipy.stats")
-    theirs = scipy.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
-    assert mcnemar(b, c) == pytest.approx(theirs, rel=1e-9)
-    assert mcnemar(b, c) == mcnemar(c, b)
+    theirs = stats.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
+    assert mcnemar(b, c) == mcnemar(c, b) == pytest.approx(theirs, rel=1e-9)
 
 
-def test_mcnemar_by_hand() -> None:
-    assert mcnemar(0, 5) == pytest.approx(2 / 2**5)
-    assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 2**6)
-    assert mcnemar(0, 0) == 1.0
+def test_mcnemar_of_many_rows() -> None:
     assert 0 <= mcnemar(20_000, 40_000) < 1e-300
-
-
-def test_difference_interval_turns_round_with_the_models() -> None:
-    low, high = difference_interval(2, 12, 44)
-    assert 0 < low < 10 / 44 < high
-    assert difference_interval(12, 2, 44) == pytest.approx((-high, -low))
-    assert high == drop_bound(12, 2, 44, 0.975)
 
 
 @given(pairs)
 @settings(deadline=None, max_examples=100)
-def test_difference_interval_holds_what_was_seen(drawn: tuple[int, int, int]) -> None:
+def test_difference_interval_holds_what_was_seen_and_turns_round_with_the_models(drawn: tuple[int, int, int]) -> None:
     b, c, n = drawn
     low, high = difference_interval(b, c, n)
     assert -1 <= low <= (c - b) / n + 1e-9
     assert (c - b) / n - 1e-9 <= high <= 1
+    assert difference_interval(c, b, n) == pytest.approx((-high, -low))
+    assert high == drop_bound(c, b, n, 0.975)
 
 
 @pytest.mark.parametrize(("share", "difference"), [(0.1, 0.05), (0.2, 0.1), (0.3, 0.1)])
@@ -209,8 +162,7 @@ def test_detectable_without_any_discordance_is_what_all_one_way_would_show() -> 
 def test_holm_by_hand() -> None:
     """Holm 1979: 0.01, 0.04, 0.03 and 0.005, raised and never falling."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert (holm([]), holm([0.9, 0.8])) == ([], [1.0, 1.0])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
@@ -222,56 +174,33 @@ def test_holm_lies_between_nothing_and_bonferroni(values: list[float]) -> None:
     assert [raised[k] for k in order] == sorted(raised)
 
 
-def test_resamples_are_resamples() -> None:
-    parts = list(statistics.resamples(50, count=300, seed=1))
-    weights = np.concatenate(parts)
+def test_resamples_are_resamples_and_come_in_parts() -> None:
+    weights, again = (np.concatenate(list(statistics.resamples(50, count=300, seed=1))) for _ in range(2))
     assert weights.shape == (300, 50)
     assert np.all(weights.sum(axis=1) == 50)
-    assert weights.mean() == 1.0
     assert 0.9 < weights.var() < 1.1  # of a count that is nearly Poisson's
-    again = np.concatenate(list(statistics.resamples(50, count=300, seed=1)))
     assert np.array_equal(weights, again)
-
-
-def test_many_rows_come_in_parts() -> None:
     parts = [len(part) for part in statistics.resamples(1_000_000, count=9)]
     assert sum(parts) == 9
     assert max(parts) <= 4
 
 
 def test_percentile_bootstrap_is_scipys() -> None:
-    scipy = pytest.importorskip("scipy.stats")
     random = np.random.default_rng(3)
     a, b = random.normal(0.3, 1, 200), random.normal(0.1, 1, 200)
     ours = np.concatenate([w @ (a - b) / 200 for w in statistics.resamples(200)])
-    theirs = scipy.bootstrap(
+    theirs = stats.bootstrap(
         (a, b), lambda x, y: np.mean(x - y), paired=True, method="percentile", n_resamples=2000, vectorized=False, rng=1
     ).confidence_interval
     assert statistics.percentiles(ours) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
 def test_no_difference() -> None:
+    """By hand, and of a bootstrap test at 5 % about 5 % are false alarms."""
     assert statistics.bootstrap_p_value(np.zeros(99)) == 1.0
     assert statistics.bootstrap_p_value(np.ones(99)) == pytest.approx(2 / 100)
     assert statistics.bootstrap_p_value(np.array([-1.0] * 5 + [1.0] * 94)) == pytest.approx(2 * 6 / 100)
-
-
-def test_no_difference_is_uniform_where_there_is_none() -> None:
-    """Of a bootstrap test at 5 %, about 5 % are false alarms."""
     random = np.random.default_rng(11)
     weights = np.concatenate(list(statistics.resamples(80, count=400)))
     values = [statistics.bootstrap_p_value(weights @ random.normal(0, 1, 80)) for _ in range(600)]
     assert 0.025 < np.mean(np.array(values) < 0.05) < 0.085
-
-
-@given(counts, confidences)
-@settings(deadline=None, max_examples=60)
-def test_exact_interval_against_scipy(drawn: tuple[int, int], confidence: float) -> None:
-    scipy = pytest.importorskip("scipy.stats")
-    right, total = drawn
-    theirs = scipy.binomtest(right, total).proportion_ci(confidence, method="exact")
-    assert exact_interval(right, total, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
-
-
-def test_exact_interval_of_nothing_says_nothing() -> None:
-    assert exact_interval(0, 0) == (0.0, 1.0)

@@ -15,6 +15,7 @@ def test_rows_of_one_probability_have_the_exact_interval() -> None:
     share = weighted_share([True] * 9 + [False], [0.02] * 10)
     assert (share.rows, share.right, share.share) == (10, 9, 0.9)
     assert (share.low, share.high) == exact_interval(9, 10)
+    assert weighted_share([True], [1.0]) == WeightedShare(1, 1, 1.0, *exact_interval(1, 1))
 
 
 def test_rows_of_two_probabilities_stand_for_as_many_as_they_were_drawn_from() -> None:
@@ -40,7 +41,3 @@ def test_the_interval_holds_the_truth_when_the_drawing_changed_in_between() -> N
         share = weighted_share(right[drawn].tolist(), drawn_with[drawn].tolist())
         held += share.low <= right.mean() <= share.high
     assert held >= 93
-
-
-def test_a_row_that_is_certain_to_be_drawn_stands_for_itself() -> None:
-    assert weighted_share([True], [1.0]) == WeightedShare(1, 1, 1.0, *exact_interval(1, 1))
