@@ -21,6 +21,8 @@ from slmctl.reports.evaluation_report import (
     MetricDifference,
     ParticipantEntry,
     ReleaseRows,
+    pair_of,
+    turned,
 )
 
 
@@ -140,47 +142,42 @@ def _title(gate: Gate) -> str:
 
 
 def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tuple[float, float]:
-    """The metric of the first model less that of the second, and its upper bound.
+    """The metric of the first model less that of the second, or the reverse of an error, and its upper bound.
 
     The bound of a share is Tango's. That of another metric is a percentile of the paired bootstrap, which the report
     holds for some levels of confidence: the next level at or above the gate's.
     """
     _metric(first, gate.metric, report)
-    metrics, n, in_order = _differences(first, second, gate, report)
+    metrics, n = _differences(first, second, gate, report)
     if gate.metric not in metrics:
         raise UsageError(
             f"a gate cannot compare {gate.metric} of {second} against {first}",
             hint="they have no rows in common, or one of them has no such metric",
         )
-    difference = metrics[gate.metric]
-    # a pair's difference is its second model's metric less its first's; lower is better for an error
-    sign = (-1 if in_order else 1) * (-1 if gate.metric in report["lower_is_better"] else 1)
-    if difference["test"] == "mcnemar":
-        lost, won = (difference["only_first"], difference["only_second"])[:: 1 if in_order else -1]
-        return sign * difference["difference"] + 0.0, drop_bound(lost, won, n, gate.confidence)
-    bounds = {float(level): value for level, value in difference["quantiles"].items()}
+    rise = metrics[gate.metric]
+    drop = rise if gate.metric in report["lower_is_better"] else turned(rise)
+    if drop["test"] == "mcnemar":
+        lost, won = rise["only_first"], rise["only_second"]
+        return drop["difference"] + 0.0, drop_bound(lost, won, n, gate.confidence)
+    bounds = {float(level): value for level, value in drop["quantiles"].items()}
     levels = [level for level in bounds if level >= gate.confidence - 1e-9]
     if not levels:
         raise UsageError(
             f"a gate on {gate.metric} has confidence {gate.confidence:g}",
             hint=f"the report's bootstrap goes up to {max(bounds):g}",
         )
-    level = min(levels)
-    if sign < 0:  # the other tail
-        level = min(bounds, key=lambda other: abs(other - (1 - level)))
-    return sign * difference["difference"], sign * bounds[level]
+    return drop["difference"], bounds[min(levels)]
 
 
 def _differences(
     first: str, second: str, gate: Gate, report: EvaluationReport
-) -> tuple[Mapping[str, MetricDifference], int, bool]:
-    """The differences of two models by metric, the number of rows, and True for the second less the first."""
+) -> tuple[Mapping[str, MetricDifference], int]:
+    """The second model less the first by metric, and the number of rows."""
     if gate.rows is not None:
         part = _part(gate, report)
-        return part["differences"].get(second, {}), part["n"], True
-    pair, reverse = report["pairs"].get(f"{first}|{second}"), report["pairs"].get(f"{second}|{first}")
-    either = pair or reverse
-    return (either["metrics"], either["n"], pair is not None) if either is not None else ({}, 0, True)
+        return part["differences"].get(second, {}), part["n"]
+    pair = pair_of(report, first, second)
+    return (pair["metrics"], pair["n"]) if pair is not None else ({}, 0)
 
 
 def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:

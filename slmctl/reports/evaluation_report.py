@@ -286,6 +286,31 @@ def entries_of(report: EvaluationReport) -> dict[str, ParticipantEntry]:
     return {name: entries[name] for name in report["participants"]}
 
 
+def pair_of(report: EvaluationReport, first: str, second: str) -> PairEntry | None:
+    """The entry of a pair, `second` less `first`, in whichever order the report holds it."""
+    entry, other = report["pairs"].get(f"{first}|{second}"), report["pairs"].get(f"{second}|{first}")
+    if entry is not None or other is None:
+        return entry
+    return {
+        **other,
+        "only_first": other["only_second"],
+        "only_second": other["only_first"],
+        "metrics": {name: turned(metric) for name, metric in other["metrics"].items()},
+        "slices": [{**entry, "difference": -entry["difference"]} for entry in other["slices"]],
+    }
+
+
+def turned(metric: MetricDifference) -> MetricDifference:
+    """The first of two participants less the second."""
+    low, high = metric["interval"]
+    result: MetricDifference = {**metric, "difference": -metric["difference"], "interval": [-high, -low]}
+    if "only_first" in metric:
+        result |= {"only_first": metric["only_second"], "only_second": metric["only_first"]}
+    if "quantiles" in metric:
+        result["quantiles"] = {f"{1 - float(level):g}": -value for level, value in metric["quantiles"].items()}
+    return result
+
+
 def measured_names(report: EvaluationReport) -> set[str]:
     """The names that a gate may use: models, baselines, and `chosen` where `evaluate.choose` was set."""
     return {*report["models"], *report["baselines"]} | ({"chosen"} if report["choice"] else set())

@@ -16,21 +16,23 @@ GAIN = {"metric": "accuracy", "model": "adapter", "against": "tfidf_logistic"}
 QUANTILES = {"0.025": -0.06, "0.05": -0.05, "0.1": -0.04, "0.5": -0.01, "0.9": 0.02, "0.95": 0.03, "0.975": 0.04}
 
 
+def shares(difference: float, only_first: int, only_second: int) -> dict[str, Any]:
+    """A difference of two shares."""
+    counts = {"only_first": only_first, "only_second": only_second}
+    return {"difference": difference, "interval": [-1, 1], "test": "mcnemar", **counts}
+
+
 def report(**accuracy: float) -> dict[str, Any]:
     """A report on the models named, in order; each pair differs in 6 and 2 of 400 rows."""
     names = list(accuracy)
     pairs = {}
     for k, one in enumerate(names):
         for two in names[k + 1 :]:
-            accuracies = {"difference": accuracy[two] - accuracy[one], "test": "mcnemar"}
+            drawn = {"difference": -0.01, "interval": [-0.06, 0.04], "test": "bootstrap", "quantiles": QUANTILES}
             pairs[f"{one}|{two}"] = {
-                "n": 400,
-                "metrics": {
-                    "accuracy": accuracies | {"only_first": 6, "only_second": 2},
-                    "macro_f1": {"difference": -0.01, "test": "bootstrap", "quantiles": QUANTILES},
-                    "ece": {"difference": -0.01, "test": "bootstrap", "quantiles": QUANTILES},
-                },
-            }
+                "n": 400, "only_first": 6, "only_second": 2, "slices": [],
+                "metrics": {"accuracy": shares(accuracy[two] - accuracy[one], 6, 2), "macro_f1": drawn, "ece": drawn},
+            }  # fmt: skip
     figures = {name: {"accuracy": value, "macro_f1": value - 0.1, "ece": 0.04} for name, value in accuracy.items()}
     return {
         "primary_metric": "accuracy",
@@ -226,7 +228,7 @@ def test_the_fewest_rows_with_which_a_gate_can_pass(limits: dict[str, float], ro
     assert rows_needed(gate) == rows
     tie = limits.get("max_drop", 0) > 0
     for n in range(max(rows - 1, 1), rows + 1):
-        won = {"difference": 0.0 if tie else 1.0, "test": "mcnemar", "only_first": 0, "only_second": 0 if tie else n}
+        won = shares(0.0 if tie else 1.0, 0, 0 if tie else n)
         found = REPORT | {"pairs": {"adapter|Q4_K_M": {"n": n, "metrics": {"accuracy": won}}}}
         assert verdict(found, **DROP, **limits).passed is (n == rows)
 
@@ -253,13 +255,12 @@ def with_release(old: tuple[int, int, int], new: tuple[int, int, int], rows: int
     found = report(production=0.95, Q4_K_M=0.955)
     parts = {}
     for title, (n, lost, won) in (("old", old), ("new", new)):
-        accuracy = {"difference": (won - lost) / max(n, 1), "test": "mcnemar", "only_first": lost, "only_second": won}
+        accuracy = shares((won - lost) / max(n, 1), lost, won)
         parts[title] = {"n": n, "values": {}, "differences": {"Q4_K_M": {"accuracy": accuracy}} if n else {}}
     lost, won = old[1] + new[1], old[2] + new[2]
     found["pairs"]["production|Q4_K_M"]["n"] = old[0] + new[0]
-    found["pairs"]["production|Q4_K_M"]["metrics"]["accuracy"] |= {
-        "difference": (won - lost) / (old[0] + new[0]), "only_first": lost, "only_second": won,
-    }  # fmt: skip
+    accuracy = shares((won - lost) / (old[0] + new[0]), lost, won)
+    found["pairs"]["production|Q4_K_M"]["metrics"]["accuracy"] = accuracy
     return found | {"release": {"name": "production", "title": "desk 1.0", "trained_on": 0, "rows": parts}}
 
 

@@ -17,6 +17,7 @@ from slmctl.reports.evaluation_report import (
     SliceDifference,
     SliceEntry,
     entries_of,
+    pair_of,
 )
 from slmctl.reports.html_page import Tone, points
 from slmctl.reports.scoreboard import UNTUNED
@@ -155,18 +156,8 @@ class ReportView:
         return f"{percent(low)} to {percent(high)}"
 
     def pair(self, first: str, second: str) -> PairEntry | None:
-        """The entry of a pair, `second` less `first`, in whichever order the report holds it."""
-        pairs = self.report["pairs"]
-        entry, reverse = pairs.get(f"{first}|{second}"), pairs.get(f"{second}|{first}")
-        if entry is not None or reverse is None:
-            return entry
-        return {
-            **reverse,
-            "only_first": reverse["only_second"],
-            "only_second": reverse["only_first"],
-            "metrics": {name: _reversed(metric) for name, metric in reverse["metrics"].items()},
-            "slices": [{**entry, "difference": -entry["difference"]} for entry in reverse["slices"]],
-        }
+        """The entry of a pair, `second` less `first`."""
+        return pair_of(self.report, first, second)
 
     def difference(self, first: str, second: str) -> Difference | None:
         """The primary metric of `second` less that of `first`; None for a pair without rows in common."""
@@ -233,8 +224,3 @@ class ReportView:
         """The calibration of the competing participants that have a confidence."""
         entries = ((name, self.entries[name].get("calibration")) for name in self.competing)
         return [(name, calibration) for name, calibration in entries if calibration]
-
-
-def _reversed(metric: MetricDifference) -> MetricDifference:
-    low, high = metric["interval"]
-    return {**metric, "difference": -metric["difference"], "interval": [-high, -low]}
