@@ -25,11 +25,11 @@ from slmctl.task.contract import Task
 from slmctl.task.records import Record, write_jsonl
 
 LABELS = ("a", "b", "c", "d")
-SCHEMA = {"type": "object", "required": ["order"], "properties": {"order": {"type": "string"}}}
 
 
 def task_of(kind: str) -> Task:
-    return Task(kind, "", "", labels=LABELS if kind == "classify" else (), schema=SCHEMA if kind == "extract" else None)
+    schema = {"type": "object"} if kind == "extract" else None
+    return Task(kind, "", "", labels=LABELS if kind == "classify" else (), schema=schema)
 
 
 def records_of(answers: Sequence[str], inputs: Sequence[str] = (), **more: Any) -> list[Record]:
@@ -145,15 +145,13 @@ def test_the_focus_is_what_would_ship(report: Any) -> None:
 # What a reader is told first
 
 
-def test_a_baseline_that_wins_is_said_first(report: Any) -> None:
-    found = report("classify", ["a"] * 10, {"Q8_0": ["b"] * 10}, train=["a"] * 3 + ["b"])
-    assert "the baseline is the cheaper and better choice" in found["remarks"][0]
+@pytest.mark.parametrize(
+    ("answer", "verdict"), [("b", "the baseline is the cheaper and better choice."), ("a", "as good, and cheaper.")]
+)
+def test_a_baseline_that_wins_or_is_as_good_is_said_first(report: Any, answer: str, verdict: str) -> None:
+    found = report("classify", ["a"] * 10, {"Q8_0": [answer] * 10}, train=["a"] * 3 + ["b"])
+    assert found["remarks"][0].endswith(verdict)
     assert found["remarks"][-1] == "Only 10 rows were measured: the intervals are wide."
-
-
-def test_a_baseline_that_is_as_good_is_not_called_better(report: Any) -> None:
-    found = report("classify", ["a"] * 10, {"Q8_0": ["a"] * 10}, train=["a"] * 3 + ["b"])
-    assert found["remarks"][0].endswith("on these rows the baseline is as good, and cheaper.")
 
 
 def test_the_linear_baseline_that_wins_is_said_first(report: Any) -> None:
@@ -193,9 +191,6 @@ def test_rows_that_were_not_sent_are_left_out_of_every_comparison(report: Any) -
     facts = {"large": {"kind": "endpoint", "size": None, "sha256": "", "not_sent": 10, "failed": 1, "shots": 3}}
     wrong = ["c"] * 10 + wanted[10:]
     found = report("classify", wanted, {"Q8_0": wrong, "large": failed}, facts=facts)
-    large = found["models"]["large"]
-    assert (large["n"], large["right"], large["not_sent"], large["failed"]) == (30, 29, 10, 1)
-    assert found["models"]["Q8_0"]["right"] == 30
     pair = found["pairs"]["Q8_0|large"]
     assert (pair["n"], pair["both"], pair["only_first"], pair["only_second"]) == (30, 29, 1, 0)
     said = " ".join(found["remarks"])
@@ -298,7 +293,6 @@ def test_the_smallest_file_within_the_loss_is_chosen(report: Any, wrong: Any, ru
     found = chosen(report, wrong, **rule)
     assert found["model"] == found["focus"] == name
     assert found["split"] == "validation"
-    assert found["remarks"][-2 if "Only" in found["remarks"][-1] else -1]
     assert any(remark.startswith(f"Chosen: {name}, the smallest file within") for remark in found["remarks"])
     assert [one["model"] for one in found["candidates"]] == ["Q4_0", "Q8_0", "F16"]
 
@@ -308,9 +302,6 @@ def test_a_file_that_is_too_slow_is_not_chosen(report: Any) -> None:
     found = chosen(report, (5, 5, 5), rates, min_tokens_per_s=20)
     assert found["model"] == "Q8_0"  # 5 tokens a row
     assert [one["tokens_per_s"] for one in found["candidates"]] == [10.0, 40.0, 20.0]
-
-
-def test_none_may_be_good_enough(report: Any) -> None:
     found = chosen(report, (5, 5, 5), min_tokens_per_s=1000)
     assert found["model"] is None
     assert any("none is chosen, and none will be published" in remark for remark in found["remarks"])
@@ -383,56 +374,7 @@ def test_break_even_by_hand() -> None:
     assert break_even(None, {}) is None
 
 
-# Baselines and other tasks
-
-
-def test_baselines_are_honest(report: Any) -> None:
-    found = report("classify", WANTED, {"Q8_0": GIVEN}, train=["b"] * 5 + ["a"] * 4)
-    assert found["baselines"]["majority"]["metrics"]["accuracy"] == 0.3  # `b`: chosen on training rows alone
-    assert set(found["baselines"]) == {"majority", "tfidf_logistic"}
-
-
-EXTRACT = [
-    '{"order": "A1", "items": ["x", "y"]}',
-    '{"order": "A2"}',
-    '{"order": "A3", "n": {"k": 1}}',
-    '{"order": "A4"}',
-]
-
-
-def test_extraction_counts_fields(report: Any) -> None:
-    answers = ['{"items": ["y", "x"], "order": "A1"}', '{"order": 2}', "no json", '{"order": "A4"}']
-    model = report("extract", EXTRACT, {"Q8_0": answers})["models"]["Q8_0"]
-    found = model["metrics"]
-    assert found["exact_match"] == 0.25  # a list in another order is another list
-    assert found["valid_json"] == 0.75
-    assert found["valid_schema"] == 0.5
-    hits, wanted, given = 3 + 0 + 0 + 1, 3 + 1 + 2 + 1, 3 + 1 + 0 + 1
-    assert found["field_f1"] == pytest.approx(2 * hits / (wanted + given), abs=1e-6)
-    assert found["field_precision"] == pytest.approx(hits / given, abs=1e-6)
-    assert found["field_recall"] == pytest.approx(hits / wanted, abs=1e-6)
-    assert model["fields"]["items[]"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 2}
-    assert model["fields"]["n.k"]["recall"] == 0.0
-
-
-def test_key_order_and_spaces_are_no_difference(report: Any) -> None:
-    found = report("extract", ['{"order": "A", "n": 1}'], {"Q8_0": ['\n{"n":1,  "order":"A"} ']})
-    assert found["models"]["Q8_0"]["metrics"]["exact_match"] == 1.0
-
-
-def test_an_empty_record_is_the_baseline_of_extraction(report: Any) -> None:
-    found = report("extract", EXTRACT, {"Q8_0": EXTRACT})["baselines"]
-    assert found["empty"]["metrics"]["valid_json"] == 1.0
-    assert found["empty"]["metrics"]["exact_match"] == found["copy"]["metrics"]["valid_json"] == 0.0
-
-
-def test_generation_counts_words(report: Any) -> None:
-    found = report("generate", ["Dear Ann, we refund you.", "Yes"], {"Q8_0": ["dear ann we refund you", "no yes"]})
-    ours = found["models"]["Q8_0"]["metrics"]
-    assert ours["exact_match"] == 0.5
-    assert ours["token_f1"] == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
-    assert set(found["baselines"]) == {"copy", "empty"}
-    assert found["baselines"]["empty"]["metrics"]["token_f1"] == 0.0
+# Rows and names
 
 
 @pytest.mark.parametrize(
