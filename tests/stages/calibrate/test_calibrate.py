@@ -63,7 +63,7 @@ def fitted(
     tmp_path: Path, rows: list[dict[str, Any]], task: Task = LABELS, **config: Any
 ) -> tuple[Policy, dict[str, Any]]:
     out = tmp_path / "out"
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True)
     found = predictions(tmp_path / "predictions", rows, task)
     metrics = calibrate.run(CalibrateConfig(**config), predictions=found, out=out)
     return Policy.read(out), metrics
@@ -98,8 +98,6 @@ def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: 
 
 def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
     rows = lines(600)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
     one, _ = fitted(tmp_path / "a", rows)
     two, _ = fitted(tmp_path / "b", rows[::-1])
     assert (one.threshold, one.figures["kept"]) == (pytest.approx(two.threshold), two.figures["kept"])
@@ -135,21 +133,14 @@ def test_the_promise_holds_as_often_as_it_says() -> None:
 
 def test_the_sequence_starts_where_it_bears_a_wrong_prediction() -> None:
     # of 59 none may be wrong, of 93 one, of 124 two; 93 answers were predicted to hold 2.8 wrong ones, 114 to hold 4
-    cuts = [
-        error_threshold.Cut(3.0, 59, 1.4, 1, 0),
-        error_threshold.Cut(2.5, 93, 2.83, 0, 0),
-        error_threshold.Cut(2.4, 100, 3.2, 0, 0),
-        error_threshold.Cut(2.0, 114, 3.95, 2, 0),
-    ]
-    chosen = error_threshold.choose(cuts, 0, CalibrateConfig())
+    cuts = [Cut(3.0, 59, 1.4, 1, 0), Cut(2.5, 93, 2.83, 0, 0), Cut(2.4, 100, 3.2, 0, 0), Cut(2.0, 114, 3.95, 2, 0)]
+    chosen = choose(cuts, 0, CalibrateConfig())
     assert chosen is not None
     assert chosen.kept == 100
 
 
 def test_a_limit_on_what_is_kept_of_the_out_of_scope_rows(tmp_path: Path) -> None:
     rows = lines(3000, outside=600)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
     loose, _ = fitted(tmp_path / "a", rows, out_of_scope="oos", max_error=0.2)
     tight, metrics = fitted(tmp_path / "b", rows, out_of_scope="oos", max_error=0.2, max_out_of_scope_kept=0.05)
     assert tight.threshold > loose.threshold
@@ -236,15 +227,6 @@ def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path
 
 
 # The arithmetic
-
-
-def test_the_exact_bound_agrees_with_published_values() -> None:
-    # Clopper and Pearson's upper limits at one-sided 95 %: 1 - 0.05 ** (1 / n) without an error; tables for the others
-    assert error_bound(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59))
-    assert error_bound(0, 58) > 0.05 >= error_bound(0, 59)
-    assert error_bound(1, 10) == pytest.approx(0.3942, abs=1e-4)
-    assert error_bound(5, 50, 0.975) == pytest.approx(0.2181, abs=1e-4)
-    assert (error_bound(3, 3), error_bound(0, 0)) == (1.0, 1.0)
 
 
 @settings(max_examples=100, deadline=None)

@@ -8,24 +8,24 @@ from typing import Any
 
 import pytest
 from support import endpoint, released, teacher, tiny
+from support.preparing import COLUMNS, prepared
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
-from slmctl.config import PrepareConfig, PublishConfig
+from slmctl.config import PublishConfig
 from slmctl.deduplication import minhash
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.provenance.trace import Standing, trace
-from slmctl.stages.prepare import prepare
 from slmctl.stages.publish import publish
 from slmctl.task.records import read_records, write_jsonl
 
 TASK = {"kind": "classify", "labels": "from-data", "system": "Name the category."}
 
 
-def labelled(folder: Path, rows: list[dict[str, Any]]) -> Artifact:
+def labelled(folder: Path, rows: list[dict[str, Any]], name: str = "one") -> Artifact:
     """A labelled artifact by hand."""
-    path = folder / "runs" / "labelled" / "one"
+    path = folder / "runs" / "labelled" / name
     with artifact.draft(path) as place:
         write_jsonl(place / "accepted.jsonl", rows)
         with FingerprintWriter(place / FILENAME) as prints:
@@ -45,45 +45,28 @@ def row(k: int, text: str, label: str, weight: float = 0.9) -> dict[str, Any]:
     return {"id": f"{k:016x}", "input": text, "output": label, "weight": weight}
 
 
-def test_accepted_rows_are_trained_on_and_nothing_is_measured_with_them(
-    artifacts: dict[str, Artifact], tmp_path: Path
-) -> None:
+def test_accepted_rows_are_trained_on_and_nothing_is_measured_with_them(tmp_path: Path) -> None:
     pairs = tiny.rows(400, seed=5)
-    path = tiny.write_csv(tmp_path / "tickets.csv", pairs[:300])
-    config = PrepareConfig.model_validate(
-        {"task": TASK, "sources": [{"path": path, "input": "text", "output": "category"}]}
-    )
-    (tmp_path / "before").mkdir()
-    prepare.run(config, base=artifacts["base"], out=tmp_path / "before")
-    held_out = read_records(tmp_path / "before" / "test.jsonl")[0]
+    tickets = {"path": tiny.write_csv(tmp_path / "tickets.csv", pairs[:300]), **COLUMNS}
+    before = prepared(tmp_path, tickets, task=TASK)
+    held_out = before.sides["test"][0]
     known = {text for text, _ in pairs[:300]}
     rows = [row(k, text, label, 0.5 + k / 1000) for k, (text, label) in enumerate(pairs[300:])]
     rows.append(row(900, held_out.input + " please", held_out.answer))  # near a test row
     rows.append(row(901, pairs[0][0], "delivery"))  # a gold row with another label: the people's stays
-    (tmp_path / "after").mkdir()
-    facts = prepare.run(config, base=artifacts["base"], out=tmp_path / "after", labelled=labelled(tmp_path, rows))
+    after = prepared(tmp_path, tickets, task=TASK, labelled=labelled(tmp_path, rows))
     for name in ("validation", "calibration", "test"):
-        after, before = (tmp_path / when / f"{name}.jsonl" for when in ("after", "before"))
-        assert after.read_bytes() == before.read_bytes()
-    records = {record.id: record for record in read_records(tmp_path / "after" / "train.jsonl")}
+        assert (after.out / f"{name}.jsonl").read_bytes() == (before.out / f"{name}.jsonl").read_bytes()
+    records = {record.id: record for record in after.sides["train"]}
     assert {record.input for record in records.values() if record.input not in known} == {
         text for text, _ in pairs[300:]
     }
     assert records[f"{7:016x}"].messages[-1]["weight"] == 0.507
     assert records[f"{7:016x}"].source["file"] == "labelled"
-    assert f"{900:016x}" not in records
-    assert f"{901:016x}" not in records
-    assert [source["file"] for source in facts["sources"]] == ["tickets.csv", "labelled"]
-
-
-def test_nothing_accepted_is_nothing_more(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    path = tiny.write_csv(tmp_path / "tickets.csv", tiny.rows(200, seed=5))
-    config = PrepareConfig.model_validate(
-        {"task": TASK, "sources": [{"path": path, "input": "text", "output": "category"}]}
-    )
-    (tmp_path / "out").mkdir()
-    facts = prepare.run(config, base=artifacts["base"], out=tmp_path / "out", labelled=labelled(tmp_path, []))
-    assert len(facts["sources"]) == 1
+    assert not records.keys() & {f"{900:016x}", f"{901:016x}"}
+    assert [source["file"] for source in after.metrics["sources"]] == ["tickets.csv", "labelled"]
+    nothing = prepared(tmp_path, tickets, task=TASK, labelled=labelled(tmp_path, [], name="none"))
+    assert len(nothing.metrics["sources"]) == 1
 
 
 def test_a_row_is_found_in_labels_and_a_gold_row_was_only_measured_with(tmp_path: Path) -> None:

@@ -8,19 +8,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import TESTS, production, tiny
+from support import production, tiny
+from support.preparing import COLUMNS, prepared
 
 from slmctl import config, console
-from slmctl.artifacts import artifact
 from slmctl.config import PrepareConfig
 from slmctl.deduplication.row_fingerprints import id_digits
 from slmctl.pipeline import chains, resolve, row_estimate
-from slmctl.sources import snapshot
 from slmctl.sources.reviewed import Review
 from slmctl.stages.prepare import prepare
-from slmctl.task.records import SPLITS, read_records
+from slmctl.task.records import SPLITS
 
-BASE = TESTS / "fixtures" / "0.1.0" / "base"
 TEXTS = [text for text, _ in tiny.rows(60, seed=5)]
 DECISIONS = st.lists(
     st.tuples(st.sampled_from(production.LABELS), st.sampled_from(["uniform", "unsure", "suspect"])),
@@ -33,15 +31,9 @@ def splits_of(lines: list[Review], folder: Path) -> dict[str, list[str]]:
     """The ids of the records of each split, after a run over the tickets and these reviews."""
     csv = tiny.write_csv(folder / "tickets.csv", tiny.rows(120, seed=1))
     path = production.written(folder / "reviewed.jsonl", lines)
-    sources = [{"path": path}, {"path": csv, "input": "text", "output": "category"}]
-    section = PrepareConfig.model_validate(
-        {"task": {"kind": "classify"}, "sources": sources, "min_rows": {"train": 0, "validation": 0, "test": 0}}
-    )
-    section = section.model_copy(update={"sources": snapshot.gathered(section.sources, folder / "runs" / ".sources")})
-    out = folder / "out"
-    out.mkdir()
-    prepare.run(section, base=artifact.load(BASE), out=out)
-    return {split: [record.id for record in read_records(out / f"{split}.jsonl")] for split in SPLITS}
+    few = {"train": 0, "validation": 0, "test": 0}
+    found = prepared(folder, {"path": path}, {"path": csv, **COLUMNS}, task={"kind": "classify"}, min_rows=few)
+    return {split: [record.id for record in records] for split, records in found.sides.items()}
 
 
 @settings(max_examples=6, deadline=None)
