@@ -89,6 +89,13 @@ def opened(folder: Path) -> Artifact | Path:
         return folder
 
 
+def data_set(runs: Path, release: Artifact) -> Artifact | None:
+    """The data set that a release was trained on; None where it is not in the folder of artifacts."""
+    digest = release.manifest.inputs.get("prepared")
+    made = map(opened, sorted(runs.glob("prepared/[!.]*")))
+    return next((entry for entry in made if isinstance(entry, Artifact) and entry.digest == digest), None)
+
+
 def origin(root: Path, of: Artifact, kind: str) -> Artifact:
     """The artifact of a kind that another one is, or was made of; not one that it was only measured or trained on.
 

@@ -89,6 +89,13 @@ class FingerprintWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stream.close()
 
+    def add_texts(self, split: str, ids: Sequence[str], texts: Sequence[str]) -> None:
+        """Add records of one split by their texts."""
+        normalised = [minhash.normalise(text) or text for text in texts]
+        if normalised:
+            digests = b"".join(map(minhash.digest, normalised))
+            self.add(split, ids, digests, minhash.compact(minhash.sketch(normalised)))
+
     def add(
         self, split: str, ids: Sequence[str], digests: bytes | U8, compact: U64, *, as_trained: bool = False
     ) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PRODUCTION, Config, Gate
 from slmctl.errors import IntegrityError, UsageError
@@ -84,16 +83,6 @@ def _require_never_sent(to: str, folder: Path, root: Path) -> None:
             f"releases were sent to {to}, and there is no {folder}: nobody can say what is in production",
             hint="mount it, or make it readable",
         )
-
-
-def data_set(root: Path, release: Artifact) -> Artifact | None:
-    """The data set that a release was trained on; None where it is not below `runs/`."""
-    digest = release.manifest.inputs.get("prepared")
-    for folder in sorted((root / "runs" / "prepared").glob("[!.]*")):
-        made = lineage.opened(folder)
-        if isinstance(made, Artifact) and made.digest == digest:
-            return made
-    return None
 
 
 def checked_gates(settings: Config, root: Path) -> list[Gate]:

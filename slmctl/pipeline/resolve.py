@@ -422,7 +422,7 @@ def _of_release(
         return {}
     section = predict_section(project, split).model_copy(update={"release": compared.name})
     answered = answers(resolve_stage(project, "predict", {"model": compared.release}, section))
-    data = released.data_set(project.root, compared.release)
+    data = lineage.data_set(project.runs, compared.release)
     return {"predictions": [*made, answered]} | ({"released": data} if data is not None else {})
 
 

@@ -31,7 +31,7 @@ def identity(text: str) -> str:
 def write(path: Path) -> Path:
     with FingerprintWriter(path) as writer:
         for side, texts in TEXTS.items():
-            writer.add(side, [identity(text) for text in texts], *hashed(texts))
+            writer.add_texts(side, [identity(text) for text in texts], texts)
         writer.add(
             "train", [identity(TEXTS["train"][0])], *hashed(["Where is my parcel? [date removed]"]), as_trained=True
         )

@@ -14,7 +14,6 @@ from support.forks import Forks
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, Artifact
-from slmctl.deduplication import minhash
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.provenance.trace import Standing, Trace, lines, trace
@@ -30,8 +29,7 @@ def fingerprinted(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """A `rows.bin` of (side, id, text)."""
     with FingerprintWriter(path) as writer:
         for side, id, text in rows:
-            normalised = minhash.normalise(text)
-            writer.add(side, [id], minhash.digest(normalised), minhash.compact(minhash.sketch([normalised])))
+            writer.add_texts(side, [id], [text])
 
 
 def make(root: Path, kind: str, name: str, fill: Callable[[Path], object] | None = None, **fields: Any) -> Artifact:

@@ -12,7 +12,6 @@ from typing import Any
 
 from slmctl import console
 from slmctl.config import LabelConfig
-from slmctl.deduplication import minhash
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.errors import PausedError, UsageError
 from slmctl.metrics.error_threshold import MIN_ROWS
@@ -245,14 +244,7 @@ def _write(
     }
     with FingerprintWriter(out / FILENAME) as prints:
         for split, entries in (("train", accepted), ("calibration", gold), ("rejected", [*review, *refused])):
-            texts = [minhash.normalise(entry.row.raw) or entry.row.raw for entry in entries]
-            if texts:
-                prints.add(
-                    split,
-                    [entry.row.id for entry in entries],
-                    b"".join(map(minhash.digest, texts)),
-                    minhash.compact(minhash.sketch(texts)),
-                )
+            prints.add_texts(split, [entry.row.id for entry in entries], [entry.row.raw for entry in entries])
     return {name: write_jsonl(out / f"{name}.jsonl", lines) for name, lines in files.items()}
 
 

@@ -20,7 +20,6 @@ import numpy as np
 
 from slmctl import console
 from slmctl.artifacts import artifact, lineage
-from slmctl.artifacts.artifact import Artifact
 from slmctl.config import LabelConfig, Source, moment
 from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.row_fingerprints import FILENAME, Fingerprints
@@ -249,24 +248,15 @@ def without_trained(rows: LabelRows, releases: Sequence[Path], runs: Path) -> La
     gold, left_out = list(rows.gold), rows.left_out.copy()
     for folder in releases:
         name = "/".join(folder.parts[-2:])
-        prints = _data_set_of(folder, runs)
-        if prints is None:
+        data_set = lineage.data_set(runs, artifact.load(folder))
+        if data_set is None or not (data_set.path / FILENAME).is_file():
             console.say(f"  note: the data set of {name} is not here: no gold row may be in it, or the bound is void")
             continue
+        prints = Fingerprints(data_set.path / FILENAME)
         kept = [row for row in gold if not _is_in(prints, row.raw)]
         left_out[f"gold rows that {name} was trained on"] += len(gold) - len(kept)
         gold = kept
     return dataclasses.replace(rows, gold=tuple(gold), left_out=left_out)
-
-
-def _data_set_of(folder: Path, runs: Path) -> Fingerprints | None:
-    """The rows of the data set that a release was made of; None where it is not below `runs`."""
-    digest = artifact.load(folder).manifest.inputs.get("prepared")
-    for path in sorted(runs.glob("prepared/[!.]*")):
-        entry = lineage.opened(path)
-        if isinstance(entry, Artifact) and entry.digest == digest and (path / FILENAME).is_file():
-            return Fingerprints(path / FILENAME)
-    return None
 
 
 def _is_in(prints: Fingerprints, text: str) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support import tiny
 from support.forks import Forks
@@ -448,9 +447,7 @@ def data_set_of(folder: Path, splits: dict[str, Sequence[str]]) -> Artifact:
     folder.mkdir()
     with row_fingerprints.FingerprintWriter(folder / row_fingerprints.FILENAME) as writer:
         for split, texts in splits.items():
-            prints = [row_fingerprints.query_fingerprint(text) for text in texts]
-            sketches = np.stack([each.sketch for each in prints])
-            writer.add(split, [f"{k}" for k in range(len(texts))], b"".join(p.digest for p in prints), sketches)
+            writer.add_texts(split, [f"{k}" for k in range(len(texts))], texts)
     return wrap(folder, "prepared", {})
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support import recompute, tiny
 from support.forks import Forks
@@ -145,10 +144,7 @@ def seen(root: Path, data: Data) -> Artifact:
     def fill(place: Path) -> None:
         with row_fingerprints.FingerprintWriter(place / row_fingerprints.FILENAME) as writer:
             for split, part in (("train", texts[:3]), ("test", texts[3:36]), ("rejected", texts[36:46])):
-                prints = [row_fingerprints.query_fingerprint(text.upper()) for text in part]
-                sketches = np.stack([each.sketch for each in prints])
-                ids = [f"{k}" for k in range(len(part))]
-                writer.add(split, ids, b"".join(each.digest for each in prints), sketches)
+                writer.add_texts(split, [f"{k}" for k in range(len(part))], [text.upper() for text in part])
 
     return make(root, "prepared", {"model": "seen"}, fill)
 

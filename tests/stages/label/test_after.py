@@ -13,7 +13,6 @@ from support.preparing import COLUMNS, prepared
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.config import PublishConfig
-from slmctl.deduplication import minhash
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.provenance.trace import Standing, trace
@@ -31,9 +30,7 @@ def labelled(folder: Path, rows: list[dict[str, Any]], name: str = "one") -> Art
         with FingerprintWriter(place / FILENAME) as prints:
             gold = [{"id": "f" * 16, "input": "a gold row of the threshold"}]
             for split, some in (("train", rows), ("calibration", gold)):
-                texts = [minhash.normalise(row["input"]) for row in some]
-                prints.add(split, [row["id"] for row in some], b"".join(map(minhash.digest, texts)),
-                           minhash.compact(minhash.sketch(texts)))  # fmt: skip
+                prints.add_texts(split, [row["id"] for row in some], [row["input"] for row in some])
         return artifact.seal(
             place, path, lambda files, digest: Manifest(
                 "labelled", "label/1", digest, "sha256:0", {}, {}, files, {"accepted": len(rows)}
@@ -72,7 +69,6 @@ def test_accepted_rows_are_trained_on_and_nothing_is_measured_with_them(tmp_path
 def test_a_row_is_found_in_labels_and_a_gold_row_was_only_measured_with(tmp_path: Path) -> None:
     kettle = row(1, "the kettle that i bought is broken", "delivery")
     one = labelled(tmp_path, [kettle, row(2, "my bank card", "billing")])
-    texts = [minhash.normalise("the kettle that i bought is broken")]
 
     def build(kind: str, name: str, inputs: dict[str, str]) -> Artifact:
         path = tmp_path / "runs" / kind / name
@@ -80,7 +76,7 @@ def test_a_row_is_found_in_labels_and_a_gold_row_was_only_measured_with(tmp_path
             (place / "content").write_text(f"{kind} {name}")
             if kind == "prepared":
                 with FingerprintWriter(place / FILENAME) as prints:
-                    prints.add("train", ["1" * 16], minhash.digest(texts[0]), minhash.compact(minhash.sketch(texts)))
+                    prints.add_texts("train", ["1" * 16], [kettle["input"]])
             return artifact.seal(
                 place, path, lambda files, digest: Manifest(kind, f"{kind}/1", digest, "", {}, inputs, files, {})
             )
