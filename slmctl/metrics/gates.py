@@ -196,7 +196,6 @@ def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:
 
 
 def _named(model: str, report: EvaluationReport) -> str:
-    """The model's name, where it may be `chosen`."""
     if model != "chosen":
         return model
     choice = report["choice"]

@@ -57,7 +57,6 @@ class LinearModel:
 
 
 def is_installed() -> bool:
-    """True where scikit-learn can be imported."""
     return importlib.util.find_spec("sklearn") is not None
 
 

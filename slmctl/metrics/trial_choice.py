@@ -38,7 +38,6 @@ class Measured:
 
     @property
     def loss(self) -> float:
-        """The mean of the seeds' losses."""
         return float(np.mean(self.losses))
 
 

@@ -394,7 +394,6 @@ class Collector:
 
 
 def stamp() -> str:
-    """The time as lines have it."""
     return _stamp(datetime.datetime.now(datetime.UTC))
 
 

@@ -96,7 +96,6 @@ def search(
 
 
 def lines(files: Sequence[CollectedFile]) -> Iterator[str]:
-    """The answer for people."""
     holding = [file for file in files if file.lines]
     if files:
         yield "collected and reviewed files that hold it:" if holding else "no collected or reviewed file holds it"

@@ -67,12 +67,10 @@ class CollectedRow(Line):
 
     @property
     def text(self) -> str:
-        """The user's messages, a paragraph each."""
         return text_of(self.messages)
 
     @property
     def local(self) -> str:
-        """The local model's answer."""
         return self.local_answer or self.answer
 
 

@@ -97,7 +97,6 @@ class Week:
 
     @property
     def accuracy(self) -> WeightedShare:
-        """The local model's accuracy by the reviewed rows."""
         return weighted_share([row.right for row in self.verified], [row.probability for row in self.verified])
 
 

@@ -27,15 +27,11 @@ class LatencyFigures(TypedDict):
 
 
 class TokenCounts(TypedDict):
-    """Sums over all rows."""
-
     prompt: int
     completion: int
 
 
 class ClassFigures(TypedDict):
-    """Of a label or of a field."""
-
     precision: float
     recall: float
     f1: float
@@ -53,8 +49,6 @@ class ReliabilityBin(TypedDict):
 
 
 class CalibrationFigures(TypedDict):
-    """Of answers with a confidence."""
-
     n: int
     ece: float
     brier: float
@@ -243,8 +237,6 @@ RowAnswer: TypeAlias = tuple[int | None, int, float | None, float]  # label, rig
 
 
 class RowTexts(TypedDict):
-    """Their beginnings."""
-
     input: str
     expected: str
     answers: list[str | None]

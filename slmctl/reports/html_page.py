@@ -40,8 +40,6 @@ class Notice:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table with a tone and a tooltip."""
-
     text: str
     tone: Tone = ""
     title: str = ""
@@ -82,7 +80,6 @@ def _environment() -> jinja2.Environment:
 
 
 def anchor(title: str) -> str:
-    """The id of a section."""
     return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
 
 
@@ -102,7 +99,6 @@ def points(share: float) -> str:
 
 
 def either(number: int, singular: str, plural: str) -> str:
-    """The form of a word that goes with a number: `is` or `are`."""
     return singular if number == 1 else plural
 
 

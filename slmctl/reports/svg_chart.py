@@ -36,8 +36,6 @@ LABEL = 26  # characters of a label that a chart shows; the whole label is in it
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar, or one part of a stack."""
-
     label: str
     value: float
     text: str = ""  # what is written beside it

@@ -77,7 +77,6 @@ class TrainingRows:
         return [Neighbour(text, answer, round(score, 4)) for text, answer, score in rows]
 
     def similarity(self, text: str) -> float:
-        """The similarity of the nearest row, 0 to 1."""
         return float(self._scores(text).max(initial=0.0))
 
     def _scores(self, text: str) -> npt.NDArray[np.float64]:

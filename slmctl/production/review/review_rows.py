@@ -119,6 +119,5 @@ def _suspect(fields: Mapping[str, object]) -> ReviewRow:
 
 
 def held_out_texts(folder: Path) -> frozenset[str]:
-    """The normalised inputs of the held-out records of a prepared data set."""
     files = (folder / f"{split}.jsonl" for split in SPLITS if split != "train")
     return frozenset(minhash.normalise(record.input) for file in files for record in read_records(file))

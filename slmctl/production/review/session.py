@@ -111,7 +111,6 @@ class ReviewSession:
             return next(iter(self.open_rows()), None)
 
     def open_rows(self) -> list[ReviewRow]:
-        """The rows of the queue that are neither decided nor skipped."""
         with self._guard:
             return [candidate for candidate in self.queue if candidate.id not in self._stands]
 
@@ -144,7 +143,6 @@ class ReviewSession:
             return decision
 
     def _review(self, candidate: ReviewRow, answer: str | None) -> tuple[Decided, Review]:
-        """A decision and its line."""
         review = Review(
             id=candidate.id, time=_now(), reviewer=self.reviewer, decision="skipped", chosen=candidate.chosen,
             probability=candidate.probability, digest=candidate.row.digest, seen=candidate.row.time,
@@ -203,7 +201,6 @@ class ReviewSession:
             )
 
     def summary(self) -> str:
-        """One line for the terminal."""
         with self._guard:
             done = self.progress()
             accepted, corrected, skipped = (self._counts[name] for name in ("accepted", "corrected", "skipped"))

@@ -87,7 +87,6 @@ def _candidate(
 
 
 def _bound(reference: Scored, file: Scored, metric: str) -> float:
-    """One-sided upper bound of the loss."""
     if file is reference:
         return 0.0
     if metric in SHARES:

@@ -63,7 +63,6 @@ def slices_of(task: Task, records: Sequence[Record], *, named: bool = False) -> 
 
 
 def _tool(answer: str) -> str:
-    """The tool that a reference answer calls, or that it calls none."""
     call = tool_calls.read_answer(answer)
     return tool_calls.NO_CALL if call is None else call.name
 

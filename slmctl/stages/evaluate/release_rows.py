@@ -53,7 +53,6 @@ def _splits(records: Sequence[Record], data_set: Artifact) -> list[frozenset[str
 
 
 def _on(name: str, models: Mapping[str, Scored], rows: Mask, confidence: float) -> ReleaseRows:
-    """The release and each model on some rows."""
     if not rows.any():
         return {"n": 0, "values": {}, "differences": {}}
     drawn = distributions(models, rows)

@@ -40,7 +40,6 @@ def scores(view: ReportView) -> TwoWidths:
 
 
 def differences(view: ReportView) -> TwoWidths:
-    """The focus less each of the others."""
     dots = []
     for name in view.competing:
         if name != view.focus and (gap := view.difference(name, view.focus)):
@@ -68,7 +67,6 @@ def slices(view: ReportView) -> TwoWidths:
 
 
 def losses(training: Training | None) -> Markup | None:
-    """The losses of training and validation over the steps."""
     if training is None or len(training.train_losses) + len(training.validation_losses) < 2:
         return None
     every = max(1, len(training.train_losses) // POINTS)
@@ -83,7 +81,6 @@ def losses(training: Training | None) -> Markup | None:
 
 
 def reliability(view: ReportView) -> Markup | None:
-    """Accuracy over confidence."""
     calibration = view.entries[view.focus].get("calibration")
     if not calibration:
         return None
@@ -103,25 +100,21 @@ def reliability(view: ReportView) -> Markup | None:
 
 
 def confidences(view: ReportView) -> list[Bar]:
-    """Rows by confidence, the highest first."""
     calibration = view.entries[view.focus].get("calibration")
     bins = reversed(calibration["bins"] if calibration else [])
     return [Bar(f"{percent(bin['low'], 0)} to {percent(bin['high'], 0)}", bin["n"], f"{bin['n']:,}") for bin in bins]
 
 
 def f1_bars(parts: Sequence[tuple[str, ClassFigures]]) -> list[Bar]:
-    """The F1 of classes or fields."""
     return [Bar(name, each["f1"], f"{each['f1']:.2f}, {count(each['support'], 'row')}") for name, each in parts]
 
 
 def latencies(view: ReportView) -> list[Bar]:
-    """The median latency of each model that was timed."""
     timed = [(name, view.entries[name].get("latency_ms")) for name in view.models]
     return [Bar(name, ms["median"], f"{ms['median']:,.0f} ms", _own(view, name)) for name, ms in timed if ms]
 
 
 def sizes(view: ReportView) -> list[Bar]:
-    """The size of each model that has files."""
     sized = [(name, view.entries[name].get("size")) for name in view.models]
     return [Bar(name, size, console.size(size), _own(view, name)) for name, size in sized if size]
 

@@ -53,12 +53,10 @@ class Difference:
 
     @property
     def text(self) -> str:
-        """`+1.9`, in percentage points."""
         return points(self.value)
 
     @property
     def span(self) -> str:
-        """The interval, in percentage points."""
         return f"{points(self.low)} to {points(self.high)}"
 
     @property
@@ -73,8 +71,6 @@ class Difference:
 
 @dataclass(frozen=True)
 class ReportView:
-    """A report with values that follow from it."""
-
     report: EvaluationReport
 
     @property
@@ -87,7 +83,6 @@ class ReportView:
 
     @cached_property
     def entries(self) -> dict[str, ParticipantEntry]:
-        """Baselines and models by name, in the order of the report."""
         return entries_of(self.report)
 
     @cached_property
@@ -123,7 +118,6 @@ class ReportView:
 
     @cached_property
     def top(self) -> float:
-        """The highest score of all."""
         return max(map(self.score, self.entries))
 
     @property
@@ -134,13 +128,11 @@ class ReportView:
 
     @property
     def other_metrics(self) -> list[str]:
-        """The metrics of any participant, but for the primary one."""
         names = dict.fromkeys(name for entry in self.entries.values() for name in entry["metrics"])
         return [name for name in names if name != self.metric]
 
     @property
     def endpoint(self) -> str | None:
-        """The first general model behind an endpoint."""
         return next((name for name in self.models if self.entries[name]["kind"] == "endpoint"), None)
 
     def score(self, name: str) -> float:
@@ -156,7 +148,6 @@ class ReportView:
         return f"{percent(low)} to {percent(high)}"
 
     def pair(self, first: str, second: str) -> PairEntry | None:
-        """The entry of a pair, `second` less `first`."""
         return pair_of(self.report, first, second)
 
     def difference(self, first: str, second: str) -> Difference | None:
@@ -210,7 +201,6 @@ class ReportView:
         return sorted(slices, key=lambda entry: (entry["values"][focus], -entry["n"], entry["name"]))
 
     def parts(self, key: Literal["per_class", "fields"]) -> list[tuple[str, ClassFigures]]:
-        """The classes or fields of the focus, the lowest F1 first."""
         parts = self.entries[self.focus].get(key) or {}
         return sorted(parts.items(), key=lambda part: (part[1]["f1"], -part[1]["support"], part[0]))
 
@@ -221,6 +211,5 @@ class ReportView:
 
     @property
     def calibrations(self) -> list[tuple[str, CalibrationFigures]]:
-        """The calibration of the competing participants that have a confidence."""
         entries = ((name, self.entries[name].get("calibration")) for name in self.competing)
         return [(name, calibration) for name, calibration in entries if calibration]

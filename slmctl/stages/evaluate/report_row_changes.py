@@ -92,7 +92,6 @@ def _right(row: RowEntry, place: int) -> bool | None:
 
 
 def _pairs(rows: Sequence[RowEntry], names: Sequence[str], places: Sequence[int]) -> list[_Pair]:
-    """Every ordered pair of models with a differing row."""
     return [
         _Pair(right, wrong, where)
         for (right, a), (wrong, b) in itertools.permutations(zip(names, places, strict=True), 2)

@@ -49,7 +49,6 @@ def _did(view: ReportView, name: str) -> str:
 
 
 def lead(view: ReportView) -> str:
-    """The focus, and the best model where that is another one."""
     if len(view.models) == 1:
         return f"{view.focus} is the model to release."
     if view.best == view.focus:
@@ -189,5 +188,4 @@ def _detectable(view: ReportView, difference: Difference) -> str:
 
 
 def _points(share: float) -> str:
-    """`1.6 points`: a difference of shares in percentage points."""
     return f"{100 * share:.1f} points"

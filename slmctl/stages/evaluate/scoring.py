@@ -38,9 +38,7 @@ class Answers:
 
 
 class Metric(Protocol):
-    def over(self, weights: Weights) -> Floats:
-        """The metric under each row of weights: (b, n) -> (b,)."""
-        ...
+    def over(self, weights: Weights) -> Floats: ...
 
 
 @dataclass(frozen=True)

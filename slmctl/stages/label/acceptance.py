@@ -266,7 +266,6 @@ def _log_odds(share: float) -> float:
 
 
 def sentence(bound: Bound) -> str:
-    """The bound in words."""
     if bound.reason:
         return f"no bound: {bound.reason}"
     return (

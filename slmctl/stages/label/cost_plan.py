@@ -40,7 +40,6 @@ class TeacherPlan:
     seconds: float | None = None
 
     def lines(self, currency: str) -> Iterator[str]:
-        """The plan for people."""
         yield f"{self.name}: {self.answers:,} answers, {self.answered:,} of them are here"
         if self.prompt_tokens is None or self.completion_tokens is None:
             yield "  no row of the sample has an answer of it"
@@ -86,11 +85,9 @@ class CostPlan:
         return sum(answered) if answered else None
 
     def to_json(self) -> JsonObject:
-        """The plan as JSON values."""
         return {**dataclasses.asdict(self), "cost": self.cost}
 
     def lines(self) -> Iterator[str]:
-        """The plan for people."""
         more = f"; {self.not_drawn} more are beyond label.max_rows" if self.not_drawn else ""
         yield f"{self.rows:,} rows to label and {self.gold:,} gold rows; {self.sample} of them were asked{more}"
         for teacher in self.parts:

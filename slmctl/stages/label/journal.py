@@ -69,7 +69,6 @@ class Ledger:
 
 
 def cost_of(prices: TeacherPrices | None, prompt_tokens: int, completion_tokens: int) -> float:
-    """The price of so many tokens; 0 without prices."""
     if prices is None:
         return 0.0
     return (prompt_tokens * prices.input + completion_tokens * prices.output) / MILLION
@@ -98,7 +97,6 @@ class Journal:
         self._read()
 
     def close(self) -> None:
-        """Give the file back."""
         self._lines.close()
 
     @property
@@ -111,7 +109,6 @@ class Journal:
         return [self.answers[key] for key in keys if key in self.answers]
 
     def send(self, key: str, most: float) -> None:
-        """Write down that a request goes out."""
         with self._writing:
             self._lines.append({"sent": key, "most": most})
             self._out[key] = most
@@ -127,7 +124,6 @@ class Journal:
             self._count(key, answer)
 
     def fail(self, key: str, status: int) -> None:
-        """Write down that an attempt brought no answer."""
         with self._writing:
             most = self._out.pop(key, 0.0) if status in CHARGED_UNTOLD else 0.0
             self._lines.append({"failed": key, "status": status, "most": most})

@@ -42,8 +42,6 @@ STAYS = "sensitive, and no teacher on this machine may read it"
 
 @dataclass(frozen=True)
 class LabelJob:
-    """All that a run works on."""
-
     config: LabelConfig
     task: Task
     all_rows: LabelRows
@@ -161,7 +159,6 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
 
 
 def _task(config: LabelConfig, all_rows: LabelRows) -> Task:
-    """The task as the teachers are told it."""
     return Task(
         config.task.kind, "", "", labels=declared.labels_of(config.task, {row.gold for row in all_rows.gold}),
         schema=declared.schema_of(config.task), system=config.task.system,
@@ -206,7 +203,6 @@ def _require_done(job: LabelJob) -> None:
 
 
 def _is_answered(job: LabelJob, row: LabelRow) -> bool:
-    """True for a row that needs no further answer."""
     return all(len(teacher.answers(row)) == teacher.votes for teacher in job.teachers if teacher.may_see(row))
 
 

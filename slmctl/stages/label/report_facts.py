@@ -86,7 +86,6 @@ def collect(
     teachers: Sequence[JournalTeacher], all_rows: LabelRows, labelled: Sequence[LabelledRow],
     gold: Sequence[LabelledRow], bound: Bound, files: Mapping[str, int], config: LabelConfig,
 ) -> LabelFacts:  # fmt: skip
-    """The figures of a run."""
     classify = config.task.kind == "classify"
     names = config.task.label_names or sorted({entry.row.gold for entry in gold}) if classify else []
     by_label = Counter(entry.answer for entry in labelled if entry.accepted) if classify else Counter[str]()

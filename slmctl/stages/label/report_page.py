@@ -14,7 +14,6 @@ from slmctl.stages.label.report_facts import LabelFacts
 
 
 def write(out: Path, facts: LabelFacts, receipt: Receipt) -> None:
-    """Write `report.html` into `out`."""
     curve, cost = _curve(facts), report_facts.cost_sentence(facts)
     html_page.write(out / "report.html", "label.html", facts=facts, receipt=receipt, curve=curve, cost=cost)
 

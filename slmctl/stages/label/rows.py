@@ -189,7 +189,6 @@ def _splits(config: LabelConfig, placed: Sequence[_PlacedRow]) -> list[int]:
 
 
 def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[_PlacedRow]:
-    """The gold rows of a source."""
     form = conversation_formats.recognise(source, columns_of(source.local, **source.reading))
     names, renamed = config.task.label_names, config.task.label_map
 

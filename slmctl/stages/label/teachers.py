@@ -105,11 +105,9 @@ class JournalTeacher(abc.ABC):
         """
 
     def asked_for(self, rows: Sequence[LabelRow]) -> int:
-        """Number of answers that these rows need of it."""
         return sum(map(self.may_see, rows)) * self.votes
 
     def answers(self, row: LabelRow) -> list[TeacherAnswer]:
-        """The answers to a row that are there."""
         return self.journal.found(self._keys.get((row.id, vote), "") for vote in range(self.votes))
 
     def _seed(self, vote: int) -> int:
@@ -212,11 +210,9 @@ class _PaidRequests:
         return self._budget.take(self._journal, self._keys[index], self._most[index])
 
     def answered(self, index: int, reply: Reply) -> None:
-        """Write down an answer."""
         self._journal.answer(self._keys[index], self._read(reply))
 
     def failed(self, index: int, error: EndpointError) -> None:
-        """Write down an attempt without an answer."""
         self._journal.fail(self._keys[index], error.status)
 
 

@@ -129,8 +129,6 @@ class SourceFacts(TypedDict):
 
 
 class PrepareFacts(TypedDict):
-    """The metrics in the manifest."""
-
     task: str
     rows_in: int
     train: int

@@ -34,8 +34,6 @@ class RowPlace(TypedDict):
 
 
 class RejectedEntry(TypedDict):
-    """A line of `rejected.jsonl`."""
-
     source: RowPlace
     rule: str
     reason: str
@@ -103,13 +101,11 @@ def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
 
 
 def measure_overlap(rows: RecordTable, fates: Fates) -> dict[str, Overlap]:
-    """The overlap of each held-out split with the training records, by split."""
     train = fates.kept("train")
     return {name: ngram_overlap.measure(rows.spill, train, fates.kept(name)) for name in HELD_OUT}
 
 
 def place_of(config: PrepareConfig, rows: RecordTable, index: int) -> RowPlace:
-    """The place of a record's row."""
     return {"file": config.sources[int(rows.sources[index])].title, "row": int(rows.numbers[index])}
 
 

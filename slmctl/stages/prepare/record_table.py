@@ -57,7 +57,6 @@ class RecordTable:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, batch: RecordBatch) -> None:
-        """Append the records of the next rows."""
         self.rejected += [(batch.source, row) for row in batch.rejected]
         self.echoes += batch.echoes
         self.sensitive += batch.sensitive

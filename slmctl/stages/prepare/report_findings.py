@@ -51,7 +51,6 @@ def linear_score(facts: PrepareFacts) -> Iterator[str]:
 
 
 def score_interval(facts: PrepareFacts) -> Iterator[str]:
-    """The interval that so many test rows leave."""
     if rows := facts["test"]:
         low, high = wilson(round(RIGHT * rows), rows)
         yield (

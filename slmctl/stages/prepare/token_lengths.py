@@ -56,8 +56,6 @@ class CountableText:
 
 
 class TokenCounter:
-    """Counts the tokens of records: of prompt, answer and end of turn."""
-
     def __init__(self, task: Task, tokenizer: Path) -> None:
         self._task = task
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
@@ -173,6 +171,5 @@ def length_facts(lengths: np.ndarray) -> TokenFacts:
 
 
 def _edges(longest: int) -> np.ndarray:
-    """Whole-numbered edges of equal bins from 0 to over the longest."""
     width = -(-(longest + 1) // BINS)
     return np.arange(0, longest + 1 + width, width)

@@ -64,7 +64,6 @@ class ReviewDesk:
         return app
 
     def view(self, candidate: ReviewRow | None) -> JsonObject | None:
-        """A row with everything that helps to decide."""
         if candidate is None:
             return None
         row, heard = candidate.row, candidate.feedback
