@@ -38,7 +38,7 @@ class Answers:
 
 
 class Metric(Protocol):
-    def over(self, weights: Weights) -> Floats: ...
+    def over(self, weights: Weights) -> Floats: ...  # (b, n) -> (b,)
 
 
 @dataclass(frozen=True)
