@@ -36,7 +36,7 @@ from benchmarks import label_students, result
 from benchmarks.label_students import HEAD, single, slmctl
 from slmctl.config import LabelConfig
 from slmctl.console import percent
-from slmctl.metrics.error_threshold import FIT_SHARE, place_of
+from slmctl.metrics.error_threshold import fits_score
 from slmctl.stages.label import acceptance
 from slmctl.stages.label.acceptance import LabelledRow
 from slmctl.stages.label.rows import LabelRow
@@ -133,7 +133,7 @@ def held(name: str, every: list[LabelledRow]) -> list[result.Row]:
     fine, kept, errors = 0, [], []
     for seed in range(SEEDS):
         drawn = set(random.Random(seed).sample(range(len(every)), GOLD))
-        gold = [with_gold(every[k], is_pool=place_of(f"{seed}/{every[k].row.id}") < FIT_SHARE) for k in sorted(drawn)]
+        gold = [with_gold(every[k], is_pool=fits_score(f"{seed}/{every[k].row.id}")) for k in sorted(drawn)]
         rows = [LabelledRow(entry.row, entry.votes, entry.answer) for k, entry in enumerate(every) if k not in drawn]
         acceptance.accept(config, rows, gold, chances)
         accepted = [entry for entry in rows if entry.accepted]

@@ -102,6 +102,12 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
+def same_json(first: str, second: str) -> bool:
+    """True for texts that hold equal JSON values."""
+    a, b = parse(first), parse(second)
+    return INVALID not in (a, b) and equal(a, b)
+
+
 def leaves(value: Any, path: str = "") -> Counter[str]:
     """Number of leaves under each path, such as `items[].name`; an empty object or list is a leaf. INVALID has none."""
     if value is INVALID:

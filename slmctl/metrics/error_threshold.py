@@ -7,7 +7,6 @@ exact bound of Clopper and Pearson. `calibrate` keeps a model's own answers by i
 from __future__ import annotations
 
 import bisect
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import GateError
 from slmctl.inference.escalation_policy import CurvePoint, PolicyFigures, linear
-from slmctl.metrics.statistics import chance_of_at_most, error_bound
+from slmctl.metrics.statistics import chance_of_at_most, error_bound, hashed_position
 
 MIN_ROWS = 200  # fewer cannot bound an error of a few percent
 FIT_SHARE = 0.3  # of the rows fit the score; the others, held out from the fit, test the thresholds
@@ -283,6 +282,6 @@ def _unreachable(cuts: Sequence[Cut], config: CalibrateConfig) -> str:
     )
 
 
-def place_of(id: str) -> float:
-    """A number from 0 to 1 that follows from a row's id, so that it is the same in every run."""
-    return int.from_bytes(hashlib.sha256(f"calibrate/{id}".encode()).digest()[:8]) / 2**64
+def fits_score(id: str) -> bool:
+    """True for the rows that fit the score; it follows from their ids, so it is the same in every run."""
+    return hashed_position(f"calibrate/{id}") < FIT_SHARE

@@ -6,6 +6,7 @@ the same rows, which is what makes small differences visible.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
@@ -18,6 +19,11 @@ Floats = npt.NDArray[np.float64]
 RESAMPLES = 2000  # of a bootstrap
 POWER = 0.8  # chance with which a "smallest effect that could have been seen" is seen
 _CELLS = 4_000_000  # resample weights held at a time
+
+
+def hashed_position(key: str) -> float:
+    """A number between 0 and 1 that follows from a text alone; those of many texts are evenly spread."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
 
 
 def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -186,9 +186,8 @@ def is_right(review: Review, row: CollectedRow | None) -> bool:
         return True
     if row is not None and row.labels:
         return False
-    value = answer_metrics.parse(answer)
-    if isinstance(value, dict):
-        return answer_metrics.equal(answer_metrics.parse(after), value)
+    if isinstance(answer_metrics.parse(answer), dict):
+        return answer_metrics.same_json(after, answer)
     return answer_metrics.same_text(after, answer)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slmctl.config import Splits, moment
+from slmctl.metrics.statistics import hashed_position
 from slmctl.task.records import SPLITS
 
 HELD_OUT = ("test", "calibration", "validation")  # in the order in which they take their shares
@@ -15,8 +16,7 @@ HELD_OUT = ("test", "calibration", "validation")  # in the order in which they t
 
 def position_of(key: str) -> float:
     """The position between 0 and 1 of a group or a normalised text: evenly spread, and the same in every run."""
-    raw = hashlib.sha256(f"split/{key}".encode("utf-8", "surrogatepass")).digest()
-    return float(int.from_bytes(raw[:8]) / 2**64)
+    return hashed_position(f"split/{key}")
 
 
 def group_id(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import jsonschema
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.deduplication import minhash
 from slmctl.errors import DataError
+from slmctl.metrics import answer_metrics
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 
@@ -22,8 +22,7 @@ def same_answer(task: Task, first: str, second: str) -> bool:
     if first.strip() == second.strip():
         return True
     if task.kind == "extract":
-        a, b = _json(first), _json(second)
-        return a is not None and a == b
+        return answer_metrics.same_json(first, second)
     if task.kind == "call":
         return task.same_call(first, second)
     if task.kind == "generate":
@@ -34,14 +33,6 @@ def same_answer(task: Task, first: str, second: str) -> bool:
 def equal_answer(task: Task, first: str, second: str) -> bool:
     """True for answers that are the same to the letter, or as JSON."""
     return first.strip() == second.strip() or (task.kind in ("extract", "call") and same_answer(task, first, second))
-
-
-def _json(text: str) -> str | None:
-    """A JSON text in one form, in which 1 and true differ; None for what is no JSON."""
-    try:
-        return json.dumps(json.loads(text), sort_keys=True)
-    except (ValueError, RecursionError):
-        return None
 
 
 def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from slmctl.artifacts import json_lines
 from slmctl.deduplication import minhash
 from slmctl.errors import UsageError
+from slmctl.metrics.statistics import hashed_position
 from slmctl.production.records import CollectedRow, Feedback, collected_files, last_feedback
 from slmctl.sources.reviewed import UNIFORM, Choice
 from slmctl.task.records import SPLITS, read_records
@@ -75,8 +75,7 @@ def is_reserved(row: CollectedRow) -> bool:
 
 def position(id: str, purpose: str) -> float:
     """A number between 0 and 1 that follows from an id alone, another one for each purpose."""
-    raw = hashlib.sha256(f"review/{purpose}/{id}".encode("utf-8", "surrogatepass")).digest()
-    return float(int.from_bytes(raw[:8]) / 2**64)
+    return hashed_position(f"review/{purpose}/{id}")
 
 
 def collected_rows(paths: Sequence[Path]) -> tuple[list[CollectedRow], dict[str, Feedback]]:

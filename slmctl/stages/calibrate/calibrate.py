@@ -16,7 +16,7 @@ from slmctl.console import percent
 from slmctl.errors import DataError, UsageError
 from slmctl.inference.escalation_policy import Policy, PolicyFigures, signals
 from slmctl.metrics import answer_metrics, error_threshold
-from slmctl.metrics.error_threshold import FIT_SHARE, MIN_ROWS, CalibrationRows, place_of
+from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
 from slmctl.metrics.predictions import Prediction, facts_of, read_predictions
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
@@ -73,8 +73,7 @@ def is_right(task: Task, config: CalibrateConfig, answer: str, expected: str) ->
     if task.kind == "call":
         return task.same_call(answer, expected)
     if task.kind == "extract":
-        value = answer_metrics.parse(answer.strip())
-        return value is not answer_metrics.INVALID and answer_metrics.equal(answer_metrics.parse(expected), value)
+        return answer_metrics.same_json(expected, answer.strip())
     if config.min_token_f1 is not None:
         f1 = answer_metrics.token_f1(answer_metrics.words(expected), answer_metrics.words(answer))
         return f1 >= config.min_token_f1
@@ -109,7 +108,7 @@ def read(lines: Sequence[Prediction], task: Task, config: CalibrateConfig) -> Ca
         np.array([is_right(task, config, a, b) for a, b in zip(answers, expected, strict=True)]),
         np.array([bool(outside) and reference == outside for reference in expected]),
         np.array([bool(outside) and answer.strip() == outside for answer in answers]),
-        np.array([place_of(line["id"]) < FIT_SHARE for line in lines]),
+        np.array([fits_score(line["id"]) for line in lines]),
     )
 
 

@@ -84,12 +84,10 @@ class Bound:
 
 
 def same(answer: str, other: str) -> bool:
-    """True for equal labels or texts, and for equal JSON values."""
+    """True for equal labels or texts, and for equal JSON objects or lists."""
     if answer == other:
         return True
-    first, second = answer_metrics.parse(answer), answer_metrics.parse(other)
-    is_json = answer_metrics.INVALID not in (first, second) and isinstance(first, dict | list)
-    return is_json and answer_metrics.equal(first, second)
+    return isinstance(answer_metrics.parse(answer), dict | list) and answer_metrics.same_json(answer, other)
 
 
 def choose(kind: str, votes: Sequence[Vote]) -> str:

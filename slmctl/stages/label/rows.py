@@ -25,7 +25,7 @@ from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.row_fingerprints import FILENAME, Fingerprints
 from slmctl.errors import DataError
 from slmctl.metrics import answer_metrics
-from slmctl.metrics.error_threshold import FIT_SHARE, place_of
+from slmctl.metrics.error_threshold import fits_score
 from slmctl.sensitive import conversation_veto, search_process
 from slmctl.sensitive.conversation_veto import Cleared
 from slmctl.sources.rows import columns_of, read_rows
@@ -207,9 +207,7 @@ def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Ite
     for raw, (text, answer) in _texts(source, read, left_out, "gold: "):
         id, group = _id(source, raw, text), named_cell(raw.columns, source.group)
         key = split.group_id(group) if group else minhash.normalise(text) or text
-        row = LabelRow(
-            id, text, _cleaned(config, text), source.title, raw.number, answer, is_pool=place_of(id) < FIT_SHARE
-        )
+        row = LabelRow(id, text, _cleaned(config, text), source.title, raw.number, answer, is_pool=fits_score(id))
         yield _PlacedRow(row, split.position_of(key), _moment(config, source, raw), source.split)
 
 

@@ -88,7 +88,7 @@ def test_a_policy_says_what_was_measured(tmp_path: Path) -> None:
 def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: Path) -> None:
     rows = lines(1500, outside=100)
     policy, metrics = fitted(tmp_path, rows, out_of_scope="oos")
-    tested = [row for row in rows if error_threshold.place_of(row["id"]) >= error_threshold.FIT_SHARE]
+    tested = [row for row in rows if not error_threshold.fits_score(row["id"])]
     kept = [row for row in tested if policy.judge(row, row["answer"]).keep]
     wrong = sum(row["answer"] != row["expected"] for row in kept)
     assert metrics["tested_on"] == len(tested)
