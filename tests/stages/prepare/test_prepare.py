@@ -64,21 +64,15 @@ def test_the_rows_of_every_template_are_taken(template: str, artifacts: dict[str
     assert len(read_records(out / "test.jsonl")) >= 40
 
 
-def test_rows_in_are_rows_out_and_rejected(run: Any) -> None:
-    pairs = tiny.rows(200)
-    bad = [("", "billing"), ("no category", ""), pairs[0], (pairs[1][0].upper() + "!", "other")]
-    found = run([*pairs, *bad])
-    kept = sum(len(records) for records in found.sides.values())
-    assert found.metrics["rows_in"] == 204 == kept + len(found.rejected)
-    places = [record.source["row"] for records in found.sides.values() for record in records]
-    assert sorted([*places, *(row["source"]["row"] for row in found.rejected)]) == list(range(2, 206))
-
-
-def test_each_reason_is_named(run: Any) -> None:
+def test_rows_in_are_rows_out_and_rejected_each_with_its_reason(run: Any) -> None:
     pairs = tiny.rows(200)
     text, label = pairs[0]
     other = next(name for name in tiny.WORDS if name != label)
     found = run([*pairs, ("", "billing"), ("no category", ""), (text, label), (text.upper() + " !", other)])
+    kept = sum(len(records) for records in found.sides.values())
+    assert found.metrics["rows_in"] == 204 == kept + len(found.rejected)
+    places = [record.source["row"] for records in found.sides.values() for record in records]
+    assert sorted([*places, *(row["source"]["row"] for row in found.rejected)]) == list(range(2, 206))
     rules = {row["source"]["row"]: (row["rule"], row["reason"]) for row in found.rejected if row["source"]["row"] > 201}
     assert rules == {
         202: ("empty input", "'text' is empty"),
@@ -168,9 +162,10 @@ def test_rows_that_no_model_could_learn_from_are_refused(
 
 
 def test_the_contract_is_written(run: Any) -> None:
-    task = Task.read(run(tiny.rows(100)).out)
+    descriptions = {"billing": "Money that was asked or taken."}
+    task = Task.read(run(tiny.rows(120), task={**CLASSIFY, "descriptions": descriptions}).out)
     assert (task.kind, task.labels, task.system) == ("classify", tuple(sorted(tiny.WORDS)), tiny.SYSTEM)
-    assert (task.chat_template, task.end) == (tiny.TEMPLATE, "<|im_end|>")
+    assert (task.chat_template, task.end, task.descriptions) == (tiny.TEMPLATE, "<|im_end|>", descriptions)
     assert "<|im_start|>" in task.special_tokens
 
 
@@ -192,10 +187,10 @@ def test_the_same_bytes_whatever_hash_seed_zone_locale_folder_and_home(tiny_run:
 # What repeats, what contradicts
 
 
-def test_numbers_make_another_question(run: Any) -> None:
+def test_numbers_make_another_question_and_markup_does_not(run: Any) -> None:
     pairs = [*tiny.rows(200), ("rate this book 4 of 6", "billing"), ("rate this book 5 of 6", "account")]
-    found = run([*pairs, ("Rate this book: 5 of 6!", "account")])
-    assert found.metrics["duplicates"]["exact"] == 1
+    found = run([*pairs, ("<b>Rate</b> this book: 5 of 6!", "account")], clean=["html"])
+    assert found.metrics["duplicates"]["exact"] == 1  # equal after cleaning
     assert found.metrics["conflicts"]["pairs"] == 0
 
 
@@ -283,15 +278,11 @@ def test_personal_data_is_replaced_counted_and_nowhere_in_the_artifact(run: Any,
     }  # fmt: skip
 
 
-def test_what_is_kept_marks_its_record(run: Any) -> None:
+def test_a_row_with_personal_data_can_be_kept_with_a_mark_dropped_or_refuse_the_run(run: Any) -> None:
     text = "write to kim.doe@" + "brindlecove.test about it"
-    found = run([*tiny.rows(200), (text, "billing")])
-    marked = [record.input for records in found.sides.values() for record in records if record.sensitive]
-    assert marked == [text]
-
-
-def test_rows_can_be_dropped_and_a_run_refused(run: Any) -> None:
-    pairs = [*tiny.rows(200), ("write to kim.doe@" + "brindlecove.test", "billing")]
+    pairs = [*tiny.rows(200), (text, "billing")]
+    records = [record for records in run(pairs).sides.values() for record in records]
+    assert [record.input for record in records if record.sensitive] == [text]
     assert run(pairs, sensitive={"email": "drop"}).metrics["rejected_by_reason"] == {"sensitive": 1}
     with pytest.raises(DataError, match=r"tickets.csv line 202 holds what the config refuses: email"):
         run(pairs, sensitive={"email": "refuse"})
@@ -319,12 +310,6 @@ def test_texts_are_cleaned_and_counted_and_stay_in_their_splits(run: Any) -> Non
     text = raw[record.source["row"] - 2][0]
     assert task.prompt(task.messages(task.cleaned_text(text)[0])) == task.prompt(record.prompt_messages)
     assert "replace shop" in (found.out / "report.html").read_text()
-
-
-def test_rows_that_are_equal_after_cleaning_are_duplicates(run: Any) -> None:
-    pairs = tiny.rows(200)
-    found = run([*pairs, (f"<b>{pairs[0][0]}</b>", pairs[0][1])], clean=["html"])
-    assert found.metrics["duplicates"]["exact"] == 1
 
 
 def test_labels_are_renamed_counted_and_one_that_never_occurs_is_told(run: Any) -> None:
@@ -432,11 +417,8 @@ def test_a_linear_model_says_what_must_be_beaten(run: Any) -> None:
 
 def test_a_linear_model_of_many_rows_is_that_of_a_sample(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_model, "WORK", 300)
-    found = run(tiny.rows(600))
-    linear = found.metrics["linear"]
+    linear = run(tiny.rows(600)).metrics["linear"]
     assert linear["trained_on"] == 100 < linear["train"]
-    (said,) = report_findings.linear_score(found.metrics)
-    assert f"trained on 100 of the {linear['train']} training rows" in said
 
 
 def test_the_terminal_has_six_lines_of_findings_and_the_worst_first(run: Any) -> None:
@@ -652,8 +634,3 @@ def test_rows_that_are_longer_than_common_limits_are_counted_and_shown(run: Any)
     longer = found.metrics["tokens"]["longer_than"]
     assert longer["256"] > 0
     assert f"{longer['256']} over 256" in (found.out / "report.html").read_text()
-
-
-def test_descriptions_travel_in_the_contract_and_describe_labels_of_the_data(run: Any) -> None:
-    task = {**CLASSIFY, "descriptions": {"billing": "Money that was asked or taken."}}
-    assert Task.read(run(tiny.rows(120), task=task).out).descriptions == task["descriptions"]
