@@ -613,7 +613,7 @@ def test_a_schema_that_is_none_is_refused(run: Any, tmp_path: Path, schema: str,
 
 def test_workers_change_nothing(run_on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_reader, "PARALLEL_BYTES", 0)  # so that a small data set is read by workers too
-    path = tiny.write_csv(tmp_path / "tickets.csv", [*tiny.rows(600), ("", "billing"), ("x@" + "y.test", "billing")])
+    path = tiny.write_csv(tmp_path / "tickets.csv", [*tiny.rows(1200), ("", "billing"), ("x@" + "y.test", "billing")])
     made = []
     for workers in (1, 3):
         found = run_on({"path": path, **COLUMNS}, workers=workers)
