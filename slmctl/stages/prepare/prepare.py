@@ -70,7 +70,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
         ):
             for batch in batches:
                 rows.add(batch)
-                bar.advance(len(batch.numbers) + len(batch.rejected))
+                bar.advance(len(batch.lines) + len(batch.rejected))
         console.detail(f"{len(rows) + len(rows.rejected)} rows read")
         limits.require_usable(config, rows)
         limits.require_labels(config, rows)
@@ -223,10 +223,10 @@ def _first_records(reader: RecordReader, source: int, count: int) -> Iterator[st
     rows = read_rows(origin.local, **origin.reading)
     raw: list[RawRow] = [(row.number, row.columns, row.fault) for row in itertools.islice(rows, SAMPLE)]
     batch = reader.read(source, raw)
-    yield f"  of the first {len(raw)} rows {len(batch.numbers)} are records"
+    yield f"  of the first {len(raw)} rows {len(batch.lines)} are records"
     for rejected in batch.rejected[:3]:
         yield f"  {console.place(origin.title, rejected.number)}: {rejected.rule}: {rejected.reason}"
-    for number, line in list(zip(batch.numbers, batch.lines, strict=True))[:count]:
+    for number, line in list(zip(batch.measures["numbers"].tolist(), batch.lines, strict=True))[:count]:
         record = Record.from_json(json.loads(line))
         answer = plan.task.written(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer

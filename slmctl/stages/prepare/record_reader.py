@@ -65,31 +65,26 @@ class RecordBatch:
     Attributes:
         lines: Each record as it is written, without its line break.
         texts: Its input, normalised.
-        digests, keys, compact: `minhash.digest`, `band_keys` and `compact` of `texts`.
-        old_digests, old_compact: The same of the inputs as they came in, before anything was redacted.
-        digits: `(n,)`, a hash of the digits of each input, which are all alike in `texts`.
-        answers: `(n,)`, a hash of each answer.
-        positions: `(n,)`, between 0 and 1, from which the split follows.
-        moments: `(n,)`, seconds since 1970, NaN without a time column.
-        tokens: `(n,)`, length in the base's tokens.
+        keys, compact: `minhash.band_keys` and `compact` of `texts`.
+        measures: Arrays over the records, `(n,)` and `(n, …)`, by name:
+            numbers: Of the rows.
+            digests: `minhash.digest` of `texts`.
+            old_digests, old_compact: Of the inputs as they came in, before anything was redacted.
+            digits: A hash of the digits of each input, which are all alike in `texts`.
+            answers: A hash of each answer.
+            positions: Between 0 and 1, from which the split follows.
+            moments: Seconds since 1970, NaN without a time column.
+            tokens: Length in the base's tokens.
     """
 
     source: int
     rejected: tuple[RejectedRow, ...]
-    numbers: tuple[int, ...]
     lines: tuple[bytes, ...]
     texts: tuple[str, ...]
     labels: tuple[str | None, ...]
-    digests: U8
     keys: U64
     compact: U64
-    old_digests: U8
-    old_compact: U64
-    digits: U64
-    answers: U64
-    positions: np.ndarray
-    moments: np.ndarray
-    tokens: np.ndarray
+    measures: Mapping[str, np.ndarray]
     tally: Tally  # findings of personal data and secrets
     sensitive: int  # rows with findings
     changes: Counter[Change]  # rows that a step of cleaning changed, and rows of each label that was renamed
@@ -403,25 +398,28 @@ class RecordReader:
         if changed:
             old_compact[changed] = minhash.compact(minhash.sketch([before[k] for k in changed]))
         keys = [record.group or text for record, text in zip(records, before, strict=True)]
+        measures = {
+            "numbers": np.array([row.number for row in rows], dtype=np.int64),
+            "digests": _digests(texts),
+            "old_digests": _digests(before),
+            "old_compact": old_compact,
+            "digits": np.array([_hash(_NO_DIGIT.sub("", record.input)) for record in records], dtype=np.uint64),
+            "answers": np.array([_hash(record.answer) for record in records], dtype=np.uint64),
+            "positions": np.array([split.position_of(key) for key in keys], dtype=float),
+            "moments": np.array([row.moment for row in rows], dtype=float),
+            "tokens": self._tokens.count([row.countable for row in rows])
+            if self._tokens is not None
+            else np.zeros(len(rows), dtype=np.int32),
+        }
         return RecordBatch(
             source=source,
             rejected=tuple(rejected),
-            numbers=tuple(row.number for row in rows),
             lines=tuple(row.line for row in rows),
             texts=tuple(texts),
             labels=tuple(record.label for record in records),
-            digests=_digests(texts),
             keys=minhash.band_keys(signatures),
             compact=compact,
-            old_digests=_digests(before),
-            old_compact=old_compact,
-            digits=np.array([_hash(_NO_DIGIT.sub("", record.input)) for record in records], dtype=np.uint64),
-            answers=np.array([_hash(record.answer) for record in records], dtype=np.uint64),
-            positions=np.array([split.position_of(key) for key in keys], dtype=float),
-            moments=np.array([row.moment for row in rows], dtype=float),
-            tokens=self._tokens.count([row.countable for row in rows])
-            if self._tokens is not None
-            else np.zeros(len(rows), dtype=np.int32),
+            measures=measures,
             tally=tally,
             sensitive=sensitive_rows,
             changes=+changes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +14,6 @@ import numpy as np
 from slmctl.deduplication.near_duplicates import Spill
 from slmctl.sensitive import Tally
 from slmctl.stages.prepare.record_reader import Change, RecordBatch, RejectedRow
-
-COLUMNS = {
-    "numbers": np.int64, "answers": np.uint64, "positions": np.float64, "moments": np.float64, "tokens": np.int32,
-    "digits": np.uint64, "digests": np.uint8, "old_digests": np.uint8, "old_compact": np.uint64,
-}  # fmt: skip
 
 
 class RecordTable:
@@ -46,7 +41,7 @@ class RecordTable:
         self.sensitive = self.echoes = 0
         self.changes: Counter[Change] = Counter()
         self._codes: dict[str, int] = {}
-        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in [*COLUMNS, "sources", "label_of", "sizes"]}
+        self._parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
 
     def __enter__(self) -> Self:
         return self
@@ -64,15 +59,17 @@ class RecordTable:
         self.changes += batch.changes
         if len(self.systems) < 2:
             self.systems |= batch.systems
-        if not batch.numbers:
+        if not batch.lines:
             return
         self.spill.append(batch.texts, batch.keys, batch.compact)
         self._lines.writelines(batch.lines)
-        for name, kind in COLUMNS.items():
-            self._parts[name].append(np.asarray(getattr(batch, name), dtype=kind))
-        self._parts["sources"].append(np.full(len(batch.numbers), batch.source, dtype=np.int32))
-        self._parts["sizes"].append(np.array([len(line) for line in batch.lines], dtype=np.int64))
-        self._parts["label_of"].append(np.array([self._code(label) for label in batch.labels], dtype=np.int32))
+        own = {
+            "sources": np.full(len(batch.lines), batch.source, dtype=np.int32),
+            "sizes": np.array([len(line) for line in batch.lines], dtype=np.int64),
+            "label_of": np.array([self._code(label) for label in batch.labels], dtype=np.int32),
+        }
+        for name, values in (*batch.measures.items(), *own.items()):
+            self._parts[name].append(values)
 
     def _code(self, label: str | None) -> int:
         if label is None:
@@ -86,13 +83,13 @@ class RecordTable:
         return len(self.spill)
 
     def __getattr__(self, name: str) -> np.ndarray:
-        """An array over all records: one of COLUMNS, `sources` (which one), `label_of`, `sizes` (bytes of its line)."""
+        """A measure of all records: one of a batch, `sources` (which one), `label_of`, `sizes` (bytes of its line)."""
         if name.startswith("_") or name not in self._parts:
             raise AttributeError(name)
         parts = self._parts[name]
         if len(parts) > 1:
             parts[:] = [np.concatenate(parts)]
-        return parts[0] if parts else np.empty(0, dtype=COLUMNS.get(name, np.int64))
+        return parts[0]
 
     def lines(self) -> Iterator[bytes]:
         """The line of every record in order, without its line break."""

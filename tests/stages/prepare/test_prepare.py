@@ -571,7 +571,8 @@ def test_a_conversation_that_the_template_refuses_is_one_rejected_row(artifacts:
     rows = [(1, {"messages": [user, answer]}, ""), (2, {"messages": [user, user, answer]}, ""),
             (3, {"messages": [user, answer, user, answer]}, "")]  # fmt: skip
     batch = reader.read(0, rows)
-    assert (batch.numbers, len(batch.tokens), len(batch.moments)) == ((1, 3), 2, 2)
+    assert batch.measures["numbers"].tolist() == [1, 3]
+    assert {len(values) for values in batch.measures.values()} == {2}
     assert [(row.number, row.rule) for row in batch.rejected] == [(2, "chat template")]
     assert "roles must alternate" in batch.rejected[0].reason
 
