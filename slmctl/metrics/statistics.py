@@ -17,7 +17,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 2000  # of a bootstrap
-POWER = 0.8  # chance with which a "smallest effect that could have been seen" is seen
+POWER = 0.8  # chance with which the smallest difference that counts as detectable is seen
 _CELLS = 4_000_000  # resample weights held at a time
 
 
@@ -124,7 +124,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * math.fsum(math.exp(chance - n * math.log(2)) for chance in chances))
 
 
-def detectable_share(discordant: int, total: int, confidence: float = 0.95, power: float = POWER) -> float:
+def detectable_share(discordant: int, total: int, confidence: float = 0.95) -> float:
     """The smallest true difference of two paired shares that so many rows would have shown.
 
     Connor's sample size for McNemar's test (1987, Biometrics 43), solved for the difference. The share
@@ -134,11 +134,10 @@ def detectable_share(discordant: int, total: int, confidence: float = 0.95, powe
         discordant: Rows that exactly one of the two models answered right.
         total: Rows that both answered.
         confidence: 1 less the level of the two-sided test.
-        power: Chance that the test finds a difference of that size.
     """
     if total == 0:
         return 1.0
-    z, beta = NormalDist().inv_cdf((1 + confidence) / 2), NormalDist().inv_cdf(power)
+    z, beta = NormalDist().inv_cdf((1 + confidence) / 2), NormalDist().inv_cdf(POWER)
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -148,9 +147,9 @@ def detectable_share(discordant: int, total: int, confidence: float = 0.95, powe
     return high
 
 
-def detectable(deviation: float, confidence: float = 0.95, power: float = POWER) -> float:
+def detectable(deviation: float, confidence: float = 0.95) -> float:
     """The smallest true difference that a two-sided test finds, given its standard deviation over resamples."""
-    return (NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(power)) * deviation
+    return (NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(POWER)) * deviation
 
 
 def t_quantile(share: float, freedom: float) -> float:

@@ -23,7 +23,7 @@ class WeightedShare:
         rows: Number of rows.
         right: Number of right ones among them.
         share: Of all traffic, the right ones, 0 to 1; NaN without rows.
-        low, high: The interval of the share; (0, 1) without rows.
+        low, high: The 95 % interval of the share; (0, 1) without rows.
     """
 
     rows: int
@@ -33,7 +33,7 @@ class WeightedShare:
     high: float
 
 
-def weighted_share(right: Sequence[bool], probabilities: Sequence[float], confidence: float = 0.95) -> WeightedShare:
+def weighted_share(right: Sequence[bool], probabilities: Sequence[float]) -> WeightedShare:
     """The share of right answers in the traffic that rows were drawn from by chance.
 
     The interval is that of Clopper and Pearson (1934). It is exact where all rows were drawn with one probability.
@@ -43,16 +43,15 @@ def weighted_share(right: Sequence[bool], probabilities: Sequence[float], confid
     Args:
         right: True for each row that is right.
         probabilities: With which each was drawn, above 0 and up to 1.
-        confidence: Of the interval.
     """
     n, hits = len(right), sum(right)
     if n == 0:
         return WeightedShare(0, 0, math.nan, 0.0, 1.0)
     weights = 1 / np.array(probabilities, dtype=np.float64)
     if np.ptp(weights) < 1e-9 * weights[0]:
-        return WeightedShare(n, hits, hits / n, *exact_interval(hits, n, confidence))
+        return WeightedShare(n, hits, hits / n, *exact_interval(hits, n))
     share = float(weights @ np.array(right, dtype=np.float64) / weights.sum())
     as_many = max(1, math.floor(float(weights.sum() ** 2 / (weights**2).sum()) + 1e-9))
-    low, _ = exact_interval(math.floor(share * as_many), as_many, confidence)
-    _, high = exact_interval(math.ceil(share * as_many), as_many, confidence)
+    low, _ = exact_interval(math.floor(share * as_many), as_many)
+    _, high = exact_interval(math.ceil(share * as_many), as_many)
     return WeightedShare(n, hits, share, low, high)

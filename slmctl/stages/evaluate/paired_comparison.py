@@ -34,7 +34,7 @@ QUANTILES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.9
 Slice: TypeAlias = tuple[str, str, Mask]  # criterion, name, rows
 
 
-def slices_of(task: Task, records: Sequence[Record], *, named: bool = False) -> list[Slice]:
+def slices_of(task: Task, records: Sequence[Record], *, named: bool) -> list[Slice]:
     """Slices of the rows by label, source file, input length (cut at the quartiles) and group.
 
     A slice with fewer than MIN_ROWS rows, or with all of them, is left out. A group may be a customer, so its name is

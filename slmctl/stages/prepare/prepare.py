@@ -36,7 +36,7 @@ from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, call_form_of, end_of_turn
 from slmctl.task.records import Record
 
-SAMPLE = 200  # rows of a source that `explain` reads
+SAMPLE, SHOWN = 200, 3  # rows of a source that `explain` reads, and records that it shows
 # Shows a record without a base: a turn a line, tool calls as JSON.
 PLAIN = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}"
@@ -189,7 +189,7 @@ def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     return dataclasses.replace(task, labels=labels, system=system, descriptions=dict(config.descriptions))
 
 
-def explain(config: PrepareConfig, *, base: Artifact | None, count: int = 3) -> str:
+def explain(config: PrepareConfig, *, base: Artifact | None) -> str:
     """A text that shows how each source is read, with its first records as the model will see them.
 
     Without a base they are shown turn by turn. Nothing is written.
@@ -212,11 +212,11 @@ def explain(config: PrepareConfig, *, base: Artifact | None, count: int = 3) -> 
         own = {source.id, source.group, source.time, source.weight}
         unused = [name for name in plan.columns[k] if name not in own and not any(name in each for each in origins)]
         lines += [f"  not used     {', '.join(unused)}"] if unused else []
-        lines += [*_first_records(reader, k, count), ""]
+        lines += [*_first_records(reader, k), ""]
     return "\n".join(lines).rstrip()
 
 
-def _first_records(reader: RecordReader, source: int, count: int) -> Iterator[str]:
+def _first_records(reader: RecordReader, source: int) -> Iterator[str]:
     """The lines of `explain` on the first rows of a source."""
     plan = reader.plan
     origin = plan.sources[source]
@@ -224,9 +224,9 @@ def _first_records(reader: RecordReader, source: int, count: int) -> Iterator[st
     raw: list[RawRow] = [(row.number, row.columns, row.fault) for row in itertools.islice(rows, SAMPLE)]
     batch = reader.read(source, raw)
     yield f"  of the first {len(raw)} rows {len(batch.lines)} are records"
-    for rejected in batch.rejected[:3]:
+    for rejected in batch.rejected[:SHOWN]:
         yield f"  {console.place(origin.title, rejected.number)}: {rejected.rule}: {rejected.reason}"
-    for number, line in list(zip(batch.measures["numbers"].tolist(), batch.lines, strict=True))[:count]:
+    for number, line in list(zip(batch.measures["numbers"].tolist(), batch.lines, strict=True))[:SHOWN]:
         record = Record.from_json(json.loads(line))
         answer = plan.task.written(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer
