@@ -75,21 +75,14 @@ def test_lines_are_private_and_say_how_they_were_chosen(tmp_path: Path) -> None:
 MAIL = "write to jane.doe@gmail.com, the kettle is for jane.doe@gmail.com"
 
 
-def test_an_empty_answer_is_an_answer(tmp_path: Path) -> None:
-    found = collecting(tmp_path)
-    give(found, "a", answer="")
-    found.close()
-    assert [(row.id, row.answer) for row in rows(tmp_path)] == [("a", "")]
-
-
 def test_what_is_sensitive_is_left_out(tmp_path: Path) -> None:
     found = collecting(tmp_path)
     give(found, "question", MAIL)
     give(found, "answer", answer="ask jane.doe@gmail.com")
     give(found, "long", "kettle " * 50_000)
-    give(found, "clean")
+    give(found, "clean", answer="")  # an empty answer is an answer
     found.close()
-    assert [row.id for row in rows(tmp_path)] == ["clean"]
+    assert [(row.id, row.answer) for row in rows(tmp_path)] == [("clean", "")]
     assert (total(found, "slmctl_collect_dropped", reason="sensitive"), total(found, "slmctl_collected")) == (2, 1)
     assert total(found, "slmctl_collect_dropped", reason="doubt") == 1
 

@@ -60,12 +60,6 @@ def test_of_near_duplicates_one_comes_first() -> None:
     assert [candidate.id[0] for candidate in queue] == ["a", "s", "s", "s", "a", "a", "a"]
 
 
-def test_a_text_without_a_near_training_row_is_new() -> None:
-    rows = [collected("near", TEXTS[0]), collected("far", TEXTS[1])]
-    queue = order.targeted_queue(rows, {}, task=TASK, similarity=lambda text: 0.9 if text == TEXTS[0] else 0.0)
-    assert reasons(queue) == [("far", "novel"), ("near", "duplicates")]
-
-
 def test_a_held_out_row_is_not_picked() -> None:
     rows = [collected("held", TEXTS[0].upper()), collected("free", TEXTS[1])]
     queue = order.targeted_queue(rows, {}, task=TASK, held_out=frozenset({minhash.normalise(TEXTS[0])}))

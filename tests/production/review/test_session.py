@@ -11,7 +11,7 @@ import pytest
 from support import production
 from support.production import collected
 
-from slmctl.errors import DataError, LockedError, UsageError
+from slmctl.errors import DataError, LockedError, SlmctlError, UsageError
 from slmctl.production.review.review_rows import ReviewRow
 from slmctl.production.review.session import DecisionRefusedError, ReviewSession
 from slmctl.sources.reviewed import Review, decided
@@ -77,10 +77,21 @@ def test_what_the_task_does_not_allow_is_refused_and_changes_nothing(session: Re
     assert lines(session) == []
 
 
-@pytest.mark.parametrize("name", ["", "x" * 81, "two\nlines"])
-def test_a_reviewer_has_a_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="a name of 1 to 80 characters"):
-        ReviewSession([], task=TASK, output=tmp_path / "reviewed.jsonl", reviewer=name)
+@pytest.mark.parametrize(
+    ("name", "output", "error", "words"),
+    [
+        *(
+            (name, "reviewed.jsonl", UsageError, "a name of 1 to 80 characters")
+            for name in ("", "x" * 81, "two\nlines")
+        ),
+        ("ann", "/dev/full", DataError, "it is a device or socket"),
+    ],
+)
+def test_a_session_has_the_name_of_its_reviewer_and_a_file(
+    tmp_path: Path, name: str, output: str, error: type[SlmctlError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        ReviewSession([], task=TASK, output=tmp_path / output, reviewer=name)
 
 
 def test_a_decision_that_comes_twice_is_one_line(session: ReviewSession) -> None:
@@ -159,11 +170,6 @@ def test_a_decision_that_cannot_be_written_does_not_count(session: ReviewSession
     assert session.progress().decided == 1
     assert session.decide("r1", "billing") == "accepted"
     assert [review.id for review in lines(session)] == ["r0", "r1"]
-
-
-def test_a_device_is_no_file_of_reviews() -> None:
-    with pytest.raises(DataError, match="it is a device or socket"):
-        ReviewSession([], task=TASK, output=Path("/dev/full"), reviewer="ann")
 
 
 def test_the_pace_is_rows_an_hour(session: ReviewSession, clock: Clock) -> None:
