@@ -26,6 +26,10 @@ class Prices(Section):
     api_per_million_output_tokens: float = Field(ge=0, description="an API's price of a million answer tokens")
     currency: Text = Field("EUR", description="currency of the prices")
 
+    def of_tokens(self, prompt: int, completion: int) -> float:
+        """The API's price of so many tokens."""
+        return (prompt * self.api_per_million_input_tokens + completion * self.api_per_million_output_tokens) / 1e6
+
 
 Redactable = Literal["email", "phone", "card", "iban", "ip"]
 

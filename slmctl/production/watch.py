@@ -74,10 +74,7 @@ class Week:
             self.rated += 1
             self.p_correct += decision.p_correct
         if prices is not None:
-            price = (
-                decision.prompt_tokens * prices.api_per_million_input_tokens
-                + decision.completion_tokens * prices.api_per_million_output_tokens
-            ) / 1e6
+            price = prices.of_tokens(decision.prompt_tokens, decision.completion_tokens)
             self.paid += price if escalated else 0.0
             self.avoided += 0.0 if escalated else price
 

@@ -188,6 +188,4 @@ class Escalation:
     def _price(self, route: str) -> float:
         """The price of a route's tokens at the generalist, paid or avoided."""
         assert self.prices is not None
-        input_price = self._tokens[route, "prompt"] * self.prices.api_per_million_input_tokens
-        output_price = self._tokens[route, "completion"] * self.prices.api_per_million_output_tokens
-        return (input_price + output_price) / 1e6
+        return self.prices.of_tokens(self._tokens[route, "prompt"], self._tokens[route, "completion"])

@@ -110,10 +110,7 @@ def break_even(prices: Prices | None, models: Mapping[str, ParticipantEntry]) ->
         tokens, rate, n = model.get("tokens"), model.get("rows_per_s"), model["n"]
         if not tokens or not n:
             continue
-        api = (
-            tokens["prompt"] * prices.api_per_million_input_tokens
-            + tokens["completion"] * prices.api_per_million_output_tokens
-        ) / (1e6 * n)
+        api = prices.of_tokens(tokens["prompt"], tokens["completion"]) / n
         entry: CostEntry = {"api_per_1000_rows": 1000 * api}
         if model["kind"] != "endpoint" and rate:
             hourly = rate * 3600

@@ -8,6 +8,7 @@ gold answer that tests.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -126,29 +127,25 @@ def accept(
         chances: Of `linear_chances`, where they are known; they follow from the answers, not from which rows are gold.
     """
     promise = CalibrateConfig(max_error=config.max_error, confidence=config.confidence)
+    bound = functools.partial(Bound, config.max_error, config.confidence)
     if config.task.kind == "generate":
         for entry in rows:
             entry.accepted = bool(entry.answer) and likeness(entry.votes) >= config.min_agreement
-        return Bound(
-            config.max_error, config.confidence,
-            "two good free texts may share few words, so without a judge no text can be counted as right",
-        )  # fmt: skip
+        return bound("two good free texts may share few words, so without a judge no text can be counted as right")
     _measure(config, rows, gold, chances)
     if len(gold) < MIN_ROWS:
-        reason = f"{len(gold)} gold rows are too few for a bound: at least {MIN_ROWS} are needed"
-        return Bound(config.max_error, config.confidence, reason)
+        return bound(f"{len(gold)} gold rows are too few for a bound: at least {MIN_ROWS} are needed")
     try:
         fitted = error_threshold.fit(_table(gold), promise)
     except GateError as error:
-        return Bound(config.max_error, config.confidence, error.message)
+        return bound(error.message)
     _score([*rows, *gold], fitted)
     for entry in (*rows, *gold):
         entry.accepted = bool(entry.answer) and (entry.score or 0.0) >= fitted["threshold"]
     figures = fitted["figures"]
-    return Bound(
-        config.max_error, config.confidence, "", figures["tested_on"], figures["kept"], figures["error"],
-        figures["error_bound"], fitted["threshold"], _fields(config, gold),
-        [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]],
+    return bound(
+        "", figures["tested_on"], figures["kept"], figures["error"], figures["error_bound"], fitted["threshold"],
+        _fields(config, gold), [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]],
     )  # fmt: skip
 
 

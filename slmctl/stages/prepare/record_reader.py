@@ -196,7 +196,7 @@ class RecordReader:
         system, messages = self._with_task_system(conversation.messages)
         kind = self.plan.task.kind
         if kind == "call":
-            reply = {**messages[-1], "content": calls.answer_in(messages[-1], self.formats[source].name)}
+            reply: Message = {**messages[-1], "content": calls.answer_in(messages[-1], self.formats[source].name)}
             reply.pop("tool_calls", None)
             messages = [*messages[:-1], reply]
             self._require_call(reply["content"], conversation.tools)
