@@ -262,15 +262,6 @@ def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: P
 
 
 @BOTH
-def test_light_and_dark_are_different_images(browser: Browser, tmp_path: Path, make: Make) -> None:
-    path = make(tmp_path)
-    browser.open(path)
-    light = browser.image()
-    browser.open(path, dark=True)
-    assert browser.image() != light
-
-
-@BOTH
 @pytest.mark.parametrize("width", [390, 768, 1280])
 def test_nothing_is_wider_than_the_screen(browser: Browser, tmp_path: Path, make: Make, width: int) -> None:
     browser.open(make(tmp_path, HOSTILE, HOSTILE[7]), width=width)
@@ -278,7 +269,7 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, tmp_path: Path, make
 
 
 @BOTH
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", [" ".join(HOSTILE[:3]), " ".join(HOSTILE[3:7]), *HOSTILE[7:]])
 def test_text_from_data_stays_text(browser: Browser, tmp_path: Path, make: Make, text: str) -> None:
     path = make(tmp_path, HOSTILE, text)
     browser.open(path)
