@@ -94,13 +94,9 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, modifiers=modifiers, **known)
         self.call("Input.dispatchKeyEvent", type="keyUp", modifiers=modifiers, **known)
 
-    def image(self, *, whole: bool = False) -> bytes:
+    def image(self) -> bytes:
         """What is seen, as a PNG."""
-        clip = {}
-        if whole:
-            size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-            clip = {"clip": {**size, "x": 0, "y": 0, "scale": 1}, "captureBeyondViewport": True}
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", **clip)["data"])
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def pdf(self) -> bytes:
         """What is printed."""
