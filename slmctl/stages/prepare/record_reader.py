@@ -398,7 +398,7 @@ class RecordReader:
         if changed:
             old_compact[changed] = minhash.compact(minhash.sketch([before[k] for k in changed]))
         keys = [record.group or text for record, text in zip(records, before, strict=True)]
-        measures = {
+        measures: dict[str, np.ndarray] = {
             "numbers": np.array([row.number for row in rows], dtype=np.int64),
             "digests": _digests(texts),
             "old_digests": _digests(before),

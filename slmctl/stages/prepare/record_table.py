@@ -63,7 +63,7 @@ class RecordTable:
             return
         self.spill.append(batch.texts, batch.keys, batch.compact)
         self._lines.writelines(batch.lines)
-        own = {
+        own: dict[str, np.ndarray] = {
             "sources": np.full(len(batch.lines), batch.source, dtype=np.int32),
             "sizes": np.array([len(line) for line in batch.lines], dtype=np.int64),
             "label_of": np.array([self._code(label) for label in batch.labels], dtype=np.int32),

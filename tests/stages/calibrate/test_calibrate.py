@@ -140,7 +140,7 @@ def test_the_sequence_starts_where_it_bears_a_wrong_prediction() -> None:
 
 
 def test_a_limit_on_what_is_kept_of_the_out_of_scope_rows(tmp_path: Path) -> None:
-    rows = lines(3000, outside=600)
+    rows = lines(1500, outside=300)
     loose, _ = fitted(tmp_path / "a", rows, out_of_scope="oos", max_error=0.2)
     tight, metrics = fitted(tmp_path / "b", rows, out_of_scope="oos", max_error=0.2, max_out_of_scope_kept=0.05)
     assert tight.threshold > loose.threshold
