@@ -20,7 +20,7 @@ from slmctl.task import tool_calls
 MAX_FILE = 1 << 20  # bytes of a JSON Schema, or of a list of tools
 
 
-def schema_of(config: TaskConfig) -> dict[str, Any] | None:
+def schema_of(config: TaskConfig) -> JsonObject | None:
     """The JSON Schema that the config names; None where it names none.
 
     Raises:

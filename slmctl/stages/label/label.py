@@ -247,8 +247,8 @@ def _write(
 def _refusal(job: LabelJob, entry: LabelledRow) -> str:
     if entry.votes:
         return "no teacher gave an answer that the task allows"
-    asked = any(teacher.may_see(entry.row) for teacher in job.teachers)
-    return "no answer came, however often it was asked" if asked else STAYS
+    leaves = any(teacher.may_see(entry.row) for teacher in job.teachers)
+    return "no answer came, however often it was asked" if leaves else STAYS
 
 
 def _sample(job: LabelJob, accepted: Sequence[LabelledRow]) -> list[LabelledRow]:

@@ -98,8 +98,8 @@ def _faults(
 ) -> Iterator[SlmctlError]:
     yield from _unusable(config, rows)
     counts = {name: len(fates.kept(name)) for name in SPLITS}
-    asked = [name for name in SPLITS if name == "train" or getattr(config.splits, name) > 0]
-    needed = {name: getattr(config.min_rows, name) for name in asked}
+    filled = [name for name in SPLITS if name == "train" or getattr(config.splits, name) > 0]
+    needed = {name: getattr(config.min_rows, name) for name in filled}
     reasons = ", ".join(f"{n} {rule}" for rule, n in list(fates.rules(rows).items())[:3]) or "none"
     came = f"{len(rows) + len(rows.rejected)} came in, {len(rows.rejected) + fates.left_out} were left out ({reasons})"
     if empty := next((name for name in needed if not counts[name]), None):

@@ -77,8 +77,8 @@ def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
         return None
     agreement = float((chances.argmax(axis=1) == labelled).mean())
     errors = confident_joint.find(chances, labelled)
-    found = zip(errors.rows.tolist(), errors.proposed.tolist(), errors.scores.tolist(), strict=True)
-    lines = [(records[row], names[proposed], score) for row, proposed, score in found if agreement >= CREDIBLE]
+    doubts = zip(errors.rows.tolist(), errors.proposed.tolist(), errors.scores.tolist(), strict=True)
+    lines = [(records[row], names[proposed], score) for row, proposed, score in doubts if agreement >= CREDIBLE]
     _write(out / FILENAME, lines)
     pairs = Counter((record.answer, proposed) for record, proposed, _ in lines)
     return {
