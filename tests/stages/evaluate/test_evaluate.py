@@ -333,8 +333,6 @@ def test_a_release_holds_the_chosen_file_alone(stages: Forks, desk: Path) -> Non
     assert "F16.gguf" not in (folder / "Modelfile").read_text()
     asked = stages.run(desk, "evaluate", "--model", "gguf", "--set", rule)
     assert "gate passed: accuracy of Q8_0 is" in asked.stderr
-    again = stages.run(desk, "publish", "--set", rule, "--set", 'version="1.1"')
-    assert tiny.ok(again) == str(folder)
 
 
 def test_compare_sets_models_and_reports_side_by_side(stages: Forks, desk: Path) -> None:

@@ -391,17 +391,10 @@ def test_rows_with_the_same_id_of_their_own_are_apart(tmp_path: Path) -> None:
 # Input
 
 
-def test_without_a_section_it_says_what_is_missing(tmp_path: Path) -> None:
-    folder = teacher.project(tmp_path, "http://127.0.0.1:9/v1")
-    text = (folder / "slmctl.yaml").read_text()
-    (folder / "slmctl.yaml").write_text(text[: text.index("label:\n")], encoding="utf-8")
-    with pytest.raises(UsageError, match="there is no section 'label'"):
-        teacher.slmctl(folder, "label")
-
-
 @pytest.mark.parametrize(
-    ("teachers", "said"),
+    ("section", "said"),
     [
+        ("", "there is no section 'label'"),
         ("[{url: 'https://h/v1'}]", "'url' and 'model' come together"),
         ("[{release: r, key_env: KEY}]", "'key_env' and 'prices' belong to 'url'"),
         ("[{url: 'https://h/v1', model: m, release: r}]", "either 'url' with 'model', or 'release'"),
@@ -409,10 +402,10 @@ def test_without_a_section_it_says_what_is_missing(tmp_path: Path) -> None:
         ("[{url: 'https://h/v1', model: m}, {url: 'https://h/v1', model: m}]", "two teachers are the same"),
     ],
 )
-def test_a_config_that_cannot_be_held_is_refused(teachers: str, said: str, tmp_path: Path) -> None:
+def test_a_config_that_cannot_be_held_is_refused(section: str, said: str, tmp_path: Path) -> None:
     folder = teacher.project(tmp_path, "http://127.0.0.1:9/v1")
     text = (folder / "slmctl.yaml").read_text()
-    head, _, _ = text.partition("  teachers:")
-    (folder / "slmctl.yaml").write_text(f"{head}  teachers: {teachers}\n", encoding="utf-8")
+    head = f"{text.partition('  teachers:')[0]}  teachers: {section}\n" if section else text.partition("label:\n")[0]
+    (folder / "slmctl.yaml").write_text(head, encoding="utf-8")
     with pytest.raises(UsageError, match=said):
         teacher.slmctl(folder, "label")
