@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import preparing
 from support.call_templates import QWEN, TOOLS
 
-from slmctl import sensitive
 from slmctl.config import Source
-from slmctl.stages.prepare.record_reader import ReadingPlan, RecordReader
+from slmctl.stages.prepare.record_reader import RecordBatch
 from slmctl.task.contract import Task, call_form_of
 from slmctl.task.records import Record
 
@@ -34,14 +34,14 @@ def read(
 ) -> tuple[list[Record], list[str]]:
     """The records of rows, and the rule of each row that is rejected."""
     task = Task(**{**TASK.__dict__, "call_form": call_form_of(TASK), "tools": tools})
-    columns = tuple(dict.fromkeys(name for row in rows for name in row))
     (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")
-    source = Source.model_validate({"path": tmp_path / "rows.jsonl", "input": "text", "output": "call"}
-                                   if "text" in columns else {"path": tmp_path / "rows.jsonl"})  # fmt: skip
-    plan = ReadingPlan((source,), (columns,), task, None, False, sensitive.SensitivePolicy(policy), None)
-    batch = RecordReader(plan).read(0, [(k, row, "") for k, row in enumerate(rows, 1)])
-    records = [Record.from_json(json.loads(line)) for line in batch.lines]
-    return records, [rejected.rule for rejected in batch.rejected]
+    columns = {"input": "text", "output": "call"} if "text" in rows[0] else {}
+    batch = preparing.read(Source(path=tmp_path / "rows.jsonl", **columns), rows, task, **policy)
+    return records_of(batch), [rejected.rule for rejected in batch.rejected]
+
+
+def records_of(batch: RecordBatch) -> list[Record]:
+    return [Record.from_json(json.loads(line)) for line in batch.lines]
 
 
 def chat(*calls: dict[str, Any], content: str | None = None, **more: Any) -> dict[str, Any]:
@@ -150,11 +150,7 @@ def test_a_row_of_a_source_with_a_label_has_no_tools(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "fly to Rome"}, {"role": "assistant", "content": KEPT}]}
     (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")
     for more, tools in (({"label": KEPT}, None), ({}, (FLY,))):
-        source = Source.model_validate({"path": tmp_path / "rows.jsonl", **more})
         task = Task("classify", QWEN, "<|im_end|>", labels=(KEPT,))
-        plan = ReadingPlan(
-            (source,), (("messages", "tools"),), task, None, False, sensitive.SensitivePolicy({}), None
-        )  # fmt: skip
-        batch = RecordReader(plan).read(0, [(1, {**row, "tools": [FLY]}, "")])
-        (record,) = [Record.from_json(json.loads(line)) for line in batch.lines]
+        source = Source(path=tmp_path / "rows.jsonl", **more)
+        (record,) = records_of(preparing.read(source, [{**row, "tools": [FLY]}], task))
         assert (record.answer, record.tools) == (KEPT, tools)

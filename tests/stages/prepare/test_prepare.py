@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from support import reported, teacher, tiny, workbooks
+from support import preparing, reported, teacher, tiny, workbooks
 from support.forks import Forks
-from support.preparing import COLUMNS, Prepared, prepared
+from support.preparing import COLUMNS, Prepared
 
 from slmctl import config as configs
-from slmctl import sensitive
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import Source
 from slmctl.deduplication import minhash
@@ -25,7 +24,7 @@ from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.statistics import wilson
 from slmctl.stages.prepare import linear_model, prepare, record_reader, report_findings
-from slmctl.stages.prepare.record_reader import ReadingPlan, RecordReader
+from slmctl.stages.prepare.record_reader import RecordBatch
 from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS, read_records
 
@@ -49,7 +48,7 @@ def run_on(tmp_path: Path) -> Any:
     """prepare on sources as the config has them."""
 
     def call(*sources: dict[str, Any], task: Any = CLASSIFY, **settings: Any) -> Prepared:
-        return prepared(tmp_path, *sources, task=task, **settings)
+        return preparing.prepared(tmp_path, *sources, task=task, **settings)
 
     return call
 
@@ -557,20 +556,16 @@ TURNS = (
 )
 
 
-def reading(artifacts: dict[str, Artifact], source: Source, columns: tuple[str, ...], **task: Any) -> RecordReader:
-    """A reader of one source, whose base has a template of its own."""
+def reading(artifacts: dict[str, Artifact], source: Source, *rows: dict[str, Any], **task: Any) -> RecordBatch:
+    """The rows of one source, by a base with a template of its own."""
     contract = Task(**{"kind": "generate", "chat_template": TURNS, "end": "<|im_end|>", **task})
-    tokenizer = artifacts["base"].path / "tokenizer.json"
-    policy = sensitive.SensitivePolicy({}, b"")
-    return RecordReader(ReadingPlan((source,), (columns,), contract, None, False, policy, tokenizer))
+    return preparing.read(source, list(rows), contract, artifacts["base"].path / "tokenizer.json")
 
 
 def test_a_conversation_that_the_template_refuses_is_one_rejected_row(artifacts: dict[str, Artifact]) -> None:
     user, answer = {"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."}
-    reader = reading(artifacts, Source(path="a.jsonl"), ("messages",))
-    rows = [(1, {"messages": [user, answer]}, ""), (2, {"messages": [user, user, answer]}, ""),
-            (3, {"messages": [user, answer, user, answer]}, "")]  # fmt: skip
-    batch = reader.read(0, rows)
+    rows = ([user, answer], [user, user, answer], [user, answer, user, answer])
+    batch = reading(artifacts, Source(path="a.jsonl"), *({"messages": row} for row in rows))
     assert batch.measures["numbers"].tolist() == [1, 3]
     assert {len(values) for values in batch.measures.values()} == {2}
     assert [(row.number, row.rule) for row in batch.rejected] == [(2, "chat template")]
@@ -582,9 +577,9 @@ def test_json_in_a_cell_that_is_nested_deeply_costs_its_row(artifacts: dict[str,
     nested = "[" * depth + "]" * depth
     deep = {"input": "a", "output": nested, "messages": f'[{{"role": "user", "content": {nested}}}]'}
     source = Source(path="a.csv", input="input", output="output")
-    batch = reading(artifacts, source, tuple(deep), kind="extract", schema={}).read(0, [(1, deep, "")])
+    batch = reading(artifacts, source, deep, kind="extract", schema={})
     assert [row.rule for row in batch.rejected] == (["answer is not JSON"] if depth > 100 else [])
-    batch = reading(artifacts, Source(path="a.csv"), ("messages",)).read(0, [(1, deep, "")])
+    batch = reading(artifacts, Source(path="a.csv"), {"messages": deep["messages"]})
     assert len(batch.rejected) == 1
 
 
