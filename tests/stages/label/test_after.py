@@ -122,7 +122,7 @@ def test_the_public_gets_no_model_of_a_teacher_whose_terms_are_not_declared(
 def test_a_run_labels_after_pull_and_before_prepare(tiny_base: Path, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     with endpoint.serving(teacher.manners()) as fake:
-        folder = teacher.project(tmp_path / "desk", fake.url, rows=20, gold=216, more="  votes: 1\n")
+        folder = teacher.project(tmp_path / "desk", fake.url, rows=40, gold=240, more="  votes: 1\n")
         shutil.copytree(tiny_base, folder / "base")
         with pytest.raises(IntegrityError, match="no current artifact 'labelled'"):
             teacher.slmctl(folder, "pull")
