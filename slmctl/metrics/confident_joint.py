@@ -64,9 +64,7 @@ def find(chances: Floats, labels: Indices) -> LabelErrors:
     own label is least likely beside the likeliest one. The paper orders by the difference of the two probabilities;
     by their ratio more of the errors come first (benchmarks/wheel_suspects.py).
 
-    Args:
-        chances: (n, labels) probabilities of a model that was not trained on the row.
-        labels: (n,) the label of each row.
+    `chances` are (n, labels) probabilities of a model that was not trained on the row.
     """
     counts, rows = joint(chances, labels), np.arange(len(labels))
     right = counts.diagonal() / counts.sum(axis=1)

@@ -123,10 +123,7 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
     a test most likely passes: on fewer rows one wrong answer fails it by chance, on more there are more wrong ones.
     That start is predicted from the scores, not from the rows that test it.
 
-    Args:
-        cuts: Thresholds from the strictest to the loosest.
-        outside: Number of out-of-scope rows.
-        config: The largest error, its confidence, and the largest share of out-of-scope rows that may be kept.
+    `cuts` go from the strictest to the loosest; `outside` is the number of out-of-scope rows.
     """
     tried = _thinned([cut for cut in cuts if cut.kept >= _least(config)])
     if not tried:

@@ -27,11 +27,7 @@ def hashed_position(key: str) -> float:
 
 
 def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927).
-
-    Returns:
-        Lower and upper bound, 0 to 1; (0, 1) when nothing was counted.
-    """
+    """The Wilson score interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
     if total == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -79,9 +75,7 @@ def drop_bound(only_first: int, only_second: int, total: int, confidence: float 
     one-sided. It stays honest where the two never differ, which a bootstrap does not.
 
     Args:
-        only_first: Rows that only the first model answered right.
-        only_second: Rows that only the second model answered right.
-        total: Rows that both answered.
+        only_first, only_second: Rows that one of the models alone answered right, of `total` that both answered.
         confidence: One-sided, 0.5 to 1.
     """
     if total == 0:
@@ -130,10 +124,8 @@ def detectable_share(discordant: int, total: int, confidence: float = 0.95) -> f
     Connor's sample size for McNemar's test (1987, Biometrics 43), solved for the difference. The share
     of rows on which the two differ is taken as it was seen, but never below the difference itself.
 
-    Args:
-        discordant: Rows that exactly one of the two models answered right.
-        total: Rows that both answered.
-        confidence: 1 less the level of the two-sided test.
+    `discordant` rows are those that exactly one of the two models answered right; `confidence` is 1 less the level of
+    the two-sided test.
     """
     if total == 0:
         return 1.0

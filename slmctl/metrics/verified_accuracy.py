@@ -20,8 +20,7 @@ class WeightedShare:
     """A share of all traffic, as rows that were drawn from it show it.
 
     Attributes:
-        rows: Number of rows.
-        right: Number of right ones among them.
+        right: Number of right ones among the rows.
         share: Of all traffic, the right ones, 0 to 1; NaN without rows.
         low, high: The 95 % interval of the share; (0, 1) without rows.
     """
@@ -40,9 +39,7 @@ def weighted_share(right: Sequence[bool], probabilities: Sequence[float]) -> Wei
     Where that changed in between, it is taken at the number of equally drawn rows that would be as informative (Kish
     1965; Korn and Graubard 1998, Survey Methodology 24), rounded to the safe side.
 
-    Args:
-        right: True for each row that is right.
-        probabilities: With which each was drawn, above 0 and up to 1.
+    `probabilities` are those with which each row was drawn, above 0 and up to 1.
     """
     n, hits = len(right), sum(right)
     if n == 0:

@@ -38,11 +38,7 @@ class MeasuredFigures:
 
 
 def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
-    """The figures of a policy and of the latest report on the file that it is for.
-
-    Args:
-        root: The project's folder.
-        policy: A policy; the newest below `root/runs/` by default.
+    """The figures of a policy, by default the newest below `runs/`, and of the latest report on its file.
 
     Raises:
         IntegrityError: There is no policy at the path, or it is not valid.

@@ -48,7 +48,6 @@ class Week:
 
     Attributes:
         begin: Its Monday, in UTC.
-        requests: Their number.
         rated: Requests with a p_correct, whose sum is `p_correct`.
         kept, escalated: Numbers of requests.
         paid, avoided: Price of the general model's answers, and what it would have taken for the others.
@@ -103,7 +102,6 @@ class Watched:
 
     Attributes:
         weeks: The oldest first.
-        measured: What to compare with.
         sampled: The requests are the uniform share of the collected rows, since no log of decisions was given.
         prices: Those of the costs; None where costs are not known.
     """
@@ -133,9 +131,8 @@ def watch(
 
     Args:
         paths: Logs of decisions, files or folders of collected rows, files of reviews.
-        measured: What was measured before.
+        measured: The figures to compare with.
         since: A day, `2026-11-25`; older lines are left out.
-        prices: For the costs.
 
     Raises:
         DataError: A file holds none of the three, or no file holds a request.

@@ -315,7 +315,6 @@ def require_type(expected: Any, value: object, *, where: str, hint: str) -> Any:
         expected: A TypedDict or another type that pydantic knows.
         value: Decoded JSON, or a line of a file.
         where: Begins the message.
-        hint: The command that writes such a file.
 
     Raises:
         IntegrityError: The value is of another type.

@@ -38,10 +38,7 @@ def equal_answer(task: Task, first: str, second: str) -> bool:
 def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> str:
     """The reason why the task does not allow an answer, in one sentence; empty for one that it allows.
 
-    Args:
-        task: The task.
-        answer: The answer.
-        tools: Those of the question, where its client sent some of its own.
+    `tools` are those of the question, where its client sent some of its own.
     """
     if not answer.strip():
         return "the answer is empty"

@@ -23,13 +23,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training row near a text.
-
-    Attributes:
-        text: Its input.
-        answer: Its reference answer.
-        similarity: Cosine of the two texts' weighted words, 0 to 1.
-    """
+    """A training row near a text; the similarity is the cosine of their weighted words, 0 to 1."""
 
     text: str
     answer: str
@@ -37,11 +31,7 @@ class Neighbour:
 
 
 class TrainingRows:
-    """An index of training rows: cosine of TF-IDF vectors over words, in plain numpy.
-
-    Args:
-        rows: Input and reference answer of each.
-    """
+    """An index of training rows, an input and an answer each: cosine of TF-IDF vectors over words, in plain numpy."""
 
     def __init__(self, rows: Sequence[tuple[str, str]]) -> None:
         self._rows = rows

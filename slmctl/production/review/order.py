@@ -46,7 +46,6 @@ def targeted_queue(
     Args:
         rows: Collected rows; those held for the uniform queue are left out.
         feedback: The last feedback, by id.
-        task: The contract, by which answers are compared.
         suspects: Training rows whose labels look wrong, the likeliest error first.
         similarity: The similarity of a text to its nearest training row.
         held_out: Normalised texts of held-out rows: picked for training, they would leave their split.

@@ -36,8 +36,7 @@ class ReviewProgress:
     """The state of a session.
 
     Attributes:
-        decided: Rows of the queue with a decision or a skip.
-        total: Rows of the queue.
+        decided: Rows of the queue with a decision or a skip, of `total`.
         own: Decisions of this session.
         per_hour: Their pace; None before there is one.
     """
@@ -53,7 +52,6 @@ class ReviewSession:
 
     Args:
         queue: The rows, in the order in which they are looked at.
-        task: The contract that answers must meet.
         output: The reviewed file.
         reviewer: The name beside each decision.
         clock: Seconds that never go back.

@@ -61,10 +61,6 @@ def read(path: Path, session: ReviewSession) -> ReadBack:
 
     The column `reviewed_answer` holds the right answer, the model's own where that is right, or `-` to skip the row.
 
-    Args:
-        path: CSV or a workbook, as any source may be written.
-        session: The session that takes them.
-
     Raises:
         DataError: The file cannot be read, or lacks a column.
         OSError: A decision could not be written.

@@ -24,12 +24,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class ServedPage:
-    """A page as it is sent.
-
-    Attributes:
-        html: The whole document.
-        headers: Of the response, with the policy that lets its own style and script pass.
-    """
+    """A page as it is sent; the headers hold the policy that lets its own style and script pass."""
 
     html: str
     headers: Mapping[str, str]

@@ -75,10 +75,7 @@ def run(
     """Write `report.json` (every figure), `report.html`, `report.md` (for pull requests) and `rows.jsonl` (row by row).
 
     Args:
-        config: The section.
         predictions: Answers of each model to the rows that are reported.
-        prepared: The data set that holds the rows.
-        out: An empty folder.
         validation: Answers of the GGUF files to the validation rows; without them, none is chosen.
         released: The data set of the release among the models; without it, its old rows are not known.
 

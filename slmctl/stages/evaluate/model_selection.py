@@ -27,11 +27,7 @@ def choose(rule: Choose, primary: str, scored: Mapping[str, Scored], facts: Mapp
 
     The observed loss decides. A gate on test rows then bounds the loss of the chosen file.
 
-    Args:
-        rule: The section `evaluate.choose`.
-        primary: The metric, where the rule names none.
-        scored: The files by name, scored on the validation rows.
-        facts: Their sizes and speeds.
+    `primary` is the metric where the rule names none; `scored` and `facts` are of the files by name.
 
     Raises:
         UsageError: The file to compare with, or the metric, was not measured.

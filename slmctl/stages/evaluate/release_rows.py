@@ -26,12 +26,9 @@ def entry(
     """The release of a report.
 
     Args:
-        name: Its name among the participants.
         title: Its project and version.
-        models: The release, and the models of this pipeline that it is compared with, scored on the records.
-        records: The rows of the report.
+        models: The release by its `name`, and the models that it is compared with, scored on the records.
         data_set: The data set that it was trained on, where it is there.
-        confidence: Coverage of the intervals.
 
     Raises:
         IntegrityError: The hashes of the data set's rows cannot be read.

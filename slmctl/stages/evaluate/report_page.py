@@ -27,10 +27,7 @@ def write(
     """Write the page of a report to a file.
 
     Args:
-        path: The file.
-        report: The report.
-        rows: The lines of `rows.jsonl` after the first.
-        labels: The label of each index in `rows`.
+        rows: The lines of `rows.jsonl` after the first; `labels` holds the label of each index in them.
         opening: The project around the report; None for the page inside an artifact, which knows none.
     """
     view = ReportView(report)

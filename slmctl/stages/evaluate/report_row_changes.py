@@ -54,11 +54,8 @@ def collect(
 ) -> RowChanges | None:
     """The rows that some of `names` answered right and others wrong; None where there are none.
 
-    Args:
-        rows: The lines of `rows.jsonl`.
-        participants: The names that a row's answers belong to, in that order.
-        names: The models to compare; the first COLUMNS of them are shown.
-        labels: The label of each index in `rows`.
+    The answers of a row are those of `participants`, in that order; `labels` holds the label of each index in them.
+    The first COLUMNS of `names` are shown.
     """
     names = list(names)[:COLUMNS]
     places = [participants.index(name) for name in names]

@@ -43,7 +43,6 @@ class LabelledRow:
         answer: The one with the most votes, of equals the first teacher's; empty where no vote is valid.
         score: The linear score of its signals; None before one is fitted.
         p_correct: How likely it is right.
-        accepted: It is among the accepted ones.
     """
 
     row: LabelRow
@@ -118,13 +117,9 @@ def accept(
     config: LabelConfig, rows: Sequence[LabelledRow], gold: Sequence[LabelledRow],
     chances: Mapping[str, float] | None = None,
 ) -> Bound:  # fmt: skip
-    """Score every row, and accept those above the threshold that the gold rows bound.
+    """Set `score`, `p_correct` and `accepted` of every row, by the threshold that the gold rows bound.
 
-    Args:
-        config: The section.
-        rows: Rows to label; `score`, `p_correct` and `accepted` are set.
-        gold: Gold rows, answered in the same way; `score` and `p_correct` are set.
-        chances: Of `linear_chances`, where they are known; they follow from the answers, not from which rows are gold.
+    `chances` are those of `linear_chances`, where they are known: they do not depend on which rows are gold.
     """
     promise = CalibrateConfig(max_error=config.max_error, confidence=config.confidence)
     bound = functools.partial(Bound, config.max_error, config.confidence)

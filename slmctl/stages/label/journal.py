@@ -50,11 +50,9 @@ class Ledger:
 
     Attributes:
         sent: Requests that went out, those of killed runs included.
-        answered: Answers that came.
         failed: Attempts that brought none.
         doubtful: Requests of killed runs of which nothing is known.
         prompt_tokens, completion_tokens: Of the answers, as the endpoint counted them.
-        cost: Of the answers.
         doubt: The most that attempts without a count may have cost beside it.
     """
 
@@ -159,12 +157,7 @@ class Journal:
 
 
 class Budget:
-    """Ceilings over all journals, asked before each request.
-
-    Args:
-        max_cost: What all answers may cost; None for no ceiling.
-        max_seconds: What this run may last; None for no ceiling.
-    """
+    """Ceilings over all journals, asked before each request: the cost of all answers, and the length of this run."""
 
     def __init__(self, journals: Sequence[Journal], max_cost: float | None, max_seconds: float | None) -> None:
         self._journals, self._max_cost = journals, max_cost
@@ -180,7 +173,7 @@ class Budget:
     def take(self, journal: Journal, key: str, most: float) -> Permission:
         """Let a request out, written down, if its most fits beside all that was spent and is out.
 
-        Returns: `wait` where it may fit when what is out has come back.
+        It is to `wait` where it may fit when what is out has come back.
         """
         with self._taking:
             if not self.reached and self._end is not None and time.monotonic() > self._end:

@@ -58,10 +58,7 @@ class LabelJob:
 def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
     """Ask the teachers, and write `accepted.jsonl`, `review.jsonl`, `refused.jsonl`, `rows.bin` and `report.html`.
 
-    Args:
-        config: The section.
-        out: The folder to fill.
-        journals: The folder of the teachers' journals, which outlasts the run.
+    The folder `journals` outlasts the run.
 
     Raises:
         DataError: A source cannot be used.

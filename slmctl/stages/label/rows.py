@@ -79,7 +79,6 @@ class LabelRows:
 
     Attributes:
         rows: The rows to label, in an order that the seed decides.
-        gold: The gold rows.
         left_out: Number of rows that are not asked for, by the reason.
         not_drawn: Rows beyond `max_rows`.
     """
@@ -235,13 +234,7 @@ def _cleaned(config: LabelConfig, text: str) -> str:
 
 
 def without_trained(rows: LabelRows, releases: Sequence[Path], runs: Path) -> LabelRows:
-    """The same without the gold rows that a release was trained on: it knows their answers, so they tell nothing.
-
-    Args:
-        rows: All rows.
-        releases: The folders of releases that teach.
-        runs: The folder of artifacts, where their data sets may lie.
-    """
+    """The same without the gold rows that a release was trained on: it knows their answers, so they tell nothing."""
     gold, left_out = list(rows.gold), rows.left_out.copy()
     for folder in releases:
         name = "/".join(folder.parts[-2:])

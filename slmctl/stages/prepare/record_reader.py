@@ -97,7 +97,6 @@ class ReadingPlan:
     """The plan by which rows become records, in every worker.
 
     Attributes:
-        columns: The columns of each source.
         task: The contract, as far as it is known before the rows are.
         labels: The labels that are allowed; None takes all.
         by_time: True where the split needs the time of a row.
