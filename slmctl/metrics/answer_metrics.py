@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -55,16 +56,41 @@ def bin_of(confidence: Floats) -> npt.NDArray[np.int64]:
     return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
 
 
-def calibration_error(sums: Floats) -> Floats:
-    """Expected calibration error from sums over rows (Naeini et al. 2015; Guo et al. 2017).
+@dataclass(frozen=True)
+class CalibrationError:
+    """Expected calibration error, (b,) each.
+
+    Attributes:
+        observed: Mean gap of confidence and accuracy of a bin, weighed by rows (Naeini et al. 2015; Guo et al. 2017).
+        by_chance: The gap that a calibrated model with these confidences is expected to show on so many rows.
+        error: `observed` without what chance adds to it. Errors that are independent add up in squares, as in the
+            debiased error of Kumar et al. 2019.
+    """
+
+    observed: Floats
+    by_chance: Floats
+
+    @property
+    def error(self) -> Floats:
+        return np.sqrt(np.maximum(self.observed**2 - self.by_chance**2, 0))
+
+
+def calibration_error(weights: npt.NDArray[np.floating], confidence: Floats, right: Floats) -> CalibrationError:
+    """The calibration error under each row of weights.
 
     Args:
-        sums: (..., 3 * BINS): by bin the rows, their confidences and their right answers.
+        weights: (b, n): how often each row counts.
+        confidence: (n,) 0 to 1.
+        right: (n,) 1 where the answer is right, else 0.
     """
-    rows, confidence, right = np.split(sums, 3, axis=-1)
-    total = rows.sum(axis=-1)
-    gaps = np.abs(confidence - right).sum(axis=-1)
-    return np.divide(gaps, total, out=np.zeros_like(gaps), where=total > 0)
+    inside = np.zeros((len(confidence), BINS))
+    inside[np.arange(len(confidence)), bin_of(confidence)] = 1
+    total = np.maximum(weights.sum(axis=1), 1e-12)
+    gaps = np.abs(weights @ (inside * (confidence - right)[:, None]))
+    spread = inside * (confidence * (1 - confidence))[:, None]
+    # mean absolute value of a normal gap; of few rows that are nearly sure, the sum of theirs is the smaller bound
+    chance = np.minimum(np.sqrt(2 / np.pi * (weights**2 @ spread)), 2 * weights @ spread)
+    return CalibrationError(gaps.sum(axis=1) / total, chance.sum(axis=1) / total)
 
 
 # Records with fields

@@ -49,8 +49,15 @@ class ReliabilityBin(TypedDict):
 
 
 class CalibrationFigures(TypedDict):
+    """Expected calibration error and Brier score of answers with a confidence, and their reliability table.
+
+    `ece` is `observed` without `by_chance`, see `answer_metrics.CalibrationError`.
+    """
+
     n: int
     ece: float
+    observed: float
+    by_chance: float
     brier: float
     bins: list[ReliabilityBin]
 

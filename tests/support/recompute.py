@@ -243,7 +243,7 @@ class Participant:
         if self.kind == "classify":
             found["macro_f1"] = self.macro(weights)
             if self.calibrated:
-                found["ece"] = sum(abs(c - r) for _, c, r in self.bins(weights).values()) / total
+                found["ece"] = np.sqrt(np.maximum(self.observed(weights) ** 2 - self.by_chance(weights) ** 2, 0))
         if self.kind in ("extract", "call"):
             h, g, w = (weights @ self.counts[:, place] for place in range(3))
             found |= {"field_precision": over(h, g), "field_recall": over(h, w), "field_f1": over(2 * h, g + w)}
@@ -274,6 +274,20 @@ class Participant:
         return {
             k: [weights @ one, weights @ (one * self.sure), weights @ (one & self.right)] for k, one in rows.items()
         }
+
+    def observed(self, weights: Any) -> Any:
+        """Mean gap of confidence and accuracy by bin, (b,)."""
+        return sum(abs(c - r) for _, c, r in self.bins(weights).values()) / weights.sum(axis=1)
+
+    def by_chance(self, weights: Any) -> Any:
+        """The same as expected of a calibrated model with these confidences, (b,)."""
+        found = np.zeros(len(weights))
+        place = np.minimum(14, (self.sure * 15).astype(int))
+        for k in set(place[self.rows].tolist()):
+            variance = np.where(place == k, self.sure * (1 - self.sure), 0)
+            normal = np.sqrt(weights**2 @ variance) * math.sqrt(2 / math.pi)
+            found += np.minimum(normal, weights @ variance * 2)
+        return found / weights.sum(axis=1)
 
     def measured(self) -> dict[str, float]:
         """Every metric over the rows that were asked, by the libraries where they define it."""
@@ -321,9 +335,11 @@ class Participant:
     def reliability(self) -> dict[str, Any] | None:
         if not self.calibrated:
             return None
-        figures, bins = self.measured(), self.bins(once(self.rows, len(self.said)))
+        figures, weights = self.measured(), once(self.rows, len(self.said))
+        bins = self.bins(weights)
         return {
-            "n": len(self.rows), "ece": figures["ece"], "brier": figures["brier"],
+            "n": len(self.rows), "ece": figures["ece"], "observed": float(self.observed(weights)[0]),
+            "by_chance": float(self.by_chance(weights)[0]), "brier": figures["brier"],
             "bins": [
                 {"low": k / 15, "high": (k + 1) / 15, "n": int(n[0]), "confidence": float(c[0] / n[0]),
                  "accuracy": float(r[0] / n[0])}

@@ -106,7 +106,7 @@ def evaluate_report(
             "interval": [counts[name] / 100 - 0.05, min(1, counts[name] / 100 + 0.04)], "intervals": {},
             "per_class": {label: {"precision": 1, "recall": 0.9, "f1": 0.95, "support": 8} for label in names},
             "confusion": [[names[0], names[0], 36], [names[0], names[-1], 4], [names[-1], "", 2]],
-            "calibration": {"n": 100, "ece": 0.031, "brier": 0.055,
+            "calibration": {"n": 100, "ece": 0.031, "observed": 0.05, "by_chance": 0.039, "brier": 0.055,
                             "bins": [{"low": 0.8, "high": 0.8667, "n": 12, "confidence": 0.83, "accuracy": 0.75}]},
         }
         for name in participants

@@ -53,6 +53,17 @@ class Summed:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Expected calibration error without what chance adds to it."""
+
+    confidence: Floats  # (n,)
+    right: Mask
+
+    def over(self, weights: Weights) -> Floats:
+        return answer_metrics.calibration_error(weights, self.confidence, self.right.astype(np.float64)).error
+
+
+@dataclass(frozen=True)
 class MacroF1:
     """Mean F1 over the labels that occur among the reference answers or the predictions."""
 
@@ -173,23 +184,19 @@ def _calibration(answers: Answers, right: Mask) -> tuple[CalibrationFigures | No
     if not confident.any() or (answers.sent & ~confident).any():
         return None, {}
     confidence = np.array([value or 0.0 for value in answers.confidences])
-    table = np.zeros((len(right), 3, BINS))  # by row and bin: 1, the confidence, and 1 where it is right
-    table[np.arange(len(right)), :, answer_metrics.bin_of(confidence)] = np.stack(
-        [np.ones(len(right)), confidence, right], axis=1
-    )
-    rows = table.reshape(len(right), -1)
-    figures: dict[str, Metric] = {
-        "ece": Summed(rows, answer_metrics.calibration_error),
-        "brier": _mean((confidence - right) ** 2),
-    }
+    figures: dict[str, Metric] = {"ece": Calibration(confidence, right), "brier": _mean((confidence - right) ** 2)}
+    bins_used: list[ReliabilityBin] = []
+    for k in range(BINS):
+        inside = answers.sent & (answer_metrics.bin_of(confidence) == k)
+        if n := int(inside.sum()):
+            sure, hits = float(confidence[inside].mean()), float(right[inside].mean())
+            bins_used.append({"low": k / BINS, "high": (k + 1) / BINS, "n": n, "confidence": sure, "accuracy": hits})
     mask = answers.sent[None, :].astype(np.float64)
-    bins_used: list[ReliabilityBin] = [
-        {"low": k / BINS, "high": (k + 1) / BINS, "n": int(n), "confidence": sure / n, "accuracy": hits / n}
-        for k, (n, sure, hits) in enumerate((mask[0] @ rows).reshape(3, BINS).T.tolist())
-        if n
-    ]
-    ece, brier_score = (float(figure.over(mask)[0]) for figure in figures.values())
-    return {"n": int(confident.sum()), "ece": ece, "brier": brier_score, "bins": bins_used}, figures
+    gap = answer_metrics.calibration_error(mask, confidence, right.astype(np.float64))
+    return {
+        "n": int(confident.sum()), "ece": float(gap.error[0]), "observed": float(gap.observed[0]),
+        "by_chance": float(gap.by_chance[0]), "brier": float(figures["brier"].over(mask)[0]), "bins": bins_used,
+    }, figures  # fmt: skip
 
 
 def _extract(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
