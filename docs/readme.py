@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 from benchmarks import banking77, base_outcomes, public, result  # noqa: E402
+from benchmarks import demo as demo_benchmark  # noqa: E402
 from slmctl import config  # noqa: E402
 from slmctl.cli.main import cli  # noqa: E402
 from slmctl.pipeline import stage_table  # noqa: E402
@@ -83,6 +84,7 @@ def filled(text: str) -> str:
     """A page with every marked part made anew."""
     for name, make in (
         ("demo", demo),
+        ("demo-table", demo_benchmark.table),
         ("stages", stages),
         ("config", keys),
         ("help", help_text),

@@ -1,0 +1,56 @@
+"""Figures of a finished `make demo`: what README and the tutorial say of it.
+
+python -m benchmarks.demo FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import result
+
+SHOWN = ("majority", "tfidf_logistic", "base (11-shot)", "Q8_0")
+PEERS = ("tfidf_logistic", "base (11-shot)")
+
+
+def last(folder: Path) -> Path:
+    """The artifact of a kind that was made last."""
+    return max(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime)
+
+
+def measure(folder: Path) -> None:
+    """Write `results/demo.json` from the last report and policy of a demo."""
+    report = json.loads((last(folder / "runs" / "report") / "report.json").read_text(encoding="utf-8"))
+    policy = json.loads((last(folder / "runs" / "policy") / "policy.json").read_text(encoding="utf-8"))
+    entries = {**report["baselines"], **report["models"]}
+    ours = entries["Q8_0"]["metrics"]["accuracy"]
+    rows = [
+        result.compared("Q8_0: accuracy", [ours], [entries[peer]["metrics"]["accuracy"]], peer=peer, digits=4)
+        for peer in PEERS
+    ]
+    sizes = [entries[name]["size"] / 1e6 for name in ("Q8_0", "base (11-shot)")]
+    rows.append(result.compared("Q8_0: size, MB", sizes[:1], sizes[1:], peer="base (11-shot)", digits=1))
+    kept, promised = policy["figures"]["kept"], 1 - policy["figures"]["max_error"]
+    rows.append(result.compared("answers kept", [kept], [promised], peer="of them right, at least", digits=4))
+    result.write("demo", "python -m benchmarks.demo FOLDER", rows, ("torch", "transformers", "llama-cpp-python"),
+                 n=report["n"], models={name: entries[name] for name in SHOWN})  # fmt: skip
+
+
+def table() -> str:
+    """The models of the demo as a Markdown table."""
+    models: dict[str, Any] = json.loads((result.FOLDER / "demo.json").read_text(encoding="utf-8"))["models"]
+    lines = ["| model | size | accuracy | 95 % interval | macro_f1 | ece |", "|---|---:|---:|---:|---:|---:|"]
+    for name, entry in models.items():
+        metrics, (low, high) = entry["metrics"], entry["interval"]
+        size = f"{entry['size'] / 1e6:.1f} MB" if "size" in entry else "-"
+        ece = f"{metrics['ece']:.1%}" if "ece" in metrics else "-"
+        figures = f"{metrics['accuracy']:.1%} | {low:.1%} - {high:.1%} | {metrics['macro_f1']:.1%} | {ece}"
+        lines.append(f"| {name} | {size} | {figures.replace('%', ' %')} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    measure(Path(sys.argv[1]))
