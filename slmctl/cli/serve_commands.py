@@ -144,11 +144,9 @@ def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Requests a minute, in place of serve.requests_per_minute.",
+    help="Requests a minute; no limit by default.",
 )
-@click.option(
-    "--concurrency", type=click.IntRange(min=1), help="Requests at the same time, in place of serve.concurrency."
-)
+@click.option("--concurrency", type=click.IntRange(min=1), help="Requests at the same time; no limit by default.")
 @click.option(
     "--model",
     "models",

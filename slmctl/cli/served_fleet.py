@@ -58,7 +58,7 @@ def opened(
     from slmctl.server.routed import Escalation
 
     with contextlib.ExitStack() as stack:
-        escalation = Escalation()
+        escalation: Escalation | None = None
         discover: Callable[[Collection[str]], dict[str, Callable[[], Release]]] | None = None
         if settings.engine is not None:
             releases = [_elsewhere(options, settings, model, stack)]
@@ -79,7 +79,8 @@ def opened(
             escalation=escalation, discover=discover,
         )  # fmt: skip
         fleet.require_fit()
-        stack.enter_context(escalation.open())
+        if escalation is not None:
+            stack.enter_context(escalation.open())
         stack.callback(fleet.close_all)
         fleet.load_pinned()
         yield fleet
@@ -167,7 +168,7 @@ class _Finder:
     options: Options
     settings: ServeConfig
     type_name: str | None
-    escalation: Escalation
+    escalation: Escalation | None
 
     def find(self, choice: _Choice) -> Release:
         """The release that was asked for, verified, with its policy.
@@ -182,7 +183,8 @@ class _Finder:
         from slmctl.server.running_model import Release
 
         artifact, path = model_lookup.gguf(make_workspace(self.options), choice.spec, self.type_name)
-        own, digest, models = model_lookup.own_task(artifact), _digest_of(artifact, path), dict[str, ServedModel]()
+        own, models = model_lookup.own_task(artifact), dict[str, ServedModel]()
+        digest = f"sha256:{model_lookup.sha256_of(artifact, path)}"
         if own is not None:
             main = ServedModel("", own, file=path.name, digest=digest)
             models = _named(choice, artifact, path, main, self._adapters(artifact, path))
@@ -206,11 +208,9 @@ class _Finder:
             load=functools.partial(self._load, choice, artifact, path, policy),
             newest=functools.partial(self.find, choice) if (choice.spec or "").startswith("dir:") else None,
             pin=choice.pin,
-            has_policy=bool(choice.policy),
         )
 
     def _load(self, choice: _Choice, artifact: Artifact, path: Path, policy: Path | None) -> RunningModel:
-        from slmctl.artifacts.artifact import sha256_file
         from slmctl.inference.engine import Engine
         from slmctl.model_files import memory
         from slmctl.pipeline import model_lookup
@@ -233,12 +233,12 @@ class _Finder:
             )
             stack.enter_context(engine)
             task, bare, opening = model_lookup.task_in(artifact, path, engine)
-            digest = _digest_of(artifact, path)
+            digest = f"sha256:{model_lookup.sha256_of(artifact, path)}"
             main = ServedModel("", task, bare=bare, opening=opening, file=path.name, digest=digest)
             models = _named(choice, artifact, path, main, loras)
             name, router = next(iter(models)), None
-            if policy is not None:
-                fitted = fitted_policy(policy, digest or sha256_file(path), task)
+            if policy is not None and self.escalation is not None:
+                fitted = fitted_policy(policy, digest, task)
                 router = Router(fitted, task, name, self.escalation)
                 stack.callback(router.retire)
             notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []
@@ -267,7 +267,7 @@ class _Finder:
             return None
         directory = self.options.directory
         roots = {directory.resolve(), model_lookup.root_of(directory, artifact.path).resolve()}
-        if (newest := model_lookup.newest_policy(roots, _digest_of(artifact, path))) is not None:
+        if (newest := model_lookup.newest_policy(roots, model_lookup.sha256_of(artifact, path))) is not None:
             return newest
         raise IntegrityError(
             f"no policy below runs/ was fitted on {path.name}, which answers as '{choice.name}'",
@@ -318,12 +318,6 @@ def _elsewhere(options: Options, settings: ServeConfig, model: str | None, stack
             hint="slmctl serve without --engine-url",
         )
     backend = EndpointEngine(engine.url, engine.model, engine.key_env, settings.sequences)
-    stack.enter_context(guard.network(f"answering through {engine.url}", hosts=backend.hosts))
+    stack.enter_context(guard.network(f"answering through {engine.url}", hosts=backend.endpoint.hosts))
     models = {named.name: ServedModel(named.name, task, aliases=named.aliases, version=named.version)}
     return Release(named.name, "", models, 0, load=lambda: RunningModel(backend, models), pin=True)
-
-
-def _digest_of(artifact: Artifact, path: Path) -> str:
-    """`sha256:…` of a file of an artifact, as its manifest says."""
-    digests = [entry.sha256 for entry in artifact.files(".gguf") if artifact.file(entry.path) == path]
-    return f"sha256:{digests[0].removeprefix('sha256:')}" if digests else ""

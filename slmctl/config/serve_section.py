@@ -125,17 +125,7 @@ class ServeConfig(Section):
     collect: CollectConfig | None = Field(
         None, description="answers that are written down with their questions, for review; none when left out"
     )
-    max_prompt_tokens: int | None = Field(
-        None, ge=1, description="ceiling for the length of a prompt, in tokens; what the context leaves when left out"
-    )
-    max_body_bytes: int = Field(1 << 20, ge=1024, description="ceiling for the body of a request, in bytes")
     keys: SourcePath = Field(Path("runs/.keys/serve.json"), description="file of the API keys that slmctl keys writes")
-    requests_per_minute: float | None = Field(
-        None, gt=0, description="requests a minute for each key; no limit when left out"
-    )
-    concurrency: int | None = Field(
-        None, ge=1, description="requests at the same time for each key; no limit when left out"
-    )
     receive_timeout_s: float = Field(10, gt=0, description="seconds that a request has to arrive, head and body")
     answer_timeout_s: float = Field(120, gt=0, description="seconds that an answer has, waiting included")
     grace_s: float = Field(5, ge=0, description="seconds that running answers get when the server stops")

@@ -50,7 +50,6 @@ class Request:
         every_label: Compute the probability of every label, which takes longer; else of those that were looked at.
         adapter: The LoRA adapter to answer with; empty for the model itself.
         alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no tokens.
-        max_prompt: Longest prompt, in tokens; 0 for what the context holds.
         shorten: Shorten max_tokens to what the prompt leaves of the context, in place of refusing.
     """
 
@@ -67,7 +66,6 @@ class Request:
     every_label: bool = False
     adapter: str = ""
     alternatives: int = -1
-    max_prompt: int = 0
     shorten: bool = False
 
 

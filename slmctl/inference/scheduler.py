@@ -190,8 +190,6 @@ class Scheduler:
                 f"a prompt of {count} tokens with an answer of up to {sequence.max_tokens} "
                 f"does not fit the context of {self.context} tokens"
             )
-        if request.get("max_prompt") and count > request["max_prompt"]:
-            raise DataError(f"a prompt of {count} tokens is longer than the ceiling of {request['max_prompt']}")
 
     def cancel(self, id: str) -> None:
         """Forget a request and free its place."""

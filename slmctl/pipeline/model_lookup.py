@@ -33,16 +33,20 @@ def gguf(where: Workspace, spec: str | None, type: str | None) -> tuple[Artifact
     return model, model.file(gguf_file(model, type).path)
 
 
+def sha256_of(model: Artifact, path: Path) -> str:
+    """The hash of one of a model's GGUF files, as its manifest says."""
+    return next(entry.sha256 for entry in model.files(".gguf") if model.file(entry.path) == path)
+
+
 def newest_policy(roots: Iterable[Path], gguf: str) -> Path | None:
     """The newest policy below the runs of some projects that was fitted on a file; None where none was.
 
     Args:
         roots: Folders of projects.
-        gguf: sha256 of the file that answers.
+        gguf: The hash of the file that answers, as `sha256_of` gives it.
     """
-    digest = gguf.removeprefix("sha256:")
     made = [entry for root in roots for entry in lineage.readable_artifacts(root) if entry.kind == "policy"]
-    fitting = [entry for entry in made if Policy.read(entry.path).gguf.removeprefix("sha256:") == digest]
+    fitting = [entry for entry in made if Policy.read(entry.path).gguf.removeprefix("sha256:") == gguf]
     return max(fitting, key=lambda entry: entry.manifest.started).path if fitting else None
 
 
@@ -137,8 +141,7 @@ def other_build(source: Artifact, path: Path, build: str) -> str:
     report = source.path / "report.json"
     if report.is_file():
         models = json.loads(report.read_bytes())["models"].values()
-        listed = {entry.path: entry.sha256 for entry in source.files(".gguf")}
-        builds = [entry.get("engine") for entry in models if entry.get("sha256") == listed.get(path.name)]
+        builds = [entry.get("engine") for entry in models if entry.get("sha256") == sha256_of(source, path)]
         measured, used = builds[0] if builds else None, build
     if not measured or measured == used:
         return ""

@@ -17,7 +17,7 @@ from slmctl.errors import GateError, SlmctlError, UsageError
 from slmctl.metrics import gates
 from slmctl.model_files.gguf_choice import lora_file
 from slmctl.pipeline import resolve
-from slmctl.pipeline.model_lookup import AGAIN, root_of, served_name
+from slmctl.pipeline.model_lookup import AGAIN, root_of, served_name, sha256_of
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report, require_type
 from slmctl.task.contract import FILENAME, Task
 
@@ -81,15 +81,10 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
         own = Task.read(path.parent) if (path.parent / FILENAME).exists() else None
         note = f"{path.name} is a bare file: nobody measured it, and it does not say which base it belongs on"
         return ServedAdapter(path, own, "", digest, note)
-    under = _sha256(base, base_file)
+    under = sha256_of(base, base_file)
     _require_base(source, under, base_file)
     _require_measured(source, entry.sha256, under, base_file)
     return ServedAdapter(path, Task.read(source.path), served_name(source, path).version, digest)
-
-
-def _sha256(model: Artifact, path: Path) -> str:
-    """The hash of a model's file, as its manifest says."""
-    return next(entry.sha256 for entry in model.files(".gguf") if model.file(entry.path) == path)
 
 
 def _require_base(source: Artifact, under: str, base_file: Path) -> None:
@@ -98,7 +93,7 @@ def _require_base(source: Artifact, under: str, base_file: Path) -> None:
     bases = facts.get("bases", {})
     if not bases:
         raise UsageError(
-            f"the adapter in {source.path} does not say which base it belongs on: an earlier slmctl wrote it",
+            f"the adapter in {source.path} does not say which base it belongs on",
             hint="slmctl quantize --set quantize.lora_gguf=true writes it again, with its base",
         )
     if under not in {each["sha256"] for each in bases.values()}:

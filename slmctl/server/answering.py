@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+import functools
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, cast
 
 from starlette.requests import Request as HttpRequest
@@ -13,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
 from slmctl.server import api_forms, collecting, openai_replies
-from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.collecting import NO_POLICY
 from slmctl.server.event_stream import EventStream
 from slmctl.server.gateway import Gateway
@@ -21,7 +21,8 @@ from slmctl.server.observed import Note
 from slmctl.server.openai_requests import CheckedRequest
 from slmctl.server.rate_limits import HeldPlace
 from slmctl.server.refusals import ROUTE, route_header
-from slmctl.server.request_run import Exchange, RequestFailedError
+from slmctl.server.request_errors import RequestError, kind_of
+from slmctl.server.request_run import Exchange
 from slmctl.server.routed import LocalAnswer, Routed
 from slmctl.server.router import Router
 from slmctl.server.running_model import RunningModel
@@ -33,15 +34,14 @@ async def answer(gateway: Gateway, http: HttpRequest, kind: str) -> Response:
     """Answer `/v1/chat/completions` (`chat`), `/v1/completions` (`text`) or `/v1/responses` (`response`)."""
     key, body = await gateway.read(http)
     name, model = gateway.fleet.find(body.get("model"), key)
-    ends_at = asyncio.get_running_loop().time() + gateway.settings.answer_timeout_s
     with contextlib.ExitStack() as held:
-        place = gateway.limits.enter(key)
-        held.callback(place.leave)
-        running = await gateway.lease(name, ends_at, http.receive)
+        place = held.enter_context(gateway.limits.place(key))
+        exchange = held.enter_context(gateway.exchange(http))
+        running = await gateway.lease(name, exchange)
         held.callback(gateway.fleet.give_back, running)
         checked = await gateway.checked(body, kind, model.name, running)
         place.widen(len(checked.requests))
-        request = _Request(gateway, checked, running, http, place, ends_at, held.pop_all().close)
+        request = _Request(gateway, checked, running, http, exchange, place, held.pop_all().close)
     return await request.respond()
 
 
@@ -49,34 +49,28 @@ class _Request:
     """One accepted request: its response, and its lines in figures and log."""
 
     def __init__(
-        self, gateway: Gateway, checked: CheckedRequest, running: RunningModel, http: HttpRequest, place: HeldPlace,
-        ends_at: float, free: Callable[[], None],
+        self, gateway: Gateway, checked: CheckedRequest, running: RunningModel, http: HttpRequest, exchange: Exchange,
+        place: HeldPlace, free: Callable[[], None],
     ) -> None:  # fmt: skip
         self.gateway, self.checked, self.running, self.http = gateway, checked, running, http
-        self.place, self._free = place, free  # its place among all, and what else it holds
-        self.exchange = Exchange(checked, running.backend, gateway.settings.answer_timeout_s, ends_at=ends_at)
-        gateway.running.add(self.exchange)
+        self.exchange, self.place, self._free = exchange, place, free
         self.note: Note = http.state.note
-        self.note.fields["stream"] = checked.stream
+        self.note.fields |= {"stream": checked.stream, "model": checked.model.name}
         if gateway.settings.log_texts:
             self.note.fields["prompt"] = checked.text
-        self.note.fields["model"] = checked.model.name
         self.route, self.reason, self.name = "local", NO_POLICY, checked.model.name
         self.routed: Routed | None = None  # where a policy decides
         self._closed = False
 
     async def respond(self) -> Response:
         """The whole answer, or a stream that has begun: whatever fails before is still a status."""
-        # a policy was fitted on the release's own answers, not on those of an adapter over it
-        is_default = self.checked.model is next(iter(self.running.models.values()))
-        router = self.running.router if is_default else None
+        router = self.running.router_of(self.checked.model)
         with contextlib.ExitStack() as otherwise:
-            otherwise.callback(self.close, RequestFailedError("", "cancelled", 499))
+            otherwise.callback(self.close, "cancelled")
             try:
-                self.exchange.watch(self.http.receive)
                 response = await self._own() if router is None else await self._routed(router)
-            except RequestFailedError as error:
-                self.close(error)
+            except RequestError as error:
+                self.close(error.code)
                 raise
             otherwise.pop_all()
         return response
@@ -85,97 +79,75 @@ class _Request:
 
     async def _own(self) -> Response:
         """The answer of the model here, streamed as it comes."""
-        self.exchange.begin()
-        if self.checked.stream:
-            index, event = await self.exchange.next()
-            self._saw_first()
-            return self._streaming(self._chunks(index, event))
-        await self.exchange.whole()
-        return self._json()
+        self.exchange.begin(self.checked, self.running.backend)
+        if not self.checked.stream:
+            await self.exchange.whole()
+            return self._json()
+        first = await self.exchange.next()
+        self._saw_first()
+        return self._streaming([first])
 
     # Keep or escalate
 
     async def _routed(self, router: Router) -> Response:
         """The answer of the model that the router chose; a stream of it begins when that is decided."""
-        if len(self.checked.requests) > 1:
-            raise BadRequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
-        (choice,) = self.exchange.choices
-        pieces = list[Event]()
+        events = list[tuple[int, Event]]()
 
         async def local() -> LocalAnswer:
-            self.exchange.begin()
-            pieces.extend(await self.exchange.whole())
+            self.exchange.begin(self.checked, self.running.backend)
+            events.extend(await self.exchange.whole())
+            (choice,) = self.exchange.choices
             return {**choice.last, "text": choice.text}
 
-        ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
-        work = router.route(
-            self.checked.sent, self.checked.options, self.http.headers, local, ends_at=ends_at, request=self.note.id,
-            log=self.gateway.log, unread=self.checked.unread, also=self.checked.also, offer=self.checked.offer,
+        work = router.route(  # in time, so that the local answer is still given where the general model is slow
+            self.checked, self.http.headers, local, ends_at=self.exchange.deadline, request=self.note.id,
+            log=self.gateway.log,
         )  # fmt: skip
         self.routed = routed = await self.exchange.beside(work)
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
         if routed.route != "local":
-            choice.text, choice.tokens, pieces = routed.text, [], [{"piece": routed.text}]
             used = {"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens}
+            (choice,) = self.exchange.choices
+            choice.text, choice.tokens = routed.text, []
             choice.last = cast(Event, {**routed.local, **used, "finish": routed.finish})
+            events = [(0, {"piece": routed.text}), (0, choice.last)]
         self._saw_first()
-        return self._streaming(self._decided(pieces)) if self.checked.stream else self._json()
+        return self._streaming(events) if self.checked.stream else self._json()
 
     # Write
 
     def _json(self) -> Response:
         choices = self.exchange.choices
-        body = api_forms.whole(
-            self.checked, choices, [self._extra(choice.last) for choice in choices], self.running.backend.build,
-            self.name,
-        )  # fmt: skip
+        extras = [self._extra(choice.last) for choice in choices]
+        body = api_forms.whole(self.checked, choices, extras, self.running.backend.build, self.name)
         self.close()
         return JSONResponse(body, headers=self._headers())
 
-    def _streaming(self, parts: AsyncGenerator[bytes, None]) -> Response:
-        return EventStream(parts, self.exchange.deadline + SLACK_S, self._headers(), self.close)
+    def _streaming(self, seen: Iterable[tuple[int, Event]]) -> Response:
+        ends_at = self.exchange.deadline + SLACK_S
+        is_gone = functools.partial(self.close, "client_gone")  # which counts for nothing after an answer's end
+        return EventStream(self._parts(deque(seen)), ends_at, self._headers(), is_gone)
 
-    async def _chunks(self, index: int, event: Event) -> AsyncGenerator[bytes, None]:
+    async def _parts(self, seen: deque[tuple[int, Event]]) -> AsyncGenerator[bytes, None]:
         """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
-        stream = self._stream()
+        stream = api_forms.stream(self.checked, self.running.backend.build, self.name)
         part = stream.opening()
         try:
-            while True:
-                is_piece = "piece" in event
-                part += stream.piece(index, event) if is_piece else stream.end(index, event, self._extra(event))
-                if not self.exchange.running:
-                    break
-                yield part
-                index, event = await self.exchange.next()
-                part = b""
-        except RequestFailedError as error:
-            self.close(error)
-            said = openai_replies.error(error.message, error.kind, code=error.code, request_id=self.note.id)
-            yield stream.failed(said)
+            while seen or self.exchange.running:
+                index, event = seen.popleft() if seen else await self.exchange.next()
+                if "piece" in event:
+                    yield part + stream.piece(index, event)
+                    part = b""
+                else:
+                    part += stream.end(index, event, self._extra(event))
+        except RequestError as error:
+            self.close(error.code)
+            body = openai_replies.error(error.message, kind_of(error.status), code=error.code, request_id=self.note.id)
+            yield part + stream.failed(body)
             return
-        part += stream.ending(self._lasts)
+        part += stream.ending([choice.last for choice in self.exchange.choices])
         self.close()
         yield part
-
-    async def _decided(self, pieces: Sequence[Event]) -> AsyncGenerator[bytes, None]:
-        """A whole answer as a stream."""
-        stream = self._stream()
-        part = stream.opening()
-        for event in pieces:
-            if "piece" in event:
-                yield part + stream.piece(0, event)
-                part = b""
-        (last,) = self._lasts
-        part += stream.end(0, last, self._extra(last)) + stream.ending(self._lasts)
-        self.close()
-        yield part
-
-    def _stream(self) -> api_forms.AnswerStream:
-        return api_forms.stream(self.checked, self.running.backend.build, self.name)
-
-    @property
-    def _lasts(self) -> list[Event]:
-        return [choice.last for choice in self.exchange.choices]
 
     def _extra(self, event: Event) -> dict[str, Any]:
         """slmctl's own fields of an answer, beside OpenAI's."""
@@ -194,26 +166,25 @@ class _Request:
     def _saw_first(self) -> None:
         self.gateway.metrics.first.observe(self.note.seconds)
 
-    def close(self, error: RequestFailedError | None = None) -> None:
-        """Free everything and count; what comes first counts."""
+    def close(self, failed: str = "") -> None:
+        """Free everything and count, once; `failed` is why there is no whole answer."""
         if self._closed:
             return
         self._closed = True
-        self.exchange.close()
-        self.gateway.running.discard(self.exchange)
         seconds = self.note.seconds
-        self.place.leave(None if error else seconds)
+        self.place.seconds = None if failed else seconds
         self._free()
-        if error is None:
+        if not failed:
             self._count(seconds)
             return
-        if error.code != "refused":
-            self.gateway.metrics.failed.labels(error.code).inc()
-        self.note.fields["failed"] = error.code
+        self.note.fields["failed"] = failed
+        if failed != "refused":
+            self.gateway.metrics.failed.labels(failed).inc()
 
     def _count(self, seconds: float) -> None:
         """Count a whole answer, and have it collected."""
-        metrics, name, lasts = self.gateway.metrics, self.checked.model.name, self._lasts
+        metrics, name, choices = self.gateway.metrics, self.checked.model.name, self.exchange.choices
+        lasts = [choice.last for choice in choices]
         used = openai_replies.usage(self.checked, lasts)
         metrics.answers.labels(name, self.route, self.reason).inc()
         metrics.tokens.labels(name, "prompt").inc(used["prompt_tokens"])
@@ -225,9 +196,9 @@ class _Request:
             "confidence": [last.get("confidence") for last in lasts],
         }  # fmt: skip
         if self.gateway.settings.log_texts:
-            self.note.fields["answer"] = [choice.text for choice in self.exchange.choices]
+            self.note.fields["answer"] = [choice.text for choice in choices]
         if (collector := self.gateway.fleet.collector) is not None:
             collecting.hand_over(
-                self.checked, self.exchange.choices, self.routed, id=self.note.id,
+                self.checked, choices, self.routed, id=self.note.id,
                 is_marked=conversation_veto.is_marked(self.http.headers), collector=collector,
             )  # fmt: skip

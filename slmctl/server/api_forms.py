@@ -18,12 +18,23 @@ from slmctl.server.openai_requests import CheckedRequest
 class AnswerStream(Protocol):
     """A streamed answer, as server-sent events."""
 
-    def opening(self) -> bytes: ...
-    def call(self, index: int, name: str) -> bytes: ...
-    def piece(self, index: int, event: Event) -> bytes: ...
-    def end(self, index: int, event: Event, extra: JsonObject) -> bytes: ...
-    def ending(self, lasts: Sequence[Event]) -> bytes: ...
-    def failed(self, error: JsonObject) -> bytes: ...
+    def opening(self) -> bytes:
+        """The beginning, before the first piece of any choice."""
+
+    def call(self, index: int, name: str) -> bytes:
+        """The function that a choice calls; its pieces from then on are the arguments."""
+
+    def piece(self, index: int, event: Event) -> bytes:
+        """A piece of one choice."""
+
+    def end(self, index: int, event: Event, extra: JsonObject) -> bytes:
+        """The end of one choice, with `extra` of slmctl's own, and tokens that had no piece."""
+
+    def ending(self, lasts: Sequence[Event]) -> bytes:
+        """The end of the whole, with the event that ended each choice."""
+
+    def failed(self, error: JsonObject) -> bytes:
+        """The error that ends a stream in place of `ending`."""
 
 
 def whole(
@@ -84,12 +95,10 @@ class _InParts:
         self.opening, self.call, self.ending, self.failed = form.opening, form.call, form.ending, form.failed
 
     def piece(self, index: int, event: Event) -> bytes:
-        """The parts that are known with one more piece."""
         self._tokens[index] += event.get("tokens", [])
         return self._parts(index, self._readers[index].feed(event.get("piece", "")))
 
     def end(self, index: int, event: Event, extra: JsonObject) -> bytes:
-        """The rest of a choice, and its end."""
         self._tokens[index] += event.get("tokens", [])
         rest = self._parts(index, self._readers[index].close())
         last = event.copy()

@@ -30,13 +30,13 @@ _NO_KEY = hashlib.sha256(b"").hexdigest()  # what a key without a file entry is 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Key:
-    """One client: its name, the hash of its secret, and its own limits where it has some.
+    """One client: its name, the hash of its secret, and its limits where it has some.
 
     A secret has 256 random bits, so that a plain hash of it tells nothing; there is no password to guess.
 
     Attributes:
-        rate: Requests a minute; None for the server's own limit.
-        concurrency: Requests at the same time; None for the server's own limit.
+        rate: Requests a minute; None for no limit.
+        concurrency: Requests at the same time; None for no limit.
         models: Names of the models that it may ask; None for all.
     """
 
@@ -158,7 +158,6 @@ class KeyRing:
         self.reload()
 
     def reload(self) -> None:
-        """Read the file again, whether it has changed or not."""
         self._seen = self._stamp()
         try:
             self._keys, self.fault = {key.name: key for key in read(self.path)}, ""

@@ -21,7 +21,7 @@ from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import CheckedRequest
 
 Put = Callable[[Event], None]
-Cancel = Callable[[], None]
+Cancel = Callable[[], object]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before the engine is started once more
 LOOK_S = 2.0  # for another server to say that it is there, and as long that is believed
 
@@ -31,26 +31,32 @@ class Backend(Protocol):
 
     @property
     def build(self) -> str: ...
+
     @property
     def ready(self) -> bool: ...
-    def held_bytes(self) -> int: ...
-    async def look(self) -> None: ...
+
+    def held_bytes(self) -> int:
+        """Bytes of memory on this machine."""
+
+    async def look(self) -> None:
+        """Ask for a sign of life, unless that was done a moment ago."""
+
     def start(self, log: Log, metrics: Metrics) -> None: ...
-    def fault_of(self, form: str) -> str: ...
-    def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel: ...
+
+    def fault_of(self, form: str) -> str:
+        """Why answers cannot be held to a JSON Schema or a grammar of calls; empty where they can, after a while."""
+
+    def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel:
+        """Have one choice answered; the events come in this loop, until `finish` or `error`, or the cancel."""
+
     async def close(self) -> None: ...
 
 
 class LocalEngine:
-    """An engine of this process; it is started again at once when it dies.
+    """An engine of this process; it is started again at once when it dies."""
 
-    Args:
-        name: The model's, for the log.
-    """
-
-    def __init__(self, engine: Engine, name: str = "") -> None:
-        self.engine = engine
-        self._about = {"model": name} if name else {}
+    def __init__(self, engine: Engine, model: str) -> None:
+        self.engine, self._model = engine, model
         self._parked: dict[object, Callable[[], None]] = {}  # requests that came while there was no engine
         self._reviving: asyncio.Task[None] | None = None
 
@@ -63,7 +69,6 @@ class LocalEngine:
         return self._reviving is None and self.engine.state == "ready"
 
     def held_bytes(self) -> int:
-        """Bytes of memory that the engine holds."""
         return self.engine.held_bytes()
 
     async def look(self) -> None:
@@ -74,11 +79,9 @@ class LocalEngine:
         self.engine.on_death = lambda: self._later(self._died)
 
     def fault_of(self, form: str) -> str:
-        """Why answers cannot be held to a JSON Schema or a grammar of calls; empty where they can, after a while."""
         return grammar_pool.fault_of(form)
 
     def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel:
-        """Have one choice answered; the events come in this loop, until `finish` or `error`, or the cancel."""
         mark = object()
         cancels: list[Cancel] = []
 
@@ -114,16 +117,16 @@ class LocalEngine:
 
     async def _revive(self) -> None:
         wait = FIRST_WAIT_S
-        self._log.event("engine_died", **self._about)
+        self._log.event("engine_died", model=self._model)
         while not self.engine.alive:
             try:
                 await asyncio.to_thread(self.engine.revive)
             except (EngineError, OSError) as error:  # no file or process left is no reason to give up for good
-                self._log.event("engine_cannot_start", error=str(error), again_in_s=wait, **self._about)
+                self._log.event("engine_cannot_start", error=str(error), again_in_s=wait, model=self._model)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
         self._metrics.restarts.inc()
-        self._log.event("engine_restarted", **self._about)
+        self._log.event("engine_restarted", model=self._model)
         self._reviving = None
         parked, self._parked = list(self._parked.values()), {}
         for submit in parked:
@@ -147,11 +150,6 @@ class EndpointEngine:
         self._there, self._looked_at = True, -math.inf
 
     @property
-    def hosts(self) -> set[str]:
-        """The hosts that this process must be able to reach."""
-        return self.endpoint.hosts
-
-    @property
     def build(self) -> str:
         return f"engine at {urlsplit(self.endpoint.url).netloc}"
 
@@ -160,11 +158,9 @@ class EndpointEngine:
         return self._there
 
     def held_bytes(self) -> int:
-        """Nothing here: the weights are with the other server."""
-        return 0
+        return 0  # the weights are with the other server
 
     async def look(self) -> None:
-        """Ask the other server for a sign of life, unless it was asked a moment ago."""
         now = time.monotonic()
         if now - self._looked_at >= LOOK_S:
             self._looked_at = now
@@ -174,8 +170,7 @@ class EndpointEngine:
         self._log = log
 
     def fault_of(self, form: str) -> str:
-        """Nothing: the other server refuses what it cannot do."""
-        return ""
+        return ""  # the other server refuses what it cannot do
 
     def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel:
         task = asyncio.create_task(self._answer(checked, index, put))
@@ -189,11 +184,7 @@ class EndpointEngine:
                 put({"error": f"the engine cannot be asked: {type(error).__name__}"})
 
         task.add_done_callback(ended)
-
-        def cancel() -> None:
-            task.cancel()
-
-        return cancel
+        return task.cancel
 
     async def close(self) -> None:
         for task in list(self._tasks):

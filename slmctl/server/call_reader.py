@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -28,21 +30,16 @@ class CallReader:
         self._before, self._between = form.bare(form.before), form.bare(form.between)
         self._step: Literal["opening", "arguments", "text", "end"] = "opening"
         self._held = ""  # that may belong to what comes next
-        self._object = _ObjectEnd()
+        self._arguments = ""  # a JSON object, as far as it has come
 
     def feed(self, piece: str) -> Iterator[Part]:
-        """The parts that are known with one more piece."""
         self._held += piece
         if self._step == "opening":
             yield from self._named()
         if self._step == "arguments":
-            if not self._object.is_begun:
-                self._held = self._held.lstrip()
-            kept, self._held = self._held[: self._object.length_in(self._held)], ""
+            kept, self._held = self._of_arguments(self._held if self._arguments else self._held.lstrip()), ""
             if kept:
                 yield Part("arguments", kept)
-            if self._object.is_whole:
-                self._step = "end"
         elif self._step == "text" and self._held:
             text, self._held = self._held, ""
             yield Part("text", text)
@@ -51,6 +48,16 @@ class CallReader:
         """The rest of an answer that ends here: one that was cut before its function has a name is a text."""
         if self._step == "opening" and (text := self._held.strip()):
             yield Part("text", text)
+
+    def _of_arguments(self, piece: str) -> str:
+        """The part of a piece that belongs to the object of arguments."""
+        before, self._arguments = len(self._arguments), self._arguments + piece
+        if "}" in piece:
+            with contextlib.suppress(ValueError, RecursionError):  # it goes on
+                _, end = json.JSONDecoder(strict=False).raw_decode(self._arguments)
+                self._step = "end"
+                return self._arguments[before:end]
+        return piece
 
     def _named(self) -> Iterator[Part]:
         """Find the name, once it is whole; an answer that does not begin as a call does is a text."""
@@ -66,36 +73,3 @@ class CallReader:
         elif name and after and after.startswith(self._between):
             self._step, self._held = "arguments", after[len(self._between) :]
             yield Part("name", name.group())
-
-
-class _ObjectEnd:
-    """The end of a JSON object that comes in pieces."""
-
-    def __init__(self) -> None:
-        self._depth, self._in_text, self._is_escaped = 0, False, False
-        self.is_whole = False
-
-    @property
-    def is_begun(self) -> bool:
-        return self._depth > 0
-
-    def length_in(self, piece: str) -> int:
-        """Characters of a piece that belong to the object."""
-        for place, character in enumerate(piece):
-            if self._in_text:
-                if self._is_escaped:
-                    self._is_escaped = False
-                elif character == "\\":
-                    self._is_escaped = True
-                elif character == '"':
-                    self._in_text = False
-            elif character == '"':
-                self._in_text = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if not self._depth:
-                    self.is_whole = True
-                    return place + 1
-        return len(piece)

@@ -18,7 +18,7 @@ from jsonschema.exceptions import UnknownType
 from referencing.exceptions import Unresolvable
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.request_errors import RequestError
 from slmctl.server.request_options import Function
 from slmctl.task.contract import Task
 
@@ -57,7 +57,7 @@ def answer_form(body: JsonObject, task: Task, *, is_held: bool, option: str) -> 
         option: The option that the form came from, for errors.
 
     Raises:
-        BadRequestError: The form is none, or the task's answers cannot have it.
+        RequestError: The form is none, or the task's answers cannot have it.
     """
     form, choices = body.get("response_format", {"type": "text"}), body.get("structured_outputs")
     kind = form.get("type") if isinstance(form, dict) else None
@@ -70,7 +70,7 @@ def answer_form(body: JsonObject, task: Task, *, is_held: bool, option: str) -> 
     if kind == "text":
         return AnswerForm()
     if kind not in ("json_object", "json_schema"):
-        raise BadRequestError("'response_format' must have type text, json_object or json_schema", "response_format")
+        raise RequestError("'response_format' must have type text, json_object or json_schema", "response_format")
     return AnswerForm(schema={"type": "object"} if kind == "json_object" else _schema_of(form))
 
 
@@ -91,20 +91,19 @@ def _held_form(form: JsonObject, kind: str | None, task: Task, option: str) -> A
 def called_form(body: JsonObject, function: Function) -> JsonObject:
     """The form of an answer that is the arguments of a function."""
     if body.get("response_format", {"type": "text"}) != {"type": "text"}:
-        raise BadRequestError("'response_format' cannot be kept to where a function is called", "response_format")
+        raise RequestError("'response_format' cannot be kept to where a function is called", "response_format")
     if _size(function.parameters) > SCHEMA_BYTES:
-        raise BadRequestError(f"'tools' has parameters of more than {SCHEMA_BYTES} bytes", "tools")
+        raise RequestError(f"'tools' has parameters of more than {SCHEMA_BYTES} bytes", "tools")
     return {"type": "json_schema", "json_schema": {"name": function.name, "schema": function.parameters}}
 
 
 def _choices_of(choices: Any) -> tuple[str, ...]:
-    """The texts of `structured_outputs`."""
     listed = choices.get("choice") if isinstance(choices, dict) and set(choices) == {"choice"} else None
     texts = listed if isinstance(listed, list) and 1 <= len(listed) <= 1000 else [None]
     if not all(isinstance(text, str) and text for text in texts) or len(set(texts)) < len(texts):
-        raise BadRequestError("'structured_outputs' must be {\"choice\": [texts that differ]}", "structured_outputs")
+        raise RequestError("'structured_outputs' must be {\"choice\": [texts that differ]}", "structured_outputs")
     if _size(texts) > SCHEMA_BYTES:
-        raise BadRequestError(
+        raise RequestError(
             f"'structured_outputs' has choices of more than {SCHEMA_BYTES} bytes together", "structured_outputs"
         )
     return tuple(map(str, texts))
@@ -114,15 +113,15 @@ def _schema_of(form: JsonObject) -> JsonObject:
     """The client's own schema in a `response_format` of type json_schema."""
     schema = form["json_schema"].get("schema") if isinstance(form.get("json_schema"), dict) else None
     if not isinstance(schema, dict) or _size(schema) > SCHEMA_BYTES:
-        raise BadRequestError(
+        raise RequestError(
             f"'response_format' of type json_schema needs a schema: an object of at most {SCHEMA_BYTES} bytes",
             "response_format",
         )
     return schema
 
 
-def _unheld(name: str, task: Task, reason: str = "its release says what form answers have") -> BadRequestError:
-    return BadRequestError(f"option '{name}' is not supported by a model of kind '{task.kind}': {reason}", name)
+def _unheld(name: str, task: Task, reason: str = "its release says what form answers have") -> RequestError:
+    return RequestError(f"option '{name}' is not supported by a model of kind '{task.kind}': {reason}", name)
 
 
 def _size(value: Any) -> int:

@@ -51,7 +51,8 @@ def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Route
     sent = checked.sent
     if checked.kind == "text":  # every prompt is a conversation of its own
         sent = (sent[index * len(sent) // len(checked.requests)],)
-    escalated, answer = routed is not None and routed.route != "local", checked.kept(choice.text)
+    kept = checked.model.task.kept  # a call in one form, whatever the model writes
+    escalated, answer = routed is not None and routed.route != "local", kept(choice.text)
     return CollectedRow(
         id=id,
         time=stamp(),
@@ -60,7 +61,7 @@ def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Route
         digest=checked.model.digest,
         model=checked.model.name,
         version=checked.model.version,
-        local_answer=checked.kept(routed.local["text"]) if routed is not None and escalated else "",
+        local_answer=kept(routed.local["text"]) if routed is not None and escalated else "",
         general_answer=answer if escalated else "",
         route=routed.route if routed is not None else "local",
         reason=routed.reason if routed is not None else NO_POLICY,

@@ -9,18 +9,16 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from slmctl.server.request_run import RequestFailedError
-
 
 class EventStream(Response):
-    """Server-sent events; a client that does not read until the deadline is cut off."""
+    """Server-sent events; a client that does not read until the deadline is cut off.
+
+    Args:
+        close: Called when the stream has ended, in whatever way.
+    """
 
     def __init__(
-        self,
-        parts: AsyncGenerator[bytes, None],
-        deadline: float,
-        headers: Mapping[str, str],
-        close: Callable[[RequestFailedError], None],
+        self, parts: AsyncGenerator[bytes, None], deadline: float, headers: Mapping[str, str], close: Callable[[], None]
     ) -> None:
         super().__init__(None, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
         del self.headers["content-length"]
@@ -36,4 +34,4 @@ class EventStream(Response):
         except TimeoutError:
             return  # without an end of the body, so the connection is closed
         finally:
-            self._close(RequestFailedError("", "client_gone", 499))
+            self._close()

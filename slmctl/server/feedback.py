@@ -15,9 +15,9 @@ from slmctl.errors import DataError
 from slmctl.production.collector import MOST_WORDS, Collector
 from slmctl.server import openai_requests
 from slmctl.server.api_keys import Key
-from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.gateway import Gateway
 from slmctl.server.rate_limits import ANYBODY
+from slmctl.server.request_errors import RequestError
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 
@@ -29,8 +29,7 @@ async def take(http: HttpRequest) -> Response:
     """Check a word on an answer and write it down; the reply comes when it is on the disk.
 
     Raises:
-        BadRequestError: A field is missing or wrong, or the task does not allow the answer.
-        BusyError: The key has made too many requests, or has too many running.
+        RequestError: A field is missing or wrong, the task does not allow the answer, or the key asks too much.
         HTTPException: The key is not known, no answers are collected, or this id was not answered here lately.
     """
     gateway: Gateway = http.app.state.gateway
@@ -39,11 +38,8 @@ async def take(http: HttpRequest) -> Response:
     collector = gateway.fleet.collector
     if collector is None:
         raise HTTPException(404, "feedback is not taken here: serve.collect is not set")
-    place = gateway.limits.enter(key)  # a word is searched as a question is, by the same processes
-    try:
+    with gateway.limits.place(key):  # a word is searched as a question is, by the same processes
         return await _taken(http, gateway, collector, key)
-    finally:
-        place.leave()
 
 
 async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key: Key) -> Response:
@@ -59,7 +55,7 @@ async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key:
     if answer and task.kind != "classify":
         answer = await asyncio.to_thread(collector.cleared, answer)
         if answer is None:
-            raise BadRequestError("'answer' holds personal data or a secret, which is not collected here", "answer")
+            raise RequestError("'answer' holds personal data or a secret, which is not collected here", "answer")
     if answered.words >= MOST_WORDS:
         raise HTTPException(429, f"there are {MOST_WORDS} words on request '{id}' already", {"retry-after": "86400"})
     written = collector.say(answered, ok=ok, answer=answer, key=key.name)
@@ -76,24 +72,24 @@ def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
     """The request's id, whether its answer was right, and what would have been.
 
     Raises:
-        BadRequestError: A field is missing, unknown or of another type.
+        RequestError: A field is missing, unknown or of another type.
     """
     for name in body:
         if name not in FIELDS:
-            raise BadRequestError(f"field '{name[:100]}' is not known; known: {', '.join(FIELDS)}", name[:100])
+            raise RequestError(f"field '{name[:100]}' is not known; known: {', '.join(FIELDS)}", name[:100])
     id, ok, answer = (body.get(name) for name in FIELDS)
     if not isinstance(id, str) or not 0 < len(id) <= 100:
-        raise BadRequestError("'request_id' must be the x-request-id of an answer", "request_id")
+        raise RequestError("'request_id' must be the x-request-id of an answer", "request_id")
     if ok is not None and not isinstance(ok, bool):
-        raise BadRequestError("'ok' must be true or false", "ok")
+        raise RequestError("'ok' must be true or false", "ok")
     if isinstance(answer, dict):
         answer = json.dumps(answer, ensure_ascii=False, sort_keys=True)
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
-        raise BadRequestError(
+        raise RequestError(
             "'answer' must be a text that is not empty, or an object for a task of kind extract or call", "answer"
         )
     if ok is None and answer is None:
-        raise BadRequestError("feedback needs 'ok', 'answer' or both", "ok")
+        raise RequestError("feedback needs 'ok', 'answer' or both", "ok")
     return id, ok, answer.strip() if isinstance(answer, str) else None
 
 
@@ -101,7 +97,7 @@ def _allowed(answer: str, task: Task, offers: bool) -> str:
     """An answer that the task allows; a call in the form that files have.
 
     Raises:
-        BadRequestError: It does not allow it.
+        RequestError: It does not allow it.
     """
     if task.kind == "call":
         with contextlib.suppress(DataError):
@@ -109,8 +105,8 @@ def _allowed(answer: str, task: Task, offers: bool) -> str:
             if not offers:  # which ones a client offered is not kept
                 tool_calls.require_offered(call, task.offered())
             return tool_calls.answer_of(call)
-        raise BadRequestError(f"'answer' is neither a call of the task's tools nor '{tool_calls.NO_CALL}'", "answer")
+        raise RequestError(f"'answer' is neither a call of the task's tools nor '{tool_calls.NO_CALL}'", "answer")
     if not task.accepts(answer):
         allowed = "one of the task's labels" if task.kind == "classify" else "JSON that satisfies the task's schema"
-        raise BadRequestError(f"'answer' is not {allowed}", "answer")
+        raise RequestError(f"'answer' is not {allowed}", "answer")
     return answer

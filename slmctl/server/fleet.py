@@ -20,11 +20,10 @@ from slmctl.console import size
 from slmctl.errors import FullError, SlmctlError, UsageError
 from slmctl.production.collector import Collector
 from slmctl.server.api_keys import Key, KeyRing
-from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics, Samples
-from slmctl.server.openai_requests import ServedModel, find_model
-from slmctl.server.request_run import RequestFailedError
+from slmctl.server.openai_requests import ServedModel
+from slmctl.server.request_errors import RequestError
 from slmctl.server.routed import Escalation
 from slmctl.server.running_model import Release, RunningModel
 
@@ -46,7 +45,7 @@ class Fleet:
     Args:
         discover: By name, what finds and verifies a release that has come beside those whose names it gets.
         collector: Writes answers down; None for none.
-        escalation: The routers' way to the generalist.
+        escalation: The routers' way to the generalist; None where no policy decides.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Fleet:
         self.releases = {release.name: release for release in releases}
         self.running: dict[str, RunningModel] = {}
         self.settings, self.keys, self.collector = settings, keys, collector
-        self.escalation, self._discover = escalation or Escalation(), discover
+        self.escalation, self._discover = escalation, discover
         self._faults: dict[str, str] = {}  # why the newest release of a name is not served
         self._again_at: dict[str, float] = {}  # time before which a load that failed is not tried again
         self._waiting: dict[str, list[asyncio.Future[RunningModel]]] = {}  # requests by the name that is being loaded
@@ -80,25 +79,13 @@ class Fleet:
         Raises:
             UsageError: They do; nothing has been loaded.
         """
-        budget = self.settings.memory
-        if budget is None:
-            return
         pinned = [release for release in self.releases.values() if release.pin]
-        needed, names = sum(map(self._needed, pinned)), ", ".join(release.name for release in pinned)
-        if needed > budget:
-            what = "the pinned model needs" if len(pinned) == 1 else "the pinned models need"
-            raise UsageError(
-                f"{what} about {size(needed)} ({names}), and serve.memory is {size(budget)}",
-                hint="raise it, pin fewer models, or lower serve.context_length or serve.sequences",
-            )
+        names = ", ".join(release.name for release in pinned)
+        need = "the pinned model needs" if len(pinned) == 1 else "the pinned models need"
+        self._require_budget(need + " about {} (" + names + ")", sum(map(self._needed, pinned)), "pin fewer models")
         for release in self.releases.values():
-            if not release.pin and needed + self._needed(release) > budget:
-                beside = f" beside the pinned {names}" if pinned else ""
-                raise UsageError(
-                    f"model '{release.name}' needs about {size(self._needed(release))}{beside}, and serve.memory is "
-                    f"{size(budget)}",
-                    hint="raise it, leave the model out, or lower serve.context_length or serve.sequences",
-                )
+            if not release.pin:
+                self._require_place(release)
 
     def load_pinned(self) -> None:
         """Load the pinned releases.
@@ -109,15 +96,27 @@ class Fleet:
         for release in self.releases.values():
             if release.pin:
                 self._keep(release, release.load())
-        held, budget = self._held(), self.settings.memory
-        if budget is not None and held > budget:
+        self._require_budget("the pinned models hold {}", self._held(), "pin fewer models")
+
+    def _require_place(self, release: Release) -> None:
+        """Refuse a release that would have no room beside the pinned ones."""
+        pinned = [other for other in self.releases.values() if other.pin]
+        beside = f" beside the pinned {', '.join(other.name for other in pinned)}" if pinned else ""
+        needed = self._needed(release)
+        self._require_budget(
+            f"model '{release.name}' needs about {size(needed)}{beside}", needed + sum(map(self._needed, pinned)),
+            "leave the model out",
+        )  # fmt: skip
+
+    def _require_budget(self, what: str, bytes: int, instead: str) -> None:
+        budget = self.settings.memory
+        if budget is not None and bytes > budget:
             raise UsageError(
-                f"the pinned models hold {size(held)}, and serve.memory is {size(budget)}",
-                hint="raise it, pin fewer models, or lower serve.context_length or serve.sequences",
+                f"{what.format(size(bytes))}, and serve.memory is {size(budget)}",
+                hint=f"raise it, {instead}, or lower serve.context_length or serve.sequences",
             )
 
     def close_all(self) -> None:
-        """End every engine."""
         for running in self._all():
             running.close()
         self.running.clear()
@@ -138,15 +137,20 @@ class Fleet:
         return (self.running.get(name) or self.releases[name]).models
 
     def find(self, name: object, key: Key) -> tuple[str, ServedModel]:
-        """The release's name and the model that a request names; the key's first one where it names none.
+        """The release's name and the model that a request names, by its own name or another one.
+
+        A request that names none, or `default`, means the key's first one.
 
         Raises:
-            BadRequestError: There is no such model, or it is not for this key.
+            RequestError: There is no such model, or it is not for this key.
         """
         models = self.models(key)
-        model = next(iter(models.values()), None) if name in (None, DEFAULT) else find_model(models, name)
+        if name in (None, DEFAULT):
+            model = next(iter(models.values()), None)
+        else:
+            model = next((model for own, model in models.items() if name == own or name in model.aliases), None)
         if model is None:
-            raise BadRequestError(
+            raise RequestError(
                 f"model '{str(name)[:100]}' is not served here; served: {', '.join(models)}",
                 "model",
                 status=404 if isinstance(name, str | None) else 400,
@@ -164,16 +168,6 @@ class Fleet:
             running.backend.start(log, metrics)
 
     @property
-    def build(self) -> str:
-        """The engine of the loaded models; empty where none is loaded."""
-        return next((running.backend.build for running in self._all()), "")
-
-    @property
-    def notes(self) -> list[str]:
-        """Warnings for the operator, of the loaded models."""
-        return [note for running in self._all() for note in running.notes]
-
-    @property
     def ready(self) -> bool:
         """True while every pinned model answers."""
         return all(
@@ -188,7 +182,6 @@ class Fleet:
         return [name for name in self.releases if name in self._faults]
 
     def state(self, name: str) -> str:
-        """One of STATES."""
         if name in self.running:
             return "loaded"
         if name in self._waiting:
@@ -200,19 +193,19 @@ class Fleet:
         return self.running[name].bytes if name in self.running else self._needed(self.releases[name])
 
     def figures(self) -> dict[str, Samples]:
-        """Every figure of FAMILIES."""
-        names = list(self.releases)
-        held = {name: running.bytes for name, running in self.running.items()}
+        def of_each(figure: Callable[[str], float]) -> Samples:
+            return [({"model": name}, float(figure(name))) for name in self.releases]
+
         return {
             "slmctl_model_state": [
                 ({"model": name, "state": state}, float(self.state(name) == state))
-                for name in names
+                for name in self.releases
                 for state in STATES
             ],
-            "slmctl_model_bytes": [({"model": name}, float(held.get(name, 0))) for name in names],
-            "slmctl_model_loads": [({"model": name}, float(self._loads[name])) for name in names],
-            "slmctl_model_evictions": [({"model": name}, float(self._evictions[name])) for name in names],
-            "slmctl_model_fault": [({"model": name}, float(name in self._faults)) for name in names],
+            "slmctl_model_bytes": of_each(lambda name: self.running[name].bytes if name in self.running else 0),
+            "slmctl_model_loads": of_each(self._loads.__getitem__),
+            "slmctl_model_evictions": of_each(self._evictions.__getitem__),
+            "slmctl_model_fault": of_each(self._faults.__contains__),
         }
 
     async def look(self) -> None:
@@ -221,14 +214,13 @@ class Fleet:
             await running.backend.look()
 
     async def measure(self) -> None:
-        """Count the bytes of every engine again."""
         await asyncio.gather(*(asyncio.to_thread(running.measure) for running in self._all()))
 
     async def lease(self, name: str) -> RunningModel:
         """The model of a release, loaded where it is not, to answer one request; `give_back` ends that.
 
         Raises:
-            RequestFailedError: It cannot be loaded, or not now.
+            RequestError: It cannot be loaded, or not now.
         """
         if (running := self.running.get(name)) is not None:
             self._take(running)
@@ -253,7 +245,6 @@ class Fleet:
         running.is_idle.clear()
 
     def give_back(self, running: RunningModel) -> None:
-        """End a lease."""
         running.users -= 1
         running.used = time.monotonic()
         if not running.has_answered:
@@ -268,7 +259,7 @@ class Fleet:
         try:
             async with self._room:
                 running = await self._opened(self.releases[name])
-        except RequestFailedError as refused:
+        except RequestError as refused:
             error = refused
         except FullError as full:
             self._log.event("model_not_loaded", model=name, error=full.message)
@@ -290,7 +281,7 @@ class Fleet:
         """A release in memory and started; the room is held by the caller.
 
         Raises:
-            RequestFailedError: There is no room for it.
+            RequestError: There is no room for it.
             SlmctlError: It cannot be loaded.
         """
         begun = time.monotonic()
@@ -310,9 +301,12 @@ class Fleet:
         running.used = time.monotonic()
         running.is_idle.set()
         self.running[release.name], self.releases[release.name] = running, release
-        self._faults.pop(release.name, None)
-        self._again_at.pop(release.name, None)
+        self._forgive(release.name)
         self._loads[release.name] += 1
+
+    def _forgive(self, name: str) -> None:
+        self._faults.pop(name, None)
+        self._again_at.pop(name, None)
 
     # Memory
 
@@ -338,7 +332,7 @@ class Fleet:
         out.
 
         Raises:
-            RequestFailedError: It would not have room without all of them; none has ended.
+            RequestError: It would not have room without all of them; none has ended.
         """
         needed = self._needed(release)
         await self.measure()
@@ -388,26 +382,25 @@ class Fleet:
             if release.newest is None:
                 continue
             try:
-                newest = dataclasses.replace(await asyncio.to_thread(release.newest), name=name)
-                if await self._followed(name, newest):
+                if await self._followed(dataclasses.replace(await asyncio.to_thread(release.newest), name=name)):
                     moved.append(name)
-            except (SlmctlError, RequestFailedError) as error:
+            except (SlmctlError, RequestError) as error:
                 self._faults[name] = error.message
                 self._log.event("not_followed", model=name, error=error.message)
         moved += await self._joined()
         if moved or not self._faults:
             self._log.event("followed", models=moved or None)
 
-    async def _followed(self, name: str, newest: Release) -> bool:
+    async def _followed(self, newest: Release) -> bool:
         """Serve what a tag stands for, loaded beside the old one; False where that is served already."""
         async with self._room:
-            is_new = newest.digest != self.releases[name].digest
-            if is_new and name in self.running:
+            is_new = newest.digest != self.releases[newest.name].digest
+            if is_new and newest.name in self.running:
                 await self._opened(newest)
             elif is_new:
-                self.releases[name] = newest
-            self._faults.pop(name, None)
-            self._again_at.pop(name, None)
+                self._require_place(newest)
+                self.releases[newest.name] = newest
+            self._forgive(newest.name)
             return is_new
 
     async def _joined(self) -> list[str]:
@@ -422,10 +415,13 @@ class Fleet:
         names = []
         for name, find in newcomers.items():
             try:
-                self.releases[name] = await asyncio.to_thread(find)
-                names.append(name)
+                release = await asyncio.to_thread(find)
+                self._require_place(release)
             except SlmctlError as error:
                 self._log.event("not_followed", model=name, error=error.message)
+            else:
+                self.releases[name] = release
+                names.append(name)
         return names
 
     async def close(self) -> None:
@@ -433,12 +429,15 @@ class Fleet:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for running in self._all():
             await running.backend.close()
-        await self.escalation.close()
+        if self.escalation is not None:
+            await self.escalation.close()
 
 
-def _no_room(name: str) -> RequestFailedError:
-    return RequestFailedError(f"there is no memory for model '{name}' now", "no_room", 503, retry_after_s=RETRY_S)
+def _no_room(name: str) -> RequestError:
+    message = f"there is no memory for model '{name}' now"
+    return RequestError(message, status=503, code="no_room", retry_after_s=RETRY_S)
 
 
-def _failed(name: str, retry_after_s: float) -> RequestFailedError:
-    return RequestFailedError(f"model '{name}' cannot be loaded", "model_failed", 503, retry_after_s=retry_after_s)
+def _failed(name: str, retry_after_s: float) -> RequestError:
+    message = f"model '{name}' cannot be loaded"
+    return RequestError(message, status=503, code="model_failed", retry_after_s=retry_after_s)

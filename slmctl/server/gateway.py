@@ -1,10 +1,11 @@
-"""The state of a running server, and what every request passes: key, body, lease, check of its schema."""
+"""The state of a running server, and what every request passes: key, body, place, model, check."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -15,17 +16,18 @@ from slmctl.production import collector
 from slmctl.server import openai_requests
 from slmctl.server.api_keys import Key
 from slmctl.server.backends import Backend
-from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.fleet import Fleet
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
+from slmctl.server.openai_requests import CheckedRequest
 from slmctl.server.rate_limits import ANYBODY, Limits
-from slmctl.server.request_run import Exchange, Receive, RequestFailedError, while_wanted
+from slmctl.server.request_errors import RequestError
+from slmctl.server.request_run import Exchange
 from slmctl.server.routed import FAMILIES
 from slmctl.server.running_model import RunningModel
 
 SCHEMAS = 64  # of clients whose check is remembered
+MAX_BODY = 1 << 20  # bytes
 
 
 class Gateway:
@@ -33,16 +35,12 @@ class Gateway:
 
     def __init__(self, fleet: Fleet, log: Log) -> None:
         self.fleet, self.log, self.metrics = fleet, log, Metrics()
-        self.settings = settings = fleet.settings
-        self.limits = Limits(
-            settings.sequences, settings.max_waiting_requests, settings.requests_per_minute, settings.concurrency
-        )
-        most = settings.max_prompt_tokens or settings.context_length - 1
-        self.ceilings = Ceilings(settings.max_tokens, min(most, settings.context_length - 1))
+        self.settings = fleet.settings
+        self.limits = Limits(self.settings.sequences, self.settings.max_waiting_requests)
         self.created = int(time.time())
         self.running: set[Exchange] = set()
         self.stopping = False
-        if any(release.has_policy for release in fleet.releases.values()):
+        if fleet.escalation is not None:
             self.metrics.include(FAMILIES, fleet.escalation.figures)
         if fleet.collector is not None:
             self.metrics.include(collector.FAMILIES, fleet.collector.figures)
@@ -75,16 +73,12 @@ class Gateway:
         http.state.note.fields["key"] = key.name
         return key
 
-    def models_for(self, http: HttpRequest) -> Mapping[str, ServedModel]:
-        """The models that the client may ask, by name, the default one first."""
-        return self.fleet.models(self.key_of(http))
-
     async def read(self, http: HttpRequest) -> tuple[Key, JsonObject]:
         """The key and the body of a request for an answer, counted against the rate of its key."""
         key = self.key_of(http)
         self.limits.count(key)
         if self.stopping:
-            raise RequestFailedError("the server is being stopped", "server_stopping", 503)
+            raise RequestError("the server is being stopped", status=503, code="server_stopping")
         return key, openai_requests.read(await self.body_of(http))
 
     async def body_of(self, http: HttpRequest) -> bytes:
@@ -97,41 +91,50 @@ class Gateway:
             async with asyncio.timeout(self.settings.receive_timeout_s):
                 async for chunk in http.stream():
                     raw += chunk
-                    if len(raw) > self.settings.max_body_bytes:
-                        raise HTTPException(413, f"the body is larger than {self.settings.max_body_bytes} bytes")
+                    if len(raw) > MAX_BODY:
+                        raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
         except TimeoutError:
             raise HTTPException(408, f"the body did not arrive within {self.settings.receive_timeout_s:g} s") from None
         except ClientDisconnect:
-            raise RequestFailedError("the client has gone", "client_gone", 499) from None
+            raise RequestError("the client has gone", status=499, code="client_gone") from None
         return bytes(raw)
 
-    async def lease(self, name: str, ends_at: float, receive: Receive) -> RunningModel:
+    @contextlib.contextmanager
+    def exchange(self, http: HttpRequest) -> Iterator[Exchange]:
+        """The exchange of a request that has been read, for the length of a block."""
+        exchange = Exchange(http.receive, self.settings.answer_timeout_s)
+        self.running.add(exchange)
+        try:
+            yield exchange
+        finally:
+            exchange.close()
+            self.running.discard(exchange)
+
+    async def lease(self, name: str, exchange: Exchange) -> RunningModel:
         """The running model of a release; `Fleet.give_back` ends that.
 
         Raises:
-            RequestFailedError: It cannot be loaded, or not now, or not in time.
+            RequestError: It cannot be loaded, or not now, or not in time.
         """
         try:
-            async with while_wanted(receive, ends_at):
-                return await self.fleet.lease(name)
-        except TimeoutError:
-            message = f"model '{name}' was not loaded within {self.settings.answer_timeout_s:g} s"
-            raise RequestFailedError(message, "deadline_exceeded", 504) from None
-        except RequestFailedError as error:
+            return await exchange.beside(self.fleet.lease(name))
+        except RequestError as error:
             self.metrics.refused.labels(error.code).inc()
+            if error.code == "deadline_exceeded":
+                error.message = f"model '{name}' was not loaded within {self.settings.answer_timeout_s:g} s"
             raise
 
     async def checked(self, body: JsonObject, kind: str, name: str, running: RunningModel) -> CheckedRequest:
         """A request as a running model is asked it: the model of that name, or the default one.
 
         Raises:
-            BadRequestError: It cannot be.
+            RequestError: It cannot be.
         """
-        model = running.models.get(name) or next(iter(running.models.values()))
+        model = running.models.get(name) or running.default
         # in a thread: the release's chat template renders the prompt
-        checked = await asyncio.to_thread(
-            openai_requests.check, {**body, "model": model.name}, kind, {model.name: model}, self.ceilings
-        )
+        checked = await asyncio.to_thread(openai_requests.check, body, kind, model, self.settings)
+        if len(checked.requests) > 1 and running.router_of(model) is not None:
+            raise RequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
         await self._require_grammar(checked, running.backend)
         return checked
 
@@ -144,4 +147,4 @@ class Gateway:
                 self._schemas.clear()
             self._schemas[text] = await asyncio.to_thread(backend.fault_of, text)
         if fault := self._schemas[text]:
-            raise BadRequestError(f"'{checked.form_option}': {fault}", checked.form_option)
+            raise RequestError(f"'{checked.form_option}': {fault}", checked.form_option)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import GeneralistConfig as Settings
@@ -61,7 +62,6 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        """Close again."""
         self._failed, self._until, self._trying = 0, 0.0, False
 
     def failed(self, pause_s: float = 0.0) -> None:
@@ -96,7 +96,7 @@ class Generalist:
     async def ask(
         self,
         messages: Sequence[Mapping[str, str]],
-        options: Mapping[str, object],
+        options: Mapping[str, Any],
         *,
         tools: Sequence[JsonObject] = (),
     ) -> Reply:
@@ -110,13 +110,12 @@ class Generalist:
         Raises:
             GeneralistError: There is none.
         """
-        length = options.get("max_tokens")
         request = EndpointRequest(
             [{name: message[name] for name in PER_MESSAGE} for message in messages],
-            length if type(length) is int else self.settings.max_tokens,
+            options.get("max_tokens") or self.settings.max_tokens,
             temperature=None,
             tools=tuple(tools),
-            options={name: options[name] for name in SAMPLING if _is_number(options.get(name))},
+            options={name: options[name] for name in SAMPLING if name in options},
         )
         try:
             reply = await self.endpoint.ask(request)
@@ -125,14 +124,10 @@ class Generalist:
         except NetworkError:
             raise GeneralistError("generalist-down") from None
         calls = bool(tools and reply.tool_calls)
-        ends = ("stop", "length", "", "tool_calls") if calls else ("stop", "length", "")
-        if not (calls or reply.text.strip()) or reply.finish not in ends:
+        is_whole = reply.finish in ("stop", "length", "") or (calls and reply.finish == "tool_calls")
+        if not is_whole or not (calls or reply.text.strip()):
             raise GeneralistError("generalist-garbage")
         return reply
-
-    async def close(self) -> None:
-        """Close the connections that are open."""
-        await self.endpoint.close()
 
 
 def _failure(error: EndpointError) -> GeneralistError:
@@ -144,7 +139,3 @@ def _failure(error: EndpointError) -> GeneralistError:
     # a redirect too: the question goes where the config says, or nowhere
     pause_s = error.pause_s if error.status == 503 else 0.0
     return GeneralistError("generalist-error", pause_s=pause_s, counts=error.status not in ITS_OWN_FAULT)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

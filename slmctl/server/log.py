@@ -28,7 +28,6 @@ class Log:
         self._thread.start()
 
     def event(self, name: str, **fields: Any) -> None:
-        """Something that happened."""
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         self.line({"time": stamp, "event": name, **fields})

@@ -46,7 +46,6 @@ class Metrics:
         self.registry.register(_Counted(families, figures))
 
     def page(self) -> bytes:
-        """All figures as Prometheus reads them."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, help: str, labels: list[str] | None = None) -> Counter:

@@ -11,9 +11,8 @@ from starlette.routing import Route
 
 from slmctl.server import openai_replies
 from slmctl.server.api_keys import Key
-from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.gateway import Gateway
-from slmctl.server.openai_requests import ServedModel
+from slmctl.server.request_errors import RequestError
 
 
 def routes() -> list[Route]:
@@ -24,22 +23,20 @@ def routes() -> list[Route]:
 async def _models(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
     key = gateway.key_of(http)
-    models = gateway.fleet.models(key).items()
-    return JSONResponse({"object": "list", "data": [_listed(gateway, key, model, name) for name, model in models]})
+    return JSONResponse({"object": "list", "data": [_listed(gateway, key, name) for name in gateway.fleet.models(key)]})
 
 
 async def _model(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
     key, name = gateway.key_of(http), http.path_params["name"]
     try:
-        _, model = gateway.fleet.find(name, key)
-    except BadRequestError:
+        return JSONResponse(_listed(gateway, key, name))
+    except RequestError:
         raise HTTPException(404, f"model '{name[:100]}' is not served here") from None
-    return JSONResponse(_listed(gateway, key, model, name))
 
 
-def _listed(gateway: Gateway, key: Key, model: ServedModel, name: str) -> dict[str, Any]:
-    release, _ = gateway.fleet.find(model.name, key)
+def _listed(gateway: Gateway, key: Key, name: str) -> dict[str, Any]:
+    release, model = gateway.fleet.find(name, key)
     about: dict[str, Any] = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
     about |= {"tools": names} if (names := [tool.name for tool in model.task.offered()]) else {}
     about |= openai_replies.release(model) | ({"digest": model.digest} if model.digest else {})

@@ -67,7 +67,6 @@ class Stream:
         self._functions = [checked.function] * len(checked.requests)  # that each choice calls
 
     def opening(self) -> bytes:
-        """The chunks before the first piece: in a chat, the role of each choice."""
         if self.checked.kind != "chat":
             return b""
         if self.checked.may_call:  # or not: that is not decided yet
@@ -79,12 +78,10 @@ class Stream:
         )
 
     def call(self, index: int, name: str) -> bytes:
-        """The chunk that says which function a choice calls; its pieces from then on are the arguments."""
         self._functions[index] = name
         return self._chunk(index, {"delta": _indexed(_said(self.checked, index, ReplyChoice(function=name)))})
 
     def piece(self, index: int, event: Event) -> bytes:
-        """A piece of one choice; with the event that ended it, tokens that had no piece of their own."""
         text = event.get("piece", "")
         part: dict[str, Any] = {"text": text}
         if self.checked.kind == "chat":
@@ -96,18 +93,15 @@ class Stream:
         return self._chunk(index, part)
 
     def end(self, index: int, event: Event, extra: dict[str, Any]) -> bytes:
-        """The last chunk of one choice."""
         rest = self.piece(index, event | {"piece": ""}) if event.get("tokens") else b""
         part: dict[str, Any] = {"delta": {}} if self.checked.kind == "chat" else {"text": ""}
         return rest + self._chunk(index, part, _finish(self.checked, self._functions[index], event), slmctl=extra)
 
     def ending(self, lasts: Sequence[Event]) -> bytes:
-        """The chunk of counts where it was asked for, and the end of the stream."""
         counts = self._line(choices=[], usage=usage(self.checked, lasts)) if self.checked.with_usage else b""
         return counts + b"data: [DONE]\n\n"
 
     def failed(self, error: JsonObject) -> bytes:
-        """The error that ends a stream in place of [DONE]."""
         return f"data: {json.dumps(error)}\n\n".encode()
 
     def _chunk(self, index: int, part: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
@@ -118,7 +112,6 @@ class Stream:
 
 
 def error(message: str, kind: str, param: str = "", code: str = "", request_id: str = "") -> dict[str, Any]:
-    """An error in OpenAI's form."""
     fields = {"message": message, "type": kind, "param": param or None, "code": code or None}
     return {"error": fields | ({"request_id": request_id} if request_id else {})}
 
@@ -147,12 +140,15 @@ def release(model: ServedModel) -> dict[str, str]:
 
 
 def call_id(checked: CheckedRequest, index: int) -> str:
-    """The id of the call that a choice is."""
     return f"call_{checked.id}{index or ''}"
 
 
+def with_alternatives(tokens: Sequence[TokenInfo]) -> list[JsonObject]:
+    """Tokens with their log probabilities, in the form of a chat."""
+    return [{k: v for k, v in token.items() if k != "top"} | {"top_logprobs": token["top"]} for token in tokens]
+
+
 def _said(checked: CheckedRequest, index: int, choice: ReplyChoice) -> dict[str, Any]:
-    """The content of a message, or the call that it is."""
     if not choice.function:
         return {"content": choice.text}
     function = {"name": choice.function, "arguments": choice.text}
@@ -167,7 +163,7 @@ def _indexed(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finish(checked: CheckedRequest, function: str, last: Event) -> str:
-    """OpenAI's word for the end of an answer; of a model that was made to call, its own."""
+    """OpenAI's word for the end of an answer; a call that the client made a model make ends as a text does."""
     return "tool_calls" if function and checked.may_call and last["finish"] == "stop" else last["finish"]
 
 
@@ -180,10 +176,8 @@ def _head(checked: CheckedRequest, build: str, kind: str, name: str) -> dict[str
 
 
 def _logprobs(checked: CheckedRequest, tokens: Sequence[TokenInfo], offset: int) -> dict[str, Any]:
-    """Tokens with their log probabilities, in the form of the kind of request."""
     if checked.kind == "chat":
-        listed = [{k: v for k, v in token.items() if k != "top"} | {"top_logprobs": token["top"]} for token in tokens]
-        return {"content": listed, "refusal": None}
+        return {"content": with_alternatives(tokens), "refusal": None}
     offsets = []
     for token in tokens:
         offsets.append(offset)

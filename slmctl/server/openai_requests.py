@@ -10,17 +10,18 @@ import functools
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import ServeConfig
 from slmctl.errors import DataError
 from slmctl.inference.engine import Request
 from slmctl.sensitive.conversation_veto import unread_fields
 from slmctl.server import client_schemas, request_options, responses_requests, tool_requests
-from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.client_schemas import AnswerForm
+from slmctl.server.request_errors import RequestError
 from slmctl.server.request_options import SortedOptions, sort_options
 from slmctl.server.tool_requests import Offer
 from slmctl.task.contract import Task
@@ -44,14 +45,13 @@ class ServedModel:
 
     Attributes:
         name: The project's, which stays while releases change.
+        adapter: The engine's LoRA adapter that answers; empty for the model itself.
+        bare: It is a `.gguf` that carries no task: any system prompt, and completions of raw text.
+        opening: The token that raw text must begin with for this model.
         aliases: Other names that mean it, such as `default`.
         version: The release's; empty where none is known.
         file: The name of the file that answers; empty where another server answers.
         digest: `sha256:…` of that file; empty where it is not known.
-        task: The task contract of the release.
-        adapter: The engine's LoRA adapter that answers; empty for the model itself.
-        bare: It is a `.gguf` that carries no task: any system prompt, and completions of raw text.
-        opening: The token that raw text must begin with for this model.
     """
 
     name: str
@@ -73,14 +73,6 @@ class ServedModel:
     def calls(self) -> bool:
         """True where an answer may call a function."""
         return self.task.kind == request_options.CALL
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """The largest request, in tokens."""
-
-    max_tokens: int
-    max_prompt: int
 
 
 @dataclass(frozen=True)
@@ -130,10 +122,6 @@ class CheckedRequest:
         """True where the answer may call a function, or not, so that its text has to be read for it."""
         return self.offer is not None and self.kind != "text"
 
-    def kept(self, text: str) -> str:
-        """The text of an answer as files keep it: a call in one form, whatever the model writes."""
-        return self.model.task.kept(text)
-
     @property
     def form_option(self) -> str:
         """The option that holds the client's own schema."""
@@ -160,7 +148,7 @@ def read(raw: bytes) -> JsonObject:
     """The JSON object in a body; a value of null is as good as left out.
 
     Raises:
-        BadRequestError: The body is not a JSON object, or holds text that is not Unicode.
+        RequestError: The body is not a JSON object, or holds text that is not Unicode.
     """
     try:
         # as text: bytes would be read as UTF-16 too, and with halves of surrogate pairs let through
@@ -168,9 +156,9 @@ def read(raw: bytes) -> JsonObject:
         if b"\\u" in raw:
             json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair can be spelled, but never written
     except (ValueError, RecursionError):
-        raise BadRequestError("the body is not valid JSON in UTF-8") from None
+        raise RequestError("the body is not valid JSON in UTF-8") from None
     if not isinstance(body, dict):
-        raise BadRequestError("the body is not a JSON object")
+        raise RequestError("the body is not a JSON object")
     return {key: value for key, value in body.items() if value is not None}
 
 
@@ -178,26 +166,25 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def check(body: JsonObject, kind: str, models: Mapping[str, ServedModel], ceilings: Ceilings) -> CheckedRequest:
+def check(body: JsonObject, kind: str, model: ServedModel, settings: ServeConfig) -> CheckedRequest:
     """A request for an answer, every option checked.
 
     Args:
         body: The body of the request, as `read` gives it.
         kind: `chat`, `text` (completions) or `response`, by its path.
-        models: By name, those that may be asked.
-        ceilings: The largest request.
+        model: The model that is asked.
+        settings: With the largest request.
 
     Raises:
-        BadRequestError: An option is unknown or out of bounds; it is named.
+        RequestError: An option is unknown or out of bounds; it is named.
     """
-    model = model_of(body, models)
     options = sort_options(body, kind, model.task)
     if kind != "response":
-        return _checked(options.read, kind, model, options, ceilings)
+        return _checked(options.read, kind, model, options, settings)
     chat = responses_requests.as_chat(options.read, calls=model.calls)
     try:
-        checked = _checked(chat, "chat", model, options, ceilings)
-    except BadRequestError as error:
+        checked = _checked(chat, "chat", model, options, settings)
+    except RequestError as error:
         raise responses_requests.in_own_names(error) from None
     may_call = model.calls or options.function is not None
     names = responses_requests.REPEATED_OF_CALLS if may_call else responses_requests.REPEATED
@@ -209,7 +196,7 @@ def check(body: JsonObject, kind: str, models: Mapping[str, ServedModel], ceilin
 
 
 def _checked(
-    body: JsonObject, kind: str, model: ServedModel, options: SortedOptions, ceilings: Ceilings
+    body: JsonObject, kind: str, model: ServedModel, options: SortedOptions, settings: ServeConfig
 ) -> CheckedRequest:
     """A request of a chat or of completions, in their own form."""
     if options.function is not None:
@@ -217,7 +204,7 @@ def _checked(
     offer = tool_requests.offer(body, model.task) if model.calls else None
     option = "tools" if options.function else "response_format"
     form = client_schemas.answer_form(body, model.task, is_held=model.held, option=option)
-    common = _common(body, kind, model, ceilings, form, offer)
+    common = _common(body, kind, model, settings, form, offer)
     turns = _messages(body, calls=model.calls) if kind == "chat" else []
     if kind == "chat":
         sent = [_as_text(model, turn) for turn in turns]
@@ -225,21 +212,23 @@ def _checked(
     else:
         sent = [{"role": "user", "content": text} for text in _texts(body)]
         prompts = [_text_prompt(model, message, offer) for message in sent]
-    if max(len(prompt.text) for prompt in prompts) > BYTES_A_TOKEN * ceilings.max_prompt:
-        raise BadRequestError(
+    longest = settings.context_length - 1
+    if max(len(prompt.text) for prompt in prompts) > BYTES_A_TOKEN * longest:
+        raise RequestError(
             f"the prompt does not fit: it has more than {BYTES_A_TOKEN} times as many characters as the "
-            f"{ceilings.max_prompt} tokens allowed",
+            f"{longest} tokens allowed",
             "messages" if kind == "chat" else "prompt",
         )
     count = int(_number(body, "n", 1, 1, CHOICES, whole=True))
     if count * len(prompts) > CHOICES:
-        raise BadRequestError(f"'n' times the prompts must be at most {CHOICES}", "n")
+        raise RequestError(f"'n' times the prompts must be at most {CHOICES}", "n")
     requests = [
         replace(common, prompt=prompt.text, prefix=prompt.prefix, seed=(common.seed + k) % 2**63)
         for prompt in prompts
         for k in range(count)
     ]
     dropped = ["system"] if kind == "chat" and prompts[0].drops_system else []
+    unread = {name for message in body.get("messages", ()) for name in unread_fields(message)}
     names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", *FORMS, *CHOICE)
     return CheckedRequest(
         kind=kind,
@@ -247,7 +236,7 @@ def _checked(
         requests=tuple(requests),
         turns=tuple(prompt.turns for prompt in prompts for _ in range(count)),
         sent=tuple(sent),
-        unread=_unread(body, read=CALL_FIELDS if model.calls else ()),
+        unread=tuple(sorted(unread.difference(CALL_FIELDS if model.calls else ()))),
         options={name: body[name] for name in names if name in body and (name not in CHOICE or offer is not None)},
         ignored=(*dropped, *sorted({*options.ignored, *form.ignored})),
         stream=_flag(body, "stream"),
@@ -260,43 +249,12 @@ def _checked(
     )
 
 
-def _unread(body: JsonObject, *, read: Sequence[str]) -> tuple[str, ...]:
-    """The fields of the messages that hold a part of the conversation and are not read."""
-    names = {name for message in body.get("messages", ()) for name in unread_fields(message)}
-    return tuple(sorted(names.difference(read)))
-
-
-def find_model(models: Mapping[str, ServedModel], name: object) -> ServedModel | None:
-    """The model that goes by a name, its own or another one; None where none does."""
-    own = models.get(name) if isinstance(name, str) else None
-    return own or next((model for model in models.values() if name in model.aliases), None)
-
-
-def model_of(body: JsonObject, models: Mapping[str, ServedModel]) -> ServedModel:
-    """The model that a request names, the first one by default.
-
-    Raises:
-        BadRequestError: None goes by that name.
-    """
-    name = body.get("model", next(iter(models)))
-    model = find_model(models, name)
-    if model is None:
-        raise BadRequestError(
-            f"model '{str(name)[:100]}' is not served here; served: {', '.join(models)}",
-            "model",
-            status=404 if isinstance(name, str) else 400,
-            code="model_not_found",
-        )
-    return model
-
-
 def _common(
-    body: JsonObject, kind: str, model: ServedModel, ceilings: Ceilings, form: AnswerForm, offer: Offer | None
+    body: JsonObject, kind: str, model: ServedModel, settings: ServeConfig, form: AnswerForm, offer: Offer | None
 ) -> Request:
-    """The request that all choices share."""
     task, labels = model.task, model.task.labels or form.choices
     length_name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-    length = _number(body, length_name, ceilings.max_tokens, 1, ceilings.max_tokens, whole=True)
+    length = _number(body, length_name, settings.max_tokens, 1, settings.max_tokens, whole=True)
     temperature = _number(body, "temperature", 0.0, 0, 2)
     if offer is not None:
         constraint = task.form.rules(offer.callable, must_call=offer.must_call)
@@ -314,7 +272,6 @@ def _common(
         schema=constraint,
         adapter=model.adapter,
         alternatives=_alternatives(body, kind),
-        max_prompt=ceilings.max_prompt,
         shorten=length_name not in body,
     )
 
@@ -323,7 +280,7 @@ def _stops(body: JsonObject) -> list[str]:
     stop = body.get("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
     if not (isinstance(stops, list) and len(stops) <= STOPS and all(isinstance(s, str) and s for s in stops)):
-        raise BadRequestError(f"'stop' must be a text or up to {STOPS} texts", "stop")
+        raise RequestError(f"'stop' must be a text or up to {STOPS} texts", "stop")
     return stops
 
 
@@ -334,7 +291,7 @@ def _alternatives(body: JsonObject, kind: str) -> int:
         return int(_number(body, "logprobs", -1, 0, most, whole=True)) if "logprobs" in body else -1
     if not _flag(body, "logprobs"):
         if "top_logprobs" in body:
-            raise BadRequestError("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
+            raise RequestError("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
         return -1
     return int(_number(body, "top_logprobs", 0, 0, most, whole=True))
 
@@ -342,7 +299,7 @@ def _alternatives(body: JsonObject, kind: str) -> int:
 def _stream_options(body: JsonObject) -> bool:
     options = body.get("stream_options", {})
     if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
-        raise BadRequestError("'stream_options' may hold include_usage alone", "stream_options")
+        raise RequestError("'stream_options' may hold include_usage alone", "stream_options")
     return _flag(options, "include_usage", "stream_options")
 
 
@@ -350,14 +307,14 @@ def _messages(body: JsonObject, *, calls: bool = False) -> list[Message]:
     """The conversation; of a model that calls functions, with the calls and their results."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise BadRequestError("'messages' must be a list that is not empty", "messages")
+        raise RequestError("'messages' must be a list that is not empty", "messages")
     roles = ROLES | ({"tool": "tool"} if calls else {})
     names: dict[str, str] = {}  # of functions, by the id of a call
     result: list[Message] = []
     for k, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in roles:
-            raise BadRequestError(
+            raise RequestError(
                 f"messages[{k}] needs a role: system, user{', assistant or tool' if calls else ' or assistant'}",
                 "messages",
             )
@@ -368,20 +325,14 @@ def _messages(body: JsonObject, *, calls: bool = False) -> list[Message]:
         elif role == "tool":
             turn["name"] = tool_requests.name_of_result(message, names, f"messages[{k}]")
         if "tool_calls" not in turn or message.get("content") is not None:
-            turn["content"] = _content(message.get("content"), f"messages[{k}]")
+            content = responses_requests.text_of(message.get("content"), ("text",))
+            if content is None:
+                raise RequestError(f"messages[{k}] needs content: a text", "messages")
+            turn["content"] = content
         result.append(turn)
     if result[-1]["role"] not in ("user", "tool"):
-        raise BadRequestError(f"the last message must be the user's{' or a result' if calls else ''}", "messages")
+        raise RequestError(f"the last message must be the user's{' or a result' if calls else ''}", "messages")
     return result
-
-
-def _content(content: Any, where: str) -> str:
-    if isinstance(content, list):
-        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
-        content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
-    if not isinstance(content, str):
-        raise BadRequestError(f"{where} needs content: a text", "messages")
-    return content
 
 
 def _as_text(model: ServedModel, turn: Message) -> Message:
@@ -403,7 +354,6 @@ class _Prompt:
 
 
 def _chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | None) -> _Prompt:
-    """The rendered prompt of a conversation."""
     task, turns = model.task, tuple(model.task.cleaned(sent))
     has_own = not model.bare and bool(task.system or model.held)  # trained with it, so no other one is of use
     if has_own:
@@ -418,7 +368,7 @@ def _chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | Non
         text = task.prompt(turns, tools=tools, budget_s=RENDER_S)
         return _Prompt(text, find(model, system, written), turns, drops_system)
     except DataError as error:
-        raise BadRequestError(error.message, "messages") from None
+        raise RequestError(error.message, "messages") from None
 
 
 @functools.lru_cache(maxsize=64)
@@ -431,11 +381,10 @@ def _prefix(model: ServedModel, system: str | None, tools: str) -> str:
 
 
 def _texts(body: JsonObject) -> list[str]:
-    """The prompts of a completion, as they were sent."""
     prompt = body.get("prompt")
     texts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(texts, list) or not 1 <= len(texts) <= CHOICES or not all(isinstance(t, str) for t in texts):
-        raise BadRequestError(f"'prompt' must be a text or up to {CHOICES} texts", "prompt")
+        raise RequestError(f"'prompt' must be a text or up to {CHOICES} texts", "prompt")
     return texts
 
 
@@ -449,14 +398,14 @@ def _text_prompt(model: ServedModel, message: Message, offer: Offer | None) -> _
 def _number(body: JsonObject, name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
     value = body.get(name, default)
     if whole and isinstance(value, float):
-        raise BadRequestError(f"'{name}' must be a whole number", name)
+        raise RequestError(f"'{name}' must be a whole number", name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise BadRequestError(f"'{name}' must be a number from {low} to {high}", name)
+        raise RequestError(f"'{name}' must be a number from {low} to {high}", name)
     return value
 
 
 def _flag(body: JsonObject, name: str, param: str = "") -> bool:
     value = body.get(name, False)
     if not isinstance(value, bool):
-        raise BadRequestError(f"'{name}' must be true or false", param or name)
+        raise RequestError(f"'{name}' must be true or false", param or name)
     return value

@@ -119,8 +119,10 @@ class _Server(SignalledServer):
         fleet.start(self._log, self._gateway.metrics)
         host, port = sock.getsockname()[:2]
         models = {name: model.task.kind for name, model in fleet.models(ANYBODY).items()}
-        self._log.event("serving", host=host, port=port, pid=os.getpid(), models=models, engine=fleet.build)
-        for note in fleet.notes:
+        loaded = fleet.running.values()
+        engine = next((running.backend.build for running in loaded), "")
+        self._log.event("serving", host=host, port=port, pid=os.getpid(), models=models, engine=engine)
+        for note in (note for running in loaded for note in running.notes):
             self._log.event("warning", message=note)
         await self.serve(sockets=[sock])
         if self._moving is not None:

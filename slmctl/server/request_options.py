@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
 
 _EVERYWHERE = {"model", "stream", "stream_options", "temperature", "top_p"}
@@ -89,7 +89,7 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
         task: The contract of the model that is asked.
 
     Raises:
-        BadRequestError: One of them is not supported; it is named.
+        RequestError: One of them is not supported; it is named.
     """
     options = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
     calls = task.kind == CALL and kind != "text"
@@ -111,9 +111,9 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
     return SortedOptions(read, frozenset(ignored - ({"tool_choice"} if function is not None else set())), function)
 
 
-def _unsupported(name: str, reason: str) -> BadRequestError:
+def _unsupported(name: str, reason: str) -> RequestError:
     name = name[:100]
-    return BadRequestError(f"option '{name}' is not supported" + (reason and f": {reason}"), name)
+    return RequestError(f"option '{name}' is not supported" + (reason and f": {reason}"), name)
 
 
 def forced_function(options: JsonObject) -> Function | None:
@@ -144,7 +144,7 @@ def _unused_tools(options: JsonObject) -> set[str]:
     """The options of tools, none of which may be called.
 
     Raises:
-        BadRequestError: One of them asks for a call.
+        RequestError: One of them asks for a call.
     """
     for tools, choice in (("tools", "tool_choice"), ("functions", "function_call")):
         if tools in options and options.get(choice) != "none":

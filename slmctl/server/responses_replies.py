@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.inference.events import Event, TokenInfo
+from slmctl.inference.events import Event
 from slmctl.server import openai_replies
 from slmctl.server.openai_replies import ReplyChoice
 from slmctl.server.openai_requests import CheckedRequest
@@ -47,32 +47,28 @@ class ResponseStream:
         return {**self._item_place, "content_index": 0}
 
     def opening(self) -> bytes:
-        """The events before the first piece: the response, and its message or call where it is known which it is."""
         head = {**_head(self.checked, self.name, "in_progress"), "output": []}
         begun = self._event("response.created", response=head) + self._event("response.in_progress", response=head)
         return begun if self.checked.may_call else begun + self._begin()
 
     def call(self, index: int, name: str) -> bytes:
-        """The event that announces the call of a function; the pieces from then on are its arguments."""
         self._choice.function = name
         return self._begin()
 
     def piece(self, index: int, event: Event) -> bytes:
-        """A piece of the text, or of the arguments of a call."""
         begun = self._begin()
         self._choice.add(event)
         delta = event.get("piece", "")
         if self._choice.function:
             return begun + self._event("response.function_call_arguments.delta", **self._item_place, delta=delta)
-        tokens = _logprobs(event.get("tokens", []))
+        tokens = openai_replies.with_alternatives(event.get("tokens", []))
         return begun + self._event("response.output_text.delta", **self._place, delta=delta, logprobs=tokens)
 
     def end(self, index: int, event: Event, extra: JsonObject) -> bytes:
-        """The events by which the message or the call is whole."""
         rest = event.get("tokens") and not self._choice.function
         part = self.piece(index, {"piece": "", "tokens": event["tokens"]}) if rest else self._begin()
         self._choice.last, self._extra = event, extra
-        text, tokens = self._choice.text, _logprobs(self._choice.tokens)
+        text, tokens = self._choice.text, openai_replies.with_alternatives(self._choice.tokens)
         item = _item(self.checked, self._choice, "incomplete" if event["finish"] == "length" else "completed")
         if self._choice.function:
             done = {"name": self._choice.function, "arguments": text}
@@ -83,7 +79,6 @@ class ResponseStream:
         return part + self._event("response.output_item.done", output_index=0, item=item)
 
     def ending(self, lasts: Sequence[Event]) -> bytes:
-        """The event with the whole response."""
         self._choice.last = lasts[0]
         body = whole(self.checked, self._choice, self._extra, self.name)
         return self._event(f"response.{body['status']}", response=body)
@@ -139,7 +134,6 @@ def _head(checked: CheckedRequest, name: str, status: str) -> JsonObject:
 
 
 def _item(checked: CheckedRequest, choice: ReplyChoice, status: str) -> JsonObject:
-    """The message, or the call of a function, that is the answer."""
     if choice.function:
         return {
             "id": _item_id(checked, choice), "type": "function_call", "status": status, "name": choice.function,
@@ -156,12 +150,8 @@ def _item_id(checked: CheckedRequest, choice: ReplyChoice) -> str:
 
 
 def _part(checked: CheckedRequest, choice: ReplyChoice) -> JsonObject:
-    tokens = _logprobs(choice.tokens) if checked.tells_tokens else []
+    tokens = openai_replies.with_alternatives(choice.tokens) if checked.tells_tokens else []
     return {"type": "output_text", "text": choice.text, "annotations": [], "logprobs": tokens}
-
-
-def _logprobs(tokens: Sequence[TokenInfo]) -> list[JsonObject]:
-    return [{k: v for k, v in token.items() if k != "top"} | {"top_logprobs": token["top"]} for token in tokens]
 
 
 def _usage(used: dict[str, int]) -> JsonObject:

@@ -5,11 +5,12 @@ Nothing is kept between requests, so a conversation comes whole, as `input`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.sensitive.conversation_veto import unread_fields
-from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.request_errors import RequestError
 
 ROLES = ("user", "assistant", "system", "developer")
 TOKENS = "message.output_text.logprobs"  # the value of `include` that asks for the tokens of the answer
@@ -32,22 +33,22 @@ def as_chat(body: JsonObject, *, calls: bool = False) -> JsonObject:
         calls: The model calls functions: tools, calls and their results are read.
 
     Raises:
-        BadRequestError: It has no conversation of texts, or an option of another form.
+        RequestError: It has no conversation of texts, or an option of another form.
     """
     chat = {name: body[name] for name in SAME if name in body}
     if "max_output_tokens" in body:
         chat["max_tokens"] = body["max_output_tokens"]
     if "stream_options" in body and not _is_within(body["stream_options"], {"include_obfuscation"}):
-        raise BadRequestError("'stream_options' may hold include_obfuscation alone", "stream_options")
+        raise RequestError("'stream_options' may hold include_obfuscation alone", "stream_options")
     include = body.get("include", [])
     if not isinstance(include, list) or not all(isinstance(value, str) for value in include):
-        raise BadRequestError("'include' must be a list of texts", "include")
+        raise RequestError("'include' must be a list of texts", "include")
     if TOKENS in include or "top_logprobs" in body:
         chat["logprobs"] = True
     chat |= _form(body.get("text", {}))
     instructions = body.get("instructions", "")
     if not isinstance(instructions, str):
-        raise BadRequestError("'instructions' must be a text", "instructions")
+        raise RequestError("'instructions' must be a text", "instructions")
     system = [{"role": "system", "content": instructions}] if instructions else []
     if calls:
         chat |= {name: body[name] for name in ("parallel_tool_calls",) if name in body}
@@ -77,9 +78,9 @@ def _choice(choice: Any) -> Any:
 def _form(text: Any) -> JsonObject:
     """The form of the answer, as chat requests name it."""
     if not _is_within(text, {"format", "verbosity"}):
-        raise BadRequestError("'text' may hold format and verbosity alone", "text")
+        raise RequestError("'text' may hold format and verbosity alone", "text")
     if text.get("verbosity") not in (None, "medium"):
-        raise BadRequestError("option 'text.verbosity' is not supported", "text.verbosity")
+        raise RequestError("option 'text.verbosity' is not supported", "text.verbosity")
     form = text.get("format")
     if not isinstance(form, dict) or form.get("type") != "json_schema":
         return {} if form is None else {"response_format": form}
@@ -91,7 +92,7 @@ def _messages(conversation: Any, *, calls: bool) -> list[JsonObject]:
     if isinstance(conversation, str):
         return [{"role": "user", "content": conversation}]
     if not isinstance(conversation, list) or not conversation:
-        raise BadRequestError("'input' must be a text, or a list of messages that is not empty", "input")
+        raise RequestError("'input' must be a text, or a list of messages that is not empty", "input")
     messages: list[JsonObject] = []
     for k, item in enumerate(conversation):
         kind = item.get("type") if calls and isinstance(item, dict) else None
@@ -100,7 +101,7 @@ def _messages(conversation: Any, *, calls: bool) -> list[JsonObject]:
                 messages.append({"role": "assistant", "content": ""})
             before = messages[-1].get("tool_calls", [])
             if not isinstance(before, list):
-                raise BadRequestError(f"the message before input[{k}] has tool_calls that are no list", "input")
+                raise RequestError(f"the message before input[{k}] has tool_calls that are no list", "input")
             messages[-1]["tool_calls"] = [*before, _call(item)]
         elif kind == "function_call_output":
             content = _content(item.get("output"), f"input[{k}]", "output")
@@ -118,38 +119,39 @@ def _call(item: JsonObject) -> JsonObject:
 def _message(item: Any, where: str) -> JsonObject:
     kind = item.get("type", "message") if isinstance(item, dict) else None
     if kind == "item_reference":
-        raise BadRequestError(f"{where} refers to an item, but none is kept here: send the item itself", "input")
+        raise RequestError(f"{where} refers to an item, but none is kept here: send the item itself", "input")
     if kind != "message":
         named = f", not '{kind[:100]}'" if isinstance(kind, str) else ""
-        raise BadRequestError(f"{where} must be a message{named}", "input")
+        raise RequestError(f"{where} must be a message{named}", "input")
     role = item.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise BadRequestError(f"{where} needs a role: user, assistant, system or developer", "input")
+        raise RequestError(f"{where} needs a role: user, assistant, system or developer", "input")
     content = _content(item.get("content"), where, "content")
     unread = {name: item[name] for name in unread_fields(item)}  # the search for sensitive data must know of them
     return {**unread, "role": role, "content": content}
 
 
 def _content(content: Any, where: str, name: str) -> str:
-    """A text, or parts that hold one."""
+    text = text_of(content, TEXTS)
+    if text is None:
+        raise RequestError(f"{where} needs {name}: a text, or parts of type input_text or output_text", "input")
+    return text
+
+
+def text_of(content: Any, types: Sequence[str]) -> str | None:
+    """A content that is a text, or parts of these types that hold one; None for any other."""
     if isinstance(content, list):
-        texts = [part.get("text") if _is_text(part) else None for part in content]
-        content = "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
-    if not isinstance(content, str):
-        raise BadRequestError(f"{where} needs {name}: a text, or parts of type input_text or output_text", "input")
-    return content
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") in TEXTS
+        parts = [part.get("text") if isinstance(part, dict) and part.get("type") in types else None for part in content]
+        content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+    return content if isinstance(content, str) else None
 
 
 def _is_within(value: Any, names: set[str]) -> bool:
     return isinstance(value, dict) and set(value) <= names
 
 
-def in_own_names(error: BadRequestError) -> BadRequestError:
+def in_own_names(error: RequestError) -> RequestError:
     """An error about a chat option by the option's name here."""
     name = NAMES.get(error.param, error.param)
     message = error.message.replace(f"'{error.param}'", f"'{name}'") if error.param else error.message
-    return BadRequestError(message, name, status=error.status, code=error.code)
+    return RequestError(message, name, status=error.status, code=error.code)

@@ -128,7 +128,7 @@ class Escalation:
     async def close(self) -> None:
         """Close the connections to the general model."""
         if self.generalist is not None:
-            await self.generalist.close()
+            await self.generalist.endpoint.close()
 
     def count(self, routed: Routed, generalist_s: float) -> None:
         """Count a decision; `generalist_s` is what the general model took for an answer that is used."""
@@ -162,7 +162,6 @@ class Escalation:
             log.event("decision", **line)
 
     def figures(self) -> dict[str, list[Sample]]:
-        """Every figure of FAMILIES that there is, by name."""
         reasons = [*(("local", reason) for reason in LOCAL_REASONS)]
         reasons += [("generalist", reason) for reason in GENERALIST_REASONS] if self.generalist else []
         samples: dict[str, list[Sample]] = {

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,7 @@ from slmctl.sensitive import conversation_veto, search_process
 from slmctl.server.client_schemas import satisfies
 from slmctl.server.generalist import GeneralistError
 from slmctl.server.log import Log
+from slmctl.server.openai_requests import CheckedRequest
 from slmctl.server.routed import Escalation, LocalAnswer, Routed
 from slmctl.server.tool_requests import Offer
 from slmctl.task import tool_calls, untuned_prompt
@@ -34,6 +37,22 @@ LOOK_S = 2.0  # for the detectors, which take a millisecond; after it there is d
 LOOKERS = 4  # conversations that are looked at at the same time
 CUT_S = 0.5  # for a request that was given up to let go of its connection
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Beyond:
+    """The outcome of the general model.
+
+    Attributes:
+        reason: Why its reply is used, or why there is none.
+        text: Of the reply, as the task allows it.
+        fault: The type of an exception that nobody expected.
+    """
+
+    reason: str
+    reply: Reply | None = None
+    text: str = ""
+    fault: str = ""
 
 
 class Router:
@@ -51,7 +70,7 @@ class Router:
         self.generalist = escalation.generalist
         # threads of their own: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
-        start_search()
+        search_process.find([""], timeout_s=LOOK_S)  # starts its process, for which the first question would wait
 
     def retire(self) -> None:
         """End its threads; other routers go on."""
@@ -59,72 +78,61 @@ class Router:
 
     async def route(
         self,
-        messages: Sequence[Any],
-        options: Mapping[str, Any],
+        checked: CheckedRequest,
         headers: Mapping[str, str],
         local: Callable[[], Awaitable[LocalAnswer]],
         *,
-        ends_at: float | None = None,
+        ends_at: float = math.inf,
         request: str = "",
         log: Log | None = None,
-        unread: Sequence[str] = (),
-        also: Sequence[str] = (),
-        offer: Offer | None = None,
     ) -> Routed:
         """Answer a request.
 
         Args:
-            messages: The whole conversation, as the caller gave it.
-            options: The other fields of the request; those that may leave are picked here.
+            checked: The request, with the whole conversation as the caller gave it.
             headers: The request's.
             local: Runs the local model to its end: its last event, and `text`.
             ends_at: When the caller needs an answer, in the loop's time: the general model gets what is left.
             request: The id that the answer carries, for the log of decisions.
             log: Gets the decision where no file is named for it.
-            unread: Fields of the caller's messages that no detector searches, such as `tool_calls`.
-            also, offer: Texts of calls and tools, which are searched too, and the functions that may be called.
 
         Raises:
             The exceptions of `local`: without a local answer there is none at all.
         """
         begun = time.monotonic()
-        cleared = await self._clear(messages, headers, unread=unread, also=_searched(also, offer))
+        cleared = await self._clear(checked, headers)
         looked = time.monotonic()
         event = await local()
         answered, verdict = time.monotonic(), self._judged(event)
-        reason, reply, text, fault = await self._decided(cleared, verdict, options, ends_at, offer)
-        if reply is None:
+        beyond = await self._beyond(checked, cleared, verdict, ends_at)
+        p_correct, sure = (None, True) if verdict is None else (verdict.p_correct, verdict.keep)
+        if beyond.reply is None:
             routed = Routed(
-                event["text"], self.name, "local", reason, event, event.get("finish", "stop"),
-                None if verdict is None else verdict.p_correct, verdict is None or verdict.keep,
+                event["text"], self.name, "local", beyond.reason, event, event.get("finish", "stop"), p_correct, sure,
                 event.get("prompt_tokens", 0), event.get("completion_tokens", 0),
             )  # fmt: skip
         else:
-            assert self.generalist is not None and verdict is not None
+            assert self.generalist is not None
+            finish = "stop" if beyond.reply.finish in ("", "tool_calls") else beyond.reply.finish
             routed = Routed(
-                text, self.generalist.name, "generalist", reason, event, _finish(reply), verdict.p_correct,
-                verdict.keep, reply.prompt_tokens or 0, reply.completion_tokens or 0,
+                beyond.text, self.generalist.name, "generalist", beyond.reason, event, finish, p_correct, sure,
+                beyond.reply.prompt_tokens or 0, beyond.reply.completion_tokens or 0,
             )  # fmt: skip
-        self.escalation.count(routed, reply.seconds if reply is not None else 0.0)
+        self.escalation.count(routed, beyond.reply.seconds if beyond.reply is not None else 0.0)
         times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
-        self.escalation.note(routed, times, redacted=len(cleared.marks), fault=fault, request=request, log=log)
+        self.escalation.note(routed, times, redacted=len(cleared.marks), fault=beyond.fault, request=request, log=log)
         return routed
 
-    async def _clear(
-        self,
-        messages: Sequence[Any],
-        headers: Mapping[str, str],
-        *,
-        unread: Sequence[str] = (),
-        also: Sequence[str] = (),
-    ) -> conversation_veto.Cleared:
+    async def _clear(self, checked: CheckedRequest, headers: Mapping[str, str]) -> conversation_veto.Cleared:
         """The veto; a detector that fails or takes long is a doubt, and so are fields that none searches."""
-        if unread:
+        if checked.unread:
             return conversation_veto.Cleared(reason="doubt")
         if conversation_veto.is_marked(headers):
             return conversation_veto.Cleared(reason="sensitive")
         redact = self.generalist.settings.redact if self.generalist is not None else ()
-        look = functools.partial(conversation_veto.clear, messages, redact=redact, also=also)
+        offer = checked.offer  # the task's own tools leave with an escalated question, too
+        own = conversation_veto.texts_in(offer.tools) if offer is not None and not offer.is_clients else ()
+        look = functools.partial(conversation_veto.clear, checked.sent, redact=redact, also=(*checked.also, *own))
         looking = asyncio.get_running_loop().run_in_executor(self._lookers, look)
         cleared, _ = await _ended(looking, LOOK_S)
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
@@ -136,71 +144,60 @@ class Router:
         except ValueError:
             return None
 
-    async def _decided(
-        self,
-        cleared: conversation_veto.Cleared,
-        verdict: Decision | None,
-        options: Mapping[str, Any],
-        ends_at: float | None,
-        offer: Offer | None,
-    ) -> tuple[str, Reply | None, str, str]:
-        """The reason, the general model's reply and its text where it is used, and what kind of fault prevented it."""
+    async def _beyond(
+        self, checked: CheckedRequest, cleared: conversation_veto.Cleared, verdict: Decision | None, ends_at: float
+    ) -> _Beyond:
+        """The outcome of the general model, where it may be asked."""
         if cleared.reason:
-            return cleared.reason, None, "", ""
-        if verdict is None or self._is_held_otherwise(options) or (offer is not None and offer.is_chosen):
-            return "doubt", None, "", ""
+            return _Beyond(cleared.reason)
+        offer = checked.offer
+        if verdict is None or self._is_held_otherwise(checked.options) or (offer is not None and offer.is_chosen):
+            return _Beyond("doubt")
         if verdict.keep or self.generalist is None:
-            return verdict.reason, None, "", ""
-        breaker = self.generalist.breaker
+            return _Beyond(verdict.reason)
+        breaker, longest_s = self.generalist.breaker, self.generalist.settings.timeout_s
         if not breaker.admits():
-            return "circuit-open", None, "", ""
+            return _Beyond("circuit-open")
+        limit_s = max(0.0, min(longest_s, ends_at - asyncio.get_running_loop().time() - CUT_S))
         try:
-            limit_s = self._limit_s(ends_at)
-            outcome, error = await _ended(self._escalated(cleared, options, offer), limit_s)
+            outcome, error = await _ended(self._escalated(checked, cleared), limit_s)
         except asyncio.CancelledError:
             breaker.leaves()
             raise
         if outcome is not None:
             breaker.succeeded()
-            return verdict.reason, *outcome, ""
-        generalist_error = error if isinstance(error, GeneralistError) else None
-        cut_short = error is None and limit_s < self.generalist.settings.timeout_s  # by the caller's own deadline
-        if not cut_short and (generalist_error is None or generalist_error.counts):
-            breaker.failed(generalist_error.pause_s if generalist_error else 0.0)
-        else:
+            return _Beyond(verdict.reason, *outcome)
+        refusal = error if isinstance(error, GeneralistError) else None
+        cut_short = error is None and limit_s < longest_s  # by the caller's own deadline
+        if cut_short or (refusal is not None and not refusal.counts):
             breaker.leaves()
-        reason = (
-            generalist_error.reason if generalist_error else "generalist-slow" if error is None else "generalist-down"
-        )
-        return reason, None, "", "" if generalist_error or error is None else type(error).__name__
+        else:
+            breaker.failed(refusal.pause_s if refusal is not None else 0.0)
+        if refusal is not None:
+            return _Beyond(refusal.reason)
+        return _Beyond("generalist-slow") if error is None else _Beyond("generalist-down", fault=type(error).__name__)
 
     def _is_held_otherwise(self, options: Mapping[str, Any]) -> bool:
         """True where the caller constrains the answer by a form that the policy was not fitted for."""
         form, choice = options.get("response_format"), options.get("structured_outputs")
         return self.task.kind == "generate" and (choice is not None or form not in (None, {"type": "text"}))
 
-    def _limit_s(self, ends_at: float | None) -> float:
-        """Seconds that the general model has."""
-        assert self.generalist is not None
-        limit_s = self.generalist.settings.timeout_s
-        if ends_at is not None:
-            limit_s = min(limit_s, ends_at - asyncio.get_running_loop().time() - CUT_S)
-        return max(0.0, limit_s)
-
-    async def _escalated(
-        self, cleared: conversation_veto.Cleared, options: Mapping[str, Any], offer: Offer | None
-    ) -> tuple[Reply, str]:
+    async def _escalated(self, checked: CheckedRequest, cleared: conversation_veto.Cleared) -> tuple[Reply, str]:
         """The general model's reply, and its text as the task allows it.
 
         Raises:
             GeneralistError: There is none, or none that the task allows.
         """
         assert self.generalist is not None
+        offer = checked.offer
         tools = offer.tools if offer is not None else ()
-        reply = await self.generalist.ask(self._asked(cleared.messages, tools), self._options(options), tools=tools)
+        reply = await self.generalist.ask(
+            self._asked(cleared.messages, tools), self._options(checked.options), tools=tools
+        )
+        # apart from the event loop, since a reply may be long
         if offer is not None:
             return reply, await asyncio.to_thread(self._read_call, reply, cleared, offer)
-        return reply, await asyncio.to_thread(self._read, reply, cleared, options)
+        return reply, await asyncio.to_thread(self._read, reply, cleared, checked.options.get("stop", ()))
 
     def _read_call(self, reply: Reply, cleared: conversation_veto.Cleared, offer: Offer) -> str:
         """The call in a reply, or `none`, as the local model would write it.
@@ -221,21 +218,20 @@ class Router:
                 raise GeneralistError("generalist-garbage")
         return self.task.form.shown(call)
 
-    def _read(self, reply: Reply, cleared: conversation_veto.Cleared, options: Mapping[str, Any]) -> str:
-        """The text of a reply as the task allows it; called apart from the event loop, since a reply may be long.
+    def _read(self, reply: Reply, cleared: conversation_veto.Cleared, stop: str | Sequence[str]) -> str:
+        """The text of a reply, up to the caller's `stop` texts, which are not sent.
 
         Raises:
             GeneralistError: The task does not allow the text.
         """
-        text = untuned_prompt.read(self.task, reply.text)
-        is_json = self.task.kind == "extract"
+        text, is_json = untuned_prompt.read(self.task, reply.text), self.task.kind == "extract"
         try:
             text = conversation_veto.restore(text, cleared.marks, is_json=is_json)
         except (ValueError, RecursionError):
             raise GeneralistError("generalist-garbage") from None
         if not self.task.accepts(text):
             raise GeneralistError("generalist-garbage")
-        return text if is_json or self.task.kind == "classify" else _until(text, options.get("stop"))
+        return text if is_json or self.task.kind == "classify" else _until(text, stop)
 
     def _asked(
         self, messages: Sequence[Mapping[str, str]], tools: Sequence[JsonObject] = ()
@@ -266,11 +262,6 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
     fitted = Policy.read(policy)
     fitted.require(gguf, task.digest)
     return fitted
-
-
-def start_search() -> None:
-    """Have the detectors look at something, so that the first question does not wait for their process."""
-    search_process.find([""], timeout_s=LOOK_S)
 
 
 async def _ended(work: Awaitable[T], limit_s: float) -> tuple[T | None, BaseException | None]:
@@ -305,19 +296,7 @@ def _turn(message: Mapping[str, str]) -> Mapping[str, str]:
     return {"role": "user", "content": f"{message.get('name', 'The tool')} returned: {message['content']}"}
 
 
-def _searched(also: Sequence[str], offer: Offer | None) -> Sequence[str]:
-    """Further texts that are searched: the task's own tools leave with an escalated question, too."""
-    own = offer.tools if offer is not None and not offer.is_clients else ()
-    return (*also, *conversation_veto.texts_in(own))
-
-
-def _finish(reply: Reply) -> str:
-    """Why a reply ended, in the engine's words."""
-    return "stop" if reply.finish in ("", "tool_calls") else reply.finish
-
-
-def _until(text: str, stop: Any) -> str:
-    """A text up to the first of the caller's stop texts, which are not sent."""
-    stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
-    places = [text.find(candidate) for candidate in stops if isinstance(candidate, str) and candidate]
+def _until(text: str, stop: str | Sequence[str]) -> str:
+    """A text up to the first of the stop texts."""
+    places = [text.find(each) for each in ([stop] if isinstance(stop, str) else stop)]
     return text[: min((place for place in places if place >= 0), default=len(text))]

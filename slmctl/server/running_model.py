@@ -23,7 +23,6 @@ class Release:
         load: Loads it, for seconds; raises SlmctlError.
         newest: Finds and verifies the release that its tag stands for now; None where it has no tag.
         pin: It is loaded at the start, and stays.
-        has_policy: A policy decides about its answers.
     """
 
     name: str
@@ -33,7 +32,6 @@ class Release:
     load: Callable[[], RunningModel]
     newest: Callable[[], Release] | None = None
     pin: bool = False
-    has_policy: bool = False
 
 
 @dataclass(eq=False)
@@ -61,7 +59,17 @@ class RunningModel:
     has_answered: bool = False
     is_idle: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def default(self) -> ServedModel:
+        return next(iter(self.models.values()))
+
+    def router_of(self, model: ServedModel) -> Router | None:
+        """The router that decides for one of the models.
+
+        A policy was fitted on the release's own answers, not on those of an adapter over it.
+        """
+        return self.router if model is self.default else None
+
     def measure(self) -> None:
-        """Count its bytes again."""
         held = self.backend.held_bytes()
         self.bytes = (held or self.bytes) if self.has_answered else max(held, self.bytes)

@@ -13,7 +13,7 @@ from typing import Any
 from slmctl.artifacts.bounded_json import MAX_DEPTH, JsonObject, is_deeper
 from slmctl.errors import DataError
 from slmctl.sensitive.conversation_veto import texts_in
-from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.request_errors import RequestError
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, MessageCall
@@ -43,7 +43,6 @@ class Offer:
 
     @property
     def callable(self) -> tuple[Tool, ...]:
-        """The tools that may be called."""
         return tuple(tool for tool in self.listed if tool.name in self.names)
 
     @property
@@ -65,47 +64,47 @@ def offer(body: Mapping[str, Any], task: Task) -> Offer:
         task: The contract of the model that is asked.
 
     Raises:
-        BadRequestError: A tool or the choice is not valid, or there are too many.
+        RequestError: A tool or the choice is not valid, or there are too many.
     """
     listed = _tools(body["tools"]) if "tools" in body else task.offered()
     names = tuple(tool.name for tool in listed)
     allowed, must_call = _chosen(body.get("tool_choice", "auto"), names)
     together = body.get("parallel_tool_calls", False)
     if not isinstance(together, bool):
-        raise BadRequestError("'parallel_tool_calls' must be true or false", "parallel_tool_calls")
+        raise RequestError("'parallel_tool_calls' must be true or false", "parallel_tool_calls")
     return Offer(listed, allowed, must_call, "tools" in body, must_call or allowed != names)
 
 
 def _tools(value: Any) -> tuple[Tool, ...]:
     """The tools of a client, within bounds."""
     if not isinstance(value, list) or len(value) > tool_calls.MAX_TOOLS:
-        raise BadRequestError(f"'tools' must be a list of at most {tool_calls.MAX_TOOLS} functions", "tools")
+        raise RequestError(f"'tools' must be a list of at most {tool_calls.MAX_TOOLS} functions", "tools")
     if is_deeper(value, MAX_DEPTH):
-        raise BadRequestError(f"'tools' is nested more than {MAX_DEPTH} deep", "tools")
+        raise RequestError(f"'tools' is nested more than {MAX_DEPTH} deep", "tools")
     if len(json.dumps(value)) > TOOLS_BYTES:
-        raise BadRequestError(f"'tools' has more than {TOOLS_BYTES} bytes", "tools")
+        raise RequestError(f"'tools' has more than {TOOLS_BYTES} bytes", "tools")
     for tool in value:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if isinstance(kind, str) and kind != "function":
-            raise BadRequestError(
+            raise RequestError(
                 f"a tool of type '{kind[:100]}' is not supported: only functions are called here", "tools"
             )
     try:
         return tool_calls.read_tools(value)
     except DataError as error:
-        raise BadRequestError(f"'tools': {error.message}" + (error.hint and f" ({error.hint})"), "tools") from None
+        raise RequestError(f"'tools': {error.message}" + (error.hint and f" ({error.hint})"), "tools") from None
 
 
 def _chosen(choice: Any, names: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     """The names that may be called, and whether one has to be."""
     mode, chosen = _mode_of(choice, names)
     if not isinstance(mode, str) or mode not in MODES:
-        raise BadRequestError("'tool_choice' must be auto, none, required, or name a function", "tool_choice")
+        raise RequestError("'tool_choice' must be auto, none, required, or name a function", "tool_choice")
     for name in chosen:
         if name not in names:
-            raise BadRequestError(f"'tool_choice' names '{str(name)[:100]}', which is none of the tools", "tool_choice")
+            raise RequestError(f"'tool_choice' names '{str(name)[:100]}', which is none of the tools", "tool_choice")
     if mode == "required" and not chosen:
-        raise BadRequestError("'tool_choice' is required, and there are no tools", "tool_choice")
+        raise RequestError("'tool_choice' is required, and there are no tools", "tool_choice")
     return () if mode == "none" else tuple(name for name in names if name in chosen), mode == "required"
 
 
@@ -131,13 +130,11 @@ def calls_in(message: JsonObject, where: str) -> list[MessageCall]:
     """The calls in an assistant's message of the history, arguments as values.
 
     Raises:
-        BadRequestError: One has no name of a function, or no arguments that are an object.
+        RequestError: One has no name of a function, or no arguments that are an object.
     """
     listed = message.get("tool_calls") or []
     if not isinstance(listed, list) or len(listed) > tool_calls.MAX_TOOLS:
-        raise BadRequestError(
-            f"{where} has more than {tool_calls.MAX_TOOLS} tool_calls, or no list of them", "messages"
-        )
+        raise RequestError(f"{where} has more than {tool_calls.MAX_TOOLS} tool_calls, or no list of them", "messages")
     return [_call(call, f"{where}.tool_calls[{k}]") for k, call in enumerate(listed)]
 
 
@@ -146,7 +143,7 @@ def _call(call: Any, where: str) -> MessageCall:
     try:
         read = tool_calls.from_function(function)
     except DataError as error:
-        raise BadRequestError(f"{where}: {error.message}", "messages") from None
+        raise RequestError(f"{where}: {error.message}", "messages") from None
     return {"type": "function", "function": {"name": read.name, "arguments": read.arguments}}
 
 
@@ -163,13 +160,13 @@ def name_of_result(message: JsonObject, names: Mapping[str, str], where: str) ->
         names: By the id of each call before it, the name of its function.
 
     Raises:
-        BadRequestError: No call before it has its id.
+        RequestError: No call before it has its id.
     """
     id, name = message.get("tool_call_id"), message.get("name")
     if id is None and isinstance(name, str) and tool_calls.NAME.fullmatch(name):
         return name
     if not isinstance(id, str) or id not in names:
-        raise BadRequestError(f"{where} needs a tool_call_id: that of a call before it", "messages")
+        raise RequestError(f"{where} needs a tool_call_id: that of a call before it", "messages")
     return names[id]
 
 

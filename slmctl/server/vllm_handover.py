@@ -34,15 +34,11 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for; i
 ENGINE_PORT, GATEWAY_PORT = 8000, 8080
 KEYS = "/run/keys"  # where the folder with the hashes of the clients' keys is mounted
 KEY_ENV = "VLLM_API_KEY"  # what vLLM reads its key from, and the gateway too
-GB = 1 << 30
 KINDS = ("compose", "kubernetes", "vllm")
 # Settings that stay here: a policy is fitted on one GGUF file, others are of no use without it, and files of this
 # machine are none of another.
-LEFT_OUT = (
-    "policy", "generalist", "prices", "decision_log", "collect",
-)  # fmt: skip
+LEFT_OUT = {"policy", "generalist", "prices", "decision_log", "collect"}
 STOP_S = 10  # that a process has to end beyond the time that its running answers get
-SHARED = ("README.md",)
 FILES = {
     "compose": ("compose.yaml", ".env", "gateway/Dockerfile", "gateway/wheels/README"),
     "kubernetes": (
@@ -106,13 +102,8 @@ def vllm_arguments(handover: Handover, root: str) -> list[str]:
     ]  # fmt: skip
     if handover.adapter:
         rank = min(allowed for allowed in RANKS if allowed >= _adapter_config(handover.adapter)["r"])
-        arguments += [
-            "--enable-lora",
-            "--max-lora-rank",
-            str(rank),
-            "--lora-modules",
-            f"{handover.name}={root}/adapter",
-        ]
+        modules = ["--lora-modules", f"{handover.name}={root}/adapter"]
+        arguments += ["--enable-lora", "--max-lora-rank", str(rank), *modules]
     return arguments
 
 
@@ -120,7 +111,6 @@ def vllm_arguments(handover: Handover, root: str) -> list[str]:
 
 
 def _check(handover: Handover) -> None:
-    """That vLLM can run it, as far as files can tell."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", handover.name):
         raise UsageError(
             f"'{handover.name}' cannot be the name of a model in vLLM",
@@ -152,18 +142,14 @@ def _check(handover: Handover) -> None:
 
 def _check_adapter(config: dict[str, Any]) -> None:
     """Refuse the forms of LoRA that vLLM does not run; merged they are weights like any other."""
-    unknown = [
-        name
-        for name, there in (
-            ("DoRA", config.get("use_dora")),
-            ("trained biases", config.get("bias", "none") != "none" or config.get("lora_bias")),
-            ("whole layers", config.get("modules_to_save")),
-            ("a rank that differs by layer", config.get("rank_pattern") or config.get("alpha_pattern")),
-            (f"a rank over {RANKS[-1]}", config["r"] > RANKS[-1]),
-        )
-        if there
-    ]
-    if unknown:
+    forms = {
+        "DoRA": config.get("use_dora"),
+        "trained biases": config.get("bias", "none") != "none" or config.get("lora_bias"),
+        "whole layers": config.get("modules_to_save"),
+        "a rank that differs by layer": config.get("rank_pattern") or config.get("alpha_pattern"),
+        f"a rank over {RANKS[-1]}": config["r"] > RANKS[-1],
+    }
+    if unknown := [name for name, is_there in forms.items() if is_there]:
         raise UsageError(
             f"vLLM does not run this adapter on its base: it has {' and '.join(unknown)}", hint="--weights merged"
         )
@@ -184,8 +170,8 @@ def _copy(handover: Handover, out: Path) -> None:
             continue
         listed = [entry.path for entry in part.manifest.files]
         listed += [artifact.MANIFEST] if (part.path / artifact.MANIFEST).exists() else []
-        size = sum(entry.size for entry in part.manifest.files)
-        console.say(f"copying {console.size(size)} of {part.kind} to {name}/")
+        size = console.size(sum(entry.size for entry in part.manifest.files))
+        console.say(f"copying {size} of {part.kind} to {name}/")
         for path in listed:
             target = out / name / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +185,7 @@ def _contract(handover: Handover, kind: str, folder: Path) -> None:
     script_files.write(folder / "chat_template.jinja", handover.task.chat_template)
     local = kind == "vllm"
     host = {"compose": "vllm", "kubernetes": f"{script_files.label(handover.name)}-vllm", "vllm": "127.0.0.1"}[kind]
-    serve = handover.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=set(LEFT_OUT)) | {
+    serve = handover.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=LEFT_OUT) | {
         "host": "127.0.0.1" if local else "0.0.0.0",  # noqa: S104 - inside a container, and with keys alone
         "port": GATEWAY_PORT,
         "keys": "../keys/keys.json" if local else f"{KEYS}/keys.json",
@@ -218,8 +204,8 @@ def _rendered(handover: Handover, kind: str) -> Iterator[tuple[str, str]]:
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML without surprises
     environment.filters["shell"] = script_files.shell_words
     values = _values(handover, kind)
-    for place in (*SHARED, *FILES[kind]):
-        name = f"{kind}/{place}" if place not in SHARED and not place.startswith("gateway/") else place
+    for place in ("README.md", *FILES[kind]):
+        name = place if place.startswith(("README", "gateway/")) else f"{kind}/{place}"
         source = resources.files("slmctl.templates").joinpath("serve", *name.split("/")).read_text(encoding="utf-8")
         text = environment.from_string(source).render(values)
         if place.endswith(".yaml"):
@@ -247,7 +233,7 @@ def _values(handover: Handover, kind: str) -> dict[str, Any]:
         "vllm": VLLM,
         "python": PYTHON,
         "arguments": vllm_arguments(handover, root),
-        "memory_gb": math.ceil(2 * weights / GB) + 8,  # the weights twice while they are read, and vLLM itself
+        "memory_gb": math.ceil(2 * weights / (1 << 30)) + 8,  # the weights twice while they are read, and vLLM itself
         "keys": KEYS,
         "engine_port": ENGINE_PORT,
         "gateway_port": GATEWAY_PORT,

@@ -176,7 +176,7 @@ def test_a_server_goes_on_restarting_when_the_system_has_no_descriptor(
     metrics: Any = Metrics()
 
     async def serve() -> None:
-        local = backends.LocalEngine(model)
+        local = backends.LocalEngine(model, "desk")
         local.start(log, metrics)
         child(model).kill()
         for _ in range(600):

@@ -12,6 +12,7 @@ from support import disguises, endpoint
 from support.endpoint import Fake, says
 
 from slmctl.config import GeneralistConfig as Settings
+from slmctl.config import ServeConfig
 from slmctl.inference.escalation_policy import Policy
 from slmctl.sensitive import conversation_veto
 from slmctl.server import openai_requests, router
@@ -27,7 +28,7 @@ UNSURE = Policy("f" * 64, TASK.digest, "generate", "the same words", "", {"mean"
                 0.0, ((-1.0, 0.1),), 0.0)  # fmt: skip
 EVENT = {"text": "from here", "finish": "stop", "prompt_tokens": 1, "completion_tokens": 1, "confidence": 0.1,
          "logprobs": [-3.0]}  # fmt: skip
-CEILINGS = openai_requests.Ceilings(max_tokens=64, max_prompt=4096)
+MODEL = openai_requests.ServedModel("small", TASK)
 ALL = disguises.MUTATIONS | disguises.MORE
 
 
@@ -49,7 +50,11 @@ def routed(
     async def work() -> list[router.Routed]:
         router = Router(UNSURE, TASK, "small", Escalation(Generalist(Settings(url=fake.url, model="large", **more))))
         try:
-            return [await router.route(messages, {}, {}, local, unread=unread) for messages in conversations]
+            asked = [
+                openai_requests.CheckedRequest("chat", MODEL, (), (), tuple(messages), {}, unread=unread)
+                for messages in conversations
+            ]
+            return [await router.route(checked, {}, local) for checked in asked]
         finally:
             await router.escalation.close()
             await asyncio.sleep(0)  # transports close in the next turn of the loop
@@ -94,8 +99,7 @@ def test_message_with_more_than_its_text_is_a_doubt(extra: dict[str, Any]) -> No
     turns = [{"role": "assistant", "content": "Yes?", **extra}, {"role": "user", "content": "go on"}]
     assert conversation_veto.clear(turns).reason == "doubt"
     body = json.dumps({"messages": turns}).encode()
-    model = openai_requests.ServedModel("small", TASK)
-    checked = openai_requests.check(openai_requests.read(body), "chat", {"small": model}, CEILINGS)
+    checked = openai_requests.check(openai_requests.read(body), "chat", MODEL, ServeConfig(context_length=4096))
     assert checked.unread == tuple(extra)
 
 

@@ -16,12 +16,15 @@ from support.forks import Forks
 from support.serving import ask, chat, figure, lines_of, post
 
 from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import UsageError
 from slmctl.inference.events import EXPANDED
 from slmctl.pipeline import model_lookup
+from slmctl.server import api_keys, process
 
 
-def sent(url: str, raw: bytes, path: str = "chat/completions") -> httpx.Response:
-    return httpx.post(f"{url}/v1/{path}", content=raw, headers={"content-type": "application/json"}, timeout=60)
+def sent(url: str, raw: bytes) -> httpx.Response:
+    headers = {"content-type": "application/json"}
+    return httpx.post(f"{url}/v1/chat/completions", content=raw, headers=headers, timeout=60)
 
 
 def fault(response: httpx.Response) -> dict[str, Any]:
@@ -54,12 +57,10 @@ def test_a_task_is_always_answered_with_a_label(desk_url: str, text: str) -> Non
 
 def test_another_system_prompt_changes_no_label(desk_url: str) -> None:
     plain = ask(desk_url, "refund my card").json()
-    other = post(
-        desk_url,
-        {"messages": [{"role": "system", "content": "Say delivery."}, {"role": "user", "content": "refund my card"}]},
-    ).json()
-    assert other["choices"] == plain["choices"]
-    assert other["usage"] == plain["usage"]
+    told = [{"role": "system", "content": "Say delivery."}, *chat("refund my card")]
+    other = post(desk_url, {"messages": told}).json()
+    assert (other["choices"], other["usage"]) == (plain["choices"], plain["usage"])
+    assert other["slmctl"]["ignored"] == ["system"]
 
 
 def test_a_stream_says_the_same_in_pieces(desk_url: str, free_url: str) -> None:
@@ -78,26 +79,6 @@ def test_a_stream_says_the_same_in_pieces(desk_url: str, free_url: str) -> None:
         assert text == whole["choices"][0]["message"]["content"]
         assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
         assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
-
-
-def test_many_at_once_are_answered_like_one(desk_url: str) -> None:
-    texts = [text for text, _ in tiny.rows(12)]
-    alone = [ask(desk_url, text).json()["choices"] for text in texts]
-    bodies = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
-    sent = []
-    for body in bodies:  # every request is on its way before the first answer is read
-        sock = socket.create_connection(("127.0.0.1", int(desk_url.rpartition(":")[2])), timeout=60)
-        head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        sock.sendall((head + body).encode())
-        sent.append(sock)
-    together = []
-    for sock in sent:
-        with sock, sock.makefile("rb") as stream:
-            together.append(json.loads(stream.read().partition(b"\r\n\r\n")[2])["choices"])
-    assert together == alone
 
 
 def test_models_and_health(desk_url: str, tiny_run: Path) -> None:
@@ -119,24 +100,10 @@ def test_models_and_health(desk_url: str, tiny_run: Path) -> None:
     assert ask(desk_url, "hello", model=model["id"]).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"{", b"[]", b'"text"', b"\xff\xfe", b"", b"[" * 100_000,
-        # half of a surrogate pair once killed the engine, which could not encode it; json.loads reads it, and UTF-16
-        b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": 1}',
-        b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}], "max_tokens": 1}',
-        b'{"model": "\xed\xa0\x80", "messages": [{"role": "user", "content": "hello"}]}',
-        b'{"messages": [{"role": "user", "content": "hello"}], "stop": "\xed\xbf\xbf"}',
-        json.dumps({"messages": chat("hello"), "max_tokens": 1}).encode("utf-16"),
-        json.dumps({"messages": chat("\ud800")}).encode("utf-16-le"),
-        b'{"messages": [{"role": "user", "content": "\xff"}]}',
-    ],
-)  # fmt: skip
-def test_a_body_that_is_no_json_object_in_utf_8_is_refused(free_url: str, raw: bytes) -> None:
-    response = sent(free_url, raw)
+def test_half_a_surrogate_pair_ends_no_engine(free_url: str) -> None:
+    # it once killed the engine, which could not encode it
+    response = sent(free_url, b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": 1}')
     assert (response.status_code, fault(response)["type"]) == (400, "invalid_request_error")
-    assert "JSON" in fault(response)["message"]
     assert ask(free_url, "hello", max_tokens=1).status_code == 200
     assert figure(free_url, "slmctl_engine_restarts_total") == 0
 
@@ -180,19 +147,17 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(stages: Forks, tmp_path
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
-def test_only_the_loopback_is_served_without_a_key(stages: Forks, tmp_path: Path, host: str) -> None:
-    done = stages.run(tmp_path, "serve", "missing.gguf", "--host", host)
-    assert done.returncode == 2
-    assert f"refused to serve on {host}" in done.stderr
+def test_only_the_loopback_is_served_without_a_key(host: str) -> None:
+    with pytest.raises(UsageError, match=f"refused to serve on {host}"):
+        process.listen(host, 0, keys=False)
 
 
 def test_a_file_whose_last_key_was_revoked_opens_nothing(stages: Forks, tmp_path: Path) -> None:
-    given = ("--keys", str(tmp_path / "keys.json"))
-    for command in (("add", "desk"), ("revoke", "desk")):
-        tiny.ok(stages.run(tmp_path, "keys", *command, *given))
-    done = stages.run(tmp_path, "serve", "missing.gguf", "--host", "0.0.0.0", *given)
-    assert done.returncode == 2
-    assert "refused to serve on 0.0.0.0" in done.stderr
+    api_keys.add(tmp_path / "keys.json", "desk")
+    api_keys.revoke(tmp_path / "keys.json", "desk")
+    given = ("--host", "0.0.0.0", "--keys", str(tmp_path / "keys.json"))
+    done = stages.run(tmp_path, "serve", "missing.gguf", *given)
+    assert (done.returncode, "refused to serve on 0.0.0.0" in done.stderr) == (2, True)
 
 
 def test_another_build_of_the_engine_is_said(artifacts: dict[str, Artifact]) -> None:

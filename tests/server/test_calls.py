@@ -16,20 +16,18 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from support import ROOT, fleets, tiny
+from support import ROOT, fleets, here, tiny
 from support.fleets import KEPT, TASKS, TOOLS, published
-from support.serving import begin, chat, end
+from support.serving import chat
 
 from slmctl.artifacts import artifact
-from slmctl.cli import served_fleet
-from slmctl.cli.group import Options, read_settings
 from slmctl.config import ServeConfig
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
 from slmctl.production.records import CollectedRow, Feedback
 from slmctl.server import openai_requests, vllm_handover
 from slmctl.server.call_reader import CallReader
-from slmctl.server.openai_requests import Ceilings, ServedModel
+from slmctl.server.openai_requests import ServedModel
 from slmctl.task.tool_calls import NO_CALL, CallForm, ToolCall, read_answer
 
 ROOM: dict[str, Any] = {
@@ -53,11 +51,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ask(folder: Path) -> Iterator[openai.OpenAI]:
     """The client of a server of two releases that collects every answer; `default` is the one that calls."""
-    small = ("--set=serve.context_length=1024", "--set=serve.sequences=2", "--set=serve.collect={kept: 100%}")
-    child, url = begin(folder, "dir:registry", *small)
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+    sets = (
+        "serve.context_length=1024",
+        "serve.sequences=2",
+        f"serve.collect={{to: {folder / 'collected'}, kept: 100%}}",
+    )
+    with (
+        here.opened(folder, *sets, model="dir:registry") as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         yield client
-    end(child)
 
 
 def called(ask: openai.OpenAI, **more: Any) -> tuple[str, str]:
@@ -294,12 +297,12 @@ def test_a_form_with_control_tokens_is_shown_without_them() -> None:
     form = CallForm("<|im_start|> ", " <s>", "<|im_start|>", control=("<|im_start|>", "<s>"))
     model = ServedModel("errands", dataclasses.replace(TASKS["errands"], call_form=form))
     body = {**ASK, "model": "errands", "tool_choice": NAMED}
-    checked = openai_requests.check(body, "chat", {"errands": model}, Ceilings(64, 1000))
+    checked = openai_requests.check(body, "chat", model, ServeConfig(max_tokens=64))
     with Engine(KEPT, sequences=1, context=1024, threads=1) as engine:
         answer = engine.ask(checked.requests[0])
     parts = [*(reader := CallReader(checked.model.task.form)).feed(answer.text), *reader.close()]
     assert parts[0].text == "track_order"
-    call = read_answer(checked.kept(answer.text))
+    call = read_answer(model.task.kept(answer.text))
     assert call is not None and json.loads("".join(part.text for part in parts[1:])) == call.arguments
     assert fleets.CONTROL[-1] not in answer.text
 
@@ -309,10 +312,9 @@ def test_no_other_engine_answers_calls(folder: Path, tmp_path: Path) -> None:
     handed = vllm_handover.Handover("errands", release, None, TASKS["errands"], ServeConfig(), release.digest)
     with pytest.raises(UsageError, match="slmctl's own engine, which vLLM does not do"):
         vllm_handover.write(handed, "compose", tmp_path / "out")
-    options = Options()
-    options.directory, options.sets = folder, ["serve.engine.url=http://127.0.0.1:9/v1", "serve.engine.model=large"]
+    engine = ("serve.engine.url=http://127.0.0.1:9/v1", "serve.engine.model=large")
     with (
         pytest.raises(UsageError, match="so no server elsewhere answers them"),
-        served_fleet.opened(options, read_settings(options).serve, str(release.path), None, keys=False),
+        here.opened(folder, *engine, model=str(release.path)),
     ):
         pass

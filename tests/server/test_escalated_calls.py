@@ -12,11 +12,12 @@ from support.endpoint import Turn, says
 from support.fleets import TASKS
 
 from slmctl.config import GeneralistConfig as Settings
+from slmctl.config import ServeConfig
 from slmctl.inference.escalation_policy import Policy
 from slmctl.sensitive import conversation_veto
 from slmctl.server import openai_requests
 from slmctl.server.generalist import Generalist
-from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
+from slmctl.server.openai_requests import CheckedRequest, ServedModel
 from slmctl.server.routed import Escalation, Routed
 from slmctl.server.router import Router
 from slmctl.task.tool_calls import NO_CALL, ToolCall
@@ -32,7 +33,7 @@ ASKED: list[dict[str, Any]] = [{"role": "user", "content": "where is order A-2"}
 
 def checked(messages: list[dict[str, Any]], **more: Any) -> CheckedRequest:
     body = openai_requests.read(json.dumps({"messages": messages, **more}).encode())
-    return openai_requests.check(body, "chat", {"errands": ServedModel("errands", TASK)}, Ceilings(64, 4000))
+    return openai_requests.check(body, "chat", ServedModel("errands", TASK), ServeConfig(context_length=4000))
 
 
 def calls(*called: tuple[str, Any]) -> Turn:
@@ -58,9 +59,7 @@ def routed(
         settings = Settings(url=url, model="large", timeout_s=5, **({"redact": redact} if redact else {}))
         router = Router(UNSURE, TASK, "errands", Escalation(Generalist(settings)))
         try:
-            return await router.route(
-                request.sent, request.options, {}, local, unread=request.unread, also=request.also, offer=request.offer
-            )
+            return await router.route(request, {}, local)
         finally:
             await router.escalation.close()
             await asyncio.sleep(0)  # transports close in the next turn of the loop

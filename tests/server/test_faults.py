@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import httpx
 import pytest
 from support import tiny
-from support.serving import ENDLESS, ROOM, ask, begin, chat, end, ended, engine_of, figure, memory, post, settles
+from support.serving import ENDLESS, ROOM, ask, begin, chat, end, ended, engine_of, figure, memory, settles
 
 BODY = {"messages": chat("hello"), "stream": True, **ENDLESS}
 
@@ -38,7 +39,13 @@ def is_honest(events: list[str]) -> bool:
     return "error" in json.loads(events[-1])
 
 
-def kills(server: tuple[Popen[str], str], count: int) -> None:
+def slowly(quick: int, many: int) -> Any:
+    """A count that is small in every run, and large where there is time."""
+    return pytest.mark.parametrize("count", [quick, pytest.param(many, marks=pytest.mark.slow)])
+
+
+@slowly(3, 20)
+def test_a_killed_engine_is_replaced_and_requests_are_told(server: tuple[Popen[str], str], count: int) -> None:
     child, url = server
     before = figure(url, "slmctl_engine_restarts_total")
     told = 0
@@ -50,38 +57,22 @@ def kills(server: tuple[Popen[str], str], count: int) -> None:
             events = [first, *streamed(lines)]
         assert is_honest(events)
         told += "[DONE]" not in events
-        assert post(url, {"messages": chat("hello"), "max_tokens": 2}).status_code == 200
+        assert ask(url, "hello", max_tokens=2).status_code == 200
         assert httpx.get(f"{url}/readyz").status_code == 200
     assert figure(url, "slmctl_engine_restarts_total") - before == count
     assert told > 0  # answers were cut, so their errors were seen
     assert figure(url, "slmctl_requests_running") == 0
 
 
-def test_a_killed_engine_is_replaced_and_requests_are_told(server: tuple[Popen[str], str]) -> None:
-    kills(server, 3)
-
-
-@pytest.mark.slow
-def test_20_kills_are_20_recoveries(server: tuple[Popen[str], str]) -> None:
-    kills(server, 20)
-
-
-def hang_ups(url: str, count: int) -> None:
+@slowly(12, 100)
+def test_clients_that_hang_up_free_their_places(server: tuple[Popen[str], str], count: int) -> None:
+    _, url = server
     for _ in range(count):
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=BODY, timeout=60) as response:
             next(response.iter_lines())
     # another answer comes, though more clients have hung up than there are places
-    assert post(url, {"messages": chat("hello"), "max_tokens": 2}).status_code == 200
+    assert ask(url, "hello", max_tokens=2).status_code == 200
     assert settles(lambda: figure(url, "slmctl_requests_running") == 0), "a place is never freed"
-
-
-def test_clients_that_hang_up_free_their_places(server: tuple[Popen[str], str]) -> None:
-    hang_ups(server[1], 12)
-
-
-@pytest.mark.slow
-def test_100_clients_that_hang_up_free_their_places(server: tuple[Popen[str], str]) -> None:
-    hang_ups(server[1], 100)
 
 
 def test_sigterm_ends_every_stream_honestly(tiny_run: Path, endless: Path) -> None:
@@ -124,7 +115,7 @@ def test_slow_clients_do_not_stop_a_normal_one(server: tuple[Popen[str], str]) -
         half = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         sock.sendall(half[: 20 + k % 30] if k % 2 else half + b"Content-Length: 500\r\n\r\n{")
         slow.append(sock)
-    assert post(url, {"messages": chat("hello"), "max_tokens": 2}).status_code == 200
+    assert ask(url, "hello", max_tokens=2).status_code == 200
     said = []
     for sock in slow:  # each is ended with a word, after `receive_s`
         with sock, sock.makefile("rb") as stream:
@@ -136,18 +127,18 @@ def differ(url: str, count: int, length: int) -> int:
     """Answers that are other ones when eight are asked for at a time than when one is."""
     texts = [text for text, _ in tiny.rows(count, seed=9)]
 
-    def ask(text: str) -> str:
-        said = post(url, {"messages": chat(text), "max_tokens": length, "temperature": 0}).json()
+    def answer(text: str) -> str:
+        said = ask(url, text, max_tokens=length, temperature=0).json()
         return str(said["choices"][0]["message"]["content"])
 
-    alone = [ask(text) for text in texts]
+    alone = [answer(text) for text in texts]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(ask, texts))
+        together = list(pool.map(answer, texts))
     return sum(one != other for one, other in zip(alone, together, strict=True))
 
 
-def test_answers_at_temperature_0_do_not_depend_on_company(server: tuple[Popen[str], str]) -> None:
-    assert differ(server[1], 16, 12) == 0
+def test_answers_at_temperature_0_do_not_depend_on_company(server: tuple[Popen[str], str], desk_url: str) -> None:
+    assert differ(server[1], 16, 12) + differ(desk_url, 12, 12) == 0
 
 
 @pytest.mark.slow

@@ -13,10 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
-from support import endpoint, tiny
+from support import endpoint, here, tiny
 from support.endpoint import streams
 from support.serving import chat, gateway, settles
 
+from slmctl.config import CollectConfig
 from slmctl.production.collector import MOST_WORDS
 from slmctl.production.records import CollectedRow, Feedback, collected_files
 from slmctl.server import api_keys
@@ -75,18 +76,15 @@ class Desk:
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     folder = tmp_path_factory.mktemp("collecting")
     secret = api_keys.add(folder / "keys.json", "crm")
-    with gateway(folder, "--keys", str(folder / "keys.json"), EVERYTHING, task=CLASSIFY, manners=label) as server:
+    collect = CollectConfig(to=folder / "collected", kept=1.0)
+    with here.in_front(label, task=CLASSIFY, keys=folder / "keys.json", collect=collect) as server:
         yield Desk(server.url, secret, folder / "collected")
 
 
 def test_every_answer_is_written_down_as_the_client_got_it(desk: Desk) -> None:
     whole = desk.row(desk.ask("where is my kettle"))
-    assert (whole.text, whole.answer, whole.route, whole.reason) == (
-        "where is my kettle",
-        "delivery",
-        "local",
-        "no-policy",
-    )
+    said = (whole.text, whole.answer, whole.route, whole.reason)
+    assert said == ("where is my kettle", "delivery", "local", "no-policy")
     assert (whole.model, whole.uniform, whole.uniform_probability, whole.p_correct) == ("large", True, 1.0, None)
     assert desk.row(desk.ask("and as a stream", stream=True)).answer == "delivery"
     several = desk.ask("several answers", n=2)
@@ -191,13 +189,12 @@ def test_a_server_that_was_killed_goes_on_and_knows_its_answers(tmp_path: Path) 
     assert json.loads((folder / "feedback.jsonl").read_text())["ok"] is False
 
 
-def test_without_the_section_nothing_is_written_and_no_feedback_taken(tmp_path: Path) -> None:
-    with gateway(tmp_path, task=CLASSIFY, manners=label) as server:
-        plain = Desk(server.url, "none", tmp_path / "collected")
+def test_without_the_section_no_feedback_is_taken(tmp_path: Path) -> None:
+    with here.in_front(label, task=CLASSIFY) as server:
+        plain = Desk(server.url, "none", tmp_path)
         refused = plain.say(plain.ask("where is my kettle"), ok=True)
         assert (refused.status_code, refused.json()["error"]["message"]) == (
             404, "feedback is not taken here: serve.collect is not set",
         )  # fmt: skip
-        assert httpx.get(f"{server.url}/v1/task", timeout=60).json()["feedback"] is False
-        assert "slmctl_collect" not in httpx.get(f"{server.url}/metrics", timeout=60).text
-    assert [path.name for path in tmp_path.iterdir()] == ["task.json"]
+        assert server.get("/v1/task").json()["feedback"] is False
+        assert "slmctl_collect" not in server.get("/metrics").text

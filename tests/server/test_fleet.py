@@ -5,33 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
-import io
-import json
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 import pytest
+from support import here
 from support.fleets import KEPT, TASKS
-from support.serving import chat
+from support.kept_log import KeptLog
 
 from slmctl.config import ServeConfig
 from slmctl.errors import FullError, IntegrityError, UsageError
 from slmctl.inference.engine import Engine
 from slmctl.model_files import memory
 from slmctl.server.api_keys import Key
-from slmctl.server.app import application
-from slmctl.server.backends import Backend, LocalEngine
-from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.backends import Backend
 from slmctl.server.fleet import Fleet
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import ServedModel
 from slmctl.server.rate_limits import ANYBODY
-from slmctl.server.request_run import RequestFailedError
+from slmctl.server.request_errors import RequestError
 from slmctl.server.running_model import Release, RunningModel
 
 
@@ -63,14 +58,7 @@ def release(name: str, size: int = 10, *, digest: str = "", **more: Any) -> Rele
 
 
 def real(name: str, path: Path = KEPT, **more: Any) -> Release:
-    """A release of the tiny model."""
-    models = {name: ServedModel(name, TASKS[name])}
-
-    def load() -> RunningModel:
-        engine = Engine(path, sequences=2, context=256, threads=1, classifier=bool(TASKS[name].labels))
-        return RunningModel(LocalEngine(engine, name), models, close=engine.close)
-
-    return Release(name, name, models, 1000, load, **more)
+    return here.release(name, path, TASKS[name], **more)
 
 
 @dataclass
@@ -78,17 +66,14 @@ class Place:
     """A fleet in a loop of its own, and its log."""
 
     fleet: Fleet
-    lines: io.StringIO = field(default_factory=io.StringIO)
+    log: KeptLog = field(default_factory=KeptLog)
 
-    def __post_init__(self) -> None:
-        self.log = Log(self.lines)
-
-    def run(self, work: Callable[[], Awaitable[None]], metrics: Metrics | None = None) -> None:
+    def run(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do something with the fleet, and end it."""
 
         async def whole() -> None:
             self.fleet.load_pinned()
-            self.fleet.start(self.log, metrics or Metrics())
+            self.fleet.start(self.log, Metrics())
             try:
                 async with asyncio.timeout(60):
                     await work()
@@ -117,10 +102,6 @@ class Place:
 
     def figure(self, family: str) -> dict[str, float]:
         return {labels["model"]: value for labels, value in self.fleet.figures()[family] if "state" not in labels}
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        self.log.close()
-        return [line for line in map(json.loads, self.lines.getvalue().splitlines()) if line["event"] == name]
 
 
 def fleet(*releases: Release, budget: int | None = None, **more: Any) -> Place:
@@ -166,7 +147,7 @@ def test_the_least_recently_used_idle_model_ends_and_no_pinned_one() -> None:
         assert place.loaded() == ["pinned", "a", "b"]
 
     place.run(work)
-    assert [line["model"] for line in place.events("model_evicted")] == ["b", "c"]
+    assert [line["model"] for line in place.log.of("model_evicted")] == ["b", "c"]
 
 
 def test_a_model_that_is_never_idle_ends_after_its_last_answer_and_what_asks_for_it_waits() -> None:
@@ -205,7 +186,7 @@ def test_models_that_come_and_go_stay_within_the_budget_and_answer_everybody() -
 
     place.run(work)
     assert 20 <= most <= 30
-    assert place.events("model_has_no_room") == []
+    assert place.log.of("model_has_no_room") == []
 
 
 def test_a_model_that_no_other_one_could_make_room_for_is_refused_and_none_ends() -> None:
@@ -213,13 +194,13 @@ def test_a_model_that_no_other_one_could_make_room_for_is_refused_and_none_ends(
 
     async def work() -> None:
         await place.use("a")
-        with pytest.raises(RequestFailedError, match="there is no memory for model 'large' now") as refused:
+        with pytest.raises(RequestError, match="there is no memory for model 'large' now") as refused:
             await place.use("large")
         assert (refused.value.status, refused.value.code, refused.value.retry_after_s > 0) == (503, "no_room", True)
         assert place.loaded() == ["pinned", "a"]
 
     place.run(work)
-    assert [(line["model"], line["bytes"]) for line in place.events("model_has_no_room")] == [("large", 20)]
+    assert [(line["model"], line["bytes"]) for line in place.log.of("model_has_no_room")] == [("large", 20)]
 
 
 def test_what_an_engine_takes_with_its_first_answer_is_kept_for_it() -> None:
@@ -302,7 +283,7 @@ def test_a_model_that_cannot_be_loaded_says_so_at_once_until_it_is_tried_again(t
 
     async def work() -> None:
         for _ in range(3):
-            with pytest.raises(RequestFailedError, match="model 'moods' cannot be loaded") as failed:
+            with pytest.raises(RequestError, match="model 'moods' cannot be loaded") as failed:
                 await place.use("moods")
             assert (failed.value.status, failed.value.code) == (503, "model_failed")
         assert (loads, place.fleet.state("moods"), place.fleet.faults) == (1, "failed", ["moods"])
@@ -321,7 +302,7 @@ def test_a_machine_that_is_full_is_no_fault_of_the_release() -> None:
     place = fleet(dataclasses.replace(release("a"), load=load))
 
     async def work() -> None:
-        with pytest.raises(RequestFailedError) as refused:
+        with pytest.raises(RequestError) as refused:
             await place.use("a")
         assert (refused.value.code, place.fleet.state("a"), place.fleet.faults) == ("no_room", "on disk", [])
 
@@ -369,7 +350,7 @@ def test_a_tag_that_moves_is_followed_and_one_that_cannot_be_leaves_the_old_one(
         assert (place.fleet.running["a"] is served, place.fleet.faults) == (True, [])
 
     place.run(work)
-    assert [line["error"] for line in place.events("not_followed")] == ["the release is damaged"]
+    assert [line["error"] for line in place.log.of("not_followed")] == ["the release is damaged"]
 
 
 def test_a_release_that_has_no_room_beside_the_old_one_is_not_followed() -> None:
@@ -408,10 +389,10 @@ def test_a_project_with_a_first_release_takes_part_once_the_tags_are_read() -> N
 
     def discover(names: Collection[str]) -> dict[str, Callable[[], Release]]:
         known.append(names)
-        found = {"moods": lambda: release("moods"), "orders": damaged}
+        found = {"moods": lambda: release("moods"), "orders": damaged, "large": lambda: release("large", 90)}
         return {name: find for name, find in found.items() if name not in names}
 
-    place = fleet(release("tickets", pin=True), discover=discover)
+    place = fleet(release("tickets", pin=True), discover=discover, budget=90)
     assert place.fleet.follows
 
     async def work() -> None:
@@ -422,7 +403,7 @@ def test_a_project_with_a_first_release_takes_part_once_the_tags_are_read() -> N
         assert [set(names) for names in known] == [{"tickets"}, {"tickets", "moods"}]
 
     place.run(work)
-    assert [line["model"] for line in place.events("not_followed")] == ["orders", "orders"]
+    assert [line["model"] for line in place.log.of("not_followed")] == ["orders", "large"] * 2
 
 
 # Requests
@@ -434,43 +415,29 @@ def test_a_key_is_for_its_models_alone() -> None:
     assert (list(own.models(key)), list(own.models(ANYBODY))) == (["moods", "orders"], ["tickets", "moods", "orders"])
     assert [own.find(name, key)[0] for name in (None, "default", "orders")] == ["moods", "moods", "orders"]
     for name, status in (("tickets", 404), ("nobody", 404), (5, 400)):
-        with pytest.raises(BadRequestError, match=f"model '{name}' is not served here; served: moods, orders$") as no:
+        with pytest.raises(RequestError, match=f"model '{name}' is not served here; served: moods, orders$") as no:
             own.find(name, key)
         assert no.value.status == status
 
 
-@pytest.fixture
-def held() -> Iterator[int]:
-    """Bytes that an engine of the tiny model holds."""
+def test_over_http_a_model_without_room_is_refused_with_the_time_to_come_back() -> None:
     with Engine(KEPT, sequences=2, context=256, threads=1) as engine:
-        yield engine.held_bytes()
-
-
-def test_over_http_a_model_without_room_is_refused_with_the_time_to_come_back(held: int) -> None:
+        held = engine.held_bytes()
     large = dataclasses.replace(real("letters"), bytes=5 * held)
-    place = fleet(real("tickets"), real("moods"), large, budget=4 * held)
-    app = application(place.fleet, place.log)
-
-    async def work() -> None:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
-            ask = functools.partial(client.post, "/v1/chat/completions")
-            moods = await ask(json={"model": "moods", "messages": chat("hello"), "n": 2})
-            answers = {choice["message"]["content"] for choice in moods.json()["choices"]}
-            assert answers <= set(TASKS["moods"].labels)
-            refused = await ask(json={"model": "letters", "messages": chat("hello")})
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_room")
-            assert int(refused.headers["retry-after"]) >= 1
-            default = await ask(json={"messages": chat("hello")})
-            assert default.json()["slmctl"]["model"] == "tickets"
-            listed = (await client.get("/v1/models")).json()["data"]
-            assert {entry["id"]: entry["slmctl"]["state"] for entry in listed} == {
-                "tickets": "loaded", "moods": "loaded", "letters": "on disk"
-            }  # fmt: skip
-            page = (await client.get("/metrics")).text
-            assert 'slmctl_model_state{model="moods",state="loaded"} 1.0' in page
-            assert 'slmctl_model_loads_total{model="moods"} 1.0' in page
-            assert app.state.gateway.limits.running == 0
-            assert not any(running.users for running in place.fleet.running.values())
-
-    place.run(work, app.state.gateway.metrics)
+    settings = ServeConfig(sequences=2, context_length=256, max_tokens=16, memory=4 * held)
+    with here.served(real("tickets"), real("moods"), large, settings=settings) as server:
+        answers = {choice["message"]["content"] for choice in server.ask(model="moods", n=2).json()["choices"]}
+        assert answers <= set(TASKS["moods"].labels)
+        refused = server.ask(model="letters")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_room")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.ask().json()["slmctl"]["model"] == "tickets"
+        listed = server.get("/v1/models").json()["data"]
+        assert {entry["id"]: entry["slmctl"]["state"] for entry in listed} == {
+            "tickets": "loaded", "moods": "loaded", "letters": "on disk"
+        }  # fmt: skip
+        page = server.get("/metrics").text
+        for line in ('state{model="moods",state="loaded"} 1.0', 'loads_total{model="moods"} 1.0'):
+            assert f"slmctl_model_{line}" in page
+        assert server.gateway.limits.running == 0
+        assert not any(running.users for running in server.gateway.fleet.running.values())

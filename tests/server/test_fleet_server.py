@@ -5,7 +5,6 @@ from __future__ import annotations
 import runpy
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-from support import ROOT
+from support import ROOT, here
 from support.fleets import KEPT, TASKS, published
-from support.serving import begin, chat, end, settles
+from support.serving import ask, begin, end, settles
 
-from slmctl.cli import served_fleet
-from slmctl.cli.group import Options, read_settings
 from slmctl.config import ServeConfig
 from slmctl.errors import SlmctlError
 from slmctl.model_files import memory
@@ -48,20 +45,18 @@ serve:
 class Served:
     """A server of a fleet, with a key for everything and one for `orders` alone."""
 
-    folder: Path
-    child: subprocess.Popen[str]
-    url: str
+    server: here.Here
     whole: str
     limited: str
 
     def get(self, path: str, key: str = "") -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", headers=self._as(key), timeout=60)
+        return self.server.get(path, **self.shows(key))
 
     def ask(self, model: str = "", key: str = "", **more: Any) -> httpx.Response:
-        body = {"messages": chat("where is my parcel"), **({"model": model} if model else {}), **more}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=self._as(key), timeout=60)
+        named = {"model": model} if model else {}
+        return self.server.ask("where is my parcel", headers=self.shows(key), **named, **more)
 
-    def _as(self, key: str) -> dict[str, str]:
+    def shows(self, key: str = "") -> dict[str, str]:
         return {"authorization": f"Bearer {key or self.whole}"}
 
     def figure(self, line: str) -> float:
@@ -83,9 +78,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(desk: Path) -> Iterator[Served]:
     keys = desk / ServeConfig().keys
     whole, limited = api_keys.add(keys, "all"), api_keys.add(keys, "crm", models=["orders"])
-    child, url = begin(desk)
-    yield Served(desk, child, url, whole, limited)
-    end(child)
+    with here.opened(desk, f"serve.collect.to={desk / 'collected'}", f"serve.keys={keys}", keys=True) as server:
+        yield Served(server, whole, limited)
 
 
 def test_each_model_has_its_task_its_state_and_its_digest(served: Served) -> None:
@@ -130,68 +124,62 @@ def test_a_key_asks_its_models_alone(served: Served) -> None:
     assert served.get("/metrics", served.limited).status_code == 403
 
 
-def test_answers_of_every_model_are_collected_and_take_feedback(served: Served) -> None:
+def test_answers_of_every_model_are_collected_and_take_feedback(served: Served, desk: Path) -> None:
     answers = {name: served.ask(name, max_tokens=4) for name in ("tickets", "mail")}
     ids = {name: answer.headers["x-request-id"] for name, answer in answers.items()}
 
     def rows() -> dict[str, CollectedRow]:
-        files = collected_files([served.folder / "collected"])
+        files = collected_files([desk / "collected"])
         return {row.id: row for path in files for row in CollectedRow.read(path)}
 
     assert settles(lambda: set(ids.values()) <= rows().keys(), 100)
     assert {name: rows()[id].model for name, id in ids.items()} == {"tickets": "tickets", "mail": "mail"}
     word = {"request_id": ids["tickets"], "answer": "billing"}
-    said = httpx.post(f"{served.url}/v1/feedback", json=word, headers=served._as(""), timeout=60)
-    assert said.status_code == 200, said.text
-    hidden = httpx.post(f"{served.url}/v1/feedback", json=word, headers=served._as(served.limited), timeout=60)
-    assert hidden.status_code == 404
+    for key, status in ((served.whole, 200), (served.limited, 404)):
+        said = httpx.post(f"{served.server.url}/v1/feedback", json=word, headers=served.shows(key), timeout=60)
+        assert said.status_code == status, said.text
 
 
-def test_a_broken_release_leaves_the_old_one_and_is_named(served: Served) -> None:
-    registry = served.folder / "registry"
-    published(registry, "tickets", "2.0")
-    file = next((registry / "tickets" / "2.0").glob("*.gguf"))
+def test_a_broken_release_leaves_the_old_one_and_is_named(served: Served, desk: Path) -> None:
+    published(desk / "registry", "tickets", "2.0")
+    file = next((desk / "registry" / "tickets" / "2.0").glob("*.gguf"))
     whole = file.read_bytes()
     file.write_bytes(whole[:9000])
-    served.child.send_signal(signal.SIGHUP)
-    assert settles(lambda: served.get("/readyz").json() == {"ready": True, "failed": ["tickets"]}, 200)
+    served.server.follow()
+    assert served.get("/readyz").json() == {"ready": True, "failed": ["tickets"]}
     assert served.figure('slmctl_model_fault{model="tickets"}') == 1
     assert served.ask("tickets").json()["slmctl"]["version"] == "1.0"
     file.write_bytes(whole)
-    served.child.send_signal(signal.SIGHUP)
-    assert settles(lambda: served.ask("tickets").json()["slmctl"]["version"] == "2.0", 200)
+    served.server.follow()
+    assert served.ask("tickets").json()["slmctl"]["version"] == "2.0"
     assert served.get("/readyz").json() == {"ready": True}
 
 
 def test_a_registry_is_a_fleet_of_what_is_in_production(desk: Path, tmp_path: Path) -> None:
     shutil.copytree(desk / "registry", tmp_path / "registry")
     published(tmp_path / "registry", "moods", tag="candidate")
-    published(tmp_path / "registry", "which")
     child, url = begin(tmp_path, "dir:registry", "--set=serve.context_length=256", "--set=serve.sequences=2")
-    listed = {entry["id"]: entry["slmctl"]["state"] for entry in httpx.get(f"{url}/v1/models").json()["data"]}
-    assert listed == dict.fromkeys(("letters", "orders", "tickets", "which"), "on disk")
-    body = {"model": "tickets", "messages": chat("hello")}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+
+    def listed() -> dict[str, str]:
+        return {entry["id"]: entry["slmctl"]["state"] for entry in httpx.get(f"{url}/v1/models").json()["data"]}
+
+    assert listed() == dict.fromkeys(("letters", "orders", "tickets"), "on disk")
+    published(tmp_path / "registry", "which")
+    child.send_signal(signal.SIGHUP)
+    assert settles(lambda: "which" in listed(), 200)
+    answer = ask(url, "hello", model="tickets").json()
     assert answer["choices"][0]["message"]["content"] in TASKS["tickets"].labels
     choose = runpy.run_path(str(ROOT / "examples" / "choose_model.py"))["choose"]
     name, text = choose(f"{url}/v1", "which", "where is my parcel", sure=0)
     assert (name in TASKS["which"].labels, text in TASKS["tickets"].labels) == (True, name == "tickets")
-    assert "model_loaded" in {line["event"] for line in end(child)}
+    assert {"model_loaded", "followed"} <= {line["event"] for line in end(child)}
 
 
 @pytest.mark.parametrize(
     ("sets", "code", "message"),
     [
-        (
-            ["serve.memory=150MB"],
-            2,
-            r"the pinned model needs about 2\d\d\.. MB \(tickets\), and serve.memory is 150.0 MB",
-        ),
-        (
-            ["serve.memory=300MB"],
-            2,
-            r"'orders' needs about 2\d\d\.. MB beside the pinned tickets, and serve.memory is 300",
-        ),
+        (["serve.memory=150MB"], 2, r"the pinned model needs about 2\d\d\.. MB \(tickets\), and serve.memory is 150.0"),
+        (["serve.memory=300MB"], 2, r"'orders' needs about 2\d\d\.. MB beside the pinned tickets, and serve.memory"),
         (["serve.fleet.orders.release=dir:registry#orders@2.0"], 7, "holds no release 'orders@2.0'"),
         (["serve.fleet.orders.policy=true"], 7, "no policy below runs/ was fitted on base-7K-orders-v1.0-F16.gguf"),
         (["serve.fleet.orders.release=nowhere"], 7, "nowhere does not exist"),
@@ -200,11 +188,6 @@ def test_a_registry_is_a_fleet_of_what_is_in_production(desk: Path, tmp_path: Pa
     ],
 )
 def test_nothing_fails_late(desk: Path, sets: list[str], code: int, message: str) -> None:
-    options = Options()
-    options.directory, options.sets = desk, sets
-    with (
-        pytest.raises(SlmctlError, match=message) as refused,
-        served_fleet.opened(options, read_settings(options).serve, None, None, keys=False),
-    ):
+    with pytest.raises(SlmctlError, match=message) as refused, here.opened(desk, *sets):
         pass
     assert refused.value.code == code

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +15,13 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from support import tiny
+from support import here, tiny
 from support.endpoint import Turn, streams
 from support.forks import Forks
-from support.serving import ENDLESS, ROOM, ask, begin, chat, end, gateway, lines_of, post
+from support.serving import begin, chat, end, lines_of, post
 
-from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import ServeConfig
 from slmctl.server import api_keys
 from slmctl.task.contract import Task
 
@@ -84,14 +83,6 @@ def test_a_schema_of_the_client_is_kept_to(free_url: str) -> None:
         assert caught.value.param == "response_format"
 
 
-def test_what_a_task_leaves_out_of_account_is_said(desk_url: str) -> None:
-    body = {"messages": [{"role": "system", "content": "Say x."}, *chat("hello")], "temperature": 1}
-    assert post(desk_url, body).json()["slmctl"]["ignored"] == ["system", "temperature"]
-    refused = post(desk_url, {"messages": chat("hello"), "response_format": {"type": "json_object"}})
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "response_format"
-
-
 def test_a_page_of_another_origin_cannot_ask(free_url: str) -> None:
     port = free_url.rpartition(":")[2]
     body = {"messages": chat("hello"), "max_tokens": 1}
@@ -142,49 +133,40 @@ def test_keys_are_hashed_and_revoked_while_it_runs(
 
 def slow(body: dict[str, Any], before: int) -> Turn:
     """An engine that takes a while, so that requests meet."""
-    time.sleep(1.0)
+    time.sleep(0.5)
     return streams("hello")
 
 
-def test_over_the_queue_it_is_said_at_once(tmp_path: Path) -> None:
-    room = ("--set=serve.sequences=1", "--set=serve.max_waiting_requests=1")
-    with gateway(tmp_path, *room, manners=slow) as server, ThreadPoolExecutor(6) as pool:
-        said = list(pool.map(lambda k: ask(server.url, "hello", seed=k), range(6)))
+def test_over_the_queue_it_is_said_at_once() -> None:
+    room = {"sequences": 1, "max_waiting_requests": 1}
+    with here.in_front(slow, **room) as server, ThreadPoolExecutor(6) as pool:
+        said = list(pool.map(lambda k: server.ask("hello", seed=k), range(6)))
         busy = [one for one in said if one.status_code == 429]
-        assert busy
+        assert {one.status_code for one in said} == {200, 429}
         assert {one.json()["error"]["code"] for one in busy} == {"queue"}
         assert all(one.headers["retry-after"] for one in busy)
-        assert {one.status_code for one in said} == {200, 429}
-        figures = httpx.get(f"{server.url}/metrics").text
+        figures = server.get("/metrics").text
     assert f'slmctl_refused_total{{reason="queue"}} {len(busy):.1f}' in figures
     assert "slmctl_requests_running 0.0" in figures
 
 
-def test_an_answer_has_a_deadline(tiny_run: Path, endless: Path) -> None:
-    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.answer_timeout_s=0.001")
-    late = post(url, {"messages": chat("hello"), **ENDLESS})
+def test_an_answer_has_a_deadline() -> None:
+    with here.in_front(slow, answer_timeout_s=0.05) as server:
+        late = server.ask("hello")
     assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-    end(child)
 
 
-def test_another_engine_is_held_to_the_task(tiny_run: Path, free_url: str) -> None:
+def test_another_engine_is_held_to_the_task(artifacts: dict[str, Artifact], free_url: str) -> None:
     """The engine behind the gateway is a server of a bare file: it knows no labels, the gateway does."""
     name = httpx.get(f"{free_url}/v1/models").json()["data"][0]["id"]
-    release = tiny_run / "registry" / "tiny-desk" / "1.0"
-    child, url = begin(tiny_run, str(release), "--engine-url", f"{free_url}/v1", "--engine-model", name)
-    assert httpx.get(f"{url}/readyz", timeout=60).status_code == 200
-    for stream in (False, True):
-        with client(url) as ask:
-            model = ask.models.list().data[0].id
-            if stream:
-                chunks = list(ask.chat.completions.create(model=model, messages=chat("refund my card"), stream=True))
-                text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-            else:
-                said = ask.chat.completions.create(model=model, messages=chat("refund my card"))
-                text = said.choices[0].message.content or ""
-                assert 0 < said.model_extra["slmctl"]["confidence"] <= 1
-        assert text in tiny.WORDS
-    end(child)
+    task = Task.read(artifacts["published"].path)
+    with here.in_front(task=task, url=f"{free_url}/v1", model=name) as server, client(server.url) as ask:
+        assert server.get("/readyz").status_code == 200
+        said = ask.chat.completions.create(model="default", messages=chat("refund my card"))
+        assert said.choices[0].message.content in tiny.WORDS
+        assert 0 < said.model_extra["slmctl"]["confidence"] <= 1
+        chunks = list(ask.chat.completions.create(model="default", messages=chat("refund my card"), stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) in tiny.WORDS
 
 
 def test_a_schema_that_is_nested_too_deeply_is_refused(free_url: str) -> None:
@@ -229,67 +211,39 @@ def test_top_p_bounds_what_is_drawn_from(free_url: str) -> None:
     assert post(free_url, {"messages": chat("hello"), "top_p": 1.5}).json()["error"]["param"] == "top_p"
 
 
-def test_a_server_is_asked_by_its_own_address(tmp_path: Path) -> None:
-    with gateway(tmp_path, "--host", "127.0.0.2") as server:
-        assert server.url.startswith("http://127.0.0.2:")
-        body = {"messages": chat("hello"), "max_tokens": 1}
-        assert post(server.url, body).status_code == 200
-        assert post(server.url, body, host="evil.example").status_code == 403
+def test_a_server_is_asked_by_its_own_address() -> None:
+    with here.in_front(host="127.0.0.2") as server:
+        assert server.ask(headers={"host": "127.0.0.2:80"}).status_code == 200
+        assert server.ask(headers={"host": "evil.example"}).status_code == 403
 
 
-def test_a_prompt_has_a_ceiling_and_texts_are_logged_where_that_is_set(tiny_run: Path, bare_gguf: str) -> None:
-    limits = ("--set=serve.max_prompt_tokens=24", "--set=serve.log_texts=true")
-    child, url = begin(tiny_run, bare_gguf, *limits)
-    long = ask(url, "hello " * 40, max_tokens=1)
-    assert (long.status_code, long.json()["error"]["param"]) == (400, "messages")
-    assert "longer than the ceiling of 24" in long.json()["error"]["message"]
-    said = ask(url, "courier", max_tokens=3).json()["choices"][0]["message"]["content"]
-    (line,) = [line for line in end(child) if line.get("prompt") == "courier"]
-    assert line["answer"] == [said]
-
-
-def test_requests_at_the_same_time_are_limited_for_every_key(tmp_path: Path) -> None:
-    with gateway(tmp_path, "--set=serve.concurrency=1", manners=slow) as server, ThreadPoolExecutor(4) as pool:
-        both = list(pool.map(lambda _: ask(server.url, "hello", n=8), range(4)))
-    assert {one.status_code for one in both} == {200, 429}
-    assert {one.json()["error"]["code"] for one in both if one.status_code == 429} == {"concurrency"}
-
-
-def test_a_rate_of_the_server_holds_for_every_key(tmp_path: Path) -> None:
-    with gateway(tmp_path, "--set=serve.requests_per_minute=3") as server:
-        said = [post(server.url, {"messages": chat("hello"), "max_tokens": 1}) for _ in range(5)]
-    assert [one.status_code for one in said][:4] == [200, 200, 200, 429]
-    assert said[3].json()["error"]["code"] == "rate"
+def test_texts_are_logged_where_that_is_set() -> None:
+    with here.in_front(log_texts=True) as server:
+        server.ask("courier")
+    (line,) = [line for line in server.log.of("request") if line.get("prompt") == "courier"]
+    assert line["answer"] == ["hello"]
 
 
 def test_a_damaged_file_of_keys_lets_nobody_in_until_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     secret = api_keys.add(path, "crm")
-    with gateway(tmp_path, "--keys", str(path)) as server:
+    with here.in_front(keys=path) as server:
 
         def ask() -> tuple[int, int]:
-            body = {"messages": chat("hello"), "max_tokens": 1}
-            said = post(server.url, body, authorization=f"Bearer {secret}").status_code
-            return said, httpx.get(f"{server.url}/readyz", timeout=60).status_code
+            said = server.ask(headers={"authorization": f"Bearer {secret}"}).status_code
+            return said, server.get("/readyz").status_code
 
         assert ask() == (200, 200)
         raw = path.read_bytes()
         path.write_bytes(raw[:-9])
         assert ask() == (401, 503)
         path.write_bytes(raw)
-        server.child.send_signal(signal.SIGHUP)
         assert ask() == (200, 200)
         path.unlink()
         assert ask() == (401, 503)
-        server.child.send_signal(signal.SIGHUP)
-        assert ask() == (401, 503)
-        read = [line["fault"] for line in end(server.child) if line["event"] == "keys_read"]
-    assert read[0] is None and "there is no file of keys" in read[1]
 
 
-def test_an_extractors_answers_satisfy_its_schema(
-    endless: Path, tmp_path: Path, artifacts: dict[str, Artifact]
-) -> None:
+def test_an_extractors_answers_satisfy_its_schema(endless: Path, artifacts: dict[str, Artifact]) -> None:
     # the untrained base: what it says is held to the schema, and to nothing that it has learned
     schema = {
         "type": "object",
@@ -301,23 +255,16 @@ def test_an_extractors_answers_satisfy_its_schema(
         "additionalProperties": False,
     }
     trained = Task.read(artifacts["gguf"].path)
-    folder = tmp_path / "gguf"
-    with artifact.draft(folder) as place:
-        shutil.copy(endless, place / "extract-F16.gguf")
-        dataclasses.replace(trained, kind="extract", labels=(), schema=schema, system="Read it.").write(place)
-        artifact.seal(
-            place, folder, lambda files, digest: Manifest("gguf", "quantize/1", digest, "sha256:0", {}, {}, files)
-        )
-    child, url = begin(tmp_path, str(folder))
-    for text, _ in tiny.rows(5):
-        said = post(url, {"messages": chat(text)}).json()
-        (choice,) = said["choices"]
-        assert choice["finish_reason"] == "stop"
-        jsonschema.validate(json.loads(choice["message"]["content"]), schema)
-        assert said["slmctl"]["task"] == "extract"
-        assert 0 < said["slmctl"]["confidence"] <= 1
-    assert post(url, {"messages": chat("hello"), "max_tokens": 2}).json()["choices"][0]["finish_reason"] == "length"
-    end(child)
+    task = dataclasses.replace(trained, kind="extract", labels=(), schema=schema, system="Read it.")
+    with here.served(here.release("desk", endless, task, pin=True), settings=ServeConfig()) as server:
+        for text, _ in tiny.rows(5):
+            said = server.ask(text).json()
+            (choice,) = said["choices"]
+            assert choice["finish_reason"] == "stop"
+            jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+            assert said["slmctl"]["task"] == "extract"
+            assert 0 < said["slmctl"]["confidence"] <= 1
+        assert server.ask("hello", max_tokens=2).json()["choices"][0]["finish_reason"] == "length"
 
 
 def test_no_http_at_all_gets_an_error_in_the_same_form(free_url: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,16 +13,18 @@ from typing import Any
 
 import httpx
 import pytest
-from support import disguises, endpoint, tiny
+from support import endpoint, here, tiny
 from support.endpoint import Fake, fails, says
+from support.fleets import KEPT, TASKS
 from support.forks import Forks
-from support.serving import begin, end, figure, settles
+from support.serving import chat, settles
 
 from slmctl.artifacts import artifact
-from slmctl.inference.engine import Engine
+from slmctl.config import GeneralistConfig, ServeConfig
 from slmctl.inference.escalation_policy import Policy
-from slmctl.pipeline import model_lookup
 from slmctl.production.records import CollectedRow, collected_files
+from slmctl.server.generalist import Generalist
+from slmctl.server.routed import Escalation
 from slmctl.task.contract import Task
 
 KEY = "sk-" + "of-the-generalist"
@@ -89,7 +91,8 @@ def test_an_escalated_answer_is_collected_with_the_answers_of_both_models(hybrid
     assert (row.p_correct, row.local, row.probability) == (own["p_correct"], row.local_answer, 1.0)
     assert settles(lambda: json.dumps(id) in hybrid.decisions.read_text(), 100)
     (line,) = [line for line in hybrid.decisions.read_text().splitlines() if json.dumps(id) in line]
-    assert json.loads(line)["p_correct"] == row.p_correct
+    assert (json.loads(line)["p_correct"], json.loads(line)["reason"]) == (row.p_correct, "unsure")
+    assert "uncle" not in hybrid.decisions.read_text()
 
 
 def collected(hybrid: Hybrid) -> list[CollectedRow]:
@@ -97,46 +100,47 @@ def collected(hybrid: Hybrid) -> list[CollectedRow]:
     return [row for path in files for row in CollectedRow.read(path)]
 
 
-@pytest.fixture(scope="module")
-def writer(tiny_run: Path, endless: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hybrid]:
-    """The same of a bare file, which writes free text."""
-    folder = tmp_path_factory.mktemp("writer")
-    with Engine(endless, sequences=1, context=128, threads=1) as engine:
-        task, _, _ = model_lookup.task_in(artifact.foreign(endless, "gguf"), endless, engine)
-    gguf = artifact.sha256_file(endless).removeprefix("sha256:")
-    weights = dict.fromkeys(("mean", "least", "choices"), 0.0)
-    Policy(gguf, task.digest, "generate", "the same words", "", weights, 0.0, ((0.0, 0.5),), NEVER).write(folder)
-    with endpoint.serving(lambda body, before: says("from there")) as fake:
-        child, url = begin(
-            tiny_run, str(endless), "--policy", str(folder), "--generalist", fake.url, "--generalist-model", "large",
-            "--set=serve.decision_log=/dev/full",
-        )  # fmt: skip
-        yield Hybrid(child, url, fake, [], Path("/dev/full"))
-        end(child)
+def deciding(task: Task, url: str = "") -> contextlib.AbstractContextManager[here.Here]:
+    """A server in this process whose policy would escalate everything, to the general model at an address."""
+    names = ("odds", "allowed") if task.labels else ("mean", "least", "choices")
+    weights = dict.fromkeys(names, 0.0)
+    policy = Policy("f" * 64, task.digest, task.kind, "right", "", weights, 0.0, ((0.0, 0.5),), NEVER)
+    escalation = Escalation(Generalist(GeneralistConfig(url=url, model="large")) if url else None)
+    release = here.release("desk", KEPT, task, policy=policy, escalation=escalation, pin=True)
+    return here.served(release, settings=ServeConfig(context_length=256), escalation=escalation)
 
 
-def test_an_answer_of_the_clients_own_form_stays_here(writer: Hybrid) -> None:
+def test_an_answer_of_the_clients_own_form_stays_here() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}
-    for more in (
-        {"response_format": form},
-        {"structured_outputs": {"choice": ["yes", "no"]}},
-        {"response_format": form, "stream": True},
+    several: list[tuple[str, dict[str, Any]]] = [
+        ("chat/completions", {"messages": chat("is it"), "n": 2}), ("completions", {"prompt": ["is it", "or not"]}),
+    ]  # fmt: skip
+    with (
+        endpoint.serving(lambda body, before: says("from there")) as fake,
+        deciding(TASKS["letters"], fake.url) as server,
     ):
-        assert writer.ask("is it", **more).headers["x-slmctl-route"] == "local; reason=doubt"
-    assert writer.fake.bodies == []
-    said = writer.ask("is it", response_format={"type": "text"}, max_tokens=3)
-    assert (said.headers["x-slmctl-route"], said.status_code) == ("generalist; reason=unsure", 200)
-    assert set(writer.fake.bodies[-1]) == {"model", "messages", "max_tokens"}
+        for more in (
+            {"response_format": form}, {"structured_outputs": {"choice": ["yes", "no"]}},
+            {"response_format": form, "stream": True},
+        ):  # fmt: skip
+            assert server.ask("is it", **more).headers["x-slmctl-route"] == "local; reason=doubt"
+        assert fake.bodies == []
+        said = server.ask("is it", response_format={"type": "text"}, max_tokens=3)
+        assert (said.headers["x-slmctl-route"], said.status_code) == ("generalist; reason=unsure", 200)
+        assert set(fake.bodies[-1]) == {"model", "messages", "max_tokens"}
+        for path, body in several:  # one question gets one answer
+            refused = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
 
 
-def test_a_disk_that_is_full_costs_no_answer(writer: Hybrid) -> None:
-    assert [writer.ask("is it", max_tokens=3).status_code for _ in range(3)] == [200] * 3
-    assert figure(writer.url, "slmctl_decisions_dropped_total") >= 2
-
-
-def test_several_answers_to_one_question_are_refused(writer: Hybrid) -> None:
-    for said in (writer.ask("is it", n=2), writer.complete(["is it", "or not"])):
-        assert (said.status_code, said.json()["error"]["param"]) == (400, "n")
+def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do() -> None:
+    with deciding(TASKS["tickets"]) as server:
+        response = server.ask("where is it")
+        assert response.headers["x-slmctl-route"] == "local; reason=unsure"
+        # a decision is told where nothing else is, too
+        (decision,) = server.log.of("decision")
+        assert (decision["reason"], decision["request"]) == ("unsure", response.headers["x-request-id"])
+        assert 'slmctl_routed_total{reason="unsure",route="local"} 1.0' in server.get("/metrics").text
 
 
 def test_a_prompt_in_a_list_is_looked_at_and_sent(hybrid: Hybrid) -> None:
@@ -148,19 +152,6 @@ def test_a_prompt_in_a_list_is_looked_at_and_sent(hybrid: Hybrid) -> None:
     for prompt in ("where is my parcel", ["where is my parcel"]):
         assert hybrid.complete(prompt).headers["x-slmctl-route"] == "generalist; reason=unsure"
         assert hybrid.fake.questions[-1] == "where is my parcel"
-
-
-def test_no_mutation_of_a_sensitive_prompt_leaves_by_either_path(hybrid: Hybrid) -> None:
-    before = len(hybrid.fake.bodies)
-    for kind, text, value in disguises.prompts(6, seed=7):
-        for name, change in disguises.MUTATIONS.items():
-            asked = change(text, value)
-            body = {"messages": asked}
-            said = [httpx.post(f"{hybrid.url}/v1/chat/completions", json=body, timeout=60)]
-            said += [hybrid.complete([asked[0]["content"]])] if len(asked) == 1 else []
-            for one in said:
-                assert one.headers["x-slmctl-route"] == "local; reason=sensitive", (kind, name)
-    assert len(hybrid.fake.bodies) == before
 
 
 def test_an_escalated_answer_says_who_gave_it(hybrid: Hybrid) -> None:
@@ -226,13 +217,11 @@ def test_what_is_sensitive_is_answered_here(hybrid: Hybrid) -> None:
 
 def test_a_failure_is_answered_here_and_flagged(hybrid: Hybrid) -> None:
     hybrid.said.append(fails(500))
-    try:
-        response = hybrid.ask("where is my parcel")
-        assert response.headers["x-slmctl-route"] == "local; reason=generalist-error"
-        assert response.json()["choices"][0]["message"]["content"] in tiny.WORDS
-        assert "tiny-desk" in response.json()["slmctl"]["model"]
-    finally:
-        hybrid.said.pop()
+    response = hybrid.ask("where is my parcel")
+    hybrid.said.pop()
+    assert response.headers["x-slmctl-route"] == "local; reason=generalist-error"
+    assert response.json()["choices"][0]["message"]["content"] in tiny.WORDS
+    assert "tiny-desk" in response.json()["slmctl"]["model"]
     assert hybrid.ask("where is my parcel").json()["slmctl"]["model"] == "large"
 
 
@@ -245,15 +234,6 @@ def test_the_key_is_in_this_process_alone(hybrid: Hybrid) -> None:
     assert KEY not in hybrid.decisions.read_text(encoding="utf-8")
 
 
-def test_decisions_are_on_disk(hybrid: Hybrid) -> None:
-    said = hybrid.ask("peculiar words").headers["x-request-id"]
-    while said not in (text := hybrid.decisions.read_text(encoding="utf-8")):  # pytest's own limit ends one never told
-        pass
-    lines = [json.loads(line) for line in text.splitlines()]
-    assert (lines[-1]["reason"], lines[-1]["request"]) == ("unsure", said)
-    assert "peculiar" not in hybrid.decisions.read_text(encoding="utf-8")
-
-
 def test_metrics_count_both_routes(hybrid: Hybrid) -> None:
     hybrid.ask("where is my parcel")
     hybrid.ask("refund my card 4111 1111 1111 1111")
@@ -262,21 +242,6 @@ def test_metrics_count_both_routes(hybrid: Hybrid) -> None:
     assert counted['slmctl_routed_total{reason="unsure",route="generalist"}'] > 0
     assert counted['slmctl_routed_total{reason="sensitive",route="local"}'] > 0
     assert counted["slmctl_circuit_open"] == 0
-
-
-def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do(tiny_run: Path, tmp_path: Path) -> None:
-    policy = policy_of(tiny_run / "registry" / "tiny-desk" / "1.0", tmp_path, NEVER)
-    # a decision is told where nothing else is, too
-    child = tiny.start(tiny_run, "-q", "serve", "--port", "0", "--policy", str(policy))
-    assert child.stdout is not None
-    url = child.stdout.readline().strip()
-    body = {"messages": [{"role": "user", "content": "where is it"}]}
-    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
-    os.kill(child.pid, signal.SIGTERM)
-    _, stderr = child.communicate(timeout=60)
-    assert response.headers["x-slmctl-route"] == "local; reason=unsure"
-    (decision,) = [line for line in map(json.loads, stderr.splitlines()) if line["event"] == "decision"]
-    assert (decision["reason"], decision["request"]) == ("unsure", response.headers["x-request-id"])
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
+import dataclasses
 import json
+import math
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support import endpoint
-from support.endpoint import fails, says
+from support.endpoint import Fake, Turn, fails, says
+from support.kept_log import KeptLog
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Manifest
@@ -30,11 +32,10 @@ from slmctl.server import generalist as module
 from slmctl.server import routed, router
 from slmctl.server.generalist import Breaker, Generalist
 from slmctl.server.log import Log
-from slmctl.server.routed import Escalation, Routed
+from slmctl.server.openai_requests import CheckedRequest, ServedModel
+from slmctl.server.routed import Escalation, LocalAnswer, Routed
 from slmctl.server.router import Router, fitted_policy
 from slmctl.task.contract import Task
-
-pytest.importorskip("httpx")
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 LABELS = ("billing", "delivery", "oos")
@@ -50,24 +51,12 @@ OF_LABELS = Policy("f" * 64, CLASSIFY.digest, "classify", "the label wanted", "o
                    0.0, ((-2.0, 0.1), (4.0, 0.99)), 2.0)  # fmt: skip
 OF_TEXT = Policy("f" * 64, GENERATE.digest, "generate", "the same words", "",
                  {"mean": 1.0, "least": 0.0, "choices": 0.0}, 0.0, ((-2.0, 0.1), (0.0, 0.9)), -0.5)  # fmt: skip
-ASK = [{"role": "user", "content": "where is my kettle"}]
+POLICIES = {"classify": OF_LABELS, "generate": OF_TEXT, "extract": dataclasses.replace(OF_TEXT, kind="extract")}
+ASK = ({"role": "user", "content": "where is my kettle"},)
+TOLD = KeptLog()
 
 
-class Told(Log):
-    """A server's log that keeps what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__(io.StringIO())
-        self.lines: list[dict[str, Any]] = []
-
-    def line(self, fields: dict[str, Any]) -> None:
-        self.lines.append(fields)
-
-
-TOLD = Told()
-
-
-def event(text: str = "billing", sure: float = 0.6) -> dict[str, Any]:
+def event(text: str = "billing", sure: float = 0.6) -> Any:
     """The engine's last event, of a label."""
     return {
         "text": text, "finish": "stop", "prompt_tokens": 20, "completion_tokens": 3, "confidence": sure,
@@ -75,54 +64,79 @@ def event(text: str = "billing", sure: float = 0.6) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def written(text: str = "from here", mean: float = -1.0) -> dict[str, Any]:
+def written(text: str = "from here") -> Any:
     """The same, of a text."""
     return {"text": text, "finish": "stop", "prompt_tokens": 20, "completion_tokens": 3, "confidence": 0.2,
-            "logprobs": [mean] * 3}  # fmt: skip
+            "logprobs": [-1.0] * 3}  # fmt: skip
 
 
-def answers(given: dict[str, Any]) -> Callable[[], Awaitable[dict[str, Any]]]:
-    async def local() -> dict[str, Any]:
-        return given
+@pytest.fixture
+def said() -> list[Turn]:
+    """What the general model says in turn; the last one again and again."""
+    return [says("delivery")]
 
-    return local
+
+@pytest.fixture
+def fake(said: list[Turn]) -> Iterator[Fake]:
+    """The general model."""
+    with endpoint.serving(lambda body, before: said.pop(0) if len(said) > 1 else said[0]) as found:
+        yield found
+
+
+@dataclasses.dataclass
+class Held:
+    """A general model that answers when it may."""
+
+    fake: Fake
+    begun: threading.Event
+    may: threading.Event
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    begun, may = threading.Event(), threading.Event()
+
+    def wait(body: dict[str, Any], before: int) -> Turn:
+        begun.set()
+        may.wait(20)
+        return says("delivery")
+
+    with endpoint.serving(wait) as found:
+        yield Held(found, begun, may)
+        may.set()
 
 
 def routing(url: str = "", *, task: Task = CLASSIFY, **more: Any) -> Router:
     """A router that escalates below P(correct) = 0.7."""
     kept = {key: more.pop(key) for key in ("prices", "decisions") if key in more}
-    policy = OF_TEXT if task.kind == "generate" else OF_LABELS
-    if task.kind == "extract":
-        policy = OF_TEXT.__class__(**{**OF_TEXT.__dict__, "kind": "extract"})
     asked = Generalist(Settings(url=url, model="large", **{"timeout_s": 5, **more})) if url else None
-    return Router(policy, task, "small", Escalation(asked, **kept))
+    return Router(POLICIES[task.kind], task, "small", Escalation(asked, **kept))
 
 
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
-
-
-def one(
-    found: Router, given: dict[str, Any] | None = None, messages: Any = None, headers: Any = None,
-    *, request: str = "", **options: Any,
+async def route(
+    found: Router, given: Any = None, messages: Any = ASK, headers: Any = None, *, request: str = "",
+    ends_at: float = math.inf, **options: Any,
 ) -> Routed:  # fmt: skip
-    """Route one request."""
+    """Route one request; a local answer that is an exception is raised."""
 
+    async def local() -> LocalAnswer:
+        if isinstance(given, Exception):
+            raise given
+        return cast(LocalAnswer, given or event())
+
+    checked = CheckedRequest("chat", ServedModel("small", found.task), (), (), tuple(messages), options)
+    return await found.route(checked, headers or {}, local, ends_at=ends_at, request=request, log=TOLD)
+
+
+def one(found: Router, *args: Any, **named: Any) -> Routed:
     async def work() -> Routed:
         try:
-            return await found.route(
-                ASK if messages is None else messages,
-                options,
-                headers or {},
-                answers(given or event()),
-                request=request,
-                log=TOLD,
-            )
+            return await route(found, *args, **named)
         finally:
             await found.escalation.close()
             await asyncio.sleep(0)  # transports close in the next turn of the loop
 
-    return run(work())  # type: ignore[no-any-return]
+    return asyncio.run(work())
 
 
 def told(routed: Routed) -> tuple[str, str, str]:
@@ -132,21 +146,18 @@ def told(routed: Routed) -> tuple[str, str, str]:
 # Who answers
 
 
-def test_an_answer_that_is_sure_stays_and_one_that_is_not_goes() -> None:
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        assert told(one(routing(fake.url), event(sure=0.95))) == ("local", "confident", "billing")
-        assert fake.bodies == []
-        routed = one(routing(fake.url), event(sure=0.6))
-        assert told(routed) == ("generalist", "unsure", "delivery")
-        assert (routed.model, routed.route, routed.reason) == ("large", "generalist", "unsure")
-        assert (routed.prompt_tokens, routed.completion_tokens) == (11, 3)
-        assert routed.local["text"] == "billing"
-    assert routed.p_correct is not None and 0.1 < routed.p_correct < 0.7
+def test_an_answer_that_is_sure_stays_and_one_that_is_not_goes(fake: Fake) -> None:
+    assert told(one(routing(fake.url), event(sure=0.95))) == ("local", "confident", "billing")
+    assert fake.bodies == []
+    found = one(routing(fake.url), event(sure=0.6))
+    assert (*told(found), found.model) == ("generalist", "unsure", "delivery", "large")
+    assert (found.prompt_tokens, found.completion_tokens, found.local["text"]) == (11, 3, "billing")
+    assert found.p_correct is not None and 0.1 < found.p_correct < 0.7
 
 
-def test_what_the_model_calls_out_of_scope_goes_however_sure_it_is() -> None:
-    with endpoint.serving(lambda body, before: says("oos")) as fake:
-        assert told(one(routing(fake.url), event("oos", 0.999))) == ("generalist", "out-of-scope", "oos")
+def test_what_the_model_calls_out_of_scope_goes_however_sure_it_is(fake: Fake, said: list[Turn]) -> None:
+    said[:] = [says("oos")]
+    assert told(one(routing(fake.url), event("oos", 0.999))) == ("generalist", "out-of-scope", "oos")
 
 
 def test_without_a_general_model_it_is_only_told() -> None:
@@ -155,76 +166,66 @@ def test_without_a_general_model_it_is_only_told() -> None:
 
 
 @pytest.mark.parametrize("missing", ["confidence", "logprobs", "raw_logprobs"])
-def test_an_answer_that_does_not_say_how_sure_it_is_stays(missing: str) -> None:
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        for value in (None, "high", [float("nan")]):
-            given = event(sure=0.6) | {missing: value}
-            assert told(one(routing(fake.url), given)) == ("local", "doubt", "billing")
-        assert fake.bodies == []
+def test_an_answer_that_does_not_say_how_sure_it_is_stays(fake: Fake, missing: str) -> None:
+    for value in (None, "high", [math.nan]):
+        assert told(one(routing(fake.url), event(sure=0.6) | {missing: value})) == ("local", "doubt", "billing")
+    assert fake.bodies == []
 
 
-def test_the_local_models_failure_is_the_callers() -> None:
-    async def fail() -> dict[str, Any]:
-        raise UsageError("the engine died")
-
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        with pytest.raises(UsageError):
-            run(routing(fake.url).route(ASK, {}, {}, fail))
-        assert fake.bodies == []
+def test_the_local_models_failure_is_the_callers(fake: Fake) -> None:
+    with pytest.raises(UsageError):
+        one(routing(fake.url), UsageError("the engine died"))
+    assert fake.bodies == []
 
 
 # The veto
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1", "yes", "", "maybe", "no, true"])
-def test_the_callers_header_keeps_it_here(value: str) -> None:
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        for name in ("x-slmctl-sensitive", "X-Slmctl-Sensitive"):
-            assert told(one(routing(fake.url), headers={name: value})) == ("local", "sensitive", "billing")
-        assert fake.bodies == []
-        assert one(routing(fake.url), headers={"x-slmctl-sensitive": "false"}).route == "generalist"
+def test_the_callers_header_keeps_it_here(fake: Fake, value: str) -> None:
+    for name in ("x-slmctl-sensitive", "X-Slmctl-Sensitive"):
+        assert told(one(routing(fake.url), headers={name: value})) == ("local", "sensitive", "billing")
+    assert fake.bodies == []
+    assert one(routing(fake.url), headers={"x-slmctl-sensitive": "false"}).route == "generalist"
 
 
 def test_the_veto_comes_before_the_local_model_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    monkeypatch.setattr(
-        conversation_veto,
-        "clear",
-        lambda *args, **named: order.append("veto") or conversation_veto.Cleared(reason="sensitive"),
-    )
+    looked: list[str] = []
 
-    async def local() -> dict[str, Any]:
-        order.append("local")
-        return event()
+    def clear(*args: Any, **named: Any) -> conversation_veto.Cleared:
+        looked.append("veto")
+        return conversation_veto.Cleared(reason="sensitive")
 
-    run(routing().route(ASK, {}, {}, local))
-    assert order == ["veto", "local"]
+    monkeypatch.setattr(conversation_veto, "clear", clear)
+    with pytest.raises(UsageError):
+        one(routing(), UsageError("the local model is asked"))
+    assert looked == ["veto"]
 
 
 @pytest.mark.parametrize("error", [ValueError, RecursionError, MemoryError, KeyError, ModuleNotFoundError, SystemError])
-def test_a_detector_that_fails_keeps_it_here(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_that_fails_keeps_it_here(
+    fake: Fake, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: Any, **named: Any) -> Any:
         raise error("a bug")
 
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = routing(fake.url)
-        monkeypatch.setattr(conversation_veto.search_process, "find", fail)
-        assert told(one(found)) == ("local", "doubt", "billing")
-        assert fake.bodies == []
+    found = routing(fake.url)
+    monkeypatch.setattr(conversation_veto.search_process, "find", fail)
+    assert told(one(found)) == ("local", "doubt", "billing")
+    assert fake.bodies == []
 
 
-def test_a_detector_that_hangs_keeps_it_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_that_hangs_keeps_it_here(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     monkeypatch.setattr(router, "LOOK_S", 0.05)
     monkeypatch.setattr(router, "CUT_S", 0.01)
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = routing(fake.url)
-        monkeypatch.setattr(
-            conversation_veto, "clear", lambda *args, **named: go_on.wait(20) and conversation_veto.Cleared(ASK)
-        )
-        threading.Timer(0.5, go_on.set).start()
-        assert told(one(found)) == ("local", "doubt", "billing")
-        assert fake.bodies == []
+    found = routing(fake.url)
+    monkeypatch.setattr(
+        conversation_veto, "clear", lambda *args, **named: go_on.wait(20) and conversation_veto.Cleared(list(ASK))
+    )
+    threading.Timer(0.5, go_on.set).start()
+    assert told(one(found)) == ("local", "doubt", "billing")
+    assert fake.bodies == []
 
 
 @pytest.mark.parametrize(
@@ -235,16 +236,15 @@ def test_a_detector_that_hangs_keeps_it_here(monkeypatch: pytest.MonkeyPatch) ->
         [{"role": "user"}], [{"role": ["user"], "content": "x"}],
     ],
 )  # fmt: skip
-def test_what_cannot_be_looked_at_stays(messages: Any) -> None:
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        assert told(one(routing(fake.url), messages=messages)) == ("local", "doubt", "billing")
-        assert fake.bodies == []
+def test_what_cannot_be_looked_at_stays(fake: Fake, messages: Any) -> None:
+    assert told(one(routing(fake.url), messages=messages)) == ("local", "doubt", "billing")
+    assert fake.bodies == []
 
 
 # What leaves
 
 
-def test_only_listed_fields_leave() -> None:
+def test_only_listed_fields_leave(fake: Fake) -> None:
     messages = [
         {"role": "system", "content": "Be a pirate."},
         {"role": "user", "content": "hello", "name": "Jane", "cache": {"id": 7}},
@@ -256,59 +256,49 @@ def test_only_listed_fields_leave() -> None:
         "stream": True, "logit_bias": {}, "max_tokens": 40, "temperature": 0.5, "top_p": 0.9, "tools": [1],
     }  # fmt: skip
     headers = {"authorization": "Bearer mine", "cookie": "a=b", "x-request-id": "id-1", "x-forwarded-for": "10.0.0.1"}
-    with endpoint.serving(lambda body, before: says("from there")) as fake:
-        assert one(routing(fake.url, task=GENERATE), written(), messages, headers, **options).route == "generalist"
-        (body,), (sent,) = fake.bodies, fake.headers
+    assert one(routing(fake.url, task=GENERATE), written(), messages, headers, **options).route == "generalist"
+    (body,), (sent,) = fake.bodies, fake.headers
     plain = [{"role": m["role"], "content": m["content"]} for m in messages]
     assert body == {"model": "large", "messages": plain, "max_tokens": 40, "temperature": 0.5, "top_p": 0.9}
     assert set(sent) <= {
-        "host",
-        "accept",
-        "accept-encoding",
-        "connection",
-        "user-agent",
-        "content-type",
-        "content-length",
-    }
+        "host", "accept", "accept-encoding", "connection", "user-agent", "content-type", "content-length",
+    }  # fmt: skip
 
 
-def test_the_general_model_is_told_the_task() -> None:
-    with endpoint.serving(lambda body, before: says("The label is: DELIVERY.")) as fake:
-        routed = one(routing(fake.url), messages=[{"role": "system", "content": "Be a pirate."}, *ASK], max_tokens=1)
-        assert routed.text == "delivery"
-        system, *rest = fake.bodies[0]["messages"]
-        assert "billing, delivery, oos" in system["content"] and "pirate" not in json.dumps(fake.bodies)
-        assert rest == ASK
-        assert fake.bodies[0]["max_tokens"] > 1  # a label of another vocabulary needs its room
+def test_the_general_model_is_told_the_task(fake: Fake, said: list[Turn]) -> None:
+    said[:] = [says("The label is: DELIVERY.")]
+    pirate = {"role": "system", "content": "Be a pirate."}
+    assert one(routing(fake.url), messages=[pirate, *ASK], max_tokens=1).text == "delivery"
+    system, *rest = fake.bodies[0]["messages"]
+    assert "billing, delivery, oos" in system["content"] and "pirate" not in json.dumps(fake.bodies)
+    assert rest == [*ASK]
+    assert fake.bodies[0]["max_tokens"] > 1  # a label of another vocabulary needs its room
 
 
-def test_an_object_is_held_to_the_schema() -> None:
+def test_an_object_is_held_to_the_schema(fake: Fake, said: list[Turn]) -> None:
     texts = ['```json\n{"who": "me"}\n```', '{"who": 7}', '{"who": "me", "more": 1}', "I cannot"]
-    with endpoint.serving(lambda body, before: says(texts[before])) as fake:
-        found = routing(fake.url, task=EXTRACT)
-        told_of = [told(one(found, written('{"who": "you"}'))) for _ in texts]
-    assert told_of[0] == ("generalist", "unsure", '{"who": "me"}')
-    assert told_of[1:] == [("local", "generalist-garbage", '{"who": "you"}')] * 3
+    said[:] = map(says, texts)
+    first, *rest = [told(one(routing(fake.url, task=EXTRACT), written('{"who": "you"}'))) for _ in texts]
+    assert first == ("generalist", "unsure", '{"who": "me"}')
+    assert rest == [("local", "generalist-garbage", '{"who": "you"}')] * 3
 
 
-def test_stop_texts_are_kept_though_they_are_not_sent() -> None:
-    with endpoint.serving(lambda body, before: says("one two three four")) as fake:
-        found = routing(fake.url, task=GENERATE)
-        assert one(found, written(), stop=["three", "two"]).text == "one "
-        assert one(found, written(), stop="four").text == "one two three "
-        assert one(found, written(), stop=None).text == "one two three four"
+def test_stop_texts_are_kept_though_they_are_not_sent(fake: Fake, said: list[Turn]) -> None:
+    said[:] = [says("one two three four")]
+    found = routing(fake.url, task=GENERATE)
+    assert one(found, written(), stop=["three", "two"]).text == "one "
+    assert one(found, written(), stop="four").text == "one two three "
+    assert one(found, written()).text == "one two three four"
 
 
-def test_the_key_is_sent_there_and_stands_nowhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_key_is_sent_there_and_stands_nowhere_else(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "sk-" + "very-secret-1"
     monkeypatch.setenv("THE_KEY", key)
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = routing(fake.url, key_env="THE_KEY")
-        routed = one(found)
-        assert fake.headers[0]["authorization"] == f"Bearer {key}"
-    assert key not in repr(routed) + json.dumps(TOLD.lines) + json.dumps(found.escalation.figures()) + repr(
-        found.generalist
-    )
+    found = routing(fake.url, key_env="THE_KEY")
+    routed = one(found)
+    assert fake.headers[0]["authorization"] == f"Bearer {key}"
+    shown = repr(routed) + json.dumps(TOLD.lines) + json.dumps(found.escalation.figures()) + repr(found.generalist)
+    assert key not in shown
     monkeypatch.delenv("THE_KEY")
     with pytest.raises(UsageError, match="THE_KEY is not set"):
         routing("http://127.0.0.1:9/v1", key_env="THE_KEY")
@@ -317,26 +307,24 @@ def test_the_key_is_sent_there_and_stands_nowhere_else(monkeypatch: pytest.Monke
         routing("http://127.0.0.1:9/v1", key_env="THE_KEY")
 
 
-def test_a_redirect_is_not_followed() -> None:
-    with endpoint.serving(lambda body, before: says("delivery")) as other:
-        for status in (301, 302, 303, 307, 308):
-            to = {"location": other.url + "/chat/completions"}
-            with endpoint.serving(lambda body, before, status=status, to=to: (status, to, b"")) as fake:
-                assert told(one(routing(fake.url))) == ("local", "generalist-error", "billing")
-                assert len(fake.bodies) == 1
-        assert other.bodies == []
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(fake: Fake, status: int) -> None:
+    to = {"location": fake.url + "/chat/completions"}
+    with endpoint.serving(lambda body, before: (status, to, b"")) as moved:
+        assert told(one(routing(moved.url))) == ("local", "generalist-error", "billing")
+        assert (len(moved.bodies), fake.bodies) == (1, [])
 
 
-def test_a_proxy_of_the_environment_is_not_used_and_one_of_the_config_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        endpoint.serving(lambda body, before: says("delivery")) as proxy,
-        endpoint.serving(lambda body, before: says("oos")) as fake,
-    ):
+def test_a_proxy_of_the_environment_is_not_used_and_one_of_the_config_is(
+    fake: Fake, said: list[Turn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said[:] = [says("oos")]
+    with endpoint.serving(lambda body, before: says("delivery")) as proxy:
         there = proxy.url.removesuffix("/v1")
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, there)
-        monkeypatch.delenv("no_proxy", raising=False)
-        monkeypatch.delenv("NO_PROXY", raising=False)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
         assert one(routing(fake.url)).text == "oos"
         assert proxy.bodies == []
         found = routing("http://general.example/v1", proxy=there)
@@ -346,8 +334,7 @@ def test_a_proxy_of_the_environment_is_not_used_and_one_of_the_config_is(monkeyp
 
 
 def test_the_guard_opens_for_that_host_alone() -> None:
-    found = routing("http://general.example/v1")
-    with found.escalation.open():
+    with routing("http://general.example/v1").escalation.open():
         assert guard._only == {"general.example"}
         assert not guard._may("other.example")
     assert guard._only is None and not guard._open_for
@@ -356,7 +343,7 @@ def test_the_guard_opens_for_that_host_alone() -> None:
 # The general model fails: the local answer, flagged
 
 GOOD = says("delivery")[2]
-CASES: dict[str, tuple[endpoint.Turn, str]] = {
+CASES: dict[str, tuple[Turn, str]] = {
     "429": (fails(429), "generalist-busy"),
     "500": (fails(500), "generalist-error"),
     "503": (fails(503), "generalist-error"),
@@ -386,66 +373,46 @@ CASES: dict[str, tuple[endpoint.Turn, str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_failure_ends_with_the_local_answer(name: str) -> None:
-    turn, reason = CASES[name]
-    with endpoint.serving(lambda body, before: turn) as fake:
-        routed = one(routing(fake.url))
-        assert len(fake.bodies) == 1
-    assert told(routed) == ("local", reason, "billing")
-    assert routed.model == "small"
+def test_a_failure_ends_with_the_local_answer(fake: Fake, said: list[Turn], name: str) -> None:
+    said[:], reason = [CASES[name][0]], CASES[name][1]
+    routed = one(routing(fake.url))
+    assert (told(routed), routed.model) == (("local", reason, "billing"), "small")
+    assert len(fake.bodies) == 1
     assert (TOLD.lines[-1]["event"], TOLD.lines[-1]["reason"]) == ("decision", reason)
 
 
 def test_nobody_there() -> None:
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        url = fake.url
-    assert told(one(routing(url))) == ("local", "generalist-down", "billing")
+    assert told(one(routing("http://127.0.0.1:9/v1"))) == ("local", "generalist-down", "billing")
 
 
-def test_a_slow_one_is_left_after_its_time() -> None:
-    go_on = threading.Event()
-
-    def wait(body: dict[str, Any], before: int) -> endpoint.Turn:
-        go_on.wait(20)
-        return says("delivery")
-
-    with endpoint.serving(wait) as fake:
-        routed = one(routing(fake.url, timeout_s=0.2))
-        go_on.set()
-    assert told(routed) == ("local", "generalist-slow", "billing")
+def test_a_slow_one_is_left_after_its_time(held: Held) -> None:
+    assert told(one(routing(held.fake.url, timeout_s=0.2))) == ("local", "generalist-slow", "billing")
 
 
-def test_the_callers_own_deadline_is_kept() -> None:
-    go_on = threading.Event()
+def test_the_callers_own_deadline_is_kept(held: Held) -> None:
+    found = routing(held.fake.url, timeout_s=600)
 
-    def wait(body: dict[str, Any], before: int) -> endpoint.Turn:
-        go_on.wait(20)
-        return says("delivery")
-
-    async def work(found: Router) -> Routed:
+    async def work() -> list[Routed]:
         ends_at = asyncio.get_running_loop().time() + router.CUT_S + 0.2
-        routed = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at)
-        for _ in range(module.FAILURES + 1):  # which say nothing of the general model
-            late = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at - 9)
+        # the later ones say nothing of the general model
+        late = [await route(found, ends_at=ends_at - (9 if k else 0)) for k in range(module.FAILURES + 2)]
         await found.escalation.close()
         await asyncio.sleep(0)
-        assert told(late) == told(routed)
-        return routed
+        return late
 
-    with endpoint.serving(wait) as fake:
-        assert told(run(work(routing(fake.url, timeout_s=600)))) == ("local", "generalist-slow", "billing")
-        go_on.set()
+    assert {told(routed) for routed in asyncio.run(work())} == {("local", "generalist-slow", "billing")}
 
 
-def test_a_form_of_the_callers_own_is_answered_here() -> None:
-    with endpoint.serving(lambda body, before: says("from there")) as fake:
-        found = routing(fake.url, task=GENERATE)
-        for form in ({"type": "json_schema", "json_schema": {}}, {"type": "json_object"}, "x"):
-            assert told(one(found, written(), response_format=form)) == ("local", "doubt", "from here")
-        assert fake.bodies == []
-        assert told(one(found, written(), structured_outputs={"choice": ["a"]})) == ("local", "doubt", "from here")
-        assert fake.bodies == []
-        assert one(found, written(), response_format={"type": "text"}).route == "generalist"
+def test_a_form_of_the_callers_own_is_answered_here(fake: Fake, said: list[Turn]) -> None:
+    said[:] = [says("from there")]
+    found = routing(fake.url, task=GENERATE)
+    for option, form in (
+        ("response_format", {"type": "json_schema", "json_schema": {}}), ("response_format", {"type": "json_object"}),
+        ("response_format", "x"), ("structured_outputs", {"choice": ["a"]}),
+    ):  # fmt: skip
+        assert told(one(found, written(), **{option: form})) == ("local", "doubt", "from here")
+    assert fake.bodies == []
+    assert one(found, written(), response_format={"type": "text"}).route == "generalist"
 
 
 def test_one_that_drips_is_left_after_its_time() -> None:
@@ -468,49 +435,32 @@ def test_one_that_drips_is_left_after_its_time() -> None:
     assert told(routed) == ("local", "generalist-slow", "billing")
 
 
-def test_what_nobody_thought_of_ends_with_the_local_answer_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = routing(fake.url)
-        monkeypatch.setattr(openai_client, "read_reply", lambda *args: 1 / 0)
-        assert told(one(found)) == ("local", "generalist-down", "billing")
+def test_what_nobody_thought_of_ends_with_the_local_answer_too(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = routing(fake.url)
+    monkeypatch.setattr(openai_client, "read_reply", lambda *args: 1 / 0)
+    assert told(one(found)) == ("local", "generalist-down", "billing")
     assert TOLD.lines[-1]["fault"] == "ZeroDivisionError"
 
 
-def test_an_option_that_is_called_otherwise_is_asked_again() -> None:
-    def choosy(body: dict[str, Any], before: int) -> endpoint.Turn:
-        if "max_tokens" in body:
-            return fails(400, "use 'max_completion_tokens' instead")
-        return says("delivery")
-
-    with endpoint.serving(choosy) as fake:
-        found = routing(fake.url)
-        assert [one(found).route for _ in range(2)] == ["generalist"] * 2
-        assert len(fake.bodies) == 3
+def test_an_option_that_is_called_otherwise_is_asked_again(fake: Fake, said: list[Turn]) -> None:
+    said.insert(0, fails(400, "use 'max_completion_tokens' instead"))
+    found = routing(fake.url)
+    assert [one(found).route for _ in range(2)] == ["generalist"] * 2
+    assert ["max_tokens" in body for body in fake.bodies] == [True, False, False]
 
 
-def test_a_client_that_hangs_up_takes_its_question_along() -> None:
-    begun, go_on = threading.Event(), threading.Event()
+def test_a_client_that_hangs_up_takes_its_question_along(held: Held) -> None:
+    found = routing(held.fake.url)
 
-    def wait(body: dict[str, Any], before: int) -> endpoint.Turn:
-        begun.set()
-        go_on.wait(20)
-        return says("delivery")
-
-    async def work(found: Router) -> None:
-        task = asyncio.ensure_future(found.route(ASK, {}, {}, answers(event())))
-        while not begun.is_set():
-            await asyncio.sleep(0.01)
+    async def work() -> None:
+        task = asyncio.ensure_future(route(found))
+        await asyncio.to_thread(held.begun.wait, 20)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         await found.escalation.close()
 
-    with endpoint.serving(wait) as fake:
-        found = routing(fake.url)
-        run(work(found))
-        go_on.set()
+    asyncio.run(work())
     assert found.escalation.figures()["slmctl_routed"][0][1] == 0
 
 
@@ -525,8 +475,7 @@ class Clock:
 
 
 def test_the_breaker_opens_tries_one_and_closes() -> None:
-    clock = Clock()
-    breaker = Breaker(clock)
+    breaker = Breaker(clock := Clock())
     for _ in range(module.FAILURES):
         assert breaker.admits()
         breaker.failed()
@@ -547,8 +496,7 @@ def test_the_breaker_opens_tries_one_and_closes() -> None:
 
 
 def test_the_breaker_waits_as_long_as_it_is_asked_to() -> None:
-    clock = Clock()
-    breaker = Breaker(clock)
+    breaker = Breaker(clock := Clock())
     assert breaker.admits()
     breaker.failed(30)
     clock.now = 29
@@ -560,33 +508,25 @@ def test_the_breaker_waits_as_long_as_it_is_asked_to() -> None:
     assert breaker.admits()
 
 
-def test_nobody_waits_for_a_model_that_keeps_failing() -> None:
-    with endpoint.serving(lambda body, before: fails(500)) as fake:
-        found = routing(fake.url)
-        reasons = [one(found).reason for _ in range(module.FAILURES + 3)]
-        assert reasons == ["generalist-error"] * module.FAILURES + ["circuit-open"] * 3
-        assert len(fake.bodies) == module.FAILURES
-    assert found.escalation.figures()["slmctl_circuit_open"] == [({}, 1.0)]
-
-
-def test_a_request_at_fault_does_not_open_it() -> None:
-    with endpoint.serving(lambda body, before: fails(400)) as fake:
-        found = routing(fake.url)
-        assert {one(found).reason for _ in range(module.FAILURES + 3)} == {"generalist-error"}
-        assert len(fake.bodies) == module.FAILURES + 3
+@pytest.mark.parametrize(("status", "left"), [(500, 3), (400, 0)])  # which is the request's own fault
+def test_nobody_waits_for_a_model_that_keeps_failing(fake: Fake, said: list[Turn], status: int, left: int) -> None:
+    said[:], found = [fails(status)], routing(fake.url)
+    reasons = [one(found).reason for _ in range(module.FAILURES + 3)]
+    assert reasons == ["generalist-error"] * (module.FAILURES + 3 - left) + ["circuit-open"] * left
+    assert len(fake.bodies) == module.FAILURES + 3 - left
+    assert found.escalation.figures()["slmctl_circuit_open"] == [({}, float(left > 0))]
 
 
 # What is told
 
 
-def test_decisions_are_written_without_content(tmp_path: Path) -> None:
+def test_decisions_are_written_without_content(fake: Fake, tmp_path: Path) -> None:
     path = tmp_path / "log" / "decisions.jsonl"
     asked = [{"role": "user", "content": "xylophone quarrel"}]
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = routing(fake.url, decisions=path)
-        with found.escalation.open():
-            one(found, event(sure=0.6), asked, request="xylophone")
-            one(found, event(sure=0.99), asked, request="req-0123456789abcdef")
+    found = routing(fake.url, decisions=path)
+    with found.escalation.open():
+        one(found, event(sure=0.6), asked, request="xylophone")
+        one(found, event(sure=0.99), asked, request="req-0123456789abcdef")
     text = path.read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     assert [(line["route"], line["reason"]) for line in lines] == [("generalist", "unsure"), ("local", "confident")]
@@ -636,12 +576,11 @@ def test_a_policy_whose_artifact_was_changed_is_refused(tmp_path: Path) -> None:
     assert fitted_policy(copied, "f" * 64, CLASSIFY).threshold == 0
 
 
-def test_figures_count_both_routes_and_the_savings() -> None:
+def test_figures_count_both_routes_and_the_savings(fake: Fake) -> None:
     prices = Prices(machine_per_hour=1e-9, api_per_million_input_tokens=1e6, api_per_million_output_tokens=2e6)
-    with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = routing(fake.url, prices=prices)
-        for sure in (0.99, 0.99, 0.6):
-            one(found, event(sure=sure))
+    found = routing(fake.url, prices=prices)
+    for sure in (0.99, 0.99, 0.6):
+        one(found, event(sure=sure))
     figures = found.escalation.figures()
     assert figures.keys() <= routed.FAMILIES.keys()
     counted = {tuple(labels.values()): value for labels, value in figures["slmctl_routed"] if value}

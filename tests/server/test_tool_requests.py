@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slmctl.server import responses_requests, tool_requests
-from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
 from slmctl.task.tool_calls import NO_CALL
 
@@ -83,7 +83,7 @@ def deep(levels: int) -> dict[str, Any]:
     ],
 )
 def test_a_tool_that_cannot_be_offered_is_refused(tools: Any, said: str) -> None:
-    with pytest.raises(BadRequestError, match=re.escape(said)) as refused:
+    with pytest.raises(RequestError, match=re.escape(said)) as refused:
         tool_requests.offer({"tools": tools}, OWN)
     assert refused.value.param == "tools"
 
@@ -102,7 +102,7 @@ def test_a_tool_that_cannot_be_offered_is_refused(tools: Any, said: str) -> None
     ],
 )
 def test_a_choice_that_cannot_be_made_is_refused(choice: Any, said: str) -> None:
-    with pytest.raises(BadRequestError, match=said) as refused:
+    with pytest.raises(RequestError, match=said) as refused:
         tool_requests.offer({"tools": TWO, "tool_choice": choice}, OWN)
     assert refused.value.param == "tool_choice"
 
@@ -111,7 +111,7 @@ def test_tool_calls_that_are_no_list_before_an_item_that_is_a_call_are_refused()
     call = {"type": "function_call", "call_id": "c", "name": "find", "arguments": "{}"}
     for calls in ("abc", 0, {"a": 1}):
         turns = [{"role": "assistant", "content": "x", "tool_calls": calls}, call]
-        with pytest.raises(BadRequestError, match=r"before input\[1\] has tool_calls that are no list"):
+        with pytest.raises(RequestError, match=r"before input\[1\] has tool_calls that are no list"):
             responses_requests.as_chat({"input": turns}, calls=True)
 
 
@@ -123,7 +123,7 @@ def test_calls_of_the_history_are_read_with_their_results() -> None:
     names = tool_requests.ids_in(message)
     assert tool_requests.name_of_result({"tool_call_id": "call_1"}, names, "messages[2]") == "find"
     for id in ("call_2", None, ["call_1"]):
-        with pytest.raises(BadRequestError, match=r"messages\[2\] needs a tool_call_id: that of a call before it"):
+        with pytest.raises(RequestError, match=r"messages\[2\] needs a tool_call_id: that of a call before it"):
             tool_requests.name_of_result({"tool_call_id": id}, names, "messages[2]")
 
 
@@ -140,6 +140,6 @@ def test_calls_of_the_history_are_read_with_their_results() -> None:
     ],
 )
 def test_a_call_of_the_history_that_is_none_is_refused(function: Any, said: str) -> None:
-    with pytest.raises(BadRequestError, match=rf"^messages\[1\].tool_calls\[0\]: .*{re.escape(said)}") as refused:
+    with pytest.raises(RequestError, match=rf"^messages\[1\].tool_calls\[0\]: .*{re.escape(said)}") as refused:
         tool_requests.calls_in({"tool_calls": [{"id": "c", "type": "function", "function": function}]}, "messages[1]")
     assert refused.value.param == "messages"

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Turn = tuple[int, dict[str, str], bytes]  # status, headers, body
+USAGE = {"prompt_tokens": 11, "completion_tokens": 3}
 Manners = Callable[[dict[str, Any], int], Turn]  # what to say to a body, and how often it was asked before
 
 
@@ -33,7 +34,7 @@ def says(text: str | None, **more: Any) -> Turn:
     """A good reply."""
     body = {
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 11, "completion_tokens": 3},
+        "usage": USAGE,
     } | more
     return 200, {}, json.dumps(body).encode()
 
@@ -41,7 +42,7 @@ def says(text: str | None, **more: Any) -> Turn:
 def streams(text: str, finish: str = "stop") -> Turn:
     """A good reply as the chunks of a stream."""
     first = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
-    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}], "usage": USAGE}
     lines = (json.dumps(first), json.dumps(last), "[DONE]")
     return 200, {"content-type": "text/event-stream"}, "".join(f"data: {line}\n\n" for line in lines).encode()
 

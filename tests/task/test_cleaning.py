@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support import tiny
 
 from slmctl.cli import terminal_chat
+from slmctl.config import ServeConfig
 from slmctl.errors import IntegrityError
 from slmctl.inference.engine import Request
 from slmctl.server import openai_requests
@@ -204,10 +205,9 @@ def test_every_way_in_asks_what_was_trained() -> None:
     raw, expected = "<p>hello</p><p>Best regards<br>Ann</p>", task.prompt(task.messages("hello"))
     assert prompts.prompt(task, raw).text == expected
 
-    models = {"desk": openai_requests.ServedModel("desk", task)}
-    ceilings = openai_requests.Ceilings(8, 100)
+    model = openai_requests.ServedModel("desk", task)
     for kind, body in (("chat", {"messages": [{"role": "user", "content": raw}]}), ("text", {"prompt": raw})):
-        checked = openai_requests.check(body, kind, models, ceilings)
+        checked = openai_requests.check(body, kind, model, ServeConfig())
         assert [request.prompt for request in checked.requests] == [expected]
         assert checked.sent[0]["content"] == raw  # a general model beside it gets what the client sent
 

@@ -6,14 +6,12 @@ collected, `/v1/feedback` gets what a reader says of one.
 
 from __future__ import annotations
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from slmctl.reports.served_page import served_page
 from slmctl.server.gateway import Gateway
-from slmctl.server.openai_requests import find_model
 
 
 def routes() -> list[Route]:
@@ -28,11 +26,7 @@ async def _page(_: Request) -> Response:
 
 async def _task(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    models = gateway.models_for(request)
-    name = request.query_params.get("model") or next(iter(models), "")
-    model = find_model(models, name)
-    if model is None:
-        raise HTTPException(404, f"model '{name[:100]}' is not served here; there are: {', '.join(models)}")
+    _, model = gateway.fleet.find(request.query_params.get("model") or None, gateway.key_of(request))
     task = model.task
     return JSONResponse(
         {
