@@ -13,7 +13,7 @@ from slmctl.config import Gate
 from slmctl.console import percent
 from slmctl.errors import GateError, UsageError
 from slmctl.metrics.answer_metrics import SHARES
-from slmctl.metrics.statistics import drop_bound
+from slmctl.metrics.statistics import drop_bound, mcnemar
 from slmctl.reports import scoreboard
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
@@ -76,7 +76,8 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
         raise UsageError(f"a gate compares {model} with itself", hint=f"measured: {', '.join(_entries(report))}")
     if gate.rows is not None and not _part(gate, report)["n"]:
         return GateResult(True, f"no row is {gate.rows} to {other}: nothing to compare {gate.metric} of {model} with")
-    drop, most = (0.0, 0.0) if model == other else _drop(other, model, gate, report)
+    drop, most, p = (0.0, 0.0, 1.0) if model == other else _drop(other, model, gate, report)
+    is_chance = gate.max_drop is None and p > 1 - gate.confidence  # the p-value that the report's page shows
     bound, limit = _apart(gate.metric, most, gate.allowed_drop, show=_compared)
     amount = limit.rpartition(" ")[0]
     where = f" on the {_part(gate, report)['n']:,} {gate.rows} rows" if gate.rows is not None else ""
@@ -84,8 +85,13 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
         f"{gate.metric} of {model} is {f'{_compared(gate.metric, drop)} than' if drop else 'as good as'} that of "
         f"{other}{where}, with {percent(gate.confidence, 0)} confidence at {'least' if most < 0 else 'most'} {bound}, "
         f"the gate {f'requires a gain of {amount}' if gate.max_drop is None else f'allows a loss of {amount}'}"
+        + (
+            f"; so few rows differ that it may be chance (p = {p:.2f})"
+            if is_chance and most <= gate.allowed_drop
+            else ""
+        )
     )
-    return GateResult(most <= gate.allowed_drop, text)
+    return GateResult(most <= gate.allowed_drop and not is_chance, text)
 
 
 def _compared(metric: str, loss: float, digits: int = 1) -> str:
@@ -117,7 +123,8 @@ def rows_needed(gate: Gate) -> int:
     tie = gate.allowed_drop > 0
 
     def passes(rows: int) -> bool:
-        return drop_bound(0, 0 if tie else rows, rows, gate.confidence) <= gate.allowed_drop
+        is_chance = gate.max_drop is None and mcnemar(0, rows) > 1 - gate.confidence
+        return not is_chance and drop_bound(0, 0 if tie else rows, rows, gate.confidence) <= gate.allowed_drop
 
     high = 1
     while not passes(high):
@@ -141,8 +148,8 @@ def _title(gate: Gate) -> str:
     return f"{limit} in {gate.metric} of {gate.model} against {gate.against}{rows} at confidence {gate.confidence:g}"
 
 
-def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tuple[float, float]:
-    """The metric of the first model less that of the second, or the reverse of an error, and its upper bound.
+def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tuple[float, float, float]:
+    """The metric of the first model less that of the second, or the reverse of an error, its upper bound, and p.
 
     The bound of a share is Tango's. That of another metric is a percentile of the paired bootstrap, which the report
     holds for some levels of confidence: the next level at or above the gate's.
@@ -158,7 +165,7 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
     drop = rise if gate.metric in report["lower_is_better"] else turned(rise)
     if drop["test"] == "mcnemar":
         lost, won = rise["only_first"], rise["only_second"]
-        return drop["difference"] + 0.0, drop_bound(lost, won, n, gate.confidence)
+        return drop["difference"] + 0.0, drop_bound(lost, won, n, gate.confidence), mcnemar(lost, won)
     bounds = {float(level): value for level, value in drop["quantiles"].items()}
     levels = [level for level in bounds if level >= gate.confidence - 1e-9]
     if not levels:
@@ -166,7 +173,7 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
             f"a gate on {gate.metric} has confidence {gate.confidence:g}",
             hint=f"the report's bootstrap goes up to {max(bounds):g}",
         )
-    return drop["difference"], bounds[min(levels)]
+    return drop["difference"], bounds[min(levels)], drop.get("p", 0.0)
 
 
 def _differences(

@@ -209,6 +209,10 @@ def test_min_gain_tests_the_bound_not_the_gain() -> None:
     least = -drop_bound(2, 26, 400, 0.95)
     for asked, passed in ((0.0, True), (least - 1e-6, True), (least + 1e-6, False)):
         assert verdict(beside, **GAIN, min_gain=asked).passed is passed
+    few = {"only_first": 0, "only_second": 3, "difference": 0.0075}
+    beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= few
+    refused = verdict(beside, **GAIN, min_gain=0)
+    assert not refused.passed and refused.text.endswith("so few rows differ that it may be chance (p = 0.25)")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +223,7 @@ def test_min_gain_tests_the_bound_not_the_gain() -> None:
         ({"max_drop": 0.02, "confidence": 0.99}, 266),
         ({"max_drop": 0.02, "confidence": 0.5}, 1),
         ({"max_drop": 0}, 3),  # of 2 rows won, no difference at all would be too likely
-        ({"min_gain": 0}, 3),
+        ({"min_gain": 0}, 6),  # 2 * 0.5 ** 6: the exact p-value of the page is below 0.05
         ({"min_gain": 0.5}, 9),
     ],
 )
@@ -242,8 +246,8 @@ def test_gates_out_of_reach_are_named_with_the_rows_that_they_take() -> None:
         "it takes 133, even where both answer every row alike"
     ]
     assert out_of_reach(gates, 133) == []
-    assert out_of_reach(gates, 2)[1].endswith(
-        "of adapter against tfidf_logistic at confidence 0.95: it takes at least 3"
+    assert out_of_reach(gates, 5)[1].endswith(
+        "of adapter against tfidf_logistic at confidence 0.95: it takes at least 6"
     )
 
 
