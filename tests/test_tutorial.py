@@ -7,18 +7,17 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import TESTS, tiny
+from support import EXAMPLES, ROOT, tiny
+from support.servers import free_port, settles
 
-PAGE = TESTS.parent / "docs" / "tutorial.md"
-EXAMPLE = TESTS.parent / "examples" / "data" / "support_tickets.csv"
+PAGE = ROOT / "docs" / "tutorial.md"
+EXAMPLE = EXAMPLES / "support_tickets.csv"
 # Names of models and labels, and what counts differ between the tiny base and the real one.
 ANY = r"[-\w.%+:/,]+"
 TICKETS = csv.DictReader(EXAMPLE.read_text(encoding="utf-8").splitlines(keepends=True))
@@ -62,16 +61,9 @@ def shrink(config: Path, base: Path) -> None:
     )
 
 
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
-
-
 @pytest.mark.slow
-def test_the_tutorial_is_what_happens(tiny_base: Path, tmp_path: Path, port: int) -> None:
+def test_the_tutorial_is_what_happens(tiny_base: Path, tmp_path: Path) -> None:
+    port = free_port()
     env = tiny.environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     servers = []
     try:
@@ -101,10 +93,7 @@ def start(command: str, folder: Path, env: dict[str, str]) -> tuple[str, subproc
     log = folder / "server.log"
     with log.open("w") as stream:
         server = subprocess.Popen(shlex.split(command), cwd=folder, env=env, stdout=stream, stderr=stream, text=True)
-    for _ in range(600):
-        if server.poll() is not None or re.search(r"^http://\S+$", log.read_text(), flags=re.MULTILINE):
-            break
-        time.sleep(0.1)
+    settles(lambda: server.poll() is not None or re.search(r"^http://\S+$", log.read_text(), flags=re.MULTILINE))
     return log.read_text(), server
 
 

@@ -15,7 +15,8 @@ from hostile import framing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.scale import FULL
-from support.serving import Gateway, gateway, memory, post, settles
+from support.servers import settles
+from support.serving import Gateway, gateway, memory, post
 
 SENT = (400 << 20) if FULL else (24 << 20)  # bytes of an endless request
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

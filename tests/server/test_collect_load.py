@@ -13,7 +13,8 @@ import httpx
 import pytest
 from support import tiny
 from support.endpoint import streams
-from support.serving import Gateway, chat, figure, gateway, settles
+from support.servers import settles
+from support.serving import Gateway, chat, figure, gateway
 
 from slmctl.production.records import CollectedRow, collected_files
 from slmctl.task.contract import Task

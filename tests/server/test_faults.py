@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 from support import tiny
-from support.serving import ENDLESS, ROOM, ask, begin, chat, end, ended, engine_of, figure, memory, settles
+from support.servers import settles
+from support.serving import ENDLESS, ROOM, ask, begin, chat, end, ended, engine_of, figure, memory
 
 BODY = {"messages": chat("hello"), "stream": True, **ENDLESS}
 

@@ -15,7 +15,8 @@ import httpx
 import pytest
 from support import endpoint, here, tiny
 from support.endpoint import streams
-from support.serving import chat, gateway, settles
+from support.servers import settles
+from support.serving import chat, gateway
 
 from slmctl.config import CollectConfig
 from slmctl.production.collector import MOST_WORDS
@@ -61,7 +62,7 @@ class Desk:
 
     def row(self, id: str) -> CollectedRow:
         """A line, as soon as it is there."""
-        assert settles(lambda: id in {row.id for row in self.rows()}, 100)
+        assert settles(lambda: id in {row.id for row in self.rows()})
         return next(row for row in self.rows() if row.id == id)
 
     def rows(self) -> list[CollectedRow]:

@@ -15,7 +15,8 @@ import httpx
 import pytest
 from support import ROOT, here
 from support.fleets import KEPT, TASKS, published
-from support.serving import ask, begin, end, settles
+from support.servers import settles
+from support.serving import ask, begin, end
 
 from slmctl.config import ServeConfig
 from slmctl.errors import SlmctlError
@@ -132,7 +133,7 @@ def test_answers_of_every_model_are_collected_and_take_feedback(served: Served, 
         files = collected_files([desk / "collected"])
         return {row.id: row for path in files for row in CollectedRow.read(path)}
 
-    assert settles(lambda: set(ids.values()) <= rows().keys(), 100)
+    assert settles(lambda: set(ids.values()) <= rows().keys())
     assert {name: rows()[id].model for name, id in ids.items()} == {"tickets": "tickets", "mail": "mail"}
     word = {"request_id": ids["tickets"], "answer": "billing"}
     for key, status in ((served.whole, 200), (served.limited, 404)):
@@ -166,7 +167,7 @@ def test_a_registry_is_a_fleet_of_what_is_in_production(desk: Path, tmp_path: Pa
     assert listed() == dict.fromkeys(("letters", "orders", "tickets"), "on disk")
     published(tmp_path / "registry", "which")
     child.send_signal(signal.SIGHUP)
-    assert settles(lambda: "which" in listed(), 200)
+    assert settles(lambda: "which" in listed())
     answer = ask(url, "hello", model="tickets").json()
     assert answer["choices"][0]["message"]["content"] in TASKS["tickets"].labels
     choose = runpy.run_path(str(ROOT / "examples" / "choose_model.py"))["choose"]

@@ -17,7 +17,8 @@ from support import endpoint, here, tiny
 from support.endpoint import Fake, fails, says
 from support.fleets import KEPT, TASKS
 from support.forks import Forks
-from support.serving import chat, settles
+from support.servers import settles
+from support.serving import chat
 
 from slmctl.artifacts import artifact
 from slmctl.config import GeneralistConfig, ServeConfig
@@ -84,12 +85,12 @@ def hybrid(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_an_escalated_answer_is_collected_with_the_answers_of_both_models(hybrid: Hybrid) -> None:
     response = hybrid.ask("where is the parcel of my uncle")
     id, own = response.headers["x-request-id"], response.json()["slmctl"]
-    assert settles(lambda: id in {row.id for row in collected(hybrid)}, 100)
+    assert settles(lambda: id in {row.id for row in collected(hybrid)})
     row = next(row for row in collected(hybrid) if row.id == id)
     assert (row.route, row.reason, row.chosen, row.uniform) == ("generalist", "unsure", "escalated", False)
     assert (row.answer, row.general_answer, row.local_answer in tiny.WORDS) == ("delivery", "delivery", True)
     assert (row.p_correct, row.local, row.probability) == (own["p_correct"], row.local_answer, 1.0)
-    assert settles(lambda: json.dumps(id) in hybrid.decisions.read_text(), 100)
+    assert settles(lambda: json.dumps(id) in hybrid.decisions.read_text())
     (line,) = [line for line in hybrid.decisions.read_text().splitlines() if json.dumps(id) in line]
     assert (json.loads(line)["p_correct"], json.loads(line)["reason"]) == (row.p_correct, "unsure")
     assert "uncle" not in hybrid.decisions.read_text()
@@ -190,7 +191,7 @@ def test_a_response_goes_the_way_of_a_chat(hybrid: Hybrid) -> None:
     assert (body["model"], body["output"][0]["content"][0]["text"]) == ("large", "delivery")
     assert hybrid.fake.questions[-1] == "where is the parcel of my sister"
     id = response.headers["x-request-id"]
-    assert settles(lambda: id in {row.id for row in collected(hybrid)}, 100)
+    assert settles(lambda: id in {row.id for row in collected(hybrid)})
     row = next(row for row in collected(hybrid) if row.id == id)
     assert (row.answer, row.messages[-1]["content"]) == ("delivery", "where is the parcel of my sister")
     streamed = ask("where is the parcel of my brother", stream=True, text={"format": form}).text.splitlines()

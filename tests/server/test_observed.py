@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import here
 from support.endpoint import Turn, streams
 from support.kept_log import KeptLog
-from support.serving import GENERATE, chat, settles
+from support.servers import settles
+from support.serving import GENERATE, chat
 
 from slmctl.config import ServeConfig
 from slmctl.server import api_keys, openai_requests

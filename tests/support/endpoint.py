@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from support.servers import QuietHandler, listening
 
 Turn = tuple[int, dict[str, str], bytes]  # status, headers, body
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3}
@@ -58,12 +59,12 @@ def serving(manners: Manners) -> Iterator[Fake]:
     fake, lock, now = Fake(), threading.Lock(), [0]
     asked: dict[str, int] = {}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:  # of its models, which it does not list
             self.send_error(404)
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.body())
             key = json.dumps(body["messages"])
             with lock:
                 before = asked.get(key, 0)
@@ -78,31 +79,9 @@ def serving(manners: Manners) -> Iterator[Fake]:
             finally:
                 with lock:
                     now[0] -= 1
-            if status == 0:  # hang up without a word
-                return
-            self.send_response(status)
-            for name, value in {"content-length": str(len(raw)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(raw)
+            if status != 0:  # else hang up without a word
+                self.reply(raw, status, headers)
 
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with listening(Handler) as fake.url:
+    with listening(Handler) as url:
+        fake.url = f"{url}/v1"
         yield fake
-
-
-@contextmanager
-def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """A server of this handler on the loopback, for the length of a block; yields its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

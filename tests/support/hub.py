@@ -10,10 +10,9 @@ import contextlib
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,6 +21,7 @@ import pytest
 import yaml
 
 from support import tiny
+from support.servers import QuietHandler, answering
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".gguf", ".safetensors", ".model")  # what goes through LFS
@@ -84,21 +84,16 @@ def ask_here(url: str, patch: pytest.MonkeyPatch, token: str = "") -> None:
 @contextlib.contextmanager
 def running() -> Iterator[Hub]:
     """A hub while the block runs."""
-    with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Hub()
+    with answering(server):
+        yield server
 
 
 def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: Hub
     protocol_version = "HTTP/1.0"
 
@@ -293,9 +288,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:

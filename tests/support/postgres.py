@@ -7,19 +7,18 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.servers import free_port, settles
+
 # Built here, so that no scanner takes them for somebody's; every character that an address gives a meaning to is there.
 OWNER_PASSWORD = "owner" + "-of-a-test"
 READER_PASSWORD = "p@s/w:" + "r%d?#&" + "x"
-WAIT_S = 60
 
 
 def binary(name: str) -> str | None:
@@ -69,9 +68,7 @@ def running() -> Iterator[Server]:
             [*initdb, "--locale=C", "--no-sync", f"--pwfile={folder / 'password'}"],
             cwd=folder, check=True, capture_output=True, **rights,
         )  # fmt: skip
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         with (folder / "log").open("wb") as log:
             command = [binary("postgres"), "-D", folder / "data", "-k", folder, "-p", str(port), "-c", "fsync=off"]
             child = subprocess.Popen(
@@ -79,18 +76,18 @@ def running() -> Iterator[Server]:
             )
         try:
             server = Server(port, folder)
-            begun = time.monotonic()
-            while True:
-                try:
-                    server.execute("select 1")
-                    break
-                except psycopg.OperationalError:
-                    assert child.poll() is None and time.monotonic() - begun < WAIT_S, (folder / "log").read_text()
-                    time.sleep(0.1)
+
+            def answers() -> bool:
+                assert child.poll() is None, (folder / "log").read_text()
+                with contextlib.suppress(psycopg.OperationalError):
+                    return bool(server.execute("select 1"))
+                return False
+
+            assert settles(answers), (folder / "log").read_text()
             yield server
         finally:
             child.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
-            child.wait(timeout=WAIT_S)
+            child.wait(timeout=60)
     finally:
         shutil.rmtree(folder)
 

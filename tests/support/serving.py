@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,15 +126,6 @@ def _command(pid: str) -> bytes:
 def memory(pid: int) -> int:
     """Bytes that a process holds."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def settles(condition: Callable[[], bool], looks: int = 600) -> bool:
-    """Whether a condition comes true within so many looks, 0.1 s apart."""
-    for _ in range(looks):
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def figure(url: str, name: str) -> float:

@@ -7,11 +7,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from support.servers import free_port
+from support.servers import free_port, settles
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
 CONFIG = """\
@@ -63,19 +63,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             log = stack.enter_context((folder / f"{command[0]}.log").open("wb"))
             child = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | env)
             stack.callback(_end, child)
-        for _ in range(600):
-            states = subprocess.run(
-                ["sinfo", "--noheader", "--format=%T"],
-                env=os.environ | env,
-                capture_output=True,
-                text=True,
-                check=False,
-            ).stdout.split()
-            if states == ["idle"]:
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError("".join(path.read_text(errors="replace") for path in folder.glob("*.log")))
+        look: Any = {"env": os.environ | env, "capture_output": True, "text": True}
+        ready = settles(lambda: subprocess.run(["sinfo", "--noheader", "--format=%T"], **look).stdout == "idle\n")
+        assert ready, "".join(path.read_text(errors="replace") for path in folder.glob("*.log"))
         yield env
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from slmctl.cli.main import cli
 from slmctl.network import guard
 from support import tiny
-from support.endpoint import Turn
+from support.endpoint import Turn, says
 
 PRICES = "prices: {input: 2.0, output: 8.0, currency: EUR}"
 
@@ -44,11 +44,7 @@ def tokens(body: dict[str, Any]) -> int:
 
 def reply(body: dict[str, Any], text: str) -> Turn:
     """A good reply with its usage."""
-    fields = {
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": tokens(body), "completion_tokens": max(1, len(text) // 4)},
-    }
-    return 200, {}, json.dumps(fields).encode()
+    return says(text, usage={"prompt_tokens": tokens(body), "completion_tokens": max(1, len(text) // 4)})
 
 
 def manners(*, wrong: float = 0.1) -> Callable[[dict[str, Any], int], Turn]:
