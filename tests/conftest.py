@@ -25,7 +25,6 @@ from slmctl.pipeline import resolve
 if TYPE_CHECKING:
     from support.browser import Browser
     from support.forks import Forks
-    from support.heavy_children import HeavyChildren
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
 
@@ -84,12 +83,12 @@ def tiny_project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(tiny_project: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same after `slmctl run`, once for all tests: read it, copy it to change it."""
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_project, folder)
-        tiny.ok(tiny.slmctl(folder, "run"))
+        tiny.ok(stages.run(folder, "run"))
 
     return shared.made_once(tmp_path_factory, "desk", make)
 
@@ -98,6 +97,16 @@ def tiny_run(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def desk(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_run` that a test may damage."""
     return Path(shutil.copytree(tiny_run, tmp_path / "desk"))
+
+
+@pytest.fixture(scope="session")
+def desk_url(tiny_run: Path) -> Iterator[str]:
+    """The address of a server of `tiny_run`: a classifier."""
+    from support.serving import begin, end
+
+    child, url = begin(tiny_run)
+    yield url
+    end(child)
 
 
 @pytest.fixture(scope="session")
@@ -115,33 +124,34 @@ def project(tiny_run: Path) -> resolve.Project:
 
 
 @pytest.fixture(scope="session")
-def stages(heavy_children: HeavyChildren) -> Iterator[Forks]:
+def stages(heavy_children: Forks) -> Iterator[Forks]:
     """Forks of a process that has imported what every stage needs."""
     from support.forks import Forks
 
     from slmctl.pipeline.stage_table import STAGES
 
     modules = ("slmctl.cli.main", "slmctl.pipeline.runner", *(stage.module for stage in STAGES.values()))
-    with Forks(*modules, heavy_children=heavy_children.address) as forks:
+    with Forks(*modules, heavy=heavy_children) as forks:
         yield forks
 
 
 @pytest.fixture(scope="session")
-def heavy_children() -> Iterator[HeavyChildren]:
-    """The children of `load_check` and of the converter, from a process that has imported torch and transformers."""
-    from support.heavy_children import HeavyChildren
+def heavy_children() -> Iterator[Forks]:
+    """Forks of a process that has imported what the children of `load_check` and of the converter need."""
+    from support.forks import Forks
 
-    children = HeavyChildren()
-    yield children
-    children.close()
+    auto = "transformers.models.auto"
+    modules = ("sentencepiece", "torch", f"{auto}.configuration_auto", f"{auto}.tokenization_auto")
+    with Forks(*modules, "slmctl.model_files.hf_folder") as forks:
+        yield forks
 
 
 @pytest.fixture
-def forked_children(heavy_children: HeavyChildren, monkeypatch: pytest.MonkeyPatch) -> None:
+def forked_children(heavy_children: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have stages in this process check a base, and convert it, in forked children."""
-    from support.heavy_children import use
+    from support.forks import fork_children
 
-    use(heavy_children.address, monkeypatch)
+    fork_children(heavy_children.address, monkeypatch)
 
 
 @pytest.fixture(scope="module")

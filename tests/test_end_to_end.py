@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
 from pathlib import Path
 
-import httpx
 import pytest
-from support import tiny
+from support import EXAMPLES, tiny
+from support.serving import ask, begin, end
 
-ROWS = 300
+ROWS = 200
 CONFIG = """\
 project: real-desk
 version: "1.0"
@@ -21,18 +20,17 @@ pull: {sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53}
 task: {kind: classify, labels: from-data, system: Name the category.}
 prepare:
   sources: [{path: tickets.csv, input: text, output: category}]
-finetune: {epochs: 2, learning_rate: 1e-3, batch_size: 8}
+finetune: {epochs: 1, learning_rate: 1e-3, batch_size: 8}
 quantize: {types: [Q8_0]}
-evaluate: {models: [adapter, gguf]}
+evaluate: {models: [gguf]}
 """
 
 
 @pytest.mark.slow
 def test_a_real_model_learns_is_published_and_answers(tmp_path: Path) -> None:
-    examples = Path(__file__).parents[1] / "examples" / "data" / "support_tickets.csv"
-    with examples.open(encoding="utf-8", newline="") as stream:
+    with (EXAMPLES / "support_tickets.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    labels = sorted({row["category"] for row in rows})[:6]
+    labels = sorted({row["category"] for row in rows})[:4]
     pairs = [(row["text"], row["category"]) for row in rows if row["category"] in labels][:ROWS]
     tiny.write_csv(tmp_path / "tickets.csv", pairs)
     (tmp_path / "slmctl.yaml").write_text(CONFIG, encoding="utf-8")
@@ -42,22 +40,12 @@ def test_a_real_model_learns_is_published_and_answers(tmp_path: Path) -> None:
 
     report = json.loads((release / "report.json").read_bytes())
     majority = report["baselines"]["majority"]["metrics"]["accuracy"]
-    assert set(report["models"]) == {"adapter", "Q8_0"}
-    for model in report["models"].values():
-        assert model["metrics"]["accuracy"] > majority
+    assert report["models"]["Q8_0"]["metrics"]["accuracy"] > majority
     assert (release / "README.md").read_text(encoding="utf-8").startswith("---")
     assert any("apache-2.0" in line for line in (release / "README.md").read_text().splitlines()[:12])
     assert tiny.ok(tiny.slmctl(tmp_path, "verify"))
 
     mailed = shutil.copytree(tmp_path / "registry" / "real-desk" / "1.0", tmp_path / "elsewhere" / "release")
-    child = tiny.start(mailed.parent, "serve", str(mailed), "--port", "0")
-    assert child.stdout is not None
-    url = child.stdout.readline().strip()
-    try:
-        body = {"messages": [{"role": "user", "content": pairs[0][0]}]}
-        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
-        assert answer["choices"][0]["message"]["content"] in labels
-    finally:
-        child.send_signal(signal.SIGTERM)
-        child.communicate(timeout=60)
-    assert child.returncode == 0
+    child, url = begin(mailed.parent, str(mailed))
+    assert ask(url, pairs[0][0]).json()["choices"][0]["message"]["content"] in labels
+    end(child)

@@ -7,6 +7,7 @@ stage again gives the digest of a run that nobody disturbed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import tiny
@@ -68,8 +70,9 @@ class Scene:
     clean: Path
     place: Path
     stage: str
-    calls: tuple[Call, ...]
-    wanted: str
+    process: int = 0  # that of the stage, when nobody disturbed it
+    calls: tuple[Call, ...] = ()
+    wanted: str = ""
 
     def copy(self) -> Path:
         """The project, each time under the same path, so that every path in a trace is the same."""
@@ -79,31 +82,35 @@ class Scene:
     def command(self) -> list[str]:
         return ["--quiet", self.stage, *ARGS.get(self.stage, ())]
 
+    def traced(self, desk: Path, **options: Any) -> Done:
+        """Run the stage under strace; a child that writes nothing may be a fork."""
+        heavy = None if self.stage in BY_CHILDREN else self.forks.heavy
+        return self.forks.traced(desk, *self.command(), heavy=heavy, **options)
+
     def instants(self) -> list[Instant]:
         """The calls of the stage's own process that write below the project."""
-        return instants([call for call in self.calls if call.process == self.calls[0].process], self.place)
+        return instants([call for call in self.calls if call.process == self.process], self.place)
 
 
-@pytest.fixture
-def after(request: pytest.FixtureRequest, stage: str) -> Path:
-    """A project in which a stage has run."""
-    found: Path = request.getfixturevalue("calibrated_run" if stage == "calibrate" else "tiny_run")
-    return found
-
-
-def scene(forks: Forks, run: Path, place: Path, stage: str) -> Scene:
+@pytest.fixture(scope="module")
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A copy of a project without what a stage left, and the trace of a run that nobody disturbs."""
+    stage, place = request.param, tmp_path_factory.mktemp(request.param)
+    forks = request.getfixturevalue("preparing" if stage == "prepare" else "stages")
+    run = request.getfixturevalue("calibrated_run" if stage == "calibrate" else "tiny_run")
     clean = Path(shutil.copytree(run, place / "clean"))
     noun = stage_table.STAGES[stage].leaves
     shutil.rmtree(clean / "runs" / noun)
     if stage == "publish":
         shutil.rmtree(clean / "registry")
-    made = Scene(forks, clean, place / "desk", stage, (), "")
-    desk = made.copy()
-    done = forks.traced(desk, *made.command())
+    bare = Scene(forks, clean, place / "desk", stage)
+    desk = bare.copy()
+    done = bare.traced(desk, follow=True)
     assert done.code == 0, done.stderr
     (folder,) = desk.glob(f"runs/{noun}/[!.]*")
-    return Scene(forks, clean, place / "desk", stage, tuple(done.calls), told(artifact.load(folder)))
+    wanted = told(artifact.load(folder))
+    yield dataclasses.replace(bare, process=done.pid, calls=tuple(done.calls), wanted=wanted)
+    shutil.rmtree(place)
 
 
 def told(made: artifact.Artifact) -> str:
@@ -125,7 +132,7 @@ def disturb(made: Scene, how: str, at: Instant) -> Done:
     """Run the stage, have strace do something at one of its calls, and check all that is promised."""
     desk = made.copy()
     earlier = {path: (path / "manifest.json").read_bytes() for path in whole(desk)}
-    done = made.forks.traced(desk, *made.command(), options=at.options(how))
+    done = made.traced(desk, options=at.options(how))
     there = {path: (path / "manifest.json").read_bytes() for path in whole(desk)}
     assert earlier.items() <= there.items(), "an artifact that was there is not as it was"
     if how != KILL:
@@ -157,8 +164,12 @@ def chosen(made: Scene, count: int, seed: int) -> list[Instant]:
     return every if FULL else random.Random(seed).sample(every, min(count, len(every)))
 
 
-def test_prepare_survives_a_kill_and_a_full_disk(preparing: Forks, tiny_run: Path, before: Path) -> None:
-    made = scene(preparing, tiny_run, before, "prepare")
+of_prepare = pytest.mark.parametrize("made", ["prepare"], indirect=True)
+of_every_stage = pytest.mark.parametrize("made", [name for name in RUN if name != "prepare"], indirect=True)
+
+
+@of_prepare
+def test_prepare_survives_a_kill_and_a_full_disk(made: Scene) -> None:
     assert len(made.instants()) > 20
     for seed, how in enumerate((KILL, FULL_DISK, BROKEN_DISK)):
         tries = chosen(made, 2, seed)
@@ -166,75 +177,66 @@ def test_prepare_survives_a_kill_and_a_full_disk(preparing: Forks, tiny_run: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [name for name in RUN if FULL or name != "prepare"])
-def test_every_stage_survives_at_any_instant(stages: Forks, after: Path, before: Path, stage: str) -> None:
-    made = scene(stages, after, before, stage)
+@of_every_stage
+def test_every_stage_survives_at_any_instant(made: Scene) -> None:
     tried = hit = 0
     for seed, how in enumerate((KILL, FULL_DISK, BROKEN_DISK)):
-        tries = chosen(made, 1 if stage in BY_CHILDREN else 2, seed)
+        tries = chosen(made, 1, seed)
         tried, hit = tried + len(tries), hit + each(made, how, tries)
     assert hit >= 0.9 * tried - 1, f"strace hit {hit} of {tried}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", BY_CHILDREN)
-def test_a_process_that_writes_for_a_stage_may_die(stages: Forks, after: Path, before: Path, stage: str) -> None:
-    made = scene(stages, after, before, stage)
-    done = stages.traced(made.copy(), *made.command(), follow=True)
-    own = done.calls[0].process
-    by_others = instants([call for call in done.calls if call.process != own], made.place, by_path=True)
-    by_others = [one for one in by_others if ".gguf" in one.path]
+@pytest.mark.parametrize("made", BY_CHILDREN, indirect=True)
+def test_a_process_that_writes_for_a_stage_may_die(made: Scene) -> None:
+    others = [call for call in made.calls if call.process != made.process]
+    by_others = [at for at in instants(others, made.place, by_path=True) if ".gguf" in at.path]
     assert by_others, "no other process writes a .gguf file"
     for at in by_others if FULL else random.Random(1).sample(by_others, 2):
         desk = made.copy()
-        died = stages.traced(desk, *made.command(), follow=True, options=at.options(KILL))
+        died = made.traced(desk, follow=True, options=at.options(KILL))
         assert died.code == 6, (at, died.code, died.stderr)
         assert list(whole(desk))
-        again = stages.run(desk, *made.command())
+        again = made.forks.run(desk, *made.command())
         assert again.code == 0, again.stderr
         assert artifact.load(Path(again.stdout.split()[-1])).digest == made.wanted
 
 
-def order_of(calls: list[Call], final: Path) -> None:
+def order_of(made: Scene, calls: Sequence[Call]) -> None:
     """Every file is on the disk before the folder gets its name, and the name before anybody is told."""
+    (final,) = made.place.glob(f"runs/{stage_table.STAGES[made.stage].leaves}/[!.]*")
     draft = final.parent / f".draft-{final.name}"
-    renames = [k for k, call in enumerate(calls) if call.name.startswith("rename") and str(final) in call.paths]
-    assert len(renames) == 1
-    rename = renames[0]
-    for entry in [*artifact.load(final).manifest.files, None]:
-        path = str(draft / entry.path) if entry is not None else str(draft / ".draft-manifest.json")
-        writes = [k for k, call in enumerate(calls) if "write" in call.name and path in call.paths]
-        synced = [k for k, call in enumerate(calls) if "sync" in call.name and path in call.paths]
+    (rename,) = [k for k, call in enumerate(calls) if call.name.startswith("rename") and str(final) in call.paths]
+
+    def places(name: str, path: Path) -> list[int]:
+        return [k for k, call in enumerate(calls) if name in call.name and str(path) in call.paths]
+
+    files = [draft / entry.path for entry in artifact.load(final).manifest.files]
+    for path in [*files, draft / ".draft-manifest.json"]:
+        written, synced = places("write", path), places("sync", path)
         assert synced, f"{path} was never synced"
-        assert max(writes, default=-1) < max(synced) < rename, (
-            f"{path} was written, synced and renamed in another order"
-        )
-    folders = [k for k, call in enumerate(calls) if "sync" in call.name and str(draft) in call.paths]
+        in_order = max(written, default=-1) < max(synced) < rename
+        assert in_order, f"{path} was written, synced and renamed in another order"
+    folders, parents = places("sync", draft), places("sync", final.parent)
     assert folders and max(folders) < rename, "the folder was not synced before it was renamed"
-    parents = [k for k, call in enumerate(calls) if "sync" in call.name and str(final.parent) in call.paths]
     assert parents and max(parents) > rename, "the parent was not synced after the rename"
 
 
-def test_the_order_on_the_disk(preparing: Forks, tiny_run: Path, before: Path) -> None:
-    made = scene(preparing, tiny_run, before, "prepare")
-    (final,) = made.place.glob("runs/prepared/[!.]*")
-    order_of(list(made.calls), final)
+@of_prepare
+def test_the_order_on_the_disk(made: Scene) -> None:
+    order_of(made, made.calls)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", RUN)
-def test_the_order_on_the_disk_of_every_stage(stages: Forks, after: Path, before: Path, stage: str) -> None:
-    made = scene(stages, after, before, stage)
-    done = stages.traced(made.copy(), *made.command(), follow=True)
-    (final,) = made.place.glob(f"runs/{stage_table.STAGES[stage].leaves}/[!.]*")
-    order_of(done.calls, final)
+@of_every_stage
+def test_the_order_on_the_disk_of_every_stage(made: Scene) -> None:
+    order_of(made, made.calls)
 
 
-def test_the_check_of_the_order_can_fail(preparing: Forks, tiny_run: Path, before: Path) -> None:
-    made = scene(preparing, tiny_run, before, "prepare")
-    (final,) = made.place.glob("runs/prepared/[!.]*")
+@of_prepare
+def test_the_check_of_the_order_can_fail(made: Scene) -> None:
     calls = [call for call in made.calls if not ("sync" in call.name and call.paths[0].endswith("train.jsonl"))]
     with pytest.raises(AssertionError, match=r"train\.jsonl was never synced"):
-        order_of(calls, final)
+        order_of(made, calls)
     with pytest.raises(AssertionError, match="was written, synced and renamed in another order"):
-        order_of(list(reversed(made.calls)), final)
+        order_of(made, made.calls[::-1])

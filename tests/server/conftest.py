@@ -1,4 +1,4 @@
-"""Servers that several files ask over HTTP, each started once."""
+"""A server that several files ask over HTTP, started once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ import pytest
 from support.serving import begin, end
 
 from slmctl.artifacts.artifact import Artifact
-
-
-@pytest.fixture(scope="session")
-def desk_url(tiny_run: Path) -> Iterator[str]:
-    """The tiny project's release: a classifier."""
-    child, url = begin(tiny_run)
-    yield url
-    end(child)
 
 
 @pytest.fixture(scope="session")

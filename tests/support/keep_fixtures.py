@@ -8,18 +8,20 @@ what that release wrote, and every later one must verify them.
 
 from __future__ import annotations
 
-import io
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from slmctl import __version__
 from support import endpoint, teacher, tiny
 
+LAYER = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 256}
+SMALL: dict[str, Any] = {"vocabulary": 400, "hidden_size": 16, "intermediate_size": 16, **LAYER}  # files of a few kB
 PLACE = Path(__file__).parents[1] / "fixtures"
 CONFIG = """\
 project: kept
@@ -36,37 +38,6 @@ publish: {license: apache-2.0, memorisation: {probes: 0}}
 """
 
 
-def small_base(out: Path) -> None:
-    """A Llama of one layer and 16 numbers a token, whose files have few kB."""
-    import sentencepiece
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
-
-    out.mkdir()
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the cat sat on the mat", "abcdefghijklmnopqrstuvwxyz . 0123456789"] * 4),
-        model_writer=model, vocab_size=320, model_type="bpe", byte_fallback=True, hard_vocab_limit=False,
-        control_symbols=["<|im_start|>", "<|im_end|>"], pad_id=-1, add_dummy_prefix=False,
-        remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2, num_threads=1,
-    )  # fmt: skip
-    (out / "tokenizer.model").write_bytes(model.getvalue())
-    tokenizer = LlamaTokenizer.from_pretrained(
-        out, legacy=False, add_prefix_space=False, bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>",
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-    )  # fmt: skip
-    tokenizer.chat_template = tiny.TEMPLATE
-    tokenizer.save_pretrained(out)
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
-        num_key_value_heads=1, max_position_embeddings=256, bos_token_id=1, eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(shape).to(torch.float16).save_pretrained(out)
-    (out / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Kept\n", encoding="utf-8")
-
-
 def main() -> None:
     target = PLACE / __version__
     if target.exists():
@@ -74,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         desk = Path(place) / "desk"
         desk.mkdir()
-        small_base(desk / "base")
+        tiny.build_base(desk / "base", **SMALL)
         (desk / "slmctl.yaml").write_text(CONFIG, encoding="utf-8")
         tiny.write_csv(desk / "tickets.csv", tiny.rows(60))
         done = subprocess.run(tiny.command(desk, "run"), env=tiny.environment(), check=False)

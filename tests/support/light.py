@@ -15,7 +15,7 @@ from support import TESTS
 
 PACKAGES = ("torch", "llama_cpp")  # blocked while light tests run, so that none is light by mistake
 HEAVY = {*PACKAGES, "transformers", "peft", "trl", "datasets", "sentencepiece", "gguf", "unsloth", "accelerate"}
-PROGRAMS = {"support.browser", "support.postgres", "support.forks", "support.loader"}  # what starts other programs
+PROGRAMS = {"support.browser", "support.postgres", "support.forks"}  # what starts other programs
 
 
 class Blocker(importlib.abc.MetaPathFinder):
@@ -41,14 +41,16 @@ def is_light(item: pytest.Item) -> bool:
 
 
 def is_heavy_file(path: Path) -> bool:
-    """True for a file that imports a heavy package, directly or by what it imports.
+    """True for a file that imports one of PROGRAMS, or a heavy package, directly or by what it imports.
 
     In tests an import counts at any depth, in the product at the top of a module alone.
     """
+    if imports_of(path) & PROGRAMS:
+        return True
     left, seen = [path], {path}
     while left:
         names = imports_of(left.pop())
-        if any(name.split(".")[0] in HEAVY for name in names) or names & PROGRAMS:
+        if any(name.split(".")[0] in HEAVY for name in names):
             return True
         new = {place for name in names for place in places(name)} - seen
         seen |= new

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,11 @@ def write_csv(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
-def build_base(out: Path, *, template: str | None = TEMPLATE) -> Path:
+def build_base(out: Path, *, template: str | None = TEMPLATE, vocabulary: int = 640, **shape: Any) -> Path:
     """An HF folder: a seeded random Llama of 0.1 M weights, and a sentencepiece tokenizer trained here.
 
     llama.cpp's converter knows BPE tokenizers by a list of hashes; sentencepiece it takes as it is.
+    `shape` replaces numbers of the LlamaConfig.
     """
     import sentencepiece
     import torch
@@ -89,7 +91,7 @@ def build_base(out: Path, *, template: str | None = TEMPLATE) -> Path:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*lines, "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ .,:;?!'-"]),
-        model_writer=model, vocab_size=640, model_type="bpe", byte_fallback=True, character_coverage=1.0,
+        model_writer=model, vocab_size=vocabulary, model_type="bpe", byte_fallback=True, character_coverage=1.0,
         control_symbols=["<|im_start|>", "<|im_end|>"], pad_id=-1, add_dummy_prefix=False,
         remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2, num_threads=1,
     )  # fmt: skip
@@ -101,13 +103,13 @@ def build_base(out: Path, *, template: str | None = TEMPLATE) -> Path:
     tokenizer.chat_template = template
     tokenizer.save_pretrained(out)
     torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.1,
-            bos_token_id=1, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
-        )
-    ).save_pretrained(out)  # fmt: skip
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 4096, **layers, **shape}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), initializer_range=0.1, bos_token_id=1, eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True, **shape,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(out)
     (out / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n---\n# Tiny\n", encoding="utf-8")
     return out
 
@@ -155,13 +157,13 @@ def run_here(folder: Path | None, *args: str) -> None:
     main()
 
 
-def calibrated(folder: Path, base: Path) -> Path:
-    """A project after `slmctl calibrate`, which wants 200 rows that nothing learned from."""
+def calibrated(folder: Path, base: Path, run: Callable[..., Any] = slmctl) -> Path:
+    """A project after `slmctl calibrate`, which wants 200 rows that nothing learned from; `run` runs a command."""
     shutil.copytree(base, folder / "base")
     (folder / "slmctl.yaml").write_text(CALIBRATED, encoding="utf-8")
     write_csv(folder / "tickets.csv", rows(800))
     for args in (("run", "--until", "quantize"), ("calibrate",)):
-        ok(slmctl(folder, *args))
+        ok(run(folder, *args))
     return folder
 
 
