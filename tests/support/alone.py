@@ -1,10 +1,10 @@
-"""A namespace with nothing but the loopback and a DNS server that writes down every name it is asked for.
+"""Commands in a namespace with nothing but the loopback, and a DNS server that writes down what it is asked for.
 
     unshare --net --mount python alone.py ORDER.json REPORT.json
 
 The order holds commands and their environment; each is run under strace, which sees every address that is connected
-or sent to. `names` are names that stand for 192.0.2.1, which then lies on the loopback too, with a server that
-counts what it is sent and answers as a chat endpoint.
+or sent to, and every program that is started. `names` are names that stand for 192.0.2.1, which then lies on the
+loopback too, with a server that counts what it is sent and answers as a chat endpoint.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import socketserver
@@ -21,13 +22,56 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 SIOCSIFFLAGS, SIOCSIFADDR, UP = 0x8914, 0x8916, 0x1
 OUTSIDE = "192.0.2.1"  # RFC 5737: it belongs to nobody
 PORT = 8080
+UNSHARE = ["unshare", *(["--map-root-user"] if os.getuid() else []), "--net", "--mount"]
+SECRETS = {
+    "HF_TOKEN": "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",
+    "HUGGING_FACE_HUB_TOKEN": "hf_canaryHHHHIIIIJJJJKKKKLLLLMMMM",
+    "AWS_ACCESS_KEY_ID": "AKIACANARYCANARY1234",
+    "AWS_SECRET_ACCESS_KEY": "canary/aws/secret/0123456789abcdefghijkl",
+    "AWS_SESSION_TOKEN": "canary-session-token",
+    "OPENAI_API_KEY": "sk-canary-openai-0123456789",
+    "GITHUB_TOKEN": "ghp_canary0123456789",
+    "WANDB_API_KEY": "canary-wandb-0123456789",
+    "DB_PASSWORD": "canary-db-password",
+    "DATABASE_URL": "postgresql://me:canary-in-url@db.invalid/x",
+    "SLMCTL_TEST_PRIVATE_KEY": "canary-private-key",
+}
 ANSWER = json.dumps({"choices": [{"message": {"content": "billing"}, "finish_reason": "stop"}]}).encode()
+
+
+def can_be_alone() -> bool:
+    """True where the system lets a test make a namespace, and strace is installed."""
+    if shutil.which("strace") is None or shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*UNSHARE, "mount", "--make-rprivate", "/"], capture_output=True).returncode == 0
+
+
+def bare(**more: str) -> dict[str, str]:
+    """An environment in which nothing helps: no CI, no switch of any library."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "XDG_CACHE_HOME") if name in os.environ}
+    return kept | {"OMP_NUM_THREADS": "1"} | more
+
+
+def run_alone(place: Path, steps: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> dict[str, Any]:
+    """Run commands in a namespace of their own; the report."""
+    place.mkdir()
+    order, report = place / "order.json", place / "report.json"
+    order.write_text(json.dumps({"steps": list(steps), "names": list(names)}))
+    done = subprocess.run([*UNSHARE, sys.executable, __file__, str(order), str(report)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+# In the namespace
 
 
 def raise_loopback(*, outside: bool) -> None:
@@ -93,17 +137,17 @@ class Endpoint(socketserver.StreamRequestHandler):
             self.wfile.write(head.encode() + ANSWER)
 
 
-def reached(log: Path) -> list[str]:
+def reached(trace: str) -> list[str]:
     """Addresses outside of the loopback that a process connected or sent to."""
     address = r'sa_family=AF_INET6?,.*?(?:inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)")'
-    found = re.findall(address, log.read_text(errors="replace"))
+    found = re.findall(address, trace)
     addresses = {v4 or v6 for v4, v6 in found}
     return sorted(one for one in addresses if not one.startswith("127.") and one not in ("::1", "0.0.0.0", "::"))
 
 
 def traced(command: list[str], log: Path) -> list[str]:
-    calls = "trace=connect,sendto,sendmsg,sendmmsg"
-    return ["strace", "-f", "--seccomp-bpf", "-s", "0", "-e", calls, "-o", str(log), *command]
+    calls = "trace=connect,sendto,sendmsg,sendmmsg,execve"
+    return ["strace", "-f", "--seccomp-bpf", "-v", "-s", "100000", "-e", calls, "-o", str(log), *command]
 
 
 def run(step: dict[str, Any], log: Path) -> dict[str, Any]:
@@ -122,7 +166,11 @@ def run(step: dict[str, Any], log: Path) -> dict[str, Any]:
             for pid in path.read_text().split():  # strace's child: the program
                 signal.pidfd_send_signal(os.pidfd_open(int(pid)), signal.SIGTERM)
     out, err = child.communicate(timeout=900)
-    return {"code": child.returncode, "stdout": out + said, "stderr": err, "reached": reached(log)}
+    trace = log.read_text(errors="replace")
+    started = [line for line in trace.splitlines() if "execve(" in line]
+    return {
+        "code": child.returncode, "stdout": out + said, "stderr": err, "reached": reached(trace), "started": started
+    }  # fmt: skip
 
 
 def main(order: Path, report: Path) -> None:
