@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from support import EXAMPLES as DATA
 
 from examples import demo
 
-DATA = Path(__file__).resolve().parents[1] / "examples" / "data"
 FILES = (
     "support_tickets.csv",
     "order_emails.jsonl",

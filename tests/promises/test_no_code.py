@@ -99,11 +99,8 @@ def refused(done: Done, *codes: int) -> None:
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.json", "rows.parquet", "rows.xlsx", "rows.csv.gz"])
 def test_a_pickle_is_no_source(preparing: Forks, desk: Path, canary: Path, name: str) -> None:
-    for raw in (
-        (pickle.dumps(Touch(canary)), zipped(pickle.dumps(Touch(canary))))
-        if FULL
-        else (zipped(pickle.dumps(Touch(canary))),)
-    ):
+    plain = pickle.dumps(Touch(canary))
+    for raw in (plain, zipped(plain)) if FULL else (zipped(plain),):
         (desk / name).write_bytes(raw)
         source = f"prepare.sources=[{{path: {name}, input: text, output: category}}]"
         refused(preparing.run(desk, "prepare", "--set", source), 3)
@@ -170,23 +167,21 @@ def test_pickles_in_every_slot_of_a_model(stages: Forks, tiny_run: Path, tmp_pat
 # Configs that name code
 
 
-def configs(canary: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Six: the file, and the keys that have a loader import something."""
-    return {
-        "auto_map": ("config.json", {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}),
-        "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}),
-        "nested": ("config.json", {"text_config": {"auto_map": {"AutoModel": "other/repo--evil.Model"}}}),
-        "trusted": ("config.json", {"trust_remote_code": True, "model_type": "evil"}),
-        "kernel": ("config.json", {"_attn_implementation": "evil/kernel"}),
-        "pipeline": ("config.json", {"custom_pipelines": {"evil": {"impl": "evil.Pipeline"}}}),
-    }
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {  # the file, and the keys that have a loader import something
+    "auto_map": ("config.json", {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}),
+    "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}),
+    "nested": ("config.json", {"text_config": {"auto_map": {"AutoModel": "other/repo--evil.Model"}}}),
+    "trusted": ("config.json", {"trust_remote_code": True, "model_type": "evil"}),
+    "kernel": ("config.json", {"_attn_implementation": "evil/kernel"}),
+    "pipeline": ("config.json", {"custom_pipelines": {"evil": {"impl": "evil.Pipeline"}}}),
+}
 
 
 def evil_base(tiny_base: Path, place: Path, canary: Path, name: str) -> Path:
     base = Path(shutil.copytree(tiny_base, place / "base"))
     code = f"open({str(canary)!r}, 'w').close()\nclass Config: pass\nModel = Tokenizer = Config\n"
     (base / "evil.py").write_text(code)
-    file, keys = configs(canary)[name]
+    file, keys = CONFIGS[name]
     written = json.dumps(json.loads((base / file).read_text()) | keys)
     # an escape in a key hides it from whoever searches the text
     (base / file).write_text(written.replace('"auto_map"', '"auto\\u005fmap"') if name == "nested" else written)
@@ -227,25 +222,13 @@ def test_the_command_refuses_an_adapter_that_names_code(stages: Forks, tiny_run:
     assert not (tmp_path / "out.csv").exists()
 
 
-@pytest.mark.parametrize("name", configs(Path()))
+@pytest.mark.parametrize("name", CONFIGS)
 def test_configs_that_name_code_are_refused(tiny_base: Path, tmp_path: Path, canary: Path, name: str) -> None:
     base = evil_base(tiny_base, tmp_path, canary, name)
     with pytest.raises(DataError, match="it would run the model author's Python code"):
         weights.refuse_code(base)
     with pytest.raises(DataError, match="it would run the model author's Python code"):
         weights.load_model(base)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", configs(Path()))
-def test_the_command_refuses_configs_that_name_code(
-    stages: Forks, tiny_base: Path, tiny_project: Path, tmp_path: Path, canary: Path, name: str
-) -> None:
-    desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
-    shutil.rmtree(desk / "base")
-    evil_base(tiny_base, desk, canary, name)
-    refused(stages.run(desk, "pull"), 3)
-    assert not list(desk.glob("runs/base/*/manifest.json"))
 
 
 # Chat templates
@@ -270,25 +253,24 @@ def hostile(canary: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", hostile(Path()))
 def test_hostile_templates_are_refused_or_ended(canary: Path, name: str) -> None:
     with pytest.raises(DataError, match="the chat template"):
-        chat_template.render(hostile(canary)[name], VALUES, budget_s=1.0)
+        chat_template.render(hostile(canary)[name], VALUES, budget_s=0.3)
     # and the next request is answered
     assert chat_template.render("{% macro m() %}{% endmacro %}{{ messages[0].content }}", VALUES) == "hello"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["globals", "loops", "repeat"])
-def test_a_base_with_a_hostile_template_is_refused(
-    stages: Forks, tiny_project: Path, tmp_path: Path, canary: Path, name: str
+@pytest.mark.parametrize("config", ["", "nested"])
+def test_the_command_refuses_a_template_and_a_config_with_code(
+    stages: Forks, tiny_base: Path, tiny_project: Path, tmp_path: Path, canary: Path, config: str
 ) -> None:
     desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
-    (desk / "base" / "chat_template.jinja").write_text(hostile(canary)[name])
+    if config:
+        shutil.rmtree(desk / "base")
+        evil_base(tiny_base, desk, canary, config)
+    else:
+        (desk / "base" / "chat_template.jinja").write_text(hostile(canary)["globals"])
     refused(stages.run(desk, "pull"), 3)
-
-
-TOOLS = """\
-{%- macro shown(tool) %}{{ tool | tojson }}{% endmacro -%}{% if tools %}{% for tool in tools %}{{ shown(tool) }}
-{% endfor %}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>
-{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+    assert not list(desk.glob("runs/base/*/manifest.json"))
 
 
 def test_a_template_of_a_book_is_refused() -> None:
@@ -301,14 +283,3 @@ def test_a_long_conversation_has_an_end() -> None:
     text = "x" * (chat_template_child.LONGEST // 2 + 1)
     with pytest.raises(DataError, match=f"it writes more than {chat_template_child.LONGEST} characters"):
         task.prompt([{"role": "user", "content": text}, {"role": "user", "content": text}])
-
-
-def test_threads_share_the_children() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    def ask(k: int) -> str:
-        return chat_template.render(TOOLS, VALUES | {"messages": [{"role": "user", "content": f"number {k}"}]})
-
-    with ThreadPoolExecutor(8) as pool:
-        for k, text in enumerate(pool.map(ask, range(64))):
-            assert f"number {k}<" in text
