@@ -4,7 +4,7 @@
 # make image    builds a container image for the processor (needs docker)
 # make check     lint, types, and the tests that need neither torch nor llama-cpp-python
 # make mutants   plants known faults one by one, and shows which test catches each
-# make torture   promises and hostile inputs at full size: every instant, every corruption, every form (hours)
+# make torture   everything at full size: every instant, corruption, form, client and architecture (hours; for nights)
 # make test-clients   clients of the server as they come, in an environment of their own
 # make test-unsloth   the same for unsloth, with the versions it pins, in an environment of its own
 # make test-gpu       what needs a GPU, in that environment
@@ -53,8 +53,8 @@ test-unsloth: $(UNSLOTH)/.ready
 test-gpu: $(UNSLOTH)/.ready
 	$(UNSLOTH)/bin/pytest -m gpu tests/stages/finetune/test_gpu.py
 
-torture: $(VENV)/.dev
-	SLMCTL_TORTURE=1 $(BIN)/pytest --timeout 0 --numprocesses auto --dist load -m "not gpu and not unsloth and not clients" tests/promises tests/hostile
+torture: $(VENV)/.dev test-clients test-unsloth
+	SLMCTL_TORTURE=1 $(BIN)/pytest --timeout 0 --numprocesses auto --dist load -m "not gpu and not unsloth and not clients"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Which slow tests a change concerns: `pytest --changed REV` runs those of the folders that differ from a commit."""
+"""Slow tests that a change concerns: `pytest --changed REV` runs those of the folders that differ from a commit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from support import ROOT, TESTS
 
-# A folder of tests has the name of the folder of slmctl/ that it tests. These slow tests depend on others as well.
+# A folder of tests has the name of the folder of slmctl/ that it tests. Some depend on others as well.
 ALSO = {
     "server": ("inference", "production", "sensitive"),
     "stages/calibrate": ("metrics",),
@@ -24,13 +24,16 @@ ALSO = {
 }
 # Those of tests/promises, tests/hostile and tests/*.py run whole projects; they depend on all of these.
 PROGRAM = ("slmctl", "templates", "examples")
-EVERYTHING = ("pyproject.toml", ".ci", "tests/conftest.py", "tests/support")
+EVERYTHING = ("pyproject.toml", "Makefile", ".ci", "tests/conftest.py", "tests/support")
 
 
 def select(config: pytest.Config, items: list[pytest.Item], since: str) -> None:
-    """Leave out the slow tests of what has not changed since a commit."""
+    """Leave out the slow tests, and those with unsloth, of what has not changed since a commit."""
+    for name in (name for names in ALSO.values() for name in names):
+        assert (ROOT / "slmctl" / name).exists(), f"slmctl/{name} is watched, and is gone"
     changed = _changed(since)
-    left_out = [item for item in items if item.get_closest_marker("slow") and not _concerned(item.path, changed)]
+    marked = {item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("unsloth")}
+    left_out = [item for item in items if item in marked and not _concerned(item.path, changed)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
 
