@@ -48,7 +48,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "warmup 0": ("warmup_ratio=0",),
     "clip 0.3": ("max_grad_norm=0.3",),
     "alpha 16": ("lora.alpha=16",),
-    "rslora": ("lora.rslora=true",),
     "dora": ("lora.dora=true",),
     "attention only": ("lora.target_modules=[q_proj,k_proj,v_proj,o_proj]",),
 }

@@ -253,7 +253,7 @@ def one(side: str, project: Path, steps: int, validation: int) -> dict[str, Any]
         total, count = 0.0, 0
         with torch.no_grad():
             for start in range(0, len(held), BATCH):
-                (batch,) = PaddedBatches(0)(held[start : start + BATCH])
+                (batch,) = PaddedBatches(0, 10**9)(held[start : start + BATCH])
                 total += float(answer_loss.padded_loss(model, batch))
                 count += len(batch["labels"])
         loss = total / count
@@ -266,7 +266,7 @@ def one(side: str, project: Path, steps: int, validation: int) -> dict[str, Any]
 class _Sizes:
     """What `Order` reads of the trainer's arguments."""
 
-    per_device_train_batch_size, gradient_accumulation_steps, seed = BATCH, 1, 0
+    per_device_train_batch_size, seed = BATCH, 0
 
 
 def _products(model: Any, trainer: Any, times: list[float], warm: int) -> dict[str, float]:

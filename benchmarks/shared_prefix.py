@@ -22,7 +22,7 @@ from benchmarks import result
 from slmctl.config import resolve_matmul_dtype
 from slmctl.model_files import memory, model_shape
 from slmctl.stages.finetune import batches, layer_replacement
-from slmctl.stages.finetune.packing import IGNORED, BatchPacker, EncodedRecord
+from slmctl.stages.finetune.packing import IGNORED, EncodedRecord, pack
 
 RECORDS, OWN, ANSWER = 16, 60, 4  # records of a step; a record's own tokens, and those of them that are its answer
 PREFIXES = (0, 100, 200, 400, 800)
@@ -39,7 +39,7 @@ def main() -> None:
     rows, everything = [], {}
     for prefix in options.prefixes:
         records = some_records(prefix)
-        sides = {"ours": batches.PackedBatches()(records), "theirs": [BatchPacker()(part) for part in whole(records)]}
+        sides = {"ours": batches.PackedBatches()(records), "theirs": [pack(part) for part in whole(records)]}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(options.repetitions + 1):
             for side, pieces in sides.items():

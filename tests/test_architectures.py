@@ -1,4 +1,4 @@
-"""Every architecture that companies pick, as a small random model: copied, counted, trained, packed, merged.
+"""Every architecture that companies pick, as a small random model: copied, counted, trained, merged, rehearsed.
 
 A row of ARCHITECTURES says how an architecture trains, and a test asks the model itself.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,22 +19,22 @@ from support.forks import Forks
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from peft import LoraConfig, get_peft_model  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from support.training import trained  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText  # noqa: E402
 
 from benchmarks import architectures, bases, real_tokenizers  # noqa: E402
 from slmctl.artifacts import artifact  # noqa: E402
-from slmctl.config import FinetuneConfig, MergeConfig  # noqa: E402
+from slmctl.artifacts.artifact import Artifact  # noqa: E402
+from slmctl.config import MergeConfig  # noqa: E402
 from slmctl.model_files import catalogue, hf_folder, model_size, tiny_copy  # noqa: E402
-from slmctl.model_files.base_model import Base  # noqa: E402
-from slmctl.stages.finetune import finetune, layer_replacement, lora_targets, packing_check  # noqa: E402
-from slmctl.stages.finetune.packing import IGNORED, BatchPacker  # noqa: E402
+from slmctl.stages.finetune import layer_replacement, lora_targets, packing_check  # noqa: E402
 from slmctl.stages.merge import merge  # noqa: E402
 from slmctl.stages.pull import text_model  # noqa: E402
 
 # of packages that would make some architectures faster, and of tied weights that PEFT unties
 pytestmark = pytest.mark.filterwarnings("ignore")
-NEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ ARCHITECTURES = {
     "qwen3.5": Architecture("padded"),
 }
 MULTIMODAL = {name for name in ARCHITECTURES if architectures.ARCHITECTURES[name].multimodal}
-FAST = [name for name, row in ARCHITECTURES.items() if row.training == "fast" and name not in MULTIMODAL]
 
 
 def test_no_architecture_is_left_out() -> None:
@@ -173,153 +172,68 @@ def test_all_linear_adapts_layers_of_the_text_model(name: str) -> None:
     assert not leaves or {target.rpartition(".")[2] for target in targets} == set(leaves)
 
 
-# Merging: an adapter that is trained for a step, saved, merged by name and loaded again gives the same answers.
-
-BASE = Base("tiny", "tiny", "", 1, "", "base", "", "</s>", ())
+# An adapter that is trained, saved, merged by name and loaded again gives the same answers.
 
 
-def pulled(name: str, tmp_path: Path, *, whole: bool = False) -> Path:
-    """The HF folder of a tiny base as `pull` leaves it, or the whole of a multimodal one as earlier versions did."""
-    model, folder = built(name), tmp_path / "base"
-    model.save_pretrained(tmp_path / "download" if not whole else folder)
-    if not whole and (text := text_model.find(tmp_path / "download")) is not None:
-        folder.mkdir()
+@pytest.fixture(scope="module")
+def few(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """The tiny base and a data set of some records."""
+    prepared = Path(shutil.copytree(artifacts["prepared"].path, tmp_path_factory.mktemp("few") / "prepared"))
+    for split in ("train", "validation"):
+        lines = (prepared / f"{split}.jsonl").read_text().splitlines(keepends=True)
+        (prepared / f"{split}.jsonl").write_text("".join(lines[:8]))
+    (prepared / "manifest.json").unlink()
+    return {"base": artifacts["base"], "prepared": artifact.foreign(prepared, "prepared")}
+
+
+def pulled(name: str, tmp_path: Path, tokenizer: Artifact, *, whole: bool = False) -> Artifact:
+    """A small base as `pull` leaves it, or a multimodal one as it ships."""
+    download, folder = tmp_path / "download", tmp_path / "base"
+    built(name).save_pretrained(download)
+    kept = shutil.ignore_patterns("*.safetensors", "config.json", "generation_config.json", "manifest.json")
+    shutil.copytree(tokenizer.path, folder, ignore=kept)
+    text = None if whole else text_model.find(download)
+    if text is not None:
         text.write(folder)
-    elif not whole:
-        (tmp_path / "download").rename(folder)
-    BASE.write(folder)
-    return folder
+    else:
+        shutil.copytree(download, folder, dirs_exist_ok=True)
+    return artifact.foreign(folder, "base")
 
 
-def after_merge(base: Path, tmp_path: Path) -> tuple[Any, Any, Any]:
-    """Logits of base, base with an adapter that took a step, and merged model."""
-    torch.manual_seed(0)
-    config = FinetuneConfig.model_validate({"lora": {"rank": 4, "alpha": 8}, "matmul_dtype": "float32"})
-    model = finetune.load_transformers(config, base)
-    tokens = torch.arange(5, 27)[None]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-2)
-    for _ in range(2):  # B is zero at first, and A gets its gradient from it
-        optimizer.zero_grad()
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        assert all(parameter.grad is not None for parameter in trained)
-        optimizer.step()
-    assert all(bool(parameter.grad.any()) for parameter in trained)
-    for name in ("adapter", "merged"):
-        (tmp_path / name).mkdir()
-    finetune._save(model, SimpleNamespace(path=base), tmp_path / "adapter")  # type: ignore[arg-type]
+def require_merged(base: Artifact, few: dict[str, Artifact], tmp_path: Path) -> dict[str, Any]:
+    """Train and merge, and ask the base, it with the adapter, and the merged model; the metrics of the training."""
+    settings = {"learning_rate": 2e-2, "warmup_ratio": 0.0, "lr_scheduler": "constant", "matmul_dtype": "float32"}
+    metrics = trained(few | {"base": base}, tmp_path / "adapter", max_steps=2, batch_size=4, **settings)
+    updates = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(bool(tensor.any()) for tensor in updates.values())  # B is zero at first
+    (tmp_path / "merged").mkdir()
     adapter = artifact.foreign(tmp_path / "adapter", "adapter")
-    merge.run(MergeConfig(), base=artifact.foreign(base, "base"), adapter=adapter, out=tmp_path / "merged")
+    merge.run(MergeConfig(), base=base, adapter=adapter, out=tmp_path / "merged")
+    tokens = torch.arange(5, 27)[None]
     with torch.no_grad():
-        tuned = model.eval()(input_ids=tokens).logits
+        model = PeftModel.from_pretrained(hf_folder.load_model(base.path), adapter.path).eval()
+        tuned = model(input_ids=tokens).logits
         with model.disable_adapter():
             plain = model(input_ids=tokens).logits
-        return plain, tuned, hf_folder.load_model(tmp_path / "merged")(input_ids=tokens).logits
+        merged = hf_folder.load_model(tmp_path / "merged")(input_ids=tokens).logits
+    torch.testing.assert_close(merged, tuned, rtol=0, atol=1e-3)
+    assert (tuned - plain).abs().max() > 3e-3  # Granite divides its logits, and starts them small
+    return metrics
 
 
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * row.merged_slowly) for name, row in ARCHITECTURES.items()],
 )
-def test_merged_answers_like_base_and_adapter(name: str, tmp_path: Path) -> None:
-    plain, tuned, merged = after_merge(pulled(name, tmp_path), tmp_path)
-    torch.testing.assert_close(merged, tuned, rtol=0, atol=1e-3)
-    assert (tuned - plain).abs().max() > 3e-3  # Granite divides its logits, and starts them small
+def test_an_adapter_trains_and_merges(name: str, few: dict[str, Artifact], tmp_path: Path) -> None:
+    metrics = require_merged(pulled(name, tmp_path, few["base"]), few, tmp_path)
+    fast, layers = metrics.get("fast_layers"), metrics.get("layers", 0)
+    assert ("padded" if fast is None else "fast" if 2 * fast > layers else "packed") == ARCHITECTURES[name].training
 
 
-def test_a_multimodal_base_pulled_by_an_earlier_version_is_merged(tmp_path: Path) -> None:
+def test_an_adapter_of_a_multimodal_base_is_merged(few: dict[str, Artifact], tmp_path: Path) -> None:
     # transformers calls the layers model.language_model.…, and the files language_model.model.…
-    base = pulled("gemma3", tmp_path, whole=True)
-    _, tuned, merged = after_merge(base, tmp_path)
-    torch.testing.assert_close(merged, tuned, rtol=0, atol=1e-3)
-
-
-# Packing: packed batches give the loss and the gradients that each record gives alone.
-
-
-def rows() -> list[Any]:
-    """Records of three lengths, longer than the windows of the small models, that open with the same tokens."""
-    choose = torch.Generator().manual_seed(3)
-    head = torch.randint(3, 600, (9,), generator=choose).tolist()
-    made = []
-    for length in (35, 40, 47):
-        ids = head + torch.randint(3, 600, (length - 9,), generator=choose).tolist()
-        labels = [IGNORED] * (length - 4) + ids[-4:]
-        made.append({"input_ids": ids, "labels": labels, "weights": [0.0] * (length - 4) + [1.0, 1.0, 0.5, 1.0]})
-    return made
-
-
-def adapted(name: str, targets: Any = "all-linear") -> Any:
-    """A model with an adapter that changes what it computes."""
-    model = copy.deepcopy(built(name))
-    torch.manual_seed(1)
-    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.03)  # more makes much of every rounding
-    return model
-
-
-def alone(model: Any) -> Any:
-    """Each record alone, all its logits, by transformers and PEFT."""
-    total = torch.zeros(())
-    for record in rows():
-        logits = model(input_ids=torch.tensor([record["input_ids"]]), use_cache=False).logits[0, :-1].float()
-        labels, weights = torch.tensor(record["labels"])[1:], torch.tensor(record["weights"])[1:]
-        losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
-        total = total + (losses * weights).sum()
-    return total
-
-
-def gradients(model: Any, loss: Any) -> dict[str, Any]:
-    loss.backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-
-
-def require_parity(model: Any, near: float = NEAR, half: bool = False) -> None:
-    plain = copy.deepcopy(model)
-    if half:  # the frozen weights as `finetune` loads them where products are in bfloat16
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.bfloat16()
-    assert packing_check.supports_packing(model)
-    layer_replacement.install_kernels(model)
-    batch = BatchPacker()(rows())
-    assert batch["layout"] == (9, 3)
-    loss, expected = model(**batch).loss, alone(plain)
-    torch.testing.assert_close(loss, expected, rtol=near, atol=0)
-    found, wanted = gradients(model, loss), gradients(plain, expected)
-    assert all(gradient is not None for gradient in wanted.values())
-    assert all(gradient is not None for gradient in found.values())
-    flat, flat_wanted = (torch.cat([g.flatten() for g in part.values()]) for part in (found, wanted))
-    assert (flat - flat_wanted).norm() / flat_wanted.norm() < near
-
-
-@pytest.mark.parametrize("name", FAST)
-def test_packed_records_train_as_each_alone(name: str) -> None:
-    # Gemma 4 does not scale scores down: in float64, embeddings that are off by 2e-7 change its gradients by 2e-3
-    require_parity(adapted(name), near=1e-2 if name == "gemma4-text" else NEAR)
-
-
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("targets", [["lm_head", "q_proj"], ["lm_head", "embed_tokens"]])
-@pytest.mark.parametrize("name", ["llama", "gemma3-text", "granite"])
-def test_updates_of_head_and_embeddings_are_trained(name: str, targets: list[str], half: bool) -> None:
-    # the head's frozen weight alone was multiplied, and its update stayed at zero
-    require_parity(adapted(name, targets), near=0.1 if half else NEAR, half=half)
-
-
-@pytest.mark.parametrize("name", ["llama", "phi3", "gemma3-text"])
-def test_dropout_of_attention_is_honoured_in_training_only(name: str) -> None:
-    model = adapted(name)
-    for module in model.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.5
-    layer_replacement.install_kernels(model)
-    batch = BatchPacker()(rows())
-    assert float(model.eval()(**batch).loss) == float(model(**batch).loss)
-    model.train()
-    assert len({float(model(**batch).loss) for _ in range(3)}) == 3
+    require_merged(pulled("gemma3", tmp_path, few["base"], whole=True), few, tmp_path)
 
 
 # The whole chain, with the real tokenizers that can be had: nothing fails after pull.

@@ -62,7 +62,6 @@ class Lora(Section):
     target_modules: Literal["all-linear"] | list[Text] = Field(
         "all-linear", description="which linear layers are adapted: all-linear, or names such as q_proj"
     )
-    rslora: bool = Field(False, description="scale the update by alpha / sqrt(rank) in place of alpha / rank")
     dora: bool = Field(False, description="DoRA: train magnitude and direction of each weight row apart (slower)")
 
 
@@ -86,9 +85,6 @@ class FinetuneConfig(Section):
     )
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     batch_size: int = Field(16, ge=1, description="records a step, over all processes")
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, description="parts in which a step's batch is computed (saves memory on a GPU)"
-    )
     weight_decay: float = Field(0.0, ge=0, lt=1, description="decay of the adapter's weights a step")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each answer token's target spread over the vocabulary, in training"
@@ -114,12 +110,6 @@ class FinetuneConfig(Section):
         default_factory=list, description="trackers that follow the run, such as mlflow or wandb (uses the network)"
     )
 
-    @model_validator(mode="after")
-    def _divides(self) -> FinetuneConfig:
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError(f"batch_size {self.batch_size} does not divide by gradient_accumulation_steps")
-        return self
-
 
 class MergeConfig(Section):
     """Fold the adapter into the base's weights."""
@@ -127,7 +117,6 @@ class MergeConfig(Section):
     dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
         "base", description="type of the merged weights; base keeps the base's own"
     )
-    max_shard_gb: float = Field(5.0, gt=0, description="largest file of weights in GB; a larger model is split")
 
 
 class QuantizeConfig(Section):

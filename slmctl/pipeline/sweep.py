@@ -136,7 +136,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
 def _candidate(read: Read, today: FinetuneConfig, values: Mapping[str, str]) -> SweepCandidate:
     """A candidate; where the rank alone changes, alpha follows, so that the scale of the update stays."""
     values, rank, alpha = dict(values), "finetune.lora.rank", "finetune.lora.alpha"
-    if rank in values and alpha not in values and not today.lora.rslora:
+    if rank in values and alpha not in values:
         values[alpha] = f"{today.lora.alpha * int(values[rank]) / today.lora.rank:g}"
     return SweepCandidate(values, read([f"{key}={value}" for key, value in values.items()]).finetune)
 

@@ -21,8 +21,6 @@ from slmctl.cli.main import cli
 from slmctl.pipeline import resolve
 from slmctl.provenance import listing
 
-pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-
 CONFIG = tiny.CONFIG.replace(
     "epochs: 14, learning_rate: 4e-3, batch_size: 8", "epochs: 1, learning_rate: 1e-5, batch_size: 4"
 )

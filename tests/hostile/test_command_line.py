@@ -80,7 +80,7 @@ CONFIGS: list[tuple[str, Make, int]] = [
     ("NUL", text("project: a\0b\n"), 2),
     ("a byte order mark", text(b"\xef\xbb\xbf" + GOOD.encode()), 0),
     ("half a surrogate pair", text('project: "\\ud800"\nbase: base\n'), 2),
-    ("an infinite number", text(GOOD + "merge: {max_shard_gb: 1e999}\n"), 2),
+    ("an infinite number", text(GOOD + "finetune: {epochs: 1e999}\n"), 2),
     ("a number of many digits", text(GOOD + "serve: {queue: " + "9" * 5000 + "}\n"), 2),
     ("a long key", text(GOOD + "k" * 900_000 + ": 1\n"), 2),
     ("no home", text("project: a\nbase: ~nobody-of-that-name/x\n"), 2),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
 from slmctl.model_files.model_shape import PIECE_TOKENS, piece_budget
 from slmctl.stages.finetune.packing import (
-    IGNORED,
-    BatchPacker,
     EncodedRecord,
+    answers,
     common_prefix,
+    pack,
     prompt_length,
 )
 
@@ -33,18 +32,17 @@ class PieceSize(NamedTuple):
     keys: int
 
 
-@dataclass
 class PackedBatches:
     """Records -> packed batches of at most `piece_budget` computed tokens, or one record."""
 
-    packer: BatchPacker = field(default_factory=BatchPacker)
-    limit: int = PIECE_TOKENS
-    padded: int = 0
-    filled: int = 0
+    padded, filled = 0, 0  # tokens so far
+
+    def __init__(self, limit: int = PIECE_TOKENS) -> None:
+        self.limit = limit
 
     def __call__(self, records: Sequence[EncodedRecord]) -> list[dict[str, Any]]:
-        parts = split_batch(records, self.limit, share=self.packer.share)
-        batches = [self.packer(part) for part in parts]
+        parts = split_batch(records, self.limit, share=True)
+        batches = [pack(part) for part in parts]
         for batch, part in zip(batches, parts, strict=True):
             prefix, tokens = batch["layout"][0], batch["input_ids"].numel()
             self.filled += tokens
@@ -52,19 +50,15 @@ class PackedBatches:
         return batches
 
 
-def split_batch(
-    records: Sequence[EncodedRecord], limit: int | None, *, share: bool = False
-) -> list[Sequence[EncodedRecord]]:
+def split_batch(records: Sequence[EncodedRecord], limit: int, *, share: bool = False) -> list[Sequence[EncodedRecord]]:
     """Records in as few parts as fit, in order: each computes no more than `piece_budget` allows, or is one record.
 
     Where the same number of parts can be of the same count, they are.
 
     Args:
-        limit: Tokens of a part without a shared prefix; None for all records in one.
+        limit: Tokens of a part without a shared prefix.
         share: The prefix that the records of a part share is computed once.
     """
-    if limit is None:
-        return [records]
     parts = _cut(records, limit, share, most=len(records))
     even = _cut(records, limit, share, most=math.ceil(len(records) / len(parts)))
     return even if len(even) == len(parts) else parts
@@ -120,12 +114,12 @@ class PaddedBatches:
     """Records -> batches (records, length), padded on the left, as unsloth's kernels expect.
 
     `labels`, `weights` and `keep` are as in a packed batch, with places counted row by row; `columns` is the number
-    of columns from the first such place on. With a `limit` batches have at most so many tokens, or one record.
+    of columns from the first such place on. Batches have at most `limit` tokens, or one record.
     """
 
-    padded, filled = 0, 0
+    padded, filled = 0, 0  # tokens so far
 
-    def __init__(self, pad: int, limit: int | None = None) -> None:
+    def __init__(self, pad: int, limit: int = PIECE_TOKENS) -> None:
         self.pad, self.limit = pad, limit
 
     def __call__(self, records: Sequence[EncodedRecord]) -> list[dict[str, Any]]:
@@ -135,20 +129,14 @@ class PaddedBatches:
         length = max(len(record["input_ids"]) for record in records)
         ids = torch.full((len(records), length), self.pad)  # (records, length)
         mask = torch.zeros_like(ids)
-        keep, labels, weights = [], [], []
-        for k, record in enumerate(records):
-            size = len(record["input_ids"])
+        sizes = [len(record["input_ids"]) for record in records]
+        for k, (record, size) in enumerate(zip(records, sizes, strict=True)):
             ids[k, -size:] = torch.tensor(record["input_ids"])
             mask[k, -size:] = 1
-            for at, label in enumerate(record["labels"]):
-                if label != IGNORED:
-                    keep.append((k + 1) * length - size + at - 1)  # a token is predicted at the place before it
-                    labels.append(label)
-                    weights.append(record["weights"][at])
         self.filled += ids.numel()
-        self.padded += int(ids.numel() - mask.sum())
+        self.padded += ids.numel() - sum(sizes)
+        learned = answers(records, [(k + 1) * length - size for k, size in enumerate(sizes)])
         return {
             "input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-            "labels": torch.tensor(labels), "weights": torch.tensor(weights), "keep": torch.tensor(keep),
-            "columns": length - min(place % length for place in keep),
+            "columns": length - int((learned["keep"] % length).min()), **learned,
         }  # fmt: skip

@@ -132,7 +132,7 @@ def load_optimizer(trainer: Any, path: Path) -> None:
         group["lr"] = rate
 
 
-def gather_random(accelerator: Any) -> dict[str, torch.Tensor]:
+def gather_random() -> dict[str, torch.Tensor]:
     """The states of all processes' random generators as `random/RANK/GENERATOR`; a collective call of all processes."""
     own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():

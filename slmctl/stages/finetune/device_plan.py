@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import AutoConfig
 
+from slmctl import hardware
 from slmctl.config import FinetuneConfig
 from slmctl.console import size
 from slmctl.errors import StageError
-from slmctl.model_files import model_shape, safetensors_header
-from slmctl.stages.finetune import batches, checkpoint
+from slmctl.model_files import memory, model_shape, model_size
+from slmctl.model_files.model_size import ModelSize
+from slmctl.stages.finetune import batches, checkpoint, distributed
 from slmctl.stages.finetune.answer_loss import VOCABULARY_BLOCK
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 
@@ -30,10 +33,12 @@ LINEAR_BYTES_4BIT = 0.57  # bytes a weight in 4 bits, with its share of the scal
 # What a linear layer of so many inputs and outputs adds to what autograd saves for a token, and what PEFT's DoRA
 # does: the inputs and outputs in 16 bits, and as much again by norms, rotations and activations around it.
 SAVED_BYTES, DORA_FACTOR = 4, 2
-ADAPTER_BYTES = 20  # bytes a trained weight: itself, its gradient, two moments, the best one so far
 SHARED_BACKEND = "gloo"  # between processes on one GPU, which NCCL refuses
-EMBEDDINGS = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head")
 HINT = "a smaller base, --set finetune.load_in_4bit=true, or finetune.max_length=N with finetune.too_long=truncate"
+
+CPU_FIXED_BYTES = 150e6  # optimizer code, thread pools, tokenized records
+DISTINCT = 0.85  # of what linear layers read and give: those that read the same input keep it once
+CPU_HINT = "a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more"
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class DevicePlan:
     @property
     def idle_gpus(self) -> int:
         """Number of GPUs that no process of this training uses."""
-        return max(self.gpu.visible - int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 0) if self.gpu else 0
+        return max(self.gpu.visible - distributed.processes_here(), 0) if self.gpu else 0
 
     def peak_bytes(self) -> int:
         """Peak of the memory that the process has taken on its GPU."""
@@ -115,18 +120,54 @@ def gpu_here() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     visible = torch.cuda.device_count()
-    local, rank = (int(os.environ.get(name, value)) for name, value in (("LOCAL_WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
-    shared = -(-local // visible)
-    free, _ = torch.cuda.mem_get_info(rank % visible)
+    shared = -(-distributed.processes_here() // visible)
+    free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")) % visible)
     return Gpu(torch.cuda.is_bf16_supported(including_emulation=False), free // shared, visible, shared)
 
 
-def for_cpu(
-    config: FinetuneConfig, memory_bytes: int | None = None, piece_tokens: int = model_shape.PIECE_TOKENS
-) -> DevicePlan:
-    """The plan of a training on a CPU that takes so many bytes."""
-    dtype = torch.bfloat16 if config.matmul_dtype == "bfloat16" else torch.float32
-    return DevicePlan(dtype, memory_bytes=memory_bytes, piece_tokens=piece_tokens)
+def on_cpu(config: FinetuneConfig) -> DevicePlan:
+    """The plan of a training on a CPU whose memory nobody asks for."""
+    return DevicePlan(torch.bfloat16 if config.matmul_dtype == "bfloat16" else torch.float32)
+
+
+def for_cpu(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecord]) -> DevicePlan:
+    """The plan of a training on a CPU: smaller pieces where memory is short.
+
+    Raises:
+        StageError: The processes of this machine do not fit into its memory together.
+    """
+    here, model = distributed.processes_here(), model_size.read(folder)
+    memory.trim_heap()  # an earlier stage of this process may have left much that is free, and will be used again
+    needs = {
+        piece: cpu_bytes(model, config, *batches.largest_piece(records, records_a_process(config), piece))
+        for piece in (model_shape.PIECE_TOKENS, *batches.SMALLER_PIECES)
+    }
+    if distributed.world_size() > 1:  # what a faster process had loaded by now would count as taken
+        PartialState(cpu=True).wait_for_everyone()
+    piece = next((piece for piece, needed in needs.items() if memory.fits(needed, here)), min(needs))
+    hint = CPU_HINT if config.load_in_4bit else f"--set finetune.load_in_4bit=true, {CPU_HINT}"
+    memory.require(needs[piece], "training", hint=hint, processes=here)
+    return dataclasses.replace(on_cpu(config), memory_bytes=needs[piece], piece_tokens=piece)
+
+
+def cpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, keys: int = 0) -> int:
+    """Estimated peak of this process in bytes: what it holds now, weights, activations for backward, adapter.
+
+    Args:
+        tokens: Tokens of the largest batch computed at once, see `batches.largest_piece`.
+        keys: Tokens attended to in it, if more.
+    """
+    width = 2 if config.matmul_dtype == "bfloat16" else 4  # bytes of an element in a product
+    activations = model.activation_bytes(width, tokens, distinct=DISTINCT)
+    activations += 4 * max(keys - tokens, 0) * model.cache  # keys and values of the prefix, before each record
+    activations *= 4 if config.lora.dora else 1  # PEFT's own layers keep more
+    weights = model.frozen_bytes(width, in_4bit=config.load_in_4bit) + model.adapter_bytes(config.lora.rank)
+    return int(hardware.held_bytes() + CPU_FIXED_BYTES + weights + activations)
+
+
+def records_a_process(config: FinetuneConfig) -> int:
+    """Records that a process computes for a step."""
+    return max(config.batch_size // distributed.world_size(), 1)
 
 
 def for_gpu(config: FinetuneConfig, gpu: Gpu, folder: Path, records: Sequence[EncodedRecord]) -> DevicePlan:
@@ -135,66 +176,36 @@ def for_gpu(config: FinetuneConfig, gpu: Gpu, folder: Path, records: Sequence[En
     Raises:
         StageError: It fits in no way.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    together = max(config.batch_size // (config.gradient_accumulation_steps * world), 1)
-    needs = GpuNeeds.of(folder, config, records, together)
+    if gpu.shared > 1:  # what a faster process had loaded by now would count as taken
+        PartialState(backend=SHARED_BACKEND).wait_for_everyone()
+    together = records_a_process(config)
+    model, logits = model_size.read(folder), _logit_bytes(folder, records, together)
     ways = [(piece, False) for piece in GPU_PIECES if piece >= LEAST_WITHOUT_CHECKPOINTS]
     ways += [(piece, True) for piece in GPU_PIECES]
     have, needed = GPU_SHARE * gpu.free, 0
     for piece, checkpointing in ways:
-        needed = needs.bytes(batches.largest_piece(records, together, piece).tokens, checkpointing=checkpointing)
+        tokens = batches.largest_piece(records, together, piece).tokens
+        needed = int(logits + gpu_bytes(model, config, tokens, checkpointing=checkpointing))
         if needed <= have:
             dtype, mixed = (torch.bfloat16, "bf16") if gpu.bf16 else (torch.float16, "fp16")
             return DevicePlan(dtype, mixed, piece, needed, checkpointing, CHECK_EVERY_STEPS, gpu)
     raise StageError(f"training needs about {size(needed)} of GPU memory, and {size(have)} are free", hint=HINT)
 
 
-@dataclass(frozen=True)
-class GpuNeeds:
-    """Needs of a training on a GPU: its memory in parts, from the shapes of a base's tensors.
+def gpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, *, checkpointing: bool) -> float:
+    """Estimated peak on a GPU while so many tokens are computed at once, without what the output head computes."""
+    weights = 2 * model.weights - (2 - LINEAR_BYTES_4BIT) * model.linear * config.load_in_4bit
+    saved: float = SAVED_BYTES * model.channels * (DORA_FACTOR if config.lora.dora else 1)
+    if checkpointing:
+        saved = saved / model.layers + 2 * model.hidden * model.layers
+    return GPU_FIXED_BYTES + weights + model.adapter_bytes(config.lora.rank) + tokens * saved
 
-    Attributes:
-        fixed: Bytes of the weights, the adapter and its optimizer.
-        saved: Bytes a token of all layers' activations.
-        layers: Number of layers.
-        hidden: Width of the residual stream.
-        logits: Bytes of what the output head computes for the answers of one step.
-    """
 
-    fixed: float
-    saved: float
-    layers: int
-    hidden: int
-    logits: float
-
-    @classmethod
-    def of(cls, folder: Path, config: FinetuneConfig, records: Sequence[EncodedRecord], together: int) -> GpuNeeds:
-        """Needs of a training of these records, `together` of them a step."""
-        model: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        text = model.get_text_config()
-        entries = [e for path in sorted(folder.glob("*.safetensors")) for e in safetensors_header.read(path)]
-        linear = [e for e in entries if len(e.shape) > 1 and not EMBEDDINGS.search(e.name)]
-        # a token goes through some of the experts only
-        chosen = getattr(text, "num_experts_per_tok", None) or getattr(text, "num_local_experts", None) or 1
-        experts = max(getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None) or 1, 1)
-        wide = sum(sum(e.shape[-2:]) * (chosen / experts if ".experts." in e.name else 1) for e in linear)
-        held = sum(e.elements for e in linear)
-        total = sum(e.elements for e in entries)
-        weights = 2 * total if not config.load_in_4bit else 2 * (total - held) + LINEAR_BYTES_4BIT * held
-        numbers = {match[1] for e in linear if (match := re.search(r"\.(\d+)\.", e.name))}
-        hidden, vocabulary = text.hidden_size, text.vocab_size
-        answers = sum(sorted(sum(label != IGNORED for label in record["labels"]) for record in records)[-together:])
-        own = any(getattr(text, key, None) for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
-        columns = vocabulary if own else min(VOCABULARY_BLOCK, vocabulary)
-        return cls(
-            fixed=GPU_FIXED_BYTES + weights + ADAPTER_BYTES * config.lora.rank * wide,
-            saved=SAVED_BYTES * wide * (DORA_FACTOR if config.lora.dora else 1),
-            layers=max(len(numbers), 1),
-            hidden=hidden,
-            logits=answers * (columns * 10 + hidden * 16),
-        )
-
-    def bytes(self, tokens: int, *, checkpointing: bool) -> int:
-        """Estimated peak while so many tokens are computed at once."""
-        saved = self.saved / self.layers + 2 * self.hidden * self.layers if checkpointing else self.saved
-        return int(self.fixed + tokens * saved + self.logits)
+def _logit_bytes(folder: Path, records: Sequence[EncodedRecord], together: int) -> float:
+    """Bytes of what the output head computes for the answers of a step, at most."""
+    model: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    text = model.get_text_config()
+    answers = sum(sorted(sum(label != IGNORED for label in record["labels"]) for record in records)[-together:])
+    own = any(getattr(text, key, None) for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
+    columns = text.vocab_size if own else min(VOCABULARY_BLOCK, text.vocab_size)
+    return float(answers * (columns * 10 + text.hidden_size * 16))

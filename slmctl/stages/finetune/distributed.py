@@ -23,6 +23,16 @@ def join_slurm() -> None:
     variables.setdefault("MASTER_PORT", "29500")
 
 
+def world_size() -> int:
+    """Number of processes that train together, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def processes_here() -> int:
+    """Number of those on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def leave_group() -> None:
     """End gloo's threads: one that still holds a tensor while the interpreter ends aborts the process."""
     import torch  # the command joins before it is known that torch is there

@@ -97,15 +97,15 @@ def encode(
 
 
 def share_of(records: Sequence[Record], share: float) -> list[Record]:
-    """The records whose content hashes to a place below `share`, at least one; a smaller share is part of a larger."""
+    """The records whose content hashes to a point below `share`, at least one; a smaller share is part of a larger."""
     if share >= 1:
         return list(records)
-    places = [_place_of(record) for record in records]
-    limit = max(share, min(places))
-    return [record for record, place in zip(records, places, strict=True) if place <= limit]
+    points = [_point(record) for record in records]
+    limit = max(share, min(points))
+    return [record for record, point in zip(records, points, strict=True) if point <= limit]
 
 
-def _place_of(record: Record) -> float:
+def _point(record: Record) -> float:
     """A number between 0 and 1 that follows from a record's messages alone."""
     raw = hashlib.sha256(canonical(["train_share", record.messages])).digest()
     return float(int.from_bytes(raw[:8]) / 2**64)

@@ -10,10 +10,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from peft import get_peft_model, get_peft_model_state_dict
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -29,23 +28,21 @@ from slmctl.network import guard
 from slmctl.stages.finetune import (
     answer_loss,
     backend,
-    batches,
     checkpoint,
     device_plan,
     distributed,
     layer_replacement,
     lora_targets,
     loss_curve,
-    memory_estimate,
     packing,
     packing_check,
 )
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
 from slmctl.stages.finetune.device_plan import DevicePlan
 from slmctl.stages.finetune.encoding import encode, share_of
-from slmctl.stages.finetune.interruption import FirstInterrupt
+from slmctl.stages.finetune.interruption import first_interrupt
 from slmctl.stages.finetune.packing import EncodedRecord
-from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, without_loss
+from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, Progress, without_loss
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, write_jsonl
 
@@ -58,42 +55,29 @@ TRACKER_PACKAGES = {"tensorboard": ("tensorboardX", "tensorboard"), "azure_ml": 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """The encoded records of a training, the library that trains, and the memory that it will take.
+    """Records, library and plan of a training."""
 
-    Attributes:
-        library: `unsloth` or `transformers`.
-        train: Encoded training records.
-        validation: Encoded validation records.
-        overlong: By split, how many records over `max_length` were dropped and truncated.
-        plan: How the training uses its device.
-    """
-
-    library: str
+    library: str  # `unsloth` or `transformers`
     train: list[EncodedRecord]
     validation: list[EncodedRecord]
-    overlong: dict[str, dict[str, int]]
+    overlong: dict[str, dict[str, int]]  # by split: how many records over `max_length` were dropped and truncated
     plan: DevicePlan
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished training as its manifest and its files describe it.
+    """A finished training; losses are nats a token."""
 
-    Attributes:
-        history: Log entries with `step` and `loss` or `eval_loss` (nats a token).
-        steps: Optimizer steps, those before a resume included.
-        steps_here: Optimizer steps that this process took.
-        seconds: Wall time of those.
-        loss_before: Validation loss of the base.
-        loss_best: Validation loss of the weights that are saved, see `AnswerTrainer.settle`.
-    """
+    history: list[dict[str, Any]]  # log entries with `step` and `loss` or `eval_loss`
+    steps: int  # of the optimizer, those before a resume included
+    steps_here: int  # those that this process took
+    seconds: float  # wall time of those
+    progress: Progress
 
-    history: list[dict[str, Any]]
-    steps: int
-    steps_here: int
-    seconds: float
-    loss_before: float
-    loss_best: float
+    @property
+    def loss_before(self) -> float:
+        """The validation loss of the base."""
+        return self.progress.before or math.nan
 
     @property
     def loss_last(self) -> float:
@@ -106,12 +90,12 @@ class TrainingResult:
 
     @property
     def learned(self) -> bool:
-        return self.loss_best < self.loss_before
+        return self.progress.best < self.loss_before
 
     @property
     def overfitted(self) -> bool:
         """Validation loss rose over the best one while training loss fell."""
-        rose = self.loss_last > OVERFITTING_RATIO * self.loss_best
+        rose = self.loss_last > OVERFITTING_RATIO * self.progress.best
         return rose and self.train_losses[-1] < self.train_losses[0]
 
 
@@ -160,48 +144,26 @@ def _run(config: FinetuneConfig, base: Artifact, prepared: Artifact, out: Path, 
         result = _train(trainer, inputs, keep)
     if trainer.is_world_process_zero():
         write_jsonl(out / "metrics.jsonl", result.history)
-        (out / "loss.svg").write_text(loss_curve.svg(result.history, trainer.progress.best_step), encoding="utf-8")
+        (out / "loss.svg").write_text(loss_curve.svg(result.history, result.progress.best_step), encoding="utf-8")
         _save(trainer.model, base, out)
-        _report(trainer, result, inputs.overlong["train"])
+        _report(result, inputs.overlong["train"])
     return _metrics(trainer, inputs, result) | layers
 
 
 def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact, tokenizer: Any) -> TrainingInputs:
     """Encode the records, and refuse a training that does not fit into memory before the model is loaded."""
-    task, library = Task.read(prepared.path), backend.choose(config.backend)
-    gpu = device_plan.gpu_here()
+    task, library, gpu = Task.read(prepared.path), backend.choose(config.backend), device_plan.gpu_here()
     if config.load_in_4bit and gpu is not None and library != "unsloth":
         raise MissingError("4-bit weights on a GPU need unsloth", hint="--set finetune.load_in_4bit=false")
     records = share_of(_require_records(prepared, "train"), config.train_share)
     train, train_overlong = encode(records, task, tokenizer, config)
     validation, validation_overlong = encode(_require_records(prepared, "validation"), task, tokenizer, config)
     if gpu is None:
-        plan = device_plan.for_cpu(config, *_require_memory(config, base.path, train))
+        plan = device_plan.for_cpu(config, base.path, train)
     else:
-        if gpu.shared > 1:  # what a faster process had loaded by now would count as taken
-            PartialState(backend=device_plan.SHARED_BACKEND).wait_for_everyone()
         plan = device_plan.for_gpu(config, gpu, base.path, train)
     overlong = {"train": train_overlong, "validation": validation_overlong}
     return TrainingInputs(library, train, validation, overlong, plan)
-
-
-def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecord]) -> tuple[int, int]:
-    """The estimated peak of this process in bytes, and the tokens to compute at once: fewer where memory is short.
-
-    Raises:
-        StageError: The processes of this machine do not fit into its memory together.
-    """
-    world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    per_process = max(config.batch_size // (config.gradient_accumulation_steps * world), 1)
-    needs: dict[int, int] = {}
-    for piece in (model_shape.PIECE_TOKENS, *batches.SMALLER_PIECES):
-        largest = batches.largest_piece(records, per_process, piece)
-        needs[piece] = memory_estimate.estimate_bytes(folder, config, *largest)
-    if world > 1:  # what a faster process had loaded by now would count as taken
-        PartialState(cpu=True).wait_for_everyone()
-    piece = next((piece for piece, needed in needs.items() if memory.fits(needed, here)), min(needs))
-    memory.require(needs[piece], "training", hint=memory_estimate.hint(config), processes=here)
-    return needs[piece], piece
 
 
 def _load_model(
@@ -222,67 +184,65 @@ def _load_model(
 
 
 def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> TrainingResult:
-    """Train from the newest whole checkpoint or from the start, and settle which weights stay."""
+    """Train from the newest whole checkpoint or from the start, and settle which weights stay.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted; a checkpoint is kept.
+    """
     resumed = checkpoint.newest(keep)
     checkpoint.require_shared(resumed)
-    leads = trainer.is_world_process_zero()
-    if leads and (damaged := checkpoint.newer_than(keep, resumed)):
-        then = "" if resumed else "; none is whole, so the training starts over"
-        console.say(f"  note: {', '.join(damaged)} of an earlier run left aside as damaged{then}")
     if resumed is None:
         trainer.evaluate()
-    if leads and resumed is None:
-        expected = f", about {console.size(inputs.plan.memory_bytes)} of memory" if inputs.plan.memory_bytes else ""
-        if inputs.plan.piece_tokens < model_shape.PIECE_TOKENS:
-            expected += f" with {inputs.plan.piece_tokens} tokens at once in place of {model_shape.PIECE_TOKENS}"
-        loss = trainer.progress.before or math.nan
-        if inputs.plan.idle_gpus:
-            visible = inputs.plan.idle_gpus + 1
-            torchrun = f"torchrun --standalone --nproc_per_node {visible} -m slmctl finetune"
-            console.say(f"  note: one of {visible} GPUs trains; `{torchrun}` uses all")
-        console.say(f"  {inputs.library} backend{expected}; validation loss before training {loss:.3f}")
-        if hf_folder.has_experts(trainer.model):
-            console.say("  note: the experts stay as they are; LoRA adapts the layers around them")
-    elif leads and resumed is not None:
-        console.say(f"  going on from {resumed.name} of an earlier run")
-    with FirstInterrupt() as interrupt:
-        trainer.is_interrupted = lambda: interrupt.asked
+    if trainer.is_world_process_zero():
+        _say_start(trainer, inputs, keep, resumed)
+    with first_interrupt() as interrupt:
+        trainer.is_interrupted = interrupt.is_set
         output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
-        _end_interrupted(trainer, keep)
+    steps, most = trainer.state.global_step, trainer.state.max_steps
+    if trainer.interrupted and steps < most:
+        raise KeyboardInterrupt(f"at step {steps} of {most}; kept is {checkpoint.newest(keep)}")
     trainer.settle()
     _require_finite(trainer.model)
-    steps = trainer.state.global_step
     return TrainingResult(
         history=[_reproducible_columns(e) for e in trainer.state.log_history if "loss" in e or "eval_loss" in e],
         steps=steps,
         steps_here=max(steps - (int(resumed.name.removeprefix("step-")) if resumed else 0), 1),
         seconds=output.metrics["train_runtime"],
-        loss_before=trainer.progress.before or math.nan,
-        loss_best=trainer.progress.best,
+        progress=trainer.progress,
     )
 
 
-def _end_interrupted(trainer: AnswerTrainer, keep: Path) -> NoReturn:
-    """End an interrupted training.
-
-    Raises:
-        KeyboardInterrupt: Always, with the step and the checkpoint that is kept.
-    """
-    state, kept = trainer.state, checkpoint.newest(keep)
-    raise KeyboardInterrupt(f"at step {state.global_step} of {state.max_steps}; kept is {kept}")
+def _say_start(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path, resumed: Path | None) -> None:
+    """Print where the training begins, and what it is expected to take."""
+    if damaged := checkpoint.newer_than(keep, resumed):
+        then = "" if resumed else "; none is whole, so the training starts over"
+        console.say(f"  note: {', '.join(damaged)} of an earlier run left aside as damaged{then}")
+    if resumed is not None:
+        console.say(f"  going on from {resumed.name} of an earlier run")
+        return
+    plan = inputs.plan
+    expected = f", about {console.size(plan.memory_bytes)} of memory" if plan.memory_bytes else ""
+    if plan.piece_tokens < model_shape.PIECE_TOKENS:
+        expected += f" with {plan.piece_tokens} tokens at once in place of {model_shape.PIECE_TOKENS}"
+    if plan.idle_gpus:
+        visible = plan.idle_gpus + 1
+        torchrun = f"torchrun --standalone --nproc_per_node {visible} -m slmctl finetune"
+        console.say(f"  note: one of {visible} GPUs trains; `{torchrun}` uses all")
+    console.say(f"  {inputs.library} backend{expected}; validation loss before training {trainer.progress.before:.3f}")
+    if hf_folder.has_experts(trainer.model):
+        console.say("  note: the experts stay as they are; LoRA adapts the layers around them")
 
 
 def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingResult) -> dict[str, Any]:
     """The manifest's metrics: losses in nats a token, memory in bytes."""
-    progress = trainer.progress
+    progress = result.progress
     return {
         "backend": inputs.library,
         "steps": result.steps,
         "best_step": progress.best_step,
         "stopped_early": progress.stopped_early,
         "train_loss": round(result.train_losses[-1], 6),
-        "validation_loss": round(result.loss_best, 6),
+        "validation_loss": round(progress.best, 6),
         "validation_loss_last": round(result.loss_last, 6),
         "validation_loss_before": round(result.loss_before, 6),
         "validation_blocks": [list(block) for block in progress.best_blocks],
@@ -301,9 +261,9 @@ def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingRes
     }
 
 
-def _report(trainer: AnswerTrainer, result: TrainingResult, overlong: dict[str, int]) -> None:
+def _report(result: TrainingResult, overlong: dict[str, int]) -> None:
     """Print the steps, the losses, and a note on everything that the user should look at."""
-    best, before = result.loss_best, result.loss_before
+    progress, best, before = result.progress, result.progress.best, result.loss_before
     console.say(
         f"  {result.steps} steps in {console.duration(result.seconds)}; validation loss {before:.3f} -> {best:.3f}"
     )
@@ -312,14 +272,14 @@ def _report(trainer: AnswerTrainer, result: TrainingResult, overlong: dict[str, 
         notes.append(f"it learned nothing: validation loss is {best:.3f}, before training {before:.3f}")
     if result.overfitted:
         rose = f"validation loss rose to {result.loss_last:.3f} while training loss fell"
-        notes.append(f"it overfitted: {rose}; kept is step {trainer.progress.best_step}")
+        notes.append(f"it overfitted: {rose}; kept is step {progress.best_step}")
     validations = [(entry["eval_loss"], entry["step"]) for entry in result.history if "eval_loss" in entry]
     lowest, step = min(each for each in validations if each[1])
     if best > OVERFITTING_RATIO * lowest:
         notes.append(f"validation loss was {lowest:.3f} at step {step}, which may be luck: the last step is kept")
-    if trainer.progress.stopped_early:
-        worse = trainer.progress.worse
-        notes.append(f"stopped early at step {result.steps}: {worse} validations in a row were worse than the best one")
+    if progress.stopped_early:
+        worse = f"{progress.worse} validations in a row were worse than the best one"
+        notes.append(f"stopped early at step {result.steps}: {worse}")
     notes += [f"{count} records longer than max_length were {fate}" for fate, count in overlong.items() if count]
     for note in notes:
         console.say(f"  note: {note}")
@@ -377,13 +337,13 @@ def make_trainer(
         plan: How the device is used; None for a CPU.
 
     Raises:
-        UsageError: The batch does not divide by the processes and accumulation steps.
+        UsageError: The batch does not divide by the processes.
     """
-    plan = plan or device_plan.for_cpu(config)
+    plan = plan or device_plan.on_cpu(config)
     arguments = _sft_config(config, len(train), keep, plan)
     if plan.gpu:
         arguments._n_gpu = 1  # of several, torch would give each a part of every batch, in threads of one process
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if distributed.world_size() > 1:
         train = [*train, without_loss(min(train, key=lambda record: len(record["input_ids"])))]
     if "tensorboard" in config.report_to:  # its own default is a folder that is removed when the training ends
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"tensorboard/{keep.name.removeprefix('.resume-')}")
@@ -396,7 +356,7 @@ def make_trainer(
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
         validation=validation,
-        batches=PackedBatches(limit=plan.piece_tokens) if packs else PaddedBatches(pad, plan.piece_tokens),
+        batches=PackedBatches(plan.piece_tokens) if packs else PaddedBatches(pad, plan.piece_tokens),
         checkpoints=keep,
         patience=config.patience,
         check_every=plan.check_every,
@@ -415,13 +375,11 @@ def _leave_routers(model: Any) -> None:
 
 def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePlan) -> SFTConfig:
     """The section `finetune` as TRL takes it, for so many training records."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    parts = config.gradient_accumulation_steps * world
-    if config.batch_size % parts:
+    world = distributed.world_size()
+    if config.batch_size % world:
         raise UsageError(
-            f"batch_size {config.batch_size} does not divide by gradient_accumulation_steps "
-            f"{config.gradient_accumulation_steps} times {world} processes",
-            hint=f"--set finetune.batch_size={math.ceil(config.batch_size / parts) * parts}",
+            f"batch_size {config.batch_size} does not divide by {world} processes",
+            hint=f"--set finetune.batch_size={math.ceil(config.batch_size / world) * world}",
         )
     per_epoch = math.ceil(records / config.batch_size)
     steps = config.max_steps or math.ceil(per_epoch * config.epochs)
@@ -432,8 +390,7 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePl
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler if config.lr_scheduler != "constant" else "constant_with_warmup",
         warmup_steps=math.ceil(steps * config.warmup_ratio),
-        per_device_train_batch_size=config.batch_size // parts,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        per_device_train_batch_size=config.batch_size // world,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
@@ -458,7 +415,7 @@ def load_transformers(config: FinetuneConfig, folder: Path, plan: DevicePlan | N
 
     Weights that will be held in 4 bits keep the type of their file, so that they are mapped and never copied.
     """
-    plan = plan or device_plan.for_cpu(config)
+    plan = plan or device_plan.on_cpu(config)
     model = hf_folder.load_model(folder, dtype="auto" if config.load_in_4bit else plan.dtype)
     return get_peft_model(model, lora_targets.lora_config(config, model), autocast_adapter_dtype=True)
 
@@ -478,7 +435,6 @@ def unsloth_options(config: FinetuneConfig, folder: Path, plan: DevicePlan) -> t
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": list(LINEAR_MODULES) if lora.target_modules == "all-linear" else lora.target_modules,
-        "use_rslora": lora.rslora,
         "use_dora": lora.dora,
         "random_state": config.seed,
         "use_gradient_checkpointing": "unsloth" if plan.checkpointing else False,

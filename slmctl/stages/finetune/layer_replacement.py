@@ -70,7 +70,7 @@ class _Call:
 def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
     """Put the CPU kernels into a model that `packing_check.supports_packing`, with or without a LoRA adapter on it.
 
-    Afterwards `model(**batch)` with a batch of `BatchPacker` gives the weighted sum of the losses.
+    Afterwards `model(**batch)` with a batch of `packing.pack` gives the weighted sum of the losses.
 
     Args:
         smoothing: Label smoothing, while the model is in training mode.

@@ -39,7 +39,6 @@ def lora_config(config: FinetuneConfig, model: PreTrainedModel) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        use_rslora=lora.rslora,
         use_dora=lora.dora,
         fan_in_fan_out=stored == {Conv1D},  # as GPT-2 stores its layers: (in, out)
         task_type="CAUSAL_LM",

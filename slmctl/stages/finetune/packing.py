@@ -39,43 +39,41 @@ class EncodedRecord(TypedDict):
     weights: list[float]
 
 
-class BatchPacker:
+def pack(records: Sequence[EncodedRecord]) -> dict[str, Any]:
     """Records -> one packed batch.
 
     `input_ids` and `position_ids` are (1, T) with T = prefix + records * rest; `labels` and `weights` are (N,)
     over the answer tokens, `keep` (N,) holds the positions that predict them; `layout` is (prefix, records).
+    """
+    prefix = shared_prefix_length(records)
+    length = max(len(record["input_ids"]) for record in records) - prefix
+    ids = torch.zeros(prefix + len(records) * length, dtype=torch.long)  # (T,)
+    ids[:prefix] = torch.tensor(records[0]["input_ids"][:prefix])
+    starts = range(prefix, len(ids), length)
+    for start, record in zip(starts, records, strict=True):
+        rest = record["input_ids"][prefix:]
+        ids[start : start + len(rest)] = torch.tensor(rest)
+    positions = torch.cat([torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(len(records))])
+    return {
+        "input_ids": ids[None], "position_ids": positions[None], "layout": (prefix, len(records)),
+        **answers(records, [start - prefix for start in starts]),
+    }  # fmt: skip
+
+
+def answers(records: Sequence[EncodedRecord], starts: Sequence[int]) -> dict[str, torch.Tensor]:
+    """`labels`, `weights` and `keep` of a batch, each (N,) over the answer tokens, see `pack`.
 
     Args:
-        share: Compute the shared prefix once; False repeats it in every record.
+        starts: The place in the batch at which each record would begin, were it there whole.
     """
-
-    def __init__(self, *, share: bool = True) -> None:
-        self.share = share
-
-    def __call__(self, records: Sequence[EncodedRecord]) -> dict[str, Any]:
-        prefix = shared_prefix_length(records) if self.share else 0
-        length = max(len(record["input_ids"]) for record in records) - prefix
-        ids = torch.zeros(prefix + len(records) * length, dtype=torch.long)  # (T,)
-        ids[:prefix] = torch.tensor(records[0]["input_ids"][:prefix])
-        keep, labels, weights = [], [], []
-        for k, record in enumerate(records):
-            start = prefix + k * length
-            rest = record["input_ids"][prefix:]
-            ids[start : start + len(rest)] = torch.tensor(rest)
-            for at, label in enumerate(record["labels"]):
-                if label != IGNORED:
-                    keep.append(start + at - prefix - 1)  # a token is predicted at the place before it
-                    labels.append(label)
-                    weights.append(record["weights"][at])
-        positions = torch.cat([torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(len(records))])
-        return {
-            "input_ids": ids[None],
-            "position_ids": positions[None],
-            "labels": torch.tensor(labels),
-            "weights": torch.tensor(weights),
-            "keep": torch.tensor(keep),
-            "layout": (prefix, len(records)),
-        }
+    learned = [
+        (label, weight, start + at - 1)  # a token is predicted at the place before it
+        for start, record in zip(starts, records, strict=True)
+        for at, (label, weight) in enumerate(zip(record["labels"], record["weights"], strict=True))
+        if label != IGNORED
+    ]
+    columns = (torch.tensor(column) for column in zip(*learned, strict=True))
+    return dict(zip(("labels", "weights", "keep"), columns, strict=True))
 
 
 def shared_prefix_length(records: Sequence[EncodedRecord]) -> int:

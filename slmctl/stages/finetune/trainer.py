@@ -127,12 +127,9 @@ class AnswerTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], torch.Tensor]:
-        """The batches of a step, and what its loss is divided by; unsloth's own method expects `labels` in each."""
-        batches = list(itertools.islice(epoch_iterator, num_batches))
-        return batches, self._get_num_items_in_batch(batches, device)
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
-        counts = [sum(batch["counts"][k] for batch in batch_samples) for k in range(4)]
+        """The batch of a step, and what its loss is divided by; unsloth's own method expects `labels` in it."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))  # none after the last of an epoch
+        counts = [sum(batch["counts"][k] for batch in batches) for k in range(4)]
         counts.append(int(self.is_interrupted()))
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum").tolist()
@@ -143,7 +140,7 @@ class AnswerTrainer(SFTTrainer):
         # kind (such as no call), a step of these would weigh each of their tokens many times another one.
         divisor = counts[0] * self.mean_tokens
         self.step_mean = divisor / max(counts[1], 1)
-        return torch.tensor(divisor)
+        return batches, torch.tensor(divisor)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one batch, piece by piece; a loss that is not finite stops before the update."""
@@ -302,7 +299,7 @@ class AnswerTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.check()
-        random_states = checkpoint_files.gather_random(self.accelerator)  # every process gives its own
+        random_states = checkpoint_files.gather_random()  # every process gives its own
         unlogged = float(self.accelerator.reduce(self._running_loss.detach().clone(), reduction="mean"))
         steps = self.state.global_step - self._globalstep_last_logged
         if self.checkpoints is not None and self.is_world_process_zero():
@@ -336,11 +333,10 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
     def __init__(self, lengths: Sequence[int], args: Any, processes: int) -> None:
         self.lengths, self.seed, self.epoch = lengths, args.seed, 0
         self.fill = 0  # copies of the record `without_loss`, the one after the last, that fill an epoch up
-        together = args.per_device_train_batch_size * processes
-        self.batch = together * args.gradient_accumulation_steps
+        self.batch = args.per_device_train_batch_size * processes
         if processes > 1:  # else accelerate fills the last batch up with records that were seen already
             self.lengths = lengths[:-1]
-            self.fill = -len(self.lengths) % together
+            self.fill = -len(self.lengths) % self.batch
 
     def __len__(self) -> int:
         return len(self.lengths) + self.fill

@@ -19,6 +19,7 @@ from slmctl.model_files.base_model import Base
 from slmctl.model_files.lora_adapter import LoraAdapter
 from slmctl.model_files.safetensors_stream import INDEX, PlannedTensor, ShardWriter, StoredTensor, stored_tensors
 
+SHARD_BYTES = 5_000_000_000  # of the largest file of weights; a larger model is split
 # Names of output heads, and of the embeddings whose weights they share when the base stores no head.
 HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight",
@@ -43,7 +44,7 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
     ]
     with (
         console.progress("merge", len(changes.names), "layers") as meter,
-        ShardWriter(out, planned, limit=int(config.max_shard_gb * 1e9)) as writer,
+        ShardWriter(out, planned, limit=SHARD_BYTES) as writer,
     ):
         for tensor in tensors:
             _write(writer, tensor, changes)

@@ -1,4 +1,4 @@
-"""The loss as a GPU computes it: packed or padded batches through the model's own layers, the head in blocks."""
+"""The loss on the answers: that of all logits, packed or padded, with the head in blocks."""
 
 from __future__ import annotations
 
@@ -7,85 +7,100 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
-from peft import LoraConfig, get_peft_model  # noqa: E402
+from support.training import (  # noqa: E402
+    adapted,
+    assert_same_gradients,
+    gradients,
+    packed_loss,
+    plain_loss,
+    some_rows,
+)
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from slmctl.stages.finetune import answer_loss, packing, packing_check  # noqa: E402
-from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches  # noqa: E402
-from slmctl.stages.finetune.packing import IGNORED, EncodedRecord  # noqa: E402
+from slmctl.stages.finetune import answer_loss, layer_replacement, packing, packing_check  # noqa: E402
+from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
 
-SMALL = {
-    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
-}  # fmt: skip
 MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {  # class, settings, plain head
-    "Llama": ("LlamaConfig", {}, True),
-    "Llama, tied": ("LlamaConfig", {"tie_word_embeddings": True}, True),
+    "Llama": ("LlamaConfig", {"tie_word_embeddings": False}, True),
+    "Llama, tied": ("LlamaConfig", {}, True),
     "Granite, scaled logits": ("GraniteConfig", {"logits_scaling": 8.0}, False),
-    "Gemma 2, capped logits": ("Gemma2Config", {"final_logit_softcapping": 5.0}, False),
+    "Gemma 2, capped logits": ("Gemma2Config", {"final_logit_softcapping": 5.0, "head_dim": 16}, False),
 }
-
-
-def adapted(name: str, targets: Any = "all-linear") -> Any:
-    kind, settings, _ = MODELS[name]
-    torch.manual_seed(0)
-    config = getattr(transformers, kind)(**SMALL, **settings)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
-    for parameter_name, parameter in model.named_parameters():
-        if "lora_B" in parameter_name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-def records() -> list[EncodedRecord]:
-    choose = torch.Generator().manual_seed(1)
-    head = torch.randint(3, 300, (6,), generator=choose).tolist()
-    made = []
-    for length, answer in ((14, 3), (20, 9), (20, 1)):
-        ids = head + torch.randint(3, 300, (length - 6,), generator=choose).tolist()
-        labels = [IGNORED] * (length - answer) + ids[-answer:]
-        made.append(
-            EncodedRecord(
-                input_ids=ids, labels=labels, weights=[0.0] * (length - answer) + [0.5] + [1.0] * (answer - 1)
-            )
-        )
-    return made
-
-
-def gradients(model: Any, loss: Any) -> dict[str, Any]:
-    loss.backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("packed", [True, False])
-def test_it_is_the_models_own_and_so_is_every_gradient(name: str, packed: bool) -> None:
-    plain, installed = adapted(name), adapted(name)
-    (padded,) = PaddedBatches(0)(records())
-    wanted = answer_loss.padded_loss(plain, padded, 0.1)
-    if packed:
-        packing_check.core_model(installed).config._attn_implementation = packing.ATTENTION_NAME
+def test_through_the_models_own_layers_it_is_that_of_all_logits(name: str, packed: bool) -> None:
+    # as a GPU computes it
+    kind, settings, plain_head = MODELS[name]
+    plain, installed = adapted(kind, settings), adapted(kind, settings)
     core = packing_check.core_model(installed)
-    assert answer_loss.is_plain_head(core, core.base_model) == MODELS[name][2]
-    answer_loss.install(installed, 0.1)
-    (batch,) = PackedBatches()(records()) if packed else [padded]
-    assert ("layout" in batch) == packed
-    got = installed.train()(**batch).loss
+    if packed:
+        core.config._attn_implementation = packing.ATTENTION_NAME
+    assert answer_loss.is_plain_head(core, core.base_model) == plain_head
+    answer_loss.install(installed)
+    (batch,) = [packing.pack(some_rows())] if packed else PaddedBatches(0)(some_rows())
+    wanted, got = plain_loss(plain, some_rows()), installed(**batch).loss
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
-    expected, actual = gradients(plain, wanted), gradients(installed, got)
-    for key, value in expected.items():
-        torch.testing.assert_close(actual[key], value, rtol=1e-3, atol=1e-5, msg=key)
+    assert_same_gradients(gradients(plain, wanted), gradients(installed, got), 1e-3)
 
 
-def test_a_head_with_an_update_of_its_own_is_trained() -> None:
-    model = adapted("Llama", ["q_proj", "lm_head"])
-    answer_loss.install(model)
-    (batch,) = PaddedBatches(0)(records())
-    found = gradients(model, model(**batch).loss)
-    assert len(found) == 6
-    assert all(bool((grad != 0).any()) for grad in found.values())
+@pytest.mark.parametrize("name", ["Llama, tied", "Gemma 2, capped logits"])
+def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_loss, "VOCABULARY_BLOCK", 64)
+    kind, settings, _ = MODELS[name]
+    plain, fast = adapted(kind, settings), adapted(kind, settings)
+    layer_replacement.install_kernels(fast, 0.2)
+    fast.eval()
+    torch.testing.assert_close(packed_loss(fast), plain_loss(plain, some_rows()), rtol=1e-4, atol=0)
+    fast.train()  # no dropout in either
+    (batch,) = PaddedBatches(0)(some_rows())
+    wanted, got = answer_loss.padded_loss(plain, batch, 0.2), packed_loss(fast)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
+    assert_same_gradients(gradients(plain, wanted), gradients(fast, got), 1e-3)
+
+
+class LogitRows(TorchDispatchMode):
+    """Counts how many rows of logits the largest tensor over the vocabulary holds, in any operation."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.rows = max(self.rows, tensor.numel() // self.vocabulary if tensor.numel() else 0)
+        return result
+
+
+def test_training_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"vocab_size": 5000, "hidden_size": 16, "head_dim": 16}
+    batch = packing.pack(some_rows() * 6)
+    monkeypatch.setattr(answer_loss, "VOCABULARY_BLOCK", 512)
+
+    def rows_of_logits() -> int:
+        model = adapted("LlamaConfig", settings)
+        layer_replacement.install_kernels(model)
+        with LogitRows(5000) as seen:
+            model(**batch).loss.backward()
+        return seen.rows
+
+    assert rows_of_logits() < len(batch["labels"])
+    monkeypatch.setattr(answer_loss, "is_plain_head", lambda core, trunk: False)  # the model's own full logits
+    assert rows_of_logits() >= len(batch["labels"])
+
+
+def test_a_loss_that_is_far_off_stays_finite() -> None:
+    head = torch.randn(50, 8) * 100
+    hidden = (torch.randn(4, 8) * 100).requires_grad_()
+    targets, weights = torch.tensor([0, 17, 18, 49]), torch.tensor([1.0, 0.5, 0.0, 2.0])
+    got = answer_loss.BlockwiseCrossEntropy.apply(hidden, head, targets, weights).sum()
+    wanted = (torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in (got, wanted)), atol=1e-3, rtol=1e-4)
 
 
 def test_mixed_precision_does_not_reach_into_the_sum() -> None:

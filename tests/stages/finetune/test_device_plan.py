@@ -19,16 +19,14 @@ torch = pytest.importorskip("torch")
 from transformers import LlamaConfig  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
+from slmctl.model_files import model_size  # noqa: E402
 from slmctl.stages.finetune import checkpoint, device_plan, finetune  # noqa: E402
-from slmctl.stages.finetune.device_plan import Gpu, GpuNeeds  # noqa: E402
+from slmctl.stages.finetune.device_plan import Gpu  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord  # noqa: E402
 from slmctl.stages.finetune.trainer import AnswerTrainer  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-
 H100 = Gpu(bf16=True, free=79_000_000_000, visible=1)
 T4 = Gpu(bf16=False, free=15_000_000_000, visible=1)
-HIDDEN, INNER, LAYERS, HEAD, KV, VOCABULARY = 2048, 8192, 16, 2048, 512, 128_256  # as Llama 3.2 1B has them
 
 
 def rows(count: int, length: int, answer: int = 8) -> list[EncodedRecord]:
@@ -45,28 +43,12 @@ def rows(count: int, length: int, answer: int = 8) -> list[EncodedRecord]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shapes of a 1B Llama: config and header are real, the weights a hole in the file."""
+    """The config of a 1B Llama, without weights."""
     folder = tmp_path_factory.mktemp("plan") / "base"
-    folder.mkdir()
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
-    for k in range(LAYERS):
-        attention = {"q_proj": (HEAD, HIDDEN), "k_proj": (KV, HIDDEN), "v_proj": (KV, HIDDEN), "o_proj": (HIDDEN, HEAD)}
-        mlp = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
-        shapes |= {f"model.layers.{k}.self_attn.{name}.weight": shape for name, shape in attention.items()}
-        shapes |= {f"model.layers.{k}.mlp.{name}.weight": shape for name, shape in mlp.items()}
-    header, at = {}, 0
-    for name, shape in shapes.items():
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 2 * math.prod(shape)]}
-        at += 2 * math.prod(shape)
-    raw = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as stream:
-        stream.write(len(raw).to_bytes(8, "little") + raw)
-        stream.truncate(8 + len(raw) + at)
-    config = {
-        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": VOCABULARY, "tie_word_embeddings": True,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
+    LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128_256, tie_word_embeddings=True,
+    ).save_pretrained(folder)  # fmt: skip
     return folder
 
 
@@ -107,9 +89,8 @@ def test_what_cannot_fit_is_refused_and_four_bits_need_less(base: Path) -> None:
         planned(base, small, rows(64, 1000))
     assert caught.value.code == 6
     assert "load_in_4bit" in caught.value.hint
-    config = FinetuneConfig()
     whole, quarter = (
-        GpuNeeds.of(base, config.model_copy(update={"load_in_4bit": four}), rows(16, 45), 16).fixed
+        device_plan.gpu_bytes(model_size.read(base), FinetuneConfig(load_in_4bit=four), 0, checkpointing=False)
         for four in (False, True)
     )
     assert whole - quarter == pytest.approx(1.43 * 973e6, rel=0.01)  # 2 - 0.57 bytes of the layers' weights
@@ -117,10 +98,10 @@ def test_what_cannot_fit_is_refused_and_four_bits_need_less(base: Path) -> None:
 
 def test_the_optimizer_and_the_type_are_given_by_name(base: Path) -> None:
     known = {field.name for field in dataclasses.fields(SFTConfig)}
-    for plan in (device_plan.for_cpu(FinetuneConfig()), planned(base, H100, rows(4, 45))):
+    for plan in (device_plan.on_cpu(FinetuneConfig()), planned(base, H100, rows(4, 45))):
         assert set(plan.arguments()) <= known
         assert plan.arguments()["optim"] == "adamw_torch_fused"
-    shared = planned(base, dataclasses.replace(H100, shared=2), rows(4, 45))
+    shared = device_plan.DevicePlan(gpu=dataclasses.replace(H100, shared=2))
     assert shared.arguments()["ddp_backend"] == "gloo"  # NCCL refuses two processes on one GPU
 
 

@@ -221,30 +221,16 @@ def test_after_a_kill_or_ctrl_c_the_next_run_ends_with_the_same_bytes(desk: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (("finetune.max_length=16",), "max_length is 16"),
-        (
-            ("finetune.learning_rate=0.99", "finetune.max_grad_norm=1e30", "finetune.lora.alpha=1e25"),
-            "training diverged: the gradient is",
-        ),
-    ],
-)
-def test_what_a_process_refuses_leaves_nothing(desk: Path, given: tuple[str, ...], message: str) -> None:
-    done = in_two(desk, *given)
+def test_a_training_that_diverges_in_two_processes_leaves_nothing(desk: Path) -> None:
+    done = in_two(desk, "finetune.learning_rate=0.99", "finetune.max_grad_norm=1e30", "finetune.lora.alpha=1e25")
     assert done.returncode != 0
-    assert message in done.stderr
+    assert "training diverged: the gradient is" in done.stderr
     assert done.stdout == ""
     assert not list((desk / "runs" / "adapter").iterdir())
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="batch_size 16 does not divide by gradient_accumulation_steps"):
-        config.FinetuneConfig.model_validate({"gradient_accumulation_steps": 3})
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(
-        UsageError, match="batch_size 16 does not divide by gradient_accumulation_steps 1 times 3 processes"
-    ) as caught:
+    with pytest.raises(UsageError, match="batch_size 16 does not divide by 3 processes") as caught:
         finetune.make_trainer(config.FinetuneConfig(), None, None, [], [], Path("keep"))
     assert caught.value.hint == "--set finetune.batch_size=18"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import tiny
-from support.forks import Forks
+from support.training import adapted, compare, packed_loss, some_rows, trained
 
+from slmctl.artifacts.artifact import Artifact
 from slmctl.stages.finetune import answer_loss, cpu_kernels, four_bit, layer_replacement, packing_check
 from slmctl.stages.finetune.batches import PaddedBatches
 from slmctl.stages.finetune.four_bit import BLOCK, VALUES, FourBitWeight
 
-from .test_cpu_kernels import FAST, adapted, compare, packed_loss, some_rows
+from .test_cpu_kernels import FAST
 
 
 def test_what_nf4_can_say_comes_back_as_it_was() -> None:
@@ -65,7 +63,7 @@ def test_fast_layers_compute_with_the_weights_that_are_held(name: str) -> None:
     plain, packed = both(name)
     assert packing_check.supports_packing(packed)
     assert layer_replacement.install_kernels(packed) == {"layers": 3, "fast_layers": 3}
-    compare(plain, packed, packed_loss)
+    compare(plain, packed)
 
 
 @pytest.mark.parametrize("lora", [{}, {"dora": True}])
@@ -95,10 +93,7 @@ def test_a_matrix_made_for_one_product_is_not_read_by_the_next(monkeypatch: pyte
     assert made == 2 * held
 
 
-def test_a_training_learns_with_weights_in_4_bits(stages: Forks, desk: Path) -> None:
-    shutil.rmtree(desk / "runs" / "adapter")
-    tiny.ok(stages.run(desk, "finetune", "--set", "finetune.load_in_4bit=true"))
-    (manifest,) = desk.glob("runs/adapter/*/manifest.json")
-    metrics = json.loads(manifest.read_bytes())["metrics"]
+def test_a_training_learns_with_weights_in_4_bits(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    metrics = trained(artifacts, tmp_path / "one", load_in_4bit=True, max_steps=12)
     assert metrics["learned"]
     assert metrics["fast_layers"] == metrics["layers"] == 2

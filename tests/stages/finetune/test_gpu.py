@@ -77,16 +77,6 @@ def test_unsloth_trains_alike(desk: Path, plain: dict[str, Any], tmp_path: Path,
         assert metrics[loss] == pytest.approx(plain[loss], rel=near), loss
 
 
-@needs_unsloth
-def test_parts_of_a_batch_add_up_to_it(desk: Path, tmp_path: Path) -> None:
-    whole, parts = (
-        trained(desk, tmp_path / str(count), f"--set=finetune.gradient_accumulation_steps={count}") for count in (1, 4)
-    )
-    assert parts["steps"] == whole["steps"]
-    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=0.05)
-    assert parts["validation_loss"] == pytest.approx(whole["validation_loss"], rel=0.05)
-
-
 def test_a_float32_run_on_the_processor_gives_nearly_the_same(
     desk: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:

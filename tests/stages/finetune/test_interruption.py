@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from slmctl.stages.finetune.interruption import FirstInterrupt
+from slmctl.stages.finetune.interruption import first_interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +22,10 @@ def _interruptible() -> Iterator[None]:
 
 def test_the_first_asks_and_the_second_interrupts() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), FirstInterrupt() as interrupt:
-        assert not interrupt.asked
+    with pytest.raises(KeyboardInterrupt), first_interrupt() as asked:
+        assert not asked.is_set()
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.asked
+        assert asked.is_set()
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -34,7 +34,7 @@ def test_another_thread_sets_no_handler() -> None:
     before = signal.getsignal(signal.SIGINT)
 
     def work() -> None:
-        with FirstInterrupt():
+        with first_interrupt():
             seen.append(signal.getsignal(signal.SIGINT))
 
     seen: list[object] = []

@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from slmctl.model_files import model_shape  # noqa: E402
 from slmctl.stages.finetune import batches, packing, trainer  # noqa: E402
-from slmctl.stages.finetune.packing import IGNORED, BatchPacker, shared_prefix_length  # noqa: E402
+from slmctl.stages.finetune.packing import IGNORED, pack, shared_prefix_length  # noqa: E402
 
 
 def row(prompt: list[int], answer: list[int], weight: float = 1.0) -> Any:
@@ -22,10 +23,8 @@ def row(prompt: list[int], answer: list[int], weight: float = 1.0) -> Any:
     }
 
 
-def order(count: int, *, batch: int = 8, seed: int = 0, epoch: int = 0, processes: int = 1, parts: int = 1) -> Any:
-    arguments = SimpleNamespace(
-        seed=seed, per_device_train_batch_size=batch // processes // parts, gradient_accumulation_steps=parts
-    )
+def order(count: int, *, batch: int = 8, seed: int = 0, epoch: int = 0, processes: int = 1) -> Any:
+    arguments = SimpleNamespace(seed=seed, per_device_train_batch_size=batch // processes)
     lengths = [10 + (k * 37) % 90 for k in range(count)]
     lengths += [10] if processes > 1 else []  # the silent row
     made = trainer.LengthGroupedSampler(lengths, arguments, processes)
@@ -36,7 +35,6 @@ def order(count: int, *, batch: int = 8, seed: int = 0, epoch: int = 0, processe
 def test_the_order_is_that_of_the_seed_and_the_epoch() -> None:
     assert list(order(300)) == list(order(300))
     assert list(order(300)) == list(order(300, processes=2, batch=8))[:300]
-    assert list(order(300)) == list(order(300, parts=2))
     others = [order(300, epoch=1), order(300, seed=1), order(300, seed=1, epoch=1)]
     assert len({tuple(one) for one in [order(300), *others]}) == 4
     assert list(order(12, seed=0))[:3] == [0, 5, 10], "the order of an old recipe must not change"
@@ -70,7 +68,7 @@ def test_several_processes_fill_the_last_batch_with_rows_that_say_nothing() -> N
 def test_a_shared_prefix_ends_before_the_place_that_predicts() -> None:
     rows = [row([1, 2, 3], [7, 8]), row([1, 2, 3], [7, 9])]
     assert shared_prefix_length(rows) == 2  # the 3 predicts the first answer token, so each record has its own
-    batch = BatchPacker()(rows)
+    batch = pack(rows)
     assert batch["layout"] == (2, 2)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 7, 8, 3, 7, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 4]]
@@ -83,15 +81,25 @@ def test_prefixes_are_as_long_as_the_shortest_question_allows() -> None:
     assert shared_prefix_length([row([1], [5]), row([1, 5], [5])]) == 0
     assert shared_prefix_length([row([1, 2, 9], [5]), row([1, 3, 9], [5])]) == 1
     assert shared_prefix_length([row([1, 2, 3, 4, 5], [6]), row([1, 2, 3], [4, 5])]) == 2
-    assert BatchPacker(share=False)([row([1, 2, 3], [4]), row([1, 2, 3], [5])])["layout"] == (0, 2)
 
 
 def test_records_of_different_lengths_keep_their_places_and_weights() -> None:
-    batch = BatchPacker()([row([1, 2, 3], [4], 0.5), row([1, 5, 6, 7], [8, 9])])
+    batch = pack([row([1, 2, 3], [4], 0.5), row([1, 5, 6, 7], [8, 9])])
     assert batch["layout"] == (1, 2)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 0, 0, 5, 6, 7, 8, 9]]
     assert batch["keep"].tolist() == [2, 8, 9]
     assert batch["weights"].tolist() == [0.5, 1, 1]
+
+
+def test_left_padding_lays_rows_out() -> None:
+    (batch,) = batches.PaddedBatches(9)([row([1], [2, 3]), row([], [4], 2)])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [9, 9, 4]]
+    assert batch["labels"].tolist() == [2, 3, 4]
+    assert batch["weights"].tolist() == [1, 1, 2]
+    assert batch["keep"].tolist() == [0, 1, 4]  # of six places, row by row
+    assert batch["columns"] == 3
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
 
 
 def test_a_record_sees_the_prefix_and_its_own_past() -> None:
@@ -153,7 +161,7 @@ def test_a_long_shared_prefix_is_hardly_computed_twice(shared: int) -> None:
 @pytest.mark.parametrize("limit", [768, 128])
 def test_no_piece_is_larger_than_the_estimate(limit: int) -> None:
     choose = random.Random(limit)
-    for _ in range(200):
+    for _ in range(60):
         heads = [[k + 1] * choose.choice([0, 3, 50, 400]) for k in range(choose.choice([1, 1, 2]))]
         questions = [[choose.randrange(9)] * choose.randrange(1, 120) for _ in range(choose.randrange(1, 40))]
         rows = sorted((row(choose.choice(heads) + question, [8] * 3) for question in questions), key=size)
@@ -167,6 +175,21 @@ def test_no_piece_is_larger_than_the_estimate(limit: int) -> None:
 
 def size(record: Any) -> int:
     return len(record["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "together", "largest"),
+    [
+        ([5, 30, 20, 10], 2, 50),  # short records never fill a piece
+        ([100] * 40, 16, 600),  # cut evenly: 6, 5 and 5 records
+        ([10, 2 * model_shape.PIECE_TOKENS], 2, 2 * model_shape.PIECE_TOKENS),
+    ],
+)
+def test_what_is_computed_at_once_is_bounded_by_the_batch_and_by_a_piece(
+    lengths: list[int], together: int, largest: int
+) -> None:
+    rows = [row([k, *[9] * (length - 2)], [9]) for k, length in enumerate(lengths)]
+    assert batches.largest_piece(rows, together).tokens == largest
 
 
 def test_the_prefix_is_attended_to_by_every_record() -> None:

@@ -30,10 +30,9 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed"),
 ]
 
-RECIPE = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 8, "gradient_accumulation_steps": 2,
-          "lora": {"rank": 16, "alpha": 32}}  # fmt: skip
+RECIPE = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 8, "lora": {"rank": 16, "alpha": 32}}
 HOOKS = (
-    "get_batch_samples", "_get_num_items_in_batch", "training_step", "compute_loss", "_clip_grad_norm", "evaluate",
+    "get_batch_samples", "training_step", "compute_loss", "_clip_grad_norm", "evaluate",
     "_save_checkpoint", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state",
     "_get_train_sampler",
 )  # fmt: skip
@@ -157,7 +156,7 @@ def child_options() -> None:
 
     for targets in ("all-linear", ["q_proj"]):
         config = FinetuneConfig.model_validate({"lora": {"target_modules": targets}})
-        load, shape = finetune.unsloth_options(config, Path("base"), device_plan.for_cpu(config))
+        load, shape = finetune.unsloth_options(config, Path("base"), device_plan.on_cpu(config))
         # what unsloth does not name it hands on: to transformers, and to PEFT
         loader = unsloth.FastLanguageModel
         assert set(load) <= named(loader.from_pretrained) | named(PreTrainedModel.from_pretrained)
