@@ -126,17 +126,13 @@ def convert(model: Path, target: Path, *, dtype: str, metadata: dict[str, str]) 
         _run(SCRIPT, [str(model), "--outtype", dtype, "--metadata", str(sheet)], target)
 
 
-def convert_lora(adapter: Path, target: Path, *, base: Path, dtype: str) -> None:
-    """Write a LoRA adapter, a folder as PEFT writes it, as a GGUF file of its own.
-
-    Args:
-        base: An HF folder, for the architecture.
-        dtype: f32, f16 or bf16.
+def convert_lora(adapter: Path, target: Path, *, base: Path) -> None:
+    """Write a LoRA adapter as PEFT writes it as a GGUF file of its own in float16; `base` tells the architecture.
 
     Raises:
         StageError: The converter does not know the architecture, or failed.
     """
-    _run(LORA_SCRIPT, [str(adapter), "--base", str(base), "--outtype", dtype], target)
+    _run(LORA_SCRIPT, [str(adapter), "--base", str(base), "--outtype", "f16"], target)
 
 
 def _run(script: str, arguments: list[str], target: Path) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from slmctl.artifacts import bounded_json
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
-from slmctl.model_files import stored_weights, weight_names
+from slmctl.model_files import stored_weights
 
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
              ArithmeticError, OSError, SafetensorError, StrictDataclassError)  # fmt: skip
@@ -209,6 +211,23 @@ def _without_weights(config: Any) -> PreTrainedModel:
     return model
 
 
+def loaded_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """Names of a model's tensors by the names under which a file stores them; the model may be without weights.
+
+    transformers renames tensors on load where an architecture's modules have changed since its weights were published,
+    or where a text model lies inside a multimodal one. Several stored tensors have the same name if transformers joins
+    them, as it does with experts.
+    """
+    own = model.state_dict()
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    return {
+        name: name if name in own else rename_source_key(name, renamings, converters, model.base_model_prefix, own)[0]
+        for name in stored
+    }
+
+
 def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, gguf: str = "") -> None:
     """Build the model that a config describes, without memory for weights, and compare it with stored tensors.
 
@@ -238,7 +257,7 @@ def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, g
                 f"the config in {folder.name} describes '{name}' as {tuple(parameter.shape)}, "
                 f"and the file holds {tuple(shapes[name])}"
             )
-    there = set(weight_names.loaded(model, shapes).values())
+    there = set(loaded_names(model, shapes).values())
     missing = [name for name, _ in model.named_parameters() if name not in there]
     if missing:
         raise DataError(

@@ -70,9 +70,9 @@ def _by_stored_name(adapter: LoraAdapter, base: Path, tensors: list[StoredTensor
     stored = {tensor.name for tensor in tensors}
     if adapter.names <= stored:
         return adapter
-    from slmctl.model_files import hf_folder, weight_names  # seconds of imports that most bases do not need
+    from slmctl.model_files import hf_folder  # seconds of imports that most bases do not need
 
-    names = {name: file for file, name in weight_names.loaded(hf_folder.empty_model(base), stored).items()}
+    names = {name: file for file, name in hf_folder.loaded_names(hf_folder.empty_model(base), stored).items()}
     return LoraAdapter(
         {names.get(name, name): change for name, change in adapter.changes.items()},
         {names.get(name, name): tensor for name, tensor in adapter.replaced.items()},

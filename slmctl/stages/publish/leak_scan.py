@@ -61,7 +61,7 @@ def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, 
         GateError: A file holds a secret, personal data or a path of this machine.
     """
     vocabulary = _vocabulary(base)
-    leaks = [leak for name in sorted(names) for leak in search(folder / name, name, vocabulary=vocabulary, allow=allow)]
+    leaks = [leak for name in sorted(names) for leak in _leaks(folder / name, name, vocabulary, allow)]
     if leaks:
         listed = "; ".join(dict.fromkeys(map(str, leaks[:SHOWN])))
         more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
@@ -71,9 +71,7 @@ def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, 
         )
 
 
-def search(
-    path: Path, name: str, *, vocabulary: frozenset[str] = frozenset(), allow: Sequence[str] = ()
-) -> Iterator[Leak]:
+def _leaks(path: Path, name: str, vocabulary: frozenset[str], allow: Sequence[str]) -> Iterator[Leak]:
     """The leaks in one file, which goes by `name` in the release; texts in `vocabulary` are exempt."""
     kinds = ("secret",) if Path(name).name.startswith(CARRIED) else sensitive.KINDS
     for place, text in _texts(path, vocabulary):

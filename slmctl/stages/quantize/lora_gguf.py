@@ -51,7 +51,7 @@ def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
         card = merged.path / "README.md"
         if card.exists():  # licence, base and languages go from the card into the file
             shutil.copyfile(card, folder / card.name)
-        gguf_converter.convert_lora(folder, target, base=merged.path, dtype="f16")
+        gguf_converter.convert_lora(folder, target, base=merged.path)
     _require_layers(target, len(read.changes), alpha)
     return gguf_files.listed(target) | {"layers": len(read.changes), "alpha": alpha}
 

@@ -1,4 +1,4 @@
-"""pull: bases with the tokenizers and chat templates that people pick go through the whole chain, in its rehearsal."""
+"""pull: bases with the tokenizers and chat templates that people pick are read by llama.cpp as by transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from support.forks import Forks
 pytest.importorskip("torch")
 
 from benchmarks import architectures, real_tokenizers
+from slmctl.artifacts import artifact
+from slmctl.config import PullConfig, QuantizeConfig
+from slmctl.model_files import hf_folder
 from slmctl.model_files.base_model import Base
+from slmctl.stages.pull import pull
+from slmctl.stages.quantize import gguf_files, parity
+from slmctl.task.contract import Task, end_of_turn
+from slmctl.task.records import Record
 from slmctl.task.tool_calls import OWN
 
 # Texts that are special to llama.cpp or to the conversation, and that data must not spell; the normal form.
@@ -26,21 +33,43 @@ FAMILIES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_chain_passes_with_a_real_tokenizer(name: str, stages: Forks, tmp_path: Path) -> None:
-    architecture, special, form = FAMILIES[name]
+def fetched(name: str) -> Path:
     try:
-        folder = real_tokenizers.fetch(name)
+        return real_tokenizers.fetch(name)
     except real_tokenizers.UnavailableError as error:
         pytest.skip(str(error))
-    architectures.build(architecture, tmp_path / "base", folder)
+
+
+@pytest.mark.slow
+def test_the_chain_passes_with_a_real_tokenizer(stages: Forks, tmp_path: Path) -> None:
+    architectures.build("qwen3", tmp_path / "base", fetched("qwen3"))
     (tmp_path / "slmctl.yaml").write_text("{project: desk, base: ./base}", encoding="utf-8")
-    made = tmp_path / tiny.ok(stages.run(tmp_path, "pull"))
-    base = Base.read(made)
+    base = Base.read(tmp_path / tiny.ok(stages.run(tmp_path, "pull")))
+    assert base.rehearsal["passed"], json.dumps(base.rehearsal)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked_children")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_file_has_the_tokens_of_a_real_tokenizer(name: str, tmp_path: Path) -> None:
+    architecture, special, form = FAMILIES[name]
+    architectures.build(architecture, tmp_path / "base", fetched(name))
+    out = tmp_path / "out"
+    out.mkdir()
+    pull.run(PullConfig(base=str(tmp_path / "base"), rehearse=False), out=out)
+    base = Base.read(out)
     assert special <= set(base.special_tokens)
     assert base.normal_form == form
-    assert base.rehearsal["passed"], json.dumps(base.rehearsal)
+    marks = {"bos_token": base.bos_token, "eos_token": base.eos_token}
+    task = Task(
+        "generate", base.chat_template, end_of_turn(base.chat_template, **marks), special_tokens=base.special_tokens,
+        normal_form=base.normal_form, **marks,
+    )  # fmt: skip
+    turns = ({"role": "user", "content": "where is my parcel"}, {"role": "assistant", "content": "It is late."})
+    model, tokenizer = hf_folder.load_model(out), hf_folder.load_tokenizer(out)
+    wanted = parity.reference(model, tokenizer, task, [Record("0" * 16, turns, {})])
+    lossless = gguf_files.convert(QuantizeConfig(project="", version=""), artifact.foreign(out, "base"), base, tmp_path)
+    assert parity.check_lossless(lossless.path, wanted, scratch=tmp_path)["positions"] > 1
 
 
 @pytest.mark.slow
@@ -50,11 +79,7 @@ def test_the_chain_passes_with_a_real_tokenizer(name: str, stages: Forks, tmp_pa
     ("gemma3", "<end_of_turn>", OWN.before),
 ])  # fmt: skip
 def test_the_form_of_a_call_is_found_in_a_real_template(name: str, end: str, before: str) -> None:
-    try:
-        folder = real_tokenizers.fetch(name)
-    except real_tokenizers.UnavailableError as error:
-        pytest.skip(str(error))
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = json.loads((fetched(name) / "tokenizer_config.json").read_text(encoding="utf-8"))
     form = task_of(settings["chat_template"], end=end).form
     assert form.before == before
     assert form.own == (before == OWN.before)
