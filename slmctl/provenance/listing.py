@@ -249,7 +249,7 @@ def _reports(made: Iterable[Artifact]) -> list[tuple[Artifact, EvaluationReport]
 def _measured(made: Sequence[Artifact]) -> dict[str, MeasuredMetric]:
     """The primary metric of each artifact by its digest, from the newest report that measured it."""
     answered = {each.digest: each.manifest.inputs.get("model") for each in made if each.kind == "predictions"}
-    files = {each.digest: _files(each) for each in made if each.kind == "published"}
+    files = {each.digest: each.metrics.get("files", {}).values() for each in made if each.kind == "published"}
     measured: dict[str, MeasuredMetric] = {}
     for report, figures in _reports(made):
         here: dict[str, str] = {}  # artifact: participant
@@ -279,10 +279,6 @@ def _metric(figures: EvaluationReport, entry: ParticipantEntry) -> MeasuredMetri
     return MeasuredMetric(
         name, entry["metrics"][name], list(entry["interval"]), entry.get("n", figures["n"]), figures["split"]
     )
-
-
-def _files(release: Artifact) -> set[str]:
-    return {str(value) for value in release.metrics.get("files", {}).values()}
 
 
 def _tags(root: Path, made: Sequence[Artifact]) -> dict[str, tuple[str, ...]]:

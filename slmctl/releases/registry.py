@@ -160,8 +160,8 @@ def locate(root: Path, name: str = "") -> tuple[str, str]:
             matches.add((tag.project, tag.version))
     matches = {release for release in matches if project in ("", release[0])}
     if not matches and not project and version in {release[0] for release in there}:
-        in_production = any(path.name == PRODUCTION for path in _tag_files(root) if path.parent.parent.name == version)
-        return locate(root, f"{version}@{PRODUCTION if in_production else ''}")
+        current = PRODUCTION if (root / version / ".tags" / PRODUCTION).exists() else ""
+        return locate(root, f"{version}@{current}")
     if not matches:
         listed = ", ".join("@".join(release) for release in sorted(there)) or "nothing"
         raise IntegrityError(f"{root} holds no release '{name}'", hint=f"it holds {listed}")

@@ -16,10 +16,6 @@ from slmctl.model_files.catalogue import CatalogueEntry
 ENTRIES = catalogue.entries()
 
 
-def entry_of(name: str) -> CatalogueEntry:
-    return catalogue.find(name)
-
-
 def test_bases_are_sorted_and_named_once() -> None:
     sizes = [entry.parameters for entry in ENTRIES]
     assert sizes == sorted(sizes)
@@ -71,7 +67,7 @@ def measured(metric: str, file: str = "finetune") -> tuple[float, float]:
 
 
 def test_estimates_are_near_what_was_measured() -> None:
-    entry = entry_of("SmolLM2-135M-Instruct")
+    entry = catalogue.find("SmolLM2-135M-Instruct")
     speed, _ = measured("SmolLM2-135M: tokens/s")
     _, peak = measured("SmolLM2-135M: GFLOP/s in products")
     assert entry.training_seconds(peak, 2) == pytest.approx(64_000 / speed, rel=0.4)
@@ -82,7 +78,8 @@ def test_estimates_are_near_what_was_measured() -> None:
 
 
 def test_find() -> None:
-    assert entry_of("qwen3-0.6b") is entry_of("Qwen/Qwen3-0.6B") is entry_of("hf:Qwen/Qwen3-0.6B@main")
+    entry = catalogue.find("Qwen/Qwen3-0.6B")
+    assert entry is catalogue.find("qwen3-0.6b") is catalogue.find("hf:Qwen/Qwen3-0.6B@main")
     with pytest.raises(UsageError, match=r"no base 'llama-3\.2'") as caught:
         catalogue.find("llama-3.2")
     assert "did you mean meta-llama/Llama-3.2-1B-Instruct or" in caught.value.hint
