@@ -184,11 +184,10 @@ class _Exposures:
             if entry.kind != "base":
                 for file in entry.manifest.files:
                     self._by_file.setdefault(file.sha256, []).append(entry)
-        self._splits: dict[str, frozenset[str]] = {}
-        self._faults: dict[str, str] = {}
+        self._held: dict[str, tuple[frozenset[str], frozenset[str]]] = {}  # of data sets: splits with the row, faults
         for data_set in data_sets:  # equal digests hold equal rows
-            self._splits[data_set.digest] = frozenset(row.split for row in data_set.rows) & (HELD_OUT | {"train"})
-            self._faults[data_set.digest] = data_set.fault
+            splits = frozenset(row.split for row in data_set.rows) & (HELD_OUT | {"train"})
+            self._held[data_set.digest] = splits, frozenset(filter(None, [data_set.fault]))
         self._seen: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
 
     def holding(self, entry: Artifact | Path, root: Path) -> Holding:
@@ -217,9 +216,10 @@ class _Exposures:
                     missing |= set() if _is_remote(same, role) else {f"{role} {digest[:19]} is not here"}
                 elif same.kind == "published" and role == "labelled":
                     continue  # its data set says what was taken of it
-                elif digest in self._splits:
-                    splits |= _taken(same, self._splits[digest])
-                    missing |= {fault for fault in [self._faults[digest]] if fault}
+                elif digest in self._held:
+                    held, faults = self._held[digest]
+                    splits |= _taken(same, held)
+                    missing |= faults
                 else:
                     more, lacking = self._of(self._by_digest[digest][0])
                     if same.kind == "published" and role == "report":
@@ -232,10 +232,8 @@ class _Exposures:
 
     def _own(self, entry: Artifact) -> tuple[set[str], set[str]]:
         """The same of an artifact without its inputs: a data set holds rows, a base may be a model made here."""
-        if entry.kind in _HOLD_ROWS:
-            fault = self._faults.get(entry.digest, "")
-            return set(self._splits.get(entry.digest, ())), {fault} if fault else set()
-        splits, missing = set[str](), set[str]()
+        held, faults = self._held.get(entry.digest, (frozenset[str](), frozenset[str]()))
+        splits, missing = set(held), set(faults)
         for sha256 in entry.metrics.get("source_sha256", {}).values() if entry.kind == "base" else ():
             for source in self._by_file.get(sha256.removeprefix("sha256:"), ()):
                 more, lacking = self._of(source)
