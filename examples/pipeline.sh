@@ -13,7 +13,7 @@
 #   NOTIFY   a command that is given a message on its standard input when a person is needed,
 #            such as: mail -s desk data-team@example.com
 #
-# Exit codes are slmctl's: 0 served or nothing new, 3 the rows cannot be used, 5 a gate failed, 8 another run is under
+# Exit codes are slmctl's: 0 served or nothing new, 3 the rows cannot be used, 5 a gate or another check failed, 8 another run is under
 # way, 9 the network, and so on.
 set -euo pipefail
 
@@ -46,7 +46,7 @@ stage() {
   case $code in
     0) return 0 ;;
     3) tell "$1: the rows cannot be used; rejected.jsonl or the log says why. The old release stays." ;;
-    5) tell "$1: a gate failed, so nothing was published. The old release stays." ;;
+    5) tell "$1: a gate or another check failed, so nothing was published: $(tail -n 2 "$STATE/log" | tr '\n' ' '). The old release stays." ;;
     130 | 143) say "$1: interrupted; the next run goes on where it stopped" ;;
     *) tell "$1 failed with $code: $(tail -n 2 "$STATE/log" | tr '\n' ' ')" ;;
   esac

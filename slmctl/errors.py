@@ -4,7 +4,7 @@ SlmctlError
 ├── UsageError         2   a flag, a name or the config is wrong
 ├── DataError          3   the input data cannot be used
 ├── MissingError       4   a package or tool is not installed
-├── GateError          5   a gate was measured and failed
+├── GateError          5   a gate or another check that the user set failed
 ├── StageError         6   a stage failed, such as a training that diverged
 │   └── FullError          the memory or the disk of this machine is full
 ├── IntegrityError     7   an artifact is missing, unfinished or changed
@@ -59,7 +59,7 @@ class MissingError(SlmctlError):
 
 
 class GateError(SlmctlError):
-    """A gate was measured and failed."""
+    """A gate or another check that the user set failed."""
 
     code = 5
 

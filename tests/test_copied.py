@@ -177,7 +177,7 @@ def test_the_script_serves_what_passed_and_leaves_it_alone_until_something_new_p
     path.write_text(path.read_text() + "gates:\n  - {metric: accuracy, model: Q8_0, min: 1.01}\n")
     failed = night.run(NOTIFY=f"cat > {tmp_path}/mail")
     assert failed.returncode == 5
-    assert "a gate failed" in failed.stderr
+    assert "a gate or another check failed" in failed.stderr
     assert "The old release stays" in (tmp_path / "mail").read_text()
     assert (night.read("served"), night.read("pid")) == (release, pid)
     assert client.Client(night.read("address")).ask("refund my card").text in tiny.WORDS
@@ -205,7 +205,7 @@ def test_the_exit_codes_of_stages_are_the_scripts(tmp_path: Path) -> None:
     )
     program.chmod(0o755)
     for code, stage, calls, wanted in (
-        (3, "prepare", 2, "rows cannot be used"), (5, "evaluate", 6, "a gate failed"), (9, "pull", 3, "oops"),
+        (3, "prepare", 2, "rows cannot be used"), (5, "evaluate", 6, "a gate or another check"), (9, "pull", 3, "oops"),
         (6, "finetune", 3, "finetune failed with 6"), (7, "publish", 7, "publish failed with 7"), (143, "merge", 4, ""),
     ):  # fmt: skip
         folder = tmp_path / f"{code}"
