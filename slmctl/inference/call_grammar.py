@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
@@ -19,41 +19,41 @@ if TYPE_CHECKING:  # a contract is read without it
 
 MARK = "call:"  # what the text of such a grammar begins with
 WHITESPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as answers are written
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_PARTS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not", "contains",
+          "propertyNames", "if", "then", "else")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Rules:
-    """A form and its tools; see `tool_calls.CallForm`."""
+class CallGrammar:
+    """The grammar of an answer that calls one of some tools.
+
+    Attributes:
+        tools: The schema of the arguments of each tool, by its name.
+        before, between, after: The texts before the name, between it and the arguments, and after these.
+        none: The answer that calls no tool; empty where one has to be called.
+        control: Texts in these that are control tokens of the model.
+    """
 
     tools: dict[str, JsonObject]
     before: str
     between: str
     after: str
     none: str
-    control: list[str]
+    control: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return MARK + json.dumps(asdict(self))
 
 
-def rules(
-    tools: Mapping[str, JsonObject], *, before: str, between: str, after: str, none: str, control: Sequence[str] = ()
-) -> str:
-    """The text of a grammar.
-
-    Args:
-        tools: The schema of the arguments of each tool, by its name.
-        before, between, after: The texts before the name, between it and the arguments, and after these.
-        none: The answer that calls no tool; empty where one has to be called.
-        control: Texts in these that are control tokens of the model.
-    """
-    return MARK + json.dumps(asdict(_Rules(dict(tools), before, between, after, none, list(control))))
-
-
-def lark(text: str, tokenizer: llguidance.LLTokenizer, order: Callable[[JsonObject], JsonObject]) -> str:
-    """The grammar of such a text in llguidance's Lark; `order` sorts the properties of a schema.
+def lark(text: str, tokenizer: llguidance.LLTokenizer) -> str:
+    """The grammar of such a text in llguidance's Lark.
 
     Raises:
         DataError: The model has no such control token.
     """
-    rules = _Rules(**json.loads(text.removeprefix(MARK)))
+    rules = CallGrammar(**json.loads(text.removeprefix(MARK)))
     if not rules.tools:
         return f"start: {json.dumps(rules.none)}\n"
     ids = {token: _control_id(tokenizer, token) for token in rules.control}
@@ -64,7 +64,7 @@ def lark(text: str, tokenizer: llguidance.LLTokenizer, order: Callable[[JsonObje
     ]
     for k, (name, schema) in enumerate(rules.tools.items()):
         lines.append(f"t{k}: {' '.join(_parts(name + rules.between, ids))} a{k}")
-        lines.append(f"a{k}: %json {json.dumps({**order(schema), 'x-guidance': WHITESPACE})}")
+        lines.append(f"a{k}: %json {json.dumps({**ordered(schema), 'x-guidance': WHITESPACE})}")
     return "\n".join(lines) + "\n"
 
 
@@ -81,3 +81,22 @@ def _control_id(tokenizer: llguidance.LLTokenizer, text: str) -> int:
         if tokenizer.is_special_token(token) and text in tokenizer.dbg_tokens([token]):
             return token
     raise DataError(f"no grammar can be made of the call: the model has no control token '{text}'")
+
+
+def ordered(schema: Any) -> Any:
+    """A schema whose properties stand in alphabetical order, at every depth."""
+    if isinstance(schema, list):
+        return [ordered(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = dict(schema)
+    for key in _MAPS:
+        if isinstance(result.get(key), dict):
+            result[key] = {name: ordered(part) for name, part in sorted(result[key].items())}
+    for key in _PARTS:
+        if key in result:
+            result[key] = ordered(result[key])
+    for key in ("enum", "const"):
+        if key in result:
+            result[key] = json.loads(json.dumps(result[key], sort_keys=True))
+    return result

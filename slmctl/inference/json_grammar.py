@@ -8,7 +8,6 @@ keys in alphabetical order, `, ` and `: ` between them, no other white space.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import llguidance
 import numpy as np
@@ -17,10 +16,6 @@ import numpy.typing as npt
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 from slmctl.inference import call_grammar, grammar_pool
-
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_PARTS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not", "contains",
-          "propertyNames", "if", "then", "else")  # fmt: skip
 
 
 class Rules:
@@ -104,52 +99,29 @@ def require(schema: JsonObject) -> None:
 
 def _compiled(tokenizer: llguidance.LLTokenizer, schema: str) -> llguidance.LLMatcher:
     if schema.startswith(call_grammar.MARK):
-        lark = call_grammar.lark(schema, tokenizer, _ordered)
-        grammar = llguidance.LLMatcher.grammar_from_lark(lark)
+        grammar = llguidance.LLMatcher.grammar_from_lark(call_grammar.lark(schema, tokenizer))
     else:
-        grammar = _rules(schema)
+        grammar = _of_schema(schema)
     matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
     if matcher.is_error():
         raise _refusal(matcher.get_error())
     return matcher
 
 
-def _refusal(fault: str) -> DataError:
-    return DataError(
-        f"no grammar can be made of the schema: {_one_line(fault)}",
-        hint="leave that keyword out of the schema",
-    )
-
-
-def _rules(schema: str | JsonObject) -> str:
+def _of_schema(schema: str) -> str:
     try:
-        return llguidance.LLMatcher.grammar_from_json_schema(
-            json.dumps(_ordered(json.loads(schema) if isinstance(schema, str) else schema)),
-            overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
-        )
+        text = json.dumps(call_grammar.ordered(json.loads(schema)))
+        return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=call_grammar.WHITESPACE)
     except RecursionError:
         raise DataError("no grammar can be made of the schema: it is nested too deeply") from None
     except ValueError as error:  # it is nested too deeply for llguidance, or holds what is no JSON there
         raise _refusal(str(error)) from None
 
 
-def _ordered(schema: Any) -> Any:
-    """A schema whose properties stand in alphabetical order, at every depth."""
-    if isinstance(schema, list):
-        return [_ordered(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result = dict(schema)
-    for key in _MAPS:
-        if isinstance(result.get(key), dict):
-            result[key] = {name: _ordered(part) for name, part in sorted(result[key].items())}
-    for key in _PARTS:
-        if key in result:
-            result[key] = _ordered(result[key])
-    for key in ("enum", "const"):
-        if key in result:
-            result[key] = json.loads(json.dumps(result[key], sort_keys=True))
-    return result
+def _refusal(fault: str) -> DataError:
+    return DataError(
+        f"no grammar can be made of the schema: {_one_line(fault)}", hint="leave that keyword out of the schema"
+    )
 
 
 def _one_line(text: str) -> str:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import os
+import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ def render(source: str, values: Mapping[str, Any], *, budget_s: float = LIMIT_S)
 
 
 def render_all(source: str, values: Sequence[Mapping[str, Any]], *, budget_s: float = LIMIT_S) -> list[str]:
-    """The texts of many values, in order, each within `budget_s` seconds; raises what `render` raises for the first."""
+    """The texts of many values, in order, each within `budget_s` seconds; raises what `render` raises."""
     if len(source) > LONGEST_SOURCE:
         raise TemplateLimitError(f"the chat template has more than {LONGEST_SOURCE} characters")
     requests = [json.dumps(value).encode() for value in values]
@@ -140,7 +141,6 @@ class _Child:
         return texts
 
     def close(self) -> None:
-        """End the process."""
         self._process.close()
 
 
@@ -164,29 +164,25 @@ class _Pool:
 
     def __init__(self) -> None:
         self._all: list[_Child] = []
-        self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)
         atexit.register(self._end)
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
         self._owner = os.getpid()
-        self._places = threading.Semaphore(CHILDREN)
-        self._idle: list[_Child] = []
-        self._others, self._all = self._all, []  # kept, for Popen warns of a process that it loses
+        self._parents, self._all = self._all, [_Child() for _ in range(CHILDREN)]  # Popen warns of one that it loses
+        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()  # the one used last has started, and comes first
+        for process in self._all:
+            self._idle.put(process)
 
     @contextlib.contextmanager
     def child(self) -> Iterator[_Child]:
         """A child that nobody else uses meanwhile."""
-        with self._places:
-            try:
-                process = self._idle.pop()
-            except IndexError:
-                process = _Child()
-                self._all.append(process)
-            try:
-                yield process
-            finally:
-                self._idle.append(process)
+        process = self._idle.get()
+        try:
+            yield process
+        finally:
+            self._idle.put(process)
 
     def _end(self) -> None:
         if self._owner == os.getpid():

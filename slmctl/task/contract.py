@@ -30,7 +30,7 @@ from slmctl.model_files.base_model import NormalForm
 from slmctl.task import chat_template, cleaning, tool_calls
 from slmctl.task.chat_template import LIMIT_S
 from slmctl.task.cleaning import Replacement
-from slmctl.task.records import Message, RowRejectedError
+from slmctl.task.records import Message, RowRejectedError, with_instruction
 from slmctl.task.tool_calls import CallForm, Tool, ToolCall
 
 FILENAME = "task.json"
@@ -132,7 +132,7 @@ class Task:
 
     def cleaned_text(self, text: str) -> tuple[str, tuple[str, ...]]:
         """A user's raw text as `prepare` cleaned those of the records, and the steps that changed it."""
-        return cleaning.clean(text, self.clean, self.replace) if self.cleans else (text, ())
+        return cleaning.clean(text, self.clean, self.replace)
 
     def cleaned(self, messages: Sequence[Message]) -> list[Message]:
         """A raw conversation with the user's texts cleaned; records are cleaned already."""
@@ -147,13 +147,13 @@ class Task:
         return json.dumps(self.schema) if self.kind == "extract" else self.constraint_of(None)
 
     def constraint_of(self, tools: Sequence[Any] | None) -> str:
-        """The same for a conversation that may have tools of its own.
+        """The grammar of calls in a conversation that may have tools of its own; empty for other kinds of tasks.
 
         Raises:
             DataError: They are no tools.
         """
         offered = self.offered(tools)
-        return self.form.rules(offered) if offered else self.constraint if self.kind == "extract" else ""
+        return self.form.rules(offered) if offered else ""
 
     @property
     def form(self) -> CallForm:
@@ -193,37 +193,19 @@ class Task:
         return self.with_label_list(turns) if list_labels else turns
 
     def with_label_list(self, messages: Sequence[Message]) -> list[Message]:
-        """A conversation with the labels named in its system prompt.
-
-        A model that was not trained on them cannot know them.
-        """
-        turns = [message.copy() for message in messages]
-        if self.labels:
-            if not turns or turns[0]["role"] != "system":
-                turns.insert(0, {"role": "system", "content": ""})
-            turns[0]["content"] = f"{turns[0]['content']}\nAnswer with one of: {', '.join(self.labels)}.".strip()
-        return turns
+        """A conversation with the labels named in its system prompt, for a model that was not trained on them."""
+        if not self.labels:
+            return list(messages)
+        return with_instruction(messages, f"\nAnswer with one of: {', '.join(self.labels)}.")
 
     def prompt(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, budget_s: float = LIMIT_S
     ) -> str:
-        """The text that the model continues with its answer.
-
-        It waits for another process, at most `budget_s` seconds: an event loop calls it in a thread.
-
-        Raises:
-            TemplateRefusedError: The template refuses these messages.
-            TemplateLimitError: It takes more time or memory than it may have.
-        """
+        """The text that the model continues with its answer; see `render`."""
         return self.render(messages, add_generation_prompt=True, tools=tools, budget_s=budget_s)
 
     def prompts(self, conversations: Iterable[tuple[Sequence[Message], Sequence[Any] | None]]) -> list[str]:
-        """The prompts of many conversations, each with its tools: several times faster than one at a time.
-
-        Raises:
-            TemplateRefusedError: The template refuses one of them.
-            TemplateLimitError: It takes more time or memory than it may have.
-        """
+        """The prompts of many conversations, each with its tools, many times faster than one by one; see `render`."""
         values = [self._values(messages, tools, add_generation_prompt=True) for messages, tools in conversations]
         return chat_template.render_all(self.chat_template, values)
 
@@ -261,8 +243,9 @@ class Task:
     ) -> str:
         """Messages, and the tools that the model may call, through the chat template.
 
-        A control token spelled out in a message is data, not control: it is broken up by a
-        zero-width space, so that no customer can close their own turn and open the system's.
+        A control token spelled out in a message is data, not control: it is broken up by a zero-width space, so that
+        no customer can close their own turn and open the system's. The template is rendered by another process, which
+        takes up to `budget_s` seconds: an event loop calls this in a thread.
 
         Raises:
             TemplateRefusedError: The template refuses these messages.

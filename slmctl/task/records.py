@@ -11,7 +11,7 @@ A record is one conversation with its answer:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
@@ -74,6 +74,15 @@ def without_weight(message: Message) -> Message:
     bare = message.copy()
     bare.pop("weight", None)
     return bare
+
+
+def with_instruction(messages: Sequence[Message], text: str) -> list[Message]:
+    """A copy of a conversation with a text at the end of its system prompt, or as one."""
+    turns = [message.copy() for message in messages]
+    if not turns or turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": ""})
+    turns[0]["content"] = f"{turns[0]['content']}{text}".strip()
+    return turns
 
 
 class RecordSource(TypedDict):

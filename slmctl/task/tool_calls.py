@@ -6,10 +6,12 @@ sorted keys, or `none`. The model writes it in the form of its own chat template
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -23,7 +25,7 @@ from slmctl.artifacts.bounded_json import JsonObject, is_deeper
 from slmctl.errors import DataError
 from slmctl.inference import call_grammar
 from slmctl.metrics import answer_metrics
-from slmctl.task.records import Message, RowRejectedError
+from slmctl.task.records import Message, RowRejectedError, with_instruction
 
 NO_CALL = "none"  # the answer where no tool fits; a call holds a brace, so neither is taken for the other
 MAX_TOOLS = 128  # that one request may offer, as OpenAI's API has it
@@ -73,7 +75,7 @@ class ToolCall:
 
 def answer_of(call: ToolCall | None) -> str:
     """A call, or none, as answers are kept."""
-    return NO_CALL if call is None else call.answer
+    return call.answer if call else NO_CALL
 
 
 def read_answer(text: str) -> ToolCall | None:
@@ -93,12 +95,10 @@ def read_answer(text: str) -> ToolCall | None:
 def answer_of_openai(calls: Sequence[Any]) -> str:
     """The answer in `tool_calls` of OpenAI's form, as it is kept; empty where that is not one call."""
     function = calls[0].get("function") if len(calls) == 1 and isinstance(calls[0], dict) else None
-    if not isinstance(function, dict):
-        return ""
-    try:
-        return _call(function.get("name"), _values(function.get("arguments") or {})).answer
-    except DataError:
-        return ""
+    if isinstance(function, dict):
+        with contextlib.suppress(DataError):
+            return _call(function.get("name"), _values(function.get("arguments") or {})).answer
+    return ""
 
 
 def read_tools(values: Sequence[Any]) -> tuple[Tool, ...]:
@@ -252,10 +252,8 @@ class CallForm:
 
     def shown(self, call: ToolCall | None) -> str:
         """The text of a call as it is decoded, without control tokens."""
-        if call is None:
-            return NO_CALL
         before, between, after = map(self.bare, (self.before, self.between, self.after))
-        return f"{before}{call.name}{between}{_arguments(call.arguments)}{after}"
+        return CallForm(before, between, after).write(call)
 
     def read(self, text: str) -> ToolCall | None:
         """The call that a model has written, its control tokens shown or not; None for no call.
@@ -288,10 +286,10 @@ class CallForm:
             tools: The tools that may be called; without one the answer is that there is no call.
             must_call: One of them has to be called.
         """
-        return call_grammar.rules(
-            {tool.name: tool.schema for tool in tools}, before=self.before, between=self.between, after=self.after,
+        return call_grammar.CallGrammar(
+            {tool.name: tool.schema for tool in tools}, self.before, self.between, self.after,
             none="" if must_call and tools else NO_CALL, control=self.control,
-        )  # fmt: skip
+        ).text  # fmt: skip
 
 
 OWN = CallForm('{"name": "', '", "arguments": ', "}", own=True)
@@ -304,13 +302,8 @@ LISTED = (
 
 def with_listed(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
     """A conversation with the tools at the end of its system prompt, for a template that has no place for them."""
-    turns = [message.copy() for message in messages]
-    if not turns or turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": ""})
     lines = "\n".join(json.dumps(tool.to_json()["function"], ensure_ascii=False) for tool in tools)
-    offer = LISTED.format(tools=lines, none=NO_CALL)
-    turns[0]["content"] = f"{turns[0]['content']}\n\n{offer}".strip()
-    return turns
+    return with_instruction(messages, "\n\n" + LISTED.format(tools=lines, none=NO_CALL))
 
 
 def _arguments(arguments: JsonObject) -> str:
@@ -332,8 +325,9 @@ def form_of(render: Render, *, end: str, special_tokens: Sequence[str]) -> CallF
 
     A form is taken only if the calls that are rendered are what it writes, and if the template shows the tools.
     """
-    for probe in _variants():
-        texts = [_written(render, probe(call), end) for call in _PROBES]
+    # templates want arguments as values or as text, and the content empty or null
+    for as_text, content in itertools.product((False, True), ("", None)):
+        texts = [_written(render, _message(call, as_text=as_text, content=content), end) for call in _PROBES]
         if None in texts or not _shows_tools(render):
             continue
         first = str(texts[0])
@@ -355,13 +349,6 @@ def _reads(form: CallForm) -> bool:
         return all(form.read(text) == form.read(form.bare(text)) == call for call, text in texts)
     except DataError:
         return False
-
-
-def _variants() -> Iterator[Callable[[ToolCall], Message]]:
-    """The ways in which templates want a message with a call: arguments as values or text, content empty or null."""
-    for as_text in (False, True):
-        for content in ("", None):
-            yield functools.partial(_message, as_text=as_text, content=content)
 
 
 def _message(call: ToolCall, *, as_text: bool, content: str | None) -> Message:

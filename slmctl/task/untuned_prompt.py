@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from slmctl.metrics import answer_metrics
 from slmctl.task.contract import Task
-from slmctl.task.records import Record
+from slmctl.task.records import Message, Record
 from slmctl.task.tool_calls import NO_CALL
 
 SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
@@ -70,13 +70,13 @@ def _order(id: str) -> str:
 
 def opening(
     task: Task, examples: Sequence[Record], *, local: bool = False, tools: Sequence[Any] | None = None
-) -> list[dict[str, str]]:
+) -> list[Message]:
     """The opening of every conversation with a generalist: the task in words, the examples as turns; see `brief`."""
     shown = [turn for example in examples for turn in turns(task, example, local=local)]
     return [{"role": "system", "content": brief(task, local=local, tools=tools)}, *shown]
 
 
-def turns(task: Task, record: Record, *, local: bool = False) -> list[dict[str, str]]:
+def turns(task: Task, record: Record, *, local: bool = False) -> list[Message]:
     """A record's conversation without its system prompt, which the prompt has its own for.
 
     A call in its answer is in the form of this task's base where a model of this machine answers.
@@ -87,7 +87,7 @@ def turns(task: Task, record: Record, *, local: bool = False) -> list[dict[str, 
     return turns
 
 
-def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
+def _turn(turn: Message) -> Message:
     """A turn for any endpoint: a call was made a text when the data was read, so what came of it is one too."""
     if turn["role"] == "tool":
         return {"role": "user", "content": f"{turn.get('name', 'The tool')} returned: {turn['content']}"}

@@ -11,6 +11,8 @@ from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record, without_weight
 
+MARK = "\x00"  # a question, to find what all prompts of a task begin with
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -38,39 +40,31 @@ class PromptAnswerer(Protocol):
 def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
     """The prompt for one raw input, which is cleaned, and how much of it does not depend on the input."""
     turns = task.messages(task.cleaned_text(text)[0], list_labels=list_labels)
-    return Prompt(task.prompt(turns), _shared(task, list_labels=list_labels), tuple(turns))
-
-
-def few_shot(task: Task, examples: Sequence[Record], records: Sequence[Record]) -> list[Prompt]:
-    """The prompts of records for a model that was not trained: the form of the answer in words, then examples."""
-    head = untuned_prompt.opening(task, examples, local=True)
-    mark = "\x00"
-    shared = task.prompt(_messages([*head, {"role": "user", "content": mark}])).partition(mark)[0]
-    turns = [_messages([*head, *untuned_prompt.turns(task, record, local=True)[:-1]]) for record in records]
-    texts = task.prompts((messages, record.tools) for messages, record in zip(turns, records, strict=True))
-    return [
-        Prompt(text, shared if text.startswith(shared) else "", tuple(messages), _constraint(task, record))
-        for text, messages, record in zip(texts, turns, records, strict=True)
-    ]
-
-
-def _messages(turns: Sequence[dict[str, str]]) -> list[Message]:
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    return Prompt(task.prompt(turns), _shared(task, task.messages(MARK, list_labels=list_labels)), tuple(turns))
 
 
 def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
     """The prompt of a record: its whole conversation before the answer, and the tools in it."""
     turns = [without_weight(message) for message in record.prompt_messages]
     turns = task.with_label_list(turns) if list_labels else turns
-    text, shared = task.prompt(turns, tools=record.tools), _shared(task, list_labels=list_labels)
-    return Prompt(text, shared if text.startswith(shared) else "", tuple(turns), _constraint(task, record))
+    shared = _shared(task, task.messages(MARK, list_labels=list_labels))
+    return _of_record(task, record, turns, task.prompt(turns, tools=record.tools), shared)
 
 
-def _constraint(task: Task, record: Record) -> str:
-    return task.constraint_of(record.tools) if task.kind == "call" and record.tools else ""
+def few_shot(task: Task, examples: Sequence[Record], records: Sequence[Record]) -> list[Prompt]:
+    """The prompts of records for a model that was not trained: the form of the answer in words, then examples."""
+    head = untuned_prompt.opening(task, examples, local=True)
+    shared = _shared(task, [*head, {"role": "user", "content": MARK}])
+    turns = [[*head, *untuned_prompt.turns(task, record, local=True)[:-1]] for record in records]
+    texts = task.prompts((messages, record.tools) for messages, record in zip(turns, records, strict=True))
+    return [_of_record(task, *parts, shared) for parts in zip(records, turns, texts, strict=True)]
 
 
-def _shared(task: Task, *, list_labels: bool) -> str:
-    """The beginning of every prompt that has the task's own system prompt."""
-    mark = "\x00"
-    return task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0]
+def _of_record(task: Task, record: Record, turns: Sequence[Message], text: str, shared: str) -> Prompt:
+    constraint = task.constraint_of(record.tools) if record.tools else ""
+    return Prompt(text, shared if text.startswith(shared) else "", tuple(turns), constraint)
+
+
+def _shared(task: Task, turns: Sequence[Message]) -> str:
+    """The text of a prompt before the MARK in its question."""
+    return task.prompt(turns).partition(MARK)[0]
