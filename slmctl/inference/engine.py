@@ -1,8 +1,7 @@
 """A GGUF in a child process: many requests at once, shared prefix, constrained answers, probabilities.
 
-One llama.cpp in the product: quantize's check, predict, chat and serve all answer through this
-class, so what is measured is what is served. llama.cpp runs in a child, since a crash of native code
-must not take the caller along; the child gets no secrets in its environment.
+quantize's check, predict, chat and serve all answer through this class, so what is measured is what is served.
+llama.cpp runs in a child, since a crash of native code must not take the caller along.
 """
 
 from __future__ import annotations
@@ -154,12 +153,10 @@ class Engine:
         self.sequences, self.context = sequences, context
         self._cells = sequences * context  # tokens that the memory holds, however it is shared out
         self._settings: dict[str, Any] = {
-            "sequences": sequences,
-            "context": context,
-            "threads": threads or usable_cores(),
-        }
-        self._settings |= {"grammars": grammars, "classifier": classifier, "timings": expansion_timings()}
-        self._settings["adapters"] = {name: str(path) for name, path in (adapters or {}).items()}
+            "sequences": sequences, "context": context, "threads": threads or usable_cores(), "grammars": grammars,
+            "classifier": classifier, "timings": expansion_timings(),
+            "adapters": {name: str(path) for name, path in (adapters or {}).items()},
+        }  # fmt: skip
         self._ids = itertools.count()
         self._lock = threading.RLock()
         # each request with the child that answers it: when that one dies, these are told and no others
@@ -341,7 +338,7 @@ class Engine:
         self.revive()
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt, as the engine reads it."""
+        """Token ids of a rendered prompt."""
         tokens: list[int] = self._reply({"tokenize": text})["tokens"]
         return tokens
 
@@ -369,7 +366,7 @@ class Engine:
         self._send(message, events.put)
         reply = events.get()
         if "error" in reply:
-            raise _error(reply["error"], died=bool(reply.get("died")))
+            raise error_of(reply)
         return reply
 
     def _send(self, message: dict[str, Any], on_event: Callable[[Any], None]) -> str:
@@ -421,7 +418,7 @@ class Engine:
             info: EngineInfo = json.loads(line)
             return info
         child.communicate()
-        raise EngineError(f"{self.gguf.name} cannot be loaded: {_death(1, log).words}")
+        raise EngineError(f"{self.gguf.name} cannot be loaded: {DiedError(1, _text(log)).words}")
 
     def _listen(
         self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None], log: IO[bytes], loaded: int
@@ -464,7 +461,9 @@ class Engine:
         assert child.stdout is not None
         code = child.wait()
         with log:
-            reason = _reason(_death(code, log, loaded))
+            death = DiedError(code, _text(log, loaded))
+        killed = code == -signal.SIGKILL
+        reason = f"exit {code}: {'killed, as the kernel does when memory runs out' if killed else death.words}"
         with self._lock:
             child.stdout.close()
             outbox.put(None)
@@ -528,13 +527,9 @@ def answer_of(event: Event, text: str) -> Answer:
     return Answer(text, event["finish"], event["confidence"], *counts, event.get("labels", {}), *likely)
 
 
-def error_of(event: Event) -> EngineError:
+def error_of(event: Mapping[str, Any]) -> EngineError:
     """The error that ended a request."""
-    return _error(event["error"], died=event.get("died", False))
-
-
-def _error(message: str, *, died: bool) -> EngineError:
-    return (EngineDiedError if died else EngineError)(message)
+    return (EngineDiedError if event.get("died") else EngineError)(event["error"])
 
 
 def expansion_timings() -> str:
@@ -548,12 +543,6 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _death(code: int, log: IO[bytes], start: int = 0) -> DiedError:
-    """The end of a child, by its exit code and what it has written since `start`."""
+def _text(log: IO[bytes], start: int = 0) -> str:
     log.seek(start)
-    return DiedError(code, log.read().decode(errors="replace"))
-
-
-def _reason(death: DiedError) -> str:
-    killed = death.code == -signal.SIGKILL
-    return f"exit {death.code}: {'killed, as the kernel does when memory runs out' if killed else death.words}"
+    return log.read().decode(errors="replace")

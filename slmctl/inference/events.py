@@ -62,11 +62,9 @@ class EngineInfo(TypedDict):
 
     n_vocab: int
     chat_template: str
-    name: str
     trained_context: int
     build: str
     expanded: bool
-    system: str
 
 
 class ControlTokens(TypedDict):

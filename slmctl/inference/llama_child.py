@@ -229,11 +229,9 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         ready=True,
         n_vocab=model.n_vocab,
         chat_template=model.chat_template(),
-        name=model.metadata("general.name"),
         trained_context=lc.llama_model_n_ctx_train(model.model),
         build=lc.__version__ + (EXPANDED if model.expanded else ""),
         expanded=model.expanded,
-        system=lc.llama_print_system_info().decode(),
     )
     while True:
         pulse.working = scheduler.busy

@@ -11,7 +11,7 @@ import codecs
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from slmctl.errors import DataError
 from slmctl.inference import kept_prefixes
 from slmctl.inference.decoding_model import BATCH, DecodingModel, Item, Logits, common
 from slmctl.inference.events import TokenAlternative, TokenInfo, TokenText
-from slmctl.inference.grammar_pool import GrammarState
+from slmctl.inference.grammar_pool import Grammars, GrammarState
 from slmctl.inference.label_search import LabelSearch, LabelTrie
 
 NEVER = np.float32(-np.inf)  # the logit of a token that may not come
@@ -27,14 +27,6 @@ KEPT = 64  # tries of labels
 COMPILING = 4  # schemas at the same time
 KEPT_TOKENS = 1 << 16  # of all tries together, beside the last one: some dozen MB
 TURN = 8  # batches in a row for the requests of one adapter, while others wait
-
-
-class GrammarSource(Protocol):
-    """The grammars of answers, which come from elsewhere: the state of an answer is taken by `take_grammar`."""
-
-    def begin(self, walk: str, schema: str) -> None: ...
-    def accept(self, walk: str, token: int) -> None: ...
-    def end(self, walk: str) -> None: ...
 
 
 class Text:
@@ -106,7 +98,7 @@ class Scheduler:
     """Admits the requests that fit, and moves every admitted one on in each step."""
 
     def __init__(
-        self, model: DecodingModel, slots: int, context: int, send: Callable[..., None], grammars: GrammarSource,
+        self, model: DecodingModel, slots: int, context: int, send: Callable[..., None], grammars: Grammars,
         adapters: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.model, self.context, self.send, self.grammars = model, context, send, grammars
@@ -183,7 +175,7 @@ class Scheduler:
         count = len(sequence.prompt)
         if not count:
             raise DataError("the prompt is empty")
-        if request.get("shorten") and count < self.context:
+        if request["shorten"] and count < self.context:
             sequence.max_tokens = min(sequence.max_tokens, self.context - count)
         if sequence.room > self.context:
             raise DataError(
@@ -242,8 +234,8 @@ class Scheduler:
             top_p=request["top_p"],
             random=np.random.default_rng(request["seed"]),
             text=Text(request["stop"]),
-            adapter=request.get("adapter", ""),
-            alternatives=request.get("alternatives", -1),
+            adapter=request["adapter"],
+            alternatives=request["alternatives"],
         )
         if request.get("logits"):
             sequence.wants, sequence.max_tokens = min(request["logits"], len(prompt)), 0
@@ -258,17 +250,12 @@ class Scheduler:
         return sequence
 
     def _next_items(self, sequence: Sequence, room: int) -> list[Item]:
-        take, last = sequence.pending[:room], len(sequence.pending) <= room
-        sequence.pending = sequence.pending[len(take) :]
-        first = (
-            len(sequence.prompt) - sequence.wants if sequence.wants else None
-        )  # the first position that wants logits
-        items = []
-        for k, token in enumerate(take, start=sequence.position):
-            needed = k >= first if first is not None else last and k == sequence.position + len(take) - 1
-            items.append((token, k, sequence.slot, needed))
-        sequence.position += len(take)
-        return items
+        take, sequence.pending = sequence.pending[:room], sequence.pending[room:]
+        begin, end = sequence.position, sequence.position + len(take)
+        sequence.position = end
+        # the first position that wants logits: that of the last token, which may come in a later batch
+        first = len(sequence.prompt) - sequence.wants if sequence.wants else end - (not sequence.pending)
+        return [(token, k, sequence.slot, k >= first) for k, token in enumerate(take, start=begin)]
 
     def _admit(self) -> None:
         while self._has_place:
