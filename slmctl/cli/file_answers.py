@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ from slmctl.network import guard
 
 if TYPE_CHECKING:
     from slmctl.pipeline.model_lookup import FileModel
-    from slmctl.stages.predict.file_prediction import Job
+    from slmctl.stages.predict.row_answers import AnswerRows, RowInput
 
 
 class EndpointOptions(NamedTuple):
@@ -56,7 +57,7 @@ def answer(
         options: Those of every command.
         model: The model that is named, or that has the task's contract.
         type_name: Its type, of a GGUF with several files.
-        work: Fields of a `file_prediction.Job`: source, target, column, format and the like.
+        work: Fields of a `file_prediction.Job`, and `column`, the input column.
         shard: K/N.
         endpoints: The endpoints that answer; None for an engine.
         ray: The address of a Ray cluster that answers; None for this machine.
@@ -67,18 +68,20 @@ def answer(
     if endpoints:
         guard.require(f"--engine-url {endpoints.urls[0]}", hint="leave --engine-url out to answer on this machine")
     with system_errors.spoken("predict", target.parent):
-        from slmctl.stages.predict import file_prediction, row_snapshot
+        from slmctl.stages.predict import file_prediction, row_answers, row_snapshot
 
         part, most = file_prediction.shard(shard), read_settings(options).predict.max_tokens
         request = model_lookup.FileModel(make_workspace(options), model, type_name, max_tokens=most)
         with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
+            reading = row_answers.RowInput(
+                work.pop("column") or request.column, request.model.kind == "base", withhold=endpoints is not None
+            )
             job = file_prediction.Job(**work | {
-                "source": path, "target": target, "format": format_name, "shard": part,
-                "column": work["column"] or request.column, "list_labels": request.model.kind == "base",
-                "withhold": endpoints is not None, "identity": _identity(request, endpoints),
+                "source": path, "target": target, "format": format_name, "shard": part, "reading": reading,
+                "identity": _identity(request, endpoints),
             })  # fmt: skip
-            with _opened(request, job, endpoints, ray) as answer_job:
-                written, wrong = answer_job(job)
+            with _answering(request, reading, endpoints, ray) as answered:
+                written, wrong = file_prediction.answer_file(answered, request.task, job)
             terminal().say(f"{written} rows written to {target}, {wrong} with an error")
 
 
@@ -91,30 +94,26 @@ def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str
 
 
 @contextlib.contextmanager
-def _opened(
-    request: FileModel, job: Job, endpoints: EndpointOptions | None, ray: str | None
-) -> Iterator[Callable[[Job], tuple[int, int]]]:
-    """A function that answers a file, while the model, the cluster or the endpoints are open."""
-    from slmctl.stages.predict import file_prediction, local_models
+def _answering(
+    request: FileModel, reading: RowInput, endpoints: EndpointOptions | None, ray: str | None
+) -> Iterator[AnswerRows]:
+    """A function that answers rows, while the model, the cluster or the endpoints are open."""
+    from slmctl.stages.predict import local_models, row_answers
 
-    task = request.task
     if endpoints:
         from slmctl.network.endpoint_pool import EndpointPool
         from slmctl.stages.predict.endpoint_answerer import EndpointAnswerer
 
         pool = EndpointPool(endpoints.urls, endpoints.model, endpoints.key_env, endpoints.concurrency)
-        answerer = EndpointAnswerer(pool, task, request.max_tokens)
-        yield lambda job: file_prediction.answer_file(answerer, task, job)
+        asked = EndpointAnswerer(pool, request.task, request.max_tokens)
+        yield row_answers.answerer_of_rows(asked, request.task, reading)
     elif ray:
         from slmctl.stages.predict import ray_answers
 
-        opening = ray_answers.opening_of(
-            request.model, request.base, task, job.reading, type=request.type, max_tokens=request.max_tokens
-        )
         with ray_answers.connected(ray) as cluster:
-            yield lambda job: file_prediction.write_answers(lambda rows: cluster.answered(opening, rows), task, job)
+            yield functools.partial(cluster.answered, ray_answers.opening_of(request, reading))
     else:
         with local_models.opened(
-            request.model, task, base=request.base, type=request.type, max_tokens=request.max_tokens
-        ) as (engine, _):
-            yield lambda job: file_prediction.answer_file(engine, task, job)
+            request.model, request.task, base=request.base, type=request.type, max_tokens=request.max_tokens
+        ) as (answerer, _):
+            yield row_answers.answerer_of_rows(answerer, request.task, reading)

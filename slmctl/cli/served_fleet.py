@@ -198,7 +198,7 @@ class _Finder:
             fitted_policy(policy, digest, own)
         needed = memory.engine_bytes(
             path, sequences=self.settings.sequences, context=self.settings.context_length,
-            classifier=model_lookup.is_classifier(artifact), grammars=model_lookup.is_constrained(artifact),
+            classifier=bool(own and own.labels), grammars=bool(own and own.constraint),
         )  # fmt: skip
         return Release(
             choice.name or next(iter(models), "") or path.stem,
@@ -219,7 +219,7 @@ class _Finder:
         from slmctl.server.router import Router, fitted_policy
         from slmctl.server.running_model import RunningModel
 
-        settings, loras = self.settings, self._adapters(artifact, path)
+        settings, loras, own = self.settings, self._adapters(artifact, path), model_lookup.own_task(artifact)
         if choice.pin:  # for the others the fleet has made room
             memory.require_engine(path, sequences=settings.sequences, context=settings.context_length)
         with contextlib.ExitStack() as stack:
@@ -228,8 +228,8 @@ class _Finder:
                 sequences=settings.sequences,
                 context=settings.context_length,
                 adapters={name: lora.path for name, lora in loras.items()},
-                grammars=model_lookup.is_constrained(artifact),
-                classifier=model_lookup.is_classifier(artifact),
+                grammars=bool(own and own.constraint),
+                classifier=bool(own and own.labels),
             )
             stack.enter_context(engine)
             task, bare, opening = model_lookup.task_in(artifact, path, engine)

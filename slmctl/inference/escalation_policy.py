@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 from pydantic import ConfigDict, GetPydanticSchema
 
 from slmctl.artifacts.artifact import canonical
 from slmctl.artifacts.typed_json import read_typed
 from slmctl.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from slmctl.inference.engine import Answer
 
 FILENAME = "policy.json"
 SCHEMA = 1
@@ -60,6 +64,13 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     if out_of_scope:
         values["out_of_scope"] = math.log(max(dict(listed).get(out_of_scope, 0.0), 1e-4))
     return values
+
+
+def probabilities(answer: Answer) -> dict[str, Any]:
+    """The fields of an answer that `signals` reads, as predictions hold them."""
+    likeliest = dict(itertools.islice(answer.labels.items(), LABELS))
+    lists = {"labels": likeliest, "logprobs": answer.logprobs, "raw_logprobs": answer.raw_logprobs}
+    return {"confidence": answer.confidence, **{name: values for name, values in lists.items() if values}}
 
 
 def _log_odds(p: float) -> float:

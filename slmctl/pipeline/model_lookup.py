@@ -85,16 +85,6 @@ def own_task(source: Artifact) -> Task | None:
     return Task.read(source.path) if _has_task(source) else None
 
 
-def is_classifier(source: Artifact) -> bool:
-    """True for a model whose task has labels."""
-    return _has_task(source) and bool(Task.read(source.path).labels)
-
-
-def is_constrained(source: Artifact) -> bool:
-    """True for a model whose answers are held to a schema or to tools."""
-    return _has_task(source) and bool(Task.read(source.path).constraint)
-
-
 @dataclass(frozen=True)
 class ServedName:
     """The names of a model for clients: the project's, which stays while releases change, and others that mean it."""
@@ -114,20 +104,20 @@ def served_name(source: Artifact, path: Path) -> ServedName:
     return ServedName(project or path.stem, others, version or (match[1] if match else ""), path.name)
 
 
-def contract(where: Workspace, model: str | None, elsewhere: str) -> tuple[Task, ServedName]:
+def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task, ServedName]:
     """The task and the names of a model that another server answers with.
 
     Args:
         where: Where the command works.
         model: Any artifact of the model, or a folder with nothing but its task, as a hand-over has it.
-        elsewhere: What the other server calls it.
+        served_as: Its name at the other server.
 
     Raises:
         IntegrityError: The artifact is damaged.
     """
     alone = Path(model or "")
     if model and (alone / FILENAME).is_file() and not (alone / MANIFEST).exists():
-        return Task.read(alone), ServedName(elsewhere)
+        return Task.read(alone), ServedName(served_as)
     source = find_model(where, model, ("published", "gguf", "merged", "adapter", "prepared"), default="published")
     artifact.require_whole(source, hint=AGAIN)
     files = [Path(entry.path) for entry in source.files(".gguf")] or [source.path]

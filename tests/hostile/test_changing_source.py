@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from support import tiny, workbooks
+from support.answered import TEXT, answer_file
 from support.scale import FULL
 
 from slmctl.artifacts import atomic
@@ -33,7 +34,7 @@ from slmctl.inference.engine import Answer
 from slmctl.sources.rows import read_rows
 from slmctl.sources.rows.cells import Row
 from slmctl.stages.predict import row_answers, row_snapshot
-from slmctl.stages.predict.file_prediction import Job, answer_file
+from slmctl.stages.predict.file_prediction import Job
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
 
@@ -139,7 +140,7 @@ def test_a_change_while_rows_are_answered_reaches_no_answer(
     tmp_path: Path, name: str, change: Callable[[Path], None]
 ) -> None:
     source, out = write(tmp_path / name, TEXTS), tmp_path / "out.jsonl"
-    assert answer_file(Meddler(lambda: change(source)), TASK, Job(source, out, "text")) == (ROWS, 0)
+    assert answer_file(Meddler(lambda: change(source)), TASK, Job(source, out, TEXT)) == (ROWS, 0)
     assert pairs(out) == ANSWERED
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -160,7 +161,7 @@ def test_a_change_while_rows_are_read_is_refused(
     monkeypatch.setattr(row_snapshot, "read_rows", reading)
     sent = Meddler()
     with pytest.raises(DataError):
-        answer_file(sent, TASK, Job(source, out, "text"))
+        answer_file(sent, TASK, Job(source, out, TEXT))
     assert sent.left == ROWS // 3  # nothing was answered
     assert {path.name for path in tmp_path.iterdir()} <= {name}
 
@@ -174,14 +175,14 @@ def test_a_resumed_run_answers_the_file_as_it_is_now(tmp_path: Path, change: Cal
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        answer_file(Meddler(stop), TASK, Job(source, out, "text"))
+        answer_file(Meddler(stop), TASK, Job(source, out, TEXT))
     change(source)
     if change in (empty, remove, become_a_pipe):
         with pytest.raises(DataError):
-            answer_file(Meddler(), TASK, Job(source, out, "text"))
+            answer_file(Meddler(), TASK, Job(source, out, TEXT))
         assert not out.exists()
         return
-    count, _ = answer_file(Meddler(), TASK, Job(source, out, "text"))
+    count, _ = answer_file(Meddler(), TASK, Job(source, out, TEXT))
     now = [row.columns.get("text", "") for row in read_rows(source)]  # the last row may be cut
     assert [row.columns["text"] for row in read_rows(out)] == now
     assert [row.columns["answer"] for row in read_rows(out)] == [f"<{text}>" if text else "" for text in now]
@@ -201,7 +202,7 @@ def test_parts_answered_while_the_file_changes_are_each_right(
         source, out = write(tmp_path / name, texts), tmp_path / target
         other = draw.sample(TEXTS, draw.randrange(1, ROWS))
         change = draw.choice([lambda s=source, o=other: write(s, o), lambda s=source: truncate(s)])
-        written, _ = answer_file(Meddler(change, after), TASK, Job(source, out, "text", shard=(part, parts)))
+        written, _ = answer_file(Meddler(change, after), TASK, Job(source, out, TEXT, shard=(part, parts)))
         kept = texts[rows * (part - 1) // parts : rows * part // parts]
         assert pairs(out) == [(text, f"<{text}>") for text in kept]
         assert written == len(kept)
@@ -220,9 +221,9 @@ def test_a_journal_with_other_rows_or_damage_costs_no_row(tmp_path: Path) -> Non
     ]  # fmt: skip
     for damage in damages:
         with pytest.raises(KeyboardInterrupt):
-            answer_file(Meddler(stop), TASK, Job(source, out, "text"))
+            answer_file(Meddler(stop), TASK, Job(source, out, TEXT))
         journal.write_bytes(damage(journal.read_bytes()))
-        assert answer_file(Meddler(), TASK, Job(source, out, "text")) == (ROWS, 0)
+        assert answer_file(Meddler(), TASK, Job(source, out, TEXT)) == (ROWS, 0)
         assert pairs(out) == ANSWERED
 
 
@@ -269,7 +270,7 @@ def test_a_source_is_never_its_own_target(tmp_path: Path, name: Callable[[Path],
     before, target = source.read_bytes(), name(source)
     asked = (target, source) if swapped else (source, target)
     with pytest.raises(UsageError, match="--input"):
-        answer_file(Meddler(), TASK, Job(*asked, "text"))
+        answer_file(Meddler(), TASK, Job(*asked, TEXT))
     assert source.read_bytes() == before
 
 
@@ -280,7 +281,7 @@ def test_a_source_is_not_what_lies_beside_its_target(tmp_path: Path, beside: Cal
     source.rename(beside(target))
     before = beside(target).read_bytes()
     with pytest.raises(UsageError, match="--input"):
-        answer_file(Meddler(), TASK, Job(beside(target), target, "text", format="jsonl"))
+        answer_file(Meddler(), TASK, Job(beside(target), target, TEXT, format="jsonl"))
     assert beside(target).read_bytes() == before
 
 
@@ -317,7 +318,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], 
     was = path.lstat()
     sent = Meddler()
     with pytest.raises(UsageError, match="cannot be written"):
-        answer_file(sent, TASK, Job(source, tmp_path / "out.csv", "text"))
+        answer_file(sent, TASK, Job(source, tmp_path / "out.csv", TEXT))
     assert sent.left == ROWS // 3
     assert (path.lstat().st_mode, path.lstat().st_ino) == (was.st_mode, was.st_ino)
 
@@ -329,7 +330,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], 
 def test_a_target_that_cannot_be_is_refused_before_the_work(tmp_path: Path, target: str, match: str) -> None:
     source, sent = write(tmp_path / "in.csv", TEXTS), Meddler()
     with pytest.raises(UsageError, match=match):
-        answer_file(sent, TASK, Job(source, tmp_path / target, "text"))
+        answer_file(sent, TASK, Job(source, tmp_path / target, TEXT))
     assert sent.left == ROWS // 3
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
@@ -356,7 +357,7 @@ def test_a_read_only_target_is_refused_before_the_work(unprivileged: Path, what:
     (out.parent if what == "folder" else out).chmod(0o555 if what == "folder" else 0o444)
     sent = Meddler()
     with pytest.raises(UsageError, match="read-only"):
-        answer_file(sent, TASK, Job(source, out, "text"))
+        answer_file(sent, TASK, Job(source, out, TEXT))
     assert (sent.left, out.read_text()) == (ROWS // 3, "precious\n")
     out.parent.chmod(0o755)
 

@@ -1,4 +1,4 @@
-"""Files of answers compared: the same rows in the same order, with the same answers."""
+"""Files answered by a model of the test, and files of answers compared."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from pathlib import Path
 import pytest
 
 from slmctl.sources.rows import read_rows
+from slmctl.stages.predict import file_prediction, row_answers
+from slmctl.stages.predict.file_prediction import Job
+from slmctl.stages.predict.prompts import PromptAnswerer
+from slmctl.stages.predict.row_answers import RowInput
+from slmctl.task.contract import Task
 
+TEXT = RowInput("text")  # the column that most tests ask
 TOGETHER = 1e-3  # of a confidence: what is computed together decides its last digits
+
+
+def answer_file(answerer: PromptAnswerer, task: Task, job: Job) -> tuple[int, int]:
+    """Answer a file with a model; returns the number of rows, and of those with an error."""
+    return file_prediction.answer_file(row_answers.answerer_of_rows(answerer, task, job.reading), task, job)
 
 
 def require_same(paths: Sequence[Path], whole: Path) -> None:

@@ -14,7 +14,7 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.errors import UsageError
 from slmctl.inference import engine
-from slmctl.inference.escalation_policy import FILENAME, LABELS, Policy
+from slmctl.inference.escalation_policy import FILENAME, Policy, probabilities
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import model_lookup, resolve, system_errors
 from slmctl.sources.rows.cells import Row
@@ -130,7 +130,7 @@ class Answerer:
         if isinstance(outcome, engine.Answer):
             fields["labels"] = outcome.labels
             if self._policy is not None:
-                decision = self._policy.judge(_signals(outcome), outcome.text)
+                decision = self._policy.judge(probabilities(outcome), outcome.text)
                 fields |= {"p_correct": decision.p_correct, "keep": decision.keep}
         return TextAnswer(**fields)
 
@@ -143,16 +143,6 @@ def _text(texts: Sequence[str], place: int) -> str | None:
     if text is None or text != text:
         return None
     raise UsageError(f"text {place} is of type {type(text).__name__}", hint="answer takes a list of texts")
-
-
-def _signals(answer: engine.Answer) -> dict[str, Any]:
-    """The fields of an answer that a policy reads, as predictions hold them."""
-    return {
-        "confidence": answer.confidence,
-        "labels": dict(list(answer.labels.items())[:LABELS]),
-        "logprobs": answer.logprobs,
-        "raw_logprobs": answer.raw_logprobs,
-    }
 
 
 def _policy(request: model_lookup.FileModel, named: Path | None) -> Policy | None:

@@ -14,9 +14,8 @@ import json
 import os
 import re
 import stat
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,14 +24,10 @@ from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical, sha256_bytes
 from slmctl.errors import DataError, LockedError, UsageError
 from slmctl.sources.rows import listed
-from slmctl.sources.rows.cells import Row
 from slmctl.stages.predict import row_answers, row_snapshot, table_writer, workbook_writer
-from slmctl.stages.predict.prompts import PromptAnswerer
-from slmctl.stages.predict.row_answers import AddedColumns, RowInput
+from slmctl.stages.predict.row_answers import AnswerRows, RowInput
 from slmctl.stages.predict.row_snapshot import STREAM, RowSnapshot
 from slmctl.task.contract import Task
-
-AnswerRows = Callable[[Iterator[Row]], Iterator[list[AddedColumns]]]  # what rows get, in order, chunk by chunk
 
 
 @dataclass(frozen=True)
@@ -42,32 +37,24 @@ class Job:
     Attributes:
         source: A file of rows.
         target: The file to write; `-` for JSON Lines on stdout.
-        column: The column that holds the input.
+        reading: The reading of a row as a question.
         format: The format of the source, when its name does not tell.
         sheet: The sheet of a workbook, the table of a database, or the array of a JSON object.
         encoding: The encoding of the source, when it does not show.
         plain: Write a text as UTF-8 with LF and, in CSV, commas, and not in the form that the source has.
         shard: (k, n): only the k-th of n runs of rows; the outputs in order are the whole.
-        list_labels: Name the labels in the prompt, for a model that was not trained on them.
-        withhold: Send no row that a column `sensitive` marks, since an endpoint answers.
         identity: All else that decides the answers, such as the model's digest; part of the journal's hash.
     """
 
     source: Path
     target: Path
-    column: str
+    reading: RowInput
     format: str | None = None
     sheet: str | None = None
     encoding: str | None = None
     plain: bool = False
     shard: tuple[int, int] = (1, 1)
-    list_labels: bool = False
-    withhold: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def reading(self) -> RowInput:
-        return RowInput(self.column, self.list_labels, self.withhold)
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -82,17 +69,7 @@ def shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def answer_file(answerer: PromptAnswerer, task: Task, job: Job) -> tuple[int, int]:
-    """Answer every row of a file with a model of this process; see `write_answers`."""
-
-    def answered(rows: Iterator[Row]) -> Iterator[list[AddedColumns]]:
-        for outcomes in row_answers.answered(answerer, task, job.reading, rows):
-            yield [row_answers.columns(task, outcome) for outcome in outcomes]
-
-    return write_answers(answered, task, job)
-
-
-def write_answers(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]:
+def answer_file(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]:
     """Answer every row of a file: its columns are kept; `answer`, `confidence` and `error` are added.
 
     For `extract` and `call`, `valid` says whether the answer satisfies its schema. A bad row becomes one with an error.
@@ -112,74 +89,54 @@ def write_answers(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]
         UsageError: The target cannot be written, is the source, or has a suffix of no format.
     """
     row_snapshot.require_target(job.source, job.target)
-    streamed = job.target == STREAM
-    if not streamed:
-        table_writer.format_of(job.target)
-    added = row_answers.names(task)
+    streamed, added = job.target == STREAM, row_answers.names(task)
+    kind = "" if streamed else table_writer.format_of(job.target)
     with row_snapshot.snapshot(
         job.source,
         format=job.format,
         folder=None if streamed else job.target.parent,
         sheet=job.sheet,
         encoding=job.encoding,
-    ) as snapshot:
-        _check_columns(job, snapshot.survey, added)
-        part, parts = job.shard
-        first, last = snapshot.survey.rows * (part - 1) // parts, snapshot.survey.rows * part // parts
-        if not streamed and table_writer.format_of(job.target) == "xlsx":
-            workbook_writer.require_fits(snapshot.rows(first, last), len(snapshot.survey.columns) + len(added))
-        with console.progress("predict", last - first, "rows") as meter:
-            if streamed:
-                errors = _stream(answered, snapshot.rows(first, last), meter)
-            else:
-                with _interruption():
-                    errors = _write(answered, task, job, snapshot, first, last, meter)
-    return last - first, errors
+        shard=job.shard,
+    ) as rows:
+        _check_columns(job, rows.survey, added)
+        if kind == "xlsx":
+            workbook_writer.require_fits(rows.read(), len(rows.survey.columns) + len(added))
+        with console.progress("predict", rows.count, "rows") as meter:
+            errors = _stream(answered, rows, meter) if streamed else _write(answered, task, job, rows, meter)
+    return rows.count, errors
 
 
-@contextlib.contextmanager
-def _interruption() -> Iterator[None]:
-    """Say that the journal is kept when Ctrl-C ends the work."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.say("  interrupted; the answers so far are kept, and the same command goes on from there")
-        raise
-
-
-def _stream(answered: AnswerRows, rows: Iterator[Row], meter: console.Meter) -> int:
+def _stream(answered: AnswerRows, rows: RowSnapshot, meter: console.Meter) -> int:
     """Answer rows to stdout; returns the number of rows with an error."""
-    errors, waiting = 0, deque[Row]()
-
-    def seen() -> Iterator[Row]:
-        for row in rows:
-            waiting.append(row)
-            yield row
-
-    for answers in answered(seen()):
-        lines = [{**waiting.popleft().columns, **answer} for answer in answers]
+    errors = 0
+    asked, given = itertools.tee(rows.read())
+    for answers in answered(asked):
+        block = itertools.islice(given, len(answers))
+        lines = [{**row.columns, **answer} for row, answer in zip(block, answers, strict=True)]
         console.write_json("".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in lines))
         errors += sum(bool(answer["error"]) for answer in answers)
         meter.advance(len(answers))
     return errors
 
 
-def _write(
-    answered: AnswerRows, task: Task, job: Job, snapshot: RowSnapshot, first: int, last: int,
-    meter: console.Meter,
-) -> int:  # fmt: skip
+def _write(answered: AnswerRows, task: Task, job: Job, rows: RowSnapshot, meter: console.Meter) -> int:
     """Answer rows to a file, by way of the journal; returns the number of rows with an error."""
     with _journal(job.target) as journal:
-        done = _resume(journal, _hash(job, task, snapshot.digest), last - first)
+        done = _resume(journal, _hash(job, task, rows.digest), rows.count)
         if done:
-            console.say(f"  {done} of {last - first} rows were answered by an earlier run, which is resumed")
+            console.say(f"  {done} of {rows.count} rows were answered by an earlier run, which is resumed")
             meter.resume(done)
-        for answers in answered(snapshot.rows(first + done, last)):
-            journal.writelines(json.dumps(answer, ensure_ascii=False).encode() + b"\n" for answer in answers)
-            journal.flush()
-            os.fsync(journal.fileno())
-            meter.advance(len(answers))
-        errors = _write_target(job, snapshot, first, last, row_answers.names(task), journal)
+        try:
+            for answers in answered(rows.read(done)):
+                journal.writelines(json.dumps(answer, ensure_ascii=False).encode() + b"\n" for answer in answers)
+                journal.flush()
+                os.fsync(journal.fileno())
+                meter.advance(len(answers))
+            errors = _write_target(job, rows, row_answers.names(task), journal)
+        except KeyboardInterrupt:
+            console.say("  interrupted; the answers so far are kept, and the same command goes on from there")
+            raise
         row_snapshot.journal_of(job.target).unlink()
     return errors
 
@@ -187,9 +144,10 @@ def _write(
 def _check_columns(job: Job, survey: table_writer.SourceSurvey, added: list[str]) -> None:
     if not survey.rows:
         raise DataError(f"{job.source.name} holds no rows")
-    if survey.columns and job.column not in survey.columns:
+    column = job.reading.column
+    if survey.columns and column not in survey.columns:
         names = listed(list(survey.columns))
-        raise DataError(f"{job.source.name} has no column '{job.column}'", hint=f"--column NAME; its columns: {names}")
+        raise DataError(f"{job.source.name} has no column '{column}'", hint=f"--column NAME; its columns: {names}")
     taken = [name for name in added if name in survey.columns]
     if taken:
         raise DataError(f"{job.source.name} already has a column '{taken[0]}'", hint="rename it: its values are kept")
@@ -221,7 +179,7 @@ def _journal(target: Path) -> Iterator[IO[bytes]]:
 
 def _resume(journal: IO[bytes], job_hash: str, rows: int) -> int:
     """Number of rows that an earlier run of the same job answered; the journal is cut to them, or begun."""
-    head = canonical_line({"job": job_hash})
+    head = json.dumps({"job": job_hash}).encode() + b"\n"
     journal.seek(0)
     if journal.readline() != head:
         journal.truncate(0)
@@ -247,13 +205,9 @@ def _is_answer(line: bytes) -> bool:
 def _hash(job: Job, task: Task, rows: str) -> str:
     """`sha256:…` of all that decides the answers: the rows, the job, the task and the model."""
     return sha256_bytes(canonical({
-        "rows": rows, "column": job.column, "format": job.format, "shard": list(job.shard),
-        "list_labels": job.list_labels, "withhold": job.withhold, "task": task.digest, "identity": dict(job.identity),
+        "rows": rows, **asdict(job.reading), "format": job.format, "shard": list(job.shard), "task": task.digest,
+        "identity": dict(job.identity),
     }))  # fmt: skip
-
-
-def canonical_line(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
 def _answers(journal: IO[bytes]) -> Iterator[dict[str, Any]]:
@@ -263,29 +217,25 @@ def _answers(journal: IO[bytes]) -> Iterator[dict[str, Any]]:
     yield from map(json.loads, journal)
 
 
-def _write_target(job: Job, snapshot: RowSnapshot, first: int, last: int, added: list[str], journal: IO[bytes]) -> int:
+def _write_target(job: Job, rows: RowSnapshot, added: list[str], journal: IO[bytes]) -> int:
     """Rows and answers as the target; returns the number of rows with an error.
 
     Raises:
-        DataError: There are more or fewer answers than rows; nothing is written.
+        DataError: There are fewer answers than rows; nothing is written.
     """
-    form = table_writer.form_for(job.target, snapshot.format, None if job.plain else snapshot.form)
+    form = table_writer.form_for(job.target, rows.format, None if job.plain else rows.form)
     form = table_writer.encodable(form, _answers(journal))
     written = errors = 0
     with (
         atomic.file(job.target) as draft,
         draft.open("wb") as raw,
-        table_writer.writer(raw, job.target, snapshot.survey, added, form) as write,
+        table_writer.writer(raw, job.target, rows.survey, added, form) as write,
     ):
-        pairs = itertools.zip_longest(snapshot.rows(first, last), _answers(journal))
+        pairs = zip(rows.read(), _answers(journal), strict=False)
         while block := list(itertools.islice(pairs, row_answers.CHUNK)):
-            if any(row is None or answer is None for row, answer in block):
-                raise DataError(
-                    f"the journal of {job.target} has more or fewer answers than there are rows", hint="run it again"
-                )
             write([{**row.columns, **answer} for row, answer in block])
             errors += sum(bool(answer["error"]) for _, answer in block)
             written += len(block)
-        if written != last - first:
-            raise DataError(f"{written} of {last - first} rows would have been written")
+        if written != rows.count:
+            raise DataError(f"{written} of {rows.count} rows would have been written", hint="run it again")
     return errors

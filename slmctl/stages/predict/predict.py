@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import PredictConfig
 from slmctl.errors import StageError
 from slmctl.inference import engine
-from slmctl.inference.escalation_policy import LABELS
+from slmctl.inference.escalation_policy import probabilities
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.stages.predict import latency, local_models, released
 from slmctl.stages.predict.local_models import EngineAnswerer
@@ -102,15 +101,11 @@ def _run(
 
 def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
     assert answer is not None
-    likeliest = dict(itertools.islice(answer.labels.items(), LABELS))
     return {
         "id": record.id,
         "answer": answer.text,
         "expected": record.answer,
-        "confidence": answer.confidence,
-        **({"labels": likeliest} if likeliest else {}),
-        **({"logprobs": answer.logprobs} if answer.logprobs else {}),
-        **({"raw_logprobs": answer.raw_logprobs} if answer.raw_logprobs else {}),
+        **probabilities(answer),
         "finish": answer.finish,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,

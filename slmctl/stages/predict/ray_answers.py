@@ -7,7 +7,6 @@ no row with it: Ray asks the chunks that it held again, on a node that lives.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import itertools
 import json
@@ -25,6 +24,7 @@ from slmctl.artifacts import artifact
 from slmctl.errors import IntegrityError, NetworkError, SlmctlError, StageError, UsageError
 from slmctl.network import guard
 from slmctl.pipeline import resolve
+from slmctl.pipeline.model_lookup import FileModel
 from slmctl.sources.rows.cells import Row
 from slmctl.stages.predict import local_models, row_answers
 from slmctl.stages.predict.row_answers import AddedColumns, RowInput
@@ -65,21 +65,18 @@ class ChunkAnswerer:
             raise StageError(f"this node has slmctl {__version__}, and the command slmctl {opening.version}")
         model = _opened(opening.model, opening.digest)
         base = resolve.open_model(Path(opening.base), ("base",)) if opening.base else None
-        self._opening = opening
-        self._stack = contextlib.ExitStack()
-        self._answerer, _ = self._stack.enter_context(
+        self._stack = contextlib.ExitStack()  # ends with the actor's process
+        answerer, _ = self._stack.enter_context(
             local_models.opened(model, opening.task, base=base, type=opening.type, max_tokens=opening.max_tokens)
         )
+        self._answer = row_answers.answerer_of_rows(answerer, opening.task, opening.reading)
 
     def __call__(self, batch: Any) -> Any:
         """The answers to a table of rows, in their order: `place` and, as JSON, the columns that a row gets."""
         import pyarrow as pa
 
         rows = [Row(*json.loads(line)) for line in batch["row"].to_pylist()]
-        task, reading = self._opening.task, self._opening.reading
-        answers: list[str] = []
-        for outcomes in row_answers.answered(self._answerer, task, reading, iter(rows), chunk=max(len(rows), 1)):
-            answers += (json.dumps(row_answers.columns(task, outcome)) for outcome in outcomes)
+        answers = [json.dumps(added) for chunk in self._answer(iter(rows)) for added in chunk]
         return pa.table({"place": batch["place"], "answer": pa.array(answers, pa.string())})
 
 
@@ -229,13 +226,10 @@ def _spoken(ray: Any) -> Iterator[None]:
         ) from error
 
 
-def opening_of(
-    model: artifact.Artifact, base: artifact.Artifact | None, task: Task, reading: RowInput, *, type: str | None,
-    max_tokens: int,
-) -> EngineOpening:  # fmt: skip
-    """The opening of a model."""
+def opening_of(request: FileModel, reading: RowInput) -> EngineOpening:
+    """The opening of a model that a command has found."""
+    model, base = request.model, request.base
     return EngineOpening(
         model=str(model.path.resolve()), digest=model.digest, base=str(base.path.resolve()) if base else None,
-        task=dataclasses.replace(task, kind=task.kind),  # without what it has computed, which cannot be sent
-        type=type, max_tokens=max_tokens, reading=reading,
+        task=request.task, type=request.type, max_tokens=request.max_tokens, reading=reading,
     )  # fmt: skip

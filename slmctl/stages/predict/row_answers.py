@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -42,25 +42,17 @@ class AddedColumns(TypedDict, total=False):
     valid: bool
 
 
+AnswerRows = Callable[[Iterator[Row]], Iterator[list[AddedColumns]]]  # in order, chunk by chunk
 Outcome = engine.Answer | engine.EngineError | str  # a text is the reason why the row was not sent
 
 
-def answered(
-    answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iterator[Row], *, chunk: int | None = None
-) -> Iterator[list[Outcome]]:
+def answered(answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iterator[Row]) -> Iterator[list[Outcome]]:
     """The outcomes of rows, in their order, chunk by chunk.
-
-    Args:
-        answerer: The model.
-        task: The contract that answers are held to.
-        reading: How a row becomes a question.
-        rows: What to answer.
-        chunk: Rows that are answered together; CHUNK by default.
 
     Raises:
         StageError: Every row of a chunk ends the engine.
     """
-    while block := list(itertools.islice(rows, chunk or CHUNK)):
+    while block := list(itertools.islice(rows, CHUNK)):
         outcomes: dict[int, Outcome] = {k: why for k, row in enumerate(block) if (why := _problem(row, reading))}
         sent = [k for k in range(len(block)) if k not in outcomes]
         prompts = [prompt(task, _input(block[k], reading), list_labels=reading.list_labels) for k in sent]
@@ -69,6 +61,16 @@ def answered(
         if sent and all(isinstance(outcomes[k], engine.EngineDiedError) for k in sent):
             raise StageError(f"every row ends the engine: {error_of(outcomes[sent[0]])}", hint="is the memory full?")
         yield [outcomes[k] for k in range(len(block))]
+
+
+def answerer_of_rows(answerer: PromptAnswerer, task: Task, reading: RowInput) -> AnswerRows:
+    """A function that gives rows the columns that a model adds to them."""
+
+    def answer(rows: Iterator[Row]) -> Iterator[list[AddedColumns]]:
+        for outcomes in answered(answerer, task, reading, rows):
+            yield [columns(task, outcome) for outcome in outcomes]
+
+    return answer
 
 
 def columns(task: Task, outcome: Outcome) -> AddedColumns:

@@ -33,14 +33,15 @@ STREAM = Path("-")  # stdin as a source, stdout as a target
 
 @dataclass(frozen=True)
 class RowSnapshot:
-    """The rows of a source as they were read.
+    """The rows of a source as they were read, or a part of them.
 
     Attributes:
-        survey: Their number and their columns.
-        digest: `sha256:…` of the rows, which binds answers to them.
+        survey: Number and columns of all rows.
+        digest: `sha256:…` of all rows, which binds answers to them.
         spool: Packed JSON Lines, `[number, columns, fault]` a row.
         format: The format of the source.
         form: The form of the source, if it is a text.
+        first, last: The part: rows `first` to before `last`.
     """
 
     survey: table_writer.SourceSurvey
@@ -48,32 +49,31 @@ class RowSnapshot:
     spool: IO[bytes]
     format: str
     form: TextForm | None
+    first: int
+    last: int
 
-    def rows(self, first: int, last: int) -> Iterator[Row]:
-        """Rows `first` to before `last`, in order; one iteration at a time."""
+    @property
+    def count(self) -> int:
+        """Number of rows of the part."""
+        return self.last - self.first
+
+    def read(self, skip: int = 0) -> Iterator[Row]:
+        """The rows of the part but the first ones, in order; one iteration at a time."""
         self.spool.seek(0)
         with gzip.GzipFile(fileobj=self.spool, mode="rb") as lines:
-            for line in itertools.islice(lines, first, last):
+            for line in itertools.islice(lines, self.first + skip, self.last):
                 yield Row(*json.loads(line))
 
 
 @contextlib.contextmanager
 def snapshot(
-    source: Path,
-    *,
-    format: str | None,
-    folder: Path | None,
-    sheet: str | None = None,
-    encoding: str | None = None,
-) -> Iterator[RowSnapshot]:
-    """Read a source once, and keep its rows until the context ends.
+    source: Path, *, format: str | None, folder: Path | None, sheet: str | None, encoding: str | None,
+    shard: tuple[int, int],
+) -> Iterator[RowSnapshot]:  # fmt: skip
+    """Read a source once, and keep its rows until the context ends; see `file_prediction.Job` for the arguments.
 
     Args:
-        source: A file.
-        format: The format of the file, when its name does not tell.
-        sheet: The sheet of a workbook, the table of a database, or the array of a JSON object.
-        encoding: The encoding of a text, when it does not show.
-        folder: Where the rows are kept, packed; the system's folder for temporary files by default.
+        folder: Where the rows are kept, packed; None for the system's folder for temporary files.
 
     Raises:
         DataError: The source cannot be read, or has changed while it was read.
@@ -97,7 +97,9 @@ def snapshot(
             survey = table_writer.survey(kept())
         if _state(source) != before:
             raise DataError(f"{source.name} has changed while it was read", hint="run it again when it is complete")
-        yield RowSnapshot(survey, "sha256:" + digest.hexdigest(), spool, kind, form)
+        part, parts = shard
+        first, last = survey.rows * (part - 1) // parts, survey.rows * part // parts
+        yield RowSnapshot(survey, "sha256:" + digest.hexdigest(), spool, kind, form, first, last)
 
 
 def _state(path: Path) -> tuple[int, ...]:

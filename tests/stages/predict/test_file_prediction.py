@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from support import endpoint, tiny, workbooks
+from support.answered import TEXT, answer_file
 from support.endpoint import fails, says
 from support.forks import Forks
 
@@ -34,8 +35,9 @@ from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.sources.rows import read_rows
 from slmctl.stages.predict import file_prediction, row_answers, workbook_writer
 from slmctl.stages.predict.endpoint_answerer import EndpointAnswerer
-from slmctl.stages.predict.file_prediction import Job, answer_file
+from slmctl.stages.predict.file_prediction import Job
 from slmctl.stages.predict.prompts import Prompt
+from slmctl.stages.predict.row_answers import RowInput
 from slmctl.task.contract import Task
 
 ROWS = [
@@ -102,7 +104,7 @@ def test_every_format_in_and_out(tmp_path: Path, source: str, target: str) -> No
             writer = csv.DictWriter(stream, list(wanted[0]), delimiter="\t" if source == "in.tsv" else ",")
             writer.writeheader()
             writer.writerows(wanted)
-    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (7, 0)
+    assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (7, 0)
     given, found = read(path), read(out)
     if target == "out.xlsx":
         given = [{name: "" if cell is None else cell for name, cell in row.items()} for row in given]
@@ -123,16 +125,16 @@ def test_csv_comes_back_in_its_form(tmp_path: Path, encoding: str, mark: str, de
     path, out = tmp_path / "in.csv", tmp_path / "out.csv"
     lines = [delimiter.join(cells) for cells in (("id", "text"), ("1", "größer – 5 €"), ("2", '"zwei; drei\nvier"'))]
     path.write_bytes((mark + end.join(lines) + end).encode(encoding))
-    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (2, 0)
+    assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (2, 0)
     wanted = [delimiter.join(cells) for cells in (
         (lines[0], "answer", "confidence", "error"), (lines[1], "<größer – 5 €>", "0.5", ""),
         (lines[2], '"<zwei; drei\nvier>"', "0.5", ""))]  # fmt: skip
     assert out.read_bytes().decode(encoding) == mark + end.join(wanted) + end
-    assert answer_file(Echo(), TASK, Job(path, tmp_path / "plain.csv", "text", plain=True)) == (2, 0)
+    assert answer_file(Echo(), TASK, Job(path, tmp_path / "plain.csv", TEXT, plain=True)) == (2, 0)
     assert (tmp_path / "plain.csv").read_text("utf-8").startswith("id,text,answer,confidence,error\n1,größer – 5 €,")
-    answer_file(Echo(), TASK, Job(path, tmp_path / "out.tsv", "text"))
+    answer_file(Echo(), TASK, Job(path, tmp_path / "out.tsv", TEXT))
     assert (tmp_path / "out.tsv").read_bytes().decode(encoding).startswith(f"{mark}id\ttext\tanswer")
-    answer_file(Echo(), TASK, Job(path, tmp_path / "out.jsonl", "text"))  # which is UTF-8, whatever comes in
+    answer_file(Echo(), TASK, Job(path, tmp_path / "out.jsonl", TEXT))  # which is UTF-8, whatever comes in
     assert next(row["answer"] for row in read(tmp_path / "out.jsonl")) == "<größer – 5 €>"
 
 
@@ -145,7 +147,7 @@ def test_an_answer_that_the_encoding_has_not_makes_it_utf8(tmp_path: Path, capsy
 
     path, out = tmp_path / "in.csv", tmp_path / "out.csv"
     path.write_bytes("id;text\r\n1;größer\r\n".encode("cp1252"))
-    answer_file(Arrow(), TASK, Job(path, out, "text"))
+    answer_file(Arrow(), TASK, Job(path, out, TEXT))
     assert out.read_bytes() == b"\xef\xbb\xbf" + (
         "id;text;answer;confidence;error\r\n1;größer;→ <größer>;0.5;\r\n".encode()
     )
@@ -157,7 +159,7 @@ def test_an_answer_that_the_encoding_has_not_makes_it_utf8(tmp_path: Path, capsy
 def test_json_lines_come_back_in_their_form(tmp_path: Path) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_bytes('\ufeff{"text": "größer"}\r\n'.encode("utf-16-le"))
-    answer_file(Echo(), TASK, Job(path, out, "text"))
+    answer_file(Echo(), TASK, Job(path, out, TEXT))
     assert out.read_bytes().decode("utf-16-le") == (
         '\ufeff{"text": "größer", "answer": "<größer>", "confidence": 0.5, "error": null}\r\n'
     )
@@ -169,7 +171,7 @@ def test_a_workbook_holds_texts_and_numbers_as_they_are(tmp_path: Path) -> None:
              for k, text in enumerate(odd)]  # fmt: skip
     path, out = tmp_path / "in.jsonl", tmp_path / "out.xlsx"
     path.write_text("".join(json.dumps(row) + "\n" for row in given))
-    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (8, 0)
+    assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (8, 0)
     with zipfile.ZipFile(out) as archive:
         sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
         assert archive.testzip() is None
@@ -188,7 +190,7 @@ def test_a_workbook_holds_texts_and_numbers_as_they_are(tmp_path: Path) -> None:
     assert [row["text"] for row in found][6:] == odd[6:]
     assert found[7]["answer"] == f"<{odd[7]}>"
     first = out.read_bytes()
-    answer_file(Echo(), TASK, Job(path, out, "text"))
+    answer_file(Echo(), TASK, Job(path, out, TEXT))
     assert out.read_bytes() == first
 
 
@@ -198,15 +200,15 @@ def test_what_a_workbook_cannot_hold_is_refused_before_the_work(
     path, out, echo = tmp_path / "in.jsonl", tmp_path / "out.xlsx", Echo()
     path.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "x" * 32_768}) + "\n")
     with pytest.raises(DataError, match=r"cannot hold 32,768 characters in 'text' of row 2: at most 32,767") as caught:
-        answer_file(echo, TASK, Job(path, out, "text"))
+        answer_file(echo, TASK, Job(path, out, TEXT))
     assert caught.value.hint.startswith("--output answers.csv")
     path.write_text("".join(json.dumps({"text": "a"}) + "\n" for _ in range(4)))
     monkeypatch.setattr(workbook_writer, "MAX_ROWS", 4)
     with pytest.raises(DataError, match="cannot hold more than 3 rows"):
-        answer_file(echo, TASK, Job(path, out, "text"))
+        answer_file(echo, TASK, Job(path, out, TEXT))
     monkeypatch.setattr(workbook_writer, "MAX_COLUMNS", 3)
     with pytest.raises(DataError, match="cannot hold 4 columns"):
-        answer_file(echo, TASK, Job(path, out, "text"))
+        answer_file(echo, TASK, Job(path, out, TEXT))
     assert echo.asked == []
     assert not out.exists()
     assert [workbook_writer._letters(k) for k in (0, 25, 26, 701, 702, 16_383)] == ["A", "Z", "AA", "ZZ", "AAA", "XFD"]
@@ -215,7 +217,7 @@ def test_what_a_workbook_cannot_hold_is_refused_before_the_work(
 def test_a_sheet_can_be_named(tmp_path: Path) -> None:
     sheet = workbooks.row(1, "text") + workbooks.row(2, "b")
     path = workbooks.write_xlsx(tmp_path / "in.xlsx", {"One": workbooks.row(1, "x"), "Two": sheet})
-    assert answer_file(Echo(), TASK, Job(path, tmp_path / "out.xlsx", "text", sheet="Two")) == (1, 0)
+    assert answer_file(Echo(), TASK, Job(path, tmp_path / "out.xlsx", TEXT, sheet="Two")) == (1, 0)
     assert read(tmp_path / "out.xlsx")[0]["answer"] == "<b>"
 
 
@@ -223,7 +225,7 @@ def test_parquet_keeps_the_types_that_json_knows(tmp_path: Path) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
     path.write_text('{"text": "a", "n": 1, "f": 1, "b": true, "m": 1}\n{"text": "b", "n": null, "f": 2.5, "m": "x"}\n'
                     '{"text": "c", "m": {"k": [1]}}\n')  # fmt: skip
-    answer_file(Echo(), TASK, Job(path, out, "text"))
+    answer_file(Echo(), TASK, Job(path, out, TEXT))
     table = parquet.read_table(out)
     types = {field.name: str(field.type) for field in table.schema}
     assert types == {"text": "string", "n": "int64", "f": "double", "b": "bool", "m": "string",
@@ -234,7 +236,7 @@ def test_parquet_keeps_the_types_that_json_knows(tmp_path: Path) -> None:
 def test_csv_of_uneven_objects_has_every_column(tmp_path: Path) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.csv"
     path.write_text('{"text": "a"}\n{"text": "b", "late": {"x": 1}}\nnot json\n')
-    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (3, 1)
+    assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (3, 1)
     with out.open(encoding="utf-8", newline="") as stream:
         first, second, third = csv.DictReader(stream)
     assert list(first) == ["text", "late", "answer", "confidence", "error"]
@@ -245,7 +247,7 @@ def test_csv_of_uneven_objects_has_every_column(tmp_path: Path) -> None:
 def test_a_bad_row_becomes_a_row_with_an_error(tmp_path: Path) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text('{"text": "refund", "n": 1}\nnot json\n{"other": 2}\n{"text": "bad", "n": null}\n')
-    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (4, 3)
+    assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (4, 3)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row.get("n") for row in rows] == [1, None, None, None]
     assert rows[0]["answer"] == "<refund>"
@@ -268,7 +270,7 @@ def test_files_that_cannot_be_answered_are_refused(tmp_path: Path, name: str, te
     (tmp_path / name).write_text(text)
     answerer = Echo()
     with pytest.raises(DataError, match=match):
-        answer_file(answerer, TASK, Job(tmp_path / name, tmp_path / "out.csv", "text"))
+        answer_file(answerer, TASK, Job(tmp_path / name, tmp_path / "out.csv", TEXT))
     assert not answerer.asked
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
 
@@ -276,17 +278,17 @@ def test_files_that_cannot_be_answered_are_refused(tmp_path: Path, name: str, te
 def test_the_column_may_come_after_the_first_row(tmp_path: Path) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text('{"id": 1}\n{"text": "x"}\n')
-    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (2, 1)
+    assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (2, 1)
     assert [row["error"] for row in read(out)] == ["'text' is empty", None]
     with pytest.raises(DataError, match="no column 'other'") as caught:
-        answer_file(Echo(), TASK, Job(path, out, "other"))
+        answer_file(Echo(), TASK, Job(path, out, RowInput("other")))
     assert "id, text" in caught.value.hint
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_part_without_rows_is_a_file_of_its_kind(tmp_path: Path, target: str) -> None:
     source, out = lines(tmp_path / "in.jsonl", texts(5)), tmp_path / target
-    assert answer_file(Echo(), TASK, Job(source, out, "text", shard=(3, 16))) == (0, 0)
+    assert answer_file(Echo(), TASK, Job(source, out, TEXT, shard=(3, 16))) == (0, 0)
     assert read(out) == []
     if ".csv" in target or target == "out.tsv":
         raw = gzip.decompress(out.read_bytes()) if target.endswith(".gz") else out.read_bytes()
@@ -305,14 +307,14 @@ def test_a_row_is_sent_only_where_its_mark_says_that_it_may(tmp_path: Path, colu
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {k}", column: mark}) + "\n" for k, mark in enumerate(marks)))
     answerer = Echo()
-    answer_file(answerer, TASK, Job(path, out, "text", withhold=True))
+    answer_file(answerer, TASK, Job(path, out, RowInput("text", withhold=True)))
     assert sorted(answerer.asked) == sorted(f"row {k}" for k, sent in enumerate(marks.values()) if sent)
 
 
 def test_an_unknown_target_is_refused_before_the_work(tmp_path: Path) -> None:
     source = lines(tmp_path / "in.jsonl", ["a"])
     with pytest.raises(UsageError, match="names no format"):
-        answer_file(Echo(), TASK, Job(source, tmp_path / "out.xls", "text"))
+        answer_file(Echo(), TASK, Job(source, tmp_path / "out.xls", TEXT))
 
 
 # Going on
@@ -333,7 +335,7 @@ def test_no_row_is_twice_or_missing_however_often_it_stops(
     journal.unlink(missing_ok=True)
     for stop in (stop for stop in stops if stop < count):
         with pytest.raises(KeyboardInterrupt):
-            answer_file(Echo(stop), TASK, Job(source, out, "text"))
+            answer_file(Echo(stop), TASK, Job(source, out, TEXT))
             raise KeyboardInterrupt  # it was nearly done, and is now
         assert out.exists() == (not journal.exists())
         if journal.exists():  # as a kill in the middle of a line leaves it
@@ -341,7 +343,7 @@ def test_no_row_is_twice_or_missing_however_often_it_stops(
                 stream.write(b'{"answer": "half of a long line'[:torn])
         else:
             out.unlink()
-    assert answer_file(Echo(), TASK, Job(source, out, "text")) == (count, 0)
+    assert answer_file(Echo(), TASK, Job(source, out, TEXT)) == (count, 0)
     assert [row["answer"] for row in read(out)] == [f"<{text}>" for text in texts(count)]
     assert hidden(tmp_path) == []
 
@@ -353,13 +355,13 @@ def test_the_same_job_goes_on_and_another_one_starts_over(
     monkeypatch.setattr(row_answers, "CHUNK", 2)
     source, out = lines(tmp_path / "in.jsonl", texts(9)), tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        answer_file(Echo(5), TASK, Job(source, out, "text"))
+        answer_file(Echo(5), TASK, Job(source, out, TEXT))
     assert len((tmp_path / ".out.jsonl.answers").read_bytes().splitlines()) == 5
     assert not out.exists()
     if change == "source":
         lines(source, [*texts(8), "changed"])
     identity = {"model": "another"} if change == "identity" else {}
-    again, job = Echo(), Job(source, out, "n" if change == "column" else "text", identity=identity)
+    again, job = Echo(), Job(source, out, RowInput("n") if change == "column" else TEXT, identity=identity)
     answer_file(again, TASK, job)
     assert sorted(again.asked) == texts(9)[4:] if change == "nothing" else len(again.asked) == 9
 
@@ -370,10 +372,10 @@ def test_two_at_once_do_not_write_one_target(tmp_path: Path) -> None:
     class Second(Echo):
         def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
             with pytest.raises(LockedError, match="is being written by another process"):
-                answer_file(Echo(), TASK, Job(source, out, "text"))
+                answer_file(Echo(), TASK, Job(source, out, TEXT))
             yield from super().answer(prompts)
 
-    assert answer_file(Second(), TASK, Job(source, out, "text")) == (3, 0)
+    assert answer_file(Second(), TASK, Job(source, out, TEXT)) == (3, 0)
 
 
 @given(count=st.integers(1, 60), parts=st.integers(1, 9))
@@ -381,11 +383,11 @@ def test_two_at_once_do_not_write_one_target(tmp_path: Path) -> None:
 def test_the_shards_in_order_are_the_whole(tmp_path: Path, count: int, parts: int) -> None:
     source = lines(tmp_path / "in.jsonl", texts(count))
     whole = tmp_path / "whole.jsonl"
-    answer_file(Echo(), TASK, Job(source, whole, "text"))
+    answer_file(Echo(), TASK, Job(source, whole, TEXT))
     joined = b""
     for part in range(1, parts + 1):
         out = tmp_path / f"part-{part}.jsonl"
-        answer_file(Echo(), TASK, Job(source, out, "text", shard=(part, parts)))
+        answer_file(Echo(), TASK, Job(source, out, TEXT, shard=(part, parts)))
         joined += out.read_bytes()
     assert joined == whole.read_bytes()
 
@@ -405,10 +407,10 @@ def test_a_row_that_ends_the_engine_has_an_error_and_only_all_of_them_are_one(tm
                 yield index, EngineDiedError("the engine died") if deadly else found
 
     source, out = lines(tmp_path / "in.jsonl", ["a", "poison", "b"]), tmp_path / "out.jsonl"
-    assert answer_file(Mortal(), TASK, Job(source, out, "text")) == (3, 1)
+    assert answer_file(Mortal(), TASK, Job(source, out, TEXT)) == (3, 1)
     assert [row["answer"] for row in read(out)] == ["<a>", None, "<b>"]
     with pytest.raises(StageError, match="every row ends the engine"):
-        answer_file(Mortal(), TASK, Job(lines(source, ["poison", "poison"]), out, "text"))
+        answer_file(Mortal(), TASK, Job(lines(source, ["poison", "poison"]), out, TEXT))
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
@@ -420,7 +422,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         answerer = Echo()
         answerer.asked = type("Nothing", (list,), {"append": lambda *_: None})()
         tracemalloc.start()
-        answer_file(answerer, TASK, Job(source, out, "text"))
+        answer_file(answerer, TASK, Job(source, out, TEXT))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] * 1.5
@@ -549,7 +551,7 @@ def test_a_pool_shares_the_rows_and_sees_no_sensitive_one(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with endpoint.serving(shaky) as other:
         answerer = answerer_of([server.url, other.url], task)
-        assert answer_file(answerer, task, Job(path, out, "text", withhold=True)) == (10, 4)
+        assert answer_file(answerer, task, Job(path, out, RowInput("text", withhold=True))) == (10, 4)
     found = read(out)
     for row in found[:9]:
         if row["sensitive"] == "yes":
@@ -571,7 +573,7 @@ def test_a_server_is_told_the_schema(server: endpoint.Fake, artifacts: dict[str,
     plain, schema = Task.read(artifacts["gguf"].path), {"type": "object", "properties": {"a": {"type": "string"}}}
     task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": schema})
     source, out = lines(tmp_path / "in.jsonl", ["billing"]), tmp_path / "out.jsonl"
-    answer_file(answerer_of([server.url], task), task, Job(source, out, "text", withhold=True))
+    answer_file(answerer_of([server.url], task), task, Job(source, out, RowInput("text", withhold=True)))
     assert read(out)[0]["valid"] is False  # it says a word
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     assert server.bodies[0]["response_format"] == form
@@ -618,5 +620,7 @@ def test_a_pool_that_is_away_ends_the_run(artifacts: dict[str, Artifact], tmp_pa
     task = Task.read(artifacts["gguf"].path)
     source, out = lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.jsonl"
     with pytest.raises(NetworkError, match="answered none of"):
-        answer_file(answerer_of(["http://127.0.0.1:9/v1"], task), task, Job(source, out, "text", withhold=True))
-    assert not out.exists()
+        answer_file(
+            answerer_of(["http://127.0.0.1:9/v1"], task), task, Job(source, out, RowInput("text", withhold=True))
+        )
+    assert not job.target.exists()
