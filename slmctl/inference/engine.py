@@ -46,7 +46,6 @@ class Request:
         top_p: Share of the probability that is sampled from.
         stop: Texts that end an answer and are not part of it (free text).
         schema: The JSON Schema that an answer must satisfy, as JSON; empty for none.
-        every_label: Compute the probability of every label, which takes longer; else of those that were looked at.
         adapter: The LoRA adapter to answer with; empty for the model itself.
         alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no tokens.
         shorten: Shorten max_tokens to what the prompt leaves of the context, in place of refusing.
@@ -62,7 +61,6 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     schema: str = ""
-    every_label: bool = False
     adapter: str = ""
     alternatives: int = -1
     shorten: bool = False
@@ -76,8 +74,7 @@ class Answer:
         finish: `stop` (the model ended its turn) or `length` (it hit max_tokens).
         confidence: Product of the probabilities of the choices made, each among what was allowed; None where an
             endpoint does not send it.
-        labels: Of a request with labels: the probability of each that was looked at, likeliest first; over all
-            labels they add up to 1.
+        labels: Of a request with labels: the probability of each that was looked at, likeliest first.
         logprobs: The log probability of each choice that the model made, among the tokens allowed there; a forced
             token is no choice, and the end of the turn is one.
         raw_logprobs: Of a request with labels: the same among the whole vocabulary. The lower it is, the less likely

@@ -1,8 +1,7 @@
 """The likeliest label of a task, by its tokens: the model is asked only where the labels leave it a choice.
 
-The engine and the HF models walk the same trie. A label's probability is the product of the
-probabilities of its tokens, each among the tokens that the labels allow there; over all labels they
-add up to 1.
+A label's probability is the product of the probabilities of its tokens, each among the tokens that the labels allow
+there; over all labels they add up to 1.
 """
 
 from __future__ import annotations
@@ -18,16 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 LOOKS = 2  # branches that are followed after the first label
-FLOOR = 1e-4  # with every label asked for: a branch that is less likely is not followed; its labels share what it has
 
 
 @dataclass
 class TrieNode:
-    """The tokens that may follow, and how many labels lie below."""
+    """The tokens that may follow, or the label that ends here."""
 
     next: dict[int, TrieNode] = field(default_factory=dict)
     label: int | None = None
-    below: list[int] = field(default_factory=list)
 
 
 Branch = tuple[float, int, list[int], TrieNode]  # minus its probability, its turn, its tokens, where they lead
@@ -59,14 +56,12 @@ class LabelTrie:
         self.root = TrieNode()
         for index, ids in enumerate(self.tokens):
             node = self.root
-            node.below.append(index)
             for token in ids:
                 if node.label is not None:
                     raise ValueError(f"the label '{self.labels[node.label]}' begins '{self.labels[index]}'")
                 node = node.next.setdefault(token, TrieNode())
-                node.below.append(index)
-            if len(node.below) > 1:
-                other = node.below[0]
+            if node.next or node.label is not None:
+                other = next(k for k, tokens in enumerate(self.tokens) if tokens[: len(ids)] == ids)
                 raise ValueError(f"the label '{self.labels[index]}' begins or equals '{self.labels[other]}'")
             node.label = index
 
@@ -87,22 +82,17 @@ class LabelSearch:
     It first takes the likeliest token at every choice, as free decoding does. Where a branch that was
     left is likelier than the label at the end, it is followed, LOOKS times at most: a model that
     knows little would else be asked for half its labels.
-
-    Args:
-        trie: The labels.
-        every: Go on until the probability of every label is known, which makes the best one certain.
     """
 
-    def __init__(self, trie: LabelTrie, *, every: bool = False) -> None:
+    def __init__(self, trie: LabelTrie) -> None:
         self.trie = trie
-        self._least, self._left = (FLOOR, -1) if every else (0.0, LOOKS)
-        self._every = every
+        self._left = LOOKS
         self._order = itertools.count()  # of equally likely branches the earlier one comes first
         self._open: list[Branch] = []  # a heap: the likeliest branch has the least number
         self._likelihood: dict[int, float] = {}
         self._asked: dict[tuple[int, ...], LabelChoice] = {}
         self._here = self._branch(1.0, [], trie.root)
-        self._first = not every  # on the way to the first label
+        self._first = True  # on the way to the first label
 
     @property
     def path(self) -> list[int] | None:
@@ -146,18 +136,13 @@ class LabelSearch:
         return [self._asked[path] for path in paths if path in self._asked]
 
     def probabilities(self) -> dict[str, float]:
-        """Labels with their probability, likeliest first: those that the search reached, or all."""
-        shares = dict(self._likelihood)
-        if self._every:
-            for negative, _, _, node in self._open:
-                shares |= dict.fromkeys(node.below, -negative / len(node.below))
-        order = sorted(shares, key=lambda label: (-shares[label], label))
-        return {self.trie.labels[index]: float(f"{shares[index]:.6g}") for index in order}
+        """The labels that the search reached with their probability, likeliest first."""
+        order = sorted(self._likelihood, key=lambda label: (-self._likelihood[label], label))
+        return {self.trie.labels[index]: float(f"{self._likelihood[index]:.6g}") for index in order}
 
     def _another(self) -> Branch | None:
-        """The branch to follow next; None where none is likely enough."""
-        enough = self._least if self._every else max(self._likelihood.values())
-        if not self._open or self._left == 0 or -self._open[0][0] <= enough:
+        """The branch to follow next; None where none is likelier than the best label."""
+        if not self._open or not self._left or -self._open[0][0] <= max(self._likelihood.values()):
             return None
         self._left -= 1
         return heapq.heappop(self._open)

@@ -242,7 +242,7 @@ class Scheduler:
             sequence.shared = max(0, min(shared, len(prompt) - sequence.wants))
         elif request["labels"]:
             trie = self._trie(request["labels"], request["end"])
-            sequence.search = LabelSearch(trie, every=request["every_label"])
+            sequence.search = LabelSearch(trie)
             sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
         elif request["schema"]:
             sequence.text = Text([])  # the grammar ends an answer; a stop string may stand inside a value

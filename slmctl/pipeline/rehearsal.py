@@ -173,7 +173,7 @@ def _answer(gguf: Artifact) -> None:
     file = next(iter(gguf.metrics["files"].values()))["file"]
     head, prompts = task.system or "Name", [task.prompt(task.messages(text)) for text in TOGETHER]
     free = [engine.Request(prompt, prefix=head, max_tokens=4) for prompt in prompts[:2]]
-    labels = [engine.Request(prompt, labels=task.labels, end=task.end, every_label=True) for prompt in prompts]
+    labels = [engine.Request(prompt, labels=task.labels, end=task.end) for prompt in prompts]
     with _explained("serve"), engine.Engine(gguf.file(file), sequences=len(labels)) as model:
         for request in free:
             model.ask(request)

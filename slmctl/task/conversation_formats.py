@@ -41,6 +41,12 @@ NEEDS = {
     "alpaca": ("instruction", "output"),
     "prompt-completion": ("prompt", "completion"),
 }
+OPTIONAL = {
+    "messages": ("tools",),
+    "sharegpt": ("system", "tools"),
+    "alpaca": ("system", "input", "history"),
+    "prompt-completion": ("tools",),
+}
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
@@ -92,14 +98,12 @@ def recognise(source: Source, columns: Sequence[str], *, calls: bool = False) ->
     else:
         for column in NEEDS[name]:
             require_column(source, columns, column)
-        optional = [column for column in ("system", "tools", "input", "history") if column in columns]
-        used = {"messages": ["tools"], "sharegpt": ["system", "tools"], "alpaca": ["input", "system", "history"]}
-        fields = [*NEEDS[name], *(column for column in optional if column in used.get(name, ["tools"]))]
-        mapping = tuple((column, f"column '{column}'") for column in fields)
+        fields = [*NEEDS[name], *(column for column in OPTIONAL[name] if column in columns)]
+        mapping = [(column, f"column '{column}'") for column in fields]
         if source.label is not None:
-            mapping = (*mapping, ("answer", f"the label {source.label!r}"))
+            mapping.append(("answer", f"the label {source.label!r}"))
         read = functools.partial(_READERS[name], calls=calls, label=source.label)
-        conversation_format = ConversationFormat(name, reason, mapping, read, ("user", "assistant"))
+        conversation_format = ConversationFormat(name, reason, tuple(mapping), read, ("user", "assistant"))
         if source.weight is not None:
             raise DataError(
                 f"{source.title} holds conversations ({name}), of which 'weight' is not read",

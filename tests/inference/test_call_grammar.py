@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 
 import llguidance
-import numpy as np
 import pytest
-from llguidance import TokenizerWrapper
 from support import call_templates
 from support.call_templates import task_of
+from support.letters import Letters, answer
 
 from slmctl.errors import DataError
 from slmctl.inference import grammar_pool, json_grammar
@@ -31,36 +30,12 @@ def family(name: str) -> Task:
     return task_of(getattr(call_templates, name.upper()), end=end, special_tokens=special_tokens)
 
 
-class Letters:
-    """A tokenizer with a token a byte, an end, and two control tokens."""
-
-    eos_token_id, bos_token_id = 0, None
-    special_token_ids = (0, 257, 258)
-    tokens = (b"</s>", *(bytes([k]) for k in range(256)), b"[TOOL_CALLS]", b"[ARGS]")
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        return [byte + 1 for byte in (text.encode() if isinstance(text, str) else text)]
+LETTERS = Letters(control=(b"[TOOL_CALLS]", b"[ARGS]"))
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> llguidance.LLTokenizer:
-    return llguidance.LLTokenizer(TokenizerWrapper(Letters()))
-
-
-def answer(rules: json_grammar.Rules, seed: int) -> tuple[str, int]:
-    """An answer that the grammar allows, at random, as it is decoded; and how many of its tokens were not forced."""
-    choose, walk = np.random.default_rng(seed), rules.begin()
-    tokens, asked = walk.forced(), 0
-    while not walk.finished and len(tokens) < 2000:
-        allowed = walk.allowed()
-        closing = [k for k in allowed if Letters.tokens[k] in (b'"', b"}", b",")]
-        token = int(choose.choice(closing if closing and choose.random() < 0.6 else allowed))
-        if token == 0:
-            break
-        tokens += [token, *walk.accept(token)]
-        asked += 1
-    text = b"".join(Letters.tokens[k] for k in tokens if k not in Letters.special_token_ids)
-    return text.decode(), asked
+    return LETTERS.made()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -69,7 +44,9 @@ def test_whatever_it_allows_is_a_call_of_an_offered_tool_or_none(tokenizer: llgu
     rules = json_grammar.Rules(tokenizer, task.constraint)
     calls = set()
     for seed in range(40):
-        text, asked = answer(rules, seed)
+        found = answer(LETTERS, rules, seed)
+        assert found is not None
+        text, asked = found
         kept = task.kept(text)
         assert task.accepts(kept), text
         call = task.read_answer(kept)
@@ -99,7 +76,7 @@ def _encoded(task: Task, text: str) -> list[int]:
     marks = dict(zip(("\x01", "\x02"), task.form.control, strict=False))
     for mark, token in marks.items():
         text = text.replace(token, mark)
-    ids = {ord(mark): Letters.tokens.index(token.encode()) for mark, token in marks.items()}
+    ids = {ord(mark): LETTERS.tokens.index(token.encode()) for mark, token in marks.items()}
     return [ids.get(byte, byte + 1) for byte in text.encode()]
 
 

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import tiny
+from support.label_scores import label_probabilities
 
 from slmctl.artifacts.artifact import Artifact
-from slmctl.inference.decoding_model import Item, Logits
 from slmctl.inference.engine import Answer, Engine, EngineError, Request, answer_of
-from slmctl.inference.scheduler import KEPT, KEPT_TOKENS, Scheduler, Text
+from slmctl.inference.scheduler import Text
 from slmctl.model_files import gguf_converter
 from slmctl.task.contract import Task
 
@@ -192,12 +192,21 @@ def test_json_is_valid_against_its_schema(shared_engine: Engine, task: Task, tem
         assert 0 < answer.confidence <= 1
 
 
-def test_what_the_grammar_forces_is_not_asked(shared_engine: Engine, task: Task) -> None:
+def test_what_the_grammar_forces_is_not_asked_and_ends_with_length_where_it_is_cut(
+    shared_engine: Engine, task: Task
+) -> None:
     schema = {"type": "object", "properties": {"kind": {"const": "delivery"}}, "required": ["kind"]}
-    schema["additionalProperties"] = False
-    answer = shared_engine.ask(Request(task.prompt(task.messages("hello")), schema=json.dumps(schema), max_tokens=40))
-    assert (answer.text, answer.confidence) == ('{"kind": "delivery"}', 1.0)
-    assert answer.completion_tokens == len(shared_engine.tokenize('{"kind": "delivery"}'))
+    asked = Request(task.prompt(task.messages("hello")), schema=json.dumps(schema | {"additionalProperties": False}))
+    whole = '{"kind": "delivery"}'
+    tokens = len(shared_engine.tokenize(whole))
+    for most in (40, tokens):
+        answer = shared_engine.ask(dataclasses.replace(asked, max_tokens=most))
+        assert (answer.text, answer.confidence, answer.finish) == (whole, 1.0, "stop")
+        assert answer.completion_tokens == tokens
+    # the grammar had taken all that it forces, and the cut answer once ended with `stop`
+    cut = shared_engine.ask(dataclasses.replace(asked, max_tokens=tokens - 2))
+    assert (cut.finish, cut.completion_tokens) == ("length", tokens - 2)
+    assert whole.startswith(cut.text) and cut.text != whole
 
 
 def test_a_schema_without_a_grammar_fails_alone(shared_engine: Engine, task: Task) -> None:
@@ -221,51 +230,32 @@ def test_the_logits_are_those_that_choose(shared_engine: Engine, task: Task) -> 
         shared_engine.logits("hello " * 400)
 
 
-def test_every_label_has_its_probability(shared_engine: Engine, task: Task) -> None:
-    labels = ("billing", "bill", "delivery late", "账单")
-    prompt = task.prompt(task.messages("hello"))
-    asked = Request(prompt, labels=labels, end=task.end, every_label=True)
-    answer = shared_engine.ask(asked)
-    assert set(answer.labels) == set(labels)
-    assert sum(answer.labels.values()) == pytest.approx(1, abs=1e-3)
-    assert next(iter(answer.labels.items())) == (answer.text, answer.confidence)
-    for label, wanted in scored(shared_engine, prompt, labels, task.end).items():
-        assert answer.labels[label] == pytest.approx(wanted, abs=0.01)
-
-
 def scored(model: Engine, prompt: str, labels: tuple[str, ...], end: str) -> dict[str, float]:
-    """The probability of each label, from the logits after each of its tokens."""
-    tokens, found = {label: model.tokenize(label + end) for label in labels}, {}
-    for label, own in tokens.items():
-        rows = model.logits(prompt + label + end, last=len(own) + 1)
-        found[label] = 1.0
-        for k, token in enumerate(own):
-            allowed = sorted({other[k] for other in tokens.values() if other[:k] == own[:k]})
-            weights = np.exp(rows[k][allowed].astype(float))
-            found[label] *= float(weights[allowed.index(token)] / weights.sum())
-    return found
+    tokens = {label: model.tokenize(label + end) for label in labels}
+    return label_probabilities(
+        tokens, lambda label: model.logits(prompt + label + end, last=len(tokens[label]) + 1).tolist()
+    )
 
 
-@pytest.mark.parametrize("every", [False, True])
-def test_labels_that_begin_with_the_same_tokens_are_asked_after_these(
-    shared_engine: Engine, task: Task, every: bool
-) -> None:
-    # they were once asked right after the prompt, where other tokens are likely
-    labels = ("courier truck late", "courier truck", "courier truck lost")
-    assert len({shared_engine.tokenize(label + task.end)[0] for label in labels}) == 1
+# of the second ones, all begin with the same tokens: they were once asked right after the prompt
+@pytest.mark.parametrize(
+    "labels",
+    [("billing", "bill", "delivery late", "账单"), ("courier truck late", "courier", "courier truck")],
+)
+def test_labels_have_their_probabilities(shared_engine: Engine, task: Task, labels: tuple[str, ...]) -> None:
     for text in TEXTS:
         prompt = task.prompt(task.messages(text))
-        answer = shared_engine.ask(Request(prompt, labels=labels, end=task.end, every_label=every))
+        answer = shared_engine.ask(Request(prompt, labels=labels, end=task.end, max_tokens=12))
         wanted = scored(shared_engine, prompt, labels, task.end)
-        assert answer.confidence == pytest.approx(wanted[answer.text], abs=0.01)
+        assert answer.finish == "stop"
+        assert next(iter(answer.labels.items())) == (answer.text, answer.confidence)
         assert answer.labels == pytest.approx({label: wanted[label] for label in answer.labels}, abs=0.01)
 
 
 def test_labels_do_not_depend_on_company_in_a_quantized_file(artifacts: dict[str, Artifact], task: Task) -> None:
     found = artifacts["gguf"]
     requests = [
-        Request(task.prompt(task.messages(text)), labels=task.labels, end=task.end, every_label=True)
-        for text, _ in tiny.rows(40, seed=3)
+        Request(task.prompt(task.messages(text)), labels=task.labels, end=task.end) for text, _ in tiny.rows(40, seed=3)
     ]
     with Engine(found.file(found.files("Q8_0.gguf")[0].path), sequences=8, context=256, threads=1) as model:
         alone = [model.ask(one) for one in requests]
@@ -275,83 +265,6 @@ def test_labels_do_not_depend_on_company_in_a_quantized_file(artifacts: dict[str
         assert got.text == wanted.text
         assert got.labels == pytest.approx(wanted.labels, abs=0.02)
     assert len({answer.confidence for answer in alone}) > 5
-
-
-class Letters:
-    """A model of single bytes that ends every answer at once; it keeps what it was made to decode."""
-
-    cells = 4096
-    recurrent = False
-
-    def __init__(self) -> None:
-        self.decoded: list[int] = []
-
-    def tokenize(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def piece(self, token: int) -> bytes:
-        return bytes([token])
-
-    def ends(self, token: int) -> bool:
-        return token == 0
-
-    def decode(self, items: list[Item]) -> list[tuple[int, Logits]]:
-        self.decoded += [token for token, *_ in items]
-        logits = np.zeros(256, np.float32)
-        logits[0] = 9
-        return [(sequence, logits) for *_, sequence, wanted in items if wanted]
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        pass
-
-    def forget(self, sequence: int, start: int = 0) -> None:
-        pass
-
-    def use(self, adapter: str) -> None:
-        pass
-
-
-class NoGrammars:
-    """No request has a schema."""
-
-    def begin(self, walk: str, schema: str) -> None:
-        raise NotImplementedError
-
-    def accept(self, walk: str, token: int) -> None:
-        raise NotImplementedError
-
-    def end(self, walk: str) -> None:
-        raise NotImplementedError
-
-
-def scheduled(model: Letters, requests: list[Request]) -> tuple[Scheduler, list[dict[str, Any]]]:
-    """Requests answered by the scheduler alone, and its events."""
-    events: list[dict[str, Any]] = []
-    scheduler = Scheduler(model, 4, 1024, lambda **event: events.append(event), NoGrammars())
-    for k, one in enumerate(requests):
-        scheduler.submit({"id": str(k), **one.__dict__})
-    while scheduler.busy:
-        scheduler.step()
-    return scheduler, events
-
-
-def test_a_shared_prefix_is_decoded_once() -> None:
-    head, model = "a long system prompt that all have in common: ", Letters()
-    rests = [f"question {k}" for k in range(10)]
-    _, said = scheduled(model, [Request(head + rest, prefix=head) for rest in rests])
-    assert len([event for event in said if event.get("finish") == "stop"]) == len(rests)
-    assert len(model.decoded) == len(head) + sum(map(len, rests))
-
-
-def test_labels_and_their_tokens_are_kept_within_bounds() -> None:
-    # a client may send other ones with each request
-    few = [Request("hello", labels=(f"{k}", "other"), end="\0") for k in range(3 * KEPT)]
-    scheduler, said = scheduled(Letters(), few)
-    assert len([event for event in said if "finish" in event]) == len(few)
-    assert len(scheduler._tries) <= KEPT
-    long = [Request("hello", labels=(f"{k}", *("x" * 600 + f"{n:02}" for n in range(50)))) for k in range(20)]
-    scheduler, _ = scheduled(Letters(), long)
-    assert sum(trie.size for trie in scheduler._tries.values()) <= KEPT_TOKENS + 31_000
 
 
 def test_text_that_is_no_unicode_fails_alone(model: Engine, task: Task) -> None:
@@ -370,20 +283,6 @@ def test_text_that_is_no_unicode_fails_alone(model: Engine, task: Task) -> None:
         model.tokenize("\ud800")
     assert model.ask(free(task, "hello", max_tokens=3, stop=("\ud800",))).completion_tokens == 3
     assert child_of(model) == before
-
-
-def test_json_that_is_cut_inside_what_is_forced_ends_with_length(shared_engine: Engine, task: Task) -> None:
-    # the grammar had taken all that it forces, and the cut answer once ended with `stop`
-    prompt = task.prompt(task.messages("hello"))
-    whole = '{"kind": "delivery"}'
-    schema = json.dumps({"type": "object", "properties": {"kind": {"const": "delivery"}}, "required": ["kind"],
-                         "additionalProperties": False})  # fmt: skip
-    tokens = len(shared_engine.tokenize(whole))
-    cut = shared_engine.ask(Request(prompt, schema=schema, max_tokens=tokens - 2))
-    assert (cut.finish, cut.completion_tokens) == ("length", tokens - 2)
-    assert whole.startswith(cut.text) and cut.text != whole
-    exact = shared_engine.ask(Request(prompt, schema=schema, max_tokens=tokens))
-    assert (exact.finish, exact.text) == ("stop", whole)
 
 
 def test_the_choices_multiply_to_the_confidence(shared_engine: Engine, task: Task) -> None:
@@ -426,25 +325,6 @@ def test_tokens_are_told_with_what_stood_beside_them(shared_engine: Engine, task
 def test_one_label_begins_another_without_an_end(shared_engine: Engine) -> None:
     with pytest.raises(EngineError, match="the label 'bill' begins or equals 'billing'"):
         shared_engine.ask(Request("hello", labels=("billing", "bill")))
-
-
-def test_a_label_is_always_one_of_the_labels(shared_engine: Engine, task: Task) -> None:
-    labels = ("billing", "bill", "delivery late", "账单")  # one begins another, one is in no training text
-    for text in TEXTS:
-        answer = shared_engine.ask(
-            Request(task.prompt(task.messages(text)), labels=labels, end=task.end, max_tokens=12)
-        )
-        assert answer.text in labels
-        assert answer.finish == "stop"
-        assert 0 < answer.confidence <= 1
-
-
-def test_pieces_join_to_the_text(shared_engine: Engine, task: Task) -> None:
-    for text in TEXTS:
-        *pieces, answer = shared_engine.stream(free(task, text, temperature=1.0, seed=3))
-        assert isinstance(answer, Answer)
-        assert "".join(str(piece) for piece in pieces) == answer.text
-        assert len(pieces) > 1 or answer.completion_tokens < 3
 
 
 def test_max_tokens_ends_with_length(shared_engine: Engine, task: Task) -> None:
@@ -530,27 +410,17 @@ def test_a_killed_child_is_said_and_replaced(model: Engine, task: Task) -> None:
     assert child_of(model) != before
 
 
-def test_every_request_of_a_killed_child_is_told(model: Engine, task: Task) -> None:
+def test_every_request_of_a_killed_child_is_told_and_the_next_one_is_answered(model: Engine, task: Task) -> None:
     # A request sent right after the child's death started a fresh one, and those of the old one waited for ever.
-    events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    model.submit(free(task, "hello", temperature=1.5, max_tokens=200), events.put)
-    assert model._child is not None
-    model._child.kill()
-    model._child.wait()
-    assert model.ask(free(task, "hello", max_tokens=3)).completion_tokens == 3
-    while "piece" in (event := events.get(timeout=60)):
-        pass
-    assert "the engine died" in event["error"]
-
-
-def test_a_child_killed_between_requests_is_replaced(model: Engine, task: Task) -> None:
-    assert model._child is not None
-    model._child.kill()
-    model._child.wait()
-    assert model.tokenize("hello")  # it once waited for ever
-    model._child.kill()
-    model._child.wait()
-    assert model.ask(free(task, "hello", max_tokens=3)).completion_tokens == 3
+    heard = Heard()
+    model.submit(free(task, "hello", temperature=1.5, max_tokens=200), heard.put)
+    for send in (lambda: model.ask(free(task, "hello", max_tokens=3)), lambda: model.tokenize("hello")):
+        assert model._child is not None
+        model._child.kill()
+        model._child.wait()
+        assert send()
+    lost = heard.answer()
+    assert isinstance(lost, EngineError) and "the engine died" in lost.message
 
 
 def test_a_child_that_runs_out_of_memory_is_said_and_replaced(model: Engine, task: Task) -> None:

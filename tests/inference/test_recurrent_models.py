@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from support.label_scores import label_probabilities
 
 from benchmarks import architectures
 from slmctl.inference.engine import Answer, Engine, Request
@@ -47,7 +48,6 @@ def requests(*, shared: bool) -> list[Request]:
             plain,
             dataclasses.replace(plain, temperature=1.0),
             dataclasses.replace(plain, labels=LABELS, end="<|im_end|>"),
-            dataclasses.replace(plain, labels=LABELS, end="<|im_end|>", every_label=True),
             dataclasses.replace(plain, schema=SCHEMA, max_tokens=60),
         ]
     return asked
@@ -60,18 +60,6 @@ def logits(model: Any, tokens: list[int]) -> npt.NDArray[np.float64]:
     return rows
 
 
-def label_probabilities(engine: Engine, model: Any, prompt: str) -> dict[str, float]:
-    tokens, found = {label: engine.tokenize(f"{label}<|im_end|>") for label in LABELS}, {}
-    for label, own in tokens.items():
-        rows = logits(model, [*engine.tokenize(prompt), *own])[-len(own) - 1 :]
-        found[label] = 1.0
-        for k, token in enumerate(own):
-            allowed = sorted({other[k] for other in tokens.values() if other[:k] == own[:k]})
-            weights = np.exp(rows[k][allowed])
-            found[label] *= float(weights[allowed.index(token)] / weights.sum())
-    return found
-
-
 def test_answers_of_recurrent_models_do_not_depend_on_what_is_shared(folder: Path) -> None:
     with Engine(folder / "model.gguf", sequences=1, context=256, threads=1) as engine:
         alone = [engine.ask(one) for one in requests(shared=False)]
@@ -82,7 +70,10 @@ def test_answers_of_recurrent_models_do_not_depend_on_what_is_shared(folder: Pat
         found = dict(engine.ask_all(asked))
         prompt = engine.tokenize(asked[0].prompt)
         assert np.allclose(engine.logits(asked[0].prompt, last=4), logits(model, prompt)[-4:], atol=0.02)
-        likely = label_probabilities(engine, model, asked[0].prompt)
+        tokens = {label: engine.tokenize(f"{label}<|im_end|>") for label in LABELS}
+        likely = label_probabilities(
+            tokens, lambda label: logits(model, [*prompt, *tokens[label]])[-len(tokens[label]) - 1 :].tolist()
+        )
     assert len({answer.text for answer in alone}) > len(TEXTS)
     for k, wanted in enumerate(alone):
         answer = found[k]

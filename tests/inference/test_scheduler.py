@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from slmctl.inference import kept_prefixes
 from slmctl.inference.decoding_model import Item, Logits
 from slmctl.inference.engine import Request
-from slmctl.inference.scheduler import Scheduler
+from slmctl.inference.grammar_pool import Grammars
+from slmctl.inference.scheduler import KEPT, KEPT_TOKENS, Scheduler
 
 HEADS = ("", "one long prefix: ", "one long prefix!! ", "one long", "another one: ")
 LABELS = ("aaa", "aab", "abc", "b", "ba_", "bab")
@@ -29,7 +30,7 @@ class Remembering:
     cells = 4096
 
     def __init__(self, *, recurrent: bool) -> None:
-        self.recurrent, self.adapter, self.decoded = recurrent, "", 0
+        self.recurrent, self.adapter, self.decoded, self.copies = recurrent, "", 0, 0
         self.held: dict[int, list[tuple[str, int]]] = {}
 
     def tokenize(self, text: str) -> list[int]:
@@ -58,6 +59,7 @@ class Remembering:
         held = self.held.get(source, [])
         assert length == len(held) if self.recurrent else length <= len(held)
         self.held[target] = held[:length]
+        self.copies += 1
 
     def forget(self, sequence: int, start: int = 0) -> None:
         assert start == 0 or not self.recurrent
@@ -67,27 +69,20 @@ class Remembering:
         self.adapter = adapter
 
 
-class NoGrammars:
-    """No request has a schema."""
-
-    def begin(self, walk: str, schema: str) -> None:
-        raise NotImplementedError
-
-    def accept(self, walk: str, token: int) -> None:
-        raise NotImplementedError
-
-    def end(self, walk: str) -> None:
-        raise NotImplementedError
-
-
 def answers(model: Remembering, requests: list[Request], *, slots: int, cancelled: int | None = None) -> list[Any]:
     """What each request is answered, all submitted together."""
+    return scheduled(model, requests, slots=slots, cancelled=cancelled)[1]
+
+
+def scheduled(
+    model: Remembering, requests: list[Request], *, slots: int, cancelled: int | None = None
+) -> tuple[Scheduler, list[Any]]:
     said: dict[str, list[Any]] = {str(k): [] for k in range(len(requests))}
 
     def send(id: str, **event: Any) -> None:
         said[id].append({name: value.tolist() if name == "logits" else value for name, value in event.items()})
 
-    scheduler = Scheduler(model, slots, 512, send, NoGrammars(), ["lora"])
+    scheduler = Scheduler(model, slots, 512, send, Grammars("", lambda *_: None), ["lora"])
     for k, one in enumerate(requests):
         last = {"max_tokens": 0, "logits": 3} if one.end == "logits" else {}
         scheduler.submit({"id": str(k), **one.__dict__, **last})
@@ -98,7 +93,7 @@ def answers(model: Remembering, requests: list[Request], *, slots: int, cancelle
         scheduler.step()
     assert sorted(scheduler.free) == list(range(1, slots + 1))
     assert not scheduler.active
-    return list(said.values())
+    return scheduler, list(said.values())
 
 
 def request(kind: str, head: str, text: str, adapter: str) -> Request:
@@ -106,14 +101,13 @@ def request(kind: str, head: str, text: str, adapter: str) -> Request:
         "free": {"max_tokens": 5},
         "logits": {"end": "logits"},
         "labels": {"labels": LABELS, "end": "\0"},
-        "every": {"labels": LABELS, "end": "\0", "every_label": True},
-        "begun": {"labels": ("aaab", "aaba", "aabb"), "end": "\0", "every_label": True},
+        "begun": {"labels": ("aaab", "aaba", "aabb"), "end": "\0"},
         "single": {"labels": ("abc",), "end": "\0"},
     }[kind]
     return Request(head + text, prefix=head, adapter=adapter, **more)
 
 
-KINDS = st.sampled_from(["free", "logits", "labels", "every", "begun", "single"])
+KINDS = st.sampled_from(["free", "logits", "labels", "begun", "single"])
 ASKED = st.tuples(KINDS, st.sampled_from(HEADS), st.sampled_from(["x", "yy", "! zz"]), st.sampled_from(["", "lora"]))
 
 
@@ -142,9 +136,10 @@ def test_a_recurrent_model_computes_a_prefix_once() -> None:
 
 
 def test_a_recurrent_model_goes_back_to_the_first_choice_of_a_label() -> None:
-    model = Remembering(recurrent=True)
-    answers(model, [Request("hello", labels=LABELS, end="\0", every_label=True)], slots=2)
-    assert model.decoded < len("hello") + sum(map(len, LABELS)) + len(LABELS)
+    model, count = Remembering(recurrent=True), 20
+    answers(model, [Request(f"hello {k:2}", labels=LABELS, end="\0") for k in range(count)], slots=2)
+    assert model.copies > count, "each search keeps its first choice, and none went back to it"
+    assert model.decoded < count * (len("hello  0") + sum(map(len, LABELS)) + len(LABELS))
 
 
 def test_clients_with_different_system_prompts_do_not_displace_each_other() -> None:
@@ -170,6 +165,17 @@ def test_prefixes_make_room_for_a_request_that_needs_it() -> None:
     alone = [answers(Remembering(recurrent=False), [one], slots=2)[0] for one in requests]
     assert answers(model, requests, slots=4) == alone
     assert sum(map(len, model.held.values())) <= model.cells
+
+
+def test_labels_and_their_tokens_are_kept_within_bounds() -> None:
+    # a client may send other ones with each request
+    few = [Request("hello", labels=(f"{k}", "other"), end="\0") for k in range(3 * KEPT)]
+    scheduler, said = scheduled(Remembering(recurrent=False), few, slots=4)
+    assert all("finish" in events[-1] for events in said)
+    assert len(scheduler._tries) <= KEPT
+    long = [Request("hi", labels=(f"{k}", *("x" * 500 + f"{n:02}" for n in range(60)))) for k in range(20)]
+    scheduler, _ = scheduled(Remembering(recurrent=False), long, slots=4)
+    assert sum(trie.size for trie in scheduler._tries.values()) <= KEPT_TOKENS + 31_000
 
 
 def test_a_model_that_computes_nan_gives_no_answer() -> None:

@@ -7,6 +7,7 @@ the prompts' states and never decoded freely.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
 import math
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from slmctl.stages.predict.prompts import Prompt
 
 TOKENS = 2048  # of one batch beyond what its prompts share; and of its keys and values, where HELD_TOKENS do not fit
-KEPT_RULES = 32  # compiled grammars of conversations with tools of their own
+KEPT_RULES = 32  # compiled grammars: the task's, and those of conversations with tools of their own
 COPY_MARGIN = 1.5  # over the memory of a float32 copy that must be free, so that what else runs keeps some
 Scores = npt.NDArray[np.float32]
 
@@ -149,8 +150,7 @@ class HfAnswerer:
         ends = {self.tokenizer.convert_tokens_to_ids(task.end), self.tokenizer.eos_token_id}
         self.ends = sorted(ends - {None, self.tokenizer.unk_token_id})
         self._shared: tuple[list[int], State | None] = ([], None)
-        self.rules = self._rules(task.constraint) if task.constraint else None
-        self._own_rules: dict[str, Rules] = {}  # of conversations with tools of their own
+        self._rules = functools.lru_cache(KEPT_RULES)(self._compiled)
 
     def _dtype(self, folder: Path) -> torch.dtype | str:
         """The type to load weights in: on a CPU a float32 copy where it fits, since each step then casts nothing.
@@ -193,7 +193,7 @@ class HfAnswerer:
             if self.trie:
                 yield from zip(indices, self._labels(head, batch), strict=True)
             else:
-                rules = [self._rules_of(prompts[index]) for index in indices]
+                rules = [self._rules(prompts[index].constraint or self.task.constraint) for index in indices]
                 yield from zip(indices, self._texts(head, batch, rules), strict=True)
 
     def _require_cache(self) -> None:
@@ -330,17 +330,9 @@ class HfAnswerer:
         count = len(line.tokens) + line.ended
         return Answer(text, line.finish, float(f"{math.exp(line.logprob):.6g}"), length, count)
 
-    def _rules_of(self, prompt: Prompt) -> Rules | None:
-        """The grammar of a prompt's answer: the task's, or that of its conversation's own tools."""
-        if not prompt.constraint:
-            return self.rules
-        if prompt.constraint not in self._own_rules:
-            if len(self._own_rules) == KEPT_RULES:
-                self._own_rules.clear()
-            self._own_rules[prompt.constraint] = self._rules(prompt.constraint)
-        return self._own_rules[prompt.constraint]
-
-    def _rules(self, constraint: str) -> Rules:
+    def _compiled(self, constraint: str) -> Rules | None:
+        if not constraint:
+            return None
         size = int(self.model.config.get_text_config().vocab_size)
         guide = llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=size, eos_token=self.ends)
         return Rules(guide, constraint)

@@ -618,9 +618,7 @@ def test_a_path_is_asked_with_the_settings_that_there_are(
 def test_a_pool_that_is_away_ends_the_run(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(endpoint_pool, "FIRST_WAIT_S", 0.0)
     task = Task.read(artifacts["gguf"].path)
-    source, out = lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.jsonl"
+    job = Job(lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.jsonl", TEXT)
     with pytest.raises(NetworkError, match="answered none of"):
-        answer_file(
-            answerer_of(["http://127.0.0.1:9/v1"], task), task, Job(source, out, RowInput("text", withhold=True))
-        )
+        answer_file(answerer_of(["http://127.0.0.1:9/v1"], task), task, job)
     assert not job.target.exists()

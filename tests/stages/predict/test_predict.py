@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,24 +74,31 @@ def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_models, "resolve_matmul_dtype", lambda wanted: "float32")
 
 
-@pytest.mark.usefixtures("exact_products")
-def test_free_text_is_alike_too(artifacts: dict[str, Artifact]) -> None:
-    task = Task(**{**Task.read(artifacts["gguf"].path).__dict__, "kind": "generate", "labels": ()})
-    questions = [prompts.prompt(task, text) for text, _ in tiny.rows(12, seed=5)]
-    answers = {}
-    for name in ("merged", "gguf"):
-        with local_models.opened(artifacts[name], task, type="F16", max_tokens=8) as (answerer, _):
-            found = dict(answerer.answer(questions))
-        answers[name] = [found[k] for k in range(len(questions))]
-    for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
-        assert isinstance(ours, engine.Answer)
-        assert isinstance(theirs, engine.Answer)
-        assert (ours.text, ours.finish, ours.completion_tokens) == (
-            theirs.text,
-            theirs.finish,
-            theirs.completion_tokens,
-        )
-        assert ours.confidence == pytest.approx(theirs.confidence, abs=0.05)
+def answers_of(
+    artifact: Artifact, task: Task, questions: Sequence[prompts.Prompt], max_tokens: int = 8
+) -> list[engine.Answer | engine.EngineError]:
+    with local_models.opened(artifact, task, type="F16", max_tokens=max_tokens) as (answerer, _):
+        found = dict(answerer.answer(questions))
+    return [found[k] for k in range(len(questions))]
+
+
+def both(
+    artifacts: dict[str, Artifact], task: Task, texts: list[str], max_tokens: int = 8
+) -> list[tuple[engine.Answer, engine.Answer]]:
+    """The answers of transformers and of llama.cpp to each text."""
+    questions = [prompts.prompt(task, text) for text in texts]
+    ours, theirs = (answers_of(artifacts[name], task, questions, max_tokens) for name in ("merged", "gguf"))
+    assert all(isinstance(answer, engine.Answer) for answer in (*ours, *theirs))
+    return list(zip(ours, theirs, strict=True))  # type: ignore[arg-type]  # none is an error
+
+
+def texts(count: int, seed: int) -> list[str]:
+    return [text for text, _ in tiny.rows(count, seed=seed)]
+
+
+def of_kind(artifacts: dict[str, Artifact], **fields: Any) -> Task:
+    """The task of the tiny run with other fields."""
+    return dataclasses.replace(Task.read(artifacts["gguf"].path), **fields)
 
 
 SCHEMA = {
@@ -106,46 +114,38 @@ SCHEMA = {
 
 
 @pytest.mark.usefixtures("exact_products")
-def test_json_is_held_to_its_schema_by_hf_and_gguf_alike(artifacts: dict[str, Artifact]) -> None:
-    plain = Task.read(artifacts["gguf"].path)
-    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": SCHEMA})
-    questions = [prompts.prompt(task, text) for text, _ in tiny.rows(8, seed=6)]
-    answers = {}
-    for name in ("merged", "gguf"):
-        with local_models.opened(artifacts[name], task, type="F16", max_tokens=80) as (answerer, _):
-            found = dict(answerer.answer(questions))
-        answers[name] = [found[k] for k in range(len(questions))]
-    for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
-        assert isinstance(ours, engine.Answer)
-        assert isinstance(theirs, engine.Answer)
+@pytest.mark.parametrize(
+    ("kind", "schema", "most", "near"),
+    [("generate", None, 8, {"abs": 0.05}), ("extract", SCHEMA, 80, {"rel": 0.1, "abs": 1e-6})],
+)
+def test_texts_of_hf_and_gguf_are_alike(
+    artifacts: dict[str, Artifact], kind: str, schema: Any, most: int, near: dict[str, float]
+) -> None:
+    task = of_kind(artifacts, kind=kind, labels=(), schema=schema)
+    for ours, theirs in both(artifacts, task, texts(12, seed=5), most):
+        assert ours.text == theirs.text
+        assert (ours.finish, ours.completion_tokens) == (theirs.finish, theirs.completion_tokens)
+        assert ours.confidence == pytest.approx(theirs.confidence, **near)
         assert task.accepts(ours.text), ours.text
-        assert (ours.text, ours.finish, ours.completion_tokens) == (
-            theirs.text,
-            theirs.finish,
-            theirs.completion_tokens,
-        )
-        assert ours.confidence == pytest.approx(theirs.confidence, rel=0.1, abs=1e-6)
-        assert ours.text == json.dumps(json.loads(ours.text), ensure_ascii=False, sort_keys=True)
+        if schema:
+            assert ours.text == json.dumps(json.loads(ours.text), ensure_ascii=False, sort_keys=True)
 
 
 def test_a_schema_that_no_grammar_expresses_is_named(artifacts: dict[str, Artifact]) -> None:
-    plain = Task.read(artifacts["gguf"].path)
-    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": {"type": "array", "uniqueItems": True}})
+    task = of_kind(artifacts, kind="extract", labels=(), schema={"type": "array", "uniqueItems": True})
     for name in ("merged", "gguf"):
-        with pytest.raises(DataError, match="uniqueItems"), local_models.opened(artifacts[name], task, type="F16"):
-            pass
+        with pytest.raises(DataError, match="uniqueItems"):
+            answers_of(artifacts[name], task, [])
 
 
 def test_a_prompt_that_does_not_fit_fails_alone(artifacts: dict[str, Artifact]) -> None:
     task = Task.read(artifacts["gguf"].path)
     questions = [prompts.prompt(task, "hello " * 5000), prompts.prompt(task, "refund"), prompts.Prompt("")]
     for name in ("merged", "gguf"):
-        with local_models.opened(artifacts[name], task, type="F16") as (answerer, _):
-            found = dict(answerer.answer(questions))
-        assert isinstance(found[0], engine.EngineError)
-        assert "does not fit the context" in found[0].message
-        assert isinstance(found[1], engine.Answer)
-        assert isinstance(found[2], engine.EngineError)
+        long, good, empty = answers_of(artifacts[name], task, questions)
+        assert isinstance(long, engine.EngineError) and "does not fit the context" in long.message
+        assert isinstance(good, engine.Answer)
+        assert isinstance(empty, engine.EngineError)
 
 
 def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Artifact]) -> None:
@@ -166,24 +166,14 @@ def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Arti
         answers[name] = found
     for k in (0, 1):
         ours, theirs = answers["merged"][k], answers["gguf"][k]
-        assert isinstance(ours, engine.Answer)
-        assert isinstance(theirs, engine.Answer)
+        assert isinstance(ours, engine.Answer) and isinstance(theirs, engine.Answer)
         assert ours.prompt_tokens == theirs.prompt_tokens
         assert ours.confidence == pytest.approx(theirs.confidence, abs=0.05)
 
 
 def test_labels_that_begin_alike_have_the_same_probabilities_in_hf_and_gguf(artifacts: dict[str, Artifact]) -> None:
-    labels = ("card_arrival", "card_lost", "card_lost_abroad")
-    task = Task(**{**Task.read(artifacts["gguf"].path).__dict__, "labels": labels})
-    questions = [prompts.prompt(task, text) for text, _ in tiny.rows(6, seed=7)]
-    answers = {}
-    for name in ("merged", "gguf"):
-        with local_models.opened(artifacts[name], task, type="F16") as (answerer, _):
-            found = dict(answerer.answer(questions))
-        answers[name] = [found[k] for k in range(len(questions))]
-    for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
-        assert isinstance(ours, engine.Answer)
-        assert isinstance(theirs, engine.Answer)
+    task = of_kind(artifacts, labels=("card_arrival", "card_lost", "card_lost_abroad"))
+    for ours, theirs in both(artifacts, task, texts(6, seed=7)):
         assert ours.labels == pytest.approx(theirs.labels, abs=0.03)
         assert sum(ours.labels.values()) <= 1.001
 
@@ -197,14 +187,12 @@ TAIL = {
 
 
 def test_json_that_is_cut_in_what_is_forced_says_so(artifacts: dict[str, Artifact]) -> None:
-    plain = Task.read(artifacts["gguf"].path)
-    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": TAIL})
+    task = of_kind(artifacts, kind="extract", labels=(), schema=TAIL)
     for name in ("merged", "gguf"):
         finished = {}
         most = 80
         for cut in (0, 0, 2):  # the second time with just enough tokens
-            with local_models.opened(artifacts[name], task, type="F16", max_tokens=most - cut) as (answerer, _):
-                ((_, answer),) = answerer.answer([prompts.prompt(task, "refund")])
+            (answer,) = answers_of(artifacts[name], task, [prompts.prompt(task, "refund")], most - cut)
             assert isinstance(answer, engine.Answer)
             most = answer.completion_tokens
             finished[most] = answer.finish
@@ -217,8 +205,7 @@ def test_json_that_is_cut_in_what_is_forced_says_so(artifacts: dict[str, Artifac
 def test_a_grammar_that_cannot_go_on_is_the_fault_of_one_row(
     artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    plain = Task.read(artifacts["gguf"].path)
-    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": SCHEMA})
+    task = of_kind(artifacts, kind="extract", labels=(), schema=SCHEMA)
     method = getattr(json_grammar.Walk, fault)
     calls: list[Any] = []
 
@@ -231,9 +218,7 @@ def test_a_grammar_that_cannot_go_on_is_the_fault_of_one_row(
         return method(self)[:0]
 
     monkeypatch.setattr(json_grammar.Walk, fault, once)
-    questions = [prompts.prompt(task, text) for text, _ in tiny.rows(3, seed=6)]
-    with local_models.opened(artifacts["merged"], task, max_tokens=80) as (answerer, _):
-        found = list(dict(answerer.answer(questions)).values())
+    found = answers_of(artifacts["merged"], task, [prompts.prompt(task, text) for text in texts(3, seed=6)], 80)
     (wrong,) = [answer for answer in found if isinstance(answer, engine.EngineError)]
     assert wrong.message.startswith("the grammar ")
     assert all(task.accepts(answer.text) for answer in found if isinstance(answer, engine.Answer))

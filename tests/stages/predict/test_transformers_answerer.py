@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from support.label_scores import label_probabilities
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks import architectures
@@ -48,6 +49,11 @@ def read(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokens
 
 
+def rows_of(model: Any, tokens: list[int], own: dict[str, list[int]], label: str) -> Any:
+    """The logits of each token of a label, computed without a cache."""
+    return model(torch.tensor([tokens + own[label]]), use_cache=False).logits[0, len(tokens) - 1 :].numpy()
+
+
 @torch.inference_mode()
 def test_answers_are_those_of_the_whole_text(folder: Path) -> None:
     model: Any = hf_folder.load_model(folder)
@@ -56,14 +62,8 @@ def test_answers_are_those_of_the_whole_text(folder: Path) -> None:
     by_label, free = answered(folder, PROMPTS, labels=LABELS), answered(folder, PROMPTS)
     for prompt, labelled, spoken in zip(PROMPTS, by_label, free, strict=True):
         tokens = read(tokenizer, prompt.text)
-        for label, probability in labelled.labels.items():
-            rows = model(torch.tensor([tokens + own[label]]), use_cache=False).logits[0, len(tokens) - 1 :].numpy()
-            wanted = 1.0
-            for k, token in enumerate(own[label]):
-                among = sorted({other[k] for other in own.values() if other[:k] == own[label][:k]})
-                weights = np.exp(rows[k][among])
-                wanted *= float(weights[among.index(token)] / weights.sum())
-            assert probability == pytest.approx(wanted, rel=1e-4)
+        wanted = label_probabilities(own, functools.partial(rows_of, model, tokens, own))
+        assert labelled.labels == pytest.approx({label: wanted[label] for label in labelled.labels}, rel=1e-4)
         count = spoken.completion_tokens
         for _ in range(count):
             logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]

@@ -1,0 +1,28 @@
+"""Probabilities of labels, computed from all logits: what a search that asks for few of them is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def label_probabilities(
+    tokens: Mapping[str, Sequence[int]], rows_of: Callable[[str], Sequence[Any]]
+) -> dict[str, float]:
+    """The probability of each label: of every token of it, among those that the labels allow there.
+
+    Args:
+        tokens: The tokens of each label.
+        rows_of: Gives the logits (vocabulary,) in the place of each token of a label.
+    """
+    found = {}
+    for label, own in tokens.items():
+        rows, found[label] = rows_of(label), 1.0
+        for k, token in enumerate(own):
+            allowed = sorted({other[k] for other in tokens.values() if len(other) > k and other[:k] == own[:k]})
+            scores = np.asarray(rows[k])[allowed].astype(float)
+            weights = np.exp(scores - scores.max())
+            found[label] *= float(weights[allowed.index(token)] / weights.sum())
+    return found
