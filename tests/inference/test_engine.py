@@ -240,7 +240,7 @@ def scored(model: Engine, prompt: str, labels: tuple[str, ...], end: str) -> dic
 # of the second ones, all begin with the same tokens: they were once asked right after the prompt
 @pytest.mark.parametrize(
     "labels",
-    [("billing", "bill", "delivery late", "账单"), ("courier truck late", "courier", "courier truck")],
+    [("billing", "bill", "delivery late", "账单"), ("courier truck late", "courier truck", "courier truck lost")],
 )
 def test_labels_have_their_probabilities(shared_engine: Engine, task: Task, labels: tuple[str, ...]) -> None:
     for text in TEXTS:

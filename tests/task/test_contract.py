@@ -69,28 +69,13 @@ def test_training_text_starts_with_the_prompt() -> None:
         assert whole.startswith(one.prompt(asked)), template
 
 
-def test_no_system_prompt_makes_no_system_message() -> None:
-    assert task().messages("x") == [{"role": "user", "content": "x"}]
-    assert task(system="S").messages("x")[0] == {"role": "system", "content": "S"}
-
-
 def test_labels_are_listed_only_for_a_model_that_never_saw_them() -> None:
     one = task("classify", labels=("late", "lost"), system="Name it.")
     assert one.messages("x")[0]["content"] == "Name it."
     assert one.messages("x", list_labels=True)[0]["content"] == "Name it.\nAnswer with one of: late, lost."
     without = task("classify", labels=("late",))
     assert without.messages("x", list_labels=True)[0]["content"] == "Answer with one of: late."
-    assert task().messages("x", list_labels=True) == task().messages("x")
-
-
-def test_text_is_not_a_template() -> None:
-    assert "{{ 7 * 7 }}{% raw %}" in task().prompt(task().messages("{{ 7 * 7 }}{% raw %}"))
-
-
-def test_template_can_break_and_continue_and_write_json() -> None:
-    template = "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
-    rendered = task(chat_template=template).prompt([{"role": "user", "content": "<ü>"}] * 2)
-    assert rendered == '{"role": "user", "content": "<ü>"}'
+    assert task().messages("x", list_labels=True) == task().messages("x") == [{"role": "user", "content": "x"}]
 
 
 # Control tokens in data
@@ -105,10 +90,6 @@ def test_control_token_in_data_is_broken_up() -> None:
     assert prompt.count("<|im_start|>") == 3
     assert "</s>" not in prompt
     assert "bye<\u200b|im_end|>" in prompt
-
-
-def test_control_token_in_an_answer_is_broken_up_too() -> None:
-    one = task(special_tokens=TOKENS)
     whole = one.render([{"role": "assistant", "content": "a<|im_end|>b"}], add_generation_prompt=False)
     assert whole.count("<|im_end|>") == 1
 
@@ -183,6 +164,8 @@ SAME_AS_TRANSFORMERS = {
     "generation is a scope": "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% endgeneration %}{{ a }}",
     "loop controls": "{% for k in [0, 1, 2, 3] %}{% if k == 1 %}{% continue %}{% elif k == 3 %}{% break %}{% endif %}"
     "{{ k }}{% endfor %}",
+    "break, and JSON of a text that is no template": "{% for m in messages * 2 %}{% if loop.index > 1 %}{% break %}"
+    "{% endif %}{{ m | tojson }}{{ m.content }}{% endfor %}",
     "tojson": "{{ {'b': '<ü>', 'a': [1, 2]} | tojson }}",
     "tojson by name": "{{ {'b': 'ü', 'a': [1]} | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}",
     "tojson by place": "{{ {'b': 'ü', 'a': [1]} | tojson(true, 1, (',', ':'), true) }}",
@@ -195,7 +178,7 @@ SAME_AS_TRANSFORMERS = {
 @pytest.mark.parametrize("name", SAME_AS_TRANSFORMERS)
 def test_a_template_renders_as_in_transformers(name: str) -> None:
     utils: Any = pytest.importorskip("transformers.utils.chat_template_utils")
-    messages = task().messages("one")
+    messages = task().messages("<ü> {{ 7 * 7 }}{% raw %}")
     (text,), _ = utils.render_jinja_template([messages], chat_template=SAME_AS_TRANSFORMERS[name])
     assert task(chat_template=SAME_AS_TRANSFORMERS[name]).prompt(messages) == text
 
@@ -259,9 +242,7 @@ def test_what_is_no_answer(of: tuple[str, dict[str, Any]], text: str, fault: str
 
 def test_schema_decides_what_fits() -> None:
     one = task("extract", schema=SCHEMA)
-    assert one.fits_schema({"n": 1})
-    assert not one.fits_schema({"n": "1"})
-    assert not one.fits_schema({})
+    assert [one.fits_schema(value) for value in ({"n": 1}, {"n": "1"}, {})] == [True, False, False]
 
 
 @given(st.text(max_size=40), st.sampled_from(["classify", "extract", "generate"]))
@@ -293,15 +274,11 @@ def test_round_trip(
 ) -> None:
     one = Task("classify", template, "<|im_end|>", labels, schema, system, "<s>", "</s>", special)
     one.write(tmp_path)
+    raw = (tmp_path / FILENAME).read_bytes()
     assert Task.read(tmp_path) == one
-
-
-def test_file_is_canonical(tmp_path: Path) -> None:
-    task(labels=("ü",)).write(tmp_path)
-    raw = (tmp_path / "task.json").read_bytes()
     Task.read(tmp_path).write(tmp_path)
-    assert (tmp_path / "task.json").read_bytes() == raw
-    assert json.loads(raw)["labels"] == ["ü"]
+    assert (tmp_path / FILENAME).read_bytes() == raw
+    assert json.loads(raw)["labels"] == list(labels)
 
 
 def test_folder_without_a_task_says_so(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ class HfAnswerer:
         rows = [self._tokens(prompt.text) for prompt in prompts]
         heads = [self._head(self._tokens(prompt.prefix), row) for prompt, row in zip(prompts, rows, strict=True)]
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-        room = self.trie.depth if self.trie else self.max_tokens
+        room, constraint = self.trie.depth if self.trie else self.max_tokens, self.task.constraint
         fits: list[int] = []
         for index, row in enumerate(rows):
             if row and len(row) + room <= longest:
@@ -193,7 +193,7 @@ class HfAnswerer:
             if self.trie:
                 yield from zip(indices, self._labels(head, batch), strict=True)
             else:
-                rules = [self._rules(prompts[index].constraint or self.task.constraint) for index in indices]
+                rules = [self._rules(prompts[index].constraint or constraint) for index in indices]
                 yield from zip(indices, self._texts(head, batch, rules), strict=True)
 
     def _require_cache(self) -> None:
