@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from slmctl.artifacts import bounded_json
-from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError
 
+T = TypeVar("T")
 SHOWN = 8  # faults named in one error
 
 
-def read_typed(path: Path, kind: type, *, hint: str = "", schema: int | None = None) -> JsonObject:
-    """The JSON object in a file, whose keys and values have the types of the dataclass `kind`.
+def read_typed(path: Path, kind: type[T], *, hint: str = "", schema: int | None = None) -> T:
+    """The dataclass `kind` that a file holds as a JSON object, whose keys and values have its types.
 
     Args:
         path: The file.
@@ -36,12 +37,11 @@ def read_typed(path: Path, kind: type, *, hint: str = "", schema: int | None = N
     if schema is not None and type(number) is int and number != schema:
         raise IntegrityError(f"{path} has schema {number}, and this slmctl reads {schema}", hint=hint)
     try:
-        TypeAdapter(kind).validate_json(raw)
+        return TypeAdapter(kind).validate_json(raw)
     except ValidationError as failure:
         faults = [_sentence(fault["loc"], fault["msg"]) for fault in failure.errors(include_url=False)]
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise IntegrityError(f"{path} is not valid: {'; '.join(faults[:SHOWN])}{more}", hint=hint) from None
-    return fields
 
 
 def _sentence(place: tuple[int | str, ...], message: str) -> str:

@@ -194,10 +194,10 @@ class Policy:
         path, hint = path / FILENAME if path.is_dir() else path, "slmctl calibrate makes one"
         if not path.exists():
             raise IntegrityError(f"there is no policy at {path}", hint=hint)
-        fields = read_typed(path, cls, hint=hint, schema=SCHEMA)
-        if not fields["knots"]:
+        policy = read_typed(path, cls, hint=hint, schema=SCHEMA)
+        if not policy.knots:
             raise IntegrityError(f"{path} is not valid: knots: there are none", hint=hint)
-        return cls(**fields | {"knots": tuple((float(x), float(p)) for x, p in fields["knots"])})
+        return policy
 
     def write(self, folder: Path) -> None:
         """Write it as `policy.json`."""

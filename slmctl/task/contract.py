@@ -89,22 +89,23 @@ class Task:
                 f"{folder} carries no {FILENAME}, so the task of its model is unknown",
                 hint="take a model that slmctl made, or name a prepared data set beside it",
             )
-        fields = read_typed(path, cls, hint="run the stage that wrote it again")
-        if fields["kind"] not in KINDS:
-            raise IntegrityError(f"{path} is not valid: kind: '{fields['kind']}' is none of {', '.join(KINDS)}")
-        if fields.get("schema") is not None:
-            _require_schema(fields["schema"], path)
-        for name in {"labels", "special_tokens", "clean", "tools"} & fields.keys():
-            fields[name] = tuple(fields[name])
-        if "" in fields.get("special_tokens", ()):
+        task = read_typed(path, cls, hint="run the stage that wrote it again")
+        if task.kind not in KINDS:
+            raise IntegrityError(f"{path} is not valid: kind: '{task.kind}' is none of {', '.join(KINDS)}")
+        if task.schema is not None:
+            _require_schema(task.schema, path)
+        if "" in task.special_tokens:
             raise IntegrityError(f"{path} is not valid: special_tokens: an empty text is no token")
-        if fields["kind"] == "call":
-            fields["call_form"] = _call_form(fields, path)
-        fields["replace"] = tuple(Replacement(**entry) for entry in fields.get("replace", ()))
-        for entry in fields["replace"]:
+        if task.kind == "call" and task.call_form is None:
+            raise IntegrityError(f"{path} is not valid: call_form: it is missing")
+        try:
+            task.offered()
+        except DataError as error:
+            raise IntegrityError(f"{path} is not valid: tools: {error.message}") from None
+        for entry in task.replace:
             if fault := pattern_bound.fault_of(entry.pattern, entry.replacement):
                 raise IntegrityError(f"{path} is not valid: replace: {fault}")
-        return cls(**fields)
+        return task
 
     def write(self, folder: Path) -> None:
         (folder / FILENAME).write_bytes(canonical(self._fields()))
@@ -274,7 +275,6 @@ class Task:
     def _values(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, *, add_generation_prompt: bool
     ) -> dict[str, Any]:
-        """The variables of the chat template."""
         messages, tools = self.template_input(messages, tools)
         return {
             "messages": self.safe_messages(messages),
@@ -391,19 +391,6 @@ def call_form_of(task: Task) -> CallForm:
         return bare.render(messages, add_generation_prompt=opens, tools=tools)
 
     return tool_calls.form_of(render, end=task.end, special_tokens=task.special_tokens)
-
-
-def _call_form(fields: Mapping[str, Any], path: Path) -> CallForm:
-    """The form in the fields of a contract, whose tools are checked, too."""
-    if not isinstance(fields.get("call_form"), Mapping):
-        raise IntegrityError(f"{path} is not valid: call_form: it is missing")
-    try:
-        if fields.get("tools"):
-            tool_calls.read_tools(fields["tools"])
-    except DataError as error:
-        raise IntegrityError(f"{path} is not valid: tools: {error.message}") from None
-    form = dict(fields["call_form"])
-    return CallForm(**{**form, "control": tuple(form.get("control", ()))})
 
 
 def _require_schema(schema: JsonObject, path: Path) -> None:
