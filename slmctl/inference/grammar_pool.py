@@ -147,7 +147,6 @@ class _Grammar:
         return self._pipe is not None
 
     def end(self, walk: str) -> None:
-        """Forget an answer."""
         if self._pipe is not None:
             try:
                 self._pipe.send_bytes(json.dumps({"end": walk}).encode())
@@ -242,7 +241,10 @@ _checks = _Nursery(None)
 
 
 def fault_of(schema: str) -> str:
-    """Why no answer can be held to a schema; empty where one can. It takes a process, and at most COMPILE_S seconds."""
+    """The reason why no answer can be held to a schema, or to a call's grammar; empty where answers can.
+
+    It is compiled, and its first tokens found, by another process, in at most COMPILE_S seconds.
+    """
     if len(schema) > LARGEST:
         return f"no grammar can be made of the schema: it has more than {LARGEST} characters"
     grammar = _Grammar(_checks, schema)

@@ -13,9 +13,8 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
-from slmctl.inference import call_grammar, grammar_pool
+from slmctl.inference import call_grammar
 
 
 class Rules:
@@ -80,21 +79,6 @@ class Walk:
 
     def _failure(self) -> DataError:
         return DataError(f"the grammar cannot go on: {_one_line(self._matcher.get_error())}")
-
-
-def require(schema: JsonObject) -> None:
-    """See that answers can be held to a schema: it is compiled, and its first tokens found, in another process.
-
-    Raises:
-        DataError: They cannot, within the time and memory that a grammar may have; the keyword at fault is named.
-    """
-    try:
-        text = json.dumps(schema)
-    except RecursionError:
-        raise DataError("no grammar can be made of the schema: it is nested too deeply") from None
-    fault = grammar_pool.fault_of(text)
-    if fault:
-        raise DataError(fault, hint="change that part of the schema")
 
 
 def _compiled(tokenizer: llguidance.LLTokenizer, schema: str) -> llguidance.LLMatcher:

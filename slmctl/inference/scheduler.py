@@ -1,8 +1,7 @@
 """Requests in, events out: decodes all requests together with a loaded model, batch by batch.
 
-Every sequence has a place in one llama.cpp context; the tokens that they need next are decoded together
-(continuous batching). Prefixes that prompts have in common are kept in sequences of their own (`kept_prefixes`): a
-request copies one instead of computing it. A recurrent model has one state a sequence, copied whole or not at all.
+Every sequence has a place in one llama.cpp context; the tokens that they need next are decoded together (continuous
+batching). A recurrent model has one state a sequence, copied whole or not at all.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def newest_policy(roots: Iterable[Path], gguf: str) -> Path | None:
 def spoken_to(where: Workspace, model: str | None, type: str | None) -> tuple[Path, Task, str]:
     """The GGUF file to talk to, the task it is for, and the name it goes by."""
     source, path = gguf(where, model, type)
-    if _has_task(source):
-        return path, Task.read(source.path), path.stem
+    if (own := own_task(source)) is not None:
+        return path, own, path.stem
     with Engine(path, sequences=1, context=128) as engine:
         return path, task_in(source, path, engine)[0], path.stem
 
@@ -65,8 +65,8 @@ def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, s
     Raises:
         UsageError: It has neither a task nor a chat template.
     """
-    if _has_task(source):
-        return Task.read(source.path), False, ""
+    if (own := own_task(source)) is not None:
+        return own, False, ""
     template: str = engine.info["chat_template"]
     if not template:
         raise UsageError(
@@ -195,4 +195,4 @@ def root_of(directory: Path, path: Path | None) -> Path:
 
 
 def _has_task(source: Artifact) -> bool:
-    return source.path.is_dir() and (source.path / FILENAME).exists()
+    return (source.path / FILENAME).exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class TextAnswer:
         p_correct: How likely the answer is right, by the policy; None without one.
         keep: False for an answer that the policy would escalate; None without a policy.
         labels: The probabilities of the labels that were looked at, likeliest first.
-        valid: Of `extract` and `call`: whether the answer satisfies its schema; else None.
+        valid: True where an answer of `extract` or `call` satisfies its schema; None for other tasks.
         error: The reason why there is no answer, such as an empty text; None where there is one.
     """
 
@@ -114,14 +115,13 @@ class Answerer:
         if isinstance(texts, str):
             raise UsageError("answer takes a list of texts, and was given one text", hint="answer([text])")
         reading = row_answers.RowInput("text", list_labels=self._untuned)
+        rows = (Row(k, {"text": _text(text, k)}) for k, text in enumerate(texts))
         answers: list[TextAnswer] = []
-        size = row_answers.CHUNK
-        for begin in range(0, len(texts), size):
-            rows = iter([Row(k + 1, {"text": _text(texts, k)}) for k in range(begin, min(begin + size, len(texts)))])
+        while chunk := list(itertools.islice(rows, row_answers.CHUNK)):
             with self._turn:
                 if self._stack is None:
                     raise UsageError("the Answerer is closed", hint="ask inside of its with block")
-                for outcomes in row_answers.answered(self._answerer, self.task, reading, rows):
+                for outcomes in row_answers.answered(self._answerer, self.task, reading, iter(chunk)):
                     answers += map(self._text_answer, outcomes)
         return answers
 
@@ -135,9 +135,8 @@ class Answerer:
         return TextAnswer(**fields)
 
 
-def _text(texts: Sequence[str], place: int) -> str | None:
+def _text(text: Any, place: int) -> str | None:
     """A text; None for the None or NaN that a table has where a cell is empty."""
-    text: Any = texts[place]
     if isinstance(text, str):
         return text
     if text is None or text != text:
@@ -148,7 +147,7 @@ def _text(texts: Sequence[str], place: int) -> str | None:
 def _policy(request: model_lookup.FileModel, named: Path | None) -> Policy | None:
     """The policy that is named, or that lies in the model's folder, for the very file that answers."""
     own = request.model.path / FILENAME
-    if named is None and not (request.model.path.is_dir() and own.is_file()):
+    if named is None and not own.is_file():
         return None
     if request.model.kind not in ("gguf", "published"):
         raise UsageError(f"a policy is for a GGUF file, and {request.model.path} is of kind '{request.model.kind}'")

@@ -1,7 +1,7 @@
-"""Answers of MODEL from one or several OpenAI-compatible endpoints that serve it (vLLM, llama-server).
+"""Answers of a model from one or several OpenAI-compatible endpoints that serve it (vLLM, llama-server).
 
-They serve the model that MODEL's task was made for, so they are asked as it was trained, with the labels or the
-schema as a constraint where they know one; what they answer is held to the task here, since not every server does it.
+They are asked as the model was trained, with the labels or the schema as a constraint where they know one; what they
+answer is held to the task here, since not every server does it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.config import resolve_matmul_dtype
-from slmctl.inference import engine, json_grammar
+from slmctl.errors import DataError
+from slmctl.inference import engine, grammar_pool
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file, lora_file
 from slmctl.stages.predict.prompts import Prompt
@@ -41,8 +42,8 @@ def opened(
     Raises:
         DataError: The answers cannot be held to the task's schema.
     """
-    if task.kind == "extract":
-        json_grammar.require(task.schema or {})
+    if task.kind == "extract" and (fault := grammar_pool.fault_of(task.constraint)):
+        raise DataError(fault, hint="change that part of the schema")
     if lora and base is not None:
         own, under = lora_file(model), gguf_file(base, type)
         with _engine(base.file(under.path), adapters={LORA: model.file(own.path)}) as loaded:
@@ -58,8 +59,7 @@ def opened(
 
         dtype = resolve_matmul_dtype("auto")
         try:
-            answerer = HfAnswerer(model, task, base=base, max_tokens=max_tokens, matmul_dtype=dtype)
-            yield answerer, _whole(model, base)
+            yield HfAnswerer(model, task, base=base, max_tokens=max_tokens, matmul_dtype=dtype), _whole(model, base)
         finally:
             memory.trim_heap()  # the keys and values of its batches
 
@@ -93,7 +93,6 @@ class EngineAnswerer:
 
 def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
     """The weights of an HF model as one entry; an adapter's size includes its base, which it needs."""
-    size = sum(entry.size for entry in model.files(".safetensors"))
-    if model.kind == "adapter" and base is not None:
-        size += sum(entry.size for entry in base.files(".safetensors"))
+    parts = [model, base] if model.kind == "adapter" and base is not None else [model]
+    size = sum(entry.size for part in parts for entry in part.files(".safetensors"))
     return FileEntry(model.path.name, size, model.digest.removeprefix("sha256:"))

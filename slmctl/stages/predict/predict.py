@@ -46,7 +46,6 @@ def run(
 def _run(
     config: PredictConfig, model: Artifact, prepared: Artifact, base: Artifact | None, out: Path
 ) -> dict[str, Any]:
-    """Answer with a model on this machine."""
     task = Task.read(prepared.path)
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it was not trained on the labels, so its prompt lists them
@@ -69,7 +68,7 @@ def _run(
             prompts = [asked(task, record, list_labels=untuned) for record in records]
         waits = latency.one_by_one(answerer, prompts)
         begun = time.monotonic()
-        answers: list[engine.Answer | None] = [None] * len(records)
+        answers: dict[int, engine.Answer] = {}
         with console.progress(f"predict {name}", len(records), "rows") as meter:
             for index, answer in answerer.answer(prompts):
                 if isinstance(answer, engine.EngineError):
@@ -77,9 +76,7 @@ def _run(
                 answers[index] = answer
                 meter.advance()
         seconds = time.monotonic() - begun
-    write_jsonl(
-        out / "predictions.jsonl", (_line(record, answer) for record, answer in zip(records, answers, strict=True))
-    )
+    write_jsonl(out / "predictions.jsonl", (_line(record, answers[k]) for k, record in enumerate(records)))
     return {
         "model": name or Path(weights.path).stem,
         "kind": "release" if config.release else "lora" if config.lora else model.kind,
@@ -99,8 +96,7 @@ def _run(
     }
 
 
-def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
-    assert answer is not None
+def _line(record: Record, answer: engine.Answer) -> dict[str, Any]:
     return {
         "id": record.id,
         "answer": answer.text,

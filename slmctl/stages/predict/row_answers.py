@@ -78,7 +78,7 @@ def columns(task: Task, outcome: Outcome) -> AddedColumns:
     fields: AddedColumns = {"answer": None, "confidence": None, "error": error_of(outcome)}
     if isinstance(outcome, engine.Answer):
         fields |= {"answer": outcome.text.strip(), "confidence": outcome.confidence}
-    if task.kind in ("extract", "call"):
+    if "valid" in names(task):
         return {"valid": isinstance(outcome, engine.Answer) and task.accepts(outcome.text), **fields}
     return fields
 
@@ -90,9 +90,9 @@ def names(task: Task) -> list[str]:
 
 def error_of(outcome: Outcome) -> str | None:
     """The reason why a row has no answer; None where it has one."""
-    if isinstance(outcome, engine.EngineError):
-        return outcome.message
-    return outcome if isinstance(outcome, str) else None
+    if isinstance(outcome, engine.Answer):
+        return None
+    return outcome if isinstance(outcome, str) else outcome.message
 
 
 def _problem(row: Row, reading: RowInput) -> str:
