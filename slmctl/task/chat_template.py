@@ -12,8 +12,6 @@ import contextlib
 import json
 import os
 import queue
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,41 +51,35 @@ def render_all(source: str, values: Sequence[Mapping[str, Any]], *, budget_s: fl
     if len(source) > LONGEST_SOURCE:
         raise TemplateLimitError(f"the chat template has more than {LONGEST_SOURCE} characters")
     requests = [json.dumps(value).encode() for value in values]
-    texts = [_memory.get(source, request) for request in requests]
+    texts = [_remembered(source, request) for request in requests]
     missing = [at for at, text in enumerate(texts) if text is None]
     if missing:
         with _pool.child() as process:
             fresh = process.render(source, [requests[at] for at in missing], budget_s)
         for at, text in zip(missing, fresh, strict=True):
             texts[at] = text
-            _memory.put(source, requests[at], text)
+            _remember(source, requests[at], text)
     return [text for text in texts if text is not None]
 
 
-class _Memory:
-    """The short texts that were rendered last: every prompt asks for what all of its task begin with."""
+# The short texts that were rendered last, the last used one at the end: every prompt asks for what all of its task
+# begin with. No lock, which another thread may hold at a fork: the worst of a race is a text that is rendered again.
+_memory: dict[tuple[str, bytes], str] = {}
 
-    def __init__(self) -> None:
-        self._texts: OrderedDict[tuple[str, bytes], str] = OrderedDict()
-        self._forget_lock()
-        os.register_at_fork(after_in_child=self._forget_lock)
 
-    def _forget_lock(self) -> None:
-        self._lock = threading.Lock()  # another thread may have held it when this process was forked
+def _remembered(source: str, request: bytes) -> str | None:
+    text = _memory.pop((source, request), None)
+    if text is not None:
+        _memory[source, request] = text
+    return text
 
-    def get(self, source: str, request: bytes) -> str | None:
-        with self._lock:
-            text = self._texts.get((source, request))
-            if text is not None:
-                self._texts.move_to_end((source, request))
-            return text
 
-    def put(self, source: str, request: bytes, text: str) -> None:
-        if len(text) + len(request) <= SHORT:
-            with self._lock:
-                self._texts[source, request] = text
-                if len(self._texts) > REMEMBERED:
-                    self._texts.popitem(last=False)
+def _remember(source: str, request: bytes, text: str) -> None:
+    if len(text) + len(request) <= SHORT:
+        _memory[source, request] = text
+        if len(_memory) > REMEMBERED:
+            with contextlib.suppress(LookupError, RuntimeError):  # another thread has taken one out meanwhile
+                del _memory[next(iter(_memory))]
 
 
 class _Child:
@@ -190,5 +182,4 @@ class _Pool:
                 process.close()
 
 
-_memory = _Memory()
 _pool = _Pool()

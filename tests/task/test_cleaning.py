@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -13,7 +12,6 @@ from support import tiny
 
 from slmctl.cli import terminal_chat
 from slmctl.config import ServeConfig
-from slmctl.errors import IntegrityError
 from slmctl.inference.engine import Request
 from slmctl.server import openai_requests
 from slmctl.stages.predict import prompts
@@ -179,25 +177,10 @@ def test_cleaning_takes_linear_time(seed: str) -> None:
     assert time.process_time() - begun < 2
 
 
-def test_the_contract_carries_the_cleaning_and_is_the_same_without(tmp_path: Path) -> None:
-    plain = Task("generate", "t", "end")
-    plain.write(tmp_path)
-    assert "clean" not in (tmp_path / "task.json").read_text()
-    assert Task.read(tmp_path) == plain
+def test_a_conversation_is_cleaned_where_the_user_speaks() -> None:
     task = Task("generate", "t", "end", clean=("html",), replace=(Replacement("cancel", "stop"),))
-    task.write(tmp_path)
-    assert Task.read(tmp_path) == task
-    assert task.digest != plain.digest
     messages = [{"role": "system", "content": "<b>x</b>"}, {"role": "user", "content": "<b>cancel</b>"}]
     assert [message["content"] for message in task.cleaned(messages)] == ["<b>x</b>", "stop"]
-    text = (tmp_path / "task.json").read_text()
-    for wrong, says in (("(a+)+b", "take very long"), ("(", "no regular expression")):
-        (tmp_path / "task.json").write_text(text.replace('"cancel"', f'"{wrong}"'))
-        with pytest.raises(IntegrityError, match=says):
-            Task.read(tmp_path)
-    (tmp_path / "task.json").write_text(text.replace('"html"', '"shout"'))
-    with pytest.raises(IntegrityError, match="clean"):
-        Task.read(tmp_path)
 
 
 def test_every_way_in_asks_what_was_trained() -> None:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 import slmctl
 from slmctl.errors import DataError, IntegrityError
+from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import FILENAME, Task, end_of_turn
 from slmctl.task.records import RowRejectedError
+from slmctl.task.tool_calls import CallForm
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -302,6 +304,27 @@ def test_a_tool_call_that_the_template_refuses_is_rejected_under_a_rule(template
     assert caught.value.rule == rule
 
 
+CALL_FORM = {"before": "<", "between": ":", "after": ">", "own": False, "control": []}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"descriptions": {"a": "Says a."}},
+        {"clean": ("html",), "replace": (Replacement("cancel", "stop"),)},
+        {"kind": "call", "tools": ({"name": "fly"},), "call_form": CallForm("<", ":", ">", control=("<",))},
+    ],
+)
+def test_a_later_part_is_kept_and_a_contract_without_it_is_as_it_was(tmp_path: Path, more: dict[str, Any]) -> None:
+    plain, full = task(), task(**more)
+    plain.write(tmp_path)
+    assert (more.keys() - {"kind"}).isdisjoint(json.loads((tmp_path / FILENAME).read_bytes()))
+    full.write(tmp_path)
+    again = Task.read(tmp_path)
+    assert (again, again.digest) == (full, full.digest)
+    assert full.digest != plain.digest
+
+
 @pytest.mark.parametrize(
     ("change", "faults"),
     [
@@ -310,6 +333,12 @@ def test_a_tool_call_that_the_template_refuses_is_rejected_under_a_rule(template
         ({"kind": "translate"}, ["kind: 'translate' is none of classify, extract, generate"]),
         ({"kind": "extract", "schema": {"type": 5}}, ["schema: "]),
         ({"special_tokens": ["<b>", ""]}, ["special_tokens: an empty text is no token"]),
+        ({"clean": ["shout"]}, ["clean"]),
+        ({"replace": [{"pattern": "(a+)+b", "replacement": ""}]}, ["take very long"]),
+        ({"replace": [{"pattern": "(", "replacement": ""}]}, ["no regular expression"]),
+        ({"kind": "call", "call_form": None}, ["call_form: it is missing"]),
+        ({"kind": "call", "call_form": {**CALL_FORM, "more": 1}}, ["call_form.more: "]),
+        ({"kind": "call", "call_form": CALL_FORM, "tools": [{"name": "a b"}]}, ["tools: "]),
     ],
 )
 def test_a_contract_with_wrong_values_is_refused_with_all_of_them(

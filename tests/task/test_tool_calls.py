@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from support import call_templates
 from support.call_templates import task_of
 
-from slmctl.errors import DataError, IntegrityError
+from slmctl.errors import DataError
 from slmctl.production.review import answers
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
@@ -168,30 +166,6 @@ def test_an_object_that_lists_its_properties_has_no_others_unless_it_says_so() -
     assert schema["properties"]["x"]["additionalProperties"] is False
     assert schema["properties"]["y"]["additionalProperties"] is True
     assert read.parameters == {**tool["parameters"], "type": "object"}  # shown as it was written
-
-
-def test_the_contract_keeps_tools_and_form(tmp_path: Path) -> None:
-    task = family("mistral")
-    task.write(tmp_path)
-    again = Task.read(tmp_path)
-    assert again == task
-    assert again.digest == task.digest
-    assert again.prompt(again.messages("a")) == task.prompt(task.messages("a"))
-    fields = json.loads((tmp_path / "task.json").read_bytes())
-    more = {**fields["call_form"], "more": 1}
-    for change, fault in (
-        ({"call_form": None}, "call_form"),
-        ({"call_form": more}, "more"),
-        ({"tools": [{"name": "a b"}]}, "tools: "),
-    ):
-        (tmp_path / "task.json").write_text(json.dumps(fields | change), encoding="utf-8")
-        with pytest.raises(IntegrityError, match=fault):
-            Task.read(tmp_path)
-
-
-def test_contracts_of_other_kinds_are_as_they_were(tmp_path: Path) -> None:
-    Task("generate", call_templates.CHATML, "<|im_end|>").write(tmp_path)
-    assert not {"tools", "call_form"} & json.loads((tmp_path / "task.json").read_bytes()).keys()
 
 
 def test_an_earlier_call_of_a_conversation_is_written_as_the_answer_is() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from support import tiny
@@ -27,16 +26,6 @@ def test_labels_are_described_a_line_each_in_their_order() -> None:
         "delivery: A parcel is late.",
         "refund: The customer wants money back.",
     ]
-
-
-def test_a_contract_carries_descriptions_and_stays_as_it_was_without(tmp_path: Path) -> None:
-    plain = Task("classify", "t", "e", labels=("a",))
-    plain.write(tmp_path)
-    assert b"descriptions" not in (tmp_path / "task.json").read_bytes()
-    described = Task("classify", "t", "e", labels=("a",), descriptions={"a": "Says a."})
-    described.write(tmp_path)
-    assert Task.read(tmp_path) == described
-    assert described.digest != plain.digest
 
 
 def test_descriptions_of_no_label_are_refused_with_the_near_one() -> None:
