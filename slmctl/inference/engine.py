@@ -49,6 +49,7 @@ class Request:
         adapter: The LoRA adapter to answer with; empty for the model itself.
         alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no tokens.
         shorten: Shorten max_tokens to what the prompt leaves of the context, in place of refusing.
+        logits: Number of last tokens of the prompt after each of which the logits are sent, in place of an answer.
     """
 
     prompt: str
@@ -64,6 +65,7 @@ class Request:
     adapter: str = ""
     alternatives: int = -1
     shorten: bool = False
+    logits: int = 0
 
 
 @dataclass(frozen=True)
@@ -353,7 +355,7 @@ class Engine:
         Raises:
             EngineError: The text does not fit, or the child died.
         """
-        event = self._reply({**Request(text).__dict__, "max_tokens": 0, "logits": last})
+        event = self._reply(Request(text, logits=last).__dict__)
         rows = np.frombuffer(base64.b64decode(event["logits"]), np.float32)
         return rows.reshape(-1, self.info["n_vocab"])
 

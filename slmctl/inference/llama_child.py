@@ -30,6 +30,7 @@ from slmctl.child import private_stdout
 from slmctl.errors import DataError
 from slmctl.inference import expansion, kept_prefixes, model_loading
 from slmctl.inference.decoding_model import BATCH, Item, Logits
+from slmctl.inference.engine import Request
 from slmctl.inference.events import EXPANDED
 from slmctl.inference.grammar_pool import Grammars
 from slmctl.inference.scheduler import Scheduler
@@ -265,7 +266,7 @@ def _take(message: Message, model: LlamaModel, scheduler: Scheduler, send: Calla
     elif "controls" in message:
         send(id=message["id"], controls=model.controls())
     else:
-        scheduler.submit(message)
+        scheduler.submit(message.pop("id"), Request(**message))
 
 
 def _die(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from slmctl.errors import DataError
 from slmctl.inference import kept_prefixes
 from slmctl.inference.decoding_model import BATCH, DecodingModel, Item, Logits, common
+from slmctl.inference.engine import Request
 from slmctl.inference.events import TokenAlternative, TokenInfo, TokenText
 from slmctl.inference.grammar_pool import Grammars, GrammarState
 from slmctl.inference.label_search import LabelSearch, LabelTrie
@@ -31,7 +32,7 @@ TURN = 8  # batches in a row for the requests of one adapter, while others wait
 class Text:
     """Bytes of tokens in, text out: never half a character, never a stop string or what might become one."""
 
-    def __init__(self, stop: list[str]) -> None:
+    def __init__(self, stop: Iterable[str]) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._stop = [text for text in stop if text]
         self._held = ""
@@ -59,15 +60,12 @@ class Sequence:
     """One request while it is answered."""
 
     id: str
+    request: Request
     prompt: list[int]
     shared: int  # the first tokens of the prompt that it has in common with others
     max_tokens: int
-    temperature: float
-    top_p: float
     random: np.random.Generator
     text: Text
-    adapter: str = ""  # which LoRA adapter; empty for the model itself
-    alternatives: int = -1  # likeliest tokens to tell beside each token; -1: tell none, nor the tokens
     search: LabelSearch | None = None  # for labels
     schema: str = ""  # for JSON
     grammar: GrammarState | None = None  # of what is answered so far; None while it is awaited
@@ -131,13 +129,13 @@ class Scheduler:
     def _keeps_state(self, sequence: Sequence) -> bool:
         return self.model.recurrent and sequence.search is not None
 
-    def submit(self, request: dict[str, Any]) -> None:
+    def submit(self, id: str, request: Request) -> None:
         """Take a request; one that cannot be answered gets its error at once."""
         try:
-            sequence = self._sequence(request)
+            sequence = self._sequence(id, request)
             self._require_fit(sequence, request)
         except DataError as error:
-            self.send(id=request["id"], error=error.message, refused=True)
+            self.send(id=id, error=error.message, refused=True)
             return
         (self.unread if sequence.schema else self.waiting).append(sequence)
         self._compile()
@@ -170,11 +168,11 @@ class Scheduler:
                 tokens, sequence.chosen, sequence.grammar = [*sequence.chosen, *state.forced], [], state
                 self._append(sequence, tokens)
 
-    def _require_fit(self, sequence: Sequence, request: dict[str, Any]) -> None:
+    def _require_fit(self, sequence: Sequence, request: Request) -> None:
         count = len(sequence.prompt)
         if not count:
             raise DataError("the prompt is empty")
-        if request["shorten"] and count < self.context:
+        if request.shorten and count < self.context:
             sequence.max_tokens = min(sequence.max_tokens, self.context - count)
         if sequence.room > self.context:
             raise DataError(
@@ -196,7 +194,7 @@ class Scheduler:
         """Admit, decode one batch, choose the next tokens."""
         self._admit()
         adapter = self._whose_turn()
-        turn = [sequence for sequence in self.active if sequence.adapter == adapter]
+        turn = [sequence for sequence in self.active if sequence.request.adapter == adapter]
         items: list[Item] = []
         for sequence in turn:
             items += self._next_items(sequence, BATCH - len(items))
@@ -213,7 +211,7 @@ class Scheduler:
 
     def _whose_turn(self) -> str:
         """The adapter of the next batch: an adapter changes the whole model, so a batch has one."""
-        names = list(dict.fromkeys(sequence.adapter for sequence in self.active if sequence.pending))
+        names = list(dict.fromkeys(sequence.request.adapter for sequence in self.active if sequence.pending))
         if self._turn not in names or (self._left <= 0 and len(names) > 1):
             order = self.adapters
             later = order[order.index(self._turn) + 1 :] + order
@@ -221,31 +219,22 @@ class Scheduler:
         self._left -= 1
         return self._turn
 
-    def _sequence(self, request: dict[str, Any]) -> Sequence:
-        prompt, head = self.model.tokenize(request["prompt"]), self.model.tokenize(request["prefix"])
-        shared = common(prompt, head)
-        sequence = Sequence(
-            id=request["id"],
-            prompt=prompt,
-            shared=max(0, min(shared, len(prompt) - 1)),  # the last token must be decoded, to have its logits
-            max_tokens=request["max_tokens"],
-            temperature=request["temperature"],
-            top_p=request["top_p"],
-            random=np.random.default_rng(request["seed"]),
-            text=Text(request["stop"]),
-            adapter=request["adapter"],
-            alternatives=request["alternatives"],
-        )
-        if request.get("logits"):
-            sequence.wants, sequence.max_tokens = min(request["logits"], len(prompt)), 0
-            sequence.shared = max(0, min(shared, len(prompt) - sequence.wants))
-        elif request["labels"]:
-            trie = self._trie(request["labels"], request["end"])
+    def _sequence(self, id: str, request: Request) -> Sequence:
+        prompt, head = self.model.tokenize(request.prompt), self.model.tokenize(request.prefix)
+        wants = min(request.logits, len(prompt))
+        # the last token must be decoded, to have its logits
+        shared = max(0, min(common(prompt, head), len(prompt) - (wants or 1)))
+        random, text = np.random.default_rng(request.seed), Text(request.stop)
+        sequence = Sequence(id, request, prompt, shared, request.max_tokens, random, text, wants=wants)
+        if wants:
+            sequence.max_tokens = 0
+        elif request.labels:
+            trie = self._trie(request.labels, request.end)
             sequence.search = LabelSearch(trie)
             sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
-        elif request["schema"]:
-            sequence.text = Text([])  # the grammar ends an answer; a stop string may stand inside a value
-            sequence.schema = request["schema"]
+        elif request.schema:
+            sequence.text = Text(())  # the grammar ends an answer; a stop string may stand inside a value
+            sequence.schema = request.schema
         return sequence
 
     def _next_items(self, sequence: Sequence, room: int) -> list[Item]:
@@ -261,12 +250,12 @@ class Scheduler:
             sequence = self.waiting[0]
             prefix = sequence.prompt[: sequence.shared]
             free = self.model.cells - sequence.room - sum(other.room for other in self.active)
-            if not self.prefixes.make_room(free, sequence.adapter, prefix):
+            if not self.prefixes.make_room(free, sequence.request.adapter, prefix):
                 if self.active:
                     return
                 self.prefixes.clear()
             self.waiting.pop(0)
-            source, sequence.shared = self.prefixes.share(sequence.adapter, prefix)
+            source, sequence.shared = self.prefixes.share(sequence.request.adapter, prefix)
             sequence.slot = self.free.pop()
             sequence.kept = self.free.pop() if self._keeps_state(sequence) else 0
             if sequence.shared:
@@ -337,7 +326,7 @@ class Scheduler:
             rounded(item + choice.weight - sequence.totals[choice.path])
             for item, choice in zip(sequence.logprobs, choices.values(), strict=True)
         ]
-        for k, token in enumerate(tokens if sequence.alternatives >= 0 else ()):
+        for k, token in enumerate(tokens if sequence.request.alternatives >= 0 else ()):
             shares = choices[k].shares if k in choices else {token: 1.0}
             if not self.model.ends(token):
                 self._tell(sequence, token, log(shares[token]), [(item, log(share)) for item, share in shares.items()])
@@ -371,8 +360,8 @@ class Scheduler:
         token, probability = self._sample(sequence, logits)
         sequence.probability *= probability
         sequence.logprobs.append(log(probability))
-        if sequence.alternatives >= 0 and not self.model.ends(token):
-            count = min(sequence.alternatives, int(np.isfinite(logits).sum()))
+        if sequence.request.alternatives >= 0 and not self.model.ends(token):
+            count = min(sequence.request.alternatives, int(np.isfinite(logits).sum()))
             best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, np.intp)
             total = log_sum(logits)
             others = [(int(k), rounded(float(logits[k]) - total)) for k in best]
@@ -382,7 +371,7 @@ class Scheduler:
     def _tell(self, sequence: Sequence, token: int, logprob: float, others: list[tuple[int, float]]) -> None:
         """Keep a token for a request that asks for tokens, with the likeliest ones in its place."""
         raw = self.model.piece(token)
-        likeliest = sorted(others, key=lambda entry: -entry[1])[: sequence.alternatives]
+        likeliest = sorted(others, key=lambda entry: -entry[1])[: sequence.request.alternatives]
         top: list[TokenAlternative] = [{**named(self.model.piece(id)), "logprob": value} for id, value in likeliest]
         begins = sequence.untold[-1][0] + len(sequence.untold[-1][1]["bytes"]) if sequence.untold else sequence.raw
         sequence.untold.append((begins, {**named(raw), "logprob": logprob, "top": top}))
@@ -392,7 +381,7 @@ class Scheduler:
         room = sequence.max_tokens - sequence.answered
         cut, tokens = len(tokens) > room, tokens[:room]
         sequence.answered += len(tokens)
-        if sequence.alternatives >= 0 and sequence.grammar is not None:
+        if sequence.request.alternatives >= 0 and sequence.grammar is not None:
             for token in tokens[1 if sequence.logprobs else 0 :]:  # the first one was chosen, the others are forced
                 self._tell(sequence, token, 0.0, [(token, 0.0)])
         raw = b"".join(map(self.model.piece, tokens))
@@ -416,11 +405,11 @@ class Scheduler:
         token = int(logits.argmax())
         scores = logits - logits[token]
         total = float(np.exp(scores).sum(dtype=np.float64))
-        if sequence.temperature > 0:
-            shares = np.exp(scores.astype(np.float64) / sequence.temperature)
-            if sequence.top_p < 1:
+        if sequence.request.temperature > 0:
+            shares = np.exp(scores.astype(np.float64) / sequence.request.temperature)
+            if sequence.request.top_p < 1:
                 order = np.argsort(-shares, kind="stable")
-                kept = int(np.searchsorted(np.cumsum(shares[order]), sequence.top_p * shares.sum())) + 1
+                kept = int(np.searchsorted(np.cumsum(shares[order]), sequence.request.top_p * shares.sum())) + 1
                 shares[order[kept:]] = 0
             sums = np.cumsum(shares)
             token = int(np.searchsorted(sums, sequence.random.random() * sums[-1], side="right"))
@@ -467,7 +456,7 @@ class Scheduler:
             self.grammars.end(sequence.id)
             self._compile()
 
-    def _trie(self, labels: list[str], end: str) -> LabelTrie:
+    def _trie(self, labels: tuple[str, ...], end: str) -> LabelTrie:
         """The trie of the tokens of every label followed by the end of the turn."""
         key = (end, *labels)
         if key not in self._tries:

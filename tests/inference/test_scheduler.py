@@ -84,8 +84,7 @@ def scheduled(
 
     scheduler = Scheduler(model, slots, 512, send, Grammars("", lambda *_: None), ["lora"])
     for k, one in enumerate(requests):
-        last = {"max_tokens": 0, "logits": 3} if one.end == "logits" else {}
-        scheduler.submit({"id": str(k), **one.__dict__, **last})
+        scheduler.submit(str(k), one)
     if cancelled is not None:
         scheduler.step()
         scheduler.cancel(str(cancelled))
@@ -99,7 +98,7 @@ def scheduled(
 def request(kind: str, head: str, text: str, adapter: str) -> Request:
     more: dict[str, Any] = {
         "free": {"max_tokens": 5},
-        "logits": {"end": "logits"},
+        "logits": {"logits": 3},
         "labels": {"labels": LABELS, "end": "\0"},
         "begun": {"labels": ("aaab", "aaba", "aabb"), "end": "\0"},
         "single": {"labels": ("abc",), "end": "\0"},
