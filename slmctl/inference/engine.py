@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import importlib.util
 import itertools
 import json
@@ -271,34 +272,32 @@ class Engine:
                 their error.
         """
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        texts: dict[int, str] = {}
-        pending: dict[int, Request] = {}
+        pending: dict[int, tuple[Request, list[str]]] = {}  # with the pieces of each answer
         long: dict[int, tuple[Request, int]] = {}  # with the tokens that each needs
         died: dict[int, Request] = {}
         waiting = enumerate(requests)
 
-        def feed() -> bool:
-            index, request = next(waiting, (-1, None))
-            if request is None:
-                return False
-            texts[index], pending[index] = "", request
-            self.submit(request, lambda event: events.put((index, event)))
-            return True
+        def feed(count: int = 1) -> None:
+            for index, request in itertools.islice(waiting, count):
+                pending[index] = request, []
+                self.submit(request, functools.partial(put, index))
 
-        for _ in range(self.sequences * 2):  # enough that a freed place is taken at once
-            feed()
-        while texts:
+        def put(index: int, event: Event) -> None:
+            events.put((index, event))
+
+        feed(self.sequences * 2)  # enough that a freed place is taken at once
+        while pending:
             index, event = events.get()
             if "piece" in event:
-                texts[index] += event["piece"]
+                pending[index][1].append(event["piece"])
                 continue
-            text, request = texts.pop(index), pending.pop(index)
+            request, pieces = pending.pop(index)
             if widen and event.get("refused") and (needs := self._needs(request)) > self.context:
                 long[index] = request, needs
             elif alone and event.get("died"):
                 died[index] = request
             else:
-                yield index, error_of(event) if "error" in event else answer_of(event, text)
+                yield index, error_of(event) if "error" in event else answer_of(event, "".join(pieces))
             feed()
         widest = max(self.context, min(self.info["trained_context"], self._cells))
         fitting = {index: request for index, (request, needs) in long.items() if needs <= widest}
