@@ -82,7 +82,7 @@ def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, s
 
 def own_task(source: Artifact) -> Task | None:
     """The task that a model carries; None for a bare file."""
-    return Task.read(source.path) if _has_task(source) else None
+    return Task.read(source.path) if (source.path / FILENAME).exists() else None
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ class FileModel:
         self._workspace = Workspace(where.directory, functools.cache(where.project))
         self.model = find_model(self._workspace, model, kinds, default="gguf")
         artifact.require_whole(self.model, hint=AGAIN)
-        home = self.model if _has_task(self.model) else resolve.find(self.project, Role("prepared", ("prepared",)))
-        self.task = Task.read(home.path)
+        own = own_task(self.model)
+        self.task = own or Task.read(resolve.find(self.project, Role("prepared", ("prepared",))).path)
         self.type = type
         self.max_tokens = max_tokens
 
@@ -192,7 +192,3 @@ def root_of(directory: Path, path: Path | None) -> Path:
     if path is not None and path.resolve().parent.parent.name == "runs":
         return path.resolve().parents[2]
     return directory
-
-
-def _has_task(source: Artifact) -> bool:
-    return (source.path / FILENAME).exists()
