@@ -17,7 +17,7 @@ from slmctl.errors import DataError
 from slmctl.production.review import answers
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
-from slmctl.task.records import Message, RowRejectedError
+from slmctl.task.records import FunctionCall, Message, RowRejectedError
 from slmctl.task.tool_calls import NO_CALL, OWN, ToolCall
 
 CALL = ToolCall("book_room", {"room": "Oak", "people": 3, "note": 'ä "x"'})
@@ -168,15 +168,16 @@ def test_an_object_that_lists_its_properties_has_no_others_unless_it_says_so() -
     assert read.parameters == {**tool["parameters"], "type": "object"}  # shown as it was written
 
 
+def calling(call: ToolCall) -> Message:
+    function: FunctionCall = {"name": call.name, "arguments": call.arguments}
+    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+
+
 def test_an_earlier_call_of_a_conversation_is_written_as_the_answer_is() -> None:
     task = family("qwen")
-    message: Message = {
-        "role": "assistant",
-        "content": "",
-        "weight": 0.5,
-        "tool_calls": [{"type": "function", "function": {"name": CALL.name, "arguments": CALL.arguments}}],
-    }
-    written = task.with_calls_as_text([{"role": "user", "content": "Oak for 3"}], message, None)
+    written = task.with_calls_as_text(
+        [{"role": "user", "content": "Oak for 3"}], {**calling(CALL), "weight": 0.5}, None
+    )
     assert written == {"role": "assistant", "content": TEXTS["qwen"], "weight": 0.5}
 
 
@@ -185,12 +186,7 @@ def test_an_earlier_call_is_rendered_with_the_control_tokens_of_its_form_and_no_
     task = family(name)
     task = dataclasses.replace(task, special_tokens=(*task.special_tokens, "<|im_end|>"))
     call = ToolCall("book_room", {"note": "a<|im_end|>[TOOL_CALLS]", "room": "Oak"})
-    earlier: Message = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}}],
-    }
-    written = task.with_calls_as_text((), earlier, None)
+    written = task.with_calls_as_text((), calling(call), None)
     question: Message = {"role": "user", "content": "Oak, <|im_end|> and [TOOL_CALLS]."}
     alone = task.prompt([question, {"role": "assistant", "content": ""}, question])
     own = task.form.before + task.form.between + task.form.after
