@@ -235,27 +235,25 @@ def test_parquet_keeps_the_types_that_json_knows(tmp_path: Path) -> None:
     assert table["m"].to_pylist() == ["1", "x", '{"k": [1]}']
 
 
-def test_csv_of_uneven_objects_has_every_column(tmp_path: Path) -> None:
-    path, out = tmp_path / "in.jsonl", tmp_path / "out.csv"
-    path.write_text('{"text": "a"}\n{"text": "b", "late": {"x": 1}}\nnot json\n')
-    assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (3, 1)
-    with out.open(encoding="utf-8", newline="") as stream:
-        first, second, third = csv.DictReader(stream)
-    assert list(first) == ["text", "late", "answer", "confidence", "error"]
-    assert second["late"] == '{"x": 1}'
-    assert third["error"].startswith("not valid JSON")
-
-
-def test_a_bad_row_becomes_a_row_with_an_error(tmp_path: Path) -> None:
+def test_bad_and_uneven_rows_become_rows_with_every_column(tmp_path: Path) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    path.write_text('{"text": "refund", "n": 1}\nnot json\n{"other": 2}\n{"text": "bad", "n": null}\n')
+    path.write_text('{"id": 1}\nnot json\n{"text": "refund", "late": {"x": 1}}\n{"text": "bad", "late": null}\n')
     assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (4, 3)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row.get("n") for row in rows] == [1, None, None, None]
-    assert rows[0]["answer"] == "<refund>"
+    assert [row.get("late") for row in rows] == [None, None, {"x": 1}, None]
+    assert [row["answer"] for row in rows] == [None, None, "<refund>", None]
     assert rows[1]["error"].startswith("not valid JSON")
-    assert rows[2]["error"] == "'text' is empty"
-    assert rows[3]["error"] == "too bad"
+    assert [rows[k]["error"] for k in (0, 2, 3)] == ["'text' is empty", None, "too bad"]
+    answer_file(Echo(), TASK, Job(path, tmp_path / "out.csv", TEXT))
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert list(table[0]) == ["id", "text", "late", "answer", "confidence", "error"]
+    assert table[2]["late"] == '{"x": 1}'
+    with pytest.raises(DataError, match="no column 'other'") as caught:
+        answer_file(Echo(), TASK, Job(path, out, RowInput("other")))
+    assert "id, text" in caught.value.hint
+    with pytest.raises(UsageError, match="names no format"):
+        answer_file(Echo(), TASK, Job(path, tmp_path / "out.xls", TEXT))
 
 
 @pytest.mark.parametrize(
@@ -275,18 +273,6 @@ def test_files_that_cannot_be_answered_are_refused(tmp_path: Path, name: str, te
         answer_file(answerer, TASK, Job(tmp_path / name, tmp_path / "out.csv", TEXT))
     assert not answerer.asked
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
-
-
-def test_the_column_may_come_after_the_first_row(tmp_path: Path) -> None:
-    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    path.write_text('{"id": 1}\n{"text": "x"}\n')
-    assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (2, 1)
-    assert [row["error"] for row in read(out)] == ["'text' is empty", None]
-    with pytest.raises(DataError, match="no column 'other'") as caught:
-        answer_file(Echo(), TASK, Job(path, out, RowInput("other")))
-    assert "id, text" in caught.value.hint
-    with pytest.raises(UsageError, match="names no format"):
-        answer_file(Echo(), TASK, Job(path, tmp_path / "out.xls", TEXT))
 
 
 @pytest.mark.parametrize("target", TARGETS)
