@@ -16,9 +16,13 @@ from slmctl.errors import DataError
 
 if TYPE_CHECKING:  # a contract is read without it
     import llguidance
+    from llguidance._lib import JsonCompileOptions
 
 MARK = "call:"  # what the text of such a grammar begins with
-WHITESPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as answers are written
+# as answers are written
+WHITESPACE: JsonCompileOptions = {
+    "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
+}  # fmt: skip
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PARTS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not", "contains",
           "propertyNames", "if", "then", "else")  # fmt: skip
