@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 from pydantic import ConfigDict, GetPydanticSchema
 
 from slmctl.artifacts.artifact import canonical
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.typed_json import read_typed
 from slmctl.errors import IntegrityError
 
@@ -66,7 +67,7 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     return values
 
 
-def probabilities(answer: Answer) -> dict[str, Any]:
+def probabilities(answer: Answer) -> JsonObject:
     """The fields of an answer that `signals` reads, as predictions hold them."""
     likeliest = dict(itertools.islice(answer.labels.items(), LABELS))
     lists = {"labels": likeliest, "logprobs": answer.logprobs, "raw_logprobs": answer.raw_logprobs}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container
 
 import llguidance
 import numpy as np
@@ -19,6 +19,9 @@ class Letters:
     def __init__(self, texts: tuple[bytes, ...] = (), control: tuple[bytes, ...] = ()) -> None:
         self.tokens = (b"</s>", *(bytes([k]) for k in range(256)), *texts, *control)
         self.special_token_ids = (0, *range(257 + len(texts), len(self.tokens)))
+        self._by_byte: dict[bytes, list[int]] = {}  # those that begin with it, the longest first
+        for k in range(256 + len(texts), 0, -1):
+            self._by_byte.setdefault(self.tokens[k][:1], []).append(k)
 
     def __call__(self, text: bytes | str) -> list[int]:
         raw, ids = (text.encode() if isinstance(text, str) else text), []
@@ -27,10 +30,9 @@ class Letters:
             raw = raw[len(self.tokens[ids[-1]]) :]
         return ids
 
-    def longest(self, among: Iterable[int], raw: bytes) -> int:
+    def longest(self, among: Container[int], raw: bytes) -> int:
         """Of some tokens, the longest that a text begins with."""
-        fitting = [k for k in among if k not in self.special_token_ids and raw.startswith(self.tokens[k])]
-        return int(max(fitting, key=lambda k: len(self.tokens[k])))
+        return next(k for k in self._by_byte[raw[:1]] if k in among and raw.startswith(self.tokens[k]))
 
     def text(self, ids: list[int]) -> bytes:
         """Tokens as they are decoded, without control tokens."""
