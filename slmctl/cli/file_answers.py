@@ -105,8 +105,8 @@ def _answering(
         from slmctl.stages.predict.endpoint_answerer import EndpointAnswerer
 
         pool = EndpointPool(endpoints.urls, endpoints.model, endpoints.key_env, endpoints.concurrency)
-        asked = EndpointAnswerer(pool, request.task, request.max_tokens)
-        yield row_answers.answerer_of_rows(asked, request.task, reading)
+        endpoint = EndpointAnswerer(pool, request.task, request.max_tokens)
+        yield row_answers.answerer_of_rows(endpoint, request.task, reading)
     elif ray:
         from slmctl.stages.predict import ray_answers
 

@@ -110,9 +110,9 @@ def answer_file(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]:
 def _stream(answered: AnswerRows, rows: RowSnapshot, meter: console.Meter) -> int:
     """Answer rows to stdout; returns the number of rows with an error."""
     errors = 0
-    asked, given = itertools.tee(rows.read())
-    for answers in answered(asked):
-        block = itertools.islice(given, len(answers))
+    ahead, behind = itertools.tee(rows.read())
+    for answers in answered(ahead):
+        block = itertools.islice(behind, len(answers))
         lines = [{**row.columns, **answer} for row, answer in zip(block, answers, strict=True)]
         console.write_json("".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in lines))
         errors += sum(bool(answer["error"]) for answer in answers)
