@@ -9,15 +9,11 @@ for; rows held out of the training rows choose the checkpoint, and the test rows
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from benchmarks import result
+from benchmarks import program, result
 from slmctl.console import percent
 
 PUBLISHED = {
@@ -45,7 +41,7 @@ evaluate: {{models: [gguf]}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("base")
     parser.add_argument("--folder", type=Path, default=Path("banking77"))
@@ -55,29 +51,30 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = CONFIG.format(base=options.base, data=options.data.resolve())
     (folder / "slmctl.yaml").write_text(text, encoding="utf-8")
-    seconds = {}
-    for stage in ("prepare", "finetune", "quantize"):
+    said, seconds = "", {}
+    for stage, command in (
+        *((stage, ("run", "--until", stage)) for stage in ("prepare", "finetune", "quantize")),
+        ("evaluate", ("evaluate", "--model", "gguf", "--json")),
+    ):
         begun = time.monotonic()
-        slmctl(folder, options.sets, "run", "--until", stage)
+        said = program.slmctl(folder, *command, sets=options.sets)
         seconds[stage] = round(time.monotonic() - begun, 1)
-    begun = time.monotonic()
-    report = json.loads(slmctl(folder, options.sets, "evaluate", "--model", "gguf", "--json"))
-    seconds["evaluate"] = round(time.monotonic() - begun, 1)
-    measured = report["metrics"]
+    measured = json.loads(said)["metrics"]
     ours = measured["models"]["Q8_0"]["metrics"]["accuracy"]
     linear = measured["baselines"]["tfidf_logistic"]["metrics"]["accuracy"]
     name = Path(options.base.rpartition(":")[2]).stem.partition("==")[0]
-    rows = [row(name, ours, peer, theirs, GOAL if k == 0 else "") for k, (peer, theirs) in enumerate(PUBLISHED.items())]
-    rows.append(row(name, ours, "TF-IDF + logistic regression, same rows", linear, ""))
-    packages = ("torch", "transformers", "trl", "peft")
-    recipe = text.replace(str(options.data.resolve()), "DATA")
-    path = result.write(
-        f"banking77-{name}", "python -m benchmarks.banking77 DATA BASE", rows, packages,
+    figure = f"{name}: accuracy on the test set"
+    rows = [
+        result.single(figure, ours, peer, theirs, GOAL if k == 0 else "")
+        for k, (peer, theirs) in enumerate(PUBLISHED.items())
+    ]
+    rows.append(result.single(figure, ours, "TF-IDF + logistic regression, same rows", linear))
+    result.write(
+        f"banking77-{name}", "python -m benchmarks.banking77 DATA BASE", rows, ("torch", "transformers", "trl", "peft"),
         model=json.loads(next(folder.glob("runs/base/*/base.json")).read_bytes())["name"],
-        n=measured["n"], interval=measured["models"]["Q8_0"]["interval"], seconds=seconds, config=recipe,
-        sets=options.sets,
+        n=measured["n"], interval=measured["models"]["Q8_0"]["interval"], seconds=seconds,
+        config=text.replace(str(options.data.resolve()), "DATA"), sets=options.sets,
     )  # fmt: skip
-    sys.stdout.write(f"{result.table(path.stem)}\n\n{path}\n")
 
 
 def table() -> str:
@@ -94,23 +91,6 @@ def table() -> str:
     lines.append(f"| TF-IDF + logistic regression, same rows | seconds | {percent(linear)} | |")
     lines += [f"| {name} | published | {100 * accuracy:.2f} % | |" for name, accuracy in PUBLISHED.items()]
     return "\n".join(lines)
-
-
-def row(name: str, ours: float, peer: str, theirs: float, goal: str) -> result.Row:
-    """Our accuracy beside one of another; the goal is on the accuracy itself."""
-    met = result.meets(ours, goal)
-    ratio = round(ours / theirs, 4)
-    return result.Row(f"{name}: accuracy on the test set", ours, peer, theirs, ratio, (ratio, ratio), goal, met)
-
-
-def slmctl(folder: Path, sets: list[str], *args: str) -> str:
-    """Run the program; what it says goes to stderr as it comes."""
-    more: list[Any] = [part for value in sets for part in ("--set", value)]
-    command = [sys.executable, "-m", "slmctl", "-C", str(folder), *args, *more]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(done.returncode)
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ that a file must end its answers is not asked of random weights.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import csv
 import json
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import architectures, real_tokenizers
+from benchmarks import architectures, program, real_tokenizers
 from benchmarks.base_outcomes import Outcome, record, table
 
 QUICK = ("smollm3", "lfm2", "phi3", "granite4-h", "qwen3.5", "gemma4", "qwen3-moe", "falcon-h1")
@@ -191,7 +190,7 @@ def _training(base: Path | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(architectures.ARCHITECTURES)}")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--chain", type=Path, help="run the stages of this project")

@@ -1,101 +1,66 @@
-"""The rules of `slmctl.sensitive`, beside those of an older slmctl and libphonenumber: recall, precision, speed.
+"""The rules of `slmctl.sensitive`: recall, precision, false alarms and speed; phone numbers beside libphonenumber.
 
-    python -m benchmarks.detectors DATA --before FOLDER
+    python -m benchmarks.detectors DATA
 
-DATA holds public data sets as `../shared/data/` does; FOLDER a checkout of slmctl whose rules are the peer's. All that
-is searched is seeded: lines with phone numbers of 12 countries (`benchmarks.phone_lines`), prompts of invented people
-with a value of each kind (`tests/support/disguises.py`), and the same values in every encoding of its tables. A value
-counts as found where findings cover its place; an alarm is false where it covers no value.
+DATA holds public data sets as `../shared/data/` does. All else that is searched is seeded: lines with phone numbers of
+12 countries (`benchmarks.phone_lines`), prompts of invented people with a value of each kind
+(`tests/support/disguises.py`), and the same values in every encoding of its tables. A value counts as found where
+findings cover its place; an alarm is false where it covers no value.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
 import json
 import random
 import string
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import phone_lines, result
+from benchmarks import phone_lines, program, result
+from slmctl.sensitive import find
+from tests.support import disguises
 
 KINDS = ("email", "phone", "card", "iban", "ip", "secret")
 PROMPTS, ENCODED = 3000, 120  # prompts with a value as it is, and for each encoding
-SLOW = "a-at-dot-" * 20  # takes 30 times as long where a pattern goes back; longer ones take minutes
+SLOW = "a-at-dot-" * 2000
 PHONES, LIBRARY = "phone numbers of 12 countries", "libphonenumber (VALID, 12 regions)"
-ENCODINGS, ALARMS = "everyday encodings that hide no value, of all", "false alarms in 10,000 ordinary sentences"
-ORDINARY, BACK = "ordinary sentences: us/KB", "a text that made a pattern go back: us/KB"
-METRICS = (
-    *(f"{group}: {figure}" for group in (PHONES, *KINDS) for figure in ("recall", "precision")),
-    ENCODINGS, ALARMS, ORDINARY, BACK,
-)  # fmt: skip
 Span = tuple[str, int, int]  # kind, start, end
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--before", type=Path, required=True, help="checkout of an older slmctl")
-    parser.add_argument("--figures", type=Path, help="be the child that measures the package in this folder")
-    options = parser.parse_args()
-    if options.figures:
-        sys.path.insert(0, str(options.figures.resolve()))
-        json.dump(figures(options.data), sys.stdout)
-        return
-    here = Path(__file__).resolve().parents[1]
-    ours, before = (_measured(options.data, folder) for folder in (here, options.before))
-    peer = "the rules before"
+    data: Path = parser.parse_args().data
+    library = libphonenumber()
     rows = [
-        result.compared(metric, [ours["rows"][metric]], [before["rows"][metric]], peer=peer, digits=4)
-        for metric in METRICS
+        result.single(f"{PHONES}: {name}", value, LIBRARY, library[name])
+        for name, value in of_phones(lambda text: find(text, ["phone"])).items()
     ]
-    rows += [
-        result.compared(f"{PHONES}: {name}", [ours["rows"][f"{PHONES}: {name}"]], [value], peer=LIBRARY, digits=4)
-        for name, value in libphonenumber().items()
-    ]
-    more = {name: {"ours": ours[name], "before": before[name]} for name in ("everyday encodings", "hidden encodings")}
-    result.write("detectors", "python -m benchmarks.detectors DATA --before FOLDER", rows, ("phonenumbers",), **more)
-
-
-def _measured(data: Path, folder: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.detectors", str(data), "--before", ".", "--figures", str(folder)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def figures(data: Path) -> dict[str, Any]:
-    """Every figure of the package that is imported."""
-    from slmctl.sensitive import find
-    from tests.support import disguises
-
-    def spans(text: str) -> list[Span]:
-        return [(finding.kind, finding.start, finding.end) for finding in find(text)]
-
-    rows = {f"{PHONES}: {k}": v for k, v in of_phones(lambda t: find(t, ["phone"])).items()}
-    rows |= dict(of_kinds(spans, disguises.prompts(PROMPTS, seed=7)))
-    everyday, hidden = (of_encodings(spans, table) for table in (disguises.EVERYDAY, disguises.HIDDEN))
+    rows += [result.single(name, value, "all", 1) for name, value in of_kinds(disguises.prompts(PROMPTS, seed=7))]
+    everyday, hidden = of_encodings(disguises.EVERYDAY), of_encodings(disguises.HIDDEN)
     whole = sum(set(shares.values()) == {1.0} for shares in everyday.values())
-    rows[ENCODINGS] = whole / len(everyday)
+    rows.append(result.single("everyday encodings that hide no value", whole, "all", len(everyday)))
     sentences = list(ordinary(data))
+    alarms, usual = timed(sentences)
+    rows.append(result.single("ordinary sentences with a false alarm", alarms, "all", len(sentences)))
+    _, slow = timed([SLOW])
+    rows.append(result.single("a text that makes patterns go back: us/KB", slow, "ordinary sentences", usual))
+    encodings = {"everyday encodings": everyday, "hidden encodings": hidden}
+    result.write("detectors", "python -m benchmarks.detectors DATA", rows, ("phonenumbers",), **encodings)
+
+
+def spans(text: str) -> list[Span]:
+    return [(finding.kind, finding.start, finding.end) for finding in find(text)]
+
+
+def timed(texts: Sequence[str]) -> tuple[int, float]:
+    """The texts in which something is found, and the microseconds of the processor for each kilobyte."""
     begun = time.process_time()
-    alarms = sum(bool(find(text)) for text in sentences)
-    spent = time.process_time() - begun
-    rows[ALARMS] = 1e4 * alarms / len(sentences)
-    rows[ORDINARY] = 1e9 * spent / sum(map(len, sentences))
-    begun = time.process_time()
-    find(SLOW)
-    rows[BACK] = 1e9 * (time.process_time() - begun) / len(SLOW)
-    return {"rows": rows, "everyday encodings": everyday, "hidden encodings": hidden}
+    count = sum(bool(find(text)) for text in texts)
+    return count, 1e9 * (time.process_time() - begun) / sum(map(len, texts))
 
 
 def of_phones(search: Callable[[str], Any]) -> dict[str, float]:
@@ -124,19 +89,20 @@ def libphonenumber() -> dict[str, float]:
     return of_phones(search)
 
 
-def of_kinds(search: Callable[[str], list[Span]], prompts: list[tuple[str, str, str]]) -> Iterator[tuple[str, float]]:
+def of_kinds(prompts: list[tuple[str, str, str]]) -> Iterator[tuple[str, float]]:
     """Recall by kind over prompts with a value; precision of each kind's findings over them and lines of decoys."""
     values, hits, right, findings = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for kind, text, value in prompts:
         start = text.index("{value}")
         end = start + len(value)
         values[kind] += 1
-        hits[kind] += any(k == kind and s <= start and e >= end for k, s, e in search(text.replace("{value}", value)))
-        for k, s, e in search(text.replace("{value}", value)):
+        found = spans(text.replace("{value}", value))
+        hits[kind] += any(k == kind and s <= start and e >= end for k, s, e in found)
+        for k, s, e in found:
             findings[k] += 1
             right[k] += k == kind and s < end and e > start
     for line in phone_lines.lines():
-        for k, _, _ in search(line.text):
+        for k, _, _ in spans(line.text):
             findings[k] += 1
             right[k] += k == "phone" and bool(line.spans)
     for kind in KINDS:
@@ -144,12 +110,8 @@ def of_kinds(search: Callable[[str], list[Span]], prompts: list[tuple[str, str, 
         yield f"{kind}: precision", right[kind] / max(1, findings[kind])
 
 
-def of_encodings(
-    search: Callable[[str], list[Span]], encodings: dict[str, Callable[[str], str]]
-) -> dict[str, dict[str, float]]:
+def of_encodings(encodings: dict[str, Callable[[str], str]]) -> dict[str, dict[str, float]]:
     """For each encoding and kind, the share of values in which something is found."""
-    from tests.support import disguises
-
     choose = random.Random(11)
     table: dict[str, dict[str, float]] = {}
     prompts = disguises.prompts(ENCODED, seed=5)
@@ -158,19 +120,17 @@ def of_encodings(
         hits, values = Counter[str](), Counter[str]()
         for (kind, text, value), key in zip(prompts, keys, strict=True):
             values[kind] += 1
-            hits[kind] += bool(search(text.replace("{value}", encode(key if kind == "secret" else value))))
+            hits[kind] += bool(find(text.replace("{value}", encode(key if kind == "secret" else value))))
         table[name] = {kind: round(hits[kind] / values[kind], 3) for kind in KINDS}
     return table
 
 
 def ordinary(data: Path) -> Iterator[str]:
     """Requests of the public data sets: 47,487 sentences in which people ask for something."""
-    banking = io.StringIO((data / "banking77" / "train.csv").read_text(encoding="utf-8"))
-    yield from (row["text"] for row in csv.DictReader(banking))
+    yield from (text for text, _ in program.read_csv(data / "banking77" / "train.csv"))
     clinc = json.loads((data / "clinc150" / "data_full.json").read_text(encoding="utf-8"))
     yield from (text for rows in clinc.values() for text, _ in rows)
-    for line in (data / "snips" / "train.jsonl").read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)["utterance"]
+    yield from (row["utterance"] for row in program.read_jsonl(data / "snips" / "train.jsonl"))
 
 
 if __name__ == "__main__":

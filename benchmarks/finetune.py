@@ -11,14 +11,11 @@ the records, without padding, however few of them are computed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import architectures, bases, result
+from benchmarks import architectures, bases, program, result
 from slmctl import config
 from slmctl.pipeline import chains, resolve
 from slmctl.stages.finetune import matmul_benchmark
@@ -44,7 +41,7 @@ SHARES = {"SmolLM2-135M": ">= 0.25", "gemma-3-270m": ">= 0.25"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("projects", nargs="*", type=Path)
     parser.add_argument(
         "--shapes", nargs="*", default=[], help="bases of benchmarks.architectures, at their whole size"
@@ -65,10 +62,13 @@ def main() -> None:
             folder = Path(scratch.enter_context(tempfile.TemporaryDirectory()))
             projects.append(random_project(shape, folder / architectures.ARCHITECTURES[shape].base.replace(" ", "-")))
         for project in projects:
-            runs: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}
-            for _ in range(options.repeat):
-                for side in runs:
-                    runs[side].append(measured(side, project, options.steps, options.validation))
+            counts = "--steps", str(options.steps), "--validation", str(options.validation)
+
+            def run(side: str, project: Path = project, counts: tuple[str, ...] = counts) -> dict[str, Any]:
+                env = program.SPIN if side == "slmctl" else None
+                return program.measured("finetune", "--one", side, str(project), *counts, env=env)
+
+            runs = program.alternating(options.sides, options.repeat, run)
             rows += rows_of(project.name, runs)
             raw[project.name] = runs
     name, arguments = ("finetune-shapes", "--shapes ...") if options.shapes else ("finetune", "PROJECT...")
@@ -78,8 +78,7 @@ def main() -> None:
         rows = [result.Row(**row) for row in before["rows"] if row["metric"].partition(":")[0] not in raw] + rows
         raw = before["runs"] | raw
     packages = ("torch", "transformers", "trl", "peft")
-    path = result.write(name, f"python -m benchmarks.finetune {arguments}", rows, packages, runs=raw)
-    sys.stdout.write(result.table(name) + f"\n\n{path}\n")
+    result.write(name, f"python -m benchmarks.finetune {arguments}", rows, packages, runs=raw)
 
 
 def random_project(shape: str, folder: Path) -> Path:
@@ -107,11 +106,6 @@ def rows_of(name: str, runs: dict[str, list[dict[str, float]]]) -> list[result.R
     peers = sorted(
         (side for side in runs if side != "slmctl"), key=lambda side: -statistics.median(of(side, "tokens_per_s"))
     )
-    share = [run["gflops_per_s"] / run["peak_gflops_per_s"] for run in runs["slmctl"]]
-    ratio = statistics.median(share)
-    ours = [run["gflops_per_s"] for run in runs["slmctl"]]
-    peaks = [run["peak_gflops_per_s"] for run in runs["slmctl"]]
-    goal = SHARES.get(name, ">= 0.5")
     rows = [
         result.compared(
             f"{name}: tokens/s", of("slmctl", "tokens_per_s"), of(peer, "tokens_per_s"), peer=peer,
@@ -120,50 +114,17 @@ def rows_of(name: str, runs: dict[str, list[dict[str, float]]]) -> list[result.R
         for peer in peers
     ]  # fmt: skip
     if peers:
-        rows.append(
-            result.compared(
-                f"{name}: peak memory, GB",
-                of("slmctl", "rss_gb"),
-                of(peers[0], "rss_gb"),
-                peer=peers[0],
-                goal="<= 0.6",
-            )
-        )
+        ours, theirs = of("slmctl", "rss_gb"), of(peers[0], "rss_gb")
+        rows.append(result.compared(f"{name}: peak memory, GB", ours, theirs, peer=peers[0], goal="<= 0.6"))
     if "trl" in peers:
-        rows.append(
-            result.compared(
-                f"{name}: validation loss",
-                of("slmctl", "validation_loss"),
-                of("trl", "validation_loss"),
-                peer="trl",
-                goal="<= 1.01",
-                digits=4,
-            )
-        )
-    return [
-        *rows,
-        result.Row(
-            f"{name}: GFLOP/s in products", round(statistics.median(ours)), "the peak, measured beside it",
-            round(statistics.median(peaks)), round(ratio, 3), (round(min(share), 3), round(max(share), 3)),
-            goal, result.meets(ratio, goal),
-        ),
-    ]  # fmt: skip
-
-
-def measured(side: str, project: Path, steps: int, validation: int) -> dict[str, float]:
-    """One side in a process of its own, with the environment that it would have."""
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
-    if side == "slmctl":
-        environment["GOMP_SPINCOUNT"] = "10000"  # as the program sets it
-    command = [sys.executable, "-m", "benchmarks.finetune", "--one", side, str(project), "--steps", str(steps)]
-    command += ["--validation", str(validation)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        sys.exit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    sys.stderr.write(f"{found['name']} {side}: {found['tokens_per_s']:.0f} tokens/s, {found['rss_gb']:.2f} GB\n")
-    return found
+        ours, theirs = of("slmctl", "validation_loss"), of("trl", "validation_loss")
+        rows.append(result.compared(f"{name}: validation loss", ours, theirs, peer="trl", goal="<= 1.01", digits=4))
+    ours, peaks = of("slmctl", "gflops_per_s"), of("slmctl", "peak_gflops_per_s")
+    of_peak = result.compared(
+        f"{name}: GFLOP/s in products", ours, peaks, peer="the peak, measured beside it",
+        goal=SHARES.get(name, ">= 0.5"), digits=0,
+    )  # fmt: skip
+    return [*rows, of_peak]
 
 
 def one(side: str, project: Path, steps: int, validation: int) -> dict[str, Any]:

@@ -12,8 +12,6 @@ the accuracy of each, paired (`fleet_adapters`). Without BASE it is a random mod
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -22,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fleet_adapters, result
+from benchmarks import fleet_adapters, program, result
 from slmctl.stages.predict import ray_answers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +32,7 @@ KILL_AT = 0.3  # share of the rows that are answered when a node is killed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     ray = commands.add_parser("ray")
     ray.add_argument("release", nargs="?", type=Path, help="a release; one of the tests by default")
@@ -69,11 +67,11 @@ def measure_ray(release: Path | None, count: int, repetitions: int) -> None:
         model = (release or KEPT).resolve()
         texts = [text for text, _ in tiny.rows(min(count, 2_000), seed=9)]
         source = folder / "in.jsonl"
-        source.write_text("".join(json.dumps({"id": k, "text": texts[k % len(texts)]}) + "\n" for k in range(count)))
+        program.write_jsonl(source, [{"id": k, "text": texts[k % len(texts)]} for k in range(count)])
         words = [str(model), "--input", str(source), "--column", "text"]
         runs = [ray_run(folder, words, count) for _ in range(repetitions)]
         runs[0]["one_process_s"] = seconds_of_one(folder, words)
-        whole = read(folder / "one.jsonl")
+        whole = program.read_jsonl(folder / "one.jsonl")
     for run in runs:
         ours = run.pop("rows")
         places = [row["id"] for row in ours]
@@ -96,15 +94,8 @@ def measure_ray(release: Path | None, count: int, repetitions: int) -> None:
         ),
     ]  # fmt: skip
     command = f"python -m benchmarks.fleet ray --rows {count} --repetitions {repetitions}"
-    path = result.write(
-        "fleet-ray",
-        command,
-        rows,
-        ["ray", "llama-cpp-python"],
-        runs=runs,
-        model=release.name if release else "7K weights",
-    )
-    sys.stdout.write(f"{path}\n{result.table('fleet-ray')}\n")
+    named = release.name if release else "7K weights"
+    result.write("fleet-ray", command, rows, ["ray", "llama-cpp-python"], runs=runs, model=named)
 
 
 def ray_run(folder: Path, words: Sequence[str], count: int) -> dict[str, Any]:
@@ -138,12 +129,8 @@ def ray_run(folder: Path, words: Sequence[str], count: int) -> dict[str, Any]:
         nodes.stdin.close()
     return {
         "answered_at_kill": answered, "killed_after_s": round(killed, 1), "seconds": round(seconds, 1),
-        "rows": read(out),
+        "rows": program.read_jsonl(out),
     }  # fmt: skip
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def seconds_of_one(folder: Path, words: Sequence[str]) -> float:

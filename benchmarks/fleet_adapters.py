@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import result
+from benchmarks import program, result
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.engine import Answer, Engine
@@ -96,7 +96,7 @@ def measure(setup: Setup, count: int, rows: int, repetitions: int) -> None:
             [sum(each.merged_right for each in made) / count], peer=f"merged {TYPE}", goal=">= 0.99",
         ),
     ]  # fmt: skip
-    path = result.write(
+    result.write(
         "fleet-adapters",
         f"python -m benchmarks.fleet adapters{name and f' {name} --data CSV'} --adapters {count} --rows {rows}",
         figures,
@@ -109,7 +109,6 @@ def measure(setup: Setup, count: int, rows: int, repetitions: int) -> None:
         shared=shared,
         apart=apart,
     )
-    sys.stdout.write(f"{path}\n{result.table('fleet-adapters')}\n")
 
 
 def both(key: str, *runs: Sequence[dict[str, Any]]) -> list[list[float]]:
@@ -199,18 +198,9 @@ def run(task: Task, plan: Sequence[tuple[int, Record]], count: int, opening: Any
             answers = list(pool.map(lambda engine: list(engine.ask_all(shares[engine])), shares))
         seconds = time.monotonic() - begun
         assert all(isinstance(answer, Answer) for some in answers for _, answer in some), "a row has no answer"
-        memory = sum(pss_mb(engine) for engine in shares)
+        memory = sum(program.pss_bytes(engine._child.pid) for engine in shares if engine._child) / 1e6
     sys.stderr.write(f"{len(shares)} engines: {memory:.0f} MB, {len(plan) / seconds:.1f} rows/s\n")
     return {
         "engines": len(shares), "load_s": round(load_s, 2), "pss_mb": round(memory, 1),
         "rows_per_s": round(len(plan) / seconds, 2),
     }  # fmt: skip
-
-
-def pss_mb(engine: Engine) -> float:
-    """Memory of an engine's process, a page that it shares with others in parts: the file and what is computed."""
-    assert engine._child is not None
-    text = Path(f"/proc/{engine._child.pid}/smaps_rollup").read_text(encoding="ascii")
-    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6

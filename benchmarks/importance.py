@@ -8,7 +8,6 @@ validation records, in nats; `ours` is with the matrix, `theirs` the same type w
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import result
+from benchmarks import program, result
 from slmctl.artifacts import artifact
 from slmctl.config import QuantizeConfig
 from slmctl.model_files import hf_folder, quantizer
@@ -30,7 +29,7 @@ HELD_OUT = 64  # validation records
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("merged", type=Path)
     parser.add_argument("prepared", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512])
@@ -80,12 +79,11 @@ def main() -> None:
                 )
                 for name in options.types
             ]  # fmt: skip
-    path = result.write(
+    result.write(
         f"importance-{base.name.lower()}", "python -m benchmarks.importance MERGED PREPARED", rows,
         ("torch", "transformers", "llama-cpp-python"), lossless=whole, measured=everything,
         positions=int(whole["positions"]),
     )  # fmt: skip
-    sys.stdout.write(result.table(path.stem) + f"\n\n{path}\n")
 
 
 if __name__ == "__main__":

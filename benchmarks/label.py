@@ -16,7 +16,6 @@ one), and on all of them; the test rows are scored once.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import sys
@@ -32,8 +31,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support import disguises, endpoint
 
-from benchmarks import label_students, result
-from benchmarks.label_students import HEAD, single, slmctl
+from benchmarks import label_students, program, result
+from benchmarks.label_students import HEAD
+from benchmarks.program import Pairs, read_csv, slmctl
+from benchmarks.result import single
 from slmctl.config import LabelConfig
 from slmctl.console import percent
 from slmctl.metrics.error_threshold import fits_score
@@ -49,7 +50,7 @@ PACKAGES = ("numpy", "scikit-learn", "httpx")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("bound", "plan"):
         one = commands.add_parser(name)
@@ -59,29 +60,18 @@ def main() -> None:
     commands.add_parser("private").add_argument("--rows", type=int, default=1000)
     label_students.add_arguments(commands.add_parser("students"))
     options = parser.parse_args()
-    measures = {
-        "bound": bounds, "plan": plans, "private": private, "students": label_students.learn,
-    }  # fmt: skip
+    measures = {"bound": bounds, "plan": plans, "private": private, "students": label_students.learn}
     rows = measures[options.command](options)
-    for row in rows:
-        print(f"{row.metric}: {row.ours:g} ({row.peer}: {row.theirs:g}) {row.goal} {row.met}")  # noqa: T201
-    trains = options.command == "students"
-    if trains or not getattr(options, "quick", False):
-        quick = " --quick" if trains and options.quick else ""
-        command = f"python -m benchmarks.label {options.command} ...{quick}"
-        print(result.write(f"label-{options.command}", command, rows, PACKAGES))  # noqa: T201
-
-
-def read(path: Path) -> list[tuple[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return [(row["text"], row["category"]) for row in csv.DictReader(stream)]
+    quick = getattr(options, "quick", False)
+    command = f"python -m benchmarks.label {options.command} ..." + " --quick" * quick
+    result.write(f"label-{options.command}" + "-quick" * quick, command, rows, PACKAGES)
 
 
 # The bound
 
 
 def bounds(options: argparse.Namespace) -> list[result.Row]:
-    pairs = read(options.data / "train.csv")
+    pairs = read_csv(options.data / "train.csv")
     random.Random(0).shuffle(pairs)
     pairs = pairs[:QUICK_ROWS] if options.quick else pairs
     rows = held("teacher B (12 % wrong)", teacher_b(pairs))
@@ -90,7 +80,7 @@ def bounds(options: argparse.Namespace) -> list[result.Row]:
     return rows
 
 
-def teacher_b(pairs: Sequence[tuple[str, str]]) -> list[LabelledRow]:
+def teacher_b(pairs: Pairs) -> list[LabelledRow]:
     """The true labels with seeded errors: the label whose texts are most like those of the right one."""
     nearest = nearest_labels(pairs)
     choose, rows = random.Random(1), []
@@ -101,7 +91,7 @@ def teacher_b(pairs: Sequence[tuple[str, str]]) -> list[LabelledRow]:
     return rows
 
 
-def nearest_labels(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+def nearest_labels(pairs: Pairs) -> dict[str, str]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     names = sorted({label for _, label in pairs})
@@ -116,8 +106,7 @@ def recorded(folder: Path, truth: dict[str, str]) -> list[LabelledRow]:
     """The answers in a labelled artifact, with the true labels."""
     rows = []
     for name in ("accepted", "review"):
-        for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
-            fields = json.loads(line)
+        for fields in program.read_jsonl(folder / f"{name}.jsonl"):
             if fields["input"] in truth:
                 votes = [Vote(0, vote["answer"], vote["valid"], vote.get("confidence")) for vote in fields["votes"]]
                 row = LabelRow(fields["id"], fields["input"], fields["input"], "", len(rows), truth[fields["input"]])
@@ -163,7 +152,7 @@ def with_gold(entry: LabelledRow, *, is_pool: bool) -> LabelledRow:
 
 
 @contextmanager
-def teacher_at_an_endpoint(pairs: Sequence[tuple[str, str]]) -> Iterator[endpoint.Fake]:
+def teacher_at_an_endpoint(pairs: Pairs) -> Iterator[endpoint.Fake]:
     """Teacher B behind an endpoint of this process; a token is four characters."""
     said = {entry.row.text: entry.answer for entry in teacher_b(pairs)} if pairs else {}
 
@@ -176,12 +165,9 @@ def teacher_at_an_endpoint(pairs: Sequence[tuple[str, str]]) -> Iterator[endpoin
         yield fake
 
 
-def project(folder: Path, url: str, gold: Sequence[tuple[str, str]], texts: Sequence[str], more: str = "") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "gold.csv").open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([("text", "category"), *gold])
-    lines = [json.dumps({"text": text}) for text in texts]
-    (folder / "new.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def project(folder: Path, url: str, gold: Pairs, texts: Sequence[str], more: str = "") -> Path:
+    program.write_csv(folder / "gold.csv", gold)
+    program.write_jsonl(folder / "new.jsonl", [{"text": text} for text in texts])
     (folder / "slmctl.yaml").write_text(
         HEAD.format(name="banking77", base="none", labels="from-data")
         + "label:\n  sources: [{path: new.jsonl, input: text}]\n"
@@ -193,7 +179,7 @@ def project(folder: Path, url: str, gold: Sequence[tuple[str, str]], texts: Sequ
 
 
 def plans(options: argparse.Namespace) -> list[result.Row]:
-    pairs = read(options.data / "train.csv")
+    pairs = read_csv(options.data / "train.csv")
     random.Random(0).shuffle(pairs)
     pairs = pairs[:400] if options.quick else pairs[:2000]
     planned, paid = [], []
@@ -220,22 +206,16 @@ def private(options: argparse.Namespace) -> list[result.Row]:
     ]
     folder = Path(f"label-private-{int(time.time())}")
     with teacher_at_an_endpoint([]) as fake:
-        project(
-            folder, fake.url, [(f"a plain question about a lamp, number {'i' * k}", "lamp") for k in range(9)], texts
-        )
+        gold = [(f"a plain question about a lamp, number {'i' * k}", "lamp") for k in range(9)]
+        project(folder, fake.url, gold, texts)
         slmctl(folder, "label")
     asked = {body["messages"][-1]["content"] for body in fake.bodies}
     left = [text for text in texts if text in asked]
     sent = json.dumps(fake.bodies)
     values = sum(len(value.encode()) for _, _, value in cases if value in sent)
+    what = f"rows with personal data in {len(ways)} disguises that left, of {len(texts)}"
     return [
-        single(
-            f"rows with personal data in {len(ways)} disguises that left, of {len(texts)}",
-            len(left),
-            "allowed",
-            0,
-            "<= 0",
-        ),
+        single(what, len(left), "allowed", 0, "<= 0"),
         single("bytes of personal data at the endpoint", values, "allowed", 0, "<= 0"),
     ]
 

@@ -7,17 +7,16 @@ students. Everything is a project below `--folder`, so a run that is stopped goe
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import random
-import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import result
+from benchmarks import program, result
+from benchmarks.program import Pairs, read_csv, slmctl, write_csv
+from benchmarks.result import single
 from slmctl.console import percent
 
 GOLD, WON = 300, ">= 0.6"
@@ -96,17 +95,12 @@ def read(folder: Path, form: Form) -> Data:
         parts = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
         train, test = ([(text, label) for text, label in parts[name]] for name in ("train", "test"))
     else:
-        train, test = (_read_csv(folder / f"{name}.csv") for name in ("train", "test"))
+        train, test = (read_csv(folder / f"{name}.csv") for name in ("train", "test"))
     random.Random(0).shuffle(train)
     random.Random(0).shuffle(test)
     half = len(train) // 2
     others = train[half : half + (form.taught or len(train))]
     return Data(folder.name, train[: form.rows or half], others, test[: form.tested or len(test)])
-
-
-def _read_csv(path: Path) -> list[tuple[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return [(row["text"], row["category"]) for row in csv.DictReader(stream)]
 
 
 def learn(options: argparse.Namespace) -> list[result.Row]:
@@ -146,7 +140,7 @@ def learn(options: argparse.Namespace) -> list[result.Row]:
 def accepted(place: Path) -> list[str]:
     """The ids of the rows that a student learned from its teacher."""
     (told,) = (place / "runs" / "labelled").glob("[!.]*")
-    return [json.loads(line)["id"] for line in (told / "accepted.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row["id"] for row in program.read_jsonl(told / "accepted.jsonl")]
 
 
 def teacher(data: Data, place: Path, base: str, form: Form) -> Path:
@@ -168,28 +162,20 @@ def taught_by(release: Path) -> str:
 
 
 def project(
-    place: Path, data: Data, gold: Sequence[tuple[str, str]], base: str, form: Form, label: str, *,
+    place: Path, data: Data, gold: Pairs, base: str, form: Form, label: str, *,
     test: str = "",
 ) -> Path:  # fmt: skip
     """A project of a student, or of the teacher."""
-    place.mkdir(parents=True, exist_ok=True)
     write_csv(place / "gold.csv", gold)
     if not test:
         write_csv(place / "test.csv", data.test)
-    new = "".join(json.dumps({"text": text}) + "\n" for text, _ in data.mine[GOLD:])
-    (place / "new.jsonl").write_text(new, encoding="utf-8")
+    program.write_jsonl(place / "new.jsonl", [{"text": text} for text, _ in data.mine[GOLD:]])
     validation = 0.1 if len(gold) <= GOLD else 0.03
     text = HEAD.format(name=data.name, base=base, labels=data.labels) + STUDENT.format(
         test=test or "test.csv", validation=validation, epochs=form.epochs
     )
     (place / "slmctl.yaml").write_text(text + label, encoding="utf-8")
     return place
-
-
-def write_csv(path: Path, rows: Sequence[tuple[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([("text", "category"), *rows])
 
 
 @dataclass(frozen=True)
@@ -208,16 +194,3 @@ def measured(place: Path) -> Student:
     student = Student(model["metrics"]["accuracy"], " to ".join(map(percent, model["interval"])), linear)
     print(f"{place.parent.name} {place.name}: {student}")  # noqa: T201
     return student
-
-
-def slmctl(folder: Path, *args: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "slmctl", "-C", str(folder), *args], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-
-
-def single(metric: str, ours: float, peer: str, theirs: float, goal: str = "") -> result.Row:
-    """A figure that is measured once."""
-    ratio = round(ours / theirs, 4) if theirs else 0.0
-    return result.Row(metric, round(ours, 5), peer, round(theirs, 5), ratio, (ratio, ratio), goal,
-                      result.meets(ours, goal))  # fmt: skip

@@ -51,10 +51,9 @@ def main() -> None:
         for name in rate
         if name != "bfloat16"
     ]
-    path = result.write("low_bit", "python -m benchmarks.low_bit", rows, ("torch",), errors=errors)
+    result.write("low_bit", "python -m benchmarks.low_bit", rows, ("torch",), errors=errors)
     for name in rate:
         sys.stderr.write(f"{name}: {statistics.median(rate[name]):.0f} GFLOP/s, error {errors[name]:.4f}\n")
-    sys.stdout.write(result.table(path.stem) + f"\n\n{path}\n")
 
 
 Product = Callable[[torch.Tensor], torch.Tensor]

@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import result
+from benchmarks import program, result
 from slmctl import config
 from slmctl.artifacts.artifact import Artifact
-from slmctl.console import percent
 from slmctl.pipeline import resolve, stage_table
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
@@ -36,7 +33,7 @@ SIDES = ("gguf-slmctl", "gguf-alone", "gguf-llama", "hf-slmctl", "hf-generate")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("project", type=Path)
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--hf-rows", type=int, default=100, help="of the HF model and its loop; 0: neither")
@@ -48,19 +45,21 @@ def main() -> None:
         sys.stdout.write(json.dumps(one(options)) + "\n")
         return
     sides = [side for side in SIDES if options.hf_rows or side.startswith("gguf")]
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for _ in range(options.repeat):
-        for side in sides:
-            runs[side].append(measured(side, options))
+
+    def run(side: str) -> dict[str, Any]:
+        rows = options.hf_rows if side.startswith("hf") else options.rows
+        words = str(options.project), "--one", side, "--rows", str(rows), "--type", options.type
+        return program.measured("predict", *words, env=program.SPIN if side.endswith(("slmctl", "alone")) else None)
+
+    runs = program.alternating(sides, options.repeat, run)
     packages = ("torch", "transformers", "llama-cpp-python", "llguidance")
     raw = {
         side: [{key: run[key] for key in ("rows_per_s", "accuracy")} for run in found] for side, found in runs.items()
     }
-    path = result.write(
+    result.write(
         f"predict-{options.type.lower()}", "python -m benchmarks.predict PROJECT", rows_of(runs), packages,
         type=options.type, rows_measured={"gguf": options.rows, "hf": options.hf_rows}, runs=raw,
     )  # fmt: skip
-    sys.stdout.write(result.table(path.stem) + f"\n\n{path}\n")
 
 
 def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
@@ -84,19 +83,9 @@ def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
         pairs = list(zip(mine["answers"], theirs["answers"], strict=True))
         valid = [(a, b) for a, b in pairs if b in mine["labels"]]
         same = sum(a == b for a, b in valid) / max(len(valid), 1)
-        share = round(same, 4)
-        table.append(
-            result.Row(
-                f"{kind}: same answers, of those where the loop said a label",
-                share,
-                "labels that the loop said",
-                round(len(valid) / len(pairs), 4),
-                share,
-                (share, share),
-                ">= 0.99",
-                same >= 0.99,
-            )
-        )
+        words = f"{kind}: same answers, of those where the loop said a label"
+        said = len(valid) / len(pairs)
+        table.append(result.single(words, same, "labels that the loop said", said, ">= 0.99"))
         accuracy = [statistics.median(run["accuracy"] for run in runs[side]) for side in (ours, peer)]
         table.append(
             result.compared(
@@ -104,23 +93,6 @@ def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
             )
         )
     return table
-
-
-def measured(side: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One side in a process of its own, with the environment that it would have."""
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    environment |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    if side.endswith(("slmctl", "alone")):
-        environment["GOMP_SPINCOUNT"] = "10000"  # as the program sets it
-    rows = options.hf_rows if side.startswith("hf") else options.rows
-    command = [sys.executable, "-m", "benchmarks.predict", str(options.project), "--one", side]
-    command += ["--rows", str(rows), "--type", options.type]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        sys.exit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    sys.stderr.write(f"{side}: {found['rows_per_s']:.2f} rows/s, accuracy {percent(found['accuracy'])}\n")
-    return found
 
 
 def one(options: argparse.Namespace) -> dict[str, Any]:

@@ -11,13 +11,13 @@ pages counted once.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import result, tickets
+from benchmarks import program, result, tickets
 
 PEER = "datasets + datasketch + presidio"
 PACKAGES = ("numpy", "rapidfuzz", "tokenizers", "datasets", "datasketch", "presidio-analyzer")
@@ -52,7 +52,7 @@ prepare:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("base")
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--sample", type=int, default=10_000, help="rows of the comparison")
@@ -64,15 +64,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch), options.base)
-        ours, theirs = [], []
-        for _ in range(options.repeat):
-            ours.append(bench.slmctl(options.sample))
-            theirs.append(bench.peer(options.sample))
+        sides = {"slmctl": bench.slmctl, "peer": bench.peer}
+        ours, theirs = program.alternating(
+            list(sides), options.repeat, lambda side: sides[side](options.sample)
+        ).values()
         longer = [ours[0] if rows == options.sample else bench.slmctl(rows) for rows in options.rows]
     command = "python -m benchmarks.prepare BASE"
     rows = figures(options.sample, ours, theirs, longer)
-    path = result.write("prepare", command, rows, PACKAGES, runs={"slmctl": ours + longer, "peer": theirs})
-    sys.stdout.write(result.table("prepare") + f"\n\n{path}\n")
+    result.write("prepare", command, rows, PACKAGES, runs={"slmctl": ours + longer, "peer": theirs})
 
 
 def figures(
@@ -92,31 +91,20 @@ def figures(
     ]  # fmt: skip
     slowest = statistics.median(of(theirs, "rows_per_s"))
     for run in longer:
-        name, rate, memory = f"{run['rows']:,} rows", run["rows_per_s"], run["gb"]
-        ratio = round(rate / slowest, 3)
+        name = f"{run['rows']:,} rows"
         if run["rows"] != sample:  # which stands beside the peer's own runs already
             rows.append(
-                result.Row(
-                    f"{name}: rows/s", round(rate), f"{PEER}, {sample:,} rows", round(slowest), ratio, (ratio, ratio),
-                    ">= 10", result.meets(ratio, ">= 10"),
+                result.compared(
+                    f"{name}: rows/s", [run["rows_per_s"]], [slowest], peer=f"{PEER}, {sample:,} rows", goal=">= 10",
+                    digits=0,
                 )
             )  # fmt: skip
-        rows.append(
-            result.Row(
-                f"{name}: peak memory, GB", round(memory, 3), "the bound", 1, round(memory, 3),
-                (round(memory, 3),) * 2, "<= 1", result.meets(memory, "<= 1"),
-            )
-        )  # fmt: skip
+        rows.append(result.single(f"{name}: peak memory, GB", run["gb"], "the bound", 1, "<= 1"))
     points = [(run["rows"], run["seconds"]) for run in longer]
     # All points, and the two longest, between which the start of the program counts least.
     for few in sorted({len(points), min(2, len(points))} - {0, 1}, reverse=True):
-        exponent = round(slope(points[-few:]), 3)
-        rows.append(
-            result.Row(
-                f"exponent of time over rows, from {points[-few][0]:,}", exponent, "linear", 1, exponent,
-                (exponent,) * 2, "<= 1.1", result.meets(exponent, "<= 1.1"),
-            )
-        )  # fmt: skip
+        what = f"exponent of time over rows, from {points[-few][0]:,}"
+        rows.append(result.single(what, slope(points[-few:]), "linear", 1, "<= 1.1"))
     return rows
 
 
@@ -135,7 +123,7 @@ class Bench:
         self.project.mkdir()
         base = str(Path(base).resolve()) if Path(base).exists() else base
         (self.project / "slmctl.yaml").write_text(CONFIG.format(base=json.dumps(base)), encoding="utf-8")
-        self._run("pull")
+        program.slmctl(self.project, "pull")
         self.tokenizer = next((self.project / "runs" / "base").iterdir()) / "tokenizer.json"
 
     def slmctl(self, rows: int) -> dict[str, float]:
@@ -143,37 +131,34 @@ class Bench:
         source = self.project / "rows.csv"
         source.unlink(missing_ok=True)
         os.link(self._rows(rows), source)
-        for made in self.project.glob("runs/prepared/*"):
-            subprocess.run(["rm", "-r", str(made)], check=True)
+        shutil.rmtree(self.project / "runs" / "prepared", ignore_errors=True)
         command = [sys.executable, "-m", "slmctl", "-C", str(self.project), "prepare"]
-        return self._measured("slmctl", rows, command)
+        return measured(rows, command)
 
     def peer(self, rows: int) -> dict[str, float]:
         """The same by the peers, anew."""
         with tempfile.TemporaryDirectory(dir=self.folder) as out:
             arguments = [str(self.tokenizer), "--peer", str(self._rows(rows)), out]
-            return self._measured("peer", rows, [sys.executable, "-m", "benchmarks.prepare", *arguments])
+            return measured(rows, [sys.executable, "-m", "benchmarks.prepare", *arguments])
 
     def _rows(self, count: int) -> Path:
         path = self.folder / f"rows-{count}.csv"
         return path if path.exists() else tickets.write(path, count)
 
-    def _run(self, *arguments: str) -> None:
-        subprocess.run([sys.executable, "-m", "slmctl", "-C", str(self.project), *arguments], check=True)
 
-    def _measured(self, side: str, rows: int, command: list[str]) -> dict[str, float]:
-        begun = time.monotonic()
-        with tempfile.TemporaryFile() as errors:
-            child = subprocess.Popen(command, stdout=errors, stderr=errors, start_new_session=True)
-            memory = Memory(child.pid)
-            code = child.wait()
-            seconds = time.monotonic() - begun
-            peak = memory.stop()
-            if code != 0:
-                errors.seek(0)
-                sys.exit(errors.read().decode("utf-8", "replace"))
-        sys.stderr.write(f"{side} {rows:,} rows: {seconds:.1f} s, {rows / seconds:.0f} rows/s, {peak / 1e9:.2f} GB\n")
-        return {"rows": rows, "seconds": seconds, "rows_per_s": rows / seconds, "gb": peak / 1e9}
+def measured(rows: int, command: list[str]) -> dict[str, float]:
+    """Seconds and peak memory of a command that reads so many rows."""
+    begun = time.monotonic()
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(command, stdout=errors, stderr=errors, start_new_session=True)
+        memory = Memory(child.pid)
+        code = child.wait()
+        seconds = time.monotonic() - begun
+        peak = memory.stop()
+        if code != 0:
+            errors.seek(0)
+            sys.exit(errors.read().decode("utf-8", "replace"))
+    return {"rows": rows, "seconds": seconds, "rows_per_s": rows / seconds, "gb": peak / 1e9}
 
 
 class Memory(threading.Thread):
@@ -186,29 +171,21 @@ class Memory(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(POLL_S):
-            self._peak = max(self._peak, sum(map(_resident, self._members())))
+            self._peak = max(self._peak, sum(map(program.pss_bytes, self._members())))
 
     def stop(self) -> int:
         self._done.set()
         self.join()
         return self._peak
 
-    def _members(self) -> list[Path]:
+    def _members(self) -> list[int]:
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 fields = (path / "stat").read_text().rpartition(")")[2].split()
                 if int(fields[3]) == self._session:
-                    found.append(path)
+                    found.append(int(path.name))
         return found
-
-
-def _resident(process: Path) -> int:
-    """A process's memory, a page that it shares with others in parts."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"^Pss:\s+(\d+) kB", (process / "smaps_rollup").read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
-    return 0
 
 
 # The peers

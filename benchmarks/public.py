@@ -7,15 +7,13 @@ The configs stand in benchmarks/configs and read the data where it lies, beside 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import result
+from benchmarks import program, result
 from slmctl.console import percent
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -25,7 +23,7 @@ ADDED = 1000  # rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("public"))
     folder: Path = parser.parse_args().folder
     if not DATA.is_dir():
@@ -44,10 +42,10 @@ def prepared(name: str, folder: Path) -> dict[str, Any]:
     for config in CONFIGS.glob(f"{name}*"):
         text = config.read_text(encoding="utf-8").replace("../../../shared/data", str(DATA))
         (folder / config.name.replace(f"{name}.yaml", "slmctl.yaml")).write_text(text, encoding="utf-8")
-    slmctl(folder, "pull")
-    first = slmctl(folder, "prepare")
+    program.slmctl(folder, "pull")
+    first = prepare(folder)
     manifest = json.loads((first / "manifest.json").read_text(encoding="utf-8"))
-    assert slmctl(folder, "prepare") == first, "the same content is not current"
+    assert prepare(folder) == first, "the same content is not current"
     facts = manifest["metrics"]
     kept = ("rows_in", "train", "validation", "calibration", "test", "rejected", "rejected_by_reason", "duplicates")
     return {
@@ -64,13 +62,14 @@ def moved(folder: Path, first: Path) -> int:
     """Records that change sides when ADDED rows are added; rows are made of the data set's own words."""
     before = sides(first)
     text = (folder / "slmctl.yaml").read_text(encoding="utf-8")
-    records = [json.loads(line) for line in (first / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    turns = [record["messages"] for record in program.read_jsonl(first / "train.jsonl")]
+    pairs = [(turns[k * 7 % len(turns)], turns[k * 13 % len(turns)]) for k in range(ADDED)]
     extra = folder / "added.jsonl"
-    with extra.open("w", encoding="utf-8") as stream:
-        for k in range(ADDED):
-            one, two = records[k * 7 % len(records)]["messages"], records[k * 13 % len(records)]["messages"]
-            asked = f"{one[-2]['content']} and then {two[-2]['content']}"
-            stream.write(json.dumps({"input": asked, "output": one[-1]["content"]}) + "\n")
+    rows = [
+        {"input": f"{one[-2]['content']} and then {two[-2]['content']}", "output": one[-1]["content"]}
+        for one, two in pairs
+    ]
+    program.write_jsonl(extra, rows)
     more = folder / "more"
     more.mkdir(exist_ok=True)
     for path in folder.glob("*.json"):
@@ -79,26 +78,22 @@ def moved(folder: Path, first: Path) -> int:
         text.replace("  sources:\n", f"  sources:\n    - {{path: {extra.resolve()}}}\n"), encoding="utf-8"
     )
     shutil.copytree(folder / "runs" / "base", more / "runs" / "base", dirs_exist_ok=True)
-    after = sides(slmctl(more, "prepare"))
+    after = sides(prepare(more))
     return sum(after.get(record, side) != side for record, side in before.items())
 
 
 def sides(prepared: Path) -> dict[str, str]:
     """The side of each record that has one."""
     return {
-        json.loads(line)["id"]: side
+        record["id"]: side
         for side in ("train", "validation", "calibration", "test")
-        for line in (prepared / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()
+        for record in program.read_jsonl(prepared / f"{side}.jsonl")
     }
 
 
-def slmctl(folder: Path, *args: str) -> Path:
-    """Run the program; returns the path that it prints."""
-    command = [sys.executable, "-m", "slmctl", "-C", str(folder), *args]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(done.returncode)
-    return Path(done.stdout.strip())
+def prepare(folder: Path) -> Path:
+    """Run the stage; returns the folder of its artifact."""
+    return Path(program.slmctl(folder, "prepare").strip())
 
 
 def table() -> str:

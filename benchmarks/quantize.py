@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import result
+from benchmarks import program, result
 from slmctl.model_files import gguf_converter
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
@@ -32,7 +32,7 @@ Figures = dict[str, dict[str, float]]  # seconds and peak memory of each step
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("base", type=Path)
     parser.add_argument("adapter", type=Path)
     parser.add_argument("prepared", type=Path, nargs="?")
@@ -50,11 +50,10 @@ def main() -> None:
         ours.append(chain(OURS if options.prepared is None else (*OURS, "stage"), options))
         theirs.append(chain(PEERS, options))
     name = json.loads((options.base / "base.json").read_bytes())["name"]
-    path = result.write(
+    result.write(
         "quantize", "python -m benchmarks.quantize BASE ADAPTER PREPARED", rows_of(name, ours, theirs),
         ("torch", "transformers", "peft", "llama-cpp-python"), types=TYPES, ours=ours, theirs=theirs,
     )  # fmt: skip
-    sys.stdout.write(result.table("quantize") + f"\n\n{path}\n")
 
 
 def rows_of(name: str, ours: list[Figures], theirs: list[Figures]) -> list[result.Row]:
@@ -114,7 +113,7 @@ def measured(step: str, options: argparse.Namespace, out: Path) -> dict[str, flo
     """Seconds of a step, and the highest peak among its process and what that started."""
     inputs = [str(path) for path in (options.base, options.adapter, options.prepared) if path is not None]
     command = [sys.executable, "-m", "benchmarks.quantize", *inputs, "--step", step, "--out", str(out)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "GOMP_SPINCOUNT": "10000"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | program.SPIN
     if step == "peer-convert":  # the script as its users run it
         script = gguf_converter.require() / gguf_converter.SCRIPT
         command = [sys.executable, "-c", MEASURED, str(script), str(out / "peer"), "--outtype", "f16", "--outfile",

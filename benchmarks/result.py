@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Row:
         ratio: Median of ours / theirs, each pair measured one after the other.
         spread: Smallest and largest ratio.
         goal: The bound that was set, such as `>= 2`; empty when there is none.
-        met: Whether the ratio meets it.
+        met: True if it is met; None without a goal.
     """
 
     metric: str
@@ -70,14 +71,20 @@ def compared(
     )  # fmt: skip
 
 
+def single(metric: str, ours: float, peer: str, theirs: float, goal: str = "") -> Row:
+    """A row of figures that were measured once; its goal is on our figure, not on the ratio."""
+    ratio = round(ours / theirs, 4) if theirs else 0.0
+    return Row(metric, round(ours, 5), peer, round(theirs, 5), ratio, (ratio, ratio), goal, meets(ours, goal))
+
+
 def meets(value: float, goal: str) -> bool | None:
-    """Whether a value meets `>= 2` or `<= 0.6`."""
+    """True if a value meets `>= 2` or `<= 0.6`; None without a goal."""
     sign, _, bound = goal.partition(" ")
     return None if not goal else value >= float(bound) if sign == ">=" else value <= float(bound)
 
 
 def write(name: str, command: str, rows: Sequence[Row], packages: Sequence[str], **more: Any) -> Path:
-    """Write `results/NAME.json`; returns its path."""
+    """Write `results/NAME.json`, and print its table; returns its path."""
     found = {
         "machine": machine(),
         "versions": {package: importlib.metadata.version(package) for package in packages},
@@ -87,6 +94,8 @@ def write(name: str, command: str, rows: Sequence[Row], packages: Sequence[str],
     }
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if rows:
+        sys.stdout.write(f"{table(name)}\n\n{path}\n")
     return path
 
 
@@ -116,7 +125,7 @@ def standings() -> str:
 
 
 def goals() -> str:
-    """Every goal of every result as a Markdown table, those that are not met first."""
+    """The goals of all results that are not met, as a Markdown table; the section of each result has the others."""
     found = [
         (row, path.stem)
         for path in sorted(FOLDER.glob("*.json"))
@@ -124,12 +133,12 @@ def goals() -> str:
         if row["goal"]
     ]
     met = sum(row["met"] for row, _ in found)
-    lines = [f"{met} of {len(found)} goals are met.", "", "| results | figure | slmctl | peer | | goal | met |"]
-    lines += ["|---|---|---:|---|---:|---|---|"]
+    lines = [f"{met} of {len(found)} goals are met; these are not:", ""]
+    lines += ["| results | figure | slmctl | peer | | goal |", "|---|---|---:|---|---:|---|"]
     lines += [
-        f"| `{name}` | {row['metric']} | {row['ours']:g} | {row['peer']} | {row['theirs']:g} | {row['goal']} | "
-        f"{'yes' if row['met'] else '**no**'} |"
-        for row, name in sorted(found, key=lambda entry: entry[0]["met"])
+        f"| `{name}` | {row['metric']} | {row['ours']:g} | {row['peer']} | {row['theirs']:g} | {row['goal']} |"
+        for row, name in found
+        if not row["met"]
     ]
     return "\n".join(lines)
 

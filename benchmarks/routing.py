@@ -13,8 +13,6 @@ it is asked, right with a stated chance.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import result
+from benchmarks import program, result
 from slmctl import config
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
@@ -74,18 +72,17 @@ class Model:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("clinc", type=Path, nargs="?")
     parser.add_argument("--banking", type=Path, help="a project for Banking77")
     parser.add_argument("--type", default="Q8_0")
     parser.add_argument("--resplits", type=int, default=100)
     options = parser.parse_args()
     if options.banking:
-        path = result.write(
+        result.write(
             "routing-banking77", "python -m benchmarks.routing --banking BANKING",
             banking(Given(options.banking, options.type)), PACKAGES,
         )  # fmt: skip
-        sys.stdout.write(f"{result.table(path.stem)}\n\n{path}\n")
     if options.clinc:
         measure_clinc(Given(options.clinc, options.type), options.resplits)
 
@@ -96,7 +93,7 @@ def measure_clinc(given: Given, count: int) -> None:
     rows = clinc(ours, linear)
     lines = [*given.lines()[0], *given.lines()[1]]
     promise = resplits(lines, len(given.lines()[0]), given.task, count)
-    rows.append(row(f"of {count} resplits, those with an error within 5%", promise["within"], "goal", 95,
+    rows.append(result.single(f"of {count} resplits, those with an error within 5%", promise["within"], "goal", 95,
                     f">= {round(0.95 * count)}"))  # fmt: skip
     curve = {"ours": costs(ours), "tfidf": costs(linear)}
     path = result.write(
@@ -106,7 +103,7 @@ def measure_clinc(given: Given, count: int) -> None:
     )  # fmt: skip
     picture = path.with_suffix(".svg")
     picture.write_text(svg_chart.standalone(drawn(curve)), encoding="utf-8")
-    sys.stdout.write(f"{result.table('routing')}\n\n{path}\n{picture}\n")
+    sys.stdout.write(f"{picture}\n")
 
 
 class Given:
@@ -157,8 +154,7 @@ class Given:
     def _answered(self, split: str) -> list[dict[str, Any]]:
         (asked,) = resolve.predictions_of(self.project, "gguf", split, self.type)
         made = runner.run(self.project, asked).artifact
-        text = made.file("predictions.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return program.read_jsonl(made.file("predictions.jsonl"))
 
 
 def _line(record: Record, names: list[str], chances: Floats) -> dict[str, Any]:
@@ -190,16 +186,16 @@ def clinc(ours: Model, linear: Model) -> list[result.Row]:
     second, plain = at_kept(ours), at_kept(linear)
     tfidf = "TF-IDF, same rows and policy"
     return [
-        row("in-scope accuracy (escalated counts as wrong)", first["accuracy"], BERT, 0.962, ">= 0.95"),
-        row("out-of-scope recall there", first["recall"], BERT, 0.523, ">= 0.75"),
-        row("out-of-scope recall there", first["recall"], tfidf, theirs["recall"], ""),
-        row("in-scope accuracy there", first["accuracy"], tfidf, theirs["accuracy"], ""),
-        row("AUROC, in scope against out of scope", auroc(ours.test), tfidf, auroc(linear.test), ""),
-        row("in-scope questions kept", second["kept"], LOCALDESK, KEPT, ""),
-        row("accuracy of those kept", second["accuracy"], LOCALDESK, 0.970, ">= 0.985"),
-        row("out-of-scope questions sent away there", second["away"], LOCALDESK, 0.836, ">= 0.9"),
-        row("accuracy of those kept", second["accuracy"], tfidf, plain["accuracy"], ""),
-        row("out-of-scope questions sent away there", second["away"], tfidf, plain["away"], ""),
+        result.single("in-scope accuracy (escalated counts as wrong)", first["accuracy"], BERT, 0.962, ">= 0.95"),
+        result.single("out-of-scope recall there", first["recall"], BERT, 0.523, ">= 0.75"),
+        result.single("out-of-scope recall there", first["recall"], tfidf, theirs["recall"]),
+        result.single("in-scope accuracy there", first["accuracy"], tfidf, theirs["accuracy"]),
+        result.single("AUROC, in scope against out of scope", auroc(ours.test), tfidf, auroc(linear.test)),
+        result.single("in-scope questions kept", second["kept"], LOCALDESK, KEPT),
+        result.single("accuracy of those kept", second["accuracy"], LOCALDESK, 0.970, ">= 0.985"),
+        result.single("out-of-scope questions sent away there", second["away"], LOCALDESK, 0.836, ">= 0.9"),
+        result.single("accuracy of those kept", second["accuracy"], tfidf, plain["accuracy"]),
+        result.single("out-of-scope questions sent away there", second["away"], tfidf, plain["away"]),
     ]
 
 
@@ -284,10 +280,10 @@ def banking(given: Given) -> list[result.Row]:
         rows.append((peer, float(kept.mean()), float(model.test.rows.right[kept].mean())))
     (peer, kept, right), (tfidf, theirs, theirs_right) = rows
     return [
-        row("Banking77: share kept at 95%", kept, peer, 0.93, ">= 0.96"),
-        row("Banking77: accuracy of those kept", right, peer, 0.95, ">= 0.95"),
-        row("Banking77: share kept at 95%", kept, tfidf, theirs, ""),
-        row("Banking77: accuracy of those kept", right, tfidf, theirs_right, ""),
+        result.single("Banking77: share kept at 95%", kept, peer, 0.93, ">= 0.96"),
+        result.single("Banking77: accuracy of those kept", right, peer, 0.95, ">= 0.95"),
+        result.single("Banking77: share kept at 95%", kept, tfidf, theirs),
+        result.single("Banking77: accuracy of those kept", right, tfidf, theirs_right),
     ]
 
 
@@ -328,13 +324,6 @@ def drawn(curve: dict[str, list[dict[str, Any]]]) -> Any:
         y_label="share right", x_range=(0.0, 1.0), y_range=(max(0.0, low - 0.02), 1.0), percent=True,
         width=2 * svg_chart.WIDTH, height=340,
     )  # fmt: skip
-
-
-def row(metric: str, ours: float, peer: str, theirs: float, goal: str) -> result.Row:
-    """Our figure beside one of another; the goal is on the figure itself."""
-    ours, theirs = round(float(ours), 4), round(float(theirs), 4)
-    ratio = round(ours / theirs, 4) if theirs else 0.0
-    return result.Row(metric, ours, peer, theirs, ratio, (ratio, ratio), goal, result.meets(ours, goal))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks import result
+from benchmarks import program, result
 from slmctl.inference.engine import usable_cores
 from slmctl.model_files.gguf_choice import is_lora, is_type
 from slmctl.task.contract import Task
@@ -72,7 +72,7 @@ class Said:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("records", type=Path)
     parser.add_argument("--type", default="Q8_0")
@@ -86,19 +86,18 @@ def main() -> None:
     (file,) = [p for p in options.folder.glob("*.gguf") if is_type(p.name, options.type) and not is_lora(p.name)]
     task = Task.read(options.folder)
     texts = [record.input for record in read_records(options.records)]
-    runs: dict[str, list[dict[str, Any]]] = {"slmctl": [], "llama_cpp.server": [], "xllamacpp": []}
-    for _, side in itertools.product(range(options.repeat), runs):
-        runs[side].append(asyncio.run(beside(side, options, file, task, texts)))
-        sys.stderr.write(f"{side}: {json.dumps(runs[side][-1])}\n")
+    sides = ("slmctl", "llama_cpp.server", "xllamacpp")
+    runs = program.alternating(
+        sides, options.repeat, lambda side: asyncio.run(beside(side, options, file, task, texts))
+    )
     own = asyncio.run(alone(options, file, task, texts))
     sys.stderr.write(json.dumps(own) + "\n")
     name = f"serve-{options.type.lower()}"
-    path = result.write(
+    result.write(
         name, f"python -m benchmarks.serve FOLDER RECORDS --type {options.type}", rows_of(runs, own),
         ("llama-cpp-python", "xllamacpp", "starlette", "uvicorn", "httptools"), file=file.name, note=options.note,
         requests=options.requests, open_loop=own["open_loop"], concurrency=own["concurrency"], mixed=own["mixed"],
     )  # fmt: skip
-    sys.stdout.write(result.table(name) + f"\n\n{path}\n")
 
 
 def rows_of(runs: dict[str, list[dict[str, Any]]], own: dict[str, Any]) -> list[result.Row]:
@@ -117,15 +116,15 @@ def rows_of(runs: dict[str, list[dict[str, Any]]], own: dict[str, Any]) -> list[
         for peer, goal in goals.items():
             table.append(result.compared(words, rate("slmctl", name), rate(peer, name), peer=peer, goal=goal, digits=2))
 
-    def bound(metric: str, value: float, against: float, goal: str, peer: str = "bound") -> None:
-        value = round(value, 4)
-        table.append(result.Row(metric, value, peer, against, value, (value, value), goal, result.meets(value, goal)))
-
-    bound("gateway's CPU time, share of the engine's", own["cpu_share"], 0.03, "<= 0.03")
-    bound("memory growth, MB", own["growth_mb"], 20, "<= 20")
-    bound("errors among accepted requests", own["errors"], 0, "<= 0")
-    bound("answers at temperature 0 that differ at concurrency 1 and 8", own["differ"], 0, "<= 0")
-    return table
+    return table + [
+        result.single(metric, own[name], "bound", most, f"<= {most:g}")
+        for metric, name, most in (
+            ("gateway's CPU time, share of the engine's", "cpu_share", 0.03),
+            ("memory growth, MB", "growth_mb", 20),
+            ("errors among accepted requests", "errors", 0),
+            ("answers at temperature 0 that differ at concurrency 1 and 8", "differ", 0),
+        )
+    ]
 
 
 async def beside(
@@ -336,7 +335,7 @@ def server(side: str, model: Path, type_name: str) -> Iterator[tuple[str, int]]:
                              "--verbose", "False"],
         "xllamacpp": ["-c", XLLAMACPP, str(model), str(port), str(SEQUENCES), str(CONTEXT), threads],
     }  # fmt: skip
-    environment = os.environ | {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
+    environment = program.SPIN | os.environ
     child = subprocess.Popen(
         [sys.executable, *commands[side]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )

@@ -10,7 +10,6 @@ the file counts. A 7B needs 60 GB of free disk.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
@@ -22,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import result
+from benchmarks import program, result
 
 STAGES = ("finetune", "merge", "quantize", "predict", "predict-gguf")
 INPUTS = {"finetune": ("base", "prepared"), "merge": ("base", "adapter"), "quantize": ("merged", "prepared"),
@@ -54,7 +53,7 @@ prepare: {sources: [{path: tickets.csv, input: text, output: category}]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("sizes", nargs="*", choices=[*SHAPES, []], help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--keep", type=Path, help="folder to work in and to keep")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
@@ -81,11 +80,10 @@ def main() -> None:
         )
         for name, stages in measured.items() for stage, found in stages.items() if found.get("estimate_gb")
     ]  # fmt: skip
-    path = result.write(
+    result.write(
         "sizes", "python -m benchmarks.sizes 1B 3B 7B", rows,
         ("torch", "transformers", "peft", "llama-cpp-python"), measured=measured,
     )  # fmt: skip
-    sys.stdout.write(result.table(path.stem) + f"\n\n{path}\n")
 
 
 def write_model(folder: Path, shape: dict[str, Any]) -> None:

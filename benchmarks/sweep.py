@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -25,9 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import result
-from benchmarks.banking77 import slmctl
-from benchmarks.defaults import SCHEMA, TASKS, rows_of
+from benchmarks import defaults, program, result
 from slmctl.console import percent
 from slmctl.metrics import trial_choice
 from slmctl.metrics.trial_choice import Measured
@@ -58,7 +55,7 @@ FULL_VALIDATION = 0.1  # of the training rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = program.parser(__doc__)
     parser.add_argument("data")
     parser.add_argument("base", nargs="?")
     parser.add_argument("--quick", action="store_true")
@@ -75,8 +72,7 @@ def main() -> None:
         rows = [row for one, runs in found.items() for row in rows_of_runs(one, runs)]
         command = "python -m benchmarks.sweep DATA BASE" + " --quick" * options.quick
         more = {"base": options.base, "space": options.space, "runs": found}
-    path = result.write(name, command, rows, ("numpy", "torch", "transformers", "trl", "peft"), **more)
-    sys.stdout.write(f"{result.table(name)}\n\n{path}\n")
+    result.write(name, command, rows, ("numpy", "torch", "transformers", "trl", "peft"), **more)
 
 
 # Noise
@@ -87,17 +83,12 @@ def noise_rows() -> Iterator[result.Row]:
     for kind, (records, whole) in NOISES.items():
         equal = [simulate(seed, records, whole, better=1.0) for seed in range(SWEEPS)]
         lucky, lowest = (sum(pick != 0 for pick in picks) / SWEEPS for picks in zip(*equal, strict=True))
-        yield row(f"{CANDIDATES} equal candidates, noise of {kind}: settings replaced", lucky, lowest, "<= 0.01", lucky)
+        what = f"{CANDIDATES} equal candidates, noise of {kind}: settings replaced"
+        yield result.single(what, lucky, "the lowest loss", lowest, "<= 0.01")
         one_better = [simulate(seed, records, whole, better=BETTER) for seed in range(SWEEPS)]
         right, naive = (sum(pick == 7 for pick in picks) / SWEEPS for picks in zip(*one_better, strict=True))
         what = f"one of {CANDIDATES} with {percent(1 - BETTER, 0)} less loss, noise of {kind}: found"
-        yield row(what, right, naive, ">= 0.9", right)
-
-
-def row(what: str, ours: float, theirs: float, goal: str, figure: float) -> result.Row:
-    """A share beside that of the lowest loss; the goal is on the share itself."""
-    ratio = round(ours / theirs, 4) if theirs else 0.0
-    return result.Row(what, ours, "the lowest loss", theirs, ratio, (ratio, ratio), goal, result.meets(figure, goal))
+        yield result.single(what, right, "the lowest loss", naive, ">= 0.9")
 
 
 def simulate(seed: int, records: float, whole: float, *, better: float) -> tuple[int, int]:
@@ -128,17 +119,17 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """A sweep from the defaults, and the test rows answered with the defaults and with what it chose."""
     folder = make(options.folder / name, name, options)
     begun = time.monotonic()
-    swept = json.loads(slmctl(folder, [], "sweep", "--json", *options.space))
+    swept = json.loads(program.slmctl(folder, "sweep", "--json", *options.space))
     seconds = round(time.monotonic() - begun, 1)
     model = "adapter" if options.quick else "gguf"
     settings = {"default": [], "swept": [f"{key}={value}" for key, value in swept["chosen"].items()]}
     found: dict[str, Any] = {"sweep": swept | {"wall_s": seconds}}
     for kind, sets in settings.items():
         last = "finetune" if options.quick else "quantize"
-        slmctl(folder, sets, "run", "--until", last)
-        report = json.loads(slmctl(folder, sets, "evaluate", "--model", model, "--json"))["metrics"]
+        program.slmctl(folder, "run", "--until", last, sets=sets)
+        report = json.loads(program.slmctl(folder, "evaluate", "--model", model, "--json", sets=sets))["metrics"]
         (figures,) = report["models"].values()
-        adapter = json.loads(slmctl(folder, sets, "finetune", "--json"))["metrics"]
+        adapter = json.loads(program.slmctl(folder, "finetune", "--json", sets=sets))["metrics"]
         found[kind] = {
             "value": figures["metrics"][METRICS[name]], "interval": figures["interval"], "n": report["n"],
             "validation_loss": adapter["validation_loss"],
@@ -159,9 +150,8 @@ def rows_of_runs(name: str, runs: dict[str, Any]) -> Iterator[result.Row]:
 
 def make(folder: Path, name: str, options: argparse.Namespace) -> Path:
     """A project with one data set, or with a sample of it drawn by hash."""
-    folder.mkdir(parents=True, exist_ok=True)
-    known = list(rows_of(Path(options.data), name))
-    unseen = list(rows_of(Path(options.data), name, part="test"))
+    known = list(defaults.rows_of(Path(options.data), name))
+    unseen = list(defaults.rows_of(Path(options.data), name, part="test"))
     held = QUICK["validation"] if options.quick else round(FULL_VALIDATION * len(known))
     train = QUICK["train"] if options.quick else len(known) - held
     parts = {
@@ -169,13 +159,7 @@ def make(folder: Path, name: str, options: argparse.Namespace) -> Path:
         "rows.jsonl": known[held : held + train],
         "unseen.jsonl": unseen[: QUICK["test"] if options.quick else None],
     }
-    for file, part in parts.items():
-        lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in part)
-        (folder / file).write_text("".join(lines), encoding="utf-8")
-    shutil.copyfile(SCHEMA, folder / SCHEMA.name)
-    text = CONFIG.format(name=name, base=options.base, task=TASKS[name])
-    (folder / "slmctl.yaml").write_text(text, encoding="utf-8")
-    return folder
+    return defaults.write_project(folder, parts, CONFIG.format(name=name, base=options.base, task=defaults.TASKS[name]))
 
 
 if __name__ == "__main__":

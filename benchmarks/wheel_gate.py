@@ -1,6 +1,6 @@
 """A candidate that knows new intents and forgot old ones -> whether the gates against production refuse it.
 
-    python -m benchmarks.wheel gate ../shared/data/clinc150
+    python -m benchmarks.wheel_gate ../shared/data/clinc150
 
 Production is a linear model of 145 intents of CLINC150. Five new intents come. A good candidate is trained on the rows
 of all 150; one that forgot has all rows of the new intents and half of those of each old one. Each answers the
@@ -9,7 +9,6 @@ test rows once. 200 test sets of 1,500 rows are drawn from these, 5 % of them ne
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +18,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import result
-from benchmarks.wheel import row
+from benchmarks import program, result
 from slmctl.config import Gate
 from slmctl.metrics import gates, linear_baseline
 from slmctl.reports.evaluation_report import EvaluationReport
@@ -36,11 +34,11 @@ Pairs = Sequence[tuple[str, str]]
 Flags = npt.NDArray[np.bool_]
 
 
-def run(arguments: Sequence[str]) -> Path:
+def main() -> None:
     """Write `results/wheel-gate.json`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.wheel gate")
+    parser = program.parser(__doc__)
     parser.add_argument("data", type=Path, help="CLINC150")
-    whole = json.loads((parser.parse_args(arguments).data / "data_full.json").read_text(encoding="utf-8"))
+    whole = json.loads((parser.parse_args().data / "data_full.json").read_text(encoding="utf-8"))
     train, test = ([(text, label) for text, label in whole[name]] for name in ("train", "test"))
     new = set(random.Random(0).sample(sorted({label for _, label in train}), NEW))
     right, is_new = answered(train, test, new), np.array([label in new for _, label in test])
@@ -51,17 +49,17 @@ def run(arguments: Sequence[str]) -> Path:
     share = {key: float(np.mean(values)) for key, values in refused.items()}
     peer = "the gate on all rows"
     rows = [
-        row(f"of {DRAWS} test sets, share on which the gate on old rows refuses the candidate that forgot",
-            share["forgot", "old"], GOAL, peer=peer, theirs=share["forgot", "all"]),
-        row("the same of the good candidate", share["good", "old"], "", peer=peer, theirs=share["good", "all"]),
+        result.single(f"of {DRAWS} test sets, share on which the gate on old rows refuses the candidate that forgot",
+                      share["forgot", "old"], peer, share["forgot", "all"], GOAL),
+        result.single("the same of the good candidate", share["good", "old"], peer, share["good", "all"]),
     ]  # fmt: skip
     accuracy = {
         f"{name}, {title} rows": round(float(flags[mask].mean()), 4)
         for name, flags in right.items()
         for title, mask in (("old", ~is_new), ("new", is_new))
     }
-    command = "python -m benchmarks.wheel gate CLINC150"
-    return result.write("wheel-gate", command, rows, PACKAGES, accuracy=accuracy, max_drop=MAX_DROP)
+    command = "python -m benchmarks.wheel_gate CLINC150"
+    result.write("wheel-gate", command, rows, PACKAGES, accuracy=accuracy, max_drop=MAX_DROP)
 
 
 def answered(train: Pairs, test: Pairs, new: set[str]) -> Mapping[str, Flags]:
@@ -108,3 +106,7 @@ def compared(first: Flags, second: Flags) -> dict[str, Any]:
     lost, won = int((first & ~second).sum()), int((second & ~first).sum())
     accuracy = {"difference": (won - lost) / len(first), "test": "mcnemar", "only_first": lost, "only_second": won}
     return {"n": len(first), "metrics": {"accuracy": accuracy}}
+
+
+if __name__ == "__main__":
+    main()

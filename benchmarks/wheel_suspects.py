@@ -1,6 +1,6 @@
 """Planted label errors in public data sets -> how many of them the suspects of `prepare` name, beside cleanlab.
 
-    python -m benchmarks.wheel suspects ../shared/data [--quick]
+    python -m benchmarks.wheel_suspects ../shared/data [--quick]
 
 The folder holds `banking77/` and `clinc150/`. 5 % of the training labels are changed by a seed: to any other label
 (uniform), or to the one whose texts are most like those of the right one (confusable). The public sets hold errors of
@@ -9,19 +9,17 @@ their own, which count as false alarms here.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from cleanlab.filter import find_label_issues
 
-from benchmarks import result
-from benchmarks.label import nearest_labels, read
-from benchmarks.label_students import single
+from benchmarks import program, result
+from benchmarks.label import nearest_labels
+from benchmarks.program import Pairs
 from slmctl.metrics import confident_joint, linear_baseline
 from slmctl.stages.prepare import suspects
 
@@ -30,27 +28,25 @@ SEEDS = 3
 GOAL = ">= 0.8"
 PACKAGES = ("numpy", "scikit-learn", "cleanlab")
 
-Pairs = Sequence[tuple[str, str]]
 
-
-def run(arguments: Sequence[str]) -> Path:
+def main() -> None:
     """Write `results/wheel-suspects.json`: medians over the seeds for each data set and each kind of error."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.wheel suspects")
+    parser = program.parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--quick", action="store_true", help="one seed")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     rows: list[result.Row] = []
     for name, pairs in data_sets(options.data).items():
         for kind in ("uniform", "confusable"):
             rows += measured(f"{name}, {kind} errors", pairs, kind, 1 if options.quick else SEEDS)
-    return result.write("wheel-suspects", "python -m benchmarks.wheel suspects ../shared/data", rows, PACKAGES)
+    result.write("wheel-suspects", "python -m benchmarks.wheel_suspects ../shared/data", rows, PACKAGES)
 
 
 def data_sets(folder: Path) -> dict[str, Pairs]:
     """The training rows of Banking77 and CLINC150, without the rows that are out of scope."""
     whole = json.loads((folder / "clinc150" / "data_full.json").read_text(encoding="utf-8"))
     clinc = [(text, label) for text, label in whole["train"]]
-    return {"banking77": read(folder / "banking77" / "train.csv"), "clinc150": clinc}
+    return {"banking77": program.read_csv(folder / "banking77" / "train.csv"), "clinc150": clinc}
 
 
 def planted(pairs: Pairs, kind: str, seed: int) -> tuple[list[str], set[int]]:
@@ -94,7 +90,13 @@ def measured(title: str, pairs: Pairs, kind: str, seeds: int) -> list[result.Row
     peer, peers = "cleanlab's default filter", np.median(theirs, axis=0).tolist()
     share = f"{100 * float(np.median(shares)):.1f} % of the rows are suspects, {float(np.median(seconds)):.1f} s"
     return [
-        single(f"{title}: share of the planted ones among the first 10 % ({share})", recall, peer, peers[0], GOAL),
-        single(f"{title}: planted ones among the rows that are named there", precision, peer, peers[1]),
-        single(f"{title}: the true label is proposed for the found ones", proposed, peer, peers[2]),
+        result.single(
+            f"{title}: share of the planted ones among the first 10 % ({share})", recall, peer, peers[0], GOAL
+        ),
+        result.single(f"{title}: planted ones among the rows that are named there", precision, peer, peers[1]),
+        result.single(f"{title}: the true label is proposed for the found ones", proposed, peer, peers[2]),
     ]
+
+
+if __name__ == "__main__":
+    main()
