@@ -114,10 +114,6 @@ class Manifest:
         """
         return cls.from_bytes(bounded_json.read_bytes(folder / MANIFEST), where=where or str(folder / MANIFEST))
 
-    def to_json(self) -> str:
-        """The manifest as it stands on disk."""
-        return self.to_bytes().decode()
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -172,7 +168,6 @@ def sha256_bytes(raw: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """`sha256:…` of a file's content."""
     with path.open("rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -196,11 +191,14 @@ def scan(folder: Path) -> tuple[FileEntry, ...]:
     """
     entries = []
     for path in _walk(folder):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not path.is_file():
+        if not _is_plain(path):
             raise IntegrityError(f"{path} is not a plain file")
-        entries.append(FileEntry(name, path.stat().st_size, sha256_file(path).removeprefix("sha256:")))
+        entries.append(_entry(path, path.relative_to(folder).as_posix()))
     return tuple(sorted(entries, key=lambda entry: entry.path))
+
+
+def _entry(path: Path, name: str) -> FileEntry:
+    return FileEntry(name, path.stat().st_size, sha256_file(path).removeprefix("sha256:"))
 
 
 def digest_of(files: tuple[FileEntry, ...]) -> str:
@@ -224,7 +222,7 @@ def load(path: Path) -> Artifact:
     except FileNotFoundError:
         state = "unfinished: it has no manifest" if path.is_dir() else "missing"
         raise IntegrityError(f"artifact {path} is {state}") from None
-    faults = _compare(artifact, {p.relative_to(path).as_posix(): p for p in _walk(path)}, hashes=False)
+    faults = _compare(artifact, hashes=False)
     if faults:
         raise IntegrityError(
             f"artifact {path} is damaged: {'; '.join(faults)}",
@@ -239,7 +237,7 @@ def verify(artifact: Artifact) -> list[str]:
     if not folder.is_dir():  # a foreign file: what it was when it was opened is all there is to prove
         changed = sha256_file(folder) != "sha256:" + artifact.manifest.files[0].sha256
         return [f"changed: {folder.name}"] if changed else []
-    return _compare(artifact, {p.relative_to(folder).as_posix(): p for p in _walk(folder)}, hashes=True)
+    return _compare(artifact, hashes=True)
 
 
 def verify_folder(folder: Path) -> list[str]:
@@ -254,12 +252,8 @@ def verify_folder(folder: Path) -> list[str]:
 
 def foreign(path: Path, kind: str) -> Artifact:
     """Wrap a model that slmctl did not make, so that stages can read it like their own."""
-    if path.is_dir():
-        files = scan(path)
-    else:
-        files = (FileEntry(path.name, path.stat().st_size, sha256_file(path).removeprefix("sha256:")),)
-    digest = digest_of(files)
-    return Artifact(path, Manifest(kind, "foreign/1", digest, "", {}, {}, files))
+    files = scan(path) if path.is_dir() else (_entry(path, path.name),)
+    return Artifact(path, Manifest(kind, "foreign/1", digest_of(files), "", {}, {}, files))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -272,9 +266,9 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield here / name
 
 
-def _compare(artifact: Artifact, present: dict[str, Path], *, hashes: bool) -> list[str]:
+def _compare(artifact: Artifact, *, hashes: bool) -> list[str]:
     """Differences between a manifest and the files that are present, one phrase a file."""
-    faults = []
+    faults, present = [], {path.relative_to(artifact.path).as_posix(): path for path in _walk(artifact.path)}
     expected = {entry.path: entry for entry in artifact.manifest.files}
     for name in sorted(expected.keys() | present.keys()):
         if name not in present:

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from slmctl.errors import IntegrityError, SlmctlError
+from slmctl.errors import DataError, IntegrityError, SlmctlError
 
 MAX_BYTES = 16 << 20  # the largest manifest and the largest settings of a model that we have seen have 40 kB and 1.2 MB
 MAX_DEPTH = 64  # levels of lists and objects; ours have 8
@@ -78,9 +78,14 @@ def parse(raw: bytes, *, where: str, error: type[SlmctlError] = IntegrityError) 
     return value
 
 
-def read_object(path: Path, *, error: type[SlmctlError] = IntegrityError, follow: bool = False) -> JsonObject:
-    """The JSON object in a file; see `read_bytes` and `parse` for arguments and errors."""
-    return parse(read_bytes(path, error=error, follow=follow), where=str(path), error=error)
+def read_object(path: Path) -> JsonObject:
+    """The JSON object in a file that people named, which may be a link.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DataError: It cannot be read, or holds no such object; see `read_bytes` and `parse`.
+    """
+    return parse(read_bytes(path, error=DataError, follow=True), where=str(path), error=DataError)
 
 
 def is_deeper(value: object, depth: int) -> bool:

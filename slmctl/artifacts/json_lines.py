@@ -103,11 +103,9 @@ class JsonLines:
         os.fsync(self._stream.fileno())
 
     def fileno(self) -> int:
-        """The open file."""
         return self._stream.fileno()
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
     def _opened(self) -> IO[bytes]:

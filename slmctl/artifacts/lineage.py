@@ -144,7 +144,6 @@ def _drawn(node: LineageNode, branch: str, indent: str, drawn: set[str]) -> Iter
 
 
 def to_json(node: LineageNode) -> LineageEntry:
-    """The ancestry as JSON values."""
     source = node.source
     return {
         "role": node.role,
@@ -167,7 +166,6 @@ def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozens
 
 
 def _sources(source: Artifact) -> list[SourceFile]:
-    """The files from outside that an artifact was made of."""
     if source.kind == "base":
         return [{"file": name, "sha256": value} for name, value in source.metrics.get("source_sha256", {}).items()]
     listed: list[SourceFile] = source.metrics.get("sources", [])

@@ -275,7 +275,7 @@ def print_artifact(options: Options, artifact: Artifact) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     if options.json:
-        terminal().write_json(artifact.manifest.to_json())
+        terminal().write_json(artifact.manifest.to_bytes().decode())
     else:
         terminal().write(f"{artifact.path}\n")
 

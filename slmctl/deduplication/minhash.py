@@ -137,7 +137,6 @@ def _overlapping(text: str) -> Iterator[str]:
 
 
 def _minima(texts: Sequence[str]) -> U32:
-    """The signatures of a few texts."""
     padded = [text if len(text) >= GRAM else text.ljust(GRAM, "\0") for text in texts]
     codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     lengths = np.fromiter(map(len, padded), dtype=np.int64, count=len(padded))

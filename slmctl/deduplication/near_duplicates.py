@@ -226,7 +226,6 @@ def _unpacked(pairs: U64) -> tuple[Rows, Rows]:
 
 
 def _opens(ordered: npt.NDArray) -> npt.NDArray[np.bool_]:
-    """True where sorted values differ from the one before."""
     opens = np.ones(len(ordered), dtype=bool)
     opens[1:] = ordered[1:] != ordered[:-1]
     return opens

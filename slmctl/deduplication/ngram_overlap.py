@@ -147,7 +147,6 @@ def _words(codes: np.ndarray, ends: I64) -> tuple[I64, I64]:
 
 
 def _powers(base: int, count: int) -> U64:
-    """1, base, base squared and so on, modulo 2**64."""
     factors = np.full(count, base, dtype=np.uint64)
     factors[:1] = 1
     return np.multiply.accumulate(factors)

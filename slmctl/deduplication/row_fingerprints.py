@@ -136,7 +136,6 @@ class Fingerprints:
             raise IntegrityError(f"{path.name} is cut off")
 
     def queries(self, id: str) -> list[QueryFingerprint]:
-        """The texts of the records that have an id."""
         return [
             QueryFingerprint(entry["digest"].tobytes(), entry["sketch"].copy())
             for entries in self._entries()

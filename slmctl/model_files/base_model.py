@@ -58,7 +58,7 @@ class Base:
     def read(cls, folder: Path) -> Base:
         """Raises IntegrityError when the folder has no readable `base.json`."""
         try:
-            fields = bounded_json.read_object(folder / FILENAME, error=DataError, follow=True)
+            fields = bounded_json.read_object(folder / FILENAME)
             lists = {key: _texts(fields[key]) for key in ("special_tokens", "languages")}
             base = cls(**{**fields, **lists})
             others = ("parameters", "rehearsal", *lists)

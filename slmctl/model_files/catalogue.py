@@ -110,7 +110,7 @@ def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
         base: What `pull` has written of it, which tells how it trains; without it, its class does.
     """
     try:
-        settings = bounded_json.read_object(folder / "config.json", error=DataError, follow=True)
+        settings = bounded_json.read_object(folder / "config.json")
         text = settings.get("text_config")
         sizes = text if isinstance(text, dict) else settings
         hidden, layers, intermediate, vocabulary = (

@@ -92,7 +92,7 @@ def refuse_code_of_adapter(settings: JsonObject) -> None:
 
 def _code_key(path: Path) -> str:
     """The first key of a JSON file that names code to load, from the folder or the hub; empty for none."""
-    left: list[Any] = [bounded_json.read_object(path, error=DataError, follow=True)]
+    left: list[Any] = [bounded_json.read_object(path)]
     while left:
         value = left.pop()
         for key, inner in value.items() if isinstance(value, dict) else ():

@@ -90,7 +90,7 @@ def read(folder: Path) -> LoraAdapter:
         IntegrityError: Its weights are no safetensors file.
         StageError: It is of a form that cannot be merged.
     """
-    settings = bounded_json.read_object(folder / SETTINGS, error=DataError, follow=True)
+    settings = bounded_json.read_object(folder / SETTINGS)
     _refuse_other_forms(settings)
     _require_types(settings)
     for entry in safetensors_header.read(folder / WEIGHTS):

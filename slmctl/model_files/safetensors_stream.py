@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from slmctl.artifacts import bounded_json
-from slmctl.errors import DataError, IntegrityError
+from slmctl.errors import IntegrityError
 from slmctl.model_files import safetensors_header
 
 INDEX = "model.safetensors.index.json"
@@ -92,7 +92,7 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     """
     tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _in_file(path)]
     if (folder / INDEX).exists():
-        listed = bounded_json.read_object(folder / INDEX, error=DataError, follow=True).get("weight_map")
+        listed = bounded_json.read_object(folder / INDEX).get("weight_map")
         if not isinstance(listed, dict):
             raise IntegrityError(f"{folder / INDEX} has no weight_map")
         files = {tensor.name: tensor.path.name for tensor in tensors}

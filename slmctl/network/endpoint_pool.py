@@ -48,15 +48,10 @@ class RequestWatch(Protocol):
 
     def may_send(self, index: int) -> Literal["send", "wait", "stop"]:
         """Let an attempt of a request out, have it ask again in a moment, or end the request without it."""
-        ...
 
-    def answered(self, index: int, reply: Reply) -> None:
-        """Take note of an answer."""
-        ...
+    def answered(self, index: int, reply: Reply) -> None: ...
 
-    def failed(self, index: int, error: EndpointError) -> None:
-        """Take note of an attempt without an answer."""
-        ...
+    def failed(self, index: int, error: EndpointError) -> None: ...
 
 
 class EndpointPool:
@@ -165,7 +160,6 @@ class EndpointPool:
     async def _ask(
         self, index: int, request: EndpointRequest, places: _Places, watch: RequestWatch | None
     ) -> Reply | Refusal:
-        """One request with all its attempts."""
         failed_at: EndpointClient | None = None
         failures = 0
         self._first_attempts += 1
@@ -200,7 +194,6 @@ class EndpointPool:
             await asyncio.sleep(pause_s)
 
     async def _close(self) -> None:
-        """End every request in flight, and close all connections."""
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

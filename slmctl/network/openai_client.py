@@ -144,7 +144,6 @@ class EndpointClient:
             return False
 
     async def close(self) -> None:
-        """Close the connections that are open."""
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
@@ -260,7 +259,6 @@ async def _bounded(response: httpx.Response, limit: int, *, cut: bool = False) -
 
 
 async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """The lines of a stream, each when it is whole."""
     begun = list[bytes]()
     async for part in _bounded(response, MAX_BYTES):
         *whole, rest = part.split(b"\n")

@@ -19,7 +19,6 @@ MEMORY = 4 << 30  # bytes that pip may take
 
 
 def main() -> None:
-    """Be pip."""
     place, hosts, largest, arguments = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     bound(data=MEMORY, file_bytes=largest)  # an index may send a page or a file without end
     guard.seal()

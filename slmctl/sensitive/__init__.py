@@ -11,12 +11,11 @@ a window and the findings. `search_process` runs it in a process with a deadline
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from slmctl.errors import UsageError
 from slmctl.sensitive.phones import phones
@@ -116,17 +115,13 @@ class SensitivePolicy:
 
     def _replaced(self, text: str, candidates: list[Candidate]) -> str:
         pieces, done = [], 0
-        for candidate in candidates:
-            finding, action = candidate.finding, self.actions[candidate.finding.kind]
+        for start, end, match, form in candidates:
+            action = self.actions[match.kind]
             if action == "keep":
                 continue
-            is_mark = action == "redact"
-            mark = f"[{finding.kind.upper()}]"
-            pieces += [
-                text[done : finding.start],
-                mark if is_mark else stand_in(candidate.match, candidate.form, self.key, _is_clean),
-            ]
-            done = finding.end
+            mark = f"[{match.kind.upper()}]"
+            pieces += [text[done:start], mark if action == "redact" else stand_in(match, form, self.key, _is_clean)]
+            done = end
         return "".join([*pieces, text[done:]])
 
 
@@ -176,13 +171,17 @@ class Tally:
 # Searching
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A finding with its match, and how the value was written, disguises undone."""
+class Candidate(NamedTuple):
+    """A match, as a span of the original text, and how the value was written, disguises undone."""
 
-    finding: Finding
+    start: int
+    end: int
     match: RuleMatch
     form: str
+
+    @property
+    def finding(self) -> Finding:
+        return Finding(self.match.kind, self.match.rule, self.start, self.end)
 
 
 _SIGNS = b"0123456789@:=_-%&\\<[({"
@@ -238,20 +237,20 @@ def _candidates(text: str, kinds: Iterable[str]) -> list[Candidate]:
     """The findings of some kinds in order, without overlap."""
     searched = frozenset(kinds)
     candidates = _in_windows(text) if len(text) > WINDOW else _in_window(text)
-    return [candidate for candidate in candidates if candidate.finding.kind in searched]
+    return [candidate for candidate in candidates if candidate.match.kind in searched]
 
 
 def _in_window(text: str) -> list[Candidate]:
     if not _may_hold(text):
         return []
-    matches = (
-        Candidate(Finding(match.kind, match.rule, *view.origin(match.start, match.end)), match,
-                  view.text[match.start : match.end])
-        for view in views(text)
-        for rule in RULES.values()
-        for match in rule(view.text)
-    )  # fmt: skip
-    return _without_overlap(list(matches))
+    return _without_overlap(
+        [
+            Candidate(*view.origin(match.start, match.end), match, view.text[match.start : match.end])
+            for view in views(text)
+            for rule in RULES.values()
+            for match in rule(view.text)
+        ]
+    )
 
 
 def _in_windows(text: str) -> Iterator[Candidate]:
@@ -266,11 +265,10 @@ def _in_windows(text: str) -> Iterator[Candidate]:
         end = min(len(text), first + WINDOW + OVERLAP)
         after = len(text) if end == len(text) else first + WINDOW
         for candidate in _in_window(text[start:end]):
-            finding = candidate.finding
-            finding = dataclasses.replace(finding, start=max(start + finding.start, done), end=start + finding.end)
-            if finding.end > max(done, first) and finding.start < after:
-                yield dataclasses.replace(candidate, finding=finding)
-                done = finding.end
+            begin, stop = max(start + candidate.start, done), start + candidate.end
+            if stop > max(done, first) and begin < after:
+                yield candidate._replace(start=begin, end=stop)
+                done = stop
         first = after
 
 
@@ -281,36 +279,26 @@ def _without_overlap(candidates: list[Candidate]) -> list[Candidate]:
     sorting them.
     """
     taken: list[Candidate] = []  # by start
-    starts: list[int] = []
     covered: dict[int, tuple[int, int]] = {}  # start of a candidate that was taken: the span it has to cover
-    for candidate in sorted(candidates, key=_by_length):
-        span = candidate.finding.start, candidate.finding.end
-        at = bisect.bisect_left(starts, span[1])
-        if at and taken[at - 1].finding.end > span[0]:
-            start, end = covered[starts[at - 1]]
-            covered[starts[at - 1]] = min(start, span[0]), max(end, span[1])
+    for candidate in sorted(candidates, key=lambda each: (each.start - each.end, -len(each.form), each.start)):
+        at = bisect.bisect_left(taken, candidate.end, key=lambda each: each.start)
+        if at and taken[at - 1].end > candidate.start:
+            start, end = covered[taken[at - 1].start]
+            covered[taken[at - 1].start] = min(start, candidate.start), max(end, candidate.end)
             continue
         taken.insert(at, candidate)
-        starts.insert(at, span[0])
-        covered[span[0]] = span
+        covered[candidate.start] = candidate.start, candidate.end
     return _widened(taken, covered)
-
-
-def _by_length(candidate: Candidate) -> tuple[int, int, int]:
-    finding = candidate.finding
-    return finding.start - finding.end, -len(candidate.form), finding.start
 
 
 def _widened(taken: list[Candidate], covered: dict[int, tuple[int, int]]) -> list[Candidate]:
     """Candidates in order, each with the span that it has to cover as far as its neighbours leave it free."""
-    result, before = [], 0
+    result, before = list[Candidate](), 0
     for k, candidate in enumerate(taken):
-        finding = candidate.finding
-        start, end = covered[finding.start]
-        limit = taken[k + 1].finding.start if k + 1 < len(taken) else end
-        finding = dataclasses.replace(finding, start=max(start, before), end=min(end, max(limit, finding.end)))
-        result.append(dataclasses.replace(candidate, finding=finding))
-        before = finding.end
+        start, end = covered[candidate.start]
+        limit = taken[k + 1].start if k + 1 < len(taken) else end
+        result.append(candidate._replace(start=max(start, before), end=min(end, max(limit, candidate.end))))
+        before = result[-1].end
     return result
 
 

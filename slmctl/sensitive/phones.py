@@ -130,7 +130,6 @@ def _phone(rule: str, text: str, start: int, end: int) -> RuleMatch:
 
 
 def digits_of(text: str) -> str:
-    """The digits of a text."""
     return "".join(filter(str.isdigit, text))
 
 
@@ -180,19 +179,13 @@ def _trunk(text: str, start: int, end: int) -> Iterator[RuleMatch]:
     """
     if _DATE.match(text, start):
         return
-    ends = [
-        group_end for group_end in _group_ends(text, start, end) if 9 <= _digits_between(text, start, group_end) <= 12
-    ]
+    ends = [at for at in _group_ends(text, start, end) if 9 <= len(digits_of(text[start:at])) <= 12]
     for group_end in ends:
         if group_end == ends[-1] or _STRONG_GAP.match(text, group_end) or _begins_number(text, group_end, end):
             following = text[group_end : group_end + 2]
             if following[:1] not in (".", ",") or not following[1:].isdigit():  # an amount or a version
                 yield _phone("phone/trunk", text, start, group_end)
             return
-
-
-def _digits_between(text: str, start: int, end: int) -> int:
-    return len(digits_of(text[start:end]))
 
 
 def _begins_number(text: str, start: int, end: int) -> bool:

@@ -35,7 +35,6 @@ _NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a list that is easier to read as a text."""
     return frozenset(text.split())
 
 
@@ -100,7 +99,6 @@ def emails(text: str) -> Iterator[RuleMatch]:
 
 
 def _email_at(text: str, at: int) -> RuleMatch | None:
-    """The address around the @ at a position."""
     domain = _DOMAIN.match(text, at + 1) or _SPACED_DOMAIN.match(text, at + 1)
     if domain and domain["top"].lower() in _NOT_TOPS:  # invoice_jane@example.org.pdf
         domain = _DOMAIN.match(text[: domain.start("top") - 1], at + 1)

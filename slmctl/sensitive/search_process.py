@@ -88,14 +88,12 @@ class _Pool:
         return [[Finding(*finding) for finding in findings] for findings in json.loads(line)]
 
     def close(self) -> None:
-        """End every process."""
         with contextlib.suppress(queue.Empty):
             while os.getpid() == self._owner:
                 self.free.get_nowait().close()
 
 
 def main() -> None:
-    """Be the child: search until stdin ends."""
     sensitive.find("0123456789")  # compiles the patterns before the first deadline
     child.bound(memory=LIMIT_BYTES, file_bytes=0)
     sys.stdout.write("ready\n")

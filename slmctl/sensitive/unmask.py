@@ -245,7 +245,6 @@ def _undisguised(view: View) -> View:
 
 
 def _folded(text: str) -> View:
-    """A text with every character in its plain form."""
     if text.isascii() and text.isprintable():
         return View(text, range(len(text)), range(1, len(text) + 1))
     pieces, starts, ends = [], [], []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import jinja2
 import yaml
 
 from slmctl import __version__, console
-from slmctl.artifacts import artifact, atomic, script_files
+from slmctl.artifacts import artifact, atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FILENAME, ServeConfig
 from slmctl.errors import UsageError
@@ -86,7 +87,7 @@ def write(handover: Handover, kind: str, out: Path) -> None:
         _copy(handover, draft)
         _contract(handover, kind, draft / "contract")
         for place, text in _rendered(handover, kind):
-            script_files.write(draft / place, text)
+            _write(draft / place, text)
         _sums(draft)
 
 
@@ -182,9 +183,9 @@ def _contract(handover: Handover, kind: str, folder: Path) -> None:
     """Write the gateway's task contract and config, and the chat template, which vLLM gets too."""
     folder.mkdir()
     handover.task.write(folder)
-    script_files.write(folder / "chat_template.jinja", handover.task.chat_template)
+    _write(folder / "chat_template.jinja", handover.task.chat_template)
     local = kind == "vllm"
-    host = {"compose": "vllm", "kubernetes": f"{script_files.label(handover.name)}-vllm", "vllm": "127.0.0.1"}[kind]
+    host = {"compose": "vllm", "kubernetes": f"{_label(handover.name)}-vllm", "vllm": "127.0.0.1"}[kind]
     serve = handover.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=LEFT_OUT) | {
         "host": "127.0.0.1" if local else "0.0.0.0",  # noqa: S104 - inside a container, and with keys alone
         "port": GATEWAY_PORT,
@@ -192,8 +193,8 @@ def _contract(handover: Handover, kind: str, folder: Path) -> None:
         "adapters": {},
         "engine": {"url": f"http://{host}:{ENGINE_PORT}/v1", "model": handover.name, "key_env": KEY_ENV},
     }
-    config = {"project": script_files.label(handover.name), "base": "none", "serve": serve}
-    script_files.write(folder / FILENAME, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    config = {"project": _label(handover.name), "base": "none", "serve": serve}
+    _write(folder / FILENAME, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _rendered(handover: Handover, kind: str) -> Iterator[tuple[str, str]]:
@@ -202,7 +203,7 @@ def _rendered(handover: Handover, kind: str) -> Iterator[tuple[str, str]]:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML without surprises
-    environment.filters["shell"] = script_files.shell_words
+    environment.filters["shell"] = lambda words: shlex.quote(words) if isinstance(words, str) else shlex.join(words)
     values = _values(handover, kind)
     for place in ("README.md", *FILES[kind]):
         name = place if place.startswith(("README", "gateway/")) else f"{kind}/{place}"
@@ -221,7 +222,7 @@ def _values(handover: Handover, kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "name": handover.name,
-        "label": script_files.label(handover.name),
+        "label": _label(handover.name),
         "task": handover.task,
         "settings": handover.settings,
         "stop_s": math.ceil(handover.settings.grace_s) + STOP_S,
@@ -243,4 +244,17 @@ def _values(handover: Handover, kind: str) -> dict[str, Any]:
 def _sums(folder: Path) -> None:
     """`SHA256SUMS` over all of it, which `sha256sum --check` reads."""
     lines = [f"{entry.sha256}  {entry.path}\n" for entry in artifact.scan(folder)]
-    script_files.write(folder / "SHA256SUMS", "".join(lines))
+    _write(folder / "SHA256SUMS", "".join(lines))
+
+
+def _label(name: str) -> str:
+    """A name as Kubernetes, image names and slmctl.yaml allow it: small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file and the folders above it; one that ends in `.sh` may be executed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    if path.suffix == ".sh":
+        path.chmod(0o755)

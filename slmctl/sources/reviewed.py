@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -68,22 +68,6 @@ class Review(Line):
         return self.chosen == UNIFORM
 
 
-@dataclass(frozen=True)
-class ReviewedRows:
-    """The decisions of a file, one a row.
-
-    Attributes:
-        uniform, targeted: The rows that were drawn by chance, and the others, in the order of their first decisions.
-        skipped: Rows that were skipped.
-        undone: Decisions that were taken back.
-    """
-
-    uniform: tuple[JsonObject, ...]
-    targeted: tuple[JsonObject, ...]
-    skipped: int
-    undone: int
-
-
 def standing(reviews: Iterable[Review]) -> dict[str, Review]:
     """The decision that stands on each row, by its id: the last one that is not undone."""
     history: dict[str, list[Review]] = {}
@@ -126,25 +110,17 @@ def _begins_with_review(path: Path, mtime_ns: int, size: int) -> bool:
     return False
 
 
-def read(path: Path) -> ReviewedRows:
-    """The decisions that stand, one a row.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    undone = 0
-
-    def lines() -> Iterator[Review]:
-        nonlocal undone
-        for review in Review.read(path):
-            undone += review.decision == "undone"
-            yield review
-
-    stands = list(standing(lines()).values())
+def _rows(path: Path) -> tuple[dict[str, list[JsonObject]], dict[str, int]]:
+    """The decisions of a file as rows, uniform and targeted; and how many are left out, by why."""
+    reviews = list(Review.read(path))
+    stands = standing(reviews).values()
     kept = [review for review in stands if review.decision != "skipped"]
-    uniform = tuple(_row(review) for review in kept if review.uniform)
-    targeted = tuple(_row(review) for review in kept if not review.uniform)
-    return ReviewedRows(uniform, targeted, len(stands) - len(kept), undone)
+    rows = {
+        "uniform": [_row(review) for review in kept if review.uniform],
+        "targeted": [_row(review) for review in kept if not review.uniform],
+    }
+    undone = sum(review.decision == "undone" for review in reviews)
+    return rows, {"skipped": len(stands) - len(kept), "taken back": undone}
 
 
 def _row(review: Review) -> JsonObject:
@@ -170,9 +146,9 @@ def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[So
     place = folder_of(path, folder)
     files = {kind: place / f"{path.stem}.{kind}.jsonl" for kind in ("uniform", "targeted")}
     if not all(file.exists() for file in files.values()):
-        rows = read(path)
+        rows, _ = _rows(path)
         place.mkdir(parents=True, exist_ok=True)
-        for kind, part in (("uniform", rows.uniform), ("targeted", rows.targeted)):
+        for kind, part in rows.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
             with atomic.file(files[kind], 0o600) as draft:
                 draft.write_bytes(text.encode("utf-8", "backslashreplace"))
@@ -219,9 +195,8 @@ def note(path: Path) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    rows = read(path)
-    left_out = {"skipped": rows.skipped, "taken back": rows.undone}
+    rows, left_out = _rows(path)
     left = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
-    drawn = len(rows.uniform)
-    counts = f"{drawn:,} row{'s' * (drawn != 1)} drawn by chance, {len(rows.targeted):,} picked for training alone"
+    drawn = len(rows["uniform"])
+    counts = f"{drawn:,} row{'s' * (drawn != 1)} drawn by chance, {len(rows['targeted']):,} picked for training alone"
     return f"{path.name}: {counts}" + (f"; left out: {left}" if left else "")

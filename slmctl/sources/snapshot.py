@@ -186,7 +186,6 @@ def _is_there(path: Path) -> bool:
 
 
 def _shown(source: Source) -> str:
-    """A source as errors name it, without secrets."""
     if source.sql is not None:
         return f"'{source.name or mask(source.sql.url)}'"
     return f"'hf: {source.hf}'" if source.hf is not None else f"'{source.path}'"

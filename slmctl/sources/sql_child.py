@@ -38,7 +38,6 @@ _PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info
 
 
 def main() -> None:
-    """Answer one request."""
     child.end_with_parent()
     request = json.load(sys.stdin)
     if os.getppid() != request["pid"]:  # it has ended meanwhile
@@ -57,7 +56,6 @@ def main() -> None:
 
 
 def _write(address: DatabaseAddress, query: str, out: IO[bytes]) -> int:
-    """Write the rows of a query; returns their number."""
     import sqlalchemy
 
     count, reached = 0, False

@@ -363,7 +363,7 @@ def test_current_artifact_is_0_with_its_path_alone(bare: Path) -> None:
     assert "current" in done.stderr
     quiet = slmctl("-q", "pull", "--json", cwd=bare)
     assert (quiet.returncode, quiet.stderr) == (0, "")
-    assert quiet.stdout == found.manifest.to_json()
+    assert quiet.stdout == found.manifest.to_bytes().decode()
 
 
 def test_damaged_artifact_is_7(bare: Path) -> None:

@@ -118,7 +118,6 @@ def opened(path: Path, **options: Unpack[ReadingOptions]) -> Iterator[tuple[File
 
 
 def read_rows(path: Path, **options: Unpack[ReadingOptions]) -> Generator[Row]:
-    """The rows of a file, as `opened` reads them."""
     with opened(path, **options) as (_, rows):
         yield from rows
 
@@ -136,7 +135,6 @@ def columns_of(path: Path, **options: Unpack[ReadingOptions]) -> list[str]:
 
 
 def form_of(path: Path, **options: Unpack[ReadingOptions]) -> FileForm:
-    """The form of a file, as `opened` finds it."""
     with opened(path, **options) as (form, _):
         return form
 

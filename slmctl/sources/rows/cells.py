@@ -56,15 +56,11 @@ def header_place(rows: Sequence[Sequence[Cell]]) -> int:
     their last column.
     """
     for place, cells in enumerate(rows[:-2]):
-        below = sorted(_width(row) for row in rows[place + 1 : place + 1 + LOOK])
+        below = sorted(len(without_tail(row)) for row in rows[place + 1 : place + 1 + LOOK])
         typical = below[(len(below) - 1) // 2]
-        if 2 * sum(cell not in ("", None) for cell in cells) > typical or _width(cells) >= typical:
+        if 2 * sum(cell not in ("", None) for cell in cells) > typical or len(without_tail(cells)) >= typical:
             return place
     return 0
-
-
-def _width(cells: Sequence[Cell]) -> int:
-    return len(without_tail(cells))
 
 
 def without_tail(cells: Sequence[Cell]) -> Sequence[Cell]:

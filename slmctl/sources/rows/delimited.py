@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from slmctl.errors import DataError
 from slmctl.sources.rows.cells import LOOK, MAX_ROW, RawTable, Row, column_names, header_place, too_long
@@ -40,7 +40,10 @@ def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | 
     source.skip_to(header_row)
     # strict: a quote that is never closed would else take the rest of the file as one field
     reader = csv.reader(source, delimiter=delimiter, strict=True)
-    names = _header(reader, file)
+    try:
+        names = column_names(next(filter(None, reader), []), f"{file}: the header")
+    except csv.Error as error:
+        raise DataError(f"{file}: the header is not valid CSV: {error}") from None
     return RawTable(_rows(reader, source, names, file), header_row, delimiter)
 
 
@@ -62,13 +65,6 @@ def _rows(reader: Iterator[list[str]], source: _Lines, names: list[str], file: s
             yield Row(source.first, dict(zip(names, fields, strict=True)))
         else:
             yield Row(source.first, {}, f"has {len(fields)} fields, the header has {width}")
-
-
-def _header(reader: Iterator[list[str]], file: str) -> list[str]:
-    try:
-        return column_names(next(filter(None, reader), []), f"{file}: the header")
-    except csv.Error as error:
-        raise DataError(f"{file}: the header is not valid CSV: {error}") from None
 
 
 def _explain(error: csv.Error, source: _Lines) -> str:
@@ -153,20 +149,13 @@ class _Lines:
         named = re.fullmatch(r"sep=([^\w\s\"]|\t)[\r\n]*", ahead[first] or "") if ahead else None
         if named:  # written and read by spreadsheet programs
             delimiter, start = named[1], max(start, first + 1)
-        layouts = [_cut(ahead, start, mark, search=header_row is None) for mark in (delimiter or ",;\t")]
-        best = max(layouts, key=lambda layout: layout.agreeing)  # of equal ones the first
-        return best.delimiter, header_row or best.header_row
+        layouts = {mark: _cut(ahead, start, mark, search=header_row is None) for mark in (delimiter or ",;\t")}
+        best = max(layouts, key=lambda mark: layouts[mark][0])  # of equal ones the first
+        return best, header_row or layouts[best][1]
 
 
-class _Cut(NamedTuple):
-    """The first lines as one character cuts them: the rows that agree with the header, and the header's line."""
-
-    delimiter: str
-    agreeing: int
-    header_row: int
-
-
-def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: bool) -> _Cut:
+def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: bool) -> tuple[int, int]:
+    """Of the first lines as one character cuts them: the rows that agree with the header, and the header's line."""
     reader = csv.reader((line or "?" for line in ahead[start:]), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []
@@ -180,7 +169,7 @@ def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: boo
     place = header_place(rows) if search else 0
     width = len(rows[place]) if rows else 1
     agreeing = sum(len(fields) == width for fields in rows[place:]) if width > 1 else 0
-    return _Cut(delimiter, agreeing, numbers[place] if rows else start + 1)
+    return agreeing, numbers[place] if rows else start + 1
 
 
 def as_csv(

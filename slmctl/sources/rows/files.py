@@ -77,9 +77,16 @@ def files_of(path: Path, format: str | None = None) -> list[tuple[str, Path]]:
         UsageError: The pattern matches nothing.
     """
     is_folder = path.is_dir()
-    root = path if is_folder else pattern_root(path)
-    seen = list(itertools.islice(_below(path) if is_folder else _matching(path), _MAX_ENTRIES + 1))
-    files = {file.relative_to(root).as_posix(): file for file in seen if file.is_file() and _is_visible(file, root)}
+    root = path if is_folder else Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parent.parts))
+    # pathlib's glob wants its root apart
+    paths = _below(path) if is_folder else map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207
+    seen = list(itertools.islice(paths, _MAX_ENTRIES + 1))
+    inside = {file: file.relative_to(root) for file in seen if file.is_file()}
+    files = {
+        name.as_posix(): file
+        for file, name in inside.items()
+        if not any(part.startswith((".", "_")) for part in name.parts)
+    }
     kinds: dict[str, str | None] = {name: format or _kind(file) for name, file in files.items()}
     names = sorted(name for name, kind in kinds.items() if kind or not is_folder)
     if len(seen) > _MAX_ENTRIES or len(names) > MAX_FILES:
@@ -111,12 +118,6 @@ def _kind(path: Path) -> str | None:
         return None
 
 
-def pattern_root(pattern: Path) -> Path:
-    """The folders at the beginning of a pattern that are no pattern."""
-    parts = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parent.parts)
-    return Path(*parts)
-
-
 def _below(folder: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}") from None
@@ -124,11 +125,3 @@ def _below(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder, onerror=fail):
         folders.sort()
         yield from (Path(place) / name for name in [*folders, *names])
-
-
-def _matching(pattern: Path) -> Iterator[Path]:
-    return map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207  pathlib's wants its root apart
-
-
-def _is_visible(file: Path, root: Path) -> bool:
-    return not any(part.startswith((".", "_")) for part in file.relative_to(root).parts)

@@ -126,7 +126,6 @@ class _Unpacked(io.RawIOBase):
 
 @contextlib.contextmanager
 def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, gzip undone."""
     with path.open("rb") as raw:
         packed = raw.read(2) == GZIP
         raw.seek(0)

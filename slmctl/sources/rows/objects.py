@@ -65,7 +65,6 @@ def is_lines(stream: TextIO) -> bool:
 
 
 def _items(window: _Window) -> Iterator[Row]:
-    """The values of an array, as rows."""
     number = 0
     window.take("[")
     listed = window.peek() == "["  # the first row tells what the rows are
@@ -73,7 +72,7 @@ def _items(window: _Window) -> Iterator[Row]:
         if number:
             window.take(",")
         number += 1
-        yield window.row(number, listed=listed)
+        yield _row(number, *window.value(), listed=listed)
     window.take("]")
 
 
@@ -135,14 +134,13 @@ class _Decoder:
         return value, end, self._fault
 
     def row(self, number: int, text: str) -> Row:
-        """A text as a row."""
         try:
             value, end, fault = self.decode(text)
         except RecursionError:
             return Row(number, {}, f"not valid JSON: {_TOO_DEEP}")
         except json.JSONDecodeError as error:
             return Row(number, {}, f"not valid JSON: {error.msg} at character {error.pos + 1}")
-        return as_row(number, value, fault or ("" if end == len(text) else f"Extra data at character {end + 1}"))
+        return _row(number, value, fault or ("" if end == len(text) else f"Extra data at character {end + 1}"))
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -169,7 +167,7 @@ class _Decoder:
 _TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
-def as_row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
+def _row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
     """A value as a row; where rows may be arrays (`listed`), their columns are called "1", "2" and so on."""
     if fault:
         return Row(number, {}, f"not valid JSON: {fault}")
@@ -207,12 +205,7 @@ class _Window:
             pass
         return rest.startswith("{")
 
-    def row(self, number: int, *, listed: bool) -> Row:
-        """The next value, as a row."""
-        return as_row(number, *self.value(), listed=listed)
-
     def value(self) -> tuple[Any, str]:
-        """The next value, and its fault."""
         self.peek()
         while True:
             try:

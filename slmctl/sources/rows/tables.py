@@ -7,9 +7,9 @@ import itertools
 import json
 import signal
 import zipfile
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from slmctl import child
 from slmctl.errors import DataError, UsageError
@@ -72,7 +72,7 @@ def _without_choice(file: str, tables: Sequence[str]) -> Iterator[Row]:
 
 def _sheet(replies: Iterator[_Reply], file: str, header_row: int | None) -> RawTable:
     """The rows of a sheet below its header; wholly empty rows are no rows."""
-    rows = ((number, cells) for number, cells in enumerate(map(_cells, replies), 1) if _is_filled(cells))
+    rows = ((number, cells) for number, cells in enumerate(map(_cells, replies), 1) if without_tail(cells))
     ahead = list(itertools.islice(rows, 1 if header_row else LOOK + 1))
     if header_row:
         while ahead and ahead[0][0] < header_row:
@@ -104,12 +104,7 @@ def _rows_below(names: list[str], rows: Iterable[tuple[int, Sequence[Cell] | str
 
 
 def _cells(reply: _Reply) -> Sequence[Cell] | str:
-    """The cells of a row, or its fault."""
     return str(reply["fault"]) if isinstance(reply, dict) else reply
-
-
-def _is_filled(cells: Sequence[Cell] | str) -> bool:
-    return isinstance(cells, str) or any(cell not in ("", None) for cell in cells)
 
 
 def _replies_of(path: Path, kind: str, *sheet: str) -> Generator[_Reply, None, None]:
@@ -118,23 +113,21 @@ def _replies_of(path: Path, kind: str, *sheet: str) -> Generator[_Reply, None, N
         with child.output("slmctl.sources.rows.tables_child", kind, str(path), *sheet) as lines:
             for line in lines:
                 reply: _Reply = json.loads(line)
-                if isinstance(reply, dict) and ("error" in reply or reply.get("lacking")):
-                    _refuse(path, kind, reply)
+                if isinstance(reply, dict) and "error" in reply:
+                    raise _unreadable(path, kind, reply["error"])
+                if isinstance(reply, dict) and reply.get("lacking"):
+                    what, present = "table" if kind == "sqlite" else "sheet", listed(reply["sheets"]) or "none"
+                    raise UsageError(f"{path.name} has no {what} '{reply['lacking']}'", hint=f"its {what}s: {present}")
                 yield reply
     except child.DiedError as death:
         death.require_packages()
         killed = death.code in (-signal.SIGKILL, -signal.SIGXCPU)  # by the system without memory, by its limit of time
         why = "it takes too much memory or time" if killed or "memory" in death.log.lower() else "it is damaged"
-        raise DataError(f"{path.name} {_CANNOT[kind]}: {why}", hint=_REMEDY[kind]) from None
+        raise _unreadable(path, kind, why) from None
 
 
-def _refuse(path: Path, kind: str, reply: Mapping[str, Any]) -> NoReturn:
-    if "error" in reply:
-        raise DataError(f"{path.name} {_CANNOT[kind]}: {reply['error']}", hint=_REMEDY[kind])
-    what = "table" if kind == "sqlite" else "sheet"
-    raise UsageError(
-        f"{path.name} has no {what} '{reply['lacking']}'", hint=f"its {what}s: {listed(reply['sheets']) or 'none'}"
-    )
+def _unreadable(path: Path, kind: str, why: object) -> DataError:
+    return DataError(f"{path.name} {_CANNOT[kind]}: {why}", hint=_REMEDY[kind])
 
 
 def _require_bounded(path: Path) -> None:
@@ -145,7 +138,7 @@ def _require_bounded(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path.name} {_CANNOT['workbook']}: {error}", hint=_REMEDY["workbook"]) from None
+        raise _unreadable(path, "workbook", error) from None
     if unpacked > max(UNPACKED_ANYWAY, MAX_RATIO * path.stat().st_size):
         raise DataError(f"{path.name} unpacks to more than {MAX_RATIO} times its size, as a zip bomb does")
 

@@ -22,16 +22,13 @@ from typing import Any
 
 from slmctl.child import bound
 from slmctl.sources.rows.cells import fault_of, first_line, plain
+from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 
 MEMORY = {"parquet": 2 << 30, "workbook": 3 << 30, "sqlite": 2 << 30}  # bytes of address space
 SECONDS = 600  # of the processor, before the first row and for each further PIECE rows
 PIECE = 1000  # rows
-MAX_RATIO = {
-    "parquet": 1000,
-    "workbook": 250,
-    "sqlite": 250,
-}  # characters of rows by bytes of the file; a column of one value packs well
-UNPACKED_ANYWAY = 64 << 20  # characters that any file may become
+# Characters of rows by bytes of the file; a column of one value packs well.
+RATIOS = {"parquet": 1000, "workbook": MAX_RATIO, "sqlite": MAX_RATIO}
 
 _BATCH = 256  # rows of Parquet that are in memory at a time
 _ROW_COST = 50  # characters that a row counts as beside its own: a billion empty ones fit a kilobyte
@@ -42,17 +39,16 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def main() -> None:
-    """Read one file, and write its rows."""
     kind, path, *sheet = sys.argv[1:]
     bound(memory=MEMORY[kind])
     _renew_time()
     rows = _READERS[kind](path, *sheet)
-    left = max(UNPACKED_ANYWAY, MAX_RATIO[kind] * Path(path).stat().st_size)
+    left = max(UNPACKED_ANYWAY, RATIOS[kind] * Path(path).stat().st_size)
     for number, row in enumerate(rows, 1):
         line = _encode(row)
         left -= len(line) + _ROW_COST
         if left < 0:
-            _write({"error": f"it unpacks to more than {MAX_RATIO[kind]} times its size"})
+            _write({"error": f"it unpacks to more than {RATIOS[kind]} times its size"})
             return
         fault = fault_of(row) if isinstance(row, list) else ""
         _write({"fault": fault} if fault else line)

@@ -133,7 +133,7 @@ def _describe(
     out: Path, *, name: str, source: str, license: str, parameters: int, note: str, languages: tuple[str, ...]
 ) -> Base:
     """The description of a base in `out`; a base without a chat template gets CHAT_TEMPLATE."""
-    rows = bounded_json.read_object(out / "config.json", error=DataError).get("vocab_size")
+    rows = bounded_json.read_object(out / "config.json").get("vocab_size")
     if isinstance(rows, int) and (dropped := vocabulary.drop_tokens_without_weights(out, rows)):
         console.say(f"  left out of the tokenizer, for want of weights: {console.shown(', '.join(dropped))}")
     tokenizer = hf_folder.load_tokenizer(out)
