@@ -5,20 +5,12 @@ from __future__ import annotations
 import json
 from random import Random
 
-PATHS = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/models",
-    "/v1/feedback",
-    "/healthz",
-    "/readyz",
-    "/metrics",
-    "/",
-    "/x",
-]
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/feedback", "/healthz", "/readyz", "/metrics",
+         "/", "/x"]  # fmt: skip
 ODD = [b"\x00", b"\r", b"\n", b"\xff", b" ", b"\t", b":", b"\xf0\x9f\x92\xa9", b"%00", b"%ff", b"../", b"#", b"?a=b"]
 NAMES = [b"Host", b"Content-Length", b"Transfer-Encoding", b"Expect", b"Upgrade", b"Connection", b"X-Request-Id",
          b"Authorization", b"Content-Type", b"X-Slmctl-Sensitive", b"Origin", b"Cookie", b"", b"X-\xff"]  # fmt: skip
+NUMBERS = [b"0", b"5", b"-1", b"+5", b"5, 5", b"0x5", b"5 ", b"9" * 20, b"1" * 401, b"\xd9\xa5", b"5.0", b""]
 SIZES = [0, 1, 7, 100, 4000, 4096, 5000, 65_000, 66_000, 70_000, 300_000]
 
 
@@ -34,22 +26,7 @@ def noise(random: Random) -> bytes:
 
 def number(random: Random) -> bytes:
     """A length, as it should not be written."""
-    return random.choice(
-        [
-            b"0",
-            b"5",
-            b"-1",
-            b"+5",
-            b"5, 5",
-            b"0x5",
-            b"5 ",
-            b"99999999999999999999",
-            b"1" * 401,
-            b"\xd9\xa5",
-            b"5.0",
-            b"",
-        ]
-    )
+    return random.choice(NUMBERS)
 
 
 def header(random: Random) -> bytes:

@@ -9,25 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-EXTREMES = (
-    0,
-    1,
-    7,
-    8,
-    9,
-    13,
-    31,
-    63,
-    64,
-    255,
-    256,
-    1 << 16,
-    1 << 24,
-    (1 << 31) - 1,
-    1 << 32,
-    (1 << 63) - 1,
-    (1 << 64) - 1,
-)
+EXTREMES = (0, 1, 7, 8, 9, 13, 31, 63, 64, 255, 256, 1 << 16, 1 << 24, 1 << 32, *((1 << k) - 1 for k in (31, 63, 64)))
 
 
 def safetensors(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:

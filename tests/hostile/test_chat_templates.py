@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import fuzz_templates
+from hostile import templates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
@@ -25,7 +25,7 @@ from slmctl.errors import DataError, StageError
 from slmctl.task import chat_template, chat_template_child
 from slmctl.task.contract import Task, end_of_turn
 
-BUDGET_S = 1.0
+BUDGET_S = 0.5
 VALUES = {
     "messages": [{"role": "user", "content": "hello " * 20}, {"role": "assistant", "content": "yes"}],
     "tools": None, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>",
@@ -158,7 +158,7 @@ def test_a_fork_renders_by_itself() -> None:
 def test_any_template_gives_a_text_or_a_sentence(seed: int) -> None:
     choose, before = random.Random(seed), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        text = chat_template.render(fuzz_templates.body(choose, 4), fuzz_templates.values(choose), budget_s=0.5)
+        text = chat_template.render(templates.body(choose, 4), templates.values(choose), budget_s=0.5)
     except DataError as error:
         assert error.message.startswith("the ")
     else:

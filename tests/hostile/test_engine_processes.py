@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -147,20 +148,7 @@ def test_a_server_goes_on_restarting_when_the_system_has_no_descriptor(
 ) -> None:
     from slmctl.server import backends
 
-    class Log:
-        def __init__(self) -> None:
-            self.events: list[str] = []
-
-        def event(self, name: str, **_: Any) -> None:
-            self.events.append(name)
-
-    class Count:
-        def inc(self) -> None:
-            pass
-
-    class Metrics:
-        restarts = Count()
-
+    log, metrics = Mock(), Mock()
     tries = 0
     real = engines.start
 
@@ -172,8 +160,9 @@ def test_a_server_goes_on_restarting_when_the_system_has_no_descriptor(
         return real(*args, **options)
 
     monkeypatch.setattr(engines, "start", scarce)
-    log: Any = Log()
-    metrics: Any = Metrics()
+
+    def events() -> list[str]:
+        return [call.args[0] for call in log.event.call_args_list]
 
     async def serve() -> None:
         local = backends.LocalEngine(model, "desk")
@@ -181,13 +170,13 @@ def test_a_server_goes_on_restarting_when_the_system_has_no_descriptor(
         child(model).kill()
         for _ in range(600):
             await asyncio.sleep(0.05)
-            if "engine_restarted" in log.events:
+            if "engine_restarted" in events():
                 break
         assert local.ready
         await local.close()
 
     asyncio.run(serve())
-    assert log.events.count("engine_cannot_start") == 2
+    assert events().count("engine_cannot_start") == 2
     assert model.ask(Request("hello", max_tokens=2)).completion_tokens == 2
 
 

@@ -158,34 +158,43 @@ def test_a_key_that_a_reply_repeats_is_masked(monkeypatch: pytest.MonkeyPatch) -
 # Through the gateway
 
 
-TASK = Task("classify", tiny.TEMPLATE, "<|im_end|>", labels=("billing", "delivery"))
+TASKS = (
+    Task("classify", tiny.TEMPLATE, "<|im_end|>", labels=("billing", "delivery")),
+    Task("extract", tiny.TEMPLATE, "<|im_end|>", schema=tiny.SCHEMA),
+    Task("generate", tiny.TEMPLATE, "<|im_end|>"),
+)
 
 
-@pytest.fixture(scope="module")
-def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, list[Turn]]]:
-    """A gateway for labels, and the reply that its engine gives."""
-    turn: list[Turn] = [endpoint.streams("billing")]
-    with gateway(tmp_path_factory.mktemp("gateway"), task=TASK, manners=lambda body, before: turn[0]) as running:
-        yield running, turn
+Behind = tuple[Gateway, list[Turn], Task]
 
 
-@settings(max_examples=1000 if FULL else 60, deadline=None)
+@pytest.fixture(scope="module", params=TASKS, ids=lambda task: task.kind)
+def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+    """A gateway for a task, and the reply that its engine gives."""
+    turn, folder = [endpoint.streams("billing")], tmp_path_factory.mktemp("gateway")
+    with gateway(folder, task=request.param, manners=lambda body, before: turn[0]) as running:
+        yield running, turn, request.param
+
+
+@settings(max_examples=400 if FULL else 20, deadline=None)
 @given(random=st.randoms())
-def test_the_engine_of_a_gateway_may_say_anything(behind: tuple[Gateway, list[Turn]], random: Random) -> None:
-    server, turn = behind
+def test_the_engine_of_a_gateway_may_say_anything(behind: Behind, random: Random) -> None:
+    server, turn, task = behind
     turn[0] = replies.any_reply(random, stream=True)
     said = post(server.url, {"messages": chat("hello"), "stream": random.randrange(2) == 1, "logprobs": True})
     assert said.status_code in (200, 400, 502), said.text
-    if said.status_code == 200 and "text/event-stream" not in said.headers["content-type"]:
-        assert said.json()["choices"][0]["message"]["content"] in TASK.labels
+    if task.labels and said.status_code == 200 and "text/event-stream" not in said.headers["content-type"]:
+        assert said.json()["choices"][0]["message"]["content"] in task.labels
     assert httpx.get(f"{server.url}/metrics").status_code == 200
     assert server.healthy_s() < 5
 
 
-def test_the_gateway_lives_on_with_little_memory(behind: tuple[Gateway, list[Turn]]) -> None:
-    server, turn = behind
+def test_the_gateway_lives_on_with_little_memory(behind: Behind) -> None:
+    server, turn, task = behind
     for turn[0] in (*replies.NO_COMPLETION, *replies.NO_COMPLETION):
         assert post(server.url, {"messages": chat("hello")}).status_code in (400, 502)
     assert memory(server.child.pid) < 400_000_000
     turn[0] = endpoint.streams("billing")
-    assert post(server.url, {"messages": chat("hello")}).json()["choices"][0]["message"]["content"] == "billing"
+    said = post(server.url, {"messages": chat("hello")})
+    assert (said.status_code, "billing" in said.text) in ((200, True), (502, False))
+    assert said.status_code == 200 or task.schema  # which "billing" does not satisfy

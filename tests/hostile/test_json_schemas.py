@@ -181,7 +181,10 @@ SCALARS = st.sampled_from(
     [{"type": "string"}, {"type": "integer"}, {"type": "boolean"}, {"const": "x"}, {"$ref": "#"}, {"enum": [1, "a"]},
      {"type": "string", "pattern": "^(a|b)*c$"}, {"type": "number", "minimum": 0}, {"$ref": "#/$defs/d"}, {}, True,
      {"type": "string", "format": "date"}, {"type": 5}, {"enum": []}, {"$ref": "#/nowhere"},
-     {"type": "string", "minLength": 900}, False]
+     {"type": "string", "minLength": 900}, False, {"type": "null"}, {"const": {"a": [1, None]}}, {"$ref": "http://x/y"},
+     {"type": ["string", "null"]}, {"type": "string", "format": "?"}, {"not": {}}, {"type": "string", "pattern": "["},
+     {"type": "string", "pattern": "(a{0,99}){0,99}"}, {"type": "integer", "minimum": -(10**30), "maximum": 10**30},
+     {"type": "number", "multipleOf": 1e-300}]
 )  # fmt: skip
 KEYS = st.sampled_from("abc")
 COUNTS = st.sampled_from([0, 1, 2, 50, 1000, 10**9, -1, 0.5])

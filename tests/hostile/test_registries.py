@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
 import os
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hostile import answers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import released
 from support.released import release
 from support.scale import FULL
 
 from slmctl import config
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact, FileEntry
-from slmctl.errors import GateError, IntegrityError, NetworkError, StageError
+from slmctl.errors import GateError, IntegrityError, NetworkError, SlmctlError, StageError
 from slmctl.network import package_index
 from slmctl.pipeline.resolve import Project
-from slmctl.provenance import gc
+from slmctl.provenance import diff, gc, trace
 from slmctl.releases import deliveries, registry, targets
 from slmctl.releases.targets import Settings
 
@@ -58,113 +62,69 @@ def removable(project: Project, *registries: Path) -> set[str]:
     return {item.path.parent.name for item in gc.survey(project, registries).items if item.size}
 
 
-def gone(place: Path) -> None:
-    place.rename(place.with_name("elsewhere"))
+def nothing(path: Path) -> None:
+    pass
 
 
-def empty(place: Path) -> None:
-    gone(place)
-    place.mkdir()
-
-
-def a_file(place: Path) -> None:
-    gone(place)
-    place.touch()
-
-
-def dangling(place: Path) -> None:
-    gone(place)
-    place.symlink_to(place.with_name("nowhere"))
-
-
-def looping(place: Path) -> None:
-    gone(place)
-    place.symlink_to(place)
-
-
-def without_the_project(place: Path) -> None:
-    shutil.rmtree(place / "desk")
-
-
-def without_the_release(place: Path) -> None:
-    shutil.rmtree(place / "desk" / "1.0")
-    shutil.rmtree(place / "desk" / ".tags")
-
-
-def manifest(place: Path) -> Path:
-    return place / "desk" / "1.0" / "manifest.json"
-
-
-def without_the_manifest(place: Path) -> None:
-    manifest(place).unlink()
-
-
-def a_torn_manifest(place: Path) -> None:
-    manifest(place).unlink()
-    manifest(place).write_bytes(b'{"kind": "publ')
-
-
-def a_pipe_as_manifest(place: Path) -> None:
-    manifest(place).unlink()
-    os.mkfifo(manifest(place))
-
-
-def a_linked_manifest(place: Path) -> None:
-    manifest(place).rename(place / "moved.json")
-    manifest(place).symlink_to(place / "moved.json")
-
-
-def an_endless_manifest(place: Path) -> None:
-    manifest(place).unlink()
-    with manifest(place).open("wb") as stream:
+def endless(path: Path) -> None:
+    with path.open("wb") as stream:
         stream.truncate(2 << 30)  # zeros that no disk holds
 
 
-def a_deep_tag(place: Path) -> None:
-    (place / "desk" / ".tags" / "production").write_bytes(b'{"a":' * 100_000)
+def tag(**fields: Any) -> Callable[[Path], object]:
+    """Write a tag that has other fields than the one that was moved away."""
+    return lambda path: path.write_text(json.dumps(json.loads(elsewhere(path).read_text()) | fields))
 
 
-def an_empty_tag(place: Path) -> None:
-    (place / "desk" / ".tags" / "production").write_bytes(b"")
+def elsewhere(path: Path) -> Path:
+    """The place to which `damage` moves a file of the registry."""
+    return path.parents[3] / "elsewhere"
 
 
-def a_folder_as_tag(place: Path) -> None:
-    (place / "desk" / ".tags" / "production").unlink()
-    (place / "desk" / ".tags" / "production").mkdir()
+MANIFEST, TAG = "registry/desk/1.0/manifest.json", "registry/desk/.tags/production"
+# A file or folder of the project, and what stands in its place.
+UNREADABLE: dict[str, tuple[str, bytes | Callable[[Path], object]]] = {
+    "gone": ("registry", nothing),
+    "empty": ("registry", Path.mkdir),
+    "a file": ("registry", b""),
+    "a link to nothing": ("registry", lambda path: path.symlink_to("nowhere")),
+    "a link to itself": ("registry", lambda path: path.symlink_to(path)),
+    "without the project": ("registry/desk", nothing),
+    "without the release": ("registry/desk", Path.mkdir),
+    "without the manifest": (MANIFEST, nothing),
+    "a torn manifest": (MANIFEST, b'{"kind": "publ'),
+    "a pipe as manifest": (MANIFEST, os.mkfifo),
+    "a linked manifest": (MANIFEST, lambda path: path.symlink_to(elsewhere(path))),
+    "an endless manifest": (MANIFEST, endless),
+    "a deep tag": (TAG, b'{"a":' * 100_000),
+    "an empty tag": (TAG, b""),
+    "a folder as tag": (TAG, Path.mkdir),
+    "a tag without its release": (TAG, tag(version="2.0")),
+    "a tag of another digest": (TAG, tag(digest="sha256:" + "0" * 64)),
+    "a broken receipt": ("runs/.deliveries/*", b'{"to": 5}'),
+}
 
 
-def a_tag_without_its_release(place: Path) -> None:
-    change_tag(place, version="2.0")
+def damage(root: Path, name: str) -> None:
+    where, made = UNREADABLE[name]
+    (path,) = root.glob(where)
+    path.rename(root / "elsewhere")
+    if callable(made):
+        made(path)
+    else:
+        path.write_bytes(made)
 
 
-def a_tag_of_another_digest(place: Path) -> None:
-    change_tag(place, digest="sha256:" + "0" * 64)
+def change_tag(root: Path, **fields: Any) -> None:
+    (root / TAG).rename(root / "elsewhere")
+    tag(**fields)(root / TAG)
 
 
-def change_tag(place: Path, **fields: Any) -> None:
-    path = place / "desk" / ".tags" / "production"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def a_broken_receipt(place: Path) -> None:
-    (path,) = place.parent.glob("runs/.deliveries/*")
-    path.write_bytes(b'{"to": 5}')
-
-
-UNREADABLE = (
-    gone, empty, a_file, dangling, looping, without_the_project, without_the_release, without_the_manifest,
-    a_torn_manifest, a_pipe_as_manifest, a_linked_manifest, an_endless_manifest, a_deep_tag, an_empty_tag,
-    a_folder_as_tag, a_tag_without_its_release, a_tag_of_another_digest, a_broken_receipt,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", UNREADABLE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("name", UNREADABLE)
 @pytest.mark.parametrize("to", [ADDRESS, "dir:./new", "hf:acme/desk"])
-def test_gc_removes_nothing_while_a_registry_cannot_be_read(
-    project: Project, damage: Callable[[Path], None], to: str
-) -> None:
+def test_gc_removes_nothing_while_a_registry_cannot_be_read(project: Project, name: str, to: str) -> None:
     """Named by the config, or by nothing but the receipt: a share that was not mounted let gc remove 583 MB."""
-    damage(project.root / "registry")
+    damage(project.root, name)
     with pytest.raises(IntegrityError):
         gc.survey(of(project.root, f"publish.to={to}"), ())
 
@@ -182,7 +142,7 @@ def test_gc_of_a_project_that_never_published(project: Project) -> None:
 
 def test_gc_keeps_what_was_laid_out_for_an_empty_registry(project: Project) -> None:
     """Published by a version that wrote no receipts, or never published: nobody can tell."""
-    empty(project.root / "registry")
+    damage(project.root, "empty")
     shutil.rmtree(project.root / "runs" / ".deliveries")
     assert removable(project) == set()
     assert "may be a share that is not mounted" in gc.survey(project, ()).notes[0]
@@ -215,7 +175,7 @@ def test_gc_removes_what_was_laid_out_and_never_sent(project: Project) -> None:
 )  # fmt: skip
 def test_a_tag_that_lies_is_refused_wherever_it_is_read(project: Project, fields: dict[str, Any]) -> None:
     place = project.root / "registry"
-    change_tag(place, **fields)
+    change_tag(project.root, **fields)
     with pytest.raises(IntegrityError):
         registry.find(place, "production")
     with (
@@ -228,7 +188,7 @@ def test_a_tag_that_lies_is_refused_wherever_it_is_read(project: Project, fields
 
 def test_promote_mends_a_broken_tag(project: Project) -> None:
     place = project.root / "registry"
-    a_deep_tag(place)
+    damage(project.root, "a deep tag")
     registry.promote(place, registry.find(place, "1.0"), "production")
     assert registry.find(place, "production").metrics["version"] == "1.0"
 
@@ -365,3 +325,118 @@ def test_a_package_index_that_sends_without_end(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(NetworkError, match="pip could not fetch"):
             package_index.download("endless==1.0", tmp_path / "here", purpose="test", largest=1 << 20)
     assert disk(tmp_path) <= 1 << 20
+
+
+# Damage at random
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a release in `runs/`, published to the registry `whole/` and tagged."""
+    root = tmp_path_factory.mktemp("registry")
+    send(root, release(root / "runs"), f"dir:{root}/whole")
+    registry.promote(root / "whole", registry.find(root / "whole"), "production")
+    return root
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[answers.Server]:
+    with answers.running({}) as server:
+        yield server
+
+
+DAMAGED = ("desk/1.0/manifest.json", "desk/.tags/production", "desk/.gates/1.0", "desk/1.0/report.json")
+
+
+@settings(max_examples=5000 if FULL else 100, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_registry_with_any_damage_is_read_or_refused(whole: Path, seed: int) -> None:
+    """In every way that commands read it."""
+    random, place = Random(seed), whole / "registry"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(whole / "whole", place)
+    path = place / random.choice(DAMAGED)
+    path.chmod(0o644)
+    path.write_bytes(damaged(path.read_bytes(), random))
+    ways: list[Callable[[], object]] = [
+        lambda: registry.find(place, "production"),
+        lambda: registry.find(place, "1.0"),
+        lambda: registry.manifests(place),
+        lambda: registry.promote(place, registry.find(place, "1.0"), "canary"),
+        lambda: artifact.verify_folder(place / "desk" / "1.0"),
+        lambda: list(lineage.lines(lineage.show(whole, artifact.load(place / "desk" / "1.0")))),
+        lambda: lineage.to_json(lineage.show(whole, artifact.load(place / "desk" / "1.0"))),
+        lambda: trace.trace(whole, text="a", registries=[place]).to_json(),
+        lambda: diff.diff(place / "desk" / "1.0", whole / "whole" / "desk" / "1.0"),
+        lambda: fetch(f"dir:{place}", random.choice(["", "production", "1.0", "desk@1.0"]), whole / "fetched"),
+    ]
+    with contextlib.suppress(SlmctlError):
+        random.choice(ways)()
+
+
+@settings(max_examples=2000 if FULL else 40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_service_that_lies_anyhow_is_read_or_refused(whole: Path, s3: answers.Server, seed: int) -> None:
+    random = Random(seed)
+    (made,) = whole.glob("runs/published/*")
+    lying = answers.answers_of(artifact.load(made))
+    key = random.choice([*lying, answers.MANIFEST, answers.LISTING])
+    lying[key] = answers.Answer(damaged(lying[key].body, random), status=random.choice([200] * 9 + [404, 403, 302]))
+    s3.answers = lying
+    with contextlib.suppress(SlmctlError):
+        fetch(answers.TO, random.choice(["", "1.0", "desk@1.0"]), whole / "fetched", endpoint=s3.address)
+
+
+def fetch(to: str, name: str, into: Path, *, endpoint: str | None = None) -> None:
+    shutil.rmtree(into, ignore_errors=True)
+    with targets.opened(to, Settings(into, endpoint=endpoint), purpose="test") as target:
+        targets.fetch(target, name, None, into=into)
+
+
+def damaged(raw: bytes, random: Random) -> bytes:
+    """Bytes flipped, cut or grown; or JSON whose values have other types, with its own hash put right again."""
+    kind = random.randrange(6)
+    if kind == 0:
+        at = random.randrange(len(raw) + 1)
+        return raw[:at] + random.randbytes(random.randrange(1, 9)) + raw[at + random.randrange(9) :]
+    if kind == 1:
+        return raw[: random.randrange(len(raw) + 1)]
+    if kind == 2:
+        return random.choice([b"[", b'{"a":', b"\xef\xbb\xbf", b"9", b'"']) * random.choice([1, 1_000, 100_000])
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return b""
+    for _ in range(random.randrange(1, 4)):
+        value = changed(value, random)
+    if isinstance(value, dict) and "self" in value and kind > 3:
+        value.pop("self")
+        try:
+            files = tuple(artifact.FileEntry(**entry) for entry in value.get("files", ()))
+            value["digest"] = artifact.digest_of(files) if kind == 5 else value.get("digest")
+            value["self"] = artifact.sha256_bytes(artifact.canonical(value))
+        except (TypeError, ValueError, AttributeError):
+            pass
+    try:
+        return artifact.canonical(value)
+    except (ValueError, RecursionError):
+        return json.dumps(value).encode()
+
+
+def changed(value: Any, random: Random) -> Any:
+    """The same value with something inside it replaced, removed or added."""
+    if isinstance(value, dict) and value and random.random() < 0.85:
+        key = random.choice(list(value))
+        if random.random() < 0.1:
+            return {name: inner for name, inner in value.items() if name != key}
+        return {**value, key: changed(value[key], random)}
+    if isinstance(value, list) and value and random.random() < 0.8:
+        at = random.randrange(len(value))
+        return [*value[:at], changed(value[at], random), *value[at + 1 :]]
+    return random.choice(
+        [
+            None, True, 0, -1, 1.5, 10**30, float("nan"), float("inf"), "", "x", "\ud800", "../../x", "/etc/passwd",
+            "\0", "ü" * 300, [], {}, [[]], [{}], {"": None}, ["sha256:" + "0" * 64], "sha256:" + "0" * 64, "1.0",
+            [value] * 3, {"nested": value},
+        ]
+    )  # fmt: skip

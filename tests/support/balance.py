@@ -40,7 +40,6 @@ LONGEST = (
     "pipeline/test_rehearsal.py",
     "stages/publish/test_publish.py",
     "hostile/test_command_line.py",
-    "hostile/test_fuzz.py",
     "hostile/test_foreign_replies.py",
     "cli/test_sweep_command.py",
     "inference/test_engine.py",
