@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +66,13 @@ def made(tmp_path: Path) -> Artifact:
 # Canonical JSON and hashes
 
 
-def test_canonical_ignores_the_order_of_keys() -> None:
-    assert artifact.canonical({"b": 1, "a": [2, {"d": 3, "c": 4}]}) == artifact.canonical(
-        {"a": [2, {"c": 4, "d": 3}], "b": 1}
-    )
-
-
-def test_canonical_is_utf8_with_a_last_newline() -> None:
+def test_canonical_is_utf8_in_order_of_keys_with_a_last_newline() -> None:
     assert artifact.canonical({"a": "ü"}) == '{\n "a": "ü"\n}\n'.encode()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_canonical_refuses_what_json_lacks(value: float) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        artifact.canonical({"loss": value})
+    one, other = {"b": 1, "a": [2, {"d": 3, "c": 4}]}, {"a": [2, {"c": 4, "d": 3}], "b": 1}
+    assert artifact.canonical(one) == artifact.canonical(other)
+    for value in (float("nan"), float("inf"), float("-inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            artifact.canonical({"loss": value})
 
 
 @given(json_values)
@@ -120,24 +114,16 @@ def test_manifest_round_trip(config: Any, metrics: Any, environment: Any, second
     read = Manifest.from_bytes(raw, where="m")
     assert read == written
     assert read.to_bytes() == raw
-    assert read.to_json().encode() == raw
 
 
 WEIGHTS = (FileEntry("weights.bin", 1000, "ab" * 32),)
 RAW = describe(WEIGHTS, digest_of(WEIGHTS)).to_bytes()
 
 
-@given(st.integers(0, len(RAW) - 1), st.integers(1, 255))
-@settings(deadline=None, max_examples=300)
-def test_manifest_finds_a_flip_of_any_byte(position: int, flip: int) -> None:
-    changed = RAW[:position] + bytes([RAW[position] ^ flip]) + RAW[position + 1 :]
-    with pytest.raises(IntegrityError):
-        Manifest.from_bytes(changed, where="m")
-
-
-def test_manifest_finds_the_lowest_bit_of_every_byte() -> None:
+@pytest.mark.parametrize("flip", [1, 32, 255])
+def test_manifest_finds_a_flip_of_any_byte(flip: int) -> None:
     for position in range(len(RAW)):
-        changed = RAW[:position] + bytes([RAW[position] ^ 1]) + RAW[position + 1 :]
+        changed = RAW[:position] + bytes([RAW[position] ^ flip]) + RAW[position + 1 :]
         with pytest.raises(IntegrityError):
             Manifest.from_bytes(changed, where="m")
 
@@ -184,43 +170,25 @@ def test_published_draft_is_whole(made: Artifact) -> None:
     assert artifact.load(made.path) == made
 
 
-@pytest.mark.parametrize("sealed", [False, True])
-def test_exception_leaves_nothing(tmp_path: Path, sealed: bool) -> None:
-    def fail(*_: object) -> Manifest:
-        raise RuntimeError("diverged")
-
-    final = tmp_path / "gguf" / "abc"
-    with pytest.raises(RuntimeError, match="diverged"), artifact.draft(final) as place:
-        (place / "half.bin").write_bytes(b"half")
-        if sealed:  # while the manifest is made
-            artifact.seal(place, final, fail)
-        fail()
-    assert listing(tmp_path) == ["gguf"]
-
-
 def test_exception_leaves_earlier_artifact_as_it_was(made: Artifact) -> None:
-    before = {name: (made.path / name).read_bytes() for name in [*FILES, MANIFEST]}
     with pytest.raises(RuntimeError, match="diverged"), artifact.draft(made.path) as place:
         (place / "weights.bin").write_bytes(b"other")
         raise RuntimeError("diverged")
-    assert {name: (made.path / name).read_bytes() for name in before} == before
-    assert listing(made.path.parent)[0] == "abc"
-
-
-def test_finished_artifact_is_never_written_over(made: Artifact) -> None:
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(OSError, match="not empty"):  # a finished one is never written over
         make(made.path, {"weights.bin": b"other"})
     assert artifact.verify(artifact.load(made.path)) == []
     assert (made.path / "weights.bin").read_bytes() == FILES["weights.bin"]
+    assert listing(made.path.parent)[0] == "abc"
 
 
-def test_draft_of_a_dead_process_is_cleared(tmp_path: Path) -> None:
-    final = tmp_path / "abc"
-    with artifact.draft(final) as place:
-        stale = place
-    stale.mkdir()
-    (stale / "stale.bin").write_bytes(b"old")
-    assert listing(make(final, {"new.bin": b"new"}).path) == [MANIFEST, "new.bin"]
+def test_exception_while_the_manifest_is_made_leaves_nothing(tmp_path: Path) -> None:
+    def fail(*_: object) -> Manifest:
+        raise RuntimeError("diverged")
+
+    with pytest.raises(RuntimeError, match="diverged"), artifact.draft(tmp_path / "abc") as place:
+        (place / "half.bin").write_bytes(b"half")
+        artifact.seal(place, tmp_path / "abc", fail)
+    assert listing(tmp_path) == []
 
 
 def test_folder_without_a_manifest_gives_way(tmp_path: Path) -> None:
@@ -291,28 +259,33 @@ def test_load_finds_a_changed_manifest(made: Artifact) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_verify_finds_a_flipped_byte(made: Artifact, name: str) -> None:
-    content = FILES[name]
-    middle = len(content) // 2
-    (made.path / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    assert artifact.verify(artifact.load(made.path)) == [f"changed: {name}"]
-    assert artifact.verify_folder(made.path) == [f"changed: {name}"]
+def flip(path: Path) -> None:
+    raw = path.read_bytes()
+    middle = len(raw) // 2
+    path.write_bytes(raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :])
 
 
-def test_verify_finds_a_file_swapped_for_a_link(made: Artifact, tmp_path: Path) -> None:
-    (tmp_path / "outside").write_bytes(FILES["weights.bin"])  # the same bytes, but they can change unseen
-    (made.path / "weights.bin").unlink()
-    (made.path / "weights.bin").symlink_to(tmp_path / "outside")
-    assert artifact.verify(made) == ["changed: weights.bin (not a plain file)"]
-    with pytest.raises(IntegrityError, match="not a plain file"):
-        artifact.load(made.path)
+def swap_for_link(path: Path) -> None:
+    """The same bytes lie elsewhere, where they can change unseen."""
+    elsewhere = path.parents[3] / "elsewhere"
+    shutil.move(path, elsewhere)
+    path.symlink_to(elsewhere, target_is_directory=elsewhere.is_dir())
 
 
-def test_verify_finds_a_folder_swapped_for_a_link(made: Artifact, tmp_path: Path) -> None:
-    shutil.move(made.path / "deep", tmp_path / "outside")
-    (made.path / "deep").symlink_to(tmp_path / "outside", target_is_directory=True)
-    assert artifact.verify(made) == ["extra: deep", "missing: deep/er/note.txt"]
+@pytest.mark.parametrize(
+    ("change", "name", "faults"),
+    [
+        *((flip, name, [f"changed: {name}"]) for name in FILES),
+        (swap_for_link, "weights.bin", ["changed: weights.bin (not a plain file)"]),
+        (swap_for_link, "deep", ["extra: deep", "missing: deep/er/note.txt"]),
+    ],
+)
+def test_verify_finds_a_change(made: Artifact, change: Callable[[Path], None], name: str, faults: list[str]) -> None:
+    change(made.path / name)
+    assert artifact.verify(made) == artifact.verify_folder(made.path) == faults
+    if change is swap_for_link:
+        with pytest.raises(IntegrityError, match="is damaged"):
+            artifact.load(made.path)
 
 
 def test_verify_finds_two_files_exchanged(tmp_path: Path) -> None:
@@ -366,6 +339,7 @@ def test_foreign_folder(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from slmctl.artifacts import locks
 with locks.lock(Path(sys.argv[1]), wait=True, on_wait=print):

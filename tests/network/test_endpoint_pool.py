@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -49,17 +50,13 @@ def test_every_request_gets_its_own_answer() -> None:
     with endpoint.serving(echo) as fake:
         found = answers(EndpointPool([fake.url], "large", concurrency=7), texts)
         assert fake.most_at_once <= 7
+        assert answers(EndpointPool([fake.url], "large"), []) == []
     assert [reply.text for reply in found if isinstance(reply, Reply)] == [text.upper() for text in texts]
     first = found[0]
     assert isinstance(first, Reply)
     assert (first.finish, first.prompt_tokens, first.completion_tokens, first.confidence) == ("stop", 11, 3, None)
     assert set(fake.paths) == {"/v1/chat/completions"}
     assert fake.bodies[0] | {"messages": []} == {"model": "large", "messages": [], "max_tokens": 9, "temperature": 0.0}
-
-
-def test_no_request_gives_no_answer() -> None:
-    with endpoint.serving(echo) as fake:
-        assert answers(EndpointPool([fake.url], "large"), []) == []
 
 
 def test_requests_are_taken_as_they_are_needed() -> None:
@@ -187,26 +184,23 @@ def test_what_was_answered_comes_before_the_end() -> None:
     assert [getattr(reply, "text", reply) for reply in found] == ["yes"] * 10
 
 
-def test_an_endpoint_that_answers_nothing_is_given_up() -> None:
-    with endpoint.serving(lambda body, before: fails(500)) as fake:
-        one = EndpointPool([fake.url], "large", concurrency=4)
-        with pytest.raises(NetworkError, match="answered none of 16 requests in a row: HTTP 500"):
-            list(one.ask_all(ask(str(k)) for k in range(1000)))
-    assert len(fake.bodies) < 40 * endpoint_pool.ATTEMPTS
-
-
-def test_an_endpoint_that_refuses_everything_is_given_up_too() -> None:
-    with endpoint.serving(lambda body, before: fails(400, "no such model")) as fake:
-        with pytest.raises(NetworkError, match="answered none of 64 requests in a row: HTTP 400: no such model"):
-            list(EndpointPool([fake.url], "large").ask_all(ask(str(k)) for k in range(1000)))
-        assert len(fake.bodies) < 100
-
-
-def test_an_endpoint_that_is_not_there() -> None:
-    with endpoint.serving(echo) as fake:
-        url = fake.url
-    with pytest.raises(NetworkError, match="answered none of 16 requests in a row: ConnectError"):
-        list(EndpointPool([url], "large", concurrency=16).ask_all(ask(str(k)) for k in range(100)))
+@pytest.mark.parametrize(
+    ("refusal", "said", "most"),
+    [
+        (fails(500), "answered none of 16 requests in a row: HTTP 500", 40 * endpoint_pool.ATTEMPTS),
+        (fails(400, "no such model"), "answered none of 64 requests in a row: HTTP 400: no such model", 100),
+        (None, "answered none of 16 requests in a row: ConnectError", 1),
+    ],
+    ids=["answers nothing", "refuses everything", "is not there"],
+)
+def test_an_endpoint_is_given_up_that(refusal: endpoint.Turn | None, said: str, most: int) -> None:
+    with contextlib.ExitStack() as stack:
+        fake = stack.enter_context(endpoint.serving(lambda body, before: refusal or says("yes")))
+        if refusal is None:
+            stack.close()
+        with pytest.raises(NetworkError, match=said):
+            list(EndpointPool([fake.url], "large", concurrency=4).ask_all(ask(str(k)) for k in range(1000)))
+    assert len(fake.bodies) < most
 
 
 def test_a_slow_endpoint_is_left_after_its_time() -> None:

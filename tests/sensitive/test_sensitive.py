@@ -24,7 +24,7 @@ from typing import get_args
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import EXAMPLES, ROOT, disguises
+from support import EXAMPLES, ROOT, disguises, hostile
 
 from benchmarks import detectors
 from slmctl import config, sensitive
@@ -491,7 +491,9 @@ PIECES = st.sampled_from([
     "<b>", "\ud800", "ß", "DE99",
 ])  # fmt: skip
 TEXTS = st.one_of(
-    st.text(max_size=80), st.lists(st.one_of(PIECES, st.text("0123456789 -.+/@a", max_size=9))).map("".join)
+    st.text(max_size=80),
+    st.lists(st.one_of(PIECES, st.text("0123456789 -.+/@a", max_size=9))).map("".join),
+    st.lists(hostile.fragments("find"), max_size=9).map("".join),
 )
 
 

@@ -33,37 +33,6 @@ def good(found: list[Row]) -> list[dict[str, Any]]:
     return [row.columns for row in found]
 
 
-def faults(found: list[Row]) -> dict[int, str]:
-    return {row.number: row.fault for row in found if row.fault}
-
-
-# CSV
-
-
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
-@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "bom"])
-def test_csv(tmp_path: Path, ending: str, mark: str) -> None:
-    text = ending.join([mark + "text,category", "hello,a", '"two\nlines, a comma, ""quotes""",b', "größe,c"])
-    for last in ("", ending):
-        assert good(rows(tmp_path, "a.csv", text + last)) == [
-            {"text": "hello", "category": "a"},
-            {"text": 'two\nlines, a comma, "quotes"', "category": "b"},
-            {"text": "größe", "category": "c"},
-        ]
-
-
-def test_csv_keeps_text_as_it_is(tmp_path: Path) -> None:
-    assert good(rows(tmp_path, "a.csv", "a,b\n 1 ,\nNA,007\n")) == [{"a": " 1 ", "b": ""}, {"a": "NA", "b": "007"}]
-
-
-@pytest.mark.parametrize("row", ['"open,1', '1,"open', '"a"b,1'])
-def test_csv_quote_out_of_place_is_a_fault(tmp_path: Path, row: str) -> None:
-    # an open quote in the last column once took the rest of the file as its text, and no row was missed
-    found = rows(tmp_path, "a.csv", f"a,b\n0,0\n{row}\n2,3\n")
-    assert found[0] == Row(2, {"a": "0", "b": "0"})
-    assert faults(found)[3].startswith("not valid CSV")
-
-
 @pytest.mark.parametrize(
     ("name", "content"), [*(("a.csv", text) for text in ("", "\ufeff", "a,b\n", "a,b")), ("a.jsonl", "[]\n{\n")]
 )

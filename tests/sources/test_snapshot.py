@@ -326,30 +326,19 @@ def test_standard_input_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert rows_of(found) == [{"text": "one"}]
 
 
-def test_a_terminal_is_no_source(folder: Path) -> None:
+def test_a_terminal_is_no_source(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     front, back = os.openpty()
-    child = (
-        "from pathlib import Path\nfrom slmctl.sources import snapshot\n"
-        "from slmctl.config import Source, SourceLimits\n"
-        f"snapshot.gather([Source(path='-', format='csv')], Path({str(folder)!r}), SourceLimits())"
-    )
-    try:
-        done = subprocess.run([sys.executable, "-c", child], stdin=back, capture_output=True, text=True, timeout=60)
-    finally:
-        os.close(front)
-        os.close(back)
-    assert "UsageError: the source '-' is a terminal" in done.stderr
+    with os.fdopen(front), os.fdopen(back) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(UsageError, match="the source '-' is a terminal"):
+            snapshot.gather([source(path="-", format="csv")], folder, LIMITS)
+        monkeypatch.undo()
 
 
 def test_the_child_that_asks_a_database_starts_without_the_config() -> None:
     # it once imported pydantic and every section, which took longer than most queries
     code = "import sys, slmctl.sources.sql_child\nsys.exit(int('pydantic' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_what_has_no_end_is_refused_before_it_is_hashed(folder: Path) -> None:
-    with pytest.raises(DataError, match="is not a file"):
-        snapshot.gather([source(path="/dev/zero")], folder, LIMITS)
 
 
 def test_files_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
@@ -417,20 +406,31 @@ def test_a_pinned_data_set_is_fetched_once(hub: hub_server.Hub, folder: Path) ->
     assert (again, said, hub.asked) == (found, "", [])
 
 
-@pytest.mark.parametrize("name", ["acme/tickets", "acme/tickets@main"])
-def test_an_unpinned_data_set_is_refused_with_the_line_to_use(hub: hub_server.Hub, folder: Path, name: str) -> None:
-    (kind, message, hint), _ = fetch(hub.url, folder, hf=name)
-    assert (kind, message) == ("UsageError", f"source 'hf: {name}' is not pinned: what it names can change")
-    assert hint == f"put this line into slmctl.yaml: hf: acme/tickets@{COMMIT}"
+UNPINNED = "source 'hf: {}' is not pinned: what it names can change"
+PIN = f"put this line into slmctl.yaml: hf: acme/tickets@{COMMIT}"
+AMONG = "file: NAME or a pattern chooses among: data/train-0.csv, data/train-1.csv, data/test.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "message", "hint"),
+    [
+        ({"hf": "acme/tickets"}, "UsageError", UNPINNED.format("acme/tickets"), PIN),
+        ({"hf": "acme/tickets@main"}, "UsageError", UNPINNED.format("acme/tickets@main"), PIN),
+        ({"hf": f"acme/tickets@{COMMIT}"}, "UsageError", "acme/tickets has 3 data files", AMONG),
+        ({"hf": f"acme/tickets@{COMMIT}", "file": "*.parquet"}, "UsageError",
+         "acme/tickets has no data file '*.parquet'", AMONG),
+        ({"hf": f"acme/other@{COMMIT}", "file": "*"}, "NetworkError", "the hub gave no acme/other:", None),
+        ({"hf": "no-organisation"}, "UsageError", "hf: no-organisation is malformed", None),
+    ],
+    ids=["unpinned", "a branch", "several files", "no file", "no data set", "malformed"],
+)  # fmt: skip
+def test_a_data_set_that_cannot_be_fetched(
+    hub: hub_server.Hub, folder: Path, fields: dict[str, str], kind: str, message: str, hint: str | None
+) -> None:
+    (found, said, advice), _ = fetch(hub.url, folder, **fields)
+    assert (found, said[: len(message)]) == (kind, message)
+    assert hint is None or advice == hint
     assert not any("/resolve/" in path for path in hub.asked)
-
-
-def test_one_of_several_data_files_must_be_named(hub: hub_server.Hub, folder: Path) -> None:
-    (kind, message, hint), _ = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}")
-    assert (kind, message) == ("UsageError", "acme/tickets has 3 data files")
-    assert hint.endswith("among: data/train-0.csv, data/train-1.csv, data/test.jsonl")
-    (_, message, _), _ = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="*.parquet")
-    assert message == "acme/tickets has no data file '*.parquet'"
 
 
 def test_a_file_that_is_not_the_commit_s_is_refused(hub: hub_server.Hub, folder: Path) -> None:
@@ -438,13 +438,6 @@ def test_a_file_that_is_not_the_commit_s_is_refused(hub: hub_server.Hub, folder:
     (kind, message, _), _ = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="data/test.jsonl")
     assert (kind, message[:46]) == ("IntegrityError", "data/test.jsonl is not what the hub says it is")
     assert not list(folder.glob("hf-*"))
-
-
-def test_what_the_hub_has_not_is_said(hub: hub_server.Hub, folder: Path) -> None:
-    (kind, message, _), _ = fetch(hub.url, folder, hf=f"acme/other@{COMMIT}", file="*")
-    assert (kind, message[:27]) == ("NetworkError", "the hub gave no acme/other:")
-    (kind, message, _), _ = fetch(hub.url, folder, hf="no-organisation")
-    assert (kind, message) == ("UsageError", "hf: no-organisation is malformed")
 
 
 # From the command line
