@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import signal
@@ -20,25 +18,14 @@ import httpx
 from slmctl.task.contract import Task
 from support import endpoint, tiny
 from support.endpoint import streams
-from support.forks import Forks
 
 ENDLESS = {"max_tokens": 3500, "temperature": 1.8, "seed": 3}  # of a model that was never taught to stop
 ROOM = ("--set=serve.context_length=4096", "--set=serve.max_tokens=4000")  # for such an answer
 
 
-@functools.cache
-def _forks() -> Forks:
-    """Forks of a process that has imported what a server needs; it ends with this one."""
-    forks = Forks("slmctl.cli.main", "slmctl.server.process")
-    atexit.register(forks.close)
-    return forks
-
-
 def begin(folder: Path, *args: str, log: IO[str] | None = None) -> tuple[subprocess.Popen[str], str]:
     """The process and its address, when it is ready; its log goes to a file, or else to a pipe."""
-    command = ["-C", str(folder), "serve", "--port", "0", *args]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": log or subprocess.PIPE, "text": True}
-    child = _forks().popen(command, env=tiny.environment(), **pipes)
+    child = tiny.start(folder, "serve", "--port", "0", *args, **({"stderr": log} if log else {}))
     assert child.stdout is not None
     url = child.stdout.readline().strip()
     assert url.startswith("http://"), child.communicate()
