@@ -104,7 +104,7 @@ def _require_sane(outcome: Reply | StreamedReply | str) -> None:
 
 
 @settings(max_examples=2000 if FULL else 100, deadline=None)
-@given(random=st.randoms(), stream=st.booleans())
+@given(random=st.randoms(use_true_random=True), stream=st.booleans())
 def test_no_reply_breaks_the_client(random: Random, stream: bool) -> None:
     turn = replies.any_reply(random, stream=stream)
     with endpoint.serving(lambda body, before: turn) as fake:
@@ -177,7 +177,7 @@ def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @settings(max_examples=400 if FULL else 20, deadline=None)
-@given(random=st.randoms())
+@given(random=st.randoms(use_true_random=True))
 def test_the_engine_of_a_gateway_may_say_anything(behind: Behind, random: Random) -> None:
     server, turn, task = behind
     turn[0] = replies.any_reply(random, stream=True)
