@@ -200,7 +200,7 @@ def evaluate(
         )
     if against:
         guard.require(f"--against {against}", hint="leave --against out to measure the models here alone")
-    override(options, "predict", key_env=against_key_env)
+    override(options, "predict.endpoint", key_env=against_key_env)
     project = open_project(options, prepared=prepared)
     if not against and not models:
         preflight.require(project, ["evaluate"])
@@ -324,7 +324,7 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
     path = root / config.FILENAME
     section = read_settings(options).publish
     to, _, name = source.partition("#")
-    settings = targets.Settings(root, endpoint=section.s3_endpoint, hosts=tuple(section.allowed_hosts))
+    settings = targets.Settings(root, hosts=tuple(section.allowed_hosts))
     check = (lambda place: signing.verify(place, key, name=source)) if key else (lambda place: None)
     with (
         system_errors.spoken("fetch", folder.absolute() if folder else root),

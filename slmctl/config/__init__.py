@@ -2,7 +2,7 @@
 
 from slmctl.config.fields import STDIN, Section, is_remote, moment
 from slmctl.config.json_schema import description, reference, schema, table
-from slmctl.config.label_section import LabelConfig, RowReading, Teacher, TeacherPrices
+from slmctl.config.label_section import LabelConfig, RowReading, Teacher
 from slmctl.config.loader import load, parse, resolve_matmul_dtype
 from slmctl.config.prepare_section import (
     Duplicates,
@@ -36,9 +36,11 @@ from slmctl.config.sections import (
     stage_config,
 )
 from slmctl.config.serve_section import (
+    Asking,
     CollectConfig,
     Endpoint,
     GeneralistConfig,
+    MachinePrices,
     Prices,
     ServeConfig,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "PRODUCTION",
     "PSEUDONYM_KEY",
     "STDIN",
+    "Asking",
     "CalibrateConfig",
     "Choose",
     "CollectConfig",
@@ -61,6 +64,7 @@ __all__ = [
     "GeneralistConfig",
     "LabelConfig",
     "Lora",
+    "MachinePrices",
     "MergeConfig",
     "PredictConfig",
     "PrepareConfig",
@@ -79,7 +83,6 @@ __all__ = [
     "Sql",
     "TaskConfig",
     "Teacher",
-    "TeacherPrices",
     "changed_keys",
     "contents",
     "description",

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 STDIN = Path("-")
+CONFIDENCE = 0.95
 
 
 class Content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,14 +14,16 @@ from pydantic import (
 from slmctl.config.fields import bare_type, is_inherited, named_section_in, section_in
 from slmctl.config.prepare_section import Shares, Source
 from slmctl.config.sections import Config
-from slmctl.config.serve_section import Endpoint, Prices
+from slmctl.config.serve_section import Asking, Endpoint, MachinePrices, Prices
 
 # Sections that stand in several places, with the one where `reference` shows their keys.
 HOMES: dict[type[BaseModel], str] = {
     Source: "prepare.sources[]",
     Shares: "prepare.splits",
-    Prices: "serve.prices",
+    Prices: "prices",
+    MachinePrices: "prices",
     Endpoint: "serve.generalist",
+    Asking: "label.teachers[]",
 }
 
 
@@ -41,8 +44,13 @@ def table() -> Iterator[tuple[str, str, str]]:
 
 
 def reference() -> Iterator[tuple[str, str, str]]:
-    """`table` for docs/config.md, where a section that stands in several places is shown in one of them."""
-    yield from _table(Config, "", HOMES)
+    """`table` for docs/config.md: a section of several places in one of them, keys of one meaning in one row."""
+    rows = _table(Config, "", HOMES)
+    for (_, help), alike in itertools.groupby(rows, key=lambda row: (row[0].rpartition(".")[0], row[2])):
+        names, defaults, _ = zip(*alike, strict=True)
+        first, *others = names
+        name = ", ".join([first, *(other.rpartition(".")[2] for other in others)])
+        yield name, defaults[0] if len(set(defaults)) == 1 else ", ".join(defaults), help
 
 
 def description(key: str) -> str:

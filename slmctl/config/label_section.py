@@ -6,20 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slmctl.config.fields import Inherited, Outside, Percent, Section, SourcePath, Text, WhenSet
+from slmctl.config.fields import CONFIDENCE, Inherited, Outside, Percent, Section, SourcePath, Text, WhenSet
 from slmctl.config.prepare_section import Replace, Source, Splits, TaskConfig
-from slmctl.config.serve_section import Redactable
+from slmctl.config.serve_section import Asking, Prices, Redactable
 
 
-class TeacherPrices(Section):
-    """Prices of a teacher's tokens, as its provider asks them of you."""
-
-    input: float = Field(ge=0, description="price of a million prompt tokens")
-    output: float = Field(ge=0, description="price of a million answer tokens")
-    currency: Text = Field("EUR", description="currency of the prices, and of max_cost")
-
-
-class Teacher(Section):
+class Teacher(Asking):
     """A model that labels: one behind an OpenAI-compatible endpoint, or a release on this machine."""
 
     url: Text | None = Field(None, description="OpenAI-compatible endpoint, such as https://host/v1")
@@ -27,21 +19,15 @@ class Teacher(Section):
     release: SourcePath | None = Field(
         None, description="a release or GGUF artifact of the same task, in place of url; it may read sensitive rows"
     )
-    key_env: Annotated[Text | None, Outside()] = Field(
-        None, description="environment variable that holds the endpoint's key"
-    )
-    prices: Annotated[TeacherPrices | None, Outside()] = Field(
-        None, description="prices of the endpoint's tokens; without them nothing is known of the cost"
+    prices: Annotated[Prices | None, Outside()] = Field(
+        None,
+        description="prices of the endpoint's tokens, without which no cost is known: input, output, currency",
     )
     terms: Annotated[Literal["permitted", "private"] | None, WhenSet()] = Field(
         None,
         description="your word on the teacher's terms: permitted (models trained on its answers may be published) or "
         "private (they may not)",
     )
-    concurrency: Annotated[int, Outside()] = Field(
-        8, ge=1, le=256, description="most requests in flight; fewer where the endpoint says it is too many"
-    )
-    timeout_s: Annotated[float, Outside()] = Field(60, gt=0, description="seconds for one answer")
 
     @model_validator(mode="after")
     def _is_one_model(self) -> Teacher:
@@ -92,10 +78,7 @@ class LabelConfig(Section):
     max_error: Percent = Field(
         0.05, gt=0, lt=0.5, description="largest share of wrong labels among the accepted ones, such as 5 %"
     )
-    confidence: float = Field(0.95, ge=0.5, lt=1, description="confidence with which max_error holds")
-    min_agreement: Percent = Field(
-        0.7, description="generate: mean token F1 of a row's answers with each other from which one is accepted"
-    )
+    confidence: Annotated[float, Inherited()] = CONFIDENCE
     max_rows: Annotated[int | None, WhenSet()] = Field(
         None, ge=1, description="rows to label at most, drawn by chance; all when left out"
     )
@@ -107,7 +90,6 @@ class LabelConfig(Section):
         default_factory=list,
         description="kinds of personal data to replace by marks, so that such a row may be sent to an endpoint",
     )
-    seed: int = Field(0, ge=0, description="seed of the rows that are drawn, and of the votes")
 
     @model_validator(mode="after")
     def _can_be_held(self) -> LabelConfig:

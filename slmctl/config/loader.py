@@ -88,7 +88,8 @@ def _inherit(values: dict[str, Any]) -> dict[str, Any]:
     """Hand each section what it takes from the top; a section left empty becomes an empty mapping."""
     values = {key: {} if value is None and key in Config.model_fields else value for key, value in values.items()}
     for section, key in inherited_keys():
-        inner = values.get(section) if section == "label" else values.setdefault(section, {})  # one may be left out
+        may_be_left_out = Config.model_fields[section].default is None
+        inner = values.get(section) if may_be_left_out else values.setdefault(section, {})
         if isinstance(inner, dict) and key in values:
             values[section] = {**inner, key: values[key]}
     return values

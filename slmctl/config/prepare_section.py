@@ -282,12 +282,15 @@ class Shares(Section):
         return self
 
 
+BEGIN_HELP = "first date or time of the rows of this split"
+
+
 class Times(Section):
     """The first moment of each held-out split; earlier rows are for training."""
 
-    validation: Moment = Field(description="first date or time of the validation rows")
-    calibration: Moment = Field(description="first date or time of the calibration rows")
-    test: Moment = Field(description="first date or time of the test rows")
+    validation: Moment = Field(description=BEGIN_HELP)
+    calibration: Moment = Field(description=BEGIN_HELP)
+    test: Moment = Field(description=BEGIN_HELP)
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
@@ -323,6 +326,7 @@ class Duplicates(Section):
 
 Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
 WithoutStandIn = Literal["keep", "redact", "drop", "refuse"]
+KIND_HELP = "of such values in texts: keep (counted), redact, pseudonymise (but for secrets), drop the row, or refuse"
 
 
 class Sensitive(Section):
@@ -332,12 +336,12 @@ class Sensitive(Section):
     stand-in for the same value, `drop` leaves the row out, `refuse` fails the stage.
     """
 
-    email: Action = Field("keep", description="e-mail addresses; kept ones are counted")
-    phone: Action = Field("keep", description="phone numbers; kept ones are counted")
-    card: Action = Field("redact", description="payment card numbers")
-    iban: Action = Field("redact", description="bank account numbers (IBAN)")
-    ip: Action = Field("keep", description="IP addresses; kept ones are counted")
-    secret: WithoutStandIn = Field("redact", description="keys, tokens, passwords and PINs")
+    email: Action = Field("keep", description=KIND_HELP)
+    phone: Action = Field("keep", description=KIND_HELP)
+    card: Action = Field("redact", description=KIND_HELP)
+    iban: Action = Field("redact", description=KIND_HELP)
+    ip: Action = Field("keep", description=KIND_HELP)
+    secret: WithoutStandIn = Field("redact", description=KIND_HELP)
     pseudonym_key: SourcePath | None = Field(
         None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
     )
@@ -369,13 +373,16 @@ class Replace(Section):
         return self
 
 
+FEWEST_HELP = "fewest rows of this split, unless its share is 0"
+
+
 class MinRows(Section):
     """The fewest rows of a split, and of each label in training, with which a model can be trained and measured."""
 
-    train: int = Field(30, ge=0, description="fewest training rows")
-    validation: int = Field(5, ge=0, description="fewest validation rows, where splits.validation is not 0")
-    calibration: int = Field(0, ge=0, description="fewest calibration rows, where splits.calibration is not 0")
-    test: int = Field(10, ge=0, description="fewest test rows, where splits.test is not 0")
+    train: int = Field(30, ge=0, description=FEWEST_HELP)
+    validation: int = Field(5, ge=0, description=FEWEST_HELP)
+    calibration: int = Field(0, ge=0, description=FEWEST_HELP)
+    test: int = Field(10, ge=0, description=FEWEST_HELP)
     label: int = Field(
         1, ge=0, description="classify: fewest training rows of each label; a label without one cannot be learned"
     )

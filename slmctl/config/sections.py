@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from slmctl.config.fields import (
+    CONFIDENCE,
     WEIGHTED_ONLY_TYPES,
     Content,
     Inherited,
@@ -31,7 +32,7 @@ from slmctl.config.fields import (
 )
 from slmctl.config.label_section import LabelConfig
 from slmctl.config.prepare_section import PrepareConfig, TaskConfig
-from slmctl.config.serve_section import Prices, ServeConfig
+from slmctl.config.serve_section import Asking, MachinePrices, ServeConfig
 
 FILENAME = "slmctl.yaml"
 PSEUDONYM_KEY = Path("runs/.keys/pseudonyms")  # made by the first run that needs it; in no artifact
@@ -152,14 +153,11 @@ class PredictConfig(Section):
     type: Text | None = Field(None, description="quantization type, where the model has several GGUF files")
     max_tokens: int = Field(256, ge=1, description="longest answer in tokens (extract, generate)")
     shots: Annotated[int | None, WhenSet()] = Field(
-        None, ge=1, le=64, description="training rows shown as examples in the prompt of an untuned model"
+        None, ge=1, le=64, description="training rows shown as examples in the prompt of the untuned base"
     )
-    concurrency: Annotated[int, Outside()] = Field(8, ge=1, le=1024, description="requests in flight at an endpoint")
-    timeout_s: Annotated[float, Outside()] = Field(
-        60, gt=0, description="seconds for one answer of an endpoint, before the request is repeated"
-    )
-    key_env: Annotated[Text | None, Outside()] = Field(
-        None, description="environment variable that holds the key of an endpoint"
+    endpoint: Annotated[Asking, Outside()] = Field(
+        default_factory=Asking,
+        description="asking of the endpoint that evaluate --against names: key_env, timeout_s, concurrency",
     )
     # The name in the report of a release that gates compare with; it is asked by its own task contract.
     release: Annotated[Text, Inherited(), WhenSet()] = ""
@@ -170,11 +168,9 @@ class PredictConfig(Section):
 class Choose(Section):
     """The rule that chooses a GGUF file, on validation rows."""
 
-    smallest_within: float = Field(ge=0, lt=1, description="largest loss of the metric, a share such as 0.01")
-    reference: QuantType | None = Field(
-        None, description="quantization type to compare with; the largest file when left out"
+    smallest_within: float = Field(
+        ge=0, lt=1, description="largest loss of the task's primary metric beside the largest file, such as 0.01"
     )
-    metric: Text | None = Field(None, description="metric to compare; the task's primary one when left out")
     min_tokens_per_s: float | None = Field(
         None, gt=0, description="least speed on this machine, in answer tokens a second over concurrent rows"
     )
@@ -187,12 +183,9 @@ class EvaluateConfig(Section):
         ["base", "adapter", "gguf"],
         description="models of this pipeline to measure; lora is the adapter's own GGUF on the base's (lora_gguf)",
     )
-    shots: Annotated[int | None, Outside()] = Field(
-        None, ge=1, le=64, description="training rows in the prompt of the base, which is measured with them"
-    )
-    confidence: float = Field(0.95, ge=0.5, lt=1, description="coverage of the intervals in the report")
+    confidence: Annotated[float, Inherited()] = CONFIDENCE
     choose: Choose | None = Field(None, description="rule that chooses the GGUF file to publish, on validation rows")
-    prices: Prices | None = Field(None, description="prices, for the rows an hour from which the machine is cheaper")
+    prices: Annotated[MachinePrices | None, Inherited()] = None
     shown_characters: int = Field(
         0,
         ge=0,
@@ -268,7 +261,7 @@ class CalibrateConfig(Section):
     max_error: Percent = Field(
         0.05, gt=0, lt=0.5, description="largest share of wrong answers among the kept ones, such as 5 %"
     )
-    confidence: float = Field(0.95, ge=0.5, lt=1, description="confidence with which max_error holds")
+    confidence: Annotated[float, Inherited()] = CONFIDENCE
     out_of_scope: Text | None = Field(
         None, description="classify: label of out-of-scope questions, whose answers are never right to keep"
     )
@@ -277,9 +270,6 @@ class CalibrateConfig(Section):
     )
     min_token_f1: float | None = Field(
         None, gt=0, le=1, description="generate: token F1 from which an answer counts as right; 1 when left out"
-    )
-    type: Annotated[Text | None, Outside()] = Field(
-        None, description="quantization type, where there are several GGUF files; the served one when left out"
     )
 
     @model_validator(mode="after")
@@ -328,9 +318,6 @@ class PublishConfig(Section):
     signing_key: Annotated[Path | None, Outside()] = Field(
         None, description="private key that signs releases (PEM, elliptic curve), outside runs/; it is never copied"
     )
-    s3_endpoint: Annotated[Text | None, Outside()] = Field(
-        None, description="s3: address of the service, when not the one of AWS_ENDPOINT_URL or AWS itself"
-    )
     allowed_hosts: Annotated[list[Text], Outside()] = Field(
         default_factory=list,
         description="further hosts to which the target's server redirects its clients, for sign-in or storage",
@@ -347,6 +334,12 @@ class Config(Section):
         "0.1", description="version of the release, such as 1.0"
     )
     base: Text = Field(description="pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, an HF folder, or a .gguf file")
+    confidence: float = Field(
+        CONFIDENCE, ge=0.5, lt=1, description="confidence of intervals in reports, and with which max_error holds"
+    )
+    prices: MachinePrices | None = Field(
+        None, description="prices, for the break-even in reports and the savings in the server's /metrics"
+    )
     task: TaskConfig = Field(default_factory=TaskConfig, description="task of the model")
     pull: PullConfig = Field(default_factory=PullConfig, description="stage pull")
     label: LabelConfig | None = Field(None, description="stage label; run skips it without this section")
@@ -391,8 +384,12 @@ class Config(Section):
 
 def stage_config(config: Config, stage: str) -> Section:
     """The section of one stage, with what it inherits from the top."""
-    empty = {"calibrate": CalibrateConfig, "label": LabelConfig}  # the sections that may be left out
-    section: Section = getattr(config, stage) or empty[stage]()
+    section: Section | None = getattr(config, stage)
+    if section is None:  # calibrate or label, which may be left out
+        top = {key: getattr(config, key, None) for name, key in inherited_keys() if name == stage}
+        section = {"calibrate": CalibrateConfig, "label": LabelConfig}[stage](
+            **{key: value for key, value in top.items() if value is not None}
+        )
     return section
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
     model_validator,
 )
 
-from slmctl.config.fields import Bytes, Percent, Section, SourcePath, Text
+from slmctl.config.fields import Bytes, Inherited, Outside, Percent, Section, SourcePath, Text
 
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT = "default"  # a name of the first model, for clients that name none of their own
@@ -19,19 +19,38 @@ LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
 
 
 class Prices(Section):
-    """Prices of a machine and of an API, for the break-even."""
+    """Prices of an endpoint's tokens, as its provider asks them of you."""
 
-    machine_per_hour: float = Field(gt=0, description="price of the machine that measures, an hour")
-    api_per_million_input_tokens: float = Field(ge=0, description="an API's price of a million prompt tokens")
-    api_per_million_output_tokens: float = Field(ge=0, description="an API's price of a million answer tokens")
+    input: float = Field(ge=0, description="price of a million prompt tokens at an endpoint")
+    output: float = Field(ge=0, description="price of a million answer tokens at an endpoint")
     currency: Text = Field("EUR", description="currency of the prices")
 
     def of_tokens(self, prompt: int, completion: int) -> float:
-        """The API's price of so many tokens."""
-        return (prompt * self.api_per_million_input_tokens + completion * self.api_per_million_output_tokens) / 1e6
+        """The price of so many tokens."""
+        return (prompt * self.input + completion * self.output) / 1e6
+
+
+class MachinePrices(Prices):
+    """Prices of a machine and of an endpoint, for the break-even."""
+
+    machine_per_hour: float = Field(gt=0, description="price of the machine that measures, an hour")
 
 
 Redactable = Literal["email", "phone", "card", "iban", "ip"]
+
+
+class Asking(Section):
+    """The way in which an OpenAI-compatible endpoint is asked for many answers."""
+
+    key_env: Annotated[Text | None, Outside()] = Field(
+        None, description="environment variable that holds the endpoint's key"
+    )
+    timeout_s: Annotated[float, Outside()] = Field(
+        60, gt=0, description="seconds for one answer, before the request is repeated"
+    )
+    concurrency: Annotated[int, Outside()] = Field(
+        8, ge=1, le=256, description="most requests in flight; fewer where the endpoint says it is too many"
+    )
 
 
 class Endpoint(Section):
@@ -117,7 +136,7 @@ class ServeConfig(Section):
     generalist: GeneralistConfig | None = Field(
         None, description="the generalist; sensitive questions are never sent to it"
     )
-    prices: Prices | None = Field(None, description="prices, for the savings in /metrics")
+    prices: Annotated[MachinePrices | None, Inherited()] = None
     decision_log: Path | None = Field(
         None,
         description="file for a line about each routed request, without its content; the server's log when left out",

@@ -287,7 +287,7 @@ def _target(project: Project, what: str) -> Iterator[targets.Target]:
 
 def _settings(project: Project) -> targets.Settings:
     section = project.config.publish
-    return targets.Settings(project.root, section.public, section.s3_endpoint, tuple(section.allowed_hosts))
+    return targets.Settings(project.root, section.public, tuple(section.allowed_hosts))
 
 
 def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:

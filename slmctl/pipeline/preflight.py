@@ -285,10 +285,10 @@ def _gates(project: Project, names: Sequence[str]) -> str:
                     "a gate names the model 'chosen', and evaluate.choose is not set",
                     hint="evaluate: {choose: {smallest_within: 0.01}}",
                 )
-            if model == "base" and settings.evaluate.shots is not None:
+            if model == "base" and settings.predict.shots is not None:
                 raise UsageError(
                     "a gate names the model 'base', which is measured with examples in its prompt",
-                    hint=f'model: "base ({settings.evaluate.shots}-shot)", or no evaluate.shots',
+                    hint=f'model: "base ({settings.predict.shots}-shot)", or no predict.shots',
                 )
             if model.partition(" (")[0] not in participants:  # base (8-shot)
                 raise UsageError(

@@ -470,7 +470,7 @@ def calibration_inputs(
     some of them may be out of scope."""
     section = config.stage_config(project.config, "calibrate")
     assert isinstance(section, config.CalibrateConfig)
-    type = section.type or _served_type(project)
+    type = _served_type(project)
     splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
     return {role: answers(predictions_of(project, "gguf", split, type)[0]) for role, split in splits.items()}
 
@@ -489,7 +489,7 @@ def _served_type(project: Project) -> str:
 
 def predict_section(project: Project, split: str | None, type: str | None = None) -> config.Section:
     section = config.stage_config(project.config, "predict")
-    return section.model_copy(update={"type": type} | ({"split": split} if split else {}))
+    return section.model_copy(update={"type": type, "shots": None} | ({"split": split} if split else {}))
 
 
 def predictions_of(
@@ -508,8 +508,8 @@ def predictions_of(
         listed = source.metrics.get("files")
         types = [type] if type else list(listed) if listed else [None]
     sections = [predict_section(project, split, name) for name in types]
-    if source.kind == "base" and project.config.evaluate.shots is not None:
-        sections = [section.model_copy(update={"shots": project.config.evaluate.shots}) for section in sections]
+    if source.kind == "base":
+        sections = [section.model_copy(update={"shots": project.config.predict.shots}) for section in sections]
     return [resolve_stage(project, "predict", inputs, section) for section in sections]
 
 

@@ -190,7 +190,7 @@ def _evaluate(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: 
     loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
     files = len(settings.quantize.types) * len({"gguf", "lora"} & set(settings.evaluate.models))
     disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
-    shots = settings.evaluate.shots or 0 if "base" in loaded else 0
+    shots = settings.predict.shots or 0 if "base" in loaded else 0
     own = max(rows.tokens - rows.shared, 0) if rows else 0
     prompt = rows.shared + (1 + shots) * own if rows else 0
     peak = sizes.shape.answering_bytes(prompt) if loaded else sizes.answering

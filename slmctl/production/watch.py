@@ -11,7 +11,7 @@ from typing import Literal
 from slmctl import console
 from slmctl.artifacts import json_lines
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.config import Prices
+from slmctl.config import MachinePrices
 from slmctl.console import percent
 from slmctl.errors import DataError, UsageError
 from slmctl.metrics import answer_metrics
@@ -64,7 +64,7 @@ class Week:
     avoided: float = 0.0
     verified: list[VerifiedRow] = field(default_factory=list)
 
-    def count(self, decision: DecisionLine, prices: Prices | None) -> None:
+    def count(self, decision: DecisionLine, prices: MachinePrices | None) -> None:
         escalated = decision.route == "generalist"
         self.requests += 1
         self.kept += decision.reason == KEPT
@@ -109,7 +109,7 @@ class Watched:
     weeks: Sequence[Week]
     measured: MeasuredFigures
     sampled: bool
-    prices: Prices | None = None
+    prices: MachinePrices | None = None
 
     def to_json(self) -> JsonObject:
         return {
@@ -125,7 +125,7 @@ class Watched:
 
 
 def watch(
-    paths: Sequence[Path], measured: MeasuredFigures, *, since: str = "", prices: Prices | None = None
+    paths: Sequence[Path], measured: MeasuredFigures, *, since: str = "", prices: MachinePrices | None = None
 ) -> Watched:
     """Read the files of a served model, each for what its lines say it is, and add up its weeks.
 
@@ -221,7 +221,7 @@ def _cells(week: Week) -> list[str]:
     return [str(week.begin), f"{week.requests:,}", _percent(week.estimated), *accuracy, *shares]
 
 
-def _week_json(week: Week, prices: Prices | None) -> JsonObject:
+def _week_json(week: Week, prices: MachinePrices | None) -> JsonObject:
     kept = [row.right for row in week.verified if row.kept]
     return {
         "begin": str(week.begin),

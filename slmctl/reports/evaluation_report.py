@@ -188,7 +188,7 @@ class CostEntry(TypedDict):
 
 
 class BreakEven(TypedDict):
-    """`evaluate.prices` and the costs that follow, by model."""
+    """`prices` and the costs that follow, by model."""
 
     machine_per_hour: float
     api_per_million_input_tokens: float

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slmctl.config import Prices, ServeConfig
+from slmctl.config import MachinePrices, ServeConfig
 from slmctl.errors import UsageError
 from slmctl.inference.events import Event
 from slmctl.network import guard
@@ -88,7 +88,11 @@ class Escalation:
     """
 
     def __init__(
-        self, generalist: Generalist | None = None, *, prices: Prices | None = None, decisions: Path | None = None
+        self,
+        generalist: Generalist | None = None,
+        *,
+        prices: MachinePrices | None = None,
+        decisions: Path | None = None,
     ) -> None:
         self.generalist, self.prices, self.decisions = generalist, prices, decisions
         self._file: Log | None = None  # of decisions: a disk that is full or slow holds up no answer

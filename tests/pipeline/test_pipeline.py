@@ -107,7 +107,7 @@ def test_one_changed_cell_reruns_from_prepare(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "first"),
     [("finetune.epochs=3", "finetune"), ("merge.dtype=float16", "merge"), ("quantize.types=[Q8_0]", "quantize"),
-     ("version=2.0", "quantize"), ("evaluate.confidence=0.9", "evaluate")],
+     ("version=2.0", "quantize"), ("confidence=0.9", "evaluate")],
 )  # fmt: skip
 def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, first: str) -> None:
     project = open_project(tiny_run, setting)
@@ -249,7 +249,7 @@ def test_a_file_that_no_report_measured_is_not_published(desk: Path) -> None:
 def test_a_published_version_never_changes(desk: Path) -> None:
     release = desk / "registry" / "tiny-desk" / "1.0"
     kept = (release / "manifest.json").read_bytes()
-    project = open_project(desk, "evaluate.confidence=0.9")  # another report: another release of the same version
+    project = open_project(desk, "confidence=0.9")  # another report: another release of the same version
     chains.evaluate(project, project.config.evaluate.models)
     with pytest.raises(IntegrityError, match=r"already holds another tiny-desk 1\.0") as caught:
         chains.publish(project)
@@ -299,7 +299,7 @@ def test_a_release_alone_shows_what_it_knows(stages: Forks, tiny_run: Path, tmp_
 @pytest.mark.parametrize(
     ("package", "extra", "args"),
     [
-        ("sklearn", "evaluate", ("evaluate", "--set", "evaluate.confidence=0.9")),
+        ("sklearn", "evaluate", ("evaluate", "--set", "confidence=0.9")),
         ("torch", "train", ("finetune", "--set", "finetune.epochs=1")),
         ("starlette", "serve", ("serve", "--port", "0")),
         ("llama_cpp", "gguf", ("predict", "gguf", "--split", "validation")),

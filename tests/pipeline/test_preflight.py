@@ -75,7 +75,7 @@ def test_the_plan_of_a_new_project(fresh: Path) -> None:
             assert before.seconds and after.seconds and after.seconds > 1.5 * before.seconds
     base, shown = (
         {stage.name: stage for stage in preflight.plan(opened(fresh, "evaluate.models=[base]", *sets), CHAIN).stages}
-        for sets in ((), ("evaluate.shots=8",))
+        for sets in ((), ("predict.shots=8",))
     )  # eight examples in each prompt: their keys and values, 2.3 GB measured with SmolLM2-135M
     assert base["evaluate"].memory_bytes and shown["evaluate"].memory_bytes
     assert base["evaluate"].memory_bytes + 0.5e9 < shown["evaluate"].memory_bytes < 3e9
@@ -209,7 +209,7 @@ def test_a_gate_names_the_base_as_it_is_measured(fresh: Path) -> None:
     gate = "gates=[{metric: accuracy, model: base, min: 0.1}]"
     preflight.require(opened(fresh, gate), CHAIN)
     with pytest.raises(UsageError, match="'base', which is measured with examples in its prompt") as refused:
-        preflight.require(opened(fresh, gate, "evaluate.shots=8"), CHAIN)
+        preflight.require(opened(fresh, gate, "predict.shots=8"), CHAIN)
     assert "base (8-shot)" in refused.value.hint
 
 

@@ -12,7 +12,7 @@ from support import TESTS
 from support.traffic import MadeUp
 
 from slmctl.cli.main import cli
-from slmctl.config import Prices
+from slmctl.config import MachinePrices
 from slmctl.errors import DataError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics.statistics import error_bound, exact_interval
@@ -61,9 +61,7 @@ def test_without_decisions_the_uniform_share_stands_for_the_traffic(served: Path
 
 
 def test_cost_follows_the_prices(served: Path) -> None:
-    prices = Prices(
-        machine_per_hour=0.01, api_per_million_input_tokens=1000, api_per_million_output_tokens=2000, currency="EUR"
-    )
+    prices = MachinePrices(machine_per_hour=0.01, input=1000, output=2000)
     week = watch([served / "decisions.jsonl"], NOTHING, prices=prices).weeks[0]
     assert week.paid == pytest.approx(week.escalated * (20 * 1e-3 + 3 * 2e-3))
     assert week.avoided == pytest.approx((700 - week.escalated) * (20 * 1e-3 + 3 * 2e-3))

@@ -168,7 +168,7 @@ def test_a_part_that_one_lacks_is_data_and_no_change_of_config(tmp_path: Path) -
 def test_the_command_on_releases(stages: Forks, desk: Path, tmp_path: Path) -> None:
     """A release made twice with another rule: its manifest, its report and all that led to it."""
     (first,) = (desk / "runs" / "published").iterdir()
-    rule = ("--set", "evaluate.confidence=0.9", "--set", 'version="1.1"')
+    rule = ("--set", "confidence=0.9", "--set", 'version="1.1"')
     second = tiny.ok(stages.run(desk, "run", *rule))
     found = json.loads(tiny.ok(stages.run(desk, "diff", str(first), second, "--json")))
     assert found["kind"] == "published"

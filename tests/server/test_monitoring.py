@@ -18,7 +18,7 @@ pytest.importorskip("prometheus_client")
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from slmctl.config import CollectConfig, Prices, ServeConfig
+from slmctl.config import CollectConfig, MachinePrices, ServeConfig
 from slmctl.inference.escalation_policy import Policy
 from slmctl.production import collector
 from slmctl.production.collector import Collector
@@ -44,7 +44,7 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     task = Task("classify", "{{ messages }}", "", labels=("billing",))
     policy = Policy("f" * 64, task.digest, "classify", "the label", "", {"odds": 1.0, "allowed": 0.0}, 0.0,
                     ((0.0, 0.5),), 0.0)  # fmt: skip
-    prices = Prices(machine_per_hour=1, api_per_million_input_tokens=1, api_per_million_output_tokens=1, currency="EUR")
+    prices = MachinePrices(machine_per_hour=1, input=1, output=1)
     deciding = Router(policy, task, "desk", Escalation(prices=prices))
     collecting = Collector(CollectConfig(to=tmp_path_factory.mktemp("collected")))
     metrics = Metrics()

@@ -22,7 +22,7 @@ from support.kept_log import KeptLog
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Manifest
 from slmctl.config import GeneralistConfig as Settings
-from slmctl.config import Prices
+from slmctl.config import MachinePrices
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.network import guard, openai_client
@@ -577,7 +577,7 @@ def test_a_policy_whose_artifact_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_figures_count_both_routes_and_the_savings(fake: Fake) -> None:
-    prices = Prices(machine_per_hour=1e-9, api_per_million_input_tokens=1e6, api_per_million_output_tokens=2e6)
+    prices = MachinePrices(machine_per_hour=1e-9, input=1e6, output=2e6)
     found = routing(fake.url, prices=prices)
     for sure in (0.99, 0.99, 0.6):
         one(found, event(sure=sure))

@@ -24,7 +24,7 @@ from support.forks import Forks
 from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
-from slmctl.config import GeneralistConfig, Prices, ServeConfig
+from slmctl.config import GeneralistConfig, MachinePrices, ServeConfig
 from slmctl.errors import SlmctlError
 from slmctl.server import vllm_handover
 from slmctl.task.contract import Task
@@ -299,7 +299,7 @@ def test_a_policy_stays_here_and_the_rest_starts(
     artifacts: dict[str, Artifact], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # the gateway's config once named the policy, which it then refused to start with
-    prices = Prices(machine_per_hour=1, api_per_million_input_tokens=1, api_per_million_output_tokens=1)
+    prices = MachinePrices(machine_per_hour=1, input=1, output=1)
     general = GeneralistConfig(url="https://general.example/v1", model="large")
     given = handover(
         artifacts, policy=tmp_path / "policy.json", generalist=general, prices=prices,

@@ -732,8 +732,8 @@ class Recomputed:
         records = lines_of(self.prepared / "validation.jsonl")
         made = self.manifests(self.manifest["inputs"]["validation"])
         files = {facts["model"]: (self.read(path, records), self.facts(path, facts)) for path, facts in made}
-        of = rule["reference"] or max(files, key=lambda name: (files[name][1]["size"], name))
-        metric = rule["metric"] or self.primary
+        of = max(files, key=lambda name: (files[name][1]["size"], name))
+        metric = self.primary
         every = list(range(len(records)))
         whole = once(every, len(every))
         candidates = []
@@ -780,8 +780,8 @@ class Recomputed:
         for name, model in models.items():
             if not model["tokens"]:
                 continue
-            cost = model["tokens"]["prompt"] / 1e6 * prices["api_per_million_input_tokens"]
-            cost += model["tokens"]["completion"] / 1e6 * prices["api_per_million_output_tokens"]
+            cost = model["tokens"]["prompt"] / 1e6 * prices["input"]
+            cost += model["tokens"]["completion"] / 1e6 * prices["output"]
             entry = {"api_per_1000_rows": cost / model["n"] * 1000}
             if model["kind"] != "endpoint" and model["rows_per_s"]:
                 entry["rows_per_hour"] = 3600 * model["rows_per_s"]
@@ -790,7 +790,10 @@ class Recomputed:
                     entry["break_even_rows_per_hour"] = prices["machine_per_hour"] * model["n"] / cost
                     entry["share_of_capacity"] = entry["break_even_rows_per_hour"] / entry["rows_per_hour"]
             table[name] = entry
-        return {**prices, "models": table}
+        return {
+            "machine_per_hour": prices["machine_per_hour"], "currency": prices["currency"], "models": table,
+            "api_per_million_input_tokens": prices["input"], "api_per_million_output_tokens": prices["output"],
+        }  # fmt: skip
 
 
 def apart(first: Any, second: Any, rows: list[int]) -> tuple[int, int]:

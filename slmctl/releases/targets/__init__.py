@@ -72,13 +72,11 @@ class Settings:
 
     Attributes:
         public: Whether everybody may see what is published.
-        endpoint: Address of an S3 service other than the environment's.
         hosts: Further hosts that the target's server sends its clients to.
     """
 
     root: Path = field(default_factory=Path)
     public: bool = False
-    endpoint: str | None = None
     hosts: tuple[str, ...] = ()
 
 

@@ -46,10 +46,10 @@ class Bucket:
     def __init__(self, bucket: str, prefix: str, settings: Settings) -> None:
         self.bucket, self.prefix = bucket, prefix
         key, hidden = secret("AWS_ACCESS_KEY_ID"), secret("AWS_SECRET_ACCESS_KEY")
-        endpoint = settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint is not None and (urlsplit(endpoint).username or not urlsplit(endpoint).hostname):
             raise UsageError(
-                "publish.s3_endpoint is no address such as https://storage.example", hint="without a password"
+                "AWS_ENDPOINT_URL is no address such as https://storage.example", hint="without a password"
             )
         self._client: Any = boto3.client(
             "s3",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
-from slmctl.config import Choose, Prices
-from slmctl.errors import UsageError
+from slmctl.config import Choose, MachinePrices
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound, percentiles
 from slmctl.reports.evaluation_report import (
@@ -22,26 +20,14 @@ from slmctl.stages.evaluate.scoring import Scored, distributions
 CONFIDENCE = 0.95  # of the one-sided bound beside each loss
 
 
-def choose(rule: Choose, primary: str, scored: Mapping[str, Scored], facts: Mapping[str, ModelFacts]) -> ChoiceEntry:
+def choose(rule: Choose, metric: str, scored: Mapping[str, Scored], facts: Mapping[str, ModelFacts]) -> ChoiceEntry:
     """The smallest GGUF file whose loss on validation rows is within the rule, and that is fast enough.
 
     The observed loss decides. A gate on test rows then bounds the loss of the chosen file.
 
-    `primary` is the metric where the rule names none; `scored` and `facts` are of the files by name.
-
-    Raises:
-        UsageError: The file to compare with, or the metric, was not measured.
+    `scored` and `facts` are of the files by name; the largest is the one to compare with.
     """
-    metric = rule.metric or primary
-    of = rule.reference or max(scored, key=lambda name: (_size(facts[name]), name))
-    if of not in scored:
-        raise UsageError(
-            f"evaluate.choose compares with '{of}', which is not among the GGUF files",
-            hint=f"quantize.types holds: {', '.join(scored) or 'none'}",
-        )
-    if metric not in scored[of].metrics or metric in ("ece", "brier"):
-        names = ", ".join(name for name in scored[of].metrics if name not in ("ece", "brier"))
-        raise UsageError(f"evaluate.choose cannot compare files by the metric '{metric}'", hint=f"measured: {names}")
+    of = max(scored, key=lambda name: (_size(facts[name]), name))
     candidates = [
         _candidate(name, scored[of], file, metric, facts[name], rule)
         for name, file in sorted(scored.items(), key=lambda item: (_size(facts[item[0]]), item[0]))
@@ -92,7 +78,7 @@ def _bound(reference: Scored, file: Scored, metric: str) -> float:
     return percentiles(drawn["reference"][metric] - drawn["file"][metric], 2 * CONFIDENCE - 1)[1]
 
 
-def break_even(prices: Prices | None, models: Mapping[str, ParticipantEntry]) -> BreakEven | None:
+def break_even(prices: MachinePrices | None, models: Mapping[str, ParticipantEntry]) -> BreakEven | None:
     """Price of 1,000 rows on a machine of one's own at full load, and at an API's price for the same tokens.
 
     Above `break_even_rows_per_hour` the machine, which costs the same at any load, is the cheaper one;
@@ -116,4 +102,10 @@ def break_even(prices: Prices | None, models: Mapping[str, ParticipantEntry]) ->
                 even = prices.machine_per_hour / api
                 entry["break_even_rows_per_hour"], entry["share_of_capacity"] = even, even / hourly
         costs[name] = entry
-    return cast(BreakEven, prices.model_dump() | {"models": costs})
+    return {
+        "machine_per_hour": prices.machine_per_hour,
+        "api_per_million_input_tokens": prices.input,
+        "api_per_million_output_tokens": prices.output,
+        "currency": prices.currency,
+        "models": costs,
+    }

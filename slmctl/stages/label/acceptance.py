@@ -30,6 +30,7 @@ from slmctl.metrics.statistics import error_bound
 from slmctl.stages.label.rows import LabelRow
 from slmctl.stages.label.teachers import Vote
 
+MIN_AGREEMENT = 0.7  # generate: mean token F1 of a row's answers with each other from which one is accepted
 FOLDS = 5  # of the linear model that judges the teachers' labels
 FLOOR = 1e-4  # a share or probability below it is taken for it
 
@@ -125,7 +126,7 @@ def accept(
     bound = functools.partial(Bound, config.max_error, config.confidence)
     if config.task.kind == "generate":
         for entry in rows:
-            entry.accepted = bool(entry.answer) and likeness(entry.votes) >= config.min_agreement
+            entry.accepted = bool(entry.answer) and likeness(entry.votes) >= MIN_AGREEMENT
         return bound("two good free texts may share few words, so without a judge no text can be counted as right")
     _measure(config, rows, gold, chances)
     if len(gold) < MIN_ROWS:

@@ -117,7 +117,7 @@ def part(
     if teacher.journal.prices is not None:
         rows = sum(map(teacher.may_see, every))
         costs = np.array([sum(answer.cost for answer in answers) for answers in by_row])
-        drawn = np.concatenate([weights @ costs for weights in statistics.resamples(len(costs), seed=config.seed)])
+        drawn = np.concatenate([weights @ costs for weights in statistics.resamples(len(costs))])
         low, high = statistics.percentiles(drawn / len(costs) * rows)
         cost, interval = float(costs.mean() * rows), (low, high)
     seconds = _mean([answer.seconds for answer in flat]) * max(0, needed - len(flat)) / teacher.concurrency

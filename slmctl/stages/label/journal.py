@@ -18,10 +18,9 @@ from typing import Literal
 
 from slmctl.artifacts import json_lines
 from slmctl.artifacts.json_lines import JsonLines
-from slmctl.config import TeacherPrices
+from slmctl.config import Prices
 from slmctl.errors import LockedError
 
-MILLION = 1_000_000
 CHARGED_UNTOLD = (0, 200)  # statuses of attempts whose tokens may be charged though no count came: broken off, or torn
 Permission = Literal["send", "wait", "stop"]
 
@@ -66,10 +65,8 @@ class Ledger:
     doubt: float = 0.0
 
 
-def cost_of(prices: TeacherPrices | None, prompt_tokens: int, completion_tokens: int) -> float:
-    if prices is None:
-        return 0.0
-    return (prompt_tokens * prices.input + completion_tokens * prices.output) / MILLION
+def cost_of(prices: Prices | None, prompt_tokens: int, completion_tokens: int) -> float:
+    return prices.of_tokens(prompt_tokens, completion_tokens) if prices is not None else 0.0
 
 
 class Journal:
@@ -79,7 +76,7 @@ class Journal:
         LockedError: Another process has it open.
     """
 
-    def __init__(self, path: Path, prices: TeacherPrices | None = None) -> None:
+    def __init__(self, path: Path, prices: Prices | None = None) -> None:
         self.path, self.prices = path, prices
         self.ledger = Ledger()
         self.answers: dict[str, TeacherAnswer] = {}

@@ -110,10 +110,6 @@ class JournalTeacher(abc.ABC):
     def answers(self, row: LabelRow) -> list[TeacherAnswer]:
         return self.journal.found(self._keys.get((row.id, vote), "") for vote in range(self.votes))
 
-    def _seed(self, vote: int) -> int:
-        """The seed of a vote; the first one is drawn by no chance."""
-        return self._config.seed if vote else 0
-
 
 class EndpointTeacher(JournalTeacher):
     """A model behind an endpoint, which sees the rows that may leave."""
@@ -155,7 +151,7 @@ class EndpointTeacher(JournalTeacher):
                 return
             request = EndpointRequest(
                 shown(row), self._config.max_tokens, WARM if vote else 0.0,
-                options=self._options | ({"seed": self._config.seed + vote} if vote else {}),
+                options=self._options | ({"seed": vote} if vote else {}),
             )  # fmt: skip
             key = self._key(request, vote)
             self._keys[row.id, vote] = key
@@ -174,7 +170,7 @@ class EndpointTeacher(JournalTeacher):
         return (*turns, self._cleared[row.id].messages[0])
 
     def _key(self, request: EndpointRequest, vote: int) -> str:
-        content = [list(request.messages), request.max_tokens, request.temperature, vote, self._seed(vote)]
+        content = [list(request.messages), request.max_tokens, request.temperature, vote]
         return sha256_bytes(canonical(content))[7:39]
 
     def _answer(self, reply: Reply) -> TeacherAnswer:
@@ -235,7 +231,7 @@ class ReleaseTeacher(JournalTeacher):
     def ask(self, rows: Sequence[LabelRow]) -> None:
         pairs = [(row, vote) for row in rows for vote in range(self.votes)]
         for row, vote in pairs:
-            content = [self._entry.sha256, self._task.digest, row.text, vote, self._seed(vote)]
+            content = [self._entry.sha256, self._task.digest, row.text, vote]
             self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
         left = [(row, vote) for row, vote in pairs if self._keys[row.id, vote] not in self.journal.answers]
         if not left:
@@ -271,7 +267,7 @@ class ReleaseTeacher(JournalTeacher):
                 return
             yield engine_request(
                 task, task.prompt(task.messages(row.text)), prefix=prefix, max_tokens=self._config.max_tokens,
-                temperature=WARM if vote else 0.0, seed=self._config.seed + vote,
+                temperature=WARM if vote else 0.0, seed=vote,
             )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     task = Task.read(prepared.path)
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     examples = untuned_prompt.shots(task, read_records(prepared.file("train.jsonl")), settings["shots"])
-    pool = EndpointPool([settings["url"]], settings["model"], config.key_env, config.concurrency, config.timeout_s)
+    asking = config.endpoint
+    pool = EndpointPool([settings["url"]], settings["model"], asking.key_env, asking.concurrency, asking.timeout_s)
     sent = [k for k, record in enumerate(records) if not record.sensitive]
     if not sent:
         raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")

@@ -34,8 +34,8 @@ base: ./none
 task: {kind: generate}
 evaluate:
   models: [base, gguf]
-  choose: {smallest_within: 0.06, min_tokens_per_s: 10, reference: Q8_0%s}
-  prices: {machine_per_hour: 0.3, api_per_million_input_tokens: 0.5, api_per_million_output_tokens: 1.5}
+  choose: {smallest_within: 0.06, min_tokens_per_s: 10}
+prices: {machine_per_hour: 0.3, input: 0.5, output: 1.5}
 """
 
 
@@ -188,8 +188,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             for (name, size), skill in zip(sizes.items(), (0.9, 0.88, 0.3), strict=True)
         ],
     }
-    metric = ", metric: field_f1" if kind == "extract" else ""
-    project = resolve.Project(root=tmp_path, config=config.parse(CONFIG % metric, root=tmp_path))
+    project = resolve.Project(root=tmp_path, config=config.parse(CONFIG, root=tmp_path))
     return runner.run(project, resolve.resolve_stage(project, "evaluate", given)).artifact
 
 

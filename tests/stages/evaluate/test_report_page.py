@@ -258,7 +258,7 @@ def test_a_day_has_its_cost_where_prices_are_known(tmp_path: Path) -> None:
     text = words(tmp_path, report | {"break_even": prices})
     assert "Through an API they cost 0.0500 EUR a day" in text
     assert "1.20 EUR: it is the cheaper one from 2,400 requests a day on" in text
-    assert "With evaluate.prices" in words(tmp_path, report | {"break_even": None})
+    assert "With prices" in words(tmp_path, report | {"break_even": None})
 
 
 def test_without_a_project_around_it_the_page_says_only_what_the_report_holds(tmp_path: Path) -> None:

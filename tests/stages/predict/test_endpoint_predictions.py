@@ -50,9 +50,9 @@ def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> resolve.Project:
     return project
 
 
-def answered(project: resolve.Project, url: str, shots: int | None = None, **more: Any) -> Artifact:
+def answered(project: resolve.Project, url: str, shots: int | None = None, **asking: Any) -> Artifact:
     against = chains.EndpointModel(url, "large", shots)
-    section = config.stage_config(project.config, "predict").model_copy(update=more)
+    section = config.stage_config(project.config, "predict").model_copy(update={"endpoint": config.Asking(**asking)})
     asked = resolve.resolve_stage(project, "predict", {"model": chains.endpoint(project, against, shots)}, section)
     return runner.run(project, asked).artifact
 

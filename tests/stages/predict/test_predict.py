@@ -259,7 +259,7 @@ def test_the_base_is_measured_with_examples_too(tiny_run: Path, artifacts: dict[
     assert (answered["model"], answered["shots"]) == ("base (2-shot)", 2)
     made = config.load(tiny_run / "slmctl.yaml")
     project = resolve.Project(
-        tiny_run, made.model_copy(update={"evaluate": made.evaluate.model_copy(update={"shots": 2})})
+        tiny_run, made.model_copy(update={"predict": made.predict.model_copy(update={"shots": 2})})
     )
     assert [request.section.shots for request in resolve.predictions_of(project, "base")] == [2]
     assert [request.section.shots for request in resolve.predictions_of(project, "adapter")] == [None]
