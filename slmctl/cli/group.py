@@ -23,15 +23,34 @@ CHAIN = tuple(name for name in STAGES if name != "predict")  # evaluate and cali
 
 
 class Options:
-    """The values of the options that commands share."""
+    """The values of the options that commands share.
+
+    Attributes:
+        sets: Those of `--set`.
+        flags: Those of flags that stand for a key, which go before `--set`; also as `section.key=value`.
+        named: Artifacts in place of the config's, by role.
+    """
 
     def __init__(self) -> None:
         self.directory = Path()
         self.level = 0
         self.json = False
         self.no_wait = False
-        self.offline = False
         self.sets: list[str] = []
+        self.flags: list[str] = []
+        self.named: dict[str, Path] = {}
+
+    @property
+    def overrides(self) -> list[str]:
+        """Changes of the config, the last of which counts."""
+        return [*self.sets, *self.flags]
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a config key; None and an empty list are of a flag that was left out, whatever the key's default is."""
+        import json
+
+        if value is not None and value != ():  # JSON is YAML without surprises: `--host ::` stays a text
+            self.flags.append(f"{key}={json.dumps(value)}")
 
 
 def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -40,9 +59,10 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
         if name == "sets":
             options.sets += value
         elif value is not None and value is not False:
-            setattr(options, name, {"quiet": -1, "verbose": 1}.get(parameter.name or "", value))
             if name == "offline":
                 guard.forbid()
+                return value
+            setattr(options, name, {"quiet": -1, "verbose": 1}.get(parameter.name or "", value))
             if name == "level":
                 terminal()  # before a stage prints its first line
         return value
@@ -106,6 +126,8 @@ class _KeyOption(click.Option):
     """A flag that sets a config key; its help is the key's, read when it is shown: pydantic costs as much as click."""
 
     def __init__(self, *args: Any, key: str, **settings: Any) -> None:
+        if not settings.get("expose_value", True):
+            settings["callback"] = lambda context, _, value: context.ensure_object(Options).set(key, value)
         super().__init__(*args, **settings)
         self.key = key
 
@@ -121,12 +143,25 @@ class _KeyOption(click.Option):
 
 
 def key_option(*names: str, key: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A flag that stands for a config key, such as `finetune.epochs`, with the help of that key."""
+    """A flag that sets a config key, such as `finetune.epochs`, with the help of that key."""
+    return click.option(*names, cls=_KeyOption, key=key, expose_value=False, **settings)
+
+
+def value_option(*names: str, key: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A flag with the help of a config key, whose value the command gets."""
     return click.option(*names, cls=_KeyOption, key=key, **settings)
 
 
-def artifact_option(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(f"--{name}", type=click.Path(path_type=Path), metavar="PATH", help=help)
+def artifact_option(role: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A flag that names an artifact in place of the config's."""
+
+    def keep(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+        if path is not None:
+            context.ensure_object(Options).named[role] = path
+
+    return click.option(
+        f"--{role}", type=click.Path(path_type=Path), metavar="PATH", help=help, expose_value=False, callback=keep
+    )
 
 
 SECTIONS = {
@@ -217,26 +252,18 @@ def terminal() -> Any:
     return console
 
 
-def override(options: Options, section: str, **values: Any) -> None:
-    """Add flags to `--set`. A flag that the user left out is None, whatever the default of its key is."""
-    import json
-
-    # JSON is YAML without surprises: `--host ::` stays a text
-    options.sets += [f"{section}.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
-
-
-def open_project(options: Options, **inputs: Path | None) -> Project:
-    """The project of the working folder; `inputs` are artifacts in place of the config's, by role."""
+def open_project(options: Options) -> Project:
+    """The project of the working folder."""
     from slmctl import config
     from slmctl.pipeline import resolve
 
     root = options.directory.resolve()
     return resolve.Project(
         root=root,
-        config=config.load(root / config.FILENAME, options.sets),
+        config=config.load(root / config.FILENAME, options.overrides),
         wait=not options.no_wait,
         on_wait=lambda holder: terminal().say(f"waiting for {holder}"),
-        named={role: path for role, path in inputs.items() if path is not None},
+        named=dict(options.named),
     )
 
 
@@ -253,8 +280,8 @@ def read_settings(options: Options) -> Config:
 
     path = options.directory / config.FILENAME
     if path.exists():
-        return config.load(path, options.sets)
-    return config.parse("{project: served, base: none}", options.sets, root=options.directory)
+        return config.load(path, options.overrides)
+    return config.parse("{project: served, base: none}", options.overrides, root=options.directory)
 
 
 def import_trainer_first(project: Project) -> None:

@@ -361,7 +361,7 @@ def config_show(options: Options) -> None:
 
     from slmctl import config
 
-    values = config.load(options.directory / config.FILENAME, options.sets).as_written()
+    values = config.load(options.directory / config.FILENAME, options.overrides).as_written()
     terminal().write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,11 +11,11 @@ from slmctl.cli import file_answers
 from slmctl.cli.group import (
     Options,
     artifact_option,
-    key_option,
     open_project,
     print_artifact,
     say_outcome,
     stage_options,
+    value_option,
 )
 from slmctl.errors import UsageError
 
@@ -56,8 +55,8 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("model", required=False)
-@key_option("--type", "type_name", metavar="TYPE", key="predict.type")
-@key_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
+@value_option("--type", "type_name", metavar="TYPE", key="predict.type")
+@value_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
 @_file_options
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
 @stage_options
@@ -68,7 +67,6 @@ def predict(
     model: str | None,
     type_name: str | None,
     split: str | None,
-    prepared: Path | None,
     **files: Any,
 ) -> None:
     """Answer every row of one split, or of a file of yours, with one model.
@@ -80,7 +78,7 @@ def predict(
     if files["source"] is not None or files["target"] is not None:
         if files["source"] is None or files["target"] is None:
             raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
-        _answer(options, model, type_name, files, records=bool(split or prepared))
+        _answer(options, model, type_name, files, records=bool(split or options.named))
         return
     if any(value for name, value in files.items() if name != "concurrency"):
         raise UsageError(
@@ -89,7 +87,7 @@ def predict(
         )
     from slmctl.pipeline import resolve, runner
 
-    project = open_project(options, prepared=prepared)
+    project = open_project(options)
     for step in resolve.predictions_of(project, model or "gguf", split, type_name):
         print_artifact(options, say_outcome(step.stage.name, runner.run(project, step)).artifact)
 

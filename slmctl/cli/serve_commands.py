@@ -15,17 +15,15 @@ from slmctl.network import guard
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import ServeConfig
-    from slmctl.server.openai_requests import ServedModel
-from slmctl.cli import served_fleet
 from slmctl.cli.group import (
     Options,
     config_options,
     key_option,
     make_workspace,
     offline_option,
-    override,
     read_settings,
     terminal,
+    value_option,
 )
 
 HANDOVERS = ("compose", "kubernetes", "vllm")
@@ -33,10 +31,10 @@ HANDOVERS = ("compose", "kubernetes", "vllm")
 
 @click.command()
 @click.argument("model", required=False)
-@key_option("--type", "type_name", metavar="TYPE", key="predict.type")
+@value_option("--type", "type_name", metavar="TYPE", key="predict.type")
 @key_option("--host", key="serve.host")
 @key_option("--port", type=int, key="serve.port")
-@key_option("--policy", type=click.Path(path_type=Path), metavar="PATH", key="serve.policy")
+@value_option("--policy", type=click.Path(path_type=Path), metavar="PATH", key="serve.policy")
 @key_option("--generalist", metavar="URL", key="serve.generalist.url")
 @key_option("--generalist-model", metavar="NAME", key="serve.generalist.model")
 @key_option("--generalist-key-env", metavar="NAME", key="serve.generalist.key_env")
@@ -53,7 +51,7 @@ HANDOVERS = ("compose", "kubernetes", "vllm")
     type=click.Choice(["merged", "adapter"]),
     help="Weights for --emit: the merged model (default), or the base with the adapter.",
 )
-@key_option("--keys", type=click.Path(path_type=Path), metavar="FILE", key="serve.keys")
+@value_option("--keys", type=click.Path(path_type=Path), metavar="FILE", key="serve.keys")
 @click.option(
     "--adapter",
     "adapters",
@@ -71,20 +69,12 @@ def serve(
     options: Options,
     model: str | None,
     type_name: str | None,
-    host: str | None,
-    port: int | None,
     policy: Path | None,
-    generalist: str | None,
-    generalist_model: str | None,
-    generalist_key_env: str | None,
     emit: str | None,
     target: Path | None,
     weights: str | None,
     keys: Path | None,
     adapters: tuple[str, ...],
-    engine_url: str | None,
-    engine_model: str | None,
-    engine_key_env: str | None,
 ) -> None:
     """Serve a model over HTTP with OpenAI's API, until SIGTERM.
 
@@ -96,19 +86,16 @@ def serve(
     With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
     the weights that it was made of are searched below runs/. Prints the folder.
     """
-    override(options, "serve", host=host, port=port, keys=str(keys.absolute()) if keys else None)
-    override(options, "serve.engine", url=engine_url, model=engine_model, key_env=engine_key_env)
-    override(options, "serve", policy=None if policy is None else str(_artifact_path(options, policy).resolve()))
-    override(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)
-    if adapters:
-        override(options, "serve", adapters=_named_paths(options, adapters))
+    options.set("serve.keys", str(keys.absolute()) if keys else None)
+    options.set("serve.policy", str(_artifact_path(options, policy).resolve()) if policy else None)
+    options.set("serve.adapters", _named_paths(options, adapters) if adapters else None)
     if emit or target or weights:
         _emit(options, emit, target, model, type_name, weights)
         return
-    settings = _serve_settings(options)
+    settings = read_settings(options).serve
     _require_reachable(settings)
     try:
-        from slmctl.server import api_keys, process
+        from slmctl.server import api_keys, process, served_fleet
     except ModuleNotFoundError as error:
         from slmctl.pipeline.system_errors import missing
 
@@ -116,10 +103,10 @@ def serve(
     keyed = keys is not None or settings.keys.exists()
     has_keys = settings.keys.exists() and bool(api_keys.read(settings.keys))  # false after the last revocation
     sock = process.listen(settings.host, settings.port, keys=has_keys)
-    with sock, served_fleet.opened(options, settings, model, type_name, keys=keyed) as fleet:
+    with sock, served_fleet.opened(make_workspace(options), settings, model, type_name, keys=keyed) as fleet:
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
-        names = ", ".join(_title(model) for name in fleet.releases for model in fleet.models_of(name).values())
+        names = ", ".join(model.title for name in fleet.releases for model in fleet.models_of(name).values())
         terminal().say(f"serving {names} at {address}/v1")
         terminal().say(f"  a page to try it: {address}/   stop with Ctrl-C or SIGTERM")
         for line in served_fleet.facts(fleet):
@@ -135,7 +122,7 @@ def keys_group() -> None:
 
 def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
     """--keys and the config options."""
-    decorate = key_option("--keys", "path", type=click.Path(path_type=Path), metavar="FILE", key="serve.keys")
+    decorate = value_option("--keys", "path", type=click.Path(path_type=Path), metavar="FILE", key="serve.keys")
     return config_options(decorate(command))
 
 
@@ -170,7 +157,7 @@ def keys_add(
     """
     from slmctl.server import api_keys
 
-    path = path or _serve_settings(options).keys
+    path = path or read_settings(options).serve.keys
     secret = api_keys.add(path, name, rate=rate, concurrency=concurrency, models=models)
     terminal().say(f"its hash is in {path}; the key is shown once:")
     terminal().write(secret + "\n")
@@ -183,7 +170,7 @@ def keys_list(options: Options, path: Path | None) -> None:
     """List the keys with their creation times, limits and models."""
     from slmctl.server import api_keys
 
-    path = path or _serve_settings(options).keys
+    path = path or read_settings(options).serve.keys
     for key in api_keys.read(path) if path.exists() else ():
         limits = [f"{key.rate:g} a minute"] if key.rate else []
         limits += [f"{key.concurrency} at the same time"] if key.concurrency else []
@@ -199,13 +186,13 @@ def keys_revoke(options: Options, name: str, path: Path | None) -> None:
     """Revoke a key; a running server refuses it at once."""
     from slmctl.server import api_keys
 
-    api_keys.revoke(path or _serve_settings(options).keys, name)
+    api_keys.revoke(path or read_settings(options).serve.keys, name)
     terminal().say(f"revoked {name}")
 
 
 @click.command()
 @click.argument("model", required=False)
-@key_option("--type", "type_name", metavar="TYPE", key="predict.type")
+@value_option("--type", "type_name", metavar="TYPE", key="predict.type")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer, in tokens."
 )
@@ -226,10 +213,6 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
         if interactive:
             terminal().say(f"{name} ({task.kind}); Ctrl-D ends")
         talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive)
-
-
-def _serve_settings(options: Options) -> ServeConfig:
-    return read_settings(options).serve
 
 
 def _require_reachable(settings: ServeConfig) -> None:
@@ -289,7 +272,7 @@ def _emit(
             model=whole,
             adapter=adapter,
             task=Task.read((adapter or whole).path),
-            settings=_serve_settings(options),
+            settings=read_settings(options).serve,
             origin=named.digest,
         ),
         kind,
@@ -297,12 +280,6 @@ def _emit(
     )
     terminal().say(f"next: {target}/README.md says how to start it")
     terminal().write(f"{target}\n")
-
-
-def _title(model: ServedModel) -> str:
-    """`support 1.0 (SmolLM2-135M-support-v1.0-Q8_0.gguf)`."""
-    named = f"{model.name} {model.version}" if model.version else model.name
-    return named + (f" ({model.file})" if model.file else "")
 
 
 def _name_of(options: Options, model: Artifact, type_name: str | None) -> str:
@@ -314,7 +291,7 @@ def _name_of(options: Options, model: Artifact, type_name: str | None) -> str:
     if model.kind in ("published", "gguf"):
         return served_name(model, Path(gguf_file(model, type_name).path)).name
     path = options.directory / config.FILENAME
-    return config.load(path, options.sets).project if path.exists() else model.path.name
+    return config.load(path, options.overrides).project if path.exists() else model.path.name
 
 
 COMMANDS = (serve, keys_group, chat)

@@ -25,13 +25,13 @@ from slmctl.cli.group import (
     key_option,
     offline_option,
     open_project,
-    override,
     print_artifact,
     print_result,
     read_settings,
     say_outcome,
     stage_options,
     terminal,
+    value_option,
 )
 
 
@@ -51,9 +51,7 @@ def pull(options: Options) -> None:
 @key_option("--max-error", metavar="SHARE", key="label.max_error")
 @stage_options
 @click.pass_obj
-def label(
-    options: Options, plan_only: bool, max_cost: float | None, max_rows: int | None, max_error: str | None
-) -> None:
+def label(options: Options, plan_only: bool) -> None:
     """Label rows that have no answer, by a larger model, with a price before and a bound after.
 
     Rows go to the endpoints that label.teachers names, none that is sensitive. What was answered is never asked
@@ -61,12 +59,10 @@ def label(
     """
     from slmctl.pipeline import chains
 
-    override(options, "label", max_cost=max_cost, max_rows=max_rows, max_error=max_error)
-    if not plan_only:
+    if plan_only:
+        print_result(options, *chains.plan_of_label(open_project(options)))
+    else:
         _run_stage(options, "label")
-        return
-    project = open_project(options)
-    print_result(options, *chains.plan_of_label(project))
 
 
 @click.command()
@@ -75,17 +71,17 @@ def label(
 @artifact_option("labelled", "Labels of a teacher to use in place of the config's.")
 @stage_options
 @click.pass_obj
-def prepare(options: Options, explain: bool, base: Path | None, labelled: Path | None) -> None:
+def prepare(options: Options, explain: bool) -> None:
     """Turn raw rows into training, validation, calibration and test records."""
     if explain:
         from slmctl.pipeline import chains, resolve
 
-        project = open_project(options, base=base)
+        project = open_project(options)
         chains.gather_sources(project)
         section, model = resolve.reading(project)
         _inspect("prepare", "prepare", "explain", section, {"base": model})
         return
-    _run_stage(options, "prepare", base=base, labelled=labelled)
+    _run_stage(options, "prepare")
 
 
 @click.command()
@@ -99,26 +95,19 @@ def prepare(options: Options, explain: bool, base: Path | None, labelled: Path |
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
 @stage_options
 @click.pass_obj
-def finetune(
-    options: Options,
-    epochs: float | None,
-    learning_rate: float | None,
-    seed: int | None,
-    preview: int | None,
-    base: Path | None,
-    prepared: Path | None,
-) -> None:
+def finetune(options: Options, preview: int | None) -> None:
     """Train a LoRA adapter on the training records."""
+    from slmctl.pipeline import resolve
     from slmctl.stages.finetune import distributed
 
-    override(options, "finetune", epochs=epochs, learning_rate=learning_rate, seed=seed)
-    project = open_project(options, base=base, prepared=prepared)
+    project = open_project(options)
     distributed.join_slurm()
     import_trainer_first(project)
     if preview is not None:
-        _print_of(project, "finetune", "encoding", "preview", count=preview)
+        request = resolve.resolve_stage(project, "finetune")
+        _inspect("finetune", "encoding", "preview", request.section, request.inputs, count=preview)
         return
-    _run_stage(options, "finetune", base=base, prepared=prepared)
+    _run_stage(options, "finetune")
 
 
 @click.command()
@@ -126,34 +115,30 @@ def finetune(
 @artifact_option("adapter", "An adapter to use in place of the config's.")
 @stage_options
 @click.pass_obj
-def merge(options: Options, base: Path | None, adapter: Path | None) -> None:
+def merge(options: Options) -> None:
     """Fold the adapter into the base's weights."""
-    _run_stage(options, "merge", base=base, adapter=adapter)
+    _run_stage(options, "merge")
 
 
 @click.command()
-@key_option("--type", "types", multiple=True, metavar="TYPE", key="quantize.types")
+@key_option("--type", multiple=True, metavar="TYPE", key="quantize.types")
 @artifact_option("merged", "A merged model to use in place of the config's.")
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
 @artifact_option("adapter", "An adapter to use in place of the config's, with quantize.lora_gguf.")
 @stage_options
 @click.pass_obj
-def quantize(
-    options: Options, types: tuple[str, ...], merged: Path | None, prepared: Path | None, adapter: Path | None
-) -> None:
+def quantize(options: Options) -> None:
     """Write GGUF files that llama.cpp runs."""
-    if types:
-        options.sets.append(f"quantize.types=[{', '.join(types)}]")
-    _run_stage(options, "quantize", merged=merged, prepared=prepared, adapter=adapter)
+    _run_stage(options, "quantize")
 
 
 @click.command()
 @click.argument("compared", nargs=-1, metavar="[MODEL]...")
-@key_option("--model", "models", multiple=True, metavar="MODEL", key="evaluate.models")
+@value_option("--model", "models", multiple=True, metavar="MODEL", key="evaluate.models")
 @click.option(
     "--compare", is_flag=True, help="Set the MODELs side by side, in pairs on the same rows: models, or reports."
 )
-@key_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
+@value_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
 @click.option(
     "--against", metavar="URL", help="Compare with a generalist: send the rows to this OpenAI-compatible endpoint too."
 )
@@ -178,7 +163,6 @@ def evaluate(
     against_model: str | None,
     against_key_env: str | None,
     against_shots: int | None,
-    prepared: Path | None,
 ) -> None:
     """Measure models on held-out rows, beside the baselines, and check the gates.
 
@@ -200,8 +184,8 @@ def evaluate(
         )
     if against:
         guard.require(f"--against {against}", hint="leave --against out to measure the models here alone")
-    override(options, "predict.endpoint", key_env=against_key_env)
-    project = open_project(options, prepared=prepared)
+    options.set("predict.endpoint.key_env", against_key_env)
+    project = open_project(options)
     if not against and not models:
         preflight.require(project, ["evaluate"])
     general = chains.EndpointModel(against, against_model, against_shots) if against and against_model else None
@@ -221,17 +205,14 @@ def evaluate(
 @artifact_option("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.")
 @stage_options
 @click.pass_obj
-def calibrate(
-    options: Options, max_error: str | None, out_of_scope: str | None, predictions: Path | None, outside: Path | None
-) -> None:
+def calibrate(options: Options) -> None:
     """Fit the policy that keeps or escalates answers, on calibration rows."""
     from slmctl.cli import report_view
     from slmctl.pipeline import chains, resolve
     from slmctl.pipeline.stage_table import Role
 
-    override(options, "calibrate", max_error=max_error, out_of_scope=out_of_scope)
-    project = open_project(options, predictions=predictions, outside=outside)
-    if outside is not None and predictions is None:
+    project = open_project(options)
+    if "outside" in options.named and "predictions" not in options.named:
         raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
     outcome = say_outcome("calibrate", chains.calibrate(project))
     print_artifact(options, outcome.artifact)
@@ -248,9 +229,7 @@ def calibrate(
 @artifact_option("labelled", "Labels of a teacher to use in place of the config's.")
 @stage_options
 @click.pass_obj
-def publish(
-    options: Options, to: str | None, plan_only: bool, gguf: Path | None, report: Path | None, labelled: Path | None
-) -> None:
+def publish(options: Options, plan_only: bool) -> None:
     """Build a release and send it to its target, after the checks for leaks and gates.
 
     Refused are files that no passing report measured, secrets and personal data in any text of the
@@ -260,8 +239,7 @@ def publish(
     from slmctl.pipeline import chains, preflight
     from slmctl.reports import scoreboard
 
-    override(options, "publish", to=to)
-    project = open_project(options, gguf=gguf, report=report, labelled=labelled)
+    project = open_project(options)
     chains.require_no_network(project, ["publish"])
     preflight.require(project, ["publish"])
     if not plan_only:
@@ -394,23 +372,15 @@ def run(options: Options, until: str, plan_only: bool) -> None:
     print_artifact(options, outcome.artifact)
 
 
-def _run_stage(options: Options, name: str, **inputs: Path | None) -> None:
+def _run_stage(options: Options, name: str) -> None:
     from slmctl.pipeline import chains, preflight
 
-    project = open_project(options, **inputs)
+    project = open_project(options)
     chains.require_no_network(project, [name])
     preflight.require(project, [name])
     if name in ("prepare", "label"):
         chains.gather_sources(project)
     print_artifact(options, say_outcome(name, chains.run_stage(project, name)).artifact)
-
-
-def _print_of(project: Project, stage: str, module: str, function: str, **settings: Any) -> None:
-    """Print what a module of a stage says of its inputs, in place of running the stage."""
-    from slmctl.pipeline import resolve
-
-    request = resolve.resolve_stage(project, stage)
-    _inspect(stage, module, function, request.section, request.inputs, **settings)
 
 
 def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mapping[str, Any], **settings: Any) -> None:

@@ -49,7 +49,7 @@ def sweep(options: Options, space: tuple[str, ...], seeds: int, plan_only: bool)
     stages = ["pull", "prepare", "finetune"]
 
     def read(more: Sequence[str]) -> Config:
-        return config.load(project.root / config.FILENAME, [*options.sets, *more])
+        return config.load(project.root / config.FILENAME, [*options.overrides, *more])
 
     tried = trials.candidates(read, space)
     chains.require_no_network(project, stages)

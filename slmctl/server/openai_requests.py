@@ -65,6 +65,12 @@ class ServedModel:
     digest: str = ""
 
     @property
+    def title(self) -> str:
+        """`support 1.0 (SmolLM2-135M-support-v1.0-Q8_0.gguf)`."""
+        named = f"{self.name} {self.version}" if self.version else self.name
+        return named + (f" ({self.file})" if self.file else "")
+
+    @property
     def held(self) -> bool:
         """True where every answer must be one that the task allows."""
         return bool(self.task.labels or self.task.constraint) or self.calls

@@ -14,12 +14,12 @@ import httpx
 import uvicorn
 from starlette.applications import Starlette
 
-from slmctl.cli import served_fleet
-from slmctl.cli.group import Options, read_settings
+from slmctl.cli.group import Options, make_workspace, read_settings
 from slmctl.config import ServeConfig
 from slmctl.inference.engine import Engine
 from slmctl.inference.escalation_policy import Policy
 from slmctl.production.collector import Collector
+from slmctl.server import served_fleet
 from slmctl.server.api_keys import KeyRing
 from slmctl.server.app import application
 from slmctl.server.backends import EndpointEngine, LocalEngine
@@ -127,7 +127,7 @@ def opened(folder: Path, *sets: str, model: str | None = None, keys: bool = Fals
     options = Options()
     options.directory, options.sets = folder, list(sets)
     with (
-        served_fleet.opened(options, read_settings(options).serve, model, None, keys=keys) as fleet,
+        served_fleet.opened(make_workspace(options), read_settings(options).serve, model, None, keys=keys) as fleet,
         running(fleet) as server,
     ):
         yield server

@@ -5,23 +5,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from slmctl.cli.group import Options, make_workspace, terminal
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import PRODUCTION, ServeConfig
+from slmctl.config.serve_section import DEFAULT
+from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.inference.engine import Engine
+from slmctl.model_files import memory
 from slmctl.network import guard
-
-if TYPE_CHECKING:
-    from slmctl.artifacts.artifact import Artifact
-    from slmctl.config import ServeConfig
-    from slmctl.pipeline.served_adapters import ServedAdapter
-    from slmctl.server.fleet import Fleet
-    from slmctl.server.openai_requests import ServedModel
-    from slmctl.server.routed import Escalation
-    from slmctl.server.running_model import Release, RunningModel
+from slmctl.pipeline import model_lookup, served_adapters
+from slmctl.pipeline.resolve import Workspace
+from slmctl.pipeline.served_adapters import ServedAdapter
+from slmctl.production.collector import Collector
+from slmctl.releases import registry
+from slmctl.server.api_keys import KeyRing
+from slmctl.server.backends import EndpointEngine, LocalEngine
+from slmctl.server.fleet import Fleet
+from slmctl.server.openai_requests import ServedModel
+from slmctl.server.routed import Escalation
+from slmctl.server.router import Router, fitted_policy
+from slmctl.server.running_model import Release, RunningModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class _Choice:
     """A release as it was asked for.
 
     Attributes:
-        spec: What names it; None for the config's own.
+        spec: Its address; None for the config's own.
         name: Its name for clients; empty for the release's own.
         is_default: It also goes by `default`.
         policy: Its policy; True for the one that was fitted on its file.
@@ -45,31 +52,26 @@ class _Choice:
 
 @contextlib.contextmanager
 def opened(
-    options: Options, settings: ServeConfig, model: str | None, type_name: str | None, *, keys: bool
+    where: Workspace, settings: ServeConfig, model: str | None, type_name: str | None, *, keys: bool
 ) -> Iterator[Fleet]:
     """The fleet that a command or the config asks for, with what is pinned loaded.
 
     Raises:
         SlmctlError: A release, its policy or an adapter cannot be served.
     """
-    from slmctl.production.collector import Collector
-    from slmctl.server.api_keys import KeyRing
-    from slmctl.server.fleet import Fleet
-    from slmctl.server.routed import Escalation
-
     with contextlib.ExitStack() as stack:
         escalation: Escalation | None = None
-        discover: Callable[[Collection[str]], dict[str, Callable[[], Release]]] | None = None
+        discover: Callable[[Collection[str]], Mapping[str, Callable[[], Release]]] | None = None
         if settings.engine is not None:
-            releases = [_elsewhere(options, settings, model, stack)]
+            releases = [_elsewhere(where, settings, model, stack)]
         else:
-            choices = list(_choices(options, settings, model))
-            if any(each.policy for each in choices):
+            choices = list(_choices(where.directory, settings, model))
+            if any(choice.policy for choice in choices):
                 escalation = Escalation.of(settings)
-            finder = _Finder(options, settings, type_name, escalation)
-            releases = [finder.find(each) for each in choices]
+            finder = _Finder(where, settings, type_name, escalation)
+            releases = [finder.find(choice) for choice in choices]
             if model is not None and _is_registry(model):
-                discover = functools.partial(_newcomers, finder, model)
+                discover = functools.partial(finder.newcomers, model)
         collector = None
         if settings.collect is not None:
             collector = Collector(settings.collect)
@@ -87,36 +89,31 @@ def opened(
 
 
 def facts(fleet: Fleet) -> Iterator[str]:
-    """Say what is loaded where there are several releases, and what is written down of the answers."""
-    from slmctl.console import size
-
+    """Lines on what is loaded where there are several releases, and on what is written down of the answers."""
     collect = fleet.settings.collect
     for name, release in fleet.releases.items() if len(fleet.releases) > 1 else ():
         bytes = size(fleet.bytes_of(name))
         about = bytes if name in fleet.running else f"needs about {bytes} once it is asked"
         yield f"  {name}: {fleet.state(name)}, {about}{', pinned' if release.pin else ''}"
     if collect is not None:
-        kept = terminal().percent(collect.kept, 1)
-        yield f"  answers are collected in {collect.to}: {kept} of all and what is not sure"
+        yield f"  answers are collected in {collect.to}: {percent(collect.kept)} of all and what is not sure"
         if collect.to.stat().st_mode & 0o077:  # it was there before
             yield f"  warning: others on this machine may open {collect.to}: chmod 700 it"
 
 
-def _choices(options: Options, settings: ServeConfig, model: str | None) -> Iterator[_Choice]:
+def _choices(directory: Path, settings: ServeConfig, model: str | None) -> Iterator[_Choice]:
     """The releases that a command or the config asks for, the default one first.
 
     Raises:
         UsageError: A key that belongs to one release goes with several.
     """
-    from slmctl.config import PRODUCTION
-
     if model is None and settings.fleet:
         for name, member in settings.fleet.items():
             release = member.release  # a path in the config is relative to its folder
-            spec = release if release.startswith("dir:") else str((options.directory / release).absolute())
+            spec = release if release.startswith("dir:") else str((directory / release).absolute())
             yield _Choice(spec, name, name == next(iter(settings.fleet)), member.policy, member.pin)
         return
-    names = _production(options, model) if model is not None and _is_registry(model) else []
+    names = _in_production(directory, model) if model is not None and _is_registry(model) else []
     policy = settings.policy or False
     if len(names) > 1 and policy:
         raise UsageError(
@@ -139,36 +136,26 @@ def _is_registry(model: str) -> bool:
     return model.startswith("dir:") and "#" not in model
 
 
-def _production(options: Options, registry_name: str) -> list[str]:
+def _in_production(directory: Path, registry_name: str) -> list[str]:
     """The projects of a registry that have a release in production."""
-    from slmctl.config import PRODUCTION
-    from slmctl.releases import registry
-
-    root, _ = registry.parse(registry_name, options.directory)
+    root, _ = registry.parse(registry_name, directory)
     return sorted(tag.project for tag in registry.tags(root) if tag.name == PRODUCTION)
-
-
-def _newcomers(finder: _Finder, registry_name: str, known: Collection[str]) -> dict[str, Callable[[], Release]]:
-    """By name, the projects in production beside those that are known."""
-    from slmctl.config import PRODUCTION
-
-    return {
-        name: functools.partial(
-            finder.find, _Choice(f"{registry_name}#{name}@{PRODUCTION}", name, is_default=False, pin=False)
-        )
-        for name in _production(finder.options, registry_name)
-        if name not in known
-    }
 
 
 @dataclass(frozen=True)
 class _Finder:
     """Finds and verifies releases, to be loaded then or later."""
 
-    options: Options
+    where: Workspace
     settings: ServeConfig
     type_name: str | None
     escalation: Escalation | None
+
+    def newcomers(self, registry_name: str, names: Collection[str]) -> dict[str, Callable[[], Release]]:
+        """By name, the projects in production beside `names`."""
+        there = [name for name in _in_production(self.where.directory, registry_name) if name not in names]
+        choices = [_Choice(f"{registry_name}#{name}@{PRODUCTION}", name, False, pin=False) for name in there]
+        return {choice.name: functools.partial(self.find, choice) for choice in choices}
 
     def find(self, choice: _Choice) -> Release:
         """The release that was asked for, verified, with its policy.
@@ -176,17 +163,11 @@ class _Finder:
         Raises:
             SlmctlError: There is none, it is damaged, or its policy does not fit.
         """
-        from slmctl.model_files import memory
-        from slmctl.pipeline import model_lookup
-        from slmctl.server.openai_requests import ServedModel
-        from slmctl.server.router import fitted_policy
-        from slmctl.server.running_model import Release
-
-        artifact, path = model_lookup.gguf(make_workspace(self.options), choice.spec, self.type_name)
-        own, models = model_lookup.own_task(artifact), dict[str, ServedModel]()
+        artifact, path = model_lookup.gguf(self.where, choice.spec, self.type_name)
+        task, models = model_lookup.own_task(artifact), dict[str, ServedModel]()
         digest = f"sha256:{model_lookup.sha256_of(artifact, path)}"
-        if own is not None:
-            main = ServedModel("", own, file=path.name, digest=digest)
+        if task is not None:
+            main = ServedModel("", task, file=path.name, digest=digest)
             models = _named(choice, artifact, path, main, self._adapters(artifact, path))
         elif choice.name:
             raise UsageError(
@@ -194,11 +175,11 @@ class _Finder:
                 hint="a release of slmctl publish, or a gguf artifact",
             )
         policy = self._policy(choice, artifact, path)
-        if policy is not None and own is not None:
-            fitted_policy(policy, digest, own)
+        if policy is not None and task is not None:
+            fitted_policy(policy, digest, task)
         needed = memory.engine_bytes(
             path, sequences=self.settings.sequences, context=self.settings.context_length,
-            classifier=bool(own and own.labels), grammars=bool(own and own.constraint),
+            classifier=bool(task and task.labels), grammars=bool(task and task.constraint),
         )  # fmt: skip
         return Release(
             choice.name or next(iter(models), "") or path.stem,
@@ -211,14 +192,6 @@ class _Finder:
         )
 
     def _load(self, choice: _Choice, artifact: Artifact, path: Path, policy: Path | None) -> RunningModel:
-        from slmctl.inference.engine import Engine
-        from slmctl.model_files import memory
-        from slmctl.pipeline import model_lookup
-        from slmctl.server.backends import LocalEngine
-        from slmctl.server.openai_requests import ServedModel
-        from slmctl.server.router import Router, fitted_policy
-        from slmctl.server.running_model import RunningModel
-
         settings, loras, own = self.settings, self._adapters(artifact, path), model_lookup.own_task(artifact)
         if choice.pin:  # for the others the fleet has made room
             memory.require_engine(path, sequences=settings.sequences, context=settings.context_length)
@@ -241,16 +214,14 @@ class _Finder:
                 fitted = fitted_policy(policy, digest, task)
                 router = Router(fitted, task, name, self.escalation)
                 stack.callback(router.retire)
-            notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []
-            notes += [lora.note for lora in loras.values() if lora.note]
+            build = model_lookup.other_build(artifact, path, engine.info["build"])
+            notes = [note for note in (build, *(lora.note for lora in loras.values())) if note]
             for note in notes:
-                terminal().say(f"warning: {note}")
+                say(f"warning: {note}")
             return RunningModel(LocalEngine(engine, name), models, router, notes, stack.pop_all().close)
 
     def _adapters(self, artifact: Artifact, path: Path) -> dict[str, ServedAdapter]:
         """The adapters over a release, each verified for its file."""
-        from slmctl.pipeline import served_adapters
-
         return {name: served_adapters.find(place, artifact, path) for name, place in self.settings.adapters.items()}
 
     def _policy(self, choice: _Choice, artifact: Artifact, path: Path) -> Path | None:
@@ -259,13 +230,11 @@ class _Finder:
         Raises:
             IntegrityError: None was fitted on its file.
         """
-        from slmctl.pipeline import model_lookup
-
         if not isinstance(choice.policy, bool):
             return choice.policy
         if not choice.policy:
             return None
-        directory = self.options.directory
+        directory = self.where.directory
         roots = {directory.resolve(), model_lookup.root_of(directory, artifact.path).resolve()}
         if (newest := model_lookup.newest_policy(roots, model_lookup.sha256_of(artifact, path))) is not None:
             return newest
@@ -276,12 +245,9 @@ class _Finder:
 
 
 def _named(
-    choice: _Choice, artifact: Artifact, path: Path, main: ServedModel, loras: dict[str, ServedAdapter]
+    choice: _Choice, artifact: Artifact, path: Path, main: ServedModel, loras: Mapping[str, ServedAdapter]
 ) -> dict[str, ServedModel]:
     """A model under its names, with the adapters over it; a bare adapter without a task has the model's."""
-    from slmctl.config.serve_section import DEFAULT
-    from slmctl.pipeline import model_lookup
-
     named = model_lookup.served_name(artifact, path)
     name, aliases = (path.stem if named.name in loras else named.name), named.aliases
     if choice.name:  # others may be of the same project
@@ -298,20 +264,15 @@ def _named(
     return models
 
 
-def _elsewhere(options: Options, settings: ServeConfig, model: str | None, stack: contextlib.ExitStack) -> Release:
+def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack: contextlib.ExitStack) -> Release:
     """The only release, whose engine is a server elsewhere; it is reached until `stack` ends.
 
     Raises:
         UsageError: Its answers are calls.
     """
-    from slmctl.pipeline import model_lookup
-    from slmctl.server.backends import EndpointEngine
-    from slmctl.server.openai_requests import ServedModel
-    from slmctl.server.running_model import Release, RunningModel
-
     engine = settings.engine
     assert engine is not None
-    task, named = model_lookup.contract(make_workspace(options), model, engine.model)
+    task, named = model_lookup.contract(where, model, engine.model)
     if task.kind == "call":
         raise UsageError(
             "calls are held to the form of their base by slmctl's own engine, so no server elsewhere answers them",
