@@ -194,8 +194,7 @@ def evaluate(
     )
     print_artifact(options, outcome.artifact)
     _show_report(project, outcome.artifact, only_measured=bool(models))
-    for verdict in chains.enforce_gates(project, outcome.artifact, only_measured=bool(models)):
-        terminal().say(f"  gate passed: {verdict.text}")
+    _enforce_gates(project, outcome.artifact, only_measured=bool(models))
 
 
 @click.command()
@@ -207,18 +206,10 @@ def evaluate(
 @click.pass_obj
 def calibrate(options: Options) -> None:
     """Fit the policy that keeps or escalates answers, on calibration rows."""
-    from slmctl.cli import report_view
-    from slmctl.pipeline import chains, resolve
-    from slmctl.pipeline.stage_table import Role
-
     project = open_project(options)
     if "outside" in options.named and "predictions" not in options.named:
         raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
-    outcome = say_outcome("calibrate", chains.calibrate(project))
-    print_artifact(options, outcome.artifact)
-    _show_policy(outcome.artifact)
-    with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
-        report_view.write(project, resolve.find(project, Role("report", ("report",))))
+    print_artifact(options, _calibrate(project).artifact)
 
 
 @click.command()
@@ -326,7 +317,7 @@ def run(options: Options, until: str, plan_only: bool) -> None:
     What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates that cannot
     pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time.
     """
-    from slmctl.cli import base_table, matmul_rates, report_view, run_plan
+    from slmctl.cli import base_table, matmul_rates, run_plan
     from slmctl.pipeline import chains, preflight
 
     project = open_project(options)
@@ -346,29 +337,23 @@ def run(options: Options, until: str, plan_only: bool) -> None:
     if CHAIN.index(until) >= CHAIN.index("finetune"):
         import_trainer_first(project)
     for name in names:
-        if name == "evaluate":
-            outcome = say_outcome(name, chains.evaluate(project, project.config.evaluate.models))
-            report = outcome.artifact
-            _show_report(project, report)
-            try:
-                for verdict in chains.enforce_gates(project, outcome.artifact):
-                    terminal().say(f"  gate passed: {verdict.text}")
-            except GateError:
-                print_artifact(options, outcome.artifact)  # the report exists, whatever it says
-                raise
-        elif name == "publish":
-            outcome = _publish(project)
-        elif name == "calibrate":
-            if project.config.calibrate is not None or until == name:
-                outcome = say_outcome(name, chains.calibrate(project))
-                _show_policy(outcome.artifact)
-                report_view.write(project, report)  # which says now what the policy keeps
-        elif name == "label" and project.config.label is None and until != name:
+        if getattr(project.config, name) is None and until != name:  # label, calibrate
             continue
-        else:
-            if name in ("prepare", "label"):
-                chains.gather_sources(project)
-            outcome = say_outcome(name, chains.run_stage(project, name))
+        match name:
+            case "evaluate":
+                outcome = say_outcome(name, chains.evaluate(project, project.config.evaluate.models))
+                _show_report(project, outcome.artifact)
+                try:
+                    _enforce_gates(project, outcome.artifact)
+                except GateError:
+                    print_artifact(options, outcome.artifact)  # the report exists, whatever it says
+                    raise
+            case "calibrate":
+                outcome = _calibrate(project)
+            case "publish":
+                outcome = _publish(project)
+            case _:
+                outcome = say_outcome(name, chains.run_stage(project, name))
     print_artifact(options, outcome.artifact)
 
 
@@ -378,8 +363,6 @@ def _run_stage(options: Options, name: str) -> None:
     project = open_project(options)
     chains.require_no_network(project, [name])
     preflight.require(project, [name])
-    if name in ("prepare", "label"):
-        chains.gather_sources(project)
     print_artifact(options, say_outcome(name, chains.run_stage(project, name)).artifact)
 
 
@@ -398,6 +381,26 @@ def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mappi
     except ModuleNotFoundError as error:
         raise system_errors.missing(error, stage) from error
     terminal().write(terminal().clean(text) + "\n")
+
+
+def _calibrate(project: Project) -> Outcome:
+    """Fit the policy, say what it keeps, and write that into the page of the report, where there is one."""
+    from slmctl.cli import report_view
+    from slmctl.pipeline import chains, resolve
+    from slmctl.pipeline.stage_table import Role
+
+    outcome = say_outcome("calibrate", chains.calibrate(project))
+    _show_policy(outcome.artifact)
+    with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
+        report_view.write(project, resolve.find(project, Role("report", ("report",))))
+    return outcome
+
+
+def _enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> None:
+    from slmctl.pipeline import chains
+
+    for verdict in chains.enforce_gates(project, report, only_measured=only_measured):
+        terminal().say(f"  gate passed: {verdict.text}")
 
 
 def _publish(project: Project) -> Outcome:

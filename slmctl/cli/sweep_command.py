@@ -63,8 +63,6 @@ def sweep(options: Options, space: tuple[str, ...], seeds: int, plan_only: bool)
         return
     import_trainer_first(project)
     for name in stages[:2]:
-        if name == "prepare":
-            chains.gather_sources(project)
         say_outcome(name, chains.run_stage(project, name))
     trials.require_validation(project)  # with the rows as they are counted now
     result = trials.run(project, tried, seeds=seeds, say=console.say)

@@ -75,7 +75,8 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
         faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item)]
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
-    return _settle(_resolve(config, root), root.resolve())
+    root = root.resolve()
+    return _settle(_absolute(config, root), root)
 
 
 def _misplaced(values: Mapping[str, Any], lines: StrictYaml) -> Iterator[str]:
@@ -111,32 +112,23 @@ def _below(root: Path, path: Path) -> Path:
         ) from None
 
 
-def _resolve(config: Config, root: Path) -> Config:
-    """Make the paths in a config absolute."""
-    root = root.resolve()
-
-    def walk(model: BaseModel) -> BaseModel:
-        changes: dict[str, Any] = {}
-        for name, field in type(model).model_fields.items():
-            value = getattr(model, name)
-            marked = any(isinstance(mark, Content) for mark in marks(field))
-            if isinstance(value, BaseModel):
-                changes[name] = walk(value)
-            elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
-                changes[name] = [walk(item) for item in value]
-            elif isinstance(value, Path) and value != STDIN:
-                changes[name] = _below(root, value)
-            elif isinstance(value, dict) and any(isinstance(path, Path) for path in value.values()):
-                changes[name] = {key: _below(root, path) for key, path in value.items()}
-            elif isinstance(value, dict) and any(isinstance(item, BaseModel) for item in value.values()):
-                changes[name] = {key: walk(item) for key, item in value.items()}
-            elif marked and isinstance(value, str) and value and not is_remote(value):
-                changes[name] = str(_below(root, Path(value)))
-        return model.model_copy(update=changes)
-
-    resolved = walk(config)
-    assert isinstance(resolved, Config)
-    return resolved
+def _absolute(value: Any, root: Path) -> Any:
+    """A section, or a value in one, with absolute paths."""
+    if isinstance(value, BaseModel):
+        changes = {}
+        for name, field in type(value).model_fields.items():
+            before = getattr(value, name)
+            after = _absolute(before, root)
+            if isinstance(before, str) and any(isinstance(mark, Content) for mark in marks(field)):  # `base`
+                after = str(_below(root, Path(before))) if before and not is_remote(before) else before
+            if after != before:  # a copy counts what it is given as set, and a source asks what was set
+                changes[name] = after
+        return value.model_copy(update=changes)
+    if isinstance(value, list):
+        return [_absolute(item, root) for item in value]
+    if isinstance(value, dict):
+        return {key: _absolute(item, root) for key, item in value.items()}
+    return _below(root, value) if isinstance(value, Path) and value != STDIN else value
 
 
 def _settle(config: Config, root: Path) -> Config:

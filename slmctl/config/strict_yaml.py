@@ -73,7 +73,7 @@ class StrictYaml:
             ) from None
         except yaml.YAMLError as error:
             raise UsageError(f"{self.name}: not valid YAML: {error}") from None
-        return None if node is None else self._value(node, (), depth=0)
+        return None if node is None else self._value(node, ())
 
     def override(self, values: dict[str, Any], assignment: str) -> None:
         """Put `section.key=value` into `values`."""
@@ -111,8 +111,8 @@ class StrictYaml:
         dotted = ".".join(str(key) for key in loc if not (isinstance(key, str) and "[" in key))
         return f"{where}: {dotted}: {message}" if dotted else f"{where}: {message}"
 
-    def _value(self, node: yaml.Node, loc: tuple[int | str, ...], *, depth: int) -> Any:
-        if depth > MAX_DEPTH:
+    def _value(self, node: yaml.Node, loc: tuple[int | str, ...]) -> Any:
+        if len(loc) > MAX_DEPTH:
             raise UsageError(f"{self.name}:{node.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
         self._values += 1
         if self._values > MAX_VALUES:  # aliases of aliases: a short file can stand for a billion values
@@ -121,12 +121,12 @@ class StrictYaml:
         if node.tag.startswith("!") or "python" in node.tag:
             self.faults.append(self.fault(loc, f"tag '{node.tag}' is not allowed"))
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, loc, depth)
+            return self._mapping(node, loc)
         if isinstance(node, yaml.SequenceNode):
-            return [self._value(item, (*loc, k), depth=depth + 1) for k, item in enumerate(node.value)]
+            return [self._value(item, (*loc, k)) for k, item in enumerate(node.value)]
         return self._scalar(node, loc)
 
-    def _mapping(self, node: yaml.MappingNode, loc: tuple[int | str, ...], depth: int) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, loc: tuple[int | str, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key, line = str(key_node.value)[:MAX_KEY], key_node.start_mark.line + 1
@@ -135,7 +135,7 @@ class StrictYaml:
                 self.faults.append(f"{self.name}:{line}: '{key}' is already set on line {first}")
                 continue
             self._at[(*loc, key)] = line
-            result[key] = self._value(value_node, (*loc, key), depth=depth + 1)
+            result[key] = self._value(value_node, (*loc, key))
         return result
 
     def _scalar(self, node: yaml.Node, loc: tuple[int | str, ...]) -> Any:

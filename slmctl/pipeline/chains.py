@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from slmctl.network import guard
 from slmctl.pipeline import released
 from slmctl.pipeline.resolve import (
     Project,
+    StageRequest,
     base_file_requests,
     calibration_inputs,
     find,
@@ -80,50 +81,51 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
             targets.require_reachable(settings.publish.to, _settings(project))
 
 
-def run_stage(
-    project: Project, name: str, section: config.Section | None = None,
-    inputs: Mapping[str, Artifact | list[Artifact]] | None = None,
-) -> Outcome:  # fmt: skip
-    """Run a stage of the pipeline; before a training whose LoRA targets are set, try them on a small copy of the base.
+def run_stage(project: Project, name: str, section: config.Section | None = None) -> Outcome:
+    """Run a stage of the pipeline, with what has to be there before, and say where its report is.
 
     Args:
         project: Where.
         name: Which stage.
         section: A config to use in place of the project's.
-        inputs: Artifacts for roles that should not be looked up.
 
     Raises:
-        DataError: An adapter of these targets could not go through the stages after the training.
-        And what `run` raises.
+        DataError: An adapter of such LoRA targets could not go through the stages after the training.
+        And what `gather_sources` and `run` raise.
     """
-    if name == "quantize":
-        _write_base_files(project, section or project.config.quantize)
-    request = resolve_stage(project, name, inputs, section)
-    section = request.section
-    if isinstance(section, config.FinetuneConfig) and section.lora.target_modules != "all-linear":
-        base = request.inputs["base"]
-        if project.config.pull.rehearse and isinstance(base, Artifact) and not request.path.exists():
-            from slmctl.pipeline import rehearsal
-
-            console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")
-            rehearsal.rehearse(base.path, section.lora)
+    if name in ("prepare", "label"):
+        gather_sources(project)
+    if name == "quantize" and project.config.quantize.lora_gguf:
+        _write_base_files(project)
+    request = resolve_stage(project, name, section=section)
+    if name == "finetune":
+        _try_targets(project, request)
     more = {"journals": project.journals} if name == "label" else {}
     outcome = run(project, request, **more)
-    if name == "label" and not outcome.current:
-        console.say(f"  report: {outcome.artifact.file('report.html')}")
     if name == "prepare":
         _tell_gates_out_of_reach(project, outcome.artifact)
-        if not outcome.current:
-            console.say(f"  report: {outcome.artifact.file('report.html')}")
+    if name in ("prepare", "label") and not outcome.current:
+        console.say(f"  report: {outcome.artifact.file('report.html')}")
     return outcome
 
 
-def _write_base_files(project: Project, section: config.Section) -> None:
-    """The base's own GGUF file of each type, where an adapter is to go on it; most often they are there."""
-    if not isinstance(section, config.QuantizeConfig) or not section.lora_gguf:
+def _try_targets(project: Project, request: StageRequest) -> None:
+    """Before a training whose LoRA targets are set, try them on a small copy of the base."""
+    section, base = request.section, request.inputs["base"]
+    assert isinstance(section, config.FinetuneConfig)
+    assert isinstance(base, Artifact)
+    if section.lora.target_modules == "all-linear" or not project.config.pull.rehearse or request.path.exists():
         return
+    from slmctl.pipeline import rehearsal
+
+    console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")
+    rehearsal.rehearse(base.path, section.lora)
+
+
+def _write_base_files(project: Project) -> None:
+    """The base's own GGUF file of each type, where an adapter is to go on it; most often they are there."""
     adapter = find(project, Role("adapter", ("adapter",)))
-    for request in base_file_requests(project, section, adapter):
+    for request in base_file_requests(project, project.config.quantize, adapter):
         outcome = run(project, request)
         for entry in outcome.artifact.files(".gguf"):
             console.say(f"  {'current' if outcome.current else 'base'}: {outcome.artifact.path / entry.path}")

@@ -169,7 +169,7 @@ def _states(project: Project, names: Sequence[str]) -> Iterator[StagePlan]:
     """Each stage with whether its artifact exists; without an input, or the recipe of one, it does not."""
     waiting: set[str] = set()  # kinds that a stage before will make anew
     for name in names:
-        if name in ("calibrate", "label") and getattr(project.config, name) is None and len(names) > 1:
+        if getattr(project.config, name) is None and len(names) > 1:  # calibrate, label
             continue
         stage = STAGES[name]
         needs = {role.kinds[0] for role in stage.takes if role.name not in project.named}

@@ -70,14 +70,11 @@ def of(project: Project) -> RowEstimate | None:
     return _split(project.config.task, section, files, counts) if files else None
 
 
-def _of_data_set(project: Project) -> RowEstimate | None:
+def _of_data_set(project: Project) -> RowEstimate:
     facts = resolve.find(project, PREPARED).metrics
-    try:
-        train, validation, test = (int(facts[name]) for name in ("train", "validation", "test"))
-        tokens = int(facts["tokens"]["total"]) // max(train, 1)
-        rows = sum(int(facts[name]) for name in ("train", "validation", "calibration", "test", "rejected"))
-    except (LookupError, TypeError, ValueError):  # of another release
-        return None
+    train, validation, test = (facts[name] for name in ("train", "validation", "test"))
+    tokens = facts["tokens"]["total"] // max(train, 1)
+    rows = train + validation + test + facts["calibration"] + facts["rejected"]
     shared = min(_shared_tokens(project.config.task), tokens)
     return RowEstimate(rows, train, validation, test, test, tokens, shared, 0, exact=True)
 

@@ -65,7 +65,8 @@ def run(project: Project, request: StageRequest, **options: Any) -> Outcome:
 
 def _run(project: Project, request: StageRequest, options: Mapping[str, Any]) -> Outcome:
     begun = time.monotonic()
-    if _assists(request) and not request.path.exists():
+    is_first = os.environ.get("RANK", "0") == "0"  # of several processes that make the artifact together
+    if not is_first and not request.path.exists():
         return Outcome(_assist(request), False, time.monotonic() - begun)
     lock, keep = project.runs / ".locks" / f"{request.stage.leaves}-{request.path.name}", resume_folder(request)
     if request.path.exists() and not keep.exists():
@@ -150,11 +151,6 @@ def _run_module(module: ModuleType, request: StageRequest, place: Path, more: Ma
     return metrics
 
 
-def _assists(request: StageRequest) -> bool:
-    """True if this process is one of several that make the artifact together, and not the first."""
-    return int(os.environ.get("RANK", "0")) > 0
-
-
 def _assist(request: StageRequest) -> Artifact:
     """Be one of several processes: do the work, leave the writing to the first."""
     console.set_level(-1)  # the first one speaks for all
@@ -191,6 +187,3 @@ def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: 
     for source in flatten(inputs):
         if not (place / name).exists() and (source.path / name).is_file():
             shutil.copyfile(source.path / name, place / name)
-
-
-# Chains of stages

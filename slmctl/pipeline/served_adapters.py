@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired
 
 from typing_extensions import TypedDict
 
@@ -34,7 +33,7 @@ class LoraFile(TypedDict):
 
     file: str
     sha256: str
-    bases: NotRequired[dict[str, BaseFile]]
+    bases: dict[str, BaseFile]
 
 
 MEASURE = "evaluate: {models: [..., lora]}, then slmctl run --until evaluate"
@@ -90,12 +89,7 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
 def _require_base(source: Artifact, under: str, base_file: Path) -> None:
     where = f"the manifest of {source.path}"
     facts: LoraFile = require_type(LoraFile, source.metrics.get(resolve.LORA), where=where, hint="slmctl quantize")
-    bases = facts.get("bases", {})
-    if not bases:
-        raise UsageError(
-            f"the adapter in {source.path} does not say which base it belongs on",
-            hint="slmctl quantize --set quantize.lora_gguf=true writes it again, with its base",
-        )
+    bases = facts["bases"]
     if under not in {each["sha256"] for each in bases.values()}:
         names = ", ".join(each["file"] for each in bases.values())
         raise UsageError(
