@@ -18,8 +18,8 @@ import pytest
 from support import ROOT
 
 from slmctl import __version__
+from slmctl.cli.init_command import TEMPLATES
 from slmctl.config import ServeConfig
-from slmctl.init.project import templates
 
 PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "slmctl", "templates", "examples")
 
@@ -132,7 +132,7 @@ def test_wheel_and_sdist_install_and_start_a_project(tmp_path: Path) -> None:
     python = environment / "bin" / "python"
     imported = subprocess.run([python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert imported.startswith(str(site))
-    for template in templates():
+    for template in TEMPLATES:
         folder = Path(slmctl("init", template, f"of-{template}").strip())
         assert (tmp_path / folder / "slmctl.yaml").is_file()
         assert "project:" in slmctl("-C", str(folder), "config", "show")

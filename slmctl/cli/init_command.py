@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -105,6 +104,8 @@ def _is_terminal() -> bool:
 
 def _require_source(source: str, root: Path) -> None:
     """Refuse what is no template, no file, no pattern and no address."""
+    import difflib
+
     from slmctl.errors import UsageError
 
     is_named = source.startswith("sql:") or any(mark in source for mark in "*?[")

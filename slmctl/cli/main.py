@@ -11,7 +11,6 @@ import io
 import os
 import signal
 import sys
-import traceback
 
 import click
 
@@ -117,6 +116,8 @@ def _run_command() -> int:
 
 def _system_error(error: OSError) -> int:
     """Say in a sentence what the system refused; returns 2 for a name that the user gave, else 6."""
+    import traceback
+
     subject = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     terminal().complain(f"{_short(subject)}{error.strerror}", "slmctl -v COMMAND shows where it happened")
     terminal().detail("".join(traceback.format_exception(error)))

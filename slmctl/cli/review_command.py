@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from slmctl.production.review.session import ReviewSession
     from slmctl.task.contract import Task
 
-COLLECTED = "collected"  # the folder of `serve.collect` where the config names no other
 OUTPUT = "reviewed.jsonl"
 LOOKED_UP = 2000  # collected rows of which the nearest training row is looked up before the page opens
 
@@ -185,7 +184,7 @@ def _queue(
 
     training = TrainingRows.of(prepared.path) if prepared is not None else None
     suspects = review_rows.suspects_in(prepared.path) if prepared is not None else []
-    paths = list(files) or [_collected(options, settings)]
+    paths = list(files) or [options.directory / settings.serve.collected]
     rows, feedback = ([], {}) if suspects and not files and not paths[0].exists() else review_rows.collected_rows(paths)
     targeted = order.targeted_queue(
         rows, feedback, task=task, suspects=suspects, similarity=_similarity(training, len(rows)),
@@ -195,12 +194,6 @@ def _queue(
     if not queue:
         raise DataError("there is nothing to review: no row is collected yet", hint="serve.collect")
     return training, queue
-
-
-def _collected(options: Options, settings: Config) -> Path:
-    """The folder of the collected answers, by the config."""
-    collect = settings.serve.collect
-    return options.directory / (collect.to if collect is not None else COLLECTED)
 
 
 def _similarity(training: TrainingRows | None, rows: int) -> Callable[[str], float] | None:

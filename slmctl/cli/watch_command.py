@@ -53,14 +53,8 @@ def _written(folder: Path, settings: Config) -> list[Path]:
     Raises:
         UsageError: There are none.
     """
-    log = settings.serve.decision_log
-    collect = settings.serve.collect
-    places = [
-        folder / (log if log is not None else "decisions.jsonl"),
-        folder / (collect.to if collect is not None else "collected"),
-        folder / "reviewed.jsonl",
-    ]
-    there = [path for path in places if path.exists()]
+    places = (settings.serve.decision_log or "decisions.jsonl", settings.serve.collected, "reviewed.jsonl")
+    there = [folder / path for path in places if (folder / path).exists()]
     if not there:
         raise UsageError(
             f"there are no decisions and no collected rows in {folder.resolve()}",

@@ -15,6 +15,7 @@ from slmctl.config.fields import Bytes, Inherited, Outside, Percent, Section, So
 
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT = "default"  # a name of the first model, for clients that name none of their own
+COLLECTED = "collected"
 LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
 
 
@@ -83,7 +84,7 @@ class GeneralistConfig(Endpoint):
 class CollectConfig(Section):
     """Keep a share of the answers, with their questions, as files for people to review."""
 
-    to: Path = Field(Path("collected"), description="folder of the collected answers, a file a day in UTC")
+    to: Path = Field(Path(COLLECTED), description="folder of the collected answers, a file a day in UTC")
     kept: Percent = Field(
         0.02, description="share of all answers that is collected, drawn by chance; it stands for all traffic"
     )
@@ -166,6 +167,11 @@ class ServeConfig(Section):
     engine: Endpoint | None = Field(
         None, description="endpoint that answers in place of the own engine: url, model and key_env"
     )
+
+    @property
+    def collected(self) -> Path:
+        """The folder of the collected answers, whether or not a server writes there today."""
+        return self.collect.to if self.collect is not None else Path(COLLECTED)
 
     @model_validator(mode="after")
     def _fits_together(self) -> ServeConfig:

@@ -34,15 +34,6 @@ SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
 _COMMENT_AT = 46  # column of the comments
 
 
-def templates() -> dict[str, str]:
-    """Name and first line of every template."""
-    titles = {}
-    for folder in sorted(resources.files("slmctl.templates").iterdir(), key=lambda entry: entry.name):
-        if folder.joinpath(FILENAME).is_file():
-            titles[folder.name] = folder.joinpath(FILENAME).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-    return titles
-
-
 def copy_template(template: str, folder: Path) -> list[Path]:
     """Copy a template and its example data into `folder`, whose name becomes the project's; never overwrites.
 

@@ -179,7 +179,6 @@ def evaluate(
     """
     inputs = report_inputs(project, models, lambda request: run(project, request).artifact, split)
     for shots in (0, against.shots) if against is not None else ():
-        assert against is not None
         request = resolve_stage(
             project, "predict", {"model": endpoint(project, against, shots)}, predict_section(project, split)
         )

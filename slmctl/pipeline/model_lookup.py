@@ -92,7 +92,6 @@ class ServedName:
     name: str
     aliases: tuple[str, ...] = (DEFAULT,)
     version: str = ""
-    file: str = ""
 
 
 def served_name(source: Artifact, path: Path) -> ServedName:
@@ -101,7 +100,7 @@ def served_name(source: Artifact, path: Path) -> ServedName:
     project, version = str(facts.get("project") or ""), str(facts.get("version") or "")
     match = _VERSION.search(path.stem)
     others = tuple(name for name in (DEFAULT, path.stem) if name != (project or path.stem))
-    return ServedName(project or path.stem, others, version or (match[1] if match else ""), path.name)
+    return ServedName(project or path.stem, others, version or (match[1] if match else ""))
 
 
 def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task, ServedName]:

@@ -216,7 +216,7 @@ def _downloads(project: Project, names: Sequence[str], shape: ModelShape | None)
 
 
 def _requirements(project: Project, names: Sequence[str]) -> Iterator[Requirement]:
-    """Requirements of stages that will run: what they need of this machine and of the config."""
+    """Requirements of stages that will run: each check says its state, or raises the reason why they cannot."""
     for check in (_files, _gates, _release, _packages, _converter):
         try:
             state = check(project, names)
@@ -228,12 +228,7 @@ def _requirements(project: Project, names: Sequence[str]) -> Iterator[Requiremen
 
 
 def _files(project: Project, names: Sequence[str]) -> str:
-    """Check every path that the config names for these stages, and that the sources hold the columns it names.
-
-    Raises:
-        DataError: A source or a schema is not what its stage reads.
-        UsageError: A path does not exist.
-    """
+    """Check every path that the config names for these stages, and that the sources hold the columns it names."""
     checked = 0
     for name in names:
         section = config.stage_config(project.config, name)
@@ -264,11 +259,7 @@ def _files(project: Project, names: Sequence[str]) -> str:
 
 
 def _gates(project: Project, names: Sequence[str]) -> str:
-    """Check that what the gates name will be measured.
-
-    Raises:
-        UsageError: A gate names a model that is not measured.
-    """
+    """Check that what the gates name will be measured."""
     settings = project.config
     if "evaluate" not in names or not settings.gates:
         return ""
@@ -300,22 +291,13 @@ def _gates(project: Project, names: Sequence[str]) -> str:
 
 
 def _release(project: Project, names: Sequence[str]) -> str:
-    """The release that gates compare with, or that there is none yet.
-
-    Raises:
-        IntegrityError: It cannot be read.
-        UsageError: Several projects have such a tag.
-    """
+    """The release that gates compare with, or that there is none yet."""
     compared = released.reference(project.config, project.root) if "evaluate" in names else None
     return compared.state if compared is not None else ""
 
 
 def _packages(project: Project, names: Sequence[str]) -> str:
-    """Check that the packages of these stages are installed, without importing one.
-
-    Raises:
-        MissingError: Some are not; the hint names the extras that bring them.
-    """
+    """Check that the packages of these stages are installed, without importing one."""
     needed = {
         package: name for name in reversed(names) for package in (*STAGES[name].imports, *_asked_for(project, name))
     }
@@ -363,12 +345,7 @@ def _asked_for(project: Project, name: str) -> Iterator[str]:
 
 
 def _converter(project: Project, names: Sequence[str]) -> str:
-    """Check that the GGUF converter was fetched and is whole.
-
-    Raises:
-        MissingError: It was never fetched.
-        IntegrityError: It has changed since.
-    """
+    """Check that the GGUF converter was fetched and is whole."""
     if "quantize" not in names:
         return ""
     return f"{gguf_converter.PACKAGE} {gguf_converter.version()}, in {gguf_converter.require()}"

