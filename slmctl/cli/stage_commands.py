@@ -107,7 +107,7 @@ def finetune(options: Options, preview: int | None) -> None:
         request = resolve.resolve_stage(project, "finetune")
         _inspect("finetune", "encoding", "preview", request.section, request.inputs, count=preview)
         return
-    _run_stage(options, "finetune")
+    _run_stage(options, "finetune", project)
 
 
 @click.command()
@@ -357,10 +357,10 @@ def run(options: Options, until: str, plan_only: bool) -> None:
     print_artifact(options, outcome.artifact)
 
 
-def _run_stage(options: Options, name: str) -> None:
+def _run_stage(options: Options, name: str, project: Project | None = None) -> None:
     from slmctl.pipeline import chains, preflight
 
-    project = open_project(options)
+    project = project or open_project(options)
     chains.require_no_network(project, [name])
     preflight.require(project, [name])
     print_artifact(options, say_outcome(name, chains.run_stage(project, name)).artifact)

@@ -8,7 +8,6 @@ import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from slmctl import config, console
 from slmctl.artifacts import artifact, atomic, locks
@@ -29,6 +28,7 @@ from slmctl.pipeline.resolve import (
     resolve_stage,
 )
 from slmctl.pipeline.runner import Outcome, run
+from slmctl.pipeline.stage_rules import RULES, target_settings
 from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, signing, targets
@@ -65,20 +65,10 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
     """
     if not guard.is_forbidden():
         return
-    settings = project.config
-    if "pull" in stages and config.is_remote(settings.base) and not resolve_stage(project, "pull").path.exists():
-        guard.require(f"base {settings.base}", hint="run `slmctl pull` once without --offline, or name a path")
-    for source in settings.prepare.sources if "prepare" in stages else []:
-        if host := snapshot.host_of(source, project.sources):
-            guard.require(f"a source on {host}", hint="export it once, and name the file as path")
-    for teacher in settings.label.teachers if "label" in stages and settings.label is not None else []:
-        if teacher.url and not guard.is_local(urlsplit(teacher.url).hostname or ""):
-            guard.require(f"the teacher {teacher.name}", hint="a release on this machine as label.teachers")
-    if "finetune" in stages and settings.finetune.report_to:
-        guard.require(f"finetune.report_to ({', '.join(settings.finetune.report_to)})")
-    if "publish" in stages:
-        with spoken("publish", project.root):
-            targets.require_reachable(settings.publish.to, _settings(project))
+    for name in stages:
+        if name != "pull" or not resolve_stage(project, name).path.exists():
+            with spoken(name, project.root):
+                RULES[name].require_offline(project.config, project.root)
 
 
 def run_stage(project: Project, name: str, section: config.Section | None = None) -> Outcome:
@@ -178,11 +168,11 @@ def evaluate(
         What `report_inputs` and `run` raise.
     """
     inputs = report_inputs(project, models, lambda request: run(project, request).artifact, split)
-    for shots in (0, against.shots) if against is not None else ():
-        request = resolve_stage(
-            project, "predict", {"model": endpoint(project, against, shots)}, predict_section(project, split)
-        )
-        inputs["predictions"] = [*inputs["predictions"], run(project, request).artifact]
+    if against is not None:
+        for shots in (0, against.shots):
+            model, section = endpoint(project, against, shots), predict_section(project, split)
+            request = resolve_stage(project, "predict", {"model": model}, section)
+            inputs["predictions"] = [*inputs["predictions"], run(project, request).artifact]
     return run(project, resolve_stage(project, "evaluate", inputs))
 
 
@@ -281,14 +271,9 @@ def _target(project: Project, what: str) -> Iterator[targets.Target]:
     with (
         spoken(what, project.root),
         guard.written_down(project.root, what),
-        targets.opened(to, _settings(project), purpose=what) as target,
+        targets.opened(to, target_settings(project.config, project.root), purpose=what) as target,
     ):
         yield target
-
-
-def _settings(project: Project) -> targets.Settings:
-    section = project.config.publish
-    return targets.Settings(project.root, section.public, tuple(section.allowed_hosts))
 
 
 def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:

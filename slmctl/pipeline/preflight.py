@@ -27,14 +27,12 @@ from slmctl.pipeline import released, resolve, row_estimate, runner
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
 from slmctl.pipeline.stage_estimates import estimate
+from slmctl.pipeline.stage_rules import RULES
 from slmctl.pipeline.stage_table import STAGES
 from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.releases import registry
 from slmctl.sources import snapshot
 
-# Packages of what the config asks for; those that a stage always imports stand in the stage table.
-TARGET_PACKAGES = {"hf": "huggingface_hub", "s3": "boto3"}
-FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
 A_SOURCE = "the source, with the columns that the config names"
 MORE_ROWS = "more rows, a larger prepare.splits.test, or another gate"
 LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
@@ -231,28 +229,16 @@ def _files(project: Project, names: Sequence[str]) -> str:
     """Check every path that the config names for these stages, and that the sources hold the columns it names."""
     checked = 0
     for name in names:
-        section = config.stage_config(project.config, name)
-        if isinstance(section, config.PrepareConfig):
-            copied = [source for source in section.sources if not snapshot.is_file(source)]
-            files = snapshot.gathered([source for source in section.sources if source not in copied], project.sources)
-            checked += len(files)
-            section = section.model_copy(update={"sources": files})
-            if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:
-                own = section.sensitive.model_copy(update={"pseudonym_key": None})  # made by the first run
-                section = section.model_copy(update={"sensitive": own})
-        elif isinstance(section, config.LabelConfig) and not all(
-            map(snapshot.is_file, [*section.sources, *section.gold, *project.config.prepare.sources])
-        ):
+        rule, section = RULES[name], config.stage_config(project.config, name)
+        known = (rule.known or rule.completed)(project.config, project.root, section)
+        if known is None:
             continue  # a query or a pipe is read when the stage runs
-        else:
-            section = resolve.completed(project, name)
-        if isinstance(section, config.PublishConfig) and section.signing_key is not None:
-            config.require_path(section.signing_key)
-        for path in config.contents(section):
+        for path in config.contents(known):
             config.require_path(path)
-        if isinstance(section, config.PrepareConfig | config.LabelConfig):
+        if rule.checks:
             with contextlib.suppress(ModuleNotFoundError):  # which `packages` tells
-                importlib.import_module(STAGES[name].module).check(section)
+                importlib.import_module(STAGES[name].module).check(known)
+        checked += len(known.sources) if isinstance(known, config.PrepareConfig) else 0
     if "prepare" not in names:
         return ""
     return f"{checked} sources with the columns that the config names" if checked != 1 else A_SOURCE
@@ -299,7 +285,9 @@ def _release(project: Project, names: Sequence[str]) -> str:
 def _packages(project: Project, names: Sequence[str]) -> str:
     """Check that the packages of these stages are installed, without importing one."""
     needed = {
-        package: name for name in reversed(names) for package in (*STAGES[name].imports, *_asked_for(project, name))
+        package: name
+        for name in reversed(names)
+        for package in (*STAGES[name].imports, *RULES[name].packages(project.config))
     }
     missing = {package: name for package, name in needed.items() if not _is_installed(package)}
     if missing:
@@ -319,29 +307,6 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):  # half of one
         return False
-
-
-def _asked_for(project: Project, name: str) -> Iterator[str]:
-    """Packages that one stage needs because of what the config asks for."""
-    settings = project.config
-    if name == "pull" and not Path(settings.pull.base).is_dir() and not settings.pull.base.startswith("hf:"):
-        yield "gguf"
-    if name == "pull":
-        yield from ["huggingface_hub"] if settings.pull.base.startswith("hf:") else []
-        # of those for quantize none: without llama.cpp, the rehearsal leaves it out
-        yield from STAGES["finetune"].imports if settings.pull.rehearse else []
-    if name == "finetune" and settings.finetune.backend == "unsloth":
-        yield "unsloth"
-    if name == "prepare":
-        for source in settings.prepare.sources:
-            yield from ["sqlalchemy"] if source.sql is not None else []
-            yield from ["huggingface_hub"] if source.hf is not None else []
-            kind = source.format or (row_estimate.format_of_source(source) if source.path is not None else None)
-            yield from [FORMAT_PACKAGES[kind]] if kind in FORMAT_PACKAGES else []
-    if name == "publish":
-        kind = settings.publish.to.partition(":")[0]
-        yield from [TARGET_PACKAGES[kind]] if kind in TARGET_PACKAGES else []
-        yield from ["model_signing"] if settings.publish.signing_key is not None else []
 
 
 def _converter(project: Project, names: Sequence[str]) -> str:

@@ -14,13 +14,11 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.model_files import catalogue
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import released
+from slmctl.pipeline.stage_rules import RULES, SOURCES
 from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
 from slmctl.releases import registry
-from slmctl.sensitive import stand_ins
-from slmctl.sources import snapshot
 
 PATH_ID = 12  # characters of a recipe id in the path of its artifact
 LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
@@ -44,7 +42,7 @@ class Project:
     @property
     def sources(self) -> Path:
         """The folder of copies of sources that are no files."""
-        return self.runs / ".sources"
+        return self.root / SOURCES
 
     @property
     def journals(self) -> Path:
@@ -145,38 +143,7 @@ def completed(project: Project, name: str, section: config.Section | None = None
         UsageError: A source or the base cannot be used.
     """
     section = section or config.stage_config(project.config, name)
-    complete = _COMPLETED.get(name)
-    return complete(project, section) if complete else section
-
-
-def _with_known_base(project: Project, section: config.PullConfig) -> config.PullConfig:
-    catalogue.require_source(project.config.base, Path(section.base))
-    catalogue.require_own_hash(section.base, section.sha256)
-    return section
-
-
-def _with_sources(project: Project, section: config.PrepareConfig) -> config.PrepareConfig:
-    key = section.sensitive.pseudonym_key
-    if key == project.root.resolve() / config.PSEUDONYM_KEY:
-        stand_ins.make_key(key)  # its hash is part of the recipe: another key, other stand-ins
-    return section.model_copy(update={"sources": snapshot.gathered(section.sources, project.sources)})
-
-
-def _with_gold(project: Project, section: config.LabelConfig) -> config.LabelConfig:
-    """The section `label` with its files, and rows read as `prepare` reads them; its gold rows by default."""
-    prepare, folder = project.config.prepare, project.sources
-    gold = section.gold or prepare.sources
-    own = {source.path for source in prepare.sources} & {source.path for source in gold}
-    reading = config.RowReading(
-        clean=prepare.clean, replace=prepare.replace, splits=prepare.splits, own_gold=bool(own) or not section.gold
-    )
-    files = {"sources": snapshot.gathered(section.sources, folder), "gold": snapshot.gathered(gold, folder)}
-    return section.model_copy(update={**files, "reading": reading})
-
-
-_COMPLETED: dict[str, Callable[[Project, Any], config.Section]] = {
-    "pull": _with_known_base, "prepare": _with_sources, "label": _with_gold,
-}  # fmt: skip
+    return RULES[name].completed(project.config, project.root, section)
 
 
 def reading(project: Project) -> tuple[config.Section, Artifact | None]:

@@ -14,9 +14,10 @@ from slmctl.config import PrepareConfig, Source, TaskConfig
 from slmctl.errors import SlmctlError
 from slmctl.pipeline import resolve
 from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.stage_rules import format_of_source
 from slmctl.pipeline.stage_table import PREPARED
 from slmctl.sources import snapshot
-from slmctl.sources.rows import format_of, read_rows
+from slmctl.sources.rows import read_rows
 
 COUNTED_BYTES = 16_000_000  # a larger file is not read to its end
 SAMPLE = 200  # rows whose texts are looked at
@@ -114,14 +115,6 @@ def _count(source: Source) -> _Counted:
             begun = stream.read(COUNTED_BYTES).count(b"\n")
         return _Counted(int(begun * size / COUNTED_BYTES), tokens, size, exact=False)
     return _Counted(None, tokens, size, exact=False)
-
-
-def format_of_source(source: Source) -> str | None:
-    """The format of a source's file, by the config or by its name; None where neither says it."""
-    try:
-        return source.format or format_of(source.local)
-    except SlmctlError:
-        return None
 
 
 def _asked(source: Source, columns: Mapping[str, object]) -> list[object]:
