@@ -26,7 +26,6 @@ from slmctl.init.proposal import FEW_ROWS, HIGH_RATE, SMALL, SMALL_BASE, Proposa
 from slmctl.reports.html_page import count
 from slmctl.sources.sql_address import with_file
 
-MAX_LINES = 30  # of slmctl.yaml, where a map of labels does not take more
 WIDTH = 120  # characters of a line that is wrapped
 MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
 SCHEMA_FILE = ".slmctl.schema.json"  # beside slmctl.yaml; editors read it without a network
@@ -121,15 +120,11 @@ def _schema(proposal: Proposal) -> dict[str, object]:
 
 def config_text(proposal: Proposal, folder: Path) -> str:
     """The content of slmctl.yaml in a folder."""
-    rest = [*_prepare(proposal, folder), *_stages(proposal)]
-    lines = [SCHEMA_LINE, *_head(proposal, folder, wrapped=True), *rest]
-    if len(lines) > MAX_LINES:
-        lines = [SCHEMA_LINE, *_head(proposal, folder, wrapped=False), *rest]
+    lines = [SCHEMA_LINE, *_head(proposal, folder), *_prepare(proposal, folder), *_stages(proposal)]
     return "\n".join(lines) + "\n"
 
 
-def _head(proposal: Proposal, folder: Path, *, wrapped: bool) -> Iterator[str]:
-    """The lines up to the task; `wrapped` has a mapping of labels take several."""
+def _head(proposal: Proposal, folder: Path) -> Iterator[str]:
     task, base = proposal.task, proposal.base
     if not config.is_remote(base.source):
         base = replace(base, source=_relative(Path(base.source).expanduser(), folder))
@@ -143,11 +138,8 @@ def _head(proposal: Proposal, folder: Path, *, wrapped: bool) -> Iterator[str]:
     labels = len(task.labels) - len(proposal.label_map)
     if proposal.label_map:
         about = f"the {labels} of the answers; {len(proposal.label_map)} more look misspelt: check them"
-        if not wrapped:
-            yield _line("  labels", {"map": proposal.label_map}, about)
-        else:
-            yield f"{'  labels:':<{_COMMENT_AT}}  # {about}"
-            yield from _wrapped("    map: ", proposal.label_map)
+        yield f"{'  labels:':<{_COMMENT_AT}}  # {about}"
+        yield from _wrapped("    map: ", proposal.label_map)
     elif task.kind == "classify":
         yield _line("  labels", "from-data", f"the {labels} that the answers hold")
     elif task.kind == "extract":
