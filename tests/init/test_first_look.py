@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import EXAMPLES, messy
+from support import EXAMPLES
 
 from slmctl.init import column_names, language
 from slmctl.init import look as first_look
@@ -50,13 +50,6 @@ def test_languages_of_many_texts_are_named_with_their_shares() -> None:
     found = language.of_texts(texts)
     assert (found.main, str(found)) == ("de", "German (80 % of the texts), English (20 % of the texts)")
     assert str(language.of_texts(["12", "xyz"])) == "not recognised"
-
-
-@pytest.mark.parametrize("code", ["en", "de", "fr"])
-def test_tickets_have_their_language(code: str) -> None:
-    found = language.of_texts(text for text, _ in messy.tickets(50, code))
-    assert found.main == code
-    assert found.shares[0][1] > 0.9
 
 
 @pytest.mark.parametrize(

