@@ -186,7 +186,8 @@ def plans(options: argparse.Namespace) -> list[result.Row]:
     for seed in range(2 if options.quick else 5):
         folder = Path(f"label-plan-{int(time.time())}-{seed}")
         with teacher_at_an_endpoint(pairs) as fake:
-            project(folder, fake.url, pairs[:GOLD], [text for text, _ in pairs[GOLD:]], f"  seed: {seed}\n")
+            texts = random.Random(seed).sample([text for text, _ in pairs[GOLD:]], len(pairs) - GOLD)
+            project(folder, fake.url, pairs[:GOLD], texts)
             planned.append(json.loads(slmctl(folder, "label", "--plan", "--json"))["cost"])
             made = json.loads(slmctl(folder, "label", "--json"))
             paid.append(made["metrics"]["teachers"][0]["cost"])
