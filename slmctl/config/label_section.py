@@ -85,7 +85,6 @@ class LabelConfig(Section):
     max_cost: Annotated[float | None, Outside()] = Field(
         None, gt=0, description="ceiling of what the answers may cost, over all runs"
     )
-    max_time: Annotated[float | None, Outside()] = Field(None, gt=0, description="ceiling of one run, in minutes")
     redact: list[Redactable] = Field(
         default_factory=list,
         description="kinds of personal data to replace by marks, so that such a row may be sent to an endpoint",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,13 +153,12 @@ class Journal:
 
 
 class Budget:
-    """Ceilings over all journals, asked before each request: the cost of all answers, and the length of this run."""
+    """A ceiling of the cost of all answers, over all journals, asked before each request."""
 
-    def __init__(self, journals: Sequence[Journal], max_cost: float | None, max_seconds: float | None) -> None:
+    def __init__(self, journals: Sequence[Journal], max_cost: float | None) -> None:
         self._journals, self._max_cost = journals, max_cost
-        self._end = None if max_seconds is None else time.monotonic() + max_seconds
         self._taking = threading.Lock()
-        self.reached = ""  # the ceiling that ended the run
+        self.reached = False  # the ceiling ended the run
 
     @property
     def spent(self) -> float:
@@ -173,8 +171,6 @@ class Budget:
         It is to `wait` where it may fit when what is out has come back.
         """
         with self._taking:
-            if not self.reached and self._end is not None and time.monotonic() > self._end:
-                self.reached = "max_time"
             if self.reached:
                 return "stop"
             if self._max_cost is not None:
@@ -182,7 +178,7 @@ class Budget:
                 if self.spent + out + most > self._max_cost:
                     if out:
                         return "wait"
-                    self.reached = "max_cost"
+                    self.reached = True
                     return "stop"
             journal.send(key, most)
             return "send"

@@ -145,7 +145,7 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
             stack.enter_context(closing(Journal(journal_path(journals, teacher), teacher.prices)))
             for teacher in config.teachers
         ]
-        budget = Budget(files, config.max_cost, config.max_time and config.max_time * 60)
+        budget = Budget(files, config.max_cost)
         teachers: list[JournalTeacher] = [
             ReleaseTeacher(config, teacher, journal, budget, task=task)
             if teacher.release is not None
@@ -192,10 +192,9 @@ def _require_done(job: LabelJob) -> None:
     answered = itertools.takewhile(lambda row: _is_answered(job, row), job.all_rows.every)
     whole = max(0, sum(1 for _ in answered) - len(job.all_rows.gold))  # of the rows to label, from the first one on
     spent = f", {job.budget.spent:.2f} {job.config.currency} spent" if job.config.max_cost is not None else ""
-    goes_on = "the same command goes on" if job.budget.reached == "max_time" else "a larger label.max_cost goes on"
     ends = f"; label.max_rows={whole} ends with what is answered" if whole else ""
     raise PausedError(
-        f"label stopped at label.{job.budget.reached}: {left} rows are left{spent}", hint=f"{goes_on}{ends}"
+        f"label stopped at label.max_cost: {left} rows are left{spent}", hint=f"a larger label.max_cost goes on{ends}"
     )
 
 

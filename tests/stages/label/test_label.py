@@ -226,27 +226,6 @@ def test_a_ceiling_is_held_and_a_larger_one_goes_on(tmp_path: Path) -> None:
     assert len(fake.bodies) == len({body["messages"][-1]["content"] for body in fake.bodies})
 
 
-def test_time_is_a_ceiling_of_one_run(tmp_path: Path) -> None:
-    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        time.sleep(0.06)
-        return teacher.reply(body, teacher.answer(body))
-
-    paused = 0
-    with endpoint.serving(manners) as fake:
-        more = FEW + "  max_time: 0.01\n"
-        folder = teacher.project(tmp_path, fake.url, rows=20, gold=8, more=more, teacher="concurrency: 1")
-        while not list((folder / "runs").glob("labelled/[!.]*")):
-            answered = len(fake.bodies)
-            try:
-                teacher.slmctl(folder, "label")
-            except PausedError as error:
-                paused += 1
-                assert "the same command goes on" in error.hint
-                assert len(fake.bodies) > answered
-    assert paused
-    assert len(fake.bodies) == len({body["messages"][-1]["content"] for body in fake.bodies})
-
-
 def test_the_plan_is_near_the_bill_and_its_answers_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with endpoint.serving(teacher.manners()) as fake:
         folder = teacher.project(tmp_path, fake.url, rows=60, gold=20, more=FEW)
