@@ -57,10 +57,12 @@ def label(options: Options, plan_only: bool) -> None:
     Rows go to the endpoints that label.teachers names, none that is sensitive. What was answered is never asked
     again: a run that was killed, or that stopped at a ceiling, goes on with the same command.
     """
-    from slmctl.pipeline import chains
+    from slmctl.pipeline import chains, preflight
 
     if plan_only:
-        print_result(options, *chains.plan_of_label(open_project(options)))
+        project = open_project(options)
+        preflight.require(project, ["label"])
+        print_result(options, *chains.plan_of_label(project))
     else:
         _run_stage(options, "label")
 
@@ -231,7 +233,6 @@ def publish(options: Options, plan_only: bool) -> None:
     from slmctl.reports import scoreboard
 
     project = open_project(options)
-    chains.require_no_network(project, ["publish"])
     preflight.require(project, ["publish"])
     if not plan_only:
         print_artifact(options, _publish(project).artifact)
@@ -326,10 +327,8 @@ def run(options: Options, until: str, plan_only: bool) -> None:
         plan = preflight.plan(project, names, base_table.measured_rates())
         print_result(options, plan.to_json(), run_plan.lines(plan))
         terminal().say(run_plan.LEGEND)
-        chains.require_no_network(project, names)
         plan.require()
         return
-    chains.require_no_network(project, names)
     plan = preflight.plan(project, names, matmul_rates.stored())
     for line in run_plan.summary(plan):
         terminal().say(line)
@@ -361,7 +360,6 @@ def _run_stage(options: Options, name: str, project: Project | None = None) -> N
     from slmctl.pipeline import chains, preflight
 
     project = project or open_project(options)
-    chains.require_no_network(project, [name])
     preflight.require(project, [name])
     print_artifact(options, say_outcome(name, chains.run_stage(project, name)).artifact)
 

@@ -52,7 +52,6 @@ def sweep(options: Options, space: tuple[str, ...], seeds: int, plan_only: bool)
         return config.load(project.root / config.FILENAME, [*options.overrides, *more])
 
     tried = trials.candidates(read, space)
-    chains.require_no_network(project, stages)
     preflight.require(project, stages)
     trials.require_validation(project)
     console = terminal()

@@ -28,7 +28,7 @@ from slmctl.pipeline.resolve import (
     resolve_stage,
 )
 from slmctl.pipeline.runner import Outcome, run
-from slmctl.pipeline.stage_rules import RULES, target_settings
+from slmctl.pipeline.stage_rules import target_settings
 from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, signing, targets
@@ -55,20 +55,6 @@ def gather_sources(project: Project) -> None:
     with locks.lock(lock, wait=project.wait, on_wait=project.on_wait), spoken("gather", project.sources):
         snapshot.gather(sources, project.sources, project.config.prepare.limits)
     project.forget()
-
-
-def require_no_network(project: Project, stages: Sequence[str]) -> None:
-    """With `--offline`, refuse at once what one of these stages would be refused later.
-
-    Raises:
-        NetworkError: The base, a source, training, or where releases go needs the network.
-    """
-    if not guard.is_forbidden():
-        return
-    for name in stages:
-        if name != "pull" or not resolve_stage(project, name).path.exists():
-            with spoken(name, project.root):
-                RULES[name].require_offline(project.config, project.root)
 
 
 def run_stage(project: Project, name: str, section: config.Section | None = None) -> Outcome:
@@ -127,7 +113,6 @@ def plan_of_label(project: Project) -> tuple[JsonObject, list[str]]:
     Raises:
         What the stage `label` raises.
     """
-    require_no_network(project, ["label"])
     gather_sources(project)
     section = resolve_stage(project, "label").section
     with spoken("label", project.runs), guard.written_down(project.root, "label --plan"):

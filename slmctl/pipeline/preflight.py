@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from slmctl.model_files import catalogue, gguf_converter, model_shape
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry
 from slmctl.model_files.model_shape import ModelShape
+from slmctl.network import guard
 from slmctl.pipeline import released, resolve, row_estimate, runner
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
@@ -36,6 +37,7 @@ from slmctl.sources import snapshot
 A_SOURCE = "the source, with the columns that the config names"
 MORE_ROWS = "more rows, a larger prepare.splits.test, or another gate"
 LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
+Check = Callable[[Project, Sequence[str]], str]
 SPARE = 1.1  # of the disk: reports, journals, blocks that are not full
 
 
@@ -130,7 +132,8 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     """
     states = list(_states(project, names))
     to_run = [state.name for state in states if not state.current]
-    requirements = list(_requirements(project, to_run))
+    fetching = [state.name for state in states if not state.current or state.name != "pull"]  # sources are read anew
+    requirements = [*_checked(project, fetching, _network), *_checked(project, to_run, *CHECKS)]
     unreadable = any(requirement.error for requirement in requirements if requirement.name == "files")
     rows = None if unreadable or not to_run else row_estimate.of(project)
     shape = _shape(project)
@@ -213,9 +216,9 @@ def _downloads(project: Project, names: Sequence[str], shape: ModelShape | None)
 # Requirements
 
 
-def _requirements(project: Project, names: Sequence[str]) -> Iterator[Requirement]:
-    """Requirements of stages that will run: each check says its state, or raises the reason why they cannot."""
-    for check in (_files, _gates, _release, _packages, _converter):
+def _checked(project: Project, names: Sequence[str], *checks: Check) -> Iterator[Requirement]:
+    """Requirements of stages: each check says its state, or raises the reason why they cannot run."""
+    for check in checks:
         try:
             state = check(project, names)
         except SlmctlError as error:
@@ -223,6 +226,14 @@ def _requirements(project: Project, names: Sequence[str]) -> Iterator[Requiremen
         else:
             if state:
                 yield Requirement(check.__name__.strip("_"), state)
+
+
+def _network(project: Project, names: Sequence[str]) -> str:
+    """With `--offline`, refuse at once what one of these stages would be refused later."""
+    for name in names if guard.is_forbidden() else ():
+        with contextlib.suppress(ModuleNotFoundError):  # which `packages` tells
+            RULES[name].require_offline(project.config, project.root)
+    return ""
 
 
 def _files(project: Project, names: Sequence[str]) -> str:
@@ -314,6 +325,9 @@ def _converter(project: Project, names: Sequence[str]) -> str:
     if "quantize" not in names:
         return ""
     return f"{gguf_converter.PACKAGE} {gguf_converter.version()}, in {gguf_converter.require()}"
+
+
+CHECKS = (_files, _gates, _release, _packages, _converter)
 
 
 def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[Requirement]:
