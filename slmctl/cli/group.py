@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from slmctl.pipeline.resolve import Project, Workspace
     from slmctl.pipeline.runner import Outcome
 
+# Made once: a type of click looks for a translation of its name in some ten files.
+PATH, EXISTING = click.Path(path_type=Path), click.Path(path_type=Path, exists=True)
+FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 CHAIN = tuple(name for name in STAGES if name != "predict")  # evaluate and calibrate run predict themselves
 
 
@@ -84,7 +87,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "-C",
             "--directory",
             store="directory",
-            type=click.Path(path_type=Path, file_okay=False, exists=True),
+            type=FOLDER,
             metavar="DIR",
             help="Work in DIR, the folder of slmctl.yaml.",
         ),
@@ -159,9 +162,7 @@ def artifact_option(role: str, help: str) -> Callable[[Callable[..., Any]], Call
         if path is not None:
             context.ensure_object(Options).named[role] = path
 
-    return click.option(
-        f"--{role}", type=click.Path(path_type=Path), metavar="PATH", help=help, expose_value=False, callback=keep
-    )
+    return click.option(f"--{role}", type=PATH, metavar="PATH", help=help, expose_value=False, callback=keep)
 
 
 SECTIONS = {

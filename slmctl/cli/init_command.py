@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slmctl.cli.group import Options, common_options, terminal
+from slmctl.cli.group import PATH, Options, common_options, terminal
 
 if TYPE_CHECKING:
     from slmctl.init.proposal import Proposal
@@ -27,7 +27,7 @@ Make = Callable[[Mapping[str, Any]], "Proposal"]
 
 @click.command()
 @click.argument("source")
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=PATH)
 @click.option("--input", metavar="COLUMN", help="Column that the model reads, or a template.")
 @click.option("--output", metavar="COLUMN", help="Column with the right answer.")
 @click.option("--task", "kind", type=click.Choice(KINDS), help="Kind of the task, where the answers do not tell it.")

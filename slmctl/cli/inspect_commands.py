@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from slmctl.pipeline.resolve import Project
 from slmctl.cli.base_table import bases
 from slmctl.cli.group import (
+    EXISTING,
+    FOLDER,
+    PATH,
     Options,
     common_options,
     config_options,
@@ -32,7 +35,7 @@ REVIEWED = "reviewed.jsonl"  # the file of slmctl review
 
 
 @click.command()
-@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.argument("path", required=False, type=PATH)
 @click.option("--log", "log", is_flag=True, help="Print what its stage said; without PATH, what the last stage said.")
 @option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @config_options
@@ -109,14 +112,14 @@ def ls(options: Options, kinds: tuple[str, ...], models: bool) -> None:
     "--registry",
     "registries",
     multiple=True,
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=FOLDER,
     metavar="DIR",
     help="A further registry to search; repeatable.",
 )
 @click.option(
     "--collected",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True),
+    type=EXISTING,
     metavar="PATH",
     help="A further file or folder of collected answers, feedback or reviews to search; repeatable.",
 )
@@ -167,8 +170,8 @@ def trace(
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
 @option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @common_options
 @click.pass_obj
@@ -187,10 +190,10 @@ def diff(options: Options, first: Path, second: Path) -> None:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=PATH)
 @click.option(
     "--key",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PUB",
     help="Require a signature by the holder of this public key.",
 )
@@ -221,12 +224,12 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
 
 
 @click.command()
-@click.argument("path", metavar="ARTIFACT", type=click.Path(path_type=Path))
+@click.argument("path", metavar="ARTIFACT", type=PATH)
 @click.option(
     "--source",
     "sources",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True),
+    type=EXISTING,
     metavar="PATH",
     help="A source file or folder of the artifact, where the search by hash does not reach it; repeatable.",
 )
@@ -268,7 +271,7 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     "--registry",
     "registries",
     multiple=True,
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=FOLDER,
     metavar="DIR",
     help="A further registry whose releases keep what they were made of; repeatable.",
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slmctl.cli.group import Options, config_options, read_settings, terminal
+from slmctl.cli.group import PATH, Options, config_options, read_settings, terminal
 from slmctl.errors import DataError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class _Share(click.ParamType):
 
 
 @click.command()
-@click.argument("files", nargs=-1, metavar="[FILES]...", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, metavar="[FILES]...", type=PATH)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import ServeConfig
 from slmctl.cli.group import (
+    PATH,
     Options,
     config_options,
     key_option,
@@ -34,7 +35,7 @@ HANDOVERS = ("compose", "kubernetes", "vllm")
 @value_option("--type", "type_name", metavar="TYPE", key="predict.type")
 @key_option("--host", key="serve.host")
 @key_option("--port", type=int, key="serve.port")
-@value_option("--policy", type=click.Path(path_type=Path), metavar="PATH", key="serve.policy")
+@value_option("--policy", type=PATH, metavar="PATH", key="serve.policy")
 @key_option("--generalist", metavar="URL", key="serve.generalist.url")
 @key_option("--generalist-model", metavar="NAME", key="serve.generalist.model")
 @key_option("--generalist-key-env", metavar="NAME", key="serve.generalist.key_env")
@@ -43,15 +44,13 @@ HANDOVERS = ("compose", "kubernetes", "vllm")
     type=click.Choice(HANDOVERS),
     help="Write a folder that runs the model in vLLM behind slmctl's gateway, in place of serving.",
 )
-@click.option(
-    "--output", "target", type=click.Path(path_type=Path), metavar="DIR", help="The folder that --emit writes."
-)
+@click.option("--output", "target", type=PATH, metavar="DIR", help="The folder that --emit writes.")
 @click.option(
     "--weights",
     type=click.Choice(["merged", "adapter"]),
     help="Weights for --emit: the merged model (default), or the base with the adapter.",
 )
-@value_option("--keys", type=click.Path(path_type=Path), metavar="FILE", key="serve.keys")
+@value_option("--keys", type=PATH, metavar="FILE", key="serve.keys")
 @click.option(
     "--adapter",
     "adapters",
@@ -122,7 +121,7 @@ def keys_group() -> None:
 
 def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
     """--keys and the config options."""
-    decorate = value_option("--keys", "path", type=click.Path(path_type=Path), metavar="FILE", key="serve.keys")
+    decorate = value_option("--keys", "path", type=PATH, metavar="FILE", key="serve.keys")
     return config_options(decorate(command))
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slmctl.pipeline.runner import Outcome
 from slmctl.cli.group import (
     CHAIN,
+    PATH,
     Options,
     artifact_option,
     config_options,
@@ -274,7 +275,7 @@ def promote(options: Options, release: str, tag: str, registry: str | None) -> N
 
 @click.command()
 @click.argument("source")
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=PATH)
 @click.option("--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="PUB",
               help="Public key that must have signed it.")  # fmt: skip
 @offline_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slmctl.cli.group import Options, config_options, option, print_result, read_settings
+from slmctl.cli.group import PATH, Options, config_options, option, print_result, read_settings
 from slmctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILES]...")
+@click.argument("files", nargs=-1, type=PATH, metavar="[FILES]...")
 @click.option(
     "--since",
     type=click.DateTime(["%Y-%m-%d"]),
