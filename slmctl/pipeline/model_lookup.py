@@ -18,7 +18,7 @@ from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import EXPANDED
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import resolve, stage_table
-from slmctl.pipeline.resolve import Project, Workspace, find_model
+from slmctl.pipeline.resolve import Workspace, find_model
 from slmctl.pipeline.stage_table import Role
 from slmctl.task.contract import FILENAME, Task
 
@@ -142,17 +142,13 @@ class FileModel:
 
     def __init__(self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
         kinds = tuple(kind for kind in stage_table.STAGES["predict"].takes[0].kinds if kind != "endpoint")
-        self._workspace = Workspace(where.directory, functools.cache(where.project))
-        self.model = find_model(self._workspace, model, kinds, default="gguf")
+        self._where = where
+        self.model = find_model(where, model, kinds, default="gguf")
         artifact.require_whole(self.model, hint=AGAIN)
-        own = own_task(self.model)
-        self.task = own or Task.read(resolve.find(self.project, Role("prepared", ("prepared",))).path)
+        prepared = Role("prepared", ("prepared",))
+        self.task = own_task(self.model) or Task.read(resolve.find(where.project, prepared).path)
         self.type = type
         self.max_tokens = max_tokens
-
-    @property
-    def project(self) -> Project:
-        return self._workspace.project()
 
     @functools.cached_property
     def base(self) -> Artifact | None:
@@ -163,14 +159,14 @@ class FileModel:
         """
         if self.model.kind != "adapter":
             return None
-        base = resolve.base_of(self.project, self.model)
+        base = resolve.base_of(self._where.project, self.model)
         artifact.require_whole(base)
         return base
 
     @property
     def column(self) -> str:
         """The column that the config's sources ask: that of the first one that names it."""
-        sources = self.project.config.prepare.sources
+        sources = self._where.project.config.prepare.sources
         named = [source.input for source in sources if "input" in source.model_fields_set]
         return named[0] if named else "input"
 

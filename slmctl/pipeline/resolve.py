@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -262,10 +263,14 @@ def other_settings(project: Project, request: StageRequest) -> list[tuple[Artifa
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that a command works in, and its project, which is read when it is needed."""
+    """The folder that a command works in, and its project, which is read when it is first needed."""
 
     directory: Path
-    project: Callable[[], Project]
+    open: Callable[[], Project]
+
+    @functools.cached_property
+    def project(self) -> Project:
+        return self.open()
 
 
 def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], *, default: str) -> Artifact:
@@ -283,7 +288,7 @@ def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], 
     """
     spec = spec or default
     if isinstance(spec, str) and spec in kinds:
-        return find(where.project(), Role(spec, (spec,)))
+        return find(where.project, Role(spec, (spec,)))
     if isinstance(spec, str) and spec.startswith("dir:"):
         return require_kind(registry.find(*registry.parse(spec, where.directory)), kinds)
     path = artifact_path(where.directory, Path(spec))
