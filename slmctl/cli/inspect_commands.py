@@ -48,7 +48,6 @@ def show(options: Options, path: Path | None, log: bool) -> None:
     from slmctl.artifacts import artifact, lineage
     from slmctl.pipeline.model_lookup import root_of
     from slmctl.pipeline.resolve import artifact_path, find
-    from slmctl.pipeline.stage_table import Role
 
     if log:
         from slmctl.pipeline import stage_log
@@ -56,9 +55,8 @@ def show(options: Options, path: Path | None, log: bool) -> None:
         log_file = stage_log.find(options.directory.resolve(), path)
         terminal().write(terminal().clean(log_file.read_text(encoding="utf-8", errors="replace")))
         return
-    release = Role("published", ("published",))
     path = artifact_path(options.directory, path) if path is not None else None
-    shown = artifact.load(path) if path is not None else find(open_project(options), release)
+    shown = artifact.load(path) if path is not None else find(open_project(options), "published")
     node = lineage.show(root_of(options.directory, path), shown)
     print_result(options, lineage.to_json(node), lineage.lines(node))
 
@@ -373,10 +371,9 @@ def _base(options: Options, path: str) -> Base:
     from slmctl.model_files import catalogue
     from slmctl.model_files.base_model import Base
     from slmctl.pipeline.resolve import find, open_model
-    from slmctl.pipeline.stage_table import Role
 
     if not path:
-        return Base.read(find(open_project(options), Role("base", ("base",))).path)
+        return Base.read(find(open_project(options), "base").path)
     catalogue.require_source(path, options.directory / path)
     return Base.read(open_model(options.directory / path, ("base",)).path)
 

@@ -386,12 +386,11 @@ def _calibrate(project: Project) -> Outcome:
     """Fit the policy, say what it keeps, and write that into the page of the report, where there is one."""
     from slmctl.cli import report_view
     from slmctl.pipeline import chains, resolve
-    from slmctl.pipeline.stage_table import Role
 
     outcome = say_outcome("calibrate", chains.calibrate(project))
     _show_policy(outcome.artifact)
     with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
-        report_view.write(project, resolve.find(project, Role("report", ("report",))))
+        report_view.write(project, resolve.find(project, "report"))
     return outcome
 
 

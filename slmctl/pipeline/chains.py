@@ -29,7 +29,7 @@ from slmctl.pipeline.resolve import (
 )
 from slmctl.pipeline.runner import Outcome, run
 from slmctl.pipeline.stage_rules import target_settings
-from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
+from slmctl.pipeline.stage_table import PREPARED, STAGES
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, signing, targets
 from slmctl.reports.evaluation_report import EvaluationReport, measured_names, parse_report
@@ -100,7 +100,7 @@ def _try_targets(project: Project, request: StageRequest) -> None:
 
 def _write_base_files(project: Project) -> None:
     """The base's own GGUF file of each type, where an adapter is to go on it; most often they are there."""
-    adapter = find(project, Role("adapter", ("adapter",)))
+    adapter = find(project, "adapter")
     for request in base_file_requests(project, project.config.quantize, adapter):
         outcome = run(project, request)
         for entry in outcome.artifact.files(".gguf"):
@@ -215,7 +215,7 @@ def plan_of_publish(project: Project) -> tuple[Outcome, PublishPlan]:
     outcome, shipment = release(project)
     with _target(project, "publish --plan") as target:
         made = targets.plan(target, project.config.publish.to, shipment)
-        verdicts = enforce_gates(project, find(project, Role("report", ("report",))))
+        verdicts = enforce_gates(project, find(project, "report"))
         lacking = {item.name for item in made.missing}
         return outcome, {
             "to": made.to,
@@ -238,7 +238,7 @@ def plan_of_publish(project: Project) -> tuple[Outcome, PublishPlan]:
 
 def release(project: Project) -> tuple[Outcome, targets.Shipment]:
     """A release that may go out: its gates passed, laid out, searched for what must not leave, signed."""
-    enforce_gates(project, find(project, Role("report", ("report",))))
+    enforce_gates(project, find(project, "report"))
     outcome = run(project, resolve_stage(project, "publish"))
     section = project.config.publish
     with spoken("publish", project.runs):

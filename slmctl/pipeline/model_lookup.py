@@ -19,7 +19,6 @@ from slmctl.inference.events import EXPANDED
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import resolve, stage_table
 from slmctl.pipeline.resolve import Workspace, find_model
-from slmctl.pipeline.stage_table import Role
 from slmctl.task.contract import FILENAME, Task
 
 _VERSION = re.compile(r"-v(\d+(?:\.\d+)*)(?=-|$)")  # in a name of the GGUF convention: Base-1B-desk-v1.0-Q8_0
@@ -145,8 +144,7 @@ class FileModel:
         self._where = where
         self.model = find_model(where, model, kinds, default="gguf")
         artifact.require_whole(self.model, hint=AGAIN)
-        prepared = Role("prepared", ("prepared",))
-        self.task = own_task(self.model) or Task.read(resolve.find(where.project, prepared).path)
+        self.task = own_task(self.model) or Task.read(resolve.find(where.project, "prepared").path)
         self.type = type
         self.max_tokens = max_tokens
 

@@ -208,12 +208,13 @@ def artifact_path(root: Path, named: Path) -> Path:
     return named
 
 
-def find(project: Project, role: Role) -> Artifact:
-    """The artifact that fills a role: the path the user gave, else the one the config's recipes name.
+def find(project: Project, role: Role | str) -> Artifact:
+    """The artifact of a role, or of a kind: the path the user gave, else the one the config's recipes name.
 
     Raises:
         IntegrityError: It has not been made yet, or is damaged.
     """
+    role = Role(role, (role,)) if isinstance(role, str) else role
     if role.name not in project._found:
         if role.name in project.named:
             path = artifact_path(project.root, project.named[role.name])
@@ -288,7 +289,7 @@ def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], 
     """
     spec = spec or default
     if isinstance(spec, str) and spec in kinds:
-        return find(where.project, Role(spec, (spec,)))
+        return find(where.project, spec)
     if isinstance(spec, str) and spec.startswith("dir:"):
         return require_kind(registry.find(*registry.parse(spec, where.directory)), kinds)
     path = artifact_path(where.directory, Path(spec))
@@ -388,7 +389,7 @@ def _of_release(
     """The inputs of a report with the release that gates compare with: its answers and its data set."""
     own: set[str] = set()
     if "gguf" in project.config.evaluate.models and any(gate.release for gate in project.config.gates):
-        own = {entry["sha256"] for entry in find(project, Role("gguf", ("gguf",))).metrics["files"].values()}
+        own = {entry["sha256"] for entry in find(project, "gguf").metrics["files"].values()}
     compared = released.reference(project.config, project.root, own)
     if compared is None or compared.release is None:
         return {}
@@ -449,10 +450,10 @@ def calibration_inputs(
 
 def _served_type(project: Project) -> str:
     """The type of the GGUF file that a release of this project is served with: the chosen one, else the smallest."""
-    model = find(project, Role("gguf", ("gguf",)))
+    model = find(project, "gguf")
     files = model.metrics["files"]
     if project.config.evaluate.choose is not None:
-        choice = find(project, Role("report", ("report",))).metrics["choice"]["model"]
+        choice = find(project, "report").metrics["choice"]["model"]
         if choice in files:
             return str(choice)
     smallest = gguf_file(model).path
@@ -487,7 +488,7 @@ def predictions_of(
 
 def _lora_predictions(project: Project, split: str | None) -> list[StageRequest]:
     """Requests to `predict` for the adapter's own GGUF file, once on the base's file of each type."""
-    made = find(project, Role("gguf", ("gguf",)))
+    made = find(project, "gguf")
     bases = (made.metrics.get(LORA) or {}).get("bases")
     if not bases:
         raise UsageError(
@@ -510,7 +511,7 @@ def base_of(project: Project, adapter: Artifact) -> Artifact:
     """
     digest = adapter.manifest.inputs.get("base")
     if digest is None:  # an adapter that slmctl did not train: it is taken to belong to the project's base
-        return find(project, Role("base", ("base",)))
+        return find(project, "base")
     for path in sorted((project.runs / "base").glob("*/" + artifact.MANIFEST)):
         source = artifact.load(path.parent)
         if source.digest == digest:

@@ -13,7 +13,6 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.model_files import catalogue
 from slmctl.pipeline import resolve
-from slmctl.pipeline.stage_table import Role
 
 FIRST, SECOND = "3f9a1c2e0000", "3f9abbbb1111"
 
@@ -54,19 +53,17 @@ def test_what_set_made_is_found(tmp_path: Path) -> None:
     (tmp_path / "base.gguf").write_bytes(b"GGUF")
     leave_current(tmp_path, "pull")
     with pytest.raises(IntegrityError, match=r"has not run with this config and data$") as plain:
-        resolve.find(opened(tmp_path), Role("prepared", ("prepared",)))
+        resolve.find(opened(tmp_path), "prepared")
     assert plain.value.hint == "slmctl run --until prepare"
     other = leave_current(tmp_path, "prepare", "prepare.max_overlap=0.4", "task.system=Sort.")
     leave_current(
         tmp_path, "prepare", "prepare.max_overlap=0.5", "task.system=Sort.", "prepare.duplicates.similarity=1"
     )
     with pytest.raises(IntegrityError, match=r"there is one with other settings \(") as caught:
-        resolve.find(opened(tmp_path), Role("prepared", ("prepared",)))
+        resolve.find(opened(tmp_path), "prepared")
     assert f"(task.system, prepare.max_overlap): runs/prepared/{other.path.name}" in caught.value.message
     assert "--set task.system=Sort. --set prepare.max_overlap=0.4; for a new one" in caught.value.hint
-    assert resolve.find(
-        opened(tmp_path, "prepare.max_overlap=0.4", "task.system=Sort."), Role("prepared", ("prepared",))
-    )
+    assert resolve.find(opened(tmp_path, "prepare.max_overlap=0.4", "task.system=Sort."), "prepared")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from slmctl.inference.engine import Engine
 from slmctl.metrics import gates
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import chains, preflight, resolve, served_adapters
-from slmctl.pipeline.stage_table import Role
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.stages.predict import prompts
 from slmctl.task.contract import Task
@@ -67,7 +66,7 @@ def opened(folder: Path, *sets: str) -> resolve.Project:
 
 
 def current(folder: Path, kind: str) -> Artifact:
-    return resolve.find(opened(folder), Role(kind, (kind,)))
+    return resolve.find(opened(folder), kind)
 
 
 def bases(folder: Path) -> dict[str, Artifact]:
