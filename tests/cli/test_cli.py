@@ -17,6 +17,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from support import TESTS, handmade
+from support.handmade import opened
 from support.program import slmctl
 
 from slmctl import __version__, config
@@ -63,8 +64,7 @@ def bare(tmp_path: Path) -> Path:
 
 def leave(root: Path, stage: str) -> Artifact:
     """An artifact where the config's recipe puts it, as if its stage had run."""
-    project = resolve.Project(root, config.load(root / "slmctl.yaml"))
-    return handmade.leave(resolve.resolve_stage(project, stage))
+    return handmade.leave(resolve.resolve_stage(opened(root), stage))
 
 
 # Help
@@ -350,7 +350,7 @@ def test_damaged_artifact_is_7(bare: Path) -> None:
 
 def test_locked_is_8(bare: Path) -> None:
     leave(bare, "pull")
-    made = resolve.Project(bare, config.load(bare / "slmctl.yaml"))
+    made = opened(bare)
     asked = resolve.resolve_stage(made, "prepare")
     lock = bare / "runs" / ".locks" / f"prepared-{asked.path.name}"
     with locks.lock(lock, wait=False, on_wait=pytest.fail):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from support import tiny
+from support.handmade import opened
 
-from slmctl import config
 from slmctl.cli import base_table
 from slmctl.cli.main import cli
 from slmctl.pipeline import resolve
@@ -78,7 +78,7 @@ def invoke(folder: Path, *words: str, code: int = 0) -> Any:
 def test_the_better_settings_are_told_and_their_adapter_is_current_with_them(swept: Swept) -> None:
     assert swept.result["chosen"] == {"finetune.learning_rate": "1e-2"}
     assert (swept.folder / "slmctl.yaml").read_text() == CONFIG
-    project = resolve.Project(swept.folder, config.load(swept.folder / "slmctl.yaml", ["finetune.learning_rate=1e-2"]))
+    project = opened(swept.folder, "finetune.learning_rate=1e-2")
     assert resolve.resolve_stage(project, "finetune").path.exists()
 
 

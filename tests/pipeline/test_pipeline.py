@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.forks import LONG_S, Forks
+from support.handmade import opened
 
 from slmctl import config
 from slmctl.artifacts import artifact, lineage
@@ -25,10 +26,6 @@ from slmctl.installation import pip_line
 from slmctl.pipeline import chains, resolve, runner, stage_table, system_errors
 
 KINDS = ("base", "prepared", "adapter", "merged", "gguf", "predictions", "report", "published")
-
-
-def open_project(folder: Path, *sets: str) -> resolve.Project:
-    return resolve.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
 
 
 def listing(folder: Path) -> set[str]:
@@ -88,7 +85,7 @@ def test_the_second_run_does_nothing(desk: Path) -> None:
 def test_a_moved_or_touched_project_is_still_current(desk: Path, tmp_path: Path) -> None:
     (desk / "tickets.csv").touch()
     moved = desk.rename(tmp_path / "elsewhere")
-    project = open_project(moved)
+    project = opened(moved)
     made = [name for name in stage_table.STAGES if name not in ("label", "predict", "calibrate")]
     assert all(resolve.expected(project, name).path.exists() for name in made)
 
@@ -96,7 +93,7 @@ def test_a_moved_or_touched_project_is_still_current(desk: Path, tmp_path: Path)
 def test_one_changed_cell_reruns_from_prepare(desk: Path) -> None:
     text = (desk / "tickets.csv").read_text()
     (desk / "tickets.csv").write_text(text.replace("billing\n", "delivery\n", 1))
-    project = open_project(desk)
+    project = opened(desk)
     assert resolve.resolve_stage(project, "pull").path.exists()
     assert not resolve.resolve_stage(project, "prepare").path.exists()
     with pytest.raises(IntegrityError, match="stage prepare has not run with this config and data") as caught:
@@ -110,7 +107,7 @@ def test_one_changed_cell_reruns_from_prepare(desk: Path) -> None:
      ("version=2.0", "quantize"), ("confidence=0.9", "evaluate")],
 )  # fmt: skip
 def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, first: str) -> None:
-    project = open_project(tiny_run, setting)
+    project = opened(tiny_run, setting)
     order = ["pull", "prepare", "finetune", "merge", "quantize", "evaluate"]
     for name in order[: order.index(first)]:
         assert resolve.expected(project, name).path.exists()
@@ -151,7 +148,7 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, what: str) -> None:
         damaged = folder / (name if what == "file" else "manifest.json")
         kept = damaged.read_bytes()
         flip(damaged)
-        project = open_project(desk)
+        project = opened(desk)
         with pytest.raises(IntegrityError) as caught:
             for request in (
                 resolve.predictions_of(project, "gguf") if stage == "predict" else [resolve.expected(project, stage)]
@@ -168,7 +165,7 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, what: str) -> None:
 def test_a_folder_without_a_manifest_is_no_artifact(desk: Path) -> None:
     (only(desk, "merged") / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match="unfinished: it has no manifest"):
-        resolve.resolve_stage(open_project(desk), "quantize")
+        resolve.resolve_stage(opened(desk), "quantize")
 
 
 # Interruption
@@ -209,7 +206,7 @@ def test_a_failed_gate_stops_before_publish_and_still_prints_the_report(stages: 
     assert "the gate requires at least 1" in done.stderr
     assert not list(desk.glob("runs/published/*"))
     with pytest.raises(GateError, match="accuracy of Q8_0"):
-        chains.publish(open_project(desk))
+        chains.publish(opened(desk))
     assert not list(desk.glob("registry/*/*"))
 
 
@@ -222,7 +219,7 @@ def test_a_gate_on_something_not_measured_is_a_usage_error(tiny_run: Path) -> No
 
 
 def test_a_file_that_no_report_measured_is_not_published(desk: Path) -> None:
-    project = open_project(desk, "evaluate.models=[base, adapter]")
+    project = opened(desk, "evaluate.models=[base, adapter]")
     chains.evaluate(project, project.config.evaluate.models)
     project.forget()
     with pytest.raises(GateError, match=r"no report measured tiny|no report measured base-\S+\.gguf") as caught:
@@ -233,7 +230,7 @@ def test_a_file_that_no_report_measured_is_not_published(desk: Path) -> None:
 def test_a_published_version_never_changes(desk: Path) -> None:
     release = desk / "registry" / "tiny-desk" / "1.0"
     kept = (release / "manifest.json").read_bytes()
-    project = open_project(desk, "confidence=0.9")  # another report: another release of the same version
+    project = opened(desk, "confidence=0.9")  # another report: another release of the same version
     chains.evaluate(project, project.config.evaluate.models)
     with pytest.raises(IntegrityError, match=r"already holds another tiny-desk 1\.0") as caught:
         chains.publish(project)
@@ -244,7 +241,7 @@ def test_a_published_version_never_changes(desk: Path) -> None:
 
 def test_another_version_of_the_same_weights_is_measured_and_published(desk: Path) -> None:
     # its files differ in name and metadata alone and give the same answers, for which the old report was once taken
-    project = open_project(desk, "version=2.0")
+    project = opened(desk, "version=2.0")
     runner.run(project, resolve.resolve_stage(project, "quantize"))
     assert not chains.evaluate(project, project.config.evaluate.models).current
     project.forget()
@@ -252,7 +249,7 @@ def test_another_version_of_the_same_weights_is_measured_and_published(desk: Pat
 
 
 def test_publishing_again_is_no_change(desk: Path) -> None:
-    outcome, target, there = chains.publish(open_project(desk))
+    outcome, target, there = chains.publish(opened(desk))
     assert outcome.current
     assert there
     assert target == str(desk / "registry" / "tiny-desk" / "1.0")

@@ -14,15 +14,16 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from support import tiny
+from support.handmade import opened
 
-from slmctl import config, hardware
+from slmctl import hardware
 from slmctl.cli import base_table, run_plan
 from slmctl.cli.group import CHAIN
 from slmctl.cli.main import cli
 from slmctl.errors import DataError, FullError, GateError, MissingError, SlmctlError, UsageError
 from slmctl.installation import pip_line
 from slmctl.model_files import catalogue, gguf_converter
-from slmctl.pipeline import preflight, resolve, row_estimate
+from slmctl.pipeline import preflight, row_estimate
 
 REMOTE = """\
 project: acme
@@ -43,10 +44,6 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "slmctl.yaml").write_text(REMOTE)
     tiny.write_csv(tmp_path / "tickets.csv", tiny.rows())
     return tmp_path
-
-
-def opened(root: Path, *sets: str) -> resolve.Project:
-    return resolve.Project(root, config.load(root / config.FILENAME, sets))
 
 
 def test_the_plan_of_a_new_project(fresh: Path) -> None:

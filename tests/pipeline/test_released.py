@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.forks import Forks
+from support.handmade import opened
 from support.released import release
 
 from slmctl import config
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FILENAME
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.pipeline import preflight, released, resolve
+from slmctl.pipeline import preflight, released
 from slmctl.releases import deliveries, registry, targets
 from slmctl.releases.targets.local import FolderTarget
 
@@ -104,7 +105,7 @@ def test_a_candidate_is_measured_beside_production_and_promoted(stages: Forks, d
 
     text = (desk / FILENAME).read_text().replace('version: "1.0"', 'version: "1.1"')
     (desk / FILENAME).write_text(text.replace("[Q8_0, F16]", "[Q4_0]").replace("model: Q8_0", "model: Q4_0"))
-    project = resolve.Project(desk, config.load(desk / FILENAME))
+    project = opened(desk)
     (told,) = (
         need for need in preflight.plan(project, ["quantize", "evaluate"]).requirements if need.name == "release"
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from support import handmade
+from support.handmade import opened
 
-from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
@@ -18,10 +18,6 @@ FIRST, SECOND = "3f9a1c2e0000", "3f9abbbb1111"
 
 
 PROJECT = "project: acme\nbase: ./base.gguf\nprepare: {sources: [{path: a.csv}]}\n"
-
-
-def opened(root: Path, *sets: str) -> resolve.Project:
-    return resolve.Project(root, config.load(root / config.FILENAME, sets))
 
 
 def leave_current(root: Path, stage: str, *sets: str) -> Artifact:

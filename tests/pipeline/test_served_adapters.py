@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support import shared, tiny
 from support.forks import Forks
+from support.handmade import opened
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -59,10 +60,6 @@ def measured(tiny_run: Path, stages: Forks, tmp_path_factory: pytest.TempPathFac
 def copied(measured: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may change."""
     return Path(shutil.copytree(measured, tmp_path / "desk"))
-
-
-def opened(folder: Path, *sets: str) -> resolve.Project:
-    return resolve.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
 
 
 def current(folder: Path, kind: str) -> Artifact:

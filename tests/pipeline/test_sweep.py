@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from support.handmade import leave
+from support.handmade import leave, opened
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -58,7 +58,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
     for stage, metrics in (("pull", {}), ("prepare", FACTS)):
-        project = Project(tmp_path, config.load(tmp_path / "slmctl.yaml"))
+        project = opened(tmp_path)
         leave(resolve.resolve_stage(project, stage), metrics=metrics)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # of some hundred small files, which here need to survive nothing
     return tmp_path
@@ -77,7 +77,7 @@ def tried(root: Path, space: Sequence[str] = SPACE) -> list[SweepCandidate]:
 
 
 def swept(root: Path, seeds: int = 2) -> SweepResult:
-    project = Project(root, config.load(root / "slmctl.yaml"))
+    project = opened(root)
     return sweep.run(project, tried(root), seeds=seeds, say=lambda line: None)
 
 
@@ -117,7 +117,7 @@ def test_a_space_that_cannot_be_swept_is_refused(root: Path, space: list[str], m
 
 
 def test_too_few_validation_rows_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = Project(root, config.load(root / "slmctl.yaml"))
+    project = opened(root)
     sweep.require_validation(project)
     monkeypatch.setattr(trial_choice, "MIN_RECORDS", 321)
     with pytest.raises(DataError, match=r"320 validation rows are too few .* needs 321"):
@@ -130,7 +130,7 @@ def test_the_better_settings_are_chosen_and_their_trial_is_what_finetune_makes(
     result = swept(root, seeds=3)
     assert dict(result.chosen.values) == {"finetune.learning_rate": "8e-4"}  # of two ranks that are equal the lower
     assert [trial.seed for trial in result.trials] == [0, 1, 2] * 6
-    project = Project(root, config.load(root / "slmctl.yaml", ["finetune.learning_rate=8e-4"]))
+    project = opened(root, "finetune.learning_rate=8e-4")
     assert resolve.resolve_stage(project, "finetune").path.exists()
     assert '"chosen": {"finetune.learning_rate": "8e-4"}' in json.dumps(result.to_json())
 

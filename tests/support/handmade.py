@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
-from slmctl.pipeline.resolve import StageRequest
+from slmctl.pipeline.resolve import Project, StageRequest
 
 
 def make(path: Path, content: Mapping[str, bytes] | Callable[[Path], object] | None = None, **fields: Any) -> Artifact:
@@ -28,6 +29,11 @@ def make(path: Path, content: Mapping[str, bytes] | Callable[[Path], object] | N
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_bytes(raw)
         return artifact.seal(place, path, lambda files, digest: Manifest(files=files, digest=digest, **known))
+
+
+def opened(root: Path, *sets: str) -> Project:
+    """The project in a folder, with `section.key=value` on top of its config."""
+    return Project(root, config.load(root / config.FILENAME, sets))
 
 
 def leave(request: StageRequest, **fields: Any) -> Artifact:

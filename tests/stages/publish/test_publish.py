@@ -21,9 +21,9 @@ import pytest
 import yaml
 from support import tiny
 from support.forks import Forks
+from support.handmade import opened
 from support.released import contents, make_key, send
 
-from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import GateError, IntegrityError
@@ -42,10 +42,6 @@ def fresh(desk: Path) -> Path:
     for folder in (desk / "registry", desk / "runs" / "published"):
         shutil.rmtree(folder)
     return desk
-
-
-def open_project(folder: Path, *sets: str) -> resolve.Project:
-    return resolve.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
 
 
 def plan(stages: Forks, folder: Path, *args: str) -> dict[str, Any]:
@@ -132,7 +128,7 @@ def test_the_lineage_is_an_in_toto_statement(tiny_run: Path) -> None:
 
 def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
     leaky = "sk-" + "abcDEF1234567890abcDEF1234567890"
-    project = open_project(fresh)
+    project = opened(fresh)
     section = project.config.publish.model_copy(update={"intended_use": f"Ask the admin, key {leaky}."})
     with pytest.raises(GateError, match=r"README\.md: secret/sk") as caught:
         runner.run(project, resolve.resolve_stage(project, "publish", section=section))
@@ -145,14 +141,14 @@ def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memorisation_probe, "choose", lambda task, records, count: [probe])
     monkeypatch.setattr(memorisation_probe, "_regurgitated", lambda gguf, chosen: [*chosen])
     with pytest.raises(GateError, match="reproduces training rows: 1 of 1") as caught:
-        chains.publish(open_project(fresh))
+        chains.publish(opened(fresh))
     assert caught.value.code == 5
     assert not list((fresh / "runs").glob("published/*"))
     assert not (fresh / "registry").exists()
 
 
 def test_inputs_of_two_chains_are_refused(fresh: Path) -> None:
-    project = open_project(fresh)
+    project = opened(fresh)
     inputs: dict[str, Any] = dict(resolve.resolve_stage(project, "publish").inputs)
     made = inputs["merged"]
     other = dataclasses.replace(made.manifest, inputs={"base": "sha256:0", "adapter": "sha256:0"})
