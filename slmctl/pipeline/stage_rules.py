@@ -26,7 +26,7 @@ FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "pyth
 
 
 def _as_it_is(settings: Config, root: Path, section: Any) -> config.Section:
-    return section  # type: ignore[no-any-return]
+    return section
 
 
 @dataclass(frozen=True)
