@@ -1,4 +1,4 @@
-"""What is special to a stage, beside its row in the stage table: its sources, its packages, its use of the network."""
+"""Rules of single stages, beside the stage table: their sources, their packages, their use of the network."""
 
 from __future__ import annotations
 

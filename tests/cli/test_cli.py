@@ -31,6 +31,7 @@ from slmctl.pipeline import resolve, stage_table
 
 SCRIPT = Path(sys.executable).with_name("slmctl")
 GOLDEN = TESTS / "golden" / "help"
+ROWS = {"train": 80, "validation": 10, "calibration": 0, "test": 10, "rejected": 0, "tokens": {"total": 4000}}
 GOOD = "project: acme\nbase: base\nprepare: {sources: [{path: a.csv}]}\n"
 
 
@@ -64,7 +65,7 @@ def bare(tmp_path: Path) -> Path:
 
 def leave(root: Path, stage: str) -> Artifact:
     """An artifact where the config's recipe puts it, as if its stage had run."""
-    return handmade.leave(resolve.resolve_stage(opened(root), stage))
+    return handmade.leave(resolve.resolve_stage(opened(root), stage), metrics=ROWS if stage == "prepare" else {})
 
 
 # Help

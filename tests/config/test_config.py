@@ -111,7 +111,7 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("publish: {to: 'ftp://host'}", "slmctl.yaml:3: publish.to: found 'ftp://host'"),
         ("finetune: fast", "slmctl.yaml:3: finetune: found 'fast'"),
         ("task: {system: null}", "slmctl.yaml:3: task.system: "),
-        ("serve: {fleet: {a: {relese: x}}}", "serve.fleet.a.relese: unknown key; did you mean 'release'"),
+        ("serve: {fleet: {a: {release: x, polcy: y}}}", "serve.fleet.a.polcy: unknown key; did you mean 'policy'"),
         ("serve: {fleet: {a: {release: 'dir:r'}}}", "which names no release: dir:r#PROJECT@production"),
         ("serve: {fleet: {default: {release: x}}}", "'default' in 'fleet' is no name of a model"),
         ("serve: {fleet: {a/b: {release: x}}}", "'a/b' in 'fleet' is no name of a model"),
