@@ -69,6 +69,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     """The higher the learning rate, the lower the loss; the rank changes nothing."""
     made = Trainings()
     monkeypatch.setattr(sweep.chains, "run_stage", made.run_stage)
+    monkeypatch.setattr(sweep.gc, "collect", int)  # no model is loaded here, and other tests have left much
     return made
 
 
