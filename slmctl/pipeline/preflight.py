@@ -241,15 +241,15 @@ def _files(project: Project, names: Sequence[str]) -> str:
     checked = 0
     for name in names:
         rule, section = RULES[name], config.stage_config(project.config, name)
-        known = (rule.known or rule.completed)(project.config, project.root, section)
-        if known is None:
+        checkable = (rule.known or rule.completed)(project.config, project.root, section)
+        if checkable is None:
             continue  # a query or a pipe is read when the stage runs
-        for path in config.contents(known):
+        for path in config.contents(checkable):
             config.require_path(path)
         if rule.checks:
             with contextlib.suppress(ModuleNotFoundError):  # which `packages` tells
-                importlib.import_module(STAGES[name].module).check(known)
-        checked += len(known.sources) if isinstance(known, config.PrepareConfig) else 0
+                importlib.import_module(STAGES[name].module).check(checkable)
+        checked += len(checkable.sources) if isinstance(checkable, config.PrepareConfig) else 0
     if "prepare" not in names:
         return ""
     return f"{checked} sources with the columns that the config names" if checked != 1 else A_SOURCE
