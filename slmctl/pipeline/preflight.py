@@ -241,7 +241,7 @@ def _files(project: Project, names: Sequence[str]) -> str:
     checked = 0
     for name in names:
         rule, section = RULES[name], config.stage_config(project.config, name)
-        checkable = (rule.known or rule.completed)(project.config, project.root, section)
+        checkable = (rule.checkable or rule.completed)(project.config, project.root, section)
         if checkable is None:
             continue  # a query or a pipe is read when the stage runs
         for path in config.contents(checkable):

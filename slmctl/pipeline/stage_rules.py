@@ -35,14 +35,14 @@ class StageRule:
 
     Attributes:
         completed: The section with the files that stand for its sources, its key and its base.
-        known: The part of the section that can be checked before anything is copied or made.
+        checkable: The part of the section that can be checked before anything is copied or made.
         checks: Its module has `check`, which looks into the sources.
         packages: Packages that it needs because of what the config asks for.
         require_offline: With `--offline`, refuse what the stage would be refused later.
     """
 
     completed: Callable[[Config, Path, Any], config.Section] = _as_it_is
-    known: Callable[[Config, Path, Any], config.Section | None] | None = None
+    checkable: Callable[[Config, Path, Any], config.Section | None] | None = None
     checks: bool = False
     packages: Callable[[Config], Iterable[str]] = lambda settings: ()
     require_offline: Callable[[Config, Path], None] = lambda settings, root: None
@@ -178,7 +178,7 @@ RULES = {name: StageRule() for name in STAGES} | {
         require_offline=_trackers_are_here,
     ),
     "publish": StageRule(
-        known=_with_signing_key, packages=_packages_of_target,
+        checkable=_with_signing_key, packages=_packages_of_target,
         require_offline=lambda settings, root: targets.require_reachable(
             settings.publish.to, target_settings(settings, root)
         ),
