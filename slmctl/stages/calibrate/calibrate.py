@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from slmctl import console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
@@ -20,6 +21,8 @@ from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
 from slmctl.metrics.predictions import Prediction, facts_of, read_predictions
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
+
+FEW_ROWS = 400  # most of what passes on fewer rows passes by luck
 
 
 def run(
@@ -91,6 +94,11 @@ def read(lines: Sequence[Prediction], task: Task, config: CalibrateConfig) -> Ca
             f"{len(lines)} calibration rows are too few: at least {MIN_ROWS} are needed to bound an error of a few "
             "percent",
             hint="a larger prepare.splits.calibration, or more data",
+        )
+    if len(lines) < FEW_ROWS:
+        console.say(
+            f"  note: {len(lines)} calibration rows are few: a policy that passes on so few may be over max_error more "
+            f"often than {percent(1 - config.confidence, 0)} of the time; {FEW_ROWS} and more are better"
         )
     outside = config.out_of_scope or ""
     try:

@@ -157,6 +157,12 @@ def test_an_answer_that_is_the_out_of_scope_label_is_never_kept(tmp_path: Path) 
 # What counts as right
 
 
+def test_few_rows_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for count, is_said in ((calibrate.FEW_ROWS - 1, True), (calibrate.FEW_ROWS, False)):
+        calibrate.read(lines(count), LABELS, CalibrateConfig())  # type: ignore[arg-type]
+        assert ("calibration rows are few" in capsys.readouterr().err) is is_said
+
+
 def test_what_counts_as_right() -> None:
     plain, some = CalibrateConfig(), CalibrateConfig(min_token_f1=0.5)
     assert calibrate.is_right(OBJECTS, plain, ' {"b": 1.0, "a": [1]}', '{"a": [1], "b": 1}')
