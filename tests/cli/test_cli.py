@@ -127,7 +127,7 @@ OF_CONFIG = {"pydantic", "yaml", "rich"}  # bare click is what `--help` should c
         (["finetune", "--nonsense"], HEAVY | OF_CONFIG),
         (["finetune", "--help"], HEAVY),  # the help of a flag that stands for a key is read in the config
     ],
-    ids=str,
+    ids=["help", "help of a command", "an unknown flag", "help of a key"],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], refused: set[str]) -> None:
     code = (
