@@ -56,8 +56,8 @@ class CalibrationFigures(TypedDict):
 
     n: int
     ece: float
-    observed: float
-    by_chance: float
+    observed: NotRequired[float]  # not in reports of evaluate/6 and before; nor is the next
+    by_chance: NotRequired[float]
     brier: float
     bins: list[ReliabilityBin]
 

@@ -222,8 +222,16 @@ LARGE = (2 << 30) if FULL else (64 << 20)  # bytes
 
 
 def fetched(server: answers.Server, into: Path, name: str = "1.0") -> Artifact:
-    with targets.opened(answers.TO, Settings(endpoint=server.address), purpose="test") as target:
+    with asked_at(server.address), targets.opened(answers.TO, Settings(), purpose="test") as target:
         return targets.fetch(target, name, None, into=into)
+
+
+@contextlib.contextmanager
+def asked_at(endpoint: str) -> Iterator[None]:
+    """S3 at this address, for the length of a block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        yield
 
 
 def disk(folder: Path) -> int:
@@ -383,13 +391,13 @@ def test_a_service_that_lies_anyhow_is_read_or_refused(whole: Path, s3: answers.
     key = random.choice([*lying, answers.MANIFEST, answers.LISTING])
     lying[key] = answers.Answer(damaged(lying[key].body, random), status=random.choice([200] * 9 + [404, 403, 302]))
     s3.answers = lying
-    with contextlib.suppress(SlmctlError):
-        fetch(answers.TO, random.choice(["", "1.0", "desk@1.0"]), whole / "fetched", endpoint=s3.address)
+    with contextlib.suppress(SlmctlError), asked_at(s3.address):
+        fetch(answers.TO, random.choice(["", "1.0", "desk@1.0"]), whole / "fetched")
 
 
-def fetch(to: str, name: str, into: Path, *, endpoint: str | None = None) -> None:
+def fetch(to: str, name: str, into: Path) -> None:
     shutil.rmtree(into, ignore_errors=True)
-    with targets.opened(to, Settings(into, endpoint=endpoint), purpose="test") as target:
+    with targets.opened(to, Settings(into), purpose="test") as target:
         targets.fetch(target, name, None, into=into)
 
 

@@ -27,7 +27,8 @@ SECRET = "never-to" + "-be-seen"
 def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> module.Bucket:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    return module.open(f"s3://models/{tmp_path.name}", Settings(endpoint=s3))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    return module.open(f"s3://models/{tmp_path.name}", Settings())
 
 
 def test_a_large_file_whose_upload_is_refused_is_not_there(
@@ -59,12 +60,15 @@ def test_of_two_who_publish_a_version_the_first_one_stays(bucket: module.Bucket,
     assert contents(targets.fetch(bucket, "", None, into=tmp_path).path) == contents(ours.release.path)
 
 
-def test_a_refusal_is_one_sentence_without_the_secret(s3: str, tmp_path: Path, bucket: module.Bucket) -> None:
-    nowhere = module.open("s3://no-such-bucket/x", Settings(endpoint=s3))
+def test_a_refusal_is_one_sentence_without_the_secret(
+    bucket: module.Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = module.open("s3://no-such-bucket/x", Settings())
     with pytest.raises(NetworkError, match="s3://no-such-bucket refused") as caught:
         targets.plan(nowhere, "s3:", targets.shipment(release(tmp_path)))
     assert SECRET not in f"{caught.value} {caught.value.hint} {bucket.__dict__}"
-    gone = module.open("s3://models/x", Settings(endpoint="http://127.0.0.1:9"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    gone = module.open("s3://models/x", Settings())
     gone._client.meta.config.retries = {"max_attempts": 0}
     with pytest.raises(NetworkError, match="cannot be reached"):
         targets.published(gone, "desk", "1.0")
@@ -79,7 +83,9 @@ def test_the_hosts_are_known_before_they_are_asked(monkeypatch: pytest.MonkeyPat
     amazon = module.open("s3://models/x", Settings())
     asked = amazon._client.generate_presigned_url("get_object", {"Bucket": "models", "Key": "x"})
     assert amazon.hosts == (urlsplit(asked).hostname,)
-    own = Settings(endpoint="https://storage.example:9000", hosts=("sts.example",))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.example:9000")
+    own = Settings(hosts=("sts.example",))
     assert module.open("s3://models/x", own).hosts == ("storage.example", "sts.example")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://me:pw@storage.example")
     with pytest.raises(UsageError, match="no address"):
-        module.open("s3://models/x", Settings(endpoint="https://me:pw@storage.example"))
+        module.open("s3://models/x", Settings())

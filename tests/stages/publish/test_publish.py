@@ -350,10 +350,10 @@ def test_fetch_keeps_to_its_host(tmp_path: Path) -> None:
         "    except OSError:\n        return 'asked'\n"
         "    return 'asked'\n"
         "before = ask('registry.invalid')\n"
-        "with targets.opened('s3://desk/x', targets.Settings(endpoint='https://registry.invalid'), purpose='test'):\n"
+        "with targets.opened('s3://desk/x', targets.Settings(), purpose='test'):\n"
         "    print(before, ask('registry.invalid'), ask('elsewhere.invalid'), ask('registry.invalid'))\n"
     )
-    env = os.environ | {"RES_OPTIONS": "attempts:1 timeout:1"}
+    env = os.environ | {"RES_OPTIONS": "attempts:1 timeout:1", "AWS_ENDPOINT_URL": "https://registry.invalid"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["refused", "asked", "refused", "asked"], done.stderr
     assert "will contact registry.invalid and no other host" in done.stderr
