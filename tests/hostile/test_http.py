@@ -135,7 +135,7 @@ def test_requests_in_a_row_are_answered_in_order_and_cost_no_memory(server: Gate
     assert memory(server.child.pid) - before < 30_000_000
 
 
-@settings(max_examples=1000 if FULL else 40, deadline=None)
+@settings(max_examples=1000 if FULL else 14, deadline=None)
 @given(random=st.randoms(use_true_random=True))
 def test_whatever_is_sent_others_are_served(server: Gateway, random: Random) -> None:
     """By several clients at once, some of which do not wait for their answer."""
