@@ -15,6 +15,7 @@ from slmctl.network import guard
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import ServeConfig
+    from slmctl.server.api_keys import Key
 from slmctl.cli.group import (
     PATH,
     Options,
@@ -94,14 +95,13 @@ def serve(
     settings = read_settings(options).serve
     _require_reachable(settings)
     try:
-        from slmctl.server import api_keys, process, served_fleet
+        from slmctl.server import process, served_fleet
     except ModuleNotFoundError as error:
         from slmctl.pipeline.system_errors import missing
 
         raise missing(error, "serve") from error
     keyed = keys is not None or settings.keys.exists()
-    has_keys = settings.keys.exists() and bool(api_keys.read(settings.keys))  # false after the last revocation
-    sock = process.listen(settings.host, settings.port, keys=has_keys)
+    sock = process.listen(settings.host, settings.port, keys=bool(_keys_in(settings.keys)))
     with sock, served_fleet.opened(make_workspace(options), settings, model, type_name, keys=keyed) as fleet:
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
@@ -167,10 +167,7 @@ def keys_add(
 @click.pass_obj
 def keys_list(options: Options, path: Path | None) -> None:
     """List the keys with their creation times, limits and models."""
-    from slmctl.server import api_keys
-
-    path = path or read_settings(options).serve.keys
-    for key in api_keys.read(path) if path.exists() else ():
+    for key in _keys_in(path or read_settings(options).serve.keys):
         limits = [f"{key.rate:g} a minute"] if key.rate else []
         limits += [f"{key.concurrency} at the same time"] if key.concurrency else []
         limits += [f"for {' and '.join(key.models)}"] if key.models else []
@@ -185,8 +182,23 @@ def keys_revoke(options: Options, name: str, path: Path | None) -> None:
     """Revoke a key; a running server refuses it at once."""
     from slmctl.server import api_keys
 
-    api_keys.revoke(path or read_settings(options).serve.keys, name)
+    path = path or read_settings(options).serve.keys
+    api_keys.revoke(path, name)
     terminal().say(f"revoked {name}")
+    _keys_in(path)
+
+
+def _keys_in(path: Path) -> list[Key]:
+    """The keys of a file; says where it holds none, since the server then asks every client for a key all the same."""
+    from slmctl.server import api_keys
+
+    keys = api_keys.read(path) if path.exists() else []
+    if path.exists() and not keys:
+        terminal().say(
+            f"note: {path} holds no key, so slmctl serve refuses every request; slmctl keys add NAME, or to serve this "
+            f"machine without keys: rm {path}"
+        )
+    return keys
 
 
 @click.command()

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from slmctl.cli.main import cli
 from slmctl.errors import IntegrityError, StageError, UsageError
 from slmctl.server import api_keys
 from slmctl.server.api_keys import KeyRing
@@ -72,6 +74,17 @@ def full_disk(keys: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(api_keys, "_write", write)
+
+
+def test_a_file_without_a_key_locks_the_server_and_says_so(path: Path) -> None:
+    def said(*words: str) -> str:
+        return CliRunner().invoke(cli, ["keys", *words, "--keys", str(path)], catch_exceptions=False).stderr
+
+    assert "refuses every request" not in said("list")  # without a file no key is asked for
+    api_keys.add(path, "crm")
+    assert "refuses every request" not in said("list")
+    assert "refuses every request" in said("revoke", "crm")
+    assert f"rm {path}" in said("list")
 
 
 @pytest.mark.usefixtures("full_disk")
