@@ -391,6 +391,7 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePl
         lr_scheduler_type=config.lr_scheduler if config.lr_scheduler != "constant" else "constant_with_warmup",
         warmup_steps=math.ceil(steps * config.warmup_ratio),
         per_device_train_batch_size=config.batch_size // world,
+        gradient_accumulation_steps=1,  # a step is cut into pieces by `batches`; unsloth would take 2 by default
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
