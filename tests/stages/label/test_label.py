@@ -17,7 +17,7 @@ from support.forks import Forks
 from slmctl.artifacts import artifact
 from slmctl.errors import NetworkError, PausedError, UsageError
 from slmctl.network import endpoint_pool
-from slmctl.stages.label.journal import Journal
+from slmctl.stages.label.journal import Budget, Journal
 
 pytest.importorskip("httpx")
 pytest.importorskip("sklearn")
@@ -224,6 +224,14 @@ def test_a_ceiling_is_held_and_a_larger_one_goes_on(tmp_path: Path) -> None:
         assert sum(map(len, files_of(teacher.labelled(folder)).values())) == int(done)
         teacher.slmctl(folder, "label", "--max-cost", "1")
     assert len(fake.bodies) == len({body["messages"][-1]["content"] for body in fake.bodies})
+
+
+def test_what_is_out_counts_against_the_ceiling(tmp_path: Path) -> None:
+    one = Journal(tmp_path / "teacher.jsonl")
+    budget = Budget([one], 1.0)
+    assert [budget.take(one, key, 0.6) for key in ("a", "b")] == ["send", "wait"]
+    assert budget.take(one, "c", 0.4) == "send"
+    one.close()
 
 
 def test_the_plan_is_near_the_bill_and_its_answers_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
