@@ -43,9 +43,9 @@ STAGES = {
     for stage in (
         Stage("pull", (), "base", "slmctl.stages.pull.pull", _HF, (*_HF, "gguf"), version=3, options=("foreign",)),
         Stage("label", (), "labelled", "slmctl.stages.label.label", ("sklearn", "httpx"),
-              ("scikit-learn", "httpx", "llama_cpp_python"), options=("journals",)),
+              ("scikit-learn", "httpx", "llama_cpp_python"), version=2, options=("journals",)),
         Stage("prepare", (BASE, LABELLED), "prepared", "slmctl.stages.prepare.prepare", ("tokenizers",),
-              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=7),
+              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=8),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
             ("torch", "transformers", "trl", "peft"), (*_HF, "trl", "peft", "unsloth"), version=6, resumes=True,
@@ -85,7 +85,7 @@ STAGES = {
                 Role("released", ("prepared",), optional=True),  # data set of the release that gates compare with
             ),
             "report", "slmctl.stages.evaluate.evaluate", ("sklearn", "llama_cpp", "llguidance"),
-            ("scikit-learn",), version=7,
+            ("scikit-learn",), version=8,
         ),
         Stage(
             "calibrate",

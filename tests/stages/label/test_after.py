@@ -33,7 +33,7 @@ def labelled(folder: Path, rows: list[dict[str, Any]], name: str = "one") -> Art
                 prints.add_texts(split, [row["id"] for row in some], [row["input"] for row in some])
         return artifact.seal(
             place, path, lambda files, digest: Manifest(
-                "labelled", "label/1", digest, "sha256:0", {}, {}, files, {"accepted": len(rows)}
+                "labelled", "label/2", digest, "sha256:0", {}, {}, files, {"accepted": len(rows)}
             ),
         )  # fmt: skip
 

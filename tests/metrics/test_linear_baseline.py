@@ -1,0 +1,41 @@
+"""The linear baseline: what it learns from, which strength it takes, and what bounds its work."""
+
+from __future__ import annotations
+
+import pytest
+
+from slmctl.metrics import linear_baseline
+
+ROWS = [("refund my order", "money"), ("refund please", "money"), ("parcel is late", "way"), ("late parcel", "way")] * 5
+CHOOSING = {"choosing": [text for text, _ in ROWS], "chosen": [label for _, label in ROWS]}
+
+
+def fitted(rows: list[tuple[str, str]], **options: object) -> linear_baseline.LinearModel:
+    return linear_baseline.fit([text for text, _ in rows], [label for _, label in rows], **CHOOSING | options)
+
+
+@pytest.mark.parametrize("labels", [2, 77])
+def test_a_misspelled_word_is_known_by_its_characters(labels: int) -> None:
+    """With few weights and one solver, with many and the other."""
+    others = [(f"topic{k}a {k}b", f"label{k}") for k in range(labels - 2) for _ in range(4)]
+    model = fitted(ROWS + others)
+    assert model.answers(["refundd", "parcell"])[0] == ["money", "way"]
+
+
+def test_a_word_of_one_letter_counts() -> None:
+    rows = [("a", "first"), ("b", "second")] * 5
+    assert fitted(rows, choosing=["a", "b"], chosen=["first", "second"]).answers(["b", "a"])[0] == ["second", "first"]
+
+
+def test_strengths_are_tried_until_two_in_a_row_do_no_better() -> None:
+    """Chance rows: the first strength is as good as any, so the model of the first is kept."""
+    model = fitted(ROWS, choosing=["refund", "none of this"], chosen=["money", "unknown"])
+    assert model.strength == linear_baseline.STRENGTHS[0]
+    assert model.strength == model.classifier.C
+
+
+def test_characters_are_left_out_of_too_much_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_baseline, "RUN_WORK", 10)
+    assert [name for name, _ in fitted(ROWS).vectorizer.transformer_list] == ["words"]
+    monkeypatch.undo()
+    assert [name for name, _ in fitted(ROWS).vectorizer.transformer_list] == ["words", "runs"]
