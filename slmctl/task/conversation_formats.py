@@ -4,7 +4,8 @@ messages           {"messages": [{"role", "content", "weight"?, "tool_calls"?}, 
 sharegpt           {"conversations": [{"from", "value"}, …], "system"?, "tools"?}
 alpaca             {"instruction", "input"?, "output", "system"?, "history"?}
 prompt-completion  {"prompt", "completion"}: texts, or lists of messages
-columns            any columns; `input` and `output` name two of them, or are templates
+columns            any columns; `input` and `output` name two of them, or are templates: `{{ NAME }}`, and
+                   `{{ row["NAME"] }}` of a column whose name is none in Jinja
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -56,6 +57,7 @@ ROLES = {
 }  # fmt: skip
 MAX_TEMPLATE = 10_000_000  # characters that a template may make of one row
 TEMPLATE_S = 5.0  # for one text of one row
+ROW = "row"  # in a template: the columns by name, unless a column is called so
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,8 @@ def _name_of(source: Source, columns: Sequence[str]) -> tuple[str, str]:
     return "columns", "it has no columns of another format"
 
 
-def require_column(source: Source, columns: Sequence[str], column: str) -> None:
-    """Check that a source has a column.
+def require_column(source: Source, columns: Sequence[str], column: str, *, hint: str = "") -> None:
+    """Check that a source has a column; `hint` is that of the error, by default the list of its columns.
 
     Raises:
         DataError: It has not; the near name is suggested.
@@ -135,7 +137,8 @@ def require_column(source: Source, columns: Sequence[str], column: str) -> None:
     if column not in columns:
         near = difflib.get_close_matches(column, columns, n=1)
         suggestion = f"; did you mean '{listed(near)}'?" if near else ""
-        raise DataError(f"{source.title} has no column '{column}'{suggestion}", hint=f"its columns: {listed(columns)}")
+        hint = hint or f"its columns: {listed(columns)}"
+        raise DataError(f"{source.title} has no column '{column}'{suggestion}", hint=hint)
 
 
 # Columns by name, and templates
@@ -158,17 +161,18 @@ def _from_columns(source: Source, columns: Sequence[str], reason: str, *, calls:
 
     answer = f"the label {label!r}" if label else _description(source.output)
     mapping = (("input", _description(source.input)), ("output", answer))
-    names = ("input" if _is_template(source.input) else source.input,
-             "output" if _is_template(source.output) else source.output)  # fmt: skip
+    names = ("input" if is_template(source.input) else source.input,
+             "output" if is_template(source.output) else source.output)  # fmt: skip
     return ConversationFormat("columns", reason, mapping, read, names)
 
 
-def _is_template(spec: str) -> bool:
+def is_template(spec: str) -> bool:
+    """True where `input` or `output` is a template and no column."""
     return "{{" in spec or "{%" in spec
 
 
 def _description(spec: str) -> str:
-    return f"template {spec!r}" if _is_template(spec) else f"column '{spec}'"
+    return f"template {spec!r}" if is_template(spec) else f"column '{spec}'"
 
 
 def text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[Columns], str]:
@@ -177,16 +181,16 @@ def text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[C
     A template is rendered in the bounded process that renders chat templates. The function raises DataError where one
     takes more time or memory than it may: it would for other rows, too.
     """
-    if not _is_template(spec):
+    if not is_template(spec):
         require_column(source, columns, spec)
         return lambda row: cell(row.get(spec))
-    loaded, required = _names_in(source, spec)
-    for name in sorted(required):
-        require_column(source, columns, name)
-    used = loaded & set(columns)
+    named, subscripts = names_in(source, spec, columns)
+    used = named & set(columns)
 
     def fill(row: Columns) -> str:
-        values = {name: cell(row.get(name)) for name in used}
+        values: dict[str, Any] = {name: cell(row.get(name)) for name in used}
+        if subscripts:
+            values[ROW] = {name: cell(row.get(name)) for name in subscripts}
         try:
             text = chat_template.render(ROW_TEMPLATE + spec, values, budget_s=TEMPLATE_S).strip()
         except TemplateRefusedError as error:
@@ -202,21 +206,54 @@ def text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[C
     return fill
 
 
-def _names_in(source: Source, spec: str) -> tuple[set[str], set[str]]:
-    """The names that a template reads, and those of them that must be columns.
+def names_in(source: Source, spec: str, columns: Sequence[str]) -> tuple[set[str], set[str]]:
+    """The columns that a template names by themselves, and those that it names as `row["NAME"]`.
 
     It is parsed and not compiled, since jinja computes constants when it compiles.
+
+    Raises:
+        DataError: It is not valid, or names what is no column.
     """
     environment = ImmutableSandboxedEnvironment()
     try:
-        nodes = list(environment.parse(spec).find_all(jinja2.nodes.Name))
+        tree = environment.parse(spec)
     except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"{source.title}: the template {spec!r} is not valid: {error.message}") from None
+        text = f"{source.title}: the template {spec!r} is not valid: {error.message}"
+        raise DataError(text, hint=_written_as(spec, columns)) from None
     except RecursionError:
         raise DataError(f"{source.title}: the template is nested too deeply") from None
-    loaded = {node.name for node in nodes if node.ctx == "load"}
-    assigned = {node.name for node in nodes if node.ctx != "load"}
-    return loaded, loaded - assigned - set(environment.globals) - {"loop", "self", "caller", "varargs", "kwargs"}
+    names = list(tree.find_all(jinja2.nodes.Name))
+    loaded = {node.name for node in names if node.ctx == "load"}
+    assigned = {node.name for node in names if node.ctx != "load"}
+    subscripts = {name for node in tree.find_all(jinja2.nodes.Getitem) if (name := _subscript(node)) is not None}
+    required = loaded - assigned - set(environment.globals) - {"loop", "self", "caller", "varargs", "kwargs"}
+    required = required - {ROW} | subscripts if subscripts else required
+    for name in sorted(required):
+        require_column(source, columns, name, hint=_written_as(spec, set(columns) - subscripts))
+    return loaded, subscripts
+
+
+def _subscript(node: jinja2.nodes.Getitem) -> str | None:
+    """NAME of `row["NAME"]`; None of another subscript."""
+    of, index = node.node, node.arg
+    if isinstance(of, jinja2.nodes.Name) and of.name == ROW and isinstance(index, jinja2.nodes.Const):
+        return index.value if isinstance(index.value, str) else None
+    return None
+
+
+def reference(column: str) -> str:
+    """The expression by which a template names a column: its name, or `row["Art.-Nr."]` where that is none in Jinja."""
+    if column.isidentifier() and column != ROW:
+        with contextlib.suppress(jinja2.TemplateSyntaxError):  # `in` and `is` are identifiers, and no names
+            if any(ImmutableSandboxedEnvironment().parse(f"{{{{ {column} }}}}").find_all(jinja2.nodes.Name)):
+                return column
+    return f"{ROW}[{json.dumps(column, ensure_ascii=False)}]"
+
+
+def _written_as(spec: str, columns: Iterable[str]) -> str:
+    """A hint on a column that a template names, and not as it has to; empty where there is none."""
+    odd = sorted((column for column in columns if column in spec and reference(column) != column), key=len)
+    return f"in a template this column is {{{{ {reference(odd[-1])} }}}}" if odd else ""
 
 
 def cell(value: Any) -> str:
@@ -235,18 +272,18 @@ def named_cell(columns: Columns, column: str | None) -> str:
 
 
 def _from_messages(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
-    return _conversation(_list(columns["messages"], "messages"), columns.get("tools"), calls=calls, label=label)
+    return _conversation(_list(columns.get("messages"), "messages"), columns.get("tools"), calls=calls, label=label)
 
 
 def _from_sharegpt(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
-    turns = _list(columns["conversations"], "conversations")
+    turns = _list(columns.get("conversations"), "conversations")
     opening = cell(columns.get("system"))
     head = [{"role": "system", "content": opening}] if opening else []
     return _conversation([*head, *turns], columns.get("tools"), calls=calls, label=label)
 
 
 def _from_alpaca(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
-    question = "\n\n".join(filter(None, (cell(columns["instruction"]), cell(columns.get("input")))))
+    question = "\n\n".join(filter(None, (cell(columns.get("instruction")), cell(columns.get("input")))))
     if not question:
         raise RowRejectedError("empty input", "'instruction' is empty")
     opening = cell(columns.get("system"))
@@ -255,12 +292,12 @@ def _from_alpaca(columns: Columns, *, calls: bool, label: str | None) -> Convers
         if not isinstance(turn, list) or len(turn) != 2:
             raise RowRejectedError("not a conversation", "'history' does not hold pairs of question and answer")
         messages += [{"role": "user", "content": cell(turn[0])}, {"role": "assistant", "content": cell(turn[1])}]
-    last = {"role": "assistant", "content": cell(columns["output"])}
+    last = {"role": "assistant", "content": cell(columns.get("output"))}
     return _conversation([*messages, {"role": "user", "content": question}, last], calls=calls, label=label)
 
 
 def _from_prompt_completion(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
-    prompt, completion = _parsed(columns["prompt"]), _parsed(columns["completion"])
+    prompt, completion = _parsed(columns.get("prompt")), _parsed(columns.get("completion"))
     question = prompt if isinstance(prompt, list) else [{"role": "user", "content": cell(prompt)}]
     answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": cell(completion)}]
     return _conversation([*question, *answer], columns.get("tools"), calls=calls, label=label)

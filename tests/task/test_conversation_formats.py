@@ -67,6 +67,23 @@ def test_a_template_is_filled_from_columns() -> None:
     assert json.loads(made.messages[1]["content"]) == {"intent": "é", "slots": {"a": ["x"], "b": 1}}
 
 
+@pytest.mark.parametrize("name", ["Art.-Nr.", "Meldung (Text)", "a b", "in", "none", 'say "x"', "a\\b", "row", "Größe"])
+def test_a_template_names_any_column(name: str) -> None:
+    # `Art.-Nr.` could not stand in a template, and the error did not say how to write it
+    spec = f"{{{{ {conversation_formats.reference(name)} }}}} and {{{{ tag }}}}"
+    assert read({name: " 17 ", "tag": "x"}, input=spec, output="tag").messages[0]["content"] == "17 and x"
+
+
+@pytest.mark.parametrize("spec", ["{{ Art.-Nr. }}", "{{ Meldung (Text) }}", "{{ Art-Nr }}", '{{ row["Art"] }}'])
+def test_an_error_names_the_way_to_write_a_column(spec: str) -> None:
+    columns = ["Art.-Nr.", "Meldung (Text)", "Art-Nr", "tag"]
+    with pytest.raises(DataError) as caught:
+        conversation_formats.recognise(source(input=spec, output="tag"), columns)
+    odd = next((name for name in columns if name in spec), "")
+    assert caught.value.hint == (f'in a template this column is {{{{ row["{odd}"] }}}}' if odd else
+                                 "its columns: Art.-Nr., Meldung (Text), Art-Nr, tag")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "spec",
     ["{{ ''.__class__.__mro__ }}", "{{ self.__init__.__globals__ }}", "{{ body.__class__.__base__.__subclasses__() }}"],
@@ -94,6 +111,7 @@ def test_a_template_with_an_unknown_column_is_refused_with_the_nearest() -> None
         ([{"role": "user", "content": [{"type": "image_url"}]}, ANSWER], "not text", "image_url"),
         (["hello", ANSWER], "not a conversation", "message 1 is not an object"),
         ("hello", "not a conversation", "'messages' is not a list"),
+        (None, "not a conversation", "'messages' is not a list"),
     ],
 )
 def test_what_is_no_conversation_is_rejected_with_its_rule(turns: Any, rule: str, reason: str) -> None:
