@@ -140,6 +140,7 @@ class PrepareFacts(TypedDict):
     max_rejected: float
     labels: dict[str, dict[str, int]]
     label_typos: list[LabelTypo]
+    unknown_labels: NotRequired[dict[str, int]]
     cleaning: list[CleaningFact]
     renamed_labels: list[RenamedLabel]
     swapped: Swapped | None
@@ -163,8 +164,9 @@ def collect(
     config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: dict[str, Overlap], plan: ReadingPlan
 ) -> PrepareFacts:
     kept = {split: fates.kept(split) for split in SPLITS}
+    unknown = Counter(row.reason for _, row in rows.rejected if row.rule == "unknown label")
     by_label = {split: rows.count(indices) for split, indices in kept.items()}
-    return {
+    collected: PrepareFacts = {
         "task": config.task.kind,
         "rows_in": len(rows) + len(rows.rejected),
         "train": len(kept["train"]),
@@ -204,6 +206,9 @@ def collect(
         "sources": _sources(config, rows, fates, plan),
         "examples": _examples(config, rows, fates),
     }
+    if unknown:
+        collected["unknown_labels"] = dict(unknown.most_common(LISTED))
+    return collected
 
 
 def _conflicts(config: PrepareConfig, rows: RecordTable, fates: Fates) -> ConflictFacts:

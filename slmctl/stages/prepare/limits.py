@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TypedDict
@@ -69,17 +70,20 @@ def swapped_columns(rows: RecordTable) -> Swapped | None:
     return {"inputs": inputs, "answers": answers}
 
 
-def first_fault(
+def fault_of(
     config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: Mapping[str, Overlap]
 ) -> SlmctlError | None:
-    """The reason why a model cannot be trained on a data set and measured with it; None where it can.
+    """All reasons why a model cannot be trained on a data set and measured with it, in one error; None where it can.
 
     It is a DataError where too many rows are unusable or a split is empty, and a GateError where a split or a label has
-    too few rows or held-out rows have too much in common with training rows.
+    too few rows or held-out rows have too much in common with training rows; of several reasons it is the first one's.
     """
-    fault = next(_faults(config, rows, fates, overlap), None)
-    if fault is not None:
-        fault.evidence = EVIDENCE
+    faults = list(_faults(config, rows, fates, overlap))
+    if not faults:
+        return None
+    hints = dict.fromkeys(fault.hint for fault in faults)
+    fault = type(faults[0])("; also, ".join(fault.message for fault in faults), hint="; ".join(hints))
+    fault.evidence = EVIDENCE
     return fault
 
 
@@ -102,11 +106,12 @@ def _faults(
     needed = {name: getattr(config.min_rows, name) for name in filled}
     reasons = ", ".join(f"{n} {rule}" for rule, n in list(fates.rules(rows).items())[:3]) or "none"
     came = f"{len(rows) + len(rows.rejected)} came in, {len(rows.rejected) + fates.left_out} were left out ({reasons})"
-    if empty := next((name for name in needed if not counts[name]), None):
+    empty = next((name for name in needed if not counts[name]), None)
+    if empty is not None:
         swapped = swapped_columns(rows)
         hint = "are 'input' and 'output' swapped?" if swapped else "a data set needs some hundred usable rows"
         yield DataError(f"no rows are left for '{empty}': {came}", hint=hint)
-    few = [name for name, least in needed.items() if counts[name] < least]
+    few = [name for name, least in needed.items() if counts[name] < least and name != empty]
     if few:
         counted = ", ".join(f"{name} {counts[name]} (at least {needed[name]})" for name in few)
         lower = " ".join(f"--set prepare.min_rows.{name}={counts[name]}" for name in few)
@@ -125,7 +130,7 @@ def _unusable(config: PrepareConfig, rows: RecordTable) -> Iterator[DataError]:
         f"{unusable} of {total} rows are unusable, more than max_rejected {percent(config.max_rejected)}: "
         + ", ".join(f"{n} {rule}" for rule, n in counts)
         + f"; first {console.place(config.sources[source].title, first.number)}: {first.reason}",
-        hint="correct the rows, or --set prepare.max_rejected=SHARE",
+        hint=f"correct the rows, or --set prepare.max_rejected={math.ceil(100 * unusable / total)}%",
     )
 
 
@@ -143,7 +148,9 @@ def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iter
     more = f" and {len(rare) - NAMED} more" if len(rare) > NAMED else ""
     slips = sorted(meant, key=lambda name: (name not in rare, -kept.get(name, 0), name))[:MAPPED]
     mapped = ", ".join(f"{label[:60]}: {meant[label][:60]}" for label in slips)
-    way = f"task: {{labels: {{map: {{{mapped}}}}}}}" if slips else "add rows of them, or leave them out"
+    way = f"task: {{labels: {{map: {{{mapped}}}}}}}" if slips else "add rows of them"
+    if not slips and config.task.label_names is None:
+        way += ", or list the other labels in task.labels, which leaves them out"
     if len(rare) > len(kept) / 2:
         way = "is 'output' the right column?"
     yield GateError(

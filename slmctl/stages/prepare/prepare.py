@@ -80,7 +80,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
         task.write(out)
         data_set_files.write(config, rows, decided, overlap, out)
         collected = facts.collect(config, rows, decided, overlap, plan)
-        fault = limits.first_fault(config, rows, decided, overlap)
+        fault = limits.fault_of(config, rows, decided, overlap)
         if fault is None and config.task.kind == "classify":
             collected["linear"] = linear_model.measure(
                 out, train=collected["train"], validation=collected["validation"], labels=len(rows.labels)

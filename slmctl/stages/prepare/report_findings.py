@@ -108,6 +108,18 @@ def _label_typos(facts: PrepareFacts) -> str:
     )
 
 
+def _unknown_labels(facts: PrepareFacts) -> str:
+    unknown = facts.get("unknown_labels", {})
+    if not unknown:
+        return ""
+    rows, first = facts["rejected_by_reason"]["unknown label"], next(iter(unknown))
+    more = ", and others" if len(unknown) > 1 else ""
+    return (
+        f"{count(rows, 'row')} {either(rows, 'is', 'are')} left out for {either(rows, 'its label', 'their labels')} "
+        f"({first}{more}). Name a new label in task.labels to learn it, or rename it by task.labels.map."
+    )
+
+
 def _unusable(facts: PrepareFacts) -> str:
     rules = {rule: many for rule, many in facts["rejected_by_reason"].items() if rule not in REPEATS}
     total, rows = sum(rules.values()), max(facts["rows_in"], 1)
@@ -225,6 +237,7 @@ FINDINGS: Sequence[tuple[Callable[[PrepareFacts], str], Tone, str]] = (
     (_swapped, "bad", "Sources"),
     (_sensitive_kept, "bad", "Personal data and secrets"),
     (_label_typos, "warn", "Labels"),
+    (_unknown_labels, "warn", "Kept and rejected rows"),
     (_unusable, "warn", "Kept and rejected rows"),
     (_conflicts, "warn", "Duplicates and conflicts"),
     (_suspects, "warn", "Suspected labels"),

@@ -100,6 +100,11 @@ def test_a_label_outside_the_list_is_rejected_with_the_nearest(run: Any) -> None
     found = run([*tiny.rows(200), ("a row by itself", "biling")], task=task)
     assert found.rejected[-1]["rule"] == "unknown label"
     assert "did you mean 'billing'?" in found.rejected[-1]["reason"]
+    # a row with a new label was left out, and nothing was said of it
+    assert (
+        "! 1 row is left out for its label ('biling' is not one of the task's labels; did you mean 'billing'?). Name a "
+        "new label in task.labels to learn it, or rename it by task.labels.map."
+    ) in report_findings.lines(found.metrics)
 
 
 def test_the_split_does_not_depend_on_order_or_on_other_rows(run: Any) -> None:
@@ -159,6 +164,10 @@ SWAPPED = [(label, text) for text, label in tiny.rows(100)]
         (SWAPPED, {}, "the columns look swapped: 3 different inputs have 100 different labels",
          "exchange the columns of 'input' and 'output'"),
         (SWAPPED, {"task": {"kind": "generate"}}, "no rows are left for", "are 'input' and 'output' swapped?"),
+        # each limit was a refusal of its own, and the next one came after the first was set
+        ([*tiny.rows(30), *[("", "billing")] * 9], {},
+         r"9 of 39 rows are unusable, .*; also, too few rows are left: train \d+ \(at least 30\)",
+         "correct the rows, or --set prepare.max_rejected=24%; add rows, or for a try --set prepare.min_rows.train="),
         (tiny.rows(120), {"task": {**CLASSIFY, "descriptions": {"biling": "x"}}},
          "describes 'biling', which is no label; did you mean 'billing'", "task.descriptions"),
     ],
