@@ -16,6 +16,7 @@ from slmctl.init import column_names, language
 from slmctl.init import look as first_look
 from slmctl.init.answer_schema import SchemaBuilder
 from slmctl.init.columns import describe
+from slmctl.metrics.label_typos import label_typos
 from slmctl.sources.rows import Row, read_rows
 
 # One sentence about a parcel in each language, as a customer would write it.
@@ -125,6 +126,23 @@ def test_large_rows_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> N
     found = look({"text": [f"{k} " + "x" * 1000 for k in range(500)]})
     assert found.rows == 500
     assert sum(len(row["text"]) for row in found.sample) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("counts", "slips"),
+    [
+        ({"Müll": 40, "Muell": 30, "Lärm": 25, "Laerm": 25, "Réclamation": 9, "reclamation": 8},
+         {"Muell": "Müll", "Lärm": "Laerm", "reclamation": "Réclamation"}),
+        ({"Aufzug": 30, "Aufug": 4, "Heizung": 20, "Heizugn": 2, "Wasser schaden": 15, "Wasser schadne": 3},
+         {"Aufug": "Aufzug", "Heizugn": "Heizung", "Wasser schadne": "Wasser schaden"}),
+        # meant as they are: frequent, short, digits, another first letter, several letters, another script
+        ({"Kasse": 60, "Kassen": 30, "Typ A": 30, "Typ B": 5, "card_2": 30, "card_3": 4, "Dosen": 5, "Hosen": 30,
+          "male": 5, "female": 30, "はん": 30, "ばん": 5, "мой": 30, "мои": 5}, {}),
+    ],
+    ids=["spellings", "a letter", "meant"],
+)  # fmt: skip
+def test_labels_that_are_slips_of_others(counts: dict[str, int], slips: dict[str, str]) -> None:
+    assert {typo["label"]: typo["likely"] for typo in label_typos(counts)} == slips
 
 
 # The schema of answers
