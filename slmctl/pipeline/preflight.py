@@ -362,6 +362,14 @@ def _notes(project: Project, shape: ModelShape | None, names: Sequence[str]) -> 
         if least > free:
             text = f"finetune takes about {console.size(least)} even in small pieces, and {console.size(free)} are free"
             yield Requirement("memory", text, note=True)
+    entry = catalogue.of_source(project.config.base)
+    if "prepare" in names and entry is not None and entry.tools is False and project.config.task.kind != "call":
+        calling = looked = 0
+        with contextlib.suppress(SlmctlError, OSError, ModuleNotFoundError):  # which `files` and `packages` tell
+            calling, looked = row_estimate.rows_with_calls(project)
+        if calling:
+            text = f"{calling} of the first {looked} rows hold calls of tools, which {entry.short_name} does not write"
+            yield Requirement("calls", f"{text}, so prepare rejects them; slmctl bases --tools lists others", note=True)
     to = project.config.publish.to
     if "publish" in names and to.startswith("dir:"):
         folder, _ = registry.parse(to, project.root)

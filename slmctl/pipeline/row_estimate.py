@@ -18,6 +18,8 @@ from slmctl.pipeline.stage_rules import format_of_source
 from slmctl.pipeline.stage_table import PREPARED
 from slmctl.sources import snapshot
 from slmctl.sources.rows import read_rows
+from slmctl.task import conversation_formats
+from slmctl.task.records import RowRejectedError
 
 COUNTED_BYTES = 16_000_000  # a larger file is not read to its end
 SAMPLE = 200  # rows whose texts are looked at
@@ -69,6 +71,22 @@ def of(project: Project) -> RowEstimate | None:
     except (SlmctlError, OSError, ModuleNotFoundError):
         return None
     return _split(project.config.task, section, files, counts) if files else None
+
+
+def rows_with_calls(project: Project) -> tuple[int, int]:
+    """The number of conversations with a call of a tool among the first rows of the sources, and that of these rows."""
+    calling = looked = 0
+    for source in snapshot.gathered(project.config.prepare.sources, project.sources):
+        with contextlib.closing(read_rows(source.local, **source.reading)) as rows:
+            sample = [row.columns for row in itertools.islice(rows, SAMPLE) if not row.fault]
+        form = conversation_formats.recognise(source, list(sample[0])) if sample else None
+        if form is None or form.name == "columns":
+            continue
+        looked += len(sample)
+        for columns in sample:
+            with contextlib.suppress(RowRejectedError):
+                calling += any("tool_calls" in message for message in form.read(columns).messages)
+    return calling, looked
 
 
 def _of_data_set(project: Project) -> RowEstimate:

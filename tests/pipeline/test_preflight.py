@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from support import tiny
+from support import messy, tiny
 from support.handmade import opened
 
 from slmctl import hardware
@@ -220,6 +220,17 @@ def test_what_may_stop_a_run_is_a_note(fresh: Path, monkeypatch: pytest.MonkeyPa
     assert "even in small pieces, and 1.00 GB are free" in notes[0]
     assert "dir:./registry holds version 0.1 already" in notes[1]
     assert not any(need.note for need in preflight.plan(opened(fresh, "version=0.2"), CHAIN[:2]).requirements)
+
+
+def test_calls_that_the_base_cannot_write_are_a_note(fresh: Path) -> None:
+    # the plan was silent, and prepare refused the rows after the pull
+    path = messy.chats(fresh)
+    sets = ("task={kind: generate}", f"prepare.sources=[{{path: {path.name}}}]", "gates=[]")
+    text = "96 of the first 200 rows hold calls of tools, which SmolLM2-135M-Instruct does not write"
+    notes = [need.state for need in preflight.plan(opened(fresh, *sets), CHAIN).requirements if need.note]
+    assert any(note.startswith(text) for note in notes), notes
+    base = f"base={catalogue.find('Qwen2.5-0.5B-Instruct').source}"
+    assert not any(need.name == "calls" for need in preflight.plan(opened(fresh, *sets, base), CHAIN).requirements)
 
 
 def test_the_plan_is_printed_as_a_page_and_as_json(fresh: Path) -> None:

@@ -89,6 +89,66 @@ def semicolons(folder: Path) -> Path:
     return path
 
 
+ADJECTIVES = """leicht robust gefüttert wasserdicht gepolstert klassisch schmal rutschfest genäht geprägt matt gewachst
+    knöchelhoch vegan waschbar geölt""".split()  # noqa: SIM905 - a list of words
+
+
+def articles(folder: Path, count: int = 200) -> Path:
+    """An article list of a merchandise system: semicolons, CP1252, a name in dots, and columns that the text holds."""
+    choose = random.Random("articles")
+    kinds = ["Wanderschuh", "Laufschuh", "Stiefel", "Sandale", "Hausschuh", "Halbschuh", "Gartenclog", "Ballerina"]
+    rows = []
+    for k in range(count):
+        brand, kind = choose.choice(["Ahlers & Söhne", "Brücker", "Lindow", "Nordhaus"]), choose.choice(kinds)
+        size, colour = choose.randint(36, 47), choose.choice(["schwarz", "weiß", "grün", "anthrazit"]) if k % 8 else ""
+        parts = [f"{brand} {kind}", f"Größe {size}", *([colour] if colour else [])]
+        if k % 3 == 0:
+            parts = [f"{kind} von {brand}", *parts[:0:-1]]
+        title = f"{parts[0]} {' '.join(choose.sample(ADJECTIVES, 4))}, {', '.join(parts[1:])}"
+        rows.append((f"B-{k:04}", title, brand, size, colour, f"{choose.randint(20, 180)},90"))
+    path = folder / "artikel.csv"
+    header = ("Art.-Nr.", "Bezeichnung", "Marke", "Größe", "Farbe", "Preis (brutto)")
+    path.write_bytes(as_csv(header, rows, ";").encode("cp1252"))
+    return path
+
+
+REPORTS = {
+    "Aufzug": "der Aufzug steht seit {n} im {place} still|die Tür vom Lift klemmt im {place}, seit {n}",
+    "Heizung": "die Heizkörper im {place} bleiben seit {n} kalt|es ist im {place} seit {n} nicht warm zu bekommen",
+    "Lärm": "seit {n} wird im {place} nachts gebohrt|die Nachbarn über dem {place} sind seit {n} zu laut",
+    "Müll": "die Tonnen vor dem {place} sind seit {n} nicht geleert|im {place} stehen seit {n} alte Möbel",
+    "Wasserschaden": "im {place} tropft es seit {n} durch die Decke|seit {n} steht der Boden im {place} unter Wasser",
+}
+
+
+def reports(folder: Path) -> Path:
+    """An Excel export of a property manager: a title, umlauts, a name in brackets, slips, and a row with the sum."""
+    choose = random.Random("reports")
+    days = ["Montag", "gestern", "drei Tagen", "zwei Wochen", "dem Sturm", "heute früh", "Ostern", "Monaten"]
+    places = [f"{side} {part}" for side in ("vorderen", "hinteren", "linken", "rechten", "nördlichen", "südlichen")
+              for part in ("Treppenhaus", "Keller", "Flur", "Hof", "Dachboden", "Waschraum", "Anbau")]  # fmt: skip
+    made: dict[str, str] = {}
+    while len(made) < 480:
+        label = choose.choice(list(REPORTS))
+        body = choose.choice(REPORTS[label].split("|")).format(n=choose.choice(days), place=choose.choice(places))
+        opening, closing = choose.choice(OPENINGS["de"]), choose.choice(CLOSINGS["de"])
+        made[f"{opening}{body} (Wohnung {choose.randint(1, 60)}). {closing}"] = label
+    rows = list(made.items())
+    slips = {"Aufzug": ["Aufug"] * 9, "Müll": ["Muell"] * 24, "Lärm": ["Laerm"] * 11 + ["lärm"]}
+    cells = []
+    for k, (text, label) in enumerate(rows, 1):
+        label = slips[label].pop() if k % 4 == 0 and slips.get(label) else label
+        cells.append((f"M-{k:04}", f"{1 + k % 28:02}.{1 + k % 12:02}.2025", text, label))
+    sheet = [sheet_row(1, "Meldungen der Mieter, Stand 30.11.2025"), sheet_row(3, *REPORTS_HEADER)]
+    sheet += [sheet_row(k, *row) for k, row in enumerate(cells, 4)]
+    sheet.append(sheet_row(len(cells) + 4, "Summe", "", "", str(len(cells))))
+    legend = [sheet_row(k, *row) for k, row in enumerate((("Kürzel", "Bedeutung"), ("M", "Meldung")), 1)]
+    return write_xlsx(folder / "Meldungen.xlsx", {"Export": "".join(sheet), "Legende": "".join(legend)})
+
+
+REPORTS_HEADER = ("Nr.", "Eingang", "Meldung (Text)", "Kategorie")
+
+
 def quoted_newlines(folder: Path) -> Path:
     """E-mails whose line breaks stand inside quotes."""
     rows = [(k, f'{text}\n\nKind regards,\n"Customer" {k}', label) for k, (text, label) in enumerate(tickets(240), 1)]
@@ -165,6 +225,23 @@ def tools_jsonl(folder: Path) -> Path:
         lines.append({"messages": messages, "tools": [tool]})
     path = folder / "calls.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def chats(folder: Path, tools: float = 0.4) -> Path:
+    """Conversations of a chat export of which a part holds calls of a tool, without a list of the tools."""
+    lines = []
+    for k, (text, label) in enumerate(tickets(240)):
+        call = {"name": "find_order", "arguments": json.dumps({"number": k})}
+        looked_up = [
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": call}]},
+            {"role": "tool", "tool_call_id": "1", "content": f"the order {k} is on its way"},
+        ]
+        answer = {"role": "assistant", "content": f"Your {label}, number {k}, is taken care of by a colleague."}
+        messages = [{"role": "user", "content": text}, *(looked_up if k < 240 * tools else []), answer]
+        lines.append(json.dumps({"messages": messages}) + "\n")
+    path = folder / "chats.jsonl"
+    path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
