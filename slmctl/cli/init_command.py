@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TEMPLATES = ("support-triage", "field-extraction", "reply-drafting", "tool-calls")
 KINDS = ("classify", "extract", "generate", "call")
 QUESTIONS = {
-    "output": "Which column holds the right answer?",
+    "output": "Which column holds the right answer? (A,B,C makes JSON of several)",
     "input": "Which column is read? (or a template: '{{ subject }} {{ body }}')",
     "kind": f"What is the task? ({', '.join(KINDS)})",
     "base": "Which base model? (slmctl bases lists others)",
@@ -29,7 +29,7 @@ Make = Callable[[Mapping[str, Any]], "Proposal"]
 @click.argument("source")
 @click.argument("folder", required=False, type=PATH)
 @click.option("--input", metavar="COLUMN", help="Column that the model reads, or a template.")
-@click.option("--output", metavar="COLUMN", help="Column with the right answer.")
+@click.option("--output", metavar="COLUMN", help="Column with the right answer; A,B,C makes JSON of several.")
 @click.option("--task", "kind", type=click.Choice(KINDS), help="Kind of the task, where the answers do not tell it.")
 @click.option(
     "--sheet", metavar="NAME", help="Sheet of a workbook, table of an SQLite file, or array of a JSON object."
@@ -58,7 +58,7 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
         written = project.copy_template(source, target)
         next_command = f"slmctl -C {target} run"
     else:
-        project.require_free(target, FILENAME)
+        project.require_free(target, FILENAME, base=flags["base"])
         written = project.write(_proposal(options.directory, source, flags, yes=yes), target)
         inside = "" if target.resolve() == Path.cwd() else f" -C {target}"
         next_command = f"slmctl{inside} run --plan    # what a run takes; then without --plan"

@@ -36,6 +36,7 @@ WORDS: dict[str, str] = {
     "group": """customer kunde kunden client cliente klant klient account konto compte cuenta user benutzer nutzer
         usuario utente gebruiker uzytkownik author autor thread conversation case vorgang fall company firma patient
         device geraet sender absender household""",
+    "total": "sum summe total totals totale totaal gesamt gesamtsumme grand somme suma razem insgesamt",
 }  # fmt: skip
 _SETS = {kind: frozenset(words.split()) for kind, words in WORDS.items()}
 
@@ -55,3 +56,9 @@ def suggests(name: str, kind: str) -> bool:
         word in hints or any(len(end) >= _LEAST_SUFFIX and word.endswith(end) for end in hints)
         for word in words_of(name)
     )
+
+
+def is_total(text: str) -> bool:
+    """True for a text that names a sum and nothing else, as the last row of an export has it."""
+    words = words_of(text)
+    return 0 < len(words) <= 2 and _SETS["total"].issuperset(words)

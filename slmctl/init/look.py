@@ -26,7 +26,7 @@ class FirstLook:
         unusable: Rows with a fault.
         fault: That of the first of them, with its number.
         columns: In the order of the source.
-        sample: Up to 2 * SAMPLE usable rows, all of them where there are no more; in order.
+        sample: Up to 2 * SAMPLE usable rows, all of them where there are no more; in order, and the last one with them.
     """
 
     rows: int
@@ -51,6 +51,7 @@ def look(rows: Iterable[Row]) -> FirstLook:
     counts: dict[str, Counter[str] | None] = {}
     usable = unusable = 0
     fault, complete = "", True
+    last: dict[str, Cell] | None = None
     for row in rows:
         if usable + unusable == COUNTED:
             complete = False
@@ -59,10 +60,10 @@ def look(rows: Iterable[Row]) -> FirstLook:
             unusable += 1
             fault = fault or f"row {row.number}: {row.fault}"
             continue
-        usable += 1
+        usable, last = usable + 1, row.columns
         sample.add(row.columns)
         _count(row.columns, counts)
-    taken = tuple(sample.rows)
+    taken = tuple(sample.rows) + ((last,) if last is not None and last is not sample.rows[-1] else ())
     columns = [describe(name, [row.get(name) for row in taken], counted or {}) for name, counted in counts.items()]
     return FirstLook(usable, complete, unusable, fault, tuple(columns), taken)
 

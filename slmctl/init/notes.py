@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from slmctl.console import percent, shown
 from slmctl.init.proposal import FEW, Proposal
 from slmctl.init.raw_data import RawData
-from slmctl.init.task_proposal import names_in
+from slmctl.init.task_proposal import columns_in
 from slmctl.metrics.statistics import wilson
 from slmctl.reports.html_page import count
 
@@ -39,9 +39,9 @@ def about_project(project: Proposal) -> Iterator[str]:
     task = project.task
     yield f"task: {task.kind}, since {shown(task.reason)}"
     if task.input:
-        names = [shown(name) for name in names_in(task.input)]
+        names = [shown(name) for name in columns_in(task.input, project.data.look.columns)]
         read = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} read"
-        yield f"  {read}, {shown(task.output)} is the answer"
+        yield f"  {read}, {'JSON of ' if task.fields else ''}{shown(task.output)} is the answer"
     if task.labels:
         yield f"  rows by label: {_shares(task.labels)}"
     yield f"language: {project.languages}"
@@ -60,6 +60,11 @@ def _shares(labels: Mapping[str, int]) -> str:
 def _notes(project: Proposal) -> Iterator[str]:
     task = project.task
     yield from task.notes
+    if project.lost:
+        yield (
+            f"{project.base.source} writes no calls of tools, so prepare leaves out {percent(project.lost, 0)} of the "
+            "rows; slmctl bases --tools lists bases that do, for --base"
+        )
     if task.usable < 0.995:
         yield f"{percent(1 - task.usable, 0)} of the rows have no text or no answer, and are left out"
     if task.kind != "generate":

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
@@ -22,11 +22,23 @@ from slmctl.errors import UsageError
 from slmctl.init.answer_schema import SchemaBuilder
 from slmctl.init.columns import json_value
 from slmctl.init.look import COUNTED
-from slmctl.init.proposal import FEW_ROWS, HIGH_RATE, SMALL, SMALL_BASE, Proposal, epochs, gates, system_prompt
+from slmctl.init.proposal import (
+    FEW_ROWS,
+    HIGH_RATE,
+    SMALL,
+    SMALL_BASE,
+    Proposal,
+    epochs,
+    gates,
+    named_base,
+    system_prompt,
+)
 from slmctl.reports.html_page import count
 from slmctl.sources.sql_address import with_file
+from slmctl.task import conversation_formats
 
 WIDTH = 120  # characters of a line that is wrapped
+MOST_NAMES = 50  # labels that slmctl.yaml names
 MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
 SCHEMA_FILE = ".slmctl.schema.json"  # beside slmctl.yaml; editors read it without a network
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
@@ -81,15 +93,27 @@ def _write_files(text: str, files: Mapping[str, bytes], folder: Path) -> list[Pa
     return [folder / name for name in files]
 
 
-def require_free(folder: Path, *names: str) -> None:
-    """Refuse a folder in which one of some files exists.
+def require_free(folder: Path, *names: str, base: str | None = None) -> None:
+    """Refuse a folder in which one of some files exists; the hint says how to change the base to another one.
 
     Raises:
-        UsageError: It does.
+        UsageError: It does, or there is no such base.
     """
     for name in names:
         if (folder / name).exists():
-            raise UsageError(f"{folder / name} exists already", hint="name another folder: slmctl init SOURCE FOLDER")
+            way = "" if name != FILENAME else f"to change its base, {_other_base(base)}; or "
+            raise UsageError(
+                f"{folder / name} exists already", hint=f"{way}name another folder: slmctl init SOURCE FOLDER"
+            )
+
+
+def _other_base(name: str | None) -> str:
+    """The words on the two keys of slmctl.yaml that name a base."""
+    if name is None:
+        return "edit base and pull.sha256 in it (slmctl bases NAME shows both)"
+    base = named_base(name)
+    pin = f"pull: {{sha256: {base.sha256}}}" if base.sha256 else "no pull.sha256"
+    return f"write into it base: {base.source} and {pin}"
 
 
 def project_name(folder: Path) -> str:
@@ -104,12 +128,15 @@ def _schema_name(proposal: Proposal) -> str:
 
 
 def _schema(proposal: Proposal) -> dict[str, object]:
-    """A JSON Schema that all answers satisfy; of columns from every row, of conversations from the sample."""
+    """A JSON Schema that all answers satisfy; of columns from every row, else from the sample."""
     builder = SchemaBuilder()
     task = proposal.task
     rows = islice(proposal.data.rows(), COUNTED)
-    cells = (row.columns.get(task.output) for row in rows if not row.fault)
-    for cell in (answer for _, answer in task.pairs) if task.is_conversation else cells:
+    # a conversation or a template of a person's own takes too long to be made of every row
+    sampled = task.is_conversation or conversation_formats.is_template(task.output)
+    usable = (row.columns for row in rows if not row.fault)
+    cells = (task.fields.of(row) if task.fields else row.get(task.output) for row in usable)
+    for cell in (answer for _, answer in task.pairs) if sampled else cells:
         if (value := json_value(cell)) is not None:
             builder.add(value)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **builder.schema()}
@@ -135,18 +162,31 @@ def _head(proposal: Proposal, folder: Path) -> Iterator[str]:
         yield _line("pull", {"sha256": base.sha256}, "of this base: remove it with another")
     yield "task:"
     yield _line("  kind", task.kind, "classify: a label; extract: JSON; generate: a text; call: a tool")
-    labels = len(task.labels) - len(proposal.label_map)
-    if proposal.label_map:
-        about = f"the {labels} of the answers; {len(proposal.label_map)} more look misspelt: check them"
-        yield f"{'  labels:':<{_COMMENT_AT}}  # {about}"
-        yield from _wrapped("    map: ", proposal.label_map)
-    elif task.kind == "classify":
-        yield _line("  labels", "from-data", f"the {labels} that the answers hold")
+    if task.kind == "classify":
+        yield from _labels(proposal)
     elif task.kind == "extract":
         yield _line("  schema", _schema_name(proposal), "derived from the answers: correct it before you train")
     if not task.own_system:
         prompt = system_prompt(task.kind, proposal.languages.main)
         yield _line("  system", prompt, "the same in training and in use: make it yours")
+
+
+def _labels(proposal: Proposal) -> Iterator[str]:
+    """The labels by name, so that a row with a new one is left out and ends no run; from-data where they are many."""
+    names = sorted(set(proposal.task.labels) - set(proposal.label_map))
+    fixed = proposal.data.look.complete and len(names) <= MOST_NAMES
+    slips = len(proposal.label_map)
+    about = f"the {len(names)} of the answers" + (f"; {slips} more look misspelt: check them" if slips else "")
+    if not fixed and not slips:
+        yield _line("  labels", "from-data", about)
+        return
+    about += "; a row with another one is left out" if fixed else ""
+    yield f"{'  labels:':<{_COMMENT_AT}}  # {about}"
+    if fixed:
+        yield from _wrapped("    names: [", map(_flow, names), "]")
+    if slips:
+        pairs = (f"{_flow(slip)}: {_flow(label)}" for slip, label in proposal.label_map.items())
+        yield from _wrapped("    map: {", pairs, "}")
 
 
 def _prepare(proposal: Proposal, folder: Path) -> Iterator[str]:
@@ -155,7 +195,9 @@ def _prepare(proposal: Proposal, folder: Path) -> Iterator[str]:
     yield "  sources:"
     columns = (
         ("input", task.input, "the column that is read, or a template"),
-        ("output", task.output, "the column with the right answer"),
+        ("output", task.fields.template, "JSON of these columns; null for an empty cell")
+        if task.fields
+        else ("output", task.output, "the column with the right answer"),
         ("id", task.id, "what slmctl trace --id asks for"),
         ("group", task.group, "rows with the same value stay in one split"),
         ("time", task.time, "for splits.time"),
@@ -172,9 +214,10 @@ def _prepare(proposal: Proposal, folder: Path) -> Iterator[str]:
     if kinds := sorted(proposal.sensitive):
         shares = ", ".join(f"{kind} in {percent(proposal.sensitive[kind], 0)}" for kind in kinds)
         yield _line("  sensitive", dict.fromkeys(kinds, "redact"), f"{shares} of the rows; or keep, pseudonymise")
-    if task.usable < 0.9:
-        left_out = min(math.ceil(100 * (1.02 - task.usable)), 100)
-        yield _line("  max_rejected", f"{left_out} %", f"{percent(1 - task.usable, 0)} of the rows have no answer")
+    if proposal.usable < 0.9:
+        left_out = min(math.ceil(100 * (1.02 - proposal.usable)), 100)
+        why = "have no answer, or calls of tools" if proposal.lost else "have no answer"
+        yield _line("  max_rejected", f"{left_out} %", f"{percent(1 - proposal.usable, 0)} of the rows {why}")
     if proposal.rare_labels:
         yield _line("  min_rows", {"label": 0}, "some labels have so few rows that none may be left for training")
     if proposal.rows < SMALL:
@@ -209,15 +252,14 @@ def _relative(path: Path, folder: Path) -> str:
     return os.path.relpath(path.resolve(), folder.resolve())
 
 
-def _wrapped(head: str, values: Mapping[str, str]) -> Iterator[str]:
-    """A mapping in braces, over as many lines as it takes."""
-    entries = [f"{_flow(key)}: {_flow(value)}" for key, value in values.items()]
-    line = head + "{"
+def _wrapped(head: str, values: Iterable[str], end: str) -> Iterator[str]:
+    """Entries with commas between a head and an end, over as many lines as they take."""
+    line, entries = head, list(values)
     for place, entry in enumerate(entries):
-        piece = entry + (", " if place < len(entries) - 1 else "}")
+        piece = entry + (", " if place < len(entries) - 1 else end)
         if len(line) + len(piece) > WIDTH and line.strip():
             yield line.rstrip()
-            line = " " * (len(head) + 1)
+            line = " " * len(head)
         line += piece
     yield line
 

@@ -60,6 +60,7 @@ class BaseProposal:
         about: A few words for a comment.
         reason: A sentence for the terminal.
         parameters: Its weights; 0 if it is not of the catalogue.
+        tools: True if its chat template writes calls of tools, None if that is not known.
     """
 
     source: str
@@ -67,6 +68,7 @@ class BaseProposal:
     about: str
     reason: str
     parameters: int = 0
+    tools: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,19 @@ class Proposal:
     label_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
+    def lost(self) -> float:
+        """Share of the rows with a text and an answer that the base cannot learn, since it writes no calls of tools."""
+        return self.task.calls if self.base.tools is False and self.task.kind != "call" else 0.0
+
+    @property
+    def usable(self) -> float:
+        """Share of the rows that `prepare` makes records of, estimated from the sample."""
+        return self.task.usable * (1 - self.lost)
+
+    @property
     def rows(self) -> int:
-        """Rows with a text and an answer, estimated from the sample."""
-        return round(self.data.look.rows * self.task.usable)
+        """Rows that `prepare` makes records of, estimated from the sample."""
+        return round(self.data.look.rows * self.usable)
 
     @property
     def test_rows(self) -> int:
@@ -153,7 +165,13 @@ def make(
         task,
         named_base(base)
         if base is not None
-        else propose_base(languages.main, machine, tools=task.tools, tokens=tokens),
+        else propose_base(
+            languages.main,
+            machine,
+            tools=task.tools or task.calls > 0,
+            calls=task.calls > 0 and task.kind != "call",
+            tokens=tokens,
+        ),
         languages,
         sensitive={kind: share for kind, share in shares.items() if kind not in held},
         kept=tuple(kind for kind in shares if kind in held),
@@ -203,28 +221,53 @@ def _label_map(labels: Mapping[str, int]) -> dict[str, str]:
 # The base
 
 
-def propose_base(code: str, machine: Machine, *, tools: bool, tokens: int) -> BaseProposal:
+def propose_base(code: str, machine: Machine, *, tools: bool, calls: bool = False, tokens: int) -> BaseProposal:
     """The smallest base with an open license that knows the language and trains here in LONGEST_MINUTES.
 
-    Where there is none, or the language is not known (an empty code), it is the one that needs no hub. `tokens` are
-    those that training reads, over all epochs.
+    Where there is none, or the language is not known (an empty code), it is the one that needs no hub.
+
+    Args:
+        tools: Bases alone that were trained for calls of tools.
+        calls: Such a base in any case, however long it trains: others cannot learn the rows.
+        tokens: Tokens that training reads, over all epochs.
     """
     bases = [entry for entry in catalogue.entries() if _is_plain(entry) and (entry.tools or not tools)]
-    start = next(entry for entry in catalogue.entries() if entry.package)
+    start = _without_hub(code, machine, tokens)
     speaking = [entry for entry in bases if entry.speaks(code)] if code not in ("", "en") else bases
     quick = [entry for entry in speaking if machine.minutes(entry, tokens) <= LONGEST_MINUTES]
     entry = next((entry for entry in quick if memory.fits(machine.training_bytes(entry, small=True))), None)
     name = language.NAMES.get(code, "English")
     skill = f"{name} and tool calls" if tools and code else "tool calls" if tools else name
     if entry is None:
-        why = f"no base that knows {skill} trains on this machine in an hour" if speaking else f"no base knows {skill}"
-        return _of(start, f"{why}; this one knows English, is small, and needs no model hub")
+        if not speaking:
+            why = f"no base under an open license knows {skill}"
+        else:
+            why = f"no base under an open license that knows {skill} trains on this machine in an hour"
+        if calls and speaking:
+            return _of(speaking[0], f"{why}; this one is the smallest")
+        about = f"knows {_known(start, code)}, is small, has the license {start.license}, and needs no model hub"
+        return _of(start, f"{why}; this one {about}")
     needs = f"trains in about {size(machine.training_bytes(entry, small=True))} of memory"
     if entry.package:
-        return _of(entry, f"knows English, is small, {needs}, and needs no model hub")
+        unknown = "" if code else "; the language of the texts was not recognised: slmctl bases --language CODE"
+        return _of(entry, f"knows English, is small, {needs}, and needs no model hub{unknown}")
     proposal = _of(entry, f"the smallest under an open license that knows {skill}; {needs}, and comes from the hub")
-    without = "" if tools else f"; without a hub: {start.source}"
-    return dataclasses.replace(proposal, about=proposal.about + without)
+    if tools:
+        return proposal
+    without = f"without a hub: {start.source}, which knows {_known(start, code)} (license {start.license})"
+    return dataclasses.replace(proposal, about=f"{proposal.about}; {without}", reason=f"{proposal.reason}; {without}")
+
+
+def _without_hub(code: str, machine: Machine, tokens: int) -> CatalogueEntry:
+    """The smallest base that needs no hub, knows a language and trains here in LONGEST_MINUTES; else the smallest."""
+    offline = [entry for entry in catalogue.entries() if entry.package]
+    quick = [entry for entry in offline if machine.minutes(entry, tokens) <= LONGEST_MINUTES]
+    return next((entry for entry in quick if entry.speaks(code or "en")), offline[0])
+
+
+def _known(entry: CatalogueEntry, code: str) -> str:
+    """The language of a base that is asked for, or that it knows English alone."""
+    return language.NAMES.get(code, "English") if entry.speaks(code or "en") else "English alone"
 
 
 def named_base(name: str) -> BaseProposal:
@@ -242,7 +285,7 @@ def named_base(name: str) -> BaseProposal:
 def _of(entry: CatalogueEntry, reason: str) -> BaseProposal:
     skills = "English" if entry.languages == ("en",) else f"{entry.language_count or 'unknown'} languages"
     about = f"{entry.short_name}, {skills}, {entry.license}"
-    return BaseProposal(entry.source, entry.sha256, about, reason, entry.parameters)
+    return BaseProposal(entry.source, entry.sha256, about, reason, entry.parameters, entry.tools)
 
 
 def _is_plain(entry: CatalogueEntry) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +12,19 @@ from typing import Any, Literal
 from slmctl.config import Source
 from slmctl.console import percent, shown
 from slmctl.errors import DataError, UsageError
-from slmctl.init.column_names import suggests
+from slmctl.init import answer_fields
+from slmctl.init.answer_fields import AnswerFields
+from slmctl.init.column_names import is_total, suggests
 from slmctl.init.columns import Column, as_text, describe
 from slmctl.init.look import FirstLook
-from slmctl.sources.rows import listed
 from slmctl.task import conversation_formats
+from slmctl.task.conversation_formats import reference
 from slmctl.task.records import RowRejectedError
 
 TaskKind = Literal["classify", "extract", "generate", "call"]
 MIN_ROWS = 100  # with an answer; fewer say nothing about a model, and teach it little
 NO_DOUBT, LEAST = 2.0, 1.0  # scores of an answer column: from which it is taken, and from which it is thinkable
+_ROWS = Source(path=Path("rows"))  # a source for the readers of conversations and templates
 ONE_CALL = 0.9  # share of rows with at most one call in the answer, from which the task is to call
 
 
@@ -32,13 +34,17 @@ class TaskProposal:
 
     Attributes:
         kind: Of the task.
-        input, output: A column, or a template; empty where the rows are conversations.
+        input, output: A column, or a template; empty where the rows are conversations. Several columns with commas
+            between them are the output where they make a JSON object.
+        fields: The JSON object of several columns; None for an output of another kind.
         id, group, time: Columns; empty for none.
         is_conversation: True if the rows are conversations, in a layout that is known by its columns.
         answers: The answers as a column.
         pairs: Input and answer of the rows of the sample that have both.
         usable: Share of the rows that have both.
         tools: True if the rows offer tools.
+        calls: Share of the rows with a call of a tool in one of their messages.
+        unread: Rows of the sample by answer that have no text, so that their labels are none.
         own_system: True if the rows bring a system prompt of their own.
         reason: Why this task.
         notes: Sentences about the data.
@@ -55,8 +61,11 @@ class TaskProposal:
     id: str = ""
     group: str = ""
     time: str = ""
+    fields: AnswerFields | None = None
     is_conversation: bool = False
     tools: bool = False
+    calls: float = 0.0
+    unread: Mapping[str, int] = field(default_factory=dict)
     own_system: bool = False
     notes: tuple[str, ...] = ()
     doubts: tuple[tuple[str, str], ...] = ()
@@ -67,7 +76,8 @@ class TaskProposal:
         if self.kind != "classify":
             return {}
         counts = self.answers.counts or Counter(answer for _, answer in self.pairs)
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        read = {label: rows for label, count in counts.items() if (rows := count - self.unread.get(label, 0)) > 0}
+        return dict(sorted(read.items(), key=lambda item: (-item[1], item[0])))
 
 
 def propose(
@@ -110,10 +120,10 @@ def propose(
 
 
 def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> TaskProposal:
-    layout = conversation_formats.recognise(Source(path=Path("rows")), [column.name for column in look.columns])
+    layout = conversation_formats.recognise(_ROWS, [column.name for column in look.columns])
     pairs: list[tuple[str, str]] = []
     faults: list[str] = []
-    tools = own_system = 0
+    tools = own_system = called = 0
     calls: Counter[int] = Counter()  # rows by the number of calls in their answer
     for row in look.sample:
         try:
@@ -127,6 +137,7 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
         tools += bool(conversation.tools)
         calls[len(messages[-1].get("tool_calls") or ())] += 1
         own_system += messages[0]["role"] == "system"
+        called += any("tool_calls" in message for message in messages)
     answers = describe("assistant", [answer for _, answer in pairs])
     by_answer: TaskKind = "extract" if answers.kind == "JSON" and not tools else "generate"
     if answers.kind in ("label", "constant"):
@@ -134,6 +145,8 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
     if tools and calls[1] and calls[0] + calls[1] >= ONE_CALL * len(pairs):
         by_answer = "call"
     notes = [f"{percent(tools / max(len(pairs), 1), 0)} of the rows offer tools"] if tools else []
+    if called and (kind or by_answer) != "call":
+        notes.append(f"{percent(called / len(pairs), 0)} of the rows hold calls of tools")
     notes += ["the rows bring system prompts of their own, so slmctl.yaml has none"] if own_system else []
     notes += [f"{len(faults)} of {len(look.sample)} rows are no conversation: {faults[0]}"] if faults else []
     return TaskProposal(
@@ -147,6 +160,7 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
         id=next((column.name for column in look.columns if column.kind == "id"), ""),
         is_conversation=True,
         tools=tools > 0,
+        calls=called / max(len(pairs), 1),
         own_system=own_system > 0,
         notes=tuple(notes),
     )
@@ -158,47 +172,129 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
 def _of_columns(
     look: FirstLook, title: str, input: str | None, output: str | None, kind: TaskKind | None
 ) -> TaskProposal:
-    for flag, spec in (("--input", input), ("--output", output)):
-        for name in names_in(spec or ""):
-            if look.column(name) is None:
-                names = listed([column.name for column in look.columns])
-                raise UsageError(f"{flag}: {title} has no column '{name}'", hint=f"its columns: {names}")
     doubts: list[tuple[str, str]] = []
+    notes: list[str] = []
+    fields, chosen = answer_fields.named(look, output or ""), output is not None
     if output is None:
-        answer, question = _choose_answer(look, title, input or "", kind)
+        output, fields, question, notes = _choose_output(look, title, input, kind)
         doubts += [("--output", question)] if question else []
-    else:
-        answer = look.column(output) or describe(output, [_filled(output, row) for row in look.sample])
     if input is None:
-        input, question = _choose_input(look, title, answer)
+        input, question = _choose_input(look, title, fields.names if fields else [output])
         doubts += [("--input", question)] if question else []
-    kind = kind or _kind_of(answer)
-    _require_sense(look, input, answer, kind, chosen=output is not None)
-    pairs = [
-        (text, value)
-        for row in look.sample
-        if (text := _filled(input, row)) and (value := as_text(row.get(answer.name)))
-    ]
-    columns = [column for column in look.columns if column.name not in {answer.name, input}]
-    return TaskProposal(
+    read_text, read_answer = _reader(look, title, "--input", input), _reader(look, title, "--output", output, fields)
+    answer = look.column(output) or describe(output, [read_answer(row) for row in look.sample])
+    kind = kind or ("extract" if fields else _kind_of(answer))
+    _require_sense(look, input, answer, fields, kind, chosen=chosen)
+    pairs: list[tuple[str, str]] = []
+    unread: Counter[str] = Counter()
+    for row in look.sample:
+        text, value = read_text(row), read_answer(row)
+        if text and value:
+            pairs.append((text, value))
+        elif value:
+            unread[value] += 1
+    columns = [column for column in look.columns if column.name not in {output, input}]
+    free = [column for column in columns if fields is None or column.name not in fields.names]
+    task = TaskProposal(
         kind=kind,
         input=input,
-        output=output or answer.name,
+        output=output,
+        fields=fields,
         answers=answer,
         pairs=tuple(pairs),
         usable=len(pairs) / len(look.sample),
-        reason={
-            "classify": f"'{answer.name}' has {answer.different} different values",
-            "extract": f"'{answer.name}' holds JSON",
-            "generate": f"'{answer.name}' holds texts of {answer.words:.0f} words on average",
-            "call": f"'{answer.name}' holds calls",
-        }[kind],
+        reason="",
         id=_first(columns, "id"),
-        group=_first(columns, "group"),
-        time=next((column.name for column in columns if column.is_iso_time), ""),
-        notes=tuple(_swapped(input, answer)),
+        group=_first(free, "group"),
+        time=next((column.name for column in free if column.is_iso_time), ""),
+        unread=unread,
+        notes=(*notes, *_swapped(input, answer), *_odd_rows(pairs, fields)),
         doubts=tuple(doubts),
     )
+    reason = {
+        "classify": f"'{output}' has {len(task.labels)} different values",
+        "extract": f"{_and(fields.names)} make one JSON object" if fields else f"'{output}' holds JSON",
+        "generate": f"'{output}' holds texts of {answer.words:.0f} words on average",
+        "call": f"'{output}' holds calls",
+    }[kind]
+    return replace(task, reason=reason)
+
+
+def _reader(
+    look: FirstLook, title: str, flag: str, spec: str, fields: AnswerFields | None = None
+) -> Callable[[Mapping[str, Any]], str]:
+    """A function that makes the text of a row as `prepare` does, empty where that rejects it.
+
+    Raises:
+        UsageError: A column does not exist, or a template is not valid.
+    """
+    source, columns = _ROWS.model_copy(update={"name": title}), [column.name for column in look.columns]
+    try:
+        for name in fields.names if fields else ():
+            conversation_formats.require_column(source, columns, name)
+        make = None if fields else conversation_formats.text_maker(source, spec, columns)
+    except DataError as error:
+        raise UsageError(f"{flag}: {error.message}", hint=error.hint) from None
+
+    def read(row: Mapping[str, Any]) -> str:
+        if make is None:
+            assert fields is not None
+            return as_text(fields.of(row))
+        try:
+            return make(row)
+        except RowRejectedError:
+            return ""
+
+    return read
+
+
+def _choose_output(
+    look: FirstLook, title: str, input: str | None, kind: TaskKind | None
+) -> tuple[str, AnswerFields | None, str, list[str]]:
+    """The output, its fields, a question where others are as likely, and notes."""
+    held = _held_fields(look, title, input) if kind in (None, "extract") else None
+    several = held if held is not None and (len(held.names) > 1 or kind) else None
+    try:
+        answer, question = _choose_answer(look, title, input or "", kind)
+    except DataError:
+        if several is None:
+            raise
+        question = "" if kind else f"is the answer JSON of {_and(several.names)}, whose values the text holds?"
+        return several.spec, several, question, []
+    if several is None or kind:
+        return answer.name, None, question, []
+    if question:
+        question = f"{question[:-1]}, or JSON of {_and(several.names)}, whose values the text holds?"
+        return several.spec, several, question, []
+    note = f"the text holds the values of {_and(several.names)}: to extract these, --output '{several.spec}'"
+    return answer.name, None, "", [note]
+
+
+def _held_fields(look: FirstLook, title: str, input: str | None) -> AnswerFields | None:
+    """The columns whose values stand in the text that is read."""
+    if input is None:
+        if not any(column.kind in ("text", "value") for column in look.columns):
+            return None
+        input, _ = _choose_input(look, title, ())
+    beside = [column.name for column in look.columns if column.name == input or reference(column.name) in input]
+    return answer_fields.found(look, _reader(look, title, "--input", input), beside=beside)
+
+
+def _and(names: Sequence[str]) -> str:
+    shown_names = [shown(name, 40) for name in names]
+    return " and ".join(filter(None, (", ".join(shown_names[:-1]), shown_names[-1])))
+
+
+def _odd_rows(pairs: Sequence[tuple[str, str]], fields: AnswerFields | None) -> Iterator[str]:
+    """Notes on rows without any of the fields, and on a last row that is a sum."""
+    empty = as_text(dict.fromkeys(fields.names)) if fields else ""
+    if blank := sum(value == empty for _, value in pairs):
+        yield (
+            f"{percent(blank / len(pairs), 0)} of the rows have none of these values, so null is their right answer: "
+            "take them out of the file if nobody has looked at them"
+        )
+    if pairs and is_total(pairs[-1][0]):
+        yield f"the last row looks like a sum ('{shown(pairs[-1][0], 40)}'): take it out of the file, or it is learned"
 
 
 def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | None) -> tuple[Column, str]:
@@ -244,9 +340,9 @@ def _kind_of(answer: Column) -> TaskKind:
     return "generate" if answer.kind in ("text", "value") else "classify"
 
 
-def _choose_input(look: FirstLook, title: str, answer: Column) -> tuple[str, str]:
-    """The column or template of the input, and a question where others are as likely."""
-    others = [column for column in look.columns if column.name != answer.name]
+def _choose_input(look: FirstLook, title: str, taken: Collection[str]) -> tuple[str, str]:
+    """The column or template of the input, and a question where others are as likely; `taken` are the answer's."""
+    others = [column for column in look.columns if column.name not in taken]
     texts = [column for column in others if column.kind == "text"] or [c for c in others if c.kind == "value"]
     if not texts:
         raise DataError(
@@ -261,8 +357,8 @@ def _choose_input(look: FirstLook, title: str, answer: Column) -> tuple[str, str
     question = f"is the text in {' or '.join(rivals)}?" if len(rivals) > 1 else ""
     words = [column for column in others if column is not chosen and column.kind in ("text", "value")]
     subject = next((column for column in words if suggests(column.name, "subject")), None)
-    if subject is not None and subject.name.isidentifier() and chosen.name.isidentifier():
-        return f"{{{{ {subject.name} }}}}\n\n{{{{ {chosen.name} }}}}", question
+    if subject is not None:
+        return f"{{{{ {reference(subject.name)} }}}}\n\n{{{{ {reference(chosen.name)} }}}}", question
     return chosen.name, question
 
 
@@ -272,26 +368,26 @@ def _input_score(column: Column) -> int:
     return 3 if suggests(column.name, "text") else 1 if suggests(column.name, "subject") else 2
 
 
-def names_in(spec: str) -> list[str]:
-    """The columns of a template that are named alone in braces; of a column's name that name."""
-    if "{{" in spec or "{%" in spec:
-        return re.findall(r"\{\{-?\s*(\w+)", spec)
-    return [spec] if spec else []
+def columns_in(spec: str, columns: Sequence[Column]) -> list[str]:
+    """The columns that a template names, in their order; of a column's name that name."""
+    if not conversation_formats.is_template(spec):
+        return [spec]
+    names = [column.name for column in columns]
+    return [name for name in names if name in set().union(*conversation_formats.names_in(_ROWS, spec, names))]
 
 
-def _filled(spec: str, row: dict[str, Any]) -> str:
-    """Roughly the text that a column or template makes of a row; loops and conditions are left out."""
-    if spec in row:
-        return as_text(row[spec])
-    text = re.sub(r"\{\{-?\s*(\w+).*?\}\}", lambda match: as_text(row.get(match[1])), spec)
-    return re.sub(r"\{%.*?%\}", "", text).strip()
-
-
-def _require_sense(look: FirstLook, input: str, answer: Column, kind: TaskKind, *, chosen: bool) -> None:
+def _require_sense(
+    look: FirstLook, input: str, answer: Column, fields: AnswerFields | None, kind: TaskKind, *, chosen: bool
+) -> None:
     """Refuse columns that cannot be what the flags say."""
     column = look.column(input)
-    if column is answer:
+    if column is answer or (fields is not None and input in fields.names):
         raise UsageError(f"'{input}' is named as input and as answer", hint="--input TEXT --output ANSWER")
+    if fields is not None and kind != "extract":
+        raise UsageError(
+            f"several columns make one JSON object, which is the answer of extract, and the task is {kind}",
+            hint="--task extract, or one column: --output COLUMN",
+        )
     if kind == "call":
         raise UsageError(
             "init proposes a task of calls for conversations that offer tools, and these rows are a table",
@@ -300,7 +396,8 @@ def _require_sense(look: FirstLook, input: str, answer: Column, kind: TaskKind, 
     if kind == "extract" and answer.kind != "JSON":
         raise UsageError(
             f"extract wants JSON in '{answer.name}', which holds '{shown(answer.example, 40)}'",
-            hint="--task generate for texts, --task classify for few values",
+            hint="--output A,B for one JSON object of several columns, --task generate for texts, --task classify for "
+            "few values",
         )
     if chosen and column is not None and column.kind == "label" and answer.kind == "text" and kind != "generate":
         raise UsageError(

