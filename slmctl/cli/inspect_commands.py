@@ -22,6 +22,7 @@ from slmctl.cli.group import (
     common_options,
     config_options,
     import_trainer_first,
+    make_workspace,
     offline_option,
     open_project,
     option,
@@ -43,7 +44,7 @@ REVIEWED = "reviewed.jsonl"  # the file of slmctl review
 def show(options: Options, path: Path | None, log: bool) -> None:
     """Show the lineage of an artifact, from a release back to the data.
 
-    PATH is an artifact, its id (4 characters and more) or a release; the config's release by default.
+    PATH is an artifact, its id (4 characters and more) or kind, or a release; the config's release by default.
     """
     from slmctl.artifacts import artifact, lineage
     from slmctl.pipeline.model_lookup import root_of
@@ -55,7 +56,7 @@ def show(options: Options, path: Path | None, log: bool) -> None:
         log_file = stage_log.find(options.directory.resolve(), path)
         terminal().write(terminal().clean(log_file.read_text(encoding="utf-8", errors="replace")))
         return
-    path = artifact_path(options.directory, path) if path is not None else None
+    path = artifact_path(make_workspace(options), path) if path is not None else None
     shown = artifact.load(path) if path is not None else find(open_project(options), "published")
     node = lineage.show(root_of(options.directory, path), shown)
     print_result(options, lineage.to_json(node), lineage.lines(node))
@@ -83,7 +84,7 @@ def ls(options: Options, kinds: tuple[str, ...], models: bool) -> None:
         ranked = listing.leaderboard(root)
         print_result(options, [row.to_json() for row in ranked], listing.leaderboard_lines(ranked))
         if not ranked and not options.json:
-            terminal().say(f"no report below {root / 'runs'}: slmctl evaluate makes one")
+            terminal().say(f"no report below {root / 'runs'}: slmctl run makes one")
         return
     for kind in kinds:
         if kind not in listing.KINDS:
@@ -176,13 +177,13 @@ def trace(
 def diff(options: Options, first: Path, second: Path) -> None:
     """Compare two artifacts of a kind, two releases, or two projects: config, data, metrics.
 
-    FIRST and SECOND are paths, or ids of artifacts. Models that two reports measured on the same rows are
+    FIRST and SECOND are paths, ids or kinds of artifacts. Models that two reports measured on the same rows are
     compared in pairs, row by row, with a significance test.
     """
     from slmctl.pipeline import resolve
     from slmctl.provenance import diff as module
 
-    first, second = (resolve.artifact_path(options.directory, path) for path in (first, second))
+    first, second = (resolve.artifact_path(make_workspace(options), path) for path in (first, second))
     differences = module.diff(first, second)
     print_result(options, differences, module.lines(differences))
 
@@ -200,12 +201,14 @@ def diff(options: Options, first: Path, second: Path) -> None:
 def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     """Check every byte of artifacts; list every file that is extra, missing or changed.
 
-    PATHS are artifacts, their ids, or releases; all below runs/ by default. With --key, releases must be signed.
+    PATHS are artifacts, their ids or kinds, or releases; all below runs/ by default. With --key, releases must
+    be signed.
     """
     from slmctl.artifacts import artifact, lineage
     from slmctl.pipeline import resolve
 
-    folders = [resolve.artifact_path(options.directory, path) for path in paths] or lineage.folders(options.directory)
+    where = make_workspace(options)
+    folders = [resolve.artifact_path(where, path) for path in paths] or lineage.folders(options.directory)
     if not folders:
         raise IntegrityError(f"there are no artifacts below {options.directory / 'runs'}", hint="slmctl run")
     faults_of = {folder: artifact.verify_folder(folder) for folder in folders}
@@ -236,7 +239,7 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
 def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     """Build an artifact again from its manifest, and compare every byte.
 
-    ARTIFACT is a path or an id. Inputs are searched below runs/, sources among --source, the copies in
+    ARTIFACT is a path, an id or a kind. Inputs are searched below runs/, sources among --source, the copies in
     runs/.sources/ and the files of slmctl.yaml, all by hash. Exits with 0 if every byte is equal, else with
     104 and a list of differences.
     """
@@ -246,7 +249,7 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     from slmctl.pipeline.model_lookup import root_of
     from slmctl.provenance import reproduce as module
 
-    path = resolve.artifact_path(options.directory, path)
+    path = resolve.artifact_path(make_workspace(options), path)
     options.directory = root_of(options.directory, path)
     project = _project(options)
     made = artifact.load(path)
@@ -372,7 +375,7 @@ def _base(options: Options, path: str) -> Base:
     from slmctl.model_files.base_model import Base
     from slmctl.pipeline.resolve import find, open_model
 
-    if not path:
+    if path in ("", "base"):
         return Base.read(find(open_project(options), "base").path)
     catalogue.require_source(path, options.directory / path)
     return Base.read(open_model(options.directory / path, ("base",)).path)

@@ -78,9 +78,10 @@ def serve(
 ) -> None:
     """Serve a model over HTTP with OpenAI's API, until SIGTERM.
 
-    MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG, whose release is read again on
-    SIGHUP. dir:REGISTRY stands for every release there that is tagged production, each by its name. Without
-    MODEL it is serve.fleet of the config, or else its release. Prints the address on stdout when it is ready.
+    MODEL is gguf (the model before its release), an artifact of it, a release, a .gguf file, or
+    dir:REGISTRY#TAG, whose release is read again on SIGHUP. dir:REGISTRY stands for every release there that is
+    tagged production, each by its name. Without MODEL it is serve.fleet of the config, or else its release.
+    Prints the address on stdout when it is ready.
     With --engine-url that endpoint answers, and MODEL, any artifact of it, gives the task contract alone.
 
     With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
@@ -212,7 +213,8 @@ def _keys_in(path: Path) -> list[Key]:
 def chat(options: Options, model: str | None, type_name: str | None, max_tokens: int) -> None:
     """Chat with a model in the terminal; each line of stdin is a message.
 
-    MODEL is a gguf artifact, a release or a .gguf file; the config's release by default.
+    MODEL is gguf (the model before its release), an artifact of it, a release or a .gguf file; the config's release
+    by default.
     """
     from slmctl.cli.terminal_chat import chat as talk
     from slmctl.inference.engine import Engine
@@ -242,7 +244,7 @@ def _require_reachable(settings: ServeConfig) -> None:
 def _artifact_path(options: Options, path: Path) -> Path:
     from slmctl.pipeline import resolve
 
-    return resolve.artifact_path(options.directory, path)
+    return resolve.artifact_path(make_workspace(options), path)
 
 
 def _named_paths(options: Options, adapters: tuple[str, ...]) -> dict[str, str]:

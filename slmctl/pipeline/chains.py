@@ -18,11 +18,13 @@ from slmctl.metrics import gates
 from slmctl.network import guard
 from slmctl.pipeline import released
 from slmctl.pipeline.resolve import (
+    TRY_FIRST,
     Project,
     StageRequest,
     base_file_requests,
     calibration_inputs,
     find,
+    is_made,
     predict_section,
     report_inputs,
     resolve_stage,
@@ -272,7 +274,12 @@ def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = F
     Raises:
         GateError: At least one failed.
     """
-    return gates.enforce(*_gates(project, report, only_measured))
+    try:
+        return gates.enforce(*_gates(project, report, only_measured))
+    except GateError as error:
+        if is_made(project, "gguf"):
+            error.hint = f"{error.hint}; {TRY_FIRST}"
+        raise
 
 
 def gate_results(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
 from slmctl.releases import registry
 
 PATH_ID = 12  # characters of a recipe id in the path of its artifact
+TRY_FIRST = "to try the model before it is released: slmctl chat gguf, or slmctl serve gguf"
 LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
 
 
@@ -165,7 +166,10 @@ def reading(project: Project) -> tuple[config.Section, Artifact | None]:
 
 
 def expected(project: Project, name: str) -> StageRequest:
-    """The request that the config makes of a stage; of evaluate and calibrate with the predictions that exist."""
+    """The request that the config makes of a stage; of evaluate and calibrate with the predictions that exist, and of
+    predict for the first GGUF file."""
+    if name == "predict":
+        return predictions_of(project, "gguf")[0]
     if name not in ("evaluate", "calibrate"):
         return resolve_stage(project, name)
 
@@ -196,15 +200,22 @@ def by_id(runs: Path, prefix: str) -> Path:
     return matches[0]
 
 
-def artifact_path(root: Path, named: Path) -> Path:
-    """The path that a user named, or that of the artifact below `root/runs/` whose id he named.
+def artifact_path(where: Workspace, named: Path) -> Path:
+    """The path that a user named, or that of an artifact of the project: the current one of a kind, or that of an id.
 
     Raises:
-        IntegrityError: There is nothing at the path, and no artifact has such an id.
-        UsageError: Several artifacts have.
+        IntegrityError: There is nothing at the path, no artifact has such an id, or none of that kind is current.
+        UsageError: Several artifacts have, or the config asks for none of that kind.
     """
-    if not os.path.lexists(named) and re.fullmatch(r"[0-9a-f]{4,64}", str(named)):
-        return by_id(root / "runs", str(named))
+    if os.path.lexists(named):
+        return named
+    if stage := BY_KIND.get(str(named)):
+        if getattr(where.project.config, stage.name) is None:
+            raise UsageError(f"slmctl.yaml has no section '{stage.name}', so none of kind '{named}' is current",
+                             hint=f"slmctl ls {named} lists those there are, with their ids")  # fmt: skip
+        return find(replace(where.project, named={}, _found={}), str(named)).path
+    if re.fullmatch(r"[0-9a-f]{4,64}", str(named)):
+        return by_id(where.directory / "runs", str(named))
     return named
 
 
@@ -217,7 +228,7 @@ def find(project: Project, role: Role | str) -> Artifact:
     role = Role(role, (role,)) if isinstance(role, str) else role
     if role.name not in project._found:
         if role.name in project.named:
-            path = artifact_path(project.root, project.named[role.name])
+            path = artifact_path(_workspace(project), project.named[role.name])
             project._found[role.name] = open_model(path, role.kinds)
         else:
             stage = BY_KIND[role.kinds[0]]
@@ -234,7 +245,8 @@ def _not_made(project: Project, request: StageRequest) -> IntegrityError:
     text = f"no current artifact '{stage.leaves}': stage {stage.name} has not run with this config and data"
     others = other_settings(project, request)
     if not others:
-        return IntegrityError(text, hint=f"slmctl run --until {stage.name}")
+        begun = bool(lineage.folders(project.root))
+        return IntegrityError(text, hint=f"slmctl run --until {stage.name}" if begun else "slmctl run")
     latest_first = sorted(others, key=lambda entry: entry[0].manifest.started, reverse=True)
     other, changed = min(latest_first, key=lambda entry: len(entry[1]))
     sets = [f"--set {key}={value}" for key, value in changed.items() if isinstance(value, bool | int | float | str)]
@@ -274,6 +286,18 @@ class Workspace:
         return self.open()
 
 
+def _workspace(project: Project) -> Workspace:
+    return Workspace(project.root, lambda: project)
+
+
+def is_made(project: Project, kind: str) -> bool:
+    """True if the current artifact of a kind exists."""
+    try:
+        return find(project, kind).path.exists()
+    except (IntegrityError, UsageError):
+        return False
+
+
 def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], *, default: str) -> Artifact:
     """The model that a command names: a kind of this pipeline, `dir:REGISTRY#TAG`, or a path.
 
@@ -289,10 +313,15 @@ def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], 
     """
     spec = spec or default
     if isinstance(spec, str) and spec in kinds:
-        return find(where.project, spec)
+        try:
+            return find(where.project, spec)
+        except IntegrityError as error:
+            if spec == "published" and "gguf" in kinds and is_made(where.project, "gguf"):
+                error.hint = f"{TRY_FIRST}; to release it: {error.hint}"
+            raise
     if isinstance(spec, str) and spec.startswith("dir:"):
         return require_kind(registry.find(*registry.parse(spec, where.directory)), kinds)
-    path = artifact_path(where.directory, Path(spec))
+    path = artifact_path(where, Path(spec))
     if not path.exists() and path.name == str(spec) and not path.suffix:
         raise UsageError(
             f"'{spec}' is no model of this pipeline, and there is no such folder",
@@ -403,7 +432,7 @@ def _named_report(project: Project, spec: str | Path) -> Artifact | None:
     """The report that a path or an id names; None for a model."""
     if str(spec) in STAGES["predict"].takes[0].kinds or str(spec).startswith("dir:"):
         return None
-    path = artifact_path(project.root, Path(spec))
+    path = artifact_path(_workspace(project), Path(spec))
     if not (path / artifact.MANIFEST).is_file():
         return None
     opened = artifact.load(path)
@@ -431,7 +460,8 @@ def _inputs_of(project: Project, made: Artifact, role: str) -> list[Artifact]:
     digests = [value] if isinstance(value, str) else value
     if missing := [digest for digest in digests if digest not in here]:
         raise IntegrityError(
-            f"{len(missing)} {role} of {made.path} are not below {project.runs}", hint="slmctl evaluate makes it again"
+            f"not below {project.runs}: {role} of {made.path} ({len(missing)} of {len(digests)})",
+            hint="slmctl evaluate makes it again",
         )
     return [here[digest] for digest in digests]
 
@@ -472,7 +502,7 @@ def predictions_of(
     role = STAGES["predict"].takes[0]
     if model == LORA:
         return _lora_predictions(project, split)
-    source = find_model(Workspace(project.root, lambda: project), model, role.kinds, default="gguf")
+    source = find_model(_workspace(project), model, role.kinds, default="gguf")
     inputs: dict[str, Artifact | list[Artifact]] = {"model": source}
     if source.kind == "adapter":
         inputs["base"] = base_of(project, source)

@@ -16,7 +16,8 @@ from typing import IO
 
 from slmctl import child_environment, console, sensitive
 from slmctl.errors import IntegrityError, SlmctlError
-from slmctl.pipeline.resolve import StageRequest, artifact_path
+from slmctl.pipeline.resolve import StageRequest, by_id
+from slmctl.pipeline.stage_table import BY_KIND
 
 FOLDER, SUFFIX = ".logs", ".log"
 MAX_BYTES = 1_000_000  # of a log
@@ -51,7 +52,8 @@ def kept(request: StageRequest) -> Iterator[None]:
 
 
 def find(root: Path, named: Path | None) -> Path:
-    """The log of an artifact, by its path or the beginning of its id; without a name the last one.
+    """The log of an artifact, by its path or the beginning of its id, or the last one of a kind; without a name the
+    last one.
 
     Raises:
         IntegrityError: None is kept.
@@ -60,12 +62,15 @@ def find(root: Path, named: Path | None) -> Path:
     if named is not None and re.fullmatch(r"[0-9a-f]{4,64}", str(named)) and not os.path.lexists(named):
         logs = [path for path in logs if artifact_of(path).name.startswith(str(named)[:12])]  # of failed stages, too
         if len(logs) != 1:
-            logs = [path_of(artifact_path(root, named))]
+            logs = [path_of(by_id(root / "runs", str(named)))]
+    elif str(named) in BY_KIND and not os.path.lexists(str(named)):
+        logs = [path for path in logs if artifact_of(path).parent.name == str(named)]
     elif named is not None:
         logs = [path_of(named.resolve())]
     if not logs or not logs[-1].is_file():
         raise IntegrityError(
-            f"no log is kept of {named or 'any stage'} below {root / 'runs'}", hint="a stage that runs here leaves one"
+            f"no log is kept of {named or 'any stage'} below {root / 'runs'}",
+            hint="slmctl run leaves one of each stage",
         )
     return logs[-1]
 

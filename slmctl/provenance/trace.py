@@ -170,7 +170,8 @@ def _refuse(root: Path) -> NoReturn:
     hint = "slmctl -C PROJECT trace names the folder with slmctl.yaml and runs/; --registry DIR searches releases"
     if not (root / "runs").is_dir() and not (root / config.FILENAME).exists():
         raise UsageError(f"{root} is no project: it has neither {config.FILENAME} nor runs/", hint=hint)
-    raise IntegrityError(f"there is no data set below {root / 'runs'}, so nothing can be said about the row", hint=hint)
+    text = f"there is no data set below {root / 'runs'}, so nothing can be said about the row"
+    raise IntegrityError(text, hint=f"slmctl run makes one; {hint}")
 
 
 class _Exposures:

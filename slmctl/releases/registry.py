@@ -163,8 +163,9 @@ def locate(root: Path, name: str = "") -> tuple[str, str]:
         current = PRODUCTION if (root / version / ".tags" / PRODUCTION).exists() else ""
         return locate(root, f"{version}@{current}")
     if not matches:
-        listed = ", ".join("@".join(release) for release in sorted(there)) or "nothing"
-        raise IntegrityError(f"{root} holds no release '{name}'", hint=f"it holds {listed}")
+        listed = ", ".join("@".join(release) for release in sorted(there))
+        hint = f"it holds {listed}" if listed else "it holds none: slmctl run publishes the first"
+        raise IntegrityError(f"{root} holds no release '{name}'", hint=hint)
     if len(matches) > 1:
         listed = ", ".join("@".join(release) for release in sorted(matches))
         raise UsageError(f"{root} holds several releases that '{name}' may mean", hint=f"one of {listed}")

@@ -216,6 +216,7 @@ def test_a_gate_on_something_not_measured_is_a_usage_error(tiny_run: Path) -> No
         with pytest.raises(UsageError, match=found):
             chains.publish(project)
 
+    assert resolve.TRY_FIRST in done.stderr
 
 def test_a_file_that_no_report_measured_is_not_published(desk: Path) -> None:
     project = opened(desk, "evaluate.models=[base, adapter]")

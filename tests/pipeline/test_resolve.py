@@ -30,17 +30,21 @@ def leave(root: Path, kind: str, recipe: str) -> Artifact:
     return handmade.make(root / "runs" / kind / recipe[:12], recipe_id=f"sha256:{recipe:0<64}")
 
 
+def workspace(root: Path) -> resolve.Workspace:
+    return resolve.Workspace(root, lambda: opened(root))
+
+
 def test_an_id_of_four_characters_and_more_names_an_artifact(tmp_path: Path) -> None:
     first = leave(tmp_path, "adapter", FIRST)
     leave(tmp_path, "gguf", SECOND)
     assert first.short_id == FIRST[:8]
     for prefix in (FIRST[:5], first.short_id, FIRST, first.manifest.recipe_id.removeprefix("sha256:")):
-        assert resolve.artifact_path(tmp_path, Path(prefix)) == first.path
+        assert resolve.artifact_path(workspace(tmp_path), Path(prefix)) == first.path
     with pytest.raises(UsageError, match="2 artifacts have an id that begins with '3f9a'") as several:
         resolve.by_id(tmp_path / "runs", FIRST[:4])
     assert f"runs/gguf/{SECOND}" in several.value.hint
     with pytest.raises(IntegrityError, match=r"no artifact below .* begins with 'dead'"):
-        resolve.artifact_path(tmp_path, Path("dead"))
+        resolve.artifact_path(workspace(tmp_path), Path("dead"))
 
 
 def test_what_set_made_is_found(tmp_path: Path) -> None:
@@ -60,6 +64,30 @@ def test_what_set_made_is_found(tmp_path: Path) -> None:
     assert f"(task.system, prepare.max_overlap): runs/prepared/{other.path.name}" in caught.value.message
     assert "--set task.system=Sort. --set prepare.max_overlap=0.4; for a new one" in caught.value.hint
     assert resolve.find(opened(tmp_path, "prepare.max_overlap=0.4", "task.system=Sort."), "prepared")
+
+
+def test_a_kind_names_its_current_artifact_and_a_model_before_its_release_is_named(tmp_path: Path) -> None:
+    (tmp_path / "slmctl.yaml").write_text(PROJECT)
+    (tmp_path / "a.csv").write_text("input,output\nhello,world\n")
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    where, wants = workspace(tmp_path), {"kinds": ("published", "gguf"), "default": "published"}
+    with pytest.raises(IntegrityError) as nothing:
+        resolve.find_model(where, None, **wants)
+    assert nothing.value.hint == "slmctl run"
+    made = [leave_current(tmp_path, stage) for stage in ("pull", "prepare", "finetune", "merge", "quantize")]
+    for each in made:
+        assert resolve.artifact_path(where, Path(each.kind)) == each.path
+        project = opened(tmp_path)
+        project.named[each.kind] = Path(each.kind)
+        assert resolve.find(project, each.kind).path == each.path
+    with pytest.raises(UsageError, match="no section 'calibrate', so none of kind 'policy' is current"):
+        resolve.artifact_path(where, Path("policy"))
+    # `chat` led to `run`, and the gate that `run` failed led nowhere
+    with pytest.raises(IntegrityError) as caught:
+        resolve.find_model(workspace(tmp_path), None, **wants)
+    assert caught.value.hint.startswith(
+        "to try the model before it is released: slmctl chat gguf, or slmctl serve gguf"
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,8 +110,8 @@ def test_a_path_that_exists_goes_before_an_id(tmp_path: Path, monkeypatch: pytes
     leave(tmp_path, "adapter", FIRST)
     monkeypatch.chdir(tmp_path)
     (tmp_path / FIRST[:8]).mkdir()
-    for named in (FIRST[:8], "3f9", "some/where", "base"):
-        assert resolve.artifact_path(tmp_path, Path(named)) == Path(named)
+    for named in (FIRST[:8], "3f9", "some/where", "bases"):
+        assert resolve.artifact_path(workspace(tmp_path), Path(named)) == Path(named)
 
 
 def test_a_model_that_slmctl_did_not_make_goes_by_its_digest(tmp_path: Path) -> None:
