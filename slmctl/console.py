@@ -292,6 +292,11 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
+def count(number: int, noun: str = "") -> str:
+    """`10,003`; `1 row`, `3 rows`."""
+    return f"{number:,}" + (f" {noun}" if noun else "") + ("s" if noun and number != 1 else "")
+
+
 def percent(share: float, digits: int = 1) -> str:
     """`92.5 %`; a share that would be rounded to 0 % or 100 % gets more digits, up to four."""
     for more in range(digits, 5):

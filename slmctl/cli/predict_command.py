@@ -71,9 +71,10 @@ def predict(
 ) -> None:
     """Answer every row of one split, or of a file of yours, with one model.
 
-    MODEL is base, adapter, merged or gguf (the default), or the path of an artifact, a release, a
-    .gguf file or an HF folder. With --engine-url an endpoint answers, and MODEL gives the task contract
-    alone; rows that their column "sensitive" marks are not sent. A run that was killed resumes.
+    MODEL is base, adapter, merged or gguf (the default), for a file also linear (the baseline of the report),
+    or the path of an artifact, a release, a .gguf file or an HF folder. With --engine-url an endpoint answers,
+    and MODEL gives the task contract alone; rows that their column "sensitive" marks are not sent. A run that
+    was killed resumes.
     """
     if files["source"] is not None or files["target"] is not None:
         if files["source"] is None or files["target"] is None:
@@ -85,8 +86,12 @@ def predict(
             "--shard, --format, --column, --sheet, --encoding, --plain, --ray and --engine-url are for a file",
             hint="--input FILE --output FILE",
         )
-    from slmctl.pipeline import resolve, runner
+    from slmctl.pipeline import linear_file, resolve, runner
 
+    if model == linear_file.KIND:
+        raise UsageError(
+            "linear answers a file; its answers to held-out rows stand in the report", hint=linear_file.ANSWERS
+        )
     project = open_project(options)
     for step in resolve.predictions_of(project, model or "gguf", split, type_name):
         print_artifact(options, say_outcome(step.stage.name, runner.run(project, step)).artifact)
@@ -104,8 +109,9 @@ def _answer(
     if bool(urls) != bool(engine_model):
         hint = "--engine-url https://host/v1 --engine-model NAME"
         raise UsageError("--engine-url and --engine-model come together", hint=hint)
-    if files["ray"] and urls:
-        raise UsageError("--ray answers on nodes, and --engine-url asks endpoints", hint="leave one of them out")
+    if files["ray"] and (urls or model == "linear"):
+        other = "--engine-url asks endpoints" if urls else "linear answers here"
+        raise UsageError(f"--ray answers on nodes, and {other}", hint="leave one of them out")
     file_answers.require_one_file(files["source"], files["target"])
     endpoints = None
     if urls:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmctl.errors import SlmctlError
+
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.pipeline.resolve import Project
@@ -70,7 +72,26 @@ def _opening(project: Project, report: Artifact, figures: EvaluationReport, only
         gates=[(result.passed, result.text) for result in gates],
         training=_training(adapter) if adapter else None,
         policy=_policy(artifacts, focus.get("sha256")),
+        linear=linear(project, figures),
     )
+
+
+def linear(project: Project, figures: EvaluationReport) -> str:
+    """The command that takes the linear baseline, whose weights are left beside the page; empty unless it wins."""
+    from slmctl.metrics import linear_baseline
+    from slmctl.pipeline import linear_file
+    from slmctl.stages.evaluate.report_data import ReportView
+
+    view = ReportView(figures)
+    if view.baseline != linear_baseline.NAME or view.score(view.baseline) < view.score(view.focus):
+        return ""
+    with contextlib.suppress(SlmctlError, ModuleNotFoundError):  # its data set is not here
+        weights = linear_file.written(project).name
+        return (
+            f"To take the linear model: {linear_file.ANSWERS}. Its weights are in runs/{weights}, and "
+            f"runs/{linear_file.PROGRAM} loads them."
+        )
+    return ""
 
 
 def _data(facts: Mapping[str, Any], figures: EvaluationReport) -> str:

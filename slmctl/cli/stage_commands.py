@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,13 +313,15 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 @click.command()
 @click.option("--until", type=click.Choice(CHAIN), default="publish", show_default=True, help="The last stage to run.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the stages that would run and what they take, and stop.")
+@click.option("--yes", is_flag=True, help="Train also where a linear model leaves next to nothing to win.")
 @stage_options
 @click.pass_obj
-def run(options: Options, until: str, plan_only: bool) -> None:
+def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     """Run every stage that is not current, from pull to publish.
 
     What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates that cannot
-    pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time.
+    pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time. Before a
+    training that has next to nothing to win over a linear model it asks, and without a terminal it ends with 5.
     """
     from slmctl.cli import base_table, matmul_rates, run_plan
     from slmctl.pipeline import chains, preflight
@@ -336,6 +340,7 @@ def run(options: Options, until: str, plan_only: bool) -> None:
     plan.require()
     if CHAIN.index(until) >= CHAIN.index("finetune"):
         import_trainer_first(project)
+    begun = time.monotonic()
     for name in names:
         if getattr(project.config, name) is None and until != name:  # label, calibrate
             continue
@@ -353,8 +358,30 @@ def run(options: Options, until: str, plan_only: bool) -> None:
             case "publish":
                 outcome = _publish(project)
             case _:
+                if name == "finetune" and not yes:
+                    _ask_before_training(project)
                 outcome = say_outcome(name, chains.run_stage(project, name))
+    if any(not stage.current for stage in plan.stages):
+        terminal().say(f"{'in all':<9} {terminal().duration(time.monotonic() - begun):>12}")
     print_artifact(options, outcome.artifact)
+
+
+def _ask_before_training(project: Project) -> None:
+    """Leave the linear model where next to nothing is to be won over it, and ask whether to train all the same.
+
+    Raises:
+        GateError: The answer is no, or nobody can be asked.
+    """
+    from slmctl.pipeline import linear_file
+
+    if not (reason := linear_file.nothing_to_win(project)):
+        return
+    weights = linear_file.written(project)
+    terminal().say(f"  {reason}")
+    terminal().say(f"  its weights: {weights}; {weights.with_name(linear_file.PROGRAM)} loads them")
+    if sys.stdin.isatty() and click.confirm("  train all the same?", default=False, err=True):
+        return
+    raise GateError(reason, hint=f"{linear_file.ANSWERS} takes the linear one; to train all the same: slmctl run --yes")
 
 
 def _run_stage(options: Options, name: str, project: Project | None = None) -> None:
@@ -418,11 +445,13 @@ def _show_report(project: Project, report: Artifact, *, only_measured: bool = Fa
 
     figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
     head, rows = scoreboard.table(figures)
-    title = f"{figures['n']} held-out rows ({figures['split']})"
+    title = f"{terminal().count(figures['n'], 'held-out row')} ({figures['split']})"
     terminal().table(title, head, rows, optional=scoreboard.optional(figures))
     for remark in figures["remarks"]:
         terminal().say(f"  note: {remark}")
     terminal().say(f"  page: {report_view.write(project, report, only_measured=only_measured)}")
+    if linear := report_view.linear(project, figures):
+        terminal().say(f"  {linear}")
 
 
 def _show_policy(policy: Artifact) -> None:

@@ -11,13 +11,17 @@ import contextlib
 import copy
 import importlib.util
 import warnings
+import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from slmctl.errors import DataError
 
 NAME = "tfidf_logistic"  # in reports and gates
 BASELINES = {  # of each task kind, by their names there
@@ -25,6 +29,10 @@ BASELINES = {  # of each task kind, by their names there
     "extract": ("copy", "empty"),
     "generate": ("copy", "empty"),
     "call": ("no_call",),
+}
+FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorizer for each part
+    "words": {"ngram_range": (1, 2), "token_pattern": r"\b\w+\b"},
+    "runs": {"analyzer": "char_wb", "ngram_range": (2, 5)},
 }
 SMALL = 200_000  # weights that the solver lbfgs fits in a second or two
 # Inverse regularisations (C), tried in this order until two in a row do no better on validation rows. On Banking77,
@@ -61,6 +69,50 @@ class LinearModel:
         table = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
         columns = {str(name): k for k, name in enumerate(self.classifier.classes_)}
         return [float(table[row, columns[label]]) if label in columns else 0.0 for row, label in enumerate(labels)]
+
+    def save(self, path: Path, *, made_of: str) -> None:
+        """Write the weights as arrays of numpy, without a pickle; `made_of` is the digest of the data set.
+
+        Raises:
+            DataError: There is no classifier.
+        """
+        if self.classifier is None:
+            raise DataError("the linear model has nothing to learn from: one label, or texts without words")
+        arrays = {"coef": self.classifier.coef_, "intercept": self.classifier.intercept_, "made_of": made_of}
+        arrays["labels"] = np.array([str(label) for label in self.classifier.classes_])
+        for name, part in self.vectorizer.transformer_list:
+            # one text: an array of texts pads all to the longest
+            arrays |= {f"{name}_terms": "\n".join(part.get_feature_names_out()), f"{name}_idf": part.idf_}
+        with path.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+
+
+def read(path: Path) -> LinearModel:
+    """The model that `LinearModel.save` wrote."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import FeatureUnion
+
+    with np.load(path, allow_pickle=False) as kept:
+        parts = []
+        for name in [name for name in FEATURES if f"{name}_terms" in kept]:
+            terms = str(kept[f"{name}_terms"]).split("\n")
+            parts.append(
+                (name, TfidfVectorizer(**FEATURES[name], sublinear_tf=True, dtype=np.float32, vocabulary=terms))
+            )
+            parts[-1][1].idf_ = kept[f"{name}_idf"]
+        classifier = LogisticRegression()
+        classifier.coef_, classifier.intercept_, classifier.classes_ = kept["coef"], kept["intercept"], kept["labels"]
+    return LinearModel(str(classifier.classes_[0]), FeatureUnion(parts), classifier)
+
+
+def made_of(path: Path) -> str:
+    """The digest of the data set that the weights in a file were made of; empty where there is no such file."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return str(kept["made_of"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return ""
 
 
 def is_installed() -> bool:
@@ -175,10 +227,9 @@ def _vectorized(
     from sklearn.pipeline import FeatureUnion
 
     common = {"sublinear_tf": True, "dtype": np.float32}
-    words = {"ngram_range": (1, 2), "token_pattern": r"\b\w+\b", "min_df": fewest, "max_features": most}
-    parts = [("words", TfidfVectorizer(**words, **common))]
+    parts = [("words", TfidfVectorizer(**FEATURES["words"], min_df=fewest, max_features=most, **common))]
     if runs:
-        parts.append(("runs", TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, **common)))
+        parts.append(("runs", TfidfVectorizer(**FEATURES["runs"], min_df=2, **common)))
     vectorizer = FeatureUnion(parts)
     try:
         return vectorizer, vectorizer.fit_transform(texts)

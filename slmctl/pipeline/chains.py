@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slmctl import config, console
@@ -71,6 +72,7 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
         DataError: An adapter of such LoRA targets could not go through the stages after the training.
         And what `gather_sources` and `run` raise.
     """
+    begun = time.monotonic()
     if name in ("prepare", "label"):
         gather_sources(project)
     if name == "quantize" and project.config.quantize.lora_gguf:
@@ -79,7 +81,9 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
     if name == "finetune":
         _try_targets(project, request)
     more = {"journals": project.journals} if name == "label" else {}
-    outcome = run(project, request, **more)
+    outcome = replace(run(project, request, **more), seconds=time.monotonic() - begun)
+    if name == "pull" and not outcome.current and config.is_remote(project.config.base):
+        console.say(f"  in another project, without a download: base: {outcome.artifact.path}")
     if name == "prepare":
         _tell_gates_out_of_reach(project, outcome.artifact)
     if name in ("prepare", "label") and not outcome.current:
@@ -154,13 +158,14 @@ def evaluate(
     Raises:
         What `report_inputs` and `run` raise.
     """
+    begun = time.monotonic()
     inputs = report_inputs(project, models, lambda request: run(project, request).artifact, split)
     if against is not None:
         for shots in (0, against.shots):
             model, section = endpoint(project, against, shots), predict_section(project, split)
             request = resolve_stage(project, "predict", {"model": model}, section)
             inputs["predictions"] = [*inputs["predictions"], run(project, request).artifact]
-    return run(project, resolve_stage(project, "evaluate", inputs))
+    return replace(run(project, resolve_stage(project, "evaluate", inputs)), seconds=time.monotonic() - begun)
 
 
 def calibrate(project: Project) -> Outcome:
@@ -170,6 +175,7 @@ def calibrate(project: Project) -> Outcome:
         DataError: The data set has too few calibration rows.
         And what `calibration_inputs` and `run` raise.
     """
+    begun = time.monotonic()
     inputs: dict[str, Artifact | list[Artifact]] = {}
     if "predictions" in project.named:
         role = STAGES["calibrate"].takes[1]
@@ -178,7 +184,7 @@ def calibrate(project: Project) -> Outcome:
         if not find(project, PREPARED).metrics["calibration"]:
             raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
         inputs = calibration_inputs(project, lambda request: run(project, request).artifact)
-    return run(project, resolve_stage(project, "calibrate", inputs))
+    return replace(run(project, resolve_stage(project, "calibrate", inputs)), seconds=time.monotonic() - begun)
 
 
 def endpoint(project: Project, against: EndpointModel, shots: int | None) -> Artifact:
@@ -205,7 +211,9 @@ def publish(project: Project) -> tuple[Outcome, str, bool]:
     outcome, shipment = release(project)
     with _target(project, "publish") as target:
         made = targets.plan(target, project.config.publish.to, shipment)
-        console.say(f"  {console.size(made.size)} to send, {len(made.missing)} of {len(shipment.items)} files")
+        console.say(
+            f"  {console.size(made.size)} to send, {len(made.missing)} of {console.count(len(shipment.items), 'file')}"
+        )
         targets.deliver(target, made)
         deliveries.record(project.runs, outcome.artifact, project.config.publish.to)
         where = target.where(shipment, shipment.manifest).rpartition("/")[0]

@@ -17,7 +17,7 @@ from slmctl.inference.engine import Engine
 from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import EXPANDED
 from slmctl.model_files.gguf_choice import gguf_file
-from slmctl.pipeline import resolve, stage_table
+from slmctl.pipeline import linear_file, resolve, stage_table
 from slmctl.pipeline.resolve import Workspace, find_model
 from slmctl.task.contract import FILENAME, Task
 
@@ -142,7 +142,10 @@ class FileModel:
     def __init__(self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
         kinds = tuple(kind for kind in stage_table.STAGES["predict"].takes[0].kinds if kind != "endpoint")
         self._where = where
-        self.model = find_model(where, model, kinds, default="gguf")
+        if model == linear_file.KIND:
+            self.model = artifact.foreign(linear_file.written(where.project), linear_file.KIND)
+        else:
+            self.model = find_model(where, model, kinds, default="gguf")
         artifact.require_whole(self.model, hint=AGAIN)
         self.task = own_task(self.model) or Task.read(resolve.find(where.project, "prepared").path)
         self.type = type

@@ -83,14 +83,12 @@ def anchor(title: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
 
 
+count = console.count  # a filter of the templates, too
+
+
 def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """Names and counts, the largest first, equal ones by name."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def count(number: int, noun: str = "") -> str:
-    """`10,003`; `1 row`, `3 rows`."""
-    return f"{number:,}" + (f" {noun}" if noun else "") + ("s" if noun and number != 1 else "")
 
 
 def points(share: float) -> str:

@@ -34,7 +34,8 @@ class PolicyShares:
 
 @dataclass(frozen=True)
 class Opening:
-    """The project around a report; `gates` are the results of today's gates, a sentence each with its verdict."""
+    """The project around a report; `gates` are the results of today's gates, a sentence each with its verdict, and
+    `linear` says how to take the linear model where that wins."""
 
     project: str
     base: str
@@ -43,6 +44,7 @@ class Opening:
     gates: Sequence[tuple[bool, str]] = ()
     training: Training | None = None
     policy: PolicyShares | None = None
+    linear: str = ""
 
     @property
     def failed(self) -> int:

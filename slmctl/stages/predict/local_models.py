@@ -12,6 +12,7 @@ from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.config import resolve_matmul_dtype
 from slmctl.errors import DataError
 from slmctl.inference import engine, grammar_pool
+from slmctl.metrics import linear_baseline
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file, lora_file
 from slmctl.stages.predict.prompts import Prompt
@@ -28,7 +29,7 @@ LORA = "lora"  # the adapter's name inside of the engine
 def opened(
     model: Artifact, task: Task, *, base: Artifact | None = None, type: str | None = None, max_tokens: int = 256,
     lora: bool = False,
-) -> Iterator[tuple[EngineAnswerer | HfAnswerer, FileEntry]]:  # fmt: skip
+) -> Iterator[tuple[EngineAnswerer | HfAnswerer | LinearAnswerer, FileEntry]]:  # fmt: skip
     """A model for answering, and the file that answers: the GGUF itself, or the safetensors of an HF model.
 
     Args:
@@ -49,6 +50,8 @@ def opened(
         with _engine(base.file(under.path), adapters={LORA: model.file(own.path)}) as loaded:
             both = dataclasses.replace(own, size=own.size + under.size)
             yield EngineAnswerer(loaded, task, max_tokens, adapter=LORA), both
+    elif model.kind == "linear":
+        yield LinearAnswerer(linear_baseline.read(model.path)), model.manifest.files[0]
     elif model.kind in ("gguf", "published"):
         entry = gguf_file(model, type)
         options = {"grammars": bool(task.constraint), "classifier": bool(task.labels)}
@@ -89,6 +92,19 @@ class EngineAnswerer:
             if self.task.kind == "call" and isinstance(answer, engine.Answer):
                 answer = dataclasses.replace(answer, text=self.task.kept(answer.text))  # in the one form of answers
             yield index, answer
+
+
+class LinearAnswerer:
+    """Answers by the linear model, from the text of each question alone."""
+
+    def __init__(self, model: linear_baseline.LinearModel) -> None:
+        self.model = model
+        self.matmul_dtype = None
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
+        labels, chances = self.model.answers([prompt.messages[-1]["content"] for prompt in prompts])
+        for index, (label, chance) in enumerate(zip(labels, chances or [], strict=True)):
+            yield index, engine.Answer(label, "stop", chance, 0, 0)
 
 
 def _whole(model: Artifact, base: Artifact | None) -> FileEntry:

@@ -1,0 +1,86 @@
+"""The linear model as files: `runs/linear.npz`, its weights, and `runs/linear.py`, a program that loads them.
+
+It is the baseline of the report, for data on which a fine-tuned model has nothing to win.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slmctl import console
+from slmctl.artifacts import atomic
+from slmctl.errors import UsageError
+from slmctl.metrics import linear_baseline
+from slmctl.pipeline import resolve, runner
+from slmctl.pipeline.resolve import Project
+from slmctl.task.records import read_records
+
+KIND = "linear"  # names it among the models that `slmctl predict` takes
+WEIGHTS, PROGRAM = "linear.npz", "linear.py"
+ANSWERS = "slmctl predict linear --input FILE --output FILE"
+BARELY = 0.99  # share of right answers, surely, above which less than a point is left
+LOADING = f'''"""Label texts by the linear model: python {PROGRAM} "a text" "another text"."""
+import sys
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import FeatureUnion
+
+kept, parts = np.load(Path(__file__).with_name("{WEIGHTS}")), []
+for name, settings in {linear_baseline.FEATURES!r}.items():
+    if name + "_terms" in kept:
+        terms = str(kept[name + "_terms"]).split("\\n")
+        parts.append((name, TfidfVectorizer(sublinear_tf=True, vocabulary=terms, **settings)))
+        parts[-1][1].idf_ = kept[name + "_idf"]
+classifier = LogisticRegression()
+classifier.coef_, classifier.intercept_, classifier.classes_ = kept["coef"], kept["intercept"], kept["labels"]
+print(*classifier.predict(FeatureUnion(parts).transform(sys.argv[1:])), sep="\\n")
+'''
+
+
+def nothing_to_win(project: Project) -> str:
+    """The reason not to train, in a sentence; empty where there is none, and for a training that was done or begun.
+
+    Raises:
+        IntegrityError: The base or the data set has not been made.
+    """
+    request = resolve.resolve_stage(project, "finetune")
+    if request.path.exists() or runner.resume_folder(request).exists():
+        return ""
+    linear = resolve.find(project, "prepared").metrics.get("linear")
+    if not linear or (linear["right"] < linear["rows"] and linear["interval"][0] < BARELY):
+        return ""
+    low, high = map(console.percent, linear["interval"])
+    return (
+        f"a linear model (TF-IDF) answers {linear['right']:,} of {linear['rows']:,} validation rows right ({low} to "
+        f"{high}), so a trained one has next to nothing to win"
+    )
+
+
+def written(project: Project) -> Path:
+    """The file of the weights that the current data set gives, written where it is not there, with its program.
+
+    Raises:
+        DataError: There is nothing to learn from.
+        IntegrityError: The data set has not been made.
+        UsageError: The task has no labels.
+    """
+    if project.config.task.kind != "classify":
+        raise UsageError(f"a task of kind {project.config.task.kind} has no linear model", hint="slmctl predict gguf")
+    prepared, path = resolve.find(project, "prepared"), project.runs / WEIGHTS
+    if linear_baseline.made_of(path) == prepared.digest:
+        return path
+    train, validation = (read_records(prepared.file(f"{split}.jsonl")) for split in ("train", "validation"))
+    model = linear_baseline.fit(
+        [record.input for record in train],
+        [record.answer for record in train],
+        choosing=[record.input for record in validation],
+        chosen=[record.answer for record in validation],
+    )
+    with atomic.file(path) as draft:
+        model.save(draft, made_of=prepared.digest)
+    with atomic.file(path.with_name(PROGRAM)) as draft:
+        draft.write_text(LOADING, encoding="utf-8")
+    return path
