@@ -154,13 +154,18 @@ def _hub_switches() -> Iterator[None]:
 def on_the_way(url: str) -> set[str]:
     """The hosts that a request to an address goes to: its own, or the proxy that this machine is told to ask."""
     from urllib.parse import urlsplit
+
+    return {name for name in (urlsplit(url).hostname or "", urlsplit(proxy_of(url)).hostname or "") if name}
+
+
+def proxy_of(url: str) -> str:
+    """The address of the proxy that this machine is told to ask for an address; empty for none."""
+    from urllib.parse import urlsplit
     from urllib.request import getproxies, proxy_bypass
 
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    proxies = {} if proxy_bypass(host) else getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-    return {name for name in (host, urlsplit(proxy).hostname or "") if name}
+    proxies = {} if proxy_bypass(parts.hostname or "") else getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all") or ""
 
 
 def receipt() -> Receipt:

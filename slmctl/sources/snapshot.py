@@ -219,7 +219,7 @@ def _fetch(name: str, pattern: str | None, target: Path, limits: SourceLimits) -
     repo, commit = hub.split(name, example="hf: ")
     console.say(f"  asking the hub for {repo}")
     with atomic.folder(target) as draft:
-        with hub.asked(f"prepare hf:{name}", repo) as client:
+        with hub.asked(f"prepare hf:{name}", repo, otherwise="without a hub: export it, and name the file") as client:
             if not hub.is_pinned(commit):
                 pinned = client.dataset_info(repo, revision=commit or None).sha
                 raise UsageError(

@@ -18,7 +18,6 @@ from typing import Any
 from slmctl.artifacts.artifact import MANIFEST
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.network import hub
-from slmctl.network.credentials import secret
 from slmctl.releases.targets import Settings, Shipment, ShipmentFile
 
 # Where huggingface.co has large files sent to, beside its own names: by what it answers.
@@ -59,12 +58,12 @@ class HubRepository:
     @functools.cached_property
     def _api(self) -> Any:
         """The client, made when the network is open: it reads its switches when it is imported."""
+        hub.require_reachable(otherwise="without a hub: publish: {to: dir:FOLDER}")
         os.environ["HF_HUB_DISABLE_XET"] = "1"  # its storage has hosts of its own, and another client
-        from huggingface_hub import HfApi
-
+        client = hub.client()
         constants: Any = sys.modules["huggingface_hub.constants"]
         constants.HF_HUB_DISABLE_XET = True
-        return HfApi(token=secret("HF_TOKEN") or False)
+        return client
 
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"hf:{self.repo}@v{shipment.version}/{item.name}"

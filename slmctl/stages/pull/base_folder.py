@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from slmctl import console, hardware
 from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, IntegrityError
 from slmctl.model_files import gguf_header, hf_folder, memory, safetensors_header, vocabulary
-from slmctl.model_files.base_model import ALLOWED_FILES, Base
+from slmctl.model_files.base_model import ALLOWED_FILES, FILENAME, Base
 from slmctl.stages.pull import load_check, model_card, text_model
 
 SHARD_BYTES = 4_000_000_000  # of the safetensors files of a dequantised base
@@ -61,9 +62,15 @@ def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
     card = model_card.read(out / "README.md")
     name = source.rpartition("/")[2].partition("@")[0]
     note = text.note if text is not None else ""
-    return _describe(
+    described = _describe(
         out, name=name, source=source, license=card.license, parameters=parameters, note=note, languages=card.languages
     )
+    if (folder / FILENAME).exists():  # what `pull` has left in another project says more than its folder
+        with _refused():
+            made = Base.read(folder)
+        kept = {key: getattr(made, key) for key in ("name", "source", "license", "note", "languages")}
+        described = dataclasses.replace(described, **kept)
+    return described
 
 
 def from_gguf(path: Path, source: str, out: Path) -> Base:

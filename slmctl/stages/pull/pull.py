@@ -19,6 +19,7 @@ from slmctl.stages.pull import package_index_weights
 from slmctl.task import template_date
 from slmctl.task.contract import end_of_turn
 
+OTHERWISE = "without a hub: a model folder as base, or the line that slmctl bases smollm2-135m-instruct prints"
 TEMPLATE_FILE = "chat_template.jinja"  # as transformers saves it
 # What the manifest repeats of base.json.
 METRICS = ("name", "source", "license", "parameters", "template_origin", "template_date", "note", "rehearsal")
@@ -88,7 +89,7 @@ def _fetch(config: PullConfig, scratch: Path) -> Path:
 def _from_hub(name: str, scratch: Path) -> Path:
     """Download a pinned commit from the Hugging Face Hub, the ALLOWED_FILES only."""
     repo, commit = hub.split(name, example="base: hf:")
-    with hub.asked(f"pull hf:{name}", repo) as client:
+    with hub.asked(f"pull hf:{name}", repo, otherwise=OTHERWISE) as client:
         if not hub.is_pinned(commit):
             pinned = client.model_info(repo, revision=commit or None).sha
             raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import socket
@@ -300,13 +301,34 @@ def test_a_model_that_is_not_there_or_gated_is_said_with_the_way_to_it(
     assert caught.value.hint.startswith("check the name; a gated one wants its terms accepted on the hub, and your")
 
 
-def test_a_hub_that_does_not_answer_is_said(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # the client's connection errors are no OSError, and came as a traceback
+def test_the_base_of_another_project_keeps_its_name_and_license(base: Path, out: Path, tmp_path: Path) -> None:
+    # it went by its folder's name, the id of an artifact, and one that came as a GGUF had no license any more
+    run(base, out)
+    there = dataclasses.replace(Base.read(out), source="hf:acme/tiny@1", license="mit", note="dequantised")
+    (out / "README.md").unlink()
+    there.write(out)
+    (tmp_path / "again").mkdir()
+    run(out, tmp_path / "again")
+    again = Base.read(tmp_path / "again")
+    assert (again.name, again.source, again.license, again.note) == ("base", "hf:acme/tiny@1", "mit", "dequantised")
+
+
+@pytest.mark.parametrize("way", ["HF_ENDPOINT", "HTTP_PROXY"])
+def test_a_hub_that_does_not_answer_is_said_once_with_what_to_do(way: str, tmp_path: Path) -> None:
+    # its client logged twelve lines of tries, and the error had no hint
+    (tmp_path / "slmctl.yaml").write_text(f"{{project: desk, base: 'hf:acme/tiny@{COMMIT}'}}")
     with socket.socket() as taken:  # bound and never listening: every connection is refused
         taken.bind(("127.0.0.1", 0))
-        hub_server.ask_here(f"http://127.0.0.1:{taken.getsockname()[1]}", monkeypatch)
-        with pytest.raises(NetworkError, match="the hub gave no acme/tiny"):
-            run("hf:acme/tiny", out)
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        env = hub_server.environment("http://hub.example", tmp_path) | {way: f"http://{place}"}
+        done = tiny.slmctl(tmp_path, "pull", env=env)
+    assert done.returncode == 9
+    contacting, error, hint = [line for line in done.stderr.splitlines() if "contacted" not in line]
+    assert contacting.startswith("  contacting ")
+    assert error == f"error: the hub cannot be reached: {place}: Connection refused"
+    assert hint.startswith(
+        " hint: HTTPS_PROXY names a proxy of this network, HF_ENDPOINT a mirror of the hub; without a "
+    )
 
 
 def test_digits_are_split_as_the_vocabulary_of_the_gguf_does() -> None:
