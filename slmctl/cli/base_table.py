@@ -98,7 +98,7 @@ def _row(entry: CatalogueEntry, machine: Machine) -> list[str]:
         {True: "yes", False: "no", None: "-"}[entry.tools],
         f"{entry.context // 1024}k",
         entry.training,
-        f"{machine.training_bytes(entry) / 1e9:.1f}",
+        f"{machine.training_bytes(entry) / 1e9:.2f}",
         "-" if not minutes else _rounded(minutes),
         "weights" if entry.weights else "class",
     ]
@@ -119,7 +119,7 @@ def _page(entry: CatalogueEntry, machine: Machine) -> list[str]:
     pin = f"pull: {{sha256: {entry.sha256}}}" if entry.sha256 else ""
     remark = "" if entry.package or entry.commit else "   # slmctl pull says the commit to add"
     minutes = machine.minutes(entry, ROWS * TOKENS)
-    most, least = (machine.training_bytes(entry, small=small) / 1e9 for small in (False, True))
+    most, least = (terminal().size(machine.training_bytes(entry, small=small)) for small in (False, True))
     facts = {
         "base": entry.name,
         "size": f"{size_label(entry.parameters)} parameters",
@@ -133,7 +133,7 @@ def _page(entry: CatalogueEntry, machine: Machine) -> list[str]:
             "packed": "packed: no padding, layers of transformers",
             "slow": "slow: padded batches, layers of transformers",
         }[entry.training],
-        "memory": f"about {most:.1f} GB to train, {least:.1f} GB in small pieces",
+        "memory": f"about {most} to train, {least} in small pieces",
         "time": f"about {_rounded(minutes)} minutes for {ROWS:,} rows of {TOKENS} tokens" if minutes else "",
         "tried": "with its real weights" if entry.weights else "by its class alone, with random weights",
         "note": entry.note,

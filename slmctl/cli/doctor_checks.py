@@ -13,11 +13,12 @@ from pathlib import Path
 from slmctl import __version__, hardware
 from slmctl.cli import matmul_rates
 from slmctl.config import resolve_matmul_dtype
-from slmctl.console import size
+from slmctl.console import count, size
 from slmctl.errors import MissingError
 from slmctl.inference.engine import usable_cores
+from slmctl.init.proposal import Machine
 from slmctl.installation import pip_line
-from slmctl.model_files import gguf_converter
+from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
 from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.stages.finetune import backend
@@ -92,12 +93,20 @@ def _machine() -> list[Check]:
     disk = shutil.disk_usage(".").free
     flags = [flag for flag in FLAGS if flag in hardware.cpu_flags()]
     gpu = hardware.accelerator()
+    start = next(entry for entry in catalogue.entries() if entry.package)  # the smallest that needs no hub
+    needed = Machine({}, resolve_matmul_dtype("auto")).training_bytes(start)
     return [
         Check("slmctl", f"{__version__}, Python {platform.python_version()} in {sys.prefix}"),
         Check(
-            "processor", f"{usable_cores()} cores, {platform.machine()}, {' '.join(flags) or 'no vector extensions'}"
+            "processor",
+            f"{count(usable_cores(), 'core')}, {platform.machine()}, {' '.join(flags) or 'no vector extensions'}",
         ),
-        Check("memory", size(memory), memory > 4e9, "" if memory > 4e9 else "a base of 135M needs about 4 GB to train"),
+        Check(
+            "memory",
+            size(memory),
+            memory > needed,
+            "" if memory > needed else f"{start.short_name} trains in about {size(needed)} of memory",
+        ),
         Check(
             "disk",
             f"{size(disk)} free here",

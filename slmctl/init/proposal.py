@@ -83,6 +83,12 @@ class Machine:
         pieces = model_shape.LEAST_PIECE_TOKENS if small else model_shape.PIECE_TOKENS
         return entry.training_bytes(2 if self.dtype == "bfloat16" else 4, pieces)
 
+    def memory(self, entry: CatalogueEntry) -> str:
+        """The memory of training a base in words; of small pieces too, where no more than theirs is free."""
+        needed = self.training_bytes(entry)
+        less = "" if memory.fits(needed) else f", {size(self.training_bytes(entry, small=True))} in small pieces"
+        return f"{size(needed)} of memory{less}"
+
     def minutes(self, entry: CatalogueEntry, tokens: int) -> float:
         """Estimated minutes of training a base on so many tokens; 0 where this machine was not measured."""
         rate = self.rates.get(self.dtype)
@@ -247,7 +253,7 @@ def propose_base(code: str, machine: Machine, *, tools: bool, calls: bool = Fals
             return _of(speaking[0], f"{why}; this one is the smallest")
         about = f"knows {_known(start, code)}, is small, has the license {start.license}, and needs no model hub"
         return _of(start, f"{why}; this one {about}")
-    needs = f"trains in about {size(machine.training_bytes(entry, small=True))} of memory"
+    needs = f"trains in about {machine.memory(entry)}"
     if entry.package:
         unknown = "" if code else "; the language of the texts was not recognised: slmctl bases --language CODE"
         return _of(entry, f"knows English, is small, {needs}, and needs no model hub{unknown}")
