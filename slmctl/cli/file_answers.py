@@ -82,7 +82,7 @@ def answer(
             })  # fmt: skip
             with _answering(request, reading, endpoints, ray) as answered:
                 written, wrong = file_prediction.answer_file(answered, request.task, job)
-            terminal().say(f"{written} rows written to {target}, {wrong} with an error")
+            terminal().say(f"{terminal().count(written, 'row')} written to {target}, {wrong} with an error")
 
 
 def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     damaged = [folder for folder, faults in faults_of.items() if faults]
     if damaged:
         raise IntegrityError(
-            f"{len(damaged)} of {len(faults_of)} artifacts are damaged",
+            f"damaged: {len(damaged)} of {terminal().count(len(faults_of), 'artifact')}",
             hint=f"remove it and run its stage again: rm -r {damaged[0]}",
         )
     if key is not None:

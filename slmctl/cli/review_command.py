@@ -122,7 +122,7 @@ def _announce(session: ReviewSession) -> None:
 
     counts = Counter(candidate.chosen for candidate in session.queue)
     done = session.progress()
-    terminal().say(f"{done.total - done.decided:,} rows to review, {done.decided:,} done")
+    terminal().say(f"{terminal().count(done.total - done.decided, 'row')} to review, {done.decided:,} done")
     terminal().say("  " + ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()))
     terminal().say("  open the address below in a browser; Ctrl-C ends it")
 
@@ -211,7 +211,8 @@ def _spreadsheet(path: Path, session: ReviewSession) -> None:
 
     if not path.exists():
         count = spreadsheet.write(path, session.open_rows())
-        terminal().say(f"{count:,} rows written; fill the column {spreadsheet.ANSWER}, then the same command reads it")
+        rows = terminal().count(count, "row")
+        terminal().say(f"{rows} written; fill the column {spreadsheet.ANSWER}, then the same command reads it")
         terminal().write(f"{path}\n")
         return
     done = spreadsheet.read(path, session)
@@ -223,7 +224,7 @@ def _spreadsheet(path: Path, session: ReviewSession) -> None:
         terminal().say(f"  {path.name} {sentence}")
     if done.refused:
         raise DataError(
-            f"{len(done.refused):,} rows of {path.name} were refused; the others are in {session.output.name}",
+            f"{path.name}: {terminal().count(len(done.refused), 'row')} refused; {session.output.name} has the others",
             hint=f"correct these rows, and the same command reads {path.name} once more",
         )
     if not any((done.accepted, done.corrected, done.skipped, done.unchanged)):

@@ -92,7 +92,7 @@ def _plan_lines(tried: Sequence[SweepCandidate], seeds: int, seconds: Sequence[f
     yield from console.table_lines(("candidate", "seeds", "time"), rows)
     total = _total(seeds, seconds)
     time = f", about {console.duration(total)}" if total is not None else ""
-    yield f"{seeds * len(tried)} trials{time}"
+    yield f"{console.count(seeds * len(tried), 'trial')}{time}"
 
 
 def _result_lines(result: SweepResult) -> Iterator[str]:

@@ -154,6 +154,8 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
     value = _value_at(values, loc)
     shown = mask(repr(value))
     if kind == "extra_forbidden":
+        if len(loc) == 1 and (within := list(_paths(Config, str(loc[0])))):
+            return f"unknown key; did you mean {' or '.join(within[:3])}?"
         near = difflib.get_close_matches(str(loc[-1]), _keys_at(loc[:-1]), n=1, cutoff=0.6)
         if near:
             return f"unknown key; did you mean '{near[0]}'?"
@@ -180,6 +182,16 @@ def _value_at(values: Any, loc: Sequence[int | str]) -> Any:
         elif isinstance(values, dict | list):
             return None
     return getattr(values, "raw", values)
+
+
+def _paths(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[str]:
+    """The paths of the keys of one name below sections, such as `finetune.epochs`."""
+    for key, field in model.model_fields.items():
+        inner = section_in(field.annotation)
+        if inner is not None:
+            yield from _paths(inner, name, f"{prefix}{key}.")
+        elif prefix and name == (field.alias or key) and not is_inherited(field):
+            yield prefix + name
 
 
 def _keys_at(loc: Sequence[int | str]) -> list[str]:

@@ -310,7 +310,7 @@ def _packages(project: Project, names: Sequence[str]) -> str:
             f"{stages} needs the {several} {named}, which {'are' if len(missing) > 1 else 'is'} not installed",
             hint=pip_line(",".join(extras)),
         )
-    return f"{len(needed)} packages are installed" if needed else ""
+    return f"{console.count(len(needed), 'package')}, installed" if needed else ""
 
 
 def _is_installed(package: str) -> bool:

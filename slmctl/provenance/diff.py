@@ -12,6 +12,7 @@ import numpy as np
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
+from slmctl.console import count
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.metrics.statistics import bootstrap_p_value, difference_interval, mcnemar, percentiles, resamples
 from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, parse_report, parse_rows
@@ -20,6 +21,7 @@ from slmctl.reports.scoreboard import difference, figure
 CONFIDENCE = 0.95
 TOPS = ("published", "report", "gguf", "merged", "adapter", "prepared", "base")  # the first that exists is compared
 _NOT_COMPARED = ("labels", "sources", "files", "tokens")  # metrics of prepared data: compared apart, or too long
+FIRST_ROWS = [f"rows {name}" for name in ("rows_in", "train", "validation", "calibration", "test", "rejected")]
 Report: TypeAlias = tuple[EvaluationReport, list[RowEntry]]  # report.json, and the rows of rows.jsonl
 
 
@@ -264,10 +266,13 @@ def lines(comparison: Comparison) -> Iterator[str]:
     if comparison["same"]:
         yield "the same content, byte by byte"
     parts = {name: comparison[name] for name in ("config", "data", "environment", "files", "metrics")}
+    if comparison["kind"] == "prepared":  # its rows first, and last what follows from them: hashes
+        parts = {name: parts[name] for name in ("data", "config", "metrics", "environment", "files")}
     for name, section in parts.items():
         if section:
             yield name
-            yield from (f"  {row['key']}: {_short(row['first'])} -> {_short(row['second'])}" for row in section)
+            ranked = sorted(section, key=_rank)
+            yield from (f"  {row['key']}: {_short(row['first'])} -> {_short(row['second'])}" for row in ranked)
     for entry in comparison["models"]:
         yield f"model {entry['model']}"
         for metric, values in entry["metrics"].items():
@@ -278,18 +283,27 @@ def lines(comparison: Comparison) -> Iterator[str]:
         yield from _paired_line(entry["paired"])
 
 
+def _rank(change: FieldChange) -> int:
+    """The place of a change among those of data: what came in and its splits, then the sources, then the others."""
+    if change["key"] in FIRST_ROWS:
+        return FIRST_ROWS.index(change["key"])
+    return len(FIRST_ROWS) + (not change["key"].startswith("source "))
+
+
 def _paired_line(paired: dict[str, Any] | None) -> Iterator[str]:
     if paired is None:
         yield "  no row in common: the difference cannot be tested"
         return
     if not paired["changed"]:
-        yield f"  the same on each of the {paired['n']} rows in common"
+        yield f"  the same answer to each row in common ({paired['n']:,})"
         return
     low, high = paired["interval"]
     verdict = "significant" if low > 0 or high < 0 else "not significant"
-    counts = f", {paired['only_first']} rows lost, {paired['only_second']} won" if "only_first" in paired else ""
+    counts = (
+        f", {count(paired['only_first'], 'row')} lost, {paired['only_second']} won" if "only_first" in paired else ""
+    )
     yield (
-        f"  on the {paired['n']} rows in common: {100 * paired['difference']:+.1f} points "
+        f"  on {count(paired['n'], 'row')} in common: {100 * paired['difference']:+.1f} points "
         f"({100 * low:+.1f} to {100 * high:+.1f}, p={paired['p']:.2g}{counts}): {verdict}"
     )
 

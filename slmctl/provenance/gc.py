@@ -196,7 +196,7 @@ def _released(
     unsure, notes = laid_out.keys() - digests, []
     if own is not None and own not in there and unsure:
         raise IntegrityError(
-            f"the registry {own} that publish.to names is missing, and {len(unsure)} releases were laid out for it: "
+            f"the registry {own} that publish.to names is missing, and releases were laid out for it ({len(unsure)}): "
             "nothing is removed, since nobody can say what is needed",
             hint=f"mount it; if there never was one: mkdir -p {own}",
         )

@@ -194,7 +194,7 @@ def leaderboard_lines(ranked: Sequence[Ranked]) -> Iterator[str]:
     for place in dict.fromkeys((row.data, row.split, row.metric) for row in ranked):
         group = [row for row in ranked if (row.data, row.split, row.metric) == place]
         most = max(row.n for row in group)
-        yield f"{most} rows of {place[1]}, data set {place[0]}"
+        yield f"{console.count(most, 'row')} of {place[1]}, data set {place[0]}"
         rows = [
             [
                 row.model,
@@ -342,7 +342,7 @@ def _origins(made: Artifact, ancestry: Ancestry) -> dict[str, str]:
             source = ancestry.get(value)
             origins[role] = source.short_id if source else value[7 : 7 + SHORT_ID]
         else:
-            origins[role] = f"{len(value)} artifacts"
+            origins[role] = console.count(len(value), "artifact")
     return origins
 
 

@@ -34,7 +34,7 @@ from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task
 
 LOOK_S = 2.0  # for the detectors, which take a millisecond; after it there is doubt
-LOOKERS = 4  # conversations that are looked at at the same time
+LOOKERS = 4  # conversations that are looked at together
 CUT_S = 0.5  # for a request that was given up to let go of its connection
 T = TypeVar("T")
 

@@ -427,7 +427,7 @@ def test_verify_names_what_has_changed(bare: Path) -> None:
     done = slmctl("verify", cwd=bare)
     assert done.returncode == 7
     assert f"{base.path.relative_to(bare)}: changed: content.txt\n" in done.stdout
-    assert "1 of 2 artifacts are damaged" in done.stderr
+    assert "damaged: 1 of 2 artifacts" in done.stderr
     assert slmctl("verify", prepared.path).returncode == 0
 
 

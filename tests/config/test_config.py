@@ -307,6 +307,8 @@ def test_last_set_wins() -> None:
     [
         ("finetune.epochs=none", "--set: finetune.epochs: found 'none'"),
         ("finetune.epoch=3", "--set: finetune.epoch: unknown key; did you mean 'epochs'?"),
+        ("epochs=3", "--set: epochs: unknown key; did you mean finetune.epochs?"),
+        ("rank=8", "--set: rank: unknown key; did you mean finetune.lora.rank?"),
         ("finetune.lora.rank=0", "--set: finetune.lora.rank: found '0'"),
         ("quantize.types=[Q8_0, Q9]", "--set: quantize.types.1: found 'Q9'"),
         ("serve.generalist.model=gpt", "--set: serve.generalist.url: is required"),

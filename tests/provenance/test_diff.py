@@ -93,6 +93,13 @@ def test_config_and_data_of_all_that_came_before_are_compared(tmp_path: Path) ->
     assert "  finetune.dora: (none) -> True" in text
 
 
+def test_what_matters_of_two_data_sets_comes_first(tmp_path: Path) -> None:
+    first, second = (data(tmp_path, f"rows{rows}", rows) for rows in (100, 200))
+    heads = [line.partition(":")[0] for line in lines(diff(first.path, second.path))][2:]
+    assert heads[:4] == ["data", "  rows train", "  source t.csv", "  label a"]
+    assert heads.index("metrics") < heads.index("files")
+
+
 def test_two_kinds_are_not_compared(tmp_path: Path) -> None:
     one = data(tmp_path, "one", 100)
     with pytest.raises(UsageError, match=r"is of kind 'prepared'.* of kind 'adapter'"):
@@ -117,7 +124,7 @@ def test_reports_are_compared_row_by_row(tmp_path: Path) -> None:
     assert 0 < paired["interval"][0] < won / 200 < paired["interval"][1]
     assert model["metrics"]["accuracy"]["difference"] == pytest.approx(won / 200)
     text = "\n".join(lines(found))
-    assert f"on the 200 rows in common: +{won / 2:.1f} points" in text
+    assert f"on 200 rows in common: +{won / 2:.1f} points" in text
     assert f"0 rows lost, {won} won): significant" in text
 
 
@@ -152,7 +159,7 @@ def test_a_project_stands_for_its_last_report(tmp_path: Path) -> None:
     found = diff(tmp_path / "a", tmp_path / "b")
     assert found["first"]["path"].endswith("new")
     assert found["models"][0]["paired"]["changed"] == 0
-    assert list(lines(found))[-1] == "  the same on each of the 10 rows in common"
+    assert list(lines(found))[-1] == "  the same answer to each row in common (10)"
 
 
 def test_a_part_that_one_lacks_is_data_and_no_change_of_config(tmp_path: Path) -> None:

@@ -171,11 +171,11 @@ def _rows(view: ReportView) -> Iterator[str]:
     for name, model in view.report["models"].items():
         if model["not_sent"]:
             yield (
-                f"{model['not_sent']} rows are marked sensitive and were not sent to {name}: "
+                f"{count(model['not_sent'], 'row')} marked sensitive, and not sent to {name}: "
                 "it is compared on the others."
             )
         if model["failed"]:
-            yield f"{name} gave no answer to {model['failed']} rows: they count as wrong."
+            yield f"{name} gave no answer to {count(model['failed'], 'row')}: counted as wrong."
     if view.report["n"] < FEW_ROWS:
         yield f"Only {view.report['n']} rows were measured: the intervals are wide."
 

@@ -265,7 +265,8 @@ def _report(result: TrainingResult, overlong: dict[str, int]) -> None:
     """Print the steps, the losses, and a note on everything that the user should look at."""
     progress, best, before = result.progress, result.progress.best, result.loss_before
     console.say(
-        f"  {result.steps} steps in {console.duration(result.seconds)}; validation loss {before:.3f} -> {best:.3f}"
+        f"  {console.count(result.steps, 'step')} in {console.duration(result.seconds)}; "
+        f"validation loss {before:.3f} -> {best:.3f}"
     )
     notes = []
     if not result.learned:
@@ -280,7 +281,9 @@ def _report(result: TrainingResult, overlong: dict[str, int]) -> None:
     if progress.stopped_early:
         worse = f"{progress.worse} validations in a row were worse than the best one"
         notes.append(f"stopped early at step {result.steps}: {worse}")
-    notes += [f"{count} records longer than max_length were {fate}" for fate, count in overlong.items() if count]
+    notes += [
+        f"{console.count(count, 'record')} longer than max_length: {fate}" for fate, count in overlong.items() if count
+    ]
     for note in notes:
         console.say(f"  note: {note}")
 

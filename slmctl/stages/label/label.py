@@ -166,7 +166,8 @@ def _task(config: LabelConfig, all_rows: LabelRows) -> Task:
 def _say_before(job: LabelJob) -> None:
     all_rows = job.all_rows
     console.say(
-        f"  {len(all_rows.rows)} rows to label, {len(all_rows.gold)} gold rows ({len(all_rows.pool)} of them examples)"
+        f"  {console.count(len(all_rows.rows), 'row')} to label, {console.count(len(all_rows.gold), 'gold row')} "
+        f"({len(all_rows.pool)} of them examples)"
     )
     for reason, count in all_rows.left_out.items():
         if count:
@@ -194,7 +195,8 @@ def _require_done(job: LabelJob) -> None:
     spent = f", {job.budget.spent:.2f} {job.config.currency} spent" if job.config.max_cost is not None else ""
     ends = f"; label.max_rows={whole} ends with what is answered" if whole else ""
     raise PausedError(
-        f"label stopped at label.max_cost: {left} rows are left{spent}", hint=f"a larger label.max_cost goes on{ends}"
+        f"label stopped at label.max_cost: {console.count(left, 'row')} left{spent}",
+        hint=f"a larger label.max_cost goes on{ends}",
     )
 
 

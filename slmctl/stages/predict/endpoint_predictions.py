@@ -56,7 +56,9 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     failed = [reply for reply in replies.values() if isinstance(reply, Refusal)]
     if failed:
         causes = Counter(refusal.message for refusal in failed)
-        console.say(f"  {name}: {len(failed)} rows have no answer, most of them: {causes.most_common(1)[0][0]}")
+        console.say(
+            f"  {name}: no answer to {console.count(len(failed), 'row')}, most often: {causes.most_common(1)[0][0]}"
+        )
     return {
         "model": name,
         "kind": "endpoint",
@@ -99,7 +101,7 @@ def _ask(
     replies: dict[int, Reply | Refusal] = {k: earlier[key] for k, key in keys.items() if key in earlier}
     left = [k for k in requests if k not in replies]
     if replies:
-        console.say(f"  {name}: {len(replies)} rows were answered before it was stopped")
+        console.say(f"  {name}: {console.count(len(replies), 'row')} answered before it was stopped")
     begun = time.monotonic()
     with (
         console.progress(f"predict {name}", len(left), "rows") as meter,

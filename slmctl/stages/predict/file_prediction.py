@@ -125,7 +125,7 @@ def _write(answered: AnswerRows, task: Task, job: Job, rows: RowSnapshot, meter:
     with _journal(job.target) as journal:
         done = _resume(journal, _hash(job, task, rows.digest), rows.count)
         if done:
-            console.say(f"  {done} of {rows.count} rows were answered by an earlier run, which is resumed")
+            console.say(f"  {done} of {console.count(rows.count, 'row')} answered by an earlier run, which is resumed")
             meter.resume(done)
         try:
             for answers in answered(rows.read(done)):
@@ -237,5 +237,7 @@ def _write_target(job: Job, rows: RowSnapshot, added: list[str], journal: IO[byt
             errors += sum(bool(answer["error"]) for _, answer in block)
             written += len(block)
         if written != rows.count:
-            raise DataError(f"{written} of {rows.count} rows would have been written", hint="run it again")
+            raise DataError(
+                f"{written} of {console.count(rows.count, 'row')} would have been written", hint="run it again"
+            )
     return errors

@@ -90,8 +90,9 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
         if fault is not None:
             raise fault
     console.say(
-        f"  {collected['rows_in']} rows: {collected['train']} train, {collected['validation']} validation, "
-        f"{collected['calibration']} calibration, {collected['test']} test, {collected['rejected']} left out"
+        f"  {console.count(collected['rows_in'], 'row')}: {collected['train']} train, "
+        f"{collected['validation']} validation, {collected['calibration']} calibration, "
+        f"{collected['test']} test, {collected['rejected']} left out"
     )
     for line in report_findings.lines(collected):
         console.say(f"  {line}")

@@ -229,7 +229,7 @@ def test_a_training_says_what_became_of_it(
     finetune._report(result, {"dropped": 0, "truncated": 7 * bool(note)})
     notes = re.findall("note: (.*)", capsys.readouterr().err)
     early = "stopped early at step 2: 3 validations in a row were worse than the best one"
-    assert notes == ([note, early, "7 records longer than max_length were truncated"] if note else [])
+    assert notes == ([note, early, "7 records longer than max_length: truncated"] if note else [])
 
 
 # What diverges

@@ -209,7 +209,7 @@ def test_a_ceiling_is_held_and_a_larger_one_goes_on(tmp_path: Path) -> None:
     with endpoint.serving(teacher.manners()) as fake:
         folder = teacher.project(tmp_path, fake.url, rows=30, gold=12, more=FEW + "  max_tokens: 8\n",
                                  teacher=f"{teacher.PRICES}, concurrency: 1")  # fmt: skip
-        with pytest.raises(PausedError, match=r"label stopped at label\.max_cost: \d+ rows are left") as caught:
+        with pytest.raises(PausedError, match=r"label stopped at label\.max_cost: \d+ rows left") as caught:
             teacher.slmctl(folder, "label", "--max-cost", "0.004")
         first = len(fake.bodies)
         tokens = sum(map(teacher.tokens, fake.bodies))
