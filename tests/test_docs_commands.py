@@ -82,7 +82,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def read(words: list[str]) -> None:
     """Have click read a command; raises a UsageError where an option or a command is unknown."""
-    context = click.Context(cli, obj=Options())
+    context = click.Context(cli, obj=Options(), **cli.context_settings)  # click keeps the help option that it makes
     words = cli.make_parser(context).parse_args(list(words))[1]
     found: click.Command = cli
     while isinstance(found, click.Group) and words:
