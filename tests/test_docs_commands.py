@@ -144,7 +144,7 @@ def desk_of_the_docs(tiny_base: Path, stages: Forks, tmp_path_factory: pytest.Te
     shutil.copytree(tiny_base, folder / "base")
     (folder / "slmctl.yaml").write_text(tiny.CALIBRATED.replace("tiny-desk", "desk"), encoding="utf-8")
     for name in ("tickets.csv", "in.csv", "messages.csv"):
-        tiny.write_csv(folder / name, tiny.rows())
+        tiny.write_csv(folder / name, tiny.rows(500))
     (folder / "mail.txt").write_text("my invoice is wrong, please send a refund of the payment today")
     tiny.ok(stages.run(folder, "run"))
     tiny.ok(stages.run(folder, "promote", "1.0", "--tag", "production"))
