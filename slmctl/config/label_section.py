@@ -51,7 +51,7 @@ class RowReading(Section):
     clean: list[Literal["html", "quoted_mail", "signatures", "whitespace"]] = Field(default_factory=list)
     replace: list[Replace] = Field(default_factory=list)
     splits: Splits = Field(default_factory=Splits)
-    own_gold: bool = False  # the gold rows are those of prepare, so its test rows are left out
+    sources: list[Source] = Field(default_factory=list)  # its test rows are no gold rows
 
 
 def _as_list(value: object) -> object:

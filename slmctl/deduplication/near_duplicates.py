@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from rapidfuzz import fuzz, process
 
-from slmctl.deduplication.minhash import BANDS, I64, U64, WORDS, equal_minima, mixed
+from slmctl.deduplication.minhash import BANDS, I64, U64, WORDS, band_keys, compact, equal_minima, mixed, sketch
 
+SIMILARITY = 0.85  # from which two texts are near-duplicates, as by default in `prepare`
 LINKS = 8  # rows of a group that each of its members is compared with
 DEPTH = 4  # bands that are taken together, at most, to split a large group
 FLOOR = 50  # equal minima of 128: a pair of Jaccard 0.5 falls below it once in 1,900 times, one of 0.3 in six of seven
@@ -207,6 +209,17 @@ class Spill:
     def _read(self, name: str, kind: np.dtype) -> npt.NDArray:
         self._files[name].flush()
         return np.fromfile(self._folder / name, dtype=kind)
+
+
+def clusters(texts: Sequence[str]) -> I64:
+    """The first row of each row's cluster of near-duplicates, `(n,)`; `texts` are normalised."""
+    if not texts:
+        return np.empty(0, dtype=np.int64)
+    with tempfile.TemporaryDirectory() as folder, Spill(Path(folder) / "texts") as spill:
+        for start in range(0, len(texts), 1000):
+            signatures = sketch(texts[start : start + 1000])
+            spill.append(texts[start : start + 1000], band_keys(signatures), compact(signatures))
+        return roots(spill.near(SIMILARITY))
 
 
 def roots(near: I64) -> I64:

@@ -26,7 +26,7 @@ def hashed_position(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
 
 
-def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(right: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
     if total == 0:
         return 0.0, 1.0
@@ -68,7 +68,29 @@ def chance_of_at_most(k: int, n: int, share: float) -> float:
     return float(np.exp(logs).sum())
 
 
-def drop_bound(only_first: int, only_second: int, total: int, confidence: float = 0.95) -> float:
+def batch_bound(wrong: int, tested: int, batch: int, confidence: float = 0.95) -> int:
+    """The most wrong ones in a batch of rows that are drawn like the `tested` rows, of which `wrong` are wrong.
+
+    Exact: with more wrong ones in the batch, so few of all would be among the tested rows with a chance of at most
+    1 - confidence (hypergeometric; Thatcher 1964, Journal of the Royal Statistical Society B 26).
+    """
+    most = 0
+    while most < batch and _drawn_at_most(wrong, tested, wrong + most + 1, tested + batch) > 1 - confidence:
+        most += 1
+    return most
+
+
+def _drawn_at_most(k: int, n: int, wrong: int, total: int) -> float:
+    """Chance that at most k of the wrong ones are among n rows that are drawn of `total` (hypergeometric)."""
+
+    def ways(a: int, b: int) -> float:
+        return math.lgamma(a + 1) - math.lgamma(b + 1) - math.lgamma(a - b + 1)
+
+    counts = range(max(0, n - total + wrong), min(k, n, wrong) + 1)
+    return math.fsum(math.exp(ways(wrong, j) + ways(total - wrong, n - j) - ways(total, n)) for j in counts)
+
+
+def drop_bound(only_first: float, only_second: float, total: float, confidence: float = 0.95) -> float:
     """Upper bound of how much the second model's share of right answers lies below the first's.
 
     The score bound for the difference of two paired shares (Tango 1998, Statistics in Medicine 17),
@@ -91,7 +113,7 @@ def drop_bound(only_first: int, only_second: int, total: int, confidence: float 
     return high
 
 
-def _tango(b: int, c: int, n: int, drop: float) -> float:
+def _tango(b: float, c: float, n: float, drop: float) -> float:
     """Tango's score statistic for the hypothesis that the paired difference is `drop`."""
     linear = -b - c + (2 * n - b + c) * drop
     constant = -c * drop * (1 - drop)
@@ -103,22 +125,28 @@ def _tango(b: int, c: int, n: int, drop: float) -> float:
     return numerator / math.sqrt(variance)
 
 
-def difference_interval(only_first: int, only_second: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+def difference_interval(
+    only_first: float, only_second: float, total: float, confidence: float = 0.95
+) -> tuple[float, float]:
     """Tango's two-sided interval of the second model's share of right answers less the first's."""
     side = (1 + confidence) / 2
     return -drop_bound(only_first, only_second, total, side), drop_bound(only_second, only_first, total, side)
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form)."""
-    n, least = only_first + only_second, min(only_first, only_second)
-    if only_first == only_second:
+def mcnemar(only_first: int, only_second: int, effect: float = 1.0) -> float:
+    """The exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form).
+
+    With a design effect the rows count as so many fewer, rounded to the safe side.
+    """
+    n = math.floor((only_first + only_second) / effect)
+    least = math.ceil(min(only_first, only_second) / effect)
+    if 2 * least >= n:
         return 1.0
     chances = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(least + 1))
     return min(1.0, 2 * math.fsum(math.exp(chance - n * math.log(2)) for chance in chances))
 
 
-def detectable_share(discordant: int, total: int, confidence: float = 0.95) -> float:
+def detectable_share(discordant: float, total: float, confidence: float = 0.95) -> float:
     """The smallest true difference of two paired shares that so many rows would have shown.
 
     Connor's sample size for McNemar's test (1987, Biometrics 43), solved for the difference. The share
@@ -163,6 +191,28 @@ def holm(values: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(values) - rank) * values[index]))
         result[index] = least
     return result
+
+
+def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
+    """The variance of a mean, in multiples of that of independent rows, where rows of one group are alike; at least 1.
+
+    Source: Kish 1965, Survey Sampling.
+
+    Where the values do not differ, nothing tells how alike they are: they are taken to be wholly so.
+
+    Args:
+        values: (n,) of the rows.
+        groups: (n,) the number of each row's group.
+    """
+    sizes = np.bincount(groups)
+    count = int((sizes > 0).sum())
+    if count == len(values):
+        return 1.0
+    apart = values - values.mean()
+    spread = float((apart**2).sum())
+    if spread < 1e-12 or count < 2:
+        return float((sizes**2).sum() / len(values))
+    return max(1.0, count / (count - 1) * float((np.bincount(groups, apart) ** 2).sum()) / spread)
 
 
 def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:

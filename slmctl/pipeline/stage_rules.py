@@ -78,12 +78,10 @@ def _base_is_here(settings: Config, root: Path) -> None:
 def _with_gold(settings: Config, root: Path, section: config.LabelConfig) -> config.Section:
     """The section with its files, and rows read as `prepare` reads them; its gold rows by default."""
     prepare, folder = settings.prepare, root / SOURCES
-    gold = section.gold or prepare.sources
-    own = {source.path for source in prepare.sources} & {source.path for source in gold}
-    reading = config.RowReading(
-        clean=prepare.clean, replace=prepare.replace, splits=prepare.splits, own_gold=bool(own) or not section.gold
-    )
-    files = {"sources": snapshot.gathered(section.sources, folder), "gold": snapshot.gathered(gold, folder)}
+    own = snapshot.gathered(prepare.sources, folder)
+    reading = config.RowReading(clean=prepare.clean, replace=prepare.replace, splits=prepare.splits, sources=own)
+    gold = snapshot.gathered(section.gold, folder) or own
+    files = {"sources": snapshot.gathered(section.sources, folder), "gold": gold}
     return section.model_copy(update={**files, "reading": reading})
 
 

@@ -14,6 +14,7 @@ from scipy import stats
 from slmctl.metrics import statistics
 from slmctl.metrics.statistics import (
     _tango,
+    batch_bound,
     difference_interval,
     drop_bound,
     exact_interval,
@@ -51,6 +52,21 @@ def test_intervals_of_a_share_are_scipys(drawn: tuple[int, int], confidence: flo
     for ours, method in ((wilson, "wilson"), (exact_interval, "exact")):
         interval = theirs.proportion_ci(confidence, method=method)
         assert ours(*drawn, confidence) == pytest.approx((interval.low, interval.high), abs=1e-6)
+
+
+@given(counts, st.integers(1, 300), confidences)
+@settings(deadline=None, max_examples=50)
+def test_the_bound_on_a_batch_is_where_scipys_hypergeometric_tail_ends(
+    drawn: tuple[int, int], batch: int, confidence: float
+) -> None:
+    wrong, tested = drawn
+    most = batch_bound(wrong, tested, batch, confidence)
+
+    def tail(more: int) -> float:
+        return float(stats.hypergeom.cdf(wrong, tested + batch, wrong + more, tested))
+
+    assert most == 0 or tail(most) > 1 - confidence - 1e-9
+    assert most == batch or tail(most + 1) <= 1 - confidence + 1e-9
 
 
 def test_nothing_counted_says_nothing() -> None:

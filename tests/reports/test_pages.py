@@ -250,7 +250,7 @@ def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: P
     headline = {
         of_prepare: "306 of 336 rows can be used",
         of_evaluate: "answers 88.0\u00a0% of 100 held-out rows right",
-        of_label: "812 of 1,000 rows accepted, at most 4.8\u00a0% of them wrong",
+        of_label: "812 of 1,000 rows accepted, at most 4.8\u00a0% wrong",
     }
     assert headline[make] in browser.ask("document.body.innerText")
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == (

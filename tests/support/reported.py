@@ -213,7 +213,8 @@ def label_facts(names: Sequence[str] = ("billing", "delivery", "returns"), text:
     return {
         "task": "classify", "sources": [{"file": f"{text}.csv", "sha256": "0" * 64}], "rows": 1000, "gold": 300,
         "accepted": 812, "review": 150, "refused": 38, "not_drawn": 20, "left_out": {f"gold: {text}": 3},
-        "bound": f"at most 4.8 % are wrong, says {text}", "error_bound": 0.048, "max_error": 0.05, "confidence": 0.95,
+        "bound": f"at most 4.8 % are wrong, says {text}", "error_bound": 0.048, "wrong_at_most": 0.048,
+        "max_error": 0.05, "confidence": 0.95,
         "kept_gold": 0.8, "teachers": [teacher, own], "currency": text, "labels": dict.fromkeys(names, 270),
         "never": [text], "confusion": pairs, "disagreements": pairs, "fields": dict.fromkeys(names, 0.01),
         "curve": [(k / 20, 0.002 * k, 0.01 + 0.003 * k) for k in range(3, 20)],

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from slmctl.deduplication import minhash, near_duplicates
-from slmctl.deduplication.minhash import I64
-from slmctl.deduplication.near_duplicates import Spill
 from slmctl.production.records import CollectedRow, Feedback
 from slmctl.production.review.answers import same_answer
 from slmctl.production.review.review_rows import ReviewRow, is_reserved, position
@@ -19,7 +15,6 @@ from slmctl.task.contract import Task
 
 UNSURE = 0.5  # certainty below which a row is looked at although nobody marked it
 NOVEL = 0.2  # similarity to the nearest training row below which a text is new
-SIMILARITY = 0.85  # from which two texts are near-duplicates, as in `prepare`
 # The reasons in the order in which their rows come.
 REASONS: tuple[Choice, ...] = (
     "feedback", "disagreement", "escalated", "unsure", "suspect", "novel", "duplicates",
@@ -64,7 +59,7 @@ def targeted_queue(
             position(each.id, "order"),
         )
     )
-    root = _clusters([minhash.normalise(candidate.row.text) for candidate in picked])
+    root = near_duplicates.clusters([minhash.normalise(candidate.row.text) for candidate in picked])
     sizes = np.bincount(root, minlength=len(picked))
     heads = [k for k in range(len(picked)) if root[k] == k]
     heads.sort(key=lambda k: (REASONS.index(picked[k].chosen), -sizes[k] if picked[k].chosen == "duplicates" else 0, k))
@@ -99,14 +94,3 @@ def interleaved(targeted: Sequence[ReviewRow], uniform: Sequence[ReviewRow], sha
         drawn += candidate.chosen == UNIFORM
         merged.append(candidate)
     return merged
-
-
-def _clusters(texts: Sequence[str]) -> I64:
-    """The first row of each row's cluster of near-duplicates, `(n,)`."""
-    if not texts:
-        return np.empty(0, dtype=np.int64)
-    with tempfile.TemporaryDirectory() as folder, Spill(Path(folder) / "texts") as spill:
-        for start in range(0, len(texts), 1000):
-            signatures = minhash.sketch(texts[start : start + 1000])
-            spill.append(texts[start : start + 1000], minhash.band_keys(signatures), minhash.compact(signatures))
-        return near_duplicates.roots(spill.near(SIMILARITY))

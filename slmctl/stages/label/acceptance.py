@@ -22,16 +22,18 @@ import numpy as np
 from slmctl import console
 from slmctl.config import CalibrateConfig, LabelConfig
 from slmctl.console import percent
+from slmctl.deduplication import minhash, near_duplicates
 from slmctl.errors import GateError
-from slmctl.inference.escalation_policy import linear
+from slmctl.inference.escalation_policy import PolicyFigures, linear
 from slmctl.metrics import answer_metrics, error_threshold, linear_baseline
 from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, FittedThreshold
-from slmctl.metrics.statistics import error_bound
+from slmctl.metrics.statistics import batch_bound, error_bound
 from slmctl.stages.label.rows import LabelRow
 from slmctl.stages.label.teachers import Vote
 
 MIN_AGREEMENT = 0.7  # generate: mean token F1 of a row's answers with each other from which one is accepted
 FOLDS = 5  # of the linear model that judges the teachers' labels
+BATCH = 300  # accepted rows from which on their error is that of all rows accepted in this way
 FLOOR = 1e-4  # a share or probability below it is taken for it
 
 
@@ -68,6 +70,7 @@ class Bound:
         reason: Why there is none, and nothing is accepted for it; empty where there is one.
         tested_on: Gold rows that tested the threshold.
         kept, error, error_bound: Of these rows at the threshold.
+        accepted: Rows that are accepted; `most_wrong` is the bound on the wrong ones among them, None from BATCH on.
         fields: Of an object, the bound of each of its keys by itself, at the same threshold.
         curve: (kept, error, error_bound) of stricter and looser thresholds.
     """
@@ -80,8 +83,15 @@ class Bound:
     error: float = 0.0
     error_bound: float = 1.0
     threshold: float = 0.0
+    accepted: int = 0
+    most_wrong: int | None = None
     fields: Mapping[str, float] = field(default_factory=dict)
     curve: Sequence[tuple[float, float, float]] = ()
+
+    @property
+    def at_most(self) -> float:
+        """The share of the accepted labels that is wrong at most: of these, or from BATCH on of all such ones."""
+        return self.error_bound if self.most_wrong is None else self.most_wrong / self.accepted
 
 
 def same(answer: str, other: str) -> bool:
@@ -139,9 +149,11 @@ def accept(
     for entry in (*rows, *gold):
         entry.accepted = bool(entry.answer) and (entry.score or 0.0) >= fitted["threshold"]
     figures = fitted["figures"]
+    accepted = [entry for entry in rows if entry.accepted]
     return bound(
         "", figures["tested_on"], figures["kept"], figures["error"], figures["error_bound"], fitted["threshold"],
-        _fields(config, gold), [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]],
+        len(accepted), _most_wrong(accepted, figures, config.confidence), _fields(config, gold),
+        [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]],
     )  # fmt: skip
 
 
@@ -157,6 +169,19 @@ def _table(gold: Sequence[LabelledRow]) -> CalibrationRows:
         np.array([not entry.answer for entry in gold]),
         np.array([entry.row.is_pool for entry in gold]),
     )
+
+
+def _most_wrong(accepted: Sequence[LabelledRow], figures: PolicyFigures, confidence: float) -> int | None:
+    """The most wrong labels among a batch of accepted rows; None where it is empty, or so large that it needs none.
+
+    Near-duplicates are right or wrong together, so clusters of them are counted, and the largest taken for wrong.
+    """
+    if not 0 < len(accepted) < BATCH:
+        return None
+    tested = round(figures["kept"] * figures["tested_on"])
+    clusters = Counter(near_duplicates.clusters([minhash.normalise(entry.row.text) for entry in accepted]).tolist())
+    wrong = batch_bound(round(figures["error"] * tested), tested, len(clusters), confidence)
+    return sum(size for _, size in clusters.most_common(wrong))
 
 
 def is_right(entry: LabelledRow) -> bool:
@@ -259,7 +284,13 @@ def _log_odds(share: float) -> float:
 def sentence(bound: Bound) -> str:
     if bound.reason:
         return f"no bound: {bound.reason}"
+    tested = (
+        f"wrong, with {percent(bound.confidence, 0)} confidence ({percent(bound.error)} of those that "
+        f"{bound.tested_on} gold rows tested)"
+    )
+    if bound.most_wrong is None:
+        return f"of labels accepted in this way at most {percent(bound.at_most)} are {tested}"
     return (
-        f"of the accepted labels at most {percent(bound.error_bound)} are wrong, with {percent(bound.confidence, 0)} "
-        f"confidence ({percent(bound.error)} of those that {bound.tested_on} gold rows tested)"
+        f"of the {bound.accepted} accepted label{'s' * (bound.accepted != 1)} at most {bound.most_wrong} "
+        f"({percent(bound.at_most)}) {'is' if bound.most_wrong == 1 else 'are'} {tested}"
     )

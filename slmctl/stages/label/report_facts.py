@@ -50,7 +50,8 @@ class LabelFacts(TypedDict):
     """All figures; shares between 0 and 1, counts of rows.
 
     Attributes:
-        bound: The bound in words; `error_bound` None where there is none.
+        bound: The bound in words; `error_bound`, of labels accepted in this way, None where there is none.
+        wrong_at_most: The same, or the bound on these labels where they are few.
         confusion: (gold label, label of the teachers, rows) of gold rows that differ.
         disagreements: (one label, another, rows) of rows whose teachers differ.
         never: Labels that no accepted row has.
@@ -69,6 +70,7 @@ class LabelFacts(TypedDict):
     left_out: dict[str, int]
     bound: str
     error_bound: float | None
+    wrong_at_most: float | None
     max_error: float
     confidence: float
     kept_gold: float
@@ -99,6 +101,7 @@ def collect(
         "review": files["review"], "refused": files["refused"], "not_drawn": all_rows.not_drawn,
         "left_out": {reason: count for reason, count in all_rows.left_out.items() if count},
         "bound": acceptance.sentence(bound), "error_bound": None if bound.reason else bound.error_bound,
+        "wrong_at_most": None if bound.reason else bound.at_most,
         "max_error": bound.max_error, "confidence": bound.confidence, "kept_gold": bound.kept,
         "teachers": [
             _teacher(number, teacher, gold, config) for number, teacher in enumerate(teachers)

@@ -2,7 +2,8 @@
 
 The gold rows are split once, by their ids. The pool fits the score, and its rows are the examples in the prompts; the
 others test the threshold, so that they meet a teacher exactly as a row without an answer does. Gold rows that `prepare`
-will measure with are neither.
+will measure with are neither, whatever file they lie in, and of near-duplicates, which are right or wrong together,
+the first row stands for all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from slmctl import console
 from slmctl.artifacts import artifact, lineage
 from slmctl.config import LabelConfig, Source, moment
-from slmctl.deduplication import minhash, row_fingerprints
+from slmctl.deduplication import minhash, near_duplicates, row_fingerprints
 from slmctl.deduplication.row_fingerprints import FILENAME, Fingerprints
 from slmctl.errors import DataError
 from slmctl.metrics import answer_metrics
@@ -164,17 +165,23 @@ def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> 
 
 
 def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
-    """The gold rows with an answer of the task, without those that `prepare` measures with."""
-    placed = [entry for source in config.gold for entry in _gold_of(config, source, left_out)]
-    rows = [entry.row for entry in placed]
+    """The gold rows with an answer of the task, without those that `prepare` measures with; of near-duplicates one."""
+    rows = [entry.row for source in config.gold for entry in _gold_of(config, source, left_out)]
     if not rows:
         raise DataError("there is no gold row", hint="label.gold: {path: gold.csv, input: text, output: category}")
-    if config.reading.own_gold:
-        kept = [row for row, split in zip(rows, _splits(config, placed), strict=True) if split != TEST]
-        left_out["gold rows that prepare measures with"] += len(rows) - len(kept)
-        rows = kept
-    # of rows with the same text the first one stays
-    return list({minhash.normalise(row.text): row for row in reversed(rows)}.values())[::-1]
+    texts = [*_measured(config), *(minhash.normalise(row.text) for row in rows)]
+    first, root = len(texts) - len(rows), near_duplicates.clusters(texts)
+    left_out["gold rows that prepare measures with"] += sum(k < first for k in root[first:].tolist())
+    kept = [row for k, row in enumerate(rows, first) if root[k] == k]
+    left_out["gold rows nearly the same as another one"] += sum(k >= first for k in root[first:].tolist()) - len(kept)
+    return kept
+
+
+def _measured(config: LabelConfig) -> list[str]:
+    """The normalised texts of the test rows of `prepare`."""
+    placed = [entry for source in config.reading.sources for entry in _gold_of(config, source, Counter())]
+    splits = _splits(config, placed) if placed else []
+    return [minhash.normalise(entry.row.text) for entry, split in zip(placed, splits, strict=True) if split == TEST]
 
 
 def _splits(config: LabelConfig, placed: Sequence[_PlacedRow]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -48,6 +49,21 @@ def test_the_bound_holds_over_many_draws_of_gold() -> None:
         assert bound.reason or bound.error_bound <= 0.05
     assert held >= 18  # of 20, at 95 %
     assert kept >= 15
+
+
+def test_few_accepted_labels_are_bounded_themselves() -> None:
+    def bound(count: int, copies: int = 1) -> acceptance.Bound:
+        gold = [labelled("extract", k, ['"a"'], '"b"' if k % 100 == 9 else '"a"', pool=k % 10 < 3) for k in range(300)]
+        rows = [labelled("extract", k // copies, ['"a"']) for k in range(1000, 1000 + count)]
+        for k, entry in enumerate(rows):
+            entry.row = dataclasses.replace(entry.row, text="abcdefghijklmnopqrst"[k // copies % 20] * 9)
+        return acceptance.accept(config("extract"), rows, gold)
+
+    assert acceptance.sentence(bound(400)).startswith("of labels accepted in this way at most 3.7 %")
+    few = bound(20)
+    # 3 of 210 gold rows are wrong: with 3 more among the 20 so few are drawn in 1.0 % of draws, with 2 more in 6.1 %
+    assert acceptance.sentence(few).startswith("of the 20 accepted labels at most 2 (10.0 %) are wrong, with 95 %")
+    assert bound(20, copies=5).most_wrong == 5  # 4 texts, of which one may be wrong
 
 
 def test_objects_are_right_as_a_whole_and_bounded_by_field() -> None:

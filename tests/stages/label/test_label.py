@@ -107,6 +107,20 @@ def test_what_tests_the_threshold_is_no_example_and_what_prepare_measures_with_i
         assert body["messages"][-1]["content"] not in examples
 
 
+def test_near_copies_and_test_rows_under_another_file_name_are_no_gold_rows(tmp_path: Path) -> None:
+    with endpoint.serving(teacher.manners()) as fake:
+        gold = "  gold: {path: copy.csv, input: text, output: category}\n"
+        folder = teacher.project(tmp_path, fake.url, rows=4, gold=60, more=FEW + gold)
+        pairs = tiny.rows(64, seed=3)[:60]
+        tiny.write_csv(folder / "copy.csv", [(text + end, label) for end in ("", "s", " so") for text, label in pairs])
+        teacher.slmctl(folder, "label")
+    metrics = artifact.load(teacher.labelled(folder)).metrics
+    measured = metrics["left_out"]["gold rows that prepare measures with"]
+    assert measured > 0 == measured % 3  # each with its copies
+    assert metrics["left_out"]["gold rows nearly the same as another one"] == 120 - measured // 3 * 2
+    assert metrics["gold"] == 60 - measured // 3
+
+
 def test_another_bound_asks_nothing_again(done: tuple[Path, endpoint.Fake], tmp_path: Path) -> None:
     folder, fake = done
     copy = tmp_path / "desk"
