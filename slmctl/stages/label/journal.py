@@ -29,7 +29,7 @@ class TeacherAnswer:
     """One answer of a teacher.
 
     Attributes:
-        cost: By the prices of its day; where the endpoint told no tokens (`counted` false), the most it may be.
+        cost: By the prices of its day; where the endpoint told no tokens, or 0 (`counted` false), the most it may be.
     """
 
     text: str

@@ -22,7 +22,7 @@ from slmctl.inference.engine import CONTEXT, MOST_DEADLY, SEQUENCES, Engine, Eng
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.network.endpoint_pool import EndpointPool
-from slmctl.network.endpoint_replies import EndpointError, Reply
+from slmctl.network.endpoint_replies import BYTES_A_TOKEN, EndpointError, Reply
 from slmctl.network.openai_client import EndpointRequest, constraint
 from slmctl.sensitive.conversation_veto import Cleared, restore
 from slmctl.stages.label.journal import Budget, Journal, Permission, TeacherAnswer, cost_of
@@ -174,8 +174,9 @@ class EndpointTeacher(JournalTeacher):
         return sha256_bytes(canonical(content))[7:39]
 
     def _answer(self, reply: Reply) -> TeacherAnswer:
-        counted = reply.prompt_tokens is not None and reply.completion_tokens is not None
         prompt, completion = reply.prompt_tokens or 0, reply.completion_tokens or 0
+        # a prompt has tokens, and an answer as many as its length takes: what tells fewer has counted nothing
+        counted = prompt > 0 and completion * BYTES_A_TOKEN >= len(reply.text.encode())
         cost = cost_of(self._teacher.prices, prompt, completion)
         return TeacherAnswer(
             reply.text, reply.finish, prompt, completion, round(reply.seconds, 3), reply.confidence, cost, counted

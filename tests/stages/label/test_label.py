@@ -240,6 +240,18 @@ def test_a_ceiling_is_held_and_a_larger_one_goes_on(tmp_path: Path) -> None:
     assert len(fake.bodies) == len({body["messages"][-1]["content"] for body in fake.bodies})
 
 
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": 9}])
+def test_an_endpoint_that_tells_no_tokens_cannot_pass_the_ceiling(usage: Any, tmp_path: Path) -> None:
+    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
+        return endpoint.says(teacher.answer(body), usage=usage)
+
+    with endpoint.serving(manners) as fake:
+        folder = teacher.project(tmp_path, fake.url, rows=30, gold=12, more=FEW)
+        with pytest.raises(PausedError):
+            teacher.slmctl(folder, "label", "--max-cost", "0.02")
+    assert 0.5 * 0.02 < journal(folder).ledger.cost <= 0.02
+
+
 def test_what_is_out_counts_against_the_ceiling(tmp_path: Path) -> None:
     one = Journal(tmp_path / "teacher.jsonl")
     budget = Budget([one], 1.0)
