@@ -130,6 +130,9 @@ class PolicyFigures(TypedDict, total=False):
         kept, error, error_bound: At the threshold of the policy; see CurvePoint.
         max_error, confidence: The largest error allowed, and the confidence of its bound.
         accuracy: Of the answers to rows in scope, the right ones.
+        p_correct, right: Of the calibration rows that test the threshold, whatever their label, the mean P(correct)
+            and the share whose answer is right to keep.
+        min_token_f1: From which on a text counts as right; there where it is not 1.
         out_of_scope_rows: Number of rows that are out of scope; it and the rest are there where there are some.
         out_of_scope_kept, out_of_scope_bound: Of these rows, those that are kept, and the upper bound of that share.
         in_scope_kept: Of the rows in scope, those that are kept.
@@ -144,6 +147,9 @@ class PolicyFigures(TypedDict, total=False):
     max_error: float
     confidence: float
     accuracy: float
+    p_correct: float
+    right: float
+    min_token_f1: float
     curve: list[CurvePoint]
     out_of_scope_rows: int
     out_of_scope_kept: float

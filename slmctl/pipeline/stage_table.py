@@ -90,7 +90,7 @@ STAGES = {
         Stage(
             "calibrate",
             (Role("predictions", ("predictions",)), Role("outside", ("predictions",), optional=True)),
-            "policy", "slmctl.stages.calibrate.calibrate", ("llama_cpp", "llguidance"), ("numpy",),
+            "policy", "slmctl.stages.calibrate.calibrate", ("llama_cpp", "llguidance"), ("numpy",), version=2,
         ),
         Stage(
             "publish",

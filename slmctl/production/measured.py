@@ -18,20 +18,26 @@ class MeasuredFigures:
 
     Attributes:
         policy: Where the policy lies; empty without one.
-        accuracy: Of the calibration rows in scope.
-        kept: Of the calibration rows.
+        p_correct: Mean P(correct) of the rows that tested the policy.
+        right: Of these rows, those whose local answer is right to keep.
+        kept: Of these rows.
         rows: Number of rows that tested the policy.
         max_error: Largest share of wrong answers among kept ones that the policy was fitted for.
+        out_of_scope: The label of questions that no local answer is right for; empty for none.
+        min_token_f1: From which on a text counts as right; None where it has to be the same.
         report: The task's primary metric on the test rows of the latest report.
         report_metric: Its name.
         report_rows: Number of its rows.
     """
 
     policy: str = ""
-    accuracy: float | None = None
+    p_correct: float | None = None
+    right: float | None = None
     kept: float | None = None
     rows: int = 0
     max_error: float | None = None
+    out_of_scope: str = ""
+    min_token_f1: float | None = None
     report: float | None = None
     report_metric: str = ""
     report_rows: int = 0
@@ -50,9 +56,10 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
     name, figure, rows = _reported(made, fitted.gguf if fitted is not None else "")
     if fitted is None:
         return MeasuredFigures(report=figure, report_metric=name, report_rows=rows)
+    figures = fitted.figures
     return MeasuredFigures(
-        str(path), fitted.figures.get("accuracy"), fitted.figures.get("kept"), fitted.figures.get("tested_on", 0),
-        fitted.figures.get("max_error"), figure, name, rows,
+        str(path), figures.get("p_correct"), figures.get("right"), figures.get("kept"), figures.get("tested_on", 0),
+        figures.get("max_error"), fitted.out_of_scope, figures.get("min_token_f1"), figure, name, rows,
     )  # fmt: skip
 
 

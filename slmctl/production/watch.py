@@ -168,20 +168,29 @@ def watch(
         row = rows.get(review.id)
         begin = _monday(review.seen if row is None else row.time, since)
         if begin is not None and review.uniform and 0 < review.probability <= 1:
-            verified = VerifiedRow(is_right(review, row), review.probability, row is not None and row.reason == KEPT)
+            right, is_kept = is_right(review, row, measured), row is not None and row.reason == KEPT
+            verified = VerifiedRow(right, review.probability, is_kept)
             weeks.setdefault(begin, Week(begin)).verified.append(verified)
     return Watched([weeks[begin] for begin in sorted(weeks)], measured, sampled, prices)
 
 
-def is_right(review: Review, row: CollectedRow | None) -> bool:
-    """True where the local model's answer is what the reviewer says is right."""
+def is_right(review: Review, row: CollectedRow | None, measured: MeasuredFigures) -> bool:
+    """True where the local model's answer is what the reviewer says is right, by the rules of the policy.
+
+    No local answer to an out-of-scope question is right to keep, and a text may be right from a token F1 on.
+    """
     answer, after = (row.local if row is not None else review.before).strip(), review.after.strip()
+    if measured.out_of_scope and after == measured.out_of_scope:
+        return False
     if answer == after:
         return True
     if row is not None and row.labels:
         return False
     if isinstance(answer_metrics.parse(answer), dict):
         return answer_metrics.same_json(after, answer)
+    if measured.min_token_f1 is not None:
+        f1 = answer_metrics.token_f1(answer_metrics.words(after), answer_metrics.words(answer))
+        return f1 >= measured.min_token_f1
     return answer_metrics.same_text(after, answer)
 
 
@@ -193,8 +202,9 @@ def lines(watched: Watched) -> Iterator[str]:
         [*_cells(week), *([f"{week.paid:,.2f}", f"{week.avoided:,.2f} {prices.currency}"] if prices else [])]
         for week in watched.weeks
     ]
+    verified = measured.report if measured.right is None else measured.right
     rows.append(
-        ["measured", "", _percent(measured.accuracy), _percent(measured.report), "", "", _percent(measured.kept)]
+        ["measured", "", _percent(measured.p_correct), _percent(verified), "", "", _percent(measured.kept)]
         + [""] * (1 + len(costs))
     )
     yield from console.table_lines((*COLUMNS, *costs), rows, optional=("escalated", "requests"))

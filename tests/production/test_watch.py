@@ -70,11 +70,13 @@ def test_cost_follows_the_prices(served: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "after", "labels", "right"),
     [
+        ("oos", "oos", {"oos": 1.0}, False),  # a question that belongs elsewhere is never right to keep
         ("invoice", "invoice ", {"invoice": 1.0}, True),
         ("in-voice", "in voice", {"invoice": 1.0}, False),  # of labels every sign counts
         ('{"a": 1, "b": 2}', '{"b": 2, "a": 1.0}', {}, True),
         ('{"a": 1}', '{"a": 2}', {}, False),
         ("Yes, it is.", "yes it is", {}, True),
+        ("yes, on monday", "yes on tuesday", {}, True),  # token F1 of 2/3
         ("yes", "no", {}, False),
     ],
 )
@@ -82,7 +84,8 @@ def test_a_right_answer_is_what_calibrate_counts_as_one(
     answer: str, after: str, labels: dict[str, float], right: bool
 ) -> None:
     row = CollectedRow("1", "2026-10-01T00:00:00Z", [], answer=answer, labels=labels)
-    assert is_right(Review("1", row.time, "ada", "corrected", before=answer, after=after), row) is right
+    review = Review("1", row.time, "ada", "corrected", before=answer, after=after)
+    assert is_right(review, row, MeasuredFigures(out_of_scope="oos", min_token_f1=0.6)) is right
 
 
 def test_the_log_of_the_server_is_read_too(tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
 def test_the_command_compares_with_the_policy(served: Path, tmp_path: Path) -> None:
     policy = Policy(
         "0" * 64, "1" * 64, "classify", "the reference label", "", {"odds": 1.0}, 0.0, ((0.0, 0.5),), 0.0,
-        {"accuracy": 0.876, "kept": 0.912, "max_error": 0.05, "tested_on": 700},
+        {"p_correct": 0.876, "right": 0.869, "kept": 0.912, "max_error": 0.05, "tested_on": 700},
     )  # fmt: skip
     policy.write(tmp_path)
     result = run(served, "--set", f"serve.policy={tmp_path / 'policy.json'}")
@@ -149,7 +152,7 @@ def test_the_command_compares_with_the_policy(served: Path, tmp_path: Path) -> N
     )
     assert "of all kept ones, and the policy allows 5.0 %" in result.output
     (row,) = (line.split() for line in result.output.splitlines() if line.startswith("measured"))
-    assert row == ["measured", "87.6", "%", "91.2", "%"]
+    assert row == ["measured", "87.6", "%", "86.9", "%", "91.2", "%"]
 
 
 def test_a_folder_without_files_says_what_writes_them(tmp_path: Path) -> None:
@@ -164,10 +167,10 @@ def test_the_figures_to_compare_with_are_those_of_the_newest_policy_and_of_the_r
     for kind in ("report", "policy"):
         shutil.copytree(TESTS / "fixtures" / "0.1.0" / kind, tmp_path / "runs" / kind / "0123456789ab")
     before = measured(tmp_path)
-    assert (before.accuracy, before.rows, before.max_error) == (pytest.approx(0.324, abs=1e-3), 259, 0.4)
+    assert (before.p_correct, before.rows, before.max_error) == (None, 259, 0.4)  # fitted before the figure was kept
     assert before.report is None  # it is on another file
     shutil.rmtree(tmp_path / "runs" / "policy")
     alone = measured(tmp_path)
     assert (alone.report_metric, alone.report, alone.report_rows) == ("accuracy", pytest.approx(1 / 6, abs=1e-4), 6)
-    assert alone.policy == "" and alone.accuracy is None
+    assert alone.policy == "" and alone.right is None
     assert measured(tmp_path / "nowhere") == MeasuredFigures()

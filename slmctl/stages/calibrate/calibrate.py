@@ -42,6 +42,7 @@ def run(
         raise UsageError(f"calibrate.out_of_scope '{config.out_of_scope}' is not one of the task's labels",
                          hint="task.labels")  # fmt: skip
     lines = read_predictions(predictions)
+    own = len(lines)
     if outside is not None:
         lines += [line for line in read_predictions(outside) if line["expected"] == config.out_of_scope]
     rows = read(lines, task, config)
@@ -50,10 +51,21 @@ def run(
         gguf=facts_of(predictions)["sha256"], task=task.digest, kind=task.kind, correct=correctness(task, config),
         out_of_scope=config.out_of_scope or "", **fitted,
     )  # fmt: skip
+    policy.figures.update(_expected(policy, lines[:own], rows))
+    if config.min_token_f1 is not None:
+        policy.figures["min_token_f1"] = config.min_token_f1
     policy.write(out)
     (out / "curve.svg").write_text(svg_chart.standalone(picture(policy.figures)), encoding="utf-8")
     figures = {key: value for key, value in policy.figures.items() if key != "curve"}
     return {"model": facts_of(predictions)["model"], "sha256": policy.gguf, "correct": policy.correct} | figures
+
+
+def _expected(policy: Policy, lines: Sequence[Prediction], rows: CalibrationRows) -> PolicyFigures:
+    """The accuracy of traffic like the calibration rows: by the policy, and as the rows that test it show."""
+    tests = [k for k, line in enumerate(lines) if not rows.fits[k]]
+    chances = [policy.judge(lines[k], lines[k]["answer"] or "").p_correct for k in tests]
+    right = rows.right[tests] & ~rows.outside[tests]
+    return {"p_correct": float(np.mean(chances)), "right": float(right.mean())}
 
 
 def correctness(task: Task, config: CalibrateConfig) -> str:

@@ -94,6 +94,11 @@ def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: 
     assert metrics["tested_on"] == len(tested)
     assert (metrics["kept"], metrics["error"]) == (len(kept) / len(tested), wrong / len(kept))
     assert metrics["error_bound"] == error_bound(wrong, len(kept))
+    # what `watch` compares a week with that is just these rows: its estimate and its right answers
+    chances = [policy.judge(row, row["answer"]).p_correct for row in tested]
+    right = sum(row["answer"] == row["expected"] for row in tested)
+    assert (metrics["p_correct"], metrics["right"]) == (pytest.approx(np.mean(chances)), right / len(tested))
+    assert abs(metrics["p_correct"] - metrics["right"]) < 0.02
 
 
 def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
