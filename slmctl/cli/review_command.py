@@ -85,8 +85,9 @@ def review(
 
     FILES are collected files or folders; by default the folder of serve.collect, else collected/. First come answers
     that a client called wrong, then rows on which local and general model disagree, escalated and unsure answers,
-    suspected labels, new texts and one of each cluster, and among them rows drawn by chance. Prints the page's
-    address; Ctrl-C ends it.
+    suspected labels, new texts and one of each cluster, and among them rows drawn by chance. Suspected labels that
+    prepare does not report, since its linear model is too weak, come last, and only where suspects.jsonl of the data
+    set is among FILES. Prints the page's address; Ctrl-C ends it.
     """
     from slmctl.pipeline.system_errors import missing, spoken
     from slmctl.production.review.session import ReviewSession
@@ -183,17 +184,35 @@ def _queue(
     from slmctl.production.review.near_rows import TrainingRows
 
     training = TrainingRows.of(prepared.path) if prepared is not None else None
-    suspects = review_rows.suspects_in(prepared.path) if prepared is not None else []
-    paths = list(files) or [options.directory / settings.serve.collected]
-    rows, feedback = ([], {}) if suspects and not files and not paths[0].exists() else review_rows.collected_rows(paths)
+    suspects, last = _suspects(prepared, files) if prepared is not None else ([], [])
+    files = [path for path in files if path.name != review_rows.SUSPECTS]
+    paths = files or [options.directory / settings.serve.collected]
+    is_alone = bool(suspects or last) and not files and not paths[0].exists()
+    rows, feedback = ([], {}) if is_alone else review_rows.collected_rows(paths)
     targeted = order.targeted_queue(
         rows, feedback, task=task, suspects=suspects, similarity=_similarity(training, len(rows)),
         held_out=review_rows.held_out_texts(prepared.path) if prepared is not None else frozenset(),
     )  # fmt: skip
-    queue = order.interleaved(targeted, order.uniform_queue(rows, feedback) if uniform else [], uniform)
+    queue = order.interleaved(targeted, order.uniform_queue(rows, feedback) if uniform else [], uniform) + last
     if not queue:
         raise DataError("there is nothing to review: no row is collected yet", hint="serve.collect")
     return training, queue
+
+
+def _suspects(prepared: Artifact, files: Sequence[Path]) -> tuple[list[ReviewRow], list[ReviewRow]]:
+    """The suspects of a data set that come in their place, and those that come last, which are asked for by file."""
+    from slmctl.production.review import review_rows
+
+    suspects = review_rows.suspects_in(prepared.path)
+    if review_rows.are_credible(prepared) or not suspects:
+        return suspects, []
+    if any(path.name == review_rows.SUSPECTS for path in files):
+        return [], suspects
+    terminal().say(
+        f"{len(suspects):,} suspected label{'s are' if len(suspects) > 1 else ' is'} left out: the linear model of "
+        f"prepare is too weak here; slmctl review {prepared.path / review_rows.SUSPECTS} shows them last"
+    )
+    return [], []
 
 
 def _similarity(training: TrainingRows | None, rows: int) -> Callable[[str], float] | None:

@@ -14,6 +14,7 @@ Floats = npt.NDArray[np.floating]
 Indices = npt.NDArray[np.int64]
 
 SLACK = 1e-6  # below a threshold that still reaches it: a mean of equal values is rounded
+SURE = 0.8  # share of the labels that a model agrees with; one that knows less doubts mostly right labels
 DIGITS = 4  # of a score, so that rows keep their order where another machine rounds the last bits differently
 
 

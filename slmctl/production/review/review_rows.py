@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slmctl.artifacts import json_lines
+from slmctl.artifacts.artifact import Artifact
 from slmctl.deduplication import minhash
 from slmctl.errors import UsageError
+from slmctl.metrics.confident_joint import SURE
 from slmctl.metrics.statistics import hashed_position
 from slmctl.production.records import CollectedRow, Feedback, collected_files, last_feedback
 from slmctl.sources.reviewed import UNIFORM, Choice
@@ -105,6 +107,12 @@ def suspects_in(folder: Path) -> list[ReviewRow]:
     if not path.is_file():
         return []
     return [_suspect(fields) for fields in json_lines.read(path) if fields.get("split") == "train"]
+
+
+def are_credible(prepared: Artifact) -> bool:
+    """True where `prepare` reports the suspects of a data set: its linear model agrees with enough of the labels."""
+    facts = prepared.metrics.get("suspects") or {}
+    return float(facts.get("agreement") or 0.0) >= SURE
 
 
 def _suspect(fields: Mapping[str, object]) -> ReviewRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from slmctl.console import percent
+from slmctl.metrics.confident_joint import SURE
 from slmctl.metrics.statistics import wilson
 from slmctl.reports.html_page import Notice, Tone, count, either
 from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
@@ -17,7 +18,6 @@ MANY = 0.2  # the same of all rows that were left out
 RIGHT = 0.9  # share of right answers for which intervals are given
 WIDE = 5.0  # points on either side of a score from which two models can hardly be told apart
 LINES = 6  # on the terminal, beside the counts of rows and the report's path
-SURE = 0.8  # share of the labels that a linear model agrees with; one that knows less doubts mostly right labels
 CLOSE = 0.05  # share of a held-out split that overlaps with training from which a score is flattered
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from slmctl.metrics.confident_joint import SURE
 from slmctl.reports import html_page
 from slmctl.stages.prepare import report_findings
 from slmctl.stages.prepare.facts import PrepareFacts
@@ -34,6 +35,6 @@ def write(out: Path, facts: PrepareFacts, *, base: str) -> None:
         margin=lambda rows: f"±{report_findings.margin(rows):.1f}",
         strip=[quantiles[share] for share in STRIP if quantiles],
         few=report_findings.FEW,
-        sure=report_findings.SURE,
+        sure=SURE,
         credible=CREDIBLE,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -21,9 +22,11 @@ from support.forks import Done, Forks
 from support.production import collected
 from support.reported import HOSTILE
 
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Manifest
 from slmctl.production.review.near_rows import TrainingRows
 from slmctl.production.review.page import ReviewDesk
-from slmctl.production.review.review_rows import ReviewRow
+from slmctl.production.review.review_rows import SUSPECTS, ReviewRow
 from slmctl.production.review.session import ReviewSession
 from slmctl.sources.reviewed import Review
 from slmctl.task.contract import Task
@@ -345,6 +348,27 @@ def test_the_command_writes_and_reads_a_spreadsheet(reviews: Forks, project: Pat
     (project / "rows.csv").write_text("id,reviewed_answer\nr2,returns\n")
     tiny.ok(review(reviews, project, "--csv", "rows.csv", "--label", "returns"))
     assert [line.after for line in Review.read(project / "reviewed.jsonl")] == ["account", "returns"]
+
+
+def test_suspects_that_prepare_does_not_believe_in_come_last_and_only_on_request(reviews: Forks, project: Path) -> None:
+    made = project / "runs" / "prepared" / "0123456789ab"
+    made.unlink()
+    with artifact.draft(made) as place:
+        shutil.copytree(PREPARED, place, dirs_exist_ok=True)
+        (place / "manifest.json").unlink()
+        line = {"id": "s1", "split": "train", "messages": [], "label": "billing", "proposed": "account", "score": 0.9}
+        (place / SUSPECTS).write_text(json.dumps(line) + "\n")
+        facts = {"suspects": {"agreement": 0.7}}
+        artifact.seal(
+            place, made, lambda files, digest: Manifest("prepared", "prepare/7", digest, "", {}, {}, files, facts)
+        )
+    without = review(reviews, project, "--csv", "without.csv")
+    assert "1 suspected label is left out: the linear model of prepare is too weak here" in without.stderr
+    tiny.ok(review(reviews, project, "collected", str(made / SUSPECTS), "--csv", "with.csv"))
+    first, second = ((project / name).read_text(encoding="utf-8-sig") for name in ("without.csv", "with.csv"))
+    assert "s1" not in first
+    assert second.splitlines()[-1].startswith("s1,suspect,")
+    assert second.splitlines()[:-1] == first.splitlines()
 
 
 def test_where_there_is_nothing_to_review_it_says_so(reviews: Forks, project: Path) -> None:
