@@ -15,6 +15,7 @@ from slmctl.console import percent
 
 SLMCTL = [str(Path(sys.executable).parent / "slmctl")]
 QUESTION = "you already sent me a new kettle, thanks for that. but it leaks too, now I just want my money back"
+VAGUE = "hello? nobody has called me about that thing"
 
 
 def say(text: str) -> None:
@@ -54,7 +55,14 @@ def ask(folder: Path) -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
-    say(f"  {answer['choices'][0]['message']['content']}   (confidence {answer['slmctl']['confidence']:.2f})")
+    text, extra = answer["choices"][0]["message"]["content"], answer["slmctl"]
+    say(f"  {text}   (confidence {extra['confidence']:.2f}, p_correct {extra['p_correct']:.2f}: {extra['reason']})")
+
+
+def chat(folder: Path) -> None:
+    """Ask two questions through a pipe: the policy keeps one answer, and says that a person should see the other."""
+    say(f"\n$ printf '%s\\n' '{QUESTION}' '{VAGUE}' | slmctl -C {folder} chat")
+    subprocess.run([*SLMCTL, "-C", str(folder), "chat"], input=f"{QUESTION}\n{VAGUE}\n", text=True, check=True)
 
 
 def shown(report: dict[str, Any], policy: dict[str, Any], sent: int, made: int) -> list[str]:
@@ -89,7 +97,7 @@ def shown(report: dict[str, Any], policy: dict[str, Any], sent: int, made: int) 
         f"add up to {sent} bytes sent.",
         f"Sure of itself: it keeps {percent(policy['kept'], 0)} of the answers, at least "
         f"{percent(1 - policy['max_error'], 0)} of them right (with {percent(policy['confidence'], 0)} confidence), "
-        f"and says which ones a person should see.",
+        f"and serve and chat say which of the others a person should see.",
     ]
 
 
@@ -109,6 +117,7 @@ def main() -> None:
     ask(folder)
     slmctl(folder, "--quiet", "show")
     slmctl(folder, "evaluate", "--offline")
+    chat(folder)
     report, policy = figures(folder, "evaluate"), figures(folder, "calibrate")
     minutes, seconds = divmod(round(time.monotonic() - begun), 60)
     say(f"\nWhat this showed, in {minutes} min {seconds:02d} s:\n")

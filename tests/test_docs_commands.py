@@ -39,7 +39,7 @@ NOT_RUN = {
     "predict.md": {"slmctl predict MODEL --input in.jsonl": "a Ray cluster"},
     "publish.md": {"oras": "a registry of images", "slmctl fetch hf:": "the Hub", "slmctl fetch s3:": "a bucket"},
     "quantize.md": {"slmctl quantize --set": "rows as wide as blocks of these types"},
-    "routing.md": {"slmctl serve --policy": "a generalist"},
+    "routing.md": {"slmctl serve --generalist": "a generalist"},
     "serve.md": {
         "slmctl serve runs/gguf/BASE": "adapters", "slmctl serve registry/desk/1.0 --engine-url": "vLLM",
         "docker": "Docker",

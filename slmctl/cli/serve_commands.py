@@ -214,18 +214,18 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
     """Chat with a model in the terminal; each line of stdin is a message.
 
     MODEL is gguf (the model before its release), an artifact of it, a release or a .gguf file; the config's release
-    by default.
+    by default. Where slmctl calibrate has fitted a policy on it, the answers that a person should see are named.
     """
     from slmctl.cli.terminal_chat import chat as talk
     from slmctl.inference.engine import Engine
     from slmctl.pipeline.model_lookup import spoken_to
 
-    path, task, name = spoken_to(make_workspace(options), model, type_name)
+    path, task, policy = spoken_to(make_workspace(options), model, type_name)
     interactive = sys.stdin.isatty()
     with Engine(path, sequences=1, classifier=bool(task.labels)) as engine:
         if interactive:
-            terminal().say(f"{name} ({task.kind}); Ctrl-D ends")
-        talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive)
+            terminal().say(f"{path.stem} ({task.kind}); Ctrl-D ends")
+        talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive, policy=policy)
 
 
 def _require_reachable(settings: ServeConfig) -> None:

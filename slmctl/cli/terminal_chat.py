@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from slmctl import console
+from slmctl.console import percent
 from slmctl.inference.engine import Answer, Engine
+from slmctl.inference.escalation_policy import Decision, Policy, probabilities
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import Message
 
 
-def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, interactive: bool) -> None:
-    """Answer line by line, on stdout.
+def chat(
+    engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, interactive: bool, policy: Policy | None
+) -> None:  # fmt: skip
+    """Answer line by line, on stdout; through a pipe, stderr names the answers that the policy would not keep.
 
     A model for `classify`, `extract` or `call` answers each line by itself; for `generate` the prompt holds the
     whole conversation. A call is shown whole, in the form in which answers are kept.
@@ -28,6 +32,25 @@ def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, i
                 if task.kind == "call":
                     console.write(console.clean(task.kept(piece.text)))
                 history = [*turns, {"role": "assistant", "content": piece.text}]
-                console.write(f"   (confidence {piece.confidence:.2f})\n" if task.labels and interactive else "\n")
+                verdict = _verdict(policy, piece)
+                note = "; ".join([f"confidence {piece.confidence:.2f}"] * bool(task.labels) + _said(verdict))
+                console.write(f"   ({note})\n" if note and interactive else "\n")
+                if verdict is not None and not verdict.keep and not interactive:
+                    console.say(f"  {note}")
             elif task.kind != "call":
                 console.write(console.clean(piece))
+
+
+def _verdict(policy: Policy | None, answer: Answer) -> Decision | None:
+    """The policy's decision on an answer; None without a policy, and where the answer does not say how sure it is."""
+    try:
+        return policy.judge(probabilities(answer), answer.text) if policy is not None else None
+    except ValueError:
+        return None
+
+
+def _said(verdict: Decision | None) -> list[str]:
+    if verdict is None:
+        return []
+    chance = f"right with a probability of {percent(verdict.p_correct, 0)}"
+    return [chance] if verdict.keep else [f"{chance}: a person should see it"]

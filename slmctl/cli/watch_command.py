@@ -38,9 +38,10 @@ def watch(options: Options, files: tuple[Path, ...], since: datetime.datetime | 
     from slmctl.production.measured import measured
 
     settings = read_settings(options)
+    policy = settings.serve.policy
     watched = module.watch(
         list(files) or _written(options.directory, settings),
-        measured(options.directory.resolve(), settings.serve.policy),
+        measured(options.directory.resolve(), policy if isinstance(policy, Path) else None),
         since=f"{since:%Y-%m-%d}" if since is not None else "",
         prices=settings.serve.prices,
     )

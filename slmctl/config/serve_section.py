@@ -16,6 +16,7 @@ from slmctl.config.fields import Bytes, Inherited, Outside, Percent, Section, So
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT = "default"  # a name of the first model, for clients that name none of their own
 COLLECTED = "collected"
+AUTO = "auto"
 LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
 
 
@@ -103,9 +104,9 @@ class FleetMember(Section):
         description="release under this name: dir:REGISTRY#PROJECT for the one in production, "
         "dir:REGISTRY#PROJECT@TAG, or a path"
     )
-    policy: bool | Path = Field(
+    policy: Literal["auto"] | bool | Path = Field(
         False, description="policy by which answers are kept or escalated; true: the one below runs/ that was fitted "
-        "on the file that answers"
+        "on the file that answers; auto: that, where there is one"
     )  # fmt: skip
     pin: bool = Field(False, description="load it when the server starts, and keep it loaded")
 
@@ -131,9 +132,10 @@ class ServeConfig(Section):
     )
     context_length: int = Field(2048, ge=128, description="longest prompt with its answer, in tokens")
     max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
-    policy: Path | None = Field(
-        None, description="policy artifact of slmctl calibrate, by which answers are kept or escalated"
-    )
+    policy: Literal["auto"] | Path | None = Field(
+        "auto", description="policy artifact of slmctl calibrate, by which answers are kept or escalated. auto: the "
+        "newest below runs/ that was fitted on the file that answers, where there is one; null: none"
+    )  # fmt: skip
     generalist: GeneralistConfig | None = Field(
         None, description="the generalist; sensitive questions are never sent to it"
     )
@@ -182,10 +184,10 @@ class ServeConfig(Section):
             )
         if self.engine is not None and self.adapters:
             raise ValueError("'adapters' belong to the own engine; load adapters at engine.url by its own options")
-        if self.engine is not None and self.policy is not None:
+        if self.engine is not None and isinstance(self.policy, Path):
             raise ValueError("'policy' belongs to one GGUF file of the own engine, and 'engine' names another one")
-        policies = [self.policy, *(member.policy or None for member in self.fleet.values())]
-        if self.generalist is not None and not any(policy is not None for policy in policies):
+        policies = [member.policy for member in self.fleet.values()] if self.fleet else [self.policy]
+        if self.generalist is not None and (self.engine is not None or not any(policies)):
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
         return self
 
@@ -203,6 +205,6 @@ class ServeConfig(Section):
             ("adapters", "an adapter belongs to a server of one model"),
             ("engine", "the fleet's models are loaded here"),
         ):
-            if getattr(self, key):
+            if getattr(self, key) not in (None, AUTO, {}):
                 raise ValueError(f"'{key}' and 'fleet' exclude each other: {reason}")
         return self

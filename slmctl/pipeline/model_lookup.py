@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,25 +36,45 @@ def sha256_of(model: Artifact, path: Path) -> str:
     return next(entry.sha256 for entry in model.files(".gguf") if model.file(entry.path) == path)
 
 
-def newest_policy(roots: Iterable[Path], gguf: str) -> Path | None:
-    """The newest policy below the runs of some projects that was fitted on a file; None where none was.
+def newest_policy(directory: Path, model: Artifact, path: Path) -> Path | None:
+    """The newest policy that was fitted on one of a model's files, and for its task; None where none was.
 
-    Args:
-        roots: Folders of projects.
-        gguf: The hash of the file that answers, as `sha256_of` gives it.
+    Policies are searched below `runs/` of `directory` and of the model's own project.
     """
+    if (task := own_task(model)) is None:
+        return None
+    roots = {directory.resolve(), root_of(directory, model.path).resolve()}
     made = [entry for root in roots for entry in lineage.readable_artifacts(root) if entry.kind == "policy"]
-    fitting = [entry for entry in made if Policy.read(entry.path).gguf.removeprefix("sha256:") == gguf]
+    digest = sha256_of(model, path)
+    fitting = [
+        entry for entry in made
+        if entry.metrics.get("sha256") == digest and Policy.read(entry.path).task == task.digest
+    ]  # fmt: skip
     return max(fitting, key=lambda entry: entry.manifest.started).path if fitting else None
 
 
-def spoken_to(where: Workspace, model: str | None, type: str | None) -> tuple[Path, Task, str]:
-    """The GGUF file to talk to, the task it is for, and the name it goes by."""
+def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
+    """The policy at a path, which must be for this file and task.
+
+    Raises:
+        IntegrityError: There is none, it was changed, or it is for another file or task.
+    """
+    folder = policy if policy.is_dir() else policy.parent
+    if (folder / MANIFEST).exists():  # a policy that was copied out of its artifact stands for itself
+        artifact.require_whole(folder)
+    fitted = Policy.read(policy)
+    fitted.require(gguf, task.digest)
+    return fitted
+
+
+def spoken_to(where: Workspace, model: str | None, type: str | None) -> tuple[Path, Task, Policy | None]:
+    """The GGUF file to talk to, the task it is for, and its newest policy."""
     source, path = gguf(where, model, type)
     if (own := own_task(source)) is not None:
-        return path, own, path.stem
+        policy = newest_policy(where.directory, source, path)
+        return path, own, fitted_policy(policy, sha256_of(source, path), own) if policy is not None else None
     with Engine(path, sequences=1, context=128) as engine:
-        return path, task_in(source, path, engine)[0], path.stem
+        return path, task_in(source, path, engine)[0], None
 
 
 def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, str]:

@@ -160,10 +160,9 @@ def _needed(
     reached = named | {
         digest for made in lineage.Ancestry(artifacts).of(*named) for digest in (made.digest, *_inputs(made.manifest))
     }
-    # answers of models and data that are needed are what the next report is made of
-    reached |= {
-        entry.digest for entry in artifacts if entry.kind == "predictions" and _inputs(entry.manifest) <= reached
-    }
+    # answers of models and data that are needed are what the next report is made of, and a server finds its policy
+    for kind in ("predictions", "policy"):
+        reached |= {entry.digest for entry in artifacts if entry.kind == kind and _inputs(entry.manifest) <= reached}
     return paths | {entry.path for entry in artifacts if entry.digest in reached}, notes
 
 
@@ -229,7 +228,7 @@ def _current(project: resolve.Project) -> Iterator[Path]:
 def _served(project: resolve.Project, artifacts: Sequence[Artifact]) -> Iterator[Path]:
     """Artifacts that the server's section names, as a folder or as a file in one."""
     section = project.config.serve
-    named = [*section.adapters.values(), *([section.policy] if section.policy else [])]
+    named = [*section.adapters.values(), *([section.policy] if isinstance(section.policy, Path) else [])]
     for member in section.fleet.values():
         named += [project.root / member.release] + ([member.policy] if isinstance(member.policy, Path) else [])
     if any(member.policy is True for member in section.fleet.values()):  # found by the file that answers

@@ -65,6 +65,8 @@ class _Request:
     async def respond(self) -> Response:
         """The whole answer, or a stream that has begun: whatever fails before is still a status."""
         router = self.running.router_of(self.checked.model)
+        if router is not None and not router.judges(self.checked):
+            router = None
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(self.close, "cancelled")
             try:

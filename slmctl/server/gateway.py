@@ -133,7 +133,8 @@ class Gateway:
         model = running.models.get(name) or running.default
         # in a thread: the release's chat template renders the prompt
         checked = await asyncio.to_thread(openai_requests.check, body, kind, model, self.settings)
-        if len(checked.requests) > 1 and running.router_of(model) is not None:
+        router = running.router_of(model)
+        if len(checked.requests) > 1 and router is not None and router.judges(checked):
             raise RequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
         await self._require_grammar(checked, running.backend)
         return checked

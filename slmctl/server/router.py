@@ -15,10 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-from slmctl.artifacts import artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 from slmctl.inference.escalation_policy import Decision, Policy
@@ -70,11 +68,20 @@ class Router:
         self.generalist = escalation.generalist
         # threads of their own: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
-        search_process.find([""], timeout_s=LOOK_S)  # starts its process, for which the first question would wait
+        if self.generalist is not None:
+            search_process.find([""], timeout_s=LOOK_S)  # starts its process, for which the first question would wait
 
     def retire(self) -> None:
         """End its threads; other routers go on."""
         self._lookers.shutdown(wait=False, cancel_futures=True)
+
+    def judges(self, checked: CheckedRequest) -> bool:
+        """True for a request that is decided on as a whole.
+
+        Without a general model, several answers and a stream of free text are given as they come, without a decision.
+        """
+        is_whole = len(checked.requests) == 1 and not (checked.stream and self.task.kind == "generate")
+        return is_whole or self.generalist is not None
 
     async def route(
         self,
@@ -125,11 +132,13 @@ class Router:
 
     async def _clear(self, checked: CheckedRequest, headers: Mapping[str, str]) -> conversation_veto.Cleared:
         """The veto; a detector that fails or takes long is a doubt, and so are fields that none searches."""
+        if self.generalist is None:
+            return conversation_veto.Cleared()  # nothing leaves
         if checked.unread:
             return conversation_veto.Cleared(reason="doubt")
         if conversation_veto.is_marked(headers):
             return conversation_veto.Cleared(reason="sensitive")
-        redact = self.generalist.settings.redact if self.generalist is not None else ()
+        redact = self.generalist.settings.redact
         offer = checked.offer  # the task's own tools leave with an escalated question, too
         own = conversation_veto.texts_in(offer.tools) if offer is not None and not offer.is_clients else ()
         look = functools.partial(conversation_veto.clear, checked.sent, redact=redact, also=(*checked.also, *own))
@@ -248,20 +257,6 @@ class Router:
             return {"temperature": 0}
         length = options.get("max_completion_tokens", options.get("max_tokens"))
         return {**options, "max_tokens": length}
-
-
-def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
-    """The policy at a path, which must be for this file and task.
-
-    Raises:
-        IntegrityError: There is none, it was changed, or it is for another file or task.
-    """
-    folder = policy if policy.is_dir() else policy.parent
-    if (folder / artifact.MANIFEST).exists():  # a policy that was copied out of its artifact stands for itself
-        artifact.require_whole(folder)
-    fitted = Policy.read(policy)
-    fitted.require(gguf, task.digest)
-    return fitted
 
 
 async def _ended(work: Awaitable[T], limit_s: float) -> tuple[T | None, BaseException | None]:

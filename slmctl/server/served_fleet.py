@@ -11,7 +11,7 @@ from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PRODUCTION, ServeConfig
-from slmctl.config.serve_section import DEFAULT
+from slmctl.config.serve_section import AUTO, DEFAULT
 from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.engine import Engine
@@ -27,7 +27,7 @@ from slmctl.server.backends import EndpointEngine, LocalEngine
 from slmctl.server.fleet import Fleet
 from slmctl.server.openai_requests import ServedModel
 from slmctl.server.routed import Escalation
-from slmctl.server.router import Router, fitted_policy
+from slmctl.server.router import Router
 from slmctl.server.running_model import Release, RunningModel
 
 
@@ -39,14 +39,14 @@ class _Choice:
         spec: Its address; None for the config's own.
         name: Its name for clients; empty for the release's own.
         is_default: It also goes by `default`.
-        policy: Its policy; True for the one that was fitted on its file.
+        policy: Its policy; True for the one that was fitted on its file, `auto` for that where there is one.
         pin: It is loaded at the start.
     """
 
     spec: str | None
     name: str = ""
     is_default: bool = True
-    policy: bool | Path = False
+    policy: bool | str | Path = False
     pin: bool = True
 
 
@@ -115,7 +115,7 @@ def _choices(directory: Path, settings: ServeConfig, model: str | None) -> Itera
         return
     names = _in_production(directory, model) if model is not None and _is_registry(model) else []
     policy = settings.policy or False
-    if len(names) > 1 and policy:
+    if len(names) > 1 and isinstance(policy, Path):
         raise UsageError(
             f"serve.policy belongs to one release, and {model} has {len(names)}",
             hint="name one, dir:REGISTRY#PROJECT@TAG, or a policy for each model: serve.fleet.NAME.policy",
@@ -154,7 +154,8 @@ class _Finder:
     def newcomers(self, registry_name: str, names: Collection[str]) -> dict[str, Callable[[], Release]]:
         """By name, the projects in production beside `names`."""
         there = [name for name in _in_production(self.where.directory, registry_name) if name not in names]
-        choices = [_Choice(f"{registry_name}#{name}@{PRODUCTION}", name, False, pin=False) for name in there]
+        policy = self.settings.policy == AUTO and AUTO
+        choices = [_Choice(f"{registry_name}#{name}@{PRODUCTION}", name, False, policy, pin=False) for name in there]
         return {choice.name: functools.partial(self.find, choice) for choice in choices}
 
     def find(self, choice: _Choice) -> Release:
@@ -176,7 +177,7 @@ class _Finder:
             )
         policy = self._policy(choice, artifact, path)
         if policy is not None and task is not None:
-            fitted_policy(policy, digest, task)
+            model_lookup.fitted_policy(policy, digest, task)
         needed = memory.engine_bytes(
             path, sequences=self.settings.sequences, context=self.settings.context_length,
             classifier=bool(task and task.labels), grammars=bool(task and task.constraint),
@@ -211,7 +212,7 @@ class _Finder:
             models = _named(choice, artifact, path, main, loras)
             name, router = next(iter(models)), None
             if policy is not None and self.escalation is not None:
-                fitted = fitted_policy(policy, digest, task)
+                fitted = model_lookup.fitted_policy(policy, digest, task)
                 router = Router(fitted, task, name, self.escalation)
                 stack.callback(router.retire)
             build = model_lookup.other_build(artifact, path, engine.info["build"])
@@ -228,20 +229,19 @@ class _Finder:
         """The policy of a release, where it has one.
 
         Raises:
-            IntegrityError: None was fitted on its file.
+            IntegrityError: None was fitted on its file, and it has to have one.
         """
-        if not isinstance(choice.policy, bool):
-            return choice.policy
-        if not choice.policy:
-            return None
-        directory = self.where.directory
-        roots = {directory.resolve(), model_lookup.root_of(directory, artifact.path).resolve()}
-        if (newest := model_lookup.newest_policy(roots, model_lookup.sha256_of(artifact, path))) is not None:
-            return newest
-        raise IntegrityError(
-            f"no policy below runs/ was fitted on {path.name}, which answers as '{choice.name}'",
-            hint=f"slmctl calibrate, or serve.fleet.{choice.name}.policy: PATH",
-        )
+        if not choice.policy or isinstance(choice.policy, Path):
+            return choice.policy or None
+        newest = model_lookup.newest_policy(self.where.directory, artifact, path)
+        escalates = self.settings.generalist is not None and not self.settings.fleet
+        if newest is None and (choice.policy is True or escalates):
+            raise IntegrityError(
+                f"no policy below runs/ was fitted on {path.name}, which answers"
+                + f" as '{choice.name}'" * bool(choice.name),
+                hint=f"slmctl calibrate, or serve.{f'fleet.{choice.name}.' * (choice.policy is True)}policy: PATH",
+            )
+        return newest
 
 
 def _named(

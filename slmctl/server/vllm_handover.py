@@ -81,7 +81,7 @@ def write(handover: Handover, kind: str, out: Path) -> None:
     if out.exists():
         raise UsageError(f"{out} exists already", hint="name a new folder with --output")
     _check(handover)
-    if handover.settings.policy is not None:
+    if isinstance(handover.settings.policy, Path) or handover.settings.generalist is not None:
         console.say("left out: serve.policy and what belongs to it, since a policy is for one GGUF file")
     with atomic.folder(out) as draft:
         _copy(handover, draft)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from support import endpoint, here, tiny
 from support.endpoint import Fake, fails, says
 from support.fleets import KEPT, TASKS
@@ -21,6 +23,8 @@ from support.servers import settles
 from support.serving import chat
 
 from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Manifest
+from slmctl.cli.main import cli
 from slmctl.config import GeneralistConfig, ServeConfig
 from slmctl.inference.escalation_policy import Policy
 from slmctl.production.records import CollectedRow, collected_files
@@ -132,6 +136,28 @@ def test_an_answer_of_the_clients_own_form_stays_here() -> None:
         for path, body in several:  # one question gets one answer
             refused = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60)
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+
+
+def test_serve_and_chat_take_the_policy_that_was_fitted_on_the_file(tiny_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_run, tmp_path / "desk")
+    made = folder / "runs" / "policy" / "0123456789ab"
+    with artifact.draft(made) as place:
+        fitted = Policy.read(policy_of(folder / "registry" / "tiny-desk" / "1.0", place, NEVER))
+        artifact.seal(
+            place, made, lambda files, digest: Manifest(
+                "policy", "calibrate/2", digest, "sha256:0", {}, {}, files, {"sha256": fitted.gguf}
+            ),
+        )  # fmt: skip
+    with here.opened(folder) as server:
+        response = server.ask("where is it")
+        assert response.headers["x-slmctl-route"] == "local; reason=unsure"
+        assert response.json()["slmctl"]["p_correct"] == 0.5
+        assert server.ask("where is it", n=2).headers["x-slmctl-route"] == "local; reason=no-policy"  # not judged
+    with here.opened(folder, "serve.policy=null") as server:
+        assert server.ask("where is it").headers["x-slmctl-route"] == "local; reason=no-policy"
+    talked = CliRunner().invoke(cli, ["-C", str(folder), "chat"], input="where is it\n")
+    assert talked.stdout.strip() in tiny.WORDS
+    assert "right with a probability of 50 %: a person should see it" in talked.stderr
 
 
 def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do() -> None:
@@ -249,7 +275,10 @@ def test_metrics_count_both_routes(hybrid: Hybrid) -> None:
     ("flags", "message"),
     [
         (["--generalist", "http://general.example/v1"], "serve.generalist.model: is required"),
-        (["--generalist", "http://general.example/v1", "--generalist-model", "x"], "'generalist' needs 'policy'"),
+        (
+            ["--generalist", "http://general.example/v1", "--generalist-model", "x"],
+            "no policy below runs/ was fitted on",
+        ),
         (["--policy", "missing.json"], "there is no policy at"),
     ],
 )

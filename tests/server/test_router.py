@@ -27,6 +27,7 @@ from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.network import guard, openai_client
 from slmctl.network.openai_client import MAX_BYTES
+from slmctl.pipeline import model_lookup
 from slmctl.sensitive import conversation_veto
 from slmctl.server import generalist as module
 from slmctl.server import routed, router
@@ -34,7 +35,7 @@ from slmctl.server.generalist import Breaker, Generalist
 from slmctl.server.log import Log
 from slmctl.server.openai_requests import CheckedRequest, ServedModel
 from slmctl.server.routed import Escalation, LocalAnswer, Routed
-from slmctl.server.router import Router, fitted_policy
+from slmctl.server.router import Router
 from slmctl.task.contract import Task
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -198,7 +199,7 @@ def test_the_veto_comes_before_the_local_model_is_asked(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(conversation_veto, "clear", clear)
     with pytest.raises(UsageError):
-        one(routing(), UsageError("the local model is asked"))
+        one(routing("http://127.0.0.1:9/v1"), UsageError("the local model is asked"))
     assert looked == ["veto"]
 
 
@@ -566,14 +567,14 @@ def test_a_policy_whose_artifact_was_changed_is_refused(tmp_path: Path) -> None:
         )
     path = folder / "policy.json"
     for given in (folder, path):
-        assert fitted_policy(given, "f" * 64, CLASSIFY) == OF_LABELS
+        assert model_lookup.fitted_policy(given, "f" * 64, CLASSIFY) == OF_LABELS
     path.write_bytes(path.read_bytes().replace(b'"threshold": 2.0', b'"threshold": 0.0'))
     for given in (folder, path):
         with pytest.raises(IntegrityError, match=r"damaged: changed: policy\.json"):
-            fitted_policy(given, "f" * 64, CLASSIFY)
+            model_lookup.fitted_policy(given, "f" * 64, CLASSIFY)
     copied = tmp_path / "mine.json"  # one by itself is its owner's
     copied.write_bytes(path.read_bytes())
-    assert fitted_policy(copied, "f" * 64, CLASSIFY).threshold == 0
+    assert model_lookup.fitted_policy(copied, "f" * 64, CLASSIFY).threshold == 0
 
 
 def test_figures_count_both_routes_and_the_savings(fake: Fake) -> None:

@@ -311,7 +311,7 @@ def test_a_policy_stays_here_and_the_rest_starts(
     raw = (folder / "contract" / "slmctl.yaml").read_text()
     assert str(tmp_path) not in raw and "general.example" not in raw
     serve = config.load(folder / "contract" / "slmctl.yaml").serve
-    assert (serve.policy, serve.generalist, serve.prices, serve.decision_log) == (None, None, None, None)
+    assert (serve.policy, serve.generalist, serve.prices, serve.decision_log) == ("auto", None, None, None)
     assert (serve.max_waiting_requests, serve.grace_s) == (7, 31.5)
     if kind == "compose":
         services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
