@@ -87,10 +87,14 @@ class TaskFigures(TypedDict, total=False):
     confusion: list[tuple[str, str, int]]
     calibration: CalibrationFigures | None
     fields: dict[str, ClassFigures]
+    design_effect: float
 
 
 class ParticipantEntry(ModelFacts, TaskFigures):
-    """One model or baseline: its metrics, the primary one first, with an interval of each."""
+    """One model or baseline: its metrics, the primary one first, with an interval of each.
+
+    `design_effect` is that of `right`: rows of one group are alike, so that n tell as much as n / design_effect.
+    """
 
     n: int
     right: int
@@ -104,7 +108,8 @@ class MetricDifference(TypedDict):
     """The second of two participants less the first, on the rows that both answered.
 
     `detectable` is the smallest true difference that so many rows show with the chance `power`; `quantiles` of the
-    bootstrap are there for figures that are no shares, counts of rows for shares.
+    bootstrap are there for figures that are no shares, counts of rows for shares. `design_effect` is there where rows
+    of one group are alike.
     """
 
     difference: float
@@ -114,6 +119,7 @@ class MetricDifference(TypedDict):
     test: str
     only_first: NotRequired[int]
     only_second: NotRequired[int]
+    design_effect: NotRequired[float]
     quantiles: NotRequired[dict[str, float]]
 
 

@@ -358,15 +358,32 @@ def once(rows: list[int], n: int) -> Any:
 # Statistics
 
 
-def wilson(right: int, n: int, confidence: float) -> list[float]:
-    return [float(bound) for bound in binomtest(right, n).proportion_ci(confidence, method="wilson")]
+def clustered(values: list[float], groups: list[Any]) -> float:
+    """The variance of a mean whose rows come in groups, as a multiple of that of independent rows; 1 at least."""
+    n, mean, parts = len(values), sum(values) / len(values), defaultdict[Any, list[float]](list)
+    for value, group in zip(values, groups, strict=True):
+        parts[group].append(value - mean)
+    if len(parts) == n:
+        return 1.0
+    alone = sum(value * value for part in parts.values() for value in part)
+    if len(parts) < 2 or alone < 1e-12:
+        return sum(len(part) ** 2 for part in parts.values()) / n
+    return max(1.0, sum(sum(part) ** 2 for part in parts.values()) * len(parts) / (len(parts) - 1) / alone)
 
 
-def binomial_p(b: int, c: int) -> float:
-    return float(binomtest(b, b + c).pvalue) if b + c else 1.0
+def wilson(right: float, n: float, confidence: float) -> list[float]:
+    """Where the distance of the share from the true one is z of its standard errors."""
+    z, share = NORMAL.inv_cdf((1 + confidence) / 2), right / n
+    roots = np.roots([1 + z * z / n, -(2 * share + z * z / n), share * share])
+    return sorted(float(min(1.0, max(0.0, root.real))) for root in roots)
 
 
-def worst_drop(b: int, c: int, n: int, side: float) -> float:
+def binomial_p(b: int, c: int, effect: float = 1.0) -> float:
+    n, least = math.floor((b + c) / effect), math.ceil(min(b, c) / effect)
+    return float(binomtest(least, n).pvalue) if n > 2 * least else 1.0
+
+
+def worst_drop(b: float, c: float, n: float, side: float) -> float:
     """Tango's bound: where the score statistic, its nuisance share the likeliest one, reaches the normal quantile."""
     if b == n:
         return 1.0
@@ -384,7 +401,7 @@ def worst_drop(b: int, c: int, n: int, side: float) -> float:
     return float(brentq(lambda drop: statistic(drop) + z, (b - c) / n + 1e-12, 1 - 1e-9, xtol=1e-12))
 
 
-def seen_with(discordant: int, n: int, confidence: float, power: float) -> float:
+def seen_with(discordant: float, n: float, confidence: float, power: float) -> float:
     z, beta = NORMAL.inv_cdf((1 + confidence) / 2), NORMAL.inv_cdf(power)
 
     def surplus(d: float) -> float:  # of the difference over what is needed to see it, rising in d
@@ -402,11 +419,12 @@ def raised(values: list[float]) -> list[float]:
     ]
 
 
-def draws(rows: list[int], n: int, seed: int) -> Any:
-    """How often each row is in each resample of some rows, (RESAMPLES, n)."""
-    chance = np.random.default_rng([seed, len(rows)])
-    weights = np.zeros((RESAMPLES, n))
-    weights[:, rows] = chance.multinomial(len(rows), [1 / len(rows)] * len(rows), size=RESAMPLES)
+def draws(rows: list[int], groups: list[Any], seed: int) -> Any:
+    """How often each row is in each resample of the groups of some rows, (RESAMPLES, n)."""
+    chance, names = np.random.default_rng([seed, len(rows)]), list({groups[k]: 0 for k in rows})
+    drawn = chance.multinomial(len(names), [1 / len(names)] * len(names), size=RESAMPLES)
+    place, weights = {name: k for k, name in enumerate(names)}, np.zeros((RESAMPLES, len(groups)))
+    weights[:, rows] = drawn[:, [place[groups[k]] for k in rows]]
     return weights
 
 
@@ -463,6 +481,7 @@ class Recomputed:
         made = self.manifests(self.manifest["inputs"]["predictions"])
         split = made[0][1]["split"]
         self.records = lines_of(self.prepared / f"{split}.jsonl")
+        self.groups = [record.get("group") or k for k, record in enumerate(self.records)]
         models = {facts["model"].replace("|", "/"): self.read(path, self.records) for path, facts in made}
         facts = {facts["model"].replace("|", "/"): self.facts(path, facts) for path, facts in made}
         self.people = {**self.free(), **models}
@@ -538,7 +557,8 @@ class Recomputed:
         intervals: dict[str, list[Any]] = {}
         for name in one.names:
             if name in SHARES:
-                intervals[name] = wilson(round(figures[name] * n), n, self.confidence)
+                effect = clustered([float(one.means[name][k]) for k in one.rows], [self.groups[k] for k in one.rows])
+                intervals[name] = wilson(round(figures[name] * n) / effect, n / effect, self.confidence)
             else:
                 values = self.draw(one.rows)[self.name_of(one)][name]
                 intervals[name] = [loosely(values, (1 + sign * self.confidence) / 2) for sign in (-1, 1)]
@@ -546,6 +566,8 @@ class Recomputed:
         details = one.details()
         if rough:
             details["calibration"] = self.within(details["calibration"])
+        effect = clustered([float(one.right[k]) for k in one.rows], [self.groups[k] for k in one.rows])
+        details |= {"design_effect": effect} if effect > 1 else {}
         return {
             "n": n, "right": int(one.right[one.rows].sum()), "invalid": one.invalid,
             "metrics": {name: About.of(v, 1e-3) if name in rough else v for name, v in figures.items()},
@@ -566,7 +588,7 @@ class Recomputed:
         """By participant its figures in each resample of these rows; the same resamples for all."""
         key = tuple(rows)
         if key not in self.resampled:
-            drawn = draws(rows, len(self.records), 77)
+            drawn = draws(rows, self.groups, 77)
             self.resampled[key] = {name: one.figures(drawn) for name, one in self.people.items()}
         return self.resampled[key]
 
@@ -624,7 +646,7 @@ class Recomputed:
         }
         own, rows = found[0]["model"], {}
         for title, part in parts.items():
-            drawn, whole = draws(part, len(self.records), 80), once(part, len(self.records))
+            drawn, whole = draws(part, self.groups, 80), once(part, len(self.records))
             figures = {name: self.people[name].figures(drawn) for name in names}
             rows[title] = {
                 "n": len(part),
@@ -657,12 +679,16 @@ class Recomputed:
     def share(self, name: str, a: Participant, b: Participant, rows: list[int]) -> dict[str, Any]:
         lost, won = apart(a.means[name], b.means[name], rows)
         side, n = (1 + self.confidence) / 2, len(rows)
-        return {
+        gaps = [float(b.means[name][k]) - float(a.means[name][k]) for k in rows]
+        effect = clustered(gaps, [self.groups[k] for k in rows])
+        less, more, as_many = lost / effect, won / effect, n / effect
+        found = {
             "difference": (won - lost) / n,
-            "interval": [-worst_drop(lost, won, n, side), worst_drop(won, lost, n, side)],
-            "p": binomial_p(lost, won), "detectable": seen_with(lost + won, n, self.confidence, 0.8), "test": "mcnemar",
-            "only_first": lost, "only_second": won,
+            "interval": [-worst_drop(less, more, as_many, side), worst_drop(more, less, as_many, side)],
+            "p": binomial_p(lost, won, effect), "detectable": seen_with(less + more, as_many, self.confidence, 0.8),
+            "test": "mcnemar", "only_first": lost, "only_second": won,
         }  # fmt: skip
+        return found | ({"design_effect": effect} if effect > 1 else {})
 
     def slices(self) -> list[tuple[str, str, list[int]]]:
         lengths = [len(asked_and_wanted(record)[0]) for record in self.records]
@@ -718,7 +744,7 @@ class Recomputed:
             else:
                 gaps = b.score - a.score
                 difference = float(gaps[both].mean())
-                p = chance_of_none(draws(both, len(gaps), 78) @ gaps) if gaps[both].any() else 1.0
+                p = chance_of_none(draws(both, list(range(len(gaps))), 78) @ gaps) if gaps[both].any() else 1.0
             found.append({"by": by, "name": name, "n": len(both), "difference": difference, "p": p})
         for entry, p in zip(found, raised([float(entry["p"]) for entry in found]), strict=True):
             loose = isinstance(entry["p"], About)
@@ -735,6 +761,7 @@ class Recomputed:
         of = max(files, key=lambda name: (files[name][1]["size"], name))
         metric = self.primary
         every = list(range(len(records)))
+        groups = [record.get("group") or k for k, record in enumerate(records)]
         whole = once(every, len(every))
         candidates = []
         for name in sorted(files, key=lambda name: (files[name][1]["size"], name)):
@@ -746,9 +773,11 @@ class Recomputed:
                 bound: Any = 0.0
             elif metric in SHARES:
                 lost, won = apart(reference.means[metric], one.means[metric], every)
-                bound = worst_drop(lost, won, len(records), 0.95)
+                gaps = [float(one.means[metric][k]) - float(reference.means[metric][k]) for k in every]
+                effect = clustered(gaps, groups)
+                bound = worst_drop(lost / effect, won / effect, len(records) / effect, 0.95)
             else:
-                drawn = draws(every, len(every), 79)
+                drawn = draws(every, groups, 79)
                 bound = loosely(reference.figures(drawn)[metric] - one.figures(drawn)[metric], 0.95)
             least = rule["min_tokens_per_s"]
             candidates.append({

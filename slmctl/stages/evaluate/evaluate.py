@@ -20,7 +20,7 @@ from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.predictions import facts_of, read_predictions
-from slmctl.metrics.statistics import POWER, percentiles, wilson
+from slmctl.metrics.statistics import POWER, design_effect, percentiles, wilson
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
     EvaluationReport,
@@ -249,12 +249,17 @@ def _tokens(counts: Sequence[tuple[int | None, int | None]]) -> TokenCounts | No
 
 def _entry(model: Scored, drawn: Mapping[str, Floats], confidence: float, facts: ModelFacts) -> ParticipantEntry:
     values = {name: model.value(name) for name in model.metrics}
-    n = int(model.sent.sum())
-    intervals = {
-        name: wilson(round(value * n), n, confidence) if name in SHARES else percentiles(drawn[name], confidence)
-        for name, value in values.items()
-    }
-    return {
+    n, groups = int(model.sent.sum()), model.groups[model.sent]
+
+    def interval(name: str) -> tuple[float, float]:
+        if name not in SHARES:
+            return percentiles(drawn[name], confidence)
+        effect = design_effect(model.metrics[name].rows[model.sent, 0], groups)  # type: ignore[attr-defined] # a mean
+        return wilson(round(values[name] * n) / effect, n / effect, confidence)
+
+    intervals = {name: interval(name) for name in values}
+    effect = design_effect(model.right[model.sent].astype(np.float64), groups)
+    entry: ParticipantEntry = {
         "n": n,
         "right": int((model.right & model.sent).sum()),
         "invalid": model.invalid,
@@ -264,6 +269,9 @@ def _entry(model: Scored, drawn: Mapping[str, Floats], confidence: float, facts:
         **model.facts,
         **facts,
     }
+    if effect > 1:
+        entry["design_effect"] = effect
+    return entry
 
 
 def _slices(scored: Mapping[str, Scored], sliced: Sequence[Slice], primary: str, confidence: float) -> list[SliceEntry]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from slmctl.config import Choose, MachinePrices
 from slmctl.metrics.answer_metrics import SHARES
-from slmctl.metrics.statistics import drop_bound, percentiles
+from slmctl.metrics.statistics import design_effect, drop_bound, percentiles
 from slmctl.reports.evaluation_report import (
     BreakEven,
     CandidateEntry,
@@ -73,7 +75,9 @@ def _bound(reference: Scored, file: Scored, metric: str) -> float:
         return 0.0
     if metric in SHARES:
         a, b = (model.metrics[metric].rows[:, 0] > 0 for model in (reference, file))  # type: ignore[attr-defined] # a mean
-        return drop_bound(int((a & ~b).sum()), int((b & ~a).sum()), len(a), CONFIDENCE)
+        effect = design_effect(b.astype(np.float64) - a, reference.groups)
+        only_first, only_second = (int((one & ~other).sum()) / effect for one, other in ((a, b), (b, a)))
+        return drop_bound(only_first, only_second, len(a) / effect, CONFIDENCE)
     drawn = distributions({"reference": reference, "file": file}, reference.sent & file.sent)
     return percentiles(drawn["reference"][metric] - drawn["file"][metric], 2 * CONFIDENCE - 1)[1]
 

@@ -12,6 +12,7 @@ import numpy as np
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import (
     bootstrap_p_value,
+    design_effect,
     detectable,
     detectable_share,
     difference_interval,
@@ -132,15 +133,19 @@ def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: flo
     """Two shares of the same rows: exact McNemar test, Tango's interval."""
     a, b = (model.metrics[name].rows[:, 0] > 0 for model in (first, second))  # type: ignore[attr-defined] # a mean
     only_first, only_second, n = int((a & ~b & mask).sum()), int((b & ~a & mask).sum()), int(mask.sum())
-    return {
+    effect = design_effect(b[mask].astype(np.float64) - a[mask], first.groups[mask])
+    found: MetricDifference = {
         "difference": (only_second - only_first) / n,
-        "interval": list(difference_interval(only_first, only_second, n, confidence)),
-        "p": mcnemar(only_first, only_second),
-        "detectable": detectable_share(only_first + only_second, n, confidence),
+        "interval": list(difference_interval(only_first / effect, only_second / effect, n / effect, confidence)),
+        "p": mcnemar(only_first, only_second, effect),
+        "detectable": detectable_share((only_first + only_second) / effect, n / effect, confidence),
         "test": "mcnemar",
         "only_first": only_first,
         "only_second": only_second,
     }
+    if effect > 1:
+        found["design_effect"] = effect
+    return found
 
 
 def _figure(

@@ -176,6 +176,12 @@ def _rows(view: ReportView) -> Iterator[str]:
             )
         if model["failed"]:
             yield f"{name} gave no answer to {count(model['failed'], 'row')}: counted as wrong."
+    if effect := view.entries[view.focus].get("design_effect"):
+        rows = view.entries[view.focus]["n"]
+        yield (
+            f"Rows of one group are alike: {rows:,} of them tell as much as {round(rows / effect):,} rows of as many "
+            f"groups (design effect {effect:.1f}), and the intervals are wider by that."
+        )
     if view.report["n"] < FEW_ROWS:
         yield f"Only {view.report['n']} rows were measured: the intervals are wide."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class Scored:
 
     Attributes:
         sent: (n,) rows that count: those that were sent to the model.
+        groups: (n,) the number of each row's group; a row without one is a group of its own.
         right: (n,) rows whose label is right, whose object is right as a whole, or whose text matches normalised.
         score: (n,) accuracy, F1 of the fields, or token F1 of each row.
         metrics: Every metric of the task, the primary one first.
@@ -108,6 +110,7 @@ class Scored:
     facts: TaskFigures
     invalid: int
     codes: list[int] = field(default_factory=list)
+    groups: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def value(self, name: str, mask: Mask | None = None) -> float:
         """A metric over the rows that were sent, or over those of them that are in a mask."""
@@ -122,21 +125,24 @@ def score(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
         DataError: A reference answer is not one that the task allows.
     """
     scorers = {"classify": _classify, "extract": _extract, "generate": _generate, "call": _call}
-    return scorers[task.kind](task, records, answers)
+    numbers: dict[str, int] = {}
+    groups = [numbers.setdefault(record.group or f"\0{k}", len(numbers)) for k, record in enumerate(records)]
+    return dataclasses.replace(scorers[task.kind](task, records, answers), groups=np.array(groups, np.int64))
 
 
 def distributions(scored: Mapping[str, Scored], mask: Mask) -> dict[str, dict[str, Floats]]:
     """Bootstrap distributions by model and metric, each (resamples,), over the rows of a mask.
 
-    The resamples are the same for every model, so that differences are paired.
+    Whole groups are drawn. The resamples are the same for every model, so that differences are paired.
     """
     places = np.flatnonzero(mask)
+    names, own = np.unique(next(iter(scored.values())).groups[places], return_inverse=True)
     parts: dict[str, dict[str, list[Floats]]] = {
         name: {metric: [] for metric in model.metrics} for name, model in scored.items()
     }
-    for counts in resamples(len(places)):
+    for counts in resamples(len(names)):
         weights = np.zeros((len(counts), len(mask)), np.float32)
-        weights[:, places] = counts
+        weights[:, places] = counts[:, own]
         for name, model in scored.items():
             for metric, figure in model.metrics.items():
                 parts[name][metric].append(figure.over(weights))

@@ -255,6 +255,26 @@ def test_slices_by_label_source_length_and_group(report: Any) -> None:
     assert [one["name"] for one in shown if one["by"] == "group"] == ["big"]
 
 
+def test_rows_of_one_group_tell_less(report: Any) -> None:
+    wanted = ["a", "b"] * 30
+    given = {"first": [answer if k // 10 != 3 else "c" for k, answer in enumerate(wanted)], "second": wanted}
+    alone = report("classify", wanted, given)
+    grouped = report("classify", wanted, given, groups=[f"g{k // 10}" for k in range(60)])
+    (low, high), (lower, higher) = (one["models"]["first"]["interval"] for one in (alone, grouped))
+    assert grouped["models"]["first"]["design_effect"] == pytest.approx(12)  # 10 rows a group, and 6 / 5 of few groups
+    assert lower < low < high < higher
+    before, after = (one["pairs"]["first|second"]["metrics"]["accuracy"] for one in (alone, grouped))
+    assert before["p"] < 0.01 and before["interval"][0] > 0
+    assert after["p"] == 1 and after["interval"][0] < 0
+    gain = Gate(metric="accuracy", model="second", against="first", min_gain=0)
+    assert [gates.check([gain], one)[0].passed for one in (alone, grouped)] == [True, False]
+    (low, high), (lower, higher) = (one["models"]["first"]["intervals"]["macro_f1"] for one in (alone, grouped))
+    assert higher - lower > 1.5 * (high - low)  # whole groups are drawn
+    remark = "60 of them tell as much as 6 rows of as many groups (design effect 10.0)"
+    assert remark in " ".join(grouped["remarks"])
+    assert "design_effect" not in alone["models"]["first"]
+
+
 # Choosing a file
 
 

@@ -70,8 +70,8 @@ class Data:
         source = {"file": f"{'ab'[k % 2]}.csv", "row": k}
         more = {"label": answer} if self.kind == "classify" else {}
         return {
-            "id": f"{split}{k}", "messages": messages, **more, "group": f"g{k % 5}", "sensitive": k % 7 == 3,
-            "source": source,
+            "id": f"{split}{k}", "messages": messages, **more, "group": "large" if k < 12 else f"g{k // 3}",
+            "sensitive": k % 7 == 3, "source": source,
         }  # fmt: skip
 
     def value(self, words: list[str]) -> Any:
