@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.workbooks import row, write_xlsx
 
 from slmctl.errors import DataError, UsageError
-from slmctl.sources.rows import FileForm, Row, as_csv, columns_of, encodings, form_of, read_rows
+from slmctl.sources.rows import FileForm, Row, as_csv, columns_of, encodings, form_of, read_rows, unescaped
 from slmctl.sources.rows.encodings import Encoding
 from slmctl.task.records import write_jsonl
 
@@ -165,10 +165,26 @@ def test_columns_come_from_the_first_good_row(tmp_path: Path) -> None:
         ("-3.5", "-3.5"), ("+7", "+7"), ("-3,5", '"-3,5"'), ("-1e-5", "-1e-5"), ("-.5", "-.5"), ("-50%", "-50%"),
         (-3.5, "-3.5"), ("a=b", "a=b"), ("", ""), (None, ""), (True, "true"), ({"a": "ö"}, '"{""a"": ""ö""}"'),
         ("'quoted'", "'quoted'"),
+        # parts that a spreadsheet with another separator cuts off, or that a line break does: quotes do not hold there
+        ("x;=1+1", "x;'=1+1"), ("x;=1+1;y", "x;'=1+1;y"), ("x; =1+1", "x; '=1+1"), ("x\t=1+1", "x\t'=1+1"),
+        ("x\n=1+1", "\"x\n'=1+1\""), ("x;@SUM(A1)", "x;'@SUM(A1)"), ("x;-1+1", "x;'-1+1"), ("x;+(1)", "x;'+(1)"),
+        ("x;-cmd|' /c calc'!A0", "x;'-cmd|' /c calc'!A0"), ('x;"=1', "\"x;\"\"'=1\""),
+        ({"a": ";=1;"}, "\"{\"\"a\"\": \"\";'=1;\"\"}\""), ("x;'=1", "x;'=1"),
+        ("x;-5", "x;-5"), ("x;-5;+7%", "x;-5;+7%"), ("a\n- one (1)\n-----\n====", '"a\n- one (1)\n-----\n===="'),
+        ("call\n+49 170 1234", '"call\n+49 170 1234"'), ("ok; @jane", "ok; @jane"), ("a;b=c", "a;b=c"),
     ],
 )  # fmt: skip
 def test_formulas_are_escaped_and_numbers_are_not(cell: Any, written: str) -> None:
     assert as_csv([{"a": cell, "b": 1}]) == f"a,b\n{written},1\n"
+
+
+def test_the_own_separator_of_a_file_begins_no_formula() -> None:
+    text = "a,=1;b,=2"
+    (_, semicolons), (_, commas) = (as_csv([{"a": text}], separator=mark).splitlines() for mark in ";,")
+    assert (semicolons, commas) == ("\"a,'=1;b,'=2\"", '"a,=1;b,=2"')
+    assert unescaped("a,'=1;b,'=2", separator=";") == text
+    assert unescaped("'=a;'=1;'b") == "=a;=1;'b"
+    assert as_csv([{"a": '["x","+49(0)30"]'}], separator=";").splitlines()[1] == '"[""x"",""\'+49(0)30""]"'
 
 
 def test_columns_of_all_rows_are_written() -> None:
@@ -238,9 +254,10 @@ def test_any_bytes_are_rows_faults_or_a_data_error(tmp_path: Path, content: byte
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), texts, min_size=3), min_size=1, max_size=4))
 @KEEP
+@example([{"a": "x;=1\n=2", "b": ";'=1", "c": "\t'=1;;=2"}])
 @example([{"a": "one\rtwo", "b": "\r", "c": "\n"}])  # a CR was not quoted, and ended the row
 def test_csv_for_people_reads_back(tmp_path: Path, values: list[dict[str, str]]) -> None:
     found = good(rows(tmp_path, "a.csv", as_csv(values)))
-    assert [{name: text.removeprefix("'") for name, text in row.items()} for row in found] == [
-        {name: text.removeprefix("'") for name, text in row.items()} for row in values
+    assert [{name: unescaped(text) for name, text in row.items()} for row in found] == [
+        {name: unescaped(text) for name, text in row.items()} for row in values
     ]

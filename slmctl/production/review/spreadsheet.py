@@ -11,12 +11,11 @@ from slmctl.console import percent
 from slmctl.errors import DataError
 from slmctl.production.review.review_rows import ReviewRow
 from slmctl.production.review.session import MODE, DecisionRefusedError, ReviewSession
-from slmctl.sources.rows import as_csv, columns_of, read_rows
+from slmctl.sources.rows import as_csv, columns_of, read_rows, unescaped
 
 ANSWER = "reviewed_answer"
 COLUMNS = ("id", "chosen", "text", "answer", "confidence", "likeliest", "general_answer", ANSWER)
 SKIP = "-"  # in the column of the answer: the row is skipped
-_FORMULA = ("'=", "'+", "'-", "'@", "'\t", "'\r")  # as `as_csv` writes what a spreadsheet would compute
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,7 @@ def read(path: Path, session: ReviewSession) -> ReadBack:
             empty += 1
         else:
             try:
-                counts[session.decide(_plain(id), None if answer == SKIP else _plain(answer))] += 1
+                counts[session.decide(unescaped(id), None if answer == SKIP else unescaped(answer))] += 1
             except DecisionRefusedError as error:
                 refused.append(f"row {row.number}: {error.message}")
     return ReadBack(**counts, empty=empty, refused=tuple(refused))
-
-
-def _plain(text: str) -> str:
-    """A cell without the apostrophe that keeps it from being computed."""
-    return text[1:] if text.startswith(_FORMULA) else text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Unpack
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.rows import delimited, lines, objects, tables
 from slmctl.sources.rows.cells import MAX_ROW, RawTable, Row, listed
-from slmctl.sources.rows.delimited import as_csv
+from slmctl.sources.rows.delimited import as_csv, unescaped
 from slmctl.sources.rows.encodings import Encoding
 from slmctl.sources.rows.files import FORMATS, TEXTS, files_of, format_of, is_several, require_file
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a child that asks a database imports this package, and need
 __all__ = [
     "FORMATS", "MAX_ROW", "TEXTS", "FileForm", "Row", "TextForm", "as_csv", "columns_of", "files_of",
     "form_and_columns", "form_of", "format_of", "is_several", "listed", "opened", "read_rows", "require_file",
-    "text_form",
+    "text_form", "unescaped",
 ]  # fmt: skip
 
 _SHEETS = ("xlsx", "ods", "sqlite", "json")

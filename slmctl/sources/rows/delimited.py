@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import json
 import re
 from collections import deque
@@ -19,6 +20,7 @@ _LINE_COST = 50  # characters that the memory of a short line is counted as
 _LOOK_SIZE = 1 << 18  # characters of the lines by which the layout of a file is told
 MAX_REREAD = 20 * MAX_ROW  # characters
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?%?"
 
 
 def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | None = None) -> RawTable:
@@ -180,7 +182,11 @@ def as_csv(
     separator: str = ",",
     line_end: str = "\n",
 ) -> str:
-    """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
+    """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    So does a part of a cell that a spreadsheet with another separator would cut there, at a line break too: it reads a
+    quote in the middle of a line as a character.
+    """
     all_rows = list(rows)
     if columns is None:
         columns = list(dict.fromkeys(name for row in all_rows for name in row))
@@ -188,18 +194,35 @@ def as_csv(
     # csv quotes what holds a character of its line end, and a CR that is not quoted ends a row for whoever reads it
     writer = csv.writer(SimpleNamespace(write=written.append), delimiter=separator, lineterminator="\r\n")
     if header:
-        writer.writerow([_escaped(name) for name in columns])
-    writer.writerows([_escaped(row.get(name)) for name in columns] for row in all_rows)
+        writer.writerow([_escaped(name, separator) for name in columns])
+    writer.writerows([_escaped(row.get(name), separator) for name in columns] for row in all_rows)
     return "".join(line.removesuffix("\r\n") + line_end for line in written)
 
 
-def _escaped(cell: Any) -> Any:
+def unescaped(text: str, *, separator: str = ",") -> str:
+    """A cell that `as_csv` has written, without its apostrophes."""
+    whole = text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+    return _formula_inside("'", separator).sub(r"\1", whole)
+
+
+def _escaped(cell: Any, separator: str) -> Any:
     if isinstance(cell, dict | list | bool):
-        return json.dumps(cell, ensure_ascii=False)
-    if isinstance(cell, str) and cell.startswith(_FORMULA) and not _is_number(cell):
-        return f"'{cell}"
-    return cell
+        cell = json.dumps(cell, ensure_ascii=False)
+    if not isinstance(cell, str):
+        return cell
+    whole = f"'{cell}" if cell.startswith(_FORMULA) and not re.fullmatch(_NUMBER, cell) else cell
+    return _formula_inside("", separator).sub(r"\1'", whole)
 
 
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?", text) is not None
+@functools.cache
+def _formula_inside(mark: str, separator: str) -> re.Pattern[str]:
+    """The signs between a line break or another separator and a formula that begins there behind `mark`.
+
+    With another sign than `=` it is one if it computes or calls: lists, signatures and phone numbers stay as they are.
+    """
+    ends = "".join(end for end in ",;\t\r\n" if end != separator)
+    calls = rf"[^{ends}]*?(?:\w\(|\||!\$?[A-Za-z])"
+    return re.compile(
+        rf"(?<=[{ends}])([ \t\"]*+){mark}(?!{_NUMBER}[])}}\"]*(?:[{ends}]|$))"
+        rf"(?==(?!=)|[+@-] ?(?:\(|[\d.,]+ *[-+*/^&<>=]|{calls}))"
+    )
