@@ -155,10 +155,19 @@ def keys_add(
 
     The file keeps its hash alone. A running server accepts the key at once.
     """
+    from slmctl import config
     from slmctl.server import api_keys
 
-    path = path or read_settings(options).serve.keys
+    settings = read_settings(options)
+    path = path or settings.serve.keys
     secret = api_keys.add(path, name, rate=rate, concurrency=concurrency, models=models)
+    served = [*(settings.serve.fleet or [settings.project]), *settings.serve.adapters]
+    strange = [model for model in models if model not in served]
+    if strange and (options.directory / config.FILENAME).exists():
+        terminal().say(
+            f"note: {config.FILENAME} has no model {' and no model '.join(strange)}, but {', '.join(served)}; a server "
+            f"without that name refuses what the key asks (404), and this undoes it: slmctl keys revoke {name}"
+        )
     terminal().say(f"its hash is in {path}; the key is shown once:")
     terminal().write(secret + "\n")
 

@@ -164,6 +164,11 @@ class KeyRing:
         except IntegrityError as error:
             self._keys, self.fault = {}, error.message
 
+    @property
+    def keys(self) -> list[Key]:
+        """Every key, as the file was when it was last read."""
+        return list(self._keys.values())
+
     def find(self, secret: str) -> Key | None:
         """The key that a client has shown; compared in a time that does not tell how much of it was right."""
         if self._stamp() != self._seen:

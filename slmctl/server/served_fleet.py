@@ -26,6 +26,7 @@ from slmctl.server.api_keys import KeyRing
 from slmctl.server.backends import EndpointEngine, LocalEngine
 from slmctl.server.fleet import Fleet
 from slmctl.server.openai_requests import ServedModel
+from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.routed import Escalation
 from slmctl.server.router import Router
 from slmctl.server.running_model import Release, RunningModel
@@ -89,12 +90,16 @@ def opened(
 
 
 def facts(fleet: Fleet) -> Iterator[str]:
-    """Lines on what is loaded where there are several releases, and on what is written down of the answers."""
+    """Lines on what is loaded where there are several releases, on keys for others, and on what is written down."""
     collect = fleet.settings.collect
     for name, release in fleet.releases.items() if len(fleet.releases) > 1 else ():
         bytes = size(fleet.bytes_of(name))
         about = bytes if name in fleet.running else f"needs about {bytes} once it is asked"
         yield f"  {name}: {fleet.state(name)}, {about}{', pinned' if release.pin else ''}"
+    served = fleet.models(ANYBODY)
+    for key in fleet.keys.keys if fleet.keys is not None else ():
+        if strange := [model for model in key.models or () if model not in served]:
+            yield f"  warning: key '{key.name}' is for {' and '.join(strange)}, and no model here has that name"
     if collect is not None:
         yield f"  answers are collected in {collect.to}: {percent(collect.kept)} of all and what is not sure"
         if collect.to.stat().st_mode & 0o077:  # it was there before

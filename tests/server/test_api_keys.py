@@ -87,6 +87,21 @@ def test_a_file_without_a_key_locks_the_server_and_says_so(path: Path) -> None:
     assert f"rm {path}" in said("list")
 
 
+@pytest.mark.parametrize(
+    ("serve", "known"),
+    [("{}", "desk"), ("{adapters: {mail: m.gguf}}", "desk, mail"), ("{fleet: {a: {release: r}}}", "a")],
+)
+def test_a_key_for_a_model_that_the_config_does_not_have_says_so(tmp_path: Path, serve: str, known: str) -> None:
+    def said(name: str, model: str) -> str:
+        words = ["-C", str(tmp_path), "keys", "add", name, "--model", model]
+        return CliRunner().invoke(cli, words, catch_exceptions=False).stderr
+
+    assert "note" not in said("anywhere", "dsk")  # a folder without a project: any server may be meant
+    (tmp_path / "slmctl.yaml").write_text(f"{{project: desk, base: none, serve: {serve}}}")
+    assert f"has no model dsk, but {known}; " in said("crm", "dsk")
+    assert "note" not in said("erp", known.split(", ")[-1])
+
+
 @pytest.mark.usefixtures("full_disk")
 def test_a_key_is_crossed_out_where_there_is_no_room(path: Path, keys: tuple[str, str]) -> None:
     ring, (secret, other) = KeyRing(path), keys

@@ -22,7 +22,7 @@ from slmctl.config import ServeConfig
 from slmctl.errors import SlmctlError
 from slmctl.model_files import memory
 from slmctl.production.records import CollectedRow, collected_files
-from slmctl.server import api_keys
+from slmctl.server import api_keys, served_fleet
 
 CONFIG = """\
 project: desk
@@ -111,6 +111,16 @@ def test_a_burst_for_cold_models_loads_each_once_and_everybody_is_answered(serve
     estimate = memory.engine_bytes(KEPT, sequences=2, context=256)
     assert 1e6 < served.figure('slmctl_model_bytes{model="orders"}') < estimate
     assert served.figure("slmctl_requests_running") == 0
+
+
+def test_a_key_for_a_model_that_is_not_served_is_named_at_the_start(served: Served) -> None:
+    fleet = served.server.gateway.fleet
+    assert fleet.keys is not None and "is for" not in "".join(served_fleet.facts(fleet))
+    api_keys.add(fleet.keys.path, "lost", models=["orders", "odrers", "default"])
+    fleet.keys.reload()
+    line = "  warning: key 'lost' is for odrers and default, and no model here has that name"
+    assert line in list(served_fleet.facts(fleet))
+    api_keys.revoke(fleet.keys.path, "lost")
 
 
 def test_a_key_asks_its_models_alone(served: Served) -> None:
