@@ -164,7 +164,8 @@ def test_an_endpoint_that_refuses_is_left_out_while_another_answers(status: int,
 
 def test_a_slow_endpoint_keeps_no_more_than_its_own_places() -> None:
     def slowly(body: dict[str, Any], before: int) -> endpoint.Turn:
-        time.sleep(0.4)
+        while len(quick.bodies) < 41:
+            threading.Event().wait(0.01)
         return echo(body, before)
 
     with endpoint.serving(slowly) as slow, endpoint.serving(echo) as quick:

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import shutil
 import socket
-import time
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,23 @@ def test_keys_are_hashed_and_revoked_while_it_runs(
     assert secret not in json.dumps(log)
 
 
-def slow(body: dict[str, Any], before: int) -> Turn:
-    """An engine that takes a while, so that requests meet."""
-    time.sleep(0.5)
-    return streams("hello")
+def slow(until: threading.Event) -> Callable[[dict[str, Any], int], Turn]:
+    """An engine that answers when it may, so that requests meet."""
+    return lambda body, before: streams("hello") if until.wait(60) else streams("late")
 
 
 def test_over_the_queue_it_is_said_at_once() -> None:
+    refused = threading.Event()
+
+    def ask(seed: int) -> httpx.Response:
+        said = server.ask("hello", seed=seed)
+        if said.status_code == 429:
+            refused.set()
+        return said
+
     room = {"sequences": 1, "max_waiting_requests": 1}
-    with here.in_front(slow, **room) as server, ThreadPoolExecutor(6) as pool:
-        said = list(pool.map(lambda k: server.ask("hello", seed=k), range(6)))
+    with here.in_front(slow(refused), **room) as server, ThreadPoolExecutor(6) as pool:
+        said = list(pool.map(ask, range(6)))
         busy = [one for one in said if one.status_code == 429]
         assert {one.status_code for one in said} == {200, 429}
         assert {one.json()["error"]["code"] for one in busy} == {"queue"}
@@ -151,8 +159,10 @@ def test_over_the_queue_it_is_said_at_once() -> None:
 
 
 def test_an_answer_has_a_deadline() -> None:
-    with here.in_front(slow, answer_timeout_s=0.05) as server:
+    answered = threading.Event()
+    with here.in_front(slow(answered), answer_timeout_s=0.05) as server:
         late = server.ask("hello")
+        answered.set()
     assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
