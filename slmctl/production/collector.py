@@ -1,8 +1,9 @@
 """Collected answers and feedback: lines of `serve.collect.to`, written by a thread that no answer waits for.
 
 An answer is drawn by chance (`draw`) and handed over (`take`). The thread searches it for personal data and secrets,
-leaves it out or puts marks in their place, and adds a line to the file of the day. A disk that is full or slow, or a
-detector that fails, costs lines and no answer; they are counted.
+leaves it out or puts marks in their place, and adds a line to the file of the day; a client waits for its feedback, so
+that is written before the answers. A disk that is full or slow, or a detector that fails, costs lines and no answer;
+they are counted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import queue
 import random
@@ -17,7 +19,7 @@ import secrets
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from slmctl import sensitive
@@ -29,11 +31,12 @@ from slmctl.production.records import FEEDBACK, CollectedRow, Feedback, collecte
 from slmctl.sensitive import conversation_veto
 from slmctl.sources.reviewed import Choice
 
-WAITING = 1000  # rows that wait to be written; more are lost, and counted
+WAITING = 1000  # rows that wait to be written, and as many words; more are lost, and counted
 WAITING_CHARACTERS = 1 << 25  # of their texts together
 IDS = 50_000  # of answers that feedback is taken for
 MOST_WORDS = 8  # of feedback on one answer, whose lines all stay in the file
 MOST_FEEDBACK = 1 << 28  # bytes of the file of feedback
+SEARCHERS = 256  # words that are searched, or wait until it is their client's turn: a thread each
 LOOK_S = 60.0  # between two looks at the calendar where nothing comes
 CLOSE_S = 5.0  # for the waiting lines when the server stops
 KINDS: tuple[Choice, ...] = ("uniform", "escalated", "unsure")
@@ -85,6 +88,7 @@ class _Row:
     row: CollectedRow
     id: str
     also: Sequence[str] = field(default=(), repr=False)
+    client: str = ""
 
     @property
     def characters(self) -> int:
@@ -135,8 +139,11 @@ class Collector:
         self._lost = 0
         self._lock = threading.Lock()  # around the counts and the ids
         self._ids: OrderedDict[str, Answered] = OrderedDict()  # by the id that the client knows
-        self._characters = 0  # of the rows that wait
-        self._queue: queue.Queue[_Row | _Word | None] = queue.Queue(WAITING)
+        self._rows, self._characters = 0, 0  # that wait, and of their texts
+        self._numbers = itertools.count()
+        # by rank, words first, and then in the order in which they came
+        self._queue: queue.PriorityQueue[tuple[int, int, _Row | _Word | None]] = queue.PriorityQueue(2 * WAITING)
+        self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="feedback")  # as the router has its own
         self._file: JsonLines | None = None
         self._day = ""
         self._remembered = threading.Event()
@@ -162,7 +169,7 @@ class Collector:
             self._remember(id, Answered(row, model, offers))
         return row
 
-    def take(self, row: CollectedRow, draw: Draw, *, id: str, also: Sequence[str] = ()) -> None:
+    def take(self, row: CollectedRow, draw: Draw, *, id: str, also: Sequence[str] = (), client: str = "") -> None:
         """Have an answer written down if it was drawn.
 
         Args:
@@ -170,6 +177,7 @@ class Collector:
             draw: Its draw.
             id: The id that the client knows.
             also: Texts of calls and tools; where something is found in one, the answer is left out.
+            client: The name of the key that the question came with.
         """
         if draw.chosen is None:
             return
@@ -177,16 +185,12 @@ class Collector:
             row, chosen=draw.chosen, probability=round(draw.probability, 6), uniform=draw.uniform,
             uniform_probability=self.settings.kept,
         )  # fmt: skip
-        item = _Row(chosen, id, also)
+        item = _Row(chosen, id, also, client)
         with self._lock:
-            full = self._characters + item.characters > WAITING_CHARACTERS or not self._thread.is_alive()
-            if not full:
-                self._characters += item.characters
-        if full:
-            self._lose()
-        elif not self._put(item):
-            with self._lock:
-                self._characters -= item.characters
+            has_room = self._rows < WAITING and self._characters + item.characters <= WAITING_CHARACTERS
+            if is_taken := has_room and self._thread.is_alive() and self._put(item):
+                self._rows, self._characters = self._rows + 1, self._characters + item.characters
+        if not is_taken:
             self._lose()
 
     def drop(self, reason: str) -> None:
@@ -200,9 +204,12 @@ class Collector:
         with self._lock:
             return self._ids.get(id)
 
-    def cleared(self, text: str) -> str | None:
+    def cleared(self, text: str, *, client: str = "") -> Future[str | None]:
         """A text of a client as it may be written down; None where it may not: it is searched as an answer is."""
-        messages, _ = self._search([{"role": "user", "content": text}])
+        return self._searchers.submit(self._cleared_text, text, client)
+
+    def _cleared_text(self, text: str, client: str) -> str | None:
+        messages, _ = self._search([{"role": "user", "content": text}], client=client)
         cleared = messages[0]["content"] if messages is not None else None
         return None if cleared is not None and _is_object(text) and not _is_object(cleared) else cleared
 
@@ -245,15 +252,16 @@ class Collector:
 
     def close(self) -> None:
         """Write the waiting lines, within CLOSE_S."""
+        self._searchers.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=1)
+            self._queue.put((2, next(self._numbers), None), timeout=1)
         self._thread.join(CLOSE_S)
 
     # In any thread
 
     def _put(self, item: _Row | _Word) -> bool:
         try:
-            self._queue.put_nowait(item)
+            self._queue.put_nowait((int(isinstance(item, _Row)), next(self._numbers), item))
         except queue.Full:
             return False
         return True
@@ -269,12 +277,12 @@ class Collector:
             self._ids.popitem(last=False)
 
     def _search(
-        self, messages: conversation_veto.Messages, also: Sequence[str] = ()
+        self, messages: conversation_veto.Messages, also: Sequence[str] = (), *, client: str
     ) -> tuple[conversation_veto.Messages | None, str]:
         """Messages as they may be written down, or None and why not."""
         redact = sensitive.KINDS if self.settings.sensitive == "redact" else ()
         try:
-            cleared = conversation_veto.clear(messages, redact=redact, also=also)
+            cleared = conversation_veto.clear(messages, redact=redact, also=also, client=client)
         except (SlmctlError, OSError, ValueError, RuntimeError):
             return None, "failed"
         return (None, cleared.reason) if cleared.reason else (cleared.messages, "")
@@ -293,7 +301,7 @@ class Collector:
     def _write_next(self) -> bool:
         """Write the next line that comes; False at the end."""
         try:
-            item = self._queue.get(timeout=LOOK_S)
+            _, _, item = self._queue.get(timeout=LOOK_S)
         except queue.Empty:
             self._turn_over()
             return True
@@ -308,9 +316,9 @@ class Collector:
         return item is not None
 
     def _append_row(self, item: _Row) -> None:
-        row, reason = self._cleared(item.row, item.also)
+        row, reason = self._cleared(item.row, item.also, item.client)
         with self._lock:
-            self._characters -= item.characters
+            self._rows, self._characters = self._rows - 1, self._characters - item.characters
         if row is None:
             self.drop(reason)
             return
@@ -336,12 +344,12 @@ class Collector:
             return False
         return True
 
-    def _cleared(self, row: CollectedRow, also: Sequence[str]) -> tuple[CollectedRow | None, str]:
+    def _cleared(self, row: CollectedRow, also: Sequence[str], client: str) -> tuple[CollectedRow | None, str]:
         """A row without sensitive data, or None and why there is none: the answers are searched as the messages are."""
         answers = {name: text for name in ("answer", "local_answer", "general_answer") if (text := getattr(row, name))}
         texts = list(dict.fromkeys(answers.values()))  # one text once, or a value would be read across its copies
         turns = [{"role": "assistant", "content": text} for text in texts]
-        messages, reason = self._search([*row.messages, *turns], also)
+        messages, reason = self._search([*row.messages, *turns], also, client=client)
         if messages is None:
             return None, reason
         cut = len(row.messages)

@@ -30,7 +30,8 @@ class CollectedRow(Line):
         time: Of the answer, in UTC, `2026-11-25T09:30:00Z`.
         digest: `sha256:…` of the file that answered.
         model, version: Its name and the version of its release.
-        messages: The conversation as the client sent it, after `serve.collect.sensitive`.
+        messages: The conversation as the client sent it, after `serve.collect.sensitive`, without system messages that
+            the model does not get.
         answer: What the client got.
         local_answer: The local model's, where the client got the general model's; else empty.
         general_answer: The general model's, where one came and the client got it or not.

@@ -60,6 +60,7 @@ def clear(
     redact: Collection[str] = (),
     also: Sequence[str] = (),
     timeout_s: float = SEARCH_S,
+    client: str = "",
 ) -> Cleared:
     """Decide on the content of a conversation. It blocks until the search ends, so call it off the event loop.
 
@@ -68,6 +69,7 @@ def clear(
         redact: Kinds that are replaced by marks; any other kind keeps the conversation here.
         also: Further texts that are searched, of calls and tools; a finding of any kind in one keeps it here.
         timeout_s: Seconds for each of the two searches: of the conversation, and of what is left of it.
+        client: The name of the key that it came with; clients take turns.
 
     Raises:
         SearchError: A search took longer, or its process died. The caller takes it for a doubt, as any exception.
@@ -81,14 +83,16 @@ def clear(
     also = (*also, *dict.fromkeys(message["name"] for message in plain if "name" in message))
     if sum(len(message["content"]) for message in plain) + sum(map(len, also)) > LONGEST:
         return Cleared(reason="doubt")
-    further = list(_further(also))
-    findings = search_process.find([*_readings(plain), *further], timeout_s=timeout_s)
-    if not any(findings):
+
+    def search(messages: Messages) -> list[list[Finding]]:
+        texts = itertools.chain(_readings(messages), _further(also))
+        return search_process.find(texts, timeout_s=timeout_s, client=client)
+
+    if not any(findings := search(plain)):
         return Cleared(plain)
     if redact:
         marked, marks = _redacted(plain, findings, frozenset(redact))
-        texts = [*_readings(marked), *further]
-        if marks and not any(search_process.find(texts, timeout_s=timeout_s)):
+        if marks and not any(search(marked)):
             return Cleared(marked, marks=marks)
     return Cleared(reason="sensitive")
 

@@ -103,7 +103,7 @@ class _Request:
 
         work = router.route(  # in time, so that the local answer is still given where the general model is slow
             self.checked, self.http.headers, local, ends_at=self.exchange.deadline, request=self.note.id,
-            log=self.gateway.log,
+            client=self.note.client, log=self.gateway.log,
         )  # fmt: skip
         self.routed = routed = await self.exchange.beside(work)
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
@@ -202,5 +202,5 @@ class _Request:
         if (collector := self.gateway.fleet.collector) is not None:
             collecting.hand_over(
                 self.checked, choices, self.routed, id=self.note.id,
-                is_marked=conversation_veto.is_marked(self.http.headers), collector=collector,
+                is_marked=conversation_veto.is_marked(self.http.headers), client=self.note.client, collector=collector,
             )  # fmt: skip

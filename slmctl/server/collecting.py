@@ -20,6 +20,7 @@ def hand_over(
     *,
     id: str,
     is_marked: bool,
+    client: str,
     collector: Collector,
 ) -> None:
     """Remember the answers for feedback, and have those written down that chance draws; none waits for it.
@@ -30,6 +31,7 @@ def hand_over(
         routed: The router's decision; None where no policy decides.
         id: The request's; further answers of one request get `ID-2` and so on.
         is_marked: The client has marked it as sensitive, so nothing of it is written down.
+        client: The name of the key that it came with.
         collector: Where they go.
     """
     has_tools = checked.offer is not None and checked.offer.is_clients
@@ -43,7 +45,7 @@ def hand_over(
             if draw.chosen is not None:
                 collector.drop("sensitive" if is_marked else "doubt")
         else:
-            collector.take(row, draw, id=name, also=checked.also)
+            collector.take(row, draw, id=name, also=checked.also, client=client)
 
 
 def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Routed | None, id: str) -> CollectedRow:

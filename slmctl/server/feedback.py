@@ -53,7 +53,7 @@ async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key:
     if answer is not None:
         answer = await asyncio.to_thread(_allowed, answer, task, answered.offers)
     if answer and task.kind != "classify":
-        answer = await asyncio.to_thread(collector.cleared, answer)
+        answer = await asyncio.wrap_future(collector.cleared(answer, client=key.name))
         if answer is None:
             raise RequestError("'answer' holds personal data or a secret, which is not collected here", "answer")
     if answered.words >= MOST_WORDS:

@@ -33,6 +33,11 @@ class Note:
     def seconds(self) -> float:
         return round(time.monotonic() - self.begun, 4)
 
+    @property
+    def client(self) -> str:
+        """The name of the request's key; empty where none is asked for."""
+        return str(self.fields.get("key", ""))
+
 
 class Observed:
     """Around everything: a request's id, who may speak to the loopback, and its line in log and figures."""

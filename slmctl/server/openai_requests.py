@@ -89,7 +89,7 @@ class CheckedRequest:
         kind: `chat`, `text` (completions) or `response`.
         requests: The engine's requests, one a choice.
         turns: The conversation of each; empty where raw text is continued.
-        sent: The conversation as the client sent it.
+        sent: The conversation as the client sent it, without system messages that the model does not get.
         unread: Fields of its messages that are not part of `sent`, such as `tool_calls`.
         options: The sampling options that it set and the form of its answer, for the router.
         ignored: Its options that have no effect on a model of this task.
@@ -234,6 +234,8 @@ def _checked(
         for k in range(count)
     ]
     dropped = ["system"] if kind == "chat" and prompts[0].drops_system else []
+    if dropped:  # neither the model nor the generalist gets them, so they are neither searched nor collected
+        sent = [message for message in sent if message["role"] != "system"]
     unread = {name for message in body.get("messages", ()) for name in unread_fields(message)}
     names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", *FORMS, *CHOICE)
     return CheckedRequest(

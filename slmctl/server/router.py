@@ -32,7 +32,7 @@ from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task
 
 LOOK_S = 2.0  # for the detectors, which take a millisecond; after it there is doubt
-LOOKERS = 4  # conversations that are looked at together
+LOOKERS = 256  # conversations that are looked at, or wait until it is their client's turn: a thread each
 CUT_S = 0.5  # for a request that was given up to let go of its connection
 T = TypeVar("T")
 
@@ -91,6 +91,7 @@ class Router:
         *,
         ends_at: float = math.inf,
         request: str = "",
+        client: str = "",
         log: Log | None = None,
     ) -> Routed:
         """Answer a request.
@@ -101,13 +102,14 @@ class Router:
             local: Runs the local model to its end: its last event, and `text`.
             ends_at: When the caller needs an answer, in the loop's time: the general model gets what is left.
             request: The id that the answer carries, for the log of decisions.
+            client: The name of the key that it came with.
             log: Gets the decision where no file is named for it.
 
         Raises:
             The exceptions of `local`: without a local answer there is none at all.
         """
         begun = time.monotonic()
-        cleared = await self._clear(checked, headers)
+        cleared = await self._clear(checked, headers, client)
         looked = time.monotonic()
         event = await local()
         answered, verdict = time.monotonic(), self._judged(event)
@@ -130,7 +132,9 @@ class Router:
         self.escalation.note(routed, times, redacted=len(cleared.marks), fault=beyond.fault, request=request, log=log)
         return routed
 
-    async def _clear(self, checked: CheckedRequest, headers: Mapping[str, str]) -> conversation_veto.Cleared:
+    async def _clear(
+        self, checked: CheckedRequest, headers: Mapping[str, str], client: str
+    ) -> conversation_veto.Cleared:
         """The veto; a detector that fails or takes long is a doubt, and so are fields that none searches."""
         if self.generalist is None:
             return conversation_veto.Cleared()  # nothing leaves
@@ -141,7 +145,8 @@ class Router:
         redact = self.generalist.settings.redact
         offer = checked.offer  # the task's own tools leave with an escalated question, too
         own = conversation_veto.texts_in(offer.tools) if offer is not None and not offer.is_clients else ()
-        look = functools.partial(conversation_veto.clear, checked.sent, redact=redact, also=(*checked.also, *own))
+        also = (*checked.also, *own)
+        look = functools.partial(conversation_veto.clear, checked.sent, redact=redact, also=also, client=client)
         looking = asyncio.get_running_loop().run_in_executor(self._lookers, look)
         cleared, _ = await _ended(looking, LOOK_S)
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")

@@ -7,11 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slmctl import sensitive
+from slmctl.child import LineChild
 from slmctl.sensitive import search_process
 from slmctl.sensitive.search_process import SearchError, _Pool
 
@@ -28,7 +31,7 @@ def pool() -> Iterator[_Pool]:
 
 
 def children(pool: _Pool) -> list[int]:
-    return [process.pid for process in pool.free.queue if process.alive]
+    return [process.pid for process in pool.free if process.alive]
 
 
 def test_findings_are_those_of_a_search_in_this_process() -> None:
@@ -76,13 +79,18 @@ def test_request_larger_than_a_pipe_does_not_wait_for_a_process_that_reads_nothi
         pool.find(["x" * 3_000_000], 0.2)
 
 
-def test_process_that_dies_costs_one_search(pool: _Pool) -> None:
+def test_process_that_dies_costs_one_search(pool: _Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.find([MAIL], 20)
-    (pid,) = children(pool)
-    os.kill(pid, signal.SIGSTOP)
-    threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+    answers = LineChild.answers
+
+    def killed(self: LineChild, *args: Any) -> Any:
+        os.kill(self.pid, signal.SIGKILL)
+        return answers(self, *args)
+
+    monkeypatch.setattr(LineChild, "answers", killed)
     with pytest.raises(SearchError, match="died"):
         pool.find([MAIL], 20)
+    monkeypatch.undo()
     assert len(pool.find([MAIL], 20)[0]) == 1
 
 
@@ -95,11 +103,28 @@ def test_process_that_died_between_searches_costs_none(pool: _Pool) -> None:
 
 
 def test_search_that_waits_for_a_process_is_late_too(pool: _Pool) -> None:
-    taken = [pool.free.get() for _ in range(search_process.PROCESSES)]
+    taken = [pool.free.pop() for _ in range(search_process.PROCESSES)]
     with pytest.raises(SearchError, match="no process was free"):
         pool.find([MAIL], 0.05)
-    for process in taken:
-        pool.free.put(process)
+    pool.free += taken
+
+
+def test_one_client_leaves_a_process_to_the_others(pool: _Pool) -> None:
+    """Long texts of one key made half of another one's questions a doubt."""
+    with pool._process("crm", 20):
+        with pytest.raises(SearchError, match="no process was free"):
+            pool.find([MAIL], 0.05, "crm")
+        assert len(pool.find([MAIL], 20, "erp")[0]) == 1
+    assert len(pool.find([MAIL], 20, "crm")[0]) == 1
+
+
+def test_client_that_was_served_longest_ago_comes_first(pool: _Pool) -> None:
+    with ThreadPoolExecutor() as threads, pool._process("crm", 60), pool._process("erp", 60):
+        for client in ("crm", "crm", "mail"):
+            threads.submit(pool.find, [MAIL], 60, client)
+        while len(pool._waiting) < 3:
+            threading.Event().wait(0.001)
+    assert pool._served == {"erp": 2, "mail": 3, "crm": 5}
 
 
 def test_child_gets_no_secret(pool: _Pool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,13 @@ def test_what_is_sensitive_or_marked_so_is_never_written_down(desk: Desk) -> Non
     assert desk.figure('slmctl_collect_dropped_total{reason="doubt"}') == 1
 
 
+def test_a_system_message_that_a_classifier_does_not_get_is_neither_searched_nor_written_down(desk: Desk) -> None:
+    """A long one of a client took the search from the others."""
+    question, own = chat("where is my lamp"), {"role": "system", "content": f"{MAIL} and a word " * 20_000}
+    id = desk.post("chat/completions", {"messages": [own, *question]}).headers["x-request-id"]
+    assert desk.row(id).messages == question
+
+
 def test_feedback_is_taken_for_answers_of_this_server(desk: Desk) -> None:
     id = desk.ask("is this right")
     desk.row(id)
