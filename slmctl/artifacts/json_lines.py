@@ -140,7 +140,17 @@ def read(path: Path) -> Iterator[JsonObject]:
                 yield fields
 
 
-def rewrite(path: Path, keep: Callable[[JsonObject], bool]) -> int:
+def torn(path: Path) -> Iterator[str]:
+    """The lines of a file that are no whole JSON object.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as stream:
+        yield from (line.decode("utf-8", "replace") for line in stream if _read_line(line) is None)
+
+
+def rewrite(path: Path, keep: Callable[[JsonObject], bool], *, with_torn: bool = False) -> int:
     """Take the lines out that are not to be kept, and with them torn ones, which nobody can judge.
 
     The file is replaced at once, with its owner and permissions; those who append meanwhile lose no line. A file of
@@ -149,6 +159,7 @@ def rewrite(path: Path, keep: Callable[[JsonObject], bool]) -> int:
     Args:
         path: The file.
         keep: False for a line to take out; it is called twice for each.
+        with_torn: Take torn lines out even where every whole one is kept.
 
     Returns:
         Number of whole lines that were taken out.
@@ -162,7 +173,7 @@ def rewrite(path: Path, keep: Callable[[JsonObject], bool]) -> int:
             if not _has_name(old, path):
                 continue
             removed = sum((fields := _read_line(line)) is not None and not keep(fields) for line in old)
-            if removed:
+            if removed or with_torn:
                 status = os.fstat(old.fileno())
                 old.seek(0)
                 with atomic.file(path, stat.S_IMODE(status.st_mode)) as draft, draft.open("wb") as new:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +19,11 @@ from slmctl.artifacts import json_lines
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.row_fingerprints import QueryFingerprint
+from slmctl.sensitive.unmask import FOLDS
 
 SHORTEST = 8  # characters of a text that is looked for inside others: a shorter one stands in half of them
 AT_ONCE = 1024  # lines that are compared together
+_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|([\"/]))")  # of JSON that stands in a text
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,14 @@ class _Sought:
             equal = [minhash.digest(text) == self.print.digest for text in questions]
             alike = [bool(near) or same for near, same in zip(estimates, equal, strict=True)]
         for line, own, near in zip(lines, texts, alike, strict=True):
-            if (near or (self.inside and any(self.inside in _plain(text) for text in own))) and line.get("id"):
-                self.ids.add(str(line["id"]))
+            if near or any(map(self.stands_in, own)):
+                self.ids.add(_id_of(line))
+
+    def stands_in(self, text: str) -> bool:
+        """True where the row stands inside a text, which may hold JSON with its escapes."""
+        return bool(self.inside) and (
+            self.inside in _plain(text) or self.inside in _plain(_ESCAPE.sub(_unescape, text))
+        )
 
 
 def search(
@@ -88,11 +98,12 @@ def search(
             for lines in _batches(file):
                 sought.collect(lines)
     for file in files:
-        count = sum(str(line.get("id", "")) in sought.ids for line in json_lines.read(file))
+        count = sum(_id_of(line) in sought.ids for line in json_lines.read(file))
+        torn = sum(map(sought.stands_in, json_lines.torn(file)))
         gone = 0
-        if forget and count:
-            gone = json_lines.rewrite(file, lambda line: str(line.get("id", "")) not in sought.ids)
-        yield CollectedFile(str(file), max(count, gone), gone)
+        if forget and (count or torn):
+            gone = json_lines.rewrite(file, lambda line: _id_of(line) not in sought.ids, with_torn=bool(torn)) + torn
+        yield CollectedFile(str(file), max(count + torn, gone), gone)
 
 
 def lines(files: Sequence[CollectedFile]) -> Iterator[str]:
@@ -124,10 +135,10 @@ def _texts(line: JsonObject) -> list[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string of a JSON value at any depth, keys too, and those of JSON within a string (arguments of a call)."""
+    """Every string and number of a JSON value at any depth, keys too, and those of JSON in a string (arguments)."""
     if isinstance(value, str):
         yield value
-        if value.lstrip()[:1] in ("{", "["):
+        if value.lstrip()[:1] in ("{", "[", '"'):
             with contextlib.suppress(ValueError, RecursionError):
                 yield from _strings(json.loads(value))
     elif isinstance(value, dict):
@@ -137,8 +148,19 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _strings(inner)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
+def _id_of(line: JsonObject) -> str:
+    """The id of a line; of one without it, the line itself."""
+    return str(line.get("id") or json.dumps(line))
 
 
 def _plain(text: str) -> str:
-    """A text without case and repeated spaces."""
-    return " ".join(text.casefold().split())
+    """A text without case, repeated spaces, and other forms of the same characters."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(FOLDS).split())
+
+
+def _unescape(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else escape[2]
