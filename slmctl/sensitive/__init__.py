@@ -20,8 +20,8 @@ from typing import Literal, NamedTuple, TypedDict
 from slmctl.errors import UsageError
 from slmctl.sensitive.phones import phones
 from slmctl.sensitive.rules import SAID_AT, Rule, RuleMatch, cards, digit_count, emails, ibans, ips
+from slmctl.sensitive.secrets import FOREIGN, secrets
 from slmctl.sensitive.secrets import NAMES as SECRET_NAMES
-from slmctl.sensitive.secrets import secrets
 from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
 from slmctl.sensitive.stand_ins import stand_in
 from slmctl.sensitive.unmask import FOLDS, TWO_NUMBERS, is_encoded, views
@@ -187,10 +187,11 @@ class Candidate(NamedTuple):
 _SIGNS = b"0123456789@:=_-%&\\<[({"
 _INVISIBLE = bytes([*range(9), *range(14, 32), 127])
 _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
-_PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-")
-_BRACKETED = ("at)", "at]", "at}", "at>", "at )", "at ]", "(@", "[@", "-at-", "*at*", "_at_", "(ät", "arroba")
+_PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-", " -u ",
+             "--user", " -p")  # fmt: skip
+_BRACKETED = ("(a)", "at)", "at]", "at}", "at>", "at )", "at ]", "(@", "[@", "-at-", "*at*", "_at_", "(ät", "arroba")
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
-_SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=):? |: |(?:\bpwd?|p/w|code|wor[dt]) ")
+_SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=):? |: |(?:\bpwd?|p/w|code|wor[dt]) |[\"'] ?,? ?[\"']")
 
 
 def _may_hold(text: str) -> bool:
@@ -207,7 +208,7 @@ def _signs_tell(text: str, signs: bytes) -> bool:
     if len(signs) > 2 and digit_count(text) > 2:
         return True
     assigns = b":" in signs or b"=" in signs or b"<" in signs
-    if assigns and (text.count(":") > 3 or any(name in text for name in SECRET_NAMES)):
+    if assigns and (text.count(":") > 3 or any(name in text for name in SECRET_NAMES) or "=40" in text):
         return True
     if b"-" in signs and any(prefix in text for prefix in _PREFIXES):
         return True
@@ -224,6 +225,8 @@ def _words_tell(text: str) -> bool:
         return True
     named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pw" in text or "p/w" in text
     if named and _SAID_IS.search(text):
+        return True
+    if any(name in text for name in FOREIGN):
         return True
     if "akia" in text or "asia" in text or "eyj" in text or "aiza" in text or "sg." in text or "bearer" in text:
         return True

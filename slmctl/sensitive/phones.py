@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 
 from slmctl.sensitive.rules import RuleMatch, digit_count, words
+from slmctl.sensitive.unmask import FOLDS
 
 _GAP = r"[ \-./()_*~\n]{0,3}+"
 _START = r"(?<![^\W_])(?<!\+)(?<!\d[.,/\-])"
@@ -40,8 +41,12 @@ _NATIONAL = re.compile(  # Brazil, Russia, China, India, Italy, Spain and Poland
 _SPELLED = re.compile(r"(?<![\w.,])(?:\+ ?)?\d(?:[ .\-_*/()]{1,4}+\d){8,14}(?!\w)")
 _NUMBER = re.compile(rf"{_START}\(?\d(?:{_GAP}\d){{6,14}}(?!\w)")
 _GROUP = re.compile(r"\d+")
+_FOREIGN = (  # words for phone, as `unmask` folds them
+    r"\b(?:telefoon(?:nummer)?|cellulare|celular|portable|msisdn|wa\.me|телефон|тел|моб)"
+    r"|手机|手機|电话|電話|携帯|전화|휴대폰|هاتف|جوال|טלפון"
+).translate(FOLDS)
 _PHONE_WORD = re.compile(
-    r"(?<!\[)(?:\b(?:tele)?(?:phone|fon)s?|\btel|\bmobile?|\bm[oó]vil|\bcell(?:phone)?|\bhandy(?:nummer)?|\brufnummer|\bfax"
+    rf"(?<!\[)(?:(?>{_FOREIGN})|\b(?>(?:tele)?(?:phone|fon)s?)|\btel|\bmobile?|\bm[oó]vil|\bcell(?:phone)?|\bhandy(?:nummer)?|\brufnummer|\bfax"
     r"|\bhotline|\bwhatsapp|\blandline|\bt[eé]l[eé]phone|\btel[eé]fono"
     r"|\b(?>call|ring|dial|text|sms|reach|contact|phone)(?>ed|ing)?+\W{1,2}+(?>me|us|him|her|them|back|on|at)\b"
     r"|\b(?>call|ring|dial|text|sms)\b|\bmy (?:new |old )?number\b|\bcontact(?: number)?\b)"

@@ -45,7 +45,7 @@ def digit_count(text: str) -> int:
 
 # E-mail
 
-_LOCAL_REVERSED = re.compile(r"(?P<space>\s{0,2}+)[\w.+%'!#$&*/=?^{|}~-]{1,64}+")
+_LOCAL_REVERSED = re.compile(r"(?P<space>\s{0,2}+)\"?+[\w.+%'!#$&*/=?^{|}~-]{1,64}+")
 _LABEL, _TOP = r"[^\W_][\w-]{0,62}+(?<![-_])", r"(?P<top>xn--[\w-]{2,40}+|[^\W\d_]{2,24}+)(?![\w@])"
 _DOMAIN = re.compile(rf"(?:{_LABEL}\.){{1,8}}{_TOP}")
 _SPACED_DOMAIN = re.compile(rf"\s{{0,2}}+(?:{_LABEL}\s{{0,2}}+\.\s{{0,2}}+){{1,8}}{_TOP}")
@@ -119,9 +119,9 @@ def _email_at(text: str, at: int) -> RuleMatch | None:
 
 
 def _is_password_in_url(text: str, at: int) -> bool:
-    first = max(0, at - _URL_HEAD)
-    scheme = text.rfind("://", first, at)
-    return scheme >= 0 and _USER_IN_URL.fullmatch(text, scheme + 3, at) is not None
+    slash = text.rfind("/", max(0, at - _URL_HEAD), at)
+    has_scheme = text[max(0, slash - 4) : slash + 1].replace("\\", "").endswith("://")  # as JSON may write it: :\/\/
+    return has_scheme and _USER_IN_URL.fullmatch(text, slash + 1, at) is not None
 
 
 def _spelled_email(text: str, start: int, end: int) -> RuleMatch | None:
@@ -184,7 +184,20 @@ _ISSUERS: tuple[tuple[int, int, frozenset[int]], ...] = tuple(
     )
 )  # fmt: skip
 _SHAPES = frozenset(
-    ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 5), (4, 3, 3, 3), (8, 8), (4, 12), (6, 10), (12, 4))
+    (
+        (4, 4, 4, 4),
+        (4, 6, 5),
+        (4, 6, 4),
+        (4, 4, 4, 4, 3),
+        (4, 4, 5),
+        (4, 3, 3, 3),
+        (8, 8),
+        (4, 12),
+        (6, 10),
+        (12, 4),
+        (1, 3, 3, 3, 3, 3),
+        (3, 3, 3, 3, 3),
+    )  # the last two as a spreadsheet writes a number
 )
 _CARD_WORD = re.compile(r"(?<!\[)card|visa|credit|debit|karte|carte|tarjeta", re.IGNORECASE)
 _EXPIRY = re.compile(  # what people write right after a card: 12/26, exp 12/2026, |12|26|123
@@ -193,7 +206,7 @@ _EXPIRY = re.compile(  # what people write right after a card: 12/26, exp 12/202
     re.IGNORECASE,
 )
 _GLUED_EXPIRY = re.compile(r"(?:0[1-9]|1[0-2])(?:(?:20)?[2-4]\d(?:\d{3})?|(?=[/.|-](?:20)?[2-4]\d(?!\d)))")
-_WORD_REVERSED = re.compile(r"\w{0,24}+")
+_WORD = re.compile(r"[^\W_]{0,24}+")
 _FRACTION = re.compile(r"(?<!\d)(?:\d{1,3}\.|0,)\Z")
 
 
@@ -274,7 +287,7 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
     has_expiry = _EXPIRY.match(text, end) is not None
     if _FRACTION.search(before) or (after[:1] == "." and after[1:2].isdigit() and not has_expiry):
         return False
-    glued = _WORD_REVERSED.match(before[::-1])[0] + ("" if has_expiry else _WORD_REVERSED.match(after)[0])  # type: ignore[index]
+    glued = _WORD.match(before[::-1])[0] + ("" if has_expiry else _WORD.match(after)[0])  # type: ignore[index]
     return not any(char.isdigit() for char in glued) and len(glued) < 20
 
 
@@ -302,7 +315,7 @@ _IBANS = {
 _IBAN_LENGTHS = {
     country: sum(int(size) for size, _ in _PART.findall(structure)) for country, structure in _BBANS.items()
 }
-_IBAN_GAP = r"[ \n\-./_*|~:]{0,3}+"
+_IBAN_GAP = r"[ \n\-./_*|~:,;]{0,3}+"
 _IBAN_HEAD = re.compile(rf"(?<![0-9])([A-Z]){_IBAN_GAP}([A-Z]){_IBAN_GAP}([0-9]){_IBAN_GAP}([0-9])", re.IGNORECASE)
 _IBAN_NEXT = re.compile(_IBAN_GAP + r"([A-Z0-9])", re.IGNORECASE)
 
@@ -348,6 +361,9 @@ _V6 = re.compile(
     r"(?:[0-9a-f]{0,4}+:){2,7}(?:\d{1,3}+(?:\.\d{1,3}+){3}|[0-9a-f]{1,4}+)?(?![\w:])",
     re.IGNORECASE,
 )
+_IN_HOST = re.compile(
+    r"\b(?:ip|ec2|host|dhcp|dsl|static|cable)[-_](\d{1,3}+(?:[-_]\d{1,3}+){3})(?![-_]?\w)", re.IGNORECASE
+)
 _NUMBERED = re.compile(
     r"(?:\bv|ver|versions?|release|firmware|build|driver|update|sdk|api|revision"
     r"|section|chapter|clause|paragraph|figure|table|article|step|§)"
@@ -360,7 +376,7 @@ DOCUMENTATION = tuple(
 
 
 def ips(text: str) -> Iterator[RuleMatch]:
-    """IPv4 and IPv6 addresses; not those of documentation and loopback, not version and section numbers."""
+    """IPv4 and IPv6 addresses, also in names of hosts; not those of documentation and loopback, not version numbers."""
     for match in _V4.finditer(text) if text.count(".") > 2 and digit_count(text) > 3 else ():
         octets = [int(part) for part in _GROUPS.findall(match[0])]
         if max(octets) > 255 or octets[0] in (0, 255):
@@ -368,6 +384,8 @@ def ips(text: str) -> Iterator[RuleMatch]:
         at_home = octets[:2] == [192, 168]
         if at_home or not _NUMBERED.search(text, max(0, match.start() - 24), match.start()):
             yield from _address("ip/v4", *match.span(), ".".join(map(str, octets)))
+    for match in _IN_HOST.finditer(text) if digit_count(text) > 3 else ():
+        yield from _address("ip/host", *match.span(1), ".".join(str(int(part)) for part in _GROUPS.findall(match[1])))
     for match in _V6.finditer(text) if text.count(":") > 1 else ():
         if any(char.isdigit() for char in match[0]) and len(match[0]) > 5:
             yield from _address("ip/v6", *match.span(), match[0].lower())

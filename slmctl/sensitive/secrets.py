@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from slmctl.sensitive.rules import RuleMatch, digit_count
+from slmctl.sensitive.rules import RuleMatch, digit_count, words
+from slmctl.sensitive.unmask import FOLDS
 
 
 def _any_of(words: list[str]) -> re.Pattern[str]:
@@ -49,7 +50,9 @@ _KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
         ("shopify", "shp", r"shp(?:at|ca|pa|ss)_[0-9a-f]{20,}"),
         ("grafana", "glsa_", r"glsa_\w{20,}"),
         ("slmctl", "slm-", r"slm-[\w.-]{1,64}?-[0-9a-f]{64}(?![0-9a-f])"),
-        ("service", "lin_api_ ntn_ nrak- pmak- dckr_pat_", r"(?:lin_api_|ntn_|NRAK-|PMAK-|dckr_pat_)[\w-]{20,}"),
+        ("service", "lin_api_ ntn_ nrak- pmak- dckr_pat_ figd_ sbp_ sntrys_ tskey-",
+         r"(?:lin_api_|ntn_|NRAK-|PMAK-|dckr_pat_|figd_|sbp_|sntrys_|tskey-)[\w-]{20,}"),
+        ("webhook", "/webhooks/", r"discord(?:app)?\.com/api/webhooks/\d{9,20}/[\w-]{30,}"),
     )
 }  # fmt: skip
 _CUES = _any_of([cue for cues, _ in _KEYS.values() for cue in cues])
@@ -71,20 +74,42 @@ _BLANK = re.compile(
     re.IGNORECASE,
 )
 _MORE_THAN_WORD = re.compile(r"\d|[^\w'.-]|_")
+_CODE = re.compile(  # in place of a value, the code that gets it
+    r"[a-z_][a-z_.]{0,99}+[(\[]|(?:self|this|os|process|env|args|config|settings|ctx)\.[a-z_]", re.IGNORECASE
+)
+# The word password in other languages, as `unmask` folds it; a letter or two may follow.
+FOREIGN = (
+    "mot de passe", "كلمة المرور", "كلمة السر",
+    *sorted(words(
+        "contraseña contrasena парол hasło haslo wachtwoord senha lösenord passord salasana adgangskode heslo jelszó "
+        "şifre parola 密码 密碼 口令 パスワード 暗証番号 비밀번호 암호 סיסמה סיסמא κωδικός".translate(FOLDS)
+    )),
+)  # fmt: skip
+_SAID_NAME = rf"(?:{'|'.join(FOREIGN)})[^\W\d_]{{0,2}}+"
+# Where a name may begin: also inside of one, as in dbPassword.
+_BEGIN = r"(?:(?<![a-z0-9])|(?-i:(?<=[a-z0-9])(?=[A-Z])))"
 _NAME = (
     r"(?:[a-z0-9]{1,20}+[_.-]){0,3}(?>pass(?:words?|wd|phrase|code|worts?|wrd)|psw|pwd?|p/w|kennwort"
-    r"|contraseña|mot de passe|парол[ья]|hasło|wachtwoord|senha"
+    rf"|{_SAID_NAME}|(?:j|php)?sess(?:ion)?[_-]?id|connect\.sid"
     r"|secret(?:[_ -]?key)?|api[_ -]?(?:key|token|secret)"
     r"|(?:access|auth|account|private|signing|encryption|shared)[_ -]?(?:key|token|secret)"
     r"|client[_ -]?secret|(?:access|auth|bearer|refresh|session|id)?[_-]?token|credentials?)"
+    r"(?:[_-]?\d{1,2}+)?+(?:\s?\([^()\n]{1,30}+\))?+"  # password_2, password (new)
 )
 NAMES = ("pass", "pw", "p/w", "psw", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz",
-         "credential", "cookie", "wifi:", "парол", "hasło", "wachtwoord", "senha")  # fmt: skip
+         "credential", "cookie", "wifi:", "sess", ".sid", "login", "log-in", "creds", "zugangsdaten",
+         *FOREIGN)  # fmt: skip
 _ABBREVIATED = re.compile(r"(?:pwd?|p/w|psw)\b", re.IGNORECASE)  # in no prose
 _ASSIGNED = re.compile(
-    rf"(?<![a-z0-9]){_NAME}[\"'`*\])]{{0,3}}+\s{{0,3}}+(?P<sign>(?>:=|=>|->|→|={{1,2}}|:))\s{{0,3}}+(?:[-*] )?+"
+    rf"{_BEGIN}{_NAME}[\"'`*\])]{{0,3}}+\s{{0,3}}+(?P<sign>(?>:=|=>|<-|->|→|={{1,2}}|:|\|))\s{{0,3}}+"
+    r"(?:[|>][+-]?\s{1,9}+)?+(?:[-*] )?+"  # of YAML: a text in the next line, an item
     r"(?P<quote>[\"'`*]{0,3}+)"
     r"(?P<value>(?:(?:bearer|basic|token) )?[^\s\"'`,;<>&]{4,400}+)",
+    re.IGNORECASE,
+)
+_PAIR = re.compile(  # define('DB_PASSWORD', '…'), name="password" value="…"
+    rf"{_BEGIN}{_NAME}[\"']\s{{0,2}}+(?:,\s{{0,3}}+)?+(?:[\"']?+(?:value|content)[\"']?+\s{{0,2}}+[:=]\s{{0,2}}+)?+"
+    r"[\"'](?P<value>[^\s\"'`,;<>&]{4,200}+)[\"']",
     re.IGNORECASE,
 )
 # `pass` names many other things, so it needs a user beside it or a value that is more than a word.
@@ -116,20 +141,48 @@ _WIFI = re.compile(  # of a code that phones read: WIFI:T:WPA;S:name;P:password;
     re.IGNORECASE,
 )
 _SAID = re.compile(
-    r"\b(?>pass(?:word|phrase|code|wd|wort)|pwd?|kennwort|api[ -]?key|access[ -]?(?:key|token)|secret key)\s{1,3}+"
-    r"(?:(?:for|of|to|on|at)\s{1,3}+(?:\w{1,40}+\s{1,3}+){1,3}?)?(?>is|was|ist|lautet|=|to):?+\s{1,3}+"
+    rf"\b(?>pass(?:word|phrase|code|wd|wort)|pwd?|kennwort|{_SAID_NAME}"
+    r"|api[ -]?key|access[ -]?(?:key|token)|secret key)\s{1,3}+"
+    r"(?:(?:for|of|to|on|at)\s{1,3}+(?:\w{1,40}+\s{1,3}+){1,3}?)?(?>is|was|ist|lautet|est|es|=|to):?+\s{1,3}+"
     r"(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`]{4,200}+)",
     re.IGNORECASE,
 )
 _BARE = re.compile(  # pw hunter2
-    r"\b(?>pwd?|p/w|pass(?:word|wort|code)|kennwort)(?>\s{0,2}[-–]\s{1,2}|\s{1,2})"
-    r"(?P<value>(?=[a-z_.!$%-]{0,30}+\d)[^\s\"'`,;<>&]{6,60}+)",
+    r"\b(?>pwd?|p/w|pass(?:word|wort|code)|kennwort)(?>\s{0,2}[-–]\s{1,2}|\s{1,2})[\"']?+"
+    r"(?P<value>(?=[a-z_.!$%-]{0,30}+\d)[^\s\"'`,;<>&]{6,60}+)"
+    r"|\b(?>api|access|auth|bearer)[ _-]?(?>key|token)\s{1,2}+"
+    r"(?P<token>(?=[a-z_.-]{0,60}+\d)(?=[\d_.-]{0,60}+[a-z])[\w.-]{16,200}+)",
     re.IGNORECASE,
 )
+_CREDENTIALS = re.compile(  # login: jane / hunter2
+    r"\b(?:log-?in|zugangsdaten|credentials?|creds)\W{1,3}+[a-z][^\s/|:]{1,60}+\s?[/|:]\s?"
+    r"(?P<value>(?=[^\s\d]{0,60}+\d)(?=[^a-z\s]{0,60}+[a-z])(?!/)[^\s\"',;]{6,60}+)",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(  # curl -u jane:hunter2, docker login -p hunter2
+    r"(?<!\S)(?:-u|--user)[ =][\"']?+[\w.@+-]{1,64}+:(?P<value>[^\s\"':]{4,200}+)"
+    r"|\b(?:login|sshpass|mysql\w{0,10}+)\b[^\n|;]{0,40}?\s-p[ =]?[\"']?+"
+    r"(?P<token>(?=[a-z_.!$%-]{0,30}+\d)(?=\d{0,30}+[a-z])[^\s\"']{4,60}+)",
+    re.IGNORECASE,
+)
+_SIGNATURE = re.compile(  # of a URL that whoever has it may open
+    r"[?&](?:x-(?:amz|goog)-(?:signature|security-token)|sig(?:nature)?)=(?P<value>[\w%+/=.~-]{16,500}+)", re.IGNORECASE
+)
 _PIN = re.compile(
-    r"\b(?>pin|cvv2?|cvc2?|tan|otp|(?:your|security|verification|confirmation|one[ -]time|login|access|sms|2fa) code)"
-    r"(?>[ -]?(?:code|number|no))?+\W{0,3}+(?>(?:is|was|ist|of)\W{1,2})?+"
-    r"(?P<value>\d{3,8}+)(?![a-z_.,]{0,16}+\d)",
+    r"\b(?>pin|puk|cvv2?|cvc2?|m?tan|otp"
+    r"|(?:your|security|verification|confirmation|one[ -]time|login|access|sms|2fa|ihr|dein|votre|ton|tu|su)"
+    r" c[oó]d(?:e|igo)"
+    r"|(?:sicherheits|bestätigungs|verifizierungs|zugangs|freischalt|einmal)code"
+    r"|c[oó]d(?:e|igo) de (?:v[eé]rification|s[eé]curit[eé]|confirmation|verificaci[oó]n|seguridad|acceso))"
+    r"(?>[ -]?(?:code|number|no))?+\W{0,3}+(?>(?:is|was|ist|of|lautet|est|es)\W{1,3})?+"
+    r"(?P<value>\d{3}[ -]\d{3}(?!\d)|\d{3,8}+)(?![a-z_.,]{0,16}+\d)",
+    re.IGNORECASE,
+)
+_IS_CODE = re.compile(  # 482913 is your login code
+    r"(?<![\w-])(?:G-)?(?P<value>\d{3}[ -]\d{3}|\d{4,8}+)\s{1,2}+"
+    r"(?>is|ist|est|es)\s{1,2}+(?>your|ihr|dein|votre|ton|tu|su)\s{1,2}+"
+    r"(?:(?!order|booking|product|discount|promo|postal|zip|tracking|customer)[\w-]{1,20}+\s{1,2}+){0,3}?"
+    r"(?:code|pin|tan|otp|passcode|c[oó]digo)\b",
     re.IGNORECASE,
 )
 _IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}+://[^\s/:@]{0,100}+:(?P<value>[^\s/@]{3,200}+)@", re.IGNORECASE)
@@ -152,9 +205,15 @@ def secrets(text: str) -> Iterator[RuleMatch]:
             yield _match("secret/pem", match, 0)
     if any(cue in low for cue in NAMES):
         yield from _named(text)
-    if any(cue in low for cue in ("pin", "cv", "code", "tan", "otp")) and digits > 2:
-        for match in _PIN.finditer(text):
-            yield _match("secret/pin", match, "value")
+    if any(cue in low for cue in ("pin", "cv", "code", "tan", "otp", "puk", "digo")) and digits > 2:
+        for pattern in (_PIN, _IS_CODE):
+            for match in pattern.finditer(text):
+                yield _match("secret/pin", match, "value")
+    if " -u " in low or "--user" in low or " -p" in low:
+        for match in _OPTION.finditer(text):
+            yield _match("secret/assigned", match, "value" if match["value"] else "token")
+    for match in _SIGNATURE.finditer(text) if "sig" in low and "=" in low else ():
+        yield _match("secret/url", match, "value")
     if "://" in text and "@" in text:
         for match in _IN_URL.finditer(text):
             if not _blank(match["value"]):
@@ -174,8 +233,17 @@ def _named(text: str) -> Iterator[RuleMatch]:
     for match in _ASSIGNED.finditer(text):
         if text.startswith("[SECRET]", match.start() - 1):
             continue  # the mark that replaced one
-        is_strong = match["sign"] != ":" or match["quote"] or _ABBREVIATED.match(match[0]) is not None
-        if not _blank(match["value"]) and (is_strong or _odd(match["value"], text, match)):
+        is_strong = match["sign"] not in (":", "|") or match["quote"] or _ABBREVIATED.match(match[0]) is not None
+        value, is_cell = match["value"], match["sign"] == "|"
+        if is_cell:
+            value = value.partition("|")[0]
+        if len(value) < 4 or _blank(value) or (not match["quote"] and _CODE.match(value)):
+            continue
+        if is_strong or (_odd(value) if is_cell else _odd(value, text, match)):
+            start = match.start("value")
+            yield RuleMatch("secret", "secret/assigned", start, start + len(value), value)
+    for match in _PAIR.finditer(text):
+        if not _blank(match["value"]) and _odd(match["value"]):
             yield _match("secret/assigned", match, "value")
     for match in _PASS.finditer(text):
         has_user = _USER.search(text[max(0, match.start() - 80) : match.start()]) is not None
@@ -195,9 +263,11 @@ def _named(text: str) -> Iterator[RuleMatch]:
                 yield _match("secret/assigned", match, "value")
     for match in _SAID.finditer(text):
         value = match["value"].rstrip(".,;!?")
-        if not _blank(value) and (match["quote"] or _odd(value)):
+        if not _blank(value) and (match["quote"] or (_odd(value) and not _CODE.match(value))):
             yield RuleMatch("secret", "secret/said", match.start("value"), match.start("value") + len(value), value)
     for match in _BARE.finditer(text):
+        yield _match("secret/said", match, "value" if match["value"] else "token")
+    for match in _CREDENTIALS.finditer(text):
         yield _match("secret/said", match, "value")
 
 

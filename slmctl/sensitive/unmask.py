@@ -21,8 +21,8 @@ from urllib.parse import unquote
 from slmctl.sensitive.rules import digit_count
 
 _LOOKALIKES = str.maketrans(
-    "АВЕЅІЈКМНОРСТУХаеорсухіјѕһԁԛԝѵΑΒΕΖΗΙΚΜΝΟΡΤΥΧαορνıɡɑ" "·•∙⋅‧・。᛫" "−⁃˗➖ー" "∶ː꞉" "⁄∕" "‗＿" "’‘`´",
-    "ABESIJKMHOPCTYXaeopcyxijshdqwvABEZHIKMNOPTYXaopviga" "........" "-----" ":::" "//" "__" "''''",
+    "АВЕЅІЈКМНОРСТУХаеорсухіјѕһԁԛԝѵΑΒΕΖΗΙΚΜΝΟΡΤΥΧαορνıɡɑ" "·•∙⋅‧・。᛫" "−⁃˗➖ー" "∶ː꞉" "⁄∕" "‗＿" "’‘`´" "“”„‟",
+    "ABESIJKMHOPCTYXaeopcyxijshdqwvABEZHIKMNOPTYXaopviga" "........" "-----" ":::" "//" "__" "''''" '""""',
 )  # fmt: skip
 _FILLERS = "\u115f\u1160\u3164\uffa0\u2800"  # letters and symbols that show nothing
 # Letters of which Unicode holds no simpler form: (first code, last code, letter of the first).
@@ -85,7 +85,9 @@ class View:
 
 _ESCAPE = re.compile(
     r"%[0-7][0-9a-f]|(?:%[89a-f][0-9a-f]){1,4}|%u[0-9a-f]{4}|&(?:#\d{1,7}+;?|#x[0-9a-f]{1,6}+;?|[a-z]{2,9}+;)"
-    r"|(?-i:\\{1,4}+U[0-9A-Fa-f]{8})|\\{1,4}+(?:u[0-9a-f]{4}|u\{[0-9a-f]{1,6}+\}|x[0-9a-f]{2}|x\{[0-9a-f]{1,6}+\}|[01][0-7]{2}|[nrt_.@+*#()\[\]-])"
+    r"|\\{1,4}+ud[89ab][0-9a-f]{2}\\{1,4}+ud[c-f][0-9a-f]{2}"  # the halves of one character, as JSON writers have them
+    r"|(?-i:\\{1,4}+U[0-9A-Fa-f]{8})|\\{1,4}+(?:u[0-9a-f]{4}|u\{[0-9a-f]{1,6}+\}|x[0-9a-f]{2}|x\{[0-9a-f]{1,6}+\}|[01][0-7]{2}"
+    r"|[nrt_.@+*#()\[\]\"'/:= -])"
     r"|(?<!\w)u\+[0-9a-f]{4,6}+(?!\w) ?",
     re.IGNORECASE,
 )
@@ -99,11 +101,16 @@ _BLOCK_TAG = re.compile(r"</?(?>br|pre|p|div|td|tr|th|li)(?:\s[^<>]{0,200}+)?+/?
 _TAG = re.compile(r"</?(?P<name>[a-z][\w:-]{0,40}+)(?:\s[^<>@]{0,200}+)?+>", re.IGNORECASE)
 _PLUS = re.compile(r"(?<=\w)\+(?=\w)")  # a space, in a form that was sent
 _MARKUP = re.compile(r"(?<=\w)(?:[*`]{1,3}+ [*`]{1,3}+|\n>{1,3}+ ?)(?=[\w+(])")  # **bold** **parts**, quoted lines
-_JOINED = re.compile(r"['\"]\s{0,2}+(?:\|\||[+.&])\s{0,2}+['\"]")  # 'DE89 3704' || '0044', of a program
+# 'DE89 3704' || '0044' of a program, or "DE89 3704" "0044"
+_JOINED = re.compile(r"['\"](?:\s{0,2}+(?:\|\||\.\.|<>|[+.&~\\])\s{0,2}+|\s{1,3}+)['\"]")
+_SAID_PLUS = re.compile(r"\bplus (?=\d)", re.IGNORECASE)
 _CODE_COMMENT = re.compile(r"/\*[^*/]{0,200}+\*/")
-_LISTED = re.compile(r"['\"].['\"](?:, {0,2}+['\"].['\"]){7,}")  # ['a', 'b']
-_LISTED_CHARACTER = re.compile(r"['\"](.)['\"](?:, {0,2}+)?")
-_AT = re.compile(r"\s{0,2}+[\[({<|]\s?(?:at|@|ät|arroba)\s?[\])}>|]\s{0,2}+", re.IGNORECASE)
+_PART = r"['\"](?:.|[^'\"\s]{2,4})['\"]"
+_LISTED = re.compile(rf"{_PART}(?:, {{0,2}}+{_PART}){{3,}}")  # ['a', 'b'], or '4111', '1111'
+_LISTED_PART = re.compile(r"['\"](.|[^'\"\s]{2,4})['\"](?:, {0,2}+)?")
+_AT = re.compile(
+    r"\s{0,2}+[\[({<|]\s?(?:at|@|ät|arroba)\s?[\])}>|]\s{0,2}+|(?<=\w)\(a\)(?=[\w-]{1,63}+\.)", re.IGNORECASE
+)
 _DOT = re.compile(r"\s{0,2}+[\[({<|]\s?(?:dot|punkt|point|punto|\.)\s?[\])}>|]\s{0,2}+", re.IGNORECASE)
 _BRACKET = re.compile(r"[\[({<|]\s?[aäp@d.]", re.IGNORECASE)
 _SAID_DOT = re.compile(r"\d[ _-]?[dp]", re.IGNORECASE)
@@ -148,25 +155,28 @@ _CODES = (  # codes of characters, one after the other: hexadecimal, binary, dec
      _of_codes("[2-7][0-9a-f]", 16)),
     (re.compile(r"(?<!\w)[01]{8}(?:[ ,]{0,2}+[01]{8}){7,}"), _of_codes("[01]{8}", 2)),
     (re.compile(r"(?<![\w.,])\d{2,3}+(?:[ ,;]{1,2}+\d{2,3}+(?![\w.])){7,}"), _of_codes(r"\d{2,3}+", 10)),
+    (re.compile(r"\bcha?r\(\d{2,3}+\)(?:[ .+&|]{1,4}+cha?r\(\d{2,3}+\)){3,}", re.IGNORECASE),
+     _of_codes(r"\d{2,3}+", 10)),
     (re.compile(r"(?<!\w)0?[01][0-7]{2}(?:[ ,;]{1,2}+0?[01][0-7]{2}(?!\w)){7,}"), _of_codes(r"\d{3,4}+", 8)),
 )  # fmt: skip
 
 
 def views(text: str) -> list[View]:
-    """The ways to read a text: with disguises undone, and, where it spells something out, put together as well."""
-    plain = _undisguised(_folded(text))
-    result = [plain]
+    """The ways to read a text: with disguises undone, as it stands, and put together where it spells something out."""
+    folded = _folded(text)
+    plain = _undisguised(folded)
+    result = [plain, folded]
     if TWO_NUMBERS.search(plain.text.lower()):
         digits = plain.rewrite(_DIGIT_WORDS, lambda match: _DIGIT_WORD.sub(_digits, match[0]))
         result.append(digits.rewrite(_DOT_OF_DIGITS, lambda _: " . "))
     result += _decoded_views(plain)
     if "<" in plain.text:
         result.append(_without_tags(plain))
-    for pattern, put in ((_PLUS, " "), (_MARKUP, " "), (_JOINED, ""), (_CODE_COMMENT, "")):
+    for pattern, put in ((_PLUS, " "), (_MARKUP, " "), (_JOINED, ""), (_CODE_COMMENT, ""), (_SAID_PLUS, "+")):
         if pattern.search(plain.text):
             result.append(plain.rewrite(pattern, lambda _, put=put: put))  # type: ignore[misc]
     if _LISTED.search(plain.text):
-        result.append(plain.rewrite(_LISTED, lambda match: _LISTED_CHARACTER.sub(r"\1", match[0])))
+        result.append(plain.rewrite(_LISTED, lambda match: _LISTED_PART.sub(r"\1", match[0])))
     together = [view for view in result if _LONE.search(view.text)]
     result += [view.rewrite(_SPACED, lambda match: match[0].replace(" ", "")) for view in together]
     return [view for view in result if view is plain or view.text != plain.text]
@@ -190,7 +200,7 @@ def _decoded_views(plain: View) -> Iterator[View]:
         for pattern, characters in _CODES:
             if pattern.search(plain.text):
                 yield plain.rewrite(pattern, characters)
-    if plain.text.count("=") > 2 and len(_QUOTED.findall(plain.text)) > 2:
+    if "=40" in plain.text or (plain.text.count("=") > 2 and len(_QUOTED.findall(plain.text)) > 2):
         yield plain.rewrite(_QUOTED, lambda match: chr(int(match[1], 16)) if match[1] else "")
 
 
@@ -285,8 +295,10 @@ def _unescape(match: re.Match[str]) -> str:
 
 def _unescaped_code(code: str) -> str:
     """The character of a backslash escape without its backslash, such as `u0034`, `u{34}`, `x34`, `064` or `n`."""
-    if len(code) == 1:
-        return {"n": "\n", "r": "\n", "t": " "}.get(code, code)
+    if "\\" in code:
+        return bytes.fromhex("".join(half[1:] for half in code.split("\\") if half)).decode("utf-16-be")
+    if len(code) < 2:
+        return {"n": "\n", "r": "\n", "t": " ", "": " "}.get(code, code)
     if code[0].isdigit():
         return chr(int(code, 8))
     number = int(code[1:].strip("{}+"), 16)
