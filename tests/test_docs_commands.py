@@ -10,17 +10,17 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import httpx
 import pytest
 from support import ROOT, tiny
 from support.forks import Forks
-from support.serving import begin
+from support.serving import begin, end
 
 from slmctl.cli.group import Options
 from slmctl.cli.main import cli
@@ -158,10 +158,9 @@ def test_the_commands_of_a_page_run_as_they_are_printed(page: Path, desk_of_the_
     env = tiny.environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for code in chain(page):
         if code.startswith("slmctl serve") and "--emit" not in code:
-            child, _ = begin(folder, *shlex.split(code.rstrip("& "), comments=True)[2:])
-            child.send_signal(signal.SIGTERM)
-            child.communicate(timeout=60)
-            assert child.returncode == 0, code
+            child, url = begin(folder, *shlex.split(code.rstrip("& "), comments=True)[2:])
+            assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200, code
+            end(child)
             continue
         alone = folder if not code.startswith("slmctl init") else Path(shutil.copytree(folder, tmp_path / "new"))
         if alone != folder:

@@ -153,7 +153,7 @@ def _task(options: Options, prepared: Artifact | None) -> Task:
     except (IntegrityError, UsageError):
         raise IntegrityError(
             "the task of the collected answers is not known: there is no data set and no release here",
-            hint="work in the folder of the project (-C DIR), or slmctl prepare",
+            hint="work in the folder of the project (-C DIR), or slmctl run",
         ) from None
 
 

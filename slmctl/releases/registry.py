@@ -84,9 +84,9 @@ def _tag_files(root: Path) -> Iterator[Path]:
 
 
 def _unreadable(folder: Path, error: OSError) -> IntegrityError:
-    return IntegrityError(
-        f"the registry {folder} cannot be read: {error.strerror}", hint="mount it, or make it readable"
-    )
+    first = "slmctl run publishes the first release; " if isinstance(error, FileNotFoundError) else ""
+    text = f"the registry {folder} cannot be read: {error.strerror}"
+    return IntegrityError(text, hint=f"{first}mount it, or make it readable")
 
 
 def manifests(root: Path) -> list[Manifest]:
