@@ -190,6 +190,7 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
 _PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-", " -u ",
              "--user", " -p")  # fmt: skip
 _BRACKETED = ("(a)", "at)", "at]", "at}", "at>", "at )", "at ]", "(@", "[@", "-at-", "*at*", "_at_", "(ät", "arroba")
+_FOREIGN = tuple(filter(str.isascii, FOREIGN))  # that a text of ASCII may hold
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
 _SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=):? |: |(?:\bpwd?|p/w|code|wor[dt]) |[\"'] ?,? ?[\"']")
 
@@ -226,7 +227,7 @@ def _words_tell(text: str) -> bool:
     named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pw" in text or "p/w" in text
     if named and _SAID_IS.search(text):
         return True
-    if any(name in text for name in FOREIGN):
+    if any(name in text for name in (_FOREIGN if text.isascii() else FOREIGN)):
         return True
     if "akia" in text or "asia" in text or "eyj" in text or "aiza" in text or "sg." in text or "bearer" in text:
         return True

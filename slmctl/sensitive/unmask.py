@@ -165,7 +165,7 @@ def views(text: str) -> list[View]:
     """The ways to read a text: with disguises undone, as it stands, and put together where it spells something out."""
     folded = _folded(text)
     plain = _undisguised(folded)
-    result = [plain, folded]
+    result = [plain] if folded is plain else [plain, folded]
     if TWO_NUMBERS.search(plain.text.lower()):
         digits = plain.rewrite(_DIGIT_WORDS, lambda match: _DIGIT_WORD.sub(_digits, match[0]))
         result.append(digits.rewrite(_DOT_OF_DIGITS, lambda _: " . "))
