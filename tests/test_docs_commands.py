@@ -153,12 +153,15 @@ def desk_of_the_docs(tiny_base: Path, stages: Forks, tmp_path_factory: pytest.Te
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if chain(page)], ids=lambda page: page.name)
-def test_the_commands_of_a_page_run_as_they_are_printed(page: Path, desk_of_the_docs: Path, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_run_as_they_are_printed(
+    page: Path, desk_of_the_docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(shutil.copytree(desk_of_the_docs, tmp_path / "desk"))
+    monkeypatch.chdir(folder)
     env = tiny.environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for code in chain(page):
         if code.startswith("slmctl serve") and "--emit" not in code:
-            child, url = begin(folder, *shlex.split(code.rstrip("& "), comments=True)[2:])
+            child, url = begin(Path(), *shlex.split(code.rstrip("& "), comments=True)[2:])
             assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200, code
             end(child)
             continue
