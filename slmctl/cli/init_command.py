@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,11 +57,11 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
             flag = flag.replace("kind", "task")
             raise UsageError(f"--{flag} is for rows of your own, and '{source}' is a template")
         written = project.copy_template(source, target)
-        next_command = f"slmctl -C {target} run"
+        next_command = f"slmctl -C {shlex.quote(str(target))} run"
     else:
         project.require_free(target, FILENAME, base=flags["base"])
         written = project.write(_proposal(options.directory, source, flags, yes=yes), target)
-        inside = "" if target.resolve() == Path.cwd() else f" -C {target}"
+        inside = "" if target.resolve() == Path.cwd() else f" -C {shlex.quote(str(target))}"
         next_command = f"slmctl{inside} run --plan    # what a run takes; then without --plan"
     for path in written:
         terminal().say(f"wrote {path}")
@@ -91,7 +92,7 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], *, yes: 
         proposed = " ".join(f"{flag} '{getattr(made.task, flag.removeprefix('--'))}'" for flag, _ in made.task.doubts)
         raise UsageError(
             "; ".join(question for _, question in made.task.doubts),
-            hint=f"slmctl init {source} {proposed}, or another one; --yes takes these",
+            hint=f"slmctl init {shlex.quote(source)} {proposed}, or another one; --yes takes these",
         )
     for line in notes.about_project(made):
         terminal().say(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from functools import cache
 
 _LEAST_SUFFIX = 5  # letters of a word that a compound such as `Ticketkategorie` may end in
@@ -22,7 +23,7 @@ WORDS: dict[str, str] = {
         etykieta tag target categorization""",
     "likely label": """type typ art tipo soort rodzaj queue warteschlange department abteilung afdeling departement
         departamento reparto dzial team sentiment stimmung rating bewertung stars grade reason grund motif motivo
-        reden powod result ergebnis outcome genre routing zustaendigkeit output answer""",
+        reden powod area bereich result ergebnis outcome genre routing zustaendigkeit output answer""",
     "unlikely label": """channel kanal canal canale kanaal language sprache langue idioma lingua taal jezyk country land
         pays pais paese kraj status statut estado stato stan priority prioritaet prioritat priorite prioridad priorita
         prioriteit prioridade priorytet agent bearbeiter operator gender geschlecht split source quelle region city
@@ -36,6 +37,7 @@ WORDS: dict[str, str] = {
     "group": """customer kunde kunden client cliente klant klient account konto compte cuenta user benutzer nutzer
         usuario utente gebruiker uzytkownik author autor thread conversation case vorgang fall company firma patient
         device geraet sender absender household""",
+    "flag": "0 1 ja nein yes no true false y n j wahr falsch oui non si tak nie sim nao x open closed offen erledigt",
     "total": "sum summe total totals totale totaal gesamt gesamtsumme grand somme suma razem insgesamt",
 }  # fmt: skip
 _SETS = {kind: frozenset(words.split()) for kind, words in WORDS.items()}
@@ -56,6 +58,11 @@ def suggests(name: str, kind: str) -> bool:
         word in hints or any(len(end) >= _LEAST_SUFFIX and word.endswith(end) for end in hints)
         for word in words_of(name)
     )
+
+
+def is_flag(values: Collection[str]) -> bool:
+    """True for the values of a column that is ticked: yes and no, 0 and 1, open and closed."""
+    return bool(values) and all(_SETS["flag"].issuperset(words_of(value) or (value,)) for value in values)
 
 
 def is_total(text: str) -> bool:

