@@ -1,7 +1,7 @@
 """Every command that README and docs print: all are read by the program's own parser, and the slow test runs those
 that need no network, no teacher and no other server, in the folder of a project, as they are printed.
 
-The tutorial has a test of its own, which compares what its commands print.
+The tutorial and extract.md have a test of their own, which compares what their commands print.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ PLACEHOLDERS = {"COMMAND"}
 # Read and not run: beginnings of commands by page, and what they need.
 NOT_RUN = {
     "calls.md": {"slmctl init tool-calls": "a base with tools, which is fetched"},
+    "extract.md": {"slmctl": "see test_tutorial"},
     "finetune.md": {"OMP_NUM_THREADS": "torchrun", "torchrun": "two machines", "srun": "Slurm"},
     "fleet.md": {"slmctl keys add crm": "releases of these names"},
     "label.md": {"slmctl": "a teacher"},
