@@ -15,7 +15,7 @@ from slmctl.console import percent
 
 SLMCTL = [str(Path(sys.executable).parent / "slmctl")]
 QUESTION = "you already sent me a new kettle, thanks for that. but it leaks too, now I just want my money back"
-VAGUE = "hello? nobody has called me about that thing"
+VAGUE = "please call me back about the thing I wrote last week"
 
 
 def say(text: str) -> None:
