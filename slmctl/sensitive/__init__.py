@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypedDict
 
 from slmctl.errors import UsageError
 from slmctl.sensitive.phones import phones
-from slmctl.sensitive.rules import SAID_AT, Rule, RuleMatch, cards, digit_count, emails, ibans, ips
+from slmctl.sensitive.rules import SAID_AT, Rule, RuleMatch, cards, digit_count, emails, holds, ibans, ips
 from slmctl.sensitive.secrets import FOREIGN, secrets
 from slmctl.sensitive.secrets import NAMES as SECRET_NAMES
 from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
@@ -209,11 +209,11 @@ def _signs_tell(text: str, signs: bytes) -> bool:
     if len(signs) > 2 and digit_count(text) > 2:
         return True
     assigns = b":" in signs or b"=" in signs or b"<" in signs
-    if assigns and (text.count(":") > 3 or any(name in text for name in SECRET_NAMES) or "=40" in text):
+    if assigns and (text.count(":") > 3 or holds(text, SECRET_NAMES) or "=40" in text):
         return True
-    if b"-" in signs and any(prefix in text for prefix in _PREFIXES):
+    if b"-" in signs and holds(text, _PREFIXES):
         return True
-    if (b"&" in signs and (";" in text or "&#" in text)) or any(form in text for form in _BRACKETED):
+    if (b"&" in signs and (";" in text or "&#" in text)) or holds(text, _BRACKETED):
         return True
     return bool(signs.translate(None, _SIGNS))  # a control character hides something
 
@@ -227,7 +227,7 @@ def _words_tell(text: str) -> bool:
     named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pw" in text or "p/w" in text
     if named and _SAID_IS.search(text):
         return True
-    if any(name in text for name in (_FOREIGN if text.isascii() else FOREIGN)):
+    if holds(text, _FOREIGN if text.isascii() else FOREIGN):
         return True
     if "akia" in text or "asia" in text or "eyj" in text or "aiza" in text or "sg." in text or "bearer" in text:
         return True

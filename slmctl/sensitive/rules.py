@@ -15,7 +15,7 @@ import functools
 import ipaddress
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -36,6 +36,14 @@ _NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
 
 def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
+
+
+def holds(text: str, parts: Iterable[str]) -> bool:
+    """True if one of the parts stands in the text. `any` costs three times as much, and this is asked of every text."""
+    for part in parts:  # noqa: SIM110
+        if part in text:
+            return True
+    return False
 
 
 def digit_count(text: str) -> int:

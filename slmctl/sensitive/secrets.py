@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from slmctl.sensitive.rules import RuleMatch, digit_count, words
+from slmctl.sensitive.rules import RuleMatch, digit_count, holds, words
 from slmctl.sensitive.unmask import FOLDS
 
 
@@ -193,7 +193,7 @@ def secrets(text: str) -> Iterator[RuleMatch]:
     low = text.lower()
     if _CUES.search(low):
         for name, (cues, pattern) in _KEYS.items():
-            for match in pattern.finditer(text) if any(cue in low for cue in cues) else ():
+            for match in pattern.finditer(text) if holds(low, cues) else ():
                 yield _match(f"secret/{name}", match, 0)
     digits = digit_count(text)
     for match in _TWILIO.finditer(text) if digits > 7 else ():
@@ -203,9 +203,9 @@ def secrets(text: str) -> Iterator[RuleMatch]:
     if "-begin" in low:
         for match in _PEM.finditer(text):
             yield _match("secret/pem", match, 0)
-    if any(cue in low for cue in NAMES):
+    if holds(low, NAMES):
         yield from _named(text)
-    if any(cue in low for cue in ("pin", "cv", "code", "tan", "otp", "puk", "digo")) and digits > 2:
+    if digits > 2 and holds(low, ("pin", "cv", "code", "tan", "otp", "puk", "digo")):
         for pattern in (_PIN, _IS_CODE):
             for match in pattern.finditer(text):
                 yield _match("secret/pin", match, "value")
