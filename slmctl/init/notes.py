@@ -10,7 +10,7 @@ from slmctl.init.proposal import FEW, Proposal
 from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import columns_in
 from slmctl.metrics.statistics import wilson
-from slmctl.reports.html_page import count
+from slmctl.reports.html_page import count, either
 
 CLEANED = {"html": "HTML", "quoted_mail": "quoted mails", "signatures": "signatures"}
 KINDS = {"email": "e-mail addresses", "phone": "phone numbers"}
@@ -109,7 +109,8 @@ def _labels(project: Proposal) -> Iterator[str]:
         pairs = [f"{shown(label, 40)} for {shown(likely, 40)}" for label, likely in slips.items()]
         more = f" and {len(slips) - LISTED} more" if len(slips) > LISTED else ""
         named = f"{', '.join(pairs[:LISTED])}{more}"
-        yield f"{len(slips)} labels look misspelt: {named}; slmctl.yaml maps them, so read them there"
+        look = either(len(slips), "looks", "look")
+        yield f"{count(len(slips), 'label')} {look} misspelt: {named}; slmctl.yaml maps them, so read them there"
     if rare:
         names = ", ".join(shown(label, 40) for label in rare[:LISTED]) + (" …" if len(rare) > LISTED else "")
         have = "1 label has" if len(rare) == 1 else f"{len(rare)} labels have"

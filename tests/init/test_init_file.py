@@ -512,6 +512,8 @@ def test_the_row_of_sums_is_no_label(run: Run) -> None:
     assert code == 0, said
     assert "since 'Kategorie' has 3 different values" in said and "Summe" not in said
     assert written()["task"]["labels"] == {"names": ["delivery", "invoice", "login"]}
+    table("slip.csv", ["Text", "Kategorie"], [*messy.tickets(150), ("one more of these, please", "delivry")])
+    assert "note: 1 label looks misspelt: delivry for delivery; " in run("init", "slip.csv", "slip")[1]
     table("sums.csv", ["Text", "Kategorie"], [*messy.tickets(150), ("Gesamt:", "150")])
     assert "note: the last row looks like a sum ('Gesamt:'): take it out of the file" in run("init", "sums.csv", "b")[1]
 
