@@ -203,5 +203,5 @@ def test_every_way_in_asks_what_was_trained() -> None:
             self.heard.append(request.prompt)
             return []
 
-    terminal_chat.chat(Listening(), task, [raw], max_tokens=4, interactive=False)  # type: ignore[arg-type]
+    terminal_chat.chat(Listening(), task, [raw], max_tokens=4, interactive=False, policy=None)  # type: ignore[arg-type]
     assert Listening.heard == [expected]
