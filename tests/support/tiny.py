@@ -162,7 +162,7 @@ def calibrated(folder: Path, base: Path, run: Callable[..., Any] = slmctl) -> Pa
     shutil.copytree(base, folder / "base")
     (folder / "slmctl.yaml").write_text(CALIBRATED, encoding="utf-8")
     write_csv(folder / "tickets.csv", rows(800))
-    for args in (("run", "--until", "quantize"), ("calibrate",)):
+    for args in (("run", "--yes", "--until", "quantize"), ("calibrate",)):
         ok(run(folder, *args))
     return folder
 

@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(desk: Path, tmp_path: 
 
 def test_an_adapter_is_merged_and_evaluated_by_the_rest_of_the_chain(desk: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
-    tiny.ok(tiny.slmctl(folder, "run", "--until", "merge", *RECIPE, timeout=900))
+    tiny.ok(tiny.slmctl(folder, "run", "--yes", "--until", "merge", *RECIPE, timeout=900))
     models = "--set=evaluate.models=[base, adapter, merged]"  # no GGUF: llama.cpp is not installed here
     for model in ("base", "adapter", "merged"):
         tiny.ok(tiny.slmctl(folder, "predict", model, *RECIPE, models, timeout=900))

@@ -67,7 +67,7 @@ def test_two_nodes_answer_as_one_process_and_a_killed_node_costs_no_row(
     assert nodes.stdout.readline() == "killed\n"
     _, said = child.communicate(timeout=600)
     assert child.returncode == 0, said
-    assert f"{ROWS} rows written to {tmp_path / 'ray.jsonl'}, 0 with an error" in said
+    assert f"{ROWS:,} rows written to {tmp_path / 'ray.jsonl'}, 0 with an error" in said
     tiny.ok(tiny.slmctl(tmp_path, *words, str(tmp_path / "one.jsonl")))
     require_same([tmp_path / "ray.jsonl"], tmp_path / "one.jsonl")
 
