@@ -375,7 +375,8 @@ def columns_in(spec: str, columns: Sequence[Column]) -> list[str]:
     if not conversation_formats.is_template(spec):
         return [spec]
     names = [column.name for column in columns]
-    return [name for name in names if name in set().union(*conversation_formats.names_in(_ROWS, spec, names))]
+    named = set().union(*conversation_formats.names_in(_ROWS, spec, names))
+    return [name for name in names if name in named]
 
 
 def _require_sense(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -35,7 +36,9 @@ def label_typos(counts: Mapping[str, int]) -> list[LabelTypo]:
     for label, count in common:
         likely = spelled.setdefault(_plain(label), label)
         if likely == label:
-            likely = next((other for other, rows in common if _is_typo(label, count, other, rows)), label)
+            # a slip is rare beside what it means; the commonest come first, so the rest of many labels is not looked at
+            commoner = common[: bisect.bisect_right(common, -count / SLIP_SHARE, key=lambda item: -item[1])]
+            likely = next((other for other, rows in commoner if _is_typo(label, count, other, rows)), label)
         if likely != label:
             typos.append({"label": label, "count": count, "likely": likely, "likely_count": counts[likely]})
     return typos

@@ -35,8 +35,8 @@ FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorize
     "runs": {"analyzer": "char_wb", "ngram_range": (2, 5)},
 }
 SMALL = 200_000  # weights that the solver lbfgs fits in a second or two
-# Inverse regularisations (C), tried in this order until two in a row do no better on validation rows. On Banking77,
-# CLINC150 and the example tickets, with all and with 300 training rows, less than the first was never better.
+# Inverse regularisations (C), tried in this order until two in a row do no better on validation rows. On 300 and 1,000
+# training rows of Banking77 and of CLINC150 the first gave more right answers than 0.5.
 STRENGTHS = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
 RUN_WORK = 600_000_000  # 4 * characters * labels, up to which runs of characters are features
 EXACT_WORK = 60_000_000  # up to which the solver goes on until nothing changes, in a second or two
