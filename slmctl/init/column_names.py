@@ -38,8 +38,13 @@ WORDS: dict[str, str] = {
         usuario utente gebruiker uzytkownik author autor thread conversation case vorgang fall company firma patient
         device geraet sender absender household""",
     "flag": "0 1 ja nein yes no true false y n j wahr falsch oui non si tak nie sim nao x open closed offen erledigt",
+    "test": "test",
+    "validation": "validation valid val dev",
+    "calibration": "calibration",
+    "train": "train training",
     "total": "sum summe total totals totale totaal gesamt gesamtsumme grand somme suma razem insgesamt",
 }  # fmt: skip
+_NO_NAMES = {"csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods", "gz", "of"}  # of `test-00000-of-00004.parquet`
 _SETS = {kind: frozenset(words.split()) for kind, words in WORDS.items()}
 
 
@@ -69,3 +74,13 @@ def is_total(text: str) -> bool:
     """True for a text that names a sum and nothing else, as the last row of an export has it."""
     words = words_of(text)
     return 0 < len(words) <= 2 and _SETS["total"].issuperset(words)
+
+
+def split_named(name: str) -> str:
+    """The split that a file, its folder or a sheet is held out as, by the last word of its name; empty for none."""
+    for part in reversed(name.split("/")):
+        words = [word for word in words_of(part) if word not in _NO_NAMES]
+        for split in ("test", "validation", "calibration"):
+            if words and words[-1] in _SETS[split]:
+                return split
+    return ""

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from slmctl.console import percent, shown
+from slmctl.init.column_names import split_named, suggests
 from slmctl.init.proposal import FEW, Proposal
 from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import columns_in
@@ -67,11 +68,12 @@ def _notes(project: Proposal) -> Iterator[str]:
         )
     if task.usable < 0.995:
         yield f"{percent(1 - task.usable, 0)} of the rows have no text or no answer, and are left out"
-    if task.kind != "generate":
-        rows = project.test_rows
-        low, high = wilson(round(0.9 * rows), rows)
-        expected = f"{percent(low, 0)} to {percent(high, 0)}"
-        yield f"about {rows:,} rows are left for the test; if 90 % of them are right, expect {expected} in use"
+    rows = project.test_rows
+    low, high = wilson(round(0.9 * rows), rows)
+    expected = f"; if 90 % of these are right, expect {percent(low, 0)} to {percent(high, 0)} in use"
+    means = expected if task.kind != "generate" else ""
+    yield f"about {project.train_rows:,} rows are left to learn from, and {rows:,} for the test{means}"
+    yield from _split_column(project.data)
     yield from _repeated(task.pairs)
     if project.clean:
         shares = ", ".join(f"{CLEANED[step]} in {percent(share, 0)}" for step, share in project.clean.items() if share)
@@ -83,6 +85,18 @@ def _notes(project: Proposal) -> Iterator[str]:
     if project.sensitive:
         kinds = ", ".join(f"{KINDS[kind]} in {percent(share, 0)}" for kind, share in sorted(project.sensitive.items()))
         yield f"{kinds} of the texts: they are redacted before anything learns from them"
+
+
+def _split_column(data: RawData) -> Iterator[str]:
+    """A note on a column that names the split of each row, where a source is bound to one as a whole."""
+    for column in data.look.columns:
+        rows = Counter({value: number for value, number in column.counts.items() if split_named(value) == "test"})
+        if rows and all(split_named(value) or suggests(value, "train") for value in column.counts):
+            yield (
+                f"by {shown(column.name, NAME)} {count(rows.total(), 'row')} {either(rows.total(), 'is', 'are')} for "
+                "the test, which prepare does not know: write a file for each of its values into a folder, and "
+                "slmctl init FOLDER"
+            )
 
 
 def _repeated(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -33,7 +33,8 @@ from slmctl.init.proposal import (
     named_base,
     system_prompt,
 )
-from slmctl.reports.html_page import count
+from slmctl.init.raw_data import SplitPart
+from slmctl.reports.html_page import count, either
 from slmctl.sources.sql_address import with_file
 from slmctl.task import conversation_formats
 
@@ -203,11 +204,14 @@ def _prepare(proposal: Proposal, folder: Path) -> Iterator[str]:
         ("time", task.time, "for splits.time"),
     )
     about = {"sheet": "the sheet, table or array", "encoding": "a guess: see that accents and signs read right"}
-    about |= {next(iter(proposal.data.origin)): count(proposal.data.look.rows, "row")}
-    keys = [(key, _placed(value, folder), about.get(key, "")) for key, value in proposal.data.origin.items()]
-    keys += [(key, value, comment) for key, value, comment in columns if value]
-    for place, (key, value, comment) in enumerate(keys):
-        yield _line(f"    {'- ' if place == 0 else '  '}{key}", value, comment)
+    origin = proposal.data.origin
+    for part in proposal.data.parts or [SplitPart({}, "", proposal.data.look.rows)]:
+        about |= {next(iter(origin)): count(part.rows, "row")}
+        keys = [(key, _placed(value, folder), about.get(key, "")) for key, value in {**origin, **part.origin}.items()]
+        keys += [(key, value, comment) for key, value, comment in columns if value]
+        keys += [("split", part.split, "all of its rows, by its name")] if part.split else []
+        for place, (key, value, comment) in enumerate(keys):
+            yield _line(f"    {'- ' if place == 0 else '  '}{key}", value, comment)
     if proposal.clean:
         shares = ", ".join(f"{step} in {percent(share, 0)}" for step, share in proposal.clean.items() if share)
         yield _line("  clean", list(proposal.clean), f"{shares} of the texts; when the model is used, too")
@@ -220,8 +224,18 @@ def _prepare(proposal: Proposal, folder: Path) -> Iterator[str]:
         yield _line("  max_rejected", f"{left_out} %", f"{percent(1 - proposal.usable, 0)} of the rows {why}")
     if proposal.rare_labels:
         yield _line("  min_rows", {"label": 0}, "some labels have so few rows that none may be left for training")
-    if proposal.rows < SMALL:
-        yield _line("  splits", {"calibration": 0, "test": 0.25}, "few rows: none for calibrate, more for the test")
+    yield from _splits(proposal)
+
+
+def _splits(proposal: Proposal) -> Iterator[str]:
+    """The shares with their reasons, where they are not the default."""
+    held = list(proposal.data.held_out)
+    few = ["none for calibrate"] if proposal.rows < SMALL and "calibration" not in held else []
+    few += ["more for the test"] if proposal.shares.get("test") else []
+    about = [f"few rows: {', '.join(few)}"] if few else []
+    about += [f"{' and '.join(held)} {either(len(held), 'is a source', 'are sources')} apart"] if held else []
+    if proposal.shares:
+        yield _line("  splits", proposal.shares, "; ".join(about))
 
 
 def _stages(proposal: Proposal) -> Iterator[str]:

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 from slmctl.config import Source, SourceLimits, Sql
 from slmctl.errors import DataError, UsageError
+from slmctl.init.column_names import split_named
 from slmctl.init.look import FirstLook, look
 from slmctl.network.credentials import mask
 from slmctl.sources import reviewed, snapshot, sql
-from slmctl.sources.rows import Row, form_of, is_several, listed, read_rows, require_file
+from slmctl.sources.rows import Row, files_of, form_of, is_several, listed, read_rows, require_file
 from slmctl.sources.sql_address import with_file
 
 MAX_SHEETS = 20  # of a workbook or database that are looked at
 LEAST_ROWS = 10  # of a sheet that can be the one with the data
 QUERY_LIMITS = SourceLimits(timeout_s=120, size_gb=0.1)  # of a query for a first look
+MAX_PARTS = 20  # files that slmctl.yaml names one by one, where one of them is a split
+
+
+@dataclass(frozen=True)
+class SplitPart:
+    """One file or sheet of several, where the name of one tells its split.
+
+    Attributes:
+        origin: The keys that are its own, in place of those of the whole.
+        split: The split that it is held out as; empty for rows that are divided by shares.
+        rows: Its usable rows that were counted.
+    """
+
+    origin: Mapping[str, object]
+    split: str
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,7 @@ class RawData:
         look: What the rows hold; those of several sheets with the same columns together.
         rows: Reads all rows once more.
         notes: Sentences on the source.
+        parts: The files or sheets that are sources of their own, since one is held out; empty for a single source.
     """
 
     title: str
@@ -40,6 +58,16 @@ class RawData:
     look: FirstLook
     rows: Callable[[], Iterator[Row]] = field(repr=False)
     notes: tuple[str, ...] = ()
+    parts: tuple[SplitPart, ...] = ()
+
+    @property
+    def held_out(self) -> Counter[str]:
+        """Rows by the split that their file or sheet is held out as."""
+        rows: Counter[str] = Counter()
+        for part in self.parts:
+            rows[part.split] += part.rows
+        del rows[""]
+        return rows
 
 
 def read(source: str, root: Path, *, sheet: str | None = None, query: str | None = None) -> RawData:
@@ -69,17 +97,31 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
     form = form_of(parts[0].local, **parts[0].reading)
     if sheet is None and len(form.sheets) > 1:
         return _of_sheets(path, form.sheets)
-    looked = look(_rows(parts))
+    counts: Counter[Path] = Counter()
+    looked = look(_rows(parts, counts))
     _require_header(path, looked)
     origin: dict[str, object] = {"path": path} if sheet is None else {"path": path, "sheet": sheet}
     if form.encoding is not None and not form.encoding.certain and len(parts) == 1:
         origin["encoding"] = form.encoding.name  # so that later rows of the file are read as these were
     words = f"{len(parts)} files of {form.words}" if len(parts) > 1 else form.words
-    return RawData(path.name, words, origin, looked, lambda: _rows(parts))
+    files = files_of(path) if len(parts) > 1 else ()
+    own = [(name, {"path": file} | ({"name": name} if "/" in name else {}), counts[file]) for name, file in files]
+    return RawData(path.name, words, origin, looked, lambda: _rows(parts), parts=_parts(own))
 
 
-def _rows(parts: Sequence[Source]) -> Iterator[Row]:
-    return chain.from_iterable(read_rows(part.local, **part.reading) for part in parts)
+def _rows(parts: Sequence[Source], counts: Counter[Path] | None = None) -> Iterator[Row]:
+    """The rows of sources one after another; usable ones are counted by file."""
+    for part in parts:
+        for row in read_rows(part.local, **part.reading):
+            if counts is not None and not row.fault:
+                counts[part.local] += 1
+            yield row
+
+
+def _parts(files: Sequence[tuple[str, Mapping[str, object], int]]) -> tuple[SplitPart, ...]:
+    """Files or sheets, each with its name, keys and rows, as sources of their own; none where no name is a split."""
+    parts = tuple(SplitPart(origin, split_named(name), rows) for name, origin, rows in files)
+    return parts if len({bool(part.split) for part in parts}) == 2 and len(parts) <= MAX_PARTS else ()
 
 
 def _kept(source: Source, root: Path) -> list[Row]:
@@ -114,6 +156,7 @@ def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
         look=looks[largest] if len(alike) == 1 else look(_rows(parts)),
         rows=lambda: _rows(parts),
         notes=(note,),
+        parts=_parts([(sheet, {"sheet": sheet}, looks[sheet].rows) for sheet in alike]),
     )
 
 

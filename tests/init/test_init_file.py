@@ -575,6 +575,57 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(run: Run) -> N
     assert config.load(Path("slmctl.yaml")).prepare.sources[0].output == "category\x1b[5m"
 
 
+@pytest.mark.parametrize(
+    ("names", "rows", "splits", "expected"),
+    [
+        ({"test.csv": "test", "train.csv": None}, 1200, {"test": 0}, "about 900 rows are left to learn from, and 300 "),
+        (
+            {"all test/2.csv": "test", "all-train/1.csv": None, "val.csv": "validation"},
+            300,
+            {"calibration": 0, "test": 0, "validation": 0},
+            "about 300 rows are left to learn from, and 300 for the test; if 90 % of these are right, expect 86 % to ",
+        ),
+        (
+            {"a.csv": None, "latest.csv": None},
+            400,
+            {"calibration": 0, "test": 0.25},
+            "about 520 rows are left to learn",
+        ),
+        ({"a_test.csv": None, "b_test.csv": None}, 400, {"calibration": 0, "test": 0.25}, "and 200 for the test"),
+    ],
+    ids=["train and test", "in folders", "other names", "nothing else"],
+)
+def test_a_file_that_is_held_out_leaves_the_others_for_learning(
+    names: dict[str, str | None], rows: int, splits: dict[str, float], expected: str, run: Run
+) -> None:
+    # rows of train.csv went to the test too, and those of test.csv to training
+    for seed, (name, split) in enumerate(names.items()):
+        path = Path("data", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table(str(path), ["text", "category"], messy.tickets(rows if split is None else 300, seed=seed))
+    code, said = run("init", "data")
+    assert code == 0, said
+    made = written()["prepare"]
+    apart: list[tuple[str, str | None]] = (
+        [(f"data/{name}", split) for name, split in names.items()] if any(names.values()) else [("data", None)]
+    )
+    assert [(source["path"], source.get("split")) for source in made["sources"]] == apart
+    assert made["splits"] == splits and expected in said
+
+
+def test_a_column_and_sheets_may_name_a_split(run: Run) -> None:
+    rows = messy.tickets(400)
+    parts = [(*row, ("train", "train", "dev", "test")[k % 4]) for k, row in enumerate(rows)]
+    table("all.csv", ["text", "category", "part"], parts)
+    assert "note: by part 100 rows are for the test, which prepare does not know: write a" in run("init", "all.csv")[1]
+    sheet = workbooks.row(1, "text", "category") + "".join(workbooks.row(k, *row) for k, row in enumerate(rows, 2))
+    workbooks.write_xlsx(Path("book.xlsx"), dict.fromkeys(("Train", "Test"), sheet))
+    code, said = run("init", "book.xlsx", "book")
+    assert code == 0, said
+    made = [(source["sheet"], source.get("split")) for source in written(Path("book"))["prepare"]["sources"]]
+    assert made == [("Train", None), ("Test", "test")]
+
+
 def proposed(rows: int, task: task_proposal.TaskProposal, origin: dict[str, object], **more: Any) -> proposal.Proposal:
     look = FirstLook(round(rows / task.usable), True, 0, "", (), ())
     return proposal.Proposal(RawData("a", "CSV", origin, look, lambda: iter(())), task, **more)
