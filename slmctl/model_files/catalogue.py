@@ -14,7 +14,7 @@ import yaml
 
 from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, IntegrityError, UsageError
-from slmctl.model_files import gguf_header, safetensors_header
+from slmctl.model_files import gguf_header, memory, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.model_shape import ModelShape, Training
 
@@ -125,7 +125,7 @@ def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
         parameters=sum(tensor.elements for tensor in tensors), embedding=(1 if tied else 2) * vocabulary * hidden,
         layers=layers, hidden=hidden, intermediate=intermediate,
         training=_training(settings, base.rehearsal if base is not None else {}),
-        copied=largest.dtype != "BF16",
+        copied=largest.dtype != "BF16", cache=_cache(sizes, layers, hidden),
     )  # fmt: skip
 
 
@@ -145,7 +145,18 @@ def of_gguf(path: Path) -> ModelShape | None:
     return ModelShape(
         parameters=sum(tensor.weights for tensor in head.tensors), embedding=lookup, layers=layers, hidden=hidden,
         intermediate=intermediate, training=alike[0] if alike else "slow", copied=True,
+        cache=memory.cell_bytes(head) // 2,
     )  # fmt: skip
+
+
+def _cache(sizes: Mapping[str, Any], layers: int, hidden: int) -> int:
+    """Keys and values of a token in all layers, as a config says; 0 where it says nothing of heads."""
+    heads = sizes.get("num_attention_heads")
+    pairs = sizes.get("num_key_value_heads") or heads
+    if not isinstance(heads, int) or not isinstance(pairs, int) or heads < 1:
+        return 0
+    width = sizes.get("head_dim")
+    return 2 * layers * pairs * (width if isinstance(width, int) else hidden // heads)
 
 
 def _training(settings: Mapping[str, Any], rehearsal: Mapping[str, Any]) -> Training:

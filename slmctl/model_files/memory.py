@@ -72,7 +72,7 @@ def engine_bytes(path: Path, *, sequences: int, context: int, classifier: bool =
     vocabulary = head.metadata.get("tokenizer.ggml.tokens")
     tokens = len(vocabulary) if isinstance(vocabulary, list) else 0
     more = GRAMMAR_BYTES + GRAMMAR_TOKEN_BYTES * tokens if grammars else 0
-    return weights + sequences * context * _cell_bytes(head) + ENGINE_BYTES + more
+    return weights + sequences * context * cell_bytes(head) + ENGINE_BYTES + more
 
 
 def repacked_bytes(types: Iterable[str]) -> float:
@@ -85,7 +85,7 @@ def repacked_bytes(types: Iterable[str]) -> float:
     return max([REPACKED_BYTES, *((each + 0.6) / 8 for each in bits if AMX in cpu_flags())])
 
 
-def _cell_bytes(head: gguf_header.GgufHeader) -> int:
+def cell_bytes(head: gguf_header.GgufHeader) -> int:
     """Keys and values of a token in 16 bits; layers without attention have none."""
     kind = str(head.metadata.get("general.architecture", ""))
     heads, width, blocks = (

@@ -5,7 +5,7 @@ Sizes of a model whose folder is here are read from its modules, see `model_size
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Training = Literal["fast", "packed", "slow"]
@@ -19,7 +19,10 @@ ACTIVATIONS = {"fast": 1.0, "packed": 2.3, "slow": 3.3}
 # have logits: those of a label after a question.
 ELEMENT_SECONDS = 32e-9
 ANSWER_SHARE = 0.2
-PROCESS_BYTES = 0.75e9  # of a process that has loaded torch and its training libraries, and of the optimizer's code
+LOADED_BYTES = 0.48e9  # of a process that has loaded torch and transformers, with thread pools and tokenizer
+PROCESS_BYTES = 0.63e9  # of one that has loaded the training libraries too, and of the optimizer's code
+STATE_TOKENS, STATES = 2048, 6  # tokens answered at once, and states of each, as wide as hidden and widest, at once
+DISTINCT = 0.85  # of what linear layers read and give: those that read the same input keep it once
 # Tokens computed at once on a CPU: enough for full products, little enough for the cache; and where memory is short.
 PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128
 # Each piece computes the shared prefix again. So that this stays a small part of the work, a piece may be larger by
@@ -27,6 +30,7 @@ PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128
 PREFIX_ALLOWANCE = 2
 # Prompts of an HF model that are answered together, and the most tokens of theirs whose keys and values are held.
 ANSWERED_TOGETHER, HELD_TOKENS = 64, 8192
+LABEL_LOGITS = 1 << 25  # logits that are held at once, nearly at most, where an untuned base scores every label
 RANK = 16  # of the adapter
 BYTES_IN_4BIT = 0.53  # of a frozen weight with its share of a scale
 TRAINED_BYTES = 20  # of a trained weight: itself, its gradient, two moments, its best value so far
@@ -72,15 +76,12 @@ class TrainedSizes:
             weights += int((BYTES_IN_4BIT - width) * self.linear) + width * 2 * self.widest * self.hidden
         return weights
 
-    def activation_bytes(self, width: int, tokens: int, *, distinct: float = 1.0) -> int:
+    def activation_bytes(self, width: int, tokens: int) -> int:
         """Bytes that so many tokens computed at once leave for the backward pass.
 
         A layer keeps the residual stream and the inputs of its norms in float32, and what its products read and give.
-
-        Args:
-            distinct: Share of what products read and give: those that read the same input may keep it once.
         """
-        saved = 4 * 4 * self.hidden * self.layers + width * distinct * self.channels
+        saved = 4 * 4 * self.hidden * self.layers + width * DISTINCT * self.channels
         return int(tokens * (saved + 8 * 4 * (self.widest + self.hidden)))
 
     def adapter_bytes(self, rank: int) -> int:
@@ -98,6 +99,8 @@ class ModelShape:
         layers, hidden, intermediate: Number of layers, and widths of the residual stream and of the MLP.
         training: How `finetune` trains it on a CPU.
         copied: Embeddings are held in memory, since their file is not in bfloat16: those of a GGUF are dequantised.
+        cache: Keys and values that a token leaves in all layers; 0 for not known, and taken for the residual stream's
+            width: half of that to twice as much in the bases of the catalogue.
     """
 
     parameters: int
@@ -107,11 +110,17 @@ class ModelShape:
     intermediate: int
     training: Training
     copied: bool
+    cache: int = field(default=0, kw_only=True)
+
+    @property
+    def kept_cache(self) -> int:
+        """`cache`, or an estimate of it."""
+        return self.cache or self.layers * self.hidden
 
     @property
     def channels(self) -> int:
         """Inputs and outputs of all linear layers: the weights of an adapter of rank 1."""
-        return self.layers * (8 * self.hidden + 3 * self.intermediate)
+        return self.layers * (9 * self.hidden + 3 * self.intermediate) + self.kept_cache
 
     def training_bytes(self, weight_bytes: int, piece_tokens: int = PIECE_TOKENS, *, in_4bit: bool = False) -> int:
         """Estimated peak memory of `finetune` on a CPU.
@@ -126,20 +135,20 @@ class ModelShape:
             layers=self.layers, hidden=self.hidden, widest=self.intermediate, mapped=not self.copied,
         )  # fmt: skip
         weights = sizes.frozen_bytes(weight_bytes, in_4bit=in_4bit) + sizes.adapter_bytes(RANK)
-        activations = 1.2 * ACTIVATIONS[self.training] * sizes.activation_bytes(weight_bytes, piece_tokens)
+        activations = ACTIVATIONS[self.training] * sizes.activation_bytes(weight_bytes, piece_tokens)
         return int(PROCESS_BYTES + weights + activations)
 
-    def answering_bytes(self, prompt_tokens: int) -> int:
+    def answering_bytes(self, prompt_tokens: int, *, whole_labels: bool) -> int:
         """Estimated peak memory of answering on a CPU with a float32 copy of the weights.
-
-        A token's keys and values are taken to be as wide as the residual stream: half of that to twice as much in the
-        bases of the catalogue.
 
         Args:
             prompt_tokens: Of one prompt, with the examples in it.
+            whole_labels: Every label is scored.
         """
         held = min(ANSWERED_TOGETHER * prompt_tokens, HELD_TOKENS)
-        return int(PROCESS_BYTES + 4 * self.parameters + 2 * 4 * held * self.layers * self.hidden)  # and a copy
+        logits = LABEL_LOGITS if whole_labels else ANSWERED_TOGETHER * self.embedding // self.hidden
+        states = STATE_TOKENS * STATES * (self.hidden + self.intermediate)
+        return int(LOADED_BYTES + 4 * (self.parameters + states + logits + 2 * held * self.kept_cache))  # and a copy
 
     def training_seconds(self, gflops: float, cores: int, *, rows: int = 1000, tokens: float = 64) -> float:
         """Estimated time of an epoch of `finetune` on a CPU.

@@ -12,10 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from slmctl import hardware
 from slmctl.model_files import hf_folder, safetensors_header, stored_weights
-from slmctl.model_files.model_shape import TrainedSizes
+from slmctl.model_files.model_shape import STATES, TrainedSizes
 
 FIXED_BYTES = 150_000_000  # thread pools, tokenizer, records
-KEPT_STATES = 6  # of the hidden size, and as many of the widest layer's, while a layer is computed
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class ModelSize(TrainedSizes):
         return self._computing_bytes(4 * self.weights if self.halves else 0, tokens, kept)
 
     def _computing_bytes(self, weights: int, tokens: int, kept: int) -> int:
-        states = 4 * tokens * KEPT_STATES * (self.hidden + self.widest)
+        states = 4 * tokens * STATES * (self.hidden + self.widest)
         return hardware.held_bytes() + FIXED_BYTES + weights + states + 4 * kept * self.vocabulary
 
 

@@ -14,7 +14,7 @@ from slmctl import hardware
 from slmctl.config import Config, FinetuneConfig
 from slmctl.inference.engine import usable_cores
 from slmctl.model_files import memory, model_shape
-from slmctl.model_files.model_shape import ModelShape
+from slmctl.model_files.model_shape import LOADED_BYTES, STATE_TOKENS, STATES, ModelShape
 from slmctl.pipeline.row_estimate import RowEstimate
 
 CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itself, its best value and two moments
@@ -24,10 +24,8 @@ ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the repo
 OF_WEIGHTS = ("pull", "finetune", "merge", "quantize", "evaluate", "publish")  # what they take follows from the base
 
 PLAIN_BYTES, ROW_BYTES = 0.25e9, 460  # of a process without torch, and of a row that `prepare` holds
-LOADED_BYTES = 0.45e9  # of a process that has loaded torch and transformers
 MERGE_BYTES = 0.4e9  # blocks of rows pass through it, whatever the model's size
-REFERENCE_BYTES = 0.5e9  # of quantize's reference beside its states: a block in float32, logits that are kept
-STATE_TOKENS, STATES = 2048, 6  # tokens computed together, and states of each that are kept
+REFERENCE_BYTES = 0.4e9  # of quantize's reference beside its states: a block in float32, logits that are kept
 TENSOR_BYTES = 8  # of a weight of the embedding in the converter
 
 BYTES_A_SECOND = 0.2e9  # of weights that are read, changed and written
@@ -193,7 +191,8 @@ def _evaluate(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: 
     shots = settings.predict.shots or 0 if "base" in loaded else 0
     own = max(rows.tokens - rows.shared, 0) if rows else 0
     prompt = rows.shared + (1 + shots) * own if rows else 0
-    peak = sizes.shape.answering_bytes(prompt) if loaded else sizes.answering
+    whole = "base" in loaded and settings.task.kind == "classify"
+    peak = sizes.shape.answering_bytes(prompt, whole_labels=whole) if loaded else sizes.answering
     few_shot = SHOTS - 1 if shots else 0
     once = _answering_seconds(settings, sizes, rows, rows.test if rows else None, rates)
     if once is None or (loaded and hardware.accelerator()):

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support import TESTS
 
+from slmctl import hardware
+from slmctl.config import FinetuneConfig
 from slmctl.errors import MissingError, UsageError
 from slmctl.model_files import catalogue, gguf_converter, model_shape
 from slmctl.model_files.catalogue import CatalogueEntry
@@ -75,6 +77,26 @@ def test_estimates_are_near_what_was_measured() -> None:
     assert entry.training_bytes(2) == pytest.approx(memory * 1e9, rel=0.2)
     assert entry.training_bytes(2, in_4bit=True) < entry.training_bytes(2) < entry.training_bytes(4)
     assert entry.training_bytes(2, model_shape.LEAST_PIECE_TOKENS) < entry.training_bytes(2)
+
+
+def test_a_plan_and_a_stage_tell_one_memory(tiny_base: Path) -> None:
+    pytest.importorskip("torch")
+    from slmctl.model_files import model_size
+    from slmctl.stages.finetune import device_plan
+    from slmctl.stages.predict import transformers_answerer
+
+    shape, size = catalogue.of_folder(tiny_base), model_size.read(tiny_base)
+    assert shape is not None
+    assert (shape.cache, shape.channels, shape.kept_cache) == (size.cache, size.channels, size.cache)
+    section = FinetuneConfig(matmul_dtype="bfloat16")
+    training = device_plan.cpu_bytes(size, section, 768) - hardware.held_bytes() - device_plan.CPU_FIXED_BYTES
+    assert shape.training_bytes(2) - model_shape.PROCESS_BYTES == pytest.approx(training, rel=0.05)
+    for whole in (False, True):
+        kept = model_shape.LABEL_LOGITS // size.vocabulary if whole else model_shape.ANSWERED_TOGETHER
+        answering = size.copied_bytes(transformers_answerer.TOKENS, kept=kept) - hardware.held_bytes()
+        answering += 4 * size.weights + 2 * 4 * model_shape.HELD_TOKENS * size.cache - model_size.FIXED_BYTES
+        planned = shape.answering_bytes(1000, whole_labels=whole) - model_shape.LOADED_BYTES
+        assert planned == pytest.approx(answering, rel=0.05)
 
 
 def test_find() -> None:

@@ -37,7 +37,6 @@ SHARED_BACKEND = "gloo"  # between processes on one GPU, which NCCL refuses
 HINT = "a smaller base, --set finetune.load_in_4bit=true, or finetune.max_length=N with finetune.too_long=truncate"
 
 CPU_FIXED_BYTES = 150e6  # optimizer code, thread pools, tokenized records
-DISTINCT = 0.85  # of what linear layers read and give: those that read the same input keep it once
 CPU_HINT = "a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more"
 
 
@@ -158,7 +157,7 @@ def cpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, keys: int =
         keys: Tokens attended to in it, if more.
     """
     width = 2 if config.matmul_dtype == "bfloat16" else 4  # bytes of an element in a product
-    activations = model.activation_bytes(width, tokens, distinct=DISTINCT)
+    activations = model.activation_bytes(width, tokens)
     activations += 4 * max(keys - tokens, 0) * model.cache  # keys and values of the prefix, before each record
     activations *= 4 if config.lora.dora else 1  # PEFT's own layers keep more
     weights = model.frozen_bytes(width, in_4bit=config.load_in_4bit) + model.adapter_bytes(config.lora.rank)

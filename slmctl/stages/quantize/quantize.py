@@ -95,6 +95,7 @@ def run(
 
 def _estimate_bytes(folder: Path, types: Sequence[str]) -> int:
     """Estimated peak of this stage with its child processes: the reference, the largest tensor, or the answers."""
+    memory.trim_heap()  # a training in this process may have left much that is free
     model, cells = model_size.read(folder), PROBE_PROMPTS * engine.CONTEXT
     reference = model.stored_bytes(parity.BATCH_TOKENS, kept=2 * parity.MAX_LOGIT_BYTES // (4 * model.vocabulary))
     converter = CHILD_BYTES + LARGEST_TENSOR_BYTES * model.vocabulary * model.hidden
