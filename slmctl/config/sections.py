@@ -163,6 +163,8 @@ class PredictConfig(Section):
     release: Annotated[Text, Inherited(), WhenSet()] = ""
     # The adapter's own GGUF file answers, on the base's file of the type.
     lora: Annotated[bool, Inherited(), WhenSet()] = False
+    # Labels are scored by all of their tokens, as those of an untuned base are.
+    whole_labels: Annotated[bool, Inherited(), WhenSet()] = False
 
 
 class Choose(Section):

@@ -76,6 +76,25 @@ class LabelTrie:
         return max(map(len, self.tokens))
 
 
+class LabelTree:
+    """The beginnings of some labels, each once: in one sequence after a prompt, they give every label's probability.
+
+    Attributes:
+        places: The place of each beginning; no label is among them, since nothing is asked after it.
+        seen: (n, n), True where the beginning of a column begins the one of the row, or is it.
+        ways: The places of each label's beginnings; its second token follows the first of them.
+    """
+
+    def __init__(self, tokens: Sequence[Sequence[int]]) -> None:
+        paths = [[tuple(ids[:length]) for length in range(1, len(ids))] for ids in tokens]
+        self.places = {path: place for place, path in enumerate(dict.fromkeys(itertools.chain(*paths)))}
+        self.ways = [[self.places[path] for path in each] for each in paths]
+        self.seen = np.eye(len(self.places), dtype=bool)
+        for path, place in self.places.items():
+            if len(path) > 1:
+                self.seen[place] |= self.seen[self.places[path[:-1]]]
+
+
 class LabelSearch:
     """One walk through a trie: `path` names the position whose logits are needed, `take` takes them.
 

@@ -512,7 +512,9 @@ def predictions_of(
         types = [type] if type else list(listed) if listed else [None]
     sections = [predict_section(project, split, name) for name in types]
     if source.kind == "base":
-        sections = [section.model_copy(update={"shots": project.config.predict.shots}) for section in sections]
+        whole = project.config.task.kind == "classify"
+        more = {"shots": project.config.predict.shots, "whole_labels": whole}
+        sections = [section.model_copy(update=more) for section in sections]
     return [resolve_stage(project, "predict", inputs, section) for section in sections]
 
 

@@ -8,6 +8,19 @@ from typing import Any
 import numpy as np
 
 
+def whole_label_probabilities(
+    tokens: Mapping[str, Sequence[int]], rows_of: Callable[[str], Sequence[Any]]
+) -> dict[str, float]:
+    """The probability of each label's whole tokens among the whole vocabulary, over that of all labels together."""
+    logs = {}
+    for label, own in tokens.items():
+        rows = np.asarray(rows_of(label))[: len(own)].astype(float)
+        rows -= rows.max(axis=1, keepdims=True)
+        logs[label] = float((rows[np.arange(len(own)), list(own)] - np.log(np.exp(rows).sum(axis=1))).sum())
+    every = np.logaddexp.reduce(list(logs.values()))
+    return {label: float(np.exp(log - every)) for label, log in logs.items()}
+
+
 def label_probabilities(
     tokens: Mapping[str, Sequence[int]], rows_of: Callable[[str], Sequence[Any]]
 ) -> dict[str, float]:

@@ -28,7 +28,7 @@ LORA = "lora"  # the adapter's name inside of the engine
 @contextlib.contextmanager
 def opened(
     model: Artifact, task: Task, *, base: Artifact | None = None, type: str | None = None, max_tokens: int = 256,
-    lora: bool = False,
+    lora: bool = False, whole_labels: bool | None = None,
 ) -> Iterator[tuple[EngineAnswerer | HfAnswerer | LinearAnswerer, FileEntry]]:  # fmt: skip
     """A model for answering, and the file that answers: the GGUF itself, or the safetensors of an HF model.
 
@@ -39,6 +39,7 @@ def opened(
         type: The quantization type, of a model with several GGUF files.
         max_tokens: The longest answer.
         lora: Load the adapter's own file on the base's, as the server loads it for several adapters.
+        whole_labels: Score labels by all of their tokens; None for doing so with an untuned base.
 
     Raises:
         DataError: The answers cannot be held to the task's schema.
@@ -60,9 +61,14 @@ def opened(
     else:
         from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
 
-        dtype = resolve_matmul_dtype("auto")
+        whole = model.kind == "base" if whole_labels is None else whole_labels
+        settings: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "matmul_dtype": resolve_matmul_dtype("auto"),
+            "whole_labels": whole,
+        }
         try:
-            yield HfAnswerer(model, task, base=base, max_tokens=max_tokens, matmul_dtype=dtype), _whole(model, base)
+            yield HfAnswerer(model, task, base=base, **settings), _whole(model, base)
         finally:
             memory.trim_heap()  # the keys and values of its batches
 

@@ -58,7 +58,13 @@ def _run(
     if examples:
         name = f"{name} ({len(examples)}-shot)"
     with local_models.opened(
-        model, own, base=base, type=config.type, max_tokens=config.max_tokens, lora=config.lora
+        model,
+        own,
+        base=base,
+        type=config.type,
+        max_tokens=config.max_tokens,
+        lora=config.lora,
+        whole_labels=config.whole_labels,
     ) as (answerer, weights):
         if examples:
             prompts = few_shot(task, examples, records)

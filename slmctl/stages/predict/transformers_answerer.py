@@ -30,15 +30,17 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, StageError
 from slmctl.inference.engine import Answer, EngineError
 from slmctl.inference.json_grammar import Rules, Walk
-from slmctl.inference.label_search import LabelSearch, LabelTrie
+from slmctl.inference.label_search import LabelSearch, LabelTree, LabelTrie
 from slmctl.model_files import hf_folder, memory, model_size, stored_weights
-from slmctl.model_files.model_shape import ANSWERED_TOGETHER, HELD_TOKENS
+from slmctl.model_files.model_shape import ANSWERED_TOGETHER, HELD_TOKENS, LABEL_LOGITS, STATE_TOKENS
 from slmctl.task.contract import Task
 
 if TYPE_CHECKING:
     from slmctl.stages.predict.prompts import Prompt
 
-TOKENS = 2048  # of one batch beyond what its prompts share; and of its keys and values, where HELD_TOKENS do not fit
+TOKENS = (
+    STATE_TOKENS  # of one batch beyond what its prompts share; and of its keys and values, where HELD_TOKENS do not fit
+)
 KEPT_RULES = 32  # compiled grammars: the task's, and those of conversations with tools of their own
 COPY_MARGIN = 1.5  # over the memory of a float32 copy that must be free, so that what else runs keeps some
 Scores = npt.NDArray[np.float32]
@@ -116,15 +118,17 @@ class HfAnswerer:
     Args:
         matmul_dtype: The type of the layers' matrix products on a CPU, `float32` or `bfloat16`; the output head and
             all that lies between the products are computed in float32.
+        whole_labels: Take the label that is likeliest as a whole, in place of a walk from choice to choice.
 
     Attributes:
         matmul_dtype: The same, as far as the model allows it; on a GPU `bfloat16`.
     """
 
     def __init__(
-        self, model: Artifact, task: Task, *, base: Artifact | None, max_tokens: int, matmul_dtype: str = "float32"
-    ) -> None:
-        self.task, self.max_tokens = task, max_tokens
+        self, model: Artifact, task: Task, *, base: Artifact | None, max_tokens: int, matmul_dtype: str = "float32",
+        whole_labels: bool = False,
+    ) -> None:  # fmt: skip
+        self.task, self.max_tokens, self._whole = task, max_tokens, whole_labels
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.matmul_dtype = "bfloat16" if self.device == "cuda" else matmul_dtype
         if self.device == "cpu":
@@ -163,13 +167,15 @@ class HfAnswerer:
         self._cells = HELD_TOKENS
         if self.device == "cuda":
             return torch.bfloat16
+        memory.trim_heap()  # an earlier stage of this process may have left much that is free
         size = model_size.read(folder)
+        logits = LABEL_LOGITS // size.vocabulary if self._whole and self.task.labels else ANSWERED_TOGETHER
         rounded = 0 if size.halves or self.matmul_dtype == "float32" else 2 * size.linear  # beside a mapped file
         for self._cells in (HELD_TOKENS, TOKENS):
             kept = 2 * self._cells * size.cache * 4  # keys and values of a batch, and a copy
-            if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=ANSWERED_TOGETHER) + kept + rounded))):
+            if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=logits) + kept + rounded))):
                 return torch.float32
-        needed = size.stored_bytes(TOKENS, kept=ANSWERED_TOGETHER) + kept
+        needed = size.stored_bytes(TOKENS, kept=logits) + kept
         memory.require(needed, "answering", hint="the model's GGUF file, or a machine with more")
         return "stored"
 
@@ -191,7 +197,7 @@ class HfAnswerer:
         for indices in _batches(fits, rows, heads, self._cells, alike=not self._padded):
             batch, head = [rows[index] for index in indices], list(heads[indices[0]])
             if self.trie:
-                yield from zip(indices, self._labels(head, batch), strict=True)
+                yield from zip(indices, (self._scored if self._whole else self._labels)(head, batch), strict=True)
             else:
                 rules = [self._rules(prompts[index].constraint or constraint) for index in indices]
                 yield from zip(indices, self._texts(head, batch, rules), strict=True)
@@ -255,15 +261,61 @@ class HfAnswerer:
         count = len(search.trie.tokens[index])
         return Answer(search.trie.labels[index], "stop", confidence, length, count, search.probabilities())
 
+    def _scored(self, head: list[int], batch: list[list[int]]) -> list[Answer]:
+        """Score every label by all of its tokens, each among the whole vocabulary."""
+        assert self.trie is not None
+        tokens = self.trie.tokens
+        state, scores = self._begun(head, batch)
+        first = torch.from_numpy(np.stack(scores)).log_softmax(-1)
+        totals = first[:, [label[0] for label in tokens]].double().numpy()  # (prompts, labels), the others are added
+        positions = max(1, LABEL_LOGITS // first.shape[-1])
+        order = sorted((k for k, label in enumerate(tokens) if len(label) > 1), key=tokens.__getitem__)
+        together = 1
+        if self._padded and order:  # what may be padded may be computed in one sequence of several branches, too
+            together = -(-len(order) // -(-len(LabelTree(tokens).places) // positions))
+        for labels in (order[k : k + together] for k in range(0, len(order), together)):
+            tree = LabelTree([tokens[label] for label in labels])
+            some = max(1, positions // len(tree.places))
+            for rows in (range(k, min(k + some, len(batch))) for k in range(0, len(batch), some)):
+                logits = self._branched(state.of(rows), tree)
+                weights = torch.stack([row.logsumexp(-1) for row in logits])
+                for label, way in zip(labels, tree.ways, strict=True):
+                    shares = logits[:, way, tokens[label][1:]] - weights[:, way]
+                    totals[rows.start : rows.stop, label] += shares.double().sum(-1).numpy()
+        return [self._likeliest(row, length) for row, length in zip(totals, state.lengths, strict=True)]
+
+    def _likeliest(self, total: npt.NDArray[np.float64], length: int) -> Answer:
+        """The answer from the log probabilities (labels,) of all labels."""
+        assert self.trie is not None
+        weights = np.exp(total - total.max())
+        among, best = weights / weights.sum(), int(total.argmax())
+        chances = {self.trie.labels[k]: float(f"{among[k]:.6g}") for k in np.argsort(-among, kind="stable")}
+        label = self.trie.labels[best]
+        return Answer(label, "stop", chances[label], length, len(self.trie.tokens[best]), chances)
+
+    def _branched(self, state: State, tree: LabelTree) -> torch.Tensor:
+        """The logits (rows, beginnings, vocabulary) after each beginning of a tree, all of them after the rows."""
+        rows, count = len(state.lengths), len(tree.places)
+        ids = torch.tensor([[path[-1] for path in tree.places]] * rows, device=self.device)
+        depths = torch.tensor([len(path) - 1 for path in tree.places], device=self.device)
+        mask = None
+        if self._padded:
+            seen = torch.from_numpy(tree.seen).to(self.device).expand(rows, -1, -1)
+            seen = torch.cat([state.mask.bool()[:, None].expand(-1, count, -1), seen], dim=2)[:, None]
+            dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+            mask = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill(~seen, torch.finfo(dtype).min)
+        positions = torch.tensor(state.lengths, device=self.device)[:, None] + depths
+        return self._computed(ids, mask, positions, state, count).float().cpu()
+
     def _trie(self) -> LabelTrie:
         """The labels in places of the alphabet; the model's head is cut down to it."""
         tokens = [self._tokens(label + self.task.end) for label in self.task.labels]
         head = self.model.get_output_embeddings()
-        if isinstance(head, torch.nn.Linear):
+        if isinstance(head, torch.nn.Linear) and not self._whole:
             self.alphabet = sorted({token for label in tokens for token in label})
             whole = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             whole.set_output_embeddings(Alphabet(head, self.alphabet))
-        else:  # an adapter that was not merged adapts it
+        else:  # all of it is asked for, or an adapter that was not merged adapts it
             self.alphabet = list(range(len(self.tokenizer)))
         places = {token: place for place, token in enumerate(self.alphabet)}
         try:
@@ -381,12 +433,20 @@ class HfAnswerer:
         )  # fmt: skip
         state.mask = torch.cat([state.mask, new], dim=1)
         state.lengths = [begun + len(row) for begun, row in zip(state.lengths, added, strict=True)]
-        more = {"position_ids": positions, "logits_to_keep": 1, self._cache: state.cache}
+        logits = self._computed(ids, state.mask if self._padded else None, positions, state, 1)
+        return list(logits[:, -1].float().cpu().numpy())
+
+    def _computed(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, state: State, kept: int
+    ) -> torch.Tensor:
+        """Compute tokens (rows, n) after a state; returns the logits (rows, kept or more, vocabulary) of the last."""
+        more = {"position_ids": positions, "logits_to_keep": kept, self._cache: state.cache}
         out = self.model(
-            input_ids=ids, attention_mask=state.mask if self._padded else None, use_cache=True,
+            input_ids=ids, attention_mask=mask, use_cache=True,
             **{name: value for name, value in more.items() if name in self._takes},
         )  # fmt: skip
-        return list(out.logits[:, -1].float().cpu().numpy())
+        logits: torch.Tensor = out.logits
+        return logits
 
 
 def _batches(

@@ -265,6 +265,23 @@ def test_the_base_is_measured_with_examples_too(tiny_run: Path, artifacts: dict[
     assert [request.section.shots for request in resolve.predictions_of(project, "adapter")] == [None]
 
 
+def test_an_untuned_base_alone_scores_whole_labels(
+    tiny_run: Path, artifacts: dict[str, Artifact], lines: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    project = resolve.Project(tiny_run, config.load(tiny_run / "slmctl.yaml"))
+    asked = {name: resolve.predictions_of(project, name)[0].recipe for name in ("base", "adapter", "gguf")}
+    assert asked["base"].pop("whole_labels") is True
+    assert not any("whole_labels" in recipe for recipe in asked.values())  # what was predicted before stays current
+    task, records = (Task.read(artifacts["prepared"].path), read_records(artifacts["prepared"].file("test.jsonl")))
+    questions = [prompts.asked(task, record, list_labels=True) for record in records]
+    for ours, theirs in zip(lines["base"], answers_of(artifacts["base"], task, questions), strict=True):
+        assert isinstance(theirs, engine.Answer)
+        assert (ours["answer"], ours["confidence"]) == (theirs.text, pytest.approx(theirs.confidence, rel=1e-4))
+    predict.run(PredictConfig(), model=artifacts["base"], prepared=artifacts["prepared"], out=tmp_path)
+    before = [json.loads(line)["confidence"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert before != pytest.approx([line["confidence"] for line in lines["base"]], rel=1e-2)
+
+
 @pytest.mark.parametrize(("seconds", "rows"), [(0.1, latency.ROWS), (9.0, latency.LEAST)])
 def test_a_slow_model_is_timed_over_fewer_rows(monkeypatch: pytest.MonkeyPatch, seconds: float, rows: int) -> None:
     clock = 0.0

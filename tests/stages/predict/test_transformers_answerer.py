@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.label_scores import label_probabilities
+from support.label_scores import label_probabilities, whole_label_probabilities
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks import architectures
 from slmctl.inference.engine import Answer
 from slmctl.model_files import hf_folder
+from slmctl.stages.predict import transformers_answerer
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.stages.predict.transformers_answerer import HfAnswerer
 
@@ -25,18 +26,19 @@ SCHEMA = '{"type": "object", "properties": {"kind": {"enum": ["ab", "b", null]}}
 PROMPTS = [Prompt(f"{HEAD}{text}{TAIL}", HEAD) for text in TEXTS]
 
 
-# convolutions, states alone, delta net, eager attention with windows, ALiBi
-@pytest.fixture(scope="module", params=["lfm2", "mamba2", "qwen3.5-text", "gemma2", "mpt"])
+# attention alone, convolutions, states alone, delta net, eager attention with windows, ALiBi
+@pytest.fixture(scope="module", params=["llama", "lfm2", "mamba2", "qwen3.5-text", "gemma2", "mpt"])
 def folder(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return architectures.build(request.param, tmp_path_factory.mktemp(request.param), tiny_base)
 
 
 def answered(
-    folder: Path, prompts: list[Prompt], *, labels: tuple[str, ...] = (), schema: str = "", matmul: str = "float32"
-) -> list[Answer]:
+    folder: Path, prompts: list[Prompt], *, labels: tuple[str, ...] = (), schema: str = "", matmul: str = "float32",
+    whole: bool = False,
+) -> list[Answer]:  # fmt: skip
     model: Any = SimpleNamespace(path=folder, kind="base")
     task: Any = SimpleNamespace(labels=labels, end="<|im_end|>", constraint=schema, kept=str)
-    answerer = HfAnswerer(model, task, base=None, max_tokens=8, matmul_dtype=matmul)
+    answerer = HfAnswerer(model, task, base=None, max_tokens=8, matmul_dtype=matmul, whole_labels=whole)
     assert answerer.matmul_dtype == ("float32" if "mamba" in folder.name else matmul)  # it allows no other
     found = dict(answerer.answer(prompts))
     answers = [found[k] for k in range(len(prompts))]
@@ -69,6 +71,35 @@ def test_answers_are_those_of_the_whole_text(folder: Path) -> None:
             logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
             tokens.append(int(logits.argmax()))
         assert tokenizer.decode(tokens[-count:], skip_special_tokens=True) == spoken.text
+
+
+@torch.inference_mode()
+def test_an_untuned_base_takes_the_label_that_is_likeliest_as_a_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = hf_folder.load_model(folder)
+    tokenizer = hf_folder.load_tokenizer(folder)
+    own = {label: read(tokenizer, f"{label}<|im_end|>") for label in LABELS}
+    together = answered(folder, PROMPTS, labels=LABELS, whole=True)
+    monkeypatch.setattr(transformers_answerer, "LABEL_LOGITS", 1)
+    alone = answered(folder, PROMPTS, labels=LABELS, whole=True)
+    for prompt, *answers in zip(PROMPTS, together, alone, strict=True):
+        wanted = whole_label_probabilities(own, functools.partial(rows_of, model, read(tokenizer, prompt.text), own))
+        for answer in answers:
+            assert answer.labels == pytest.approx(wanted, rel=1e-4)
+            assert (answer.text, answer.confidence) == next(iter(answer.labels.items()))
+            assert answer.confidence == max(answer.labels.values())
+
+
+def test_a_long_label_that_leaves_no_choice_does_not_mislead_an_untuned_base(folder: Path) -> None:
+    # a walk from choice to choice forgets how unlikely the tokens are that leave no choice
+    walked, whole = set[str](), set[str]()
+    for long, short in (("late", "courier"), ("courier", "late")):
+        labels = (f"{long} truck doorstep carrier tracking shipped parcel", f"{short} hello", f"{short} account")
+        walked |= {answer.text for answer in answered(folder, PROMPTS, labels=labels)}
+        whole |= {answer.text for answer in answered(folder, PROMPTS, labels=labels, whole=True)}
+    assert any("parcel" in text for text in walked)
+    assert not any("parcel" in text for text in whole)
 
 
 def test_products_in_bfloat16_give_nearly_the_same_probabilities(folder: Path) -> None:
