@@ -126,8 +126,8 @@ def output(
 class LineChild:
     """A child that answers lines with lines, and can be started again after its end."""
 
-    def __init__(self, module: str) -> None:
-        self._module = module
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._module, self._arguments = module, arguments
         self._process: subprocess.Popen[bytes] | None = None
         self._read = bytearray()  # of an answer that is not whole
 
@@ -142,8 +142,8 @@ class LineChild:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, timeout_s: float) -> None:
-        """Start a child, and wait for its first line, which says that it is ready.
+    def start(self, timeout_s: float) -> bytes:
+        """Start a child, and wait for its first line, which says that it is ready; that line.
 
         Raises:
             OSError: The system has no room for a process.
@@ -152,12 +152,13 @@ class LineChild:
         """
         self.close()
         self._process = start(
-            self._module, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-        )
+            self._module, *self._arguments,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        )  # fmt: skip
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
-        next(self.answers(b"", 1, timeout_s))
+        return next(self.answers(b"", 1, timeout_s))
 
     def close(self) -> None:
         """End the child."""

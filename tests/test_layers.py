@@ -363,9 +363,9 @@ def test_a_package_stays_in_its_rooms(package: str, rooms: set[str]) -> None:
 @pytest.mark.parametrize(
     ("package", "only"),
     [
-        # two child processes, and what both of them do
-        ("llama_cpp", {"inference.llama_child", "model_files.quantizer_child", "inference.expansion",
-                       "inference.model_loading"}),
+        # three child processes, and what they share
+        ("llama_cpp", {"inference.llama_child", "inference.encoder_child", "model_files.quantizer_child",
+                       "inference.expansion", "inference.model_loading"}),
         ("unsloth", {"stages.finetune.finetune"}),
     ],
 )  # fmt: skip

@@ -166,7 +166,7 @@ def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozens
 
 
 def _sources(source: Artifact) -> list[SourceFile]:
-    if source.kind == "base":
+    if source.kind in ("base", "encoder"):
         return [{"file": name, "sha256": value} for name, value in source.metrics.get("source_sha256", {}).items()]
     listed: list[SourceFile] = source.metrics.get("sources", [])
     return listed
@@ -180,6 +180,7 @@ def _title(node: LineageNode) -> str:
         "base": ("name", "source", "license"),
         "labelled": ("accepted", "review", "error_bound"),
         "prepared": ("train", "validation", "calibration", "test"),
+        "encoder": ("source", "right", "rows"),
         "adapter": ("backend", "steps", "validation_loss"),
         "predictions": ("model", "split", "n"),
         "published": ("project", "version", "license"),

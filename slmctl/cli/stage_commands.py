@@ -90,6 +90,19 @@ def prepare(options: Options, explain: bool) -> None:
 
 
 @click.command()
+@artifact_option("prepared", "A prepared data set to use in place of the config's.")
+@stage_options
+@click.pass_obj
+def encode(options: Options) -> None:
+    """Fit a linear model on a frozen sentence encoder, which is fetched unless it is a path.
+
+    It takes seconds, and its answers stand beside the trained model's in the report: where subjects decide, it is
+    hard to beat.
+    """
+    _run_stage(options, "encode")
+
+
+@click.command()
 @key_option("--epochs", type=float, key="finetune.epochs")
 @key_option("--learning-rate", type=float, key="finetune.learning_rate")
 @key_option("--seed", type=int, key="finetune.seed")
@@ -194,9 +207,7 @@ def evaluate(
     if not against and not models:
         preflight.require(project, ["evaluate"])
     general = chains.EndpointModel(against, against_model, against_shots) if against and against_model else None
-    outcome = say_outcome(
-        "evaluate", chains.evaluate(project, models or project.config.evaluate.models, split, general)
-    )
+    outcome = say_outcome("evaluate", chains.evaluate(project, models or project.config.measured, split, general))
     print_artifact(options, outcome.artifact)
     _show_report(project, outcome.artifact, only_measured=bool(models))
     _enforce_gates(project, outcome.artifact, only_measured=bool(models))
@@ -342,11 +353,11 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
         import_trainer_first(project)
     begun = time.monotonic()
     for name in names:
-        if getattr(project.config, name) is None and until != name:  # label, calibrate
+        if getattr(project.config, name) is None and until != name:  # label, encode, calibrate
             continue
         match name:
             case "evaluate":
-                outcome = say_outcome(name, chains.evaluate(project, project.config.evaluate.models))
+                outcome = say_outcome(name, chains.evaluate(project, project.config.measured))
                 _show_report(project, outcome.artifact)
                 try:
                     _enforce_gates(project, outcome.artifact)
@@ -374,14 +385,17 @@ def _ask_before_training(project: Project) -> None:
     """
     from slmctl.pipeline import linear_file
 
-    if not (reason := linear_file.nothing_to_win(project)):
+    if (cheaper := linear_file.nothing_to_win(project)) is None:
         return
-    weights = linear_file.written(project)
+    reason, kind = cheaper
     terminal().say(f"  {reason}")
-    terminal().say(f"  its weights: {weights}; {weights.with_name(linear_file.PROGRAM)} loads them")
+    if kind == linear_file.KIND:
+        weights = linear_file.written(project)
+        terminal().say(f"  its weights: {weights}; {weights.with_name(linear_file.PROGRAM)} loads them")
     if sys.stdin.isatty() and click.confirm("  train all the same?", default=False, err=True):
         return
-    raise GateError(reason, hint=f"{linear_file.ANSWERS} takes the linear one; to train all the same: slmctl run --yes")
+    answers = linear_file.ANSWERS.replace(linear_file.KIND, kind)
+    raise GateError(reason, hint=f"{answers} takes the linear one; to train all the same: slmctl run --yes")
 
 
 def _run_stage(options: Options, name: str, project: Project | None = None) -> None:
@@ -467,5 +481,5 @@ def _show_policy(policy: Artifact) -> None:
 
 
 COMMANDS = (
-    pull, label, prepare, finetune, merge, quantize, evaluate, calibrate, publish, promote, fetch, run,
+    pull, label, prepare, encode, finetune, merge, quantize, evaluate, calibrate, publish, promote, fetch, run,
 )  # fmt: skip

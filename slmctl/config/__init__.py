@@ -23,6 +23,7 @@ from slmctl.config.sections import (
     CalibrateConfig,
     Choose,
     Config,
+    EncodeConfig,
     EvaluateConfig,
     FinetuneConfig,
     Gate,

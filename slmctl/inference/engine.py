@@ -82,6 +82,7 @@ class Answer:
             token is no choice, and the end of the turn is one.
         raw_logprobs: Of a request with labels: the same among the whole vocabulary. The lower it is, the less likely
             the model would have answered with any label.
+        nearness: The mean cosine of the text to the nearest training rows, where a sentence encoder answers.
     """
 
     text: str
@@ -92,6 +93,7 @@ class Answer:
     labels: dict[str, float] = field(default_factory=dict)
     logprobs: tuple[float, ...] = ()
     raw_logprobs: tuple[float, ...] = ()
+    nearness: float | None = None
 
 
 class EngineError(StageError):

@@ -38,12 +38,13 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     Of labels: `odds`, the log odds of the chosen label against all others; `allowed`, the log odds that the model
     would answer with any label and not with another text; `out_of_scope`, the log probability of that label. The
     second finds questions that are out of scope: a model that never saw such a question is as sure of a label, but
-    less likely to answer with one. Of other answers: `mean` and `least`, the mean and the least log probability of a
-    choice, and `choices`, the log of their number.
+    less likely to answer with one. Of an encoder, `nearness` takes its place: the mean cosine of the text to the
+    nearest training rows. Of other answers: `mean` and `least`, the mean and the least log probability of a choice, and
+    `choices`, the log of their number.
 
     Args:
         answer: A line of predictions, or the engine's last event: `confidence` and `logprobs` and, of labels,
-            `raw_logprobs` and `labels` with their probabilities, likeliest first.
+            `raw_logprobs` or `nearness`, and `labels` with their probabilities, likeliest first.
         out_of_scope: The label of questions that are out of scope, where the task has one.
 
     Raises:
@@ -57,11 +58,15 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     listed = list((answer.get("labels") or {}).items())[:LABELS]
     if not listed:
         return {"mean": math.fsum(choices) / len(choices), "least": min(choices), "choices": math.log(len(choices))}
+    values, near = {"odds": _log_odds(sure)}, answer.get("nearness")
+    if near is not None:
+        values["nearness"] = _number(near)
     among_all = [_logprob(value) for value in answer.get("raw_logprobs") or ()]
-    if len(among_all) != len(choices):
-        raise ValueError("the answer has no log probabilities among the whole vocabulary")
-    allowed = math.fsum(raw - choice for raw, choice in zip(among_all, choices, strict=True))
-    values = {"odds": _log_odds(sure), "allowed": _log_odds(math.exp(min(0.0, allowed)))}
+    if among_all or near is None:
+        if len(among_all) != len(choices):
+            raise ValueError("the answer has no log probabilities among the whole vocabulary")
+        allowed = math.fsum(raw - choice for raw, choice in zip(among_all, choices, strict=True))
+        values["allowed"] = _log_odds(math.exp(min(0.0, allowed)))
     if out_of_scope:
         values["out_of_scope"] = math.log(max(dict(listed).get(out_of_scope, 0.0), 1e-4))
     return values
@@ -71,7 +76,8 @@ def probabilities(answer: Answer) -> JsonObject:
     """The fields of an answer that `signals` reads, as predictions hold them."""
     likeliest = dict(itertools.islice(answer.labels.items(), LABELS))
     lists = {"labels": likeliest, "logprobs": answer.logprobs, "raw_logprobs": answer.raw_logprobs}
-    return {"confidence": answer.confidence, **{name: values for name, values in lists.items() if values}}
+    fields = {"confidence": answer.confidence, **{name: values for name, values in lists.items() if values}}
+    return fields if answer.nearness is None else fields | {"nearness": answer.nearness}
 
 
 def _log_odds(p: float) -> float:
@@ -84,9 +90,13 @@ def _logprob(value: Any) -> float:
     Raises:
         ValueError: It is not a number.
     """
+    return min(0.0, max(_number(value), -20.0))
+
+
+def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise ValueError("a log probability is not a number")
-    return min(0.0, max(float(value), -20.0))
+        raise ValueError("a signal of the answer is not a number")
+    return float(value)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from slmctl import config
-from slmctl.config import FILENAME
+from slmctl.config import FILENAME, EncodeConfig
 from slmctl.console import percent
 from slmctl.errors import UsageError
 from slmctl.init.answer_schema import SchemaBuilder
@@ -239,6 +239,9 @@ def _splits(proposal: Proposal) -> Iterator[str]:
 
 
 def _stages(proposal: Proposal) -> Iterator[str]:
+    if proposal.task.kind == "classify" and proposal.languages.main == "en":
+        encoder = _line("# encode", {"encoder": EncodeConfig().encoder}, "")
+        yield f"{encoder}  # measure a sentence encoder too: take off the first #"
     training: dict[str, object] = {"epochs": epochs(proposal.rows)}
     about = "passes over the training rows"
     if proposal.rows < FEW_ROWS and 0 < proposal.base.parameters < SMALL_BASE:

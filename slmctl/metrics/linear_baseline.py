@@ -62,6 +62,12 @@ class LinearModel:
         labels = [str(self.classifier.classes_[k]) for k in chances.argmax(axis=1)]
         return labels, [float(value) for value in chances.max(axis=1)]
 
+    def logprobs(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """The log probability of every label, in the order of the classifier's classes, for each text: (n, labels)."""
+        chances = self.classifier.predict_proba(self.vectorizer.transform(texts)).astype(np.float64)
+        result: npt.NDArray[np.float64] = np.log(np.maximum(chances, 1e-12))
+        return result
+
     def chances(self, texts: Sequence[str], labels: Sequence[str]) -> list[float]:
         """The model's probability that each text has this label; 0 for a label that it never saw."""
         if self.classifier is None:
@@ -141,26 +147,41 @@ def fit(
         strengths: Inverse regularisations to choose from, in the order in which they are tried.
         runs: Whether runs of characters are features.
     """
-    from sklearn.linear_model import LogisticRegression
-
     common, kinds = most_frequent(labels), len(set(labels))
     work = 4 * sum(map(len, texts)) * kinds  # products of a pass
     if kinds < 2 or (made := _vectorized(texts, runs=runs and work <= RUN_WORK)) is None:
         return LinearModel(common)
     vectorizer, rows = made
     rows, solver = _solver(rows, kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
-    others, references = vectorizer.transform(choosing), np.array(chosen)
+    best = fitted(rows, labels, vectorizer.transform(choosing), chosen, strengths=strengths, **solver)
+    return LinearModel(common, vectorizer, *best)
+
+
+def fitted(
+    rows: Any, labels: Sequence[str], others: Any, references: Sequence[str], *, strengths: Sequence[float] = STRENGTHS,
+    **solver: Any,
+) -> tuple[Any, float]:  # fmt: skip
+    """Logistic regression of the strength that gives most right answers, of equals the first, and the strength.
+
+    Args:
+        rows, labels: Features (n, features) to train on, and their labels, of two kinds at least.
+        others, references: Those that choose the strength.
+        strengths: Inverse regularisations, in the order in which they are tried.
+        solver: Further settings of LogisticRegression.
+    """
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(warm_start=True, **solver)
-    best, most, worse = LinearModel(common), -1, 0
+    best, most, worse, answers = (model, strengths[0]), -1, 0, np.array(references)
     with _fitting():
         for strength in strengths:
             model.set_params(C=strength).fit(rows, labels)
-            right = int((model.predict(others) == references).sum())
+            right = int((model.predict(others) == answers).sum()) if len(answers) else 0
             if right > most:  # of equals the first; the next fit gives the model new arrays
-                best, most, worse = LinearModel(common, vectorizer, copy.copy(model), strength), right, 0
+                best, most, worse = (copy.copy(model), strength), right, 0
             else:
                 worse += 1
-            if worse == 2 or right == len(references):  # all right: no other can be better
+            if worse == 2 or right == len(answers):  # all right: no other can be better
                 break
     return best
 

@@ -38,7 +38,8 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
-VOCABULARY_FILES = ("tokenizer.json", "vocab.json")  # large, and data to every loader
+# Large, or the list of a sentence encoder's parts, which names no file; data to every loader here.
+DATA_FILES = ("tokenizer.json", "vocab.json", "modules.json")
 # Keys of a model folder's JSON that make a loader import code from the folder or from a repository.
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate", "parent_library")
 
@@ -60,7 +61,7 @@ def refuse_code(folder: Path) -> None:
 
 def _refuse_named_code(folder: Path) -> None:
     for path in sorted(folder.glob("*.json")):
-        if path.name not in VOCABULARY_FILES and (key := _code_key(path)):
+        if path.name not in DATA_FILES and (key := _code_key(path)):
             raise DataError(
                 f"{path.name} of the base has '{key}': it would run the model author's Python code",
                 hint="take a base whose architecture transformers knows",

@@ -16,6 +16,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
+from slmctl.model_files import encoder_source
 from slmctl.network import guard
 from slmctl.pipeline import released
 from slmctl.pipeline.resolve import (
@@ -80,8 +81,11 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
     request = resolve_stage(project, name, section=section)
     if name == "finetune":
         _try_targets(project, request)
-    more = {"journals": project.journals} if name == "label" else {}
+    more = {"label": {"journals": project.journals}, "encode": {"encoders": project.encoders}}.get(name, {})
     outcome = replace(run(project, request, **more), seconds=time.monotonic() - begun)
+    if name == "pull" and project.config.encode is not None:
+        with spoken("encode", project.encoders), guard.written_down(project.root, "pull"):
+            encoder_source.kept(project.config.encode, project.encoders)
     if name == "pull" and not outcome.current and config.is_remote(project.config.base):
         console.say(f"  in another project, without a download: base: {outcome.artifact.path}")
     if name == "prepare":

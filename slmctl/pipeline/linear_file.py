@@ -17,7 +17,7 @@ from slmctl.task.records import read_records
 
 KIND = "linear"  # names it among the models that `slmctl predict` takes
 WEIGHTS, PROGRAM = "linear.npz", "linear.py"
-ANSWERS = "slmctl predict linear --input FILE --output FILE"
+ANSWERS = f"slmctl predict {KIND} --input FILE --output FILE"
 BARELY = 0.99  # share of right answers, surely, above which less than a point is left
 LOADING = f'''"""Label texts by the linear model: python {PROGRAM} "a text" "another text"."""
 import sys
@@ -40,23 +40,28 @@ print(*classifier.predict(FeatureUnion(parts).transform(sys.argv[1:])), sep="\\n
 '''
 
 
-def nothing_to_win(project: Project) -> str:
-    """The reason not to train, in a sentence; empty where there is none, and for a training that was done or begun.
+def nothing_to_win(project: Project) -> tuple[str, str] | None:
+    """The reason not to train, in a sentence, and the kind of model to take instead.
+
+    None where there is none, and for a training that was done or begun.
 
     Raises:
         IntegrityError: The base or the data set has not been made.
     """
     request = resolve.resolve_stage(project, "finetune")
     if request.path.exists() or runner.resume_folder(request).exists():
-        return ""
-    linear = resolve.find(project, "prepared").metrics.get("linear")
-    if not linear or (linear["right"] < linear["rows"] and linear["interval"][0] < BARELY):
-        return ""
-    low, high = map(console.percent, linear["interval"])
-    return (
-        f"a linear model (TF-IDF) answers {linear['right']:,} of {linear['rows']:,} validation rows right ({low} to "
-        f"{high}), so a trained one has next to nothing to win"
-    )
+        return None
+    models = {KIND: ("a linear model (TF-IDF)", resolve.find(project, "prepared").metrics.get("linear"))}
+    if project.config.encode is not None:
+        models["encoder"] = "a linear model on the encoder", resolve.find(project, "encoder").metrics
+    for kind, (name, score) in models.items():
+        if score and score["rows"] and (score["right"] == score["rows"] or score["interval"][0] >= BARELY):
+            low, high = map(console.percent, score["interval"])
+            return (
+                f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right ({low} to {high}), so a "
+                "trained one has next to nothing to win"
+            ), kind
+    return None
 
 
 def written(project: Project) -> Path:

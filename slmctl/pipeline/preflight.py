@@ -18,8 +18,8 @@ from slmctl import config, console, hardware
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import FullError, GateError, MissingError, SlmctlError, UsageError
 from slmctl.installation import pip_line
-from slmctl.metrics import gates, linear_baseline
-from slmctl.model_files import catalogue, gguf_converter, model_shape
+from slmctl.metrics import encoder_head, gates, linear_baseline
+from slmctl.model_files import catalogue, encoder_source, gguf_converter, model_shape
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry
 from slmctl.model_files.model_shape import ModelShape
@@ -174,7 +174,7 @@ def _states(project: Project, names: Sequence[str]) -> Iterator[StagePlan]:
             continue
         stage = STAGES[name]
         needs = {role.kinds[0] for role in stage.takes if role.name not in project.named}
-        needs |= {"base", "adapter", "gguf"} if name in ("evaluate", "calibrate") else set()
+        needs |= {"base", "adapter", "gguf", "encoder"} if name in ("evaluate", "calibrate") else set()
         state = StagePlan(name, current=False)
         if not needs & waiting:
             try:
@@ -208,6 +208,10 @@ def _downloads(project: Project, names: Sequence[str], shape: ModelShape | None)
     if "pull" in names and config.is_remote(base):
         packed = shape.package_bytes if isinstance(shape, CatalogueEntry) and shape.package == base else 0
         yield base, packed or (2 * shape.parameters if shape is not None and base.startswith("hf:") else None)
+    if "encode" in names and project.config.encode is not None:
+        section = project.config.encode
+        if config.is_remote(section.encoder) and not encoder_source.is_kept(section, project.encoders):
+            yield section.encoder, None
     for source in project.config.prepare.sources if "prepare" in names else ():
         if host := snapshot.host_of(source, project.sources):
             yield f"a source on {host}", None
@@ -262,6 +266,7 @@ def _gates(project: Project, names: Sequence[str]) -> str:
         return ""
     participants = {"base", "adapter", "merged"} & set(settings.evaluate.models)
     participants |= {*linear_baseline.BASELINES[settings.task.kind]}
+    participants |= {encoder_head.NAME} if settings.encode is not None else set()
     if "gguf" in settings.evaluate.models:
         participants |= {*settings.quantize.types, *(["chosen"] if settings.evaluate.choose else [])}
     if resolve.LORA in settings.evaluate.models:
@@ -322,7 +327,7 @@ def _is_installed(package: str) -> bool:
 
 def _converter(project: Project, names: Sequence[str]) -> str:
     """Check that the GGUF converter was fetched and is whole."""
-    if "quantize" not in names:
+    if "quantize" not in names and "encode" not in names:
         return ""
     return f"{gguf_converter.PACKAGE} {gguf_converter.version()}, in {gguf_converter.require()}"
 

@@ -17,7 +17,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import released
-from slmctl.pipeline.stage_rules import RULES, SOURCES
+from slmctl.pipeline.stage_rules import ENCODERS, RULES, SOURCES
 from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
 from slmctl.releases import registry
 
@@ -45,6 +45,11 @@ class Project:
     def sources(self) -> Path:
         """The folder of copies of sources that are no files."""
         return self.root / SOURCES
+
+    @property
+    def encoders(self) -> Path:
+        """The folder of encoders that were fetched, which data sets share."""
+        return self.root / ENCODERS
 
     @property
     def journals(self) -> Path:
@@ -181,7 +186,7 @@ def expected(project: Project, name: str) -> StageRequest:
 
     if name == "calibrate":
         return resolve_stage(project, name, calibration_inputs(project, there))
-    return resolve_stage(project, name, report_inputs(project, project.config.evaluate.models, there))
+    return resolve_stage(project, name, report_inputs(project, project.config.measured, there))
 
 
 def by_id(runs: Path, prefix: str) -> Path:
@@ -407,7 +412,7 @@ def report_inputs(
     inputs["predictions"] = list(predictions.values())
     if project.config.evaluate.choose is not None and "gguf" in models:
         inputs["validation"] = [answers(request) for request in predictions_of(project, "gguf", "validation")]
-    if [*models] == project.config.evaluate.models:  # the gates are about what the config measures
+    if [*models] == project.config.measured:  # the gates are about what the config measures
         inputs |= _of_release(project, inputs["predictions"], answers, split)
     return inputs
 

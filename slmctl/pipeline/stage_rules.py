@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from slmctl import config
 from slmctl.config import Config
 from slmctl.errors import SlmctlError
-from slmctl.model_files import catalogue
+from slmctl.model_files import catalogue, encoder_source
 from slmctl.network import guard
 from slmctl.pipeline.stage_table import STAGES
 from slmctl.releases import targets
@@ -20,6 +20,7 @@ from slmctl.sources import snapshot
 from slmctl.sources.rows import format_of
 
 SOURCES = Path("runs/.sources")  # copies of sources that are no files
+ENCODERS = Path("runs/.encoders")  # those that were fetched, which data sets share
 # Packages of what the config asks for; those that a stage always imports stand in the stage table.
 TARGET_PACKAGES = {"hf": "huggingface_hub", "s3": "boto3"}
 FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
@@ -137,6 +138,21 @@ def _sources_are_here(settings: Config, root: Path) -> None:
             guard.require(f"a source on {host}", hint="export it once, and name the file as path")
 
 
+# encode
+
+
+def _packages_of_encoder(settings: Config) -> Iterator[str]:
+    if settings.encode is not None and settings.encode.encoder.startswith("hf:"):
+        yield "huggingface_hub"
+
+
+def _encoder_is_here(settings: Config, root: Path) -> None:
+    section = config.stage_config(settings, "encode")
+    assert isinstance(section, config.EncodeConfig)
+    if config.is_remote(section.encoder) and not encoder_source.is_kept(section, root / ENCODERS):
+        guard.require(f"encoder {section.encoder}", hint="run `slmctl pull` once without --offline, or name a path")
+
+
 # finetune
 
 
@@ -170,6 +186,10 @@ RULES = {name: StageRule() for name in STAGES} | {
     "label": StageRule(_with_gold, _known_gold, checks=True, require_offline=_teachers_are_here),
     "prepare": StageRule(
         _with_sources, _known_sources, checks=True, packages=_packages_of_sources, require_offline=_sources_are_here
+    ),
+    "encode": StageRule(
+        packages=_packages_of_encoder,
+        require_offline=_encoder_is_here,
     ),
     "finetune": StageRule(
         packages=lambda settings: ["unsloth"] if settings.finetune.backend == "unsloth" else [],

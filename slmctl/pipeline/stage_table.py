@@ -46,6 +46,8 @@ STAGES = {
               ("scikit-learn", "httpx", "llama_cpp_python"), version=2, options=("journals",)),
         Stage("prepare", (BASE, LABELLED), "prepared", "slmctl.stages.prepare.prepare", ("tokenizers",),
               ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=8),
+        Stage("encode", (PREPARED,), "encoder", "slmctl.stages.encode.encode", ("llama_cpp", "sklearn"),
+              ("llama_cpp_python", "scikit-learn"), options=("encoders",)),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
             ("torch", "transformers", "trl", "peft"), (*_HF, "trl", "peft", "unsloth"), version=6, resumes=True,
@@ -69,7 +71,7 @@ STAGES = {
         Stage(
             "predict",
             (
-                Role("model", ("gguf", "base", "adapter", "merged", "published")),
+                Role("model", ("gguf", "base", "adapter", "merged", "published", "encoder")),
                 PREPARED,
                 Role("base", ("base", "gguf"), optional=True),  # an adapter answers on top of it
             ),

@@ -219,7 +219,7 @@ def _current(project: resolve.Project) -> Iterator[Path]:
     for name in stage_table.STAGES:
         with contextlib.suppress(IntegrityError):  # what it needs has not been made
             if name == "predict":
-                for model in project.config.evaluate.models:
+                for model in project.config.measured:
                     yield from (named.path for named in resolve.predictions_of(project, model))
             else:
                 yield resolve.expected(project, name).path

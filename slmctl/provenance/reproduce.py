@@ -79,7 +79,8 @@ def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] 
         section = _section(project, made, name, sources, Path(place))
         request = resolve.resolve_stage(project, name, inputs, section)
         beside = dataclasses.replace(request, path=Path(place) / request.stage.leaves / request.path.name)
-        rebuilt = runner.run(project, beside).artifact
+        more = {"encoders": project.encoders} if name == "encode" else {}
+        rebuilt = runner.run(project, beside, **more).artifact
         return Reproduction(
             made.kind,
             made.digest,

@@ -35,7 +35,8 @@ SHOWN = 5  # rows of a data set that are printed; --json has all
 # The splits of its data set that an artifact took something from; of a kind that is not here, all of them.
 # A report trains its baselines on the training rows, and keeps none. Predictions name their split.
 # A data set says by its own rows what it took of a teacher's labels; the gold rows (calibration) set their threshold.
-_READS = {"adapter": {"train", "validation"}, "report": {"validation"}, "prepared": {"calibration"}}
+_TRAINED = frozenset(("train", "validation"))
+_READS = {"adapter": _TRAINED, "encoder": _TRAINED, "report": {"validation"}, "prepared": {"calibration"}}
 _HOLD_ROWS = ("prepared", "labelled")
 
 

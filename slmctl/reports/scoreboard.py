@@ -10,7 +10,17 @@ from slmctl.console import percent
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of
 
 RELEASE = "release"  # kind of the release that gates compare with
-ORDER = ("base", "adapter", "merged", "gguf", "lora", "published", RELEASE, "endpoint")  # as the pipeline makes them
+ORDER = (
+    "encoder",
+    "base",
+    "adapter",
+    "merged",
+    "gguf",
+    "lora",
+    "published",
+    RELEASE,
+    "endpoint",
+)  # as the pipeline makes them
 UNTUNED = ("base", RELEASE, "endpoint")  # kinds that the training of this report did not make
 BESIDE = {  # metrics beside the primary one; the report holds all of them
     "classify": ("macro_f1", "ece"),

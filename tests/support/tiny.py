@@ -215,3 +215,47 @@ def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
         encoding="utf-8",
     )
     return folder
+
+
+def build_encoder(path: Path, *, size: int = 64) -> Path:
+    """A sentence encoder as GGUF: BERT of one layer that adds nothing, so a text is the mean of its words' vectors."""
+    import gguf
+    import numpy as np
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = sorted({*FILLER.split(), *" ".join(LABELS.values()).split()})
+    tokens = [*special, *(f"▁{word}" for word in words)]
+    writer = gguf.GGUFWriter(path, "bert")
+    for key, value in (
+        ("context_length", 64), ("embedding_length", size), ("feed_forward_length", size), ("block_count", 1)
+    ):  # fmt: skip
+        getattr(writer, f"add_{key}")(value)
+    writer.add_head_count(2)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("jina-v2-en")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(special) + [1] * len(words))
+    writer.add_token_type_count(2)
+    for name, token in (("pad", 0), ("unk", 1), ("bos", 2), ("eos", 3), ("sep", 3), ("mask", 4)):
+        getattr(writer, f"add_{name}_token_id")(token)
+    draw = np.random.default_rng(0)
+    ones, zeros, nothing = np.ones(size, np.float32), np.zeros(size, np.float32), np.zeros((size, size), np.float32)
+    tensors = {
+        "token_embd.weight": draw.normal(size=(len(tokens), size)).astype(np.float32),
+        "position_embd.weight": np.zeros((64, size), np.float32),
+        "token_types.weight": np.zeros((2, size), np.float32),
+    }
+    for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"):
+        tensors |= {f"blk.0.{part}.weight": nothing, f"blk.0.{part}.bias": zeros}
+    for norm in ("token_embd_norm", "blk.0.attn_output_norm", "blk.0.layer_output_norm"):
+        tensors |= {f"{norm}.weight": ones, f"{norm}.bias": zeros}
+    for tensor, values in tensors.items():
+        writer.add_tensor(tensor, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -52,6 +52,7 @@ from slmctl.task.records import Record, read_records
 
 ASIDE = ("base", "endpoint")  # kinds that are not compared with a release on its old rows
 DIGITS = 6  # of a figure in the report
+ENCODER = "encoder"  # kind of a model that counts as a baseline, where another is measured
 FREE: ModelFacts = {"kind": "baseline", "not_sent": 0, "failed": 0}  # a baseline answers every row
 
 
@@ -127,7 +128,9 @@ def _measured(
         name: _entry(model, drawn[model.sent.tobytes()][name], config.confidence, facts[name])
         for name, model in scored.items()
     }
-    models = {name: entry for name, entry in entries.items() if entry["kind"] != "baseline"}
+    others = {entry["kind"] for entry in entries.values()} - {"baseline", ENCODER}
+    beside = {"baseline", ENCODER} if others else {"baseline"}
+    models = {name: entry for name, entry in entries.items() if entry["kind"] not in beside}
     sliced = slices_of(task, records, named=config.shown_characters > 0)
     return {
         "task": task.kind,

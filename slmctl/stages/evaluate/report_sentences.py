@@ -13,6 +13,7 @@ from slmctl.stages.evaluate.report_data import Difference, ReportView
 IN_WORDS = {
     "majority": "always answering the most frequent label",
     "tfidf_logistic": "the linear baseline",
+    "encoder_logistic": "the linear model on the encoder",
     "copy": "copying the input",
     "no_call": "never calling a tool",
     "empty": "answering nothing",

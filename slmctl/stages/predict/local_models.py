@@ -8,12 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.config import resolve_matmul_dtype
 from slmctl.errors import DataError
 from slmctl.inference import engine, grammar_pool
+from slmctl.inference.encoder import Encoder
+from slmctl.inference.escalation_policy import LABELS
 from slmctl.metrics import linear_baseline
-from slmctl.model_files import memory
+from slmctl.metrics.encoder_head import EncoderModel
+from slmctl.model_files import encoder_source, memory
 from slmctl.model_files.gguf_choice import gguf_file, lora_file
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
@@ -22,6 +27,7 @@ from slmctl.task.engine_requests import engine_request
 if TYPE_CHECKING:
     from slmctl.stages.predict.transformers_answerer import HfAnswerer
 
+TOGETHER = 64  # texts that an encoder reads before their answers are given
 LORA = "lora"  # the adapter's name inside of the engine
 
 
@@ -29,7 +35,7 @@ LORA = "lora"  # the adapter's name inside of the engine
 def opened(
     model: Artifact, task: Task, *, base: Artifact | None = None, type: str | None = None, max_tokens: int = 256,
     lora: bool = False, whole_labels: bool | None = None,
-) -> Iterator[tuple[EngineAnswerer | HfAnswerer | LinearAnswerer, FileEntry]]:  # fmt: skip
+) -> Iterator[tuple[EngineAnswerer | HfAnswerer | LinearAnswerer | EncoderAnswerer, FileEntry]]:  # fmt: skip
     """A model for answering, and the file that answers: the GGUF itself, or the safetensors of an HF model.
 
     Args:
@@ -53,6 +59,9 @@ def opened(
             yield EngineAnswerer(loaded, task, max_tokens, adapter=LORA), both
     elif model.kind == "linear":
         yield LinearAnswerer(linear_baseline.read(model.path)), model.manifest.files[0]
+    elif model.kind == "encoder":
+        with Encoder(model.file(encoder_source.GGUF)) as encoder:
+            yield EncoderAnswerer(encoder, EncoderModel.read(model.path)), _all_files(model)
     elif model.kind in ("gguf", "published"):
         entry = gguf_file(model, type)
         options = {"grammars": bool(task.constraint), "classifier": bool(task.labels)}
@@ -111,6 +120,33 @@ class LinearAnswerer:
         labels, chances = self.model.answers([prompt.messages[-1]["content"] for prompt in prompts])
         for index, (label, chance) in enumerate(zip(labels, chances or [], strict=True)):
             yield index, engine.Answer(label, "stop", chance, 0, 0)
+
+
+class EncoderAnswerer:
+    """Answers by linear models on a sentence encoder and on TF-IDF, from the text of each question alone."""
+
+    def __init__(self, encoder: Encoder, model: EncoderModel) -> None:
+        self.encoder, self.model = encoder, model
+        self.matmul_dtype = None
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
+        for start in range(0, len(prompts), TOGETHER):
+            texts = [prompt.messages[-1]["content"] for prompt in prompts[start : start + TOGETHER]]
+            vectors = self.encoder.encode(texts)
+            near = self.model.head.nearness(vectors)
+            for k, logprobs in enumerate(self.model.logprobs(texts, vectors)):
+                listed = {self.model.labels[at]: float(np.exp(logprobs[at])) for at in np.argsort(-logprobs)[:LABELS]}
+                label, chance = next(iter(listed.items()))
+                yield start + k, engine.Answer(
+                    label, "stop", round(chance, 6), 0, 0, {name: round(p, 6) for name, p in listed.items()},
+                    (round(float(logprobs.max()), 6),), nearness=round(float(near[k]), 6),
+                )  # fmt: skip
+
+
+def _all_files(model: Artifact) -> FileEntry:
+    """An artifact whose files answer together, as one entry."""
+    size = sum(entry.size for entry in model.manifest.files)
+    return FileEntry(model.path.name, size, model.digest.removeprefix("sha256:"))
 
 
 def _whole(model: Artifact, base: Artifact | None) -> FileEntry:

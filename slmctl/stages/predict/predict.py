@@ -12,6 +12,7 @@ from slmctl.config import PredictConfig
 from slmctl.errors import StageError
 from slmctl.inference import engine
 from slmctl.inference.escalation_policy import probabilities
+from slmctl.metrics import encoder_head
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.stages.predict import latency, local_models, released
 from slmctl.stages.predict.local_models import EngineAnswerer
@@ -50,6 +51,7 @@ def _run(
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it was not trained on the labels, so its prompt lists them
     name = config.release or (config.type if model.kind in ("gguf", "published") else model.kind)
+    name = encoder_head.NAME if model.kind == "encoder" else name
     if config.lora:
         name = f"lora-{name}"
     own = released.contract(model, task) if config.release else task

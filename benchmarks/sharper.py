@@ -1,0 +1,117 @@
+"""Cheap models on Banking77, CLINC150 in scope and the demo: TF-IDF, a frozen sentence encoder, both; by rows a label.
+
+    python -m benchmarks.sharper DATA DEMO [ENCODER]
+
+DATA and its splits are those of `benchmarks.linear`, DEMO is a finished demo; their test rows are scored once for every
+model and number of rows. Of few rows a label, a fifth as many are validation rows. ENCODER is what `encode.encoder`
+takes. `both` adds the log probabilities of the two, as the stage `encode` does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import linear, program, result
+from benchmarks.program import Pairs
+from slmctl.config import EncodeConfig
+from slmctl.inference.encoder import Encoder
+from slmctl.metrics import encoder_head
+from slmctl.metrics.encoder_head import Floats
+from slmctl.metrics.statistics import wilson
+from slmctl.model_files import encoder_source
+from slmctl.task.records import read_records
+
+PEER = "TF-IDF, same rows"
+A_LABEL = (5, 10, 20, 0)  # training rows of each label; 0 for all
+
+
+def main() -> None:
+    parser = program.parser(__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("demo", type=Path)
+    parser.add_argument("encoder", nargs="?", default=EncodeConfig().encoder)
+    options = parser.parse_args()
+    rows: list[result.Row] = []
+    intervals: dict[str, tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf, _ = encoder_source.kept(EncodeConfig(encoder=options.encoder), Path(scratch))
+        with Encoder(gguf) as encoder:
+            sets = {
+                "Banking77": linear.banking77(options.data),
+                "CLINC150": linear.clinc150(options.data),
+                "the demo": demo(options.demo),
+            }
+            for name, splits in sets.items():
+                rows += measured(name, encoder, *splits, intervals)
+    result.write(
+        "sharper", "python -m benchmarks.sharper DATA DEMO", rows, ("scikit-learn", "numpy", "llama-cpp-python"),
+        encoder=encoder_source.name(options.encoder), intervals=intervals,
+    )  # fmt: skip
+
+
+def demo(project: Path) -> tuple[Pairs, Pairs, Pairs]:
+    (prepared,) = project.glob("runs/prepared/[!.]*")
+    records = (read_records(prepared / f"{split}.jsonl") for split in ("train", "validation", "test"))
+    train, validation, test = ([(record.input, record.answer) for record in each] for each in records)
+    return train, validation, test
+
+
+def measured(
+    name: str, encoder: Encoder, train: Pairs, validation: Pairs, test: Pairs,
+    intervals: dict[str, tuple[float, float]],
+) -> list[result.Row]:  # fmt: skip
+    """The rows of one data set, and the 95 % interval of each accuracy."""
+    train, validation, test = (list(split) for split in (train, validation, test))
+    vectors = {id(split): encoder.encode([text for text, _ in split]) for split in (train, validation, test)}
+    rows = []
+    for count in A_LABEL:
+        drawn, choosing = few(train, count), few(validation, max(1, count // 5) if count else 0)
+        told = f"{name}, {f'{count} rows a label' if count else f'all {len(train)} training rows'}"
+        begun = time.process_time()
+        accuracies = scored(
+            [train[k] for k in drawn], [validation[k] for k in choosing], test, vectors[id(train)][drawn],
+            vectors[id(validation)][choosing], vectors[id(test)],
+        )  # fmt: skip
+        spent = time.process_time() - begun
+        tfidf = accuracies.pop(PEER)
+        intervals[f"{told}: {PEER}"] = wilson(round(tfidf * len(test)), len(test))
+        for kind, value in accuracies.items():
+            rows.append(result.single(f"{told}: accuracy of {kind}", value, PEER, tfidf))
+            intervals[f"{told}: {kind}"] = wilson(round(value * len(test)), len(test))
+    rows.append(result.single(f"{name}, all rows: CPU-seconds of fits and answers", spent, "", 0))
+    return rows
+
+
+def few(train: Pairs, count: int) -> list[int]:
+    """The places of `count` rows of each label, drawn by a seed; of all rows for 0."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for k, (_, label) in enumerate(train):
+        places[label].append(k)
+    choose = random.Random(count)
+    drawn = [choose.sample(of_label, min(count, len(of_label))) for _, of_label in sorted(places.items())]
+    return sorted(itertools.chain(*drawn)) if count else list(range(len(train)))
+
+
+def scored(
+    train: Pairs, validation: Pairs, test: Pairs, learned: Floats, choosing: Floats, asked: Floats
+) -> dict[str, float]:
+    """The accuracy of each cheap model on the test rows."""
+    (texts, labels), (others, chosen), (questions, wanted) = (
+        zip(*rows, strict=True) for rows in (train, validation, test)
+    )
+    both, tfidf = encoder_head.fit(texts, learned, labels, choosing=(others, choosing), chosen=chosen)
+    kinds = {PEER: tfidf.logprobs(questions), "the encoder": both.head.logprobs(asked)}
+    kinds["both"] = both.logprobs(questions, asked)
+    names = np.array(both.labels)
+    return {kind: float((names[table.argmax(axis=1)] == np.array(wanted)).mean()) for kind, table in kinds.items()}
+
+
+if __name__ == "__main__":
+    main()

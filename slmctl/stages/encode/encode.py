@@ -1,0 +1,157 @@
+"""encoder + prepared -> encoder: its GGUF file with linear models on it and on TF-IDF, fitted on training records.
+
+The encoder stays as it came, so this takes seconds: it is what a fine-tuned model has to beat.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from slmctl import console
+from slmctl.artifacts.artifact import Artifact, canonical
+from slmctl.config import EncodeConfig
+from slmctl.inference.encoder import Encoder
+from slmctl.metrics import encoder_head
+from slmctl.metrics.encoder_head import EncoderModel, Floats
+from slmctl.metrics.statistics import hashed_position, wilson
+from slmctl.model_files import encoder_source
+from slmctl.task.records import Record, read_records, require_records
+
+TOGETHER = 512  # texts between two marks of progress
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training rows, at which both cheap models are fitted
+FEWEST = 40  # validation rows: a score of fewer is not known to 10 points
+MOST = 10_000  # rows that the TF-IDF model learns from
+
+
+class ShareScore(TypedDict):
+    """Right answers to the validation rows of both cheap models, fitted on `rows` training rows."""
+
+    rows: int
+    encoder: int
+    tfidf_logistic: int
+
+
+class EncodeFacts(TypedDict):
+    """The encoder, and its score on the validation rows, which choose the regularisation too.
+
+    `source_sha256` is that of the file of weights as it came, by its name; `interval` is the 95 % interval of the
+    share that is right.
+    """
+
+    source: str
+    source_sha256: dict[str, str]
+    size: int
+    dimensions: int
+    rows: int
+    right: int
+    interval: list[float]
+    curve: list[ShareScore]
+
+
+def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) -> EncodeFacts:
+    """Write `encoder.gguf`, `head.npz`, `tfidf.npz` where TF-IDF helps, and `encoder.json`.
+
+    Args:
+        encoders: The folder of encoders that were fetched, which every data set of the project shares.
+
+    Raises:
+        DataError: The source holds no sentence encoder, or there are no training records.
+        EncoderError: llama.cpp cannot run it.
+        IntegrityError: Its sha256 is not the pinned one.
+        NetworkError: It could not be fetched.
+        UsageError: The source is not pinned.
+    """
+    kept, source = encoder_source.kept(config, encoders)
+    _link(kept, out / encoder_source.GGUF)
+    train, validation = require_records(prepared.file("train.jsonl")), read_records(prepared.file("validation.jsonl"))
+    with Encoder(out / encoder_source.GGUF) as encoder:
+        vectors = _vectors(encoder, [*train, *validation])
+        dimensions = encoder.size
+    learned, choosing = vectors[: len(train)], vectors[len(train) :]
+    model, right, _ = _fitted(train, learned, validation, choosing)
+    model.write(out, made_of=prepared.digest)
+    facts: EncodeFacts = {
+        "source": encoder_source.name(config.encoder),
+        "source_sha256": source,
+        "size": kept.stat().st_size,
+        "dimensions": dimensions,
+        "rows": len(validation),
+        "right": right,
+        "interval": [round(bound, 6) for bound in wilson(right, len(validation))] if validation else [],
+        "curve": _curve(train, validation, learned, choosing) if len(validation) >= FEWEST else [],
+    }
+    (out / "encoder.json").write_bytes(canonical(dict(facts)))
+    for line in _lines(facts):
+        console.say(f"  {line}")
+    return facts
+
+
+def _link(kept: Path, target: Path) -> None:
+    """The same file under another name, without its bytes twice, where the file system has that."""
+    try:
+        os.link(kept, target)
+    except OSError:
+        shutil.copyfile(kept, target)
+
+
+def _vectors(encoder: Encoder, records: Sequence[Record]) -> Floats:
+    texts = [record.input for record in records]
+    blocks = [texts[k : k + TOGETHER] for k in range(0, len(texts), TOGETHER)]
+    vectors = []
+    with console.progress("encode", len(texts), "rows") as meter:
+        for block in blocks:
+            vectors.append(encoder.encode(block))
+            meter.advance(len(block))
+    return np.concatenate(vectors)
+
+
+def _fitted(
+    train: Sequence[Record], vectors: Floats, validation: Sequence[Record], choosing: Floats
+) -> tuple[EncoderModel, int, int]:
+    """The model of some rows, and the right answers to the validation rows: its own, and TF-IDF's by itself."""
+    texts, chosen = [record.input for record in validation], [record.answer for record in validation]
+    model, tfidf = encoder_head.fit(
+        [record.input for record in train], vectors, [record.answer for record in train],
+        choosing=(texts, choosing), chosen=chosen,
+    )  # fmt: skip
+    best = model.logprobs(texts, choosing).argmax(axis=1) if texts else []
+    alone, _ = tfidf.answers(texts) if texts else ([], None)
+    right = sum(model.labels[k] == label for k, label in zip(best, chosen, strict=True))
+    return model, right, sum(a == b for a, b in zip(alone, chosen, strict=True))
+
+
+def _curve(
+    train: Sequence[Record], validation: Sequence[Record], vectors: Floats, choosing: Floats
+) -> list[ShareScore]:
+    """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one."""
+    order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))[:MOST]
+    points: list[ShareScore] = []
+    for share in SHARES:
+        drawn = order[: max(1, round(share * len(order)))]
+        _, right, tfidf = _fitted([train[k] for k in drawn], vectors[drawn], validation, choosing)
+        points.append({"rows": len(drawn), "encoder": right, "tfidf_logistic": tfidf})
+    return points
+
+
+def _lines(facts: EncodeFacts) -> list[str]:
+    """Sentences on the score, and on the course over training rows."""
+    if not facts["rows"]:
+        return ["no validation rows, so the linear model's regularisation is the strongest"]
+    low, high = map(console.percent, facts["interval"])
+    share = console.percent(facts["right"] / facts["rows"])
+    scored = f"{share} ({low} to {high}) of {facts['rows']:,} validation rows"
+    lines = [f"linear models on the encoder and on TF-IDF get {scored} right"]
+    if facts["curve"]:
+        points = [
+            f"{point['rows']:,} rows {console.percent(point['encoder'] / facts['rows'])} "
+            f"(TF-IDF alone {console.percent(point['tfidf_logistic'] / facts['rows'])})"
+            for point in facts["curve"]
+        ]
+        lines.append(f"by training rows: {', '.join(points)}")
+    return lines

