@@ -59,10 +59,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _heard() -> Iterator[None]:
-    """Have each test begin at the console's normal level, with nothing counted that another one has sent."""
+    """Have each test begin at the console's normal level, with nothing counted that another sent; end what it began."""
     console.set_level(0)
     guard.begin_receipt()
+    started = len(tiny.STARTED)  # by fixtures of a module or a session
     yield
+    tiny.end_from(started)
     console.set_level(0)
 
 

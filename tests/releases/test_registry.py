@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import released
+from support import released, tiny
 from support.released import contents, release
 
 from slmctl.artifacts import artifact
@@ -89,7 +89,9 @@ targets.deliver(place, targets.plan(place, "dir:", targets.shipment(artifact.loa
 
 
 def begin(root: Path, made: Artifact) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", CHILD, root, made.path], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", CHILD, str(root), str(made.path)]
+    tiny.STARTED.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True))
+    return tiny.STARTED[-1]
 
 
 def test_writers_come_together(root: Path, tmp_path: Path) -> None:

@@ -203,7 +203,9 @@ class Forks:
         with contextlib.ExitStack() as stack:
             for name in ("stdin", "stdout", "stderr"):
                 options[name] = stack.enter_context((place / name).open("r" if name == "stdin" else "x"))
-            return Child(self.popen(arguments, **options), place)
+            child = Child(self.popen(arguments, **options), place)
+        tiny.STARTED.append(child.process)
+        return child
 
     def run(self, folder: Path | None, *args: str, **options: Any) -> Done:
         """Run a command to its end, with the options of `start`; its heavy children are forked too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -17,6 +18,7 @@ from typing import Any
 
 # Whether what some tests need of the system is said to be there: they fail without it, and are not skipped.
 REQUIRED = os.environ.get("SLMCTL_REQUIRE", "") not in ("", "0")
+STARTED: list[subprocess.Popen[Any]] = []  # that lead a process group of their own, in order
 LABELS = {
     "billing": "invoice refund charged card payment euro bank price",
     "delivery": "parcel courier late truck doorstep carrier tracking shipped",
@@ -131,10 +133,25 @@ def slmctl(folder: Path, *args: str, **options: Any) -> subprocess.CompletedProc
 
 
 def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
-    """Start the program in a folder, in a process group of its own."""
+    """Start the program in a folder, in a process group of its own, which does not outlive the test that started it."""
     options.setdefault("env", environment())
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen(command(folder, *args), text=True, start_new_session=True, **options)
+    child = subprocess.Popen(command(folder, *args), text=True, start_new_session=True, **options)
+    STARTED.append(child)
+    return child
+
+
+def end_from(number: int) -> None:
+    """Kill the groups that were started from the `number`th on and still run, as after an assertion that failed."""
+    for child in STARTED[number:]:
+        with contextlib.suppress(OSError):  # those of forks whose server has ended
+            if child.returncode is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        for stream in filter(None, (child.stdin, child.stdout, child.stderr)):
+            with contextlib.suppress(OSError):  # what was not read by the child is lost
+                stream.close()
+    del STARTED[number:]
 
 
 def kill_group(child: subprocess.Popen[str]) -> None:
