@@ -35,11 +35,14 @@ def test_conversation_is_decided_in_time(name: str) -> None:
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_policy_on_a_row_takes_bounded_time(name: str) -> None:
-    """What `prepare` does with each row; `pin12345678,` took 37 s."""
+    """What `prepare` does with each row; `pin12345678,` took 37 s, 16 times as long as a quarter of it."""
     policy = SensitivePolicy({"email": "redact", "phone": "redact", "card": "redact", "secret": "redact"})
-    begun = time.process_time()
-    applied = policy.apply(QUESTIONS[name])
-    assert time.process_time() - begun < 2 * SECONDS
+    text, seconds = QUESTIONS[name], []
+    for part in (text[: len(text) // 4], text):
+        begun = time.process_time()
+        applied = policy.apply(part)
+        seconds.append(time.process_time() - begun)
+    assert seconds[1] < 12 * max(seconds[0], 0.02)
     assert bool(applied.findings) == bool(find(QUESTIONS[name]))
 
 
@@ -54,15 +57,14 @@ def test_event_loop_goes_on_while_a_search_is_late() -> None:
     """`/healthz` answered after 13 s where a pattern ran in the loop's own process."""
     slow = [{"role": "user", "content": hostile.HEAVY[: conversation_veto.LONGEST]}]
 
-    async def work() -> float:
-        loop, longest = asyncio.get_running_loop(), 0.0
-        search = loop.run_in_executor(None, lambda: conversation_veto.clear(slow, timeout_s=0.3))
+    async def work() -> int:
+        turns = 0
+        search = asyncio.get_running_loop().run_in_executor(None, lambda: conversation_veto.clear(slow, timeout_s=0.3))
         while not search.done():
-            begun = loop.time()
             await asyncio.sleep(0.01)
-            longest = max(longest, loop.time() - begun)
+            turns += 1
         with pytest.raises(search_process.SearchError):
             await search
-        return longest
+        return turns
 
-    assert asyncio.run(work()) < 2.0
+    assert asyncio.run(work()) > 3

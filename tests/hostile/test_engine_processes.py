@@ -9,14 +9,14 @@ import queue
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from support.servers import settles
 
 pytest.importorskip("llama_cpp")
 
@@ -26,15 +26,8 @@ from slmctl.inference.engine import Answer, Engine, EngineDiedError, EngineError
 
 @pytest.fixture
 def model(endless: Path) -> Iterator[Engine]:
-    with Engine(endless, sequences=2, context=256, threads=1, hang_s=3.0) as engine:
+    with Engine(endless, sequences=2, context=256, threads=1, hang_s=600) as engine:
         yield engine
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    ends_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "it did not come to that"
-        time.sleep(0.02)
 
 
 def child(engine: Engine) -> subprocess.Popen[str]:
@@ -42,15 +35,17 @@ def child(engine: Engine) -> subprocess.Popen[str]:
     return engine._child
 
 
-def test_a_stopped_process_is_found_killed_and_replaced(model: Engine) -> None:
+def test_a_stopped_process_is_found_killed_and_replaced(model: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     deaths: list[str] = []
     model.on_death = lambda: deaths.append(model.state)
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     model.submit(Request("hello", max_tokens=230, temperature=1.5), events.put)
     before = child(model)
     os.kill(before.pid, signal.SIGSTOP)
-    until(lambda: model.state == "hung")
-    until(lambda: bool(deaths))
+    assert settles(lambda: model.state == "hung")
+    monkeypatch.setattr(model, "_hang_s", 1.0)
+    assert settles(lambda: deaths)
+    monkeypatch.undo()
     assert deaths == ["dead"]
     while "piece" in (event := events.get(timeout=60)):
         pass
@@ -59,13 +54,18 @@ def test_a_stopped_process_is_found_killed_and_replaced(model: Engine) -> None:
     assert (model.state, child(model) is before) == ("ready", False)
 
 
-def test_a_busy_process_is_not_taken_for_a_hung_one(model: Engine) -> None:
-    before = child(model)
-    ends_at = time.monotonic() + 5
-    while time.monotonic() < ends_at:
-        model.ask(Request("hello " * 200, max_tokens=20))
-        assert model.state == "ready"
-    assert child(model) is before
+def test_a_busy_process_says_that_it_lives(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay, told = Engine._relay, Counter[str]()
+
+    def counted(self: Engine, lines: Iterable[str]) -> None:
+        relay(self, (line for line in lines if told.update([line[:8]]) is None))
+
+    monkeypatch.setattr(Engine, "_relay", counted)
+    monkeypatch.setattr(engines, "HEARTBEAT_S", 0.01)
+    with Engine(endless, sequences=2, context=256, threads=1, hang_s=600) as engine:
+        before = child(engine)
+        assert len(list(engine.ask_all([Request("hello " * 200, max_tokens=20)] * 40))) == 40  # it is never idle
+        assert told['{"pong":'] > 3 and child(engine) is before
 
 
 def test_who_only_shared_a_batch_with_one_that_ends_the_process_is_asked_again(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.scale import FULL
+from support.servers import settles
 
 pytest.importorskip("llama_cpp")
 
@@ -92,24 +93,29 @@ def outcome(engine: Engine, schema: Any, tokens: int = 40) -> Answer | EngineErr
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_schema_costs_its_own_request(engine: Engine, name: str) -> None:
-    before, beside = pid(engine), list[float]()
+    def ask() -> float:
+        began = time.monotonic()
+        assert engine.ask(Request("hello", max_tokens=2)).completion_tokens == 2
+        return time.monotonic() - began
+
+    before, alone, beside = pid(engine), max(ask() for _ in range(3)), list[float]()
     done = threading.Event()
 
     def others() -> None:
         while not done.is_set():
-            began = time.monotonic()
-            assert engine.ask(Request("hello", max_tokens=2)).completion_tokens == 2
-            beside.append(time.monotonic() - began)
+            beside.append(ask())
 
     thread = threading.Thread(target=others)
     thread.start()
+    began = time.monotonic()
     result = outcome(engine, HOSTILE[name])
+    took = time.monotonic() - began
     done.set()
     thread.join()
     assert pid(engine) == before, "the engine died"
     if isinstance(result, EngineError):
         assert "grammar" in result.message, result.message
-    assert max(beside) < grammar_pool.COMPILE_S, "the answers beside it waited for its grammar"
+    assert len(beside) > 3 or took < 50 * alone, "the answers beside it waited for its grammar"
 
 
 @pytest.mark.parametrize("name", ["itself", "each other", "thousand thousands"])
@@ -159,12 +165,7 @@ def test_the_processes_of_many_schemas_are_bounded(engine: Engine) -> None:
     for k, answer in answers.items():
         assert isinstance(answer, Answer)
         assert answer.text in (f'"a{k}"', f'"b{k}"')
-    for _ in range(100):
-        if len(children(children(pid(engine))[0])) <= grammar_pool.IDLE + 4:
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("processes of schemas that nobody uses are left")
+    assert settles(lambda: len(children(children(pid(engine))[0])) <= grammar_pool.IDLE + 4), "unused ones are left"
 
 
 def test_a_cancelled_answer_frees_its_grammar(engine: Engine) -> None:

@@ -9,15 +9,15 @@ import re
 import shutil
 import signal
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from support import tiny
-from support.forks import LONG_S, Forks
+from support.forks import Forks
 from support.handmade import opened
+from support.servers import settles
 
 from slmctl import config
 from slmctl.artifacts import artifact, lineage
@@ -176,11 +176,7 @@ def test_a_killed_training_leaves_nothing_that_looks_whole(stages: Forks, desk: 
     final = only(desk, "adapter")  # tests/promises kills every stage
     shutil.rmtree(final)
     child = stages.start(desk, "run", "--until", "finetune")
-    ends = time.monotonic() + LONG_S
-    while not list(final.parent.glob(".draft-*")):  # the stage is at work
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    time.sleep(1)
+    assert settles(lambda: child.has_ended or list(final.parent.glob(".draft-*")))  # the stage is at work
     child.kill()
     assert child.wait().code == -signal.SIGKILL
     assert not final.exists()
