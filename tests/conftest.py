@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from support import balance, changed, light, shared, tiny
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch: on a model this small more threads only wait for each other
+# before torch and llama.cpp: on models this small more threads only wait for each other, and should not spin meanwhile
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from slmctl import config, console
 from slmctl.artifacts import artifact

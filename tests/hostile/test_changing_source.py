@@ -368,7 +368,7 @@ def test_a_read_only_target_is_refused_before_the_work(unprivileged: Path, what:
 def test_the_program_survives_a_source_that_changes(tiny_run: Path, tmp_path: Path) -> None:
     """In a process of its own, which is stopped once its first answers are written and goes on afterwards."""
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
-    write(source, [" ".join(pair) for pair in tiny.rows(1500, seed=3)])
+    write(source, [" ".join(pair) for pair in tiny.rows(800, seed=3)])
     texts = [row.columns["text"] for row in read_rows(source)]
     child = tiny.start(tiny_run, "predict", "--input", str(source), "--output", str(out), "--column", "text")
     journal = row_snapshot.journal_of(out)
@@ -422,10 +422,10 @@ def test_redirections_to_the_other_end_are_refused(tiny_run: Path, tmp_path: Pat
     [
         ("--input in.jsonl --output - >&-", UsageError.code),
         ("--input in.jsonl --output - > /dev/full", StageError.code),
-        ("--input in.jsonl --output - > /dev/null", 0),
-        ("--input in.jsonl --output out.jsonl >&-", 0),
-        ("--input in.jsonl --output out.jsonl 2>&-", 0),
-        ("--input - --output out.jsonl <&-", DataError.code),
+        pytest.param("--input in.jsonl --output - > /dev/null", 0, marks=pytest.mark.slow),
+        pytest.param("--input in.jsonl --output out.jsonl >&-", 0, marks=pytest.mark.slow),
+        pytest.param("--input in.jsonl --output out.jsonl 2>&-", 0, marks=pytest.mark.slow),
+        pytest.param("--input - --output out.jsonl <&-", DataError.code, marks=pytest.mark.slow),
         ("--input - --output out.jsonl < /dev/null", DataError.code),
     ],
 )

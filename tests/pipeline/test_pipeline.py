@@ -248,6 +248,7 @@ def test_a_published_version_never_changes(desk: Path) -> None:
     assert not artifact.verify_folder(release)
 
 
+@pytest.mark.slow
 def test_another_version_of_the_same_weights_is_measured_and_published(desk: Path) -> None:
     # its files differ in name and metadata alone and give the same answers, for which the old report was once taken
     project = opened(desk, "version=2.0", "quantize.types=[Q8_0]", "evaluate.models=[gguf]")

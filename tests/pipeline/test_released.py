@@ -93,6 +93,7 @@ def test_a_registry_that_is_not_mounted_is_not_an_empty_one(tmp_path: Path) -> N
         of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_candidate_is_measured_beside_production_and_promoted(stages: Forks, desk: Path) -> None:
     more = f"gates:\n- {GATE}\n- {GATE[:-1]}, rows: old}}\n"
     text = (desk / FILENAME).read_text() + more

@@ -172,6 +172,7 @@ def test_a_part_that_one_lacks_is_data_and_no_change_of_config(tmp_path: Path) -
     assert changed(found, "metrics") == {"loss": (0.5, 0.25)}
 
 
+@pytest.mark.slow
 def test_the_command_on_releases(stages: Forks, desk: Path, tmp_path: Path) -> None:
     """A release made twice with another rule: its manifest, its report and all that led to it."""
     (first,) = (desk / "runs" / "published").iterdir()

@@ -333,6 +333,7 @@ def test_choosing_looks_at_validation_rows_alone(report: Any) -> None:
     assert found["choice"]["model"] == "Q4_0"
 
 
+@pytest.mark.slow
 def test_a_release_holds_the_chosen_file_alone(stages: Forks, desk: Path) -> None:
     with (desk / "slmctl.yaml").open("a") as stream:
         stream.write("gates: [{metric: accuracy, model: chosen, min: 0.1}]\n")

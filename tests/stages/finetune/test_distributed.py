@@ -122,6 +122,7 @@ if "RANK" in os.environ:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(desk: Path, tmp_path: Path, alone: list[dict[str, Any]]) -> None:
     (tmp_path / "sitecustomize.py").write_text(THREADS)
     done = in_two(desk, *SHORT, path=tmp_path)

@@ -31,6 +31,7 @@ torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from support.scale import FULL  # noqa: E402
 from support.training import trained  # noqa: E402
 
 from slmctl.model_files import hf_folder, memory, model_shape, model_size  # noqa: E402
@@ -601,7 +602,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", SHAPES if FULL else list(SHAPES)[:1])
 def test_the_memory_estimate_is_near_what_is_used(tiny_project: Path, tmp_path: Path, name: str) -> None:
     kind, sizes = SHAPES[name]
     desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))

@@ -119,6 +119,7 @@ def test_the_public_gets_no_model_of_a_teacher_whose_terms_are_not_declared(
         publish.require_allowed(release, section)
 
 
+@pytest.mark.slow
 def test_a_run_labels_after_pull_and_before_prepare(tiny_base: Path, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     with endpoint.serving(teacher.manners()) as fake:

@@ -270,6 +270,7 @@ def hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]
         yield server
 
 
+@pytest.mark.slow
 def test_a_pinned_commit_is_fetched_from_the_hub(hub: hub_server.Hub, tmp_path: Path) -> None:
     # transformers imports the hub's client while the offline switch is on, and the client kept it: no pull ever worked
     (tmp_path / "slmctl.yaml").write_text(
