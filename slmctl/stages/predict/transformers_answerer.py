@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 TOKENS = (
     STATE_TOKENS  # of one batch beyond what its prompts share; and of its keys and values, where HELD_TOKENS do not fit
 )
+MOST_BEGINNINGS = 128  # of labels scored as wholes: 42 take twice the time of a walk, 382 more than four times
 KEPT_RULES = 32  # compiled grammars: the task's, and those of conversations with tools of their own
 COPY_MARGIN = 1.5  # over the memory of a float32 copy that must be free, so that what else runs keeps some
 Scores = npt.NDArray[np.float32]
@@ -118,7 +119,8 @@ class HfAnswerer:
     Args:
         matmul_dtype: The type of the layers' matrix products on a CPU, `float32` or `bfloat16`; the output head and
             all that lies between the products are computed in float32.
-        whole_labels: Take the label that is likeliest as a whole, in place of a walk from choice to choice.
+        whole_labels: Take the label that is likeliest as a whole, in place of a walk from choice to choice, unless the
+            labels have more than MOST_BEGINNINGS.
 
     Attributes:
         matmul_dtype: The same, as far as the model allows it; on a GPU `bfloat16`.
@@ -269,11 +271,9 @@ class HfAnswerer:
         first = torch.from_numpy(np.stack(scores)).log_softmax(-1)
         totals = first[:, [label[0] for label in tokens]].double().numpy()  # (prompts, labels), the others are added
         positions = max(1, LABEL_LOGITS // first.shape[-1])
-        order = sorted((k for k, label in enumerate(tokens) if len(label) > 1), key=tokens.__getitem__)
-        together = 1
-        if self._padded and order:  # what may be padded may be computed in one sequence of several branches, too
-            together = -(-len(order) // -(-len(LabelTree(tokens).places) // positions))
-        for labels in (order[k : k + together] for k in range(0, len(order), together)):
+        order = [k for k, label in enumerate(tokens) if len(label) > 1]
+        # what may be padded may be computed in one sequence of several branches, too
+        for labels in [order] if self._padded and order else [[label] for label in order]:
             tree = LabelTree([tokens[label] for label in labels])
             some = max(1, positions // len(tree.places))
             for rows in (range(k, min(k + some, len(batch))) for k in range(0, len(batch), some)):
@@ -310,6 +310,9 @@ class HfAnswerer:
     def _trie(self) -> LabelTrie:
         """The labels in places of the alphabet; the model's head is cut down to it."""
         tokens = [self._tokens(label + self.task.end) for label in self.task.labels]
+        if self._whole and (count := len(LabelTree(tokens).places)) > MOST_BEGINNINGS:
+            self._whole = False
+            console.say(f"  note: labels are chosen token by token: their {count} beginnings take long to compute")
         head = self.model.get_output_embeddings()
         if isinstance(head, torch.nn.Linear) and not self._whole:
             self.alphabet = sorted({token for label in tokens for token in label})
