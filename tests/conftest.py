@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -46,6 +47,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         changed.select(config, items, since)
     if "PYTEST_XDIST_WORKER" in os.environ:
         balance.sort(items)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # each training has the garbage collected, and what was imported would be looked through for it
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
