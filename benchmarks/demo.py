@@ -31,7 +31,7 @@ def measure(folder: Path) -> None:
     entries = {**report["baselines"], **report["models"]}
     ours = entries["Q8_0"]["metrics"]["accuracy"]
     rows = [
-        result.compared("Q8_0: accuracy", [ours], [entries[peer]["metrics"]["accuracy"]], peer=peer, digits=4)
+        result.compared("Q8_0: accuracy", [ours], [entries[peer]["metrics"]["accuracy"]], peer=peer, digits=5)
         for peer in PEERS
     ]
     sizes = [entries[name]["size"] / 1e6 for name in ("Q8_0", "base (11-shot)")]
