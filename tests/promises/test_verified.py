@@ -69,7 +69,10 @@ def artifacts_of(desk: Path) -> list[Path]:
 def test_every_corruption_is_found_and_nothing_else(tiny_run: Path, tmp_path: Path) -> None:
     """250 of five sorts, over artifacts of every kind and the release in the registry."""
     choose = random.Random(250)
-    folders = [*artifacts_of(tiny_run), *KEPT.glob("*/policy"), *KEPT.glob("*/labelled")]  # of neither has it one
+    folders = [
+        *artifacts_of(tiny_run),
+        *(kept for kind in ("policy", "labelled", "encoder") for kept in KEPT.glob(f"*/{kind}")),
+    ]
     assert {artifact.load(folder).kind for folder in folders} == set(KINDS)
     found, missed, alarms = dict.fromkeys(folders, 0), [], []
     for number, how in zip(range(250), itertools.cycle(HOW), strict=False):
