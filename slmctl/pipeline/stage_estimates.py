@@ -38,6 +38,7 @@ QUANTIZE_SECONDS, CHECKED_TOKENS = 5, 8000  # of the checks of each file, beside
 REPORT_SECONDS, PUBLISH_SECONDS = 5, 6  # bootstrap and baselines; probes and hashes
 GENERATED = 3  # times the time of reading, where answers are texts: their tokens come one by one
 SHOTS = 2  # times the time without examples in the prompt; their common beginning is read once
+WHOLE_LABELS = 2  # times the time of a walk, where a base scores its labels as wholes
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,11 @@ def _evaluate(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: 
     prompt = rows.shared + (1 + shots) * own if rows else 0
     whole = "base" in loaded and settings.task.kind == "classify"
     peak = sizes.shape.answering_bytes(prompt, whole_labels=whole) if loaded else sizes.answering
-    few_shot = SHOTS - 1 if shots else 0
+    of_base = (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1  # beside once
     once = _answering_seconds(settings, sizes, rows, rows.test if rows else None, rates)
     if once is None or (loaded and hardware.accelerator()):
         return StageEstimate(disk, peak)
-    seconds = REPORT_SECONDS + (len(loaded) + files + few_shot) * once
+    seconds = REPORT_SECONDS + (len(loaded) + files + of_base) * once
     return StageEstimate(disk, peak, seconds)
 
 
