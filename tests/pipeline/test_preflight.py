@@ -49,7 +49,9 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_plan_of_a_new_project(fresh: Path) -> None:
     plan = preflight.plan(opened(fresh), CHAIN, {"float32": 100.0, "bfloat16": 400.0})
     plan.require()
-    assert [stage.name for stage in plan.stages] == [name for name in CHAIN if name not in ("label", "calibrate")]
+    assert [stage.name for stage in plan.stages] == [
+        name for name in CHAIN if name not in ("label", "encode", "calibrate")
+    ]
     assert not any(stage.current for stage in plan.stages)
     by_name = {stage.name: stage for stage in plan.stages}
     assert by_name["pull"].path.startswith("runs/base/")  # the only recipe that is known
