@@ -167,8 +167,8 @@ def artifact_option(role: str, help: str) -> Callable[[Callable[..., Any]], Call
 
 SECTIONS = {
     "Make": (
-        "init", "run", "pull", "label", "prepare", "finetune", "sweep", "merge", "quantize", "predict", "evaluate",
-        "calibrate",
+        "init", "run", "pull", "label", "prepare", "encode", "finetune", "sweep", "merge", "quantize", "predict",
+        "evaluate", "calibrate",
     ),
     "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
     "Ship": ("publish", "promote", "fetch", "serve", "keys"),
@@ -180,7 +180,7 @@ NAMES_ELSEWHERE = {  # of other tools, for what a command here does
     "benchmark": ("evaluate",), "check": ("verify", "doctor"),
     "clean": ("gc",), "compare": ("evaluate --compare", "diff"), "convert": ("quantize",), "create": ("init",),
     "data": ("prepare",), "deploy": ("serve", "publish"), "drift": ("watch",),
-    "distill": ("label",), "download": ("pull", "fetch"), "eval": ("evaluate",),
+    "distill": ("label",), "embed": ("encode",), "download": ("pull", "fetch"), "eval": ("evaluate",),
     "export": ("quantize", "publish"), "fine-tune": ("finetune",), "fuse": ("merge",), "generate": ("predict",),
     "gguf": ("quantize",), "infer": ("predict",), "inspect": ("show",), "leaderboard": ("ls --models",),
     "list": ("ls",), "log": ("show",), "logs": ("show",), "models": ("ls --models", "bases"), "monitor": ("watch",),

@@ -94,10 +94,10 @@ def prepare(options: Options, explain: bool) -> None:
 @stage_options
 @click.pass_obj
 def encode(options: Options) -> None:
-    """Fit a linear model on a frozen sentence encoder, which is fetched unless it is a path.
+    """Fit a linear model on a frozen sentence encoder.
 
-    It takes seconds, and its answers stand beside the trained model's in the report: where subjects decide, it is
-    hard to beat.
+    The encoder is fetched, unless it is a path or was before. The fit takes seconds. The answers stand beside the
+    trained model's in the report: where subjects decide, they are hard to beat.
     """
     _run_stage(options, "encode")
 
