@@ -14,6 +14,7 @@ from slmctl.errors import UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
+    from slmctl.artifacts.artifact import Artifact
     from slmctl.pipeline.model_lookup import FileModel
     from slmctl.stages.predict.row_answers import AnswerRows, RowInput
 
@@ -50,6 +51,7 @@ def answer(
     shard: str,
     endpoints: EndpointOptions | None,
     ray: str | None = None,
+    first_look: bool = False,
 ) -> None:
     """Answer a file.
 
@@ -61,8 +63,9 @@ def answer(
         shard: K/N.
         endpoints: The endpoints that answer; None for an engine.
         ray: The address of a Ray cluster that answers; None for this machine.
+        first_look: The project's encoder answers what its policy keeps.
     """
-    from slmctl.pipeline import model_lookup, system_errors
+    from slmctl.pipeline import model_lookup, resolve, system_errors
 
     source, target = Path(work["source"]), Path(work["target"])
     if endpoints:
@@ -71,16 +74,18 @@ def answer(
         from slmctl.stages.predict import file_prediction, row_answers, row_snapshot
 
         part, most = file_prediction.shard(shard), read_settings(options).predict.max_tokens
-        request = model_lookup.FileModel(make_workspace(options), model, type_name, max_tokens=most)
+        workspace = make_workspace(options)
+        request = model_lookup.FileModel(workspace, model, type_name, max_tokens=most)
+        before = resolve.first_look(workspace.project) if first_look else None
         with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
             reading = row_answers.RowInput(
                 work.pop("column") or request.column, request.model.kind == "base", withhold=endpoints is not None
             )
             job = file_prediction.Job(**work | {
                 "source": path, "target": target, "format": format_name, "shard": part, "reading": reading,
-                "identity": _identity(request, endpoints),
+                "identity": _identity(request, endpoints) | _identity_before(before),
             })  # fmt: skip
-            with _answering(request, reading, endpoints, ray) as answered:
+            with _answering(request, reading, endpoints, ray, before) as answered:
                 written, wrong = file_prediction.answer_file(answered, request.task, job)
             terminal().say(f"{terminal().count(written, 'row')} written to {target}, {wrong} with an error")
 
@@ -93,10 +98,15 @@ def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str
     return {"max_tokens": request.max_tokens, "model": request.model.digest, "base": base, "type": request.type}
 
 
+def _identity_before(before: tuple[Artifact, Artifact] | None) -> dict[str, Any]:
+    return {"first_look": [made.digest for made in before]} if before else {}
+
+
 @contextlib.contextmanager
 def _answering(
-    request: FileModel, reading: RowInput, endpoints: EndpointOptions | None, ray: str | None
-) -> Iterator[AnswerRows]:
+    request: FileModel, reading: RowInput, endpoints: EndpointOptions | None, ray: str | None,
+    before: tuple[Artifact, Artifact] | None = None,
+) -> Iterator[AnswerRows]:  # fmt: skip
     """A function that answers rows, while the model, the cluster or the endpoints are open."""
     from slmctl.stages.predict import local_models, row_answers
 
@@ -116,4 +126,9 @@ def _answering(
         with local_models.opened(
             request.model, request.task, base=request.base, type=request.type, max_tokens=request.max_tokens
         ) as (answerer, _):
-            yield row_answers.answerer_of_rows(answerer, request.task, reading)
+            if before is None:
+                yield row_answers.answerer_of_rows(answerer, request.task, reading)
+                return
+            with local_models.looking_first(*before, request.task, answerer) as both:
+                yield row_answers.answerer_of_rows(both, request.task, reading)
+            terminal().say(f"  {terminal().count(both.kept, 'answer')} by the encoder alone")

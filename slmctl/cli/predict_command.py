@@ -23,6 +23,8 @@ from slmctl.errors import UsageError
 def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which file is answered, in which form, and where; the last one is shown first."""
     for decorate in (
+        click.option("--first-look", is_flag=True,
+                     help="Take the encoder's answer where its policy keeps it, and ask the model for the others."),
         click.option("--ray", metavar="ADDRESS",
                      help="Answer on a Ray cluster, an engine a node: HOST:PORT, or local for one on this machine."),
         click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True,
@@ -83,7 +85,8 @@ def predict(
         return
     if any(value for name, value in files.items() if name != "concurrency"):
         raise UsageError(
-            "--shard, --format, --column, --sheet, --encoding, --plain, --ray and --engine-url are for a file",
+            "--shard, --format, --column, --sheet, --encoding, --plain, --first-look, --ray and --engine-url are for "
+            "a file",
             hint="--input FILE --output FILE",
         )
     from slmctl.pipeline import linear_file, resolve, runner
@@ -112,6 +115,8 @@ def _answer(
     if files["ray"] and (urls or model == "linear"):
         other = "--engine-url asks endpoints" if urls else "linear answers here"
         raise UsageError(f"--ray answers on nodes, and {other}", hint="leave one of them out")
+    if files["first_look"] and (urls or files["ray"] or model in ("linear", "encoder")):
+        raise UsageError("--first-look goes before a model on this machine", hint="slmctl predict gguf --first-look")
     file_answers.require_one_file(files["source"], files["target"])
     endpoints = None
     if urls:
@@ -119,7 +124,7 @@ def _answer(
     work = {key: files[key] for key in ("source", "target", "column", "sheet", "encoding", "plain")}
     file_answers.answer(
         options, model, type_name, {**work, "format": files["format_name"]},
-        shard=files["shard"] or "1/1", endpoints=endpoints, ray=files["ray"],
+        shard=files["shard"] or "1/1", endpoints=endpoints, ray=files["ray"], first_look=files["first_look"],
     )  # fmt: skip
 
 

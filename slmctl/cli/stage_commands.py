@@ -430,6 +430,14 @@ def _calibrate(project: Project) -> Outcome:
 
     outcome = say_outcome("calibrate", chains.calibrate(project))
     _show_policy(outcome.artifact)
+    if project.config.encode is not None and "predictions" not in project.named:
+        try:
+            first_look = chains.calibrate(project, "encoder").artifact
+        except GateError as error:
+            terminal().say(f"  no first look by the encoder: {error.message}")
+        else:
+            terminal().say("  for a first look by the encoder (slmctl predict --first-look):")
+            _show_policy(first_look)
     with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
         report_view.write(project, resolve.find(project, "report"))
     return outcome

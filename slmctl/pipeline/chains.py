@@ -172,8 +172,8 @@ def evaluate(
     return replace(run(project, resolve_stage(project, "evaluate", inputs)), seconds=time.monotonic() - begun)
 
 
-def calibrate(project: Project) -> Outcome:
-    """Answer the calibration rows with the file that is served, then fit the policy.
+def calibrate(project: Project, model: str = "gguf") -> Outcome:
+    """Answer the calibration rows with the file that is served, or with the encoder, then fit the policy.
 
     Raises:
         DataError: The data set has too few calibration rows.
@@ -187,7 +187,7 @@ def calibrate(project: Project) -> Outcome:
     else:
         if not find(project, PREPARED).metrics["calibration"]:
             raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
-        inputs = calibration_inputs(project, lambda request: run(project, request).artifact)
+        inputs = calibration_inputs(project, lambda request: run(project, request).artifact, model)
     return replace(run(project, resolve_stage(project, "calibrate", inputs)), seconds=time.monotonic() - begun)
 
 

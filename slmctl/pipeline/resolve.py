@@ -170,9 +170,9 @@ def reading(project: Project) -> tuple[config.Section, Artifact | None]:
         return section, None
 
 
-def expected(project: Project, name: str) -> StageRequest:
+def expected(project: Project, name: str, model: str = "gguf") -> StageRequest:
     """The request that the config makes of a stage; of evaluate and calibrate with the predictions that exist, and of
-    predict for the first GGUF file."""
+    predict for the first GGUF file. `model` is the kind that a policy is for."""
     if name == "predict":
         return predictions_of(project, "gguf")[0]
     if name not in ("evaluate", "calibrate"):
@@ -180,12 +180,12 @@ def expected(project: Project, name: str) -> StageRequest:
 
     def there(request: StageRequest) -> Artifact:
         if not request.path.exists():
-            model = request.inputs["model"].kind if isinstance(request.inputs["model"], Artifact) else "a model"
-            raise IntegrityError(f"{model} has not been measured with this config and data", hint=f"slmctl {name}")
+            kind = request.inputs["model"].kind if isinstance(request.inputs["model"], Artifact) else "a model"
+            raise IntegrityError(f"{kind} has not been measured with this config and data", hint=f"slmctl {name}")
         return artifact.load(request.path)
 
     if name == "calibrate":
-        return resolve_stage(project, name, calibration_inputs(project, there))
+        return resolve_stage(project, name, calibration_inputs(project, there, model))
     return resolve_stage(project, name, report_inputs(project, project.config.measured, there))
 
 
@@ -254,12 +254,17 @@ def _not_made(project: Project, request: StageRequest) -> IntegrityError:
         return IntegrityError(text, hint=f"slmctl run --until {stage.name}" if begun else "slmctl run")
     latest_first = sorted(others, key=lambda entry: entry[0].manifest.started, reverse=True)
     other, changed = min(latest_first, key=lambda entry: len(entry[1]))
-    sets = [f"--set {key}={value}" for key, value in changed.items() if isinstance(value, bool | int | float | str)]
+    sets = [f"--set {key}={value}" for key, value in changed.items() if _can_be_set(value)]
     back = f"for that one: {' '.join(sets)}; for a new one: " if len(sets) == len(changed) else ""
     return IntegrityError(
         f"{text}; there is one with other settings ({', '.join(changed)}): {other.path.relative_to(project.root)}",
         hint=f"{back}slmctl run --until {stage.name}",
     )
+
+
+def _can_be_set(value: object) -> bool:
+    """True for a value that --set takes: no list, and no hash that stands for what a path holds."""
+    return isinstance(value, bool | int | float | str) and not str(value).startswith("sha256:")
 
 
 def other_settings(project: Project, request: StageRequest) -> list[tuple[Artifact, JsonObject]]:
@@ -293,6 +298,21 @@ class Workspace:
 
 def _workspace(project: Project) -> Workspace:
     return Workspace(project.root, lambda: project)
+
+
+def first_look(project: Project) -> tuple[Artifact, Artifact]:
+    """The encoder, and the policy that says which of its answers are kept.
+
+    Raises:
+        IntegrityError: One of them has not been made.
+        UsageError: The config has no section `encode`.
+    """
+    if project.config.encode is None:
+        raise UsageError("a first look needs an encoder, and slmctl.yaml has no section 'encode'", hint="encode: {}")
+    encoder, request = find(project, "encoder"), expected(project, "calibrate", "encoder")
+    if not request.path.exists():
+        raise IntegrityError("no policy says which answers of the encoder are kept", hint="slmctl calibrate")
+    return encoder, artifact.load(request.path)
 
 
 def is_made(project: Project, kind: str) -> bool:
@@ -472,15 +492,15 @@ def _inputs_of(project: Project, made: Artifact, role: str) -> list[Artifact]:
 
 
 def calibration_inputs(
-    project: Project, answers: Callable[[StageRequest], Artifact]
+    project: Project, answers: Callable[[StageRequest], Artifact], model: str = "gguf"
 ) -> dict[str, Artifact | list[Artifact]]:
-    """Inputs of a policy: the answers of the served file on calibration rows, and on validation rows too where
-    some of them may be out of scope."""
+    """Inputs of a policy: the answers of the served file, or of the encoder, on calibration rows, and on validation
+    rows too where some of them may be out of scope."""
     section = config.stage_config(project.config, "calibrate")
     assert isinstance(section, config.CalibrateConfig)
-    type = _served_type(project)
+    type = _served_type(project) if model == "gguf" else None
     splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
-    return {role: answers(predictions_of(project, "gguf", split, type)[0]) for role, split in splits.items()}
+    return {role: answers(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
 
 
 def _served_type(project: Project) -> str:

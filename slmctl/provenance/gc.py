@@ -17,7 +17,7 @@ from typing import Any
 from slmctl import console
 from slmctl.artifacts import artifact, atomic, lineage, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
-from slmctl.errors import IntegrityError
+from slmctl.errors import IntegrityError, UsageError
 from slmctl.pipeline import resolve, runner, stage_log, stage_table
 from slmctl.provenance import reproduce
 from slmctl.releases import deliveries, registry
@@ -223,6 +223,8 @@ def _current(project: resolve.Project) -> Iterator[Path]:
                     yield from (named.path for named in resolve.predictions_of(project, model))
             else:
                 yield resolve.expected(project, name).path
+    with contextlib.suppress(IntegrityError, UsageError):
+        yield resolve.first_look(project)[1].path
 
 
 def _served(project: resolve.Project, artifacts: Sequence[Artifact]) -> Iterator[Path]:

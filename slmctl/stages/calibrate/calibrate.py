@@ -178,9 +178,11 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
             f"{predictions.path} answers the split '{facts['split']}', and thresholds are set on calibration rows",
             hint=hint,
         )
-    if facts["kind"] not in ("gguf", "published"):
+    if facts["kind"] not in ("gguf", "published", "encoder"):
         raise UsageError(
-            f"{predictions.path} is of a model of kind '{facts['kind']}', and a policy is for a GGUF file", hint=hint
+            f"{predictions.path} is of a model of kind '{facts['kind']}', and a policy is for a GGUF file or an "
+            "encoder",
+            hint=hint,
         )
     if outside is None:
         return

@@ -15,12 +15,12 @@ from slmctl.config import resolve_matmul_dtype
 from slmctl.errors import DataError
 from slmctl.inference import engine, grammar_pool
 from slmctl.inference.encoder import Encoder
-from slmctl.inference.escalation_policy import LABELS
+from slmctl.inference.escalation_policy import LABELS, Policy, probabilities
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source, memory
 from slmctl.model_files.gguf_choice import gguf_file, lora_file
-from slmctl.stages.predict.prompts import Prompt
+from slmctl.stages.predict.prompts import Prompt, PromptAnswerer
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
 
@@ -129,7 +129,7 @@ class EncoderAnswerer:
         self.encoder, self.model = encoder, model
         self.matmul_dtype = None
 
-    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer]]:
         for start in range(0, len(prompts), TOGETHER):
             texts = [prompt.messages[-1]["content"] for prompt in prompts[start : start + TOGETHER]]
             vectors = self.encoder.encode(texts)
@@ -141,6 +141,42 @@ class EncoderAnswerer:
                     label, "stop", round(chance, 6), 0, 0, {name: round(p, 6) for name, p in listed.items()},
                     (round(float(logprobs.max()), 6),), nearness=round(float(near[k]), 6),
                 )  # fmt: skip
+
+
+class EncoderFirst:
+    """Answers by the encoder where its policy keeps that answer, else by the model.
+
+    Attributes:
+        kept: Number of answers that were the encoder's.
+    """
+
+    def __init__(self, encoder: EncoderAnswerer, policy: Policy, model: PromptAnswerer) -> None:
+        self.encoder, self.policy, self.model = encoder, policy, model
+        self.kept = 0
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
+        places = []
+        for place, answer in self.encoder.answer(prompts):
+            if self.policy.judge(probabilities(answer), answer.text).keep:
+                self.kept += 1
+                yield place, answer
+            else:
+                places.append(place)
+        for index, outcome in self.model.answer([prompts[place] for place in places]):
+            yield places[index], outcome
+
+
+@contextlib.contextmanager
+def looking_first(encoder: Artifact, policy: Artifact, task: Task, model: PromptAnswerer) -> Iterator[EncoderFirst]:
+    """A model that an encoder goes before, both opened.
+
+    Raises:
+        IntegrityError: The policy is of another encoder or task.
+    """
+    rule = Policy.read(policy.path)
+    rule.require(encoder.digest, task.digest)
+    with Encoder(encoder.file(encoder_source.GGUF)) as loaded:
+        yield EncoderFirst(EncoderAnswerer(loaded, EncoderModel.read(encoder.path)), rule, model)
 
 
 def _all_files(model: Artifact) -> FileEntry:

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from slmctl.artifacts import artifact
 from slmctl.config import EncodeConfig
 from slmctl.errors import SlmctlError
 from slmctl.inference.encoder import Encoder, EncoderError
-from slmctl.inference.escalation_policy import signals
+from slmctl.inference.engine import Answer
+from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.metrics import encoder_head
 from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source
+from slmctl.stages.predict.local_models import EncoderAnswerer, EncoderFirst
+from slmctl.stages.predict.prompts import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -253,3 +257,94 @@ def test_a_kept_encoder_that_has_changed_is_made_anew(gguf: Path, tmp_path: Path
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + b"x")
     assert encoder_source.kept(section, tmp_path)[0].read_bytes() == whole
+
+
+# The first look
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_base: Path, gguf: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with policies for its GGUF file and for its encoder."""
+    folder = tmp_path_factory.mktemp("calibrated") / "desk"
+
+    def run(place: Path, *words: str) -> Any:
+        if not (place / "words.gguf").exists():
+            shutil.copyfile(gguf, place / "words.gguf")
+            with (place / "slmctl.yaml").open("a") as stream:
+                stream.write("encode: {encoder: ./words.gguf}\n")
+        return stages.run(place, *words)
+
+    return tiny.calibrated(folder, tiny_base, run)
+
+
+def test_the_encoder_answers_what_its_policy_keeps(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
+    policies = [json.loads(path.read_text()) for path in calibrated.glob("runs/policy/[!.]*/policy.json")]
+    (own,) = [policy for policy in policies if "nearness" in policy["weights"]]
+    encoder = artifact.load(next(calibrated.glob("runs/encoder/[!.]*")))
+    assert own["gguf"] == encoder.digest.removeprefix("sha256:")
+    assert own["figures"]["error_bound"] <= own["figures"]["max_error"]
+    texts = [text for text, _ in tiny.rows(40, seed=5)]
+    (tmp_path / "in.csv").write_text("\n".join(["text", *texts, "zzz qqq", ""]) + "\n")
+    answers = {}
+    for name, words in (("encoder", ()), ("gguf", ()), ("gguf", ("--first-look",))):
+        out = tmp_path / f"{name}{len(words)}.csv"
+        done = stages.run(
+            calibrated, "predict", name, *words, "--input", str(tmp_path / "in.csv"), "--output", str(out)
+        )
+        tiny.ok(done)
+        answers[name, *words] = [line.rsplit(",", 3)[1:] for line in out.read_text().splitlines()[1:]]
+    kept = int(done.stderr.partition(" answers by the encoder alone")[0].split()[-1])
+    both, alone, model = answers["gguf", "--first-look"], answers["encoder",], answers["gguf",]
+    assert 0 < kept <= len(both)
+    assert all(row in (first, second) for row, first, second in zip(both, alone, model, strict=True))
+    assert sum(row == first for row, first in zip(both, alone, strict=True)) >= kept
+
+
+def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, gguf: Path) -> None:
+    class Model:
+        """Says how many prompts it was asked at once."""
+
+        def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+            yield from ((k, Answer(f"model {prompt.messages[-1]['content']}", "stop", 1.0, 0, 0))
+                        for k, prompt in reversed(list(enumerate(prompts))))  # fmt: skip
+
+    made = EncoderModel.read(next(calibrated.glob("runs/encoder/[!.]*")))
+    near = {"gguf": "", "task": "", "kind": "classify", "correct": "", "out_of_scope": "", "bias": 0.0}
+    texts = ["invoice refund please", "zzz qqq", "parcel courier today", "qqq zzz zzz"]
+    with Encoder(gguf) as encoder:
+        far = made.head.nearness(encoder.encode(texts))
+        threshold = (far[[0, 2]].min() + far[[1, 3]].max()) / 2
+        policy = Policy(**near, weights={"odds": 0.0, "nearness": 1.0}, knots=((0.0, 0.5),), threshold=threshold)
+        both = EncoderFirst(EncoderAnswerer(encoder, made), policy, Model())
+        prompts = [Prompt("", messages=({"role": "user", "content": text},)) for text in texts]
+        answers = {k: outcome.text for k, outcome in both.answer(prompts) if isinstance(outcome, Answer)}
+    assert [answers[k] for k in range(4)] == ["billing", "model zzz qqq", "delivery", "model qqq zzz zzz"]
+    assert both.kept == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("predict", "encoder", "--first-look"), "goes before a model on this machine"),
+        (("predict", "linear", "--first-look"), "goes before a model on this machine"),
+        (("predict", "gguf", "--first-look", "--set", "calibrate.max_error=0.3"), "slmctl calibrate"),
+    ],
+)
+def test_a_first_look_that_cannot_be_is_a_sentence(
+    calibrated: Path, stages: Forks, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "in.csv").write_text("text\nhello\n")
+    done = stages.run(calibrated, *words, "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv"))
+    assert done.code != 0 and said in done.stderr, done.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_first_look_needs_an_encoder(tiny_run: Path, stages: Forks, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("text\nhello\n")
+    files = "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")
+    assert "has no section 'encode'" in stages.run(tiny_run, "predict", "gguf", "--first-look", *files).stderr
+
+
+def test_gc_keeps_the_policy_of_the_encoder(calibrated: Path, stages: Forks) -> None:
+    said = stages.run(calibrated, "gc").stderr
+    assert "runs/policy/" not in said and "runs/encoder/" not in said
