@@ -94,8 +94,13 @@ def _logprob(value: Any) -> float:
 
 
 def _number(value: Any) -> float:
+    """The value of a signal.
+
+    Raises:
+        ValueError: It is not a number.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise ValueError("a signal of the answer is not a number")
+        raise ValueError("a log probability or another signal is not a number")
     return float(value)
 
 

