@@ -6,12 +6,14 @@ PROJECT is a folder in which `slmctl run --until quantize` has run, for a task o
 peers are what a user writes first: a loop over `llama_cpp.Llama` that completes each prompt, and a
 loop over `generate`, both without an end to what they may say but the end of the turn. Each side runs
 in a process of its own and is timed after a warm-up; loading is left out. The rows are the first N of
-the test split in the order that their ids decide.
+the test split in the order that their ids decide. Where PROJECT has an encoder and `slmctl calibrate` has run, a first
+look by the encoder is one more side.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -27,9 +29,10 @@ from slmctl.pipeline import resolve, stage_table
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
+OURS = ("slmctl", "first", "alone")
 WARM = 8  # rows before the clock starts
 MAX_TOKENS = 24  # what the loops may say; the longest label of Banking77 has 17 tokens
-SIDES = ("gguf-slmctl", "gguf-alone", "gguf-llama", "hf-slmctl", "hf-generate")
+SIDES = ("gguf-slmctl", "gguf-first", "gguf-alone", "gguf-llama", "hf-slmctl", "hf-generate")
 
 
 def main() -> None:
@@ -44,12 +47,16 @@ def main() -> None:
     if options.one:
         sys.stdout.write(json.dumps(one(options)) + "\n")
         return
-    sides = [side for side in SIDES if options.hf_rows or side.startswith("gguf")]
+    looks_first = config.load(options.project / config.FILENAME).encode is not None
+    sides = [
+        side for side in SIDES
+        if (options.hf_rows or side.startswith("gguf")) and (looks_first or side != "gguf-first")
+    ]  # fmt: skip
 
     def run(side: str) -> dict[str, Any]:
         rows = options.hf_rows if side.startswith("hf") else options.rows
         words = str(options.project), "--one", side, "--rows", str(rows), "--type", options.type
-        return program.measured("predict", *words, env=program.SPIN if side.endswith(("slmctl", "alone")) else None)
+        return program.measured("predict", *words, env=program.SPIN if side.endswith(OURS) else None)
 
     runs = program.alternating(sides, options.repeat, run)
     packages = ("torch", "transformers", "llama-cpp-python", "llguidance")
@@ -57,7 +64,8 @@ def main() -> None:
         side: [{key: run[key] for key in ("rows_per_s", "accuracy")} for run in found] for side, found in runs.items()
     }
     result.write(
-        f"predict-{options.type.lower()}", "python -m benchmarks.predict PROJECT", rows_of(runs), packages,
+        f"predict-{options.type.lower()}{'-first-look' * looks_first}", "python -m benchmarks.predict PROJECT",
+        rows_of(runs), packages,
         type=options.type, rows_measured={"gguf": options.rows, "hf": options.hf_rows}, runs=raw,
     )  # fmt: skip
 
@@ -71,6 +79,8 @@ def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
     table = []
     for kind, ours, peer, words, goal in (
         ("GGUF", "gguf-slmctl", "gguf-llama", "a loop over llama_cpp.Llama", ">= 5"),
+        ("GGUF after a first look", "gguf-first", "gguf-llama", "a loop over llama_cpp.Llama", ">= 10"),
+        ("GGUF after a first look", "gguf-first", "gguf-slmctl", "without it", ""),
         ("GGUF, one at a time", "gguf-alone", "gguf-llama", "a loop over llama_cpp.Llama", ""),
         ("HF adapter", "hf-slmctl", "hf-generate", "a loop over generate", ">= 20"),
     ):
@@ -104,6 +114,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     records = sorted(read_records(prepared.file("test.jsonl")), key=lambda record: record.id)[: options.rows]
     sides: dict[str, Callable[[], Iterator[Callable[[list[Record]], list[str]]]]] = {
         "gguf-slmctl": lambda: ours(project, task, "gguf", options.type),
+        "gguf-first": lambda: ours(project, task, "gguf", options.type, first=True),
         "gguf-alone": lambda: ours(project, task, "gguf", options.type, alone=True),
         "gguf-llama": lambda: llama(project, task, options.type),
         "hf-slmctl": lambda: ours(project, task, "adapter", None),
@@ -122,7 +133,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(
-    project: resolve.Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False
+    project: resolve.Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False, first: bool = False
 ) -> Iterator[Callable[[list[Record]], list[str]]]:
     """What `slmctl predict` does."""
     from slmctl.inference.engine import Answer
@@ -130,7 +141,12 @@ def ours(
 
     model = resolve.find(project, stage_table.Role(kind, (kind,)))
     base = resolve.base_of(project, model) if kind == "adapter" else None
-    with local_models.opened(model, task, base=base, type=type_name) as (answerer, _):
+    with contextlib.ExitStack() as stack:
+        answerer: Any
+        answerer, _ = stack.enter_context(local_models.opened(model, task, base=base, type=type_name))
+        if first:
+            before = resolve.first_look(project)
+            answerer = stack.enter_context(local_models.looking_first(*before, task, answerer))
 
         def answer(records: list[Record]) -> list[str]:
             questions = [prompts.prompt(task, record.input) for record in records]

@@ -83,9 +83,10 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
         _try_targets(project, request)
     more = {"label": {"journals": project.journals}, "encode": {"encoders": project.encoders}}.get(name, {})
     outcome = replace(run(project, request, **more), seconds=time.monotonic() - begun)
-    if name == "pull" and project.config.encode is not None:
+    encode = project.config.encode
+    if name == "pull" and encode is not None and not encoder_source.is_kept(encode, project.encoders):
         with spoken("encode", project.encoders), guard.written_down(project.root, "pull"):
-            encoder_source.kept(project.config.encode, project.encoders)
+            encoder_source.kept(encode, project.encoders)
     if name == "pull" and not outcome.current and config.is_remote(project.config.base):
         console.say(f"  in another project, without a download: base: {outcome.artifact.path}")
     if name == "prepare":
