@@ -65,6 +65,7 @@ def answer(
         ray: The address of a Ray cluster that answers; None for this machine.
         first_look: The project's encoder answers what its policy keeps.
     """
+    from slmctl.artifacts import artifact
     from slmctl.pipeline import model_lookup, resolve, system_errors
 
     source, target = Path(work["source"]), Path(work["target"])
@@ -77,6 +78,8 @@ def answer(
         workspace = make_workspace(options)
         request = model_lookup.FileModel(workspace, model, type_name, max_tokens=most)
         before = resolve.first_look(workspace.project) if first_look else None
+        for made in before or ():
+            artifact.require_whole(made, hint=model_lookup.AGAIN)
         with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
             reading = row_answers.RowInput(
                 work.pop("column") or request.column, request.model.kind == "base", withhold=endpoints is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slmctl.errors import GateError, SlmctlError, UsageError
+from slmctl.errors import GateError, IntegrityError, SlmctlError, UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
@@ -395,7 +395,7 @@ def _ask_before_training(project: Project) -> None:
     if sys.stdin.isatty() and click.confirm("  train all the same?", default=False, err=True):
         return
     answers = linear_file.ANSWERS.replace(linear_file.KIND, kind)
-    raise GateError(reason, hint=f"{answers} takes the linear one; to train all the same: slmctl run --yes")
+    raise GateError(reason, hint=f"{answers} takes that one; to train all the same: slmctl run --yes")
 
 
 def _run_stage(options: Options, name: str, project: Project | None = None) -> None:
@@ -433,8 +433,8 @@ def _calibrate(project: Project) -> Outcome:
     if project.config.encode is not None and "predictions" not in project.named:
         try:
             first_look = chains.calibrate(project, "encoder").artifact
-        except GateError as error:
-            terminal().say(f"  no first look by the encoder: {error.message}")
+        except (GateError, IntegrityError) as error:
+            terminal().say(f"  no first look by the encoder: {error.message} ({error.hint})")
         else:
             terminal().say("  for a first look by the encoder (slmctl predict --first-look):")
             _show_policy(first_look)

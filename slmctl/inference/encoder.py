@@ -19,7 +19,7 @@ from slmctl.inference.engine import usable_cores
 from slmctl.installation import pip_line
 
 LOAD_S, BATCH_S = 120.0, 120.0
-TOGETHER = 256  # texts of a line
+TOGETHER = 64  # texts of a line, which a large encoder reads in that time too
 
 
 class EncoderError(StageError):

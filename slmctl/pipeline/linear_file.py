@@ -55,7 +55,11 @@ def nothing_to_win(project: Project) -> tuple[str, str] | None:
     if project.config.encode is not None:
         models["encoder"] = "a linear model on the encoder", resolve.find(project, "encoder").metrics
     for kind, (name, score) in models.items():
-        if score and score["rows"] and (score["right"] == score["rows"] or score["interval"][0] >= BARELY):
+        if (
+            score
+            and score["rows"] >= linear_baseline.FEWEST
+            and (score["right"] == score["rows"] or score["interval"][0] >= BARELY)
+        ):
             low, high = map(console.percent, score["interval"])
             return (
                 f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right ({low} to {high}), so a "

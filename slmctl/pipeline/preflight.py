@@ -132,7 +132,9 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     """
     states = list(_states(project, names))
     to_run = [state.name for state in states if not state.current]
-    fetching = [state.name for state in states if not state.current or state.name != "pull"]  # sources are read anew
+    fetching = [
+        state.name for state in states if not state.current or state.name not in ("pull", "encode")
+    ]  # sources are read anew
     requirements = [*_checked(project, fetching, _network), *_checked(project, to_run, *CHECKS)]
     unreadable = any(requirement.error for requirement in requirements if requirement.name == "files")
     rows = None if unreadable or not to_run else row_estimate.of(project)
@@ -327,12 +329,21 @@ def _is_installed(package: str) -> bool:
 
 def _converter(project: Project, names: Sequence[str]) -> str:
     """Check that the GGUF converter was fetched and is whole."""
-    if "quantize" not in names and "encode" not in names:
+    encodes = "encode" in names and project.config.encode is not None
+    if "quantize" not in names and not (encodes and not _has_encoder(project)):
         return ""
     return f"{gguf_converter.PACKAGE} {gguf_converter.version()}, in {gguf_converter.require()}"
 
 
 CHECKS = (_files, _gates, _release, _packages, _converter)
+
+
+def _has_encoder(project: Project) -> bool:
+    """True if the encoder is a GGUF file, or was fetched before."""
+    section = project.config.encode
+    return section is not None and (
+        section.encoder.endswith(".gguf") or encoder_source.is_kept(section, project.encoders)
+    )
 
 
 def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[Requirement]:

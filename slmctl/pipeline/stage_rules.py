@@ -142,8 +142,9 @@ def _sources_are_here(settings: Config, root: Path) -> None:
 
 
 def _packages_of_encoder(settings: Config) -> Iterator[str]:
-    if settings.encode is not None and settings.encode.encoder.startswith("hf:"):
-        yield "huggingface_hub"
+    encoder = settings.encode.encoder if settings.encode is not None else ""
+    yield from ["huggingface_hub"] if encoder.startswith("hf:") else []
+    yield from () if encoder.endswith(".gguf") else ("torch", "transformers", "gguf")  # the conversion
 
 
 def _encoder_is_here(settings: Config, root: Path) -> None:

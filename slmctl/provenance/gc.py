@@ -18,6 +18,7 @@ from slmctl import console
 from slmctl.artifacts import artifact, atomic, lineage, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.model_files import encoder_source
 from slmctl.pipeline import resolve, runner, stage_log, stage_table
 from slmctl.provenance import reproduce
 from slmctl.releases import deliveries, registry
@@ -330,6 +331,10 @@ def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Un
     for path in sorted((project.runs / stage_log.FOLDER).glob("*" + stage_log.SUFFIX)):
         if stage_log.artifact_of(path) not in kept and not _is_held(project, path):
             yield Unneeded(path, "what a stage said whose artifact is not kept", _size(path))
+    encode = project.config.encode
+    for place in sorted(project.encoders.glob("*")):
+        if encode is None or place != encoder_source.folder_of(encode, project.encoders):
+            yield Unneeded(place, "an encoder that the config does not name", _size(place))
     models = {digest for entry in needed for digest in _inputs(entry.manifest)}
     for path in sorted((project.runs / ".endpoints").glob("*.json")):
         if artifact.foreign(path, "endpoint").digest not in models:

@@ -25,7 +25,7 @@ def test_a_run_stops_before_a_training_that_has_nothing_to_win(stages: Forks, de
     done = stages.run(desk, "run", "--until", "finetune", *MANY)
     assert done.returncode == 5, done.stderr
     assert re.search(r"a linear model \(TF-IDF\) answers (\d+) of \1 validation rows right", done.stderr)
-    assert "slmctl predict linear --input FILE --output FILE takes the linear one" in done.stderr
+    assert "slmctl predict linear --input FILE --output FILE takes that one" in done.stderr
     assert (desk / "runs" / "linear.npz").exists()
     assert len(list(desk.glob("runs/adapter/*"))) == 1  # the one of the other data set
     assert "will run: prepare, finetune" in done.stderr

@@ -16,16 +16,17 @@ import numpy as np
 from slmctl import console
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EncodeConfig
+from slmctl.errors import UsageError
 from slmctl.inference.encoder import Encoder
-from slmctl.metrics import encoder_head
+from slmctl.metrics import encoder_head, linear_baseline
 from slmctl.metrics.encoder_head import EncoderModel, Floats
 from slmctl.metrics.statistics import hashed_position, wilson
 from slmctl.model_files import encoder_source
+from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, require_records
 
 TOGETHER = 512  # texts between two marks of progress
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows, at which both cheap models are fitted too
-FEWEST = 40  # validation rows: a score of fewer is not known to 10 points
 
 
 class ShareScore(TypedDict):
@@ -64,8 +65,10 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         EncoderError: llama.cpp cannot run it.
         IntegrityError: Its sha256 is not the pinned one.
         NetworkError: It could not be fetched.
-        UsageError: The source is not pinned.
+        UsageError: The task has no labels, or the source is not pinned.
     """
+    if (kind := Task.read(prepared.path).kind) != "classify":
+        raise UsageError(f"a task of kind {kind} has no labels for an encoder", hint="slmctl finetune")
     kept, source = encoder_source.kept(config, encoders)
     _link(kept, out / encoder_source.GGUF)
     train, validation = require_records(prepared.file("train.jsonl")), read_records(prepared.file("validation.jsonl"))
@@ -85,7 +88,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         "interval": [round(bound, 6) for bound in wilson(right, len(validation))] if validation else [],
         "curve": [],
     }
-    if len(validation) >= FEWEST:
+    if len(validation) >= linear_baseline.FEWEST:
         whole: ShareScore = {"rows": len(train), "encoder": right, "tfidf_logistic": tfidf}
         facts["curve"] = [*_curve(train, validation, learned, choosing), whole]
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
@@ -148,7 +151,7 @@ def _lines(facts: EncodeFacts) -> list[str]:
     low, high = map(console.percent, facts["interval"])
     share = console.percent(facts["right"] / facts["rows"])
     scored = f"{share} ({low} to {high}) of {facts['rows']:,} validation rows"
-    lines = [f"linear models on the encoder and on TF-IDF get {scored} right"]
+    lines = [f"linear models on the encoder and on TF-IDF get {scored} right, which chose their settings"]
     if facts["curve"]:
         points = [
             f"{point['rows']:,} rows {console.percent(point['encoder'] / facts['rows'])} "

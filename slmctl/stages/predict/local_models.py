@@ -117,7 +117,7 @@ class LinearAnswerer:
         self.matmul_dtype = None
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
-        labels, chances = self.model.answers([prompt.messages[-1]["content"] for prompt in prompts])
+        labels, chances = self.model.answers([prompt.question for prompt in prompts])
         for index, (label, chance) in enumerate(zip(labels, chances or [], strict=True)):
             yield index, engine.Answer(label, "stop", chance, 0, 0)
 
@@ -131,7 +131,7 @@ class EncoderAnswerer:
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer]]:
         for start in range(0, len(prompts), TOGETHER):
-            texts = [prompt.messages[-1]["content"] for prompt in prompts[start : start + TOGETHER]]
+            texts = [prompt.question for prompt in prompts[start : start + TOGETHER]]
             vectors = self.encoder.encode(texts)
             near = self.model.head.nearness(vectors)
             for k, logprobs in enumerate(self.model.logprobs(texts, vectors)):

@@ -30,6 +30,11 @@ class Prompt:
     messages: tuple[Message, ...] = ()
     constraint: str = ""
 
+    @property
+    def question(self) -> str:
+        """The texts of its turns without the system prompt, as `Record.input` has them."""
+        return "\n".join(message["content"] for message in self.messages if message["role"] != "system")
+
 
 class PromptAnswerer(Protocol):
     """A model that answers prompts, many together, in any order."""

