@@ -100,7 +100,12 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     run = request.getfixturevalue("calibrated_run" if stage == "calibrate" else "tiny_run")
     clean = Path(shutil.copytree(run, place / "clean"))
     noun = stage_table.STAGES[stage].leaves
-    shutil.rmtree(clean / "runs" / noun)
+    if stage == "encode":
+        tiny.build_encoder(clean / "words.gguf")
+        with (clean / "slmctl.yaml").open("a") as stream:
+            stream.write("encode: {encoder: ./words.gguf}\n")
+    else:
+        shutil.rmtree(clean / "runs" / noun)
     if stage == "publish":
         shutil.rmtree(clean / "registry")
     bare = Scene(forks, clean, place / "desk", stage)
