@@ -7,7 +7,7 @@ peers are what a user writes first: a loop over `llama_cpp.Llama` that completes
 loop over `generate`, both without an end to what they may say but the end of the turn. Each side runs
 in a process of its own and is timed after a warm-up; loading is left out. The rows are the first N of
 the test split in the order that their ids decide. Where PROJECT has an encoder and `slmctl calibrate` has run, a first
-look by the encoder is one more side.
+look by the encoder is one more side, and its figures are all that is written.
 """
 
 from __future__ import annotations
@@ -60,12 +60,13 @@ def main() -> None:
 
     runs = program.alternating(sides, options.repeat, run)
     packages = ("torch", "transformers", "llama-cpp-python", "llguidance")
+    table = [row for row in rows_of(runs) if not looks_first or "first look" in row.metric]
     raw = {
         side: [{key: run[key] for key in ("rows_per_s", "accuracy")} for run in found] for side, found in runs.items()
     }
     result.write(
         f"predict-{options.type.lower()}{'-first-look' * looks_first}", "python -m benchmarks.predict PROJECT",
-        rows_of(runs), packages,
+        table, packages,
         type=options.type, rows_measured={"gguf": options.rows, "hf": options.hf_rows}, runs=raw,
     )  # fmt: skip
 
