@@ -88,7 +88,7 @@ def linear(project: Project, figures: EvaluationReport) -> str:
     with contextlib.suppress(SlmctlError, ModuleNotFoundError):  # its data set is not here
         weights = linear_file.written(project).name
         return (
-            f"To take the linear model: {linear_file.ANSWERS}. Its weights are in runs/{weights}, and "
+            f"To take the linear model: {linear_file.answers()}. Its weights are in runs/{weights}, and "
             f"runs/{linear_file.PROGRAM} loads them."
         )
     return ""

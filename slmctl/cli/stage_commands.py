@@ -394,8 +394,8 @@ def _ask_before_training(project: Project) -> None:
         terminal().say(f"  its weights: {weights}; {weights.with_name(linear_file.PROGRAM)} loads them")
     if sys.stdin.isatty() and click.confirm("  train all the same?", default=False, err=True):
         return
-    answers = linear_file.ANSWERS.replace(linear_file.KIND, kind)
-    raise GateError(reason, hint=f"{answers} takes that one; to train all the same: slmctl run --yes")
+    take = linear_file.answers(kind)
+    raise GateError(reason, hint=f"{take} takes that one; to train all the same: slmctl run --yes")
 
 
 def _run_stage(options: Options, name: str, project: Project | None = None) -> None:

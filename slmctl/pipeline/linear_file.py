@@ -17,7 +17,6 @@ from slmctl.task.records import read_records
 
 KIND = "linear"  # names it among the models that `slmctl predict` takes
 WEIGHTS, PROGRAM = "linear.npz", "linear.py"
-ANSWERS = f"slmctl predict {KIND} --input FILE --output FILE"
 BARELY = 0.99  # share of right answers, surely, above which less than a point is left
 LOADING = f'''"""Label texts by the linear model: python {PROGRAM} "a text" "another text"."""
 import sys
@@ -38,6 +37,11 @@ classifier = LogisticRegression()
 classifier.coef_, classifier.intercept_, classifier.classes_ = kept["coef"], kept["intercept"], kept["labels"]
 print(*classifier.predict(FeatureUnion(parts).transform(sys.argv[1:])), sep="\\n")
 '''
+
+
+def answers(kind: str = KIND) -> str:
+    """The command that answers a file by a model of a kind."""
+    return f"slmctl predict {kind} --input FILE --output FILE"
 
 
 def nothing_to_win(project: Project) -> tuple[str, str] | None:

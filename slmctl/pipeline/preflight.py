@@ -132,9 +132,8 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     """
     states = list(_states(project, names))
     to_run = [state.name for state in states if not state.current]
-    fetching = [
-        state.name for state in states if not state.current or state.name not in ("pull", "encode")
-    ]  # sources are read anew
+    # sources are read anew
+    fetching = [state.name for state in states if not state.current or state.name not in ("pull", "encode")]
     requirements = [*_checked(project, fetching, _network), *_checked(project, to_run, *CHECKS)]
     unreadable = any(requirement.error for requirement in requirements if requirement.name == "files")
     rows = None if unreadable or not to_run else row_estimate.of(project)
@@ -212,7 +211,7 @@ def _downloads(project: Project, names: Sequence[str], shape: ModelShape | None)
         yield base, packed or (2 * shape.parameters if shape is not None and base.startswith("hf:") else None)
     if "encode" in names and project.config.encode is not None:
         section = project.config.encode
-        if config.is_remote(section.encoder) and not encoder_source.is_kept(section, project.encoders):
+        if encoder_source.is_to_fetch(section, project.encoders):
             yield section.encoder, None
     for source in project.config.prepare.sources if "prepare" in names else ():
         if host := snapshot.host_of(source, project.sources):
@@ -330,7 +329,7 @@ def _is_installed(package: str) -> bool:
 def _converter(project: Project, names: Sequence[str]) -> str:
     """Check that the GGUF converter was fetched and is whole."""
     encodes = "encode" in names and project.config.encode is not None
-    if "quantize" not in names and not (encodes and not _has_encoder(project)):
+    if "quantize" not in names and (not encodes or _has_encoder(project)):
         return ""
     return f"{gguf_converter.PACKAGE} {gguf_converter.version()}, in {gguf_converter.require()}"
 

@@ -150,7 +150,7 @@ def _packages_of_encoder(settings: Config) -> Iterator[str]:
 def _encoder_is_here(settings: Config, root: Path) -> None:
     section = config.stage_config(settings, "encode")
     assert isinstance(section, config.EncodeConfig)
-    if config.is_remote(section.encoder) and not encoder_source.is_kept(section, root / ENCODERS):
+    if encoder_source.is_to_fetch(section, root / ENCODERS):
         guard.require(f"encoder {section.encoder}", hint="run `slmctl pull` once without --offline, or name a path")
 
 

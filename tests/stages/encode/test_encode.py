@@ -106,6 +106,7 @@ def test_a_predicted_split_fits_a_policy(encoded: Path, stages: Forks) -> None:
         ("encode: {encoder: ./none.gguf}", 2, "none.gguf does not exist"),
         ("encode: {encoder: ./tickets.csv}", 6, "cannot be loaded as a sentence encoder"),
         ("encode: {encoder: pypi:some-encoder}", 2, "is not pinned"),
+        ("encode: {encoder: 'pypi:--index-url==https://example.org'}", 2, "is not pinned"),
         ("encode: {encoder: ./words.gguf, sha256: " + "0" * 64 + "}", 7, "is not the one that encode.sha256 pins"),
     ],
 )
@@ -248,6 +249,8 @@ FOUND = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling": 1}', "mode
         (packed(**{"pkg__config.json": b" " * (65 << 20), "pkg__model.safetensors": b"w"}), "bytes in"),
         (packed(**{"pkg__model.zip": packed(**{"inner.zip": packed(**FOUND)})}), "holds no encoder"),
         (b"no zip", "cannot be read"),
+        (packed(**FOUND, **{"modules.json": b'{"type": 1}'}), "is no list of its parts"),
+        (packed(**FOUND, **{"modules.json": b"[[]"}), "is no list of its parts"),
         (packed(**FOUND, **{"2_Dense/model.safetensors": b"other", "onnx/config.json": b"[]"}), None),  # the shallowest
         (
             packed(**FOUND, **{"modules.json": b'[{"type": "s.models.Transformer"}, {"type": "s.Dense"}]'}),
