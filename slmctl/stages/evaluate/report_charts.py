@@ -22,7 +22,7 @@ GRID = 14  # labels of a confusion matrix: more cannot be read
 WORST = 12  # slices of a chart
 POINTS = 400  # of the curve of the training loss
 # by kind; the models of this pipeline have c1 and c3
-COLOURS = {"baseline": "c5", "base": "c5", "endpoint": "c4", RELEASE: "c2"}
+COLOURS = {"baseline": "c5", "encoder": "c5", "base": "c5", "endpoint": "c4", RELEASE: "c2"}
 
 TwoWidths = tuple[Markup, Markup] | None  # for the whole width of a page, and for a small screen
 
