@@ -68,6 +68,7 @@ class Mortal(Engine):
             return super().submit(request, on_event)
         if self._child is not None:
             self._child.kill()
+            self._child.wait()  # as the engine tells a death: when nobody can be sent to that process any more
         on_event({"error": "the process ended", "died": True})
         return lambda: None
 
