@@ -20,6 +20,7 @@ from benchmarks.result import single
 from slmctl.console import percent
 
 GOLD, WON = 300, ">= 0.6"
+PEERS = {"tfidf_logistic": "TF-IDF", "encoder_logistic": "encoder"}
 HEAD = (
     'project: {name}\nversion: "1.0"\nbase: {base}\npull: {{rehearse: false}}\n'
     "task: {{kind: classify, labels: {labels}, system: Name the intent.}}\n"
@@ -34,6 +35,7 @@ prepare:
   max_overlap: 100%
 finetune: {{epochs: {epochs}, label_smoothing: 0.1, lora: {{dropout: 0.05}}}}
 quantize: {{types: [Q8_0]}}
+encode: {{}}
 evaluate: {{models: [gguf]}}
 publish: {{memorisation: {{probes: 0}}}}
 """
@@ -129,8 +131,9 @@ def learn(options: argparse.Namespace) -> list[result.Row]:
     return [
         *(
             single(f"{names[kind]}: accuracy on the test rows ({students[kind].between})", students[kind].accuracy,
-                   "TF-IDF, same rows", students[kind].linear)
+                   f"{peer}, same rows", value)
             for kind in ("300", "accepted", "all")
+            for peer, value in students[kind].baselines.items()
         ),
         single(f"share of the distance from {GOLD} rows to all that is won", (more - few) / (most - few), "all rows",
                1.0, WON),
@@ -180,17 +183,18 @@ def project(
 
 @dataclass(frozen=True)
 class Student:
-    """Accuracy on the test rows of a student's file, its interval at 95 %, and that of a linear model on its rows."""
+    """Accuracy on the test rows of a student's file, its interval at 95 %, and that of the baselines on its rows."""
 
     accuracy: float
     between: str
-    linear: float
+    baselines: dict[str, float]
 
 
 def measured(place: Path) -> Student:
     """Train a student and score the test rows once."""
     made = json.loads(slmctl(place, "run", "--until", "evaluate", "--json"))["metrics"]
-    model, linear = made["models"]["Q8_0"], made["baselines"]["tfidf_logistic"]["metrics"]["accuracy"]
-    student = Student(model["metrics"]["accuracy"], " to ".join(map(percent, model["interval"])), linear)
+    model = made["models"]["Q8_0"]
+    baselines = {peer: made["baselines"][name]["metrics"]["accuracy"] for name, peer in PEERS.items()}
+    student = Student(model["metrics"]["accuracy"], " to ".join(map(percent, model["interval"])), baselines)
     print(f"{place.parent.name} {place.name}: {student}")  # noqa: T201
     return student
