@@ -41,9 +41,14 @@ class Labels(Section):
     map: dict[Text, Text] = Field(
         default_factory=dict, description="labels of rows that mean another, such as {Rechung: Rechnung}"
     )
+    ordered: Annotated[bool, WhenSet()] = Field(
+        False, description="true where the names are levels, from low to high, such as [low, medium, high]"
+    )
 
     @model_validator(mode="after")
     def _ends_at_a_label(self) -> Labels:
+        if self.ordered and self.names == "from-data":
+            raise ValueError("'ordered' needs 'names', the labels from low to high")
         for name, label in self.map.items():
             if label in self.map:
                 raise ValueError(f"'{name}' is mapped to '{label}', which is mapped itself: name the last one")
@@ -124,6 +129,11 @@ class TaskConfig(Section):
         """The labels that rows may have; None where the data names them."""
         names = self.labels.names if isinstance(self.labels, Labels) else self.labels
         return None if names == "from-data" else tuple(names)
+
+    @property
+    def ordered(self) -> bool:
+        """True where the labels are levels, from low to high."""
+        return isinstance(self.labels, Labels) and self.labels.ordered
 
     @property
     def label_map(self) -> dict[str, str]:

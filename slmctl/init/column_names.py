@@ -22,7 +22,8 @@ WORDS: dict[str, str] = {
         classification klassifikation klassifizierung intent topic thema tema theme etiquette etiqueta etichetta
         etykieta tag target categorization""",
     "likely label": """type typ art tipo soort rodzaj queue warteschlange department abteilung afdeling departement
-        departamento reparto dzial team sentiment stimmung rating bewertung stars grade reason grund motif motivo
+        departamento reparto dzial team sentiment stimmung rating bewertung score stars
+        sterne level stufe severity schweregrad urgency dringlichkeit grade reason grund motif motivo
         reden powod area bereich result ergebnis outcome genre routing zustaendigkeit output answer""",
     "unlikely label": """channel kanal canal canale kanaal language sprache langue idioma lingua taal jezyk country land
         pays pais paese kraj status statut estado stato stan priority prioritaet prioritat priorite prioridad priorita

@@ -117,8 +117,13 @@ def _repeated(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 def _labels(project: Proposal) -> Iterator[str]:
-    """Notes on labels that look misspelt, or have too few rows."""
-    slips, rare = project.label_map, project.rare_labels
+    """Notes on labels that are levels, look misspelt, or have too few rows."""
+    slips, rare, levels = project.label_map, project.rare_labels, project.levels
+    if levels:
+        yield (
+            f"the labels look like levels, from {shown(levels[0], 40)} to {shown(levels[-1], 40)}, so the report says "
+            "how far off answers are; if they are mere names, take task.labels.ordered off"
+        )
     if slips:
         pairs = [f"{shown(label, 40)} for {shown(likely, 40)}" for label, likely in slips.items()]
         more = f" and {len(slips) - LISTED} more" if len(slips) > LISTED else ""

@@ -174,8 +174,8 @@ def _head(proposal: Proposal, folder: Path) -> Iterator[str]:
 
 def _labels(proposal: Proposal) -> Iterator[str]:
     """The labels by name, so that a row with a new one is left out and ends no run; from-data where they are many."""
-    names = sorted(set(proposal.task.labels) - set(proposal.label_map))
-    fixed = proposal.data.look.complete and len(names) <= MOST_NAMES
+    levels, names = proposal.levels, sorted(set(proposal.task.labels) - set(proposal.label_map))
+    fixed = bool(levels) or (proposal.data.look.complete and len(names) <= MOST_NAMES)
     slips = len(proposal.label_map)
     about = f"the {len(names)} of the answers" + (f"; {slips} more look misspelt: check them" if slips else "")
     if not fixed and not slips:
@@ -184,7 +184,9 @@ def _labels(proposal: Proposal) -> Iterator[str]:
     about += "; a row with another one is left out" if fixed else ""
     yield f"{'  labels:':<{_COMMENT_AT}}  # {about}"
     if fixed:
-        yield from _wrapped("    names: [", map(_flow, names), "]")
+        yield from _wrapped("    names: [", map(_flow, levels or names), "]")
+    if levels:
+        yield _line("    ordered", True, "levels from low to high: take it off if they are mere names")
     if slips:
         pairs = (f"{_flow(slip)}: {_flow(label)}" for slip, label in proposal.label_map.items())
         yield from _wrapped("    map: {", pairs, "}")

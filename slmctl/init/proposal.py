@@ -6,13 +6,14 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from slmctl import sensitive
 from slmctl.config import Splits
 from slmctl.console import percent, size
 from slmctl.inference.engine import usable_cores
-from slmctl.init import language, task_proposal
+from slmctl.init import language, levels, task_proposal
 from slmctl.init.language import Languages
 from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import TaskKind, TaskProposal
@@ -155,6 +156,11 @@ class Proposal:
     def rare_labels(self) -> list[str]:
         """The labels with fewer than FEW rows, but for misspelt ones."""
         return [label for label, count in self.task.labels.items() if count < FEW and label not in self.label_map]
+
+    @cached_property
+    def levels(self) -> list[str]:
+        """The labels from low to high, but for misspelt ones; empty where they are no levels."""
+        return levels.in_order([label for label in self.task.labels if label not in self.label_map])
 
     @property
     def longest(self) -> int:

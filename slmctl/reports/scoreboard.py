@@ -23,12 +23,12 @@ ORDER = (
 )  # as the pipeline makes them
 UNTUNED = ("base", RELEASE, "endpoint")  # kinds that the training of this report did not make
 BESIDE = {  # metrics beside the primary one; the report holds all of them
-    "classify": ("macro_f1", "ece"),
+    "classify": ("macro_f1", "mean_absolute_error", "quadratic_kappa", "ece"),
     "extract": ("valid_json", "valid_schema", "field_f1"),
     "generate": ("exact_match", "rouge_l", "chrf"),
     "call": ("tool_accuracy", "field_f1", "no_call_recall", "valid_call"),
 }
-SQUARES = ("brier",)  # metrics that are no shares of a whole, and so have no percent
+PLAIN = ("brier", "mean_absolute_error", "quadratic_kappa")  # metrics that are no shares of a whole: no percent
 
 
 class PlannedFile(TypedDict):
@@ -85,13 +85,13 @@ def _others(report: EvaluationReport) -> list[str]:
 
 
 def figure(metric: str, value: float, digits: int = 1) -> str:
-    """A metric as every table, page and message shows it: in percent, but for the Brier score, which is a square."""
-    return f"{value:.{digits + 2}f}" if metric in SQUARES else percent(value, digits)
+    """A metric as every table, page and message shows it: in percent, but for those that are no shares."""
+    return f"{value:.{digits + 2}f}" if metric in PLAIN else percent(value, digits)
 
 
 def difference(metric: str, value: float, digits: int = 1) -> str:
-    """`+1.6 points`: a difference of two values of a metric, in percentage points; a plain number for a square."""
-    return f"{value:+.{digits + 2}f}" if metric in SQUARES else f"{100 * value:+.{digits}f} points"
+    """`+1.6 points`: a difference of two values of a metric, in percentage points; a plain number for no share."""
+    return f"{value:+.{digits + 2}f}" if metric in PLAIN else f"{100 * value:+.{digits}f} points"
 
 
 def plan(release_plan: PublishPlan) -> Iterator[str]:

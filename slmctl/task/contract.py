@@ -56,6 +56,7 @@ class Task:
         descriptions: A sentence for each label that has one, for models that were not trained for the task.
         tools: The tools that may be called, in OpenAI's form, where a conversation has none of its own (call).
         call_form: The form in which the model writes a call (call).
+        ordered: True where the labels are levels, from low to high (classify).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
@@ -75,6 +76,7 @@ class Task:
     descriptions: dict[str, str] = field(default_factory=dict)
     tools: tuple[JsonObject, ...] = ()
     call_form: CallForm | None = None
+    ordered: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Task:
@@ -118,7 +120,7 @@ class Task:
     def _fields(self) -> dict[str, Any]:
         """The fields as JSON; some only where they say something, so that contracts from before them stay the same."""
         fields = dataclasses.asdict(self)
-        later = ("clean", "replace", "descriptions", "tools", "call_form")
+        later = ("clean", "replace", "descriptions", "tools", "call_form", "ordered")
         return {name: value for name, value in fields.items() if value or name not in later}
 
     @property

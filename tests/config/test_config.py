@@ -97,6 +97,7 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("prepare: {replace: [{pattern: 'a', with: '\\2'}]}", "invalid group reference 2"),
         ("task: {kind: classify, labels: {mop: {a: b}}}", "task.labels.mop: unknown key; did you mean 'map'?"),
         ("task: {kind: classify, labels: {map: {a: b, b: c}}}", "'a' is mapped to 'b', which is mapped itself"),
+        ("task: {kind: classify, labels: {ordered: true}}", "'ordered' needs 'names', the labels from low to high"),
         ("task: {kind: classify, labels: {names: [a], map: {x: b}}}", "'x' is mapped to 'b', which is none of 'names'"),
         ("gates: [{metric: a, model: b, max_drop: 0.1}]", "'against' comes with 'max_drop' or 'min_gain'"),
         (

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import EXAMPLES
 
-from slmctl.init import column_names, language
+from slmctl.init import column_names, language, levels
 from slmctl.init import look as first_look
 from slmctl.init.answer_schema import SchemaBuilder
 from slmctl.init.columns import describe
@@ -143,6 +143,18 @@ def test_large_rows_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> N
 )  # fmt: skip
 def test_labels_that_are_slips_of_others(counts: dict[str, int], slips: dict[str, str]) -> None:
     assert {typo["label"]: typo["likely"] for typo in label_typos(counts)} == slips
+
+
+LEVELS = (
+    "1 2 3 4 5", "0 1 2 3 4 5 6 7 8 9 10", "Niedrig Mittel Hoch", "low normal high urgent", "minor major blocker",
+    "very_low low medium high very-high", "negative neutral positive", "bajo medio alto",
+)  # fmt: skip
+NAMES = ("0 1 2 3", "1 3 5", "P1 P2 P3", "low high", "low medium high other", "low minor high", "billing refund legal")
+
+
+@pytest.mark.parametrize("labels", LEVELS + NAMES)
+def test_labels_that_are_levels(labels: str) -> None:
+    assert levels.in_order(sorted(labels.split())) == (labels.split() if labels in LEVELS else [])
 
 
 # The schema of answers

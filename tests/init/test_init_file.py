@@ -244,6 +244,18 @@ def test_a_column_that_is_ticked_is_no_category(run: Run) -> None:
     assert (code, source()["output"]) == (0, "Stelle"), said
 
 
+@pytest.mark.parametrize("names", [["niedrig", "mittel", "hoch"], ["1", "2", "3"]], ids=["words", "numbers"])
+def test_labels_that_are_levels_are_ordered(names: list[str], run: Run) -> None:
+    texts = [text for text, _ in messy.tickets(150)]
+    table("list.csv", ["Anliegen", "Dringlichkeit"], [(text, names[k % 3]) for k, text in enumerate(texts)])
+    code, said = run("init", "list.csv")
+    assert (code, written()["task"]["labels"]) == (0, {"names": names, "ordered": True}), said
+    assert f"note: the labels look like levels, from {names[0]} to {names[-1]}, so the report" in said
+    code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base")
+    task = json.loads(next(Path("runs/prepared").glob("*/task.json")).read_text(encoding="utf-8"))
+    assert (code, task["labels"], task["ordered"]) == (0, names, True), said
+
+
 def test_two_texts_make_a_generate_task(run: Run) -> None:
     shutil.copyfile(EXAMPLES / "replies.jsonl", "replies.jsonl")
     code, said = run("init", "replies.jsonl")

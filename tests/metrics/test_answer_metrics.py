@@ -37,6 +37,20 @@ def test_per_class_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
 
 
 @settings(deadline=None)
+@given(answers)
+def test_metrics_of_levels_are_scikit_learns(pairs: list[tuple[str, str]]) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    wanted, given_ = (np.array([LABELS.index(pair[side]) for pair in pairs]) for side in (0, 1))
+    sums = answer_metrics.level_sums(wanted - 1.5, given_ - 1.5).sum(axis=0)
+    assert answer_metrics.level_error(sums) == pytest.approx(sklearn.mean_absolute_error(wanted, given_))
+    if len({*wanted.tolist(), *given_.tolist()}) == 1:  # 0 / 0, which scikit-learn leaves open
+        assert answer_metrics.quadratic_kappa(sums) == 0
+    else:
+        kappa = sklearn.cohen_kappa_score(wanted, given_, weights="quadratic", labels=range(4))
+        assert answer_metrics.quadratic_kappa(sums) == pytest.approx(kappa)
+
+
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
 def test_calibration_error_by_its_definition(rows: list[tuple[float, bool]]) -> None:
     """Guo et al. 2017, equation 3, bin by bin."""

@@ -30,11 +30,18 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
 from scipy.optimize import brentq
 from scipy.stats import binomtest
-from sklearn.metrics import brier_score_loss, f1_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    brier_score_loss,
+    cohen_kappa_score,
+    f1_score,
+    mean_absolute_error,
+    precision_recall_fscore_support,
+)
 
 RESAMPLES = 400
 EXACT = 2e-6  # six digits are written
 NO_JSON = ("no JSON",)
+LOWER = ["ece", "brier"]
 WORDS_ONLY = ("remarks",)  # sentences made of the figures
 SHARES = {"accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call"}
 PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1", "call": "exact_match"}
@@ -153,6 +160,7 @@ class Participant:
     def __init__(self, task: dict[str, Any], records: list[dict[str, Any]], said: list[Any], sure: list[Any],
                  asked: list[bool]) -> None:  # fmt: skip
         self.kind, self.labels, self.asked = task["kind"], list(task["labels"]), asked
+        self.ordered = task.get("ordered", False)
         self.wanted = [asked_and_wanted(record)[1] for record in records]
         self.said = [text if text is not None else "" for text in said]
         self.rows = [k for k, one in enumerate(asked) if one]
@@ -169,6 +177,14 @@ class Participant:
         if self.calibrated:
             self.means["brier"] = (self.sure - self.score) ** 2
         self.names = ["accuracy", "macro_f1", *(["ece", "brier"] if self.calibrated else [])]
+        if self.ordered:
+            self.names[2:2] = ["mean_absolute_error", "quadratic_kappa"]
+            levels = {label: level for level, label in enumerate(self.labels)}
+            wanted = [levels[label] for label in self.wanted]
+            given = [levels.get(b, max(levels.values(), key=lambda c: abs(c - a)))
+                     for a, b in zip(wanted, self.given, strict=True)]  # fmt: skip
+            self.levels = np.array(wanted), np.array(given)
+            self.means["mean_absolute_error"] = abs(self.levels[0] - self.levels[1])
         self.invalid = sum(self.given[k] not in self.labels for k in self.rows)
 
     def extract(self, task: dict[str, Any]) -> None:
@@ -242,6 +258,8 @@ class Participant:
         found = {name: weights @ values / total for name, values in self.means.items()}
         if self.kind == "classify":
             found["macro_f1"] = self.macro(weights)
+            if self.ordered:
+                found["quadratic_kappa"] = self.kappa(weights)
             if self.calibrated:
                 found["ece"] = np.sqrt(np.maximum(self.observed(weights) ** 2 - self.by_chance(weights) ** 2, 0))
         if self.kind in ("extract", "call"):
@@ -266,6 +284,16 @@ class Participant:
             f1.append(over(2 * h, w + g))
             used.append(w + g > 0)
         return sum(f1) / np.maximum(np.sum(used, axis=0), 1)
+
+    def kappa(self, weights: Any) -> Any:
+        """Of the table of references and answers and of the one by chance, cells weighed by squared distance."""
+        every = np.arange(len(self.labels))
+        wanted, given = (np.equal.outer(side, every).astype(float) for side in self.levels)
+        table = np.einsum("bn,ni,nj->bij", weights, wanted, given)
+        chance = np.einsum("bi,bj->bij", table.sum(axis=2), table.sum(axis=1)) / table.sum(axis=(1, 2))[:, None, None]
+        far = np.subtract.outer(every, every) ** 2
+        apart, by_chance = (table * far).sum(axis=(1, 2)), (chance * far).sum(axis=(1, 2))
+        return 1 - np.divide(apart, by_chance, out=np.ones(len(apart)), where=by_chance > 1e-6)
 
     def bins(self, weights: Any) -> dict[int, list[Any]]:
         """By bin of the reliability table the rows, their confidences and their right answers, (b,) each."""
@@ -297,6 +325,11 @@ class Participant:
             given = [self.given[k] for k in self.rows]
             used = [label for label in self.labels if label in wanted or label in given]
             found["macro_f1"] = float(f1_score(wanted, given, labels=used, average="macro", zero_division=0))
+            if self.ordered:
+                levels = [side[self.rows] for side in self.levels]
+                found["mean_absolute_error"] = float(mean_absolute_error(*levels))
+                kappa = cohen_kappa_score(*levels, weights="quadratic", labels=np.arange(len(self.labels)))
+                found["quadratic_kappa"] = float(kappa)
             if self.calibrated:
                 found["brier"] = float(brier_score_loss(self.right[self.rows], self.sure[self.rows], pos_label=True))
         if self.kind == "generate":
@@ -494,7 +527,8 @@ class Recomputed:
         choice = self.choice()
         slices = self.slices()
         return {
-            "task": self.task["kind"], "primary_metric": self.primary, "lower_is_better": ["ece", "brier"],
+            "task": self.task["kind"], "primary_metric": self.primary,
+            "lower_is_better": LOWER + ["mean_absolute_error"] * self.task.get("ordered", False),
             "split": split, "n": len(self.records), "confidence": self.confidence, "power": 0.8,
             "prepared": self.manifest["inputs"]["prepared"], "participants": list(self.people),
             "focus": self.focus(measured, choice), "models": measured, "baselines": baselines,

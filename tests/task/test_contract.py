@@ -311,6 +311,7 @@ CALL_FORM = {"before": "<", "between": ":", "after": ">", "own": False, "control
     "more",
     [
         {"descriptions": {"a": "Says a."}},
+        {"ordered": True},
         {"clean": ("html",), "replace": (Replacement("cancel", "stop"),)},
         {"kind": "call", "tools": ({"name": "fly"},), "call_form": CallForm("<", ":", ">", control=("<",))},
     ],

@@ -39,6 +39,7 @@ from slmctl.stages.evaluate.paired_comparison import Slice, compare, slices_of
 from slmctl.stages.evaluate.report_markdown import markdown
 from slmctl.stages.evaluate.report_sentences import remarks
 from slmctl.stages.evaluate.scoring import (
+    LEVEL_ERROR,
     LOWER_IS_BETTER,
     PRIMARY,
     Answers,
@@ -135,7 +136,7 @@ def _measured(
     return {
         "task": task.kind,
         "primary_metric": PRIMARY[task.kind],
-        "lower_is_better": list(LOWER_IS_BETTER),
+        "lower_is_better": [*LOWER_IS_BETTER, *([LEVEL_ERROR] if task.ordered else [])],
         "split": "",
         "n": len(records),
         "confidence": config.confidence,

@@ -27,6 +27,7 @@ Weights = npt.NDArray[np.floating]  # (b, n): how often each row counts, b times
 
 PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1", "call": "exact_match"}
 LOWER_IS_BETTER = ("ece", "brier")
+LEVEL_ERROR = "mean_absolute_error"  # of ordered labels; lower is better too
 
 
 @dataclass(frozen=True)
@@ -165,11 +166,17 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
     right = expected == predicted
     pairs = [(records[k].answer, texts[k] if texts[k] in index else "") for k in np.flatnonzero(answers.sent).tolist()]
     reliability, calibrated = _calibration(answers, right)
+    levels = _levels(expected, predicted, len(index)) if task.ordered else {}
     return Scored(
         sent=answers.sent,
         right=right,
         score=right.astype(np.float64),
-        metrics={"accuracy": _mean(right), "macro_f1": MacroF1(expected, predicted, len(index)), **calibrated},
+        metrics={
+            "accuracy": _mean(right),
+            "macro_f1": MacroF1(expected, predicted, len(index)),
+            **levels,
+            **calibrated,
+        },
         facts={
             "per_class": answer_metrics.per_class(task.labels, [a for a, _ in pairs], [b for _, b in pairs]),
             "confusion": _confusion(pairs),
@@ -178,6 +185,18 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
         invalid=sum(not predicted_label for _, predicted_label in pairs),
         codes=[int(code) if code < len(index) else -1 for code in predicted],
     )
+
+
+def _levels(expected: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], labels: int) -> dict[str, Metric]:
+    """The metrics of labels that are levels; an answer that is no label counts as the level farthest off."""
+    farthest = np.where(2 * expected < labels - 1, labels - 1, 0)
+    answered = np.where(predicted < labels, predicted, farthest)
+    middle = (labels - 1) / 2  # so that sums of squares stay small: resamples are added up in float32
+    sums = answer_metrics.level_sums(*(np.asarray(side - middle, np.float64) for side in (expected, answered)))
+    return {
+        LEVEL_ERROR: Summed(sums, answer_metrics.level_error),
+        "quadratic_kappa": Summed(sums, answer_metrics.quadratic_kappa),
+    }
 
 
 def _confusion(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str, int]]:

@@ -187,7 +187,9 @@ def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     """The task with the labels of the data, and the system prompt where all rows have the same."""
     labels = declared.labels_of(config, rows.labels)
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
-    return dataclasses.replace(task, labels=labels, system=system, descriptions=dict(config.descriptions))
+    return dataclasses.replace(
+        task, labels=labels, ordered=config.ordered, system=system, descriptions=dict(config.descriptions)
+    )
 
 
 def explain(config: PrepareConfig, *, base: Artifact | None) -> str:

@@ -164,7 +164,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     data = Data(kind)
     task = Task(
         kind, "", "", labels=LABELS if kind == "classify" else (), schema=tiny.SCHEMA if kind == "extract" else None,
-        tools=TOOLS if kind == "call" else (), call_form=OWN if kind == "call" else None,
+        ordered=kind == "classify", tools=TOOLS if kind == "call" else (), call_form=OWN if kind == "call" else None,
     )  # fmt: skip
 
     def fill(place: Path) -> None:
@@ -207,6 +207,8 @@ def test_every_figure_is_found_again(made: Artifact, capsys: pytest.CaptureFixtu
 FIGURES = {
     "classify": [
         ("models", "Q8_0", "metrics", "macro_f1"),
+        ("models", "Q8_0", "metrics", "mean_absolute_error"),
+        ("pairs", "Q8_0|Q4_K_M", "metrics", "quadratic_kappa", "interval", 1),
         ("models", "Q8_0", "calibration", "bins", -1, "confidence"),
         ("models", "Q8_0", "confusion", 0, 2),
         ("pairs", "Q4_K_M|general", "metrics", "accuracy", "p"),

@@ -1,0 +1,56 @@
+"""Labels -> the same from low to high, where they are levels: 1 to 5, or low, medium and high."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+FEWEST = 3  # levels; of two labels none is farther off than the other
+# Scales from low to high: levels between bars, words for one level between slashes.
+SCALES = tuple(
+    [[word.strip() for word in level.split("/")] for level in scale.split("|")]
+    for scale in (
+        "none | very low/lowest/trivial | low/minor | medium/moderate/normal | high/major"
+        " | very high/highest/critical/severe/urgent | blocker",
+        "keine/keiner/kein | sehr niedrig/sehr gering/sehr leicht | niedrig/gering/leicht | mittel/normal | hoch/schwer"
+        " | sehr hoch/kritisch/dringend/sehr schwer",
+        "very negative | negative | neutral | positive | very positive",
+        "sehr negativ | negativ | neutral | positiv | sehr positiv",
+        "very bad/very poor/terrible | bad/poor | fair/average/okay/ok | good | very good/great | excellent",
+        "ungenügend | mangelhaft/sehr schlecht | ausreichend/schlecht | befriedigend/mittel | gut | sehr gut",
+        "very small | small | medium | large | very large",
+        "sehr klein | klein | mittel | groß | sehr groß",
+        "very easy | easy | medium | hard/difficult | very hard",
+        "never | rarely/seldom | sometimes | often | always",
+        "nie | selten | manchmal | oft/häufig | immer",
+        "strongly disagree | disagree | neutral | agree | strongly agree",
+        "cold | warm | hot",
+        "faible | moyen/moyenne | élevé/élevée | très élevé/très élevée/critique",  # French
+        "bajo/baja | medio/media | alto/alta | muy alto/muy alta",  # Spanish
+        "basso/bassa | medio/media | alto/alta | molto alto/molto alta",  # Italian
+        "laag | gemiddeld/middel | hoog | zeer hoog",  # Dutch
+        "baixo/baixa | médio/média | alto/alta | muito alto/muito alta",  # Portuguese
+        "niski/niska | średni/średnia | wysoki/wysoka | bardzo wysoki/bardzo wysoka",  # Polish
+    )
+)
+
+
+def in_order(labels: Collection[str]) -> list[str]:
+    """The labels from low to high; empty where they are no levels, or too few for distances to matter."""
+    if len(labels) < FEWEST:
+        return []
+    return _numbers(labels) or next((levels for scale in SCALES if (levels := _on(scale, labels))), [])
+
+
+def _numbers(labels: Collection[str]) -> list[str]:
+    """Labels that count on from 1, or from 0 to 10, with or without a unit: `3`, `3 stars`. 0 to 3 are mere codes."""
+    named = {int(match[1]): label for label in labels if (match := re.fullmatch(r"(\d{1,2})( [^\W\d]+)?", label))}
+    counted = sorted(named)
+    whole = len(named) == len(labels) and counted in (list(range(1, len(labels) + 1)), list(range(11)))
+    return [named[number] for number in counted] if whole else []
+
+
+def _on(scale: list[list[str]], labels: Collection[str]) -> list[str]:
+    ranks = {word.casefold(): rank for rank, level in enumerate(scale) for word in level}
+    named = {ranks.get(re.sub(r"[\s_-]+", " ", label).strip().casefold(), -1): label for label in labels}
+    return [named[rank] for rank in sorted(named)] if len(named) == len(labels) and -1 not in named else []
