@@ -168,7 +168,7 @@ def llama(project: resolve.Project, task: Task, type_name: str) -> Iterator[Call
     """A plain loop over `llama_cpp.Llama`, which keeps what two questions in a row have in common."""
     from llama_cpp import Llama
 
-    from slmctl.inference.engine import usable_cores
+    from slmctl.hardware import usable_cores
     from slmctl.model_files.gguf_choice import is_type
 
     model = resolve.find(project, stage_table.Role("gguf", ("gguf",)))

@@ -32,7 +32,7 @@ from typing import Any
 import httpx
 
 from benchmarks import program, result
-from slmctl.inference.engine import usable_cores
+from slmctl.hardware import usable_cores
 from slmctl.model_files.gguf_choice import is_lora, is_type
 from slmctl.task.contract import Task
 from slmctl.task.records import read_records

@@ -34,6 +34,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next(lines, "").partition(":")[2].split())
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
 def cpp_compiler() -> str:
     """The first of the usual names of a C++ compiler that PATH has; the empty text where it has none."""
     return next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "")

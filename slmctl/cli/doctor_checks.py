@@ -15,7 +15,7 @@ from slmctl.cli import matmul_rates
 from slmctl.config import resolve_matmul_dtype
 from slmctl.console import count, size
 from slmctl.errors import MissingError
-from slmctl.inference.engine import usable_cores
+from slmctl.hardware import usable_cores
 from slmctl.init.proposal import Machine
 from slmctl.installation import pip_line
 from slmctl.model_files import catalogue, gguf_converter

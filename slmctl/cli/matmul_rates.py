@@ -11,7 +11,7 @@ from pathlib import Path
 from slmctl import child, hardware
 from slmctl.artifacts import atomic
 from slmctl.errors import MissingError
-from slmctl.inference.engine import usable_cores
+from slmctl.hardware import usable_cores
 from slmctl.installation import user_cache
 
 TIMEOUT_S = 120

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from slmctl.child import DiedError, LateError, LineChild
 from slmctl.errors import MissingError, StageError
-from slmctl.inference.engine import usable_cores
+from slmctl.hardware import usable_cores
 from slmctl.installation import pip_line
 
 LOAD_S, BATCH_S = 120.0, 120.0

@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from slmctl.child import DiedError, start
 from slmctl.errors import MissingError, StageError
+from slmctl.hardware import usable_cores
 from slmctl.inference.events import ControlTokens, EngineInfo, Event
 from slmctl.installation import pip_line, user_cache
 
@@ -536,11 +537,6 @@ def expansion_timings() -> str:
     """The folder for what `expansion` has timed, which may not exist; empty for none."""
     folder = user_cache()
     return str(folder / "timings") if folder else ""
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
 
 
 def _text(log: IO[bytes], start: int = 0) -> str:

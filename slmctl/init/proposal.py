@@ -12,7 +12,7 @@ from pathlib import Path
 from slmctl import sensitive
 from slmctl.config import Splits
 from slmctl.console import percent, size
-from slmctl.inference.engine import usable_cores
+from slmctl.hardware import usable_cores
 from slmctl.init import language, levels, task_proposal
 from slmctl.init.language import Languages
 from slmctl.init.raw_data import RawData

@@ -15,7 +15,8 @@ from typing import Any
 
 from slmctl import child
 from slmctl.errors import MissingError, StageError
-from slmctl.inference.engine import expansion_timings, usable_cores
+from slmctl.hardware import usable_cores
+from slmctl.inference.engine import expansion_timings
 from slmctl.installation import pip_line
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from slmctl import hardware
 from slmctl.config import Config, FinetuneConfig
-from slmctl.inference.engine import usable_cores
+from slmctl.hardware import usable_cores
 from slmctl.model_files import memory, model_shape
 from slmctl.model_files.model_shape import LOADED_BYTES, STATE_TOKENS, STATES, ModelShape
 from slmctl.pipeline.row_estimate import RowEstimate
