@@ -98,7 +98,13 @@ def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str
     if endpoints:
         return {"max_tokens": request.max_tokens, "served": endpoints.model}
     base = request.base.digest if request.base else None
-    return {"max_tokens": request.max_tokens, "model": request.model.digest, "base": base, "type": request.type}
+    encoder = {"encoder": request.encoder.digest} if request.encoder else {}
+    return {
+        "max_tokens": request.max_tokens,
+        "model": request.model.digest,
+        "base": base,
+        "type": request.type,
+    } | encoder
 
 
 def _identity_before(before: tuple[Artifact, Artifact] | None) -> dict[str, Any]:
@@ -127,7 +133,12 @@ def _answering(
             yield functools.partial(cluster.answered, ray_answers.opening_of(request, reading))
     else:
         with local_models.opened(
-            request.model, request.task, base=request.base, type=request.type, max_tokens=request.max_tokens
+            request.model,
+            request.task,
+            base=request.base,
+            type=request.type,
+            max_tokens=request.max_tokens,
+            encoder=request.encoder,
         ) as (answerer, _):
             if before is None:
                 yield row_answers.answerer_of_rows(answerer, request.task, reading)

@@ -73,10 +73,10 @@ def predict(
 ) -> None:
     """Answer every row of one split, or of a file of yours, with one model.
 
-    MODEL is base, adapter, merged or gguf (the default), for a file also linear (the baseline of the report),
-    or the path of an artifact, a release, a .gguf file or an HF folder. With --engine-url an endpoint answers,
-    and MODEL gives the task contract alone; rows that their column "sensitive" marks are not sent. A run that
-    was killed resumes.
+    MODEL is base, adapter, merged, gguf (the default), encoder or ensemble (gguf with the encoder's opinion), for a
+    file also linear (the baseline of the report), or the path of an artifact, a release, a .gguf file or an HF folder.
+    With --engine-url an endpoint answers, and MODEL gives the task contract alone; rows that their column "sensitive"
+    marks are not sent. A run that was killed resumes.
     """
     if files["source"] is not None or files["target"] is not None:
         if files["source"] is None or files["target"] is None:
@@ -112,10 +112,10 @@ def _answer(
     if bool(urls) != bool(engine_model):
         hint = "--engine-url https://host/v1 --engine-model NAME"
         raise UsageError("--engine-url and --engine-model come together", hint=hint)
-    if files["ray"] and (urls or model == "linear"):
-        other = "--engine-url asks endpoints" if urls else "linear answers here"
+    if files["ray"] and (urls or model in ("linear", "ensemble")):
+        other = "--engine-url asks endpoints" if urls else f"{model} answers here"
         raise UsageError(f"--ray answers on nodes, and {other}", hint="leave one of them out")
-    if files["first_look"] and (urls or files["ray"] or model in ("linear", "encoder")):
+    if files["first_look"] and (urls or files["ray"] or model in ("linear", "encoder", "ensemble")):
         raise UsageError("--first-look goes before a model on this machine", hint="slmctl predict gguf --first-look")
     file_answers.require_one_file(files["source"], files["target"])
     endpoints = None

@@ -229,9 +229,9 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
     from slmctl.inference.engine import Engine
     from slmctl.pipeline.model_lookup import spoken_to
 
-    path, task, policy = spoken_to(make_workspace(options), model, type_name)
+    path, task, policy, opinion = spoken_to(make_workspace(options), model, type_name)
     interactive = sys.stdin.isatty()
-    with Engine(path, sequences=1, classifier=bool(task.labels)) as engine:
+    with Engine(path, sequences=1, classifier=bool(task.labels), opinion=opinion) as engine:
         if interactive:
             terminal().say(f"{path.stem} ({task.kind}); Ctrl-D ends")
         talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive, policy=policy)

@@ -10,7 +10,7 @@ from slmctl.inference.engine import Answer, Engine
 from slmctl.inference.escalation_policy import Decision, Policy, probabilities
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
-from slmctl.task.records import Message
+from slmctl.task.records import Message, question_of
 
 
 def chat(
@@ -27,7 +27,8 @@ def chat(
             continue
         question: Message = {"role": "user", "content": task.cleaned_text(text)[0]}
         turns = [*(history if task.kind == "generate" else task.messages("")[:-1]), question]
-        for piece in engine.stream(engine_request(task, task.prompt(turns), max_tokens=max_tokens)):
+        request = engine_request(task, task.prompt(turns), max_tokens=max_tokens, question=question_of(turns))
+        for piece in engine.stream(request):
             if isinstance(piece, Answer):
                 if task.kind == "call":
                     console.write(console.clean(task.kept(piece.text)))

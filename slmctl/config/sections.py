@@ -198,6 +198,11 @@ class EvaluateConfig(Section):
         description="models of this pipeline to measure; lora is the adapter's own GGUF on the base's (lora_gguf). The "
         "encoder is measured where there is a section encode",
     )
+    second_opinion: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="with a section encode: measure each GGUF file with the encoder's opinion added (ensemble); a "
+        "release carries it where it is surely better on validation rows (auto), or always (on)",
+    )
     confidence: Annotated[float, Inherited()] = CONFIDENCE
     choose: Choose | None = Field(None, description="rule that chooses the GGUF file to publish, on validation rows")
     prices: Annotated[MachinePrices | None, Inherited()] = None
@@ -223,8 +228,8 @@ class Gate(Section):
 
     metric: Text = Field(description="a metric of the report, such as accuracy or macro_f1")
     model: Text = Field(
-        description="base, adapter, merged, a GGUF type such as Q4_K_M, lora-Q4_K_M (the adapter's own GGUF on the "
-        "base's of this type), or chosen (by evaluate.choose)"
+        description="base, adapter, merged, a GGUF type such as Q4_K_M, Q4_K_M+encoder, lora-Q4_K_M (the "
+        "adapter's own GGUF on the base's of this type), or chosen (by evaluate.choose)"
     )
     min: float | None = Field(None, description="smallest value that passes")
     max: float | None = Field(None, description="largest value that passes, for an error such as ece")
@@ -311,6 +316,7 @@ class PublishConfig(Section):
     project: Annotated[Text, Inherited()] = ""
     version: Annotated[Text, Inherited()] = ""
     label: Annotated[Any, Inherited(), Outside()] = None  # where it is set, a teacher's labels are part of the release
+    encode: Annotated[Any, Inherited(), Outside()] = None  # where it is set, a release may carry the encoder
     to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://).+$"), Outside()] = Field(
         "dir:./registry",
         description="target of releases: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME or s3://BUCKET/PREFIX",
@@ -387,7 +393,8 @@ class Config(Section):
     @property
     def measured(self) -> list[str]:
         """The models of this pipeline that a report measures."""
-        return [*(["encoder"] if self.encode is not None else []), *self.evaluate.models]
+        both = "gguf" in self.evaluate.models and self.evaluate.second_opinion != "off"
+        return [*(["encoder", *["ensemble"] * both] if self.encode is not None else []), *self.evaluate.models]
 
     @model_validator(mode="after")
     def _compares_with_one_release(self) -> Config:

@@ -1,1 +1,3 @@
 """The llama.cpp engine, label search, JSON grammars and the escalation policy."""
+
+ENCODER, OPINION = "encoder.gguf", "second_opinion.npz"  # files of an encoder, and of its head beside a model

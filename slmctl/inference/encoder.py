@@ -74,6 +74,11 @@ class Encoder:
         raw = b"".join(base64.b64decode(json.loads(answer)["vectors"]) for answer in answers)
         return np.frombuffer(raw, np.float32).reshape(-1, self.size)
 
+    @property
+    def pid(self) -> int:
+        """The id of its process; 0 without one."""
+        return self._child.pid if self._child.alive else 0
+
     def close(self) -> None:
         """End its process."""
         self._child.close()

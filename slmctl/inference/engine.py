@@ -31,6 +31,7 @@ from slmctl.child import DiedError, start
 from slmctl.errors import MissingError, StageError
 from slmctl.hardware import usable_cores
 from slmctl.inference.events import ControlTokens, EngineInfo, Event
+from slmctl.inference.second_opinion import SecondOpinion
 from slmctl.installation import pip_line, user_cache
 
 
@@ -52,6 +53,7 @@ class Request:
         alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no tokens.
         shorten: Shorten max_tokens to what the prompt leaves of the context, in place of refusing.
         logits: Number of last tokens of the prompt after each of which the logits are sent, in place of an answer.
+        question: The text that a second opinion reads, where the engine has one; empty for none.
     """
 
     prompt: str
@@ -68,6 +70,7 @@ class Request:
     alternatives: int = -1
     shorten: bool = False
     logits: int = 0
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,13 @@ class Engine:
         grammars: Requests are held to a schema; what that needs of the vocabulary is read while the file is loaded.
         classifier: Requests are for labels, so little else is done than reading prompts: the fused attention is used,
             and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
+        opinion: The folder of an encoder and its head, whose opinion is added to every label that is asked of the
+            model itself with its question.
 
     Raises:
         MissingError: llama-cpp-python is not installed.
         EngineError: The file cannot be loaded.
+        EncoderError: The encoder cannot be loaded.
     """
 
     def __init__(
@@ -145,6 +151,7 @@ class Engine:
         hang_s: float = HANG_S,
         grammars: bool = False,
         classifier: bool = False,
+        opinion: Path | None = None,
     ) -> None:
         for package in ("llama_cpp", "llguidance"):
             if importlib.util.find_spec(package) is None:
@@ -169,7 +176,12 @@ class Engine:
         self.on_death: Callable[[], None] = lambda: None  # called from another thread, when the child has died
         self._listener: threading.Thread | None = None
         self._hang_s, self._heard = hang_s, time.monotonic()  # when the child last gave a sign of life
-        self._start()
+        with contextlib.ExitStack() as undo:
+            self._opinion = SecondOpinion(opinion) if opinion is not None else None
+            if self._opinion is not None:
+                undo.callback(self._opinion.close)
+            self._start()
+            undo.pop_all()
 
     def __enter__(self) -> Engine:
         return self
@@ -178,7 +190,12 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the child."""
+        """End the child, and that of the second opinion."""
+        if self._opinion is not None:
+            self._opinion.close()
+        self._end()
+
+    def _end(self) -> None:
         with self._lock:
             child, self._child = self._child, None
         if child is not None:
@@ -204,9 +221,10 @@ class Engine:
         return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
 
     def held_bytes(self) -> int:
-        """Memory of the child and its grammars, their part of what several processes share; 0 without a child."""
-        child = self._child
-        return _held_bytes(child.pid) if child is not None else 0
+        """Memory of the children and their grammars, their part of what several processes share; 0 without a child."""
+        child, opinion = self._child, self._opinion
+        pids = [child.pid if child is not None else 0, opinion.pid if opinion is not None else 0]
+        return sum(_held_bytes(pid) for pid in pids if pid)
 
     def revive(self) -> None:
         """Start the child again if it has died.
@@ -224,7 +242,13 @@ class Engine:
         Returns:
             A function that cancels the request and frees its place; no event follows.
         """
-        id = self._send(request.__dict__, on_event)
+        if self._opinion is not None and request.labels and request.question and not request.adapter:
+            submit = functools.partial(self._submit, request)
+            return self._opinion.beside(request.question, request.labels, on_event, submit)
+        return self._submit(request, on_event)
+
+    def _submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
+        id = self._send(request.__dict__ | {"question": ""}, on_event)
 
         def cancel() -> None:
             with self._lock:
@@ -333,7 +357,7 @@ class Engine:
 
     def _widen(self, context: int) -> None:
         """Start the child again with another context, and as many sequences as the same memory then holds."""
-        self.close()
+        self._end()
         self.context, self.sequences = context, self._cells // context
         self._settings |= {"context": self.context, "sequences": self.sequences}
         self.revive()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from slmctl.inference.second_opinion import OpinionHead
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.linear_baseline import LinearModel
 
@@ -132,14 +133,33 @@ def fit(
         return int((names[(parts[0] + weight * parts[1]).argmax(axis=1)] == references).sum())
 
     weight = max(WEIGHTS, key=right)
+    sharpness = _sharpest(head.labels, parts[0] + weight * parts[1], chosen)
+    return EncoderModel(head, tfidf if weight else None, weight, sharpness), tfidf
+
+
+def opinion(head: EncoderHead, vectors: Floats, labels: Sequence[str]) -> OpinionHead:
+    """The head alone as a second opinion, without a training row, sharpened on validation rows.
+
+    Args:
+        vectors, labels: Of the validation rows; the vectors (n, size).
+    """
+    factor = np.float32(_sharpest(head.labels, head.logprobs(vectors), labels) if labels else 1.0)
+    return OpinionHead(head.labels, factor * head.weights, factor * head.bias)
+
+
+def _sharpest(names: Sequence[str], scores: npt.NDArray[np.float64], references: Sequence[str]) -> float:
+    """The factor of log probabilities (n, L) by which those of the references are the likeliest.
+
+    Args:
+        names: The labels, sorted as scikit-learn keeps classes.
+    """
     learned = np.isin(references, names)
-    places = np.searchsorted(names, references[learned])  # names are sorted, as scikit-learn keeps classes
-    scores = (parts[0] + weight * parts[1])[learned]
+    places = np.searchsorted(np.array(names), np.array(references)[learned])
 
     def likelihood(sharpness: float) -> float:
-        return float(_normalised(sharpness * scores)[np.arange(len(places)), places].sum())
+        return float(_normalised(sharpness * scores[learned])[np.arange(len(places)), places].sum())
 
-    return EncoderModel(head, tfidf if weight else None, weight, max(SHARPNESS, key=likelihood)), tfidf
+    return max(SHARPNESS, key=likelihood)
 
 
 def fit_head(vectors: Floats, labels: Sequence[str], *, choosing: Floats, chosen: Sequence[str]) -> EncoderHead:

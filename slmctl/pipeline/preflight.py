@@ -22,6 +22,7 @@ from slmctl.metrics import encoder_head, gates, linear_baseline
 from slmctl.model_files import catalogue, encoder_source, gguf_converter, model_shape
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry
+from slmctl.model_files.gguf_choice import ENSEMBLE, WITH_ENCODER
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
 from slmctl.pipeline import released, resolve, row_estimate, runner
@@ -270,6 +271,8 @@ def _gates(project: Project, names: Sequence[str]) -> str:
     participants |= {encoder_head.NAME} if settings.encode is not None else set()
     if "gguf" in settings.evaluate.models:
         participants |= {*settings.quantize.types, *(["chosen"] if settings.evaluate.choose else [])}
+    if ENSEMBLE in settings.measured:
+        participants |= {f"{name}{WITH_ENCODER}" for name in settings.quantize.types}
     if resolve.LORA in settings.evaluate.models:
         participants |= {f"{resolve.LORA}-{name}" for name in settings.quantize.types}
     for gate in settings.gates:

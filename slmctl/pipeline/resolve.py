@@ -15,7 +15,7 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.model_files.gguf_choice import ENSEMBLE, gguf_file
 from slmctl.pipeline import released
 from slmctl.pipeline.stage_rules import ENCODERS, RULES, SOURCES
 from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
@@ -307,12 +307,22 @@ def first_look(project: Project) -> tuple[Artifact, Artifact]:
         IntegrityError: One of them has not been made.
         UsageError: The config has no section `encode`.
     """
-    if project.config.encode is None:
-        raise UsageError("a first look needs an encoder, and slmctl.yaml has no section 'encode'", hint="encode: {}")
-    encoder, request = find(project, "encoder"), expected(project, "calibrate", "encoder")
+    encoder, request = encoder_of(project), expected(project, "calibrate", "encoder")
     if not request.path.exists():
         raise IntegrityError("no policy says which answers of the encoder are kept", hint="slmctl calibrate")
     return encoder, artifact.load(request.path)
+
+
+def encoder_of(project: Project) -> Artifact:
+    """The project's encoder.
+
+    Raises:
+        IntegrityError: It has not been made.
+        UsageError: The config has no section `encode`.
+    """
+    if project.config.encode is None:
+        raise UsageError("slmctl.yaml has no section 'encode', so there is no encoder", hint="encode: {}")
+    return find(project, "encoder")
 
 
 def is_made(project: Project, kind: str) -> bool:
@@ -409,7 +419,8 @@ def report_inputs(
     answers: Callable[[StageRequest], Artifact],
     split: str | None = None,
 ) -> dict[str, Any]:
-    """Inputs of a report: the predictions of every model, and those of the GGUF files where one is to be chosen.
+    """Inputs of a report: the predictions of every model, and those of the GGUF files on validation rows where one is
+    to be chosen, or where they say whether a second opinion is kept.
 
     Of the models of the config, the release that a gate compares with is one more.
     A report among the models stands for the predictions that it was made of, on its own data set.
@@ -430,8 +441,10 @@ def report_inputs(
             made = [answers(request) for request in predictions_of(project, model, split)]
         predictions |= {each.digest: each for each in made}
     inputs["predictions"] = list(predictions.values())
-    if project.config.evaluate.choose is not None and "gguf" in models:
-        inputs["validation"] = [answers(request) for request in predictions_of(project, "gguf", "validation")]
+    opinion = [ENSEMBLE] if ENSEMBLE in models and project.config.evaluate.second_opinion == "auto" else []
+    if "gguf" in models and (opinion or project.config.evaluate.choose is not None):
+        requests = [each for model in ("gguf", *opinion) for each in predictions_of(project, model, "validation")]
+        inputs["validation"] = [answers(request) for request in requests]
     if [*models] == project.config.measured:  # the gates are about what the config measures
         inputs |= _of_release(project, inputs["predictions"], answers, split)
     return inputs
@@ -494,13 +507,20 @@ def _inputs_of(project: Project, made: Artifact, role: str) -> list[Artifact]:
 def calibration_inputs(
     project: Project, answers: Callable[[StageRequest], Artifact], model: str = "gguf"
 ) -> dict[str, Artifact | list[Artifact]]:
-    """Inputs of a policy: the answers of the served file, or of the encoder, on calibration rows, and on validation
+    """Inputs of a policy: the answers of what is served, or of the encoder, on calibration rows, and on validation
     rows too where some of them may be out of scope."""
     section = config.stage_config(project.config, "calibrate")
     assert isinstance(section, config.CalibrateConfig)
     type = _served_type(project) if model == "gguf" else None
+    model = ENSEMBLE if model == "gguf" and ships_opinion(project) else model
     splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
     return {role: answers(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
+
+
+def ships_opinion(project: Project) -> bool:
+    """True if the report says that a release carries the encoder as a second opinion."""
+    has_report = project.config.encode is not None and is_made(project, "report")
+    return has_report and find(project, "report").metrics.get("second_opinion", {}).get("kept", False) is True
 
 
 def _served_type(project: Project) -> str:
@@ -527,8 +547,10 @@ def predictions_of(
     role = STAGES["predict"].takes[0]
     if model == LORA:
         return _lora_predictions(project, split)
-    source = find_model(_workspace(project), model, role.kinds, default="gguf")
+    source = find_model(_workspace(project), "gguf" if model == ENSEMBLE else model, role.kinds, default="gguf")
     inputs: dict[str, Artifact | list[Artifact]] = {"model": source}
+    if model == ENSEMBLE:
+        inputs["encoder"] = encoder_of(project)
     if source.kind == "adapter":
         inputs["base"] = base_of(project, source)
     types: list[str | None] = [None]

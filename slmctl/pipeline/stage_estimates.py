@@ -14,6 +14,7 @@ from slmctl import hardware
 from slmctl.config import Config, FinetuneConfig
 from slmctl.hardware import usable_cores
 from slmctl.model_files import memory, model_shape
+from slmctl.model_files.gguf_choice import ENSEMBLE
 from slmctl.model_files.model_shape import LOADED_BYTES, STATE_TOKENS, STATES, ModelShape
 from slmctl.pipeline.row_estimate import RowEstimate
 
@@ -199,7 +200,7 @@ def _quantize(settings: Config, sizes: _Sizes, rates: Mapping[str, float]) -> St
 
 def _evaluate(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: Mapping[str, float]) -> StageEstimate:
     loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
-    files = len(settings.quantize.types) * len({"gguf", "lora"} & set(settings.evaluate.models))
+    files = len(settings.quantize.types) * len({"gguf", "lora", ENSEMBLE} & set(settings.measured))
     disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
     shots = settings.predict.shots or 0 if "base" in loaded else 0
     own = max(rows.tokens - rows.shared, 0) if rows else 0

@@ -47,7 +47,7 @@ STAGES = {
         Stage("prepare", (BASE, LABELLED), "prepared", "slmctl.stages.prepare.prepare", ("tokenizers",),
               ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=8),
         Stage("encode", (PREPARED,), "encoder", "slmctl.stages.encode.encode", ("llama_cpp", "sklearn"),
-              ("llama_cpp_python", "scikit-learn"), options=("encoders",)),
+              ("llama_cpp_python", "scikit-learn"), version=2, options=("encoders",)),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
             ("torch", "transformers", "trl", "peft"), (*_HF, "trl", "peft", "unsloth"), version=6, resumes=True,
@@ -74,6 +74,7 @@ STAGES = {
                 Role("model", ("gguf", "base", "adapter", "merged", "published", "encoder")),
                 PREPARED,
                 Role("base", ("base", "gguf"), optional=True),  # an adapter answers on top of it
+                Role("encoder", ("encoder",), optional=True),  # its opinion is added to the file's
             ),
             "predictions", "slmctl.stages.predict.predict", (),
             ("llama_cpp_python", "llguidance", *_HF, "peft"), version=7,
@@ -99,6 +100,7 @@ STAGES = {
             (
                 BASE, PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)),
                 Role("gguf", ("gguf",)), Role("report", ("report",)), LABELLED,
+                Role("encoder", ("encoder",), when="encode"),
             ),
             "published", "slmctl.stages.publish.publish", ("llama_cpp", "gguf"),
             ("llama_cpp_python", "gguf"), version=5,

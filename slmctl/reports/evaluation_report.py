@@ -183,6 +183,23 @@ class ChoiceEntry(TypedDict):
     candidates: list[CandidateEntry]
 
 
+class OpinionEntry(TypedDict):
+    """The verdict on the encoder's second opinion; of evaluate.second_opinion: auto with the validation rows that it
+    won and lost, and the p-value of McNemar's test.
+
+    Attributes:
+        model: The ensemble that it makes of the file to release.
+        kept: A release carries it: it is surely better, or the config says so.
+    """
+
+    model: str
+    kept: bool
+    rows: NotRequired[int]
+    won: NotRequired[int]
+    lost: NotRequired[int]
+    p: NotRequired[float]
+
+
 class CostEntry(TypedDict):
     """Prices of 1,000 rows, and the rows an hour above which a machine of one's own is the cheaper one."""
 
@@ -243,6 +260,7 @@ class EvaluationReport(TypedDict):
     cut: int
     break_even: BreakEven | None
     remarks: list[str]
+    second_opinion: NotRequired[OpinionEntry]
     release: NotRequired[ReleaseEntry]
 
 

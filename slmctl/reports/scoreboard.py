@@ -17,6 +17,7 @@ ORDER = (
     "merged",
     "gguf",
     "lora",
+    "ensemble",
     "published",
     RELEASE,
     "endpoint",

@@ -25,7 +25,7 @@ from slmctl.server.request_errors import RequestError
 from slmctl.server.request_options import SortedOptions, sort_options
 from slmctl.server.tool_requests import Offer
 from slmctl.task.contract import Task
-from slmctl.task.records import Message
+from slmctl.task.records import Message, question_of
 
 CHOICES = 8  # ceiling of `n`, and of the prompts of one completion
 STOPS = 4
@@ -229,7 +229,13 @@ def _checked(
     if count * len(prompts) > CHOICES:
         raise RequestError(f"'n' times the prompts must be at most {CHOICES}", "n")
     requests = [
-        replace(common, prompt=prompt.text, prefix=prompt.prefix, seed=(common.seed + k) % 2**63)
+        replace(
+            common,
+            prompt=prompt.text,
+            prefix=prompt.prefix,
+            seed=(common.seed + k) % 2**63,
+            question=question_of(prompt.turns) if common.labels else "",
+        )
         for prompt in prompts
         for k in range(count)
     ]

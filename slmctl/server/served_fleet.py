@@ -14,8 +14,10 @@ from slmctl.config import PRODUCTION, ServeConfig
 from slmctl.config.serve_section import AUTO, DEFAULT
 from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.inference import ENCODER
 from slmctl.inference.engine import Engine
 from slmctl.model_files import memory
+from slmctl.model_files.gguf_choice import opinion_of
 from slmctl.network import guard
 from slmctl.pipeline import model_lookup, served_adapters
 from slmctl.pipeline.resolve import Workspace
@@ -182,11 +184,13 @@ class _Finder:
             )
         policy = self._policy(choice, artifact, path)
         if policy is not None and task is not None:
-            model_lookup.fitted_policy(policy, digest, task)
+            model_lookup.fitted_policy(policy, model_lookup.answering(artifact, path), task)
         needed = memory.engine_bytes(
             path, sequences=self.settings.sequences, context=self.settings.context_length,
             classifier=bool(task and task.labels), grammars=bool(task and task.constraint),
         )  # fmt: skip
+        if (opinion := opinion_of(artifact)) is not None:
+            needed += memory.encoder_bytes(opinion / ENCODER)
         return Release(
             choice.name or next(iter(models), "") or path.stem,
             artifact.digest,
@@ -209,6 +213,7 @@ class _Finder:
                 adapters={name: lora.path for name, lora in loras.items()},
                 grammars=bool(own and own.constraint),
                 classifier=bool(own and own.labels),
+                opinion=opinion_of(artifact),
             )
             stack.enter_context(engine)
             task, bare, opening = model_lookup.task_in(artifact, path, engine)
@@ -217,7 +222,7 @@ class _Finder:
             models = _named(choice, artifact, path, main, loras)
             name, router = next(iter(models)), None
             if policy is not None and self.escalation is not None:
-                fitted = model_lookup.fitted_policy(policy, digest, task)
+                fitted = model_lookup.fitted_policy(policy, model_lookup.answering(artifact, path), task)
                 router = Router(fitted, task, name, self.escalation)
                 stack.callback(router.retire)
             build = model_lookup.other_build(artifact, path, engine.info["build"])

@@ -8,7 +8,7 @@ from slmctl.task.contract import Task
 
 def engine_request(
     task: Task, text: str, *, prefix: str = "", constraint: str = "", max_tokens: int, adapter: str = "",
-    temperature: float = 0.0, seed: int = 0,
+    temperature: float = 0.0, seed: int = 0, question: str = "",
 ) -> Request:  # fmt: skip
     """The request for one answer.
 
@@ -21,9 +21,10 @@ def engine_request(
         adapter: The adapter's name inside of the engine.
         temperature: 0 takes the likeliest token.
         seed: Of the tokens that are drawn.
+        question: The text that a second opinion reads.
     """
     return Request(
         text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, max_tokens=max_tokens,
         stop=(task.end,) if task.end else (), schema=constraint or task.constraint, adapter=adapter,
-        temperature=temperature, seed=seed,
+        temperature=temperature, seed=seed, question=question,
     )  # fmt: skip

@@ -104,6 +104,11 @@ class RecordFields(TypedDict):
     source: RecordSource
 
 
+def question_of(turns: Iterable[Message]) -> str:
+    """The contents of a conversation before its answer, without the system prompt: what a model of texts reads."""
+    return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
+
+
 @dataclass(frozen=True)
 class Record:
     """One conversation whose last message is the reference answer.
@@ -126,7 +131,7 @@ class Record:
     @property
     def input(self) -> str:
         """The contents of the messages before the answer, without the system prompt."""
-        return "\n".join(m["content"] for m in self.messages[:-1] if m["role"] != "system")
+        return question_of(self.messages[:-1])
 
     @property
     def answer(self) -> str:

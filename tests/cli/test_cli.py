@@ -223,10 +223,10 @@ def test_every_role_of_a_stage_can_be_given_a_path() -> None:
         # quantize writes the base's own files itself; publish and predict find what a gguf artifact was made of by its
         # digests, evaluate the data set of a release
         assert missing <= {
-            "predict": {"model", "base"},
+            "predict": {"model", "base", "encoder"},
             "quantize": {"base_files", "base"},
             "evaluate": {"predictions", "validation", "released"},
-            "publish": {"base", "prepared", "adapter", "merged"},
+            "publish": {"base", "prepared", "adapter", "merged", "encoder"},
         }.get(name, set()), name
 
 

@@ -19,6 +19,7 @@ from slmctl.inference.escalation_policy import Policy, PolicyFigures, signals
 from slmctl.metrics import answer_metrics, error_threshold
 from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
 from slmctl.metrics.predictions import Prediction, facts_of, read_predictions
+from slmctl.model_files.gguf_choice import ENSEMBLE
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
 
@@ -178,7 +179,7 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
             f"{predictions.path} answers the split '{facts['split']}', and thresholds are set on calibration rows",
             hint=hint,
         )
-    if facts["kind"] not in ("gguf", "published", "encoder"):
+    if facts["kind"] not in ("gguf", "published", "encoder", ENSEMBLE):
         raise UsageError(
             f"{predictions.path} is of a model of kind '{facts['kind']}', and a policy is for a GGUF file or an "
             "encoder",

@@ -55,7 +55,7 @@ class EncodeFacts(TypedDict):
 
 
 def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) -> EncodeFacts:
-    """Write `encoder.gguf`, `head.npz`, `tfidf.npz` where TF-IDF helps, and `encoder.json`.
+    """Write `encoder.gguf`, `head.npz`, `tfidf.npz` where TF-IDF helps, `second_opinion.npz`, and `encoder.json`.
 
     Args:
         encoders: The folder of encoders that were fetched, which every data set of the project shares.
@@ -78,6 +78,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     learned, choosing = vectors[: len(train)], vectors[len(train) :]
     model, right, tfidf = _fitted(train, learned, validation, choosing)
     model.write(out, made_of=prepared.digest)
+    encoder_head.opinion(model.head, choosing, [record.answer for record in validation]).write(out)
     facts: EncodeFacts = {
         "source": encoder_source.name(config.encoder),
         "source_sha256": source,

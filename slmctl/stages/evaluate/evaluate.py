@@ -20,11 +20,13 @@ from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.predictions import facts_of, read_predictions
-from slmctl.metrics.statistics import POWER, design_effect, percentiles, wilson
+from slmctl.metrics.statistics import POWER, design_effect, mcnemar, percentiles, wilson
+from slmctl.model_files.gguf_choice import ENSEMBLE, WITH_ENCODER
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
     EvaluationReport,
     ModelFacts,
+    OpinionEntry,
     ParticipantEntry,
     RowAnswer,
     RowEntry,
@@ -95,13 +97,17 @@ def run(
     free = baselines(task, train, choosing, records)
     answers = free | {name: model.answers for name, model in models.items()}
     choice = None
+    chosen_by = _models(validation or [], choosing)
+    validated = {name: score(task, choosing, model.answers) for name, model in chosen_by.items()}
     if config.choose is not None and validation:
-        files = _models(validation, choosing)
-        scores = {name: score(task, choosing, file.answers) for name, file in files.items()}
-        choice = choose(config.choose, PRIMARY[task.kind], scores, {name: file.facts for name, file in files.items()})
+        files = {name: model.facts for name, model in chosen_by.items() if model.facts["kind"] != ENSEMBLE}
+        choice = choose(config.choose, PRIMARY[task.kind], {name: validated[name] for name in files}, files)
     scored = {name: score(task, records, model_answers) for name, model_answers in answers.items()}
     facts = dict.fromkeys(free, FREE) | {name: model.facts for name, model in models.items()}
     report = _measured(config, task, records, scored, facts, choice)
+    if entry := _second_opinion(config, report, validated):
+        report["second_opinion"] = entry
+        report["focus"] = entry["model"] if entry["kept"] else report["focus"]
     report |= {"split": split, "prepared": prepared.digest}
     if release := next((entry for entry in predictions if facts_of(entry)["kind"] == RELEASE), None):
         compared = {each: scored[each] for each, model in models.items() if model.facts["kind"] not in ASIDE}
@@ -300,6 +306,25 @@ def _focus(models: Mapping[str, ParticipantEntry], choice: ChoiceEntry | None) -
     sizes = {name: model.get("size") or 0 for name, model in models.items() if model["kind"] in ("gguf", "published")}
     own = [name for name, model in models.items() if model["kind"] not in ("endpoint", RELEASE)]
     return min(sizes, key=lambda name: sizes[name]) if sizes else (own or list(models))[-1]
+
+
+def _second_opinion(
+    config: EvaluateConfig, report: EvaluationReport, validated: Mapping[str, Scored]
+) -> OpinionEntry | None:
+    """The verdict on the encoder's opinion beside the file to release; None where that was not measured."""
+    alone, both = report["focus"], f"{report['focus']}{WITH_ENCODER}"
+    if both not in report["models"]:
+        return None
+    if config.second_opinion == "on":
+        return {"model": both, "kept": True}
+    if not {alone, both} <= validated.keys():
+        return None
+    first, second = validated[alone].right, validated[both].right
+    won, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    effect = design_effect(second.astype(np.float64) - first, validated[alone].groups)
+    p = mcnemar(lost, won, effect)
+    sure = won > lost and p <= 1 - config.confidence
+    return {"model": both, "kept": sure, "rows": len(first), "won": won, "lost": lost, "p": p}
 
 
 def _rows(

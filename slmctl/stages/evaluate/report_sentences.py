@@ -65,7 +65,15 @@ def lead(view: ReportView) -> str:
 def remarks(report: EvaluationReport) -> list[str]:
     """Sentences, the most important first: a baseline that wins always comes before all others."""
     view = ReportView(report)
-    return [*_baselines(view), *_release(view), *_choice(view), *_focus(view), *_slices(view), *_rows(view)]
+    return [
+        *_baselines(view),
+        *_release(view),
+        *_choice(view),
+        *_opinion(view),
+        *_focus(view),
+        *_slices(view),
+        *_rows(view),
+    ]
 
 
 def _baselines(view: ReportView) -> Iterator[str]:
@@ -128,6 +136,16 @@ def _choice(view: ReportView) -> Iterator[str]:
         f"Chosen: {choice['model']}, the smallest file {rule} on {where} "
         f"(loss {_points(chosen['loss'])}, at most {_points(chosen['loss_at_most'])})."
     )
+
+
+def _opinion(view: ReportView) -> Iterator[str]:
+    opinion = view.report.get("second_opinion")
+    if opinion is None or "rows" not in opinion:
+        return
+    won, lost = count(opinion["won"], "row"), opinion["lost"]
+    tested = f"of {opinion['rows']:,} validation rows the encoder's second opinion wins {won} and loses {lost}"
+    kept = "so a release carries it" if opinion["kept"] else "which may be chance, so a release goes without it"
+    yield f"{tested[0].upper()}{tested[1:]} (p={opinion['p']:.2g}), {kept}."
 
 
 def _focus(view: ReportView) -> Iterator[str]:

@@ -20,7 +20,7 @@ from slmctl.config import LabelConfig, Teacher
 from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import CONTEXT, MOST_DEADLY, SEQUENCES, Engine, EngineDiedError, EngineError, Request
 from slmctl.model_files import memory
-from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, opinion_of
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.network.endpoint_replies import BYTES_A_TOKEN, EndpointError, Reply
 from slmctl.network.openai_client import EndpointRequest, constraint
@@ -30,6 +30,7 @@ from slmctl.stages.label.rows import LabelRow
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
+from slmctl.task.records import question_of
 
 REFUSED = 400  # the status of a request that the engine does not take
 WARM = 0.7  # temperature of every vote but the first
@@ -223,8 +224,10 @@ class ReleaseTeacher(JournalTeacher):
         votes = config.votes if task.kind == "generate" else 1
         super().__init__(config, teacher, journal, budget, votes=votes, concurrency=1)
         self._folder, self._task = teacher.release, task_of(teacher.release, task)
-        self._entry = gguf_file(artifact.load(teacher.release))
-        self.prompt_hash = sha256_bytes(canonical([self._task.digest, self._entry.sha256]))[7:19]
+        made = artifact.load(teacher.release)
+        self._entry, self._opinion = gguf_file(made), opinion_of(made)
+        self._sha256 = answering_sha256(made, self._entry)
+        self.prompt_hash = sha256_bytes(canonical([self._task.digest, self._sha256]))[7:19]
 
     def may_see(self, row: LabelRow) -> bool:
         return True
@@ -232,14 +235,17 @@ class ReleaseTeacher(JournalTeacher):
     def ask(self, rows: Sequence[LabelRow]) -> None:
         pairs = [(row, vote) for row in rows for vote in range(self.votes)]
         for row, vote in pairs:
-            content = [self._entry.sha256, self._task.digest, row.text, vote]
+            content = [self._sha256, self._task.digest, row.text, vote]
             self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
         left = [(row, vote) for row, vote in pairs if self._keys[row.id, vote] not in self.journal.answers]
         if not left:
             return
         path = self._folder / self._entry.path
         memory.require_engine(path, sequences=SEQUENCES, context=CONTEXT)
-        with Engine(path) as engine, console.progress(f"label {self.name}", len(left), "answers") as meter:
+        with (
+            Engine(path, opinion=self._opinion) as engine,
+            console.progress(f"label {self.name}", len(left), "answers") as meter,
+        ):
             deadly = 0
             for index, answer in engine.ask_all(self._requests(left), widen=True, alone=True):
                 row, vote = left[index]
@@ -268,7 +274,7 @@ class ReleaseTeacher(JournalTeacher):
                 return
             yield engine_request(
                 task, task.prompt(task.messages(row.text)), prefix=prefix, max_tokens=self._config.max_tokens,
-                temperature=WARM if vote else 0.0, seed=vote,
+                temperature=WARM if vote else 0.0, seed=vote, question=question_of(task.messages(row.text)),
             )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from slmctl.artifacts import artifact
 from slmctl.errors import UsageError
 from slmctl.inference import engine
 from slmctl.inference.escalation_policy import FILENAME, Policy, probabilities
-from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.model_files.gguf_choice import answering_sha256, gguf_file
 from slmctl.pipeline import model_lookup, resolve, system_errors
 from slmctl.sources.rows.cells import Row
 from slmctl.stages.predict import local_models, row_answers
@@ -85,7 +85,14 @@ class Answerer:
             self.task, self._untuned = request.task, request.model.kind == "base"
             self._policy = _policy(request, Path(policy) if policy is not None else None)
             self._answerer, _ = stack.enter_context(
-                local_models.opened(request.model, self.task, base=request.base, type=type, max_tokens=max_tokens)
+                local_models.opened(
+                    request.model,
+                    self.task,
+                    base=request.base,
+                    type=type,
+                    max_tokens=max_tokens,
+                    encoder=request.encoder,
+                )
             )
             self.digest = request.model.digest
             self._stack: contextlib.ExitStack | None = stack.pop_all()
@@ -154,5 +161,6 @@ def _policy(request: model_lookup.FileModel, named: Path | None) -> Policy | Non
     if named is not None and (named / artifact.MANIFEST).exists():
         artifact.require_whole(named)
     policy = Policy.read(named if named is not None else own)
-    policy.require(gguf_file(request.model, request.type).sha256, request.task.digest)
+    answering = answering_sha256(request.model, gguf_file(request.model, request.type), request.encoder)
+    policy.require(answering, request.task.digest)
     return policy

@@ -13,13 +13,13 @@ import numpy as np
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.config import resolve_matmul_dtype
 from slmctl.errors import DataError
-from slmctl.inference import engine, grammar_pool
+from slmctl.inference import ENCODER, engine, grammar_pool
 from slmctl.inference.encoder import Encoder
 from slmctl.inference.escalation_policy import LABELS, Policy, probabilities
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source, memory
-from slmctl.model_files.gguf_choice import gguf_file, lora_file
+from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, lora_file, opinion_of
 from slmctl.stages.predict.prompts import Prompt, PromptAnswerer
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
@@ -34,7 +34,7 @@ LORA = "lora"  # the adapter's name inside of the engine
 @contextlib.contextmanager
 def opened(
     model: Artifact, task: Task, *, base: Artifact | None = None, type: str | None = None, max_tokens: int = 256,
-    lora: bool = False, whole_labels: bool | None = None,
+    lora: bool = False, whole_labels: bool | None = None, encoder: Artifact | None = None,
 ) -> Iterator[tuple[EngineAnswerer | HfAnswerer | LinearAnswerer | EncoderAnswerer, FileEntry]]:  # fmt: skip
     """A model for answering, and the file that answers: the GGUF itself, or the safetensors of an HF model.
 
@@ -46,6 +46,7 @@ def opened(
         max_tokens: The longest answer.
         lora: Load the adapter's own file on the base's, as the server loads it for several adapters.
         whole_labels: Score labels by all of their tokens; None for doing so with an untuned base.
+        encoder: The encoder whose opinion is added to a file's; a release may have one of its own.
 
     Raises:
         DataError: The answers cannot be held to the task's schema.
@@ -60,12 +61,16 @@ def opened(
     elif model.kind == "linear":
         yield LinearAnswerer(linear_baseline.read(model.path)), model.manifest.files[0]
     elif model.kind == "encoder":
-        with Encoder(model.file(encoder_source.GGUF)) as encoder:
-            yield EncoderAnswerer(encoder, EncoderModel.read(model.path)), _all_files(model)
+        with Encoder(model.file(encoder_source.GGUF)) as reader:
+            yield EncoderAnswerer(reader, EncoderModel.read(model.path)), _all_files(model)
     elif model.kind in ("gguf", "published"):
         entry = gguf_file(model, type)
         options = {"grammars": bool(task.constraint), "classifier": bool(task.labels)}
-        with _engine(model.file(entry.path), **options) as loaded:
+        opinion = opinion_of(encoder or model)
+        with _engine(model.file(entry.path), opinion=opinion, **options) as loaded:
+            if opinion is not None:
+                digest = answering_sha256(model, entry, encoder)
+                entry = FileEntry(entry.path, entry.size + (opinion / ENCODER).stat().st_size, digest)
             yield EngineAnswerer(loaded, task, max_tokens), entry
     else:
         from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
@@ -99,7 +104,7 @@ class EngineAnswerer:
         requests = (
             engine_request(
                 self.task, prompt.text, prefix=prompt.prefix, constraint=prompt.constraint, max_tokens=self.max_tokens,
-                adapter=self.adapter,
+                adapter=self.adapter, question=prompt.question,
             )
             for prompt in prompts
         )  # fmt: skip

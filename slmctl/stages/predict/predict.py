@@ -13,7 +13,7 @@ from slmctl.errors import StageError
 from slmctl.inference import engine
 from slmctl.inference.escalation_policy import probabilities
 from slmctl.metrics import encoder_head
-from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.model_files.gguf_choice import ENSEMBLE, WITH_ENCODER, gguf_file
 from slmctl.stages.predict import latency, local_models, released
 from slmctl.stages.predict.local_models import EngineAnswerer
 from slmctl.stages.predict.prompts import asked, few_shot
@@ -23,8 +23,9 @@ from slmctl.task.records import Record, read_records, require_records, write_jso
 
 
 def run(
-    config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path, base: Artifact | None = None
-) -> dict[str, Any]:
+    config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path, base: Artifact | None = None,
+    encoder: Artifact | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Answer every record of one split, and write `predictions.jsonl` in the records' order.
 
     Raises:
@@ -36,7 +37,7 @@ def run(
 
         metrics = endpoint_predictions.run(config, model=model, prepared=prepared, out=out)
     else:
-        metrics = _run(config, model, prepared, base, out)
+        metrics = _run(config, model, prepared, base, out, encoder)
     # The model is part of the artifact: two files can give the same answers, and a report measures one of them.
     source = {key: metrics.get(key) for key in ("model", "kind", "sha256", "endpoint")}
     source |= {"base_sha256": metrics["base_sha256"]} if "base_sha256" in metrics else {}
@@ -45,29 +46,24 @@ def run(
 
 
 def _run(
-    config: PredictConfig, model: Artifact, prepared: Artifact, base: Artifact | None, out: Path
+    config: PredictConfig,
+    model: Artifact,
+    prepared: Artifact,
+    base: Artifact | None,
+    out: Path,
+    encoder: Artifact | None,
 ) -> dict[str, Any]:
     task = Task.read(prepared.path)
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it was not trained on the labels, so its prompt lists them
-    name = config.release or (config.type if model.kind in ("gguf", "published") else model.kind)
-    name = encoder_head.NAME if model.kind == "encoder" else name
-    if config.lora:
-        name = f"lora-{name}"
     own = released.contract(model, task) if config.release else task
     train = read_records(prepared.file("train.jsonl")) if config.shots else []
     examples = untuned_prompt.shots(task, train, config.shots or 0)
-    if examples:
-        name = f"{name} ({len(examples)}-shot)"
+    kind, name = _named(config, model, encoder, len(examples))
     with local_models.opened(
-        model,
-        own,
-        base=base,
-        type=config.type,
-        max_tokens=config.max_tokens,
-        lora=config.lora,
-        whole_labels=config.whole_labels,
-    ) as (answerer, weights):
+        model, own, base=base, type=config.type, max_tokens=config.max_tokens, lora=config.lora,
+        whole_labels=config.whole_labels, encoder=encoder,
+    ) as (answerer, weights):  # fmt: skip
         if examples:
             prompts = few_shot(task, examples, records)
         elif config.release:
@@ -87,7 +83,7 @@ def _run(
     write_jsonl(out / "predictions.jsonl", (_line(record, answers[k]) for k, record in enumerate(records)))
     return {
         "model": name or Path(weights.path).stem,
-        "kind": "release" if config.release else "lora" if config.lora else model.kind,
+        "kind": kind,
         **({"release": f"{model.metrics['project']} {model.metrics['version']}"} if config.release else {}),
         "split": config.split,
         "n": len(records),
@@ -102,6 +98,19 @@ def _run(
         "latency_ms": waits,
         "rows_per_s": round(len(records) / max(seconds, 1e-9), 2),
     }
+
+
+def _named(config: PredictConfig, model: Artifact, encoder: Artifact | None, shots: int) -> tuple[str, str]:
+    """The kind of a model, and its name in a report; empty where its file has to give the name."""
+    kind = "release" if config.release else "lora" if config.lora else ENSEMBLE if encoder else model.kind
+    name = config.release or (config.type if model.kind in ("gguf", "published") else model.kind) or ""
+    if model.kind == "encoder":
+        name = encoder_head.NAME
+    elif config.lora:
+        name = f"lora-{name}"
+    elif encoder is not None:
+        name = f"{name}{WITH_ENCODER}"
+    return kind, f"{name} ({shots}-shot)" if shots else name
 
 
 def _line(record: Record, answer: engine.Answer) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Protocol
 from slmctl.inference import engine
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
-from slmctl.task.records import Message, Record, without_weight
+from slmctl.task.records import Message, Record, question_of, without_weight
 
 MARK = "\x00"  # a question, to find what all prompts of a task begin with
 
@@ -33,7 +33,7 @@ class Prompt:
     @property
     def question(self) -> str:
         """The texts of its turns without the system prompt, as `Record.input` has them."""
-        return "\n".join(message["content"] for message in self.messages if message["role"] != "system")
+        return question_of(self.messages)
 
 
 class PromptAnswerer(Protocol):

@@ -16,8 +16,10 @@ from slmctl import console
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
+from slmctl.inference import ENCODER, OPINION
 from slmctl.metrics import gates
 from slmctl.model_files.base_model import MODEL_FILES, Base
+from slmctl.model_files.gguf_choice import answering_sha256, gguf_file
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.reports.scoreboard import table
 from slmctl.stages.publish import leak_scan, license, memorisation_probe, slsa_provenance
@@ -32,16 +34,9 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 def run(
     config: PublishConfig,
-    *,
-    base: Artifact,
-    prepared: Artifact,
-    adapter: Artifact,
-    merged: Artifact,
-    gguf: Artifact,
-    report: Artifact,
-    out: Path,
-    labelled: Artifact | None = None,
-) -> dict[str, Any]:
+    *, base: Artifact, prepared: Artifact, adapter: Artifact, merged: Artifact, gguf: Artifact, report: Artifact,
+    out: Path, labelled: Artifact | None = None, encoder: Artifact | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Lay out the release.
 
     Raises:
@@ -59,6 +54,8 @@ def run(
         files = {name: files[name]}
     _require_measured(files, figures)
     lora = _measured_lora(gguf, figures) if "lora" in config.include else {}
+    opinion = _opinion(encoder, gguf, files, figures, out)
+    steps |= {"encoder": encoder} if encoder is not None and opinion else {}
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
     label = license.license_of(base, config.license)
     for entry in files.values():
@@ -75,7 +72,7 @@ def run(
     teaching = teaching_of(labelled)
     _write_texts(
         out, task, files, figures, config=config, base=facts, base_model=facts.public_name, license=label,
-        data=_summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora,
+        data=_summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora, opinion=opinion,
     )  # fmt: skip
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
@@ -87,6 +84,7 @@ def run(
         "files": {name: entry["sha256"] for name, entry in files.items()},
         "memorisation": memorisation,
         **({"lora": lora} if lora else {}),
+        **({"second_opinion": opinion} if opinion else {}),
         **({"teachers": teaching["teachers"]} if teaching else {}),
     }
 
@@ -173,6 +171,25 @@ def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
         )
     kept = {name: {key: entry[key] for key in ("file", "size", "sha256")} for name, entry in bases.items()}
     return {"file": lora["file"], "size": lora["size"], "sha256": lora["sha256"], "bases": kept}
+
+
+def _opinion(
+    encoder: Artifact | None, gguf: Artifact, files: Mapping[str, Any], figures: EvaluationReport, out: Path
+) -> dict[str, Any]:
+    """The source and the hashes of the encoder and its head, copied where the report keeps its opinion; else nothing.
+
+    Raises:
+        GateError: The report did not measure these files with it.
+    """
+    if encoder is None or not figures.get("second_opinion", {}).get("kept"):
+        return {}
+    measured = {model.get("sha256") for model in figures["models"].values()}
+    for name in files:
+        if answering_sha256(gguf, gguf_file(gguf, name), encoder) not in measured:
+            raise GateError(f"no report measured {name} with this encoder: it is not published", hint="slmctl evaluate")
+    _copy(encoder, (ENCODER, OPINION), out)
+    hashes = {entry.path: entry.sha256 for entry in encoder.manifest.files if entry.path in (ENCODER, OPINION)}
+    return {"source": encoder.metrics["source"], "size": encoder.metrics["size"], "files": hashes}
 
 
 def _probe(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, config: PublishConfig) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_what_it_says_is_what_it_holds(encoded: Path) -> None:
     made = artifact.load(next(encoded.glob("runs/encoder/[!.]*")))
     assert not artifact.verify(made)
     held = {entry.path for entry in made.manifest.files} - {"tfidf.npz"}  # there where TF-IDF helps
-    assert held == {"encoder.gguf", "encoder.json", "head.npz", "task.json"}
+    assert held == {"encoder.gguf", "encoder.json", "head.npz", "second_opinion.npz", "task.json"}
     (prepared,) = encoded.glob("runs/prepared/[!.]*")
     records = [json.loads(line) for line in (prepared / "validation.jsonl").read_text().splitlines()]
     texts, labels = ([r["messages"][-2]["content"] for r in records], [r["messages"][-1]["content"] for r in records])

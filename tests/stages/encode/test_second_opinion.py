@@ -1,0 +1,114 @@
+"""The encoder's second opinion: the sum of two distributions, from the report to a release that serves it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from support import tiny
+from support.forks import Forks
+from support.serving import begin, end
+
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.inference.encoder import Encoder
+from slmctl.inference.second_opinion import FLOOR, OpinionHead
+
+
+@pytest.fixture(scope="module")
+def desk(tiny_run: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny project with an encoder whose opinion is released whatever it wins, up to its release 2.0."""
+    folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("both") / "desk"))
+    text = (folder / "slmctl.yaml").read_text().replace('version: "1.0"', 'version: "2.0"')
+    text = text.replace("models: [base, adapter, gguf]", "models: [gguf], second_opinion: 'on'")
+    (folder / "slmctl.yaml").write_text(text + "encode: {encoder: ./words.gguf}\n")
+    tiny.build_encoder(folder / "words.gguf")
+    tiny.ok(stages.run(folder, "run"))
+    return folder
+
+
+def made(folder: Path, kind: str) -> Artifact:
+    """The newest artifact of a kind."""
+    found = [artifact.load(path) for path in folder.glob(f"runs/{kind}/[!.]*")]
+    return max(found, key=lambda each: each.manifest.started)
+
+
+def lines(desk: Path, stages: Forks, model: str, split: str = "test") -> list[dict[str, Any]]:
+    path = tiny.ok(stages.run(desk, "predict", model, "--split", split, "--type", "Q8_0"))
+    return [json.loads(line) for line in (Path(path) / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_it_is_the_sum_of_both(desk: Path, stages: Forks) -> None:
+    records = [json.loads(line) for line in made(desk, "prepared").file("test.jsonl").read_text().splitlines()]
+    encoder = made(desk, "encoder")
+    head = OpinionHead.read(encoder.path)
+    with Encoder(encoder.file("encoder.gguf")) as reader:
+        vectors = reader.encode([record["messages"][-2]["content"] for record in records])
+    scores = (vectors @ head.weights.T + head.bias).astype(float)
+    opinions = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    for alone, both, opinion in zip(
+        lines(desk, stages, "gguf"), lines(desk, stages, "ensemble"), opinions, strict=True
+    ):
+        own = [max(alone["labels"].get(label, 0.0), FLOOR) for label in head.labels]
+        product = np.array(own) * opinion
+        expected = dict(zip(head.labels, product / product.sum(), strict=True))
+        assert both["labels"] == pytest.approx({label: expected[label] for label in both["labels"]}, abs=2e-5)
+        assert both["answer"] == max(expected, key=expected.__getitem__)
+        assert math.isclose(both["confidence"], expected[both["answer"]], abs_tol=2e-5)
+        # how likely the model is to answer with any label stays a signal
+        allowed = sum(alone["raw_logprobs"]) - sum(alone["logprobs"])
+        assert sum(both["raw_logprobs"]) - sum(both["logprobs"]) == pytest.approx(allowed, abs=1e-5)
+
+
+def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> None:
+    release, report = made(desk, "published"), made(desk, "report").metrics
+    assert report["second_opinion"] == {"model": "Q8_0+encoder", "kept": True}
+    assert report["focus"] == "Q8_0+encoder"
+    names = {entry.path for entry in release.manifest.files}
+    assert {"encoder.gguf", "second_opinion.npz"} <= names and not names & {"head.npz", "tfidf.npz"}
+    assert "+encoder" in release.file("README.md").read_text()
+    lineage = json.loads(release.file("lineage.intoto.json").read_bytes())
+    assert "encoder.gguf" in {subject["name"] for subject in lineage["subject"]}
+    tiny.ok(stages.run(desk, "verify", str(release.path)))
+    measured = lines(desk, stages, "ensemble")
+    records = [json.loads(line) for line in made(desk, "prepared").file("test.jsonl").read_text().splitlines()]
+    texts = [record["messages"][-2]["content"] for record in records]
+    child, url = begin(desk, str(desk / "registry" / "tiny-desk" / "2.0"))
+    try:
+        for text, line in zip(texts[:8], measured, strict=False):
+            body = {"model": "tiny-desk", "messages": [{"role": "user", "content": text}]}
+            reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+            assert reply["choices"][0]["message"]["content"] == line["answer"]
+            assert reply["slmctl"]["confidence"] == pytest.approx(line["confidence"], abs=0.02)  # alone, not in a batch
+    finally:
+        end(child)
+
+
+def test_it_is_kept_only_where_validation_rows_show_it(desk: Path, stages: Forks) -> None:
+    tiny.ok(stages.run(desk, "evaluate", "--set", "evaluate.second_opinion=auto"))
+    report = made(desk, "report").metrics
+    opinion = report["second_opinion"]
+    alone, both = (lines(desk, stages, model, "validation") for model in ("gguf", "ensemble"))
+    right = [[line["answer"] == line["expected"] for line in answers] for answers in (alone, both)]
+    won = sum(second and not first for first, second in zip(*right, strict=True))
+    lost = sum(first and not second for first, second in zip(*right, strict=True))
+    p = min(1.0, 2 * sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1)) / 2 ** (won + lost))
+    assert opinion == {"model": "Q8_0+encoder", "rows": len(alone), "won": won, "lost": lost,
+                       "p": pytest.approx(p, abs=1e-5), "kept": won > lost and p <= 0.05}  # fmt: skip
+    assert won + lost > 0
+    assert report["focus"] == ("Q8_0+encoder" if opinion["kept"] else "Q8_0")
+    assert any("second opinion" in remark for remark in report["remarks"])
+
+
+def test_a_model_of_a_release_with_it_is_not_the_encoder(desk: Path, stages: Forks, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("text\ninvoice refund please\nparcel courier today\n")
+    for model in ("ensemble", str(desk / "registry" / "tiny-desk" / "2.0")):
+        out = tmp_path / f"{len(model)}.csv"
+        tiny.ok(stages.run(desk, "predict", model, "--input", str(tmp_path / "in.csv"), "--output", str(out)))
+        assert [line.split(",")[1] for line in out.read_text().splitlines()[1:]] == ["billing", "delivery"]
