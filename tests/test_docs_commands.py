@@ -36,7 +36,7 @@ NOT_RUN = {
     "finetune.md": {"OMP_NUM_THREADS": "torchrun", "torchrun": "two machines", "srun": "Slurm"},
     "fleet.md": {"slmctl keys add crm": "releases of these names"},
     "label.md": {"slmctl": "a teacher"},
-    "metrics.md": {"slmctl evaluate --against": "the network"},
+    "metrics.md": {"slmctl evaluate --against": "the network", "slmctl calibrate --endpoint": "the network"},
     "predict.md": {"slmctl predict MODEL --input in.jsonl": "a Ray cluster"},
     "publish.md": {"oras": "a registry of images", "slmctl fetch hf:": "the Hub", "slmctl fetch s3:": "a bucket"},
     "quantize.md": {"slmctl quantize --set": "rows as wide as blocks of these types"},

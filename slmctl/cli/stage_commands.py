@@ -158,9 +158,11 @@ def quantize(options: Options) -> None:
 )
 @value_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
 @click.option(
-    "--against", metavar="URL", help="Compare with a generalist: send the rows to this OpenAI-compatible endpoint too."
-)
+    "--against", metavar="URL", help="Compare with a generalist: send the rows to this OpenAI-compatible endpoint too; "
+    "or the model's name of an endpoint of slmctl.yaml."
+)  # fmt: skip
 @click.option("--against-model", metavar="NAME", help="Name of the generalist at the endpoint.")
+@key_option("--against-api", metavar="API", key="predict.endpoint.api")
 @click.option("--against-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key.")
 @click.option(
     "--against-shots",
@@ -196,7 +198,8 @@ def evaluate(
         raise UsageError("models stand after --compare", hint=f"slmctl evaluate --compare {' '.join(compared)}")
     if compare and not models:
         raise UsageError("--compare needs models or reports", hint="slmctl evaluate --compare adapter gguf")
-    if (against is None) != (against_model is None):
+    by_url = against is not None and "://" in against
+    if by_url != (against_model is not None):
         raise UsageError(
             "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
         )
@@ -207,6 +210,8 @@ def evaluate(
     if not against and not models:
         preflight.require(project, ["evaluate"])
     general = chains.EndpointModel(against, against_model, against_shots) if against and against_model else None
+    if against and general is None:
+        general = chains.endpoint_named(project, against, against_shots)
     outcome = say_outcome("evaluate", chains.evaluate(project, models or project.config.measured, split, general))
     print_artifact(options, outcome.artifact)
     _show_report(project, outcome.artifact, only_measured=bool(models))
@@ -218,11 +223,21 @@ def evaluate(
 @key_option("--out-of-scope", metavar="LABEL", key="calibrate.out_of_scope")
 @artifact_option("predictions", "Predictions on calibration rows to use in place of the config's.")
 @artifact_option("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.")
+@click.option("--endpoint", metavar="NAME", help="Measure an endpoint of slmctl.yaml, by its model's name: from which "
+              "probability on may its answers be acted on? Rows marked sensitive are never sent.")  # fmt: skip
 @stage_options
 @click.pass_obj
-def calibrate(options: Options) -> None:
+def calibrate(options: Options, endpoint: str | None) -> None:
     """Fit the policy that keeps or escalates answers, on calibration rows."""
+    from slmctl.pipeline import chains
+
     project = open_project(options)
+    if endpoint is not None:
+        guard.require(f"--endpoint {endpoint}", hint="leave --endpoint out to fit the policy of the model here")
+        outcome = say_outcome("calibrate", chains.calibrate(project, against=chains.endpoint_named(project, endpoint)))
+        _show_policy(outcome.artifact)
+        print_artifact(options, outcome.artifact)
+        return
     if "outside" in options.named and "predictions" not in options.named:
         raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
     print_artifact(options, _calibrate(project).artifact)
@@ -482,6 +497,10 @@ def _show_policy(policy: Artifact) -> None:
         f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of them wrong, at most "
         f"{percent(fit['error_bound'])} with {percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
     )
+    if "least_confidence" in fit:
+        terminal().say(
+            f"  act on what {fit['model']} answers with a probability of {fit['least_confidence']:.4f} and more"
+        )
     if "out_of_scope_kept" in fit:
         terminal().say(
             f"  sends {percent(1 - fit['out_of_scope_kept'])} of {fit['out_of_scope_rows']} out-of-scope questions away"

@@ -6,22 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slmctl.config.fields import CONFIDENCE, Inherited, Outside, Percent, Section, SourcePath, Text, WhenSet
+from slmctl.config.fields import CONFIDENCE, Inherited, Outside, Percent, Section, SourcePath, WhenSet
 from slmctl.config.prepare_section import Replace, Source, Splits, TaskConfig
-from slmctl.config.serve_section import Asking, Prices, Redactable
+from slmctl.config.serve_section import Asking, Redactable
+from slmctl.network.decisions import CHAT
 
 
 class Teacher(Asking):
     """A model that labels: one behind an OpenAI-compatible endpoint, or a release on this machine."""
 
-    url: Text | None = Field(None, description="OpenAI-compatible endpoint, such as https://host/v1")
-    model: Text | None = Field(None, description="name of the model at the endpoint")
     release: SourcePath | None = Field(
         None, description="a release or GGUF artifact of the same task, in place of url; it may read sensitive rows"
-    )
-    prices: Annotated[Prices | None, Outside()] = Field(
-        None,
-        description="prices of the endpoint's tokens, without which no cost is known: input, output, currency",
     )
     terms: Annotated[Literal["permitted", "private"] | None, WhenSet()] = Field(
         None,
@@ -35,8 +30,8 @@ class Teacher(Asking):
             raise ValueError("a teacher has either 'url' with 'model', or 'release'")
         if (self.url is None) != (self.model is None):
             raise ValueError("'url' and 'model' come together")
-        if self.url is None and (self.key_env or self.prices):
-            raise ValueError("'key_env' and 'prices' belong to 'url'")
+        if self.url is None and (self.key_env or self.prices or self.api != CHAT):
+            raise ValueError("'key_env', 'prices' and 'api' belong to 'url'")
         return self
 
     @property

@@ -169,7 +169,7 @@ class PredictConfig(Section):
     )
     endpoint: Annotated[Asking, Outside()] = Field(
         default_factory=Asking,
-        description="asking of the endpoint that evaluate --against names: key_env, timeout_s, concurrency",
+        description="the endpoint that evaluate --against and calibrate --endpoint name, and the way it is asked",
     )
     # The name in the report of a release that gates compare with; it is asked by its own task contract.
     release: Annotated[Text, Inherited(), WhenSet()] = ""

@@ -11,7 +11,8 @@ from pydantic import (
     model_validator,
 )
 
-from slmctl.config.fields import Bytes, Inherited, Outside, Percent, Section, SourcePath, Text
+from slmctl.config.fields import Bytes, Inherited, Outside, Percent, Section, SourcePath, Text, WhenSet
+from slmctl.network.decisions import CHAT, Api
 
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT = "default"  # a name of the first model, for clients that name none of their own
@@ -41,9 +42,22 @@ class MachinePrices(Prices):
 Redactable = Literal["email", "phone", "card", "iban", "ip"]
 
 
-class Asking(Section):
-    """The way in which an OpenAI-compatible endpoint is asked for many answers."""
+API_HELP = (
+    "API of the endpoint: chat; or, for classify, one that answers with probabilities: decisions (OpenAI's "
+    "/v1/decisions) or systemone (TypeSafe's /v1/systemone)"
+)
 
+
+class Asking(Section):
+    """An OpenAI-compatible endpoint, and the way in which it is asked for many answers."""
+
+    url: Text | None = Field(None, description="OpenAI-compatible endpoint, such as https://host/v1")
+    model: Text | None = Field(None, description="name of the model at the endpoint")
+    api: Annotated[Api, WhenSet()] = Field(CHAT, description=API_HELP)
+    prices: Annotated[Prices | None, Outside()] = Field(
+        None,
+        description="prices of the endpoint's tokens, without which no cost is known: input, output, currency",
+    )
     key_env: Annotated[Text | None, Outside()] = Field(
         None, description="environment variable that holds the endpoint's key"
     )
@@ -69,6 +83,7 @@ class GeneralistConfig(Endpoint):
     url: Text = Field(
         description="OpenAI-compatible endpoint of the generalist, which answers what the policy does not keep"
     )
+    api: Api = Field(CHAT, description=API_HELP)
     timeout_s: float = Field(
         20, gt=0, le=600, description="seconds for a whole answer; after them the local one is sent"
     )

@@ -24,6 +24,7 @@ class PredictionFacts(TypedDict):
     split: str
     size: NotRequired[int | None]
     sha256: str
+    endpoint: NotRequired[str]  # its address
     base_sha256: NotRequired[str]
     latency_ms: NotRequired[LatencyFigures | None]
     rows_per_s: NotRequired[float | None]

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from slmctl import console
 from slmctl.errors import NetworkError, UsageError
 from slmctl.network import guard
+from slmctl.network.decisions import CHAT, Api
 from slmctl.network.endpoint_replies import EndpointError, Reply
 from slmctl.network.openai_client import EndpointClient, EndpointRequest
 
@@ -63,6 +64,7 @@ class EndpointPool:
         key_env: The environment variable that holds the key; None sends none.
         concurrency: Requests in flight at each endpoint.
         timeout_s: For one attempt, from the connection to the last byte.
+        api: The API that is asked at each.
 
     Raises:
         UsageError: There is no address, one cannot be used, or the variable is not set.
@@ -75,11 +77,15 @@ class EndpointPool:
         key_env: str | None = None,
         concurrency: int = 8,
         timeout_s: float = 60.0,
+        *,
+        api: Api = CHAT,
     ) -> None:
         if not urls:
             raise UsageError("no endpoint is named", hint="--engine-url https://host/v1")
         endpoints = [
-            EndpointClient(url, model, key_env, timeout_s=timeout_s, connections=concurrency, environment_proxies=True)
+            EndpointClient(
+                url, model, key_env, timeout_s=timeout_s, connections=concurrency, environment_proxies=True, api=api
+            )
             for url in urls
         ]
         self._endpoints = list({endpoint.url: endpoint for endpoint in endpoints}.values())

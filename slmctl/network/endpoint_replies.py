@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 MAX_VALUES = 600_000  # commas and brackets of one JSON reply: what its values may cost in memory
@@ -30,6 +30,7 @@ class Reply:
     seconds: float
     confidence: float | None = None  # in 0..1, where the endpoint gives it
     tool_calls: list[Any] | None = None  # as the endpoint wrote them
+    labels: Mapping[str, float] = field(default_factory=dict)  # probability of each, likeliest first, where it decides
 
 
 class TokenLogprob(TypedDict):
@@ -112,19 +113,19 @@ class StreamedReply:
         """
         if line == b"[DONE]":
             return None
-        chunk = _parsed(line)
+        chunk = parsed(line)
         if isinstance(chunk.get("error"), dict | str):
             raise EndpointError(f"the answer was broken off: {message(line)}", "refused")
-        usage, own = _mapping(chunk.get("usage")), _mapping(chunk.get("slmctl"))
-        self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
-        self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
+        usage, own = mapping(chunk.get("usage")), mapping(chunk.get("slmctl"))
+        self.prompt_tokens = count(usage.get("prompt_tokens"), self.prompt_tokens)
+        self.completion_tokens = count(usage.get("completion_tokens"), self.completion_tokens)
         self._confidence = _probability(own.get("confidence"), self._confidence)
-        self.labels = _probabilities(own.get("labels")) or self.labels
+        self.labels = probabilities(own.get("labels")) or self.labels
         if chunk.get("choices") in (None, []):  # a chunk of counts alone
             return None
         choice = _first_choice(chunk)
         self.finish = _finish(choice) or self.finish
-        piece = choice["text"] if "text" in choice else _mapping(choice.get("delta")).get("content")
+        piece = choice["text"] if "text" in choice else mapping(choice.get("delta")).get("content")
         text = "" if piece is None else _text(piece)
         tokens = _tokens(choice)
         self._logprobs_valid &= tokens is not None
@@ -140,58 +141,62 @@ def read_reply(raw: bytes, seconds: float, max_tokens: int) -> Reply:
     Raises:
         EndpointError: It is no chat completion, or larger than an answer of so many tokens is.
     """
-    body = _parsed(raw)
-    choice, usage = _first_choice(body), _mapping(body.get("usage"))
+    body = parsed(raw)
+    choice, usage = _first_choice(body), mapping(body.get("usage"))
     reply_message = choice.get("message")
     if not isinstance(reply_message, dict) or not ("content" in reply_message or reply_message.get("tool_calls")):
-        raise _unreadable("without a message")
+        raise unreadable("without a message")
     calls = reply_message.get("tool_calls") or None
     if calls is not None:
         if not isinstance(calls, list):
-            raise _unreadable("with tool calls that are no list")
+            raise unreadable("with tool calls that are no list")
         try:
             json.dumps(calls, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
-            raise _unreadable("with a tool call that is no text") from None
+            raise unreadable("with a tool call that is no text") from None
     content = reply_message.get("content")
     text = "" if content is None else _text(content)  # a refusal to answer is an answer without words
     _require_length(text, max_tokens)
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    prompt, completion = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
     tokens = _tokens(choice)
     logprobs = [token["logprob"] for token in tokens or ()]
-    confidence = _probability(_mapping(body.get("slmctl")).get("confidence"), _joint(logprobs))
+    confidence = _probability(mapping(body.get("slmctl")).get("confidence"), _joint(logprobs))
     return Reply(text, _finish(choice) or "", prompt, completion, seconds, confidence, calls)
 
 
-def _unreadable(fault: str) -> EndpointError:
-    return EndpointError(f"the reply is no chat completion: {fault}", "unreadable", status=200)
+def unreadable(fault: str, form: str = "chat completion") -> EndpointError:
+    return EndpointError(f"the reply is no {form}: {fault}", "unreadable", status=200)
 
 
-def _parsed(raw: bytes) -> dict[str, Any]:
-    """The JSON object in a reply; NaN and infinities, which JSON has not, are null."""
+def parsed(raw: bytes, form: str = "chat completion") -> dict[str, Any]:
+    """The JSON object in a reply; NaN and infinities, which JSON has not, are null.
+
+    Raises:
+        EndpointError: It is none, or has too many values; `form` says what it should be.
+    """
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
-        raise _unreadable(f"more than {MAX_VALUES} values")
+        raise unreadable(f"more than {MAX_VALUES} values", form)
     try:
         body = json.loads(raw.decode(), parse_constant=lambda name: None)
     except (ValueError, RecursionError):
-        raise _unreadable("no JSON in UTF-8") from None
+        raise unreadable("no JSON in UTF-8", form) from None
     if not isinstance(body, dict):
-        raise _unreadable("no JSON object")
+        raise unreadable("no JSON object", form)
     return body
 
 
 def _first_choice(body: Mapping[str, Any]) -> dict[str, Any]:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise _unreadable("without a choice")
+        raise unreadable("without a choice")
     return choices[0]
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """True for text that can be encoded: JSON can spell half of a surrogate pair, which UTF-8 has not."""
     try:
         return isinstance(value, str) and value.encode() is not None
@@ -200,14 +205,14 @@ def _is_text(value: object) -> bool:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not _is_text(value):
-        raise _unreadable("an answer that is no text")
+    if not isinstance(value, str) or not is_text(value):
+        raise unreadable("an answer that is no text")
     return value
 
 
 def _require_length(text: str, max_tokens: int) -> None:
     if len(text) > BYTES_A_TOKEN * max_tokens + BYTES_A_TOKEN:
-        raise _unreadable(f"an answer of {len(text)} characters to a request for {max_tokens} tokens")
+        raise unreadable(f"an answer of {len(text)} characters to a request for {max_tokens} tokens")
 
 
 def _finish(choice: Mapping[str, Any]) -> str | None:
@@ -216,7 +221,7 @@ def _finish(choice: Mapping[str, Any]) -> str | None:
     return finish if isinstance(finish, str) and re.fullmatch(r"[A-Za-z_]{1,32}", finish) else None
 
 
-def _count(value: object, otherwise: int | None = None) -> int | None:
+def count(value: object, otherwise: int | None = None) -> int | None:
     return value if type(value) is int and 0 <= value <= MAX_TOKENS else otherwise
 
 
@@ -225,10 +230,10 @@ def _probability(value: object, otherwise: float | None = None) -> float | None:
     return float(value) if valid else otherwise  # type: ignore[arg-type]
 
 
-def _probabilities(value: object) -> dict[str, float]:
+def probabilities(value: object) -> dict[str, float]:
     """Label -> probability; empty where any of it is neither."""
-    pairs = {name: _probability(share) for name, share in _mapping(value).items()}
-    valid = all(_is_text(name) and share is not None for name, share in pairs.items())
+    pairs = {name: _probability(share) for name, share in mapping(value).items()}
+    valid = all(is_text(name) and share is not None for name, share in pairs.items())
     return {name: share for name, share in pairs.items() if share is not None} if valid else {}
 
 
@@ -250,7 +255,7 @@ def _token(entry: dict[str, Any]) -> TokenLogprob:
     text, logprob = entry.get("token", ""), entry["logprob"]
     spelled = entry.get("bytes") or list(text.encode())
     # float16 sums may end a little above 0
-    if type(logprob) not in (int, float) or not -1e9 < logprob <= 1e-3 or not _is_text(text):
+    if type(logprob) not in (int, float) or not -1e9 < logprob <= 1e-3 or not is_text(text):
         raise ValueError("no log probability of a text")
     if not isinstance(spelled, list):
         raise TypeError("no list of bytes")

@@ -24,9 +24,12 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from slmctl.errors import UsageError
+from slmctl.network import decisions
+from slmctl.network.decisions import CHAT, PATHS, Api, Choice
 from slmctl.network.endpoint_replies import MAX_ERROR, Delta, EndpointError, Reply, StreamedReply, message, read_reply
 
 MAX_BYTES = 8_000_000  # of one reply
+A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add
 CONNECT_S = 10.0  # to reach an endpoint, where its answer has no time limit of its own
 # Options that an endpoint may not know. It is asked again without those that its refusal names.
 EXTENSIONS = ("structured_outputs", "logprobs", "stream_options", "seed")
@@ -49,6 +52,7 @@ class EndpointRequest:
         stop: Texts that end an answer.
         tools: Functions that may be called, in OpenAI's form.
         options: Further options, by OpenAI's names; an endpoint may refuse some of them.
+        choice: The question for one label, which a decisions API answers; it gets no options.
     """
 
     messages: Sequence[Mapping[str, object]]
@@ -58,13 +62,20 @@ class EndpointRequest:
     tools: tuple[object, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
     prompt: str = ""
+    choice: Choice | None = None
+
+    @property
+    def most_prompt_tokens(self) -> int:
+        """More tokens than any tokenizer makes of the prompt: one a byte, and those around messages and labels."""
+        question = self.choice.size + A_MESSAGE * len(self.choice.labels) if self.choice is not None else 0
+        return A_PROMPT + question + sum(A_MESSAGE + len(str(turn["content"]).encode()) for turn in self.messages)
 
 
 class EndpointClient:
     """One OpenAI-compatible server, asked in the event loop that first uses it.
 
     Args:
-        url: `https://host/v1`, or the whole address of its chat completions.
+        url: `https://host/v1`, or the whole address of its chat completions or its decisions.
         model: The name it knows the model by.
         key_env: The environment variable that holds the key; None sends none.
         timeout_s: For one attempt, from the connection to the last byte; None where the caller bounds the time.
@@ -72,6 +83,7 @@ class EndpointClient:
         proxy: HTTP proxy that leads to it.
         environment_proxies: Follow `HTTPS_PROXY` and its like.
         droppable: Options that are left out where the endpoint refuses them.
+        api: The API that is asked; one of decisions takes requests with a `choice`.
 
     Raises:
         UsageError: The address or the key cannot be used.
@@ -88,8 +100,10 @@ class EndpointClient:
         proxy: str | None = None,
         environment_proxies: bool = False,
         droppable: Sequence[str] = DROPPABLE,
+        api: Api = CHAT,
     ) -> None:
-        self.url, self.model, self.timeout_s, self.proxy = completions(url), model, timeout_s, proxy
+        self.url, self.model, self.timeout_s, self.proxy = address(url, api), model, timeout_s, proxy
+        self._api: Api = api
         self.host = urlsplit(self.url).hostname or ""
         self.attempts = 0  # requests sent, those that taught an option included
         self._key = read_key(key_env) if key_env else ""
@@ -113,7 +127,10 @@ class EndpointClient:
         begun = time.monotonic()
         async with self._answered(request, stream=False) as response:
             raw = b"".join([part async for part in _bounded(response, MAX_BYTES)])
-        return read_reply(self._masked(raw), time.monotonic() - begun, request.max_tokens)
+        seconds = time.monotonic() - begun
+        if request.choice is not None:
+            return decisions.read_decision(self._masked(raw), seconds, request.choice)
+        return read_reply(self._masked(raw), seconds, request.max_tokens)
 
     async def stream(self, request: EndpointRequest, reply: StreamedReply) -> AsyncGenerator[Delta, None]:
         """The pieces of an answer as they come; `reply` holds what they add up to.
@@ -177,6 +194,8 @@ class EndpointClient:
             left_out |= learnt
 
     def _body(self, request: EndpointRequest, left_out: set[str], *, stream: bool) -> dict[str, object]:
+        if request.choice is not None:
+            return {"model": self.model} | decisions.body(self._api, request.choice, request.messages)
         options: dict[str, object] = {"max_tokens": request.max_tokens}
         options |= {} if request.temperature is None else {"temperature": request.temperature}
         options |= request.options
@@ -292,8 +311,8 @@ def _named_error(error: Exception) -> str:
 # Addresses, keys, options
 
 
-def completions(url: str) -> str:
-    """The address of an endpoint's chat completions.
+def address(url: str, api: Api = CHAT) -> str:
+    """The address of an endpoint's chat completions, or of its decisions.
 
     Raises:
         UsageError: It is no http address, or holds a name, a key or a query, which would end up in files.
@@ -307,7 +326,7 @@ def completions(url: str) -> str:
             hint="a key goes into an environment variable, which is named beside it",
         )
     path = parts.path.rstrip("/") or "/v1"
-    path += "" if path.endswith("/chat/completions") else "/chat/completions"
+    path += "" if path.endswith(PATHS[api]) else PATHS[api]
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 

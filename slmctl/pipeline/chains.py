@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import time
@@ -15,9 +16,10 @@ from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, GateError, UsageError
-from slmctl.metrics import gates
+from slmctl.metrics import error_threshold, gates
 from slmctl.model_files import encoder_source
 from slmctl.network import guard
+from slmctl.network.decisions import CHAT
 from slmctl.pipeline import released
 from slmctl.pipeline.resolve import (
     TRY_FIRST,
@@ -39,6 +41,8 @@ from slmctl.releases import deliveries, signing, targets
 from slmctl.reports.evaluation_report import EvaluationReport, measured_names, parse_report
 from slmctl.reports.scoreboard import PlannedFile, PublishPlan
 from slmctl.sources import reviewed, snapshot
+from slmctl.task import untuned_prompt
+from slmctl.task.contract import Task
 
 
 def gather_sources(project: Project) -> None:
@@ -148,6 +152,28 @@ class EndpointModel:
     url: str
     model: str
     shots: int | None = None  # None: as many as the task suggests
+    asking: config.Asking | None = None  # None: as the section predict says
+
+
+def endpoint_named(project: Project, name: str, shots: int | None = None) -> EndpointModel:
+    """The endpoint of the config whose model has a name: that of predict, a teacher or the generalist.
+
+    Raises:
+        UsageError: There is none.
+    """
+    settings = project.config
+    endpoints: list[config.Asking] = [settings.predict.endpoint, *(settings.label.teachers if settings.label else ())]
+    if (general := settings.serve.generalist) is not None:
+        own = general.model_dump(include={"url", "model", "api", "key_env"})
+        endpoints.append(config.Asking(**own, prices=settings.prices))
+    named = {each.model: each for each in reversed(endpoints) if each.url and each.model}
+    if name not in named:
+        names = ", ".join(f"'{each}'" for each in named) or "none"
+        raise UsageError(
+            f"slmctl.yaml has no endpoint whose model is '{name}'; it has {names}",
+            hint=f"predict.endpoint: {{url: https://host/v1, model: {name}}}",
+        )
+    return EndpointModel(str(named[name].url), name, shots, named[name])
 
 
 def evaluate(
@@ -165,17 +191,61 @@ def evaluate(
         What `report_inputs` and `run` raise.
     """
     begun = time.monotonic()
+    section = None
+    if against is not None:
+        section = _with_prices_of(project, against)
+        _require_answers(project, against)
     inputs = report_inputs(project, models, lambda request: run(project, request).artifact, split)
     if against is not None:
-        for shots in (0, against.shots):
-            model, section = endpoint(project, against, shots), predict_section(project, split)
-            request = resolve_stage(project, "predict", {"model": model}, section)
+        for shots in (0, against.shots) if _asking(project, against).api == CHAT else (0,):
+            request = _asked(project, against, shots, split)
             inputs["predictions"] = [*inputs["predictions"], run(project, request).artifact]
-    return replace(run(project, resolve_stage(project, "evaluate", inputs)), seconds=time.monotonic() - begun)
+    return replace(run(project, resolve_stage(project, "evaluate", inputs, section)), seconds=time.monotonic() - begun)
 
 
-def calibrate(project: Project, model: str = "gguf") -> Outcome:
-    """Answer the calibration rows with the file that is served, or with the encoder, then fit the policy.
+def _asking(project: Project, against: EndpointModel) -> config.Asking:
+    return against.asking or project.config.predict.endpoint
+
+
+def _asked(
+    project: Project, against: EndpointModel, shots: int | None, split: str | None, *, logprobs: bool = False
+) -> StageRequest:
+    """The request to `predict` for an endpoint."""
+    section = predict_section(project, split).model_copy(update={"endpoint": _asking(project, against)})
+    return resolve_stage(project, "predict", {"model": endpoint(project, against, shots, logprobs=logprobs)}, section)
+
+
+def _require_answers(project: Project, against: EndpointModel) -> None:
+    """Refuse a task that the endpoint's API does not answer, before another model is asked.
+
+    Raises:
+        UsageError: The task has no labels, or too many.
+    """
+    if (api := _asking(project, against).api) != CHAT:
+        untuned_prompt.choice(Task.read(find(project, PREPARED).path), api)
+
+
+def _with_prices_of(project: Project, against: EndpointModel) -> config.Section:
+    """The section evaluate, whose break-even is with the prices of the endpoint that is asked, where they are known.
+
+    Raises:
+        UsageError: They are in another currency than the machine's.
+    """
+    section, prices = config.stage_config(project.config, "evaluate"), _asking(project, against).prices
+    assert isinstance(section, config.EvaluateConfig)
+    if prices is None or section.prices is None:
+        return section
+    if prices.currency != section.prices.currency:
+        raise UsageError(
+            f"the prices of {against.model} are in {prices.currency}, and the machine's in {section.prices.currency}",
+            hint="prices.currency",
+        )
+    machine = section.prices.model_copy(update={"input": prices.input, "output": prices.output})
+    return section.model_copy(update={"prices": machine})
+
+
+def calibrate(project: Project, model: str = "gguf", *, against: EndpointModel | None = None) -> Outcome:
+    """Answer the calibration rows with the file that is served, the encoder, or an endpoint, then fit the policy.
 
     Raises:
         DataError: The data set has too few calibration rows.
@@ -187,15 +257,28 @@ def calibrate(project: Project, model: str = "gguf") -> Outcome:
         role = STAGES["calibrate"].takes[1]
         inputs = {role.name: find(project, role)} if role.name in project.named else {}
     else:
-        if not find(project, PREPARED).metrics["calibration"]:
-            raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
-        inputs = calibration_inputs(project, lambda request: run(project, request).artifact, model)
+        rows, request = find(project, PREPARED).metrics["calibration"], None
+        least = 1 if against is None else error_threshold.MIN_ROWS  # before any of them is paid for
+        if rows < least:
+            needs = f", and {least} are needed for a bound" if rows else ""
+            raise DataError(
+                f"the data set has {rows or 'no'} calibration rows{needs}", hint="prepare.splits.calibration: 0.15"
+            )
+        if against is not None:
+            _require_answers(project, against)
+            request = functools.partial(_asked, project, against, 0, logprobs=_asking(project, against).api == CHAT)
+        inputs = calibration_inputs(project, lambda request: run(project, request).artifact, model, request)
     return replace(run(project, resolve_stage(project, "calibrate", inputs)), seconds=time.monotonic() - begun)
 
 
-def endpoint(project: Project, against: EndpointModel, shots: int | None) -> Artifact:
-    """An endpoint as a model that `predict` can ask: a small file that says which, so that its answers are kept too."""
-    content = artifact.canonical({"url": against.url, "model": against.model, "shots": shots})
+def endpoint(project: Project, against: EndpointModel, shots: int | None, *, logprobs: bool = False) -> Artifact:
+    """An endpoint as a model that `predict` can ask: a small file that says which, so that its answers are kept too.
+
+    With `logprobs`, a chat is asked for the probabilities of its tokens.
+    """
+    api = _asking(project, against).api
+    more = {"api": api} if api != CHAT else {"logprobs": True} if logprobs else {}
+    content = artifact.canonical({"url": against.url, "model": against.model, "shots": shots, **more})
     path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(content)[7:19]}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

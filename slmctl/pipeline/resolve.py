@@ -505,15 +505,17 @@ def _inputs_of(project: Project, made: Artifact, role: str) -> list[Artifact]:
 
 
 def calibration_inputs(
-    project: Project, answers: Callable[[StageRequest], Artifact], model: str = "gguf"
-) -> dict[str, Artifact | list[Artifact]]:
-    """Inputs of a policy: the answers of what is served, or of the encoder, on calibration rows, and on validation
-    rows too where some of them may be out of scope."""
+    project: Project, answers: Callable[[StageRequest], Artifact], model: str = "gguf",
+    request_of: Callable[[str], StageRequest] | None = None,
+) -> dict[str, Artifact | list[Artifact]]:  # fmt: skip
+    """Inputs of a policy: answers on calibration rows, and on validation rows too where some may be out of scope."""
     section = config.stage_config(project.config, "calibrate")
     assert isinstance(section, config.CalibrateConfig)
+    splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
+    if request_of is not None:
+        return {role: answers(request_of(split)) for role, split in splits.items()}
     type = _served_type(project) if model == "gguf" else None
     model = ENSEMBLE if model == "gguf" and ships_opinion(project) else model
-    splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
     return {role: answers(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
 
 

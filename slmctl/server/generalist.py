@@ -13,6 +13,7 @@ from typing import Any
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import GeneralistConfig as Settings
 from slmctl.errors import NetworkError
+from slmctl.network.decisions import Choice
 from slmctl.network.endpoint_replies import EndpointError, Reply
 from slmctl.network.openai_client import EndpointClient, EndpointRequest
 
@@ -89,8 +90,9 @@ class Generalist:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.name = settings, settings.model
         self.endpoint = EndpointClient(
-            settings.url, settings.model, settings.key_env, timeout_s=settings.timeout_s, proxy=settings.proxy
-        )
+            settings.url, settings.model, settings.key_env, timeout_s=settings.timeout_s, proxy=settings.proxy,
+            api=settings.api,
+        )  # fmt: skip
         self.breaker = Breaker()
 
     async def ask(
@@ -99,6 +101,7 @@ class Generalist:
         options: Mapping[str, Any],
         *,
         tools: Sequence[JsonObject] = (),
+        choice: Choice | None = None,
     ) -> Reply:
         """The whole answer.
 
@@ -106,6 +109,7 @@ class Generalist:
             messages: The conversation; of each message role and content leave.
             options: The caller's; of them `max_tokens`, `temperature` and `top_p` leave.
             tools: The functions that it may call; they leave as they are.
+            choice: The question for a decisions API.
 
         Raises:
             GeneralistError: There is none.
@@ -116,6 +120,7 @@ class Generalist:
             temperature=None,
             tools=tuple(tools),
             options={name: options[name] for name in SAMPLING if name in options},
+            choice=choice,
         )
         try:
             reply = await self.endpoint.ask(request)

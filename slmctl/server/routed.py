@@ -17,6 +17,7 @@ from slmctl.config import MachinePrices, ServeConfig
 from slmctl.errors import UsageError
 from slmctl.inference.events import Event
 from slmctl.network import guard
+from slmctl.network.decisions import CHAT, Api
 from slmctl.server.generalist import Generalist
 from slmctl.server.log import Log
 
@@ -101,6 +102,11 @@ class Escalation:
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._generalist_s = 0.0
         self._p_correct_sum, self._p_correct_count = 0.0, 0
+
+    @property
+    def api(self) -> Api:
+        """The API of the generalist."""
+        return self.generalist.settings.api if self.generalist is not None else CHAT
 
     @classmethod
     def of(cls, settings: ServeConfig) -> Escalation:

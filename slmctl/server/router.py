@@ -61,11 +61,15 @@ class Router:
         task: The task contract of the local model.
         name: The local model's name.
         escalation: What the routers of a server share; without a general model it only reports what would be asked.
+
+    Raises:
+        UsageError: The general model answers with labels alone, and the task has none or too many.
     """
 
     def __init__(self, policy: Policy, task: Task, name: str, escalation: Escalation) -> None:
         self.policy, self.task, self.name, self.escalation = policy, task, name, escalation
         self.generalist = escalation.generalist
+        self._choice = untuned_prompt.choice(task, escalation.api)
         # threads of their own: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
         if self.generalist is not None:
@@ -206,7 +210,7 @@ class Router:
         offer = checked.offer
         tools = offer.tools if offer is not None else ()
         reply = await self.generalist.ask(
-            self._asked(cleared.messages, tools), self._options(checked.options), tools=tools
+            self._asked(cleared.messages, tools), self._options(checked.options), tools=tools, choice=self._choice
         )
         # apart from the event loop, since a reply may be long
         if offer is not None:
@@ -254,6 +258,8 @@ class Router:
         if not self.task.system and self.task.kind == "generate":
             return list(messages)
         turns = [_turn(message) for message in messages if message["role"] != "system"]
+        if self._choice is not None:
+            return turns
         return [{"role": "system", "content": untuned_prompt.brief(self.task, tools=tools)}, *turns]
 
     def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:

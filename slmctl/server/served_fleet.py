@@ -19,6 +19,7 @@ from slmctl.inference.engine import Engine
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import opinion_of
 from slmctl.network import guard
+from slmctl.network.decisions import CHAT
 from slmctl.pipeline import model_lookup, served_adapters
 from slmctl.pipeline.resolve import Workspace
 from slmctl.pipeline.served_adapters import ServedAdapter
@@ -32,6 +33,7 @@ from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.routed import Escalation
 from slmctl.server.router import Router
 from slmctl.server.running_model import Release, RunningModel
+from slmctl.task import untuned_prompt
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ class _Finder:
         policy = self._policy(choice, artifact, path)
         if policy is not None and task is not None:
             model_lookup.fitted_policy(policy, model_lookup.answering(artifact, path), task)
+            untuned_prompt.choice(task, self.escalation.api if self.escalation is not None else CHAT)
         needed = memory.engine_bytes(
             path, sequences=self.settings.sequences, context=self.settings.context_length,
             classifier=bool(task and task.labels), grammars=bool(task and task.constraint),

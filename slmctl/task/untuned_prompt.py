@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from slmctl.errors import UsageError
 from slmctl.metrics import answer_metrics
+from slmctl.network.decisions import CHAT, MOST_LABELS, Api, Choice
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record
 from slmctl.task.tool_calls import NO_CALL
@@ -22,6 +24,7 @@ INSTRUCTIONS = {  # added to the task's own system prompt
     "call": 'Answer with one JSON object {{"arguments": {{…}}, "name": "…"}} that calls one of the tools and nothing '
     f"else, or with the word {NO_CALL} where no tool fits. The tools: {{tools}}",
 }
+INSTRUCTION = "Choose the label of the text."  # of a task without a system prompt, where labels go beside it
 HELD = f"Call one of the tools, or answer with the word {NO_CALL} where no tool fits."  # where a grammar holds the form
 
 
@@ -40,6 +43,23 @@ def brief(task: Task, *, local: bool = False, tools: Sequence[Any] | None = None
         instruction = HELD
     described = [f"{label}: {task.descriptions[label]}" for label in task.labels if label in task.descriptions]
     return "\n".join([task.system, instruction, *described]).strip()
+
+
+def choice(task: Task, api: Api) -> Choice | None:
+    """The question of a task for a decisions API, with the labels beside it; None for chats.
+
+    Raises:
+        UsageError: The task has no labels, or more than such an API takes.
+    """
+    if api == CHAT:
+        return None
+    if task.kind != "classify" or not 2 <= len(task.labels) <= MOST_LABELS:
+        raise UsageError(
+            f"a decisions API answers with one of 2 to {MOST_LABELS} labels, and this {task.kind} task has "
+            f"{len(task.labels)}",
+            hint="api: chat",
+        )
+    return Choice(task.system or INSTRUCTION, {label: task.descriptions.get(label, "") for label in task.labels})
 
 
 def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record]:

@@ -41,6 +41,21 @@ def good(text: str = "billing") -> dict[str, Any]:
     }  # fmt: skip
 
 
+DECIDED = [
+    ("answers",), ("answers", 0), ("answers", 0, "type"), ("answers", 0, "choice"), ("answers", 0, "confidence"),
+    ("answers", 0, "probabilities"), ("answers", 0, "probabilities", 0), ("answers", 0, "probabilities", 0, "value"),
+    ("answers", 0, "probabilities", 0, "probability"), ("usage",), ("usage", "input_tokens"),
+    ("usage", "output_tokens"),
+]  # fmt: skip
+
+
+def decided() -> dict[str, Any]:
+    """A good reply of a decisions API."""
+    shares = [{"value": "billing", "probability": 0.9}, {"value": "delivery", "probability": 0.1}]
+    answer = {"type": "choice", "name": "label", "choice": "billing", "confidence": 0.4, "probabilities": shares}
+    return {"model": "m", "answers": [answer], "usage": {"input_tokens": 9, "output_tokens": 0}}
+
+
 def exchanged(body: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
     """The body with one field set, or added where its place is there."""
     place: Any = body

@@ -7,6 +7,7 @@ import json
 import math
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -21,6 +22,7 @@ from support.scale import FULL
 from support.serving import Gateway, chat, gateway, memory, post
 
 from slmctl.network import endpoint_pool
+from slmctl.network.decisions import Api, Choice
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.endpoint_replies import EndpointError, Reply, StreamedReply, message
 from slmctl.network.openai_client import EndpointClient, EndpointRequest
@@ -35,14 +37,18 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_pool, "ATTEMPTS", 2)
 
 
-def ask(fake: Fake, *, stream: bool = False) -> Reply | StreamedReply | str:
+DECIDE = replace(ASK, choice=Choice("Name the category.", {"billing": "", "delivery": ""}))
+APIS: tuple[Api, ...] = ("decisions", "systemone")
+
+
+def ask(fake: Fake, *, stream: bool = False, api: Api = "chat") -> Reply | StreamedReply | str:
     """The answer to one question, or the kind of the error."""
 
     async def work() -> Reply | StreamedReply | str:
-        client, reply = EndpointClient(fake.url, "large", timeout_s=20), StreamedReply()
+        client, reply = EndpointClient(fake.url, "large", timeout_s=20, api=api), StreamedReply()
         try:
             if not stream:
-                return await client.ask(ASK)
+                return await client.ask(ASK if api == "chat" else DECIDE)
             async for _ in client.stream(ASK, reply):
                 pass
             return reply
@@ -64,6 +70,7 @@ def test_what_is_no_completion_is_no_answer(turn: Turn) -> None:
         for stream in (False, True):
             outcome = ask(fake, stream=stream)
             assert isinstance(outcome, str) or (isinstance(outcome, StreamedReply) and not outcome.text), turn
+        assert [isinstance(ask(fake, api=api), str) for api in APIS] == [True, True]
     # 5 kB, compressed four times, once became 3 GB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
@@ -76,6 +83,44 @@ def test_any_field_may_hold_anything(field: tuple[str | int, ...], stream: bool)
     with endpoint.serving(lambda body, before: next(turns)) as fake:
         for _ in bodies:
             _require_sane(ask(fake, stream=stream))
+
+
+@pytest.mark.parametrize("field", replies.DECIDED, ids=lambda field: ".".join(map(str, field)))
+@pytest.mark.parametrize("api", APIS)
+def test_any_field_of_a_decision_may_hold_anything(field: tuple[str | int, ...], api: Api) -> None:
+    bodies = [replies.exchanged(replies.decided(), field, value) for value in replies.ODD]
+    if api == "systemone":
+        bodies = [body | {"answers": {"label": body["answers"][0]}} for body in bodies if field[1:]]
+    turns = iter([(200, {}, json.dumps(body).encode()) for body in bodies])
+    with endpoint.serving(lambda body, before: next(turns)) as fake:
+        for _ in bodies:
+            outcome = ask(fake, api=api)
+            _require_sane(outcome)
+            if isinstance(outcome, Reply):
+                assert outcome.confidence in (None, 0.9) or "probability" in field
+                json.dumps(dict(outcome.labels), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({"type": "refusal"}, ("", "refusal", None)),
+        ({"choice": "parcels"}, ("parcels", "stop", None)),  # read as a chat's text: no label, so a wrong answer
+        ({"probabilities": [{"value": "billing", "probability": 1.5}]}, ("billing", "stop", None)),
+        ({"probabilities": [{"value": "parcels", "probability": 0.5}]}, ("billing", "stop", None)),
+        ({"probabilities": {"billing": 0.7, "delivery": 0.3}}, ("billing", "stop", 0.7)),
+        ({"choice": "x" * 300}, "unreadable"),
+        ({"choice": True}, "unreadable"),
+        ({"choice": "x" * 10_000_000}, "unreadable"),
+    ],
+)
+def test_a_decision_is_read_as_a_chat_is(more: dict[str, Any], kept: Any) -> None:
+    body = replies.decided()
+    body["answers"][0] |= more
+    with endpoint.serving(lambda _, before: (200, {}, json.dumps(body).encode())) as fake:
+        outcome = ask(fake, api="decisions")
+    found = (outcome.text, outcome.finish, outcome.confidence) if isinstance(outcome, Reply) else outcome
+    assert found == kept
 
 
 def _sent(body: dict[str, Any], stream: bool) -> Turn:

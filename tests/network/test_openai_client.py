@@ -44,7 +44,7 @@ def test_how_sure_an_endpoint_is(logprobs: Any, confidence: Any) -> None:
     ],
 )
 def test_addresses(url: str, whole: str) -> None:
-    assert openai_client.completions(url) == whole
+    assert openai_client.address(url) == whole
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,28 @@ def test_the_general_model_is_told_the_task(fake: Fake, said: list[Turn]) -> Non
     assert fake.bodies[0]["max_tokens"] > 1  # a label of another vocabulary needs its room
 
 
+@pytest.mark.parametrize("api", ["decisions", "systemone"])
+def test_a_general_model_that_decides_is_asked_for_a_label(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[dict[str, Any]] = [{}, {"type": "refusal"}, {"choice": "parcels"}, {"choice": None}]
+    pirate = {"role": "system", "content": "Be a pirate."}
+    with endpoint.serving(lambda body, before: endpoint.decides(body, "delivery", **turns.pop(0))) as fake:
+        found = routing(fake.url, api=api)
+        first = one(found, messages=[pirate, *ASK], temperature=0.5)
+        assert (*told(first), first.prompt_tokens) == ("generalist", "unsure", "delivery", 40)
+        assert [told(one(found)) for _ in range(3)] == [("local", "generalist-garbage", "billing")] * 3
+        held = one(found, messages=({"role": "user", "content": "I am jane.doe@example.org"},))
+        assert (*told(held), len(fake.bodies)) == ("local", "sensitive", "billing", 4)
+        with pytest.raises(UsageError, match="with one of 2 to 255 labels, and this generate task has 0"):
+            routing(fake.url, task=GENERATE, api=api)
+    question = {"type": "choice", "instructions": "Name the category."}
+    if api == "decisions":
+        question |= {"name": "label", "choices": [{"value": label} for label in LABELS]}
+        assert fake.bodies[0] == {"model": "large", "input": ASK[0]["content"], "questions": [question]}
+    else:
+        question |= {"criteria": dict.fromkeys(LABELS)}
+        assert fake.bodies[0] == {"model": "large", "state": ASK[0]["content"], "questions": {"label": question}}
+
+
 def test_an_object_is_held_to_the_schema(fake: Fake, said: list[Turn]) -> None:
     texts = ['```json\n{"who": "me"}\n```', '{"who": 7}', '{"who": "me", "more": 1}', "I cannot"]
     said[:] = map(says, texts)

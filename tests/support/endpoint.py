@@ -28,7 +28,13 @@ class Fake:
 
     @property
     def questions(self) -> list[str]:
-        return [body["messages"][-1]["content"] for body in self.bodies]
+        return [asked_of(body) for body in self.bodies]
+
+
+def asked_of(body: dict[str, Any]) -> str:
+    """The last text of a request in any form."""
+    given = body.get("messages", body.get("input", body.get("state")))
+    return str(given if isinstance(given, str) else given[-1]["content"])
 
 
 def says(text: str | None, **more: Any) -> Turn:
@@ -38,6 +44,22 @@ def says(text: str | None, **more: Any) -> Turn:
         "usage": USAGE,
     } | more
     return 200, {}, json.dumps(body).encode()
+
+
+def decides(body: dict[str, Any], label: str, sure: float = 0.9, **more: Any) -> Turn:
+    """A good answer to the question for a label, in the form of the request; the others share what is left."""
+    if "state" in body:
+        labels = list(body["questions"]["label"]["criteria"])
+    else:
+        labels = [choice["value"] for choice in body["questions"][0]["choices"]]
+    shares = {each: sure if each == label else (1 - sure) / (len(labels) - 1) for each in labels}
+    answer: dict[str, Any] = {"type": "choice", "choice": label, "confidence": 0.5, "probabilities": shares}
+    if "state" not in body:
+        answer |= {"name": "label", "probabilities": [{"value": a, "probability": b} for a, b in shares.items()]}
+    answer |= more
+    usage = {"input_tokens": 40, "output_tokens": 0}
+    reply = {"model": "a", "answers": {"label": answer} if "state" in body else [answer], "usage": usage}
+    return 200, {}, json.dumps(reply).encode()
 
 
 def streams(text: str, finish: str = "stop") -> Turn:
@@ -65,7 +87,7 @@ def serving(manners: Manners) -> Iterator[Fake]:
 
         def do_POST(self) -> None:
             body = json.loads(self.body())
-            key = json.dumps(body["messages"])
+            key = json.dumps(body.get("messages", asked_of(body)))
             with lock:
                 before = asked.get(key, 0)
                 asked[key] = before + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from slmctl.cli.main import cli
 from slmctl.network import guard
 from support import tiny
-from support.endpoint import Turn, says
+from support.endpoint import Turn, asked_of, decides, says
 
 PRICES = "prices: {input: 2.0, output: 8.0, currency: EUR}"
 
@@ -50,6 +51,21 @@ def reply(body: dict[str, Any], text: str) -> Turn:
 def manners(*, wrong: float = 0.1) -> Callable[[dict[str, Any], int], Turn]:
     """A teacher without faults."""
     return lambda body, before: reply(body, answer(body, wrong=wrong))
+
+
+def decided(text: str, *, wrong: float = 0.1) -> tuple[str, float]:
+    """The label that a teacher gives a text, and its probability: low where it is wrong."""
+    label = answer({"messages": [{"content": text}]}, wrong=wrong)
+    return label, 0.99 if label == label_of(text) else 0.6
+
+
+def decisions(body: dict[str, Any], before: int) -> Turn:
+    """A teacher that says how sure it is: with a decisions API, or by the probabilities of a chat's tokens."""
+    label, sure = decided(asked_of(body))
+    if "messages" not in body:
+        return decides(body, label, sure)
+    logprobs = {"content": [{"token": label, "logprob": math.log(sure)}]} if body.get("logprobs") else None
+    return says(label, choices=[{"message": {"content": label}, "finish_reason": "stop", "logprobs": logprobs}])
 
 
 def project(folder: Path, url: str, *, rows: int = 120, gold: int = 260, more: str = "", teacher: str = PRICES) -> Path:

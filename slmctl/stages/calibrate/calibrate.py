@@ -11,18 +11,19 @@ import numpy as np
 from markupsafe import Markup
 
 from slmctl import console
-from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import DataError, UsageError
 from slmctl.inference.escalation_policy import Policy, PolicyFigures, signals
 from slmctl.metrics import answer_metrics, error_threshold
 from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
-from slmctl.metrics.predictions import Prediction, facts_of, read_predictions
+from slmctl.metrics.predictions import Prediction, PredictionFacts, facts_of, read_predictions
 from slmctl.model_files.gguf_choice import ENSEMBLE
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
 
+ENDPOINT = "endpoint"  # kind of the model that another server answers with
 FEW_ROWS = 400  # most of what passes on fewer rows passes by luck
 
 
@@ -35,21 +36,21 @@ def run(
         DataError: There are too few rows, or the answers have no confidence.
         GateError: No threshold keeps the error low enough.
         IntegrityError: The predictions hold something else than predictions.
-        UsageError: The predictions are of another split than calibration, or not of a GGUF file.
+        UsageError: The predictions are of another split than calibration, or of another kind of model.
     """
     _require(predictions, outside)
     task = Task.read(predictions.path)
     if config.out_of_scope is not None and config.out_of_scope not in task.labels:
         raise UsageError(f"calibrate.out_of_scope '{config.out_of_scope}' is not one of the task's labels",
                          hint="task.labels")  # fmt: skip
-    lines = read_predictions(predictions)
+    lines = _answered(predictions)
     own = len(lines)
     if outside is not None:
-        lines += [line for line in read_predictions(outside) if line["expected"] == config.out_of_scope]
+        lines += [line for line in _answered(outside) if line["expected"] == config.out_of_scope]
     rows = read(lines, task, config)
     fitted = error_threshold.fit(rows, config)
     policy = Policy(
-        gguf=facts_of(predictions)["sha256"], task=task.digest, kind=task.kind, correct=correctness(task, config),
+        gguf=_source(facts_of(predictions)), task=task.digest, kind=task.kind, correct=correctness(task, config),
         out_of_scope=config.out_of_scope or "", **fitted,
     )  # fmt: skip
     policy.figures.update(_expected(policy, lines[:own], rows))
@@ -57,8 +58,31 @@ def run(
         policy.figures["min_token_f1"] = config.min_token_f1
     policy.write(out)
     (out / "curve.svg").write_text(svg_chart.standalone(picture(policy.figures)), encoding="utf-8")
-    figures = {key: value for key, value in policy.figures.items() if key != "curve"}
+    figures: dict[str, Any] = {key: value for key, value in policy.figures.items() if key != "curve"}
+    if facts_of(predictions)["kind"] == ENDPOINT:
+        kept = [line.get("confidence") or 0.0 for line in lines if policy.judge(line, line["answer"] or "").keep]
+        if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):  # it alone decides
+            figures["least_confidence"] = min(kept)
     return {"model": facts_of(predictions)["model"], "sha256": policy.gguf, "correct": policy.correct} | figures
+
+
+def _answered(predictions: Artifact) -> list[Prediction]:
+    """The predictions; those of an endpoint without the rows that it did not answer with a probability.
+
+    Nobody can act on such an answer, so none of the kept ones is among them.
+    """
+    lines, facts = read_predictions(predictions), facts_of(predictions)
+    if facts["kind"] != ENDPOINT:
+        return lines
+    answered = [line for line in lines if line.get("confidence") is not None]
+    if left_out := len(lines) - len(answered):
+        console.say(f"  {console.count(left_out, 'row')} without an answer of {facts['model']} or its probability")
+    return answered
+
+
+def _source(facts: PredictionFacts) -> str:
+    """The sha256 of the file that answered; of an endpoint that of its address and model."""
+    return facts["sha256"] or sha256_bytes(canonical([facts.get("endpoint"), facts["model"]]))[7:]
 
 
 def _expected(policy: Policy, lines: Sequence[Prediction], rows: CalibrationRows) -> PolicyFigures:
@@ -179,10 +203,10 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
             f"{predictions.path} answers the split '{facts['split']}', and thresholds are set on calibration rows",
             hint=hint,
         )
-    if facts["kind"] not in ("gguf", "published", "encoder", ENSEMBLE):
+    if facts["kind"] not in ("gguf", "published", "encoder", ENSEMBLE, ENDPOINT):
         raise UsageError(
-            f"{predictions.path} is of a model of kind '{facts['kind']}', and a policy is for a GGUF file or an "
-            "encoder",
+            f"{predictions.path} is of a model of kind '{facts['kind']}', and a policy is for a GGUF file, an encoder "
+            "or an endpoint",
             hint=hint,
         )
     if outside is None:
@@ -194,9 +218,9 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
             "calibration",
             hint="slmctl predict gguf --split validation",
         )
-    if other["sha256"] != facts["sha256"]:
+    if _source(other) != _source(facts):
         raise UsageError(
-            f"{predictions.path} and {outside.path} are answers of different GGUF files "
-            f"({facts['sha256'][:12]}, {other['sha256'][:12]})",
+            f"{predictions.path} and {outside.path} are answers of different models "
+            f"({_source(facts)[:12]}, {_source(other)[:12]})",
             hint="slmctl predict gguf --type TYPE --split calibration, then the same with --split validation",
         )

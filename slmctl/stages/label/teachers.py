@@ -7,6 +7,7 @@ labels or the schema, and sees every row.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import CONTEXT, MOST_DEADLY, SEQUENCES, Engine, EngineDiedError, EngineError, Request
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, opinion_of
+from slmctl.network.decisions import CHAT
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.network.endpoint_replies import BYTES_A_TOKEN, EndpointError, Reply
 from slmctl.network.openai_client import EndpointRequest, constraint
@@ -35,7 +37,6 @@ from slmctl.task.records import question_of
 REFUSED = 400  # the status of a request that the engine does not take
 WARM = 0.7  # temperature of every vote but the first
 PASSES = 3  # over the rows without an answer, since what failed may have passed
-A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add
 PaidRequest = tuple[str, EndpointRequest, float]  # key, request, the most that it may cost
 KINDS = ("published", "gguf")  # of a release that may teach
 
@@ -122,11 +123,18 @@ class EndpointTeacher(JournalTeacher):
         examples: NearestExamples, cleared: Mapping[str, Cleared],
     ) -> None:  # fmt: skip
         assert teacher.url is not None and teacher.model is not None
-        super().__init__(config, teacher, journal, budget, votes=config.votes, concurrency=teacher.concurrency)
+        # a decisions API says the same again, with its doubts, so one answer says all
+        votes = config.votes if teacher.api == CHAT else 1
+        super().__init__(config, teacher, journal, budget, votes=votes, concurrency=teacher.concurrency)
         self._task, self._examples, self._cleared = task, examples, cleared
-        self._pool = EndpointPool([teacher.url], teacher.model, teacher.key_env, teacher.concurrency, teacher.timeout_s)
+        self._choice = untuned_prompt.choice(task, teacher.api)
+        self._pool = EndpointPool(
+            [teacher.url], teacher.model, teacher.key_env, teacher.concurrency, teacher.timeout_s, api=teacher.api
+        )
         self._options = {"logprobs": True, **constraint(task.labels, task.constraint)}
-        settings = [untuned_prompt.brief(task), config.examples, config.votes, config.max_tokens]
+        settings: list[object] = [untuned_prompt.brief(task), config.examples, config.votes, config.max_tokens]
+        if self._choice is not None:
+            settings = [teacher.api, *dataclasses.astuple(self._choice)]
         self.prompt_hash = sha256_bytes(canonical(settings))[7:19]
 
     def may_see(self, row: LabelRow) -> bool:
@@ -152,7 +160,7 @@ class EndpointTeacher(JournalTeacher):
                 return
             request = EndpointRequest(
                 shown(row), self._config.max_tokens, WARM if vote else 0.0,
-                options=self._options | ({"seed": vote} if vote else {}),
+                options=self._options | ({"seed": vote} if vote else {}), choice=self._choice,
             )  # fmt: skip
             key = self._key(request, vote)
             self._keys[row.id, vote] = key
@@ -160,9 +168,11 @@ class EndpointTeacher(JournalTeacher):
                 meter.resume(meter.done + 1)
                 continue
             out.add(key)
-            yield key, request, cost_of(self._teacher.prices, _most_prompt_tokens(request), request.max_tokens)
+            yield key, request, cost_of(self._teacher.prices, request.most_prompt_tokens, request.max_tokens)
 
     def _messages(self, row: LabelRow) -> tuple[dict[str, str], ...]:
+        if self._choice is not None:
+            return (self._cleared[row.id].messages[0],)
         turns = [{"role": "system", "content": untuned_prompt.brief(self._task)}]
         for example in self._examples.of(row):
             shown = self._cleared[example.id].messages
@@ -172,21 +182,18 @@ class EndpointTeacher(JournalTeacher):
 
     def _key(self, request: EndpointRequest, vote: int) -> str:
         content = [list(request.messages), request.max_tokens, request.temperature, vote]
+        content += [dataclasses.astuple(self._choice)] if self._choice is not None else []
         return sha256_bytes(canonical(content))[7:39]
 
     def _answer(self, reply: Reply) -> TeacherAnswer:
         prompt, completion = reply.prompt_tokens or 0, reply.completion_tokens or 0
-        # a prompt has tokens, and an answer as many as its length takes: what tells fewer has counted nothing
-        counted = prompt > 0 and completion * BYTES_A_TOKEN >= len(reply.text.encode())
+        # a prompt has tokens, and a written answer as many as its length takes: what tells fewer has counted nothing
+        written = len(reply.text.encode()) if self._choice is None else 0
+        counted = prompt > 0 and completion * BYTES_A_TOKEN >= written
         cost = cost_of(self._teacher.prices, prompt, completion)
         return TeacherAnswer(
             reply.text, reply.finish, prompt, completion, round(reply.seconds, 3), reply.confidence, cost, counted
         )
-
-
-def _most_prompt_tokens(request: EndpointRequest) -> int:
-    """More tokens than any tokenizer makes of a prompt: one a byte, and those of the chat template."""
-    return A_PROMPT + sum(A_MESSAGE + len(str(turn["content"]).encode()) for turn in request.messages)
 
 
 class _PaidRequests:

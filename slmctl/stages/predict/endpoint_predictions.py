@@ -1,4 +1,4 @@
-"""prepared -> predictions of a general model behind an OpenAI-compatible endpoint, told the task in its prompt.
+"""prepared -> predictions of a general model behind an endpoint, told the task in its prompt or as a choice of labels.
 
 It is given every chance: the labels or the schema stand in its system prompt, examples from the training
 rows may stand before the question, and its answer is read kindly. Records marked sensitive are never
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
+import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,8 +21,10 @@ from typing import Any
 
 from slmctl import console
 from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
-from slmctl.config import PredictConfig
+from slmctl.config import PredictConfig, Prices
 from slmctl.errors import DataError
+from slmctl.inference.escalation_policy import LABELS
+from slmctl.network.decisions import CHAT
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.endpoint_replies import Reply
 from slmctl.network.openai_client import EndpointRequest
@@ -35,22 +40,30 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     Raises:
         DataError: Every record is marked sensitive, so none may be sent.
         NetworkError: The endpoint cannot be reached, or refuses the key or the model.
-        UsageError: The variable that should hold the key is not set.
+        UsageError: The variable that should hold the key is not set, or the API takes no such task.
     """
     settings = json.loads(model.path.read_bytes())  # as `pipeline.endpoint` wrote it
     task = Task.read(prepared.path)
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     examples = untuned_prompt.shots(task, read_records(prepared.file("train.jsonl")), settings["shots"])
-    asking = config.endpoint
-    pool = EndpointPool([settings["url"]], settings["model"], asking.key_env, asking.concurrency, asking.timeout_s)
+    asking, api, logprobs = config.endpoint, settings.get("api", CHAT), "logprobs" in settings
+    question = untuned_prompt.choice(task, api)
+    pool = EndpointPool(
+        [settings["url"]], settings["model"], asking.key_env, asking.concurrency, asking.timeout_s, api=api
+    )
     sent = [k for k, record in enumerate(records) if not record.sensitive]
     if not sent:
         raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
     name = f"{settings['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
-    requests = {k: _request(task, records[k], examples, config.max_tokens) for k in sent}
+    if question is None:
+        requests = {k: _request(task, records[k], examples, config.max_tokens, logprobs=logprobs) for k in sent}
+    else:
+        requests = {k: EndpointRequest(untuned_prompt.turns(task, records[k])[:-1], choice=question) for k in sent}
     answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
-    replies, rate = _ask(pool, requests, answered, name)
-    write_jsonl(out / "predictions.jsonl", (_line(task, record, replies.get(k)) for k, record in enumerate(records)))
+    replies, rate = _ask(pool, requests, answered, name, asking.prices)
+    sure = question is not None or logprobs
+    lines = (_line(task, record, replies.get(k), sure=sure) for k, record in enumerate(records))
+    write_jsonl(out / "predictions.jsonl", lines)
     times = [reply.seconds * 1000 for reply in replies.values() if isinstance(reply, Reply)]
     answered.unlink(missing_ok=True)
     failed = [reply for reply in replies.values() if isinstance(reply, Refusal)]
@@ -78,30 +91,34 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     }
 
 
-def _request(task: Task, record: Record, examples: Sequence[Record], max_tokens: int) -> EndpointRequest:
+def _request(
+    task: Task, record: Record, examples: Sequence[Record], max_tokens: int, *, logprobs: bool
+) -> EndpointRequest:
     """The question of a record. Where the task is to call, the prompt has the tools, as its examples answer in text."""
     head = untuned_prompt.opening(task, examples, tools=record.tools)
     tools = () if task.kind == "call" else tuple(record.tools or ())
-    return EndpointRequest([*head, *untuned_prompt.turns(task, record)[:-1]], max_tokens, tools=tools)
+    options = {"logprobs": True} if logprobs else {}
+    return EndpointRequest([*head, *untuned_prompt.turns(task, record)[:-1]], max_tokens, tools=tools, options=options)
 
 
 def _ask(
-    pool: EndpointPool, requests: dict[int, EndpointRequest], answered: Path, name: str
+    pool: EndpointPool, requests: dict[int, EndpointRequest], answered: Path, name: str, prices: Prices | None
 ) -> tuple[dict[int, Reply | Refusal], float | None]:
     """Every reply by row, and how many came a second.
 
     Answers may cost money, so each is written down as it comes: where an earlier run was stopped, only the
     rest is asked. The file lies beside the one that names the endpoint, and is gone when all is done.
     """
-    keys = {
-        k: sha256_bytes(canonical([request.messages, request.max_tokens, *([request.tools] if request.tools else [])]))
-        for k, request in requests.items()
-    }
+    keys = {k: _key(request) for k, request in requests.items()}
     earlier = _written(answered)
     replies: dict[int, Reply | Refusal] = {k: earlier[key] for k, key in keys.items() if key in earlier}
     left = [k for k in requests if k not in replies]
     if replies:
         console.say(f"  {name}: {console.count(len(replies), 'row')} answered before it was stopped")
+    if prices is not None:
+        most = [(requests[k].most_prompt_tokens, requests[k].max_tokens) for k in left]
+        cost = sum(prices.of_tokens(*tokens) for tokens in most)
+        console.say(f"  {name}: {console.count(len(left), 'row')} to ask, at most {cost:,.4f} {prices.currency}")
     begun = time.monotonic()
     with (
         console.progress(f"predict {name}", len(left), "rows") as meter,
@@ -118,6 +135,12 @@ def _ask(
     return replies, round(len(left) / max(time.monotonic() - begun, 1e-9), 2) if left else None
 
 
+def _key(request: EndpointRequest) -> str:
+    more = [request.tools] if request.tools else []
+    more += [dataclasses.astuple(request.choice)] if request.choice is not None else []
+    return sha256_bytes(canonical([request.messages, request.max_tokens, *more]))
+
+
 def _written(path: Path) -> dict[str, Reply]:
     """The replies that were written down, by request; a torn line counts as none."""
     replies = {}
@@ -129,8 +152,8 @@ def _written(path: Path) -> dict[str, Reply]:
     return replies
 
 
-def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str, Any]:
-    """One row: its answer as it is read and as it was said; or why there is none."""
+def _line(task: Task, record: Record, reply: Reply | Refusal | None, *, sure: bool = False) -> dict[str, Any]:
+    """One row: its answer as it is read and as it was said, with what is `sure` of it; or why there is none."""
     line: dict[str, Any] = {"id": record.id, "answer": None, "expected": record.answer, "confidence": None}
     if reply is None:
         return line | {"not_sent": "sensitive", "prompt_tokens": 0, "completion_tokens": 0}
@@ -143,7 +166,19 @@ def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str
         "finish": reply.finish,
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
+        **(_probabilities(reply, reply.confidence) if sure and reply.confidence is not None else {}),
     }
+
+
+def _probabilities(reply: Reply, confidence: float) -> dict[str, Any]:
+    """The fields that `escalation_policy.signals` reads, of a reply as of one choice.
+
+    A decisions API can only answer with a label, so a label is as likely among all texts as among labels.
+    """
+    logprobs = [math.log(max(confidence, sys.float_info.min))]
+    labels = dict(itertools.islice(reply.labels.items(), LABELS))
+    more = {"labels": labels, "raw_logprobs": logprobs} if labels else {}
+    return {"confidence": confidence, "logprobs": logprobs, **more}
 
 
 def _said(task: Task, record: Record, reply: Reply) -> str:

@@ -18,7 +18,7 @@ from support.forks import Forks
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.config import CalibrateConfig
-from slmctl.errors import DataError, GateError, SlmctlError, UsageError
+from slmctl.errors import DataError, GateError, IntegrityError, SlmctlError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics import error_threshold
 from slmctl.metrics.error_threshold import Cut, choose
@@ -209,7 +209,7 @@ def test_objects_and_texts_are_calibrated_too(tmp_path: Path, task: Task) -> Non
         *((lines(300), {"split": split}, UsageError, f"answers the split '{split}'")
           for split in ("train", "validation", "test")),
         *((lines(300), {"kind": kind}, UsageError, f"of kind '{kind}', and a policy is for a GGUF file")
-          for kind in ("base", "adapter", "merged", "endpoint")),
+          for kind in ("base", "adapter", "merged")),
     ],
 )  # fmt: skip
 def test_what_cannot_be_calibrated(
@@ -220,6 +220,17 @@ def test_what_cannot_be_calibrated(
     with pytest.raises(error, match=match) as caught:
         calibrate.run(config, predictions=answers, out=tmp_path)
     assert caught.value.hint or "cannot be calibrated" in match
+
+
+def test_an_endpoints_rows_without_a_probability_count_for_nothing(tmp_path: Path) -> None:
+    facts = {"kind": "endpoint", "sha256": "", "endpoint": "https://host/v1/decisions"}
+    none = [row | {"answer": None, "confidence": None} for row in lines(40, start=900)]
+    alone = calibrate.run(CalibrateConfig(), predictions=predictions(tmp_path / "a", lines(900), **facts), out=tmp_path)
+    given = predictions(tmp_path / "b", [*lines(900), *none], **facts)
+    assert calibrate.run(CalibrateConfig(), predictions=given, out=tmp_path) == alone
+    assert (alone["rows"], len(alone["sha256"])) == (900, 64)
+    with pytest.raises(IntegrityError, match="for another GGUF file"):
+        Policy.read(tmp_path).require("f" * 64, LABELS.digest)
 
 
 def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path) -> None:

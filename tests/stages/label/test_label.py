@@ -357,7 +357,7 @@ def planted(folder: Path, url: str, count: int, **more: Any) -> list[str]:
 
 
 def nothing_sensitive_left(folder: Path, count: int, **more: Any) -> None:
-    with endpoint.serving(teacher.manners()) as fake:
+    with endpoint.serving(teacher.decisions if more else teacher.manners()) as fake:
         values = planted(folder, fake.url, count, more=FEW, **more)
         teacher.slmctl(folder, "label")
     assert len(fake.bodies) == 6 + 8 - artifact.load(teacher.labelled(folder)).metrics["left_out"].get(
@@ -372,8 +372,36 @@ def nothing_sensitive_left(folder: Path, count: int, **more: Any) -> None:
     assert {row["reason"] for row in refused} == {"sensitive, and no teacher on this machine may read it"}
 
 
-def test_no_personal_data_leaves_in_22_disguises(tmp_path: Path) -> None:
-    nothing_sensitive_left(tmp_path, 44)
+@pytest.mark.parametrize("more", [{}, {"teacher": "api: decisions"}, {"teacher": "api: systemone"}])
+def test_no_personal_data_leaves_in_22_disguises(tmp_path: Path, more: dict[str, str]) -> None:
+    nothing_sensitive_left(tmp_path, 44, **more)
+
+
+@pytest.mark.parametrize("api", ["decisions", "systemone"])
+def test_a_teacher_that_decides_is_bounded_by_its_probabilities(tmp_path: Path, api: str) -> None:
+    """One answer a row, the text alone in it; the probability, not the `confidence` of the reply, is the signal."""
+    with endpoint.serving(teacher.decisions) as fake:
+        folder = teacher.project(tmp_path, fake.url, rows=60, teacher=f"{teacher.PRICES}, api: {api}")
+        teacher.slmctl(folder, "label")
+        config = (folder / "slmctl.yaml").read_text()
+        many = f"classify, labels: {[f'l{k}' for k in range(253)] + list(tiny.WORDS)}"
+        for kind, said in ((many, "2 to 255 labels, and this classify task has 256"), ("generate", "task has 0")):
+            odd = config.replace("kind: classify, labels: from-data", f"kind: {kind}")
+            (folder / "slmctl.yaml").write_text(odd, encoding="utf-8")
+            asked = len(fake.bodies)
+            with pytest.raises(UsageError, match=said):
+                teacher.slmctl(folder, "label")
+            assert len(fake.bodies) == asked
+    gold = {text for text, _ in tiny.rows(320, seed=3)[:260]}
+    assert set(fake.questions) <= {*gold, *(folder / "new.csv").read_text().splitlines()}
+    assert len(fake.bodies) == len(set(fake.questions))
+    metrics = artifact.load(teacher.labelled(folder)).metrics
+    assert metrics["error_bound"] <= 0.05
+    files = files_of(teacher.labelled(folder))
+    assert {len(row["votes"]) for row in (*files["accepted"], *files["review"])} == {1}
+    assert {row["votes"][0]["confidence"] for row in files["review"]} == {0.6}
+    ledger = journal(folder).ledger
+    assert ledger.cost == pytest.approx(len(fake.bodies) * 40 * 2 / 1e6)
 
 
 @pytest.mark.slow
@@ -417,7 +445,7 @@ def test_rows_with_the_same_id_of_their_own_are_apart(tmp_path: Path) -> None:
     [
         ("", "there is no section 'label'"),
         ("[{url: 'https://h/v1'}]", "'url' and 'model' come together"),
-        ("[{release: r, key_env: KEY}]", "'key_env' and 'prices' belong to 'url'"),
+        ("[{release: r, key_env: KEY}]", "'key_env', 'prices' and 'api' belong to 'url'"),
         ("[{url: 'https://h/v1', model: m, release: r}]", "either 'url' with 'model', or 'release'"),
         ("[{url: 'https://h/v1', model: m}]\n  max_cost: 3", "'max_cost' needs the 'prices'"),
         ("[{url: 'https://h/v1', model: m}, {url: 'https://h/v1', model: m}]", "two teachers are the same"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import endpoint, tiny
+from support import endpoint, teacher, tiny
 from support.endpoint import fails, says
 from support.forks import Forks
 
@@ -195,6 +195,42 @@ def test_against_slmctls_own_server(stages: Forks, desk: Path) -> None:
     ]  # fmt: skip
     # the server asks with the task's own system prompt, so without examples it answers as its file does
     assert report["models"][f"{model['id']} (zero-shot)"]["right"] == report["models"]["Q8_0"]["right"]
+
+
+@pytest.mark.parametrize("api", ["decisions", "systemone", "chat"])
+def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, api: str) -> None:
+    """Its figures are those of its labels; `calibrate --endpoint` bounds the errors of what it is sure of."""
+    with endpoint.serving(teacher.decisions) as fake:
+        settings = "predict:\n  endpoint: {url: %s, model: large, api: %s, prices: {input: 0.1, output: 0}}\n"
+        more = "prices: {machine_per_hour: 0.2, input: 5, output: 5}\n" + settings % (fake.url, api)
+        (desk / "slmctl.yaml").write_text((desk / "slmctl.yaml").read_text() + more)
+        few = stages.run(desk, "calibrate", "--endpoint", "large")
+        assert (few.returncode, fake.bodies) == (3, [])
+        assert "calibration rows, and 200 are needed" in few.stderr
+        tiny.write_csv(desk / "tickets.csv", tiny.rows(1500))
+        tiny.ok(stages.run(desk, "prepare"))
+        done = stages.run(desk, "calibrate", "--endpoint", "large")
+        policy = artifact.load(Path(tiny.ok(done)))
+        asked = len(fake.bodies)
+        assert tiny.ok(stages.run(desk, "calibrate", "--endpoint", "large")) == str(policy.path)
+        assert len(fake.bodies) == asked  # kept, and not asked again
+        report = artifact.load(Path(tiny.ok(stages.run(desk, "evaluate", "--model", "base", "--against", "large"))))
+    assert {path.rpartition("/")[2] for path in fake.paths} == {"completions" if api == "chat" else api}
+    assert (policy.metrics["rows"], policy.metrics["error_bound"] < 0.05) == (asked, True)
+    assert policy.metrics["kept"] == pytest.approx(0.9, abs=0.05)
+    assert policy.metrics["least_confidence"] == pytest.approx(0.99)
+    assert f"{asked} rows to ask, at most 0.0" in done.stderr
+    assert "act on what large (zero-shot) answers with a probability of 0.9900 and more" in done.stderr
+    large = report.metrics["models"]["large (zero-shot)"]
+    if api == "chat":  # which `evaluate` asks for no probabilities
+        return
+    texts = fake.questions[asked:]
+    right = [teacher.decided(text)[0] == teacher.label_of(text) for text in texts]
+    assert (large["n"], large["right"]) == (len(texts), sum(right))
+    brier = sum((0.01 if each else 0.6) ** 2 for each in right) / len(right)
+    assert large["metrics"]["brier"] == pytest.approx(brier, abs=1e-6)
+    assert report.metrics["break_even"]["api_per_million_input_tokens"] == 0.1
+    assert large["tokens"]["prompt"] == 40 * report.metrics["n"]
 
 
 def test_the_two_flags_come_together(stages: Forks, desk: Path) -> None:
