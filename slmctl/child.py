@@ -138,9 +138,9 @@ class LineChild:
 
     @property
     def pid(self) -> int:
-        """The id of the child that was started."""
-        assert self._process is not None
-        return self._process.pid
+        """The id of the child; 0 without one."""
+        process = self._process
+        return process.pid if process is not None else 0
 
     def start(self, timeout_s: float) -> bytes:
         """Start a child, and wait for its first line, which says that it is ready; that line.

@@ -54,13 +54,17 @@ class Encoder:
         self.size: int = ready["size"]  # of a vector
         self.build: str = ready["build"]
 
-    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], *, together: int = TOGETHER) -> npt.NDArray[np.float32]:
         """The vectors (texts, size) of some texts, each of length 1.
+
+        Args:
+            together: Texts that may share a batch, in which sums are rounded otherwise; with 1 the vector of a text
+                follows from that text alone.
 
         Raises:
             EncoderError: The process ended, or took longer than BATCH_S for TOGETHER texts.
         """
-        parts = [texts[k : k + TOGETHER] for k in range(0, len(texts), TOGETHER)]
+        parts = [texts[k : k + together] for k in range(0, len(texts), together)]
         if not parts:
             return np.zeros((0, self.size), np.float32)
         lines = "".join(json.dumps(list(part)) + "\n" for part in parts).encode()
@@ -77,7 +81,7 @@ class Encoder:
     @property
     def pid(self) -> int:
         """The id of its process; 0 without one."""
-        return self._child.pid if self._child.alive else 0
+        return self._child.pid
 
     def close(self) -> None:
         """End its process."""

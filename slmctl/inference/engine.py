@@ -244,7 +244,9 @@ class Engine:
         """
         if self._opinion is not None and request.labels and request.question and not request.adapter:
             submit = functools.partial(self._submit, request)
-            return self._opinion.beside(request.question, request.labels, on_event, submit)
+            return self._opinion.beside(
+                request.question, request.labels, on_event, submit, alternatives=request.alternatives
+            )
         return self._submit(request, on_event)
 
     def _submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:

@@ -240,7 +240,7 @@ class Policy:
             if fitted != served:
                 raise IntegrityError(
                     f"the policy is for another {subject}: fitted on {fitted[:12]}, and {served[:12]} answers here",
-                    hint="slmctl calibrate, with the file that is served",
+                    hint="slmctl calibrate, with what is served: the file, or the file and its second opinion",
                 )
 
     def score(self, answer: Mapping[str, Any]) -> float:

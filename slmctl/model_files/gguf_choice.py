@@ -9,8 +9,6 @@ from slmctl.artifacts.artifact import Artifact, FileEntry, canonical, sha256_byt
 from slmctl.errors import UsageError
 from slmctl.inference import ENCODER, OPINION
 
-ENSEMBLE, WITH_ENCODER = "ensemble", "+encoder"  # kind of a file with a second opinion, and the end of its name
-
 
 def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
     """The smallest GGUF file of an artifact, a release or a bare `.gguf`, or of those of a type such as `Q4_K_M`.

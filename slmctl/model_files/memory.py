@@ -14,7 +14,7 @@ from pathlib import Path
 
 from slmctl.console import size
 from slmctl.errors import FullError
-from slmctl.hardware import available_bytes, cpu_flags, held_bytes
+from slmctl.hardware import available_bytes, cpu_flags, held_bytes, usable_cores
 from slmctl.model_files import gguf_header
 
 SAMPLE_S = 0.05
@@ -23,7 +23,7 @@ BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # of those on which `inference.ex
 LEAST_EXPANDED = 32 << 20  # bytes of a file; it leaves smaller ones
 REPACKED_BYTES = 0.6  # of a weight in 4 bits, which it copies everywhere
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
-ENCODER_BYTES = 140_000_000  # of a sentence encoder's process, without weights
+ENCODER_BYTES, ENCODER_CORE_BYTES = 50_000_000, 60_000_000  # of a sentence encoder's process, and of a core's texts
 GRAMMAR_BYTES, GRAMMAR_TOKEN_BYTES = 60_000_000, 700  # of the processes that follow a schema, and a token of theirs
 
 
@@ -49,13 +49,17 @@ def fits(needed: int, processes: int = 1) -> bool:
     return processes * needed <= available_bytes() + processes * held_bytes()
 
 
-def require_engine(path: Path, *, sequences: int, context: int) -> None:
+def require_engine(path: Path, *, sequences: int, context: int, encoder: Path | None = None) -> None:
     """Refuse to load a GGUF file whose weights, with the keys and values of so many sequences, cannot fit.
+
+    Args:
+        encoder: The encoder of its second opinion.
 
     Raises:
         FullError: They cannot.
     """
     needed = held_bytes() + engine_bytes(path, sequences=sequences, context=context)
+    needed += encoder_bytes(encoder) if encoder is not None else 0
     require(needed, f"{path.name} with room for {sequences} requests", hint="a smaller file, or a machine with more")
 
 
@@ -77,8 +81,8 @@ def engine_bytes(path: Path, *, sequences: int, context: int, classifier: bool =
 
 
 def encoder_bytes(gguf: Path) -> int:
-    """Bytes that the process of a sentence encoder holds: its weights, and 140 MB with texts of 512 tokens."""
-    return gguf.stat().st_size + ENCODER_BYTES
+    """Bytes that the process of a sentence encoder holds, with texts of 512 tokens on every core."""
+    return gguf.stat().st_size + ENCODER_BYTES + usable_cores() * ENCODER_CORE_BYTES
 
 
 def repacked_bytes(types: Iterable[str]) -> float:

@@ -13,10 +13,11 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config.serve_section import DEFAULT
 from slmctl.errors import UsageError
+from slmctl.inference import ENSEMBLE
 from slmctl.inference.engine import Engine
 from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import EXPANDED
-from slmctl.model_files.gguf_choice import ENSEMBLE, answering_sha256, gguf_file, opinion_of
+from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, opinion_of
 from slmctl.pipeline import linear_file, resolve, stage_table
 from slmctl.pipeline.resolve import Workspace, find_model
 from slmctl.task.contract import FILENAME, Task

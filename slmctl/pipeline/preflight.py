@@ -17,12 +17,12 @@ from pathlib import Path
 from slmctl import config, console, hardware
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import FullError, GateError, MissingError, SlmctlError, UsageError
+from slmctl.inference import ENSEMBLE, WITH_ENCODER
 from slmctl.installation import pip_line
 from slmctl.metrics import encoder_head, gates, linear_baseline
 from slmctl.model_files import catalogue, encoder_source, gguf_converter, model_shape
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry
-from slmctl.model_files.gguf_choice import ENSEMBLE, WITH_ENCODER
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
 from slmctl.pipeline import released, resolve, row_estimate, runner

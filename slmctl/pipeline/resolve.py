@@ -15,7 +15,8 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.model_files.gguf_choice import ENSEMBLE, gguf_file
+from slmctl.inference import ENSEMBLE
+from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import released
 from slmctl.pipeline.stage_rules import ENCODERS, RULES, SOURCES
 from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from slmctl import hardware
 from slmctl.config import Config, FinetuneConfig
 from slmctl.hardware import usable_cores
+from slmctl.inference import ENSEMBLE
 from slmctl.model_files import memory, model_shape
-from slmctl.model_files.gguf_choice import ENSEMBLE
 from slmctl.model_files.model_shape import LOADED_BYTES, STATE_TOKENS, STATES, ModelShape
 from slmctl.pipeline.row_estimate import RowEstimate
 
@@ -212,6 +212,9 @@ def _evaluate(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: 
     if once is None or (loaded and hardware.accelerator()):
         return StageEstimate(disk, peak)
     seconds = REPORT_SECONDS + (len(loaded) + files + of_base) * once
+    if ENSEMBLE in settings.measured and settings.evaluate.second_opinion == "auto":
+        chosen = _answering_seconds(settings, sizes, rows, rows.validation if rows else None, rates)
+        seconds += 2 * len(settings.quantize.types) * (chosen or 0)
     return StageEstimate(disk, peak, seconds)
 
 

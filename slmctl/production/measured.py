@@ -9,6 +9,7 @@ from pathlib import Path
 from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.escalation_policy import Policy
+from slmctl.metrics import encoder_head
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 
 
@@ -50,7 +51,10 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
         IntegrityError: There is no policy at the path, or it is not valid.
     """
     made = sorted(lineage.readable_artifacts(root), key=lambda entry: entry.manifest.started)
-    policies = [entry.path for entry in made if entry.kind == "policy"]
+    # a policy for a first look judges the encoder's answers, which production does not tell from others
+    policies = [
+        entry.path for entry in made if entry.kind == "policy" and entry.metrics.get("model") != encoder_head.NAME
+    ]
     path = root / policy if policy is not None else policies[-1] if policies else None
     fitted = Policy.read(path) if path is not None else None
     name, figure, rows = _reported(made, fitted.gguf if fitted is not None else "")

@@ -207,7 +207,11 @@ class _Finder:
     def _load(self, choice: _Choice, artifact: Artifact, path: Path, policy: Path | None) -> RunningModel:
         settings, loras, own = self.settings, self._adapters(artifact, path), model_lookup.own_task(artifact)
         if choice.pin:  # for the others the fleet has made room
-            memory.require_engine(path, sequences=settings.sequences, context=settings.context_length)
+            opinion = opinion_of(artifact)
+            memory.require_engine(
+                path, sequences=settings.sequences, context=settings.context_length,
+                encoder=opinion / ENCODER if opinion is not None else None,
+            )  # fmt: skip
         with contextlib.ExitStack() as stack:
             engine = Engine(
                 path,

@@ -15,11 +15,11 @@ from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import DataError, UsageError
+from slmctl.inference import ENSEMBLE
 from slmctl.inference.escalation_policy import Policy, PolicyFigures, signals
 from slmctl.metrics import answer_metrics, error_threshold
 from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
 from slmctl.metrics.predictions import Prediction, PredictionFacts, facts_of, read_predictions
-from slmctl.model_files.gguf_choice import ENSEMBLE
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
 

@@ -18,10 +18,10 @@ import numpy as np
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
+from slmctl.inference import ENSEMBLE, WITH_ENCODER
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.predictions import facts_of, read_predictions
 from slmctl.metrics.statistics import POWER, design_effect, mcnemar, percentiles, wilson
-from slmctl.model_files.gguf_choice import ENSEMBLE, WITH_ENCODER
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
     EvaluationReport,

@@ -87,10 +87,11 @@ def opened(
             memory.trim_heap()  # the keys and values of its batches
 
 
-def _engine(path: Path, **options: Any) -> engine.Engine:
+def _engine(path: Path, opinion: Path | None = None, **options: Any) -> engine.Engine:
     """The engine of a file, where the memory is enough for it."""
-    memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
-    return engine.Engine(path, **options)
+    encoder = opinion / ENCODER if opinion is not None else None
+    memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT, encoder=encoder)
+    return engine.Engine(path, opinion=opinion, **options)
 
 
 class EngineAnswerer:

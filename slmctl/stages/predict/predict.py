@@ -10,10 +10,10 @@ from slmctl import console
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import PredictConfig
 from slmctl.errors import StageError
-from slmctl.inference import engine
+from slmctl.inference import ENSEMBLE, WITH_ENCODER, engine
 from slmctl.inference.escalation_policy import probabilities
 from slmctl.metrics import encoder_head
-from slmctl.model_files.gguf_choice import ENSEMBLE, WITH_ENCODER, gguf_file
+from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.stages.predict import latency, local_models, released
 from slmctl.stages.predict.local_models import EngineAnswerer
 from slmctl.stages.predict.prompts import asked, few_shot

@@ -15,6 +15,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from slmctl import sensitive
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import GateError
@@ -109,11 +111,22 @@ def _texts(path: Path, vocabulary: frozenset[str]) -> Iterator[tuple[str, str]]:
         texts: Iterable[tuple[str, str]] = _gguf(path)
     elif path.suffix == ".safetensors":
         texts = _safetensors(path)
+    elif path.suffix == ".npz":
+        texts = _arrays(path)
     elif path.suffix in _BINARY:
         texts = [("", raw.decode()) for raw in _PRINTABLE.findall(path.read_bytes())]
     else:
         texts = _written(path)
     return ((place, text) for place, text in texts if text not in vocabulary)
+
+
+def _arrays(path: Path) -> Iterator[tuple[str, str]]:
+    """The texts among the arrays of a file of numpy's; numbers are no text."""
+    with np.load(path, allow_pickle=False) as kept:
+        for name in kept.files:
+            yield name, name
+            if kept[name].dtype.kind == "U":
+                yield from ((name, str(text)) for text in kept[name].flat)
 
 
 def _written(path: Path) -> Iterator[tuple[str, str]]:

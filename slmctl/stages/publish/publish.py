@@ -18,6 +18,7 @@ from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.inference import ENCODER, OPINION
 from slmctl.metrics import gates
+from slmctl.model_files import encoder_source
 from slmctl.model_files.base_model import MODEL_FILES, Base
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
@@ -101,6 +102,12 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
         raise GateError(
             "the base states no license, so the release must not leave this machine",
             hint="publish.license: the license of the base",
+        )
+    opinion = release.metrics.get("second_opinion")
+    if opinion and not opinion["license"] and not config.to.startswith("dir:"):
+        raise GateError(
+            f"nobody knows the license of the encoder ({opinion['source']}): the release must not leave this machine",
+            hint="evaluate: {second_opinion: 'off'} releases the model without it",
         )
     if not (config.to.startswith("hf:") and config.public):
         return
@@ -189,7 +196,9 @@ def _opinion(
             raise GateError(f"no report measured {name} with this encoder: it is not published", hint="slmctl evaluate")
     _copy(encoder, (ENCODER, OPINION), out)
     hashes = {entry.path: entry.sha256 for entry in encoder.manifest.files if entry.path in (ENCODER, OPINION)}
-    return {"source": encoder.metrics["source"], "size": encoder.metrics["size"], "files": hashes}
+    source = encoder.metrics["source"]
+    terms = encoder_source.LICENSES.get(source, "")
+    return {"source": source, "license": terms, "size": encoder.metrics["size"], "files": hashes}
 
 
 def _probe(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, config: PublishConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.metrics import encoder_head
 from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source
+from slmctl.production.measured import measured
 from slmctl.stages.predict.local_models import EncoderAnswerer, EncoderFirst
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.records import Record
@@ -384,6 +385,12 @@ def test_a_first_look_needs_an_encoder(tiny_run: Path, stages: Forks, tmp_path: 
     (tmp_path / "in.csv").write_text("text\nhello\n")
     files = "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")
     assert "has no section 'encode'" in stages.run(tiny_run, "predict", "gguf", "--first-look", *files).stderr
+
+
+def test_production_is_compared_with_the_policy_of_the_file(calibrated: Path) -> None:
+    assert "encoder_logistic" in {artifact.load(each).metrics["model"] for each in calibrated.glob("runs/policy/[!.]*")}
+    found = measured(calibrated)
+    assert artifact.load(Path(found.policy)).metrics["model"] == "Q8_0"
 
 
 def test_gc_keeps_the_policy_of_the_encoder(calibrated: Path, stages: Forks) -> None:
