@@ -315,12 +315,7 @@ def first_look(project: Project) -> tuple[Artifact, Artifact]:
 
 
 def encoder_of(project: Project) -> Artifact:
-    """The project's encoder.
-
-    Raises:
-        IntegrityError: It has not been made.
-        UsageError: The config has no section `encode`.
-    """
+    """The project's encoder; raises a UsageError where the config has no section `encode`."""
     if project.config.encode is None:
         raise UsageError("slmctl.yaml has no section 'encode', so there is no encoder", hint="encode: {}")
     return find(project, "encoder")
@@ -515,12 +510,13 @@ def calibration_inputs(
     splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
     if request_of is not None:
         return {role: answers(request_of(split)) for role, split in splits.items()}
-    type = _served_type(project) if model == "gguf" else None
-    model = ENSEMBLE if model == "gguf" and ships_opinion(project) else model
+    type = None
+    if model == "gguf":
+        type, model = _served_type(project), ENSEMBLE if _ships_opinion(project) else model
     return {role: answers(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
 
 
-def ships_opinion(project: Project) -> bool:
+def _ships_opinion(project: Project) -> bool:
     """True if the report says that a release carries the encoder as a second opinion."""
     has_report = project.config.encode is not None and is_made(project, "report")
     return has_report and find(project, "report").metrics.get("second_opinion", {}).get("kept", False) is True
