@@ -3,6 +3,7 @@
 # make slow   runs those that take longer; with SINCE=REV those of what has changed since a commit
 # make image    builds a container image for the processor (needs docker)
 # make check     lint, types, and the tests that need neither torch nor llama-cpp-python
+# make docs      makes a site of the documentation in build/site (needs no torch)
 # make mutants   plants known faults one by one, and shows which test catches each
 # make torture   everything at full size: every instant, corruption, form, client and architecture (hours; for nights)
 # make test-clients   clients of the server as they come, in an environment of their own
@@ -24,7 +25,7 @@ NAME ?= finetune
 # a process a core; a file stays with one, so that its fixtures are made once, and the longest come first
 PARALLEL ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo image check test slow mutants torture test-clients test-unsloth test-gpu lint types bench readme clean
+.PHONY: demo image check test slow mutants torture test-clients test-unsloth test-gpu lint types bench readme docs clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo $(DEMO)
@@ -69,6 +70,12 @@ bench: $(VENV)/.bench
 readme: $(VENV)/.dev
 	$(BIN)/python docs/readme.py
 
+docs: $(VENV)/.docs
+	rm -rf build/site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --doctree-dir build/doctrees --conf-dir docs . build/site
+	cp build/site/README.html build/site/index.html
+	@echo build/site/index.html
+
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -90,6 +97,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 $(VENV)/.dev: pyproject.toml | $(VENV)/.demo
 	@$(BIN)/pip install --quiet --editable '.[dev]'
 	@$(BIN)/slmctl --quiet doctor --fix > /dev/null
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/pip install --quiet --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.dev

@@ -65,10 +65,12 @@ def test_the_config_of_the_readme_is_whole(tmp_path: Path) -> None:
     assert config.load(tmp_path / "slmctl.yaml").gates
 
 
-def test_every_page_is_in_the_index() -> None:
+def test_every_page_is_once_in_the_index_which_is_the_navigation_of_the_site() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.+)$", index, flags=re.MULTILINE) == ["Start", "Decide", "Run", "Trust", "Reference"]
     names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md", "demo.md"}  # a part of README.md
-    assert {name for name in names if f"({name})" not in index} == set()
+    outside = ["../CHANGELOG.md", "../CONTRIBUTING.md", "../benchmarks/README.md"]
+    assert sorted(re.findall(r"^- \[.+?\]\((.+?)\)", index, flags=re.MULTILINE)) == sorted([*names, *outside])
 
 
 def test_the_listing_is_what_ls_prints() -> None:
