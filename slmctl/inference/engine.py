@@ -54,6 +54,8 @@ class Request:
         shorten: Shorten max_tokens to what the prompt leaves of the context, in place of refusing.
         logits: Number of last tokens of the prompt after each of which the logits are sent, in place of an answer.
         question: The text that a second opinion reads, where the engine has one; empty for none.
+        rest: Below 1, the end of an answer tells the `distribution` over the labels; branches that are likelier than
+            this are looked at for it. The answer itself stays the same.
     """
 
     prompt: str
@@ -71,6 +73,7 @@ class Request:
     shorten: bool = False
     logits: int = 0
     question: str = ""
+    rest: float = 1.0
 
 
 @dataclass(frozen=True)

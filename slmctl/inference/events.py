@@ -33,6 +33,7 @@ class Event(TypedDict, total=False):
         piece: Text that the answer goes on with.
         tokens: Those of a piece or of the end, for a request with `alternatives`.
         finish, prompt_tokens, completion_tokens, confidence, logprobs, labels, raw_logprobs: As in an Answer.
+        distribution: Every label with its probability, for a request with `rest`.
         error: One sentence, in place of an answer.
         refused: True where the request is at fault.
         died: True where the engine's process ended.
@@ -47,6 +48,7 @@ class Event(TypedDict, total=False):
     logprobs: list[float]
     labels: dict[str, float]
     raw_logprobs: list[float]
+    distribution: dict[str, float]
     error: str
     refused: bool
     died: bool

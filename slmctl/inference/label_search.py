@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,6 +25,13 @@ class TrieNode:
 
     next: dict[int, TrieNode] = field(default_factory=dict)
     label: int | None = None
+
+    def labels(self) -> Iterator[int]:
+        """The labels that end here or below."""
+        if self.label is not None:
+            yield self.label
+        for node in self.next.values():
+            yield from node.labels()
 
 
 Branch = tuple[float, int, list[int], TrieNode]  # minus its probability, its turn, its tokens, where they lead
@@ -101,14 +108,19 @@ class LabelSearch:
     It first takes the likeliest token at every choice, as free decoding does. Where a branch that was
     left is likelier than the label at the end, it is followed, LOOKS times at most: a model that
     knows little would else be asked for half its labels.
+
+    Args:
+        trie: The labels.
+        rest: When the answer is found, branches that are likelier than this are followed for `distribution` alone.
     """
 
-    def __init__(self, trie: LabelTrie) -> None:
-        self.trie = trie
+    def __init__(self, trie: LabelTrie, *, rest: float = 1.0) -> None:
+        self.trie, self._rest = trie, rest
         self._left = LOOKS
         self._order = itertools.count()  # of equally likely branches the earlier one comes first
         self._open: list[Branch] = []  # a heap: the likeliest branch has the least number
         self._likelihood: dict[int, float] = {}
+        self._found: dict[int, float] = {}  # the labels among which the answer is the likeliest, when it is found
         self._asked: dict[tuple[int, ...], LabelChoice] = {}
         self._here = self._branch(1.0, [], trie.root)
         self._first = True  # on the way to the first label
@@ -145,8 +157,9 @@ class LabelSearch:
     @property
     def best(self) -> tuple[int, float]:
         """The index of the likeliest label, and its probability."""
-        index = max(self._likelihood, key=lambda label: (self._likelihood[label], -label))
-        return index, self._likelihood[index]
+        found = self._found or self._likelihood
+        index = max(found, key=lambda label: (found[label], -label))
+        return index, found[index]
 
     def choices(self) -> list[LabelChoice]:
         """The places where the model was asked on the way to the best label, in order."""
@@ -155,16 +168,33 @@ class LabelSearch:
         return [self._asked[path] for path in paths if path in self._asked]
 
     def probabilities(self) -> dict[str, float]:
-        """The labels that the search reached with their probability, likeliest first."""
-        order = sorted(self._likelihood, key=lambda label: (-self._likelihood[label], label))
-        return {self.trie.labels[index]: float(f"{self._likelihood[index]:.6g}") for index in order}
+        """The labels that the search reached for the answer with their probability, likeliest first."""
+        return self._told(self._found or self._likelihood)
+
+    def distribution(self) -> dict[str, float]:
+        """Every label with its probability, likeliest first; they add up to 1.
+
+        The labels of a branch that was not followed have equal parts of its probability.
+        """
+        shares = dict(self._likelihood)
+        for negative, _, _, node in self._open:
+            labels = list(node.labels())
+            shares |= dict.fromkeys(labels, -negative / len(labels))
+        return self._told(shares)
+
+    def _told(self, shares: dict[int, float]) -> dict[str, float]:
+        order = sorted(shares, key=lambda label: (-shares[label], label))
+        return {self.trie.labels[index]: float(f"{shares[index]:.6g}") for index in order}
 
     def _another(self) -> Branch | None:
-        """The branch to follow next; None where none is likelier than the best label."""
-        if not self._open or not self._left or -self._open[0][0] <= max(self._likelihood.values()):
-            return None
-        self._left -= 1
-        return heapq.heappop(self._open)
+        """The branch to follow next; None where none is likelier than the best label, and none of the rest is asked."""
+        likeliest = -self._open[0][0] if self._open else 0.0
+        if not self._found:
+            if self._left and likeliest > max(self._likelihood.values()):
+                self._left -= 1
+                return heapq.heappop(self._open)
+            self._found = dict(self._likelihood)
+        return heapq.heappop(self._open) if likeliest > self._rest else None
 
     def _branch(self, mass: float, path: list[int], node: TrieNode) -> Branch | None:
         """The branch from a choice to the next one, over tokens that are forced; None where it ends in a label."""

@@ -230,7 +230,7 @@ class Scheduler:
             sequence.max_tokens = 0
         elif request.labels:
             trie = self._trie(request.labels, request.end)
-            sequence.search = LabelSearch(trie)
+            sequence.search = LabelSearch(trie, rest=request.rest)
             sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
         elif request.schema:
             sequence.text = Text(())  # the grammar ends an answer; a stop string may stand inside a value
@@ -332,7 +332,8 @@ class Scheduler:
                 self._tell(sequence, token, log(shares[token]), [(item, log(share)) for item, share in shares.items()])
         sequence.raw = len(label.encode())
         self._emit(sequence, label)
-        self._finish(sequence, "stop", labels=search.probabilities(), raw_logprobs=among_all)
+        more = {"distribution": search.distribution()} if sequence.request.rest < 1 else {}
+        self._finish(sequence, "stop", labels=search.probabilities(), raw_logprobs=among_all, **more)
 
     def _json(self, sequence: Sequence, grammar: GrammarState, logits: Logits) -> None:
         """Choose among what the grammar allows; its state then says what it forces, which is not asked for."""

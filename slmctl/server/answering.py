@@ -11,9 +11,11 @@ from typing import Any, cast
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
-from slmctl.server import api_forms, collecting, openai_replies
+from slmctl.server import api_forms, collecting, decision_replies, decision_requests, openai_replies
+from slmctl.server.api_keys import Key
 from slmctl.server.collecting import NO_POLICY
 from slmctl.server.event_stream import EventStream
 from slmctl.server.gateway import Gateway
@@ -33,27 +35,67 @@ SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client tha
 async def answer(gateway: Gateway, http: HttpRequest, kind: str) -> Response:
     """Answer `/v1/chat/completions` (`chat`), `/v1/completions` (`text`) or `/v1/responses` (`response`)."""
     key, body = await gateway.read(http)
-    name, model = gateway.fleet.find(body.get("model"), key)
     with contextlib.ExitStack() as held:
         place = held.enter_context(gateway.limits.place(key))
         exchange = held.enter_context(gateway.exchange(http))
-        running = await gateway.lease(name, exchange)
-        held.callback(gateway.fleet.give_back, running)
-        checked = await gateway.checked(body, kind, model.name, running)
-        place.widen(len(checked.requests))
-        request = _Request(gateway, checked, running, http, exchange, place, held.pop_all().close)
+        request = await _accepted(gateway, http, kind, key, body, exchange, place, held)
     return await request.respond()
 
 
+async def decide(gateway: Gateway, http: HttpRequest, kind: str) -> Response:
+    """Answer `/v1/decisions` (`decision`) or `/v1/systemone` (`systemone`), one model after another.
+
+    No model is held while another is awaited, which may need its memory.
+    """
+    key, body = await gateway.read(http)
+    find, models = functools.partial(gateway.fleet.find, key=key), gateway.fleet.models(key)
+    parts = decision_requests.by_model(body, kind, models, lambda name: find(name)[1].name)
+    for part in parts if len(parts) > 1 else ():  # before any is asked
+        _, model = find(part.body["model"])
+        decision_requests.read(part.body, kind, model.name, model.task)
+    bodies, responses = list[JsonObject](), list[Response]()
+    with contextlib.ExitStack() as held:
+        place = held.enter_context(gateway.limits.place(key))
+        exchange = held.enter_context(gateway.exchange(http))
+        for number, part in enumerate(parts):
+            with contextlib.ExitStack() as own:
+                request = await _accepted(gateway, http, kind, key, part.body, exchange, place, own, number)
+            responses.append(await request.respond())
+            bodies.append(request.body)
+    first, *others = responses
+    return (
+        JSONResponse(decision_replies.merged(parts, bodies), headers={ROUTE: first.headers[ROUTE]}) if others else first
+    )
+
+
+async def _accepted(
+    gateway: Gateway, http: HttpRequest, kind: str, key: Key, body: JsonObject, exchange: Exchange, place: HeldPlace,
+    held: contextlib.ExitStack, number: int = 0,
+) -> _Request:  # fmt: skip
+    """A request that has been checked, with its model and all that `held` holds, which it frees when it is closed."""
+    name, model = gateway.fleet.find(body.get("model"), key)
+    running = await gateway.lease(name, exchange)
+    held.callback(gateway.fleet.give_back, running)
+    checked = await gateway.checked(body, kind, model.name, running)
+    place.widen(len(checked.requests))
+    return _Request(gateway, checked, running, http, exchange, place, held.pop_all().close, number)
+
+
 class _Request:
-    """One accepted request: its response, and its lines in figures and log."""
+    """One accepted request: its response, and its lines in figures and log.
+
+    Attributes:
+        number: Of the part of an HTTP request that it is, from 0.
+        body: Of the response, when it was given whole.
+    """
 
     def __init__(
         self, gateway: Gateway, checked: CheckedRequest, running: RunningModel, http: HttpRequest, exchange: Exchange,
-        place: HeldPlace, free: Callable[[], None],
+        place: HeldPlace, free: Callable[[], None], number: int,
     ) -> None:  # fmt: skip
         self.gateway, self.checked, self.running, self.http = gateway, checked, running, http
-        self.exchange, self.place, self._free = exchange, place, free
+        self.exchange, self.place, self._free, self.number = exchange, place, free, number
+        self.body: JsonObject = {}
         self.note: Note = http.state.note
         self.note.fields |= {"stream": checked.stream, "model": checked.model.name}
         if gateway.settings.log_texts:
@@ -121,9 +163,9 @@ class _Request:
     def _json(self) -> Response:
         choices = self.exchange.choices
         extras = [self._extra(choice.last) for choice in choices]
-        body = api_forms.whole(self.checked, choices, extras, self.running.backend.build, self.name)
+        self.body = api_forms.whole(self.checked, choices, extras, self.running.backend.build, self.name)
         self.close()
-        return JSONResponse(body, headers=self._headers())
+        return JSONResponse(self.body, headers=self._headers())
 
     def _streaming(self, seen: Iterable[tuple[int, Event]]) -> Response:
         ends_at = self.exchange.deadline + SLACK_S
@@ -201,6 +243,6 @@ class _Request:
             self.note.fields["answer"] = [choice.text for choice in choices]
         if (collector := self.gateway.fleet.collector) is not None:
             collecting.hand_over(
-                self.checked, choices, self.routed, id=self.note.id,
+                self.checked, choices, self.routed, id=self.note.id + (f"-{self.number + 1}" if self.number else ""),
                 is_marked=conversation_veto.is_marked(self.http.headers), client=self.note.client, collector=collector,
             )  # fmt: skip

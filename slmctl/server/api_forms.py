@@ -9,7 +9,7 @@ from typing import Protocol
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.events import Event, TokenInfo
-from slmctl.server import openai_replies, responses_replies
+from slmctl.server import decision_replies, openai_replies, responses_replies
 from slmctl.server.call_reader import CallReader, Part
 from slmctl.server.openai_replies import ReplyChoice
 from slmctl.server.openai_requests import CheckedRequest
@@ -44,6 +44,8 @@ def whole(
     shown = [_shown(checked, choice) for choice in choices]
     if checked.kind == "response":
         return responses_replies.whole(checked, shown[0], extras[0], name)
+    if checked.questions:
+        return decision_replies.whole(checked, shown[0], extras[0], name)
     return openai_replies.whole(checked, shown, extras, build, name)
 
 

@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from slmctl.server import answering, feedback, model_list, page, refusals
+from slmctl.server import answering, decision_requests, feedback, model_list, page, refusals
 from slmctl.server.fleet import Fleet
 from slmctl.server.gateway import Gateway
 from slmctl.server.log import Log
@@ -34,6 +34,8 @@ def application(fleet: Fleet, log: Log) -> Starlette:
             Route("/v1/chat/completions", _answers("chat"), methods=["POST"]),
             Route("/v1/completions", _answers("text"), methods=["POST"]),
             Route("/v1/responses", _answers("response"), methods=["POST"]),
+            Route("/v1/decisions", _answers("decision"), methods=["POST"]),
+            Route("/v1/systemone", _answers("systemone"), methods=["POST"]),
             Route("/v1/feedback", feedback.take, methods=["POST"]),
             *model_list.routes(),
             Route("/healthz", _health),
@@ -54,8 +56,10 @@ def application(fleet: Fleet, log: Log) -> Starlette:
 
 
 def _answers(kind: str) -> Callable[[HttpRequest], Awaitable[Response]]:
+    way = answering.decide if kind in decision_requests.PLACES else answering.answer
+
     async def answer(http: HttpRequest) -> Response:
-        return await answering.answer(http.app.state.gateway, http, kind)
+        return await way(http.app.state.gateway, http, kind)
 
     return answer
 

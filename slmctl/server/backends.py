@@ -194,6 +194,10 @@ class EndpointEngine:
 
     async def _answer(self, checked: CheckedRequest, index: int, put: Put) -> None:
         reply, request = StreamedReply(), checked.requests[index]
+        if checked.questions:
+            fault = "another server behind --engine-url does not tell the probability of every label: ask a chat"
+            put({"error": fault, "refused": True})
+            return
         held = bool(request.labels or request.schema)  # such an answer is shown when it is known to be one
         question = _question(checked, index)
         try:

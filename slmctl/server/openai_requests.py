@@ -19,7 +19,7 @@ from slmctl.config import ServeConfig
 from slmctl.errors import DataError
 from slmctl.inference.engine import Request
 from slmctl.sensitive.conversation_veto import unread_fields
-from slmctl.server import client_schemas, request_options, responses_requests, tool_requests
+from slmctl.server import client_schemas, decision_requests, request_options, responses_requests, tool_requests
 from slmctl.server.client_schemas import AnswerForm
 from slmctl.server.request_errors import RequestError
 from slmctl.server.request_options import SortedOptions, sort_options
@@ -86,7 +86,7 @@ class CheckedRequest:
     """A request that has been checked.
 
     Attributes:
-        kind: `chat`, `text` (completions) or `response`.
+        kind: `chat`, `text` (completions), `response`, `decision` or `systemone`.
         requests: The engine's requests, one a choice.
         turns: The conversation of each; empty where raw text is continued.
         sent: The conversation as the client sent it, without system messages that the model does not get.
@@ -98,6 +98,7 @@ class CheckedRequest:
         function: The function whose arguments the answer is; empty where it is a message.
         offer: The functions that the answer may call; None for a model that calls none.
         also: Texts of calls and tools, in which sensitive data is searched for beside the messages.
+        questions: What is asked about the conversation, of a decision.
     """
 
     kind: str
@@ -116,6 +117,7 @@ class CheckedRequest:
     function: str = ""
     offer: Offer | None = None
     also: tuple[str, ...] = ()
+    questions: tuple[decision_requests.Question, ...] = ()
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -177,7 +179,7 @@ def check(body: JsonObject, kind: str, model: ServedModel, settings: ServeConfig
 
     Args:
         body: The body of the request, as `read` gives it.
-        kind: `chat`, `text` (completions) or `response`, by its path.
+        kind: `chat`, `text` (completions), `response`, `decision` or `systemone`, by its path.
         model: The model that is asked.
         settings: With the largest request.
 
@@ -185,6 +187,8 @@ def check(body: JsonObject, kind: str, model: ServedModel, settings: ServeConfig
         RequestError: An option is unknown or out of bounds; it is named.
     """
     options = sort_options(body, kind, model.task)
+    if kind in decision_requests.PLACES:
+        return _decision(kind, model, options, settings)
     if kind != "response":
         return _checked(options.read, kind, model, options, settings)
     chat = responses_requests.as_chat(options.read, calls=model.calls)
@@ -198,6 +202,22 @@ def check(body: JsonObject, kind: str, model: ServedModel, settings: ServeConfig
     return replace(
         checked, kind="response", ignored=tuple(sorted(ignored)),
         repeated={name: body[name] for name in names if name in body},
+    )  # fmt: skip
+
+
+def _decision(kind: str, model: ServedModel, options: SortedOptions, settings: ServeConfig) -> CheckedRequest:
+    """A request whose questions are answered from the probabilities of the model's labels."""
+    questions = decision_requests.read(options.read, kind, model.name, model.task)
+    try:
+        chat = decision_requests.as_chat(options.read, kind)
+        checked = _checked(chat, "chat", model, options, settings)
+    except RequestError as error:
+        raise responses_requests.in_own_names(error, decision_requests.NAMES[kind]) from None
+    rest = decision_requests.rest(questions, model.task)
+    ignored = {*checked.ignored, *decision_requests.ignored(options.read, kind)}
+    return replace(
+        checked, kind=kind, questions=questions, ignored=tuple(sorted(ignored)),
+        requests=tuple(replace(request, rest=rest) for request in checked.requests),
     )  # fmt: skip
 
 

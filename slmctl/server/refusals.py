@@ -14,7 +14,10 @@ from slmctl.server.request_errors import RequestError, kind_of
 LONGEST_ERROR = 1000  # characters of an error's message
 ROUTE = "x-slmctl-route"
 # Paths of questions, each with the option that holds the question.
-QUESTIONS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/responses": "input"}
+QUESTIONS = {
+    "/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/responses": "input",
+    "/v1/decisions": "input", "/v1/systemone": "state",
+}  # fmt: skip
 
 
 def route_header(route: str, reason: str) -> str:

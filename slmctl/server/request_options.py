@@ -21,6 +21,8 @@ READ = {  # by the kind of request
     "text": _COMPLETIONS | {"prompt"},
     "response": _EVERYWHERE
     | {"input", "instructions", "max_output_tokens", "include", "text", "top_logprobs", "tools"},
+    "decision": {"model", "input", "questions"},
+    "systemone": {"model", "state", "questions"},
 }
 # Values that ask for nothing: clients send them by default.
 NEUTRAL: JsonObject = {
@@ -48,6 +50,7 @@ REASONS = {  # of a refusal
     "prompt": "no prompt is kept here: send 'instructions' and 'input'",
     "background": "every answer is given at once: leave it out, and use 'stream' for a long one",
     "audio": "answers are texts",
+    "assets": "images are not read",
     "modalities": "answers are texts",
 }
 REASONS_OF_CALLS = {"functions": "send 'tools'", "function_call": "send 'tool_choice'"}
@@ -85,7 +88,7 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
 
     Args:
         body: The request, with its values of null left out.
-        kind: `chat`, `text` (completions) or `response`.
+        kind: `chat`, `text` (completions), `response`, `decision` or `systemone`.
         task: The contract of the model that is asked.
 
     Raises:

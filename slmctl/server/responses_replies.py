@@ -23,7 +23,7 @@ def whole(checked: CheckedRequest, choice: ReplyChoice, extra: JsonObject, name:
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         **({} if cut else {"completed_at": int(time.time())}),
         "output": [_item(checked, choice, "incomplete" if cut else "completed")],
-        "usage": _usage(openai_replies.usage(checked, [last])),
+        "usage": usage_of(openai_replies.usage(checked, [last])),
         "slmctl": extra,
     }
 
@@ -154,7 +154,8 @@ def _part(checked: CheckedRequest, choice: ReplyChoice) -> JsonObject:
     return {"type": "output_text", "text": choice.text, "annotations": [], "logprobs": tokens}
 
 
-def _usage(used: dict[str, int]) -> JsonObject:
+def usage_of(used: dict[str, int]) -> JsonObject:
+    """Tokens by the names of the Responses API."""
     return {
         "input_tokens": used["prompt_tokens"], "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": used["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},

@@ -5,7 +5,7 @@ Nothing is kept between requests, so a conversation comes whole, as `input`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
@@ -53,7 +53,7 @@ def as_chat(body: JsonObject, *, calls: bool = False) -> JsonObject:
     if calls:
         chat |= {name: body[name] for name in ("parallel_tool_calls",) if name in body}
         chat |= {name: make(body[name]) for name, make in (("tools", _tools), ("tool_choice", _choice)) if name in body}
-    return chat | {"messages": [*system, *_messages(body.get("input"), calls=calls)]}
+    return chat | {"messages": [*system, *messages_of(body.get("input"), calls=calls)]}
 
 
 def _tools(tools: Any) -> Any:
@@ -87,7 +87,7 @@ def _form(text: Any) -> JsonObject:
     return {"response_format": {"type": "json_schema", "json_schema": form}}
 
 
-def _messages(conversation: Any, *, calls: bool) -> list[JsonObject]:
+def messages_of(conversation: Any, *, calls: bool = False) -> list[JsonObject]:
     """The conversation in `input`: a text of the user's, or a list of messages, with calls and results between them."""
     if isinstance(conversation, str):
         return [{"role": "user", "content": conversation}]
@@ -150,8 +150,8 @@ def _is_within(value: Any, names: set[str]) -> bool:
     return isinstance(value, dict) and set(value) <= names
 
 
-def in_own_names(error: RequestError) -> RequestError:
+def in_own_names(error: RequestError, names: Mapping[str, str] = NAMES) -> RequestError:
     """An error about a chat option by the option's name here."""
-    name = NAMES.get(error.param, error.param)
+    name = names.get(error.param, error.param)
     message = error.message.replace(f"'{error.param}'", f"'{name}'") if error.param else error.message
     return RequestError(message, name, status=error.status, code=error.code)

@@ -29,8 +29,8 @@ def scored(tokens: list[tuple[int, ...]], seed: int, scale: float) -> list[float
     return list(found.values())
 
 
-def walk(trie: LabelTrie, seed: int, scale: float) -> tuple[LabelSearch, int]:
-    search, asked = LabelSearch(trie), 0
+def walk(trie: LabelTrie, seed: int, scale: float, rest: float = 1.0) -> tuple[LabelSearch, int]:
+    search, asked = LabelSearch(trie, rest=rest), 0
     while (path := search.path) is not None:
         search.take(logits_of(seed, path, scale))
         asked += 1
@@ -61,6 +61,17 @@ def test_the_label_and_its_probability(tokens: list[tuple[int, ...]], seed: int,
     assert asked <= max(map(len, tokens)) + LOOKS
     order = list(search.probabilities().values())
     assert order == sorted(order, reverse=True)
+    for rest in (1.0, 0.05, 0.0):  # what is looked at beside it leaves the answer as it is
+        wide, _ = walk(trie, seed, scale, rest)
+        assert (wide.best, wide.probabilities(), wide.choices()) == (
+            search.best,
+            search.probabilities(),
+            search.choices(),
+        )
+        every = wide.distribution()
+        assert (len(every), sum(every.values())) == (len(tokens), pytest.approx(1, abs=1e-4))
+        off = [abs(every[f"label {k}"] - share) for k, share in enumerate(wanted)]
+        assert max(off) <= (rest if rest < 1 else max(wanted)) + 1e-5
 
 
 def test_a_branch_that_was_left_is_looked_into() -> None:
