@@ -116,5 +116,5 @@ $(UNSLOTH)/.ready: pyproject.toml | $(UNSLOTH)/bin/python
 
 $(CLIENTS)/.ready: | $(CLIENTS)/bin/python
 	@echo "installing the clients that docs/clients.md shows"
-	@$(CLIENTS)/bin/pip install --quiet dspy instructor langchain-openai litellm
+	@$(CLIENTS)/bin/pip install --quiet dspy instructor 'langchain-openai>=1.7.4' litellm typesafe-sdk
 	@touch $@

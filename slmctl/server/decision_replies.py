@@ -8,7 +8,7 @@ from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.server import openai_replies, responses_replies
-from slmctl.server.decision_requests import Option, Part, Question
+from slmctl.server.decision_requests import ModelPart, Option, Question
 from slmctl.server.openai_replies import ReplyChoice
 from slmctl.server.openai_requests import CheckedRequest
 
@@ -28,7 +28,7 @@ def whole(checked: CheckedRequest, choice: ReplyChoice, extra: JsonObject, name:
     return {"model": name, "answers": listed, "usage": usage, "slmctl": extra}
 
 
-def merged(parts: Sequence[Part], bodies: Sequence[JsonObject]) -> JsonObject:
+def merged(parts: Sequence[ModelPart], bodies: Sequence[JsonObject]) -> JsonObject:
     """One answer of those of several models, its questions in their order; each answer says which model gave it."""
     found: dict[int, tuple[str, JsonObject]] = {}
     for part, body in zip(parts, bodies, strict=True):

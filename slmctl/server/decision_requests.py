@@ -50,7 +50,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """The questions of a request that one model answers, as a request of their own.
 
     Attributes:
@@ -110,7 +110,7 @@ def as_chat(body: JsonObject, kind: str) -> JsonObject:
     return {"messages": responses_requests.messages_of(conversation)}
 
 
-def by_model(body: JsonObject, kind: str, models: Collection[str], find: Callable[[object], str]) -> list[Part]:
+def by_model(body: JsonObject, kind: str, models: Collection[str], find: Callable[[object], str]) -> list[ModelPart]:
     """The request cut into one for each model: that of a question's name, where a model has it, or else of `model`.
 
     Args:
@@ -120,7 +120,7 @@ def by_model(body: JsonObject, kind: str, models: Collection[str], find: Callabl
     """
     questions = body.get("questions")
     if not isinstance(questions, list | dict) or len(models) < 2:
-        return [Part(body, ())]
+        return [ModelPart(body, ())]
     places: dict[str, list[int]] = {}
     for place, (name, _, _) in enumerate(listed := list(_listed(body, kind))):
         model = name if isinstance(name, str) and name in models else find(body.get("model"))
@@ -129,7 +129,7 @@ def by_model(body: JsonObject, kind: str, models: Collection[str], find: Callabl
     for model, those in places.items():
         mine = {listed[place][0]: listed[place][1] for place in those}
         asked = mine if kind == "systemone" else [listed[place][1] for place in those]
-        parts.append(Part({**body, "model": model, "questions": asked}, tuple(those)))
+        parts.append(ModelPart({**body, "model": model, "questions": asked}, tuple(those)))
     return parts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import openai
 import pytest
 from support import ROOT, tiny
 
@@ -42,6 +44,31 @@ def test_openais_own_client(url: str, tmp_path: Path) -> None:
     first, second, parsed = said(sys.executable, "OpenAI", url, tmp_path).splitlines()
     assert first in tiny.LABELS
     assert (second, parsed) == (first, f"category='{first}'")
+
+
+def decided(lines: str) -> list[tuple[str, dict[str, float]]]:
+    """The label and the probabilities in each line of an output."""
+    found = [re.search(r"(\w+) (\{.*\})$", line) for line in lines.splitlines()]
+    return [(line[1], ast.literal_eval(line[2])) for line in found if line is not None]
+
+
+def test_openais_own_client_asks_for_decisions(url: str, tmp_path: Path) -> None:
+    if not hasattr(openai.OpenAI, "decisions"):
+        pytest.skip("an older openai")
+    output = said(sys.executable, "Decisions", url, tmp_path)
+    (desk, all), (other, both) = decided(output)
+    assert output.startswith("desk ") and list(all) == ["billing", "delivery", "account"]
+    assert all[desk] == max(all.values()) and both == {other: max(both.values()), **both}
+    assert sum(all.values()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize("title", ["LangChain decisions", "TypeSafe"])
+def test_a_client_of_decisions_as_it_comes(title: str, url: str, tmp_path: Path) -> None:
+    if not PYTHON:
+        pytest.skip("make test-clients")
+    label, shares = decided(said(PYTHON, title, url, tmp_path))[0]
+    assert set(shares) == tiny.LABELS.keys() and shares[label] == max(shares.values())
 
 
 @pytest.mark.clients

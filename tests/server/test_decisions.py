@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -124,6 +125,29 @@ def test_two_labels_answer_a_predicate(desk: here.Here) -> None:
     assert shares(sides) == {False: shares(moods)["sad"], True: joy["probability"]}
     noul = system_one(desk, {"joy": {"type": "noul", "criteria": {"true": "glad"}}}, model="moods").json()
     assert noul["answers"]["joy"]["noul"] == joy["probability"]
+
+
+def test_labels_with_an_order_answer_a_score() -> None:
+    levels = ("low", "medium", "high")
+    release = here.release("urgency", KEPT, dataclasses.replace(task("classify", *levels), ordered=True))
+    asked = {"type": "score", "instructions": "How urgent?", "levels": [{"label": level} for level in levels]}
+    with here.served(release, settings=ServeConfig(context_length=256)) as server:
+        urgency, same, upper = decide(server, asked, choice(*levels), {**asked, "levels": asked["levels"][1:]}).json()[
+            "answers"
+        ]
+        each = [entry["probability"] for entry in urgency["probabilities"]]
+        assert each == list(shares(same).values())
+        assert [(entry["value"], entry["label"]) for entry in urgency["probabilities"]] == list(enumerate(levels))
+        assert urgency["score"] == pytest.approx(each[1] + 2 * each[2], abs=1e-5)
+        assert (urgency["confidence"], upper["slmctl"]["renormalised"]) == (
+            max(each),
+            pytest.approx(1 - each[0], abs=1e-4),
+        )
+        theirs = system_one(server, {"a": {"type": "score", "criteria": list(levels)}}).json()["answers"]["a"]
+        assert theirs["legend"] == {"0": "low", "1": "medium", "2": "high"}
+        assert theirs["probabilities"] == {str(k): share for k, share in enumerate(each)}
+        down = decide(server, {**asked, "levels": asked["levels"][::-1]})
+        assert "in another order than the labels of 'urgency'" in down.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
