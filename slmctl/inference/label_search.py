@@ -157,9 +157,9 @@ class LabelSearch:
     @property
     def best(self) -> tuple[int, float]:
         """The index of the likeliest label, and its probability."""
-        found = self._found or self._likelihood
-        index = max(found, key=lambda label: (found[label], -label))
-        return index, found[index]
+        reached = self._found or self._likelihood
+        index = max(reached, key=lambda label: (reached[label], -label))
+        return index, reached[index]
 
     def choices(self) -> list[LabelChoice]:
         """The places where the model was asked on the way to the best label, in order."""

@@ -148,7 +148,18 @@ class SecondOpinion:
 
         `raw_logprobs` keeps how likely the model would have answered with any label.
         """
-        reached = event["labels"]
+        both = self._shares(event["labels"], opinion, labels)
+        sure = next(iter(both.values()))
+        allowed = sum(event["raw_logprobs"]) - sum(event["logprobs"])
+        best = math.log(max(sure, FLOOR))
+        every = event.get("distribution")
+        more: Event = {} if every is None else {"distribution": self._shares(every, opinion, labels)}
+        return event | more | {
+            "labels": both, "confidence": sure, "logprobs": [best], "raw_logprobs": [best + allowed]
+        }  # fmt: skip
+
+    def _shares(self, reached: dict[str, float], opinion: Floats, labels: tuple[str, ...]) -> dict[str, float]:
+        """The probability of every label by both, likeliest first, from those that the model reached."""
         left = max(0.0, 1.0 - sum(reached.values())) / max(1, len(labels) - len(reached))
         own = np.log(np.maximum([reached.get(label, left) for label in labels], FLOOR))
         by_label = dict(zip(self._head.labels, opinion.tolist(), strict=True))
@@ -157,13 +168,7 @@ class SecondOpinion:
         scores -= scores.max()
         shares = np.exp(scores) / np.exp(scores).sum()
         order = sorted(range(len(labels)), key=lambda k: (-shares[k], k))
-        sure = float(f"{shares[order[0]]:.6g}")
-        allowed = sum(event["raw_logprobs"]) - sum(event["logprobs"])
-        best = math.log(max(sure, FLOOR))
-        return event | {
-            "labels": {labels[k]: float(f"{shares[k]:.6g}") for k in order}, "confidence": sure,
-            "logprobs": [best], "raw_logprobs": [best + allowed],
-        }  # fmt: skip
+        return {labels[k]: float(f"{shares[k]:.6g}") for k in order}
 
     def _work(self) -> None:
         try:

@@ -30,13 +30,13 @@ def whole(checked: CheckedRequest, choice: ReplyChoice, extra: JsonObject, name:
 
 def merged(parts: Sequence[ModelPart], bodies: Sequence[JsonObject]) -> JsonObject:
     """One answer of those of several models, its questions in their order; each answer says which model gave it."""
-    found: dict[int, tuple[str, JsonObject]] = {}
+    by_place: dict[int, tuple[str, JsonObject]] = {}
     for part, body in zip(parts, bodies, strict=True):
         answers = body["answers"]
         items = answers.items() if isinstance(answers, dict) else (("", answer) for answer in answers)
         for place, (name, answer) in zip(part.places, items, strict=True):
-            found[place] = name, {**answer, "slmctl": {**body["slmctl"], **answer.get("slmctl", {})}}
-    ordered = [found[place] for place in sorted(found)]
+            by_place[place] = name, {**answer, "slmctl": {**body["slmctl"], **answer.get("slmctl", {})}}
+    ordered = [by_place[place] for place in sorted(by_place)]
     by_name = isinstance(bodies[0]["answers"], dict)
     usage = bodies[0]["usage"]
     for body in bodies[1:]:
@@ -45,10 +45,10 @@ def merged(parts: Sequence[ModelPart], bodies: Sequence[JsonObject]) -> JsonObje
     return {**bodies[0], "answers": answers, "usage": usage}
 
 
-def _sum(one: JsonObject, other: JsonObject) -> JsonObject:
+def _sum(first: JsonObject, other: JsonObject) -> JsonObject:
     return {
         name: _sum(value, other[name]) if isinstance(value, dict) else value + other[name]
-        for name, value in one.items()
+        for name, value in first.items()
     }
 
 
@@ -57,11 +57,11 @@ def _answer(question: Question, shares: dict[str, float], choice: ReplyChoice, c
 
     Its options share the probability that the model gives to all of them together.
     """
-    given = [shares.get(label, 0.0) for label in question.labels]
-    if not (total := math.fsum(given)):  # the generalist's label is not among the options
-        given = [choice.last["distribution"].get(label, 0.0) for label in question.labels]
-        total = math.fsum(given)
-    each = [_rounded(share / total if total else 1 / len(given)) for share in given]
+    masses = [shares.get(label, 0.0) for label in question.labels]
+    if not (total := math.fsum(masses)):  # the generalist's label is not among the options
+        masses = [choice.last["distribution"].get(label, 0.0) for label in question.labels]
+        total = math.fsum(masses)
+    each = [_rounded(share / total if total else 1 / len(masses)) for share in masses]
     best = max(range(len(each)), key=lambda k: (each[k], question.labels[k] == choice.text))
     own: JsonObject = {}
     if len(question.labels) < len(checked.model.task.labels):

@@ -73,11 +73,11 @@ def read(body: JsonObject, kind: str, model: str, task: Task) -> tuple[Question,
             f"model '{model}' has a task of kind '{task.kind}': decisions are made by models of task.kind classify",
             "model",
         )
-    asked = [_asked(name, value, where, kind) for name, value, where in _listed(body, kind)]
-    named = [question.name for question in asked if question.name is not None]
+    forms = [_form(name, value, where, kind) for name, value, where in _listed(body, kind)]
+    named = [form.name for form in forms if form.name is not None]
     if len(set(named)) < len(named):
         raise RequestError("'questions' has two questions of one name", "questions")
-    return tuple(_bound(question, model, task) for question in asked)
+    return tuple(_bound(form, model, task) for form in forms)
 
 
 def ignored(body: JsonObject, kind: str) -> set[str]:
@@ -115,7 +115,7 @@ def by_model(body: JsonObject, kind: str, models: Collection[str], find: Callabl
 
     Args:
         body, kind: The request.
-        models: The names of those that may be asked.
+        models: The names of those that may be form.
         find: Tells the name of the one that `model` means.
     """
     questions = body.get("questions")
@@ -128,17 +128,17 @@ def by_model(body: JsonObject, kind: str, models: Collection[str], find: Callabl
     parts = []
     for model, those in places.items():
         mine = {listed[place][0]: listed[place][1] for place in those}
-        asked = mine if kind == "systemone" else [listed[place][1] for place in those]
-        parts.append(ModelPart({**body, "model": model, "questions": asked}, tuple(those)))
+        part = mine if kind == "systemone" else [listed[place][1] for place in those]
+        parts.append(ModelPart({**body, "model": model, "questions": part}, tuple(those)))
     return parts
 
 
 def _listed(body: JsonObject, kind: str) -> Iterator[tuple[Any, JsonObject, str]]:
     """The name of each question, the question, and where it stands."""
     questions = body.get("questions")
-    wanted = {"decision": list, "systemone": dict}[kind]
-    if not isinstance(questions, wanted) or not 1 <= len(questions) <= MOST_QUESTIONS:
-        form = "a list" if wanted is list else "an object"
+    kept = {"decision": list, "systemone": dict}[kind]
+    if not isinstance(questions, kept) or not 1 <= len(questions) <= MOST_QUESTIONS:
+        form = "a list" if kept is list else "an object"
         raise RequestError(f"'questions' must be {form} of 1 to {MOST_QUESTIONS} questions", "questions")
     entries = enumerate(questions) if isinstance(questions, list) else questions.items()
     for key, question in entries:
@@ -149,7 +149,7 @@ def _listed(body: JsonObject, kind: str) -> Iterator[tuple[Any, JsonObject, str]
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Form:
     """A question as it was sent; `truth` are texts that may say which label means true."""
 
     where: str
@@ -159,7 +159,7 @@ class _Asked:
     truth: tuple[str, ...]
 
 
-def _asked(name: Any, question: JsonObject, where: str, kind: str) -> _Asked:
+def _form(name: Any, question: JsonObject, where: str, kind: str) -> _Form:
     types, typed = TYPES[kind], question.get("type")
     if not isinstance(typed, str) or typed not in types:
         raise _wrong(where, f"needs a type: {', '.join(types[:-1])} or {types[-1]}")
@@ -174,8 +174,8 @@ def _asked(name: Any, question: JsonObject, where: str, kind: str) -> _Asked:
         criteria = question.get(held) if held else None
         if not isinstance(criteria, dict | None) or not {"true", "false"}.issuperset(criteria or ()):
             raise _wrong(where, "has criteria that are no object of true and false")
-        told = (criteria or {}).get("true")
-        return _Asked(where, "predicate", name, (), (*([told] if isinstance(told, str) else []), instructions))
+        truth = (criteria or {}).get("true")
+        return _Form(where, "predicate", name, (), (*([truth] if isinstance(truth, str) else []), instructions))
     options = _criteria(question.get(held), typed) if kind == "systemone" else _options(question.get(held), typed)
     if options is None:
         raise _wrong(where, f"needs {held} in the form of a {typed}")
@@ -183,22 +183,22 @@ def _asked(name: Any, question: JsonObject, where: str, kind: str) -> _Asked:
         raise _wrong(where, f"has {len(options)} of its 2 to {MOST_OPTIONS} {held}")
     if len({(type(option), option) for option in options}) < len(options):
         raise _wrong(where, f"has equal {held}")
-    return _Asked(where, typed, name, options, (instructions,))
+    return _Form(where, typed, name, options, (instructions,))
 
 
-def _instructions(told: Any, where: str, kind: str) -> str:
+def _instructions(text: Any, where: str, kind: str) -> str:
     """The text of instructions, which must be there in OpenAI's form."""
-    if isinstance(told, list) and kind == "decision":
-        told = responses_requests.text_of(_texts(told, where), responses_requests.TEXTS)
-    elif isinstance(told, dict | list):
-        told = _json(told, where)
-    elif told is None and kind == "systemone":
-        told = ""
-    if not isinstance(told, str) or (kind == "decision" and not told):
+    if isinstance(text, list) and kind == "decision":
+        text = responses_requests.text_of(_texts(text, where), responses_requests.TEXTS)
+    elif isinstance(text, dict | list):
+        text = _json(text, where)
+    elif text is None and kind == "systemone":
+        text = ""
+    if not isinstance(text, str) or (kind == "decision" and not text):
         raise _wrong(where, "needs instructions: a text that is not empty")
-    if len(told) > LONGEST:
-        raise _wrong(where, f"has instructions of {len(told)} characters: at most {LONGEST}")
-    return told
+    if len(text) > LONGEST:
+        raise _wrong(where, f"has instructions of {len(text)} characters: at most {LONGEST}")
+    return text
 
 
 def _options(listed: Any, typed: str) -> tuple[Option, ...] | None:
@@ -233,47 +233,47 @@ def _described(question: JsonObject) -> bool:
     )
 
 
-def _bound(asked: _Asked, model: str, task: Task) -> Question:
+def _bound(form: _Form, model: str, task: Task) -> Question:
     """A question with the label of each option.
 
     Raises:
         RequestError: The model was not trained to answer it.
     """
     labels = task.labels
-    if asked.kind == "predicate":
-        return Question("predicate", asked.name, (True, False), _sides(asked, model, labels))
-    if asked.kind == "score" and not task.ordered:
-        raise _wrong(asked.where, f"asks for a score, and the labels of '{model}' have no order: ask for a choice")
+    if form.kind == "predicate":
+        return Question("predicate", form.name, (True, False), _sides(form, model, labels))
+    if form.kind == "score" and not task.ordered:
+        raise _wrong(form.where, f"asks for a score, and the labels of '{model}' have no order: ask for a choice")
     sides: tuple[str, ...] = ()
-    if any(isinstance(option, bool) for option in asked.options):
-        sides = _sides(asked, model, labels)
-    mine = tuple(option if isinstance(option, str) else sides[not option] for option in asked.options)
-    known = set(labels)
+    if any(isinstance(option, bool) for option in form.options):
+        sides = _sides(form, model, labels)
+    mine = tuple(option if isinstance(option, str) else sides[not option] for option in form.options)
+    own = set(labels)
     for label in mine:
-        if label not in known:
-            some = ", ".join(f"'{own}'" for own in labels[:5]) + (" …" if len(labels) > 5 else "")
-            raise _wrong(asked.where, f"has the option '{label[:100]}', which is no label of '{model}': {some}")
+        if label not in own:
+            some = ", ".join(f"'{each}'" for each in labels[:5]) + (" …" if len(labels) > 5 else "")
+            raise _wrong(form.where, f"has the option '{label[:100]}', which is no label of '{model}': {some}")
     if len(set(mine)) < len(mine):
-        raise _wrong(asked.where, "has two options of one label")
-    if asked.kind == "score" and sorted(mine, key=labels.index) != list(mine):
-        raise _wrong(asked.where, f"has levels in another order than the labels of '{model}', which is low to high")
-    return Question(asked.kind, asked.name, asked.options, mine)
+        raise _wrong(form.where, "has two options of one label")
+    if form.kind == "score" and sorted(mine, key=labels.index) != list(mine):
+        raise _wrong(form.where, f"has levels in another order than the labels of '{model}', which is low to high")
+    return Question(form.kind, form.name, form.options, mine)
 
 
-def _sides(asked: _Asked, model: str, labels: Sequence[str]) -> tuple[str, str]:
+def _sides(form: _Form, model: str, labels: Sequence[str]) -> tuple[str, str]:
     """The labels that mean true and false: told by their names, or else by the question, which names one of them."""
     if len(labels) != 2:
-        raise _wrong(asked.where, f"asks for true or false, and '{model}' has {len(labels)} labels: ask for a choice")
+        raise _wrong(form.where, f"asks for true or false, and '{model}' has {len(labels)} labels: ask for a choice")
     first, second = labels
-    for one, other in ((first, second), (second, first)):
-        plain, negated = _words(one), _words(other)
+    for label, other in ((first, second), (second, first)):
+        plain, negated = _words(label), _words(other)
         if (plain.strip(), negated.strip()) in PAIRS or negated.strip() in (f"{no}{plain}".strip() for no in _NOT):
-            return one, other
-    for text in asked.truth:
+            return label, other
+    for text in form.truth:
         named = [label for label in labels if _words(label) in _words(text)]
         if len(named) == 1:
             return named[0], second if named[0] == first else first
-    raise _wrong(asked.where, f"does not say which label means true: name one of '{first}' and '{second}' in it")
+    raise _wrong(form.where, f"does not say which label means true: name one of '{first}' and '{second}' in it")
 
 
 def _words(text: str) -> str:

@@ -101,6 +101,11 @@ def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> Non
             assert token["token"] == line["answer"] and len(token["top_logprobs"]) == 2
             assert token["logprob"] == pytest.approx(math.log(reply["slmctl"]["confidence"]), abs=1e-4)
             assert reply["slmctl"]["confidence"] == pytest.approx(line["confidence"], abs=0.02)  # alone, not in a batch
+            asked = {"type": "choice", "instructions": "Which?", "choices": [{"value": each} for each in tiny.LABELS]}
+            body = {"input": text, "questions": [asked]}
+            (decided,) = httpx.post(f"{url}/v1/decisions", json=body, timeout=60).json()["answers"]
+            assert decided["choice"] == line["answer"]
+            assert decided["confidence"] == pytest.approx(line["confidence"], abs=0.02)
     finally:
         end(child)
 
