@@ -65,12 +65,12 @@ def _form_of_labels(value: object) -> str:
 
 
 class TaskConfig(Section):
-    """The task of the model: `classify`, `extract`, `generate` or `call`."""
+    """The task of the model: `classify`, `tag`, `extract`, `generate` or `call`."""
 
-    kind: Literal["classify", "extract", "generate", "call"] = Field(
+    kind: Literal["classify", "tag", "extract", "generate", "call"] = Field(
         "generate",
-        description="classify: one of a set of labels; extract: JSON; generate: free text; call: one call of a tool, "
-        "or none",
+        description="classify: one of a set of labels; tag: any number of them; extract: JSON; generate: free text; "
+        "call: one call of a tool, or none",
     )
     labels: Annotated[
         Annotated[Literal["from-data"], Tag("labels[text]")]
@@ -79,7 +79,8 @@ class TaskConfig(Section):
         Discriminator(_form_of_labels),
     ] = Field(
         "from-data",
-        description="classify: the labels, or from-data for every label in the sources; a mapping also renames some",
+        description="classify, tag: the labels, or from-data for every label in the sources; a mapping also renames "
+        "some",
     )
     json_schema: SourcePath | None = Field(
         None, alias="schema", description="extract: a JSON Schema file that every answer must satisfy"
@@ -92,8 +93,8 @@ class TaskConfig(Section):
     system: Text = Field("", description="the system prompt, the same in training and in use")
     descriptions: Annotated[dict[Text, Text], WhenSet()] = Field(
         default_factory=dict,
-        description="classify: a sentence for each label, such as {refund: The customer wants money back}; read by "
-        "models that were not trained for the task (label, evaluate --against)",
+        description="classify, tag: a sentence for each label, such as {refund: The customer wants money back}; read "
+        "by models that were not trained for the task (label, evaluate --against)",
     )
 
     @model_validator(mode="after")
@@ -104,10 +105,12 @@ class TaskConfig(Section):
             raise ValueError(f"'schema' belongs to extract, and the kind is {self.kind}")
         if self.kind != "call" and self.tools is not None:
             raise ValueError(f"'tools' belongs to call, and the kind is {self.kind}")
-        if self.kind != "classify" and self.labels != "from-data":
-            raise ValueError(f"'labels' belongs to classify, and the kind is {self.kind}")
-        if self.kind != "classify" and self.descriptions:
-            raise ValueError(f"'descriptions' belongs to classify, and the kind is {self.kind}")
+        if not self.has_labels and self.labels != "from-data":
+            raise ValueError(f"'labels' belongs to classify and tag, and the kind is {self.kind}")
+        if not self.has_labels and self.descriptions:
+            raise ValueError(f"'descriptions' belongs to classify and tag, and the kind is {self.kind}")
+        if self.kind != "classify" and self.ordered:
+            raise ValueError(f"'labels.ordered' belongs to classify, and the kind is {self.kind}")
         if self.label_names is not None:
             self.require_described(self.label_names)
         return self
@@ -123,6 +126,11 @@ class TaskConfig(Section):
                 near = difflib.get_close_matches(name, labels, n=1)
                 suggestion = f"; did you mean '{near[0]}'?" if near else ""
                 raise ValueError(f"'descriptions' describes '{name}', which is no label{suggestion}")
+
+    @property
+    def has_labels(self) -> bool:
+        """True for a task of labels, one or several a row."""
+        return self.kind in ("classify", "tag")
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -207,6 +215,9 @@ class Source(Section):
     output: Text = Field("output", description="column of the reference answer, or a template")
     label: Annotated[Text | None, WhenSet()] = Field(
         None, description="classify: the label of every row of this source, in place of an answer of its own"
+    )
+    separator: Annotated[Text | None, WhenSet()] = Field(
+        None, min_length=1, description="tag: text between the labels of a cell; ; and | and line breaks when left out"
     )
     id: Text | None = Field(None, description="column of a row's own id, by which slmctl trace --id finds it")
     group: Text | None = Field(None, description="column whose equal values stay in one split")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl.errors import DataError
-from slmctl.inference import call_grammar
+from slmctl.inference import call_grammar, subset_grammar
 
 
 class Rules:
@@ -94,7 +94,10 @@ def _compiled(tokenizer: llguidance.LLTokenizer, schema: str) -> llguidance.LLMa
 
 def _of_schema(schema: str) -> str:
     try:
-        text = json.dumps(call_grammar.ordered(json.loads(schema)))
+        value = json.loads(schema)
+        if texts := subset_grammar.choices(value):
+            return llguidance.LLMatcher.grammar_from_lark(subset_grammar.lark(texts))
+        text = json.dumps(call_grammar.ordered(value))
         return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=call_grammar.WHITESPACE)
     except RecursionError:
         raise DataError("no grammar can be made of the schema: it is nested too deeply") from None

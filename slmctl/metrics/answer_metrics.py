@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from slmctl.metrics.statistics import wilson
 from slmctl.reports.evaluation_report import ClassFigures
 
 Floats = npt.NDArray[np.float64]
@@ -115,6 +116,37 @@ def calibration_error(weights: npt.NDArray[np.floating], confidence: Floats, rig
     # mean absolute value of a normal gap; of few rows that are nearly sure, the sum of theirs is the smaller bound
     chance = np.minimum(np.sqrt(2 / np.pi * (weights**2 @ spread)), 2 * weights @ spread)
     return CalibrationError(gaps.sum(axis=1) / total, chance.sum(axis=1) / total)
+
+
+# Several labels a row
+
+
+def per_label(labels: Sequence[str], counts: Floats, confidence: float = 0.95) -> dict[str, ClassFigures]:
+    """The figures of every label that occurs, with an interval of F1.
+
+    With J = hits / (predicted or reference) F1 is 2J / (1 + J). Of the rows that have a label in the answer or the
+    reference J is a share, so the interval is Wilson's of J in this form.
+
+    Args:
+        labels: The labels.
+        counts: (labels, 3): rows with the label in both, in the answer, and in the reference.
+        confidence: Of the interval.
+    """
+    figures: dict[str, ClassFigures] = {}
+    for label, (both, predicted, expected) in zip(labels, counts.astype(int).tolist(), strict=True):
+        if either := predicted + expected - both:
+            interval = [2 * share / (1 + share) for share in wilson(both, either, confidence)]
+            figures[label] = {**_prf(both, predicted, expected), "interval": interval}
+    return figures
+
+
+def macro_f1(sums: Floats) -> Floats:
+    """Mean F1 of the labels that occur, from counts of `per_label` added up over rows, (..., 3 * labels)."""
+    both, predicted, expected = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    below = predicted + expected
+    f1 = np.divide(2 * both, below, out=np.zeros_like(below), where=below > 0)
+    mean: Floats = f1.sum(axis=-1) / np.maximum((below > 0).sum(axis=-1), 1)
+    return mean
 
 
 # Records with fields

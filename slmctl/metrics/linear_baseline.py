@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import json
 import warnings
 import zipfile
 from collections import Counter
@@ -26,6 +27,7 @@ from slmctl.errors import DataError
 NAME = "tfidf_logistic"  # in reports and gates
 BASELINES = {  # of each task kind, by their names there
     "classify": ("majority", NAME),
+    "tag": ("majority", NAME),
     "extract": ("copy", "empty"),
     "generate": ("copy", "empty"),
     "call": ("no_call",),
@@ -48,18 +50,26 @@ LONGEST = 4_000  # characters that count of a text, of so much
 
 @dataclass(frozen=True)
 class LinearModel:
-    """A fitted model; without a classifier it always gives the most frequent label, where there is but one to learn."""
+    """A fitted model; without a classifier it always gives the most frequent label, where there is but one to learn.
+
+    With `several` labels a row a label is one that is likelier than not by its own model, and the answer their JSON.
+    """
 
     most_frequent: str
     vectorizer: Any = None
     classifier: Any = None
     strength: float = STRENGTHS[0]  # the chosen strength
+    several: tuple[str, ...] = ()
 
     def answers(self, texts: Sequence[str]) -> tuple[list[str], list[float] | None]:
         """The label of each text, and the model's probability of it where it has one."""
         if self.classifier is None:
             return [self.most_frequent] * len(texts), None
         chances = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
+        if self.several:
+            names = np.array(self.several, object)
+            sets = [json.dumps(names[row].tolist(), ensure_ascii=False) for row in chances > 0.5]
+            return sets, np.maximum(chances, 1 - chances).prod(axis=1).tolist()
         labels = [str(self.classifier.classes_[k]) for k in chances.argmax(axis=1)]
         return labels, [float(value) for value in chances.max(axis=1)]
 
@@ -134,7 +144,7 @@ def most_frequent(labels: Sequence[str]) -> str:
 
 def fit(
     texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str],
-    strengths: Sequence[float] = STRENGTHS, runs: bool = True,
+    strengths: Sequence[float] = STRENGTHS, runs: bool = True, several: tuple[str, ...] = (),
 ) -> LinearModel:  # fmt: skip
     """TF-IDF of words, word pairs and runs of characters with logistic regression.
 
@@ -147,38 +157,47 @@ def fit(
         choosing, chosen: Texts and labels of the rows that choose the regularisation.
         strengths: Inverse regularisations to choose from, in the order in which they are tried.
         runs: Whether runs of characters are features.
+        several: The labels of which a row has several; `labels` and `chosen` are their sets as JSON lists. Each label
+            has a model of its own, against the rest.
     """
-    common, kinds = most_frequent(labels), len(set(labels))
+    common, kinds = most_frequent(labels), len(several or set(labels))
     work = 4 * sum(map(len, texts)) * kinds  # products of a pass
     if kinds < 2 or (made := _vectorized(texts, runs=runs and work <= RUN_WORK)) is None:
         return LinearModel(common)
     vectorizer, rows = made
     rows, solver = _solver(rows, kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
     others = vectorizer.transform(choosing) if len(choosing) else rows[:0]
-    best = fitted(rows, labels, others, chosen, strengths=strengths, **solver)
-    return LinearModel(common, vectorizer, *best)
+    answers: list[Any] = [labels, chosen]
+    if several:
+        answers = [np.array([[name in json.loads(row) for name in several] for row in side]) for side in answers]
+    best = fitted(rows, answers[0], others, answers[1], strengths=strengths, **solver)
+    return LinearModel(common, vectorizer, *best, several)
 
 
 def fitted(
-    rows: Any, labels: Sequence[str], others: Any, references: Sequence[str], *, strengths: Sequence[float] = STRENGTHS,
-    **solver: Any,
+    rows: Any, labels: Any, others: Any, references: Any, *, strengths: Sequence[float] = STRENGTHS, **solver: Any,
 ) -> tuple[Any, float]:  # fmt: skip
     """Logistic regression of the strength that gives most right answers, of equals the first, and the strength.
 
     Args:
-        rows, labels: Features (n, features) to train on, and their labels, of two kinds at least.
+        rows, labels: Features (n, features) to train on, and their labels, of two kinds at least, (n,); or for each of
+            several labels whether a row has it, (n, labels).
         others, references: Those that choose the strength.
         strengths: Inverse regularisations, in the order in which they are tried.
         solver: Further settings of LogisticRegression.
     """
     from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
 
-    model = LogisticRegression(warm_start=True, **solver)
+    model, name = LogisticRegression(warm_start=True, **solver), "C"
+    if np.ndim(labels) == 2:
+        model, name = OneVsRestClassifier(model), "estimator__C"
     best, most, worse, answers = (model, strengths[0]), -1, 0, np.array(references)
     with _fitting():
         for strength in strengths:
-            model.set_params(C=strength).fit(rows, labels)
-            right = int((model.predict(others) == answers).sum()) if len(answers) else 0
+            model.set_params(**{name: strength}).fit(rows, labels)
+            same = model.predict(others) == answers if len(answers) else np.zeros(0)
+            right = int((same.all(axis=1) if same.ndim == 2 else same).sum())
             if right > most:  # of equals the first; the next fit gives the model new arrays
                 best, most, worse = (copy.copy(model), strength), right, 0
             else:
@@ -279,4 +298,5 @@ def _fitting() -> Iterator[None]:
 
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "Label .* is present in all training examples")  # or in none
         yield

@@ -335,8 +335,8 @@ def constraint(labels: Sequence[str], schema: str) -> dict[str, object]:
     if labels:
         return {"structured_outputs": {"choice": list(labels)}}
     if schema:
-        form = {"name": "answer", "schema": json.loads(schema)}
-        return {"response_format": {"type": "json_schema", "json_schema": form}}
+        form = {key: part for key, part in json.loads(schema).items() if key != "uniqueItems"}  # vLLM refuses that one
+        return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": form}}}
     return {}
 
 

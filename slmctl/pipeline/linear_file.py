@@ -81,7 +81,8 @@ def written(project: Project) -> Path:
         UsageError: The task has no labels.
     """
     if project.config.task.kind != "classify":
-        raise UsageError(f"a task of kind {project.config.task.kind} has no linear model", hint="slmctl predict gguf")
+        kind = project.config.task.kind
+        raise UsageError(f"the linear model answers for classify, and the kind is {kind}", hint="slmctl predict gguf")
     prepared, path = resolve.find(project, "prepared"), project.runs / WEIGHTS
     if linear_baseline.made_of(path) == prepared.digest:
         return path

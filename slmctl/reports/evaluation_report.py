@@ -32,10 +32,13 @@ class TokenCounts(TypedDict):
 
 
 class ClassFigures(TypedDict):
+    """`interval` is that of F1, where a row may have several labels."""
+
     precision: float
     recall: float
     f1: float
     support: int
+    interval: NotRequired[Bounds]
 
 
 class ReliabilityBin(TypedDict):

@@ -25,6 +25,7 @@ ORDER = (
 UNTUNED = ("base", RELEASE, "endpoint")  # kinds that the training of this report did not make
 BESIDE = {  # metrics beside the primary one; the report holds all of them
     "classify": ("macro_f1", "mean_absolute_error", "quadratic_kappa", "ece"),
+    "tag": ("micro_f1", "macro_f1", "ece"),
     "extract": ("valid_json", "valid_schema", "field_f1"),
     "generate": ("exact_match", "rouge_l", "chrf"),
     "call": ("tool_accuracy", "field_f1", "no_call_recall", "valid_call"),

@@ -82,11 +82,12 @@ def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
         raise RequestError("'request_id' must be the x-request-id of an answer", "request_id")
     if ok is not None and not isinstance(ok, bool):
         raise RequestError("'ok' must be true or false", "ok")
-    if isinstance(answer, dict):
+    if isinstance(answer, dict | list):
         answer = json.dumps(answer, ensure_ascii=False, sort_keys=True)
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
         raise RequestError(
-            "'answer' must be a text that is not empty, or an object for a task of kind extract or call", "answer"
+            "'answer' must be a text that is not empty, an object for a task of kind extract or call, a list for tag",
+            "answer",
         )
     if ok is None and answer is None:
         raise RequestError("feedback needs 'ok', 'answer' or both", "ok")
@@ -109,4 +110,4 @@ def _allowed(answer: str, task: Task, offers: bool) -> str:
     if not task.accepts(answer):
         allowed = "one of the task's labels" if task.kind == "classify" else "JSON that satisfies the task's schema"
         raise RequestError(f"'answer' is not {allowed}", "answer")
-    return answer
+    return task.kept(answer)

@@ -242,7 +242,7 @@ class Router:
         Raises:
             GeneralistError: The task does not allow the text.
         """
-        text, is_json = untuned_prompt.read(self.task, reply.text), self.task.kind == "extract"
+        text, is_json = untuned_prompt.read(self.task, reply.text), self.task.is_json
         try:
             text = conversation_veto.restore(text, cleared.marks, is_json=is_json)
         except (ValueError, RecursionError):

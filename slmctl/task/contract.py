@@ -25,16 +25,17 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.typed_json import read_typed
 from slmctl.config import pattern_bound
 from slmctl.errors import DataError, IntegrityError
+from slmctl.inference import subset_grammar
 from slmctl.metrics import answer_metrics
 from slmctl.model_files.base_model import NormalForm
-from slmctl.task import chat_template, cleaning, tool_calls
+from slmctl.task import chat_template, cleaning, label_sets, tool_calls
 from slmctl.task.chat_template import LIMIT_S
 from slmctl.task.cleaning import Replacement
 from slmctl.task.records import Message, RowRejectedError, with_instruction
 from slmctl.task.tool_calls import CallForm, Tool, ToolCall
 
 FILENAME = "task.json"
-KINDS = ("classify", "extract", "generate", "call")
+KINDS = ("classify", "tag", "extract", "generate", "call")
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Task:
     """One task of a model, and the exact form of its prompts.
 
     Attributes:
-        kind: classify, extract, generate or call.
+        kind: classify, tag, extract, generate or call.
         labels: The allowed answers (classify).
-        schema: The JSON Schema of an answer (extract).
+        schema: The JSON Schema of an answer (extract, tag).
         system: The system prompt; empty for none.
         chat_template: Jinja source that turns messages into the prompt.
         bos_token, eos_token: The base's tokens, for the template.
@@ -98,6 +99,8 @@ class Task:
             _require_schema(task.schema, path)
         if "" in task.special_tokens:
             raise IntegrityError(f"{path} is not valid: special_tokens: an empty text is no token")
+        if task.kind == "tag" and not task.label_set:
+            raise IntegrityError(f"{path} is not valid: schema: it is none of several labels")
         if task.kind == "call" and task.call_form is None:
             raise IntegrityError(f"{path} is not valid: call_form: it is missing")
         try:
@@ -147,7 +150,17 @@ class Task:
     @property
     def constraint(self) -> str:
         """The JSON Schema that every answer must satisfy, as JSON, or a grammar of calls; empty where there is none."""
-        return json.dumps(self.schema) if self.kind == "extract" else self.constraint_of(None)
+        return json.dumps(self.schema) if self.is_json else self.constraint_of(None)
+
+    @property
+    def is_json(self) -> bool:
+        """True for a task whose answers are JSON of the schema."""
+        return self.kind in ("extract", "tag")
+
+    @property
+    def label_set(self) -> tuple[str, ...]:
+        """The labels of which an answer is a JSON array, in their order (tag)."""
+        return subset_grammar.choices(self.schema) if self.kind == "tag" else ()
 
     def constraint_of(self, tools: Sequence[Any] | None) -> str:
         """The grammar of calls in a conversation that may have tools of its own; empty for other kinds of tasks.
@@ -183,10 +196,12 @@ class Task:
         return self.defused(answer)
 
     def kept(self, text: str) -> str:
-        """The answer in what a model has written: of a call, in the one form that all have; else the text itself."""
+        """The answer in what a model has written: a call, or labels, in the one form that all have; else the text."""
         if self.kind == "call":
             with contextlib.suppress(DataError):
                 return tool_calls.answer_of(self.form.read(text))
+        if self.kind == "tag" and isinstance(labels := label_sets.parse(text), list):
+            return label_sets.written(labels, self.label_set) if all(n in self.label_set for n in labels) else text
         return text
 
     def messages(self, text: str, *, list_labels: bool = False) -> list[Message]:
@@ -332,7 +347,7 @@ class Task:
             return tool_calls.read_answer(text)
         if self.kind == "classify" and text not in self.labels:
             raise DataError(f"'{text[:60]}' is not one of the {len(self.labels)} labels")
-        if self.kind != "extract":
+        if not self.is_json:
             return text
         try:
             return json.loads(text)
@@ -352,7 +367,7 @@ class Task:
                 tool_calls.require_offered(value, self.offered(tools))
         except DataError:
             return False
-        return self.kind != "extract" or self.fits_schema(value)
+        return not self.is_json or self.fits_schema(value)
 
     def same_call(self, answer: str, other: str) -> bool:
         """True for two answers that call the same tool with equal arguments, or none."""

@@ -72,12 +72,12 @@ def tools_of(config: TaskConfig) -> tuple[JsonObject, ...]:
 
 
 def labels_of(config: TaskConfig, found: Iterable[str]) -> tuple[str, ...]:
-    """The labels that the config names, else those `found` in the data; none unless the kind is classify.
+    """The labels that the config names, else those `found` in the data; none of a task without labels.
 
     Raises:
         DataError: The config describes a label that is none of them.
     """
-    if config.kind != "classify":
+    if not config.has_labels:
         return ()
     labels = config.label_names or tuple(sorted(found))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from slmctl.errors import UsageError
 from slmctl.metrics import answer_metrics
 from slmctl.network.decisions import CHAT, MOST_LABELS, Api, Choice
+from slmctl.task import label_sets
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record
 from slmctl.task.tool_calls import NO_CALL
@@ -19,6 +21,7 @@ SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for clas
 
 INSTRUCTIONS = {  # added to the task's own system prompt
     "classify": "Answer with exactly one of these labels and nothing else: {labels}",
+    "tag": "Answer with a JSON array of those of these labels that fit, [] for none, and nothing else: {labels}",
     "extract": "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}",
     "generate": "Answer with the text and nothing else.",
     "call": 'Answer with one JSON object {{"arguments": {{…}}, "name": "…"}} that calls one of the tools and nothing '
@@ -38,10 +41,11 @@ def brief(task: Task, *, local: bool = False, tools: Sequence[Any] | None = None
     """
     schema = json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
     offered = json.dumps([tool.to_json()["function"] for tool in task.offered(tools)], ensure_ascii=False)
-    instruction = INSTRUCTIONS[task.kind].format(labels=", ".join(task.labels), schema=schema, tools=offered)
+    labels = task.labels or task.label_set
+    instruction = INSTRUCTIONS[task.kind].format(labels=", ".join(labels), schema=schema, tools=offered)
     if task.kind == "call" and local:
         instruction = HELD
-    described = [f"{label}: {task.descriptions[label]}" for label in task.labels if label in task.descriptions]
+    described = [f"{label}: {task.descriptions[label]}" for label in labels if label in task.descriptions]
     return "\n".join([task.system, instruction, *described]).strip()
 
 
@@ -118,12 +122,15 @@ def read(task: Task, text: str) -> str:
     """The answer in a general model's reply, read leniently.
 
     classify: the label that equals the reply but for case and punctuation; else the only label in the text (a label
-    inside a longer one does not count). extract: the content of a code fence, or the text from the first brace to
+    inside a longer one does not count). tag: the labels of the list in the text, or of the text itself, in their order.
+    extract: the content of a code fence, or the text from the first brace to
     the last. generate: the whole text. call: the call in the base's form, or in such JSON.
     """
     text = text.strip()
     if task.kind == "classify":
-        return _label(task, text) or text
+        return _label(task.labels, text) or text
+    if task.kind == "tag":
+        return _labels(task, text)
     if task.kind == "call":
         return _called(task, text)
     if task.kind == "extract" and answer_metrics.parse(text) is answer_metrics.INVALID:
@@ -154,12 +161,19 @@ def _fenced(text: str) -> str | None:
     return None
 
 
-def _label(task: Task, text: str) -> str | None:
-    if text in task.labels:
+def _labels(task: Task, text: str) -> str:
+    value = label_sets.parse(text[text.find("[") : text.rfind("]") + 1])
+    parts = value if isinstance(value, list) else re.split(r"[,;|\n]", text)
+    names = {name for part in parts if (name := _label(task.label_set, str(part))) is not None}
+    return label_sets.written(names, task.label_set) if names or value == [] else text
+
+
+def _label(labels: Sequence[str], text: str) -> str | None:
+    if text in labels:
         return text
     words = answer_metrics.words(text)
     by_words: dict[tuple[str, ...], list[str]] = {}
-    for label in task.labels:
+    for label in labels:
         by_words.setdefault(tuple(answer_metrics.words(label)), []).append(label)
     whole = by_words.get(tuple(words), [])
     if len(whole) == 1:

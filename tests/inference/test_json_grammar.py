@@ -52,6 +52,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
         ]
     },
+    "labels": {
+        "type": "array", "uniqueItems": True, "items": {"enum": ["legal", "bill", "billing", 'a "b"', "Lärm 😀"]}
+    },
     "example": json.loads(EXAMPLE.read_text(encoding="utf-8")),
 }  # fmt: skip
 
@@ -76,6 +79,18 @@ def test_whatever_it_allows_is_valid(tokenizer: llguidance.LLTokenizer, name: st
         assert not list(check.iter_errors(value)), text
         if isinstance(value, dict):
             assert list(value) == sorted(value)
+
+
+def test_unique_items_of_an_enum_stand_in_its_order(tokenizer: llguidance.LLTokenizer) -> None:
+    schema = SCHEMAS["labels"]
+    places = {label: place for place, label in enumerate(schema["items"]["enum"])}
+    rules = json_grammar.Rules(tokenizer, json.dumps(schema))
+    texts = [found[0] for seed in range(60) if (found := answer(LETTERS, rules, seed)) is not None]
+    sets = [[places[label] for label in json.loads(text)] for text in texts]
+    assert all(each == sorted(set(each)) for each in sets)
+    assert {len(each) for each in sets} >= {0, 1, 2}
+    assert {place for each in sets for place in each} == set(places.values())
+    assert all(text == json.dumps(json.loads(text), ensure_ascii=False) for text in texts)
 
 
 def test_it_allows_what_prepare_writes(tokenizer: llguidance.LLTokenizer) -> None:

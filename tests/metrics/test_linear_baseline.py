@@ -39,3 +39,13 @@ def test_characters_are_left_out_of_too_much_text(monkeypatch: pytest.MonkeyPatc
     assert [name for name, _ in fitted(ROWS).vectorizer.transformer_list] == ["words"]
     monkeypatch.undo()
     assert [name for name, _ in fitted(ROWS).vectorizer.transformer_list] == ["words", "runs"]
+
+
+def test_of_several_labels_each_has_a_model_of_its_own() -> None:
+    sets = {"refund it": '["money"]', "parcel is late": '["way"]', "refund late parcel": '["money", "way"]', "hi": "[]"}
+    rows = list(sets.items()) * 6
+    model = fitted(rows, choosing=list(sets), chosen=list(sets.values()), several=("money", "way", "never", "rare"))
+    answers, sure = model.answers(["refund please", "late parcel, refund", "hi", "parcel"])
+    assert answers == ['["money"]', '["money", "way"]', "[]", '["way"]']
+    assert sure is not None
+    assert all(0.06 < chance < 1 for chance in sure)  # of a whole list: 0.5 and more for each label

@@ -37,6 +37,7 @@ from sklearn.metrics import (
     mean_absolute_error,
     precision_recall_fscore_support,
 )
+from sklearn.preprocessing import MultiLabelBinarizer
 
 RESAMPLES = 400
 EXACT = 2e-6  # six digits are written
@@ -44,7 +45,7 @@ NO_JSON = ("no JSON",)
 LOWER = ["ece", "brier"]
 WORDS_ONLY = ("remarks",)  # sentences made of the figures
 SHARES = {"accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call"}
-PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1", "call": "exact_match"}
+PRIMARY = {"classify": "accuracy", "generate": "token_f1"} | dict.fromkeys(("tag", "extract", "call"), "exact_match")
 ORDER = ["base", "adapter", "merged", "gguf", "lora", "published", "release", "endpoint"]
 QUANTILES = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995]
 NORMAL = statistics.NormalDist()
@@ -158,14 +159,17 @@ class Participant:
     """What one model answered: by row right, score, and what its metrics are made of."""
 
     def __init__(self, task: dict[str, Any], records: list[dict[str, Any]], said: list[Any], sure: list[Any],
-                 asked: list[bool]) -> None:  # fmt: skip
+                 asked: list[bool], confidence: float = 0.95) -> None:  # fmt: skip
+        self.confidence = confidence
         self.kind, self.labels, self.asked = task["kind"], list(task["labels"]), asked
         self.ordered = task.get("ordered", False)
         self.wanted = [asked_and_wanted(record)[1] for record in records]
         self.said = [text if text is not None else "" for text in said]
         self.rows = [k for k, one in enumerate(asked) if one]
         self.offered = [record.get("tools") or task.get("tools") for record in records]
-        self.calibrated = self.kind == "classify" and bool(self.rows) and all(sure[k] is not None for k in self.rows)
+        self.calibrated = (
+            self.kind in ("classify", "tag") and bool(self.rows) and all(sure[k] is not None for k in self.rows)
+        )
         self.sure = np.array([s or 0.0 for s in sure])
         self.means: dict[str, Any] = {}  # metrics that are means over rows, by row
         getattr(self, self.kind)(task)
@@ -186,6 +190,34 @@ class Participant:
             self.levels = np.array(wanted), np.array(given)
             self.means["mean_absolute_error"] = abs(self.levels[0] - self.levels[1])
         self.invalid = sum(self.given[k] not in self.labels for k in self.rows)
+
+    def tag(self, task: dict[str, Any]) -> None:
+        self.labels = task["schema"]["items"]["enum"]
+
+        def labels(text: str) -> list[str] | None:
+            value = strict_json(text.strip())
+            fits = isinstance(value, list) and all(label in self.labels for label in value)
+            return value if fits and len(set(value)) == len(value) else None
+
+        sides = [[labels(text) for text in side] for side in (self.wanted, self.said)]
+        binary = MultiLabelBinarizer(classes=self.labels)
+        self.sets = [binary.fit_transform([names or [] for names in side]).astype(bool) for side in sides]
+        valid = np.array([names is not None for names in sides[1]])
+        right = valid & np.array([a is not None and b is not None and set(a) == set(b)
+                                  for a, b in zip(*sides, strict=True)])  # fmt: skip
+        self.means["exact_match"] = right
+        shared, given, wanted = self.label_counts(np.eye(len(right)), axis=2)
+        self.score = np.where(right, 1.0, over(2 * shared, given + wanted))
+        if self.calibrated:
+            self.means["brier"] = (self.sure - right) ** 2
+        self.names = ["exact_match", "micro_f1", "macro_f1", *(["ece", "brier"] if self.calibrated else [])]
+        self.invalid = sum(not valid[k] for k in self.rows)
+
+    def label_counts(self, weights: Any, axis: int | None = None) -> list[Any]:
+        """Weighted rows with each label in both, in the answer and in the reference: (b, labels), or their sums."""
+        wanted, given = self.sets
+        found = [weights @ side.astype(float) for side in (wanted & given, given, wanted)]
+        return [side.sum(axis=1) for side in found] if axis else found
 
     def extract(self, task: dict[str, Any]) -> None:
         check = jsonschema.Draft202012Validator(task["schema"])
@@ -260,8 +292,12 @@ class Participant:
             found["macro_f1"] = self.macro(weights)
             if self.ordered:
                 found["quadratic_kappa"] = self.kappa(weights)
-            if self.calibrated:
-                found["ece"] = np.sqrt(np.maximum(self.observed(weights) ** 2 - self.by_chance(weights) ** 2, 0))
+        if self.kind == "tag":
+            h, g, w = self.label_counts(weights)
+            found["micro_f1"] = over(2 * h.sum(axis=1), (g + w).sum(axis=1))
+            found["macro_f1"] = over(2 * h, g + w).sum(axis=1) / np.maximum((g + w > 0).sum(axis=1), 1)
+        if self.calibrated:
+            found["ece"] = np.sqrt(np.maximum(self.observed(weights) ** 2 - self.by_chance(weights) ** 2, 0))
         if self.kind in ("extract", "call"):
             h, g, w = (weights @ self.counts[:, place] for place in range(3))
             found |= {"field_precision": over(h, g), "field_recall": over(h, w), "field_f1": over(2 * h, g + w)}
@@ -330,8 +366,14 @@ class Participant:
                 found["mean_absolute_error"] = float(mean_absolute_error(*levels))
                 kappa = cohen_kappa_score(*levels, weights="quadratic", labels=np.arange(len(self.labels)))
                 found["quadratic_kappa"] = float(kappa)
-            if self.calibrated:
-                found["brier"] = float(brier_score_loss(self.right[self.rows], self.sure[self.rows], pos_label=True))
+        if self.kind == "tag":
+            wanted_sets, given_sets = (side[self.rows] for side in self.sets)
+            used = np.flatnonzero((wanted_sets | given_sets).any(axis=0)).tolist()
+            for average, names in (("micro", None), ("macro", used)):
+                score = f1_score(wanted_sets, given_sets, labels=names, average=average, zero_division=0)
+                found[f"{average}_f1"] = float(score)
+        if self.calibrated:
+            found["brier"] = float(brier_score_loss(self.right[self.rows], self.sure[self.rows], pos_label=True))
         if self.kind == "generate":
             found["chrf"] = CHRF_2.corpus_score(said, [wanted]).score / 100
         return found
@@ -341,6 +383,19 @@ class Participant:
         if self.kind == "generate":
             return {}
         found: dict[str, Any] = {}
+        if self.kind == "tag":
+            sets = [side[self.rows] for side in self.sets]
+            table = np.transpose(precision_recall_fscore_support(*sets, zero_division=0))
+            both, either = (sets[0] & sets[1]).sum(axis=0), (sets[0] | sets[1]).sum(axis=0)
+            found["calibration"] = self.reliability()
+            found["per_class"] = {
+                label: {
+                    "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n),
+                    "interval": [2 - 2 / (1 + j) for j in wilson(both[k], either[k], self.confidence)],
+                }
+                for k, (label, (p, r, f, n)) in enumerate(zip(self.labels, table, strict=True)) if either[k]
+            }  # fmt: skip
+            return found
         if self.kind != "classify":
             wants, gives, hits = Counter[str](), Counter[str](), Counter[str]()
             for k in self.rows:
@@ -545,7 +600,8 @@ class Recomputed:
         rows = lines_of(path / "predictions.jsonl")
         assert [row["id"] for row in rows] == [record["id"] for record in records], path
         said, sure = [row["answer"] for row in rows], [row.get("confidence") for row in rows]
-        return Participant(self.task, records, said, sure, [not row.get("not_sent") for row in rows])
+        sent = [not row.get("not_sent") for row in rows]
+        return Participant(self.task, records, said, sure, sent, self.confidence)
 
     def facts(self, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         rows = lines_of(path / "predictions.jsonl")
@@ -569,11 +625,11 @@ class Recomputed:
         nothing = [None] * len(self.records)
 
         def made(said: list[str], sure: list[Any] = nothing) -> Participant:
-            return Participant(self.task, self.records, said, sure, everything)
+            return Participant(self.task, self.records, said, sure, everything, self.confidence)
 
         if self.task["kind"] == "call":
             return {"no_call": made(["none"] * len(self.records))}
-        if self.task["kind"] != "classify":
+        if self.task["kind"] not in ("classify", "tag"):
             empty = "{}" if self.task["kind"] == "extract" else ""
             return {
                 "copy": made([asked_and_wanted(record)[0] for record in self.records]),

@@ -207,6 +207,7 @@ def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
     shutil.copytree(base, folder / "base")
     task = {
         "classify": "{kind: classify, labels: from-data, system: Name the category.}",
+        "tag": "{kind: tag, system: Name the categories.}",
         "extract": "{kind: extract, schema: schema.json, system: Name the category.}",
         "generate": "{kind: generate, system: Answer.}",
         "call": "{kind: call, tools: tools.json, system: Name the category.}",
@@ -216,6 +217,7 @@ def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
         words = text.split()
         answer: Any = {
             "classify": label,
+            "tag": [label] * (k % 5 > 0) + [other for other in WORDS if other != label and other[0] == words[0][0]],
             "extract": {"topic": label, "items": [{"name": word} for word in words[:1]]},
             "generate": f"{label} {words[0]}",
             "call": None if label == "account" else {"name": label, "arguments": {"item": words[0]}},

@@ -331,8 +331,9 @@ def test_a_later_part_is_kept_and_a_contract_without_it_is_as_it_was(tmp_path: P
     [
         ({"kind": 7, "labels": "a", "more": 1}, ["kind: ", "labels: ", "more: "]),
         ({"chat_template": None, "special_tokens": [1]}, ["chat_template: ", "special_tokens.0: "]),
-        ({"kind": "translate"}, ["kind: 'translate' is none of classify, extract, generate"]),
+        ({"kind": "translate"}, ["kind: 'translate' is none of classify, tag, extract, generate"]),
         ({"kind": "extract", "schema": {"type": 5}}, ["schema: "]),
+        ({"kind": "tag", "schema": {"type": "array"}}, ["schema: it is none of several labels"]),
         ({"special_tokens": ["<b>", ""]}, ["special_tokens: an empty text is no token"]),
         ({"clean": ["shout"]}, ["clean"]),
         ({"replace": [{"pattern": "(a+)+b", "replacement": ""}]}, ["take very long"]),

@@ -21,8 +21,8 @@ def same_answer(task: Task, first: str, second: str) -> bool:
     """True for answers between which nobody needs to decide: equal, equal as JSON, or free texts nearly the same."""
     if first.strip() == second.strip():
         return True
-    if task.kind == "extract":
-        return answer_metrics.same_json(first, second)
+    if task.is_json:
+        return answer_metrics.same_json(task.kept(first), task.kept(second))
     if task.kind == "call":
         return task.same_call(first, second)
     if task.kind == "generate":
@@ -32,7 +32,8 @@ def same_answer(task: Task, first: str, second: str) -> bool:
 
 def equal_answer(task: Task, first: str, second: str) -> bool:
     """True for answers that are the same to the letter, or as JSON."""
-    return first.strip() == second.strip() or (task.kind in ("extract", "call") and same_answer(task, first, second))
+    has_json = task.is_json or task.kind == "call"
+    return first.strip() == second.strip() or (has_json and same_answer(task, first, second))
 
 
 def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> str:
@@ -48,7 +49,7 @@ def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> st
             tool_calls.require_offered(value, task.offered(tools))
     except DataError as error:
         return error.message
-    if task.kind != "extract" or task.fits_schema(value):
+    if not task.is_json or task.fits_schema(value):
         return ""
     fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(task.schema or {}).iter_errors(value))
     where = ".".join(map(str, fault.absolute_path)) if fault is not None else ""

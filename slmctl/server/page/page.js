@@ -274,7 +274,9 @@ const TASKS = {
     }
     const text = JSON.stringify(value, null, 2);
     const raw = make("details", "", make("summary", "", "JSON"), make("pre", "text", text));
-    return [isObject(value) ? fieldsOf(value, task.schema || {}, "Fields found") : make("pre", "text", text), raw, copyButton(text)];
+    const labels = () => make("div", "", make("h2", "note", "Labels"), shownValue(value));
+    const shown = task.kind === "tag" ? labels() : isObject(value) ? fieldsOf(value, task.schema || {}, "Fields found") : make("pre", "text", text);
+    return [shown, raw, copyButton(text)];
   },
   // The function that is called, with its arguments as fields; the raw answer is the call as feedback and files hold it.
   call(found) {
@@ -295,9 +297,10 @@ const TASKS = {
     return [...head, fields, raw, copyButton(text)];
   },
 };
+TASKS.tag = TASKS.extract;
 
 function card(home) {
-  const text = make(["extract", "call"].includes(task.kind) ? "pre" : "div", "text");
+  const text = make(["tag", "extract", "call"].includes(task.kind) ? "pre" : "div", "text");
   const shown = make("article", "answer", text);
   shown.setAttribute("aria-busy", "true"); // read out when it is whole, not letter by letter
   home.append(shown);
@@ -380,14 +383,14 @@ function forget() {
 }
 
 function arrange() {
-  const names = { classify: "Sorts a text into one category", extract: "Reads the fields out of a text", generate: "Answers in free text", call: "Calls the function that a text asks for" };
+  const names = { classify: "Sorts a text into one category", tag: "Finds the labels that fit a text", extract: "Reads the fields out of a text", generate: "Answers in free text", call: "Calls the function that a text asks for" };
   document.title = `${clean(task.name)} · slmctl`;
   at("name").textContent = clean(task.name);
   at("kind").textContent = ["Served by slmctl", task.version && `version ${clean(task.version)}`].filter(Boolean).join(" · ");
   at("about").textContent = names[task.kind];
   at("api").textContent = `${location.origin}/v1`;
   at("asked").textContent = task.kind === "generate" ? "Message" : "Text";
-  at("send").textContent = { classify: "Find the category", extract: "Read the fields", generate: "Send", call: "Find the function" }[task.kind];
+  at("send").textContent = { classify: "Find the category", tag: "Find the labels", extract: "Read the fields", generate: "Send", call: "Find the function" }[task.kind];
   at("length").max = task.max_tokens;
   at("length").placeholder = `up to ${task.max_tokens}`;
   at("options").hidden = task.kind !== "generate";

@@ -101,6 +101,7 @@ def correctness(task: Task, config: CalibrateConfig) -> str:
         return "the same words in the same order as the reference answer"
     return {
         "classify": "the reference label",
+        "tag": "the reference labels, all of them and no other",
         "extract": "an object equal to the reference answer",
         "call": "the call of the reference answer with equal arguments, or no call where it has none",
     }[task.kind]
@@ -112,7 +113,7 @@ def is_right(task: Task, config: CalibrateConfig, answer: str, expected: str) ->
         return answer.strip() == expected
     if task.kind == "call":
         return task.same_call(answer, expected)
-    if task.kind == "extract":
+    if task.is_json:
         return answer_metrics.same_json(expected, answer.strip())
     if config.min_token_f1 is not None:
         f1 = answer_metrics.token_f1(answer_metrics.words(expected), answer_metrics.words(answer))

@@ -18,17 +18,18 @@ def baselines(
 ) -> dict[str, Answers]:
     """The answers of every baseline of a task kind.
 
-    majority: the most frequent label of the training rows. tfidf_logistic: TF-IDF with logistic regression, trained on
-    the same rows as the model. copy: the input as it is. empty: an empty text, or `{}` for `extract`.
-    no_call: never calling a tool.
+    majority: the most frequent label of the training rows, or the set of labels. tfidf_logistic: TF-IDF with logistic
+    regression, trained on the same rows as the model; of several labels each against the rest. copy: the input as it
+    is. empty: an empty text, or `{}` for `extract`. no_call: never calling a tool.
     """
-    if task.kind == "classify":
+    if task.kind in ("classify", "tag"):
         labels = [record.answer for record in train]
         linear = linear_baseline.fit(
             [record.input for record in train],
             labels,
             choosing=[record.input for record in validation],
             chosen=[record.answer for record in validation],
+            several=task.label_set,
         )
         majority = _answers([linear_baseline.most_frequent(labels)] * len(records))
         answers = majority, _answers(*linear.answers([record.input for record in records]))

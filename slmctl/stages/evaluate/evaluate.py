@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -102,7 +102,8 @@ def run(
     if config.choose is not None and validation:
         files = {name: model.facts for name, model in chosen_by.items() if model.facts["kind"] != ENSEMBLE}
         choice = choose(config.choose, PRIMARY[task.kind], {name: validated[name] for name in files}, files)
-    scored = {name: score(task, records, model_answers) for name, model_answers in answers.items()}
+    sure = config.confidence
+    scored = {name: score(task, records, own, confidence=sure) for name, own in answers.items()}
     facts = dict.fromkeys(free, FREE) | {name: model.facts for name, model in models.items()}
     report = _measured(config, task, records, scored, facts, choice)
     if entry := _second_opinion(config, report, validated):
@@ -115,8 +116,9 @@ def run(
         report["release"] = release_rows.entry(_name(release), title, compared, records, released, config.confidence)
     report = cast(EvaluationReport, _rounded(report))
     report["remarks"] = remarks(report)
-    rows = list(_rows(task, records, scored, answers, config.shown_characters))
-    _write(out, task, report, rows)
+    labels = task.labels or _label_sets(task, records, answers.values())
+    rows = list(_rows(labels, records, scored, answers, config.shown_characters))
+    _write(out, task, report, rows, labels=labels)
     return cast(dict[str, Any], report)
 
 
@@ -161,16 +163,22 @@ def _measured(
     }
 
 
-def _write(out: Path, task: Task, report: EvaluationReport, rows: Sequence[RowEntry]) -> None:
+def _label_sets(task: Task, records: Sequence[Record], answers: Iterable[Answers]) -> tuple[str, ...]:
+    """The sets of labels that occur, as they are answered; none unless a row has several."""
+    texts = {record.answer for record in records}.union(*([(text or "").strip() for text in a.texts] for a in answers))
+    return tuple(sorted(filter(task.accepts, texts))) if task.kind == "tag" else ()
+
+
+def _write(out: Path, task: Task, report: EvaluationReport, rows: Sequence[RowEntry], *, labels: Sequence[str]) -> None:
     head = {"participants": report["participants"], "cut": report["cut"], "task": report["task"]}
-    score = "field_f1" if task.kind in ("extract", "call") else report["primary_metric"]
-    head |= {"labels": list(task.labels), "score": score}
+    score = {"tag": "micro_f1", "extract": "field_f1", "call": "field_f1"}.get(task.kind, report["primary_metric"])
+    head |= {"labels": list(labels), "score": score}
     with (out / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
         for line in (head, *rows):
             stream.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
     (out / "report.json").write_bytes(canonical(report))
     (out / "report.md").write_text(markdown(report), encoding="utf-8")
-    report_page.write(out / "report.html", report, rows, labels=task.labels)
+    report_page.write(out / "report.html", report, rows, labels=labels)
 
 
 # Reading
@@ -328,22 +336,23 @@ def _second_opinion(
 
 
 def _rows(
-    task: Task, records: Sequence[Record], scored: Mapping[str, Scored], answers: Mapping[str, Answers], cut: int
-) -> Iterator[RowEntry]:
-    """Every row's answers as right or wrong.
+    labels: Sequence[str], records: Sequence[Record], scored: Mapping[str, Scored], answers: Mapping[str, Answers],
+    cut: int,
+) -> Iterator[RowEntry]:  # fmt: skip
+    """Every row's answers as right or wrong, and the place of each in `labels` (-1 for another), where there are some.
 
     Texts of at most `cut` characters go along, 0 for none, and never those of a sensitive record: reports are
     published.
     """
-    index = {label: k for k, label in enumerate(task.labels)}
+    index = {label: k for k, label in enumerate(labels)}
     for k, record in enumerate(records):
         row: RowEntry = {
             "id": record.id,
             "source": (record.source["file"], record.source["row"]),
             "length": len(record.input),
             "sensitive": record.sensitive,
-            "expected": index.get(record.answer) if task.kind == "classify" else None,
-            "answers": [_cell(model, answers[name], k) for name, model in scored.items()],
+            "expected": index.get(record.answer),
+            "answers": [_cell(model, answers[name], index, k) for name, model in scored.items()],
         }
         if cut and not record.sensitive:
             texts = [(model.texts[k] or "")[:cut] if model.sent[k] else None for model in answers.values()]
@@ -351,12 +360,12 @@ def _rows(
         yield row
 
 
-def _cell(model: Scored, answers: Answers, k: int) -> RowAnswer | None:
+def _cell(model: Scored, answers: Answers, index: Mapping[str, int], k: int) -> RowAnswer | None:
     if not model.sent[k]:
         return None
     confidence = answers.confidences[k]
     return (
-        model.codes[k] if model.codes else None,
+        index.get((answers.texts[k] or "").strip(), -1) if index else None,
         int(model.right[k]),
         None if confidence is None else round(confidence, 4),
         round(float(model.score[k]), 4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]  # (n,)
 Weights = npt.NDArray[np.floating]  # (b, n): how often each row counts, b times over
 
-PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1", "call": "exact_match"}
+PRIMARY = {"classify": "accuracy", "generate": "token_f1"} | dict.fromkeys(("tag", "extract", "call"), "exact_match")
 LOWER_IS_BETTER = ("ece", "brier")
 LEVEL_ERROR = "mean_absolute_error"  # of ordered labels; lower is better too
 
@@ -96,11 +97,11 @@ class Scored:
     Attributes:
         sent: (n,) rows that count: those that were sent to the model.
         groups: (n,) the number of each row's group; a row without one is a group of its own.
-        right: (n,) rows whose label is right, whose object is right as a whole, or whose text matches normalised.
-        score: (n,) accuracy, F1 of the fields, or token F1 of each row.
+        right: (n,) rows whose label is right, whose labels or object are right as a whole, or whose text matches
+            normalised.
+        score: (n,) accuracy, F1 of the labels or the fields, or token F1 of each row.
         metrics: Every metric of the task, the primary one first.
         facts: The other figures of the task.
-        codes: (n,) index of the predicted label, -1 where it is none of the labels; empty unless classify.
         invalid: Number of rows whose answer is not a label, not JSON, or empty.
     """
 
@@ -110,7 +111,6 @@ class Scored:
     metrics: dict[str, Metric]
     facts: TaskFigures
     invalid: int
-    codes: list[int] = field(default_factory=list)
     groups: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def value(self, name: str, mask: Mask | None = None) -> float:
@@ -119,13 +119,16 @@ class Scored:
         return float(self.metrics[name].over(rows[None, :].astype(np.float64))[0])
 
 
-def score(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
-    """Score one model's answers against the reference answers.
+def score(task: Task, records: Sequence[Record], answers: Answers, *, confidence: float = 0.95) -> Scored:
+    """Score one model's answers against the reference answers; `confidence` is that of intervals of labels.
 
     Raises:
         DataError: A reference answer is not one that the task allows.
     """
-    scorers = {"classify": _classify, "extract": _extract, "generate": _generate, "call": _call}
+    scorers: dict[str, Callable[[Task, Sequence[Record], Answers], Scored]] = {
+        "classify": _classify, "tag": functools.partial(_tag, confidence=confidence), "extract": _extract,
+        "generate": _generate, "call": _call,
+    }  # fmt: skip
     numbers: dict[str, int] = {}
     groups = [numbers.setdefault(record.group or f"\0{k}", len(numbers)) for k, record in enumerate(records)]
     return dataclasses.replace(scorers[task.kind](task, records, answers), groups=np.array(groups, np.int64))
@@ -183,7 +186,6 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
             "calibration": reliability,
         },
         invalid=sum(not predicted_label for _, predicted_label in pairs),
-        codes=[int(code) if code < len(index) else -1 for code in predicted],
     )
 
 
@@ -222,6 +224,43 @@ def _calibration(answers: Answers, right: Mask) -> tuple[CalibrationFigures | No
         "n": int(confident.sum()), "ece": float(gap.error[0]), "observed": float(gap.observed[0]),
         "by_chance": float(gap.by_chance[0]), "brier": float(figures["brier"].over(mask)[0]), "bins": bins_used,
     }, figures  # fmt: skip
+
+
+def _tag(task: Task, records: Sequence[Record], answers: Answers, *, confidence: float) -> Scored:
+    expected = [_labels(task, record.answer) for record in records]
+    for record, labels in zip(records, expected, strict=True):
+        if labels is None:
+            raise DataError(_where(record) + f"the reference answer '{record.answer[:60]}' is no list of the labels")
+    predicted = [_labels(task, (text or "").strip()) for text in answers.texts]
+    valid = np.array([labels is not None for labels in predicted])
+    a, b = (
+        np.array([[label in (labels or ()) for label in task.label_set] for labels in side])
+        for side in (expected, predicted)
+    )  # (n, labels)
+    counts = np.stack([a & b, b, a], axis=2).astype(np.float64)  # (n, labels, 3)
+    right = valid & (a == b).all(axis=1)
+    reliability, calibrated = _calibration(answers, right)
+    return Scored(
+        sent=answers.sent,
+        right=right,
+        score=np.where(right, 1.0, _f1(counts.sum(axis=1))),
+        metrics={
+            "exact_match": _mean(right),
+            "micro_f1": Summed(counts.sum(axis=1), _f1),
+            "macro_f1": Summed(counts.reshape(len(records), -1), answer_metrics.macro_f1),
+            **calibrated,
+        },
+        facts={
+            "per_class": answer_metrics.per_label(task.label_set, counts[answers.sent].sum(axis=0), confidence),
+            "calibration": reliability,
+        },
+        invalid=int((answers.sent & ~valid).sum()),
+    )
+
+
+def _labels(task: Task, text: str) -> frozenset[str] | None:
+    """The labels of an answer; None for an answer that the task does not allow."""
+    return frozenset(task.read_answer(text)) if task.accepts(text) else None
 
 
 def _extract(task: Task, records: Sequence[Record], answers: Answers) -> Scored:

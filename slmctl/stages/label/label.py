@@ -115,10 +115,10 @@ def check(config: LabelConfig) -> None:
     """
     if not config.sources or not config.teachers:
         raise UsageError("there is no section 'label' with sources and teachers", hint="docs/label.md shows one")
-    if config.task.kind == "call":
+    if config.task.kind in ("call", "tag"):
         raise UsageError(
-            "label has no teachers of calls: it knows tasks of the kinds classify, extract and generate",
-            hint="give prepare.sources rows whose calls are known",
+            f"label has no teachers for a task of kind {config.task.kind}: it knows classify, extract and generate",
+            hint="give prepare.sources rows whose answers are known",
         )
     for source in config.sources:
         conversation_formats.text_maker(source, source.input, columns_of(source.local, **source.reading))

@@ -51,7 +51,7 @@ def opened(
     Raises:
         DataError: The answers cannot be held to the task's schema.
     """
-    if task.kind == "extract" and (fault := grammar_pool.fault_of(task.constraint)):
+    if task.is_json and (fault := grammar_pool.fault_of(task.constraint)):
         raise DataError(fault, hint="change that part of the schema")
     if lora and base is not None:
         own, under = lora_file(model), gguf_file(base, type)

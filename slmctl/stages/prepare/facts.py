@@ -165,6 +165,7 @@ def collect(
 ) -> PrepareFacts:
     kept = {split: fates.kept(split) for split in SPLITS}
     unknown = Counter(row.reason for _, row in rows.rejected if row.rule == "unknown label")
+    every = rows.count(np.arange(len(rows)))
     by_label = {split: rows.count(indices) for split, indices in kept.items()}
     collected: PrepareFacts = {
         "task": config.task.kind,
@@ -176,8 +177,8 @@ def collect(
         "rejected": len(rows.rejected) + fates.left_out,
         "rejected_by_reason": fates.rules(rows),
         "max_rejected": config.max_rejected,
-        "labels": {label: {split: by_label[split].get(label, 0) for split in SPLITS} for label in sorted(rows.labels)},
-        "label_typos": label_typos(rows.count(np.arange(len(rows)))),
+        "labels": {label: {split: by_label[split].get(label, 0) for split in SPLITS} for label in sorted(every)},
+        "label_typos": label_typos(every),
         "cleaning": [{"step": step, "rows": rows.changes["clean", step]} for step in plan.task.cleaning_steps],
         "renamed_labels": [
             {"label": label, "to": other, "rows": rows.changes["label", label]}

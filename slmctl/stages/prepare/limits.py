@@ -40,24 +40,26 @@ def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
     """Refuse labels that nothing can be learned from.
 
     Raises:
-        DataError: There is but one, there are too many, or the columns are swapped.
+        DataError: There is but one, there are too many, or the columns are swapped; of several a row, there is none.
     """
-    if config.task.kind != "classify" or not len(rows):
+    if not config.task.has_labels or not len(rows):
         return
+    labels = list(rows.count(np.arange(len(rows))))
     if swapped := swapped_columns(rows):
         raise DataError(
             f"the columns look swapped: {swapped['inputs']} different inputs have {swapped['answers']} different "
             "labels",
             hint="exchange the columns of 'input' and 'output'",
         )
-    if len(rows.labels) > MAX_LABELS:
+    if len(labels) > MAX_LABELS:
         raise DataError(
-            f"the answers hold {len(rows.labels)} different labels",
+            f"the answers hold {len(labels)} different labels",
             hint="is 'output' the right column, or the task 'generate'?",
         )
     if len(rows.labels) == 1:
+        name = f"the label '{labels[0][:60]}'" if len(labels) == 1 else rows.labels[0][:60]
         raise DataError(
-            f"every usable row has the label '{rows.labels[0][:60]}', so there is nothing to tell apart",
+            f"every usable row has {name}, so there is nothing to tell apart",
             hint="is 'output' the right column? add rows of other labels",
         )
 
@@ -138,7 +140,7 @@ def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iter
     least, trained = config.min_rows.label, rows.count(fates.kept("train"))
     kept = rows.count(np.concatenate([fates.kept(name) for name in SPLITS]))
     rare = sorted((label for label in kept if trained.get(label, 0) < least), key=lambda name: (-kept[name], name))
-    if config.task.kind != "classify" or not rare:
+    if not config.task.has_labels or not rare:
         return
     meant = {slip["label"]: slip["likely"] for slip in label_typos(rows.count(np.arange(len(rows))))}
     named = ", ".join(

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from slmctl import console, sensitive
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PrepareConfig, Source, TaskConfig
@@ -31,7 +33,7 @@ from slmctl.stages.prepare import (
 from slmctl.stages.prepare.facts import PrepareFacts
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
 from slmctl.stages.prepare.record_table import RecordTable
-from slmctl.task import conversation_formats, declared
+from slmctl.task import conversation_formats, declared, label_sets
 from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, call_form_of, end_of_turn
 from slmctl.task.records import Record
@@ -63,7 +65,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
         config = _with_labels(config, labelled)
     plan = _plan(config, base)
     workers = config.workers or len(os.sched_getaffinity(0))
-    with RecordTable(out / ".rows") as rows:
+    with RecordTable(out / ".rows", several=config.task.kind == "tag") as rows:
         with (
             contextlib.closing(read_batches(plan, workers)) as batches,
             console.progress("prepare", None, "rows") as bar,
@@ -118,12 +120,13 @@ def _plan(config: PrepareConfig, base: Artifact | None) -> ReadingPlan:
             "no sources are set", hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]"
         )
     for source in config.sources:
-        if source.label is not None and config.task.kind != "classify":
-            raise DataError(
-                f"{source.title} has a 'label' for its rows, which belongs to classify, and the kind is "
-                f"{config.task.kind}",
-                hint="output: COLUMN",
-            )
+        for name, kind in (("label", "classify"), ("separator", "tag")):
+            if getattr(source, name) is not None and config.task.kind != kind:
+                raise DataError(
+                    f"{source.title} has a '{name}' for its rows, which belongs to {kind}, and the kind is "
+                    f"{config.task.kind}",
+                    hint="output: COLUMN",
+                )
         if config.splits.time is not None and source.time is None and source.split is None:
             raise DataError(f"{source.title} names no time column, and splits.time needs one", hint="time: COLUMN")
     task = Task(
@@ -185,11 +188,12 @@ def check(config: PrepareConfig) -> None:
 
 def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     """The task with the labels of the data, and the system prompt where all rows have the same."""
-    labels = declared.labels_of(config, rows.labels)
+    labels = declared.labels_of(config, rows.count(np.arange(len(rows))))
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
-    return dataclasses.replace(
-        task, labels=labels, ordered=config.ordered, system=system, descriptions=dict(config.descriptions)
-    )
+    task = dataclasses.replace(task, system=system, descriptions=dict(config.descriptions))
+    if config.kind == "tag":
+        return dataclasses.replace(task, schema=label_sets.schema(labels))
+    return dataclasses.replace(task, labels=labels, ordered=config.ordered)
 
 
 def explain(config: PrepareConfig, *, base: Artifact | None) -> str:

@@ -30,7 +30,7 @@ from slmctl.sources.rows import read_rows
 from slmctl.sources.rows.cells import MAX_DEPTH
 from slmctl.stages.prepare import calls
 from slmctl.stages.prepare.token_lengths import CountableText, TokenCounter
-from slmctl.task import conversation_formats, split, tool_calls
+from slmctl.task import conversation_formats, label_sets, split, tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.conversation_formats import ConversationFormat, Messages, named_cell
 from slmctl.task.records import Message, Record, RowRejectedError
@@ -81,7 +81,7 @@ class RecordBatch:
     rejected: tuple[RejectedRow, ...]
     lines: tuple[bytes, ...]
     texts: tuple[str, ...]
-    labels: tuple[str | None, ...]
+    labels: tuple[str | None, ...]  # of several a row, the answer
     keys: U64
     compact: U64
     measures: Mapping[str, np.ndarray]
@@ -191,7 +191,7 @@ class RecordReader:
 
         The id and the split follow from the row as it came in, so that cleaning moves none.
         """
-        conversation = self.formats[source].read(columns)
+        conversation, origin = self.formats[source].read(columns), self.plan.sources[source]
         system, messages = self._with_task_system(conversation.messages)
         kind = self.plan.task.kind
         if kind == "call":
@@ -205,9 +205,10 @@ class RecordReader:
         if label is not None:
             changes["label", answer] += label != answer
             self._require_label(label)
+        elif kind == "tag":
+            answer = self._label_set(answer, origin.separator, changes)
         elif kind == "extract":
             answer = _as_json(answer)
-        origin = self.plan.sources[source]
         group = named_cell(columns, origin.group)
         record = Record(
             id="",
@@ -227,6 +228,15 @@ class RecordReader:
             messages=self._cleaned(record.messages, changes),
         )
         return record, original, system
+
+    def _label_set(self, cell: str, separator: str | None, changes: Counter[Change]) -> str:
+        """The labels of a cell in the one form that all answers have, renamed and checked."""
+        names = label_sets.read(cell, separator)
+        labels = [self.plan.label_map.get(name, name) for name in names]
+        for name, label in zip(names, labels, strict=True):
+            changes["label", name] += label != name
+            self._require_label(label)
+        return label_sets.written(labels, self.plan.labels)
 
     def _cleaned(self, messages: tuple[Message, ...], changes: Counter[Change]) -> tuple[Message, ...]:
         """The messages with the user's texts cleaned; each step that changed one of them is counted once."""
@@ -292,7 +302,7 @@ class RecordReader:
         names = dict(zip(("user", "assistant"), self.formats[source].fields, strict=True))
         last, messages, left, has_findings = len(record.messages) - 1, [], False, False
         for at, message in enumerate(record.messages):
-            is_label = at == last and record.label is not None
+            is_label = at == last and (record.label is not None or self.plan.task.kind == "tag")
             if message["role"] == "system" or is_label:
                 applied = self._apply_remembered(message["content"])
             else:
@@ -415,7 +425,7 @@ class RecordReader:
             rejected=tuple(rejected),
             lines=tuple(row.line for row in rows),
             texts=tuple(texts),
-            labels=tuple(record.label for record in records),
+            labels=tuple(record.answer if self.plan.task.kind == "tag" else record.label for record in records),
             keys=minhash.band_keys(signatures),
             compact=compact,
             measures=measures,

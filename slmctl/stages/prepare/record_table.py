@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ class RecordTable:
 
     Attributes:
         rejected: (source, row) of each unusable row, in order, with its rule and reason.
-        labels: The labels, of which `label_of` holds indices.
+        labels: The labels, of which `label_of` holds indices; where a row has several, the sets of them that occur.
         systems: System prompts of the rows, at least two of them where there are several.
         tally: Findings of personal data and secrets; `sensitive` is the number of their rows.
         echoes: Number of rows whose answer is their question.
@@ -29,7 +30,7 @@ class RecordTable:
         spill: Normalised inputs and their signatures, on disk.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, several: bool = False) -> None:
         self._folder = folder
         folder.mkdir()
         self._lines: BinaryIO = (folder / "lines").open("w+b")
@@ -40,6 +41,7 @@ class RecordTable:
         self.tally = Tally()
         self.sensitive = self.echoes = 0
         self.changes: Counter[Change] = Counter()
+        self._several = several
         self._codes: dict[str, int] = {}
         self._parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
 
@@ -99,6 +101,10 @@ class RecordTable:
             yield self._lines.read(size)
 
     def count(self, rows: Iterable[int] | np.ndarray) -> dict[str, int]:
-        """The number of records of each label, among some records."""
-        counts = Counter(self.label_of[np.asarray(rows)].tolist())
-        return {self.labels[code]: n for code, n in counts.items() if code >= 0}
+        """The number of records of each label, among some records; of several a row, each counts."""
+        counts: Counter[str] = Counter()
+        for code, n in Counter(self.label_of[np.asarray(rows)].tolist()).items():
+            if code >= 0:
+                names = json.loads(self.labels[code]) if self._several else [self.labels[code]]
+                counts.update(dict.fromkeys(names, n))
+        return dict(counts)

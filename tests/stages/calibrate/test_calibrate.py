@@ -24,10 +24,12 @@ from slmctl.metrics import error_threshold
 from slmctl.metrics.error_threshold import Cut, choose
 from slmctl.metrics.statistics import error_bound
 from slmctl.stages.calibrate import calibrate
+from slmctl.task import label_sets
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
 
 LABELS = Task("classify", "", "", labels=("a", "b", "oos"))
+SETS = Task("tag", "", "", schema=label_sets.schema(["a", "b"]))
 OBJECTS = Task("extract", "", "", schema={"type": "object"})
 TEXTS = Task("generate", "", "")
 
@@ -166,6 +168,21 @@ def test_few_rows_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     for count, is_said in ((calibrate.FEW_ROWS - 1, True), (calibrate.FEW_ROWS, False)):
         calibrate.read(lines(count), LABELS, CalibrateConfig())  # type: ignore[arg-type]
         assert ("calibration rows are few" in capsys.readouterr().err) is is_said
+
+
+def test_the_share_of_wrong_lists_of_labels_is_bounded(tmp_path: Path) -> None:
+    spelt = {"a": '["a", "b"]', "b": '["a"]'}  # a label too few is wrong
+    rows = [
+        {"answer": spelt[line["answer"]], "expected": spelt[line["expected"]], "id": line["id"]}
+        | {name: line[name] for name in ("confidence", "logprobs", "finish")}
+        for line in lines(1500)
+    ]
+    policy, figures = fitted(tmp_path, rows, SETS, max_error=0.1)
+    assert (policy.kind, figures["correct"]) == ("tag", "the reference labels, all of them and no other")
+    kept = [row for row in rows if policy.judge(row, row["answer"]).keep]
+    assert 0.3 < len(kept) / len(rows) < 1
+    assert sum(row["answer"] != row["expected"] for row in kept) <= 0.1 * len(kept)
+    assert figures["error_bound"] <= 0.1
 
 
 def test_what_counts_as_right() -> None:

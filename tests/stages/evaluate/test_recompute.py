@@ -20,6 +20,7 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.deduplication import row_fingerprints
 from slmctl.pipeline import resolve, runner
+from slmctl.task import label_sets
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
 from slmctl.task.tool_calls import OWN, Tool
@@ -62,6 +63,7 @@ class Data:
         label = self.chance.choice(LABELS if self.kind != "call" else (*LABELS, *LABELS[-1:] * 3))
         answer = {
             "classify": label,
+            "tag": self.labels(),
             "generate": " ".join([*words[:3], "Grüße, 12.", label]),
             "call": self.call(label, {"n": k % 3, "words": words[:6]} if k % 4 else {}),
         }.get(self.kind, json.dumps(self.value(words)))
@@ -73,6 +75,9 @@ class Data:
             "id": f"{split}{k}", "messages": messages, **more, "group": "large" if k < 12 else f"g{k // 3}",
             "sensitive": k % 7 == 3, "source": source,
         }  # fmt: skip
+
+    def labels(self) -> str:
+        return json.dumps([label for label in LABELS if self.chance.random() < 0.45])
 
     def value(self, words: list[str]) -> Any:
         items = [{"name": word, "qty": self.chance.choice([1, 1.0, True, 2, None])} for word in words[:3]]
@@ -86,6 +91,9 @@ class Data:
             return wanted if self.chance.random() < 0.8 else f" {wanted}\n"
         if self.kind == "classify":
             return self.chance.choice([*LABELS, "nonsense", "", "Billing"])
+        if self.kind == "tag":
+            odd = ['["billing", "billing"]', '["nonsense"]', "", "{}", f"[{wanted}]", wanted.replace("[", "[ ")]
+            return self.chance.choice([*odd, *[self.labels()] * 6, json.dumps(json.loads(wanted)[::-1])])
         if self.kind == "generate":
             words = wanted.split()
             self.chance.shuffle(words)
@@ -157,13 +165,14 @@ ARGUMENTS = {
 TOOLS = tuple(Tool(name, "", ARGUMENTS).to_json() for name in LABELS[:-1])
 
 
-@pytest.fixture(scope="module", params=["classify", "extract", "generate", "call"])
+@pytest.fixture(scope="module", params=["classify", "tag", "extract", "generate", "call"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A report on made-up answers, run as the pipeline runs it."""
     kind, tmp_path = request.param, tmp_path_factory.mktemp(request.param)
     data = Data(kind)
+    schema = {"extract": tiny.SCHEMA, "tag": label_sets.schema(LABELS)}.get(kind)
     task = Task(
-        kind, "", "", labels=LABELS if kind == "classify" else (), schema=tiny.SCHEMA if kind == "extract" else None,
+        kind, "", "", labels=LABELS if kind == "classify" else (), schema=schema,
         ordered=kind == "classify", tools=TOOLS if kind == "call" else (), call_form=OWN if kind == "call" else None,
     )  # fmt: skip
 
@@ -218,6 +227,13 @@ FIGURES = {
         ("release", "rows", "old", "differences", "Q8_0", "macro_f1", "difference"),
         ("release", "rows", "new", "values", "production", "accuracy"),
         ("release", "trained_on"),
+    ],
+    "tag": [
+        ("models", "Q8_0", "metrics", "micro_f1"),
+        ("models", "Q8_0", "per_class", "billing", "interval", 0),
+        ("baselines", "tfidf_logistic", "metrics", "exact_match"),
+        ("pairs", "Q8_0|Q4_K_M", "metrics", "macro_f1", "interval", 1),
+        ("models", "Q8_0", "calibration", "bins", -1, "accuracy"),
     ],
     "extract": [
         ("models", "Q8_0", "metrics", "field_f1"),

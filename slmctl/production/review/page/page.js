@@ -380,7 +380,7 @@ async function start() {
   }
   document.title = `Review · ${clean(task.project)}`;
   at("kind").textContent = clean(`slmctl review · ${task.project} · ${task.file}`);
-  at("name").textContent = { classify: "Which label is right?", extract: "Are the fields right?", generate: "Is the answer right?", call: "Is the call right?" }[task.kind];
+  at("name").textContent = { classify: "Which label is right?", tag: "Are the labels right?", extract: "Are the fields right?", generate: "Is the answer right?", call: "Is the call right?" }[task.kind];
   at("find").replaceChildren(...(task.kind === "classify" ? ["All labels", make("kbd", "", "/")] : ["Edit", make("kbd", "", "e")]));
   at("desk").hidden = false;
   act("/v1/review/next", {}, "");

@@ -1,0 +1,67 @@
+"""Several labels of one row: the cells that name them, and the JSON array in which they are trained and answered."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.metrics import answer_metrics
+from slmctl.task.records import RowRejectedError
+
+SEPARATORS = re.compile(r"[;|\n]")  # between the labels of a cell, where a source names no other
+ON = {"1", "1.0", "true", "yes", "y", "ja", "j", "x"}  # cells that tick a column whose name is a label
+OFF = {"0", "0.0", "false", "no", "n", "nein", "null", "none", "-", ""}
+
+
+def read(cell: str, separator: str | None = None) -> list[str]:
+    """The labels that a cell names.
+
+    It is a JSON list of labels, also as Python prints one; a JSON object of labels that are ticked or not, or of
+    columns that hold a label each; else labels with a separator between them.
+
+    Raises:
+        RowRejectedError: It names none, which the empty list alone may do, or holds something else than texts.
+    """
+    value = parse(cell)
+    if isinstance(value, dict):
+        return list(_ticked(value))
+    if isinstance(value, list):
+        if not all(isinstance(name, str) for name in value):
+            raise RowRejectedError("bad labels", f"the labels are not texts: '{cell[:60]}'")
+        return [name.strip() for name in value if name.strip()]
+    parts = cell.split(separator) if separator else SEPARATORS.split(cell)
+    if names := [part.strip() for part in parts if part.strip()]:
+        return names
+    raise RowRejectedError("empty answer", "the cell names no label; where none fits, it is []")
+
+
+def parse(cell: str) -> Any:
+    """The list or object that a cell holds, as JSON or as Python prints a list of texts; else INVALID."""
+    if not cell.startswith(("[", "{")):
+        return answer_metrics.INVALID
+    if re.fullmatch(r"\[('[^'\"]*'(, ?)?)+\]", cell):
+        cell = cell.replace("'", '"')
+    return answer_metrics.parse(cell)
+
+
+def _ticked(cells: JsonObject) -> Iterator[str]:
+    for name, value in cells.items():
+        text = ("" if value is None else str(value)).strip()
+        if text.casefold() in ON:
+            yield name
+        elif text.casefold() not in OFF:
+            yield text
+
+
+def written(names: Collection[str], labels: Sequence[str] | None) -> str:
+    """The labels of a row as they are answered: each once, in the order of all labels, or by name where it is free."""
+    ordered = sorted(set(names)) if labels is None else [label for label in labels if label in names]
+    return json.dumps(ordered, ensure_ascii=False)
+
+
+def schema(labels: Sequence[str]) -> JsonObject:
+    """The JSON Schema of such answers, of which `subset_grammar` knows the order."""
+    return {"type": "array", "items": {"type": "string", "enum": list(labels)}, "uniqueItems": True}
