@@ -24,6 +24,7 @@ FILES = (
     "replies.jsonl",
     "help_desk.jsonl",
     "help_desk.tools.json",
+    "customer_letters.csv",
 )
 
 
@@ -101,6 +102,16 @@ def test_readme_counts_the_rows() -> None:
         found = re.search(rf"`{name}\.jsonl`.*? \| (\d+) \|", readme())
         assert found
         assert int(found[1]) == len(jsonl(f"{name}.jsonl"))
+
+
+def test_letters_ask_for_none_to_three_things() -> None:
+    with (DATA / "customer_letters.csv").open(encoding="utf-8", newline="") as stream:
+        cells = [row["topics"] for row in csv.DictReader(stream)]
+    sets = [cell.split("; ") if cell != "[]" else [] for cell in cells]
+    assert f"`customer_letters.csv` | {len(cells)} |" in readme()
+    assert set(map(len, sets)) == {0, 1, 2, 3}
+    assert all(topics == sorted(set(topics)) for topics in sets)
+    assert {topic for topics in sets for topic in topics} == {row["category"] for row in usable()}
 
 
 def test_help_desk_calls_satisfy_their_tools() -> None:

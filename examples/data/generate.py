@@ -1,4 +1,4 @@
-"""Write the example data: support tickets, order e-mails and reply drafts of an invented shop, and a help desk.
+"""Write the example data: tickets, letters, order e-mails and reply drafts of an invented shop, and a help desk.
 
     python examples/data/generate.py [--out DIR]
 
@@ -471,6 +471,52 @@ def tickets_csv(tickets: Iterable[Ticket]) -> str:
     return out.getvalue()
 
 
+# --- letters with several requests -----------------------------------------------------------------------
+
+LETTER_COUNT = 1500
+ASKED = (4, 42, 38, 16)  # of a hundred letters: how many ask for nothing, one, two or three things
+ALSO = ("also", "and", "one more thing:", "secondly,", "besides,", "while I'm at it,", "and then", "")
+
+
+def write_letter(rng: random.Random) -> tuple[str, list[str]]:
+    """Write a letter and what it asks for; it may name one more thing, that it does not ask for."""
+    voice = rng.choices(list(VOICES), weights=list(VOICES.values()))[0]
+    opening, _, _, _, closing = HABITS[voice]
+    first = rng.choice(list(phrases.REQUESTS))
+    mine, slots = phrases.REQUESTS[first], Slots(rng)
+    near = [name for name in dict.fromkeys(mine.near.split()) if name != first]
+    topics = [first, *rng.sample(near, min(2, len(near)))][: rng.choices((0, 1, 2, 3), ASKED)[0]]
+    others = [name for name in near if name not in topics]
+    slots.kept |= dict.fromkeys(("thing", "device"), rng.choice(words.DEVICES))
+    situation = phrases.SITUATIONS[rng.choice(mine.fits.split())]
+    parts = [slots.fill(rng.choice(situation))] if rng.random() < 0.6 or not topics else []
+    for place, topic in enumerate(topics):
+        asked = request(topic, slots if place == 0 else slots.aside(), "")
+        parts.append(f"{rng.choice(ALSO)} {asked}".strip() if place else asked)
+    if others and rng.random() < (0.3 if topics else 1):
+        parts.insert(rng.randrange(len(parts) + 1), mention(rng.choice(others), slots.aside()))
+    if rng.random() < opening:
+        parts.insert(0, slots.fill(rng.choice(support.OPENINGS[voice])))
+    if rng.random() < closing:
+        parts.append(slots.fill(rng.choice(support.CLOSINGS[voice])))
+    if voice == "nonnative":
+        parts = [nonnative(part, rng) for part in parts]
+    text = join(parts, voice, rng)
+    return with_typos(text, 1, rng) if rng.random() < MISSPELT else text, sorted(topics)
+
+
+def letters_csv(rng: random.Random) -> str:
+    """Give all letters as CSV text; the topics of each stand in one cell, `[]` where there are none."""
+    seen, out = Seen(NEAR), io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("letter_id", "text", "topics"))
+    while len(seen.texts) < LETTER_COUNT:
+        text, topics = write_letter(rng)
+        if 4 <= len(text.split()) <= 80 and seen.add(text):
+            writer.writerow((f"L-{len(seen.texts):04d}", text, "; ".join(topics) or "[]"))
+    return out.getvalue()
+
+
 # --- order e-mails ---------------------------------------------------------------------------------------
 
 ORDER_COUNT = 900
@@ -661,6 +707,7 @@ def build_all(seed: int = SEED) -> dict[str, str]:
         "replies.jsonl": json_lines(build_replies(random.Random(seed + 2))),
         "help_desk.jsonl": json_lines(calls.build(random.Random(seed + 3), expand, with_typos, Seen(CALLS_NEAR).add)),
         "help_desk.tools.json": json.dumps(calls.tools(), indent=2) + "\n",
+        "customer_letters.csv": letters_csv(random.Random(seed + 4)),
     }
 
 

@@ -15,8 +15,8 @@ from slmctl.cli.group import PATH, Options, common_options, terminal
 if TYPE_CHECKING:
     from slmctl.init.proposal import Proposal
 
-TEMPLATES = ("support-triage", "field-extraction", "reply-drafting", "tool-calls")
-KINDS = ("classify", "extract", "generate", "call")
+TEMPLATES = ("support-triage", "topic-tagging", "field-extraction", "reply-drafting", "tool-calls")
+KINDS = ("classify", "tag", "extract", "generate", "call")
 QUESTIONS = {
     "output": "Which column holds the right answer? (A,B,C makes JSON of several)",
     "input": "Which column is read? (or a template: '{{ subject }} {{ body }}')",
@@ -44,8 +44,9 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
     """Start a project from SOURCE: your own rows, or a template with example data.
 
     SOURCE is a file (CSV, TSV, JSON, JSONL, Parquet, a workbook, SQLite), a folder or a pattern of such files, a
-    database (sql:ADDRESS with --query), or the template support-triage, field-extraction, reply-drafting or
-    tool-calls. slmctl.yaml is written into FOLDER: by default the working folder, for a template one of its name.
+    database (sql:ADDRESS with --query), or the template support-triage, topic-tagging, field-extraction,
+    reply-drafting or tool-calls. slmctl.yaml is written into FOLDER: by default the working folder, for a template one
+    of its name.
     """
     from slmctl.config import FILENAME
     from slmctl.errors import UsageError

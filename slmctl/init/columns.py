@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -16,12 +16,16 @@ from slmctl.config import moment
 from slmctl.console import percent
 from slmctl.init.column_names import suggests
 from slmctl.sources.rows.cells import MAX_DEPTH
+from slmctl.task import label_sets
+from slmctl.task.records import RowRejectedError
 
-Kind = Literal["text", "label", "id", "group", "time", "number", "JSON", "constant", "empty", "value"]
+Kind = Literal["text", "label", "labels", "id", "group", "time", "number", "JSON", "constant", "empty", "value"]
 MOST = 0.95  # share of a column's values that decide what it is
 MAX_LABELS = 1000  # as `prepare` has it
 LABEL_WORDS, LABEL_CHARACTERS = 6, 60  # on average, at most
 REPEATED = 3.0  # rows a value, from which short texts are labels
+SEVERAL = 0.05  # share of cells with two short texts and more, from which these are labels
+SEPARATORS = ("", ";", "|", ",")  # between the labels of a cell; the first is that of lists
 UNIQUE = 0.98  # share of different values from which a column is an id
 TEXT_WORDS = 3.0  # on average, at least
 LARGEST_GROUP = 0.3  # share of the rows that one group may have: splits would not have their sizes
@@ -43,6 +47,7 @@ class Column:
         counts: Rows by value over all rows that were counted; empty for more than MAX_LABELS values.
         words: Mean number of words.
         example: A value, as it stands.
+        separator: The text between the labels of a cell; empty for lists, and where no cell has several.
     """
 
     name: str
@@ -52,6 +57,12 @@ class Column:
     counts: Mapping[str, int]
     words: float
     example: str
+    separator: str = ""
+
+    @property
+    def is_json(self) -> bool:
+        """True for lists and objects."""
+        return self.kind == "JSON" or (self.kind == "labels" and not self.separator)
 
     @property
     def different(self) -> int:
@@ -91,6 +102,13 @@ def describe(name: str, cells: Sequence[Any], counts: Mapping[str, int] | None =
         counts = Counter(values) if len(set(values)) <= MAX_LABELS else {}
     words = fmean(len(value.split()) for value in values) if values else 0.0
     kind, reason = _kind(name, cells, values, counts, words)
+    separator = _separator(values) if kind in ("JSON", "label", "group", "text", "value") else None
+    if separator is not None:
+        by_label: Counter[str] = Counter()
+        for value, rows in (counts or Counter(values)).items():
+            by_label.update(dict.fromkeys(_names(value, separator), rows))
+        between = f", with '{separator}' between" if separator else ""
+        kind, reason, counts = "labels", f"{len(by_label)} labels, several a row{between}", by_label
     return Column(
         name=name,
         kind=kind,
@@ -98,8 +116,48 @@ def describe(name: str, cells: Sequence[Any], counts: Mapping[str, int] | None =
         distinct=len(set(values)),
         counts=counts,
         words=words,
-        example=_example(values, kind),
+        example=_example([v for v in values if separator is None or len(_names(v, separator)) > 1], kind),
+        separator=separator or "",
     )
+
+
+def _separator(values: Sequence[str]) -> str | None:
+    """The text between the labels of cells that hold several; None where they do not.
+
+    Cells hold several where their parts are short, come again and again, in different company, and where some cells
+    have more of them than others: `Refund, partial` beside `Refund, full` is a name with a comma.
+    """
+    for separator in SEPARATORS:
+        sets = [_names(value, separator) for value in values]
+        if sum(bool(names) or value == "[]" for names, value in zip(sets, values, strict=True)) < MOST * len(sets):
+            continue
+        sizes = Counter(map(len, sets))
+        company: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
+        for names in sets:
+            for name in names:
+                company[name].add(tuple(names))
+        rows = sum(size * count for size, count in sizes.items())
+        met = sum(len(others) > 1 for others in company.values())
+        short = sum(len(name) <= LABEL_CHARACTERS and len(name.split()) <= LABEL_WORDS for name in company)
+        if (
+            sum(count for size, count in sizes.items() if size > 1) >= SEVERAL * len(sets)
+            and len(sizes) > 1
+            and REPEATED * len(company) <= rows
+            and len(company) <= MAX_LABELS
+            and min(met, short) >= 0.9 * len(company)
+        ):
+            return separator
+    return None
+
+
+def _names(value: str, separator: str) -> list[str]:
+    """The labels of a cell; none of a list where others are separated by a text, and the reverse."""
+    if isinstance(label_sets.parse(value), list) == bool(separator) or value.startswith("{"):
+        return []
+    try:
+        return label_sets.read(value, separator)
+    except RowRejectedError:
+        return []
 
 
 def _kind(

@@ -119,6 +119,11 @@ def _repeated(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
 def _labels(project: Proposal) -> Iterator[str]:
     """Notes on labels that are levels, look misspelt, or have too few rows."""
     slips, rare, levels = project.label_map, project.rare_labels, project.levels
+    if project.task.kind == "tag":
+        yield (
+            "each row gets a list of labels, of which any number may fit; --task classify takes each combination for a "
+            "label of its own"
+        )
     if levels:
         yield (
             f"the labels look like levels, from {shown(levels[0], 40)} to {shown(levels[-1], 40)}, so the report says "

@@ -162,8 +162,8 @@ def _head(proposal: Proposal, folder: Path) -> Iterator[str]:
     if base.sha256:
         yield _line("pull", {"sha256": base.sha256}, "of this base: remove it with another")
     yield "task:"
-    yield _line("  kind", task.kind, "classify: a label; extract: JSON; generate: a text; call: a tool")
-    if task.kind == "classify":
+    yield _line("  kind", task.kind, "classify: a label; tag: several; extract: JSON; generate: a text; call: a tool")
+    if task.labels:
         yield from _labels(proposal)
     elif task.kind == "extract":
         yield _line("  schema", _schema_name(proposal), "derived from the answers: correct it before you train")
@@ -201,6 +201,7 @@ def _prepare(proposal: Proposal, folder: Path) -> Iterator[str]:
         ("output", task.fields.template, "JSON of these columns; null for an empty cell")
         if task.fields
         else ("output", task.output, "the column with the right answer"),
+        ("separator", task.separator if task.kind == "tag" else None, "between the labels of a cell"),
         ("id", task.id, "what slmctl trace --id asks for"),
         ("group", task.group, "rows with the same value stay in one split"),
         ("time", task.time, "for splits.time"),

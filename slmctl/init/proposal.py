@@ -35,19 +35,23 @@ CHARACTERS_A_TOKEN = 2.5  # at least, in the languages and tokenizers that were 
 DROPS = (0.02, 0.03, 0.05, 0.10)  # bounds of a gate; the tightest that so many rows can show
 OPEN_LICENSES = ("apache-2.0", "mit")
 LONGEST_MINUTES = 60.0  # of the whole training; a base that takes longer is no start
-PROMPTS = {  # by language: classify, extract, generate
-    "en": ("Read the text and name its category.", "Read the text and give its fields as JSON.", "Answer the message."),
-    "de": ("Lies den Text und nenne seine Kategorie.", "Lies den Text und gib seine Felder als JSON an.",
-           "Beantworte die Nachricht."),
-    "fr": ("Lis le texte et donne sa catégorie.", "Lis le texte et donne ses champs en JSON.", "Réponds au message."),
-    "es": ("Lee el texto y di su categoría.", "Lee el texto y da sus campos en JSON.", "Responde al mensaje."),
-    "it": ("Leggi il testo e indica la categoria.", "Leggi il testo e dai i suoi campi in JSON.",
-           "Rispondi al messaggio."),
-    "nl": ("Lees de tekst en noem de categorie.", "Lees de tekst en geef de velden als JSON.",
-           "Beantwoord het bericht."),
-    "pt": ("Leia o texto e diga a categoria.", "Leia o texto e dê os campos em JSON.", "Responda à mensagem."),
-    "pl": ("Przeczytaj tekst i podaj jego kategorię.", "Przeczytaj tekst i podaj jego pola jako JSON.",
-           "Odpowiedz na wiadomość."),
+PROMPTS = {  # by language: classify, tag, extract, generate
+    "en": ("Read the text and name its category.", "Read the text and name its categories.",
+           "Read the text and give its fields as JSON.", "Answer the message."),
+    "de": ("Lies den Text und nenne seine Kategorie.", "Lies den Text und nenne seine Kategorien.",
+           "Lies den Text und gib seine Felder als JSON an.", "Beantworte die Nachricht."),
+    "fr": ("Lis le texte et donne sa catégorie.", "Lis le texte et donne ses catégories.",
+           "Lis le texte et donne ses champs en JSON.", "Réponds au message."),
+    "es": ("Lee el texto y di su categoría.", "Lee el texto y di sus categorías.",
+           "Lee el texto y da sus campos en JSON.", "Responde al mensaje."),
+    "it": ("Leggi il testo e indica la categoria.", "Leggi il testo e indica le categorie.",
+           "Leggi il testo e dai i suoi campi in JSON.", "Rispondi al messaggio."),
+    "nl": ("Lees de tekst en noem de categorie.", "Lees de tekst en noem de categorieën.",
+           "Lees de tekst en geef de velden als JSON.", "Beantwoord het bericht."),
+    "pt": ("Leia o texto e diga a categoria.", "Leia o texto e diga as categorias.",
+           "Leia o texto e dê os campos em JSON.", "Responda à mensagem."),
+    "pl": ("Przeczytaj tekst i podaj jego kategorię.", "Przeczytaj tekst i podaj jego kategorie.",
+           "Przeczytaj tekst i podaj jego pola jako JSON.", "Odpowiedz na wiadomość."),
 }  # fmt: skip
 CALL_PROMPT = "Call the tool that the message asks for, or none."  # the tools below it are in English as a rule
 
@@ -160,7 +164,8 @@ class Proposal:
     @cached_property
     def levels(self) -> list[str]:
         """The labels from low to high, but for misspelt ones; empty where they are no levels."""
-        return levels.in_order([label for label in self.task.labels if label not in self.label_map])
+        labels = self.task.labels if self.task.kind == "classify" else {}
+        return levels.in_order([label for label in labels if label not in self.label_map])
 
     @property
     def longest(self) -> int:
@@ -186,7 +191,7 @@ def make(
     texts = [text for text, _ in task.pairs]
     texts = texts[:: max(1, len(texts) // SEARCHED)]
     # what the answers hold must be there to be read
-    held = _sensitive([answer for _, answer in task.pairs[:SEARCHED]]) if task.kind != "classify" else {}
+    held = _sensitive([answer for _, answer in task.pairs[:SEARCHED]]) if not task.labels else {}
     shares = _sensitive(texts)
     return Proposal(
         data,
@@ -217,7 +222,7 @@ def system_prompt(kind: TaskKind, language: str) -> str:
     """A system prompt in the language, or in English."""
     if kind == "call":
         return CALL_PROMPT
-    return PROMPTS.get(language, PROMPTS["en"])[("classify", "extract", "generate").index(kind)]
+    return PROMPTS.get(language, PROMPTS["en"])[("classify", "tag", "extract", "generate").index(kind)]
 
 
 def _sensitive(texts: Sequence[str]) -> dict[str, float]:
@@ -233,7 +238,7 @@ def _cleaning(texts: Sequence[str], kind: TaskKind) -> dict[str, float]:
 
     Fields and answers may stand in a quoted mail or a signature, so for those tasks only HTML is taken off.
     """
-    steps = [step for step in (STEPS if kind == "classify" else ("html",)) if step != "whitespace"]
+    steps = [step for step in (STEPS if kind in ("classify", "tag") else ("html",)) if step != "whitespace"]
     shares = {step: sum(clean(text, (step,), ())[0] != text for text in texts) / len(texts) for step in steps}
     worth = {step: share for step, share in shares.items() if share >= WORTH_CLEANING}
     return {**worth, "whitespace": 0.0} if worth else {}
@@ -342,14 +347,18 @@ def gates(task: TaskProposal, rows: int) -> list[tuple[dict[str, object], str]]:
             (valid, "share of answers that satisfy the schema"),
             ({"metric": "field_f1", **gain}, "better than before training"),
         ]
+    linear: dict[str, object] = {"against": "tfidf_logistic", "min_gain": 0, "confidence": 0.5}
+    drop = next((drop for drop in DROPS if drop_bound(1, 0, rows) <= drop), None)
+    loss: dict[str, object] = {"model": "Q8_0", "against": "adapter", "max_drop": drop}
+    kept = "quantization costs at most that"
+    if task.kind == "tag":
+        better = ({"metric": "micro_f1", "model": "Q8_0", **linear}, "else a linear model does as well")
+        return [better, ({"metric": "exact_match", **loss}, kept)] if drop is not None else [better]
     commonest = max(task.labels.values()) / sum(task.labels.values())
     least = round(min(max(0.5, commonest + 0.1), (1 + commonest) / 2), 2)
     accuracy: dict[str, object] = {"metric": "accuracy", "model": "Q8_0"}
-    linear: dict[str, object] = {"against": "tfidf_logistic", "min_gain": 0, "confidence": 0.5}
     gates = [
         (accuracy | {"min": least}, f"the commonest label alone has {percent(commonest, 0)}: set what you need"),
         (accuracy | linear, "else a linear model does as well"),
     ]
-    drop = next((drop for drop in DROPS if drop_bound(1, 0, rows) <= drop), None)
-    loss: dict[str, object] = {"against": "adapter", "max_drop": drop}
-    return [*gates, (accuracy | loss, "quantization costs at most that")] if drop is not None else gates
+    return [*gates, (accuracy | loss, kept)] if drop is not None else gates

@@ -17,11 +17,11 @@ from slmctl.init.answer_fields import AnswerFields
 from slmctl.init.column_names import is_flag, is_total, suggests
 from slmctl.init.columns import Column, as_text, describe
 from slmctl.init.look import FirstLook
-from slmctl.task import conversation_formats
+from slmctl.task import conversation_formats, label_sets
 from slmctl.task.conversation_formats import reference
 from slmctl.task.records import RowRejectedError
 
-TaskKind = Literal["classify", "extract", "generate", "call"]
+TaskKind = Literal["classify", "tag", "extract", "generate", "call"]
 MIN_ROWS = 100  # with an answer; fewer say nothing about a model, and teach it little
 NO_DOUBT, LEAST = 2.0, 1.0  # scores of an answer column: from which it is taken, and from which it is thinkable
 _ROWS = Source(path=Path("rows"))  # a source for the readers of conversations and templates
@@ -70,12 +70,21 @@ class TaskProposal:
     notes: tuple[str, ...] = ()
     doubts: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def separator(self) -> str | None:
+        """The text between the labels of a cell, where a row has several; None for lists."""
+        return self.answers.separator or None
+
     @cached_property
     def labels(self) -> dict[str, int]:
         """Rows by label, the commonest first: over all rows that were counted, or those of the sample."""
-        if self.kind != "classify":
+        if self.kind not in ("classify", "tag"):
             return {}
-        counts = self.answers.counts or Counter(answer for _, answer in self.pairs)
+        counts: Mapping[str, int] = self.answers.counts
+        if not counts or (self.answers.kind == "labels") != (self.kind == "tag"):
+            several = self.kind == "tag"
+            sets = (label_sets.read(cell, self.separator) if several else [cell] for _, cell in self.pairs)
+            counts = Counter(label for labels in sets for label in set(labels))
         read = {label: rows for label, count in counts.items() if (rows := count - self.unread.get(label, 0)) > 0}
         return dict(sorted(read.items(), key=lambda item: (-item[1], item[0])))
 
@@ -142,6 +151,8 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
     by_answer: TaskKind = "extract" if answers.kind == "JSON" and not tools else "generate"
     if answers.kind in ("label", "constant"):
         by_answer = "classify"
+    if answers.kind == "labels" and not tools:
+        by_answer = "tag"
     if tools and calls[1] and calls[0] + calls[1] >= ONE_CALL * len(pairs):
         by_answer = "call"
     notes = [f"{percent(tools / max(len(pairs), 1), 0)} of the rows offer tools"] if tools else []
@@ -208,11 +219,12 @@ def _of_columns(
         group=_first(free, "group"),
         time=next((column.name for column in free if column.is_iso_time), ""),
         unread=unread,
-        notes=(*notes, *_swapped(input, answer), *_odd_rows(pairs, fields)),
+        notes=(*notes, *_swapped(input, answer), *_odd_rows(pairs, fields if kind == "extract" else None)),
         doubts=tuple(doubts),
     )
     reason = {
         "classify": f"'{output}' has {len(task.labels)} different values",
+        "tag": f"a row may have several of {len(task.labels)} labels",
         "extract": f"{_and(fields.names)} make one JSON object" if fields else f"'{output}' holds JSON",
         "generate": f"'{output}' holds texts of {answer.words:.0f} words on average",
         "call": f"'{output}' holds calls",
@@ -320,8 +332,10 @@ def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | Non
 
 def _score(column: Column, kind: TaskKind | None, texts: Sequence[Column]) -> float:
     """A score of a column as the answer; from NO_DOUBT on it is taken without a question."""
-    if kind is not None and _kind_of(column) != kind:
+    if kind is not None and _kind_of(column) != kind and not (kind == "extract" and column.is_json):
         return 0.0
+    if column.kind == "labels":
+        return 4.0 if suggests(column.name, "label") else 3.0
     if column.kind in ("label", "constant"):
         if suggests(column.name, "label"):
             return 4.0
@@ -339,6 +353,8 @@ def _score(column: Column, kind: TaskKind | None, texts: Sequence[Column]) -> fl
 def _kind_of(answer: Column) -> TaskKind:
     if answer.kind == "JSON":
         return "extract"
+    if answer.kind == "labels":
+        return "tag"
     return "generate" if answer.kind in ("text", "value") else "classify"
 
 
@@ -386,17 +402,17 @@ def _require_sense(
     column = look.column(input)
     if column is answer or (fields is not None and input in fields.names):
         raise UsageError(f"'{input}' is named as input and as answer", hint="--input TEXT --output ANSWER")
-    if fields is not None and kind != "extract":
+    if fields is not None and kind not in ("extract", "tag"):
         raise UsageError(
             f"several columns make one JSON object, which is the answer of extract, and the task is {kind}",
-            hint="--task extract, or one column: --output COLUMN",
+            hint="--task extract, --task tag where they tick labels, or one column: --output COLUMN",
         )
     if kind == "call":
         raise UsageError(
             "init proposes a task of calls for conversations that offer tools, and these rows are a table",
             hint="slmctl init tool-calls shows a project; task.tools names the tools of a table",
         )
-    if kind == "extract" and answer.kind != "JSON":
+    if kind == "extract" and not answer.is_json:
         raise UsageError(
             f"extract wants JSON in '{answer.name}', which holds '{shown(answer.example, 40)}'",
             hint="--output A,B for one JSON object of several columns, --task generate for texts, --task classify for "

