@@ -86,13 +86,16 @@ class Manifest:
                 f"{where} has schema {fields['schema']}, and this slmctl reads up to {SCHEMA}",
                 hint="pip install --upgrade slmctl",
             )
-        own = fields.pop("self", None)
-        try:
-            same = raw == canonical(fields | {"self": own}) and own == sha256_bytes(canonical(fields))
+        own = fields.get("self")
+        try:  # line breaks are layout alone: without them it is what the C encoder writes, which knows no indent
+            flat = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ": "))
+            same = flat.encode() == b"".join(map(bytes.lstrip, raw.split(b"\n")))
+            same = same and own == sha256_bytes(raw.replace(f' "self": "{own}",\n'.encode(), b"", 1))
         except ValueError:  # NaN, an infinity or half a surrogate pair: read, but never written
             same = False
         if not same:
             raise IntegrityError(f"{where} has changed since it was written")
+        del fields["self"]
         try:
             files = tuple(FileEntry(**entry) for entry in fields.pop("files"))
             manifest = cls(files=files, **fields)
