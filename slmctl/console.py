@@ -175,6 +175,16 @@ def fitted(
     if width is not None and sum(map(needed, kept)) - 2 > width:
         return _list(columns, rows)
     places = [columns.index(column) for column in kept]
+    widths = {k: max(map(cell_len, (columns[k], *(row[k] for row in rows)))) for k in places}
+    whole = sum(widths.values()) + 2 * len(places) - 2
+    if width is None or whole <= width:  # nothing is wrapped, and rich takes a millisecond a row
+
+        def line(cells: Sequence[str]) -> str:
+            rooms = {k: " " * (widths[k] - cell_len(cells[k])) for k in places}
+            left = {k for k in places if k < texts or columns[k] == wrapped}
+            return "  ".join(cells[k] + rooms[k] if k in left else rooms[k] + cells[k] for k in places).rstrip()
+
+        return [line(columns), "─" * whole, *map(line, rows)]
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for place in places:
         column = columns[place]
@@ -186,8 +196,7 @@ def fitted(
         )
     for row in rows:
         drawn.add_row(*(Text(row[place]) for place in places))
-    whole = sum(max(map(cell_len, (columns[k], *(row[k] for row in rows)))) + 2 for k in places)
-    page = Console(file=io.StringIO(), width=min(width or whole, whole), color_system=None)
+    page = Console(file=io.StringIO(), width=width, color_system=None)
     with page.capture() as captured:
         page.print(drawn)
     return [line.rstrip() for line in captured.get().splitlines()]
