@@ -1,14 +1,14 @@
 """`runs/report.html`: the page of the latest evaluation, with what the project says around the report.
 
 The page inside a report's artifact follows from predictions and data alone. Gates, training and policy are no part of
-that recipe, so this page is written anew by every `evaluate`, `calibrate` and `run`.
+that recipe, so `evaluate`, `calibrate` and `run` write this page, unless its last line says it is made of the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,24 +37,39 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
     Raises:
         IntegrityError: The report is of another version, or damaged.
     """
-    from slmctl.artifacts import atomic
+    from slmctl import __version__
+    from slmctl.artifacts import artifact, atomic, lineage
+    from slmctl.pipeline import chains
     from slmctl.reports.evaluation_report import parse_report, parse_rows
+
+    path = project.runs / FILENAME
+    gates = [
+        (result.passed, result.text) for result in chains.gate_results(project, report, only_measured=only_measured)
+    ]
+    here = [str(folder) for folder in lineage.folders(project.root)]
+    names = [__version__, project.config.project, project.config.version, report.digest]
+    made_of = f"\n<!-- {artifact.sha256_bytes(artifact.canonical([names, gates, here]))} -->\n"
+    with contextlib.suppress(OSError):
+        if path.read_bytes().endswith(made_of.encode()):
+            return path
     from slmctl.stages.evaluate import report_page
 
     figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
     lines = report.file("rows.jsonl").read_text(encoding="utf-8").splitlines()
     head, *rest = map(json.loads, lines)
     rows = parse_rows(rest, where=f"{report.path}/rows.jsonl")
-    path = project.runs / FILENAME
     with atomic.file(path) as draft:
-        opening = _opening(project, report, figures, only_measured)
+        opening = _opening(project, report, figures, gates)
         report_page.write(draft, figures, rows, labels=head.get("labels", ()), opening=opening)
+        with draft.open("a", encoding="ascii") as stream:
+            stream.write(made_of)
     return path
 
 
-def _opening(project: Project, report: Artifact, figures: EvaluationReport, only_measured: bool) -> Opening:
+def _opening(
+    project: Project, report: Artifact, figures: EvaluationReport, gates: Sequence[tuple[bool, str]]
+) -> Opening:
     from slmctl.artifacts import lineage
-    from slmctl.pipeline import chains
     from slmctl.stages.evaluate.report_opening import Opening
 
     artifacts = {entry.digest: entry for entry in lineage.readable_artifacts(project.root)}
@@ -63,13 +78,12 @@ def _opening(project: Project, report: Artifact, figures: EvaluationReport, only
     bases = [entry for entry in ancestors if entry.kind == "base"]
     adapter = next((entry for entry in ancestors if entry.kind == "adapter"), None)
     prepared = artifacts.get(figures["prepared"])
-    gates = chains.gate_results(project, report, only_measured=only_measured)
     return Opening(
         project=f"{project.config.project} {project.config.version}",
         base=str(bases[0].metrics.get("name") or "") if bases else "",
         data=_data(prepared.metrics, figures) if prepared else "",
         date=report.manifest.started.replace("T", " ")[:16] + " UTC",
-        gates=[(result.passed, result.text) for result in gates],
+        gates=gates,
         training=_training(adapter) if adapter else None,
         policy=_policy(artifacts, focus.get("sha256")),
         linear=linear(project, figures),
@@ -78,12 +92,15 @@ def _opening(project: Project, report: Artifact, figures: EvaluationReport, only
 
 def linear(project: Project, figures: EvaluationReport) -> str:
     """The command that takes the linear baseline, whose weights are left beside the page; empty unless it wins."""
-    from slmctl.metrics import linear_baseline
-    from slmctl.pipeline import linear_file
     from slmctl.stages.evaluate.report_data import ReportView
 
     view = ReportView(figures)
-    if view.baseline != linear_baseline.NAME or view.score(view.baseline) < view.score(view.focus):
+    if view.baseline is None or view.score(view.baseline) < view.score(view.focus):
+        return ""
+    from slmctl.metrics import linear_baseline
+    from slmctl.pipeline import linear_file
+
+    if view.baseline != linear_baseline.NAME:
         return ""
     with contextlib.suppress(SlmctlError, ModuleNotFoundError):  # its data set is not here
         weights = linear_file.written(project).name

@@ -366,7 +366,7 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     plan.require()
     if CHAIN.index(until) >= CHAIN.index("finetune"):
         import_trainer_first(project)
-    begun = time.monotonic()
+    begun, current = time.monotonic(), {stage.name for stage in plan.stages if stage.current}
     for name in names:
         if getattr(project.config, name) is None and until != name:  # label, encode, calibrate
             continue
@@ -384,10 +384,10 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
             case "publish":
                 outcome = _publish(project)
             case _:
-                if name == "finetune" and not yes:
+                if name == "finetune" and not yes and name not in current:
                     _ask_before_training(project)
                 outcome = say_outcome(name, chains.run_stage(project, name))
-    if any(not stage.current for stage in plan.stages):
+    if len(current) < len(plan.stages):
         terminal().say(f"{'in all':<9} {terminal().duration(time.monotonic() - begun):>12}")
     print_artifact(options, outcome.artifact)
 

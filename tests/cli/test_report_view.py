@@ -62,6 +62,13 @@ def test_gates_are_those_of_today_and_one_that_cannot_be_checked_failed(kept: tu
     assert before == artifact.verify(report) == []
 
 
+def test_a_page_of_the_same_report_gates_and_artifacts_is_not_written_again(kept: tuple[Path, Artifact]) -> None:
+    root, report = kept
+    text, before = words(root, report, GATES), (root / "runs" / "report.html").stat()
+    assert words(root, report, GATES) == text
+    assert (root / "runs" / "report.html").stat() == before
+
+
 def test_what_is_gone_or_changed_is_left_out(kept: tuple[Path, Artifact]) -> None:
     root, report = kept
     history = root / "runs" / "adapter" / "0123456789ab" / "metrics.jsonl"
