@@ -12,15 +12,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from slmctl.metrics.statistics import wilson
 from slmctl.reports.evaluation_report import ClassFigures
 
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:  # numpy takes a tenth of a second, and most commands compute none of these
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
 
 # means of what is true or false of a row
 SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call")
@@ -78,6 +79,8 @@ def quadratic_kappa(sums: Floats) -> Floats:
 
 def bin_of(confidence: Floats) -> npt.NDArray[np.int64]:
     """The bin of the reliability table that each confidence falls in: [low, high), and 1 into the last."""
+    import numpy as np
+
     return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
 
 
@@ -97,6 +100,8 @@ class CalibrationError:
 
     @property
     def error(self) -> Floats:
+        import numpy as np
+
         return np.sqrt(np.maximum(self.observed**2 - self.by_chance**2, 0))
 
 
@@ -108,6 +113,8 @@ def calibration_error(weights: npt.NDArray[np.floating], confidence: Floats, rig
         confidence: (n,) 0 to 1.
         right: (n,) 1 where the answer is right, else 0.
     """
+    import numpy as np
+
     inside = np.zeros((len(confidence), BINS))
     inside[np.arange(len(confidence)), bin_of(confidence)] = 1
     total = np.maximum(weights.sum(axis=1), 1e-12)
@@ -308,6 +315,8 @@ def chrf(sums: Floats) -> Floats:
 
     Orders that one of the two texts is too short for are left out of both means, as in sacrebleu.
     """
+    import numpy as np
+
     counts = sums.reshape(*sums.shape[:-1], ORDERS, 3)
     predicted, expected, shared = counts[..., 0], counts[..., 1], counts[..., 2]
     used = (predicted > 0) & (expected > 0)

@@ -10,11 +10,13 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # as in answer_metrics
+    import numpy as np
+    import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+    Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 2000  # of a bootstrap
 POWER = 0.8  # chance with which the smallest difference that counts as detectable is seen
@@ -62,6 +64,8 @@ def exact_interval(right: int, total: int, confidence: float = 0.95) -> tuple[fl
 
 def chance_of_at_most(k: int, n: int, share: float) -> float:
     """Chance of at most k of n when each has this chance (binomial)."""
+    import numpy as np
+
     counts = np.arange(1, k + 1, dtype=np.float64)
     ways = np.concatenate([[0.0], np.cumsum(np.log((n - counts + 1) / counts))])
     logs = ways + np.arange(k + 1) * math.log(share or 1e-300) + (n - np.arange(k + 1)) * math.log1p(-share)
@@ -177,6 +181,8 @@ def t_quantile(share: float, freedom: float) -> float:
 
     With t = sqrt(freedom) tan(a) the density of the angle a is proportional to cos(a) ** (freedom - 1).
     """
+    import numpy as np
+
     freedom = min(freedom, 1e5)  # above, the density is narrower than the steps below, and t is normal
     angles = np.linspace(0, math.pi / 2, 10_001)
     density = np.cos(angles) ** (freedom - 1)
@@ -204,6 +210,8 @@ def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
         values: (n,) of the rows.
         groups: (n,) the number of each row's group.
     """
+    import numpy as np
+
     sizes = np.bincount(groups)
     count = int((sizes > 0).sum())
     if count == len(values):
@@ -223,6 +231,8 @@ def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.
     Yields:
         (some, n) float32; the first dimensions add up to `count`.
     """
+    import numpy as np
+
     random = np.random.default_rng(seed)
     some = max(1, min(count, _CELLS // max(n, 1)))
     for begin in range(0, count, some):
@@ -233,6 +243,8 @@ def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.
 
 def percentiles(values: Floats, confidence: float = 0.95) -> tuple[float, float]:
     """The percentile interval of a figure from its bootstrap values (Efron and Tibshirani 1993, chapter 13)."""
+    import numpy as np
+
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slmctl.metrics.statistics import Floats, t_quantile
+from slmctl.metrics.statistics import t_quantile
+
+if TYPE_CHECKING:
+    from slmctl.metrics.statistics import Floats
 
 CONFIDENCE = 0.95  # that none of all candidates which are no better replaces the settings of today
 MIN_RECORDS = 20  # of validation: fewer tell too little of two trainings

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
-
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError
 
@@ -49,6 +47,8 @@ class GgufTensor:
     @property
     def size(self) -> int:
         """Bytes."""
+        import gguf
+
         block, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.type]]
         return self.weights // block * width
 
@@ -169,6 +169,8 @@ class _Reader:
         if len(name.encode()) >= MAX_NAME or dimensions > MAX_DIMENSIONS:
             raise ValueError(f"its tensor {name[:MAX_NAME]!r} has {dimensions} dimensions, or its name is too long")
         shape = tuple(self.number("Q") for _ in range(dimensions))
+        import gguf
+
         kind = gguf.GGMLQuantizationType(self.number("I"))
         block = gguf.GGML_QUANT_SIZES[kind][0]
         if shape and shape[0] % block:

@@ -7,20 +7,22 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config.serve_section import DEFAULT
 from slmctl.errors import UsageError
 from slmctl.inference import ENSEMBLE
-from slmctl.inference.engine import Engine
 from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import EXPANDED
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, opinion_of
-from slmctl.pipeline import linear_file, resolve, stage_table
+from slmctl.pipeline import resolve, stage_table
 from slmctl.pipeline.resolve import Workspace, find_model
 from slmctl.task.contract import FILENAME, Task
+
+if TYPE_CHECKING:
+    from slmctl.inference.engine import Engine
 
 _VERSION = re.compile(r"-v(\d+(?:\.\d+)*)(?=-|$)")  # in a name of the GGUF convention: Base-1B-desk-v1.0-Q8_0
 AGAIN = "fetch or make it again"  # what is damaged may come from elsewhere
@@ -90,6 +92,8 @@ def spoken_to(where: Workspace, model: str | None, type: str | None) -> SpokenTo
         newest = newest_policy(where.directory, source, path)
         policy = fitted_policy(newest, answering(source, path), own) if newest is not None else None
         return SpokenTo(path, own, policy, opinion_of(source))
+    from slmctl.inference.engine import Engine
+
     with Engine(path, sequences=1, context=128) as engine:
         return SpokenTo(path, task_in(source, path, engine)[0])
 
@@ -180,6 +184,8 @@ class FileModel:
     """
 
     def __init__(self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
+        from slmctl.pipeline import linear_file
+
         kinds = tuple(kind for kind in stage_table.STAGES["predict"].takes[0].kinds if kind != "endpoint")
         self._where = where
         self.encoder = resolve.encoder_of(where.project) if model == ENSEMBLE else None

@@ -19,7 +19,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import FullError, GateError, MissingError, SlmctlError, UsageError
 from slmctl.inference import ENSEMBLE, WITH_ENCODER
 from slmctl.installation import pip_line
-from slmctl.metrics import encoder_head, gates, linear_baseline
+from slmctl.metrics import gates
 from slmctl.model_files import catalogue, encoder_source, gguf_converter, model_shape
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry
@@ -266,6 +266,8 @@ def _gates(project: Project, names: Sequence[str]) -> str:
     settings = project.config
     if "evaluate" not in names or not settings.gates:
         return ""
+    from slmctl.metrics import encoder_head, linear_baseline
+
     participants = {"base", "adapter", "merged"} & set(settings.evaluate.models)
     participants |= {*linear_baseline.BASELINES[settings.task.kind]}
     participants |= {encoder_head.NAME} if settings.encode is not None else set()

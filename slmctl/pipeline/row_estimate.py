@@ -18,7 +18,6 @@ from slmctl.pipeline.stage_rules import format_of_source
 from slmctl.pipeline.stage_table import PREPARED
 from slmctl.sources import snapshot
 from slmctl.sources.rows import read_rows
-from slmctl.task import conversation_formats
 from slmctl.task.records import RowRejectedError
 
 COUNTED_BYTES = 16_000_000  # a larger file is not read to its end
@@ -75,6 +74,8 @@ def of(project: Project) -> RowEstimate | None:
 
 def rows_with_calls(project: Project) -> tuple[int, int]:
     """The number of conversations with a call of a tool among the first rows of the sources, and that of these rows."""
+    from slmctl.task import conversation_formats
+
     calling = looked = 0
     for source in snapshot.gathered(project.config.prepare.sources, project.sources):
         with contextlib.closing(read_rows(source.local, **source.reading)) as rows:

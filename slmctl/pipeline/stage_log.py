@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from slmctl import child_environment, console, sensitive
+from slmctl import child_environment, console
 from slmctl.errors import IntegrityError, SlmctlError
 from slmctl.pipeline.resolve import StageRequest, by_id
 from slmctl.pipeline.stage_table import BY_KIND
@@ -109,6 +109,8 @@ class _Log(contextlib.AbstractContextManager["_Log"]):
                 self._stream.close()
 
     def _masked(self, line: str) -> str:
+        from slmctl import sensitive  # its patterns take a tenth of a second to build
+
         for secret in self._secrets:
             line = line.replace(secret, "[SECRET]")
         for span in reversed(sensitive.find(line, ("secret",))):

@@ -15,7 +15,6 @@ from slmctl.model_files import catalogue, encoder_source
 from slmctl.network import guard
 from slmctl.pipeline.stage_table import STAGES
 from slmctl.releases import targets
-from slmctl.sensitive import stand_ins
 from slmctl.sources import snapshot
 from slmctl.sources.rows import format_of
 
@@ -103,6 +102,8 @@ def _teachers_are_here(settings: Config, root: Path) -> None:
 def _with_sources(settings: Config, root: Path, section: config.PrepareConfig) -> config.Section:
     key = section.sensitive.pseudonym_key
     if key == root.resolve() / config.PSEUDONYM_KEY:
+        from slmctl.sensitive import stand_ins  # as in stage_log
+
         stand_ins.make_key(key)  # its hash is part of the recipe: another key, other stand-ins
     return section.model_copy(update={"sources": snapshot.gathered(section.sources, root / SOURCES)})
 

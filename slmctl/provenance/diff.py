@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict
 
-import numpy as np
-
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.console import count
@@ -229,6 +227,8 @@ def _models(left: Report, right: Report) -> list[ModelChange]:
 
 def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
     """A paired test of the primary metric on the rows that both reports hold; the difference is second less first."""
+    import numpy as np
+
     metric = left[0]["primary_metric"]
     place: Literal[1, 3] = 3 if metric == "token_f1" else 1  # of a row's answer: token F1, or right (1) and wrong (0)
     values = [_by_id(name, report, rows, place) for report, rows in (left, right)]

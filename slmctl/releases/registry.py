@@ -29,7 +29,6 @@ from slmctl.artifacts import artifact, atomic, bounded_json, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, Manifest
 from slmctl.config import PRODUCTION, Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
-from slmctl.metrics import gates
 from slmctl.model_files.gguf_choice import answering_sha256, is_encoder
 from slmctl.reports.evaluation_report import measured_names, parse_report
 
@@ -308,6 +307,8 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
     for entry in release.files(".gguf"):
         if not is_encoder(release, entry) and answering_sha256(release, entry) not in measured:
             raise GateError(f"no report measured {entry.path} of {project} {version}")
+    from slmctl.metrics import gates
+
     names = measured_names(report)
     gates.enforce([*own, *(gate for gate in beside if {gate.model, gate.against or gate.model} <= names)], report)
 

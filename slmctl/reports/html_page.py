@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import jinja2
 from markupsafe import Markup
 
 from slmctl import console
 from slmctl.console import percent, shown
 from slmctl.reports import svg_chart
+
+if TYPE_CHECKING:
+    import jinja2
 
 Tone = Literal["", "good", "warn", "bad"]
 _APART = re.compile(r"(?<=\d) %")
@@ -63,6 +65,8 @@ def markdown(template: str, **values: Any) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read), autoescape=True, finalize=_plain, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"],

@@ -15,9 +15,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import jsonschema
 from pydantic import ConfigDict
 
 from slmctl.artifacts.artifact import canonical, sha256_bytes
@@ -33,6 +32,9 @@ from slmctl.task.chat_template import LIMIT_S
 from slmctl.task.cleaning import Replacement
 from slmctl.task.records import Message, RowRejectedError, with_instruction
 from slmctl.task.tool_calls import CallForm, Tool, ToolCall
+
+if TYPE_CHECKING:  # jsonschema takes a tenth of a second, and most commands validate nothing
+    import jsonschema
 
 FILENAME = "task.json"
 KINDS = ("classify", "tag", "extract", "generate", "call")
@@ -411,6 +413,8 @@ def call_form_of(task: Task) -> CallForm:
 
 
 def _require_schema(schema: JsonObject, path: Path) -> None:
+    import jsonschema
+
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
@@ -421,4 +425,6 @@ def _require_schema(schema: JsonObject, path: Path) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    import jsonschema
+
     return jsonschema.Draft202012Validator(json.loads(schema))

@@ -13,19 +13,18 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import jsonschema
-import referencing
-from jsonschema.exceptions import UnknownType
 from pydantic import ConfigDict
-from referencing.exceptions import Unresolvable
 
 from slmctl.artifacts.bounded_json import JsonObject, is_deeper
 from slmctl.errors import DataError
 from slmctl.inference import call_grammar
 from slmctl.metrics import answer_metrics
 from slmctl.task.records import Message, RowRejectedError, with_instruction
+
+if TYPE_CHECKING:  # as in contract
+    import jsonschema
 
 NO_CALL = "none"  # the answer where no tool fits; a call holds a brace, so neither is taken for the other
 MAX_TOOLS = 128  # that one request may offer, as OpenAI's API has it
@@ -142,6 +141,8 @@ def _tool(value: Any, at: int) -> Tool:
     parameters = {"type": "object", "properties": {}, **parameters}
     if parameters["type"] != "object":
         raise DataError(f"the parameters of the tool '{name}' are of type '{parameters['type']}', not 'object'")
+    import jsonschema
+
     try:
         jsonschema.Draft202012Validator.check_schema(parameters)
     except jsonschema.SchemaError as error:
@@ -175,8 +176,11 @@ def require_offered(call: ToolCall | None, tools: Sequence[Tool]) -> None:
     if tool is None:
         offered = ", ".join(tool.name for tool in tools)
         raise RowRejectedError("unknown tool", f"'{call.name[:60]}' is none of the tools: {offered[:200]}")
+    from jsonschema.exceptions import UnknownType, best_match
+    from referencing.exceptions import Unresolvable
+
     try:
-        fault = jsonschema.exceptions.best_match(_validator(json.dumps(tool.schema)).iter_errors(call.arguments))
+        fault = best_match(_validator(json.dumps(tool.schema)).iter_errors(call.arguments))
     except (Unresolvable, UnknownType, RecursionError):
         text = f"the parameters of the tool '{tool.name}' refer to a schema that is not in them, or to themselves"
         raise RowRejectedError("bad tools", text) from None
@@ -187,6 +191,9 @@ def require_offered(call: ToolCall | None, tools: Sequence[Tool]) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    import jsonschema
+    import referencing
+
     # by an empty registry, since jsonschema would fetch what a reference names elsewhere
     return jsonschema.Draft202012Validator(json.loads(schema), registry=referencing.Registry())
 

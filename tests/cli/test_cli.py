@@ -125,11 +125,12 @@ OF_CONFIG = {"pydantic", "yaml", "rich"}  # bare click is what `--help` should c
         (["--help"], HEAVY | OF_CONFIG),
         (["init", "--help"], HEAVY | OF_CONFIG),
         (["finetune", "--nonsense"], HEAVY | OF_CONFIG),
+        *(([command], HEAVY) for command in ("ls", "show", "gc")),
         (["finetune", "--help"], HEAVY),  # the help of a flag that stands for a key is read in the config
     ],
-    ids=["help", "help of a command", "an unknown flag", "help of a key"],
+    ids=["help", "help of a command", "an unknown flag", "ls", "show", "gc", "help of a key"],
 )
-def test_help_imports_nothing_heavy(arguments: list[str], refused: set[str]) -> None:
+def test_what_is_to_come_at_once_imports_nothing_heavy(arguments: list[str], refused: set[str]) -> None:
     code = (
         "import contextlib, io, sys\nfrom slmctl.cli.main import main\n"
         f"sys.argv = ['slmctl', *{arguments}]\n"

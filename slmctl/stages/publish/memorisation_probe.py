@@ -17,7 +17,6 @@ from typing import Any
 
 from slmctl.console import percent
 from slmctl.errors import DataError, GateError
-from slmctl.inference.engine import Answer, Engine, Request
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record
 
@@ -146,6 +145,8 @@ def _prompt(task: Task, record: Record, k: int, head: str) -> str | None:
 
 def _regurgitated(gguf: Path, probes: Sequence[MemorisationProbe]) -> list[MemorisationProbe]:
     """The probes whose string the model produced."""
+    from slmctl.inference.engine import Answer, Engine, Request
+
     longest = max(len(probe.rare_string.encode()) for probe in probes) + 4  # a token may be one byte, after a space
     with Engine(gguf, context=CONTEXT) as engine:
         requests = [Request(probe.prompt, max_tokens=longest) for probe in probes]
