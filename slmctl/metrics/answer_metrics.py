@@ -55,12 +55,16 @@ def _prf(hits: int, predicted: int, expected: int) -> ClassFigures:
 
 def level_sums(expected: Floats, predicted: Floats) -> Floats:
     """The parts of `level_error` and `quadratic_kappa`, which are added up over rows: (n, 6)."""
+    import numpy as np
+
     apart = expected - predicted
     return np.stack([np.ones_like(apart), np.abs(apart), apart**2, expected, predicted, expected**2 + predicted**2], 1)
 
 
 def level_error(sums: Floats) -> Floats:
     """Mean distance of prediction and reference in levels, from sums of `level_sums` over rows, (..., 6)."""
+    import numpy as np
+
     mean: Floats = sums[..., 1] / np.maximum(sums[..., 0], 1e-12)
     return mean
 
@@ -71,6 +75,8 @@ def quadratic_kappa(sums: Floats) -> Floats:
     1 less the mean squared distance over that of references and predictions that are paired by chance; 0 where both
     are one and the same level throughout.
     """
+    import numpy as np
+
     n = np.maximum(sums[..., 0], 1e-12)
     by_chance = sums[..., 5] / n - 2 * sums[..., 3] * sums[..., 4] / n**2
     share = np.divide(sums[..., 2] / n, by_chance, out=np.ones_like(n), where=by_chance > 1e-6)

@@ -15,7 +15,7 @@ from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, GateError, UsageError
-from slmctl.metrics import error_threshold, gates
+from slmctl.metrics import gates
 from slmctl.model_files import encoder_source
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
@@ -257,7 +257,11 @@ def calibrate(project: Project, model: str = "gguf", *, against: EndpointModel |
         inputs = {role.name: find(project, role)} if role.name in project.named else {}
     else:
         rows, request = find(project, PREPARED).metrics["calibration"], None
-        least = 1 if against is None else error_threshold.MIN_ROWS  # before any of them is paid for
+        least = 1
+        if against is not None:
+            from slmctl.metrics import error_threshold
+
+            least = error_threshold.MIN_ROWS  # before any of them is paid for
         if rows < least:
             needs = f", and {least} are needed for a bound" if rows else ""
             raise DataError(

@@ -10,8 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from slmctl import console
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config import PublishConfig
@@ -265,5 +263,7 @@ def _summary(prepared: Artifact) -> dict[str, Any]:
 
 def _render(name: str, **values: Any) -> str:
     source = resources.files("slmctl.templates").joinpath(name).read_text(encoding="utf-8")
+    import jinja2
+
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # noqa: S701 - not HTML
     return environment.from_string(source).render(**values)
