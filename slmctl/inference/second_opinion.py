@@ -1,7 +1,8 @@
 """A second opinion on a label: a linear model on a frozen sentence encoder, beside the model that answers.
 
-The two err on other rows, so their log probabilities are added: neither is weighted, since the linear model was
-sharpened on validation rows as far as its probabilities are right there. It holds no text of a training row.
+The two err on other rows, so the mean of their log probabilities answers (a logarithmic pool): neither is weighted,
+since the linear model was sharpened on validation rows as far as its probabilities are right there. It holds no text of
+a training row.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class SecondOpinion:
         own = np.log(np.maximum([reached.get(label, left) for label in labels], FLOOR))
         by_label = dict(zip(self._head.labels, opinion.tolist(), strict=True))
         least = math.log(FLOOR)
-        scores = own + np.array([max(by_label.get(label, least), least) for label in labels])
+        scores = (own + np.array([max(by_label.get(label, least), least) for label in labels])) / 2
         scores -= scores.max()
         shares = np.exp(scores) / np.exp(scores).sum()
         order = sorted(range(len(labels)), key=lambda k: (-shares[k], k))

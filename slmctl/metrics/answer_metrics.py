@@ -155,6 +155,8 @@ def per_label(labels: Sequence[str], counts: Floats, confidence: float = 0.95) -
 
 def macro_f1(sums: Floats) -> Floats:
     """Mean F1 of the labels that occur, from counts of `per_label` added up over rows, (..., 3 * labels)."""
+    import numpy as np
+
     both, predicted, expected = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
     below = predicted + expected
     f1 = np.divide(2 * both, below, out=np.zeros_like(below), where=below > 0)

@@ -175,7 +175,8 @@ def test_evaluate_against(stages: Forks, desk: Path) -> None:
     assert "Q8_0|large (zero-shot)" in report["pairs"]
 
 
-def test_against_slmctls_own_server(stages: Forks, desk: Path) -> None:
+@pytest.mark.parametrize("api", ["chat", "decisions", "systemone"])
+def test_against_slmctls_own_server(stages: Forks, desk: Path, api: str) -> None:
     child = tiny.start(desk, "serve", "--port", "0")
     assert child.stdout is not None
     url = child.stdout.readline().strip()
@@ -184,15 +185,18 @@ def test_against_slmctls_own_server(stages: Forks, desk: Path) -> None:
 
         (model,) = httpx.get(f"{url}/v1/models").json()["data"]
         path = tiny.ok(
-            stages.run(desk, "evaluate", "--model", "gguf", "--against", url, "--against-model", model["id"])
-        )
+            stages.run(
+                desk, "evaluate", "--model", "gguf", "--against", url, "--against-model", model["id"],
+                "--against-api", api,
+            )
+        )  # fmt: skip
     finally:
         child.terminate()
         child.communicate(timeout=60)
     report = artifact.load(Path(path)).metrics
-    assert [name for name in report["participants"] if name.startswith(model["id"])] == [
-        f"{model['id']} (zero-shot)", f"{model['id']} (3-shot)",
-    ]  # fmt: skip
+    shown = ["zero-shot", "3-shot"] if api == "chat" else ["zero-shot"]
+    participants = [name for name in report["participants"] if name.startswith(model["id"])]
+    assert participants == [f"{model['id']} ({each})" for each in shown]
     # the server asks with the task's own system prompt, so without examples it answers as its file does
     assert report["models"][f"{model['id']} (zero-shot)"]["right"] == report["models"]["Q8_0"]["right"]
 
