@@ -28,13 +28,13 @@ def main() -> None:
         alone = both.removesuffix(END)
         entries = {**report["models"], **report["baselines"]}
         accuracy = {name: entry["metrics"]["accuracy"] for name, entry in entries.items()}
-        title = f"{project.name}, {report['n']} test rows: accuracy of {both}"
+        title = f"{project.absolute().name}, {report['n']} test rows: accuracy of {both}"
         rows.append(result.single(title, accuracy[both], alone, accuracy[alone]))
         rows.append(result.single(title, accuracy[both], "encoder and TF-IDF", accuracy["encoder_logistic"]))
-        facts = [report["pairs"][key] for key in report["pairs"] if set(key.split("|")) == {both, alone}]
-        about[project.name] = {
+        (pair,) = [entry for key, entry in report["pairs"].items() if set(key.split("|")) == {both, alone}]
+        about[project.absolute().name] = {
             "verdict": report["second_opinion"], "intervals": {name: entries[name]["interval"] for name in entries},
-            "pair": facts, "latency_ms": {name: report["models"][name]["latency_ms"] for name in (alone, both)},
+            "pair": pair["metrics"]["accuracy"], "latency_ms": {name: report["models"][name]["latency_ms"] for name in (alone, both)},
         }  # fmt: skip
     result.write(
         "second-opinion", "python -m benchmarks.second_opinion PROJECT...", rows, ("llama-cpp-python",), **about
