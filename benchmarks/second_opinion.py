@@ -34,7 +34,8 @@ def main() -> None:
         (pair,) = [entry for key, entry in report["pairs"].items() if set(key.split("|")) == {both, alone}]
         about[project.absolute().name] = {
             "verdict": report["second_opinion"], "intervals": {name: entries[name]["interval"] for name in entries},
-            "pair": pair["metrics"]["accuracy"], "latency_ms": {name: report["models"][name]["latency_ms"] for name in (alone, both)},
+            "pair": pair["metrics"]["accuracy"],
+            "latency_ms": {name: report["models"][name]["latency_ms"] for name in (alone, both)},
         }  # fmt: skip
     result.write(
         "second-opinion", "python -m benchmarks.second_opinion PROJECT...", rows, ("llama-cpp-python",), **about
