@@ -47,7 +47,7 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
         (result.passed, result.text) for result in chains.gate_results(project, report, only_measured=only_measured)
     ]
     here = [str(folder) for folder in lineage.folders(project.root)]
-    names = [__version__, project.config.project, project.config.version, report.digest]
+    names = [__version__, project.config.project, project.config.version, report.digest, *_code()]
     made_of = f"\n<!-- {artifact.sha256_bytes(artifact.canonical([names, gates, here]))} -->\n"
     with contextlib.suppress(OSError):
         if path.read_bytes().endswith(made_of.encode()):
@@ -64,6 +64,19 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
         with draft.open("a", encoding="ascii") as stream:
             stream.write(made_of)
     return path
+
+
+def _code() -> list[str]:
+    """The hashes of what the page is made by, which changes between two versions too."""
+    from importlib import resources
+
+    from slmctl.artifacts.artifact import sha256_bytes
+
+    folders = [resources.files("slmctl.templates").joinpath("report"), resources.files("slmctl.stages.evaluate")]
+    files = [
+        file for folder in folders for file in folder.iterdir() if file.name.endswith((".html", ".css", ".js", ".py"))
+    ]
+    return [sha256_bytes(file.read_bytes()) for file in sorted(files, key=lambda file: file.name)]
 
 
 def _opening(

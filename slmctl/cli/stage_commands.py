@@ -162,7 +162,9 @@ def quantize(options: Options) -> None:
     "or the model's name of an endpoint of slmctl.yaml."
 )  # fmt: skip
 @click.option("--against-model", metavar="NAME", help="Name of the generalist at the endpoint.")
-@key_option("--against-api", metavar="API", key="predict.endpoint.api")
+@value_option(
+    "--against-api", type=click.Choice(["chat", "decisions", "systemone"]), metavar="API", key="predict.endpoint.api"
+)
 @click.option("--against-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key.")
 @click.option(
     "--against-shots",
@@ -181,6 +183,7 @@ def evaluate(
     split: str | None,
     against: str | None,
     against_model: str | None,
+    against_api: str | None,
     against_key_env: str | None,
     against_shots: int | None,
 ) -> None:
@@ -205,11 +208,17 @@ def evaluate(
         )
     if against:
         guard.require(f"--against {against}", hint="leave --against out to measure the models here alone")
-    options.set("predict.endpoint.key_env", against_key_env)
     project = open_project(options)
     if not against and not models:
         preflight.require(project, ["evaluate"])
-    general = chains.EndpointModel(against, against_model, against_shots) if against and against_model else None
+    general = None
+    if against and against_model:
+        own = project.config.predict.endpoint
+        if own.url not in (None, against):  # its key, API and prices are for its own host
+            own = own.model_copy(update={"key_env": None, "api": "chat", "prices": None})
+        flags = {"api": against_api, "key_env": against_key_env}
+        asking = own.model_copy(update={name: value for name, value in flags.items() if value is not None})
+        general = chains.EndpointModel(against, against_model, against_shots, asking)
     if against and general is None:
         general = chains.endpoint_named(project, against, against_shots)
     outcome = say_outcome("evaluate", chains.evaluate(project, models or project.config.measured, split, general))

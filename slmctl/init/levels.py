@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+MOST = 10  # levels that are numbers
+RATED = re.compile(  # in the name of a column with numbers from low to high
+    r"rat|star|score|level|sever|prior|satisf|grade|note|stufe|bewert|stern|dringlich|schwere|urgen|nps|punkt", re.I
+)
 FEWEST = 3  # levels; of two labels none is farther off than the other
 # Scales from low to high: levels between bars, words for one level between slashes.
 SCALES = tuple(
@@ -35,18 +39,24 @@ SCALES = tuple(
 )
 
 
-def in_order(labels: Collection[str]) -> list[str]:
-    """The labels from low to high; empty where they are no levels, or too few for distances to matter."""
+def in_order(labels: Collection[str], column: str) -> list[str]:
+    """The labels of a column from low to high; empty where they are no levels, or too few for distances to matter."""
     if len(labels) < FEWEST:
         return []
-    return _numbers(labels) or next((levels for scale in SCALES if (levels := _on(scale, labels))), [])
+    return _numbers(labels, column) or next((levels for scale in SCALES if (levels := _on(scale, labels))), [])
 
 
-def _numbers(labels: Collection[str]) -> list[str]:
-    """Labels that count on from 1, or from 0 to 10, with or without a unit: `3`, `3 stars`. 0 to 3 are mere codes."""
-    named = {int(match[1]): label for label in labels if (match := re.fullmatch(r"(\d{1,2})( [^\W\d]+)?", label))}
+def _numbers(labels: Collection[str], column: str) -> list[str]:
+    """Labels that count on from 1 to 10 at most, or from 0 to 10, with or without one unit: `3`, `3 stars`.
+
+    0 to 3 are mere codes, as are numbers in a column that is not named after levels.
+    """
+    matches = {label: match for label in labels if (match := re.fullmatch(r"(\d{1,2})( [^\W\d]+)?", label))}
+    named = {int(match[1]): label for label, match in matches.items()}
+    units = {(match[2] or "").casefold().removesuffix("s") for match in matches.values()}
     counted = sorted(named)
-    whole = len(named) == len(labels) and counted in (list(range(1, len(labels) + 1)), list(range(11)))
+    whole = len(named) == len(labels) and counted in (list(range(1, min(len(labels), MOST) + 1)), list(range(11)))
+    whole = whole and len(units) == 1 and (units != {""} or bool(RATED.search(column)))
     return [named[number] for number in counted] if whole else []
 
 

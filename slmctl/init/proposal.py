@@ -165,7 +165,8 @@ class Proposal:
     def levels(self) -> list[str]:
         """The labels from low to high, but for misspelt ones; empty where they are no levels."""
         labels = self.task.labels if self.task.kind == "classify" else {}
-        return levels.in_order([label for label in labels if label not in self.label_map])
+        names = [label for label in labels if label not in self.label_map]
+        return levels.in_order(names, self.task.output)
 
     @property
     def longest(self) -> int:

@@ -42,6 +42,7 @@ from slmctl.reports.scoreboard import PlannedFile, PublishPlan
 from slmctl.sources import reviewed, snapshot
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
+from slmctl.task.records import read_records
 
 
 def gather_sources(project: Project) -> None:
@@ -163,7 +164,12 @@ def endpoint_named(project: Project, name: str, shots: int | None = None) -> End
     settings = project.config
     endpoints: list[config.Asking] = [settings.predict.endpoint, *(settings.label.teachers if settings.label else ())]
     if (general := settings.serve.generalist) is not None:
-        own = general.model_dump(include={"url", "model", "api", "key_env"})
+        if general.model == name and general.proxy is not None:
+            raise UsageError(
+                f"the generalist {name} is asked through serve.generalist.proxy, and rows are not",
+                hint="predict.endpoint, with HTTPS_PROXY where a proxy is wanted",
+            )
+        own = general.model_dump(include={"url", "model", "api", "key_env", "timeout_s"})
         endpoints.append(config.Asking(**own, prices=settings.prices))
     named = {each.model: each for each in reversed(endpoints) if each.url and each.model}
     if name not in named:
@@ -256,12 +262,14 @@ def calibrate(project: Project, model: str = "gguf", *, against: EndpointModel |
         role = STAGES["calibrate"].takes[1]
         inputs = {role.name: find(project, role)} if role.name in project.named else {}
     else:
-        rows, request = find(project, PREPARED).metrics["calibration"], None
+        prepared, request = find(project, PREPARED), None
+        rows = prepared.metrics["calibration"]
         least = 1
         if against is not None:
             from slmctl.metrics import error_threshold
 
-            least = error_threshold.MIN_ROWS  # before any of them is paid for
+            least = error_threshold.MIN_ROWS  # before any of them is paid for; sensitive ones are never sent
+            rows = sum(not record.sensitive for record in read_records(prepared.file("calibration.jsonl")))
         if rows < least:
             needs = f", and {least} are needed for a bound" if rows else ""
             raise DataError(

@@ -26,8 +26,10 @@ MOST_QUESTIONS, MOST_OPTIONS = 400, 255
 LONGEST = 1 << 15  # characters of the instructions of one question
 DEPTH = 32  # levels of lists and objects in an input
 LITTLE = 0.02  # branches that are likelier are looked at, so that less is left to be shared out among their labels
-PAIRS = (("true", "false"), ("yes", "no"), ("y", "n"), ("1", "0"), ("positive", "negative"))
+ANSWERS = (("true", "false"), ("yes", "no"), ("y", "n"))
+PAIRS = (("1", "0"), ("positive", "negative"))
 _NOT = ("not", "no", "non")  # before a label, they make its opposite
+_BUT = ("but", "except", "without", "nicht", "kein", "keine")
 _WORD = re.compile(r"[^\W_]+")
 Option = str | bool
 
@@ -145,7 +147,10 @@ def _listed(body: JsonObject, kind: str) -> Iterator[tuple[Any, JsonObject, str]
         where = f"questions[{key}]" if isinstance(questions, list) else f"questions['{key[:100]}']"
         if not isinstance(question, dict):
             raise _wrong(where, "must be an object with a type")
-        yield question.get("name") if isinstance(questions, list) else key, question, where
+        name = question.get("name") if isinstance(questions, list) else key
+        if name is not None and not isinstance(name, str):
+            raise _wrong(where, "needs a name that is a text, or none")
+        yield name, question, where
 
 
 @dataclass(frozen=True)
@@ -163,8 +168,6 @@ def _form(name: Any, question: JsonObject, where: str, kind: str) -> _Form:
     types, typed = TYPES[kind], question.get("type")
     if not isinstance(typed, str) or typed not in types:
         raise _wrong(where, f"needs a type: {', '.join(types[:-1])} or {types[-1]}")
-    if name is not None and not isinstance(name, str):
-        raise _wrong(where, "needs a name that is a text, or none")
     held = "criteria" if kind == "systemone" else LISTS[typed][0] if typed in LISTS else ""
     for key in question:
         if key not in ("type", "instructions", held, "" if kind == "systemone" else "name"):
@@ -261,18 +264,31 @@ def _bound(form: _Form, model: str, task: Task) -> Question:
 
 
 def _sides(form: _Form, model: str, labels: Sequence[str]) -> tuple[str, str]:
-    """The labels that mean true and false: told by their names, or else by the question, which names one of them."""
+    """The labels that mean true and false: told by the question, which names one of them, or else by their names.
+
+    Where the question names the label that is false by the names, neither is taken for true.
+    """
     if len(labels) != 2:
         raise _wrong(form.where, f"asks for true or false, and '{model}' has {len(labels)} labels: ask for a choice")
     first, second = labels
+    by_name: tuple[str, str] | None = None
     for label, other in ((first, second), (second, first)):
-        plain, negated = _words(label), _words(other)
-        if (plain.strip(), negated.strip()) in PAIRS or negated.strip() in (f"{no}{plain}".strip() for no in _NOT):
+        plain, negated = _words(label).strip(), _words(other).strip()
+        if (plain, negated) in ANSWERS:  # these stand in a question as words of the language
             return label, other
-    for text in form.truth:
+        if (plain, negated) in PAIRS or negated in (f"{no} {plain}" for no in _NOT):
+            by_name = label, other
+    for place, text in enumerate(form.truth):
         named = [label for label in labels if _words(label) in _words(text)]
-        if len(named) == 1:
-            return named[0], second if named[0] == first else first
+        if len(named) == 1 and not any(f" {no}{_words(named[0])}" in _words(text) for no in (*_NOT, *_BUT)):
+            sides = named[0], second if named[0] == first else first
+            if by_name in (None, sides) or place < len(form.truth) - 1:  # criteria.true decides whatever the names
+                return sides
+        if named and by_name is not None and named != [by_name[0]]:
+            break  # "Is it legitimate, and not spam?"
+    else:
+        if by_name is not None:
+            return by_name
     raise _wrong(form.where, f"does not say which label means true: name one of '{first}' and '{second}' in it")
 
 

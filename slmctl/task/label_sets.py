@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -12,6 +14,8 @@ from slmctl.metrics import answer_metrics
 from slmctl.task.records import RowRejectedError
 
 SEPARATORS = re.compile(r"[;|\n]")  # between the labels of a cell, where a source names no other
+NUMBER = r"-?\d+([.,]\d+)?"
+LONGEST = 10_000  # characters of a list as Python prints it
 ON = {"1", "1.0", "true", "yes", "y", "ja", "j", "x"}  # cells that tick a column whose name is a label
 OFF = {"0", "0.0", "false", "no", "n", "nein", "null", "none", "-", ""}
 
@@ -26,6 +30,8 @@ def read(cell: str, separator: str | None = None) -> list[str]:
         RowRejectedError: It names none, which the empty list alone may do, or holds something else than texts.
     """
     value = parse(cell)
+    if value is answer_metrics.INVALID and cell.startswith("[") and cell.endswith("]"):
+        raise RowRejectedError("bad labels", f"no list of labels can be read: '{cell[:60]}'")
     if isinstance(value, dict):
         return list(_ticked(value))
     if isinstance(value, list):
@@ -42,14 +48,20 @@ def parse(cell: str) -> Any:
     """The list or object that a cell holds, as JSON or as Python prints a list of texts; else INVALID."""
     if not cell.startswith(("[", "{")):
         return answer_metrics.INVALID
-    if re.fullmatch(r"\[('[^'\"]*'(, ?)?)+\]", cell):
-        cell = cell.replace("'", '"')
-    return answer_metrics.parse(cell)
+    value = answer_metrics.parse(cell)
+    if value is answer_metrics.INVALID and len(cell) <= LONGEST:
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = ast.literal_eval(cell)
+    return value if isinstance(value, list | dict) else answer_metrics.INVALID
 
 
 def _ticked(cells: JsonObject) -> Iterator[str]:
     for name, value in cells.items():
+        if not isinstance(value, str | None) and value not in (0, 1):  # True and False are these
+            raise RowRejectedError("bad labels", f"'{name}' holds {str(value)[:60]}, which is no tick and no label")
         text = ("" if value is None else str(value)).strip()
+        if re.fullmatch(NUMBER, text) and text not in ON | OFF:
+            raise RowRejectedError("bad labels", f"'{name}' holds {text}, which is no tick and no label")
         if text.casefold() in ON:
             yield name
         elif text.casefold() not in OFF:

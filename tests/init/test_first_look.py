@@ -154,7 +154,14 @@ NAMES = ("0 1 2 3", "1 3 5", "P1 P2 P3", "low high", "low medium high other", "l
 
 @pytest.mark.parametrize("labels", LEVELS + NAMES)
 def test_labels_that_are_levels(labels: str) -> None:
-    assert levels.in_order(sorted(labels.split())) == (labels.split() if labels in LEVELS else [])
+    assert levels.in_order(sorted(labels.split()), "rating") == (labels.split() if labels in LEVELS else [])
+
+
+def test_numbers_are_levels_where_their_column_says_so() -> None:
+    assert levels.in_order(list("1234"), "Class Index") == []
+    assert levels.in_order(["1 star", "2 stars", "3 stars"], "label") == ["1 star", "2 stars", "3 stars"]
+    assert levels.in_order(["1 Billing", "2 Delivery", "3 Account"], "rating") == []
+    assert levels.in_order([str(k) for k in range(1, 15)], "rating") == []
 
 
 # The schema of answers

@@ -159,14 +159,16 @@ def test_labels_with_an_order_answer_a_score() -> None:
         (("ham", "spam"), "Is this spam?", "spam"),
         (("ham", "spam"), "Is it Ham, in the end", "ham"), (("card_lost", "other"), "A card lost?", "card_lost"),
         (("ham", "spam"), "Is it spam or ham?", ""), (("ham", "spam"), "Is it spammy?", ""),
-        (("ham", "spam"), "", ""),
+        (("ham", "spam"), "", ""), (("ham", "spam"), "Is it anything but spam?", ""),
+        (("ham", "spam"), "Is it not spam?", ""), (("true", "false"), "Is it false that he paid?", "true"),
+        (("negative", "positive"), "Is this review negative?", ""), (("0", "1"), "Is it 0?", ""),
+        (("spam", "not_spam"), "Is it a legitimate mail, not spam?", ""),
+        (("negative", "positive"), "Is this review positive?", "positive"),
     ],
 )  # fmt: skip
 def test_the_label_that_means_true(labels: tuple[str, str], instructions: str, true: str) -> None:
     body = {"questions": {"q": {"type": "noul", "instructions": instructions}}}
-    found = (
-        contextlib.nullcontext() if true else pytest.raises(RequestError, match="name one of 'ham' and 'spam' in it")
-    )
+    found = contextlib.nullcontext() if true else pytest.raises(RequestError, match=r"name one of '.*' and '.*' in it")
     with found:
         (question,) = decision_requests.read(body, "systemone", "m", task("classify", *labels))
         assert question.labels == (true, next(label for label in labels if label != true))

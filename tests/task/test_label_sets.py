@@ -30,6 +30,8 @@ from slmctl.task.records import RowRejectedError
         ("[urgent] billing", None, ["[urgent] billing"]),
         ('["billing", " legal"]', None, ["billing", "legal"]),
         ("['billing', 'legal, tax']", None, ["billing", "legal, tax"]),  # as pandas writes a list into CSV
+        ("['late', \"won't pay\"]", None, ["late", "won't pay"]),
+        ("['late'  , 'billing']", None, ["late", "billing"]),
         ("[]", ";", []),
         ('{"billing": 1, "legal": 0, "tax": "x", "vat": null, "iva": true, "tva": "no"}', None,
          ["billing", "tax", "iva"]),
@@ -40,7 +42,20 @@ def test_a_cell_names_labels(cell: str, separator: str | None, labels: list[str]
     assert label_sets.read(cell, separator) == labels
 
 
-@pytest.mark.parametrize(("cell", "rule"), [(" ; ", "empty answer"), ("[1, 2]", "bad labels"), ("[[]]", "bad labels")])
+@pytest.mark.parametrize(
+    ("cell", "rule"),
+    [
+        (" ; ", "empty answer"),
+        ("[1, 2]", "bad labels"),
+        ("[[]]", "bad labels"),
+        ("['a', None]", "bad labels"),
+        ("[late, billing]", "bad labels"),
+        ('{"a": 2}', "bad labels"),
+        ('{"a": "0.5"}', "bad labels"),
+        ('{"a": [1]}', "bad labels"),
+        ("[" * 9000 + "]", "bad labels"),
+    ],
+)
 def test_a_cell_that_names_none_is_rejected(cell: str, rule: str) -> None:
     with pytest.raises(RowRejectedError) as caught:
         label_sets.read(cell)

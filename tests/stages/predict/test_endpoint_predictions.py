@@ -162,9 +162,13 @@ def test_evaluate_against(stages: Forks, desk: Path) -> None:
         path = tiny.ok(
             stages.run(
                 desk, "evaluate", "--model", "gguf", "--against", fake.url, "--against-model", "large",
-                "--against-shots", "6",
+                "--against-shots", "6", "--set", "predict.endpoint.url=https://vendor.example/v1",
+                "--set", "predict.endpoint.api=decisions", "--set", "predict.endpoint.key_env=VENDOR_KEY",
             )
         )  # fmt: skip
+    assert set(fake.paths) == {
+        "/chat/completions"
+    }  # the form and the key of the config's endpoint are not for this one
     report = artifact.load(Path(path)).metrics
     assert report["participants"][-2:] == ["large (zero-shot)", "large (6-shot)"]
     large = report["models"]["large (6-shot)"]
