@@ -166,9 +166,8 @@ def test_evaluate_against(stages: Forks, desk: Path) -> None:
                 "--set", "predict.endpoint.api=decisions", "--set", "predict.endpoint.key_env=VENDOR_KEY",
             )
         )  # fmt: skip
-    assert set(fake.paths) == {
-        "/chat/completions"
-    }  # the form and the key of the config's endpoint are not for this one
+    # neither the form nor the key of the config's endpoint, which is another
+    assert set(fake.paths) == {"/v1/chat/completions"}
     report = artifact.load(Path(path)).metrics
     assert report["participants"][-2:] == ["large (zero-shot)", "large (6-shot)"]
     large = report["models"]["large (6-shot)"]
