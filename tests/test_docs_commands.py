@@ -45,6 +45,7 @@ NOT_RUN = {
         "slmctl serve runs/gguf/BASE": "adapters", "slmctl serve registry/desk/1.0 --engine-url": "vLLM",
         "docker": "Docker",
     },
+    "tags.md": {"slmctl init topic-tagging": "a base that is fetched, and a training of some minutes"},
     "sweep.md": {"slmctl sweep": "21 trainings; test_sweep_command runs others"},
     "tutorial.md": {"slmctl": "see test_tutorial"},
     "wheel.md": {
