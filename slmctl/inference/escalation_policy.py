@@ -183,7 +183,7 @@ class Policy:
     Attributes:
         gguf: sha256 of the file whose answers it judges.
         task: Digest of the task contract of the answers.
-        kind: classify, extract or generate.
+        kind: That of the task, such as classify.
         correct: The rule by which an answer counted as right, in words.
         out_of_scope: The label of questions that are out of scope; empty for none.
         weights, bias: The linear score over the signals.

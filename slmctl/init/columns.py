@@ -141,7 +141,7 @@ def _separator(values: Sequence[str]) -> str | None:
         short = sum(len(name) <= LABEL_CHARACTERS and len(name.split()) <= LABEL_WORDS for name in company)
         if (
             sum(count for size, count in sizes.items() if size > 1) >= SEVERAL * len(sets)
-            and sum(count >= (0.05 * len(sets) if separator == "," else 1) for count in sizes.values()) > 1
+            and sum(count >= (SEVERAL * len(sets) if separator == "," else 1) for count in sizes.values()) > 1
             and not any("@" in name for name in company)
             and REPEATED * len(company) <= rows
             and len(company) <= MAX_LABELS
