@@ -29,7 +29,7 @@ from slmctl.reports.evaluation_report import (
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate's verdict: the metric, its bound and what the gate allows, in a sentence."""
+    """A gate's verdict: what is sure of the model, and what the gate allows, in a sentence."""
 
     passed: bool
     text: str
@@ -70,11 +70,11 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.min is not None:
         passed = value >= gate.min
         text, bound = _apart(gate.metric, value, gate.min)
-        return GateResult(passed, f"{gate.metric} of {model} is {text}, the gate requires at least {bound}")
+        return GateResult(passed, f"{gate.metric} of {model} is {text} (at least {bound} required)")
     if gate.max is not None:
         passed = value <= gate.max
         text, bound = _apart(gate.metric, value, gate.max)
-        return GateResult(passed, f"{gate.metric} of {model} is {text}, the gate requires at most {bound}")
+        return GateResult(passed, f"{gate.metric} of {model} is {text} (at most {bound} required)")
     assert gate.against is not None  # Gate's own validator
     other = _named(gate.against, report)
     if gate.model == gate.against:
@@ -83,26 +83,22 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
         return GateResult(True, f"no row is {gate.rows} to {other}: nothing to compare {gate.metric} of {model} with")
     drop, most, p = (0.0, 0.0, 1.0) if model == other else _drop(other, model, gate, report)
     is_chance = gate.max_drop is None and p > 1 - gate.confidence  # the p-value that the report's page shows
-    bound, limit = _apart(gate.metric, most, gate.allowed_drop, show=_compared)
-    amount = limit.rpartition(" ")[0]
+    bound, limit = _apart(gate.metric, abs(most), abs(gate.allowed_drop), show=_amount)
     where = f" on the {_part(gate, report)['n']:,} {gate.rows} rows" if gate.rows is not None else ""
+    verb = "gains at least" if most < 0 else "loses at most" if most <= gate.allowed_drop else "may lose up to"
+    measured = f"{_amount(gate.metric, abs(drop))} {'better' if drop < 0 else 'worse'}" if drop else "equal"
     text = (
-        f"{gate.metric} of {model} is {f'{_compared(gate.metric, drop)} than' if drop else 'as good as'} that of "
-        f"{other}{where}, with {percent(gate.confidence, 0)} confidence at {'least' if most < 0 else 'most'} {bound}, "
-        f"the gate {f'requires a gain of {amount}' if gate.max_drop is None else f'allows a loss of {amount}'}"
-        + (
-            f"; so few rows differ that it may be chance (p = {p:.2f})"
-            if is_chance and most <= gate.allowed_drop
-            else ""
-        )
+        f"{model} {verb} {bound} of {gate.metric} {'on' if most < 0 else 'to'} {other}{where} "
+        f"({f'a gain of {limit} required' if gate.max_drop is None else f'a loss of {limit} allowed'}, "
+        f"{percent(gate.confidence, 0)} confidence; measured: {measured})"
     )
+    if is_chance and most <= gate.allowed_drop:
+        text += f"; so few rows differ that the gain may be chance (p = {p:.2f})"
     return GateResult(most <= gate.allowed_drop and not is_chance, text)
 
 
-def _compared(metric: str, loss: float, digits: int = 1) -> str:
-    """`1.6 points worse`, or `better` where the loss of the second model to the first is negative."""
-    amount = scoreboard.difference(metric, abs(loss), digits).lstrip("+")
-    return f"{amount} {'better' if loss < 0 else 'worse'}"
+def _amount(metric: str, value: float, digits: int = 1) -> str:
+    return scoreboard.difference(metric, value, digits).lstrip("+")
 
 
 def _apart(

@@ -56,7 +56,7 @@ def test_gates_are_those_of_today_and_one_that_cannot_be_checked_failed(kept: tu
     before = artifact.verify(report)
     text = words(root, report, GATES)
     assert "Gates 2 of 3 failed: it is not published" in text
-    assert "Gate passed: accuracy of F16 is 16.7 %, the gate requires at least 10.0 %." in text
+    assert "Gate passed: accuracy of F16 is 16.7 % (at least 10.0 % required)." in text
     assert "Gate failed: a gate names the model 'chosen' (evaluate.choose: {smallest_within: 0.01} picks one)." in text
     assert "Gates none is set" in words(root, report)  # written anew, without a new measurement
     assert before == artifact.verify(report) == []

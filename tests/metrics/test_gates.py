@@ -58,18 +58,18 @@ def of(metric: str, model: str, **limit: float) -> Gate:
 @pytest.mark.parametrize(
     ("gate", "passed", "text"),
     [
-        (of("accuracy", "Q4_K_M", min=0.9), True, "accuracy of Q4_K_M is 95.5 %, the gate requires at least 90.0 %"),
-        (of("accuracy", "Q4_K_M", min=0.955), True, "accuracy of Q4_K_M is 95.5 %, the gate requires at least 95.5 %"),
-        (of("accuracy", "Q4_K_M", min=1), False, "accuracy of Q4_K_M is 95.5 %, the gate requires at least 100.0 %"),
+        (of("accuracy", "Q4_K_M", min=0.9), True, "accuracy of Q4_K_M is 95.5 % (at least 90.0 % required)"),
+        (of("accuracy", "Q4_K_M", min=0.955), True, "accuracy of Q4_K_M is 95.5 % (at least 95.5 % required)"),
+        (of("accuracy", "Q4_K_M", min=1), False, "accuracy of Q4_K_M is 95.5 % (at least 100.0 % required)"),
         # a value that just fails does not read like its bound
         (of("accuracy", "Q4_K_M", min=0.95502), False,
-         "accuracy of Q4_K_M is 95.500 %, the gate requires at least 95.502 %"),
-        (of("ece", "Q4_K_M", max=0.05), True, "ece of Q4_K_M is 4.0 %, the gate requires at most 5.0 %"),
-        (of("ece", "Q4_K_M", max=0.04), True, "ece of Q4_K_M is 4.0 %, the gate requires at most 4.0 %"),
-        (of("ece", "Q4_K_M", max=0.03), False, "ece of Q4_K_M is 4.0 %, the gate requires at most 3.0 %"),
+         "accuracy of Q4_K_M is 95.500 % (at least 95.502 % required)"),
+        (of("ece", "Q4_K_M", max=0.05), True, "ece of Q4_K_M is 4.0 % (at most 5.0 % required)"),
+        (of("ece", "Q4_K_M", max=0.04), True, "ece of Q4_K_M is 4.0 % (at most 4.0 % required)"),
+        (of("ece", "Q4_K_M", max=0.03), False, "ece of Q4_K_M is 4.0 % (at most 3.0 % required)"),
         (of("mean_absolute_error", "Q4_K_M", max=0.35), False,
-         "mean_absolute_error of Q4_K_M is 0.400, the gate requires at most 0.350"),
-        (of("macro_f1", "adapter", min=0.8), True, "macro_f1 of adapter is 86.5 %, the gate requires at least 80.0 %"),
+         "mean_absolute_error of Q4_K_M is 0.400 (at most 0.350 required)"),
+        (of("macro_f1", "adapter", min=0.8), True, "macro_f1 of adapter is 86.5 % (at least 80.0 % required)"),
         # without a release there is nothing to compare, and the first one can go out
         (Gate(metric="accuracy", model="Q4_K_M", against="production", max_drop=0.01), True,
          "no production release yet: nothing to compare accuracy of Q4_K_M with"),
@@ -91,8 +91,10 @@ def test_max_drop_tests_the_bound_not_the_drop() -> None:
     for allowed, passed in ((bound + 1e-6, True), (bound - 1e-6, False), (0.011, False)):
         result = verdict(**DROP, max_drop=allowed)
         assert result.passed is passed, allowed  # the drop that was seen, 0.01, is within all three
-    assert "is 1.0 points worse than that of adapter, with 95 % confidence at most" in result.text
-    assert f"at most {100 * bound:.1f} points worse, the gate allows a loss of 1.1 points" in result.text
+    assert result.text == (
+        f"Q4_K_M may lose up to {100 * bound:.1f} points of accuracy to adapter "
+        "(a loss of 1.1 points allowed, 95 % confidence; measured: 1.0 points worse)"
+    )
     assert not verdict(**DROP, max_drop=bound, confidence=0.99).passed
 
 
@@ -104,7 +106,8 @@ def test_equal_models_still_leave_doubt() -> None:
         pair["metrics"]["accuracy"] |= {"only_first": 0, "only_second": 0}
         result = verdict(same, **DROP, max_drop=0.01)
         assert result.passed is passed
-        assert "accuracy of Q4_K_M is as good as that of adapter, with 95 % confidence at most" in result.text
+        assert f"Q4_K_M {'loses at most' if passed else 'may lose up to'} " in result.text
+        assert "of accuracy to adapter (a loss of 1.0 points allowed, 95 % confidence; measured: equal)" in result.text
 
 
 def test_direction_of_the_comparison() -> None:
@@ -112,7 +115,7 @@ def test_direction_of_the_comparison() -> None:
     one_sided["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"] |= {"only_first": 4, "only_second": 0}
     reverse = verdict(one_sided, metric="accuracy", model="adapter", against="Q4_K_M", max_drop=0.01)
     assert (verdict(one_sided, **DROP, max_drop=0.01).passed, reverse.passed) == (False, True)
-    assert "accuracy of adapter is 1.0 points better than that of Q4_K_M" in reverse.text
+    assert "on Q4_K_M" in reverse.text and "measured: 1.0 points better" in reverse.text
 
 
 @pytest.mark.parametrize(
@@ -133,13 +136,13 @@ def test_max_drop_of_other_figures_is_a_percentile(
         result = verdict(metric=metric, model=model, against=against, max_drop=allowed)
         assert result.passed is passed
     side = "worse" if drop > 0 else "better"
-    assert f"is {100 * abs(drop):.1f} points {side} than that of {against}, " in result.text
-    assert re.search(rf"at most {100 * bound:.1f}0* points worse", result.text)
+    assert f"measured: {100 * abs(drop):.1f} points {side})" in result.text
+    assert re.match(rf"{model} may lose up to {100 * bound:.1f}0* points of {metric} to {against} ", result.text)
 
 
 def test_between_two_levels_of_the_bootstrap_the_stricter_one_counts() -> None:
     result = verdict(metric="macro_f1", model="Q4_K_M", against="adapter", max_drop=0.055, confidence=0.96)
-    assert "at most 6.0 points worse" in result.text
+    assert "may lose up to 6.0 points" in result.text
     assert not result.passed
 
 
@@ -158,8 +161,8 @@ def test_a_gate_can_name_the_file_that_was_chosen() -> None:
     assert [verdict.passed for verdict in verdicts] == [True, True, True]
     assert verdicts[0].text.startswith("accuracy of Q4_K_M is")
     assert verdicts[2].text == (  # it is that very file
-        "accuracy of Q4_K_M is as good as that of Q4_K_M, with 95 % confidence at most 0.0 points worse, "
-        "the gate allows a loss of 0.0 points"
+        "Q4_K_M loses at most 0.0 points of accuracy to Q4_K_M (a loss of 0.0 points allowed, 95 % confidence; "
+        "measured: equal)"
     )
 
 
@@ -206,8 +209,8 @@ def test_min_gain_tests_the_bound_not_the_gain() -> None:
     none = verdict(beside, **GAIN, min_gain=0)
     assert not none.passed  # 0.01 was seen, and no gain at all is as likely as not
     assert none.text == (
-        "accuracy of adapter is 1.0 points better than that of tfidf_logistic, with 95 % confidence at most "
-        f"{-100 * least:.1f} points worse, the gate requires a gain of 0.0 points"
+        f"adapter may lose up to {-100 * least:.1f} points of accuracy to tfidf_logistic "
+        "(a gain of 0.0 points required, 95 % confidence; measured: 1.0 points better)"
     )
     won = {"only_first": 2, "only_second": 26, "difference": 0.06}
     beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= won
@@ -217,7 +220,7 @@ def test_min_gain_tests_the_bound_not_the_gain() -> None:
     few = {"only_first": 0, "only_second": 3, "difference": 0.0075}
     beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= few
     refused = verdict(beside, **GAIN, min_gain=0)
-    assert not refused.passed and refused.text.endswith("so few rows differ that it may be chance (p = 0.25)")
+    assert not refused.passed and refused.text.endswith("so few rows differ that the gain may be chance (p = 0.25)")
 
 
 @pytest.mark.parametrize(
@@ -280,8 +283,8 @@ def test_better_on_average_and_worse_on_old_rows_is_caught_by_rows_old() -> None
     assert [verdict.passed for verdict in verdicts] == [True, False, True]
     bound = drop_bound(45, 9, 900, 0.95)
     assert verdicts[1].text == (
-        "accuracy of Q4_K_M is 4.0 points worse than that of production on the 900 old rows, with 95 % confidence at "
-        f"most {100 * bound:.1f} points worse, the gate allows a loss of 1.0 points"
+        f"Q4_K_M may lose up to {100 * bound:.1f} points of accuracy to production on the 900 old rows "
+        "(a loss of 1.0 points allowed, 95 % confidence; measured: 4.0 points worse)"
     )
     with pytest.raises(GateError, match="on the 900 old rows"):
         enforce([average, old], found)

@@ -259,7 +259,7 @@ def test_promote_and_roll_back_from_the_command_line(stages: Forks, desk: Path) 
         stream.write("gates: [{metric: accuracy, model: Q8_0, min: 1.0}]\n")
     refused = stages.run(desk, "promote", "1.1", "--tag", "production")
     assert refused.returncode == 5
-    assert "the gate requires at least 1" in refused.stderr
+    assert "(at least 1" in refused.stderr
     assert registry.find(desk / "registry", "production").metrics["version"] == "1.0"
     alone = stages.run(desk.parent, "promote", "1.1", "--tag", "canary", "--registry", str(desk / "registry"))
     assert tiny.ok(alone)  # without a config its own gates count, and it had none
