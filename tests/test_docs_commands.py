@@ -32,6 +32,7 @@ PLACEHOLDERS = {"COMMAND"}
 # Read and not run: beginnings of commands by page, and what they need.
 NOT_RUN = {
     "calls.md": {"slmctl init tool-calls": "a base with tools, which is fetched"},
+    "container.md": {"docker": "Docker"},
     "extract.md": {"slmctl": "see test_tutorial"},
     "finetune.md": {"OMP_NUM_THREADS": "torchrun", "torchrun": "two machines", "srun": "Slurm"},
     "fleet.md": {"slmctl keys add crm": "releases of these names"},
@@ -43,7 +44,6 @@ NOT_RUN = {
     "routing.md": {"slmctl serve --generalist": "a generalist"},
     "serve.md": {
         "slmctl serve runs/gguf/BASE": "adapters", "slmctl serve registry/desk/1.0 --engine-url": "vLLM",
-        "docker": "Docker",
     },
     "tags.md": {"slmctl init topic-tagging": "a base that is fetched, and a training of some minutes"},
     "sweep.md": {"slmctl sweep": "21 trainings; test_sweep_command runs others"},
