@@ -36,8 +36,9 @@ NOT_RUN = {
     "extract.md": {"slmctl": "see test_tutorial"},
     "finetune.md": {"OMP_NUM_THREADS": "torchrun", "torchrun": "two machines", "srun": "Slurm"},
     "fleet.md": {"slmctl keys add crm": "releases of these names"},
+    "how-many-rows.md": {"slmctl encode": "an encoder", "slmctl calibrate": "a bound that it refuses"},
     "label.md": {"slmctl": "a teacher"},
-    "metrics.md": {"slmctl evaluate --against": "the network", "slmctl calibrate --endpoint": "the network"},
+    "compare.md": {"slmctl evaluate --against": "the network", "slmctl calibrate --endpoint": "the network"},
     "predict.md": {"slmctl predict MODEL --input in.jsonl": "a Ray cluster"},
     "publish.md": {"oras": "a registry of images", "slmctl fetch hf:": "the Hub", "slmctl fetch s3:": "a bucket"},
     "quantize.md": {"slmctl quantize --set": "rows as wide as blocks of these types"},
@@ -54,6 +55,7 @@ NOT_RUN = {
     },
 }  # fmt: skip
 INSTEAD = {  # of names that a page leaves open, by page
+    "how-many-rows.md": {"few.csv few": "tickets.csv few"},
     "predict.md": {"MODEL": "gguf"},
     "publish.md": {"/secure/release.pem": "release.pem", " PATH ": " registry/desk/1.0 ", "1.1": "1.0"},
     "wheel.md": {"1.1": "1.0"},

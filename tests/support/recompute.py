@@ -2,7 +2,7 @@
 
     python tests/support/recompute.py PROJECT/runs/report/RECIPE
 
-Written from the definitions in docs/metrics.md and the papers named there, with scikit-learn, scipy, sacrebleu and
+Written from the definitions in docs/statistics.md and the papers named there, with scikit-learn, scipy, sacrebleu and
 rouge-score where they define the same, so that a mistake in slmctl's arithmetic and one in its tests cannot agree.
 Figures that follow from the rows must agree to the last digit that is written; those of a bootstrap, whose resamples
 are drawn anew here, within what resampling leaves open. What the linear baseline answered is taken from the report's
