@@ -39,7 +39,9 @@ NOT_RUN = {
     "how-many-rows.md": {"slmctl encode": "an encoder", "slmctl calibrate": "a bound that it refuses"},
     "label.md": {"slmctl": "a teacher"},
     "compare.md": {"slmctl evaluate --against": "the network", "slmctl calibrate --endpoint": "the network"},
-    "predict.md": {"slmctl predict MODEL --input in.jsonl": "a Ray cluster"},
+    "predict.md": {
+        "slmctl predict MODEL --input in.jsonl": "a Ray cluster", "slmctl predict gguf --first-look": "an encoder",
+    },
     "publish.md": {"oras": "a registry of images", "slmctl fetch hf:": "the Hub", "slmctl fetch s3:": "a bucket"},
     "quantize.md": {"slmctl quantize --set": "rows as wide as blocks of these types"},
     "routing.md": {"slmctl serve --generalist": "a generalist"},
