@@ -298,7 +298,7 @@ def _paired_line(paired: dict[str, Any] | None) -> Iterator[str]:
         yield f"  the same answer to each row in common ({paired['n']:,})"
         return
     low, high = paired["interval"]
-    verdict = "significant" if low > 0 or high < 0 else "not significant"
+    verdict = "more than chance" if low > 0 or high < 0 else "may be chance"
     counts = (
         f", {count(paired['only_first'], 'row')} lost, {paired['only_second']} won" if "only_first" in paired else ""
     )

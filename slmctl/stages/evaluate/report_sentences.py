@@ -34,7 +34,7 @@ def headline(view: ReportView) -> tuple[str, Tone]:
         return f"{name[0].upper()}{name[1:]} {_did(view, baseline)}, {more}: the baseline is {wins}, and cheaper", "bad"
     if difference is not None and not difference.real:
         theirs = percent(view.score(baseline))
-        return f"{done}, {name} {theirs}: the difference is not significant on so few rows", "warn"
+        return f"{done}, {name} {theirs}: so few rows cannot tell them apart", "warn"
     gain = 100 * (view.score(focus) - view.score(baseline))
     return f"{done}, {gain:.1f} points more than {name}", "good"
 
@@ -59,7 +59,7 @@ def lead(view: ReportView) -> str:
     if difference is None:
         return text
     chance = f" (p={difference.p_text})" if difference.p_text else ""
-    return f"{text} The difference {'is significant' if difference.real else 'is not significant'}{chance}."
+    return f"{text} The difference {'is more than' if difference.real else 'may be'} chance{chance}."
 
 
 def remarks(report: EvaluationReport) -> list[str]:
@@ -160,11 +160,11 @@ def _focus(view: ReportView) -> Iterator[str]:
             direction = "above" if difference.value > 0 else "below"
             yield (
                 f"{view.focus} scores {_points(abs(difference.value))} {direction} {name} "
-                f"({difference.span}): the difference is significant."
+                f"({difference.span}): more than chance."
             )
         else:
             yield (
-                f"The difference between {view.focus} and {name} is not significant: {_points(difference.value)} "
+                f"{view.focus} and {name} cannot be told apart: {_points(difference.value)} "
                 f"({difference.span}); {_detectable(view, difference)}."
             )
 
@@ -181,8 +181,8 @@ def _slices(view: ReportView) -> Iterator[str]:
         for entry in worse[:3]:
             yield (
                 f"On the rows with {entry['by']} {entry['name']} (n={entry['n']}) {view.focus} scores "
-                f"{_points(abs(entry['difference']))} below {name}: significant over {pair['slices_tested']} "
-                f"slices (Holm, p={entry['p_holm']:.2g})."
+                f"{_points(abs(entry['difference']))} below {name}: more than chance, of "
+                f"{pair['slices_tested']} slices looked at (Holm, p={entry['p_holm']:.2g})."
             )
 
 
@@ -207,8 +207,8 @@ def _rows(view: ReportView) -> Iterator[str]:
 
 def _detectable(view: ReportView, difference: Difference) -> str:
     return (
-        f"{view.report['n']} rows detect a true difference of {_points(difference.detectable or 0.0)} "
-        f"with a power of {percent(view.report['power'], 0)}"
+        f"{view.report['n']} rows show a true difference from {_points(difference.detectable or 0.0)} on "
+        f"({percent(view.report['power'], 0)} of the time)"
     )
 
 

@@ -166,10 +166,10 @@ def test_no_difference_is_not_over_read(report: Any) -> None:
     wanted = ["a", "b"] * 30
     almost = ["b", *wanted[1:]]
     found = report("classify", wanted, {"adapter": wanted, "Q8_0": almost}, facts={"adapter": {"kind": "adapter"}})
-    (said,) = [remark for remark in found["remarks"] if "is not significant" in remark]
+    (said,) = [remark for remark in found["remarks"] if "cannot be told apart" in remark]
     detectable = found["pairs"]["adapter|Q8_0"]["metrics"]["accuracy"]["detectable"]
-    assert said.startswith("The difference between Q8_0 and adapter is not significant: -1.7 points (")
-    assert f"60 rows detect a true difference of {100 * detectable:.1f} points with a power of 80 %" in said
+    assert said.startswith("Q8_0 and adapter cannot be told apart: -1.7 points (")
+    assert f"60 rows show a true difference from {100 * detectable:.1f} points on (80 % of the time)" in said
 
 
 def test_a_slice_that_got_worse_is_named(report: Any) -> None:
