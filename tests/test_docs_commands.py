@@ -39,9 +39,13 @@ NOT_RUN = {
     "how-many-rows.md": {"slmctl encode": "an encoder", "slmctl calibrate": "a bound that it refuses"},
     "label.md": {"slmctl": "a teacher"},
     "compare.md": {"slmctl evaluate --against": "the network", "slmctl calibrate --endpoint": "the network"},
+    "lineage.md": {
+        "slmctl trace --text - --forget": "collected answers", "slmctl trace --text \"jane": "collected answers",
+    },
     "predict.md": {
         "slmctl predict MODEL --input in.jsonl": "a Ray cluster", "slmctl predict gguf --first-look": "an encoder",
     },
+    "privacy.md": {"slmctl serve --generalist": "the network, which is refused"},
     "publish.md": {"oras": "a registry of images", "slmctl fetch hf:": "the Hub", "slmctl fetch s3:": "a bucket"},
     "quantize.md": {"slmctl quantize --set": "rows as wide as blocks of these types"},
     "routing.md": {"slmctl serve --generalist": "a generalist"},
@@ -53,14 +57,12 @@ NOT_RUN = {
     "tutorial.md": {"slmctl": "see test_tutorial"},
     "wheel.md": {
         "slmctl prepare": "a transcript", "slmctl review": "collected answers", "slmctl watch": "collected answers",
-        "slmctl trace --text - --forget": "collected answers", "slmctl trace --text \"jane": "collected answers",
     },
 }  # fmt: skip
 INSTEAD = {  # of names that a page leaves open, by page
     "how-many-rows.md": {"few.csv few": "tickets.csv few"},
     "predict.md": {"MODEL": "gguf"},
-    "publish.md": {"/secure/release.pem": "release.pem", " PATH ": " registry/desk/1.0 ", "1.1": "1.0"},
-    "wheel.md": {"1.1": "1.0"},
+    "publish.md": {"1.1": "1.0"},
 }
 
 
