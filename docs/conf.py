@@ -14,6 +14,7 @@ root_doc = "README"
 include_patterns = ["*.md", "docs/*.md", "benchmarks/*.md"]
 exclude_patterns = ["docs/demo.md"]  # a part of README.md
 myst_heading_anchors = 6
+myst_enable_extensions = ["attrs_inline"]  # the class of a picture
 highlight_language = "text"  # of indented code
 smartquotes = False  # a value in quotes is typed as it stands
 html_theme = "furo"
@@ -30,9 +31,14 @@ html_theme_options = {
 }
 
 
+# A dark picture and a light one, as GitHub shows them; Furo goes by classes, since its reader can choose.
+PICTURE = r'<picture><source media=".+?" srcset="(.+?)"><img alt="(.+?)" src="(.+?)"></picture>'
+
+
 def read(app: Sphinx, page: str, source: list[str]) -> None:
-    """Leave out the marks that bind figures to results, and give the first page the navigation."""
+    """Leave out the marks that bind figures to results, take both pictures, and give the first page the navigation."""
     source[0] = re.sub("<!--.*?-->", "", source[0], flags=re.DOTALL)
+    source[0] = re.sub(PICTURE, r"![\2](\3){.only-light} ![\2](\1){.only-dark}", source[0])
     if page == root_doc:
         index = (Path(app.srcdir) / "docs" / "README.md").read_text(encoding="utf-8")
         source[0] += "\n\n```{toctree}\n:hidden:\n\ndocs/README\n```\n"

@@ -34,7 +34,9 @@ def test_no_page_loads_from_another_host_or_shows_a_mark(site: Path) -> None:
     assert {"README.html", "docs/tutorial.html", "benchmarks/README.html", "CHANGELOG.html"} <= pages.keys()
     tags = " ".join(tag for text in pages.values() for tag in re.findall(r"<(?!a\b)\w[^>]*>", text))
     loaded = re.findall(r'\b(?:src|srcset|href|data|poster|action)="([^"]*)"', tags)
-    assert {"_static/styles/furo.css", "_images/evaluate.png"} <= {address.partition("?")[0] for address in loaded}
+    assert {"_static/styles/furo.css", "_images/report-light.png", "_images/report-dark.png"} <= {
+        address.partition("?")[0] for address in loaded
+    }
     assert not [address for address in loaded if re.match(r"\w+:|//", address)]
     for text in [*pages.values(), *(path.read_text(encoding="utf-8") for path in site.rglob("*.css"))]:
         assert not re.search(r"""(?:url\(|@import)\s*['"]?(?:https?:|//)""", text)
