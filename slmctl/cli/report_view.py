@@ -47,7 +47,8 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
         (result.passed, result.text) for result in chains.gate_results(project, report, only_measured=only_measured)
     ]
     here = [str(folder) for folder in lineage.folders(project.root)]
-    names = [__version__, project.config.project, project.config.version, report.digest, *_code()]
+    allowed = getattr(project.config.calibrate, "max_error", None)
+    names = [__version__, project.config.project, project.config.version, allowed, report.digest, *_code()]
     made_of = f"\n<!-- {artifact.sha256_bytes(artifact.canonical([names, gates, here]))} -->\n"
     with contextlib.suppress(OSError):
         if path.read_bytes().endswith(made_of.encode()):
@@ -98,7 +99,7 @@ def _opening(
         date=report.manifest.started.replace("T", " ")[:16] + " UTC",
         gates=gates,
         training=_training(adapter) if adapter else None,
-        policy=_policy(artifacts, focus.get("sha256")),
+        policy=_policy(artifacts, focus.get("sha256"), getattr(project.config.calibrate, "max_error", None)),
         linear=linear(project, figures),
     )
 
@@ -159,12 +160,12 @@ def _history(adapter: Artifact) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
-def _policy(artifacts: Mapping[str, Artifact], sha256: str | None) -> PolicyShares | None:
-    """The newest policy that was fitted on a file."""
+def _policy(artifacts: Mapping[str, Artifact], sha256: str | None, max_error: float | None) -> PolicyShares | None:
+    """The newest policy that was fitted on a file, of those for this share of errors where there is one."""
     from slmctl.stages.evaluate.report_opening import PolicyShares
 
-    fitted = [entry for entry in artifacts.values() if entry.kind == "policy" and entry.metrics.get("sha256") == sha256]
+    fitted = [e for e in artifacts.values() if e.kind == "policy" and e.metrics.get("sha256") == sha256]
     if not fitted or not sha256:
         return None
-    figures = max(fitted, key=lambda entry: entry.manifest.started).metrics
+    figures = max(fitted, key=lambda e: (e.metrics.get("max_error") == max_error, e.manifest.started)).metrics
     return PolicyShares(figures["kept"], figures["error"], figures["tested_on"])

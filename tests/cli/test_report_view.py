@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from html import unescape
@@ -67,6 +68,21 @@ def test_a_page_of_the_same_report_gates_and_artifacts_is_not_written_again(kept
     text, before = words(root, report, GATES), (root / "runs" / "report.html").stat()
     assert words(root, report, GATES) == text
     assert (root / "runs" / "report.html").stat() == before
+
+
+@pytest.mark.parametrize(("max_error", "kept_share"), [(0.4, 0.25), (0.3, 0.5), (0.1, 0.5), (None, 0.5)])
+def test_the_policy_of_the_page_is_the_one_for_the_share_of_errors_that_is_configured(
+    kept: tuple[Path, Artifact], max_error: float | None, kept_share: float
+) -> None:
+    # the newest stood there, whatever the config asks for
+    first = artifact.load(kept[0] / "runs" / "policy" / "0123456789ab")
+    made = {}
+    for day, allowed, share in ((1, 0.4, 0.25), (2, 0.3, 0.5)):
+        figures = first.metrics | {"max_error": allowed, "kept": share}
+        manifest = dataclasses.replace(first.manifest, metrics=figures, started=f"2026-11-0{day}T00:00:00Z")
+        made[str(day)] = Artifact(first.path, manifest)
+    shares = report_view._policy(made, first.metrics["sha256"], max_error)
+    assert shares is not None and shares.kept == kept_share
 
 
 def test_what_is_gone_or_changed_is_left_out(kept: tuple[Path, Artifact]) -> None:
