@@ -1,7 +1,7 @@
 """Every command that README and docs print: all are read by the program's own parser, and the slow test runs those
 that need no network, no teacher and no other server, in the folder of a project, as they are printed.
 
-The tutorial and extract.md have a test of their own, which compares what their commands print.
+The tutorial, own-file.md and extract.md have a test of their own, which compares what their commands print.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ ENDS = set("|&;<>()")  # of a command, for the shell
 PLACEHOLDERS = {"COMMAND"}
 # Read and not run: beginnings of commands by page, and what they need.
 NOT_RUN = {
-    "calls.md": {"slmctl init tool-calls": "a base with tools, which is fetched"},
+    "calls.md": {
+        "slmctl init tool-calls": "a base with tools, which is fetched", "slmctl init chats.jsonl": "see test_tutorial",
+    },
     "container.md": {"docker": "Docker"},
     "extract.md": {"slmctl": "see test_tutorial"},
     "finetune.md": {"OMP_NUM_THREADS": "torchrun", "torchrun": "two machines", "srun": "Slurm"},
@@ -46,6 +48,7 @@ NOT_RUN = {
         "slmctl predict MODEL --input in.jsonl": "a Ray cluster", "slmctl predict gguf --first-look": "an encoder",
     },
     "privacy.md": {"slmctl serve --generalist": "the network, which is refused"},
+    "own-file.md": {"slmctl": "see test_tutorial, and a training"},
     "publish.md": {"oras": "a registry of images", "slmctl fetch hf:": "the Hub", "slmctl fetch s3:": "a bucket"},
     "quantize.md": {"slmctl quantize --set": "rows as wide as blocks of these types"},
     "routing.md": {"slmctl serve --generalist": "a generalist"},

@@ -1,4 +1,4 @@
-"""The commands of two pages run as they are written, on a tiny base, and print lines of the form that they quote."""
+"""The commands of four pages run as they are written, on a tiny base, and print lines of the form that they quote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from support import EXAMPLES, ROOT, messy, tiny
 from support.servers import free_port, settles
 
-PAGES = ("tutorial.md", "extract.md")
+PAGES = ("tutorial.md", "extract.md", "own-file.md", "calls.md")
 EXAMPLE = EXAMPLES / "support_tickets.csv"
 # Names of models and labels, and what counts differ between the tiny base and the real one.
 ANY = r"[-\w.%+:/,]+"
@@ -69,6 +69,7 @@ def shrink(config: Path, base: Path) -> None:
 def test_a_page_is_what_happens(page: str, tiny_base: Path, tmp_path: Path) -> None:
     messy.reports(tmp_path)
     messy.articles(tmp_path, 600)
+    messy.chats(tmp_path)
     port = free_port()
     env = tiny.environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     servers = []
@@ -93,7 +94,7 @@ def test_a_page_is_what_happens(page: str, tiny_base: Path, tmp_path: Path) -> N
         for server in servers:
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=60)
-    assert servers and all(server.returncode == 0 for server in servers)
+    assert (servers or page in PAGES[2:]) and all(server.returncode == 0 for server in servers)
 
 
 def start(command: str, folder: Path, env: dict[str, str]) -> tuple[str, subprocess.Popen[str]]:
@@ -110,7 +111,7 @@ def assert_quoted(lines: list[str], printed: list[str], command: str) -> None:
 
 
 def test_pages_have_commands_and_forms_tell_lines_apart() -> None:
-    assert [len(list(steps(page))) >= least for page, least in zip(PAGES, (10, 6), strict=True)] == [True, True]
+    assert all(len(list(steps(page))) >= least for page, least in zip(PAGES, (10, 6, 2, 1), strict=True))
     assert re.fullmatch(form("finetune  7 min 49 s  /tmp/x/6952a288af2d"), "finetune 3 min 01 s  /home/y/abc123")
     assert not re.fullmatch(form("finetune  7 min 49 s  /tmp/x/6952a288af2d"), "merge 3 min 01 s  /home/y/abc123")
     assert not re.fullmatch(form("2 rows written to answers.csv"), "2 rows lost")
