@@ -14,7 +14,7 @@ from slmctl import config
 
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 MAX_WORDS, MAX_ROWS = 80, 6  # of a paragraph, of a table
-EASY, EASY_WORDS = ("Decide",), 60  # parts of the manual for everybody; TODO: Start too, which is being rewritten
+EASY, EASY_WORDS = ("Start", "Decide"), 60  # parts of the manual for everybody, and words of a paragraph there
 HARD = (
     "adapters?", "artifacts?", "baselines?", "bootstrap", "calibration", "digests?", "ECE", "escalat\\w+", "gates?",
     "held-out", "KL divergence", "LoRA", "nats", "p-values?", "polic(?:y|ies)", "quanti[sz]\\w+", "shots",
