@@ -268,6 +268,15 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, tmp_path: Path, make
     assert browser.ask("document.documentElement.scrollWidth") == width
 
 
+@pytest.mark.parametrize(("make", "title"), [(of_prepare, "Rows by label"), (of_label, "Accepted rows")])
+def test_a_bar_is_seen_to_its_end_on_a_phone(browser: Browser, tmp_path: Path, make: Make, title: str) -> None:
+    # bars by label ran out of the screen, and their numbers with them
+    browser.open(make(tmp_path), width=390)
+    charts = f"""[...document.querySelectorAll("svg[aria-label='{title}']")].filter(svg => svg.checkVisibility())"""
+    assert browser.ask(f"{charts}.length") == 1
+    assert browser.ask(f"{charts}[0].getBoundingClientRect().right") <= 390
+
+
 @BOTH
 @pytest.mark.parametrize("text", [" ".join(HOSTILE[:3]), " ".join(HOSTILE[3:7]), *HOSTILE[7:]])
 def test_text_from_data_stays_text(browser: Browser, tmp_path: Path, make: Make, text: str) -> None:
