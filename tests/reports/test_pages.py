@@ -253,6 +253,8 @@ def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: P
         of_label: "812 of 1,000 rows accepted, at most 4.8\u00a0% wrong",
     }
     assert headline[make] in browser.ask("document.body.innerText")
+    # an adapter stood there as the merged model
+    assert ("Over the unquantized model" in browser.ask("document.body.innerText")) == (make is of_evaluate)
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == (
         "rgb(15, 20, 25)" if dark else "rgb(255, 255, 255)"
     )
