@@ -223,13 +223,16 @@ class Meter:
         self.done = self._before = done  # what was done before, in an earlier run, took none of this one's time
         self.note = ""
         self._start = self._last = time.monotonic()
+        self._begun = False
         self._bar: Progress | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """`count` more units are done; `note` replaces the words at the end of the line."""
+        now = time.monotonic()
+        if not self._begun:  # the first units wait for what loads before them, and would foretell hours
+            self._begun, self._start, self._before = True, now, self.done + count
         self.done += count
         self.note = note or self.note
-        now = time.monotonic()
         if _level < 0 or now - self._start < SHOW_AFTER_S:
             return
         if _err.is_terminal:

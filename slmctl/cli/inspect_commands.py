@@ -211,14 +211,18 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     folders = [resolve.artifact_path(where, path) for path in paths] or lineage.folders(options.directory)
     if not folders:
         raise IntegrityError(f"there are no artifacts below {options.directory / 'runs'}", hint="slmctl run")
+    if gone := [folder for folder in folders if not folder.exists()]:
+        raise UsageError(f"there is no {gone[0]}", hint="a path, an id or a kind; slmctl ls lists what there is")
     faults_of = {folder: artifact.verify_folder(folder) for folder in folders}
     for folder, faults in faults_of.items():
         terminal().write("".join(f"{folder}: {terminal().clean(fault)}\n" for fault in faults or ["whole"]))
     damaged = [folder for folder, faults in faults_of.items() if faults]
     if damaged:
+        made_here = damaged[0] in lineage.folders(options.directory)
+        again = f"remove it and run its stage again: rm -r {damaged[0]}"
         raise IntegrityError(
             f"damaged: {len(damaged)} of {terminal().count(len(faults_of), 'artifact')}",
-            hint=f"remove it and run its stage again: rm -r {damaged[0]}",
+            hint=again if made_here else "fetch or copy it again: slmctl fetch",
         )
     if key is not None:
         _require_signed(folders, key)

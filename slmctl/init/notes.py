@@ -110,9 +110,10 @@ def _repeated(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
         yield f"{percent(repeated / len(pairs), 0)} of the rows repeat the text of another; the first of each stays"
     if conflicting:
         wrong = sum(counts.total() - max(counts.values()) for counts in conflicting)
+        have = either(len(conflicting), "has", "have")
         yield (
-            f"{len(conflicting)} texts have different answers in different rows, so no model can be right on more than "
-            f"{percent(1 - wrong / len(pairs))} of the rows; slmctl prepare lists them in repeated.jsonl"
+            f"{count(len(conflicting), 'text')} {have} different answers in different rows, so no model can be right "
+            f"on more than {percent(1 - wrong / len(pairs))} of the rows; slmctl prepare lists them in repeated.jsonl"
         )
 
 

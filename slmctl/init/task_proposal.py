@@ -19,7 +19,7 @@ from slmctl.init.columns import Column, as_text, describe
 from slmctl.init.look import FirstLook
 from slmctl.task import conversation_formats, label_sets
 from slmctl.task.conversation_formats import reference
-from slmctl.task.records import RowRejectedError
+from slmctl.task.records import RowRejectedError, question_of
 
 TaskKind = Literal["classify", "tag", "extract", "generate", "call"]
 MIN_ROWS = 100  # with an answer; fewer say nothing about a model, and teach it little
@@ -113,7 +113,9 @@ def propose(
         raise DataError(
             f"every row of {title} has the answer '{shown(next(iter(task.labels)), 60)}', so there is nothing to "
             "tell apart",
-            hint="add rows of the other categories, or name another column: --output COLUMN",
+            hint="add conversations that end in other answers"
+            if task.is_conversation
+            else "add rows of the other categories, or name another column: --output COLUMN",
         )
     rows = round(look.rows * task.usable)
     if rows < MIN_ROWS:
@@ -141,8 +143,7 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
             faults.append(error.reason)
             continue
         messages = conversation.messages
-        question = next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
-        pairs.append((question, messages[-1]["content"] or as_text(messages[-1].get("tool_calls"))))
+        pairs.append((question_of(messages[:-1]), messages[-1]["content"] or as_text(messages[-1].get("tool_calls"))))
         tools += bool(conversation.tools)
         calls[len(messages[-1].get("tool_calls") or ())] += 1
         own_system += messages[0]["role"] == "system"

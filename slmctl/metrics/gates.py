@@ -26,6 +26,8 @@ from slmctl.reports.evaluation_report import (
     turned,
 )
 
+CHEAP = {"encoder_logistic": "encoder", "tfidf_logistic": "linear"}  # baselines, and what predicts with them
+
 
 @dataclass(frozen=True)
 class GateResult:
@@ -54,7 +56,11 @@ def enforce(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]
     results = check(gates, report)
     failed = [result.text for result in results if not result.passed]
     if failed:
-        raise GateError("; ".join(failed), hint="more or cleaner data, more epochs, or a larger quantization type")
+        lost = {gate.against for gate, result in zip(gates, results, strict=True) if not result.passed}
+        cheap = [CHEAP[name] for name in CHEAP if name in lost]
+        hint = "more or cleaner data, more epochs, or a larger quantization type"
+        raise GateError("; ".join(failed), hint=f"take the cheap model: slmctl predict {cheap[0]}; or {hint}" if cheap
+                        else hint)  # fmt: skip
     return results
 
 

@@ -359,7 +359,7 @@ def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[R
         if most is not None:
             short = gates.out_of_reach(released.checked_gates(project.config, project.root), most)
     if short:
-        text = "; ".join(short)
+        text = f"{'; '.join(short)} ({most} is the most that can fall into the test)"
         yield Requirement("rows", text, GateError(text, hint=MORE_ROWS))
     if not names:
         return

@@ -429,7 +429,12 @@ def test_verify_names_what_has_changed(bare: Path) -> None:
     assert done.returncode == 7
     assert f"{base.path.relative_to(bare)}: changed: content.txt\n" in done.stdout
     assert "damaged: 1 of 2 artifacts" in done.stderr
+    assert f"rm -r {base.path.relative_to(bare)}" in done.stderr
     assert slmctl("verify", prepared.path).returncode == 0
+    elsewhere = slmctl("verify", base.path, cwd=bare.parent)
+    assert elsewhere.returncode == 7 and "rm -r" not in elsewhere.stderr
+    gone = slmctl("verify", base.path / "gone")
+    assert (gone.returncode, f"there is no {base.path / 'gone'}" in gone.stderr) == (2, True)
 
 
 def test_show_draws_the_ancestry(bare: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -341,6 +342,22 @@ def test_conversations_are_known_by_their_columns(row: dict[str, Any], kind: str
     if kind == "extract":
         properties = json.loads(Path("chat.schema.json").read_text(encoding="utf-8"))["properties"]
         assert properties == {"topic": {"type": "string", "enum": ["delivery", "invoice", "login"]}}
+
+
+def test_chats_that_end_in_the_same_question_are_told_apart_by_what_came_before(run: Run) -> None:
+    turns = [
+        [("user", text), ("assistant", f"About {text}?"), ("user", "and then?"), ("assistant", f"Then {label}, {text}")]
+        for text, label in messy.tickets(120)
+    ]
+    lines = [json.dumps({"messages": [{"role": role, "content": said} for role, said in each]}) for each in turns]
+    Path("chat.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    code, said = run("init", "chat.jsonl")
+    assert code == 0, said
+    assert "repeat the text" not in said and "different answers" not in said
+    same = re.sub(r'"Then [^"]*"', '"Goodbye"', "\n".join(lines))
+    Path("same.jsonl").write_text(same, encoding="utf-8")
+    code, said = run("init", "same.jsonl", "same")
+    assert code == 3 and "add conversations that end in other answers" in said
 
 
 # What cannot be known
