@@ -420,7 +420,7 @@ class PrepareConfig(Section):
     clean: Annotated[list[Literal["html", "quoted_mail", "signatures", "whitespace"]], WhenSet()] = Field(
         default_factory=list,
         description="cleaning of the users' texts, also when the model is used: html, quoted_mail, signatures, "
-        "whitespace; made in this order",
+        "whitespace; made in this order, whatever the order of the list",
     )
     replace: Annotated[list[Replace], Field(max_length=50), WhenSet()] = Field(
         default_factory=list, description="replacements in these texts, in order, before white space is tidied"

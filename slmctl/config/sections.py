@@ -85,7 +85,7 @@ class FinetuneConfig(Section):
         "auto", description="auto takes unsloth where it and an accelerator are present, else transformers"
     )
     load_in_4bit: bool = Field(
-        False, description="QLoRA: hold the frozen weights in 4 bits (NF4); on a GPU with unsloth"
+        False, description="QLoRA: hold the frozen weights in 4 bits (NF4), on a CPU too; a GPU needs unsloth for it"
     )
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training records")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
