@@ -41,9 +41,6 @@ NOT_RUN = {
     "how-many-rows.md": {"slmctl encode": "an encoder", "slmctl calibrate": "a bound that it refuses"},
     "label.md": {"slmctl": "a teacher"},
     "compare.md": {"slmctl evaluate --against": "the network", "slmctl calibrate --endpoint": "the network"},
-    "lineage.md": {
-        "slmctl trace --text - --forget": "collected answers", "slmctl trace --text \"jane": "collected answers",
-    },
     "predict.md": {
         "slmctl predict MODEL --input in.jsonl": "a Ray cluster", "slmctl predict gguf --first-look": "an encoder",
     },
