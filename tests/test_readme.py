@@ -110,7 +110,10 @@ def test_every_page_is_once_in_the_index_which_is_the_navigation_of_the_site() -
     assert re.findall(r"^## (.+)$", index, flags=re.MULTILINE) == ["Start", "Decide", "Run", "Trust", "Reference"]
     names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md", "demo.md"}  # a part of README.md
     outside = ["../CHANGELOG.md", "../CONTRIBUTING.md", "../benchmarks/README.md"]
-    assert sorted(re.findall(r"^- \[.+?\]\((.+?)\)", index, flags=re.MULTILINE)) == sorted([*names, *outside])
+    pages = {page: title for title, page in re.findall(r"^- \[(.+?)\]\((.+?)\)", index, flags=re.MULTILINE)}
+    assert sorted(pages) == sorted([*names, *outside])
+    heads = {page: (ROOT / "docs" / page).read_text(encoding="utf-8").partition("\n")[0] for page in pages}
+    assert {page: head for page, head in heads.items() if not head.startswith(f"# {pages[page]}")} == {}
 
 
 @pytest.mark.parametrize("terminal", ["80", "200"])
