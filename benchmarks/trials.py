@@ -1,0 +1,360 @@
+"""Trials of training, each alone: what validation rows of Banking77 gain by it over today's recipe.
+
+    python -m benchmarks.trials DATA BASE [--folder FOLDER]
+
+DATA is the folder that holds `banking77/`; BASE is what `base:` takes. Each seed draws training rows of its own, the
+same for every trial; the rows that are scored are the same for all, and others choose what a class head needs. No test
+row is used. A run that is stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import random
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import TrainerCallback
+
+from benchmarks import linear, program, result
+from benchmarks.program import Pairs
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import FinetuneConfig
+from slmctl.inference.engine import Answer
+from slmctl.inference.label_search import LabelSearch, LabelTrie, TrieNode
+from slmctl.init.proposal import HIGH_RATE
+from slmctl.metrics import encoder_head
+from slmctl.model_files import hf_folder
+from slmctl.stages.finetune import finetune
+from slmctl.stages.finetune.answer_loss import AnswerLoss, BlockwiseCrossEntropy
+from slmctl.stages.finetune.packing_check import core_model
+from slmctl.stages.finetune.trainer import AnswerTrainer
+from slmctl.stages.predict import prompts
+from slmctl.stages.predict.transformers_answerer import HfAnswerer
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, read_records
+
+TRAIN, EPOCHS, CHOOSING, SCORED, SEEDS = 400, 4, 150, 800, (0, 1)
+CONTROL, LABELS = "today's recipe", "loss over the labels"
+MEAN, HEAD, BOTH = "mean of the last third of steps", "class head", "class head and label, added"
+SHARE = 0.2  # of the loss over the whole vocabulary, beside that over the labels
+ERRORS = 2  # standard errors by which a gain must be larger, since one data set is measured
+FLOOR = 1e-6  # least probability of a label, where two models are added
+CONFIG = """\
+project: trials
+base: {base}
+pull: {{rehearse: false}}
+task: {{kind: classify, labels: {labels}, system: Name the intent.}}
+prepare:
+  sources:
+    - {{path: train.csv, input: text, output: category}}
+    - {{path: choosing.csv, input: text, output: category, split: validation}}
+    - {{path: scored.csv, input: text, output: category, split: calibration}}
+  splits: {{validation: 0, calibration: 0, test: 0}}
+  min_rows: {{validation: 0, calibration: 0, test: 0, label: 0}}
+  duplicates: {{exact: keep, near: keep, similarity: 1.0}}
+  max_overlap: 1.0
+"""
+
+
+def main() -> None:
+    parser = program.parser(__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("base")
+    parser.add_argument("--folder", type=Path, default=Path("trials"))
+    options = parser.parse_args()
+    train, validation, _ = linear.banking77(options.data)
+    found: list[dict[str, list[bool]]] = [{} for _ in SEEDS]
+    for variant, (seed, each) in itertools.product((CONTROL, LABELS), zip(SEEDS, found, strict=True)):
+        each |= measured(seed, variant, [*train, *validation], options)
+    rows, seeds = compared(found)
+    result.write(
+        "trials", "python -m benchmarks.trials DATA BASE", rows, ("torch", "transformers", "trl", "peft"),
+        base=options.base, train=TRAIN, choosing=CHOOSING, scored=SCORED, share=SHARE, seeds=seeds,
+    )  # fmt: skip
+
+
+def measured(
+    seed: int, variant: str, rows: list[tuple[str, str]], options: argparse.Namespace
+) -> dict[str, list[bool]]:
+    """Which of the scored rows are right after a training of a seed, for each trial that it serves."""
+    labels, held = sorted({label for _, label in rows}), CHOOSING + SCORED
+    random.Random(0).shuffle(rows)
+    learned = rows[held:]
+    random.Random(seed).shuffle(learned)
+    parts = {"train": learned[:TRAIN], "choosing": rows[:CHOOSING], "scored": rows[CHOOSING:held]}
+    place = (options.folder / f"seed-{seed}").resolve()
+    kept = place / f"{variant}.json"
+    if not kept.exists():
+        project(place, options.base, labels, parts)
+        made = trial(place, variant, seed)
+        kept.write_text(json.dumps(made), encoding="utf-8")
+    found: dict[str, list[bool]] = json.loads(kept.read_text(encoding="utf-8"))
+    sys.stderr.write(f"seed {seed}: { {kind: sum(each) / SCORED for kind, each in found.items()} }\n")
+    return found
+
+
+def project(place: Path, base: str, labels: Sequence[str], parts: Mapping[str, Pairs]) -> None:
+    for part, rows in parts.items():
+        program.write_csv(place / f"{part}.csv", rows)
+    config = CONFIG.format(base=base, labels=json.dumps(labels))
+    (place / "slmctl.yaml").write_text(config, encoding="utf-8")
+    program.slmctl(place, "run", "--until", "prepare")
+
+
+def compared(found: Sequence[dict[str, list[bool]]]) -> tuple[list[result.Row], dict[str, Any]]:
+    """A row for each trial beside the control; and for each its accuracy by seed, its gain, and the errors of that.
+
+    The error is the larger one of that over seeds and that over rows, each of differences between pairs.
+    """
+    rows, seeds = [], {}
+    for variant in found[0]:
+        there = [each for each in found if variant in each]
+        ours, control = (np.array([each[kind] for each in there], np.float64) for kind in (variant, CONTROL))
+        gains = (ours - control).mean(axis=1)  # (seeds,)
+        of_seeds = statistics.stdev(gains) / math.sqrt(len(gains))
+        of_rows = float((ours - control).mean(axis=0).std(ddof=1) / math.sqrt(ours.shape[1]))
+        gain, error = float(gains.mean()), max(of_seeds, of_rows)
+        accuracy, other = ours.mean(axis=1), control.mean(axis=1)
+        seeds[variant] = {
+            "accuracy": [round(float(value), 4) for value in accuracy], "gain": round(gain, 5),
+            "error_over_seeds": round(of_seeds, 5), "error_over_rows": round(of_rows, 5),
+            "error_of_mean": round(statistics.stdev(accuracy) / math.sqrt(len(accuracy)), 5),
+            "kept": gain > ERRORS * error,
+        }  # fmt: skip
+        ratios = accuracy / other
+        spread = (round(float(ratios.min()), 3), round(float(ratios.max()), 3))
+        told = f"{variant}: accuracy" + (
+            f" ({100 * gain:+.1f} points, standard error {100 * error:.1f})" if variant != CONTROL else ""
+        )
+        means = (round(float(values.mean()), 4) for values in (accuracy, other, ratios))
+        rows.append(result.Row(told, next(means), CONTROL, next(means), round(next(means), 3), spread, "", None))
+    return rows, seeds
+
+
+# One training
+
+
+def trial(place: Path, variant: str, seed: int) -> dict[str, list[bool]]:
+    """Train, and say which scored rows are right; of the control also by the trials that need no other training."""
+    base, prepared = (artifact.load(next((place / "runs" / kind).glob("[!.]*"))) for kind in ("base", "prepared"))
+    config = FinetuneConfig(  # one validation before and one at the end
+        epochs=EPOCHS, learning_rate=HIGH_RATE, seed=seed, validate_every=10**6, backend="transformers"
+    )
+    tokenizer = hf_folder.load_tokenizer(base.path)
+    inputs = finetune._read_inputs(config, base, prepared, tokenizer)
+    torch.manual_seed(seed)
+    model, packs, _ = finetune._load_model(config, base.path, inputs.library, inputs.plan)
+    if variant == LABELS:
+        over_labels(model, label_trie(Task.read(prepared.path), tokenizer), SHARE)
+    trainer, mean = taught(config, model, tokenizer, inputs, place / "keep", packs=packs)
+    scorer = scored_by(trainer, base, prepared, place / "adapter")
+    if variant != CONTROL:
+        return {variant: right(scorer)}
+    found = {CONTROL: right(scorer), **class_head(scorer)}
+    mean.settle()
+    return found | {MEAN: right(scored_by(trainer, base, prepared, place / "adapter"))}
+
+
+def taught(
+    config: FinetuneConfig, model: Any, tokenizer: Any, inputs: finetune.TrainingInputs, keep: Path, *, packs: bool
+) -> tuple[AnswerTrainer, MeanWeights]:
+    """Train as the stage does."""
+    shutil.rmtree(keep, ignore_errors=True)
+    trainer = finetune.make_trainer(
+        config, model, tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan
+    )
+    mean = MeanWeights(trainer)
+    trainer.add_callback(mean)
+    torch.manual_seed(config.seed)
+    finetune._train(trainer, inputs, keep)
+    shutil.rmtree(keep)
+    return trainer, mean
+
+
+class MeanWeights(TrainerCallback):  # type: ignore[misc]
+    """The mean of the adapter's weights after each of the last third of the steps."""
+
+    def __init__(self, trainer: AnswerTrainer) -> None:
+        self.trainer, self.count = trainer, 0
+        self.sums: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step <= state.max_steps * 2 / 3:
+            return
+        self.count += 1
+        for name, weight in self.trainer.trained().items():
+            self.sums[name] = self.sums[name] + weight if name in self.sums else weight.clone()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Put the mean into the trainer's model."""
+        for name, weight in self.trainer.trained().items():
+            weight.copy_(self.sums[name] / self.count)
+
+
+# The loss over the labels
+
+
+def label_trie(task: Task, tokenizer: Any) -> LabelTrie:
+    tokens = [tokenizer(label + task.end, add_special_tokens=False).input_ids for label in task.labels]
+    return LabelTrie(task.labels, tokens)
+
+
+def over_labels(model: Any, trie: LabelTrie, share: float) -> None:
+    """Take the softmax at each token of an answer over the tokens that the labels allow there, while it is trained.
+
+    A `share` of the loss over the whole vocabulary stays, so that a program that knows no labels writes them too.
+
+    Args:
+        model: A model with a plain head, in which `answer_loss` is installed, for packed batches.
+    """
+    core = core_model(model)
+    trunk, head, own_forward = core.base_model, core.get_output_embeddings().weight, core.forward
+    alphabet = sorted({token for label in trie.tokens for token in label})
+    column = {token: k for k, token in enumerate(alphabet)}
+    rows = head.detach()[alphabet].float()  # (columns, width)
+
+    def forward(**batch: Any) -> AnswerLoss:
+        if not core.training:
+            found: AnswerLoss = own_forward(**batch)
+            return found
+        labels, weights, keep = (batch[key] for key in ("labels", "weights", "keep"))
+        where = {key: batch[key] for key in ("input_ids", "position_ids", "layout")}
+        hidden = trunk(**where, use_cache=False).last_hidden_state.flatten(0, 1)[keep]  # (N, width)
+        full: torch.Tensor = BlockwiseCrossEntropy.apply(hidden, head, labels, weights)  # type: ignore[no-untyped-call]
+        barred = torch.ones(len(labels), len(alphabet), dtype=torch.bool)
+        for row, node in zip(barred, nodes(trie, labels.tolist()), strict=True):
+            row[[column[token] for token in node.next]] = False
+        logits = (hidden.float() @ rows.T).masked_fill(barred, -torch.inf)
+        places = torch.tensor([column[token] for token in labels.tolist()])
+        among = functional.cross_entropy(logits, places, reduction="none") * weights
+        losses = share * full + (1 - share) * among
+        return AnswerLoss(loss=losses.sum(), losses=losses.detach())
+
+    core.forward = forward
+
+
+def nodes(trie: LabelTrie, tokens: Sequence[int]) -> list[TrieNode]:
+    """The places in the trie at which the tokens of some whole labels, one after the other, are chosen."""
+    found, node = [], trie.root
+    for token in tokens:
+        found.append(node)
+        node = node.next[token]
+        node = trie.root if node.label is not None else node
+    return found
+
+
+# Scores
+
+
+@dataclass
+class Scored:
+    """Answers to some records.
+
+    Attributes:
+        records: These.
+        answers: The likeliest label of each.
+        shares: (n, L), the probability of every label.
+        states: (n, width), the last hidden state of each prompt.
+    """
+
+    records: Sequence[Record]
+    answers: list[str]
+    shares: np.ndarray[Any, Any]
+    states: np.ndarray[Any, Any]
+
+
+class Scorer(HfAnswerer):
+    """The answers of a model, with the probability of every label, and the states that it answers by."""
+
+    def __init__(self, *args: Any, prepared: Artifact, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prepared = prepared
+        self._states: list[torch.Tensor] = []
+        self._last = torch.zeros(0)
+        self.model.get_output_embeddings().register_forward_pre_hook(self._note)
+
+    def _note(self, module: Any, args: tuple[torch.Tensor]) -> None:
+        self._last = args[0]
+
+    def _begun(self, head: list[int], batch: list[list[int]]) -> Any:
+        begun = super()._begun(head, batch)
+        self._states.append(self._last[:, -1].float())
+        return begun
+
+    @staticmethod
+    def _label(search: LabelSearch, length: int) -> Answer:
+        return dataclasses.replace(HfAnswerer._label(search, length), labels=search.distribution())
+
+    def scored(self, split: str) -> Scored:
+        self._states.clear()
+        records = read_records(self.prepared.file(f"{split}.jsonl"))
+        found = list(self.answer([prompts.asked(self.task, record) for record in records]))
+        by_row = dict(found)
+        states = np.empty((len(records), len(self._states[0][0])), np.float32)
+        states[[row for row, _ in found]] = torch.cat(self._states).numpy()
+        every = [by_row[row] for row in range(len(records))]
+        answers = [each for each in every if isinstance(each, Answer)]
+        shares = np.array([[each.labels[label] for label in self.task.labels] for each in answers])
+        return Scored(records, [each.text for each in answers], shares, states)
+
+
+def scored_by(trainer: AnswerTrainer, base: Artifact, prepared: Artifact, out: Path) -> Scorer:
+    """The model that a trainer holds, as it is saved."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    finetune._save(trainer.model, base, out)
+    task = Task.read(prepared.path)
+    return Scorer(
+        artifact.foreign(out, "adapter"), task, base=base, max_tokens=32, matmul_dtype="bfloat16", prepared=prepared
+    )
+
+
+def right(scorer: Scorer) -> list[bool]:
+    scored = scorer.scored("calibration")
+    return [answer == record.answer for answer, record in zip(scored.answers, scored.records, strict=True)]
+
+
+def class_head(scorer: Scorer) -> dict[str, list[bool]]:
+    """Logistic regression on the states, alone and added to the labels' probabilities, with a weight that is chosen."""
+    train, choosing, asked = (scorer.scored(split) for split in ("train", "validation", "calibration"))
+    middle, scale = train.states.mean(axis=0), train.states.std(axis=0) + 1e-6
+    vectors = [(each.states - middle) / scale for each in (train, choosing, asked)]
+    told = [[record.answer for record in each.records] for each in (train, choosing, asked)]
+    head = encoder_head.fit_head(vectors[0], told[0], choosing=vectors[1], chosen=told[1])
+    names = np.array(scorer.task.labels)
+    columns = [scorer.task.labels.index(label) for label in head.labels]
+
+    def logs(vectors: Any, scored: Scored) -> tuple[Any, Any]:
+        shares = np.zeros_like(scored.shares)
+        shares[:, columns] = np.exp(head.logprobs(vectors))
+        return np.log(scored.shares + FLOOR), np.log(shares + FLOOR)
+
+    def hits(scores: Any, answers: Sequence[str]) -> list[bool]:
+        found: list[bool] = (names[scores.argmax(axis=1)] == np.array(answers)).tolist()
+        return found
+
+    file, own = logs(vectors[1], choosing)
+    weight = max(encoder_head.WEIGHTS, key=lambda weight: sum(hits(file + weight * own, told[1])))
+    file, own = logs(vectors[2], asked)
+    sys.stderr.write(f"weight of the class head: {weight}\n")
+    return {HEAD: hits(own, told[2]), BOTH: hits(file + weight * own, told[2])}
+
+
+if __name__ == "__main__":
+    main()
