@@ -47,7 +47,7 @@ from slmctl.stages.predict.transformers_answerer import HfAnswerer
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
-TRAIN, EPOCHS, CHOOSING, SCORED, SEEDS = 400, 4, 150, 800, (0, 1)
+TRAIN, EPOCHS, CHOOSING, SCORED, SEEDS = 400, 4, 150, 800, (0, 1, 2)
 CONTROL, LABELS = "today's recipe", "loss over the labels"
 MEAN, HEAD, BOTH = "mean of the last third of steps", "class head", "class head and label, added"
 SHARE = 0.2  # of the loss over the whole vocabulary, beside that over the labels
