@@ -33,6 +33,7 @@ PLACEHOLDERS = {"COMMAND"}
 NOT_RUN = {
     "calls.md": {
         "slmctl init tool-calls": "a base with tools, which is fetched", "slmctl init chats.jsonl": "see test_tutorial",
+        "slmctl -C help": "a training",
     },
     "container.md": {"docker": "Docker"},
     "extract.md": {"slmctl": "see test_tutorial"},
