@@ -57,7 +57,7 @@ class Form:
     tested: int = 0
 
 
-FULL, QUICK = Form(), Form(rows=1500, taught=3000, epochs=3, tested=1500)
+FULL, QUICK = Form(), Form(rows=2000, epochs=3, tested=1500)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ tell() {
   [ -z "$NOTIFY" ] || printf '%s\n' "$*" | sh -c "$NOTIFY" || say "NOTIFY failed"
 }
 
-# A stage: its path is printed, what it says goes to the log, and its exit code is the script's.
+# Stages that are not current: the path of the last one is printed, what they say goes to the log, and the exit code is
+# the script's.
 stage() {
   local code=0
   for attempt in 1 2 3; do
@@ -96,9 +97,7 @@ serve() {
 exec 9> "$STATE/lock"
 flock --nonblock 9 || { say "another run is under way"; exit 8; }
 
-stage pull > /dev/null
-stage prepare > /dev/null
-ADAPTER=$(stage finetune)
+ADAPTER=$(stage run --yes --until finetune)
 
 # A published version never changes, so another adapter or config is another version: the time it was first seen.
 MADE_OF="$ADAPTER $(sha256sum < "$PROJECT/slmctl.yaml")"
@@ -108,10 +107,7 @@ if [ "$MADE_OF" != "$(cat "$STATE/made-of" 2> /dev/null || true)" ]; then
 fi
 VERSION=$(cat "$STATE/version")
 
-stage merge > /dev/null
-stage quantize --set "version=$VERSION" > /dev/null
-stage evaluate --set "version=$VERSION" > /dev/null
-RELEASE=$(stage publish --set "version=$VERSION")
+RELEASE=$(stage run --yes --set "version=$VERSION")
 
 OLD=$(cat "$STATE/served" 2> /dev/null || true)
 if [ "$RELEASE" = "$OLD" ] && { [ -n "$RELOAD" ] || running; }; then

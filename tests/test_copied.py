@@ -201,12 +201,12 @@ def test_the_exit_codes_of_stages_are_the_scripts(tmp_path: Path) -> None:
     # a stand-in for the program that fails as it is told: what the script makes of each code
     program = tmp_path / "slmctl"
     program.write_text(
-        '#!/bin/sh\necho "$3" >> "$2/calls"\n[ "$3" != "$FAILS" ] || { echo oops >&2; exit $CODE; }\necho "$2/made"\n'
+        '#!/bin/sh\necho "$5" >> "$2/calls"\n[ "$5" != "$FAILS" ] || { echo oops >&2; exit $CODE; }\necho "$2/made"\n'
     )
     program.chmod(0o755)
     for code, stage, calls, wanted in (
-        (3, "prepare", 2, "rows cannot be used"), (5, "evaluate", 6, "a gate or another check"), (9, "pull", 3, "oops"),
-        (6, "finetune", 3, "finetune failed with 6"), (7, "publish", 7, "publish failed with 7"), (143, "merge", 4, ""),
+        (3, "--until", 1, "rows cannot be used"), (5, "--set", 2, "a gate or another check"), (9, "--until", 3, "oops"),
+        (6, "--until", 1, "run failed with 6"), (7, "--set", 2, "run failed with 7"), (143, "--set", 2, ""),
     ):  # fmt: skip
         folder = tmp_path / f"{code}"
         folder.mkdir()
