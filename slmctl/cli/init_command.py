@@ -61,7 +61,7 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
         next_command = f"slmctl -C {shlex.quote(str(target))} run"
     else:
         project.require_free(target, FILENAME, base=flags["base"])
-        written = project.write(_proposal(options.directory, source, flags, yes=yes), target)
+        written = project.write(_proposal(options.directory, source, flags, folder, yes=yes), target)
         inside = "" if target.resolve() == Path.cwd() else f" -C {shlex.quote(str(target))}"
         next_command = f"slmctl{inside} run --plan    # what a run takes; then without --plan"
     for path in written:
@@ -70,7 +70,7 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
     terminal().write(f"{target}\n")
 
 
-def _proposal(root: Path, source: str, flags: Mapping[str, str | None], *, yes: bool) -> Proposal:
+def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: Path | None, *, yes: bool) -> Proposal:
     """The project for rows: shown to the user, who is asked what is open where there is a terminal."""
     from slmctl import config
     from slmctl.cli import matmul_rates
@@ -91,9 +91,10 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], *, yes: 
     made = _asked(make, chosen) if ask else make(chosen)
     if made.task.doubts and not ask and not yes:
         proposed = " ".join(f"{flag} '{getattr(made.task, flag.removeprefix('--'))}'" for flag, _ in made.task.doubts)
+        inside = f" {shlex.quote(str(folder))}" if folder else ""
         raise UsageError(
             "; ".join(question for _, question in made.task.doubts),
-            hint=f"slmctl init {shlex.quote(source)} {proposed}, or another one; --yes takes these",
+            hint=f"slmctl init {shlex.quote(source)}{inside} {proposed}, or another one; --yes takes these",
         )
     for line in notes.about_project(made):
         terminal().say(line)

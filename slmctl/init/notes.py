@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from slmctl.console import percent, shown
 from slmctl.init.column_names import split_named, suggests
-from slmctl.init.proposal import FEW, Proposal
+from slmctl.init.proposal import FEW, Proposal, plain
 from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import columns_in
 from slmctl.metrics.statistics import wilson
@@ -74,7 +74,7 @@ def _notes(project: Proposal) -> Iterator[str]:
     means = expected if task.kind != "generate" else ""
     yield f"about {project.train_rows:,} rows are left to learn from, and {rows:,} for the test{means}"
     yield from _split_column(project.data)
-    yield from _repeated(task.pairs)
+    yield from _repeated(task.pairs, project.repeated)
     if project.clean:
         shares = ", ".join(f"{CLEANED[step]} in {percent(share, 0)}" for step, share in project.clean.items() if share)
         yield f"{shares} of the texts: cut out by prepare.clean, also when the model is used"
@@ -99,15 +99,14 @@ def _split_column(data: RawData) -> Iterator[str]:
             )
 
 
-def _repeated(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _repeated(pairs: Sequence[tuple[str, str]], repeated: float) -> Iterator[str]:
     """Notes on texts that stand there several times, and on those with different answers."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for text, answer in pairs:
-        answers[" ".join(text.casefold().split())][answer] += 1
-    repeated = len(pairs) - len(answers)
+        answers[plain(text)][answer] += 1
     conflicting = [counts for counts in answers.values() if len(counts) > 1]
-    if repeated >= 0.01 * len(pairs):
-        yield f"{percent(repeated / len(pairs), 0)} of the rows repeat the text of another; the first of each stays"
+    if repeated >= 0.01:
+        yield f"{percent(repeated, 0)} of the rows repeat the text of another; the first of each stays"
     if conflicting:
         wrong = sum(counts.total() - max(counts.values()) for counts in conflicting)
         have = either(len(conflicting), "has", "have")

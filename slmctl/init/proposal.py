@@ -101,6 +101,11 @@ class Machine:
         return entry.training_seconds(rate, usable_cores(), rows=1, tokens=tokens) / 60 if rate else 0.0
 
 
+def plain(text: str) -> str:
+    """A text without case and space, by which rows are the same."""
+    return " ".join(text.casefold().split())
+
+
 @dataclass(frozen=True)
 class Proposal:
     """Rows with their task and their base.
@@ -145,16 +150,23 @@ class Proposal:
         few = {"calibration": 0, "test": 0.25} if self.rows < SMALL else {}
         return few | dict.fromkeys(self.data.held_out, 0)
 
+    @cached_property
+    def repeated(self) -> float:
+        """Share of the rows whose text an earlier row has."""
+        return 1 - len({plain(text) for text, _ in self.task.pairs}) / max(len(self.task.pairs), 1)
+
     @property
     def train_rows(self) -> int:
         """Expected rows of the training split."""
         shares = Splits(**self.shares)
-        return round(self.rows * (1 - shares.validation - shares.calibration - shares.test))
+        return round(self.rows * (1 - self.repeated) * (1 - shares.validation - shares.calibration - shares.test))
 
     @property
     def test_rows(self) -> int:
         """Expected rows of the test split."""
-        return round(self.rows * Splits(**self.shares).test + self.data.held_out["test"] * self.usable)
+        return round(
+            self.rows * (1 - self.repeated) * Splits(**self.shares).test + self.data.held_out["test"] * self.usable
+        )
 
     @property
     def rare_labels(self) -> list[str]:

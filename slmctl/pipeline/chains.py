@@ -93,7 +93,7 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
         with spoken("encode", project.encoders), guard.written_down(project.root, "pull"):
             encoder_source.kept(encode, project.encoders)
     if name == "pull" and not outcome.current and config.is_remote(project.config.base):
-        console.say(f"  in another project, without a download: base: {outcome.artifact.path}")
+        console.say(f"  in another project, without a download and without pull.sha256: base: {outcome.artifact.path}")
     if name == "prepare":
         _tell_gates_out_of_reach(project, outcome.artifact)
     if name in ("prepare", "label") and not outcome.current:

@@ -256,7 +256,9 @@ def _not_made(project: Project, request: StageRequest) -> IntegrityError:
     latest_first = sorted(others, key=lambda entry: entry[0].manifest.started, reverse=True)
     other, changed = min(latest_first, key=lambda entry: len(entry[1]))
     sets = [f"--set {key}={value}" for key, value in changed.items() if _can_be_set(value)]
-    back = f"for that one: {' '.join(sets)}; for a new one: " if len(sets) == len(changed) else ""
+    back = (
+        f"for that one: {' '.join(sets)}, or these in slmctl.yaml; for a new one: " if len(sets) == len(changed) else ""
+    )
     return IntegrityError(
         f"{text}; there is one with other settings ({', '.join(changed)}): {other.path.relative_to(project.root)}",
         hint=f"{back}slmctl run --until {stage.name}",

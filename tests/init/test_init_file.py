@@ -191,7 +191,7 @@ def test_json_of_columns_is_asked_for_or_offered(run: Run) -> None:
     ]
     table("my flats.csv", ["text", "city", "rooms"], flats)  # a column that the text holds was taken for its category
     code, said = run("init", "my flats.csv", "my flats")
-    assert (code, " hint: slmctl init 'my flats.csv' --output 'city,rooms', or another one" in said) == (2, True), said
+    assert (code, " hint: slmctl init 'my flats.csv' 'my flats' --output 'city,rooms', or another one" in said) == (2, True), said
     assert "next: slmctl -C 'my flats' run" in run("init", "my flats.csv", "my flats", "--yes")[1]
     lines = path.read_text(encoding="cp1252").splitlines()
     kinds = ["Warengruppe", *(("Herren", "Damen", "Kinder")[k % 3] for k in range(200))]
@@ -654,7 +654,7 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(run: Run) -> N
 @pytest.mark.parametrize(
     ("names", "rows", "splits", "expected"),
     [
-        ({"test.csv": "test", "train.csv": None}, 1200, {"test": 0}, "about 900 rows are left to learn from, and 300 "),
+        ({"test.csv": "test", "train.csv": None}, 1200, {"test": 0}, "about 899 rows are left to learn from, and 300 "),
         (
             {"all test/2.csv": "test", "all-train/1.csv": None, "val.csv": "validation"},
             300,

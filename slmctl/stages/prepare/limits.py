@@ -169,6 +169,6 @@ def _overlap(config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Ove
                 f"{measure.overlapping} of {measure.measured} rows of '{name}' ({percent(measure.share)}) share a run "
                 f"of words with training rows, more than max_overlap {percent(config.max_overlap)}; "
                 f"first {held_out} with {trained}",
-                hint="is a signature in every text? prepare.clean: [signatures], group such rows, or "
-                "--set prepare.max_overlap=SHARE",
+                hint="is a signature in every text? prepare.clean: [signatures]; are rows one sentence with other "
+                "numbers? group them, or for a try, whose score is too good: --set prepare.max_overlap=SHARE",
             )
