@@ -12,7 +12,6 @@ project = html_title = "slmctl"
 extensions = ["myst_parser"]
 root_doc = "README"
 include_patterns = ["*.md", "docs/*.md", "benchmarks/*.md"]
-exclude_patterns = ["docs/demo.md"]  # a part of README.md
 myst_heading_anchors = 6
 myst_enable_extensions = ["attrs_inline"]  # the class of a picture
 highlight_language = "text"  # of indented code

@@ -66,11 +66,6 @@ def help_text() -> str:
     return "\n".join(["    $ slmctl --help", *(f"    {line}".rstrip() for line in text.splitlines())])
 
 
-def demo() -> str:
-    """The table of the demo, as it was measured."""
-    return (ROOT / "docs" / "demo.md").read_text(encoding="utf-8").strip()
-
-
 def measured(name: str) -> str:
     """A benchmark's table, with the machine and the versions that it was measured on."""
     found = json.loads((result.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
@@ -83,7 +78,6 @@ def measured(name: str) -> str:
 def filled(text: str) -> str:
     """A page with every marked part made anew."""
     for name, make in (
-        ("demo", demo),
         ("demo-table", demo_benchmark.table),
         ("stages", stages),
         ("config", keys),

@@ -108,7 +108,7 @@ def test_the_shortest_config_is_whole(tmp_path: Path) -> None:
 def test_every_page_is_once_in_the_index_which_is_the_navigation_of_the_site() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", index, flags=re.MULTILINE) == ["Start", "Decide", "Run", "Trust", "Reference"]
-    names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md", "demo.md"}  # a part of README.md
+    names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     outside = ["../CHANGELOG.md", "../CONTRIBUTING.md", "../benchmarks/README.md"]
     pages = {page: title for title, page in re.findall(r"^- \[(.+?)\]\((.+?)\)", index, flags=re.MULTILINE)}
     assert sorted(pages) == sorted([*names, *outside])
