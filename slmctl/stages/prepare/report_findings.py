@@ -128,7 +128,10 @@ def _unusable(facts: PrepareFacts) -> str:
         rule = f", most of them as “{worst}” ({rules[worst]:,})" if len(rules) > 1 else f": {worst}"
         return f"{count(total, 'row')} ({percent(total / rows)}) {either(total, 'is', 'are')} unusable{rule}."
     if facts["rejected"] > MANY * rows:
-        return f"{percent(facts['rejected'] / rows)} of the rows were left out, nearly all as duplicates."
+        repeats = {rule: many for rule, many in facts["rejected_by_reason"].items() if rule in REPEATS}
+        worst = max(repeats, key=lambda name: (repeats[name], name))
+        share = percent(facts["rejected"] / rows)
+        return f"{share} of the rows were left out, most of them as “{worst}” ({repeats[worst]:,})."
     return ""
 
 

@@ -443,6 +443,13 @@ def test_a_linear_model_of_many_rows_is_that_of_a_sample(
     assert linear["trained_on"] == 100 < linear["train"]
 
 
+def test_what_most_rows_were_left_out_for_is_named() -> None:
+    reasons = {"duplicate": 13, "near a held-out row": 185}
+    facts = reported.bare_prepare_facts(rows_in=475, rejected=198, rejected_by_reason=reasons)
+    said = "41.7 % of the rows were left out, most of them as “near a held-out row” (185)."
+    assert any(said in line for line in report_findings.lines(facts))
+
+
 def test_the_terminal_has_six_lines_of_findings_and_the_worst_first(run: Any) -> None:
     facts = reported.prepare_facts()
     lines = report_findings.lines(facts)
