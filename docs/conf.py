@@ -43,7 +43,7 @@ def read(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] += "\n\n```{toctree}\n:hidden:\n\ndocs/README\n```\n"
         for title, body in re.findall(r"^## (.+)\n([^#]+)", index, flags=re.MULTILINE):
             pages = re.findall(r"^- \[(.+?)\]\((.+?)\.md\)", body, flags=re.MULTILINE)
-            lines = [f"{name} <{posixpath.normpath(f'docs/{path}')}>" for name, path in pages]
+            lines = [f"{name.replace('`', '')} <{posixpath.normpath(f'docs/{path}')}>" for name, path in pages]
             source[0] += "\n".join(["\n```{toctree}", ":hidden:", f":caption: {title}", "", *lines, "```\n"])
 
 
