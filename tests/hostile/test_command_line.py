@@ -136,7 +136,7 @@ ARGUMENTS: list[tuple[str, list[str], int]] = [
     ("a value of no UTF-8", ["config", "show", "--set", "task.system=" + NOT_UTF8], 2),
     ("half a pair", ["config", "show", "--set", 'project="\\udfff"'], 2),
     ("a long folder", ["-C", LONG, "config", "show"], 2),
-    ("a long path", ["verify", LONG], 7),
+    ("a long path", ["verify", LONG], 2),
     ("a long artifact", ["show", LONG], 7),
     ("a long template folder", ["init", "support-triage", LONG], 2),
     ("a folder below a device", ["init", "support-triage", "/dev/null/x"], 2),

@@ -62,7 +62,9 @@ def test_what_set_made_is_found(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"there is one with other settings \(") as caught:
         resolve.find(opened(tmp_path), "prepared")
     assert f"(task.system, prepare.max_overlap): runs/prepared/{other.path.name}" in caught.value.message
-    assert "--set task.system=Sort. --set prepare.max_overlap=0.4; for a new one" in caught.value.hint
+    assert (
+        "--set task.system=Sort. --set prepare.max_overlap=0.4, or these in slmctl.yaml; for a new" in caught.value.hint
+    )
     assert resolve.find(opened(tmp_path, "prepare.max_overlap=0.4", "task.system=Sort."), "prepared")
 
 

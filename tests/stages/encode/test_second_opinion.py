@@ -111,12 +111,12 @@ def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> Non
         end(child)
 
 
-def test_such_a_release_goes_to_a_bucket_and_is_made_again(desk: Path, stages: Forks, s3: str) -> None:
+def test_such_a_release_goes_to_a_bucket_and_is_made_again(desk: Path, stages: Forks, s3: str, tmp_path: Path) -> None:
     env = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_ENDPOINT_URL": s3}
     tiny.ok(stages.run(desk, "publish", "--to", "s3://models/both", env=env))
-    back = Path(tiny.ok(stages.run(desk, "fetch", "s3://models/both#tiny-desk@2.0", "back", env=env)))
+    back = Path(tiny.ok(stages.run(desk, "fetch", "s3://models/both#tiny-desk@2.0", str(tmp_path / "back"), env=env)))
     release = made(desk, "published")
-    assert {path.name: path.read_bytes() for path in (desk / back).iterdir() if path.name != "manifest.json"} == {
+    assert {path.name: path.read_bytes() for path in back.iterdir() if path.name != "manifest.json"} == {
         entry.path: release.file(entry.path).read_bytes() for entry in release.manifest.files
     }
     tiny.ok(stages.run(desk, "verify", str(back)))
