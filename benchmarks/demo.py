@@ -20,7 +20,7 @@ SHOWN = {  # of the report, by what README calls them
     "base (11-shot)": "the untuned base, 11 examples in its prompt",
     "Q8_0": "**the file that ships**",
 }
-KEPT = ("n", "size", "metrics", "interval")  # of each; other work slows a demo down, so no time is kept
+KEPT = ("n", "size", "metrics", "interval")  # of each; other work slows answers down, so no latency is kept
 PEERS = ("tfidf_logistic", "base (11-shot)")
 
 
@@ -30,7 +30,7 @@ def last(folder: Path) -> Path:
 
 
 def measure(folder: Path) -> None:
-    """Write `results/demo.json` from the last report and policy of a demo."""
+    """Write `results/demo.json` from the last report, policy and adapter of a demo, made on an idle machine."""
     report = json.loads((last(folder / "runs" / "report") / "report.json").read_text(encoding="utf-8"))
     policy = json.loads((last(folder / "runs" / "policy") / "policy.json").read_text(encoding="utf-8"))
     entries = {**report["baselines"], **report["models"]}
@@ -43,6 +43,9 @@ def measure(folder: Path) -> None:
     rows.append(result.compared("Q8_0: size, MB", sizes[:1], sizes[1:], peer="base (11-shot)", digits=1))
     kept, promised = policy["figures"]["kept"], 1 - policy["figures"]["max_error"]
     rows.append(result.compared("answers kept", [kept], [promised], peer="of them right, at least", digits=4))
+    training = json.loads((last(folder / "runs" / "adapter") / "manifest.json").read_text(encoding="utf-8"))
+    minutes, peak = training["seconds"] / 60, training["metrics"]["memory_peak"] / 1e9
+    rows.append(result.single("training on this machine, minutes", minutes, "its peak of memory, GB", peak))
     models = {name: {key: entries[name][key] for key in KEPT if key in entries[name]} for name in SHOWN}
     result.write("demo", "python -m benchmarks.demo FOLDER", rows, ("torch", "transformers", "llama-cpp-python"),
                  n=report["n"], models=models)  # fmt: skip

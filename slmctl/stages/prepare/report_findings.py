@@ -129,9 +129,9 @@ def _unusable(facts: PrepareFacts) -> str:
         return f"{count(total, 'row')} ({percent(total / rows)}) {either(total, 'is', 'are')} unusable{rule}."
     if facts["rejected"] > MANY * rows:
         repeats = {rule: many for rule, many in facts["rejected_by_reason"].items() if rule in REPEATS}
-        worst = max(repeats, key=lambda name: (repeats[name], name))
-        share = percent(facts["rejected"] / rows)
-        return f"{share} of the rows were left out, most of them as “{worst}” ({repeats[worst]:,})."
+        worst = max(repeats, key=lambda name: (repeats[name], name), default="")
+        why = f", most of them as “{worst}” ({repeats[worst]:,})" if worst else ""
+        return f"{percent(facts['rejected'] / rows)} of the rows were left out{why}."
     return ""
 
 
