@@ -30,7 +30,7 @@ PEER = "CPU-seconds"
 AT_ONCE, GLANCE = "<= 0.5", "<= 1"
 LOOKS = (
     ("ls", AT_ONCE), ("show published", AT_ONCE), ("run", AT_ONCE), ("run --plan", GLANCE), ("ls --models", GLANCE),
-    ("diff report {other}", GLANCE), ("trace --text none", GLANCE), ("gc", GLANCE), ("config", GLANCE),
+    ("diff report {other}", GLANCE), ("trace --text none", GLANCE), ("gc", GLANCE), ("config show", GLANCE),
     ("doctor", GLANCE), ("--help", GLANCE),
 )  # fmt: skip
 NOT_FOUND = (105, 106)  # exit codes of `trace`
