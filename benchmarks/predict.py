@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import program, result
 from slmctl import config
 from slmctl.artifacts.artifact import Artifact
-from slmctl.pipeline import resolve, stage_table
+from slmctl.pipeline import model_lookup, resolve, stage_table
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
@@ -144,10 +144,9 @@ def ours(
     base = resolve.base_of(project, model) if kind == "adapter" else None
     with contextlib.ExitStack() as stack:
         answerer: Any
-        answerer, _ = stack.enter_context(local_models.opened(model, task, base=base, type=type_name))
-        if first:
-            before = resolve.first_look(project)
-            answerer = stack.enter_context(local_models.looking_first(*before, task, answerer))
+        before = stack.enter_context(model_lookup.first_look(project, task).load()) if first else None
+        opened = local_models.opened(model, task, base=base, type=type_name, first_look=before)
+        answerer, _ = stack.enter_context(opened)
 
         def answer(records: list[Record]) -> list[str]:
             questions = [prompts.prompt(task, record.input) for record in records]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -78,3 +79,17 @@ def reuse_freed_memory() -> None:
         if mallopt is not None:  # musl has none
             mallopt(_MMAP_THRESHOLD, _MOST)
             mallopt(_TRIM_THRESHOLD, _MOST)
+
+
+def process_bytes(pid: int) -> int:
+    """Memory of a process and those that it started, of what they share with others their part; 0 once it has ended."""
+    folder, started = Path("/proc") / str(pid), set[int]()
+    try:
+        lines = (folder / "smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    for thread in folder.glob("task/*/children"):
+        with contextlib.suppress(OSError):  # that thread has ended
+            started.update(map(int, thread.read_text(encoding="ascii").split()))
+    own = 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return own + sum(process_bytes(each) for each in started)

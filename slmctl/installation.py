@@ -40,6 +40,12 @@ def user_cache() -> Path | None:
         return None
 
 
+def timings_folder() -> str:
+    """The folder for the timings of `inference.expansion`, which may not exist; empty for none."""
+    folder = user_cache()
+    return str(folder / "timings") if folder else ""
+
+
 def kept_folders() -> list[Path]:
     """Folders for what is fetched once, the preferred one first.
 

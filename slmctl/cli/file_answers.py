@@ -14,8 +14,7 @@ from slmctl.errors import UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
-    from slmctl.artifacts.artifact import Artifact
-    from slmctl.pipeline.model_lookup import FileModel
+    from slmctl.pipeline.model_lookup import FileModel, FirstLookFiles
     from slmctl.stages.predict.row_answers import AnswerRows, RowInput
 
 
@@ -65,8 +64,7 @@ def answer(
         ray: The address of a Ray cluster that answers; None for this machine.
         first_look: The project's encoder answers what its policy keeps.
     """
-    from slmctl.artifacts import artifact
-    from slmctl.pipeline import model_lookup, resolve, system_errors
+    from slmctl.pipeline import model_lookup, system_errors
 
     source, target = Path(work["source"]), Path(work["target"])
     if endpoints:
@@ -77,9 +75,9 @@ def answer(
         part, most = file_prediction.shard(shard), read_settings(options).predict.max_tokens
         workspace = make_workspace(options)
         request = model_lookup.FileModel(workspace, model, type_name, max_tokens=most)
-        before = resolve.first_look(workspace.project) if first_look else None
-        for made in before or ():
-            artifact.require_whole(made, hint=model_lookup.AGAIN)
+        before = model_lookup.first_look(workspace.project, request.task) if first_look else None
+        if before is not None and request.model.kind not in ("gguf", "published"):
+            raise UsageError("a first look goes before a GGUF file", hint="slmctl predict gguf --first-look")
         with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
             reading = row_answers.RowInput(
                 work.pop("column") or request.column, request.model.kind == "base", withhold=endpoints is not None
@@ -107,14 +105,14 @@ def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str
     } | encoder
 
 
-def _identity_before(before: tuple[Artifact, Artifact] | None) -> dict[str, Any]:
-    return {"first_look": [made.digest for made in before]} if before else {}
+def _identity_before(before: FirstLookFiles | None) -> dict[str, Any]:
+    return {"first_look": [before.encoder.digest, before.policy.digest]} if before else {}
 
 
 @contextlib.contextmanager
 def _answering(
     request: FileModel, reading: RowInput, endpoints: EndpointOptions | None, ray: str | None,
-    before: tuple[Artifact, Artifact] | None = None,
+    before: FirstLookFiles | None = None,
 ) -> Iterator[AnswerRows]:  # fmt: skip
     """A function that answers rows, while the model, the cluster or the endpoints are open."""
     from slmctl.stages.predict import local_models, row_answers
@@ -132,17 +130,18 @@ def _answering(
         with ray_answers.connected(ray) as cluster:
             yield functools.partial(cluster.answered, ray_answers.opening_of(request, reading))
     else:
-        with local_models.opened(
-            request.model,
-            request.task,
-            base=request.base,
-            type=request.type,
-            max_tokens=request.max_tokens,
-            encoder=request.encoder,
-        ) as (answerer, _):
-            if before is None:
-                yield row_answers.answerer_of_rows(answerer, request.task, reading)
-                return
-            with local_models.looking_first(*before, request.task, answerer) as both:
-                yield row_answers.answerer_of_rows(both, request.task, reading)
-            terminal().say(f"  {terminal().count(both.kept, 'answer')} by the encoder alone")
+        with (
+            before.load() if before is not None else contextlib.nullcontext() as first,
+            local_models.opened(
+                request.model,
+                request.task,
+                base=request.base,
+                type=request.type,
+                max_tokens=request.max_tokens,
+                encoder=request.encoder,
+                first_look=first,
+            ) as (answerer, _),
+        ):
+            yield row_answers.answerer_of_rows(answerer, request.task, reading)
+        if first is not None:
+            terminal().say(f"  {terminal().count(first.kept, 'answer')} by the encoder alone")

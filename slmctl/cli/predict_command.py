@@ -115,7 +115,7 @@ def _answer(
     if files["ray"] and (urls or model in ("linear", "ensemble")):
         other = "--engine-url asks endpoints" if urls else f"{model} answers here"
         raise UsageError(f"--ray answers on nodes, and {other}", hint="leave one of them out")
-    if files["first_look"] and (urls or files["ray"] or model in ("linear", "encoder", "ensemble")):
+    if files["first_look"] and (urls or files["ray"] or model in ("linear", "encoder")):
         raise UsageError("--first-look goes before a model on this machine", hint="slmctl predict gguf --first-look")
     file_answers.require_one_file(files["source"], files["target"])
     endpoints = None

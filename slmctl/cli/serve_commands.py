@@ -37,6 +37,7 @@ HANDOVERS = ("compose", "kubernetes", "vllm")
 @key_option("--host", key="serve.host")
 @key_option("--port", type=int, key="serve.port")
 @value_option("--policy", type=PATH, metavar="PATH", key="serve.policy")
+@key_option("--first-look", is_flag=True, key="serve.first_look")
 @key_option("--generalist", metavar="URL", key="serve.generalist.url")
 @key_option("--generalist-model", metavar="NAME", key="serve.generalist.model")
 @key_option("--generalist-key-env", metavar="NAME", key="serve.generalist.key_env")
@@ -78,7 +79,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP with OpenAI's API, until SIGTERM.
 
-    MODEL is gguf (the model before its release), an artifact of it, a release, a .gguf file, or
+    MODEL is gguf (the model before its release), encoder, an artifact of them, a release, a .gguf file, or
     dir:REGISTRY#TAG, whose release is read again on SIGHUP. dir:REGISTRY stands for every release there that is
     tagged production, each by its name. Without MODEL it is serve.fleet of the config, or else its release.
     Prints the address on stdout when it is ready.
@@ -222,16 +223,16 @@ def _keys_in(path: Path) -> list[Key]:
 def chat(options: Options, model: str | None, type_name: str | None, max_tokens: int) -> None:
     """Chat with a model in the terminal; each line of stdin is a message.
 
-    MODEL is gguf (the model before its release), an artifact of it, a release or a .gguf file; the config's release
-    by default. Where slmctl calibrate has fitted a policy on it, the answers that a person should see are named.
+    MODEL is gguf (the model before its release), encoder, an artifact of them, a release or a .gguf file; the
+    config's release by default. Where slmctl calibrate has fitted a policy on it, the answers that a person should see
+    are named.
     """
     from slmctl.cli.terminal_chat import chat as talk
-    from slmctl.inference.engine import Engine
     from slmctl.pipeline.model_lookup import spoken_to
 
-    path, task, policy, opinion = spoken_to(make_workspace(options), model, type_name)
+    path, task, policy, load = spoken_to(make_workspace(options), model, type_name)
     interactive = sys.stdin.isatty()
-    with Engine(path, sequences=1, classifier=bool(task.labels), opinion=opinion) as engine:
+    with load() as engine:
         if interactive:
             terminal().say(f"{path.stem} ({task.kind}); Ctrl-D ends")
         talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive, policy=policy)

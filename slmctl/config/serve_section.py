@@ -151,6 +151,10 @@ class ServeConfig(Section):
         "auto", description="policy artifact of slmctl calibrate, by which answers are kept or escalated. auto: the "
         "newest below runs/ that was fitted on the file that answers, where there is one; null: none"
     )  # fmt: skip
+    first_look: bool = Field(
+        False,
+        description="the project's encoder answers what its own policy keeps, and the model is asked for the rest",
+    )
     generalist: GeneralistConfig | None = Field(
         None, description="the generalist; sensitive questions are never sent to it"
     )
@@ -201,6 +205,8 @@ class ServeConfig(Section):
             raise ValueError("'adapters' belong to the own engine; load adapters at engine.url by its own options")
         if self.engine is not None and isinstance(self.policy, Path):
             raise ValueError("'policy' belongs to one GGUF file of the own engine, and 'engine' names another one")
+        if self.engine is not None and self.first_look:
+            raise ValueError("'first_look' goes before a model of the own engine, and 'engine' names another one")
         policies = [member.policy for member in self.fleet.values()] if self.fleet else [self.policy]
         if self.generalist is not None and (self.engine is not None or not any(policies)):
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
@@ -218,8 +224,9 @@ class ServeConfig(Section):
         for key, reason in (
             ("policy", "a model of the fleet has its own: fleet.NAME.policy"),
             ("adapters", "an adapter belongs to a server of one model"),
+            ("first_look", "an encoder belongs to a server of one model"),
             ("engine", "the fleet's models are loaded here"),
         ):
-            if getattr(self, key) not in (None, AUTO, {}):
+            if getattr(self, key) not in (None, AUTO, {}, False):
                 raise ValueError(f"'{key}' and 'fleet' exclude each other: {reason}")
         return self

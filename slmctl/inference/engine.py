@@ -22,17 +22,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.child import DiedError, start
 from slmctl.errors import MissingError, StageError
-from slmctl.hardware import usable_cores
+from slmctl.hardware import process_bytes, usable_cores
+from slmctl.inference.encoder_classifier import EncoderClassifier, EncoderFirst
+from slmctl.inference.escalation_policy import LABELS
 from slmctl.inference.events import ControlTokens, EngineInfo, Event
-from slmctl.inference.second_opinion import SecondOpinion
-from slmctl.installation import pip_line, user_cache
+from slmctl.installation import pip_line, timings_folder
+
+State = Literal["ready", "hung", "dead"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Answer:
             token is no choice, and the end of the turn is one.
         raw_logprobs: Of a request with labels: the same among the whole vocabulary. The lower it is, the less likely
             the model would have answered with any label.
-        nearness: The mean cosine of the text to the nearest training rows, where a sentence encoder answers.
+        evidence: What speaks for the label by itself in the encoder's linear model, where an encoder answers, too.
     """
 
     text: str
@@ -100,7 +104,14 @@ class Answer:
     labels: dict[str, float] = field(default_factory=dict)
     logprobs: tuple[float, ...] = ()
     raw_logprobs: tuple[float, ...] = ()
-    nearness: float | None = None
+    evidence: float | None = None
+
+    def probabilities(self) -> JsonObject:
+        """The fields that `escalation_policy.signals` reads, as predictions hold them."""
+        likeliest = dict(itertools.islice(self.labels.items(), LABELS))
+        lists = {"labels": likeliest, "logprobs": self.logprobs, "raw_logprobs": self.raw_logprobs}
+        fields = {"confidence": self.confidence, **{name: values for name, values in lists.items() if values}}
+        return fields if self.evidence is None else fields | {"evidence": self.evidence}
 
 
 class EngineError(StageError):
@@ -111,7 +122,6 @@ class EngineDiedError(EngineError):
     """The child died while it answered: this request may have killed it, or another one beside it."""
 
 
-State = Literal["ready", "hung", "dead"]
 SEQUENCES, CONTEXT = 16, 2048  # of an engine: requests at the same time, and tokens of each
 HEARTBEAT_S = 1.0  # between two questions whether the process lives
 DOUBT_S = 4.0  # without a reply, after which it counts as hung
@@ -121,146 +131,48 @@ LOAD_S = 1800.0  # that a file may take to load
 MOST_DEADLY = 16  # requests in a row that may end the engine, each by itself, before no other is asked again
 
 
-class Engine:
-    """One GGUF file, loaded in a child process that is started again when it dies.
+class Answering:
+    """Something that answers requests until it is closed.
 
-    Args:
-        gguf: The file.
-        sequences: Requests answered at the same time.
-        context: Longest prompt with its answer, in tokens.
-        threads: CPU threads; the cores this process may use, by default.
-        adapters: LoRA adapters over the model, by the name that requests call them.
-        hang_s: Seconds without a sign of life after which the process is killed.
-        grammars: Requests are held to a schema; what that needs of the vocabulary is read while the file is loaded.
-        classifier: Requests are for labels, so little else is done than reading prompts: the fused attention is used,
-            and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
-        opinion: The folder of an encoder and its head, whose opinion is added to every label that is asked of the
-            model itself with its question.
-
-    Raises:
-        MissingError: llama-cpp-python is not installed.
-        EngineError: The file cannot be loaded.
-        EncoderError: The encoder cannot be loaded.
+    Attributes:
+        state: `ready`, `hung` while the process runs and gives no sign of life, or `dead`.
+        on_death: Called from another thread, when the process has died.
     """
 
-    def __init__(
-        self,
-        gguf: Path,
-        *,
-        sequences: int = SEQUENCES,
-        context: int = CONTEXT,
-        threads: int | None = None,
-        adapters: Mapping[str, Path] | None = None,
-        hang_s: float = HANG_S,
-        grammars: bool = False,
-        classifier: bool = False,
-        opinion: Path | None = None,
-    ) -> None:
-        for package in ("llama_cpp", "llguidance"):
-            if importlib.util.find_spec(package) is None:
-                raise MissingError(
-                    f"running a GGUF needs the package '{package}', which is not installed",
-                    hint=pip_line("gguf"),
-                )
-        self.gguf = gguf
-        self.sequences, self.context = sequences, context
-        self._cells = sequences * context  # tokens that the memory holds, however it is shared out
-        self._settings: dict[str, Any] = {
-            "sequences": sequences, "context": context, "threads": threads or usable_cores(), "grammars": grammars,
-            "classifier": classifier, "timings": expansion_timings(),
-            "adapters": {name: str(path) for name, path in (adapters or {}).items()},
-        }  # fmt: skip
-        self._ids = itertools.count()
-        self._lock = threading.RLock()
-        # each request with the child that answers it: when that one dies, these are told and no others
-        self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Any], None]]] = {}
-        self._child: subprocess.Popen[str] | None = None
-        self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.on_death: Callable[[], None] = lambda: None  # called from another thread, when the child has died
-        self._listener: threading.Thread | None = None
-        self._hang_s, self._heard = hang_s, time.monotonic()  # when the child last gave a sign of life
-        with contextlib.ExitStack() as undo:
-            self._opinion = SecondOpinion(opinion) if opinion is not None else None
-            if self._opinion is not None:
-                undo.callback(self._opinion.close)
-            self._start()
-            undo.pop_all()
+    build: str  # llama.cpp's, with EXPANDED where the file was expanded
+    alive: bool  # False where the next request waits until another process has started
+    state: State
+    on_death: Callable[[], None]
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the child, and that of the second opinion."""
-        if self._opinion is not None:
-            self._opinion.close()
-        self._end()
-
-    def _end(self) -> None:
-        with self._lock:
-            child, self._child = self._child, None
-        if child is not None:
-            assert self._listener is not None
-            self._outbox.put(None)
-            try:
-                child.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            self._listener.join(timeout=5)
-
-    @property
-    def alive(self) -> bool:
-        """True while the child runs; the next request to a dead one starts another, and waits for it."""
-        return self._child is not None and self._child.poll() is None
-
-    @property
-    def state(self) -> State:
-        """`ready`, `hung` while the child runs and gives no sign of life, or `dead`."""
-        if not self.alive:
-            return "dead"
-        return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
+        """End the process."""
+        raise NotImplementedError
 
     def held_bytes(self) -> int:
-        """Memory of the children and their grammars, their part of what several processes share; 0 without a child."""
-        child, opinion = self._child, self._opinion
-        pids = [child.pid if child is not None else 0, opinion.pid if opinion is not None else 0]
-        return sum(_held_bytes(pid) for pid in pids if pid)
+        """Memory of the processes and their grammars, their part of what several share; 0 without one."""
+        raise NotImplementedError
 
     def revive(self) -> None:
-        """Start the child again if it has died.
+        """Start the process again if it has died.
 
         Raises:
             EngineError: The file cannot be loaded any more, or the system has no room for a process now.
         """
-        with self._lock:
-            if not self.alive:
-                self._start()
+        raise NotImplementedError
 
-    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
         """Start answering; `on_event` is called from another thread until `finish` or `error` has come.
 
         Returns:
             A function that cancels the request and frees its place; no event follows.
         """
-        if self._opinion is not None and request.labels and request.question and not request.adapter:
-            submit = functools.partial(self._submit, request)
-            return self._opinion.beside(
-                request.question, request.labels, on_event, submit, alternatives=request.alternatives
-            )
-        return self._submit(request, on_event)
-
-    def _submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
-        id = self._send(request.__dict__ | {"question": ""}, on_event)
-
-        def cancel() -> None:
-            with self._lock:
-                if self._pending.pop(id, None) is not None and self._child is not None:
-                    self._write({"cancel": id})
-
-        return cancel
+        raise NotImplementedError
 
     def stream(self, request: Request) -> Iterator[str | Answer]:
         """Pieces of the answer as they come, then the whole Answer; leaving early cancels.
@@ -286,6 +198,143 @@ class Engine:
         *_, answer = self.stream(request)
         assert isinstance(answer, Answer)
         return answer
+
+
+class Engine(Answering):
+    """One GGUF file, loaded in a child process that is started again when it dies.
+
+    Args:
+        gguf: The file.
+        sequences: Requests answered at the same time.
+        context: Longest prompt with its answer, in tokens.
+        threads: CPU threads; the cores this process may use, by default.
+        adapters: LoRA adapters over the model, by the name that requests call them.
+        hang_s: Seconds without a sign of life after which the process is killed.
+        grammars: Requests are held to a schema; what that needs of the vocabulary is read while the file is loaded.
+        classifier: Requests are for labels, so little else is done than reading prompts: the fused attention is used,
+            and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
+        opinion: The folder of an encoder and its head, whose opinion is added to every label that is asked of the
+            model itself with its question.
+        first_look: Answers such a request where it is sure; whoever opened it closes it.
+
+    Raises:
+        MissingError: llama-cpp-python is not installed.
+        EngineError: The file cannot be loaded.
+        EncoderError: The encoder cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        gguf: Path,
+        *,
+        sequences: int = SEQUENCES,
+        context: int = CONTEXT,
+        threads: int | None = None,
+        adapters: Mapping[str, Path] | None = None,
+        hang_s: float = HANG_S,
+        grammars: bool = False,
+        classifier: bool = False,
+        opinion: Path | None = None,
+        first_look: EncoderFirst | None = None,
+    ) -> None:
+        for package in ("llama_cpp", "llguidance"):
+            if importlib.util.find_spec(package) is None:
+                raise MissingError(
+                    f"running a GGUF needs the package '{package}', which is not installed",
+                    hint=pip_line("gguf"),
+                )
+        self.gguf = gguf
+        self.sequences, self.context = sequences, context
+        self._cells = sequences * context  # tokens that the memory holds, however it is shared out
+        self._settings: dict[str, Any] = {
+            "sequences": sequences, "context": context, "threads": threads or usable_cores(), "grammars": grammars,
+            "classifier": classifier, "timings": timings_folder(),
+            "adapters": {name: str(path) for name, path in (adapters or {}).items()},
+        }  # fmt: skip
+        self._ids = itertools.count()
+        self._lock = threading.RLock()
+        # each request with the child that answers it: when that one dies, these are told and no others
+        self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Any], None]]] = {}
+        self._child: subprocess.Popen[str] | None = None
+        self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.on_death = lambda: None
+        self._listener: threading.Thread | None = None
+        self._hang_s, self._heard = hang_s, time.monotonic()  # when the child last gave a sign of life
+        with contextlib.ExitStack() as undo:
+            self._first_look, self._opinion = (
+                first_look,
+                EncoderClassifier.opinion(opinion) if opinion is not None else None,
+            )
+            if self._opinion is not None:
+                undo.callback(self._opinion.close)
+            self._start()
+            undo.pop_all()
+
+    def close(self) -> None:
+        """End the child, and that of the second opinion."""
+        if self._opinion is not None:
+            self._opinion.close()
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            child, self._child = self._child, None
+        if child is not None:
+            assert self._listener is not None
+            self._outbox.put(None)
+            try:
+                child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            self._listener.join(timeout=5)
+
+    @property
+    def build(self) -> str:  # type: ignore[override]
+        return self.info["build"]
+
+    @property
+    def alive(self) -> bool:  # type: ignore[override]
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def state(self) -> State:  # type: ignore[override]
+        if not self.alive:
+            return "dead"
+        return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
+
+    def held_bytes(self) -> int:
+        first = self._first_look.encoder if self._first_look is not None else None
+        pids = [process.pid if process is not None else 0 for process in (self._child, self._opinion, first)]
+        return sum(process_bytes(pid) for pid in pids if pid)
+
+    def revive(self) -> None:
+        with self._lock:
+            if not self.alive:
+                self._start()
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        first, submit = self._first_look, functools.partial(self._submit, request)
+        if first is None or not request.question or request.labels != first.labels or request.adapter:
+            return submit(on_event)
+        return first.before(request.question, on_event, submit, alternatives=request.alternatives)
+
+    def _submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        """Have the model answer, with a second opinion where there is one."""
+        submit, more = functools.partial(self._ask_child, request), request.alternatives
+        if self._opinion is not None and request.labels and request.question and not request.adapter:
+            return self._opinion.beside(request.question, request.labels, on_event, submit, alternatives=more)
+        return submit(on_event)
+
+    def _ask_child(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        id = self._send(request.__dict__ | {"question": ""}, on_event)
+
+        def cancel() -> None:
+            with self._lock:
+                if self._pending.pop(id, None) is not None and self._child is not None:
+                    self._outbox.put(json.dumps({"cancel": id}) + "\n")
+
+        return cancel
 
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False
@@ -406,7 +455,7 @@ class Engine:
             self.revive()
             assert self._child is not None
             self._pending[id] = self._child, on_event
-            self._write({"id": id, **message})
+            self._outbox.put(json.dumps({"id": id, **message}) + "\n")
         return id
 
     def _start(self) -> None:
@@ -516,9 +565,6 @@ class Engine:
             if child is self._child and time.monotonic() - self._heard > self._hang_s:
                 child.kill()  # SIGKILL ends a process that is stopped, too; the listener tells its requests
 
-    def _write(self, message: dict[str, Any]) -> None:
-        self._outbox.put(json.dumps(message) + "\n")
-
 
 def _end(child: subprocess.Popen[str]) -> None:
     child.kill()
@@ -536,36 +582,17 @@ def _feed(child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -
             pipe.flush()
 
 
-def _held_bytes(pid: int) -> int:
-    """Memory of a process and those that it started, of what they share with others their part; 0 once it has ended."""
-    folder, started = Path("/proc") / str(pid), set[int]()
-    try:
-        lines = (folder / "smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    for thread in folder.glob("task/*/children"):
-        with contextlib.suppress(OSError):  # that thread has ended
-            started.update(map(int, thread.read_text(encoding="ascii").split()))
-    own = 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return own + sum(_held_bytes(each) for each in started)
-
-
 def answer_of(event: Event, text: str) -> Answer:
     """An Answer from the text so far and the event that ended it."""
     counts = event["prompt_tokens"], event["completion_tokens"]
     likely = tuple(event.get("logprobs", ())), tuple(event.get("raw_logprobs", ()))
-    return Answer(text, event["finish"], event["confidence"], *counts, event.get("labels", {}), *likely)
+    labels, evidence = event.get("labels", {}), event.get("evidence")
+    return Answer(text, event["finish"], event["confidence"], *counts, labels, *likely, evidence)
 
 
 def error_of(event: Mapping[str, Any]) -> EngineError:
     """The error that ended a request."""
     return (EngineDiedError if event.get("died") else EngineError)(event["error"])
-
-
-def expansion_timings() -> str:
-    """The folder for what `expansion` has timed, which may not exist; empty for none."""
-    folder = user_cache()
-    return str(folder / "timings") if folder else ""
 
 
 def _text(log: IO[bytes], start: int = 0) -> str:

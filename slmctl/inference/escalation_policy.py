@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 from pydantic import ConfigDict, GetPydanticSchema
 
 from slmctl.artifacts.artifact import canonical
-from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.typed_json import read_typed
 from slmctl.errors import IntegrityError
-
-if TYPE_CHECKING:
-    from slmctl.inference.engine import Answer
 
 FILENAME = "policy.json"
 SCHEMA = 1
@@ -38,13 +33,13 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     Of labels: `odds`, the log odds of the chosen label against all others; `allowed`, the log odds that the model
     would answer with any label and not with another text; `out_of_scope`, the log probability of that label. The
     second finds questions that are out of scope: a model that never saw such a question is as sure of a label, but
-    less likely to answer with one. Of an encoder, `nearness` takes its place: the mean cosine of the text to the
-    nearest training rows. Of other answers: `mean` and `least`, the mean and the least log probability of a choice, and
-    `choices`, the log of their number.
+    less likely to answer with one. Where an encoder answers, alone or beside the model, `evidence`: what speaks for the
+    label by itself, which is little for a text unlike all training rows. Of other answers: `mean` and `least`, the mean
+    and the least log probability of a choice, and `choices`, the log of their number.
 
     Args:
         answer: A line of predictions, or the engine's last event: `confidence` and `logprobs` and, of labels,
-            `raw_logprobs` or `nearness`, and `labels` with their probabilities, likeliest first.
+            `raw_logprobs` or `evidence` or both, and `labels` with their probabilities, likeliest first.
         out_of_scope: The label of questions that are out of scope, where the task has one.
 
     Raises:
@@ -58,11 +53,11 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     listed = list((answer.get("labels") or {}).items())[:LABELS]
     if not listed:
         return {"mean": math.fsum(choices) / len(choices), "least": min(choices), "choices": math.log(len(choices))}
-    values, near = {"odds": _log_odds(sure)}, answer.get("nearness")
-    if near is not None:
-        values["nearness"] = _number(near)
+    values, evidence = {"odds": _log_odds(sure)}, answer.get("evidence")
+    if evidence is not None:
+        values["evidence"] = _number(evidence)
     among_all = [_logprob(value) for value in answer.get("raw_logprobs") or ()]
-    if among_all or near is None:
+    if among_all or evidence is None:
         if len(among_all) != len(choices):
             raise ValueError("the answer has no log probabilities among the whole vocabulary")
         allowed = math.fsum(raw - choice for raw, choice in zip(among_all, choices, strict=True))
@@ -70,14 +65,6 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     if out_of_scope:
         values["out_of_scope"] = math.log(max(dict(listed).get(out_of_scope, 0.0), 1e-4))
     return values
-
-
-def probabilities(answer: Answer) -> JsonObject:
-    """The fields of an answer that `signals` reads, as predictions hold them."""
-    likeliest = dict(itertools.islice(answer.labels.items(), LABELS))
-    lists = {"labels": likeliest, "logprobs": answer.logprobs, "raw_logprobs": answer.raw_logprobs}
-    fields = {"confidence": answer.confidence, **{name: values for name, values in lists.items() if values}}
-    return fields if answer.nearness is None else fields | {"nearness": answer.nearness}
 
 
 def _log_odds(p: float) -> float:
@@ -245,7 +232,10 @@ class Policy:
 
     def score(self, answer: Mapping[str, Any]) -> float:
         """The linear score of an answer; raises what `signals` raises."""
-        return linear(self.weights, self.bias, signals(answer, out_of_scope=self.out_of_scope))
+        values = signals(answer, out_of_scope=self.out_of_scope)
+        if "evidence" not in self.weights:  # of an earlier version, for a file with a second opinion
+            values.pop("evidence", None)
+        return linear(self.weights, self.bias, values)
 
     def p_correct(self, score: float) -> float:
         """The probability that an answer of this score is right."""

@@ -33,6 +33,8 @@ class Event(TypedDict, total=False):
         piece: Text that the answer goes on with.
         tokens: Those of a piece or of the end, for a request with `alternatives`.
         finish, prompt_tokens, completion_tokens, confidence, logprobs, labels, raw_logprobs: As in an Answer.
+        evidence: As in an Answer.
+        p_correct: How likely the answer is right, where the policy of a first look kept it.
         distribution: Every label with its probability, for a request with `rest`.
         error: One sentence, in place of an answer.
         refused: True where the request is at fault.
@@ -48,6 +50,8 @@ class Event(TypedDict, total=False):
     logprobs: list[float]
     labels: dict[str, float]
     raw_logprobs: list[float]
+    evidence: float
+    p_correct: float
     distribution: dict[str, float]
     error: str
     refused: bool

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.inference.second_opinion import OpinionHead
+from slmctl.inference.encoder_classifier import OpinionHead, normalised
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.linear_baseline import LinearModel
 
@@ -21,39 +21,7 @@ NAME = "encoder_logistic"  # in reports and gates
 FILENAME, TFIDF = "head.npz", "tfidf.npz"
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of TF-IDF beside the encoder; of equals the first
 SHARPNESS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)  # factors of the sum, from the least sure on
-NEAREST = 10  # training rows whose distance counts
-KEPT = 20_000  # vectors of training rows, at even distances
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class EncoderHead:
-    """Logistic regression over the vectors of an encoder.
-
-    Attributes:
-        labels: The L labels.
-        weights, bias: (L, size) and (L,).
-        rows: (n, size), the vectors of training rows, each of length 1.
-    """
-
-    labels: tuple[str, ...]
-    weights: Floats
-    bias: Floats
-    rows: Floats
-
-    def logprobs(self, vectors: Floats) -> npt.NDArray[np.float64]:
-        """The log probability of every label for each vector, (n, L)."""
-        return _normalised((vectors @ self.weights.T + self.bias).astype(np.float64))
-
-    def nearness(self, vectors: Floats) -> npt.NDArray[np.float64]:
-        """The mean cosine of each vector to its NEAREST training rows, (n,): low for what was never seen."""
-        if not len(vectors):
-            return np.zeros(0)
-        cosines = vectors @ self.rows.T
-        count = min(NEAREST, cosines.shape[1])
-        nearest = np.partition(cosines, -count, axis=1)[:, -count:]
-        result: npt.NDArray[np.float64] = nearest.mean(axis=1, dtype=np.float64)
-        return result
 
 
 @dataclass(frozen=True)
@@ -66,7 +34,7 @@ class EncoderModel:
         sharpness: Factor of the sum, by which the probabilities of validation rows are the likeliest.
     """
 
-    head: EncoderHead
+    head: OpinionHead
     tfidf: LinearModel | None
     weight: float
     sharpness: float
@@ -75,21 +43,18 @@ class EncoderModel:
     def labels(self) -> tuple[str, ...]:
         return self.head.labels
 
-    def logprobs(self, texts: Sequence[str], vectors: Floats) -> npt.NDArray[np.float64]:
-        """The log probability of every label for each text, (n, L)."""
-        scores = self.head.logprobs(vectors)
+    def scored(self, texts: Sequence[str], vectors: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Of every label the log probability for each text, and the head's evidence, each (n, L)."""
+        scores, evidence = self.head.scored(texts, vectors)
         if self.tfidf is not None and len(texts):
             scores = scores + self.weight * self.tfidf.logprobs(texts)
-        return _normalised(self.sharpness * scores)
+        return normalised(self.sharpness * scores), evidence
 
     def write(self, folder: Path, *, made_of: str) -> None:
         """Write `head.npz`, and `tfidf.npz` where it is used: arrays of numpy without a pickle."""
         head, mixed = self.head, np.array([self.weight, self.sharpness])
-        rows, labels = head.rows.astype(np.float16), np.array(head.labels)
         with (folder / FILENAME).open("wb") as stream:
-            np.savez_compressed(
-                stream, labels=labels, weights=head.weights, bias=head.bias, rows=rows, mixed=mixed
-            )  # fmt: skip
+            np.savez_compressed(stream, labels=np.array(head.labels), weights=head.weights, bias=head.bias, mixed=mixed)
         if self.tfidf is not None:
             self.tfidf.save(folder / TFIDF, made_of=made_of)
 
@@ -97,18 +62,10 @@ class EncoderModel:
     def read(cls, folder: Path) -> EncoderModel:
         """The model that `write` left."""
         with np.load(folder / FILENAME, allow_pickle=False) as kept:
-            labels, rows = tuple(map(str, kept["labels"])), kept["rows"].astype(np.float32)
-            head = EncoderHead(labels, kept["weights"], kept["bias"], rows)
+            head = OpinionHead(tuple(map(str, kept["labels"])), kept["weights"], kept["bias"])
             weight, sharpness = map(float, kept["mixed"])
         tfidf = linear_baseline.read(folder / TFIDF) if (folder / TFIDF).exists() else None
         return cls(head, tfidf, weight, sharpness)
-
-
-def _normalised(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Log probabilities (n, L) of scores."""
-    scores = scores - scores.max(axis=1, keepdims=True)
-    result: npt.NDArray[np.float64] = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return result
 
 
 def fit(
@@ -126,7 +83,7 @@ def fit(
     tfidf = linear_baseline.fit(texts, labels, choosing=others, chosen=chosen)
     if tfidf.classifier is None or not len(references):
         return EncoderModel(head, None, 0.0, 1.0), tfidf
-    parts = head.logprobs(choosing[1]), tfidf.logprobs(others)
+    parts = head.scored(others, choosing[1])[0], tfidf.logprobs(others)
     names = np.array(head.labels)
 
     def right(weight: float) -> int:
@@ -137,13 +94,13 @@ def fit(
     return EncoderModel(head, tfidf if weight else None, weight, sharpness), tfidf
 
 
-def opinion(head: EncoderHead, vectors: Floats, labels: Sequence[str]) -> OpinionHead:
-    """The head alone as a second opinion, without a training row, sharpened on validation rows.
+def opinion(head: OpinionHead, vectors: Floats, labels: Sequence[str]) -> OpinionHead:
+    """The head alone as a second opinion, sharpened on validation rows.
 
     Args:
         vectors, labels: Of the validation rows; the vectors (n, size).
     """
-    factor = np.float32(_sharpest(head.labels, head.logprobs(vectors), labels) if labels else 1.0)
+    factor = np.float32(_sharpest(head.labels, head.scored((), vectors)[0], labels) if labels else 1.0)
     return OpinionHead(head.labels, factor * head.weights, factor * head.bias)
 
 
@@ -157,24 +114,22 @@ def _sharpest(names: Sequence[str], scores: npt.NDArray[np.float64], references:
     places = np.searchsorted(np.array(names), np.array(references)[learned])
 
     def likelihood(sharpness: float) -> float:
-        return float(_normalised(sharpness * scores[learned])[np.arange(len(places)), places].sum())
+        return float(normalised(sharpness * scores[learned])[np.arange(len(places)), places].sum())
 
     return max(SHARPNESS, key=likelihood)
 
 
-def fit_head(vectors: Floats, labels: Sequence[str], *, choosing: Floats, chosen: Sequence[str]) -> EncoderHead:
+def fit_head(vectors: Floats, labels: Sequence[str], *, choosing: Floats, chosen: Sequence[str]) -> OpinionHead:
     """Logistic regression over vectors, of the strength that answers most of the `choosing` right.
 
     Args:
         vectors: (n, size) of the rows to train on, with their labels.
         choosing, chosen: Vectors and labels of the rows that choose the regularisation.
     """
-    places = np.unique(np.linspace(0, len(vectors) - 1, min(KEPT, len(vectors))).round().astype(int))
     if len(set(labels)) < 2:
-        only = np.zeros((1, vectors.shape[1]), np.float32)
-        return EncoderHead((labels[0],), only, np.zeros(1, np.float32), vectors[places])
+        return OpinionHead((labels[0],), np.zeros((1, vectors.shape[1]), np.float32), np.zeros(1, np.float32))
     model, _ = linear_baseline.fitted(vectors, labels, choosing, chosen, solver="lbfgs", max_iter=2000)
     weights, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
     if len(weights) == 1:  # of two labels scikit-learn keeps the second's weights alone
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-    return EncoderHead(tuple(map(str, model.classes_)), weights, bias, vectors[places])
+    return OpinionHead(tuple(map(str, model.classes_)), weights, bias)

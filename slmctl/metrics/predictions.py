@@ -50,7 +50,7 @@ class Prediction(TypedDict):
     labels: NotRequired[dict[str, float]]
     logprobs: NotRequired[list[float]]
     raw_logprobs: NotRequired[list[float]]
-    nearness: NotRequired[float]
+    evidence: NotRequired[float]
     prompt_tokens: NotRequired[int | None]
     completion_tokens: NotRequired[int | None]
     not_sent: NotRequired[str]

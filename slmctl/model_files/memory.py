@@ -49,17 +49,17 @@ def fits(needed: int, processes: int = 1) -> bool:
     return processes * needed <= available_bytes() + processes * held_bytes()
 
 
-def require_engine(path: Path, *, sequences: int, context: int, encoder: Path | None = None) -> None:
+def require_engine(path: Path, *, sequences: int, context: int, encoders: Iterable[Path] = ()) -> None:
     """Refuse to load a GGUF file whose weights, with the keys and values of so many sequences, cannot fit.
 
     Args:
-        encoder: The encoder of its second opinion.
+        encoders: Those that answer with it.
 
     Raises:
         FullError: They cannot.
     """
     needed = held_bytes() + engine_bytes(path, sequences=sequences, context=context)
-    needed += encoder_bytes(encoder) if encoder is not None else 0
+    needed += sum(map(encoder_bytes, encoders))
     require(needed, f"{path.name} with room for {sequences} requests", hint="a smaller file, or a machine with more")
 
 

@@ -16,8 +16,7 @@ from typing import Any
 from slmctl import child
 from slmctl.errors import MissingError, StageError
 from slmctl.hardware import usable_cores
-from slmctl.inference.engine import expansion_timings
-from slmctl.installation import pip_line
+from slmctl.installation import pip_line, timings_folder
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def probe(
     """
     order = {
         "model": str(model), "lora": str(lora) if lora else None, "threads": usable_cores(), "texts": list(texts),
-        "timings": expansion_timings() if classifier else None, "end": end, "rows": [row.__dict__ for row in rows],
+        "timings": timings_folder() if classifier else None, "end": end, "rows": [row.__dict__ for row in rows],
         "logits": str(logits),
     }  # fmt: skip
     fields: dict[str, Any] = {}

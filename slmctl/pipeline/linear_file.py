@@ -40,8 +40,8 @@ print(*classifier.predict(FeatureUnion(parts).transform(sys.argv[1:])), sep="\\n
 
 
 def answers(kind: str = KIND) -> str:
-    """The command that answers a file by a model of a kind."""
-    return f"slmctl predict {kind} --input FILE --output FILE"
+    """The command that answers by a model of a kind."""
+    return "slmctl serve encoder" if kind == "encoder" else f"slmctl predict {kind} --input FILE --output FILE"
 
 
 def nothing_to_win(project: Project) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,26 +14,65 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config.serve_section import DEFAULT
 from slmctl.errors import UsageError
-from slmctl.inference import ENSEMBLE
+from slmctl.inference import ENCODER, ENSEMBLE
 from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import EXPANDED
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, opinion_of
 from slmctl.pipeline import resolve, stage_table
-from slmctl.pipeline.resolve import Workspace, find_model
+from slmctl.pipeline.resolve import Project, Workspace, find_model
 from slmctl.task.contract import FILENAME, Task
 
 if TYPE_CHECKING:
-    from slmctl.inference.engine import Engine
+    from slmctl.inference.encoder_classifier import EncoderFirst
+    from slmctl.inference.encoder_engine import EncoderEngine
+    from slmctl.inference.engine import Answering
 
 _VERSION = re.compile(r"-v(\d+(?:\.\d+)*)(?=-|$)")  # in a name of the GGUF convention: Base-1B-desk-v1.0-Q8_0
 AGAIN = "fetch or make it again"  # what is damaged may come from elsewhere
 
 
 def gguf(where: Workspace, spec: str | None, type: str | None) -> tuple[Artifact, Path]:
-    """A model for the own engine, whole, and which of its files answers."""
-    model = find_model(where, spec, ("published", "gguf"), default="published")
+    """A model for the own engine, or an encoder, whole, and which of its files answers."""
+    model = find_model(where, spec, ("published", "gguf", "encoder"), default="published")
     artifact.require_whole(model, hint=AGAIN)
-    return model, model.file(gguf_file(model, type).path)
+    return model, model.file(ENCODER if model.kind == "encoder" else gguf_file(model, type).path)
+
+
+class FirstLookFiles(NamedTuple):
+    """An encoder and the policy of its answers, for a task."""
+
+    encoder: Artifact
+    policy: Artifact
+    task: Task
+
+    def load(self) -> EncoderFirst:
+        """Both, loaded."""
+        from slmctl.inference.encoder_classifier import EncoderClassifier, EncoderFirst
+        from slmctl.metrics.encoder_head import EncoderModel
+
+        encoder = EncoderClassifier(self.encoder.file(ENCODER), EncoderModel.read(self.encoder.path))
+        return EncoderFirst(encoder, Policy.read(self.policy.path), self.task.labels)
+
+
+def first_look(project: Project, task: Task) -> FirstLookFiles:
+    """The encoder that looks first at the questions of a project's task, whole.
+
+    Raises:
+        IntegrityError: It has not been made, is damaged, or is for another task.
+        UsageError: The config has no section `encode`.
+    """
+    encoder, policy = resolve.first_look(project)
+    artifact.require_whole(encoder, hint=AGAIN)
+    fitted_policy(policy.path, encoder.digest, task)
+    return FirstLookFiles(encoder, policy, task)
+
+
+def encoder_engine(model: Artifact) -> EncoderEngine:
+    """An encoder in the place of an engine, loaded."""
+    from slmctl.inference.encoder_engine import EncoderEngine
+    from slmctl.metrics.encoder_head import EncoderModel
+
+    return EncoderEngine(model.file(ENCODER), EncoderModel.read(model.path))
 
 
 def sha256_of(model: Artifact, path: Path) -> str:
@@ -77,28 +117,32 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
 
 
 class SpokenTo(NamedTuple):
-    """The GGUF file to talk to, the task it is for, its newest policy, and the folder of its second opinion."""
+    """The GGUF file to talk to, the task it is for, its newest policy, and what loads it."""
 
     path: Path
     task: Task
-    policy: Policy | None = None
-    opinion: Path | None = None
+    policy: Policy | None
+    load: Callable[[], Answering]
 
 
 def spoken_to(where: Workspace, model: str | None, type: str | None) -> SpokenTo:
     """The model of a path or a kind for a conversation in the terminal."""
+    from slmctl.inference.engine import Engine
+
     source, path = gguf(where, model, type)
     if (own := own_task(source)) is not None:
         newest = newest_policy(where.directory, source, path)
         policy = fitted_policy(newest, answering(source, path), own) if newest is not None else None
-        return SpokenTo(path, own, policy, opinion_of(source))
-    from slmctl.inference.engine import Engine
-
+        if source.kind == "encoder":
+            return SpokenTo(path, own, policy, functools.partial(encoder_engine, source))
+        opinion, labelled = opinion_of(source), bool(own.labels)
+        load = functools.partial(Engine, path, sequences=1, classifier=labelled, opinion=opinion)
+        return SpokenTo(path, own, policy, load)
     with Engine(path, sequences=1, context=128) as engine:
-        return SpokenTo(path, task_in(source, path, engine)[0])
+        return SpokenTo(path, task_in(source, path, engine)[0], None, functools.partial(Engine, path, sequences=1))
 
 
-def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, str]:
+def task_in(source: Artifact, path: Path, engine: Answering) -> tuple[Task, bool, str]:
     """The task of a file that is served, whether it carries none of its own, and what raw text begins with then.
 
     Raises:
@@ -106,6 +150,9 @@ def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, s
     """
     if (own := own_task(source)) is not None:
         return own, False, ""
+    from slmctl.inference.engine import Engine
+
+    assert isinstance(engine, Engine)  # an encoder carries its task
     template: str = engine.info["chat_template"]
     if not template:
         raise UsageError(

@@ -47,7 +47,7 @@ STAGES = {
         Stage("prepare", (BASE, LABELLED), "prepared", "slmctl.stages.prepare.prepare", ("tokenizers",),
               ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=8),
         Stage("encode", (PREPARED,), "encoder", "slmctl.stages.encode.encode", ("llama_cpp", "sklearn"),
-              ("llama_cpp_python", "scikit-learn"), version=2, options=("encoders",)),
+              ("llama_cpp_python", "scikit-learn"), version=3, options=("encoders",)),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
             ("torch", "transformers", "trl", "peft"), (*_HF, "trl", "peft", "unsloth"), version=6, resumes=True,
@@ -77,7 +77,7 @@ STAGES = {
                 Role("encoder", ("encoder",), optional=True),  # its opinion is added to the file's
             ),
             "predictions", "slmctl.stages.predict.predict", (),
-            ("llama_cpp_python", "llguidance", *_HF, "peft"), version=7,
+            ("llama_cpp_python", "llguidance", *_HF, "peft"), version=8,
         ),
         Stage(
             "evaluate",

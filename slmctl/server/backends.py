@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from slmctl.inference import grammar_pool
-from slmctl.inference.engine import Engine, EngineError, Request
+from slmctl.inference.engine import Answering, EngineError, Request
 from slmctl.inference.events import Event
 from slmctl.network.endpoint_replies import EndpointError, StreamedReply
 from slmctl.network.openai_client import EXTENSIONS, EndpointClient, EndpointRequest, constraint
@@ -55,14 +55,14 @@ class Backend(Protocol):
 class LocalEngine:
     """An engine of this process; it is started again at once when it dies."""
 
-    def __init__(self, engine: Engine, model: str) -> None:
+    def __init__(self, engine: Answering, model: str) -> None:
         self.engine, self._model = engine, model
         self._parked: dict[object, Callable[[], None]] = {}  # requests that came while there was no engine
         self._reviving: asyncio.Task[None] | None = None
 
     @property
     def build(self) -> str:
-        return f"llama-cpp-python {self.engine.info['build']}"
+        return f"llama-cpp-python {self.engine.build}"
 
     @property
     def ready(self) -> bool:

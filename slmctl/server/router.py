@@ -156,7 +156,9 @@ class Router:
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
 
     def _judged(self, event: LocalAnswer) -> Decision | None:
-        """The policy's decision on the local answer; None where it has none."""
+        """The policy's decision on the local answer, or that of the first look; None where it has none."""
+        if "p_correct" in event:
+            return Decision(True, event["p_correct"], "first-look")
         try:
             return self.policy.judge(event, event["text"])
         except ValueError:

@@ -15,12 +15,12 @@ from slmctl.config.serve_section import AUTO, DEFAULT
 from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference import ENCODER
-from slmctl.inference.engine import Engine
+from slmctl.inference.engine import Answering, Engine
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import opinion_of
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
-from slmctl.pipeline import model_lookup, served_adapters
+from slmctl.pipeline import model_lookup, resolve, served_adapters
 from slmctl.pipeline.resolve import Workspace
 from slmctl.pipeline.served_adapters import ServedAdapter
 from slmctl.production.collector import Collector
@@ -34,6 +34,7 @@ from slmctl.server.routed import Escalation
 from slmctl.server.router import Router
 from slmctl.server.running_model import Release, RunningModel
 from slmctl.task import untuned_prompt
+from slmctl.task.contract import Task
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,12 @@ def _choices(directory: Path, settings: ServeConfig, model: str | None) -> Itera
             f"serve.policy belongs to one release, and {model} has {len(names)}",
             hint="name one, dir:REGISTRY#PROJECT@TAG, or a policy for each model: serve.fleet.NAME.policy",
         )
-    if len(names) > 1 and settings.adapters:
-        raise UsageError(
-            f"serve.adapters belong to one release, and {model} has {len(names)}",
-            hint="name one: dir:REGISTRY#PROJECT@TAG",
-        )
+    for key in ("adapters", "first_look"):
+        if len(names) > 1 and getattr(settings, key):
+            raise UsageError(
+                f"serve.{key} is for one release, and {model} has {len(names)}",
+                hint="name one: dir:REGISTRY#PROJECT@TAG",
+            )
     if not names:
         yield _Choice(model, policy=policy)
     for name in names:  # one alone gets every request, so it is loaded at the start
@@ -188,41 +190,71 @@ class _Finder:
         if policy is not None and task is not None:
             model_lookup.fitted_policy(policy, model_lookup.answering(artifact, path), task)
             untuned_prompt.choice(task, self.escalation.api if self.escalation is not None else CHAT)
-        needed = memory.engine_bytes(
-            path, sequences=self.settings.sequences, context=self.settings.context_length,
-            classifier=bool(task and task.labels), grammars=bool(task and task.constraint),
-        )  # fmt: skip
-        if (opinion := opinion_of(artifact)) is not None:
-            needed += memory.encoder_bytes(opinion / ENCODER)
+        if self.settings.first_look:
+            if task is None or artifact.kind == "encoder":
+                raise UsageError("a first look goes before a model with a task", hint="slmctl serve gguf --first-look")
+            model_lookup.first_look(self.where.project, task)
         return Release(
             choice.name or next(iter(models), "") or path.stem,
             artifact.digest,
             models,
-            needed,
+            self._needed(artifact, path, task),
             load=functools.partial(self._load, choice, artifact, path, policy),
             newest=functools.partial(self.find, choice) if (choice.spec or "").startswith("dir:") else None,
             pin=choice.pin,
         )
 
-    def _load(self, choice: _Choice, artifact: Artifact, path: Path, policy: Path | None) -> RunningModel:
-        settings, loras, own = self.settings, self._adapters(artifact, path), model_lookup.own_task(artifact)
+    def _encoders(self, artifact: Artifact) -> list[Path]:
+        """The files of encoders that answer: the model's own, and that of the first look."""
+        folders = [opinion_of(artifact)]
+        if self.settings.first_look:
+            folders.append(resolve.encoder_of(self.where.project).path)
+        return [folder / ENCODER for folder in folders if folder is not None]
+
+    def _needed(self, artifact: Artifact, path: Path, task: Task | None) -> int:
+        """Estimate of the memory that a model and the encoders beside it will hold, in bytes."""
+        needed = sum(map(memory.encoder_bytes, self._encoders(artifact)))
+        if artifact.kind == "encoder":
+            return needed
+        return needed + memory.engine_bytes(
+            path, sequences=self.settings.sequences, context=self.settings.context_length,
+            classifier=bool(task and task.labels), grammars=bool(task and task.constraint),
+        )  # fmt: skip
+
+    def _engine(
+        self, choice: _Choice, artifact: Artifact, path: Path, loras: Mapping[str, ServedAdapter],
+        stack: contextlib.ExitStack,
+    ) -> Answering:  # fmt: skip
+        """The engine, or the encoder, loaded until the stack ends.
+
+        Raises:
+            SlmctlError: It cannot be, or there is no room.
+        """
+        if artifact.kind == "encoder":
+            return stack.enter_context(model_lookup.encoder_engine(artifact))
+        settings, own, first = self.settings, model_lookup.own_task(artifact), None
         if choice.pin:  # for the others the fleet has made room
-            opinion = opinion_of(artifact)
             memory.require_engine(
-                path, sequences=settings.sequences, context=settings.context_length,
-                encoder=opinion / ENCODER if opinion is not None else None,
-            )  # fmt: skip
-        with contextlib.ExitStack() as stack:
-            engine = Engine(
-                path,
-                sequences=settings.sequences,
-                context=settings.context_length,
-                adapters={name: lora.path for name, lora in loras.items()},
-                grammars=bool(own and own.constraint),
-                classifier=bool(own and own.labels),
-                opinion=opinion_of(artifact),
+                path, sequences=settings.sequences, context=settings.context_length, encoders=self._encoders(artifact)
             )
-            stack.enter_context(engine)
+        if settings.first_look and own is not None:
+            first = stack.enter_context(model_lookup.first_look(self.where.project, own).load())
+        engine = Engine(
+            path,
+            sequences=settings.sequences,
+            context=settings.context_length,
+            adapters={name: lora.path for name, lora in loras.items()},
+            grammars=bool(own and own.constraint),
+            classifier=bool(own and own.labels),
+            opinion=opinion_of(artifact),
+            first_look=first,
+        )
+        return stack.enter_context(engine)
+
+    def _load(self, choice: _Choice, artifact: Artifact, path: Path, policy: Path | None) -> RunningModel:
+        loras = self._adapters(artifact, path)
+        with contextlib.ExitStack() as stack:
+            engine = self._engine(choice, artifact, path, loras, stack)
             task, bare, opening = model_lookup.task_in(artifact, path, engine)
             digest = f"sha256:{model_lookup.sha256_of(artifact, path)}"
             main = ServedModel("", task, bare=bare, opening=opening, file=path.name, digest=digest)
@@ -232,7 +264,7 @@ class _Finder:
                 fitted = model_lookup.fitted_policy(policy, model_lookup.answering(artifact, path), task)
                 router = Router(fitted, task, name, self.escalation)
                 stack.callback(router.retire)
-            build = model_lookup.other_build(artifact, path, engine.info["build"])
+            build = model_lookup.other_build(artifact, path, engine.build)
             notes = [note for note in (build, *(lora.note for lora in loras.values())) if note]
             for note in notes:
                 say(f"warning: {note}")

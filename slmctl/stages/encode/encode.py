@@ -126,7 +126,7 @@ def _fitted(
         [record.input for record in train], vectors, [record.answer for record in train],
         choosing=(texts, choosing), chosen=chosen,
     )  # fmt: skip
-    best = model.logprobs(texts, choosing).argmax(axis=1) if texts else []
+    best = model.scored(texts, choosing)[0].argmax(axis=1) if texts else []
     alone, _ = tfidf.answers(texts) if texts else ([], None)
     right = sum(model.labels[k] == label for k, label in zip(best, chosen, strict=True))
     return model, right, sum(a == b for a, b in zip(alone, chosen, strict=True))

@@ -15,7 +15,7 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.errors import UsageError
 from slmctl.inference import engine
-from slmctl.inference.escalation_policy import FILENAME, Policy, probabilities
+from slmctl.inference.escalation_policy import FILENAME, Policy
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file
 from slmctl.pipeline import model_lookup, resolve, system_errors
 from slmctl.sources.rows.cells import Row
@@ -137,7 +137,7 @@ class Answerer:
         if isinstance(outcome, engine.Answer):
             fields["labels"] = outcome.labels
             if self._policy is not None:
-                decision = self._policy.judge(probabilities(outcome), outcome.text)
+                decision = self._policy.judge(outcome.probabilities(), outcome.text)
                 fields |= {"p_correct": decision.p_correct, "keep": decision.keep}
         return TextAnswer(**fields)
 

@@ -8,19 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.config import resolve_matmul_dtype
 from slmctl.errors import DataError
 from slmctl.inference import ENCODER, engine, grammar_pool
 from slmctl.inference.encoder import Encoder
-from slmctl.inference.escalation_policy import LABELS, Policy, probabilities
+from slmctl.inference.encoder_classifier import EncoderFirst, Scores
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source, memory
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, lora_file, opinion_of
-from slmctl.stages.predict.prompts import Prompt, PromptAnswerer
+from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
 
@@ -35,6 +33,7 @@ LORA = "lora"  # the adapter's name inside of the engine
 def opened(
     model: Artifact, task: Task, *, base: Artifact | None = None, type: str | None = None, max_tokens: int = 256,
     lora: bool = False, whole_labels: bool | None = None, encoder: Artifact | None = None,
+    first_look: EncoderFirst | None = None,
 ) -> Iterator[tuple[EngineAnswerer | HfAnswerer | LinearAnswerer | EncoderAnswerer, FileEntry]]:  # fmt: skip
     """A model for answering, and the file that answers: the GGUF itself, or the safetensors of an HF model.
 
@@ -47,6 +46,7 @@ def opened(
         lora: Load the adapter's own file on the base's, as the server loads it for several adapters.
         whole_labels: Score labels by all of their tokens; None for doing so with an untuned base.
         encoder: The encoder whose opinion is added to a file's; a release may have one of its own.
+        first_look: Answers before a GGUF file where it is sure.
 
     Raises:
         DataError: The answers cannot be held to the task's schema.
@@ -62,12 +62,12 @@ def opened(
         yield LinearAnswerer(linear_baseline.read(model.path)), model.manifest.files[0]
     elif model.kind == "encoder":
         with Encoder(model.file(encoder_source.GGUF)) as reader:
-            yield EncoderAnswerer(reader, EncoderModel.read(model.path)), _all_files(model)
+            yield EncoderAnswerer(reader, EncoderModel.read(model.path), task.labels), _all_files(model)
     elif model.kind in ("gguf", "published"):
         entry = gguf_file(model, type)
         options = {"grammars": bool(task.constraint), "classifier": bool(task.labels)}
         opinion = opinion_of(encoder or model)
-        with _engine(model.file(entry.path), opinion=opinion, **options) as loaded:
+        with _engine(model.file(entry.path), opinion=opinion, first_look=first_look, **options) as loaded:
             if opinion is not None:
                 digest = answering_sha256(model, entry, encoder)
                 entry = FileEntry(entry.path, entry.size + (opinion / ENCODER).stat().st_size, digest)
@@ -89,8 +89,8 @@ def opened(
 
 def _engine(path: Path, opinion: Path | None = None, **options: Any) -> engine.Engine:
     """The engine of a file, where the memory is enough for it."""
-    encoder = opinion / ENCODER if opinion is not None else None
-    memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT, encoder=encoder)
+    encoders = [opinion / ENCODER] if opinion is not None else []
+    memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT, encoders=encoders)
     return engine.Engine(path, opinion=opinion, **options)
 
 
@@ -131,58 +131,17 @@ class LinearAnswerer:
 class EncoderAnswerer:
     """Answers by linear models on a sentence encoder and on TF-IDF, from the text of each question alone."""
 
-    def __init__(self, encoder: Encoder, model: EncoderModel) -> None:
-        self.encoder, self.model = encoder, model
+    def __init__(self, encoder: Encoder, model: EncoderModel, labels: tuple[str, ...]) -> None:
+        self.encoder, self.model, self.labels = encoder, model, labels
         self.matmul_dtype = None
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer]]:
         for start in range(0, len(prompts), TOGETHER):
             texts = [prompt.question for prompt in prompts[start : start + TOGETHER]]
-            vectors = self.encoder.encode(texts)
-            near = self.model.head.nearness(vectors)
-            for k, logprobs in enumerate(self.model.logprobs(texts, vectors)):
-                listed = {self.model.labels[at]: float(np.exp(logprobs[at])) for at in np.argsort(-logprobs)[:LABELS]}
-                label, chance = next(iter(listed.items()))
-                yield start + k, engine.Answer(
-                    label, "stop", round(chance, 6), 0, 0, {name: round(p, 6) for name, p in listed.items()},
-                    (round(float(logprobs.max()), 6),), nearness=round(float(near[k]), 6),
-                )  # fmt: skip
-
-
-class EncoderFirst:
-    """Answers by the encoder where its policy keeps that answer, else by the model.
-
-    Attributes:
-        kept: Number of answers that were the encoder's.
-    """
-
-    def __init__(self, encoder: EncoderAnswerer, policy: Policy, model: PromptAnswerer) -> None:
-        self.encoder, self.policy, self.model = encoder, policy, model
-        self.kept = 0
-
-    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
-        places = []
-        for place, answer in self.encoder.answer(prompts):
-            if self.policy.judge(probabilities(answer), answer.text).keep:
-                self.kept += 1
-                yield place, answer
-            else:
-                places.append(place)
-        for index, outcome in self.model.answer([prompts[place] for place in places]):
-            yield places[index], outcome
-
-
-@contextlib.contextmanager
-def looking_first(encoder: Artifact, policy: Artifact, task: Task, model: PromptAnswerer) -> Iterator[EncoderFirst]:
-    """A model that an encoder goes before, both opened.
-
-    Raises:
-        IntegrityError: The policy is of another encoder or task.
-    """
-    rule = Policy.read(policy.path)
-    rule.require(encoder.digest, task.digest)
-    with Encoder(encoder.file(encoder_source.GGUF)) as loaded:
-        yield EncoderFirst(EncoderAnswerer(loaded, EncoderModel.read(encoder.path)), rule, model)
+            scored = self.model.scored(texts, self.encoder.encode(texts))
+            for k, row in enumerate(zip(*scored, strict=True), start):
+                event = Scores(self.model.labels, *row).answer(self.labels)
+                yield k, engine.answer_of(event, next(iter(event["labels"])))
 
 
 def _all_files(model: Artifact) -> FileEntry:

@@ -11,7 +11,6 @@ from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import PredictConfig
 from slmctl.errors import StageError
 from slmctl.inference import ENSEMBLE, WITH_ENCODER, engine
-from slmctl.inference.escalation_policy import probabilities
 from slmctl.metrics import encoder_head
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.stages.predict import latency, local_models, released
@@ -118,7 +117,7 @@ def _line(record: Record, answer: engine.Answer) -> dict[str, Any]:
         "id": record.id,
         "answer": answer.text,
         "expected": record.answer,
-        **probabilities(answer),
+        **answer.probabilities(),
         "finish": answer.finish,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,

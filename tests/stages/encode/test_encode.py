@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import queue
 import shutil
+import signal
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from support import tiny
 from support.forks import Forks
+from support.serving import begin, end
 
 from slmctl.artifacts import artifact
 from slmctl.config import EncodeConfig
 from slmctl.errors import SlmctlError
 from slmctl.inference.encoder import Encoder, EncoderError
-from slmctl.inference.engine import Answer
+from slmctl.inference.encoder_classifier import EncoderClassifier, EncoderFirst, Scores
 from slmctl.inference.escalation_policy import Policy, signals
+from slmctl.inference.events import Event
 from slmctl.metrics import encoder_head
 from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source
 from slmctl.production.measured import measured
-from slmctl.stages.predict.local_models import EncoderAnswerer, EncoderFirst
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.records import Record
 
@@ -68,7 +73,7 @@ def test_what_it_says_is_what_it_holds(encoded: Path) -> None:
     texts, labels = ([r["messages"][-2]["content"] for r in records], [r["messages"][-1]["content"] for r in records])
     model = EncoderModel.read(made.path)
     with Encoder(made.file("encoder.gguf")) as encoder:
-        logprobs = model.logprobs(texts, encoder.encode(texts))
+        logprobs, _ = model.scored(texts, encoder.encode(texts))
     right = sum(model.labels[k] == label for k, label in zip(logprobs.argmax(1), labels, strict=True))
     assert (made.metrics["right"], made.metrics["rows"]) == (right, len(records))
     assert np.allclose(np.exp(logprobs).sum(1), 1)
@@ -96,8 +101,7 @@ def test_other_rows_take_the_encoder_that_was_kept(encoded: Path, stages: Forks,
 def test_a_predicted_split_fits_a_policy(encoded: Path, stages: Forks) -> None:
     predicted = tiny.ok(stages.run(encoded, "predict", "encoder", "--split", "validation"))
     line = json.loads((Path(predicted) / "predictions.jsonl").read_text().splitlines()[0])
-    assert set(signals(line)) == {"odds", "nearness"}
-    assert -1 <= line["nearness"] <= 1
+    assert set(signals(line)) == {"odds", "evidence"}
     assert len(line["labels"]) == 3 and abs(sum(line["labels"].values()) - 1) < 1e-4
 
 
@@ -196,9 +200,9 @@ def test_the_head_is_scikit_learns(gguf: Path) -> None:
         rows, names = vectors[chosen], [labels[k] for k in chosen]
         head = encoder_head.fit_head(rows, names, choosing=rows[:0], chosen=[])
         reference = LogisticRegression(C=2.0, max_iter=2000).fit(rows, names)
-        assert np.abs(np.exp(head.logprobs(rows)) - reference.predict_proba(rows)).max() < 1e-4
-    near = head.nearness(np.concatenate([rows, -rows[:1]]))
-    assert near[-1] < 0 < near[:-1].min()
+        logprobs, evidence = head.scored((), rows)
+        assert np.abs(np.exp(logprobs) - reference.predict_proba(rows)).max() < 1e-4
+        assert np.array_equal(evidence.argmax(axis=1), logprobs.argmax(axis=1))
 
 
 def test_two_that_err_on_other_rows_are_added(gguf: Path, tmp_path: Path) -> None:
@@ -219,9 +223,9 @@ def test_two_that_err_on_other_rows_are_added(gguf: Path, tmp_path: Path) -> Non
         vectors = encoder.encode(asked)
     model.write(tmp_path, made_of="x")
     kept = EncoderModel.read(tmp_path)
-    assert model.weight > 0 and np.allclose(kept.logprobs(asked, vectors), model.logprobs(asked, vectors), atol=1e-4)
-    names, alone = np.array(model.labels), model.head.logprobs(vectors)
-    both = (names[kept.logprobs(asked, vectors).argmax(1)] == wanted).mean()
+    assert model.weight > 0 and np.allclose(kept.scored(asked, vectors), model.scored(asked, vectors), atol=1e-4)
+    names, (alone, _) = np.array(model.labels), model.head.scored(asked, vectors)
+    both = (names[kept.scored(asked, vectors)[0].argmax(1)] == wanted).mean()
     assert both > (names[alone.argmax(1)] == wanted).mean() + 0.1
     assert both >= np.mean([a == b for a, b in zip(tfidf.answers(asked)[0], wanted, strict=True)]) - 0.01
 
@@ -314,7 +318,7 @@ def calibrated(tiny_base: Path, gguf: Path, stages: Forks, tmp_path_factory: pyt
 
 def test_the_encoder_answers_what_its_policy_keeps(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
     policies = [json.loads(path.read_text()) for path in calibrated.glob("runs/policy/[!.]*/policy.json")]
-    (own,) = [policy for policy in policies if "nearness" in policy["weights"]]
+    (own,) = [policy for policy in policies if "allowed" not in policy["weights"]]
     encoder = artifact.load(next(calibrated.glob("runs/encoder/[!.]*")))
     assert own["gguf"] == encoder.digest.removeprefix("sha256:")
     assert own["figures"]["error_bound"] <= own["figures"]["max_error"]
@@ -343,25 +347,45 @@ def test_the_encoder_answers_what_its_policy_keeps(calibrated: Path, stages: For
 
 
 def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, gguf: Path) -> None:
-    class Model:
-        """Says how many prompts it was asked at once."""
-
-        def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-            yield from ((k, Answer(f"model {prompt.messages[-1]['content']}", "stop", 1.0, 0, 0))
-                        for k, prompt in reversed(list(enumerate(prompts))))  # fmt: skip
-
-    made = EncoderModel.read(next(calibrated.glob("runs/encoder/[!.]*")))
-    near = {"gguf": "", "task": "", "kind": "classify", "correct": "", "out_of_scope": "", "bias": 0.0}
     texts = ["invoice refund please", "zzz qqq", "parcel courier today", "qqq zzz zzz"]
+    made = EncoderModel.read(next(calibrated.glob("runs/encoder/[!.]*")))
     with Encoder(gguf) as encoder:
-        far = made.head.nearness(encoder.encode(texts))
-        threshold = (far[[0, 2]].min() + far[[1, 3]].max()) / 2
-        policy = Policy(**near, weights={"odds": 0.0, "nearness": 1.0}, knots=((0.0, 0.5),), threshold=threshold)
-        both = EncoderFirst(EncoderAnswerer(encoder, made), policy, Model())
-        prompts = [Prompt("", messages=({"role": "user", "content": text},)) for text in texts]
-        answers = {k: outcome.text for k, outcome in both.answer(prompts) if isinstance(outcome, Answer)}
-    assert [answers[k] for k in range(4)] == ["billing", "model zzz qqq", "delivery", "model qqq zzz zzz"]
-    assert both.kept == 2
+        scores = zip(*made.scored(texts, encoder.encode(texts)), strict=True)
+    known = [Scores(made.labels, *row).answer(made.labels)["evidence"] for row in scores]
+    threshold = (min(known[0], known[2]) + max(known[1], known[3])) / 2
+    policy = Policy(
+        gguf="", task="", kind="classify", correct="", out_of_scope="", weights={"odds": 0.0, "evidence": 1.0},
+        bias=0.0, knots=((0.0, 0.5),), threshold=threshold,
+    )  # fmt: skip
+    asked: list[str] = []
+
+    def submit(text: str) -> Callable[[Callable[[Event], None]], Callable[[], object]]:
+        def answered(on_event: Callable[[Event], None]) -> Callable[[], object]:
+            asked.append(text)
+            on_event({"piece": "account"})
+            on_event({"finish": "stop"})
+            return lambda: None
+
+        return answered
+
+    with EncoderFirst(EncoderClassifier(gguf, made), policy, made.labels) as first:
+        answers = []
+        for text in texts:
+            events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+            first.before(text, events.put, submit(text))
+            answers.append(events.get(timeout=60)["piece"])
+            assert ("p_correct" in events.get(timeout=60)) == (text not in asked)
+        assert answers == ["billing", "account", "delivery", "account"] and asked == [texts[1], texts[3]]
+        assert first.kept == 2
+        first.before("qqq", lambda event: asked.append("late"), submit("late"))()  # cancelled
+        events = queue.SimpleQueue()
+        os.kill(first.encoder.pid, signal.SIGKILL)  # the encoder begins anew
+        first.before(texts[0], events.put, submit("lost"))
+        assert events.get(timeout=120)["piece"] == "billing" and "late" not in asked
+        first.encoder.close()
+        events = queue.SimpleQueue()
+        first.before(texts[0], events.put, submit("closed"))  # an encoder that has failed holds no answer up
+        assert events.get(timeout=60)["piece"] == "account" and asked[-1] == "closed"
 
 
 @pytest.mark.parametrize(
@@ -369,6 +393,7 @@ def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, g
     [
         (("predict", "encoder", "--first-look"), "goes before a model on this machine"),
         (("predict", "linear", "--first-look"), "goes before a model on this machine"),
+        (("predict", "adapter", "--first-look"), "goes before a GGUF file"),
         (("predict", "gguf", "--first-look", "--set", "calibrate.max_error=0.3"), "slmctl calibrate"),
     ],
 )
@@ -385,6 +410,49 @@ def test_a_first_look_needs_an_encoder(tiny_run: Path, stages: Forks, tmp_path: 
     (tmp_path / "in.csv").write_text("text\nhello\n")
     files = "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")
     assert "has no section 'encode'" in stages.run(tiny_run, "predict", "gguf", "--first-look", *files).stderr
+
+
+def chats(url: str, *texts: str) -> list[httpx.Response]:
+    bodies = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    with httpx.Client(base_url=url, timeout=60) as client:
+        return [client.post("/v1/chat/completions", json=body).raise_for_status() for body in bodies]
+
+
+def test_a_server_looks_first_too(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
+    texts = [text for text, _ in tiny.rows(12, seed=9)] + ["zzz qqq"]
+    (tmp_path / "in.csv").write_text("\n".join(["text", *texts, ""]))
+    predicted = {}
+    for name in ("encoder", "gguf"):
+        out = tmp_path / f"{name}.csv"
+        tiny.ok(stages.run(calibrated, "predict", name, "--type", "Q8_0", "--input", str(tmp_path / "in.csv"),
+                           "--output", str(out)))  # fmt: skip
+        predicted[name] = [line.split(",")[1] for line in out.read_text().splitlines()[1:]]
+    server, url = begin(calibrated, "gguf", "--type", "Q8_0", "--first-look")
+    try:
+        replies = chats(url, *texts)
+        reasons = [reply.headers["x-slmctl-route"] for reply in replies]
+        answers = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
+    finally:
+        end(server)
+    looked = ["first-look" in reason for reason in reasons]
+    assert any(looked), reasons
+    assert answers == [predicted["encoder" if first else "gguf"][k] for k, first in enumerate(looked)]
+
+
+def test_an_encoder_is_served_and_spoken_to(calibrated: Path, stages: Forks) -> None:
+    server, url = begin(calibrated, "encoder")
+    try:
+        first, second = chats(url, "invoice refund please", "parcel courier today")
+        assert [each.json()["choices"][0]["message"]["content"] for each in (first, second)] == ["billing", "delivery"]
+        assert "local" in first.headers["x-slmctl-route"] and "no-policy" not in first.headers["x-slmctl-route"]
+        told = httpx.post(f"{url}/v1/completions", json={"prompt": "invoice"}, timeout=60).json()
+        assert (told["choices"][0]["text"], told["model"]) == ("billing", "tiny-desk")
+    finally:
+        end(server)
+    said = stages.run(calibrated, "chat", "encoder", input="invoice refund please\n")
+    assert said.stdout.strip() == "billing"
+    refused = stages.run(calibrated, "serve", "encoder", "--first-look", "--port", "0")
+    assert refused.code == 2 and "goes before a model" in refused.stderr
 
 
 def test_production_is_compared_with_the_policy_of_the_file(calibrated: Path) -> None:

@@ -23,8 +23,8 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import Gate
 from slmctl.inference.encoder import Encoder
+from slmctl.inference.encoder_classifier import FLOOR, EncoderClassifier, OpinionHead, Scores
 from slmctl.inference.events import Event
-from slmctl.inference.second_opinion import FLOOR, OpinionHead, SecondOpinion
 from slmctl.metrics import gates
 from slmctl.stages.publish import leak_scan
 
@@ -60,8 +60,8 @@ def test_it_is_the_sum_of_both(desk: Path, stages: Forks) -> None:
         vectors = reader.encode([record["messages"][-2]["content"] for record in records], together=1)
     scores = (vectors @ head.weights.T + head.bias).astype(float)
     opinions = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    for alone, both, opinion in zip(
-        lines(desk, stages, "gguf"), lines(desk, stages, "ensemble"), opinions, strict=True
+    for alone, both, opinion, sums in zip(
+        lines(desk, stages, "gguf"), lines(desk, stages, "ensemble"), opinions, scores, strict=True
     ):
         own = [max(alone["labels"].get(label, 0.0), FLOOR) for label in head.labels]
         product = np.sqrt(np.array(own) * opinion)
@@ -74,6 +74,7 @@ def test_it_is_the_sum_of_both(desk: Path, stages: Forks) -> None:
         # how likely the model is to answer with any label stays a signal
         allowed = sum(alone["raw_logprobs"]) - sum(alone["logprobs"])
         assert sum(both["raw_logprobs"]) - sum(both["logprobs"]) == pytest.approx(allowed, abs=0.01)
+        assert both["evidence"] == pytest.approx(sums[head.labels.index(both["answer"])], abs=1e-3)
 
 
 def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> None:
@@ -167,19 +168,19 @@ def answers_at_once(on_event: Callable[[Event], None]) -> Callable[[], None]:
 
 
 @pytest.fixture
-def opinion(desk: Path) -> Iterator[SecondOpinion]:
-    found = SecondOpinion(made(desk, "encoder").path)
+def opinion(desk: Path) -> Iterator[EncoderClassifier]:
+    found = EncoderClassifier.opinion(made(desk, "encoder").path)
     yield found
     found.close()
 
 
-def ask(opinion: SecondOpinion, text: str) -> queue.SimpleQueue[Event]:
+def ask(opinion: EncoderClassifier, text: str) -> queue.SimpleQueue[Event]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     opinion.beside(text, ("account", "billing", "delivery"), events.put, answers_at_once)
     return events
 
 
-def test_who_waits_when_it_is_closed_is_told(opinion: SecondOpinion) -> None:
+def test_who_waits_when_it_is_closed_is_told(opinion: EncoderClassifier) -> None:
     waiting = [ask(opinion, f"invoice {k}") for k in range(400)]
     opinion.close()
     ends = [next(event for event in iter(each.get, None) if "piece" not in event) for each in waiting]
@@ -187,13 +188,13 @@ def test_who_waits_when_it_is_closed_is_told(opinion: SecondOpinion) -> None:
     assert "ended" in ask(opinion, "invoice").get(timeout=60)["error"]
 
 
-def test_an_encoder_that_is_killed_reads_the_text_again(opinion: SecondOpinion) -> None:
+def test_an_encoder_that_is_killed_reads_the_text_again(opinion: EncoderClassifier) -> None:
     os.kill(opinion.pid, signal.SIGKILL)
     events = ask(opinion, "parcel courier")
     assert "piece" in events.get(timeout=120) and events.get(timeout=60)["finish"] == "stop"
 
 
-def test_what_is_cancelled_is_not_read(opinion: SecondOpinion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_cancelled_is_not_read(opinion: EncoderClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     encode = opinion._encoder.encode
     monkeypatch.setattr(
@@ -207,8 +208,10 @@ def test_what_is_cancelled_is_not_read(opinion: SecondOpinion, monkeypatch: pyte
     assert "invoice" in read and len(read) < 100
 
 
-def test_neither_overrules_the_other_for_good(opinion: SecondOpinion) -> None:
-    told = opinion._together(DONE, np.array([-50.0, -50.0, 0.0]), ("account", "billing", "delivery"))
+def test_neither_overrules_the_other_for_good() -> None:
+    labels = ("account", "billing", "delivery")
+    told = Scores(labels, np.array([-50.0, -50.0, 0.0]), np.array([1.0, 2.0, 3.0])).beside(DONE, labels)
+    assert told["evidence"] == 2.0  # of the label that both give
     least = math.log(FLOOR)
     shares = np.exp(np.array([math.log(0.4) + least, math.log(0.6) + least, math.log(FLOOR)]) / 2)
     assert told["labels"] == pytest.approx(

@@ -1,0 +1,378 @@
+"""A frozen sentence encoder with a linear model, asked for labels: alone, or beside a model that answers.
+
+The two err on other rows, so the mean of their log probabilities answers (a logarithmic pool): neither is weighted,
+since the linear model was sharpened on validation rows as far as its probabilities are right there. It holds no text of
+a training row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from slmctl.inference import ENCODER, OPINION
+from slmctl.inference.encoder import Encoder, EncoderError
+from slmctl.inference.escalation_policy import Policy
+from slmctl.inference.events import Event, TokenAlternative
+
+FLOOR = 1e-6  # the least probability of a label for each of the two, so that neither overrules the other for good
+TOGETHER = 16  # texts that the encoder reads at once, of those that wait
+ENDED = "the encoder has ended"
+Floats = npt.NDArray[np.float64]
+OnEvent = Callable[[Event], None]
+Cancel = Callable[[], object]
+
+
+class LabelModel(Protocol):
+    """A linear model over the vectors of an encoder, or over vectors and words of texts."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The L labels."""
+
+    def scored(self, texts: Sequence[str], vectors: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """For n texts and their vectors (n, size), of every label the log probability and the evidence, each (n, L)."""
+
+
+@dataclass(frozen=True)
+class OpinionHead:
+    """Logistic regression over the vectors of an encoder.
+
+    Attributes:
+        labels: The L labels.
+        weights, bias: (L, size) and (L,).
+    """
+
+    labels: tuple[str, ...]
+    weights: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+
+    def write(self, folder: Path) -> None:
+        """Write `second_opinion.npz`, arrays of numpy without a pickle."""
+        with (folder / OPINION).open("wb") as stream:
+            np.savez_compressed(stream, labels=np.array(self.labels), weights=self.weights, bias=self.bias)
+
+    @classmethod
+    def read(cls, folder: Path) -> OpinionHead:
+        """The head that `write` left."""
+        with np.load(folder / OPINION, allow_pickle=False) as kept:
+            return cls(tuple(map(str, kept["labels"])), kept["weights"], kept["bias"])
+
+    def scored(self, texts: Sequence[str], vectors: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """The log probabilities, and as evidence what they are made of: the sum for each label, by itself.
+
+        Where no label's sum is large, the text is unlike all training rows, however likely a label beside the others.
+        """
+        sums = (vectors @ self.weights.T + self.bias).astype(np.float64)
+        return normalised(sums), sums
+
+
+def normalised(scores: Floats) -> Floats:
+    """Log probabilities (n, L) of scores."""
+    scores = scores - scores.max(axis=1, keepdims=True)
+    result: Floats = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return result
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one text.
+
+    Attributes:
+        labels: The L labels.
+        logprobs: (L,) log probabilities.
+        evidence: (L,) what speaks for each label by itself.
+    """
+
+    labels: tuple[str, ...]
+    logprobs: Floats
+    evidence: Floats
+
+    def answer(self, labels: tuple[str, ...]) -> Event:
+        """The end of an answer by these scores alone, with the probability of every one of `labels`."""
+        least, by_label = math.log(FLOOR), self._of(self.logprobs)
+        shares = _shares(labels, [by_label.get(label, least) for label in labels])
+        sure = next(iter(shares.values()))
+        return {
+            "finish": "stop", "prompt_tokens": 0, "completion_tokens": 0, "labels": shares, "distribution": shares,
+            "confidence": sure, "logprobs": [math.log(max(sure, FLOOR))], "evidence": self._evidence(shares),
+        }  # fmt: skip
+
+    def beside(self, event: Event, labels: tuple[str, ...]) -> Event:
+        """The end of a model's answer with the probabilities of both: their product, made a distribution.
+
+        `raw_logprobs` keeps how likely the model would have answered with any label.
+        """
+        both = self._with(event["labels"], labels)
+        sure = next(iter(both.values()))
+        allowed = sum(event["raw_logprobs"]) - sum(event["logprobs"])
+        best = math.log(max(sure, FLOOR))
+        every = event.get("distribution")
+        more: Event = {} if every is None else {"distribution": self._with(every, labels)}
+        return event | more | {
+            "labels": both, "confidence": sure, "logprobs": [best], "raw_logprobs": [best + allowed],
+            "evidence": self._evidence(both),
+        }  # fmt: skip
+
+    def _with(self, reached: dict[str, float], labels: tuple[str, ...]) -> dict[str, float]:
+        """The probability of every label by both, from those that the model reached."""
+        left = max(0.0, 1.0 - sum(reached.values())) / max(1, len(labels) - len(reached))
+        own = np.log(np.maximum([reached.get(label, left) for label in labels], FLOOR))
+        by_label, least = self._of(self.logprobs), math.log(FLOOR)
+        return _shares(labels, (own + np.array([max(by_label.get(label, least), least) for label in labels])) / 2)
+
+    def _evidence(self, shares: dict[str, float]) -> float:
+        return round(self._of(self.evidence).get(next(iter(shares)), 0.0), 6)
+
+    def _of(self, values: Floats) -> dict[str, float]:
+        return dict(zip(self.labels, values.tolist(), strict=True))
+
+
+def _shares(labels: tuple[str, ...], scores: Sequence[float] | Floats) -> dict[str, float]:
+    """The probability of each label, likeliest first, by log probabilities that need not add up to one."""
+    logprobs = normalised(np.array([scores]))[0]
+    order = sorted(range(len(labels)), key=lambda k: (-logprobs[k], k))
+    return {labels[k]: float(f"{math.exp(logprobs[k]):.6g}") for k in order}
+
+
+class EncoderClassifier:
+    """An encoder with a linear model, asked from any thread; each text is read by itself, so it is answered alike.
+
+    Args:
+        gguf: The file of the encoder.
+
+    Raises:
+        EncoderError: The encoder cannot be loaded.
+        MissingError: llama-cpp-python is not installed.
+    """
+
+    def __init__(self, gguf: Path, model: LabelModel) -> None:
+        self._model = model
+        self._encoder = Encoder(gguf)
+        self._waiting: queue.SimpleQueue[tuple[str, Future[Scores]] | None] = queue.SimpleQueue()
+        self._lock, self._closed = threading.Lock(), False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def opinion(cls, folder: Path) -> EncoderClassifier:
+        """The encoder and its head in a folder, for an opinion beside a model's answer."""
+        return cls(folder / ENCODER, OpinionHead.read(folder))
+
+    @property
+    def pid(self) -> int:
+        """The id of the encoder's process; 0 without one."""
+        return self._encoder.pid
+
+    @property
+    def build(self) -> str:
+        """llama.cpp's."""
+        return self._encoder.build
+
+    def close(self) -> None:
+        """End the encoder's process; who still waits gets an error."""
+        with self._lock:
+            self._closed = True
+            self._waiting.put(None)
+        if pid := self.pid:  # the thread that reads from it then ends it for good
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._thread.join(timeout=5)
+
+    def alone(self, question: str, labels: tuple[str, ...], on_event: OnEvent, *, alternatives: int = -1) -> Cancel:
+        """Have a question answered here, as `Engine.submit` does, with the probability of every label.
+
+        Args:
+            labels, alternatives: As in `beside`.
+        """
+        scores: Future[Scores] = Future()
+        cancelled = threading.Event()
+
+        def finish(done: Future[Scores]) -> None:
+            if cancelled.is_set():
+                return
+            if (fault := done.exception()) is not None:
+                on_event({"error": str(fault), "died": True})
+            else:
+                answer = done.result().answer(labels)
+                on_event(_piece(answer, alternatives))
+                on_event(answer)
+
+        def cancel() -> None:
+            cancelled.set()
+            scores.cancel()
+
+        scores.add_done_callback(finish)
+        self._wait_for(question, scores)
+        return cancel
+
+    def beside(
+        self, question: str, labels: tuple[str, ...], on_event: OnEvent, submit: Callable[[OnEvent], Cancel], *,
+        alternatives: int = -1,
+    ) -> Cancel:  # fmt: skip
+        """Have a question answered by the model and here, as `Engine.submit` does; pieces come when both have answered.
+
+        Args:
+            labels: The answers that are allowed.
+            submit: Has the model answer.
+            alternatives: Number of likeliest labels that go with the answer, which then counts as one token; -1 for no
+                tokens.
+        """
+        opinion: Future[Scores] = Future()
+        cancelled = threading.Event()
+
+        def relay(event: Event) -> None:
+            if "finish" in event:
+                opinion.add_done_callback(functools.partial(finish, event))
+            elif "piece" not in event:
+                on_event(event)
+
+        def finish(event: Event, done: Future[Scores]) -> None:
+            if cancelled.is_set():
+                return
+            error, both = "the encoder's opinion could not be added", None
+            try:
+                if (fault := done.exception()) is not None:
+                    error = str(fault)
+                else:
+                    both = done.result().beside(event, labels)
+            finally:  # a callback's exception is heard by nobody
+                if both is None:
+                    on_event({"error": error, "died": True})
+            if both is not None:
+                on_event(_piece(both, alternatives))
+                on_event(both)
+
+        cancel = submit(relay)
+        self._wait_for(question, opinion)
+
+        def cancel_both() -> None:
+            cancelled.set()
+            cancel()
+            opinion.cancel()
+
+        return cancel_both
+
+    def _wait_for(self, question: str, scores: Future[Scores]) -> None:
+        with self._lock:
+            if not self._closed:
+                self._waiting.put((question, scores))
+                return
+        scores.set_exception(EncoderError(ENDED))
+
+    def _work(self) -> None:
+        try:
+            while block := self._next():
+                self._answer(block)
+        finally:
+            with self._lock:
+                self._closed = True
+            self._encoder.close()
+            while not self._waiting.empty():
+                if (entry := self._waiting.get()) is not None and entry[1].set_running_or_notify_cancel():
+                    entry[1].set_exception(EncoderError(ENDED))
+
+    def _next(self) -> list[tuple[str, Future[Scores]]]:
+        """The texts that wait, TOGETHER at most, without those that were cancelled; none where this was closed."""
+        block: list[tuple[str, Future[Scores]]] = []
+        while not self._closed and len(block) < TOGETHER and not (block and self._waiting.empty()):
+            entry = self._waiting.get()
+            if entry is not None and entry[1].set_running_or_notify_cancel():
+                block.append(entry)
+        for _, waiting in block if self._closed else ():
+            waiting.set_exception(EncoderError(ENDED))
+        return block if not self._closed else []
+
+    def _answer(self, block: Sequence[tuple[str, Future[Scores]]], *, again: bool = True) -> None:
+        """Give each text its scores; those that fail together are read once more, each alone."""
+        texts = [text for text, _ in block]
+        try:
+            scored = self._model.scored(texts, self._encoder.encode(texts, together=1))
+        except (EncoderError, OSError, ValueError) as error:
+            for entry in block:
+                if again and not self._closed:
+                    self._answer([entry], again=False)
+                else:
+                    entry[1].set_exception(error)
+            return
+        for (_, waiting), logprobs, evidence in zip(block, *scored, strict=True):
+            waiting.set_result(Scores(self._model.labels, logprobs, evidence))
+
+
+class EncoderFirst:
+    """An encoder before a model: a label that its policy keeps is the answer, and the model is not asked.
+
+    Args:
+        policy: Fitted on the encoder's own answers.
+        labels: Those that it was fitted for.
+
+    Attributes:
+        kept: Number of answers that were the encoder's.
+    """
+
+    def __init__(self, encoder: EncoderClassifier, policy: Policy, labels: tuple[str, ...]) -> None:
+        self.encoder, self.policy, self.labels = encoder, policy, labels
+        self.kept = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.encoder.close()
+
+    def before(
+        self, question: str, on_event: OnEvent, submit: Callable[[OnEvent], Cancel], *, alternatives: int = -1
+    ) -> Cancel:
+        """Have a question with these labels answered here, or by the model; as `EncoderClassifier.beside`."""
+        pieces: list[Event] = []
+        lock, cancels, cancelled = threading.Lock(), list[Cancel](), threading.Event()
+
+        def relay(event: Event) -> None:
+            if "piece" in event:
+                pieces.append(event)
+                return
+            if "finish" in event:
+                decision = self.policy.judge(event, pieces[0]["piece"])
+                if decision.keep:
+                    self.kept += 1
+                    on_event(pieces[0])
+                    on_event(event | {"p_correct": decision.p_correct})
+                    return
+            with lock:  # not kept, or an encoder that failed
+                if not cancelled.is_set():
+                    cancels.append(submit(on_event))
+
+        def cancel() -> None:
+            with lock:
+                cancelled.set()
+            for each in cancels:
+                each()
+
+        cancels.append(self.encoder.alone(question, self.labels, relay, alternatives=alternatives))
+        return cancel
+
+
+def _piece(answer: Event, alternatives: int) -> Event:
+    """The label of an answer as its only piece, and as one token where tokens are asked for."""
+    label = next(iter(answer["labels"]))
+    if alternatives < 0:
+        return {"piece": label}
+    listed = list(answer["labels"].items())
+    first, *top = [
+        TokenAlternative(token=text, bytes=list(text.encode()), logprob=math.log(max(share, FLOOR)))
+        for text, share in [listed[0], *listed[:alternatives]]
+    ]
+    return {"piece": label, "tokens": [{**first, "top": top}]}
