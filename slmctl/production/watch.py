@@ -22,7 +22,7 @@ from slmctl.production.measured import MeasuredFigures
 from slmctl.production.records import CollectedRow, DecisionLine
 from slmctl.sources.reviewed import Review, decided
 
-KEPT = "confident"  # the reason of an answer that the policy keeps
+KEPT = ("confident", "first-look")  # the reasons of an answer that a policy keeps
 USAGE = "slmctl watch decisions.jsonl collected/ reviewed.jsonl"
 COLUMNS = ("week of", "requests", "estimated", "verified", "interval", "rows", "kept", "escalated")
 
@@ -67,7 +67,7 @@ class Week:
     def count(self, decision: DecisionLine, prices: MachinePrices | None) -> None:
         escalated = decision.route == "generalist"
         self.requests += 1
-        self.kept += decision.reason == KEPT
+        self.kept += decision.reason in KEPT
         self.escalated += escalated
         if decision.p_correct is not None:
             self.rated += 1
@@ -168,7 +168,7 @@ def watch(
         row = rows.get(review.id)
         begin = _monday(review.seen if row is None else row.time, since)
         if begin is not None and review.uniform and 0 < review.probability <= 1:
-            right, is_kept = is_right(review, row, measured), row is not None and row.reason == KEPT
+            right, is_kept = is_right(review, row, measured), row is not None and row.reason in KEPT
             verified = VerifiedRow(right, review.probability, is_kept)
             weeks.setdefault(begin, Week(begin)).verified.append(verified)
     return Watched([weeks[begin] for begin in sorted(weeks)], measured, sampled, prices)
