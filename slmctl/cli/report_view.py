@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.pipeline.resolve import Project
     from slmctl.reports.evaluation_report import EvaluationReport
-    from slmctl.stages.evaluate.report_opening import Opening, PolicyShares, Training
+    from slmctl.stages.evaluate.report_opening import Opening, PolicyShares, RowsCurve, Training
 
 FILENAME = "report.html"
 
@@ -99,6 +99,7 @@ def _opening(
         date=report.manifest.started.replace("T", " ")[:16] + " UTC",
         gates=gates,
         training=_training(adapter) if adapter else None,
+        by_rows=_by_rows(artifacts, figures),
         policy=_policy(artifacts, focus.get("sha256"), getattr(project.config.calibrate, "max_error", None)),
         linear=linear(project, figures),
     )
@@ -123,6 +124,25 @@ def linear(project: Project, figures: EvaluationReport) -> str:
             f"runs/{linear_file.PROGRAM} loads them."
         )
     return ""
+
+
+def _by_rows(artifacts: Mapping[str, Artifact], figures: EvaluationReport) -> RowsCurve | None:
+    """The course over training rows that `encode` measured, beside the tuned model; None without one."""
+    from slmctl.artifacts import lineage
+    from slmctl.metrics import encoder_head
+    from slmctl.stages.evaluate.report_opening import RowsCurve
+
+    entry = figures["baselines"].get(encoder_head.NAME)
+    if entry is None:
+        return None
+    ancestors = lineage.Ancestry(artifacts.values()).of(entry.get("predictions") or "")
+    facts = next((each.metrics for each in ancestors if each.kind == "encoder"), {})
+    if not facts.get("curve"):
+        return None
+    points = [(point["rows"], point["encoder"], point["tfidf_logistic"]) for point in facts["curve"]]
+    opinion = figures.get("second_opinion", {})
+    tuned = opinion.get("right") if opinion.get("rows") == facts["rows"] else None
+    return RowsCurve(facts["rows"], points, tuned)
 
 
 def _data(facts: Mapping[str, Any], figures: EvaluationReport) -> str:

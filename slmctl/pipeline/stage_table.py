@@ -88,7 +88,7 @@ STAGES = {
                 Role("released", ("prepared",), optional=True),  # data set of the release that gates compare with
             ),
             "report", "slmctl.stages.evaluate.evaluate", ("sklearn", "llama_cpp", "llguidance"),
-            ("scikit-learn",), version=8,
+            ("scikit-learn",), version=9,
         ),
         Stage(
             "calibrate",

@@ -187,8 +187,8 @@ class ChoiceEntry(TypedDict):
 
 
 class OpinionEntry(TypedDict):
-    """The verdict on the encoder's second opinion; of evaluate.second_opinion: auto with the validation rows that it
-    won and lost, and the p-value of McNemar's test.
+    """The verdict on the encoder's second opinion; of evaluate.second_opinion: auto with the validation rows that the
+    file alone answers right and that the opinion won and lost, and the p-value of McNemar's test.
 
     Attributes:
         model: The ensemble that it makes of the file to release.
@@ -198,6 +198,7 @@ class OpinionEntry(TypedDict):
     model: str
     kept: bool
     rows: NotRequired[int]
+    right: NotRequired[int]
     won: NotRequired[int]
     lost: NotRequired[int]
     p: NotRequired[float]

@@ -332,7 +332,8 @@ def _second_opinion(
     effect = design_effect(second.astype(np.float64) - first, validated[alone].groups)
     p = mcnemar(lost, won, effect)
     sure = won > lost and p <= 1 - config.confidence
-    return {"model": both, "kept": sure, "rows": len(first), "won": won, "lost": lost, "p": p}
+    right = int(first.sum())
+    return {"model": both, "kept": sure, "rows": len(first), "right": right, "won": won, "lost": lost, "p": p}
 
 
 def _rows(

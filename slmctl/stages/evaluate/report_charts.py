@@ -10,13 +10,14 @@ from markupsafe import Markup
 
 from slmctl import console
 from slmctl.console import percent
+from slmctl.metrics.statistics import wilson
 from slmctl.reports import svg_chart
 from slmctl.reports.evaluation_report import ClassFigures
 from slmctl.reports.html_page import count
 from slmctl.reports.scoreboard import RELEASE
 from slmctl.reports.svg_chart import Bar, Dot, LineSeries, Point
 from slmctl.stages.evaluate.report_data import ReportView
-from slmctl.stages.evaluate.report_opening import Training
+from slmctl.stages.evaluate.report_opening import RowsCurve, Training
 
 GRID = 14  # labels of a confusion matrix: more cannot be read
 WORST = 12  # slices of a chart
@@ -64,6 +65,25 @@ def slices(view: ReportView) -> TwoWidths:
         return None
     reference = (view.score(view.focus), f"all rows {percent(view.score(view.focus))}")
     return svg_chart.dots(dots, title=f"Weakest slices of {view.focus}", reference=reference)
+
+
+def by_rows(curve: RowsCurve, focus: str) -> Markup:
+    """Accuracy of cheap models over shares of the training rows with 95 % intervals, and of the tuned model at all."""
+    train, lines = curve.points[-1][0], list[LineSeries]()
+    for name, colour, k in (("encoder with TF-IDF", "c3", 1), ("TF-IDF alone", "c5", 2)):
+        points, bounds = list[Point](), (list[Point](), list[Point]())
+        for point in curve.points:
+            x, share, interval = point[0] / train, point[k] / curve.rows, wilson(point[k], curve.rows)
+            low, high = map(percent, interval)
+            points.append(Point(x, share, f"{count(point[0], 'row')}: {percent(share)} ({low} to {high})"))
+            for side, bound in zip(bounds, interval, strict=True):
+                side.append(Point(x, bound))
+        lines += [LineSeries(name, points, colour), *(LineSeries("", side, colour, dashed=True) for side in bounds)]
+    if curve.tuned is not None:
+        share = curve.tuned / curve.rows
+        lines.append(LineSeries(focus, [Point(1.0, share, f"{focus}: {percent(share)}", percent(share), "end")], "c1"))
+    label = f"share of the {count(train, 'training row')}"
+    return svg_chart.lines(lines, title="Accuracy by training rows", x_label=label, percent=True)
 
 
 def losses(training: Training | None) -> Markup | None:

@@ -33,6 +33,21 @@ class PolicyShares:
 
 
 @dataclass(frozen=True)
+class RowsCurve:
+    """Right answers to the same validation rows, of cheap models by their training rows and of the tuned model.
+
+    Attributes:
+        rows: Number of validation rows.
+        points: (training rows, right answers of the encoder with TF-IDF, those of TF-IDF alone), all rows the last.
+        tuned: Right answers of the model to release, which learned all rows; None where they were not asked.
+    """
+
+    rows: int
+    points: Sequence[tuple[int, int, int]]
+    tuned: int | None
+
+
+@dataclass(frozen=True)
 class Opening:
     """The project around a report; `gates` are the results of today's gates, a sentence each with its verdict, and
     `linear` says how to take the linear model where that wins."""
@@ -44,6 +59,7 @@ class Opening:
     gates: Sequence[tuple[bool, str]] = ()
     training: Training | None = None
     policy: PolicyShares | None = None
+    by_rows: RowsCurve | None = None
     linear: str = ""
 
     @property

@@ -19,13 +19,18 @@ from support import tiny
 from support.forks import Forks
 from support.serving import begin, end
 
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
+from slmctl.cli import report_view
 from slmctl.config import Gate
+from slmctl.console import percent
 from slmctl.inference.encoder import Encoder
 from slmctl.inference.encoder_classifier import FLOOR, EncoderClassifier, OpinionHead, Scores
 from slmctl.inference.events import Event
 from slmctl.metrics import gates
+from slmctl.reports.evaluation_report import parse_report
+from slmctl.stages.evaluate import report_page
+from slmctl.stages.evaluate.report_opening import Opening, RowsCurve
 from slmctl.stages.publish import leak_scan
 
 
@@ -130,6 +135,25 @@ def test_such_a_release_goes_to_a_bucket_and_is_made_again(desk: Path, stages: F
     assert str(release.path.relative_to(desk)) in done.stdout
 
 
+def test_the_page_draws_what_more_rows_bring_beside_the_tuned_model(desk: Path, stages: Forks, tmp_path: Path) -> None:
+    tiny.ok(stages.run(desk, "run", "--until", "evaluate", "--set", "evaluate.second_opinion=auto"))
+    report, encoder = made(desk, "report").metrics, made(desk, "encoder")
+    validated, n = lines(desk, stages, "gguf", "validation"), encoder.metrics["rows"]
+    assert report["second_opinion"]["right"] == sum(line["answer"] == line["expected"] for line in validated)
+    artifacts = {entry.digest: entry for entry in lineage.readable_artifacts(desk)}
+    assert report_view._by_rows(artifacts, report) is None  # so few validation rows that encode measured no course
+    artifacts[encoder.digest].metrics["curve"] = [
+        {"rows": rows, "encoder": n - 20 // rows, "tfidf_logistic": n // 2} for rows in (20, 40, 80)
+    ]
+    curve = report_view._by_rows(artifacts, report)
+    assert curve == RowsCurve(n, [(20, n - 1, n // 2), (40, n, n // 2), (80, n, n // 2)], len(validated) and sum(
+        line["answer"] == line["expected"] for line in validated))  # fmt: skip
+    opening = Opening("desk 2.0", "", "", "2026-01-02 10:00 UTC", by_rows=curve)
+    report_page.write(tmp_path / "page.html", parse_report(report, where="here"), [], labels=(), opening=opening)
+    _, _, chart = (tmp_path / "page.html").read_text().partition("Accuracy by training rows")
+    assert f"20 rows: {percent((n - 1) / n)}" in chart and "Q8_0: " in chart and "80 training rows" in chart
+
+
 def test_it_is_kept_only_where_validation_rows_show_it(desk: Path, stages: Forks) -> None:
     tiny.ok(stages.run(desk, "evaluate", "--set", "evaluate.second_opinion=auto"))
     report = made(desk, "report").metrics
@@ -139,7 +163,7 @@ def test_it_is_kept_only_where_validation_rows_show_it(desk: Path, stages: Forks
     won = sum(second and not first for first, second in zip(*right, strict=True))
     lost = sum(first and not second for first, second in zip(*right, strict=True))
     p = min(1.0, 2 * sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1)) / 2 ** (won + lost))
-    assert opinion == {"model": "Q8_0+encoder", "rows": len(alone), "won": won, "lost": lost,
+    assert opinion == {"model": "Q8_0+encoder", "rows": len(alone), "right": sum(right[0]), "won": won, "lost": lost,
                        "p": pytest.approx(p, abs=1e-5), "kept": won > lost and p <= 0.05}  # fmt: skip
     assert won + lost > 0
     assert report["focus"] == ("Q8_0+encoder" if opinion["kept"] else "Q8_0")
