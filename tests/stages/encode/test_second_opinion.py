@@ -235,7 +235,7 @@ def test_what_is_cancelled_is_not_read(opinion: EncoderClassifier, monkeypatch: 
 def test_neither_overrules_the_other_for_good() -> None:
     labels = ("account", "billing", "delivery")
     told = Scores(labels, np.array([-50.0, -50.0, 0.0]), np.array([1.0, 2.0, 3.0])).beside(DONE, labels)
-    assert told["evidence"] == 2.0  # of the label that both give
+    assert told["evidence"] == 3.0  # of the likeliest label
     least = math.log(FLOOR)
     shares = np.exp(np.array([math.log(0.4) + least, math.log(0.6) + least, math.log(FLOOR)]) / 2)
     assert told["labels"] == pytest.approx(
