@@ -2,7 +2,8 @@
 
     python -m benchmarks.routing [CLINC] [--banking BANKING] [--type Q8_0] [--resplits N]
 
-CLINC and BANKING are folders in which `slmctl run --until quantize` has run, as with benchmarks/configs/. Every
+CLINC and BANKING are folders in which `slmctl run --until quantize` has run, as with benchmarks/configs/. With a
+section `encode` the encoder's opinion is added to the file's, which stands beside it, as does the encoder alone. Every
 threshold is set on calibration rows (of CLINC150: its validation rows, `oos_val` among them, when the config puts
 them there; else `oos_val` comes from the validation split); where there are none, as in benchmarks/banking77.py, the
 validation rows are taken, which chose the checkpoint too. The test rows are measured once. An in-scope question that
@@ -39,6 +40,7 @@ from slmctl.task.records import Record, read_records
 OUTSIDE = "oos"
 BERT = "BERT with a threshold (Larson et al. 2019, table 2)"
 LOCALDESK = "LocalDesk 0.3.1, TF-IDF (its README)"
+PARTS = {"gguf": "the file alone", "encoder": "the encoder with TF-IDF"}
 LOST = 0.005  # of the right in-scope answers of the calibration rows: what the first threshold may send away
 LOSSES = (0.0025, 0.005, 0.01, 0.02, 0.05)  # for the whole picture
 KEPT = 0.889  # of the in-scope questions, for the second comparison
@@ -89,10 +91,11 @@ def main() -> None:
 
 def measure_clinc(given: Given, count: int) -> None:
     """CLINC150 with its out-of-scope questions: the table, the promise on resplits, and the picture."""
-    ours, linear = modelled(*given.lines(), given.task, PROMISE), modelled(*given.linear(), given.task, PROMISE)
-    rows = clinc(ours, linear)
-    lines = [*given.lines()[0], *given.lines()[1]]
-    promise = resplits(lines, len(given.lines()[0]), given.task, count)
+    first, *others = given.kinds
+    ours, linear = modelled(*given.lines(first), given.task, PROMISE), modelled(*given.linear(), given.task, PROMISE)
+    rows = clinc(ours, linear, {kind: modelled(*given.lines(kind), given.task, PROMISE) for kind in others})
+    lines = [*given.lines(first)[0], *given.lines(first)[1]]
+    promise = resplits(lines, len(given.lines(first)[0]), given.task, count)
     rows.append(result.single(f"of {count} resplits, those with an error within 5%", promise["within"], "goal", 95,
                     f">= {round(0.95 * count)}"))  # fmt: skip
     curve = {"ours": costs(ours), "tfidf": costs(linear)}
@@ -113,7 +116,12 @@ class Given:
         self.project = resolve.Project(root=folder.resolve(), config=config.load(folder / config.FILENAME))
         self.prepared = resolve.find(self.project, stage_table.Role("prepared", ("prepared",)))
         self.task, self.type = Task.read(self.prepared.path), type
-        self._lines: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
+        self._lines: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The model that is measured, and its parts."""
+        return ("ensemble", "gguf", "encoder") if self.project.config.encode is not None else ("gguf",)
 
     @property
     def held_out(self) -> tuple[str, ...]:
@@ -123,13 +131,13 @@ class Given:
     def records(self, split: str) -> list[Record]:
         return read_records(self.prepared.file(f"{split}.jsonl"))
 
-    def lines(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Calibration and test, as the engine that serves the file answers them."""
-        if self._lines is None:
+    def lines(self, kind: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Calibration and test, as a kind of model that is served answers them."""
+        if kind not in self._lines:
             first, *rest = self.held_out
-            outside = [line for split in rest for line in self._answered(split) if line["expected"] == OUTSIDE]
-            self._lines = [*self._answered(first), *outside], self._answered("test")
-        return self._lines
+            outside = [line for split in rest for line in self._answered(kind, split) if line["expected"] == OUTSIDE]
+            self._lines[kind] = [*self._answered(kind, first), *outside], self._answered(kind, "test")
+        return self._lines[kind]
 
     def linear(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The same rows as a linear model of words and word pairs answers them, trained on the same rows."""
@@ -151,8 +159,8 @@ class Given:
         outside = [record for split in rest for record in self.records(split) if record.answer == OUTSIDE]
         return answered([*self.records(first), *outside]), answered(self.records("test"))
 
-    def _answered(self, split: str) -> list[dict[str, Any]]:
-        (asked,) = resolve.predictions_of(self.project, "gguf", split, self.type)
+    def _answered(self, kind: str, split: str) -> list[dict[str, Any]]:
+        (asked,) = resolve.predictions_of(self.project, kind, split, None if kind == "encoder" else self.type)
         made = runner.run(self.project, asked).artifact
         return program.read_jsonl(made.file("predictions.jsonl"))
 
@@ -180,8 +188,8 @@ def modelled(
     return Model(*(Side(rows, rows.signals @ np.array(weights) + bias) for rows in sides))
 
 
-def clinc(ours: Model, linear: Model) -> list[result.Row]:
-    """CLINC150: in-scope accuracy, out-of-scope recall, and what is kept."""
+def clinc(ours: Model, linear: Model, parts: dict[str, Model]) -> list[result.Row]:
+    """CLINC150: in-scope accuracy, out-of-scope recall, and what is kept; of a model's parts, the first three."""
     first, theirs = at_loss(ours), at_loss(linear)
     second, plain = at_kept(ours), at_kept(linear)
     tfidf = "TF-IDF, same rows and policy"
@@ -191,11 +199,22 @@ def clinc(ours: Model, linear: Model) -> list[result.Row]:
         result.single("out-of-scope recall there", first["recall"], tfidf, theirs["recall"]),
         result.single("in-scope accuracy there", first["accuracy"], tfidf, theirs["accuracy"]),
         result.single("AUROC, in scope against out of scope", auroc(ours.test), tfidf, auroc(linear.test)),
+        *(row for kind, part in parts.items() for row in beside(ours, part, PARTS[kind])),
         result.single("in-scope questions kept", second["kept"], LOCALDESK, KEPT),
         result.single("accuracy of those kept", second["accuracy"], LOCALDESK, 0.970, ">= 0.985"),
         result.single("out-of-scope questions sent away there", second["away"], LOCALDESK, 0.836, ">= 0.9"),
         result.single("accuracy of those kept", second["accuracy"], tfidf, plain["accuracy"]),
         result.single("out-of-scope questions sent away there", second["away"], tfidf, plain["away"]),
+    ]
+
+
+def beside(ours: Model, part: Model, name: str) -> list[result.Row]:
+    """The model and one of its parts, each by its own policy."""
+    first, theirs = at_loss(ours), at_loss(part)
+    return [
+        result.single("in-scope accuracy, nothing escalated", accuracy(ours), name, accuracy(part), ">= 0.965"),
+        result.single("out-of-scope recall there", first["recall"], name, theirs["recall"]),
+        result.single("in-scope accuracy there", first["accuracy"], name, theirs["accuracy"]),
     ]
 
 
@@ -269,7 +288,7 @@ def banking(given: Given) -> list[result.Row]:
     """Banking77: how many answers are kept at an accuracy of 95 %, set on calibration rows."""
     settings = CalibrateConfig(max_error=0.05)
     rows = []
-    for peer, lines in ((LOCALDESK, given.lines()), ("TF-IDF, same rows and policy", given.linear())):
+    for peer, lines in ((LOCALDESK, given.lines(given.kinds[0])), ("TF-IDF, same rows and policy", given.linear())):
         model = modelled(*lines, given.task, settings)
         side = model.calibration
         order = np.argsort(-side.scores)

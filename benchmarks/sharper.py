@@ -1,15 +1,19 @@
-"""Cheap models on Banking77, CLINC150 in scope and the demo: TF-IDF, a frozen sentence encoder, both; by rows a label.
+"""Cheap models and tuned ones on Banking77, CLINC150 and the demo: accuracy, by rows a label too, and speed.
 
-    python -m benchmarks.sharper DATA DEMO [ENCODER]
+    python -m benchmarks.sharper DATA DEMO [PROJECT...] [--encoder ENCODER]
 
 DATA and its splits are those of `benchmarks.linear`, DEMO is a finished demo; their test rows are scored once for every
 model and number of rows. Of few rows a label, a fifth as many are validation rows. ENCODER is what `encode.encoder`
 takes. `both` adds the log probabilities of the two, as the stage `encode` does.
+
+DEMO and each PROJECT have a section `encode` and have run until `evaluate`, by which their test rows were scored once:
+the newest report is read. Whether a release carries the encoder's opinion was decided on validation rows.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import tempfile
 import time
@@ -21,6 +25,7 @@ import numpy as np
 from benchmarks import linear, program, result
 from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
+from slmctl.inference import WITH_ENCODER
 from slmctl.inference.encoder import Encoder
 from slmctl.metrics import encoder_head
 from slmctl.metrics.encoder_head import Floats
@@ -36,7 +41,8 @@ def main() -> None:
     parser = program.parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("demo", type=Path)
-    parser.add_argument("encoder", nargs="?", default=EncodeConfig().encoder)
+    parser.add_argument("projects", type=Path, nargs="*")
+    parser.add_argument("--encoder", default=EncodeConfig().encoder)
     options = parser.parse_args()
     rows: list[result.Row] = []
     intervals: dict[str, tuple[float, float]] = {}
@@ -50,10 +56,43 @@ def main() -> None:
             }
             for name, splits in sets.items():
                 rows += measured(name, encoder, *splits, intervals)
+    about: dict[str, object] = {}
+    for project in (options.demo, *options.projects):
+        rows += tuned(project, about)
     result.write(
-        "sharper", "python -m benchmarks.sharper DATA DEMO", rows, ("scikit-learn", "numpy", "llama-cpp-python"),
-        encoder=encoder_source.name(options.encoder), intervals=intervals,
+        "sharper", "python -m benchmarks.sharper DATA DEMO PROJECT...", rows,
+        ("scikit-learn", "numpy", "llama-cpp-python"), encoder=encoder_source.name(options.encoder),
+        intervals=intervals, projects=about,
     )  # fmt: skip
+
+
+def tuned(project: Path, about: dict[str, object]) -> list[result.Row]:
+    """A finished project's file, with the encoder's opinion and without, beside its baselines."""
+    path = max(project.glob("runs/report/[!.]*/report.json"), key=lambda path: path.stat().st_mtime)
+    report = json.loads(path.read_bytes())
+    both = next(name for name in report["models"] if name.endswith(WITH_ENCODER))
+    alone = both.removesuffix(WITH_ENCODER)
+    entries = {**report["models"], **report["baselines"]}
+    accuracy = {name: entry["metrics"]["accuracy"] for name, entry in entries.items()}
+    title = f"{project.absolute().name}, {report['n']} test rows"
+    peers = {alone: alone, "encoder_logistic": "encoder and TF-IDF", "tfidf_logistic": "TF-IDF"}
+    rows = [
+        result.single(f"{title}: accuracy of {both}", accuracy[both], peer, accuracy[name])
+        for name, peer in peers.items()
+    ]
+    speed = {name: entries[name]["rows_per_s"] for name in (both, alone, "encoder_logistic")}
+    rows += [
+        result.single(f"{title}: rows/s of {name}", speed[name], both, speed[both])
+        for name in (alone, "encoder_logistic")
+    ]
+    (pair,) = [entry for key, entry in report["pairs"].items() if set(key.split("|")) == {both, alone}]
+    (adapter,) = project.glob("runs/adapter/[!.]*/manifest.json")
+    about[project.absolute().name] = {
+        "verdict": report["second_opinion"], "intervals": {name: entries[name]["interval"] for name in entries},
+        "pair": pair["metrics"]["accuracy"], "training_s": json.loads(adapter.read_bytes())["seconds"],
+        "latency_ms": {name: entries[name]["latency_ms"] for name in speed},
+    }  # fmt: skip
+    return rows
 
 
 def demo(project: Path) -> tuple[Pairs, Pairs, Pairs]:

@@ -26,7 +26,8 @@ from slmctl.reports.evaluation_report import (
     turned,
 )
 
-CHEAP = {"encoder_logistic": "encoder", "tfidf_logistic": "linear"}  # baselines, and what predicts with them
+# baselines, and the command that answers by each
+CHEAP = {"encoder_logistic": "slmctl serve encoder", "tfidf_logistic": "slmctl predict linear"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def enforce(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]
         lost = {gate.against for gate, result in zip(gates, results, strict=True) if not result.passed}
         cheap = [CHEAP[name] for name in CHEAP if name in lost]
         hint = "more or cleaner data, more epochs, or a larger quantization type"
-        raise GateError("; ".join(failed), hint=f"take the cheap model: slmctl predict {cheap[0]}; or {hint}" if cheap
+        raise GateError("; ".join(failed), hint=f"take the cheap model: {cheap[0]}; or {hint}" if cheap
                         else hint)  # fmt: skip
     return results
 
@@ -92,9 +93,10 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     bound, limit = _apart(gate.metric, abs(most), abs(gate.allowed_drop), show=_amount)
     where = f" on the {_part(gate, report)['n']:,} {gate.rows} rows" if gate.rows is not None else ""
     verb = "gains at least" if most < 0 else "loses at most" if most <= gate.allowed_drop else "may lose up to"
+    of = "in" if gate.metric in report["lower_is_better"] else "of"  # an error is no thing to lose
     measured = f"{_amount(gate.metric, abs(drop))} {'better' if drop < 0 else 'worse'}" if drop else "equal"
     text = (
-        f"{model} {verb} {bound} of {gate.metric} {'on' if most < 0 else 'to'} {other}{where} "
+        f"{model} {verb} {bound} {of} {gate.metric} {'on' if most < 0 else 'to'} {other}{where} "
         f"({f'a gain of {limit} required' if gate.max_drop is None else f'a loss of {limit} allowed'}, "
         f"{percent(gate.confidence, 0)} confidence; measured: {measured})"
     )
