@@ -137,7 +137,8 @@ def test_max_drop_of_other_figures_is_a_percentile(
         assert result.passed is passed
     side = "worse" if drop > 0 else "better"
     assert f"measured: {100 * abs(drop):.1f} points {side})" in result.text
-    assert re.match(rf"{model} may lose up to {100 * bound:.1f}0* points of {metric} to {against} ", result.text)
+    of = "in" if metric == "ece" else "of"
+    assert re.match(rf"{model} may lose up to {100 * bound:.1f}0* points {of} {metric} to {against} ", result.text)
 
 
 def test_between_two_levels_of_the_bootstrap_the_stricter_one_counts() -> None:
