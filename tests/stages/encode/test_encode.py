@@ -290,6 +290,11 @@ def test_a_package_gives_an_encoder_or_a_sentence(
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_projects_of_other_names_share_what_was_fetched(gguf: Path, tmp_path: Path) -> None:
+    sections = [EncodeConfig(encoder=str(gguf)).model_copy(update={"project": name}) for name in ("desk", "bank")]
+    assert len({encoder_source.folder_of(section, tmp_path) for section in sections}) == 1
+
+
 def test_a_kept_encoder_that_has_changed_is_made_anew(gguf: Path, tmp_path: Path) -> None:
     section = EncodeConfig(encoder=str(gguf))
     path, _ = encoder_source.kept(section, tmp_path)
