@@ -106,15 +106,17 @@ def _opening(
 
 
 def linear(project: Project, figures: EvaluationReport) -> str:
-    """The command that takes the linear baseline, whose weights are left beside the page; empty unless it wins."""
+    """The command that takes the cheap model, the linear one with its weights beside the page; empty unless it wins."""
     from slmctl.stages.evaluate.report_data import ReportView
 
     view = ReportView(figures)
     if view.baseline is None or view.score(view.baseline) < view.score(view.focus):
         return ""
-    from slmctl.metrics import linear_baseline
+    from slmctl.metrics import encoder_head, linear_baseline
     from slmctl.pipeline import linear_file
 
+    if view.baseline == encoder_head.NAME:
+        return f"To take the linear model on the encoder: {linear_file.answers('encoder')}."
     if view.baseline != linear_baseline.NAME:
         return ""
     with contextlib.suppress(SlmctlError, ModuleNotFoundError):  # its data set is not here

@@ -108,7 +108,8 @@ class Scores:
         sure = next(iter(shares.values()))
         return {
             "finish": "stop", "prompt_tokens": 0, "completion_tokens": 0, "labels": shares, "distribution": shares,
-            "confidence": sure, "logprobs": [math.log(max(sure, FLOOR))], "evidence": self._evidence(shares),
+            "confidence": sure, "logprobs": [math.log(max(sure, FLOOR))],
+            "evidence": round(self._of(self.evidence).get(next(iter(shares)), 0.0), 6),
         }  # fmt: skip
 
     def beside(self, event: Event, labels: tuple[str, ...]) -> Event:
@@ -123,8 +124,7 @@ class Scores:
         every = event.get("distribution")
         more: Event = {} if every is None else {"distribution": self._with(every, labels)}
         return event | more | {
-            "labels": both, "confidence": sure, "logprobs": [best], "raw_logprobs": [best + allowed],
-            "evidence": self._evidence(both),
+            "labels": both, "confidence": sure, "logprobs": [best], "raw_logprobs": [best + allowed]
         }  # fmt: skip
 
     def _with(self, reached: dict[str, float], labels: tuple[str, ...]) -> dict[str, float]:
@@ -133,9 +133,6 @@ class Scores:
         own = np.log(np.maximum([reached.get(label, left) for label in labels], FLOOR))
         by_label, least = self._of(self.logprobs), math.log(FLOOR)
         return _shares(labels, (own + np.array([max(by_label.get(label, least), least) for label in labels])) / 2)
-
-    def _evidence(self, shares: dict[str, float]) -> float:
-        return round(self._of(self.evidence).get(next(iter(shares)), 0.0), 6)
 
     def _of(self, values: Floats) -> dict[str, float]:
         return dict(zip(self.labels, values.tolist(), strict=True))

@@ -93,7 +93,7 @@ class Answer:
             token is no choice, and the end of the turn is one.
         raw_logprobs: Of a request with labels: the same among the whole vocabulary. The lower it is, the less likely
             the model would have answered with any label.
-        evidence: What speaks for the label by itself in the encoder's linear model, where an encoder answers, too.
+        evidence: What speaks for the label by itself in the linear model of an encoder, where that answers.
     """
 
     text: str

@@ -33,13 +33,13 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     Of labels: `odds`, the log odds of the chosen label against all others; `allowed`, the log odds that the model
     would answer with any label and not with another text; `out_of_scope`, the log probability of that label. The
     second finds questions that are out of scope: a model that never saw such a question is as sure of a label, but
-    less likely to answer with one. Where an encoder answers, alone or beside the model, `evidence`: what speaks for the
-    label by itself, which is little for a text unlike all training rows. Of other answers: `mean` and `least`, the mean
-    and the least log probability of a choice, and `choices`, the log of their number.
+    less likely to answer with one. Of an encoder alone, `evidence` takes its place: what speaks for the label by
+    itself, which is little for a text unlike all training rows. Of other answers: `mean` and `least`, the mean and the
+    least log probability of a choice, and `choices`, the log of their number.
 
     Args:
         answer: A line of predictions, or the engine's last event: `confidence` and `logprobs` and, of labels,
-            `raw_logprobs` or `evidence` or both, and `labels` with their probabilities, likeliest first.
+            `raw_logprobs` or `evidence`, and `labels` with their probabilities, likeliest first.
         out_of_scope: The label of questions that are out of scope, where the task has one.
 
     Raises:
@@ -56,8 +56,8 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     values, evidence = {"odds": _log_odds(sure)}, answer.get("evidence")
     if evidence is not None:
         values["evidence"] = _number(evidence)
-    among_all = [_logprob(value) for value in answer.get("raw_logprobs") or ()]
-    if among_all or evidence is None:
+    else:
+        among_all = [_logprob(value) for value in answer.get("raw_logprobs") or ()]
         if len(among_all) != len(choices):
             raise ValueError("the answer has no log probabilities among the whole vocabulary")
         allowed = math.fsum(raw - choice for raw, choice in zip(among_all, choices, strict=True))
@@ -232,10 +232,7 @@ class Policy:
 
     def score(self, answer: Mapping[str, Any]) -> float:
         """The linear score of an answer; raises what `signals` raises."""
-        values = signals(answer, out_of_scope=self.out_of_scope)
-        if "evidence" not in self.weights:  # of an earlier version, for a file with a second opinion
-            values.pop("evidence", None)
-        return linear(self.weights, self.bias, values)
+        return linear(self.weights, self.bias, signals(answer, out_of_scope=self.out_of_scope))
 
     def p_correct(self, score: float) -> float:
         """The probability that an answer of this score is right."""

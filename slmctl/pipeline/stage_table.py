@@ -77,7 +77,7 @@ STAGES = {
                 Role("encoder", ("encoder",), optional=True),  # its opinion is added to the file's
             ),
             "predictions", "slmctl.stages.predict.predict", (),
-            ("llama_cpp_python", "llguidance", *_HF, "peft"), version=8,
+            ("llama_cpp_python", "llguidance", *_HF, "peft"), version=7,
         ),
         Stage(
             "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import re
@@ -58,6 +59,9 @@ def test_the_page_says_how_to_take_it_where_it_wins(desk: Path) -> None:
         figures["baselines"]["tfidf_logistic"]["metrics"]["accuracy"] = score
         assert report_view.linear(project, figures).startswith("To take the linear model: slmctl predict ") == wins
     assert (desk / "runs" / "linear.py").exists()
+    figures["baselines"]["encoder_logistic"] = copy.deepcopy(figures["baselines"]["tfidf_logistic"])
+    figures["baselines"]["encoder_logistic"]["metrics"]["accuracy"] = 0.6
+    assert "slmctl serve encoder" in report_view.linear(project, figures)
 
 
 def test_the_weights_are_written_anew_for_other_data_alone(desk: Path) -> None:
