@@ -59,6 +59,7 @@ def test_the_page_says_how_to_take_it_where_it_wins(desk: Path) -> None:
         figures["baselines"]["tfidf_logistic"]["metrics"]["accuracy"] = score
         assert report_view.linear(project, figures).startswith("To take the linear model: slmctl predict ") == wins
     assert (desk / "runs" / "linear.py").exists()
+    figures["participants"].append("encoder_logistic")
     figures["baselines"]["encoder_logistic"] = copy.deepcopy(figures["baselines"]["tfidf_logistic"])
     figures["baselines"]["encoder_logistic"]["metrics"]["accuracy"] = 0.6
     assert "slmctl serve encoder" in report_view.linear(project, figures)
