@@ -452,16 +452,16 @@ def _calibrate(project: Project) -> Outcome:
     from slmctl.cli import report_view
     from slmctl.pipeline import chains, resolve
 
-    outcome = say_outcome("calibrate", chains.calibrate(project))
-    _show_policy(outcome.artifact)
     if project.config.encode is not None and "predictions" not in project.named:
         try:
-            first_look = chains.calibrate(project, "encoder").artifact
+            of_encoder = chains.calibrate(project, "encoder").artifact
         except (GateError, IntegrityError) as error:
-            terminal().say(f"  no first look by the encoder: {error.message} ({error.hint})")
+            terminal().say(f"  no policy for the encoder: {error.message} ({error.hint})")
         else:
-            terminal().say("  for a first look by the encoder (slmctl predict --first-look):")
-            _show_policy(first_look)
+            terminal().say("  the encoder (slmctl serve encoder, or before the model: --first-look)")
+            _show_policy(of_encoder)
+    outcome = say_outcome("calibrate", chains.calibrate(project))
+    _show_policy(outcome.artifact)
     with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
         report_view.write(project, resolve.find(project, "report"))
     return outcome

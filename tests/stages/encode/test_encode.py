@@ -460,6 +460,15 @@ def test_an_encoder_is_served_and_spoken_to(calibrated: Path, stages: Forks) -> 
     assert refused.code == 2 and "goes before a model" in refused.stderr
 
 
+def test_an_encoder_has_its_policy_before_there_is_a_model(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
+    desk = Path(shutil.copytree(calibrated, tmp_path / "desk"))
+    for kind in ("gguf", "policy"):
+        shutil.rmtree(desk / "runs" / kind)
+    done = stages.run(desk, "calibrate")
+    assert done.code == 7 and "slmctl serve encoder" in done.stderr and "keeps" in done.stderr, done.stderr
+    assert len(list(desk.glob("runs/policy/[!.]*"))) == 1
+
+
 def test_production_is_compared_with_the_policy_of_the_file(calibrated: Path) -> None:
     assert "encoder_logistic" in {artifact.load(each).metrics["model"] for each in calibrated.glob("runs/policy/[!.]*")}
     found = measured(calibrated)
