@@ -29,6 +29,7 @@ from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import Event, TokenAlternative
 
 FLOOR = 1e-6  # the least probability of a label for each of the two, so that neither overrules the other for good
+AHEAD = 512  # questions of a list that wait for a first look, so that batches are full and the model is asked last
 TOGETHER = 32  # texts that the encoder reads at once, of those that wait
 ENDED = "the encoder has ended"
 Floats = npt.NDArray[np.float64]

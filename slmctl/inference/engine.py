@@ -31,7 +31,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.child import DiedError, start
 from slmctl.errors import MissingError, StageError
 from slmctl.hardware import process_bytes, usable_cores
-from slmctl.inference.encoder_classifier import EncoderClassifier, EncoderFirst
+from slmctl.inference.encoder_classifier import AHEAD, EncoderClassifier, EncoderFirst
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.inference.events import ControlTokens, EngineInfo, Event
 from slmctl.installation import pip_line, timings_folder
@@ -366,7 +366,7 @@ class Engine(Answering):
         def put(index: int, event: Event) -> None:
             events.put((index, event))
 
-        feed(self.sequences * 2)  # enough that a freed place is taken at once
+        feed(self.sequences * 2 if self._first_look is None else AHEAD)  # enough that a freed place is taken at once
         while pending:
             index, event = events.get()
             if "piece" in event:
