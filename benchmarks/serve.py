@@ -1,11 +1,13 @@
 """The server beside `llama_cpp.server` and xllamacpp's on the same GGUF file, on the loopback, and under faults.
 
-    python -m benchmarks.serve FOLDER RECORDS [--requests N] [--seconds S] [--repeat N] [--type TYPE]
+    python -m benchmarks.serve FOLDER RECORDS [--requests N] [--seconds S] [--repeat N] [--type TYPE] [--one-client]
 
 FOLDER is a gguf artifact or a release of a task of kind `classify`, RECORDS the `test.jsonl` of its data set. Each
 server is a process of its own, and one runs at a time. A classify request is the task's system prompt and a
 record's text, with at most 8 answer tokens; free text is a bare file's answer of up to 64 tokens at temperature 0, and
 an extract request one under a JSON Schema with the labels, which `llama_cpp.server` is not asked for.
+
+With --one-client the server is measured beside its own engine in this process, asked for one label after another.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -33,8 +36,10 @@ import httpx
 
 from benchmarks import program, result
 from slmctl.hardware import usable_cores
+from slmctl.inference.engine import Engine
 from slmctl.model_files.gguf_choice import is_lora, is_type
 from slmctl.task.contract import Task
+from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import read_records
 
 SEQUENCES, CONTEXT = 8, 1024
@@ -82,10 +87,15 @@ def main() -> None:
     parser.add_argument("--growth", type=int, default=2000, help="requests over which memory is watched")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--note", default="")
+    parser.add_argument("--one-client", action="store_true")
     options = parser.parse_args()
     (file,) = [p for p in options.folder.glob("*.gguf") if is_type(p.name, options.type) and not is_lora(p.name)]
     task = Task.read(options.folder)
     texts = [record.input for record in read_records(options.records)]
+    if options.one_client:
+        ask = functools.partial(one_client, options=options, file=file, task=task, texts=texts[: options.requests])
+        write_one_client(program.alternating(("slmctl", "engine"), options.repeat, ask))
+        return
     sides = ("slmctl", "llama_cpp.server", "xllamacpp")
     runs = program.alternating(
         sides, options.repeat, lambda side: asyncio.run(beside(side, options, file, task, texts))
@@ -125,6 +135,45 @@ def rows_of(runs: dict[str, list[dict[str, Any]]], own: dict[str, Any]) -> list[
             ("answers at temperature 0 that differ at concurrency 1 and 8", "differ", 0),
         )
     ]
+
+
+def one_client(
+    side: str, options: argparse.Namespace, file: Path, task: Task, texts: Sequence[str]
+) -> dict[str, float]:
+    """Seconds from start to the first label, and milliseconds of a label, of requests one after the other."""
+    begun, times = time.perf_counter(), list[float]()
+    with contextlib.ExitStack() as stack:
+        if side == "engine":
+            engine = stack.enter_context(Engine(file, sequences=SEQUENCES, context=CONTEXT, classifier=True))
+            prompts = [task.prompt(task.messages(text)) for text in texts]
+            shared, _, _ = task.prompt(task.messages("QUESTION")).partition("QUESTION")
+            requests = [engine_request(task, text, prefix=shared, max_tokens=ANSWER) for text in prompts]
+            calls = [functools.partial(engine.ask, request) for request in requests]
+        else:
+            url, _ = stack.enter_context(server(side, options.folder, options.type))
+            client = stack.enter_context(httpx.Client(base_url=url, timeout=60, trust_env=False))
+            bodies = [classify(task, text) for text in texts]
+            calls = [functools.partial(client.post, "/v1/chat/completions", json=body) for body in bodies]
+        for call in calls:
+            asked = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - asked)
+            if len(times) == 1:
+                first = time.perf_counter() - begun
+    return {"first_s": first, "median_ms": 1000 * statistics.median(times[8:])}
+
+
+def write_one_client(runs: dict[str, list[dict[str, Any]]]) -> None:
+    (label, bare), (first, loaded) = (
+        [[run[name] for run in runs[side]] for side in ("slmctl", "engine")] for name in ("median_ms", "first_s")
+    )
+    later = statistics.median(first) - statistics.median(loaded)
+    rows = [
+        result.compared("one client, ms for a label", label, bare, peer="its engine alone", goal="<= 1.15", digits=1),
+        result.single("seconds to the first answer, after the engine's own", later, "goal", 1.5, "<= 1.5"),
+    ]
+    result.write("serve-one-client", "python -m benchmarks.serve FOLDER RECORDS --one-client", rows,
+                 ("llama-cpp-python", "starlette", "uvicorn", "httptools"))  # fmt: skip
 
 
 async def beside(

@@ -146,8 +146,8 @@ def scored(
         zip(*rows, strict=True) for rows in (train, validation, test)
     )
     both, tfidf = encoder_head.fit(texts, learned, labels, choosing=(others, choosing), chosen=chosen)
-    kinds = {PEER: tfidf.logprobs(questions), "the encoder": both.head.logprobs(asked)}
-    kinds["both"] = both.logprobs(questions, asked)
+    kinds = {PEER: tfidf.logprobs(questions), "the encoder": both.head.scored(questions, asked)[0]}
+    kinds["both"] = both.scored(questions, asked)[0]
     names = np.array(both.labels)
     return {kind: float((names[table.argmax(axis=1)] == np.array(wanted)).mean()) for kind, table in kinds.items()}
 

@@ -342,7 +342,7 @@ def class_head(scorer: Scorer) -> dict[str, list[bool]]:
 
     def logs(vectors: Any, scored: Scored) -> tuple[Any, Any]:
         shares = np.zeros_like(scored.shares)
-        shares[:, columns] = np.exp(head.logprobs(vectors))
+        shares[:, columns] = np.exp(head.scored((), vectors)[0])
         return np.log(scored.shares + FLOOR), np.log(shares + FLOOR)
 
     def hits(scores: Any, answers: Sequence[str]) -> list[bool]:
