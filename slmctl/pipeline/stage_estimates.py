@@ -34,6 +34,10 @@ PREPARE_SECONDS, ROWS_A_SECOND = 5, 3000
 REHEARSAL_SECONDS = 25
 # Of MiniLM-L6 (22.7 M weights) as F16 beside its fetched form, its fits, and the tokens that it reads on two cores.
 ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
+# Tokens that the engine of `predict` has room for, and the share of that room which is written: 0.6 of SmolLM2-135M's
+# and 0.3 of gemma-3-270m's, most of whose layers see a window.
+CELLS, WRITTEN = 16 * 2048, 0.5
+BESIDE_BYTES = 0.15e9  # of an encoder's process beside a model, and of its sums
 VALIDATION_COST = 0.5  # time of a record in a validation, over its time in training: it has no backward pass
 QUANTIZE_SECONDS, CHECKED_TOKENS = 5, 8000  # of the checks of each file, beside the merged model
 REPORT_SECONDS, PUBLISH_SECONDS = 5, 6  # bootstrap and baselines; probes and hashes
@@ -106,7 +110,10 @@ class _Sizes:
         self.trained = settings.finetune.lora.rank * shape.channels
         each = [_file_bytes(kind, shape.parameters) for kind in settings.quantize.types]
         self.files, largest = sum(each), max(each, default=0)
-        self.answering = int(PLAIN_BYTES + memory.ENGINE_BYTES + largest)  # llama.cpp beside this process
+        if settings.task.kind == "classify" and memory.BF16 & hardware.cpu_flags():
+            largest = max(largest, self.weights)  # which the engine of a classifier holds in 16 bits
+        cells = 2 * CELLS * shape.kept_cache * WRITTEN
+        self.answering = int(PLAIN_BYTES + memory.ENGINE_BYTES + largest + cells)  # llama.cpp beside this process
         self.products = 2 * (shape.parameters - shape.embedding)  # operations for a token that is read
 
 
@@ -206,7 +213,8 @@ def _evaluate(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: 
     own = max(rows.tokens - rows.shared, 0) if rows else 0
     prompt = rows.shared + (1 + shots) * own if rows else 0
     whole = "base" in loaded and settings.task.kind == "classify"
-    peak = sizes.shape.answering_bytes(prompt, whole_labels=whole) if loaded else sizes.answering
+    beside = int(BESIDE_BYTES) if ENSEMBLE in settings.measured else 0
+    peak = sizes.shape.answering_bytes(prompt, whole_labels=whole) if loaded else sizes.answering + beside
     of_base = (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1  # beside once
     once = _answering_seconds(settings, sizes, rows, rows.test if rows else None, rates)
     if once is None or (loaded and hardware.accelerator()):

@@ -21,7 +21,7 @@ from slmctl.inference.encoder import Encoder
 from slmctl.metrics import encoder_head, linear_baseline
 from slmctl.metrics.encoder_head import EncoderModel, Floats
 from slmctl.metrics.statistics import hashed_position, wilson
-from slmctl.model_files import encoder_source
+from slmctl.model_files import encoder_source, memory
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, require_records
 
@@ -92,6 +92,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     if len(validation) >= linear_baseline.FEWEST:
         whole: ShareScore = {"rows": len(train), "encoder": right, "tfidf_logistic": tfidf}
         facts["curve"] = [*_curve(train, validation, learned, choosing), whole]
+    memory.trim_heap()  # the fits left much of it, and the same process may go on to answer by the model
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
         console.say(f"  {line}")
