@@ -1,10 +1,10 @@
-"""Trials of training, each alone: what validation rows of Banking77 gain by it over today's recipe.
+"""Trials of training, each alone: what validation rows gain by it over today's recipe.
 
-    python -m benchmarks.trials DATA BASE [--folder FOLDER]
+    python -m benchmarks.trials DATA BASE [--set banking77] [--folder FOLDER]
 
-DATA is the folder that holds `banking77/`; BASE is what `base:` takes. Each seed draws training rows of its own, the
-same for every trial; the rows that are scored are the same for all, and others choose what a class head needs. No test
-row is used. A run that is stopped goes on.
+DATA is the folder that holds `banking77/` and `clinc150/`; BASE is what `base:` takes. Each seed draws training rows of
+its own, the same for every trial; the rows that are scored are the same for all, and others choose what a class head
+needs. No test row is used. A run that is stopped goes on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from slmctl.stages.predict.transformers_answerer import HfAnswerer
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
-TRAIN, EPOCHS, CHOOSING, SCORED, SEEDS = 400, 4, 150, 800, (0, 1, 2)
+EPOCHS, CHOOSING, SCORED, SEEDS = 4, 150, 800, (0, 1, 2)
+SETS = {"banking77": (linear.banking77, 400), "clinc150": (linear.clinc150, 600)}  # with their training rows
 CONTROL, LABELS = "today's recipe", "loss over the labels"
 MEAN, HEAD, BOTH = "mean of the last third of steps", "class head", "class head and label, added"
 SHARE = 0.2  # of the loss over the whole vocabulary, beside that over the labels
@@ -74,16 +75,20 @@ def main() -> None:
     parser = program.parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("base")
+    parser.add_argument("--set", choices=SETS, default="banking77")
     parser.add_argument("--folder", type=Path, default=Path("trials"))
     options = parser.parse_args()
-    train, validation, _ = linear.banking77(options.data)
+    read, count = SETS[options.set]
+    train, validation, _ = read(options.data)
     found: list[dict[str, list[bool]]] = [{} for _ in SEEDS]
     for variant, (seed, each) in itertools.product((CONTROL, LABELS), zip(SEEDS, found, strict=True)):
         each |= measured(seed, variant, [*train, *validation], options)
     rows, seeds = compared(found)
+    name = "trials" + f"-{options.set}" * (options.set != "banking77")
     result.write(
-        "trials", "python -m benchmarks.trials DATA BASE", rows, ("torch", "transformers", "trl", "peft"),
-        base=options.base, train=TRAIN, choosing=CHOOSING, scored=SCORED, share=SHARE, seeds=seeds,
+        name, f"python -m benchmarks.trials DATA BASE --set {options.set}", rows,
+        ("torch", "transformers", "trl", "peft"),
+        base=options.base, train=count, choosing=CHOOSING, scored=SCORED, share=SHARE, seeds=seeds,
     )  # fmt: skip
 
 
@@ -95,7 +100,7 @@ def measured(
     random.Random(0).shuffle(rows)
     learned = rows[held:]
     random.Random(seed).shuffle(learned)
-    parts = {"train": learned[:TRAIN], "choosing": rows[:CHOOSING], "scored": rows[CHOOSING:held]}
+    parts = {"train": learned[: SETS[options.set][1]], "choosing": rows[:CHOOSING], "scored": rows[CHOOSING:held]}
     place = (options.folder / f"seed-{seed}").resolve()
     kept = place / f"{variant}.json"
     if not kept.exists():

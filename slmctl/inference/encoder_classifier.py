@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from slmctl.inference import ENCODER, OPINION
 from slmctl.inference.encoder import Encoder, EncoderError
-from slmctl.inference.escalation_policy import Policy
+from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.inference.events import Event, TokenAlternative
 
 FLOOR = 1e-6  # the least probability of a label for each of the two, so that neither overrules the other for good
@@ -337,32 +337,34 @@ class EncoderFirst:
         self, question: str, on_event: OnEvent, submit: Callable[[OnEvent], Cancel], *, alternatives: int = -1
     ) -> Cancel:
         """Have a question with these labels answered here, or by the model; as `EncoderClassifier.beside`."""
-        pieces: list[Event] = []
-        lock, cancels, cancelled = threading.Lock(), list[Cancel](), threading.Event()
+        pieces, cancels, cancelled = list[Event](), list[Cancel](), threading.Event()
 
         def relay(event: Event) -> None:
             if "piece" in event:
                 pieces.append(event)
-                return
-            if "finish" in event:
-                decision = self.policy.judge(event, pieces[0]["piece"])
-                if decision.keep:
-                    self.kept += 1
-                    on_event(pieces[0])
-                    on_event(event | {"p_correct": decision.p_correct})
-                    return
-            with lock:  # not kept, or an encoder that failed
-                if not cancelled.is_set():
-                    cancels.append(submit(on_event))
+            elif (decision := self._decision(event, pieces)) is not None and decision.keep:
+                self.kept += 1
+                on_event(pieces[0])
+                on_event(event | {"p_correct": decision.p_correct})
+            elif not cancelled.is_set():
+                cancels.append(submit(on_event))
+                if cancelled.is_set():  # meanwhile, so nobody else cancels this one
+                    cancels[-1]()
 
         def cancel() -> None:
-            with lock:
-                cancelled.set()
+            cancelled.set()
             for each in cancels:
                 each()
 
         cancels.append(self.encoder.alone(question, self.labels, relay, alternatives=alternatives))
         return cancel
+
+    def _decision(self, event: Event, pieces: Sequence[Event]) -> Decision | None:
+        """The policy's decision on an answer of the encoder; None where that failed, or has none of its signals."""
+        with contextlib.suppress(ValueError):
+            if "finish" in event:
+                return self.policy.judge(event, pieces[0]["piece"])
+        return None
 
 
 def _piece(answer: Event, alternatives: int) -> Event:
