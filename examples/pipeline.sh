@@ -78,7 +78,7 @@ start() {
   setsid "$SLMCTL" -C "$PROJECT" serve "$1" --port "$PORT" \
     < /dev/null > "$STATE/address" 2>> "$STATE/serve.log" 9>&- &
   echo $! > "$STATE/pid"
-  while running; do
+  while kill -0 $! 2> /dev/null; do  # it may not have its own command line yet, by which `running` knows it
     [ ! -s "$STATE/address" ] || return 0
     sleep 0.1
   done
