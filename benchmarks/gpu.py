@@ -85,13 +85,13 @@ def one(side: str, project: Path, batch: int) -> dict[str, Any]:
         sys.exit("no GPU is here")
     from slmctl import config
     from slmctl.model_files import hf_folder
-    from slmctl.pipeline import resolve
+    from slmctl.pipeline.graph import Project
     from slmctl.stages.finetune import encoding
     from slmctl.task.contract import Task
     from slmctl.task.records import read_records
 
     settings = config.load(project / config.FILENAME)
-    asked = resolve.resolve_stage(resolve.Project(root=project, config=settings), "finetune")
+    asked = Project(root=project, config=settings).request("finetune")
     base, prepared = asked.inputs["base"], asked.inputs["prepared"]
     assert not isinstance(base, list)
     assert not isinstance(prepared, list)

@@ -25,7 +25,8 @@ from typing import Any
 from benchmarks import program, result
 from slmctl import config
 from slmctl.artifacts.artifact import Artifact
-from slmctl.pipeline import model_lookup, resolve, stage_table
+from slmctl.pipeline import model_lookup, predictions
+from slmctl.pipeline.graph import Project
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
@@ -109,8 +110,8 @@ def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
 def one(options: argparse.Namespace) -> dict[str, Any]:
     """Open one side's model, warm it up, and time the rows."""
     root = options.project.resolve()
-    project = resolve.Project(root=root, config=config.load(root / config.FILENAME))
-    prepared = resolve.find(project, stage_table.Role("prepared", ("prepared",)))
+    project = Project(root=root, config=config.load(root / config.FILENAME))
+    prepared = project.artifact("prepared")
     task = Task.read(prepared.path)
     records = sorted(read_records(prepared.file("test.jsonl")), key=lambda record: record.id)[: options.rows]
     sides: dict[str, Callable[[], Iterator[Callable[[list[Record]], list[str]]]]] = {
@@ -134,14 +135,14 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(
-    project: resolve.Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False, first: bool = False
+    project: Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False, first: bool = False
 ) -> Iterator[Callable[[list[Record]], list[str]]]:
     """What `slmctl predict` does."""
     from slmctl.inference.engine import Answer
     from slmctl.stages.predict import local_models, prompts
 
-    model = resolve.find(project, stage_table.Role(kind, (kind,)))
-    base = resolve.base_of(project, model) if kind == "adapter" else None
+    model = project.artifact(kind)
+    base = predictions.base_of(project, model) if kind == "adapter" else None
     with contextlib.ExitStack() as stack:
         answerer: Any
         before = stack.enter_context(model_lookup.first_look(project, task).load()) if first else None
@@ -163,14 +164,14 @@ def ours(
         yield answer
 
 
-def llama(project: resolve.Project, task: Task, type_name: str) -> Iterator[Callable[[list[Record]], list[str]]]:
+def llama(project: Project, task: Task, type_name: str) -> Iterator[Callable[[list[Record]], list[str]]]:
     """A plain loop over `llama_cpp.Llama`, which keeps what two questions in a row have in common."""
     from llama_cpp import Llama
 
     from slmctl.hardware import usable_cores
     from slmctl.model_files.gguf_choice import is_type
 
-    model = resolve.find(project, stage_table.Role("gguf", ("gguf",)))
+    model = project.artifact("gguf")
     (entry,) = [entry for entry in model.files(".gguf") if is_type(entry.path, type_name)]
     peer = Llama(str(model.file(entry.path)), n_ctx=2048, n_threads=usable_cores(), verbose=False)
 
@@ -185,15 +186,15 @@ def llama(project: resolve.Project, task: Task, type_name: str) -> Iterator[Call
     yield answer
 
 
-def generate(project: resolve.Project, task: Task) -> Iterator[Callable[[list[Record]], list[str]]]:
+def generate(project: Project, task: Task) -> Iterator[Callable[[list[Record]], list[str]]]:
     """A plain loop over transformers' `generate`, on the base with its adapter in float32."""
     import torch
 
     from slmctl.model_files import hf_folder
     from slmctl.stages.predict.transformers_answerer import _with_adapter
 
-    adapter: Artifact = resolve.find(project, stage_table.Role("adapter", ("adapter",)))
-    base = resolve.base_of(project, adapter)
+    adapter: Artifact = project.artifact("adapter")
+    base = predictions.base_of(project, adapter)
     tokenizer: Any = hf_folder.load_tokenizer(base.path)
     model = _with_adapter(hf_folder.load_model(base.path, attn_implementation="sdpa"), adapter)
     ends = [tokenizer.convert_tokens_to_ids(task.end), tokenizer.eos_token_id]

@@ -30,7 +30,8 @@ from slmctl.console import percent
 from slmctl.errors import GateError
 from slmctl.metrics import error_threshold, linear_baseline
 from slmctl.metrics.error_threshold import CalibrationRows
-from slmctl.pipeline import resolve, runner, stage_table
+from slmctl.pipeline import predictions, runner
+from slmctl.pipeline.graph import Project
 from slmctl.reports import svg_chart
 from slmctl.reports.svg_chart import LineSeries, Point
 from slmctl.stages.calibrate import calibrate
@@ -116,8 +117,8 @@ class Given:
     """A project with its data set, and the answers of its file and of a linear model."""
 
     def __init__(self, folder: Path, type: str) -> None:
-        self.project = resolve.Project(root=folder.resolve(), config=config.load(folder / config.FILENAME))
-        self.prepared = resolve.find(self.project, stage_table.Role("prepared", ("prepared",)))
+        self.project = Project(root=folder.resolve(), config=config.load(folder / config.FILENAME))
+        self.prepared = self.project.artifact("prepared")
         self.task, self.type = Task.read(self.prepared.path), type
         self._lines: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
 
@@ -160,7 +161,7 @@ class Given:
         return answered([*self.records(first), *outside]), answered(self.records("test"))
 
     def _answered(self, kind: str, split: str) -> list[dict[str, Any]]:
-        (asked,) = resolve.predictions_of(self.project, kind, split, None if kind == "encoder" else self.type)
+        (asked,) = predictions.predictions_of(self.project, kind, split, None if kind == "encoder" else self.type)
         made = runner.run(self.project, asked).artifact
         return program.read_jsonl(made.file("predictions.jsonl"))
 

@@ -14,7 +14,8 @@ from benchmarks import banking77, base_outcomes, public, result  # noqa: E402
 from benchmarks import demo as demo_benchmark  # noqa: E402
 from slmctl import config  # noqa: E402
 from slmctl.cli.main import cli  # noqa: E402
-from slmctl.pipeline import stage_table  # noqa: E402
+from slmctl.pipeline import LEAVES  # noqa: E402
+from slmctl.pipeline.graph import stage_class  # noqa: E402
 
 MOST_USED = (
     "project", "version", "base", "task.kind", "task.labels", "task.schema", "task.system", "prepare.sources[].path",
@@ -28,12 +29,13 @@ FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benc
 def stages() -> str:
     """The table of stages."""
     lines = ["| stage | takes | leaves | what it does |", "|---|---|---|---|"]
-    for stage in stage_table.STAGES.values():
+    for name, leaves in LEAVES.items():
+        stage = stage_class(name)
         takes = ", ".join(role.name for role in stage.takes if not role.optional) or "a model source"
         takes += " + sources" if stage.name == "prepare" else ""
         takes = "sources + teachers" if stage.name == "label" else takes
         about = cli.commands[stage.name].get_short_help_str(200)
-        lines.append(f"| `{stage.name}` | {takes} | `runs/{stage.leaves}/` | {about} |")
+        lines.append(f"| `{stage.name}` | {takes} | `runs/{leaves}/` | {about} |")
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ from slmctl import config, console
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.network import guard
-from slmctl.pipeline import resolve
+from slmctl.pipeline.graph import Project
 
 if TYPE_CHECKING:
     from support.browser import Browser
@@ -125,9 +125,9 @@ def artifacts(tiny_run: Path) -> dict[str, Artifact]:
 
 
 @pytest.fixture
-def project(tiny_run: Path) -> resolve.Project:
+def project(tiny_run: Path) -> Project:
     """`tiny_run` as the library sees it."""
-    return resolve.Project(root=tiny_run, config=config.load(tiny_run / config.FILENAME))
+    return Project(root=tiny_run, config=config.load(tiny_run / config.FILENAME))
 
 
 @pytest.fixture(scope="session")
@@ -135,9 +135,9 @@ def stages(heavy_children: Forks) -> Iterator[Forks]:
     """Forks of a process that has imported what every stage needs."""
     from support.forks import Forks
 
-    from slmctl.pipeline.stage_table import STAGES
+    from slmctl.pipeline import LEAVES
 
-    modules = ("slmctl.cli.main", "slmctl.pipeline.runner", *(stage.module for stage in STAGES.values()))
+    modules = ("slmctl.cli.main", "slmctl.pipeline.runner", *(f"slmctl.stages.{name}.{name}" for name in LEAVES))
     with Forks(*modules, heavy=heavy_children) as forks:
         yield forks
 

@@ -12,7 +12,8 @@ import pytest
 from support import TESTS
 
 import slmctl
-from slmctl.pipeline.stage_table import STAGES
+from slmctl.pipeline import LEAVES
+from slmctl.pipeline.graph import stage_class
 
 PACKAGE = Path(slmctl.__file__).parent
 # Each folder or module may import those of the layers below its own; none of its own layer but itself.
@@ -190,6 +191,19 @@ def broad_handlers(name: str, tree: ast.Module) -> Iterator[str]:
                 yield f":{node.lineno} catches everything"
 
 
+HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "llama_cpp", "sklearn", "numpy", "pyarrow"}
+
+
+@of_each_module
+def heavy_stages(name: str, tree: ast.Module) -> Iterator[str]:
+    """Packages at the top of a `stage.py`, or of the graph, which every command that looks at a project imports."""
+    if name.endswith(".stage") or room(name) == "pipeline":
+        for node in tree.body:
+            targets = imported(node) if isinstance(node, ast.Import | ast.ImportFrom) else ()
+            if packages := {target.split(".")[0] for target in targets} & HEAVY:
+                yield f":{node.lineno} imports {', '.join(sorted(packages))} before it is needed"
+
+
 WRITER = "slmctl.artifacts.atomic"  # of drafts and temporary names
 RENAMES = {"os.replace", "os.rename", "os.renames", "shutil.move"}
 TEMPORARY = {"mkstemp", "mkdtemp", "mktemp"}
@@ -273,7 +287,7 @@ PLANTED = (
     (upward_imports, "slmctl.errors", "def late():\n    from slmctl.network import guard\n"),
     (upward_imports, "slmctl.config.loader", "from slmctl.inference import engine\n"),
     (upward_imports, "slmctl.server.app", "from slmctl.stages.predict import predict\n"),
-    (upward_imports, "slmctl.task.contract", "if TYPE_CHECKING:\n    from slmctl.pipeline import resolve\n"),
+    (upward_imports, "slmctl.task.contract", "if TYPE_CHECKING:\n    from slmctl.pipeline import graph\n"),
     (stages_that_know_stages, "slmctl.stages.merge.merge", "from slmctl.stages.quantize import parity\n"),
     (circles, "slmctl.errors", "def late():\n    from slmctl.network import guard\n"),
     (circles, "slmctl.hardware", "if TYPE_CHECKING:\n    from slmctl.stages.finetune import backend\n"),
@@ -287,6 +301,8 @@ PLANTED = (
     (forbidden_calls, "slmctl.stages.merge.merge", "sys.exit(1)"),
     (broad_handlers, "slmctl.errors", "try:\n    x = 1\nexcept Exception:\n    pass"),
     (broad_handlers, "slmctl.errors", "try:\n    x = 1\nexcept:\n    pass"),
+    (heavy_stages, "slmctl.stages.merge.stage", "import torch\n"),
+    (heavy_stages, "slmctl.pipeline.graph", "from numpy import array\n"),
     (writes_by_hand, "slmctl.releases.registry", "os.replace(draft, path)\n"),
     (writes_by_hand, "slmctl.stages.merge.merge", "half.rename(path)\n"),
     (writes_by_hand, "slmctl.server.api_keys", "path.with_name('.new').replace(path)\n"),
@@ -374,23 +390,23 @@ def test_one_importer(package: str, only: set[str]) -> None:
 
 
 def test_errors_import_nothing_of_the_package() -> None:
-    for name in ("slmctl.errors", "slmctl.child_environment", "slmctl.hardware", "slmctl.pipeline.stage_table"):
+    for name in ("slmctl.errors", "slmctl.child_environment", "slmctl.hardware", "slmctl.pipeline"):
         assert own_imports(name, house()) == [], name
     assert own_imports("slmctl.network.guard", house()) == ["slmctl.errors"]
 
 
 def test_stage_is_a_folder_with_run() -> None:
-    for name, row in STAGES.items():
-        assert row.module == f"slmctl.stages.{name}.{name}"
-        (run,) = [node for node in house()[row.module].body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    for name in LEAVES:
+        stage, module = stage_class(name), house()[f"slmctl.stages.{name}.{name}"]
+        (run,) = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
         assert [argument.arg for argument in run.args.args] == ["config"], name
-        assert ast.unparse(run.args.args[0].annotation or run) == f"{row.name.capitalize()}Config"
+        assert ast.unparse(run.args.args[0].annotation or run) == f"{stage.name.capitalize()}Config"
         assert sorted(argument.arg for argument in run.args.kwonlyargs) == sorted(
-            ["out", *(role.name for role in row.takes), *(["keep"] if row.resumes else []), *row.options]
+            ["out", *(role.name for role in stage.takes), *(["keep"] if stage.resumes else []), *stage.arguments]
         ), name
 
 
 def test_each_kind_is_left_by_one_stage() -> None:
-    kinds = [stage.leaves for stage in STAGES.values()]
+    kinds = [*LEAVES.values()]
     assert len(set(kinds)) == len(kinds)
-    assert {kind for stage in STAGES.values() for role in stage.takes for kind in role.kinds} <= set(kinds)
+    assert {kind for name in LEAVES for role in stage_class(name).takes for kind in role.kinds} <= set(kinds)

@@ -11,18 +11,20 @@ import click
 
 from slmctl import __version__
 from slmctl.network import guard
-from slmctl.pipeline.stage_table import STAGES
+from slmctl.pipeline import LEAVES
 
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import Config
-    from slmctl.pipeline.resolve import Project, Workspace
+    from slmctl.pipeline.graph import Project
+    from slmctl.pipeline.named import Workspace
     from slmctl.pipeline.runner import Outcome
 
 # Made once: a type of click looks for a translation of its name in some ten files.
 PATH, EXISTING = click.Path(path_type=Path), click.Path(path_type=Path, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
-CHAIN = tuple(name for name in STAGES if name != "predict")  # evaluate and calibrate run predict themselves
+INNER = ("predict",)  # stages that others run themselves
+CHAIN = tuple(name for name in LEAVES if name not in INNER)
 
 
 class Options:
@@ -31,7 +33,7 @@ class Options:
     Attributes:
         sets: Those of `--set`.
         flags: Those of flags that stand for a key, which go before `--set`; also as `section.key=value`.
-        named: Artifacts in place of the config's, by role.
+        named: Paths and kinds of artifacts in place of the config's, by role.
     """
 
     def __init__(self) -> None:
@@ -41,7 +43,7 @@ class Options:
         self.no_wait = False
         self.sets: list[str] = []
         self.flags: list[str] = []
-        self.named: dict[str, Path] = {}
+        self.named: dict[str, tuple[Path, str]] = {}
 
     @property
     def overrides(self) -> list[str]:
@@ -155,12 +157,12 @@ def value_option(*names: str, key: str, **settings: Any) -> Callable[[Callable[.
     return click.option(*names, cls=_KeyOption, key=key, **settings)
 
 
-def artifact_option(role: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A flag that names an artifact in place of the config's."""
+def artifact_option(role: str, help: str, kind: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A flag that names an artifact in place of the config's; its kind is that of the role unless another is given."""
 
     def keep(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
         if path is not None:
-            context.ensure_object(Options).named[role] = path
+            context.ensure_object(Options).named[role] = path, kind or role
 
     return click.option(f"--{role}", type=PATH, metavar="PATH", help=help, expose_value=False, callback=keep)
 
@@ -254,23 +256,31 @@ def terminal() -> Any:
 
 
 def open_project(options: Options) -> Project:
-    """The project of the working folder."""
+    """The project of the working folder, with the artifacts that the command names.
+
+    Raises:
+        IntegrityError: A named artifact does not exist, or is damaged.
+        UsageError: The config has faults, or a named artifact is of another kind.
+    """
     from slmctl import config
-    from slmctl.pipeline import resolve
+    from slmctl.pipeline import named
+    from slmctl.pipeline.graph import Project
 
     root = options.directory.resolve()
-    return resolve.Project(
+    project = Project(
         root=root,
         config=config.load(root / config.FILENAME, options.overrides),
         wait=not options.no_wait,
         on_wait=lambda holder: terminal().say(f"waiting for {holder}"),
-        named=dict(options.named),
     )
+    for role, (path, kind) in options.named.items():
+        project.named[role] = named.opened(project, path, kind)
+    return project
 
 
 def make_workspace(options: Options) -> Workspace:
     """The working folder and its project, for finding models."""
-    from slmctl.pipeline.resolve import Workspace
+    from slmctl.pipeline.named import Workspace
 
     return Workspace(options.directory, lambda: open_project(options))
 
@@ -283,12 +293,6 @@ def read_settings(options: Options) -> Config:
     if path.exists():
         return config.load(path, options.overrides)
     return config.parse("{project: served, base: none}", options.overrides, root=options.directory)
-
-
-def import_trainer_first(project: Project) -> None:
-    from slmctl.stages.finetune import backend
-
-    backend.import_first(project.config.finetune.backend)
 
 
 def say_outcome(name: str, outcome: Outcome) -> Outcome:

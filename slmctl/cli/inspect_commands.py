@@ -13,7 +13,7 @@ from slmctl.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from slmctl.model_files.base_model import Base
-    from slmctl.pipeline.resolve import Project
+    from slmctl.pipeline.graph import Project
 from slmctl.cli.base_table import bases
 from slmctl.cli.group import (
     EXISTING,
@@ -22,7 +22,6 @@ from slmctl.cli.group import (
     Options,
     common_options,
     config_options,
-    import_trainer_first,
     make_workspace,
     offline_option,
     open_project,
@@ -49,7 +48,7 @@ def show(options: Options, path: Path | None, log: bool) -> None:
     """
     from slmctl.artifacts import artifact, lineage
     from slmctl.pipeline.model_lookup import root_of
-    from slmctl.pipeline.resolve import artifact_path, find
+    from slmctl.pipeline.named import artifact_path
 
     if log:
         from slmctl.pipeline import stage_log
@@ -58,7 +57,7 @@ def show(options: Options, path: Path | None, log: bool) -> None:
         terminal().write(terminal().clean(log_file.read_text(encoding="utf-8", errors="replace")))
         return
     path = artifact_path(make_workspace(options), path) if path is not None else None
-    shown = artifact.load(path) if path is not None else find(open_project(options), "published")
+    shown = artifact.load(path) if path is not None else open_project(options).artifact("published")
     node = lineage.show(root_of(options.directory, path), shown)
     print_result(options, lineage.to_json(node), lineage.lines(node))
 
@@ -181,10 +180,10 @@ def diff(options: Options, first: Path, second: Path) -> None:
     FIRST and SECOND are paths, ids or kinds of artifacts. Models that two reports measured on the same rows are
     compared in pairs, row by row, with a significance test.
     """
-    from slmctl.pipeline import resolve
+    from slmctl.pipeline import named
     from slmctl.provenance import diff as module
 
-    first, second = (resolve.artifact_path(make_workspace(options), path) for path in (first, second))
+    first, second = (named.artifact_path(make_workspace(options), path) for path in (first, second))
     differences = module.diff(first, second)
     print_result(options, differences, module.lines(differences))
 
@@ -206,10 +205,10 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     be signed.
     """
     from slmctl.artifacts import artifact, lineage
-    from slmctl.pipeline import resolve
+    from slmctl.pipeline import named
 
     where = make_workspace(options)
-    folders = [resolve.artifact_path(where, path) for path in paths] or lineage.folders(options.directory)
+    folders = [named.artifact_path(where, path) for path in paths] or lineage.folders(options.directory)
     if not folders:
         raise IntegrityError(f"there are no artifacts below {options.directory / 'runs'}", hint="slmctl run")
     if gone := [folder for folder in folders if not os.path.exists(folder)]:  # noqa: PTH110 -- too long a name raises
@@ -250,17 +249,17 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     """
     from slmctl.artifacts import artifact
     from slmctl.errors import DifferentError
-    from slmctl.pipeline import resolve, system_errors
+    from slmctl.pipeline import LEAVES, named, system_errors
     from slmctl.pipeline.model_lookup import root_of
     from slmctl.provenance import reproduce as module
 
-    path = resolve.artifact_path(make_workspace(options), path)
+    path = named.artifact_path(make_workspace(options), path)
     options.directory = root_of(options.directory, path)
     project = _project(options)
     made = artifact.load(path)
     name = made.manifest.stage.partition("/")[0]
-    if name == "finetune":
-        import_trainer_first(project)
+    if name in LEAVES:
+        project.stage(name).import_first()
     try:
         comparison = module.reproduce(project, made, sources)
     except ModuleNotFoundError as error:
@@ -378,10 +377,10 @@ def _base(options: Options, path: str) -> Base:
     """The base at a path, or of the config where the path is empty."""
     from slmctl.model_files import catalogue
     from slmctl.model_files.base_model import Base
-    from slmctl.pipeline.resolve import find, open_model
+    from slmctl.pipeline.named import open_model
 
     if path in ("", "base"):
-        return Base.read(find(open_project(options), "base").path)
+        return Base.read(open_project(options).artifact("base").path)
     catalogue.require_source(path, options.directory / path)
     return Base.read(open_model(options.directory / path, ("base",)).path)
 
@@ -389,12 +388,12 @@ def _base(options: Options, path: str) -> Base:
 def _project(options: Options) -> Project:
     """The project of the working folder; one without a base or sources where it has artifacts and no config."""
     from slmctl import config
-    from slmctl.pipeline import resolve
+    from slmctl.pipeline.graph import Project
 
     if (options.directory / config.FILENAME).exists():
         return open_project(options)
     settings = config.parse("{project: none, base: none}")
-    return resolve.Project(options.directory.resolve(), settings, wait=not options.no_wait)
+    return Project(options.directory.resolve(), settings, wait=not options.no_wait)
 
 
 def _registry(root: Path) -> list[Path]:

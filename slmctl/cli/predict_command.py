@@ -89,14 +89,14 @@ def predict(
             "a file",
             hint="--input FILE --output FILE",
         )
-    from slmctl.pipeline import linear_file, resolve, runner
+    from slmctl.pipeline import linear_file, predictions, runner
 
     if model == linear_file.KIND:
         raise UsageError(
             "linear answers a file; its answers to held-out rows stand in the report", hint=linear_file.answers()
         )
     project = open_project(options)
-    for step in resolve.predictions_of(project, model or "gguf", split, type_name):
+    for step in predictions.predictions_of(project, model or "gguf", split, type_name):
         print_artifact(options, say_outcome(step.stage.name, runner.run(project, step)).artifact)
 
 

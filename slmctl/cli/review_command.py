@@ -143,7 +143,7 @@ def _task(options: Options, prepared: Artifact | None) -> Task:
         IntegrityError: There is neither.
     """
     from slmctl.cli.group import make_workspace
-    from slmctl.pipeline.resolve import find_model
+    from slmctl.pipeline.named import find_model
     from slmctl.task.contract import Task
 
     if prepared is not None:

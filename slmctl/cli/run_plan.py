@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from slmctl import console
 from slmctl.artifacts.artifact import SHORT_ID
-from slmctl.pipeline.preflight import Requirement, RunPlan, StagePlan
+from slmctl.pipeline.plan import Requirement, RunPlan, StagePlan
 
 COLUMNS = ("stage", "state", "id", "disk", "memory", "time")
 LEGEND = "disk, memory and time are estimates for this machine; - is not known"

@@ -252,9 +252,9 @@ def _require_reachable(settings: ServeConfig) -> None:
 
 
 def _artifact_path(options: Options, path: Path) -> Path:
-    from slmctl.pipeline import resolve
+    from slmctl.pipeline import named
 
-    return resolve.artifact_path(make_workspace(options), path)
+    return named.artifact_path(make_workspace(options), path)
 
 
 def _named_paths(options: Options, adapters: tuple[str, ...]) -> dict[str, str]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from slmctl.errors import GateError, IntegrityError, SlmctlError, UsageError
+from slmctl.errors import GateError, SlmctlError, UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
-    from slmctl.artifacts.artifact import Artifact
-    from slmctl.pipeline.resolve import Project
+    from slmctl.pipeline.graph import Project
     from slmctl.pipeline.runner import Outcome
 from slmctl.cli.group import (
     CHAIN,
@@ -24,7 +23,6 @@ from slmctl.cli.group import (
     Options,
     artifact_option,
     config_options,
-    import_trainer_first,
     key_option,
     offline_option,
     open_project,
@@ -37,13 +35,48 @@ from slmctl.cli.group import (
     value_option,
 )
 
+Decorate = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-@click.command()
-@stage_options
-@click.pass_obj
-def pull(options: Options) -> None:
-    """Fetch and check the base model (from the network, unless it is a path)."""
-    _run_stage(options, "pull")
+
+def plain_stage(name: str, help: str, *flags: Decorate) -> click.Command:
+    """The command of a stage that has no option of its own but keys of its section and artifacts to take."""
+
+    @stage_options
+    @click.pass_obj
+    def command(options: Options) -> None:
+        _run_stage(options, name)
+
+    for flag in reversed(flags):
+        command = flag(command)
+    command.__doc__ = help
+    return click.command(name)(command)
+
+
+def _to_use(role: str, what: str, more: str = "") -> Decorate:
+    return artifact_option(role, f"{what} to use in place of the config's{more}.")
+
+
+pull = plain_stage("pull", "Fetch and check the base model (from the network, unless it is a path).")
+encode = plain_stage(
+    "encode",
+    """Fit a linear model on a frozen sentence encoder.
+
+    The encoder is fetched, unless it is a path or was before. The fit takes seconds. The answers stand beside the
+    trained model's in the report: where subjects decide, they are hard to beat.
+    """,
+    _to_use("prepared", "A prepared data set"),
+)
+merge = plain_stage(
+    "merge", "Fold the adapter into the base's weights.", _to_use("base", "A base"), _to_use("adapter", "An adapter")
+)
+quantize = plain_stage(
+    "quantize",
+    "Write GGUF files that llama.cpp runs.",
+    key_option("--type", multiple=True, metavar="TYPE", key="quantize.types"),
+    _to_use("merged", "A merged model"),
+    _to_use("prepared", "A prepared data set"),
+    _to_use("adapter", "An adapter", ", with quantize.lora_gguf"),
+)
 
 
 @click.command()
@@ -60,12 +93,13 @@ def label(options: Options, plan_only: bool) -> None:
     Rows go to the endpoints that label.teachers names, none that is sensitive. What was answered is never asked
     again: a run that was killed, or that stopped at a ceiling, goes on with the same command.
     """
-    from slmctl.pipeline import chains, preflight
-
     if plan_only:
+        from slmctl.pipeline import plan
+        from slmctl.stages.label import stage
+
         project = open_project(options)
-        preflight.require(project, ["label"])
-        print_result(options, *chains.plan_of_label(project))
+        plan.require(project, ["label"])
+        print_result(options, *stage.plan(project))
     else:
         _run_stage(options, "label")
 
@@ -79,27 +113,12 @@ def label(options: Options, plan_only: bool) -> None:
 def prepare(options: Options, explain: bool) -> None:
     """Turn raw rows into training, validation, calibration and test records."""
     if explain:
-        from slmctl.pipeline import chains, resolve
+        from slmctl.stages.prepare import stage
 
-        project = open_project(options)
-        chains.gather_sources(project)
-        section, model = resolve.reading(project)
+        section, model = stage.reading(open_project(options))
         _inspect("prepare", "prepare", "explain", section, {"base": model})
         return
     _run_stage(options, "prepare")
-
-
-@click.command()
-@artifact_option("prepared", "A prepared data set to use in place of the config's.")
-@stage_options
-@click.pass_obj
-def encode(options: Options) -> None:
-    """Fit a linear model on a frozen sentence encoder.
-
-    The encoder is fetched, unless it is a path or was before. The fit takes seconds. The answers stand beside the
-    trained model's in the report: where subjects decide, they are hard to beat.
-    """
-    _run_stage(options, "encode")
 
 
 @click.command()
@@ -115,39 +134,16 @@ def encode(options: Options) -> None:
 @click.pass_obj
 def finetune(options: Options, preview: int | None) -> None:
     """Train a LoRA adapter on the training records."""
-    from slmctl.pipeline import resolve
     from slmctl.stages.finetune import distributed
 
     project = open_project(options)
     distributed.join_slurm()
-    import_trainer_first(project)
     if preview is not None:
-        request = resolve.resolve_stage(project, "finetune")
+        project.stage("finetune").import_first()
+        request = project.request("finetune")
         _inspect("finetune", "encoding", "preview", request.section, request.inputs, count=preview)
         return
     _run_stage(options, "finetune", project)
-
-
-@click.command()
-@artifact_option("base", "A base to use in place of the config's.")
-@artifact_option("adapter", "An adapter to use in place of the config's.")
-@stage_options
-@click.pass_obj
-def merge(options: Options) -> None:
-    """Fold the adapter into the base's weights."""
-    _run_stage(options, "merge")
-
-
-@click.command()
-@key_option("--type", multiple=True, metavar="TYPE", key="quantize.types")
-@artifact_option("merged", "A merged model to use in place of the config's.")
-@artifact_option("prepared", "A prepared data set to use in place of the config's.")
-@artifact_option("adapter", "An adapter to use in place of the config's, with quantize.lora_gguf.")
-@stage_options
-@click.pass_obj
-def quantize(options: Options) -> None:
-    """Write GGUF files that llama.cpp runs."""
-    _run_stage(options, "quantize")
 
 
 @click.command()
@@ -194,7 +190,8 @@ def evaluate(
     models that they measured. --against uses the network, for that host alone; records marked sensitive are
     never sent.
     """
-    from slmctl.pipeline import chains, preflight
+    from slmctl.pipeline import plan, predictions
+    from slmctl.stages.evaluate import stage
 
     models = (*models, *compared)
     if compared and not compare:
@@ -210,7 +207,7 @@ def evaluate(
         guard.require(f"--against {against}", hint="leave --against out to measure the models here alone")
     project = open_project(options)
     if not against and not models:
-        preflight.require(project, ["evaluate"])
+        plan.require(project, ["evaluate"])
     general = None
     if against and against_model:
         own = project.config.predict.endpoint
@@ -218,38 +215,40 @@ def evaluate(
             own = own.model_copy(update={"key_env": None, "api": "chat", "prices": None})
         flags = {"api": against_api, "key_env": against_key_env}
         asking = own.model_copy(update={name: value for name, value in flags.items() if value is not None})
-        general = chains.EndpointModel(against, against_model, against_shots, asking)
+        general = predictions.EndpointModel(against, against_model, against_shots, asking)
     if against and general is None:
-        general = chains.endpoint_named(project, against, against_shots)
-    outcome = say_outcome("evaluate", chains.evaluate(project, models or project.config.measured, split, general))
+        general = predictions.endpoint_named(project, against, against_shots)
+    outcome = say_outcome("evaluate", stage.evaluate(project, models or project.config.measured, split, general))
     print_artifact(options, outcome.artifact)
-    _show_report(project, outcome.artifact, only_measured=bool(models))
-    _enforce_gates(project, outcome.artifact, only_measured=bool(models))
+    stage.show(project, outcome.artifact, only_measured=bool(models))
 
 
 @click.command()
 @key_option("--max-error", metavar="SHARE", key="calibrate.max_error")
 @key_option("--out-of-scope", metavar="LABEL", key="calibrate.out_of_scope")
 @artifact_option("predictions", "Predictions on calibration rows to use in place of the config's.")
-@artifact_option("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.")
+@artifact_option("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.", "predictions")
 @click.option("--endpoint", metavar="NAME", help="Measure an endpoint of slmctl.yaml, by its model's name: from which "
               "probability on may its answers be acted on? Rows marked sensitive are never sent.")  # fmt: skip
 @stage_options
 @click.pass_obj
 def calibrate(options: Options, endpoint: str | None) -> None:
     """Fit the policy that keeps or escalates answers, on calibration rows."""
-    from slmctl.pipeline import chains
-
     project = open_project(options)
     if endpoint is not None:
+        from slmctl.pipeline import predictions
+        from slmctl.stages.calibrate import stage
+
         guard.require(f"--endpoint {endpoint}", hint="leave --endpoint out to fit the policy of the model here")
-        outcome = say_outcome("calibrate", chains.calibrate(project, against=chains.endpoint_named(project, endpoint)))
-        _show_policy(outcome.artifact)
+        against = predictions.endpoint_named(project, endpoint)
+        outcome = say_outcome("calibrate", stage.calibrate(project, against=against))
+        stage.show(outcome.artifact)
         print_artifact(options, outcome.artifact)
         return
     if "outside" in options.named and "predictions" not in options.named:
         raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
-    print_artifact(options, _calibrate(project).artifact)
+    print_artifact(options, _made(options, project, "calibrate").artifact)
+    _refresh_page(project)
 
 
 @click.command()
@@ -267,17 +266,19 @@ def publish(options: Options, plan_only: bool) -> None:
     release, and a model that completes rare strings of its training rows. TARGET is dir:FOLDER,
     hf:ORG/NAME (private, unless publish.public) or s3://BUCKET/PREFIX.
     """
-    from slmctl.pipeline import chains, preflight
-    from slmctl.reports import scoreboard
+    from slmctl.pipeline import plan
 
     project = open_project(options)
-    preflight.require(project, ["publish"])
+    plan.require(project, ["publish"])
     if not plan_only:
-        print_artifact(options, _publish(project).artifact)
+        print_artifact(options, _made(options, project, "publish").artifact)
         return
-    outcome, plan = chains.plan_of_publish(project)
+    from slmctl.reports import scoreboard
+    from slmctl.stages.publish import stage
+
+    outcome, planned = stage.plan(project)
     say_outcome("publish", outcome)
-    print_result(options, plan, scoreboard.plan(plan))
+    print_result(options, planned, scoreboard.plan(planned))
 
 
 @click.command()
@@ -359,75 +360,80 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     training that has next to nothing to win over a linear model it asks, and without a terminal it ends with 5.
     """
     from slmctl.cli import base_table, matmul_rates, run_plan
-    from slmctl.pipeline import chains, preflight
+    from slmctl.pipeline import plan
 
     project = open_project(options)
     names = CHAIN[: CHAIN.index(until) + 1]
     if plan_only:
-        plan = preflight.plan(project, names, base_table.measured_rates())
-        print_result(options, plan.to_json(), run_plan.lines(plan))
+        planned = plan.plan(project, names, base_table.measured_rates())
+        print_result(options, planned.to_json(), run_plan.lines(planned))
         terminal().say(run_plan.LEGEND)
-        plan.require()
+        planned.require()
         return
-    plan = preflight.plan(project, names, matmul_rates.stored())
-    for line in run_plan.summary(plan):
+    planned = plan.plan(project, names, matmul_rates.stored())
+    for line in run_plan.summary(planned):
         terminal().say(line)
-    plan.require()
-    if CHAIN.index(until) >= CHAIN.index("finetune"):
-        import_trainer_first(project)
-    begun, current = time.monotonic(), {stage.name for stage in plan.stages if stage.current}
+    planned.require()
     for name in names:
-        if getattr(project.config, name) is None and until != name:  # label, encode, calibrate
-            continue
-        match name:
-            case "evaluate":
-                outcome = say_outcome(name, chains.evaluate(project, project.config.measured))
-                _show_report(project, outcome.artifact)
-                try:
-                    _enforce_gates(project, outcome.artifact)
-                except GateError:
-                    print_artifact(options, outcome.artifact)  # the report exists, whatever it says
-                    raise
-            case "calibrate":
-                outcome = _calibrate(project)
-            case "publish":
-                outcome = _publish(project)
-            case _:
-                if name == "finetune" and not yes and name not in current:
-                    _ask_before_training(project)
-                outcome = say_outcome(name, chains.run_stage(project, name))
-    if len(current) < len(plan.stages):
+        project.stage(name).import_first()
+    begun, current = time.monotonic(), {stage.name for stage in planned.stages if stage.current}
+    try:
+        for name in names:
+            if getattr(project.config, name) is None and until != name:  # a section that may be left out
+                continue
+            if not yes and name not in current:
+                _ask_before(project, name)
+            outcome = _made(options, project, name)
+    finally:
+        _refresh_page(project)
+    if len(current) < len(planned.stages):
         terminal().say(f"{'in all':<9} {terminal().duration(time.monotonic() - begun):>12}")
     print_artifact(options, outcome.artifact)
 
 
-def _ask_before_training(project: Project) -> None:
-    """Leave the linear model where next to nothing is to be won over it, and ask whether to train all the same.
+def _ask_before(project: Project, name: str) -> None:
+    """Ask whether to run a stage that has next to nothing to win.
 
     Raises:
         GateError: The answer is no, or nobody can be asked.
     """
-    from slmctl.pipeline import linear_file
-
-    if (cheaper := linear_file.nothing_to_win(project)) is None:
+    if (doubt := project.stage(name).doubt()) is None:
         return
-    reason, kind = cheaper
-    terminal().say(f"  {reason}")
-    if kind == linear_file.KIND:
-        weights = linear_file.written(project)
-        terminal().say(f"  its weights: {weights}; {weights.with_name(linear_file.PROGRAM)} loads them")
+    for line in (doubt.reason, *doubt.lines):
+        terminal().say(f"  {line}")
     if sys.stdin.isatty() and click.confirm("  train all the same?", default=False, err=True):
         return
-    take = linear_file.answers(kind)
-    raise GateError(reason, hint=f"{take} takes that one; to train all the same: slmctl run --yes")
+    raise GateError(doubt.reason, hint=f"{doubt.instead} takes that one; to train all the same: slmctl run --yes")
 
 
 def _run_stage(options: Options, name: str, project: Project | None = None) -> None:
-    from slmctl.pipeline import chains, preflight
+    from slmctl.pipeline import plan
 
     project = project or open_project(options)
-    preflight.require(project, [name])
-    print_artifact(options, say_outcome(name, chains.run_stage(project, name)).artifact)
+    plan.require(project, [name])
+    project.stage(name).import_first()
+    print_artifact(options, _made(options, project, name).artifact)
+
+
+def _made(options: Options, project: Project, name: str) -> Outcome:
+    """Run a stage, say so, and then what came of it; an artifact that fails a gate is printed all the same."""
+    from slmctl.pipeline import runner
+
+    outcome = say_outcome(name, runner.make(project, name))
+    try:
+        project.stage(name).after(outcome.artifact, current=outcome.current)
+    except GateError:
+        print_artifact(options, outcome.artifact)
+        raise
+    return outcome
+
+
+def _refresh_page(project: Project) -> None:
+    """Write the page of the report anew where something that it tells has changed; without a report nothing."""
+    from slmctl.stages.evaluate import report_view
+
+    with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
+        report_view.write(project, project.artifact("report"))
 
 
 def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mapping[str, Any], **settings: Any) -> None:
@@ -445,75 +451,6 @@ def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mappi
     except ModuleNotFoundError as error:
         raise system_errors.missing(error, stage) from error
     terminal().write(terminal().clean(text) + "\n")
-
-
-def _calibrate(project: Project) -> Outcome:
-    """Fit the policy, say what it keeps, and write that into the page of the report, where there is one."""
-    from slmctl.cli import report_view
-    from slmctl.pipeline import chains, resolve
-
-    if project.config.encode is not None and "predictions" not in project.named:
-        try:
-            of_encoder = chains.calibrate(project, "encoder").artifact
-        except (GateError, IntegrityError) as error:
-            terminal().say(f"  no policy for the encoder: {error.message} ({error.hint})")
-        else:
-            terminal().say("  the encoder (slmctl serve encoder, or before the model: --first-look)")
-            _show_policy(of_encoder)
-    outcome = say_outcome("calibrate", chains.calibrate(project))
-    _show_policy(outcome.artifact)
-    with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
-        report_view.write(project, resolve.find(project, "report"))
-    return outcome
-
-
-def _enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> None:
-    from slmctl.pipeline import chains
-
-    for verdict in chains.enforce_gates(project, report, only_measured=only_measured):
-        terminal().say(f"  gate passed: {verdict.text}")
-
-
-def _publish(project: Project) -> Outcome:
-    from slmctl.pipeline import chains
-
-    outcome, target, there = chains.publish(project)
-    say_outcome("publish", outcome)
-    terminal().say(f"  {'already in' if there else 'sent to'} {target}")
-    return outcome
-
-
-def _show_report(project: Project, report: Artifact, *, only_measured: bool = False) -> None:
-    """Print the scoreboard, and write the page that has it with gates and training."""
-    from slmctl.cli import report_view
-    from slmctl.reports import scoreboard
-    from slmctl.reports.evaluation_report import parse_report
-
-    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
-    head, rows = scoreboard.table(figures)
-    title = f"{terminal().count(figures['n'], 'held-out row')} ({figures['split']})"
-    terminal().table(title, head, rows, optional=scoreboard.optional(figures))
-    for remark in figures["remarks"]:
-        terminal().say(f"  note: {remark}")
-    terminal().say(f"  page: {report_view.write(project, report, only_measured=only_measured)}")
-    if linear := report_view.linear(project, figures):
-        terminal().say(f"  {linear}")
-
-
-def _show_policy(policy: Artifact) -> None:
-    fit, percent = policy.metrics, terminal().percent
-    terminal().say(
-        f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of them wrong, at most "
-        f"{percent(fit['error_bound'])} with {percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
-    )
-    if "least_confidence" in fit:
-        terminal().say(
-            f"  act on what {fit['model']} answers with a probability of {fit['least_confidence']:.4f} and more"
-        )
-    if "out_of_scope_kept" in fit:
-        terminal().say(
-            f"  sends {percent(1 - fit['out_of_scope_kept'])} of {fit['out_of_scope_rows']} out-of-scope questions away"
-        )
 
 
 COMMANDS = (

@@ -10,7 +10,6 @@ import click
 from slmctl.cli.group import (
     Options,
     config_options,
-    import_trainer_first,
     offline_option,
     open_project,
     option,
@@ -21,7 +20,7 @@ from slmctl.cli.group import (
 
 if TYPE_CHECKING:
     from slmctl.config import Config
-    from slmctl.pipeline.sweep import SweepCandidate, SweepResult
+    from slmctl.stages.finetune.sweep import SweepCandidate, SweepResult
 
 
 @click.command()
@@ -42,8 +41,8 @@ def sweep(options: Options, space: tuple[str, ...], seeds: int, plan_only: bool)
     """
     from slmctl import config
     from slmctl.cli import base_table
-    from slmctl.pipeline import chains, preflight
-    from slmctl.pipeline import sweep as trials
+    from slmctl.pipeline import plan, runner
+    from slmctl.stages.finetune import sweep as trials
 
     project = open_project(options)
     stages = ["pull", "prepare", "finetune"]
@@ -52,17 +51,16 @@ def sweep(options: Options, space: tuple[str, ...], seeds: int, plan_only: bool)
         return config.load(project.root / config.FILENAME, [*options.overrides, *more])
 
     tried = trials.candidates(read, space)
-    preflight.require(project, stages)
+    plan.require(project, stages)
     trials.require_validation(project)
     console = terminal()
     if plan_only:
-        rates = base_table.measured_rates()
-        seconds = [preflight.training_seconds(project, candidate.section, rates) for candidate in tried]
+        seconds = trials.seconds(project, tried, base_table.measured_rates())
         print_result(options, _plan_fields(tried, seeds, seconds), _plan_lines(tried, seeds, seconds))
         return
-    import_trainer_first(project)
+    project.stage(stages[-1]).import_first()
     for name in stages[:2]:
-        say_outcome(name, chains.run_stage(project, name))
+        say_outcome(name, runner.make(project, name))
     trials.require_validation(project)  # with the rows as they are counted now
     result = trials.run(project, tried, seeds=seeds, say=console.say)
     print_result(options, result.to_json(), _result_lines(result))

@@ -1,1 +1,17 @@
-"""The stage table, what runs a stage, and chains of stages."""
+"""Stages as a graph: their artifacts, how one is found or made, and the plan of a run."""
+
+# Each stage with the kind of artifact that it leaves, in the order of the pipeline. Everything else about a stage
+# stands in `slmctl/stages/NAME/stage.py`.
+LEAVES = {
+    "pull": "base",
+    "label": "labelled",
+    "prepare": "prepared",
+    "encode": "encoder",
+    "finetune": "adapter",
+    "merge": "merged",
+    "quantize": "gguf",
+    "predict": "predictions",
+    "evaluate": "report",
+    "calibrate": "policy",
+    "publish": "published",
+}

@@ -5,14 +5,14 @@ It is the baseline of the report, for data on which a fine-tuned model has nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.errors import UsageError
 from slmctl.metrics import linear_baseline
-from slmctl.pipeline import resolve, runner
-from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.graph import PREPARED, Doubt, Project
 from slmctl.task.records import read_records
 
 KIND = "linear"  # names it among the models that `slmctl predict` takes
@@ -44,20 +44,15 @@ def answers(kind: str = KIND) -> str:
     return "slmctl serve encoder" if kind == "encoder" else f"slmctl predict {kind} --input FILE --output FILE"
 
 
-def nothing_to_win(project: Project) -> tuple[str, str] | None:
-    """The reason not to train, in a sentence, and the kind of model to take instead.
-
-    None where there is none, and for a training that was done or begun.
+def nothing_to_win(project: Project) -> Doubt | None:
+    """The reason not to train, and the model to take instead, whose weights are written; None where there is none.
 
     Raises:
         IntegrityError: The base or the data set has not been made.
     """
-    request = resolve.resolve_stage(project, "finetune")
-    if request.path.exists() or runner.resume_folder(request).exists():
-        return None
-    models = {KIND: ("a linear model (TF-IDF)", resolve.find(project, "prepared").metrics.get("linear"))}
+    models = {KIND: ("a linear model (TF-IDF)", project.artifact(PREPARED).metrics.get("linear"))}
     if project.config.encode is not None:
-        models["encoder"] = "a linear model on the encoder", resolve.find(project, "encoder").metrics
+        models["encoder"] = "a linear model on the encoder", project.artifact("encoder").metrics
     for kind, (name, score) in models.items():
         if (
             score
@@ -65,11 +60,17 @@ def nothing_to_win(project: Project) -> tuple[str, str] | None:
             and (score["right"] == score["rows"] or score["interval"][0] >= BARELY)
         ):
             low, high = map(console.percent, score["interval"])
-            return (
+            reason = (
                 f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right ({low} to {high}), so a "
                 "trained one has next to nothing to win"
-            ), kind
+            )
+            return Doubt(reason, tuple(_weights(project)) if kind == KIND else (), answers(kind))
     return None
+
+
+def _weights(project: Project) -> Iterator[str]:
+    path = written(project)
+    yield f"its weights: {path}; {path.with_name(PROGRAM)} loads them"
 
 
 def written(project: Project) -> Path:
@@ -83,7 +84,7 @@ def written(project: Project) -> Path:
     if project.config.task.kind != "classify":
         kind = project.config.task.kind
         raise UsageError(f"the linear model answers for classify, and the kind is {kind}", hint="slmctl predict gguf")
-    prepared, path = resolve.find(project, "prepared"), project.runs / WEIGHTS
+    prepared, path = project.artifact(PREPARED), project.runs / WEIGHTS
     if linear_baseline.made_of(path) == prepared.digest:
         return path
     train, validation = (read_records(prepared.file(f"{split}.jsonl")) for split in ("train", "validation"))

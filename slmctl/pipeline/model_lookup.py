@@ -18,8 +18,9 @@ from slmctl.inference import ENCODER, ENSEMBLE
 from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import EXPANDED
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, opinion_of
-from slmctl.pipeline import resolve, stage_table
-from slmctl.pipeline.resolve import Project, Workspace, find_model
+from slmctl.pipeline import predictions
+from slmctl.pipeline.graph import PREPARED, Project, stage_class
+from slmctl.pipeline.named import Workspace, find_model
 from slmctl.task.contract import FILENAME, Task
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def first_look(project: Project, task: Task) -> FirstLookFiles:
         IntegrityError: It has not been made, is damaged, or is for another task.
         UsageError: The config has no section `encode`.
     """
-    encoder, policy = resolve.first_look(project)
+    encoder, policy = predictions.first_look(project)
     artifact.require_whole(encoder, hint=AGAIN)
     fitted_policy(policy.path, encoder.digest, task)
     return FirstLookFiles(encoder, policy, task)
@@ -233,9 +234,9 @@ class FileModel:
     def __init__(self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
         from slmctl.pipeline import linear_file
 
-        kinds = tuple(kind for kind in stage_table.STAGES["predict"].takes[0].kinds if kind != "endpoint")
+        kinds = stage_class("predict").takes[0].kinds
         self._where = where
-        self.encoder = resolve.encoder_of(where.project) if model == ENSEMBLE else None
+        self.encoder = predictions.encoder_of(where.project) if model == ENSEMBLE else None
         model = "gguf" if model == ENSEMBLE else model
         if model == linear_file.KIND:
             self.model = artifact.foreign(linear_file.written(where.project), linear_file.KIND)
@@ -243,7 +244,7 @@ class FileModel:
             self.model = find_model(where, model, kinds, default="gguf")
         for made in filter(None, (self.model, self.encoder)):
             artifact.require_whole(made, hint=AGAIN)
-        self.task = own_task(self.model) or Task.read(resolve.find(where.project, "prepared").path)
+        self.task = own_task(self.model) or Task.read(where.project.artifact(PREPARED).path)
         self.type = type
         self.max_tokens = max_tokens
 
@@ -256,7 +257,7 @@ class FileModel:
         """
         if self.model.kind != "adapter":
             return None
-        base = resolve.base_of(self._where.project, self.model)
+        base = predictions.base_of(self._where.project, self.model)
         artifact.require_whole(base)
         return base
 

@@ -19,7 +19,9 @@ from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, FullError, MissingError, SlmctlError, StageError
-from slmctl.pipeline import resolve, runner
+from slmctl.pipeline import runner
+from slmctl.pipeline.graph import Project
+from slmctl.pipeline.predictions import predictions_of
 
 LABELS = ("billing", "delivery")
 ROWS = 24  # made-up messages, of which most are for training
@@ -111,10 +113,10 @@ def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
         settings = settings.model_copy(update={"pull": settings.pull.model_copy(update={"rehearse": False})})
         if lora is not None:
             settings = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"lora": lora})})
-        return _chain(resolve.Project(root=root, config=settings), attention)
+        return _chain(Project(root=root, config=settings), attention)
 
 
-def _chain(project: resolve.Project, attention: str) -> Rehearsal:
+def _chain(project: Project, attention: str) -> Rehearsal:
     made = {"pull": _stage(project, "pull", foreign=False)}
     made |= {name: _stage(project, name) for name in ("prepare", "finetune", "merge")}
     training = made["finetune"].metrics
@@ -124,7 +126,7 @@ def _chain(project: resolve.Project, attention: str) -> Rehearsal:
         _answer(gguf)
         for model in ("gguf", "adapter"):
             with _explained("predict"):
-                for request in resolve.predictions_of(project, model):
+                for request in predictions_of(project, model):
                     runner.run(project, request)
     except MissingError as error:  # whoever only trains on this machine needs no llama.cpp on it
         left_out = [f"{error.message} ({error.hint})"]
@@ -138,9 +140,9 @@ def _chain(project: resolve.Project, attention: str) -> Rehearsal:
     )
 
 
-def _stage(project: resolve.Project, name: str, **options: Any) -> Artifact:
+def _stage(project: Project, name: str, **options: Any) -> Artifact:
     with _explained(name):
-        return runner.run(project, resolve.resolve_stage(project, name), **options).artifact
+        return runner.run(project, project.request(name), **options).artifact
 
 
 @contextlib.contextmanager

@@ -12,12 +12,10 @@ from pathlib import Path
 
 from slmctl.config import PrepareConfig, Source, TaskConfig
 from slmctl.errors import SlmctlError
-from slmctl.pipeline import resolve
-from slmctl.pipeline.resolve import Project
-from slmctl.pipeline.stage_rules import format_of_source
-from slmctl.pipeline.stage_table import PREPARED
+from slmctl.pipeline.estimates import RowEstimate
+from slmctl.pipeline.graph import PREPARED, Project
 from slmctl.sources import snapshot
-from slmctl.sources.rows import read_rows
+from slmctl.sources.rows import format_of, read_rows
 from slmctl.task.records import RowRejectedError
 
 COUNTED_BYTES = 16_000_000  # a larger file is not read to its end
@@ -28,38 +26,10 @@ TURN_TOKENS = 16  # of the chat template and the answer, around a text
 DEVIATIONS, LUMPS = 4, 1.25  # of a split drawn by hash: possible standard deviations, and share by near-duplicates
 
 
-@dataclass(frozen=True)
-class RowEstimate:
-    """Rows of the sources or of the data set.
-
-    Attributes:
-        rows: All rows that came in.
-        train: Training rows.
-        validation: Held-out rows that choose checkpoint and settings.
-        test: Held-out rows for reports.
-        most_test: The most test rows that there can be; None where a part of them is not known.
-        tokens: Mean tokens of a training record.
-        shared: Tokens of these that all records begin with: the system prompt, and the tools that are listed there.
-        size: Bytes of the sources.
-        exact: Counted in the data set; else estimated before it is made.
-    """
-
-    rows: int
-    train: int
-    validation: int
-    test: int
-    most_test: int | None
-    tokens: int
-    shared: int
-    size: int
-    exact: bool
-
-
 def of(project: Project) -> RowEstimate | None:
     """The rows of the current data set, else those of the sources; None where they cannot be read yet."""
     try:
-        request = resolve.expected(project, "prepare")
-        if "prepared" in project.named or request.path.exists():
+        if PREPARED.name in project.named or project.request("prepare").path.exists():
             return _of_data_set(project)
     except SlmctlError:  # the base, on which its recipe depends, is not here
         pass
@@ -70,6 +40,14 @@ def of(project: Project) -> RowEstimate | None:
     except (SlmctlError, OSError, ModuleNotFoundError):
         return None
     return _split(project.config.task, section, files, counts) if files else None
+
+
+def format_of_source(source: Source) -> str | None:
+    """The format of a source's file, by the config or by its name; None where neither says it."""
+    try:
+        return source.format or format_of(source.local)
+    except SlmctlError:
+        return None
 
 
 def rows_with_calls(project: Project) -> tuple[int, int]:
@@ -91,7 +69,7 @@ def rows_with_calls(project: Project) -> tuple[int, int]:
 
 
 def _of_data_set(project: Project) -> RowEstimate:
-    facts = resolve.find(project, PREPARED).metrics
+    facts = project.artifact(PREPARED).metrics
     train, validation, test = (facts[name] for name in ("train", "validation", "test"))
     tokens = facts["tokens"]["total"] // max(train, 1)
     rows = train + validation + test + facts["calibration"] + facts["rejected"]

@@ -1,4 +1,4 @@
-"""The table of stages, and the one function that runs a stage.
+"""The one function that runs a stage.
 
 Stages meet only on disk. Naming, hashing, atomicity, locking, skipping and verification are done
 here, once; a stage module only reads its inputs, fills an empty folder and returns its metrics.
@@ -7,7 +7,6 @@ here, once; a stage module only reads its inputs, fills an empty folder and retu
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.metadata
 import os
 import platform
@@ -15,18 +14,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from slmctl import __version__, console
+from slmctl import __version__, config, console
 from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact, Manifest, require_whole
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import SlmctlError
 from slmctl.network import guard
 from slmctl.pipeline import stage_log
-from slmctl.pipeline.resolve import Project, StageRequest, flatten
+from slmctl.pipeline.graph import Get, Project, StageRequest
 from slmctl.pipeline.system_errors import missing, spoken
 
 ASSISTANTS_WAIT_S = 600  # for the first of several processes to hash and rename what they made
@@ -43,13 +42,35 @@ class Outcome:
     seconds: float
 
 
+def make(project: Project, name: str, section: config.Section | None = None) -> Outcome:
+    """Run a stage of the pipeline, with what has to be there before.
+
+    Args:
+        project: Where.
+        name: Which stage.
+        section: A config to use in place of the project's.
+
+    Raises:
+        What `run`, and `before` and `request` of the stage raise.
+    """
+    begun, stage = time.monotonic(), project.stage(name)
+    stage.before(section)
+    outcome = run(project, stage.request(section=section, get=maker(project)))
+    return replace(outcome, seconds=time.monotonic() - begun)
+
+
+def maker(project: Project) -> Get:
+    """A function that makes the artifacts of requests, or finds that they are there."""
+    return lambda request: run(project, request).artifact
+
+
 def run(project: Project, request: StageRequest, **options: Any) -> Outcome:
     """Run a stage, or find that its recipe has an artifact already.
 
     Args:
         project: Where.
         request: What.
-        options: Arguments of the stage's `run` beside its inputs; no part of the recipe.
+        options: Arguments of the stage's `run` beside its inputs, on top of its own; no part of the recipe.
 
     Raises:
         IntegrityError: An input is not what its manifest says.
@@ -58,7 +79,7 @@ def run(project: Project, request: StageRequest, **options: Any) -> Outcome:
         StageError: The disk or the memory is full.
     """
     try:
-        return _run(project, request, options)
+        return _run(project, request, {**request.stage.options(), **options})
     finally:
         guard.begin_receipt()  # what went out for this stage, and for gathering its sources, is written down
 
@@ -71,14 +92,14 @@ def _run(project: Project, request: StageRequest, options: Mapping[str, Any]) ->
     lock, keep = project.runs / ".locks" / f"{request.stage.leaves}-{request.path.name}", resume_folder(request)
     if request.path.exists() and not keep.exists():
         return Outcome(artifact.load(request.path), True, time.monotonic() - begun)
-    needs = [source.digest for source in flatten(request.inputs)]
+    needs = [source.digest for source in request.sources]
     locked = locks.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs)
     with spoken(request.stage.name, project.runs), locked:
         if request.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(request.path), True, time.monotonic() - begun)
         with stage_log.kept(request), _interruption(request):
-            for source in flatten(request.inputs):
+            for source in request.sources:
                 require_whole(source)
             made = _make(request, options)
     return Outcome(made, False, time.monotonic() - begun)
@@ -107,9 +128,8 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
         keep.mkdir(parents=True, exist_ok=True)
     with artifact.draft(request.path) as place, spoken(stage.name, request.path.parent):
         try:
-            module = importlib.import_module(stage.module)
-            metrics = _run_module(module, request, place, more | dict(options))
-            _pass_on(TASK, request.inputs, place)
+            metrics = _metrics(request, place, more | dict(options))
+            _pass_on(TASK, request, place)
             made = artifact.seal(
                 place,
                 request.path,
@@ -136,10 +156,10 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
     return made
 
 
-def _run_module(module: ModuleType, request: StageRequest, place: Path, more: Mapping[str, Any]) -> dict[str, Any]:
+def _metrics(request: StageRequest, place: Path, more: Mapping[str, Any]) -> JsonObject:
     """The metrics of a stage; where it refuses its input, the files that show why are kept and named."""
     try:
-        metrics: dict[str, Any] = module.run(request.section, out=place, **more, **request.inputs)
+        return request.stage.run(request, out=place, **more)
     except SlmctlError as error:
         if error.evidence:
             kept = request.path.with_name(REFUSED + request.path.name)
@@ -148,16 +168,14 @@ def _run_module(module: ModuleType, request: StageRequest, place: Path, more: Ma
                     shutil.copyfile(place / name, draft / name)
             error.hint = "; ".join(filter(None, (f"see {kept / error.evidence[0]}", error.hint)))
         raise
-    return metrics
 
 
 def _assist(request: StageRequest) -> Artifact:
     """Be one of several processes: do the work, leave the writing to the first."""
     console.set_level(-1)  # the first one speaks for all
-    module = importlib.import_module(request.stage.module)
     with tempfile.TemporaryDirectory() as place:
         try:
-            module.run(request.section, out=Path(place), keep=resume_folder(request), **request.inputs)
+            request.stage.run(request, out=Path(place), keep=resume_folder(request))
         except ModuleNotFoundError as error:
             raise missing(error, request.stage.name) from error
     waited = time.monotonic()
@@ -182,8 +200,8 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
     return versions | {"machine": platform.machine()} | guard.receipt()
 
 
-def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: Path) -> None:
+def _pass_on(name: str, request: StageRequest, place: Path) -> None:
     """Carry a file that every later artifact needs, unless the stage wrote its own."""
-    for source in flatten(inputs):
+    for source in request.sources:
         if not (place / name).exists() and (source.path / name).is_file():
             shutil.copyfile(source.path / name, place / name)

@@ -15,8 +15,9 @@ from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import GateError, SlmctlError, UsageError
 from slmctl.metrics import gates
 from slmctl.model_files.gguf_choice import lora_file
-from slmctl.pipeline import resolve
+from slmctl.pipeline import named
 from slmctl.pipeline.model_lookup import AGAIN, root_of, served_name, sha256_of
+from slmctl.pipeline.predictions import LORA
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report, require_type
 from slmctl.task.contract import FILENAME, Task
 
@@ -72,7 +73,7 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
         UsageError: It is no adapter, or one for another base.
     """
     folder = place.parent if (place.parent / MANIFEST).is_file() else place  # a file of an artifact is no bare one
-    source = resolve.open_model(folder, ("gguf", "published"))
+    source = named.open_model(folder, ("gguf", "published"))
     artifact.require_whole(source, hint=AGAIN)
     entry = lora_file(source)
     path, digest = source.file(entry.path), f"sha256:{entry.sha256}"
@@ -88,7 +89,7 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
 
 def _require_base(source: Artifact, under: str, base_file: Path) -> None:
     where = f"the manifest of {source.path}"
-    facts: LoraFile = require_type(LoraFile, source.metrics.get(resolve.LORA), where=where, hint="slmctl quantize")
+    facts: LoraFile = require_type(LoraFile, source.metrics.get(LORA), where=where, hint="slmctl quantize")
     bases = facts["bases"]
     if under not in {each["sha256"] for each in bases.values()}:
         names = ", ".join(each["file"] for each in bases.values())
@@ -136,6 +137,6 @@ def _reports(source: Artifact) -> Iterator[tuple[EvaluationReport, list[config.G
 
 def _measures(figures: EvaluationReport, own: str, under: str) -> bool:
     return any(
-        entry["kind"] == resolve.LORA and entry.get("sha256") == own and entry.get("base_sha256") == under
+        entry["kind"] == LORA and entry.get("sha256") == own and entry.get("base_sha256") == under
         for entry in figures["models"].values()
     )

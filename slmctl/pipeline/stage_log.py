@@ -16,8 +16,8 @@ from typing import IO
 
 from slmctl import child_environment, console
 from slmctl.errors import IntegrityError, SlmctlError
-from slmctl.pipeline.resolve import StageRequest, by_id
-from slmctl.pipeline.stage_table import BY_KIND
+from slmctl.pipeline.graph import STAGE_OF, StageRequest
+from slmctl.pipeline.named import by_id
 
 FOLDER, SUFFIX = ".logs", ".log"
 MAX_BYTES = 1_000_000  # of a log
@@ -63,7 +63,7 @@ def find(root: Path, named: Path | None) -> Path:
         logs = [path for path in logs if artifact_of(path).name.startswith(str(named)[:12])]  # of failed stages, too
         if len(logs) != 1:
             logs = [path_of(by_id(root / "runs", str(named)))]
-    elif str(named) in BY_KIND and not os.path.lexists(str(named)):
+    elif str(named) in STAGE_OF and not os.path.lexists(str(named)):
         logs = [path for path in logs if artifact_of(path).parent.name == str(named)]
     elif named is not None:
         logs = [path_of(named.resolve())]

@@ -17,9 +17,10 @@ from typing import Any
 from slmctl import console
 from slmctl.artifacts import artifact, atomic, lineage, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import IntegrityError
 from slmctl.model_files import encoder_source
-from slmctl.pipeline import resolve, runner, stage_log, stage_table
+from slmctl.pipeline import LEAVES, runner, stage_log
+from slmctl.pipeline.graph import Project
 from slmctl.provenance import reproduce
 from slmctl.releases import deliveries, registry
 from slmctl.sources import snapshot
@@ -58,7 +59,7 @@ class Survey:
         return {"size": self.size, "items": items, "notes": list(self.notes)}
 
 
-def survey(project: resolve.Project, registries: Sequence[Path]) -> Survey:
+def survey(project: Project, registries: Sequence[Path]) -> Survey:
     """Everything below `runs/` that nothing needs.
 
     Args:
@@ -102,7 +103,7 @@ def lines(unneeded: Survey, root: Path) -> Iterator[str]:
         yield "nothing to remove: all that is here is needed"
 
 
-def remove(project: resolve.Project, unneeded: Survey) -> tuple[int, list[Path]]:
+def remove(project: Project, unneeded: Survey) -> tuple[int, list[Path]]:
     """Remove what nothing needs, except what a process has begun to use since.
 
     Returns:
@@ -117,7 +118,7 @@ def remove(project: resolve.Project, unneeded: Survey) -> tuple[int, list[Path]]
     return freed, left
 
 
-def _remove(project: resolve.Project, path: Path) -> bool:
+def _remove(project: Project, path: Path) -> bool:
     """Remove one path under the lock of the stage that makes it; False where a process uses it."""
     if path.parent == project.runs / ".locks":
         return _remove_lock(path)
@@ -150,9 +151,7 @@ def _remove_lock(path: Path) -> bool:
 # What is needed
 
 
-def _needed(
-    project: resolve.Project, artifacts: Sequence[Artifact], registries: Sequence[Path]
-) -> tuple[set[Path], list[str]]:
+def _needed(project: Project, artifacts: Sequence[Artifact], registries: Sequence[Path]) -> tuple[set[Path], list[str]]:
     """The folders of artifacts that the config, a release or a process needs, with all that they were made of."""
     paths = {*_current(project), *_served(project, artifacts)}
     laid_out = {entry.digest: entry for entry in artifacts if entry.kind == "published"}
@@ -168,7 +167,7 @@ def _needed(
 
 
 def _released(
-    project: resolve.Project, laid_out: Mapping[str, Artifact], registries: Sequence[Path]
+    project: Project, laid_out: Mapping[str, Artifact], registries: Sequence[Path]
 ) -> tuple[set[str], list[str]]:
     """The digests of all releases that may lie anywhere, with those of their inputs, and notes for the user.
 
@@ -210,25 +209,19 @@ def _released(
     return digests, notes
 
 
-def _place(project: resolve.Project, receipt: deliveries.Delivery) -> Path | None:
+def _place(project: Project, receipt: deliveries.Delivery) -> Path | None:
     """The registry that a release was sent to; None for a target that is not a folder."""
     return registry.parse(receipt.to, project.root)[0] if receipt.to.startswith("dir:") else None
 
 
-def _current(project: resolve.Project) -> Iterator[Path]:
+def _current(project: Project) -> Iterator[Path]:
     """The paths of the present config's artifacts, whether they exist or not."""
-    for name in stage_table.STAGES:
+    for name in LEAVES:
         with contextlib.suppress(IntegrityError):  # what it needs has not been made
-            if name == "predict":
-                for model in project.config.measured:
-                    yield from (named.path for named in resolve.predictions_of(project, model))
-            else:
-                yield resolve.expected(project, name).path
-    with contextlib.suppress(IntegrityError, UsageError):
-        yield resolve.first_look(project)[1].path
+            yield from (request.path for request in project.stage(name).current())
 
 
-def _served(project: resolve.Project, artifacts: Sequence[Artifact]) -> Iterator[Path]:
+def _served(project: Project, artifacts: Sequence[Artifact]) -> Iterator[Path]:
     """Artifacts that the server's section names, as a folder or as a file in one."""
     section = project.config.serve
     named = [*section.adapters.values(), *([section.policy] if isinstance(section.policy, Path) else [])]
@@ -249,16 +242,16 @@ def _inputs(manifest: Manifest) -> set[str]:
 # What is in use
 
 
-def _locks(project: resolve.Project) -> list[Path]:
+def _locks(project: Project) -> list[Path]:
     return sorted(path for path in (project.runs / ".locks").glob("*") if path.is_file())
 
 
-def _held_digests(project: resolve.Project) -> set[str]:
+def _held_digests(project: Project) -> set[str]:
     """Digests that running stages have said they need."""
     return {line for path in _locks(project) for line in (locks.read_holder(path) or [])[1:]}
 
 
-def _lock_of(project: resolve.Project, path: Path) -> Path | None:
+def _lock_of(project: Project, path: Path) -> Path | None:
     """The lock that whoever makes something below `runs/` holds."""
     if path.parent == project.sources:
         return project.runs / ".locks" / "sources"
@@ -272,13 +265,13 @@ def _lock_of(project: resolve.Project, path: Path) -> Path | None:
     return project.runs / ".locks" / f"{path.parent.name}-{name}"
 
 
-def _is_held(project: resolve.Project, path: Path) -> bool:
+def _is_held(project: Project, path: Path) -> bool:
     """True while a process makes what lies at a path, or, of a log, what the log is about."""
     lock = _lock_of(project, path)
     return lock is not None and locks.read_holder(lock) is not None
 
 
-def _in_use(project: resolve.Project) -> set[str]:
+def _in_use(project: Project) -> set[str]:
     """Files below `runs/` that a process has open or mapped, such as a model that is served (Linux)."""
     top, used = str(project.runs.resolve()) + "/", set[str]()
     for process in Path("/proc").glob("[0-9]*"):
@@ -299,7 +292,7 @@ def _is_used(path: Path, used: set[str]) -> bool:
 # What lies beside
 
 
-def _left(project: resolve.Project, used: set[str]) -> Iterator[Unneeded]:
+def _left(project: Project, used: set[str]) -> Iterator[Unneeded]:
     """Leftovers of interrupted runs: drafts, and checkpoints of trainings that the config no longer asks for."""
     current = {path.name for path in _current(project)}
     for path in sorted([*project.runs.glob("*/.*"), *project.runs.glob(reproduce.PREFIX + "*")]):
@@ -313,7 +306,7 @@ def _left(project: resolve.Project, used: set[str]) -> Iterator[Unneeded]:
         yield Unneeded(path, _LEFT[prefix], _size(path))
 
 
-def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
+def _copies(project: Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
     """Copies of sources, endpoints and signatures that belong to no artifact that is kept."""
     if locks.read_holder(project.runs / ".locks" / "sources") is None:
         named = {

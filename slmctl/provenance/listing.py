@@ -16,13 +16,13 @@ from slmctl.artifacts.artifact import SHORT_ID, Artifact
 from slmctl.artifacts.lineage import Ancestry
 from slmctl.console import percent
 from slmctl.errors import SlmctlError
-from slmctl.pipeline.stage_table import BY_KIND, STAGES
+from slmctl.pipeline import LEAVES
 from slmctl.releases import deliveries, registry
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of, parse_report
 from slmctl.reports.scoreboard import figure
 
 LONG = 32  # characters of a value; a longer one is shown by a hash of it
-KINDS = tuple(BY_KIND)  # in the order of the pipeline
+KINDS = tuple(LEAVES.values())  # in the order of the pipeline
 _BARE = config.parse("{project: none, base: none}")  # for the class and the defaults of each stage's section
 
 
@@ -323,7 +323,7 @@ def _changes(made: Sequence[Artifact], ancestry: Ancestry) -> dict[Path, dict[st
 def _settings(made: Artifact) -> dict[str, str]:
     """The config of an artifact with today's default where it has no value."""
     name, recorded = made.manifest.stage.partition("/")[0], made.manifest.config
-    if name in STAGES and recorded:
+    if name in LEAVES and recorded:
         model = type(config.stage_config(_BARE, name))
         try:
             section = config.restored(model, recorded, lambda content: Path(content[7 : 7 + SHORT_ID]))

@@ -20,7 +20,9 @@ from slmctl import config
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, SlmctlError, UsageError
-from slmctl.pipeline import resolve, runner, stage_table
+from slmctl.pipeline import LEAVES, runner
+from slmctl.pipeline.graph import STAGE_OF, Project
+from slmctl.pipeline.named import open_model
 from slmctl.provenance import diff
 from slmctl.sources import snapshot
 
@@ -55,7 +57,7 @@ class Reproduction:
         return {"same": self.same, **dataclasses.asdict(self)}
 
 
-def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] = ()) -> Reproduction:
+def reproduce(project: Project, made: Artifact, sources: Sequence[Path] = ()) -> Reproduction:
     """Build an artifact again, beside it, compare, and remove what was built.
 
     Args:
@@ -69,18 +71,18 @@ def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] 
     """
     artifact.require_whole(made, hint="there is nothing to compare with")
     name = made.manifest.stage.partition("/")[0]
-    if name not in stage_table.STAGES:
+    if name not in LEAVES:
         raise UsageError(f"{made.path} was made by '{made.manifest.stage}', which is no stage of this slmctl")
-    if name == "label":
-        raise UsageError(f"{made.path} holds labels of teachers, which are not asked again", hint="slmctl verify")
+    stage = project.stage(name)
+    if stage.made_once:
+        raise UsageError(f"{made.path} {stage.made_once}", hint="slmctl verify")
     inputs = _inputs(project, made, sources)
     project.runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=project.runs) as place:
         section = _section(project, made, name, sources, Path(place))
-        request = resolve.resolve_stage(project, name, inputs, section)
+        request = stage.request(inputs, section)
         beside = dataclasses.replace(request, path=Path(place) / request.stage.leaves / request.path.name)
-        more = {"encoders": project.encoders} if name == "encode" else {}
-        rebuilt = runner.run(project, beside, **more).artifact
+        rebuilt = runner.run(project, beside).artifact
         return Reproduction(
             made.kind,
             made.digest,
@@ -111,12 +113,12 @@ def _short(sha256: object) -> str:
 # Inputs and sources
 
 
-def _inputs(project: resolve.Project, made: Artifact, named: Sequence[Path]) -> dict[str, Artifact | list[Artifact]]:
+def _inputs(project: Project, made: Artifact, named: Sequence[Path]) -> dict[str, Artifact | list[Artifact]]:
     """The recorded inputs by role, found by their digests."""
     by_digest = {made.digest: made for made in lineage.readable_artifacts(project.root)}
     for path in named:  # a foreign model
         if path.suffix == ".gguf" or (path / "config.json").exists() or (path / "adapter_config.json").exists():
-            model = resolve.open_model(path, ("gguf", "adapter", "merged"))
+            model = open_model(path, ("gguf", "adapter", "merged"))
             by_digest.setdefault(model.digest, model)
 
     def input_of(role: str, digest: str) -> Artifact:
@@ -124,10 +126,10 @@ def _inputs(project: resolve.Project, made: Artifact, named: Sequence[Path]) -> 
             return by_digest[digest]
         if made.metrics.get("kind") == "endpoint" and role == "model":
             raise UsageError(f"{made.path} holds predictions of an endpoint, which cannot be reproduced")
-        stage = stage_table.BY_KIND.get(role)
+        stage = STAGE_OF.get(role)
         raise IntegrityError(
             f"{role} {digest[:19]}, an input of {made.path}, is not below {project.runs}",
-            hint=f"slmctl run --until {stage.name}" if stage else "name a foreign model by --source PATH",
+            hint=f"slmctl run --until {stage}" if stage else "name a foreign model by --source PATH",
         )
 
     return {
@@ -136,7 +138,7 @@ def _inputs(project: resolve.Project, made: Artifact, named: Sequence[Path]) -> 
     }
 
 
-def _section(project: resolve.Project, made: Artifact, name: str, named: Sequence[Path], place: Path) -> config.Section:
+def _section(project: Project, made: Artifact, name: str, named: Sequence[Path], place: Path) -> config.Section:
     """The recorded config, with a path for every hash, under the name that the file had then."""
     model = type(config.stage_config(project.config, name))
     sources = _Sources(project, named)
@@ -184,7 +186,7 @@ def _renamed(path: Path, folder: Path, name: str) -> Path:
 class _Sources:
     """Files and folders by the hash of their content; hashed one by one until the hash is found."""
 
-    def __init__(self, project: resolve.Project, named: Sequence[Path]) -> None:
+    def __init__(self, project: Project, named: Sequence[Path]) -> None:
         parts = [part.local for part in _parts(project)]
         held = [*named, *_files(project.sources), *parts, *config.contents(project.config)]
         self._left = iter([*held, *(file for path in named for file in _files(path))])
@@ -209,7 +211,7 @@ class _Sources:
         return self._by_hash[sha256]
 
 
-def _parts(project: resolve.Project) -> Iterator[config.Source]:
+def _parts(project: Project) -> Iterator[config.Source]:
     """The files that the sources of the config name now, as far as they are there."""
     for source in project.config.prepare.sources:
         with contextlib.suppress(SlmctlError):  # what is not found is said by its hash

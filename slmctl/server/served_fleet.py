@@ -20,8 +20,8 @@ from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import opinion_of
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
-from slmctl.pipeline import model_lookup, resolve, served_adapters
-from slmctl.pipeline.resolve import Workspace
+from slmctl.pipeline import model_lookup, predictions, served_adapters
+from slmctl.pipeline.named import Workspace
 from slmctl.pipeline.served_adapters import ServedAdapter
 from slmctl.production.collector import Collector
 from slmctl.releases import registry
@@ -208,7 +208,7 @@ class _Finder:
         """The files of encoders that answer: the model's own, and that of the first look."""
         folders = [opinion_of(artifact)]
         if self.settings.first_look:
-            folders.append(resolve.encoder_of(self.where.project).path)
+            folders.append(predictions.encoder_of(self.where.project).path)
         return [folder / ENCODER for folder in folders if folder is not None]
 
     def _needed(self, artifact: Artifact, path: Path, task: Task | None) -> int:

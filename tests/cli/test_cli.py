@@ -27,7 +27,8 @@ from slmctl.cli import doctor_checks
 from slmctl.cli.group import CHAIN, NAMES_ELSEWHERE, SECTIONS
 from slmctl.cli.init_command import TEMPLATES
 from slmctl.cli.main import cli
-from slmctl.pipeline import resolve, stage_table
+from slmctl.pipeline import LEAVES
+from slmctl.pipeline.graph import stage_class
 
 SCRIPT = Path(sys.executable).with_name("slmctl")
 GOLDEN = TESTS / "golden" / "help"
@@ -65,7 +66,7 @@ def bare(tmp_path: Path) -> Path:
 
 def leave(root: Path, stage: str) -> Artifact:
     """An artifact where the config's recipe puts it, as if its stage had run."""
-    return handmade.leave(resolve.resolve_stage(opened(root), stage), metrics=ROWS if stage == "prepare" else {})
+    return handmade.leave(opened(root).request(stage), metrics=ROWS if stage == "prepare" else {})
 
 
 # Help
@@ -208,18 +209,18 @@ def test_flag_has_the_help_of_its_key(words: str, flag: str, section: type[confi
 
 
 def test_one_word_in_every_place() -> None:
-    for name, stage in stage_table.STAGES.items():
+    for name in LEAVES:
         assert name in cli.commands
         assert type(config.stage_config(config.parse(GOOD), name)).__name__ == f"{name.capitalize()}Config"
-        assert stage.module.endswith(f".{name}")
-    assert [name for name in stage_table.STAGES if name in CHAIN] == list(CHAIN)
-    assert set(stage_table.STAGES) - set(CHAIN) == {"predict"}  # evaluate runs it
+        assert stage_class(name).name == name
+    assert [name for name in LEAVES if name in CHAIN] == list(CHAIN)
+    assert set(LEAVES) - set(CHAIN) == {"predict"}  # evaluate runs it
 
 
 def test_every_role_of_a_stage_can_be_given_a_path() -> None:
-    for name, stage in stage_table.STAGES.items():
+    for name in LEAVES:
         flags = {flag for parameter in command(name).params for flag in parameter.opts}
-        missing = {role.name for role in stage.takes if f"--{role.name}" not in flags}
+        missing = {role.name for role in stage_class(name).takes if f"--{role.name}" not in flags}
         # predict takes its model as an argument, evaluate its models as --model (and predicts validation rows itself);
         # quantize writes the base's own files itself; publish and predict find what a gguf artifact was made of by its
         # digests, evaluate the data set of a release
@@ -354,7 +355,7 @@ def test_damaged_artifact_is_7(bare: Path) -> None:
 def test_locked_is_8(bare: Path) -> None:
     leave(bare, "pull")
     made = opened(bare)
-    asked = resolve.resolve_stage(made, "prepare")
+    asked = made.request("prepare")
     lock = bare / "runs" / ".locks" / f"prepared-{asked.path.name}"
     with locks.lock(lock, wait=False, on_wait=pytest.fail):
         done = slmctl("prepare", "--no-wait", cwd=bare)

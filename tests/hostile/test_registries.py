@@ -27,7 +27,7 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.errors import GateError, IntegrityError, NetworkError, SlmctlError, StageError
 from slmctl.network import package_index
-from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.graph import Project
 from slmctl.provenance import diff, gc, trace
 from slmctl.releases import deliveries, registry, targets
 from slmctl.releases.targets import Settings

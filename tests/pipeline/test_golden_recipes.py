@@ -15,8 +15,10 @@ import pytest
 from support import TESTS, handmade
 
 from slmctl.artifacts.artifact import Artifact
-from slmctl.pipeline import resolve
-from slmctl.pipeline.resolve import Project, StageRequest
+from slmctl.pipeline import predictions
+from slmctl.pipeline.graph import Project, StageRequest
+from slmctl.stages.evaluate.stage import report_inputs
+from slmctl.stages.quantize.stage import base_file_requests
 
 GOLDEN = TESTS / "golden" / "recipes.json"
 SHARED = """\
@@ -106,7 +108,7 @@ def requests(project: Project) -> Iterator[tuple[str, StageRequest]]:
 
     def of(name: str) -> tuple[str, StageRequest]:
         project.forget()
-        request = resolve.resolve_stage(project, name)
+        request = project.request(name)
         leave(request)
         return name, request
 
@@ -114,8 +116,8 @@ def requests(project: Project) -> Iterator[tuple[str, StageRequest]]:
         if name not in OPTIONAL or getattr(project.config, name) is not None:
             yield of(name)
     if project.config.quantize.lora_gguf:
-        adapter = resolve.find(project, "adapter")
-        for request in resolve.base_file_requests(project, project.config.quantize, adapter):
+        adapter = project.artifact("adapter")
+        for request in base_file_requests(project, project.config.quantize, adapter):
             leave(request)
             yield f"quantize {request.section.types[0]} of the base", request
     yield of("quantize")
@@ -131,16 +133,16 @@ def requests(project: Project) -> Iterator[tuple[str, StageRequest]]:
         for model in ("gguf", "encoder") if name == "calibrate" and project.config.encode is not None else ("gguf",):
             project.forget()
             if name == "evaluate":
-                inputs = resolve.report_inputs(project, project.config.measured, answer)
+                inputs = report_inputs(project, project.config.measured, answer)
             else:
-                inputs = resolve.calibration_inputs(project, answer, model)
-            request = resolve.resolve_stage(project, name, inputs)
+                inputs = predictions.calibration_inputs(project, answer, model)
+            request = project.stage(name).request(inputs)
             yield from ((f"predict {k} for {name} of {model}", each) for k, each in enumerate(answered))
             answered.clear()
             leave(request)
             yield f"{name} {model}", request
             project.forget()
-            assert resolve.expected(project, name, model).recipe_id == request.recipe_id
+            assert request.recipe_id in {each.recipe_id for each in project.stage(name).current()}
     yield of("publish")
 
 

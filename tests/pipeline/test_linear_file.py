@@ -15,9 +15,9 @@ from support import tiny
 from support.forks import Forks
 from support.handmade import opened
 
-from slmctl.cli import report_view
-from slmctl.pipeline import linear_file, resolve
+from slmctl.pipeline import linear_file
 from slmctl.reports.evaluation_report import parse_report
+from slmctl.stages.evaluate import report_view
 
 MANY = ("--set", "prepare.splits.validation=0.2")  # some 60 rows, each with two words that tell its label
 
@@ -51,7 +51,7 @@ def test_the_linear_model_answers_a_file_and_its_program_loads_the_weights(stage
 
 def test_the_page_says_how_to_take_it_where_it_wins(desk: Path) -> None:
     project = opened(desk)
-    report = resolve.find(project, "report")
+    report = project.artifact("report")
     figures: Any = parse_report(json.loads(json.dumps(report.metrics)), where="")
     for entry in figures["models"].values():
         entry["metrics"]["accuracy"] = 0.5
@@ -73,4 +73,4 @@ def test_the_weights_are_written_anew_for_other_data_alone(desk: Path) -> None:
     path.write_bytes(b"PK")
     assert linear_file.written(opened(desk)).stat().st_size > 1000
     assert linear_file.nothing_to_win(opened(desk)) is None  # it was trained
-    assert resolve.find(opened(desk), "prepared").metrics.get("linear") is None  # too few validation rows to say
+    assert opened(desk).artifact("prepared").metrics.get("linear") is None  # too few validation rows to say

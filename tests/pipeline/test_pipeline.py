@@ -16,14 +16,16 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.forks import Forks
-from support.handmade import opened
+from support.handmade import opened, publish
 from support.servers import settles
 
 from slmctl import config
 from slmctl.artifacts import artifact, lineage
 from slmctl.errors import GateError, IntegrityError, MissingError, StageError, UsageError
 from slmctl.installation import pip_line
-from slmctl.pipeline import chains, resolve, runner, stage_table, system_errors
+from slmctl.pipeline import LEAVES, named, predictions, runner, system_errors
+from slmctl.pipeline.graph import Project
+from slmctl.stages.evaluate.stage import evaluate
 
 KINDS = ("base", "prepared", "adapter", "merged", "gguf", "predictions", "report", "published")
 
@@ -73,11 +75,7 @@ def test_the_second_run_does_nothing(desk: Path) -> None:
     before = listing(desk)
     done = tiny.slmctl(desk, "run")
     assert Path(tiny.ok(done)) == only(desk, "published")
-    stages = [
-        line.split()[:2]
-        for line in done.stderr.splitlines()
-        if line.split()[:1] and line.split()[0] in stage_table.STAGES
-    ]
+    stages = [line.split()[:2] for line in done.stderr.splitlines() if line.split()[:1] and line.split()[0] in LEAVES]
     assert [name for name, _ in stages] == ["pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish"]
     assert {state for _, state in stages} == {"current"}
     assert listing(desk) == before
@@ -87,18 +85,18 @@ def test_a_moved_or_touched_project_is_still_current(desk: Path, tmp_path: Path)
     (desk / "tickets.csv").touch()
     moved = desk.rename(tmp_path / "elsewhere")
     project = opened(moved)
-    made = [name for name in stage_table.STAGES if name not in ("label", "encode", "predict", "calibrate")]
-    assert all(resolve.expected(project, name).path.exists() for name in made)
+    made = [name for name in LEAVES if name not in ("label", "encode", "predict", "calibrate")]
+    assert all(project.request(name).path.exists() for name in made)
 
 
 def test_one_changed_cell_reruns_from_prepare(desk: Path) -> None:
     text = (desk / "tickets.csv").read_text()
     (desk / "tickets.csv").write_text(text.replace("billing\n", "delivery\n", 1))
     project = opened(desk)
-    assert resolve.resolve_stage(project, "pull").path.exists()
-    assert not resolve.resolve_stage(project, "prepare").path.exists()
+    assert project.request("pull").path.exists()
+    assert not project.request("prepare").path.exists()
     with pytest.raises(IntegrityError, match="stage prepare has not run with this config and data") as caught:
-        resolve.resolve_stage(project, "finetune")
+        project.request("finetune")
     assert caught.value.hint == "slmctl run --until prepare"
 
 
@@ -111,8 +109,8 @@ def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, f
     project = opened(tiny_run, setting)
     order = ["pull", "prepare", "finetune", "merge", "quantize", "evaluate"]
     for name in order[: order.index(first)]:
-        assert resolve.expected(project, name).path.exists()
-    assert not resolve.expected(project, first).path.exists()
+        assert project.request(name).path.exists()
+    assert not project.request(first).path.exists()
 
 
 # Damage
@@ -144,7 +142,7 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, what: str) -> None:
         ("predictions", "predictions.jsonl", "evaluate"),
         ("report", "report.json", "publish"),
     ):
-        folder, made = only(desk, kind), desk / "runs" / stage_table.STAGES[stage].leaves
+        folder, made = only(desk, kind), desk / "runs" / LEAVES[stage]
         aside = made.rename(desk / "aside")  # so that the stage has something to do
         damaged = folder / (name if what == "file" else "manifest.json")
         kept = damaged.read_bytes()
@@ -152,7 +150,7 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, what: str) -> None:
         project = opened(desk)
         with pytest.raises(IntegrityError) as caught:
             for request in (
-                resolve.predictions_of(project, "gguf") if stage == "predict" else [resolve.expected(project, stage)]
+                predictions.predictions_of(project, "gguf") if stage == "predict" else [project.request(stage)]
             ):
                 runner.run(project, request)
         assert str(folder) in caught.value.message
@@ -166,7 +164,7 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, what: str) -> None:
 def test_a_folder_without_a_manifest_is_no_artifact(desk: Path) -> None:
     (only(desk, "merged") / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match="unfinished: it has no manifest"):
-        resolve.resolve_stage(opened(desk), "quantize")
+        opened(desk).request("quantize")
 
 
 # Interruption
@@ -212,27 +210,27 @@ def test_a_failed_gate_stops_before_publish_and_still_prints_the_report(stages: 
     assert done.returncode == 5
     assert Path(done.stdout.strip()) == only(desk, "report")
     assert "(at least 1" in done.stderr
-    assert resolve.TRY_FIRST in done.stderr
+    assert named.TRY_FIRST in done.stderr
     assert not list(desk.glob("runs/published/*"))
     with pytest.raises(GateError, match="accuracy of Q8_0"):
-        chains.publish(opened(desk))
+        publish(opened(desk))
     assert not list(desk.glob("registry/*/*"))
 
 
 def test_a_gate_on_something_not_measured_is_a_usage_error(tiny_run: Path) -> None:
     for gate, found in (("accuracy, model: Q4_K_M", "Q4_K_M"), ("rouge, model: Q8_0", "rouge")):
         text = (tiny_run / "slmctl.yaml").read_text() + f"gates: [{{metric: {gate}, min: 0.1}}]\n"
-        project = resolve.Project(root=tiny_run, config=config.parse(text, root=tiny_run))
+        project = Project(root=tiny_run, config=config.parse(text, root=tiny_run))
         with pytest.raises(UsageError, match=found):
-            chains.publish(project)
+            publish(project)
 
 
 def test_a_file_that_no_report_measured_is_not_published(desk: Path) -> None:
     project = opened(desk, "evaluate.models=[base, adapter]")
-    chains.evaluate(project, project.config.evaluate.models)
+    evaluate(project, project.config.evaluate.models)
     project.forget()
     with pytest.raises(GateError, match=r"no report measured tiny|no report measured base-\S+\.gguf") as caught:
-        chains.publish(project)
+        publish(project)
     assert caught.value.code == 5
 
 
@@ -240,29 +238,30 @@ def test_a_published_version_never_changes(desk: Path) -> None:
     release = desk / "registry" / "tiny-desk" / "1.0"
     kept = (release / "manifest.json").read_bytes()
     project = opened(desk, "confidence=0.9")  # another report: another release of the same version
-    chains.evaluate(project, project.config.evaluate.models)
+    evaluate(project, project.config.evaluate.models)
     with pytest.raises(IntegrityError, match=r"already holds another tiny-desk 1\.0") as caught:
-        chains.publish(project)
+        publish(project)
     assert (caught.value.code, "increase 'version'" in caught.value.hint) == (7, True)
     assert (release / "manifest.json").read_bytes() == kept
     assert not artifact.verify_folder(release)
 
 
 @pytest.mark.slow
-def test_another_version_of_the_same_weights_is_measured_and_published(desk: Path) -> None:
+def test_another_version_of_the_same_weights_is_measured_and_published(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # its files differ in name and metadata alone and give the same answers, for which the old report was once taken
     project = opened(desk, "version=2.0", "quantize.types=[Q8_0]", "evaluate.models=[gguf]")
-    runner.run(project, resolve.resolve_stage(project, "quantize"))
-    assert not chains.evaluate(project, project.config.evaluate.models).current
+    runner.run(project, project.request("quantize"))
+    assert not evaluate(project, project.config.evaluate.models).current
     project.forget()
-    assert chains.publish(project)[1] == str(desk / "registry" / "tiny-desk" / "2.0")
+    publish(project)
+    assert f"sent to {desk / 'registry' / 'tiny-desk' / '2.0'}\n" in capsys.readouterr().err
 
 
-def test_publishing_again_is_no_change(desk: Path) -> None:
-    outcome, target, there = chains.publish(opened(desk))
-    assert outcome.current
-    assert there
-    assert target == str(desk / "registry" / "tiny-desk" / "1.0")
+def test_publishing_again_is_no_change(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert publish(opened(desk)).current
+    assert f"already in {desk / 'registry' / 'tiny-desk' / '1.0'}\n" in capsys.readouterr().err
 
 
 def test_show_goes_from_a_release_back_to_the_data(stages: Forks, tiny_run: Path) -> None:

@@ -18,9 +18,10 @@ from slmctl.errors import GateError, StageError, UsageError
 from slmctl.inference.engine import Engine
 from slmctl.metrics import gates
 from slmctl.model_files.gguf_choice import gguf_file
-from slmctl.pipeline import chains, preflight, resolve, served_adapters
+from slmctl.pipeline import plan, project_gates, served_adapters
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.stages.predict import prompts
+from slmctl.stages.quantize.stage import base_file_requests
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import read_records
@@ -63,14 +64,14 @@ def copied(measured: Path, tmp_path: Path) -> Path:
 
 
 def current(folder: Path, kind: str) -> Artifact:
-    return resolve.find(opened(folder), kind)
+    return opened(folder).artifact(kind)
 
 
 def bases(folder: Path) -> dict[str, Artifact]:
     """The base's own files by type."""
     project = opened(folder)
     adapter = current(folder, "adapter")
-    made = [artifact.load(each.path) for each in resolve.base_file_requests(project, project.config.quantize, adapter)]
+    made = [artifact.load(each.path) for each in base_file_requests(project, project.config.quantize, adapter)]
     return {name: each for each in made for name in each.metrics["files"]}
 
 
@@ -94,7 +95,7 @@ def test_the_base_is_written_once_whatever_goes_on_it(measured: Path) -> None:
         assert [entry.path for entry in each.files(".gguf")] == [f"base-{name}.gguf"]
         assert made.metrics["lora"]["bases"][name]["sha256"] == each.metrics["files"][name]["sha256"]
     project, adapter = opened(measured, "project=other", "version=2.0"), current(measured, "adapter")
-    paths = [each.path for each in resolve.base_file_requests(project, project.config.quantize, adapter)]
+    paths = [each.path for each in base_file_requests(project, project.config.quantize, adapter)]
     assert paths == [each.path for each in files.values()]
 
 
@@ -154,9 +155,9 @@ def test_gates_name_the_adapter(measured: Path) -> None:
     missed = config.Gate(metric="accuracy", model="lora-Q8_0", against="Q8_0", min_gain=0.3)
     assert [each.passed for each in gates.check([held, missed], figures)] == [True, False]
     known = "gates=[{metric: accuracy, model: lora-Q8_0, min: 0.1}]"
-    preflight.require(opened(measured, known, "version=1.1"), ["evaluate"])
+    plan.require(opened(measured, known, "version=1.1"), ["evaluate"])
     with pytest.raises(UsageError, match="the model 'lora-Q4_K_M', which is not measured"):
-        preflight.require(opened(measured, known.replace("Q8_0", "Q4_K_M"), "version=1.1"), ["evaluate"])
+        plan.require(opened(measured, known.replace("Q8_0", "Q4_K_M"), "version=1.1"), ["evaluate"])
 
 
 def test_a_measured_adapter_is_served_on_its_base_and_on_no_other_file(measured: Path) -> None:
@@ -244,4 +245,4 @@ def test_gc_keeps_the_base_of_an_adapter_that_is_needed(measured: Path) -> None:
 
     unneeded = {item.path for item in gc.survey(opened(measured), []).items}
     assert not unneeded & {each.path for each in bases(measured).values()}
-    assert chains.gate_results(opened(measured), current(measured, "report")) == []
+    assert project_gates.results(opened(measured), current(measured, "report")) == []

@@ -10,9 +10,8 @@ from click.testing import CliRunner
 from slmctl import config, console
 from slmctl.cli.main import cli
 from slmctl.errors import DataError, IntegrityError
-from slmctl.pipeline import resolve, runner, stage_log
-from slmctl.pipeline.resolve import StageRequest
-from slmctl.pipeline.stage_table import STAGES
+from slmctl.pipeline import runner, stage_log
+from slmctl.pipeline.graph import Project, StageRequest, stage_class
 
 NAME = "3f9a1c2e0000"
 TOKEN = "ghp_" + "a1B2" * 9
@@ -21,7 +20,7 @@ TOKEN = "ghp_" + "a1B2" * 9
 @pytest.fixture
 def request_(tmp_path: Path) -> StageRequest:
     path = tmp_path / "runs" / "adapter" / NAME
-    return StageRequest(STAGES["finetune"], None, {}, {}, "", path)  # type: ignore[arg-type]  # the log asks for no config
+    return StageRequest(stage_class("finetune")(None), None, {}, {}, "", path)  # type: ignore[arg-type]  # the log asks for no config
 
 
 def test_what_is_said_is_kept_without_control_characters_and_secrets(
@@ -72,7 +71,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "_make", stop)
-    project = resolve.Project(tmp_path, config.parse("{project: desk, base: ./base}", root=tmp_path))
+    project = Project(tmp_path, config.parse("{project: desk, base: ./base}", root=tmp_path))
     for kept in ("the finished stages", "its last checkpoint and the finished stages"):
         with pytest.raises(KeyboardInterrupt):
             runner.run(project, request_)

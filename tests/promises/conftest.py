@@ -11,13 +11,11 @@ import pytest
 from support import alone, shared, tiny
 from support.forks import Forks
 
-from slmctl.pipeline.stage_table import STAGES
-
 
 @pytest.fixture(scope="session")
 def preparing() -> Iterator[Forks]:
     """Forks that have what `prepare` needs; there in a second."""
-    with Forks("slmctl.cli.main", "slmctl.pipeline.runner", STAGES["prepare"].module) as forks:
+    with Forks("slmctl.cli.main", "slmctl.pipeline.runner", "slmctl.stages.prepare.prepare") as forks:
         yield forks
 
 

@@ -24,7 +24,7 @@ from support.forks import Call, Done, Forks
 from support.scale import FULL
 
 from slmctl.artifacts import artifact
-from slmctl.pipeline import stage_table
+from slmctl.pipeline import LEAVES
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None and not tiny.REQUIRED, reason="strace is not installed")
 
@@ -34,7 +34,7 @@ ARGS = {
     "quantize": ("--set", "quantize.types=[Q8_0]"),
     "predict": ("gguf", "--type", "Q8_0", "--split", "validation"),
 }
-RUN = [name for name in stage_table.STAGES if name != "label"]  # it asks a teacher: tests/stages/label kills it
+RUN = [name for name in LEAVES if name != "label"]  # it asks a teacher: tests/stages/label kills it
 BY_CHILDREN = ("quantize",)  # stages whose files are written by processes of their own
 KILL, FULL_DISK, BROKEN_DISK = "signal=SIGKILL", "error=ENOSPC", "error=EIO"
 
@@ -99,7 +99,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     forks = request.getfixturevalue("preparing" if stage == "prepare" else "stages")
     run = request.getfixturevalue("calibrated_run" if stage == "calibrate" else "tiny_run")
     clean = Path(shutil.copytree(run, place / "clean"))
-    noun = stage_table.STAGES[stage].leaves
+    noun = LEAVES[stage]
     if stage == "encode":
         tiny.build_encoder(clean / "words.gguf")
         with (clean / "slmctl.yaml").open("a") as stream:
@@ -209,7 +209,7 @@ def test_a_process_that_writes_for_a_stage_may_die(made: Scene) -> None:
 
 def order_of(made: Scene, calls: Sequence[Call]) -> None:
     """Every file is on the disk before the folder gets its name, and the name before anybody is told."""
-    (final,) = made.place.glob(f"runs/{stage_table.STAGES[made.stage].leaves}/[!.]*")
+    (final,) = made.place.glob(f"runs/{LEAVES[made.stage]}/[!.]*")
     draft = final.parent / f".draft-{final.name}"
     (rename,) = [k for k, call in enumerate(calls) if call.name.startswith("rename") and str(final) in call.paths]
 

@@ -13,7 +13,7 @@ from support.forks import Forks
 from slmctl import __version__
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST
-from slmctl.pipeline.stage_table import BY_KIND
+from slmctl.pipeline.graph import STAGE_OF
 from slmctl.task.contract import Task
 
 KEPT = sorted((TESTS / "fixtures").glob("*/*"))
@@ -23,7 +23,7 @@ def test_every_kind_is_kept() -> None:
     """Of this version too: whoever raises it keeps its fixtures first."""
     for version in {__version__, *(path.parent.name for path in KEPT)}:
         kept = {path.name for path in KEPT if path.parent.name == version}
-        assert kept == set(BY_KIND), f"{version}: python tests/support/keep_fixtures.py"
+        assert kept == set(STAGE_OF), f"{version}: python tests/support/keep_fixtures.py"
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")

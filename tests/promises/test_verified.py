@@ -23,11 +23,11 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.engine import Engine, EngineError, Request
 from slmctl.inference.llama_child import LlamaModel
-from slmctl.pipeline import resolve, stage_table
+from slmctl.pipeline import LEAVES, named
 
 gguf = pytest.importorskip("gguf")
 
-KINDS = [stage.leaves for stage in stage_table.STAGES.values()]
+KINDS = [*LEAVES.values()]
 KEPT = TESTS / "fixtures"
 
 
@@ -240,7 +240,7 @@ def test_the_process_that_asks_survives_bad_headers(tiny_run: Path, tmp_path: Pa
 
 def test_a_bare_file_is_the_one_that_was_opened(tiny_run: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(bare(tiny_run), tmp_path / "bare.gguf"))
-    found: Artifact = resolve.open_model(path, ("gguf",))
+    found: Artifact = named.open_model(path, ("gguf",))
     assert artifact.verify(found) == []
     flip(path, random.Random(1), tmp_path)
     assert artifact.verify(found) == ["changed: bare.gguf"]

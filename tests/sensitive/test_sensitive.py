@@ -30,7 +30,7 @@ from benchmarks import detectors
 from slmctl import config, sensitive
 from slmctl.artifacts import artifact
 from slmctl.errors import UsageError
-from slmctl.pipeline import resolve
+from slmctl.pipeline.graph import Project, StageRequest
 from slmctl.sensitive import KINDS, SensitivePolicy, Tally, find, stand_ins
 from slmctl.sensitive.rules import iban_remainder, luhn
 from slmctl.server import api_keys
@@ -617,10 +617,10 @@ def test_key_is_made_once_for_its_owner(tmp_path: Path) -> None:
     assert {one.name for one in path.parent.iterdir()} == {"pseudonyms", ".gitignore"}
 
 
-def asked(folder: Path, *sets: str) -> resolve.StageRequest:
-    project = resolve.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
+def asked(folder: Path, *sets: str) -> StageRequest:
+    project = Project(root=folder, config=config.load(folder / config.FILENAME, sets))
     base = artifact.foreign(folder / "base", "base")
-    return resolve.resolve_stage(project, "prepare", {"base": base})
+    return project.stage("prepare").request({"base": base})
 
 
 def test_hash_of_the_key_is_in_the_recipe_and_the_key_is_not(tiny_project: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from slmctl import config, console
 from slmctl.config import Source, SourceLimits
 from slmctl.errors import DataError, IntegrityError, LockedError, MissingError, NetworkError, SlmctlError, UsageError
 from slmctl.network import credentials
-from slmctl.pipeline import chains, resolve
+from slmctl.pipeline import gathering
+from slmctl.pipeline.graph import Project
 from slmctl.sources import snapshot, sql
 from slmctl.sources.rows import read_rows
 
@@ -492,8 +493,8 @@ def test_commands_after_prepare_take_its_copy(stages: Forks, desk: Path) -> None
     assert "hint: slmctl prepare" in refused.stderr
     path = Path(tiny.ok(stages.run(desk, "prepare")))
     (desk / "crm.db").unlink()
-    project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME))
-    assert resolve.resolve_stage(project, "prepare").path == path
+    project = Project(root=desk, config=config.load(desk / config.FILENAME))
+    assert project.request("prepare").path == path
     gone = stages.run(desk, "prepare")
     assert gone.returncode == 3
     assert "the database file of 'sqlite:///crm.db' does not exist" in gone.stderr
@@ -511,10 +512,10 @@ def test_two_who_gather_wait_for_each_other(desk: Path) -> None:
     from slmctl.artifacts import locks
 
     configure(desk, [{"path": "-", "format": "csv"}])
-    project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME), wait=False)
+    project = Project(root=desk, config=config.load(desk / config.FILENAME), wait=False)
     held = locks.lock(desk / "runs" / ".locks" / "sources", wait=False, on_wait=lambda holder: None)
     with held, pytest.raises(LockedError):
-        chains.gather_sources(project)
+        gathering.gather_sources(project)
 
 
 def test_where_a_query_goes_is_said_without_its_user() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
-from slmctl.pipeline.resolve import Project, StageRequest
+from slmctl.pipeline import runner
+from slmctl.pipeline.graph import Project, StageRequest
+from slmctl.pipeline.runner import Outcome
 
 
 def make(path: Path, content: Mapping[str, bytes] | Callable[[Path], object] | None = None, **fields: Any) -> Artifact:
@@ -34,6 +36,13 @@ def make(path: Path, content: Mapping[str, bytes] | Callable[[Path], object] | N
 def opened(root: Path, *sets: str) -> Project:
     """The project in a folder, with `section.key=value` on top of its config."""
     return Project(root, config.load(root / config.FILENAME, sets))
+
+
+def publish(project: Project) -> Outcome:
+    """Build a release and send it, as the command does."""
+    outcome = runner.make(project, "publish")
+    project.stage("publish").after(outcome.artifact, current=outcome.current)
+    return outcome
 
 
 def leave(request: StageRequest, **fields: Any) -> Artifact:

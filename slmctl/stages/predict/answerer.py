@@ -17,7 +17,9 @@ from slmctl.errors import UsageError
 from slmctl.inference import engine
 from slmctl.inference.escalation_policy import FILENAME, Policy
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file
-from slmctl.pipeline import model_lookup, resolve, system_errors
+from slmctl.pipeline import model_lookup, system_errors
+from slmctl.pipeline.graph import Project
+from slmctl.pipeline.named import Workspace
 from slmctl.sources.rows.cells import Row
 from slmctl.stages.predict import local_models, row_answers
 
@@ -76,8 +78,8 @@ class Answerer:
         directory: str | os.PathLike[str] = ".",
     ) -> None:
         root = Path(directory)
-        where = resolve.Workspace(
-            root, lambda: resolve.Project(root=root.resolve(), config=config.load(root.resolve() / config.FILENAME))
+        where = Workspace(
+            root, lambda: Project(root=root.resolve(), config=config.load(root.resolve() / config.FILENAME))
         )
         self._turn = threading.Lock()
         with contextlib.ExitStack() as stack, system_errors.spoken("answering", root):

@@ -23,7 +23,7 @@ from slmctl import __version__, child_environment, console
 from slmctl.artifacts import artifact
 from slmctl.errors import IntegrityError, NetworkError, SlmctlError, StageError, UsageError
 from slmctl.network import guard
-from slmctl.pipeline import resolve
+from slmctl.pipeline import named
 from slmctl.pipeline.model_lookup import FileModel
 from slmctl.sources.rows.cells import Row
 from slmctl.stages.predict import local_models, row_answers
@@ -64,7 +64,7 @@ class ChunkAnswerer:
         if opening.version != __version__:
             raise StageError(f"this node has slmctl {__version__}, and the command slmctl {opening.version}")
         model = _opened(opening.model, opening.digest)
-        base = resolve.open_model(Path(opening.base), ("base",)) if opening.base else None
+        base = named.open_model(Path(opening.base), ("base",)) if opening.base else None
         self._stack = contextlib.ExitStack()  # ends with the actor's process
         answerer, _ = self._stack.enter_context(
             local_models.opened(model, opening.task, base=base, type=opening.type, max_tokens=opening.max_tokens)
@@ -202,7 +202,7 @@ def _opened(path: str, digest: str) -> artifact.Artifact:
     Raises:
         IntegrityError: It is not there, damaged, or another one.
     """
-    model = resolve.open_model(Path(path), ("published", "gguf", "merged", "adapter", "base"))
+    model = named.open_model(Path(path), ("published", "gguf", "merged", "adapter", "base"))
     if model.digest != digest:
         raise IntegrityError(f"{path} on {socket.gethostname()} is another model than the command's")
     artifact.require_whole(model)

@@ -15,14 +15,12 @@ from support import tiny
 from support.forks import Forks
 from support.released import contents
 
-from slmctl.pipeline.stage_table import STAGES
-
 
 @pytest.fixture(scope="module")
 def sending() -> Iterator[Forks]:
     """Forks that have what sends and fetches, but for the hub's client, which reads its address when imported."""
     pytest.importorskip("boto3")
-    modules = ("slmctl.pipeline.runner", STAGES["publish"].module, "slmctl.releases.targets.s3")
+    modules = ("slmctl.pipeline.runner", "slmctl.stages.publish.publish", "slmctl.releases.targets.s3")
     with Forks("slmctl.cli.main", *modules) as forks:
         yield forks
 

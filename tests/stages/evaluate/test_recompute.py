@@ -19,7 +19,8 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.deduplication import row_fingerprints
-from slmctl.pipeline import resolve, runner
+from slmctl.pipeline import runner
+from slmctl.pipeline.graph import Project
 from slmctl.task import label_sets
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
@@ -197,8 +198,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             for (name, size), skill in zip(sizes.items(), (0.9, 0.88, 0.3), strict=True)
         ],
     }
-    project = resolve.Project(root=tmp_path, config=config.parse(CONFIG, root=tmp_path))
-    return runner.run(project, resolve.resolve_stage(project, "evaluate", given)).artifact
+    project = Project(root=tmp_path, config=config.parse(CONFIG, root=tmp_path))
+    return runner.run(project, project.stage("evaluate").request(given)).artifact
 
 
 def test_every_figure_is_found_again(made: Artifact, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,8 @@ from slmctl import config
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, StageError
-from slmctl.pipeline import resolve, runner, system_errors
+from slmctl.pipeline import runner, system_errors
+from slmctl.pipeline.graph import Project
 from slmctl.task.contract import Task
 from slmctl.task.records import read_records
 
@@ -240,8 +241,8 @@ EIGHT = ("finetune.max_steps=8", "finetune.validate_every=2", "finetune.batch_si
 
 def message_of(desk: Path) -> tuple[str, Path]:
     """The message of a training that must stop, and the folder its checkpoints are kept in."""
-    project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
-    asked = resolve.resolve_stage(project, "finetune")
+    project = Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
+    asked = project.request("finetune")
     with pytest.raises(StageError) as caught:
         runner.run(project, asked)
     assert caught.value.code == 6
@@ -621,9 +622,9 @@ def test_the_memory_estimate_is_near_what_is_used(tiny_project: Path, tmp_path: 
 def test_a_full_memory_is_said_whoever_meets_it(desk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # torch's allocator raises a RuntimeError on a CPU, which was once a traceback
     monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", lambda *args, **kwargs: torch.empty(1 << 50))
-    project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
+    project = Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
     with pytest.raises(StageError, match="finetune ran out of memory"):
-        runner.run(project, resolve.resolve_stage(project, "finetune"))
+        runner.run(project, project.request("finetune"))
     with pytest.raises(StageError, match="it ran out of memory"), system_errors.spoken("it", tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="another fault"), system_errors.spoken("it", tmp_path):

@@ -21,12 +21,12 @@ import slmctl
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.model_files.gguf_choice import gguf_file
-from slmctl.pipeline import resolve
+from slmctl.pipeline import named
 from slmctl.task.contract import Task
 
 KEPT = TESTS / "fixtures" / "0.1.0"  # artifacts that were kept, with a model of 7,000 weights
 TEXTS = [text for text, _ in tiny.rows(40, seed=5)]
-RELEASE = resolve.open_model(KEPT / "published", ("published",))
+RELEASE = named.open_model(KEPT / "published", ("published",))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, NetworkError
 from slmctl.network import endpoint_pool, openai_client
 from slmctl.network.endpoint_replies import Reply
-from slmctl.pipeline import chains, resolve, runner
+from slmctl.pipeline import predictions, runner
+from slmctl.pipeline.graph import Project
 from slmctl.stages.predict import endpoint_predictions
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
@@ -30,9 +31,9 @@ pytest.importorskip("httpx")
 
 
 @pytest.fixture
-def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> resolve.Project:
+def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> Project:
     """The tiny project, some of whose records are marked sensitive."""
-    project = resolve.Project(root=tmp_path, config=config.load(tiny_run / config.FILENAME))
+    project = Project(root=tmp_path, config=config.load(tiny_run / config.FILENAME))
     (source,) = (tiny_run / "runs" / "prepared").iterdir()
     final = tmp_path / "runs" / "prepared" / "marked"
     old = artifact.load(source)
@@ -46,19 +47,20 @@ def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> resolve.Project:
         made = artifact.seal(
             place, final, lambda files, digest: artifact.Manifest("prepared", "made/1", digest, "", {}, {}, files)
         )
-    project._found["prepared"] = made
+    project._current["prepared"] = made
     return project
 
 
-def answered(project: resolve.Project, url: str, shots: int | None = None, **asking: Any) -> Artifact:
-    against = chains.EndpointModel(url, "large", shots)
+def answered(project: Project, url: str, shots: int | None = None, **asking: Any) -> Artifact:
+    against = predictions.EndpointModel(url, "large", shots)
     section = config.stage_config(project.config, "predict").model_copy(update={"endpoint": config.Asking(**asking)})
-    asked = resolve.resolve_stage(project, "predict", {"model": chains.endpoint(project, against, shots)}, section)
+    model = predictions.endpoint_artifact(project, against, shots)
+    asked = project.stage("predict").request({"model": model}, section)
     return runner.run(project, asked).artifact
 
 
-def test_sensitive_records_are_never_sent(desk_with_sensitive: resolve.Project) -> None:
-    prepared = desk_with_sensitive._found["prepared"]
+def test_sensitive_records_are_never_sent(desk_with_sensitive: Project) -> None:
+    prepared = desk_with_sensitive._current["prepared"]
     questions = {r.input for r in read_records(prepared.file("test.jsonl"))}
     secret = {
         r.input for split in ("train", "test") for r in read_records(prepared.file(f"{split}.jsonl")) if r.sensitive
@@ -80,14 +82,14 @@ def test_sensitive_records_are_never_sent(desk_with_sensitive: resolve.Project) 
     assert (made.metrics["labels_shown"], made.metrics["failed"]) == (3, 0)
 
 
-def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: resolve.Project, tmp_path: Path) -> None:
-    old = desk_with_sensitive._found["prepared"]
+def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: Project, tmp_path: Path) -> None:
+    old = desk_with_sensitive._current["prepared"]
     folder = tmp_path / "all"
     shutil.copytree(old.path, folder)
     records = read_records(folder / "test.jsonl")
     write_jsonl(folder / "test.jsonl", (one.to_json() | {"sensitive": True} for one in records))
     with endpoint.serving(lambda body, before: says("billing")) as fake:
-        model = chains.endpoint(desk_with_sensitive, chains.EndpointModel(fake.url, "large"), 0)
+        model = predictions.endpoint_artifact(desk_with_sensitive, predictions.EndpointModel(fake.url, "large"), 0)
         with pytest.raises(DataError, match="records is marked sensitive: none may be sent"):
             endpoint_predictions.run(
                 config.PredictConfig(), model=model, prepared=artifact.Artifact(folder, old.manifest), out=tmp_path
@@ -96,7 +98,7 @@ def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: resolve.Pr
 
 
 def test_a_row_without_an_answer_does_not_stop_the_others(
-    desk_with_sensitive: resolve.Project, monkeypatch: pytest.MonkeyPatch
+    desk_with_sensitive: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint_pool, "FIRST_WAIT_S", 0.001)
 
@@ -112,7 +114,7 @@ def test_a_row_without_an_answer_does_not_stop_the_others(
     assert made.metrics["model"] == "large (zero-shot)"
 
 
-def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensitive: resolve.Project) -> None:
+def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensitive: Project) -> None:
     """Answers cost money, and here the money runs out after ten of them."""
     credit = [10]
 
@@ -138,9 +140,7 @@ def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensiti
     assert list((desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")) == []
 
 
-def test_the_key_is_no_part_of_the_recipe(
-    desk_with_sensitive: resolve.Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_is_no_part_of_the_recipe(desk_with_sensitive: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "made" + "-up")
     with endpoint.serving(lambda body, before: says("billing")) as fake:
         first = answered(desk_with_sensitive, fake.url, 0, key_env="A_KEY", concurrency=2)

@@ -17,7 +17,8 @@ from slmctl.config import PredictConfig
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import engine, json_grammar
 from slmctl.model_files import gguf_choice
-from slmctl.pipeline import resolve, stage_table
+from slmctl.pipeline import predictions
+from slmctl.pipeline.graph import Project, stage_class
 from slmctl.stages.predict import latency, local_models, predict, prompts
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
@@ -258,18 +259,16 @@ def test_the_base_is_measured_with_examples_too(tiny_run: Path, artifacts: dict[
     )
     assert (answered["model"], answered["shots"]) == ("base (2-shot)", 2)
     made = config.load(tiny_run / "slmctl.yaml")
-    project = resolve.Project(
-        tiny_run, made.model_copy(update={"predict": made.predict.model_copy(update={"shots": 2})})
-    )
-    assert [request.section.shots for request in resolve.predictions_of(project, "base")] == [2]
-    assert [request.section.shots for request in resolve.predictions_of(project, "adapter")] == [None]
+    project = Project(tiny_run, made.model_copy(update={"predict": made.predict.model_copy(update={"shots": 2})}))
+    assert [request.section.shots for request in predictions.predictions_of(project, "base")] == [2]
+    assert [request.section.shots for request in predictions.predictions_of(project, "adapter")] == [None]
 
 
 def test_an_untuned_base_alone_scores_whole_labels(
     tiny_run: Path, artifacts: dict[str, Artifact], lines: dict[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    project = resolve.Project(tiny_run, config.load(tiny_run / "slmctl.yaml"))
-    asked = {name: resolve.predictions_of(project, name)[0].recipe for name in ("base", "adapter", "gguf")}
+    project = Project(tiny_run, config.load(tiny_run / "slmctl.yaml"))
+    asked = {name: predictions.predictions_of(project, name)[0].recipe for name in ("base", "adapter", "gguf")}
     assert asked["base"].pop("whole_labels") is True
     assert not any("whole_labels" in recipe for recipe in asked.values())  # what was predicted before stays current
     task, records = (Task.read(artifacts["prepared"].path), read_records(artifacts["prepared"].file("test.jsonl")))
@@ -316,6 +315,6 @@ def test_a_type_is_a_whole_word(artifacts: dict[str, Artifact], type_name: str) 
 
 
 def test_the_role_of_the_model_takes_what_the_design_says() -> None:
-    assert stage_table.STAGES["predict"].takes[0].kinds == (
+    assert stage_class("predict").takes[0].kinds == (
         "gguf", "base", "adapter", "merged", "published", "encoder",
     )  # fmt: skip

@@ -14,9 +14,10 @@ from support.preparing import COLUMNS, prepared
 from slmctl import config, console
 from slmctl.config import PrepareConfig
 from slmctl.deduplication.row_fingerprints import id_digits
-from slmctl.pipeline import chains, resolve, row_estimate
+from slmctl.pipeline import row_estimate
+from slmctl.pipeline.graph import Project
 from slmctl.sources.reviewed import Review
-from slmctl.stages.prepare import prepare
+from slmctl.stages.prepare import prepare, stage
 from slmctl.task.records import SPLITS
 
 TEXTS = [text for text, _ in tiny.rows(60, seed=5)]
@@ -87,11 +88,10 @@ def test_explain_and_plan_read_it(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "slmctl.yaml").write_text(
         "project: desk\nbase: base\ntask: {kind: classify}\nprepare: {sources: [{path: reviewed.jsonl}]}\n"
     )
-    project = resolve.Project(tmp_path, config.load(tmp_path / "slmctl.yaml"))
+    project = Project(tmp_path, config.load(tmp_path / "slmctl.yaml"))
     console.set_level(0)
-    chains.gather_sources(project)
+    section, base = stage.reading(project)
     assert "reviewed.jsonl: 10 rows drawn by chance, 20 picked for training alone" in capsys.readouterr().err
-    section, base = resolve.reading(project)
     assert isinstance(section, PrepareConfig)
     text = prepare.explain(section, base=base)
     assert "reviewed.targeted.jsonl: messages" in text and "of the first 20 rows 20 are records" in text

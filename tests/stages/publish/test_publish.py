@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from support import tiny
+from support import handmade, tiny
 from support.forks import Forks
 from support.handmade import opened
 from support.released import contents, make_key, send
@@ -27,7 +27,8 @@ from support.released import contents, make_key, send
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import GateError, IntegrityError
-from slmctl.pipeline import chains, resolve, runner
+from slmctl.pipeline import runner
+from slmctl.pipeline.graph import Project
 from slmctl.releases import registry
 from slmctl.releases.targets.local import FolderTarget
 from slmctl.stages.publish import memorisation_probe, publish
@@ -131,7 +132,7 @@ def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
     project = opened(fresh)
     section = project.config.publish.model_copy(update={"intended_use": f"Ask the admin, key {leaky}."})
     with pytest.raises(GateError, match=r"README\.md: secret/sk") as caught:
-        runner.run(project, resolve.resolve_stage(project, "publish", section=section))
+        runner.run(project, project.stage("publish").request(section=section))
     assert leaky not in caught.value.message
     assert not list((fresh / "runs").glob("published/*"))
 
@@ -141,7 +142,7 @@ def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memorisation_probe, "choose", lambda task, records, count: [probe])
     monkeypatch.setattr(memorisation_probe, "_regurgitated", lambda gguf, chosen: [*chosen])
     with pytest.raises(GateError, match="reproduces training rows: 1 of 1") as caught:
-        chains.publish(opened(fresh))
+        handmade.publish(opened(fresh))
     assert caught.value.code == 5
     assert not list((fresh / "runs").glob("published/*"))
     assert not (fresh / "registry").exists()
@@ -149,15 +150,15 @@ def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPa
 
 def test_inputs_of_two_chains_are_refused(fresh: Path) -> None:
     project = opened(fresh)
-    inputs: dict[str, Any] = dict(resolve.resolve_stage(project, "publish").inputs)
+    inputs: dict[str, Any] = dict(project.request("publish").inputs)
     made = inputs["merged"]
     other = dataclasses.replace(made.manifest, inputs={"base": "sha256:0", "adapter": "sha256:0"})
     inputs["merged"] = Artifact(made.path, other)
     with pytest.raises(IntegrityError, match="was not made from"):
-        runner.run(project, resolve.resolve_stage(project, "publish", inputs))
+        runner.run(project, project.stage("publish").request(inputs))
 
 
-def test_a_base_without_license_stays_on_this_machine(artifacts: dict[str, Artifact], project: resolve.Project) -> None:
+def test_a_base_without_license_stays_on_this_machine(artifacts: dict[str, Artifact], project: Project) -> None:
     made, section = artifacts["published"], project.config.publish
     manifest = dataclasses.replace(made.manifest, metrics=made.metrics | {"license": ""})
     silent = Artifact(made.path, manifest)

@@ -20,9 +20,10 @@ from slmctl.config.fields import Outside
 from slmctl.errors import DataError, UsageError
 from slmctl.metrics import trial_choice
 from slmctl.metrics.trial_choice import Measured, TrialChoice
-from slmctl.pipeline import chains, row_estimate, stage_estimates
-from slmctl.pipeline.resolve import Project, find
-from slmctl.pipeline.stage_table import PREPARED
+from slmctl.pipeline import plan, row_estimate, runner
+from slmctl.pipeline.estimates import KnownSizes
+from slmctl.pipeline.graph import PREPARED, Project
+from slmctl.stages.finetune.stage import Finetune, computed_records
 
 INCUMBENT = "slmctl.yaml"  # the name of the candidate that changes nothing
 # Keys that are no setting to choose by validation loss.
@@ -156,6 +157,13 @@ def require_validation(project: Project) -> None:
         )
 
 
+def seconds(project: Project, tried: Sequence[SweepCandidate], rates: Mapping[str, float]) -> list[float | None]:
+    """The time of one training of each candidate; None where it is not known. `rates` as in `plan.plan`."""
+    shape, rows = plan.shape_of_base(project), row_estimate.of(project)
+    settings = (project.config.model_copy(update={"finetune": candidate.section}) for candidate in tried)
+    return [Finetune(project).cost(KnownSizes(each, shape, rows, rates)).seconds for each in settings]
+
+
 def run(project: Project, tried: Sequence[SweepCandidate], *, seeds: int, say: Callable[[str], None]) -> SweepResult:
     """Train every candidate with every seed, and choose; trials that exist are not trained again.
 
@@ -173,7 +181,7 @@ def run(project: Project, tried: Sequence[SweepCandidate], *, seeds: int, say: C
         for seed in range(candidate.section.seed, candidate.section.seed + seeds):
             say(f"trial {candidate.name}, seed {seed}")
             section = candidate.section.model_copy(update={"seed": seed})
-            made = chains.run_stage(project, "finetune", section).artifact
+            made = runner.make(project, "finetune", section).artifact
             gc.collect()  # of the model, before the next one is loaded
             path = str(made.path.relative_to(project.root))
             trials.append(Trial(candidate.name, seed, path, made.metrics["validation_loss"]))
@@ -186,6 +194,6 @@ def run(project: Project, tried: Sequence[SweepCandidate], *, seeds: int, say: C
 
 def _cost(project: Project, candidate: SweepCandidate) -> tuple[float, ...]:
     """The order of candidates by cost: rows computed, then rank, then how many keys change."""
-    facts = find(project, PREPARED).metrics
-    rows = stage_estimates.computed_records(candidate.section, facts["train"], facts["validation"])
+    facts = project.artifact(PREPARED).metrics
+    rows = computed_records(candidate.section, facts["train"], facts["validation"])
     return rows, candidate.section.lora.rank, len(candidate.values)

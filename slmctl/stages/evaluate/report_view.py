@@ -16,7 +16,7 @@ from slmctl.errors import SlmctlError
 
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
-    from slmctl.pipeline.resolve import Project
+    from slmctl.pipeline.graph import Project
     from slmctl.reports.evaluation_report import EvaluationReport
     from slmctl.stages.evaluate.report_opening import Opening, PolicyShares, RowsCurve, Training
 
@@ -39,12 +39,12 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
     """
     from slmctl import __version__
     from slmctl.artifacts import artifact, atomic, lineage
-    from slmctl.pipeline import chains
+    from slmctl.pipeline import project_gates
     from slmctl.reports.evaluation_report import parse_report, parse_rows
 
     path = project.runs / FILENAME
     gates = [
-        (result.passed, result.text) for result in chains.gate_results(project, report, only_measured=only_measured)
+        (result.passed, result.text) for result in project_gates.results(project, report, only_measured=only_measured)
     ]
     here = [str(folder) for folder in lineage.folders(project.root)]
     allowed = getattr(project.config.calibrate, "max_error", None)

@@ -18,10 +18,10 @@ from slmctl.artifacts import artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, StageError, UsageError
 from slmctl.metrics import trial_choice
-from slmctl.pipeline import resolve, sweep
-from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.graph import Project
 from slmctl.pipeline.runner import Outcome
-from slmctl.pipeline.sweep import SweepCandidate, SweepResult
+from slmctl.stages.finetune import sweep
+from slmctl.stages.finetune.sweep import SweepCandidate, SweepResult
 
 CONFIG = "project: acme\nbase: base\nprepare: {sources: [{path: a.csv}]}\nfinetune: {epochs: 2}\n"
 SPACE = ["finetune.learning_rate=2e-4,4e-4,8e-4", "finetune.lora.rank=16,32"]
@@ -37,7 +37,7 @@ class Trainings:
         self.stops_after = 10**9
 
     def run_stage(self, project: Project, name: str, section: FinetuneConfig) -> Outcome:
-        request = resolve.resolve_stage(project, name, section=section)
+        request = project.stage(name).request(section=section)
         if request.path.exists():
             return Outcome(artifact.load(request.path), True, 0.0)
         if len(self.trained) == self.stops_after:
@@ -59,7 +59,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "base" / "config.json").write_text("{}")
     for stage, metrics in (("pull", {}), ("prepare", FACTS)):
         project = opened(tmp_path)
-        leave(resolve.resolve_stage(project, stage), metrics=metrics)
+        leave(project.request(stage), metrics=metrics)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # of some hundred small files, which here need to survive nothing
     return tmp_path
 
@@ -68,7 +68,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     """The higher the learning rate, the lower the loss; the rank changes nothing."""
     made = Trainings()
-    monkeypatch.setattr(sweep.chains, "run_stage", made.run_stage)
+    monkeypatch.setattr(sweep.runner, "make", made.run_stage)
     monkeypatch.setattr(sweep.gc, "collect", int)  # no model is loaded here, and other tests have left much
     return made
 
@@ -132,7 +132,7 @@ def test_the_better_settings_are_chosen_and_their_trial_is_what_finetune_makes(
     assert dict(result.chosen.values) == {"finetune.learning_rate": "8e-4"}  # of two ranks that are equal the lower
     assert [trial.seed for trial in result.trials] == [0, 1, 2] * 6
     project = opened(root, "finetune.learning_rate=8e-4")
-    assert resolve.resolve_stage(project, "finetune").path.exists()
+    assert project.request("finetune").path.exists()
     assert '"chosen": {"finetune.learning_rate": "8e-4"}' in json.dumps(result.to_json())
 
 

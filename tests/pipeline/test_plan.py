@@ -23,7 +23,8 @@ from slmctl.cli.main import cli
 from slmctl.errors import DataError, FullError, GateError, MissingError, SlmctlError, UsageError
 from slmctl.installation import pip_line
 from slmctl.model_files import catalogue, gguf_converter
-from slmctl.pipeline import preflight, row_estimate
+from slmctl.pipeline import plan as planning
+from slmctl.pipeline import row_estimate
 
 REMOTE = """\
 project: acme
@@ -47,7 +48,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_plan_of_a_new_project(fresh: Path) -> None:
-    plan = preflight.plan(opened(fresh), CHAIN, {"float32": 100.0, "bfloat16": 400.0})
+    plan = planning.plan(opened(fresh), CHAIN, {"float32": 100.0, "bfloat16": 400.0})
     plan.require()
     assert [stage.name for stage in plan.stages] == [
         name for name in CHAIN if name not in ("label", "encode", "calibrate")
@@ -68,17 +69,17 @@ def test_the_plan_of_a_new_project(fresh: Path) -> None:
     assert plan.rows is not None and (plan.rows.rows, plan.rows.test, plan.rows.exact) == (300, 45, False)
     assert plan.disk_bytes and 1e9 < plan.disk_bytes < 4e9
     assert not (fresh / "runs").exists()
-    larger = preflight.plan(opened(fresh, "quantize.types=[Q8_0, Q4_K_M]"), CHAIN, {"float32": 50.0, "bfloat16": 400.0})
+    larger = planning.plan(opened(fresh, "quantize.types=[Q8_0, Q4_K_M]"), CHAIN, {"float32": 50.0, "bfloat16": 400.0})
     for before, after in zip(plan.stages, larger.stages, strict=True):
         if before.name in ("quantize", "evaluate"):  # a slower machine and one file more
             assert before.seconds and after.seconds and after.seconds > 1.5 * before.seconds
     base, shown = (
-        {stage.name: stage for stage in preflight.plan(opened(fresh, "evaluate.models=[base]", *sets), CHAIN).stages}
+        {stage.name: stage for stage in planning.plan(opened(fresh, "evaluate.models=[base]", *sets), CHAIN).stages}
         for sets in ((), ("predict.shots=8",))
     )  # eight examples in each prompt: their keys and values, 2.3 GB measured with SmolLM2-135M
     assert base["evaluate"].memory_bytes and shown["evaluate"].memory_bytes
     assert base["evaluate"].memory_bytes + 0.5e9 < shown["evaluate"].memory_bytes < 3e9
-    unmeasured = preflight.plan(opened(fresh), CHAIN)
+    unmeasured = planning.plan(opened(fresh), CHAIN)
     assert {stage.name for stage in unmeasured.stages if stage.seconds is None} == {
         "pull", "finetune", "quantize", "evaluate"
     }  # fmt: skip
@@ -92,8 +93,8 @@ def test_a_long_system_prompt_and_tools_cost_memory_and_a_part_of_the_time(fresh
     (fresh / "tools.json").write_text(json.dumps(tools))
     rates = {"float32": 100.0, "bfloat16": 400.0}
 
-    def planned(*sets: str) -> tuple[preflight.RunPlan, preflight.StagePlan]:
-        plan = preflight.plan(opened(fresh, *sets), CHAIN, rates)
+    def planned(*sets: str) -> tuple[planning.RunPlan, planning.StagePlan]:
+        plan = planning.plan(opened(fresh, *sets), CHAIN, rates)
         return plan, next(stage for stage in plan.stages if stage.name == "finetune")
 
     short, trained = planned()
@@ -114,16 +115,16 @@ def test_what_is_current_is_said_and_asks_for_nothing(tiny_run: Path, monkeypatc
         raise MissingError("the GGUF converter is missing", hint="slmctl doctor --fix")
 
     monkeypatch.setattr(gguf_converter, "require", missing)
-    plan = preflight.plan(opened(tiny_run), CHAIN)
+    plan = planning.plan(opened(tiny_run), CHAIN)
     plan.require()
     assert all(stage.current and (tiny_run / stage.path).is_dir() for stage in plan.stages)
     assert list(run_plan.summary(plan)) == []
-    changed = preflight.plan(opened(tiny_run, "finetune.epochs=2"), CHAIN)
+    changed = planning.plan(opened(tiny_run, "finetune.epochs=2"), CHAIN)
     assert [stage.name for stage in changed.stages if stage.current] == ["pull", "prepare"]
     assert changed.rows is not None and changed.rows.exact
     with pytest.raises(MissingError, match="the GGUF converter is missing"):
         changed.require()
-    preflight.plan(
+    planning.plan(
         opened(tiny_run, "finetune.epochs=2"), CHAIN[: CHAIN.index("merge") + 1]
     ).require()  # as far as merge it needs none
 
@@ -181,8 +182,7 @@ def test_what_cannot_work_is_refused_before_the_base_is_fetched(
     hint: str,
 ) -> None:
     break_it(monkeypatch)
-    for module in ("chains", "runner"):  # chains first: imported later it would keep what stands in runner now
-        monkeypatch.setattr(f"slmctl.pipeline.{module}.run", lambda *args, **options: pytest.fail("a stage was run"))
+    monkeypatch.setattr("slmctl.pipeline.runner.run", lambda *args, **options: pytest.fail("a stage was run"))
     for words in (["run", "--plan"], ["run"]):
         done = CliRunner().invoke(cli, ["-C", str(fresh), *words, "--set", change])
         assert isinstance(done.exception, kind), (done.output, done.exception)
@@ -194,34 +194,34 @@ def test_what_cannot_work_is_refused_before_the_base_is_fetched(
 def test_a_stage_by_itself_asks_for_what_concerns_it(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_package(monkeypatch)
     with pytest.raises(MissingError, match="pull needs the package 'trl'"):  # its rehearsal trains
-        preflight.require(opened(fresh), ["pull"])
-    preflight.require(opened(fresh, "pull.rehearse=false"), ["pull"])
-    preflight.require(opened(fresh, TIE), ["prepare"])
+        planning.require(opened(fresh), ["pull"])
+    planning.require(opened(fresh, "pull.rehearse=false"), ["pull"])
+    planning.require(opened(fresh, TIE), ["prepare"])
 
 
 @pytest.mark.parametrize("model", ["base (8-shot)", "tfidf_logistic", "adapter", "Q8_0"])
 def test_a_gate_may_name_whatever_is_measured(fresh: Path, model: str) -> None:
-    preflight.require(opened(fresh, f"gates=[{{metric: accuracy, model: {model}, min: 0.1}}]"), CHAIN)
+    planning.require(opened(fresh, f"gates=[{{metric: accuracy, model: {model}, min: 0.1}}]"), CHAIN)
 
 
 def test_a_gate_names_the_base_as_it_is_measured(fresh: Path) -> None:
     gate = "gates=[{metric: accuracy, model: base, min: 0.1}]"
-    preflight.require(opened(fresh, gate), CHAIN)
+    planning.require(opened(fresh, gate), CHAIN)
     with pytest.raises(UsageError, match="'base', which is measured with examples in its prompt") as refused:
-        preflight.require(opened(fresh, gate, "predict.shots=8"), CHAIN)
+        planning.require(opened(fresh, gate, "predict.shots=8"), CHAIN)
     assert "base (8-shot)" in refused.value.hint
 
 
 def test_what_may_stop_a_run_is_a_note(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "available_bytes", lambda: 10**9)
     (fresh / "registry" / "acme" / "0.1").mkdir(parents=True)
-    plan = preflight.plan(opened(fresh), CHAIN)
+    plan = planning.plan(opened(fresh), CHAIN)
     plan.require()
     notes = [line for line in run_plan.summary(plan) if line.startswith("  note: ")]
     assert len(notes) == 2
     assert "even in small pieces, and 1.00 GB are free" in notes[0]
     assert "dir:./registry holds version 0.1 already" in notes[1]
-    assert not any(need.note for need in preflight.plan(opened(fresh, "version=0.2"), CHAIN[:2]).requirements)
+    assert not any(need.note for need in planning.plan(opened(fresh, "version=0.2"), CHAIN[:2]).requirements)
 
 
 def test_calls_that_the_base_cannot_write_are_a_note(fresh: Path) -> None:
@@ -229,10 +229,10 @@ def test_calls_that_the_base_cannot_write_are_a_note(fresh: Path) -> None:
     path = messy.chats(fresh)
     sets = ("task={kind: generate}", f"prepare.sources=[{{path: {path.name}}}]", "gates=[]")
     text = "96 of the first 200 rows hold calls of tools, which SmolLM2-135M-Instruct does not write"
-    notes = [need.state for need in preflight.plan(opened(fresh, *sets), CHAIN).requirements if need.note]
+    notes = [need.state for need in planning.plan(opened(fresh, *sets), CHAIN).requirements if need.note]
     assert any(note.startswith(text) for note in notes), notes
     base = f"base={catalogue.find('Qwen2.5-0.5B-Instruct').source}"
-    assert not any(need.name == "calls" for need in preflight.plan(opened(fresh, *sets, base), CHAIN).requirements)
+    assert not any(need.name == "calls" for need in planning.plan(opened(fresh, *sets, base), CHAIN).requirements)
 
 
 def test_the_plan_is_printed_as_a_page_and_as_json(fresh: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_long_file_is_estimated_and_proves_no_gate_impossible(fresh: Path, mon
     estimate = row_estimate.of(opened(fresh))
     assert estimate is not None and estimate.most_test is None
     assert 270 < estimate.rows < 330
-    preflight.require(opened(fresh, TIE), ["evaluate"])
+    planning.require(opened(fresh, TIE), ["evaluate"])
 
 
 def test_the_shape_of_a_folder_is_read_from_its_config(tiny_base: Path) -> None:

@@ -12,7 +12,8 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.model_files import catalogue
-from slmctl.pipeline import resolve
+from slmctl.pipeline import named
+from slmctl.pipeline.named import Workspace
 
 FIRST, SECOND = "3f9a1c2e0000", "3f9abbbb1111"
 
@@ -22,7 +23,7 @@ PROJECT = "project: acme\nbase: ./base.gguf\nprepare: {sources: [{path: a.csv}]}
 
 def leave_current(root: Path, stage: str, *sets: str) -> Artifact:
     """An artifact where the config's recipe puts it, as if its stage had run."""
-    return handmade.leave(resolve.resolve_stage(opened(root, *sets), stage))
+    return handmade.leave(opened(root, *sets).request(stage))
 
 
 def leave(root: Path, kind: str, recipe: str) -> Artifact:
@@ -30,8 +31,8 @@ def leave(root: Path, kind: str, recipe: str) -> Artifact:
     return handmade.make(root / "runs" / kind / recipe[:12], recipe_id=f"sha256:{recipe:0<64}")
 
 
-def workspace(root: Path) -> resolve.Workspace:
-    return resolve.Workspace(root, lambda: opened(root))
+def workspace(root: Path) -> Workspace:
+    return Workspace(root, lambda: opened(root))
 
 
 def test_an_id_of_four_characters_and_more_names_an_artifact(tmp_path: Path) -> None:
@@ -39,12 +40,12 @@ def test_an_id_of_four_characters_and_more_names_an_artifact(tmp_path: Path) -> 
     leave(tmp_path, "gguf", SECOND)
     assert first.short_id == FIRST[:8]
     for prefix in (FIRST[:5], first.short_id, FIRST, first.manifest.recipe_id.removeprefix("sha256:")):
-        assert resolve.artifact_path(workspace(tmp_path), Path(prefix)) == first.path
+        assert named.artifact_path(workspace(tmp_path), Path(prefix)) == first.path
     with pytest.raises(UsageError, match="2 artifacts have an id that begins with '3f9a'") as several:
-        resolve.by_id(tmp_path / "runs", FIRST[:4])
+        named.by_id(tmp_path / "runs", FIRST[:4])
     assert f"runs/gguf/{SECOND}" in several.value.hint
     with pytest.raises(IntegrityError, match=r"no artifact below .* begins with 'dead'"):
-        resolve.artifact_path(workspace(tmp_path), Path("dead"))
+        named.artifact_path(workspace(tmp_path), Path("dead"))
 
 
 def test_what_set_made_is_found(tmp_path: Path) -> None:
@@ -53,19 +54,19 @@ def test_what_set_made_is_found(tmp_path: Path) -> None:
     (tmp_path / "base.gguf").write_bytes(b"GGUF")
     leave_current(tmp_path, "pull")
     with pytest.raises(IntegrityError, match=r"has not run with this config and data$") as plain:
-        resolve.find(opened(tmp_path), "prepared")
+        opened(tmp_path).artifact("prepared")
     assert plain.value.hint == "slmctl run --until prepare"
     other = leave_current(tmp_path, "prepare", "prepare.max_overlap=0.4", "task.system=Sort.")
     leave_current(
         tmp_path, "prepare", "prepare.max_overlap=0.5", "task.system=Sort.", "prepare.duplicates.similarity=1"
     )
     with pytest.raises(IntegrityError, match=r"there is one with other settings \(") as caught:
-        resolve.find(opened(tmp_path), "prepared")
+        opened(tmp_path).artifact("prepared")
     assert f"(task.system, prepare.max_overlap): runs/prepared/{other.path.name}" in caught.value.message
     assert (
         "--set task.system=Sort. --set prepare.max_overlap=0.4, or these in slmctl.yaml; for a new" in caught.value.hint
     )
-    assert resolve.find(opened(tmp_path, "prepare.max_overlap=0.4", "task.system=Sort."), "prepared")
+    assert opened(tmp_path, "prepare.max_overlap=0.4", "task.system=Sort.").artifact("prepared")
 
 
 def test_a_kind_names_its_current_artifact_and_a_model_before_its_release_is_named(tmp_path: Path) -> None:
@@ -74,19 +75,19 @@ def test_a_kind_names_its_current_artifact_and_a_model_before_its_release_is_nam
     (tmp_path / "base.gguf").write_bytes(b"GGUF")
     where, wants = workspace(tmp_path), {"kinds": ("published", "gguf"), "default": "published"}
     with pytest.raises(IntegrityError) as nothing:
-        resolve.find_model(where, None, **wants)
+        named.find_model(where, None, **wants)
     assert nothing.value.hint == "slmctl run"
     made = [leave_current(tmp_path, stage) for stage in ("pull", "prepare", "finetune", "merge", "quantize")]
     for each in made:
-        assert resolve.artifact_path(where, Path(each.kind)) == each.path
+        assert named.artifact_path(where, Path(each.kind)) == each.path
         project = opened(tmp_path)
-        project.named[each.kind] = Path(each.kind)
-        assert resolve.find(project, each.kind).path == each.path
+        project.named[each.kind] = named.opened(project, Path(each.kind), each.kind)
+        assert project.artifact(each.kind).path == each.path
     with pytest.raises(UsageError, match="no section 'calibrate', so none of kind 'policy' is current"):
-        resolve.artifact_path(where, Path("policy"))
+        named.artifact_path(where, Path("policy"))
     # `chat` led to `run`, and the gate that `run` failed led nowhere
     with pytest.raises(IntegrityError) as caught:
-        resolve.find_model(workspace(tmp_path), None, **wants)
+        named.find_model(workspace(tmp_path), None, **wants)
     assert caught.value.hint.startswith(
         "to try the model before it is released: slmctl chat gguf, or slmctl serve gguf"
     )
@@ -102,9 +103,9 @@ def test_a_kind_names_its_current_artifact_and_a_model_before_its_release_is_nam
 def test_a_hash_that_was_left_behind_is_named_before_anything_is_fetched(base: str, hint: str, tmp_path: Path) -> None:
     smollm = catalogue.find("SmolLM2-135M-Instruct")
     (tmp_path / "slmctl.yaml").write_text(f"project: acme\nbase: {smollm.package}\npull: {{sha256: {smollm.sha256}}}\n")
-    resolve.resolve_stage(opened(tmp_path), "pull")
+    opened(tmp_path).request("pull")
     with pytest.raises(UsageError, match=f"and pull.sha256 is the hash of {smollm.package}") as caught:
-        resolve.resolve_stage(opened(tmp_path, f"base={base}"), "pull")
+        opened(tmp_path, f"base={base}").request("pull")
     assert hint in caught.value.hint
 
 
@@ -112,8 +113,8 @@ def test_a_path_that_exists_goes_before_an_id(tmp_path: Path, monkeypatch: pytes
     leave(tmp_path, "adapter", FIRST)
     monkeypatch.chdir(tmp_path)
     (tmp_path / FIRST[:8]).mkdir()
-    for named in (FIRST[:8], "3f9", "some/where", "bases"):
-        assert resolve.artifact_path(workspace(tmp_path), Path(named)) == Path(named)
+    for text in (FIRST[:8], "3f9", "some/where", "bases"):
+        assert named.artifact_path(workspace(tmp_path), Path(text)) == Path(text)
 
 
 def test_a_model_that_slmctl_did_not_make_goes_by_its_digest(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Gates against a release: the release that the tag stands for, and the data set that it was trained on.
+"""The gates of a project against a report, and the release that they compare with.
 
 After a promotion the tag stands for the model that was just measured. It is then compared with the release that the tag
 stood for before, as it was, so that a promotion makes no report stale.
@@ -12,8 +12,12 @@ from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PRODUCTION, Config, Gate
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import GateError, IntegrityError, UsageError
+from slmctl.metrics import gates
+from slmctl.pipeline.graph import Project
+from slmctl.pipeline.named import TRY_FIRST
 from slmctl.releases import deliveries, registry
+from slmctl.reports.evaluation_report import EvaluationReport, measured_names, parse_report
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,42 @@ def checked_gates(settings: Config, root: Path) -> list[Gate]:
     compared = reference(settings, root)
     is_there = compared is not None and compared.release is not None
     return [gate for gate in settings.gates if gate.release is None or is_there]
+
+
+def enforce(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:
+    """Every gate of the config against a report.
+
+    Args:
+        project: Where the gates stand.
+        report: What was measured.
+        only_measured: Leave out gates about models that this report did not measure.
+
+    Raises:
+        GateError: At least one failed.
+    """
+    try:
+        return gates.enforce(*_gates(project, report, only_measured))
+    except GateError as error:
+        if project.is_made("gguf"):
+            error.hint = f"{error.hint}; {TRY_FIRST}"
+        raise
+
+
+def results(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:
+    """`enforce` without its error: each gate's result, failed or not; a gate that cannot be checked failed."""
+    checked, figures = _gates(project, report, only_measured)
+    made = []
+    for gate in checked:
+        try:
+            made += gates.check([gate], figures)
+        except (GateError, UsageError) as error:
+            made.append(gates.GateResult(False, f"{error.message} ({error.hint})"))
+    return made
+
+
+def _gates(project: Project, report: Artifact, only_measured: bool) -> tuple[list[Gate], EvaluationReport]:
+    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    names = measured_names(figures)
+    return [
+        gate for gate in project.config.gates if not only_measured or {gate.model, gate.against or gate.model} <= names
+    ], figures

@@ -16,7 +16,7 @@ from slmctl import config
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FILENAME
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.pipeline import preflight, released
+from slmctl.pipeline import plan, project_gates
 from slmctl.releases import deliveries, registry, targets
 from slmctl.releases.targets.local import FolderTarget
 
@@ -34,11 +34,11 @@ def sent(root: Path, made: Artifact, tag: str | None = None) -> Artifact:
     return made
 
 
-def of(root: Path, text: str = CONFIG, own: frozenset[str] = frozenset()) -> released.Reference | None:
-    return released.reference(config.parse(text), root, own)
+def of(root: Path, text: str = CONFIG, own: frozenset[str] = frozenset()) -> project_gates.Reference | None:
+    return project_gates.reference(config.parse(text), root, own)
 
 
-def version(known: released.Reference | None) -> str:
+def version(known: project_gates.Reference | None) -> str:
     assert known is not None
     assert known.release is not None
     return str(known.release.metrics["version"])
@@ -55,7 +55,7 @@ def test_the_first_release_has_nothing_to_compare_with(tmp_path: Path) -> None:
         known = of(tmp_path)
         assert known is not None
         assert (known.release, known.state) == (None, told)
-    assert released.checked_gates(config.parse(CONFIG), tmp_path) == []
+    assert project_gates.checked_gates(config.parse(CONFIG), tmp_path) == []
 
 
 def test_a_tag_is_followed_and_a_promotion_compares_with_the_version_before(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_tag_is_followed_and_a_promotion_compares_with_the_version_before(tmp_
     assert version(known) == "1.0"
     assert known is not None
     assert known.state == "gates compare with production, which is desk 1.0 in dir:./registry"
-    assert released.checked_gates(config.parse(CONFIG), tmp_path) == config.parse(CONFIG).gates
+    assert project_gates.checked_gates(config.parse(CONFIG), tmp_path) == config.parse(CONFIG).gates
     sent(tmp_path, new, "production")
     assert version(of(tmp_path, own=files)) == "1.0"  # as it was measured before the promotion
     assert version(of(tmp_path)) == "1.1"  # of another model
@@ -107,9 +107,7 @@ def test_a_candidate_is_measured_beside_production_and_promoted(stages: Forks, d
     text = (desk / FILENAME).read_text().replace('version: "1.0"', 'version: "1.1"')
     (desk / FILENAME).write_text(text.replace("[Q8_0, F16]", "[Q4_0]").replace("model: Q8_0", "model: Q4_0"))
     project = opened(desk)
-    (told,) = (
-        need for need in preflight.plan(project, ["quantize", "evaluate"]).requirements if need.name == "release"
-    )
+    (told,) = (need for need in plan.plan(project, ["quantize", "evaluate"]).requirements if need.name == "release")
     assert told.state == "gates compare with production, which is tiny-desk 1.0 in dir:./registry"
     ran = stages.run(desk, "run")
     tiny.ok(ran)

@@ -14,8 +14,8 @@ from support import TESTS
 from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
-from slmctl.cli import report_view
-from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.graph import Project
+from slmctl.stages.evaluate import report_view
 
 KEPT = TESTS / "fixtures" / "0.1.0"
 GATES = """

@@ -1,0 +1,36 @@
+"""Copies of sources that are no files, and what is said of stages that read rows."""
+
+from __future__ import annotations
+
+from slmctl import console
+from slmctl.artifacts import locks
+from slmctl.artifacts.artifact import Artifact
+from slmctl.pipeline.graph import Project
+from slmctl.pipeline.system_errors import spoken
+from slmctl.sources import reviewed, snapshot
+
+
+def gather_sources(project: Project) -> None:
+    """Copy the sources that are no files, anew: queries, data sets of the hub, pipes, standard input.
+
+    Raises:
+        LockedError: Another process copies them and `project.wait` is false.
+        NetworkError: A host could not be reached.
+        And what `snapshot.gather` raises.
+    """
+    sources, labelling = list(project.config.prepare.sources), project.config.label
+    sources += [*labelling.sources, *labelling.gold] if labelling is not None else []
+    for path in snapshot.reviews_among(project.config.prepare.sources):
+        console.say(f"  {reviewed.note(path)}")
+    if all(snapshot.is_file(source) for source in sources):
+        return
+    lock = project.runs / ".locks" / "sources"
+    with locks.lock(lock, wait=project.wait, on_wait=project.on_wait), spoken("gather", project.sources):
+        snapshot.gather(sources, project.sources, project.config.prepare.limits)
+    project.forget()
+
+
+def say_report(made: Artifact, *, current: bool) -> None:
+    """Say where the page of an artifact is, unless it was there already."""
+    if not current:
+        console.say(f"  report: {made.file('report.html')}")

@@ -1,0 +1,388 @@
+"""A project's stages and artifacts: which recipe the config asks for, and where its inputs are."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from slmctl import config
+from slmctl.artifacts import artifact, lineage
+from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.errors import IntegrityError, UsageError
+from slmctl.model_files.model_shape import ModelShape
+from slmctl.pipeline import LEAVES
+from slmctl.pipeline.estimates import KnownSizes, StageEstimate
+
+PATH_ID = 12  # characters of a recipe id in the path of its artifact
+STAGE_OF = {kind: name for name, kind in LEAVES.items()}
+Inputs = dict[str, Artifact | list[Artifact]]  # by role
+Get = Callable[["StageRequest"], Artifact]  # finds an artifact in a plan, finds or makes it in a run
+SectionT = TypeVar("SectionT", bound=config.Section)
+
+
+@dataclass(frozen=True)
+class Role:
+    """One input of a stage: what kinds may fill it, whether none or many may, and what asks for it."""
+
+    name: str
+    kinds: tuple[str, ...]
+    optional: bool = False
+    many: bool = False
+    when: str = ""  # a field of the stage's section that asks for it
+
+
+BASE, PREPARED = Role("base", ("base",)), Role("prepared", ("prepared",))
+LABELLED = Role("labelled", ("labelled",), when="label")
+
+
+class Doubt(NamedTuple):
+    """A reason not to run a stage, with more lines for people, and the command to take instead."""
+
+    reason: str
+    lines: tuple[str, ...]
+    instead: str
+
+
+class Stage(Generic[SectionT]):
+    """One stage of a project; `slmctl/stages/NAME/stage.py` holds the subclass, and imports nothing heavy.
+
+    Attributes:
+        name: The subcommand, the section of the config, the folder below `slmctl/stages`.
+        takes: Its inputs.
+        waits_for: Kinds of artifacts that its inputs are made of, where `takes` does not name them.
+        version: Raise it when the same recipe should give another result.
+        imports: Packages that it cannot do without, whatever the config asks for.
+        uses: Distributions whose versions go into the manifest.
+        resumes: It goes on where an unfinished run of the same recipe stopped.
+        arguments: Arguments of its `run` that are no part of the recipe.
+        fetches_once: It needs the network only as long as its artifact is not there.
+        made_once: The reason why its artifacts cannot be built again; empty where they can.
+    """
+
+    name: ClassVar[str]
+    takes: ClassVar[tuple[Role, ...]] = ()
+    waits_for: ClassVar[tuple[str, ...]] = ()
+    version: ClassVar[int] = 1
+    imports: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
+    resumes: ClassVar[bool] = False
+    arguments: ClassVar[tuple[str, ...]] = ()
+    fetches_once: ClassVar[bool] = False
+    made_once: ClassVar[str] = ""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}/{self.version}"
+
+    @property
+    def leaves(self) -> str:
+        """The kind of its artifacts."""
+        return LEAVES[self.name]
+
+    @property
+    def module(self) -> str:
+        """The module with its `run`, imported only when it runs."""
+        return f"slmctl.stages.{self.name}.{self.name}"
+
+    # The recipe
+
+    @property
+    def settings(self) -> SectionT:
+        """Its section of the config, with what that inherits from the top."""
+        section: Any = config.stage_config(self.project.config, self.name)
+        return section
+
+    def completed(self, section: SectionT) -> SectionT:
+        """The section with the files that stand for its sources, its key and its base.
+
+        Raises:
+            IntegrityError: There is no copy of a source that is not a file.
+            UsageError: A source or the base cannot be used.
+        """
+        return section
+
+    def inputs(self, section: SectionT, get: Get, filled: Inputs) -> Inputs:
+        """Artifacts for its roles; those in `filled` are not looked up.
+
+        Raises:
+            IntegrityError: An artifact has not been made yet, or is damaged.
+        """
+        filled = dict(filled)
+        for role in self.takes:
+            if role.name not in filled and not role.optional and not role.many and self.asks_for(role, section):
+                filled[role.name] = self.project.artifact(role)
+        return filled
+
+    def asks_for(self, role: Role, section: SectionT) -> bool:
+        """True unless a setting that is off, or an artifact that nobody named, would ask for a role."""
+        return bool(not role.when or getattr(section, role.when) or role.name in self.project.named)
+
+    def request(
+        self,
+        filled: Mapping[str, Artifact | list[Artifact]] | None = None,
+        section: SectionT | None = None,
+        *,
+        get: Get | None = None,
+        alone: bool = False,
+    ) -> StageRequest:
+        """The stage with its config, every input, and the recipe of both.
+
+        Args:
+            filled: Artifacts for roles that should not be looked up.
+            section: A config to use in place of the project's.
+            get: Finds or makes the artifacts of other requests; by default they are only found.
+            alone: Nothing but `filled` goes in.
+
+        Raises:
+            IntegrityError: An input has not been made yet, or is damaged.
+            UsageError: A source file does not exist.
+        """
+        section = self.completed(section or self.settings)
+        filled = dict(filled or {})
+        if not alone:
+            filled = self.inputs(section, get or functools.partial(self.project.found, asker=self.name), filled)
+        recipe = config.recipe(section)
+        recipe_id = artifact.recipe_of(self.id, recipe, _digests(filled))
+        path = self.project.runs / self.leaves / recipe_id.removeprefix("sha256:")[:PATH_ID]
+        return StageRequest(self, section, recipe, filled, recipe_id, path)
+
+    def current(self) -> Iterator[StageRequest]:
+        """Every request that the config makes of it; raises what `request` raises."""
+        yield self.request()
+
+    def not_made(self, request: StageRequest, asker: str) -> IntegrityError:
+        """The error about an artifact that has not been made; it names one that differs in its settings alone.
+
+        Args:
+            request: For the artifact.
+            asker: The stage or kind that wants it.
+        """
+        text = f"no current artifact '{self.leaves}': stage {self.name} has not run with this config and data"
+        others = other_settings(self.project, request)
+        if not others:
+            begun = bool(lineage.folders(self.project.root))
+            return IntegrityError(text, hint=f"slmctl run --until {self.name}" if begun else "slmctl run")
+        latest_first = sorted(others, key=lambda entry: entry[0].manifest.started, reverse=True)
+        other, changed = min(latest_first, key=lambda entry: len(entry[1]))
+        sets = [f"--set {key}={value}" for key, value in changed.items() if _can_be_set(value)]
+        whole = len(sets) == len(changed)
+        back = f"for that one: {' '.join(sets)}, or these in slmctl.yaml; for a new one: " if whole else ""
+        place = other.path.relative_to(self.project.root)
+        return IntegrityError(
+            f"{text}; there is one with other settings ({', '.join(changed)}): {place}",
+            hint=f"{back}slmctl run --until {self.name}",
+        )
+
+    # Known before it costs anything
+
+    def packages(self) -> Iterable[str]:
+        """Packages that it needs because of what the config asks for, beside its `imports`."""
+        return ()
+
+    @property
+    def converts(self) -> bool:
+        """True if it needs the GGUF converter."""
+        return False
+
+    def require_offline(self) -> None:
+        """With `--offline`, refuse what the stage would be refused later."""
+
+    def checkable(self) -> SectionT | None:
+        """The part of its section that can be checked before anything is copied or made; None where nothing can."""
+        return self.completed(self.settings)
+
+    def files(self) -> str:
+        """Check every path that the config names for it; returns the state in words, or an empty text.
+
+        Raises:
+            SlmctlError: A path does not exist, or does not hold what the config says.
+        """
+        section = self.checkable()
+        if section is None:
+            return ""
+        for path in config.contents(section):
+            config.require_path(path)
+        return self.checked(section)
+
+    def checked(self, section: SectionT) -> str:
+        """Look into what a section names; returns the state in words, or an empty text. Raises as `files` does."""
+        return ""
+
+    def checks(self) -> Mapping[str, Callable[[], str]]:
+        """Further checks by the name of the requirement: each returns its state, or raises what cannot work."""
+        return {}
+
+    def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
+        """Sources that it fetches, and their sizes where these are known without asking."""
+        yield from ()
+
+    def rows_needed(self, most_test: int | None) -> str:
+        """A sentence on rows that are surely too few for it; empty where they are not."""
+        return ""
+
+    def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
+        """Names and sentences of things that may stop it, which nobody can be sure of before."""
+        yield from ()
+
+    def cost(self, sizes: KnownSizes) -> StageEstimate:
+        """Its disk, memory and time, from the sizes of the base and the rows."""
+        return StageEstimate(disk_bytes=0)
+
+    def doubt(self) -> Doubt | None:
+        """A reason not to run it, about which people are asked."""
+        return None
+
+    # The run
+
+    def import_first(self) -> None:
+        """Import a package that must come before all others."""
+
+    def before(self, section: SectionT | None) -> None:
+        """Make what has to be there before its inputs are looked up; `section` stands in place of the config's."""
+
+    def options(self) -> Mapping[str, object]:
+        """Values for its `arguments`."""
+        return {}
+
+    def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
+        """Fill the empty folder `out`, and return the metrics."""
+        module = importlib.import_module(self.module)
+        metrics: JsonObject = module.run(request.section, out=out, **more, **request.inputs)
+        return metrics
+
+    def after(self, made: Artifact, *, current: bool) -> None:
+        """Say what came out, or send it; `current` if it was there already."""
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage with its config, its inputs, the recipe of both and the path of the artifact that it leaves."""
+
+    stage: Stage[Any]
+    section: config.Section
+    recipe: JsonObject
+    inputs: Inputs
+    recipe_id: str
+    path: Path
+
+    @property
+    def digests(self) -> dict[str, str | list[str]]:
+        return _digests(self.inputs)
+
+    @property
+    def sources(self) -> list[Artifact]:
+        """All artifacts among the inputs."""
+        return [made for value in self.inputs.values() for made in (value if isinstance(value, list) else [value])]
+
+
+@dataclass
+class Project:
+    """A folder with a config, and the artifacts beside it."""
+
+    root: Path
+    config: config.Config
+    wait: bool = True
+    on_wait: Callable[[str], None] = lambda holder: None
+    named: dict[str, Artifact] = field(default_factory=dict)  # what the user named, by role
+    _current: dict[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def sources(self) -> Path:
+        """The folder of copies of sources that are no files."""
+        return self.runs / ".sources"
+
+    @property
+    def encoders(self) -> Path:
+        """The folder of encoders that were fetched, which data sets share."""
+        return self.runs / ".encoders"
+
+    @property
+    def journals(self) -> Path:
+        """The folder of what teachers were asked and answered, which outlasts every artifact: it was paid for."""
+        return self.runs / ".teachers"
+
+    def stage(self, name: str) -> Stage[Any]:
+        """A stage of this project by its name."""
+        return stage_class(name)(self)
+
+    def request(self, name: str) -> StageRequest:
+        """The request that the config makes of a stage; raises what `Stage.request` raises."""
+        return self.stage(name).request()
+
+    def artifact(self, role: Role | str) -> Artifact:
+        """The artifact of a role, or of a kind: the one that the user named, else the one of the config's recipes.
+
+        Raises:
+            IntegrityError: It has not been made yet, or is damaged.
+        """
+        role = Role(role, (role,)) if isinstance(role, str) else role
+        if role.name in self.named:
+            return self.named[role.name]
+        kind = role.kinds[0]
+        if kind not in self._current:
+            self._current[kind] = self.found(self.request(STAGE_OF[kind]))
+        return self._current[kind]
+
+    def found(self, request: StageRequest, *, asker: str = "") -> Artifact:
+        """The artifact of a request; raises an IntegrityError where it has not been made."""
+        if not request.path.exists():
+            raise request.stage.not_made(request, asker)
+        return artifact.load(request.path)
+
+    def is_made(self, kind: str) -> bool:
+        """True if the current artifact of a kind exists."""
+        try:
+            return self.artifact(kind).path.exists()
+        except (IntegrityError, UsageError):
+            return False
+
+    def forget(self) -> None:
+        """Look for artifacts anew."""
+        self._current.clear()
+
+
+def stage_class(name: str) -> type[Stage[Any]]:
+    """The class of a stage: the only place that turns a name into code."""
+    stage: type[Stage[Any]] = importlib.import_module(f"slmctl.stages.{name}.stage").STAGE
+    return stage
+
+
+def _digests(inputs: Mapping[str, Artifact | list[Artifact]]) -> dict[str, str | list[str]]:
+    return {
+        role: [made.digest for made in value] if isinstance(value, list) else value.digest
+        for role, value in inputs.items()
+    }
+
+
+def _can_be_set(value: object) -> bool:
+    """True for a value that --set takes: no list, and no hash that stands for what a path holds."""
+    return isinstance(value, bool | int | float | str) and not str(value).startswith("sha256:")
+
+
+def other_settings(project: Project, request: StageRequest) -> list[tuple[Artifact, JsonObject]]:
+    """Artifacts of the same stage and inputs with another config: the keys of slmctl.yaml that differ, with their
+    values there."""
+    name = request.stage.name
+    top = {key for section, key in config.inherited_keys() if section == name}
+    others = []
+    for folder in sorted((project.runs / request.stage.leaves).glob("*")):
+        other = lineage.opened(folder)
+        if not isinstance(other, Artifact) or other.manifest.stage != request.stage.id:
+            continue
+        changed = config.changed_keys(type(request.section), request.recipe, other.manifest.config)
+        if changed and other.manifest.inputs == request.digests:
+            keys = {key if key.partition(".")[0] in top else f"{name}.{key}": value for key, value in changed.items()}
+            others.append((other, keys))
+    return others

@@ -1,0 +1,279 @@
+"""The plan of a run, before it costs anything: the stages that will run, what they need, and what cannot work.
+
+Nothing is fetched, trained or written. A recipe is known where all inputs exist; every stage after the first one that
+will run will run too. Figures are estimates, and None where nothing is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from slmctl import config, console
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.errors import FullError, GateError, MissingError, SlmctlError
+from slmctl.installation import pip_line
+from slmctl.model_files import catalogue, gguf_converter
+from slmctl.model_files.base_model import Base
+from slmctl.model_files.model_shape import ModelShape
+from slmctl.network import guard
+from slmctl.pipeline import row_estimate, runner
+from slmctl.pipeline.estimates import KnownSizes, RowEstimate
+from slmctl.pipeline.graph import BASE, Project, Stage
+from slmctl.pipeline.system_errors import EXTRAS
+
+Stages = Sequence[Stage[Any]]
+MORE_ROWS = "more rows, a larger prepare.splits.test, or another gate"
+LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
+SPARE = 1.1  # of the disk: reports, journals, blocks that are not full
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Facts on one stage before it runs; disk, memory and time are those of its `StageEstimate`.
+
+    Attributes:
+        current: Its artifact exists; nothing will be done.
+        path: The artifact's place below the project; empty while its recipe is not known.
+    """
+
+    name: str
+    current: bool
+    path: str = ""
+    disk_bytes: int | None = None
+    memory_bytes: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """Something that a run needs: its name, its state in words, and the error where it is not met.
+
+    Attributes:
+        note: It may stop the run, which nobody can be sure of before.
+    """
+
+    name: str
+    state: str
+    error: SlmctlError | None = None
+    note: bool = False
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The stages of a run, in order, and what they need.
+
+    Attributes:
+        download: The base or source that is fetched, such as `pypi:NAME==1.0`, with its bytes where they are known.
+        rows: Rows of the sources, and held-out rows of the test split, where they are known.
+    """
+
+    stages: tuple[StagePlan, ...]
+    requirements: tuple[Requirement, ...]
+    download: tuple[tuple[str, int | None], ...]
+    rows: RowEstimate | None
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """Bytes that all stages that will run take together; None where that of one is not known."""
+        needed = [stage.disk_bytes for stage in self.stages if not stage.current]
+        return None if None in needed else sum(filter(None, needed))
+
+    def require(self) -> None:
+        """Refuse a run that cannot work.
+
+        Raises:
+            SlmctlError: The first requirement that is not met, with its exit code.
+        """
+        for requirement in self.requirements:
+            if requirement.error is not None:
+                raise requirement.error
+
+    def to_json(self) -> JsonObject:
+        """This plan as JSON values."""
+        return {
+            "stages": [asdict(stage) for stage in self.stages],
+            "requirements": [
+                {
+                    "name": requirement.name,
+                    "state": requirement.state,
+                    "met": requirement.error is None,
+                    "note": requirement.note,
+                    "hint": requirement.error.hint if requirement.error else "",
+                }
+                for requirement in self.requirements
+            ],
+            "download": [{"source": source, "bytes": count} for source, count in self.download],
+            "disk_bytes": self.disk_bytes,
+            "rows": asdict(self.rows) if self.rows else None,
+        }
+
+
+def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | None = None) -> RunPlan:
+    """The plan of a run.
+
+    Args:
+        project: Where.
+        names: Stages to run, in order.
+        rates: GFLOP/s of matrix products on this machine by data type, for the time of the training.
+    """
+    stages = list(_asked_for(project, names))
+    states = list(_states(stages))
+    current = {state.name for state in states if state.current}
+    to_run = [stage for stage in stages if stage.name not in current]
+    fetching = [stage for stage in stages if stage in to_run or not stage.fetches_once]  # sources are read anew
+    requirements = [*_offline(fetching), *_checked(to_run)]
+    unreadable = any(requirement.error for requirement in requirements if requirement.name == "files")
+    rows = None if unreadable or not to_run else row_estimate.of(project)
+    sizes = KnownSizes(project.config, shape_of_base(project), rows, rates or {})
+    costs = {stage.name: asdict(stage.cost(sizes)) for stage in to_run}
+    states = [replace(state, **costs.get(state.name, {})) for state in states]
+    downloads = tuple(each for stage in to_run for each in stage.downloads(sizes.shape))
+    made = RunPlan(tuple(states), tuple(requirements), downloads, rows)
+    notes = [Requirement(name, text, note=True) for stage in to_run for name, text in stage.notes(sizes.shape)]
+    return replace(made, requirements=(*requirements, *_limits(project, made, to_run), *notes))
+
+
+def require(project: Project, names: Sequence[str]) -> None:
+    """Refuse stages that will run and cannot, before any of them does.
+
+    Raises:
+        SlmctlError: See `RunPlan.require`.
+    """
+    plan(project, names).require()
+
+
+def shape_of_base(project: Project) -> ModelShape | None:
+    """The shape of the base: of the pulled one, of a folder, or as the catalogue knows it; None where nothing does."""
+    try:
+        named = project.named.get(BASE.name)
+        folder = named.path if named is not None else project.request("pull").path
+        if (folder / "base.json").exists():
+            return catalogue.of_folder(folder, Base.read(folder))
+        source = project.config.pull.base
+        if config.is_remote(source):
+            return catalogue.of_source(source)
+        return catalogue.of_gguf(Path(source)) if source.endswith(".gguf") else catalogue.of_folder(Path(source))
+    except (SlmctlError, OSError):
+        return None
+
+
+# Stages
+
+
+def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
+    """The stages of a run but those whose section the config leaves out; a single one is always meant."""
+    for name in names:
+        if getattr(project.config, name) is not None or len(names) == 1:
+            yield project.stage(name)
+
+
+def _states(stages: Stages) -> Iterator[StagePlan]:
+    """Each stage with whether its artifact exists; without an input, or the recipe of one, it does not."""
+    waiting: set[str] = set()  # kinds that a stage before will make anew
+    for stage in stages:
+        needs = {role.kinds[0] for role in stage.takes if role.name not in stage.project.named} | {*stage.waits_for}
+        state = StagePlan(stage.name, current=False)
+        if not needs & waiting:
+            with contextlib.suppress(SlmctlError, ModuleNotFoundError):  # an input is missing; the requirements say it
+                request = stage.request()
+                current = request.path.exists() and not runner.resume_folder(request).exists()
+                state = StagePlan(stage.name, current, str(request.path.relative_to(stage.project.root)))
+        if not state.current:
+            waiting.add(stage.leaves)
+        yield state
+
+
+# Requirements
+
+
+def _requirement(name: str, check: Callable[[], str]) -> Iterator[Requirement]:
+    """A requirement: the check says its state, or raises the reason why the stages cannot run."""
+    try:
+        state = check()
+    except SlmctlError as error:
+        yield Requirement(name, error.message, error)
+    else:
+        if state:
+            yield Requirement(name, state)
+
+
+def _offline(stages: Stages) -> Iterator[Requirement]:
+    """With `--offline`, refuse at once what one of these stages would be refused later."""
+
+    def check() -> str:
+        for stage in stages if guard.is_forbidden() else ():
+            with contextlib.suppress(ModuleNotFoundError):  # which `packages` tells
+                stage.require_offline()
+        return ""
+
+    return _requirement("network", check)
+
+
+def _checked(stages: Stages) -> Iterator[Requirement]:
+    """The state of paths, of what single stages check, of packages and of the converter."""
+    yield from _requirement("files", lambda: _last(stage.files() for stage in stages))
+    for stage in stages:
+        for name, check in stage.checks().items():
+            yield from _requirement(name, check)
+    yield from _requirement("packages", lambda: _packages(stages))
+    yield from _requirement("converter", lambda: _converter(stages))
+
+
+def _last(states: Iterable[str]) -> str:
+    """The last state that is not empty, after all were looked at."""
+    return ([""] + [state for state in states if state])[-1]
+
+
+def _packages(stages: Stages) -> str:
+    """Check that the packages of these stages are installed, without importing one."""
+    needed = {
+        package: stage.name for stage in reversed(stages) for package in (*stage.imports, *stage.packages())
+    }  # fmt: skip
+    missing = {package: name for package, name in needed.items() if not _is_installed(package)}
+    if missing:
+        extras = sorted({EXTRAS[package] for package in missing})
+        named = ", ".join(f"'{package}'" for package in sorted(missing))
+        several = "packages" if len(missing) > 1 else "package"
+        raise MissingError(
+            f"{' and '.join(dict.fromkeys(missing.values()))} needs the {several} {named}, "
+            f"which {'are' if len(missing) > 1 else 'is'} not installed",
+            hint=pip_line(",".join(extras)),
+        )
+    return f"{console.count(len(needed), 'package')}, installed" if needed else ""
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # half of one
+        return False
+
+
+def _converter(stages: Stages) -> str:
+    """Check that the GGUF converter was fetched and is whole."""
+    if not any(stage.converts for stage in stages):
+        return ""
+    return f"{gguf_converter.PACKAGE} {gguf_converter.version()}, in {gguf_converter.require()}"
+
+
+def _limits(project: Project, made: RunPlan, stages: Stages) -> Iterator[Requirement]:
+    """Limits that an estimate must keep within: the rows that gates need, and the disk."""
+    most = made.rows.most_test if made.rows is not None else None
+    for text in filter(None, (stage.rows_needed(most) for stage in stages)):
+        yield Requirement("rows", text, GateError(text, hint=MORE_ROWS))
+    if not stages:
+        return
+    needed, free = made.disk_bytes, shutil.disk_usage(project.root).free
+    if needed is None:
+        yield Requirement("disk", f"{console.size(free)} free, the need is not known")
+    elif SPARE * needed <= free:
+        yield Requirement("disk", f"about {console.size(SPARE * needed)} of {console.size(free)} that are free")
+    else:
+        text = f"the run needs about {console.size(SPARE * needed)} of disk, and {console.size(free)} are free"
+        yield Requirement("disk", text, FullError(f"{text} ({project.root})", hint=LESS_DISK))

@@ -1,0 +1,241 @@
+"""Requests to `predict`: a model of this pipeline, a release or an endpoint on the rows of a split."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmctl import config
+from slmctl.artifacts import artifact, atomic, lineage
+from slmctl.artifacts.artifact import MANIFEST, Artifact
+from slmctl.errors import IntegrityError, UsageError
+from slmctl.inference import ENSEMBLE
+from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.network.decisions import CHAT
+from slmctl.pipeline import named
+from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, StageRequest
+from slmctl.task import untuned_prompt
+from slmctl.task.contract import Task
+
+LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
+
+
+def predict_section(project: Project, split: str | None, type: str | None = None) -> config.PredictConfig:
+    section = project.config.predict
+    return section.model_copy(update={"type": type, "shots": None} | ({"split": split} if split else {}))
+
+
+def predictions_of(
+    project: Project, model: str | Path, split: str | None = None, type: str | None = None
+) -> list[StageRequest]:
+    """Requests to `predict` for one model: once, or once a GGUF file when it has several."""
+    stage = project.stage("predict")
+    if model == LORA:
+        return _lora_predictions(project, split)
+    typed = "gguf" if model == ENSEMBLE else model
+    source = named.find_model(named.workspace(project), typed, stage.takes[0].kinds, default="gguf")
+    inputs: Inputs = {"model": source}
+    if model == ENSEMBLE:
+        inputs["encoder"] = encoder_of(project)
+    if source.kind == "adapter":
+        inputs["base"] = base_of(project, source)
+    types: list[str | None] = [None]
+    if source.kind in ("gguf", "published"):
+        listed = source.metrics.get("files")
+        types = [type] if type else list(listed) if listed else [None]
+    sections = [predict_section(project, split, name) for name in types]
+    if source.kind == "base":
+        whole = project.config.task.kind == "classify"
+        more = {"shots": project.config.predict.shots, "whole_labels": whole}
+        sections = [section.model_copy(update=more) for section in sections]
+    return [stage.request(inputs, section) for section in sections]
+
+
+def _lora_predictions(project: Project, split: str | None) -> list[StageRequest]:
+    """Requests to `predict` for the adapter's own GGUF file, once on the base's file of each type."""
+    made = project.artifact("gguf")
+    bases = (made.metrics.get(LORA) or {}).get("bases")
+    if not bases:
+        raise UsageError(
+            f"{made.path} holds no adapter with its base's files", hint="slmctl quantize --set quantize.lora_gguf=true"
+        )
+    files = {each.digest: each for each in inputs_of(project, made, "base_files")}
+    requests = []
+    for name in dict.fromkeys(project.config.quantize.types):
+        section = predict_section(project, split, name).model_copy(update={"lora": True})
+        inputs: Inputs = {"model": made, "base": files[bases[name]["artifact"]]}
+        requests.append(project.stage("predict").request(inputs, section))
+    return requests
+
+
+def inputs_of(project: Project, made: Artifact, role: str) -> list[Artifact]:
+    """The artifacts below `runs/` that fill a role of an artifact.
+
+    Raises:
+        IntegrityError: One of them is not there.
+    """
+    value = made.manifest.inputs.get(role, [])
+    here = {entry.digest: entry for entry in lineage.readable_artifacts(project.root)}
+    digests = [value] if isinstance(value, str) else value
+    if missing := [digest for digest in digests if digest not in here]:
+        raise IntegrityError(
+            f"not below {project.runs}: {role} of {made.path} ({len(missing)} of {len(digests)})",
+            hint="slmctl evaluate makes it again",
+        )
+    return [here[digest] for digest in digests]
+
+
+def base_of(project: Project, adapter: Artifact) -> Artifact:
+    """The base that an adapter was trained on.
+
+    Raises:
+        IntegrityError: It is not among this project's artifacts.
+    """
+    digest = adapter.manifest.inputs.get("base")
+    if digest is None:  # an adapter that slmctl did not train: it is taken to belong to the project's base
+        return project.artifact("base")
+    for path in sorted((project.runs / "base").glob("*/" + MANIFEST)):
+        source = artifact.load(path.parent)
+        if source.digest == digest:
+            return source
+    raise IntegrityError(f"the base of {adapter.path} is not below {project.runs}", hint="slmctl pull")
+
+
+def encoder_of(project: Project) -> Artifact:
+    """The project's encoder; raises a UsageError where the config has no section `encode`."""
+    if project.config.encode is None:
+        raise UsageError("slmctl.yaml has no section 'encode', so there is no encoder", hint="encode: {}")
+    return project.artifact("encoder")
+
+
+# Policies
+
+
+def policy_request(project: Project, model: str, get: Get | None = None) -> StageRequest:
+    """The request for the policy of a kind of model: the file that is served, or the encoder."""
+    stage = project.stage("calibrate")
+    get = get or functools.partial(project.found, asker=stage.name)
+    return stage.request(calibration_inputs(project, get, model), get=get)
+
+
+def first_look(project: Project) -> tuple[Artifact, Artifact]:
+    """The encoder, and the policy that says which of its answers are kept.
+
+    Raises:
+        IntegrityError: One of them has not been made.
+        UsageError: The config has no section `encode`.
+    """
+    encoder, request = encoder_of(project), policy_request(project, "encoder")
+    if not request.path.exists():
+        raise IntegrityError("no policy says which answers of the encoder are kept", hint="slmctl calibrate")
+    return encoder, artifact.load(request.path)
+
+
+def calibration_inputs(
+    project: Project, get: Get, model: str = "gguf", request_of: Callable[[str], StageRequest] | None = None
+) -> Inputs:
+    """Inputs of a policy: answers on calibration rows, and on validation rows too where some may be out of scope."""
+    section = project.stage("calibrate").settings
+    splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
+    if request_of is not None:
+        return {role: get(request_of(split)) for role, split in splits.items()}
+    type = None
+    if model == "gguf":
+        type, model = _served_type(project), ENSEMBLE if _ships_opinion(project) else model
+    return {role: get(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
+
+
+def _ships_opinion(project: Project) -> bool:
+    """True if the report says that a release carries the encoder as a second opinion."""
+    has_report = project.config.encode is not None and project.is_made("report")
+    return has_report and project.artifact("report").metrics.get("second_opinion", {}).get("kept", False) is True
+
+
+def _served_type(project: Project) -> str:
+    """The type of the GGUF file that a release of this project is served with: the chosen one, else the smallest."""
+    model = project.artifact("gguf")
+    files = model.metrics["files"]
+    if project.config.evaluate.choose is not None:
+        choice = project.artifact("report").metrics["choice"]["model"]
+        if choice in files:
+            return str(choice)
+    smallest = gguf_file(model).path
+    return next(str(name) for name, entry in files.items() if entry["file"] == smallest)
+
+
+# Endpoints
+
+
+@dataclass(frozen=True)
+class EndpointModel:
+    """A general model to measure beside: where it is asked, its name there, and the examples in its prompt."""
+
+    url: str
+    model: str
+    shots: int | None = None  # None: as many as the task suggests
+    asking: config.Asking | None = None  # None: as the section predict says
+
+    def settings(self, project: Project) -> config.Asking:
+        """The settings with which it is asked."""
+        return self.asking or project.config.predict.endpoint
+
+    def require_answers(self, project: Project) -> None:
+        """Refuse a task that the endpoint's API does not answer, before another model is asked.
+
+        Raises:
+            UsageError: The task has no labels, or too many.
+        """
+        if (api := self.settings(project).api) != CHAT:
+            untuned_prompt.choice(Task.read(project.artifact(PREPARED).path), api)
+
+    def request(
+        self, project: Project, shots: int | None, split: str | None, *, logprobs: bool = False
+    ) -> StageRequest:
+        """The request to `predict`; with `logprobs`, a chat is asked for the probabilities of its tokens."""
+        asking = self.settings(project)
+        section = predict_section(project, split).model_copy(update={"endpoint": asking})
+        model = endpoint_artifact(project, self, shots, logprobs=logprobs)
+        return project.stage("predict").request({"model": model}, section)
+
+
+def endpoint_artifact(
+    project: Project, against: EndpointModel, shots: int | None, *, logprobs: bool = False
+) -> Artifact:
+    """An endpoint as a model that `predict` can ask: a small file that says which, so that its answers are kept too."""
+    api = against.settings(project).api
+    more = {"api": api} if api != CHAT else {"logprobs": True} if logprobs else {}
+    content = artifact.canonical({"url": against.url, "model": against.model, "shots": shots, **more})
+    path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(content)[7:19]}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.file(path) as draft:
+            draft.write_bytes(content)
+    return artifact.foreign(path, "endpoint")
+
+
+def endpoint_named(project: Project, name: str, shots: int | None = None) -> EndpointModel:
+    """The endpoint of the config whose model has a name: that of predict, a teacher or the generalist.
+
+    Raises:
+        UsageError: There is none.
+    """
+    settings = project.config
+    endpoints: list[config.Asking] = [settings.predict.endpoint, *(settings.label.teachers if settings.label else ())]
+    if (general := settings.serve.generalist) is not None:
+        if general.model == name and general.proxy is not None:
+            raise UsageError(
+                f"the generalist {name} is asked through serve.generalist.proxy, and rows are not",
+                hint="predict.endpoint, with HTTPS_PROXY where a proxy is wanted",
+            )
+        own = general.model_dump(include={"url", "model", "api", "key_env", "timeout_s"})
+        endpoints.append(config.Asking(**own, prices=settings.prices))
+    by_name = {each.model: each for each in reversed(endpoints) if each.url and each.model}
+    if name not in by_name:
+        names = ", ".join(f"'{each}'" for each in by_name) or "none"
+        raise UsageError(
+            f"slmctl.yaml has no endpoint whose model is '{name}'; it has {names}",
+            hint=f"predict.endpoint: {{url: https://host/v1, model: {name}}}",
+        )
+    return EndpointModel(str(by_name[name].url), name, shots, by_name[name])

@@ -1,0 +1,123 @@
+"""The stage calibrate in the graph of stages: the policy that keeps or escalates answers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from slmctl import console
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import CalibrateConfig
+from slmctl.errors import DataError, GateError, IntegrityError
+from slmctl.network.decisions import CHAT
+from slmctl.pipeline import predictions, runner
+from slmctl.pipeline.estimates import KnownSizes, StageEstimate
+from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
+from slmctl.pipeline.predictions import EndpointModel
+from slmctl.pipeline.runner import Outcome
+from slmctl.task.records import read_records
+
+MORE_ROWS = "prepare.splits.calibration: 0.15"
+
+
+class Calibrate(Stage[CalibrateConfig]):
+    """Fit the policy that keeps or escalates answers, on calibration rows."""
+
+    name = "calibrate"
+    takes = (Role("predictions", ("predictions",)), Role("outside", ("predictions",), optional=True))
+    waits_for = ("base", "adapter", "gguf", "encoder")
+    imports = ("llama_cpp", "llguidance")
+    uses = ("numpy",)
+    version = 2
+
+    def inputs(self, section: CalibrateConfig, get: Get, filled: Inputs) -> Inputs:
+        own = self.project.named.keys() & {role.name for role in self.takes}
+        if filled or "predictions" in own:
+            return filled | {name: self.project.named[name] for name in own if name not in filled}
+        return predictions.calibration_inputs(self.project, get)
+
+    def current(self) -> Iterator[StageRequest]:
+        """The policy of the file that is served, and where there is an encoder that of it too."""
+        for model in ("gguf", *(["encoder"] if self.project.config.encode is not None else [])):
+            with contextlib.suppress(IntegrityError):
+                yield predictions.policy_request(self.project, model)
+
+    def cost(self, sizes: KnownSizes) -> StageEstimate:
+        if (model := sizes.model) is None:
+            return StageEstimate(disk_bytes=0)
+        rows = sizes.rows
+        seen = round(rows.rows * sizes.settings.prepare.splits.calibration) if rows else None
+        return StageEstimate(0, model.answering, sizes.answering_seconds(seen))
+
+    def before(self, section: CalibrateConfig | None) -> None:
+        """Refuse a data set without calibration rows, and fit the encoder's policy, where there is an encoder."""
+        if "predictions" in self.project.named:
+            return
+        if self.project.config.encode is not None:
+            try:
+                of_encoder = calibrate(self.project, "encoder").artifact
+            except (GateError, IntegrityError) as error:
+                console.say(f"  no policy for the encoder: {error.message} ({error.hint})")
+            else:
+                console.say("  the encoder (slmctl serve encoder, or before the model: --first-look)")
+                show(of_encoder)
+        _require_rows(self.project, 1)
+
+    def after(self, made: Artifact, *, current: bool) -> None:
+        show(made)
+
+
+STAGE = Calibrate
+
+
+def calibrate(project: Project, model: str = "gguf", *, against: EndpointModel | None = None) -> Outcome:
+    """Answer the calibration rows with the encoder, the file that is served or an endpoint, then fit its policy.
+
+    Raises:
+        DataError: The data set has too few calibration rows.
+        And what `runner.run` raises.
+    """
+    begun, request = time.monotonic(), None
+    if against is None:
+        _require_rows(project, 1)
+    else:
+        from slmctl.metrics import error_threshold
+
+        _require_rows(project, error_threshold.MIN_ROWS, sent=True)  # before any of them is paid for
+        against.require_answers(project)
+        logprobs = against.settings(project).api == CHAT
+        request = functools.partial(against.request, project, 0, logprobs=logprobs)
+    inputs = predictions.calibration_inputs(project, runner.maker(project), model, request)
+    outcome = runner.run(project, Calibrate(project).request(inputs))
+    return replace(outcome, seconds=time.monotonic() - begun)
+
+
+def _require_rows(project: Project, least: int, *, sent: bool = False) -> None:
+    """Refuse too few calibration rows; of those that are sent to an endpoint, sensitive ones do not count."""
+    prepared = project.artifact(PREPARED)
+    rows = prepared.metrics["calibration"]
+    if sent:
+        rows = sum(not record.sensitive for record in read_records(prepared.file("calibration.jsonl")))
+    if rows < least:
+        needs = f", and {least} are needed for a bound" if rows else ""
+        raise DataError(f"the data set has {rows or 'no'} calibration rows{needs}", hint=MORE_ROWS)
+
+
+def show(policy: Artifact) -> None:
+    """Say what a policy keeps, and how many of these answers are wrong."""
+    fit, percent = policy.metrics, console.percent
+    console.say(
+        f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of them wrong, at most "
+        f"{percent(fit['error_bound'])} with {percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
+    )
+    if "least_confidence" in fit:
+        console.say(
+            f"  act on what {fit['model']} answers with a probability of {fit['least_confidence']:.4f} and more"
+        )
+    if "out_of_scope_kept" in fit:
+        console.say(
+            f"  sends {percent(1 - fit['out_of_scope_kept'])} of {fit['out_of_scope_rows']} out-of-scope questions away"
+        )

@@ -1,0 +1,62 @@
+"""The stage encode in the graph of stages: linear models on a frozen sentence encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from slmctl.config import EncodeConfig
+from slmctl.model_files import encoder_source
+from slmctl.model_files.model_shape import ModelShape
+from slmctl.network import guard
+from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageEstimate
+from slmctl.pipeline.graph import PREPARED, Stage
+
+# Of MiniLM-L6 (22.7 M weights) as F16 beside its fetched form, its fits, and the tokens that it reads on two cores.
+ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
+
+
+class Encode(Stage[EncodeConfig]):
+    """Fit a linear model on a frozen sentence encoder."""
+
+    name = "encode"
+    takes = (PREPARED,)
+    imports = ("llama_cpp", "sklearn")
+    uses = ("llama_cpp_python", "scikit-learn")
+    version = 3
+    arguments = ("encoders",)
+    fetches_once = True
+
+    @property
+    def _is_file(self) -> bool:
+        return self.settings.encoder.endswith(".gguf")
+
+    def packages(self) -> Iterator[str]:
+        yield from ["huggingface_hub"] if self.settings.encoder.startswith("hf:") else []
+        yield from () if self._is_file else ("torch", "transformers", "gguf")  # the conversion
+
+    @property
+    def converts(self) -> bool:
+        return not self._is_file and not encoder_source.is_kept(self.settings, self.project.encoders)
+
+    def require_offline(self) -> None:
+        if encoder_source.is_to_fetch(self.settings, self.project.encoders):
+            hint = "run `slmctl pull` once without --offline, or name a path"
+            guard.require(f"encoder {self.settings.encoder}", hint=hint)
+
+    def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
+        if encoder_source.is_to_fetch(self.settings, self.project.encoders):
+            yield self.settings.encoder, None
+
+    def cost(self, sizes: KnownSizes) -> StageEstimate:
+        """The encoder once, its copy converted, and the vectors of the training rows."""
+        if (rows := sizes.rows) is None:
+            return StageEstimate()
+        read = (rows.train + rows.validation) * max(rows.tokens - rows.shared, 1)
+        peak = int(PLAIN_BYTES + ENCODER_BYTES + ROW_BYTES * rows.rows)
+        return StageEstimate(int(ENCODER_BYTES), peak, ENCODE_SECONDS + read / ENCODED_A_SECOND)
+
+    def options(self) -> Mapping[str, object]:
+        return {"encoders": self.project.encoders}
+
+
+STAGE = Encode

@@ -1,0 +1,294 @@
+"""The stage evaluate in the graph of stages: models on held-out rows, and the gates."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from slmctl import config, console, hardware
+from slmctl.artifacts import artifact, lineage
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import EvaluateConfig
+from slmctl.errors import SlmctlError, UsageError
+from slmctl.inference import ENSEMBLE, WITH_ENCODER
+from slmctl.metrics import gates
+from slmctl.network.decisions import CHAT
+from slmctl.pipeline import named, predictions, project_gates, runner
+from slmctl.pipeline.estimates import KnownSizes, StageEstimate
+from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage
+from slmctl.pipeline.predictions import LORA, EndpointModel, predictions_of
+from slmctl.pipeline.runner import Outcome
+
+ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
+BESIDE_BYTES = 0.15e9  # of an encoder's process beside a model, and of its sums
+REPORT_SECONDS = 5  # bootstrap and baselines
+SHOTS = 2  # times the time without examples in the prompt; their common beginning is read once
+WHOLE_LABELS = 2  # times the time of a walk, where a base scores its labels as wholes
+
+
+class Evaluate(Stage[EvaluateConfig]):
+    """Measure models on held-out rows, beside the baselines, and check the gates."""
+
+    name = "evaluate"
+    takes = (
+        Role("predictions", ("predictions",), many=True),
+        PREPARED,
+        Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
+        Role("released", ("prepared",), optional=True),  # data set of the release that gates compare with
+    )
+    waits_for = ("base", "adapter", "gguf", "encoder")
+    imports = ("sklearn", "llama_cpp", "llguidance")
+    uses = ("scikit-learn",)
+    version = 9
+
+    def inputs(self, section: EvaluateConfig, get: Get, filled: Inputs) -> Inputs:
+        if "predictions" not in filled:
+            filled = filled | report_inputs(self.project, self.project.config.measured, get)
+        return super().inputs(section, get, filled)
+
+    # Known before it costs anything
+
+    def checks(self) -> Mapping[str, Callable[[], str]]:
+        return {"gates": self._gates, "release": self._release}
+
+    def _gates(self) -> str:
+        """Check that what the gates name will be measured."""
+        settings = self.project.config
+        participants = _participants(settings) if settings.gates else set()
+        for gate in settings.gates:
+            for model in filter(None, (gate.model, None if gate.release else gate.against)):
+                _require_measured(settings, model, participants)
+        count = len(settings.gates)
+        named = "the gate names a model that is" if count == 1 else f"{count} gates name models that are"
+        return f"{named} measured" if count else ""
+
+    def _release(self) -> str:
+        """The release that gates compare with, or that there is none yet."""
+        compared = project_gates.reference(self.project.config, self.project.root)
+        return compared.state if compared is not None else ""
+
+    def rows_needed(self, most_test: int | None) -> str:
+        """Gates that cannot pass on the most rows that may fall into the test."""
+        settings = self.project.config
+        if most_test is None or settings.predict.split != "test":
+            return ""
+        short: list[str] = []
+        with contextlib.suppress(SlmctlError):  # which the requirement `release` tells
+            short = gates.out_of_reach(project_gates.checked_gates(settings, self.project.root), most_test)
+        return f"{'; '.join(short)} ({most_test} is the most that can fall into the test)" if short else ""
+
+    def cost(self, sizes: KnownSizes) -> StageEstimate:
+        if (model := sizes.model) is None:
+            return StageEstimate()
+        settings, rows = sizes.settings, sizes.rows
+        loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
+        files = len(settings.quantize.types) * len({"gguf", LORA, ENSEMBLE} & set(settings.measured))
+        disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
+        shots = settings.predict.shots or 0 if "base" in loaded else 0
+        own = max(rows.tokens - rows.shared, 0) if rows else 0
+        prompt = rows.shared + (1 + shots) * own if rows else 0
+        whole = "base" in loaded and settings.task.kind == "classify"
+        beside = int(BESIDE_BYTES) if ENSEMBLE in settings.measured else 0
+        peak = model.shape.answering_bytes(prompt, whole_labels=whole) if loaded else model.answering + beside
+        of_base = (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1  # beside once
+        once = sizes.answering_seconds(rows.test if rows else None)
+        if once is None or (loaded and hardware.accelerator()):
+            return StageEstimate(disk, peak)
+        seconds = REPORT_SECONDS + (len(loaded) + files + of_base) * once
+        if ENSEMBLE in settings.measured and settings.evaluate.second_opinion == "auto":
+            chosen = sizes.answering_seconds(rows.validation if rows else None)
+            seconds += 2 * len(settings.quantize.types) * (chosen or 0)
+        return StageEstimate(disk, peak, seconds)
+
+    def after(self, made: Artifact, *, current: bool) -> None:
+        """Print the scoreboard and check the gates; raises a GateError where one fails."""
+        show(self.project, made)
+
+
+STAGE = Evaluate
+
+
+def _participants(settings: config.Config) -> set[str]:
+    """Names of the models that a report will measure."""
+    from slmctl.metrics import encoder_head, linear_baseline
+
+    models, types = set(settings.evaluate.models), settings.quantize.types
+    names = {"base", "adapter", "merged"} & models | {*linear_baseline.BASELINES[settings.task.kind]}
+    names |= {encoder_head.NAME} if settings.encode is not None else set()
+    if "gguf" in models:
+        names |= {*types, *(["chosen"] if settings.evaluate.choose else [])}
+    if ENSEMBLE in settings.measured:
+        names |= {f"{name}{WITH_ENCODER}" for name in types}
+    if LORA in models:
+        names |= {f"{LORA}-{name}" for name in types}
+    return names
+
+
+def _require_measured(settings: config.Config, model: str, participants: set[str]) -> None:
+    if model == "chosen" and model not in participants:
+        raise UsageError(
+            "a gate names the model 'chosen', and evaluate.choose is not set",
+            hint="evaluate: {choose: {smallest_within: 0.01}}",
+        )
+    if model == "base" and settings.predict.shots is not None:
+        raise UsageError(
+            "a gate names the model 'base', which is measured with examples in its prompt",
+            hint=f'model: "base ({settings.predict.shots}-shot)", or no predict.shots',
+        )
+    if model.partition(" (")[0] not in participants:  # base (8-shot)
+        raise UsageError(
+            f"a gate names the model '{model}', which is not measured",
+            hint=f"evaluate.models and quantize.types give {', '.join(sorted(participants))}",
+        )
+
+
+# Inputs of a report
+
+
+def report_inputs(project: Project, models: Sequence[str | Path], get: Get, split: str | None = None) -> Inputs:
+    """Inputs of a report: the predictions of every model, and those of the GGUF files on validation rows where one is
+    to be chosen, or where they say whether a second opinion is kept.
+
+    Of the models of the config, the release that a gate compares with is one more.
+    A report among the models stands for the predictions that it was made of, on its own data set.
+
+    Raises:
+        IntegrityError: Predictions of a report are not below `runs/`.
+        UsageError: The reports are of different data sets.
+    """
+    reports = {model: report for model in models if (report := _named_report(project, model))}
+    inputs: Inputs = {}
+    if reports:
+        inputs["prepared"] = _common_data(project, list(reports.values()))
+    answered: dict[str, Artifact] = {}
+    for model in models:
+        if report := reports.get(model):
+            made = predictions.inputs_of(project, report, "predictions")
+        else:
+            made = [get(request) for request in predictions_of(project, model, split)]
+        answered |= {each.digest: each for each in made}
+    listed = list(answered.values())
+    inputs["predictions"] = listed
+    opinion = [ENSEMBLE] if ENSEMBLE in models and project.config.evaluate.second_opinion == "auto" else []
+    if "gguf" in models and (opinion or project.config.evaluate.choose is not None):
+        requests = [each for model in ("gguf", *opinion) for each in predictions_of(project, model, "validation")]
+        inputs["validation"] = [get(request) for request in requests]
+    if [*models] == project.config.measured:  # the gates are about what the config measures
+        inputs |= _of_release(project, listed, get, split)
+    return inputs
+
+
+def _of_release(project: Project, made: list[Artifact], get: Get, split: str | None) -> Inputs:
+    """The inputs of a report with the release that gates compare with: its answers and its data set."""
+    own: set[str] = set()
+    if "gguf" in project.config.evaluate.models and any(gate.release for gate in project.config.gates):
+        own = {entry["sha256"] for entry in project.artifact("gguf").metrics["files"].values()}
+    compared = project_gates.reference(project.config, project.root, own)
+    if compared is None or compared.release is None:
+        return {}
+    section = predictions.predict_section(project, split).model_copy(update={"release": compared.name})
+    answered = get(project.stage("predict").request({"model": compared.release}, section))
+    data = lineage.data_set(project.runs, compared.release)
+    inputs: Inputs = {"predictions": [*made, answered]}
+    return inputs | ({"released": data} if data is not None else {})
+
+
+def _named_report(project: Project, spec: str | Path) -> Artifact | None:
+    """The report that a path or an id names; None for a model."""
+    if str(spec) in project.stage("predict").takes[0].kinds or str(spec).startswith("dir:"):
+        return None
+    path = named.artifact_path(named.workspace(project), Path(spec))
+    if not (path / artifact.MANIFEST).is_file():
+        return None
+    opened = artifact.load(path)
+    return opened if opened.kind == "report" else None
+
+
+def _common_data(project: Project, reports: Sequence[Artifact]) -> Artifact:
+    """The data set of all these reports, which models measured beside them answer too."""
+    (first, *_), digests = reports, {str(report.manifest.inputs.get("prepared")) for report in reports}
+    if len(digests) > 1:
+        raise UsageError(
+            f"the reports are of {len(digests)} data sets, and rows that differ cannot be paired",
+            hint="slmctl ls --models lists which models were measured on which rows",
+        )
+    (prepared,) = predictions.inputs_of(project, first, "prepared")
+    project.named["prepared"] = prepared
+    project.forget()
+    return prepared
+
+
+# The command
+
+
+def evaluate(
+    project: Project, models: Sequence[str | Path], split: str | None = None, against: EndpointModel | None = None
+) -> Outcome:
+    """Answer the held-out rows with every model, then report. Each model's answers are kept on their own.
+
+    Args:
+        project: Where.
+        models: Kinds of this pipeline (base, adapter, merged, gguf, lora), or paths of models.
+        split: Rows to answer, when not those of the config.
+        against: A general model that answers the same rows, without examples and with.
+
+    Raises:
+        What `report_inputs` and `runner.run` raise.
+    """
+    begun = time.monotonic()
+    section, get = None, runner.maker(project)
+    if against is not None:
+        section = _with_prices_of(project, against)
+        against.require_answers(project)
+    inputs = report_inputs(project, models, get, split)
+    if against is not None:
+        for shots in (0, against.shots) if against.settings(project).api == CHAT else (0,):
+            measured = inputs["predictions"]
+            assert isinstance(measured, list)
+            inputs["predictions"] = [*measured, get(against.request(project, shots, split))]
+    outcome = runner.run(project, Evaluate(project).request(inputs, section))
+    return replace(outcome, seconds=time.monotonic() - begun)
+
+
+def _with_prices_of(project: Project, against: EndpointModel) -> EvaluateConfig:
+    """The section evaluate, whose break-even is with the prices of the endpoint that is asked, where they are known.
+
+    Raises:
+        UsageError: They are in another currency than the machine's.
+    """
+    section, prices = Evaluate(project).settings, against.settings(project).prices
+    if prices is None or section.prices is None:
+        return section
+    if prices.currency != section.prices.currency:
+        raise UsageError(
+            f"the prices of {against.model} are in {prices.currency}, and the machine's in {section.prices.currency}",
+            hint="prices.currency",
+        )
+    machine = section.prices.model_copy(update={"input": prices.input, "output": prices.output})
+    return section.model_copy(update={"prices": machine})
+
+
+def show(project: Project, report: Artifact, *, only_measured: bool = False) -> None:
+    """Print the scoreboard, write the page that has it with gates and training, and check the gates.
+
+    Raises:
+        GateError: A gate failed.
+    """
+    from slmctl.reports import scoreboard
+    from slmctl.reports.evaluation_report import parse_report
+    from slmctl.stages.evaluate import report_view
+
+    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    head, rows = scoreboard.table(figures)
+    title = f"{console.count(figures['n'], 'held-out row')} ({figures['split']})"
+    console.table(title, head, rows, optional=scoreboard.optional(figures))
+    for remark in figures["remarks"]:
+        console.say(f"  note: {remark}")
+    console.say(f"  page: {report_view.write(project, report, only_measured=only_measured)}")
+    if linear := report_view.linear(project, figures):
+        console.say(f"  {linear}")
+    for verdict in project_gates.enforce(project, report, only_measured=only_measured):
+        console.say(f"  gate passed: {verdict.text}")

@@ -1,0 +1,123 @@
+"""The stage finetune in the graph of stages: the training of an adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from slmctl import console, hardware
+from slmctl.config import FinetuneConfig
+from slmctl.hardware import usable_cores
+from slmctl.model_files import model_shape
+from slmctl.model_files.model_shape import ModelShape
+from slmctl.network import guard
+from slmctl.pipeline import linear_file, rehearsal, runner
+from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
+from slmctl.pipeline.graph import BASE, PREPARED, Doubt, Stage
+
+CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itself, its best value and two moments
+VALIDATION_COST = 0.5  # time of a record in a validation, over its time in training: it has no backward pass
+
+
+class Finetune(Stage[FinetuneConfig]):
+    """Train a LoRA adapter on the training records."""
+
+    name = "finetune"
+    takes = (BASE, PREPARED)
+    imports = ("torch", "transformers", "trl", "peft")
+    uses = ("torch", "transformers", "tokenizers", "trl", "peft", "unsloth")
+    version = 6
+    resumes = True
+
+    def packages(self) -> Iterator[str]:
+        yield from ["unsloth"] if self.settings.backend == "unsloth" else []
+
+    def require_offline(self) -> None:
+        if trackers := self.settings.report_to:
+            guard.require(f"finetune.report_to ({', '.join(trackers)})")
+
+    def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
+        """A note on memory that is short now."""
+        if shape is None or hardware.accelerator():
+            return
+        section = self.settings
+        width, smallest = _width(section), model_shape.LEAST_PIECE_TOKENS
+        least, free = shape.training_bytes(width, smallest, in_4bit=section.load_in_4bit), hardware.available_bytes()
+        if least > free:
+            text = f"finetune takes about {console.size(least)} even in small pieces, and {console.size(free)} are free"
+            yield "memory", text
+
+    def cost(self, sizes: KnownSizes) -> StageEstimate:
+        """The training, with its memory and time on the processor; on a GPU neither is known before."""
+        if (model := sizes.model) is None:
+            return StageEstimate()
+        section, rows = sizes.settings.finetune, sizes.rows
+        disk = (4 + CHECKPOINT_WEIGHTS) * model.trained
+        if hardware.accelerator():
+            return StageEstimate(disk)
+        work = _Work.of(section.batch_size, rows) if rows is not None else _Work()
+        peak = model.shape.training_bytes(_width(section), work.piece, in_4bit=section.load_in_4bit)
+        rate = sizes.rates.get(section.matmul_dtype)
+        if rate is None or rows is None or not rows.train or not rows.tokens:
+            return StageEstimate(disk, peak)
+        seen = computed_records(section, rows.train, rows.validation)
+        seconds = seen * model.shape.training_seconds(rate, usable_cores(), rows=1, tokens=work.row)
+        return StageEstimate(disk, peak, seconds)
+
+    def doubt(self) -> Doubt | None:
+        """A reason not to train: a cheap model leaves next to nothing to win. None where a training has begun."""
+        request = self.request()
+        if request.path.exists() or runner.resume_folder(request).exists():
+            return None
+        return linear_file.nothing_to_win(self.project)
+
+    def import_first(self) -> None:
+        from slmctl.stages.finetune import backend
+
+        backend.import_first(self.settings.backend)
+
+    def before(self, section: FinetuneConfig | None) -> None:
+        """Try LoRA targets that the config sets on a small copy of the base, before the training."""
+        project, section = self.project, section or self.settings
+        if section.lora.target_modules == "all-linear" or not project.config.pull.rehearse:
+            return
+        if not self.request(section=section).path.exists():
+            console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")
+            rehearsal.rehearse(project.artifact(BASE).path, section.lora)
+
+
+STAGE = Finetune
+
+
+def computed_records(section: FinetuneConfig, train: int, validation: int) -> float:
+    """Records that a training computes, those of its validations by their smaller cost."""
+    epoch = max(math.ceil(train * section.train_share / section.batch_size), 1)
+    steps = section.max_steps or math.ceil(epoch * section.epochs)
+    validations = steps / (section.validate_every or math.ceil(epoch / 2)) + 1
+    return steps * section.batch_size + VALIDATION_COST * validations * validation
+
+
+def _width(section: FinetuneConfig) -> int:
+    """Bytes of a frozen weight in a product."""
+    return 2 if section.matmul_dtype == "bfloat16" else 4
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Work of a training on a processor, see `stages.finetune.batches`.
+
+    Attributes:
+        row: Tokens for a record: its own, and its part of what all begin with, which every piece computes once.
+        piece: Most tokens at once.
+    """
+
+    row: float = 0.0
+    piece: int = model_shape.PIECE_TOKENS
+
+    @classmethod
+    def of(cls, batch_size: int, rows: RowEstimate) -> _Work:
+        own, most = max(rows.tokens - rows.shared, 1), model_shape.piece_budget(rows.shared)
+        together = min(max((most - rows.shared) // own, 1), batch_size)
+        piece = max(model_shape.PIECE_TOKENS, rows.shared + together * own)
+        return cls(own + rows.shared * math.ceil(batch_size / together) / batch_size, piece)

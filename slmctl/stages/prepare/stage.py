@@ -1,0 +1,132 @@
+"""The stage prepare in the graph of stages: raw rows to records."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from slmctl import config, console
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import PrepareConfig
+from slmctl.errors import IntegrityError, SlmctlError, UsageError
+from slmctl.metrics import gates
+from slmctl.model_files import catalogue
+from slmctl.model_files.model_shape import ModelShape
+from slmctl.network import guard
+from slmctl.pipeline import gathering, project_gates, row_estimate
+from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageEstimate
+from slmctl.pipeline.graph import BASE, LABELLED, Project, Stage
+from slmctl.sources import snapshot
+
+FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
+PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
+PREPARE_SECONDS, ROWS_A_SECOND = 5, 3000
+
+
+class Prepare(Stage[PrepareConfig]):
+    """Turn raw rows into training, validation, calibration and test records."""
+
+    name = "prepare"
+    takes = (BASE, LABELLED)
+    imports = ("tokenizers",)
+    uses = ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn")
+    version = 8
+
+    @property
+    def _own_key(self) -> bool:
+        """True where the project's own key makes the stand-ins, which the first run writes."""
+        key = self.settings.sensitive.pseudonym_key
+        return key == self.project.root.resolve() / config.PSEUDONYM_KEY
+
+    def completed(self, section: PrepareConfig) -> PrepareConfig:
+        key = section.sensitive.pseudonym_key
+        if key == self.project.root.resolve() / config.PSEUDONYM_KEY:
+            from slmctl.sensitive import stand_ins  # its patterns take a tenth of a second to build
+
+            stand_ins.make_key(key)  # its hash is part of the recipe: another key, other stand-ins
+        return section.model_copy(update={"sources": snapshot.gathered(section.sources, self.project.sources)})
+
+    def checkable(self) -> PrepareConfig:
+        """The section with the sources that are files, and without a key that the first run makes."""
+        section, sensitive = self.settings, self.settings.sensitive
+        files = snapshot.gathered(list(filter(snapshot.is_file, section.sources)), self.project.sources)
+        if self._own_key:
+            sensitive = sensitive.model_copy(update={"pseudonym_key": None})
+        return section.model_copy(update={"sources": files, "sensitive": sensitive})
+
+    def checked(self, section: PrepareConfig) -> str:
+        with contextlib.suppress(ModuleNotFoundError):  # which the requirement `packages` tells
+            from slmctl.stages.prepare import prepare
+
+            prepare.check(section)
+        count = len(section.sources)
+        return f"{'the source' if count == 1 else f'{count} sources'} with the columns that the config names"
+
+    def packages(self) -> Iterator[str]:
+        for source in self.settings.sources:
+            yield from ["sqlalchemy"] if source.sql is not None else []
+            yield from ["huggingface_hub"] if source.hf is not None else []
+            kind = source.format or (row_estimate.format_of_source(source) if source.path is not None else None)
+            yield from [FORMAT_PACKAGES[kind]] if kind in FORMAT_PACKAGES else []
+
+    def _hosts(self) -> Iterator[str]:
+        """Hosts that sources are read from."""
+        for source in self.settings.sources:
+            if host := snapshot.host_of(source, self.project.sources):
+                yield host
+
+    def require_offline(self) -> None:
+        for host in self._hosts():
+            guard.require(f"a source on {host}", hint="export it once, and name the file as path")
+
+    def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
+        yield from ((f"a source on {host}", None) for host in self._hosts())
+
+    def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
+        """A note where rows hold calls of tools, which the base does not write."""
+        settings = self.project.config
+        entry = catalogue.of_source(settings.base)
+        if entry is None or entry.tools is not False or settings.task.kind == "call":
+            return
+        calling = looked = 0
+        with contextlib.suppress(SlmctlError, OSError, ModuleNotFoundError):  # which `files` and `packages` tell
+            calling, looked = row_estimate.rows_with_calls(self.project)
+        if calling:
+            text = f"{calling} of the first {looked} rows hold calls of tools, which {entry.short_name} does not write"
+            yield "calls", f"{text}, so prepare rejects them; slmctl bases --tools lists others"
+
+    def cost(self, sizes: KnownSizes) -> StageEstimate:
+        if (rows := sizes.rows) is None:
+            return StageEstimate()
+        peak = int(PLAIN_BYTES + ROW_BYTES * rows.rows)
+        return StageEstimate(PREPARED_SHARE * rows.size, peak, PREPARE_SECONDS + rows.rows / ROWS_A_SECOND)
+
+    def before(self, section: PrepareConfig | None) -> None:
+        gathering.gather_sources(self.project)
+
+    def after(self, made: Artifact, *, current: bool) -> None:
+        """Say which gates cannot pass on the rows that are there, before a model is trained for them."""
+        settings = self.project.config
+        if rows := made.metrics.get(settings.predict.split, 0):
+            for sentence in gates.out_of_reach(project_gates.checked_gates(settings, self.project.root), rows):
+                console.say(f"  {sentence}")
+        gathering.say_report(made, current=current)
+
+
+STAGE = Prepare
+
+
+def reading(project: Project) -> tuple[PrepareConfig, Artifact | None]:
+    """The section by which sources are read, and the base; None where there is none yet.
+
+    Raises:
+        UsageError: A source file does not exist.
+    """
+    stage = Prepare(project)
+    stage.before(None)
+    section = stage.completed(stage.settings)
+    config.recipe(section)
+    try:
+        return section, project.artifact(BASE)
+    except (IntegrityError, UsageError):
+        return section, None

@@ -1,0 +1,147 @@
+"""The stage publish in the graph of stages: a release, and where it is sent."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from slmctl import config, console
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import PublishConfig
+from slmctl.model_files.model_shape import ModelShape
+from slmctl.network import guard
+from slmctl.pipeline import project_gates, runner
+from slmctl.pipeline.estimates import BYTES_A_SECOND, KnownSizes, StageEstimate
+from slmctl.pipeline.graph import BASE, LABELLED, PREPARED, Project, Role, Stage
+from slmctl.pipeline.runner import Outcome
+from slmctl.pipeline.system_errors import spoken
+from slmctl.releases import deliveries, registry, signing, targets
+from slmctl.reports.scoreboard import PlannedFile, PublishPlan
+
+TARGET_PACKAGES = {"hf": "huggingface_hub", "s3": "boto3"}
+PUBLISH_SECONDS = 6  # probes and hashes
+
+
+class Publish(Stage[PublishConfig]):
+    """Build a release and send it to its target, after the checks for leaks and gates."""
+
+    name = "publish"
+    takes = (
+        BASE, PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)), Role("gguf", ("gguf",)),
+        Role("report", ("report",)), LABELLED, Role("encoder", ("encoder",), when="encode"),
+    )  # fmt: skip
+    imports = ("llama_cpp", "gguf")
+    uses = ("llama_cpp_python", "gguf")
+    version = 5
+
+    def packages(self) -> Iterator[str]:
+        kind = self.settings.to.partition(":")[0]
+        yield from [TARGET_PACKAGES[kind]] if kind in TARGET_PACKAGES else []
+        yield from ["model_signing"] if self.settings.signing_key is not None else []
+
+    def checkable(self) -> PublishConfig:
+        section = self.settings
+        if section.signing_key is not None:
+            config.require_path(section.signing_key)
+        return section
+
+    def require_offline(self) -> None:
+        targets.require_reachable(self.settings.to, _target_settings(self.project))
+
+    def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
+        """A note where this version was published already."""
+        settings, to = self.project.config, self.settings.to
+        if to.startswith("dir:"):
+            folder, _ = registry.parse(to, self.project.root)
+            if (folder / settings.project / settings.version).is_dir():
+                text = f"{to} holds version {settings.version} already and takes no other one: increase 'version'"
+                yield "version", text
+
+    def cost(self, sizes: KnownSizes) -> StageEstimate:
+        if (model := sizes.model) is None:
+            return StageEstimate()
+        more = {"merged": model.weights, "adapter": 4 * model.trained, "lora": 2 * model.trained}
+        disk = 2 * (model.files + sum(more[kind] for kind in sizes.settings.publish.include))
+        return StageEstimate(disk, model.answering, PUBLISH_SECONDS + disk / BYTES_A_SECOND)
+
+    def before(self, section: PublishConfig | None) -> None:
+        """Check the gates; raises a GateError where one fails."""
+        project_gates.enforce(self.project, self.project.artifact("report"))
+
+    def after(self, made: Artifact, *, current: bool) -> None:
+        """Send the release to where releases go.
+
+        Raises:
+            GateError: It would give something away.
+            IntegrityError: The target has another release under the same version.
+        """
+        project, to, shipment = self.project, self.settings.to, _shipment(self.project, made)
+        with _target(project, self.name) as target:
+            plan = targets.plan(target, to, shipment)
+            files = console.count(len(shipment.items), "file")
+            console.say(f"  {console.size(plan.size)} to send, {len(plan.missing)} of {files}")
+            targets.deliver(target, plan)
+            deliveries.record(project.runs, made, to)
+            where = target.where(shipment, shipment.manifest).rpartition("/")[0]
+        console.say(f"  {'already in' if plan.there and not plan.missing else 'sent to'} {where}")
+
+
+STAGE = Publish
+
+
+def plan(project: Project) -> tuple[Outcome, PublishPlan]:
+    """The files that `publish` would send and their places, as JSON values; builds the release, sends nothing."""
+    outcome = runner.make(project, Publish.name)
+    shipment = _shipment(project, outcome.artifact)
+    with _target(project, "publish --plan") as target:
+        made = targets.plan(target, project.config.publish.to, shipment)
+        verdicts = project_gates.enforce(project, project.artifact("report"))
+        lacking = {item.name for item in made.missing}
+        return outcome, {
+            "to": made.to,
+            "visibility": target.visibility,
+            "license": outcome.artifact.metrics["license"],
+            "hosts": list(target.hosts),
+            "there": made.there,
+            "bytes_to_send": made.size,
+            "signed": artifact.SIGNATURE in {item.name for item in shipment.items},
+            "gates": [verdict.text for verdict in verdicts],
+            "files": [
+                PlannedFile(
+                    file=item.name, size=item.size, sha256=item.sha256, to=target.where(shipment, item),
+                    send=item.name in lacking,
+                )
+                for item in shipment.items
+            ],
+        }  # fmt: skip
+
+
+def _shipment(project: Project, release: Artifact) -> targets.Shipment:
+    """A release with all that leaves the machine, searched for what must not leave, and signed."""
+    from slmctl.stages.publish import publish
+
+    section = project.config.publish
+    with spoken(Publish.name, project.runs):
+        publish.require_allowed(release, section)
+        signature = None
+        if section.signing_key is not None:
+            signature = signing.sign(release, section.signing_key, project.runs)
+    return targets.shipment(release, signature=signature, gates=project.config.gates)
+
+
+def _target_settings(project: Project) -> targets.Settings:
+    """The settings of the target that releases go to."""
+    section = project.config.publish
+    return targets.Settings(project.root, section.public, tuple(section.allowed_hosts))
+
+
+@contextlib.contextmanager
+def _target(project: Project, purpose: str) -> Iterator[targets.Target]:
+    to = project.config.publish.to
+    with (
+        spoken(purpose, project.root),
+        guard.written_down(project.root, purpose),
+        targets.opened(to, _target_settings(project), purpose=purpose) as target,
+    ):
+        yield target
