@@ -44,7 +44,7 @@ def plain_stage(name: str, help: str, *flags: Decorate) -> click.Command:
     @stage_options
     @click.pass_obj
     def command(options: Options) -> None:
-        _run_stage(options, name)
+        _run_stage(options, open_project(options), name)
 
     for flag in reversed(flags):
         command = flag(command)
@@ -101,7 +101,7 @@ def label(options: Options, plan_only: bool) -> None:
         plan.require(project, ["label"])
         print_result(options, *stage.plan(project))
     else:
-        _run_stage(options, "label")
+        _run_stage(options, open_project(options), "label")
 
 
 @click.command()
@@ -118,7 +118,7 @@ def prepare(options: Options, explain: bool) -> None:
         section, model = stage.reading(open_project(options))
         _inspect("prepare", "prepare", "explain", section, {"base": model})
         return
-    _run_stage(options, "prepare")
+    _run_stage(options, open_project(options), "prepare")
 
 
 @click.command()
@@ -140,10 +140,10 @@ def finetune(options: Options, preview: int | None) -> None:
     distributed.join_slurm()
     if preview is not None:
         project.stage("finetune").import_first()
-        request = project.request("finetune")
+        request = project.stage("finetune").request()
         _inspect("finetune", "encoding", "preview", request.section, request.inputs, count=preview)
         return
-    _run_stage(options, "finetune", project)
+    _run_stage(options, project, "finetune")
 
 
 @click.command()
@@ -406,10 +406,9 @@ def _ask_before(project: Project, name: str) -> None:
     raise GateError(doubt.reason, hint=f"{doubt.instead} takes that one; to train all the same: slmctl run --yes")
 
 
-def _run_stage(options: Options, name: str, project: Project | None = None) -> None:
+def _run_stage(options: Options, project: Project, name: str) -> None:
     from slmctl.pipeline import plan
 
-    project = project or open_project(options)
     plan.require(project, [name])
     project.stage(name).import_first()
     print_artifact(options, _made(options, project, name).artifact)

@@ -154,9 +154,13 @@ class Stage(Generic[SectionT]):
         path = self.project.runs / self.leaves / recipe_id.removeprefix("sha256:")[:PATH_ID]
         return StageRequest(self, section, recipe, filled, recipe_id, path)
 
+    def default(self) -> StageRequest:
+        """The request for the artifact that stands for its kind; raises what `request` raises."""
+        return self.request()
+
     def current(self) -> Iterator[StageRequest]:
         """Every request that the config makes of it; raises what `request` raises."""
-        yield self.request()
+        yield self.default()
 
     def not_made(self, request: StageRequest, asker: str) -> IntegrityError:
         """The error about an artifact that has not been made; it names one that differs in its settings alone.
@@ -319,7 +323,7 @@ class Project:
 
     def request(self, name: str) -> StageRequest:
         """The request that the config makes of a stage; raises what `Stage.request` raises."""
-        return self.stage(name).request()
+        return self.stage(name).default()
 
     def artifact(self, role: Role | str) -> Artifact:
         """The artifact of a role, or of a kind: the one that the user named, else the one of the config's recipes.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PredictConfig
 from slmctl.errors import IntegrityError
 from slmctl.pipeline import predictions
-from slmctl.pipeline.graph import PREPARED, Get, Role, Stage, StageRequest
+from slmctl.pipeline.graph import PREPARED, Role, Stage, StageRequest
 
 
 class Predict(Stage[PredictConfig]):
@@ -24,14 +24,9 @@ class Predict(Stage[PredictConfig]):
     uses = ("llama_cpp_python", "llguidance", "torch", "transformers", "tokenizers", "peft")
     version = 7
 
-    def request(
-        self, filled: Mapping[str, Artifact | list[Artifact]] | None = None, section: PredictConfig | None = None,
-        *, get: Get | None = None, alone: bool = False,
-    ) -> StageRequest:  # fmt: skip
-        """The request for a model; without one, for the first GGUF file."""
-        if filled is None and section is None:
-            return predictions.predictions_of(self.project, "gguf")[0]
-        return super().request(filled, section, get=get, alone=alone)
+    def default(self) -> StageRequest:
+        """The request for the first GGUF file."""
+        return predictions.predictions_of(self.project, "gguf")[0]
 
     def current(self) -> Iterator[StageRequest]:
         """The requests for every model that the config measures."""
