@@ -147,104 +147,60 @@ def _schema(proposal: Proposal) -> dict[str, object]:
 
 
 def config_text(proposal: Proposal, folder: Path) -> str:
-    """The content of slmctl.yaml in a folder."""
-    lines = [SCHEMA_LINE, *_head(proposal, folder), *_prepare(proposal, folder), *_stages(proposal)]
-    return "\n".join(lines) + "\n"
+    """The content of slmctl.yaml in a folder, made of `templates/init/slmctl.yaml.j2`."""
+    import jinja2
 
-
-def _head(proposal: Proposal, folder: Path) -> Iterator[str]:
-    task, base = proposal.task, proposal.base
-    if not config.is_remote(base.source):
-        base = replace(base, source=_relative(Path(base.source).expanduser(), folder))
-    yield _line("project", project_name(folder), "in the names of releases and model files")
-    yield _line("version", "0.1", "of the release")
-    yield _line("base", base.source, base.about)
-    if base.sha256:
-        yield _line("pull", {"sha256": base.sha256}, "of this base: remove it with another")
-    yield "task:"
-    yield _line("  kind", task.kind, "classify: a label; tag: several; extract: JSON; generate: a text; call: a tool")
-    if task.labels:
-        yield from _labels(proposal)
-    elif task.kind == "extract":
-        yield _line("  schema", _schema_name(proposal), "derived from the answers: correct it before you train")
-    if not task.own_system:
-        prompt = system_prompt(task.kind, proposal.languages.main)
-        yield _line("  system", prompt, "the same in training and in use: make it yours")
-
-
-def _labels(proposal: Proposal) -> Iterator[str]:
-    """The labels by name, so that a row with a new one is left out and ends no run; from-data where they are many."""
-    levels, names = proposal.levels, sorted(set(proposal.task.labels) - set(proposal.label_map))
-    fixed = bool(levels) or (proposal.data.look.complete and len(names) <= MOST_NAMES)
-    slips = len(proposal.label_map)
-    about = f"the {len(names)} of the answers" + (f"; {slips} more look misspelt: check them" if slips else "")
-    if not fixed and not slips:
-        yield _line("  labels", "from-data", about)
-        return
-    about += "; a row with another one is left out" if fixed else ""
-    yield f"{'  labels:':<{_COMMENT_AT}}  # {about}"
-    if fixed:
-        yield from _wrapped("    names: [", map(_flow, levels or names), "]")
-    if levels:
-        yield _line("    ordered", True, "levels from low to high: take it off if they are mere names")
-    if slips:
-        pairs = (f"{_flow(slip)}: {_flow(label)}" for slip, label in proposal.label_map.items())
-        yield from _wrapped("    map: {", pairs, "}")
-
-
-def _prepare(proposal: Proposal, folder: Path) -> Iterator[str]:
-    task = proposal.task
-    yield "prepare:"
-    yield "  sources:"
-    columns = (
-        ("input", task.input, "the column that is read, or a template"),
-        ("output", task.fields.template, "JSON of these columns; null for an empty cell")
-        if task.fields
-        else ("output", task.output, "the column with the right answer"),
-        ("separator", task.separator if task.kind == "tag" else None, "between the labels of a cell"),
-        ("id", task.id, "what slmctl trace --id asks for"),
-        ("group", task.group, "rows with the same value stay in one split"),
-        ("time", task.time, "for splits.time"),
+    environment = jinja2.Environment(  # noqa: S701 - YAML; the filters quote values
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
     )
-    about = {"sheet": "the sheet, table or array", "encoding": "a guess: see that accents and signs read right"}
-    origin = proposal.data.origin
-    for part in proposal.data.parts or [SplitPart({}, "", proposal.data.look.rows)]:
-        about |= {next(iter(origin)): count(part.rows, "row")}
-        keys = [(key, _placed(value, folder), about.get(key, "")) for key, value in {**origin, **part.origin}.items()]
-        keys += [(key, value, comment) for key, value, comment in columns if value]
-        keys += [("split", part.split, "all of its rows, by its name")] if part.split else []
-        for place, (key, value, comment) in enumerate(keys):
-            yield _line(f"    {'- ' if place == 0 else '  '}{key}", value, comment)
-    if proposal.clean:
-        shares = ", ".join(f"{step} in {percent(share, 0)}" for step, share in proposal.clean.items() if share)
-        yield _line("  clean", list(proposal.clean), f"{shares} of the texts; when the model is used, too")
-    if kinds := sorted(proposal.sensitive):
-        shares = ", ".join(f"{kind} in {percent(proposal.sensitive[kind], 0)}" for kind in kinds)
-        yield _line("  sensitive", dict.fromkeys(kinds, "redact"), f"{shares} of the rows; or keep, pseudonymise")
-    if proposal.usable < 0.9:
-        left_out = min(math.ceil(100 * (1.02 - proposal.usable)), 100)
-        why = "have no answer, or calls of tools" if proposal.lost else "have no answer"
-        yield _line("  max_rejected", f"{left_out} %", f"{percent(1 - proposal.usable, 0)} of the rows {why}")
-    if proposal.rare_labels:
-        yield _line("  min_rows", {"label": 0}, "some labels have so few rows that none may be left for training")
-    yield from _splits(proposal)
+    filters = {"count": count, "flow": _flow, "percent": percent, "wrapped": _wrapped, "yaml": _yaml}
+    environment.filters |= {**filters, "placed": lambda value: _placed(value, folder)}
+    template = resources.files("slmctl.templates").joinpath("init", f"{FILENAME}.j2").read_text(encoding="utf-8")
+    lines = environment.from_string(template).render(_values(proposal, folder)).split("\n")
+    return "\n".join(map(_aligned, lines))
 
 
-def _splits(proposal: Proposal) -> Iterator[str]:
-    """The shares with their reasons, where they are not the default."""
+def _values(proposal: Proposal, folder: Path) -> dict[str, object]:
+    """The names that the template knows."""
+    data, task, base = proposal.data, proposal.task, proposal.base.source
+    labels = sorted(set(task.labels) - set(proposal.label_map))
+    training, training_reason = _training(proposal)
+    parts = data.parts or [SplitPart({}, "", data.look.rows)]
+    return {
+        "proposal": proposal,
+        "task": task,
+        "name": project_name(folder),
+        "base": base if config.is_remote(base) else _relative(Path(base).expanduser(), folder),
+        "schema_line": SCHEMA_LINE,
+        "schema_name": _schema_name(proposal),
+        "labels": proposal.levels or labels,
+        # by name, so that a row with a new label is left out and ends no run; from-data where they are many
+        "named": bool(proposal.levels) or (data.look.complete and len(labels) <= MOST_NAMES),
+        "slips": [f"{_flow(slip)}: {_flow(label)}" for slip, label in proposal.label_map.items()],
+        "system": system_prompt(task.kind, proposal.languages.main),
+        "parts": [replace(part, origin={**data.origin, **part.origin}) for part in parts],
+        "most_rejected": min(math.ceil(100 * (1.02 - proposal.usable)), 100),
+        "split_reasons": list(_split_reasons(proposal)),
+        "encoder": EncodeConfig().encoder,
+        "training": training,
+        "training_reason": training_reason,
+        "gates": gates(task, proposal.test_rows),
+    }
+
+
+def _split_reasons(proposal: Proposal) -> Iterator[str]:
+    """The reasons of the shares that are not the default."""
     held = list(proposal.data.held_out)
     few = ["none for calibrate"] if proposal.rows < SMALL and "calibration" not in held else []
     few += ["more for the test"] if proposal.shares.get("test") else []
-    about = [f"few rows: {', '.join(few)}"] if few else []
-    about += [f"{' and '.join(held)} {either(len(held), 'is a source', 'are sources')} apart"] if held else []
-    if proposal.shares:
-        yield _line("  splits", proposal.shares, "; ".join(about))
+    if few:
+        yield f"few rows: {', '.join(few)}"
+    if held:
+        yield f"{' and '.join(held)} {either(len(held), 'is a source', 'are sources')} apart"
 
 
-def _stages(proposal: Proposal) -> Iterator[str]:
-    if proposal.task.kind == "classify" and proposal.languages.main == "en":
-        encoder = _line("# encode", {"encoder": EncodeConfig().encoder}, "")
-        yield f"{encoder}  # measure a sentence encoder too: take off the first #"
+def _training(proposal: Proposal) -> tuple[dict[str, object], str]:
+    """The section `finetune`, and its reason."""
     training: dict[str, object] = {"epochs": epochs(proposal.rows)}
     about = "passes over the training rows"
     if proposal.rows < FEW_ROWS and 0 < proposal.base.parameters < SMALL_BASE:
@@ -253,12 +209,7 @@ def _stages(proposal: Proposal) -> Iterator[str]:
     if proposal.longest > MAX_LENGTH:
         training["too_long"] = "truncate"
         about = f"the longest row has about {proposal.longest:,} tokens, max_length is {MAX_LENGTH:,}"
-    yield _line("finetune", training, about)
-    yield _line("quantize", {"types": ["Q8_0"]}, "add Q4_K_M and see what 4 bits cost")
-    yield "gates:"
-    for gate, comment in gates(proposal.task, proposal.test_rows):
-        yield _line("  -", gate, comment)
-    yield _line("publish", {"to": "dir:./registry"}, "or hf:, s3://")
+    return training, about
 
 
 def _placed(value: object, folder: Path) -> object:
@@ -272,24 +223,28 @@ def _relative(path: Path, folder: Path) -> str:
     return os.path.relpath(path.resolve(), folder.resolve())
 
 
-def _wrapped(head: str, values: Iterable[str], end: str) -> Iterator[str]:
+def _wrapped(values: Iterable[str], head: str, end: str) -> str:
     """Entries with commas between a head and an end, over as many lines as they take."""
-    line, entries = head, list(values)
+    lines, entries = [head], list(values)
     for place, entry in enumerate(entries):
         piece = entry + (", " if place < len(entries) - 1 else end)
-        if len(line) + len(piece) > WIDTH and line.strip():
-            yield line.rstrip()
-            line = " " * len(head)
-        line += piece
-    yield line
+        if len(lines[-1]) + len(piece) > WIDTH and lines[-1].strip():
+            lines.append(" " * len(head))
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def _line(key: str, value: object, comment: str) -> str:
-    """`key: value  # comment`; the key `  -` begins an entry of a list."""
-    plain = yaml.safe_dump(value, allow_unicode=True, width=10**9).removesuffix("...\n").strip()
-    text = plain if isinstance(value, str) and "\n" not in value else _flow(value)
-    written = f"{key} {text}" if key.endswith("-") else f"{key}: {text}"
-    return f"{written:<{_COMMENT_AT}}  # {comment}" if comment else written
+def _aligned(line: str) -> str:
+    """A line of the template, with its comment behind a tab moved to the column of comments."""
+    written, tab, comment = line.partition("\t")
+    return f"{written:<{_COMMENT_AT}}  {comment}" if tab else written
+
+
+def _yaml(value: object) -> str:
+    """A value as YAML on one line."""
+    if isinstance(value, str) and "\n" not in value:
+        return yaml.safe_dump(value, allow_unicode=True, width=10**9).removesuffix("...\n").strip()
+    return _flow(value)
 
 
 def _flow(value: object) -> str:
