@@ -14,7 +14,8 @@ from slmctl.console import percent, shown
 from slmctl.errors import DataError, UsageError
 from slmctl.init import answer_fields
 from slmctl.init.answer_fields import AnswerFields
-from slmctl.init.column_names import is_flag, is_total, suggests
+from slmctl.init.column_names import is_total, suggests
+from slmctl.init.column_scores import LEAST, NO_DOUBT, first, likeliest, score
 from slmctl.init.columns import Column, as_text, describe
 from slmctl.init.look import FirstLook
 from slmctl.task import conversation_formats, label_sets
@@ -23,7 +24,6 @@ from slmctl.task.records import RowRejectedError, question_of
 
 TaskKind = Literal["classify", "tag", "extract", "generate", "call"]
 MIN_ROWS = 100  # with an answer; fewer say nothing about a model, and teach it little
-NO_DOUBT, LEAST = 2.0, 1.0  # scores of an answer column: from which it is taken, and from which it is thinkable
 _ROWS = Source(path=Path("rows"))  # a source for the readers of conversations and templates
 ONE_CALL = 0.9  # share of rows with at most one call in the answer, from which the task is to call
 
@@ -216,9 +216,9 @@ def _of_columns(
         pairs=tuple(pairs),
         usable=len(pairs) / len(look.sample),
         reason="",
-        id=_first(columns, "id"),
-        group=_first(free, "group"),
-        time=next((column.name for column in free if column.is_iso_time), ""),
+        id=first(columns, "id"),
+        group=first(free, "group"),
+        time=first(free, "time"),
         unread=unread,
         notes=(*notes, *_swapped(input, answer), *_odd_rows(pairs, fields if kind == "extract" else None)),
         doubts=tuple(doubts),
@@ -288,7 +288,7 @@ def _choose_output(
 def _held_fields(look: FirstLook, title: str, input: str | None) -> AnswerFields | None:
     """The columns whose values stand in the text that is read."""
     if input is None:
-        if not any(column.kind in ("text", "value") for column in look.columns):
+        if not likeliest(look.columns, "input"):
             return None
         input, _ = _choose_input(look, title, ())
     beside = [column.name for column in look.columns if column.name == input or reference(column.name) in input]
@@ -314,10 +314,11 @@ def _odd_rows(pairs: Sequence[tuple[str, str]], fields: AnswerFields | None) -> 
 
 def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | None) -> tuple[Column, str]:
     """The column of the answer, and a question where others are as likely."""
-    texts = [column for column in look.columns if column.kind == "text" and column.name != input]
-    scores = {column.name: _score(column, kind, texts) for column in look.columns if column.name != input}
-    best = max(scores.values(), default=0.0)
-    likely = [column for column in look.columns if scores.get(column.name) == best]
+    others = [column for column in look.columns if column.name != input]
+    texts = [column for column in others if column.kind == "text"]
+    fitting = [column for column in others if _fits(column, kind) and (column.kind != "text" or len(texts) > 1)]
+    likely = likeliest(fitting, "answer")
+    best = score(likely[0], "answer") if likely else 0.0
     doubt = best < NO_DOUBT or len(likely) > 1
     if best < LEAST:
         if len(texts) <= 1 - bool(input) or kind not in (None, "generate"):
@@ -331,24 +332,9 @@ def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | Non
     return likely[-1], f"is the answer in {names}?" if doubt else ""
 
 
-def _score(column: Column, kind: TaskKind | None, texts: Sequence[Column]) -> float:
-    """A score of a column as the answer; from NO_DOUBT on it is taken without a question."""
-    if kind is not None and _kind_of(column) != kind and not (kind == "extract" and column.is_json):
-        return 0.0
-    if column.kind == "labels":
-        return 4.0 if suggests(column.name, "label") else 3.0
-    if column.kind in ("label", "constant"):
-        if suggests(column.name, "label"):
-            return 4.0
-        if suggests(column.name, "likely label"):
-            return 3.0
-        plain = column.kind == "label" and not suggests(column.name, "unlikely label") and not is_flag(column.counts)
-        return 2.0 if plain else 1.0 if column.kind == "label" else 0.0
-    if column.kind == "JSON":
-        return 4.0 if suggests(column.name, "fields") else 2.0
-    if column.kind == "text" and suggests(column.name, "answer") and len(texts) > 1:
-        return 3.5
-    return 1.0 if column.kind == "value" and suggests(column.name, "answer") else 0.0
+def _fits(column: Column, kind: TaskKind | None) -> bool:
+    """True for a column whose values are answers of a kind of task; None is any kind."""
+    return kind in (None, _kind_of(column)) or (kind == "extract" and column.is_json)
 
 
 def _kind_of(answer: Column) -> TaskKind:
@@ -362,29 +348,18 @@ def _kind_of(answer: Column) -> TaskKind:
 def _choose_input(look: FirstLook, title: str, taken: Collection[str]) -> tuple[str, str]:
     """The column or template of the input, and a question where others are as likely; `taken` are the answer's."""
     others = [column for column in look.columns if column.name not in taken]
-    texts = [column for column in others if column.kind == "text"] or [c for c in others if c.kind == "value"]
-    if not texts:
+    likely = sorted(likeliest(others, "input"), key=lambda column: -column.words)
+    if not likely:
         raise DataError(
             f"{title} has no column with a text to read: {_what_there_is(look)}",
             hint="name one, or a template: --input '{{ first }} {{ second }}'",
         )
-    scores = {column.name: _input_score(column) for column in texts}
-    best = max(scores.values())
-    likely = sorted((c for c in texts if scores[c.name] == best), key=lambda column: -column.words)
     chosen = likely[0]
     rivals = [repr(column.name) for column in likely if column.words > 0.5 * chosen.words]
     question = f"is the text in {' or '.join(rivals)}?" if len(rivals) > 1 else ""
-    words = [column for column in others if column is not chosen and column.kind in ("text", "value")]
-    subject = next((column for column in words if suggests(column.name, "subject")), None)
-    if subject is not None:
-        return f"{{{{ {reference(subject.name)} }}}}\n\n{{{{ {reference(chosen.name)} }}}}", question
+    if subject := first((column for column in others if column is not chosen), "subject"):
+        return f"{{{{ {reference(subject)} }}}}\n\n{{{{ {reference(chosen.name)} }}}}", question
     return chosen.name, question
-
-
-def _input_score(column: Column) -> int:
-    if suggests(column.name, "answer"):
-        return 0
-    return 3 if suggests(column.name, "text") else 1 if suggests(column.name, "subject") else 2
 
 
 def columns_in(spec: str, columns: Sequence[Column]) -> list[str]:
@@ -434,12 +409,6 @@ def _swapped(input: str, answer: Column) -> Iterator[str]:
             f"the columns look swapped: '{answer.name}' has {answer.different} short values, and '{input}' holds "
             "the texts; they are taken by what they hold"
         )
-
-
-def _first(columns: Sequence[Column], kind: Literal["id", "group"]) -> str:
-    """The first column of a kind, rather one whose name suggests it; empty for none."""
-    names = [column.name for column in columns if column.kind == kind]
-    return next((name for name in names if suggests(name, kind)), names[0] if names else "")
 
 
 def _what_there_is(look: FirstLook) -> str:
