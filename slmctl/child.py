@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import resource
 import selectors
@@ -16,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, NoReturn, TextIO
 
-from slmctl import child_environment
+from slmctl import child_environment, errors
 
 _PIECE = 1 << 16  # bytes a read or a write
+_REFUSAL = "slmctl refuses: "  # begins the line of stderr with an expected error
 
 
 class LateError(Exception):
@@ -53,6 +55,16 @@ class DiedError(Exception):
     def out_of_memory(self) -> bool:
         """True if it reached its limit of memory."""
         return "MemoryError" in self.log or "can't allocate memory" in self.log
+
+    @property
+    def refusal(self) -> errors.SlmctlError | None:
+        """The expected error that it ended with; None where it ended otherwise."""
+        lines = [line for line in self.log.splitlines() if line.startswith(_REFUSAL)]
+        if not lines:
+            return None
+        kind, message, hint = json.loads(lines[-1].removeprefix(_REFUSAL))
+        error: errors.SlmctlError = getattr(errors, kind)(message, hint=hint)
+        return error
 
     def require_packages(self) -> None:
         """Raise the ModuleNotFoundError that ended the child, if one did."""
@@ -98,7 +110,7 @@ def run(
 
 @contextlib.contextmanager
 def output(
-    module: str, *arguments: str, request: bytes = b"", env: Mapping[str, str] | None = None, fds: Sequence[int] = ()
+    module: str, *arguments: str, request: bytes = b"", env: Mapping[str, str] | None = None
 ) -> Iterator[IO[bytes]]:
     """The stdout of a child that reads its whole request first; leaving the block early ends it.
 
@@ -106,7 +118,7 @@ def output(
         DiedError: At the end of the block; its exit code is not 0.
     """
     with tempfile.TemporaryFile() as log:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "pass_fds": fds}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         child = start(module, *arguments, env=env, **pipes)
         assert child.stdin is not None and child.stdout is not None
         try:
@@ -253,6 +265,11 @@ def end_with_parent() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def refuse(error: errors.SlmctlError) -> NoReturn:
+    """End this process with an expected error, which is the parent's `DiedError.refusal`."""
+    sys.exit(_REFUSAL + json.dumps([type(error).__name__, error.message, error.hint]))
 
 
 def private_stdout() -> TextIO:

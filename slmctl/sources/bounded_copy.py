@@ -17,13 +17,15 @@ _PIECE = 1 << 20  # bytes
 _TICK_S = 60.0
 
 
-def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -> None:
-    """Copy a pipe, or a regular file, from its descriptor to its end; errors name it by its title.
+def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -> int:
+    """Copy a pipe, or a regular file, from its descriptor to its end; returns the number of its lines.
+
+    Errors name it by its title.
 
     Raises:
         DataError: A limit was reached.
     """
-    end, left = time.monotonic() + limits.timeout_s, int(min(limits.size_gb, 1e9) * 1e9)
+    end, left, lines = time.monotonic() + limits.timeout_s, int(min(limits.size_gb, 1e9) * 1e9), 0
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     while True:
@@ -37,8 +39,9 @@ def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -
             continue
         piece = os.read(descriptor, _PIECE)
         if not piece:
-            return
+            return lines
         left -= len(piece)
+        lines += piece.count(b"\n")
         if left < 0:
             raise too_large(title, limits)
         out.write(piece)

@@ -1,6 +1,6 @@
 """The rows of a query, through SQLAlchemy: only read, streamed, bounded, and the password kept out of every text.
 
-A child process asks the database (`sql_child`), since a driver in C hears no signal and knows no limit while the
+A child process asks the database (`row_child`), since a driver in C hears no signal and knows no limit while the
 database works.
 """
 
@@ -10,19 +10,15 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import IO
 
 from slmctl import child, child_environment, console
 from slmctl.config import SourceLimits, Sql
-from slmctl.errors import DataError, MissingError, NetworkError, SlmctlError, UsageError
+from slmctl.errors import DataError
 from slmctl.network import guard
 from slmctl.sources import bounded_copy, sql_address
 
-_ERRORS: dict[str, type[SlmctlError]] = {
-    kind.__name__: kind for kind in (DataError, MissingError, NetworkError, UsageError)
-}
 # Variables that drivers read by themselves, such as PGPASSWORD; those that the address names are passed on too.
 DRIVERS = ("PG", "MYSQL_", "MARIADB_", "ODBC", "ORACLE_", "TNS_", "MSSQL_", "SNOWFLAKE_")
 
@@ -66,25 +62,18 @@ def write_rows(sql: Sql, out: IO[bytes], *, root: Path, limits: SourceLimits) ->
 
 def _ask(sql: Sql, out: IO[bytes], root: Path, limits: SourceLimits, remote: str) -> int:
     request = {
-        "url": sql.url, "query": sql.query, "root": str(root), "host": remote, "pid": os.getpid(),
+        "kind": "query", "url": sql.url, "query": sql.query, "root": str(root), "host": remote, "pid": os.getpid(),
         "file_bytes": int(min(limits.size_gb, 1e9) * 1e9),
     }  # fmt: skip
     title = f"the query on {place(sql.url)}"
     named = [name.upper() for name in re.findall(r"\$\{(\w+)\}", sql.url)]
-    with tempfile.TemporaryFile() as status:
-        number = status.fileno()
-        env = child_environment.without_secrets(*DRIVERS, *named)
-        try:
-            with child.output(
-                "slmctl.sources.sql_child", str(number), request=json.dumps(request).encode(), env=env, fds=[number]
-            ) as rows:
-                bounded_copy.copy(rows.fileno(), out, limits, title=title)
-        except child.DiedError as death:
-            death.require_packages()
-            why = "it takes too much memory" if "MemoryError" in death.log else death
-            raise DataError(f"{title} cannot be read: {why}", hint="select fewer or smaller columns") from None
-        status.seek(0)
-        result = json.loads(status.read())
-    if "error" in result:
-        raise _ERRORS[result["error"]](result["message"], hint=result["hint"])
-    return int(result["rows"])
+    env = child_environment.without_secrets(*DRIVERS, *named)
+    try:
+        with child.output("slmctl.sources.row_child", request=json.dumps(request).encode(), env=env) as rows:
+            return bounded_copy.copy(rows.fileno(), out, limits, title=title)
+    except child.DiedError as death:
+        death.require_packages()
+        if refusal := death.refusal:
+            raise refusal from None
+        why = "it takes too much memory" if "MemoryError" in death.log else death
+        raise DataError(f"{title} cannot be read: {why}", hint="select fewer or smaller columns") from None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.workbooks import row, write_xlsx
 
+from slmctl import child
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.rows import FileForm, Row, as_csv, columns_of, encodings, form_of, read_rows, unescaped
 from slmctl.sources.rows.encodings import Encoding
@@ -261,3 +265,18 @@ def test_csv_for_people_reads_back(tmp_path: Path, values: list[dict[str, str]])
     assert [{name: unescaped(text) for name, text in row.items()} for row in found] == [
         {name: unescaped(text) for name, text in row.items()} for row in values
     ]
+
+
+def test_a_child_that_is_killed_within_a_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # half a line was no JSON, and a traceback
+    @contextlib.contextmanager
+    def killed(*_: object, **options: object) -> Iterator[IO[bytes]]:
+        yield io.BytesIO(b'{"columns": ["text"]}\n["one"]\n["tw')
+        raise child.DiedError(-signal.SIGKILL, "")
+
+    monkeypatch.setattr(child, "output", killed)
+    (tmp_path / "a.parquet").touch()
+    rows = read_rows(tmp_path / "a.parquet")
+    assert next(rows) == Row(1, {"text": "one"})
+    with pytest.raises(DataError, match="cannot be read as Parquet: it takes too much memory or time"):
+        next(rows)

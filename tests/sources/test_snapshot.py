@@ -338,7 +338,8 @@ def test_a_terminal_is_no_source(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_child_that_asks_a_database_starts_without_the_config() -> None:
     # it once imported pydantic and every section, which took longer than most queries
-    code = "import sys, slmctl.sources.sql_child\nsys.exit(int('pydantic' in sys.modules))"
+    modules = "slmctl.sources.row_child, slmctl.sources.sql_address, slmctl.network.guard"
+    code = f"import sys, {modules}\nsys.exit(int('pydantic' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -16,7 +16,7 @@ from slmctl.errors import DataError, UsageError
 from slmctl.sources.rows.cells import LOOK, Cell, RawTable, Row, column_names, header_place, listed, without_tail
 from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 
-_Reply = list[Cell] | dict[str, Any]  # the cells of a row, or an object as `tables_child` says
+_Reply = list[Cell] | dict[str, Any]  # the cells of a row, or an object as `row_child` says
 _CANNOT = {
     "parquet": "cannot be read as Parquet",
     "workbook": "cannot be read as a workbook",
@@ -46,16 +46,16 @@ def opened(path: Path, format: str, sheet: str | None = None, header_row: int | 
         _require_bounded(path)
     elif kind == "sqlite":
         _require_settled(path)
-    with contextlib.closing(_replies_of(path, kind, *([sheet] if sheet is not None else []))) as replies:
+    with contextlib.closing(_replies_of(path, kind, sheet)) as replies:
         head = next(replies, {})
         assert isinstance(head, dict)
         sheets = tuple(head.get("sheets", ()))
-        if "lacking" in head:
-            yield RawTable(_without_choice(path.name, sheets), sheets=sheets)
-        elif kind == "workbook":
+        if kind == "workbook":
             yield _sheet(replies, path.name, header_row)._replace(sheets=sheets)
+        elif "columns" not in head:
+            yield RawTable(_without_choice(path.name, sheets), sheets=sheets)
         else:
-            names = column_names(head.get("columns", []), f"{path.name}: the schema")
+            names = column_names(head["columns"], f"{path.name}: the schema")
             rows = (
                 Row(number, {}, cells) if isinstance(cells, str) else Row(number, dict(zip(names, cells, strict=True)))
                 for number, cells in enumerate(map(_cells, replies), 1)
@@ -107,23 +107,21 @@ def _cells(reply: _Reply) -> Sequence[Cell] | str:
     return str(reply["fault"]) if isinstance(reply, dict) else reply
 
 
-def _replies_of(path: Path, kind: str, *sheet: str) -> Generator[_Reply, None, None]:
+def _replies_of(path: Path, kind: str, sheet: str | None) -> Generator[_Reply, None, None]:
     """The rows of a file as the child gives them, after an object on the whole: cells, or the fault of a row."""
+    request = json.dumps({"kind": kind, "path": str(path), "sheet": sheet}).encode()
     try:
-        with child.output("slmctl.sources.rows.tables_child", kind, str(path), *sheet) as lines:
+        with child.output("slmctl.sources.row_child", request=request) as lines:
             for line in lines:
-                reply: _Reply = json.loads(line)
-                if isinstance(reply, dict) and "error" in reply:
-                    raise _unreadable(path, kind, reply["error"])
-                if isinstance(reply, dict) and reply.get("lacking"):
-                    what, present = "table" if kind == "sqlite" else "sheet", listed(reply["sheets"]) or "none"
-                    raise UsageError(f"{path.name} has no {what} '{reply['lacking']}'", hint=f"its {what}s: {present}")
-                yield reply
+                if line.endswith(b"\n"):  # a child that is killed leaves half a line
+                    yield json.loads(line)
     except child.DiedError as death:
         death.require_packages()
+        if isinstance(refusal := death.refusal, UsageError):
+            raise refusal from None
         killed = death.code in (-signal.SIGKILL, -signal.SIGXCPU)  # by the system without memory, by its limit of time
         why = "it takes too much memory or time" if killed or "memory" in death.log.lower() else "it is damaged"
-        raise _unreadable(path, kind, why) from None
+        raise _unreadable(path, kind, refusal or why) from None
 
 
 def _unreadable(path: Path, kind: str, why: object) -> DataError:

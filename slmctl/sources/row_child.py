@@ -1,0 +1,292 @@
+"""The child that reads rows within limits of memory, time and size: of a file of tables, or of a query.
+
+    python -m slmctl.sources.row_child
+
+The request comes as JSON on stdin: its kind, and the arguments of that kind's reader. Each line of stdout is a JSON
+value. Of a file, first comes an object, `{"columns": …, "sheets": …}`, as far as there are such; without columns a
+table must be named. Then an array holds the cells of a row, or `{"fault": …}` stands for a row that cannot be used. Of
+a query, an object is a row. An error ends the child as `child.refuse` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slmctl import child
+from slmctl.errors import DataError, MissingError, NetworkError, SlmctlError, UsageError
+from slmctl.sources.rows.cells import column_names, fault_of, first_line, listed, plain
+from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
+
+if TYPE_CHECKING:
+    from slmctl.sources.sql_address import DatabaseAddress
+
+# Bytes of address space; a client that holds a whole result needs some.
+MEMORY = {"parquet": 2 << 30, "workbook": 3 << 30, "sqlite": 2 << 30, "query": 4 << 30}
+SECONDS = 600  # of the processor, before the first row of a file and for each further PIECE rows
+PIECE = 1000  # rows
+# Characters of rows by bytes of the file; a column of one value packs well.
+RATIOS = {"parquet": 1000, "workbook": MAX_RATIO, "sqlite": MAX_RATIO}
+MAX_CELL = 100_000_000  # bytes that SQLite may make of one value
+
+_BATCH = 256  # rows of Parquet that are in memory at a time
+_FETCHED = 1000  # rows of a query that are in memory at a time
+_ROW_COST = 50  # characters that a row counts as beside its own: a billion empty ones fit a kilobyte
+_SMALL = 4 << 20  # bytes of a batch that is converted as a whole; a dictionary can make megabytes of each cell
+_CONNECT_S = 30
+_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_TRANSACTION}
+_PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list",
+            "user_version", "application_id", "schema_version", "database_list", "encoding", "page_count",
+            "page_size"}  # fmt: skip
+_Reply = list[object] | dict[str, Any]
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    kind = request.pop("kind")
+    try:
+        for line in _query(**request) if kind == "query" else _file(kind, **request):
+            # half of a surrogate pair: its escape in JSON
+            sys.stdout.buffer.write(line.encode(errors="backslashreplace") + b"\n")
+    except SlmctlError as error:
+        sys.stdout.buffer.flush()
+        child.refuse(error)
+
+
+# Files
+
+
+def _file(kind: str, path: str, sheet: str | None) -> Iterator[str]:
+    """The lines on a file; the size of all is bounded by that of the file."""
+    child.bound(memory=MEMORY[kind])
+    _renew_time()
+    left = max(UNPACKED_ANYWAY, RATIOS[kind] * Path(path).stat().st_size)
+    for number, row in enumerate(_READERS[kind](path, sheet), 1):
+        line = _encode(row)
+        left -= len(line) + _ROW_COST
+        if left < 0:
+            raise DataError(f"it unpacks to more than {RATIOS[kind]} times its size")
+        fault = fault_of(row) if isinstance(row, list) else ""
+        yield _encode({"fault": fault}) if fault else line
+        if number % PIECE == 0:
+            _renew_time()
+
+
+def _renew_time() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + SECONDS, hard))
+
+
+def _of_parquet(path: str, _: str | None) -> Iterator[_Reply]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
+            yield {"columns": list(file.schema_arrow.names)}
+            for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
+                for cells in _rows_of(batch):
+                    number += 1
+                    yield [plain(cell) for cell in cells]
+    except UnicodeDecodeError as error:
+        raise DataError(f"it holds a text that is not UTF-8 near row {number + 1}: {error.reason}") from None
+    except MemoryError:  # Arrow's own is one, too
+        raise DataError("it takes too much memory") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(first_line(error)) from None
+
+
+def _rows_of(batch: Any) -> Iterator[Sequence[object]]:
+    """The rows of a batch as Python has them: all at once where they are small, else one by one."""
+    if batch.nbytes <= _SMALL:
+        try:
+            yield from list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            return
+        except (OverflowError, ValueError):
+            pass
+    for place in range(len(batch)):
+        yield [_value(column[place]) for column in batch.columns]
+
+
+def _value(scalar: Any) -> object:
+    """A cell as Python has it; None for a date or time that no calendar reaches."""
+    import pyarrow
+
+    try:
+        return scalar.as_py()
+    except (UnicodeDecodeError, pyarrow.ArrowException):
+        raise
+    except OverflowError:
+        return None
+    except ValueError:  # nanoseconds, which Python's own type has not
+        try:
+            return scalar.cast(pyarrow.string()).as_py()
+        except pyarrow.ArrowException:  # it stands in a list
+            return None
+
+
+def _of_workbook(path: str, sheet: str | None) -> Iterator[_Reply]:
+    from python_calamine import CalamineError, CalamineWorkbook
+
+    try:
+        with CalamineWorkbook.from_path(path) as book:
+            names = book.sheet_names
+            if sheet is not None and sheet not in names:
+                raise _lacking(path, "sheet", sheet, names)
+            if not names:
+                raise DataError("it has no sheet")
+            yield {"sheets": names}
+            for row in book.get_sheet_by_name(sheet or names[0]).iter_rows():
+                yield [_number(cell) for cell in row]
+    except (CalamineError, OSError, ValueError) as error:
+        raise DataError(first_line(error)) from None
+
+
+def _number(cell: object) -> object:
+    """A cell as JSON has it; a workbook keeps whole numbers as floats, and 10023.0 is no customer number."""
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+        return int(cell)
+    return plain(cell)
+
+
+def _of_sqlite(path: str, table: str | None) -> Iterator[_Reply]:
+    """The rows of a table or view. The file is taken as it lies there: nothing beside it is read or made."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?immutable=1", uri=True)) as base:
+            base.text_factory = bytes  # one that is not UTF-8 is empty, as elsewhere
+            base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_CELL)
+            base.execute("PRAGMA trusted_schema = OFF")  # a view of another's making runs no function of ours
+            named = base.execute("SELECT name, type FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
+            kinds = {name.decode(errors="replace"): kind for name, kind in named if kind in (b"table", b"view")}
+            tables = [name for name, kind in kinds.items() if kind == b"table"] or list(kinds)
+            chosen = table if table is not None else tables[0] if len(tables) == 1 else ""
+            if chosen not in kinds:
+                if chosen:
+                    raise _lacking(path, "table", chosen, tables)
+                yield {"sheets": tables}
+                return
+            quoted = chosen.replace('"', '""')
+            rows = base.execute(f'SELECT * FROM "{quoted}"')  # noqa: S608  the database itself gave the name
+            yield {"columns": [name for name, *_ in rows.description], "sheets": tables}
+            for cells in rows:
+                yield [plain(cell) for cell in cells]
+    except sqlite3.Error as error:
+        raise DataError(first_line(error)) from None
+
+
+def _lacking(path: str, what: str, name: str, present: Sequence[str]) -> UsageError:
+    return UsageError(f"{Path(path).name} has no {what} '{name}'", hint=f"its {what}s: {listed(present) or 'none'}")
+
+
+_READERS: dict[str, Callable[[str, str | None], Iterable[_Reply]]] = {
+    "parquet": _of_parquet,
+    "workbook": _of_workbook,
+    "sqlite": _of_sqlite,
+}
+
+
+# Queries
+
+
+def _query(url: str, query: str, root: str, host: str, pid: int, file_bytes: int) -> Iterator[str]:
+    """The rows of a query as objects.
+
+    The child ends with its parent, whose id is `pid`. No file that it makes (SQLite sorts on the disk) becomes larger
+    than the copy of the rows may.
+    """
+    from slmctl.network import guard
+    from slmctl.sources import sql_address
+
+    child.end_with_parent()
+    if os.getppid() != pid:  # it has ended meanwhile
+        return
+    guard.seal()
+    child.bound(memory=MEMORY["query"], file_bytes=max(file_bytes, 1 << 20))
+    import sqlalchemy
+
+    reached = False
+    with guard.network(f"a query on {host}", hosts={host}) if host else contextlib.nullcontext():
+        address = sql_address.parse(url).read_only(Path(root))
+        try:
+            with _connected(address) as connection:
+                reached = True
+                yield from map(_encode, _rows(connection, query))
+        except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
+            raise _failure(error, address, reached=reached) from None
+
+
+def _connected(address: DatabaseAddress) -> Any:
+    import sqlalchemy
+
+    from slmctl.installation import pip_line
+
+    url = address.url
+    options: dict[str, Any] = {"connect_timeout": _CONNECT_S} if url.get_driver_name() == "psycopg" else {}
+    try:
+        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=options)
+    except ModuleNotFoundError as error:
+        raise MissingError(
+            f"the database {address.masked(url.drivername)} needs the package '{error.name}', which is not installed",
+            hint=pip_line("data") if error.name == "psycopg" else "SQLAlchemy's manual names its drivers",
+        ) from None
+    streamed: dict[str, Any] = {"stream_results": True, "yield_per": _FETCHED, "no_parameters": True}
+    if address.backend == "postgresql":
+        streamed["postgresql_readonly"] = True
+    return engine.connect().execution_options(**streamed)  # closing it rolls back
+
+
+def _rows(connection: Any, query: str) -> Iterator[dict[str, Any]]:
+    if connection.dialect.name == "sqlite":
+        _only_read(connection.connection.dbapi_connection)
+    # as it is: `:name` and `%` in it mean nothing here
+    with contextlib.closing(connection.exec_driver_sql(query)) as result:
+        if not result.returns_rows:
+            raise DataError("the query gives no rows: it is no SELECT")
+        names = column_names(list(result.keys()), "the query")
+        for cells in result:
+            yield {name: plain(cell) for name, cell in zip(names, cells, strict=True)}
+
+
+def _only_read(connection: sqlite3.Connection) -> None:
+    """Forbid a connection all but reading: ATTACH and VACUUM INTO make files beside a database that is read-only."""
+
+    def allowed(action: int, name: str | None, argument: str | None, *_: object) -> int:
+        if action == sqlite3.SQLITE_PRAGMA:
+            fine = (name or "").lower() in _PRAGMAS
+        elif action == sqlite3.SQLITE_FUNCTION:
+            fine = (argument or "").lower() != "load_extension"
+        else:
+            fine = action in _READS
+        return sqlite3.SQLITE_OK if fine else sqlite3.SQLITE_DENY
+
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_CELL)
+    connection.set_authorizer(allowed)
+
+
+def _failure(error: Any, address: DatabaseAddress, *, reached: bool) -> DataError | NetworkError | UsageError:
+    """A driver's error as a sentence in its words, less what is secret."""
+    import sqlalchemy
+
+    reason = address.masked(first_line(getattr(error, "orig", None) or error))
+    if isinstance(error, sqlalchemy.exc.ArgumentError):  # an unknown kind of database is one, too
+        return UsageError(f"the database cannot be asked: {reason}")
+    if not reached or getattr(error, "connection_invalidated", False):
+        if not address.host and address.backend == "sqlite":
+            return DataError(f"the database cannot be opened: {reason}")
+        return NetworkError(f"the database cannot be reached: {reason}")
+    return DataError(f"the query failed: {reason}", hint="it must be one SELECT that the database takes")
+
+
+if __name__ == "__main__":
+    main()
