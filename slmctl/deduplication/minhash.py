@@ -6,6 +6,9 @@ each are kept to estimate a similarity without the text (Li and Koenig 2010, "b-
 Hashing"). A pair that matters is confirmed by the real ratio, so a hash can cost time but never
 calls two texts alike. Every function depends on its texts alone: batches, workers and hash seeds
 change nothing.
+
+datasketch is no dependency: with it, `datasets` and presidio the work of prepare took 2.7 times as long on 10,000 rows,
+and 3.5 times the memory (`benchmarks/README.md`).
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ Spain and Poland;
 digits spelled one by one; and 7 to 15 digits that follow `tel`, `call me on` and similar words. Other digits may
 follow: a second number, a date, opening hours. Left alone are dates, amounts, and national forms that follow a word
 such as `order` or `ticket`.
+
+libphonenumber found as many numbers of 12 countries, and 18 % of what it found was none; of this nothing was
+(`benchmarks/README.md`).
 """
 
 from __future__ import annotations
