@@ -62,9 +62,13 @@ class DiedError(Exception):
         lines = [line for line in self.log.splitlines() if line.startswith(_REFUSAL)]
         if not lines:
             return None
-        kind, message, hint = json.loads(lines[-1].removeprefix(_REFUSAL))
-        error: errors.SlmctlError = getattr(errors, kind)(message, hint=hint)
-        return error
+        try:
+            kind, message, hint = json.loads(lines[-1].removeprefix(_REFUSAL))
+        except ValueError:  # printed by a library that a file led there
+            return None
+        classes = {each.__name__: each for each in vars(errors).values() if isinstance(each, type)}
+        error = classes.get(str(kind), ValueError)
+        return error(str(message), hint=str(hint)) if issubclass(error, errors.SlmctlError) else None
 
     def require_packages(self) -> None:
         """Raise the ModuleNotFoundError that ended the child, if one did."""

@@ -280,3 +280,10 @@ def test_a_child_that_is_killed_within_a_line_is_named(tmp_path: Path, monkeypat
     assert next(rows) == Row(1, {"text": "one"})
     with pytest.raises(DataError, match="cannot be read as Parquet: it takes too much memory or time"):
         next(rows)
+
+
+@pytest.mark.parametrize("said", ['["DataError", "no row", "more"]', '["os", "x", ""]', '["ValueError", "x", ""]', "{"])
+def test_a_child_refuses_by_an_expected_error_alone(said: str) -> None:
+    refusal = child.DiedError(1, f"a warning\nslmctl refuses: {said}\n").refusal
+    assert (refusal is not None) == ("DataError" in said)
+    assert refusal is None or (type(refusal), refusal.message, refusal.hint) == (DataError, "no row", "more")
