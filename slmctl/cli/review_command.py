@@ -163,8 +163,8 @@ def _with_labels(task: Task, more: Sequence[str], settings: Config) -> Task:
     Raises:
         UsageError: The task has no labels, or its config names all of them.
     """
-    listed = settings.task.label_names if task.kind == "classify" else None
-    if more and task.kind != "classify":
+    listed = settings.task.label_names if task.rules.chooses else None
+    if more and not task.rules.chooses:
         raise UsageError(f"--label is for classify, and the task is {task.kind}", hint="leave --label out")
     unlisted = [name for name in more if listed is not None and name not in listed]
     if unlisted:

@@ -26,11 +26,11 @@ def chat(
         if not (text := line.strip()):
             continue
         question: Message = {"role": "user", "content": task.cleaned_text(text)[0]}
-        turns = [*(history if task.kind == "generate" else task.messages("")[:-1]), question]
+        turns = [*(history if task.rules.is_free else task.messages("")[:-1]), question]
         request = engine_request(task, task.prompt(turns), max_tokens=max_tokens, question=question_of(turns))
         for piece in engine.stream(request):
             if isinstance(piece, Answer):
-                if task.kind == "call":
+                if task.rules.calls:
                     console.write(console.clean(task.kept(piece.text)))
                 history = [*turns, {"role": "assistant", "content": piece.text}]
                 verdict = _verdict(policy, piece)
@@ -38,7 +38,7 @@ def chat(
                 console.write(f"   ({note})\n" if note and interactive else "\n")
                 if verdict is not None and not verdict.keep and not interactive:
                     console.say(f"  {note}")
-            elif task.kind != "call":
+            elif not task.rules.calls:
                 console.write(console.clean(piece))
 
 

@@ -6,6 +6,7 @@ from slmctl.config.label_section import LabelConfig, RowReading, Teacher
 from slmctl.config.loader import load, parse, resolve_matmul_dtype
 from slmctl.config.prepare_section import (
     Duplicates,
+    KindName,
     PrepareConfig,
     ReadingOptions,
     Sensitive,
@@ -14,6 +15,7 @@ from slmctl.config.prepare_section import (
     Splits,
     Sql,
     TaskConfig,
+    kinds_with,
 )
 from slmctl.config.recipes import changed_keys, contents, recipe, require_path, restored
 from slmctl.config.sections import (

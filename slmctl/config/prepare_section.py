@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypedDict
 
@@ -30,6 +30,22 @@ from slmctl.config.fields import (
     WhenSet,
 )
 from slmctl.network.credentials import mask
+
+KindName = Literal["classify", "tag", "extract", "generate", "call"]
+# Keys, sections and stages that only some kinds of tasks have. All else of a kind is its module below task/kinds/.
+OWN_KEYS: Mapping[KindName, tuple[str, ...]] = {
+    "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "teachers"),
+    "tag": ("labels", "descriptions", "sources.separator"),
+    "extract": ("schema", "teachers"),
+    "generate": ("teachers",),
+    "call": ("tools",),
+}
+
+
+def kinds_with(key: str) -> str:
+    """The kinds that have a key of OWN_KEYS, as in `classify, extract and generate`."""
+    *names, last = (kind for kind, keys in OWN_KEYS.items() if key in keys)
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 class Labels(Section):
@@ -67,7 +83,7 @@ def _form_of_labels(value: object) -> str:
 class TaskConfig(Section):
     """The task of the model: `classify`, `tag`, `extract`, `generate` or `call`."""
 
-    kind: Literal["classify", "tag", "extract", "generate", "call"] = Field(
+    kind: KindName = Field(
         "generate",
         description="classify: one of a set of labels; tag: any number of them; extract: JSON; generate: free text; "
         "call: one call of a tool, or none",
@@ -99,18 +115,16 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _fits_kind(self) -> TaskConfig:
-        if self.kind == "extract" and self.json_schema is None:
-            raise ValueError("extract needs 'schema', the path of a JSON Schema file")
-        if self.kind != "extract" and self.json_schema is not None:
-            raise ValueError(f"'schema' belongs to extract, and the kind is {self.kind}")
-        if self.kind != "call" and self.tools is not None:
-            raise ValueError(f"'tools' belongs to call, and the kind is {self.kind}")
-        if not self.has_labels and self.labels != "from-data":
-            raise ValueError(f"'labels' belongs to classify and tag, and the kind is {self.kind}")
-        if not self.has_labels and self.descriptions:
-            raise ValueError(f"'descriptions' belongs to classify and tag, and the kind is {self.kind}")
-        if self.kind != "classify" and self.ordered:
-            raise ValueError(f"'labels.ordered' belongs to classify, and the kind is {self.kind}")
+        if self.has("schema") and self.json_schema is None:
+            raise ValueError(f"{self.kind} needs 'schema', the path of a JSON Schema file")
+        used = {
+            "schema": self.json_schema is not None, "tools": self.tools is not None,
+            "labels": self.labels != "from-data", "descriptions": bool(self.descriptions),
+            "labels.ordered": self.ordered,
+        }  # fmt: skip
+        for key, is_used in used.items():
+            if is_used and not self.has(key):
+                raise ValueError(f"'{key}' belongs to {kinds_with(key)}, and the kind is {self.kind}")
         if self.label_names is not None:
             self.require_described(self.label_names)
         return self
@@ -127,10 +141,14 @@ class TaskConfig(Section):
                 suggestion = f"; did you mean '{near[0]}'?" if near else ""
                 raise ValueError(f"'descriptions' describes '{name}', which is no label{suggestion}")
 
+    def has(self, key: str) -> bool:
+        """True where the kind has a key of OWN_KEYS, which some kinds have not."""
+        return key in OWN_KEYS[self.kind]
+
     @property
     def has_labels(self) -> bool:
         """True for a task of labels, one or several a row."""
-        return self.kind in ("classify", "tag")
+        return self.has("labels")
 
     @property
     def label_names(self) -> tuple[str, ...] | None:

@@ -31,7 +31,7 @@ from slmctl.config.fields import (
     section_in,
 )
 from slmctl.config.label_section import LabelConfig
-from slmctl.config.prepare_section import PrepareConfig, TaskConfig
+from slmctl.config.prepare_section import PrepareConfig, TaskConfig, kinds_with
 from slmctl.config.serve_section import Asking, MachinePrices, ServeConfig
 
 FILENAME = "slmctl.yaml"
@@ -387,8 +387,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _encodes_what_has_labels(self) -> Config:
-        if self.encode is not None and self.task.kind != "classify":
-            raise ValueError(f"'encode' belongs to a task of kind classify, and the kind is {self.task.kind}")
+        if self.encode is not None and not self.task.has("encode"):
+            raise ValueError(
+                f"'encode' belongs to a task of kind {kinds_with('encode')}, and the kind is {self.task.kind}"
+            )
         return self
 
     @property

@@ -23,15 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl.errors import DataError
+from slmctl.metrics import TFIDF_LOGISTIC
 
-NAME = "tfidf_logistic"  # in reports and gates
-BASELINES = {  # of each task kind, by their names there
-    "classify": ("majority", NAME),
-    "tag": ("majority", NAME),
-    "extract": ("copy", "empty"),
-    "generate": ("copy", "empty"),
-    "call": ("no_call",),
-}
+NAME = TFIDF_LOGISTIC
 FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorizer for each part
     "words": {"ngram_range": (1, 2), "token_pattern": r"\b\w+\b"},
     "runs": {"analyzer": "char_wb", "ngram_range": (2, 5)},

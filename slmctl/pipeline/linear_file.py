@@ -13,6 +13,7 @@ from slmctl.artifacts import atomic
 from slmctl.errors import UsageError
 from slmctl.metrics import linear_baseline
 from slmctl.pipeline.graph import PREPARED, Doubt, Project
+from slmctl.task.kinds import kind_of
 from slmctl.task.records import read_records
 
 KIND = "linear"  # names it among the models that `slmctl predict` takes
@@ -81,8 +82,8 @@ def written(project: Project) -> Path:
         IntegrityError: The data set has not been made.
         UsageError: The task has no labels.
     """
-    if project.config.task.kind != "classify":
-        kind = project.config.task.kind
+    kind = project.config.task.kind
+    if not kind_of(kind).chooses:
         raise UsageError(f"the linear model answers for classify, and the kind is {kind}", hint="slmctl predict gguf")
     prepared, path = project.artifact(PREPARED), project.runs / WEIGHTS
     if linear_baseline.made_of(path) == prepared.digest:

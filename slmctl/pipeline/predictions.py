@@ -18,6 +18,7 @@ from slmctl.pipeline import named
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, StageRequest
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
+from slmctl.task.kinds import kind_of
 
 LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
 
@@ -47,7 +48,7 @@ def predictions_of(
         types = [type] if type else list(listed) if listed else [None]
     sections = [predict_section(project, split, name) for name in types]
     if source.kind == "base":
-        whole = project.config.task.kind == "classify"
+        whole = kind_of(project.config.task.kind).chooses
         more = {"shots": project.config.predict.shots, "whole_labels": whole}
         sections = [section.model_copy(update=more) for section in sections]
     return [stage.request(inputs, section) for section in sections]

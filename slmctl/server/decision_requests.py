@@ -70,7 +70,7 @@ def read(body: JsonObject, kind: str, model: str, task: Task) -> tuple[Question,
     Raises:
         RequestError: There are none or too many, one has no valid form, or the model was not trained to answer it.
     """
-    if task.kind != "classify":
+    if not task.rules.chooses:
         raise RequestError(
             f"model '{model}' has a task of kind '{task.kind}': decisions are made by models of task.kind classify",
             "model",

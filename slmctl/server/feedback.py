@@ -52,7 +52,7 @@ async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key:
     task = (models.get(answered.model) or next(iter(models.values()))).task
     if answer is not None:
         answer = await asyncio.to_thread(_allowed, answer, task, answered.offers)
-    if answer and task.kind != "classify":
+    if answer and not task.rules.chooses:
         answer = await asyncio.wrap_future(collector.cleared(answer, client=key.name))
         if answer is None:
             raise RequestError("'answer' holds personal data or a secret, which is not collected here", "answer")
@@ -100,7 +100,7 @@ def _allowed(answer: str, task: Task, offers: bool) -> str:
     Raises:
         RequestError: It does not allow it.
     """
-    if task.kind == "call":
+    if task.rules.calls:
         with contextlib.suppress(DataError):
             call = tool_calls.read_answer(answer)
             if not offers:  # which ones a client offered is not kept
@@ -108,6 +108,6 @@ def _allowed(answer: str, task: Task, offers: bool) -> str:
             return tool_calls.answer_of(call)
         raise RequestError(f"'answer' is neither a call of the task's tools nor '{tool_calls.NO_CALL}'", "answer")
     if not task.accepts(answer):
-        allowed = "one of the task's labels" if task.kind == "classify" else "JSON that satisfies the task's schema"
+        allowed = "one of the task's labels" if task.rules.chooses else "JSON that satisfies the task's schema"
         raise RequestError(f"'answer' is not {allowed}", "answer")
     return task.kept(answer)

@@ -19,7 +19,7 @@ from slmctl.config import ServeConfig
 from slmctl.errors import DataError
 from slmctl.inference.engine import Request
 from slmctl.sensitive.conversation_veto import unread_fields
-from slmctl.server import client_schemas, decision_requests, request_options, responses_requests, tool_requests
+from slmctl.server import client_schemas, decision_requests, responses_requests, tool_requests
 from slmctl.server.client_schemas import AnswerForm
 from slmctl.server.request_errors import RequestError
 from slmctl.server.request_options import SortedOptions, sort_options
@@ -78,7 +78,7 @@ class ServedModel:
     @property
     def calls(self) -> bool:
         """True where an answer may call a function."""
-        return self.task.kind == request_options.CALL
+        return self.task.rules.calls
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ WITHOUT_EFFECT = frozenset({
     "metadata", "store", "user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_options",
     "prompt_cache_retention", "parallel_tool_calls", "max_tool_calls", "reasoning", "reasoning_effort", "prediction",
 })  # fmt: skip
-CALL = "call"  # the kind of task whose answers call functions
 CHOICE = {"tool_choice", "parallel_tool_calls"}  # read with the tools of such a task
 SAMPLING = frozenset({"temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "max_output_tokens"})
 # They change a text that is drawn token by token, and no label; not one of them is supported for texts.
@@ -95,7 +94,7 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
         RequestError: One of them is not supported; it is named.
     """
     options = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
-    calls = task.kind == CALL and kind != "text"
+    calls = task.rules.calls and kind != "text"
     function = None if calls else forced_function(options)
     unused = set[str]() if calls else {"tool_choice"} if function is not None else _unused_tools(options)
     readable = (READ[kind] | (CHOICE if calls else set())) - unused

@@ -84,7 +84,7 @@ class Router:
 
         Without a general model, several answers and a stream of free text are given as they come, without a decision.
         """
-        is_whole = len(checked.requests) == 1 and not (checked.stream and self.task.kind == "generate")
+        is_whole = len(checked.requests) == 1 and not (checked.stream and self.task.rules.is_free)
         return is_whole or self.generalist is not None
 
     async def route(
@@ -200,7 +200,7 @@ class Router:
     def _is_held_otherwise(self, options: Mapping[str, Any]) -> bool:
         """True where the caller constrains the answer by a form that the policy was not fitted for."""
         form, choice = options.get("response_format"), options.get("structured_outputs")
-        return self.task.kind == "generate" and (choice is not None or form not in (None, {"type": "text"}))
+        return self.task.rules.is_free and (choice is not None or form not in (None, {"type": "text"}))
 
     async def _escalated(self, checked: CheckedRequest, cleared: conversation_veto.Cleared) -> tuple[Reply, str]:
         """The general model's reply, and its text as the task allows it.
@@ -251,13 +251,13 @@ class Router:
             raise GeneralistError("generalist-garbage") from None
         if not self.task.accepts(text):
             raise GeneralistError("generalist-garbage")
-        return text if is_json or self.task.kind == "classify" else _until(text, stop)
+        return _until(text, stop) if self.task.rules.is_free else text
 
     def _asked(
         self, messages: Sequence[Mapping[str, str]], tools: Sequence[JsonObject] = ()
     ) -> list[Mapping[str, str]]:
         """The conversation as the generalist gets it, with the task in its system prompt if the local model has one."""
-        if not self.task.system and self.task.kind == "generate":
+        if not self.task.system and self.task.rules.is_free:
             return list(messages)
         turns = [_turn(message) for message in messages if message["role"] != "system"]
         if self._choice is not None:
@@ -266,7 +266,7 @@ class Router:
 
     def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The caller's sampling options, by one name each; a label or an object is not sampled, and needs its room."""
-        if self.task.kind != "generate":
+        if not self.task.rules.is_free:
             return {"temperature": 0}
         length = options.get("max_completion_tokens", options.get("max_tokens"))
         return {**options, "max_tokens": length}

@@ -322,7 +322,7 @@ def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack
     engine = settings.engine
     assert engine is not None
     task, named = model_lookup.contract(where, model, engine.model)
-    if task.kind == "call":
+    if task.rules.calls:
         raise UsageError(
             "calls are held to the form of their base by slmctl's own engine, so no server elsewhere answers them",
             hint="slmctl serve without --engine-url",

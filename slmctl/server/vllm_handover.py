@@ -117,7 +117,7 @@ def _check(handover: Handover) -> None:
             f"'{handover.name}' cannot be the name of a model in vLLM",
             hint="letters, digits, dots, hyphens, underscores",
         )
-    if handover.task.kind == "call":
+    if handover.task.rules.calls:
         raise UsageError(
             "calls are held to the form of their base by slmctl's own engine, which vLLM does not do",
             hint="slmctl serve",

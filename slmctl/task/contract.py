@@ -6,16 +6,13 @@ all render their prompts here: that is why what is trained is what is measured a
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
@@ -24,20 +21,16 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.typed_json import read_typed
 from slmctl.config import pattern_bound
 from slmctl.errors import DataError, IntegrityError
-from slmctl.inference import subset_grammar
-from slmctl.metrics import answer_metrics
 from slmctl.model_files.base_model import NormalForm
-from slmctl.task import chat_template, cleaning, label_sets, tool_calls
+from slmctl.task import chat_template, cleaning, tool_calls
 from slmctl.task.chat_template import LIMIT_S
 from slmctl.task.cleaning import Replacement
+from slmctl.task.kinds import KINDS, kind_of
+from slmctl.task.kinds.kind import TaskKind
 from slmctl.task.records import Message, RowRejectedError, with_instruction
 from slmctl.task.tool_calls import CallForm, Tool, ToolCall
 
-if TYPE_CHECKING:  # jsonschema takes a tenth of a second, and most commands validate nothing
-    import jsonschema
-
 FILENAME = "task.json"
-KINDS = ("classify", "tag", "extract", "generate", "call")
 
 
 @dataclass(frozen=True)
@@ -101,14 +94,8 @@ class Task:
             _require_schema(task.schema, path)
         if "" in task.special_tokens:
             raise IntegrityError(f"{path} is not valid: special_tokens: an empty text is no token")
-        if task.kind == "tag" and not task.label_set:
-            raise IntegrityError(f"{path} is not valid: schema: it is none of several labels")
-        if task.kind == "call" and task.call_form is None:
-            raise IntegrityError(f"{path} is not valid: call_form: it is missing")
-        try:
-            task.offered()
-        except DataError as error:
-            raise IntegrityError(f"{path} is not valid: tools: {error.message}") from None
+        if fault := task.rules.fault():
+            raise IntegrityError(f"{path} is not valid: {fault}")
         for entry in task.replace:
             if fault := pattern_bound.fault_of(entry.pattern, entry.replacement):
                 raise IntegrityError(f"{path} is not valid: replace: {fault}")
@@ -150,28 +137,19 @@ class Task:
         ]
 
     @property
+    def rules(self) -> TaskKind:
+        """The rules of the task's kind: the one place where kinds differ."""
+        return kind_of(self.kind)(self)
+
+    @property
     def constraint(self) -> str:
         """The JSON Schema that every answer must satisfy, as JSON, or a grammar of calls; empty where there is none."""
-        return json.dumps(self.schema) if self.is_json else self.constraint_of(None)
+        return self.rules.constraint()
 
     @property
     def is_json(self) -> bool:
         """True for a task whose answers are JSON of the schema."""
-        return self.kind in ("extract", "tag")
-
-    @property
-    def label_set(self) -> tuple[str, ...]:
-        """The labels of which an answer is a JSON array, in their order (tag)."""
-        return subset_grammar.choices(self.schema) if self.kind == "tag" else ()
-
-    def constraint_of(self, tools: Sequence[Any] | None) -> str:
-        """The grammar of calls in a conversation that may have tools of its own; empty for other kinds of tasks.
-
-        Raises:
-            DataError: They are no tools.
-        """
-        offered = self.offered(tools)
-        return self.form.rules(offered) if offered else ""
+        return self.rules.structured and not self.rules.calls
 
     @property
     def form(self) -> CallForm:
@@ -184,27 +162,18 @@ class Task:
         Raises:
             DataError: They are no tools.
         """
-        values = tools or self.tools
-        return tool_calls.read_tools(values) if self.kind == "call" and values else ()
+        return self.rules.offered(tools)
 
     def written(self, answer: str) -> str:
         """The text by which a model writes an answer that was kept: control tokens in it are broken up.
 
         Of a call, it is the form's, whose own control tokens stay.
         """
-        if self.kind == "call":
-            with contextlib.suppress(DataError):
-                return self.form.write(tool_calls.read_answer(answer), safe=self.defused)
-        return self.defused(answer)
+        return self.rules.written(answer)
 
     def kept(self, text: str) -> str:
         """The answer in what a model has written: a call, or labels, in the one form that all have; else the text."""
-        if self.kind == "call":
-            with contextlib.suppress(DataError):
-                return tool_calls.answer_of(self.form.read(text))
-        if self.kind == "tag" and isinstance(labels := label_sets.parse(text), list):
-            return label_sets.written(labels, self.label_set) if all(n in self.label_set for n in labels) else text
-        return text
+        return self.rules.kept(text)
 
     def messages(self, text: str, *, list_labels: bool = False) -> list[Message]:
         """The conversation that asks for one answer to a text."""
@@ -238,7 +207,7 @@ class Task:
         functions = [call["function"] for call in message["tool_calls"]]
         written = message.copy()
         del written["tool_calls"]
-        if self.kind == "call":
+        if self.rules.calls:
             calls = [ToolCall(function["name"], function["arguments"]) for function in functions]
             written["content"] = "\n".join(self.form.write(call, safe=self.defused) for call in calls)
             return written
@@ -344,17 +313,7 @@ class Task:
         Raises:
             DataError: The answer is not one of the labels, not JSON, or no call.
         """
-        text = text.strip()
-        if self.kind == "call":
-            return tool_calls.read_answer(text)
-        if self.kind == "classify" and text not in self.labels:
-            raise DataError(f"'{text[:60]}' is not one of the {len(self.labels)} labels")
-        if not self.is_json:
-            return text
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            raise DataError("the answer is not JSON") from None
+        return self.rules.read(text.strip())
 
     def accepts(self, text: str, *, tools: Sequence[Any] | None = None) -> bool:
         """True for an answer that the task allows: a label, JSON that satisfies the schema, an offered call, any text.
@@ -364,26 +323,9 @@ class Task:
             tools: The tools of the conversation's own, for a call.
         """
         try:
-            value = self.read_answer(text)
-            if self.kind == "call":
-                tool_calls.require_offered(value, self.offered(tools))
+            return self.rules.allows(self.read_answer(text), tools)
         except DataError:
             return False
-        return not self.is_json or self.fits_schema(value)
-
-    def same_call(self, answer: str, other: str) -> bool:
-        """True for two answers that call the same tool with equal arguments, or none."""
-        try:
-            first, second = self.read_answer(answer), self.read_answer(other)
-        except DataError:
-            return False
-        if first is None or second is None:
-            return first is second
-        return bool(first.name == second.name and answer_metrics.equal(first.arguments, second.arguments))
-
-    def fits_schema(self, value: Any) -> bool:
-        """True for a parsed answer that satisfies the task's JSON Schema."""
-        return not any(_validator(json.dumps(self.schema)).iter_errors(value))
 
 
 def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
@@ -421,10 +363,3 @@ def _require_schema(schema: JsonObject, path: Path) -> None:
         raise IntegrityError(f"{path} is not valid: schema: {error.message[:200]}") from None
     except RecursionError:
         raise IntegrityError(f"{path} is not valid: schema: it is nested too deeply") from None
-
-
-@functools.lru_cache(maxsize=8)
-def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    import jsonschema
-
-    return jsonschema.Draft202012Validator(json.loads(schema))

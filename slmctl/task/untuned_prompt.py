@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from slmctl.errors import UsageError
-from slmctl.metrics import answer_metrics
 from slmctl.network.decisions import CHAT, MOST_LABELS, Api, Choice
-from slmctl.task import label_sets
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record
 from slmctl.task.tool_calls import NO_CALL
 
 SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
 
-INSTRUCTIONS = {  # added to the task's own system prompt
-    "classify": "Answer with exactly one of these labels and nothing else: {labels}",
-    "tag": "Answer with a JSON array of those of these labels that fit, [] for none, and nothing else: {labels}",
-    "extract": "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}",
-    "generate": "Answer with the text and nothing else.",
-    "call": 'Answer with one JSON object {{"arguments": {{…}}, "name": "…"}} that calls one of the tools and nothing '
-    f"else, or with the word {NO_CALL} where no tool fits. The tools: {{tools}}",
-}
 INSTRUCTION = "Choose the label of the text."  # of a task without a system prompt, where labels go beside it
 HELD = f"Call one of the tools, or answer with the word {NO_CALL} where no tool fits."  # where a grammar holds the form
 
@@ -41,9 +30,9 @@ def brief(task: Task, *, local: bool = False, tools: Sequence[Any] | None = None
     """
     schema = json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
     offered = json.dumps([tool.to_json()["function"] for tool in task.offered(tools)], ensure_ascii=False)
-    labels = task.labels or task.label_set
-    instruction = INSTRUCTIONS[task.kind].format(labels=", ".join(labels), schema=schema, tools=offered)
-    if task.kind == "call" and local:
+    rules, labels = task.rules, task.rules.labels
+    instruction = rules.instruction.format(labels=", ".join(labels), schema=schema, tools=offered)
+    if rules.calls and local:
         instruction = HELD
     described = [f"{label}: {task.descriptions[label]}" for label in labels if label in task.descriptions]
     return "\n".join([task.system, instruction, *described]).strip()
@@ -57,7 +46,7 @@ def choice(task: Task, api: Api) -> Choice | None:
     """
     if api == CHAT:
         return None
-    if task.kind != "classify" or not 2 <= len(task.labels) <= MOST_LABELS:
+    if not task.rules.chooses or not 2 <= len(task.labels) <= MOST_LABELS:
         raise UsageError(
             f"a decisions API answers with one of 2 to {MOST_LABELS} labels, and this {task.kind} task has "
             f"{len(task.labels)}",
@@ -75,7 +64,7 @@ def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record
     if count == 0:
         return []
     free = sorted((record for record in train if not record.sensitive), key=lambda record: _order(record.id))
-    if task.kind != "classify":
+    if not task.rules.chooses:
         return free[: SHOTS if count is None else count]
     common = Counter(record.answer for record in train)
     seen: Counter[str] = Counter()
@@ -106,7 +95,7 @@ def turns(task: Task, record: Record, *, local: bool = False) -> list[Message]:
     A call in its answer is in the form of this task's base where a model of this machine answers.
     """
     turns = [_turn(message) for message in record.messages if message["role"] != "system"]
-    if task.kind == "call" and local:
+    if task.rules.calls and local:
         turns[-1]["content"] = task.written(turns[-1]["content"])
     return turns
 
@@ -119,71 +108,5 @@ def _turn(turn: Message) -> Message:
 
 
 def read(task: Task, text: str) -> str:
-    """The answer in a general model's reply, read leniently.
-
-    classify: the label that equals the reply but for case and punctuation; else the only label in the text (a label
-    inside a longer one does not count). tag: the labels of the list in the text, or of the text itself, in their order.
-    extract: the content of a code fence, or the text from the first brace to
-    the last. generate: the whole text. call: the call in the base's form, or in such JSON.
-    """
-    text = text.strip()
-    if task.kind == "classify":
-        return _label(task.labels, text) or text
-    if task.kind == "tag":
-        return _labels(task, text)
-    if task.kind == "call":
-        return _called(task, text)
-    if task.kind == "extract" and answer_metrics.parse(text) is answer_metrics.INVALID:
-        fenced = _fenced(text)
-        inner = text[text.find("{") : text.rfind("}") + 1] if fenced is None else fenced
-        return inner if answer_metrics.parse(inner) is not answer_metrics.INVALID else text
-    return text
-
-
-def _called(task: Task, text: str) -> str:
-    """A call with its name and arguments, wherever the text has it; no call where the text is a word for that."""
-    kept = task.kept(text)
-    if task.accepts(kept) or text.casefold().rstrip(".") == NO_CALL:
-        return kept if task.accepts(kept) else NO_CALL
-    fenced = _fenced(text)
-    value = answer_metrics.parse(text[text.find("{") : text.rfind("}") + 1] if fenced is None else fenced)
-    if isinstance(value, dict) and value.keys() == {"name", "arguments"}:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return kept
-
-
-def _fenced(text: str) -> str | None:
-    """The inside of the first code fence that is of JSON or of no language; in linear time, as the text is foreign."""
-    for part in text.split("```")[1:-1]:
-        language, line_break, inner = part.partition("\n")
-        if line_break and language.strip().lower() in ("", "json"):
-            return inner.strip()
-    return None
-
-
-def _labels(task: Task, text: str) -> str:
-    value = label_sets.parse(text[text.find("[") : text.rfind("]") + 1])
-    parts = value if isinstance(value, list) else re.split(r"[,;|\n]", text)
-    names = {name for part in parts if (name := _label(task.label_set, str(part))) is not None}
-    return label_sets.written(names, task.label_set) if names or value == [] else text
-
-
-def _label(labels: Sequence[str], text: str) -> str | None:
-    if text in labels:
-        return text
-    words = answer_metrics.words(text)
-    by_words: dict[tuple[str, ...], list[str]] = {}
-    for label in labels:
-        by_words.setdefault(tuple(answer_metrics.words(label)), []).append(label)
-    whole = by_words.get(tuple(words), [])
-    if len(whole) == 1:
-        return whole[0]
-    runs = {tuple(words[k : k + size]) for size in set(map(len, by_words)) for k in range(len(words) - size + 1)}
-    within = [key for key in by_words if key and key in runs]
-    longest = [key for key in within if not any(key != other and _stands_in(key, list(other)) for other in within)]
-    matches = [label for key in longest for label in by_words[key]]
-    return matches[0] if len(matches) == 1 else None
-
-
-def _stands_in(part: Sequence[str], text: Sequence[str]) -> bool:
-    return any(tuple(text[k : k + len(part)]) == tuple(part) for k in range(len(text) - len(part) + 1))
+    """The answer in a general model's reply, read leniently by the rules of the task's kind."""
+    return task.rules.read_reply(text.strip())

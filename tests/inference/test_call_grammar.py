@@ -89,5 +89,5 @@ def test_a_model_without_the_control_token_is_refused_by_its_name(tokenizer: llg
 
 def test_a_schema_that_no_grammar_can_hold_is_found_before_any_model_answers() -> None:
     tools = [{"name": "a", "parameters": {"properties": {"x": {"type": "string", "format": "colour"}}}}]
-    assert "colour" in grammar_pool.fault_of(family("chatml").constraint_of(tools))
+    assert "colour" in grammar_pool.fault_of(family("chatml").rules.constraint(tools))
     assert grammar_pool.fault_of(family("chatml").constraint) == ""

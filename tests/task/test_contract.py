@@ -244,7 +244,7 @@ def test_what_is_no_answer(of: tuple[str, dict[str, Any]], text: str, fault: str
 
 def test_schema_decides_what_fits() -> None:
     one = task("extract", schema=SCHEMA)
-    assert [one.fits_schema(value) for value in ({"n": 1}, {"n": "1"}, {})] == [True, False, False]
+    assert [one.rules.allows(value) for value in ({"n": 1}, {"n": "1"}, {})] == [True, False, False]
 
 
 @given(st.text(max_size=40), st.sampled_from(["classify", "extract", "generate"]))

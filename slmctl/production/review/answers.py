@@ -10,8 +10,6 @@ import jsonschema
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.deduplication import minhash
 from slmctl.errors import DataError
-from slmctl.metrics import answer_metrics
-from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 
 ALIKE = 0.9  # similarity from which two free texts say the same
@@ -19,21 +17,14 @@ ALIKE = 0.9  # similarity from which two free texts say the same
 
 def same_answer(task: Task, first: str, second: str) -> bool:
     """True for answers between which nobody needs to decide: equal, equal as JSON, or free texts nearly the same."""
-    if first.strip() == second.strip():
+    if equal_answer(task, first, second):
         return True
-    if task.is_json:
-        return answer_metrics.same_json(task.kept(first), task.kept(second))
-    if task.kind == "call":
-        return task.same_call(first, second)
-    if task.kind == "generate":
-        return minhash.ratio(minhash.normalise(first), minhash.normalise(second)) >= ALIKE
-    return False
+    return task.rules.is_free and minhash.ratio(minhash.normalise(first), minhash.normalise(second)) >= ALIKE
 
 
 def equal_answer(task: Task, first: str, second: str) -> bool:
     """True for answers that are the same to the letter, or as JSON."""
-    has_json = task.is_json or task.kind == "call"
-    return first.strip() == second.strip() or (has_json and same_answer(task, first, second))
+    return first.strip() == second.strip() or (task.rules.structured and task.rules.same(first, second))
 
 
 def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> str:
@@ -45,12 +36,10 @@ def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> st
         return "the answer is empty"
     try:
         value: Any = task.read_answer(answer)
-        if task.kind == "call":
-            tool_calls.require_offered(value, task.offered(tools))
+        if task.rules.allows(value, tools):
+            return ""
     except DataError as error:
         return error.message
-    if not task.is_json or task.fits_schema(value):
-        return ""
     fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(task.schema or {}).iter_errors(value))
     where = ".".join(map(str, fault.absolute_path)) if fault is not None else ""
     reason = fault.message[:200] if fault is not None else "it is no such value"

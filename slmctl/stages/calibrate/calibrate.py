@@ -95,30 +95,17 @@ def _expected(policy: Policy, lines: Sequence[Prediction], rows: CalibrationRows
 
 def correctness(task: Task, config: CalibrateConfig) -> str:
     """The definition of a right answer, in words."""
-    if task.kind == "generate":
-        if config.min_token_f1 is not None:
-            return f"token F1 with the reference answer of at least {config.min_token_f1:g}"
-        return "the same words in the same order as the reference answer"
-    return {
-        "classify": "the reference label",
-        "tag": "the reference labels, all of them and no other",
-        "extract": "an object equal to the reference answer",
-        "call": "the call of the reference answer with equal arguments, or no call where it has none",
-    }[task.kind]
+    if task.rules.is_free and config.min_token_f1 is not None:
+        return f"token F1 with the reference answer of at least {config.min_token_f1:g}"
+    return task.rules.right
 
 
 def is_right(task: Task, config: CalibrateConfig, answer: str, expected: str) -> bool:
     """True for an answer that is right in the sense of `correctness`."""
-    if task.kind == "classify":
-        return answer.strip() == expected
-    if task.kind == "call":
-        return task.same_call(answer, expected)
-    if task.is_json:
-        return answer_metrics.same_json(expected, answer.strip())
-    if config.min_token_f1 is not None:
+    if task.rules.is_free and config.min_token_f1 is not None:
         f1 = answer_metrics.token_f1(answer_metrics.words(expected), answer_metrics.words(answer))
         return f1 >= config.min_token_f1
-    return answer_metrics.same_text(expected, answer)
+    return task.rules.same(expected, answer)
 
 
 def read(lines: Sequence[Prediction], task: Task, config: CalibrateConfig) -> CalibrationRows:

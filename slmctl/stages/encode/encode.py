@@ -67,8 +67,8 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         NetworkError: It could not be fetched.
         UsageError: The task has no labels, or the source is not pinned.
     """
-    if (kind := Task.read(prepared.path).kind) != "classify":
-        raise UsageError(f"a task of kind {kind} has no labels for an encoder", hint="slmctl finetune")
+    if not (task := Task.read(prepared.path)).rules.chooses:
+        raise UsageError(f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune")
     kept, source = encoder_source.kept(config, encoders)
     _link(kept, out / encoder_source.GGUF)
     train, validation = require_records(prepared.file("train.jsonl")), read_records(prepared.file("validation.jsonl"))

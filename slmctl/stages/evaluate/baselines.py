@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from slmctl.metrics import linear_baseline
 from slmctl.stages.evaluate.scoring import Answers
-from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 
@@ -22,23 +21,26 @@ def baselines(
     regression, trained on the same rows as the model; of several labels each against the rest. copy: the input as it
     is. empty: an empty text, or `{}` for `extract`. no_call: never calling a tool.
     """
-    if task.kind in ("classify", "tag"):
-        labels = [record.answer for record in train]
-        linear = linear_baseline.fit(
+    rules, texts, labels = task.rules, [record.input for record in records], [record.answer for record in train]
+
+    def linear() -> Answers:
+        model = linear_baseline.fit(
             [record.input for record in train],
             labels,
             choosing=[record.input for record in validation],
             chosen=[record.answer for record in validation],
-            several=task.label_set,
+            several=() if rules.chooses else rules.labels,
         )
-        majority = _answers([linear_baseline.most_frequent(labels)] * len(records))
-        answers = majority, _answers(*linear.answers([record.input for record in records]))
-    elif task.kind == "call":
-        return {"no_call": _answers([tool_calls.NO_CALL] * len(records))}
-    else:
-        empty = "{}" if task.kind == "extract" else ""
-        answers = _answers([record.input for record in records]), _answers([empty] * len(records))
-    return dict(zip(linear_baseline.BASELINES[task.kind], answers, strict=True))
+        return _answers(*model.answers(texts))
+
+    made: dict[str, Callable[[], Answers]] = {
+        linear_baseline.NAME: linear,
+        "majority": lambda: _answers([linear_baseline.most_frequent(labels)] * len(records)),
+        "copy": lambda: _answers(texts),
+        "empty": lambda: _answers([rules.empty] * len(records)),
+        "no_call": lambda: _answers([rules.empty] * len(records)),
+    }
+    return {name: made[name]() for name in rules.baselines}
 
 
 def _answers(texts: Sequence[str], confidences: Sequence[float] | None = None) -> Answers:

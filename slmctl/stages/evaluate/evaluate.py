@@ -43,7 +43,6 @@ from slmctl.stages.evaluate.report_sentences import remarks
 from slmctl.stages.evaluate.scoring import (
     LEVEL_ERROR,
     LOWER_IS_BETTER,
-    PRIMARY,
     Answers,
     Floats,
     Scored,
@@ -101,7 +100,7 @@ def run(
     validated = {name: score(task, choosing, model.answers) for name, model in chosen_by.items()}
     if config.choose is not None and validation:
         files = {name: model.facts for name, model in chosen_by.items() if model.facts["kind"] != ENSEMBLE}
-        choice = choose(config.choose, PRIMARY[task.kind], {name: validated[name] for name in files}, files)
+        choice = choose(config.choose, task.rules.primary, {name: validated[name] for name in files}, files)
     sure = config.confidence
     scored = {name: score(task, records, own, confidence=sure) for name, own in answers.items()}
     facts = dict.fromkeys(free, FREE) | {name: model.facts for name, model in models.items()}
@@ -143,7 +142,7 @@ def _measured(
     sliced = slices_of(task, records, named=config.shown_characters > 0)
     return {
         "task": task.kind,
-        "primary_metric": PRIMARY[task.kind],
+        "primary_metric": task.rules.primary,
         "lower_is_better": [*LOWER_IS_BETTER, *([LEVEL_ERROR] if task.ordered else [])],
         "split": "",
         "n": len(records),
@@ -155,7 +154,7 @@ def _measured(
         "models": models,
         "baselines": {name: entry for name, entry in entries.items() if name not in models},
         "pairs": compare(scored, drawn, sliced, config.confidence),
-        "slices": _slices(scored, sliced, PRIMARY[task.kind], config.confidence),
+        "slices": _slices(scored, sliced, task.rules.primary, config.confidence),
         "choice": choice,
         "cut": config.shown_characters,
         "break_even": break_even(config.prices, models),
@@ -166,13 +165,12 @@ def _measured(
 def _label_sets(task: Task, records: Sequence[Record], answers: Iterable[Answers]) -> tuple[str, ...]:
     """The sets of labels that occur, as they are answered; none unless a row has several."""
     texts = {record.answer for record in records}.union(*([(text or "").strip() for text in a.texts] for a in answers))
-    return tuple(sorted(filter(task.accepts, texts))) if task.kind == "tag" else ()
+    return tuple(sorted(filter(task.accepts, texts))) if task.rules.has_labels else ()
 
 
 def _write(out: Path, task: Task, report: EvaluationReport, rows: Sequence[RowEntry], *, labels: Sequence[str]) -> None:
     head = {"participants": report["participants"], "cut": report["cut"], "task": report["task"]}
-    score = {"tag": "micro_f1", "extract": "field_f1", "call": "field_f1"}.get(task.kind, report["primary_metric"])
-    head |= {"labels": list(labels), "score": score}
+    head |= {"labels": list(labels), "score": task.rules.row_metric}
     with (out / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
         for line in (head, *rows):
             stream.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")

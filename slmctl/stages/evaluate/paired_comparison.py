@@ -46,8 +46,8 @@ def slices_of(task: Task, records: Sequence[Record], *, named: bool) -> list[Sli
     bounds = [0, *(cut + 1 for cut in cuts), int(lengths.max()) + 1]
     spans = [f"{low} to {high - 1} characters" for low, high in itertools.pairwise(bounds)]
     keys: dict[str, list[str]] = {
-        "label": [record.answer if task.kind == "classify" else "" for record in records],
-        "tool": [_tool(record.answer) if task.kind == "call" else "" for record in records],
+        "label": [record.answer if task.rules.chooses else "" for record in records],
+        "tool": [_tool(record.answer) if task.rules.calls else "" for record in records],
         "source": [str(record.source["file"]) for record in records],
         "length": [spans[int(k)] for k in np.searchsorted(bounds, lengths, side="right") - 1],
         "group": [record.group or "" for record in records],

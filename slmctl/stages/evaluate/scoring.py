@@ -26,7 +26,6 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]  # (n,)
 Weights = npt.NDArray[np.floating]  # (b, n): how often each row counts, b times over
 
-PRIMARY = {"classify": "accuracy", "generate": "token_f1"} | dict.fromkeys(("tag", "extract", "call"), "exact_match")
 LOWER_IS_BETTER = ("ece", "brier")
 LEVEL_ERROR = "mean_absolute_error"  # of ordered labels; lower is better too
 
@@ -234,7 +233,7 @@ def _tag(task: Task, records: Sequence[Record], answers: Answers, *, confidence:
     predicted = [_labels(task, (text or "").strip()) for text in answers.texts]
     valid = np.array([labels is not None for labels in predicted])
     a, b = (
-        np.array([[label in (labels or ()) for label in task.label_set] for labels in side])
+        np.array([[label in (labels or ()) for label in task.rules.labels] for labels in side])
         for side in (expected, predicted)
     )  # (n, labels)
     counts = np.stack([a & b, b, a], axis=2).astype(np.float64)  # (n, labels, 3)
@@ -251,7 +250,7 @@ def _tag(task: Task, records: Sequence[Record], answers: Answers, *, confidence:
             **calibrated,
         },
         facts={
-            "per_class": answer_metrics.per_label(task.label_set, counts[answers.sent].sum(axis=0), confidence),
+            "per_class": answer_metrics.per_label(task.rules.labels, counts[answers.sent].sum(axis=0), confidence),
             "calibration": reliability,
         },
         invalid=int((answers.sent & ~valid).sum()),
@@ -271,7 +270,7 @@ def _extract(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
     predicted = [answer_metrics.parse((text or "").strip()) for text in answers.texts]
     valid = np.array([value is not answer_metrics.INVALID for value in predicted])
     rows = np.flatnonzero(answers.sent).tolist()
-    fits = np.array([value is not answer_metrics.INVALID and task.fits_schema(value) for value in predicted])
+    fits = np.array([value is not answer_metrics.INVALID and task.rules.allows(value) for value in predicted])
     right = np.array([answer_metrics.equal(a, b) for a, b in zip(expected, predicted, strict=True)])
     counts = np.array(
         [answer_metrics.field_counts(a, b) for a, b in zip(expected, predicted, strict=True)], np.float64

@@ -21,6 +21,7 @@ from slmctl.pipeline.estimates import KnownSizes, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage
 from slmctl.pipeline.predictions import LORA, EndpointModel, predictions_of
 from slmctl.pipeline.runner import Outcome
+from slmctl.task.kinds import kind_of
 
 ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
 BESIDE_BYTES = 0.15e9  # of an encoder's process beside a model, and of its sums
@@ -90,7 +91,7 @@ class Evaluate(Stage[EvaluateConfig]):
         shots = settings.predict.shots or 0 if "base" in loaded else 0
         own = max(rows.tokens - rows.shared, 0) if rows else 0
         prompt = rows.shared + (1 + shots) * own if rows else 0
-        whole = "base" in loaded and settings.task.kind == "classify"
+        whole = "base" in loaded and kind_of(settings.task.kind).chooses
         beside = int(BESIDE_BYTES) if ENSEMBLE in settings.measured else 0
         peak = model.shape.answering_bytes(prompt, whole_labels=whole) if loaded else model.answering + beside
         of_base = (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1  # beside once
@@ -113,10 +114,10 @@ STAGE = Evaluate
 
 def _participants(settings: config.Config) -> set[str]:
     """Names of the models that a report will measure."""
-    from slmctl.metrics import encoder_head, linear_baseline
+    from slmctl.metrics import encoder_head
 
     models, types = set(settings.evaluate.models), settings.quantize.types
-    names = {"base", "adapter", "merged"} & models | {*linear_baseline.BASELINES[settings.task.kind]}
+    names = {"base", "adapter", "merged"} & models | {*kind_of(settings.task.kind).baselines}
     names |= {encoder_head.NAME} if settings.encode is not None else set()
     if "gguf" in models:
         names |= {*types, *(["chosen"] if settings.evaluate.choose else [])}

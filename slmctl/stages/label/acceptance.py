@@ -30,6 +30,7 @@ from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, FittedThre
 from slmctl.metrics.statistics import batch_bound, error_bound
 from slmctl.stages.label.rows import LabelRow
 from slmctl.stages.label.teachers import Vote
+from slmctl.task.kinds import kind_of
 
 MIN_AGREEMENT = 0.7  # generate: mean token F1 of a row's answers with each other from which one is accepted
 FOLDS = 5  # of the linear model that judges the teachers' labels
@@ -106,7 +107,7 @@ def choose(kind: str, votes: Sequence[Vote]) -> str:
     valid = [vote.answer for vote in votes if vote.is_valid]
     if not valid:
         return ""
-    if kind == "generate":
+    if kind_of(kind).is_free:
         return max(valid, key=lambda text: sum(_likeness(text, other) for other in valid))
     return max(valid, key=lambda answer: sum(same(answer, other) for other in valid))
 
@@ -134,7 +135,7 @@ def accept(
     """
     promise = CalibrateConfig(max_error=config.max_error, confidence=config.confidence)
     bound = functools.partial(Bound, config.max_error, config.confidence)
-    if config.task.kind == "generate":
+    if kind_of(config.task.kind).is_free:
         for entry in rows:
             entry.accepted = bool(entry.answer) and likeness(entry.votes) >= MIN_AGREEMENT
         return bound("two good free texts may share few words, so without a judge no text can be counted as right")
@@ -199,7 +200,7 @@ def _score(entries: Sequence[LabelledRow], fitted: FittedThreshold) -> None:
 
 def _fields(config: LabelConfig, gold: Sequence[LabelledRow]) -> dict[str, float]:
     """Upper bound of the error of each key among the accepted objects; a key that both lack is right."""
-    if config.task.kind != "extract":
+    if not kind_of(config.task.kind).structured:
         return {}
     tested = [entry for entry in gold if entry.accepted and not entry.row.is_pool]
     pairs = [(json.loads(entry.row.gold), json.loads(entry.answer)) for entry in tested]
@@ -221,7 +222,7 @@ def _measure(
     """Set the signals of every row: the same ones for all, in one order."""
     every = [*rows, *gold]
     has_tokens = any(vote.confidence is not None for entry in every for vote in entry.votes)
-    if chances is None and config.task.kind == "classify":
+    if chances is None and kind_of(config.task.kind).chooses:
         chances = linear_chances(rows, gold)
     for entry in every:
         entry.signals = {"votes": _log_odds(entry.agreement)}

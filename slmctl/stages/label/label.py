@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import console
-from slmctl.config import LabelConfig
+from slmctl.config import LabelConfig, kinds_with
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.errors import PausedError, UsageError
 from slmctl.metrics.error_threshold import MIN_ROWS
@@ -115,9 +115,9 @@ def check(config: LabelConfig) -> None:
     """
     if not config.sources or not config.teachers:
         raise UsageError("there is no section 'label' with sources and teachers", hint="docs/label.md shows one")
-    if config.task.kind in ("call", "tag"):
+    if not config.task.has("teachers"):
         raise UsageError(
-            f"label has no teachers for a task of kind {config.task.kind}: it knows classify, extract and generate",
+            f"label has no teachers for a task of kind {config.task.kind}: it knows {kinds_with('teachers')}",
             hint="give prepare.sources rows whose answers are known",
         )
     for source in config.sources:
@@ -174,7 +174,7 @@ def _say_before(job: LabelJob) -> None:
             console.say(f"  {count} left out: {reason}")
     if stays := len(all_rows.every) - len(job.seen):
         console.say(f"  {stays} stay here: {STAYS}")
-    if job.task.kind != "generate" and len(all_rows.gold) < MIN_ROWS:
+    if not job.task.rules.is_free and len(all_rows.gold) < MIN_ROWS:
         console.say(
             f"  note: {len(all_rows.gold)} gold rows give no bound ({MIN_ROWS} are needed): every label will be for "
             "review"

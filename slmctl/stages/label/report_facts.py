@@ -14,6 +14,7 @@ from slmctl.stages.label import acceptance
 from slmctl.stages.label.acceptance import Bound, LabelledRow
 from slmctl.stages.label.rows import LabelRows
 from slmctl.stages.label.teachers import JournalTeacher
+from slmctl.task.kinds import kind_of
 
 PAIRS = 30  # pairs of labels that are shown
 
@@ -88,7 +89,7 @@ def collect(
     teachers: Sequence[JournalTeacher], all_rows: LabelRows, labelled: Sequence[LabelledRow],
     gold: Sequence[LabelledRow], bound: Bound, files: Mapping[str, int], config: LabelConfig,
 ) -> LabelFacts:  # fmt: skip
-    classify = config.task.kind == "classify"
+    classify = kind_of(config.task.kind).chooses
     names = config.task.label_names or sorted({entry.row.gold for entry in gold}) if classify else []
     by_label = Counter(entry.answer for entry in labelled if entry.accepted) if classify else Counter[str]()
     answered = [entry for entry in gold if entry.votes]  # a sensitive one may have been shown to nobody

@@ -34,6 +34,7 @@ from slmctl.sources.rows.cells import Row
 from slmctl.task import cleaning, conversation_formats, split
 from slmctl.task.cleaning import Replacement
 from slmctl.task.conversation_formats import named_cell
+from slmctl.task.kinds import kind_of
 from slmctl.task.records import SPLITS, RowRejectedError
 
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
@@ -186,7 +187,7 @@ def _measured(config: LabelConfig) -> list[str]:
 
 def _splits(config: LabelConfig, placed: Sequence[_PlacedRow]) -> list[int]:
     """The split of each gold row, as `prepare` assigns it, by its place in SPLITS."""
-    names = sorted({entry.row.gold for entry in placed}) if config.task.kind == "classify" else []
+    names = sorted({entry.row.gold for entry in placed}) if kind_of(config.task.kind).chooses else []
     index = {name: k for k, name in enumerate(names)}
     labels = np.array([index.get(entry.row.gold, -1) for entry in placed])
     positions, moments = (np.array([getattr(entry, name) for entry in placed]) for name in ("position", "moment"))
@@ -206,7 +207,7 @@ def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Ite
         text, answer = turns[0]["content"], renamed.get(turns[1]["content"], turns[1]["content"])
         if names is not None and answer not in names:
             raise RowRejectedError("unknown label", "the label of a gold row is not one of task.labels")
-        if config.task.kind == "extract" and answer_metrics.parse(answer) is answer_metrics.INVALID:
+        if kind_of(config.task.kind).structured and answer_metrics.parse(answer) is answer_metrics.INVALID:
             raise RowRejectedError("answer is not JSON", "the answer is not JSON")
         return text, answer
 
@@ -276,7 +277,7 @@ def clearances(config: LabelConfig, rows: Sequence[LabelRow]) -> dict[str, Clear
 
 def _clear(config: LabelConfig, row: LabelRow) -> Cleared:
     messages = [{"role": "user", "content": row.text}]
-    if row.is_pool and config.task.kind != "classify":
+    if row.is_pool and not kind_of(config.task.kind).chooses:
         messages.append({"role": "assistant", "content": row.gold})
     try:
         return conversation_veto.clear(messages, redact=config.redact, timeout_s=SEARCH_S)

@@ -176,7 +176,7 @@ class EndpointTeacher(JournalTeacher):
         turns = [{"role": "system", "content": untuned_prompt.brief(self._task)}]
         for example in self._examples.of(row):
             shown = self._cleared[example.id].messages
-            answer = example.gold if self._task.kind == "classify" else shown[1]["content"]
+            answer = example.gold if self._task.rules.chooses else shown[1]["content"]
             turns += [shown[0], {"role": "assistant", "content": answer}]
         return (*turns, self._cleared[row.id].messages[0])
 
@@ -228,7 +228,7 @@ class ReleaseTeacher(JournalTeacher):
 
     def __init__(self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task) -> None:
         assert teacher.release is not None
-        votes = config.votes if task.kind == "generate" else 1
+        votes = config.votes if task.rules.is_free else 1
         super().__init__(config, teacher, journal, budget, votes=votes, concurrency=1)
         self._folder, self._task = teacher.release, task_of(teacher.release, task)
         made = artifact.load(teacher.release)
@@ -312,9 +312,9 @@ def votes_of(teachers: Sequence[JournalTeacher], task: Task, row: LabelRow, mark
     for number, teacher in enumerate(teachers):
         for answer in teacher.answers(row):
             text = untuned_prompt.read(task, answer.text)
-            is_valid = task.accepts(text) and (task.kind == "classify" or answer.finish != "length") and bool(text)
-            if is_valid and task.kind != "classify":
-                text = restore(text, marks, is_json=task.kind == "extract")
+            is_valid = task.accepts(text) and (task.rules.chooses or answer.finish != "length") and bool(text)
+            if is_valid and not task.rules.chooses:
+                text = restore(text, marks, is_json=task.rules.structured)
             votes.append(Vote(number, text, is_valid, answer.confidence))
     return votes
 

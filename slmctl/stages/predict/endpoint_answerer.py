@@ -26,7 +26,7 @@ class EndpointAnswerer:
         self.pool, self.task, self.max_tokens = pool, task, max_tokens
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
-        calls = self.task.kind == "call"  # whose grammar is none that an endpoint knows
+        calls = self.task.rules.calls  # whose grammar is none that an endpoint knows
         more = {"logprobs": True, **constraint(self.task.labels, "" if calls else self.task.constraint)}
         for index, reply in self.pool.ask_all(self._request(prompt, more) for prompt in prompts):
             yield index, self._answer(reply)
@@ -41,9 +41,9 @@ class EndpointAnswerer:
         if isinstance(reply, Refusal):
             return EngineError(reply.message)
         text = read(self.task, reply.text)
-        if self.task.kind == "call" and reply.tool_calls:
+        if self.task.rules.calls and reply.tool_calls:
             text = tool_calls.answer_of_openai(reply.tool_calls) or text
-        if self.task.kind == "classify":
+        if self.task.rules.chooses:
             try:
                 self.task.read_answer(text)
             except DataError as error:

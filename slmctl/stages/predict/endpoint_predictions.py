@@ -96,7 +96,7 @@ def _request(
 ) -> EndpointRequest:
     """The question of a record. Where the task is to call, the prompt has the tools, as its examples answer in text."""
     head = untuned_prompt.opening(task, examples, tools=record.tools)
-    tools = () if task.kind == "call" else tuple(record.tools or ())
+    tools = () if task.rules.calls else tuple(record.tools or ())
     options = {"logprobs": True} if logprobs else {}
     return EndpointRequest([*head, *untuned_prompt.turns(task, record)[:-1]], max_tokens, tools=tools, options=options)
 
@@ -185,7 +185,7 @@ def _said(task: Task, record: Record, reply: Reply) -> str:
     """The text of a reply; a tool call is written by the base's chat template, as in the reference answer."""
     if not reply.tool_calls:
         return reply.text
-    if task.kind == "call":
+    if task.rules.calls:
         return tool_calls.answer_of_openai(reply.tool_calls) or reply.text
     calls: list[MessageCall] = []
     for call in reply.tool_calls:

@@ -110,7 +110,7 @@ class EngineAnswerer:
             for prompt in prompts
         )  # fmt: skip
         for index, answer in self.model.ask_all(requests, widen=True, alone=True):
-            if self.task.kind == "call" and isinstance(answer, engine.Answer):
+            if self.task.rules.calls and isinstance(answer, engine.Answer):
                 answer = dataclasses.replace(answer, text=self.task.kept(answer.text))  # in the one form of answers
             yield index, answer
 

@@ -66,7 +66,7 @@ def few_shot(task: Task, examples: Sequence[Record], records: Sequence[Record]) 
 
 
 def _of_record(task: Task, record: Record, turns: Sequence[Message], text: str, shared: str) -> Prompt:
-    constraint = task.constraint_of(record.tools) if record.tools else ""
+    constraint = task.rules.constraint(record.tools) if record.tools else ""
     return Prompt(text, shared if text.startswith(shared) else "", tuple(turns), constraint)
 
 

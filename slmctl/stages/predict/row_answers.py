@@ -85,7 +85,7 @@ def columns(task: Task, outcome: Outcome) -> AddedColumns:
 
 def names(task: Task) -> list[str]:
     """The names of the added columns, in the order in which they are written."""
-    return ["answer", "confidence", *(["valid"] if task.kind in ("tag", "extract", "call") else []), "error"]
+    return ["answer", "confidence", *(["valid"] if task.rules.structured else []), "error"]
 
 
 def error_of(outcome: Outcome) -> str | None:

@@ -17,6 +17,7 @@ from slmctl.deduplication.ngram_overlap import Overlap
 from slmctl.stages.prepare import duplicates
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task import split
+from slmctl.task.kinds import kind_of
 from slmctl.task.records import SPLITS
 
 HELD_OUT = SPLITS[1:]
@@ -79,7 +80,7 @@ def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
     bound = np.array([SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8)[rows.sources]
     splits = np.where(bound >= 0, bound, splits)
     repeats = duplicates.find_repeats(
-        rows, config.duplicates, bound=bound, splits=splits, answers_decide=config.task.kind != "generate",
+        rows, config.duplicates, bound=bound, splits=splits, answers_decide=not kind_of(config.task.kind).is_free,
         workers=workers,
     )  # fmt: skip
     fate, other = np.zeros(len(rows), dtype=np.int8), np.full(len(rows), -1, dtype=np.int64)

@@ -14,7 +14,7 @@ import numpy as np
 
 from slmctl import console, sensitive
 from slmctl.artifacts.artifact import Artifact
-from slmctl.config import PrepareConfig, Source, TaskConfig
+from slmctl.config import PrepareConfig, Source, TaskConfig, kinds_with
 from slmctl.errors import DataError
 from slmctl.model_files.base_model import Base
 from slmctl.sensitive import stand_ins
@@ -33,9 +33,10 @@ from slmctl.stages.prepare import (
 from slmctl.stages.prepare.facts import PrepareFacts
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
 from slmctl.stages.prepare.record_table import RecordTable
-from slmctl.task import conversation_formats, declared, label_sets
+from slmctl.task import conversation_formats, declared
 from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, call_form_of, end_of_turn
+from slmctl.task.kinds import kind_of
 from slmctl.task.records import Record
 
 SAMPLE, SHOWN = 200, 3  # rows of a source that `explain` reads, and records that it shows
@@ -65,7 +66,8 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
         config = _with_labels(config, labelled)
     plan = _plan(config, base)
     workers = config.workers or len(os.sched_getaffinity(0))
-    with RecordTable(out / ".rows", several=config.task.kind == "tag") as rows:
+    rules = plan.task.rules
+    with RecordTable(out / ".rows", several=rules.has_labels and not rules.chooses) as rows:
         with (
             contextlib.closing(read_batches(plan, workers)) as batches,
             console.progress("prepare", None, "rows") as bar,
@@ -83,7 +85,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
         data_set_files.write(config, rows, decided, overlap, out)
         collected = facts.collect(config, rows, decided, overlap, plan)
         fault = limits.fault_of(config, rows, decided, overlap)
-        if fault is None and config.task.kind == "classify":
+        if fault is None and rules.chooses:
             collected["linear"] = linear_model.measure(
                 out, train=collected["train"], validation=collected["validation"], labels=len(rows.labels)
             )
@@ -120,11 +122,11 @@ def _plan(config: PrepareConfig, base: Artifact | None) -> ReadingPlan:
             "no sources are set", hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]"
         )
     for source in config.sources:
-        for name, kind in (("label", "classify"), ("separator", "tag")):
-            if getattr(source, name) is not None and config.task.kind != kind:
+        for name in ("label", "separator"):
+            if getattr(source, name) is not None and not config.task.has(f"sources.{name}"):
                 raise DataError(
-                    f"{source.title} has a '{name}' for its rows, which belongs to {kind}, and the kind is "
-                    f"{config.task.kind}",
+                    f"{source.title} has a '{name}' for its rows, which belongs to {kinds_with(f'sources.{name}')}, "
+                    f"and the kind is {config.task.kind}",
                     hint="output: COLUMN",
                 )
         if config.splits.time is not None and source.time is None and source.split is None:
@@ -150,7 +152,7 @@ def _plan(config: PrepareConfig, base: Artifact | None) -> ReadingPlan:
             special_tokens=model.special_tokens,
             normal_form=model.normal_form,
         )
-    if task.kind == "call":
+    if task.rules.calls:
         task = dataclasses.replace(task, call_form=call_form_of(task))
     forms, columns = source_forms.forms_and_columns(config.sources)
     key_file = config.sensitive.pseudonym_key
@@ -183,7 +185,7 @@ def check(config: PrepareConfig) -> None:
     declared.tools_of(config.task)
     _, columns = source_forms.forms_and_columns(config.sources, quiet=True)
     for source, named in zip(config.sources, columns, strict=True):
-        conversation_formats.recognise(source, named, calls=config.task.kind == "call")
+        conversation_formats.recognise(source, named, calls=kind_of(config.task.kind).calls)
 
 
 def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
@@ -191,9 +193,7 @@ def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     labels = declared.labels_of(config, rows.count(np.arange(len(rows))))
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
     task = dataclasses.replace(task, system=system, descriptions=dict(config.descriptions))
-    if config.kind == "tag":
-        return dataclasses.replace(task, schema=label_sets.schema(labels))
-    return dataclasses.replace(task, labels=labels, ordered=config.ordered)
+    return dataclasses.replace(task, **task.rules.fields(labels), ordered=config.ordered)
 
 
 def explain(config: PrepareConfig, *, base: Artifact | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,6 @@ import numpy as np
 from rapidfuzz import process
 
 from slmctl import child_environment, console, sensitive
-from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.config import Source, moment
 from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.minhash import U8, U64
@@ -27,12 +27,12 @@ from slmctl.errors import DataError
 from slmctl.network import guard
 from slmctl.sensitive import Applied, SensitivePolicy, Tally
 from slmctl.sources.rows import read_rows
-from slmctl.sources.rows.cells import MAX_DEPTH
 from slmctl.stages.prepare import calls
 from slmctl.stages.prepare.token_lengths import CountableText, TokenCounter
-from slmctl.task import conversation_formats, label_sets, split, tool_calls
+from slmctl.task import conversation_formats, split, tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.conversation_formats import ConversationFormat, Messages, named_cell
+from slmctl.task.kinds.kind import CellLabels
 from slmctl.task.records import Message, Record, RowRejectedError
 
 BATCH = 500  # rows that one worker takes at a time
@@ -123,7 +123,7 @@ class ReadingPlan:
             DataError: A column is missing, or a template is not valid.
         """
         return [
-            conversation_formats.recognise(source, columns, calls=self.task.kind == "call")
+            conversation_formats.recognise(source, columns, calls=self.task.rules.calls)
             for source, columns in zip(self.sources, self.columns, strict=True)
         ]
 
@@ -170,7 +170,7 @@ class RecordReader:
                     raise RowRejectedError("unreadable", fault)
                 record, original, system = self._record(source, number, columns, changes)
                 record, has_findings = self._apply_policy(source, record, tally)
-                if self.plan.task.kind == "call" and has_findings:
+                if self.plan.task.rules.calls and has_findings:
                     self._require_call(record.answer, record.tools)  # a redacted value may break its schema
                 sensitive_rows += has_findings
                 line = _encode(record.to_json()).encode()
@@ -193,35 +193,29 @@ class RecordReader:
         """
         conversation, origin = self.formats[source].read(columns), self.plan.sources[source]
         system, messages = self._with_task_system(conversation.messages)
-        kind = self.plan.task.kind
-        if kind == "call":
+        rules = self.plan.task.rules
+        if rules.calls:
             reply: Message = {**messages[-1], "content": calls.answer_in(messages[-1], self.formats[source].name)}
             reply.pop("tool_calls", None)
             messages = [*messages[:-1], reply]
             self._require_call(reply["content"], conversation.tools)
         messages = self._with_calls_as_text(messages, conversation.tools)
-        answer = messages[-1]["content"]
-        label = self.plan.label_map.get(answer, answer) if kind == "classify" else None
-        if label is not None:
-            changes["label", answer] += label != answer
-            self._require_label(label)
-        elif kind == "tag":
-            answer = self._label_set(answer, origin.separator, changes)
-        elif kind == "extract":
-            answer = _as_json(answer)
+        cell = messages[-1]["content"]
+        rename = functools.partial(self._label, changes=changes)
+        answer = rules.answer_of(cell, CellLabels(rename, self.plan.labels, origin.separator))
         group = named_cell(columns, origin.group)
         record = Record(
             id="",
-            messages=(*messages[:-1], {**messages[-1], "content": answer if label is None else label}),
+            messages=(*messages[:-1], {**messages[-1], "content": answer}),
             source={"file": origin.title, "row": number},
             # a source of one label is for a router, which is asked with the conversation alone
             tools=self._tools(conversation.tools) if origin.label is None else None,
-            label=label,
+            label=answer if rules.chooses else None,
             group=split.group_id(group) if group else None,
         )
         original = record.input
         own_id = named_cell(columns, origin.id)
-        identity = _encode([original, answer]).encode()
+        identity = _encode([original, cell if rules.chooses else answer]).encode()
         record = dataclasses.replace(
             record,
             id=row_fingerprints.id_digits(own_id) if own_id else hashlib.sha256(identity).hexdigest()[:16],
@@ -229,14 +223,19 @@ class RecordReader:
         )
         return record, original, system
 
-    def _label_set(self, cell: str, separator: str | None, changes: Counter[Change]) -> str:
-        """The labels of a cell in the one form that all answers have, renamed and checked."""
-        names = label_sets.read(cell, separator)
-        labels = [self.plan.label_map.get(name, name) for name in names]
-        for name, label in zip(names, labels, strict=True):
-            changes["label", name] += label != name
-            self._require_label(label)
-        return label_sets.written(labels, self.plan.labels)
+    def _label(self, name: str, changes: Counter[Change]) -> str:
+        """The label for which a name in the data stands; a renamed one is counted.
+
+        Raises:
+            RowRejectedError: It is none of the labels of the task.
+        """
+        label = self.plan.label_map.get(name, name)
+        changes["label", name] += label != name
+        if self._labels is None or label in self._labels:
+            return label
+        near = process.extractOne(label, self.plan.labels or (), score_cutoff=60)
+        suggestion = f"; did you mean '{near[0]}'?" if near else ""
+        raise RowRejectedError("unknown label", f"'{label[:60]}' is not one of the task's labels{suggestion}")
 
     def _cleaned(self, messages: tuple[Message, ...], changes: Counter[Change]) -> tuple[Message, ...]:
         """The messages with the user's texts cleaned; each step that changed one of them is counted once."""
@@ -270,7 +269,7 @@ class RecordReader:
 
     def _tools(self, tools: list[Any] | None) -> tuple[Any, ...] | None:
         """The tools of a conversation's own: as they are, or in the form that calls are checked by."""
-        if not tools or self.plan.task.kind != "call":
+        if not tools or not self.plan.task.rules.calls:
             return tuple(tools) if tools else None
         return tuple(tool.to_json() for tool in self.plan.task.offered(tools))
 
@@ -301,12 +300,13 @@ class RecordReader:
         """
         names = dict(zip(("user", "assistant"), self.formats[source].fields, strict=True))
         last, messages, left, has_findings = len(record.messages) - 1, [], False, False
+        rules = self.plan.task.rules
         for at, message in enumerate(record.messages):
-            is_label = at == last and (record.label is not None or self.plan.task.kind == "tag")
+            is_label = at == last and rules.has_labels
             if message["role"] == "system" or is_label:
                 applied = self._apply_remembered(message["content"])
             else:
-                in_json = at == last and self.plan.task.kind in ("extract", "call")
+                in_json = at == last and rules.structured
                 applied = self._apply(message["content"], in_json=in_json)
             messages.append(message)
             if not applied.findings:
@@ -368,13 +368,6 @@ class RecordReader:
         parts.append(dataclasses.replace(applied, sensitive=bool(applied.findings)))
         return value
 
-    def _require_label(self, answer: str) -> None:
-        if self._labels is None or answer in self._labels:
-            return
-        near = process.extractOne(answer, self.plan.labels or (), score_cutoff=60)
-        suggestion = f"; did you mean '{near[0]}'?" if near else ""
-        raise RowRejectedError("unknown label", f"'{answer[:60]}' is not one of the task's labels{suggestion}")
-
     def _moment(self, source: int, columns: dict[str, Any]) -> float:
         """The time of a row in seconds since 1970; NaN where the split does not need it."""
         column = self.plan.sources[source].time
@@ -425,7 +418,7 @@ class RecordReader:
             rejected=tuple(rejected),
             lines=tuple(row.line for row in rows),
             texts=tuple(texts),
-            labels=tuple(record.answer if self.plan.task.kind == "tag" else record.label for record in records),
+            labels=tuple(record.answer if self.plan.task.rules.has_labels else None for record in records),
             keys=minhash.band_keys(signatures),
             compact=compact,
             measures=measures,
@@ -435,21 +428,6 @@ class RecordReader:
             echoes=sum(record.answer == record.input for record in records),
             systems=frozenset(row.system for row in rows if row.system),
         )
-
-
-def _as_json(answer: str) -> str:
-    """An answer in JSON in the one form that all have, to which a model is later held.
-
-    Raises:
-        RowRejectedError: It is not JSON.
-    """
-    try:
-        value = json.loads(answer)
-        if is_deeper(value, MAX_DEPTH):
-            raise RowRejectedError("answer is not JSON", f"the answer is nested more than {MAX_DEPTH} deep")
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
-    except (ValueError, RecursionError):
-        raise RowRejectedError("answer is not JSON", f"the answer is not JSON: '{answer[:60]}'") from None
 
 
 def read_batches(plan: ReadingPlan, workers: int) -> Generator[RecordBatch, None, None]:

@@ -104,7 +104,7 @@ def _best(task: Task, record: Record, rows: Counter[str]) -> MemorisationProbe |
     best: tuple[float, int, str, str] | None = None  # bits, index of the message, text before the string, string
     question = record.input
     places = [(len(before) - 1, before[-1]), (len(before), answer)] if before else []
-    if task.is_json or task.kind == "call":  # values are read from the question, in another spelling: that is no memory
+    if task.rules.structured:  # values are read from the question, in another spelling: that is no memory
         places = places[:1]
     for k, message in places:
         for start, rare_string in _rare(message["content"], rows):
