@@ -15,6 +15,7 @@ from slmctl.config.prepare_section import (
     Splits,
     Sql,
     TaskConfig,
+    has_key,
     kinds_with,
 )
 from slmctl.config.recipes import changed_keys, contents, recipe, require_path, restored

@@ -42,6 +42,11 @@ OWN_KEYS: Mapping[KindName, tuple[str, ...]] = {
 }
 
 
+def has_key(kind: KindName, key: str) -> bool:
+    """True where a kind has a key of OWN_KEYS."""
+    return key in OWN_KEYS[kind]
+
+
 def kinds_with(key: str) -> str:
     """The kinds that have a key of OWN_KEYS, as in `classify, extract and generate`."""
     *names, last = (kind for kind, keys in OWN_KEYS.items() if key in keys)
@@ -142,8 +147,8 @@ class TaskConfig(Section):
                 raise ValueError(f"'descriptions' describes '{name}', which is no label{suggestion}")
 
     def has(self, key: str) -> bool:
-        """True where the kind has a key of OWN_KEYS, which some kinds have not."""
-        return key in OWN_KEYS[self.kind]
+        """True where the kind has a key of OWN_KEYS."""
+        return has_key(self.kind, key)
 
     @property
     def has_labels(self) -> bool:

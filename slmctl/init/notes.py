@@ -71,7 +71,7 @@ def _notes(project: Proposal) -> Iterator[str]:
     rows = project.test_rows
     low, high = wilson(round(0.9 * rows), rows)
     expected = f"; if 90 % of these are right, expect {percent(low, 0)} to {percent(high, 0)} in use"
-    means = expected if task.kind != "generate" else ""
+    means = "" if task.rules.is_free else expected
     yield f"about {project.train_rows:,} rows are left to learn from, and {rows:,} for the test{means}"
     yield from _split_column(project.data)
     yield from _repeated(task.pairs, project.repeated)
@@ -119,7 +119,7 @@ def _repeated(pairs: Sequence[tuple[str, str]], repeated: float) -> Iterator[str
 def _labels(project: Proposal) -> Iterator[str]:
     """Notes on labels that are levels, look misspelt, or have too few rows."""
     slips, rare, levels = project.label_map, project.rare_labels, project.levels
-    if project.task.kind == "tag":
+    if project.task.rules.has_labels and project.task.rules.structured:
         yield (
             "each row gets a list of labels, of which any number may fit; --task classify takes each combination for a "
             "label of its own"

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from slmctl import sensitive
-from slmctl.config import Splits
+from slmctl.config import KindName, Splits
 from slmctl.console import percent, size
 from slmctl.hardware import usable_cores
 from slmctl.init import language, levels, task_proposal
 from slmctl.init.language import Languages
 from slmctl.init.raw_data import RawData
-from slmctl.init.task_proposal import TaskKind, TaskProposal
+from slmctl.init.task_proposal import TaskProposal
 from slmctl.metrics.label_typos import label_typos
 from slmctl.metrics.statistics import drop_bound
 from slmctl.model_files import catalogue, memory, model_shape
@@ -129,7 +129,7 @@ class Proposal:
     @property
     def lost(self) -> float:
         """Share of the rows with a text and an answer that the base cannot learn, since it writes no calls of tools."""
-        return self.task.calls if self.base.tools is False and self.task.kind != "call" else 0.0
+        return self.task.calls if self.base.tools is False and not self.task.rules.calls else 0.0
 
     @property
     def usable(self) -> float:
@@ -176,7 +176,7 @@ class Proposal:
     @cached_property
     def levels(self) -> list[str]:
         """The labels from low to high, but for misspelt ones; empty where they are no levels."""
-        labels = self.task.labels if self.task.kind == "classify" else {}
+        labels = self.task.labels if self.task.has("labels.ordered") else {}
         names = [label for label in labels if label not in self.label_map]
         return levels.in_order(names, self.task.output)
 
@@ -188,7 +188,7 @@ class Proposal:
 
 
 def make(
-    data: RawData, machine: Machine, *, input: str | None, output: str | None, kind: TaskKind | None, base: str | None
+    data: RawData, machine: Machine, *, input: str | None, output: str | None, kind: KindName | None, base: str | None
 ) -> Proposal:
     """The project for rows; what is not None is kept, the rest proposed.
 
@@ -215,13 +215,13 @@ def make(
             languages.main,
             machine,
             tools=task.tools or task.calls > 0,
-            calls=task.calls > 0 and task.kind != "call",
+            calls=task.calls > 0 and not task.rules.calls,
             tokens=tokens,
         ),
         languages,
         sensitive={kind: share for kind, share in shares.items() if kind not in held},
         kept=tuple(kind for kind in shares if kind in held),
-        clean=_cleaning(texts, task.kind),
+        clean=_cleaning(texts, task),
         label_map=_label_map(task.labels),
     )
 
@@ -231,11 +231,10 @@ def epochs(rows: int) -> int:
     return 8 if rows < 500 else 5 if rows < 1500 else 3 if rows < 20_000 else 1
 
 
-def system_prompt(kind: TaskKind, language: str) -> str:
+def system_prompt(kind: KindName, language: str) -> str:
     """A system prompt in the language, or in English."""
-    if kind == "call":
-        return CALL_PROMPT
-    return PROMPTS.get(language, PROMPTS["en"])[("classify", "tag", "extract", "generate").index(kind)]
+    prompts = dict(zip(("classify", "tag", "extract", "generate"), PROMPTS.get(language, PROMPTS["en"]), strict=True))
+    return prompts.get(kind, CALL_PROMPT)
 
 
 def _sensitive(texts: Sequence[str]) -> dict[str, float]:
@@ -246,12 +245,12 @@ def _sensitive(texts: Sequence[str]) -> dict[str, float]:
     return {kind: count / len(texts) for kind, count in counts.items()}
 
 
-def _cleaning(texts: Sequence[str], kind: TaskKind) -> dict[str, float]:
+def _cleaning(texts: Sequence[str], task: TaskProposal) -> dict[str, float]:
     """Share of the texts that a step of cleaning changes, by step; none where few are marked up, quoted or signed.
 
     Fields and answers may stand in a quoted mail or a signature, so for those tasks only HTML is taken off.
     """
-    steps = [step for step in (STEPS if kind in ("classify", "tag") else ("html",)) if step != "whitespace"]
+    steps = [step for step in (STEPS if task.rules.has_labels else ("html",)) if step != "whitespace"]
     shares = {step: sum(clean(text, (step,), ())[0] != text for text in texts) / len(texts) for step in steps}
     worth = {step: share for step, share in shares.items() if share >= WORTH_CLEANING}
     return {**worth, "whitespace": 0.0} if worth else {}
@@ -342,34 +341,34 @@ def _is_plain(entry: CatalogueEntry) -> bool:
 
 # The gates
 
+# Of kinds whose answers have a form: the metric that should be better than the base's, and a gate on the form.
+BETTER: Mapping[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
+    "extract": ("field_f1", [
+        ({"metric": "valid_schema", "model": "Q8_0", "min": 0.9}, "share of answers that satisfy the schema"),
+    ]),
+    "call": ("exact_match", [
+        ({"metric": "valid_call", "model": "Q8_0", "min": 0.95},
+         "share of answers that call an offered tool rightly, or none"),
+    ]),
+}  # fmt: skip
+
 
 def gates(task: TaskProposal, rows: int) -> list[tuple[dict[str, object], str]]:
     """Gates that so many test rows can pass, each with its reason."""
     gain = {"model": "Q8_0", "against": "base", "min_gain": 0}
-    if task.kind == "generate":
-        return [({"metric": "token_f1", **gain}, "better than before training")]
-    if task.kind == "call":
-        valid = {"metric": "valid_call", "model": "Q8_0", "min": 0.95}
-        return [
-            (valid, "share of answers that call an offered tool rightly, or none"),
-            ({"metric": "exact_match", **gain}, "better than before training"),
-        ]
-    if task.kind == "extract":
-        valid = {"metric": "valid_schema", "model": "Q8_0", "min": 0.9}
-        return [
-            (valid, "share of answers that satisfy the schema"),
-            ({"metric": "field_f1", **gain}, "better than before training"),
-        ]
+    if not task.rules.has_labels:
+        better, form = BETTER.get(task.kind, (task.rules.primary, []))
+        return [*form, ({"metric": better, **gain}, "better than before training")]
     linear: dict[str, object] = {"against": "tfidf_logistic", "min_gain": 0, "confidence": 0.5}
     drop = next((drop for drop in DROPS if drop_bound(1, 0, rows) <= drop), None)
     loss: dict[str, object] = {"model": "Q8_0", "against": "adapter", "max_drop": drop}
     kept = "quantization costs at most that"
-    if task.kind == "tag":
-        better = ({"metric": "micro_f1", "model": "Q8_0", **linear}, "else a linear model does as well")
-        return [better, ({"metric": "exact_match", **loss}, kept)] if drop is not None else [better]
+    if not task.rules.chooses:
+        gates = [({"metric": task.rules.row_metric, "model": "Q8_0", **linear}, "else a linear model does as well")]
+        return [*gates, ({"metric": task.rules.primary, **loss}, kept)] if drop is not None else gates
     commonest = max(task.labels.values()) / sum(task.labels.values())
     least = round(min(max(0.5, commonest + 0.1), (1 + commonest) / 2), 2)
-    accuracy: dict[str, object] = {"metric": "accuracy", "model": "Q8_0"}
+    accuracy: dict[str, object] = {"metric": task.rules.primary, "model": "Q8_0"}
     gates = [
         (accuracy | {"min": least}, f"the commonest label alone has {percent(commonest, 0)}: set what you need"),
         (accuracy | linear, "else a linear model does as well"),

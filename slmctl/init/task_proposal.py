@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from slmctl.config import Source
+from slmctl.config import KindName, Source, has_key
 from slmctl.console import percent, shown
 from slmctl.errors import DataError, UsageError
 from slmctl.init import answer_fields
@@ -20,9 +20,10 @@ from slmctl.init.columns import Column, as_text, describe
 from slmctl.init.look import FirstLook
 from slmctl.task import conversation_formats, label_sets
 from slmctl.task.conversation_formats import reference
+from slmctl.task.kinds import kind_of
+from slmctl.task.kinds.kind import TaskKind
 from slmctl.task.records import RowRejectedError, question_of
 
-TaskKind = Literal["classify", "tag", "extract", "generate", "call"]
 MIN_ROWS = 100  # with an answer; fewer say nothing about a model, and teach it little
 _ROWS = Source(path=Path("rows"))  # a source for the readers of conversations and templates
 ONE_CALL = 0.9  # share of rows with at most one call in the answer, from which the task is to call
@@ -51,7 +52,7 @@ class TaskProposal:
         doubts: The flags that a person has to give, as (flag, question); empty where all is certain.
     """
 
-    kind: TaskKind
+    kind: KindName
     input: str
     output: str
     answers: Column
@@ -75,14 +76,23 @@ class TaskProposal:
         """The text between the labels of a cell, where a row has several; None for lists."""
         return self.answers.separator or None
 
+    @property
+    def rules(self) -> type[TaskKind]:
+        """The kind of the task."""
+        return kind_of(self.kind)
+
+    def has(self, key: str) -> bool:
+        """True where the kind has a key of the config that some kinds have; see `config.OWN_KEYS`."""
+        return has_key(self.kind, key)
+
     @cached_property
     def labels(self) -> dict[str, int]:
         """Rows by label, the commonest first: over all rows that were counted, or those of the sample."""
-        if self.kind not in ("classify", "tag"):
+        if not self.rules.has_labels:
             return {}
         counts: Mapping[str, int] = self.answers.counts
-        if not counts or (self.answers.kind == "labels") != (self.kind == "tag"):
-            several = self.kind == "tag"
+        several = self.rules.structured
+        if not counts or (self.answers.kind == "labels") != several:
             sets = (label_sets.read(cell, self.separator) if several else [cell] for _, cell in self.pairs)
             counts = Counter(label for labels in sets for label in set(labels))
         read = {label: rows for label, count in counts.items() if (rows := count - self.unread.get(label, 0)) > 0}
@@ -90,7 +100,7 @@ class TaskProposal:
 
 
 def propose(
-    look: FirstLook, title: str, *, input: str | None = None, output: str | None = None, kind: TaskKind | None = None
+    look: FirstLook, title: str, *, input: str | None = None, output: str | None = None, kind: KindName | None = None
 ) -> TaskProposal:
     """The task of a source, which errors call by its title; what the caller sets is kept.
 
@@ -130,7 +140,7 @@ def propose(
 # Conversations
 
 
-def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> TaskProposal:
+def _of_conversations(look: FirstLook, name: str, kind: KindName | None) -> TaskProposal:
     layout = conversation_formats.recognise(_ROWS, [column.name for column in look.columns])
     pairs: list[tuple[str, str]] = []
     faults: list[str] = []
@@ -149,7 +159,7 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
         own_system += messages[0]["role"] == "system"
         called += any("tool_calls" in message for message in messages)
     answers = describe("assistant", [answer for _, answer in pairs])
-    by_answer: TaskKind = "extract" if answers.kind == "JSON" and not tools else "generate"
+    by_answer: KindName = "extract" if answers.kind == "JSON" and not tools else "generate"
     if answers.kind in ("label", "constant"):
         by_answer = "classify"
     if answers.kind == "labels" and not tools:
@@ -157,7 +167,7 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
     if tools and calls[1] and calls[0] + calls[1] >= ONE_CALL * len(pairs):
         by_answer = "call"
     notes = [f"{percent(tools / max(len(pairs), 1), 0)} of the rows offer tools"] if tools else []
-    if called and (kind or by_answer) != "call":
+    if called and not kind_of(kind or by_answer).calls:
         notes.append(f"{percent(called / len(pairs), 0)} of the rows hold calls of tools")
     notes += ["the rows bring system prompts of their own, so slmctl.yaml has none"] if own_system else []
     notes += [f"{len(faults)} of {len(look.sample)} rows are no conversation: {faults[0]}"] if faults else []
@@ -182,7 +192,7 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
 
 
 def _of_columns(
-    look: FirstLook, title: str, input: str | None, output: str | None, kind: TaskKind | None
+    look: FirstLook, title: str, input: str | None, output: str | None, kind: KindName | None
 ) -> TaskProposal:
     doubts: list[tuple[str, str]] = []
     notes: list[str] = []
@@ -220,7 +230,7 @@ def _of_columns(
         group=first(free, "group"),
         time=first(free, "time"),
         unread=unread,
-        notes=(*notes, *_swapped(input, answer), *_odd_rows(pairs, fields if kind == "extract" else None)),
+        notes=(*notes, *_swapped(input, answer), *_odd_rows(pairs, fields if has_key(kind, "schema") else None)),
         doubts=tuple(doubts),
     )
     reason = {
@@ -262,10 +272,10 @@ def _reader(
 
 
 def _choose_output(
-    look: FirstLook, title: str, input: str | None, kind: TaskKind | None
+    look: FirstLook, title: str, input: str | None, kind: KindName | None
 ) -> tuple[str, AnswerFields | None, str, list[str]]:
     """The output, its fields, a question where others are as likely, and notes."""
-    held = _held_fields(look, title, input) if kind in (None, "extract") else None
+    held = _held_fields(look, title, input) if kind is None or has_key(kind, "schema") else None
     several = held if held is not None and (len(held.names) > 1 or kind) else None
     try:
         answer, question = _choose_answer(look, title, input or "", kind)
@@ -312,7 +322,7 @@ def _odd_rows(pairs: Sequence[tuple[str, str]], fields: AnswerFields | None) -> 
         yield f"the last row looks like a sum ('{shown(pairs[-1][0], 40)}'): take it out of the file, or it is learned"
 
 
-def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | None) -> tuple[Column, str]:
+def _choose_answer(look: FirstLook, title: str, input: str, kind: KindName | None) -> tuple[Column, str]:
     """The column of the answer, and a question where others are as likely."""
     others = [column for column in look.columns if column.name != input]
     texts = [column for column in others if column.kind == "text"]
@@ -321,7 +331,7 @@ def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | Non
     best = score(likely[0], "answer") if likely else 0.0
     doubt = best < NO_DOUBT or len(likely) > 1
     if best < LEAST:
-        if len(texts) <= 1 - bool(input) or kind not in (None, "generate"):
+        if len(texts) <= 1 - bool(input) or (kind is not None and not kind_of(kind).is_free):
             raise DataError(
                 f"{title} has no column with an answer: {_what_there_is(look)}",
                 hint="add a column with the right answer of each row (a category, JSON, or a text), or name it: "
@@ -332,12 +342,12 @@ def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | Non
     return likely[-1], f"is the answer in {names}?" if doubt else ""
 
 
-def _fits(column: Column, kind: TaskKind | None) -> bool:
+def _fits(column: Column, kind: KindName | None) -> bool:
     """True for a column whose values are answers of a kind of task; None is any kind."""
-    return kind in (None, _kind_of(column)) or (kind == "extract" and column.is_json)
+    return kind in (None, _kind_of(column)) or (kind is not None and has_key(kind, "schema") and column.is_json)
 
 
-def _kind_of(answer: Column) -> TaskKind:
+def _kind_of(answer: Column) -> KindName:
     if answer.kind == "JSON":
         return "extract"
     if answer.kind == "labels":
@@ -372,29 +382,30 @@ def columns_in(spec: str, columns: Sequence[Column]) -> list[str]:
 
 
 def _require_sense(
-    look: FirstLook, input: str, answer: Column, fields: AnswerFields | None, kind: TaskKind, *, chosen: bool
+    look: FirstLook, input: str, answer: Column, fields: AnswerFields | None, kind: KindName, *, chosen: bool
 ) -> None:
     """Refuse columns that cannot be what the flags say."""
     column = look.column(input)
     if column is answer or (fields is not None and input in fields.names):
         raise UsageError(f"'{input}' is named as input and as answer", hint="--input TEXT --output ANSWER")
-    if fields is not None and kind not in ("extract", "tag"):
+    rules = kind_of(kind)
+    if fields is not None and (rules.calls or not rules.structured):
         raise UsageError(
             f"several columns make one JSON object, which is the answer of extract, and the task is {kind}",
             hint="--task extract, --task tag where they tick labels, or one column: --output COLUMN",
         )
-    if kind == "call":
+    if rules.calls:
         raise UsageError(
             "init proposes a task of calls for conversations that offer tools, and these rows are a table",
             hint="slmctl init tool-calls shows a project; task.tools names the tools of a table",
         )
-    if kind == "extract" and not answer.is_json:
+    if has_key(kind, "schema") and not answer.is_json:
         raise UsageError(
             f"extract wants JSON in '{answer.name}', which holds '{shown(answer.example, 40)}'",
             hint="--output A,B for one JSON object of several columns, --task generate for texts, --task classify for "
             "few values",
         )
-    if chosen and column is not None and column.kind == "label" and answer.kind == "text" and kind != "generate":
+    if chosen and column is not None and column.kind == "label" and answer.kind == "text" and not rules.is_free:
         raise UsageError(
             f"the columns look swapped: '{input}' has {column.distinct} short values, and '{answer.name}' holds texts",
             hint=f"--input {answer.name} --output {input}, or --task generate if that is what you want",
