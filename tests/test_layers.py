@@ -6,6 +6,7 @@ import ast
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from support import TESTS
 import slmctl
 from slmctl.pipeline import LEAVES
 from slmctl.pipeline.graph import stage_class
+from slmctl.task.kinds import KINDS as TASK_KINDS
 
 PACKAGE = Path(slmctl.__file__).parent
 # Each folder or module may import those of the layers below its own; none of its own layer but itself.
@@ -283,6 +285,48 @@ def dicts_that_cross_folders(trees: Trees) -> Iterator[str]:
                 yield f"{name} uses {module}.{title}, whose types hold {BLIND}"
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """Names that only the homes of the things with these names compare.
+
+    Attributes:
+        homes: The packages and modules that may.
+        allowed: The reason for each module outside that does; one of another meaning of a name says so.
+    """
+
+    names: frozenset[str]
+    homes: tuple[str, ...]
+    allowed: Mapping[str, str]
+
+
+COMPARED = (
+    Kinds(frozenset(TASK_KINDS), ("slmctl.task.kinds",), {}),
+    Kinds(frozenset(LEAVES), (), {
+        "slmctl.cli.run_plan": "the time of a download, which nobody knows, is that of pull",
+        "slmctl.init.columns": "label is a kind of column",
+        "slmctl.init.task_proposal": "label is a kind of column",
+    }),
+)  # fmt: skip
+
+
+def names_compared(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, text) of each text with which something is compared, by itself or in a tuple, list or set, or matched."""
+    for node in nodes(tree):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        sides += [node.value] if isinstance(node, ast.MatchValue) else []
+        for side in sides:
+            for part in side.elts if isinstance(side, ast.Tuple | ast.List | ast.Set) else [side]:
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.lineno, part.value
+
+
+@of_each_module
+def kinds_compared(name: str, tree: ast.Module) -> Iterator[str]:
+    for kinds in COMPARED:
+        if not f"{name}.".startswith(tuple(f"{home}." for home in kinds.homes)) and name not in kinds.allowed:
+            yield from (f":{at} compares '{text}'" for at, text in names_compared(tree) if text in kinds.names)
+
+
 PLANTED = (
     (upward_imports, "slmctl.errors", "def late():\n    from slmctl.network import guard\n"),
     (upward_imports, "slmctl.config.loader", "from slmctl.inference import engine\n"),
@@ -312,6 +356,10 @@ PLANTED = (
     (dicts_that_cross_folders, "slmctl.network.guard", "def receipt() -> dict[str, Any]: ...\n"),
     (dicts_that_cross_folders, "slmctl.task.records", "class Record:\n    source: dict[str, Any]\n"),
     (dicts_that_cross_folders, "slmctl.task.records", "Message = dict[str, Any]\n"),
+    (kinds_compared, "slmctl.server.router", "calls = self.task.kind == 'call'\n"),
+    (kinds_compared, "slmctl.pipeline.plan", "trains = 'finetune' in names\n"),
+    (kinds_compared, "slmctl.stages.label.rows", "has_labels = kind not in ('classify', 'tag')\n"),
+    (kinds_compared, "slmctl.init.proposal", "match kind:\n    case 'generate' | 'extract':\n        x = 1\n"),
 )  # fmt: skip
 
 
@@ -335,6 +383,12 @@ def test_names_say_what_they_hold() -> None:
         or (isinstance(node, ast.arg) and node.arg in dialect)
     ]
     assert len(bound) <= 10, bound
+
+
+def test_each_module_that_may_compare_a_kind_does() -> None:
+    for kinds in COMPARED:
+        for name in kinds.allowed:
+            assert kinds.names & {text for _, text in names_compared(house()[name])}, name
 
 
 def test_no_file_is_long() -> None:

@@ -192,8 +192,10 @@ def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     """The task with the labels of the data, and the system prompt where all rows have the same."""
     labels = declared.labels_of(config, rows.count(np.arange(len(rows))))
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
-    task = dataclasses.replace(task, system=system, descriptions=dict(config.descriptions))
-    return dataclasses.replace(task, **task.rules.fields(labels), ordered=config.ordered)
+    return dataclasses.replace(
+        task, system=system, descriptions=dict(config.descriptions), schema=task.rules.schema_of(labels),
+        labels=labels if task.rules.chooses else (), ordered=config.ordered,
+    )  # fmt: skip
 
 
 def explain(config: PrepareConfig, *, base: Artifact | None) -> str:

@@ -122,9 +122,9 @@ class TaskKind:
         """True for equal answers: the same label, equal values, the same call, or the same words in their order."""
         return answer.strip() == other.strip()
 
-    def fields(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """The fields of a contract that hold these labels."""
-        return {"labels": labels}
+    def schema_of(self, labels: Sequence[str]) -> JsonObject | None:
+        """The JSON Schema of answers that are made of these labels; the contract's own where labels change nothing."""
+        return self.task.schema
 
     def answer_of(self, cell: str, labels: CellLabels) -> str:
         """The answer in a row's cell, in the one form that all answers have.

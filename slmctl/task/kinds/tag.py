@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Sequence
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference import subset_grammar
 from slmctl.metrics import TFIDF_LOGISTIC
 from slmctl.task import label_sets
@@ -37,8 +38,8 @@ class Tagging(Extraction):
             return text
         return label_sets.written(names, self.labels)
 
-    def fields(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        return {"schema": label_sets.schema(labels)}
+    def schema_of(self, labels: Sequence[str]) -> JsonObject:
+        return label_sets.schema(labels)
 
     def answer_of(self, cell: str, labels: CellLabels) -> str:
         names = label_sets.read(cell, labels.separator)
