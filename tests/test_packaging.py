@@ -105,7 +105,7 @@ def test_wheel_and_sdist_install_and_start_a_project(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as packed_wheel, tarfile.open(sdist) as packed_sdist:
         packed, plain = set(packed_wheel.namelist()), set(packed_sdist.getnames())
     for name in subprocess.run(
-        ["git", "ls-files", "slmctl", "templates", "examples/data"],
+        ["git", "ls-files", "slmctl", "templates", "examples/data", "examples/monitoring", "examples/vllm"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.splitlines():  # fmt: skip
         inside = name if name.startswith("slmctl/") else f"slmctl/{name}"

@@ -96,24 +96,6 @@ def data_set(runs: Path, release: Artifact) -> Artifact | None:
     return next((entry for entry in made if isinstance(entry, Artifact) and entry.digest == digest), None)
 
 
-def origin(root: Path, of: Artifact, kind: str) -> Artifact:
-    """The artifact of a kind that another one is, or was made of; not one that it was only measured or trained on.
-
-    Raises:
-        IntegrityError: It is not below `runs/`.
-    """
-    here, left = {entry.digest: entry for entry in readable_artifacts(root)}, [of]
-    for entry in left:
-        if entry.kind == kind:
-            return entry
-        if entry.kind not in ("report", "predictions", "prepared"):
-            left += [here[digest] for _, digest in entry.manifest.parents if digest in here]
-    raise IntegrityError(
-        f"{of.path} ({of.kind}) is no {kind} model, and the one it was made of is not below {root / 'runs'}",
-        hint=f"name the project that made it with -C, or the {kind} model itself as MODEL",
-    )
-
-
 def folders(root: Path) -> list[Path]:
     """The folders of all artifacts below `runs/`, whole or not."""
     return sorted(

@@ -13,7 +13,6 @@ from slmctl.errors import UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
-    from slmctl.artifacts.artifact import Artifact
     from slmctl.config import ServeConfig
     from slmctl.server.api_keys import Key
 from slmctl.cli.group import (
@@ -28,8 +27,6 @@ from slmctl.cli.group import (
     value_option,
 )
 
-HANDOVERS = ("compose", "kubernetes", "vllm")
-
 
 @click.command()
 @click.argument("model", required=False)
@@ -41,17 +38,6 @@ HANDOVERS = ("compose", "kubernetes", "vllm")
 @key_option("--generalist", metavar="URL", key="serve.generalist.url")
 @key_option("--generalist-model", metavar="NAME", key="serve.generalist.model")
 @key_option("--generalist-key-env", metavar="NAME", key="serve.generalist.key_env")
-@click.option(
-    "--emit",
-    type=click.Choice(HANDOVERS),
-    help="Write a folder that runs the model in vLLM behind slmctl's gateway, in place of serving.",
-)
-@click.option("--output", "target", type=PATH, metavar="DIR", help="The folder that --emit writes.")
-@click.option(
-    "--weights",
-    type=click.Choice(["merged", "adapter"]),
-    help="Weights for --emit: the merged model (default), or the base with the adapter.",
-)
 @value_option("--keys", type=PATH, metavar="FILE", key="serve.keys")
 @click.option(
     "--adapter",
@@ -71,9 +57,6 @@ def serve(
     model: str | None,
     type_name: str | None,
     policy: Path | None,
-    emit: str | None,
-    target: Path | None,
-    weights: str | None,
     keys: Path | None,
     adapters: tuple[str, ...],
 ) -> None:
@@ -84,16 +67,10 @@ def serve(
     tagged production, each by its name. Without MODEL it is serve.fleet of the config, or else its release.
     Prints the address on stdout when it is ready.
     With --engine-url that endpoint answers, and MODEL, any artifact of it, gives the task contract alone.
-
-    With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
-    the weights that it was made of are searched below runs/. Prints the folder.
     """
     options.set("serve.keys", str(keys.absolute()) if keys else None)
     options.set("serve.policy", str(_artifact_path(options, policy).resolve()) if policy else None)
     options.set("serve.adapters", _named_paths(options, adapters) if adapters else None)
-    if emit or target or weights:
-        _emit(options, emit, target, model, type_name, weights)
-        return
     settings = read_settings(options).serve
     _require_reachable(settings)
     try:
@@ -268,53 +245,6 @@ def _named_paths(options: Options, adapters: tuple[str, ...]) -> dict[str, str]:
             )
         paths[name] = str(_artifact_path(options, Path(path)).absolute())
     return paths
-
-
-def _emit(
-    options: Options,
-    kind: str | None,
-    target: Path | None,
-    model: str | None,
-    type_name: str | None,
-    weights: str | None,
-) -> None:
-    """Write a hand-over and print its folder."""
-    if kind is None or target is None:
-        hint = f"slmctl serve --emit {kind or 'compose'} --output {target or 'handover'}"
-        raise UsageError(
-            "--emit and --output come together" + (", and --weights with them" if weights else ""), hint=hint
-        )
-    from slmctl.pipeline import model_lookup
-    from slmctl.server import vllm_handover
-    from slmctl.task.contract import Task
-
-    named, whole, adapter = model_lookup.handed_over(make_workspace(options), model, weights)
-    vllm_handover.write(
-        vllm_handover.Handover(
-            name=_name_of(options, named, type_name),
-            model=whole,
-            adapter=adapter,
-            task=Task.read((adapter or whole).path),
-            settings=read_settings(options).serve,
-            origin=named.digest,
-        ),
-        kind,
-        target,
-    )
-    terminal().say(f"next: {target}/README.md says how to start it")
-    terminal().write(f"{target}\n")
-
-
-def _name_of(options: Options, model: Artifact, type_name: str | None) -> str:
-    """The model's name for clients, the one that `slmctl serve` has for it: the project's where it is known."""
-    from slmctl import config
-    from slmctl.model_files.gguf_choice import gguf_file
-    from slmctl.pipeline.model_lookup import served_name
-
-    if model.kind in ("published", "gguf"):
-        return served_name(model, Path(gguf_file(model, type_name).path)).name
-    path = options.directory / config.FILENAME
-    return config.load(path, options.overrides).project if path.exists() else model.path.name
 
 
 COMMANDS = (serve, keys_group, chat)

@@ -195,7 +195,7 @@ def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task,
 
     Args:
         where: Where the command works.
-        model: Any artifact of the model, or a folder with nothing but its task, as a hand-over has it.
+        model: Any artifact of the model, or a folder with nothing but its task.
         served_as: Its name at the other server.
 
     Raises:
@@ -267,17 +267,6 @@ class FileModel:
         sources = self._where.project.config.prepare.sources
         named = [source.input for source in sources if "input" in source.model_fields_set]
         return named[0] if named else "input"
-
-
-def handed_over(where: Workspace, model: str | None, weights: str | None) -> tuple[Artifact, Artifact, Artifact | None]:
-    """The artifact to hand over, and the weights that it is or came from: a whole model, or a base and
-    an adapter."""
-    source = find_model(where, model, ("published", "gguf", "merged", "adapter"), default="published")
-    root = where.directory if source.kind == "published" else root_of(where.directory, source.path)
-    if (weights or ("adapter" if source.kind == "adapter" else "merged")) == "merged":
-        return source, lineage.origin(root, source, "merged"), None
-    adapter = lineage.origin(root, source, "adapter")
-    return source, lineage.origin(root, adapter, "base"), adapter
 
 
 def root_of(directory: Path, path: Path | None) -> Path:

@@ -25,7 +25,7 @@ from slmctl.config import ServeConfig
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
 from slmctl.production.records import CollectedRow, Feedback
-from slmctl.server import openai_requests, vllm_handover
+from slmctl.server import openai_requests
 from slmctl.server.call_reader import CallReader
 from slmctl.server.openai_requests import ServedModel
 from slmctl.task.tool_calls import NO_CALL, CallForm, ToolCall, read_answer
@@ -307,11 +307,8 @@ def test_a_form_with_control_tokens_is_shown_without_them() -> None:
     assert fleets.CONTROL[-1] not in answer.text
 
 
-def test_no_other_engine_answers_calls(folder: Path, tmp_path: Path) -> None:
+def test_no_other_engine_answers_calls(folder: Path) -> None:
     release = artifact.load(folder / "registry" / "errands" / "1.0")
-    handed = vllm_handover.Handover("errands", release, None, TASKS["errands"], ServeConfig(), release.digest)
-    with pytest.raises(UsageError, match="slmctl's own engine, which vLLM does not do"):
-        vllm_handover.write(handed, "compose", tmp_path / "out")
     engine = ("serve.engine.url=http://127.0.0.1:9/v1", "serve.engine.model=large")
     with (
         pytest.raises(UsageError, match="so no server elsewhere answers them"),

@@ -30,7 +30,7 @@ from slmctl.server.router import Router
 from slmctl.server.running_model import Release, RunningModel
 from slmctl.task.contract import Task
 
-FOLDER = ROOT / "templates" / "serve" / "monitoring"
+FOLDER = ROOT / "examples" / "monitoring"
 SELECTOR = re.compile(r"\b(slmctl[a-z_:0-9]*[a-z0-9])(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)(=~?)"([^"]*)"')
 # labels of counters that have no sample before the first request
