@@ -29,6 +29,7 @@ from slmctl.errors import SlmctlError
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 ENDS = set("|&;<>()")  # of a command, for the shell
 PLACEHOLDERS = {"COMMAND"}
+BEGINS = ("slmctl ", "cat ", "openssl ", "oras ", "docker ", "srun ", "torchrun ", "OMP_NUM_THREADS=")
 # Read and not run: beginnings of commands by page, and what they need.
 NOT_RUN = {
     "calls.md": {
@@ -73,7 +74,9 @@ def blocks(page: Path) -> Iterator[str]:
     for line in page.read_text(encoding="utf-8").splitlines():
         if line.startswith(("    ", "$ ")) and re.search(r"\b(slmctl|openssl) (?=[-a-z])(?!\S+:|.*[│▼])", line):
             code = line.strip().removeprefix("$ ")
-            if code.startswith(("slmctl ", "openssl ", "oras ", "docker ", "srun ", "torchrun ", "OMP_NUM_THREADS=")):
+            if code.startswith(
+                ("slmctl ", "cat ", "openssl ", "oras ", "docker ", "srun ", "torchrun ", "OMP_NUM_THREADS=")
+            ):
                 yield code
 
 

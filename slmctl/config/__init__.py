@@ -1,6 +1,6 @@
 """`slmctl.yaml`: its sections, strict YAML, recipes and the JSON Schema."""
 
-from slmctl.config.fields import STDIN, Section, is_remote, moment
+from slmctl.config.fields import Section, is_remote, moment
 from slmctl.config.json_schema import description, reference, schema, table
 from slmctl.config.label_section import LabelConfig, RowReading, Teacher
 from slmctl.config.loader import load, parse, resolve_matmul_dtype

@@ -17,7 +17,6 @@ from pydantic import (
     Field,
 )
 
-STDIN = Path("-")
 CONFIDENCE = 0.95
 
 

@@ -14,7 +14,7 @@ from pydantic import (
     ValidationError,
 )
 
-from slmctl.config.fields import STDIN, Content, is_inherited, is_remote, marks, named_section_in, section_in
+from slmctl.config.fields import Content, is_inherited, is_remote, marks, named_section_in, section_in
 from slmctl.config.sections import FILENAME, PSEUDONYM_KEY, Config, inherited_keys
 from slmctl.config.strict_yaml import StrictYaml
 from slmctl.errors import UsageError
@@ -128,7 +128,7 @@ def _absolute(value: Any, root: Path) -> Any:
         return [_absolute(item, root) for item in value]
     if isinstance(value, dict):
         return {key: _absolute(item, root) for key, item in value.items()}
-    return _below(root, value) if isinstance(value, Path) and value != STDIN else value
+    return _below(root, value) if isinstance(value, Path) else value
 
 
 def _settle(config: Config, root: Path) -> Config:

@@ -18,7 +18,6 @@ from pydantic import (
 
 from slmctl.config import pattern_bound
 from slmctl.config.fields import (
-    STDIN,
     Inherited,
     Moment,
     Outside,
@@ -199,9 +198,7 @@ class Source(Section):
     """Raw rows: a file, a query to a database, or a data set of the hub."""
 
     path: SourcePath | None = Field(
-        None,
-        description="a file, a folder or a pattern such as exports/*.parquet, relative to slmctl.yaml; a named pipe, "
-        'or "-" for standard input',
+        None, description="a file, a folder or a pattern such as exports/*.parquet, relative to slmctl.yaml"
     )
     sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
     hf: Annotated[Text | None, Outside()] = Field(
@@ -262,15 +259,15 @@ class Source(Section):
             raise ValueError("'file' belongs to 'hf'")
         if self.label is not None and "output" in self.model_fields_set:
             raise ValueError("'label' is the answer of every row, so 'output' names none")
-        if self.path == STDIN and self.format is None:
-            raise ValueError("'-' needs 'format', such as csv")
+        if self.path == Path("-"):
+            raise ValueError("standard input is no source; write the rows to a file first: cat > rows.csv")
         if isinstance(self.sheet, list) and not self.sheet:
             raise ValueError("'sheet' names no sheet")
         return self
 
     @property
     def local(self) -> Path:
-        """The file to read. Queries, pipes and data sets of the hub are written to files before a stage runs."""
+        """The file to read. Queries and data sets of the hub are written to files before a stage runs."""
         assert self.path is not None
         return self.path
 
@@ -306,7 +303,7 @@ class Source(Section):
 
 
 class SourceLimits(Section):
-    """Bounds on copying a source that is not a file: a query, a pipe, standard input, a data set of the hub."""
+    """Bounds on copying a source that is not a file: a query, a data set of the hub."""
 
     timeout_s: float = Field(3600, gt=0, description="seconds that copying one source may take")
     size_gb: float = Field(20, gt=0, description="gigabytes (10^9 bytes) that the copy of one source may have")
@@ -459,7 +456,7 @@ class PrepareConfig(Section):
         0.25, description="largest share of a held-out split that may have a run of words in common with training rows"
     )
     limits: Annotated[SourceLimits, Outside()] = Field(
-        default_factory=SourceLimits, description="bounds on copying a query, a pipe or a data set of the hub"
+        default_factory=SourceLimits, description="bounds on copying a query or a data set of the hub"
     )
     workers: Annotated[int | None, Outside()] = Field(
         None, ge=1, description="processes that read the rows; one a core when left out"

@@ -1,1 +1,1 @@
-"""Files, SQL, data sets of the hub and pipes, as rows."""
+"""Files, SQL and data sets of the hub, as rows."""

@@ -1,4 +1,4 @@
-"""Bytes from a pipe into a file, within a bound on time and size; a signal is heard at any moment."""
+"""Bytes of a child process into a file, within a bound on time and size; a signal is heard at any moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TICK_S = 60.0
 
 
 def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -> int:
-    """Copy a pipe, or a regular file, from its descriptor to its end; returns the number of its lines.
+    """Copy what a pipe holds, from its descriptor to its end; returns the number of its lines.
 
     Errors name it by its title.
 

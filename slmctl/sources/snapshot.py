@@ -1,4 +1,4 @@
-"""Sources that are not files, copied into files: queries, data sets of the hub, pipes, standard input.
+"""Sources that are not files, copied into files: queries and data sets of the hub.
 
 Everything after this reads local files and hashes their content. A copy lies in `runs/.sources/` under a name
 made from the source, without passwords. A file of reviews has its two parts there (`reviewed.py`).
@@ -10,10 +10,7 @@ import contextlib
 import fnmatch
 import functools
 import hashlib
-import os
 import shutil
-import stat
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,12 +18,12 @@ from typing import Any
 from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical
-from slmctl.config import STDIN, Source, SourceLimits
+from slmctl.config import Source, SourceLimits
 from slmctl.errors import DataError, IntegrityError, SlmctlError, UsageError
 from slmctl.network import hub
 from slmctl.network.credentials import mask
 from slmctl.sources import bounded_copy, reviewed, sql
-from slmctl.sources.rows import FORMATS, files_of, form_of, format_of, is_several, require_file
+from slmctl.sources.rows import files_of, form_of, format_of, is_several, require_file
 
 
 def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, root: Path | None = None) -> list[Source]:
@@ -43,7 +40,7 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, roo
         DataError: A query failed, or a source reached a limit.
         IntegrityError: A file of the hub is not what the hub says.
         NetworkError: A host could not be reached.
-        UsageError: A source is not pinned, names no data file, or is standard input from a terminal.
+        UsageError: A source is not pinned, or names no data file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
@@ -52,11 +49,8 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, roo
             with atomic.file(copy_of(source, folder), 0o600) as draft, draft.open("wb") as stream:
                 count = sql.write_rows(source.sql, stream, root=root or folder.parents[1], limits=limits)
             console.detail(f"  {count} rows")
-        elif source.hf is not None:
-            if not copy_of(source, folder).exists():
-                _fetch(source.hf, source.file, copy_of(source, folder), limits)
-        elif _passes(source.local):
-            _spool(source.local, copy_of(source, folder), limits)
+        elif source.hf is not None and not copy_of(source, folder).exists():
+            _fetch(source.hf, source.file, copy_of(source, folder), limits)
     return gathered(sources, folder)
 
 
@@ -65,15 +59,15 @@ def gathered(sources: Sequence[Source], folder: Path) -> list[Source]:
 
     Raises:
         IntegrityError: There is no copy of a source that is not a file.
-        DataError: A path is neither a file nor a pipe, or a folder without files of one kind.
+        DataError: A path is no file, or a folder without files of one kind.
         UsageError: A pattern matches no file.
     """
     return [local for source in sources for local in _local(source, folder)]
 
 
 def is_file(source: Source) -> bool:
-    """True for a source that is a path, and not a pipe or standard input; nothing need be there."""
-    return source.path is not None and not _passes(source.path)
+    """True for a source that is a path; nothing need be there."""
+    return source.path is not None
 
 
 def host_of(source: Source, folder: Path) -> str:
@@ -84,19 +78,10 @@ def host_of(source: Source, folder: Path) -> str:
 
 
 def _local(source: Source, folder: Path) -> Iterator[Source]:
-    if is_file(source) and is_several(source.local):
-        for name, path in files_of(source.local, source.format):
-            written = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            yield from _sheets(source, path, f"{source.name}/{written}" if source.name else written, folder)
-        return
-    if is_file(source) and _is_there(source.local):
-        require_file(source.local)
-        yield from _sheets(source, source.local, source.name, folder)
+    if is_file(source):
+        yield from _files(source, folder)
         return
     copy = copy_of(source, folder)
-    if is_file(source) and not copy.exists():
-        yield source  # the recipe, which hashes it, says that it is missing
-        return
     if not copy.exists():
         raise IntegrityError(f"there is no copy of the source {_shown(source)}", hint="slmctl prepare")
     if source.hf is None:
@@ -105,6 +90,18 @@ def _local(source: Source, folder: Path) -> Iterator[Source]:
     title = source.name or source.hf.partition("@")[0]
     for path in sorted(path for path in copy.rglob("*") if path.is_file()):
         yield from _sheets(source, path, f"{title}/{path.relative_to(copy).as_posix()}", folder)
+
+
+def _files(source: Source, folder: Path) -> Iterator[Source]:
+    if is_several(source.local):
+        for name, path in files_of(source.local, source.format):
+            written = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            yield from _sheets(source, path, f"{source.name}/{written}" if source.name else written, folder)
+    elif _is_there(source.local):
+        require_file(source.local)
+        yield from _sheets(source, source.local, source.name, folder)
+    else:
+        yield source  # the recipe, which hashes it, says that it is missing
 
 
 def _sheets(source: Source, path: Path, name: str | None, folder: Path) -> Iterator[Source]:
@@ -130,23 +127,15 @@ def _all_sheets(path: Path, format: str | None, mtime_ns: int) -> tuple[str, ...
 
 
 def copy_of(source: Source, folder: Path) -> Path:
-    """The path of the copy of a source; its name is a hash of the source without its secrets."""
+    """The path of the copy of a query or a data set; its name is a hash of the source without its secrets."""
     if source.sql is not None:
         return folder / f"sql-{_key(mask(source.sql.url), source.sql.query)}.jsonl"
-    if source.hf is not None:
-        return folder / f"hf-{_key(source.hf, source.file)}"
-    path = source.local
-    if path == STDIN:
-        return folder / f"stdin-{_key(source.format)}.{source.format}"
-    root = folder.parents[1]
-    named = path.relative_to(root) if path.is_relative_to(root) else path
-    suffix = f".{source.format}" if source.format else "".join(path.suffixes[-2 if path.suffix == ".gz" else -1 :])
-    return folder / f"pipe-{_key(str(named), source.format)}{suffix}"
+    return folder / f"hf-{_key(source.hf, source.file)}"
 
 
 def copies_of(source: Source, folder: Path) -> set[Path]:
     """The files and folders in `folder` that stand for a source as it is now."""
-    places = {copy_of(source, folder)}
+    places = set() if is_file(source) else {copy_of(source, folder)}
     with contextlib.suppress(SlmctlError, OSError):
         places |= {part.local.parent for part in _local(source, folder) if part.local.parent.parent == folder}
     return places
@@ -166,14 +155,6 @@ def _key(*parts: str | None) -> str:
     return hashlib.sha256(canonical(list(parts))).hexdigest()[:12]
 
 
-def _passes(path: Path) -> bool:
-    """Test whether a path can be read only once: a pipe, or standard input."""
-    try:
-        return path == STDIN or stat.S_ISFIFO(path.stat().st_mode)
-    except (OSError, ValueError):  # a NUL in a name is a ValueError
-        return False
-
-
 def _is_there(path: Path) -> bool:
     """Test whether something stands at a path, or a path can not be: a name may be too long."""
     try:
@@ -188,27 +169,7 @@ def _is_there(path: Path) -> bool:
 def _shown(source: Source) -> str:
     if source.sql is not None:
         return f"'{source.name or mask(source.sql.url)}'"
-    return f"'hf: {source.hf}'" if source.hf is not None else f"'{source.path}'"
-
-
-def _spool(path: Path, target: Path, limits: SourceLimits) -> None:
-    """Copy a pipe or standard input, to its end."""
-    if path == STDIN:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise UsageError("the source '-' is a terminal", hint="pipe the rows in: … | slmctl prepare")
-        console.say("  reading standard input")
-        with atomic.file(target, 0o600) as draft, draft.open("wb") as out:
-            bounded_copy.copy(sys.stdin.fileno(), out, limits, title="standard input")
-        return
-    if target.suffix not in (".gz", *FORMATS):
-        raise UsageError(f"the name of the pipe {path.name} does not say what it holds", hint="format: csv")
-    console.say(f"  reading the pipe {path.name}")
-    with atomic.file(target, 0o600) as draft, draft.open("wb") as out:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # to wait for a writer would hear no limit
-        try:
-            bounded_copy.copy(descriptor, out, limits, title=f"the pipe {path.name}")
-        finally:
-            os.close(descriptor)
+    return f"'hf: {source.hf}'"
 
 
 # The hub

@@ -195,7 +195,7 @@ CASES = [
     Case("nesting", "line of objects", file("a.jsonl", nested('{"a":', 100_000)), 0, "nested more than 100 deep"),
     Case("nesting", "beside the rows", file("a.json", b'{"x": ' + nested("[[[1],", 50_000)), 3, "nested more than 100"),
     # What is not a file
-    Case("no file", "pipe without a writer", file("a.csv", os.mkfifo), 3, "took longer than 1.5 s", FEW_SECONDS),
+    Case("no file", "pipe without a writer", file("a.csv", os.mkfifo), 3, "it is a pipe"),
     Case("no file", "folder", file("a.csv", Path.mkdir), 3, "is a folder"),
     Case("no file", "socket", file("a.csv", unix_socket), 3, "device or socket"),
     Case("no file", "endless device", file("a.csv", lambda path: path.symlink_to("/dev/zero")), 3, "device or socket"),
@@ -260,10 +260,8 @@ def test_a_hostile_source_ends_as_documented(case: Case, reading: SourceReading,
     assert time.monotonic() - begun < SECONDS * SCALE
 
 
-@pytest.mark.parametrize("kind", ["query", "pipe"])
-def test_a_signal_is_heard_while_a_source_is_waited_for(kind: str, tmp_path: Path) -> None:
-    source = query(f"{ENDLESS} select max(n) as n from c")(tmp_path) if kind == "query" else {"path": "rows.csv"}
-    os.mkfifo(tmp_path / "rows.csv")
+def test_a_signal_is_heard_while_a_source_is_waited_for(tmp_path: Path) -> None:
+    source = query(f"{ENDLESS} select max(n) as n from c")(tmp_path)
     config = {"project": "a", "base": "./base", "prepare": {"sources": [source]}}
     (tmp_path / "slmctl.yaml").write_text(json.dumps(config))
     command = [sys.executable, "-m", "slmctl", "-C", str(tmp_path), "prepare"]

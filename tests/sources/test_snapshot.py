@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -11,13 +10,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from support import hub as hub_server
 from support import postgres, tiny
 from support.forks import Forks
@@ -283,7 +282,6 @@ def test_a_source_that_was_not_gathered_says_what_to_do(folder: Path) -> None:
     for asked in (
         source(sql={"url": f"postgresql://u:{SECRET}@h/d", "query": "select 1"}),
         source(hf=f"acme/tickets@{COMMIT}"),
-        source(path="-", format="csv"),
     ):
         with pytest.raises(IntegrityError, match="there is no copy of the source") as caught:
             snapshot.gathered([asked], folder)
@@ -291,49 +289,16 @@ def test_a_source_that_was_not_gathered_says_what_to_do(folder: Path) -> None:
         assert SECRET not in caught.value.message
 
 
-# Pipes and standard input
+def test_a_pipe_is_refused_and_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    with pytest.raises(DataError, match=r"rows\.csv is not a file: it is a pipe") as caught:
+        snapshot.gather([source(path=tmp_path / "rows.csv")], folder, LIMITS)
+    assert caught.value.hint == "write the rows to a file first: cat > rows.csv"
 
 
-def test_a_named_pipe_is_copied(folder: Path) -> None:
-    root = folder.parents[1]
-    root.mkdir(parents=True)
-    os.mkfifo(root / "tickets.csv")
-    writer = threading.Thread(target=(root / "tickets.csv").write_text, args=("text,category\none,a\n",))
-    writer.start()
-    asked = source(path=root / "tickets.csv")
-    (found,) = snapshot.gather([asked], folder, LIMITS)
-    writer.join()
-    assert rows_of(found) == [{"text": "one", "category": "a"}]
-    assert snapshot.gathered([asked], folder) == [found]  # nobody waits for the pipe again
-    (root / "tickets.csv").unlink()
-    assert snapshot.gathered([asked], folder) == [found]
-
-
-def test_a_pipe_whose_name_says_nothing_needs_a_format(folder: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "rows")
-    with pytest.raises(UsageError, match="does not say what it holds") as caught:
-        snapshot.gather([source(path=tmp_path / "rows")], folder, LIMITS)
-    assert caught.value.hint == "format: csv"
-
-
-def test_standard_input_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    end, start = os.pipe()
-    os.write(start, b'{"text": "one"}\n')
-    os.close(start)
-    with io.TextIOWrapper(io.FileIO(end)) as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        (found,) = snapshot.gather([source(path="-", format="jsonl")], folder, LIMITS)
-        monkeypatch.undo()
-    assert rows_of(found) == [{"text": "one"}]
-
-
-def test_a_terminal_is_no_source(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    front, back = os.openpty()
-    with os.fdopen(front), os.fdopen(back) as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        with pytest.raises(UsageError, match="the source '-' is a terminal"):
-            snapshot.gather([source(path="-", format="csv")], folder, LIMITS)
-        monkeypatch.undo()
+def test_standard_input_is_no_source() -> None:
+    with pytest.raises(ValidationError, match=r"standard input is no source.*cat > rows\.csv"):
+        source(path="-", format="csv")
 
 
 def test_the_child_that_asks_a_database_starts_without_the_config() -> None:
@@ -501,18 +466,10 @@ def test_commands_after_prepare_take_its_copy(stages: Forks, desk: Path) -> None
     assert "the database file of 'sqlite:///crm.db' does not exist" in gone.stderr
 
 
-def test_standard_input_from_the_command_line(stages: Forks, desk: Path) -> None:
-    configure(desk, [{"path": "-", "format": "csv", "input": "text", "output": "category"}])
-    content = (desk / "tickets.csv").read_text()
-    path = Path(tiny.ok(stages.run(desk, "prepare", input=content)))
-    assert json.loads((path / "manifest.json").read_text())["metrics"]["rows_in"] == 300
-    assert "reading standard input" in stages.run(desk, "prepare", input=content).stderr
-
-
 def test_two_who_gather_wait_for_each_other(desk: Path) -> None:
     from slmctl.artifacts import locks
 
-    configure(desk, [{"path": "-", "format": "csv"}])
+    configure(desk, [{"sql": {"url": "sqlite:///crm.db", "query": "select 1"}}])
     project = Project(root=desk, config=config.load(desk / config.FILENAME), wait=False)
     held = locks.lock(desk / "runs" / ".locks" / "sources", wait=False, on_wait=lambda holder: None)
     with held, pytest.raises(LockedError):

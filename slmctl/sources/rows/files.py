@@ -55,7 +55,7 @@ def require_file(path: Path) -> None:
     if stat.S_ISREG(mode):
         return
     what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
-    raise DataError(f"{path} is not a file: it is {what}", hint="a source may be a pipe: it is copied to a file first")
+    raise DataError(f"{path} is not a file: it is {what}", hint="write the rows to a file first: cat > rows.csv")
 
 
 def is_several(path: Path) -> bool:
