@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from slmctl import hardware
@@ -43,7 +43,6 @@ class Fleet:
     """The releases, the default one first, and what they share.
 
     Args:
-        discover: By name, what finds and verifies a release that has come beside those whose names it gets.
         collector: Writes answers down; None for none.
         escalation: The routers' way to the generalist; None where no policy decides.
     """
@@ -56,12 +55,11 @@ class Fleet:
         keys: KeyRing | None = None,
         collector: Collector | None = None,
         escalation: Escalation | None = None,
-        discover: Callable[[Collection[str]], Mapping[str, Callable[[], Release]]] | None = None,
     ) -> None:
         self.releases = {release.name: release for release in releases}
         self.running: dict[str, RunningModel] = {}
         self.settings, self.keys, self.collector = settings, keys, collector
-        self.escalation, self._discover = escalation, discover
+        self.escalation = escalation
         self._faults: dict[str, str] = {}  # why the newest release of a name is not served
         self._again_at: dict[str, float] = {}  # time before which a load that failed is not tried again
         self._waiting: dict[str, list[asyncio.Future[RunningModel]]] = {}  # requests by the name that is being loaded
@@ -372,8 +370,8 @@ class Fleet:
 
     @property
     def follows(self) -> bool:
-        """True where a release has a tag, or others may come."""
-        return self._discover is not None or any(release.newest is not None for release in self.releases.values())
+        """True where a release has a tag."""
+        return any(release.newest is not None for release in self.releases.values())
 
     async def follow(self) -> None:
         """Read every tag again; new requests go to what they stand for, running answers end where they began."""
@@ -387,7 +385,6 @@ class Fleet:
             except (SlmctlError, RequestError) as error:
                 self._faults[name] = error.message
                 self._log.event("not_followed", model=name, error=error.message)
-        moved += await self._joined()
         if moved or not self._faults:
             self._log.event("followed", models=moved or None)
 
@@ -402,27 +399,6 @@ class Fleet:
                 self.releases[newest.name] = newest
             self._forgive(newest.name)
             return is_new
-
-    async def _joined(self) -> list[str]:
-        """Take in the projects that have a first release by now, each on disk until it is asked for; their names."""
-        if self._discover is None:
-            return []
-        try:
-            newcomers = await asyncio.to_thread(self._discover, frozenset(self.releases))
-        except SlmctlError as error:
-            self._log.event("not_followed", model=None, error=error.message)
-            return []
-        names = []
-        for name, find in newcomers.items():
-            try:
-                release = await asyncio.to_thread(find)
-                self._require_place(release)
-            except SlmctlError as error:
-                self._log.event("not_followed", model=name, error=error.message)
-            else:
-                self.releases[name] = release
-                names.append(name)
-        return names
 
     async def close(self) -> None:
         """End what goes on in the loop; `close_all` ends the engines."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PRODUCTION, ServeConfig
-from slmctl.config.serve_section import AUTO, DEFAULT
+from slmctl.config.serve_section import DEFAULT
 from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference import ENCODER
@@ -67,7 +67,6 @@ def opened(
     """
     with contextlib.ExitStack() as stack:
         escalation: Escalation | None = None
-        discover: Callable[[Collection[str]], Mapping[str, Callable[[], Release]]] | None = None
         if settings.engine is not None:
             releases = [_elsewhere(where, settings, model, stack)]
         else:
@@ -76,16 +75,12 @@ def opened(
                 escalation = Escalation.of(settings)
             finder = _Finder(where, settings, type_name, escalation)
             releases = [finder.find(choice) for choice in choices]
-            if model is not None and _is_registry(model):
-                discover = functools.partial(finder.newcomers, model)
         collector = None
         if settings.collect is not None:
             collector = Collector(settings.collect)
             stack.callback(collector.close)
-        fleet = Fleet(
-            releases, settings, keys=KeyRing(settings.keys) if keys else None, collector=collector,
-            escalation=escalation, discover=discover,
-        )  # fmt: skip
+        ring = KeyRing(settings.keys) if keys else None
+        fleet = Fleet(releases, settings, keys=ring, collector=collector, escalation=escalation)
         fleet.require_fit()
         if escalation is not None:
             stack.enter_context(escalation.open())
@@ -161,13 +156,6 @@ class _Finder:
     settings: ServeConfig
     type_name: str | None
     escalation: Escalation | None
-
-    def newcomers(self, registry_name: str, names: Collection[str]) -> dict[str, Callable[[], Release]]:
-        """By name, the projects in production beside `names`."""
-        there = [name for name in _in_production(self.where.directory, registry_name) if name not in names]
-        policy = self.settings.policy == AUTO and AUTO
-        choices = [_Choice(f"{registry_name}#{name}@{PRODUCTION}", name, False, policy, pin=False) for name in there]
-        return {choice.name: functools.partial(self.find, choice) for choice in choices}
 
     def find(self, choice: _Choice) -> Release:
         """The release that was asked for, verified, with its policy.

@@ -381,31 +381,6 @@ def test_bytes_of_a_release_that_still_answers_are_waited_for() -> None:
     place.run(work)
 
 
-def test_a_project_with_a_first_release_takes_part_once_the_tags_are_read() -> None:
-    known: list[Collection[str]] = []
-
-    def damaged() -> Release:
-        raise IntegrityError("the release is damaged")
-
-    def discover(names: Collection[str]) -> dict[str, Callable[[], Release]]:
-        known.append(names)
-        found = {"moods": lambda: release("moods"), "orders": damaged, "large": lambda: release("large", 90)}
-        return {name: find for name, find in found.items() if name not in names}
-
-    place = fleet(release("tickets", pin=True), discover=discover, budget=90)
-    assert place.fleet.follows
-
-    async def work() -> None:
-        await place.fleet.follow()
-        assert place.fleet.state("moods") == "on disk"
-        await place.use("moods")
-        await place.fleet.follow()
-        assert [set(names) for names in known] == [{"tickets"}, {"tickets", "moods"}]
-
-    place.run(work)
-    assert [line["model"] for line in place.log.of("not_followed")] == ["orders", "large"] * 2
-
-
 # Requests
 
 
