@@ -7,6 +7,7 @@ import contextlib
 import csv
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -71,6 +72,21 @@ def read_csv(path: Path) -> list[tuple[str, str]]:
     """The rows of a file with the columns text and category."""
     with path.open(encoding="utf-8", newline="") as stream:
         return [(row["text"], row["category"]) for row in csv.DictReader(stream)]
+
+
+def banking77(data: Path) -> tuple[Pairs, Pairs, Pairs]:
+    """Rows that train, a seeded tenth of the training rows that validates, and the test rows."""
+    rows = read_csv(data / "banking77/train.csv")
+    random.Random(0).shuffle(rows)
+    tenth = len(rows) // 10
+    return rows[tenth:], rows[:tenth], read_csv(data / "banking77/test.csv")
+
+
+def clinc150(data: Path) -> tuple[Pairs, Pairs, Pairs]:
+    """Rows of the 150 intents that train, validate and test."""
+    splits = json.loads((data / "clinc150/data_full.json").read_text(encoding="utf-8"))
+    train, validation, test = ([(text, label) for text, label in splits[name]] for name in ("train", "val", "test"))
+    return train, validation, test
 
 
 def write_csv(path: Path, rows: Pairs) -> None:

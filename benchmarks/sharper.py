@@ -2,9 +2,9 @@
 
     python -m benchmarks.sharper DATA DEMO [PROJECT...] [--encoder ENCODER]
 
-DATA and its splits are those of `benchmarks.linear`, DEMO is a finished demo; their test rows are scored once for every
-model and number of rows. Of few rows a label, a fifth as many are validation rows. ENCODER is what `encode.encoder`
-takes. `both` adds the log probabilities of the two, as the stage `encode` does.
+DATA holds public data sets as `../shared/data/` does, DEMO is a finished demo; their test rows are scored once for
+every model and number of rows. Of few rows a label, a fifth as many are validation rows. ENCODER is what
+`encode.encoder` takes. `both` adds the log probabilities of the two, as the stage `encode` does.
 
 DEMO and each PROJECT have a section `encode` and have run until `evaluate`, by which their test rows were scored once:
 the newest report is read. Whether a release carries the encoder's opinion was decided on validation rows.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import linear, program, result
+from benchmarks import program, result
 from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
 from slmctl.inference import WITH_ENCODER
@@ -50,8 +50,8 @@ def main() -> None:
         gguf, _ = encoder_source.kept(EncodeConfig(encoder=options.encoder), Path(scratch))
         with Encoder(gguf) as encoder:
             sets = {
-                "Banking77": linear.banking77(options.data),
-                "CLINC150": linear.clinc150(options.data),
+                "Banking77": program.banking77(options.data),
+                "CLINC150": program.clinc150(options.data),
                 "the demo": demo(options.demo),
             }
             for name, splits in sets.items():

@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from benchmarks import linear, program, result
+from benchmarks import program, result
 from benchmarks.program import Pairs
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
@@ -48,7 +48,7 @@ from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
 EPOCHS, CHOOSING, SCORED, SEEDS = 4, 150, 800, (0, 1, 2)
-SETS = {"banking77": (linear.banking77, 400), "clinc150": (linear.clinc150, 600)}  # with their training rows
+SETS = {"banking77": (program.banking77, 400), "clinc150": (program.clinc150, 600)}  # with their training rows
 CONTROL, LABELS = "today's recipe", "loss over the labels"
 MEAN, HEAD, BOTH = "mean of the last third of steps", "class head", "class head and label, added"
 SHARE = 0.2  # of the loss over the whole vocabulary, beside that over the labels

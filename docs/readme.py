@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
-from benchmarks import banking77, base_outcomes, public, result  # noqa: E402
+from benchmarks import banking77, base_outcomes, result  # noqa: E402
 from benchmarks import demo as demo_benchmark  # noqa: E402
 from slmctl import config  # noqa: E402
 from slmctl.cli.main import cli  # noqa: E402
@@ -86,7 +86,6 @@ def filled(text: str) -> str:
         ("help", help_text),
         ("standings", result.standings),
         ("goals", result.goals),
-        ("public", public.table),
         ("banking77", banking77.table),
         ("bases", lambda: base_outcomes.table(base_outcomes.read())),
     ):

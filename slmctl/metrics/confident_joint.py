@@ -63,7 +63,7 @@ def find(chances: Floats, labels: Indices) -> LabelErrors:
 
     Their number is the share off the diagonal of the confident joint, of the rows of each label. They are those whose
     own label is least likely beside the likeliest one. The paper orders by the difference of the two probabilities;
-    by their ratio more of the errors come first (benchmarks/wheel_suspects.py).
+    by their ratio more of the errors come first (benchmarks/README.md).
 
     `chances` are (n, labels) probabilities of a model that was not trained on the row.
     """

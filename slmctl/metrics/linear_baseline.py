@@ -138,7 +138,7 @@ def most_frequent(labels: Sequence[str]) -> str:
 
 def fit(
     texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str],
-    strengths: Sequence[float] = STRENGTHS, runs: bool = True, several: tuple[str, ...] = (),
+    strengths: Sequence[float] = STRENGTHS, several: tuple[str, ...] = (),
 ) -> LinearModel:  # fmt: skip
     """TF-IDF of words, word pairs and runs of characters with logistic regression.
 
@@ -150,13 +150,12 @@ def fit(
         texts, labels: The rows to train on.
         choosing, chosen: Texts and labels of the rows that choose the regularisation.
         strengths: Inverse regularisations to choose from, in the order in which they are tried.
-        runs: Whether runs of characters are features.
         several: The labels of which a row has several; `labels` and `chosen` are their sets as JSON lists. Each label
             has a model of its own, against the rest.
     """
     common, kinds = most_frequent(labels), len(several or set(labels))
     work = 4 * sum(map(len, texts)) * kinds  # products of a pass
-    if kinds < 2 or (made := _vectorized(texts, runs=runs and work <= RUN_WORK)) is None:
+    if kinds < 2 or (made := _vectorized(texts, runs=work <= RUN_WORK)) is None:
         return LinearModel(common)
     vectorizer, rows = made
     rows, solver = _solver(rows, kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
