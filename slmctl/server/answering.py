@@ -14,16 +14,18 @@ from starlette.responses import JSONResponse, Response
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
-from slmctl.server import api_forms, collecting, decision_replies, decision_requests, openai_replies
+from slmctl.server import collecting
 from slmctl.server.api_keys import Key
 from slmctl.server.collecting import NO_POLICY
 from slmctl.server.event_stream import EventStream
+from slmctl.server.forms import decisions, reading
+from slmctl.server.forms.decisions import DecisionForm
+from slmctl.server.forms.request import CheckedRequest, Form
 from slmctl.server.gateway import Gateway
 from slmctl.server.observed import Note
-from slmctl.server.openai_requests import CheckedRequest
 from slmctl.server.rate_limits import HeldPlace
 from slmctl.server.refusals import ROUTE, route_header
-from slmctl.server.request_errors import RequestError, kind_of
+from slmctl.server.request_errors import RequestError, error_body, kind_of
 from slmctl.server.request_run import Exchange
 from slmctl.server.routed import LocalAnswer, Routed
 from slmctl.server.router import Router
@@ -32,51 +34,49 @@ from slmctl.server.running_model import RunningModel
 SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client that reads slowly
 
 
-async def answer(gateway: Gateway, http: HttpRequest, kind: str) -> Response:
-    """Answer `/v1/chat/completions` (`chat`), `/v1/completions` (`text`) or `/v1/responses` (`response`)."""
+async def answer(gateway: Gateway, http: HttpRequest, form: Form) -> Response:
+    """Answer a request in the form of its API."""
     key, body = await gateway.read(http)
     with contextlib.ExitStack() as held:
         place = held.enter_context(gateway.limits.place(key))
         exchange = held.enter_context(gateway.exchange(http))
-        request = await _accepted(gateway, http, kind, key, body, exchange, place, held)
+        request = await _accepted(gateway, http, form, key, body, exchange, place, held)
     return await request.respond()
 
 
-async def decide(gateway: Gateway, http: HttpRequest, kind: str) -> Response:
-    """Answer `/v1/decisions` (`decision`) or `/v1/systemone` (`systemone`), one model after another.
+async def decide(gateway: Gateway, http: HttpRequest, form: DecisionForm) -> Response:
+    """Answer typed questions, one model after another.
 
     No model is held while another is awaited, which may need its memory.
     """
     key, body = await gateway.read(http)
     find, models = functools.partial(gateway.fleet.find, key=key), gateway.fleet.models(key)
-    parts = decision_requests.by_model(body, kind, models, lambda name: find(name)[1].name)
+    parts = decisions.by_model(body, form, models, lambda name: find(name)[1].name)
     for part in parts if len(parts) > 1 else ():  # before any is asked
         _, model = find(part.body["model"])
-        decision_requests.read(part.body, kind, model.name, model.task)
+        decisions.read_questions(part.body, form, model.name, model.task)
     bodies, responses = list[JsonObject](), list[Response]()
     with contextlib.ExitStack() as held:
         place = held.enter_context(gateway.limits.place(key))
         exchange = held.enter_context(gateway.exchange(http))
         for number, part in enumerate(parts):
             with contextlib.ExitStack() as own:
-                request = await _accepted(gateway, http, kind, key, part.body, exchange, place, own, number)
+                request = await _accepted(gateway, http, form, key, part.body, exchange, place, own, number)
             responses.append(await request.respond())
             bodies.append(request.body)
     first, *others = responses
-    return (
-        JSONResponse(decision_replies.merged(parts, bodies), headers={ROUTE: first.headers[ROUTE]}) if others else first
-    )
+    return JSONResponse(decisions.merged(parts, bodies), headers={ROUTE: first.headers[ROUTE]}) if others else first
 
 
 async def _accepted(
-    gateway: Gateway, http: HttpRequest, kind: str, key: Key, body: JsonObject, exchange: Exchange, place: HeldPlace,
+    gateway: Gateway, http: HttpRequest, form: Form, key: Key, body: JsonObject, exchange: Exchange, place: HeldPlace,
     held: contextlib.ExitStack, number: int = 0,
 ) -> _Request:  # fmt: skip
     """A request that has been checked, with its model and all that `held` holds, which it frees when it is closed."""
     name, model = gateway.fleet.find(body.get("model"), key)
     running = await gateway.lease(name, exchange)
     held.callback(gateway.fleet.give_back, running)
-    checked = await gateway.checked(body, kind, model.name, running)
+    checked = await gateway.checked(body, form, model.name, running)
     place.widen(len(checked.requests))
     return _Request(gateway, checked, running, http, exchange, place, held.pop_all().close, number)
 
@@ -163,7 +163,7 @@ class _Request:
     def _json(self) -> Response:
         choices = self.exchange.choices
         extras = [self._extra(choice.last) for choice in choices]
-        self.body = api_forms.whole(self.checked, choices, extras, self.running.backend.build, self.name)
+        self.body = reading.whole(self.checked, choices, extras, self.running.backend.build, self.name)
         self.close()
         return JSONResponse(self.body, headers=self._headers())
 
@@ -174,7 +174,7 @@ class _Request:
 
     async def _parts(self, seen: deque[tuple[int, Event]]) -> AsyncGenerator[bytes, None]:
         """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
-        stream = api_forms.stream(self.checked, self.running.backend.build, self.name)
+        stream = reading.stream(self.checked, self.running.backend.build, self.name)
         part = stream.opening()
         try:
             while seen or self.exchange.running:
@@ -186,7 +186,7 @@ class _Request:
                     part += stream.end(index, event, self._extra(event))
         except RequestError as error:
             self.close(error.code)
-            body = openai_replies.error(error.message, kind_of(error.status), code=error.code, request_id=self.note.id)
+            body = error_body(error.message, kind_of(error.status), code=error.code, request_id=self.note.id)
             yield part + stream.failed(body)
             return
         part += stream.ending([choice.last for choice in self.exchange.choices])
@@ -199,10 +199,10 @@ class _Request:
             "route": self.route, "reason": self.reason, "model": self.name, "seconds": self.note.seconds
         }  # fmt: skip
         if self.name == self.checked.model.name:  # no general model: it has neither a version nor a file here
-            who |= openai_replies.release(self.checked.model)
+            who |= self.checked.model.release
         if self.routed is not None and self.routed.p_correct is not None:
             who["p_correct"] = self.routed.p_correct
-        return openai_replies.facts(self.checked, event) | who
+        return self.checked.facts(event) | who
 
     def _headers(self) -> dict[str, str]:
         return {ROUTE: route_header(self.route, self.reason)}
@@ -229,7 +229,7 @@ class _Request:
         """Count a whole answer, and have it collected."""
         metrics, name, choices = self.gateway.metrics, self.checked.model.name, self.exchange.choices
         lasts = [choice.last for choice in choices]
-        used = openai_replies.usage(self.checked, lasts)
+        used = self.checked.usage(lasts)
         metrics.answers.labels(name, self.route, self.reason).inc()
         metrics.tokens.labels(name, "prompt").inc(used["prompt_tokens"])
         metrics.tokens.labels(name, "answer").inc(used["completion_tokens"])

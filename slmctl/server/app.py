@@ -13,8 +13,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from slmctl.server import answering, decision_requests, feedback, model_list, page, refusals
+from slmctl.server import answering, feedback, model_list, page, refusals
 from slmctl.server.fleet import Fleet
+from slmctl.server.forms import FORMS
+from slmctl.server.forms.decisions import DecisionForm
+from slmctl.server.forms.request import Form
 from slmctl.server.gateway import Gateway
 from slmctl.server.log import Log
 from slmctl.server.observed import REQUEST_ID, Observed
@@ -31,11 +34,7 @@ def application(fleet: Fleet, log: Log) -> Starlette:
     gateway = Gateway(fleet, log)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", _answers("chat"), methods=["POST"]),
-            Route("/v1/completions", _answers("text"), methods=["POST"]),
-            Route("/v1/responses", _answers("response"), methods=["POST"]),
-            Route("/v1/decisions", _answers("decision"), methods=["POST"]),
-            Route("/v1/systemone", _answers("systemone"), methods=["POST"]),
+            *(Route(form.path, _answers(form), methods=["POST"]) for form in FORMS),
             Route("/v1/feedback", feedback.take, methods=["POST"]),
             *model_list.routes(),
             Route("/healthz", _health),
@@ -55,11 +54,12 @@ def application(fleet: Fleet, log: Log) -> Starlette:
     return app
 
 
-def _answers(kind: str) -> Callable[[HttpRequest], Awaitable[Response]]:
-    way = answering.decide if kind in decision_requests.PLACES else answering.answer
-
+def _answers(form: Form) -> Callable[[HttpRequest], Awaitable[Response]]:
     async def answer(http: HttpRequest) -> Response:
-        return await way(http.app.state.gateway, http, kind)
+        gateway: Gateway = http.app.state.gateway
+        if isinstance(form, DecisionForm):
+            return await answering.decide(gateway, http, form)
+        return await answering.answer(gateway, http, form)
 
     return answer
 

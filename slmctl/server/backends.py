@@ -15,10 +15,10 @@ from slmctl.inference.engine import Answering, EngineError, Request
 from slmctl.inference.events import Event
 from slmctl.network.endpoint_replies import EndpointError, StreamedReply
 from slmctl.network.openai_client import EXTENSIONS, EndpointClient, EndpointRequest, constraint
-from slmctl.server.client_schemas import satisfies
+from slmctl.server.forms.client_schemas import satisfies
+from slmctl.server.forms.request import CheckedRequest
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai_requests import CheckedRequest
 
 Put = Callable[[Event], None]
 Cancel = Callable[[], object]

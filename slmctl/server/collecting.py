@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from slmctl.production.collector import Collector, stamp
 from slmctl.production.records import CollectedRow
-from slmctl.server.openai_replies import LABELS, ReplyChoice
-from slmctl.server.openai_requests import CheckedRequest
+from slmctl.server.forms.request import LABELS, CheckedRequest, ReplyChoice
 from slmctl.server.routed import Routed
 
 NO_POLICY = "no-policy"  # the reason where nothing decides who answers
@@ -50,15 +49,12 @@ def hand_over(
 
 def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Routed | None, id: str) -> CollectedRow:
     """One answer as a line; how it was chosen is not known yet."""
-    sent = checked.sent
-    if checked.kind == "text":  # every prompt is a conversation of its own
-        sent = (sent[index * len(sent) // len(checked.requests)],)
     kept = checked.model.task.kept  # a call in one form, whatever the model writes
     escalated, answer = routed is not None and routed.route != "local", kept(choice.text)
     return CollectedRow(
         id=id,
         time=stamp(),
-        messages=[dict(message) for message in sent],
+        messages=[dict(message) for message in checked.conversation(index)],
         answer=answer,
         digest=checked.model.digest,
         model=checked.model.name,

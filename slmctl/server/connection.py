@@ -16,8 +16,8 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from slmctl.server import openai_replies
 from slmctl.server.observed import REQUEST_ID
+from slmctl.server.request_errors import error_body
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
 MAX_FRAMING = 64 << 10  # bytes of chunk headers, chunk extensions and trailers of one body
@@ -208,7 +208,7 @@ class BoundedConnection(HttpToolsProtocol):
             return
         if not self.pipeline and (self._idle or not self.cycle.response_started):
             request_id = secrets.token_hex(12)
-            body = json.dumps(openai_replies.error(message, "invalid_request_error", request_id=request_id)).encode()
+            body = json.dumps(error_body(message, "invalid_request_error", request_id=request_id)).encode()
             head = (
                 f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
                 f"{REQUEST_ID}: {request_id}\r\n"

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 
 from slmctl.errors import DataError
 from slmctl.production.collector import MOST_WORDS, Collector
-from slmctl.server import openai_requests
 from slmctl.server.api_keys import Key
+from slmctl.server.forms.request import read_body
 from slmctl.server.gateway import Gateway
 from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.request_errors import RequestError
@@ -44,7 +44,7 @@ async def take(http: HttpRequest) -> Response:
 
 async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key: Key) -> Response:
     """Check a word and write it down; see `take`."""
-    id, ok, answer = _read(openai_requests.read(await gateway.body_of(http)))
+    id, ok, answer = _read(read_body(await gateway.body_of(http)))
     answered = await asyncio.to_thread(collector.find, id)
     if answered is None or not key.may_ask(answered.model):
         raise HTTPException(404, f"request '{id}' was not answered here lately")

@@ -20,9 +20,9 @@ from slmctl.console import size
 from slmctl.errors import FullError, SlmctlError, UsageError
 from slmctl.production.collector import Collector
 from slmctl.server.api_keys import Key, KeyRing
+from slmctl.server.forms.request import ServedModel
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics, Samples
-from slmctl.server.openai_requests import ServedModel
 from slmctl.server.request_errors import RequestError
 from slmctl.server.routed import Escalation
 from slmctl.server.running_model import Release, RunningModel

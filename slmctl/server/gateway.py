@@ -13,13 +13,12 @@ from starlette.requests import Request as HttpRequest
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.production import collector
-from slmctl.server import openai_requests
 from slmctl.server.api_keys import Key
 from slmctl.server.backends import Backend
 from slmctl.server.fleet import Fleet
+from slmctl.server.forms.request import CheckedRequest, Form, read_body
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai_requests import CheckedRequest
 from slmctl.server.rate_limits import ANYBODY, Limits
 from slmctl.server.request_errors import RequestError
 from slmctl.server.request_run import Exchange
@@ -79,7 +78,7 @@ class Gateway:
         self.limits.count(key)
         if self.stopping:
             raise RequestError("the server is being stopped", status=503, code="server_stopping")
-        return key, openai_requests.read(await self.body_of(http))
+        return key, read_body(await self.body_of(http))
 
     async def body_of(self, http: HttpRequest) -> bytes:
         """The body of a request, within the limits on its size and time."""
@@ -124,7 +123,7 @@ class Gateway:
                 error.message = f"model '{name}' was not loaded within {self.settings.answer_timeout_s:g} s"
             raise
 
-    async def checked(self, body: JsonObject, kind: str, name: str, running: RunningModel) -> CheckedRequest:
+    async def checked(self, body: JsonObject, form: Form, name: str, running: RunningModel) -> CheckedRequest:
         """A request as a running model is asked it: the model of that name, or the default one.
 
         Raises:
@@ -132,7 +131,7 @@ class Gateway:
         """
         model = running.models.get(name) or running.default
         # in a thread: the release's chat template renders the prompt
-        checked = await asyncio.to_thread(openai_requests.check, body, kind, model, self.settings)
+        checked = await asyncio.to_thread(form.read, body, model, self.settings)
         router = running.router_of(model)
         if len(checked.requests) > 1 and router is not None and router.judges(checked):
             raise RequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")

@@ -9,7 +9,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from slmctl.server import openai_replies
 from slmctl.server.api_keys import Key
 from slmctl.server.gateway import Gateway
 from slmctl.server.request_errors import RequestError
@@ -39,6 +38,6 @@ def _listed(gateway: Gateway, key: Key, name: str) -> dict[str, Any]:
     release, model = gateway.fleet.find(name, key)
     about: dict[str, Any] = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
     about |= {"tools": names} if (names := [tool.name for tool in model.task.offered()]) else {}
-    about |= openai_replies.release(model) | ({"digest": model.digest} if model.digest else {})
+    about |= model.release | ({"digest": model.digest} if model.digest else {})
     about |= {"state": gateway.fleet.state(release)} | ({"aliases": list(model.aliases)} if model.aliases else {})
     return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": about}

@@ -12,9 +12,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmctl import sensitive
-from slmctl.server import openai_replies
+from slmctl.server.forms import QUESTIONS
 from slmctl.server.gateway import Gateway
-from slmctl.server.refusals import QUESTIONS, unanswered
+from slmctl.server.refusals import unanswered
+from slmctl.server.request_errors import error_body
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 COUNTED = (*QUESTIONS, "/v1/models", "/v1/feedback", "/healthz", "/readyz", "/metrics")
@@ -65,7 +66,7 @@ class Observed:
         try:
             if self._hosts and _hostname(headers.get(b"host", b"localhost")) not in self._hosts:
                 # a web page whose name was made to stand for this machine
-                body = openai_replies.error(
+                body = error_body(
                     "this server is asked without a key, and so by the names of the loopback alone",
                     "invalid_request_error", request_id=note.id,
                 )  # fmt: skip

@@ -8,16 +8,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from slmctl.server import openai_replies
-from slmctl.server.request_errors import RequestError, kind_of
+from slmctl.server.forms import QUESTIONS
+from slmctl.server.request_errors import RequestError, error_body, kind_of
 
 LONGEST_ERROR = 1000  # characters of an error's message
 ROUTE = "x-slmctl-route"
-# Paths of questions, each with the option that holds the question.
-QUESTIONS = {
-    "/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/responses": "input",
-    "/v1/decisions": "input", "/v1/systemone": "state",
-}  # fmt: skip
 
 
 def route_header(route: str, reason: str) -> str:
@@ -57,7 +52,7 @@ def _refusal(
 ) -> Response:
     message = message[:LONGEST_ERROR]  # it may name what the client has sent
     http.state.note.fields["error"] = message
-    body = openai_replies.error(message, kind_of(status), param, code, http.state.note.id)
+    body = error_body(message, kind_of(status), param, code, http.state.note.id)
     route = unanswered(http.scope["path"], status)
     return JSONResponse(body, status_code=status, headers={**route, **(headers or {})})
 

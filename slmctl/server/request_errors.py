@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
 class RequestError(Exception):
@@ -29,3 +30,9 @@ def kind_of(status: int) -> str:
     if status == 429:
         return "rate_limit_error"
     return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def error_body(message: str, kind: str, param: str = "", code: str = "", request_id: str = "") -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    fields = {"message": message, "type": kind, "param": param or None, "code": code or None}
+    return {"error": fields | ({"request_id": request_id} if request_id else {})}

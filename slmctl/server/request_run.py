@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from slmctl.inference.events import Event
 from slmctl.server.backends import Backend, Cancel
-from slmctl.server.openai_replies import ReplyChoice
-from slmctl.server.openai_requests import CheckedRequest
+from slmctl.server.forms.request import CheckedRequest, ReplyChoice
 from slmctl.server.request_errors import RequestError
 
 T = TypeVar("T")

@@ -22,12 +22,12 @@ from slmctl.errors import DataError
 from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.network.endpoint_replies import Reply
 from slmctl.sensitive import conversation_veto, search_process
-from slmctl.server.client_schemas import satisfies
+from slmctl.server.forms.client_schemas import satisfies
+from slmctl.server.forms.request import CheckedRequest
+from slmctl.server.forms.tool_requests import Offer
 from slmctl.server.generalist import GeneralistError
 from slmctl.server.log import Log
-from slmctl.server.openai_requests import CheckedRequest
 from slmctl.server.routed import Escalation, LocalAnswer, Routed
-from slmctl.server.tool_requests import Offer
 from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from slmctl.server.backends import Backend
-from slmctl.server.openai_requests import ServedModel
+from slmctl.server.forms.request import ServedModel
 from slmctl.server.router import Router
 
 

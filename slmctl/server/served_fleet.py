@@ -28,7 +28,7 @@ from slmctl.releases import registry
 from slmctl.server.api_keys import KeyRing
 from slmctl.server.backends import EndpointEngine, LocalEngine
 from slmctl.server.fleet import Fleet
-from slmctl.server.openai_requests import ServedModel
+from slmctl.server.forms.request import ServedModel
 from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.routed import Escalation
 from slmctl.server.router import Router

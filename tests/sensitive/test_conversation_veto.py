@@ -15,7 +15,9 @@ from slmctl.config import GeneralistConfig as Settings
 from slmctl.config import ServeConfig
 from slmctl.inference.escalation_policy import Policy
 from slmctl.sensitive import conversation_veto
-from slmctl.server import openai_requests, router
+from slmctl.server import router
+from slmctl.server.forms.chat import CHAT
+from slmctl.server.forms.request import CheckedRequest, ServedModel, read_body
 from slmctl.server.generalist import Generalist
 from slmctl.server.routed import Escalation
 from slmctl.server.router import Router
@@ -28,7 +30,7 @@ UNSURE = Policy("f" * 64, TASK.digest, "generate", "the same words", "", {"mean"
                 0.0, ((-1.0, 0.1),), 0.0)  # fmt: skip
 EVENT = {"text": "from here", "finish": "stop", "prompt_tokens": 1, "completion_tokens": 1, "confidence": 0.1,
          "logprobs": [-3.0]}  # fmt: skip
-MODEL = openai_requests.ServedModel("small", TASK)
+MODEL = ServedModel("small", TASK)
 ALL = disguises.MUTATIONS | disguises.MORE
 
 
@@ -51,8 +53,7 @@ def routed(
         router = Router(UNSURE, TASK, "small", Escalation(Generalist(Settings(url=fake.url, model="large", **more))))
         try:
             asked = [
-                openai_requests.CheckedRequest("chat", MODEL, (), (), tuple(messages), {}, unread=unread)
-                for messages in conversations
+                CheckedRequest(CHAT, MODEL, (), (), tuple(messages), {}, unread=unread) for messages in conversations
             ]
             return [await router.route(checked, {}, local) for checked in asked]
         finally:
@@ -99,7 +100,7 @@ def test_message_with_more_than_its_text_is_a_doubt(extra: dict[str, Any]) -> No
     turns = [{"role": "assistant", "content": "Yes?", **extra}, {"role": "user", "content": "go on"}]
     assert conversation_veto.clear(turns).reason == "doubt"
     body = json.dumps({"messages": turns}).encode()
-    checked = openai_requests.check(openai_requests.read(body), "chat", MODEL, ServeConfig(context_length=4096))
+    checked = CHAT.read(read_body(body), MODEL, ServeConfig(context_length=4096))
     assert checked.unread == tuple(extra)
 
 

@@ -19,8 +19,9 @@ from slmctl.errors import NetworkError
 from slmctl.inference.events import Event
 from slmctl.network.endpoint_replies import Delta
 from slmctl.network.openai_client import EndpointClient
-from slmctl.server import openai_requests
 from slmctl.server.backends import EndpointEngine
+from slmctl.server.forms.chat import CHAT
+from slmctl.server.forms.request import ServedModel
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 
@@ -121,8 +122,8 @@ def test_whatever_goes_wrong_is_told_at_once(error: Exception, monkeypatch: pyte
         monkeypatch.setattr(EndpointClient, "stream", fail)
         backend = EndpointEngine("http://127.0.0.1:9/v1", "large", None, 1)
         backend.start(Log(), Metrics())
-        model = openai_requests.ServedModel("desk", GENERATE)
-        asked = openai_requests.check({"messages": chat("hello")}, "chat", model, ServeConfig())
+        model = ServedModel("desk", GENERATE)
+        asked = CHAT.read({"messages": chat("hello")}, model, ServeConfig())
         events: asyncio.Queue[Event] = asyncio.Queue()
         backend.begin(asked, 0, events.put_nowait)
         event = await asyncio.wait_for(events.get(), 10)

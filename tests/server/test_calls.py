@@ -25,9 +25,9 @@ from slmctl.config import ServeConfig
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
 from slmctl.production.records import CollectedRow, Feedback
-from slmctl.server import openai_requests
-from slmctl.server.call_reader import CallReader
-from slmctl.server.openai_requests import ServedModel
+from slmctl.server.forms.call_reader import CallReader
+from slmctl.server.forms.chat import CHAT
+from slmctl.server.forms.request import ServedModel
 from slmctl.task.tool_calls import NO_CALL, CallForm, ToolCall, read_answer
 
 ROOM: dict[str, Any] = {
@@ -297,7 +297,7 @@ def test_a_form_with_control_tokens_is_shown_without_them() -> None:
     form = CallForm("<|im_start|> ", " <s>", "<|im_start|>", control=("<|im_start|>", "<s>"))
     model = ServedModel("errands", dataclasses.replace(TASKS["errands"], call_form=form))
     body = {**ASK, "model": "errands", "tool_choice": NAMED}
-    checked = openai_requests.check(body, "chat", model, ServeConfig(max_tokens=64))
+    checked = CHAT.read(body, model, ServeConfig(max_tokens=64))
     with Engine(KEPT, sequences=1, context=1024, threads=1) as engine:
         answer = engine.ask(checked.requests[0])
     parts = [*(reader := CallReader(checked.model.task.form)).feed(answer.text), *reader.close()]

@@ -15,9 +15,9 @@ from slmctl.config import GeneralistConfig as Settings
 from slmctl.config import ServeConfig
 from slmctl.inference.escalation_policy import Policy
 from slmctl.sensitive import conversation_veto
-from slmctl.server import openai_requests
+from slmctl.server.forms.chat import CHAT
+from slmctl.server.forms.request import CheckedRequest, ServedModel, read_body
 from slmctl.server.generalist import Generalist
-from slmctl.server.openai_requests import CheckedRequest, ServedModel
 from slmctl.server.routed import Escalation, Routed
 from slmctl.server.router import Router
 from slmctl.task.tool_calls import NO_CALL, ToolCall
@@ -32,8 +32,8 @@ ASKED: list[dict[str, Any]] = [{"role": "user", "content": "where is order A-2"}
 
 
 def checked(messages: list[dict[str, Any]], **more: Any) -> CheckedRequest:
-    body = openai_requests.read(json.dumps({"messages": messages, **more}).encode())
-    return openai_requests.check(body, "chat", ServedModel("errands", TASK), ServeConfig(context_length=4000))
+    body = read_body(json.dumps({"messages": messages, **more}).encode())
+    return CHAT.read(body, ServedModel("errands", TASK), ServeConfig(context_length=4000))
 
 
 def calls(*called: tuple[str, Any]) -> Turn:

@@ -22,9 +22,9 @@ from slmctl.model_files import memory
 from slmctl.server.api_keys import Key
 from slmctl.server.backends import Backend
 from slmctl.server.fleet import Fleet
+from slmctl.server.forms.request import ServedModel
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai_requests import ServedModel
 from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.request_errors import RequestError
 from slmctl.server.running_model import Release, RunningModel

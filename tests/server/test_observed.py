@@ -19,10 +19,11 @@ from support.servers import settles
 from support.serving import GENERATE, chat
 
 from slmctl.config import ServeConfig
-from slmctl.server import api_keys, openai_requests
+from slmctl.server import api_keys
 from slmctl.server.app import application
 from slmctl.server.backends import Backend
 from slmctl.server.fleet import Fleet
+from slmctl.server.forms.request import ServedModel
 from slmctl.server.running_model import Release, RunningModel
 
 ORIGIN = "https://desk.example"
@@ -139,7 +140,7 @@ class Broken:
 
 
 def test_a_fault_of_the_servers_own_is_observed_too() -> None:
-    models, log = {"desk": openai_requests.ServedModel("desk", GENERATE)}, KeptLog()
+    models, log = {"desk": ServedModel("desk", GENERATE)}, KeptLog()
     release = Release("desk", "", models, 0, lambda: RunningModel(cast(Backend, Broken()), models), pin=True)
     fleet = Fleet([release], ServeConfig(cors_origins=[ORIGIN]))
     fleet.load_pinned()

@@ -31,9 +31,10 @@ from slmctl.pipeline import model_lookup
 from slmctl.sensitive import conversation_veto
 from slmctl.server import generalist as module
 from slmctl.server import routed, router
+from slmctl.server.forms.chat import CHAT
+from slmctl.server.forms.request import CheckedRequest, ServedModel
 from slmctl.server.generalist import Breaker, Generalist
 from slmctl.server.log import Log
-from slmctl.server.openai_requests import CheckedRequest, ServedModel
 from slmctl.server.routed import Escalation, LocalAnswer, Routed
 from slmctl.server.router import Router
 from slmctl.task.contract import Task
@@ -125,7 +126,7 @@ async def route(
             raise given
         return cast(LocalAnswer, given or event())
 
-    checked = CheckedRequest("chat", ServedModel("small", found.task), (), (), tuple(messages), options)
+    checked = CheckedRequest(CHAT, ServedModel("small", found.task), (), (), tuple(messages), options)
     return await found.route(checked, headers or {}, local, ends_at=ends_at, request=request, log=TOLD)
 
 

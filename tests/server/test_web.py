@@ -23,7 +23,7 @@ from support.reported import HOSTILE
 
 from slmctl.config import CollectConfig, ServeConfig
 from slmctl.server import page, routed
-from slmctl.server.openai_requests import ServedModel
+from slmctl.server.forms.request import ServedModel
 from slmctl.task.contract import Task
 
 # what a terminal or a browser obeys in a text: control characters, and those that turn the direction of writing

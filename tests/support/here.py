@@ -24,8 +24,8 @@ from slmctl.server.api_keys import KeyRing
 from slmctl.server.app import application
 from slmctl.server.backends import EndpointEngine, LocalEngine
 from slmctl.server.fleet import Fleet
+from slmctl.server.forms.request import ServedModel
 from slmctl.server.gateway import Gateway
-from slmctl.server.openai_requests import ServedModel
 from slmctl.server.routed import Escalation
 from slmctl.server.router import Router
 from slmctl.server.running_model import Release, RunningModel

@@ -13,7 +13,9 @@ from support import tiny
 from slmctl.cli import terminal_chat
 from slmctl.config import ServeConfig
 from slmctl.inference.engine import Request
-from slmctl.server import openai_requests
+from slmctl.server.forms.chat import CHAT
+from slmctl.server.forms.request import ServedModel
+from slmctl.server.forms.text import TEXT
 from slmctl.stages.predict import prompts
 from slmctl.task import cleaning, html_text, mail_text
 from slmctl.task.cleaning import Replacement
@@ -191,9 +193,9 @@ def test_every_way_in_asks_what_was_trained() -> None:
     raw, expected = "<p>hello</p><p>Best regards<br>Ann</p>", task.prompt(task.messages("hello"))
     assert prompts.prompt(task, raw).text == expected
 
-    model = openai_requests.ServedModel("desk", task)
-    for kind, body in (("chat", {"messages": [{"role": "user", "content": raw}]}), ("text", {"prompt": raw})):
-        checked = openai_requests.check(body, kind, model, ServeConfig())
+    model = ServedModel("desk", task)
+    for form, body in ((CHAT, {"messages": [{"role": "user", "content": raw}]}), (TEXT, {"prompt": raw})):
+        checked = form.read(body, model, ServeConfig())
         assert [request.prompt for request in checked.requests] == [expected]
         assert checked.sent[0]["content"] == raw  # a general model beside it gets what the client sent
 

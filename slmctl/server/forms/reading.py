@@ -1,4 +1,4 @@
-"""Answers in the form of the API that was asked: whole, or as a stream."""
+"""Answers as a client is shown them, whole or as a stream: calls and labels are read before they are written."""
 
 from __future__ import annotations
 
@@ -9,32 +9,8 @@ from typing import Protocol
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.events import Event, TokenInfo
-from slmctl.server import decision_replies, openai_replies, responses_replies
-from slmctl.server.call_reader import CallReader, Part
-from slmctl.server.openai_replies import ReplyChoice
-from slmctl.server.openai_requests import CheckedRequest
-
-
-class AnswerStream(Protocol):
-    """A streamed answer, as server-sent events."""
-
-    def opening(self) -> bytes:
-        """The beginning, before the first piece of any choice."""
-
-    def call(self, index: int, name: str) -> bytes:
-        """The function that a choice calls; its pieces from then on are the arguments."""
-
-    def piece(self, index: int, event: Event) -> bytes:
-        """A piece of one choice."""
-
-    def end(self, index: int, event: Event, extra: JsonObject) -> bytes:
-        """The end of one choice, with `extra` of slmctl's own, and tokens that had no piece."""
-
-    def ending(self, lasts: Sequence[Event]) -> bytes:
-        """The end of the whole, with the event that ended each choice."""
-
-    def failed(self, error: JsonObject) -> bytes:
-        """The error that ends a stream in place of `ending`."""
+from slmctl.server.forms.call_reader import CallReader, Part
+from slmctl.server.forms.request import AnswerStream, CheckedRequest, ReplyChoice, WholeReply
 
 
 def whole(
@@ -42,20 +18,12 @@ def whole(
 ) -> JsonObject:
     """The body of an answer that is not streamed, by the model `name`; `extras` is what slmctl adds to each choice."""
     shown = [_shown(checked, choice) for choice in choices]
-    if checked.kind == "response":
-        return responses_replies.whole(checked, shown[0], extras[0], name)
-    if checked.questions:
-        return decision_replies.whole(checked, shown[0], extras[0], name)
-    return openai_replies.whole(checked, shown, extras, build, name)
+    return checked.form.whole(WholeReply(checked, shown, extras, build, name))
 
 
 def stream(checked: CheckedRequest, build: str, name: str) -> AnswerStream:
     """The answer as a stream, by the model `name`."""
-    form: AnswerStream = (
-        responses_replies.ResponseStream(checked, name)
-        if checked.kind == "response"
-        else openai_replies.Stream(checked, build, name)
-    )
+    form = checked.form.stream(checked, build, name)
     return form if _reader(checked) is None else _InParts(form, checked)
 
 

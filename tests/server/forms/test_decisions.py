@@ -20,8 +20,9 @@ from support.servers import settles
 from slmctl.config import CollectConfig, GeneralistConfig, ServeConfig
 from slmctl.inference.escalation_policy import Policy
 from slmctl.production.records import CollectedRow, collected_files
-from slmctl.server import api_keys, decision_requests
+from slmctl.server import api_keys
 from slmctl.server.backends import LocalEngine
+from slmctl.server.forms import decisions
 from slmctl.server.generalist import Generalist
 from slmctl.server.request_errors import RequestError
 from slmctl.server.routed import Escalation
@@ -170,7 +171,7 @@ def test_the_label_that_means_true(labels: tuple[str, str], instructions: str, t
     body = {"questions": {"q": {"type": "noul", "instructions": instructions}}}
     found = contextlib.nullcontext() if true else pytest.raises(RequestError, match=r"name one of '.*' and '.*' in it")
     with found:
-        (question,) = decision_requests.read(body, "systemone", "m", task("classify", *labels))
+        (question,) = decisions.read_questions(body, decisions.SYSTEM_ONE, "m", task("classify", *labels))
         assert question.labels == (true, next(label for label in labels if label != true))
 
 

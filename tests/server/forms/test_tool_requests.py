@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slmctl.server import responses_requests, tool_requests
+from slmctl.server.forms import responses, tool_requests
 from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
 from slmctl.task.tool_calls import NO_CALL
@@ -112,7 +112,7 @@ def test_tool_calls_that_are_no_list_before_an_item_that_is_a_call_are_refused()
     for calls in ("abc", 0, {"a": 1}):
         turns = [{"role": "assistant", "content": "x", "tool_calls": calls}, call]
         with pytest.raises(RequestError, match=r"before input\[1\] has tool_calls that are no list"):
-            responses_requests.as_chat({"input": turns}, calls=True)
+            responses.as_chat({"input": turns}, calls=True)
 
 
 def test_calls_of_the_history_are_read_with_their_results() -> None:

@@ -1,7 +1,7 @@
-"""The options that clients send, in one table for every path: read, without effect on the answers of a task, refused.
+"""The options that clients send, by what they do to an answer: read, without effect, refused.
 
 An option of OpenAI's that changes no answer here is left out and listed in `ignored`; one that would change it is
-refused by its name, and so is one that is not in this table.
+refused by its name, and so is one that is not known. Each form names the options that it reads.
 """
 
 from __future__ import annotations
@@ -13,17 +13,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
 
-_EVERYWHERE = {"model", "stream", "stream_options", "temperature", "top_p"}
-_COMPLETIONS = _EVERYWHERE | {"max_tokens", "seed", "stop", "n", "logprobs"}
-READ = {  # by the kind of request
-    "chat": _COMPLETIONS
-    | {"messages", "max_completion_tokens", "top_logprobs", "response_format", "structured_outputs", "tools"},
-    "text": _COMPLETIONS | {"prompt"},
-    "response": _EVERYWHERE
-    | {"input", "instructions", "max_output_tokens", "include", "text", "top_logprobs", "tools"},
-    "decision": {"model", "input", "questions"},
-    "systemone": {"model", "state", "questions"},
-}
+EVERYWHERE = frozenset({"model", "stream", "stream_options", "temperature", "top_p"})  # read where a text is written
 # Values that ask for nothing: clients send them by default.
 NEUTRAL: JsonObject = {
     "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False, "best_of": 1, "suffix": "",
@@ -82,22 +72,23 @@ class SortedOptions:
     function: Function | None
 
 
-def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
+def sort(body: JsonObject, readable: frozenset[str], task: Task, *, calls: bool) -> SortedOptions:
     """Sort the options of a request by what they do to an answer of a task.
 
     Args:
         body: The request, with its values of null left out.
-        kind: `chat`, `text` (completions), `response`, `decision` or `systemone`.
+        readable: Those that the form reads.
         task: The contract of the model that is asked.
+        calls: The answers of the form may call functions.
 
     Raises:
         RequestError: One of them is not supported; it is named.
     """
     options = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
-    calls = task.rules.calls and kind != "text"
+    calls = calls and task.rules.calls
     function = None if calls else forced_function(options)
     unused = set[str]() if calls else {"tool_choice"} if function is not None else _unused_tools(options)
-    readable = (READ[kind] | (CHOICE if calls else set())) - unused
+    readable = (readable | (CHOICE if calls else set())) - unused
     dropped = WITHOUT_EFFECT | unused | (PENALTIES if task.labels else set())
     read = {name: value for name, value in options.items() if name in readable}
     for name in options:
@@ -163,3 +154,21 @@ def _refused_tool(tools: Any) -> str:
     if hosted:
         return f"a tool of type '{hosted[:100]}' is run by OpenAI's own servers, and not here"
     return "this model calls none unless 'tool_choice' names the only one; 'none' leaves them out"
+
+
+def number(body: JsonObject, name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
+    """The number of an option; refuses one out of bounds."""
+    value = body.get(name, default)
+    if whole and isinstance(value, float):
+        raise RequestError(f"'{name}' must be a whole number", name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise RequestError(f"'{name}' must be a number from {low} to {high}", name)
+    return value
+
+
+def flag(body: JsonObject, name: str, param: str = "") -> bool:
+    """The truth value of an option, false where it is left out; `param` is the option at fault."""
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise RequestError(f"'{name}' must be true or false", param or name)
+    return value

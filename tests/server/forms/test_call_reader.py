@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmctl.server.call_reader import CallReader, Part
+from slmctl.server.forms.call_reader import CallReader, Part
 from slmctl.task.tool_calls import OWN, CallForm, ToolCall
 
 FORMS = {

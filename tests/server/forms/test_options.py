@@ -13,12 +13,16 @@ from support import tiny
 from support.serving import GENERATE, chat
 
 from slmctl.config import ServeConfig
-from slmctl.server import client_schemas, openai_requests, request_options
-from slmctl.server.openai_requests import CheckedRequest, ServedModel
+from slmctl.server.forms import client_schemas
+from slmctl.server.forms.chat import CHAT
+from slmctl.server.forms.request import CheckedRequest, ServedModel, read_body
+from slmctl.server.forms.responses import RESPONSES
+from slmctl.server.forms.text import TEXT
 from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
 
 LABELS = tuple(tiny.LABELS)
+FORMS = {"chat": CHAT, "text": TEXT, "response": RESPONSES}
 CLASSIFY = Task("classify", tiny.TEMPLATE, "<|im_end|>", labels=LABELS)
 EXTRACT = Task("extract", tiny.TEMPLATE, "<|im_end|>", schema=tiny.SCHEMA)
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -30,7 +34,7 @@ def check(kind: str, task: str = "classify", **options: Any) -> CheckedRequest:
     asked: dict[str, Any] = {"chat": {"messages": chat("hello")}, "text": {"prompt": "hello"},
                              "response": {"input": "hello"}}[kind]  # fmt: skip
     model = ServedModel("desk", TASKS[task])
-    return openai_requests.check({**asked, **options}, kind, model, ServeConfig(max_tokens=64))
+    return FORMS[kind].read({**asked, **options}, model, ServeConfig(max_tokens=64))
 
 
 IDLE = {"metadata": {"a": "b"}, "store": True, "user": "u", "safety_identifier": "s", "service_tier": "flex",
@@ -170,14 +174,15 @@ def test_what_a_request_cannot_have_is_refused_with_the_reason(to: str, row: tup
 )  # fmt: skip
 def test_a_body_that_is_no_json_object_in_utf_8_is_refused(raw: bytes) -> None:
     with pytest.raises(RequestError, match="JSON"):
-        openai_requests.read(raw)
+        read_body(raw)
 
 
 PLAIN = st.text(max_size=8) | st.integers() | st.none() | st.booleans() | st.floats(allow_nan=False)
 VALUES = st.recursive(
     PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
 )
-NAMES = st.sampled_from(sorted(set.union(*request_options.READ.values()) | {"tool_choice", "logit_bias"}))
+READ = {name for form in FORMS.values() for name in form.reads}
+NAMES = st.sampled_from(sorted(READ | {"tool_choice", "logit_bias"}))
 BODIES = st.dictionaries(NAMES, VALUES, max_size=5).map(lambda body: json.dumps(body).encode())
 
 
@@ -185,7 +190,7 @@ BODIES = st.dictionaries(NAMES, VALUES, max_size=5).map(lambda body: json.dumps(
 @given(kind=st.sampled_from(["chat", "text", "response"]), task=st.sampled_from(sorted(TASKS)), raw=BODIES)
 def test_any_body_is_answered_or_refused(kind: str, task: str, raw: bytes) -> None:
     with contextlib.suppress(RequestError):
-        check(kind, task, **openai_requests.read(raw))
+        check(kind, task, **read_body(raw))
 
 
 # A client's schema on a classifier

@@ -1,6 +1,6 @@
 """Tools in requests to a model that calls them: those that are offered, the choice among them, calls in the history.
 
-Everything is in the form of chat completions; `responses_requests` brings its own into it.
+Everything is in the form of chat completions; `responses` brings its own into it.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from jsonschema.exceptions import UnknownType
 from referencing.exceptions import Unresolvable
 
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.server.forms.options import Function
 from slmctl.server.request_errors import RequestError
-from slmctl.server.request_options import Function
 from slmctl.task.contract import Task
 
 SCHEMA_BYTES = 1 << 16  # of a client's own schema or choices, as JSON
