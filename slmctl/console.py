@@ -8,6 +8,7 @@ sequences first, since a terminal would obey them.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import io
 import os
@@ -316,6 +317,11 @@ def percent(share: float, digits: int = 1) -> str:
         if float(text) not in (0.0, 100.0) or share in (0.0, 1.0):
             break
     return f"{text} %"
+
+
+def timestamp(moment: datetime.datetime | None = None) -> str:
+    """A time in UTC, by default now, as files have it: `2026-11-25T09:30:00Z`."""
+    return f"{moment or datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def place(file: object, *numbers: int) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from slmctl import console
 from slmctl.errors import LockedError
 
 
@@ -31,7 +32,7 @@ def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Itera
             stream = opened.enter_context(path.open("a+"))
         stream.seek(0)
         stream.truncate()
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        since = console.timestamp()
         stream.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n" + "".join(f"{n}\n" for n in needs))
         stream.flush()
         try:

@@ -120,7 +120,7 @@ def _interruption(request: StageRequest) -> Iterator[None]:
 
 
 def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
-    started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    started, begun = console.timestamp(), time.monotonic()
     stage = request.stage
     keep = resume_folder(request)
     more = {"keep": keep} if stage.resumes else {}

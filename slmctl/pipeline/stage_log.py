@@ -46,9 +46,9 @@ def kept(request: StageRequest) -> Iterator[None]:
         yield
         return
     with log, console.recorded(log.add):
-        log.add(f"{_now()}  {request.stage.name}  {request.path.parent.name}/{request.path.name}")
+        log.add(f"{console.timestamp()}  {request.stage.name}  {request.path.parent.name}/{request.path.name}")
         yield
-        log.add(f"{_now()}  done in {console.duration(time.monotonic() - begun)}")
+        log.add(f"{console.timestamp()}  done in {console.duration(time.monotonic() - begun)}")
 
 
 def find(root: Path, named: Path | None) -> Path:
@@ -130,7 +130,3 @@ class _Log(contextlib.AbstractContextManager["_Log"]):
             with contextlib.suppress(OSError):
                 self._stream.close()
             self._stream = None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

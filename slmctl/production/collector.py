@@ -26,6 +26,7 @@ from slmctl import sensitive
 from slmctl.artifacts import json_lines
 from slmctl.artifacts.json_lines import JsonLines
 from slmctl.config import CollectConfig
+from slmctl.console import timestamp
 from slmctl.errors import SlmctlError, UsageError
 from slmctl.production.records import FEEDBACK, CollectedRow, Feedback, collected_files, last_feedback
 from slmctl.sensitive import conversation_veto
@@ -223,7 +224,7 @@ class Collector:
             written.set_result(True)
             return written
         answered.words += 1
-        line = Feedback(answered.row, _stamp(self._now()), ok, answer, key)
+        line = Feedback(answered.row, timestamp(self._now()), ok, answer, key)
 
         def remember(done: Future[bool]) -> None:
             if done.result():
@@ -399,14 +400,6 @@ class Collector:
                     self._ids.move_to_end(id, last=False)
             while len(self._ids) > IDS:
                 self._ids.popitem(last=False)
-
-
-def stamp() -> str:
-    return _stamp(datetime.datetime.now(datetime.UTC))
-
-
-def _stamp(moment: datetime.datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _is_day(text: str) -> bool:

@@ -5,11 +5,11 @@ A registry on a share that is not mounted looks like one that was never filled. 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from slmctl import console
 from slmctl.artifacts import artifact, atomic, bounded_json
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError
@@ -32,7 +32,7 @@ def record(runs: Path, release: Artifact, to: str) -> None:
     """Keep a receipt of a release that `to` holds now."""
     folder = runs / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    at = console.timestamp()
     sent = Delivery(to, str(release.metrics["project"]), str(release.metrics["version"]), release.digest, at)
     name = f"{release.digest[7:19]}-{artifact.sha256_bytes(to.encode())[7:19]}.json"
     with atomic.file(folder / name) as draft:

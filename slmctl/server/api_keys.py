@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -71,7 +70,7 @@ def add(
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is no name for a key", hint="letters, digits, '.', '_' and '-', at most 64")
     secret = f"slm-{name}-{secrets.token_hex(32)}"
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    created = console.timestamp()
     with _locked(path):
         keys = read(path) if path.exists() else []
         if any(key.name == name for key in keys):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slmctl.production.collector import Collector, stamp
+from slmctl.console import timestamp
+from slmctl.production.collector import Collector
 from slmctl.production.records import CollectedRow
 from slmctl.server.forms.request import LABELS, CheckedRequest, ReplyChoice
 from slmctl.server.routed import Routed
@@ -53,7 +54,7 @@ def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Route
     escalated, answer = routed is not None and routed.route != "local", kept(choice.text)
     return CollectedRow(
         id=id,
-        time=stamp(),
+        time=timestamp(),
         messages=[dict(message) for message in checked.conversation(index)],
         answer=answer,
         digest=checked.model.digest,

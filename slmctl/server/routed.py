@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slmctl.config import MachinePrices, ServeConfig
+from slmctl.console import timestamp
 from slmctl.errors import UsageError
 from slmctl.inference.events import Event
 from slmctl.network import guard
@@ -168,7 +169,7 @@ class Escalation:
             **({"fault": fault} if fault else {}),
         }
         if self._file is not None:
-            self._file.line({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **line})
+            self._file.line({"time": timestamp(), **line})
         elif log is not None:
             log.event("decision", **line)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from slmctl import console
 from slmctl.config import CollectConfig
 from slmctl.errors import UsageError
 from slmctl.production import collector as module
@@ -33,7 +34,9 @@ def collecting(folder: Path, **settings: Any) -> Collector:
 
 
 def give(found: Collector, id: str, text: str = ASK, answer: str = "delivery", **more: Any) -> None:
-    row = CollectedRow(found.answered(id, "desk"), module.stamp(), [{"role": "user", "content": text}], answer, **more)
+    row = CollectedRow(
+        found.answered(id, "desk"), console.timestamp(), [{"role": "user", "content": text}], answer, **more
+    )
     found.take(row, found.draw(), id=id)
 
 

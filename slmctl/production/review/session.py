@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 from slmctl.artifacts import locks
 from slmctl.artifacts.json_lines import JsonLines
+from slmctl.console import timestamp
 from slmctl.errors import DataError, LockedError, UsageError
 from slmctl.production.review.answers import equal_answer, fault_of
 from slmctl.production.review.review_rows import ReviewRow
@@ -142,7 +143,7 @@ class ReviewSession:
 
     def _review(self, candidate: ReviewRow, answer: str | None) -> tuple[Decided, Review]:
         review = Review(
-            id=candidate.id, time=_now(), reviewer=self.reviewer, decision="skipped", chosen=candidate.chosen,
+            id=candidate.id, time=timestamp(), reviewer=self.reviewer, decision="skipped", chosen=candidate.chosen,
             probability=candidate.probability, digest=candidate.row.digest, seen=candidate.row.time,
         )  # fmt: skip
         if answer is None:
@@ -172,7 +173,7 @@ class ReviewSession:
             if last is None:
                 return None
             self._write(
-                Review(last.id, _now(), self.reviewer, "undone", chosen=last.chosen, probability=last.probability)
+                Review(last.id, timestamp(), self.reviewer, "undone", chosen=last.chosen, probability=last.probability)
             )
             if self._counts[last.decision]:
                 self._counts[last.decision] -= 1
@@ -207,7 +208,3 @@ class ReviewSession:
                 f"{done.own:,} row{'s' * (done.own != 1)} reviewed: {accepted:,} right, {corrected:,} corrected, "
                 f"{skipped:,} skipped{pace}; {done.decided:,} of {done.total:,} done"
             )
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
