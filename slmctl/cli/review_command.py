@@ -104,15 +104,14 @@ def review(
                 return
             try:
                 from slmctl.network.http_server import bound_socket
-                from slmctl.production.review import serving
-                from slmctl.production.review.page import ReviewDesk
+                from slmctl.production.review.page import HOST, ReviewDesk
             except ModuleNotFoundError as error:
                 raise missing(error, "review") from error
             desk = ReviewDesk(session, training, settings.project)
-            with bound_socket(serving.HOST, port) as sock:
+            with bound_socket(HOST, port) as sock:
                 _announce(session)
-                terminal().write(serving.address(desk, sock) + "\n")
-                serving.run(desk, sock)
+                terminal().write(desk.address(sock) + "\n")
+                desk.run(sock)
             terminal().say(session.summary())
             terminal().say(f"  decisions: {output}; to train on them: sources: [.., {{path: {output.name}}}]")
 

@@ -19,6 +19,7 @@ from slmctl.artifacts import json_lines
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.row_fingerprints import QueryFingerprint
+from slmctl.sensitive.conversation_veto import texts_in
 from slmctl.sensitive.unmask import FOLDS
 
 SHORTEST = 8  # characters of a text that is looked for inside others: a shorter one stands in half of them
@@ -135,21 +136,12 @@ def _texts(line: JsonObject) -> list[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string and number of a JSON value at any depth, keys too, and those of JSON in a string (arguments)."""
-    if isinstance(value, str):
-        yield value
-        if value.lstrip()[:1] in ("{", "[", '"'):
+    """The texts of a JSON value at any depth, and those of JSON in a text (arguments)."""
+    for text in texts_in(value):
+        yield text
+        if text.lstrip()[:1] in ("{", "[", '"'):
             with contextlib.suppress(ValueError, RecursionError):
-                yield from _strings(json.loads(value))
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner)
-    elif value is not None and not isinstance(value, bool):
-        yield str(value)
+                yield from _strings(json.loads(text))
 
 
 def _id_of(line: JsonObject) -> str:

@@ -52,7 +52,7 @@ def write(path: Path, template: str, **values: Any) -> None:
     css, js = f"{_read('report.css')}\n{svg_chart.style()}", _read("report.js")
     page = _environment().get_template(template)
     titles: list[str] = []  # of the sections that have content, which enter it while the page is rendered
-    hashes = {"css_hash": _hash(css), "js_hash": _hash(js)}
+    hashes = {"css_hash": policy_hash(css), "js_hash": policy_hash(js)}
     html = page.render(titles=titles, css=Markup(css), js=Markup(js), **hashes, **values)  # noqa: S704 - own files
     path.write_text(html + "\n", encoding="utf-8")
 
@@ -127,7 +127,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, Markup) else _APART.sub("\u00a0%", shown(str(value), TEXT))
 
 
-def _hash(text: str) -> str:
+def policy_hash(text: str) -> str:
+    """The sha256 by which a content security policy names a style or a script of its page."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

@@ -210,7 +210,7 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
             signature is not of.
     """
     there = published(target, sent.project, sent.version)
-    if there is not None and _digest_of(there, to) != sent.release.digest:
+    if there is not None and Manifest.from_bytes(there, where=f"the manifest in {to}").digest != sent.release.digest:
         raise IntegrityError(
             f"{to} already holds another {sent.project} {sent.version}",
             hint="a published version never changes: increase 'version' in slmctl.yaml",
@@ -403,7 +403,3 @@ def _require_release(manifest: Manifest) -> None:
             raise IntegrityError("the manifest names a file outside its folder")
     if len(set(names)) != len(names):
         raise IntegrityError("the manifest names a file twice")
-
-
-def _digest_of(raw: bytes, where: str) -> str:
-    return Manifest.from_bytes(raw, where=f"the manifest in {where}").digest

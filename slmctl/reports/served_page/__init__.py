@@ -6,14 +6,13 @@ page may ask its own server and no other.
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
 from slmctl.reports import svg_chart
+from slmctl.reports.html_page import policy_hash
 
 POLICY = (
     "default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; connect-src 'self'; img-src data:; "
@@ -44,17 +43,13 @@ def served_page(package: str) -> ServedPage:
     html = _read(package, "page.html").replace("<!-- head -->", _read(__name__, "head.html"))
     html = html.replace("/* style */", style).replace("/* script */", script)
     headers = {
-        "Content-Security-Policy": POLICY.format(style=_hash(style), script=_hash(script)),
+        "Content-Security-Policy": POLICY.format(style=policy_hash(style), script=policy_hash(script)),
         "Cache-Control": "no-cache",
         "Cross-Origin-Opener-Policy": "same-origin",
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
     }
     return ServedPage(html, headers)
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _read(package: str, name: str) -> str:

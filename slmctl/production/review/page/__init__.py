@@ -6,11 +6,14 @@ address stands behind its `#`, so it is in no log and no referrer; the page send
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
+import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -18,12 +21,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.network.http_server import SignalledServer
 from slmctl.production.review.near_rows import Neighbour, TrainingRows
 from slmctl.production.review.review_rows import ReviewRow
 from slmctl.production.review.session import DecisionRefusedError, ReviewSession
 from slmctl.reports.served_page import served_page
 from slmctl.task.contract import Task
 
+HOST = "127.0.0.1"
+END_S = 2  # that a running request has when the page ends
 MAX_BODY = 16 << 20  # bytes of a request: an answer, and the names around it
 OPTIONS = 5  # labels that a digit takes
 NEAR = 5  # training rows that are shown
@@ -62,6 +68,18 @@ class ReviewDesk:
         )
         app.state.desk = self
         return app
+
+    def address(self, sock: socket.socket) -> str:
+        """The page's address with its token, which no request repeats: it stands behind the `#`."""
+        return f"http://{HOST}:{sock.getsockname()[1]}/#{self.token}"
+
+    def run(self, sock: socket.socket) -> None:
+        """Serve the page until SIGINT or SIGTERM; running requests are answered."""
+        settings = uvicorn.Config(
+            self.app(), log_config=None, lifespan="off", access_log=False, server_header=False, ws="none",
+            loop="asyncio", timeout_graceful_shutdown=END_S,
+        )  # fmt: skip
+        asyncio.run(SignalledServer(settings).run_until_stopped(sock))
 
     def view(self, candidate: ReviewRow | None) -> JsonObject | None:
         if candidate is None:
