@@ -5,6 +5,7 @@ from slmctl.config.json_schema import description, reference, schema, table
 from slmctl.config.label_section import LabelConfig, RowReading, Teacher
 from slmctl.config.loader import load, parse, resolve_matmul_dtype
 from slmctl.config.prepare_section import (
+    OWN_KEYS,
     Duplicates,
     KindName,
     PrepareConfig,
@@ -15,7 +16,6 @@ from slmctl.config.prepare_section import (
     Splits,
     Sql,
     TaskConfig,
-    has_key,
     kinds_with,
 )
 from slmctl.config.recipes import changed_keys, contents, recipe, require_path, restored

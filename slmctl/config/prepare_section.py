@@ -32,18 +32,13 @@ from slmctl.network.credentials import mask
 
 KindName = Literal["classify", "tag", "extract", "generate", "call"]
 # Keys, sections and stages that only some kinds of tasks have. All else of a kind is its module below task/kinds/.
-OWN_KEYS: Mapping[KindName, tuple[str, ...]] = {
+OWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "teachers"),
     "tag": ("labels", "descriptions", "sources.separator"),
     "extract": ("schema", "teachers"),
     "generate": ("teachers",),
     "call": ("tools",),
 }
-
-
-def has_key(kind: KindName, key: str) -> bool:
-    """True where a kind has a key of OWN_KEYS."""
-    return key in OWN_KEYS[kind]
 
 
 def kinds_with(key: str) -> str:
@@ -147,7 +142,7 @@ class TaskConfig(Section):
 
     def has(self, key: str) -> bool:
         """True where the kind has a key of OWN_KEYS."""
-        return has_key(self.kind, key)
+        return key in OWN_KEYS[self.kind]
 
     @property
     def has_labels(self) -> bool:

@@ -75,7 +75,7 @@ def write(proposal: Proposal, folder: Path) -> list[Path]:
         UsageError: A file exists already.
     """
     files: dict[str, bytes] = {}
-    if proposal.task.has("schema"):
+    if proposal.task.rules.has("schema"):
         content = json.dumps(_schema(proposal), indent=2, ensure_ascii=False) + "\n"
         files[_schema_name(proposal)] = content.encode()
     text = config_text(proposal, folder)

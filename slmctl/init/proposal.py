@@ -176,7 +176,7 @@ class Proposal:
     @cached_property
     def levels(self) -> list[str]:
         """The labels from low to high, but for misspelt ones; empty where they are no levels."""
-        labels = self.task.labels if self.task.has("labels.ordered") else {}
+        labels = self.task.labels if self.task.rules.has("labels.ordered") else {}
         names = [label for label in labels if label not in self.label_map]
         return levels.in_order(names, self.task.output)
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from slmctl.config import KindName, Source, has_key
+from slmctl.config import KindName, Source
 from slmctl.console import percent, shown
 from slmctl.errors import DataError, UsageError
 from slmctl.init import answer_fields
@@ -80,10 +80,6 @@ class TaskProposal:
     def rules(self) -> type[TaskKind]:
         """The kind of the task."""
         return kind_of(self.kind)
-
-    def has(self, key: str) -> bool:
-        """True where the kind has a key of the config that some kinds have; see `config.OWN_KEYS`."""
-        return has_key(self.kind, key)
 
     @cached_property
     def labels(self) -> dict[str, int]:
@@ -230,7 +226,7 @@ def _of_columns(
         group=first(free, "group"),
         time=first(free, "time"),
         unread=unread,
-        notes=(*notes, *_swapped(input, answer), *_odd_rows(pairs, fields if has_key(kind, "schema") else None)),
+        notes=(*notes, *_swapped(input, answer), *_odd_rows(pairs, fields if kind_of(kind).has("schema") else None)),
         doubts=tuple(doubts),
     )
     reason = {
@@ -275,7 +271,7 @@ def _choose_output(
     look: FirstLook, title: str, input: str | None, kind: KindName | None
 ) -> tuple[str, AnswerFields | None, str, list[str]]:
     """The output, its fields, a question where others are as likely, and notes."""
-    held = _held_fields(look, title, input) if kind is None or has_key(kind, "schema") else None
+    held = _held_fields(look, title, input) if kind is None or kind_of(kind).has("schema") else None
     several = held if held is not None and (len(held.names) > 1 or kind) else None
     try:
         answer, question = _choose_answer(look, title, input or "", kind)
@@ -344,7 +340,7 @@ def _choose_answer(look: FirstLook, title: str, input: str, kind: KindName | Non
 
 def _fits(column: Column, kind: KindName | None) -> bool:
     """True for a column whose values are answers of a kind of task; None is any kind."""
-    return kind in (None, _kind_of(column)) or (kind is not None and has_key(kind, "schema") and column.is_json)
+    return kind in (None, _kind_of(column)) or (kind is not None and kind_of(kind).has("schema") and column.is_json)
 
 
 def _kind_of(answer: Column) -> KindName:
@@ -399,7 +395,7 @@ def _require_sense(
             "init proposes a task of calls for conversations that offer tools, and these rows are a table",
             hint="slmctl init tool-calls shows a project; task.tools names the tools of a table",
         )
-    if has_key(kind, "schema") and not answer.is_json:
+    if rules.has("schema") and not answer.is_json:
         raise UsageError(
             f"extract wants JSON in '{answer.name}', which holds '{shown(answer.example, 40)}'",
             hint="--output A,B for one JSON object of several columns, --task generate for texts, --task classify for "

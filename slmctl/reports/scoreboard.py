@@ -23,13 +23,10 @@ ORDER = (
     "endpoint",
 )  # as the pipeline makes them
 UNTUNED = ("base", RELEASE, "endpoint")  # kinds that the training of this report did not make
-BESIDE = {  # metrics beside the primary one; the report holds all of them
-    "classify": ("macro_f1", "mean_absolute_error", "quadratic_kappa", "ece"),
-    "tag": ("micro_f1", "macro_f1", "ece"),
-    "extract": ("valid_json", "valid_schema", "field_f1"),
-    "generate": ("exact_match", "rouge_l", "chrf"),
-    "call": ("tool_accuracy", "field_f1", "no_call_recall", "valid_call"),
-}
+BESIDE = (  # metrics beside the primary one, where a task has them; the report holds all
+    "exact_match", "micro_f1", "macro_f1", "mean_absolute_error", "quadratic_kappa", "ece", "valid_json",
+    "valid_schema", "tool_accuracy", "field_f1", "no_call_recall", "valid_call", "rouge_l", "chrf",
+)  # fmt: skip
 PLAIN = ("brier", "mean_absolute_error", "quadratic_kappa")  # metrics that are no shares of a whole: no percent
 
 
@@ -82,8 +79,8 @@ def optional(report: EvaluationReport) -> list[str]:
 
 def _others(report: EvaluationReport) -> list[str]:
     """The metrics beside the primary one that some participant has."""
-    entries = entries_of(report).values()
-    return [name for name in BESIDE[report["task"]] if any(name in entry["metrics"] for entry in entries)]
+    names = {name for entry in entries_of(report).values() for name in entry["metrics"]}
+    return [name for name in BESIDE if name in names - {report["primary_metric"]}]
 
 
 def figure(metric: str, value: float, digits: int = 1) -> str:

@@ -32,7 +32,6 @@ from slmctl.stages.prepare.token_lengths import CountableText, TokenCounter
 from slmctl.task import conversation_formats, split, tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.conversation_formats import ConversationFormat, Messages, named_cell
-from slmctl.task.kinds.kind import CellLabels
 from slmctl.task.records import Message, Record, RowRejectedError
 
 BATCH = 500  # rows that one worker takes at a time
@@ -201,8 +200,8 @@ class RecordReader:
             self._require_call(reply["content"], conversation.tools)
         messages = self._with_calls_as_text(messages, conversation.tools)
         cell = messages[-1]["content"]
-        rename = functools.partial(self._label, changes=changes)
-        answer = rules.answer_of(cell, CellLabels(rename, self.plan.labels, origin.separator))
+        label_of = functools.partial(self._label, changes=changes)
+        answer = rules.answer_of(cell, label_of, order=self.plan.labels, separator=origin.separator)
         group = named_cell(columns, origin.group)
         record = Record(
             id="",

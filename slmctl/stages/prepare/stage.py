@@ -61,7 +61,7 @@ class Prepare(Stage[PrepareConfig]):
 
             prepare.check(section)
         count = len(section.sources)
-        return f"{'the source' if count == 1 else f'{count} sources'} with the columns that the config names"
+        return f"{'the source,' if count == 1 else f'{count} sources'} with the columns that the config names"
 
     def packages(self) -> Iterator[str]:
         for source in self.settings.sources:

@@ -12,7 +12,7 @@ from slmctl.metrics import answer_metrics
 from slmctl.task import tool_calls
 from slmctl.task.kinds.extract import object_in
 from slmctl.task.kinds.kind import TaskKind
-from slmctl.task.tool_calls import NO_CALL, CallForm, Tool, ToolCall
+from slmctl.task.tool_calls import NO_CALL, Tool, ToolCall
 
 
 class Calling(TaskKind):
@@ -36,17 +36,13 @@ class Calling(TaskKind):
             return f"tools: {error.message}"
         return ""
 
-    @property
-    def _form(self) -> CallForm:
-        return self.task.call_form or tool_calls.OWN
-
     def offered(self, tools: Sequence[Any] | None = None) -> tuple[Tool, ...]:
         values = tools or self.task.tools
         return tool_calls.read_tools(values) if values else ()
 
     def constraint(self, tools: Sequence[Any] | None = None) -> str:
         offered = self.offered(tools)
-        return self._form.rules(offered) if offered else ""
+        return self.task.form.rules(offered) if offered else ""
 
     def read(self, text: str) -> ToolCall | None:
         return tool_calls.read_answer(text)
@@ -58,12 +54,12 @@ class Calling(TaskKind):
     def written(self, answer: str) -> str:
         """The text of a call in the base's own form, whose control tokens stay."""
         with contextlib.suppress(DataError):
-            return self._form.write(self.read(answer), safe=self.task.defused)
+            return self.task.form.write(self.read(answer), safe=self.task.defused)
         return super().written(answer)
 
     def kept(self, text: str) -> str:
         with contextlib.suppress(DataError):
-            return tool_calls.answer_of(self._form.read(text))
+            return tool_calls.answer_of(self.task.form.read(text))
         return text
 
     def same(self, answer: str, other: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from slmctl.errors import DataError
 from slmctl.metrics import TFIDF_LOGISTIC, answer_metrics
-from slmctl.task.kinds.kind import CellLabels, TaskKind
+from slmctl.task.kinds.kind import LabelOf, TaskKind
 
 
 class Classification(TaskKind):
@@ -26,8 +26,8 @@ class Classification(TaskKind):
             raise DataError(f"'{text[:60]}' is not one of the {len(self.labels)} labels")
         return text
 
-    def answer_of(self, cell: str, labels: CellLabels) -> str:
-        return labels.label_of(cell)
+    def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
+        return label_of(cell)
 
     def read_reply(self, text: str) -> str:
         """The label that equals the reply but for case and punctuation, else the only one in it; else the reply."""

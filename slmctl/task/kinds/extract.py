@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.errors import DataError
 from slmctl.metrics import answer_metrics
-from slmctl.task.kinds.kind import CellLabels, TaskKind
+from slmctl.task.kinds.kind import LabelOf, TaskKind
 from slmctl.task.records import RowRejectedError
 
 if TYPE_CHECKING:  # jsonschema takes a tenth of a second, and most commands validate nothing
@@ -41,7 +41,7 @@ class Extraction(TaskKind):
     def same(self, answer: str, other: str) -> bool:
         return answer_metrics.same_json(self.kept(answer.strip()), self.kept(other.strip()))
 
-    def answer_of(self, cell: str, labels: CellLabels) -> str:
+    def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
         """The JSON with sorted keys, to which a model is later held."""
         from slmctl.sources.rows.cells import MAX_DEPTH  # with the readers of all formats, which no server needs
 

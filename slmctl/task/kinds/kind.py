@@ -1,13 +1,15 @@
-"""A kind of task: the answers that it allows, their one form, and how they are compared; here, as for free texts."""
+"""A kind of task: the answers that it allows, their one form, and how they are read and compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import OWN_KEYS
 from slmctl.task.tool_calls import CallForm, Tool
+
+LabelOf = Callable[[str], str]  # the label for which a name in the data stands; refuses an unknown one
 
 
 class Contract(Protocol):
@@ -21,57 +23,45 @@ class Contract(Protocol):
     def tools(self) -> tuple[JsonObject, ...]: ...
     @property
     def call_form(self) -> CallForm | None: ...
+    @property
+    def form(self) -> CallForm: ...
     def defused(self, text: str) -> str: ...
 
 
-@dataclass(frozen=True)
-class CellLabels:
-    """The labels that cells of a source may name.
-
-    Attributes:
-        label_of: Gives the label for which a name in the data stands; an unknown one is refused.
-        names: All labels in their order; None where the data names them.
-        separator: The text between the labels of a cell; None where the source names none.
-    """
-
-    label_of: Callable[[str], str]
-    names: Sequence[str] | None = None
-    separator: str | None = None
-
-
 class TaskKind:
-    """One kind of task, bound to the contract of one task.
+    """One kind of task, bound to the contract of one task; without rules of its own, any text is an answer.
 
     Attributes:
         name: The `kind` of the config and the contract.
         has_labels: True where answers are made of labels.
-        chooses: True where the answer is one of the labels, found by label search: nothing is generated.
+        chooses: True where the answer is one of them, found by label search: nothing is generated.
         is_free: True where any text is allowed.
         structured: True where the answer is JSON or a call.
         calls: True where the answer is a call of a tool, or none.
         primary: The metric by which models are compared.
         row_metric: The metric that the score of one row is.
         baselines: The baselines of a report, by name.
-        empty: The answer that says least.
+        empty: The answer that says least, of the baselines.
         right: The definition of a right answer, in words.
         instruction: The form of the answer, for a model that was not trained for the task.
     """
 
     name: ClassVar[str]
-    has_labels: ClassVar[bool] = False
-    chooses: ClassVar[bool] = False
-    is_free: ClassVar[bool] = False
-    structured: ClassVar[bool] = False
-    calls: ClassVar[bool] = False
-    primary: ClassVar[str] = "exact_match"
+    has_labels = chooses = is_free = structured = calls = False
+    primary = "exact_match"
     row_metric: ClassVar[str]
     baselines: ClassVar[tuple[str, ...]]
-    empty: ClassVar[str] = ""
+    empty = ""
     right: ClassVar[str]
     instruction: ClassVar[str]
 
     def __init__(self, task: Contract) -> None:
         self.task = task
+
+    @classmethod
+    def has(cls, key: str) -> bool:
+        """True where the kind has a key of the config that only some kinds have."""
+        return key in OWN_KEYS[cls.name]
 
     def fault(self) -> str:
         """The reason why the contract is none of this kind; empty for one that is."""
@@ -82,24 +72,24 @@ class TaskKind:
         """The labels of which answers are made, in their order."""
         return ()
 
+    def schema_of(self, labels: Sequence[str]) -> JsonObject | None:
+        """The JSON Schema of answers that are made of these labels; the contract's own where labels change nothing."""
+        return self.task.schema
+
     def offered(self, tools: Sequence[Any] | None = None) -> tuple[Tool, ...]:
-        """The tools that an answer may call; see `contract.Task.offered`."""
+        """See `contract.Task.offered`."""
         return ()
 
     def constraint(self, tools: Sequence[Any] | None = None) -> str:
-        """The JSON Schema or the grammar that every answer satisfies; empty where there is none.
+        """The JSON Schema or grammar that every answer satisfies, of a conversation with `tools` of its own; or empty.
 
         Raises:
-            DataError: `tools`, those of the conversation's own, are no tools.
+            DataError: They are no tools.
         """
         return ""
 
     def read(self, text: str) -> Any:
-        """The value of a stripped answer: a label, the parsed JSON, a ToolCall or None for no call, or the text.
-
-        Raises:
-            DataError: It is none.
-        """
+        """The value of a stripped answer; see `contract.Task.read_answer`."""
         return text
 
     def allows(self, value: Any, tools: Sequence[Any] | None = None) -> bool:
@@ -111,23 +101,21 @@ class TaskKind:
         return True
 
     def written(self, answer: str) -> str:
-        """The text by which a model writes an answer that was kept: control tokens in it are broken up."""
+        """See `contract.Task.written`."""
         return self.task.defused(answer)
 
     def kept(self, text: str) -> str:
-        """The answer in a text that a model has written, in the one form that all answers have."""
+        """See `contract.Task.kept`."""
         return text
 
     def same(self, answer: str, other: str) -> bool:
         """True for equal answers: the same label, equal values, the same call, or the same words in their order."""
         return answer.strip() == other.strip()
 
-    def schema_of(self, labels: Sequence[str]) -> JsonObject | None:
-        """The JSON Schema of answers that are made of these labels; the contract's own where labels change nothing."""
-        return self.task.schema
+    def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
+        """The answer in the cell of a row, in the one form that all answers have.
 
-    def answer_of(self, cell: str, labels: CellLabels) -> str:
-        """The answer in a row's cell, in the one form that all answers have.
+        `order` is that of the labels, None where the data names them; `separator` stands between those of a cell.
 
         Raises:
             RowRejectedError: It holds none.
@@ -135,5 +123,5 @@ class TaskKind:
         return cell
 
     def read_reply(self, text: str) -> str:
-        """The answer in a stripped reply of a general model, read leniently."""
+        """The answer in a stripped reply of a general model, read leniently; the reply where it holds none."""
         return text

@@ -11,7 +11,7 @@ from slmctl.metrics import TFIDF_LOGISTIC
 from slmctl.task import label_sets
 from slmctl.task.kinds.classify import label_in
 from slmctl.task.kinds.extract import Extraction
-from slmctl.task.kinds.kind import CellLabels
+from slmctl.task.kinds.kind import LabelOf
 
 
 class Tagging(Extraction):
@@ -21,7 +21,6 @@ class Tagging(Extraction):
     has_labels = True
     row_metric = "micro_f1"
     baselines = ("majority", TFIDF_LOGISTIC)
-    empty = "[]"
     right = "the reference labels, all of them and no other"
     instruction = "Answer with a JSON array of those of these labels that fit, [] for none, and nothing else: {labels}"
 
@@ -41,9 +40,8 @@ class Tagging(Extraction):
     def schema_of(self, labels: Sequence[str]) -> JsonObject:
         return label_sets.schema(labels)
 
-    def answer_of(self, cell: str, labels: CellLabels) -> str:
-        names = label_sets.read(cell, labels.separator)
-        return label_sets.written([labels.label_of(name) for name in names], labels.names)
+    def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
+        return label_sets.written([label_of(name) for name in label_sets.read(cell, separator)], order)
 
     def read_reply(self, text: str) -> str:
         """The labels of the list in the reply, or of the reply itself, in their order."""
