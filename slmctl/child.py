@@ -64,7 +64,7 @@ class DiedError(Exception):
             return None
         try:
             kind, message, hint = json.loads(lines[-1].removeprefix(_REFUSAL))
-        except ValueError:  # printed by a library that a file led there
+        except (ValueError, TypeError):  # printed by a library that a file led there
             return None
         classes = {each.__name__: each for each in vars(errors).values() if isinstance(each, type)}
         error = classes.get(str(kind), ValueError)

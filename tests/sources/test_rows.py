@@ -282,7 +282,9 @@ def test_a_child_that_is_killed_within_a_line_is_named(tmp_path: Path, monkeypat
         next(rows)
 
 
-@pytest.mark.parametrize("said", ['["DataError", "no row", "more"]', '["os", "x", ""]', '["ValueError", "x", ""]', "{"])
+@pytest.mark.parametrize(
+    "said", ['["DataError", "no row", "more"]', '["os", "x", ""]', '["ValueError", "x", ""]', "{", "5"]
+)
 def test_a_child_refuses_by_an_expected_error_alone(said: str) -> None:
     refusal = child.DiedError(1, f"a warning\nslmctl refuses: {said}\n").refusal
     assert (refusal is not None) == ("DataError" in said)
