@@ -2,6 +2,8 @@
 
 uvicorn bounds neither the time nor the room that the head of a request, the framing of a chunked body, its trailers
 or a row of pipelined requests take, and it accepts more connections than the process may have files.
+uvicorn's h11 with `h11_max_incomplete_event_size` bounds some of the room and none of the time: heads that come in one
+piece, extensions of small chunks, slow clients, answers that are not read and connections beyond the files pass it.
 """
 
 from __future__ import annotations
