@@ -23,7 +23,7 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.engine import Answer, Engine
 from slmctl.model_files.gguf_choice import gguf_file, lora_file
-from slmctl.stages.predict.prompts import asked
+from slmctl.models.prompts import asked
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import Record, read_records

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import statistics
 import sys
@@ -138,16 +139,19 @@ def ours(
     project: Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False, first: bool = False
 ) -> Iterator[Callable[[list[Record]], list[str]]]:
     """What `slmctl predict` does."""
+    from slmctl import models
     from slmctl.inference.engine import Answer
-    from slmctl.stages.predict import local_models, prompts
+    from slmctl.models import prompts
+    from slmctl.models.first_look import FirstLookEngine
 
     model = project.artifact(kind)
     base = predictions.base_of(project, model) if kind == "adapter" else None
     with contextlib.ExitStack() as stack:
         answerer: Any
         before = stack.enter_context(model_lookup.first_look(project, task).load()) if first else None
-        opened = local_models.opened(model, task, base=base, type=type_name, first_look=before)
-        answerer, _ = stack.enter_context(opened)
+        answerer = stack.enter_context(models.of(model, type=type_name, base=base).open(task))
+        if before is not None:
+            answerer = dataclasses.replace(answerer, model=FirstLookEngine(before, answerer.model))
 
         def answer(records: list[Record]) -> list[str]:
             questions = [prompts.prompt(task, record.input) for record in records]
@@ -191,12 +195,12 @@ def generate(project: Project, task: Task) -> Iterator[Callable[[list[Record]], 
     import torch
 
     from slmctl.model_files import hf_folder
-    from slmctl.stages.predict.transformers_answerer import _with_adapter
+    from slmctl.model_files.transformers_answerer import _with_adapter
 
     adapter: Artifact = project.artifact("adapter")
     base = predictions.base_of(project, adapter)
     tokenizer: Any = hf_folder.load_tokenizer(base.path)
-    model = _with_adapter(hf_folder.load_model(base.path, attn_implementation="sdpa"), adapter)
+    model = _with_adapter(hf_folder.load_model(base.path, attn_implementation="sdpa"), adapter.path)
     ends = [tokenizer.convert_tokens_to_ids(task.end), tokenizer.eos_token_id]
 
     def answer(records: list[Record]) -> list[str]:

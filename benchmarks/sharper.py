@@ -26,11 +26,11 @@ from benchmarks import program, result
 from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
 from slmctl.inference import WITH_ENCODER
-from slmctl.inference.encoder import Encoder
 from slmctl.metrics import encoder_head
 from slmctl.metrics.encoder_head import Floats
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
+from slmctl.models.encoder_process import Encoder
 from slmctl.task.records import read_records
 
 PEER = "TF-IDF, same rows"

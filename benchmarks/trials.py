@@ -38,12 +38,13 @@ from slmctl.inference.label_search import LabelSearch, LabelTrie, TrieNode
 from slmctl.init.proposal import HIGH_RATE
 from slmctl.metrics import encoder_head
 from slmctl.model_files import hf_folder
+from slmctl.model_files.transformers_answerer import HfAnswerer
+from slmctl.models import prompts
+from slmctl.models.model import OpenModel
 from slmctl.stages.finetune import finetune
 from slmctl.stages.finetune.answer_loss import AnswerLoss, BlockwiseCrossEntropy
 from slmctl.stages.finetune.packing_check import core_model
 from slmctl.stages.finetune.trainer import AnswerTrainer
-from slmctl.stages.predict import prompts
-from slmctl.stages.predict.transformers_answerer import HfAnswerer
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
@@ -287,9 +288,11 @@ class Scored:
 class Scorer(HfAnswerer):
     """The answers of a model, with the probability of every label, and the states that it answers by."""
 
-    def __init__(self, *args: Any, prepared: Artifact, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.prepared = prepared
+    def __init__(self, base: Path, adapter: Path, prepared: Artifact) -> None:
+        self.task, self.prepared = Task.read(prepared.path), prepared
+        super().__init__(
+            base, adapter=adapter, labels=self.task.labels, end=self.task.end, max_tokens=32, matmul_dtype="bfloat16"
+        )
         self._states: list[torch.Tensor] = []
         self._last = torch.zeros(0)
         self.model.get_output_embeddings().register_forward_pre_hook(self._note)
@@ -309,7 +312,7 @@ class Scorer(HfAnswerer):
     def scored(self, split: str) -> Scored:
         self._states.clear()
         records = read_records(self.prepared.file(f"{split}.jsonl"))
-        found = list(self.answer([prompts.asked(self.task, record) for record in records]))
+        found = list(OpenModel(self, self.task, 32).answer([prompts.asked(self.task, record) for record in records]))
         by_row = dict(found)
         states = np.empty((len(records), len(self._states[0][0])), np.float32)
         states[[row for row, _ in found]] = torch.cat(self._states).numpy()
@@ -324,10 +327,7 @@ def scored_by(trainer: AnswerTrainer, base: Artifact, prepared: Artifact, out: P
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     finetune._save(trainer.model, base, out)
-    task = Task.read(prepared.path)
-    return Scorer(
-        artifact.foreign(out, "adapter"), task, base=base, max_tokens=32, matmul_dtype="bfloat16", prepared=prepared
-    )
+    return Scorer(base.path, out, prepared)
 
 
 def right(scorer: Scorer) -> list[bool]:

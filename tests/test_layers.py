@@ -26,6 +26,7 @@ LAYERS = (
     ("server",),
     ("pipeline",),
     ("production",),
+    ("models",),
     ("deduplication",),
     ("releases", "task"),
     ("sources", "model_files", "metrics"),
@@ -434,7 +435,7 @@ def test_a_package_stays_in_its_rooms(package: str, rooms: set[str]) -> None:
     ("package", "only"),
     [
         # three child processes, and what they share
-        ("llama_cpp", {"inference.llama_child", "inference.encoder_child", "model_files.quantizer_child",
+        ("llama_cpp", {"inference.llama_child", "models.encoder_child", "model_files.quantizer_child",
                        "inference.expansion", "inference.model_loading"}),
         ("unsloth", {"stages.finetune.finetune"}),
     ],

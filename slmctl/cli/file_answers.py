@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import glob
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from slmctl.errors import UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
-    from slmctl.pipeline.model_lookup import FileModel, FirstLookFiles
+    from slmctl.models.first_look import FirstLookFiles
+    from slmctl.pipeline.model_lookup import FileModel
     from slmctl.stages.predict.row_answers import AnswerRows, RowInput
 
 
@@ -76,11 +78,11 @@ def answer(
         workspace = make_workspace(options)
         request = model_lookup.FileModel(workspace, model, type_name, max_tokens=most)
         before = model_lookup.first_look(workspace.project, request.task) if first_look else None
-        if before is not None and request.model.kind not in ("gguf", "published"):
+        if before is not None and not request.model.is_gguf:
             raise UsageError("a first look goes before a GGUF file", hint="slmctl predict gguf --first-look")
         with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
             reading = row_answers.RowInput(
-                work.pop("column") or request.column, request.model.kind == "base", withhold=endpoints is not None
+                work.pop("column") or request.column, request.model.untuned, withhold=endpoints is not None
             )
             job = file_prediction.Job(**work | {
                 "source": path, "target": target, "format": format_name, "shard": part, "reading": reading,
@@ -99,7 +101,7 @@ def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str
     encoder = {"encoder": request.encoder.digest} if request.encoder else {}
     return {
         "max_tokens": request.max_tokens,
-        "model": request.model.digest,
+        "model": request.source.digest,
         "base": base,
         "type": request.type,
     } | encoder
@@ -115,7 +117,8 @@ def _answering(
     before: FirstLookFiles | None = None,
 ) -> Iterator[AnswerRows]:  # fmt: skip
     """A function that answers rows, while the model, the cluster or the endpoints are open."""
-    from slmctl.stages.predict import local_models, row_answers
+    from slmctl.models.first_look import FirstLookEngine
+    from slmctl.stages.predict import row_answers
 
     if endpoints:
         from slmctl.network.endpoint_pool import EndpointPool
@@ -132,16 +135,10 @@ def _answering(
     else:
         with (
             before.load() if before is not None else contextlib.nullcontext() as first,
-            local_models.opened(
-                request.model,
-                request.task,
-                base=request.base,
-                type=request.type,
-                max_tokens=request.max_tokens,
-                encoder=request.encoder,
-                first_look=first,
-            ) as (answerer, _),
+            request.open() as answerer,
         ):
+            if first is not None:
+                answerer = dataclasses.replace(answerer, model=FirstLookEngine(first, answerer.model))
             yield row_answers.answerer_of_rows(answerer, request.task, reading)
         if first is not None:
             terminal().say(f"  {terminal().count(first.kept, 'answer')} by the encoder alone")

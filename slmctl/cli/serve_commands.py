@@ -207,11 +207,11 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
     from slmctl.cli.terminal_chat import chat as talk
     from slmctl.pipeline.model_lookup import spoken_to
 
-    path, task, policy, load = spoken_to(make_workspace(options), model, type_name)
+    spoken, task, policy, load = spoken_to(make_workspace(options), model, type_name)
     interactive = sys.stdin.isatty()
     with load() as engine:
         if interactive:
-            terminal().say(f"{path.stem} ({task.kind}); Ctrl-D ends")
+            terminal().say(f"{spoken.path.stem} ({task.kind}); Ctrl-D ends")
         talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive, policy=policy)
 
 

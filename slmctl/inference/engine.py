@@ -31,7 +31,6 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.child import DiedError, start
 from slmctl.errors import MissingError, StageError
 from slmctl.hardware import process_bytes, usable_cores
-from slmctl.inference.encoder_classifier import AHEAD, EncoderClassifier, EncoderFirst
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.inference.events import ControlTokens, EngineInfo, Event
 from slmctl.installation import pip_line, timings_folder
@@ -57,7 +56,7 @@ class Request:
         alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no tokens.
         shorten: Shorten max_tokens to what the prompt leaves of the context, in place of refusing.
         logits: Number of last tokens of the prompt after each of which the logits are sent, in place of an answer.
-        question: The text that a second opinion reads, where the engine has one; empty for none.
+        question: The text that an encoder reads, where one answers; empty for none.
         rest: Below 1, the end of an answer tells the `distribution` over the labels; branches that are likelier than
             this are looked at for it. The answer itself stays the same.
     """
@@ -136,12 +135,16 @@ class Answering:
 
     Attributes:
         state: `ready`, `hung` while the process runs and gives no sign of life, or `dead`.
+        ahead: Number of requests that `ask_all` has under way.
+        matmul_dtype: Type of the matrix products; None where it follows from the types of a file.
         on_death: Called from another thread, when the process has died.
     """
 
     build: str  # llama.cpp's, with EXPANDED where the file was expanded
     alive: bool  # False where the next request waits until another process has started
     state: State
+    ahead: int
+    matmul_dtype: str | None = None
     on_death: Callable[[], None]
 
     def __enter__(self) -> Self:
@@ -171,6 +174,25 @@ class Answering:
 
         Returns:
             A function that cancels the request and frees its place; no event follows.
+        """
+        raise NotImplementedError
+
+    def ask_all(
+        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
+    ) -> Iterator[tuple[int, Answer | EngineError]]:
+        """Answer many requests together, each with its index, in the order in which they finish.
+
+        A request that cannot be answered gives its error in place of an answer.
+
+        Args:
+            requests: What to answer.
+            widen: Ask those that do not fit the context once more after the others, in a longer one: as long as
+                the model was trained on, and as the memory of all sequences holds. It stays, with fewer sequences
+                in the same memory. Nobody else may ask meanwhile.
+            alone: Ask those during which the engine died once more, one by one: most of them only shared a batch with
+                one that ends it. After MOST_DEADLY in a row it is the machine that ends it, and the others keep
+                their error.
+            through: Takes each request first, in place of this one, and has this one answer what it cannot.
         """
         raise NotImplementedError
 
@@ -213,14 +235,10 @@ class Engine(Answering):
         grammars: Requests are held to a schema; what that needs of the vocabulary is read while the file is loaded.
         classifier: Requests are for labels, so little else is done than reading prompts: the fused attention is used,
             and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
-        opinion: The folder of an encoder and its head, whose opinion is added to every label that is asked of the
-            model itself with its question.
-        first_look: Answers such a request where it is sure; whoever opened it closes it.
 
     Raises:
         MissingError: llama-cpp-python is not installed.
         EngineError: The file cannot be loaded.
-        EncoderError: The encoder cannot be loaded.
     """
 
     def __init__(
@@ -234,8 +252,6 @@ class Engine(Answering):
         hang_s: float = HANG_S,
         grammars: bool = False,
         classifier: bool = False,
-        opinion: Path | None = None,
-        first_look: EncoderFirst | None = None,
     ) -> None:
         for package in ("llama_cpp", "llguidance"):
             if importlib.util.find_spec(package) is None:
@@ -260,23 +276,9 @@ class Engine(Answering):
         self.on_death = lambda: None
         self._listener: threading.Thread | None = None
         self._hang_s, self._heard = hang_s, time.monotonic()  # when the child last gave a sign of life
-        with contextlib.ExitStack() as undo:
-            self._first_look, self._opinion = (
-                first_look,
-                EncoderClassifier.opinion(opinion) if opinion is not None else None,
-            )
-            if self._opinion is not None:
-                undo.callback(self._opinion.close)
-            self._start()
-            undo.pop_all()
+        self._start()
 
     def close(self) -> None:
-        """End the child, and that of the second opinion."""
-        if self._opinion is not None:
-            self._opinion.close()
-        self._end()
-
-    def _end(self) -> None:
         with self._lock:
             child, self._child = self._child, None
         if child is not None:
@@ -294,6 +296,14 @@ class Engine(Answering):
         return self.info["build"]
 
     @property
+    def ahead(self) -> int:  # type: ignore[override]
+        return 2 * self.sequences  # enough that a freed place is taken at once
+
+    @property
+    def matmul_dtype(self) -> str | None:  # type: ignore[override]
+        return "bfloat16" if self.info["expanded"] else None
+
+    @property
     def alive(self) -> bool:  # type: ignore[override]
         return self._child is not None and self._child.poll() is None
 
@@ -304,9 +314,7 @@ class Engine(Answering):
         return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
 
     def held_bytes(self) -> int:
-        first = self._first_look.encoder if self._first_look is not None else None
-        pids = [process.pid if process is not None else 0 for process in (self._child, self._opinion, first)]
-        return sum(process_bytes(pid) for pid in pids if pid)
+        return process_bytes(self._child.pid) if self._child is not None else 0
 
     def revive(self) -> None:
         with self._lock:
@@ -314,19 +322,6 @@ class Engine(Answering):
                 self._start()
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
-        first, submit = self._first_look, functools.partial(self._submit, request)
-        if first is None or not request.question or request.labels != first.labels or request.adapter:
-            return submit(on_event)
-        return first.before(request.question, on_event, submit, alternatives=request.alternatives)
-
-    def _submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
-        """Have the model answer, with a second opinion where there is one."""
-        submit, more = functools.partial(self._ask_child, request), request.alternatives
-        if self._opinion is not None and request.labels and request.question and not request.adapter:
-            return self._opinion.beside(request.question, request.labels, on_event, submit, alternatives=more)
-        return submit(on_event)
-
-    def _ask_child(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
         id = self._send(request.__dict__ | {"question": ""}, on_event)
 
         def cancel() -> None:
@@ -337,21 +332,9 @@ class Engine(Answering):
         return cancel
 
     def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False
+        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
     ) -> Iterator[tuple[int, Answer | EngineError]]:
-        """Answer many requests together, each with its index, in the order in which they finish.
-
-        A request that cannot be answered gives its error in place of an answer.
-
-        Args:
-            requests: What to answer.
-            widen: Ask those that do not fit the context once more after the others, in a longer one: as long as
-                the model was trained on, and as the memory of all sequences holds. It stays, with fewer sequences
-                in the same memory. Nobody else may ask meanwhile.
-            alone: Ask those during which the engine died once more, one by one: most of them only shared a batch with
-                one that ends it. After MOST_DEADLY in a row it is the machine that ends it, and the others keep
-                their error.
-        """
+        first = through or self
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         pending: dict[int, tuple[Request, list[str]]] = {}  # with the pieces of each answer
         long: dict[int, tuple[Request, int]] = {}  # with the tokens that each needs
@@ -361,12 +344,12 @@ class Engine(Answering):
         def feed(count: int = 1) -> None:
             for index, request in itertools.islice(waiting, count):
                 pending[index] = request, []
-                self.submit(request, functools.partial(put, index))
+                first.submit(request, functools.partial(put, index))
 
         def put(index: int, event: Event) -> None:
             events.put((index, event))
 
-        feed(self.sequences * 2 if self._first_look is None else AHEAD)  # enough that a freed place is taken at once
+        feed(first.ahead)
         while pending:
             index, event = events.get()
             if "piece" in event:
@@ -389,16 +372,18 @@ class Engine(Answering):
             longest = max(long[index][1] for index in fitting)
             self._widen(min(max(longest, 2 * self.context), widest))
             indices = list(fitting)
-            for place, answer in self.ask_all(fitting.values(), alone=alone):
+            for place, answer in self.ask_all(fitting.values(), alone=alone, through=through):
                 yield indices[place], answer
-        yield from self._ask_alone(died, widen)
+        yield from self._ask_alone(died, widen, through)
 
-    def _ask_alone(self, died: Mapping[int, Request], widen: bool) -> Iterator[tuple[int, Answer | EngineError]]:
+    def _ask_alone(
+        self, died: Mapping[int, Request], widen: bool, through: Answering | None
+    ) -> Iterator[tuple[int, Answer | EngineError]]:
         """Answer requests during which the engine died, one by one, until MOST_DEADLY in a row end it again."""
         deadly = 0
         for index, request in died.items():
             if deadly < MOST_DEADLY:
-                ((_, again),) = self.ask_all([request], widen=widen)
+                ((_, again),) = self.ask_all([request], widen=widen, through=through)
                 deadly = deadly + 1 if isinstance(again, EngineDiedError) else 0
             yield index, again
 
@@ -411,7 +396,7 @@ class Engine(Answering):
 
     def _widen(self, context: int) -> None:
         """Start the child again with another context, and as many sequences as the same memory then holds."""
-        self._end()
+        self.close()
         self.context, self.sequences = context, self._cells // context
         self._settings |= {"context": self.context, "sequences": self.sequences}
         self.revive()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.inference.encoder_classifier import OpinionHead, normalised
+from slmctl.inference import OPINION
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.linear_baseline import LinearModel
 
@@ -22,6 +22,40 @@ FILENAME, TFIDF = "head.npz", "tfidf.npz"
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of TF-IDF beside the encoder; of equals the first
 SHARPNESS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)  # factors of the sum, from the least sure on
 Floats = npt.NDArray[np.float32]
+Logprobs = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class OpinionHead:
+    """Logistic regression over the vectors of an encoder.
+
+    Attributes:
+        labels: The L labels.
+        weights, bias: (L, size) and (L,).
+    """
+
+    labels: tuple[str, ...]
+    weights: Floats
+    bias: Floats
+
+    def write(self, folder: Path) -> None:
+        """Write `second_opinion.npz`, arrays of numpy without a pickle."""
+        with (folder / OPINION).open("wb") as stream:
+            np.savez_compressed(stream, labels=np.array(self.labels), weights=self.weights, bias=self.bias)
+
+    @classmethod
+    def read(cls, folder: Path) -> OpinionHead:
+        """The head that `write` left."""
+        with np.load(folder / OPINION, allow_pickle=False) as kept:
+            return cls(tuple(map(str, kept["labels"])), kept["weights"], kept["bias"])
+
+    def scored(self, texts: Sequence[str], vectors: Floats) -> tuple[Logprobs, Logprobs]:
+        """The log probabilities, and as evidence what they are made of: the sum for each label, by itself.
+
+        Where no label's sum is large, the text is unlike all training rows, however likely a label beside the others.
+        """
+        sums = (vectors @ self.weights.T + self.bias).astype(np.float64)
+        return normalised(sums), sums
 
 
 @dataclass(frozen=True)
@@ -43,7 +77,7 @@ class EncoderModel:
     def labels(self) -> tuple[str, ...]:
         return self.head.labels
 
-    def scored(self, texts: Sequence[str], vectors: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def scored(self, texts: Sequence[str], vectors: Floats) -> tuple[Logprobs, Logprobs]:
         """Of every label the log probability for each text, and the head's evidence, each (n, L)."""
         scores, evidence = self.head.scored(texts, vectors)
         if self.tfidf is not None and len(texts):
@@ -104,7 +138,14 @@ def opinion(head: OpinionHead, vectors: Floats, labels: Sequence[str]) -> Opinio
     return OpinionHead(head.labels, factor * head.weights, factor * head.bias)
 
 
-def _sharpest(names: Sequence[str], scores: npt.NDArray[np.float64], references: Sequence[str]) -> float:
+def normalised(scores: Logprobs) -> Logprobs:
+    """Log probabilities (n, L) of scores."""
+    scores = scores - scores.max(axis=1, keepdims=True)
+    result: Logprobs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return result
+
+
+def _sharpest(names: Sequence[str], scores: Logprobs, references: Sequence[str]) -> float:
     """The factor of log probabilities (n, L) by which those of the references are the likeliest.
 
     Args:

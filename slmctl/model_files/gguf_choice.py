@@ -62,8 +62,7 @@ def opinion_of(model: Artifact) -> Path | None:
 
 
 def answering_sha256(model: Artifact, entry: FileEntry, encoder: Artifact | None = None) -> str:
-    """The hash of what answers: that of a GGUF file, where a second opinion is added with that of its files; of an
-    encoder's artifact that of all.
+    """The hash of what answers: that of a GGUF file, where a second opinion is added with that of its files.
 
     Args:
         encoder: The encoder whose opinion is added, where it lies in a folder of its own.
@@ -71,8 +70,6 @@ def answering_sha256(model: Artifact, entry: FileEntry, encoder: Artifact | None
     other = encoder or model
     if opinion_of(other) is None:
         return entry.sha256
-    if model.kind == "encoder":
-        return model.digest.removeprefix("sha256:")
     names = {each.path: each.sha256 for each in other.manifest.files}
     parts = [entry.sha256, *(names[name] for name in (ENCODER, OPINION))]
     return sha256_bytes(canonical(parts)).removeprefix("sha256:")

@@ -3,56 +3,38 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from slmctl import models
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config.serve_section import DEFAULT
-from slmctl.errors import UsageError
-from slmctl.inference import ENCODER, ENSEMBLE
+from slmctl.inference import ENSEMBLE
 from slmctl.inference.escalation_policy import Policy
-from slmctl.inference.events import EXPANDED
-from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, opinion_of
 from slmctl.pipeline import predictions
 from slmctl.pipeline.graph import PREPARED, Project, stage_class
 from slmctl.pipeline.named import Workspace, find_model
 from slmctl.task.contract import FILENAME, Task
 
 if TYPE_CHECKING:
-    from slmctl.inference.encoder_classifier import EncoderFirst
-    from slmctl.inference.encoder_engine import EncoderEngine
     from slmctl.inference.engine import Answering
+    from slmctl.models.first_look import FirstLookFiles
+    from slmctl.models.model import Model, OpenModel
 
 _VERSION = re.compile(r"-v(\d+(?:\.\d+)*)(?=-|$)")  # in a name of the GGUF convention: Base-1B-desk-v1.0-Q8_0
 AGAIN = "fetch or make it again"  # what is damaged may come from elsewhere
 
 
-def gguf(where: Workspace, spec: str | None, type: str | None) -> tuple[Artifact, Path]:
-    """A model for the own engine, or an encoder, whole, and which of its files answers."""
-    model = find_model(where, spec, ("published", "gguf", "encoder"), default="published")
-    artifact.require_whole(model, hint=AGAIN)
-    return model, model.file(ENCODER if model.kind == "encoder" else gguf_file(model, type).path)
-
-
-class FirstLookFiles(NamedTuple):
-    """An encoder and the policy of its answers, for a task."""
-
-    encoder: Artifact
-    policy: Artifact
-    task: Task
-
-    def load(self) -> EncoderFirst:
-        """Both, loaded."""
-        from slmctl.inference.encoder_classifier import EncoderClassifier, EncoderFirst
-        from slmctl.metrics.encoder_head import EncoderModel
-
-        encoder = EncoderClassifier(self.encoder.file(ENCODER), EncoderModel.read(self.encoder.path))
-        return EncoderFirst(encoder, Policy.read(self.policy.path), self.task.labels)
+def served(where: Workspace, spec: str | None, type: str | None) -> Model:
+    """A model for the own engine, or an encoder, whole."""
+    made = find_model(where, spec, ("published", "gguf", "encoder"), default="published")
+    artifact.require_whole(made, hint=AGAIN)
+    return models.of(made, type=type)
 
 
 def first_look(project: Project, task: Task) -> FirstLookFiles:
@@ -62,40 +44,24 @@ def first_look(project: Project, task: Task) -> FirstLookFiles:
         IntegrityError: It has not been made, is damaged, or is for another task.
         UsageError: The config has no section `encode`.
     """
+    from slmctl.models.first_look import FirstLookFiles
+
     encoder, policy = predictions.first_look(project)
     artifact.require_whole(encoder, hint=AGAIN)
     fitted_policy(policy.path, encoder.digest, task)
     return FirstLookFiles(encoder, policy, task)
 
 
-def encoder_engine(model: Artifact) -> EncoderEngine:
-    """An encoder in the place of an engine, loaded."""
-    from slmctl.inference.encoder_engine import EncoderEngine
-    from slmctl.metrics.encoder_head import EncoderModel
-
-    return EncoderEngine(model.file(ENCODER), EncoderModel.read(model.path))
-
-
-def sha256_of(model: Artifact, path: Path) -> str:
-    """The hash of one of a model's GGUF files, as its manifest says."""
-    return next(entry.sha256 for entry in model.files(".gguf") if model.file(entry.path) == path)
-
-
-def answering(model: Artifact, path: Path) -> str:
-    """The hash that the policy of one of a model's GGUF files is bound to: with a second opinion, of both."""
-    return answering_sha256(model, next(entry for entry in model.files(".gguf") if model.file(entry.path) == path))
-
-
-def newest_policy(directory: Path, model: Artifact, path: Path) -> Path | None:
-    """The newest policy that was fitted on one of a model's files, and for its task; None where none was.
+def newest_policy(directory: Path, model: Model) -> Path | None:
+    """The newest policy that was fitted on what answers, and for its task; None where none was.
 
     Policies are searched below `runs/` of `directory` and of the model's own project.
     """
-    if (task := own_task(model)) is None:
+    if (task := model.task) is None:
         return None
-    roots = {directory.resolve(), root_of(directory, model.path).resolve()}
+    roots = {directory.resolve(), root_of(directory, model.artifact.path).resolve()}
     made = [entry for root in roots for entry in lineage.readable_artifacts(root) if entry.kind == "policy"]
-    digest = answering(model, path)
+    digest = model.digest
     fitting = [
         entry for entry in made
         if entry.metrics.get("sha256") == digest and Policy.read(entry.path).task == task.digest
@@ -118,58 +84,27 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
 
 
 class SpokenTo(NamedTuple):
-    """The GGUF file to talk to, the task it is for, its newest policy, and what loads it."""
+    """A model to talk to, the task it is for, its newest policy, and what loads it."""
 
-    path: Path
+    model: Model
     task: Task
     policy: Policy | None
     load: Callable[[], Answering]
 
 
-def spoken_to(where: Workspace, model: str | None, type: str | None) -> SpokenTo:
+def spoken_to(where: Workspace, spec: str | None, type: str | None) -> SpokenTo:
     """The model of a path or a kind for a conversation in the terminal."""
-    from slmctl.inference.engine import Engine
+    from slmctl.models.model import Loading
 
-    source, path = gguf(where, model, type)
-    if (own := own_task(source)) is not None:
-        newest = newest_policy(where.directory, source, path)
-        policy = fitted_policy(newest, answering(source, path), own) if newest is not None else None
-        if source.kind == "encoder":
-            return SpokenTo(path, own, policy, functools.partial(encoder_engine, source))
-        opinion, labelled = opinion_of(source), bool(own.labels)
-        load = functools.partial(Engine, path, sequences=1, classifier=labelled, opinion=opinion)
-        return SpokenTo(path, own, policy, load)
-    with Engine(path, sequences=1, context=128) as engine:
-        return SpokenTo(path, task_in(source, path, engine)[0], None, functools.partial(Engine, path, sequences=1))
-
-
-def task_in(source: Artifact, path: Path, engine: Answering) -> tuple[Task, bool, str]:
-    """The task of a file that is served, whether it carries none of its own, and what raw text begins with then.
-
-    Raises:
-        UsageError: It has neither a task nor a chat template.
-    """
-    if (own := own_task(source)) is not None:
-        return own, False, ""
-    from slmctl.inference.engine import Engine
-
-    assert isinstance(engine, Engine)  # an encoder carries its task
-    template: str = engine.info["chat_template"]
-    if not template:
-        raise UsageError(
-            f"{path.name} has no chat template, so it cannot be asked in turns", hint="serve a release that slmctl made"
-        )
-    controls = engine.controls()
-    task = Task(
-        "generate", template, "", bos_token=controls["bos"], eos_token=controls["eos"],
-        special_tokens=tuple(controls["tokens"]),
-    )  # fmt: skip
-    return task, True, controls["bos"] if controls["adds_bos"] else ""
-
-
-def own_task(source: Artifact) -> Task | None:
-    """The task that a model carries; None for a bare file."""
-    return Task.read(source.path) if (source.path / FILENAME).exists() else None
+    model = served(where, spec, type)
+    if (own := model.task) is not None:
+        newest = newest_policy(where.directory, model)
+        policy = fitted_policy(newest, model.digest, own) if newest is not None else None
+        loading = Loading(sequences=1, classifier=bool(own.labels))
+        return SpokenTo(model, own, policy, functools.partial(model.load, loading))
+    with model.load(Loading(sequences=1, context=128)) as engine:
+        task = model.task_in(engine)[0]
+    return SpokenTo(model, task, None, functools.partial(model.load, Loading(sequences=1)))
 
 
 @dataclass(frozen=True)
@@ -183,7 +118,7 @@ class ServedName:
 
 def served_name(source: Artifact, path: Path) -> ServedName:
     """The names of one file of a release, of a gguf artifact, or of a bare `.gguf`, which has no project."""
-    facts = source.metrics if source.kind == "published" else source.manifest.config
+    facts = source.metrics if "project" in source.metrics else source.manifest.config
     project, version = str(facts.get("project") or ""), str(facts.get("version") or "")
     match = _VERSION.search(path.stem)
     others = tuple(name for name in (DEFAULT, path.stem) if name != (project or path.stem))
@@ -211,23 +146,11 @@ def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task,
     return Task.read(source.path), ServedName(named.name, (DEFAULT,), named.version)
 
 
-def other_build(source: Artifact, path: Path, build: str) -> str:
-    """A note where the engine is another build than the one that measured this file; empty where it is the same."""
-    measured, used = source.manifest.environment.get("llama_cpp_python"), build.removesuffix(EXPANDED)
-    report = source.path / "report.json"
-    if report.is_file():
-        models = json.loads(report.read_bytes())["models"].values()
-        builds = [entry.get("engine") for entry in models if entry.get("sha256") == sha256_of(source, path)]
-        measured, used = builds[0] if builds else None, build
-    if not measured or measured == used:
-        return ""
-    return f"this engine is llama-cpp-python {used}, and {path.name} was measured with {measured}: measure it again"
-
-
 class FileModel:
     """The model that a user's file is answered with, its task, and the project where one is needed.
 
     Attributes:
+        source: Its artifact.
         encoder: The encoder whose opinion is added to the model's, where that is asked for.
     """
 
@@ -239,12 +162,13 @@ class FileModel:
         self.encoder = predictions.encoder_of(where.project) if model == ENSEMBLE else None
         model = "gguf" if model == ENSEMBLE else model
         if model == linear_file.KIND:
-            self.model = artifact.foreign(linear_file.written(where.project), linear_file.KIND)
+            self.source = artifact.foreign(linear_file.written(where.project), linear_file.KIND)
         else:
-            self.model = find_model(where, model, kinds, default="gguf")
-        for made in filter(None, (self.model, self.encoder)):
+            self.source = find_model(where, model, kinds, default="gguf")
+        for made in filter(None, (self.source, self.encoder)):
             artifact.require_whole(made, hint=AGAIN)
-        self.task = own_task(self.model) or Task.read(where.project.artifact(PREPARED).path)
+        self.model = models.of(self.source, type=type, encoder=self.encoder)
+        self.task = self.model.task or Task.read(where.project.artifact(PREPARED).path)
         self.type = type
         self.max_tokens = max_tokens
 
@@ -255,11 +179,16 @@ class FileModel:
         Raises:
             IntegrityError: It is damaged, or not among the project's artifacts.
         """
-        if self.model.kind != "adapter":
+        if not self.model.needs_base:
             return None
-        base = predictions.base_of(self._where.project, self.model)
+        base = predictions.base_of(self._where.project, self.source)
         artifact.require_whole(base)
         return base
+
+    def open(self) -> AbstractContextManager[OpenModel]:
+        """The model in memory, on its base."""
+        whole = models.of(self.source, type=self.type, base=self.base, encoder=self.encoder)
+        return whole.open(self.task, max_tokens=self.max_tokens)
 
     @property
     def column(self) -> str:

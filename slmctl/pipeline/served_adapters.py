@@ -16,7 +16,7 @@ from slmctl.errors import GateError, SlmctlError, UsageError
 from slmctl.metrics import gates
 from slmctl.model_files.gguf_choice import lora_file
 from slmctl.pipeline import named
-from slmctl.pipeline.model_lookup import AGAIN, root_of, served_name, sha256_of
+from slmctl.pipeline.model_lookup import AGAIN, root_of, served_name
 from slmctl.pipeline.predictions import LORA
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report, require_type
 from slmctl.task.contract import FILENAME, Task
@@ -81,7 +81,7 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
         own = Task.read(path.parent) if (path.parent / FILENAME).exists() else None
         note = f"{path.name} is a bare file: nobody measured it, and it does not say which base it belongs on"
         return ServedAdapter(path, own, "", digest, note)
-    under = sha256_of(base, base_file)
+    under = next(entry.sha256 for entry in base.files(".gguf") if base.file(entry.path) == base_file)
     _require_base(source, under, base_file)
     _require_measured(source, entry.sha256, under, base_file)
     return ServedAdapter(path, Task.read(source.path), served_name(source, path).version, digest)

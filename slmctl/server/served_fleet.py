@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PRODUCTION, ServeConfig
 from slmctl.config.serve_section import DEFAULT
 from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference import ENCODER
-from slmctl.inference.engine import Answering, Engine
+from slmctl.inference.engine import Answering
 from slmctl.model_files import memory
-from slmctl.model_files.gguf_choice import opinion_of
+from slmctl.models.first_look import FirstLookEngine
+from slmctl.models.model import Loading, Model
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
-from slmctl.pipeline import model_lookup, predictions, served_adapters
+from slmctl.pipeline import model_lookup, served_adapters
 from slmctl.pipeline.named import Workspace
 from slmctl.pipeline.served_adapters import ServedAdapter
 from slmctl.production.collector import Collector
@@ -163,106 +163,78 @@ class _Finder:
         Raises:
             SlmctlError: There is none, it is damaged, or its policy does not fit.
         """
-        artifact, path = model_lookup.gguf(self.where, choice.spec, self.type_name)
-        task, models = model_lookup.own_task(artifact), dict[str, ServedModel]()
-        digest = f"sha256:{model_lookup.sha256_of(artifact, path)}"
+        model = model_lookup.served(self.where, choice.spec, self.type_name)
+        task, names = model.task, dict[str, ServedModel]()
         if task is not None:
-            main = ServedModel("", task, file=path.name, digest=digest)
-            models = _named(choice, artifact, path, main, self._adapters(artifact, path))
+            names = _named(choice, model, _main(model, task), self._adapters(model))
         elif choice.name:
             raise UsageError(
-                f"model '{choice.name}' of the fleet is {path.name}, which carries no task",
+                f"model '{choice.name}' of the fleet is {model.path.name}, which carries no task",
                 hint="a release of slmctl publish, or a gguf artifact",
             )
-        policy = self._policy(choice, artifact, path)
+        policy = self._policy(choice, model)
         if policy is not None and task is not None:
-            model_lookup.fitted_policy(policy, model_lookup.answering(artifact, path), task)
+            model_lookup.fitted_policy(policy, model.digest, task)
             untuned_prompt.choice(task, self.escalation.api if self.escalation is not None else CHAT)
         if self.settings.first_look:
-            if task is None or artifact.kind == "encoder":
+            if task is None or not model.is_gguf:
                 raise UsageError("a first look goes before a model with a task", hint="slmctl serve gguf --first-look")
             model_lookup.first_look(self.where.project, task)
         return Release(
-            choice.name or next(iter(models), "") or path.stem,
-            artifact.digest,
-            models,
-            self._needed(artifact, path, task),
-            load=functools.partial(self._load, choice, artifact, path, policy),
+            choice.name or next(iter(names), "") or model.path.stem,
+            model.artifact.digest,
+            names,
+            model.bytes(self._loading(task)) + sum(map(memory.encoder_bytes, self._first_encoder())),
+            load=functools.partial(self._load, choice, model, policy),
             newest=functools.partial(self.find, choice) if (choice.spec or "").startswith("dir:") else None,
             pin=choice.pin,
         )
 
-    def _encoders(self, artifact: Artifact) -> list[Path]:
-        """The files of encoders that answer: the model's own, and that of the first look."""
-        folders = [opinion_of(artifact)]
-        if self.settings.first_look:
-            folders.append(predictions.encoder_of(self.where.project).path)
-        return [folder / ENCODER for folder in folders if folder is not None]
+    def _loading(self, task: Task | None) -> Loading:
+        return Loading.of(task, sequences=self.settings.sequences, context=self.settings.context_length)
 
-    def _needed(self, artifact: Artifact, path: Path, task: Task | None) -> int:
-        """Estimate of the memory that a model and the encoders beside it will hold, in bytes."""
-        needed = sum(map(memory.encoder_bytes, self._encoders(artifact)))
-        if artifact.kind == "encoder":
-            return needed
-        return needed + memory.engine_bytes(
-            path, sequences=self.settings.sequences, context=self.settings.context_length,
-            classifier=bool(task and task.labels), grammars=bool(task and task.constraint),
-        )  # fmt: skip
+    def _first_encoder(self) -> list[Path]:
+        """The file of the encoder that looks first, if one does."""
+        return [predictions.encoder_of(self.where.project).file(ENCODER)] if self.settings.first_look else []
 
     def _engine(
-        self, choice: _Choice, artifact: Artifact, path: Path, loras: Mapping[str, ServedAdapter],
-        stack: contextlib.ExitStack,
-    ) -> Answering:  # fmt: skip
-        """The engine, or the encoder, loaded until the stack ends.
+        self, choice: _Choice, model: Model, loras: Mapping[str, ServedAdapter], stack: contextlib.ExitStack
+    ) -> Answering:
+        """The model, and the encoder before it, loaded until the stack ends.
 
         Raises:
             SlmctlError: It cannot be, or there is no room.
         """
-        if artifact.kind == "encoder":
-            return stack.enter_context(model_lookup.encoder_engine(artifact))
-        settings, own, first = self.settings, model_lookup.own_task(artifact), None
+        task, first = model.task, None
+        loading = dataclasses.replace(self._loading(task), adapters={name: lora.path for name, lora in loras.items()})
         if choice.pin:  # for the others the fleet has made room
-            memory.require_engine(
-                path, sequences=settings.sequences, context=settings.context_length, encoders=self._encoders(artifact)
-            )
-        if settings.first_look and own is not None:
-            first = stack.enter_context(model_lookup.first_look(self.where.project, own).load())
-        engine = Engine(
-            path,
-            sequences=settings.sequences,
-            context=settings.context_length,
-            adapters={name: lora.path for name, lora in loras.items()},
-            grammars=bool(own and own.constraint),
-            classifier=bool(own and own.labels),
-            opinion=opinion_of(artifact),
-            first_look=first,
-        )
-        return stack.enter_context(engine)
+            model.require_room(loading, *self._first_encoder())
+        if self.settings.first_look and task is not None:
+            first = stack.enter_context(model_lookup.first_look(self.where.project, task).load())
+        engine = stack.enter_context(model.load(loading))
+        return engine if first is None else FirstLookEngine(first, engine)
 
-    def _load(self, choice: _Choice, artifact: Artifact, path: Path, policy: Path | None) -> RunningModel:
-        loras = self._adapters(artifact, path)
+    def _load(self, choice: _Choice, model: Model, policy: Path | None) -> RunningModel:
+        loras = self._adapters(model)
         with contextlib.ExitStack() as stack:
-            engine = self._engine(choice, artifact, path, loras, stack)
-            task, bare, opening = model_lookup.task_in(artifact, path, engine)
-            digest = f"sha256:{model_lookup.sha256_of(artifact, path)}"
-            main = ServedModel("", task, bare=bare, opening=opening, file=path.name, digest=digest)
-            models = _named(choice, artifact, path, main, loras)
-            name, router = next(iter(models)), None
+            engine = self._engine(choice, model, loras, stack)
+            task, bare, opening = model.task_in(engine)
+            names = _named(choice, model, _main(model, task, bare=bare, opening=opening), loras)
+            name, router = next(iter(names)), None
             if policy is not None and self.escalation is not None:
-                fitted = model_lookup.fitted_policy(policy, model_lookup.answering(artifact, path), task)
-                router = Router(fitted, task, name, self.escalation)
+                router = Router(model_lookup.fitted_policy(policy, model.digest, task), task, name, self.escalation)
                 stack.callback(router.retire)
-            build = model_lookup.other_build(artifact, path, engine.build)
-            notes = [note for note in (build, *(lora.note for lora in loras.values())) if note]
+            notes = [*filter(None, [model.other_build(engine.build), *(lora.note for lora in loras.values())])]
             for note in notes:
                 say(f"warning: {note}")
-            return RunningModel(LocalEngine(engine, name), models, router, notes, stack.pop_all().close)
+            return RunningModel(LocalEngine(engine, name), names, router, notes, stack.pop_all().close)
 
-    def _adapters(self, artifact: Artifact, path: Path) -> dict[str, ServedAdapter]:
+    def _adapters(self, model: Model) -> dict[str, ServedAdapter]:
         """The adapters over a release, each verified for its file."""
-        return {name: served_adapters.find(place, artifact, path) for name, place in self.settings.adapters.items()}
+        places = self.settings.adapters.items()
+        return {name: served_adapters.find(place, model.artifact, model.path) for name, place in places}
 
-    def _policy(self, choice: _Choice, artifact: Artifact, path: Path) -> Path | None:
+    def _policy(self, choice: _Choice, model: Model) -> Path | None:
         """The policy of a release, where it has one.
 
         Raises:
@@ -270,23 +242,29 @@ class _Finder:
         """
         if not choice.policy or isinstance(choice.policy, Path):
             return choice.policy or None
-        newest = model_lookup.newest_policy(self.where.directory, artifact, path)
+        newest = model_lookup.newest_policy(self.where.directory, model)
         escalates = self.settings.generalist is not None and not self.settings.fleet
         if newest is None and (choice.policy is True or escalates):
             raise IntegrityError(
-                f"no policy below runs/ was fitted on {path.name}, which answers"
+                f"no policy below runs/ was fitted on {model.path.name}, which answers"
                 + f" as '{choice.name}'" * bool(choice.name),
                 hint=f"slmctl calibrate, or serve.{f'fleet.{choice.name}.' * (choice.policy is True)}policy: PATH",
             )
         return newest
 
 
+def _main(model: Model, task: Task, *, bare: bool = False, opening: str = "") -> ServedModel:
+    """A model by itself, without a name."""
+    digest = f"sha256:{model.file.sha256}"
+    return ServedModel("", task, bare=bare, opening=opening, file=model.path.name, digest=digest)
+
+
 def _named(
-    choice: _Choice, artifact: Artifact, path: Path, main: ServedModel, loras: Mapping[str, ServedAdapter]
+    choice: _Choice, model: Model, main: ServedModel, loras: Mapping[str, ServedAdapter]
 ) -> dict[str, ServedModel]:
     """A model under its names, with the adapters over it; a bare adapter without a task has the model's."""
-    named = model_lookup.served_name(artifact, path)
-    name, aliases = (path.stem if named.name in loras else named.name), named.aliases
+    named = model_lookup.served_name(model.artifact, model.path)
+    name, aliases = (model.path.stem if named.name in loras else named.name), named.aliases
     if choice.name:  # others may be of the same project
         name, aliases = choice.name, ((DEFAULT,) if choice.is_default else ())
     main = dataclasses.replace(

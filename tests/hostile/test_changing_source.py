@@ -31,11 +31,11 @@ from support.scale import FULL
 from slmctl.artifacts import atomic
 from slmctl.errors import DataError, StageError, UsageError
 from slmctl.inference.engine import Answer
+from slmctl.models.prompts import Prompt
 from slmctl.sources.rows import read_rows
 from slmctl.sources.rows.cells import Row
 from slmctl.stages.predict import row_answers, row_snapshot
 from slmctl.stages.predict.file_prediction import Job
-from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
 
 TASK = Task("generate", tiny.TEMPLATE, "<|im_end|>")

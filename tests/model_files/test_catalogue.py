@@ -81,9 +81,8 @@ def test_estimates_are_near_what_was_measured() -> None:
 
 def test_a_plan_and_a_stage_tell_one_memory(tiny_base: Path) -> None:
     pytest.importorskip("torch")
-    from slmctl.model_files import model_size
+    from slmctl.model_files import model_size, transformers_answerer
     from slmctl.stages.finetune import device_plan
-    from slmctl.stages.predict import transformers_answerer
 
     shape, size = catalogue.of_folder(tiny_base), model_size.read(tiny_base)
     assert shape is not None

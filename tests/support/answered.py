@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from slmctl.models.prompts import PromptAnswerer
 from slmctl.sources.rows import read_rows
 from slmctl.stages.predict import file_prediction, row_answers
 from slmctl.stages.predict.file_prediction import Job
-from slmctl.stages.predict.prompts import PromptAnswerer
 from slmctl.stages.predict.row_answers import RowInput
 from slmctl.task.contract import Task
 

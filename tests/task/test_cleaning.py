@@ -13,10 +13,10 @@ from support import tiny
 from slmctl.cli import terminal_chat
 from slmctl.config import ServeConfig
 from slmctl.inference.engine import Request
+from slmctl.models import prompts
 from slmctl.server.forms.chat import CHAT
 from slmctl.server.forms.request import ServedModel
 from slmctl.server.forms.text import TEXT
-from slmctl.stages.predict import prompts
 from slmctl.task import cleaning, html_text, mail_text
 from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task

@@ -10,8 +10,8 @@ pytest.importorskip("torch")
 
 from slmctl.config import FinetuneConfig
 from slmctl.model_files import hf_folder
+from slmctl.models import prompts
 from slmctl.stages.finetune import encoding
-from slmctl.stages.predict import prompts
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 

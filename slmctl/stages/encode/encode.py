@@ -17,11 +17,11 @@ from slmctl import console
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EncodeConfig
 from slmctl.errors import UsageError
-from slmctl.inference.encoder import Encoder
 from slmctl.metrics import encoder_head, linear_baseline
 from slmctl.metrics.encoder_head import EncoderModel, Floats
 from slmctl.metrics.statistics import hashed_position, wilson
 from slmctl.model_files import encoder_source, memory
+from slmctl.models.encoder_process import Encoder
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, require_records
 

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from slmctl import console
+from slmctl import console, models
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import canonical, sha256_bytes
 from slmctl.config import LabelConfig, Teacher
 from slmctl.errors import StageError, UsageError
-from slmctl.inference.engine import CONTEXT, MOST_DEADLY, SEQUENCES, Engine, EngineDiedError, EngineError, Request
-from slmctl.model_files import memory
-from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, opinion_of
+from slmctl.inference.engine import MOST_DEADLY, EngineDiedError, EngineError, Request
+from slmctl.models.model import Loading
 from slmctl.network.decisions import CHAT
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.network.endpoint_replies import BYTES_A_TOKEN, EndpointError, Reply
@@ -230,27 +229,24 @@ class ReleaseTeacher(JournalTeacher):
         assert teacher.release is not None
         votes = config.votes if task.rules.is_free else 1
         super().__init__(config, teacher, journal, budget, votes=votes, concurrency=1)
-        self._folder, self._task = teacher.release, task_of(teacher.release, task)
-        made = artifact.load(teacher.release)
-        self._entry, self._opinion = gguf_file(made), opinion_of(made)
-        self._sha256 = answering_sha256(made, self._entry)
-        self.prompt_hash = sha256_bytes(canonical([self._task.digest, self._sha256]))[7:19]
+        self._task = task_of(teacher.release, task)
+        self._model = models.of(artifact.load(teacher.release))
+        self.prompt_hash = sha256_bytes(canonical([self._task.digest, self._model.digest]))[7:19]
 
     def may_see(self, row: LabelRow) -> bool:
         return True
 
     def ask(self, rows: Sequence[LabelRow]) -> None:
-        pairs = [(row, vote) for row in rows for vote in range(self.votes)]
+        pairs, digest = [(row, vote) for row in rows for vote in range(self.votes)], self._model.digest
         for row, vote in pairs:
-            content = [self._sha256, self._task.digest, row.text, vote]
+            content = [digest, self._task.digest, row.text, vote]
             self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
         left = [(row, vote) for row, vote in pairs if self._keys[row.id, vote] not in self.journal.answers]
         if not left:
             return
-        path = self._folder / self._entry.path
-        memory.require_engine(path, sequences=SEQUENCES, context=CONTEXT)
+        self._model.require_room(Loading())
         with (
-            Engine(path, opinion=self._opinion) as engine,
+            self._model.load(Loading()) as engine,
             console.progress(f"label {self.name}", len(left), "answers") as meter,
         ):
             deadly = 0

@@ -16,12 +16,11 @@ from slmctl.artifacts import artifact
 from slmctl.errors import UsageError
 from slmctl.inference import engine
 from slmctl.inference.escalation_policy import FILENAME, Policy
-from slmctl.model_files.gguf_choice import answering_sha256, gguf_file
 from slmctl.pipeline import model_lookup, system_errors
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.named import Workspace
 from slmctl.sources.rows.cells import Row
-from slmctl.stages.predict import local_models, row_answers
+from slmctl.stages.predict import row_answers
 
 MAX_TOKENS: int = config.PredictConfig().max_tokens
 
@@ -84,19 +83,10 @@ class Answerer:
         self._turn = threading.Lock()
         with contextlib.ExitStack() as stack, system_errors.spoken("answering", root):
             request = model_lookup.FileModel(where, os.fspath(model), type, max_tokens=max_tokens)
-            self.task, self._untuned = request.task, request.model.kind == "base"
+            self.task, self._untuned = request.task, request.model.untuned
             self._policy = _policy(request, Path(policy) if policy is not None else None)
-            self._answerer, _ = stack.enter_context(
-                local_models.opened(
-                    request.model,
-                    self.task,
-                    base=request.base,
-                    type=type,
-                    max_tokens=max_tokens,
-                    encoder=request.encoder,
-                )
-            )
-            self.digest = request.model.digest
+            self._answerer = stack.enter_context(request.open())
+            self.digest = request.source.digest
             self._stack: contextlib.ExitStack | None = stack.pop_all()
 
     def __enter__(self) -> Answerer:
@@ -155,14 +145,13 @@ def _text(text: Any, place: int) -> str | None:
 
 def _policy(request: model_lookup.FileModel, named: Path | None) -> Policy | None:
     """The policy that is named, or that lies in the model's folder, for the very file that answers."""
-    own = request.model.path / FILENAME
+    own = request.source.path / FILENAME
     if named is None and not own.is_file():
         return None
-    if request.model.kind not in ("gguf", "published"):
-        raise UsageError(f"a policy is for a GGUF file, and {request.model.path} is of kind '{request.model.kind}'")
+    if not request.model.is_gguf:
+        raise UsageError(f"a policy is for a GGUF file, and {request.source.path} is of kind '{request.source.kind}'")
     if named is not None and (named / artifact.MANIFEST).exists():
         artifact.require_whole(named)
     policy = Policy.read(named if named is not None else own)
-    answering = answering_sha256(request.model, gguf_file(request.model, request.type), request.encoder)
-    policy.require(answering, request.task.digest)
+    policy.require(request.model.digest, request.task.digest)
     return policy

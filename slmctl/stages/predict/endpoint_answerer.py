@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 from slmctl.errors import DataError
 from slmctl.inference.engine import Answer, EngineError
+from slmctl.models.prompts import Prompt
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.endpoint_replies import Reply
 from slmctl.network.openai_client import EndpointRequest, constraint
-from slmctl.stages.predict.prompts import Prompt
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.untuned_prompt import read

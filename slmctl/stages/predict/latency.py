@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from slmctl.stages.predict.prompts import Prompt, PromptAnswerer
+from slmctl.models.prompts import Prompt, PromptAnswerer
 
 ROWS, LEAST = 32, 5  # answered one at a time, to measure the latency of one caller
 LONGEST_S = 20.0  # after which the least number is enough: an untuned base writes long objects, of 10 s each

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, child_environment, console
+from slmctl import __version__, child_environment, console, models
 from slmctl.artifacts import artifact
 from slmctl.errors import IntegrityError, NetworkError, SlmctlError, StageError, UsageError
 from slmctl.network import guard
 from slmctl.pipeline import named
 from slmctl.pipeline.model_lookup import FileModel
 from slmctl.sources.rows.cells import Row
-from slmctl.stages.predict import local_models, row_answers
+from slmctl.stages.predict import row_answers
 from slmctl.stages.predict.row_answers import AddedColumns, RowInput
 from slmctl.task.contract import Task
 
@@ -66,9 +66,8 @@ class ChunkAnswerer:
         model = _opened(opening.model, opening.digest)
         base = named.open_model(Path(opening.base), ("base",)) if opening.base else None
         self._stack = contextlib.ExitStack()  # ends with the actor's process
-        answerer, _ = self._stack.enter_context(
-            local_models.opened(model, opening.task, base=base, type=opening.type, max_tokens=opening.max_tokens)
-        )
+        whole = models.of(model, type=opening.type, base=base)
+        answerer = self._stack.enter_context(whole.open(opening.task, max_tokens=opening.max_tokens))
         self._answer = row_answers.answerer_of_rows(answerer, opening.task, opening.reading)
 
     def __call__(self, batch: Any) -> Any:
@@ -228,7 +227,7 @@ def _spoken(ray: Any) -> Iterator[None]:
 
 def opening_of(request: FileModel, reading: RowInput) -> EngineOpening:
     """The opening of a model that a command has found."""
-    model, base = request.model, request.base
+    model, base = request.source, request.base
     return EngineOpening(
         model=str(model.path.resolve()), digest=model.digest, base=str(base.path.resolve()) if base else None,
         task=request.task, type=request.type, max_tokens=request.max_tokens, reading=reading,

@@ -10,8 +10,8 @@ from typing import TypedDict
 
 from slmctl.errors import StageError
 from slmctl.inference import engine
+from slmctl.models.prompts import PromptAnswerer, prompt
 from slmctl.sources.rows.cells import Row
-from slmctl.stages.predict.prompts import PromptAnswerer, prompt
 from slmctl.task.contract import Task
 
 CHUNK = 512  # rows answered together; at most as many answers are lost to a kill

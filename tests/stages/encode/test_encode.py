@@ -23,15 +23,16 @@ from support.serving import begin, end
 from slmctl.artifacts import artifact
 from slmctl.config import EncodeConfig
 from slmctl.errors import SlmctlError
-from slmctl.inference.encoder import Encoder, EncoderError
-from slmctl.inference.encoder_classifier import EncoderClassifier, EncoderFirst, Scores
 from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.inference.events import Event
 from slmctl.metrics import encoder_head
 from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source
+from slmctl.models.encoder_classifier import EncoderClassifier, Scores
+from slmctl.models.encoder_process import Encoder, EncoderError
+from slmctl.models.first_look import EncoderFirst
+from slmctl.models.prompts import Prompt
 from slmctl.production.measured import measured
-from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.records import Record
 
 

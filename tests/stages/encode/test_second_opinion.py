@@ -24,10 +24,11 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.cli import report_view
 from slmctl.config import Gate
 from slmctl.console import percent
-from slmctl.inference.encoder import Encoder
-from slmctl.inference.encoder_classifier import FLOOR, EncoderClassifier, OpinionHead, Scores
 from slmctl.inference.events import Event
 from slmctl.metrics import gates
+from slmctl.metrics.encoder_head import OpinionHead
+from slmctl.models.encoder_classifier import FLOOR, EncoderClassifier, Scores
+from slmctl.models.encoder_process import Encoder
 from slmctl.reports.evaluation_report import parse_report
 from slmctl.stages.evaluate import report_page
 from slmctl.stages.evaluate.report_opening import Opening, RowsCurve

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support import call_templates, shared
@@ -13,9 +11,9 @@ from support.call_templates import task_of
 
 from slmctl.inference.engine import Answer, Engine
 from slmctl.model_files import gguf_converter
-from slmctl.stages.predict import prompts
-from slmctl.stages.predict.local_models import EngineAnswerer
-from slmctl.stages.predict.transformers_answerer import HfAnswerer
+from slmctl.model_files.transformers_answerer import HfAnswerer
+from slmctl.models import prompts
+from slmctl.models.model import OpenModel
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 
@@ -53,8 +51,8 @@ def engine(gguf: Path) -> Iterator[Engine]:
 def test_every_answer_calls_an_offered_tool_or_none(name: str, engine: Engine, tiny_base: Path) -> None:
     task: Task = TASKS[name]
     asked = [prompts.asked(task, record) for record in RECORDS]
-    model: Any = SimpleNamespace(path=tiny_base, kind="base")
-    answerers = (EngineAnswerer(engine, task, 160), HfAnswerer(model, task, base=None, max_tokens=160))
+    by_transformers = HfAnswerer(tiny_base, labels=task.labels, end=task.end, max_tokens=160)
+    answerers = (OpenModel(engine, task, 160), OpenModel(by_transformers, task, 160))
     texts = []
     for answerer in answerers:
         answers = dict(answerer.answer(asked))

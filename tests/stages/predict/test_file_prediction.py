@@ -30,13 +30,13 @@ from support.forks import Forks
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, LockedError, NetworkError, StageError, UsageError
 from slmctl.inference.engine import Answer, EngineDiedError, EngineError
+from slmctl.models.prompts import Prompt
 from slmctl.network import endpoint_pool
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.sources.rows import read_rows
 from slmctl.stages.predict import file_prediction, row_answers, workbook_writer
 from slmctl.stages.predict.endpoint_answerer import EndpointAnswerer
 from slmctl.stages.predict.file_prediction import Job
-from slmctl.stages.predict.prompts import Prompt
 from slmctl.stages.predict.row_answers import RowInput
 from slmctl.task.contract import Task
 

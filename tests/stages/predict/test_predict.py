@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from support import tiny
 
-from slmctl import config
+from slmctl import config, models
 from slmctl.artifacts.artifact import Artifact, load
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import engine, json_grammar
 from slmctl.model_files import gguf_choice
+from slmctl.models import hf, prompts
 from slmctl.pipeline import predictions
 from slmctl.pipeline.graph import Project, stage_class
-from slmctl.stages.predict import latency, local_models, predict, prompts
+from slmctl.stages.predict import latency, predict
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import read_records
@@ -72,13 +73,13 @@ def test_merged_answers_like_adapter_on_base(
 @pytest.fixture
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """HF models multiply in float32: a model that knows nothing chooses between tokens that are nearly level."""
-    monkeypatch.setattr(local_models, "resolve_matmul_dtype", lambda wanted: "float32")
+    monkeypatch.setattr(hf, "resolve_matmul_dtype", lambda wanted: "float32")
 
 
 def answers_of(
     artifact: Artifact, task: Task, questions: Sequence[prompts.Prompt], max_tokens: int = 8
 ) -> list[engine.Answer | engine.EngineError]:
-    with local_models.opened(artifact, task, type="F16", max_tokens=max_tokens) as (answerer, _):
+    with models.of(artifact, type="F16").open(task, max_tokens=max_tokens) as answerer:
         found = dict(answerer.answer(questions))
     return [found[k] for k in range(len(questions))]
 
@@ -153,13 +154,13 @@ def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Arti
     task = Task.read(artifacts["gguf"].path)
     answers = {}
     for name in ("gguf", "merged"):
-        with local_models.opened(artifacts[name], task, type="F16") as (answerer, _):
-            if isinstance(answerer, local_models.EngineAnswerer):
+        with models.of(artifacts[name], type="F16").open(task) as answerer:
+            if isinstance(answerer.model, engine.Engine):
                 each = len(answerer.model.tokenize("hello " * 100)) / 100
                 texts = ["hello " * int(3000 / each), "refund", "hello " * int(5000 / each)]
             found = dict(answerer.answer([prompts.prompt(task, text) for text in texts]))
             again = dict(answerer.answer([prompts.prompt(task, "refund")]))[0]
-            if isinstance(answerer, local_models.EngineAnswerer):  # what the model was trained on, in the same memory
+            if isinstance(answerer.model, engine.Engine):  # what the model was trained on, in the same memory
                 assert (answerer.model.context, answerer.model.sequences) == (4096, 8)
         assert isinstance(again, engine.Answer)
         assert isinstance(found[2], engine.EngineError)

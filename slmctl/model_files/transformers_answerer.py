@@ -11,10 +11,10 @@ import functools
 import inspect
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import llguidance.hf
 import numpy as np
@@ -26,17 +26,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from slmctl import console, hardware
-from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, StageError
-from slmctl.inference.engine import Answer, EngineError
+from slmctl.inference.engine import Answer, Answering, EngineError, Request
 from slmctl.inference.json_grammar import Rules, Walk
 from slmctl.inference.label_search import LabelSearch, LabelTree, LabelTrie
 from slmctl.model_files import hf_folder, memory, model_size, stored_weights
 from slmctl.model_files.model_shape import ANSWERED_TOGETHER, HELD_TOKENS, LABEL_LOGITS, STATE_TOKENS
-from slmctl.task.contract import Task
-
-if TYPE_CHECKING:
-    from slmctl.stages.predict.prompts import Prompt
 
 TOKENS = (
     STATE_TOKENS  # of one batch beyond what its prompts share; and of its keys and values, where HELD_TOKENS do not fit
@@ -113,10 +108,15 @@ class Alphabet(torch.nn.Module):
         return torch.nn.functional.linear(states, self.weight, self.bias)
 
 
-class HfAnswerer:
+class HfAnswerer(Answering):
     """Answers with transformers: in float32 on a CPU, in bfloat16 on a GPU.
 
     Args:
+        folder: The folder of a whole model.
+        adapter: The folder of an adapter that goes on it.
+        labels: The only answers allowed, or none for texts.
+        end: What ends an answer, such as `<|im_end|>`.
+        max_tokens: The longest text.
         matmul_dtype: The type of the layers' matrix products on a CPU, `float32` or `bfloat16`; the output head and
             all that lies between the products are computed in float32.
         whole_labels: Take the label that is likeliest as a whole, in place of a walk from choice to choice, unless the
@@ -127,33 +127,30 @@ class HfAnswerer:
     """
 
     def __init__(
-        self, model: Artifact, task: Task, *, base: Artifact | None, max_tokens: int, matmul_dtype: str = "float32",
-        whole_labels: bool = False,
+        self, folder: Path, *, max_tokens: int, adapter: Path | None = None, labels: tuple[str, ...] = (),
+        end: str = "", matmul_dtype: str = "float32", whole_labels: bool = False,
     ) -> None:  # fmt: skip
-        self.task, self.max_tokens, self._whole = task, max_tokens, whole_labels
+        self.labels, self.end, self.max_tokens, self._whole = labels, end, max_tokens, whole_labels
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.matmul_dtype = "bfloat16" if self.device == "cuda" else matmul_dtype
         if self.device == "cpu":
             hardware.reuse_freed_memory()
-        folder = (base or model).path
         self.tokenizer: Any = hf_folder.load_tokenizer(folder)
         self.model: Any = hf_folder.load_model(folder, dtype=self._dtype(folder))
         self._takes = inspect.signature(self.model.forward).parameters
         self._require_cache()
-        if model.kind == "adapter":
-            if base is None:
-                raise StageError("an adapter answers on top of its base, which is not here", hint="--base PATH")
-            self.model = _with_adapter(self.model, model)
+        if adapter is not None:
+            self.model = _with_adapter(self.model, adapter)
             if self.device == "cpu" and not stored_weights.is_widened(self.model):
                 self.model = self.model.merge_and_unload()  # exact to float32, and a third of the layers' calls
         narrow = self.device == "cpu" and matmul_dtype == "bfloat16"
         if narrow and not stored_weights.multiply_in(self.model, torch.bfloat16):
             self.matmul_dtype = "float32"
         self.alphabet: list[int] = []  # the tokens of the labels, in the order of their logits
-        self.trie = self._trie() if task.labels else None
+        self.trie = self._trie() if labels else None
         self.model.to(self.device)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        ends = {self.tokenizer.convert_tokens_to_ids(task.end), self.tokenizer.eos_token_id}
+        ends = {self.tokenizer.convert_tokens_to_ids(end), self.tokenizer.eos_token_id}
         self.ends = sorted(ends - {None, self.tokenizer.unk_token_id})
         self._shared: tuple[list[int], State | None] = ([], None)
         self._rules = functools.lru_cache(KEPT_RULES)(self._compiled)
@@ -171,7 +168,7 @@ class HfAnswerer:
             return torch.bfloat16
         memory.trim_heap()  # an earlier stage of this process may have left much that is free
         size = model_size.read(folder)
-        logits = LABEL_LOGITS // size.vocabulary if self._whole and self.task.labels else ANSWERED_TOGETHER
+        logits = LABEL_LOGITS // size.vocabulary if self._whole and self.labels else ANSWERED_TOGETHER
         rounded = 0 if size.halves or self.matmul_dtype == "float32" else 2 * size.linear  # beside a mapped file
         for self._cells in (HELD_TOKENS, TOKENS):
             kept = 2 * self._cells * size.cache * 4  # keys and values of a batch, and a copy
@@ -181,12 +178,18 @@ class HfAnswerer:
         memory.require(needed, "answering", hint="the model's GGUF file, or a machine with more")
         return "stored"
 
+    def close(self) -> None:
+        memory.trim_heap()  # the keys and values of its batches
+
     @torch.inference_mode()
-    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
-        rows = [self._tokens(prompt.text) for prompt in prompts]
-        heads = [self._head(self._tokens(prompt.prefix), row) for prompt, row in zip(prompts, rows, strict=True)]
+    def ask_all(
+        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
+    ) -> Iterator[tuple[int, Answer | EngineError]]:
+        listed = list(requests)
+        rows = [self._tokens(request.prompt) for request in listed]
+        heads = [self._head(self._tokens(request.prefix), row) for request, row in zip(listed, rows, strict=True)]
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-        room, constraint = self.trie.depth if self.trie else self.max_tokens, self.task.constraint
+        room = self.trie.depth if self.trie else self.max_tokens
         fits: list[int] = []
         for index, row in enumerate(rows):
             if row and len(row) + room <= longest:
@@ -201,7 +204,7 @@ class HfAnswerer:
             if self.trie:
                 yield from zip(indices, (self._scored if self._whole else self._labels)(head, batch), strict=True)
             else:
-                rules = [self._rules(prompts[index].constraint or constraint) for index in indices]
+                rules = [self._rules(listed[index].schema) for index in indices]
                 yield from zip(indices, self._texts(head, batch, rules), strict=True)
 
     def _require_cache(self) -> None:
@@ -309,7 +312,7 @@ class HfAnswerer:
 
     def _trie(self) -> LabelTrie:
         """The labels in places of the alphabet; the model's head is cut down to it."""
-        tokens = [self._tokens(label + self.task.end) for label in self.task.labels]
+        tokens = [self._tokens(label + self.end) for label in self.labels]
         if self._whole and (count := len(LabelTree(tokens).places)) > MOST_BEGINNINGS:
             self._whole = False
             console.say(f"  note: labels are chosen token by token: their {count} beginnings take long to compute")
@@ -322,7 +325,7 @@ class HfAnswerer:
             self.alphabet = list(range(len(self.tokenizer)))
         places = {token: place for place, token in enumerate(self.alphabet)}
         try:
-            return LabelTrie(self.task.labels, [[places[token] for token in label] for label in tokens])
+            return LabelTrie(self.labels, [[places[token] for token in label] for label in tokens])
         except ValueError as error:
             raise DataError(str(error)) from None
 
@@ -381,7 +384,7 @@ class HfAnswerer:
     def _text(self, line: ActiveSequence, length: int) -> Answer | EngineError:
         if line.fault:
             return EngineError(line.fault)
-        text = self.task.kept(self.tokenizer.decode(line.tokens, skip_special_tokens=True))
+        text = self.tokenizer.decode(line.tokens, skip_special_tokens=True)
         count = len(line.tokens) + line.ended
         return Answer(text, line.finish, float(f"{math.exp(line.logprob):.6g}"), length, count)
 
@@ -473,17 +476,17 @@ def _batches(
         yield batch
 
 
-def _with_adapter(model: Any, adapter: Artifact) -> Any:
+def _with_adapter(model: Any, adapter: Path) -> Any:
     """The base with the adapter's weights on it.
 
     Raises:
         StageError: The adapter has a layer that the base lacks.
     """
-    settings = json.loads(adapter.file("adapter_config.json").read_bytes())
+    settings = json.loads((adapter / "adapter_config.json").read_bytes())
     hf_folder.refuse_code_of_adapter(settings)
     config = PeftConfig.from_peft_type(**{key: value for key, value in settings.items() if value is not None})
     tuned = PeftModel(model, config)
-    loaded = set_peft_model_state_dict(tuned, load_file(adapter.file("adapter_model.safetensors")))
+    loaded = set_peft_model_state_dict(tuned, load_file(adapter / "adapter_model.safetensors"))
     if loaded.unexpected_keys:
         raise StageError(f"the adapter does not fit the base: it has no layer '{loaded.unexpected_keys[0]}'")
     return tuned.eval()

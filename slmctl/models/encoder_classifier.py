@@ -18,18 +18,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.inference import ENCODER, OPINION
-from slmctl.inference.encoder import Encoder, EncoderError
-from slmctl.inference.escalation_policy import Decision, Policy
+from slmctl.hardware import process_bytes
+from slmctl.inference import ENCODER
 from slmctl.inference.events import Event, TokenAlternative
+from slmctl.metrics.encoder_head import OpinionHead, normalised
+from slmctl.models.encoder_process import Encoder, EncoderError
 
 FLOOR = 1e-6  # the least probability of a label for each of the two, so that neither overrules the other for good
-AHEAD = 512  # questions of a list that wait for a first look, so that batches are full and the model is asked last
 TOGETHER = 32  # texts that the encoder reads at once, of those that wait
 ENDED = "the encoder has ended"
 Floats = npt.NDArray[np.float64]
@@ -46,46 +46,6 @@ class LabelModel(Protocol):
 
     def scored(self, texts: Sequence[str], vectors: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
         """For n texts and their vectors (n, size), of every label the log probability and the evidence, each (n, L)."""
-
-
-@dataclass(frozen=True)
-class OpinionHead:
-    """Logistic regression over the vectors of an encoder.
-
-    Attributes:
-        labels: The L labels.
-        weights, bias: (L, size) and (L,).
-    """
-
-    labels: tuple[str, ...]
-    weights: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
-
-    def write(self, folder: Path) -> None:
-        """Write `second_opinion.npz`, arrays of numpy without a pickle."""
-        with (folder / OPINION).open("wb") as stream:
-            np.savez_compressed(stream, labels=np.array(self.labels), weights=self.weights, bias=self.bias)
-
-    @classmethod
-    def read(cls, folder: Path) -> OpinionHead:
-        """The head that `write` left."""
-        with np.load(folder / OPINION, allow_pickle=False) as kept:
-            return cls(tuple(map(str, kept["labels"])), kept["weights"], kept["bias"])
-
-    def scored(self, texts: Sequence[str], vectors: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
-        """The log probabilities, and as evidence what they are made of: the sum for each label, by itself.
-
-        Where no label's sum is large, the text is unlike all training rows, however likely a label beside the others.
-        """
-        sums = (vectors @ self.weights.T + self.bias).astype(np.float64)
-        return normalised(sums), sums
-
-
-def normalised(scores: Floats) -> Floats:
-    """Log probabilities (n, L) of scores."""
-    scores = scores - scores.max(axis=1, keepdims=True)
-    result: Floats = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return result
 
 
 @dataclass(frozen=True)
@@ -177,6 +137,10 @@ class EncoderClassifier:
         """The id of the encoder's process; 0 without one."""
         return self._encoder.pid
 
+    def held_bytes(self) -> int:
+        """Memory of the encoder's process; 0 without one."""
+        return process_bytes(self.pid) if self.pid else 0
+
     @property
     def build(self) -> str:
         """llama.cpp's."""
@@ -191,6 +155,18 @@ class EncoderClassifier:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._thread.join(timeout=5)
+
+    def scored(self, texts: Sequence[str], *, together: int) -> list[Scores]:
+        """The scores of each text.
+
+        Args:
+            together: Texts that may share a batch of the encoder.
+
+        Raises:
+            EncoderError: Its process ended.
+        """
+        scored = self._model.scored(texts, self._encoder.encode(texts, together=together))
+        return [Scores(self._model.labels, *row) for row in zip(*scored, strict=True)]
 
     def alone(self, question: str, labels: tuple[str, ...], on_event: OnEvent, *, alternatives: int = -1) -> Cancel:
         """Have a question answered here, as `Engine.submit` does, with the probability of every label.
@@ -298,9 +274,8 @@ class EncoderClassifier:
 
     def _answer(self, block: Sequence[tuple[str, Future[Scores]]], *, again: bool = True) -> None:
         """Give each text its scores; those that fail together are read once more, each alone."""
-        texts = [text for text, _ in block]
         try:
-            scored = self._model.scored(texts, self._encoder.encode(texts, together=self._together))
+            scored = self.scored([text for text, _ in block], together=self._together)
         except (EncoderError, OSError, ValueError) as error:
             for entry in block:
                 if again and not self._closed:
@@ -308,63 +283,8 @@ class EncoderClassifier:
                 else:
                     entry[1].set_exception(error)
             return
-        for (_, waiting), logprobs, evidence in zip(block, *scored, strict=True):
-            waiting.set_result(Scores(self._model.labels, logprobs, evidence))
-
-
-class EncoderFirst:
-    """An encoder before a model: a label that its policy keeps is the answer, and the model is not asked.
-
-    Args:
-        policy: Fitted on the encoder's own answers.
-        labels: Those that it was fitted for.
-
-    Attributes:
-        kept: Number of answers that were the encoder's.
-    """
-
-    def __init__(self, encoder: EncoderClassifier, policy: Policy, labels: tuple[str, ...]) -> None:
-        self.encoder, self.policy, self.labels = encoder, policy, labels
-        self.kept = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.encoder.close()
-
-    def before(
-        self, question: str, on_event: OnEvent, submit: Callable[[OnEvent], Cancel], *, alternatives: int = -1
-    ) -> Cancel:
-        """Have a question with these labels answered here, or by the model; as `EncoderClassifier.beside`."""
-        pieces, cancels, cancelled = list[Event](), list[Cancel](), threading.Event()
-
-        def relay(event: Event) -> None:
-            if "piece" in event:
-                pieces.append(event)
-            elif (decision := self._decision(event, pieces)) is not None and decision.keep:
-                self.kept += 1
-                on_event(pieces[0])
-                on_event(event | {"p_correct": decision.p_correct})
-            elif not cancelled.is_set():
-                cancels.append(submit(on_event))
-                if cancelled.is_set():  # meanwhile, so nobody else cancels this one
-                    cancels[-1]()
-
-        def cancel() -> None:
-            cancelled.set()
-            for each in cancels:
-                each()
-
-        cancels.append(self.encoder.alone(question, self.labels, relay, alternatives=alternatives))
-        return cancel
-
-    def _decision(self, event: Event, pieces: Sequence[Event]) -> Decision | None:
-        """The policy's decision on an answer of the encoder; None where that failed, or has none of its signals."""
-        with contextlib.suppress(ValueError):
-            if "finish" in event:
-                return self.policy.judge(event, pieces[0]["piece"])
-        return None
+        for (_, waiting), scores in zip(block, scored, strict=True):
+            waiting.set_result(scores)
 
 
 def _piece(answer: Event, alternatives: int) -> Event:

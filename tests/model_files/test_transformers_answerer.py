@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +12,10 @@ from support.label_scores import label_probabilities, whole_label_probabilities
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks import architectures
-from slmctl.inference.engine import Answer
-from slmctl.model_files import hf_folder
-from slmctl.stages.predict import transformers_answerer
-from slmctl.stages.predict.prompts import Prompt
-from slmctl.stages.predict.transformers_answerer import HfAnswerer
+from slmctl.inference.engine import Answer, Request
+from slmctl.model_files import hf_folder, transformers_answerer
+from slmctl.model_files.transformers_answerer import HfAnswerer
+from slmctl.models.prompts import Prompt
 
 HEAD, TAIL = "<|im_start|>system\nName it.<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 TEXTS = ("refund my card please", "hello", "x", "late truck doorstep carrier tracking shipped parcel", "hello")
@@ -36,11 +34,11 @@ def answered(
     folder: Path, prompts: list[Prompt], *, labels: tuple[str, ...] = (), schema: str = "", matmul: str = "float32",
     whole: bool = False,
 ) -> list[Answer]:  # fmt: skip
-    model: Any = SimpleNamespace(path=folder, kind="base")
-    task: Any = SimpleNamespace(labels=labels, end="<|im_end|>", constraint=schema, kept=str)
-    answerer = HfAnswerer(model, task, base=None, max_tokens=8, matmul_dtype=matmul, whole_labels=whole)
+    answerer = HfAnswerer(
+        folder, labels=labels, end="<|im_end|>", max_tokens=8, matmul_dtype=matmul, whole_labels=whole
+    )
     assert answerer.matmul_dtype == ("float32" if "mamba" in folder.name else matmul)  # it allows no other
-    found = dict(answerer.answer(prompts))
+    found = dict(answerer.ask_all(Request(each.text, each.prefix, schema=schema) for each in prompts))
     answers = [found[k] for k in range(len(prompts))]
     assert all(isinstance(answer, Answer) for answer in answers)
     return answers  # type: ignore[return-value]  # none is an error

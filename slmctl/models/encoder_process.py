@@ -44,7 +44,7 @@ class Encoder:
                 "running an encoder needs the package 'llama_cpp', which is not installed", hint=pip_line("gguf")
             )
         self.gguf = gguf
-        self._child = LineChild("slmctl.inference.encoder_child", str(gguf), str(threads or usable_cores()))
+        self._child = LineChild("slmctl.models.encoder_child", str(gguf), str(threads or usable_cores()))
         self._lock = threading.Lock()
         try:
             ready = json.loads(self._child.start(LOAD_S))

@@ -1,6 +1,6 @@
-"""The child process of `encoder`: llama.cpp computes the vector of each text.
+"""The child process of `encoder_process`: llama.cpp computes the vector of each text.
 
-python -m slmctl.inference.encoder_child MODEL.gguf THREADS     batches of texts as JSON lines in, vectors out
+python -m slmctl.models.encoder_child MODEL.gguf THREADS     batches of texts as JSON lines in, vectors out
 """
 
 from __future__ import annotations

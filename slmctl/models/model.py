@@ -1,0 +1,217 @@
+"""A model that can answer: its name in reports, what a policy is bound to, and what opens it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from slmctl.artifacts.artifact import Artifact, FileEntry
+from slmctl.errors import DataError
+from slmctl.inference import grammar_pool
+from slmctl.inference.engine import CONTEXT, SEQUENCES, Answer, Answering, EngineError
+from slmctl.inference.events import EXPANDED
+from slmctl.models.prompts import Prompt
+from slmctl.task.contract import FILENAME, Task
+from slmctl.task.engine_requests import engine_request
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The room of a model in memory, and what it is to answer; see `inference.engine.Engine`.
+
+    Attributes:
+        sequences: Requests answered at the same time.
+        context: Longest prompt with its answer, in tokens.
+        adapters: LoRA adapters over the model, by the name that requests call them.
+        grammars: Requests are held to a schema.
+        classifier: Requests are for labels.
+    """
+
+    sequences: int = SEQUENCES
+    context: int = CONTEXT
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    grammars: bool = False
+    classifier: bool = False
+
+    @classmethod
+    def of(cls, task: Task | None, *, sequences: int = SEQUENCES, context: int = CONTEXT) -> Loading:
+        """The room for answers to a task, and what holds them to it.
+
+        Args:
+            task: None for a file that carries none.
+        """
+        return cls(sequences, context, {}, bool(task and task.constraint), bool(task and task.labels))
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model in memory, which answers the prompts of a task.
+
+    Attributes:
+        model: Answers the requests.
+        adapter: The adapter's name inside of it.
+        engine: The build of llama.cpp that predictions name; None for a model that another program computes.
+    """
+
+    model: Answering
+    task: Task
+    max_tokens: int
+    adapter: str = ""
+    engine: str | None = None
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
+        """The answers, each with the index of its prompt, in the order in which they are finished."""
+        requests = (
+            engine_request(
+                self.task, prompt.text, prefix=prompt.prefix, constraint=prompt.constraint, max_tokens=self.max_tokens,
+                adapter=self.adapter, question=prompt.question,
+            )
+            for prompt in prompts
+        )  # fmt: skip
+        for index, answer in self.model.ask_all(requests, widen=True, alone=True):
+            if isinstance(answer, Answer) and (kept := self.task.kept(answer.text)) != answer.text:
+                answer = dataclasses.replace(answer, text=kept)  # in the one form of answers
+            yield index, answer
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on this machine.
+
+    Attributes:
+        artifact: An artifact, a release or a foreign model.
+        untuned: It was not trained on the task, so prompts list the labels.
+        is_remote: It answers behind an endpoint, which rows leave this machine for.
+        needs_base: It answers on a base.
+        adapter: The name inside of the engine of an adapter that answers.
+        is_gguf: llama.cpp's engine answers by a file of it, so it can be served, have a policy, and be asked second.
+    """
+
+    artifact: Artifact
+    untuned: ClassVar[bool] = False
+    is_remote: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
+    is_gguf: ClassVar[bool] = False
+    adapter: ClassVar[str] = ""
+
+    @property
+    def kind(self) -> str:
+        """Its kind in predictions and reports."""
+        return self.artifact.kind
+
+    @property
+    def title(self) -> str:
+        """Its name in reports."""
+        return self.kind
+
+    @property
+    def task(self) -> Task | None:
+        """The task that it carries; None for a bare file."""
+        return Task.read(self.artifact.path) if (self.artifact.path / FILENAME).exists() else None
+
+    @property
+    def file(self) -> FileEntry:
+        """The file that answers, by itself."""
+        raise NotImplementedError
+
+    @property
+    def path(self) -> Path:
+        """The path of that file."""
+        return self.artifact.file(self.file.path)
+
+    @property
+    def digest(self) -> str:
+        """The hash that a policy is bound to: of a file; of file and encoder where both answer; of an artifact."""
+        return self.weights.sha256
+
+    @property
+    def weights(self) -> FileEntry:
+        """All that answers as one file: its name, the bytes of all, and the hash that predictions and policies hold."""
+        size = sum(entry.size for entry in self.artifact.files(".safetensors"))
+        return FileEntry(self.artifact.path.name, size, self.artifact.digest.removeprefix("sha256:"))
+
+    @property
+    def encoders(self) -> Sequence[Path]:
+        """The files of encoders that answer with it."""
+        return ()
+
+    @property
+    def base_sha256(self) -> str | None:
+        """The hash of the base's file that an adapter's own file answers on; None for all other models."""
+        return None
+
+    def variants(self) -> Sequence[str | None]:
+        """The types of its files, each a model of its own; None where it is one."""
+        return (None,)
+
+    def task_in(self, engine: Answering) -> tuple[Task, bool, str]:
+        """Returns (task, bare, opening). `bare`: the model carries no task, so one is made of its chat template;
+        `opening`: the token that raw text must begin with, or "".
+
+        Raises:
+            UsageError: It has neither a task nor a chat template.
+        """
+        assert self.task is not None
+        return self.task, False, ""
+
+    def other_build(self, build: str) -> str:
+        """A note where the engine is another build than the one that measured the file; empty where it is the same."""
+        measured, used = self.artifact.manifest.environment.get("llama_cpp_python"), build.removesuffix(EXPANDED)
+        report = self.artifact.path / "report.json"
+        if report.is_file():
+            entries = json.loads(report.read_bytes())["models"].values()
+            builds = [entry.get("engine") for entry in entries if entry.get("sha256") == self.file.sha256]
+            measured, used = builds[0] if builds else None, build
+        if not measured or measured == used:
+            return ""
+        name = self.path.name
+        return f"this engine is llama-cpp-python {used}, and {name} was measured with {measured}: measure it again"
+
+    def bytes(self, loading: Loading) -> int:
+        """Estimate of the memory that its processes hold while it answers."""
+        raise NotImplementedError
+
+    def require_room(self, loading: Loading, *others: Path) -> None:
+        """Refuse to load it where the memory is not enough for it and other encoders; an encoder alone is small.
+
+        Raises:
+            FullError: It is not.
+        """
+
+    def load(self, loading: Loading) -> Answering:
+        """The model in memory, for the server and the terminal.
+
+        Raises:
+            SlmctlError: It cannot be loaded.
+        """
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def open(self, task: Task, *, max_tokens: int = 256, whole_labels: bool | None = None) -> Iterator[OpenModel]:
+        """The model in memory, for prompts of a task.
+
+        Args:
+            task: The contract that its answers are held to.
+            max_tokens: The longest answer.
+            whole_labels: Score labels by all of their tokens; None for doing so with an untuned base.
+
+        Raises:
+            DataError: The answers cannot be held to the task's schema.
+            SlmctlError: It cannot be loaded, or there is no room.
+        """
+        if task.is_json and (fault := grammar_pool.fault_of(task.constraint)):
+            raise DataError(fault, hint="change that part of the schema")
+        whole = self.untuned if whole_labels is None else whole_labels
+        with self._loaded(task, max_tokens, whole) as loaded:
+            engine = loaded.build if self.is_gguf else None
+            yield OpenModel(loaded, task, max_tokens, self.adapter, engine)
+
+    def _loaded(self, task: Task, max_tokens: int, whole_labels: bool) -> Answering:
+        loading = Loading.of(task)
+        self.require_room(loading)
+        return self.load(loading)

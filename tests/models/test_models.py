@@ -1,0 +1,80 @@
+"""The one place that turns the kind of an artifact into a model, and what the models say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from slmctl import models
+from slmctl.artifacts import artifact
+from slmctl.inference.engine import Answer, Answering, EngineError, Request
+from slmctl.inference.events import Event
+from slmctl.models.composition import Composition
+from slmctl.models.gguf import GgufModel
+from slmctl.models.hf import UntunedBase
+from slmctl.models.opinion import FileWithOpinion
+
+KINDS = ("gguf", "base", "adapter", "merged", "published", "encoder", "linear", "endpoint")
+
+
+def test_every_kind_that_can_be_measured_is_a_model() -> None:
+    assert {kind for kind in KINDS if models.class_of(kind).untuned} == {"base"}
+    assert {kind for kind in KINDS if models.class_of(kind).is_remote} == {"endpoint"}
+    assert {kind for kind in KINDS if models.class_of(kind).needs_base} == {"adapter"}
+    assert {kind for kind in KINDS if models.class_of(kind).is_gguf} == {"gguf", "published"}
+
+
+def test_an_encoder_beside_a_file_changes_its_hash_and_its_size(tmp_path: Path) -> None:
+    for name in ("a-Q8_0.gguf", "encoder.gguf", "second_opinion.npz"):
+        (tmp_path / name).write_bytes(name.encode())
+    both = models.of(artifact.foreign(tmp_path, "gguf"), type="Q8_0")
+    assert isinstance(both, FileWithOpinion) and isinstance(both.model, GgufModel)
+    assert (both.kind, both.title, both.path.name) == ("gguf", "Q8_0", "a-Q8_0.gguf")
+    assert both.weights.size == len("a-Q8_0.gguf") + len("encoder.gguf")
+    assert both.digest != both.model.digest == both.file.sha256
+    beside = models.of(artifact.foreign(tmp_path / "a-Q8_0.gguf", "gguf"), encoder=both.artifact)
+    assert (beside.kind, beside.title, beside.digest) == ("ensemble", "a-Q8_0+encoder", both.digest)
+
+
+def test_a_base_is_whole_and_untuned(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    model = models.of(artifact.foreign(tmp_path, "base"))
+    assert isinstance(model, UntunedBase) and model.untuned and model.task is None
+    assert (model.title, model.weights.size) == ("base", 5)
+    assert f"sha256:{model.digest}" == model.artifact.digest
+
+
+class Echo(Answering):
+    """Answers each request with its prompt, by way of what stands before it."""
+
+    ahead, alive, build = 3, True, "0"
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        on_event({"piece": request.prompt})
+        return lambda: None
+
+    def ask_all(
+        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
+    ) -> Iterator[tuple[int, Answer | EngineError]]:
+        pieces: list[Event] = []
+        for index, request in enumerate(requests):
+            (through or self).submit(request, pieces.append)
+            yield index, Answer(pieces[-1]["piece"], "stop", 1.0, 0, 0)
+
+
+class Louder(Composition):
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        return self.engine.submit(request, lambda event: on_event({"piece": event["piece"] + "!"}))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_lists_pass_every_composition_as_one_question_does(depth: int) -> None:
+    model: Answering = Echo()
+    for _ in range(depth):
+        model = Louder(model)
+    answers = [answer for _, answer in model.ask_all([Request("a"), Request("b")])]
+    texts = [answer.text for answer in answers if isinstance(answer, Answer)]
+    assert texts == [f"{text}{'!' * depth}" for text in "ab"]
+    assert (model.ahead, model.alive, model.build) == (3, True, "0")
