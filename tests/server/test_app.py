@@ -15,10 +15,10 @@ from support import tiny
 from support.forks import Forks
 from support.serving import ask, chat, figure, lines_of, post
 
+from slmctl import models
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import UsageError
 from slmctl.inference.events import EXPANDED
-from slmctl.pipeline import model_lookup
 from slmctl.server import api_keys, process
 
 
@@ -164,15 +164,14 @@ def test_another_build_of_the_engine_is_said(artifacts: dict[str, Artifact]) -> 
     """A file answers as it was measured only in the engine that measured it."""
     own = importlib.metadata.version("llama-cpp-python")
     for kind in ("gguf", "published"):
-        found = artifacts[kind]
-        path = found.file(found.files("Q8_0.gguf")[0].path)
-        assert model_lookup.other_build(found, path, own) == ""
-        said = model_lookup.other_build(found, path, "0.1.2")
+        found = models.of(artifacts[kind], type="Q8_0")
+        assert found.other_build(own) == ""
+        said = found.other_build("0.1.2")
         assert said.startswith("this engine is llama-cpp-python 0.1.2, and ") and f"measured with {own}" in said
     # a report says with which weights the file was measured; before there is one, nothing was
     expanded = f"{own}{EXPANDED}"
-    assert model_lookup.other_build(artifacts["gguf"], path, expanded) == ""
-    assert f"llama-cpp-python {expanded}, and" in model_lookup.other_build(found, path, expanded)
+    assert models.of(artifacts["gguf"], type="Q8_0").other_build(expanded) == ""
+    assert f"llama-cpp-python {expanded}, and" in found.other_build(expanded)
 
 
 def test_a_damaged_release_is_not_served(stages: Forks, desk: Path) -> None:
