@@ -67,6 +67,10 @@ class Manifest:
         return (self.recipe_id or self.digest).removeprefix("sha256:")[:SHORT_ID]
 
     @property
+    def is_release(self) -> bool:
+        return self.kind == "published"
+
+    @property
     def parents(self) -> list[tuple[str, str]]:
         """Role and digest of every input."""
         listed = ((role, value if isinstance(value, list) else [value]) for role, value in self.inputs.items())
@@ -128,6 +132,14 @@ class Artifact:
     @property
     def kind(self) -> str:
         return self.manifest.kind
+
+    @property
+    def is_release(self) -> bool:
+        return self.manifest.is_release
+
+    @property
+    def is_base(self) -> bool:
+        return self.kind == "base"
 
     @property
     def digest(self) -> str:
@@ -277,7 +289,7 @@ def _compare(artifact: Artifact, *, hashes: bool) -> list[str]:
         if name not in present:
             faults.append(f"missing: {name}")
         elif name not in expected:
-            if not (name == SIGNATURE and artifact.kind == "published" and _is_plain(present[name])):
+            if not (name == SIGNATURE and artifact.is_release and _is_plain(present[name])):
                 faults.append(f"extra: {name}")
         elif not _is_plain(present[name]):
             faults.append(f"changed: {name} (not a plain file)")

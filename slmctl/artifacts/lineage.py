@@ -148,8 +148,8 @@ def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozens
 
 
 def _sources(source: Artifact) -> list[SourceFile]:
-    if source.kind in ("base", "encoder"):
-        return [{"file": name, "sha256": value} for name, value in source.metrics.get("source_sha256", {}).items()]
+    if fetched := source.metrics.get("source_sha256"):
+        return [{"file": name, "sha256": value} for name, value in fetched.items()]
     listed: list[SourceFile] = source.metrics.get("sources", [])
     return listed
 

@@ -20,7 +20,7 @@ class AdapterFile(Model):
     """The adapter's file of an artifact, on the base's file of a type."""
 
     needs_base = is_gguf = True
-    adapter = KIND
+    adapter, place = KIND, 5
     base: Artifact
     type: str | None = None
 

@@ -60,6 +60,9 @@ class EncoderEngine(Answering):
 class EncoderAlone(Model):
     """The artifact of `encode`, which answers without another model."""
 
+    takes_policy = is_baseline = True
+    place = 0
+
     @property
     def title(self) -> str:
         return encoder_head.NAME

@@ -8,4 +8,5 @@ from slmctl.models.model import Model
 class ModelElsewhere(Model):
     """A model that is not here: `predict` asks it record by record, and pays for each."""
 
-    is_remote = True
+    is_remote = takes_policy = True
+    place = 9

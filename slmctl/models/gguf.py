@@ -19,7 +19,8 @@ from slmctl.task.contract import Task
 class GgufModel(Model):
     """The smallest GGUF file, or the one of a type such as `Q4_K_M`."""
 
-    is_gguf = True
+    is_gguf = takes_policy = is_candidate = True
+    place = 4
     type: str | None = None
 
     @property
@@ -65,3 +66,25 @@ class GgufModel(Model):
 
     def load(self, loading: Loading) -> Answering:
         return Engine(self.path, **vars(loading))
+
+
+class ReleasedFile(GgufModel):
+    """A file of a release."""
+
+    place = 7
+
+
+@dataclass(frozen=True)
+class ReferenceFile(ReleasedFile):
+    """A file of the release that gates compare with, by the name that they call it."""
+
+    is_reference, is_candidate, takes_policy, place = True, False, False, 8
+    name: str = ""
+
+    @property
+    def kind(self) -> str:
+        return "release"
+
+    @property
+    def title(self) -> str:
+        return self.name

@@ -17,6 +17,8 @@ from slmctl.task.contract import Task
 class HfModel(Model):
     """A whole model that was trained on the task."""
 
+    is_source, place = True, 3
+
     def _loaded(self, task: Task, max_tokens: int, whole_labels: bool) -> Answering:
         from slmctl.model_files.transformers_answerer import HfAnswerer  # torch is needed for these alone
 
@@ -35,14 +37,14 @@ class HfModel(Model):
 class UntunedBase(HfModel):
     """A base, which was not trained on the task."""
 
-    untuned = True
+    untuned, is_source, place = True, False, 1
 
 
 @dataclass(frozen=True)
 class AdapterOnBase(HfModel):
     """An adapter, and the base that it was trained on; None where that is not here."""
 
-    needs_base = True
+    needs_base, place = True, 2
     base: Artifact | None = None
 
     @property

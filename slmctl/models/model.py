@@ -89,15 +89,32 @@ class Model:
         is_remote: It answers behind an endpoint, which rows leave this machine for.
         needs_base: It answers on a base.
         adapter: The name inside of the engine of an adapter that answers.
-        is_gguf: llama.cpp's engine answers by a file of it, so it can be served, have a policy, and be asked second.
+        is_gguf: llama.cpp's engine answers by a file of it, so an encoder may look first.
+        takes_policy: A policy can keep or escalate its answers.
+        place: Its place in reports, as the pipeline makes models.
+        is_source: GGUF files are made of it.
+        is_candidate: A file of it may be the one to release.
+        is_reference: It is the release that gates compare with.
+        is_baseline: It counts as a baseline where another model is measured.
     """
 
     artifact: Artifact
     untuned: ClassVar[bool] = False
     is_remote: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
-    is_gguf: ClassVar[bool] = False
     adapter: ClassVar[str] = ""
+    is_gguf: ClassVar[bool] = False
+    takes_policy: ClassVar[bool] = False
+    place: ClassVar[int] = 10
+    is_source: ClassVar[bool] = False
+    is_candidate: ClassVar[bool] = False
+    is_reference: ClassVar[bool] = False
+    is_baseline: ClassVar[bool] = False
+
+    @classmethod
+    def is_trained_here(cls) -> bool:
+        """True where the training that a report is about made it."""
+        return not (cls.untuned or cls.is_remote or cls.is_reference)
 
     @property
     def kind(self) -> str:

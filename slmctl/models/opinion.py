@@ -63,7 +63,8 @@ class FileWithOpinion(Model):
         encoder: The encoder's artifact; None for that of the same folder.
     """
 
-    is_gguf = True
+    is_gguf = takes_policy = True
+    place = 6
     model: GgufModel
     encoder: Artifact | None = None
 

@@ -159,8 +159,9 @@ class FileModel:
 
         kinds = stage_class("predict").takes[0].kinds
         self._where = where
-        self.encoder = predictions.encoder_of(where.project) if model == ENSEMBLE else None
-        model = "gguf" if model == ENSEMBLE else model
+        self.encoder = None
+        if model == ENSEMBLE:
+            model, self.encoder = "gguf", predictions.encoder_of(where.project)
         if model == linear_file.KIND:
             self.source = artifact.foreign(linear_file.written(where.project), linear_file.KIND)
         else:

@@ -124,7 +124,7 @@ def _reports(source: Artifact) -> Iterator[tuple[EvaluationReport, list[config.G
     A release carries its own, and was published because it passed; of an artifact below `runs/` they lie beside it,
     and the gates are those of the project today.
     """
-    if source.kind == "published":
+    if source.is_release:
         path = source.file("report.json")
         yield parse_report(json.loads(path.read_bytes()), where=str(path)), []
         return
@@ -136,7 +136,4 @@ def _reports(source: Artifact) -> Iterator[tuple[EvaluationReport, list[config.G
 
 
 def _measures(figures: EvaluationReport, own: str, under: str) -> bool:
-    return any(
-        entry["kind"] == LORA and entry.get("sha256") == own and entry.get("base_sha256") == under
-        for entry in figures["models"].values()
-    )
+    return any(entry.get("sha256") == own and entry.get("base_sha256") == under for entry in figures["models"].values())

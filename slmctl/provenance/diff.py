@@ -199,7 +199,7 @@ def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[FieldCh
 
 def _report(top: Artifact) -> Report | None:
     """The report in an artifact, and its rows; None for kinds that hold none."""
-    if top.kind not in ("report", "published"):
+    if top.kind != "report" and not top.is_release:
         return None
     lines = top.file("rows.jsonl").read_text(encoding="utf-8").splitlines()
     report = parse_report(json.loads(top.file("report.json").read_bytes()), where=f"{top.path}/report.json")

@@ -154,7 +154,7 @@ def _remove_lock(path: Path) -> bool:
 def _needed(project: Project, artifacts: Sequence[Artifact], registries: Sequence[Path]) -> tuple[set[Path], list[str]]:
     """The folders of artifacts that the config, a release or a process needs, with all that they were made of."""
     paths = {*_current(project), *_served(project, artifacts)}
-    laid_out = {entry.digest: entry for entry in artifacts if entry.kind == "published"}
+    laid_out = {entry.digest: entry for entry in artifacts if entry.is_release}
     released, notes = _released(project, laid_out, registries)
     named = _held_digests(project) | {entry.digest for entry in artifacts if entry.path in paths} | released
     reached = named | {

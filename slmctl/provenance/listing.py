@@ -249,7 +249,7 @@ def _reports(made: Iterable[Artifact]) -> list[tuple[Artifact, EvaluationReport]
 def _measured(made: Sequence[Artifact]) -> dict[str, MeasuredMetric]:
     """The primary metric of each artifact by its digest, from the newest report that measured it."""
     answered = {each.digest: each.manifest.inputs.get("model") for each in made if each.kind == "predictions"}
-    files = {each.digest: each.metrics.get("files", {}).values() for each in made if each.kind == "published"}
+    files = {each.digest: each.metrics.get("files", {}).values() for each in made if each.is_release}
     measured: dict[str, MeasuredMetric] = {}
     for report, figures in _reports(made):
         here: dict[str, str] = {}  # artifact: participant
@@ -283,7 +283,7 @@ def _metric(figures: EvaluationReport, entry: ParticipantEntry) -> MeasuredMetri
 
 def _tags(root: Path, made: Sequence[Artifact]) -> dict[str, tuple[str, ...]]:
     """The version of each release and its tags in the registries that it was sent to, by digest."""
-    named = {each.digest: [str(each.metrics.get("version", ""))] for each in made if each.kind == "published"}
+    named = {each.digest: [str(each.metrics.get("version", ""))] for each in made if each.is_release}
     try:
         sent = {delivery.to for _, delivery in deliveries.recorded(root / "runs")}
     except SlmctlError:
@@ -301,7 +301,7 @@ def _tags(root: Path, made: Sequence[Artifact]) -> dict[str, tuple[str, ...]]:
 
 def _bases(ancestry: Ancestry, made: Artifact) -> tuple[str, ...]:
     """The names of the bases that an artifact was made from or measured on."""
-    bases = (each for each in ancestry.of(made.digest) if each.kind == "base")
+    bases = (each for each in ancestry.of(made.digest) if each.is_base)
     return tuple(sorted({str(base.metrics.get("name") or base.path.name) for base in bases}))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl import config
+from slmctl import config, models
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, SlmctlError, UsageError
@@ -124,7 +124,7 @@ def _inputs(project: Project, made: Artifact, named: Sequence[Path]) -> dict[str
     def input_of(role: str, digest: str) -> Artifact:
         if digest in by_digest:
             return by_digest[digest]
-        if made.metrics.get("kind") == "endpoint" and role == "model":
+        if role == "model" and models.class_of(made.metrics.get("kind", "")).is_remote:
             raise UsageError(f"{made.path} holds predictions of an endpoint, which cannot be reproduced")
         stage = STAGE_OF.get(role)
         raise IntegrityError(

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slmctl import config
+from slmctl import config, models
 from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact, has_content
 from slmctl.console import percent
@@ -149,7 +149,7 @@ def trace(
         if entry.kind in _HOLD_ROWS
     )
     released = _released(registries)
-    if not (files or data_sets or released) and all(isinstance(e, Artifact) and e.kind == "base" for e in whole):
+    if not (files or data_sets or released) and all(isinstance(e, Artifact) and e.is_base for e in whole):
         _refuse(root)
     exposures = _Exposures([*here, *(entry for entry in released if isinstance(entry, Artifact))], data_sets)
     return Trace(
@@ -183,7 +183,7 @@ class _Exposures:
         self._by_file: dict[str, list[Artifact]] = {}  # a base may be a model that was made here
         for entry in artifacts:
             self._by_digest.setdefault(entry.digest, []).append(entry)
-            if entry.kind != "base":
+            if not entry.is_base:
                 for file in entry.manifest.files:
                     self._by_file.setdefault(file.sha256, []).append(entry)
         self._held: dict[str, tuple[frozenset[str], frozenset[str]]] = {}  # of data sets: splits with the row, faults
@@ -216,7 +216,7 @@ class _Exposures:
             for role, digest in same.manifest.parents:
                 if digest not in self._by_digest:
                     missing |= set() if _is_remote(same, role) else {f"{role} {digest[:19]} is not here"}
-                elif same.kind == "published" and role == "labelled":
+                elif same.is_release and role == "labelled":
                     continue  # its data set says what was taken of it
                 elif digest in self._held:
                     held, faults = self._held[digest]
@@ -224,7 +224,7 @@ class _Exposures:
                     missing |= faults
                 else:
                     more, lacking = self._of(self._by_digest[digest][0])
-                    if same.kind == "published" and role == "report":
+                    if same.is_release and role == "report":
                         # what the release was measured beside is no part of it
                         more, lacking = more - {"train"}, frozenset()
                     splits |= more
@@ -236,7 +236,7 @@ class _Exposures:
         """The same of an artifact without its inputs: a data set holds rows, a base may be a model made here."""
         held, faults = self._held.get(entry.digest, (frozenset[str](), frozenset[str]()))
         splits, missing = set(held), set(faults)
-        for sha256 in entry.metrics.get("source_sha256", {}).values() if entry.kind == "base" else ():
+        for sha256 in entry.metrics.get("source_sha256", {}).values() if entry.is_base else ():
             for source in self._by_file.get(sha256.removeprefix("sha256:"), ()):
                 more, lacking = self._of(source)
                 splits |= more
@@ -254,7 +254,7 @@ def _taken(entry: Artifact, held: frozenset[str]) -> frozenset[str]:
 
 def _is_remote(entry: Artifact, role: str) -> bool:
     """True if an input is a model at somebody else's address, which nothing here was made of."""
-    return entry.kind == "predictions" and role == "model" and entry.metrics.get("kind") == "endpoint"
+    return entry.kind == "predictions" and role == "model" and models.class_of(entry.metrics.get("kind", "")).is_remote
 
 
 def _fingerprints(data_set: Artifact) -> Fingerprints | str:

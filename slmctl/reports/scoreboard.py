@@ -9,20 +9,6 @@ from slmctl import console
 from slmctl.console import percent
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of
 
-RELEASE = "release"  # kind of the release that gates compare with
-ORDER = (
-    "encoder",
-    "base",
-    "adapter",
-    "merged",
-    "gguf",
-    "lora",
-    "ensemble",
-    "published",
-    RELEASE,
-    "endpoint",
-)  # as the pipeline makes them
-UNTUNED = ("base", RELEASE, "endpoint")  # kinds that the training of this report did not make
 BESIDE = (  # metrics beside the primary one, where a task has them; the report holds all
     "exact_match", "micro_f1", "macro_f1", "mean_absolute_error", "quadratic_kappa", "ece", "valid_json",
     "valid_schema", "tool_accuracy", "field_f1", "no_call_recall", "valid_call", "rouge_l", "chrf",

@@ -20,7 +20,7 @@ from slmctl.models.first_look import FirstLookEngine
 from slmctl.models.model import Loading, Model
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
-from slmctl.pipeline import model_lookup, served_adapters
+from slmctl.pipeline import model_lookup, predictions, served_adapters
 from slmctl.pipeline.named import Workspace
 from slmctl.pipeline.served_adapters import ServedAdapter
 from slmctl.production.collector import Collector

@@ -388,7 +388,7 @@ def _require_release(manifest: Manifest) -> None:
     Raises:
         IntegrityError: Not so.
     """
-    if manifest.kind != "published" or not {"project", "version"} <= manifest.metrics.keys():
+    if not manifest.is_release or not {"project", "version"} <= manifest.metrics.keys():
         raise IntegrityError(f"what is there is of kind '{manifest.kind}', no release")
     for text in (manifest.metrics["project"], manifest.metrics["version"]):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", text):

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from slmctl import console
+from slmctl import console, models
 from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import DataError, UsageError
-from slmctl.inference import ENSEMBLE
 from slmctl.inference.escalation_policy import Policy, PolicyFigures, signals
 from slmctl.metrics import answer_metrics, error_threshold
 from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
@@ -23,7 +22,6 @@ from slmctl.metrics.predictions import Prediction, PredictionFacts, facts_of, re
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
 
-ENDPOINT = "endpoint"  # kind of the model that another server answers with
 FEW_ROWS = 400  # most of what passes on fewer rows passes by luck
 
 
@@ -59,7 +57,7 @@ def run(
     policy.write(out)
     (out / "curve.svg").write_text(svg_chart.standalone(picture(policy.figures)), encoding="utf-8")
     figures: dict[str, Any] = {key: value for key, value in policy.figures.items() if key != "curve"}
-    if facts_of(predictions)["kind"] == ENDPOINT:
+    if models.class_of(facts_of(predictions)["kind"]).is_remote:
         kept = [line.get("confidence") or 0.0 for line in lines if policy.judge(line, line["answer"] or "").keep]
         if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):  # it alone decides
             figures["least_confidence"] = min(kept)
@@ -72,7 +70,7 @@ def _answered(predictions: Artifact) -> list[Prediction]:
     Nobody can act on such an answer, so none of the kept ones is among them.
     """
     lines, facts = read_predictions(predictions), facts_of(predictions)
-    if facts["kind"] != ENDPOINT:
+    if not models.class_of(facts["kind"]).is_remote:
         return lines
     answered = [line for line in lines if line.get("confidence") is not None]
     if left_out := len(lines) - len(answered):
@@ -191,7 +189,7 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
             f"{predictions.path} answers the split '{facts['split']}', and thresholds are set on calibration rows",
             hint=hint,
         )
-    if facts["kind"] not in ("gguf", "published", "encoder", ENSEMBLE, ENDPOINT):
+    if not models.class_of(facts["kind"]).takes_policy:
         raise UsageError(
             f"{predictions.path} is of a model of kind '{facts['kind']}', and a policy is for a GGUF file, an encoder "
             "or an endpoint",

@@ -18,10 +18,11 @@ import numpy as np
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
-from slmctl.inference import ENSEMBLE, WITH_ENCODER
+from slmctl.inference import WITH_ENCODER
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.predictions import facts_of, read_predictions
 from slmctl.metrics.statistics import POWER, design_effect, mcnemar, percentiles, wilson
+from slmctl.models import class_of
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
     EvaluationReport,
@@ -33,7 +34,6 @@ from slmctl.reports.evaluation_report import (
     SliceEntry,
     TokenCounts,
 )
-from slmctl.reports.scoreboard import ORDER, RELEASE
 from slmctl.stages.evaluate import release_rows, report_page
 from slmctl.stages.evaluate.baselines import baselines
 from slmctl.stages.evaluate.model_selection import break_even, choose
@@ -52,9 +52,7 @@ from slmctl.stages.evaluate.scoring import (
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
-ASIDE = ("base", "endpoint")  # kinds that are not compared with a release on its old rows
 DIGITS = 6  # of a figure in the report
-ENCODER = "encoder"  # kind of a model that counts as a baseline, where another is measured
 FREE: ModelFacts = {"kind": "baseline", "not_sent": 0, "failed": 0}  # a baseline answers every row
 
 
@@ -99,7 +97,7 @@ def run(
     chosen_by = _models(validation or [], choosing)
     validated = {name: score(task, choosing, model.answers) for name, model in chosen_by.items()}
     if config.choose is not None and validation:
-        files = {name: model.facts for name, model in chosen_by.items() if model.facts["kind"] != ENSEMBLE}
+        files = {name: model.facts for name, model in chosen_by.items() if class_of(model.facts["kind"]).is_candidate}
         choice = choose(config.choose, task.rules.primary, {name: validated[name] for name in files}, files)
     sure = config.confidence
     scored = {name: score(task, records, own, confidence=sure) for name, own in answers.items()}
@@ -109,8 +107,9 @@ def run(
         report["second_opinion"] = entry
         report["focus"] = entry["model"] if entry["kept"] else report["focus"]
     report |= {"split": split, "prepared": prepared.digest}
-    if release := next((entry for entry in predictions if facts_of(entry)["kind"] == RELEASE), None):
-        compared = {each: scored[each] for each, model in models.items() if model.facts["kind"] not in ASIDE}
+    if release := next((entry for entry in predictions if class_of(facts_of(entry)["kind"]).is_reference), None):
+        kinds = {name: class_of(model.facts["kind"]) for name, model in models.items()}
+        compared = {name: scored[name] for name, kind in kinds.items() if not (kind.untuned or kind.is_remote)}
         title = facts_of(release).get("release", "")
         report["release"] = release_rows.entry(_name(release), title, compared, records, released, config.confidence)
     report = cast(EvaluationReport, _rounded(report))
@@ -136,9 +135,9 @@ def _measured(
         name: _entry(model, drawn[model.sent.tobytes()][name], config.confidence, facts[name])
         for name, model in scored.items()
     }
-    others = {entry["kind"] for entry in entries.values()} - {"baseline", ENCODER}
-    beside = {"baseline", ENCODER} if others else {"baseline"}
-    models = {name: entry for name, entry in entries.items() if entry["kind"] not in beside}
+    models = {name: entry for name, entry in entries.items() if entry["kind"] != FREE["kind"]}
+    others = {name: entry for name, entry in models.items() if not class_of(entry["kind"]).is_baseline}
+    models = others or models
     sliced = slices_of(task, records, named=config.shown_characters > 0)
     return {
         "task": task.kind,
@@ -215,8 +214,7 @@ def _name(predictions: Artifact) -> str:
 
 def _place(predictions: Artifact) -> tuple[int, int, int, str]:
     facts = facts_of(predictions)
-    order = ORDER.index(facts["kind"]) if facts["kind"] in ORDER else len(ORDER)
-    return order, -(facts.get("size") or 0), facts.get("shots") or 0, facts["model"]
+    return class_of(facts["kind"]).place, -(facts.get("size") or 0), facts.get("shots") or 0, facts["model"]
 
 
 def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
@@ -309,8 +307,9 @@ def _focus(models: Mapping[str, ParticipantEntry], choice: ChoiceEntry | None) -
     """The model to release: the chosen file, else the smallest GGUF file, else the last model of the pipeline."""
     if choice is not None and choice["model"] in models:
         return str(choice["model"])
-    sizes = {name: model.get("size") or 0 for name, model in models.items() if model["kind"] in ("gguf", "published")}
-    own = [name for name, model in models.items() if model["kind"] not in ("endpoint", RELEASE)]
+    kinds = {name: class_of(model["kind"]) for name, model in models.items()}
+    sizes = {name: model.get("size") or 0 for name, model in models.items() if kinds[name].is_candidate}
+    own = [name for name in models if not (kinds[name].is_remote or kinds[name].is_reference)]
     return min(sizes, key=lambda name: sizes[name]) if sizes else (own or list(models))[-1]
 
 

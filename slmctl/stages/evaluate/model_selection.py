@@ -9,6 +9,7 @@ import numpy as np
 from slmctl.config import Choose, MachinePrices
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import design_effect, drop_bound, percentiles
+from slmctl.models import class_of
 from slmctl.reports.evaluation_report import (
     BreakEven,
     CandidateEntry,
@@ -98,7 +99,7 @@ def break_even(prices: MachinePrices | None, models: Mapping[str, ParticipantEnt
             continue
         api = prices.of_tokens(tokens["prompt"], tokens["completion"]) / n
         entry: CostEntry = {"api_per_1000_rows": 1000 * api}
-        if model["kind"] != "endpoint" and rate:
+        if not class_of(model["kind"]).is_remote and rate:
             hourly = rate * 3600
             entry["rows_per_hour"] = hourly
             entry["machine_per_1000_rows"] = 1000 * prices.machine_per_hour / hourly

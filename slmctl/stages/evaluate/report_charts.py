@@ -14,7 +14,6 @@ from slmctl.metrics.statistics import wilson
 from slmctl.reports import svg_chart
 from slmctl.reports.evaluation_report import ClassFigures
 from slmctl.reports.html_page import count
-from slmctl.reports.scoreboard import RELEASE
 from slmctl.reports.svg_chart import Bar, Dot, LineSeries, Point
 from slmctl.stages.evaluate.report_data import ReportView
 from slmctl.stages.evaluate.report_opening import RowsCurve, Training
@@ -23,7 +22,7 @@ GRID = 14  # labels of a confusion matrix: more cannot be read
 WORST = 12  # slices of a chart
 POINTS = 400  # of the curve of the training loss
 # by kind; the models of this pipeline have c1 and c3
-COLOURS = {"baseline": "c5", "encoder": "c5", "base": "c5", "endpoint": "c4", RELEASE: "c2"}
+COLOURS = {"baseline": "c5", "encoder": "c5", "base": "c5", "endpoint": "c4", "release": "c2"}
 
 TwoWidths = tuple[Markup, Markup] | None  # for the whole width of a page, and for a small screen
 
@@ -36,7 +35,7 @@ def scores(view: ReportView) -> TwoWidths:
         value, (low, high), kind = view.score(name), view.interval(name), view.entries[name]["kind"]
         colour = "c1" if name == view.focus else COLOURS.get(kind, "c3")
         text = f"{percent(value)} ({view.span(name)})"
-        dots.append(Dot(name, value, low, high, text, colour, aside=kind == "base"))
+        dots.append(Dot(name, value, low, high, text, colour, aside=view.kind(name).untuned))
     return svg_chart.dots(dots, title=f"{view.metric} with intervals", reference=reference)
 
 
@@ -45,7 +44,7 @@ def differences(view: ReportView) -> TwoWidths:
     for name in view.competing:
         if name != view.focus and (gap := view.difference(name, view.focus)):
             text = f"{gap.text} ({gap.span})" + (f" p={gap.p_text}" if gap.p_text else " ")
-            aside = view.entries[name]["kind"] == "base"
+            aside = view.kind(name).untuned
             dots.append(Dot(f"over {name}", gap.value, gap.low, gap.high, text, gap.tone or "c5", aside))
     if not dots:
         return None

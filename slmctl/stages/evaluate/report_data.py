@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Literal
 
 from slmctl.console import percent
+from slmctl.models import class_of
+from slmctl.models.model import Model
 from slmctl.reports.evaluation_report import (
     CalibrationFigures,
     ClassFigures,
@@ -20,7 +22,6 @@ from slmctl.reports.evaluation_report import (
     pair_of,
 )
 from slmctl.reports.html_page import Tone, points
-from slmctl.reports.scoreboard import UNTUNED
 
 SLICES = 30  # slices with a difference that are listed
 
@@ -113,7 +114,7 @@ class ReportView:
     @cached_property
     def source(self) -> str | None:
         """The merged model, or the adapter, that the focus was made from."""
-        made = [name for name in self.models if self.entries[name]["kind"] in ("merged", "adapter")]
+        made = [name for name in self.models if self.kind(name).is_source]
         return made[-1] if made and made[-1] != self.focus else None
 
     @cached_property
@@ -123,7 +124,7 @@ class ReportView:
     @property
     def winning_baselines(self) -> int:
         """The number of baselines that are no worse than the best trained model; their remarks come first."""
-        trained = [self.score(name) for name in self.models if self.entries[name]["kind"] not in UNTUNED]
+        trained = [self.score(name) for name in self.models if self.kind(name).is_trained_here()]
         return sum(self.score(name) >= max(trained) for name in self.report["baselines"]) if trained else 0
 
     @property
@@ -133,7 +134,11 @@ class ReportView:
 
     @property
     def endpoint(self) -> str | None:
-        return next((name for name in self.models if self.entries[name]["kind"] == "endpoint"), None)
+        return next((name for name in self.models if self.kind(name).is_remote), None)
+
+    def kind(self, name: str) -> type[Model]:
+        """The kind of a participant; of a baseline the class that says nothing special."""
+        return class_of(self.entries[name]["kind"])
 
     def score(self, name: str) -> float:
         return float(self.entries[name]["metrics"][self.metric])
@@ -173,7 +178,7 @@ class ReportView:
         entries = [
             (entry["p_holm"], entry["p"], name, entry)
             for name in self.competing
-            if self.entries[name]["kind"] != "base" and (pair := self.pair(name, self.focus))
+            if not self.kind(name).untuned and (pair := self.pair(name, self.focus))
             for entry in pair["slices"]
         ]
         return [(name, entry) for _, _, name, entry in sorted(entries, key=lambda each: each[:3])[:SLICES]]

@@ -31,7 +31,7 @@ def write(
         opening: The project around the report; None for the page inside an artifact, which knows none.
     """
     view = ReportView(report)
-    trained = [name for name in view.competing if view.entries[name]["kind"] != "base"]
+    trained = [name for name in view.competing if not view.kind(name).untuned]
     names = trained if len(trained) > 1 else view.competing
     policy, training = (opening.policy, opening.training) if opening is not None else (None, None)
     html_page.write(

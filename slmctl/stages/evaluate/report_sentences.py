@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from slmctl.console import percent
 from slmctl.reports.evaluation_report import EvaluationReport
 from slmctl.reports.html_page import Tone, count
-from slmctl.reports.scoreboard import RELEASE, UNTUNED
 from slmctl.stages.evaluate.report_data import Difference, ReportView
 
 IN_WORDS = {
@@ -77,7 +76,7 @@ def remarks(report: EvaluationReport) -> list[str]:
 
 
 def _baselines(view: ReportView) -> Iterator[str]:
-    tuned = [name for name in view.models if view.entries[name]["kind"] not in UNTUNED]
+    tuned = [name for name in view.models if view.kind(name).is_trained_here()]
     if not tuned:
         return
     best = max(tuned, key=view.score)
@@ -151,7 +150,8 @@ def _opinion(view: ReportView) -> Iterator[str]:
 def _focus(view: ReportView) -> Iterator[str]:
     """The focus compared with the model that it was made from, and with each general model."""
     for name in view.models:
-        if name == view.focus or view.entries[name]["kind"] not in ("adapter", "merged", RELEASE, "endpoint"):
+        kind = view.kind(name)
+        if name == view.focus or not (kind.is_source or kind.is_reference or kind.is_remote):
             continue
         difference = view.difference(name, view.focus)
         if difference is None:
@@ -172,7 +172,7 @@ def _focus(view: ReportView) -> Iterator[str]:
 def _slices(view: ReportView) -> Iterator[str]:
     level = 1 - view.confidence
     for name in view.entries:
-        if name == view.focus or view.entries[name]["kind"] == "base":
+        if name == view.focus or view.kind(name).untuned:
             continue
         pair = view.pair(name, view.focus)
         if pair is None:

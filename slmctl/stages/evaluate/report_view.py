@@ -17,7 +17,7 @@ from slmctl.errors import SlmctlError
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.pipeline.graph import Project
-    from slmctl.reports.evaluation_report import EvaluationReport
+    from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry
     from slmctl.stages.evaluate.report_opening import Opening, PolicyShares, RowsCurve, Training
 
 FILENAME = "report.html"
@@ -88,13 +88,12 @@ def _opening(
 
     artifacts = {entry.digest: entry for entry in lineage.readable_artifacts(project.root)}
     focus = figures["models"][figures["focus"]]
-    ancestors = list(lineage.Ancestry(artifacts.values()).of(focus.get("predictions") or ""))
-    bases = [entry for entry in ancestors if entry.kind == "base"]
-    adapter = next((entry for entry in ancestors if entry.kind == "adapter"), None)
+    ancestors = _by_kind(artifacts, focus)
+    base, adapter = ancestors.get("base"), ancestors.get("adapter")
     prepared = artifacts.get(figures["prepared"])
     return Opening(
         project=f"{project.config.project} {project.config.version}",
-        base=str(bases[0].metrics.get("name") or "") if bases else "",
+        base=str(base.metrics.get("name") or "") if base else "",
         data=_data(prepared.metrics, figures) if prepared else "",
         date=report.manifest.started.replace("T", " ")[:16] + " UTC",
         gates=gates,
@@ -128,17 +127,24 @@ def linear(project: Project, figures: EvaluationReport) -> str:
     return ""
 
 
+def _by_kind(artifacts: Mapping[str, Artifact], entry: ParticipantEntry) -> dict[str, Artifact]:
+    """The nearest artifact of each kind that a participant's answers were made of."""
+    from slmctl.artifacts import lineage
+
+    ancestors = lineage.Ancestry(artifacts.values()).of(entry.get("predictions") or "")
+    return {each.kind: each for each in reversed([*ancestors])}
+
+
 def _by_rows(artifacts: Mapping[str, Artifact], figures: EvaluationReport) -> RowsCurve | None:
     """The course over training rows that `encode` measured, beside the tuned model; None without one."""
-    from slmctl.artifacts import lineage
     from slmctl.metrics import encoder_head
     from slmctl.stages.evaluate.report_opening import RowsCurve
 
     entry = figures["baselines"].get(encoder_head.NAME)
     if entry is None:
         return None
-    ancestors = lineage.Ancestry(artifacts.values()).of(entry.get("predictions") or "")
-    facts = next((each.metrics for each in ancestors if each.kind == "encoder"), {})
+    encoder = _by_kind(artifacts, entry).get("encoder")
+    facts = encoder.metrics if encoder else {}
     if not facts.get("curve"):
         return None
     points = [(point["rows"], point["encoder"], point["tfidf_logistic"]) for point in facts["curve"]]

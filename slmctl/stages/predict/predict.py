@@ -13,7 +13,6 @@ from slmctl.errors import StageError
 from slmctl.inference import engine
 from slmctl.models.model import Model
 from slmctl.models.prompts import asked, few_shot
-from slmctl.reports.scoreboard import RELEASE
 from slmctl.stages.predict import latency, released
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
@@ -30,7 +29,9 @@ def run(
         UsageError: The model has several GGUF files and none is chosen.
         StageError: The model could not answer a row.
     """
-    source = models.of(model, type=config.type, base=base, encoder=encoder, own_file=config.lora)
+    source = models.of(
+        model, type=config.type, base=base, encoder=encoder, own_file=config.lora, release=config.release or ""
+    )
     if source.is_remote:
         from slmctl.stages.predict import endpoint_predictions  # httpx is needed for these alone
 
@@ -50,7 +51,7 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
     own = released.contract(model.artifact, task) if config.release else task
     train = read_records(prepared.file("train.jsonl")) if config.shots else []
     examples = untuned_prompt.shots(task, train, config.shots or 0)
-    name = f"{config.release or model.title}{f' ({len(examples)}-shot)' if examples else ''}"
+    name = f"{model.title}{f' ({len(examples)}-shot)' if examples else ''}"
     with model.open(own, max_tokens=config.max_tokens, whole_labels=config.whole_labels) as answerer:
         if examples:
             prompts = few_shot(task, examples, records)
@@ -71,7 +72,7 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
     write_jsonl(out / "predictions.jsonl", (_line(record, answers[k]) for k, record in enumerate(records)))
     return {
         "model": name,
-        "kind": RELEASE if config.release else model.kind,
+        "kind": model.kind,
         **({"release": f"{release['project']} {release['version']}"} if config.release else {}),
         "split": config.split,
         "n": len(records),

@@ -164,9 +164,7 @@ def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
             hint="quantize: {lora_gguf: true}",
         )
     measured = {
-        model.get("base_sha256")
-        for model in figures["models"].values()
-        if model["kind"] == "lora" and model.get("sha256") == lora["sha256"]
+        model.get("base_sha256") for model in figures["models"].values() if model.get("sha256") == lora["sha256"]
     }
     bases = {name: entry for name, entry in lora["bases"].items() if entry["sha256"] in measured}
     if not bases:
