@@ -14,6 +14,7 @@ from slmctl.artifacts import artifact
 from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import Engine, Request
 from slmctl.inference.events import Event
+from slmctl.models import gguf
 from slmctl.stages.label import teachers
 from slmctl.task.records import read_records
 
@@ -76,7 +77,7 @@ class Mortal(Engine):
 def test_rows_in_the_company_of_one_that_ends_the_engine_are_labelled(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teachers, "Engine", Mortal)
+    monkeypatch.setattr(gguf, "Engine", Mortal)
     folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}")
     with (folder / "new.csv").open("a", encoding="utf-8") as stream:
         stream.write("poison for the engine\n")
