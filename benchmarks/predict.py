@@ -142,16 +142,15 @@ def ours(
     from slmctl import models
     from slmctl.inference.engine import Answer
     from slmctl.models import prompts
-    from slmctl.models.first_look import FirstLookEngine
 
     model = project.artifact(kind)
     base = predictions.base_of(project, model) if kind == "adapter" else None
     with contextlib.ExitStack() as stack:
         answerer: Any
-        before = stack.enter_context(model_lookup.first_look(project, task).load()) if first else None
         answerer = stack.enter_context(models.of(model, type=type_name, base=base).open(task))
-        if before is not None:
-            answerer = dataclasses.replace(answerer, model=FirstLookEngine(before, answerer.model))
+        if first:
+            before = stack.enter_context(model_lookup.first_look(project, task).before(answerer.model))
+            answerer = dataclasses.replace(answerer, model=before)
 
         def answer(records: list[Record]) -> list[str]:
             questions = [prompts.prompt(task, record.input) for record in records]

@@ -117,7 +117,6 @@ def _answering(
     before: FirstLookFiles | None = None,
 ) -> Iterator[AnswerRows]:  # fmt: skip
     """A function that answers rows, while the model, the cluster or the endpoints are open."""
-    from slmctl.models.first_look import FirstLookEngine
     from slmctl.stages.predict import row_answers
 
     if endpoints:
@@ -133,12 +132,8 @@ def _answering(
         with ray_answers.connected(ray) as cluster:
             yield functools.partial(cluster.answered, ray_answers.opening_of(request, reading))
     else:
-        with (
-            before.load() if before is not None else contextlib.nullcontext() as first,
-            request.open() as answerer,
-        ):
-            if first is not None:
-                answerer = dataclasses.replace(answerer, model=FirstLookEngine(first, answerer.model))
+        with request.open() as answerer, before.before(answerer.model) if before else contextlib.nullcontext() as first:
+            answerer = dataclasses.replace(answerer, model=first or answerer.model)
             yield row_answers.answerer_of_rows(answerer, request.task, reading)
         if first is not None:
             terminal().say(f"  {terminal().count(first.kept, 'answer')} by the encoder alone")

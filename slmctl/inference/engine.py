@@ -130,6 +130,9 @@ LOAD_S = 1800.0  # that a file may take to load
 MOST_DEADLY = 16  # requests in a row that may end the engine, each by itself, before no other is asked again
 
 
+Outcomes = Iterator[tuple[int, Answer | EngineError]]  # with the index of each request, as they are finished
+
+
 class Answering:
     """Something that answers requests until it is closed.
 
@@ -179,7 +182,7 @@ class Answering:
 
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
-    ) -> Iterator[tuple[int, Answer | EngineError]]:
+    ) -> Outcomes:
         """Answer many requests together, each with its index, in the order in which they finish.
 
         A request that cannot be answered gives its error in place of an answer.
@@ -333,7 +336,7 @@ class Engine(Answering):
 
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
-    ) -> Iterator[tuple[int, Answer | EngineError]]:
+    ) -> Outcomes:
         first = through or self
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         pending: dict[int, tuple[Request, list[str]]] = {}  # with the pieces of each answer
@@ -376,9 +379,7 @@ class Engine(Answering):
                 yield indices[place], answer
         yield from self._ask_alone(died, widen, through)
 
-    def _ask_alone(
-        self, died: Mapping[int, Request], widen: bool, through: Answering | None
-    ) -> Iterator[tuple[int, Answer | EngineError]]:
+    def _ask_alone(self, died: Mapping[int, Request], widen: bool, through: Answering | None) -> Outcomes:
         """Answer requests during which the engine died, one by one, until MOST_DEADLY in a row end it again."""
         deadly = 0
         for index, request in died.items():

@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from slmctl import console, hardware
 from slmctl.errors import DataError, StageError
-from slmctl.inference.engine import Answer, Answering, EngineError, Request
+from slmctl.inference.engine import Answer, Answering, EngineError, Outcomes, Request
 from slmctl.inference.json_grammar import Rules, Walk
 from slmctl.inference.label_search import LabelSearch, LabelTree, LabelTrie
 from slmctl.model_files import hf_folder, memory, model_size, stored_weights
@@ -182,9 +182,7 @@ class HfAnswerer(Answering):
         memory.trim_heap()  # the keys and values of its batches
 
     @torch.inference_mode()
-    def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
-    ) -> Iterator[tuple[int, Answer | EngineError]]:
+    def ask_all(self, requests: Iterable[Request], **how: object) -> Outcomes:
         listed = list(requests)
         rows = [self._tokens(request.prompt) for request in listed]
         heads = [self._head(self._tokens(request.prefix), row) for request, row in zip(listed, rows, strict=True)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
-from slmctl.inference.engine import Answer, Answering, EngineError, Request, State
+from slmctl.inference.engine import Answering, Outcomes, Request, State
 
 
 class Composition(Answering):
@@ -52,5 +52,5 @@ class Composition(Answering):
 
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
-    ) -> Iterator[tuple[int, Answer | EngineError]]:
+    ) -> Outcomes:
         return self.engine.ask_all(requests, widen=widen, alone=alone, through=through or self)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from slmctl.artifacts.artifact import FileEntry
 from slmctl.inference import ENCODER
-from slmctl.inference.engine import Answer, Answering, EngineError, Request, answer_of
+from slmctl.inference.engine import Answering, Outcomes, Request, answer_of
 from slmctl.inference.events import Event
 from slmctl.metrics import encoder_head
 from slmctl.metrics.encoder_head import EncoderModel
@@ -45,9 +45,7 @@ class EncoderEngine(Answering):
         more = request.alternatives
         return self._classifier.alone(request.question, request.labels, on_event, alternatives=more)
 
-    def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
-    ) -> Iterator[tuple[int, Answer | EngineError]]:
+    def ask_all(self, requests: Iterable[Request], **how: object) -> Outcomes:
         listed = list(requests)
         for start in range(0, len(listed), TOGETHER):
             block = listed[start : start + TOGETHER]
@@ -75,10 +73,6 @@ class EncoderAlone(Model):
     @property
     def file(self) -> FileEntry:
         return next(entry for entry in self.artifact.manifest.files if entry.path == ENCODER)
-
-    @property
-    def encoders(self) -> Sequence[Path]:
-        return (self.path,)
 
     def bytes(self, loading: Loading) -> int:
         return memory.encoder_bytes(self.path)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from slmctl.artifacts.artifact import FileEntry
-from slmctl.inference.engine import Answer, Answering, EngineError, Request
+from slmctl.inference.engine import Answer, Answering, Outcomes, Request
 from slmctl.metrics import linear_baseline
 from slmctl.models.model import Loading, Model
 
@@ -19,9 +19,7 @@ class LinearAnswerer(Answering):
     def close(self) -> None:
         """Nothing: it has no process."""
 
-    def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
-    ) -> Iterator[tuple[int, Answer | EngineError]]:
+    def ask_all(self, requests: Iterable[Request], **how: object) -> Outcomes:
         labels, chances = self.model.answers([request.question for request in requests])
         for index, (label, chance) in enumerate(zip(labels, chances or [], strict=True)):
             yield index, Answer(label, "stop", chance, 0, 0)

@@ -13,7 +13,7 @@ from typing import ClassVar
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.errors import DataError
 from slmctl.inference import grammar_pool
-from slmctl.inference.engine import CONTEXT, SEQUENCES, Answer, Answering, EngineError
+from slmctl.inference.engine import CONTEXT, SEQUENCES, Answer, Answering, Outcomes
 from slmctl.inference.events import EXPANDED
 from slmctl.models.prompts import Prompt
 from slmctl.task.contract import FILENAME, Task
@@ -64,7 +64,7 @@ class OpenModel:
     adapter: str = ""
     engine: str | None = None
 
-    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
+    def answer(self, prompts: Sequence[Prompt]) -> Outcomes:
         """The answers, each with the index of its prompt, in the order in which they are finished."""
         requests = (
             engine_request(
@@ -151,11 +151,6 @@ class Model:
         """All that answers as one file: its name, the bytes of all, and the hash that predictions and policies hold."""
         size = sum(entry.size for entry in self.artifact.files(".safetensors"))
         return FileEntry(self.artifact.path.name, size, self.artifact.digest.removeprefix("sha256:"))
-
-    @property
-    def encoders(self) -> Sequence[Path]:
-        """The files of encoders that answer with it."""
-        return ()
 
     @property
     def base_sha256(self) -> str | None:

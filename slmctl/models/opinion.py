@@ -78,26 +78,26 @@ class FileWithOpinion(Model):
 
     @property
     def weights(self) -> FileEntry:
-        own, (encoder,) = self.file, self.encoders
+        own = self.file
         digest = answering_sha256(self.artifact, own, self.encoder)
-        return FileEntry(own.path, own.size + encoder.stat().st_size, digest)
+        return FileEntry(own.path, own.size + self._encoder.stat().st_size, digest)
 
     @property
     def file(self) -> FileEntry:
         return self.model.file
 
     @property
-    def encoders(self) -> Sequence[Path]:
-        return ((self.encoder or self.artifact).file(ENCODER),)
+    def _encoder(self) -> Path:
+        return (self.encoder or self.artifact).file(ENCODER)
 
     def variants(self) -> Sequence[str | None]:
         return self.model.variants()
 
     def bytes(self, loading: Loading) -> int:
-        return self.model.bytes(loading) + sum(map(memory.encoder_bytes, self.encoders))
+        return self.model.bytes(loading) + memory.encoder_bytes(self._encoder)
 
     def require_room(self, loading: Loading, *others: Path) -> None:
-        self.model.require_room(loading, *self.encoders, *others)
+        self.model.require_room(loading, self._encoder, *others)
 
     def load(self, loading: Loading) -> Answering:
         return OpinionEngine((self.encoder or self.artifact).path, functools.partial(self.model.load, loading))

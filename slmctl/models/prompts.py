@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,7 +39,7 @@ class Prompt:
 class PromptAnswerer(Protocol):
     """A model that answers prompts, many together, in any order."""
 
-    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]: ...
+    def answer(self, prompts: Sequence[Prompt]) -> engine.Outcomes: ...
 
 
 def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:

@@ -16,7 +16,6 @@ from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference import ENCODER
 from slmctl.inference.engine import Answering
 from slmctl.model_files import memory
-from slmctl.models.first_look import FirstLookEngine
 from slmctl.models.model import Loading, Model
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
@@ -205,14 +204,14 @@ class _Finder:
         Raises:
             SlmctlError: It cannot be, or there is no room.
         """
-        task, first = model.task, None
+        task = model.task
         loading = dataclasses.replace(self._loading(task), adapters={name: lora.path for name, lora in loras.items()})
         if choice.pin:  # for the others the fleet has made room
             model.require_room(loading, *self._first_encoder())
-        if self.settings.first_look and task is not None:
-            first = stack.enter_context(model_lookup.first_look(self.where.project, task).load())
         engine = stack.enter_context(model.load(loading))
-        return engine if first is None else FirstLookEngine(first, engine)
+        if self.settings.first_look and task is not None:
+            return stack.enter_context(model_lookup.first_look(self.where.project, task).before(engine))
+        return engine
 
     def _load(self, choice: _Choice, model: Model, policy: Path | None) -> RunningModel:
         loras = self._adapters(model)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from slmctl import models
 from slmctl.artifacts import artifact
-from slmctl.inference.engine import Answer, Answering, EngineError, Request
+from slmctl.inference.engine import Answer, Answering, Outcomes, Request
 from slmctl.inference.events import Event
 from slmctl.models.composition import Composition
 from slmctl.models.gguf import GgufModel
@@ -57,7 +57,7 @@ class Echo(Answering):
 
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
-    ) -> Iterator[tuple[int, Answer | EngineError]]:
+    ) -> Outcomes:
         pieces: list[Event] = []
         for index, request in enumerate(requests):
             (through or self).submit(request, pieces.append)

@@ -6,10 +6,10 @@ answer is held to the task here, since not every server does it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from slmctl.errors import DataError
-from slmctl.inference.engine import Answer, EngineError
+from slmctl.inference.engine import Answer, EngineError, Outcomes
 from slmctl.models.prompts import Prompt
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.endpoint_replies import Reply
@@ -25,7 +25,7 @@ class EndpointAnswerer:
     def __init__(self, pool: EndpointPool, task: Task, max_tokens: int) -> None:
         self.pool, self.task, self.max_tokens = pool, task, max_tokens
 
-    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
+    def answer(self, prompts: Sequence[Prompt]) -> Outcomes:
         calls = self.task.rules.calls  # whose grammar is none that an endpoint knows
         more = {"logprobs": True, **constraint(self.task.labels, "" if calls else self.task.constraint)}
         for index, reply in self.pool.ask_all(self._request(prompt, more) for prompt in prompts):

@@ -23,6 +23,7 @@ from support.serving import begin, end
 from slmctl.artifacts import artifact
 from slmctl.config import EncodeConfig
 from slmctl.errors import SlmctlError
+from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.inference.events import Event
 from slmctl.metrics import encoder_head
@@ -30,7 +31,7 @@ from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source
 from slmctl.models.encoder_classifier import EncoderClassifier, Scores
 from slmctl.models.encoder_process import Encoder, EncoderError
-from slmctl.models.first_look import EncoderFirst
+from slmctl.models.first_look import FirstLookEngine
 from slmctl.models.prompts import Prompt
 from slmctl.production.measured import measured
 from slmctl.task.records import Record
@@ -365,32 +366,36 @@ def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, g
     )  # fmt: skip
     asked: list[str] = []
 
-    def submit(text: str) -> Callable[[Callable[[Event], None]], Callable[[], object]]:
-        def answered(on_event: Callable[[Event], None]) -> Callable[[], object]:
-            asked.append(text)
+    class Account(Answering):
+        """A model that answers everything with account."""
+
+        def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+            asked.append(request.prompt)
             on_event({"piece": "account"})
             on_event({"finish": "stop"})
             return lambda: None
 
-        return answered
+    with FirstLookEngine(Account(), EncoderClassifier(gguf, made), policy, made.labels) as first:
 
-    with EncoderFirst(EncoderClassifier(gguf, made), policy, made.labels) as first:
+        def question(text: str, prompt: str = "") -> Request:
+            return Request(prompt or text, labels=made.labels, question=text)
+
         answers = []
         for text in texts:
             events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-            first.before(text, events.put, submit(text))
+            first.submit(question(text), events.put)
             answers.append(events.get(timeout=60)["piece"])
             assert ("p_correct" in events.get(timeout=60)) == (text not in asked)
         assert answers == ["billing", "account", "delivery", "account"] and asked == [texts[1], texts[3]]
         assert first.kept == 2
-        first.before("qqq", lambda event: asked.append("late"), submit("late"))()  # cancelled
+        first.submit(question("qqq", "late"), lambda event: asked.append("late"))()  # cancelled
         events = queue.SimpleQueue()
         os.kill(first.encoder.pid, signal.SIGKILL)  # the encoder begins anew
-        first.before(texts[0], events.put, submit("lost"))
+        first.submit(question(texts[0], "lost"), events.put)
         assert events.get(timeout=120)["piece"] == "billing" and "late" not in asked
         first.encoder.close()
         events = queue.SimpleQueue()
-        first.before(texts[0], events.put, submit("closed"))  # an encoder that has failed holds no answer up
+        first.submit(question(texts[0], "closed"), events.put)  # an encoder that has failed holds no answer up
         assert events.get(timeout=60)["piece"] == "account" and asked[-1] == "closed"
 
 
