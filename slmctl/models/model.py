@@ -66,10 +66,11 @@ class OpenModel:
 
     def answer(self, prompts: Sequence[Prompt]) -> Outcomes:
         """The answers, each with the index of its prompt, in the order in which they are finished."""
+        allowed = self.task.constraint
         requests = (
             engine_request(
-                self.task, prompt.text, prefix=prompt.prefix, constraint=prompt.constraint, max_tokens=self.max_tokens,
-                adapter=self.adapter, question=prompt.question,
+                self.task, prompt.text, prefix=prompt.prefix, constraint=prompt.constraint or allowed,
+                max_tokens=self.max_tokens, adapter=self.adapter, question=prompt.question,
             )
             for prompt in prompts
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,8 +44,15 @@ class PromptAnswerer(Protocol):
 
 def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
     """The prompt for one raw input, which is cleaned, and how much of it does not depend on the input."""
-    turns = task.messages(task.cleaned_text(text)[0], list_labels=list_labels)
-    return Prompt(task.prompt(turns), _shared(task, task.messages(MARK, list_labels=list_labels)), tuple(turns))
+    return next(of_texts(task, [text], list_labels=list_labels))
+
+
+def of_texts(task: Task, texts: Iterable[str], *, list_labels: bool = False) -> Iterator[Prompt]:
+    """The prompts for raw inputs; what they share is rendered once."""
+    shared = _shared(task, task.messages(MARK, list_labels=list_labels))
+    for text in texts:
+        turns = task.messages(task.cleaned_text(text)[0], list_labels=list_labels)
+        yield Prompt(task.prompt(turns), shared, tuple(turns))
 
 
 def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from slmctl.console import percent
 from slmctl.models import class_of
-from slmctl.models.model import Model
 from slmctl.reports.evaluation_report import (
     CalibrationFigures,
     ClassFigures,
@@ -22,6 +21,9 @@ from slmctl.reports.evaluation_report import (
     pair_of,
 )
 from slmctl.reports.html_page import Tone, points
+
+if TYPE_CHECKING:
+    from slmctl.models.model import Model
 
 SLICES = 30  # slices with a difference that are listed
 

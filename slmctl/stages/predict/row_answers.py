@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from slmctl.errors import StageError
 from slmctl.inference import engine
-from slmctl.models.prompts import PromptAnswerer, prompt
+from slmctl.models.prompts import PromptAnswerer, of_texts
 from slmctl.sources.rows.cells import Row
 from slmctl.task.contract import Task
 
@@ -55,8 +55,8 @@ def answered(answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iter
     while block := list(itertools.islice(rows, CHUNK)):
         outcomes: dict[int, Outcome] = {k: why for k, row in enumerate(block) if (why := _problem(row, reading))}
         sent = [k for k in range(len(block)) if k not in outcomes]
-        prompts = [prompt(task, _input(block[k], reading), list_labels=reading.list_labels) for k in sent]
-        for index, answer in answerer.answer(prompts):
+        texts = (_input(block[k], reading) for k in sent)
+        for index, answer in answerer.answer([*of_texts(task, texts, list_labels=reading.list_labels)]):
             outcomes[sent[index]] = answer
         if sent and all(isinstance(outcomes[k], engine.EngineDiedError) for k in sent):
             raise StageError(f"every row ends the engine: {error_of(outcomes[sent[0]])}", hint="is the memory full?")
