@@ -300,6 +300,10 @@ class Kinds:
     allowed: Mapping[str, str]
 
 
+MODEL_KINDS = frozenset({
+    "base", "adapter", "merged", "gguf", "published", "encoder", "linear", "endpoint", "lora", "LORA", "ensemble",
+    "ENSEMBLE",
+})  # fmt: skip
 COMPARED = (
     Kinds(frozenset(TASK_KINDS), ("slmctl.task.kinds",), {}),
     Kinds(frozenset(LEAVES), (), {
@@ -307,11 +311,28 @@ COMPARED = (
         "slmctl.init.columns": "label is a kind of column",
         "slmctl.init.task_proposal": "label is a kind of column",
     }),
+    Kinds(MODEL_KINDS, ("slmctl.models",), {
+        "slmctl.artifacts.artifact": "a manifest names a release and a base by what they hold, below all models",
+        "slmctl.cli.inspect_commands": "the name that a person types for the base of the config",
+        "slmctl.cli.predict_command": "names that a person types, and the options that do not go with them",
+        "slmctl.config.sections": "values of keys, which rule each other out",
+        "slmctl.pipeline.linear_file": "the names by which cheap models are proposed",
+        "slmctl.pipeline.model_lookup": "names that a person types, for which there is no artifact of that kind",
+        "slmctl.pipeline.named": "the name that a person types, in a hint",
+        "slmctl.pipeline.predictions": "names of the config become artifacts; classes of models import numpy",
+        "slmctl.stages.evaluate.stage": "names that the config lists, before there is an artifact",
+        "slmctl.stages.publish.publish": "a value of publish.include",
+        "slmctl.cli.doctor_checks": "base is an origin of chat templates",
+        "slmctl.cli.init_command": "base is a key of the config",
+        "slmctl.stages.merge.merge": "base is a data type",
+        "slmctl.stages.quantize.lora_gguf": "lora is a type in the head of a GGUF file",
+        "slmctl.model_files.lora_adapter": "LORA is a pattern of names of tensors",
+    }),
 )  # fmt: skip
 
 
 def names_compared(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """(line, text) of each text with which something is compared, by itself or in a tuple, list or set, or matched."""
+    """(line, text) of each text or constant with which something is compared, by itself or in a list, or matched."""
     for node in nodes(tree):
         sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
         sides += [node.value] if isinstance(node, ast.MatchValue) else []
@@ -319,6 +340,9 @@ def names_compared(tree: ast.Module) -> Iterator[tuple[int, str]]:
             for part in side.elts if isinstance(side, ast.Tuple | ast.List | ast.Set) else [side]:
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     yield part.lineno, part.value
+                elif isinstance(part, ast.Name | ast.Attribute):
+                    title = part.id if isinstance(part, ast.Name) else part.attr
+                    yield part.lineno, title if title.isupper() else ""
 
 
 @of_each_module
@@ -359,6 +383,8 @@ PLANTED = (
     (dicts_that_cross_folders, "slmctl.task.records", "Message = dict[str, Any]\n"),
     (kinds_compared, "slmctl.server.router", "calls = self.task.kind == 'call'\n"),
     (kinds_compared, "slmctl.pipeline.plan", "trains = 'finetune' in names\n"),
+    (kinds_compared, "slmctl.server.served_fleet", "alone = artifact.kind == 'encoder'\n"),
+    (kinds_compared, "slmctl.stages.calibrate.calibrate", "both = ENSEMBLE in models\n"),
     (kinds_compared, "slmctl.stages.label.rows", "has_labels = kind not in ('classify', 'tag')\n"),
     (kinds_compared, "slmctl.init.proposal", "match kind:\n    case 'generate' | 'extract':\n        x = 1\n"),
 )  # fmt: skip
