@@ -11,7 +11,7 @@ from slmctl.sources import reviewed, snapshot
 
 
 def gather_sources(project: Project) -> None:
-    """Copy the sources that are no files, anew: queries, data sets of the hub, pipes, standard input.
+    """Copy the sources that are no files, anew: queries and data sets of the hub.
 
     Raises:
         LockedError: Another process copies them and `project.wait` is false.
