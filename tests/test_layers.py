@@ -326,7 +326,7 @@ COMPARED = (
         "slmctl.cli.init_command": "base is a key of the config",
         "slmctl.stages.merge.merge": "base is a data type",
         "slmctl.stages.quantize.lora_gguf": "lora is a type in the head of a GGUF file",
-        "slmctl.model_files.lora_adapter": "LORA is a pattern of names of tensors",
+        "slmctl.model_files.lora_adapter": "LORA is a type of adapters of PEFT",
     }),
 )  # fmt: skip
 
