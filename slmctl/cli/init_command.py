@@ -75,11 +75,11 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
     from slmctl import config
     from slmctl.cli import matmul_rates
     from slmctl.errors import UsageError
-    from slmctl.init import notes, proposal, raw_data
+    from slmctl.init import proposal, raw_data, texts
 
     _require_source(source, root)
     data = raw_data.read(source, root, sheet=flags["sheet"], query=flags["query"])
-    for line in notes.about_data(data):
+    for line in texts.about_data(data):
         terminal().say(line)
     machine = proposal.Machine(matmul_rates.stored() or {}, config.resolve_matmul_dtype("auto"))
     chosen = {key: flags[key] for key in QUESTIONS}
@@ -96,7 +96,7 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
             "; ".join(question for _, question in made.task.doubts),
             hint=f"slmctl init {shlex.quote(source)}{inside} {proposed}, or another one; --yes takes these",
         )
-    for line in notes.about_project(made):
+    for line in texts.about_project(made):
         terminal().say(line)
     return made
 

