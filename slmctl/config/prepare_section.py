@@ -303,6 +303,11 @@ class SourceLimits(Section):
     timeout_s: float = Field(3600, gt=0, description="seconds that copying one source may take")
     size_gb: float = Field(20, gt=0, description="gigabytes (10^9 bytes) that the copy of one source may have")
 
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that the copy of one source may have; bounded, since infinite GB are no number of bytes."""
+        return int(min(self.size_gb, 1e9) * 1e9)
+
 
 class Shares(Section):
     """Shares of the rows that are held out, each between 0 and 0.5; training gets the rest."""

@@ -25,7 +25,7 @@ def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -
     Raises:
         DataError: A limit was reached.
     """
-    end, left, lines = time.monotonic() + limits.timeout_s, int(min(limits.size_gb, 1e9) * 1e9), 0
+    end, left, lines = time.monotonic() + limits.timeout_s, limits.size_bytes, 0
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     while True:
@@ -51,8 +51,7 @@ def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -
 def files_of_at_most(limits: SourceLimits) -> Iterator[None]:
     """Let no file grow beyond the limit inside the block; writing on raises OSError with EFBIG."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = int(min(limits.size_gb, 1e9) * 1e9)
-    lower = size if before[0] == resource.RLIM_INFINITY else min(size, before[0])
+    lower = limits.size_bytes if before[0] == resource.RLIM_INFINITY else min(limits.size_bytes, before[0])
     resource.setrlimit(resource.RLIMIT_FSIZE, (lower, before[1]))
     try:
         yield

@@ -189,7 +189,7 @@ def _fetch(name: str, pattern: str | None, target: Path, limits: SourceLimits) -
                 )
             listed = client.dataset_info(repo, revision=commit, files_metadata=True).siblings or []
             chosen = _choose(repo, listed, pattern)
-            if sum(entry.size or 0 for entry in chosen) > limits.size_gb * 1e9:
+            if sum(entry.size or 0 for entry in chosen) > limits.size_bytes:
                 raise bounded_copy.too_large(f"the data set {repo}", limits)
             for entry in chosen:
                 console.say(f"  fetching {entry.rfilename} of {repo} at {commit[:12]}")

@@ -63,7 +63,7 @@ def write_rows(sql: Sql, out: IO[bytes], *, root: Path, limits: SourceLimits) ->
 def _ask(sql: Sql, out: IO[bytes], root: Path, limits: SourceLimits, remote: str) -> int:
     request = {
         "kind": "query", "url": sql.url, "query": sql.query, "root": str(root), "host": remote, "pid": os.getpid(),
-        "file_bytes": int(min(limits.size_gb, 1e9) * 1e9),
+        "file_bytes": limits.size_bytes,
     }  # fmt: skip
     title = f"the query on {place(sql.url)}"
     named = [name.upper() for name in re.findall(r"\$\{(\w+)\}", sql.url)]
