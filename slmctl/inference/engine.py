@@ -317,7 +317,8 @@ class Engine(Answering):
         return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
 
     def held_bytes(self) -> int:
-        return process_bytes(self._child.pid) if self._child is not None else 0
+        child = self._child
+        return process_bytes(child.pid) if child is not None else 0
 
     def revive(self) -> None:
         with self._lock:

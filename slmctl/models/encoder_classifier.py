@@ -1,20 +1,14 @@
-"""A frozen sentence encoder with a linear model, asked for labels: alone, or beside a model that answers.
-
-The two err on other rows, so the mean of their log probabilities answers (a logarithmic pool): neither is weighted,
-since the linear model was sharpened on validation rows as far as its probabilities are right there. It holds no text of
-a training row.
-"""
+"""A frozen sentence encoder with a linear model: text -> the scores of every label, asked as an engine is."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +19,13 @@ import numpy.typing as npt
 
 from slmctl.hardware import process_bytes
 from slmctl.inference import ENCODER
+from slmctl.inference.engine import Answering, Outcomes, Request, answer_of
 from slmctl.inference.events import Event, TokenAlternative
 from slmctl.metrics.encoder_head import OpinionHead, normalised
 from slmctl.models.encoder_process import Encoder, EncoderError
 
 FLOOR = 1e-6  # the least probability of a label for each of the two, so that neither overrules the other for good
-TOGETHER = 32  # texts that the encoder reads at once, of those that wait
+TOGETHER, LISTED = 32, 64  # texts that the encoder reads at once: of those that wait, and of a list
 ENDED = "the encoder has ended"
 Floats = npt.NDArray[np.float64]
 OnEvent = Callable[[Event], None]
@@ -106,8 +101,8 @@ def _shares(labels: tuple[str, ...], scores: Sequence[float] | Floats) -> dict[s
     return {labels[k]: float(f"{math.exp(logprobs[k]):.6g}") for k in order}
 
 
-class EncoderClassifier:
-    """An encoder with a linear model, asked from any thread.
+class EncoderClassifier(Answering):
+    """An encoder with a linear model, asked as an engine is; its process is started again when it has died.
 
     Args:
         gguf: The file of the encoder.
@@ -119,9 +114,12 @@ class EncoderClassifier:
         MissingError: llama-cpp-python is not installed.
     """
 
+    alive, state = True, "ready"  # the next question starts its process again
+
     def __init__(self, gguf: Path, model: LabelModel, *, alone: bool = False) -> None:
         self._model, self._together = model, 1 if alone else TOGETHER
         self._encoder = Encoder(gguf)
+        self.build, self.on_death = self._encoder.build, lambda: None
         self._waiting: queue.SimpleQueue[tuple[str, Future[Scores]] | None] = queue.SimpleQueue()
         self._lock, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -138,16 +136,10 @@ class EncoderClassifier:
         return self._encoder.pid
 
     def held_bytes(self) -> int:
-        """Memory of the encoder's process; 0 without one."""
         return process_bytes(self.pid) if self.pid else 0
 
-    @property
-    def build(self) -> str:
-        """llama.cpp's."""
-        return self._encoder.build
-
     def close(self) -> None:
-        """End the encoder's process; who still waits gets an error."""
+        """End the process; who still waits gets an error."""
         with self._lock:
             self._closed = True
             self._waiting.put(None)
@@ -168,12 +160,7 @@ class EncoderClassifier:
         scored = self._model.scored(texts, self._encoder.encode(texts, together=together))
         return [Scores(self._model.labels, *row) for row in zip(*scored, strict=True)]
 
-    def alone(self, question: str, labels: tuple[str, ...], on_event: OnEvent, *, alternatives: int = -1) -> Cancel:
-        """Have a question answered here, as `Engine.submit` does, with the probability of every label.
-
-        Args:
-            labels, alternatives: As in `beside`.
-        """
+    def submit(self, request: Request, on_event: OnEvent) -> Cancel:
         scores: Future[Scores] = Future()
         cancelled = threading.Event()
 
@@ -183,8 +170,8 @@ class EncoderClassifier:
             if (fault := done.exception()) is not None:
                 on_event({"error": str(fault), "died": True})
             else:
-                answer = done.result().answer(labels)
-                on_event(_piece(answer, alternatives))
+                answer = done.result().answer(request.labels)
+                on_event(piece_of(answer, request.alternatives))
                 on_event(answer)
 
         def cancel() -> None:
@@ -192,62 +179,25 @@ class EncoderClassifier:
             scores.cancel()
 
         scores.add_done_callback(finish)
-        self._wait_for(question, scores)
+        self.read(request.question, scores)
         return cancel
 
-    def beside(
-        self, question: str, labels: tuple[str, ...], on_event: OnEvent, submit: Callable[[OnEvent], Cancel], *,
-        alternatives: int = -1,
-    ) -> Cancel:  # fmt: skip
-        """Have a question answered by the model and here, as `Engine.submit` does; pieces come when both have answered.
-
-        Args:
-            labels: The answers that are allowed.
-            submit: Has the model answer.
-            alternatives: Number of likeliest labels that go with the answer, which then counts as one token; -1 for no
-                tokens.
-        """
-        opinion: Future[Scores] = Future()
-        cancelled = threading.Event()
-
-        def relay(event: Event) -> None:
-            if "finish" in event:
-                opinion.add_done_callback(functools.partial(finish, event))
-            elif "piece" not in event:
-                on_event(event)
-
-        def finish(event: Event, done: Future[Scores]) -> None:
-            if cancelled.is_set():
-                return
-            error, both = "the encoder's opinion could not be added", None
-            try:
-                if (fault := done.exception()) is not None:
-                    error = str(fault)
-                else:
-                    both = done.result().beside(event, labels)
-            finally:  # a callback's exception is heard by nobody
-                if both is None:
-                    on_event({"error": error, "died": True})
-            if both is not None:
-                on_event(_piece(both, alternatives))
-                on_event(both)
-
-        cancel = submit(relay)
-        self._wait_for(question, opinion)
-
-        def cancel_both() -> None:
-            cancelled.set()
-            cancel()
-            opinion.cancel()
-
-        return cancel_both
-
-    def _wait_for(self, question: str, scores: Future[Scores]) -> None:
+    def read(self, question: str, scores: Future[Scores]) -> None:
+        """Have a text read with those that wait; its scores, or the error, come into the future."""
         with self._lock:
             if not self._closed:
                 self._waiting.put((question, scores))
                 return
         scores.set_exception(EncoderError(ENDED))
+
+    def ask_all(self, requests: Iterable[Request], **how: object) -> Outcomes:
+        listed = list(requests)
+        for start in range(0, len(listed), LISTED):
+            block = listed[start : start + LISTED]
+            scored = self.scored([request.question for request in block], together=LISTED)
+            for index, (request, scores) in enumerate(zip(block, scored, strict=True), start):
+                event = scores.answer(request.labels)
+                yield index, answer_of(event, next(iter(event["labels"])))
 
     def _work(self) -> None:
         try:
@@ -287,8 +237,8 @@ class EncoderClassifier:
             waiting.set_result(scores)
 
 
-def _piece(answer: Event, alternatives: int) -> Event:
-    """The label of an answer as its only piece, and as one token where tokens are asked for."""
+def piece_of(answer: Event, alternatives: int) -> Event:
+    """The label of an answer as its only piece, and as one token where `Request.alternatives` asks for tokens."""
     label = next(iter(answer["labels"]))
     if alternatives < 0:
         return {"piece": label}

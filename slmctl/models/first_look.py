@@ -87,7 +87,7 @@ class FirstLookEngine(Composition):
             for each in cancels:
                 each()
 
-        cancels.append(self.encoder.alone(request.question, self.labels, relay, alternatives=request.alternatives))
+        cancels.append(self.encoder.submit(request, relay))
         return cancel
 
     def _decision(self, event: Event, pieces: Sequence[Event]) -> Decision | None:

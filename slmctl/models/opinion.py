@@ -1,10 +1,17 @@
-"""A model and an encoder: the encoder's opinion is added to every label that the model gives."""
+"""A model and an encoder: the encoder's opinion is added to every label that the model gives.
+
+The two err on other rows, so the mean of their log probabilities answers (a logarithmic pool): neither is weighted,
+since the linear model was sharpened on validation rows as far as its probabilities are right there. It holds no text of
+a training row.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +22,7 @@ from slmctl.inference.events import Event
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import answering_sha256
 from slmctl.models.composition import Composition
-from slmctl.models.encoder_classifier import EncoderClassifier
+from slmctl.models.encoder_classifier import Cancel, EncoderClassifier, OnEvent, Scores, piece_of
 from slmctl.models.gguf import GgufModel
 from slmctl.models.model import Loading, Model
 
@@ -23,35 +30,57 @@ from slmctl.models.model import Loading, Model
 class OpinionEngine(Composition):
     """A model whose labels are those of both; an adapter over it, and a text without labels, is the model's alone.
 
-    Args:
-        folder: The folder of the encoder and its head.
-        load: Loads the model.
-
-    Raises:
-        EncoderError: The encoder cannot be loaded.
-        EngineError: The model cannot be loaded.
+    Pieces come when both have answered. Closing it closes both.
     """
 
-    def __init__(self, folder: Path, load: Callable[[], Answering]) -> None:
-        with contextlib.ExitStack() as undo:
-            self._opinion = EncoderClassifier.opinion(folder)
-            undo.callback(self._opinion.close)
-            super().__init__(load())
-            undo.pop_all()
+    def __init__(self, engine: Answering, encoder: EncoderClassifier) -> None:
+        super().__init__(engine)
+        self._encoder = encoder
 
     def close(self) -> None:
-        self._opinion.close()
+        self._encoder.close()
         super().close()
 
     def held_bytes(self) -> int:
-        return super().held_bytes() + self._opinion.held_bytes()
+        return super().held_bytes() + self._encoder.held_bytes()
 
-    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+    def submit(self, request: Request, on_event: OnEvent) -> Cancel:
         if not (request.labels and request.question) or request.adapter:
             return self.engine.submit(request, on_event)
-        submit = functools.partial(self.engine.submit, request)
-        more = request.alternatives
-        return self._opinion.beside(request.question, request.labels, on_event, submit, alternatives=more)
+        opinion: Future[Scores] = Future()
+        cancelled = threading.Event()
+
+        def relay(event: Event) -> None:
+            if "finish" in event:
+                opinion.add_done_callback(functools.partial(finish, event))
+            elif "piece" not in event:
+                on_event(event)
+
+        def finish(event: Event, done: Future[Scores]) -> None:
+            if cancelled.is_set():
+                return
+            error, both = "the encoder's opinion could not be added", None
+            try:
+                if (fault := done.exception()) is not None:
+                    error = str(fault)
+                else:
+                    both = done.result().beside(event, request.labels)
+            finally:  # a callback's exception is heard by nobody
+                if both is None:
+                    on_event({"error": error, "died": True})
+            if both is not None:
+                on_event(piece_of(both, request.alternatives))
+                on_event(both)
+
+        cancel = self.engine.submit(request, relay)
+        self._encoder.read(request.question, opinion)
+
+        def cancel_both() -> None:
+            cancelled.set()
+            cancel()
+            opinion.cancel()
+
+        return cancel_both
 
 
 @dataclass(frozen=True)
@@ -100,4 +129,8 @@ class FileWithOpinion(Model):
         self.model.require_room(loading, self._encoder, *others)
 
     def load(self, loading: Loading) -> Answering:
-        return OpinionEngine((self.encoder or self.artifact).path, functools.partial(self.model.load, loading))
+        with contextlib.ExitStack() as undo:
+            encoder = undo.enter_context(EncoderClassifier.opinion((self.encoder or self.artifact).path))
+            both = OpinionEngine(self.model.load(loading), encoder)
+            undo.pop_all()
+        return both

@@ -24,11 +24,13 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.cli import report_view
 from slmctl.config import Gate
 from slmctl.console import percent
+from slmctl.inference.engine import Answering, Request
 from slmctl.inference.events import Event
 from slmctl.metrics import gates
 from slmctl.metrics.encoder_head import OpinionHead
 from slmctl.models.encoder_classifier import FLOOR, EncoderClassifier, Scores
 from slmctl.models.encoder_process import Encoder
+from slmctl.models.opinion import OpinionEngine
 from slmctl.reports.evaluation_report import parse_report
 from slmctl.stages.evaluate import report_page
 from slmctl.stages.evaluate.report_opening import Opening, RowsCurve
@@ -185,10 +187,18 @@ DONE: Event = {"finish": "stop", "prompt_tokens": 3, "completion_tokens": 2, "co
                "labels": {"billing": 0.6, "account": 0.4}, "logprobs": [-0.51], "raw_logprobs": [-0.52]}  # fmt: skip
 
 
-def answers_at_once(on_event: Callable[[Event], None]) -> Callable[[], None]:
-    on_event({"piece": "billing"})
-    on_event(DONE)
-    return lambda: None
+class AtOnce(Answering):
+    """A model that answers before the encoder has read the text."""
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        on_event({"piece": "billing"})
+        on_event(DONE)
+        return lambda: None
+
+
+class Silent(Answering):
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        return lambda: None
 
 
 @pytest.fixture
@@ -200,7 +210,8 @@ def opinion(desk: Path) -> Iterator[EncoderClassifier]:
 
 def ask(opinion: EncoderClassifier, text: str) -> queue.SimpleQueue[Event]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    opinion.beside(text, ("account", "billing", "delivery"), events.put, answers_at_once)
+    request = Request("", labels=("account", "billing", "delivery"), question=text)
+    OpinionEngine(AtOnce(), opinion).submit(request, events.put)
     return events
 
 
@@ -225,7 +236,8 @@ def test_what_is_cancelled_is_not_read(opinion: EncoderClassifier, monkeypatch: 
         opinion._encoder, "encode", lambda texts, **more: (read.extend(texts), encode(texts, **more))[1]
     )
     for k in range(200):
-        opinion.beside(f"text {k}", ("billing",), lambda event: None, lambda on_event: lambda: None)()
+        request = Request("", labels=("billing",), question=f"text {k}")
+        OpinionEngine(Silent(), opinion).submit(request, lambda event: None)()
     events = ask(opinion, "invoice")
     while "finish" not in events.get(timeout=60):
         pass
