@@ -12,7 +12,7 @@ from slmctl.hardware import usable_cores
 from slmctl.model_files import model_shape
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
-from slmctl.pipeline import linear_file, rehearsal, runner
+from slmctl.pipeline import rehearsal, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.pipeline.graph import BASE, PREPARED, Doubt, Stage
 
@@ -70,6 +70,8 @@ class Finetune(Stage[FinetuneConfig]):
         request = self.request()
         if request.path.exists() or runner.resume_folder(request).exists():
             return None
+        from slmctl.pipeline import linear_file  # with it comes numpy
+
         return linear_file.nothing_to_win(self.project)
 
     def import_first(self) -> None:
