@@ -21,7 +21,6 @@ from support.serving import begin, end
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
-from slmctl.cli import report_view
 from slmctl.config import Gate
 from slmctl.console import percent
 from slmctl.inference.engine import Answering, Request
@@ -32,7 +31,7 @@ from slmctl.models.encoder_classifier import FLOOR, EncoderClassifier, Scores
 from slmctl.models.encoder_process import Encoder
 from slmctl.models.opinion import OpinionEngine
 from slmctl.reports.evaluation_report import parse_report
-from slmctl.stages.evaluate import report_page
+from slmctl.stages.evaluate import report_page, report_view
 from slmctl.stages.evaluate.report_opening import Opening, RowsCurve
 from slmctl.stages.publish import leak_scan
 
