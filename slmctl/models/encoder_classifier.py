@@ -136,7 +136,7 @@ class EncoderClassifier(Answering):
         return self._encoder.pid
 
     def held_bytes(self) -> int:
-        return process_bytes(self.pid) if self.pid else 0
+        return process_bytes(pid) if (pid := self.pid) else 0
 
     def close(self) -> None:
         """End the process; who still waits gets an error."""
