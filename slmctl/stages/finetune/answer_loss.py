@@ -28,7 +28,7 @@ class AnswerLoss(ModelOutput):  # type: ignore[misc]
 
     Attributes:
         loss: The weighted sum of the cross-entropies of its answer tokens.
-        losses: These by token (N,), record after record, for looking at: the gradient flows through `loss`.
+        losses: The weighted cross-entropy of each answer token (N,), record after record; without a gradient.
     """
 
     loss: torch.Tensor | None = None
@@ -36,16 +36,16 @@ class AnswerLoss(ModelOutput):  # type: ignore[misc]
 
 
 def install(model: Any, smoothing: float = 0.0) -> None:
-    """Make `model(**batch)` give an AnswerLoss.
+    """Replace a model's forward, so that `model(**batch)` returns an AnswerLoss.
 
     Args:
-        model: With or without an adapter on it; its attention is packed already where it will get packed batches.
+        model: With or without an adapter; for packed batches, its attention is `packing.ATTENTION_NAME` already.
         smoothing: Label smoothing, while the model is in training mode.
     """
     core = core_model(model)
     trunk, own_forward = core.base_model, core.forward
     plain_head = is_plain_head(core, trunk)
-    mean_row: torch.Tensor | None = None  # of the head, which is frozen
+    mean_row: torch.Tensor | None = None  # (width,), of the head's rows; kept, since the head is frozen
 
     def forward(
         input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor,
@@ -71,7 +71,7 @@ def install(model: Any, smoothing: float = 0.0) -> None:
 
 
 def padded_loss(model: Any, batch: dict[str, Any], smoothing: float = 0.0) -> torch.Tensor:
-    """The loss of a padded batch as the model's own code computes it, in which nothing is installed."""
+    """The loss () of a padded batch by the model's own forward, without `install`."""
     where = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")} | {"use_cache": False}
     logits = _last_columns(model, where, batch["keep"], batch["columns"])
     return _weighted(logits, batch["labels"], batch["weights"], smoothing).sum()
@@ -85,7 +85,7 @@ def _last_columns(forward: Any, where: dict[str, Any], keep: torch.Tensor, colum
     """
     length = where["input_ids"].shape[1]
     logits: torch.Tensor = forward(**where, logits_to_keep=columns).logits
-    logits = logits[:, -columns:]  # a model that ignores the argument gives all
+    logits = logits[:, -columns:]  # a model that ignores the argument returns all columns
     place = keep % length - (length - columns)
     return logits[keep // length, place].float()
 
@@ -110,7 +110,7 @@ def is_plain_head(core: Any, trunk: Any) -> bool:
         logits = core(**probe).logits[0].float()
         own = head(trunk(**probe).last_hidden_state[0]).float()
         return bool(torch.allclose(logits, own, rtol=0.02, atol=0.02 * float(own.abs().max())))
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # the model goes from states to logits otherwise
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # another way from hidden states to logits
         return False
 
 
@@ -145,10 +145,10 @@ def _blockwise(
     hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
     spread: tuple[float, torch.Tensor] | None, *, with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """The losses (N,), and the gradient of hidden (N, width) of their sum in float32.
+    """Returns (losses (N,), gradient of their sum with respect to hidden (N, width), float32, or None).
 
     Args:
-        spread: The smoothing, and the head's mean row.
+        spread: The label smoothing, and the head's mean row (width,).
     """
     positions, device = len(hidden), hidden.device
     h = padded_rows(positions, hidden.shape[1], head.dtype, device)  # (count, width)

@@ -1,7 +1,7 @@
 """Autograd functions for attention over a packed batch, made of parts that differ between families of models.
 
-`SplitHeads` makes heads of what the projections give: queries, keys and values, each normed and turned by
-rotary positions as its `HeadGroup` says. `PackedAttention` attends with them. Both work in float32.
+`SplitHeads` splits the output of the projections into heads of queries, keys and values, and applies the norm and the
+rotary positions of each `HeadGroup`. `PackedAttention` attends with them. Both compute in float32.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class PackedAttention(Function):
             heads = flash(g[None, :prefix].transpose(1, 2), *own, 0.0, False, attn_mask=own_bias, scale=scale)
             for result, head in zip(results, heads, strict=True):
                 result[:prefix] = head[0].transpose(0, 1)
-            for result, part in zip(results[1:], parts[1:], strict=True):  # every record attended to the prefix
+            for result, part in zip(results[1:], parts[1:], strict=True):  # all records attend to the prefix
                 result[:prefix] += part[:, :, :prefix].sum(dim=0).transpose(0, 1)
         return *results, *[None] * 4
 

@@ -1,6 +1,6 @@
-"""Choice of the library that trains: unsloth where it and an accelerator are there, else transformers.
+"""Choice of the library that trains: unsloth where it is installed and there is an accelerator, else transformers.
 
-Decided without importing torch, since unsloth asks to be imported before everything else.
+Decided without importing torch, since unsloth must be imported first.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def import_first(backend: str) -> None:
     """Import unsloth, if it will train, before any stage imports transformers.
 
     Unsloth writes Python modules and imports them. Its default is a folder below the current one, which is the
-    user's project: there it would be litter, and a stranger's project could bring code under that name.
+    user's project: it would be litter there, and a stranger's project could contain code under that name.
     """
     if choose(backend) == "unsloth":
         cache = user_cache() or _scratch_folder()

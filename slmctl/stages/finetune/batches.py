@@ -35,7 +35,7 @@ class PieceSize(NamedTuple):
 class PackedBatches:
     """Records -> packed batches of at most `piece_budget` computed tokens, or one record."""
 
-    padded, filled = 0, 0  # tokens so far
+    padded, filled = 0, 0  # tokens of padding, and all tokens, so far
 
     def __init__(self, limit: int = PIECE_TOKENS) -> None:
         self.limit = limit
@@ -51,13 +51,13 @@ class PackedBatches:
 
 
 def split_batch(records: Sequence[EncodedRecord], limit: int, *, share: bool = False) -> list[Sequence[EncodedRecord]]:
-    """Records in as few parts as fit, in order: each computes no more than `piece_budget` allows, or is one record.
+    """Split records, in order, into as few parts as possible, of equal counts where that takes no more parts.
 
-    Where the same number of parts can be of the same count, they are.
+    A part computes at most `piece_budget` tokens, or holds one record.
 
     Args:
         limit: Tokens of a part without a shared prefix.
-        share: The prefix that the records of a part share is computed once.
+        share: Count the prefix that the records of a part share once, as `pack` computes it.
     """
     parts = _cut(records, limit, share, most=len(records))
     even = _cut(records, limit, share, most=math.ceil(len(records) / len(parts)))
@@ -65,7 +65,7 @@ def split_batch(records: Sequence[EncodedRecord], limit: int, *, share: bool = F
 
 
 def _cut(records: Sequence[EncodedRecord], limit: int, share: bool, most: int) -> list[Sequence[EncodedRecord]]:
-    """Parts of at most `most` records, each as long as it fits."""
+    """Fill parts one after another, each with up to `most` records that fit."""
     parts, start, prefix, longest = [], 0, 0, 0
     for k, record in enumerate(records):
         count, shared = k - start + 1, 0
@@ -83,11 +83,10 @@ def _cut(records: Sequence[EncodedRecord], limit: int, share: bool, most: int) -
 
 
 def largest_piece(records: Sequence[EncodedRecord], together: int, limit: int = PIECE_TOKENS) -> PieceSize:
-    """Upper bound of what is computed at once of these records, `together` of them a step, packed or padded.
+    """Upper bound of one batch, packed or padded, in a training with `together` records a step.
 
-    A batch shares at least the tokens that all records open with, and at most what the `together` records that are
-    most alike do: in the order of a dictionary, these are neighbours. Batches are of like length, so padding is not
-    counted.
+    A batch shares at least the prefix of all records, and at most the longest prefix that `together` records share:
+    when sorted, these are neighbours. Batches hold records of like length, so padding is not counted.
     """
     count = min(together, len(records))
     lengths = sorted(len(record["input_ids"]) for record in records)
@@ -105,7 +104,7 @@ def largest_piece(records: Sequence[EncodedRecord], together: int, limit: int = 
 
 
 def _even_piece(count: int, prefix: int, rest: int, limit: int) -> int:
-    """Tokens of a piece when so many records of one length are cut into even pieces of at most `limit` tokens."""
+    """Tokens of a piece when `count` records of `prefix` + `rest` tokens are cut evenly into pieces up to `limit`."""
     most = max((limit - prefix) // max(rest, 1), 1)
     return prefix + math.ceil(count / math.ceil(count / most)) * rest
 
@@ -113,11 +112,11 @@ def _even_piece(count: int, prefix: int, rest: int, limit: int) -> int:
 class PaddedBatches:
     """Records -> batches (records, length), padded on the left, as unsloth's kernels expect.
 
-    `labels`, `weights` and `keep` are as in a packed batch, with places counted row by row; `columns` is the number
-    of columns from the first such place on. Batches have at most `limit` tokens, or one record.
+    `labels`, `weights` and `keep` are as in a packed batch; `keep` indexes the batch flattened row by row, and all of
+    it lies in the last `columns` columns. Batches have at most `limit` tokens, or one record.
     """
 
-    padded, filled = 0, 0  # tokens so far
+    padded, filled = 0, 0  # tokens of padding, and all tokens, so far
 
     def __init__(self, pad: int, limit: int = PIECE_TOKENS) -> None:
         self.pad, self.limit = pad, limit

@@ -1,9 +1,9 @@
-"""Checkpoints of a training: whole or not there, without pickles, and resumed exactly.
+"""Checkpoints of a training: written atomically, without pickles, and resumed exactly.
 
     step-00000120/ weights.safetensors optimizer.safetensors best.safetensors
                    trainer_state.json progress.json hashes.json
 
-A checkpoint is put together in a draft, synced and renamed; `hashes.json`, written last, holds the
+A checkpoint is written as a draft, synced and renamed; `hashes.json`, written last, holds the
 sha256 of every file. Resuming takes the newest one whose hashes agree, else the one before.
 """
 
@@ -32,15 +32,15 @@ def save(trainer: Any, random_states: dict[str, torch.Tensor], reached: Any) -> 
     """Write a checkpoint of a trainer's present state; returns its folder.
 
     Args:
-        random_states: Those of all processes.
-        reached: The trainer's progress, with the losses that no log entry holds yet.
+        random_states: Of the random generators of all processes, see `gather_random`.
+        reached: The trainer's `Progress`, with the losses since the last log entry.
     """
     folder: Path = trainer.checkpoints
     final = folder / f"step-{trainer.state.global_step:08d}"
     with atomic.folder(final, replace=True) as place:
         _fill(place, trainer, random_states, reached)
     kept = sorted(folder.glob("step-*"))
-    later = kept.index(final) + 1  # later steps are of an earlier run, and damaged: it was not resumed there
+    later = kept.index(final) + 1  # later ones are damaged: this run would have resumed from them
     for old in [*kept[later:], *kept[:later][:-KEPT_CHECKPOINTS]]:
         shutil.rmtree(old)
     return final
@@ -59,19 +59,19 @@ def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor], rea
     trainer.state.save_to_json(str(place / "trainer_state.json"))
     schedule = {"last_epoch": trainer.lr_scheduler.last_epoch, "rates": trainer.lr_scheduler.get_last_lr()}
     progress = dataclasses.asdict(reached)
-    progress["best"] = progress["best"] if trainer.best_weights else None  # infinity is no JSON
+    progress["best"] = progress["best"] if trainer.best_weights else None  # JSON has no infinity
     (place / "progress.json").write_bytes(canonical({"progress": progress, "schedule": schedule}))
     hashes = {path.name: sha256_file(path) for path in sorted(place.iterdir())}
     (place / HASHES).write_bytes(canonical(hashes))
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, if there is one."""
+    """The newest checkpoint whose hashes agree; None without one."""
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
 
 
 def newer_than(folder: Path, resumed: Path | None) -> list[str]:
-    """Names of the checkpoints that are newer than the newest whole one: the damaged ones."""
+    """Names of the checkpoints newer than the one to resume from, all damaged; of all if `resumed` is None."""
     return [path.name for path in sorted(folder.glob("step-*")) if resumed is None or path.name > resumed.name]
 
 
@@ -79,7 +79,7 @@ def require_shared(resumed: Path | None) -> None:
     """Make sure that all processes resume from the same checkpoint.
 
     Raises:
-        StageError: They do not: a machine has a folder of its own.
+        StageError: They do not, since a machine does not share the folder of checkpoints.
     """
     names = set(gather_object([resumed.name if resumed else "the beginning"]))
     if len(names) > 1:
@@ -119,7 +119,7 @@ def load_optimizer(trainer: Any, path: Path) -> None:
     own_step = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for name, p in trainer.trained().items():
         prefix = f"{name}/"
-        optimizer.state[p] = {  # the count of steps lies on the host, but for kernels that do a step in one
+        optimizer.state[p] = {  # torch keeps `step` on the host, except for fused and capturable optimizers
             key.removeprefix(prefix): value if key == f"{prefix}step" and not own_step else value.to(p.device)
             for key, value in tensors.items()
             if key.startswith(prefix)
@@ -145,7 +145,7 @@ def load_random(path: Path, accelerator: Any) -> bool:
     """Set this process's random generators, so that dropout continues as without the interruption.
 
     Returns:
-        False for a checkpoint of another number of processes: those without a saved state keep their own.
+        False if another number of processes wrote the checkpoint. A process without a saved state keeps its own.
     """
     states = load_file(path / "optimizer.safetensors")
     prefix = f"random/{accelerator.process_index}/"

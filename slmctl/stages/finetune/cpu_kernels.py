@@ -29,7 +29,7 @@ WIDE = 2  # times as many columns in as out make a product wide, see `_updated_p
 
 
 class FrozenLinear(torch.nn.Linear):
-    """Linear layer with a frozen weight: float32 in and out, multiplied in the weight's own type."""
+    """Linear layer with a frozen weight: float32 in and out, multiplied in the weight's dtype."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = _FrozenProduct.apply(input, self)
@@ -41,11 +41,11 @@ class FrozenLinear(torch.nn.Linear):
 
 
 class FourBitLinear(FrozenLinear):
-    """Linear layer whose frozen weight is held in 4 bits: the input's type in and out.
+    """Linear layer whose frozen weight is held in 4 bits; the output has the dtype of the input.
 
     Attributes:
-        packed: The weight.
-        products: Type of its matrix products.
+        packed: The weight (out, in).
+        products: Dtype of its matrix products.
     """
 
     packed: FourBitWeight
@@ -53,14 +53,14 @@ class FourBitLinear(FrozenLinear):
 
     @classmethod
     def replace(cls, layer: torch.nn.Linear, products: torch.dtype) -> None:
-        """Make a linear layer one of this class; what held its weight is let go."""
+        """Turn a linear layer into one of this class, in place, and free its unpacked weight."""
         layer.packed, layer.products = FourBitWeight(layer.weight.detach()), products  # type: ignore[assignment]
         del layer.weight
         layer.__class__ = cls
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """The weight in the type of its products, made whole at every reading."""
+        """The weight (out, in) in the dtype of its products, dequantised at every access."""
         return self.packed.whole(self.products)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ class FourBitLinear(FrozenLinear):
 
 
 class _FrozenProduct(Function):
-    """x (…, in), a frozen layer -> (…, out) float32; one in 4 bits is made whole again for the backward pass."""
+    """x (…, in), a frozen layer -> (…, out) float32; a weight in 4 bits is dequantised again for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
@@ -126,7 +126,7 @@ class StackedLinear:
         A | 0
 
     so [x, A x] times its upper rows is the layers' output with the updates, and [g, B' g] times its left columns is
-    the gradient of x. Of layers in 4 bits, it is put together for each product, in room that all of them share.
+    the gradient of x. For layers in 4 bits, it is assembled for each product, in a buffer that all stacks share.
     """
 
     def __init__(self, members: Sequence[torch.nn.Module]) -> None:
@@ -142,7 +142,7 @@ class StackedLinear:
         held = not any(isinstance(layer, FourBitLinear) for layer in linear)
         self.dtype: torch.dtype = linear[0].weight.dtype if held else linear[0].products
         self._held = torch.zeros(self.shape, dtype=self.dtype) if held else None
-        self._layers: list[tuple[FrozenLinear, slice]] = []  # and their rows, where the matrix is not held
+        self._layers: list[tuple[FrozenLinear, slice]] = []  # layers in 4 bits with their rows; else empty
         row = rank = 0
         for member, layer in zip(members, linear, strict=True):
             rows = slice(row, row + layer.out_features)
@@ -173,7 +173,7 @@ class StackedLinear:
 
     @torch.no_grad()
     def matrix(self) -> torch.Tensor:
-        """The matrix (out + rank, in + rank); one that is not held is good until the next call on any stack."""
+        """The matrix (out + rank, in + rank); for layers in 4 bits, valid until the next call on any stack."""
         if self._held is not None:
             return self._held
         matrix = _shared_room(self.shape, self.dtype)
@@ -195,7 +195,7 @@ _room: dict[torch.dtype, torch.Tensor] = {}
 
 
 def _shared_room(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """Uninitialised room of a shape, in memory that is kept and grows to the largest asked for."""
+    """An uninitialised tensor in a buffer that is kept for each dtype and grows to the largest shape requested."""
     count = shape[0] * shape[1]
     if dtype not in _room or _room[dtype].numel() < count:
         _room[dtype] = torch.empty(count, dtype=dtype)
@@ -207,7 +207,7 @@ class _StackedProduct(Function):
     def forward(ctx: Any, x: torch.Tensor, stack: StackedLinear, *updates: torch.Tensor) -> torch.Tensor:
         count, share = len(x), getattr(stack.dropout, "p", 0.0) if stack.dropout.training else 0.0
         drop: Elementwise | None = None
-        if share:  # the places follow from a seed, so that they need not be kept for the backward pass
+        if share:  # the mask follows from a seed, so that it need not be kept for the backward pass
             drop = functools.partial(fused_kernels.dropout, share=share, seed=int(torch.randint(2**32, ())))
         out, x, low = _updated_product(x, stack.matrix().T, stack.high, drop)
         if stack.bias is not None:
@@ -249,7 +249,7 @@ def _updated_product(
         drop: Dropout before the update.
 
     Returns:
-        The product (T rounded up, width), x in the matrix's type, and that times the update's first factor (…, rank).
+        The product (T rounded up, width), x in the matrix's dtype, and x times the update's first factor (…, rank).
     """
     k, count = x.shape[1], len(x)
     if k > WIDE * width and drop is None:  # a long sum: libraries compute it fastest when k is a round number
@@ -265,7 +265,7 @@ def _updated_product(
 
 
 def _padded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x (T, n) in a type, with rows of zeros behind it, see `padded_rows`."""
+    """x (T, n) in `dtype`, followed by rows of zeros, see `padded_rows`."""
     room = padded_rows(len(x), x.shape[1], dtype)
     room[: len(x)] = x
     return room

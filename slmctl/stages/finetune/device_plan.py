@@ -1,4 +1,4 @@
-"""The use that a training makes of its device, planned before the model is loaded; a CPU and a GPU differ here."""
+"""The plan of a training on a CPU or a GPU, made before the model is loaded: dtypes, tokens at once, memory."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from slmctl.stages.finetune import batches, checkpoint, distributed
 from slmctl.stages.finetune.answer_loss import VOCABULARY_BLOCK
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 
-CHECK_EVERY_STEPS = 10  # looks at the losses on a GPU: each makes the host wait for it
+CHECK_EVERY_STEPS = 10  # between two checks of the losses on a GPU: at each the host waits for it
 GPU_PIECES = (16384, 8192, 4096, 2048, 1024)  # tokens computed at once on a GPU, the first that fit its memory
-LEAST_WITHOUT_CHECKPOINTS = 2048  # tokens; with smaller pieces, computing activations twice is the faster way
-GPU_SHARE = 0.92  # of the free memory: the rest is left to fragments and to what libraries take
+LEAST_WITHOUT_CHECKPOINTS = 2048  # tokens; larger pieces with activation checkpointing are faster than smaller ones
+GPU_SHARE = 0.92  # of the free memory: the rest is for fragmentation and libraries
 GPU_FIXED_BYTES = 1.2e9  # the driver's context and the libraries' workspaces
 LINEAR_BYTES_4BIT = 0.57  # bytes a weight in 4 bits, with its share of the scales
-# What a linear layer of so many inputs and outputs adds to what autograd saves for a token, and what PEFT's DoRA
-# does: the inputs and outputs in 16 bits, and as much again by norms, rotations and activations around it.
+# Bytes that autograd saves for a token, for each input and output of a linear layer: 2 for its value in 16 bits, and 2
+# for the norms, rotations and activations around the layer. PEFT's DoRA doubles that.
 SAVED_BYTES, DORA_FACTOR = 4, 2
 SHARED_BACKEND = "gloo"  # between processes on one GPU, which NCCL refuses
 HINT = "a smaller base, --set finetune.load_in_4bit=true, or finetune.max_length=N with finetune.too_long=truncate"
@@ -46,9 +46,9 @@ class Gpu:
 
     Attributes:
         bf16: It computes in bfloat16 itself; emulated, that is slower than float16.
-        free: Bytes that a process may take, where those that share it take the same.
+        free: Free bytes, divided by the processes that share the GPU.
         visible: GPUs that this process could use.
-        shared: Processes of this machine for each GPU, rounded up.
+        shared: Processes of this machine per GPU, rounded up.
     """
 
     bf16: bool
@@ -59,15 +59,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """The use that a training makes of its device.
+    """The plan of a training on its device.
 
     Attributes:
         dtype: Type of the frozen weights.
         mixed: Type of mixed precision as transformers names it, `bf16` or `fp16`; empty for none.
         piece_tokens: Tokens to compute at once.
-        memory_bytes: Estimated peak of the device's memory, that of the process on a CPU.
-        checkpointing: Save a layer's input alone and compute its activations again in the backward pass.
-        check_every: Steps between two looks at whether losses and gradients are finite.
+        memory_bytes: Estimated peak of the GPU's memory, or on a CPU of the process.
+        checkpointing: Save only each layer's input, and compute activations again in the backward pass.
+        check_every: Steps between two checks that losses and gradients are finite.
         gpu: None on a CPU.
     """
 
@@ -103,7 +103,7 @@ class DevicePlan:
 
 @contextlib.contextmanager
 def out_of_memory(checkpoints: Path) -> Iterator[None]:
-    """Turn a GPU's full memory into a StageError that says what is kept."""
+    """Turn torch's OutOfMemoryError into a StageError that names the checkpoint to resume from."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -125,7 +125,7 @@ def gpu_here() -> Gpu | None:
 
 
 def on_cpu(config: FinetuneConfig) -> DevicePlan:
-    """The plan of a training on a CPU whose memory nobody asks for."""
+    """The plan of a training on a CPU, without an estimate of its memory."""
     return DevicePlan(torch.bfloat16 if config.matmul_dtype == "bfloat16" else torch.float32)
 
 
@@ -136,12 +136,12 @@ def for_cpu(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecor
         StageError: The processes of this machine do not fit into its memory together.
     """
     here, model = distributed.processes_here(), model_size.read(folder)
-    memory.trim_heap()  # an earlier stage of this process may have left much that is free, and will be used again
+    memory.trim_heap()  # memory that an earlier stage has freed would count as held
     needs = {
         piece: cpu_bytes(model, config, *batches.largest_piece(records, records_a_process(config), piece))
         for piece in (model_shape.PIECE_TOKENS, *batches.SMALLER_PIECES)
     }
-    if distributed.world_size() > 1:  # what a faster process had loaded by now would count as taken
+    if distributed.world_size() > 1:  # memory that a faster process has loaded by now would count as taken
         PartialState(cpu=True).wait_for_everyone()
     piece = next((piece for piece, needed in needs.items() if memory.fits(needed, here)), min(needs))
     hint = CPU_HINT if config.load_in_4bit else f"--set finetune.load_in_4bit=true, {CPU_HINT}"
@@ -150,11 +150,11 @@ def for_cpu(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecor
 
 
 def cpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, keys: int = 0) -> int:
-    """Estimated peak of this process in bytes: what it holds now, weights, activations for backward, adapter.
+    """Estimated peak of this process in bytes: memory held now, weights, activations saved for backward, adapter.
 
     Args:
         tokens: Tokens of the largest batch computed at once, see `batches.largest_piece`.
-        keys: Tokens attended to in it, if more.
+        keys: Tokens attended to in that batch, if more than `tokens`.
     """
     width = 2 if config.matmul_dtype == "bfloat16" else 4  # bytes of an element in a product
     activations = model.activation_bytes(width, tokens)
@@ -173,9 +173,9 @@ def for_gpu(config: FinetuneConfig, gpu: Gpu, folder: Path, records: Sequence[En
     """The plan of a training on a GPU: large pieces, and activations computed twice only where memory is short.
 
     Raises:
-        StageError: It fits in no way.
+        StageError: It does not fit, even with the smallest pieces.
     """
-    if gpu.shared > 1:  # what a faster process had loaded by now would count as taken
+    if gpu.shared > 1:  # memory that a faster process has loaded by now would count as taken
         PartialState(backend=SHARED_BACKEND).wait_for_everyone()
     together = records_a_process(config)
     model, logits = model_size.read(folder), _logit_bytes(folder, records, together)
@@ -192,7 +192,7 @@ def for_gpu(config: FinetuneConfig, gpu: Gpu, folder: Path, records: Sequence[En
 
 
 def gpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, *, checkpointing: bool) -> float:
-    """Estimated peak on a GPU while so many tokens are computed at once, without what the output head computes."""
+    """Estimated peak on a GPU in bytes, with `tokens` computed at once; see `_logit_bytes` for the output head."""
     weights = 2 * model.weights - (2 - LINEAR_BYTES_4BIT) * model.linear * config.load_in_4bit
     saved: float = SAVED_BYTES * model.channels * (DORA_FACTOR if config.lora.dora else 1)
     if checkpointing:
@@ -201,7 +201,7 @@ def gpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, *, checkpoi
 
 
 def _logit_bytes(folder: Path, records: Sequence[EncodedRecord], together: int) -> float:
-    """Bytes of what the output head computes for the answers of a step, at most."""
+    """Upper bound of the bytes that the output head takes for the answers of a step."""
     model: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = model.get_text_config()
     answers = sum(sorted(sum(label != IGNORED for label in record["labels"]) for record in records)[-together:])

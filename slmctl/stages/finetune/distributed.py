@@ -29,13 +29,13 @@ def world_size() -> int:
 
 
 def processes_here() -> int:
-    """Number of those on this machine."""
+    """Number of processes that train on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def leave_group() -> None:
     """End gloo's threads: one that still holds a tensor while the interpreter ends aborts the process."""
-    import torch  # the command joins before it is known that torch is there
+    import torch  # the functions above run before torch is known to be installed
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -57,14 +57,14 @@ def _token_lines(row: EncodedRecord, tokenizer: Any) -> list[str]:
 def encode(
     records: Sequence[Record], task: Task, tokenizer: Any, config: FinetuneConfig
 ) -> tuple[list[EncodedRecord], dict[str, int]]:
-    """Tokenize records; the labels of all tokens but those of answers are IGNORED.
+    """Tokenize records; labels are IGNORED except for the tokens of answers.
 
     Returns:
         The encoded records, and how many of those over `max_length` were `dropped` and `truncated`.
 
     Raises:
-        DataError: A record is longer than `max_length` under the policy `error`, or with nothing left of its
-            longest question; or a record has no answer to learn; or no record is left.
+        DataError: A record is longer than `max_length` with `too_long: error`, or even with its longest question cut
+            to nothing; a record has no answer to learn; or no record is left.
     """
     rows, empty = [], []
     cut = {"dropped": 0, "truncated": 0}
@@ -97,7 +97,7 @@ def encode(
 
 
 def share_of(records: Sequence[Record], share: float) -> list[Record]:
-    """The records whose content hashes to a point below `share`, at least one; a smaller share is part of a larger."""
+    """Records whose hash, between 0 and 1, is at most `share`; at least one. Smaller shares are part of larger ones."""
     if share >= 1:
         return list(records)
     points = [_point(record) for record in records]
@@ -126,10 +126,9 @@ def _prompts(records: Sequence[Record], task: Task) -> Iterator[list[str]]:
 
 
 def _encode(messages: Sequence[Message], prompts: Sequence[str], task: Task, tokenizer: Any) -> EncodedRecord:
-    """Tokenize one conversation; prompts and answers apart, as in generation, where a prompt is tokenized alone.
+    """Tokenize one conversation, prompts and answers separately, as predict and serve tokenize a prompt alone.
 
-    The prompt is rendered as predict and serve do it. Of several turns, each assistant message is an answer,
-    unless its weight is 0.
+    `prompts` are rendered as for them. Each assistant message is an answer to learn, unless its weight is 0.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -157,7 +156,7 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
     """Encode a record with the end of its longest question cut off, at most `limit` tokens; answers stay whole.
 
     Raises:
-        DataError: It does not fit with nothing left of that question.
+        DataError: It does not fit even with that question empty.
     """
     messages = [message.copy() for message in record.messages]
     questions = [message for message in messages if message["role"] not in ("assistant", "system")]
@@ -176,7 +175,7 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
                 f"{where} is longer than max_length {limit} whatever is cut", hint="--set finetune.too_long=drop"
             )
         excess = len(row["input_ids"]) - limit
-        # where the first token begins that must go: decoding what stays would make other text of half a character
+        # cut the text where the first surplus token begins: decoding the other tokens could split a character
         begin = places[-excess][0] if excess < len(places) else 0
         longest["content"] = text[: min(begin, len(text) - 1)]
         row = encoded()

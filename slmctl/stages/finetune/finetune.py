@@ -70,8 +70,8 @@ class TrainingResult:
 
     history: list[dict[str, Any]]  # log entries with `step` and `loss` or `eval_loss`
     steps: int  # of the optimizer, those before a resume included
-    steps_here: int  # those that this process took
-    seconds: float  # wall time of those
+    steps_here: int  # since the resume, if any
+    seconds: float  # wall time of `steps_here`
     progress: Progress
 
     @property
@@ -137,7 +137,7 @@ def _run(config: FinetuneConfig, base: Artifact, prepared: Artifact, out: Path, 
         trainer = make_trainer(
             config, model, tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan
         )
-        if inputs.library == "transformers":  # unsloth's trainer looks at it again
+        if inputs.library == "transformers":  # unsloth's trainer reads it again
             trainer.drop_tokenizer()
         del tokenizer
         torch.manual_seed(config.seed + trainer.accelerator.process_index)  # processes drop out differently
@@ -169,7 +169,7 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact, tok
 def _load_model(
     config: FinetuneConfig, folder: Path, library: str, plan: DevicePlan
 ) -> tuple[Any, bool, dict[str, int]]:
-    """The base with its adapter, whether it takes packed batches, and how many of its layers use the CPU kernels."""
+    """Returns (base with adapter, True if it takes packed batches, the counts of `install_kernels` on a CPU)."""
     unsloth = library == "unsloth"
     model = load_unsloth(config, folder, plan) if unsloth else load_transformers(config, folder, plan)
     packs = not unsloth and packing_check.supports_packing(model)  # unsloth's layers take no layout
@@ -184,7 +184,7 @@ def _load_model(
 
 
 def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> TrainingResult:
-    """Train from the newest whole checkpoint or from the start, and settle which weights stay.
+    """Train from the newest whole checkpoint or from the start, and choose the weights to keep.
 
     Raises:
         KeyboardInterrupt: It was interrupted; a checkpoint is kept.
@@ -213,7 +213,7 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
 
 
 def _say_start(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path, resumed: Path | None) -> None:
-    """Print where the training begins, and what it is expected to take."""
+    """Print the step from which training starts, and the memory that it is expected to take."""
     if damaged := checkpoint.newer_than(keep, resumed):
         then = "" if resumed else "; none is whole, so the training starts over"
         console.say(f"  note: {', '.join(damaged)} of an earlier run left aside as damaged{then}")
@@ -337,7 +337,7 @@ def make_trainer(
     Args:
         keep: The folder of checkpoints.
         packs: The model takes packed batches, see `packing_check.supports_packing`.
-        plan: How the device is used; None for a CPU.
+        plan: The plan for the device; None for a CPU.
 
     Raises:
         UsageError: The batch does not divide by the processes.
@@ -345,7 +345,7 @@ def make_trainer(
     plan = plan or device_plan.on_cpu(config)
     arguments = _sft_config(config, len(train), keep, plan)
     if plan.gpu:
-        arguments._n_gpu = 1  # of several, torch would give each a part of every batch, in threads of one process
+        arguments._n_gpu = 1  # else Trainer splits batches over all visible GPUs, by torch's DataParallel
     if distributed.world_size() > 1:
         train = [*train, without_loss(min(train, key=lambda record: len(record["input_ids"])))]
     if "tensorboard" in config.report_to:  # its own default is a folder that is removed when the training ends
@@ -367,7 +367,7 @@ def make_trainer(
 
 
 def _leave_routers(model: Any) -> None:
-    """Turn off the loss that balances experts: the routers are frozen, and a Granite 4 without experts has none.
+    """Turn off the routers' auxiliary loss: routers are frozen, and a Granite 4 without experts has none.
 
     TRL asks a model for it wherever the config knows the key `output_router_logits`.
     """
@@ -377,7 +377,7 @@ def _leave_routers(model: Any) -> None:
 
 
 def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePlan) -> SFTConfig:
-    """The section `finetune` as TRL takes it, for so many training records."""
+    """TRL's settings for the section `finetune` and a number of training records."""
     world = distributed.world_size()
     if config.batch_size % world:
         raise UsageError(
@@ -415,9 +415,9 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePl
 
 
 def load_transformers(config: FinetuneConfig, folder: Path, plan: DevicePlan | None = None) -> Any:
-    """The base in the type of its matrix products, with a float32 adapter of PEFT on it.
+    """The base in the plan's dtype, with PEFT's adapter in float32.
 
-    Weights that will be held in 4 bits keep the type of their file, so that they are mapped and never copied.
+    A base that will be held in 4 bits keeps the dtype of its file, so that its weights are memory-mapped, not copied.
     """
     plan = plan or device_plan.on_cpu(config)
     model = hf_folder.load_model(folder, dtype="auto" if config.load_in_4bit else plan.dtype)
@@ -470,7 +470,7 @@ def _reproducible_columns(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _save(model: Any, base: Artifact, out: Path) -> None:
     """Write adapter weights and settings, sorted and without paths: the same bytes for the same training."""
-    updates = get_peft_model_state_dict(model, save_embedding_layers=False)  # the base's own stay in the base
+    updates = get_peft_model_state_dict(model, save_embedding_layers=False)  # embeddings are the base's
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in updates.items()}
     hf_folder.save(state, out / "adapter_model.safetensors")
     settings = model.peft_config["default"].to_dict()

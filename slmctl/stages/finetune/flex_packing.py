@@ -1,7 +1,7 @@
-"""Attention over a packed batch as one kernel on a GPU: torch's flex_attention, told which places see which.
+"""Attention over a packed batch as one kernel on a GPU: torch's flex_attention, masked by the packed layout.
 
-The kernel skips blocks of scores that no place sees, so the shared prefix is read once and never copied,
-and rests of different records cost nothing.
+The kernel skips blocks of scores that are masked throughout, so the shared prefix is read once and never
+copied, and scores between different records cost nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch.nn.attention import flex_attention as flex
 
 BLOCK = 128  # queries and keys of a block of scores
-LEAST_CAPABILITY = (8, 0)  # of CUDA: older GPUs lack what the kernel needs
+LEAST_CAPABILITY = (8, 0)  # compute capability of CUDA that the kernel needs
 
 
 def serves(query: torch.Tensor, dropout: float) -> bool:
-    """True if the kernel runs where a tensor lies, and can do what is asked; it has no dropout."""
+    """True if the kernel runs on the device of `query`; it has no dropout."""
     return bool(
         query.is_cuda
         and not dropout
@@ -45,14 +45,14 @@ def attend(
 
 @functools.lru_cache(maxsize=8)  # every layer of a batch asks for the same one
 def block_mask(prefix: int, rows: int, length: int, window: int | None, device: torch.device) -> Any:
-    """flex_attention's mask of a batch of so many records, each with a rest of `length` tokens.
+    """flex_attention's BlockMask of a batch of `rows` records, each with `length` tokens after the prefix.
 
-    Which blocks hold a visible score follows from the layout, so no mask of all pairs of places is made.
+    The blocks with a visible score follow from the layout, so no mask (T, T) is made.
     """
     tokens = prefix + rows * length
     first = torch.arange(0, tokens, BLOCK)  # the first query of each block
     last = (first + BLOCK - 1).clamp(max=tokens - 1)
-    opens = torch.where(first < prefix, 0, prefix + (first - prefix) // length * length)  # where its record begins
+    opens = torch.where(first < prefix, 0, prefix + (first - prefix) // length * length)  # first token of its record
     blocks = torch.arange(len(first))
     seen = (blocks * BLOCK < prefix) | ((blocks + 1) * BLOCK > opens[:, None])  # (blocks of queries, of keys)
     seen &= blocks * BLOCK <= last[:, None]
@@ -65,7 +65,7 @@ def block_mask(prefix: int, rows: int, length: int, window: int | None, device: 
 
 
 def visible(prefix: int, length: int, window: int | None) -> Any:
-    """flex_attention's function of a query's and a key's place: the key is of the prefix or of the same record's past.
+    """flex_attention's mask_mod: a query sees keys of the prefix and of its own record, up to itself.
 
     Args:
         window: Number of tokens that a place attends to, itself included; None for all before it.
@@ -85,7 +85,7 @@ def visible(prefix: int, length: int, window: int | None) -> Any:
 
 
 def _cap(softcap: float | None) -> Any:
-    """flex_attention's change of a score: a soft cap by tanh."""
+    """flex_attention's score_mod: a soft cap by tanh, or None."""
     if softcap is None:
         return None
     return lambda score, batch, head, query, key: torch.tanh(score / softcap) * softcap
@@ -93,5 +93,5 @@ def _cap(softcap: float | None) -> Any:
 
 @functools.cache
 def _kernel(compiled: bool) -> Any:
-    """Compiled on a GPU, with sizes as variables, since every batch has others; plain elsewhere, for tests."""
+    """flex_attention, compiled on a GPU with dynamic shapes, since batches differ; eager elsewhere, for tests."""
     return torch.compile(flex.flex_attention, dynamic=True) if compiled else flex.flex_attention

@@ -1,8 +1,8 @@
-"""Frozen weights in 4 bits on a CPU: the NF4 type of QLoRA, made whole anew for each product.
+"""Frozen weights in 4 bits on a CPU: the NF4 type of QLoRA, dequantised for each product.
 
 NF4 has 16 values, the quantiles of a normal distribution; a block of 64 weights shares a scale, the largest magnitude
-in it (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). Four weights are two bytes, which are looked up in one
-step, so that making a weight whole takes a fraction of the time of the product that follows.
+in it (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). Four weights are two bytes, looked up in one step, so
+that dequantising a weight takes a fraction of the time of the product that follows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import torch
 
 BLOCK = 64  # weights that share a scale
-AT_ONCE = 1 << 20  # weights made whole at a time: what is looked up stays in the processor's caches
+AT_ONCE = 1 << 20  # weights dequantised at a time, so that the values stay in the processor's caches
 VALUES = (
     -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
@@ -24,12 +24,12 @@ class FourBitWeight:
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.rows, self.columns = weight.shape
-        self.scale = torch.empty(self.rows, self.columns // BLOCK, dtype=torch.bfloat16)
-        self.fours = torch.empty(self.rows, self.columns // 4, dtype=torch.int16)
+        self.scale = torch.empty(self.rows, self.columns // BLOCK, dtype=torch.bfloat16)  # (out, in / BLOCK)
+        self.fours = torch.empty(self.rows, self.columns // 4, dtype=torch.int16)  # (out, in / 4), 4 codes each
         values = torch.tensor(VALUES)
         middles = (values[1:] + values[:-1]) / 2
         for rows in self._parts():
-            blocks = weight[rows].float().reshape(-1, self.columns // BLOCK, BLOCK)
+            blocks = weight[rows].float().reshape(-1, self.columns // BLOCK, BLOCK)  # (rows, in / BLOCK, BLOCK)
             self.scale[rows] = blocks.abs().amax(2)
             unit = blocks / self.scale[rows].float().clamp_min(1e-30).unsqueeze(2)
             numbers = torch.bucketize(unit, middles, out_int32=True).reshape(-1, self.columns // 4, 4)
@@ -37,7 +37,7 @@ class FourBitWeight:
             self.fours[rows] = (shifted.sum(2) - (1 << 15)).to(torch.int16)
 
     def write(self, room: torch.Tensor) -> None:
-        """Write the whole weight into `room` (out, in), of any floating type; its rows may lie apart."""
+        """Dequantise the weight into `room` (out, in), of any floating dtype and row stride."""
         table = _fours()
         for rows in self._parts():
             places = self.fours[rows].flatten().int().add_(1 << 15)
@@ -45,7 +45,7 @@ class FourBitWeight:
             torch.mul(values, self.scale[rows].unsqueeze(2), out=room[rows].view(-1, self.columns // BLOCK, BLOCK))
 
     def whole(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight in `dtype`."""
+        """The weight (out, in), dequantised, in `dtype`."""
         room = torch.empty(self.rows, self.columns, dtype=dtype)
         self.write(room)
         return room
@@ -62,6 +62,6 @@ def fits(weight: torch.Tensor) -> bool:
 
 @functools.cache
 def _fours() -> torch.Tensor:
-    """Every choice of four values as bfloat16, in 64 bits each."""
+    """Lookup table (65536,): for each two bytes, their four bfloat16 values as one int64."""
     numbers = torch.arange(1 << 16).unsqueeze(1) >> torch.tensor([0, 4, 8, 12]) & 15
     return torch.tensor(VALUES, dtype=torch.bfloat16)[numbers].contiguous().view(torch.int64).flatten()

@@ -51,7 +51,7 @@ class HeadNorm:
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """The queries, the keys or the values of a layer, and what is done to them."""
+    """The heads of a layer's queries, keys or values, with their rotation and norm."""
 
     heads: int
     rotation: Rotation | None = None
@@ -68,7 +68,7 @@ class _Group(ctypes.Structure):
 
 
 class FusedKernels:
-    """The functions of the compiled library, on tensors: float32, or bfloat16 where a product gives or takes it."""
+    """The functions of the compiled library, on tensors in float32, or bfloat16 where a product reads or writes it."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -80,7 +80,7 @@ class FusedKernels:
         return out
 
     def norm_backward(self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """Gradient of x from g, that of `norm`."""
+        """Gradient of x from g, the gradient of the result of `norm`."""
         g, x, out = g.contiguous(), x.contiguous(), torch.empty(x.shape)
         sizes = _long(_rows(x), x.shape[-1])
         self._library.norm_backward(_at(g), _at(x), _at(weight), ctypes.c_float(eps), _at(out), *sizes)
@@ -124,7 +124,7 @@ class FusedKernels:
         return out
 
     def dropout(self, x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-        """See the function `dropout`; the columns of x lie side by side."""
+        """See the function `dropout`; x has a column stride of 1."""
         out, (rows, n) = torch.empty(x.shape, dtype=x.dtype), x.shape
         run = getattr(self._library, f"dropout_{NAMES[x.dtype]}")
         threshold = min(round(share * 2**32), 2**32 - 1)
@@ -134,7 +134,7 @@ class FusedKernels:
 
 
 def dropout(x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    """x (T, n) without a share of its values, the others made larger for them; a seed drops the same places again."""
+    """x (T, n) with a share of its values set to 0 and the rest scaled up; the same seed drops the same places."""
     fused = load()
     if fused:
         return fused.dropout(x, share, seed)
@@ -159,12 +159,12 @@ def _rows(x: torch.Tensor) -> int:
 
 
 def _angles(cos: torch.Tensor, sin: torch.Tensor) -> tuple[Any, ...]:
-    """Cosine and sine, each (T, 1, half), and half; the caller keeps both, and they are whole."""
+    """Pointers to cosine and sine, each (T, 1, half), contiguous and kept alive by the caller; and half."""
     return _at(cos), _at(sin), ctypes.c_long(cos.shape[-1])
 
 
 def _described(groups: Sequence[HeadGroup], size: int) -> tuple[Any, ...]:
-    """The groups for the library, how many there are, and the size of a head."""
+    """Returns the arguments (array of `_Group`, number of groups, size of a head)."""
     described = (_Group * len(groups))()
     for fields, group in zip(described, groups, strict=True):
         fields.heads, fields.rotation = group.heads, ROTATIONS[group.rotation]
@@ -176,12 +176,12 @@ def _described(groups: Sequence[HeadGroup], size: int) -> tuple[Any, ...]:
 
 @functools.cache
 def load() -> FusedKernels | None:
-    """The kernels, built now if this machine has not built them before; None where that is not possible."""
+    """The kernels, built now if this machine has not built them before; None if they cannot be built."""
     if platform.system() != "Linux":  # elsewhere compilers come without OpenMP
         return None
     key = json.dumps([SOURCE.read_text(encoding="utf-8"), FLAGS, platform.machine(), sorted(hardware.cpu_flags())])
     name, cache = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so", user_cache()
-    with contextlib.suppress(OSError):  # none yet, or none that can be read
+    with contextlib.suppress(OSError):  # not built yet, or not readable
         if cache:
             return FusedKernels(ctypes.CDLL(str(cache / "kernels" / name)))
     if not (compiler := hardware.cpp_compiler()):
@@ -194,12 +194,12 @@ def load() -> FusedKernels | None:
             if cache:
                 _keep(built, cache / "kernels")
             return FusedKernels(ctypes.CDLL(str(built)))
-    except (OSError, subprocess.SubprocessError):  # one that does not take the source
+    except (OSError, subprocess.SubprocessError):  # the compiler fails on the source
         return None
 
 
 def _keep(built: Path, folder: Path) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+    with contextlib.suppress(OSError):  # without a writable cache, the next process builds again
         folder.mkdir(parents=True, exist_ok=True)
         with atomic.file(folder / built.name) as draft:
             shutil.copyfile(built, draft)

@@ -12,7 +12,7 @@ from slmctl import console
 
 @contextlib.contextmanager
 def first_interrupt() -> Iterator[threading.Event]:
-    """Have the first SIGINT inside the block set the event and say that the training ends, where it would interrupt.
+    """Yield an event that the first SIGINT in the block sets in place of interrupting; later ones interrupt as before.
 
     Outside of the main thread, where no handler can be set, nothing changes.
     """

@@ -1,8 +1,8 @@
 """Find the parts of layers that the CPU kernels can compute, and replace them where the results agree.
 
-One probe batch goes through the model, and what every part is given and gives is noted, down to the
-queries, keys and values that attention is called with. A part is replaced where it has the expected
-linear layers under one of their usual names, and only if it then gives what it gave. The others keep
+One probe batch goes through the model, and the inputs and outputs of every part are recorded, down to
+the queries, keys and values that attention is called with. A part is replaced if it has the expected
+linear layers under one of their usual names, and if its output stays the same. The others keep
 transformers' and PEFT's own code.
 """
 
@@ -35,17 +35,17 @@ from slmctl.stages.finetune.fused_kernels import HeadGroup, HeadNorm, Rotation
 from slmctl.stages.finetune.packing_check import core_model, probe_batch
 from slmctl.stages.finetune.short_convolution import PackedShortConvolution
 
-# Largest accepted relative error of what a part gives, by the type of the products.
+# Largest accepted relative error of a part's output, by the dtype of the products.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03}
-ODD = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)  # of a part of another form
-PROBE_NAME = "slmctl-probe"  # packed attention that notes what it is called with
+ODD = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)  # of a part of another structure
+PROBE_NAME = "slmctl-probe"  # packed attention that records its arguments
 
-# Names of the linear layers of attention, into and out of it; where the keys are the values too, or another
-# layer's keys and values are used, the later rows apply.
+# Names of the linear layers into and out of attention. The last two rows are for keys that are also the values, and
+# for layers that use the keys and values of another layer.
 QKV_NAMES = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",), ("q_proj", "k_proj"), ("q_proj",))
 OUT_NAMES = (("o_proj",), ("out_proj",), ("dense",))
 QUERY_NORMS, KEY_NORMS = ("q_norm", "q_layernorm", "query_layernorm"), ("k_norm", "k_layernorm", "key_layernorm")
-# The same of MLPs: gate and up, and down; or up and down, where nothing is gated.
+# Names of the linear layers of an MLP: gate and up, or up alone without a gate; and down.
 GATE_UP_NAMES = (("gate_proj", "up_proj"), ("w1", "w3"), ("gate_up_proj",), ("input_linear",))
 UP_NAMES = (("up_proj",), ("fc1",))
 DOWN_NAMES = (("down_proj",), ("w2",), ("output_linear",), ("fc2",))
@@ -53,7 +53,7 @@ DOWN_NAMES = (("down_proj",), ("w2",), ("output_linear",), ("fc2",))
 
 @dataclass
 class _Call:
-    """One call of a module on the probe batch; of attention, also what it handed to the attention function."""
+    """One call of a module on the probe batch; of attention, also the arguments of its attention function."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -70,13 +70,13 @@ class _Call:
 def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
     """Put the CPU kernels into a model that `packing_check.supports_packing`, with or without a LoRA adapter on it.
 
-    Afterwards `model(**batch)` with a batch of `packing.pack` gives the weighted sum of the losses.
+    Afterwards `model(**batch)` with a batch of `packing.pack` returns the weighted sum of the losses.
 
     Args:
         smoothing: Label smoothing, while the model is in training mode.
 
     Returns:
-        `layers`, the number of layers, and `fast_layers`, the number of those whose attention (or convolution) and
+        `layers`, the number of layers, and `fast_layers`, the number of layers whose attention (or convolution) and
         MLP are replaced.
     """
     core = core_model(model)
@@ -93,9 +93,9 @@ def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
 
 
 def hold_in_4bit(model: Any, products: torch.dtype) -> None:
-    """Hold the frozen weights of the layers that LoRA can adapt in 4 bits, the others in the type of products.
+    """Hold the frozen weights of the layers that LoRA can adapt in 4 bits, the others in the dtype `products`.
 
-    A weight whose rows are no multiple of `four_bit.BLOCK`, the head, the embeddings and experts stay as they are.
+    The head, the embeddings, experts, and weights whose inputs are not a multiple of `four_bit.BLOCK` are not packed.
     """
     core = core_model(model)
     for name in list(lora_targets.linear_layers(core)):
@@ -146,7 +146,7 @@ def _replace_layers(core: Any, layers: Sequence[Any]) -> int:
 
 
 def _observe(core: Any, layers: Sequence[Any]) -> dict[Any, _Call]:
-    """The calls of the layers' parts on a probe batch."""
+    """Run a probe batch; returns the call of each direct part of a layer."""
     calls: dict[Any, _Call] = {}
 
     def note_input(module: Any, args: Any, kwargs: Any) -> None:
@@ -177,7 +177,7 @@ def _observe(core: Any, layers: Sequence[Any]) -> dict[Any, _Call]:
 
 
 def _close(got: Any, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
-    """True if a result has the wanted shape and values, within what products in `dtype` round."""
+    """True if a result has the shape and values of `wanted`, up to the rounding of products in `dtype`."""
     if got.shape != wanted.shape:
         return False
     wanted = wanted.float()
@@ -185,7 +185,7 @@ def _close(got: Any, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def _stack(module: Any, *choices: Sequence[str]) -> StackedLinear | None:
-    """The first choice of linear layers that a module has, if each is frozen or has a plain LoRA update."""
+    """The first choice of layers that a module has, stacked; None without one, or if one has more than plain LoRA."""
 
     def plain(part: Any) -> bool:
         if not isinstance(part, LoraLinear):
@@ -221,7 +221,7 @@ def _mlp(first: StackedLinear, activate: Elementwise, last: StackedLinear) -> El
 
 
 def _activations(mlp: Any, *, gated: bool) -> list[Elementwise]:
-    """Candidates for what is between the products of an MLP: its own activation, or that of a gate times the rest."""
+    """Candidates for the function between the products of an MLP: its activation, or activation(gate) * up."""
     names = ("act_fn", "activation_fn", "activation")
     own = next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None)
     if not gated:
@@ -254,7 +254,7 @@ def _is_norm(module: Any) -> bool:
 
 @torch.no_grad()
 def _norm_weight(norm: Any, size: int = 0) -> tuple[torch.Tensor, float] | None:
-    """Weight (n,) in float32 and eps of an RMS norm, None of any other module; some models store weight - 1.
+    """Weight (n,) in float32 and eps of an RMS norm; None for other modules. Some models store weight - 1.
 
     Args:
         size: The n of a norm that has no weight.
@@ -311,9 +311,9 @@ Heads = Callable[[torch.Tensor, Any], tuple[torch.Tensor, ...]]  # hidden (1, T,
 
 
 def _heads(module: Any, call: _Call, into: StackedLinear) -> Heads | None:
-    """A function that gives the states (T, heads, size) of queries, keys and values as a module does.
+    """A function that returns a module's queries, keys and values, each (T, heads, size); None if no form agrees.
 
-    It gives the queries alone if the module makes no others.
+    It returns queries alone for a module that uses the keys and values of another layer.
     """
     wanted = [x[0].transpose(0, 1) for x in call.attended]
     counts, size = [x.shape[1] for x in wanted], wanted[0].shape[2]
@@ -345,13 +345,13 @@ def _heads(module: Any, call: _Call, into: StackedLinear) -> Heads | None:
 
 
 def _repeats(cos: torch.Tensor) -> bool:
-    """True if each angle is given twice in a row, False if all angles are given twice."""
+    """True if the angles are repeated one by one (a a b b), False if as a whole (a b a b)."""
     half = cos.shape[-1] // 2
     return not torch.equal(cos[..., :half], cos[..., half:])
 
 
 def _angles(positions: Any, *, repeated: bool) -> list[torch.Tensor]:
-    """Cosine and sine (T, 1, n) of the n angles that transformers gives as (1, T, 2 n)."""
+    """Cosine and sine (T, 1, n) of n angles, from those of transformers (1, T, 2 n), or empty without positions."""
     if positions is None:
         return [torch.empty(0)] * 2
     half = positions[0].shape[-1] // 2
@@ -377,7 +377,7 @@ def _attention(module: Any, call: _Call, heads: Heads, out: StackedLinear) -> Ca
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:  # fmt: skip
         q, *kv = heads(hidden_states, position_embeddings)
-        if not kv:  # those of an earlier layer
+        if not kv:  # keys and values of an earlier layer
             kv = [x[0].transpose(0, 1) for x in shared_kv_states[module.layer_type]]
         elif getattr(module, "store_full_length_kv", False):
             shared_kv_states[module.layer_type] = tuple(x.transpose(0, 1)[None] for x in kv)

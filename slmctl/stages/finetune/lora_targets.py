@@ -1,7 +1,7 @@
-"""The section `finetune.lora` and a base -> PEFT's settings: which layers get matrices of their own.
+"""The section `finetune.lora` and a base -> PEFT's settings: the layers that LoRA adapts.
 
 Targets are linear layers of the text decoder that train on every path and merge by name. Left out are the output head,
-towers of images and sound, routers and experts of a mixture, and layers whose weight is read past an adapter.
+towers of images and sound, routers and experts of a mixture, and layers whose weight is used without calling them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from slmctl.config import FinetuneConfig
 from slmctl.errors import UsageError
 from slmctl.model_files import hf_folder
 
-# Beside experts that are joined into one parameter, PEFT 0.21 takes these names for theirs, wherever they stand, and
-# would train the experts through `target_parameters`.
+# In a model with experts joined into one parameter, PEFT 0.21 takes these target names for the experts' wherever they
+# occur, and would train the experts through `target_parameters`.
 EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 NAMES_SHOWN = 12
 
@@ -58,7 +58,7 @@ def adapted_layers(model: PreTrainedModel, wanted: str | list[str]) -> list[str]
     """Full names of the layers of a model that LoRA adapts.
 
     Args:
-        wanted: `all-linear`, or names of which each stands for the layers whose name ends with it.
+        wanted: `all-linear`, or names; each matches the layers whose dotted name ends with it.
 
     Raises:
         UsageError: One of the names matches no layer that can be adapted.
@@ -84,7 +84,7 @@ def adapted_layers(model: PreTrainedModel, wanted: str | list[str]) -> list[str]
 def linear_layers(model: PreTrainedModel) -> Iterator[str]:
     """Names of the linear layers that LoRA can adapt, in the model's order.
 
-    Of a model that has an adapter, also those of the adapter, by their own names.
+    If the model has an adapter, the adapter's linear layers are among them.
     """
     decoder: Any = model.get_decoder()
     inside = {id(module) for module in decoder.modules()} - {id(module) for module in _ends(model)}
@@ -101,7 +101,7 @@ def linear_layers(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _read_past_adapter(mixer: nn.Module, own: str) -> bool:
-    """True for layers of a state-space mixer whose weight its kernels on a GPU multiply by themselves.
+    """True for layers of a state-space mixer whose weight its GPU kernels read without calling the layer.
 
     PEFT refuses some of them, and an adapter of the others would train on a CPU only.
     """

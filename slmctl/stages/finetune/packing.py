@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from slmctl.stages.finetune import flex_packing
 
-IGNORED = -100  # the label of a token that is no part of an answer
+IGNORED = -100  # the label of a token outside of answers, which has no loss
 ATTENTION_NAME = "slmctl-packed"
 # Arguments of transformers' attention interface that leave the result as it is.
 NEUTRAL_ARGUMENTS = frozenset({
@@ -64,7 +64,7 @@ def answers(records: Sequence[EncodedRecord], starts: Sequence[int]) -> dict[str
     """`labels`, `weights` and `keep` of a batch, each (N,) over the answer tokens, see `pack`.
 
     Args:
-        starts: The place in the batch at which each record would begin, were it there whole.
+        starts: Index in the batch of each record's first token, as if its prefix stood right before its rest.
     """
     learned = [
         (label, weight, start + at - 1)  # a token is predicted at the place before it
@@ -123,7 +123,7 @@ def attention(
 
     Raises:
         ValueError: The model attends in a way that is not computed here, such as with sinks, biases by distance,
-            or to what follows.
+            or to later tokens.
     """
     _require_causal(module, attention_mask, kwargs)
     if flex_packing.serves(query, dropout):

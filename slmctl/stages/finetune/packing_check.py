@@ -1,8 +1,8 @@
 """Decide if a model computes each record of a packed batch as it computes that record alone.
 
-Small errors matter, since on small random weights even a lost attention bias changes little. So the question is put to
-a copy in float32 of one layer of every kind, with sliding windows shorter than the probe: there a sound model differs
-by rounding only, whatever its size and its weights' type.
+A packed batch is compared with the same records one by one, on a float32 copy with one layer of each kind and sliding
+windows shorter than the probe. There a sound model differs by rounding only, whatever its size and dtype, so that even
+a small error counts: with small random weights, a lost attention bias changes little.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from slmctl.stages.finetune import packing
 from slmctl.stages.finetune.short_convolution import teach_layout
 
 KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "conv"})
-# Modules that mix tokens, and know no layout unless one that holds them has the attribute `takes_layout`.
+# Modules that mix tokens. They ignore the packed layout, unless a module that contains them has `takes_layout`.
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-MAX_CHANGE = 1e-4  # largest relative change of a state in float32 that counts as rounding
+MAX_CHANGE = 1e-4  # largest relative change of a hidden state in float32 that rounding explains
 PLAIN = (bool, int, float, str, type(None))  # types of settings
 MAX_KINDS = 8  # of layers; more come only from settings that differ in every layer
 # The probe: tokens of the shared prefix, tokens of each of two records after it, and a window shorter than both.
 PREFIX, LENGTH, WINDOW = 6, 10, 5
-# What models raise that take no `layout`, pass an argument that `packing.attention` refuses, or need a shape that
-# the probe does not have.
+# Raised by models that take no `layout`, pass an argument that `packing.attention` refuses, or need a shape that the
+# probe does not have.
 UNSUITED = (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError, LookupError, AssertionError)
 
 
@@ -55,7 +55,7 @@ def core_model(model: Any) -> Any:
 
 
 def probe_batch(trunk: Any, first: int = 3) -> dict[str, Any]:
-    """A small packed batch: two records of 10 arbitrary tokens, `first` the first one's first, after a prefix of 6."""
+    """A small packed batch: a prefix of 6 tokens and two records of 10; the first record begins with token `first`."""
     count = min(trunk.get_input_embeddings().weight.shape[0], 1000)
     places = torch.arange(PREFIX + 2 * LENGTH)
     ids = (places + 3).where((places < PREFIX) | (places >= PREFIX + LENGTH), places - PREFIX + first)
@@ -77,7 +77,7 @@ def layer_kind(layer: torch.nn.Module) -> tuple[Any, ...]:
 
 
 def _has_known_layers(core: Any) -> bool:
-    """True if no layer is known to mix tokens by other means than attention."""
+    """True if no layer is seen that mixes tokens in a way that ignores the packed layout."""
     types = getattr(core.config, "layer_types", None) or ()
     if not KNOWN_LAYER_TYPES.issuperset(types):
         return False
@@ -88,7 +88,7 @@ def _has_known_layers(core: Any) -> bool:
 
 
 class _Skipped(torch.nn.Module):
-    """A layer's place in the probe, with its settings; it passes the states on, in the form that `like` returns."""
+    """Placeholder for a layer, with its settings: returns the states unchanged, in a tuple if `like` returns one."""
 
     def __init__(self, layer: torch.nn.Module, like: torch.nn.Module) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def _float32_embeddings(probe: Any) -> Iterator[None]:
 
 
 def _is_exact(probe: Any) -> bool:
-    """True if two packed records have the states of each alone, and the second does not see the first."""
+    """True if packed records have the states of each alone, and changing the first changes no state of the second."""
     batch, other = probe_batch(probe), probe_batch(probe, first=31)
     prefix, first, second = batch["input_ids"][0].split([PREFIX, LENGTH, LENGTH])
     records = torch.stack([torch.cat([prefix, first]), torch.cat([prefix, second])])

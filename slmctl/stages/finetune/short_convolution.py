@@ -45,7 +45,7 @@ class ShortConvolution(Function):
 
 
 def _rows(x: torch.Tensor, before: int, layout: tuple[int, int]) -> list[torch.Tensor]:
-    """The prefix (1, before + prefix, n) and the rests (rows, before + length, n), each after what it sees."""
+    """The prefix (1, before + prefix, n) and the rests (rows, before + length, n), each with `before` earlier ones."""
     prefix, rows = layout
     head = torch.cat([x.new_zeros(before, x.shape[1]), x[:prefix]])
     rests = torch.unflatten(x[prefix:], 0, (rows, -1))
@@ -62,7 +62,7 @@ def _convolve(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _rows_backward(g: torch.Tensor, weight: torch.Tensor, layout: tuple[int, int]) -> torch.Tensor:
-    """Gradient of what was convolved, from g (T, n), that of the result."""
+    """Gradient (T, n) of the convolution's input, from g (T, n), the gradient of its output."""
     prefix, rows = layout
     before = len(weight) - 1
     parts = [g[None, :prefix], torch.unflatten(g[prefix:], 0, (rows, -1))]
@@ -75,9 +75,9 @@ def _rows_backward(g: torch.Tensor, weight: torch.Tensor, layout: tuple[int, int
 
 
 class PackedShortConvolution(torch.nn.Module):
-    """Forward of a short convolution that takes a packed batch; `teach_layout` puts it before that of a model's class.
+    """Forward of a short convolution that takes a packed batch; `teach_layout` mixes it into a model's class.
 
-    `products` are the products into and out of the convolution, if other than the module's own.
+    `products` replace the module's own linear layers into and out of the convolution.
     """
 
     takes_layout = True
@@ -94,7 +94,7 @@ class PackedShortConvolution(torch.nn.Module):
 
 
 def teach_layout(model: Any) -> None:
-    """Let the short convolutions of a model compute packed batches; other batches go the way they went."""
+    """Make the short convolutions of a model take packed batches; other batches are computed as before."""
     for module in model.modules():
         if type(module).__name__ in ("Lfm2ShortConv", "Lfm2MoeShortConv"):
             kind = type(module)
@@ -103,4 +103,4 @@ def teach_layout(model: Any) -> None:
             module.__class__ = _CLASSES[kind]
 
 
-_CLASSES: dict[type, type] = {}  # those of transformers and those that take a layout
+_CLASSES: dict[type, type] = {}  # transformers' class -> its subclass that takes a layout

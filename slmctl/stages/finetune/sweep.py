@@ -1,7 +1,7 @@
-"""Settings of finetune, each trained with several seeds -> those that lower validation loss by more than chance.
+"""Settings of finetune, each trained with several seeds -> the settings that lower validation loss by more than chance.
 
 Every trial is an adapter like any other: cached, resumed after a kill, listed. Trials read the training and the
-validation records; nothing here reads those of the test.
+validation records; nothing here reads test records.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from slmctl.pipeline.graph import PREPARED, Project
 from slmctl.stages.finetune.stage import Finetune, computed_records
 
 INCUMBENT = "slmctl.yaml"  # the name of the candidate that changes nothing
-# Keys that are no setting to choose by validation loss.
+# Keys that validation loss cannot choose, each with the reason.
 NOT_SWEPT = {
     "seed": "it is no setting: every candidate is trained with several seeds",
     "train_share": "--set finetune.train_share sets it for all trials",
@@ -40,9 +40,9 @@ Read = Callable[[Sequence[str]], config.Config]  # the config with more override
 
 @dataclass(frozen=True)
 class SweepCandidate:
-    """Settings to try: keys of slmctl.yaml with the YAML text of their values, and the section with them.
+    """Settings to try: keys of slmctl.yaml with their values as YAML text, and the section with these applied.
 
-    The incumbent, which is the section as it is, has none.
+    The incumbent, the section of today, has no values.
     """
 
     values: Mapping[str, str]
@@ -143,7 +143,7 @@ def _candidate(read: Read, today: FinetuneConfig, values: Mapping[str, str]) -> 
 
 
 def require_validation(project: Project) -> None:
-    """Refuse a sweep on so few validation rows that no settings could be told apart.
+    """Refuse a sweep on too few validation rows to distinguish settings.
 
     Raises:
         DataError: There are fewer than `trial_choice.MIN_RECORDS`.
@@ -158,7 +158,7 @@ def require_validation(project: Project) -> None:
 
 
 def seconds(project: Project, tried: Sequence[SweepCandidate], rates: Mapping[str, float]) -> list[float | None]:
-    """The time of one training of each candidate; None where it is not known. `rates` as in `plan.plan`."""
+    """Seconds of one training of each candidate, None if unknown; `rates` as in `plan.plan`."""
     shape, rows = plan.shape_of_base(project), row_estimate.of(project)
     settings = (project.config.model_copy(update={"finetune": candidate.section}) for candidate in tried)
     return [Finetune(project).cost(KnownSizes(each, shape, rows, rates)).seconds for each in settings]

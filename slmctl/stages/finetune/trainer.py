@@ -1,6 +1,6 @@
 """TRL's trainer, with batches, loss, validation and checkpoints that suit a small model on any machine.
 
-There is one training loop, that of transformers. This subclass changes its batches (packed on a
+There is one training loop, transformers'. This subclass changes its batches (packed on a
 CPU, in pieces that fit the memory), its loss, its early stopping and its checkpoints.
 """
 
@@ -35,20 +35,20 @@ from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 
 ESTIMATE_AFTER_STEPS = 5  # steps
 TRIM_EVERY_STEPS = 10  # steps
-VALIDATION_BLOCKS = 32  # of validation records, or fewer: so many differences tell what is luck
-LEAST_SCALE = 1.0  # of a loss in float16; below it gradients are infinite by themselves
+VALIDATION_BLOCKS = 32  # groups of validation records, at most, whose differences show what is chance
+LEAST_SCALE = 1.0  # of a float16 loss; below it, gradients overflow without scaling
 DIVERGED_HINT = "--set finetune.learning_rate=1e-4"
 
 
 @dataclass
 class Progress:
-    """State of a run beside transformers' own; every checkpoint holds it under these names.
+    """State of a run that transformers does not keep; every checkpoint holds it under these names.
 
     Attributes:
         before: Validation loss of the base, nats a token.
-        best: Lowest validation loss since; in the end that of the weights that are kept, see `settle`.
-        best_blocks: That validation by blocks of records: records, answer tokens and nats of each, see `evaluate`.
-        worse: The latest validations that were surely worse than the best one.
+        best: Lowest validation loss since; after `settle`, the loss of the weights that are kept.
+        best_blocks: (records, answer tokens, nats) of each block of that validation, see `evaluate`.
+        worse: Number of the latest validations in a row that were surely worse than the best one.
         real: Tokens of the records, each counted whole.
         computed: Tokens computed: padding included, a shared prefix counted once a batch.
         unlogged: Sum of the losses since the last log entry, of `unlogged_steps` steps; a run that is interrupted
@@ -68,13 +68,13 @@ class Progress:
 
 
 class AnswerTrainer(SFTTrainer):
-    """SFTTrainer whose loss is on the answers only, with logits computed at those places only.
+    """SFTTrainer with the loss on answer tokens only, and logits computed only where they predict one.
 
     Args:
         validation: Encoded validation records.
         batches: Lays records out as the tensors of one or more batches.
         checkpoints: The folder of checkpoints; None saves nothing.
-        check_every: Steps between two looks at whether losses and gradients are finite.
+        check_every: Steps between two checks that losses and gradients are finite.
         patience: Validations in a row that are surely worse than the best one before it stops; None for never.
     """
 
@@ -86,7 +86,7 @@ class AnswerTrainer(SFTTrainer):
         self.check_every = check_every
         self.unchecked: list[tuple[str, int, torch.Tensor]] = []  # quantity, step and value
         self.is_interrupted: Callable[[], bool] = lambda: False  # asked before every step
-        self.interrupted = False  # the step that is computed is the last one
+        self.interrupted = False  # True: the current step is the last one
         self._running_loss = torch.zeros(())  # transformers' sum since its last log entry
         self.progress = Progress()
         self.blocks: list[tuple[int, int, float]] = []  # of the last validation
@@ -95,10 +95,10 @@ class AnswerTrainer(SFTTrainer):
         with _hidden_head(kwargs["model"]):
             super().__init__(*args, data_collator=self._collate, callbacks=[TrainingMonitor(self, patience)], **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log entry to stdout
-        self.model_accepts_loss_kwargs = True  # what a step's loss is divided by reaches compute_loss
+        self.model_accepts_loss_kwargs = True  # so that compute_loss gets the divisor of the step's loss
         learned = [count for count in map(answer_tokens, self.train_dataset) if count]
         self.mean_tokens = sum(learned) / max(len(learned), 1)  # of an answer
-        self.step_mean = 1.0  # what makes a step's loss one of its own answer tokens, as it is logged
+        self.step_mean = 1.0  # turns a step's loss into the mean over its own answer tokens, for the log
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         self.order = LengthGroupedSampler(lengths, self.args, self.accelerator.num_processes)
 
@@ -108,9 +108,9 @@ class AnswerTrainer(SFTTrainer):
 
     def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
         pieces, learned = self.batches(records), [record for record in records if any(record["weights"])]
-        counts = (  # here on the host, where nobody waits for a device: records, answer tokens, tokens, computed tokens
+        counts = (  # on the host, without waiting for a device: records, answer tokens, tokens, computed tokens
             len(learned),
-            sum(map(answer_tokens, learned)),  # of one answer each, whatever else it may be
+            sum(map(answer_tokens, learned)),
             sum(len(record["input_ids"]) for record in learned),
             sum(piece["input_ids"].numel() for piece in pieces),
         )
@@ -127,7 +127,7 @@ class AnswerTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], torch.Tensor]:
-        """The batch of a step, and what its loss is divided by; unsloth's own method expects `labels` in it."""
+        """Returns (batches of a step, divisor () of its loss); unsloth's own method would expect `labels` in them."""
         batches = list(itertools.islice(epoch_iterator, num_batches))  # none after the last of an epoch
         counts = [sum(batch["counts"][k] for batch in batches) for k in range(4)]
         counts.append(int(self.is_interrupted()))
@@ -157,7 +157,7 @@ class AnswerTrainer(SFTTrainer):
                 total += loss.detach()
                 self.accelerator.backward(loss)
         total.mul_(self.step_mean)
-        # of several processes, those that have a finite loss meet the others' in the gradient
+        # with several processes, a loss that is not finite shows in the gradient of all
         if self.accelerator.num_processes == 1:
             self.unchecked.append(("loss", self.state.global_step + 1, total))
             self._check_when_due()
@@ -166,7 +166,7 @@ class AnswerTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross-entropy of the answer tokens of a piece, over those that so many records as the step's have on average.
+        """Summed cross-entropy of a piece's answer tokens, over the mean number in as many records as the step has.
 
         So each answer token of the data set weighs the same, whichever records its step holds.
         """
@@ -192,7 +192,7 @@ class AnswerTrainer(SFTTrainer):
             self.check()
 
     def check(self) -> None:
-        """Look at the losses and gradients since the last look; on a GPU the host waits for them here.
+        """Check the losses and gradients since the last check; on a GPU the host waits for them here.
 
         Raises:
             StageError: One of them is not finite.
@@ -207,9 +207,9 @@ class AnswerTrainer(SFTTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss of an answer token over all validation records, in nats.
 
-        `blocks` then holds the same by blocks: some VALIDATION_BLOCKS groups of records of like length, the same ones
-        in every training on these records with any number of processes, so that two trainings can be compared block
-        by block.
+        Sets `blocks` to (records, answer tokens, nats) of up to VALIDATION_BLOCKS groups of records of like length.
+        They are the same groups in every training on these records, with any number of processes, so that two
+        trainings can be compared block by block.
         """
         self.check()
         self.model.eval()
@@ -261,7 +261,7 @@ class AnswerTrainer(SFTTrainer):
         self.best_weights = {name: p.detach().clone() for name, p in self.trained().items()}
 
     def is_surely_worse(self) -> bool:
-        """True if the last validation is worse than the best one by more than luck, compared block by block.
+        """True if the last validation is worse than the best one by more than chance, compared block by block.
 
         The best of several equal ones looks better than it is, so the level is divided by their number (Bonferroni).
         """
@@ -272,7 +272,7 @@ class AnswerTrainer(SFTTrainer):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Keep the last weights, or put those of the best validation back where the last one is surely worse.
+        """Keep the last weights, or restore the best validation's if the last one is surely worse.
 
         The lowest of several losses on few records is mostly the luckiest one, while the last weights have seen most
         and took the smallest steps.
@@ -299,7 +299,7 @@ class AnswerTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.check()
-        random_states = checkpoint_files.gather_random()  # every process gives its own
+        random_states = checkpoint_files.gather_random()  # every process sends its own
         unlogged = float(self.accelerator.reduce(self._running_loss.detach().clone(), reduction="mean"))
         steps = self.state.global_step - self._globalstep_last_logged
         if self.checkpoints is not None and self.is_world_process_zero():
@@ -332,7 +332,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
 
     def __init__(self, lengths: Sequence[int], args: Any, processes: int) -> None:
         self.lengths, self.seed, self.epoch = lengths, args.seed, 0
-        self.fill = 0  # copies of the record `without_loss`, the one after the last, that fill an epoch up
+        self.fill = 0  # copies of the last record, which is `without_loss`, that complete an epoch's last batch
         self.batch = args.per_device_train_batch_size * processes
         if processes > 1:  # else accelerate fills the last batch up with records that were seen already
             self.lengths = lengths[:-1]
@@ -395,7 +395,7 @@ class TrainingMonitor(TrainerCallback):
             memory.trim_heap()
         if state.global_step == state.max_steps:
             control.should_log = control.should_evaluate = True
-            control.should_save = False  # one that resumed from the end would take another step
+            control.should_save = False  # resuming from the last step would take another one
         elif control.should_evaluate:
             control.should_log = True
         if self.trainer.interrupted and state.global_step < state.max_steps:
