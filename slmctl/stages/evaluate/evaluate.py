@@ -78,11 +78,11 @@ def run(
     Args:
         predictions: Answers of each model to the rows that are reported.
         validation: Answers of the GGUF files to the validation rows; without them, none is chosen.
-        released: The data set of the release among the models; without it, its old rows are not known.
+        released: The data set of the release among the models; without it, old and new rows are not distinguished.
 
     Raises:
         DataError: A reference answer is not one that the task allows.
-        IntegrityError: Predictions hold something else than predictions.
+        IntegrityError: An artifact of predictions does not hold predictions.
         UsageError: Two predictions are of the same model, or of different rows.
     """
     task = Task.read(prepared.path)
@@ -162,7 +162,7 @@ def _measured(
 
 
 def _label_sets(task: Task, records: Sequence[Record], answers: Iterable[Answers]) -> tuple[str, ...]:
-    """The sets of labels that occur, as they are answered; none unless a row has several."""
+    """Every allowed answer that occurs, such as a list of labels, sorted; empty for tasks without labels."""
     texts = {record.answer for record in records}.union(*([(text or "").strip() for text in a.texts] for a in answers))
     return tuple(sorted(filter(task.accepts, texts))) if task.rules.has_labels else ()
 
@@ -251,7 +251,7 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
 
 
 def _tokens(counts: Sequence[tuple[int | None, int | None]]) -> TokenCounts | None:
-    """The sums over all rows; None where a row lacks one of the two counts."""
+    """The sums over all rows; None if a row lacks one of the two counts."""
     whole = [(prompt, completion) for prompt, completion in counts if prompt is not None and completion is not None]
     if len(whole) < len(counts):
         return None
@@ -316,7 +316,7 @@ def _focus(models: Mapping[str, ParticipantEntry], choice: ChoiceEntry | None) -
 def _second_opinion(
     config: EvaluateConfig, report: EvaluationReport, validated: Mapping[str, Scored]
 ) -> OpinionEntry | None:
-    """The verdict on the encoder's opinion beside the file to release; None where that was not measured."""
+    """The decision to release the encoder's second opinion with the file or not; None where it was not measured."""
     alone, both = report["focus"], f"{report['focus']}{WITH_ENCODER}"
     if both not in report["models"]:
         return None
@@ -337,10 +337,9 @@ def _rows(
     labels: Sequence[str], records: Sequence[Record], scored: Mapping[str, Scored], answers: Mapping[str, Answers],
     cut: int,
 ) -> Iterator[RowEntry]:  # fmt: skip
-    """Every row's answers as right or wrong, and the place of each in `labels` (-1 for another), where there are some.
+    """The rows of `rows.jsonl`; answers are (index in `labels`, or -1; right; confidence; score), None if not sent.
 
-    Texts of at most `cut` characters go along, 0 for none, and never those of a sensitive record: reports are
-    published.
+    Texts are cut to `cut` characters, 0 for none. Sensitive records have none, since reports are published.
     """
     index = {label: k for k, label in enumerate(labels)}
     for k, record in enumerate(records):

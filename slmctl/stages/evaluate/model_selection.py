@@ -20,7 +20,7 @@ from slmctl.reports.evaluation_report import (
 )
 from slmctl.stages.evaluate.scoring import Scored, distributions
 
-CONFIDENCE = 0.95  # of the one-sided bound beside each loss
+CONFIDENCE = 0.95  # of the one-sided upper bound of each loss
 
 
 def choose(rule: Choose, metric: str, scored: Mapping[str, Scored], facts: Mapping[str, ModelFacts]) -> ChoiceEntry:
@@ -28,7 +28,7 @@ def choose(rule: Choose, metric: str, scored: Mapping[str, Scored], facts: Mappi
 
     The observed loss decides. A gate on test rows then bounds the loss of the chosen file.
 
-    `scored` and `facts` are of the files by name; the largest is the one to compare with.
+    `scored` and `facts` are by name of the file; each file is compared with the largest.
     """
     of = max(scored, key=lambda name: (_size(facts[name]), name))
     candidates = [
@@ -84,11 +84,10 @@ def _bound(reference: Scored, file: Scored, metric: str) -> float:
 
 
 def break_even(prices: MachinePrices | None, models: Mapping[str, ParticipantEntry]) -> BreakEven | None:
-    """Price of 1,000 rows on a machine of one's own at full load, and at an API's price for the same tokens.
+    """Price of 1,000 rows on your own machine at full load, and at an API's price for the same tokens.
 
     Above `break_even_rows_per_hour` the machine, which costs the same at any load, is the cheaper one;
-    `share_of_capacity` is that rate over the rate of the machine. An endpoint runs on no machine of one's own, so it
-    has only the price of its tokens.
+    `share_of_capacity` is that rate over the machine's rate. An endpoint has only the price of its tokens.
     """
     if prices is None:
         return None

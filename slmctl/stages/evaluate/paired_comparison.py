@@ -151,7 +151,7 @@ def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: flo
 def _figure(
     first: Scored, second: Scored, name: str, mask: Mask, first_drawn: Floats, second_drawn: Floats, confidence: float
 ) -> MetricDifference:
-    """Two metrics of the same rows that are no shares: paired percentile bootstrap."""
+    """Two metrics of the same rows that are not shares: paired percentile bootstrap."""
     differences = second_drawn - first_drawn
     return {
         "difference": second.value(name, mask) - first.value(name, mask),

@@ -1,4 +1,4 @@
-"""Records, scored models and a release's data set -> the release beside each model, on its old rows and on new ones."""
+"""Records, scored models and a release's data set -> the release compared with each model on old and new rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def entry(
     Args:
         title: Its project and version.
         models: The release by its `name`, and the models that it is compared with, scored on the records.
-        data_set: The data set that it was trained on, where it is there.
+        data_set: The data set that it was trained on; None if it is not available.
 
     Raises:
         IntegrityError: The hashes of the data set's rows cannot be read.

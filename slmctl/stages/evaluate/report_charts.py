@@ -28,7 +28,7 @@ TwoWidths = tuple[Markup, Markup] | None  # for the whole width of a page, and f
 
 
 def scores(view: ReportView) -> TwoWidths:
-    """The primary metric of every competing participant, beside the best baseline."""
+    """The primary metric of every competing participant, with the best baseline as a line."""
     baseline, dots = view.baseline, []
     reference = (view.score(baseline), f"{baseline} {percent(view.score(baseline))}") if baseline else None
     for name in view.competing:
@@ -53,7 +53,7 @@ def differences(view: ReportView) -> TwoWidths:
 
 
 def slices(view: ReportView) -> TwoWidths:
-    """The weakest slices of the focus, beside its score on all rows."""
+    """The weakest slices of the focus, with its score on all rows as a line."""
     dots = []
     for entry in view.slices[:WORST]:
         if interval := entry.get("intervals", {}).get(view.focus):
@@ -67,7 +67,7 @@ def slices(view: ReportView) -> TwoWidths:
 
 
 def by_rows(curve: RowsCurve, focus: str) -> Markup:
-    """Accuracy of cheap models over shares of the training rows with 95 % intervals, and of the tuned model at all."""
+    """Accuracy of cheap models over shares of the training rows with 95 % intervals, and of the tuned model."""
     train, lines = curve.points[-1][0], list[LineSeries]()
     for name, colour, k in (("encoder with TF-IDF", "c3", 1), ("TF-IDF alone", "c5", 2)):
         points, bounds = list[Point](), (list[Point](), list[Point]())
@@ -165,7 +165,7 @@ class Confusion:
 
     Attributes:
         drawn: Labels of the matrix, those with the most errors, of `labels`.
-        errors: (reference, predicted, rows), the most frequent first; "" is no label.
+        errors: (reference, predicted, rows), the most frequent first; "" for an answer that is not a label.
         wrong: Rows of all errors.
     """
 
@@ -177,7 +177,7 @@ class Confusion:
 
 
 def confusion(view: ReportView) -> Confusion | None:
-    """The labels that are confused most; None where none is."""
+    """The confusion matrix of the labels with the most errors; None without errors."""
     cells = {(expected, predicted): n for expected, predicted, n in view.entries[view.focus].get("confusion") or []}
     errors = [(expected, predicted, n) for (expected, predicted), n in cells.items() if expected != predicted]
     if not errors:

@@ -1,4 +1,4 @@
-"""`report.json` -> the questions of a page: participants, their scores, and the difference of any two."""
+"""A view of `report.json` for its page: participants, their scores, and the difference of any two."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tone(difference: float, *, real: bool) -> Tone:
 
 @dataclass(frozen=True)
 class Difference:
-    """The primary metric of the second of two participants less that of the first, with its interval."""
+    """The difference of two participants in the primary metric, second less first, with its interval."""
 
     value: float
     low: float
@@ -94,7 +94,7 @@ class ReportView:
 
     @cached_property
     def competing(self) -> list[str]:
-        """All but the trivial baselines; the best of these where there is no other baseline."""
+        """All participants but the trivial baselines; the best of these stays if there is no other baseline."""
         return [name for name in self.entries if name not in TRIVIAL or name == self.baseline]
 
     @property
@@ -158,7 +158,7 @@ class ReportView:
         return pair_of(self.report, first, second)
 
     def difference(self, first: str, second: str) -> Difference | None:
-        """The primary metric of `second` less that of `first`; None for a pair without rows in common."""
+        """The difference in the primary metric, `second` less `first`; None for a pair without rows in common."""
         pair = self.pair(first, second)
         if pair is None or self.metric not in pair["metrics"]:
             return None
@@ -166,7 +166,7 @@ class ReportView:
 
     @cached_property
     def compared(self) -> list[tuple[str, str, Difference, PairEntry]]:
-        """Every pair of competing participants: the second, the first, their difference and their entry."""
+        """(second, first, their difference, their entry) of every pair of competing participants."""
         return [
             (second, first, difference, pair)
             for number, second in enumerate(self.competing)
@@ -187,7 +187,7 @@ class ReportView:
 
     @cached_property
     def beside_release(self) -> list[tuple[str, int, float, float, Difference]]:
-        """Rows, their number, the scores of the focus and of the release, and the difference."""
+        """(rows, their number, score of the focus, score of the release, difference), for all, old and new rows."""
         release, focus, metric = self.report["release"], self.focus, self.metric
         lines, pair, name = [], self.pair(release["name"], focus), release["name"]
         if pair is not None and metric in pair["metrics"]:
@@ -212,7 +212,7 @@ class ReportView:
         return sorted(parts.items(), key=lambda part: (part[1]["f1"], -part[1]["support"], part[0]))
 
     def parts_of_baseline(self, key: Literal["per_class", "fields"]) -> dict[str, ClassFigures]:
-        """The same of the best baseline, unless it is a trivial one."""
+        """The figures of `parts` for the best baseline; empty for a trivial one."""
         name = self.baseline
         return self.entries[name].get(key) or {} if name and name not in TRIVIAL else {}
 

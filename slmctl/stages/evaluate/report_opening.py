@@ -1,4 +1,4 @@
-"""The project around a report: where it comes from, today's gates, the training and the policy.
+"""The project around a report: its origin, today's gates, the training and the policy.
 
 A report follows from predictions and data alone. What lies around it (gates, training, policy) changes without a new
 measurement, so the page inside the artifact lacks it, and `slmctl evaluate` writes a second one with it.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Training:
-    """The training of the model to release; losses are (step, loss), `seconds` those of the whole stage."""
+    """The training of the model to release; losses are (step, loss), `seconds` is the time of the whole stage."""
 
     steps: int
     best_step: int
@@ -38,8 +38,8 @@ class RowsCurve:
 
     Attributes:
         rows: Number of validation rows.
-        points: (training rows, right answers of the encoder with TF-IDF, those of TF-IDF alone), all rows the last.
-        tuned: Right answers of the model to release, which learned all rows; None where they were not asked.
+        points: (training rows, right answers of the encoder with TF-IDF, of TF-IDF alone); the last with all rows.
+        tuned: Right answers of the model to release, which learned all rows; None if it did not answer these rows.
     """
 
     rows: int
@@ -50,7 +50,7 @@ class RowsCurve:
 @dataclass(frozen=True)
 class Opening:
     """The project around a report; `gates` are the results of today's gates, a sentence each with its verdict, and
-    `linear` says how to take the linear model where that wins."""
+    `linear` is the instruction to take the linear model if that wins."""
 
     project: str
     base: str

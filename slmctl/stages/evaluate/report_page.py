@@ -55,7 +55,7 @@ def write(
 
 
 def _day(view: ReportView, policy: PolicyShares | None) -> tuple[int, int, int] | None:
-    """Of 100 requests a day those that the focus answers right, wrong, and that the policy escalates."""
+    """Returns (right, wrong, escalated) of 100 requests a day; None if the metric is not a share of right answers."""
     if view.metric not in SHARES:
         return None
     if policy is None:
@@ -66,7 +66,7 @@ def _day(view: ReportView, policy: PolicyShares | None) -> tuple[int, int, int] 
 
 
 def _matmul_dtypes(view: ReportView) -> dict[str, list[str]]:
-    """The models by the type of their matrix products, where a file's name does not say it."""
+    """{type of matrix products: models}, for models whose name does not state it."""
     models: dict[str, list[str]] = {}
     for name in view.models:
         if dtype := view.entries[name].get("matmul_dtype"):

@@ -1,4 +1,4 @@
-"""Rows of a report -> those that one model answered right and another did not."""
+"""Rows of a report -> rows that one model answered right and another did not."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class _Pair:
 def collect(
     rows: Iterable[RowEntry], participants: Sequence[str], names: Sequence[str], labels: Sequence[str]
 ) -> RowChanges | None:
-    """The rows that some of `names` answered right and others wrong; None where there are none.
+    """The rows that some of `names` answered right and others wrong; None without any.
 
-    The answers of a row are those of `participants`, in that order; `labels` holds the label of each index in them.
+    The answers of a row are in the order of `participants`; `labels` holds the label of each index in them.
     The first COLUMNS of `names` are shown.
     """
     names = list(names)[:COLUMNS]

@@ -99,7 +99,7 @@ def _baselines(view: ReportView) -> Iterator[str]:
 
 
 def _release(view: ReportView) -> Iterator[str]:
-    """The focus beside the release in production, where it lost on old rows and where these say too little."""
+    """Remarks on the release in production: a loss of the focus on old rows, and the limits of the comparison."""
     release = view.report.get("release")
     if release is None:
         return

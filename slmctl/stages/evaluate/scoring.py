@@ -32,7 +32,7 @@ LEVEL_ERROR = "mean_absolute_error"  # of ordered labels; lower is better too
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers in the order of the records; a text is None where it gave none."""
+    """A model's answers in the order of the records; a text is None if there is no answer."""
 
     texts: Sequence[str | None]
     confidences: Sequence[float | None]
@@ -56,7 +56,7 @@ class Summed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Expected calibration error without what chance adds to it."""
+    """Expected calibration error, less the part that chance alone would show."""
 
     confidence: Floats  # (n,)
     right: Mask
@@ -70,7 +70,7 @@ class MacroF1:
     """Mean F1 over the labels that occur among the reference answers or the predictions."""
 
     expected: npt.NDArray[np.int64]  # (n,): index of the reference label
-    predicted: npt.NDArray[np.int64]  # (n,): index of the predicted label; `labels` where it is none of them
+    predicted: npt.NDArray[np.int64]  # (n,): index of the predicted label; `labels` for any other answer
     labels: int
 
     def over(self, weights: Weights) -> Floats:
@@ -94,8 +94,8 @@ class Scored:
     """A model's answers, scored.
 
     Attributes:
-        sent: (n,) rows that count: those that were sent to the model.
-        groups: (n,) the number of each row's group; a row without one is a group of its own.
+        sent: (n,) rows that count, which were sent to the model.
+        groups: (n,) the number of each row's group; a row without one forms a group.
         right: (n,) rows whose label is right, whose labels or object are right as a whole, or whose text matches
             normalised.
         score: (n,) accuracy, F1 of the labels or the fields, or token F1 of each row.
@@ -113,13 +113,13 @@ class Scored:
     groups: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def value(self, name: str, mask: Mask | None = None) -> float:
-        """A metric over the rows that were sent, or over those of them that are in a mask."""
+        """A metric over the rows that were sent, and are in `mask` if one is given."""
         rows = self.sent if mask is None else self.sent & mask
         return float(self.metrics[name].over(rows[None, :].astype(np.float64))[0])
 
 
 def score(task: Task, records: Sequence[Record], answers: Answers, *, confidence: float = 0.95) -> Scored:
-    """Score one model's answers against the reference answers; `confidence` is that of intervals of labels.
+    """Score one model's answers against the reference answers; `confidence` is the coverage of the labels' intervals.
 
     Raises:
         DataError: A reference answer is not one that the task allows.
@@ -189,7 +189,7 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
 
 
 def _levels(expected: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], labels: int) -> dict[str, Metric]:
-    """The metrics of labels that are levels; an answer that is no label counts as the level farthest off."""
+    """The metrics of labels that are levels; any other answer counts as the level farthest from the reference."""
     farthest = np.where(2 * expected < labels - 1, labels - 1, 0)
     answered = np.where(predicted < labels, predicted, farthest)
     middle = (labels - 1) / 2  # so that sums of squares stay small: resamples are added up in float32
@@ -205,7 +205,7 @@ def _confusion(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str, int]]:
 
 
 def _calibration(answers: Answers, right: Mask) -> tuple[CalibrationFigures | None, dict[str, Metric]]:
-    """The reliability table with both errors, and the errors as metrics; none unless every answer has a confidence."""
+    """Returns (reliability table, {metric: error}), or (None, {}) unless every answer has a confidence."""
     confident = np.array([value is not None for value in answers.confidences]) & answers.sent
     if not confident.any() or (answers.sent & ~confident).any():
         return None, {}
@@ -292,11 +292,11 @@ def _extract(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
 
 @dataclass(frozen=True)
 class _Called:
-    """An answer of a task of calls: the tool, or no call; the arguments below its name; True where it is allowed."""
+    """An answer of a `call` task, read."""
 
-    name: str  # empty for what is no answer
-    fields: Any  # INVALID without a call
-    valid: bool
+    name: str  # the tool, or NO_CALL; empty if the answer cannot be read
+    fields: Any  # {tool: arguments}; INVALID without a call
+    valid: bool  # the task allows it
 
 
 def _call(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
@@ -345,7 +345,7 @@ def _called(task: Task, record: Record, text: str) -> _Called:
 
 
 def _field_metrics(counts: Floats) -> dict[str, Metric]:
-    """Metrics of (n, 3) leaves that agree, that were predicted and that are in the references."""
+    """Precision, recall and F1 from counts (n, 3): leaves that agree, predicted leaves, reference leaves."""
     return {
         "field_precision": Summed(counts, _precision),
         "field_recall": Summed(counts, _recall),
