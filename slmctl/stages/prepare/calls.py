@@ -1,4 +1,4 @@
-"""The call in a row's last message as answers are kept: of a message's tool calls, or of a cell in a table."""
+"""The last message of a row -> its answer as kept: from its tool calls, or from a call in its text or cell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slmctl.task import declared, tool_calls
 from slmctl.task.records import Message, RowRejectedError
 from slmctl.task.tool_calls import Tool
 
-_SPELLED = ("", tool_calls.NO_CALL, "null", "None", "{}")  # cells that say that no tool fits
+_SPELLED = ("", tool_calls.NO_CALL, "null", "None", "{}")  # cells that mean that no tool fits
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)  # of Hermes, Qwen and others
 _LISTED = "[TOOL_CALLS]"  # of Mistral
 _MARKS = (
@@ -30,13 +30,13 @@ _CALL_KEYS = {"name", "arguments", "parameters", "id", "type"}
 
 
 def answer_in(message: Message, conversation_format: str) -> str:
-    """The answer in an assistant's message, as it is kept.
+    """The answer of an assistant's message as it is kept: one call as JSON, or NO_CALL.
 
-    A message of a chat with text and no call says that no tool was called. A cell of a table must hold a call as JSON,
-    or say that there is none. A call that stands in the text, as JSON or between the marks of a model, is read too.
+    In a chat, a text without a call means that no tool was called. A cell of a table must hold a call as JSON, or one
+    of _SPELLED. A call that stands in the text, as JSON or between a model's control tokens, is read too.
 
     Raises:
-        RowRejectedError: There are several calls, or what is there is no call.
+        RowRejectedError: There are several calls, or one that cannot be read.
     """
     made, text = message.get("tool_calls") or [], message["content"]
     if made:
@@ -55,10 +55,10 @@ def answer_in(message: Message, conversation_format: str) -> str:
 
 
 def _written(text: str) -> list[Any]:
-    """The calls that stand in a text, as values that are to be checked; empty for a text without one.
+    """The calls in a text as JSON values that are not checked yet; empty for a text without one.
 
     Raises:
-        RowRejectedError: It has the marks of a call, and none that can be read.
+        RowRejectedError: The text has the marks of a call, and no call can be read.
     """
     if "<tool_call>" in text:
         return [_parsed(part) for part in _TAGGED.findall(text)]
@@ -95,7 +95,7 @@ def _no_call(text: str) -> RowRejectedError:
 
 
 def require_grammar(tools: Sequence[Tool]) -> None:
-    """Refuse tools of a row that no answer can be held to, as those of `task.tools` are.
+    """Refuse tools of a row that no grammar can be made of, as is done for those of `task.tools`.
 
     Raises:
         RowRejectedError: There is such a tool.
@@ -105,7 +105,7 @@ def require_grammar(tools: Sequence[Tool]) -> None:
             raise RowRejectedError("bad tools", f"the tool '{tool.name}': {fault}")
 
 
-# the rows of a data set have most of their tools in common
+# cached, since rows share most of their tools
 _fault_of = functools.lru_cache(maxsize=4096)(declared.grammar_fault)
 
 

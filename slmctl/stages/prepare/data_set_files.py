@@ -1,4 +1,4 @@
-"""The files of a prepared data set beside the task contract: splits, rejected and repeated rows, fingerprints."""
+"""The files of a prepared data set but the task contract: splits, rejected and repeated rows, fingerprints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: Mappi
 def _write_splits(rows: RecordTable, fates: Fates, out: Path, *, own_ids: bool) -> np.ndarray:
     """Write the records of each split in source order; returns the ids of all records, `(n,)`.
 
-    Where rows have ids of their own (`own_ids`), two may have the same: the later record's id gets a number.
+    Ids can be equal if a source gives them (`own_ids`) or a row is repeated: the later record's id gets a number.
     """
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context((out / f"{name}.jsonl").open("wb")) for name in SPLITS]
@@ -59,7 +59,7 @@ def _unique_id(identity: bytes, used: set[bytes]) -> bytes:
 
 
 def _write_fingerprints(rows: RecordTable, fates: Fates, ids: np.ndarray, out: Path) -> None:
-    """Write the hashes in which `slmctl trace` looks for a row; of a redacted record also those of its new text."""
+    """Write the hashes by which `slmctl trace` finds a row; of a redacted record also those of its redacted text."""
     changed = (rows.digests != rows.old_digests).any(axis=1)
     with row_fingerprints.FingerprintWriter(out / row_fingerprints.FILENAME) as writer:
         for split in row_fingerprints.SPLITS_AND_REJECTED:

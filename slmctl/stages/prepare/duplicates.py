@@ -22,7 +22,7 @@ class Repeats:
 
     Attributes:
         equal: The record with the same normalised input and the same digits that stays, as `_stays` chooses it.
-        near: The earliest that is nearly the same, of those that repeat none.
+        near: The earliest nearly equal record, among records without an equal one.
         conflict: The earliest with nearly the same input and another answer.
         cap: The best accuracy that a model can have, 0 to 1, since it answers equal questions alike.
     """
@@ -83,8 +83,8 @@ def near_held_out(rows: RecordTable, splits: np.ndarray, kept: np.ndarray, thres
 def _stays(rows: RecordTable, bound: np.ndarray, splits: np.ndarray) -> I64:
     """For each record the equal one that stays, or -1 where the record itself stays, `(n,)`.
 
-    One of a source that is bound to a held-out split stays; else the first one, unless it is bound to training and
-    another one is held out. So a row that was picked for training alone takes no place of a row that measures.
+    Of equal records, one that its source binds to a held-out split stays; else the first, unless that is bound to
+    training and another is held out. So a row that is for training alone never displaces a held-out one.
     """
     own = np.arange(len(rows), dtype=np.int64)
     keys = rows.digests.view(np.uint64) ^ minhash.mixed(rows.digits)[:, None]

@@ -23,7 +23,7 @@ from slmctl.stages.prepare.token_lengths import TokenFacts, length_facts
 from slmctl.task.records import SPLITS
 
 OVERLAPS = 10  # examples of overlap in each split that the manifest names
-LISTED = 100  # examples of a kind that the manifest names; the files beside it name all
+LISTED = 100  # examples of a kind that the manifest names; the artifact's files list all
 PLACES = 5  # examples of a rule that the manifest names
 
 
@@ -76,7 +76,7 @@ class ConflictFacts(TypedDict):
 
 
 class NearExample(TypedDict):
-    """A row, and one of the split `side` that is near it; `similarity` of training rows that were left out."""
+    """A row, and a row of the split `side` that is near it; `similarity` only for training rows that were left out."""
 
     row: RowPlace
     near: RowPlace
@@ -93,7 +93,7 @@ class NearHeldOutFacts(TypedDict):
 
 
 class SplitOverlap(TypedDict):
-    """Rows of a held-out split that were measured, that share a run of words with training, that are too short."""
+    """Numbers of rows of a held-out split: measured, sharing a run of words with training, too short to measure."""
 
     measured: int
     overlapping: int

@@ -75,7 +75,7 @@ class Fates:
 
 
 def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
-    """Give every record its split, and leave out those that repeat another."""
+    """Assign every record to its split, and leave out records that repeat another."""
     splits = split.assign(config.splits, rows.positions, rows.moments, rows.label_of, rows.labels)
     bound = np.array([SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8)[rows.sources]
     splits = np.where(bound >= 0, bound, splits)

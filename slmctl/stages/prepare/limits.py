@@ -1,4 +1,4 @@
-"""The limits of the config against a data set: what ends the stage, in one sentence with a way out."""
+"""A data set against the limits of the config: the faults that end the stage, in one sentence with a hint."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ EVIDENCE = ("report.html", "rejected.jsonl", "repeated.jsonl", "overlap.jsonl")
 NAMED = 4  # labels in an error
 MAPPED = 8  # likely misspellings in a hint
 MAX_LABELS = 1000
-MANY = 20  # rows from which columns may look swapped
-REPEATED = 0.2  # largest share of different inputs, and least times as many different answers, where they do
-OFTENER = 5
+MANY = 20  # rows from which columns can look swapped
+REPEATED = 0.2  # and the largest share of different inputs
+OFTENER = 5  # and at least so many times as many different answers
 
 
 class Swapped(TypedDict):
@@ -40,7 +40,7 @@ def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
     """Refuse labels that nothing can be learned from.
 
     Raises:
-        DataError: There is but one, there are too many, or the columns are swapped; of several a row, there is none.
+        DataError: All rows have the same label or labels, there are over MAX_LABELS, or the columns look swapped.
     """
     if not config.task.has_labels or not len(rows):
         return
@@ -65,7 +65,7 @@ def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
 
 
 def swapped_columns(rows: RecordTable) -> Swapped | None:
-    """None where a few inputs do not come again and again with ever other answers, as labels do before texts."""
+    """Numbers of a data set with few different inputs and many answers, as if labels were the inputs; else None."""
     inputs, answers = int((minhash.first_equal(rows.digests) < 0).sum()), len(np.unique(rows.answers))
     if len(rows) < MANY or inputs > REPEATED * len(rows) or answers < OFTENER * inputs:
         return None
@@ -75,10 +75,10 @@ def swapped_columns(rows: RecordTable) -> Swapped | None:
 def fault_of(
     config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: Mapping[str, Overlap]
 ) -> SlmctlError | None:
-    """All reasons why a model cannot be trained on a data set and measured with it, in one error; None where it can.
+    """All reasons why a model cannot be trained on a data set and measured with it, in one error; None if it can.
 
     It is a DataError where too many rows are unusable or a split is empty, and a GateError where a split or a label has
-    too few rows or held-out rows have too much in common with training rows; of several reasons it is the first one's.
+    too few rows or held-out rows have too much in common with training rows; of several reasons, the first decides.
     """
     faults = list(_faults(config, rows, fates, overlap))
     if not faults:
@@ -90,10 +90,10 @@ def fault_of(
 
 
 def require_usable(config: PrepareConfig, rows: RecordTable) -> None:
-    """Refuse sources without a usable row, of which there is nothing to report.
+    """Refuse sources without a usable row, since there is nothing to report.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no usable row.
     """
     if not len(rows):
         raise next(_unusable(config, rows), DataError("the sources hold no rows"))

@@ -1,4 +1,4 @@
-"""Prepared records -> the score of a linear model on the validation rows: what a fine-tuned model must beat."""
+"""Prepared records -> the score of a linear model on the validation rows, which a fine-tuned model must beat."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class LinearFacts(TypedDict):
 
 
 def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFacts | None:
-    """Train a linear model on the `train` records in `out`, or a sample of them, and measure it on the `validation`.
+    """Train a linear model on the `train` records in `out`, or a sample, and measure it on the `validation` records.
 
-    The validation rows choose the strength of its regularisation too, out of three, so the score is hardly too high.
-    None without scikit-learn, and where there are too few rows to say anything.
+    The validation rows also choose its regularisation, but out of three values only, so the score is hardly too high.
+    Returns None without scikit-learn, with fewer than two labels, or with too few validation rows.
     """
     if validation < linear_baseline.FEWEST or labels < 2:
         return None
@@ -66,7 +66,7 @@ def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFac
 
 
 def sample(path: Path, count: int, most: int, characters: int = CHARACTERS) -> Sequence[Record]:
-    """Records of a split with `count` of them, at even distances: at most so many, and so many characters of lines."""
+    """At most `most` of the `count` records of a split, evenly spaced, and with about `characters` bytes at most."""
     places = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
     with path.open("rb") as stream:
         lines = [line for number, line in enumerate(stream) if number in places]

@@ -55,7 +55,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
     words with training, `rows.bin` holds the hashes that `trace` looks up, and of `classify` `suspects.jsonl` lists
     training records whose label looks wrong.
 
-    The accepted rows of `labelled` are one more source, all for training: what is measured with is people's alone.
+    The accepted rows of `labelled` are one more source, for training only: people label the held-out rows.
 
     Raises:
         DataError: A source is unusable, too many rows are, or no model could learn from them.
@@ -104,7 +104,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
 
 
 def _with_labels(config: PrepareConfig, labelled: Artifact) -> PrepareConfig:
-    """The config with the labels of a teacher as its last source: of rows that are the same, those of people stay."""
+    """The config with a teacher's labels as the last source, so that of equal rows the people's stay."""
     if not labelled.metrics["accepted"]:
         console.say("  label accepted no row, so there is nothing of a teacher to train on")
         return config
@@ -116,7 +116,7 @@ def _with_labels(config: PrepareConfig, labelled: Artifact) -> PrepareConfig:
 
 
 def _plan(config: PrepareConfig, base: Artifact | None) -> ReadingPlan:
-    """The plan by which the sources are read; without a base, records are shown as PLAIN and not counted."""
+    """The plan for reading the sources; without a base, prompts follow PLAIN and tokens are not counted."""
     if not config.sources:
         raise DataError(
             "no sources are set", hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]"

@@ -1,4 +1,4 @@
-"""Raw rows -> records, with the measures of each. A batch depends on its rows alone, so workers change nothing."""
+"""Raw rows -> records, with the measures of each. A batch depends on its rows alone, whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from slmctl.task.records import Message, Record, RowRejectedError
 
 BATCH = 500  # rows that one worker takes at a time
 BATCH_SIZE = 5_000_000  # characters of them, roughly; a single row may have twice as many
-CELL_COST = 50  # characters that a cell counts as beside its own, so that empty ones are bounded too
-AHEAD = 3  # batches a worker that are read before they are needed
-REMEMBERED = 4096  # system prompts and labels whose findings are kept
+CELL_COST = 50  # characters added for each cell, so that empty cells count too
+AHEAD = 3  # batches per worker that are read ahead
+REMEMBERED = 4096  # system prompts and labels whose findings are cached
 PARALLEL_BYTES = 4_000_000  # bytes of sources from which starting workers pays
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build an encoder for each row
@@ -68,7 +68,7 @@ class RecordBatch:
         measures: Arrays over the records, `(n,)` and `(n, …)`, by name:
             numbers: Of the rows.
             digests: `minhash.digest` of `texts`.
-            old_digests, old_compact: Of the inputs as they came in, before anything was redacted.
+            old_digests, old_compact: Of the inputs as they came in, before cleaning and redaction.
             digits: A hash of the digits of each input, which are all alike in `texts`.
             answers: A hash of each answer.
             positions: Between 0 and 1, from which the split follows.
@@ -80,7 +80,7 @@ class RecordBatch:
     rejected: tuple[RejectedRow, ...]
     lines: tuple[bytes, ...]
     texts: tuple[str, ...]
-    labels: tuple[str | None, ...]  # of several a row, the answer
+    labels: tuple[str | None, ...]  # the answer, as JSON for several labels; None without labels
     keys: U64
     compact: U64
     measures: Mapping[str, np.ndarray]
@@ -88,7 +88,7 @@ class RecordBatch:
     sensitive: int  # rows with findings
     changes: Counter[Change]  # rows that a step of cleaning changed, and rows of each label that was renamed
     echoes: int  # rows whose answer is their question
-    systems: frozenset[str]  # system prompts of the rows' own
+    systems: frozenset[str]  # system prompts that rows bring
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ class ReadingPlan:
     """The plan by which rows become records, in every worker.
 
     Attributes:
-        task: The contract, as far as it is known before the rows are.
-        labels: The labels that are allowed; None takes all.
+        task: The contract, as far as it is known before the rows are read.
+        labels: The labels that are allowed; None allows all.
         by_time: True where the split needs the time of a row.
         policy: The action on personal data and secrets, by kind.
         tokenizer: The base's `tokenizer.json`; without one, no tokens are counted.
-        label_map: Labels of rows that mean another, with that other.
+        label_map: A label of the rows -> the label that it is renamed to.
         forms: The form of each source's file, in words.
     """
 
@@ -132,8 +132,8 @@ class _ReadRow:
     """One row as a record.
 
     Attributes:
-        original: Its input as it came in, before anything was redacted.
-        system: The system prompt of its own; empty for none.
+        original: Its input as it came in, before cleaning and redaction.
+        system: The row's own system prompt, or ''.
         countable: The text whose tokens are counted.
     """
 
@@ -158,7 +158,7 @@ class RecordReader:
         """The records among some rows of a source.
 
         Raises:
-            DataError: A row ends the run: the config refuses what it holds, or the base's template takes too long.
+            DataError: The policy refuses personal data or a secret of a row, or the base's template takes too long.
         """
         rejected: list[RejectedRow] = []
         tally, sensitive_rows = Tally(), 0
@@ -186,9 +186,9 @@ class RecordReader:
     def _record(
         self, source: int, number: int, columns: dict[str, Any], changes: Counter[Change]
     ) -> tuple[Record, str, str]:
-        """A row as a record, before the policy; its input as it came in; the system prompt of its own.
+        """Returns (record before the policy, input as it came in, the row's own system prompt or '').
 
-        The id and the split follow from the row as it came in, so that cleaning moves none.
+        The id and the split follow from the row as it came in, so that cleaning moves no row to another split.
         """
         conversation, origin = self.formats[source].read(columns), self.plan.sources[source]
         system, messages = self._with_task_system(conversation.messages)
@@ -250,7 +250,7 @@ class RecordReader:
         return tuple(cleaned)
 
     def _with_task_system(self, messages: Messages) -> tuple[str, Messages]:
-        """The system prompt of a conversation's own, and its messages with the task's in its place."""
+        """Returns (the conversation's own system prompt, its messages with the task's instead, if the task has one)."""
         own = "\n".join(message["content"] for message in messages if message["role"] == "system")
         if not self.plan.task.system:
             return own, messages
@@ -267,7 +267,7 @@ class RecordReader:
         return before
 
     def _tools(self, tools: list[Any] | None) -> tuple[Any, ...] | None:
-        """The tools of a conversation's own: as they are, or in the form that calls are checked by."""
+        """A conversation's own tools, for a `call` task in the form that calls are checked by; None without any."""
         if not tools or not self.plan.task.rules.calls:
             return tuple(tools) if tools else None
         return tuple(tool.to_json() for tool in self.plan.task.offered(tools))
@@ -284,12 +284,12 @@ class RecordReader:
             raise RowRejectedError("bad tools", error.message) from None
         if not offered:
             raise RowRejectedError("bad tools", "the row has no tools, and the task has none: task.tools names them")
-        if tools:  # those of the task are checked when the config is read
+        if tools:  # the task's own tools are checked when the config is read
             calls.require_grammar(offered)
         tool_calls.require_offered(tool_calls.read_answer(answer), offered)
 
     def _apply_policy(self, source: int, record: Record, tally: Tally) -> tuple[Record, bool]:
-        """The record after the policy on personal data and secrets; True where there were findings.
+        """Returns (record after the policy on personal data and secrets, True if there were findings).
 
         A label is searched but never changed, or it would be another label.
 
@@ -327,7 +327,7 @@ class RecordReader:
         return dataclasses.replace(record, messages=tuple(messages), sensitive=left), True
 
     def _apply_remembered(self, text: str) -> Applied:
-        """The policy on a text that many rows share."""
+        """Apply the policy to a text that many rows share, with a cache."""
         if text not in self._applied:
             if len(self._applied) == REMEMBERED:
                 self._applied.clear()
@@ -335,7 +335,7 @@ class RecordReader:
         return self._applied[text]
 
     def _apply(self, text: str, *, in_json: bool) -> Applied:
-        """The policy on a text; of an answer in JSON, on each text in it, so that it stays JSON."""
+        """Apply the policy to a text; to each string of an answer in JSON, so that it stays JSON."""
         if not in_json:
             return self.plan.policy.apply(text)
         try:
@@ -430,7 +430,7 @@ class RecordReader:
 
 
 def read_batches(plan: ReadingPlan, workers: int) -> Generator[RecordBatch, None, None]:
-    """Every row of every source, in order, read by this process or, when there is much to do, by others.
+    """Every row of every source, in order, read by this process, or by workers from PARALLEL_BYTES on.
 
     Raises:
         DataError: A source cannot be read.

@@ -22,8 +22,8 @@ class RecordTable:
 
     Attributes:
         rejected: (source, row) of each unusable row, in order, with its rule and reason.
-        labels: The labels, of which `label_of` holds indices; where a row has several, the sets of them that occur.
-        systems: System prompts of the rows, at least two of them where there are several.
+        labels: The labels, of which `label_of` holds indices; for rows with several, the lists of labels that occur.
+        systems: System prompts that rows bring, collected until there are two.
         tally: Findings of personal data and secrets; `sensitive` is the number of their rows.
         echoes: Number of rows whose answer is their question.
         changes: Number of rows that each step of cleaning changed, and of each label that was renamed.
@@ -85,7 +85,7 @@ class RecordTable:
         return len(self.spill)
 
     def __getattr__(self, name: str) -> np.ndarray:
-        """A measure of all records: one of a batch, `sources` (which one), `label_of`, `sizes` (bytes of its line)."""
+        """An array over all records: a measure of `RecordBatch`, `sources`, `label_of`, `sizes` (bytes a line)."""
         if name.startswith("_") or name not in self._parts:
             raise AttributeError(name)
         parts = self._parts[name]
@@ -101,7 +101,7 @@ class RecordTable:
             yield self._lines.read(size)
 
     def count(self, rows: Iterable[int] | np.ndarray) -> dict[str, int]:
-        """The number of records of each label, among some records; of several a row, each counts."""
+        """The number of records of each label, among some records; each of a row's several labels counts."""
         counts: Counter[str] = Counter()
         for code, n in Counter(self.label_of[np.asarray(rows)].tolist()).items():
             if code >= 0:

@@ -10,19 +10,19 @@ from slmctl.metrics.statistics import wilson
 from slmctl.reports.html_page import Notice, Tone, count, either
 from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
 
-THIN = 20  # training rows of a label; with fewer, what a model learns of it hangs on single rows
-FEW = 10  # test rows of a label below which its own score says next to nothing
+THIN = 20  # training rows of a label; with fewer, its learning depends on single rows
+FEW = 10  # test rows of a label; with fewer, its own score is nearly meaningless
 REPEATS = ("duplicate", "conflicting duplicate", "near duplicate", "near a held-out row")  # rules about good rows
 SOME = 0.01  # share of unusable rows from which a reader should know why
-MANY = 0.2  # the same of all rows that were left out
+MANY = 0.2  # the same for all rows that were left out
 RIGHT = 0.9  # share of right answers for which intervals are given
-WIDE = 5.0  # points on either side of a score from which two models can hardly be told apart
-LINES = 6  # on the terminal, beside the counts of rows and the report's path
+WIDE = 5.0  # points on either side of a score; from here two models can hardly be distinguished
+LINES = 6  # on the terminal, besides the counts of rows and the report's path
 CLOSE = 0.05  # share of a held-out split that overlaps with training from which a score is flattered
 
 
 def lines(facts: PrepareFacts) -> list[str]:
-    """The notices and what is known before training, for the terminal, the worst first."""
+    """The notices, the worst first, and the scores known before training, for the terminal."""
     sentences = [*linear_score(facts), *score_interval(facts)]
     marked = [f"! {notice.text}" for notice in notices(facts)]
     room = LINES - len(sentences)
@@ -227,7 +227,7 @@ def _labels_with_fewer(limit: int, facts: PrepareFacts, split: str) -> tuple[lis
 
 
 def _first(names: Sequence[str]) -> str:
-    """The first three names, and a sign where there are more."""
+    """The first three names, with an ellipsis if there are more."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 

@@ -1,4 +1,4 @@
-"""The form and the columns of each source, before its rows are read; what was recognised without certainty is said."""
+"""The form and the columns of each source, before its rows are read; uncertain guesses are printed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from slmctl.sources.rows import FileForm, form_and_columns, listed
 def forms_and_columns(
     sources: Sequence[Source], *, quiet: bool = False
 ) -> tuple[list[FileForm], tuple[tuple[str, ...], ...]]:
-    """The form and the columns of each source; with `quiet` nothing is said of them.
+    """The form and the columns of each source; nothing is printed if `quiet`.
 
     Raises:
-        DataError: A source cannot be read or holds no rows, or parts of one have not the same columns.
+        DataError: A source cannot be read or holds no rows, or its parts differ in their columns.
         UsageError: A source has no such sheet or encoding.
     """
     forms: list[FileForm] = []
@@ -44,7 +44,7 @@ def forms_and_columns(
 
 
 def _say_guesses(source: Source, form: FileForm, remarked: set[tuple[str, str]]) -> None:
-    """Say the encoding that was guessed and the title that was passed over, once for all parts of a source."""
+    """Print the guessed encoding and the rows skipped above the header, once for all parts of a source."""
     remarks = {}
     if form.encoding is not None and not form.encoding.certain:
         encoding = form.encoding

@@ -1,7 +1,7 @@
-"""Training records -> those whose label is probably wrong, each with the label that fits better.
+"""Training records -> records whose label is probably wrong, each with the label that fits better.
 
-A linear model says of every record how likely each label is, after training on the other records; confident learning
-finds those that it is surer of than of their own label. No label is changed: people decide.
+A linear model estimates the probability of each label for every record, after training on the other records.
+Confident learning finds the records for which it is surer of another label. No label is changed: people decide.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from slmctl.stages.prepare.fates import RowPlace
 from slmctl.task.records import Record, without_weight, write_jsonl
 
 FILENAME = "suspects.jsonl"
-FOLDS, FEW_FOLDS, MANY = 5, 3, 5_000  # models; fewer from so many records on, where each learns from enough
+FOLDS, FEW_FOLDS, MANY = 5, 3, 5_000  # FEW_FOLDS from MANY records on, where each model learns from enough
 STRENGTH = 10.0  # inverse regularisation of the models
-FEWEST = 10  # records of a label below which a model says too little of them
+FEWEST = 10  # records of a label; rarer ones are left out, since a model learns too little of them
 CREDIBLE = 0.5  # share of the labels that the model must agree with before it may doubt the others
 # Bounds of a sample, so that it takes seconds: of records, characters, and records times labels.
 ROWS, CHARACTERS, WORK = 50_000, 15_000_000, 2_500_000
@@ -57,9 +57,9 @@ class SuspectFacts(TypedDict):
 
 
 def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
-    """Write `suspects.jsonl` beside the `train` records of `train.jsonl`, the worst first, and return the facts.
+    """Write the suspects among the `train` records to `suspects.jsonl`, the worst first, and return the facts.
 
-    None, and no file, without scikit-learn and where fewer than two labels have FEWEST records.
+    Returns None and writes no file without scikit-learn, or if fewer than two labels have FEWEST records.
     """
     if not linear_baseline.is_installed() or labels < 2:
         return None

@@ -1,8 +1,8 @@
-"""Lengths of records in the base's tokens; what all records share is tokenized once.
+"""Lengths of records in the base's tokens; the text that records share is tokenized once.
 
-Tokenizing costs more than anything else that is done to a row. A tokenizer cuts a text at control tokens
-before it does anything else, so the part of a chat template before the last one in front of a question, and
-the part from the first one after it, are counted apart: once for all rows, and once for each answer.
+Tokenizing is the most expensive step of a row. A tokenizer first splits a text at control tokens. So the
+text before the last control token in front of a question is counted once for all rows, and the text from
+the first control token after the question once for each answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slmctl.task.chat_template import TemplateRefusedError
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, RowRejectedError
 
-REMEMBERED = 4096  # answers whose length is kept
+REMEMBERED = 4096  # answers whose length is cached
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LIMITS = (256, 512, 1024, 2048, 4096, 8192)  # tokens that contexts and max_length are commonly set to
 BINS = 24  # of the histogram
@@ -65,7 +65,7 @@ class TokenCounter:
         self._frame = self._find_frame()
 
     def countable(self, record: Record) -> CountableText:
-        """The part of a record's text that is its own.
+        """The text of a record to tokenize: its question alone if the frame fits, else all of it.
 
         Raises:
             RowRejectedError: The base's chat template refuses the conversation.
@@ -104,12 +104,12 @@ class TokenCounter:
         return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _find_frame(self) -> PromptFrame | None:
-        """The frame; None where the template changes a question, or the parts do not add up."""
+        """The frame; None if the template changes a question, or the parts do not add up."""
         task = self._task
         try:
             before, _, after = task.prompt(task.messages(_MARK)).partition(_MARK)
             whole = [task.prompt(task.messages(probe)) for probe in _PROBES]
-        except DataError:  # it wants another conversation, as a row may have
+        except DataError:  # the template needs another form of conversation, which rows may have
             return None
         cut = max((before.rfind(token) for token in task.special_tokens), default=-1)
         stops = [place for token in task.special_tokens if (place := after.find(token)) >= 0]
@@ -141,7 +141,7 @@ class Histogram(TypedDict):
 class TokenFacts(TypedDict):
     """Lengths of records in tokens; `longer_than` holds the number of records over each common limit.
 
-    `histogram` is there where there are records.
+    `histogram` is missing without records.
     """
 
     median: int
