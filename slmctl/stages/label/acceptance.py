@@ -1,4 +1,4 @@
-"""Votes and gold rows -> which labels are accepted, with an exact bound on how many of them are wrong.
+"""Votes and gold rows -> accepted labels, with an exact bound on how many of them are wrong.
 
 Signals of a row (agreement of votes and of teachers, token probabilities, a linear model) become a score, and a
 threshold on it is tested on gold rows by the code of `calibrate`. Rows to label and gold rows that test it are treated
@@ -32,21 +32,21 @@ from slmctl.stages.label.rows import LabelRow
 from slmctl.stages.label.teachers import Vote
 from slmctl.task.kinds import kind_of
 
-MIN_AGREEMENT = 0.7  # generate: mean token F1 of a row's answers with each other from which one is accepted
+MIN_AGREEMENT = 0.7  # least mean pairwise token F1 of a row's free texts for one to be accepted
 FOLDS = 5  # of the linear model that judges the teachers' labels
-BATCH = 300  # accepted rows from which on their error is that of all rows accepted in this way
-FLOOR = 1e-4  # a share or probability below it is taken for it
+BATCH = 300  # accepted rows; with so many, the bound for all rows accepted in this way holds for them
+FLOOR = 1e-4  # least share or probability, so that log odds are finite
 
 
 @dataclass
 class LabelledRow:
-    """A row with what the teachers make of it.
+    """A row with the teachers' votes and the decision on them.
 
     Attributes:
         votes: Every answer, of all teachers.
-        answer: The one with the most votes, of equals the first teacher's; empty where no vote is valid.
+        answer: The answer with the most votes, in a tie the first teacher's; '' without a valid vote.
         score: The linear score of its signals; None before one is fitted.
-        p_correct: How likely it is right.
+        p_correct: Probability that the answer is right.
     """
 
     row: LabelRow
@@ -68,11 +68,11 @@ class Bound:
     """The bound on accepted labels; shares, unless they are numbers of rows.
 
     Attributes:
-        reason: Why there is none, and nothing is accepted for it; empty where there is one.
+        reason: The reason why there is no bound; '' if there is one.
         tested_on: Gold rows that tested the threshold.
-        kept, error, error_bound: Of these rows at the threshold.
+        kept, error, error_bound: Share of these rows at the threshold, share of wrong ones in it, its upper bound.
         accepted: Rows that are accepted; `most_wrong` is the bound on the wrong ones among them, None from BATCH on.
-        fields: Of an object, the bound of each of its keys by itself, at the same threshold.
+        fields: For objects, the error bound of each key, at the same threshold.
         curve: (kept, error, error_bound) of stricter and looser thresholds.
     """
 
@@ -91,7 +91,7 @@ class Bound:
 
     @property
     def at_most(self) -> float:
-        """The share of the accepted labels that is wrong at most: of these, or from BATCH on of all such ones."""
+        """Largest share of wrong labels: of the accepted ones here, or from BATCH on of all accepted in this way."""
         return self.error_bound if self.most_wrong is None else self.most_wrong / self.accepted
 
 
@@ -103,7 +103,7 @@ def same(answer: str, other: str) -> bool:
 
 
 def choose(kind: str, votes: Sequence[Vote]) -> str:
-    """The answer of a row; empty where no vote is valid. Of free texts it is the one that is most like the others."""
+    """The answer with the most valid votes, or the free text most like the others; '' without a valid vote."""
     valid = [vote.answer for vote in votes if vote.is_valid]
     if not valid:
         return ""
@@ -113,7 +113,7 @@ def choose(kind: str, votes: Sequence[Vote]) -> str:
 
 
 def likeness(votes: Sequence[Vote]) -> float:
-    """Mean token F1 of the valid votes with each other, times their share; 0 for one vote alone."""
+    """Mean pairwise token F1 of the valid votes, times their share of all votes; 0 for fewer than two."""
     texts = [vote.answer for vote in votes if vote.is_valid]
     pairs = [(a, b) for k, a in enumerate(texts) for b in texts[k + 1 :]]
     if not pairs:
@@ -131,7 +131,7 @@ def accept(
 ) -> Bound:  # fmt: skip
     """Set `score`, `p_correct` and `accepted` of every row, by the threshold that the gold rows bound.
 
-    `chances` are those of `linear_chances`, where they are known: they do not depend on which rows are gold.
+    `chances` are those of `linear_chances`, if they are known already; None computes them.
     """
     promise = CalibrateConfig(max_error=config.max_error, confidence=config.confidence)
     bound = functools.partial(Bound, config.max_error, config.confidence)
@@ -159,7 +159,7 @@ def accept(
 
 
 def _table(gold: Sequence[LabelledRow]) -> CalibrationRows:
-    """Gold rows as the code of calibrate reads them; one without an answer is never kept."""
+    """Gold rows as the code of calibrate reads them; a row without an answer is never kept."""
     names = tuple(gold[0].signals)
     none = np.zeros(len(gold), dtype=bool)
     return CalibrationRows(
@@ -173,9 +173,9 @@ def _table(gold: Sequence[LabelledRow]) -> CalibrationRows:
 
 
 def _most_wrong(accepted: Sequence[LabelledRow], figures: PolicyFigures, confidence: float) -> int | None:
-    """The most wrong labels among a batch of accepted rows; None where it is empty, or so large that it needs none.
+    """Upper bound of the number of wrong labels among accepted rows; None for no rows, and from BATCH rows on.
 
-    Near-duplicates are right or wrong together, so clusters of them are counted, and the largest taken for wrong.
+    Near-duplicates are right or wrong together, so clusters are counted, and the largest ones assumed wrong.
     """
     if not 0 < len(accepted) < BATCH:
         return None
@@ -186,7 +186,7 @@ def _most_wrong(accepted: Sequence[LabelledRow], figures: PolicyFigures, confide
 
 
 def is_right(entry: LabelledRow) -> bool:
-    """True for a gold row whose answer is that of the people; of objects the whole one."""
+    """True if the answer to a gold row equals the people's, an object as a whole."""
     return bool(entry.answer) and same(entry.answer, entry.row.gold)
 
 
@@ -237,7 +237,7 @@ def _measure(
 
 
 def _teachers(entry: LabelledRow) -> float:
-    """Share of the teachers that answered whose own choice is the answer."""
+    """Share of the answering teachers that chose the answer, plus a little for each teacher after the first."""
     by_teacher: dict[int, Counter[bool]] = {}
     for vote in entry.votes:
         by_teacher.setdefault(vote.teacher, Counter())[vote.is_valid and same(vote.answer, entry.answer)] += 1
@@ -246,9 +246,9 @@ def _teachers(entry: LabelledRow) -> float:
 
 
 def linear_chances(rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]) -> dict[str, float]:
-    """For each row by its id, the probability of its label by a linear model of the teachers' labels of other rows.
+    """{row id: probability of its label}, by a linear model trained on the teachers' labels of other rows.
 
-    Empty where there is no gold row to choose its strength by, or no scikit-learn.
+    Empty without gold rows of the pool, which choose its regularisation, or without scikit-learn.
     """
     every = [*rows, *gold]
     folds = [_fold(entry.row.id) for entry in every]

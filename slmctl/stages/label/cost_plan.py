@@ -15,7 +15,7 @@ from slmctl.metrics import statistics
 from slmctl.stages.label.rows import LabelRow
 from slmctl.stages.label.teachers import JournalTeacher
 
-SAMPLE = 20  # rows that are asked for a plan
+SAMPLE = 20  # rows that teachers label for a plan
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class TeacherPlan:
     """The plan of one teacher.
 
     Attributes:
-        answers: Answers that all rows need of it; `answered` of them are in the journal.
-        prompt_tokens, completion_tokens: Mean of an answer in the sample; None where none came.
+        answers: Answers that it must give for all rows; `answered` of them are in the journal.
+        prompt_tokens, completion_tokens: Mean per answer of the sample; None without an answer.
         cost: Of all answers, those in the journal included; None without prices or without an answer.
         interval: The 95 % bootstrap interval of the cost over the sampled rows.
-        seconds: Time for the answers that are not there yet.
+        seconds: Estimated time for the missing answers.
     """
 
     name: str
@@ -61,10 +61,10 @@ class CostPlan:
     Attributes:
         rows, gold: Rows to label, and gold rows.
         not_drawn: Rows beyond `label.max_rows`.
-        sample: Rows that were asked for the plan.
+        sample: Rows that teachers labelled for the plan.
         stays: Rows that no teacher may see.
         left_out: Rows that are not asked for, by reason.
-        spent: What the journals hold already, the sample included.
+        spent: Cost so far by the journals, the sample and requests in doubt included.
     """
 
     rows: int
@@ -80,7 +80,7 @@ class CostPlan:
 
     @property
     def cost(self) -> float | None:
-        """Of all teachers; None where no price is answered."""
+        """Cost of all teachers; None if it is known of none."""
         answered = [part.cost for part in self.parts if part.cost is not None]
         return sum(answered) if answered else None
 

@@ -1,8 +1,8 @@
-"""Requests to a teacher, its answers and their cost: append-only, on the disk before anything goes on.
+"""Requests to a teacher, its answers and their cost: append-only, each line on disk before the next step.
 
-A line says that a request goes out, with the most that it may cost; a second one what came of it. After a kill the
-first lines without a second are in doubt: these requests are sent again, and their most counts as spent. An answer
-that is here is never asked for again, whatever was killed and whatever changed in the config beside the request.
+A first line records that a request is sent, with the most that it may cost; a second one its outcome. After a kill,
+requests without an outcome are in doubt: they are sent again, and their most counts as spent. An answer in the journal
+is never requested again, unless a change of the config changes the request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slmctl.artifacts.json_lines import JsonLines
 from slmctl.config import Prices
 from slmctl.errors import LockedError
 
-CHARGED_UNTOLD = (0, 200)  # statuses of attempts whose tokens may be charged though no count came: broken off, or torn
+CHARGED_UNTOLD = (0, 200)  # statuses of attempts that may be charged without a count of tokens: broken off, or cut
 Permission = Literal["send", "wait", "stop"]
 
 
@@ -29,7 +29,7 @@ class TeacherAnswer:
     """One answer of a teacher.
 
     Attributes:
-        cost: By the prices of its day; where the endpoint told no tokens, or 0 (`counted` false), the most it may be.
+        cost: By the prices of its day; if the endpoint sent no usable token counts (not `counted`), the most it may be.
     """
 
     text: str
@@ -48,10 +48,10 @@ class Ledger:
 
     Attributes:
         sent: Requests that went out, those of killed runs included.
-        failed: Attempts that brought none.
-        doubtful: Requests of killed runs of which nothing is known.
+        failed: Attempts without an answer.
+        doubtful: Requests of killed runs without an outcome.
         prompt_tokens, completion_tokens: Of the answers, as the endpoint counted them.
-        doubt: The most that attempts without a count may have cost beside it.
+        doubt: The most that attempts without a token count may have cost, on top of `cost`.
     """
 
     sent: int = 0
@@ -69,7 +69,7 @@ def cost_of(prices: Prices | None, prompt_tokens: int, completion_tokens: int) -
 
 
 class Journal:
-    """The journal of one teacher, held against other processes.
+    """The journal of one teacher, locked against other processes.
 
     Raises:
         LockedError: Another process has it open.
@@ -79,7 +79,7 @@ class Journal:
         self.path, self.prices = path, prices
         self.ledger = Ledger()
         self.answers: dict[str, TeacherAnswer] = {}
-        self._out: dict[str, float] = {}  # the most that each request that is out may cost
+        self._out: dict[str, float] = {}  # the most that each pending request may cost
         self._writing = threading.Lock()  # requests are sent in another thread than answers are read in
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines = JsonLines(path)
@@ -95,11 +95,11 @@ class Journal:
 
     @property
     def reserved(self) -> float:
-        """The most that the requests that are out may cost."""
+        """The most that the pending requests may cost."""
         return sum(self._out.values())
 
     def found(self, keys: Iterable[str]) -> list[TeacherAnswer]:
-        """The answers that are here, of requests by their keys."""
+        """The recorded answers to the requests with these keys."""
         return [self.answers[key] for key in keys if key in self.answers]
 
     def send(self, key: str, most: float) -> None:
@@ -109,7 +109,7 @@ class Journal:
             self.ledger.sent += 1
 
     def answer(self, key: str, answer: TeacherAnswer) -> None:
-        """Write down an answer; a second one to the same request changes nothing but the account."""
+        """Record an answer; a second one to the same request changes the ledger only."""
         with self._writing:
             if not answer.counted:
                 answer = dataclasses.replace(answer, cost=self._out.get(key, 0.0))
@@ -153,7 +153,7 @@ class Journal:
 
 
 class Budget:
-    """A ceiling of the cost of all answers, over all journals, asked before each request."""
+    """A ceiling of the cost of all answers, over all journals, checked before each request."""
 
     def __init__(self, journals: Sequence[Journal], max_cost: float | None) -> None:
         self._journals, self._max_cost = journals, max_cost
@@ -162,13 +162,13 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """The cost of the answers, and the most that is in doubt."""
+        """The cost of the answers, and the most that attempts in doubt may have cost."""
         return sum(journal.ledger.cost + journal.ledger.doubt for journal in self._journals)
 
     def take(self, journal: Journal, key: str, most: float) -> Permission:
-        """Let a request out, written down, if its most fits beside all that was spent and is out.
+        """Record a request as sent if its most fits the ceiling, with all that is spent and pending.
 
-        It is to `wait` where it may fit when what is out has come back.
+        `wait`: it may fit when pending requests have ended; `stop`: the ceiling is reached.
         """
         with self._taking:
             if self.reached:

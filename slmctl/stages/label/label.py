@@ -36,7 +36,7 @@ from slmctl.task import conversation_formats, declared
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
 
-REVIEWED = 50  # rows of a uniform sample that people are to look at, where there is no bound
+REVIEWED = 50  # rows of a uniform sample for people to review if there is no bound
 STAYS = "sensitive, and no teacher on this machine may read it"
 
 
@@ -83,10 +83,10 @@ def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
 
 
 def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
-    """Ask for a sample of the real rows, and say what all of them will cost; the answers are kept.
+    """Have teachers label a sample of the rows, and estimate the cost of all rows; the answers are kept.
 
     Raises:
-        What `run` raises but for PausedError.
+        As `run`, except for PausedError.
     """
     with _job(config, journals) as job:
         sample = list(job.seen)
@@ -105,13 +105,12 @@ def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
 
 
 def check(config: LabelConfig) -> None:
-    """Check what can be known for nothing: columns, schema, keys and releases.
+    """Check sections, columns and schema, before a teacher is asked.
 
     Raises:
         DataError: A source lacks a column.
-        IntegrityError: A release is damaged, or carries no contract.
         MissingError: A package is missing.
-        UsageError: A teacher cannot be used.
+        UsageError: There is no section, or teachers cannot label tasks of this kind.
     """
     if not config.sources or not config.teachers:
         raise UsageError("there is no section 'label' with sources and teachers", hint="docs/label.md shows one")
@@ -129,7 +128,7 @@ def check(config: LabelConfig) -> None:
 
 @contextmanager
 def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
-    """Rows read and searched, and teachers that were checked; at the end of a block the journals are closed."""
+    """A LabelJob with rows read and searched, and teachers checked; its journals are open until the block ends."""
     check(config)
     all_rows = rows.read(config)
     task = _task(config, all_rows)
@@ -182,10 +181,10 @@ def _say_before(job: LabelJob) -> None:
 
 
 def _require_done(job: LabelJob) -> None:
-    """Stop at a ceiling: what was answered is kept, and the run ends well.
+    """End the run, with all answers kept, if the ceiling of the cost was reached.
 
     Raises:
-        PausedError: One was reached.
+        PausedError: It was.
     """
     if not job.budget.reached:
         return
@@ -213,13 +212,13 @@ def _labelled(job: LabelJob, some: Sequence[LabelRow]) -> list[LabelledRow]:
     return result
 
 
-# What it leaves
+# Files of the artifact
 
 
 def _write(
     job: LabelJob, labelled: Sequence[LabelledRow], gold: Sequence[LabelledRow], bound: Bound, out: Path
 ) -> dict[str, int]:
-    """The three files and the fingerprints; how many rows are in each."""
+    """Write three files of rows and the fingerprints; returns the number of rows in each file."""
     in_order = sorted(labelled, key=lambda entry: (entry.row.file, entry.row.number))
     accepted = [entry for entry in in_order if entry.accepted]
     review = [entry for entry in in_order if entry.answer and not entry.accepted]

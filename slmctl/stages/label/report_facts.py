@@ -1,4 +1,4 @@
-"""The figures of a labelling: of the manifest, the page, the model card and the terminal."""
+"""The figures of a labelling, for the manifest, the page, the model card and the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TeacherFacts(TypedDict):
 
     Attributes:
         where: `endpoint` or `release`.
-        terms: The user's word on its terms; empty where none was given.
+        terms: `permitted`, `private`, or '' if the config does not state it.
         gold: Gold rows that it answered; `right` of them as the people did, with the Wilson interval of the share.
         sent, answered, failed, doubtful: Of its journal, over all runs; see `journal.Ledger`.
         cost, doubt: The same in money; None without prices.
@@ -51,8 +51,8 @@ class LabelFacts(TypedDict):
     """All figures; shares between 0 and 1, counts of rows.
 
     Attributes:
-        bound: The bound in words; `error_bound`, of labels accepted in this way, None where there is none.
-        wrong_at_most: The same, or the bound on these labels where they are few.
+        bound: The bound in words; `error_bound`, of labels accepted in this way, None without one.
+        wrong_at_most: `Bound.at_most`; None without a bound.
         confusion: (gold label, label of the teachers, rows) of gold rows that differ.
         disagreements: (one label, another, rows) of rows whose teachers differ.
         never: Labels that no accepted row has.
@@ -92,7 +92,7 @@ def collect(
     classify = kind_of(config.task.kind).chooses
     names = config.task.label_names or sorted({entry.row.gold for entry in gold}) if classify else []
     by_label = Counter(entry.answer for entry in labelled if entry.accepted) if classify else Counter[str]()
-    answered = [entry for entry in gold if entry.votes]  # a sensitive one may have been shown to nobody
+    answered = [entry for entry in gold if entry.votes]  # a sensitive row may have been shown to no teacher
     confused = Counter((entry.row.gold, entry.answer) for entry in answered if entry.answer != entry.row.gold)
     return {
         "task": config.task.kind, "sources": [
@@ -134,7 +134,7 @@ def _teacher(number: int, teacher: JournalTeacher, gold: Sequence[LabelledRow], 
 
 
 def _disagreements(labelled: Sequence[LabelledRow]) -> list[tuple[str, str, int]]:
-    """Pairs of labels that the teachers, or the votes of one, give to the same row."""
+    """(one label, another, rows) of labels that teachers, or votes of one teacher, give to the same row."""
     pairs: Counter[tuple[str, str]] = Counter()
     for entry in labelled:
         answers = sorted({vote.answer for vote in entry.votes if vote.is_valid})

@@ -1,9 +1,9 @@
-"""sources -> the rows to label, and gold rows: cleaned as `prepare` cleans them, and searched before any may leave.
+"""sources -> the rows to label, and gold rows: cleaned as `prepare` cleans them, and searched before any is sent.
 
 The gold rows are split once, by their ids. The pool fits the score, and its rows are the examples in the prompts; the
-others test the threshold, so that they meet a teacher exactly as a row without an answer does. Gold rows that `prepare`
-will measure with are neither, whatever file they lie in, and of near-duplicates, which are right or wrong together,
-the first row stands for all.
+others test the threshold, so that a teacher sees them exactly as it sees rows without an answer. Gold rows that
+`prepare` will measure with are left out, whatever file they are in. Of near-duplicates, which are right or wrong
+together, the first row stays.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from slmctl.task.records import SPLITS, RowRejectedError
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 SEARCH_S = 30.0  # for the detectors on one row, on a busy machine
 T = TypeVar("T")
-TAUGHT = ("train", "validation")  # splits whose answers a model may know by heart
+TAUGHT = ("train", "validation")  # splits whose answers a model may have memorised
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class LabelRows:
 
 
 def read(config: LabelConfig) -> LabelRows:
-    """Every row, a text once: what is gold or came before is not labelled again.
+    """All rows, each text once: a row equal to a gold row or an earlier row is left out.
 
     Raises:
         DataError: A source cannot be read, lacks a column, or holds nothing to label; or there is no gold row.
@@ -128,7 +128,7 @@ def read(config: LabelConfig) -> LabelRows:
 
 
 def _with_own_id(row: LabelRow, ids: set[str]) -> LabelRow:
-    """The row, by the hash of its text where another row has its id already; adds its id to `ids`."""
+    """The row, with a hash of its text as its id if another row has that id already; adds the id to `ids`."""
     if row.id in ids:
         row = dataclasses.replace(row, id=hashlib.sha256(f"again/{row.raw}".encode()).hexdigest()[:16])
     ids.add(row.id)
@@ -138,7 +138,7 @@ def _with_own_id(row: LabelRow, ids: set[str]) -> LabelRow:
 def _texts(
     source: Source, read: Callable[[dict[str, Any]], T], left_out: Counter[str], mark: str = ""
 ) -> Iterator[tuple[Row, T]]:
-    """The rows of a source with what `read` makes of their columns; a rejected one is counted by its rule."""
+    """The rows of a source, each with the result of `read` on its columns; rejected rows are counted by rule."""
     for raw in read_rows(source.local, **source.reading):
         try:
             if raw.fault:
@@ -166,7 +166,7 @@ def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> 
 
 
 def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
-    """The gold rows with an answer of the task, without those that `prepare` measures with; of near-duplicates one."""
+    """Gold rows with an answer of the task, less those that `prepare` measures with and repeated near-duplicates."""
     rows = [entry.row for source in config.gold for entry in _gold_of(config, source, left_out)]
     if not rows:
         raise DataError("there is no gold row", hint="label.gold: {path: gold.csv, input: text, output: category}")
@@ -186,7 +186,7 @@ def _measured(config: LabelConfig) -> list[str]:
 
 
 def _splits(config: LabelConfig, placed: Sequence[_PlacedRow]) -> list[int]:
-    """The split of each gold row, as `prepare` assigns it, by its place in SPLITS."""
+    """The split of each gold row, as `prepare` assigns it: an index into SPLITS."""
     names = sorted({entry.row.gold for entry in placed}) if kind_of(config.task.kind).chooses else []
     index = {name: k for k, name in enumerate(names)}
     labels = np.array([index.get(entry.row.gold, -1) for entry in placed])
@@ -242,7 +242,7 @@ def _cleaned(config: LabelConfig, text: str) -> str:
 
 
 def without_trained(rows: LabelRows, releases: Sequence[Path], runs: Path) -> LabelRows:
-    """The same without the gold rows that a release was trained on: it knows their answers, so they tell nothing."""
+    """The rows without the gold rows that a release was trained on: it knows their answers, so they measure nothing."""
     gold, left_out = list(rows.gold), rows.left_out.copy()
     for folder in releases:
         name = "/".join(folder.parts[-2:])
@@ -262,11 +262,11 @@ def _is_in(prints: Fingerprints, text: str) -> bool:
     return any(match.split in TAUGHT for match in matches)
 
 
-# What may leave
+# Rows that may be sent
 
 
 def clearances(config: LabelConfig, rows: Sequence[LabelRow]) -> dict[str, Cleared]:
-    """The part of each row that may leave, by its id; a gold row leaves as an example too, so with its answer."""
+    """{row id: the part that may be sent to an endpoint}; for rows of the pool, which are examples, with the answer."""
     cleared: dict[str, Cleared] = {}
     with console.progress("searching for personal data", len(rows), "rows") as meter:
         for row in rows:

@@ -1,6 +1,6 @@
-"""rows -> answers of a teacher in its journal: an endpoint, told the task in its prompt, or a release on this machine.
+"""rows -> answers of a teacher in its journal: an endpoint with the task in its prompt, or a release on this machine.
 
-An endpoint is sent what `rows.clearances` let out and nothing else. A release answers as it was trained, held to the
+An endpoint is sent only what `rows.clearances` allows. A release answers as it was trained, restricted to the
 labels or the schema, and sees every row.
 """
 
@@ -33,16 +33,16 @@ from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import question_of
 
-REFUSED = 400  # the status of a request that the engine does not take
+REFUSED = 400  # the status of a request that the engine refuses
 WARM = 0.7  # temperature of every vote but the first
-PASSES = 3  # over the rows without an answer, since what failed may have passed
+PASSES = 3  # over the rows without an answer, since a failure may be temporary
 PaidRequest = tuple[str, EndpointRequest, float]  # key, request, the most that it may cost
 KINDS = ("published", "gguf")  # of a release that may teach
 
 
 @dataclass(frozen=True)
 class Vote:
-    """One answer of a teacher to a row: as it is read, and whether the task allows it."""
+    """One answer of a teacher (by number) to a row, as it is read; `is_valid` if the task allows it."""
 
     teacher: int
     answer: str
@@ -63,7 +63,7 @@ class NearestExamples:
             self._matrix = self._vectorizer.fit_transform([row.text for row in pool])
 
     def of(self, row: LabelRow) -> list[LabelRow]:
-        """The nearest ones, the nearest last; never the row itself."""
+        """The nearest gold rows, the nearest last; never the row itself."""
         if not self._count:
             return []
         alike = (self._matrix @ self._vectorizer.transform([row.text]).T).toarray().ravel()
@@ -73,13 +73,13 @@ class NearestExamples:
 
 
 class JournalTeacher(abc.ABC):
-    """A model that labels; its journal keeps every request, known by row and vote, and what came of it.
+    """A model that labels; its journal keeps every request, by row and vote, with its outcome.
 
     Attributes:
         where: `endpoint` or `release`.
         votes: Answers to each row.
-        concurrency: Requests that are with it at the same time.
-        prompt_hash: The hash of what all its prompts share, and of the settings of a request.
+        concurrency: Number of requests at the same time.
+        prompt_hash: The hash of the part that all its prompts share, and of the settings of a request.
     """
 
     where: ClassVar[str]
@@ -122,7 +122,7 @@ class EndpointTeacher(JournalTeacher):
         examples: NearestExamples, cleared: Mapping[str, Cleared],
     ) -> None:  # fmt: skip
         assert teacher.url is not None and teacher.model is not None
-        # a decisions API says the same again, with its doubts, so one answer says all
+        # a decisions API would repeat itself, and returns probabilities, so one answer is enough
         votes = config.votes if teacher.api == CHAT else 1
         super().__init__(config, teacher, journal, budget, votes=votes, concurrency=teacher.concurrency)
         self._task, self._examples, self._cleared = task, examples, cleared
@@ -151,7 +151,7 @@ class EndpointTeacher(JournalTeacher):
                     meter.advance(isinstance(reply, Reply))
 
     def _unanswered(self, pairs: Sequence[tuple[LabelRow, int]], meter: console.Meter) -> Iterator[PaidRequest]:
-        """The requests that the journal does not answer, until a ceiling is reached."""
+        """The requests without an answer in the journal, until the ceiling is reached."""
         out = set[str]()
         shown = functools.lru_cache(maxsize=64)(self._messages)  # the votes of a row come one after another
         for row, vote in pairs:
@@ -186,7 +186,7 @@ class EndpointTeacher(JournalTeacher):
 
     def _answer(self, reply: Reply) -> TeacherAnswer:
         prompt, completion = reply.prompt_tokens or 0, reply.completion_tokens or 0
-        # a prompt has tokens, and a written answer as many as its length takes: what tells fewer has counted nothing
+        # counts of no prompt tokens, or of fewer than the text of an answer needs, are taken as no counts
         written = len(reply.text.encode()) if self._choice is None else 0
         counted = prompt > 0 and completion * BYTES_A_TOKEN >= written
         cost = cost_of(self._teacher.prices, prompt, completion)
@@ -196,7 +196,7 @@ class EndpointTeacher(JournalTeacher):
 
 
 class _PaidRequests:
-    """Lets the requests of a pool out as the budget allows, and writes down what comes of them."""
+    """Sends the requests of a pool as the budget allows, and records their outcomes in the journal."""
 
     def __init__(self, journal: Journal, budget: Budget, read: Callable[[Reply], TeacherAnswer]) -> None:
         self._journal, self._budget, self._read = journal, budget, read
@@ -204,13 +204,13 @@ class _PaidRequests:
         self._most: dict[int, float] = {}
 
     def noted(self, requests: Iterator[PaidRequest]) -> Iterator[EndpointRequest]:
-        """The requests, with their keys and the most that each may cost kept by index."""
+        """The requests; keeps the key and the highest cost of each by its index."""
         for index, (key, request, most) in enumerate(requests):
             self._keys[index], self._most[index] = key, most
             yield request
 
     def may_send(self, index: int) -> Permission:
-        """Let an attempt out if its most fits the budget."""
+        """Permission for an attempt, see `Budget.take`."""
         return self._budget.take(self._journal, self._keys[index], self._most[index])
 
     def answered(self, index: int, reply: Reply) -> None:
@@ -282,10 +282,10 @@ class ReleaseTeacher(JournalTeacher):
 
 
 def task_of(folder: Path, task: Task) -> Task:
-    """The contract of a release that may teach a task.
+    """The contract of a release, after a check that it may teach a task.
 
     Raises:
-        IntegrityError: The folder is no artifact, or carries no contract.
+        IntegrityError: The folder is not an artifact, or carries no contract.
         UsageError: It is of another kind, or of another task.
     """
     made = artifact.load(folder)
@@ -303,7 +303,7 @@ def task_of(folder: Path, task: Task) -> Task:
 
 
 def votes_of(teachers: Sequence[JournalTeacher], task: Task, row: LabelRow, marks: Mapping[str, str]) -> list[Vote]:
-    """The votes of all teachers on a row, with the values of marks put back."""
+    """The votes of all teachers on a row, with the values that `marks` stand for put back."""
     votes = []
     for number, teacher in enumerate(teachers):
         for answer in teacher.answers(row):
