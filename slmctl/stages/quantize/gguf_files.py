@@ -53,7 +53,7 @@ def plan(config: QuantizeConfig, base: Base, out: Path, *, weighted: bool) -> li
 
 
 def unweighted_twins(targets: Sequence[QuantizedFile], scratch: Path) -> dict[str, QuantizedFile]:
-    """By type, a second file without the matrix for every weighted one that llama.cpp also writes so."""
+    """{type: a second file to write without the matrix}, for weighted files of types that can do without it."""
     able = [target for target in targets if target.weighted and not WEIGHTED_ONLY_TYPES.match(target.type)]
     return {target.type: QuantizedFile(target.type, scratch / target.path.name) for target in able}
 
@@ -87,7 +87,7 @@ def save(matrix: ImportanceMatrix, path: Path) -> None:
 
 
 def file_name(config: QuantizeConfig, base: Base, type_name: str) -> str:
-    """A name by the GGUF convention: `SmolLM2-135M-acme-support-v1.0-Q4_K_M.gguf`; without a project the base's own."""
+    """A name by the GGUF convention: `SmolLM2-135M-acme-support-v1.0-Q4_K_M.gguf`; without a project `BASE-TYPE`."""
     if not config.project:
         return f"{base.name}-{type_name}.gguf"
     stem = re.split(r"[-_](?=\d+(?:\.\d+)?[KMBT](?:[-_.]|$))", base.name, maxsplit=1, flags=re.IGNORECASE)[0]
@@ -103,9 +103,9 @@ def listed(path: Path) -> dict[str, Any]:
 def entry(target: QuantizedFile) -> dict[str, Any]:
     """A written file as the manifest's metrics list it.
 
-    Beside those of `listed`: `importance`, `bits_per_weight`, `tensor_types` (matrices by type), `matrices` and
-    `fallback_tensors`, which counts matrices whose rows are no multiple of 256: llama.cpp stores them in a larger type
-    than the K, IQ or TQ type that was asked for; 0 for other types.
+    It adds to `listed`: `importance`, `bits_per_weight`, `tensor_types` (matrices by type), `matrices` and
+    `fallback_tensors`, which counts matrices with rows that are not a multiple of 256: llama.cpp stores them in a
+    larger type than the requested K, IQ or TQ type; 0 for other types.
     """
     head, type_name = gguf_header.read(target.path), target.type
     matrices = [tensor for tensor in head.tensors if len(tensor.shape) > 1]
@@ -145,7 +145,7 @@ def dominated_files(files: dict[str, Any]) -> list[str]:
 
 
 def metadata(config: QuantizeConfig, base: Base) -> dict[str, str]:
-    """GGUF metadata beside that which the converter reads from the model card."""
+    """GGUF metadata, on top of the fields that the converter reads from the model card."""
     fields = {
         "general.name": f"{base.name} {config.project} {config.version}".rstrip(),
         "general.finetune": config.project,

@@ -1,6 +1,6 @@
 """The importance matrix: mean squared input of every linear layer over training records.
 
-llama.cpp weighs rounding errors by it, so that the weights that the task's own texts use most lose least.
+llama.cpp weighs rounding errors by it, so that the weights that matter most for the task's texts lose least.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: GgufHeader) -> I
 
     Args:
         records: Token ids of prompts with their answers.
-        head: The head of its lossless GGUF: which tensors there are, and how long their rows.
+        head: The header of its lossless GGUF file: names of tensors, and lengths of their rows.
 
     Returns:
         A float32 vector (columns,) for each tensor.

@@ -57,7 +57,7 @@ def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
 
 
 def write_base(config: QuantizeConfig, base: Artifact, out: Path) -> dict[str, Any]:
-    """Write the base's own GGUF file of each type; what it computes is checked with each adapter on it.
+    """Write the base's own GGUF file of each type; its results are checked with each adapter on it.
 
     Nothing of a project or of its data goes into it, so every adapter of the base finds the same file.
 
@@ -89,11 +89,11 @@ def check_on_bases(
         files: The merged model's files with their distances, by type.
 
     Returns:
-        By type, the base's file with its hash, the digest of its artifact, and the distances.
+        By type: the base's file, its size and sha256, the digest of its artifact, and the distances.
 
     Raises:
         IntegrityError: A type has no file of the base.
-        StageError: The base with the adapter is another model than the merged one.
+        StageError: The base with the adapter is too far from the merged model.
     """
     by_type = {name: base for base in bases for name in base.metrics["files"]}
     if missing := [name for name in files if name not in by_type]:
@@ -127,7 +127,7 @@ def _refuse_other_forms(adapter: lora_adapter.LoraAdapter) -> None:
 
 
 def _require_layers(path: Path, layers: int, alpha: float) -> None:
-    """Raises StageError when a layer is missing from the file, or its scale is another one."""
+    """Raises StageError when a layer is missing from the file, or its alpha differs."""
     head = gguf_header.read(path)
     pairs = sum(tensor.name.endswith(".lora_a") for tensor in head.tensors)
     kept = float(head.metadata.get("adapter.lora.alpha", 0))

@@ -1,7 +1,7 @@
 """Check that a GGUF file is the merged model: vocabulary, template, token ids, end of turn, next tokens.
 
-The merged model's own are computed once with transformers (`MergedModelReference`); llama.cpp then computes
-those of every file. A file that tokenizes a prompt differently, or cannot end a turn, is refused.
+transformers computes them once for the merged model (`MergedModelReference`), llama.cpp for every file. A
+file that tokenizes a prompt differently, or cannot end a turn, is refused.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from slmctl.task.records import Message, Record
 COMPARED_RECORDS = 16  # held-out records whose next tokens are compared
 MAX_RECORD_TOKENS = 1024  # tokens of such a record
 MAX_ANSWER_TOKENS = 32  # tokens of an answer that are compared
-BATCH_TOKENS = 2048  # computed together: a weight is made float32 once a batch
-MAX_LOGIT_BYTES = 128 << 20  # bytes of logits that are kept: fewer records where the vocabulary is large
+BATCH_TOKENS = 2048  # tokens of a batch; every weight is cast to float32 once a batch
+MAX_LOGIT_BYTES = 128 << 20  # bytes of logits in memory: with a large vocabulary, fewer positions are compared
 LOSSLESS_KL = 2e-3  # nats; SmolLM2-135M in F16 is 2e-6 away, by llama.cpp's own rounding of activations
-ADAPTER_KL = 10  # times that of the merged file: the base is rounded alone, and without an importance matrix
+ADAPTER_KL = 10  # times that of the merged file: the base is quantized alone, without an importance matrix
 
 MAX_LOOK_ALIKES = 64  # spelled control tokens of a base; some have thousands, reserved for later
 
-# A text whose letters carry marks; llama.cpp cuts such words where tokenizers in the manner of gpt-4o do not, so a
-# difference is noted. In a held-out record it is refused as any other.
+# A text with combining marks: llama.cpp splits such words where tokenizers like gpt-4o's do not, so a difference is
+# only noted. In a held-out record it is refused like any other.
 MARKS = "देवनागरी में हिन्दी"
 
 # Texts on which tokenizers differ, if they do.
@@ -125,7 +125,7 @@ def _rendered(tokenizer: Any, task: Task, messages: Sequence[Message], tools: Se
 
 
 def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], *, most: int) -> list[LogitRequest]:
-    """Prompts with their answers, at most `most` positions together; a prompt's last token predicts the first one."""
+    """Prompts with their answers, at most `most` positions in all; a prompt's last token predicts an answer's first."""
     rows: list[LogitRequest] = []
     for prompt, answer in zip(prompts, answers, strict=True):
         answer = answer[: min(MAX_ANSWER_TOKENS, most)]
@@ -163,7 +163,7 @@ def _logits(model: Any, rows: Sequence[LogitRequest], vocabulary: int) -> npt.ND
 
 
 def batches(sequences: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of sequences of like length, as many as BATCH_TOKENS holds when they are padded to the longest."""
+    """Batches of indices of sequences of like length, at most BATCH_TOKENS after padding, or one sequence."""
     batch: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
         if batch and (len(batch) + 1) * len(sequences[index]) > BATCH_TOKENS:
@@ -175,9 +175,9 @@ def batches(sequences: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def padded(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (sequences, length), padded on the right, where a causal model's other positions see nothing.
+    """Token ids and mask, each (sequences, length), padded on the right.
 
-    So no model needs the mask, and one without attention computes the same too.
+    No position of a causal model sees the padding after it, so models need no mask, those without attention included.
     """
     length = max(map(len, sequences))
     ids = torch.tensor([[*tokens, *[0] * (length - len(tokens))] for tokens in sequences])
@@ -216,11 +216,11 @@ def check(path: Path, reference: MergedModelReference, *, scratch: Path, lora: P
     """Compare a file, as llama.cpp computes it, with the merged model.
 
     Args:
-        lora: An adapter to put on the file; its weights are then held as they are, since other adapters share them.
+        lora: An adapter to put on the file; the file's weights then keep their type, since other adapters share them.
 
     Returns:
-        `kl_mean` and `kl_max` in nats, `top1_agreement` (share), `positions` and `texts` (counts); `weights` where they
-        were held in another type than the file's, as they are when its answers are measured and served.
+        `kl_mean` and `kl_max` in nats, `top1_agreement` (share), `positions` and `texts` (counts); `weights`, the type
+        in which the engine holds them, if it is not the file's, also when its answers are measured and served.
 
     Raises:
         StageError: It differs; the message names the difference.
@@ -251,10 +251,10 @@ def check(path: Path, reference: MergedModelReference, *, scratch: Path, lora: P
 
 
 def check_lossless(path: Path, reference: MergedModelReference, *, scratch: Path) -> dict[str, Any]:
-    """`check` a file that lost nothing.
+    """`check` the lossless file, and that its divergence is at most LOSSLESS_KL.
 
     Raises:
-        StageError: It differs, or predicts other tokens than the merged model.
+        StageError: It differs, or its next-token distributions are further from the merged model's.
     """
     distances = check(path, reference, scratch=scratch)
     kl = distances.get("kl_mean")

@@ -31,7 +31,7 @@ ENDLESS_PROBE_TOKENS = 8  # of an answer that need not end
 CHILD_BYTES = 200_000_000  # of the converter, or of llama.cpp, without tensors, and of this process by then
 LARGEST_TENSOR_BYTES = 8  # a weight of the embedding, as it is read and as it is written
 AUTO_RECORDS = 128  # training records for `importance_matrix: auto`
-LARGE = 10**9  # weights from which on `auto` takes half of them, and writes a type once: minutes each on a processor
+LARGE = 10**9  # weights; from here on `auto` takes half the records and writes each type once, since each takes minutes
 
 
 def run(
@@ -51,7 +51,7 @@ def run(
 
     Raises:
         MissingError: The converter has not been fetched.
-        StageError: A file could not be written, or does not compute what the merged model computes.
+        StageError: A file could not be written, or differs from the merged model in its results.
     """
     if base is not None:
         return lora_gguf.write_base(config, base, out)
@@ -95,7 +95,7 @@ def run(
 
 def _estimate_bytes(folder: Path, types: Sequence[str]) -> int:
     """Estimated peak of this stage with its child processes: the reference, the largest tensor, or the answers."""
-    memory.trim_heap()  # a training in this process may have left much that is free
+    memory.trim_heap()  # memory that a training in this process has freed would count as held
     model, cells = model_size.read(folder), PROBE_PROMPTS * engine.CONTEXT
     reference = model.stored_bytes(parity.BATCH_TOKENS, kept=2 * parity.MAX_LOGIT_BYTES // (4 * model.vocabulary))
     converter = CHILD_BYTES + LARGEST_TENSOR_BYTES * model.vocabulary * model.hidden
@@ -119,7 +119,7 @@ def _compute_reference(
     held_out: Sequence[Record],
     lossless: LosslessFile,
 ) -> tuple[parity.MergedModelReference, ImportanceMatrix, int]:
-    """Load the merged model in transformers once: the reference of all files, the importance matrix, its records.
+    """Load the merged model once in transformers; returns (reference of all files, importance matrix, its records).
 
     Args:
         count: Training records to measure the matrix on.
