@@ -63,9 +63,9 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
 
 
 def _by_stored_name(adapter: LoraAdapter, base: Path, tensors: list[StoredTensor]) -> LoraAdapter:
-    """The adapter by the names under which the base's files store what it changes.
+    """The adapter, with its tensors renamed as the base's files name them.
 
-    An adapter has the names of the model's modules, and transformers renames the tensors of some models on load.
+    An adapter uses the names of the model's modules, and transformers renames the tensors of some models on load.
     """
     stored = {tensor.name for tensor in tensors}
     if adapter.names <= stored:
@@ -80,7 +80,7 @@ def _by_stored_name(adapter: LoraAdapter, base: Path, tensors: list[StoredTensor
 
 
 def _untie(tensors: list[StoredTensor], adapter: LoraAdapter) -> list[StoredTensor]:
-    """A copy of the embedding as the output head's own tensor, where they share it and only one of them was trained."""
+    """The embedding again, as a tensor of the output head, if both share it and the adapter changes either; else []."""
     names = {tensor.name for tensor in tensors}
     embeddings = [tensor for tensor in tensors if tensor.name.endswith(EMBEDDING_NAMES)]
     if len(embeddings) != 1 or names & {*HEAD_NAMES}:
@@ -152,7 +152,7 @@ def _write_card(base: Base, out: Path) -> None:
 
 
 def _yaml(text: str) -> str:
-    """A text as a YAML value: quoted unless it is plainly one."""
+    """A text as a YAML value, quoted unless it needs no quotes."""
     return text if re.fullmatch(r"[A-Za-z0-9][\w./+-]*", text) else json.dumps(text)
 
 
