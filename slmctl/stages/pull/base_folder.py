@@ -39,7 +39,7 @@ CHAT_TEMPLATE = """\
 
 
 def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
-    """Copy the ALLOWED_FILES of an HF folder, of a multimodal one those of its text model, and check them."""
+    """Copy the ALLOWED_FILES of an HF folder, or the text model of a multimodal one, and check them."""
     hf_folder.refuse_code(folder)
     with _refused():
         text = text_model.find(folder)
@@ -65,7 +65,7 @@ def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
     described = _describe(
         out, name=name, source=source, license=card.license, parameters=parameters, note=note, languages=card.languages
     )
-    if (folder / FILENAME).exists():  # what `pull` has left in another project says more than its folder
+    if (folder / FILENAME).exists():  # the description by `pull` in another project says more than the folder
         with _refused():
             made = Base.read(folder)
         kept = {key: getattr(made, key) for key in ("name", "source", "license", "note", "languages")}
@@ -115,7 +115,7 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
 
 @contextlib.contextmanager
 def _refused() -> Iterator[None]:
-    """Report a damaged file of a base as input that cannot be used: it is no artifact of slmctl yet."""
+    """Turn an IntegrityError on a base's files into a DataError: they are input, not an artifact yet."""
     try:
         yield
     except IntegrityError as error:
@@ -125,8 +125,8 @@ def _refused() -> Iterator[None]:
 def _pre_tokenizer(kind: str) -> PreTokenizer | None:
     """The pre-tokenizer of a GGUF's vocabulary where transformers takes another one, else None.
 
-    transformers 5.24 gives every BPE vocabulary of a GGUF the rules of GPT-2; SmolLM's sets each digit apart
-    first, so `\\n 2` was three tokens in training and others in llama.cpp. Ends when transformers reads
+    transformers 5.24 gives every BPE vocabulary of a GGUF the rules of GPT-2; SmolLM's splits digits first,
+    so `\\n 2` was three tokens in training and others in llama.cpp. Ends when transformers reads
     `tokenizer.ggml.pre`.
     """
     if kind == "smollm":

@@ -34,7 +34,7 @@ class ScaledMatrix:
     block: tuple[int, int]
 
     def pieces(self) -> Iterator[torch.Tensor]:
-        """All rows in bfloat16, some at a time."""
+        """All rows, dequantised to bfloat16, some at a time."""
         scales = self.scale.rows(0, self.scale.shape[0] if self.scale.shape else 1).float()
         scales = scales.reshape(self.scale.shape if len(self.scale.shape) == 2 else (1, 1))
         columns = scales.repeat_interleave(self.block[1], 1)[:, : self.weight.shape[1]]
@@ -66,7 +66,7 @@ def find(config: JsonObject, tensors: Sequence[StoredTensor]) -> dict[str, Scale
 
 
 def _block_size(config: JsonObject) -> tuple[int, int] | None:
-    """Rows and columns of a block; None where a matrix has one scale, or the config says nothing sound."""
+    """Rows and columns of a block; None where a matrix has one scale, or the config states no valid size."""
     packed = config.get("quantization_config")
     size = packed.get("weight_block_size") if isinstance(packed, dict) else None
     if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n <= MAX_BLOCK for n in size):

@@ -1,4 +1,4 @@
-"""Child process that loads a foreign base within bounds, before anything else believes its files.
+"""Child process that loads a foreign base within bounds, before any other code trusts its files.
 
     python -m slmctl.stages.pull.load_check FOLDER [GGUF]
 
@@ -22,7 +22,7 @@ from slmctl.model_files import gguf_header, safetensors_header
 from slmctl.network import guard
 
 LIMIT_S = 600  # a sentencepiece model of 262,144 tokens is converted in under a minute
-LIMIT_BYTES = 4 << 30  # of address space, beside the mapped GGUF file; gemma-3's tokenizer takes 2 GB
+LIMIT_BYTES = 4 << 30  # of address space, on top of the mapped GGUF file; gemma-3's tokenizer takes 2 GB
 MAX_GROWTH = 64  # characters that a tokenizer's normalizer or decoder may make of one; a space becomes one U+2581
 MAX_TOKENIZER_BYTES = 64 << 20  # gemma-3's tokenizer.json has 33 MB
 MAX_VOCABULARY = 4 << 20
@@ -57,7 +57,7 @@ def _check(folder: Path, gguf: str) -> None:
     """Load everything but the weights.
 
     Raises:
-        DataError: It cannot be loaded, or is not as large as the weights.
+        DataError: It cannot be loaded, or its weights do not fit its config.
     """
     from slmctl.model_files import hf_folder  # after the limits are set
 
@@ -95,7 +95,7 @@ def text_growth(part: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    """Check what the arguments name, within limits, and print the answer."""
+    """Check the base that the arguments name, within limits, and print the answer."""
     folder, gguf = Path(sys.argv[1]), "".join(sys.argv[2:3])
     mapped = (folder / gguf).stat().st_size if gguf else 0
     child.bound(memory=LIMIT_BYTES + mapped, cpu_s=LIMIT_S)

@@ -24,7 +24,7 @@ class ModelCard:
 
 
 def read(path: Path) -> ModelCard:
-    """License and languages of a model card; empty where there is no card, or its front matter is unreadable.
+    """License and languages of a model card; empty without a card or readable front matter.
 
     The YAML may hold no aliases: a few of them stand for billions of values.
     """
@@ -46,7 +46,7 @@ def license_of(value: Any) -> str:
 
 
 def languages_of(value: Any) -> tuple[str, ...]:
-    """Language codes of a text or a list of texts; entries that are none are left out."""
+    """Language codes of a text or a list of texts; other entries are left out."""
     entries = value[:MAX_LANGUAGES] if isinstance(value, list) else [value]
     return tuple(e for e in entries if isinstance(e, str) and 0 < len(e) <= MAX_CODE and e.isprintable())
 

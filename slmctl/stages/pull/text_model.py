@@ -18,10 +18,10 @@ from slmctl.stages.pull import fp8_weights
 from slmctl.stages.pull.fp8_weights import ScaledMatrix
 
 MAX_SHARD_BYTES = 5_000_000_000
-# What comes before the text model's own names, as wrappers of different age store them; the first that fits is taken.
+# Prefixes of the text model's tensors in multimodal bases of different age; the first that fits is taken.
 PREFIXES = ("language_model.model.", "model.language_model.", "model.text_model.", "language_model.")
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
-# Settings of the wrapper that also hold for its text model, where that has none of its own.
+# Settings of the wrapper that its text model takes where it has none.
 INHERITED_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -32,8 +32,8 @@ class TextModel:
     Attributes:
         wrapper: The class of a multimodal base, such as `Gemma3ForConditionalGeneration`; empty for a text model.
         config: The text model's own config.
-        names: Names of its tensors by the names under which the base stores them.
-        scaled: Those of them that are in FP8.
+        names: {name of a tensor in the base's files: its name in the text model}.
+        scaled: The matrices in FP8, by name in the base's files.
     """
 
     wrapper: str
@@ -52,11 +52,11 @@ class TextModel:
 
     @staticmethod
     def replaces(name: str) -> bool:
-        """True for a file of the base in whose place `write` puts another."""
+        """True for a file of the base that `write` replaces."""
         return name == "config.json" or ".safetensors" in name
 
     def write(self, out: Path) -> None:
-        """Write config and weights, some rows at a time; what is not in FP8 is copied as bytes."""
+        """Write config and weights, some rows at a time; tensors that are not in FP8 are copied as bytes."""
         kept = [tensor for tensor in self.tensors if tensor.name in self.names]
         planned = [
             PlannedTensor(self.names[t.name], torch.bfloat16 if t.name in self.scaled else t.dtype, t.shape)
@@ -79,8 +79,8 @@ def find(folder: Path) -> TextModel | None:
 
     Raises:
         DataError: It holds no text model that transformers loads as a causal LM, FP8 weights without scales, or weights
-            that are packed into few bits.
-        IntegrityError: Its weights are no safetensors files.
+            that are quantized otherwise.
+        IntegrityError: Its weights are not valid safetensors files.
     """
     whole = bounded_json.read_object(folder / "config.json")
     own = whole.get("text_config")
@@ -114,7 +114,7 @@ def find(folder: Path) -> TextModel | None:
 
 
 def _quantization(config: JsonObject) -> str:
-    """The method by which a config says that its weights are quantized; empty for none."""
+    """The quantization method of a config's weights, or '' for none."""
     packed = config.get("quantization_config")
     return str(packed.get("quant_method") if isinstance(packed, dict) else packed)[:40] if packed else ""
 
@@ -126,7 +126,7 @@ def _trainable(config: JsonObject) -> JsonObject:
 
 
 def text_names(stored: list[str]) -> dict[str, str]:
-    """Names of the text model's tensors by their names in a multimodal base; empty if it has no layers of text."""
+    """{name of a tensor in a multimodal base: its name in the text model}; empty if it has no text layers."""
     prefix = next((p for p in PREFIXES if any(name.startswith(f"{p}layers.") for name in stored)), None)
     if prefix is None:
         return {}
