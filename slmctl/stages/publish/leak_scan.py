@@ -28,7 +28,7 @@ _BINARY = (".model",)  # a sentencepiece vocabulary
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{6,}")
 _HASH = re.compile(r"\b(?:sha256:)?[0-9a-f]{32,}\b")
 _DECIMAL = re.compile(r"(?<![\w.])[-+±−]?\d+\.\d+%?(?![\w.]|-\d)")
-# A URL, up to where the text around it goes on: its path is not one of this machine.
+# A URL, up to the end of its word: its path is not a path of this machine.
 _ADDRESS = re.compile(r"\b(?!file:)[A-Za-z][\w+.-]{0,30}://[^\s/\"'<>,;|()][^\s\"'<>,;|()]*")
 _PATH = re.compile(
     r"(?<![\w./<{}~%*+-])/(?:[\w.@+%-]+/)+[\w.@+%-]+"  # two parts or more: /home/jo/data
@@ -74,7 +74,7 @@ def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, 
 
 
 def _leaks(path: Path, name: str, vocabulary: frozenset[str], allow: Sequence[str]) -> Iterator[Leak]:
-    """The leaks in one file, which goes by `name` in the release; texts in `vocabulary` are exempt."""
+    """The leaks in one file, called `name` in the release; texts in `vocabulary` are exempt."""
     kinds = ("secret",) if Path(name).name.startswith(CARRIED) else sensitive.KINDS
     for place, text in _texts(path, vocabulary):
         for rule in _rules(text, kinds, allow):
@@ -121,7 +121,7 @@ def _texts(path: Path, vocabulary: frozenset[str]) -> Iterator[tuple[str, str]]:
 
 
 def _arrays(path: Path) -> Iterator[tuple[str, str]]:
-    """The texts among the arrays of a file of numpy's; numbers are no text."""
+    """(name, text) of the names and text arrays of an `.npz` file; arrays of numbers are exempt."""
     with np.load(path, allow_pickle=False) as kept:
         for name in kept.files:
             yield name, name

@@ -1,4 +1,4 @@
-"""The base model's license: its id, a check that the label can be true, and the files that it requires."""
+"""The base model's license: its id, a check that the stated id can be right, and the files that it requires."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _META = ("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4")
 
 @dataclass(frozen=True)
 class Family:
-    """Models under terms of their own, whatever a label says.
+    """A family of models that is published under its own terms, whatever a base states.
 
     Attributes:
         pattern: Matches their names and sources.
         architectures: Values of `model_type` in `config.json` that no other family has.
-        licenses: The labels that can be true.
+        licenses: The license ids that can be right.
     """
 
     name: str
@@ -64,13 +64,13 @@ _SPELLINGS = dict.fromkeys(("apache 2.0", "apache2.0", "apache2", "apache licens
 
 
 def license_of(base: Artifact, stated: str | None) -> str:
-    """The id of the license that holds for models made from a base; empty where none is stated.
+    """The id of the license of models made from a base; '' if none is stated.
 
     Args:
-        stated: `publish.license`, for a base whose own files state none.
+        stated: `publish.license`, used if the base's files state none.
 
     Raises:
-        GateError: The label cannot be true.
+        GateError: The stated id cannot be right.
     """
     facts = Base.read(base.path)
     own = _id(facts.license)
@@ -97,7 +97,7 @@ def license_of(base: Artifact, stated: str | None) -> str:
 
 
 def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
-    """Write the files that the license requires: those of the base, and a NOTICE that states the changes."""
+    """Write the files that the license requires: the base's own, and a NOTICE that states the changes."""
     for entry in base.manifest.files:
         if entry.path.startswith(CARRIED):
             shutil.copyfile(base.file(entry.path), out / entry.path)
@@ -139,6 +139,6 @@ def _family(base: Artifact, facts: Base) -> Family | None:
 
 
 def _license_of_text(path: Path) -> str | None:
-    """The id of the license whose text a file is, if it is a known one."""
+    """The id of the license whose text is in a file; None if it is not a known one."""
     text = path.read_text(encoding="utf-8", errors="replace")
     return next((name for name, pattern in _TEXTS if pattern.search(text)), None)

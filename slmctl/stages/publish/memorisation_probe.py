@@ -104,7 +104,7 @@ def _best(task: Task, record: Record, rows: Counter[str]) -> MemorisationProbe |
     best: tuple[float, int, str, str] | None = None  # bits, index of the message, text before the string, string
     question = record.input
     places = [(len(before) - 1, before[-1]), (len(before), answer)] if before else []
-    if task.rules.structured:  # values are read from the question, in another spelling: that is no memory
+    if task.rules.structured:  # values come from the question, spelled otherwise, so they show no memorisation
         places = places[:1]
     for k, message in places:
         for start, rare_string in _rare(message["content"], rows):
@@ -133,7 +133,7 @@ def _rare(text: str, rows: Counter[str]) -> Iterator[tuple[int, str]]:
 
 
 def _prompt(task: Task, record: Record, k: int, head: str) -> str | None:
-    """The record rendered as in training, up to the string; None where the template refuses it."""
+    """The record rendered as in training, up to the string; None if the template refuses it."""
     try:
         if k == len(record.messages) - 1:
             return task.prompt(record.prompt_messages, tools=record.tools) + task.defused(head)

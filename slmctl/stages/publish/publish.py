@@ -26,7 +26,7 @@ from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS, read_records
 
 CONTEXT = 2048  # tokens; Ollama's own default truncates longer prompts silently
-# The only files that are published of each artifact.
+# The only files of an artifact that are published.
 REPORT = ("report.json", "report.md", "report.html", "rows.jsonl")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -44,7 +44,7 @@ def run(
         IntegrityError: The inputs were not made from each other.
     """
     steps = {"base": base, "prepared": prepared, "adapter": adapter, "merged": merged, "gguf": gguf, "report": report}
-    # its config names the teachers' addresses, so the lineage that is published cites it by its digest alone
+    # its config holds the teachers' addresses, so the published lineage names it by digest only
     _require_chain(steps | ({"labelled": labelled} if labelled is not None else {}))
     figures = parse_report(json.loads(report.file("report.json").read_bytes()), where=f"{report.path}/report.json")
     files = gguf.metrics["files"]
@@ -89,8 +89,8 @@ def run(
 
 
 def require_allowed(release: Artifact, config: PublishConfig) -> None:
-    """Check a release that is laid out: its manifest is clean; outside this machine it has a license, and for the
-    public the terms of its teachers are declared.
+    """Check a finished release: its manifest is clean, its license is known if it leaves this machine, and the terms
+    of its teachers are `permitted` if it goes public.
 
     Raises:
         GateError: It must not be sent to `publish.to`.
@@ -151,11 +151,11 @@ def _require_measured(files: dict[str, Any], figures: EvaluationReport) -> None:
 
 
 def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
-    """The adapter's own file with those of the base's files that the report measured it on.
+    """The adapter's own file, with the base's files on which the report measured it.
 
     Raises:
-        GateError: It measured the adapter on none of them.
-        UsageError: No such file was written.
+        GateError: The report measured the adapter on none of them.
+        UsageError: The adapter's own file was not written.
     """
     lora = gguf.metrics.get("lora") or {}
     if not lora.get("bases"):
@@ -179,10 +179,10 @@ def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
 def _opinion(
     encoder: Artifact | None, gguf: Artifact, files: Mapping[str, Any], figures: EvaluationReport, out: Path
 ) -> dict[str, Any]:
-    """The source and the hashes of the encoder and its head, copied where the report keeps its opinion; else nothing.
+    """Copy the encoder and its head if the report keeps its opinion; returns source, license, size and hashes, or {}.
 
     Raises:
-        GateError: The report did not measure these files with it.
+        GateError: The report did not measure these files with this encoder.
     """
     if encoder is None or not figures.get("second_opinion", {}).get("kept"):
         return {}
@@ -219,7 +219,7 @@ def _changes(facts: Base, config: PublishConfig) -> str:
 
 
 def _write_texts(out: Path, task: Task, files: dict[str, Any], figures: EvaluationReport, **facts: Any) -> None:
-    """The model card and Ollama's Modelfile; `facts` are what the card says beside."""
+    """Write the model card and Ollama's Modelfile; `facts` are further values for the card."""
     if '"""' in task.whole_system:
         raise UsageError('task.system holds """, which a Modelfile cannot express', hint="rephrase task.system")
     head, rows = table(figures)
@@ -234,7 +234,7 @@ def _write_texts(out: Path, task: Task, files: dict[str, Any], figures: Evaluati
 
 
 def teaching_of(labelled: Artifact | None) -> dict[str, Any]:
-    """The teachers whose labels were trained on, with their number and bound; empty where there are none."""
+    """The teachers whose labels were trained on, the number of their labels and the bound; {} without any."""
     if labelled is None or not labelled.metrics["accepted"]:
         return {}
     facts = labelled.metrics

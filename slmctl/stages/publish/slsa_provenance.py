@@ -22,10 +22,10 @@ _PRIVATE = ("sources", "task")  # keys of a config with file and column names; t
 
 
 def write(out: Path, steps: Mapping[str, Artifact]) -> None:
-    """Write the statement about the model files that lie in `out`.
+    """Write the statement about the model files in `out`.
 
     Args:
-        out: The release, laid out.
+        out: The folder of the release.
         steps: The artifacts that the release was made from, by role, in the order of the pipeline.
     """
     subject = [
@@ -84,7 +84,7 @@ def _dependencies(steps: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 
 
 def _purl(source: str) -> str | None:
-    """A base's source as a package URL; a local one has none."""
+    """A base's source as a package URL; None for a local one."""
     kind, _, name = source.partition(":")
     if kind == "pypi":
         return "pkg:pypi/" + name.replace("==", "@")
