@@ -1,6 +1,6 @@
 """encoder + prepared -> encoder: its GGUF file with linear models on it and on TF-IDF, fitted on training records.
 
-The encoder stays as it came, so this takes seconds: it is what a fine-tuned model has to beat.
+The encoder is not trained, so this takes seconds; a fine-tuned model has to beat it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from slmctl.models.encoder_process import Encoder
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, require_records
 
-TOGETHER = 512  # texts between two marks of progress
-SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows, at which both cheap models are fitted too
+TOGETHER = 512  # texts between two updates of the progress bar
+SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; both cheap models are fitted on each too
 
 
 class ShareScore(TypedDict):
@@ -40,8 +40,8 @@ class ShareScore(TypedDict):
 class EncodeFacts(TypedDict):
     """The encoder, and its score on the validation rows, which choose the regularisation too.
 
-    `source_sha256` is that of the file of weights as it came, by its name; `interval` is the 95 % interval of the
-    share that is right.
+    `source_sha256` maps the name of the file of weights, as it came, to its hash; `interval` is the 95 % interval of
+    the share that is right.
     """
 
     source: str
@@ -92,7 +92,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     if len(validation) >= linear_baseline.FEWEST:
         whole: ShareScore = {"rows": len(train), "encoder": right, "tfidf_logistic": tfidf}
         facts["curve"] = [*_curve(train, validation, learned, choosing), whole]
-    memory.trim_heap()  # the fits left much of it, and the same process may go on to answer by the model
+    memory.trim_heap()  # freed by the fits; the same process may answer with the model next
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
         console.say(f"  {line}")
@@ -100,7 +100,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
 
 
 def _link(kept: Path, target: Path) -> None:
-    """The same file under another name, without its bytes twice, where the file system has that."""
+    """Hard-link a file, or copy it on a file system without hard links."""
     try:
         os.link(kept, target)
     except OSError:
@@ -121,7 +121,7 @@ def _vectors(encoder: Encoder, records: Sequence[Record]) -> Floats:
 def _fitted(
     train: Sequence[Record], vectors: Floats, validation: Sequence[Record], choosing: Floats
 ) -> tuple[EncoderModel, int, int]:
-    """The model of some rows, and the right answers to the validation rows: its own, and TF-IDF's by itself."""
+    """Returns (model fitted on `train`, its right answers to the validation rows, those of TF-IDF alone)."""
     texts, chosen = [record.input for record in validation], [record.answer for record in validation]
     model, tfidf = encoder_head.fit(
         [record.input for record in train], vectors, [record.answer for record in train],
@@ -147,7 +147,7 @@ def _curve(
 
 
 def _lines(facts: EncodeFacts) -> list[str]:
-    """Sentences on the score, and on the course over training rows."""
+    """Sentences on the score, and on the score by number of training rows."""
     if not facts["rows"]:
         return ["no validation rows, so the linear model's regularisation is the strongest"]
     low, high = map(console.percent, facts["interval"])
