@@ -22,7 +22,7 @@ from slmctl.metrics.predictions import Prediction, PredictionFacts, facts_of, re
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
 
-FEW_ROWS = 400  # most of what passes on fewer rows passes by luck
+FEW_ROWS = 400  # with fewer, a policy often passes by chance
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     Raises:
         DataError: There are too few rows, or the answers have no confidence.
         GateError: No threshold keeps the error low enough.
-        IntegrityError: The predictions hold something else than predictions.
+        IntegrityError: The artifact of predictions does not hold predictions.
         UsageError: The predictions are of another split than calibration, or of another kind of model.
     """
     _require(predictions, outside)
@@ -59,15 +59,15 @@ def run(
     figures: dict[str, Any] = {key: value for key, value in policy.figures.items() if key != "curve"}
     if models.class_of(facts_of(predictions)["kind"]).is_remote:
         kept = [line.get("confidence") or 0.0 for line in lines if policy.judge(line, line["answer"] or "").keep]
-        if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):  # it alone decides
+        if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):  # confidence decides
             figures["least_confidence"] = min(kept)
     return {"model": facts_of(predictions)["model"], "sha256": policy.gguf, "correct": policy.correct} | figures
 
 
 def _answered(predictions: Artifact) -> list[Prediction]:
-    """The predictions; those of an endpoint without the rows that it did not answer with a probability.
+    """The predictions, without rows that an endpoint answered without a probability or not at all.
 
-    Nobody can act on such an answer, so none of the kept ones is among them.
+    A policy never keeps such an answer, so they say nothing about the kept ones.
     """
     lines, facts = read_predictions(predictions), facts_of(predictions)
     if not models.class_of(facts["kind"]).is_remote:
@@ -79,12 +79,12 @@ def _answered(predictions: Artifact) -> list[Prediction]:
 
 
 def _source(facts: PredictionFacts) -> str:
-    """The sha256 of the file that answered; of an endpoint that of its address and model."""
+    """The sha256 of the file that answered, or for an endpoint of its address and model."""
     return facts["sha256"] or sha256_bytes(canonical([facts.get("endpoint"), facts["model"]]))[7:]
 
 
 def _expected(policy: Policy, lines: Sequence[Prediction], rows: CalibrationRows) -> PolicyFigures:
-    """The accuracy of traffic like the calibration rows: by the policy, and as the rows that test it show."""
+    """Accuracy on the rows that test the policy: `p_correct` as the policy expects it, `right` as measured."""
     tests = [k for k, line in enumerate(lines) if not rows.fits[k]]
     chances = [policy.judge(lines[k], lines[k]["answer"] or "").p_correct for k in tests]
     right = rows.right[tests] & ~rows.outside[tests]
