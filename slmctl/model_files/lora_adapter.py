@@ -1,4 +1,4 @@
-"""A LoRA adapter as low-rank updates of named tensors of its base; other forms are refused by name."""
+"""A LoRA adapter as low-rank updates of its base's tensors; other forms are refused with their name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, StageError
 from slmctl.model_files import safetensors_header
 
-PREFIX = "base_model.model."  # what PEFT puts before a module's own name
+PREFIX = "base_model.model."  # PEFT's prefix of a module's name
 WEIGHT_TYPES = ("F32", "F16", "BF16", "F64")
 # Bounds of a regular expression in alpha_pattern: within them matching a module's name takes milliseconds.
 MAX_PATTERN, MAX_QUANTIFIERS = 256, 2
@@ -36,7 +36,7 @@ SUPPORTED_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """The update of one stored matrix W: W + scale * left right, for DoRA its direction times a magnitude.
+    """The update of one stored matrix W: W + scale * left @ right, for DoRA normalised and times a magnitude.
 
     Attributes:
         left: (rows of W, rank).
@@ -72,7 +72,7 @@ class LowRankUpdate:
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """Updates by the name of the base's tensor, and the tensors that replace one of the base's as a whole."""
+    """Updates by the name of the base's tensor, and new tensors by the name of the base's tensor that they replace."""
 
     changes: dict[str, LowRankUpdate]
     replaced: dict[str, torch.Tensor]
@@ -87,7 +87,7 @@ def read(folder: Path) -> LoraAdapter:
 
     Raises:
         DataError: Its settings are not PEFT's.
-        IntegrityError: Its weights are no safetensors file.
+        IntegrityError: Its weights are not a valid safetensors file.
         StageError: It is of a form that cannot be merged.
     """
     settings = bounded_json.read_object(folder / SETTINGS)
@@ -105,7 +105,7 @@ def read(folder: Path) -> LoraAdapter:
             sides.setdefault(module, {})[side] = tensor.float()
         elif _saved_whole(own, settings):
             replaced[own.replace(".modules_to_save.", ".")] = tensor
-        elif ".base_layer." not in own:  # PEFT saves the base's embedding beside an adapter of it
+        elif ".base_layer." not in own:  # PEFT saves the base's embedding with an adapter on it
             raise StageError(
                 f"the adapter holds '{own}', which is neither LoRA nor in its modules_to_save",
                 hint="an adapter that adds tokens to the vocabulary cannot be merged",

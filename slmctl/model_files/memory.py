@@ -1,4 +1,4 @@
-"""Memory: what is free, what this process takes, and the refusal of what cannot fit.
+"""Memory: estimates of what work takes, and its refusal if it cannot fit.
 
 Pages of mapped files are left out everywhere: the kernel drops them when memory runs short.
 """
@@ -18,23 +18,23 @@ from slmctl.hardware import available_bytes, cpu_flags, held_bytes, usable_cores
 from slmctl.model_files import gguf_header
 
 SAMPLE_S = 0.05
-AMX = "amx_int8"  # of processors for which llama.cpp copies all quantized weights into the order of its products
-BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # of those on which `inference.expansion` holds weights in 16 bits
-LEAST_EXPANDED = 32 << 20  # bytes of a file; it leaves smaller ones
-REPACKED_BYTES = 0.6  # of a weight in 4 bits, which it copies everywhere
+AMX = "amx_int8"  # processors on which llama.cpp copies all quantized weights into another layout
+BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # processors on which `inference.expansion` holds weights in 16 bits
+LEAST_EXPANDED = 32 << 20  # bytes of the smallest file that it expands
+REPACKED_BYTES = 0.6  # of a weight in 4 bits, which llama.cpp copies on every processor
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
-ENCODER_BYTES, ENCODER_CORE_BYTES = 50_000_000, 60_000_000  # of a sentence encoder's process, and of a core's texts
-GRAMMAR_BYTES, GRAMMAR_TOKEN_BYTES = 60_000_000, 700  # of the processes that follow a schema, and a token of theirs
+ENCODER_BYTES, ENCODER_CORE_BYTES = 50_000_000, 60_000_000  # of a sentence encoder's process, and per core
+GRAMMAR_BYTES, GRAMMAR_TOKEN_BYTES = 60_000_000, 700  # of the processes that follow a schema, and per token
 
 
 def require(needed: int, work: str, *, hint: str, processes: int = 1) -> None:
-    """Refuse work of so many processes on this machine, each with a peak of `needed` bytes, that cannot fit.
+    """Refuse work of `processes` on this machine, each with a peak of `needed` bytes, that cannot fit.
 
     Args:
         work: Subject of the message, such as `training`.
 
     Raises:
-        FullError: The peak is more than what is free and what the processes hold already.
+        FullError: The peak is more than the free memory and the memory that the processes hold already.
     """
     if not fits(needed, processes):
         have = available_bytes() + processes * held_bytes()
@@ -45,18 +45,18 @@ def require(needed: int, work: str, *, hint: str, processes: int = 1) -> None:
 
 
 def fits(needed: int, processes: int = 1) -> bool:
-    """True if so many processes on this machine, each with a peak of `needed` bytes, fit beside what else runs."""
+    """True if `processes` on this machine, each with a peak of `needed` bytes, fit into the available memory."""
     return processes * needed <= available_bytes() + processes * held_bytes()
 
 
 def require_engine(path: Path, *, sequences: int, context: int, encoders: Iterable[Path] = ()) -> None:
-    """Refuse to load a GGUF file whose weights, with the keys and values of so many sequences, cannot fit.
+    """Refuse to load a GGUF file whose weights, with the keys and values of all sequences, cannot fit.
 
     Args:
-        encoders: Those that answer with it.
+        encoders: GGUF files of sentence encoders that are loaded with it.
 
     Raises:
-        FullError: They cannot.
+        FullError: They cannot fit.
     """
     needed = held_bytes() + engine_bytes(path, sequences=sequences, context=context)
     needed += sum(map(encoder_bytes, encoders))
@@ -64,11 +64,11 @@ def require_engine(path: Path, *, sequences: int, context: int, encoders: Iterab
 
 
 def engine_bytes(path: Path, *, sequences: int, context: int, classifier: bool = False, grammars: bool = False) -> int:
-    """Bytes that llama.cpp's process holds for a GGUF file, with the keys and values of so many sequences, at most.
+    """Upper bound of the bytes of llama.cpp's process for a GGUF file, with the keys and values of all sequences.
 
     Args:
-        classifier: The quantized weights may be held in 16 bits, where this processor multiplies those faster.
-        grammars: Answers are held to a schema, which takes processes with the vocabulary.
+        classifier: Quantized weights may be held in 16 bits, if this processor multiplies those faster.
+        grammars: Answers follow a schema, which takes processes that hold the vocabulary.
     """
     head = gguf_header.read(path)
     weights = path.stat().st_size
@@ -86,7 +86,7 @@ def encoder_bytes(gguf: Path) -> int:
 
 
 def repacked_bytes(types: Iterable[str]) -> float:
-    """Bytes of a weight, in the largest of these types, that llama.cpp copies beside the mapped file, at most.
+    """Upper bound of the bytes that llama.cpp copies of a weight, on top of the mapped file, in the largest type.
 
     Args:
         types: Names of quantization types, such as `Q4_K_M`; the first digit is their bits, scales take half a bit.
@@ -96,7 +96,7 @@ def repacked_bytes(types: Iterable[str]) -> float:
 
 
 def cell_bytes(head: gguf_header.GgufHeader) -> int:
-    """Keys and values of a token in 16 bits; layers without attention have none."""
+    """Bytes of a token's keys and values in 16 bits, over all layers with attention."""
     kind = str(head.metadata.get("general.architecture", ""))
     heads, width, blocks = (
         head.metadata.get(f"{kind}.{key}") for key in ("attention.head_count", "embedding_length", "block_count")
@@ -114,14 +114,14 @@ def cell_bytes(head: gguf_header.GgufHeader) -> int:
 
 
 def trim_heap() -> None:
-    """Return free heap to the system: batches of ever new shapes fragment it."""
+    """Return free heap to the system, since batches of varying shapes fragment it."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc's own
         libc.malloc_trim(0)
 
 
 class PeakMeter(contextlib.AbstractContextManager["PeakMeter"]):
-    """Highest anonymous memory of this process while the meter is open; the kernel counts file pages along."""
+    """Highest anonymous memory of this process while the meter is open; the kernel's own peak counts file pages too."""
 
     def __init__(self) -> None:
         self.bytes = held_bytes()

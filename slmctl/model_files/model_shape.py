@@ -1,6 +1,6 @@
-"""The shape of a base, and what follows from it before any stage runs: memory and time of training and answering.
+"""The shape of a base, and estimates from it before any stage runs: memory and time of training and answering.
 
-Sizes of a model whose folder is here are read from its modules, see `model_size`; the formulas are the same.
+Sizes of a model in a folder are read from its modules, see `model_size`; the formulas are the same.
 """
 
 from __future__ import annotations
@@ -10,36 +10,36 @@ from typing import Literal
 
 Training = Literal["fast", "packed", "slow"]
 
-# Of a step with 768 tokens, measured on one thread with LoRA of rank 16 on all linear layers of a model of
-# SmolLM2-135M's shape: time, and memory of the activations, over those of the fast layers.
+# Time and activation memory of a step with 768 tokens, relative to the fast layers. Measured on one thread, with LoRA
+# of rank 16 on all linear layers of a model of SmolLM2-135M's shape.
 TIME = {"fast": 1.0, "packed": 1.2, "slow": 2.1}
 ACTIVATIONS = {"fast": 1.0, "packed": 2.3, "slow": 3.3}
-# Core seconds that a computed token spends outside of products, for each element of its layers' width and of the
-# logits: 30 to 36e-9 were measured with SmolLM2-135M and gemma-3-270m. Of the tokens so many are learned, and
-# have logits: those of a label after a question.
+# Core seconds of a computed token outside of matrix products, per element of its layers' widths and its logits: 30 to
+# 36e-9 were measured with SmolLM2-135M and gemma-3-270m. And the share of tokens that are learned, which alone have
+# logits: those of a label after a question.
 ELEMENT_SECONDS = 32e-9
 ANSWER_SHARE = 0.2
 LOADED_BYTES = 0.48e9  # of a process that has loaded torch and transformers, with thread pools and tokenizer
 PROCESS_BYTES = 0.63e9  # of one that has loaded the training libraries too, and of the optimizer's code
-STATE_TOKENS, STATES = 2048, 6  # tokens answered at once, and states of each, as wide as hidden and widest, at once
-DISTINCT = 0.85  # of what linear layers read and give: those that read the same input keep it once
+STATE_TOKENS, STATES = 2048, 6  # tokens computed at once when answering, and states (hidden + widest) held of each
+DISTINCT = 0.85  # share of linear layers' inputs and outputs that is kept: layers with one input keep it once
 # Tokens computed at once on a CPU: enough for full products, little enough for the cache; and where memory is short.
 PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128
 # Each piece computes the shared prefix again. So that this stays a small part of the work, a piece may be larger by
 # so many times its prefix: with 400 tokens shared, 16 records of 60 more are one piece.
 PREFIX_ALLOWANCE = 2
-# Prompts of an HF model that are answered together, and the most tokens of theirs whose keys and values are held.
+# Prompts that an HF model answers together, and the most tokens of them whose keys and values are held.
 ANSWERED_TOGETHER, HELD_TOKENS = 64, 8192
-LABEL_LOGITS = 1 << 25  # logits that are held at once, nearly at most, where an untuned base scores every label
+LABEL_LOGITS = 1 << 25  # logits held at once, about, when an untuned base scores every label
 RANK = 16  # of the adapter
 BYTES_IN_4BIT = 0.53  # of a frozen weight with its share of a scale
 TRAINED_BYTES = 20  # of a trained weight: itself, its gradient, two moments, its best value so far
 
 
 def piece_budget(prefix: int, limit: int = PIECE_TOKENS) -> int:
-    """Number of tokens that a piece may compute, with a shared prefix of so many.
+    """Number of tokens that a piece may compute, with a shared prefix of `prefix` tokens.
 
-    A `limit` below PIECE_TOKENS, for little memory, lowers all of it; one above, on a GPU, has room for prefixes.
+    A `limit` below PIECE_TOKENS, for little memory, lowers the prefix's allowance too; one above does not raise it.
     """
     return limit + PREFIX_ALLOWANCE * prefix * min(limit, PIECE_TOKENS) // PIECE_TOKENS
 
@@ -67,25 +67,25 @@ class TrainedSizes:
     mapped: bool
 
     def frozen_bytes(self, width: int, *, in_4bit: bool) -> int:
-        """Bytes of the base's weights; a product takes `width` bytes of each.
+        """Bytes of the base's weights, with `width` bytes for each in a product.
 
-        In 4 bits, linear layers are made whole for their product.
+        In 4 bits, linear layers are dequantised for their product.
         """
         weights = width * (self.linear + (0 if self.mapped and width == 2 else self.lookup)) + 4 * self.other
-        if in_4bit:  # and one matrix made whole: the widest, with its neighbour of the same input
+        if in_4bit:  # and one dequantised matrix: the widest, with its neighbour of the same input
             weights += int((BYTES_IN_4BIT - width) * self.linear) + width * 2 * self.widest * self.hidden
         return weights
 
     def activation_bytes(self, width: int, tokens: int) -> int:
-        """Bytes that so many tokens computed at once leave for the backward pass.
+        """Bytes saved for the backward pass by `tokens` computed at once.
 
-        A layer keeps the residual stream and the inputs of its norms in float32, and what its products read and give.
+        A layer saves the residual stream and the inputs of its norms in float32, and its products' inputs and outputs.
         """
         saved = 4 * 4 * self.hidden * self.layers + width * DISTINCT * self.channels
         return int(tokens * (saved + 8 * 4 * (self.widest + self.hidden)))
 
     def adapter_bytes(self, rank: int) -> int:
-        """Bytes of the trained weights, with what the optimizer holds of them."""
+        """Bytes of the trained weights, with gradients, optimizer state and best values."""
         return TRAINED_BYTES * rank * self.channels
 
 
@@ -94,13 +94,13 @@ class ModelShape:
     """The sizes of a base that its training on a CPU depends on.
 
     Attributes:
-        parameters: Weights in all, of a base with vision or audio towers those of its text model.
+        parameters: All weights; for a base with vision or audio towers, of its text model.
         embedding: Weights in embeddings and the output head, which few tokens are multiplied with.
         layers, hidden, intermediate: Number of layers, and widths of the residual stream and of the MLP.
         training: How `finetune` trains it on a CPU.
-        copied: Embeddings are held in memory, since their file is not in bfloat16: those of a GGUF are dequantised.
-        cache: Keys and values that a token leaves in all layers; 0 for not known, and taken for the residual stream's
-            width: half of that to twice as much in the bases of the catalogue.
+        copied: Embeddings are held in memory, since their file is not in bfloat16; a GGUF file's are dequantised.
+        cache: Elements of a token's keys and values in all layers. 0 if unknown, then estimated by the width of the
+            residual stream: the catalogue's bases have half to twice that.
     """
 
     parameters: int
@@ -128,7 +128,7 @@ class ModelShape:
         Args:
             weight_bytes: Bytes of a weight in a product.
             piece_tokens: Tokens computed at once.
-            in_4bit: Frozen weights are held in 4 bits, and made whole for their product.
+            in_4bit: Frozen weights are held in 4 bits, and dequantised for their product.
         """
         sizes = TrainedSizes(
             linear=self.parameters - self.embedding, lookup=self.embedding, other=0, channels=self.channels,
@@ -158,8 +158,8 @@ class ModelShape:
 
         Args:
             gflops: Measured rate of matrix products, in GFLOP/s of all cores.
-            cores: Cores that share what is no product.
-            tokens: Of a row, as far as they are computed for it: without what it shares with others.
+            cores: Cores that share the work outside of products.
+            tokens: Tokens computed for a row, without the prefix that it shares with others.
         """
         vocabulary = self.embedding / self.hidden
         products = 4 * (self.parameters - (1 - ANSWER_SHARE) * self.embedding) / (gflops * 1e9)

@@ -1,4 +1,4 @@
-"""Sizes of a model of transformers, from its config alone: what its weights and its activations take."""
+"""Sizes of a model of transformers, by its config alone, and the memory that computing with it takes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FIXED_BYTES = 150_000_000  # thread pools, tokenizer, records
 
 @dataclass(frozen=True)
 class ModelSize(TrainedSizes):
-    """Sizes of a model whose folder is here, in elements.
+    """Sizes of a model in a folder, in elements.
 
     Attributes:
         cache: Keys and values that a token leaves in all layers.
-        cast: Most elements that `stored_weights` makes float32 at a time.
+        cast: Most elements that `stored_weights` casts to float32 at a time.
         vocabulary: Tokens with weights.
         halves: Most weights in the files have 16 bits.
         widened: `stored_weights` cannot keep this model in 16 bits.
@@ -40,7 +40,7 @@ class ModelSize(TrainedSizes):
         return self.linear + self.lookup + self.other
 
     def stored_bytes(self, tokens: int, *, kept: int = 0) -> int:
-        """Estimated peak of a process that computes with `stored_weights`, what it holds now included.
+        """Estimated peak of a process that computes with `stored_weights`, memory held now included.
 
         Args:
             tokens: Tokens computed at once.

@@ -21,7 +21,7 @@ from slmctl.installation import pip_line, timings_folder
 
 @dataclass(frozen=True)
 class QuantizedFile:
-    """A GGUF file to write: its quantization type, its path, and if the importance matrix weighs its errors."""
+    """A GGUF file to write: its quantization type and path; `weighted` if the importance matrix weighs its errors."""
 
     type: str
     path: Path
@@ -38,7 +38,7 @@ class LogitRequest:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """llama.cpp's reading of texts with a GGUF file.
+    """The results of `probe`, by llama.cpp.
 
     Attributes:
         vocabulary: Number of tokens.
@@ -100,7 +100,7 @@ def probe(
         end: The text that ends a turn.
         logits: The file to write: float32 (positions of all rows, vocabulary), in the format of numpy.
         lora: An adapter to put on the model.
-        classifier: Hold the weights as the engine of a classifier does.
+        classifier: Hold the weights as BF16 if the engine of a task with labels would.
 
     Raises:
         StageError: The file cannot be loaded or computed.
@@ -129,7 +129,7 @@ def _child(task: str, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _reason(death: child.DiedError) -> str:
-    """llama.cpp's own line with the reason, else that of the child's end."""
+    """The reason by llama.cpp's log, else by the child's end."""
     lines = [line.strip() for line in death.log.splitlines()]
     reasons = [line for line in lines if "failed to quantize:" in line or "error loading model" in line]
     return (reasons[-1].partition(": ")[2] or reasons[-1]) if reasons else str(death)

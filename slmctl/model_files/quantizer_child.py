@@ -50,7 +50,7 @@ def ftype(type_name: str) -> int:
 
 
 def _attach(params: Any, weights: dict[str, npt.NDArray[np.float32]], rows: int) -> list[Any]:
-    """Point the parameters to an importance matrix and to its metadata; returns what must stay alive."""
+    """Point the parameters to an importance matrix and to its metadata; returns the objects that must stay alive."""
     entries = (lc.llama_model_imatrix_data * (len(weights) + 1))()  # an entry without a name ends it
     for entry, (name, values) in zip(entries, sorted(weights.items()), strict=False):
         entry.name = name.encode()
@@ -112,7 +112,7 @@ def _compute(model: Any, order: dict[str, Any], rows: list[dict[str, Any]], out:
     settings = lc.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = longest
     settings.n_threads = settings.n_threads_batch = order["threads"]
-    settings.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it sums in float16, and here a file is compared
+    settings.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it sums in float16, too coarse to compare a file
     context = lc.llama_init_from_model(model, settings)
     if not context:
         raise SystemExit(f"llama.cpp cannot make a context of {longest} tokens: out of memory")

@@ -1,8 +1,8 @@
 """The header of a safetensors file: name, type, shape and place of every tensor, checked against the file.
 
 The format is a length (8 bytes, little-endian), a JSON object of that length, and the tensors' bytes without
-gaps: https://github.com/huggingface/safetensors#format. Nothing that the header says is believed before it
-fits the file.
+gaps: https://github.com/huggingface/safetensors#format. Every value of the header is checked against the
+file before it is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BITS = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor of a safetensors file: its name, safetensors' name of its type, its shape, where its bytes begin."""
+    """A tensor of a safetensors file: its name, safetensors' name of its type, its shape, the offset of its bytes."""
 
     name: str
     dtype: str
@@ -46,7 +46,7 @@ def read(path: Path) -> list[TensorEntry]:
     """Every tensor of a file, in the order of their bytes.
 
     Raises:
-        IntegrityError: It is no safetensors file, or is not as long as its header says.
+        IntegrityError: It is not a safetensors file, or its length does not fit its header.
     """
     try:
         return _entries(path)
@@ -96,7 +96,7 @@ def _by_place(item: tuple[str, Any, tuple[int, int]]) -> tuple[int, int, str]:
 
 
 def _place(name: str, fields: Any) -> tuple[int, int]:
-    """First byte and the one after the last, counted from the end of the header."""
+    """Offsets of a tensor's first byte and of the end of its bytes, from the end of the header."""
     offsets = fields.get("data_offsets") if isinstance(fields, Mapping) else None
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
         raise ValueError(f"{name[:80]!r} has no two data_offsets")

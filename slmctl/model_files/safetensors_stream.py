@@ -52,7 +52,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class StoredTensor(PlannedTensor):
-    """A tensor that is there: its file, and the offset of its bytes."""
+    """A tensor in a file, with the offset of its bytes."""
 
     path: Path
     start: int
@@ -63,7 +63,7 @@ class StoredTensor(PlannedTensor):
         return math.prod(self.shape[1:])
 
     def rows(self, first: int, last: int) -> torch.Tensor:
-        """Rows `first` up to `last`, read from the file into memory of their own."""
+        """Rows `first` up to `last`, (last - first, …), read from the file into new memory."""
         width = self.row * self.dtype.itemsize
         raw = bytearray((last - first) * width)
         with self.path.open("rb", buffering=0) as stream:
@@ -77,7 +77,7 @@ class StoredTensor(PlannedTensor):
         return torch.frombuffer(raw, dtype=self.dtype).reshape(last - first, *self.shape[1:])
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """First and last row of pieces of about BLOCK bytes in float32."""
+        """(first, last) rows of pieces of about BLOCK_BYTES in float32."""
         length = self.shape[0] if self.shape else 1
         step = max(BLOCK_BYTES // max(4 * self.row, 1), 1)
         for first in range(0, length, step):
@@ -88,7 +88,7 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     """Every tensor of a model folder, in the order of its files.
 
     Raises:
-        IntegrityError: A file is no safetensors file, or the index names a tensor that is not there.
+        IntegrityError: A file is not a safetensors file, or the index names a missing tensor.
     """
     tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _in_file(path)]
     if (folder / INDEX).exists():
@@ -114,9 +114,9 @@ class ShardWriter:
     """Writes tensors in the planned order, into as many files as the limit requires.
 
     Args:
-        folder: Where `model.safetensors` goes, or `model-00001-of-0000N.safetensors` with their index.
+        folder: The folder for `model.safetensors`, or for `model-00001-of-0000N.safetensors` with their index.
         planned: All tensors, in order.
-        limit: Largest file in bytes; one tensor that is larger has a file to itself.
+        limit: Largest file in bytes; a larger tensor has a file to itself.
     """
 
     def __init__(self, folder: Path, planned: Sequence[PlannedTensor], *, limit: int) -> None:

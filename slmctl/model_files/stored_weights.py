@@ -1,7 +1,7 @@
 """Compute in float32 with weights that stay in the 16 bits of their file, mapped from it.
 
-A layer's weights are made float32 when the layer is called and dropped after it, so that a model takes the memory of
-its largest layer, beside pages of the file that the kernel can drop. What it computes is what a float32 copy computes.
+A layer's weights are cast to float32 for its call and dropped after it, so that a model takes the memory of its largest
+layer, plus pages of the file that the kernel can drop. The results are those of a float32 copy.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import accelerate
 import torch
 from torch.nn import functional
 
-BLOCK_ELEMENTS = 32 << 20  # of a weight made float32 at a time: 128 MB
-SMALL_ELEMENTS = 4 << 20  # of a parameter that becomes float32 for good: norms, biases, convolutions, routers
+BLOCK_ELEMENTS = 32 << 20  # of a weight cast to float32 at a time: 128 MB
+SMALL_ELEMENTS = 4 << 20  # of a parameter that is cast once and stays float32: norms, biases, convolutions, routers
 HALVES = (torch.bfloat16, torch.float16)
 # Their code reads the type of a linear layer's weight, or multiplies by the weight itself.
 UNSUPPORTED_MODELS = frozenset({"mamba", "mamba2", "falcon_mamba", "xlstm"})
 
 
 class StoredLinear(torch.nn.Linear):
-    """Linear layer, float32 in and out, multiplied in `products` by a weight of another type.
+    """Linear layer, float32 in and out, multiplied in `products` by a weight that is stored in another dtype.
 
     Attributes:
         products: float32, or bfloat16 where inputs may be rounded to it.
@@ -46,10 +46,10 @@ class StoredLinear(torch.nn.Linear):
 
 
 def widen(model: Any) -> None:
-    """Make a model of 16-bit weights compute in float32; a gradient reaches none of its weights afterwards.
+    """Make a model with 16-bit weights compute in float32; its weights get no gradients afterwards.
 
-    Linear layers become StoredLinear. An embedding makes the rows that it looks up float32, and any other module its
-    own parameters, for the time of a call.
+    Linear layers become StoredLinear. For the time of a call, an embedding casts the rows that it looks up to float32,
+    and any other module its own parameters.
     """
     model.requires_grad_(False)
     if getattr(model.config.get_text_config(), "model_type", "") in UNSUPPORTED_MODELS:
@@ -72,7 +72,7 @@ def widen(model: Any) -> None:
 
 
 def _recompute_buffers(model: Any) -> None:
-    """Compute in float32 what no file holds, such as the scale of Gemma's embeddings: it was rounded when loaded."""
+    """Recompute in float32 the buffers that no file holds, such as Gemma's embedding scale, rounded when loaded."""
     with accelerate.init_empty_weights(include_buffers=False):
         exact = type(model)._from_config(model.config, dtype=torch.float32)
     stored = model.state_dict(keep_vars=True).keys()
@@ -85,12 +85,12 @@ def _recompute_buffers(model: Any) -> None:
 
 
 def multiply_in(model: Any, products: torch.dtype) -> bool:
-    """Choose the type of the matrix products of a model that computes in float32, but for its output head's.
+    """Set the dtype of the matrix products of a model that computes in float32, except for its output head.
 
-    The weights of a float32 copy are rounded to it for good; those that stay in their file are not.
+    The weights of a float32 copy are rounded to it in place; weights mapped from their file stay as they are.
 
     Returns:
-        False where the model's code allows no other type than float32, and nothing was changed.
+        False if the model's code allows float32 only; nothing is changed then.
     """
     if getattr(model.config.get_text_config(), "model_type", "") in UNSUPPORTED_MODELS:
         return False
@@ -105,7 +105,7 @@ def multiply_in(model: Any, products: torch.dtype) -> bool:
 
 
 def is_widened(model: Any) -> bool:
-    """True for a model of which some weights stay in 16 bits: nothing can be merged into them without rounding."""
+    """True if some weights stay in 16 bits, so that an adapter cannot be merged into them without rounding."""
     return any(isinstance(module, StoredLinear) and module.weight.dtype in HALVES for module in model.modules())
 
 
@@ -123,7 +123,7 @@ class _WidenedCall:
             if _looks_up(module) and len(args) == 1 and not args[0].is_floating_point():
                 ids, places = args[0].unique(return_inverse=True)
                 module._parameters["weight"] = _wide(module.weight[ids])
-                module.padding_idx = None  # it counts for gradients alone, and is no place among these rows
+                module.padding_idx = None  # it matters for gradients only, and is not an index into these rows
                 return (places,)
         for name, own in self.stored.items():
             if own.dtype in HALVES:

@@ -1,7 +1,7 @@
 """A small random copy of a base: its classes, layer types and vocabulary, with few layers and narrow matrices.
 
-What a base's architecture can and cannot do shows on the copy in seconds: whether it trains, merges, converts, loads
-in llama.cpp and answers there as in transformers. Its weights are the class's own default initialisation.
+The copy shows in seconds if a base's architecture trains, merges, converts, loads in llama.cpp and answers there as in
+transformers. Its weights are the class's own default initialisation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADS, EXPERTS, STATES = 2, 4, 32  # attention heads, experts of a layer, column
 WINDOW = 32  # tokens of a sliding window
 LEAST_LAYERS, MOST_LAYERS = 2, 16
 
-# Keys by what they count, as configs of transformers name them.
+# Keys of transformers' configs, by the size that they set.
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _INNER = ("intermediate_size", "ffn_dim", "n_inner", "block_ff_dim", "moe_intermediate_size", "expert_ffn_hidden_size",
@@ -54,7 +54,7 @@ def small_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _of_first_layers(old: dict[str, Any], layers: int) -> dict[str, Any]:
-    """The settings that a config lists by layer, those of the first layers."""
+    """The settings that a config lists by layer, cut to its first layers."""
     new: dict[str, Any] = {}
     for key, value in old.items():
         if isinstance(value, list | str) and len(value) == _total(old) and len(value) > layers:
@@ -67,7 +67,7 @@ def _of_first_layers(old: dict[str, Any], layers: int) -> dict[str, Any]:
 
 
 def _heads(old: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The width of the residual stream, and the settings of attention with few heads."""
+    """Returns (width of the residual stream, settings of attention with few heads)."""
     heads, hidden = _count(old, _HEADS), _count(old, _WIDTHS)
     if not heads or not hidden:
         return WIDTH, {}
@@ -77,7 +77,7 @@ def _heads(old: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         new["num_key_value_heads"] = max(1, few * kv // heads)
     if isinstance(old.get("num_global_key_value_heads"), int):
         new["num_global_key_value_heads"] = 1
-    # Where all heads together are as wide as the stream, engines may take them to be (Command R in llama.cpp).
+    # Where all heads together are as wide as the stream, engines may rely on it (Command R in llama.cpp).
     if heads * size != hidden:
         return WIDTH, new
     return few * size, new | ({"head_dim": size} if "head_dim" in old else {})
@@ -100,7 +100,7 @@ def _mixers(old: dict[str, Any], width: int) -> dict[str, Any]:
 
 
 def _layers(old: dict[str, Any]) -> int:
-    """The number of layers from the first on that show every type of layer."""
+    """The number of first layers that hold every type of layer, from LEAST_LAYERS to MOST_LAYERS."""
     total, most = _total(old), LEAST_LAYERS
     for key, value in old.items():
         if isinstance(value, list | str) and len(value) == total:
@@ -113,7 +113,7 @@ def _layers(old: dict[str, Any]) -> int:
 
 
 def _total(old: dict[str, Any]) -> int:
-    """The number of layers of a config; of Nemotron-H only the list of their types tells it."""
+    """The number of layers of a config, for Nemotron-H by the length of its list of layer types."""
     return _count(old, _LAYERS) or len(old.get("layers_block_type") or old.get("hybrid_override_pattern") or ())
 
 

@@ -33,12 +33,10 @@ from slmctl.inference.label_search import LabelSearch, LabelTree, LabelTrie
 from slmctl.model_files import hf_folder, memory, model_size, stored_weights
 from slmctl.model_files.model_shape import ANSWERED_TOGETHER, HELD_TOKENS, LABEL_LOGITS, STATE_TOKENS
 
-TOKENS = (
-    STATE_TOKENS  # of one batch beyond what its prompts share; and of its keys and values, where HELD_TOKENS do not fit
-)
-MOST_BEGINNINGS = 128  # of labels scored as wholes: 42 take twice the time of a walk, 382 more than four times
-KEPT_RULES = 32  # compiled grammars: the task's, and those of conversations with tools of their own
-COPY_MARGIN = 1.5  # over the memory of a float32 copy that must be free, so that what else runs keeps some
+TOKENS = STATE_TOKENS  # of one batch without the shared prefix; and of its keys and values, if HELD_TOKENS do not fit
+MOST_BEGINNINGS = 128  # of labels scored as wholes: 42 take twice the time of a search by token, 382 over four times
+KEPT_RULES = 32  # compiled grammars in the cache: the task's, and those for conversations' own tools
+COPY_MARGIN = 1.5  # times the memory of a float32 copy must be free, which leaves some to other programs
 Scores = npt.NDArray[np.float32]
 
 
@@ -57,7 +55,7 @@ class State:
     lengths: list[int]
 
     def of(self, rows: Sequence[int]) -> State:
-        """A state of these rows, each as often as it is named; this one stays as it is."""
+        """A new state of these rows, which may repeat; this state is unchanged."""
         cache = copy.copy(self.cache)
         cache.layers = [_copy_of_layer(layer) for layer in self.cache.layers]
         # recurrent layers write into their tensors, others make new ones
@@ -77,7 +75,7 @@ def _copy_of_layer(layer: Any) -> Any:
 
 
 def _is_attention(layer: Any) -> bool:
-    """True for a layer that keeps keys and values alone, of which a mask can hide padding; or nothing at all."""
+    """True for a layer that caches keys and values alone, where a mask can hide padding, or nothing."""
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or type(layer).__name__ == "DummyLayer"
 
 
@@ -114,16 +112,16 @@ class HfAnswerer(Answering):
     Args:
         folder: The folder of a whole model.
         adapter: The folder of an adapter that goes on it.
-        labels: The only answers allowed, or none for texts.
-        end: What ends an answer, such as `<|im_end|>`.
+        labels: The allowed answers; empty for texts.
+        end: The text that ends an answer, such as `<|im_end|>`.
         max_tokens: The longest text.
         matmul_dtype: The type of the layers' matrix products on a CPU, `float32` or `bfloat16`; the output head and
-            all that lies between the products are computed in float32.
-        whole_labels: Take the label that is likeliest as a whole, in place of a walk from choice to choice, unless the
-            labels have more than MOST_BEGINNINGS.
+            everything between the products are computed in float32.
+        whole_labels: Score every label as a whole, in place of a search token by token, unless the labels have more
+            than MOST_BEGINNINGS.
 
     Attributes:
-        matmul_dtype: The same, as far as the model allows it; on a GPU `bfloat16`.
+        matmul_dtype: The type in use: as given if the model allows it; on a GPU `bfloat16`.
     """
 
     def __init__(
@@ -166,7 +164,7 @@ class HfAnswerer(Answering):
         self._cells = HELD_TOKENS
         if self.device == "cuda":
             return torch.bfloat16
-        memory.trim_heap()  # an earlier stage of this process may have left much that is free
+        memory.trim_heap()  # memory that an earlier stage has freed would count as held
         size = model_size.read(folder)
         logits = LABEL_LOGITS // size.vocabulary if self._whole and self.labels else ANSWERED_TOGETHER
         rounded = 0 if size.halves or self.matmul_dtype == "float32" else 2 * size.linear  # beside a mapped file
@@ -206,13 +204,13 @@ class HfAnswerer(Answering):
                 yield from zip(indices, self._texts(head, batch, rules), strict=True)
 
     def _require_cache(self) -> None:
-        """Look at what the model keeps of the tokens that it has read.
+        """Check how the model caches the tokens that it has read, and if padding is allowed between them.
 
         Padding stands between a shared prefix and the rest of a prompt. A mask hides it from attention; it would count
         in a sliding window, in distances without position ids, and in the state of a recurrent layer.
 
         Raises:
-            StageError: It keeps that in a class of its own.
+            StageError: It has a cache class of its own.
         """
         layers = DynamicCache(config=self.model.config).layers
         if self.model.config._attn_implementation == "eager" and any(map(_is_attention, layers)):
@@ -273,7 +271,7 @@ class HfAnswerer(Answering):
         totals = first[:, [label[0] for label in tokens]].double().numpy()  # (prompts, labels), the others are added
         positions = max(1, LABEL_LOGITS // first.shape[-1])
         order = [k for k, label in enumerate(tokens) if len(label) > 1]
-        # what may be padded may be computed in one sequence of several branches, too
+        # a model that allows padding also allows several branches in one sequence
         for labels in [order] if self._padded and order else [[label] for label in order]:
             tree = LabelTree([tokens[label] for label in labels])
             some = max(1, positions // len(tree.places))
@@ -295,7 +293,7 @@ class HfAnswerer(Answering):
         return Answer(label, "stop", chances[label], length, len(self.trie.tokens[best]), chances)
 
     def _branched(self, state: State, tree: LabelTree) -> torch.Tensor:
-        """The logits (rows, beginnings, vocabulary) after each beginning of a tree, all of them after the rows."""
+        """The logits (rows, beginnings, vocabulary) after each beginning of a tree, which follow the state's rows."""
         rows, count = len(state.lengths), len(tree.places)
         ids = torch.tensor([[path[-1] for path in tree.places]] * rows, device=self.device)
         depths = torch.tensor([len(path) - 1 for path in tree.places], device=self.device)
@@ -309,7 +307,7 @@ class HfAnswerer(Answering):
         return self._computed(ids, mask, positions, state, count).float().cpu()
 
     def _trie(self) -> LabelTrie:
-        """The labels in places of the alphabet; the model's head is cut down to it."""
+        """The labels as indices into the alphabet; reduces the model's head to the alphabet's tokens."""
         tokens = [self._tokens(label + self.end) for label in self.labels]
         if self._whole and (count := len(LabelTree(tokens).places)) > MOST_BEGINNINGS:
             self._whole = False
@@ -319,7 +317,7 @@ class HfAnswerer(Answering):
             self.alphabet = sorted({token for label in tokens for token in label})
             whole = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             whole.set_output_embeddings(Alphabet(head, self.alphabet))
-        else:  # all of it is asked for, or an adapter that was not merged adapts it
+        else:  # the whole vocabulary is needed, or an unmerged adapter is on the head
             self.alphabet = list(range(len(self.tokenizer)))
         places = {token: place for place, token in enumerate(self.alphabet)}
         try:
@@ -414,7 +412,7 @@ class HfAnswerer(Answering):
     def _continued(
         self, state: State, rows: Sequence[int], added: dict[int, list[int]]
     ) -> Iterator[tuple[list[int], State, list[Scores]]]:
-        """Compute more tokens of some rows of a state, which stays: together, or like lengths if nothing may be padded.
+        """Compute more tokens of some rows of a state, which is unchanged; by length if padding is not allowed.
 
         Returns:
             For each batch its rows, their state, and the logits (vocabulary,) after each row.
@@ -459,7 +457,7 @@ def _batches(
     """Batches of prompts with one common prefix, and of one length if `alike`; the longest of a batch is its last.
 
     Args:
-        cells: Tokens of a batch, those that its prompts share counted for each; a prompt by itself may have more.
+        cells: Tokens of a batch, the shared prefix counted for each prompt; a single prompt may have more.
     """
     batch: list[int] = []
     for index in order:

@@ -20,8 +20,8 @@ from slmctl.model_files.base_model import NormalForm
 SENTENCEPIECE_FILE = "tokenizer.model"
 SETTINGS_FILE = "tokenizer_config.json"
 
-# Texts that llama.cpp makes control tokens of wherever a vocabulary holds them, whatever the file says of them
-# (llama-vocab.cpp of llama-cpp-python 0.3.36). A test reads them out of the library that is installed.
+# Texts that llama.cpp treats as control tokens in every vocabulary, whatever type the file gives them
+# (llama-vocab.cpp of llama-cpp-python 0.3.36). A test reads them out of the installed library.
 CONTROL_BY_NAME = frozenset(
     {
         "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>",
@@ -39,7 +39,7 @@ CONTROL_BY_NAME = frozenset(
         "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
     }
 )  # fmt: skip
-_TURN = re.compile(r"<\|.*\|>|<｜.*｜>|<pad>|<mask>", re.DOTALL)  # what the converter takes for control by its look
+_TURN = re.compile(r"<\|.*\|>|<｜.*｜>|<pad>|<mask>", re.DOTALL)  # texts that the converter takes for control tokens
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE_PIECE = 1, 2, 3, 4, 6  # types of a piece
 
@@ -66,9 +66,9 @@ def _sentencepiece_control(folder: Path) -> set[str]:
 
 
 def normal_form(tokenizer: PreTrainedTokenizerBase) -> NormalForm:
-    """Unicode's normal form to which a tokenizer brings every text, such as `NFC`; empty for none.
+    """The Unicode normal form that a tokenizer applies to every text, such as `NFC`; empty for none.
 
-    llama.cpp brings texts to none, so they must have the form before.
+    llama.cpp applies none, so texts must be normalised before.
     """
     left = [_backend(tokenizer).get("normalizer")]
     while left:
@@ -82,9 +82,9 @@ def normal_form(tokenizer: PreTrainedTokenizerBase) -> NormalForm:
 
 
 def save(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Save the tokenizer of a folder there, with what the converter reads and transformers leaves out.
+    """Save a tokenizer into its folder, with files and settings that the converter reads and transformers leaves out.
 
-    The converter reads Phi's vocabulary as merges over bytes by the name of its class alone.
+    The converter recognises Phi's vocabulary, merges over bytes, by the name of its class alone.
     """
     path = folder / SETTINGS_FILE
     named = json.loads(path.read_bytes()).get("tokenizer_class") if path.exists() else None
@@ -95,10 +95,10 @@ def save(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _complete_sentencepiece(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the sentencepiece model and settings that the converter needs of such a vocabulary.
+    """Write the sentencepiece model and settings that the converter needs, if the vocabulary is of that kind.
 
-    A blank that the tokenizer puts first becomes what llama.cpp makes of it: one before every text that follows a
-    control token, or none.
+    The blank that the tokenizer puts first becomes llama.cpp's: one before every text that follows a control token, or
+    none.
     """
     path, backend = folder / SENTENCEPIECE_FILE, _backend(tokenizer)
     if not path.exists():
@@ -125,7 +125,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def drop_tokens_without_weights(folder: Path, rows: int) -> list[str]:
-    """Take tokens for which the model has no weights out of a tokenizer's files; returns their texts.
+    """Remove tokens for which the model has no weights from a tokenizer's files; returns their texts.
 
     Gemma 3's text models ship with a token for images after the last row of their embedding. A text that spelled it
     would be an index out of range, and llama.cpp loads no vocabulary that is longer than the weights.
@@ -145,7 +145,7 @@ def drop_tokens_without_weights(folder: Path, rows: int) -> list[str]:
 
 
 def _without(value: Any, texts: Sequence[str]) -> Any:
-    """A value of JSON without these texts, the tokens that have them as content, and the keys that are one."""
+    """A JSON value without these texts, tokens with such a content, and keys with such a name."""
 
     def stays(inner: Any) -> bool:
         content = inner.get("content") if isinstance(inner, Mapping) else inner
@@ -157,7 +157,7 @@ def _without(value: Any, texts: Sequence[str]) -> Any:
 
 
 def _with_blanks(normalizer: Mapping[str, Any] | None, first: bool) -> dict[str, Any]:
-    """A normalizer that also writes blanks as U+2581, and one before every text if it is to."""
+    """A normalizer that also replaces blanks by U+2581, and puts one before every text if `first`."""
     before = [{"type": "Prepend", "prepend": "▁"}] if first else []
     blanks = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     return {"type": "Sequence", "normalizers": [*([normalizer] if normalizer else []), *before, blanks]}
@@ -170,7 +170,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _is_sentencepiece(backend: Mapping[str, Any]) -> bool:
-    """True for merges over characters, with bytes for characters without a token, and with no cuts but at blanks."""
+    """True for BPE over characters with byte fallback that splits texts at blanks only."""
     model = backend.get("model") or {}
     cut = backend.get("pre_tokenizer") or {"type": ""}
     whole = cut["type"] in ("", "Metaspace") or (
@@ -180,7 +180,7 @@ def _is_sentencepiece(backend: Mapping[str, Any]) -> bool:
 
 
 def sentencepiece_model(backend: Mapping[str, Any]) -> bytes:
-    """A sentencepiece model whose scores merge as the merges of a tokenizer.json do."""
+    """A serialised sentencepiece model whose scores give the merges of a tokenizer.json."""
     model, added = backend["model"], {token["id"]: token for token in backend["added_tokens"]}
     rank: dict[str, int] = {}
     for place, merge in enumerate(model["merges"]):
