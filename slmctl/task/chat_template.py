@@ -1,8 +1,8 @@
-"""Renders chat templates, which are code of a model's author, in a process that can run nothing and take little.
+"""Render chat templates, which are code by a model's author, in a sandbox with limits of time and memory.
 
-jinja2's sandbox gives a template no files, no imports and nothing of Python's insides. That leaves time and memory:
-every template is rendered by a child process with a budget of seconds for each text, a limit of memory, no secrets in
-its environment, and no way to write a file. Many renders are sent together, and short ones are remembered.
+jinja2's sandbox keeps a template from files, imports and Python's internals. Time and memory are limited by a child
+process, which has a budget of seconds for each text, a limit of memory, no secrets in its environment, and no way to
+write a file. Many renders are sent together, and short texts are cached.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEMORY_MB = 512  # of address space in the child, which sets it
 LONGEST_SOURCE = 1 << 18  # characters of a template; the longest of a known model has some 16,000
 CHILDREN = 4  # processes at most: a slow text holds up one of them
 START_S = 200.0  # seconds for a child to start, on a machine that is busy
-REMEMBERED, SHORT = 256, 1 << 13  # texts that are kept, and bytes of one with its request
+REMEMBERED, SHORT = 256, 1 << 13  # texts that are cached, and bytes of one with its request
 
 
 class TemplateRefusedError(DataError):
@@ -35,7 +35,7 @@ class TemplateLimitError(DataError):
 
 
 def render(source: str, values: Mapping[str, Any], *, budget_s: float = LIMIT_S) -> str:
-    """The text that a template makes of values that are JSON. It blocks: call it from a thread of an event loop.
+    """The text of a template, filled with JSON values. Blocks: an event loop calls it in a thread.
 
     Raises:
         TemplateRefusedError: The template refuses the values, or is not valid.
@@ -47,7 +47,7 @@ def render(source: str, values: Mapping[str, Any], *, budget_s: float = LIMIT_S)
 
 
 def render_all(source: str, values: Sequence[Mapping[str, Any]], *, budget_s: float = LIMIT_S) -> list[str]:
-    """The texts of many values, in order, each within `budget_s` seconds; raises what `render` raises."""
+    """The texts of many values, in order, each within `budget_s` seconds; raises as `render` does."""
     if len(source) > LONGEST_SOURCE:
         raise TemplateLimitError(f"the chat template has more than {LONGEST_SOURCE} characters")
     requests = [json.dumps(value).encode() for value in values]
@@ -62,8 +62,8 @@ def render_all(source: str, values: Sequence[Mapping[str, Any]], *, budget_s: fl
     return [text for text in texts if text is not None]
 
 
-# The short texts that were rendered last, the last used one at the end: every prompt asks for what all of its task
-# begin with. No lock, which another thread may hold at a fork: the worst of a race is a text that is rendered again.
+# Cache of short texts, the last used one at the end: every prompt needs the opening that all prompts of its task
+# share. No lock, which another thread may hold at a fork: the worst of a race is a text that is rendered again.
 _memory: dict[tuple[str, bytes], str] = {}
 
 
@@ -115,7 +115,7 @@ class _Child:
         return texts
 
     def _rendered(self, source: str, requests: Sequence[bytes], budget_s: float) -> list[str]:
-        """The texts of requests, or of the first ones where the process has grown and ends."""
+        """The texts of requests, or of the first ones if the process has grown too large and ends."""
         head = b"{" if source == self._source else b'{"source": ' + json.dumps(source).encode() + b", "
         self._source = source
         lines = [
@@ -162,14 +162,14 @@ class _Pool:
 
     def _begin(self) -> None:
         self._owner = os.getpid()
-        self._parents, self._all = self._all, [_Child() for _ in range(CHILDREN)]  # Popen warns of one that it loses
+        self._parents, self._all = self._all, [_Child() for _ in range(CHILDREN)]  # Popen warns of one that is lost
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()  # the one used last has started, and comes first
         for process in self._all:
             self._idle.put(process)
 
     @contextlib.contextmanager
     def child(self) -> Iterator[_Child]:
-        """A child that nobody else uses meanwhile."""
+        """A child that is used by nothing else in the block."""
         process = self._idle.get()
         try:
             yield process

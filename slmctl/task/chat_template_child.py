@@ -26,7 +26,7 @@ from slmctl.child import bound
 
 LIMIT_BYTES = 1 << 29  # of address space
 LARGE = 1 << 27  # bytes of memory after which the process ends: Python gives little back to the system
-FLUSH_S = 0.05  # seconds that an answer may be kept
+FLUSH_S = 0.05  # longest time that an answer stays in the buffer
 ROW_TEMPLATE = "{# row #}"  # a template over the columns of a row begins with this comment
 LONGEST = 16 << 20  # characters of a rendered conversation
 
@@ -35,7 +35,7 @@ _REFUSALS = (jinja2.TemplateError, ArithmeticError, LookupError, AttributeError,
 
 
 class RenderReply(TypedDict, total=False):
-    """The answer to one request: the text, or a fault and its kind; `last` of a process that ends after it."""
+    """The answer to one request: the text, or a fault and its kind; `last` if the process ends after it."""
 
     text: str
     fault: str
@@ -44,7 +44,7 @@ class RenderReply(TypedDict, total=False):
 
 
 def render(source: str, values: Mapping[str, Any]) -> str:
-    """Render a template without any limit but that of length.
+    """Render a template, with a limit of length only.
 
     Raises:
         ValueError: The text is longer than LONGEST.
@@ -73,7 +73,7 @@ def _row_environment() -> ImmutableSandboxedEnvironment:
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox, with what transformers gives to chat templates but `strftime_now`: see `template_date`."""
+    """The sandbox with transformers' filters and globals for chat templates but `strftime_now`, see `template_date`."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
     )
@@ -83,7 +83,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what a model learns to write; its text is rendered as it is."""
+    """`{% generation %}` marks the text that a model learns to write, and leaves it unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
@@ -125,7 +125,7 @@ def _refuse(message: str) -> None:
 
 
 def reply(source: str, request: bytes) -> tuple[str, RenderReply]:
-    """The template that a request names or that the one before it did, and the text or why there is none."""
+    """Returns (template of the request, or else of the one before it; the text, or its fault)."""
     try:
         fields = json.loads(request)
         source = fields.get("source", source)
@@ -145,7 +145,7 @@ def main() -> None:
     out.write('{"text": ""}\n')
     out.flush()
     for line in sys.stdin.buffer:
-        if line == b"\n":  # the end of what was sent together: a flush an answer would wake the parent each time
+        if line == b"\n":  # the end of a batch: to flush each answer would wake the parent each time
             out.flush()
             continue
         source, answer = reply(source, line)

@@ -1,7 +1,7 @@
 """Cleaning of raw texts: by `prepare` before training, and by predict, chat and the server before a prompt is rendered.
 
-A step that would leave nothing leaves the text as it is, so that no prompt is empty. What a step does follows from the
-text alone, in time that is linear in it.
+A step that would leave nothing leaves the text as it is, so that no prompt is empty. A step depends on the text alone,
+and takes time linear in its length.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Replacement:
 
 
 def clean(text: str, steps: tuple[str, ...], replace: tuple[Replacement, ...]) -> tuple[str, tuple[str, ...]]:
-    """A raw text, cleaned, and the names of the steps that changed it.
+    """Returns (cleaned text, names of the steps that changed it).
 
     Args:
         text: The text as it came in.
-        steps: Of STEPS; they are made in the order of STEPS, whatever their order here.
-        replace: Made in order after these steps, before white space is tidied.
+        steps: Names of STEPS, which are applied in the order of STEPS.
+        replace: Applied in order after the other steps, before `whitespace`.
     """
     made: list[str] = []
     for name, step in _plan(steps, replace):
@@ -47,7 +47,7 @@ def clean(text: str, steps: tuple[str, ...], replace: tuple[Replacement, ...]) -
 
 
 def step_names(steps: tuple[str, ...], replace: tuple[Replacement, ...]) -> list[str]:
-    """The names of the steps in the order in which they are made, as `clean` gives them."""
+    """The names of the steps in the order in which they are applied, as `clean` returns them."""
     return [name for name, _ in _plan(steps, replace)]
 
 

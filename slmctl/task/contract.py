@@ -1,7 +1,7 @@
 """The task contract: the form of the prompt and the reading of the answer. It travels as `task.json`.
 
 `prepare` writes it, every later artifact and release carries it, and finetune, predict and serve
-all render their prompts here: that is why what is trained is what is measured and served.
+all render their prompts here, so a model is measured and served with the prompts it was trained on.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Task:
         bos_token, eos_token: The base's tokens, for the template.
         special_tokens: Texts that its tokenizer turns into control tokens; never taken from data.
         end: The text that ends an answer, such as `<|im_end|>`.
-        normal_form: Unicode's normal form to which its tokenizer brings every text, which llama.cpp does not.
-        clean: Steps of `cleaning` that a user's raw text takes before it is asked, as those of the records did.
+        normal_form: Unicode normal form that its tokenizer applies to every text, and llama.cpp does not.
+        clean: Steps of `cleaning` for a user's raw text, the same as for the records.
         replace: Replacements after these steps.
         descriptions: A sentence for each label that has one, for models that were not trained for the task.
-        tools: The tools that may be called, in OpenAI's form, where a conversation has none of its own (call).
+        tools: The tools that may be called, in OpenAI's form, for a conversation without own tools (call).
         call_form: The form in which the model writes a call (call).
         ordered: True where the labels are levels, from low to high (classify).
     """
@@ -110,7 +110,7 @@ class Task:
         return sha256_bytes(canonical(self._fields()))
 
     def _fields(self) -> dict[str, Any]:
-        """The fields as JSON; some only where they say something, so that contracts from before them stay the same."""
+        """The fields as JSON; later ones only if they are set, so that older contracts keep their bytes."""
         fields = dataclasses.asdict(self)
         later = ("clean", "replace", "descriptions", "tools", "call_form", "ordered")
         return {name: value for name, value in fields.items() if value or name not in later}
@@ -122,11 +122,11 @@ class Task:
 
     @property
     def cleaning_steps(self) -> list[str]:
-        """The steps of cleaning by name, in the order in which they are made."""
+        """The steps of cleaning by name, in the order in which they are applied."""
         return cleaning.step_names(self.clean, self.replace)
 
     def cleaned_text(self, text: str) -> tuple[str, tuple[str, ...]]:
-        """A user's raw text as `prepare` cleaned those of the records, and the steps that changed it."""
+        """Returns (a user's raw text, cleaned as `prepare` cleans records; the steps that changed it)."""
         return cleaning.clean(text, self.clean, self.replace)
 
     def cleaned(self, messages: Sequence[Message]) -> list[Message]:
@@ -143,7 +143,7 @@ class Task:
 
     @property
     def constraint(self) -> str:
-        """The JSON Schema that every answer must satisfy, as JSON, or a grammar of calls; empty where there is none."""
+        """The JSON Schema that every answer must satisfy, as JSON, or a grammar of calls; '' without one."""
         return self.rules.constraint()
 
     @property
@@ -157,22 +157,22 @@ class Task:
         return self.call_form or tool_calls.OWN
 
     def offered(self, tools: Sequence[Any] | None = None) -> tuple[Tool, ...]:
-        """The tools that an answer may call: the conversation's own, or else the task's; none but for `call`.
+        """The tools that an answer may call: the conversation's own, or else the task's; () unless the kind is `call`.
 
         Raises:
-            DataError: They are no tools.
+            DataError: The tools are not valid.
         """
         return self.rules.offered(tools)
 
     def written(self, answer: str) -> str:
-        """The text by which a model writes an answer that was kept: control tokens in it are broken up.
+        """The text that a model writes for a kept answer: control tokens in it are broken up.
 
-        Of a call, it is the form's, whose own control tokens stay.
+        A call is written in the model's form, whose own control tokens stay.
         """
         return self.rules.written(answer)
 
     def kept(self, text: str) -> str:
-        """The answer in what a model has written: a call, or labels, in the one form that all have; else the text."""
+        """The answer in a model's text, as it is kept: a call or a list of labels in its one form; else the text."""
         return self.rules.kept(text)
 
     def messages(self, text: str, *, list_labels: bool = False) -> list[Message]:
@@ -230,7 +230,7 @@ class Task:
         tools: Sequence[Any] | None = None,
         budget_s: float = LIMIT_S,
     ) -> str:
-        """Messages, and the tools that the model may call, through the chat template.
+        """Render messages, and the tools that the model may call, by the chat template.
 
         A control token spelled out in a message is data, not control: it is broken up by a zero-width space, so that
         no customer can close their own turn and open the system's. The template is rendered by another process, which
@@ -245,14 +245,14 @@ class Task:
 
     @property
     def whole_system(self) -> str:
-        """The system prompt with the tools that are listed in it, for engines that know nothing of a task; or empty."""
+        """The system prompt with the tools listed in it, for engines without a task contract; '' for none."""
         first: Sequence[Message] = self.template_input(self.messages(""), None)[0][:1]
         return first[0]["content"] if first[0]["role"] == "system" else ""
 
     def template_input(
         self, messages: Sequence[Message], tools: Sequence[Any] | None
     ) -> tuple[Sequence[Message], Sequence[Any] | None]:
-        """Messages and tools as the chat template gets them: a task of calls always offers some, as its form wants."""
+        """Returns (messages, tools) for the chat template; the form of calls decides if tools are passed or listed."""
         offered = self.offered(tools)
         if not offered:
             return messages, tools
@@ -267,12 +267,12 @@ class Task:
         return {
             "messages": self.safe_messages(messages),
             "tools": self.safe(tools) if tools else None,
-            "documents": None,  # as transformers gives it to a template, where there are none
+            "documents": None,  # as transformers passes it to a template without documents
             "add_generation_prompt": add_generation_prompt, "bos_token": self.bos_token, "eos_token": self.eos_token,
         }  # fmt: skip
 
     def safe_messages(self, messages: Sequence[Message]) -> list[Any]:
-        """Messages as they are rendered: every text defused, but for the form of earlier calls, as in an answer."""
+        """Messages for rendering: every text defused, but the form of earlier calls keeps its control tokens."""
         return [self._safe_message(message) for message in messages]
 
     def _safe_message(self, message: Message) -> Any:
@@ -299,7 +299,7 @@ class Task:
         return [self.safe(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     def defused(self, text: str) -> str:
-        """A message's text as it is rendered: in its normal form, control tokens spelled out in it broken up."""
+        """A message's text for rendering: in the normal form, with control tokens that it spells out broken up."""
         if self.normal_form:
             text = unicodedata.normalize(self.normal_form, text)
         for token in self.special_tokens:
@@ -320,7 +320,7 @@ class Task:
 
         Args:
             text: The answer as it is kept.
-            tools: The tools of the conversation's own, for a call.
+            tools: The conversation's own tools, for a call.
         """
         try:
             return self.rules.allows(self.read_answer(text), tools)
@@ -345,7 +345,7 @@ def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
 
 
 def call_form_of(task: Task) -> CallForm:
-    """The form in which a base's chat template writes calls, or ours; `task` has the base's part of the contract."""
+    """The form in which a base's chat template writes calls, or OWN; `task` has the base's part of the contract."""
     bare = dataclasses.replace(task, kind="generate")
 
     def render(messages: Sequence[Message], tools: Sequence[JsonObject] | None, opens: bool) -> str:

@@ -5,7 +5,7 @@ sharegpt           {"conversations": [{"from", "value"}, …], "system"?, "tools
 alpaca             {"instruction", "input"?, "output", "system"?, "history"?}
 prompt-completion  {"prompt", "completion"}: texts, or lists of messages
 columns            any columns; `input` and `output` name two of them, or are templates: `{{ NAME }}`, and
-                   `{{ row["NAME"] }}` of a column whose name is none in Jinja
+                   `{{ row["NAME"] }}` for a column whose name is not valid in Jinja
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def recognise(source: Source, columns: Sequence[str], *, calls: bool = False) ->
 
     Raises:
         DataError: A column that the config names, or that the format needs, is missing; a template is not valid; or
-            the config names a column of weights beside conversations, which would not be read.
+            the config names a column of weights for conversations, which have their own.
     """
     name, reason = _name_of(source, columns)
     if name == "columns":
@@ -129,10 +129,10 @@ def _name_of(source: Source, columns: Sequence[str]) -> tuple[str, str]:
 
 
 def require_column(source: Source, columns: Sequence[str], column: str, *, hint: str = "") -> None:
-    """Check that a source has a column; `hint` is that of the error, by default the list of its columns.
+    """Check that a source has a column; `hint` is the error's, by default the list of its columns.
 
     Raises:
-        DataError: It has not; the near name is suggested.
+        DataError: It does not; a similar name is suggested.
     """
     if column not in columns:
         near = difflib.get_close_matches(column, columns, n=1)
@@ -167,7 +167,7 @@ def _from_columns(source: Source, columns: Sequence[str], reason: str, *, calls:
 
 
 def is_template(spec: str) -> bool:
-    """True where `input` or `output` is a template and no column."""
+    """True if `input` or `output` is a template, not a column."""
     return "{{" in spec or "{%" in spec
 
 
@@ -176,10 +176,10 @@ def _description(spec: str) -> str:
 
 
 def text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[Columns], str]:
-    """A function that makes a text of a row: the cell of a column, or a template filled with the row's cells.
+    """A function that returns the text of a row: the cell of a column, or a template filled with the row's cells.
 
-    A template is rendered in the bounded process that renders chat templates. The function raises DataError where one
-    takes more time or memory than it may: it would for other rows, too.
+    A template is rendered in the bounded process that renders chat templates. The function raises DataError if it
+    exceeds its time or memory, as it would for other rows, too.
     """
     if not is_template(spec):
         require_column(source, columns, spec)
@@ -207,12 +207,12 @@ def text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[C
 
 
 def names_in(source: Source, spec: str, columns: Sequence[str]) -> tuple[set[str], set[str]]:
-    """The columns that a template names by themselves, and those that it names as `row["NAME"]`.
+    """Returns (columns that a template names directly, columns that it names as `row["NAME"]`).
 
     It is parsed and not compiled, since jinja computes constants when it compiles.
 
     Raises:
-        DataError: It is not valid, or names what is no column.
+        DataError: It is not valid, or names a column that does not exist.
     """
     environment = ImmutableSandboxedEnvironment()
     try:
@@ -234,7 +234,7 @@ def names_in(source: Source, spec: str, columns: Sequence[str]) -> tuple[set[str
 
 
 def _subscript(node: jinja2.nodes.Getitem) -> str | None:
-    """NAME of `row["NAME"]`; None of another subscript."""
+    """NAME of `row["NAME"]`; None for another subscript."""
     of, index = node.node, node.arg
     if isinstance(of, jinja2.nodes.Name) and of.name == ROW and isinstance(index, jinja2.nodes.Const):
         return index.value if isinstance(index.value, str) else None
@@ -242,16 +242,16 @@ def _subscript(node: jinja2.nodes.Getitem) -> str | None:
 
 
 def reference(column: str) -> str:
-    """The expression by which a template names a column: its name, or `row["Art.-Nr."]` where that is none in Jinja."""
+    """The expression by which a template names a column: its name, or `row["Art.-Nr."]` if Jinja takes no such name."""
     if column.isidentifier() and column != ROW:
-        with contextlib.suppress(jinja2.TemplateSyntaxError):  # `in` and `is` are identifiers, and no names
+        with contextlib.suppress(jinja2.TemplateSyntaxError):  # `in` and `is` are identifiers, but not names in Jinja
             if any(ImmutableSandboxedEnvironment().parse(f"{{{{ {column} }}}}").find_all(jinja2.nodes.Name)):
                 return column
     return f"{ROW}[{json.dumps(column, ensure_ascii=False)}]"
 
 
 def _written_as(spec: str, columns: Iterable[str]) -> str:
-    """A hint on a column that a template names, and not as it has to; empty where there is none."""
+    """A hint on how a template must name a column that it names otherwise, or ''."""
     odd = sorted((column for column in columns if column in spec and reference(column) != column), key=len)
     return f"in a template this column is {{{{ {reference(odd[-1])} }}}}" if odd else ""
 
@@ -264,7 +264,7 @@ def cell(value: Any) -> str:
 
 
 def named_cell(columns: Columns, column: str | None) -> str:
-    """The cell of a column as text; empty where no column is named."""
+    """The cell of a column as text; '' if no column is named."""
     return cell(columns.get(column)) if column else ""
 
 

@@ -21,10 +21,10 @@ MAX_FILE = 1 << 20  # bytes of a JSON Schema, or of a list of tools
 
 
 def schema_of(config: TaskConfig) -> JsonObject | None:
-    """The JSON Schema that the config names; None where it names none.
+    """The JSON Schema that the config names; None without one.
 
     Raises:
-        DataError: It is no JSON Schema, or answers cannot be held to it.
+        DataError: It is not a JSON Schema, or no grammar can be made of it.
     """
     path = config.json_schema
     if path is None:
@@ -49,7 +49,7 @@ def tools_of(config: TaskConfig) -> tuple[JsonObject, ...]:
     """The tools that the config lists or names, in OpenAI's form.
 
     Raises:
-        DataError: They are no tools, or calls of them cannot be held to their schemas.
+        DataError: They are not valid tools, or no grammar can be made of their schemas.
     """
     listed, name = config.tools, "task.tools"
     if isinstance(listed, Path):
@@ -72,10 +72,10 @@ def tools_of(config: TaskConfig) -> tuple[JsonObject, ...]:
 
 
 def labels_of(config: TaskConfig, found: Iterable[str]) -> tuple[str, ...]:
-    """The labels that the config names, else those `found` in the data; none of a task without labels.
+    """The labels that the config names, else those `found` in the data; () for a task without labels.
 
     Raises:
-        DataError: The config describes a label that is none of them.
+        DataError: The config describes a label that is not among them.
     """
     if not config.has_labels:
         return ()
@@ -88,7 +88,7 @@ def labels_of(config: TaskConfig, found: Iterable[str]) -> tuple[str, ...]:
 
 
 def grammar_fault(rules: str) -> str:
-    """The reason why no answer can be held to a grammar; empty where one can, and without llguidance."""
+    """The reason why answers cannot follow a grammar, or ''; '' also without llguidance."""
     if importlib.util.find_spec("llguidance") is None:  # of the extra gguf; without it no model answers here anyway
         return ""
     return grammar_pool.fault_of(rules)

@@ -1,4 +1,4 @@
-"""A prompt of a task -> the request to the engine, held to the answers that the task allows."""
+"""A prompt of a task -> the request to the engine, restricted to answers that the task allows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def engine_request(
         task: The task.
         text: The rendered prompt.
         prefix: The beginning that other prompts share; ignored where `text` does not begin with it.
-        constraint: The grammar of a conversation with tools of its own, in place of the task's.
+        constraint: The grammar of a conversation with own tools, in place of the task's.
         max_tokens: The longest answer.
-        adapter: The adapter's name inside of the engine.
+        adapter: The adapter's name in the engine.
         temperature: 0 takes the likeliest token.
-        seed: Of the tokens that are drawn.
+        seed: Seed of the sampling.
         question: The text that a second opinion reads.
     """
     return Request(

@@ -1,8 +1,8 @@
 """HTML -> its text, with a line for each block, in time that is linear in the HTML.
 
-Python's html.parser takes quadratic time on unclosed tags (8 s for 32,000 characters) and reads some faults otherwise
-in every version, so that a model would be asked otherwise than it was trained. This tokenizer knows the tags that
-mails and forms are made of; any other `<word>` is text, such as `<ann@example.com>`.
+Python's html.parser takes quadratic time on unclosed tags (8 s for 32,000 characters), and its versions differ on
+malformed HTML, so that a served model could read a text otherwise than in training. This tokenizer knows the tags of
+mails and forms; any other `<word>` is text, such as `<ann@example.com>`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def text_of(source: str) -> str:
         match = _TAG.match(source, start)
         name = match["name"].lower() if match else ""
         if match is None or name not in _KNOWN:
-            writer.text(source[place : start + 1])  # no tag: the sign is text
+            writer.text(source[place : start + 1])  # not a tag: `<` is text
             place = start + 1
             continue
         writer.text(source[place:start])
@@ -74,7 +74,7 @@ def _breaks(name: str) -> bool:
 
 
 def _end_of_hidden(source: str, name: str, place: int) -> int:
-    """The place after the end of a part that is not shown, -1 where it has none: then nothing is hidden."""
+    """The index after the end of a hidden part; -1 if it has no end, so that nothing is hidden."""
     match = _ENDS[name].search(source, place)
     return match.end() if match else -1
 

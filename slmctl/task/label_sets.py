@@ -23,11 +23,11 @@ OFF = {"0", "0.0", "false", "no", "n", "nein", "null", "none", "-", ""}
 def read(cell: str, separator: str | None = None) -> list[str]:
     """The labels that a cell names.
 
-    It is a JSON list of labels, also as Python prints one; a JSON object of labels that are ticked or not, or of
+    A cell is a list of labels, as JSON or as Python prints it; a JSON object of labels that are ticked or not, or of
     columns that hold a label each; else labels with a separator between them.
 
     Raises:
-        RowRejectedError: It names none, which the empty list alone may do, or holds something else than texts.
+        RowRejectedError: It names no label and is not an empty list, or holds other values than texts.
     """
     value = parse(cell)
     if value is answer_metrics.INVALID and cell.startswith("[") and cell.endswith("]"):
@@ -69,11 +69,11 @@ def _ticked(cells: JsonObject) -> Iterator[str]:
 
 
 def written(names: Collection[str], labels: Sequence[str] | None) -> str:
-    """The labels of a row as they are answered: each once, in the order of all labels, or by name where it is free."""
+    """The labels of a row as a JSON array: each once, in the order of `labels`, or sorted by name for None."""
     ordered = sorted(set(names)) if labels is None else [label for label in labels if label in names]
     return json.dumps(ordered, ensure_ascii=False)
 
 
 def schema(labels: Sequence[str]) -> JsonObject:
-    """The JSON Schema of such answers, of which `subset_grammar` knows the order."""
+    """The JSON Schema of these answers; `subset_grammar` also holds them to the order."""
     return {"type": "array", "items": {"type": "string", "enum": list(labels)}, "uniqueItems": True}

@@ -1,8 +1,7 @@
 """A mail's own text: quoted earlier mail and the signature cut off, by the forms that mail programs write.
 
-It rather leaves something than cuts a sentence: a form must stand on lines of its own, an attribution needs a time, an
-address or a quotation after it, and a closing formula must stand near the end. Forwarded mail stays, since it is what
-a forwarding mail is about.
+In doubt nothing is cut: a form must fill whole lines, an attribution needs a time, an address or a quotation after it,
+and a closing formula must stand near the end. Forwarded mail stays, since a forwarding mail is about it.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ def _is_quoted_after(lines: Sequence[str], at: int) -> bool:
 def without_signature(text: str) -> str:
     """The text up to a closing formula or `-- ` that stands near its end, and without lines that name a device.
 
-    What is cut off is short, and holds no postscript and no question.
+    The part that is cut off is short, and holds no postscript and no question.
     """
     lines = text.split("\n")
     kept = [line for line in lines if not _DEVICE.fullmatch(line[:LINE])]
@@ -133,7 +132,7 @@ def without_signature(text: str) -> str:
 
 
 def _signature(lines: Sequence[str]) -> int:
-    """The number of the first line of a signature; that of all lines where there is none."""
+    """The index of the first line of a signature; `len(lines)` without one."""
     cut, size, count = len(lines), 0, 0
     for at in range(len(lines) - 1, -1, -1):
         line = lines[at][:LINE].rstrip("\r")

@@ -57,9 +57,9 @@ class Message(TypedDict):
     Attributes:
         role: `system`, `user`, `assistant` or `tool`.
         content: Its text.
-        weight: Weight of an assistant's message in the loss; 1 where it is left out.
+        weight: Weight of an assistant's message in the loss; 1 by default.
         tool_calls: The calls in an assistant's message.
-        name: The function whose result a `tool` message is.
+        name: The function that returned the content of a `tool` message.
     """
 
     role: str
@@ -77,7 +77,7 @@ def without_weight(message: Message) -> Message:
 
 
 def with_instruction(messages: Sequence[Message], text: str) -> list[Message]:
-    """A copy of a conversation with a text at the end of its system prompt, or as one."""
+    """A copy of a conversation with a text at the end of its system prompt, which is added if there is none."""
     turns = [message.copy() for message in messages]
     if not turns or turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": ""})
@@ -105,7 +105,7 @@ class RecordFields(TypedDict):
 
 
 def question_of(turns: Iterable[Message]) -> str:
-    """The contents of a conversation before its answer, without the system prompt: what a model of texts reads."""
+    """The contents of a conversation before its answer, without the system prompt, for encoders and linear models."""
     return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
 
 
@@ -182,7 +182,7 @@ def require_records(path: Path) -> list[Record]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line; returns how many."""
+    """Write one JSON object a line; returns the number of lines."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for row in rows:

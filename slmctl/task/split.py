@@ -29,9 +29,9 @@ def assign(
 ) -> np.ndarray:
     """The split of each record, `(n,)`, as an index into `records.SPLITS`.
 
-    A record falls at a position between 0 and 1, and each held-out split takes its share from the
-    bottom, the same share of every label or one that the config sets for a label. New rows move no
-    old one, and the splits of each label have the sizes of the config but for chance.
+    A record has a position between 0 and 1, and the held-out splits take their shares from 0 up, one after another: the
+    same shares of every label, or those that the config sets for a label. New rows move no old row to another split,
+    and each label's splits have the sizes of the config, up to chance.
 
     Args:
         splits: The shares, or the times.

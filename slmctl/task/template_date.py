@@ -1,7 +1,7 @@
-"""Freezes the date that a chat template asks for, so that every engine renders what was trained.
+"""Freeze the date that a chat template asks for, so that every engine renders the prompts of training.
 
-Templates get today's date from `strftime_now(FORMAT)`. transformers and llama.cpp answer it by the clock, each time
-anew, and other engines have no such function. A stored template has the text of one day in place of each call.
+Templates get today's date from `strftime_now(FORMAT)`. transformers and llama.cpp return the clock's date at each
+call, and other engines lack the function. A stored template has the text of one day in place of each call.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class _Token(NamedTuple):
 
 
 def freeze(source: str, day: datetime.date) -> str:
-    """A template with every `strftime_now(FORMAT)` replaced by the text of a day; the same one if it asks for none.
+    """A template with every `strftime_now(FORMAT)` replaced by the text of a day; unchanged without one.
 
     The name alone, as in `strftime_now is defined`, becomes `true`.
 
     Raises:
-        DataError: The template is no Jinja, or computes the format.
+        DataError: The template is not valid Jinja, or computes the format.
     """
     if NAME not in source:
         return source
@@ -63,7 +63,7 @@ def freeze(source: str, day: datetime.date) -> str:
 
 
 def _tokens(source: str) -> Iterator[_Token]:
-    """The tokens of a template but blanks; Jinja's lexer leaves out blanks that a `-` strips, so places are sought."""
+    """The tokens of a template but blanks. Places are searched, since Jinja's lexer drops blanks that a `-` strips."""
     place = 0
     lexer = jinja2.Environment(keep_trailing_newline=True)  # noqa: S701 - nothing is rendered
     try:

@@ -1,7 +1,7 @@
 """Calls of tools: the tools on offer, an answer that is one call or none, and the form in which a base writes a call.
 
 Records, predictions and policies hold an answer in one form, whatever the base: `{"arguments": {…}, "name": "…"}` with
-sorted keys, or `none`. The model writes it in the form of its own chat template, where that has one (`CallForm`).
+sorted keys, or `none`. The model writes it in the form of its own chat template, if that has one (`CallForm`).
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class ToolCall:
 
 
 def answer_of(call: ToolCall | None) -> str:
-    """A call, or none, as answers are kept."""
+    """The answer of a call, or NO_CALL for None, as answers are kept."""
     return call.answer if call else NO_CALL
 
 
 def read_answer(text: str) -> ToolCall | None:
-    """The call in an answer as it is kept; None where it is that no tool fits.
+    """The call in an answer as it is kept; None for NO_CALL.
 
     Raises:
         DataError: It is neither.
@@ -92,7 +92,7 @@ def read_answer(text: str) -> ToolCall | None:
 
 
 def answer_of_openai(calls: Sequence[Any]) -> str:
-    """The answer in `tool_calls` of OpenAI's form, as it is kept; empty where that is not one call."""
+    """The answer in `tool_calls` of OpenAI's form, as it is kept; '' unless they are one valid call."""
     function = calls[0].get("function") if len(calls) == 1 and isinstance(calls[0], dict) else None
     if isinstance(function, dict):
         with contextlib.suppress(DataError):
@@ -104,7 +104,7 @@ def read_tools(values: Sequence[Any]) -> tuple[Tool, ...]:
     """Tools in OpenAI's form, `{"type": "function", "function": {…}}`, or as the functions alone.
 
     Raises:
-        DataError: One of them is no function with a name and a schema of its arguments, or two have one name.
+        DataError: One is not a function with a name and a schema of its arguments, or two have the same name.
     """
     if not isinstance(values, list | tuple) or not values:
         raise DataError("the tools are not a list with at least one function")
@@ -151,7 +151,7 @@ def _tool(value: Any, at: int) -> Tool:
 
 
 def _closed(schema: Any) -> Any:
-    """A schema whose objects have the properties that they list and no others, unless it says which others."""
+    """A schema whose objects allow only the properties that they list, unless it says otherwise."""
     if not isinstance(schema, dict):
         return schema
     result = dict(schema)
@@ -194,7 +194,7 @@ def _validator(schema: str) -> jsonschema.Draft202012Validator:
     import jsonschema
     import referencing
 
-    # by an empty registry, since jsonschema would fetch what a reference names elsewhere
+    # an empty registry, since jsonschema would fetch the documents that references name
     return jsonschema.Draft202012Validator(json.loads(schema), registry=referencing.Registry())
 
 
@@ -211,7 +211,7 @@ def from_function(function: Any) -> ToolCall:
 
 
 def _values(arguments: Any) -> Any:
-    """Arguments that may be the text of their JSON."""
+    """Arguments as a value; a text is parsed as JSON."""
     return _json(arguments) if isinstance(arguments, str) else arguments
 
 
@@ -266,7 +266,7 @@ class CallForm:
         """The call that a model has written, its control tokens shown or not; None for no call.
 
         Raises:
-            DataError: It is neither, or it is not whole.
+            DataError: It is neither, or incomplete.
         """
         text = self.bare(text)
         if text == NO_CALL:
@@ -281,7 +281,7 @@ class CallForm:
         return _call(name.group(), _json(rest[len(between) :]))
 
     def bare(self, text: str) -> str:
-        """A text of the form, or written in it, as it is decoded: without control tokens and white space around it."""
+        """A text as it is decoded: without the form's control tokens, and without white space around it."""
         for token in self.control:
             text = text.replace(token, "")
         return text.strip()
@@ -290,7 +290,7 @@ class CallForm:
         """The grammar of an answer, for `Request.schema`: one call of an offered tool with its arguments, or none.
 
         Args:
-            tools: The tools that may be called; without one the answer is that there is no call.
+            tools: The tools that may be called; without one the answer is NO_CALL.
             must_call: One of them has to be called.
         """
         return call_grammar.CallGrammar(
@@ -328,9 +328,9 @@ _TOOL = Tool("probe_tool", "A probed tool.", {"properties": {"probe_key": {"type
 
 
 def form_of(render: Render, *, end: str, special_tokens: Sequence[str]) -> CallForm:
-    """The form in which a chat template writes calls, found by rendering some; OWN where it has none to be found.
+    """The form in which a chat template writes calls, found by rendering some; OWN if none is found.
 
-    A form is taken only if the calls that are rendered are what it writes, and if the template shows the tools.
+    A form is taken only if it writes the calls as they were rendered and reads them, and the template shows the tools.
     """
     # templates want arguments as values or as text, and the content empty or null
     for as_text, content in itertools.product((False, True), ("", None)):
@@ -366,7 +366,7 @@ def _message(call: ToolCall, *, as_text: bool, content: str | None) -> Message:
 
 
 def _written(render: Render, message: Message, end: str) -> str | None:
-    """The text of a rendered call without what comes before any answer, such as empty thoughts; None where refused."""
+    """The text of a rendered call, without the opening of every answer, such as empty thoughts; None if refused."""
     tools = [_TOOL.to_json()]
     try:
         head = render([_QUESTION], tools, True)

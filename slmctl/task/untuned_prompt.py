@@ -14,9 +14,9 @@ from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record
 from slmctl.task.tool_calls import NO_CALL
 
-SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
+SHOTS = 8  # examples in a few-shot prompt by default; for classify one for each label
 
-INSTRUCTION = "Choose the label of the text."  # of a task without a system prompt, where labels go beside it
+INSTRUCTION = "Choose the label of the text."  # of a task without a system prompt; labels are sent apart from it
 HELD = f"Call one of the tools, or answer with the word {NO_CALL} where no tool fits."  # where a grammar holds the form
 
 
@@ -25,8 +25,8 @@ def brief(task: Task, *, local: bool = False, tools: Sequence[Any] | None = None
 
     Args:
         task: The task.
-        local: A model of this machine answers, whose prompt lists the tools and whose answer a grammar holds.
-        tools: The tools of the conversation's own.
+        local: A model on this machine answers: its prompt lists the tools, and a grammar holds its answer.
+        tools: The conversation's own tools.
     """
     schema = json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
     offered = json.dumps([tool.to_json()["function"] for tool in task.offered(tools)], ensure_ascii=False)
@@ -39,7 +39,7 @@ def brief(task: Task, *, local: bool = False, tools: Sequence[Any] | None = None
 
 
 def choice(task: Task, api: Api) -> Choice | None:
-    """The question of a task for a decisions API, with the labels beside it; None for chats.
+    """The question of a task for a decisions API, with its labels; None for the chat API.
 
     Raises:
         UsageError: The task has no labels, or more than such an API takes.
@@ -56,7 +56,7 @@ def choice(task: Task, api: Api) -> Choice | None:
 
 
 def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record]:
-    """The examples of a prompt: training rows in an order that their ids decide, so nobody picks them.
+    """The examples of a prompt: training rows in the order of a hash of their ids, so that none is hand-picked.
 
     For classify each label comes once before any comes twice, the commonest first, so that as many labels
     as possible are shown; `count` None shows every label once, or SHOTS rows for the other tasks.
@@ -90,9 +90,9 @@ def opening(
 
 
 def turns(task: Task, record: Record, *, local: bool = False) -> list[Message]:
-    """A record's conversation without its system prompt, which the prompt has its own for.
+    """A record's conversation without its system prompt, since the prompt has its own.
 
-    A call in its answer is in the form of this task's base where a model of this machine answers.
+    With `local`, a call in its answer is in the form of the task's base.
     """
     turns = [_turn(message) for message in record.messages if message["role"] != "system"]
     if task.rules.calls and local:
@@ -101,7 +101,7 @@ def turns(task: Task, record: Record, *, local: bool = False) -> list[Message]:
 
 
 def _turn(turn: Message) -> Message:
-    """A turn for any endpoint: a call was made a text when the data was read, so what came of it is one too."""
+    """A turn for any endpoint: a tool's result becomes a user's text, since calls became texts when they were read."""
     if turn["role"] == "tool":
         return {"role": "user", "content": f"{turn.get('name', 'The tool')} returned: {turn['content']}"}
     return {"role": turn["role"], "content": turn["content"]}

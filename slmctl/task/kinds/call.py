@@ -72,7 +72,7 @@ class Calling(TaskKind):
         return first.name == second.name and answer_metrics.equal(first.arguments, second.arguments)
 
     def read_reply(self, text: str) -> str:
-        """The call in the base's form, or in JSON of name and arguments; `none` where the reply is a word for that."""
+        """The call in the base's form, or in JSON of name and arguments; NO_CALL if the reply is that word."""
         kept = self.kept(text)
         with contextlib.suppress(DataError):
             if self.allows(self.read(kept.strip())):

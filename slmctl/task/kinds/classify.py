@@ -30,12 +30,12 @@ class Classification(TaskKind):
         return label_of(cell)
 
     def read_reply(self, text: str) -> str:
-        """The label that equals the reply but for case and punctuation, else the only one in it; else the reply."""
+        """The label that equals the reply up to case and punctuation, else the only label in it, else the reply."""
         return label_in(text, self.labels) or text
 
 
 def label_in(text: str, labels: Sequence[str]) -> str | None:
-    """The only label that a text names, but for case and punctuation; a label inside a longer one does not count."""
+    """The only label in a text, up to case and punctuation; a label inside a longer one does not count."""
     if text in labels:
         return text
     words = answer_metrics.words(text)

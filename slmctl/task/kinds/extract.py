@@ -42,7 +42,7 @@ class Extraction(TaskKind):
         return answer_metrics.same_json(self.kept(answer.strip()), self.kept(other.strip()))
 
     def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
-        """The JSON with sorted keys, to which a model is later held."""
+        """The JSON with sorted keys, the form that a model is trained to write."""
         from slmctl.sources.rows.cells import MAX_DEPTH  # with the readers of all formats, which no server needs
 
         try:
@@ -54,7 +54,7 @@ class Extraction(TaskKind):
             raise RowRejectedError("answer is not JSON", f"the answer is not JSON: '{cell[:60]}'") from None
 
     def read_reply(self, text: str) -> str:
-        """The reply where it is JSON; else the JSON in it, in a code fence or between the outermost braces."""
+        """The reply if it is JSON, else the JSON in it, in a code fence or between the outermost braces."""
         if answer_metrics.parse(text) is not answer_metrics.INVALID:
             return text
         inner = object_in(text)

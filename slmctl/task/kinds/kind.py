@@ -29,7 +29,7 @@ class Contract(Protocol):
 
 
 class TaskKind:
-    """One kind of task, bound to the contract of one task; without rules of its own, any text is an answer.
+    """One kind of task, bound to the contract of one task; by default, any text is an answer.
 
     Attributes:
         name: The `kind` of the config and the contract.
@@ -39,9 +39,9 @@ class TaskKind:
         structured: True where the answer is JSON or a call.
         calls: True where the answer is a call of a tool, or none.
         primary: The metric by which models are compared.
-        row_metric: The metric that the score of one row is.
+        row_metric: The metric of one row's score.
         baselines: The baselines of a report, by name.
-        empty: The answer that says least, of the baselines.
+        empty: The answer of the baselines `empty` and `no_call`.
         right: The definition of a right answer, in words.
         instruction: The form of the answer, for a model that was not trained for the task.
     """
@@ -64,7 +64,7 @@ class TaskKind:
         return key in OWN_KEYS[cls.name]
 
     def fault(self) -> str:
-        """The reason why the contract is none of this kind; empty for one that is."""
+        """The reason why the contract is not valid for this kind, or ''."""
         return ""
 
     @property
@@ -81,10 +81,10 @@ class TaskKind:
         return ()
 
     def constraint(self, tools: Sequence[Any] | None = None) -> str:
-        """The JSON Schema or grammar that every answer satisfies, of a conversation with `tools` of its own; or empty.
+        """The JSON Schema or grammar that every answer satisfies, or ''; `tools` are the conversation's own.
 
         Raises:
-            DataError: They are no tools.
+            DataError: The tools are not valid.
         """
         return ""
 
@@ -93,7 +93,7 @@ class TaskKind:
         return text
 
     def allows(self, value: Any, tools: Sequence[Any] | None = None) -> bool:
-        """True for the value of an answer that satisfies the schema; `tools` are those of the conversation's own.
+        """True for the value of an answer that satisfies the schema; `tools` are the conversation's own.
 
         Raises:
             DataError: It calls a tool that is not offered, or with arguments that do not fit.
@@ -113,15 +113,15 @@ class TaskKind:
         return answer.strip() == other.strip()
 
     def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
-        """The answer in the cell of a row, in the one form that all answers have.
+        """The answer in the cell of a row, as answers are kept.
 
-        `order` is that of the labels, None where the data names them; `separator` stands between those of a cell.
+        `order` holds the labels in order, None if the data names them; `separator` stands between labels in a cell.
 
         Raises:
-            RowRejectedError: It holds none.
+            RowRejectedError: The cell holds no answer of this kind.
         """
         return cell
 
     def read_reply(self, text: str) -> str:
-        """The answer in a stripped reply of a general model, read leniently; the reply where it holds none."""
+        """The answer in a stripped reply of a general model, read leniently; the whole reply if no answer is found."""
         return text
