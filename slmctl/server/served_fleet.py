@@ -19,11 +19,11 @@ from slmctl.model_files import memory
 from slmctl.models.model import Loading, Model
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
-from slmctl.pipeline import model_lookup, predictions, served_adapters
+from slmctl.pipeline import model_lookup, predictions
 from slmctl.pipeline.named import Workspace
-from slmctl.pipeline.served_adapters import ServedAdapter
 from slmctl.production.collector import Collector
 from slmctl.releases import registry
+from slmctl.server import served_adapters
 from slmctl.server.api_keys import KeyRing
 from slmctl.server.backends import EndpointEngine, LocalEngine
 from slmctl.server.fleet import Fleet
@@ -32,6 +32,7 @@ from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.routed import Escalation
 from slmctl.server.router import Router
 from slmctl.server.running_model import Release, RunningModel
+from slmctl.server.served_adapters import ServedAdapter
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 

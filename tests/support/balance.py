@@ -31,7 +31,7 @@ LONGEST = (
     "stages/calibrate/test_calibrate.py",
     "stages/finetune/test_finetune.py",
     "hostile/test_changing_source.py",
-    "pipeline/test_served_adapters.py",
+    "server/test_served_adapters.py",
     "stages/quantize/test_quantize.py",
     "server/test_gateway.py",
     "server/test_web.py",

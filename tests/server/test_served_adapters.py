@@ -19,8 +19,9 @@ from slmctl.inference.engine import Engine
 from slmctl.metrics import gates
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.models import prompts
-from slmctl.pipeline import plan, project_gates, served_adapters
+from slmctl.pipeline import plan, project_gates
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
+from slmctl.server import served_adapters
 from slmctl.stages.quantize.stage import base_file_requests
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
