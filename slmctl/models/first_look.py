@@ -6,16 +6,15 @@ import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact
-from slmctl.inference import ENCODER
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.inference.events import Event
-from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.models.composition import Composition
-from slmctl.models.encoder_classifier import Cancel, EncoderClassifier, OnEvent
+from slmctl.models.encoder import EncoderAlone
+from slmctl.models.encoder_classifier import Cancel, OnEvent
+from slmctl.models.model import Loading
 from slmctl.task.contract import Task
 
 
@@ -27,15 +26,10 @@ class FirstLookFiles:
     policy: Artifact
     task: Task
 
-    @property
-    def path(self) -> Path:
-        """The encoder's file."""
-        return self.encoder.file(ENCODER)
-
     def before(self, engine: Answering) -> FirstLookEngine:
         """The encoder, loaded before a model that is open."""
-        encoder = EncoderClassifier(self.path, EncoderModel.read(self.encoder.path))
-        return FirstLookEngine(engine, encoder, Policy.read(self.policy.path), self.task.labels)
+        encoder, policy = EncoderAlone(self.encoder).load(Loading()), Policy.read(self.policy.path)
+        return FirstLookEngine(engine, encoder, policy, self.task.labels)
 
 
 class FirstLookEngine(Composition):
@@ -53,7 +47,7 @@ class FirstLookEngine(Composition):
     ahead = 512  # questions of a list that wait, so that batches are full and the model is asked last
 
     def __init__(
-        self, engine: Answering, encoder: EncoderClassifier, policy: Policy, labels: tuple[str, ...]
+        self, engine: Answering, encoder: Answering, policy: Policy, labels: tuple[str, ...]
     ) -> None:  # fmt: skip
         super().__init__(engine)
         self.encoder, self.policy, self.labels = encoder, policy, labels

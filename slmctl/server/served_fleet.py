@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from slmctl import models
 from slmctl.config import PRODUCTION, ServeConfig
 from slmctl.config.serve_section import DEFAULT
 from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.inference import ENCODER
 from slmctl.inference.engine import Answering
-from slmctl.model_files import memory
 from slmctl.models.model import Loading, Model
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
@@ -184,7 +183,7 @@ class _Finder:
             choice.name or next(iter(names), "") or model.path.stem,
             model.artifact.digest,
             names,
-            model.bytes(self._loading(task)) + sum(map(memory.encoder_bytes, self._first_encoder())),
+            sum(each.bytes(self._loading(task)) for each in (model, *self._first())),
             load=functools.partial(self._load, choice, model, policy),
             newest=functools.partial(self.find, choice) if (choice.spec or "").startswith("dir:") else None,
             pin=choice.pin,
@@ -193,9 +192,9 @@ class _Finder:
     def _loading(self, task: Task | None) -> Loading:
         return Loading.of(task, sequences=self.settings.sequences, context=self.settings.context_length)
 
-    def _first_encoder(self) -> list[Path]:
-        """The file of the encoder that looks first, if one does."""
-        return [predictions.encoder_of(self.where.project).file(ENCODER)] if self.settings.first_look else []
+    def _first(self) -> list[Model]:
+        """The encoder that looks first, if one does."""
+        return [models.of(predictions.encoder_of(self.where.project))] if self.settings.first_look else []
 
     def _engine(
         self, choice: _Choice, model: Model, loras: Mapping[str, ServedAdapter], stack: contextlib.ExitStack
@@ -208,7 +207,7 @@ class _Finder:
         task = model.task
         loading = dataclasses.replace(self._loading(task), adapters={name: lora.path for name, lora in loras.items()})
         if choice.pin:  # for the others the fleet has made room
-            model.require_room(loading, *self._first_encoder())
+            model.require_room(loading, *(each.path for each in self._first()))
         engine = stack.enter_context(model.load(loading))
         if self.settings.first_look and task is not None:
             return stack.enter_context(model_lookup.first_look(self.where.project, task).before(engine))
@@ -270,13 +269,13 @@ def _named(
     main = dataclasses.replace(
         main, name=name, aliases=tuple(alias for alias in aliases if alias not in loras), version=named.version
     )
-    models = {name: main}
+    served = {name: main}
     for lora_name, lora in loras.items():
-        models[lora_name] = dataclasses.replace(
+        served[lora_name] = dataclasses.replace(
             main, name=lora_name, task=lora.task or main.task, adapter=lora_name, aliases=(), version=lora.version,
             bare=main.bare and lora.task is None, file=lora.path.name, digest=lora.digest,
         )  # fmt: skip
-    return models
+    return served
 
 
 def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack: contextlib.ExitStack) -> Release:
@@ -295,5 +294,5 @@ def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack
         )
     backend = EndpointEngine(engine.url, engine.model, engine.key_env, settings.sequences)
     stack.enter_context(guard.network(f"answering through {engine.url}", hosts=backend.endpoint.hosts))
-    models = {named.name: ServedModel(named.name, task, aliases=named.aliases, version=named.version)}
-    return Release(named.name, "", models, 0, load=lambda: RunningModel(backend, models), pin=True)
+    served = {named.name: ServedModel(named.name, task, aliases=named.aliases, version=named.version)}
+    return Release(named.name, "", served, 0, load=lambda: RunningModel(backend, served), pin=True)

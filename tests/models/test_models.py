@@ -31,7 +31,7 @@ def test_an_encoder_beside_a_file_changes_its_hash_and_its_size(tmp_path: Path) 
         (tmp_path / name).write_bytes(name.encode())
     both = models.of(artifact.foreign(tmp_path, "gguf"), type="Q8_0")
     assert isinstance(both, FileWithOpinion) and isinstance(both.model, GgufModel)
-    assert (both.kind, both.title, both.path.name) == ("gguf", "Q8_0", "a-Q8_0.gguf")
+    assert (both.kind, both.title, both.path.name, both.variants()) == ("gguf", "Q8_0", "a-Q8_0.gguf", [None])
     assert both.weights.size == len("a-Q8_0.gguf") + len("encoder.gguf")
     assert both.digest != both.model.digest == both.file.sha256
     beside = models.of(artifact.foreign(tmp_path / "a-Q8_0.gguf", "gguf"), encoder=both.artifact)
