@@ -319,7 +319,7 @@ COMPARED = (
         "slmctl.pipeline.linear_file": "the names by which cheap models are proposed",
         "slmctl.pipeline.model_lookup": "names that a person types, for which there is no artifact of that kind",
         "slmctl.pipeline.named": "the name that a person types, in a hint",
-        "slmctl.pipeline.predictions": "names of the config become artifacts; classes of models import numpy",
+        "slmctl.pipeline.predictions": "names of the config for which there is no artifact of that kind",
         "slmctl.stages.evaluate.stage": "names that the config lists, before there is an artifact",
         "slmctl.stages.publish.publish": "a value of publish.include",
         "slmctl.cli.doctor_checks": "base is an origin of chat templates",

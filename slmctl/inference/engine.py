@@ -22,10 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.child import DiedError, start
@@ -34,6 +31,10 @@ from slmctl.hardware import process_bytes, usable_cores
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.inference.events import ControlTokens, EngineInfo, Event
 from slmctl.installation import pip_line, timings_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 State = Literal["ready", "hung", "dead"]
 
@@ -423,6 +424,8 @@ class Engine(Answering):
             EngineError: The text does not fit, or the child died.
         """
         event = self._reply(Request(text, logits=last).__dict__)
+        import numpy as np  # for a check alone: a tenth of a second of every command that finds a model
+
         rows = np.frombuffer(base64.b64decode(event["logits"]), np.float32)
         return rows.reshape(-1, self.info["n_vocab"])
 

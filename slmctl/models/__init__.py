@@ -5,7 +5,7 @@ The first look at a question (`first_look`) is no model: it stands before one th
 
 from __future__ import annotations
 
-import functools
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,27 +13,28 @@ if TYPE_CHECKING:
     from slmctl.models.model import Model
 
 
-@functools.cache
+# Kinds of artifacts, and kinds as predictions and reports have them, each with module and class: a command that finds a
+# model imports no other one.
+CLASSES = {
+    "encoder": "encoder.EncoderAlone",
+    "base": "hf.UntunedBase",
+    "adapter": "hf.AdapterOnBase",
+    "merged": "hf.HfModel",
+    "gguf": "gguf.GgufModel",
+    "lora": "adapter_file.AdapterFile",
+    "ensemble": "opinion.FileWithOpinion",
+    "published": "gguf.ReleasedFile",
+    "release": "gguf.ReferenceFile",
+    "endpoint": "endpoint.ModelElsewhere",
+    "linear": "linear.LinearFile",
+}
+
+
 def class_of(kind: str) -> type[Model]:
-    """The class of the models of a kind, of artifacts and as predictions and reports have it.
-
-    Of what is no model, such as a baseline, the class that says nothing special.
-    """
-    from slmctl.models.adapter_file import AdapterFile
-    from slmctl.models.encoder import EncoderAlone
-    from slmctl.models.endpoint import ModelElsewhere
-    from slmctl.models.gguf import GgufModel, ReferenceFile, ReleasedFile
-    from slmctl.models.hf import AdapterOnBase, HfModel, UntunedBase
-    from slmctl.models.linear import LinearFile
-    from slmctl.models.model import Model
-    from slmctl.models.opinion import FileWithOpinion
-
-    classes: dict[str, type[Model]] = {
-        "gguf": GgufModel, "published": ReleasedFile, "encoder": EncoderAlone, "base": UntunedBase, "merged": HfModel,
-        "adapter": AdapterOnBase, "linear": LinearFile, "endpoint": ModelElsewhere,
-        "lora": AdapterFile, "ensemble": FileWithOpinion, "release": ReferenceFile,
-    }  # fmt: skip
-    return classes.get(kind, Model)
+    """The class of the models of a kind; `Model`, which says nothing special, for a kind such as a baseline's."""
+    module, _, name = CLASSES.get(kind, "model.Model").partition(".")
+    made: type[Model] = getattr(importlib.import_module(f"slmctl.models.{module}"), name)
+    return made
 
 
 def of(

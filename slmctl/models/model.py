@@ -12,7 +12,6 @@ from typing import ClassVar
 
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.errors import DataError
-from slmctl.inference import grammar_pool
 from slmctl.inference.engine import CONTEXT, SEQUENCES, Answer, Answering, Outcomes
 from slmctl.inference.events import EXPANDED
 from slmctl.models.prompts import Prompt
@@ -217,8 +216,11 @@ class Model:
             DataError: The answers cannot be held to the task's schema.
             SlmctlError: It cannot be loaded, or there is no room.
         """
-        if task.is_json and (fault := grammar_pool.fault_of(task.constraint)):
-            raise DataError(fault, hint="change that part of the schema")
+        if task.is_json:
+            from slmctl.inference import grammar_pool  # with it comes numpy
+
+            if fault := grammar_pool.fault_of(task.constraint):
+                raise DataError(fault, hint="change that part of the schema")
         whole = self.untuned if whole_labels is None else whole_labels
         with self._loaded(task, max_tokens, whole) as loaded:
             engine = loaded.build if self.is_gguf else None

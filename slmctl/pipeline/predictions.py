@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmctl import config
+from slmctl import config, models
 from slmctl.artifacts import artifact, atomic, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import IntegrityError, UsageError
@@ -40,14 +40,12 @@ def predictions_of(
     inputs: Inputs = {"model": source}
     if model == ENSEMBLE:
         inputs["encoder"] = encoder_of(project)
-    if source.kind == "adapter":
+    made = models.class_of(source.kind)
+    if made.needs_base:
         inputs["base"] = base_of(project, source)
-    types: list[str | None] = [None]
-    if source.kind in ("gguf", "published"):
-        listed = source.metrics.get("files")
-        types = [type] if type else list(listed) if listed else [None]
+    types = [type] if type and made.is_gguf else made(source).variants()
     sections = [predict_section(project, split, name) for name in types]
-    if source.kind == "base":
+    if made.untuned:
         whole = kind_of(project.config.task.kind).chooses
         more = {"shots": project.config.predict.shots, "whole_labels": whole}
         sections = [section.model_copy(update=more) for section in sections]
