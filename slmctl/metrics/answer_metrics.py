@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # numpy takes a tenth of a second, and most commands compute 
 
     Floats = npt.NDArray[np.float64]
 
-# means of what is true or false of a row
+# metrics that are the mean of a 0 or 1 for each row
 SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call")
 BINS = 15  # of the reliability table, equally wide (Guo et al. 2017)
 ORDERS = 6  # longest n-gram of chrF, in characters
@@ -34,7 +34,7 @@ INVALID = object()  # `parse` of a text that is not JSON; None is a JSON value
 
 
 def per_class(labels: Iterable[str], expected: Sequence[str], predicted: Sequence[str]) -> dict[str, ClassFigures]:
-    """Precision, recall, F1 and support of every label that occurs in either sequence; 0 where nothing was counted."""
+    """Precision, recall, F1 and support of every label that occurs in either sequence; a ratio with divisor 0 is 0."""
     references, predictions = Counter(expected), Counter(predicted)
     hits = Counter(a for a, b in zip(expected, predicted, strict=True) if a == b)
     return {
@@ -54,7 +54,7 @@ def _prf(hits: int, predicted: int, expected: int) -> ClassFigures:
 
 
 def level_sums(expected: Floats, predicted: Floats) -> Floats:
-    """The parts of `level_error` and `quadratic_kappa`, which are added up over rows: (n, 6)."""
+    """Terms of `level_error` and `quadratic_kappa` for each row, (n, 6); both are computed from their sums."""
     import numpy as np
 
     apart = expected - predicted
@@ -72,8 +72,8 @@ def level_error(sums: Floats) -> Floats:
 def quadratic_kappa(sums: Floats) -> Floats:
     """Cohen's kappa with squared distances as weights (Cohen 1968), from sums of `level_sums` over rows, (..., 6).
 
-    1 less the mean squared distance over that of references and predictions that are paired by chance; 0 where both
-    are one and the same level throughout.
+    1 - observed / expected, each a mean squared distance; expected: references and predictions paired at random. 0
+    where all references and predictions are the same level.
     """
     import numpy as np
 
@@ -84,7 +84,7 @@ def quadratic_kappa(sums: Floats) -> Floats:
 
 
 def bin_of(confidence: Floats) -> npt.NDArray[np.int64]:
-    """The bin of the reliability table that each confidence falls in: [low, high), and 1 into the last."""
+    """Index of the reliability table's bin for each confidence, (n,). Bins are [low, high); 1 goes into the last."""
     import numpy as np
 
     return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
@@ -95,10 +95,10 @@ class CalibrationError:
     """Expected calibration error, (b,) each.
 
     Attributes:
-        observed: Mean gap of confidence and accuracy of a bin, weighed by rows (Naeini et al. 2015; Guo et al. 2017).
-        by_chance: The gap that a calibrated model with these confidences is expected to show on so many rows.
-        error: `observed` without what chance adds to it. Errors that are independent add up in squares, as in the
-            debiased error of Kumar et al. 2019.
+        observed: Mean |confidence - accuracy| of bins, weighted by rows (Naeini et al. 2015; Guo et al. 2017).
+        by_chance: Expected `observed` of a calibrated model with the same confidences and number of rows.
+        error: sqrt(observed² - by_chance²), at least 0: independent errors add up in squares, as in the debiased
+            error of Kumar et al. 2019.
     """
 
     observed: Floats
@@ -126,7 +126,7 @@ def calibration_error(weights: npt.NDArray[np.floating], confidence: Floats, rig
     total = np.maximum(weights.sum(axis=1), 1e-12)
     gaps = np.abs(weights @ (inside * (confidence - right)[:, None]))
     spread = inside * (confidence * (1 - confidence))[:, None]
-    # mean absolute value of a normal gap; of few rows that are nearly sure, the sum of theirs is the smaller bound
+    # mean absolute value of a normal gap; for few rows with confidence near 0 or 1, the second bound is smaller
     chance = np.minimum(np.sqrt(2 / np.pi * (weights**2 @ spread)), 2 * weights @ spread)
     return CalibrationError(gaps.sum(axis=1) / total, chance.sum(axis=1) / total)
 
@@ -135,15 +135,15 @@ def calibration_error(weights: npt.NDArray[np.floating], confidence: Floats, rig
 
 
 def per_label(labels: Sequence[str], counts: Floats, confidence: float = 0.95) -> dict[str, ClassFigures]:
-    """The figures of every label that occurs, with an interval of F1.
+    """Precision, recall, F1, support and an interval of F1 for every label that occurs.
 
-    With J = hits / (predicted or reference) F1 is 2J / (1 + J). Of the rows that have a label in the answer or the
-    reference J is a share, so the interval is Wilson's of J in this form.
+    F1 is 2J / (1 + J), where J = rows with the label in both / rows with it in either (Jaccard). J is a share of rows,
+    so the interval of F1 is Wilson's interval of J, transformed by the same formula.
 
     Args:
-        labels: The labels.
+        labels: Names of the labels.
         counts: (labels, 3): rows with the label in both, in the answer, and in the reference.
-        confidence: Of the interval.
+        confidence: Level of the interval, 0 to 1.
     """
     figures: dict[str, ClassFigures] = {}
     for label, (both, predicted, expected) in zip(labels, counts.astype(int).tolist(), strict=True):
@@ -217,10 +217,10 @@ def leaves(value: Any, path: str = "") -> Counter[str]:
 
 
 def hits(expected: Any, predicted: Any, path: str = "") -> Counter[str]:
-    """Number of leaves that both values have, under each path.
+    """Number of equal leaves under each path.
 
-    Items of two lists are paired greedily whatever their order, the pair with the most common leaves first (then the
-    earlier one), each item at most once: a quantity counts only with its own item.
+    Items of two lists are paired greedily, each at most once and regardless of order: the pair with the most equal
+    leaves first, then the earlier one. So a quantity counts only together with the item that it belongs to.
     """
     if expected is INVALID or predicted is INVALID:
         return Counter()
@@ -262,7 +262,7 @@ def per_field(pairs: Iterable[tuple[Any, Any]]) -> dict[str, ClassFigures]:
 
 
 def field_counts(expected: Any, predicted: Any) -> tuple[int, int, int]:
-    """Number of leaves that agree, of predicted leaves and of reference leaves of one record."""
+    """Returns (equal, predicted, reference): numbers of leaves of one record."""
     return hits(expected, predicted).total(), leaves(predicted).total(), leaves(expected).total()
 
 
@@ -294,7 +294,7 @@ def rouge_l(expected: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table at a time in the bits of an integer (Hyyrö 2004)."""
+    """Length of the longest common subsequence; the bits of one integer hold a row of the table (Hyyrö 2004)."""
     places: dict[str, int] = {}
     for k, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << k
@@ -313,7 +313,7 @@ def chrf_counts(expected: str, predicted: str) -> list[int]:
     for n in range(1, ORDERS + 1):
         references = Counter(a[k : k + n] for k in range(len(a) - n + 1))
         predictions = Counter(b[k : k + n] for k in range(len(b) - n + 1))
-        # an order that the reference is too short for counts on neither side
+        # where the reference is shorter than n, n-grams of the prediction are not counted either
         counts += [predictions.total() if references else 0, references.total(), (references & predictions).total()]
     return counts
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating]
 Indices = npt.NDArray[np.int64]
 
-SLACK = 1e-6  # below a threshold that still reaches it: a mean of equal values is rounded
-SURE = 0.8  # share of the labels that a model agrees with; one that knows less doubts mostly right labels
-DIGITS = 4  # of a score, so that rows keep their order where another machine rounds the last bits differently
+SLACK = 1e-6  # tolerance of the comparison with a threshold, since a mean of equal values is rounded
+SURE = 0.8  # least share of labels that a model must agree with; a weaker model doubts mostly right labels
+DIGITS = 4  # decimals of a score, so that the order of rows does not depend on a machine's last bits
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class LabelErrors:
     """Rows whose label is probably wrong, the worst first.
 
     Attributes:
-        rows: (k,) their indices.
-        proposed: (k,) the label that fits best.
-        scores: (k,) the probability of the proposed label, if it or the given one is right; above 0.5, at most 1.
+        rows: (k,) indices of rows.
+        proposed: (k,) index of the likeliest label.
+        scores: (k,) p(proposed) / (p(proposed) + p(the row's label)); above 0.5, at most 1.
     """
 
     rows: Indices
@@ -44,10 +44,10 @@ def thresholds(chances: Floats, labels: Indices) -> npt.NDArray[np.float64]:
 
 
 def joint(chances: Floats, labels: Indices) -> npt.NDArray[np.int64]:
-    """The confident joint, (labels, labels): rows by their label, and by the label that they confidently belong to.
+    """The confident joint, (labels, labels): number of rows by their label, and by the label that is confidently true.
 
-    A row belongs to a label whose threshold its probability reaches, of several to the likeliest one, of none to
-    nothing. Every label has at least one row of its own.
+    A label is confidently true of a row if its probability reaches that label's threshold; of several the likeliest
+    counts, and a row without one is not counted. Each cell of the diagonal is at least 1.
     """
     confident = chances >= thresholds(chances, labels) - SLACK  # (n, labels)
     belongs = np.where(confident.sum(axis=1) > 1, chances.argmax(axis=1), confident.argmax(axis=1))
@@ -59,13 +59,13 @@ def joint(chances: Floats, labels: Indices) -> npt.NDArray[np.int64]:
 
 
 def find(chances: Floats, labels: Indices) -> LabelErrors:
-    """The rows whose label is probably wrong.
+    """Find the rows with a label that is probably wrong.
 
-    Their number is the share off the diagonal of the confident joint, of the rows of each label. They are those whose
-    own label is least likely beside the likeliest one. The paper orders by the difference of the two probabilities;
-    by their ratio more of the errors come first (benchmarks/README.md).
+    Their number: for each label, its rows times its share off the diagonal of the confident joint. Chosen are the rows
+    with the highest `scores`. The paper orders by the difference of the two probabilities; ordered by their ratio,
+    more of the first rows are errors (benchmarks/README.md).
 
-    `chances` are (n, labels) probabilities of a model that was not trained on the row.
+    `chances`: (n, labels), out-of-fold probabilities; `labels`: (n,) indices.
     """
     counts, rows = joint(chances, labels), np.arange(len(labels))
     right = counts.diagonal() / counts.sum(axis=1)

@@ -1,6 +1,6 @@
-"""Texts, their vectors and labels -> linear models on a frozen sentence encoder and on TF-IDF, added up.
+"""Texts, their vectors and labels -> the sum of two linear models: on a frozen sentence encoder, and on TF-IDF.
 
-The two err on other rows: on Banking77 and CLINC150 their sum is better than each (`benchmarks/sharper.py`).
+The two err on different rows: on Banking77 and CLINC150 the sum is better than either (`benchmarks/sharper.py`).
 scikit-learn (the extra `evaluate`) is imported when a model is fitted, and where TF-IDF is part of it.
 """
 
@@ -19,8 +19,8 @@ from slmctl.metrics.linear_baseline import LinearModel
 
 NAME = "encoder_logistic"  # in reports and gates
 FILENAME, TFIDF = "head.npz", "tfidf.npz"
-WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of TF-IDF beside the encoder; of equals the first
-SHARPNESS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)  # factors of the sum, from the least sure on
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)  # candidates for the weight of TF-IDF (the encoder's is 1); on a tie the first
+SHARPNESS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)  # candidates for the inverse temperature of the sum
 Floats = npt.NDArray[np.float32]
 Logprobs = npt.NDArray[np.float64]
 
@@ -60,12 +60,12 @@ class OpinionHead:
 
 @dataclass(frozen=True)
 class EncoderModel:
-    """The head and a TF-IDF model of the same rows: their log probabilities, added and made a distribution anew.
+    """Two models of the same rows: softmax(sharpness * (log p of the head + weight * log p of TF-IDF)).
 
     Attributes:
-        tfidf: None where the encoder alone answers at least as many validation rows right.
-        weight: Of TF-IDF beside the encoder.
-        sharpness: Factor of the sum, by which the probabilities of validation rows are the likeliest.
+        tfidf: None where the head alone answers at least as many validation rows right.
+        weight: Weight of TF-IDF; the head's is 1.
+        sharpness: Inverse temperature with the highest likelihood of the validation rows' labels.
     """
 
     head: OpinionHead
@@ -106,11 +106,11 @@ def fit(
     texts: Sequence[str], vectors: Floats, labels: Sequence[str], *, choosing: tuple[Sequence[str], Floats],
     chosen: Sequence[str],
 ) -> tuple[EncoderModel, LinearModel]:  # fmt: skip
-    """The model of some rows, and its TF-IDF by itself; validation rows choose weight and sharpness.
+    """Returns (model of the rows, the TF-IDF model alone); validation rows choose weight and sharpness.
 
     Args:
-        texts, vectors, labels: The rows to train on; the vectors (n, size).
-        choosing, chosen: Texts and vectors of the validation rows, and their labels.
+        texts, vectors, labels: The training rows; vectors (n, size).
+        choosing, chosen: (texts, vectors) of the validation rows, and their labels.
     """
     others, references = choosing[0], np.array(chosen)
     head = fit_head(vectors, labels, choosing=choosing[1], chosen=chosen)
@@ -129,10 +129,10 @@ def fit(
 
 
 def opinion(head: OpinionHead, vectors: Floats, labels: Sequence[str]) -> OpinionHead:
-    """The head alone as a second opinion, sharpened on validation rows.
+    """The head alone as a second opinion, scaled by the sharpness that is best on validation rows.
 
     Args:
-        vectors, labels: Of the validation rows; the vectors (n, size).
+        vectors, labels: Vectors (n, size) and labels of the validation rows.
     """
     factor = np.float32(_sharpest(head.labels, head.scored((), vectors)[0], labels) if labels else 1.0)
     return OpinionHead(head.labels, factor * head.weights, factor * head.bias)
@@ -149,7 +149,7 @@ def _sharpest(names: Sequence[str], scores: Logprobs, references: Sequence[str])
     """The factor of log probabilities (n, L) by which those of the references are the likeliest.
 
     Args:
-        names: The labels, sorted as scikit-learn keeps classes.
+        names: The L labels, sorted as scikit-learn sorts classes.
     """
     learned = np.isin(references, names)
     places = np.searchsorted(np.array(names), np.array(references)[learned])
@@ -161,16 +161,16 @@ def _sharpest(names: Sequence[str], scores: Logprobs, references: Sequence[str])
 
 
 def fit_head(vectors: Floats, labels: Sequence[str], *, choosing: Floats, chosen: Sequence[str]) -> OpinionHead:
-    """Logistic regression over vectors, of the strength that answers most of the `choosing` right.
+    """Logistic regression over vectors, with the regularisation that answers most of the `choosing` rows right.
 
     Args:
-        vectors: (n, size) of the rows to train on, with their labels.
+        vectors, labels: Vectors (n, size) and labels of the training rows.
         choosing, chosen: Vectors and labels of the rows that choose the regularisation.
     """
     if len(set(labels)) < 2:
         return OpinionHead((labels[0],), np.zeros((1, vectors.shape[1]), np.float32), np.zeros(1, np.float32))
     model, _ = linear_baseline.fitted(vectors, labels, choosing, chosen, solver="lbfgs", max_iter=2000)
     weights, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
-    if len(weights) == 1:  # of two labels scikit-learn keeps the second's weights alone
+    if len(weights) == 1:  # for two labels scikit-learn keeps one row of weights, of the second label
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
     return OpinionHead(tuple(map(str, model.classes_)), weights, bias)

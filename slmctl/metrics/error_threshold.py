@@ -1,7 +1,7 @@
-"""Answers with signals -> a score of each, and the threshold from which on at most so many are wrong.
+"""Answers with signals -> a score for each answer, and a threshold: at most `max_error` of the answers above are wrong.
 
-Some of the rows fit the score; the others, held out from the fit, test thresholds from the strictest on, each by the
-exact bound of Clopper and Pearson. `calibrate` keeps a model's own answers by it, `label` a teacher's.
+Some of the rows fit the score; the others, held out from the fit, test thresholds from the strictest to the loosest by
+the exact bound of Clopper and Pearson. `calibrate` applies it to a model's answers, `label` to a teacher's.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from slmctl.inference.escalation_policy import CurvePoint, PolicyFigures, linear
 from slmctl.metrics.statistics import chance_of_at_most, error_bound, hashed_position
 
 MIN_ROWS = 200  # fewer cannot bound an error of a few percent
-FIT_SHARE = 0.3  # of the rows fit the score; the others, held out from the fit, test the thresholds
+FIT_SHARE = 0.3  # share of the rows that fit the score; the others, held out from the fit, test the thresholds
 RIDGE = 1.0  # L2 penalty of the weights, as strong as one row
-STEPS = 100  # thresholds that are tested, about
-CURVE = 50  # points of the curve
+STEPS = 100  # approximate number of thresholds that are tested
+CURVE = 50  # approximate number of points of the curve
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -38,10 +38,10 @@ class CalibrationRows:
     Attributes:
         names: Names of the k signals.
         signals: (n, k), see `escalation_policy.signals`.
-        right: (n,) right answers.
-        outside: (n,) rows whose reference answer is the out-of-scope label.
-        says_outside: (n,) answers that are the out-of-scope label, so they are never kept.
-        fits: (n,) rows that fit the score and test no threshold.
+        right: (n,) true where the answer is right.
+        outside: (n,) true where the reference answer is the out-of-scope label.
+        says_outside: (n,) true where the answer is the out-of-scope label; such answers are never kept.
+        fits: (n,) true for rows that fit the score; the others test thresholds.
     """
 
     names: tuple[str, ...]
@@ -58,14 +58,14 @@ class CalibrationRows:
 
 @dataclass(frozen=True)
 class Cut:
-    """A threshold on the rows that test it.
+    """A threshold, with counts on the rows that test it.
 
     Attributes:
-        threshold: Score from which on an answer is kept.
-        kept: Number of answers that are kept.
-        expected: Number of wrong ones among them that their scores predict.
-        wrong: Number of wrong ones among them.
-        outside_kept: Number of out-of-scope rows among them.
+        threshold: Least score of an answer that is kept.
+        kept: Number of kept answers.
+        expected: Number of wrong answers among the kept ones, as predicted from their scores.
+        wrong: Number of wrong answers among the kept ones.
+        outside_kept: Number of out-of-scope rows among the kept ones.
     """
 
     threshold: float
@@ -79,10 +79,10 @@ class FittedThreshold(TypedDict):
     """A score, P(correct) and a threshold: the fields of `Policy` by name.
 
     Attributes:
-        weights, bias: The linear score over the signals.
-        threshold: Score from which on an answer is kept.
-        knots: (score, P(correct)), both rising.
-        figures: The measurements of the fit.
+        weights, bias: The score is bias + sum of weight * signal.
+        threshold: Least score of an answer that is kept.
+        knots: (score, P(correct)), both rising, to be interpolated.
+        figures: Numbers of rows, kept share, error and its bound, and the curve.
     """
 
     weights: dict[str, float]
@@ -93,7 +93,7 @@ class FittedThreshold(TypedDict):
 
 
 def fit(rows: CalibrationRows, config: CalibrateConfig) -> FittedThreshold:
-    """The score of answers, fitted on some of the rows, and the threshold that the others test.
+    """Fit the score on the rows of `fits`, and choose the threshold on the other rows.
 
     Raises:
         GateError: No threshold keeps the error low enough.
@@ -116,12 +116,12 @@ def fit(rows: CalibrationRows, config: CalibrateConfig) -> FittedThreshold:
 
 
 def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:
-    """The loosest threshold with a low enough error bound, by fixed-sequence testing from the strictest one; or None.
+    """The loosest threshold with an error bound within `max_error`, by fixed-sequence testing; None if none passes.
 
     The order of the tests follows from the scores alone and the first failure ends them, so each is made at the full
     level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021, Learn then Test). The sequence starts where
-    a test most likely passes: on fewer rows one wrong answer fails it by chance, on more there are more wrong ones.
-    That start is predicted from the scores, not from the rows that test it.
+    a test most likely passes: a stricter one keeps so few rows that a single wrong answer fails it, a looser one keeps
+    more wrong answers. The start is predicted from scores, without the reference answers of the testing rows.
 
     `cuts` go from the strictest to the loosest; `outside` is the number of out-of-scope rows.
     """
@@ -141,12 +141,12 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
 
 
 def _chance_to_pass(cut: Cut, config: CalibrateConfig) -> float:
-    """The chance that no more answers are wrong than the bound allows.
+    """Predicted chance, 0 to 1, that this cut's number of wrong answers passes the error bound.
 
-    Their number is taken to be geometric, with the mean that the scores predict: few rows fitted the scores, so the
-    prediction itself may be far off, and a start on more rows bears that better.
+    The number is modelled as geometric with mean `expected`, a wide distribution: few rows fitted the scores, so
+    `expected` may be far off. This favours cuts with more rows, which tolerate that.
     """
-    refused = bisect.bisect_right(  # so many wrong answers are too many, and fewer are not
+    refused = bisect.bisect_right(  # the smallest number of wrong answers that fails the bound
         range(cut.kept), 1 - config.confidence, key=lambda wrong: chance_of_at_most(wrong, cut.kept, config.max_error)
     )
     return 1 - (cut.expected / (1 + cut.expected)) ** refused
@@ -163,7 +163,7 @@ def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
         p = 1 / (1 + np.exp(-np.clip(z @ w, -30, 30)))
         gradient = z.T @ (p - good) + pull * w
         step = np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + np.diag(pull), gradient)
-        w -= step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))  # no step overshoots where all is separable
+        w -= step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))  # bounded, for classes that are separable
         if np.abs(step).max() < 1e-8:
             break
     weights = w[:-1] / scale
@@ -178,7 +178,7 @@ def isotonic(scores: Floats, good: Mask) -> tuple[tuple[float, float], ...]:
     """
     blocks: list[list[float]] = []  # rows, right rows, sum of scores
     for score, right in sorted(zip(scores.tolist(), good.tolist(), strict=True)):
-        if blocks and blocks[-1][2] == score * blocks[-1][0]:  # rows of one score are one block from the start
+        if blocks and blocks[-1][2] == score * blocks[-1][0]:  # rows with equal scores are one block
             blocks[-1] = [blocks[-1][0] + 1, blocks[-1][1] + right, blocks[-1][2] + score]
         else:
             blocks.append([1.0, float(right), score])
@@ -189,7 +189,7 @@ def isotonic(scores: Floats, good: Mask) -> tuple[tuple[float, float], ...]:
 
 
 def _cuts(scores: Floats, rows: CalibrationRows) -> Iterator[Cut]:
-    """Every distinct threshold, from the strictest to the loosest; rows of equal score go together."""
+    """Every distinct score as a threshold, from the strictest to the loosest."""
     usable = np.flatnonzero(~rows.says_outside)
     order = usable[np.argsort(-scores[usable], kind="stable")]
     wrong = np.cumsum(~rows.right[order] | rows.outside[order])
@@ -201,7 +201,7 @@ def _cuts(scores: Floats, rows: CalibrationRows) -> Iterator[Cut]:
 
 
 def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
-    """About STEPS cuts: the strictest, each that keeps a step more rows than the one before, and the loosest."""
+    """About STEPS of the cuts, evenly spaced by kept rows; the strictest and the loosest are among them."""
     step = max(1, (cuts[-1].kept if cuts else 0) // STEPS)
     kept: list[Cut] = []
     for cut in cuts:
@@ -211,7 +211,7 @@ def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
 
 
 def _least(config: CalibrateConfig) -> int:
-    """Smallest number of rows that bounds the error low enough when none of them is wrong."""
+    """Smallest number of rows with an error bound within `max_error` where none of their answers is wrong."""
     n = math.ceil(math.log(1 - config.confidence) / math.log(1 - config.max_error))
     return n if error_bound(0, n, config.confidence) <= config.max_error else n + 1
 
@@ -252,7 +252,7 @@ def _point(cut: Cut, n: int, outside: int, config: CalibrateConfig) -> CurvePoin
 
 
 def _spread(cuts: Sequence[Cut]) -> list[Cut]:
-    """About CURVE cuts, evenly spread over the kept rows, the loosest among them."""
+    """About CURVE of the cuts, evenly spaced by kept rows; the loosest is among them."""
     shares = [cuts[-1].kept * k / CURVE for k in range(1, CURVE + 1)]
     spread: list[Cut] = []
     for cut in cuts:
@@ -280,5 +280,5 @@ def _unreachable(cuts: Sequence[Cut], config: CalibrateConfig) -> str:
 
 
 def fits_score(id: str) -> bool:
-    """True for the rows that fit the score; it follows from their ids, so it is the same in every run."""
+    """True for a row that fits the score. It depends on the row's id alone, so it is the same in every run."""
     return hashed_position(f"calibrate/{id}") < FIT_SHARE

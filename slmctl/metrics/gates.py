@@ -32,7 +32,7 @@ CHEAP = {"encoder_logistic": "slmctl serve encoder", "tfidf_logistic": "slmctl p
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate's verdict: what is sure of the model, and what the gate allows, in a sentence."""
+    """Result of a gate; `text` is a sentence with the measured value, its bound, and the limit of the gate."""
 
     passed: bool
     text: str
@@ -112,7 +112,7 @@ def _amount(metric: str, value: float, digits: int = 1) -> str:
 def _apart(
     metric: str, value: float, bound: float, show: Callable[[str, float, int], str] = scoreboard.figure
 ) -> tuple[str, str]:
-    """A value and its bound in words, with as many digits as it takes to see that they differ."""
+    """Value and bound as texts, with enough digits (1 to 6) to show that they differ."""
     for digits in range(1, 7):
         texts = show(metric, value, digits), show(metric, bound, digits)
         if texts[0] != texts[1] or value == bound:
@@ -121,11 +121,11 @@ def _apart(
 
 
 def rows_needed(gate: Gate) -> int:
-    """The fewest measured rows with which a gate can pass.
+    """Smallest number of measured rows with which a gate can pass.
 
-    `max_drop` passes where both models answer every row alike from so many rows on. `max_drop: 0` and `min_gain` want
-    a difference, so their number is that of a model that is right on every row where the other is wrong; a real one
-    takes more. Other gates, and metrics that are no shares, can pass with one row.
+    For `max_drop` above 0: the number where two models that answer every row alike pass. `max_drop: 0` and `min_gain`
+    need a difference: the number where a model that is right on every row passes against one that is always wrong.
+    1 for other gates and for metrics that are not shares.
     """
     if gate.against is None or gate.metric not in SHARES:
         return 1
@@ -142,7 +142,7 @@ def rows_needed(gate: Gate) -> int:
 
 
 def out_of_reach(gates: Sequence[Gate], rows: int) -> list[str]:
-    """A sentence for each gate that cannot pass on so many rows, with the rows that it takes."""
+    """A sentence for each gate that cannot pass on this number of rows, with the number that it needs."""
     return [
         f"{rows} rows are too few for the gate {_title(gate)}: it takes "
         + (f"{needed}, even where both answer every row alike" if gate.allowed_drop > 0 else f"at least {needed}")
@@ -158,10 +158,10 @@ def _title(gate: Gate) -> str:
 
 
 def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tuple[float, float, float]:
-    """The metric of the first model less that of the second, or the reverse of an error, its upper bound, and p.
+    """Returns (drop, upper bound of it, p-value); drop: how much worse `second` is than `first` in the gate's metric.
 
-    The bound of a share is Tango's. That of another metric is a percentile of the paired bootstrap, which the report
-    holds for some levels of confidence: the next level at or above the gate's.
+    The bound is Tango's for a share; for another metric a percentile of the paired bootstrap. The report holds those
+    for some levels of confidence; the lowest level at or above the gate's is taken.
     """
     _metric(first, gate.metric, report)
     metrics, n = _differences(first, second, gate, report)
@@ -189,7 +189,7 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
 def _differences(
     first: str, second: str, gate: Gate, report: EvaluationReport
 ) -> tuple[Mapping[str, MetricDifference], int]:
-    """The second model less the first by metric, and the number of rows."""
+    """Returns (differences by metric, second model minus first; number of rows that both answered)."""
     if gate.rows is not None:
         part = _part(gate, report)
         return part["differences"].get(second, {}), part["n"]
@@ -198,10 +198,10 @@ def _differences(
 
 
 def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:
-    """The figures on the old or the new rows of a release.
+    """The report's figures on the old or the new rows of a release, as `gate.rows` says.
 
     Raises:
-        UsageError: The report does not tell them apart.
+        UsageError: The report does not distinguish old and new rows.
     """
     release = report.get("release")
     if release is None or gate.rows not in release["rows"]:
@@ -222,7 +222,7 @@ def _named(model: str, report: EvaluationReport) -> str:
 
 
 def _shipped(model: str, report: EvaluationReport) -> str:
-    """A GGUF file as it is released: with the encoder's opinion where the report keeps that."""
+    """The name of a GGUF file in the form that is released: with the second opinion where the report keeps it."""
     both = f"{model}{WITH_ENCODER}"
     return both if report.get("second_opinion", {}).get("kept") and both in report["models"] else model
 

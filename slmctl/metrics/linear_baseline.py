@@ -1,6 +1,6 @@
 """Texts with labels -> a linear model: TF-IDF with logistic regression, which every fine-tuned model should beat.
 
-Its features are words, word pairs and, where the work is bounded, the runs of 2 to 5 characters of each word.
+Its features are words, word pairs and, up to a bound of work, character n-grams of 2 to 5 within each word.
 
 scikit-learn (the extra `evaluate`) is imported when a model is fitted.
 """
@@ -30,23 +30,23 @@ FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorize
     "words": {"ngram_range": (1, 2), "token_pattern": r"\b\w+\b"},
     "runs": {"analyzer": "char_wb", "ngram_range": (2, 5)},
 }
-FEWEST = 40  # validation rows: the score of fewer is not known to 10 points
+FEWEST = 40  # validation rows; the score on fewer is uncertain by more than 10 points
 SMALL = 200_000  # weights that the solver lbfgs fits in a second or two
 # Inverse regularisations (C), tried in this order until two in a row do no better on validation rows. On 300 and 1,000
 # training rows of Banking77 and of CLINC150 the first gave more right answers than 0.5.
 STRENGTHS = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
-RUN_WORK = 600_000_000  # 4 * characters * labels, up to which runs of characters are features
-EXACT_WORK = 60_000_000  # up to which the solver goes on until nothing changes, in a second or two
-MUCH = 2_000_000  # characters of all texts from which memory counts: what one text alone has is left out there
-WEIGHTS = 20_000_000  # of a model of so much text, features times labels: 80 MB
-LONGEST = 4_000  # characters that count of a text, of so much
+RUN_WORK = 600_000_000  # 4 * characters * labels; above, character n-grams are not used
+EXACT_WORK = 60_000_000  # as RUN_WORK; above, the solver stops at a larger tolerance
+MUCH = 2_000_000  # characters of all texts; from here on memory is bounded by the two limits below
+WEIGHTS = 20_000_000  # largest number of features times labels: 80 MB
+LONGEST = 4_000  # characters of each text that are read
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """A fitted model; without a classifier it always gives the most frequent label, where there is but one to learn.
+    """A fitted model. Without a classifier (one label only, or no words) it always answers the most frequent label.
 
-    With `several` labels a row a label is one that is likelier than not by its own model, and the answer their JSON.
+    With `several` (task `tag`) each label has a binary model; the answer is a JSON list of those with p > 0.5.
     """
 
     most_frequent: str
@@ -56,7 +56,7 @@ class LinearModel:
     several: tuple[str, ...] = ()
 
     def answers(self, texts: Sequence[str]) -> tuple[list[str], list[float] | None]:
-        """The label of each text, and the model's probability of it where it has one."""
+        """Returns (answer to each text, its probability); the second is None without a classifier."""
         if self.classifier is None:
             return [self.most_frequent] * len(texts), None
         chances = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
@@ -68,13 +68,13 @@ class LinearModel:
         return labels, [float(value) for value in chances.max(axis=1)]
 
     def logprobs(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """The log probability of every label, in the order of the classifier's classes, for each text: (n, labels)."""
+        """Log probability of every label for each text, (n, labels), in the order of `classifier.classes_`."""
         chances = self.classifier.predict_proba(self.vectorizer.transform(texts)).astype(np.float64)
         result: npt.NDArray[np.float64] = np.log(np.maximum(chances, 1e-12))
         return result
 
     def chances(self, texts: Sequence[str], labels: Sequence[str]) -> list[float]:
-        """The model's probability that each text has this label; 0 for a label that it never saw."""
+        """The probability of labels[k] for texts[k]; 0 for a label that is not in the training rows."""
         if self.classifier is None:
             return [float(label == self.most_frequent) for label in labels]
         table = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
@@ -118,7 +118,7 @@ def read(path: Path) -> LinearModel:
 
 
 def made_of(path: Path) -> str:
-    """The digest of the data set that the weights in a file were made of; empty where there is no such file."""
+    """The digest of the data set that a saved model was fitted on; '' where there is no readable file."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             return str(kept["made_of"])
@@ -131,7 +131,7 @@ def is_installed() -> bool:
 
 
 def most_frequent(labels: Sequence[str]) -> str:
-    """The most frequent label, of equals the first by name."""
+    """The most frequent label; on a tie the first by name."""
     counts = Counter(labels)
     return min(counts, key=lambda name: (-counts[name], name))
 
@@ -140,18 +140,18 @@ def fit(
     texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str],
     strengths: Sequence[float] = STRENGTHS, several: tuple[str, ...] = (),
 ) -> LinearModel:  # fmt: skip
-    """TF-IDF of words, word pairs and runs of characters with logistic regression.
+    """Fit TF-IDF of words, word pairs and character n-grams with logistic regression.
 
     The solver lbfgs always converges, but slowly on many weights: on Banking77 (10,003 rows, 23,608 words and pairs, 77
     labels) it took 11 s of processor time, sag in float32 0.7 s, to the same accuracy. Each strength begins at the
     weights of the one before, which halves the time.
 
     Args:
-        texts, labels: The rows to train on.
+        texts, labels: The training rows.
         choosing, chosen: Texts and labels of the rows that choose the regularisation.
         strengths: Inverse regularisations to choose from, in the order in which they are tried.
-        several: The labels of which a row has several; `labels` and `chosen` are their sets as JSON lists. Each label
-            has a model of its own, against the rest.
+        several: All labels of a task where a row has several; `labels` and `chosen` are then JSON lists of labels, and
+            one binary model is fitted for each label.
     """
     common, kinds = most_frequent(labels), len(several or set(labels))
     work = 4 * sum(map(len, texts)) * kinds  # products of a pass
@@ -170,12 +170,12 @@ def fit(
 def fitted(
     rows: Any, labels: Any, others: Any, references: Any, *, strengths: Sequence[float] = STRENGTHS, **solver: Any,
 ) -> tuple[Any, float]:  # fmt: skip
-    """Logistic regression of the strength that gives most right answers, of equals the first, and the strength.
+    """Returns (logistic regression, its strength): the strength with the most right answers, on a tie the first.
 
     Args:
-        rows, labels: Features (n, features) to train on, and their labels, of two kinds at least, (n,); or for each of
-            several labels whether a row has it, (n, labels).
-        others, references: Those that choose the strength.
+        rows, labels: Training features (n, features), and labels (n,), at least two different ones; or, where a row
+            has several, booleans (n, labels).
+        others, references: Features and labels of the rows that choose the strength.
         strengths: Inverse regularisations, in the order in which they are tried.
         solver: Further settings of LogisticRegression.
     """
@@ -191,7 +191,7 @@ def fitted(
             model.set_params(**{name: strength}).fit(rows, labels)
             same = model.predict(others) == answers if len(answers) else np.zeros(0)
             right = int((same.all(axis=1) if same.ndim == 2 else same).sum())
-            if right > most:  # of equals the first; the next fit gives the model new arrays
+            if right > most:  # a shallow copy is enough: the next fit gives the model new arrays
                 best, most, worse = (copy.copy(model), strength), right, 0
             else:
                 worse += 1
@@ -203,17 +203,17 @@ def fitted(
 def out_of_fold(
     texts: Sequence[str], labels: npt.NDArray[np.int64], *, folds: int, strength: float
 ) -> npt.NDArray[np.float32] | None:
-    """The probability of every label for each text, by a model that was trained on the texts of the other folds.
+    """Out-of-fold probabilities: of every label for each text, by a model trained on the other folds.
 
-    The rows of a label are dealt out to the folds in order, so equal rows give equal folds. From MUCH text on the
-    memory is bounded: by LONGEST, by words and pairs of two texts and more, and by WEIGHTS, of which the most frequent
-    stay. What one text alone has tells nothing of the texts of other folds.
+    The rows of a label are dealt out to the folds in order, so equal rows give equal folds. From MUCH characters on,
+    memory is bounded: LONGEST characters of each text are read, a term must occur in two texts (a term of one text
+    tells nothing about other folds), and the most frequent terms are kept up to WEIGHTS.
 
     Args:
         texts: The n texts.
-        labels: (n,) the label of each, numbered from 0 without a gap; each has at least `folds` rows.
+        labels: (n,) index of each text's label, from 0 without a gap; each label has at least `folds` rows.
         folds: Number of models.
-        strength: Their inverse regularisation.
+        strength: Inverse regularisation of each model.
 
     Returns:
         (n, labels); None where no text has a word of two letters.
@@ -222,7 +222,7 @@ def out_of_fold(
 
     count = int(labels.max()) + 1
     much = sum(map(len, texts)) >= MUCH
-    # of all texts: the weight of a word follows from the texts alone, not from labels
+    # one vectorizer for all folds leaks nothing: the IDF of a word follows from texts, not from labels
     made = _vectorized(
         [text[:LONGEST] for text in texts] if much else texts,
         fewest=2 if much else 1,
@@ -230,7 +230,7 @@ def out_of_fold(
     )
     if made is None:
         return None
-    rows, solver = _solver(made[1], count, tolerance=1e-2)  # a third less time, and no other suspects come of it
+    rows, solver = _solver(made[1], count, tolerance=1e-2)  # takes a third less time and finds the same suspects
     chances = np.zeros((len(texts), count), np.float32)
     fold = _dealt(labels, folds)
     with _fitting():
@@ -241,7 +241,7 @@ def out_of_fold(
 
 
 def _dealt(labels: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
-    """The fold of each row, (n,): the rows of a label in turn, each label beginning with another fold."""
+    """The fold of each row, (n,): the rows of a label go to the folds in turn; label k begins with fold k % folds."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     rank = np.empty(len(labels), np.int64)
@@ -253,10 +253,10 @@ def _dealt(labels: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
 def _vectorized(
     texts: Sequence[str], *, runs: bool = False, fewest: int = 1, most: int | None = None
 ) -> tuple[Any, Any] | None:
-    """TF-IDF of words and word pairs, with the sparse rows `(texts, features)`; None where no text has a word.
+    """Returns (vectorizer, sparse TF-IDF rows (texts, features)); None where no text has a word.
 
-    With `runs` also of 2 to 5 characters of a word, with the space around it, that two texts have. A word or pair
-    stands in at least `fewest` texts, and is among the `most` most frequent ones.
+    Features are words and word pairs that occur in at least `fewest` texts, the `most` most frequent of them. With
+    `runs` also character n-grams of 2 to 5 within a padded word (`char_wb`) that occur in two texts or more.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
@@ -268,12 +268,12 @@ def _vectorized(
     vectorizer = FeatureUnion(parts)
     try:
         return vectorizer, vectorizer.fit_transform(texts)
-    except ValueError:  # no text has a word, or none that another has
+    except ValueError:  # no text has a word, or none that occurs in enough texts
         return None
 
 
 def _solver(rows: Any, labels: int, *, tolerance: float) -> tuple[Any, dict[str, Any]]:
-    """The rows in the type of the solver that takes least time, and its settings."""
+    """Returns (rows in the solver's dtype, settings of the solver): the faster solver for this number of weights."""
     if rows.shape[1] * labels <= SMALL:
         return rows, {"solver": "lbfgs", "max_iter": 2000}
     return rows.astype(np.float32), {"solver": "sag", "tol": tolerance, "max_iter": 200, "random_state": 0}
@@ -281,10 +281,10 @@ def _solver(rows: Any, labels: int, *, tolerance: float) -> tuple[Any, dict[str,
 
 @contextlib.contextmanager
 def _fitting() -> Iterator[None]:
-    """One thread for products of vectors, and no warning of a solver that stops early.
+    """Limit BLAS to one thread, and silence scikit-learn's ConvergenceWarning: 200 passes are enough to predict with.
 
-    The threads of BLAS wait for each other at every product: on two cores that other work shared, a data set was
-    prepared in 57 to 97 s with two of them, and in 13 s with one. 200 passes are enough to predict with.
+    BLAS threads wait for each other at every product: on two busy cores, preparing a data set took 57 to 97 s with two
+    threads, and 13 s with one.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits

@@ -13,10 +13,9 @@ from slmctl.reports.evaluation_report import LatencyFigures, require_type
 class PredictionFacts(TypedDict):
     """The model that answered, and the speed of its answers: the metrics of a predictions artifact.
 
-    `sha256` is that of the file that answered, empty for an endpoint; `rows_per_s` is None where every answer was
-    resumed from an earlier run. `matmul_dtype` is the type in which layers were multiplied, None for the
-    types of a GGUF file. `base_sha256` is that of the base's file that an adapter's own file answered on. `release` is
-    the project and version of a release that gates compare with.
+    `sha256`: of the model's file, '' for an endpoint. `base_sha256`: of the base file, where the model is an adapter
+    file. `rows_per_s`: None where every answer was resumed from an earlier run. `matmul_dtype`: dtype of matrix
+    products, None for a GGUF file. `release`: project and version of a release that gates compare with.
     """
 
     model: str

@@ -1,7 +1,7 @@
-"""Intervals and tests for shares and for figures of many rows, single and paired.
+"""Confidence intervals and tests for shares and for bootstrapped metrics, single and paired.
 
-Plain arithmetic, tested against published values and scipy. Paired means that two models answered
-the same rows, which is what makes small differences visible.
+Plain arithmetic, tested against published values and scipy. Paired means that two models answered the same rows, so
+smaller differences are significant.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # as in answer_metrics
     Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 2000  # of a bootstrap
-POWER = 0.8  # chance with which the smallest difference that counts as detectable is seen
+POWER = 0.8  # chance that a test finds a difference which counts as detectable
 _CELLS = 4_000_000  # resample weights held at a time
 
 
 def hashed_position(key: str) -> float:
-    """A number between 0 and 1 that follows from a text alone; those of many texts are evenly spread."""
+    """A uniform pseudo-random number, 0 to 1, that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
 
 
@@ -47,7 +47,7 @@ def error_bound(wrong: int, total: int, confidence: float = 0.95) -> float:
     if wrong >= total:
         return 1.0
     low, high = wrong / total, 1.0
-    for _ in range(50):  # the chance of so few falls steadily as the supposed share grows
+    for _ in range(50):  # bisection: the chance of at most `wrong` falls as the share grows
         middle = (low + high) / 2
         if chance_of_at_most(wrong, total, middle) > 1 - confidence:
             low = middle
@@ -63,7 +63,7 @@ def exact_interval(right: int, total: int, confidence: float = 0.95) -> tuple[fl
 
 
 def chance_of_at_most(k: int, n: int, share: float) -> float:
-    """Chance of at most k of n when each has this chance (binomial)."""
+    """Binomial probability of at most k successes of n, each with the chance `share`."""
     import numpy as np
 
     counts = np.arange(1, k + 1, dtype=np.float64)
@@ -73,9 +73,9 @@ def chance_of_at_most(k: int, n: int, share: float) -> float:
 
 
 def batch_bound(wrong: int, tested: int, batch: int, confidence: float = 0.95) -> int:
-    """The most wrong ones in a batch of rows that are drawn like the `tested` rows, of which `wrong` are wrong.
+    """Upper bound of the number of wrong rows in a batch, from `tested` rows drawn like it, of which `wrong` are wrong.
 
-    Exact: with more wrong ones in the batch, so few of all would be among the tested rows with a chance of at most
+    Exact: if the batch had more, at most `wrong` of the tested rows would be wrong with a chance of no more than
     1 - confidence (hypergeometric; Thatcher 1964, Journal of the Royal Statistical Society B 26).
     """
     most = 0
@@ -85,7 +85,7 @@ def batch_bound(wrong: int, tested: int, batch: int, confidence: float = 0.95) -
 
 
 def _drawn_at_most(k: int, n: int, wrong: int, total: int) -> float:
-    """Chance that at most k of the wrong ones are among n rows that are drawn of `total` (hypergeometric)."""
+    """Hypergeometric probability of at most k wrong rows among n that are drawn from `total`, `wrong` of them wrong."""
 
     def ways(a: int, b: int) -> float:
         return math.lgamma(a + 1) - math.lgamma(b + 1) - math.lgamma(a - b + 1)
@@ -97,18 +97,18 @@ def _drawn_at_most(k: int, n: int, wrong: int, total: int) -> float:
 def drop_bound(only_first: float, only_second: float, total: float, confidence: float = 0.95) -> float:
     """Upper bound of how much the second model's share of right answers lies below the first's.
 
-    The score bound for the difference of two paired shares (Tango 1998, Statistics in Medicine 17),
-    one-sided. It stays honest where the two never differ, which a bootstrap does not.
+    The one-sided score bound for the difference of two paired shares (Tango 1998, Statistics in Medicine 17). It is
+    valid also where the two never differ; there a bootstrap would give 0.
 
     Args:
-        only_first, only_second: Rows that one of the models alone answered right, of `total` that both answered.
+        only_first, only_second: Rows that exactly one of the models answered right, of `total` that both answered.
         confidence: One-sided, 0.5 to 1.
     """
     if total == 0:
         return 1.0
     z = NormalDist().inv_cdf(confidence)
     low, high = (only_first - only_second) / total, 1.0
-    for _ in range(60):  # the statistic falls steadily as the supposed drop grows
+    for _ in range(60):  # bisection: the statistic falls as the drop grows
         middle = (low + high) / 2
         if _tango(only_first, only_second, total, middle) > -z:
             low = middle
@@ -118,7 +118,7 @@ def drop_bound(only_first: float, only_second: float, total: float, confidence: 
 
 
 def _tango(b: float, c: float, n: float, drop: float) -> float:
-    """Tango's score statistic for the hypothesis that the paired difference is `drop`."""
+    """Tango's score statistic of the null hypothesis that the drop is `drop`; b, c, n: the counts of `drop_bound`."""
     linear = -b - c + (2 * n - b + c) * drop
     constant = -c * drop * (1 - drop)
     q21 = (math.sqrt(max(linear * linear - 8 * n * constant, 0.0)) - linear) / (4 * n)
@@ -132,15 +132,15 @@ def _tango(b: float, c: float, n: float, drop: float) -> float:
 def difference_interval(
     only_first: float, only_second: float, total: float, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Tango's two-sided interval of the second model's share of right answers less the first's."""
+    """Tango's two-sided interval of (share of right answers of the second model) - (share of the first)."""
     side = (1 + confidence) / 2
     return -drop_bound(only_first, only_second, total, side), drop_bound(only_second, only_first, total, side)
 
 
 def mcnemar(only_first: int, only_second: int, effect: float = 1.0) -> float:
-    """The exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form).
+    """Exact two-sided p-value of the null hypothesis that two models are right equally often (McNemar 1947, binomial).
 
-    With a design effect the rows count as so many fewer, rounded to the safe side.
+    Counts are divided by the design effect `effect`, rounded so that p is not too small.
     """
     n = math.floor((only_first + only_second) / effect)
     least = math.ceil(min(only_first, only_second) / effect)
@@ -151,13 +151,12 @@ def mcnemar(only_first: int, only_second: int, effect: float = 1.0) -> float:
 
 
 def detectable_share(discordant: float, total: float, confidence: float = 0.95) -> float:
-    """The smallest true difference of two paired shares that so many rows would have shown.
+    """The smallest true difference of two paired shares that a test on `total` rows finds with the chance POWER.
 
-    Connor's sample size for McNemar's test (1987, Biometrics 43), solved for the difference. The share
-    of rows on which the two differ is taken as it was seen, but never below the difference itself.
+    Connor's sample size for McNemar's test (1987, Biometrics 43), solved for the difference. The share of discordant
+    rows is the observed one, but at least the difference itself.
 
-    `discordant` rows are those that exactly one of the two models answered right; `confidence` is 1 less the level of
-    the two-sided test.
+    `discordant`: rows that exactly one of the two models answered right; `confidence`: 1 - level of the two-sided test.
     """
     if total == 0:
         return 1.0
@@ -172,12 +171,15 @@ def detectable_share(discordant: float, total: float, confidence: float = 0.95) 
 
 
 def detectable(deviation: float, confidence: float = 0.95) -> float:
-    """The smallest true difference that a two-sided test finds, given its standard deviation over resamples."""
+    """The smallest true difference that a two-sided test finds with the chance POWER.
+
+    `deviation` is the standard deviation of the difference over bootstrap resamples.
+    """
     return (NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(POWER)) * deviation
 
 
 def t_quantile(share: float, freedom: float) -> float:
-    """The value below which Student's t lies with a chance of `share`, 0.5 to 1 (Student 1908).
+    """Quantile of Student's t with `freedom` degrees of freedom at `share`, 0.5 to 1 (Student 1908).
 
     With t = sqrt(freedom) tan(a) the density of the angle a is proportional to cos(a) ** (freedom - 1).
     """
@@ -191,7 +193,7 @@ def t_quantile(share: float, freedom: float) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values of several tests, raised so that the chance of any false alarm stays at the level (Holm 1979)."""
+    """p-values adjusted for multiple tests by Holm's method (1979), in the order of `values`."""
     result, least = [0.0] * len(values), 0.0
     for rank, index in enumerate(sorted(range(len(values)), key=lambda k: values[k])):
         least = max(least, min(1.0, (len(values) - rank) * values[index]))
@@ -200,11 +202,11 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
-    """The variance of a mean, in multiples of that of independent rows, where rows of one group are alike; at least 1.
+    """Variance of a mean over grouped rows, divided by that over independent rows; at least 1.
 
     Source: Kish 1965, Survey Sampling.
 
-    Where the values do not differ, nothing tells how alike they are: they are taken to be wholly so.
+    Where all values are equal, the correlation within groups is unknown and is assumed to be 1.
 
     Args:
         values: (n,) of the rows.
@@ -224,12 +226,12 @@ def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
 
 
 def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
-    """Draw `count` bootstrap resamples of n rows: how often each row is in each, some resamples at a time.
+    """Draw `count` bootstrap resamples of n rows, as the number of times that each row is drawn.
 
     The same seed gives the same resamples, so two models are always compared on the same ones.
 
     Yields:
-        (some, n) float32; the first dimensions add up to `count`.
+        (some, n) float32, blocks of resamples that add up to `count`.
     """
     import numpy as np
 
@@ -242,7 +244,7 @@ def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.
 
 
 def percentiles(values: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of a figure from its bootstrap values (Efron and Tibshirani 1993, chapter 13)."""
+    """Percentile interval (low, high) of a metric's bootstrap values (Efron and Tibshirani 1993, chapter 13)."""
     import numpy as np
 
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -250,10 +252,10 @@ def percentiles(values: Floats, confidence: float = 0.95) -> tuple[float, float]
 
 
 def bootstrap_p_value(differences: Floats) -> float:
-    """Two-sided p-value of a difference of 0, from bootstrap values of the difference.
+    """Two-sided p-value of the null hypothesis of no difference, from bootstrap values of the difference.
 
-    It is 1 minus the confidence at which the percentile interval just reaches 0. Never 0: n resamples show no p-value
-    below 2 / (1 + n) (Davison and Hinkley 1997, chapter 4).
+    1 minus the confidence at which the percentile interval just reaches 0, and at least 2 / (1 + n) for n resamples
+    (Davison and Hinkley 1997, chapter 4).
     """
     below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
     return min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences)))

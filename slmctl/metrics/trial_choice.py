@@ -1,4 +1,4 @@
-"""Validation losses of trials -> the candidates that go on, and the one that replaces the settings of today.
+"""Validation losses of trials -> the candidate that replaces the current settings, or the current settings.
 
 Every trial validates on the same records, so two are compared block by block of records, which shows small
 differences. The one-standard-error rule (Breiman et al. 1984) takes the cheapest candidate that is as good as the best.
@@ -18,8 +18,8 @@ from slmctl.metrics.statistics import t_quantile
 if TYPE_CHECKING:
     from slmctl.metrics.statistics import Floats
 
-CONFIDENCE = 0.95  # that none of all candidates which are no better replaces the settings of today
-MIN_RECORDS = 20  # of validation: fewer tell too little of two trainings
+CONFIDENCE = 0.95  # that no candidate replaces the current settings unless it is truly better
+MIN_RECORDS = 20  # validation records; fewer cannot distinguish two trainings
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Measured:
     """The trials of one candidate.
 
     Attributes:
-        cost: Sorts candidates, the cheapest first.
-        blocks: One array a seed, (blocks, 3): records, answer tokens and nats of each block of validation records.
+        cost: Sort key of candidates, the cheapest first.
+        blocks: An array for each seed, (blocks, 3): records, answer tokens and nats of a block of validation records.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Gain:
     """The fall in validation loss from one candidate to another, in nats an answer token.
 
     Attributes:
-        mean: Positive where the second one is better.
-        error: Its standard error, over records and seeds; infinite where nothing tells it.
+        mean: Positive where the second candidate is better.
+        error: Standard error of `mean` over records and seeds; infinite where it cannot be estimated.
         freedom: Degrees of freedom of `error`.
     """
 
@@ -60,7 +60,7 @@ class Gain:
     freedom: float
 
     def bound(self, confidence: float) -> float:
-        """The gain that there is at least, with one-sided confidence."""
+        """One-sided lower confidence bound of the gain."""
         if not math.isfinite(self.error):
             return -math.inf
         return self.mean - t_quantile(confidence, self.freedom) * self.error
@@ -68,12 +68,12 @@ class Gain:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A candidate beside the settings of today.
+    """A candidate compared with the current settings.
 
     Attributes:
-        gain: Over the settings of today.
-        bound: The gain that there is at least, with CONFIDENCE over all candidates.
-        near: It is within one standard error of the best candidate.
+        gain: Gain over the current settings.
+        bound: Lower bound of `gain`, with CONFIDENCE over all candidates together.
+        near: True within one standard error of the best candidate.
     """
 
     candidate: Measured
@@ -88,7 +88,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class TrialChoice:
-    """The candidate that is chosen, which is the incumbent unless another one is better by more than chance."""
+    """The chosen candidate: the incumbent (the current settings), unless another is better by more than chance."""
 
     chosen: Measured
     incumbent: Measured
@@ -96,10 +96,10 @@ class TrialChoice:
 
 
 def choose(incumbent: Measured, challengers: Sequence[Measured]) -> TrialChoice:
-    """The cheapest of the challengers that beat the incumbent and are within one standard error of the best of them.
+    """The cheapest challenger that beats the incumbent and is within one standard error of the best of these.
 
-    The best of many that are equal looks better than it is. So a challenger beats the incumbent only where the lower
-    bound of its gain is above 0 with CONFIDENCE over all of them together (Bonferroni), which is always more than
+    The best of many equal candidates looks better than it is. So a challenger beats the incumbent only if the lower
+    bound of its gain is above 0 with CONFIDENCE over all challengers together (Bonferroni), which is always more than
     one standard error.
     """
     everyone = [incumbent, *challengers]
@@ -143,26 +143,26 @@ def gain(first: Measured, second: Measured, noise: tuple[float, int]) -> Gain:
 
 
 def paired_gain(first: Floats, second: Floats) -> Gain:
-    """The gain of one training over another on the same validation records, as the two are: seeds are not in its error.
+    """Gain of one training over another on the same validation records; its error does not include seeds.
 
     Args:
-        first, second: Blocks of each, (blocks, 3), as in `Measured`.
+        first, second: Blocks of each training, (blocks, 3), as in `Measured`.
     """
     return gain(Measured("first", (), [first]), Measured("second", (), [second]), (0.0, 1))
 
 
 def seed_variance(candidates: Sequence[Measured]) -> tuple[float, int]:
-    """The variance of a trial's loss over seeds, pooled over candidates, and its degrees of freedom."""
+    """Returns (variance of a trial's loss over seeds, pooled over candidates; its degrees of freedom)."""
     residuals = [np.array(each.losses) - each.loss for each in candidates]
     freedom = sum(len(values) - 1 for values in residuals)
     return float(sum((values**2).sum() for values in residuals)) / max(freedom, 1), freedom
 
 
 def _aligned(trials: Sequence[Floats]) -> list[Floats]:
-    """Tokens and nats, (blocks, 2), of each trial.
+    """Answer tokens and nats of each trial, (blocks, 2).
 
     Raises:
-        ValueError: They do not validate on the same records.
+        ValueError: The trials do not validate on the same records.
     """
     first = trials[0]
     if any(trial.shape != first.shape or (trial[:, :2] != first[:, :2]).any() for trial in trials):

@@ -1,7 +1,7 @@
-"""Rows that people decided -> the accuracy of all traffic, with an interval.
+"""Reviewed rows -> the accuracy of all traffic, with an interval.
 
 A row that was drawn with probability p stands for 1 / p rows of the traffic (Horvitz and Thompson 1952); shares are
-ratios of such sums (Hajek 1971). Rows that were drawn by chance alone have an exact interval.
+ratios of such sums (Hajek 1971). Where all rows have the same p, the interval is exact.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from slmctl.metrics.statistics import exact_interval
 
 @dataclass(frozen=True)
 class WeightedShare:
-    """A share of all traffic, as rows that were drawn from it show it.
+    """The share of right answers in all traffic, estimated from rows that were drawn from it.
 
     Attributes:
-        right: Number of right ones among the rows.
-        share: Of all traffic, the right ones, 0 to 1; NaN without rows.
-        low, high: The 95 % interval of the share; (0, 1) without rows.
+        rows: Number of drawn rows.
+        right: Number of right answers among them.
+        share: Estimated share of right answers in all traffic, 0 to 1; NaN without rows.
+        low, high: The 95 % interval of `share`; (0, 1) without rows.
     """
 
     rows: int
@@ -33,13 +34,13 @@ class WeightedShare:
 
 
 def weighted_share(right: Sequence[bool], probabilities: Sequence[float]) -> WeightedShare:
-    """The share of right answers in the traffic that rows were drawn from by chance.
+    """The share of right answers in the traffic that rows were drawn from at random.
 
-    The interval is that of Clopper and Pearson (1934). It is exact where all rows were drawn with one probability.
-    Where that changed in between, it is taken at the number of equally drawn rows that would be as informative (Kish
-    1965; Korn and Graubard 1998, Survey Methodology 24), rounded to the safe side.
+    The interval is that of Clopper and Pearson (1934), exact where all rows were drawn with the same probability. Else
+    it is computed for the effective sample size (Kish 1965; Korn and Graubard 1998, Survey Methodology 24), rounded so
+    that it is not too narrow.
 
-    `probabilities` are those with which each row was drawn, above 0 and up to 1.
+    `probabilities`: probability with which each row was drawn, above 0 and up to 1.
     """
     n, hits = len(right), sum(right)
     if n == 0:
