@@ -27,12 +27,12 @@ from slmctl.errors import IntegrityError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 SHORT_ID = 8  # characters of a recipe id, wherever people read or type one
-SIGNATURE = "model.sig"  # of a release, beside its manifest and over it: it cannot list itself
+SIGNATURE = "model.sig"  # signs the manifest of a release, so the manifest cannot list it
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of an artifact: its path inside the folder, its size in bytes, its content."""
+    """One file of an artifact: path inside the folder, size in bytes, sha256 of the content as hex digits."""
 
     path: str
     size: int
@@ -63,7 +63,7 @@ class Manifest:
 
     @property
     def short_id(self) -> str:
-        """The beginning of the recipe id; of a model that slmctl did not make, that of its digest."""
+        """The first SHORT_ID characters of the recipe id, or of the digest for a foreign model, which has no recipe."""
         return (self.recipe_id or self.digest).removeprefix("sha256:")[:SHORT_ID]
 
     @property
@@ -72,7 +72,7 @@ class Manifest:
 
     @property
     def parents(self) -> list[tuple[str, str]]:
-        """Role and digest of every input."""
+        """(role, digest) of every input."""
         listed = ((role, value if isinstance(value, list) else [value]) for role, value in self.inputs.items())
         return [(role, digest) for role, digests in listed for digest in digests]
 
@@ -91,11 +91,11 @@ class Manifest:
                 hint="pip install --upgrade slmctl",
             )
         own = fields.get("self")
-        try:  # line breaks are layout alone: without them it is what the C encoder writes, which knows no indent
+        try:  # json's fast C encoder cannot indent, so both texts are compared without line breaks and indents
             flat = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ": "))
             same = flat.encode() == b"".join(map(bytes.lstrip, raw.split(b"\n")))
             same = same and own == sha256_bytes(raw.replace(f' "self": "{own}",\n'.encode(), b"", 1))
-        except ValueError:  # NaN, an infinity or half a surrogate pair: read, but never written
+        except ValueError:  # NaN, an infinity or a lone surrogate: json reads these, but slmctl never writes them
             same = False
         if not same:
             raise IntegrityError(f"{where} has changed since it was written")
@@ -124,7 +124,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder, or a foreign model that stands for one (a bare `.gguf`, an HF folder)."""
+    """A finished artifact folder, or a foreign model treated as one (a bare `.gguf` file, an HF folder)."""
 
     path: Path
     manifest: Manifest
@@ -169,7 +169,7 @@ class Artifact:
 
 
 def canonical(value: object) -> bytes:
-    """JSON with sorted keys and no freedom left: equal values give equal bytes.
+    """Canonical JSON as UTF-8: equal values give equal bytes.
 
     Raises:
         ValueError: The value holds NaN or an infinity.
@@ -188,7 +188,7 @@ def sha256_file(path: Path) -> str:
 
 
 def has_content(path: Path, sha256: str) -> bool:
-    """True if a file is there with the content of this hash (without `sha256:`)."""
+    """True for an existing file with this sha256 (hex digits, without the prefix `sha256:`)."""
     return path.is_file() and sha256_file(path) == "sha256:" + sha256
 
 
@@ -201,8 +201,7 @@ def scan(folder: Path) -> tuple[FileEntry, ...]:
     """Hash every file below `folder` except the manifest, sorted by path.
 
     Raises:
-        IntegrityError: Something there is neither a folder nor a plain file: a link could point
-            anywhere, and what it points to could change unseen.
+        IntegrityError: An entry is neither a folder nor a plain file. The target of a link could change unnoticed.
     """
     entries = []
     for path in _walk(folder):
@@ -247,9 +246,9 @@ def load(path: Path) -> Artifact:
 
 
 def verify(artifact: Artifact) -> list[str]:
-    """Read every byte again and name every file that is extra, missing or changed; empty when whole."""
+    """Hash every file again; returns a phrase for each that is extra, missing or changed, none for a whole artifact."""
     folder = artifact.path
-    if not folder.is_dir():  # a foreign file: what it was when it was opened is all there is to prove
+    if not folder.is_dir():  # a foreign file has no manifest: it is compared with its hash when it was opened
         changed = sha256_file(folder) != "sha256:" + artifact.manifest.files[0].sha256
         return [f"changed: {folder.name}"] if changed else []
     return _compare(artifact, hashes=True)
@@ -272,7 +271,7 @@ def foreign(path: Path, kind: str) -> Artifact:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every entry below `folder` that is not a real folder, manifest left out."""
+    """Every file and link below `folder`, at any depth, except the manifest."""
     for root, folders, names in os.walk(folder):
         here = Path(root)
         links = [name for name in folders if (here / name).is_symlink()]
@@ -282,7 +281,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _compare(artifact: Artifact, *, hashes: bool) -> list[str]:
-    """Differences between a manifest and the files that are present, one phrase a file."""
+    """Differences between a manifest and the files on disk, a phrase for each file."""
     faults, present = [], {path.relative_to(artifact.path).as_posix(): path for path in _walk(artifact.path)}
     expected = {entry.path: entry for entry in artifact.manifest.files}
     for name in sorted(expected.keys() | present.keys()):
@@ -301,7 +300,7 @@ def _compare(artifact: Artifact, *, hashes: bool) -> list[str]:
 
 
 def _wrong_type(manifest: Manifest) -> str:
-    """The first field of a manifest that is not of its type, in words; empty where all are."""
+    """A phrase about the first field of a manifest that has a wrong type; '' where all are right."""
     for entry in manifest.files:
         if not (isinstance(entry.path, str) and isinstance(entry.sha256, str) and _is_count(entry.size)):
             return f"a file is {dataclasses.asdict(entry)}"
@@ -322,7 +321,7 @@ def _wrong_type(manifest: Manifest) -> str:
 
 _TEXTS = tuple((name, str) for name in ("kind", "stage", "digest", "recipe_id", "started"))
 _TABLES = tuple((name, dict) for name in ("config", "inputs", "metrics", "environment"))
-# Metrics that commands read of any artifact, with the types that they have in every kind that has them.
+# Metrics that commands read from artifacts of any kind, with their types.
 _METRICS: dict[str, type | tuple[type, ...]] = {
     "project": str, "version": str, "license": (str, type(None)), "files": dict, "sources": list,
     "models": (dict, list), "baselines": (dict, list), "source_sha256": dict,
@@ -339,27 +338,27 @@ def _is_plain(path: Path) -> bool:
 
 @contextlib.contextmanager
 def draft(final: Path) -> Iterator[Path]:
-    """An empty folder to fill and `seal`, which has the name `final` when the block ends well; see `atomic.folder`.
+    """Yield an empty folder to fill and `seal`; it is renamed to `final` if the block raises nothing.
 
-    A folder without a manifest gives way; a finished artifact is never written over.
+    An unfinished folder (without a manifest) at `final` is replaced, a finished artifact never. See `atomic.folder`.
     """
     with atomic.folder(final, replace=not (final / MANIFEST).exists()) as place:
         yield place
 
 
 def seal(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], Manifest]) -> Artifact:
-    """Write the manifest of a filled draft: the last file of the artifact that it will be at `final`.
+    """Write the manifest of a filled draft, as its last file; returns the artifact with its later path.
 
     Args:
         place: The draft.
-        final: Its name when its block ends.
-        make: The manifest of these files and their digest.
+        final: Path of the folder after its block has ended.
+        make: Returns the manifest for these files and their digest.
     """
     files = scan(place)
     for entry in files:
         atomic.sync(place / entry.path)
     manifest = make(files, digest_of(files))
-    with atomic.file(place / MANIFEST) as half:  # so that not even a draft has a part of a manifest
+    with atomic.file(place / MANIFEST) as half:  # so that a draft never holds a partial manifest
         half.write_bytes(manifest.to_bytes())
     return Artifact(final, manifest)
 
@@ -369,10 +368,10 @@ def require_whole(source: Artifact | Path, *, hint: str = "") -> None:
 
     Args:
         source: The artifact or the folder.
-        hint: What to type where it is damaged; by default how its stage makes it again.
+        hint: Remedy in the error; by default, to remove the folder and run its stage again.
 
     Raises:
-        IntegrityError: It is not what its manifest says.
+        IntegrityError: Files differ from the manifest.
     """
     path, kind = (source.path, f" ({source.kind})") if isinstance(source, Artifact) else (source, "")
     faults = verify(source) if isinstance(source, Artifact) else verify_folder(source)

@@ -1,6 +1,6 @@
-"""Files and folders that appear under their name when they are whole and on the disk, or not at all.
+"""Atomic writes: a file or folder gets its name when it is whole and synced to disk, or not at all.
 
-What is being written is a draft beside its place, `.draft-NAME`. A kill leaves nothing but that; the next writer of the
+It is written as a draft, `.draft-NAME`, in the same folder. A killed writer leaves only that; the next writer of the
 same name removes it, and so does `slmctl gc`. No other module renames a draft or makes up a temporary name.
 """
 
@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DRAFT = ".draft-"
-TRASH = ".trash-"  # of a folder that is being removed
-LONGEST_NAME = 255  # bytes, on every file system that we know
+TRASH = ".trash-"  # prefix of a folder that is being removed
+LONGEST_NAME = 255  # bytes; the limit of common file systems
 
 
 def draft_of(path: Path) -> Path:
-    """The place where `path` is written before it has its name."""
+    """The path of the draft of `path`: `.draft-NAME`, or a hash of the name where that is too long."""
     name = DRAFT + path.name
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = DRAFT + hashlib.sha256(os.fsencode(path.name)).hexdigest()
@@ -30,14 +30,14 @@ def draft_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def file(path: Path, mode: int = 0o666, *, replace: bool = True) -> Iterator[Path]:
-    """An empty file to write; it gets the name `path` when the block ends well, and is removed otherwise.
+    """Yield the path of an empty file to write; it is renamed to `path` if the block raises nothing, else removed.
 
-    Writers of one path take turns, whether they are threads or processes. A link at the draft's name is not followed.
+    Writers of one path take turns, threads and processes alike. A link at the draft's name is not followed.
 
     Args:
-        path: The name that the file will have. Its folder must exist.
-        mode: Permissions, less the umask, from the file's first moment.
-        replace: False keeps a file that another writer has put there.
+        path: The final path. Its folder must exist.
+        mode: Permissions, minus the umask, from the file's creation on.
+        replace: False keeps a file that already exists at `path`.
     """
     draft = draft_of(path)
     descriptor = _create(draft, mode)
@@ -57,18 +57,18 @@ def file(path: Path, mode: int = 0o666, *, replace: bool = True) -> Iterator[Pat
 
 @contextlib.contextmanager
 def folder(path: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
-    """An empty folder to fill; it gets the name `path` when the block ends well, and is removed otherwise.
+    """Yield an empty folder to fill; it is renamed to `path` if the block raises nothing, else removed.
 
-    The caller holds a lock on `path`, so a draft that is already there belongs to a dead process. Scratch files belong
-    inside the draft, so that a kill leaves nothing else.
+    The caller holds a lock on `path`, so an existing draft belongs to a dead process. Scratch files belong inside the
+    draft, so that a kill leaves nothing else.
 
     Args:
-        path: The name that the folder will have. Folders above it are made.
-        replace: Remove what has that name, right before.
-        resume: Keep the draft when the block fails, and go on with the one that is there.
+        path: The final path. Its parent folders are created.
+        replace: Remove an existing entry at `path` right before the rename.
+        resume: Keep the draft when the block fails, and start from an existing draft.
 
     Raises:
-        OSError: A folder that is not empty has the name, and `replace` is false.
+        OSError: A folder that is not empty exists at `path`, and `replace` is false.
     """
     draft = draft_of(path)
     if not resume or not stat.S_ISDIR(_kind(draft)):
@@ -87,14 +87,14 @@ def folder(path: Path, *, replace: bool = False, resume: bool = False) -> Iterat
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a file another name on the same file system, in place of what has it; content and name are on the disk."""
+    """Rename a file within a file system, replacing `target`; content and name are synced to disk."""
     sync(source)
     os.replace(source, target)
     sync(target.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a folder; it loses its name first, so that one that is half gone never lies where a whole one would."""
+    """Remove a folder; it is renamed first, so that a half-removed folder never has the name of a whole one."""
     trash = path.with_name(TRASH + path.name)
     _remove(trash)
     path.rename(trash)
@@ -102,7 +102,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's or a folder's content on the disk before going on."""
+    """Wait until the content of a file or folder is on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -111,7 +111,7 @@ def sync(path: Path) -> None:
 
 
 def _create(draft: Path, mode: int) -> int:
-    """An open descriptor of a new file that this writer alone holds: the lock on the file that has the draft's name."""
+    """The descriptor of a new draft file, locked for this writer; waits while another writer holds the draft."""
     while True:
         try:
             descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode | 0o600)
@@ -122,7 +122,7 @@ def _create(draft: Path, mode: int) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.lstat(draft), os.fstat(descriptor)):
                 return descriptor
-        except (BlockingIOError, FileNotFoundError):  # another writer took it for one that a kill had left
+        except (BlockingIOError, FileNotFoundError):  # another writer locked or removed it as a leftover
             pass
         except OSError:  # such as no locks on this file system
             draft.unlink(missing_ok=True)
@@ -132,9 +132,9 @@ def _create(draft: Path, mode: int) -> int:
 
 
 def _wait_for_draft(draft: Path) -> None:
-    """Wait for the writer that holds a draft; one that nobody holds is removed."""
+    """Wait for the writer that holds a draft; remove a draft without a writer."""
     kind = _kind(draft)
-    if not kind:  # its writer has ended; what has the name by now is the next one's
+    if not kind:  # its writer has ended meanwhile
         return
     if not stat.S_ISREG(kind):
         _remove(draft)
@@ -150,7 +150,7 @@ def _wait_for_draft(draft: Path) -> None:
 
 
 def _kind(path: Path) -> int:
-    """The type bits of what has a name, a link being a link; 0 where nothing has it."""
+    """`st_mode` of a path without following links; 0 where nothing exists."""
     try:
         return os.lstat(path).st_mode
     except FileNotFoundError:
@@ -165,7 +165,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync_all(place: Path) -> None:
-    """Have every file below a folder on the disk, then every folder, the deepest first."""
+    """Sync every file and folder below `place`, the deepest folder first."""
     for root, _, names in os.walk(place, topdown=False):
         for name in names:
             if stat.S_ISREG(_kind(Path(root, name))):

@@ -1,7 +1,7 @@
-"""JSON files that somebody else may have written, bounded in size and depth before they are believed.
+"""JSON files from untrusted places, read within bounds of size and depth.
 
-Manifests, tags, receipts, policies and the settings of a model come from shares, registries and hubs. Whatever lies in
-their place ends in one expected error, and costs no more memory than its bound.
+Manifests, tags, receipts, policies and the settings of a model come from shares, registries and hubs. Any other content
+in their place ends in an expected error, and takes no more memory than the bound.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from typing import Any
 
 from slmctl.errors import DataError, IntegrityError, SlmctlError
 
-MAX_BYTES = 16 << 20  # the largest manifest and the largest settings of a model that we have seen have 40 kB and 1.2 MB
-MAX_DEPTH = 64  # levels of lists and objects; ours have 8
-# An object of a JSON document whose keys its writer defines: a stage's config and metrics, a JSON Schema, a model's
-# settings. Its values are JSON values, to be checked where they are read. An object whose keys slmctl itself defines
-# is a TypedDict or a dataclass.
+MAX_BYTES = 16 << 20  # the largest known manifest has 40 kB, the largest settings of a model 1.2 MB
+MAX_DEPTH = 64  # levels of lists and objects; those of slmctl have 8
+# A JSON object with keys that its writer defines: a stage's config and metrics, a JSON Schema, a model's settings.
+# Its values are checked where they are read. An object with keys that slmctl defines is a TypedDict or a dataclass.
 JsonObject = dict[str, Any]
 
 
 def read_bytes(
     path: Path, *, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError, follow: bool = False
 ) -> bytes:
-    """The content of a plain file; its size is not believed, and a pipe is not waited for.
+    """The content of a plain file of at most `limit` bytes; never blocks on a pipe.
 
     Args:
         path: The file.
         limit: Largest size in bytes.
         error: Class of the error for a file that cannot be used.
-        follow: Follow a link at the file's name: right for files that people name, wrong for names that slmctl makes.
+        follow: Follow a link at `path`: true for paths that users type, false for paths that slmctl makes.
 
     Raises:
-        FileNotFoundError: There is none.
-        SlmctlError: It is no plain file, cannot be read, or is larger than `limit`; of the class `error`.
+        FileNotFoundError: The file does not exist.
+        SlmctlError: It is not a plain file, cannot be read, or is larger than `limit`; of the class `error`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
@@ -58,7 +57,7 @@ def read_bytes(
 
 
 def parse(raw: bytes, *, where: str, error: type[SlmctlError] = IntegrityError) -> JsonObject:
-    """The JSON object in `raw`, which errors call `where`.
+    """The JSON object in `raw`; `where` names it in errors.
 
     Raises:
         SlmctlError: It has more than MAX_BYTES, is not JSON, not an object, or nested deeper than MAX_DEPTH; of the
@@ -79,11 +78,11 @@ def parse(raw: bytes, *, where: str, error: type[SlmctlError] = IntegrityError) 
 
 
 def read_object(path: Path) -> JsonObject:
-    """The JSON object in a file that people named, which may be a link.
+    """The JSON object in a file that a user named, which may be a link.
 
     Raises:
-        FileNotFoundError: There is none.
-        DataError: It cannot be read, or holds no such object; see `read_bytes` and `parse`.
+        FileNotFoundError: The file does not exist.
+        DataError: It cannot be read, or is not a JSON object; see `read_bytes` and `parse`.
     """
     return parse(read_bytes(path, error=DataError, follow=True), where=str(path), error=DataError)
 

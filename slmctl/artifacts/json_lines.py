@@ -1,8 +1,8 @@
-"""Append-only files of JSON objects, a line each: what a kill tears is one line, which readers pass over.
+"""Append-only JSONL files: a killed writer leaves at most one torn line, which readers skip.
 
-The next writer cuts it off. Writers take turns by a lock on the open file. `rewrite` takes lines out while others
-append: it replaces the file under that lock, and a writer that finds another file under its name goes on there, so no
-line is lost.
+The next writer cuts it off. Writers take turns by a lock on the open file. `rewrite` removes lines while others append:
+it replaces the file under that lock, and a writer that finds a new file at the path appends to that, so no line is
+lost.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import IO, ClassVar, Self
 from slmctl.artifacts import atomic
 from slmctl.artifacts.bounded_json import JsonObject
 
-_BLOCK = 1 << 20  # bytes that are read at once to find where a torn line begins
+_BLOCK = 1 << 20  # bytes of a read, when looking for the start of a torn line
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line with known fields; further ones are passed over, since a later version may have written them."""
+    """A line with known fields; unknown fields are ignored, since a later version may have written them."""
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "ignore", "allow_inf_nan": False}
 
     def to_json(self) -> JsonObject:
-        """The line as it is written; fields that are empty are left out."""
+        """The fields as a JSON object, without empty ones."""
         return {name: value for name, value in asdict(self).items() if value not in (None, "", {}, [], ())}
 
     @classmethod
     def read(cls, path: Path) -> Iterator[Self]:
-        """The lines of a file in order; those that are torn, or of another kind, are passed over.
+        """The lines of a file in order; torn lines and lines of another kind are skipped.
 
         Raises:
             OSError: The file cannot be read.
@@ -53,15 +53,15 @@ class Line:
 
 
 class JsonLines:
-    """A file that lines are added to; each is on the disk when `append` returns.
+    """A JSONL file that is open for appending.
 
     Args:
-        path: The file; it is created where there is none, and again where it was removed since.
+        path: The file; it is created if it does not exist, and created again if it was removed meanwhile.
         mode: Permissions of a new file.
-        sync: Wait for the disk after each line; else when `flush` is called.
+        sync: Sync to disk in each `append`; else only in `flush`.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: The file cannot be opened.
     """
 
     def __init__(self, path: Path, *, mode: int = 0o666, sync: bool = True) -> None:
@@ -75,10 +75,10 @@ class JsonLines:
         self.close()
 
     def append(self, fields: Mapping[str, object]) -> None:
-        """Add a line. One that a kill has torn is cut off first.
+        """Add a line, after cutting off a torn one at the end.
 
         Raises:
-            OSError: It could not be written, or not wholly; then nothing of it is there.
+            OSError: The line could not be written wholly; the file is as it was before.
         """
         text = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")  # a lone surrogate: \\udc80
         with self._held() as stream:
@@ -86,7 +86,7 @@ class JsonLines:
             size = os.fstat(stream.fileno()).st_size
             try:
                 if stream.write(text + b"\n") != len(text) + 1:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk takes a part and says no more
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a short write without error: disk full
             except OSError:
                 with contextlib.suppress(OSError):
                     os.ftruncate(stream.fileno(), size)
@@ -95,10 +95,10 @@ class JsonLines:
                 os.fsync(stream.fileno())
 
     def flush(self) -> None:
-        """Have every line on the disk.
+        """Sync every line to disk.
 
         Raises:
-            OSError: The disk could not take them.
+            OSError: The disk failed or is full.
         """
         os.fsync(self._stream.fileno())
 
@@ -114,7 +114,7 @@ class JsonLines:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[IO[bytes]]:
-        """The file that has the name now, locked."""
+        """Yield the file that is at the path now, locked."""
         while True:
             if self._stream.closed:
                 self._stream = self._opened()
@@ -129,7 +129,7 @@ class JsonLines:
 
 
 def read(path: Path) -> Iterator[JsonObject]:
-    """The objects of a file in order; lines that are no whole JSON object are passed over.
+    """The objects of a file in order; lines that are not a whole JSON object are skipped.
 
     Raises:
         OSError: The file cannot be read.
@@ -141,7 +141,7 @@ def read(path: Path) -> Iterator[JsonObject]:
 
 
 def torn(path: Path) -> Iterator[str]:
-    """The lines of a file that are no whole JSON object.
+    """The lines of a file that are not a whole JSON object.
 
     Raises:
         OSError: The file cannot be read.
@@ -151,21 +151,21 @@ def torn(path: Path) -> Iterator[str]:
 
 
 def rewrite(path: Path, keep: Callable[[JsonObject], bool], *, with_torn: bool = False) -> int:
-    """Take the lines out that are not to be kept, and with them torn ones, which nobody can judge.
+    """Remove lines from a file, and with them its torn lines, which cannot be judged.
 
-    The file is replaced at once, with its owner and permissions; those who append meanwhile lose no line. A file of
-    which every line is kept stays as it is, torn lines too.
+    The file is replaced atomically and keeps owner and permissions; lines that others append meanwhile are not lost. If
+    every line is kept, the file stays as it is, including torn lines.
 
     Args:
         path: The file.
-        keep: False for a line to take out; it is called twice for each.
-        with_torn: Take torn lines out even where every whole one is kept.
+        keep: False for a line to remove; called twice for each line.
+        with_torn: Remove torn lines even if every whole line is kept.
 
     Returns:
-        Number of whole lines that were taken out.
+        Number of whole lines that were removed.
 
     Raises:
-        OSError: The file cannot be read, or the new one not be written; then the old one is as it was.
+        OSError: The file cannot be read, or the new one cannot be written; then the old one is unchanged.
     """
     while True:
         with path.open("rb") as old:
@@ -179,7 +179,7 @@ def rewrite(path: Path, keep: Callable[[JsonObject], bool], *, with_torn: bool =
                 with atomic.file(path, stat.S_IMODE(status.st_mode)) as draft, draft.open("wb") as new:
                     draft.chmod(stat.S_IMODE(status.st_mode))
                     if (status.st_uid, status.st_gid) != (os.getuid(), os.getgid()):
-                        os.chown(draft, status.st_uid, status.st_gid)  # else its server could not go on in it
+                        os.chown(draft, status.st_uid, status.st_gid)  # else the server that owns it could not append
                     for line in old:
                         if (fields := _read_line(line)) is not None and keep(fields):
                             new.write(line if line.endswith(b"\n") else line + b"\n")
@@ -187,7 +187,7 @@ def rewrite(path: Path, keep: Callable[[JsonObject], bool], *, with_torn: bool =
 
 
 def _read_line(line: bytes) -> JsonObject | None:
-    """The object of a line; None where it is no whole one."""
+    """The JSON object of a line; None for a torn line."""
     try:
         fields = json.loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
@@ -196,7 +196,7 @@ def _read_line(line: bytes) -> JsonObject | None:
 
 
 def _has_name(stream: IO[bytes], path: Path) -> bool:
-    """True where an open file is the one that others find under a name."""
+    """True if `path` still leads to this open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
     except FileNotFoundError:
@@ -204,7 +204,7 @@ def _has_name(stream: IO[bytes], path: Path) -> bool:
 
 
 def _mend(descriptor: int) -> None:
-    """Cut off a last line that was torn; one that lacks nothing but its end gets that."""
+    """Repair the last line if it has no newline: cut it off if it is torn, else add the newline."""
     size = os.fstat(descriptor).st_size
     if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
         return

@@ -13,7 +13,7 @@ from slmctl.errors import IntegrityError
 
 
 class SourceFile(TypedDict):
-    """A file from outside that an artifact was made of: its name and the sha256 of its content."""
+    """A file from outside of `runs/` that an artifact was made of: its name and the sha256 of its content."""
 
     file: str
     sha256: str
@@ -44,7 +44,7 @@ class LineageNode:
 
 
 class Ancestry:
-    """Artifacts by digest, and what each was made of."""
+    """Artifacts by digest, to look up the ancestors of each."""
 
     def __init__(self, artifacts: Iterable[Artifact]) -> None:
         self._by_digest: dict[str, list[Artifact]] = {}
@@ -52,11 +52,11 @@ class Ancestry:
             self._by_digest.setdefault(made.digest, []).append(made)
 
     def get(self, digest: str) -> Artifact | None:
-        """The artifact of a digest; None where it is not here."""
+        """The artifact with this digest; None if it is not among the known ones."""
         return next(iter(self._by_digest.get(digest, ())), None)
 
     def of(self, *digests: str) -> Iterator[Artifact]:
-        """The artifacts of some digests and all that they were made of, the nearest first."""
+        """The artifacts with these digests and all their ancestors, breadth first."""
         left, seen = list(digests), set(digests)  # an artifact cannot be its own ancestor, whatever a manifest says
         for digest in left:
             for made in self._by_digest.get(digest, ()):
@@ -72,7 +72,7 @@ def show(root: Path, release: Artifact) -> LineageNode:
 
 
 def readable_artifacts(root: Path) -> Iterator[Artifact]:
-    """Every readable artifact below `runs/`; a damaged one is left to `verify`."""
+    """Every readable artifact below `runs/`; damaged ones are skipped, and reported by `verify`."""
     for path in sorted((root / "runs").glob("*/*/" + MANIFEST)):
         if not path.parent.name.startswith("."):
             try:
@@ -82,7 +82,7 @@ def readable_artifacts(root: Path) -> Iterator[Artifact]:
 
 
 def opened(folder: Path) -> Artifact | Path:
-    """The artifact of a folder, without a look at its files; the folder itself where its manifest cannot be trusted."""
+    """The artifact in a folder, with unchecked files; the folder itself if its manifest is missing or damaged."""
     try:
         return Artifact(folder, Manifest.read(folder))
     except (OSError, IntegrityError):
@@ -90,7 +90,7 @@ def opened(folder: Path) -> Artifact | Path:
 
 
 def data_set(runs: Path, release: Artifact) -> Artifact | None:
-    """The data set that a release was trained on; None where it is not in the folder of artifacts."""
+    """The `prepared` artifact that a release was trained on; None if it is not below `runs`."""
     digest = release.manifest.inputs.get("prepared")
     made = map(opened, sorted(runs.glob("prepared/[!.]*")))
     return next((entry for entry in made if isinstance(entry, Artifact) and entry.digest == digest), None)
@@ -106,7 +106,7 @@ def folders(root: Path) -> list[Path]:
 
 
 def lines(node: LineageNode) -> Iterator[str]:
-    """The ancestry as a drawing, one artifact a line; one that occurs again is drawn once and then named."""
+    """The ancestry as a tree, an artifact a line; the inputs of an artifact that occurs again are not repeated."""
     return _drawn(node, "", "", set())
 
 
@@ -174,5 +174,5 @@ def _title(node: LineageNode) -> str:
 
 
 def _name(node: LineageNode) -> str:
-    """Kind and id of an artifact; of one that is not here, whose recipe is not known, role and digest."""
+    """Kind and short id of an artifact; role and digest of one that is not below `runs/`."""
     return f"{node.source.kind}  {node.source.short_id}" if node.source else f"{node.role}  {node.digest[:19]}"

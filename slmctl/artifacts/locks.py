@@ -42,7 +42,7 @@ def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Itera
 
 
 def _hold(stream: IO[str], path: Path, *, wait: bool, on_wait: Callable[[str], None]) -> bool:
-    """Lock an open file; whether it is still the one that others will open: `gc` removes old ones."""
+    """Lock an open file; False if `path` no longer leads to it, since `gc` removes old lock files."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -58,7 +58,7 @@ def _hold(stream: IO[str], path: Path, *, wait: bool, on_wait: Callable[[str], N
 
 
 def _holder(stream: IO[str]) -> str:
-    """The holder that a lock's file names, which it writes right after it has locked."""
+    """The first line of a lock file (process, host, time), which its holder writes right after locking."""
     for _ in range(20):
         stream.seek(0)
         if line := stream.readline().strip():
@@ -68,7 +68,7 @@ def _holder(stream: IO[str]) -> str:
 
 
 def read_holder(path: Path) -> list[str] | None:
-    """The holder of a lock, then the digests that it needs, as one list; None where nobody holds it."""
+    """[holder of a lock, *digests of artifacts that it needs]; None if the lock is free."""
     try:
         with path.open("r+") as stream:
             try:

@@ -15,16 +15,17 @@ SHOWN = 8  # faults named in one error
 
 
 def read_typed(path: Path, kind: type[T], *, hint: str = "", schema: int | None = None) -> T:
-    """The dataclass `kind` that a file holds as a JSON object, whose keys and values have its types.
+    """Read a JSON object from a file as the dataclass `kind`.
 
     Args:
         path: The file.
         kind: A dataclass.
-        hint: What to type when the file is not valid.
-        schema: The number under `schema` that this version reads, where the file has one.
+        hint: Remedy in the error for a file that is not valid.
+        schema: The value of the key `schema` that this version reads, where the file has this key.
 
     Raises:
-        IntegrityError: The file cannot be read, is no JSON, or has keys or values that `kind` has not; all are named.
+        IntegrityError: The file cannot be read, is not JSON, or has keys or values that do not fit `kind` (the first
+            SHOWN are named).
     """
     try:
         raw = bounded_json.read_bytes(path, follow=True)
