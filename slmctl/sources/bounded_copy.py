@@ -1,4 +1,4 @@
-"""Bytes of a child process into a file, within a bound on time and size; a signal is heard at any moment."""
+"""Copies the output of a child process into a file, within limits of time and size; interruptible at any moment."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ _TICK_S = 60.0
 
 
 def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -> int:
-    """Copy what a pipe holds, from its descriptor to its end; returns the number of its lines.
-
-    Errors name it by its title.
+    """Copy a pipe to its end; returns the number of lines. Errors name the source by `title`.
 
     Raises:
-        DataError: A limit was reached.
+        DataError: The copy takes longer or is larger than `limits`.
     """
     end, left, lines = time.monotonic() + limits.timeout_s, limits.size_bytes, 0
     poll = select.poll()
@@ -49,7 +47,7 @@ def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -
 
 @contextlib.contextmanager
 def files_of_at_most(limits: SourceLimits) -> Iterator[None]:
-    """Let no file grow beyond the limit inside the block; writing on raises OSError with EFBIG."""
+    """Limit the size of every file that this process writes inside the block; writing more raises OSError (EFBIG)."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     lower = limits.size_bytes if before[0] == resource.RLIM_INFINITY else min(limits.size_bytes, before[0])
     resource.setrlimit(resource.RLIMIT_FSIZE, (lower, before[1]))
@@ -60,7 +58,7 @@ def files_of_at_most(limits: SourceLimits) -> Iterator[None]:
 
 
 def too_large(title: str, limits: SourceLimits) -> DataError:
-    """The error of a source whose copy would be larger than it may."""
+    """The error for a source with a copy larger than prepare.limits.size_gb."""
     return DataError(
         f"{title} has more than {limits.size_gb:g} GB (prepare.limits.size_gb)",
         hint="fewer rows or columns, or --set prepare.limits.size_gb=GIGABYTES",

@@ -1,7 +1,7 @@
-"""Decisions of people, and their file as two sources: uniform rows, split as always, and targeted ones, for training.
+"""A file of review decisions -> two sources: uniform rows, split like any rows, and targeted rows, for training only.
 
-Rows that were picked since they looked difficult say nothing about all traffic, so no model may be measured on them.
-The two parts are copies below `runs/.sources/`, a row a decision, in a folder named by the content of the file.
+Targeted rows were picked because they looked difficult. They do not represent all traffic, so no model may be measured
+on them. The two parts are copies below `runs/.sources/`, in a folder named by the hash of the file's content.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from slmctl.config import Source
 from slmctl.errors import SlmctlError, UsageError
 from slmctl.sources.rows import format_of
 
-PREFIX = "reviewed-"  # of the folders of the parts
+PREFIX = "reviewed-"  # of the folders that hold the two parts
 DECISIONS = ("accepted", "corrected", "skipped", "undone")
-_HEAD = 1 << 20  # bytes at the start of a file among which its first whole line is looked for
-# The reasons for which a row was looked at. A uniform one was drawn by chance from all traffic, with a probability
-# that is known, and nothing else; any other one was picked since it looked difficult.
+_HEAD = 1 << 20  # bytes at the start of a file in which its first whole line is looked for
+# The reason why a row was reviewed. Uniform: drawn at random from all traffic with a known probability. All others:
+# picked because it looked difficult.
 UNIFORM = "uniform"
 Choice = Literal["uniform", "escalated", "unsure", "disagreement", "suspect", "novel", "duplicates", "feedback"]
 
@@ -35,18 +35,18 @@ class Review(Line):
     """A decision of a person on one row.
 
     Attributes:
-        id: Of the row: the request's, or the record's.
-        time: Of the decision, in UTC.
-        reviewer: The name that was given.
-        decision: `accepted` the answer as it was, `corrected` it, `skipped` the row, or `undone` the decision on it.
+        id: Id of the request, or of the record.
+        time: Time of the decision, in UTC.
+        reviewer: Name of the person.
+        decision: `accepted` or `corrected` the answer, `skipped` the row, or `undone` an earlier decision on it.
         messages: The conversation up to the answer; empty for `skipped` and `undone`.
-        before: The answer that was shown; empty where the row had none.
-        after: The answer that is right.
-        chosen: Why the row was looked at.
-        probability: Of a uniform row, with which it was drawn from all traffic, 0 to 1.
-        digest: `sha256:…` of the file that gave `before`.
-        seen: When the row was collected, in UTC; empty for one that was not.
-        tools: Those of the collected row.
+        before: The answer that was shown; '' for a row without one.
+        after: The right answer.
+        chosen: Reason why the row was reviewed.
+        probability: Probability with which a uniform row was drawn from all traffic, 0 to 1.
+        digest: `sha256:…` of the model file that answered `before`.
+        seen: Time when a server collected the row, in UTC; '' for a row that was not collected.
+        tools: Tools of the collected row.
     """
 
     id: str
@@ -64,12 +64,12 @@ class Review(Line):
 
     @property
     def uniform(self) -> bool:
-        """Only such a row may become a calibration or a test row."""
+        """True for a row that was drawn at random; only these may become calibration or test rows."""
         return self.chosen == UNIFORM
 
 
 def standing(reviews: Iterable[Review]) -> dict[str, Review]:
-    """The decision that stands on each row, by its id: the last one that is not undone."""
+    """The valid decision on each row, by row id: the last one that was not undone."""
     history: dict[str, list[Review]] = {}
     for review in reviews:
         line = history.setdefault(review.id, [])
@@ -81,12 +81,12 @@ def standing(reviews: Iterable[Review]) -> dict[str, Review]:
 
 
 def decided(reviews: Iterable[Review]) -> list[Review]:
-    """The decisions that stand and are no skips, in the order of the rows."""
+    """The valid decisions without `skipped`, in the order in which the rows first occur."""
     return [review for review in standing(reviews).values() if review.decision != "skipped"]
 
 
 def is_reviewed(path: Path, format: str | None = None) -> bool:
-    """True for a file that `slmctl review` wrote, by its first whole line."""
+    """True for a file that `slmctl review` wrote, judged by its first whole line."""
     try:
         if (format or format_of(path)) != "jsonl" or path.suffix == ".gz":
             return False
@@ -98,7 +98,7 @@ def is_reviewed(path: Path, format: str | None = None) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _begins_with_review(path: Path, mtime_ns: int, size: int) -> bool:
-    """The same of a file as it stood at one time; kept, since a project's files are listed often."""
+    """`is_reviewed` for one version of a file; cached, since a project's files are listed often."""
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
     for line in head.split(b"\n"):
@@ -111,7 +111,7 @@ def _begins_with_review(path: Path, mtime_ns: int, size: int) -> bool:
 
 
 def _rows(path: Path) -> tuple[dict[str, list[JsonObject]], dict[str, int]]:
-    """The decisions of a file as rows, uniform and targeted; and how many are left out, by why."""
+    """Returns (rows by part, `uniform` and `targeted`; number of decisions left out, by reason)."""
     reviews = list(Review.read(path))
     stands = standing(reviews).values()
     kept = [review for review in stands if review.decision != "skipped"]
@@ -124,23 +124,23 @@ def _rows(path: Path) -> tuple[dict[str, list[JsonObject]], dict[str, int]]:
 
 
 def _row(review: Review) -> JsonObject:
-    """A decision as a row: the conversation with the answer that is right."""
+    """A decision as a row: the conversation with the right answer as its last message."""
     answer = {"role": "assistant", "content": review.after}
     row = {"id": review.id, "time": review.seen or review.time, "messages": [*review.messages, answer]}
     return row | ({"tools": review.tools} if review.tools else {})
 
 
 def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[Source]:
-    """The parts of a reviewed file as sources of their own; one without rows is left out where the other has some.
+    """The parts of a reviewed file as two sources, or as one where the other part is empty.
 
     Args:
-        source: The source as the config has it.
+        source: The source in the config.
         path: Its file.
-        name: Its name in records; None for that of the file.
-        folder: The folder of the copies, below `runs/`.
+        name: Its name in records; None for the file's name.
+        folder: The folder of copies, below `runs/`.
 
     Raises:
-        OSError: The file cannot be read, or a copy not be written.
+        OSError: The file cannot be read, or a copy cannot be written.
         UsageError: The source puts targeted rows into a held-out split.
     """
     place = folder_of(path, folder)
@@ -163,7 +163,7 @@ def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[So
 
 
 def _part(source: Source, file: Path, name: str | None, kind: str) -> Source:
-    """One part, whose columns are known and of which nothing targeted can be held out."""
+    """One part as a source with known columns; the targeted part is always for training."""
     update = {
         "sheet": None, "format": "jsonl", "encoding": None, "header_row": None, "conversation_format": "messages",
         "id": "id", "time": "time", "group": None, "weight": None, "hf": None, "file": None, "sql": None,
@@ -174,7 +174,7 @@ def _part(source: Source, file: Path, name: str | None, kind: str) -> Source:
 
 
 def folder_of(path: Path, folder: Path) -> Path:
-    """The folder of the parts of a reviewed file as it stands now.
+    """The folder for the parts of a reviewed file with its present content.
 
     Raises:
         OSError: The file cannot be read.
@@ -190,7 +190,7 @@ def _digest(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def note(path: Path) -> str:
-    """The counts of a reviewed file in one line, for a person.
+    """One line for the user with the counts of a reviewed file: uniform, targeted and left out.
 
     Raises:
         OSError: The file cannot be read.

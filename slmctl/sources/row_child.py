@@ -1,11 +1,11 @@
-"""The child that reads rows within limits of memory, time and size: of a file of tables, or of a query.
+"""The child process that reads rows of a workbook, Parquet file, SQLite file or query, within limits.
 
     python -m slmctl.sources.row_child
 
-The request comes as JSON on stdin: its kind, and the arguments of that kind's reader. Each line of stdout is a JSON
-value. Of a file, first comes an object, `{"columns": …, "sheets": …}`, as far as there are such; without columns a
-table must be named. Then an array holds the cells of a row, or `{"fault": …}` stands for a row that cannot be used. Of
-a query, an object is a row. An error ends the child as `child.refuse` says.
+The request is JSON on stdin: `kind`, and the arguments of the reader. Each line of stdout is a JSON value. For a file,
+the first is `{"columns": …, "sheets": …}`; a key is left out where it does not apply, and without columns a table must
+be named. Each further one is an array of a row's cells, or `{"fault": …}` for a row that cannot be used. For a query
+each is an object, a row. An error ends the child by `child.refuse`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 if TYPE_CHECKING:
     from slmctl.sources.sql_address import DatabaseAddress
 
-# Bytes of address space; a client that holds a whole result needs some.
+# Bytes of address space; some database clients hold a whole result in memory.
 MEMORY = {"parquet": 2 << 30, "workbook": 3 << 30, "sqlite": 2 << 30, "query": 4 << 30}
-SECONDS = 600  # of the processor, before the first row of a file and for each further PIECE rows
+SECONDS = 600  # CPU seconds until the first row of a file, and again for each further PIECE rows
 PIECE = 1000  # rows
-# Characters of rows by bytes of the file; a column of one value packs well.
+# Largest number of output characters for each byte of the file; a column with one value compresses well.
 RATIOS = {"parquet": 1000, "workbook": MAX_RATIO, "sqlite": MAX_RATIO}
-MAX_CELL = 100_000_000  # bytes that SQLite may make of one value
+MAX_CELL = 100_000_000  # largest SQLite value in bytes
 
-_BATCH = 256  # rows of Parquet that are in memory at a time
-_FETCHED = 1000  # rows of a query that are in memory at a time
-_ROW_COST = 50  # characters that a row counts as beside its own: a billion empty ones fit a kilobyte
-_SMALL = 4 << 20  # bytes of a batch that is converted as a whole; a dictionary can make megabytes of each cell
+_BATCH = 256  # rows of Parquet in memory at a time
+_FETCHED = 1000  # rows of a query in memory at a time
+_ROW_COST = 50  # characters that are added for each row: a billion empty rows fit in a kilobyte
+_SMALL = 4 << 20  # bytes; a larger batch is converted row by row, since a dictionary can make megabytes of each cell
 _CONNECT_S = 30
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_TRANSACTION}
 _PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list",
@@ -54,7 +54,7 @@ def main() -> None:
     kind = request.pop("kind")
     try:
         for line in _query(**request) if kind == "query" else _file(kind, **request):
-            # half of a surrogate pair: its escape in JSON
+            # a lone surrogate is written as its JSON escape
             sys.stdout.buffer.write(line.encode(errors="backslashreplace") + b"\n")
     except SlmctlError as error:
         sys.stdout.buffer.flush()
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _file(kind: str, path: str, sheet: str | None) -> Iterator[str]:
-    """The lines on a file; the size of all is bounded by that of the file."""
+    """The output lines for a file; their total size is bounded by RATIOS times the file's size."""
     child.bound(memory=MEMORY[kind])
     _renew_time()
     left = max(UNPACKED_ANYWAY, RATIOS[kind] * Path(path).stat().st_size)
@@ -100,14 +100,14 @@ def _of_parquet(path: str, _: str | None) -> Iterator[_Reply]:
                     yield [plain(cell) for cell in cells]
     except UnicodeDecodeError as error:
         raise DataError(f"it holds a text that is not UTF-8 near row {number + 1}: {error.reason}") from None
-    except MemoryError:  # Arrow's own is one, too
+    except MemoryError:  # includes ArrowMemoryError
         raise DataError("it takes too much memory") from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(first_line(error)) from None
 
 
 def _rows_of(batch: Any) -> Iterator[Sequence[object]]:
-    """The rows of a batch as Python has them: all at once where they are small, else one by one."""
+    """The rows of a batch as Python values; a large batch is converted row by row."""
     if batch.nbytes <= _SMALL:
         try:
             yield from list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
@@ -119,7 +119,7 @@ def _rows_of(batch: Any) -> Iterator[Sequence[object]]:
 
 
 def _value(scalar: Any) -> object:
-    """A cell as Python has it; None for a date or time that no calendar reaches."""
+    """An Arrow scalar as a Python value; None for a date or time that Python cannot represent."""
     import pyarrow
 
     try:
@@ -128,10 +128,10 @@ def _value(scalar: Any) -> object:
         raise
     except OverflowError:
         return None
-    except ValueError:  # nanoseconds, which Python's own type has not
+    except ValueError:  # nanoseconds, which Python's datetime does not have
         try:
             return scalar.cast(pyarrow.string()).as_py()
-        except pyarrow.ArrowException:  # it stands in a list
+        except pyarrow.ArrowException:  # a list cannot be cast
             return None
 
 
@@ -153,19 +153,19 @@ def _of_workbook(path: str, sheet: str | None) -> Iterator[_Reply]:
 
 
 def _number(cell: object) -> object:
-    """A cell as JSON has it; a workbook keeps whole numbers as floats, and 10023.0 is no customer number."""
+    """A cell as a JSON value. Workbooks keep whole numbers as floats: 10023.0 becomes 10023, a customer number."""
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
         return int(cell)
     return plain(cell)
 
 
 def _of_sqlite(path: str, table: str | None) -> Iterator[_Reply]:
-    """The rows of a table or view. The file is taken as it lies there: nothing beside it is read or made."""
+    """The rows of a table or view. `immutable`: SQLite neither reads nor creates other files, such as a WAL."""
     try:
         with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?immutable=1", uri=True)) as base:
-            base.text_factory = bytes  # one that is not UTF-8 is empty, as elsewhere
+            base.text_factory = bytes  # decoded by `plain`: a text that is not UTF-8 becomes None
             base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_CELL)
-            base.execute("PRAGMA trusted_schema = OFF")  # a view of another's making runs no function of ours
+            base.execute("PRAGMA trusted_schema = OFF")  # views of an untrusted file must not run functions
             named = base.execute("SELECT name, type FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
             kinds = {name.decode(errors="replace"): kind for name, kind in named if kind in (b"table", b"view")}
             tables = [name for name, kind in kinds.items() if kind == b"table"] or list(kinds)
@@ -199,16 +199,16 @@ _READERS: dict[str, Callable[[str, str | None], Iterable[_Reply]]] = {
 
 
 def _query(url: str, query: str, root: str, host: str, pid: int, file_bytes: int) -> Iterator[str]:
-    """The rows of a query as objects.
+    """The rows of a query, each a JSON object.
 
-    The child ends with its parent, whose id is `pid`. No file that it makes (SQLite sorts on the disk) becomes larger
-    than the copy of the rows may.
+    The child ends with its parent, which has the id `pid`. A file that it writes (SQLite sorts on disk) has at most
+    `file_bytes`, the limit of the rows' copy.
     """
     from slmctl.network import guard
     from slmctl.sources import sql_address
 
     child.end_with_parent()
-    if os.getppid() != pid:  # it has ended meanwhile
+    if os.getppid() != pid:  # the parent ended before `end_with_parent` took effect
         return
     guard.seal()
     child.bound(memory=MEMORY["query"], file_bytes=max(file_bytes, 1 << 20))
@@ -248,7 +248,7 @@ def _connected(address: DatabaseAddress) -> Any:
 def _rows(connection: Any, query: str) -> Iterator[dict[str, Any]]:
     if connection.dialect.name == "sqlite":
         _only_read(connection.connection.dbapi_connection)
-    # as it is: `:name` and `%` in it mean nothing here
+    # without parameters, so `:name` and `%` in the query have no special meaning
     with contextlib.closing(connection.exec_driver_sql(query)) as result:
         if not result.returns_rows:
             raise DataError("the query gives no rows: it is no SELECT")
@@ -258,7 +258,7 @@ def _rows(connection: Any, query: str) -> Iterator[dict[str, Any]]:
 
 
 def _only_read(connection: sqlite3.Connection) -> None:
-    """Forbid a connection all but reading: ATTACH and VACUUM INTO make files beside a database that is read-only."""
+    """Allow a connection only reads: ATTACH and VACUUM INTO create files even from a read-only database."""
 
     def allowed(action: int, name: str | None, argument: str | None, *_: object) -> int:
         if action == sqlite3.SQLITE_PRAGMA:
@@ -275,11 +275,11 @@ def _only_read(connection: sqlite3.Connection) -> None:
 
 
 def _failure(error: Any, address: DatabaseAddress, *, reached: bool) -> DataError | NetworkError | UsageError:
-    """A driver's error as a sentence in its words, less what is secret."""
+    """A driver's error as an error of slmctl, with the driver's message without secrets."""
     import sqlalchemy
 
     reason = address.masked(first_line(getattr(error, "orig", None) or error))
-    if isinstance(error, sqlalchemy.exc.ArgumentError):  # an unknown kind of database is one, too
+    if isinstance(error, sqlalchemy.exc.ArgumentError):  # includes an unknown kind of database
         return UsageError(f"the database cannot be asked: {reason}")
     if not reached or getattr(error, "connection_invalidated", False):
         if not address.host and address.backend == "sqlite":

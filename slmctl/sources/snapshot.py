@@ -1,7 +1,7 @@
-"""Sources that are not files, copied into files: queries and data sets of the hub.
+"""Queries and data sets of the hub -> local copies, in `runs/.sources/`.
 
-Everything after this reads local files and hashes their content. A copy lies in `runs/.sources/` under a name
-made from the source, without passwords. A file of reviews has its two parts there (`reviewed.py`).
+All later steps read local files and hash their content. The name of a copy is a hash of the source without passwords.
+The two parts of a reviewed file are there too (`reviewed.py`).
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ from slmctl.sources.rows import files_of, form_of, format_of, is_several, requir
 
 
 def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, root: Path | None = None) -> list[Source]:
-    """Copy every source that is not a file into `folder`, and name each host before it is contacted.
+    """Copy every source that is not a file into `folder`; each host is printed before it is contacted.
 
     A data set of the hub at a pinned commit never changes, so it is fetched once. The caller holds a lock on `folder`.
-
-    The path of an SQLite file starts from `root`, by default the project's folder.
+    The path of an SQLite file is relative to `root`, by default the project's folder.
 
     Returns:
-        The sources as local files; one of the hub, a folder or a workbook may become several.
+        The sources as local files; a data set, a folder or a workbook may become several.
 
     Raises:
         DataError: A query failed, or a source reached a limit.
-        IntegrityError: A file of the hub is not what the hub says.
+        IntegrityError: The hash of a file differs from the hub's.
         NetworkError: A host could not be reached.
-        UsageError: A source is not pinned, or names no data file.
+        UsageError: A data set is not pinned, or has no such data file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
@@ -55,23 +54,23 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, roo
 
 
 def gathered(sources: Sequence[Source], folder: Path) -> list[Source]:
-    """The sources as local files, which may be the copies of `gather`; nothing is contacted or waited for.
+    """The sources as local files, among them the copies that `gather` made; no host is contacted.
 
     Raises:
-        IntegrityError: There is no copy of a source that is not a file.
-        DataError: A path is no file, or a folder without files of one kind.
+        IntegrityError: A source that is not a file has not been copied.
+        DataError: A path is not a file, or a folder has no data files or several kinds of them.
         UsageError: A pattern matches no file.
     """
     return [local for source in sources for local in _local(source, folder)]
 
 
 def is_file(source: Source) -> bool:
-    """True for a source that is a path; nothing need be there."""
+    """True for a source with a path, even if nothing exists there."""
     return source.path is not None
 
 
 def host_of(source: Source, folder: Path) -> str:
-    """The host that gathering a source will contact; empty for none: a file, or a copy that never changes."""
+    """The host that `gather` will contact for a source; '' for a file, or a pinned data set that is already copied."""
     if source.sql is not None:
         return sql.host(source.sql.url)
     return "the hub" if source.hf is not None and not copy_of(source, folder).exists() else ""
@@ -101,11 +100,11 @@ def _files(source: Source, folder: Path) -> Iterator[Source]:
         require_file(source.local)
         yield from _sheets(source, source.local, source.name, folder)
     else:
-        yield source  # the recipe, which hashes it, says that it is missing
+        yield source  # the recipe hashes the file, and raises if it is missing
 
 
 def _sheets(source: Source, path: Path, name: str | None, folder: Path) -> Iterator[Source]:
-    """A file as one source, as one for each sheet that is named, or as the two parts of a file of reviews."""
+    """A file as one source, as one for each named sheet, or as the parts of a reviewed file."""
     if reviewed.is_reviewed(path, source.format):
         yield from reviewed.parts(source, path, name, folder)
         return
@@ -122,19 +121,19 @@ def _sheets(source: Source, path: Path, name: str | None, folder: Path) -> Itera
 
 @functools.lru_cache
 def _all_sheets(path: Path, format: str | None, mtime_ns: int) -> tuple[str, ...]:
-    """The sheets of a workbook or the tables of a database; kept, since a project's files are listed often."""
+    """The sheets of a workbook or the tables of a database; cached, since a project's files are listed often."""
     return form_of(path, format=format).sheets
 
 
 def copy_of(source: Source, folder: Path) -> Path:
-    """The path of the copy of a query or a data set; its name is a hash of the source without its secrets."""
+    """The path of the copy of a query or data set; its name is a hash of the source without secrets."""
     if source.sql is not None:
         return folder / f"sql-{_key(mask(source.sql.url), source.sql.query)}.jsonl"
     return folder / f"hf-{_key(source.hf, source.file)}"
 
 
 def copies_of(source: Source, folder: Path) -> set[Path]:
-    """The files and folders in `folder` that stand for a source as it is now."""
+    """The files and folders in `folder` that belong to a source with its present content."""
     places = set() if is_file(source) else {copy_of(source, folder)}
     with contextlib.suppress(SlmctlError, OSError):
         places |= {part.local.parent for part in _local(source, folder) if part.local.parent.parent == folder}
@@ -142,7 +141,7 @@ def copies_of(source: Source, folder: Path) -> set[Path]:
 
 
 def reviews_among(sources: Sequence[Source]) -> Iterator[Path]:
-    """The files of reviews among the sources that are files."""
+    """The reviewed files among the sources."""
     for source in sources:
         if is_file(source):
             with contextlib.suppress(SlmctlError):
@@ -156,7 +155,7 @@ def _key(*parts: str | None) -> str:
 
 
 def _is_there(path: Path) -> bool:
-    """Test whether something stands at a path, or a path can not be: a name may be too long."""
+    """True for an existing path, and for an invalid one (such as a name that is too long), which fails when read."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -176,7 +175,7 @@ def _shown(source: Source) -> str:
 
 
 def _fetch(name: str, pattern: str | None, target: Path, limits: SourceLimits) -> None:
-    """Fetch the data files of a pinned data set into a folder that appears when it is whole."""
+    """Fetch the data files of a pinned data set into the folder `target`, atomically."""
     repo, commit = hub.split(name, example="hf: ")
     console.say(f"  asking the hub for {repo}")
     with atomic.folder(target) as draft:
@@ -196,11 +195,11 @@ def _fetch(name: str, pattern: str | None, target: Path, limits: SourceLimits) -
                 with bounded_copy.files_of_at_most(limits):
                     client.hf_hub_download(repo, entry.rfilename, repo_type="dataset", revision=commit, local_dir=draft)
                 _require_same(draft / entry.rfilename, entry)
-        shutil.rmtree(draft / ".cache", ignore_errors=True)  # the client's own notes
+        shutil.rmtree(draft / ".cache", ignore_errors=True)  # metadata of huggingface_hub
 
 
 def _choose(repo: str, listed: Sequence[Any], pattern: str | None) -> list[Any]:
-    """The data files that a pattern names; without one, the only one there is."""
+    """The data files that match `pattern`; without a pattern, the only data file."""
     files = [entry for entry in listed if _is_data(entry.rfilename)]
     if pattern is None:
         chosen = files if len(files) == 1 else []
@@ -226,7 +225,11 @@ def _is_data(name: str) -> bool:
 
 
 def _require_same(path: Path, entry: Any) -> None:
-    """A file is what the commit holds: by sha256 where it is kept apart from git, else by git's own hash."""
+    """Compare a file with the commit: by sha256 for a file in LFS, else by git's blob hash.
+
+    Raises:
+        IntegrityError: They differ.
+    """
     blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as stream:
         made = hashlib.file_digest(stream, hashlib.sha256 if entry.lfs is not None else lambda: blob).hexdigest()

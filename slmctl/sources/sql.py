@@ -1,7 +1,7 @@
-"""The rows of a query, through SQLAlchemy: only read, streamed, bounded, and the password kept out of every text.
+"""The rows of an SQL query, by SQLAlchemy: read-only, streamed and bounded; no message holds the password.
 
-A child process asks the database (`row_child`), since a driver in C hears no signal and knows no limit while the
-database works.
+A child process runs the query (`row_child`): a driver in C can be neither interrupted nor limited while the database
+works.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ from slmctl.errors import DataError
 from slmctl.network import guard
 from slmctl.sources import bounded_copy, sql_address
 
-# Variables that drivers read by themselves, such as PGPASSWORD; those that the address names are passed on too.
+# Prefixes of environment variables that drivers read, such as PGPASSWORD; variables in the address are passed on too.
 DRIVERS = ("PG", "MYSQL_", "MARIADB_", "ODBC", "ORACLE_", "TNS_", "MSSQL_", "SNOWFLAKE_")
 
 
 def place(url: str) -> str:
-    """The database of an address in words, with its host and without user and password."""
+    """The database in words, such as `the postgresql database on HOST`; without user and password."""
     address = sql_address.parse(url)
     where = f"on {address.host}" if address.host else "on this machine"
     return f"the {address.backend} database {where}"
 
 
 def host(url: str) -> str:
-    """The host of a database; empty for one on this machine."""
+    """The host of a database; '' for this machine."""
     name = sql_address.parse(url).host
     return "" if guard.is_local(name) else name
 
 
 def write_rows(sql: Sql, out: IO[bytes], *, root: Path, limits: SourceLimits) -> int:
-    """Write the rows of a query as JSON, one object a line; returns their number.
+    """Write the rows of a query as JSONL; returns their number.
 
-    The transaction is read-only where the database knows such (PostgreSQL, SQLite), and rolled back in any case.
-
-    The path of an SQLite file starts from `root`.
+    The transaction is read-only where the database supports it (PostgreSQL, SQLite), and always rolled back. The path
+    of an SQLite file is relative to `root`.
 
     Raises:
         DataError: The query failed, has two columns of one name, or reached a limit.
         MissingError: The driver of this database is not installed.
-        NetworkError: The database cannot be reached, or hung up.
+        NetworkError: The database cannot be reached, or closed the connection.
         UsageError: The address is malformed, or a variable in it is not set.
     """
-    sql_address.parse(sql.url).read_only(root)  # a fault in the address costs no process
+    sql_address.parse(sql.url).read_only(root)  # raises for a faulty address before a process is started
     if not re.search(r"\border\s+by\b", sql.query, re.IGNORECASE):
         console.say("  note: the query has no ORDER BY; rows in another order are another data set")
     remote = host(sql.url)

@@ -1,4 +1,4 @@
-"""The address of a database: references to the environment filled in, SQLite made read-only, and errors masked."""
+"""The address of a database: fills in environment variables, makes SQLite read-only, and masks secrets in errors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from slmctl.network.credentials import mask
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-_OF_SQLITE = {"timeout", "immutable", "nolock"}  # parameters of an address that cannot make a file or write to one
+_OF_SQLITE = {"timeout", "immutable", "nolock"}  # parameters of an SQLite address that cannot create or change a file
 
 
 @dataclass(frozen=True)
 class DatabaseAddress:
-    """An address as SQLAlchemy has it.
+    """An address of a database.
 
     Attributes:
-        url: SQLAlchemy's `URL`, with its passwords.
-        written: The text in the config; its references to the environment are not filled in.
+        url: SQLAlchemy's `URL`, with passwords.
+        written: The text in the config, with `${NAME}` for environment variables.
     """
 
     url: Any
@@ -33,7 +33,7 @@ class DatabaseAddress:
 
     @property
     def host(self) -> str:
-        """The host; empty for a file or a Unix socket."""
+        """The host; '' for a file or a Unix socket."""
         host = self.url.host or self.url.query.get("host") or ""
         host = host if isinstance(host, str) else host[0]
         return "" if host.startswith("/") else host
@@ -45,7 +45,7 @@ class DatabaseAddress:
         return name
 
     def masked(self, text: str) -> str:
-        """A driver's message without passwords and without what the environment holds."""
+        """A driver's message without passwords and without values of environment variables in the address."""
         url = self.url
         secrets = [url.password, *(value for name, value in url.query.items() if mask(f"?{name}=x")[-1] == "*")]
         for secret in filter(None, secrets):
@@ -53,7 +53,7 @@ class DatabaseAddress:
                 text = text.replace(form, "***")
         names = _REFERENCE.findall(self.written)
         values = [os.environ.get(name, "") for name in names]
-        if _REFERENCE.fullmatch(self.written.strip()):  # all of it is a variable's; the host is said before it is asked
+        if _REFERENCE.fullmatch(self.written.strip()):  # the whole address is one variable; its host is printed anyway
             values += [url.username, url.database, url.drivername]
             values += [] if self.backend == "sqlite" else map(str, url.query.values())
         for value in sorted(filter(None, values), key=len, reverse=True):
@@ -61,7 +61,7 @@ class DatabaseAddress:
         return text
 
     def read_only(self, root: Path) -> DatabaseAddress:
-        """The address with SQLite's file relative to the project and opened for reading alone; others as they are.
+        """The address with the SQLite file below `root`, opened read-only; other databases are unchanged.
 
         Raises:
             DataError: The file does not exist.
@@ -87,7 +87,7 @@ class DatabaseAddress:
             )
         kept = {name: value for name, value in self.url.query.items() if name in _OF_SQLITE}
         url = self.url.set(
-            drivername="sqlite+pysqlite",  # others have no way to forbid all but reading
+            drivername="sqlite+pysqlite",  # other drivers cannot forbid writing
             database=f"file:{quote(os.fsencode(path))}",
             query={**kept, "mode": "ro", "uri": "true"},
         )
@@ -95,7 +95,7 @@ class DatabaseAddress:
 
 
 def with_file(written: str, change: Callable[[str], str]) -> str:
-    """An address whose SQLite file has another path; those of servers, and with variables, stay as they are."""
+    """An SQLite address with the path `change(path)`; addresses of servers, or with variables, are unchanged."""
     parts = re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^?$]+)(\?.*)?", written)
     if parts is None or parts[2].startswith(("file:", ":memory:", "~")):
         return written
@@ -103,7 +103,7 @@ def with_file(written: str, change: Callable[[str], str]) -> str:
 
 
 def parse(written: str) -> DatabaseAddress:
-    """A text of the config as an address.
+    """Parse the address in a config.
 
     Raises:
         UsageError: It is malformed, or names a variable that is not set.
@@ -120,7 +120,7 @@ def parse(written: str) -> DatabaseAddress:
 
 
 def _file_of(database: str) -> str:
-    """The path in SQLite's own form of an address, `file:PATH` or `file://HOST/PATH`; else the text as it is."""
+    """The path in an SQLite URI, `file:PATH` or `file://HOST/PATH`; any other text unchanged."""
     if not database.startswith("file:"):
         return database
     rest = database.removeprefix("file:").partition("?")[0].partition("#")[0]
@@ -128,7 +128,7 @@ def _file_of(database: str) -> str:
 
 
 def _filled(url: str) -> str:
-    """An address with the variables of the environment; in user, password and parameters they are quoted."""
+    """The address with environment variables filled in; URL-quoted in user, password and parameters."""
     if _REFERENCE.fullmatch(url.strip()):
         return _variable(url.strip()[2:-1])
     head, at, rest = url.rpartition("@")

@@ -1,6 +1,6 @@
-"""Raw rows of a file, in order: each with its number and columns, or with its fault.
+"""Raw rows of a file, in order: each with number and columns, or with the reason why it cannot be used.
 
-Reading any file gives rows and faults, or raises DataError, in bounded memory.
+Any file, whatever its content, gives rows or raises DataError, in bounded memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SHEETS = ("xlsx", "ods", "sqlite", "json")
-_HEADERS = ("csv", "tsv", "xlsx", "ods")  # these have a header in a row of their own
+_HEADERS = ("csv", "tsv", "xlsx", "ods")  # formats with a header row
 
 
 class FileForm(NamedTuple):
@@ -35,9 +35,9 @@ class FileForm(NamedTuple):
 
     Attributes:
         format: One of the values of FORMATS.
-        encoding: The encoding of a text; None for what is no text.
-        header_row: The number of the row, in a text of the line, that names the columns; 0 where none does.
-        delimiter: The character between the fields of a text; None where there are none.
+        encoding: The encoding of a text file; None for other files.
+        header_row: The number of the row (for a text file of the line) with the column names; 0 for none.
+        delimiter: The character between fields of CSV or TSV; None for other formats.
         sheets: The sheets of a workbook, or the tables and views of a database, in order.
     """
 
@@ -63,7 +63,7 @@ class FileForm(NamedTuple):
 
 
 class TextForm(NamedTuple):
-    """The form in which a text is written: its encoding, the character between its fields, the end of its lines."""
+    """The form in which a text file is written: encoding, field delimiter, line end."""
 
     encoding: Encoding = Encoding("utf-8")
     delimiter: str = ","
@@ -72,20 +72,20 @@ class TextForm(NamedTuple):
 
 @contextlib.contextmanager
 def opened(path: Path, **options: Unpack[ReadingOptions]) -> Iterator[tuple[FileForm, Iterator[Row]]]:
-    """The form of a file and its rows, in order, to be read while it is open; an unusable row has its fault.
+    """Yield (form of a file, its rows in order), to be read inside the block; an unusable row has a `fault`.
 
     Args:
-        path: A CSV, TSV, JSONL or JSON file, each also packed with gzip, a Parquet file, a workbook or an SQLite
+        path: A CSV, TSV, JSONL or JSON file, plain or packed with gzip, a Parquet file, a workbook or an SQLite
             database.
         sheet: The sheet of a workbook, by default the first; the table of a database, by default the only one; or
             the array of a JSON object.
-        format: The format of the file, by default that of its name.
-        encoding: The encoding of a text, by default the one that it shows.
-        header_row: The row of a workbook, or the line of a text, that names the columns; by default it is found.
+        format: The format of the file, by default from its name.
+        encoding: The encoding of a text file, by default recognised from its content.
+        header_row: The row of a workbook, or the line of a text, with the column names; by default it is found.
 
     Raises:
         DataError: The file is missing, of an unknown kind, damaged as a whole, or in an unknown encoding.
-        UsageError: There is no such sheet or encoding, or the file has none.
+        UsageError: The sheet or encoding does not exist, or the format has none.
     """
     sheet, encoding, header_row = options.get("sheet"), options.get("encoding"), options.get("header_row")
     require_file(path)
@@ -123,10 +123,10 @@ def read_rows(path: Path, **options: Unpack[ReadingOptions]) -> Generator[Row]:
 
 
 def columns_of(path: Path, **options: Unpack[ReadingOptions]) -> list[str]:
-    """The column names of a file, from its header or its first good row.
+    """The column names of a file, from its first usable row.
 
     Raises:
-        DataError: The file holds no row; and what `opened` raises.
+        DataError: The file holds no row; see also `opened`.
     """
     _, columns = form_and_columns(path, **options)
     if not columns:
@@ -140,16 +140,16 @@ def form_of(path: Path, **options: Unpack[ReadingOptions]) -> FileForm:
 
 
 def form_and_columns(path: Path, **options: Unpack[ReadingOptions]) -> tuple[FileForm, list[str]]:
-    """The form of a file, and its columns as the first good row has them; no columns where there is none."""
+    """Returns (form of a file, column names of its first usable row); an empty list without one."""
     with opened(path, **options) as (form, rows):
         return form, next((list(row.columns) for row in rows if not row.fault), [])
 
 
 def text_form(path: Path, **options: Unpack[ReadingOptions]) -> TextForm:
-    """The form of a text, so that another can be written in it.
+    """The form of a text file, so that another file can be written in the same form.
 
     Raises:
-        DataError: The file is no text; and what `opened` raises.
+        DataError: The file is not a text file; see also `opened`.
     """
     form = form_of(path, **options)
     if form.encoding is None:

@@ -1,4 +1,4 @@
-"""One raw row, whose cells hold JSON values, whatever the types of the source are."""
+"""One raw row. Its cells hold JSON values, into which the types of every source are converted."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 from slmctl.artifacts.bounded_json import JsonObject, is_deeper
 from slmctl.errors import DataError
 
-MAX_ROW = 10_000_000  # characters in one row; a longer one is a fault, and never held in memory
-LOOK = 20  # rows that are not empty, at the start of a table, among which its header is looked for
-MAX_DEPTH = 100  # lists and objects inside each other: later readers of a cell recurse once for each
+MAX_ROW = 10_000_000  # characters in one row; a longer row is a fault, and never held in memory
+LOOK = 20  # number of non-empty rows at the start of a table in which its header is looked for
+MAX_DEPTH = 100  # levels of lists and objects; later readers of a cell recurse once for each
 
 
-# A cell's value, as JSON has it: null, true or false, a number, a text, a list or an object.
+# The JSON value of a cell: null, a boolean, a number, a text, a list or an object.
 Cell = None | bool | int | float | str | list[Any] | JsonObject
 
 
 class Row(NamedTuple):  # a frozen dataclass takes three times as long to make, and a file has a million
-    """One raw row: its number in the file, as people find it there, and its columns, or a fault.
+    """One raw row: its number in the file, and its columns or a fault.
 
-    In a text the number is that of the line on which the row begins; in a workbook it is the sheet's own; in an array,
-    in Parquet and in SQLite it is the row's place, from 1.
+    The number is, in a text file, the line on which the row begins; in a workbook, the row number that the program
+    shows; in a JSON array, Parquet and SQLite, the position from 1.
     """
 
     number: int
@@ -34,13 +34,13 @@ class Row(NamedTuple):  # a frozen dataclass takes three times as long to make, 
 
 
 class RawTable(NamedTuple):
-    """The rows of a table below its header, and what was found of its form.
+    """The rows of a table below its header, and its recognised form.
 
     Attributes:
         rows: The rows, in order; to be read while the file is open.
-        header_row: The number of the row that names the columns, as a `Row` has it; 0 for none.
-        delimiter: The character between the fields of a text.
-        sheets: The sheets of the workbook, or the tables of the database, that it is one of.
+        header_row: The number of the row with the column names, see `Row.number`; 0 for none.
+        delimiter: The character between the fields of CSV or TSV.
+        sheets: All sheets of the workbook, or tables of the database.
     """
 
     rows: Iterator[Row]
@@ -50,9 +50,9 @@ class RawTable(NamedTuple):
 
 
 def header_place(rows: Sequence[Sequence[Cell]]) -> int:
-    """The place of the header among the first rows of a table, of which none is empty.
+    """The index of the header among the first non-empty rows of a table.
 
-    What stands above it is a title: it fills at most half as many cells as the rows below it have, and does not reach
+    Rows above it are titles: a title fills at most half as many cells as typical rows below it have, and does not reach
     their last column.
     """
     for place, cells in enumerate(rows[:-2]):
@@ -64,7 +64,7 @@ def header_place(rows: Sequence[Sequence[Cell]]) -> int:
 
 
 def without_tail(cells: Sequence[Cell]) -> Sequence[Cell]:
-    """A row without the empty cells at its end, which formatting leaves."""
+    """A row without empty cells at its end, which formatting in a workbook leaves."""
     end = len(cells)
     while end and cells[end - 1] in ("", None):
         end -= 1
@@ -72,7 +72,7 @@ def without_tail(cells: Sequence[Cell]) -> Sequence[Cell]:
 
 
 def column_names(header: Sequence[object], where: str) -> list[str]:
-    """The names in a header; a column without one is called by its place. `where` begins the error.
+    """The column names of a header; a column without a name is called `column N`. `where` begins the error.
 
     Raises:
         DataError: Two columns have the same name.
@@ -84,18 +84,18 @@ def column_names(header: Sequence[object], where: str) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Up to 20 names from data in one line, as errors list them."""
+    """Up to 20 names, each cut to 60 characters, in one line for an error."""
     shown = [" ".join(name.split())[:60] for name in names[:20]]
     return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def plain(value: Any) -> Any:
-    """A value of Parquet, a workbook or a database as JSON has it.
+    """A value of Parquet, a workbook or a database as a JSON value.
 
-    Dates and times become ISO 8601, decimals and UUIDs text; a value without a JSON form (NaN, infinities,
-    bytes that are not UTF-8) is None, as a missing value is.
+    Dates and times become ISO 8601, decimals and UUIDs text; a value without a JSON form (NaN, infinities, bytes that
+    are not UTF-8) becomes None, like a missing value.
     """
-    if type(value) in _JSON:  # a million rows come by here
+    if type(value) in _JSON:  # fast path: this is called for every cell of a million rows
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -121,7 +121,7 @@ _JSON = frozenset({str, int, bool, type(None)})
 
 
 def fault_of(cells: Sequence[object]) -> str:
-    """The reason why a row of typed cells cannot be used; empty when it can."""
+    """The reason why a row of typed cells cannot be used (too long, nested too deep); '' for a usable row."""
     size = 0
     for place, value in enumerate(cells, 1):
         if isinstance(value, str):
@@ -134,10 +134,10 @@ def fault_of(cells: Sequence[object]) -> str:
 
 
 def too_long(size: int | None = None) -> str:
-    """The fault of a row that is too long to be kept."""
+    """The fault text of a row with more than MAX_ROW characters; `size` is its number where known."""
     return f"has {size:,} characters, more than {MAX_ROW:,}" if size else f"has more than {MAX_ROW:,} characters"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, at most 300 characters; the name of the exception where there is none."""
+    """The first line of an exception's message, at most 300 characters; the exception's name for an empty message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

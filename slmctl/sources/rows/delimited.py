@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV: an unusable one is one fault, and the rest is read; and rows out as CSV for people."""
+"""CSV and TSV: files -> rows, where an unusable row does not stop the reading; and rows -> CSV for spreadsheets."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from slmctl.errors import DataError
 from slmctl.sources.rows.cells import LOOK, MAX_ROW, RawTable, Row, column_names, header_place, too_long
 from slmctl.sources.rows.lines import lines
 
-_LINE_COST = 50  # characters that the memory of a short line is counted as
-_LOOK_SIZE = 1 << 18  # characters of the lines by which the layout of a file is told
+_LINE_COST = 50  # characters that are added for each line, for the memory of a Python object
+_LOOK_SIZE = 1 << 18  # characters at the start of a file from which its layout is recognised
 MAX_REREAD = 20 * MAX_ROW  # characters
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER = r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?%?"
 
 
 def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | None = None) -> RawTable:
-    """The rows below a header, each by the number of its first line. Blank lines are no rows.
+    """The rows below a header, numbered by their first line. Blank lines are skipped.
 
-    A row that is not valid CSV is one line's fault: reading goes on at the line after the one it began on, so that
-    a quote that nobody closes costs one row, and not all that follow.
+    After a row that is not valid CSV, reading continues on the line after its first one, so that a quote which is never
+    closed costs one row, not the rest of the file.
 
-    With `tabs` fields are cut by tabs, and not by what the first lines show. The header is the first line that is no
-    title, if `header_row` names none.
+    With `tabs` the delimiter is a tab; else it is recognised from the first lines. Without `header_row` the header is
+    the first line that is not a title (see `header_place`).
 
     Raises:
-        DataError: The header is not valid, or names a column twice. While rows are read: quotes stand where none
-            belong, all over.
+        DataError: The header is not valid, or names a column twice. While rows are read: there are so many unclosed
+            quotes that the file is not CSV.
     """
     csv.field_size_limit(MAX_ROW)  # csv's own 131,072 stops at a long e-mail
     source = _Lines(stream)
@@ -78,15 +78,15 @@ def _explain(error: csv.Error, source: _Lines) -> str:
 
 
 class _TooLong(csv.Error):
-    """A line, or the lines of one row, are longer than a row may be."""
+    """A line, or the lines of one row, have more than MAX_ROW characters."""
 
 
 class _Lines:
-    """Lines for csv's reader; those of the row that it is reading are kept, to be read again one by one."""
+    """An iterator of lines for csv's reader, which can go back to the second line of the present row."""
 
     def __init__(self, stream: TextIO) -> None:
         self.taken: list[str | None] = []
-        self.number = 0  # of the line that was given last
+        self.number = 0  # of the last line that was returned
         self._again: deque[str | None] = deque()
         self._lines = lines(stream)
         self._size = self._reread = 0
@@ -109,7 +109,7 @@ class _Lines:
         return line
 
     def skip_to(self, number: int) -> None:
-        """Pass over the lines before one."""
+        """Skip the lines before line `number`."""
         while self.number + 1 < number:
             if self._again:
                 self._again.popleft()
@@ -119,14 +119,14 @@ class _Lines:
 
     @property
     def first(self) -> int:
-        """The number of the first line of the row that is read."""
+        """The number of the first line of the present row."""
         return self.number - len(self.taken) + 1
 
     def back_to_second(self, file: str) -> None:
-        """Have the lines of this row be read again, but for its first.
+        """Go back, so that the next line is the second one of this row.
 
         Raises:
-            DataError: So much was read again that the file is not CSV.
+            DataError: More than MAX_REREAD characters were read again, so the file is not CSV.
         """
         if len(self.taken) > 1:
             self._reread += self._size
@@ -136,9 +136,10 @@ class _Lines:
             self.number = self.first
 
     def layout(self, delimiter: str | None, header_row: int | None) -> tuple[str, int]:
-        """The character between fields, and the number of the header's line; each as it is given, or found.
+        """Returns (delimiter, line number of the header); each argument that is None is recognised.
 
-        The character is that of `sep=`, or the comma, semicolon or tab that cuts the most rows as it cuts the header.
+        The delimiter is the one in a `sep=` line, else the comma, semicolon or tab with which most rows have as many
+        fields as the header.
         """
         size = rows = 0
         while rows < LOOK + 1 and size < _LOOK_SIZE and (line := next(self._lines, "")) != "":
@@ -152,17 +153,17 @@ class _Lines:
         if named:  # written and read by spreadsheet programs
             delimiter, start = named[1], max(start, first + 1)
         layouts = {mark: _cut(ahead, start, mark, search=header_row is None) for mark in (delimiter or ",;\t")}
-        best = max(layouts, key=lambda mark: layouts[mark][0])  # of equal ones the first
+        best = max(layouts, key=lambda mark: layouts[mark][0])  # on a tie the first
         return best, header_row or layouts[best][1]
 
 
 def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: bool) -> tuple[int, int]:
-    """Of the first lines as one character cuts them: the rows that agree with the header, and the header's line."""
+    """Returns (number of rows with as many fields as the header, line number of the header), for one delimiter."""
     reader = csv.reader((line or "?" for line in ahead[start:]), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []
     at = start + 1
-    with contextlib.suppress(csv.Error):  # a row that the end of what was looked at cuts, too
+    with contextlib.suppress(csv.Error):  # includes a row that is cut at the end of `ahead`
         for fields in reader:
             if fields:
                 rows.append(fields)
@@ -182,16 +183,16 @@ def as_csv(
     separator: str = ",",
     line_end: str = "\n",
 ) -> str:
-    """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it.
+    """Rows as CSV that is safe in a spreadsheet: an apostrophe before a cell that it would run as a formula.
 
-    So does a part of a cell that a spreadsheet with another separator would cut there, at a line break too: it reads a
-    quote in the middle of a line as a character.
+    The same before a formula inside a cell, after another separator or a line break: a spreadsheet that is set to that
+    separator would cut the cell there, since it reads a quote in the middle of a line as a character.
     """
     all_rows = list(rows)
     if columns is None:
         columns = list(dict.fromkeys(name for row in all_rows for name in row))
     written: list[str] = []
-    # csv quotes what holds a character of its line end, and a CR that is not quoted ends a row for whoever reads it
+    # csv quotes a cell that holds a character of its line end; readers take an unquoted CR for the end of a row
     writer = csv.writer(SimpleNamespace(write=written.append), delimiter=separator, lineterminator="\r\n")
     if header:
         writer.writerow([_escaped(name, separator) for name in columns])
@@ -200,7 +201,7 @@ def as_csv(
 
 
 def unescaped(text: str, *, separator: str = ",") -> str:
-    """A cell that `as_csv` has written, without its apostrophes."""
+    """A cell that `as_csv` wrote, without the apostrophes that it added."""
     whole = text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
     return _formula_inside("'", separator).sub(r"\1", whole)
 
@@ -216,9 +217,10 @@ def _escaped(cell: Any, separator: str) -> Any:
 
 @functools.cache
 def _formula_inside(mark: str, separator: str) -> re.Pattern[str]:
-    """The signs between a line break or another separator and a formula that begins there behind `mark`.
+    """A pattern for the position of a formula inside a cell, after a line break or another separator, and `mark`.
 
-    With another sign than `=` it is one if it computes or calls: lists, signatures and phone numbers stay as they are.
+    A text that begins with `+`, `-` or `@` counts only if it computes or calls a function, so that lists, signatures
+    and phone numbers stay unchanged.
     """
     ends = "".join(end for end in ",;\t\r\n" if end != separator)
     calls = rf"[^{ends}]*?(?:\w\(|\||!\$?[A-Za-z])"

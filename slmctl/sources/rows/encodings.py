@@ -1,10 +1,10 @@
-"""The encoding of a text file: by its byte order mark, or by what decodes and reads as text.
+"""Recognises the encoding of a text file, by its byte order mark or from a bounded sample.
 
-A bounded sample decides: the whole of a small file, of a larger one its start, its end and pieces between. Without a
-mark, NUL bytes beside every other one show UTF-16; what decodes as UTF-8 is UTF-8; what else reads as a western
-language is CP1252, which has all letters of latin-1. Bytes 0x80 to 0x9f are CP1252, never the control characters that
-latin-1 has there. A guess between encodings of one byte a character is never certain, and said to be a guess.
-Of 112 short CP1252 files, charset-normalizer read 59 right, and this all of them.
+The sample is a small file as a whole, else start, end and pieces between. Without a mark: NUL in every other byte means
+UTF-16; a sample that decodes as UTF-8 is UTF-8; a sample that reads as a western language is CP1252, which has all
+letters of latin-1. Bytes 0x80 to 0x9f are letters and signs of CP1252, never the control characters of latin-1. An
+encoding with one byte a character is never certain, and reported as a guess.
+Of 112 short CP1252 files, charset-normalizer read 59 right, this module all of them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 SAMPLE = 1 << 20  # bytes at the start and at the end of a file
-PIECES, PIECE = 31, 1 << 15  # between them, and the bytes of each
+PIECES, PIECE = 31, 1 << 15  # number of pieces between them, and bytes of each
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, since this mark begins with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -31,23 +31,23 @@ _MORE = (
     "cp1250", "cp1251", "cp1253", "cp1254", "cp850", "mac_roman", "koi8-r", "shift_jis", "euc_jp", "euc_kr", "gb18030",
     "big5",
 )  # fmt: skip
-_WORDS = 1 << 14  # characters among which words are looked for
+_WORDS = 1 << 14  # characters in which words are looked for
 _OTHERS = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7", "undefined", "charmap")
 _LATIN1 = ("iso8859-1", "ascii")  # read as CP1252, which has their characters and more: as browsers do
 
-# What no western text holds often: a symbol inside a word, a capital after a small letter, three letters beyond ASCII.
+# Rare in western text: a symbol inside a word, a capital after a small letter, three non-ASCII letters in a row.
 _ODD = re.compile(
     r"(?<=[A-Za-zÀ-ÖØ-öø-ÿ])[¡-©«¬®-±²-³µ¶¸-¿×÷†‡ˆ‰‹›•˜™„“”‚ƒ](?=[a-zß-öø-ÿ])"
     r"|(?<=[a-zß-öø-ÿ])[À-ÖØ-ÞŠŒŽŸ]"
     r"|[À-ÖØ-öø-ÿŠŒŽšœžŸ]{3,}"
 )
-_BEYOND_ASCII = re.compile(r"[^\s,;\"\x00-\x1f\x7f]*[^\x00-\x7f][^\s,;\"\x00-\x1f\x7f]*")  # a word with such a letter
-_EDGES = string.punctuation + "„“”‚‘’«»‹›–—…¿¡"  # what stands before and after words
+_BEYOND_ASCII = re.compile(r"[^\s,;\"\x00-\x1f\x7f]*[^\x00-\x7f][^\s,;\"\x00-\x1f\x7f]*")  # a word with non-ASCII
+_EDGES = string.punctuation + "„“”‚‘’«»‹›–—…¿¡"  # stripped from both ends of a word
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x19\x1b-\x1f\x7f]")  # 0x1a ends files of DOS
 
 
 class Encoding(NamedTuple):
-    """The encoding of a text: Python's name for it, false where it is a guess, and the mark that it begins with."""
+    """The encoding of a text: Python's name, `certain` false for a guess, and the byte order mark at its start."""
 
     name: str
     certain: bool = True
@@ -55,12 +55,12 @@ class Encoding(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The name as people write it: `UTF-8`, `UTF-16`, `CP1252`."""
+        """The usual name: `UTF-8`, `UTF-16`, `CP1252`."""
         return re.sub(r"^(UTF-(?:16|32))-[LB]E$", r"\1", self.name.upper().replace("_", "-"))
 
 
 def known(name: str) -> str | None:
-    """Python's name of an encoding of text; None for one that it does not know, or that is no plain encoding."""
+    """Python's name of a text encoding; None for an unknown one, or one that is not for files, such as `idna`."""
     try:
         codec = codecs.lookup(name)
         io.TextIOWrapper(io.BytesIO(), codec.name)
@@ -72,7 +72,7 @@ def known(name: str) -> str | None:
 
 
 def named(name: str, head: bytes) -> Encoding:
-    """The encoding that a config names (see `known`), with the mark that a file in it begins with."""
+    """The encoding that a config names (see `known`), with the byte order mark if `head` begins with it."""
     for mark, marked in _MARKS:
         if head.startswith(mark) and marked in (name, f"{name}-le", f"{name}-be"):
             return Encoding(marked, True, mark)
@@ -80,9 +80,9 @@ def named(name: str, head: bytes) -> Encoding:
 
 
 def recognise(sample: Sequence[bytes]) -> Encoding | None:
-    """The encoding of a text of which these pieces are known, the first of them its start.
+    """The encoding of a text file from pieces of it, the first of which is its start.
 
-    None where it is no text, or in no encoding that can be told from others.
+    None for a file that is not text, or has an encoding that cannot be recognised.
     """
     head = sample[0] if sample else b""
     for mark, name in _MARKS:
@@ -99,7 +99,7 @@ def recognise(sample: Sequence[bytes]) -> Encoding | None:
 
 
 def others(head: bytes) -> Iterator[tuple[str, str]]:
-    """Encodings in which the start of a text reads as text, each with a few words as it has them."""
+    """Further encodings in which the start of a file reads as text, each with a few of its words in that encoding."""
     for name in _MORE:
         text = codecs.getincrementaldecoder(name)("replace").decode(head)
         words = [word for word in _BEYOND_ASCII.findall(text[:_WORDS]) if not word.isspace()]
@@ -108,7 +108,7 @@ def others(head: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _is_odd(word: str) -> bool:
-    """True for a word of two scripts, with a symbol inside or with a capital after a small letter."""
+    """True for a word with letters of two scripts, a symbol inside, or a capital after a small letter."""
     inner = word.strip(_EDGES)
     if "\ufffd" in word or any(unicodedata.category(char) in ("Cc", "Cn", "Co") for char in word):
         return True
@@ -121,7 +121,7 @@ def _is_odd(word: str) -> bool:
 
 
 def sampled(stream: BinaryIO, size: int | None) -> list[bytes]:
-    """Pieces of a file by which its encoding is told. Where it has no size, it is packed: its start."""
+    """Pieces of a file to recognise its encoding from. `size` is None for a packed file: only its start is read."""
     if size is None:
         return [stream.read(2 * SAMPLE)]
     if size <= 2 * SAMPLE + PIECES * PIECE:
@@ -135,9 +135,9 @@ def sampled(stream: BinaryIO, size: int | None) -> list[bytes]:
 
 
 def _utf16(head: bytes) -> str:
-    """The name of UTF-16 without a mark; empty where NUL bytes do not show it.
+    """`utf-16-le` or `utf-16-be` for a text without a mark, recognised by its NUL bytes; else ''.
 
-    Delimiters, line ends and western letters have a NUL in the same half of each unit.
+    In UTF-16, delimiters, line ends and western letters have NUL in the same one of their two bytes.
     """
     even, odd = head[::2].count(0), head[1::2].count(0)
     few, many = sorted((even, odd))
@@ -154,24 +154,24 @@ def _utf16(head: bytes) -> str:
 
 
 def _beyond_ascii(sample: Sequence[bytes]) -> tuple[int, int]:
-    """The number of characters beyond ASCII if this is UTF-8, and of bytes that then are none."""
+    """Returns (number of non-ASCII characters, number of invalid bytes) of a sample decoded as UTF-8."""
     characters = broken = 0
     for k, piece in enumerate(sample):
         if piece.isascii():
             continue
-        piece = re.sub(rb"\A[\x80-\xbf]{1,3}", b"", piece) if k else piece  # a character that the piece cuts
+        piece = re.sub(rb"\A[\x80-\xbf]{1,3}", b"", piece) if k else piece  # a character cut by the piece's start
         text = piece.decode("utf-8", "surrogateescape")
-        cut = re.search(r"[\udcc2-\udcf4][\udc80-\udcbf]{0,2}\Z", text)  # another one
+        cut = re.search(r"[\udcc2-\udcf4][\udc80-\udcbf]{0,2}\Z", text)  # a character cut by the piece's end
         lone = len(re.findall(r"[\udc80-\udcff]", text))
         characters += len(text) - len(text.encode("ascii", "ignore")) - lone
-        # a byte alone at the end of a file is one of CP1252, if it is not the first half of most umlauts
+        # a single high byte at the end of a file is CP1252, unless it is the first byte of an umlaut in UTF-8
         is_cut = cut is not None and (k < len(sample) - 1 or characters or len(cut[0]) > 1 or cut[0] in "\udcc2\udcc3")
         broken += lone - (len(cut[0]) if cut is not None and is_cut else 0)
     return characters, broken
 
 
 def _is_western(sample: Sequence[bytes]) -> bool:
-    """True for what is CP1252 and reads as text: most letters are ASCII, and few others stand where none do."""
+    """True for valid CP1252 that reads as western text: most letters are ASCII, few others are in odd places."""
     beyond = odd = control = size = letters = 0
     for piece in sample:
         try:

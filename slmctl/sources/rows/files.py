@@ -1,4 +1,4 @@
-"""The files of a source: one, those of a folder, or those that a pattern matches; and the format of each."""
+"""The files of a source: one file, the files of a folder, or the files that match a pattern; and the format of each."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FORMATS = {
     ".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "ods", ".sqlite": "sqlite",
     ".sqlite3": "sqlite", ".db": "sqlite",
 }  # fmt: skip
-TEXTS = ("csv", "tsv", "jsonl", "json")  # these have an encoding, and may be packed with gzip
+TEXTS = ("csv", "tsv", "jsonl", "json")  # text formats: they have an encoding, and may be packed with gzip
 MAX_FILES = 10_000  # of one source
-_MAX_ENTRIES = 50_000  # names that are looked at to find them
+_MAX_ENTRIES = 50_000  # files and folders that are listed to find them
 
 
 def format_of(path: Path) -> str:
@@ -41,10 +41,10 @@ def format_of(path: Path) -> str:
 
 
 def require_file(path: Path) -> None:
-    """Refuse a path that is not a regular file: reading a pipe would wait, and reading a device would not end.
+    """Refuse a path that is not a regular file: reading a pipe would block, and reading a device would not end.
 
     Raises:
-        DataError: Something else is there, or nothing.
+        DataError: The path is not a regular file, or does not exist.
     """
     try:
         mode = path.stat().st_mode
@@ -59,7 +59,7 @@ def require_file(path: Path) -> None:
 
 
 def is_several(path: Path) -> bool:
-    """True for a folder, and for a pattern such as `exports/*.parquet` under whose own name nothing is."""
+    """True for a folder, and for a pattern such as `exports/*.parquet`, unless a file has exactly that name."""
     try:
         return path.is_dir() or (glob.has_magic(str(path)) and not os.path.lexists(path))
     except (OSError, ValueError):
@@ -67,13 +67,13 @@ def is_several(path: Path) -> bool:
 
 
 def files_of(path: Path, format: str | None = None) -> list[tuple[str, Path]]:
-    """The files of a folder, at any depth, or those that a pattern matches: each name and path, sorted by name.
+    """(name, path) of each file in a folder, at any depth, or of each match of a pattern; sorted by name.
 
-    A name begins at the folder, or at the part of the pattern that is no pattern. Files whose names begin with a dot
-    or an underscore, and in a folder those of unknown kinds, are none of the source.
+    Names are relative to the folder, or to the fixed part of the pattern. Skipped are files with a dot or an underscore
+    at the start of any part of the name, and in a folder files of unknown kinds.
 
     Raises:
-        DataError: They are none, too many, or of several kinds.
+        DataError: The folder has no data file, or there are too many files or several kinds.
         UsageError: The pattern matches nothing.
     """
     is_folder = path.is_dir()

@@ -1,4 +1,4 @@
-"""The text of a file: unpacked, decoded and cut into lines, with memory for one line of a bounded length."""
+"""The text of a file: gzip unpacked, decoded and cut into lines, holding one line of bounded length in memory."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from slmctl.sources.rows.encodings import Encoding
 
 GZIP = b"\x1f\x8b"
 MAX_RATIO = 250  # gzip reaches 1032 on zeros and seldom 50 on texts
-UNPACKED_ANYWAY = 64 << 20  # bytes that any packed file may become
+UNPACKED_ANYWAY = 64 << 20  # bytes that a packed file may unpack to, regardless of its size
 _NAMES = "utf-8, utf-16, cp1252, cp1250, cp1251, cp850, mac-roman, shift-jis, gb18030, or another name that Python has"
-_PIECE = 1 << 16  # bytes or characters a read, where a line is passed over or looked for
+_PIECE = 1 << 16  # bytes or characters of a read, where a line is skipped or looked for
 
 
 def encoding_of(path: Path, name: str | None = None) -> Encoding:
-    """The encoding of a file's text, gzip undone: the named one, or that which a sample of it shows.
+    """The encoding of a text file, plain or packed with gzip: `name`, or recognised from a sample.
 
     Raises:
-        DataError: It is no text in an encoding that can be told, or gzip that is damaged.
-        UsageError: The name is that of no encoding.
+        DataError: The file is not text, has no recognisable encoding, or is damaged gzip.
+        UsageError: `name` is not an encoding.
     """
     with _unpacked(path) as source:
         if name is not None:
@@ -58,10 +58,10 @@ def encoding_of(path: Path, name: str | None = None) -> Encoding:
 
 @contextlib.contextmanager
 def opened(path: Path, encoding: Encoding) -> Iterator[TextIO]:
-    """The text of a file without its mark, gzip undone; line ends are left as they are.
+    """Yield a file, plain or packed with gzip, as a text stream without byte order mark; line ends are unchanged.
 
     Raises:
-        DataError: It is not in this encoding, or gzip that is damaged or grows without bound.
+        DataError: The file is not in this encoding, or is damaged gzip, or unpacks to too much.
     """
     with _unpacked(path) as source:
         if source.peek(len(encoding.mark)).startswith(encoding.mark):
@@ -85,9 +85,9 @@ def opened(path: Path, encoding: Encoding) -> Iterator[TextIO]:
 
 
 def lines(stream: TextIO) -> Iterator[str | None]:
-    """The lines of a text with their ends; None stands for one that is too long.
+    """The lines of a text with their line ends; None for a line with more than MAX_ROW characters.
 
-    Only CR, LF and CR LF end a line. Where CSV is written across lines, it is put together again by its reader.
+    Only CR, LF and CR LF end a line. A CSV row that spans lines is joined by its reader.
     """
     while line := stream.readline(MAX_ROW + 1):
         if len(line) <= MAX_ROW:
@@ -99,7 +99,7 @@ def lines(stream: TextIO) -> Iterator[str | None]:
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of a gzip file, up to a bound that no real text reaches."""
+    """The unpacked content of a gzip file, up to MAX_RATIO times its size, which no real text reaches."""
 
     def __init__(self, raw: BinaryIO, path: Path) -> None:
         self._inner = gzip.GzipFile(fileobj=raw)
@@ -135,7 +135,7 @@ def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def _where(path: Path, encoding: Encoding) -> str:
-    """`: line 17 holds the byte 0xe4`, by a second reading of a file that is not in an encoding."""
+    """The first place where a file is not in an encoding, by a second reading: `: line 17 holds the byte 0xe4`."""
     inner = codecs.getincrementaldecoder(encoding.name)()
     decoder, seen = io.IncrementalNewlineDecoder(inner, translate=True), 1
     with _unpacked(path) as source:

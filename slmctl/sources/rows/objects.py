@@ -1,4 +1,4 @@
-"""Rows of JSON, as lines or as one array, read strictly: a value that the standard forbids is a fault."""
+"""Rows of JSONL or of a JSON array, read strictly: a value that the JSON standard forbids is a fault."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from slmctl.sources.rows.lines import lines
 
 MAX_DIGITS = 1000  # of a whole number; Python itself refuses to read more than 4,300
 _CHUNK = 1 << 18  # characters
-_TAIL = 16  # characters; a token other than a text that the end of a chunk cuts in two is shorter
+_TAIL = 16  # characters; an error this close to the end of a chunk may be a token that is cut in two
 _SPACE = " \t\r\n"
 _SPACES = re.compile(f"[{_SPACE}]*")
 
 
 def line_rows(stream: TextIO) -> Iterator[Row]:
-    """One object a line; a row's number is that of its line, and blank lines are no rows."""
+    """The rows of JSONL, numbered by line; blank lines are skipped."""
     decoder = _Decoder()
     for number, line in enumerate(lines(stream), 1):
         if line is None:
@@ -31,10 +31,10 @@ def line_rows(stream: TextIO) -> Iterator[Row]:
 
 
 def array_rows(stream: TextIO, file: str, *, key: str | None = None) -> Iterator[Row]:
-    """The objects of one array, by their places: the whole file, or the array `key` of an object, or its only one.
+    """The objects of an array, numbered from 1: the file's array, or the array `key` (or the only one) of its object.
 
     Raises:
-        DataError: It is not JSON, or holds no such array, or several. Rows before the fault have been yielded by then.
+        DataError: The file is not JSON, or holds no such array, or several; raised after the rows before the fault.
     """
     window = _Window(stream, file)
     start = window.peek()
@@ -50,7 +50,7 @@ def array_rows(stream: TextIO, file: str, *, key: str | None = None) -> Iterator
 
 
 def is_lines(stream: TextIO) -> bool:
-    """True for a text of one object a line, which is JSONL whatever its name; two lines decide."""
+    """True for JSONL, whatever the file's name: the first two lines decide."""
     first = ""
     while not first.strip(_SPACE):
         first = stream.readline(MAX_ROW + 1)
@@ -67,7 +67,7 @@ def is_lines(stream: TextIO) -> bool:
 def _items(window: _Window) -> Iterator[Row]:
     number = 0
     window.take("[")
-    listed = window.peek() == "["  # the first row tells what the rows are
+    listed = window.peek() == "["  # the first row decides: arrays or objects
     while window.peek() != "]":
         if number:
             window.take(",")
@@ -77,7 +77,7 @@ def _items(window: _Window) -> Iterator[Row]:
 
 
 def _items_inside(window: _Window, key: str | None) -> Iterator[Row]:
-    """The values of the array `key` in an object, or of its only array of objects, whatever else stands beside it."""
+    """The rows of the array `key` in an object, or of its only array of objects; other keys are skipped."""
     names: list[str] = []
     first = True
     window.take("{")
@@ -96,7 +96,7 @@ def _items_inside(window: _Window, key: str | None) -> Iterator[Row]:
             yield from _items(window)
         else:
             for _ in _items(window):
-                pass  # an array may be longer than a value can be
+                pass  # item by item, since an array may exceed the limit of a value
     window.take("}")
     if not names:
         what = "without an array of objects" if key is None else f"without an array '{key}'"
@@ -104,9 +104,9 @@ def _items_inside(window: _Window, key: str | None) -> Iterator[Row]:
 
 
 class _Decoder:
-    """JSON as its standard has it: no NaN, no key twice, no half of a surrogate pair, no infinite number.
+    """A strict JSON decoder: no NaN, no infinity, no key twice, no lone surrogate.
 
-    A fault does not stop it, so the end of every value is known.
+    It decodes on after a fault, so the end of every value is known.
     """
 
     def __init__(self) -> None:
@@ -116,11 +116,11 @@ class _Decoder:
         )
 
     def decode(self, text: str, at: int = 0) -> tuple[Any, int, str]:
-        """A value, the place after it, and its fault.
+        """Returns (value, index after it, fault or '').
 
         Raises:
             JSONDecodeError: The syntax is wrong, or the text ends too early.
-            RecursionError: It is nested too deep to be read at all.
+            RecursionError: The value is nested too deep for Python's decoder.
         """
         self._fault = ""
         value, end = self._json.raw_decode(text, at)
@@ -168,7 +168,7 @@ _TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
 def _row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
-    """A value as a row; where rows may be arrays (`listed`), their columns are called "1", "2" and so on."""
+    """A value as a row; with `listed` an array is a row too, with the columns "1", "2" and so on."""
     if fault:
         return Row(number, {}, f"not valid JSON: {fault}")
     if listed and isinstance(value, list) and value:
@@ -177,16 +177,16 @@ def _row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
 
 
 class _Window:
-    """A JSON text of any length, of which only the part that is being read is held."""
+    """A reader of JSON text of any length, which holds only the part that is being read."""
 
     def __init__(self, stream: TextIO, file: str) -> None:
         self.file = file
         self._stream, self._text, self._at = stream, "", 0
         self._decoder = _Decoder()
-        self._let_go = 0  # characters before those that are held
+        self._let_go = 0  # number of characters before `_text`, which are no longer held
 
     def peek(self) -> str:
-        """The next character that is not space; empty at the end."""
+        """The next character that is not white space, without taking it; '' at the end."""
         while True:
             spaces = _SPACES.match(self._text, self._at)
             self._at = spaces.end() if spaces else self._at
@@ -194,13 +194,17 @@ class _Window:
                 return self._text[self._at : self._at + 1]
 
     def take(self, character: str) -> None:
-        """Go past a character that must come next."""
+        """Take `character`, which must come next.
+
+        Raises:
+            DataError: Another character comes next.
+        """
         if self.peek() != character:
             self._fail(f"'{character}' is missing", self._at)
         self._at += 1
 
     def opens_objects(self) -> bool:
-        """True where the array that comes next has an object as its first value."""
+        """True if the next array has an object as its first value."""
         while not (rest := self._text[self._at + 1 :].lstrip(_SPACE)) and self._more():
             pass
         return rest.startswith("{")
@@ -219,12 +223,12 @@ class _Window:
                     self._fail(error.msg, place - self._let_go)
                 continue
             whole, length = end < len(self._text), end - self._at
-            if whole or not self._more():  # a number at the end of what was read may go on
+            if whole or not self._more():  # a number at the end of the text read so far may continue
                 self._at += length
                 return value, fault
 
     def _more(self) -> bool:
-        """Read on; false at the end."""
+        """Read another piece; False at the end."""
         if len(self._text) - self._at > MAX_ROW:
             self._fail(f"a value {too_long()}", self._at)
         piece = self._stream.read(max(_CHUNK, len(self._text) - self._at))

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, workbooks and SQLite databases, whose cells have types; a bounded child process reads them."""
+"""Rows of Parquet files, workbooks and SQLite databases, read by a child process with limits (`row_child`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from slmctl.errors import DataError, UsageError
 from slmctl.sources.rows.cells import LOOK, Cell, RawTable, Row, column_names, header_place, listed, without_tail
 from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 
-_Reply = list[Cell] | dict[str, Any]  # the cells of a row, or an object as `row_child` says
+_Reply = list[Cell] | dict[str, Any]  # the cells of a row, or an object; see `row_child`
 _CANNOT = {
     "parquet": "cannot be read as Parquet",
     "workbook": "cannot be read as a workbook",
@@ -31,15 +31,14 @@ _REMEDY = {
 
 @contextlib.contextmanager
 def opened(path: Path, format: str, sheet: str | None = None, header_row: int | None = None) -> Iterator[RawTable]:
-    """The rows of a Parquet file, of one sheet of a workbook, or of one table of an SQLite database, in order.
+    """Yield the rows of a Parquet file, a sheet of a workbook, or a table of an SQLite database, in order.
 
-    A child process reads it, within limits of memory and time: a file of a kilobyte can stand for gigabytes of cells,
-    one cell in the last corner of a sheet can ask for more memory than there is, and a damaged file can end the
-    process that reads it.
+    A child process with limits of memory and time reads it: a file of a kilobyte can unpack to gigabytes of cells, one
+    cell in the last corner of a sheet can need more memory than there is, and a damaged file can crash its reader.
 
     Raises:
-        DataError: It is damaged, names a column twice, or cannot be read within the limits.
-        UsageError: It has no such sheet or table. When rows are read: it has several tables, and none is named.
+        DataError: The file is damaged, names a column twice, or cannot be read within the limits.
+        UsageError: It has no such sheet or table. When rows are read: it has several tables, and `sheet` is None.
     """
     kind = format if format in _CANNOT else "workbook"
     if kind == "workbook":
@@ -67,11 +66,11 @@ def _without_choice(file: str, tables: Sequence[str]) -> Iterator[Row]:
     if not tables:
         raise DataError(f"{file} holds no table", hint="is it the right file?")
     raise UsageError(f"{file} holds {len(tables)} tables: {listed(tables)}", hint=f"name one: sheet: {tables[0]}")
-    yield  # the rows are asked for before this is said
+    yield  # makes this a generator, so that the error is raised when rows are read
 
 
 def _sheet(replies: Iterator[_Reply], file: str, header_row: int | None) -> RawTable:
-    """The rows of a sheet below its header; wholly empty rows are no rows."""
+    """The rows of a sheet below its header; empty rows are skipped."""
     rows = ((number, cells) for number, cells in enumerate(map(_cells, replies), 1) if without_tail(cells))
     ahead = list(itertools.islice(rows, 1 if header_row else LOOK + 1))
     if header_row:
@@ -79,7 +78,7 @@ def _sheet(replies: Iterator[_Reply], file: str, header_row: int | None) -> RawT
             ahead = list(itertools.islice(rows, 1))
         at = 0
     else:
-        # a row that cannot be used ends the search: it may be the header
+        # an unusable row ends the search, since it may be the header
         usable = list(itertools.takewhile(lambda cells: not isinstance(cells, str), (cells for _, cells in ahead)))
         at = header_place([cells for cells in usable if not isinstance(cells, str)])
     if not ahead:
@@ -108,18 +107,18 @@ def _cells(reply: _Reply) -> Sequence[Cell] | str:
 
 
 def _replies_of(path: Path, kind: str, sheet: str | None) -> Generator[_Reply, None, None]:
-    """The rows of a file as the child gives them, after an object on the whole: cells, or the fault of a row."""
+    """The lines of the child: first an object about the file, then the cells or the fault of each row."""
     request = json.dumps({"kind": kind, "path": str(path), "sheet": sheet}).encode()
     try:
         with child.output("slmctl.sources.row_child", request=request) as lines:
             for line in lines:
-                if line.endswith(b"\n"):  # a child that is killed leaves half a line
+                if line.endswith(b"\n"):  # a killed child may leave half a line
                     yield json.loads(line)
     except child.DiedError as death:
         death.require_packages()
         if isinstance(refusal := death.refusal, UsageError):
             raise refusal from None
-        killed = death.code in (-signal.SIGKILL, -signal.SIGXCPU)  # by the system without memory, by its limit of time
+        killed = death.code in (-signal.SIGKILL, -signal.SIGXCPU)  # out of memory, or over its limit of CPU time
         why = "it takes too much memory or time" if killed or "memory" in death.log.lower() else "it is damaged"
         raise _unreadable(path, kind, refusal or why) from None
 
@@ -129,7 +128,7 @@ def _unreadable(path: Path, kind: str, why: object) -> DataError:
 
 
 def _require_bounded(path: Path) -> None:
-    """Refuse a workbook that says itself that it unpacks without bound (old .xls files are not packed)."""
+    """Refuse a workbook with declared sizes of more than MAX_RATIO times the file (old .xls files are not zipped)."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -142,7 +141,7 @@ def _require_bounded(path: Path) -> None:
 
 
 def _require_settled(path: Path) -> None:
-    """Refuse a database whose last changes lie in a file beside it, which is neither read nor hashed."""
+    """Refuse a database with recent changes in a WAL or journal file, since that is neither read nor hashed."""
     for suffix in ("-wal", "-journal"):
         beside = path.with_name(path.name + suffix)
         if beside.is_file() and beside.stat().st_size:
