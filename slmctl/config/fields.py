@@ -1,4 +1,4 @@
-"""The value types of config fields, and the marks that say how a field enters a recipe."""
+"""Value types of config fields, and marks that say how a field enters a recipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIDENCE = 0.95
 
 
 class Content:
-    """Marks a path whose content, not its name, is part of a recipe."""
+    """Marks a path that enters a recipe by its content, not by its name."""
 
 
 class Outside:
@@ -29,7 +29,7 @@ class Outside:
 
 
 class WhenSet:
-    """Marks a field that is part of a recipe only if it differs from its default: recipes from before it stay valid."""
+    """Marks a field that enters a recipe only if it differs from its default, so that older recipe ids stay valid."""
 
 
 class Inherited:
@@ -72,10 +72,10 @@ def _is_moment(text: str) -> str:
 
 
 def moment(text: str) -> datetime.datetime:
-    """A date or time in ISO 8601 form, in UTC where it names no zone.
+    """Parse a date or time in ISO 8601; UTC if it has no time zone.
 
     Raises:
-        ValueError: `text` has another form.
+        ValueError: `text` is not ISO 8601.
     """
     try:
         value = datetime.datetime.fromisoformat(text.strip())
@@ -93,7 +93,7 @@ Bytes = Annotated[
 ]
 Moment = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_moment)]
 QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
-WEIGHTED_ONLY_TYPES = re.compile(r"IQ[123]_|Q2_K_S")  # that llama.cpp does not write without an importance matrix
+WEIGHTED_ONLY_TYPES = re.compile(r"IQ[123]_|Q2_K_S")  # llama.cpp writes these only with an importance matrix
 
 
 class Section(BaseModel):
@@ -114,7 +114,7 @@ def bare_type(annotation: Any) -> Any:
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, directly or in a list."""
+    """The section class in a field's type, directly, in a list or in a union; None without one."""
     annotation = bare_type(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
@@ -124,13 +124,13 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def named_section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds several of, by names that the user chooses."""
+    """The section class in a field of the type `dict[str, SECTION]`, such as `serve.fleet`; None for other types."""
     annotation = bare_type(annotation)
     return section_in(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
 
 
 def marks(field: Any) -> list[Any]:
-    """A field's own marks, and those of the alternatives in a union such as `SourcePath | None`."""
+    """The marks of a field, and of the members of its union, such as `SourcePath | None`."""
     collected = list(field.metadata)
     for choice in typing.get_args(field.annotation):
         if typing.get_origin(choice) is Annotated:

@@ -16,7 +16,7 @@ from slmctl.config.prepare_section import Shares, Source
 from slmctl.config.sections import Config
 from slmctl.config.serve_section import Asking, Endpoint, MachinePrices, Prices
 
-# Sections that stand in several places, with the one where `reference` shows their keys.
+# Sections that occur in several places, with the place where `reference` shows their keys.
 HOMES: dict[type[BaseModel], str] = {
     Source: "prepare.sources[]",
     Shares: "prepare.splits",
@@ -44,7 +44,7 @@ def table() -> Iterator[tuple[str, str, str]]:
 
 
 def reference() -> Iterator[tuple[str, str, str]]:
-    """`table` for docs/config.md: a section of several places in one of them, keys of one meaning in one row."""
+    """`table` for docs/config.md: shows a section of several places once, and keys with equal help in one row."""
     rows = _table(Config, "", HOMES)
     for (_, help), alike in itertools.groupby(rows, key=lambda row: (row[0].rpartition(".")[0], row[2])):
         names, defaults, _ = zip(*alike, strict=True)

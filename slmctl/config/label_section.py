@@ -36,7 +36,7 @@ class Teacher(Asking):
 
     @property
     def name(self) -> str:
-        """The teacher in reports: the model's name, or the last two parts of the release's path."""
+        """The name in reports: of the model, or the last two parts of the release's path."""
         return self.model or "/".join(self.release.parts[-2:] if self.release else ())
 
 

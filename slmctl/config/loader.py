@@ -38,7 +38,7 @@ def _read(path: Path) -> str:
     """The text of a config file, at most MAX_BYTES.
 
     Raises:
-        UsageError: It is missing, no regular file (a named pipe would be waited for), too large or not UTF-8.
+        UsageError: It is missing, too large, not UTF-8, or not a regular file (reading a named pipe would block).
     """
     try:
         status = path.stat()
@@ -86,7 +86,7 @@ def _misplaced(values: Mapping[str, Any], lines: StrictYaml) -> Iterator[str]:
 
 
 def _inherit(values: dict[str, Any]) -> dict[str, Any]:
-    """Hand each section what it takes from the top; a section left empty becomes an empty mapping."""
+    """Copy inherited keys from the top of the file into each section; an empty section becomes an empty mapping."""
     values = {key: {} if value is None and key in Config.model_fields else value for key, value in values.items()}
     for section, key in inherited_keys():
         may_be_left_out = Config.model_fields[section].default is None
@@ -97,7 +97,7 @@ def _inherit(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own(item: Any) -> bool:
-    """True for a fault where the user wrote it; false for its echo in a section that inherits the key."""
+    """False for a fault in an inherited key, since pydantic reports it at the top of the file too."""
     loc = item["loc"]
     return not (len(loc) > 1 and (loc[0], loc[1]) in set(inherited_keys()))
 
@@ -121,7 +121,7 @@ def _absolute(value: Any, root: Path) -> Any:
             after = _absolute(before, root)
             if isinstance(before, str) and any(isinstance(mark, Content) for mark in marks(field)):  # `base`
                 after = str(_below(root, Path(before))) if before and not is_remote(before) else before
-            if after != before:  # a copy counts what it is given as set, and a source asks what was set
+            if after != before:  # model_copy marks updated fields as set, and `model_fields_set` is read later
                 changes[name] = after
         return value.model_copy(update=changes)
     if isinstance(value, list):
@@ -132,7 +132,7 @@ def _absolute(value: Any, root: Path) -> Any:
 
 
 def _settle(config: Config, root: Path) -> Config:
-    """Replace `auto` and omitted paths by what this machine and folder make of them, as recipes record it."""
+    """Replace `auto` and omitted paths by their values on this machine and in this folder, for recipes."""
     chosen = config.finetune.model_copy(update={"matmul_dtype": resolve_matmul_dtype(config.finetune.matmul_dtype)})
     prepare, sensitive = config.prepare, config.prepare.sensitive
     if sensitive.pseudonym_key is None and "pseudonymise" in sensitive.actions.values():
@@ -142,7 +142,7 @@ def _settle(config: Config, root: Path) -> Config:
 
 
 def resolve_matmul_dtype(dtype: str) -> str:
-    """`finetune.matmul_dtype` on this machine: of `auto`, `bfloat16` where the processor supports it."""
+    """`finetune.matmul_dtype` on this machine: `auto` becomes `bfloat16` if the CPU supports it, else `float32`."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
@@ -185,7 +185,7 @@ def _value_at(values: Any, loc: Sequence[int | str]) -> Any:
 
 
 def _paths(model: type[BaseModel], name: str, prefix: str = "") -> Iterator[str]:
-    """The paths of the keys of one name below sections, such as `finetune.epochs`."""
+    """The dotted paths of all keys with this name within sections, such as `finetune.epochs`."""
     for key, field in model.model_fields.items():
         inner = section_in(field.annotation)
         if inner is not None:

@@ -1,8 +1,8 @@
-"""A bound on the work of a regular expression: how often Python's engine can go back from one start of a match.
+"""An upper bound on the steps that Python's regular expression engine can take by backtracking from one start.
 
-The engine tries one alternative after the other. `ways` counts the states that a part of a pattern can hand on to
-what follows it, `steps` the characters that are looked at until the last of them has been tried. Both are upper bounds
-from the syntax alone, for whatever text. A possessive repetition, an atomic group and a look-around hand on one state.
+The bound follows from the syntax alone and holds for any text. For each part of a pattern, `ways` counts the ways in
+which it can match, each of which the rest of the pattern may have to try; `steps` counts the characters that are read
+to try all of them. A possessive repetition, an atomic group and a look-around have one way.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 UNBOUNDED = 1 << 62
-MAX_STEPS = 2_000  # of a pattern of the config, from one start of a match
-MOST = 100_000  # repetitions that are counted; more are as good as no limit
+MAX_STEPS = 2_000  # of a pattern in the config, from one start of a match
+MOST = 100_000  # repetitions; a higher limit counts as unbounded
 MAX_PATTERN = 500  # characters of a pattern, and of a replacement
 
 
 def fault_of(pattern: str, replacement: str = "") -> str:
-    """The reason why a pattern and its replacement are not taken, as a sentence; empty where they are.
+    """The reason why a pattern and its replacement are refused, as a sentence; '' for accepted ones.
 
-    Nothing but the text's length may decide how long a replacement takes, since a server makes it for anybody's text.
+    A server replaces in texts of any client, so the time may depend only on the text's length.
     """
     if max(len(pattern), len(replacement)) > MAX_PATTERN:
         return f"a pattern and its replacement have at most {MAX_PATTERN} characters each"
@@ -47,10 +47,10 @@ def fault_of(pattern: str, replacement: str = "") -> str:
 
 
 def bound(pattern: re.Pattern[str]) -> int:
-    """Steps from one start of a match; UNBOUNDED where they grow with the text.
+    """Steps from one start of a match; UNBOUNDED if they grow with the text.
 
-    A repetition without a limit is allowed where nothing that can fail follows it: it then ends a match, and the next
-    one starts behind it.
+    An unlimited repetition is allowed where nothing after it can fail: it ends the match, and the next search starts
+    after it.
     """
     return _sequence(list(parser.parse(pattern.pattern, pattern.flags)), tail=True)[1]
 
@@ -91,7 +91,7 @@ def _may_be_empty(item: Any) -> bool:
 
 def _repeat(low: int, high: int, body: list[Any], *, is_possessive: bool, tail: bool) -> tuple[int, int]:
     if tail:
-        high = min(high, low + 1)  # further rounds only lengthen a match, and the next search starts behind it
+        high = min(high, low + 1)  # further rounds only lengthen a match, and the next search starts after it
     if high is codes.MAXREPEAT or high > MOST:
         return 1, UNBOUNDED
     ways, steps = _sequence(body, tail=False)

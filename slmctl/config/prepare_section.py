@@ -31,7 +31,7 @@ from slmctl.config.fields import (
 from slmctl.network.credentials import mask
 
 KindName = Literal["classify", "tag", "extract", "generate", "call"]
-# Keys, sections and stages that only some kinds of tasks have. All else of a kind is its module below task/kinds/.
+# Keys, sections and stages that only some kinds of tasks have. Everything else about a kind is in task/kinds/.
 OWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "teachers"),
     "tag": ("labels", "descriptions", "sources.separator"),
@@ -42,7 +42,7 @@ OWN_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def kinds_with(key: str) -> str:
-    """The kinds that have a key of OWN_KEYS, as in `classify, extract and generate`."""
+    """The kinds of tasks that have a key of OWN_KEYS, in words: `classify, extract and generate`."""
     *names, last = (kind for kind, keys in OWN_KEYS.items() if key in keys)
     return f"{', '.join(names)} and {last}" if names else last
 
@@ -73,7 +73,7 @@ class Labels(Section):
 
 
 def _form_of_labels(value: object) -> str:
-    """The form in which `labels` is written, so that a fault in it is told once."""
+    """The union member for the written form of `labels`, so that pydantic reports a fault for this form only."""
     if isinstance(value, list):
         return "labels[list]"
     return "labels[section]" if isinstance(value, dict | Labels) else "labels[text]"
@@ -129,10 +129,10 @@ class TaskConfig(Section):
         return self
 
     def require_described(self, labels: Collection[str]) -> None:
-        """Refuse a description of what is no label.
+        """Refuse descriptions of unknown labels.
 
         Raises:
-            ValueError: There is one; it names the label that was probably meant.
+            ValueError: A key of `descriptions` is not in `labels`; names the label that was probably meant.
         """
         for name in self.descriptions:
             if name not in labels:
@@ -141,17 +141,17 @@ class TaskConfig(Section):
                 raise ValueError(f"'descriptions' describes '{name}', which is no label{suggestion}")
 
     def has(self, key: str) -> bool:
-        """True where the kind has a key of OWN_KEYS."""
+        """True if this kind of task has a key of OWN_KEYS."""
         return key in OWN_KEYS[self.kind]
 
     @property
     def has_labels(self) -> bool:
-        """True for a task of labels, one or several a row."""
+        """True for a task with labels, one a row (`classify`) or several (`tag`)."""
         return self.has("labels")
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """The labels that rows may have; None where the data names them."""
+        """The labels of the config; None for `from-data`."""
         names = self.labels.names if isinstance(self.labels, Labels) else self.labels
         return None if names == "from-data" else tuple(names)
 
@@ -162,7 +162,7 @@ class TaskConfig(Section):
 
     @property
     def label_map(self) -> dict[str, str]:
-        """The labels of rows that mean another, with that other."""
+        """Other names of labels in rows -> the label."""
         return self.labels.map if isinstance(self.labels, Labels) else {}
 
 
@@ -262,13 +262,13 @@ class Source(Section):
 
     @property
     def local(self) -> Path:
-        """The file to read. Queries and data sets of the hub are written to files before a stage runs."""
+        """The file to read. Queries and data sets of the hub are copied to files before a stage runs."""
         assert self.path is not None
         return self.path
 
     @property
     def reading(self) -> ReadingOptions:
-        """Options by which the file is read. Several sheets are made several sources before a stage runs."""
+        """Options for reading the file. A source with several sheets is split into several before a stage runs."""
         assert not isinstance(self.sheet, list)
         return {
             "sheet": self.sheet, "format": self.format, "encoding": self.encoding, "header_row": self.header_row,
@@ -276,17 +276,17 @@ class Source(Section):
 
     @property
     def title(self) -> str:
-        """The name of this source in records; independent of the folder it lies in, and without secrets."""
+        """The name of this source in records; without its folder and without secrets."""
         name = self.local.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         return self.name or name + (f":{self.sheet}" if self.sheet else "")
 
     @property
     def whole(self) -> str:
-        """The source of which this is one file or sheet; empty for one that is no part of another."""
+        """The name of the source that this is one file or sheet of; '' for a source as the config has it."""
         return self._whole
 
     def part(self, path: Path, name: str | None, *, sheet: str | None = None) -> Source:
-        """One file or sheet of this source, under a name of its own; all parts must have the same columns."""
+        """One file or sheet of this source, with a new name; all parts must have the same columns."""
         part = self.model_copy(update={"hf": None, "file": None, "sheet": sheet, "name": name})
         return part.at(path, whole=self.name or self.hf or str(self.path))
 

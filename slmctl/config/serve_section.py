@@ -15,10 +15,10 @@ from slmctl.config.fields import Bytes, Inherited, Outside, Percent, Section, So
 from slmctl.network.decisions import CHAT, Api
 
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-DEFAULT = "default"  # a name of the first model, for clients that name none of their own
+DEFAULT = "default"  # an alias of the first model, for clients that do not choose one
 COLLECTED = "collected"
 AUTO = "auto"
-LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
+LLAMA_SEQUENCES = 255  # llama.cpp's limit, without the sequence of the shared prompt
 
 
 class Prices(Section):
@@ -29,7 +29,7 @@ class Prices(Section):
     currency: Text = Field("EUR", description="currency of the prices")
 
     def of_tokens(self, prompt: int, completion: int) -> float:
-        """The price of so many tokens."""
+        """The price of these numbers of prompt and answer tokens."""
         return (prompt * self.input + completion * self.output) / 1e6
 
 
@@ -191,7 +191,7 @@ class ServeConfig(Section):
 
     @property
     def collected(self) -> Path:
-        """The folder of the collected answers, whether or not a server writes there today."""
+        """The folder of collected answers, also if the config collects none now."""
         return self.collect.to if self.collect is not None else Path(COLLECTED)
 
     @model_validator(mode="after")

@@ -15,17 +15,17 @@ from slmctl.network.credentials import mask
 
 MAX_VALUES = 100_000  # values in one file
 MAX_KEY = 1000  # characters of a key
-MAX_DEPTH = 20  # of lists and mappings in each other
+MAX_DEPTH = 20  # levels of lists and mappings
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Composes nodes up to MAX_DEPTH. PyYAML itself recurses as deep as the text nests, until Python's stack ends."""
+    """A loader that refuses nodes deeper than MAX_DEPTH; PyYAML recurses with them until Python's stack overflows."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
-        if self.depth > MAX_DEPTH + 2:  # the document and the value below the deepest list
+        if self.depth > MAX_DEPTH + 2:  # plus the document, and a value in the deepest list
             mark = self.get_mark()
             raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
@@ -44,8 +44,8 @@ class _Float(float):
 class StrictYaml:
     """Reads strict YAML and remembers the line of every key.
 
-    Strict: a key twice is a fault, `1e-4` is a number, `no` is a text, tags are refused. YAML 1.1's
-    surprises (`no`, `on`, `12:30`) do not exist, as in YAML 1.2's core schema.
+    Strict: a repeated key is a fault, `1e-4` is a number, tags are refused. As in YAML 1.2's core schema, `no`, `on`
+    and `12:30` are texts.
     """
 
     def __init__(self, name: str) -> None:
@@ -76,7 +76,7 @@ class StrictYaml:
         return None if node is None else self._value(node, ())
 
     def override(self, values: dict[str, Any], assignment: str) -> None:
-        """Put `section.key=value` into `values`."""
+        """Set a key of `values` from `section.key=value`; raises UsageError for another form."""
         dotted, sign, text = assignment.partition("=")
         keys = dotted.strip().split(".")
         if not sign or not all(keys) or len(keys) > MAX_DEPTH:
@@ -96,9 +96,9 @@ class StrictYaml:
         self._flags.add(tuple(keys))
 
     def fault(self, loc: Sequence[int | str], message: str) -> str:
-        """`slmctl.yaml:12: finetune.epochs: message`, with the nearest line that is known.
+        """`slmctl.yaml:12: finetune.epochs: message`, with the line of the key or of the nearest section around it.
 
-        A fault of a section that stands in no line, and is there by `--set` alone, names no file.
+        A key that comes from `--set` is reported as `--set: …`.
         """
         place, where = tuple(loc), self.name
         if any(place[: len(flag)] == flag for flag in self._flags):
@@ -163,10 +163,10 @@ class StrictYaml:
 
 
 def listed(text: str) -> list[str]:
-    """The values of `1e-4,[a, b],c`, each as YAML.
+    """Split `1e-4,[a, b],c` into its values, each as YAML text.
 
     Raises:
-        UsageError: It is not a list of YAML values.
+        UsageError: `text` is not a list of YAML values.
     """
     try:
         values = StrictYaml("").read(f"[{text}]")
