@@ -1,6 +1,6 @@
-"""Receipts of what `publish` has sent where, below `runs/.deliveries/`: what gc must still find there.
+"""Receipts of releases that `publish` has sent, in `runs/.deliveries/`. `gc` requires their targets to be readable.
 
-A registry on a share that is not mounted looks like one that was never filled. The receipt tells them apart.
+A registry on a share that is not mounted looks like an empty one; the receipt distinguishes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FOLDER = ".deliveries"
 
 @dataclass(frozen=True)
 class Delivery:
-    """A release that a target has taken: `to` as the config named it, relative to the project."""
+    """A release that a target holds; `to` is its address in the config, relative to the project."""
 
     to: str
     project: str
@@ -29,7 +29,7 @@ class Delivery:
 
 
 def record(runs: Path, release: Artifact, to: str) -> None:
-    """Keep a receipt of a release that `to` holds now."""
+    """Write a receipt for a release that was sent to `to`."""
     folder = runs / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     at = console.timestamp()
@@ -40,10 +40,10 @@ def record(runs: Path, release: Artifact, to: str) -> None:
 
 
 def recorded(runs: Path) -> Iterator[tuple[Path, Delivery]]:
-    """Every receipt, with the file that holds it.
+    """(file, receipt) of every receipt.
 
     Raises:
-        IntegrityError: One cannot be read.
+        IntegrityError: A receipt cannot be read.
     """
     for path in sorted((runs / FOLDER).glob("[!.]*.json")):
         values = bounded_json.parse(bounded_json.read_bytes(path), where=f"the receipt {path}")

@@ -1,12 +1,12 @@
-"""A folder of releases by content: versions that never change, and tags that move from one to another.
+"""A folder of releases with content-addressed files: versions never change, tags move from one to another.
 
     REGISTRY/.blobs/<sha256>              every file once
-    REGISTRY/<project>/<version>/         a release; its files are links to blobs
-    REGISTRY/<project>/.gates/<version>   what its gates asked when it was published
-    REGISTRY/<project>/.tags/<tag>        the version that a tag names now
+    REGISTRY/<project>/<version>/         a release; its files are hard links to blobs
+    REGISTRY/<project>/.gates/<version>   its gates when it was published
+    REGISTRY/<project>/.tags/<tag>        the version that a tag points at
 
-A release is drafted and renamed, a tag is replaced by a rename: readers see the old or the new, never a part. Writers
-may come together; the same content is written once, and another release under the same version is refused.
+Releases and tags are written atomically: readers see the old or the new one, never a part. Several processes may write
+at once; equal content is written once, and another release under an existing version is refused.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from slmctl.model_files.gguf_choice import answering_sha256, is_encoder
 from slmctl.reports.evaluation_report import measured_names, parse_report
 
 VERSION = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
-TAG = re.compile(r"(?![0-9.]+$)[a-z0-9][a-z0-9._-]{0,62}")  # a tag that looks like a version would hide it
-# What a file system says that has no hard links, or no more of them for a file.
+TAG = re.compile(r"(?![0-9.]+$)[a-z0-9][a-z0-9._-]{0,62}")  # not like a version, which it would hide
+# Errors of a file system without hard links, or with no more of them for a file.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A name that stands for a version of a project, for now; `previous` is the version it stood for before."""
+    """A tag of a project; `version` is the one that it points at, `previous` the one before."""
 
     project: str
     name: str
@@ -53,17 +53,16 @@ class Tag:
 
 
 def folders(root: Path) -> list[Path]:
-    """The folders of all releases in a registry, whole or not.
+    """The folders of all releases in a registry, verified or not.
 
     Raises:
-        IntegrityError: The registry, or the folder of a project in it, is missing or cannot be listed: that is not the
-            same as an empty one.
+        IntegrityError: The registry, or a project's folder in it, is missing or cannot be listed.
     """
     return [release for project in _listed(root) for release in _listed(project)]
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The folders in a folder but for hidden ones."""
+    """The folders in a folder, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
@@ -90,10 +89,10 @@ def _unreadable(folder: Path, error: OSError) -> IntegrityError:
 
 
 def manifests(root: Path) -> list[Manifest]:
-    """The manifest of every release in a registry, and the digests of its tags; everything must be readable.
+    """The manifest of every release in a registry, after a check that every tag points at one of them.
 
     Raises:
-        IntegrityError: Something cannot be.
+        IntegrityError: A manifest or tag cannot be read, or a tag points at no release or at another content.
     """
     read = {}
     for folder in folders(root):
@@ -112,7 +111,7 @@ def manifests(root: Path) -> list[Manifest]:
 
 
 def tags(root: Path) -> list[Tag]:
-    """Every tag in a registry, with what it stands for.
+    """Every tag in a registry.
 
     Raises:
         IntegrityError: A tag cannot be read.
@@ -121,13 +120,13 @@ def tags(root: Path) -> list[Tag]:
 
 
 def find(root: Path, name: str = "") -> Artifact:
-    """The release that `[PROJECT@]VERSION` or `[PROJECT@]TAG` names; without a name the only one there is.
+    """The release that `[PROJECT@]VERSION` or `[PROJECT@]TAG` names; '' is the only release of the registry.
 
-    A project's name alone means what it has in production, or else its only release.
+    A project's name alone means its release with the tag `production`, or else its only release.
 
     Raises:
-        IntegrityError: There is none, it is damaged, or what lies there is another one.
-        UsageError: There are several.
+        IntegrityError: No release has this name, or it is damaged, or its manifest has another name.
+        UsageError: Several releases have this name.
     """
     project, version = locate(root, name)
     release = artifact.load(root / project / version)
@@ -137,17 +136,17 @@ def find(root: Path, name: str = "") -> Artifact:
 
 
 def require_name(name: str) -> None:
-    """Refuse `@` alone, which is typed where PROJECT@VERSION was meant and would stand for any release.
+    """Refuse `@` alone: it is a typing error for PROJECT@VERSION, and would match any release.
 
     Raises:
-        UsageError: It is.
+        UsageError: `name` is `@`.
     """
     if name.strip() == "@":
         raise UsageError("'@' names no release", hint="PROJECT@VERSION, VERSION or a tag; nothing for the only release")
 
 
 def locate(root: Path, name: str = "") -> tuple[str, str]:
-    """Project and version that a name stands for; see `find`."""
+    """Returns (project, version) of a name; see `find`."""
     require_name(name)
     project, _, version = name.rpartition("@")
     there = {(folder.parent.name, folder.name) for folder in folders(root) if (folder / MANIFEST).is_file()}
@@ -173,25 +172,25 @@ def locate(root: Path, name: str = "") -> tuple[str, str]:
 
 
 def parse(address: str, root: Path) -> tuple[Path, str]:
-    """`dir:FOLDER#NAME` as the folder, relative to `root`, and the name."""
+    """Split `dir:FOLDER#NAME` into (absolute folder, name); FOLDER is relative to `root`."""
     folder, _, name = address.removeprefix("dir:").partition("#")
-    place = root / os.path.expanduser(folder)  # noqa: PTH111 - pathlib's raises where there is no such user
-    return Path(os.path.realpath(place)), name  # and pathlib's resolve where a link leads to itself
+    place = root / os.path.expanduser(folder)  # noqa: PTH111 - pathlib's raises for an unknown user
+    return Path(os.path.realpath(place)), name  # pathlib's resolve raises for a link that leads to itself
 
 
 # Writing
 
 
 def blob(root: Path, sha256: str) -> Path:
-    """The path of a file by its content."""
+    """The path of the blob with this content."""
     return root / ".blobs" / sha256
 
 
 def put_blob(root: Path, source: Path, sha256: str) -> None:
-    """Keep a file by its content, unless it is there.
+    """Copy a file into the blobs, unless it is already there.
 
     Raises:
-        IntegrityError: The file is not what its hash says.
+        IntegrityError: The file has another hash than `sha256`.
     """
     target = blob(root, sha256)
     with locks.lock(root / ".locks" / f"blob-{sha256[:16]}", wait=True, on_wait=console.say):
@@ -205,13 +204,13 @@ def put_blob(root: Path, source: Path, sha256: str) -> None:
 
 
 def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> None:
-    """Make a release of blobs visible; one that is there gets the files that it lacks or that were damaged.
+    """Create a release from blobs; if it already exists, restore its missing and damaged files.
 
     Args:
-        files: The sha256 of every file by its path, manifest included.
+        files: Path -> sha256 of every file, including the manifest.
 
     Raises:
-        IntegrityError: The version is there and is another release.
+        IntegrityError: The version exists with other content.
     """
     final = root / project / version
     with locks.lock(root / ".locks" / f"{project}-{version}", wait=True, on_wait=console.say):
@@ -250,12 +249,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 def has_gates(root: Path, release: Artifact) -> bool:
-    """True if it is on record what the gates of a release asked."""
+    """True if the gates of a release are recorded."""
     return bool(_recorded(root, release))
 
 
 def record_gates(root: Path, release: Artifact, gates: Sequence[Gate]) -> None:
-    """Keep what the gates of a release asked, so that a promotion can check them again."""
+    """Record the gates of a release, so that `promote` can check them again."""
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
     path = root / project / ".gates" / version
     conditions = [gate.model_dump(mode="json", exclude_none=True) for gate in gates]
@@ -263,16 +262,17 @@ def record_gates(root: Path, release: Artifact, gates: Sequence[Gate]) -> None:
 
 
 def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] = ()) -> Tag:
-    """Let a tag stand for a release, from one moment to the next.
+    """Point a tag, such as production, at a release, atomically; promote an older release to roll back.
 
     Args:
         root: The registry that holds the release.
-        beside: Further gates to check, such as the config's of today; those on what its report measured.
+        beside: Further gates to check, such as those of the present config; gates on models that its report did not
+            measure are skipped.
 
     Raises:
-        GateError: It fails a gate, no report measured one of its files, or nobody knows what its gates were.
-        IntegrityError: It is damaged.
-        UsageError: The tag is no name.
+        GateError: The release fails a gate, its report measured not all of its files, or its gates are not recorded.
+        IntegrityError: The release is damaged.
+        UsageError: `tag` is not a valid name.
     """
     if not TAG.fullmatch(tag):
         raise UsageError(f"'{tag}' is no tag", hint="small letters, digits, dots and hyphens, and no version number")
@@ -282,7 +282,7 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
     with locks.lock(root / ".locks" / f"{project}-tags", wait=True, on_wait=console.say):
         path = root / project / ".tags" / tag
         before = None
-        with contextlib.suppress(IntegrityError):  # there is none, or none that can be read
+        with contextlib.suppress(IntegrityError):  # missing or damaged: it is written newly
             before = _read_tag(path)
         if before is not None and before.digest == release.digest:
             return before
@@ -314,7 +314,7 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
 
 
 def _recorded(root: Path, release: Artifact) -> dict[str, Any]:
-    """The record of a release's gates; None where it cannot be read or is about another release."""
+    """The recorded gates of a release; {} if the record cannot be read or belongs to another digest."""
     path = root / str(release.metrics["project"]) / ".gates" / str(release.metrics["version"])
     try:
         kept = bounded_json.parse(bounded_json.read_bytes(path), where=str(path))
@@ -350,7 +350,7 @@ def _require_same(tag: Tag, release: Manifest, root: Path) -> None:
 
 
 def _replace(path: Path, raw: bytes) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.file(path) as draft:
         draft.write_bytes(raw)

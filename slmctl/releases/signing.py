@@ -1,4 +1,4 @@
-"""Signatures over releases in OpenSSF's model-signing form, with a key and without any network."""
+"""Signatures of releases in OpenSSF's model-signing format, with a private key and without network access."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.network.credentials import secret
 
-PASSWORD = "SLMCTL_KEY_PASSWORD"  # noqa: S105 - the variable's name, where the private key is encrypted
+PASSWORD = "SLMCTL_KEY_PASSWORD"  # noqa: S105 - the environment variable for an encrypted private key
 
 
 def sign(release: Artifact, key: Path, runs: Path) -> Path:
-    """Sign every file of a release and its manifest.
+    """Sign every file of a release and its manifest; returns the path of the signature.
 
-    An elliptic curve signature is another one each time, so it is kept beside the artifacts: the same release
-    signed by the same key is the same bytes.
+    An elliptic curve signature differs each time, so it is kept in `runs/.signatures/`: signing the same release with
+    the same key again gives the same bytes.
 
     Args:
-        key: The private key, PEM, on one of the curves P-256, P-384 and P-521. It is read and never copied.
-        runs: The project's `runs/`; signatures are kept below it.
+        key: The private key (PEM), on the curve P-256, P-384 or P-521. It is read and never copied.
+        runs: The project's `runs/`.
 
     Raises:
-        UsageError: The key lies among the artifacts, or is none that can sign.
+        UsageError: The key is below `runs`, or cannot sign.
         ModuleNotFoundError: model-signing is not installed.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -38,7 +38,7 @@ def sign(release: Artifact, key: Path, runs: Path) -> Path:
         private = serialization.load_pem_private_key(key.read_bytes(), opened)
         signer = signing.Config().use_elliptic_key_signer(private_key=key, password=opened)  # it wants bytes, says str
     except (OSError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm):
-        # the library's own words could quote the file
+        # the library's message is left out, since it could quote the key
         raise UsageError(
             f"{key} is no private key that can sign",
             hint=f"openssl ecparam -name prime256v1 -genkey -noout -out {key.name}; an encrypted one needs {PASSWORD}",
@@ -47,7 +47,7 @@ def sign(release: Artifact, key: Path, runs: Path) -> Path:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     manifest = artifact.sha256_file(release.path / MANIFEST)[7:19]
-    # gc knows by the first part which release it is of
+    # `gc` finds the release of a signature by the first part of the name
     kept = runs / ".signatures" / f"{release.digest[7:19]}-{manifest}-{artifact.sha256_bytes(public)[7:19]}.sig"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -58,14 +58,14 @@ def sign(release: Artifact, key: Path, runs: Path) -> Path:
 
 
 def verify(folder: Path, public_key: Path, *, name: str = "") -> None:
-    """Check that the holder of a key signed a release as it lies here: every file, and nothing else.
+    """Check that the holder of a key signed exactly the files in a release's folder.
 
     Args:
-        public_key: Of who must have signed it, PEM.
-        name: What errors call the release; by default its folder.
+        public_key: Public key (PEM) of the signer.
+        name: Name of the release in errors; by default its folder.
 
     Raises:
-        IntegrityError: It is not signed, or by somebody else, or something has changed since.
+        IntegrityError: The release is not signed, or by another key, or has changed since.
         UsageError: The public key cannot be read.
         ModuleNotFoundError: model-signing is not installed.
     """
@@ -73,7 +73,7 @@ def verify(folder: Path, public_key: Path, *, name: str = "") -> None:
     from model_signing import hashing, verifying
 
     called = name or folder
-    folder = folder.absolute()  # the library takes the signature for a file of the release where its path is relative
+    folder = folder.absolute()  # with a relative path the library takes the signature for a file of the release
     signature = folder / SIGNATURE
     if not signature.is_file() or signature.is_symlink():
         raise IntegrityError(

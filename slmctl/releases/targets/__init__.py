@@ -1,9 +1,9 @@
-"""Targets of releases: one plan, one delivery and one fetch for all of them.
+"""Targets of releases, with one plan, one delivery and one fetch for all of them.
 
     dir:FOLDER   hf:ORG/NAME   s3://BUCKET/PREFIX
 
-A target says what it holds; nothing is remembered here, so a second delivery sends what the target lacks, which is
-nothing. What makes a release visible (its manifest, a commit, a tag) comes last.
+A delivery asks the target which files it holds and sends the others, so repeating it sends nothing. The part that makes
+a release visible (its manifest, a commit, a tag) is sent last.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from slmctl.network import guard
 from slmctl.releases import registry
 
 KINDS = {"dir:": "local", "hf:": "hub", "s3://": "s3"}
-LARGEST_MANIFEST = bounded_json.MAX_BYTES  # bytes; a signature, which lists the same files, may have as many
+LARGEST_MANIFEST = bounded_json.MAX_BYTES  # bytes; also of a signature, which lists the same files
 
 
 @dataclass(frozen=True)
 class ShipmentFile:
-    """One file of a release: its name there, where it lies here, its size in bytes and its sha256."""
+    """One file of a release: name at the target, local path, size in bytes, sha256."""
 
     name: str
     path: Path
@@ -43,10 +43,10 @@ class ShipmentFile:
 
 @dataclass(frozen=True)
 class Shipment:
-    """A release with all that leaves the machine: its files, its manifest and, where it was signed, its signature.
+    """A release with all files to send: its own, the manifest and, if it was signed, the signature.
 
     Attributes:
-        gates: The gates that it met when it was published.
+        gates: The gates that it passed when it was published.
     """
 
     release: Artifact
@@ -68,11 +68,12 @@ class Shipment:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a target, beside its name.
+    """Settings of a target besides its address.
 
     Attributes:
-        public: Whether everybody may see what is published.
-        hosts: Further hosts that the target's server sends its clients to.
+        root: The project's folder; relative addresses start here.
+        public: True to publish for everybody.
+        hosts: Further hosts that the target redirects its clients to.
     """
 
     root: Path = field(default_factory=Path)
@@ -81,48 +82,48 @@ class Settings:
 
 
 class Target(Protocol):
-    """A place for releases. A `version` is the name under which a release is looked up there: a version or a tag."""
+    """A place for releases. A `version` is the name under which a release is found there: a version or a tag."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The hosts that it is reached at; none for one on this machine."""
+        """The hosts that are contacted; empty for a target on this machine."""
 
     @property
     def visibility(self) -> str:
         """The people who may see the target, in words."""
 
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
-        """The address of an item there."""
+        """The address of a file at the target, for the user."""
 
     def holds(self, shipment: Shipment) -> set[str]:
-        """The names of those items that it has, by their content."""
+        """The names of the files that the target already has with this content."""
 
     def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
-        """Bring items there, not yet visible."""
+        """Upload files, which are not yet visible."""
 
     def finish(self, shipment: Shipment) -> None:
-        """Make the release visible, whole."""
+        """Make the whole release visible."""
 
     def find(self, name: str) -> tuple[str, str]:
-        """Project and version that a name stands for: `[PROJECT@]VERSION`, a tag, or nothing for the only release."""
+        """Returns (project, version) of `[PROJECT@]VERSION` or a tag; '' is the only release."""
 
     def read(
         self, project: str, version: str, name: str, sha256: str
     ) -> AbstractContextManager[Iterator[bytes] | None]:
-        """The content of a file that is visible under a version, piece by piece; None where there is none.
+        """Yield the pieces of a file of a visible release; None if the target has no such file.
 
-        `sha256` is the file's by the manifest; MANIFEST and SIGNATURE have none.
+        `sha256` is the hash in the manifest, '' for MANIFEST and SIGNATURE.
         """
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The files that publishing will send, and those already at the target."""
+    """The files that publishing will send to the target `to`."""
 
     to: str
     shipment: Shipment
     missing: tuple[ShipmentFile, ...]
-    there: bool  # the release is visible already
+    there: bool  # true if the release is already visible
 
     @property
     def size(self) -> int:
@@ -131,10 +132,10 @@ class Plan:
 
 
 def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequence[Gate] = ()) -> Shipment:
-    """A release as it leaves: its files as its manifest lists them, the manifest, the signature.
+    """The shipment of a verified release: the files of its manifest, the signature, the manifest.
 
     Raises:
-        IntegrityError: A file is not what the manifest says.
+        IntegrityError: A file differs from the manifest.
     """
     artifact.require_whole(release)
     items = [
@@ -149,11 +150,11 @@ def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequenc
 
 @contextlib.contextmanager
 def opened(to: str, settings: Settings, *, purpose: str) -> Iterator[Target]:
-    """The target of an address, with the network open for its hosts alone, which are said first.
+    """Yield the target of an address, with network access to its hosts only; these are printed first.
 
     Raises:
-        UsageError: There is no such kind of target, or its address is malformed.
-        ModuleNotFoundError: Its client is not installed.
+        UsageError: The kind of target is unknown, or the address is malformed.
+        ModuleNotFoundError: Its client library is not installed.
     """
     target = _open(to, settings)
     hub = to.startswith("hf:")
@@ -164,12 +165,12 @@ def opened(to: str, settings: Settings, *, purpose: str) -> Iterator[Target]:
 
 
 def require_reachable(to: str, settings: Settings) -> None:
-    """With `--offline`, refuse a target beyond this machine before anything is done for it.
+    """Refuse a target on another machine with `--offline`, before any work is done.
 
     Raises:
-        NetworkError: It is one.
-        UsageError: There is no such kind of target, or its address is malformed.
-        ModuleNotFoundError: Its client is not installed.
+        NetworkError: The target is on another machine, and network access is forbidden.
+        UsageError: The kind of target is unknown, or the address is malformed.
+        ModuleNotFoundError: Its client library is not installed.
     """
     if guard.is_forbidden() and not all(map(guard.is_local, _open(to, settings).hosts)):
         guard.require(f"the target {to}", hint="dir:FOLDER is on this machine")
@@ -181,10 +182,10 @@ def _open(to: str, settings: Settings) -> Target:
 
 
 def prefix(to: str) -> str:
-    """The prefix of an address's target, such as `dir:`.
+    """The prefix of an address, such as `dir:`.
 
     Raises:
-        UsageError: None that is known.
+        UsageError: The prefix is unknown.
     """
     for kind in KINDS:
         if to.startswith(kind) and len(to) > len(kind):
@@ -193,21 +194,21 @@ def prefix(to: str) -> str:
 
 
 def published(target: Target, project: str, version: str) -> bytes | None:
-    """The manifest that is visible at a target under a version; None where there is none.
+    """The manifest of a visible release at a target; None if there is no such release.
 
     Raises:
-        IntegrityError: It has more than LARGEST_MANIFEST bytes.
+        IntegrityError: The manifest has more than LARGEST_MANIFEST bytes.
     """
     with target.read(project, version, MANIFEST, "") as pieces:
         return None if pieces is None else gather(pieces, f"the manifest of {project} {version}")
 
 
 def plan(target: Target, to: str, sent: Shipment) -> Plan:
-    """Ask a target what it lacks of a release.
+    """Ask a target which files of a release it lacks.
 
     Raises:
-        IntegrityError: It holds another release under the same version, or the same one with a manifest that the
-            signature is not of.
+        IntegrityError: It holds another release under the same version, or the same release with a manifest that this
+            signature does not fit.
     """
     there = published(target, sent.project, sent.version)
     if there is not None and Manifest.from_bytes(there, where=f"the manifest in {to}").digest != sent.release.digest:
@@ -217,7 +218,7 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
         )
     held = target.holds(sent)
     if there is not None and there != sent.manifest.path.read_bytes():
-        # made elsewhere from the same recipe: same files, but its manifest tells of another run
+        # the same files made by another run of the same recipe: only the manifests differ
         if SIGNATURE in {item.name for item in sent.items}:
             raise IntegrityError(
                 f"{to} already holds {sent.project} {sent.version} with the manifest of another run, which this "
@@ -230,10 +231,10 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
 
 
 def deliver(target: Target, made: Plan) -> None:
-    """Do what a plan says, and ask once more.
+    """Send the missing files of a plan, make the release visible, and check the target again.
 
     Raises:
-        StageError: The target does not hold what was sent.
+        StageError: The target does not hold all files afterwards.
     """
     if made.there and not made.missing:
         return
@@ -248,18 +249,18 @@ def deliver(target: Target, made: Plan) -> None:
 def fetch(
     target: Target, name: str, folder: Path | None, *, into: Path, check: Callable[[Path], None] = lambda place: None
 ) -> Artifact:
-    """Bring a release back, verified; what an earlier try has brought is not brought again.
+    """Download a release and verify it; files of an interrupted download are kept and not sent again.
 
     Args:
-        name: `[PROJECT@]VERSION` or a tag; may be empty where there is but one.
-        folder: Where it goes; by default a folder named by project and version.
-        into: The folder for that.
-        check: Raises where the release must not be taken; it is asked before the folder gets its name, and what was
-            brought stays for another try.
+        name: `[PROJECT@]VERSION` or a tag; '' for the only release.
+        folder: Name of the new folder; by default PROJECT-VERSION.
+        into: Parent of the new folder.
+        check: Raises if the release must not be accepted; called before the folder gets its name. The downloaded files
+            then stay for another try.
 
     Raises:
-        IntegrityError: There is no such release, it is another one, or what came is not what its manifest says.
-        UsageError: The folder exists.
+        IntegrityError: The release does not exist, has another name, or its files differ from the manifest.
+        UsageError: The folder exists with other content.
     """
     registry.require_name(name)
     project, version = target.find(name)
@@ -278,11 +279,11 @@ def fetch(
         return _already(final, manifest, check)
     lock = final.parent / f".{final.name}.lock"
     with locks.lock(lock, wait=True, on_wait=console.say):
-        if final.exists():  # another fetch has brought it while this one waited
+        if final.exists():  # another process has fetched it while this one waited for the lock
             fetched = _already(final, manifest, check)
         else:
             with atomic.folder(final, resume=True) as place:
-                # also a signature of an earlier try, and links in place of folders
+                # includes a signature of an earlier try, and links in place of folders
                 _drop_strays(place, {entry.path for entry in manifest.files})
                 _require_room(place, manifest)
                 for entry in manifest.files:
@@ -292,12 +293,12 @@ def fetch(
                 check(place)
                 artifact.load(place)
             fetched = Artifact(final, manifest)
-        lock.unlink(missing_ok=True)  # while it is held: whoever waits for it finds that, and makes another
+        lock.unlink(missing_ok=True)  # while it is held: a waiting process notices, and creates another
     return fetched
 
 
 def _already(final: Path, manifest: Manifest, check: Callable[[Path], None]) -> Artifact:
-    """The release that an earlier fetch brought to the same place."""
+    """The release at `final`, where an earlier fetch put it; raises UsageError for any other folder."""
     if (final / MANIFEST).exists():
         fetched = artifact.load(final)
         if fetched.digest == manifest.digest and not artifact.verify(fetched):
@@ -307,10 +308,10 @@ def _already(final: Path, manifest: Manifest, check: Callable[[Path], None]) -> 
 
 
 def _require_room(place: Path, manifest: Manifest) -> None:
-    """A manifest may state any size: what does not fit on the disk is not begun.
+    """Refuse a release that does not fit on the disk, since a manifest may state any size.
 
     Raises:
-        StageError: The files that are not here yet need more than is free.
+        StageError: The missing files need more than the free space.
     """
     needed = sum(entry.size for entry in manifest.files)
     needed -= sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
@@ -341,7 +342,7 @@ def _bring(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) ->
 
 
 def _read(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) -> bool:
-    """Bring a file here, and no more than `entry.size` bytes whatever the target sends; False where it has none."""
+    """Download a file of at most `entry.size` bytes to `path`; False if the target has no such file."""
     left = entry.size
     with target.read(*of, entry.path, entry.sha256) as pieces:
         if pieces is None:
@@ -359,10 +360,10 @@ def _read(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) -> 
 
 
 def gather(pieces: Iterable[bytes], what: str) -> bytes:
-    """A manifest as a target sends it.
+    """Join the pieces of a manifest that a target sends.
 
     Raises:
-        IntegrityError: It has more than LARGEST_MANIFEST bytes.
+        IntegrityError: They have more than LARGEST_MANIFEST bytes.
     """
     raw = bytearray()
     for piece in pieces:
@@ -373,7 +374,7 @@ def gather(pieces: Iterable[bytes], what: str) -> bytes:
 
 
 def _drop_strays(place: Path, names: set[str]) -> None:
-    """Remove what an interrupted fetch of another release left, and every link."""
+    """Remove every link and every file with a path that is not in `names`: leftovers of an interrupted fetch."""
     for path in sorted(place.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
@@ -383,10 +384,10 @@ def _drop_strays(place: Path, names: set[str]) -> None:
 
 
 def _require_release(manifest: Manifest) -> None:
-    """A manifest from elsewhere names no file outside its folder, and is that of a release.
+    """Check an untrusted manifest: it belongs to a release, and all its files are inside the folder.
 
     Raises:
-        IntegrityError: Not so.
+        IntegrityError: It does not.
     """
     if not manifest.is_release or not {"project", "version"} <= manifest.metrics.keys():
         raise IntegrityError(f"what is there is of kind '{manifest.kind}', no release")

@@ -1,7 +1,7 @@
 """hf:ORG/NAME: a repository of the Hugging Face Hub, private unless asked otherwise; a version is the tag vVERSION.
 
-Large files go to the Hub's storage first, which nobody sees; one commit then makes the release, and its tag the
-version, so an interrupted upload shows nothing and goes on with what the storage lacks.
+Large files are uploaded to the Hub's storage first, invisibly. Then one commit makes the release, and a tag its
+version. So an interrupted upload shows nothing, and continues with the missing files.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.network import hub
 from slmctl.releases.targets import Settings, Shipment, ShipmentFile
 
-# Where huggingface.co has large files sent to, beside its own names: by what it answers.
+# Hosts to which huggingface.co redirects uploads of large files.
 STORES = ("hf-hub-lfs-us-east-1.s3.us-east-1.amazonaws.com", "hf-hub-lfs-us-east-1.s3-accelerate.amazonaws.com",
           "hf-hub-lfs-us-east-1.s3.amazonaws.com")  # fmt: skip
-LARGEST_LISTING = 10_000  # entries of a repository that are looked at
-READ_S = 120  # seconds without a byte after which the Hub is given up
-_KEPT = (".gitattributes",)  # the Hub's own
-# by whether it is public
+LARGEST_LISTING = 10_000  # largest number of entries that are listed
+READ_S = 120  # read timeout in seconds
+_KEPT = (".gitattributes",)  # written by the Hub, and never deleted
+# keys: true for a public repository
 _WORD = {True: "public", False: "private"}
 _SEEN_BY = {True: "everybody", False: "private: the organisation's members"}
 
@@ -57,9 +57,9 @@ class HubRepository:
 
     @functools.cached_property
     def _api(self) -> Any:
-        """The client, made when the network is open: it reads its switches when it is imported."""
+        """The client; created when the network is open, since it reads environment variables on import."""
         hub.require_reachable(otherwise="without a hub: publish: {to: dir:FOLDER}")
-        os.environ["HF_HUB_DISABLE_XET"] = "1"  # its storage has hosts of its own, and another client
+        os.environ["HF_HUB_DISABLE_XET"] = "1"  # Xet uses other hosts and another client
         client = hub.client()
         constants: Any = sys.modules["huggingface_hub.constants"]
         constants.HF_HUB_DISABLE_XET = True
@@ -73,10 +73,10 @@ class HubRepository:
         return {item.name for item in shipment.items if _same(item, there.get(item.name))}
 
     def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
-        """Make sure of who will see it, then bring the large files to where nobody does."""
+        """Check that the repository is public or private as asked (else GateError), then upload large files."""
         with hub.spoken(f"the hub did not take {self.repo}"):
             self._api.create_repo(self.repo, private=not self.public, exist_ok=True)
-        if self._is_private() != (not self.public):  # what cannot be read back is not believed
+        if self._is_private() != (not self.public):  # read back, since `create_repo` keeps an existing visibility
             raise GateError(
                 f"hf:{self.repo} is {_WORD[not self.public]}, and publish asks for {_WORD[self.public]}: "
                 "nothing was uploaded",
@@ -86,7 +86,7 @@ class HubRepository:
             self._api.preupload_lfs_files(self.repo, additions=self._additions(missing), free_memory=False)
 
     def finish(self, shipment: Shipment) -> None:
-        """One commit that leaves exactly this release in the repository, and its tag."""
+        """Make one commit, after which the repository holds exactly this release, and tag it."""
         from huggingface_hub import CommitOperationDelete
 
         with hub.spoken(f"the hub did not take {self.repo}"):
@@ -99,9 +99,9 @@ class HubRepository:
                 message = f"{shipment.project} {shipment.version}"
                 head = self._api.create_commit(
                     self.repo, changes, commit_message=message, parent_commit=head
-                ).oid  # refused when somebody else has committed since
+                ).oid  # fails if another commit was made meanwhile
             tag = f"v{shipment.version}"
-            if self._files(tag) is not None:  # the same release, and now it is signed
+            if self._files(tag) is not None:  # the same release, to which a signature is added
                 self._api.delete_tag(self.repo, tag=tag)
             self._api.create_tag(self.repo, tag=tag, revision=head)
 
@@ -116,7 +116,7 @@ class HubRepository:
         return project, tags[0]
 
     def _is_private(self) -> bool | None:
-        """True if only members see the repository, as the Hub says; None where there is none."""
+        """True for a private repository, by the Hub's answer; None if it does not exist."""
         api = self._api
         from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -132,7 +132,7 @@ class HubRepository:
         return [CommitOperationAdd(item.name, item.path) for item in items]
 
     def _files(self, revision: str) -> dict[str, Any] | None:
-        """The files of a revision, by path; None where there is no such revision or repository."""
+        """The files of a revision, by path; None if the revision or repository does not exist."""
         api = self._api
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -146,7 +146,7 @@ class HubRepository:
 
     @contextlib.contextmanager
     def read(self, project: str, version: str, name: str, sha256: str) -> Iterator[Iterator[bytes] | None]:
-        """The content of a file. The client's own download believes any size that it is told."""
+        """Yield the pieces of a file. Not by the client's own download, which has no limit of size."""
         revision = f"v{version}"
         files = self._files(revision) if not sha256 else {name}
         if files is not None and MANIFEST not in files and not sha256:
@@ -169,7 +169,7 @@ class HubRepository:
 
 
 def _same(item: ShipmentFile, there: Any) -> bool:
-    """True if the Hub holds an item, by the hash that it keeps: sha256 of large files, git's of small ones."""
+    """True if a file on the Hub has this content: by sha256 for a file in LFS, else by git's blob hash."""
     if there is None or there.size != item.size:
         return False
     if there.lfs is not None:

@@ -30,7 +30,7 @@ class FolderTarget:
         return str(self.root / shipment.project / shipment.version / item.name)
 
     def holds(self, shipment: Shipment) -> set[str]:
-        """The names that a visible release has; before it is visible, those whose content is there."""
+        """The files that the visible release has with this content; before it is visible, the files among the blobs."""
         final = self.root / shipment.project / shipment.version
         if (final / MANIFEST).exists():
             held = {item.name for item in shipment.items if artifact.has_content(final / item.name, item.sha256)}

@@ -1,11 +1,11 @@
-"""s3://BUCKET/PREFIX: objects of any S3 service, laid out like a registry on a disk.
+"""s3://BUCKET/PREFIX: objects of any S3 service, laid out like a registry in a folder.
 
     PREFIX/.blobs/<sha256>                       every file once
     PREFIX/<project>/<version>/manifest.json     written last: with it the release is visible
-    PREFIX/<project>/<version>/model.sig         where it was signed
+    PREFIX/<project>/<version>/model.sig         if it was signed
 
-A file under its hash can be written by several at once and never be torn. Nothing is visible under a version before
-all of it is there.
+A file named by its hash can be written by several processes at once. A version is visible only when all its files are
+there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from slmctl.network.credentials import secret
 from slmctl.releases.targets import Settings, Shipment, ShipmentFile, gather
 
 LARGEST_LISTING = 1000  # pages of 1,000 objects
-_BY_NAME = (MANIFEST, SIGNATURE)  # what lies under a version; all else lies under its hash
+_BY_NAME = (MANIFEST, SIGNATURE)  # stored under the version; all other files are stored under their hash
 
 
 def open(to: str, settings: Settings) -> Bucket:
@@ -59,9 +59,9 @@ class Bucket:
             aws_secret_access_key=hidden,
             aws_session_token=secret("AWS_SESSION_TOKEN") if key else None,
             config=Config(
-                signature_version=None if key and hidden else UNSIGNED,  # and never the credentials of a file or host
+                signature_version=None if key and hidden else UNSIGNED,  # no credentials of a file or of the host
                 s3={"addressing_style": "path" if endpoint else "virtual"},
-                request_checksum_calculation="when_required",  # other services than AWS know only MD5
+                request_checksum_calculation="when_required",  # services other than AWS support only MD5
                 response_checksum_validation="when_required",
             ),
         )
@@ -90,7 +90,7 @@ class Bucket:
                     self._client.upload_file(str(item.path), self.bucket, key, ExtraArgs=about)
 
     def finish(self, shipment: Shipment) -> None:
-        """The manifest, unless somebody else's is there by now."""
+        """Write the manifest, unless another process has written one meanwhile."""
         item = shipment.manifest
         body = item.path.read_bytes()
         key = self._key(shipment.project, shipment.version, MANIFEST, "")
@@ -151,7 +151,7 @@ class Bucket:
 
 
 def _bound(client: Any) -> None:
-    """Have no answer but a file's content be read beyond a bound: botocore reads whatever a service sends."""
+    """Limit the size of every response except a file's content: botocore reads responses without a bound."""
     session = client._endpoint.http_session
     send = session.send
 
@@ -183,7 +183,7 @@ def _unless_missing(ask: Any) -> Any:
 
 @contextlib.contextmanager
 def _spoken(bucket: str) -> Iterator[None]:
-    """Turn what the client raises into a sentence; its own words on a refusal can hold the key's id."""
+    """Convert errors of boto3 to NetworkError, without its message, which can hold the id of the key."""
     try:
         yield
     except (ClientError, S3UploadFailedError) as error:
