@@ -171,10 +171,7 @@ def detectable_share(discordant: float, total: float, confidence: float = 0.95) 
 
 
 def detectable(deviation: float, confidence: float = 0.95) -> float:
-    """The smallest true difference that a two-sided test finds with the chance POWER.
-
-    `deviation` is the standard deviation of the difference over bootstrap resamples.
-    """
+    """The smallest true difference that a two-sided test finds with the chance POWER, from its bootstrap deviation."""
     return (NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(POWER)) * deviation
 
 

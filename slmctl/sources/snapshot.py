@@ -225,11 +225,7 @@ def _is_data(name: str) -> bool:
 
 
 def _require_same(path: Path, entry: Any) -> None:
-    """Compare a file with the commit: by sha256 for a file in LFS, else by git's blob hash.
-
-    Raises:
-        IntegrityError: They differ.
-    """
+    """Raise IntegrityError for a file that differs from the commit: by sha256 for LFS, else by git's blob hash."""
     blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as stream:
         made = hashlib.file_digest(stream, hashlib.sha256 if entry.lfs is not None else lambda: blob).hexdigest()

@@ -194,11 +194,7 @@ class _Window:
                 return self._text[self._at : self._at + 1]
 
     def take(self, character: str) -> None:
-        """Take `character`, which must come next.
-
-        Raises:
-            DataError: Another character comes next.
-        """
+        """Take `character`; raises DataError if another one comes next."""
         if self.peek() != character:
             self._fail(f"'{character}' is missing", self._at)
         self._at += 1
