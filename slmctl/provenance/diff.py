@@ -17,22 +17,22 @@ from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries
 from slmctl.reports.scoreboard import difference, figure
 
 CONFIDENCE = 0.95
-TOPS = ("published", "report", "gguf", "merged", "adapter", "prepared", "base")  # the first that exists is compared
-_NOT_COMPARED = ("labels", "sources", "files", "tokens")  # metrics of prepared data: compared apart, or too long
+TOPS = ("published", "report", "gguf", "merged", "adapter", "prepared", "base")  # the first existing kind is compared
+_NOT_COMPARED = ("labels", "sources", "files", "tokens")  # metrics of prepared data: compared separately, or too long
 FIRST_ROWS = [f"rows {name}" for name in ("rows_in", "train", "validation", "calibration", "test", "rejected")]
 Report: TypeAlias = tuple[EvaluationReport, list[RowEntry]]  # report.json, and the rows of rows.jsonl
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """One of the two artifacts, with the artifacts of its lineage that are below runs/, by name."""
+    """One of the two artifacts, with the artifacts of its lineage below `runs/`, by name."""
 
     top: Artifact
     parts: dict[str, Artifact]
 
 
 class FieldChange(TypedDict):
-    """A key whose values differ; None where it is missing."""
+    """A key with different values in the two artifacts; None for a missing key."""
 
     key: str
     first: object
@@ -40,7 +40,7 @@ class FieldChange(TypedDict):
 
 
 class MetricChange(TypedDict):
-    """A metric of one model in both reports; `difference` is second less first."""
+    """A metric of one model in both reports; `difference` is second minus first."""
 
     first: float
     second: float
@@ -48,7 +48,7 @@ class MetricChange(TypedDict):
 
 
 class ModelChange(TypedDict):
-    """A model that both reports measured; `paired` tests its primary metric on the rows in common, if there are any."""
+    """A model in both reports; `paired` tests its primary metric on the common rows, None without common rows."""
 
     model: str
     metrics: dict[str, MetricChange]
@@ -82,8 +82,8 @@ def diff(first: Path, second: Path) -> Comparison:
     """Compare two artifacts of one kind, two releases, or two projects (their last release or report).
 
     Raises:
-        IntegrityError: There is no artifact at a path.
-        UsageError: The two are of different kinds.
+        IntegrityError: A path holds no artifact.
+        UsageError: The artifacts have different kinds.
     """
     left, right = _opened(first), _opened(second)
     if left.top.kind != right.top.kind:
@@ -138,7 +138,7 @@ def _parts(node: lineage.LineageNode) -> Iterator[tuple[str, Artifact]]:
 
 
 def _configs(compared: _Compared, other: _Compared) -> dict[str, Any]:
-    """Every config key of the stages in both lineages, such as `finetune.epochs`; `data` names what one lacks."""
+    """Config values by key, such as `finetune.epochs`, of the stages that are in both lineages."""
     configs = {}
     for name, part in compared.parts.items():
         if name not in other.parts:
@@ -151,7 +151,7 @@ def _configs(compared: _Compared, other: _Compared) -> dict[str, Any]:
 
 
 def _data(compared: _Compared) -> dict[str, Any]:
-    """Digests of the lineage, source files and row counts."""
+    """Digests of the lineage, hashes of source files, and row counts, by name."""
     facts: dict[str, Any] = {name: part.digest for name, part in compared.parts.items() if part is not compared.top}
     prepared = compared.parts.get("prepared")
     if prepared is not None:
@@ -171,14 +171,14 @@ def _files(top: Artifact) -> dict[str, Any]:
 
 
 def _figures(top: Artifact) -> dict[str, Any]:
-    """The numbers and texts of an artifact's metrics; those of a report are compared model by model."""
+    """The numbers and texts of an artifact's metrics; {} for a report, which is compared model by model."""
     if top.kind == "report":
         return {}
     return {key: value for key, value in flat(top.metrics).items() if isinstance(value, int | float | str)}
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones; lists as JSON."""
+    """A nested mapping with dotted keys; lists become JSON texts."""
     result: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, dict):
@@ -189,7 +189,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[FieldChange]:
-    """The keys whose values differ, sorted."""
+    """The keys with different values, sorted."""
     pairs = ((key, first.get(key), second.get(key)) for key in sorted(first.keys() | second.keys()))
     return [{"key": key, "first": before, "second": after} for key, before, after in pairs if before != after]
 
@@ -226,11 +226,11 @@ def _models(left: Report, right: Report) -> list[ModelChange]:
 
 
 def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
-    """A paired test of the primary metric on the rows that both reports hold; the difference is second less first."""
+    """A paired test of the primary metric on the rows in both reports; the difference is second minus first."""
     import numpy as np
 
     metric = left[0]["primary_metric"]
-    place: Literal[1, 3] = 3 if metric == "token_f1" else 1  # of a row's answer: token F1, or right (1) and wrong (0)
+    place: Literal[1, 3] = 3 if metric == "token_f1" else 1  # index in RowAnswer: token F1, or right (1) and wrong (0)
     values = [_by_id(name, report, rows, place) for report, rows in (left, right)]
     ids = [id for id in values[0] if id in values[1]]
     if not ids:
@@ -259,14 +259,14 @@ def _by_id(name: str, report: EvaluationReport, rows: Sequence[RowEntry], place:
 
 
 def lines(comparison: Comparison) -> Iterator[str]:
-    """The comparison for people; `first -> second` throughout."""
+    """The comparison as text, in the form `first -> second`."""
     first, second = comparison["first"], comparison["second"]
     yield f"{comparison['kind']}  {first['path']}  {first['started']}"
     yield f"    ->  {second['path']}  {second['started']}"
     if comparison["same"]:
         yield "the same content, byte by byte"
     parts = {name: comparison[name] for name in ("config", "data", "environment", "files", "metrics")}
-    if comparison["kind"] == "prepared":  # its rows first, and last what follows from them: hashes
+    if comparison["kind"] == "prepared":  # row counts first; hashes, which follow from them, last
         parts = {name: parts[name] for name in ("data", "config", "metrics", "environment", "files")}
     for name, section in parts.items():
         if section:
@@ -284,7 +284,7 @@ def lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _rank(change: FieldChange) -> int:
-    """The place of a change among those of data: what came in and its splits, then the sources, then the others."""
+    """Sort key of a change in data: row counts of input and splits, then sources, then the others."""
     if change["key"] in FIRST_ROWS:
         return FIRST_ROWS.index(change["key"])
     return len(FIRST_ROWS) + (not change["key"].startswith("source "))

@@ -1,6 +1,6 @@
-"""Garbage below `runs/`: artifacts that no release, tag, config or running process needs, listed and removed.
+"""Lists and removes garbage below `runs/`: artifacts that no release, tag, config or running process needs.
 
-An artifact is renamed before it is removed, so that one that is half gone never lies where a whole one would.
+An artifact is renamed before it is removed, so that a half-removed artifact never has the name of a whole one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LEFT = {
 
 @dataclass(frozen=True)
 class Unneeded:
-    """Something that nothing needs; `size` in bytes."""
+    """A file or folder that nothing needs; `what` describes it, `size` is in bytes."""
 
     path: Path
     what: str
@@ -45,7 +45,7 @@ class Unneeded:
 
 @dataclass(frozen=True)
 class Survey:
-    """All that could be removed, and notes on what could not be asked."""
+    """Everything that can be removed, and notes on targets that could not be read."""
 
     items: tuple[Unneeded, ...]
     notes: tuple[str, ...]
@@ -60,17 +60,16 @@ class Survey:
 
 
 def survey(project: Project, registries: Sequence[Path]) -> Survey:
-    """Everything below `runs/` that nothing needs.
+    """Find everything below `runs/` that nothing needs.
 
     Args:
-        project: With its present config, whose artifacts are all kept.
-        registries: Folders of releases beside the one that the config names and those that receipts name; what their
-            releases were made of is kept. Releases that lie elsewhere cannot be read: of those that were sent
-            there, and of all that was laid out while the config publishes there, everything is kept.
+        project: The project; all artifacts of its present config are kept.
+        registries: Further registries, besides those of the config and of receipts; the inputs of their releases are
+            kept. Targets that are not folders cannot be read: the inputs of all releases that were sent to one are
+            kept, and those of all releases below `runs/` if the config publishes to one.
 
     Raises:
-        IntegrityError: A registry that holds releases, or one of them, cannot be read, so that nobody can say what it
-            needs.
+        IntegrityError: A registry or a release in it cannot be read, so it is unknown which artifacts it needs.
     """
     everything = [lineage.opened(folder) for folder in lineage.folders(project.root)]
     artifacts = [entry for entry in everything if isinstance(entry, Artifact)]
@@ -90,7 +89,7 @@ def survey(project: Project, registries: Sequence[Path]) -> Survey:
 
 
 def lines(unneeded: Survey, root: Path) -> Iterator[str]:
-    """The list for people, the largest first."""
+    """The list as text, the largest first."""
     shown = [item for item in unneeded.items if item.size]
     for item in sorted(shown, key=lambda item: (-item.size, item.path)):
         yield f"{console.size(item.size):>9}  {item.path.relative_to(root)}  ({item.what})"
@@ -104,10 +103,10 @@ def lines(unneeded: Survey, root: Path) -> Iterator[str]:
 
 
 def remove(project: Project, unneeded: Survey) -> tuple[int, list[Path]]:
-    """Remove what nothing needs, except what a process has begun to use since.
+    """Remove the items of a survey, except those that a process has begun to use since.
 
     Returns:
-        Bytes freed, and the paths that were left.
+        (bytes freed, paths that were kept).
     """
     freed, left = 0, []
     for item in unneeded.items:
@@ -119,7 +118,7 @@ def remove(project: Project, unneeded: Survey) -> tuple[int, list[Path]]:
 
 
 def _remove(project: Project, path: Path) -> bool:
-    """Remove one path under the lock of the stage that makes it; False where a process uses it."""
+    """Remove a path, unless a process uses it or holds the lock of its stage; True if it was removed."""
     if path.parent == project.runs / ".locks":
         return _remove_lock(path)
     if _is_held(project, path):
@@ -138,7 +137,7 @@ def _remove(project: Project, path: Path) -> bool:
 
 
 def _remove_lock(path: Path) -> bool:
-    """Remove a lock's file while holding it; a process that waits for it finds another file and locks that one."""
+    """Remove a lock file while holding its lock; a waiting process notices, and locks a new file."""
     with contextlib.suppress(FileNotFoundError), path.open("r+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,7 +151,7 @@ def _remove_lock(path: Path) -> bool:
 
 
 def _needed(project: Project, artifacts: Sequence[Artifact], registries: Sequence[Path]) -> tuple[set[Path], list[str]]:
-    """The folders of artifacts that the config, a release or a process needs, with all that they were made of."""
+    """Returns (folders of artifacts that the config, a release or a process needs, with their ancestors; notes)."""
     paths = {*_current(project), *_served(project, artifacts)}
     laid_out = {entry.digest: entry for entry in artifacts if entry.is_release}
     released, notes = _released(project, laid_out, registries)
@@ -160,7 +159,7 @@ def _needed(project: Project, artifacts: Sequence[Artifact], registries: Sequenc
     reached = named | {
         digest for made in lineage.Ancestry(artifacts).of(*named) for digest in (made.digest, *_inputs(made.manifest))
     }
-    # answers of models and data that are needed are what the next report is made of, and a server finds its policy
+    # predictions and policies of kept models are kept too: the next report and the server find them
     for kind in ("predictions", "policy"):
         reached |= {entry.digest for entry in artifacts if entry.kind == kind and _inputs(entry.manifest) <= reached}
     return paths | {entry.path for entry in artifacts if entry.digest in reached}, notes
@@ -169,9 +168,9 @@ def _needed(project: Project, artifacts: Sequence[Artifact], registries: Sequenc
 def _released(
     project: Project, laid_out: Mapping[str, Artifact], registries: Sequence[Path]
 ) -> tuple[set[str], list[str]]:
-    """The digests of all releases that may lie anywhere, with those of their inputs, and notes for the user.
+    """Returns (digests of all releases that may exist at any target, and of their inputs; notes for the user).
 
-    A registry that is named and cannot be read is not an empty one: it may be on a share that is not mounted.
+    A named registry that cannot be read is not taken for an empty one: it may be on a share that is not mounted.
 
     Args:
         laid_out: The releases below `runs/` by digest, sent or not.
@@ -217,17 +216,17 @@ def _place(project: Project, receipt: deliveries.Delivery) -> Path | None:
 def _current(project: Project) -> Iterator[Path]:
     """The paths of the present config's artifacts, whether they exist or not."""
     for name in LEAVES:
-        with contextlib.suppress(IntegrityError):  # what it needs has not been made
+        with contextlib.suppress(IntegrityError):  # an input has not been made yet
             yield from (request.path for request in project.stage(name).current())
 
 
 def _served(project: Project, artifacts: Sequence[Artifact]) -> Iterator[Path]:
-    """Artifacts that the server's section names, as a folder or as a file in one."""
+    """The folders of artifacts that the section `serve` names, by folder or by a file in it."""
     section = project.config.serve
     named = [*section.adapters.values(), *([section.policy] if isinstance(section.policy, Path) else [])]
     for member in section.fleet.values():
         named += [project.root / member.release] + ([member.policy] if isinstance(member.policy, Path) else [])
-    if any(member.policy is True for member in section.fleet.values()):  # found by the file that answers
+    if any(member.policy is True for member in section.fleet.values()):  # the server finds a policy by its GGUF file
         named += [entry.path for entry in artifacts if entry.kind == "policy"]
     places = [path.resolve() for path in named]
     yield from (
@@ -247,12 +246,12 @@ def _locks(project: Project) -> list[Path]:
 
 
 def _held_digests(project: Project) -> set[str]:
-    """Digests that running stages have said they need."""
+    """Digests of artifacts that running stages need, as written in their lock files."""
     return {line for path in _locks(project) for line in (locks.read_holder(path) or [])[1:]}
 
 
 def _lock_of(project: Project, path: Path) -> Path | None:
-    """The lock that whoever makes something below `runs/` holds."""
+    """The lock file that a process holds while it writes `path`; None for a path without one."""
     if path.parent == project.sources:
         return project.runs / ".locks" / "sources"
     if path.parent == project.runs / stage_log.FOLDER:
@@ -266,13 +265,13 @@ def _lock_of(project: Project, path: Path) -> Path | None:
 
 
 def _is_held(project: Project, path: Path) -> bool:
-    """True while a process makes what lies at a path, or, of a log, what the log is about."""
+    """True while a process writes `path`, or, for a log, its artifact."""
     lock = _lock_of(project, path)
     return lock is not None and locks.read_holder(lock) is not None
 
 
 def _in_use(project: Project) -> set[str]:
-    """Files below `runs/` that a process has open or mapped, such as a model that is served (Linux)."""
+    """Files below `runs/` that another process has open or mapped, such as a served model (by /proc)."""
     top, used = str(project.runs.resolve()) + "/", set[str]()
     for process in Path("/proc").glob("[0-9]*"):
         if process.name == str(os.getpid()):
@@ -289,11 +288,11 @@ def _is_used(path: Path, used: set[str]) -> bool:
     return any(entry.startswith(prefix) for entry in used)
 
 
-# What lies beside
+# Leftovers and copies
 
 
 def _left(project: Project, used: set[str]) -> Iterator[Unneeded]:
-    """Leftovers of interrupted runs: drafts, and checkpoints of trainings that the config no longer asks for."""
+    """Leftovers of interrupted runs: drafts, and checkpoints of trainings that are not in the present config."""
     current = {path.name for path in _current(project)}
     for path in sorted([*project.runs.glob("*/.*"), *project.runs.glob(reproduce.PREFIX + "*")]):
         prefix = next((entry for entry in _LEFT if path.name.startswith(entry)), "")
@@ -302,12 +301,12 @@ def _left(project: Project, used: set[str]) -> Iterator[Unneeded]:
         if _is_held(project, path) or _is_used(path, used):
             continue
         if prefix == ".resume-" and path.name.removeprefix(prefix) in current:
-            continue  # the next run goes on from there
+            continue  # the next run resumes from it
         yield Unneeded(path, _LEFT[prefix], _size(path))
 
 
 def _copies(project: Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
-    """Copies of sources, endpoints and signatures that belong to no artifact that is kept."""
+    """Copies of sources, logs, encoders, endpoints and signatures that no kept artifact needs."""
     if locks.read_holder(project.runs / ".locks" / "sources") is None:
         named = {
             path for source in project.config.prepare.sources for path in snapshot.copies_of(source, project.sources)

@@ -1,6 +1,6 @@
-"""Everything below `runs/`, one line an artifact: what it is, what it was made with, and how good it is.
+"""The artifacts below `runs/`, a line each: kind, base, settings, metric of the newest report; and leaderboards.
 
-Nothing is verified here beyond names and sizes. A folder that is damaged or foreign is listed as such.
+Only names and sizes are verified. A damaged or foreign folder is listed with its fault.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from slmctl.releases import deliveries, registry
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of, parse_report
 from slmctl.reports.scoreboard import figure
 
-LONG = 32  # characters of a value; a longer one is shown by a hash of it
+LONG = 32  # characters of a value; a longer value is shown as its hash
 KINDS = tuple(LEAVES.values())  # in the order of the pipeline
-_BARE = config.parse("{project: none, base: none}")  # for the class and the defaults of each stage's section
+_BARE = config.parse("{project: none, base: none}")  # to look up the class of each stage's section
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Entry:
     """One folder below `runs/`.
 
     Attributes:
-        kind: What it holds; of a folder that cannot be read, the name of the folder above it.
-        id: The first digits of its recipe id.
-        started: When it was made, in UTC; empty where it is damaged.
-        base: Names of the bases that it was made from or measured on.
-        changed: Config keys and inputs in which the artifacts of its kind differ, with its own values.
+        kind: Kind of the artifact; for a damaged folder, the name of its parent folder.
+        id: First characters of the recipe id.
+        started: Start of its stage, in UTC; '' for a damaged folder.
+        base: Names of the base models among its ancestors.
+        changed: Config keys and inputs in which the artifacts of this kind differ -> this artifact's values.
         size: Bytes of its files.
-        tags: Its version and the tags that stand for it, of a release.
-        fault: What is wrong with it; empty where nothing is.
+        tags: For a release: its version, and the tags that point at it.
+        fault: Reason why the folder cannot be used; '' for a readable artifact.
     """
 
     kind: str
@@ -75,11 +75,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One participant of the leaderboard: a model or baseline that a report measured on some rows.
+    """One line of a leaderboard: a model or baseline that a report measured on some rows.
 
     Attributes:
-        data: The data set whose rows were answered, by its short id or digest, with the split.
-        report: Short id of the newest report that holds these answers.
+        data: Short id of the data set, or the start of its digest.
+        split: Split of the data set.
+        report: Short id of the newest report with these answers.
     """
 
     data: str
@@ -100,7 +101,7 @@ class Ranked:
 
 
 def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
-    """Every folder of an artifact below `runs/`, or of some kinds: by kind as in the pipeline, the newest first."""
+    """Every artifact folder below `runs/`, or those of `kinds`; in the order of the pipeline, the newest first."""
     made, faults = _read(root)
     ancestry = Ancestry(made)
     measured, tags, changed = _measured(made), _tags(root, made), _changes(made, ancestry)
@@ -128,7 +129,7 @@ def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
 def leaderboard(root: Path) -> list[Ranked]:
     """Every model and baseline that a report below `runs/` measured, by data set and split, the best first.
 
-    Answers that several reports hold stand once, with the newest report.
+    Predictions in several reports are listed once, for the newest report.
     """
     made, _ = _read(root)
     data = {entry.digest: entry.short_id for entry in made if entry.kind == "prepared"}
@@ -161,11 +162,11 @@ def leaderboard(root: Path) -> list[Ranked]:
     return sorted(ranked, key=lambda row: (newest[row.data, row.split], row.data, row.split), reverse=True)
 
 
-# For people
+# As text
 
 
 def lines(entries: Sequence[Entry]) -> Iterator[str]:
-    """The table of the artifacts; below it, the folders that are damaged or no artifacts."""
+    """The table of artifacts; below it, the faults of damaged folders."""
     columns = ["kind", "id", "made", "base", "loss", "metric", "size", "tags", "changed"]
     rows = [
         [
@@ -189,7 +190,7 @@ def lines(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def leaderboard_lines(ranked: Sequence[Ranked]) -> Iterator[str]:
-    """A table for each data set and split: models measured on other rows cannot be compared."""
+    """A table for each data set and split, since models that were measured on different rows cannot be compared."""
     columns = ["model", "kind", "report", "made", "metric", "interval", "size", "latency"]
     for place in dict.fromkeys((row.data, row.split, row.metric) for row in ranked):
         group = [row for row in ranked if (row.data, row.split, row.metric) == place]
@@ -213,7 +214,7 @@ def leaderboard_lines(ranked: Sequence[Ranked]) -> Iterator[str]:
 
 
 def _filled(columns: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The table without columns in which no row has anything."""
+    """The table without empty columns."""
     places = [place for place in range(len(columns)) if any(row[place] != "-" for row in rows)]
     return [columns[place] for place in places], [[row[place] for place in places] for row in rows]
 
@@ -222,7 +223,7 @@ def _filled(columns: list[str], rows: list[list[str]]) -> tuple[list[str], list[
 
 
 def _read(root: Path) -> tuple[list[Artifact], dict[Path, str]]:
-    """The artifacts below `runs/` whose names and sizes are right, and what is wrong with each other folder."""
+    """Returns (artifacts below `runs/` with the right names and sizes, faults of the other folders by path)."""
     made, faults = list[Artifact](), dict[Path, str]()
     for folder in lineage.folders(root):
         try:
@@ -235,13 +236,13 @@ def _read(root: Path) -> tuple[list[Artifact], dict[Path, str]]:
 
 
 def _reports(made: Iterable[Artifact]) -> list[tuple[Artifact, EvaluationReport]]:
-    """The reports that can be read, the newest first."""
+    """The readable reports, the newest first."""
     reports = []
     for report in made:
         if report.kind == "report":
             try:
                 reports.append((report, parse_report(report.metrics, where=str(report.path))))
-            except SlmctlError:  # of a version that this one does not know; it is listed, without a metric
+            except SlmctlError:  # written by an unknown version: listed without a metric
                 continue
     return sorted(reports, key=lambda each: each[0].manifest.started, reverse=True)
 
@@ -270,7 +271,7 @@ def _measured(made: Sequence[Artifact]) -> dict[str, MeasuredMetric]:
 
 
 def _rank(figures: EvaluationReport, name: str, entry: ParticipantEntry) -> tuple[bool, float]:
-    """Of several files of an artifact the one to release stands for it, else the best."""
+    """Sort key: the file to release stands for its artifact, else the file with the best metric."""
     return name == figures["focus"], entry["metrics"][figures["primary_metric"]]
 
 
@@ -291,7 +292,7 @@ def _tags(root: Path, made: Sequence[Artifact]) -> dict[str, tuple[str, ...]]:
     for to in sorted(to for to in sent if to.startswith("dir:")):
         try:
             tags = registry.tags(registry.parse(to, root)[0])
-        except SlmctlError:  # a share that is not mounted has no tags to show
+        except SlmctlError:  # such as a share that is not mounted
             continue
         for tag in tags:
             if tag.digest in named:
@@ -305,11 +306,11 @@ def _bases(ancestry: Ancestry, made: Artifact) -> tuple[str, ...]:
     return tuple(sorted({str(base.metrics.get("name") or base.path.name) for base in bases}))
 
 
-# What differs
+# Differences within a kind
 
 
 def _changes(made: Sequence[Artifact], ancestry: Ancestry) -> dict[Path, dict[str, str]]:
-    """For each artifact, its values of the config keys and inputs in which the artifacts of its kind differ."""
+    """Path of each artifact -> its values of the config keys and inputs in which artifacts of its kind differ."""
     changes: dict[Path, dict[str, str]] = {}
     for kind in {each.kind for each in made}:
         values = {each.path: _settings(each) | _origins(each, ancestry) for each in made if each.kind == kind}
@@ -321,7 +322,7 @@ def _changes(made: Sequence[Artifact], ancestry: Ancestry) -> dict[Path, dict[st
 
 
 def _settings(made: Artifact) -> dict[str, str]:
-    """The config of an artifact with today's default where it has no value."""
+    """The recorded config of an artifact by dotted key, with present defaults for missing keys."""
     name, recorded = made.manifest.stage.partition("/")[0], made.manifest.config
     if name in LEAVES and recorded:
         model = type(config.stage_config(_BARE, name))
@@ -329,13 +330,13 @@ def _settings(made: Artifact) -> dict[str, str]:
             section = config.restored(model, recorded, lambda content: Path(content[7 : 7 + SHORT_ID]))
             unknown = {key: value for key, value in recorded.items() if key not in model.model_fields}
             recorded = section.model_dump(mode="json", exclude_none=True) | unknown
-        except SlmctlError:  # of another version: as it stands
+        except SlmctlError:  # recorded by an unknown version: shown as it is
             pass
     return dict(_flat(recorded))
 
 
 def _origins(made: Artifact, ancestry: Ancestry) -> dict[str, str]:
-    """The inputs of an artifact by role: a short id, or how many there are."""
+    """The inputs of an artifact by role: the short id of one, the number of several."""
     origins = {}
     for role, value in made.manifest.inputs.items():
         if isinstance(value, str):
@@ -347,7 +348,7 @@ def _origins(made: Artifact, ancestry: Ancestry) -> dict[str, str]:
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of a config by dotted key, each value in at most LONG characters."""
+    """(dotted key, value) of each leaf of a config; a value longer than LONG is shown as its hash."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _flat(inner, f"{key}.{name}" if key else str(name))

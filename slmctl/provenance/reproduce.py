@@ -1,7 +1,7 @@
 """Build an artifact again from its manifest, and compare: the same bytes, or the differences and their likely cause.
 
-The manifest names inputs by digest and sources by the hash of their content, so both are searched by hash: inputs
-among the artifacts below `runs/`, sources among `--source`, the copies in `runs/.sources/` and the files of the config.
+The manifest names inputs by digest and sources by content hash, so both are searched by hash: inputs among the
+artifacts below `runs/`; sources among `--source`, the copies in `runs/.sources/` and the files of the config.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from slmctl.pipeline.named import open_model
 from slmctl.provenance import diff
 from slmctl.sources import snapshot
 
-PREFIX = ".reproduce-"  # of the temporary folder of the rebuilt artifact
-_NO_CAUSE = ("hosts_contacted", "bytes_out", "not_counted")  # keys of an environment that change no byte
+PREFIX = ".reproduce-"  # of the temporary folder with the rebuilt artifact
+_NO_CAUSE = ("hosts_contacted", "bytes_out", "not_counted")  # keys of `environment` that cannot change the result
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A rebuilt artifact beside the recorded one.
+    """The comparison of a rebuilt artifact with the recorded one.
 
     Attributes:
-        recorded, rebuilt: Their digests.
+        recorded, rebuilt: Digests of both.
         files: Files that differ: `key` is the path, `first` the recorded sha256, `second` the rebuilt one.
         recipe: Differences in the recipe, such as the stage's version.
         environment: Differences in versions and machine.
@@ -50,7 +50,7 @@ class Reproduction:
 
     @property
     def same(self) -> bool:
-        """True if every file is the same."""
+        """True if all files are equal."""
         return self.recorded == self.rebuilt
 
     def to_json(self) -> dict[str, Any]:
@@ -58,16 +58,16 @@ class Reproduction:
 
 
 def reproduce(project: Project, made: Artifact, sources: Sequence[Path] = ()) -> Reproduction:
-    """Build an artifact again, beside it, compare, and remove what was built.
+    """Build an artifact again in a temporary folder, compare it, and remove it.
 
     Args:
-        project: Where its inputs lie.
-        sources: Files and folders that it was made from, where the search by hash would not find them.
+        project: The project with the inputs.
+        sources: Further files and folders in which sources are searched by hash.
 
     Raises:
-        IntegrityError: It is damaged, or an input or source is missing.
-        UsageError: It cannot be built from files: slmctl did not make it, or an endpoint answered.
-        And what its stage raises.
+        IntegrityError: The artifact is damaged, or an input or source is missing.
+        UsageError: It cannot be rebuilt: slmctl did not make it, or an endpoint answered.
+        SlmctlError: See the artifact's stage.
     """
     artifact.require_whole(made, hint="there is nothing to compare with")
     name = made.manifest.stage.partition("/")[0]
@@ -94,7 +94,7 @@ def reproduce(project: Project, made: Artifact, sources: Sequence[Path] = ()) ->
 
 
 def lines(outcome: Reproduction) -> Iterator[str]:
-    """The outcome for people."""
+    """The outcome as text."""
     if outcome.same:
         yield f"the same: {outcome.kind} {outcome.recorded}"
         return
@@ -114,7 +114,7 @@ def _short(sha256: object) -> str:
 
 
 def _inputs(project: Project, made: Artifact, named: Sequence[Path]) -> dict[str, Artifact | list[Artifact]]:
-    """The recorded inputs by role, found by their digests."""
+    """The recorded inputs by role, found by digest."""
     by_digest = {made.digest: made for made in lineage.readable_artifacts(project.root)}
     for path in named:  # a foreign model
         if path.suffix == ".gguf" or (path / "config.json").exists() or (path / "adapter_config.json").exists():
@@ -139,13 +139,13 @@ def _inputs(project: Project, made: Artifact, named: Sequence[Path]) -> dict[str
 
 
 def _section(project: Project, made: Artifact, name: str, named: Sequence[Path], place: Path) -> config.Section:
-    """The recorded config, with a path for every hash, under the name that the file had then."""
+    """The recorded config with a path for every content hash; source files get the names that they had then."""
     model = type(config.stage_config(project.config, name))
     sources = _Sources(project, named)
     section = config.restored(model, made.manifest.config, sources.find)
     if isinstance(section, config.PrepareConfig):
         wholes = {part.local: part.whole for part in _parts(project)}
-        renamed = [  # the last source that is listed may be a teacher's labels, which are an input
+        renamed = [  # a last, further entry of the metrics is a teacher's labels, which are an input
             source.at(
                 _renamed(source.local, place / f"source-{k}", _file_name(source, listed)),
                 whole=wholes.get(source.local, ""),
@@ -162,15 +162,15 @@ def _section(project: Project, made: Artifact, name: str, named: Sequence[Path],
 
 
 def _file_name(source: config.Source, listed: Mapping[str, Any]) -> str:
-    """The name that a source's file had, as its records say."""
+    """The name that a source's file had when it was read, from the recorded metrics."""
     title = str(listed["file"])
-    if source.name is not None:  # the records hold `name`; of the file's own name only the suffix matters
+    if source.name is not None:  # `name` was recorded in place of the file's name, which matters only by its suffix
         return "source" + "".join(source.local.suffixes[-2:])
     return title.removesuffix(f":{source.sheet}") if source.sheet else title
 
 
 def _renamed(path: Path, folder: Path, name: str) -> Path:
-    """A link or copy of a file or folder, under another name in `folder`, which is created."""
+    """A link or copy of a file or folder with another name, in the new folder `folder`."""
     folder.mkdir()
     target = folder / Path(name).name
     if path.is_dir():
@@ -184,7 +184,7 @@ def _renamed(path: Path, folder: Path, name: str) -> Path:
 
 
 class _Sources:
-    """Files and folders by the hash of their content; hashed one by one until the hash is found."""
+    """Files and folders by content hash; they are hashed one by one until a hash is found."""
 
     def __init__(self, project: Project, named: Sequence[Path]) -> None:
         parts = [part.local for part in _parts(project)]
@@ -193,10 +193,10 @@ class _Sources:
         self._by_hash: dict[str, Path] = {}
 
     def find(self, sha256: str) -> Path:
-        """The path of the file or folder with this hash.
+        """The path of the file or folder with this content hash.
 
         Raises:
-            IntegrityError: There is none.
+            IntegrityError: No file has it.
         """
         for path in self._left if sha256 not in self._by_hash else ():
             if path.exists():
@@ -212,9 +212,9 @@ class _Sources:
 
 
 def _parts(project: Project) -> Iterator[config.Source]:
-    """The files that the sources of the config name now, as far as they are there."""
+    """The existing files of the present config's sources."""
     for source in project.config.prepare.sources:
-        with contextlib.suppress(SlmctlError):  # what is not found is said by its hash
+        with contextlib.suppress(SlmctlError):  # `find` reports a missing file by its hash
             yield from snapshot.gathered([source], project.sources)
 
 
@@ -222,7 +222,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
 
 
-# Parts that are compared
+# The compared parts of a manifest
 
 
 def _hashes(made: Artifact) -> dict[str, Any]:

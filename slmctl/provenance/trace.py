@@ -1,7 +1,7 @@
-"""Data sets that hold a row or nearly the same one, and every model and release made of them.
+"""Finds the data sets that hold a row or a near-duplicate of it, and every model and release made of them.
 
-Data sets answer from their `rows.bin`; the rest follows from the digests in the manifests. An
-artifact is only said to be clear when all it was made of is here and could be asked.
+Data sets are searched by the hashes in their `rows.bin`; the rest follows from the digests in the manifests. An
+artifact counts as clear only if all its ancestors are here and could be searched.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from slmctl.releases import registry
 HELD_OUT = frozenset(("validation", "calibration", "test"))
 SHOWN = 5  # rows of a data set that are printed; --json has all
 
-# The splits of its data set that an artifact took something from; of a kind that is not here, all of them.
-# A report trains its baselines on the training rows, and keeps none. Predictions name their split.
-# A data set says by its own rows what it took of a teacher's labels; the gold rows (calibration) set their threshold.
+# Kind of an artifact -> the splits of its data set that influenced it; other kinds: all splits.
+# A report trains baselines on the training rows and does not keep them. Predictions have the split in their config.
+# Labelled rows in a data set are found by its own hashes; the gold rows (calibration) set their threshold.
 _TRAINED = frozenset(("train", "validation"))
 _READS = {"adapter": _TRAINED, "encoder": _TRAINED, "report": {"validation"}, "prepared": {"calibration"}}
 _HOLD_ROWS = ("prepared", "labelled")
@@ -43,15 +43,15 @@ _HOLD_ROWS = ("prepared", "labelled")
 class Standing(StrEnum):
     """The relation of an artifact to the row."""
 
-    TRAINED = "trained"  # its training data held the row, or nearly the same
-    HELD_OUT = "held out"  # only rows that it was measured, chosen, set or prompted by did
-    CLEAR = "clear"  # neither
-    UNKNOWN = "unknown"  # something that it was made of is not here, or cannot be asked
+    TRAINED = "trained"  # the row or a near-duplicate was in its training data
+    HELD_OUT = "held out"  # only in rows by which it was measured, chosen or calibrated, or in its prompt
+    CLEAR = "clear"  # in none of them
+    UNKNOWN = "unknown"  # an ancestor is missing or cannot be searched
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A prepared data set, and which of its records are the row; `fault` says why it could not be searched."""
+    """A data set, and its records that match the row; `fault` is the reason why it could not be searched."""
 
     path: str
     digest: str
@@ -61,10 +61,10 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Holding:
-    """An artifact or a release, and how it relates to the row.
+    """An artifact or a release, and its relation to the row.
 
     Attributes:
-        missing: What keeps the answer from being sure.
+        missing: Reasons why the relation is not sure, such as a missing ancestor.
     """
 
     path: str
@@ -76,10 +76,10 @@ class Holding:
 
 @dataclass(frozen=True)
 class Trace:
-    """The whole answer. It holds no text.
+    """The result of a search; it contains no text of rows.
 
     Attributes:
-        collected: Files of collected answers, feedback and reviews that were searched.
+        collected: The searched files of collected answers, feedback and reviews.
     """
 
     data_sets: tuple[DataSet, ...]
@@ -89,19 +89,19 @@ class Trace:
 
     @property
     def found(self) -> bool:
-        """True if any data set or collected file holds the row, or nearly the same."""
+        """True if a data set or collected file holds the row or a near-duplicate; rejected rows do not count."""
         in_files = any(file.lines > file.forgotten for file in self.collected)
         return in_files or any(row.split != "rejected" for data_set in self.data_sets for row in data_set.rows)
 
     @property
     def sure(self) -> bool:
-        """True if nothing is unknown; files alone say nothing of a model."""
+        """True if data sets or releases were searched, and no relation is unknown."""
         holdings = (*self.artifacts, *self.releases)
         searched = bool(self.data_sets or self.releases)
         return searched and all(entry.standing != Standing.UNKNOWN for entry in holdings)
 
     def to_json(self) -> dict[str, Any]:
-        """This answer as JSON values."""
+        """The result as JSON values."""
         fields = asdict(self)
         for data_set, file in zip(self.data_sets, fields["data_sets"], strict=True):
             file["rows"] = [row.to_json() for row in data_set.rows]
@@ -118,21 +118,21 @@ def trace(
     collected: Sequence[Path] = (),
     forget: bool = False,
 ) -> Trace:
-    """Ask every data set below `root/runs/` for a row, and follow it into everything made of them.
+    """Search every data set below `root/runs/` for a row, and follow matches to everything made of them.
 
     Args:
         root: The project's folder.
-        id: A record's id; rows that are like a record of that id in any data set are found too.
-        similarity: Estimated similarity (0 to 1) from which another row counts as nearly the same.
+        text: The row's text.
+        id: A record's id; near-duplicates of the record with this id in any data set are found too.
+        similarity: Estimated similarity, 0 to 1, from which a row counts as a near-duplicate.
         registries: Folders of releases, `PROJECT/VERSION/` each.
         collected: Files of collected answers, feedback and reviews, or folders of them, to search too.
-        forget: Take the lines of the row out of these files.
+        forget: Remove the matching lines from these files.
 
     Raises:
-        IntegrityError: There is no data set, nothing made of one and no collected file, so that no answer says
-            anything about the row.
+        IntegrityError: There is nothing to search: no data set, no artifact made of one, no collected file.
         OSError: A collected file cannot be read or rewritten.
-        UsageError: The folder is no project.
+        UsageError: The folder is not a project.
     """
     files = tuple(forgetting.search(collected, text=text, id=id, similarity=similarity, forget=forget))
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
@@ -161,13 +161,13 @@ def trace(
 
 
 def _released(registries: Sequence[Path]) -> list[Artifact | Path]:
-    """The releases in registries, whole or not."""
+    """The releases in registries; a folder in place of one with a damaged manifest."""
     folders = [folder for place in registries for folder in registry.folders(place)]
     return [lineage.opened(folder) for folder in folders if (folder / MANIFEST).exists()]
 
 
 def _refuse(root: Path) -> NoReturn:
-    """Refuse an answer from a folder that holds no rows: "no" would be taken for an all-clear."""
+    """Raise an error for a folder without rows, since "not found" would be taken for an all-clear."""
     hint = "slmctl -C PROJECT trace names the folder with slmctl.yaml and runs/; --registry DIR searches releases"
     if not (root / "runs").is_dir() and not (root / config.FILENAME).exists():
         raise UsageError(f"{root} is no project: it has neither {config.FILENAME} nor runs/", hint=hint)
@@ -176,11 +176,11 @@ def _refuse(root: Path) -> NoReturn:
 
 
 class _Exposures:
-    """The splits with the row that each artifact took something from, followed through the manifests."""
+    """For each artifact, the splits by which the row influenced it, followed through the manifests."""
 
     def __init__(self, artifacts: Sequence[Artifact], data_sets: Sequence[DataSet]) -> None:
         self._by_digest: dict[str, list[Artifact]] = {}
-        self._by_file: dict[str, list[Artifact]] = {}  # a base may be a model that was made here
+        self._by_file: dict[str, list[Artifact]] = {}  # by sha256, since a base may be a model that was made here
         for entry in artifacts:
             self._by_digest.setdefault(entry.digest, []).append(entry)
             if not entry.is_base:
@@ -207,7 +207,7 @@ class _Exposures:
         return Holding(_shown(entry.path, root), entry.kind, entry.digest, standing, tuple(sorted(missing)))
 
     def _of(self, entry: Artifact) -> tuple[frozenset[str], frozenset[str]]:
-        """The splits that hold the row and that an artifact took something from, and what is missing to be sure."""
+        """Returns (splits by which the row influenced an artifact, reasons why this is not sure)."""
         if entry.digest in self._seen:
             return self._seen[entry.digest]
         self._seen[entry.digest] = frozenset(), frozenset()  # an artifact cannot be its own ancestor
@@ -233,7 +233,7 @@ class _Exposures:
         return self._seen[entry.digest]
 
     def _own(self, entry: Artifact) -> tuple[set[str], set[str]]:
-        """The same of an artifact without its inputs: a data set holds rows, a base may be a model made here."""
+        """`_of` without inputs: for a data set by its own rows, for a base by the models with the same files."""
         held, faults = self._held.get(entry.digest, (frozenset[str](), frozenset[str]()))
         splits, missing = set(held), set(faults)
         for sha256 in entry.metrics.get("source_sha256", {}).values() if entry.is_base else ():
@@ -245,7 +245,7 @@ class _Exposures:
 
 
 def _taken(entry: Artifact, held: frozenset[str]) -> frozenset[str]:
-    """Of the splits of its data set that hold the row, those that an artifact took something from."""
+    """The splits among `held`, which hold the row, that influenced an artifact made of the data set."""
     if entry.kind == "predictions" and "split" in entry.manifest.config:
         shown = frozenset(("shots",)) if entry.metrics.get("shots") and "train" in held else frozenset[str]()
         return held & {entry.manifest.config["split"]} | shown
@@ -281,7 +281,7 @@ def _shown(path: Path, root: Path) -> str:
 
 
 def lines(trace: Trace) -> Iterator[str]:
-    """The answer for people, a line each."""
+    """The result as lines of text."""
     listed = [data_set for data_set in trace.data_sets if data_set.rows]
     if any(row.split != "rejected" for data_set in listed for row in data_set.rows):
         yield "data sets that hold it or nearly the same:"
