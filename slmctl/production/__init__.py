@@ -1,1 +1,1 @@
-"""The files that production leaves: answers that a server collected, feedback on them, decisions of reviewers."""
+"""Files that production leaves: answers that a server collected, feedback on them, decisions of reviewers."""

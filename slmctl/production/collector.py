@@ -1,9 +1,8 @@
-"""Collected answers and feedback: lines of `serve.collect.to`, written by a thread that no answer waits for.
+"""Writes collected answers and feedback to `serve.collect.to`, in a thread that no answer waits for.
 
-An answer is drawn by chance (`draw`) and handed over (`take`). The thread searches it for personal data and secrets,
-leaves it out or puts marks in their place, and adds a line to the file of the day; a client waits for its feedback, so
-that is written before the answers. A disk that is full or slow, or a detector that fails, costs lines and no answer;
-they are counted.
+An answer is drawn at random (`draw`) and queued (`take`). The thread searches it for personal data and secrets, drops
+it or replaces them by marks, and adds a line to the file of the day. Feedback is written before queued answers, since
+its client waits. A full or slow disk, or a failing detector, costs lines, never answers; lost lines are counted.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from slmctl.production.records import FEEDBACK, CollectedRow, Feedback, collecte
 from slmctl.sensitive import conversation_veto
 from slmctl.sources.reviewed import Choice
 
-WAITING = 1000  # rows that wait to be written, and as many words; more are lost, and counted
-WAITING_CHARACTERS = 1 << 25  # of their texts together
-IDS = 50_000  # of answers that feedback is taken for
-MOST_WORDS = 8  # of feedback on one answer, whose lines all stay in the file
-MOST_FEEDBACK = 1 << 28  # bytes of the file of feedback
-SEARCHERS = 256  # words that are searched, or wait until it is their client's turn: a thread each
-LOOK_S = 60.0  # between two looks at the calendar where nothing comes
-CLOSE_S = 5.0  # for the waiting lines when the server stops
+WAITING = 1000  # queued rows, and queued feedback; further ones are lost, and counted
+WAITING_CHARACTERS = 1 << 25  # characters of all queued rows together
+IDS = 50_000  # most recent answers for which feedback is accepted
+MOST_WORDS = 8  # most pieces of feedback on one answer; each stays in the file as a line
+MOST_FEEDBACK = 1 << 28  # bytes of the feedback file
+SEARCHERS = 256  # threads that search feedback, or wait until it is their client's turn
+LOOK_S = 60.0  # seconds between two checks for a new day while nothing is queued
+CLOSE_S = 5.0  # seconds to write queued lines when the server stops
 KINDS: tuple[Choice, ...] = ("uniform", "escalated", "unsure")
-DROPPED = ("sensitive", "doubt", "failed")  # what was found, what cannot be searched, a detector without a result
+DROPPED = ("sensitive", "doubt", "failed")  # a finding; a text that cannot be searched; a detector that failed
 FAMILIES = {  # name: kind, help
     "slmctl_collected": ("counter", "Answers that were collected, by what chose them."),
     "slmctl_collect_dropped": ("counter", "Answers that were left out: sensitive, or not to be searched."),
@@ -54,12 +53,12 @@ _RANDOM = random.SystemRandom()
 
 @dataclass(frozen=True)
 class Draw:
-    """The chance that an answer had to be collected.
+    """The random draw for one answer.
 
     Attributes:
-        chosen: What chose it; None where nothing did.
-        uniform: It is in the uniform share.
-        probability: With which an answer of its kind is collected, 0 to 1.
+        chosen: Reason for which the answer is collected; None if it is not.
+        uniform: True if it is in the uniform share.
+        probability: Probability with which an answer of its kind is collected, 0 to 1.
     """
 
     chosen: Choice | None
@@ -69,11 +68,11 @@ class Draw:
 
 @dataclass
 class Answered:
-    """An answer of this server, for feedback: its line's id, its model, and the last word on it.
+    """An answer of this server, for feedback on it: id of its line, model, and the last feedback (ok, answer).
 
     Attributes:
-        offers: The client offered tools of its own, which are not kept.
-        words: Number of different words on it.
+        offers: True if the client sent its own tools, which are not kept.
+        words: Number of different pieces of feedback on it.
     """
 
     row: str
@@ -104,15 +103,15 @@ class _Word:
 
 
 class Collector:
-    """The files of one server's collected answers.
+    """The writer of one server's collected answers and feedback.
 
     Args:
         settings: The section `serve.collect`.
-        chance: Numbers from 0 to 1, one a call.
-        now: The time, in UTC.
+        chance: Returns a random number from 0 to 1.
+        now: Returns the time in UTC.
 
     Raises:
-        UsageError: The folder cannot be made or written to.
+        UsageError: The folder cannot be created or written to.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class Collector:
         try:
             if not settings.to.exists():
                 settings.to.mkdir(mode=0o700, parents=True)
-                (settings.to / ".gitignore").write_text("*\n", encoding="utf-8")  # a question is nothing to publish
+                (settings.to / ".gitignore").write_text("*\n", encoding="utf-8")  # questions must not be published
             JsonLines(self._feedback, mode=0o600).close()
         except OSError as error:
             raise UsageError(
@@ -140,11 +139,11 @@ class Collector:
         self._lost = 0
         self._lock = threading.Lock()  # around the counts and the ids
         self._ids: OrderedDict[str, Answered] = OrderedDict()  # by the id that the client knows
-        self._rows, self._characters = 0, 0  # that wait, and of their texts
+        self._rows, self._characters = 0, 0  # queued rows, and characters of their texts
         self._numbers = itertools.count()
-        # by rank, words first, and then in the order in which they came
+        # (rank, number, item): feedback first, else first in, first out
         self._queue: queue.PriorityQueue[tuple[int, int, _Row | _Word | None]] = queue.PriorityQueue(2 * WAITING)
-        self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="feedback")  # as the router has its own
+        self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="feedback")  # not the threads of the router
         self._file: JsonLines | None = None
         self._day = ""
         self._remembered = threading.Event()
@@ -152,7 +151,7 @@ class Collector:
         self._thread.start()
 
     def draw(self, *, escalated: bool = False, unsure: bool = False) -> Draw:
-        """Draw whether an answer is collected: for the uniform share, and apart from it for its kind."""
+        """Draw an answer for the uniform share, and independently for the share of its kind."""
         settings = self.settings
         kind: Choice = "escalated" if escalated else "unsure" if unsure else "uniform"
         share = settings.escalated if escalated else settings.unsure if unsure else 0.0
@@ -161,9 +160,9 @@ class Collector:
         return Draw(chosen, uniform, 1 - (1 - settings.kept) * (1 - share))
 
     def answered(self, id: str, model: str, *, offers: bool = False) -> str:
-        """Remember an answer, so that feedback on it is taken; the id that its line has.
+        """Remember an answer, so that feedback on it is accepted; returns the id of its line.
 
-        A client may use an id twice: then it has another one in the files, and feedback goes to the last answer.
+        If a client uses an id again, the line gets another id, and feedback goes to the last answer.
         """
         with self._lock:
             row = f"{id}-{secrets.token_hex(4)}" if id in self._ids else id
@@ -171,14 +170,14 @@ class Collector:
         return row
 
     def take(self, row: CollectedRow, draw: Draw, *, id: str, also: Sequence[str] = (), client: str = "") -> None:
-        """Have an answer written down if it was drawn.
+        """Queue an answer to be written, if it was drawn.
 
         Args:
-            row: The answer; how it was chosen is filled in here.
-            draw: Its draw.
+            row: The answer; the fields about the draw are filled in here.
+            draw: The draw of this answer.
             id: The id that the client knows.
-            also: Texts of calls and tools; where something is found in one, the answer is left out.
-            client: The name of the key that the question came with.
+            also: Texts of calls and tools; a finding in one of them drops the answer.
+            client: Name of the API key of the request.
         """
         if draw.chosen is None:
             return
@@ -200,13 +199,13 @@ class Collector:
             self._dropped[reason] += 1
 
     def find(self, id: str) -> Answered | None:
-        """An answer that feedback may come for; it waits for the ids of the files to be read."""
+        """The answer with this id; None for an unknown id. Waits until the ids in the files have been read."""
         self._remembered.wait(LOOK_S)
         with self._lock:
             return self._ids.get(id)
 
     def cleared(self, text: str, *, client: str = "") -> Future[str | None]:
-        """A text of a client as it may be written down; None where it may not: it is searched as an answer is."""
+        """The text of a client with marks for findings; None if it must not be written. Searched like an answer."""
         return self._searchers.submit(self._cleared_text, text, client)
 
     def _cleared_text(self, text: str, client: str) -> str | None:
@@ -215,9 +214,9 @@ class Collector:
         return None if cleared is not None and _is_object(text) and not _is_object(cleared) else cleared
 
     def say(self, answered: Answered, *, ok: bool | None, answer: str | None, key: str) -> Future[bool]:
-        """Write feedback down; the same word again is not written twice. False where it could not be written.
+        """Write feedback; repeated equal feedback is written once. Resolves to False if it could not be written.
 
-        A file of MOST_FEEDBACK bytes takes no more until old lines leave it.
+        A file of MOST_FEEDBACK bytes takes no more lines until old ones are removed.
         """
         written: Future[bool] = Future()
         if answered.last == (ok, answer):
@@ -240,7 +239,7 @@ class Collector:
         return written
 
     def figures(self) -> dict[str, Samples]:
-        """The samples of each of FAMILIES."""
+        """The Prometheus samples of each of FAMILIES."""
         with self._lock:
             return {
                 "slmctl_collected": [({"chosen": kind}, float(self._collected[kind])) for kind in KINDS],
@@ -252,7 +251,7 @@ class Collector:
             }
 
     def close(self) -> None:
-        """Write the waiting lines, within CLOSE_S."""
+        """Write the queued lines, within CLOSE_S seconds."""
         self._searchers.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(queue.Full):
             self._queue.put((2, next(self._numbers), None), timeout=1)
@@ -280,7 +279,7 @@ class Collector:
     def _search(
         self, messages: conversation_veto.Messages, also: Sequence[str] = (), *, client: str
     ) -> tuple[conversation_veto.Messages | None, str]:
-        """Messages as they may be written down, or None and why not."""
+        """Returns (messages with marks for findings, '') or (None, reason of DROPPED)."""
         redact = sensitive.KINDS if self.settings.sensitive == "redact" else ()
         try:
             cleared = conversation_veto.clear(messages, redact=redact, also=also, client=client)
@@ -300,7 +299,7 @@ class Collector:
             self._file.close()
 
     def _write_next(self) -> bool:
-        """Write the next line that comes; False at the end."""
+        """Write the next queued line; False at the end."""
         try:
             _, _, item = self._queue.get(timeout=LOOK_S)
         except queue.Empty:
@@ -312,7 +311,7 @@ class Collector:
         elif item is not None:
             self._append_row(item)
         if self._queue.empty() and self._file is not None:
-            with contextlib.suppress(OSError):  # what a full disk did not take has been counted
+            with contextlib.suppress(OSError):  # lines that a full disk did not take are already counted
                 self._file.flush()
         return item is not None
 
@@ -326,7 +325,7 @@ class Collector:
         try:
             if self._file is None:
                 self._file = JsonLines(self.settings.to / f"{self._day}.jsonl", mode=0o600, sync=False)
-            self._file.append({**row.to_json(), "answer": row.answer})  # an empty one is an answer too
+            self._file.append({**row.to_json(), "answer": row.answer})  # to_json leaves out an empty answer
         except OSError:
             self._lose()
             return
@@ -346,9 +345,9 @@ class Collector:
         return True
 
     def _cleared(self, row: CollectedRow, also: Sequence[str], client: str) -> tuple[CollectedRow | None, str]:
-        """A row without sensitive data, or None and why there is none: the answers are searched as the messages are."""
+        """Returns (row with marks for findings in messages and answers, '') or (None, reason of DROPPED)."""
         answers = {name: text for name in ("answer", "local_answer", "general_answer") if (text := getattr(row, name))}
-        texts = list(dict.fromkeys(answers.values()))  # one text once, or a value would be read across its copies
+        texts = list(dict.fromkeys(answers.values()))  # equal texts once, else a finding could span two copies
         turns = [{"role": "assistant", "content": text} for text in texts]
         messages, reason = self._search([*row.messages, *turns], also, client=client)
         if messages is None:
@@ -356,12 +355,12 @@ class Collector:
         cut = len(row.messages)
         cleared = dict(zip(texts, (message["content"] for message in messages[cut:]), strict=True))
         if any(_is_object(text) and not _is_object(cleared[text]) for text in texts):
-            return None, "sensitive"  # a mark in place of a number is no JSON
+            return None, "sensitive"  # a mark in place of a number is not JSON
         changed = {name: cleared[text] for name, text in answers.items()}
         return dataclasses.replace(row, messages=list(messages[:cut]), **changed), ""
 
     def _turn_over(self) -> None:
-        """Begin the file of a new day, and remove what is older than `days`."""
+        """On a new day, begin its file, and remove files and feedback older than `days`."""
         day = self._now().date()
         if str(day) == self._day:
             return
@@ -378,7 +377,7 @@ class Collector:
             json_lines.rewrite(self._feedback, lambda fields: str(fields.get("time", oldest)) >= oldest)
 
     def _recall(self) -> None:
-        """Read the ids of the last answers, and the last word on each, from the files."""
+        """Read the ids of the last IDS answers, and the last feedback on each, from the files."""
         ids: OrderedDict[str, Answered] = OrderedDict()
         with contextlib.suppress(OSError):
             for path in reversed(collected_files([self.settings.to])):
@@ -395,7 +394,7 @@ class Collector:
                     ids[id].last = (word.ok, word.answer)
         with self._lock:
             for id, answered in list(ids.items())[:IDS]:
-                if id not in self._ids:  # it was answered meanwhile
+                if id not in self._ids:  # an id in it was answered again meanwhile
                     self._ids[id] = answered
                     self._ids.move_to_end(id, last=False)
             while len(self._ids) > IDS:

@@ -1,7 +1,7 @@
-"""The lines of collected answers, feedback and reviews that hold a row or nearly the same one, and their removal.
+"""Finds and removes the lines of collected answers, feedback and reviews that hold a row or a near-duplicate of it.
 
-Unlike a data set's hashes these files hold texts, so a text is also found inside a longer one. What belongs to a row
-goes with it: feedback and decisions name it by its id.
+Unlike a data set's hashes these files hold texts, so a text is also found inside a longer one. Feedback and decisions
+on a row, which have its id, are found and removed with it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from slmctl.deduplication.row_fingerprints import QueryFingerprint
 from slmctl.sensitive.conversation_veto import texts_in
 from slmctl.sensitive.unmask import FOLDS
 
-SHORTEST = 8  # characters of a text that is looked for inside others: a shorter one stands in half of them
-AT_ONCE = 1024  # lines that are compared together
-_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|([\"/]))")  # of JSON that stands in a text
+SHORTEST = 8  # characters of a text to look for inside others; a shorter one would be in half of them
+AT_ONCE = 1024  # lines of a batch
+_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|([\"/]))")  # escapes of JSON inside a text
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class CollectedFile:
     """A file of collected answers, feedback or reviews, and the number of its lines that belong to the row.
 
     Attributes:
-        lines: Lines that held the row when it was searched.
-        forgotten: Of them, those that were taken out since.
+        lines: Number of lines that held the row, or belonged to a line that did.
+        forgotten: Number of these that were removed.
     """
 
     path: str
@@ -43,7 +43,7 @@ class CollectedFile:
 
 @dataclass
 class _Sought:
-    """A row that is looked for: its text, and the ids of the lines that hold it."""
+    """The row to look for: its text, and the ids of the lines that hold it."""
 
     text: str
     similarity: float
@@ -54,7 +54,7 @@ class _Sought:
         self.print: QueryFingerprint | None = row_fingerprints.query_fingerprint(self.text) if self.text else None
 
     def collect(self, lines: Sequence[JsonObject]) -> None:
-        """Keep the ids of the lines that hold the row."""
+        """Add the ids of the lines that hold the row to `ids`."""
         texts = [_texts(line) for line in lines]
         questions = [minhash.normalise(own[0]) for own in texts]
         alike = [False] * len(lines)
@@ -68,7 +68,7 @@ class _Sought:
                 self.ids.add(_id_of(line))
 
     def stands_in(self, text: str) -> bool:
-        """True where the row stands inside a text, which may hold JSON with its escapes."""
+        """True if a text, which may hold JSON with escapes, contains the row."""
         return bool(self.inside) and (
             self.inside in _plain(text) or self.inside in _plain(_ESCAPE.sub(_unescape, text))
         )
@@ -77,16 +77,16 @@ class _Sought:
 def search(
     paths: Sequence[Path], *, text: str | None, id: str | None, similarity: float, forget: bool
 ) -> Iterator[CollectedFile]:
-    """The files with the number of their lines that hold the row, or hung on a line that does.
+    """Search files for the lines that hold a row, and for lines with the ids of these.
 
-    A line holds it if its question is the row or nearly the same, or if the row stands in any string of the line.
+    A line holds the row if its question equals it or is a near-duplicate, or if any string of the line contains it.
 
     Args:
         paths: Files, and folders of them.
         text: The row's text.
         id: The id of a request.
-        similarity: Estimated similarity from which a question counts as nearly the same, 0 to 1.
-        forget: Take these lines out. A server or a reviewer may go on adding lines meanwhile.
+        similarity: Estimated similarity from which a question counts as a near-duplicate, 0 to 1.
+        forget: Remove these lines. A server or a reviewer may add lines meanwhile.
 
     Raises:
         OSError: A file cannot be read or rewritten.
@@ -128,7 +128,7 @@ def _batches(path: Path) -> Iterator[list[JsonObject]]:
 
 
 def _texts(line: JsonObject) -> list[str]:
-    """The question of a line, as a data set would have it, then every string of the line."""
+    """The question of a line in the form of a data set's input, then every string of the line."""
     listed: Any = line.get("messages")
     messages = [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
     contents = [str(m.get("content", "")) for m in messages if m.get("role") != "system"]
@@ -136,7 +136,7 @@ def _texts(line: JsonObject) -> list[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The texts of a JSON value at any depth, and those of JSON in a text (arguments)."""
+    """The strings of a JSON value at any depth, and those of JSON inside a string, such as a call's arguments."""
     for text in texts_in(value):
         yield text
         if text.lstrip()[:1] in ("{", "[", '"'):
@@ -145,12 +145,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _id_of(line: JsonObject) -> str:
-    """The id of a line; of one without it, the line itself."""
+    """The id of a line; the line as JSON if it has none."""
     return str(line.get("id") or json.dumps(line))
 
 
 def _plain(text: str) -> str:
-    """A text without case, repeated spaces, and other forms of the same characters."""
+    """A text with NFKC normalisation, folded case and look-alikes, and single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(FOLDS).split())
 
 

@@ -1,4 +1,4 @@
-"""The figures that a served model had when it was measured: those of its policy and of the latest report on it."""
+"""The figures of a served model from its policy and from the latest report on it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 
 @dataclass(frozen=True)
 class MeasuredFigures:
-    """The figures that were measured before; each None where nobody did.
+    """Figures that were measured before a model was served; None for a figure that was not.
 
     Attributes:
-        policy: Where the policy lies; empty without one.
+        policy: Path of the policy; '' without one.
         p_correct: Mean P(correct) of the rows that tested the policy.
-        right: Of these rows, those whose local answer is right to keep.
-        kept: Of these rows.
+        right: Share of these rows with a local answer that is right to keep.
+        kept: Share of these rows that the policy keeps.
         rows: Number of rows that tested the policy.
         max_error: Largest share of wrong answers among kept ones that the policy was fitted for.
-        out_of_scope: The label of questions that no local answer is right for; empty for none.
-        min_token_f1: From which on a text counts as right; None where it has to be the same.
-        report: The task's primary metric on the test rows of the latest report.
-        report_metric: Its name.
-        report_rows: Number of its rows.
+        out_of_scope: The out-of-scope label; '' for none.
+        min_token_f1: Least token F1 of a text that counts as right; None if the words must be equal.
+        report: Value of the primary metric in the latest report.
+        report_metric: Name of the primary metric.
+        report_rows: Number of measured rows.
     """
 
     policy: str = ""
@@ -48,10 +48,10 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
     """The figures of a policy, by default the newest below `runs/`, and of the latest report on its file.
 
     Raises:
-        IntegrityError: There is no policy at the path, or it is not valid.
+        IntegrityError: There is no valid policy at the path.
     """
     made = sorted(lineage.readable_artifacts(root), key=lambda entry: entry.manifest.started)
-    # a policy for a first look judges the encoder's answers, which production does not tell from others
+    # without policies of a first look: they are for the encoder's answers, which collected rows do not distinguish
     policies = [
         entry.path for entry in made if entry.kind == "policy" and entry.metrics.get("model") != encoder_head.NAME
     ]
@@ -68,7 +68,7 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
 
 
 def _reported(made: Sequence[Artifact], gguf: str) -> tuple[str, float | None, int]:
-    """The primary metric of the latest report, its value for a file (its best model without one), and its rows."""
+    """Returns (primary metric, value, rows) of a file in the latest report; without a file, of the report's focus."""
     for entry in reversed(made):
         if entry.kind == "report":
             report: EvaluationReport = parse_report(entry.metrics, where=f"the manifest of {entry.path}")

@@ -1,7 +1,7 @@
-"""The lines that a server leaves: collected answers, feedback and decisions.
+"""Types of the lines that a server writes: collected answers, feedback and decisions.
 
-`serve.collect` writes `collected/DAY.jsonl` and `collected/feedback.jsonl`, both append-only. A collected row says with
-which probability it was chosen, so that shares of all traffic can be estimated from it.
+`serve.collect` writes `collected/DAY.jsonl` and `collected/feedback.jsonl`, both append-only. A collected row holds the
+probability with which it was chosen, so that shares of all traffic can be estimated from it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from slmctl.artifacts.json_lines import Line
 from slmctl.sources.reviewed import Choice
 
 FEEDBACK = "feedback.jsonl"
-MOST_TOKENS = 1 << 32  # of a request; a line with more is damaged
+MOST_TOKENS = 1 << 32  # of a request; a line with a larger number is damaged
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,24 @@ class CollectedRow(Line):
     """One answer that a server gave.
 
     Attributes:
-        id: The request's, under which feedback comes.
-        time: Of the answer, in UTC, `2026-11-25T09:30:00Z`.
-        digest: `sha256:…` of the file that answered.
-        model, version: Its name and the version of its release.
-        messages: The conversation as the client sent it, after `serve.collect.sensitive`, without system messages that
-            the model does not get.
-        answer: What the client got.
-        local_answer: The local model's, where the client got the general model's; else empty.
-        general_answer: The general model's, where one came and the client got it or not.
-        route, reason: Who answered and why, as in `x-slmctl-route`.
-        p_correct: How likely the local answer is right, by the policy, 0 to 1; None without a policy.
-        confidence: Of the local label, 0 to 1; None where there is none.
+        id: Id of the request; feedback has it too.
+        time: Time of the answer, in UTC, `2026-11-25T09:30:00Z`.
+        digest: `sha256:…` of the model file that answered.
+        model, version: Name of the model, and version of its release.
+        messages: The conversation of the client, after `serve.collect.sensitive`, without system messages that the
+            model does not get.
+        answer: The answer that the client got.
+        local_answer: The local model's answer, if the client got the generalist's; else ''.
+        general_answer: The generalist's answer, if there was one, whether the client got it or not.
+        route, reason: The model that answered and the reason, as in `x-slmctl-route`.
+        p_correct: Probability that the local answer is right, by the policy, 0 to 1; None without a policy.
+        confidence: Confidence of the local label, 0 to 1; None without one.
         labels: The likeliest labels with their probabilities, likeliest first.
-        chosen: Why it was collected: `uniform`, `escalated` or `unsure`.
-        probability: With which an answer like this one is collected, 0 to 1.
-        uniform: It is in the uniform share too: drawn by chance alone, whatever else chose it.
-        uniform_probability: With which any answer is in the uniform share, 0 to 1.
-        tools: The tools that the client sent; empty where the task's own were offered.
+        chosen: Reason for which it was collected: `uniform`, `escalated` or `unsure`.
+        probability: Probability with which an answer of this kind is collected, 0 to 1.
+        uniform: True if it is also in the uniform share, which is drawn at random from all answers.
+        uniform_probability: Probability with which any answer is in the uniform share, 0 to 1.
+        tools: The tools that the client sent; empty if the task's own were used.
     """
 
     id: str
@@ -77,13 +77,13 @@ class CollectedRow(Line):
 
 @dataclass(frozen=True)
 class DecisionLine(Line):
-    """A line of `serve.decision_log`, or of the server's own log: who answered a request, and why.
+    """A line of `serve.decision_log`, or of the server's own log: the model that answered a request, and the reason.
 
     Attributes:
-        time: In UTC.
+        time: Time in UTC.
         route, reason, p_correct: See CollectedRow.
-        prompt_tokens, completion_tokens: Of the answer that the client got.
-        event: Of the server's own log, the kind of the line.
+        prompt_tokens, completion_tokens: Numbers of tokens of the answer that the client got.
+        event: Kind of the line, in the server's own log.
     """
 
     time: str
@@ -97,14 +97,14 @@ class DecisionLine(Line):
 
 @dataclass(frozen=True)
 class Feedback(Line):
-    """A client's word on an answer: whether it was right, or what would have been.
+    """A client's feedback on an answer: right or wrong, or the right answer.
 
     Attributes:
-        id: Of the request.
-        time: In UTC.
-        ok: The answer was right; None where only `answer` says more.
-        answer: The right answer; None where the client does not say.
-        key: Name of the API key that it came with; empty where none is asked for.
+        id: Id of the request.
+        time: Time in UTC.
+        ok: True for a right answer; None if the client sent only `answer`.
+        answer: The right answer; None if the client did not send it.
+        key: Name of the client's API key; '' if the server requires none.
     """
 
     id: str
@@ -120,7 +120,7 @@ def text_of(messages: Iterable[Mapping[str, object]]) -> str:
 
 
 def collected_files(paths: Iterable[Path]) -> list[Path]:
-    """The files of collected rows below folders and among files, oldest day first; no feedback."""
+    """The files of collected rows in folders and among files, the oldest day of a folder first; without feedback."""
     files: list[Path] = []
     for path in paths:
         files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -128,7 +128,7 @@ def collected_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def last_feedback(paths: Iterable[Path]) -> dict[str, Feedback]:
-    """By request, the last word of each, of the feedback files in folders.
+    """The last feedback on each request by its id, from the feedback files in folders.
 
     Raises:
         OSError: A file cannot be read.

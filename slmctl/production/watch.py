@@ -22,19 +22,19 @@ from slmctl.production.measured import MeasuredFigures
 from slmctl.production.records import CollectedRow, DecisionLine
 from slmctl.sources.reviewed import Review, decided
 
-KEPT = ("confident", "first-look")  # the reasons of an answer that a policy keeps
+KEPT = ("confident", "first-look")  # values of `reason` for an answer that a policy kept
 USAGE = "slmctl watch decisions.jsonl collected/ reviewed.jsonl"
 COLUMNS = ("week of", "requests", "estimated", "verified", "interval", "rows", "kept", "escalated")
 
 
 @dataclass(frozen=True)
 class VerifiedRow:
-    """A reviewed row that was drawn by chance alone.
+    """A reviewed row that was drawn at random.
 
     Attributes:
-        right: The local model's answer is what the reviewer says is right.
-        probability: With which it was drawn from all traffic, above 0 and up to 1.
-        kept: The policy kept the answer.
+        right: True if the local answer is right, by the reviewer.
+        probability: Probability with which it was drawn from all traffic, above 0 and up to 1.
+        kept: True if the policy kept the answer.
     """
 
     right: bool
@@ -47,11 +47,12 @@ class Week:
     """Sums over the requests of one week, and the reviewed rows among them.
 
     Attributes:
-        begin: Its Monday, in UTC.
-        rated: Requests with a p_correct, whose sum is `p_correct`.
+        begin: The week's Monday, in UTC.
+        rated: Number of requests with a p_correct.
+        p_correct: Sum of their p_correct.
         kept, escalated: Numbers of requests.
-        paid, avoided: Price of the general model's answers, and what it would have taken for the others.
-        verified: The reviewed rows that were drawn by chance alone.
+        paid, avoided: Price of the generalist's answers, and its price for the requests that were not escalated.
+        verified: The reviewed rows that were drawn at random.
     """
 
     begin: datetime.date
@@ -84,7 +85,7 @@ class Week:
 
     @property
     def kept_share(self) -> float | None:
-        """None without a policy."""
+        """Share of kept answers; None without a policy."""
         return self.kept / self.requests if self.rated else None
 
     @property
@@ -98,12 +99,12 @@ class Week:
 
 @dataclass(frozen=True)
 class Watched:
-    """The answer of `slmctl watch`.
+    """The result of `slmctl watch`.
 
     Attributes:
-        weeks: The oldest first.
-        sampled: The requests are the uniform share of the collected rows, since no log of decisions was given.
-        prices: Those of the costs; None where costs are not known.
+        weeks: The weeks, the oldest first.
+        sampled: True if the requests are the uniform share of the collected rows, for lack of a decision log.
+        prices: Prices for the costs; None if these are unknown.
     """
 
     weeks: Sequence[Week]
@@ -120,22 +121,22 @@ class Watched:
 
     @property
     def kept_rows(self) -> list[VerifiedRow]:
-        """The reviewed rows of all weeks whose answer the policy kept."""
+        """The reviewed rows of all weeks with an answer that the policy kept."""
         return [row for week in self.weeks for row in week.verified if row.kept]
 
 
 def watch(
     paths: Sequence[Path], measured: MeasuredFigures, *, since: str = "", prices: MachinePrices | None = None
 ) -> Watched:
-    """Read the files of a served model, each for what its lines say it is, and add up its weeks.
+    """Read the files of a served model, recognised by their lines, and sum them up by week.
 
     Args:
-        paths: Logs of decisions, files or folders of collected rows, files of reviews.
+        paths: Decision logs, files or folders of collected rows, reviewed files.
         measured: The figures to compare with.
-        since: A day, `2026-11-25`; older lines are left out.
+        since: A day, `2026-11-25`; older lines are skipped.
 
     Raises:
-        DataError: A file holds none of the three, or no file holds a request.
+        DataError: A file is none of the three kinds, or no file holds a request.
         UsageError: A file does not exist.
     """
     files: dict[str, list[Path]] = {"decisions": [], "collected": [], "reviews": []}
@@ -175,9 +176,9 @@ def watch(
 
 
 def is_right(review: Review, row: CollectedRow | None, measured: MeasuredFigures) -> bool:
-    """True where the local model's answer is what the reviewer says is right, by the rules of the policy.
+    """True if the local answer is right by the reviewer's answer, compared by the rules of the policy.
 
-    No local answer to an out-of-scope question is right to keep, and a text may be right from a token F1 on.
+    A local answer to an out-of-scope question is never right; a text is right from the policy's least token F1 on.
     """
     answer, after = (row.local if row is not None else review.before).strip(), review.after.strip()
     if measured.out_of_scope and after == measured.out_of_scope:
@@ -195,7 +196,7 @@ def is_right(review: Review, row: CollectedRow | None, measured: MeasuredFigures
 
 
 def lines(watched: Watched) -> Iterator[str]:
-    """The answer for the terminal: a table of the weeks, with the measured figures as its last row."""
+    """The result as text: a table of the weeks, with the measured figures as its last row."""
     measured, prices = watched.measured, watched.prices
     costs = ("paid", "avoided") if prices is not None else ()
     rows = [
@@ -251,7 +252,7 @@ def _percent(share: float | None) -> str:
 
 
 def _monday(time: str, since: str) -> datetime.date | None:
-    """The Monday of a time in UTC; None for an earlier time, and for text that no server wrote as its time."""
+    """The Monday of a time's week; None for a time before `since`, and for a text that is not a server's time."""
     try:
         day = datetime.date.fromisoformat(time[:10])
     except ValueError:
@@ -262,10 +263,10 @@ def _monday(time: str, since: str) -> datetime.date | None:
 
 
 def _kind(path: Path) -> Literal["decisions", "collected", "reviews", ""]:
-    """The kind of a file's lines, by the first that is of one; empty for a file without lines.
+    """The kind of a file, by its first line of a known kind; '' for a file without lines.
 
     Raises:
-        DataError: No line is of any.
+        DataError: No line has a known kind.
     """
     fields: JsonObject | None = None
     for fields in json_lines.read(path):

@@ -1,1 +1,1 @@
-"""Decisions of people on collected rows: which to look at first, the page, the spreadsheet."""
+"""Review of collected rows by people: order of the rows, session, web page, spreadsheet."""

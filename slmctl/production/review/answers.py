@@ -1,4 +1,4 @@
-"""The answers of people and models to one row: which are allowed, and which are the same."""
+"""Answers of people and models to one row: tests for allowed and for equal answers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ ALIKE = 0.9  # similarity from which two free texts say the same
 
 
 def same_answer(task: Task, first: str, second: str) -> bool:
-    """True for answers between which nobody needs to decide: equal, equal as JSON, or free texts nearly the same."""
+    """True for equal answers (as text or JSON), and for free texts with a similarity of at least ALIKE."""
     if equal_answer(task, first, second):
         return True
     return task.rules.is_free and minhash.ratio(minhash.normalise(first), minhash.normalise(second)) >= ALIKE
 
 
 def equal_answer(task: Task, first: str, second: str) -> bool:
-    """True for answers that are the same to the letter, or as JSON."""
+    """True for answers that are equal as text, or as JSON."""
     return first.strip() == second.strip() or (task.rules.structured and task.rules.same(first, second))
 
 
 def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> str:
-    """The reason why the task does not allow an answer, in one sentence; empty for one that it allows.
+    """The reason why the task does not allow an answer, in one sentence; '' for an allowed answer.
 
-    `tools` are those of the question, where its client sent some of its own.
+    `tools` are those of the question, if its client sent any.
     """
     if not answer.strip():
         return "the answer is empty"

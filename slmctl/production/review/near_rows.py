@@ -1,4 +1,4 @@
-"""The training rows nearest to a text, by the words that they have in common."""
+"""Finds the training rows nearest to a text, by their common words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training row near a text; the similarity is the cosine of their weighted words, 0 to 1."""
+    """A training row near a text; `similarity` is the cosine of their TF-IDF vectors, 0 to 1."""
 
     text: str
     answer: str
@@ -31,7 +31,7 @@ class Neighbour:
 
 
 class TrainingRows:
-    """An index of training rows, an input and an answer each: cosine of TF-IDF vectors over words, in plain numpy."""
+    """An index of training rows, (input, answer) each, for the cosine of TF-IDF vectors over words, in plain numpy."""
 
     def __init__(self, rows: Sequence[tuple[str, str]]) -> None:
         self._rows = rows
@@ -54,13 +54,13 @@ class TrainingRows:
 
     @classmethod
     def of(cls, prepared: Path) -> TrainingRows:
-        """Those of a prepared data set; of more than MAX_ROWS the first ones."""
+        """The index of the first MAX_ROWS training rows of a prepared data set."""
         with (prepared / "train.jsonl").open(encoding="utf-8") as stream:
             records = (Record.from_json(json.loads(line)) for line in itertools.islice(stream, MAX_ROWS))
             return cls([(record.input, record.answer) for record in records])
 
     def nearest(self, text: str, count: int = 5) -> list[Neighbour]:
-        """The rows with the most weighted words in common, the nearest first; none that has no word in common."""
+        """Up to `count` rows with the highest similarity, the nearest first; only rows with a common word."""
         scores = self._scores(text)
         top = np.argsort(-scores, kind="stable")[:count]
         rows = [(*self._rows[int(k)], float(scores[k])) for k in top if scores[k] > 0]
@@ -70,7 +70,7 @@ class TrainingRows:
         return float(self._scores(text).max(initial=0.0))
 
     def _scores(self, text: str) -> npt.NDArray[np.float64]:
-        """The cosine with each row, `(rows,)`."""
+        """The cosine of a text with each row, (rows,)."""
         scores = np.zeros(len(self._rows))
         squares = 0.0
         for word, times in Counter(_words(text)).items():
@@ -80,7 +80,7 @@ class TrainingRows:
             squares += weight**2
             if place is not None:
                 some = slice(self._starts[place], self._starts[place + 1])
-                scores[self._owners[some]] += weight * self._weights[some]  # a row has a word once
+                scores[self._owners[some]] += weight * self._weights[some]  # += is safe: a word has a row once
         return scores / math.sqrt(squares) if squares else scores
 
 

@@ -1,4 +1,4 @@
-"""The order in which rows are looked at: the most telling ones first, and among them a share drawn by chance."""
+"""The order in which rows are reviewed: the most informative ones first, mixed with a share drawn at random."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from slmctl.production.review.review_rows import ReviewRow, is_reserved, positio
 from slmctl.sources.reviewed import UNIFORM, Choice
 from slmctl.task.contract import Task
 
-UNSURE = 0.5  # certainty below which a row is looked at although nobody marked it
-NOVEL = 0.2  # similarity to the nearest training row below which a text is new
-# The reasons in the order in which their rows come.
+UNSURE = 0.5  # a row with a lower certainty is unsure, even if the server did not collect it for that
+NOVEL = 0.2  # a text with a lower similarity to the nearest training row is novel
+# The reasons for review, the most important first.
 REASONS: tuple[Choice, ...] = (
     "feedback", "disagreement", "escalated", "unsure", "suspect", "novel", "duplicates",
 )  # fmt: skip
 
 
 def uniform_queue(rows: Sequence[CollectedRow], feedback: Mapping[str, Feedback]) -> list[ReviewRow]:
-    """The rows that were drawn by chance and are held for this queue, in an order drawn by their ids."""
+    """The rows that were drawn at random and are reserved for this queue, in an order by a hash of their ids."""
     reserved = [ReviewRow(row, "uniform", feedback.get(row.id)) for row in rows if is_reserved(row)]
     return sorted(reserved, key=lambda candidate: position(candidate.id, "order"))
 
@@ -36,14 +36,14 @@ def targeted_queue(
     similarity: Callable[[str], float] | None = None,
     held_out: frozenset[str] = frozenset(),
 ) -> list[ReviewRow]:
-    """The other rows, the most telling first, of near-duplicates one; the rest of each cluster at the end.
+    """The other rows, the most informative first; of near-duplicates one, and the others at the end.
 
     Args:
-        rows: Collected rows; those held for the uniform queue are left out.
+        rows: Collected rows; those reserved for the uniform queue are skipped.
         feedback: The last feedback, by id.
-        suspects: Training rows whose labels look wrong, the likeliest error first.
-        similarity: The similarity of a text to its nearest training row.
-        held_out: Normalised texts of held-out rows: picked for training, they would leave their split.
+        suspects: Training rows with a label that is probably wrong, the likeliest error first.
+        similarity: Returns the similarity of a text to its nearest training row.
+        held_out: Normalised texts of held-out rows, which are skipped: reviewed rows would move to training.
     """
     picked: list[ReviewRow] = list(suspects)
     for row in rows:
@@ -68,7 +68,7 @@ def targeted_queue(
 
 
 def _reason(row: CollectedRow, heard: Feedback | None, task: Task, similarity: Callable[[str], float] | None) -> Choice:
-    """The most telling reason for which a row is worth a look."""
+    """The most important reason to review a row."""
     if heard is not None and (heard.ok is False or (heard.answer and not same_answer(task, heard.answer, row.answer))):
         return "feedback"
     if row.general_answer and not same_answer(task, row.local, row.general_answer):
@@ -83,7 +83,7 @@ def _reason(row: CollectedRow, heard: Feedback | None, task: Task, similarity: C
 
 
 def interleaved(targeted: Sequence[ReviewRow], uniform: Sequence[ReviewRow], share: float) -> list[ReviewRow]:
-    """Both queues as one: a `share` of the rows, 0 to 1, from the uniform one, as long as it has some."""
+    """Both queues merged: a `share` of the rows, 0 to 1, comes from the uniform queue while it has rows."""
     merged: list[ReviewRow] = []
     first, second = iter(targeted), iter(uniform)
     drawn = 0

@@ -1,4 +1,4 @@
-"""The rows that a person can look at: collected answers of a server, and training rows whose labels look wrong."""
+"""The rows that people review: collected answers of a server, and training rows with a probably wrong label."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from slmctl.production.records import CollectedRow, Feedback, collected_files, l
 from slmctl.sources.reviewed import UNIFORM, Choice
 from slmctl.task.records import SPLITS, read_records
 
-SUSPECTS = "suspects.jsonl"  # of a prepared data set
-RESERVED = 0.5  # largest share of all traffic that the uniform queue keeps for itself
+SUSPECTS = "suspects.jsonl"  # in a prepared data set
+RESERVED = 0.5  # largest share of all traffic that is reserved for the uniform queue
 
 
 @dataclass(frozen=True)
 class ReviewRow:
-    """A row with the reason for which it is looked at.
+    """A row with the reason for its review.
 
     Attributes:
-        row: The answer as it was collected; of a suspect the record's.
-        chosen: The reason, as the review will say it.
-        feedback: The client's last word on the answer; None where there is none.
-        proposed: The label that a suspect probably should have; empty for other rows.
+        row: The collected answer; for a suspect, its record in that form.
+        chosen: The reason, which the decision will record.
+        feedback: The client's last feedback on the answer; None without one.
+        proposed: The probable label of a suspect; '' for other rows.
     """
 
     row: CollectedRow
@@ -47,18 +47,18 @@ class ReviewRow:
 
     @property
     def probability(self) -> float:
-        """The probability with which such a row is drawn from all traffic, 0 to 1."""
+        """The probability with which a row of this kind is drawn from all traffic, 0 to 1."""
         return min(self.row.uniform_probability, RESERVED) if self.chosen == UNIFORM else self.row.probability
 
     @property
     def proposals(self) -> list[str]:
-        """Other answers at hand: the client's, the general model's, the label proposed for a suspect."""
+        """Other known answers: the client's, the generalist's, the label proposed for a suspect."""
         client = self.feedback.answer if self.feedback is not None else None
         return [text for text in (client, self.row.general_answer, self.proposed) if text]
 
     @property
     def certainty(self) -> float:
-        """The probability that the answer is right as far as anything says so, 0 to 1; 1 where nothing does."""
+        """The answer's p_correct, else its confidence, 0 to 1; 1 if it has neither."""
         stated = self.row.p_correct if self.row.p_correct is not None else self.row.confidence
         return 1.0 if stated is None else stated
 
@@ -66,9 +66,9 @@ class ReviewRow:
 def is_reserved(row: CollectedRow) -> bool:
     """True for a row that only the uniform queue may take.
 
-    If the difficult ones among the uniform rows were picked first, those left over would be the easy ones. So the
-    uniform queue has rows of its own, drawn by a hash of their ids, the same in every session. Where a server keeps
-    more than RESERVED of its traffic, the rest of the uniform rows may be picked for other reasons.
+    If difficult rows were taken out of the uniform ones, the rest would be too easy. So the uniform queue has its own
+    rows, chosen by a hash of their ids, the same in every session. If a server collects more than RESERVED of its
+    traffic, the other uniform rows may be picked for other reasons.
     """
     if not row.uniform or row.uniform_probability <= 0:
         return False
@@ -76,12 +76,12 @@ def is_reserved(row: CollectedRow) -> bool:
 
 
 def position(id: str, purpose: str) -> float:
-    """A number between 0 and 1 that follows from an id alone, another one for each purpose."""
+    """A pseudo-random number, 0 to 1, that depends on the id and the purpose alone."""
     return hashed_position(f"review/{purpose}/{id}")
 
 
 def collected_rows(paths: Sequence[Path]) -> tuple[list[CollectedRow], dict[str, Feedback]]:
-    """The rows of files and folders of `serve.collect`, an id once, and by id the last feedback.
+    """Returns (rows in files and folders of `serve.collect`, one for each id; the last feedback by id).
 
     Raises:
         OSError: A file cannot be read.
@@ -99,9 +99,9 @@ def collected_rows(paths: Sequence[Path]) -> tuple[list[CollectedRow], dict[str,
 
 
 def suspects_in(folder: Path) -> list[ReviewRow]:
-    """The training records of a prepared data set whose labels look wrong, the likeliest error first.
+    """The training records of a prepared data set with a probably wrong label, the likeliest error first.
 
-    Held-out records are left out: a test row that is picked and corrected would no longer be drawn by chance.
+    Held-out records are skipped: correcting picked test rows would make the test split no longer random.
     """
     path = folder / SUSPECTS
     if not path.is_file():
@@ -110,13 +110,13 @@ def suspects_in(folder: Path) -> list[ReviewRow]:
 
 
 def are_credible(prepared: Artifact) -> bool:
-    """True where `prepare` reports the suspects of a data set: its linear model agrees with enough of the labels."""
+    """True if the linear model of `prepare` agrees with enough labels (SURE) for its suspects to be credible."""
     facts = prepared.metrics.get("suspects") or {}
     return float(facts.get("agreement") or 0.0) >= SURE
 
 
 def _suspect(fields: Mapping[str, object]) -> ReviewRow:
-    """A line of `suspects.jsonl` as a candidate: its label is what a person judges."""
+    """A line of `suspects.jsonl` as a row to review; the answer to judge is its label."""
     messages = fields.get("messages")
     turns = [turn for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
     if turns and turns[-1].get("role") == "assistant":

@@ -1,4 +1,4 @@
-"""A session of review: which row is next, and every decision on the disk before the next row is shown."""
+"""A review session: gives the next row, and writes every decision to disk before the next row is shown."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from slmctl.sources.rows import require_file
 from slmctl.task.contract import Task
 
 MAX_NAME = 80  # characters of a reviewer's name
-MODE = 0o600  # of the reviewed file: it holds texts of customers
+MODE = 0o600  # permissions of the reviewed file, which holds texts of customers
 
 Decided = Literal["accepted", "corrected", "skipped", "unchanged"]
 
 
 class DecisionRefusedError(DataError):
-    """A decision that is not taken: an answer that the task does not allow, or a row that is not there."""
+    """A decision that is refused: the task does not allow the answer, or the row is not in the queue."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class ReviewProgress:
     """The state of a session.
 
     Attributes:
-        decided: Rows of the queue with a decision or a skip, of `total`.
-        own: Decisions of this session.
-        per_hour: Their pace; None before there is one.
+        decided: Number of rows in the queue with a decision or a skip, of `total`.
+        own: Number of decisions of this session.
+        per_hour: Decisions of this session an hour; None before the first one.
     """
 
     decided: int
@@ -49,17 +49,17 @@ class ReviewProgress:
 
 
 class ReviewSession:
-    """The queue, its reviewer, and the file that decisions are added to; threads may call it at once.
+    """The queue of one reviewer, and the file to which decisions are appended; thread-safe.
 
     Args:
-        queue: The rows, in the order in which they are looked at.
+        queue: The rows, in the order of review.
         output: The reviewed file.
-        reviewer: The name beside each decision.
-        clock: Seconds that never go back.
+        reviewer: Name of the reviewer, recorded with each decision.
+        clock: Returns monotonic seconds.
 
     Raises:
-        DataError: Something else than a file is there.
-        LockedError: Another session fills the file.
+        DataError: `output` exists and is not a regular file.
+        LockedError: Another session writes the file.
         OSError: The file cannot be read or written.
         UsageError: The name is empty or too long.
     """
@@ -105,7 +105,7 @@ class ReviewSession:
         self._held.close()
 
     def next(self) -> ReviewRow | None:
-        """The first row that is not decided; None at the end."""
+        """The first undecided row; None at the end."""
         with self._guard:
             return next(iter(self.open_rows()), None)
 
@@ -114,15 +114,15 @@ class ReviewSession:
             return [candidate for candidate in self.queue if candidate.id not in self._stands]
 
     def decide(self, id: str, answer: str | None) -> Decided:
-        """Write a decision: that `answer` is right; None skips the row.
+        """Write a decision: `answer` is the right answer; None skips the row.
 
         Returns:
-            What it was; `unchanged` where the same stands in the file.
+            The kind of the decision; `unchanged` if the file already holds the same.
 
         Raises:
-            DecisionRefusedError: The task does not allow the answer, the row is not in the queue, or it is decided
-                otherwise.
-            OSError: It could not be written, and does not count.
+            DecisionRefusedError: The task does not allow the answer, the row is not in the queue, or it has another
+                decision.
+            OSError: The decision could not be written, and does not count.
         """
         with self._guard:
             candidate = self._by_id.get(id)
@@ -162,10 +162,10 @@ class ReviewSession:
         )
 
     def undo(self) -> ReviewRow | None:
-        """Take back the last decision on a row of the queue; the row. None where there is none.
+        """Undo the last decision on a row of the queue; returns the row, or None without a decision.
 
         Raises:
-            OSError: It could not be written, and does not count.
+            OSError: The change could not be written, and does not count.
         """
         with self._guard:
             standing_ones = (each for each in reversed(self._history) if self._stands.get(each.id) is each)
@@ -180,9 +180,9 @@ class ReviewSession:
             return self._by_id[last.id]
 
     def _write(self, review: Review) -> None:
-        """Add a line, and count it once it is on the disk."""
+        """Append a line, and count it once it is on disk."""
         if not self.output.exists() or self.output.stat().st_ino != self._identity:
-            self._file.close()  # `trace --forget` has put another file in its place
+            self._file.close()  # `trace --forget` has replaced the file
             self._open()
         self._file.append(review.to_json())
         self._history.append(review)

@@ -1,4 +1,4 @@
-"""The queue as a file for a spreadsheet, and the decisions that come back in it."""
+"""The review queue -> a CSV file for a spreadsheet, and the edited file -> decisions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from slmctl.sources.rows import as_csv, columns_of, read_rows, unescaped
 
 ANSWER = "reviewed_answer"
 COLUMNS = ("id", "chosen", "text", "answer", "confidence", "likeliest", "general_answer", ANSWER)
-SKIP = "-"  # in the column of the answer: the row is skipped
+SKIP = "-"  # value of ANSWER that skips the row
 
 
 @dataclass(frozen=True)
 class ReadBack:
-    """The decisions of a spreadsheet.
+    """Counts of the decisions in a spreadsheet.
 
     Attributes:
-        accepted, corrected, skipped, unchanged: Rows of each decision; `unchanged` stood in the reviewed file before.
-        empty: Rows without a decision.
-        refused: A sentence for each row that was not taken.
+        accepted, corrected, skipped, unchanged: Numbers of rows; `unchanged`: the reviewed file had the same decision.
+        empty: Number of rows without a decision.
+        refused: A sentence for each refused row.
     """
 
     accepted: int
@@ -37,7 +37,7 @@ class ReadBack:
 
 
 def write(path: Path, queue: Sequence[ReviewRow]) -> int:
-    """Write a queue as CSV with a mark of UTF-8, which spreadsheets look for; returns the number of rows."""
+    """Write a queue as CSV with the byte order mark that spreadsheets expect of UTF-8; returns the number of rows."""
     text = as_csv([_cells(candidate) for candidate in queue], columns=COLUMNS, line_end="\r\n")
     with atomic.file(path, MODE) as draft:
         draft.write_bytes(text.encode("utf-8-sig", "replace"))
@@ -56,9 +56,9 @@ def _cells(candidate: ReviewRow) -> dict[str, str]:
 
 
 def read(path: Path, session: ReviewSession) -> ReadBack:
-    """Take the decisions of a spreadsheet, row by row; a row that is refused stops no other.
+    """Apply the decisions of a spreadsheet row by row; refused rows do not stop the others.
 
-    The column `reviewed_answer` holds the right answer, the model's own where that is right, or `-` to skip the row.
+    The column `reviewed_answer` holds the right answer, which may be the model's own, or `-` to skip the row.
 
     Raises:
         DataError: The file cannot be read, or lacks a column.

@@ -1,7 +1,7 @@
-"""The web page of `slmctl review`, for people who decide row by row at the keyboard.
+"""The web page of `slmctl review`, to decide row by row with the keyboard.
 
-One document that needs nothing beside itself, with the policy of the server's own page. The token in the printed
-address stands behind its `#`, so it is in no log and no referrer; the page sends it with every request.
+One self-contained document, with the content security policy of the server's page. The token in the printed address is
+its fragment (after `#`), so no log and no referrer holds it; the page sends it with every request.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from slmctl.reports.served_page import served_page
 from slmctl.task.contract import Task
 
 HOST = "127.0.0.1"
-END_S = 2  # that a running request has when the page ends
-MAX_BODY = 16 << 20  # bytes of a request: an answer, and the names around it
-OPTIONS = 5  # labels that a digit takes
+END_S = 2  # seconds for running requests when the server of the page stops
+MAX_BODY = 16 << 20  # bytes of a request, which holds one answer
+OPTIONS = 5  # labels that can be chosen by a digit
 NEAR = 5  # training rows that are shown
 
 
 class _NoTokenError(DecisionRefusedError):
-    """A request that does not show the token of the printed address."""
+    """A request without the token of the printed address."""
 
 
 @dataclass(frozen=True)
 class ReviewDesk:
-    """Everything behind the page.
+    """The state of the page's server.
 
     Attributes:
         session: The queue and its reviewer.
-        training: The rows among which near ones are looked up; None where there is no data set.
-        project: Its name, for the title.
-        token: What a request must show.
+        training: The training rows in which near ones are looked up; None without a data set.
+        project: Name of the project, for the title.
+        token: Token that every request must send.
     """
 
     session: ReviewSession
@@ -70,11 +70,11 @@ class ReviewDesk:
         return app
 
     def address(self, sock: socket.socket) -> str:
-        """The page's address with its token, which no request repeats: it stands behind the `#`."""
+        """The page's address with the token as its fragment, which browsers do not send."""
         return f"http://{HOST}:{sock.getsockname()[1]}/#{self.token}"
 
     def run(self, sock: socket.socket) -> None:
-        """Serve the page until SIGINT or SIGTERM; running requests are answered."""
+        """Serve the page until SIGINT or SIGTERM; running requests are still answered."""
         settings = uvicorn.Config(
             self.app(), log_config=None, lifespan="off", access_log=False, server_header=False, ws="none",
             loop="asyncio", timeout_graceful_shutdown=END_S,
@@ -98,12 +98,12 @@ class ReviewDesk:
         }  # fmt: skip
 
     def state(self, candidate: ReviewRow | None) -> JsonObject:
-        """The answer to each request of the page: a row and the figures around it."""
+        """The response to each request of the page: a row, and the progress of the session."""
         return {"row": self.view(candidate), "progress": asdict(self.session.progress())}
 
 
 def likely_labels(task: Task, candidate: ReviewRow, near: list[Neighbour]) -> list[JsonObject]:
-    """The labels that digits take, the likeliest first: the model's, the proposals, those of near training rows."""
+    """The labels to choose by a digit: the model's, likeliest first, then proposals, then those of near rows."""
     ranked = sorted(candidate.row.labels.items(), key=lambda item: -item[1])
     names = [candidate.before, *(name for name, _ in ranked), *candidate.proposals, *(each.answer for each in near)]
     chances = {candidate.before: candidate.row.confidence, **dict(ranked)}
@@ -117,10 +117,10 @@ async def _page(_: Request) -> Response:
 
 
 def _desk(request: Request) -> ReviewDesk:
-    """The desk, for a request that shows its token.
+    """The desk of the app, for a request with the right token.
 
     Raises:
-        _NoTokenError: It shows none, or another one.
+        _NoTokenError: The token is missing or wrong.
     """
     desk: ReviewDesk = request.app.state.desk
     shown = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -165,16 +165,16 @@ async def _undo(request: Request) -> Response:
 
 
 async def _answer(desk: ReviewDesk, act: Callable[[], ReviewRow | None]) -> Response:
-    """Act in a thread, since it waits for the disk, and answer with the row that is next."""
-    text = json.dumps(await run_in_threadpool(lambda: desk.state(act())))  # ASCII: a lone surrogate is no UTF-8
+    """Call `act` in a thread, since it waits for the disk, and respond with the row that it returns."""
+    text = json.dumps(await run_in_threadpool(lambda: desk.state(act())))  # ASCII: lone surrogates have no UTF-8
     return Response(text, media_type="application/json")
 
 
 async def _fields(request: Request) -> JsonObject:
-    """The JSON object in a request.
+    """The JSON object in a request's body.
 
     Raises:
-        DecisionRefusedError: There is none, or more than MAX_BODY.
+        DecisionRefusedError: The body is not one, or has more than MAX_BODY bytes.
     """
     raw = b""
     async for piece in request.stream():
@@ -191,7 +191,7 @@ async def _fields(request: Request) -> JsonObject:
 
 
 def _is_unicode(fields: JsonObject) -> bool:
-    """False where a text holds half a surrogate pair, which no file of UTF-8 takes."""
+    """False if a text holds a lone surrogate, which cannot be written as UTF-8."""
     try:
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError:
