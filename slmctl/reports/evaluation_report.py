@@ -32,7 +32,7 @@ class TokenCounts(TypedDict):
 
 
 class ClassFigures(TypedDict):
-    """`interval` is that of F1, where a row may have several labels."""
+    """Precision, recall, F1 and support of a label or field; `interval`, of F1, only where a row has several labels."""
 
     precision: float
     recall: float
@@ -42,7 +42,7 @@ class ClassFigures(TypedDict):
 
 
 class ReliabilityBin(TypedDict):
-    """Answers whose confidence lies in [low, high): their number, mean confidence and accuracy."""
+    """Answers with a confidence in [low, high): their number, mean confidence and accuracy."""
 
     low: float
     high: float
@@ -52,26 +52,26 @@ class ReliabilityBin(TypedDict):
 
 
 class CalibrationFigures(TypedDict):
-    """Expected calibration error and Brier score of answers with a confidence, and their reliability table.
+    """Expected calibration error, Brier score and reliability table of the answers with a confidence.
 
-    `ece` is `observed` without `by_chance`, see `answer_metrics.CalibrationError`.
+    `ece` is `observed` corrected for `by_chance`, see `answer_metrics.CalibrationError`.
     """
 
     n: int
     ece: float
-    observed: NotRequired[float]  # not in reports of evaluate/6 and before; nor is the next
+    observed: NotRequired[float]  # this and `by_chance` since evaluate/7
     by_chance: NotRequired[float]
     brier: float
     bins: list[ReliabilityBin]
 
 
 class ModelFacts(TypedDict):
-    """Source of a participant's answers; only `kind`, `not_sent` and `failed` are known of a baseline."""
+    """Source and speed of a participant's answers; a baseline has only `kind`, `not_sent` and `failed`."""
 
     kind: str
     size: NotRequired[int | None]
     sha256: NotRequired[str | None]
-    base_sha256: NotRequired[str]  # of the base's GGUF file that an adapter's own answered on
+    base_sha256: NotRequired[str]  # of the base file, for an adapter file
     engine: NotRequired[str | None]
     matmul_dtype: NotRequired[str | None]
     latency_ms: NotRequired[LatencyFigures | None]
@@ -94,9 +94,9 @@ class TaskFigures(TypedDict, total=False):
 
 
 class ParticipantEntry(ModelFacts, TaskFigures):
-    """One model or baseline: its metrics, the primary one first, with an interval of each.
+    """One model or baseline: its metrics, the primary one first, with an interval for each.
 
-    `design_effect` is that of `right`: rows of one group are alike, so that n tell as much as n / design_effect.
+    `design_effect`, of `right`: rows of one group are alike, so n rows count as n / design_effect independent rows.
     """
 
     n: int
@@ -108,11 +108,11 @@ class ParticipantEntry(ModelFacts, TaskFigures):
 
 
 class MetricDifference(TypedDict):
-    """The second of two participants less the first, on the rows that both answered.
+    """The metric of the second participant minus that of the first, on the rows that both answered.
 
-    `detectable` is the smallest true difference that so many rows show with the chance `power`; `quantiles` of the
-    bootstrap are there for figures that are no shares, counts of rows for shares. `design_effect` is there where rows
-    of one group are alike.
+    `detectable`: the smallest true difference that a test on these rows finds with the chance `power`. Shares have
+    `only_first` and `only_second` (numbers of rows), other metrics `quantiles` of the bootstrap. `design_effect` only
+    where rows have groups.
     """
 
     difference: float
@@ -174,7 +174,7 @@ class CandidateEntry(TypedDict):
 
 
 class ChoiceEntry(TypedDict):
-    """The rule of `evaluate.choose` and its result; `model` is None where no file meets it."""
+    """The rule of `evaluate.choose` and its result; `model` is None if no file meets it."""
 
     model: str | None
     of: str
@@ -187,12 +187,13 @@ class ChoiceEntry(TypedDict):
 
 
 class OpinionEntry(TypedDict):
-    """The verdict on the encoder's second opinion; of evaluate.second_opinion: auto with the validation rows that the
-    file alone answers right and that the opinion won and lost, and the p-value of McNemar's test.
+    """The verdict on the encoder's second opinion; the last five keys with `evaluate.second_opinion: auto` only.
 
     Attributes:
-        model: The ensemble that it makes of the file to release.
-        kept: A release carries it: it is surely better, or the config says so.
+        model: Name of the ensemble of the file to release with the encoder.
+        kept: True if a release carries the encoder: it is significantly better, or the config says so.
+        rows, right: Numbers of validation rows, and of those that the file alone answers right.
+        won, lost, p: Rows that only the ensemble, or only the file, answers right; p-value of McNemar's test.
     """
 
     model: str
@@ -205,7 +206,7 @@ class OpinionEntry(TypedDict):
 
 
 class CostEntry(TypedDict):
-    """Prices of 1,000 rows, and the rows an hour above which a machine of one's own is the cheaper one."""
+    """Prices of 1,000 rows, and the rows an hour above which your own machine is cheaper."""
 
     api_per_1000_rows: float
     rows_per_hour: NotRequired[float]
@@ -215,7 +216,7 @@ class CostEntry(TypedDict):
 
 
 class BreakEven(TypedDict):
-    """`prices` and the costs that follow, by model."""
+    """`prices` of the config, and the resulting costs by model."""
 
     machine_per_hour: float
     api_per_million_input_tokens: float
@@ -225,7 +226,7 @@ class BreakEven(TypedDict):
 
 
 class ReleaseRows(TypedDict):
-    """The metrics of a release and of the models of this pipeline on some rows, and each model less the release."""
+    """Metrics of a release and of the models of this pipeline on some rows; `differences`: model minus release."""
 
     n: int
     values: dict[str, dict[str, float]]
@@ -235,8 +236,8 @@ class ReleaseRows(TypedDict):
 class ReleaseEntry(TypedDict):
     """The release that gates compare with.
 
-    `rows` has the rows that were in its data set (`old`) and those that were not (`new`), and is empty where that data
-    set is not there; `trained_on` counts the old ones that it was trained on.
+    `rows` holds figures on the rows that were in its data set (`old`) and on the others (`new`); it is empty if that
+    data set is not below `runs/`. `trained_on`: number of measured rows that it was trained on.
     """
 
     name: str
@@ -278,7 +279,7 @@ class RowTexts(TypedDict):
 
 
 class RowEntry(TypedDict):
-    """One line of `rows.jsonl` after the first; `answers` follow the report's participants, None where not sent."""
+    """A line of `rows.jsonl` after the first; `answers` are in the order of the participants, None if not sent."""
 
     id: str
     source: tuple[str, int]
@@ -290,19 +291,19 @@ class RowEntry(TypedDict):
 
 
 def parse_report(value: object, *, where: str) -> EvaluationReport:
-    """A decoded `report.json` as a report.
+    """Check a decoded `report.json` and return it as a report.
 
     Raises:
-        IntegrityError: A key is missing or holds a value of another type; `where` begins the message.
+        IntegrityError: A key is missing or has a value of another type; `where` begins the message.
     """
     return cast(EvaluationReport, require_type(EvaluationReport, value, where=where, hint="slmctl evaluate"))
 
 
 def parse_rows(lines: Sequence[object], *, where: str) -> list[RowEntry]:
-    """The decoded lines of a `rows.jsonl` after its first.
+    """Check the decoded lines of a `rows.jsonl` after its first, and return them as rows.
 
     Raises:
-        IntegrityError: A line is not as `RowEntry` says; `where` begins the message.
+        IntegrityError: A line does not fit `RowEntry`; `where` begins the message.
     """
     return cast(list[RowEntry], require_type(list[RowEntry], lines, where=where, hint="slmctl evaluate"))
 
@@ -314,7 +315,7 @@ def entries_of(report: EvaluationReport) -> dict[str, ParticipantEntry]:
 
 
 def pair_of(report: EvaluationReport, first: str, second: str) -> PairEntry | None:
-    """The entry of a pair, `second` less `first`, in whichever order the report holds it."""
+    """The entry of a pair as `second` minus `first`, whatever its order in the report; None without one."""
     entry, other = report["pairs"].get(f"{first}|{second}"), report["pairs"].get(f"{second}|{first}")
     if entry is not None or other is None:
         return entry
@@ -328,7 +329,7 @@ def pair_of(report: EvaluationReport, first: str, second: str) -> PairEntry | No
 
 
 def turned(metric: MetricDifference) -> MetricDifference:
-    """The first of two participants less the second."""
+    """The difference with the participants exchanged: first minus second."""
     low, high = metric["interval"]
     result: MetricDifference = {**metric, "difference": -metric["difference"], "interval": [-high, -low]}
     if "only_first" in metric:
@@ -339,24 +340,24 @@ def turned(metric: MetricDifference) -> MetricDifference:
 
 
 def measured_names(report: EvaluationReport) -> set[str]:
-    """The names that a gate may use: models, baselines, and `chosen` where `evaluate.choose` was set."""
+    """The names that a gate may use: models, baselines, and `chosen` if `evaluate.choose` was set."""
     return {*report["models"], *report["baselines"]} | ({"chosen"} if report["choice"] else set())
 
 
 def require_type(expected: Any, value: object, *, where: str, hint: str) -> Any:
-    """A value of JSON, as the type that it must have; keys that the type does not name are left out.
+    """Validate a JSON value as the type `expected`; unknown keys are left out.
 
     Args:
-        expected: A TypedDict or another type that pydantic knows.
+        expected: A TypedDict or another type that pydantic supports.
         value: Decoded JSON, or a line of a file.
-        where: Begins the message.
+        where: Beginning of the error message.
 
     Raises:
-        IntegrityError: The value is of another type.
+        IntegrityError: The value has another type.
     """
     from pydantic import ValidationError  # here: pages and charts are drawn without it
 
-    raw = value if isinstance(value, bytes) else json.dumps(value)  # in JSON a tuple is an array, and "1" no number
+    raw = value if isinstance(value, bytes) else json.dumps(value)  # JSON mode takes arrays for tuples, "1" for no int
     try:
         return _adapter(expected).validate_json(raw, strict=True)
     except ValidationError as error:
@@ -367,7 +368,7 @@ def require_type(expected: Any, value: object, *, where: str, hint: str) -> Any:
         raise IntegrityError(f"{where}: {message}{more}", hint=hint) from None
 
 
-@cache  # making one takes 0.2 s
+@cache  # an adapter takes 0.2 s to build
 def _adapter(expected: Any) -> Any:
     from pydantic import TypeAdapter
 

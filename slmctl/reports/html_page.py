@@ -1,7 +1,7 @@
 """Figures and a template -> one self-contained HTML file.
 
-Every text of a template's values is cleaned, cut and escaped. A content security policy with hashes forbids every
-request and every script but the page's own, so that no text from data can act.
+Every text in a template's values is cleaned, cut and escaped. A content security policy with hashes forbids every
+request and every script but the page's own, so that text from data cannot run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TEXT = 480  # characters of a text that a page shows
 
 @dataclass(frozen=True)
 class Notice:
-    """One sentence of what to look at first; it leads to the section of that title."""
+    """A sentence about something to look at first, with a link to the section with this title."""
 
     text: str
     tone: Tone = ""
@@ -51,14 +51,14 @@ def write(path: Path, template: str, **values: Any) -> None:
     """Render a template of `templates/report/` with these values to a file, the same bytes for the same values."""
     css, js = f"{_read('report.css')}\n{svg_chart.style()}", _read("report.js")
     page = _environment().get_template(template)
-    titles: list[str] = []  # of the sections that have content, which enter it while the page is rendered
+    titles: list[str] = []  # of sections with content; the template fills it while the page is rendered
     hashes = {"css_hash": policy_hash(css), "js_hash": policy_hash(js)}
     html = page.render(titles=titles, css=Markup(css), js=Markup(js), **hashes, **values)  # noqa: S704 - own files
     path.write_text(html + "\n", encoding="utf-8")
 
 
 def markdown(template: str, **values: Any) -> str:
-    """Render a template of `templates/report/` as Markdown, whose texts are neither escaped nor cut."""
+    """Render a template of `templates/report/` as Markdown; texts are neither escaped nor cut."""
     environment = _environment().overlay(autoescape=False, finalize=None)
     return environment.from_string(_read(template)).render(**values).rstrip() + "\n"
 
@@ -91,7 +91,7 @@ count = console.count  # a filter of the templates, too
 
 
 def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Names and counts, the largest first, equal ones by name."""
+    """(name, count) pairs, the largest count first, equal counts by name."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
@@ -123,12 +123,12 @@ def _is_wide(svg: Markup) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value for the template: markup as it is, anything else as one cleaned line; `%` stays beside its number."""
+    """A value for the template: markup unchanged, anything else as one cleaned line, a no-break space before `%`."""
     return value if isinstance(value, Markup) else _APART.sub("\u00a0%", shown(str(value), TEXT))
 
 
 def policy_hash(text: str) -> str:
-    """The sha256 by which a content security policy names a style or a script of its page."""
+    """The sha256 in base64 of an inline style or script, for a content security policy."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

@@ -13,11 +13,11 @@ BESIDE = (  # metrics beside the primary one, where a task has them; the report 
     "exact_match", "micro_f1", "macro_f1", "mean_absolute_error", "quadratic_kappa", "ece", "valid_json",
     "valid_schema", "tool_accuracy", "field_f1", "no_call_recall", "valid_call", "rouge_l", "chrf",
 )  # fmt: skip
-PLAIN = ("brier", "mean_absolute_error", "quadratic_kappa")  # metrics that are no shares of a whole: no percent
+PLAIN = ("brier", "mean_absolute_error", "quadratic_kappa")  # metrics that are not shares, shown without percent
 
 
 class PlannedFile(TypedDict):
-    """A file of a release: its name, its size in bytes, its address at the target, and True where it has to be sent."""
+    """A file of a release: name, size in bytes, address at the target; `send` is True if the target lacks it."""
 
     file: str
     size: int
@@ -30,13 +30,13 @@ class PublishPlan(TypedDict):
     """The plan of `publish --dry-run` as JSON.
 
     Attributes:
-        to: The target.
-        visibility: The readers that it admits, in words.
-        license: The release's; None where none is stated.
+        to: Address of the target.
+        visibility: The people who may read the release there, in words.
+        license: License of the release; None if none is stated.
         hosts: Hosts that will be contacted.
-        there: True where the release is visible at the target already.
+        there: True if the release is already visible at the target.
         bytes_to_send: Size of the missing files.
-        signed: True where a signature goes along.
+        signed: True if a signature is sent too.
         gates: The results of the gates, a sentence each.
     """
 
@@ -59,23 +59,23 @@ def table(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
 
 
 def optional(report: EvaluationReport) -> list[str]:
-    """The columns of `table` that a narrow terminal does without, the first one first."""
+    """The columns of `table` that a narrow terminal leaves out, in this order."""
     return [*reversed(_others(report)), "size", "latency"]
 
 
 def _others(report: EvaluationReport) -> list[str]:
-    """The metrics beside the primary one that some participant has."""
+    """The metrics of BESIDE that at least one participant has, without the primary one."""
     names = {name for entry in entries_of(report).values() for name in entry["metrics"]}
     return [name for name in BESIDE if name in names - {report["primary_metric"]}]
 
 
 def figure(metric: str, value: float, digits: int = 1) -> str:
-    """A metric as every table, page and message shows it: in percent, but for those that are no shares."""
+    """A metric as text for tables, pages and messages: in percent, or as a plain number for those of PLAIN."""
     return f"{value:.{digits + 2}f}" if metric in PLAIN else percent(value, digits)
 
 
 def difference(metric: str, value: float, digits: int = 1) -> str:
-    """`+1.6 points`: a difference of two values of a metric, in percentage points; a plain number for no share."""
+    """A difference of a metric as text: `+1.6 points` (percentage points), or a plain number for those of PLAIN."""
     return f"{value:+.{digits + 2}f}" if metric in PLAIN else f"{100 * value:+.{digits}f} points"
 
 

@@ -1,8 +1,8 @@
-"""Charts as SVG: pure functions from figures to markup that is light on light pages and dark on dark ones.
+"""Charts as SVG: pure functions from figures to markup for light and dark pages.
 
-The markup names its colours by class (`fill-c1`, `stroke-rule`); `style()` gives the classes their
-colours, once in a page that holds many charts, or inside the image by `standalone()`. Every text is
-cleaned, cut and escaped here, so that labels from data cannot become markup.
+The markup names its colours by class (`fill-c1`, `stroke-rule`); `style()` defines the classes, once in a page with
+many charts, or inside the image by `standalone()`. Every text is cleaned, cut and escaped here, so that labels from
+data cannot become markup.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LABEL = 26  # characters of a label that a chart shows; the whole label is in it
 class Bar:
     label: str
     value: float
-    text: str = ""  # what is written beside it
+    text: str = ""  # written next to the bar
     colour: str = "c1"
 
 
@@ -48,7 +48,7 @@ def counted(counts: Iterable[tuple[str, int]], colour: str = "c1") -> list[Bar]:
 
 @dataclass(frozen=True)
 class Dot:
-    """A value and the interval that it lies in; one that stands aside does not stretch the axis."""
+    """A value with its interval; with `aside` it is not counted for the range of the axis."""
 
     label: str
     value: float
@@ -61,7 +61,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a line; a note is its tooltip, and a mark is written beside it."""
+    """A point of a line; `note` is its tooltip, `mark` a text next to it."""
 
     x: float
     y: float
@@ -72,7 +72,7 @@ class Point:
 
 @dataclass(frozen=True)
 class LineSeries:
-    """Points joined by a line; those that have a note are drawn as dots. One without a name is in no legend."""
+    """Points joined by a line; points with a note or mark are drawn as dots. A line without a name has no legend."""
 
     name: str
     points: Sequence[Point]
@@ -87,7 +87,7 @@ def style() -> Markup:
         for scheme, colours in (("light", LIGHT), ("dark", DARK))
     )
     rules = [f":root{{{light}}}", f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"]
-    for name, value in LIGHT.items():  # the plain value first: some viewers of images know no variables
+    for name, value in LIGHT.items():  # the plain value first, for image viewers without CSS variables
         rules.append(f".fill-{name}{{fill:{value};fill:var(--{name})}}")
         rules.append(f".stroke-{name}{{fill:none;stroke:{value};stroke:var(--{name})}}")
     rules.append(f"svg{{font:{FONT}px system-ui,sans-serif}}.small{{font-size:11px}}.strong{{font-weight:600}}")
@@ -95,8 +95,8 @@ def style() -> Markup:
 
 
 def standalone(svg: str) -> str:
-    """A chart as a file of its own, with its colours and a background."""
-    opening, rest = str(svg).split(">", 1)  # of markup, the methods would escape what is put in
+    """A chart as a separate SVG file, with its colours and a background."""
+    opening, rest = str(svg).split(">", 1)  # str, since Markup's methods would escape the inserted text
     opening = opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     ground = '<rect class="fill-page" width="100%" height="100%"/>'
     title, rest = rest.split("</desc>", 1)
@@ -104,7 +104,7 @@ def standalone(svg: str) -> str:
 
 
 def bars(rows: Sequence[Bar], *, title: str, most: float = 0, width: int = WIDTH) -> Markup:
-    """Horizontal bars from zero, with label and text; `most` is what the longest could be."""
+    """Horizontal bars from zero, with label and text; `most` is the value of a bar with full length."""
     left = _column([_cut(row.label) for row in rows]) + 10
     right = _column([row.text for row in rows]) + 8
     most = max([most, *(row.value for row in rows)]) or 1
@@ -124,7 +124,7 @@ def bars(rows: Sequence[Bar], *, title: str, most: float = 0, width: int = WIDTH
 
 
 def stack(rows: Sequence[Bar], *, title: str) -> Markup:
-    """One bar cut into the parts of a whole, and its legend below."""
+    """One bar that is divided into the parts of a whole, and its legend below."""
     total = sum(row.value for row in rows) or 1
     parts, x = [], 0.0
     for index, row in enumerate(rows):
@@ -148,11 +148,11 @@ def stack(rows: Sequence[Bar], *, title: str) -> Markup:
 def histogram(
     edges: Sequence[float], counts: Sequence[int], *, title: str, unit: str, strip: Sequence[float]
 ) -> Markup:
-    """Counts between edges.
+    """A histogram.
 
     Args:
-        edges: One more than there are counts, rising.
-        strip: The 5 %, 25 %, 50 %, 75 % and 95 % quantiles, drawn as a box below.
+        edges: Edges of the bins, rising; one more than `counts`.
+        strip: The 5 %, 25 %, 50 %, 75 % and 95 % quantiles, drawn as a box plot below.
     """
     scale = _Scale(edges[0], max(edges[-1], edges[0] + 1), 46, WIDTH - 12)
     most, floor, top = max([*counts, 1]), 168, 26
@@ -189,14 +189,14 @@ def histogram(
 def dots(
     rows: Sequence[Dot], *, title: str, reference: tuple[float, str] | None = None, points: bool = False
 ) -> tuple[Markup, Markup]:
-    """Shares with their intervals, one a row, on an axis that starts where the intervals do.
+    """Shares with their intervals, one a row, on an axis that covers the intervals.
 
     Args:
-        reference: A value to compare with and its name, drawn as a dashed line.
-        points: The values are differences of shares, shown in points with their sign.
+        reference: (value to compare with, its name), drawn as a dashed line.
+        points: True for differences of shares, shown in percentage points with a sign.
 
     Returns:
-        The chart for the whole width of a page, and for a small screen, without what stands in parentheses.
+        (chart for the whole width of a page, chart for a small screen without texts in parentheses).
     """
     wide, slim = (_dots(rows, title, reference, points=points, width=width) for width in (2 * WIDTH, WIDTH))
     return wide, slim
@@ -230,7 +230,7 @@ def _dots(rows: Sequence[Dot], title: str, reference: tuple[float, str] | None, 
 
 
 def _interval(row: Dot, scale: _Scale, y: float) -> list[Markup]:
-    """A dot on its interval; an arrow where it lies outside the axis."""
+    """A dot on its interval; an arrow if the interval is outside of the axis."""
     if row.high < scale.low or row.low > scale.high:
         end, arrow = (scale.start, "◂") if row.high < scale.low else (scale.end, "▸")
         return [_text(end, y, arrow, f"{row.colour} strong", anchor="start" if arrow == "◂" else "end")]
@@ -244,7 +244,7 @@ def _interval(row: Dot, scale: _Scale, y: float) -> list[Markup]:
 
 
 def _span(rows: Sequence[Dot], reference: tuple[float, str] | None, *, least: float) -> tuple[float, float]:
-    """From the lowest bound to the highest, with some air, and with the reference."""
+    """(low, high) of an axis that covers all intervals and the reference, with a margin."""
     counted = [row for row in rows if not row.aside] or rows
     bounds = [bound for row in counted for bound in (row.low, row.high)] + ([reference[0]] if reference else [])
     low, high = min(bounds, default=0.0), max(bounds, default=1.0)
@@ -253,7 +253,7 @@ def _span(rows: Sequence[Dot], reference: tuple[float, str] | None, *, least: fl
 
 
 def heat(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[int]], *, title: str) -> Markup:
-    """Counts as a grid: the more, the fuller; what lies off the diagonal is another colour."""
+    """A confusion matrix: larger counts have a stronger colour, cells off the diagonal another one."""
     left = _column([_cut(name) for name in rows]) + 10
     top = int(0.75 * _column([_cut(name) for name in columns])) + 16
     side = 26
@@ -271,7 +271,7 @@ def heat(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[i
             if not many:
                 parts.append(_tag("rect", class_="fill-panel", **square))
                 continue
-            full = 0.1 + 0.4 * many / most[on]  # no fuller, so that the ink on it stays readable
+            full = 0.1 + 0.4 * many / most[on]  # opacity up to 0.5, so that the number stays readable
             parts.append(
                 _group(
                     f"{name} answered as {columns[c]}: {many:,}",
@@ -312,7 +312,7 @@ def lines(
     parts.append(_text((x.start + x.end) / 2, height - 8, x_label, "muted", anchor="middle"))
     across = 0
     for line in series:
-        if not line.name:  # it has a mark in place of a legend entry
+        if not line.name:  # named by a mark instead
             continue
         parts.append(_text(56 + across, 16, _cut(line.name), f"{line.colour} strong"))
         across += _column([_cut(line.name)]) + 22
@@ -357,7 +357,7 @@ class _Scale:
 
 
 def _around(values: Sequence[float], *, log: bool) -> tuple[float, float]:
-    """A range that holds all values, with some air."""
+    """(low, high) of an axis that covers all values, with a margin."""
     if log:
         low, high = math.log10(max(min(values), 1e-6)), math.log10(max(*values, 1e-6))
         air = 0.05 * (high - low) + 0.01
@@ -368,7 +368,7 @@ def _around(values: Sequence[float], *, log: bool) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
-    """Round values between `low` and `high`, about so many."""
+    """Round values between `low` and `high`, approximately `about` of them."""
     rough = (high - low) / about
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough * 0.999)
@@ -384,7 +384,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _grid(y: _Scale, start: float, end: float, *, percent: bool = False, whole: bool = False) -> list[Markup]:
-    """Horizontal lines at round values, named at the left."""
+    """Horizontal grid lines at round values, with labels at the left."""
     parts = []
     for value in _log_ticks(y.low, y.high) if y.log else _ticks(y.low, y.high, 4, whole=whole):
         parts.append(_tag("line", class_="stroke-rule", x1=start, x2=end, y1=y(value), y2=y(value)))
@@ -421,7 +421,7 @@ def _group(note: str, *parts: Markup) -> Markup:
 
 
 def _text(x: float, y: float, content: str, kind: str = "ink", *, anchor: str = "start", transform: str = "") -> Markup:
-    """One line of text; its kind is a colour and, where wanted, `small` or `strong`."""
+    """One line of text; `kind` is a colour, optionally with `small` or `strong`."""
     turned = {"transform": transform} if transform else {}
     line = escape(shown(content))
     return _tag(
@@ -449,7 +449,7 @@ def _cut(label: str) -> str:
 
 
 def _column(texts: Sequence[str]) -> int:
-    """Pixels that the longest of some texts takes, estimated: no font is at hand."""
+    """Estimated width of the longest text in pixels, without font metrics."""
     wide = (sum(2.0 if unicodedata.east_asian_width(c) in "WF" else 1.0 for c in text) for text in texts)
     return math.ceil(max(wide, default=0) * FONT * 0.63)
 
@@ -459,7 +459,7 @@ def _number(value: float) -> str:
 
 
 def _short(value: float) -> str:
-    """`950`, `1.2k`, `3M`: a figure where there is little room."""
+    """A number in short form: `950`, `1.2k`, `3M`."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * size or (abs(value) >= size and (value / size * 10).is_integer()):
             return f"{value / size:.1f}".removesuffix(".0") + unit

@@ -1,7 +1,7 @@
-"""The document of a page that a process serves, which needs nothing beside itself.
+"""The self-contained HTML document of a page that a server of slmctl serves.
 
-Style and script are inline and allowed by their hashes alone, markup cannot be made from text (trusted types), and the
-page may ask its own server and no other.
+Style and script are inline and allowed by their hashes only, markup cannot be made from text (trusted types), and the
+page may contact only its own server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class ServedPage:
-    """A page as it is sent; the headers hold the policy that lets its own style and script pass."""
+    """A page as it is sent; `headers` hold the content security policy with the hashes of its style and script."""
 
     html: str
     headers: Mapping[str, str]
@@ -31,10 +31,9 @@ class ServedPage:
 
 @functools.cache
 def served_page(package: str) -> ServedPage:
-    """The page of a package: its `page.html` and `page.js`, and its `page.css` where it has styles of its own.
+    """The page of a package: its `page.html`, `page.js` and, if it exists, `page.css`.
 
-    The head is `head.html` of this package, whose style stands before the package's own and whose `shared.js` before
-    its script.
+    `head.html` of this folder is its head; `page.css` and `shared.js` of this folder come before the package's.
     """
     has_style = resources.files(package).joinpath("page.css").is_file()
     own_style = _read(package, "page.css") if has_style else ""
