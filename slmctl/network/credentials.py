@@ -1,4 +1,4 @@
-"""Tokens and passwords: from the environment or a keyring, from nowhere else, and never into an artifact or a log."""
+"""Tokens and passwords: read from the environment or a keyring only, and never written to an artifact or a log."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import re
 from typing import Any
 
-SERVICE = "slmctl"  # under which a keyring holds them: keyring set slmctl HF_TOKEN
+SERVICE = "slmctl"  # service name in the keyring: keyring set slmctl HF_TOKEN
 
 
 def secret(*names: str) -> str | None:
-    """The value of the first of some variables that is set, else what a keyring holds under one of their names.
+    """The value of the first environment variable that is set, else of the first name in the keyring; else None.
 
-    A keyring is asked where the package `keyring` is installed; a machine without one has no answer.
+    The keyring is read only if the package `keyring` is installed.
     """
     for name in names:
         if os.environ.get(name):
@@ -26,7 +26,7 @@ def secret(*names: str) -> str | None:
     for name in names:
         try:
             value: str | None = keyring.get_password(SERVICE, name)
-        except errors.KeyringError:  # there is none, or it is locked
+        except errors.KeyringError:  # no keyring on this machine, or a locked one
             return None
         if value:
             return value
@@ -34,9 +34,9 @@ def secret(*names: str) -> str | None:
 
 
 def mask(url: str) -> str:
-    """An address with `***` for the password in it, and for every parameter that may hold a secret.
+    """The address with `***` in place of its password and of every parameter that may hold a secret.
 
-    A reference such as `${DB_PASSWORD}` is no secret and stays.
+    A reference such as `${DB_PASSWORD}` is not a secret and stays.
     """
     url = re.sub(r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
     return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)

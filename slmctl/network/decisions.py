@@ -1,6 +1,6 @@
-"""A question whose answer is one of some labels, asked of an API that answers with probabilities in place of a text.
+"""Requests and replies of decisions APIs, which answer with one of some labels and its probability.
 
-Two forms are spoken: OpenAI's `POST /v1/decisions` and TypeSafe's `POST /v1/systemone`.
+Two APIs are supported: OpenAI's `POST /v1/decisions` and TypeSafe's `POST /v1/systemone`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from slmctl.network.endpoint_replies import (
 Api = Literal["chat", "decisions", "systemone"]
 CHAT: Api = "chat"
 PATHS: Mapping[Api, str] = {CHAT: "/chat/completions", "decisions": "/decisions", "systemone": "/systemone"}
-MOST_LABELS = 255  # of one question, by both vendors' pages; some servers take fewer, and say so by a 400
+MOST_LABELS = 255  # of a question, by both vendors' documentation; some servers accept fewer and answer 400
 FORM = "decision"
-NAME = "label"  # of the only question of a request
+NAME = "label"  # name of the only question of a request
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Choice:
 
     Attributes:
         instructions: The question in words.
-        labels: Each label with its description; empty for none.
+        labels: Label -> description, '' for none.
     """
 
     instructions: str
@@ -43,12 +43,12 @@ class Choice:
 
     @property
     def size(self) -> int:
-        """Bytes of its texts."""
+        """Bytes of the question and its labels as JSON."""
         return len(json.dumps([self.instructions, self.labels], ensure_ascii=False).encode())
 
 
 def body(api: Api, choice: Choice, messages: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """The request for one label of a conversation; one message of a user goes as its bare text."""
+    """The body of a request for one label of a conversation; a single user message is sent as plain text."""
     content = messages[0]["content"] if [turn["role"] for turn in messages] == ["user"] else list(messages)
     question: dict[str, object] = {"type": "choice", "instructions": choice.instructions}
     if api == "systemone":
@@ -62,13 +62,13 @@ def body(api: Api, choice: Choice, messages: Sequence[Mapping[str, object]]) -> 
 
 
 def read_decision(raw: bytes, seconds: float, choice: Choice) -> Reply:
-    """The label in a reply, which has one of the two forms.
+    """Read the label and its probabilities from a reply of either API.
 
-    Its confidence is the probability of the label: the `confidence` of a reply is another figure, which says how peaked
-    the distribution is. Where one probability is none, or is of another label, all are left out.
+    `Reply.confidence` is the probability of the label, not the `confidence` in the body, which measures how peaked the
+    distribution is. If one probability is invalid, or belongs to an unknown label, all are left out.
 
     Raises:
-        EndpointError: It is no answer to a question for a label.
+        EndpointError: The body is not an answer to a question for a label.
     """
     reply = parsed(raw, FORM)
     answers, usage = reply.get("answers"), mapping(reply.get("usage"))

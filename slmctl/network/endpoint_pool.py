@@ -1,8 +1,8 @@
-"""Many questions -> answers of one or several endpoints, from code that is not asynchronous.
+"""Many requests -> answers of one or several endpoints, for synchronous code.
 
-Each question is tried again while that may help, at another endpoint where there is one; an endpoint that refuses
-the key or the model is asked no more. One that says that it is asked too much gets half as many requests at once, none
-before the time that it names, and step by step more again. The requests run in an event loop in a thread of its own.
+A failed request is retried while that may help, at another endpoint if there is one. An endpoint that refuses the key
+or the model gets no more requests. After 429 or 503 an endpoint gets half as many requests at once, none before its
+`Retry-After`, and then gradually more. The requests run in an event loop in a separate thread.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from slmctl.network.decisions import CHAT, Api
 from slmctl.network.endpoint_replies import EndpointError, Reply
 from slmctl.network.openai_client import EndpointClient, EndpointRequest
 
-ATTEMPTS = 6  # for one request, the first one included
+ATTEMPTS = 6  # for one request, including the first
 FIRST_WAIT_S = 0.5  # after the first failure; doubled after each further one
-LONGEST_WAIT_S = 30.0  # also where the endpoint asks for more
-AGAIN = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that may pass; 0 is no reply, 200 a bad one
+LONGEST_WAIT_S = 30.0  # of one request, also if the endpoint asks for more
+AGAIN = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses to retry; 0: no reply, 200: unreadable reply
 HOPELESS = {401: "the key is not accepted", 403: "the key may not do this", 404: "there is no such model or path"}
-GIVE_UP_AFTER = 16  # requests in a row that failed in every attempt
-TOO_MUCH = (429, 503, 529)  # statuses of an endpoint that is asked too much
-LONGEST_PAUSE_S = 600.0  # that an endpoint may ask for, for all requests
-NOT_SENT = -1  # the status of a request that its watch did not let out
+GIVE_UP_AFTER = 16  # consecutive requests that failed in every attempt
+TOO_MUCH = (429, 503, 529)  # statuses of an overloaded endpoint
+LONGEST_PAUSE_S = 600.0  # largest `Retry-After` that is respected for all requests
+NOT_SENT = -1  # the status of a request that its watch stopped
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The reason why one request has no answer; the others go on."""
+    """The reason why one request has no answer; other requests continue."""
 
     message: str
     status: int = 0
 
 
 class RequestWatch(Protocol):
-    """Asked before each attempt, and told what came of it before another takes its place; in threads of the pool."""
+    """Callbacks before and after each attempt, called in threads of the pool; the place is free only afterwards."""
 
     def may_send(self, index: int) -> Literal["send", "wait", "stop"]:
-        """Let an attempt of a request out, have it ask again in a moment, or end the request without it."""
+        """`send` the next attempt of a request, `wait` and call again in a moment, or `stop` the request."""
 
     def answered(self, index: int, reply: Reply) -> None: ...
 
@@ -56,18 +56,18 @@ class RequestWatch(Protocol):
 
 
 class EndpointPool:
-    """Endpoints with the same model, asked as one: the endpoint with the fewest requests in flight is asked next.
+    """Endpoints with the same model; the next request goes to the one with the fewest requests in flight.
 
     Args:
-        urls: The address of each; see `Endpoint`.
-        model: The name they know the model by.
-        key_env: The environment variable that holds the key; None sends none.
+        urls: Addresses of the endpoints; see `EndpointClient`.
+        model: Name of the model at the endpoints.
+        key_env: Environment variable with the API key; None sends no key.
         concurrency: Requests in flight at each endpoint.
-        timeout_s: For one attempt, from the connection to the last byte.
-        api: The API that is asked at each.
+        timeout_s: Seconds for one attempt, from the connection to the last byte.
+        api: API of the endpoints.
 
     Raises:
-        UsageError: There is no address, one cannot be used, or the variable is not set.
+        UsageError: There is no address, an address cannot be used, or the variable is not set.
     """
 
     def __init__(
@@ -98,19 +98,19 @@ class EndpointPool:
 
     @property
     def retries(self) -> int:
-        """Attempts beyond the first, over all requests."""
+        """Number of attempts after the first, over all requests."""
         return sum(endpoint.attempts for endpoint in self._endpoints) - self._first_attempts
 
     def ask_all(
         self, requests: Iterable[EndpointRequest], *, watch: RequestWatch | None = None
     ) -> Iterator[tuple[int, Reply | Refusal]]:
-        """Answer every request, in any order: its index, and the answer or the reason why there is none.
+        """Yield (index of a request, its reply or the reason why it has none), in the order of completion.
 
-        Leaving the iteration early ends the requests in flight. A request that its watch does not let out is a
-        `Refusal` with the status NOT_SENT.
+        Leaving the iteration early cancels the requests in flight. A request that its watch stopped is a `Refusal`
+        with the status NOT_SENT.
 
         Raises:
-            NetworkError: No endpoint can be reached at all, or each refuses the key or the model.
+            NetworkError: No endpoint can be reached, or each refuses the key or the model.
         """
         hosts = {host for url in self.urls for host in (urlsplit(url).hostname or "", *guard.on_the_way(url))}
         if not self._announced:
@@ -134,7 +134,7 @@ class EndpointPool:
                 asyncio.run_coroutine_threadsafe(self._close(), loop).result()
 
     def _finished(self, running: dict[Future[Reply | Refusal], int]) -> Iterator[tuple[int, Reply | Refusal]]:
-        """The answers that are there by now; where one failure ends all, first every answer that was still got."""
+        """Yield the answers that are complete; an error that ends all requests is raised after the last of them."""
         hopeless: BaseException | None = None
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             index, error = running.pop(future), future.exception()
@@ -149,7 +149,7 @@ class EndpointPool:
             raise hopeless
 
     def _judge(self, outcome: Reply | Refusal) -> NetworkError | None:
-        """Give up on endpoints that have answered nothing for long; refusals of some requests are no sign yet."""
+        """The error after too many failed requests in a row, else None; 400, a fault of one request, counts less."""
         if isinstance(outcome, Reply):
             self._failed_in_a_row, self._has_answered = 0, True
             return None
@@ -187,7 +187,7 @@ class EndpointPool:
                     await asyncio.to_thread(watch.failed, index, error)
                 if error.status in TOO_MUCH:
                     places.ease(endpoint, error.pause_s, begun=begun)
-                if error.status in HOPELESS:  # before its place is free, so that no other request takes it
+                if error.status in HOPELESS:  # while its place is still taken, so that no other request gets it
                     places.drop(endpoint, f"{HOPELESS[error.status]} ({error.message})")
                     continue
             if error.status not in AGAIN:
@@ -215,20 +215,20 @@ async def _is_let_out(watch: RequestWatch, index: int) -> bool:
 
 
 class _Places:
-    """The places for requests in flight: `each` at most at every endpoint that is still asked."""
+    """The places for requests in flight: at most `each` at every endpoint that is in use."""
 
     def __init__(self, endpoints: Sequence[EndpointClient], each: int) -> None:
         self._each = each
-        self._most = dict.fromkeys(endpoints, float(each))  # places of each by what it has said
-        self._eased = dict.fromkeys(endpoints, float("-inf"))  # when it last said that it is too much
+        self._most = dict.fromkeys(endpoints, float(each))  # present number of places
+        self._eased = dict.fromkeys(endpoints, float("-inf"))  # time when the number was last halved
         self._closed_until = dict.fromkeys(endpoints, float("-inf"))
-        self._running = dict.fromkeys(endpoints, 0)  # requests in flight, the next endpoint first
-        self._failing: set[EndpointClient] = set()  # asked again only where the others have no place
+        self._running = dict.fromkeys(endpoints, 0)  # requests in flight; in the order of preference
+        self._failing: set[EndpointClient] = set()  # used only while the others have no free place
         self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
     async def take(self, failed_at: EndpointClient | None) -> AsyncIterator[EndpointClient]:
-        """The endpoint of the next attempt, for as long as it takes; `failed_at` is where the last one failed."""
+        """Yield the endpoint for the next attempt of a request, and hold its place; `failed_at` failed the last one."""
         async with self._changed:
             if failed_at in self._running:
                 self._failing.add(failed_at)
@@ -236,7 +236,7 @@ class _Places:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), self._until_opened())
             self._failing.discard(endpoint)
-            self._running[endpoint] = self._running.pop(endpoint) + 1  # the last of those with as few requests
+            self._running[endpoint] = self._running.pop(endpoint) + 1  # pop moves it behind the others
         try:
             yield endpoint
         finally:
@@ -246,7 +246,7 @@ class _Places:
                 self._changed.notify_all()
 
     def drop(self, endpoint: EndpointClient, reason: str) -> None:
-        """Ask an endpoint no more.
+        """Stop using an endpoint.
 
         Raises:
             NetworkError: It was the last one.
@@ -258,10 +258,10 @@ class _Places:
         console.say(f"  {urlsplit(endpoint.url).netloc} is asked no more: {reason}")
 
     def ease(self, endpoint: EndpointClient, pause_s: float, *, begun: float) -> None:
-        """Ask an endpoint half as much, and nothing for so many seconds.
+        """Halve the places of an endpoint, and send it nothing for `pause_s` seconds.
 
         Args:
-            begun: When the refused request was sent: one that was out when another was refused eases it no more.
+            begun: Time when the refused request was sent; if that is before the last halving, it is not halved again.
         """
         now = time.monotonic()
         if begun > self._eased[endpoint]:
@@ -270,16 +270,16 @@ class _Places:
         self._closed_until[endpoint] = max(self._closed_until[endpoint], until)
 
     def asked_well(self, endpoint: EndpointClient) -> None:
-        """Ask an endpoint a little more: one place more after as many answers as it has places."""
+        """Give an endpoint one more place after as many answers as it has places, up to `each`."""
         self._most[endpoint] = min(float(self._each), self._most[endpoint] + 1 / self._most[endpoint])
 
     def _until_opened(self) -> float | None:
-        """Seconds until the first endpoint that is closed for now is open; None where none is closed."""
+        """Seconds until the first paused endpoint may be used again; None if no endpoint is paused."""
         now = time.monotonic()
         return min((until - now for until in self._closed_until.values() if until > now), default=None)
 
     def _free(self, failed_at: EndpointClient | None) -> EndpointClient | None:
-        """The endpoint with a free place and the fewest requests; the one that failed only where it is the last."""
+        """The endpoint with a free place and the fewest requests; `failed_at` only if it is the last one."""
         others = [endpoint for endpoint in self._running if endpoint is not failed_at] or list(self._running)
         now = time.monotonic()
         free = [
@@ -292,7 +292,7 @@ class _Places:
 
 @contextlib.contextmanager
 def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that runs in a thread for as long as the block."""
+    """Yield an event loop that runs in a thread until the block ends."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="endpoints", daemon=True)
     thread.start()

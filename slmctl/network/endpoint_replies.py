@@ -1,6 +1,6 @@
-"""Replies of OpenAI-compatible endpoints, read strictly and within bounds.
+"""Reads replies of OpenAI-compatible endpoints, strictly and within bounds.
 
-One that is too large, nested or malformed is an `EndpointError` and no answer.
+A reply that is too large, nested too deep or malformed raises `EndpointError`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-MAX_VALUES = 600_000  # commas and brackets of one JSON reply: what its values may cost in memory
-MAX_TOKENS = 10**9  # that a reply may count
-MAX_ERROR = 1 << 16  # bytes of a refusal that are read
-BYTES_A_TOKEN = 256  # an answer with more of them, on the average, is not one of so many tokens
+MAX_VALUES = 600_000  # commas and brackets of a JSON reply, which bound the memory of its values
+MAX_TOKENS = 10**9  # largest token count that is accepted
+MAX_ERROR = 1 << 16  # bytes of an error response that are read
+BYTES_A_TOKEN = 256  # an answer with more on average exceeds its number of tokens
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. Counts are in tokens, None where the endpoint gives none; `seconds` is of the attempt that worked."""
+    """One answer. Token counts are None if the endpoint sends none; `seconds` is for the successful attempt."""
 
     text: str
     finish: str
     prompt_tokens: int | None
     completion_tokens: int | None
     seconds: float
-    confidence: float | None = None  # in 0..1, where the endpoint gives it
-    tool_calls: list[Any] | None = None  # as the endpoint wrote them
-    labels: Mapping[str, float] = field(default_factory=dict)  # probability of each, likeliest first, where it decides
+    confidence: float | None = None  # 0 to 1; None if the endpoint sends none
+    tool_calls: list[Any] | None = None  # unchanged from the reply
+    labels: Mapping[str, float] = field(default_factory=dict)  # probabilities of a decisions API, likeliest first
 
 
 class TokenLogprob(TypedDict):
-    """One token of an answer, or one that was as likely in its place."""
+    """A token of an answer, or an alternative in its place, with its log probability."""
 
     token: str
     bytes: list[int]
@@ -42,7 +42,7 @@ class TokenLogprob(TypedDict):
 
 
 class AnswerToken(TokenLogprob):
-    """One token of an answer with the likeliest ones in its place."""
+    """A token of an answer; `top` holds the likeliest tokens in its place."""
 
     top: list[TokenLogprob]
 
@@ -52,9 +52,9 @@ class EndpointError(Exception):
 
     Attributes:
         message: The reason, in a sentence without the key.
-        kind: `slow`, `unreachable`, `refused` (a status other than 200) or `unreadable` (no strict reply).
-        status: The HTTP status; 0 where there was none.
-        pause_s: Seconds that the endpoint asks to be left alone.
+        kind: `slow`, `unreachable`, `refused` (a status other than 200) or `unreadable` (not a valid reply).
+        status: The HTTP status; 0 without a response.
+        pause_s: Seconds of the endpoint's `Retry-After`.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class EndpointError(Exception):
 
 @dataclass(frozen=True)
 class Delta:
-    """One piece of a streamed answer, and its tokens where the endpoint tells them."""
+    """A piece of a streamed answer, and its tokens if the endpoint sends log probabilities."""
 
     text: str
     tokens: list[AnswerToken]
 
 
 class StreamedReply:
-    """The chunks of a streamed answer, added up.
+    """The accumulated chunks of a streamed answer.
 
     Attributes:
-        finish: Why the answer ended; None until it has.
-        labels: Probability of each label, where the endpoint is slmctl's own server and tells them.
+        finish: The `finish_reason`; None until the answer has ended.
+        labels: Label -> probability, if the endpoint is slmctl's own server and sends them.
     """
 
     def __init__(self) -> None:
@@ -97,19 +97,19 @@ class StreamedReply:
 
     @property
     def logprobs(self) -> list[float]:
-        """The log probability of each token; empty where the endpoint gives none that can be used."""
+        """The log probability of each token; [] if the endpoint sends none, or invalid ones."""
         return [token["logprob"] for token in self.tokens] if self._logprobs_valid else []
 
     @property
     def confidence(self) -> float | None:
-        """In 0..1, as slmctl's own server says it, else the probability of the tokens."""
+        """The confidence sent by slmctl's own server, else the joint probability of the tokens, 0 to 1."""
         return self._confidence if self._confidence is not None else _joint(self.logprobs)
 
     def read(self, line: bytes, max_tokens: int) -> Delta | None:
-        """Take one chunk, the JSON of a `data:` line; the piece of the answer in it.
+        """Add one chunk, the JSON of a `data:` line; returns its piece of the answer, None without text.
 
         Raises:
-            EndpointError: It is no chunk of a completion.
+            EndpointError: The line is not a chunk of a completion.
         """
         if line == b"[DONE]":
             return None
@@ -121,7 +121,7 @@ class StreamedReply:
         self.completion_tokens = count(usage.get("completion_tokens"), self.completion_tokens)
         self._confidence = _probability(own.get("confidence"), self._confidence)
         self.labels = probabilities(own.get("labels")) or self.labels
-        if chunk.get("choices") in (None, []):  # a chunk of counts alone
+        if chunk.get("choices") in (None, []):  # a chunk with only token counts
             return None
         choice = _first_choice(chunk)
         self.finish = _finish(choice) or self.finish
@@ -136,10 +136,10 @@ class StreamedReply:
 
 
 def read_reply(raw: bytes, seconds: float, max_tokens: int) -> Reply:
-    """The answer in a body that is not streamed.
+    """The answer in the body of a chat completion that is not streamed.
 
     Raises:
-        EndpointError: It is no chat completion, or larger than an answer of so many tokens is.
+        EndpointError: The body is not a chat completion, or longer than `max_tokens` tokens can be.
     """
     body = parsed(raw)
     choice, usage = _first_choice(body), mapping(body.get("usage"))
@@ -155,7 +155,7 @@ def read_reply(raw: bytes, seconds: float, max_tokens: int) -> Reply:
         except (ValueError, RecursionError):
             raise unreadable("with a tool call that is no text") from None
     content = reply_message.get("content")
-    text = "" if content is None else _text(content)  # a refusal to answer is an answer without words
+    text = "" if content is None else _text(content)  # a refusal has no content
     _require_length(text, max_tokens)
     prompt, completion = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
     tokens = _tokens(choice)
@@ -169,10 +169,10 @@ def unreadable(fault: str, form: str = "chat completion") -> EndpointError:
 
 
 def parsed(raw: bytes, form: str = "chat completion") -> dict[str, Any]:
-    """The JSON object in a reply; NaN and infinities, which JSON has not, are null.
+    """The JSON object in a reply; NaN and infinities, which are not JSON, become None.
 
     Raises:
-        EndpointError: It is none, or has too many values; `form` says what it should be.
+        EndpointError: The reply is not a JSON object, or has too many values; `form` names the expected reply.
     """
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
         raise unreadable(f"more than {MAX_VALUES} values", form)
@@ -197,7 +197,7 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 
 def is_text(value: object) -> bool:
-    """True for text that can be encoded: JSON can spell half of a surrogate pair, which UTF-8 has not."""
+    """True for text that can be encoded as UTF-8; JSON can hold lone surrogates, which cannot."""
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
@@ -216,7 +216,7 @@ def _require_length(text: str, max_tokens: int) -> None:
 
 
 def _finish(choice: Mapping[str, Any]) -> str | None:
-    """`stop`, `length` or another short word."""
+    """The `finish_reason`: `stop`, `length` or another short word; None without a valid one."""
     finish = choice.get("finish_reason")
     return finish if isinstance(finish, str) and re.fullmatch(r"[A-Za-z_]{1,32}", finish) else None
 
@@ -231,14 +231,14 @@ def _probability(value: object, otherwise: float | None = None) -> float | None:
 
 
 def probabilities(value: object) -> dict[str, float]:
-    """Label -> probability; empty where any of it is neither."""
+    """Label -> probability; {} if any label or probability is invalid."""
     pairs = {name: _probability(share) for name, share in mapping(value).items()}
     valid = all(is_text(name) and share is not None for name, share in pairs.items())
     return {name: share for name, share in pairs.items() if share is not None} if valid else {}
 
 
 def _tokens(choice: Mapping[str, Any]) -> list[AnswerToken] | None:
-    """The tokens of a choice with log probabilities; empty where it has none, None where they cannot be used."""
+    """The tokens of a choice with log probabilities; [] without any, None if they are invalid."""
     logprobs = choice.get("logprobs")
     listed = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
     if listed is None:
@@ -254,7 +254,7 @@ def _tokens(choice: Mapping[str, Any]) -> list[AnswerToken] | None:
 def _token(entry: dict[str, Any]) -> TokenLogprob:
     text, logprob = entry.get("token", ""), entry["logprob"]
     spelled = entry.get("bytes") or list(text.encode())
-    # float16 sums may end a little above 0
+    # sums in float16 may be slightly above 0
     if type(logprob) not in (int, float) or not -1e9 < logprob <= 1e-3 or not is_text(text):
         raise ValueError("no log probability of a text")
     if not isinstance(spelled, list):
@@ -263,12 +263,12 @@ def _token(entry: dict[str, Any]) -> TokenLogprob:
 
 
 def _joint(logprobs: Sequence[float]) -> float | None:
-    """The probability of all tokens; None where there is none."""
+    """The joint probability of all tokens; None for an empty list."""
     return math.exp(sum(logprobs)) if logprobs else None
 
 
 def message(raw: bytes) -> str:
-    """An endpoint's own words for what is wrong, on one printable line of at most 200 characters."""
+    """The error message of an endpoint's response, as one printable line of at most 200 characters."""
     text = raw[:80].decode(errors="replace")
     with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
         error = json.loads(raw[:MAX_ERROR].decode())["error"]

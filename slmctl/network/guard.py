@@ -1,14 +1,12 @@
-"""Keep data on this machine: switches for the libraries that phone home, and a guard on sockets.
+"""Keeps data on this machine: environment variables against telemetry of libraries, and a guard on sockets.
 
-The switches act on the Hugging Face libraries only when set before their first import, so `cli`
-calls `seal` before any stage module is loaded. The guard is a second, independent line: CPython's
-audit events see what is made through the `socket` module, whichever library makes it: every
-connection and datagram, and every name look-up but the one inside `connect` to a bare name, whose
-connection is then refused.
+The variables act on the Hugging Face libraries only if set before their first import, so `cli` calls `seal` before any
+stage module is loaded. The guard is a second, independent line: by CPython's audit events it sees every connection,
+datagram and name look-up through the `socket` module, whichever library makes it; except the look-up inside `connect`
+to a host name, whose connection it then refuses.
 
-What does leave is counted: every host, and every byte that Python hands to a socket which leads elsewhere
-(under TLS the bytes before encryption, for asynchronous clients after it). The receipt of a stage
-stands in its manifest.
+Traffic that leaves is counted: every host, and every byte that Python gives to a socket to another machine (with TLS
+before encryption, for asynchronous clients after it). The receipt of a stage is in its manifest.
 """
 
 from __future__ import annotations
@@ -29,45 +27,45 @@ from typing import Any, TypedDict
 
 from slmctl.errors import NetworkError
 
-# Which library each switch silences is listed in docs/privacy.md.
+# docs/privacy.md lists the library of each variable.
 SWITCHES = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    "HF_HUB_DISABLE_XET": "1",  # native code that opens sockets of its own, which the guard would not see
+    "HF_HUB_DISABLE_XET": "1",  # native code with its own sockets, which the guard would not see
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "UNSLOTH_DISABLE_STATISTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # of a tracker that the user may name; it reads no DO_NOT_TRACK=1
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # for a user who tracks with MLflow; it ignores DO_NOT_TRACK=1
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",  # a fork after its threads have started would warn on stderr
 }
 
-_open_for = ""  # what the user asked that needs the network; empty: the guard is up
-_only: frozenset[str] | None = None  # the hosts it is open for; None: all
-_openings: list[tuple[str, frozenset[str] | None]] = []  # those that last; the latest one counts
-_addresses: set[str] = set()  # what their names stand for
+_open_for = ""  # the purpose for which the network is open; '': it is closed
+_only: frozenset[str] | None = None  # the hosts that may be contacted; None: all
+_openings: list[tuple[str, frozenset[str] | None]] = []  # (purpose, hosts) of open `network` blocks; the last applies
+_addresses: set[str] = set()  # IP addresses of these hosts
 _learning = threading.local()
 _installed = False
 _forbidden = False  # by --offline
 _counting = threading.Lock()
-contacted: set[str] = set()  # since the last receipt
-uncounted: set[str] = set()  # of these, hosts that native code talks to, whose bytes nobody counts
-refused: set[str] = set()  # hosts that the guard has kept from being asked, though the network was open for others
+contacted: set[str] = set()  # hosts since the last receipt
+uncounted: set[str] = set()  # of these, hosts that native code contacts, with bytes that are not counted
+refused: set[str] = set()  # hosts that were refused while the network was open for others
 _bytes_out = 0
-_whole: dict[str, Any] = {"hosts": set(), "bytes_out": 0}  # of this process, for `summary`
+_whole: dict[str, Any] = {"hosts": set(), "bytes_out": 0}  # totals of this process before the last receipt
 
 
 class Receipt(TypedDict, total=False):
     """The network use of a stage or a process.
 
     Attributes:
-        hosts_contacted: Names of the hosts, in order.
+        hosts_contacted: Names of the hosts, sorted.
         bytes_out: Bytes sent to them.
-        not_counted: Those of the hosts that native code talks to, whose bytes nobody counts.
+        not_counted: Hosts that native code contacts, with bytes that are not counted.
     """
 
     hosts_contacted: list[str]
@@ -76,7 +74,7 @@ class Receipt(TypedDict, total=False):
 
 
 def seal() -> None:
-    """Turn every switch off and raise the guard, for this process and the children it starts."""
+    """Set the environment variables and install the guard, in this process; child processes get the variables."""
     global _installed
     os.environ.update(SWITCHES)
     if not _installed:
@@ -85,7 +83,7 @@ def seal() -> None:
 
 
 def forbid() -> None:
-    """Have every use of the network be refused before it begins, also those that a command is asked for."""
+    """Refuse every use of the network from now on, also by commands that need it (`--offline`)."""
     global _forbidden
     _forbidden = True
 
@@ -96,7 +94,7 @@ def is_forbidden() -> bool:
 
 
 def require(purpose: str, *, hint: str = "") -> None:
-    """Refuse what will need the network, before any work is done for it.
+    """Refuse something that will need the network, before any work is done.
 
     Raises:
         NetworkError: `--offline` was given.
@@ -107,15 +105,15 @@ def require(purpose: str, *, hint: str = "") -> None:
 
 @contextlib.contextmanager
 def network(purpose: str, hosts: Iterable[str] | None = None, *, hub: bool = False) -> Iterator[None]:
-    """Let this process use the network inside the block, because the user asked for `purpose`.
+    """Open the network for this process inside the block, because the user asked for `purpose`.
 
     Args:
-        purpose: What was asked, for the message of a refusal.
-        hosts: It is open for those alone; `*.example.com` stands for all names below. None: for all.
-        hub: The Hub may be asked. Else the libraries' switches stay off, where hosts are named.
+        purpose: The reason, for the message of a refusal.
+        hosts: The only hosts that may be contacted; `*.example.com` is every name below. None: any host.
+        hub: True to let the Hugging Face libraries contact the Hub; also if `hosts` is None.
 
     Raises:
-        NetworkError: `--offline` was given, and not all of the hosts are this machine.
+        NetworkError: `--offline` was given, and not all hosts are this machine.
     """
     global _open_for, _only
     opening = (purpose, None if hosts is None else frozenset(hosts))
@@ -129,14 +127,14 @@ def network(purpose: str, hosts: Iterable[str] | None = None, *, hub: bool = Fal
         with _hub_switches() if hub or hosts is None else contextlib.nullcontext():
             yield
     finally:
-        _openings.remove(opening)  # not always the last one: a server opens a release before it closes the one before
+        _openings.remove(opening)  # not always the last: a server opens a new release before it closes the old one
         _open_for, _only = _openings[-1] if _openings else ("", None)
 
 
 @contextlib.contextmanager
 def _hub_switches() -> Iterator[None]:
-    """Let the Hub be asked. Its client reads its switch when it is imported, and transformers may have imported
-    it long ago: its own copy of the switch is turned too."""
+    """Unset the offline variables inside the block. The Hub's client copies them when it is imported, which may have
+    happened before: its copy is changed too."""
     kept = {name: os.environ.pop(name, None) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     client: Any = sys.modules.get("huggingface_hub.constants")
     client_kept = client.HF_HUB_OFFLINE if client else True
@@ -146,20 +144,20 @@ def _hub_switches() -> Iterator[None]:
         yield
     finally:
         os.environ.update({name: value for name, value in kept.items() if value is not None})
-        client = client or sys.modules.get("huggingface_hub.constants")  # imported inside the block: back on too
+        client = client or sys.modules.get("huggingface_hub.constants")  # reset it also if the block imported it
         if client:
             client.HF_HUB_OFFLINE = client_kept
 
 
 def on_the_way(url: str) -> set[str]:
-    """The hosts that a request to an address goes to: its own, or the proxy that this machine is told to ask."""
+    """The hosts that a request to an address may contact: its own, and the configured proxy."""
     from urllib.parse import urlsplit
 
     return {name for name in (urlsplit(url).hostname or "", urlsplit(proxy_of(url)).hostname or "") if name}
 
 
 def proxy_of(url: str) -> str:
-    """The address of the proxy that this machine is told to ask for an address; empty for none."""
+    """The address of the configured proxy for an address; '' for none."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies, proxy_bypass
 
@@ -177,7 +175,7 @@ def receipt() -> Receipt:
 
 
 def begin_receipt() -> None:
-    """Forget what was counted: another stage begins."""
+    """Reset the counts for another stage."""
     global _bytes_out
     _whole["hosts"] |= contacted
     _whole["bytes_out"] += _bytes_out
@@ -188,11 +186,11 @@ def begin_receipt() -> None:
 
 @contextlib.contextmanager
 def written_down(root: Path | None, command: str) -> Iterator[None]:
-    """Keep the receipt of a command that makes no artifact: below `runs/` of a project, where it contacted anybody.
+    """Write the receipt of a command that makes no artifact to `runs/.receipts/`, if it contacted a host.
 
     Args:
-        root: The project's folder; None keeps nothing.
-        command: What was asked.
+        root: The project's folder; None writes nothing.
+        command: Name of the command.
     """
     try:
         yield
@@ -206,7 +204,7 @@ def written_down(root: Path | None, command: str) -> Iterator[None]:
 
 
 def add_receipt(counts: Receipt) -> None:
-    """Take over what a child process has counted."""
+    """Add the counts of a child process."""
     global _bytes_out
     contacted.update(counts.get("hosts_contacted", []))
     uncounted.update(counts.get("not_counted", []))
@@ -214,12 +212,12 @@ def add_receipt(counts: Receipt) -> None:
 
 
 def summary() -> tuple[list[str], int]:
-    """The hosts that this process has contacted in all, and the bytes that it has sent to them."""
+    """Returns (hosts that this process has contacted, bytes sent to them), over its whole life."""
     return sorted(_whole["hosts"] | contacted), _whole["bytes_out"] + _bytes_out
 
 
 def _audit(event: str, args: tuple[object, ...]) -> None:
-    """Refuse what leaves the machine. Audit hooks cannot be removed, so this one stays cheap."""
+    """Audit hook that refuses connections to other machines. It cannot be removed again, so it must be fast."""
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         host = _host(args[1])
     elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
@@ -244,20 +242,20 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
 
 
 def _may(host: str) -> bool:
-    """True if the network is open for a host, or for the address that its name stands for."""
+    """True if the network is open for a host, which may be an IP address of an allowed name."""
     if _only is None or host in _addresses or getattr(_learning, "on", False):
         return True
     if any(fnmatchcase(host, name) for name in _only):
         _learn(host)
         return True
-    for name in _only:  # a name may stand for other addresses than a minute ago
+    for name in _only:  # look names up again, since their addresses may have changed
         if "*" not in name:
             _learn(name)
     return host in _addresses
 
 
 def _learn(name: str) -> None:
-    """Find out which addresses a name stands for, since a connection says no more than an address."""
+    """Look up the IP addresses of a name, since a connection event holds only an address."""
     _learning.on = True
     try:
         with contextlib.suppress(OSError):
@@ -267,7 +265,7 @@ def _learn(name: str) -> None:
 
 
 def _count_sockets() -> None:
-    """Count what Python sends from now on: plainly, and through TLS."""
+    """Count the bytes that Python sends from now on, plain and through TLS."""
     import ssl
 
     if getattr(socket.socket.send, "counts", False):
@@ -292,7 +290,7 @@ def _counted(send: Callable[..., Any], *, under_tls: bool) -> Callable[..., Any]
 
 
 def _leads_out(sock: socket.socket, more: tuple[Any, ...]) -> bool:
-    """True if data of a socket leaves this machine: to its peer, else to the address that the call names."""
+    """True if a socket sends to another machine: its peer, else the address in the call's arguments."""
     try:
         peer: object = sock.getpeername()
     except OSError:
@@ -301,12 +299,12 @@ def _leads_out(sock: socket.socket, more: tuple[Any, ...]) -> bool:
 
 
 def _host(address: object) -> str:
-    """The host of an address as `socket.connect` takes it; a Unix socket has none."""
+    """The host of a socket address; '' for a Unix socket."""
     return str(address[0]) if isinstance(address, tuple) and address else ""
 
 
 def is_local(host: str) -> bool:
-    """True if a host is this machine; a Unix socket has no host."""
+    """True if a host is this machine, or '' (a Unix socket)."""
     if host in ("", "localhost"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""The life of an HTTP server in this process: its socket, and an end by SIGINT or SIGTERM that is no failure."""
+"""An HTTP server in this process: its socket, and a graceful stop by SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import uvicorn
 
 from slmctl.errors import UsageError
 
-BACKLOG = 2048  # connections that the system keeps until they are accepted
+BACKLOG = 2048  # connections that the kernel queues until they are accepted
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket to which clients may connect from now on, and which no other server can take.
+    """A listening socket, to which clients can connect from now on.
 
     Args:
         host: An IP address, or `localhost`.
-        port: 0 takes a free one.
+        port: The port; 0 takes a free one.
 
     Raises:
-        UsageError: The port is taken.
+        UsageError: The port cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # named as TCP: asyncio sends without delay only then, and else every answer waits 40 ms for the client's ACK
+    # with IPPROTO_TCP, else asyncio does not set TCP_NODELAY, and every answer waits 40 ms for the client's ACK
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -41,7 +41,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 class SignalledServer(uvicorn.Server):
-    """A server that returns at SIGINT or SIGTERM; uvicorn itself would end its process by the signal."""
+    """A server that returns after SIGINT or SIGTERM; uvicorn itself would re-raise the signal and end the process."""
 
     should_exit: bool
 
@@ -50,15 +50,15 @@ class SignalledServer(uvicorn.Server):
         yield
 
     async def run_until_stopped(self, sock: socket.socket) -> None:
-        """Serve until a signal comes; running requests are answered."""
+        """Serve until a signal; running requests are still answered."""
         self.handle_signals()
         await self.serve(sockets=[sock])
 
     def handle_signals(self) -> None:
-        """Have a signal call `stop` from now on."""
+        """Make SIGTERM and SIGINT call `stop`."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
 
     def stop(self) -> None:
-        """End the server as a signal does."""
+        """Stop the server like a signal."""
         self.should_exit = True

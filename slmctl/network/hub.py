@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: what is asked of it is pinned to a commit, and what goes wrong there becomes a sentence."""
+"""Access to the Hugging Face Hub: client, hosts, pinned names, and its errors as NetworkError."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_ACCESS = "check the name; a gated one wants its terms accepted on the hub, an
 
 
 def hosts() -> set[str]:
-    """The hosts that the hub is asked at, and those that it sends its client to for large files."""
+    """The hosts of the hub, of the proxy to it, and of the storage that it redirects to for large files."""
     url = _endpoint()
     names = guard.on_the_way(url)
     return names | ({"*.huggingface.co", "*.hf.co"} if urlsplit(url).hostname == "huggingface.co" else set())
@@ -35,20 +35,20 @@ def _endpoint() -> str:
 
 
 def require_reachable(*, otherwise: str) -> None:
-    """Connect to the hub, or to the proxy on the way, once; its client would try for half a minute, and log each try.
+    """Connect once to the hub, or to the proxy; its client would retry for half a minute, and log each attempt.
 
     Args:
-        otherwise: What can be done without a hub, for the hint.
+        otherwise: An alternative without the hub, for the hint.
 
     Raises:
-        NetworkError: It cannot be reached.
+        NetworkError: The hub cannot be reached.
     """
     way = guard.proxy_of(_endpoint()) or _endpoint()
     parts = urlsplit(way if "://" in way else f"http://{way}")
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=CONNECT_S).close()
-    except (OSError, ValueError) as error:  # a port that is no number
+    except (OSError, ValueError) as error:  # ValueError: an invalid port
         why = getattr(error, "strerror", None) or error
         raise NetworkError(
             f"the hub cannot be reached: {parts.netloc.rpartition('@')[2]}: {why}", hint=f"{ON_THE_WAY}; {otherwise}"
@@ -56,21 +56,21 @@ def require_reachable(*, otherwise: str) -> None:
 
 
 def client() -> Any:
-    """The hub's client (`HfApi`) with the user's token, which logs none of its tries."""
+    """The hub's client (`HfApi`) with the user's token; it logs only errors."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.logging import set_verbosity
 
     set_verbosity(logging.ERROR)
-    # the libraries' switch keeps tokens from being sent unasked; a gated repository needs the user's
+    # HF_HUB_DISABLE_IMPLICIT_TOKEN is set, so the token for gated repositories is passed explicitly
     return HfApi(token=secret("HF_TOKEN") or False)
 
 
 @contextlib.contextmanager
 def asked(purpose: str, repo: str, *, otherwise: str) -> Iterator[Any]:
-    """The hub's client (`HfApi`), with the network open for what the block does with it.
+    """Yield the hub's client (`HfApi`) with the network open for the hub; `otherwise` as in `require_reachable`.
 
     Raises:
-        NetworkError: The hub refused, has no such thing, or cannot be reached; `otherwise` is what to do without it.
+        NetworkError: The hub refused, does not have the repository or file, or cannot be reached.
     """
     with guard.network(purpose, hosts=hosts(), hub=True):
         console.say(f"  contacting {', '.join(sorted(hosts()))}")
@@ -81,7 +81,7 @@ def asked(purpose: str, repo: str, *, otherwise: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def spoken(what: str) -> Iterator[None]:
-    """Turn what the hub's client raises into a sentence.
+    """Convert exceptions of the hub's client; `what` begins the message.
 
     Raises:
         NetworkError: The hub refused, or cannot be reached.
@@ -95,19 +95,19 @@ def spoken(what: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         hint = "" if isinstance(error, HfHubHTTPError | OSError) else ON_THE_WAY
-        hint = NO_ACCESS if isinstance(error, RepositoryNotFoundError) else hint  # a gated one is of this type, too
+        hint = NO_ACCESS if isinstance(error, RepositoryNotFoundError) else hint  # includes GatedRepoError
         raise NetworkError(f"{what}: {str(error).splitlines()[0]}", hint=hint) from None
-    except RuntimeError as error:  # how the client wraps what went wrong in one of its uploading threads
+    except RuntimeError as error:  # the client wraps errors of its upload threads
         if not isinstance(error.__cause__, failures):
             raise
         raise NetworkError(f"{what}: {str(error.__cause__).splitlines()[0]}") from None
 
 
 def split(name: str, *, example: str) -> tuple[str, str]:
-    """`ORG/NAME@COMMIT` in its two parts; the commit may be missing or no commit.
+    """Split `ORG/NAME@COMMIT` into (ORG/NAME, revision); the revision may be '' or a branch.
 
     Raises:
-        UsageError: It is not written like that.
+        UsageError: `name` has another form.
     """
     repo, _, commit = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
@@ -116,10 +116,10 @@ def split(name: str, *, example: str) -> tuple[str, str]:
 
 
 def is_pinned(commit: str) -> bool:
-    """True if a revision is a commit, and not a branch or tag, which can move."""
+    """True if a revision is a full commit hash, not a branch or tag, which can move."""
     return re.fullmatch(r"[0-9a-f]{40}", commit) is not None
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of the hub's client for a failed connection: httpx's up to 1.x, httpx2's from 2.0 on."""
+    """The exceptions of the hub's client for a failed connection: of httpx up to 1.x, of httpx2 from 2.0 on."""
     return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)

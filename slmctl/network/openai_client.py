@@ -1,9 +1,8 @@
-"""Questions -> answers over HTTP: the one client for any OpenAI-compatible endpoint, asynchronous.
+"""The asynchronous client for any OpenAI-compatible endpoint.
 
-A question leaves this process, so nothing calls an endpoint unless the user named it. The key comes from an
-environment variable, and is in no log, error or file. A reply that is compressed or too large is refused, and
-`endpoint_replies` reads the others. No cookie is kept, no redirect followed. `endpoint_pool` asks many questions of
-several endpoints, from code that is not asynchronous.
+A request leaves this process, so endpoints are called only if the user named them. The key comes from an environment
+variable, and is in no log, error or file. A compressed or too large reply is refused; `endpoint_replies` reads the
+others. Cookies are not kept, redirects not followed. `endpoint_pool` sends many requests from synchronous code.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from slmctl.network.decisions import CHAT, PATHS, Api, Choice
 from slmctl.network.endpoint_replies import MAX_ERROR, Delta, EndpointError, Reply, StreamedReply, message, read_reply
 
 MAX_BYTES = 8_000_000  # of one reply
-A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add
-CONNECT_S = 10.0  # to reach an endpoint, where its answer has no time limit of its own
-# Options that an endpoint may not know. It is asked again without those that its refusal names.
+A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add to a message, and to a prompt
+CONNECT_S = 10.0  # connect timeout
+# Options that an endpoint may not know; a refused request is sent again without those that the refusal names.
 EXTENSIONS = ("structured_outputs", "logprobs", "stream_options", "seed")
-DROPPABLE = (*EXTENSIONS, "response_format", "temperature", "top_p")  # where the answer is checked afterwards
-# Words of a refusal that is of the option itself, and so of every request's; others may be of its value.
+DROPPABLE = (*EXTENSIONS, "response_format", "temperature", "top_p")  # for answers that are checked afterwards
+# Words of a refusal of an option in general; other refusals may be about the value of this request.
 UNKNOWN = re.compile(
     r"unknown|unrecogni[sz]ed|unsupported|unexpected|extra (inputs?|fields?)|additional|"
     r"not (support|permitted|allowed|recogni[sz]ed|implemented)|no such",
@@ -44,15 +43,16 @@ UNKNOWN = re.compile(
 
 @dataclass(frozen=True)
 class EndpointRequest:
-    """One question.
+    """One request for an answer.
 
     Attributes:
-        messages: The conversation; empty where `prompt` is continued as raw text.
+        messages: The conversation; empty if `prompt` is continued as raw text.
         max_tokens: Longest answer, in tokens.
         stop: Texts that end an answer.
-        tools: Functions that may be called, in OpenAI's form.
+        tools: Functions that may be called, in OpenAI's format.
         options: Further options, by OpenAI's names; an endpoint may refuse some of them.
-        choice: The question for one label, which a decisions API answers; it gets no options.
+        prompt: Raw text to continue, in place of `messages`.
+        choice: The question for one label, for a decisions API; sent without options.
     """
 
     messages: Sequence[Mapping[str, object]]
@@ -66,24 +66,24 @@ class EndpointRequest:
 
     @property
     def most_prompt_tokens(self) -> int:
-        """More tokens than any tokenizer makes of the prompt: one a byte, and those around messages and labels."""
+        """Upper bound of the prompt's tokens for any tokenizer: one a byte, plus those around messages and labels."""
         question = self.choice.size + A_MESSAGE * len(self.choice.labels) if self.choice is not None else 0
         return A_PROMPT + question + sum(A_MESSAGE + len(str(turn["content"]).encode()) for turn in self.messages)
 
 
 class EndpointClient:
-    """One OpenAI-compatible server, asked in the event loop that first uses it.
+    """The client of one OpenAI-compatible server, bound to the event loop that first uses it.
 
     Args:
-        url: `https://host/v1`, or the whole address of its chat completions or its decisions.
-        model: The name it knows the model by.
-        key_env: The environment variable that holds the key; None sends none.
-        timeout_s: For one attempt, from the connection to the last byte; None where the caller bounds the time.
-        connections: Connections at the same time; None for any number.
-        proxy: HTTP proxy that leads to it.
-        environment_proxies: Follow `HTTPS_PROXY` and its like.
-        droppable: Options that are left out where the endpoint refuses them.
-        api: The API that is asked; one of decisions takes requests with a `choice`.
+        url: `https://host/v1`, or the whole address of its chat completions or decisions.
+        model: Name of the model at the server.
+        key_env: Environment variable with the API key; None sends no key.
+        timeout_s: Seconds for one attempt, from the connection to the last byte; None if the caller bounds the time.
+        connections: Largest number of simultaneous connections; None for any.
+        proxy: HTTP proxy to the server.
+        environment_proxies: True to use `HTTPS_PROXY` and similar variables.
+        droppable: Options that are left out if the endpoint refuses them.
+        api: API of the server; a decisions API takes requests with a `choice`.
 
     Raises:
         UsageError: The address or the key cannot be used.
@@ -105,7 +105,7 @@ class EndpointClient:
         self.url, self.model, self.timeout_s, self.proxy = address(url, api), model, timeout_s, proxy
         self._api: Api = api
         self.host = urlsplit(self.url).hostname or ""
-        self.attempts = 0  # requests sent, those that taught an option included
+        self.attempts = 0  # requests sent, including those that were refused for an option
         self._key = read_key(key_env) if key_env else ""
         self._spelled_key = _spellings(self._key) if self._key else None
         self._options = OptionNames(droppable)
@@ -114,15 +114,15 @@ class EndpointClient:
 
     @property
     def hosts(self) -> set[str]:
-        """The hosts that are contacted, where no variable of the environment names a proxy."""
+        """The hosts that are contacted, without a proxy of the environment."""
         return {host for host in (self.host, urlsplit(self.proxy or "").hostname) if host}
 
     async def ask(self, request: EndpointRequest) -> Reply:
-        """The whole answer.
+        """The whole answer to a request.
 
         Raises:
-            EndpointError: There is none.
-            NetworkError: The host is not one that this process may reach.
+            EndpointError: The endpoint gave no valid answer.
+            NetworkError: This process may not contact the host.
         """
         begun = time.monotonic()
         async with self._answered(request, stream=False) as response:
@@ -133,11 +133,11 @@ class EndpointClient:
         return read_reply(self._masked(raw), seconds, request.max_tokens)
 
     async def stream(self, request: EndpointRequest, reply: StreamedReply) -> AsyncGenerator[Delta, None]:
-        """The pieces of an answer as they come; `reply` holds what they add up to.
+        """Yield the pieces of an answer as they arrive; `reply` accumulates them.
 
         Raises:
-            EndpointError: There is no answer, or it breaks off with an error.
-            NetworkError: The host is not one that this process may reach.
+            EndpointError: The endpoint gave no valid answer, or the answer broke off with an error.
+            NetworkError: This process may not contact the host.
         """
         async with self._answered(request, stream=True) as response, contextlib.aclosing(_lines(response)) as lines:
             async for line in lines:
@@ -147,10 +147,10 @@ class EndpointClient:
                         yield delta
 
     async def is_there(self, limit_s: float) -> bool:
-        """True where the server answers within `limit_s` seconds by a status below 500, also by 404 for `/models`."""
+        """True if the server answers `GET /models` within `limit_s` seconds with a status below 500 (404 too)."""
         url = self.url.removesuffix("/chat/completions") + "/models"
         try:
-            # a connection of its own, which no answer keeps busy
+            # a new connection, since those of the client may all be busy
             async with (
                 asyncio.timeout(limit_s),
                 self._new_client(None) as client,
@@ -167,9 +167,9 @@ class EndpointClient:
 
     @contextlib.asynccontextmanager
     async def _answered(self, request: EndpointRequest, *, stream: bool) -> AsyncIterator[httpx.Response]:
-        """The response of status 200 to a request, asked again without the options that are refused."""
+        """Yield the response with status 200; a request is sent again without the options that are refused."""
         url = self.url if request.messages else self.url.removesuffix("/chat/completions") + "/completions"
-        left_out = set[str]()  # of this request, beside what no request has
+        left_out = set[str]()  # options that only this request leaves out
         while True:
             body = self._body(request, left_out, stream=stream)
             self.attempts += 1
@@ -209,7 +209,7 @@ class EndpointClient:
         return {"model": self.model} | body
 
     def _masked(self, raw: bytes) -> bytes:
-        """A reply without the key: an endpoint that repeats it must not bring it into a file."""
+        """A reply with the key masked, since an endpoint may repeat it and replies are written to files."""
         return self._spelled_key.sub(b"***", raw) if self._spelled_key else raw
 
     def _opened(self) -> httpx.AsyncClient:
@@ -224,20 +224,20 @@ class EndpointClient:
             headers=headers, follow_redirects=False, trust_env=self._environment_proxies, proxy=self.proxy,
             timeout=httpx.Timeout(self.timeout_s, connect=min(self.timeout_s or CONNECT_S, CONNECT_S), pool=None),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            # a cookie for one user's question must not go out with another's
+            # a cookie from one user's request must not be sent with another's
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )  # fmt: skip
 
 
 class OptionNames:
-    """The names by which an endpoint takes options, learnt from its refusals."""
+    """The names of options at an endpoint, learnt from its refusals."""
 
     def __init__(self, droppable: Sequence[str] = DROPPABLE) -> None:
         self._droppable = droppable
-        self._names = {"max_tokens": "max_tokens"}  # "" for an option that it does not take
+        self._names = {"max_tokens": "max_tokens"}  # "" for an option that it does not accept
 
     def named(self, options: Mapping[str, object]) -> dict[str, object]:
-        """The options that the endpoint takes, by its own names; alternatives only beside log probabilities."""
+        """The options that the endpoint accepts, by its names; `top_logprobs` only together with `logprobs`."""
         taken = {name: value for key, value in options.items() if (name := self._names.get(key, key))}
         if "logprobs" not in taken:
             taken.pop("top_logprobs", None)
@@ -246,8 +246,8 @@ class OptionNames:
     def adapt(self, refusal: str, sent: Set[str]) -> set[str] | None:
         """Learn from a refusal of the options that were sent.
 
-        Returns: the options that this request leaves out; None where asking again is of no use. Several requests may
-        be on their way when the first of them is refused: each is asked again.
+        Returns: the options to leave out when this request is sent again; None if that cannot help. Requests that were
+        in flight when the first one was refused are each sent again.
         """
         if "max_completion_tokens" in refusal and "max_tokens" in sent:
             self._names["max_tokens"] = "max_completion_tokens"
@@ -259,14 +259,14 @@ class OptionNames:
 
 
 def _require_plain(response: httpx.Response) -> None:
-    """Refuse a compressed reply: a few kilobytes of one can stand for gigabytes, and none was asked for."""
+    """Refuse a compressed reply: none was requested, and a few kilobytes can unpack to gigabytes."""
     coding = response.headers.get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):
         raise EndpointError("the reply is compressed, which was not asked for", "unreadable", status=200)
 
 
 async def _bounded(response: httpx.Response, limit: int, *, cut: bool = False) -> AsyncGenerator[bytes, None]:
-    """The body as it was sent, up to `limit` bytes; what goes beyond is cut, or an error."""
+    """The raw body up to `limit` bytes; a longer one is cut, or raises EndpointError."""
     size = 0
     async for part in response.aiter_raw():
         size += len(part)
@@ -289,7 +289,7 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
 
 
 def _retry_after_s(headers: httpx.Headers) -> float:
-    """Seconds from now that `Retry-After` names, as a number or a date; 0 where it is missing, unreadable or past."""
+    """Seconds from now of `Retry-After`, a number or a date; 0 if it is missing, invalid or past."""
     value = headers.get("retry-after", "").strip()
     with contextlib.suppress(ValueError):
         return max(0.0, float(value)) if math.isfinite(float(value)) else 0.0
@@ -299,7 +299,7 @@ def _retry_after_s(headers: httpx.Headers) -> float:
 
 
 def _spellings(key: str) -> re.Pattern[bytes]:
-    """Matches a key however JSON spells it: `/` may be `\\/`, and any character `\\u002f`."""
+    """A pattern for a key with any JSON escapes: `/` may be `\\/`, and any character `\\u002f`."""
     characters = ((re.escape(bytes([byte])), b"%02x" % byte) for byte in key.encode())
     return re.compile(b"".join(b"(?:\\\\?%s|\\\\u00(?i:%s))" % spelling for spelling in characters))
 
@@ -312,10 +312,10 @@ def _named_error(error: Exception) -> str:
 
 
 def address(url: str, api: Api = CHAT) -> str:
-    """The address of an endpoint's chat completions, or of its decisions.
+    """The address of an endpoint's chat completions or decisions.
 
     Raises:
-        UsageError: It is no http address, or holds a name, a key or a query, which would end up in files.
+        UsageError: `url` is not an http address, or holds a user, password or query, which would end up in files.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -331,11 +331,11 @@ def address(url: str, api: Api = CHAT) -> str:
 
 
 def constraint(labels: Sequence[str], schema: str) -> dict[str, object]:
-    """The options that hold an answer to labels, or to a JSON Schema, where the server knows them."""
+    """The options that constrain an answer to labels or to a JSON Schema; not every server supports them."""
     if labels:
         return {"structured_outputs": {"choice": list(labels)}}
     if schema:
-        form = {key: part for key, part in json.loads(schema).items() if key != "uniqueItems"}  # vLLM refuses that one
+        form = {key: part for key, part in json.loads(schema).items() if key != "uniqueItems"}  # vLLM refuses this key
         return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": form}}}
     return {}
 
@@ -344,7 +344,7 @@ def read_key(name: str) -> str:
     """The key in an environment variable.
 
     Raises:
-        UsageError: It is not set, or cannot stand in a header.
+        UsageError: The variable is not set, or its value cannot be sent in a header.
     """
     key = os.environ.get(name, "").strip()
     if not key:

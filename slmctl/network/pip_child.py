@@ -1,8 +1,8 @@
-"""The child process of `package_index`: pip, whose sockets are guarded and whose bytes are counted.
+"""The child process of `package_index`: runs pip with guarded sockets, and counts the bytes that it sends.
 
     python -m slmctl.network.pip_child RECEIPT.json HOSTS LARGEST ARGUMENT...
 
-The receipt tells the parent which hosts were contacted, how many bytes went out, and which hosts pip was kept from.
+The receipt holds the contacted hosts, the number of bytes sent, and the refused hosts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from slmctl.child import bound
 from slmctl.network import guard
 
-MEMORY = 4 << 30  # bytes that pip may take
+MEMORY = 4 << 30  # limit of pip's memory in bytes
 
 
 def main() -> None:
     place, hosts, largest, arguments = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    bound(data=MEMORY, file_bytes=largest)  # an index may send a page or a file without end
+    bound(data=MEMORY, file_bytes=largest)  # an index may send an endless page or file
     guard.seal()
     sys.argv = ["pip", *arguments]
     try:
