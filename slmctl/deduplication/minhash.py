@@ -3,12 +3,12 @@
 Signatures are MinHash over character 5-grams (Broder 1997). Their minima are banded to propose
 pairs (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), and four bits of
 each are kept to estimate a similarity without the text (Li and Koenig 2010, "b-Bit Minwise
-Hashing"). A pair that matters is confirmed by the real ratio, so a hash can cost time but never
-calls two texts alike. Every function depends on its texts alone: batches, workers and hash seeds
-change nothing.
+Hashing"). Near-duplicates are confirmed by the texts' real similarity, so a hash collision can cost
+time but never makes two texts similar. Results depend on the texts alone, not on batches, workers or
+hash seeds.
 
-datasketch is no dependency: with it, `datasets` and presidio the work of prepare took 2.7 times as long on 10,000 rows,
-and 3.5 times the memory (`benchmarks/README.md`).
+datasketch is not used: with it, `datasets` and presidio, prepare took 2.7 times as long on 10,000 rows, and 3.5 times
+the memory (`benchmarks/README.md`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import numpy.typing as npt
 from rapidfuzz import fuzz
 
 GRAM = 5  # characters
-BANDS, ROWS = 32, 4  # proposes a pair of Jaccard 0.7 with probability 0.9998, of 0.5 with 0.87
+BANDS, ROWS = 32, 4  # propose a pair of Jaccard similarity 0.7 with probability 0.9998, of 0.5 with 0.87
 DIGEST = 16  # bytes
-BITS = 4  # of each minimum that a compact sketch keeps
+BITS = 4  # bits of each minimum in a compact sketch
 WORDS = BANDS * ROWS * BITS // 64  # 64-bit words of a compact sketch
 
-_BLOCK = 1 << 16  # characters that are hashed at once: what is made of them stays in the processor's cache
+_BLOCK = 1 << 16  # characters that are hashed at once, so that intermediate arrays fit into the CPU's cache
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
@@ -38,7 +38,7 @@ F32 = npt.NDArray[np.float32]
 
 
 def _letters_of_ascii() -> bytes:
-    """The replacement of each byte: letters small, digits 0, all else a space."""
+    """A table for `bytes.translate`, (256,): letters to lower case, digits to 0, all other bytes to a space."""
     return (
         bytes(
             ord("0") if chr(code).isdigit() else ord(chr(code).lower()) if chr(code).isalpha() else ord(" ")
@@ -53,11 +53,11 @@ _DIGIT, _WORD = re.compile(r"\d"), re.compile(r"[^\W_]+")
 
 
 def normalise(text: str) -> str:
-    """A text without case, width, values of digits, punctuation and repeated spaces.
+    """The words of a text: NFKC, case-folded, each digit as 0, separated by single spaces, without punctuation.
 
-    A text that is punctuation or signs alone stays as it is, since it holds nothing else.
+    A text without letters and digits keeps its punctuation.
     """
-    if text.isascii():  # the same by a table, 4 times as fast
+    if text.isascii():  # the same result by a table, 4 times as fast
         words = b" ".join(text.encode("ascii").translate(_ASCII).split()).decode("ascii")
     else:
         text = unicodedata.normalize("NFKC", text).casefold()
@@ -66,15 +66,15 @@ def normalise(text: str) -> str:
 
 
 def digest(normalised: str) -> bytes:
-    """The hash of a normalised text, 16 bytes, for where the text itself must not be kept."""
+    """The hash of a normalised text, 16 bytes, for files that must not hold the text itself."""
     return hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
 
 
 def first_equal(digests: bytes | U8) -> I64:
-    """For each row the earliest one with the same digest, or -1 where the row itself is that.
+    """For each row the first row with the same digest, (n,); -1 for that first row itself.
 
     Args:
-        digests: `(n, 16)` bytes, or the same joined.
+        digests: `(n, 16)` uint8, or the same bytes joined.
     """
     halves = np.frombuffer(bytes(digests) if isinstance(digests, bytes) else digests.tobytes(), dtype=np.uint64)
     halves = halves.reshape(-1, DIGEST // 8)
@@ -97,13 +97,13 @@ def ratio(a: str, b: str) -> float:
 
 
 def mixed(values: U64) -> U64:
-    """Each 64-bit value with all its bits stirred (the finaliser of MurmurHash3)."""
+    """Each 64-bit value with its bits mixed by the finaliser of MurmurHash3."""
     for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53)):
         values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
     return values ^ (values >> np.uint64(33))
 
 
-_PLACES = mixed(np.arange(1, GRAM + 1, dtype=np.uint64)) | np.uint64(1)  # a factor for each place in a gram
+_PLACES = mixed(np.arange(1, GRAM + 1, dtype=np.uint64)) | np.uint64(1)  # a factor for each position in a gram
 _FACTORS = (mixed(np.arange(1000, 1000 + BANDS * ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32) | 1
 _TERMS = (mixed(np.arange(2000, 2000 + BANDS * ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
 _MEMBERS = mixed(np.arange(3000, 3000 + ROWS, dtype=np.uint64)) | np.uint64(1)
@@ -112,7 +112,7 @@ _MEMBERS = mixed(np.arange(3000, 3000 + ROWS, dtype=np.uint64)) | np.uint64(1)
 def sketch(texts: Sequence[str]) -> U32:
     """The MinHash signatures of normalised texts, `(n, BANDS * ROWS)`.
 
-    A text of fewer than five characters is one gram of its own.
+    A text of fewer than five characters is padded to one gram.
     """
     pieces: list[str] = []
     owners: list[int] = []
@@ -134,7 +134,7 @@ def sketch(texts: Sequence[str]) -> U32:
 
 
 def _overlapping(text: str) -> Iterator[str]:
-    """Pieces of a long text that hold each of its grams once."""
+    """Pieces of a long text that overlap by GRAM - 1 characters, so that each gram is in exactly one piece."""
     for start in range(0, len(text) - GRAM + 1, _BLOCK):
         yield text[start : start + _BLOCK + GRAM - 1]
 
@@ -144,7 +144,7 @@ def _minima(texts: Sequence[str]) -> U32:
     codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     lengths = np.fromiter(map(len, padded), dtype=np.int64, count=len(padded))
     ends = np.cumsum(lengths)
-    whole = np.ones(len(codes), dtype=bool)  # true where the gram that starts here ends in the same text
+    whole = np.ones(len(codes), dtype=bool)  # true where the gram that starts here is within one text
     for back in range(1, GRAM):
         whole[ends - back] = False
     width = len(codes) - GRAM + 1
@@ -163,7 +163,7 @@ def _minima(texts: Sequence[str]) -> U32:
 
 
 def band_keys(signatures: U32) -> U64:
-    """A key for each band of signatures, `(n, BANDS)`: rows that share one are worth comparing."""
+    """A key for each band of signatures, `(n, BANDS)`; rows with an equal key in any band are candidate pairs."""
     summed = np.zeros((len(signatures), BANDS), dtype=np.uint64)
     for member in range(ROWS):
         summed += signatures[:, member::ROWS].astype(np.uint64) * _MEMBERS[member]
@@ -171,7 +171,7 @@ def band_keys(signatures: U32) -> U64:
 
 
 def compact(signatures: U32) -> U64:
-    """Four bits of each minimum of signatures, `(n, WORDS)`: 64 bytes a row, enough for `estimate`."""
+    """The lowest four bits of each minimum of signatures, `(n, WORDS)`: 64 bytes a row, for `estimate`."""
     low = (signatures & np.uint32(15)).astype(np.uint8)
     return (low[:, 0::2] | (low[:, 1::2] << 4)).view("<u8")
 
@@ -179,11 +179,11 @@ def compact(signatures: U32) -> U64:
 def estimate(a: U64, b: U64) -> F32:
     """The Jaccard similarity of the 5-grams of two texts, 0 to 1, from their compact sketches.
 
-    Unrelated minima agree in their four bits once in 16, which is taken out. The standard error is
+    Corrected for unrelated minima, which agree in their four bits once in 16. The standard error is
     0.046 at a similarity of 0.5 and 0.03 at 0.9.
 
     Args:
-        a, b: `(n, WORDS)` both, or `(WORDS,)` one of them.
+        a, b: `(n, WORDS)`; one of them may be `(WORDS,)`.
     """
     chance = 1 / (1 << BITS)
     share = equal_minima(a, b) / np.float32(BANDS * ROWS)

@@ -1,9 +1,8 @@
-"""Near-duplicates among more rows than memory holds: texts and band keys lie on disk, pairs are proposed and confirmed.
+"""Finds near-duplicates among more rows than fit into memory: texts and band keys are on disk, pairs are confirmed.
 
-Each band is sorted by itself. A group of rows that share a key is linked to its first rows in source
-order; a larger group is also split by the keys of the next bands, so that the nearest rows meet
-although half of the data set shares a signature. The work therefore grows with the
-rows, not with the pairs.
+Each band is sorted separately. Rows with an equal key form a group, and each is paired with the first rows of its
+group; a large group is also split by the keys of the next bands, so that the most similar rows meet although half of
+the data set shares a key. The work therefore grows with the number of rows, not of pairs.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from rapidfuzz import fuzz, process
 
 from slmctl.deduplication.minhash import BANDS, I64, U64, WORDS, band_keys, compact, equal_minima, mixed, sketch
 
-SIMILARITY = 0.85  # from which two texts are near-duplicates, as by default in `prepare`
-LINKS = 8  # rows of a group that each of its members is compared with
-DEPTH = 4  # bands that are taken together, at most, to split a large group
-FLOOR = 50  # equal minima of 128: a pair of Jaccard 0.5 falls below it once in 1,900 times, one of 0.3 in six of seven
-_PAIRS = 1 << 15  # pairs whose texts are in memory at a time
-_REMEMBERED = 1 << 23  # pairs that failed and are not compared again; beyond that, some are
+SIMILARITY = 0.85  # least similarity of near-duplicates, as by default in `prepare`
+LINKS = 8  # number of rows of a group with which each member is compared
+DEPTH = 4  # most bands that are combined to split a large group
+FLOOR = 50  # least equal minima of 128; a pair of Jaccard 0.5 has fewer in 1 of 1,900 cases, one of 0.3 in 6 of 7
+_PAIRS = 1 << 15  # pairs with texts in memory at a time
+_REMEMBERED = 1 << 23  # most failed pairs that are remembered; further ones may be compared again
 _BUFFER = 1 << 16  # bytes
 
 Rows = npt.NDArray[np.int64]  # indices of rows, ascending
 
 
 class Spill:
-    """Normalised texts, band keys and compact sketches of rows, in a folder that `close` removes.
+    """Normalised texts, band keys and compact sketches of rows, in a folder on disk that `close` removes.
 
     Attributes:
-        compared: Number of pairs of texts that were compared so far.
+        compared: Number of pairs of texts that have been compared.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +50,7 @@ class Spill:
         self._texts = self._stack.enter_context((folder / "texts").open("rb"))
         self._count, self._end = 0, 0
         self._compact: U64 | None = None
-        self._ends: I64 | None = None  # of each text, in bytes
+        self._ends: I64 | None = None  # offset after each text, in bytes
         self._lengths: npt.NDArray[np.uint32] | None = None  # in characters
 
     def __enter__(self) -> Self:
@@ -104,18 +103,18 @@ class Spill:
         stops = self._ends[at]
         starts = np.where(at > 0, self._ends[at - 1], 0)
         self._files["texts"].flush()
-        file = self._texts.fileno()  # read, not mapped: a mapping's pages would count as memory
+        file = self._texts.fileno()  # read, not memory-mapped: mapped pages would count as memory of the process
         spans = zip(starts.tolist(), stops.tolist(), strict=True)
         return [os.pread(file, stop - start, start).decode("utf-8", "surrogatepass") for start, stop in spans]
 
     def near(self, threshold: float, *, rows: Rows | None = None, among: Rows | None = None, workers: int = 1) -> I64:
-        """For each row the earliest one that it is at least `threshold` similar to, or -1.
+        """For each row the first other row with a similarity of at least `threshold`, or -1.
 
         Args:
-            threshold: 0 to 1, of `minhash.ratio`.
-            rows: The rows to look at, ascending; None takes all.
-            among: The rows to find; None takes the earlier ones of `rows`.
-            workers: Threads that compare texts; they do not change the result.
+            threshold: Least `minhash.ratio`, 0 to 1.
+            rows: Indices of the rows to search for, ascending; None for all.
+            among: Indices of the rows that may be found; None for the earlier ones of `rows`.
+            workers: Threads that compare texts; their number does not change the result.
 
         Returns:
             Indices of rows, `(len(rows),)`.
@@ -134,9 +133,9 @@ class Spill:
         return earliest[indices]
 
     def _proposed(self, band: int, rows: Rows, among: Rows) -> Iterator[tuple[Rows, Rows]]:
-        """Pairs (row, other) that share a band key: few of each row, however many rows share it."""
+        """Arrays (row, other) of pairs with an equal band key; a bounded number for each row."""
         bits = np.uint64(max(1, (self._count - 1).bit_length()))
-        low = np.uint64((1 << int(bits)) - 1)  # a key and a row index fit one number, which sorts fast
+        low = np.uint64((1 << int(bits)) - 1)  # upper bits of a key and a row index in one number, which sorts fast
         keys = self._keys(band)
         for depth in range(1, DEPTH + 1):
             ordered = np.sort((keys[among] & ~low) | among.astype(np.uint64))
@@ -155,7 +154,7 @@ class Spill:
             keys = mixed(keys + self._keys((band + depth) % BANDS) * np.uint64(2 * depth + 1))
 
     def _alike(self, proposed: Iterator[tuple[Rows, Rows]], earliest: I64, only_earlier: bool) -> U64:
-        """The proposed pairs that could improve on `earliest` and have like sketches, packed, sorted, each once."""
+        """The proposed pairs that could lower `earliest` and have similar sketches; packed into 64 bits, sorted."""
         kept = [np.empty(0, dtype=np.uint64)]
         for rows, others in proposed:
             better = (others < rows if only_earlier else others != rows) & (
@@ -170,14 +169,14 @@ class Spill:
         return pairs[_opens(pairs)]
 
     def _of_like_length(self, pairs: U64, threshold: float) -> U64:
-        """The pairs that could reach the threshold: two texts have no more in common than the shorter indices holds."""
+        """The pairs that could reach the threshold: the common part of two texts is at most as long as the shorter."""
         if self._lengths is None:
             self._lengths = self._read("lengths", np.dtype(np.uint32))
         row, other = (self._lengths[indices].astype(np.float64) for indices in _unpacked(pairs))
         return pairs[2 * np.minimum(row, other) >= (threshold - 1e-9) * (row + other)]
 
     def _confirm(self, pairs: U64, threshold: float, earliest: I64, workers: int) -> U64:
-        """Compare each row with its others in their order until one is near; returns the pairs that are not."""
+        """Compare the pairs of each row in order until one is near, and set `earliest`; returns the failed pairs."""
         lost = [np.empty(0, dtype=np.uint64)]
         while True:
             row, other = _unpacked(pairs)
@@ -194,7 +193,7 @@ class Spill:
     def _are_near(self, rows: Rows, others: Rows, threshold: float, workers: int) -> npt.NDArray[np.bool_]:
         self.compared += len(rows)
         near = np.empty(len(rows), dtype=bool)
-        cutoff = threshold * 100 - 1e-6  # a score below it may come back as 0
+        cutoff = threshold * 100 - 1e-6  # lower scores may be returned as 0; 1e-6 for rounding
         for k in range(0, len(rows), _PAIRS):
             texts, other = self.texts(rows[k : k + _PAIRS]), self.texts(others[k : k + _PAIRS])
             scores = process.cpdist(
@@ -212,7 +211,7 @@ class Spill:
 
 
 def clusters(texts: Sequence[str]) -> I64:
-    """The first row of each row's cluster of near-duplicates, `(n,)`; `texts` are normalised."""
+    """Index of the first row in each row's cluster of near-duplicates, `(n,)`; `texts` are normalised."""
     if not texts:
         return np.empty(0, dtype=np.int64)
     with tempfile.TemporaryDirectory() as folder, Spill(Path(folder) / "texts") as spill:
@@ -223,10 +222,10 @@ def clusters(texts: Sequence[str]) -> I64:
 
 
 def roots(near: I64) -> I64:
-    """The first row of each row's chain of near-duplicates; the row itself where it has none.
+    """Index of the first row in each row's chain of near-duplicates, (n,); the row itself without a near-duplicate.
 
     Args:
-        near: `Spill.near` of all rows: an earlier row each, or -1.
+        near: `Spill.near` of all rows: an earlier row for each, or -1.
     """
     root = np.where(near < 0, np.arange(len(near)), near)
     while (root[root] != root).any():
@@ -245,13 +244,13 @@ def _opens(ordered: npt.NDArray) -> npt.NDArray[np.bool_]:
 
 
 def _in_sorted(values: U64, ordered: U64) -> npt.NDArray[np.bool_]:
-    """A mask of the values that are among sorted ones."""
+    """A mask of the values that are in the sorted array `ordered`."""
     if not len(ordered):
         return np.zeros(len(values), dtype=bool)
     return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
 
 
 def _in_large(ordered: U64, low: np.uint64) -> Rows:
-    """The rows of sorted keys whose groups are larger than LINKS."""
+    """The rows in groups of more than LINKS rows; `ordered`: sorted keys with row indices in their `low` bits."""
     size = np.searchsorted(ordered, ordered | low, side="right") - np.searchsorted(ordered, ordered & ~low)
     return (ordered[size > LINKS] & low).astype(np.int64)

@@ -1,9 +1,9 @@
-"""Overlap between splits: the held-out rows that share a run of words with a training row.
+"""Overlap between splits: the held-out rows that share an n-gram of words with a training row.
 
-A near-duplicate resembles another row as a whole; this finds rows that share a passage. Runs are of
-13 words, as in Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C); a held-out
-row too short for that is searched for its runs of 8. Runs are compared by 64-bit hashes, which are
-of the words alone, so batches and hash seeds change nothing.
+A near-duplicate resembles another row as a whole; this finds rows that share a passage. A run has
+13 words, as in Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C); for a
+shorter held-out row 8. Runs are compared by 64-bit hashes of the words alone, so the result does not
+depend on batches or hash seeds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from slmctl.deduplication.near_duplicates import Rows, Spill
 
 LONG, SHORT = 13, 8  # words
 
-_BATCH = 1024  # rows whose texts are in memory at a time
-_HELD = 1 << 22  # runs of held-out rows that are in memory at a time
+_BATCH = 1024  # rows with texts in memory at a time
+_HELD = 1 << 22  # runs of held-out rows in memory at a time
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 _INVERSE = pow(_BASE, -1, 1 << 64)
 _BYTES = mixed(np.arange(1, 257, dtype=np.uint64))
 _SPACE = ord(" ")
-_NEVER = np.iinfo(np.int64).max  # in place of a row
+_NEVER = np.iinfo(np.int64).max  # in place of a row's index: no row
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Overlap:
     """The overlap of held-out rows with the training rows.
 
     Attributes:
-        measured: Held-out rows of at least 8 words.
-        overlapping: Those that share a run of words with a training row.
-        too_short: Held-out rows of fewer words, which are not measured: a whole sentence that is equal
-            or nearly so is found as a duplicate, and shorter runs are the language's own.
-        pairs: Each of these rows, in order, and the earliest training row that shares a run.
+        measured: Number of held-out rows with at least 8 words.
+        overlapping: Number of these that share a run of words with a training row.
+        too_short: Number of held-out rows with fewer words, which are not measured: short equal texts
+            are found as duplicates, and shorter runs are common phrases.
+        pairs: (overlapping row, first training row with a common run), in order.
     """
 
     measured: int
@@ -51,12 +51,12 @@ class Overlap:
 
 
 def measure(rows: Spill, train: Rows, held_out: Rows) -> Overlap:
-    """Look for runs of words that a held-out row shares with a training row.
+    """Find the held-out rows that share a run of words with a training row.
 
-    A held-out row of 13 words or more is searched for its runs of 13 words, one of 8 to 12 words for
-    its runs of 8. Memory is bounded, for any number of rows: of each split a part is held at a time.
+    The runs of a held-out row with 13 words or more have 13 words, those of a row with 8 to 12 words
+    have 8. Memory is bounded for any number of rows: a part of each split is held at a time.
     """
-    first = np.full(len(held_out), _NEVER)  # the training row that each shares a run with
+    first = np.full(len(held_out), _NEVER)  # first training row with a common run
     measured = np.zeros(len(held_out), dtype=bool)
     for size in (LONG, SHORT):
         for runs, owners in _parts(rows, held_out, size):
@@ -71,9 +71,9 @@ def measure(rows: Spill, train: Rows, held_out: Rows) -> Overlap:
 
 
 def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:
-    """The runs of the held-out rows that are searched for runs of `size` words, and the place of each run's row.
+    """Yield (hashes of runs of `size` words, index in `held_out` of each run's row), for the rows with this size.
 
-    As many at a time as memory holds; no row is divided.
+    About _HELD runs at a time; the runs of a row stay together.
     """
     runs: list[U64] = []
     owners: list[I64] = []
@@ -92,33 +92,33 @@ def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:
 
 
 def _emptied(arrays: list[np.ndarray]) -> np.ndarray:
-    """The arrays of a list joined, and the list left empty, so that memory holds them once."""
+    """Join the arrays of a list, and empty the list, so that memory holds them once."""
     joined = np.concatenate(arrays)
     arrays.clear()
     return joined
 
 
 def _first_with(rows: Spill, train: Rows, sought: U64, size: int) -> I64:
-    """The earliest training row that holds each of some sorted runs of `size` words, or _NEVER."""
+    """The first training row with each of the sorted runs `sought`, (len(sought),); _NEVER for none."""
     met = np.full(len(sought), _NEVER)
     for start in range(0, len(train), _BATCH):
         part = train[start : start + _BATCH]
         runs, owners = hashes(rows.texts(part), size)
-        order = np.argsort(runs)  # neighbours in `sought` lie in the processor's cache
+        order = np.argsort(runs)  # so that successive look-ups in `sought` hit the CPU's cache
         runs, owners = runs[order], owners[order]
-        place = np.minimum(np.searchsorted(sought, runs), len(sought) - 1)  # of equal runs the first
+        place = np.minimum(np.searchsorted(sought, runs), len(sought) - 1)  # the first of equal runs
         hit = sought[place] == runs
         np.minimum.at(met, place[hit], part[owners[hit]])
-    opened = np.arange(len(sought))  # the place where the equal runs of each begin
+    opened = np.arange(len(sought))  # index of the first of each run's equal runs
     opened[1:][sought[1:] == sought[:-1]] = 0
     return met[np.maximum.accumulate(opened, out=opened)]
 
 
 def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:
-    """Hashes of every run of `size` words of texts, and which text each is of.
+    """Returns (hash of every run of `size` words, index of its text).
 
-    A run's hash is that of its characters, a polynomial modulo 2**64: the difference of two sums from
-    the start, moved back to the first place.
+    A hash is a polynomial of the run's bytes modulo 2**64: the difference of two prefix sums, multiplied
+    by a power of the inverse base, so that it does not depend on the position.
     """
     raw = [text.encode("utf-8", "surrogatepass") for text in texts]
     codes = np.frombuffer(b"".join(raw), dtype=np.uint8)
@@ -135,12 +135,12 @@ def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:
 
 
 def _words(codes: np.ndarray, ends: I64) -> tuple[I64, I64]:
-    """The starts and stops of the words of joined texts, in bytes."""
+    """Returns (start, stop) offsets in bytes of the words of joined texts."""
     inside = codes != _SPACE
     opens, closes = inside.copy(), inside.copy()
     opens[1:] &= ~inside[:-1]
     closes[:-1] &= ~inside[1:]
-    edges = ends[(ends > 0) & (ends < len(codes))]  # a text ends here, and the next starts
+    edges = ends[(ends > 0) & (ends < len(codes))]  # boundaries between two texts
     opens[edges] = inside[edges]
     closes[edges - 1] = inside[edges - 1]
     return np.flatnonzero(opens), np.flatnonzero(closes) + 1

@@ -2,9 +2,9 @@
 
 `rows.bin` is one line of JSON, then a fixed number of bytes for each record: its split, its id, a
 128-bit hash of its normalised text, and 4 bits of each minimum of its MinHash signature, from which a
-similarity is estimated. A record whose text was redacted has a second entry, for the text as it
-is trained on. The hashes have no key, so a person who has a text can look it up, which is their
-purpose. Digits are all alike in a normalised text, so no number can be recovered by trying.
+similarity is estimated. A record with a redacted text has a second entry, for the text that is trained
+on. The hashes have no key, so anyone who has a text can look it up, which is their purpose. All digits
+are 0 in a normalised text, so no number can be recovered by trying.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from slmctl.task.records import SPLITS
 
 FILENAME = "rows.bin"
 SPLITS_AND_REJECTED = (*SPLITS, "rejected")
-VERSION = 1  # raise it when `minhash.normalise`, `digest` or `sketch` gives another result
+VERSION = 1  # increase it when a result of `minhash.normalise`, `digest` or `sketch` changes
 
 ENTRY = np.dtype(
     [("split", "u1"), ("trained", "u1"), ("id", "<u8"), ("digest", "u1", DIGEST), ("sketch", "<u8", WORDS)]
@@ -46,14 +46,14 @@ class QueryFingerprint:
 
 @dataclass(frozen=True, order=True)
 class FingerprintMatch:
-    """A record that is the row looked for, or nearly.
+    """A record that equals the query or is a near-duplicate of it.
 
     Attributes:
         split: One of SPLITS_AND_REJECTED.
-        id: The record's id; of an id that is not 16 hexadecimal digits, its hash.
-        exact: The normalised texts are equal, or the record has the id that is looked for.
+        id: The record's id; a hash of it if the id is not 16 hexadecimal digits.
+        exact: True for equal normalised texts or an equal id.
         similarity: Jaccard similarity of the texts' 5-grams, 0 to 1; an estimate unless exact.
-        as_trained: It is the redacted text that matched.
+        as_trained: True if the redacted text matched.
     """
 
     split: str
@@ -63,7 +63,7 @@ class FingerprintMatch:
     as_trained: bool
 
     def to_json(self) -> dict[str, str | float | bool]:
-        """The match as `trace --json` prints it; its split has the key `side`."""
+        """The match in the form of `trace --json`; the key of its split is `side`."""
         return {
             "side": self.split, "id": self.id, "exact": self.exact, "similarity": self.similarity,
             "as_trained": self.as_trained,
@@ -71,7 +71,7 @@ class FingerprintMatch:
 
 
 def query_fingerprint(text: str) -> QueryFingerprint:
-    """The fingerprint by which a text is looked up."""
+    """The fingerprint to look up a text by."""
     normalised = minhash.normalise(text)
     return QueryFingerprint(minhash.digest(normalised), minhash.compact(minhash.sketch([normalised]))[0])
 
@@ -104,9 +104,9 @@ class FingerprintWriter:
         Args:
             split: One of SPLITS_AND_REJECTED.
             ids: The records' ids.
-            digests: `minhash.digest` of each normalised text: joined, or `(n, 16)`.
+            digests: `minhash.digest` of each normalised text: joined bytes, or `(n, 16)`.
             compact: `minhash.compact` of the texts, `(n, WORDS)`.
-            as_trained: The texts are those that redaction left; add the originals too.
+            as_trained: True for redacted texts; their originals are added by another call.
         """
         entries = np.zeros(len(ids), dtype=ENTRY)
         raw = digests if isinstance(digests, bytes) else digests.tobytes()
@@ -119,10 +119,10 @@ class FingerprintWriter:
 
 
 class Fingerprints:
-    """The entries of a `rows.bin`, read a part at a time.
+    """The entries of a `rows.bin`, read in batches.
 
     Raises:
-        IntegrityError: The file is of another version, or cut off.
+        IntegrityError: The file has another version, or is cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -145,12 +145,12 @@ class Fingerprints:
     def look_up(
         self, fingerprints: Iterable[QueryFingerprint], *, id: str | None = None, threshold: float = 0.6
     ) -> list[FingerprintMatch]:
-        """The records that have an id or a text, or nearly the text: the best match of each, in order.
+        """The records with an equal id, or with an equal or similar text: the best match of each, sorted.
 
         Args:
             fingerprints: Texts to look for.
             id: An id to look for.
-            threshold: Estimated Jaccard similarity from which a record is listed, 0 to 1.
+            threshold: Least estimated Jaccard similarity of a match, 0 to 1.
         """
         best: dict[tuple[str, str], FingerprintMatch] = {}
         queries = list(fingerprints)
@@ -171,7 +171,7 @@ class Fingerprints:
         )
 
     def splits_of(self, digests: Sequence[bytes]) -> list[frozenset[str]]:
-        """The splits of the records whose normalised text has each `minhash.digest`; empty for a text that none has."""
+        """For each `minhash.digest`, the splits of the records with this text; empty if no record has it."""
         held: dict[bytes, set[int]] = {digest: set() for digest in digests}
         for entries in self._entries():
             raw = entries["digest"].tobytes()
@@ -203,7 +203,7 @@ def _rank(match: FingerprintMatch) -> tuple[bool, float, bool]:
 
 
 def id_digits(id: str) -> str:
-    """An id as 16 hexadecimal digits: those that `prepare` makes are kept as they are, others are hashed."""
+    """An id as 16 hexadecimal digits: unchanged if `prepare` made it, else its hash."""
     if len(id) == 16 and not set(id) - set("0123456789abcdef"):
         return id
     return hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
