@@ -1,10 +1,10 @@
 """Personal data and secrets in a text: find, redact, pseudonymise, count.
 
-Rules find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets, also through what people do to
-hide them (`unmask`). Names of people, addresses and descriptions are not found. No value is kept, printed or counted:
-findings are positions, tallies are numbers.
+Rules find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets, also in disguised forms (`unmask`).
+Names of people, postal addresses and descriptions are not found. No value is stored or printed: findings are
+positions, tallies are numbers.
 
-A search takes time linear in the text (`rules`); texts longer than WINDOW are read in windows, so its memory is that of
+A search takes time linear in the text (`rules`). Texts longer than WINDOW are read in windows, so memory is bounded by
 a window and the findings. `search_process` runs it in a process with a deadline.
 """
 
@@ -27,22 +27,22 @@ from slmctl.sensitive.stand_ins import stand_in
 from slmctl.sensitive.unmask import FOLDS, TWO_NUMBERS, is_encoded, views
 
 Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
-Fate = Literal["keep", "drop", "refuse"]  # of a row; refuse ends the run
-FATES: tuple[Fate, ...] = ("keep", "drop", "refuse")  # from the mildest
+Fate = Literal["keep", "drop", "refuse"]  # for a row; refuse ends the run
+FATES: tuple[Fate, ...] = ("keep", "drop", "refuse")  # from the mildest to the strictest
 RULES: dict[str, Rule] = {
     "email": emails, "phone": phones, "card": cards, "iban": ibans, "ip": ips, "secret": secrets,
 }  # fmt: skip
 MIN_KEY = 16  # bytes; a shorter key could be found by trying
-# Characters that are read in all ways at once, those after them that a finding may reach into, and those before them
-# that may say what it is. The longest findings are private keys of some 20,000 characters.
+# Characters of a window, characters after it into which a finding may reach, and characters before it that are read
+# as context. The longest findings are private keys of some 20,000 characters.
 WINDOW, OVERLAP, CONTEXT = 1 << 17, 1 << 15, 1 << 9
-PASSES = 4  # text beside a replaced value may be a value itself now
+PASSES = 4  # searches after replacing, since text next to a replaced value may now match itself
 KINDS = tuple(RULES)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sensitive span, `text[start:end]`, with its kind and the rule that matched; never the value itself."""
+    """A sensitive span, `text[start:end]`, with its kind and the rule that matched, but without its value."""
 
     kind: str
     rule: str
@@ -55,10 +55,10 @@ class Applied:
     """A text after a policy.
 
     Attributes:
-        text: The text with the policy's replacements; the original text for a row to drop or a run to refuse.
-        findings: In order, as positions in the original text.
-        action: The fate of the row: `keep` it, `drop` it, or `refuse` the run.
-        sensitive: The text still holds a finding.
+        text: The text with replacements; the original text if the action is `drop` or `refuse`.
+        findings: The findings, in order; positions are in the original text.
+        action: `keep` the row, `drop` it, or `refuse` the run.
+        sensitive: True if `text` still holds a finding.
     """
 
     text: str = field(repr=False)
@@ -68,7 +68,7 @@ class Applied:
 
 
 def find(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
-    """The findings of some kinds in a text, in order and without overlap; of those that overlap, the longest."""
+    """The findings of these kinds in a text, in order and without overlap; of overlapping ones the longest."""
     return [candidate.finding for candidate in _candidates(text, kinds)]
 
 
@@ -77,8 +77,8 @@ class SensitivePolicy:
     """An action for each kind of finding.
 
     Attributes:
-        actions: Action by kind; a kind left out is not looked for.
-        key: Secret that stand-ins are made with, at least MIN_KEY bytes; needed when a kind is pseudonymised.
+        actions: Action by kind; a missing kind is not searched.
+        key: Secret for stand-ins, at least MIN_KEY bytes; required if a kind is pseudonymised.
     """
 
     actions: Mapping[str, Action]
@@ -97,7 +97,7 @@ class SensitivePolicy:
                 )
 
     def apply(self, text: str) -> Applied:
-        """The text with the findings of each kind kept or replaced, and the fate of its row."""
+        """The text with its findings kept or replaced by kind, and the action for its row."""
         candidates = _candidates(text, self.actions)
         if not candidates:
             return Applied(text)
@@ -126,7 +126,7 @@ class SensitivePolicy:
 
 
 class TallyJson(TypedDict):
-    """A tally as JSON; `by_column` is column: rule: action: count."""
+    """A tally as JSON; `by_column` maps column -> rule -> action -> count."""
 
     total: int
     texts: dict[str, int]
@@ -136,7 +136,7 @@ class TallyJson(TypedDict):
 
 @dataclass(frozen=True)
 class Tally:
-    """Number of findings by column or role, rule and action. Sums add up across processes."""
+    """Number of findings by column or role, rule and action; tallies of several processes can be merged."""
 
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (column, rule, action)
     texts: Counter[str] = field(default_factory=Counter)  # column: texts with at least one finding
@@ -172,7 +172,7 @@ class Tally:
 
 
 class Candidate(NamedTuple):
-    """A match, as a span of the original text, and how the value was written, disguises undone."""
+    """A match with its span in the original text; `form` is the written value with disguises undone."""
 
     start: int
     end: int
@@ -190,13 +190,13 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
 _PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-", " -u ",
              "--user", " -p")  # fmt: skip
 _BRACKETED = ("(a)", "at)", "at]", "at}", "at>", "at )", "at ]", "(@", "[@", "-at-", "*at*", "_at_", "(ät", "arroba")
-_FOREIGN = tuple(filter(str.isascii, FOREIGN))  # that a text of ASCII may hold
+_FOREIGN = tuple(filter(str.isascii, FOREIGN))  # the words that an ASCII text may hold
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
 _SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=):? |: |(?:\bpwd?|p/w|code|wor[dt]) |[\"'] ?,? ?[\"']")
 
 
 def _may_hold(text: str) -> bool:
-    """True if a rule could match: a cheap look at the signs and words that every match holds at least one of."""
+    """False if no rule can match: a cheap test for signs and words of which every match holds at least one."""
     folded = text if text.isascii() else text.translate(FOLDS)
     low = folded.lower()
     signs = low.encode(errors="replace").translate(None, _OTHERS)
@@ -215,11 +215,11 @@ def _signs_tell(text: str, signs: bytes) -> bool:
         return True
     if (b"&" in signs and (";" in text or "&#" in text)) or holds(text, _BRACKETED):
         return True
-    return bool(signs.translate(None, _SIGNS))  # a control character hides something
+    return bool(signs.translate(None, _SIGNS))  # control characters may hide a value
 
 
 def _words_tell(text: str) -> bool:
-    """Written out one by one: a loop over the words would cost more than all the rest."""
+    """True if a word could belong to a match. Written out, since a loop over the words would take too long."""
     if text.count(" ") * 4 > len(text):  # s p a c e d
         return True
     if "at " in text and SAID_AT.search(text):
@@ -238,7 +238,7 @@ def _words_tell(text: str) -> bool:
 
 
 def _candidates(text: str, kinds: Iterable[str]) -> list[Candidate]:
-    """The findings of some kinds in order, without overlap."""
+    """The matches of these kinds, in order and without overlap."""
     searched = frozenset(kinds)
     candidates = _in_windows(text) if len(text) > WINDOW else _in_window(text)
     return [candidate for candidate in candidates if candidate.match.kind in searched]
@@ -258,12 +258,12 @@ def _in_window(text: str) -> list[Candidate]:
 
 
 def _in_windows(text: str) -> Iterator[Candidate]:
-    """The findings in a text that is too long to be read in all ways at once.
+    """The matches in a text longer than WINDOW.
 
-    Each window decides on the findings that begin in it, with CONTEXT characters before it and OVERLAP behind it in
-    view, so what is shorter than these is found as in one piece.
+    Each window yields the matches that begin in it, and is searched with CONTEXT characters before and OVERLAP
+    characters after it, so matches up to these lengths are found as in the whole text.
     """
-    first, done = 0, 0  # where the window begins to decide, and the end of the last finding
+    first, done = 0, 0  # start of the window, and end of the last match
     while first < len(text):
         start = max(0, first - CONTEXT)
         end = min(len(text), first + WINDOW + OVERLAP)
@@ -277,13 +277,13 @@ def _in_windows(text: str) -> Iterator[Candidate]:
 
 
 def _without_overlap(candidates: list[Candidate]) -> list[Candidate]:
-    """Of candidates that overlap, the longest, widened by what the others cover beyond it, lest that be left.
+    """Of overlapping candidates the longest, widened to cover the others too, so that no part of a value remains.
 
-    Candidates are taken from the longest on, each unless it overlaps one that was taken, so the time is that of
-    sorting them.
+    Candidates are taken from the longest to the shortest, unless they overlap a taken one; the time is that of
+    sorting.
     """
-    taken: list[Candidate] = []  # by start
-    covered: dict[int, tuple[int, int]] = {}  # start of a candidate that was taken: the span it has to cover
+    taken: list[Candidate] = []  # sorted by start
+    covered: dict[int, tuple[int, int]] = {}  # start of a taken candidate -> the span that it must cover
     for candidate in sorted(candidates, key=lambda each: (each.start - each.end, -len(each.form), each.start)):
         at = bisect.bisect_left(taken, candidate.end, key=lambda each: each.start)
         if at and taken[at - 1].end > candidate.start:
@@ -296,7 +296,7 @@ def _without_overlap(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def _widened(taken: list[Candidate], covered: dict[int, tuple[int, int]]) -> list[Candidate]:
-    """Candidates in order, each with the span that it has to cover as far as its neighbours leave it free."""
+    """The taken candidates in order, each widened to its covered span, but not into its neighbours."""
     result, before = list[Candidate](), 0
     for k, candidate in enumerate(taken):
         start, end = covered[candidate.start]

@@ -1,8 +1,8 @@
-"""Decide whether a conversation may leave this machine, before anything else: sensitive or in doubt, it stays.
+"""Decides if a conversation may leave this machine; a sensitive or doubtful one stays.
 
-A conversation stays where a detector finds something in it (`slmctl.sensitive`), where its caller marks it, and where
-it cannot be searched: it is too long, the search is late, or it holds what is not text. Findings of kinds that the
-config names may be replaced by marks instead; their values never leave, and are put back into the answer here.
+A conversation stays if a detector finds something in it (`slmctl.sensitive`), if its caller marks it as sensitive, or
+if it cannot be searched: it is too long, holds other content than text, or the search is late. Findings of kinds that
+the config names may be replaced by marks instead; their values never leave, and are restored in the answer here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from slmctl.sensitive import Finding, search_process
 HEADER = "x-slmctl-sensitive"
 NOT_MARKED = ("false", "0", "no", "off")  # any other value of the header marks the request
 ROLES = ("system", "user", "assistant", "tool")
-# Fields of a message that hold a part of the conversation beside its text. No other field but role and content is sent.
+# Fields of a message with other parts of the conversation than its text. Only role and content are sent.
 UNREAD = ("audio", "function_call", "images", "reasoning", "reasoning_content", "refusal", "tool_call_id", "tool_calls")
-LONGEST = 1 << 18  # characters of a conversation that is searched
-LETTERS = 4  # lines of one character, from which a text may be spelled a character a line
-SEARCH_S = 2.0  # for the detectors, which take a millisecond
+LONGEST = 1 << 18  # characters; a longer conversation is not searched, and stays
+LETTERS = 4  # least number of one-character lines in a text that is spelled a character a line
+SEARCH_S = 2.0  # deadline of a search, which usually takes a millisecond
 _MARK = re.compile(r"\[[a-z]{1,20}_[0-9]{1,9}\]", re.IGNORECASE)
 
 Messages = list[dict[str, str]]
@@ -34,9 +34,9 @@ class Cleared:
     """The part of a conversation that may leave.
 
     Attributes:
-        messages: The messages that may leave; empty where none may.
-        reason: Why none may: `sensitive`, or `doubt` where the conversation could not be searched; else empty.
-        marks: Mark: the value that it stands for in `messages`, to restore an answer.
+        messages: The messages that may leave; empty if the conversation must stay.
+        reason: `sensitive`, or `doubt` if the conversation could not be searched; '' if it may leave.
+        marks: Mark in `messages` -> the value that it replaces, to restore an answer.
     """
 
     messages: Messages = field(default_factory=list, repr=False)
@@ -45,12 +45,12 @@ class Cleared:
 
 
 def is_marked(headers: Mapping[str, str]) -> bool:
-    """True if the caller's header marks the request as sensitive, as any value but a clear no does."""
+    """True if the header marks the request as sensitive: any value except those of NOT_MARKED."""
     return any(name.lower() == HEADER and value.strip().lower() not in NOT_MARKED for name, value in headers.items())
 
 
 def unread_fields(message: Mapping[str, Any]) -> list[str]:
-    """The fields of a message that hold a part of the conversation and are not searched, such as `tool_calls`."""
+    """The non-empty fields of a message that are part of the conversation but not searched, such as `tool_calls`."""
     return [name for name in UNREAD if message.get(name) not in (None, "", [], {})]
 
 
@@ -62,23 +62,23 @@ def clear(
     timeout_s: float = SEARCH_S,
     client: str = "",
 ) -> Cleared:
-    """Decide on the content of a conversation. It blocks until the search ends, so call it off the event loop.
+    """Decide on a conversation by its content. Blocks until the search ends, so call it outside of the event loop.
 
     Args:
-        messages: Each with `role` and `content`, a text.
-        redact: Kinds that are replaced by marks; any other kind keeps the conversation here.
-        also: Further texts that are searched, of calls and tools; a finding of any kind in one keeps it here.
-        timeout_s: Seconds for each of the two searches: of the conversation, and of what is left of it.
-        client: The name of the key that it came with; clients take turns.
+        messages: Messages with `role` and a text `content`.
+        redact: Kinds that are replaced by marks; a finding of any other kind keeps the conversation here.
+        also: Further texts to search, of calls and tools; any finding in them keeps the conversation here.
+        timeout_s: Seconds for each of the two searches, of the conversation and of the redacted one.
+        client: Name of the API key of the request; clients take turns.
 
     Raises:
-        SearchError: A search took longer, or its process died. The caller takes it for a doubt, as any exception.
+        SearchError: A search took longer, or its process died. The caller must treat any exception as doubt.
     """
     if not messages:
-        return Cleared(reason="doubt")  # the question is not among the messages, so it cannot be searched
+        return Cleared(reason="doubt")  # the question is elsewhere, and cannot be searched
     for message in messages:
         if not isinstance(message.get("content"), str) or message.get("role") not in ROLES or unread_fields(message):
-            return Cleared(reason="doubt")  # pictures are not searched, nor are calls that nobody made a text of
+            return Cleared(reason="doubt")  # images are not searched, nor calls that are not passed as text
     plain = [_plain(message) for message in messages]
     also = (*also, *dict.fromkeys(message["name"] for message in plain if "name" in message))
     if sum(len(message["content"]) for message in plain) + sum(map(len, also)) > LONGEST:
@@ -98,10 +98,10 @@ def clear(
 
 
 def restore(text: str, marks: Mapping[str, str], *, is_json: bool = False) -> str:
-    """An answer with the values of its marks; in JSON inside its texts, so that it stays JSON.
+    """An answer with values in place of its marks; with `is_json` inside of JSON strings, so that it stays JSON.
 
     Raises:
-        ValueError: `is_json`, and the text is not JSON.
+        ValueError: `is_json` is true, and the text is not JSON.
     """
     if not marks:
         return text
@@ -119,7 +119,7 @@ def _in_values(value: Any, marks: Mapping[str, str]) -> Any:
 
 
 def _readings(messages: Messages) -> Iterator[str]:
-    """Every message, and the ways to spell a value over several messages, over lines, or backwards."""
+    """The texts to search: every message, then messages joined, texts reversed, and lines joined."""
     texts = [message["content"] for message in messages]
     yield from texts
     for part in (texts, [message["content"] for message in messages if message["role"] == "user"]):
@@ -131,14 +131,14 @@ def _readings(messages: Messages) -> Iterator[str]:
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, str]:
-    """The part of a message that is known: of a tool's result its name too, which is searched as its text is."""
+    """The known fields of a message: role, content and, for a tool's result, its name, which is searched too."""
     plain = {"role": message["role"], "content": message["content"]}
     name = message.get("name") if message["role"] == "tool" else None
     return plain | ({"name": name} if isinstance(name, str) else {})
 
 
 def _further(also: Sequence[str]) -> Iterator[str]:
-    """Texts beside the messages, and the ways to spell a value over them, over their lines, or backwards."""
+    """Further texts to search: each, all joined, reversed, and with joined lines."""
     if also:
         yield from also
         yield " ".join(also)
@@ -148,7 +148,7 @@ def _further(also: Sequence[str]) -> Iterator[str]:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, the keys of its objects and its numbers too."""
+    """Every string of a JSON value at any depth, with keys of objects and numbers as text."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key
@@ -163,7 +163,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def _over_lines(text: str) -> Iterator[str]:
-    """The ways to spell a value over the lines of one text: broken anywhere, or a character a line."""
+    """The lines of a text joined, for a value that is broken across lines or spelled a character a line."""
     lines = text.splitlines()
     if len(lines) < 2:
         return
@@ -178,15 +178,15 @@ def _over_lines(text: str) -> Iterator[str]:
 def _redacted(
     messages: Messages, findings: Sequence[Sequence[Finding]], kinds: frozenset[str]
 ) -> tuple[Messages, dict[str, str]]:
-    """The messages with a mark for each value of these kinds, and the value of each mark.
+    """Returns (messages with a mark for each value of these kinds, mark -> value).
 
-    A mark that is written in the conversation itself is not used.
+    A mark that already occurs in the conversation is not used.
     """
     written = {mark.upper() for message in messages for mark in _MARK.findall(message["content"])}
     free = {kind: _marks(kind, written) for kind in kinds}
     by_value: dict[str, str] = {}
     result = []
-    for message, in_message in zip(messages, findings, strict=False):  # further findings are of other readings
+    for message, in_message in zip(messages, findings, strict=False):  # the rest belongs to joined and reversed texts
         text, done, pieces = message["content"], 0, []
         for finding in in_message:
             value = text[finding.start : finding.end]
@@ -200,5 +200,5 @@ def _redacted(
 
 
 def _marks(kind: str, taken: Collection[str]) -> Iterator[str]:
-    """The marks of a kind that are not taken."""
+    """The free marks of a kind, such as `[EMAIL_1]`, without those in `taken`."""
     return (mark for k in itertools.count(1) if (mark := f"[{kind.upper()}_{k}]") not in taken)

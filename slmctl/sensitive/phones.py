@@ -1,13 +1,12 @@
 """The rule for phone numbers: international, common national forms, and any number after a word for phone.
 
-Taken are `+` or `00` with a country code in use and a length that the country has; ten digits of North America
-in groups; a leading 0 with an area code, in groups or as a mobile; groups as in Brazil, Russia, China, India, Italy,
-Spain and Poland;
-digits spelled one by one; and 7 to 15 digits that follow `tel`, `call me on` and similar words. Other digits may
-follow: a second number, a date, opening hours. Left alone are dates, amounts, and national forms that follow a word
-such as `order` or `ticket`.
+Found are `+` or `00` with an assigned country code and a valid length for it; ten digits of North America in groups; a
+leading 0 with an area code, in groups or as a mobile number; groups as in Brazil, Russia, China, India, Italy, Spain
+and Poland; digits spelled one by one; and 7 to 15 digits after `tel`, `call me on` and similar words. Other digits may
+follow: a second number, a date, opening hours. Not found are dates, amounts, and national forms after a word such as
+`order` or `ticket`.
 
-libphonenumber found as many numbers of 12 countries, and 18 % of what it found was none; of this nothing was
+libphonenumber found as many numbers of 12 countries, with 18 % false findings; this rule had none
 (`benchmarks/README.md`).
 """
 
@@ -29,7 +28,7 @@ _AMERICA = re.compile(
     rf"{_START}(?:1[ .\-/]{{1,2}}+)?(?:\( ?[2-9][0-8]\d ?\)[ .\-/_*~\n]{{0,3}}+|[2-9][0-8]\d[ .\-/_*~\n]{{1,3}}+)"
     rf"[2-9]\d\d[ .\-/_*~\n]{{1,3}}+\d{{4}}{_END}"
 )
-# The trunk prefix 0, an area code, and groups: as many as there are, since what follows may be another number.
+# The trunk prefix 0, an area code, and all groups that follow, which may include another number.
 _TRUNK_GROUPS = r"\(?0[1-9]\d{0,4}+\)?+(?:[ \-./()_*~\n]{1,3}+\d{2,8}+(?![^\W_])){1,12}+"
 _TRUNK = re.compile(rf"{_START}(?<!\d{{4}} ){_TRUNK_GROUPS}")
 _ANOTHER = re.compile(rf"(?P<gap>[ /,;|&+\n-]{{1,4}}+(?:(?>and|or|und|oder|et|ou|y|o) )?+){_TRUNK_GROUPS}")
@@ -44,7 +43,7 @@ _NATIONAL = re.compile(  # Brazil, Russia, China, India, Italy, Spain and Poland
 _SPELLED = re.compile(r"(?<![\w.,])(?:\+ ?)?\d(?:[ .\-_*/()]{1,4}+\d){8,14}(?!\w)")
 _NUMBER = re.compile(rf"{_START}\(?\d(?:{_GAP}\d){{6,14}}(?!\w)")
 _GROUP = re.compile(r"\d+")
-_FOREIGN = (  # words for phone, as `unmask` folds them
+_FOREIGN = (  # words for phone, folded as in `unmask`
     r"\b(?:telefoon(?:nummer)?|cellulare|celular|portable|msisdn|wa\.me|телефон|тел|моб)"
     r"|手机|手機|电话|電話|携帯|전화|휴대폰|هاتف|جوال|טלפון"
 ).translate(FOLDS)
@@ -64,7 +63,7 @@ _OTHER = re.compile(
     re.IGNORECASE,
 )
 _DATE = re.compile(r"\(?\d{1,2}[./ -]\d{1,2}[./ -](?:19|20)\d\d(?!\d)|(?:19|20)\d\d[./-]\d\d?[./-]\d\d?(?!\d)")
-# How many digits follow the code, where it is settled; other codes take 6 to 12.
+# Country code -> least and largest number of digits after it; other codes: 6 to 12.
 _LENGTHS = {
     "1": (10, 10), "7": (10, 10), "20": (8, 10), "27": (9, 9), "30": (10, 10), "31": (9, 9), "32": (8, 9),
     "33": (9, 9), "34": (9, 9), "36": (8, 9), "39": (8, 11), "40": (9, 9), "41": (9, 9), "43": (7, 13),
@@ -87,17 +86,17 @@ _CODES = (
 
 
 def phones(text: str) -> Iterator[RuleMatch]:
-    """Every phone number; a number may be yielded again by a rule that takes more or less of it."""
+    """Every phone number in a text; several rules may yield the same number with different spans."""
     if digit_count(text) < 7 or not _SEVEN.search(text):
         return
-    followed: set[int] = set()  # ends of numbers, so that a long list of them is walked once
+    followed: set[int] = set()  # ends of numbers that were followed, so that a long list of numbers is walked once
     for phone in _written(text):
         yield phone
         yield from _others(text, phone.end, followed)
 
 
 def _written(text: str) -> Iterator[RuleMatch]:
-    """The numbers that a form or a word tells."""
+    """The numbers that are recognised by their form, or by a word before them."""
     for match in _PLUS.finditer(text) if "+" in text else ():
         yield from _international(text, match.start(), match.end(), 0)
     for match in _DOUBLE_ZERO.finditer(text):
@@ -142,7 +141,7 @@ def digits_of(text: str) -> str:
 
 
 def canonical(written: str) -> str:
-    """The digits, with the country code where the form tells it: the same for `+1 415…`, `001 415…` and `(415) …`."""
+    """The digits, with the country code if the form shows it: equal for `+1 415…`, `001 415…` and `(415) …`."""
     digits = digits_of(written)
     if "+" in written:
         return digits
@@ -152,7 +151,7 @@ def canonical(written: str) -> str:
 
 
 def _is_american(digits: str) -> bool:
-    """True if digits are a number of North America: area code and exchange start with 2 to 9, N9X and N11 are none."""
+    """True for a number of North America: area code and exchange start with 2 to 9; N9X and N11 are not area codes."""
     return len(digits) == 10 and digits[0] > "1" and digits[1] != "9" and digits[1:3] != "11" and digits[3] > "1"
 
 
@@ -161,7 +160,7 @@ def _group_ends(text: str, start: int, end: int) -> list[int]:
 
 
 def _international(text: str, start: int, end: int, skip: int) -> Iterator[RuleMatch]:
-    """The longest part, from the left and ending with a group, that is a number of its country."""
+    """The longest prefix, ending with a group, that is a valid number of its country."""
     for group_end in reversed(_group_ends(text, start, end)):
         digits = digits_of(text[start:group_end])[skip:]
         if _valid(digits):
@@ -181,9 +180,9 @@ def _valid(digits: str) -> bool:
 
 
 def _trunk(text: str, start: int, end: int) -> Iterator[RuleMatch]:
-    """The first number among groups of which the first begins with the trunk prefix 0: 9 to 12 digits.
+    """The first number, 9 to 12 digits, in groups that begin with the trunk prefix 0.
 
-    It ends where a sign or another number begins that is no part of it, else after as many groups as it can have.
+    It ends before a separator such as ` / ` or another number, else after the most groups that it can have.
     """
     if _DATE.match(text, start):
         return
@@ -197,7 +196,7 @@ def _trunk(text: str, start: int, end: int) -> Iterator[RuleMatch]:
 
 
 def _begins_number(text: str, start: int, end: int) -> bool:
-    """True if the groups in `text[start:end]` are a number with a trunk prefix of their own."""
+    """True if `text[start:end]` begins with another number that has a trunk prefix."""
     digits = digits_of(text[start:end])
     return digits[:1] == "0" and digits[1:2] != "0" and len(digits) >= 9
 
@@ -214,5 +213,5 @@ def _is_spelled_phone(written: str) -> bool:
 
 
 def _is_other(text: str, start: int) -> bool:
-    """True if the words before a number call it something else than a phone number."""
+    """True if the words before a number name something else, such as an order."""
     return bool(_OTHER.search(text[max(0, start - 40) : start]))

@@ -1,12 +1,12 @@
 """Rules for e-mail addresses, cards, IBANs and IP addresses: a plain text -> its sensitive spans, in linear time.
 
-Each rule reads a text without disguises (`unmask`) and yields a `RuleMatch` with the canonical value, which is the
-same for every way to write it. Stand-ins (`stand_ins`) are not matched. Issuer ranges follow ISO/IEC 7812 and the
+Each rule reads a text without disguises (`unmask`) and yields a `RuleMatch` with the canonical value, which is equal
+for all spellings of the value. Stand-ins (`stand_ins`) are not matched. Issuer ranges follow ISO/IEC 7812 and the
 networks' tables, IBAN structures the SWIFT registry, country codes ITU-T E.164.
 
-Time: no pattern of this package goes back over more than a bounded number of characters. Repetitions are bounded and
-possessive (`{1,64}+`), a value is looked up from the sign that it cannot be without (`@`, `at`, a digit), and what
-stands before a sign is matched in reverse. `tests/sensitive/test_linear_time.py` computes the bound of every pattern.
+Time: no pattern of this package backtracks over more than a bounded number of characters. Repetitions are bounded and
+possessive (`{1,64}+`), a search starts at a character that every value contains (`@`, `at`, a digit), and text before
+it is matched in reverse. `tests/sensitive/test_linear_time.py` computes the bound of every pattern.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 
 class RuleMatch(NamedTuple):
-    """A sensitive span, `text[start:end]` of the text that the rule read, and its canonical value."""
+    """A sensitive span, `text[start:end]` of the text that the rule has read, with its canonical value."""
 
     kind: str
     rule: str
@@ -39,7 +39,7 @@ def words(text: str) -> frozenset[str]:
 
 
 def holds(text: str, parts: Iterable[str]) -> bool:
-    """True if one of the parts stands in the text. `any` costs three times as much, and this is asked of every text."""
+    """True if the text contains one of the parts. A loop, since `any` takes three times as long for every text."""
     for part in parts:  # noqa: SIM110
         if part in text:
             return True
@@ -47,7 +47,7 @@ def holds(text: str, parts: Iterable[str]) -> bool:
 
 
 def digit_count(text: str) -> int:
-    """Number of ASCII digits in a text. Rules check it first, since a look at bytes costs next to nothing."""
+    """Number of ASCII digits in a text; a cheap first check of the rules."""
     return len(text.encode(errors="replace").translate(None, _NO_DIGITS))
 
 
@@ -57,7 +57,7 @@ _LOCAL_REVERSED = re.compile(r"(?P<space>\s{0,2}+)\"?+[\w.+%'!#$&*/=?^{|}~-]{1,6
 _LABEL, _TOP = r"[^\W_][\w-]{0,62}+(?<![-_])", r"(?P<top>xn--[\w-]{2,40}+|[^\W\d_]{2,24}+)(?![\w@])"
 _DOMAIN = re.compile(rf"(?:{_LABEL}\.){{1,8}}{_TOP}")
 _SPACED_DOMAIN = re.compile(rf"\s{{0,2}}+(?:{_LABEL}\s{{0,2}}+\.\s{{0,2}}+){{1,8}}{_TOP}")
-_USER_IN_URL = re.compile(r"[^\s/@:]{0,300}+:[^\s/@]{0,300}+")  # scheme://user:password@host is a secret, no address
+_USER_IN_URL = re.compile(r"[^\s/@:]{0,300}+:[^\s/@]{0,300}+")  # scheme://user:password@host is a secret, not an e-mail
 _URL_HEAD = 300  # characters before an @ that may belong to a URL
 _TOPS = words(
     "com org net edu gov info biz io co ai app dev me eu uk de fr es it nl be ch at pl pt se no dk fi ie cz ru ua tr "
@@ -92,7 +92,7 @@ _CLONE_URL = re.compile(r"git@(?:github|gitlab|bitbucket)\.\w{2,24}")
 
 
 def emails(text: str) -> Iterator[RuleMatch]:
-    """Addresses with a plausible domain; with spaces in them, or spelled out, under stricter conditions."""
+    """Addresses with a plausible domain; addresses with spaces or spelled-out signs under stricter conditions."""
     at = text.find("@")
     while at >= 0:
         match = _email_at(text, at)
@@ -128,7 +128,7 @@ def _email_at(text: str, at: int) -> RuleMatch | None:
 
 def _is_password_in_url(text: str, at: int) -> bool:
     slash = text.rfind("/", max(0, at - _URL_HEAD), at)
-    has_scheme = text[max(0, slash - 4) : slash + 1].replace("\\", "").endswith("://")  # as JSON may write it: :\/\/
+    has_scheme = text[max(0, slash - 4) : slash + 1].replace("\\", "").endswith("://")  # also as JSON: :\/\/
     return has_scheme and _USER_IN_URL.fullmatch(text, slash + 1, at) is not None
 
 
@@ -156,7 +156,7 @@ def _spelled_email(text: str, start: int, end: int) -> RuleMatch | None:
 
 
 def _spelled_domain(text: str, start: int) -> tuple[str, str, re.Match[str]] | None:
-    """First label, the word before the top-level domain where it is one, and the match of the top-level domain."""
+    """Returns (first label, the word `dot` before the top-level domain or '', match of the top-level domain)."""
     longest, position, first = None, start, ""
     for _ in range(_SPELLED_LABELS):
         label = _SPELLED_LABEL.match(text, position)
@@ -173,7 +173,7 @@ def _spelled_domain(text: str, start: int) -> tuple[str, str, re.Match[str]] | N
 
 
 def _with_signs(text: str) -> str:
-    """A spelled part of an address with signs in place of their words."""
+    """A spelled part of an address with signs in place of words such as `dot`."""
     return _SIGN_WORD.sub(lambda match: _SIGNS[match[match.lastindex or 0]], text.lower())
 
 
@@ -205,10 +205,10 @@ _SHAPES = frozenset(
         (12, 4),
         (1, 3, 3, 3, 3, 3),
         (3, 3, 3, 3, 3),
-    )  # the last two as a spreadsheet writes a number
+    )  # the last two are numbers with thousands separators of a spreadsheet
 )
 _CARD_WORD = re.compile(r"(?<!\[)card|visa|credit|debit|karte|carte|tarjeta", re.IGNORECASE)
-_EXPIRY = re.compile(  # what people write right after a card: 12/26, exp 12/2026, |12|26|123
+_EXPIRY = re.compile(  # the expiry date after a card: 12/26, exp 12/2026, |12|26|123
     r"[\s.,;_|/x*-]{0,3}+(?:(?:exp(?:iry|ires|\.)?|valid|thru|gültig|bis)[\s:._-]{0,3}+){0,2}+"
     r"(?:0[1-9]|1[0-2])[\s./|_-]{0,3}+(?:20)?[2-4]\d(?:[\s.,;_|/-]{1,3}+(?:cvv2?|cvc2?)?[\s:]{0,2}+\d{3,4})?(?!\d)",
     re.IGNORECASE,
@@ -219,13 +219,13 @@ _FRACTION = re.compile(r"(?<!\d)(?:\d{1,3}\.|0,)\Z")
 
 
 def luhn(digits: str) -> bool:
-    """True if the last digit checks the others (ISO/IEC 7812-1, annex B)."""
+    """True if the last digit is the check digit of the others (ISO/IEC 7812-1, annex B)."""
     doubled = (int(digit) * 2 for digit in digits[-2::-2])
     return (sum(map(int, digits[-1::-2])) + sum(d - 9 * (d > 9) for d in doubled)) % 10 == 0
 
 
 def cards(text: str) -> Iterator[RuleMatch]:
-    """13 to 19 digits of a known issuer that pass Luhn, in one piece or in groups as cards are written."""
+    """13 to 19 digits of a known issuer that pass the Luhn test, in one piece or in the usual groups."""
     if digit_count(text) < 13:
         return
     for run in _RUN.finditer(text):
@@ -241,16 +241,16 @@ def cards(text: str) -> Iterator[RuleMatch]:
 
 
 def _card_from(text: str, groups: list[tuple[int, int]], first: int) -> tuple[int, int, int] | None:
-    """The card that begins with group `first`: the group after it, its start and its end."""
+    """Returns (index of the next group, start, end) of a card that begins with group `first`; None without one."""
     start, digits = groups[first][0], ""
     if text[start] in "0179":
-        return None  # no issuer's
+        return None  # no issuer has these
     for last in range(first, min(len(groups), first + 19)):
         before, (group_start, group_end) = len(digits), groups[last]
         if before > 19:
             break
         digits += text[group_start : min(group_end, group_start + 26)]
-        for length in (len(digits), 16, 15):  # the whole group, or without the expiry that is glued to it
+        for length in (len(digits), 16, 15):  # with the whole group, or without an expiry date at its end
             if not before < length <= len(digits) or length not in _card_lengths(digits[:6]):
                 continue
             end = group_start + length - before
@@ -268,7 +268,7 @@ def _is_glued_expiry(text: str, start: int, end: int) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _card_lengths(head: str) -> frozenset[int]:
-    """Lengths of the cards that begin with six digits; shorter heads have none."""
+    """Lengths of the cards that begin with the six digits `head`; empty for a shorter head."""
     ranges = ((first, last, lengths) for first, last, lengths in _ISSUERS if len(head) == 6)
     return frozenset().union(*(n for first, last, n in ranges if first <= int(head[: len(str(first))]) <= last))
 
@@ -290,7 +290,7 @@ def _written_as_card(text: str, groups: list[tuple[int, int]]) -> bool:
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
-    """True if digits are no part of a fraction or a hash; an expiry may follow."""
+    """True if the digits are not part of a fraction or a hash; an expiry date may follow."""
     before, after = text[max(0, start - 24) : start], text[end : end + 24]
     has_expiry = _EXPIRY.match(text, end) is not None
     if _FRACTION.search(before) or (after[:1] == "." and after[1:2].isdigit() and not has_expiry):
@@ -329,14 +329,14 @@ _IBAN_NEXT = re.compile(_IBAN_GAP + r"([A-Z0-9])", re.IGNORECASE)
 
 
 def iban_remainder(iban: str) -> int:
-    """ISO 13616: 1 for a valid IBAN."""
+    """The remainder modulo 97 of ISO 13616: 1 for a valid IBAN."""
     return int("".join(str(int(char, 36)) for char in iban[4:] + iban[:4])) % 97
 
 
 def ibans(text: str) -> Iterator[RuleMatch]:
-    """A country's length and structure, check digits that are in use (02 to 98), and mod 97.
+    """IBANs with the length and structure of a country, assigned check digits (02 to 98), and a valid remainder.
 
-    Letters may stand right before or after one of digits alone; with letters of its own it would be found in any hash.
+    An all-digit account part may touch other letters; with letters in it, the rule would find IBANs in hashes.
     """
     if digit_count(text) < 6:
         return
@@ -384,7 +384,7 @@ DOCUMENTATION = tuple(
 
 
 def ips(text: str) -> Iterator[RuleMatch]:
-    """IPv4 and IPv6 addresses, also in names of hosts; not those of documentation and loopback, not version numbers."""
+    """IPv4 and IPv6 addresses, also in host names; without those of documentation and loopback, and version numbers."""
     for match in _V4.finditer(text) if text.count(".") > 2 and digit_count(text) > 3 else ():
         octets = [int(part) for part in _GROUPS.findall(match[0])]
         if max(octets) > 255 or octets[0] in (0, 255):

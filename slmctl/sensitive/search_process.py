@@ -1,13 +1,13 @@
-"""Searching for sensitive data in a process that can be ended: texts in, findings out, by a deadline.
+"""Searches for sensitive data in a child process with a deadline: texts in, findings out.
 
-`sensitive.find` takes time linear in its text, up to seconds for the longest conversation, and Python's patterns let no
-other thread run meanwhile. A server therefore searches in a process that is killed where it is late:
+`sensitive.find` takes time linear in its text, up to seconds for the longest conversation, and holds the GIL. So a
+server searches in child processes, which are killed when they exceed the deadline:
 
     python -m slmctl.sensitive.search_process     lists of texts as JSON lines in, lists of findings out
 
-PROCESSES search at the same time; they are started when they are first needed, again after one was ended, and end with
-the process that started them. One client's searches hold SHARE of them at most, and of the clients that wait the one
-that was served longest ago comes first, so long texts of one client cost another one no more than one search.
+Up to PROCESSES run at the same time; they are started when needed, restarted after a kill, and end with their parent.
+One client's searches use at most SHARE of them, and the waiting client that was served longest ago comes first, so
+long texts of one client delay another one by at most one search.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from slmctl.errors import StageError
 from slmctl.sensitive import Finding
 
 PROCESSES = 2
-SHARE = PROCESSES - 1  # processes that one client's searches hold
-START_S = 60.0  # for a process to be ready on a busy machine
+SHARE = PROCESSES - 1  # most processes for one client
+START_S = 60.0  # seconds until a process must be ready, on a busy machine
 LIMIT_BYTES = 1 << 30  # of address space
 
-_making = threading.Lock()  # two threads that search first share their processes
+_making = threading.Lock()  # so that threads share one pool
 
 
 class SearchError(StageError):
@@ -42,15 +42,15 @@ class SearchError(StageError):
 
 
 def find(texts: Iterable[str], *, timeout_s: float, client: str = "") -> list[list[Finding]]:
-    """The findings in each text, as `sensitive.find` has them.
+    """The findings of `sensitive.find` in each text.
 
     Args:
-        texts: Any texts; bound them beforehand. They are read when a process is free.
-        timeout_s: Seconds for the search, and for a process to be free. Starting one is not counted.
-        client: Whose texts they are, by the name of a key; without a name all processes may be held.
+        texts: The texts, bounded in size by the caller. They are iterated when a process is free.
+        timeout_s: Seconds for waiting and searching together. The start of a process is not counted.
+        client: Name of the client's API key; without a name all processes may be used.
 
     Raises:
-        SearchError: The search took longer, or its process died. The next search has a new process.
+        SearchError: The search took longer, or its process died. The next search gets a new process.
     """
     with _making:
         pool = _pool(os.getpid())
@@ -59,7 +59,7 @@ def find(texts: Iterable[str], *, timeout_s: float, client: str = "") -> list[li
 
 @functools.cache
 def _pool(owner: int) -> _Pool:
-    """The processes of this process (`owner`); a fork has its own."""
+    """The pool of the process `owner`; a fork gets its own."""
     pool = _Pool(owner)
     atexit.register(pool.close)
     return pool
@@ -69,10 +69,10 @@ class _Pool:
     def __init__(self, owner: int) -> None:
         self._owner = owner
         self.free = [child.LineChild(__spec__.name) for _ in range(PROCESSES)]
-        self._turn = threading.Condition()  # around all that follows
-        self._waiting: list[str] = []  # the client of each search that waits
-        self._running = Counter[str]()  # searches, by client
-        self._served = dict[str, int]()  # number of the last search, by client
+        self._turn = threading.Condition()  # protects `free` and all below
+        self._waiting: list[str] = []  # client of each waiting search
+        self._running = Counter[str]()  # number of running searches by client
+        self._served = dict[str, int]()  # serial number of the last search by client
         self._numbers = itertools.count(1)
 
     def find(self, texts: Iterable[str], timeout_s: float, client: str = "") -> list[list[Finding]]:
@@ -91,7 +91,7 @@ class _Pool:
 
     @contextlib.contextmanager
     def _process(self, client: str, timeout_s: float) -> Iterator[child.LineChild]:
-        """A process for the length of a block, when it is this client's turn."""
+        """Yield a process when it is this client's turn; SearchError if none is free in time."""
         with self._turn:
             self._waiting.append(client)
             try:
@@ -107,12 +107,12 @@ class _Pool:
             yield process
         finally:
             with self._turn:
-                self.free.insert(len(self.free) if process.alive else 0, process)  # the next one takes the last
+                self.free.insert(len(self.free) if process.alive else 0, process)  # living ones are used first
                 self._running[client] -= 1
                 self._turn.notify_all()
 
     def _next(self) -> str | None:
-        """The client whose search comes next, where a process is free for it."""
+        """The client that may search next; None if no process is free for any."""
         may = [client for client in self._waiting if self._running[client] < (SHARE if client else PROCESSES)]
         return min(may, key=lambda client: self._served.get(client, 0), default=None) if self.free else None
 
@@ -122,7 +122,7 @@ class _Pool:
 
 
 def main() -> None:
-    sensitive.find("0123456789")  # compiles the patterns before the first deadline
+    sensitive.find("0123456789")  # compile the patterns before the first deadline
     child.bound(memory=LIMIT_BYTES, file_bytes=0)
     sys.stdout.write("ready\n")
     sys.stdout.flush()

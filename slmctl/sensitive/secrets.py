@@ -1,7 +1,7 @@
-"""The rule for secrets: keys by the prefix that their issuer gives them, and values that a text itself calls secret.
+"""The rule for secrets: keys with the prefix of a known issuer, and values after a name such as `password=`.
 
-A hash, a UUID or a random word without such a prefix or name is no secret here: it cannot be told from any other.
-Every pattern is bounded as `rules` says.
+A hash, a UUID or a random word without such a prefix or name is not found, since it cannot be distinguished from other
+text. Every pattern is bounded, see `rules`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from slmctl.sensitive.unmask import FOLDS
 
 
 def _any_of(words: list[str]) -> re.Pattern[str]:
-    """A pattern for any of some words; grouped by their first letter, it is three times as fast as the plain one."""
+    """A pattern for any of the words, grouped by first letter, which is three times as fast as a plain alternation."""
     by_first: dict[str, list[str]] = {}
     for word in words:
         by_first.setdefault(re.escape(word[0]), []).append(re.escape(word[1:]))
@@ -22,7 +22,7 @@ def _any_of(words: list[str]) -> re.Pattern[str]:
 
 
 _B, _E = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
-# By issuer: what the lower-case text must hold for the pattern to be worth a try, and the pattern.
+# Issuer -> (texts of which the lower-case text must hold one, the pattern that is then tried).
 _KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
     name: (tuple(cues.split()), re.compile(rf"{_B}(?:{pattern})", re.IGNORECASE))
     for name, cues, pattern in (
@@ -58,13 +58,13 @@ _KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
 _CUES = _any_of([cue for cues, _ in _KEYS.values() for cue in cues])
 _TWILIO = re.compile(rf"{_B}(?:AC|SK)[0-9a-f]{{32}}{_E}", re.IGNORECASE)
 _JWT_BODY = re.compile(r"\.eyJ[\w-]{8,8000}+(?:\.[\w-]{0,2000}+)?+", re.IGNORECASE)
-_JWT_HEAD_REVERSED = re.compile(r"[\w-]{8,2000}+")  # of `eyJ…`, before the dot
+_JWT_HEAD_REVERSED = re.compile(r"[\w-]{8,2000}+")  # the reversed `eyJ…` before the first dot
 _PEM = re.compile(
     r"-----BEGIN (?:(?!PRIVATE)[A-Z0-9]{1,20}+ ){0,3}+PRIVATE KEY(?: BLOCK)?-----"
     r"(?:[^-]|-(?!----END)){0,20000}+(?:-----END [A-Z0-9 ]{0,40}+-----)?",
     re.IGNORECASE,
 )
-# A value that stands for one: a mark, a variable, a blank.
+# Placeholders in place of a value: a mark, a variable, a blank.
 _BLANK = re.compile(
     r"\[[\w ]{1,400}+\]|<[^<>]{0,400}+>?|\$\{?\w{0,400}+\}?|\{{1,9}+[^{}]{0,400}+\}{0,9}+|%\w{1,400}+%?"
     r"|[*.•x_#?-]{1,400}+"
@@ -74,10 +74,10 @@ _BLANK = re.compile(
     re.IGNORECASE,
 )
 _MORE_THAN_WORD = re.compile(r"\d|[^\w'.-]|_")
-_CODE = re.compile(  # in place of a value, the code that gets it
+_CODE = re.compile(  # code that reads a value, such as os.environ["KEY"]
     r"[a-z_][a-z_.]{0,99}+[(\[]|(?:self|this|os|process|env|args|config|settings|ctx)\.[a-z_]", re.IGNORECASE
 )
-# The word password in other languages, as `unmask` folds it; a letter or two may follow.
+# Words for password in other languages, folded as in `unmask`; up to two letters may follow.
 FOREIGN = (
     "mot de passe", "كلمة المرور", "كلمة السر",
     *sorted(words(
@@ -86,7 +86,7 @@ FOREIGN = (
     )),
 )  # fmt: skip
 _SAID_NAME = rf"(?:{'|'.join(FOREIGN)})[^\W\d_]{{0,2}}+"
-# Where a name may begin: also inside of one, as in dbPassword.
+# A name may begin at a word's start, and inside a camel-case name such as dbPassword.
 _BEGIN = r"(?:(?<![a-z0-9])|(?-i:(?<=[a-z0-9])(?=[A-Z])))"
 _NAME = (
     r"(?:[a-z0-9]{1,20}+[_.-]){0,3}(?>pass(?:words?|wd|phrase|code|worts?|wrd)|psw|pwd?|p/w|kennwort"
@@ -99,10 +99,10 @@ _NAME = (
 NAMES = ("pass", "pw", "p/w", "psw", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz",
          "credential", "cookie", "wifi:", "sess", ".sid", "login", "log-in", "creds", "zugangsdaten",
          *FOREIGN)  # fmt: skip
-_ABBREVIATED = re.compile(r"(?:pwd?|p/w|psw)\b", re.IGNORECASE)  # in no prose
+_ABBREVIATED = re.compile(r"(?:pwd?|p/w|psw)\b", re.IGNORECASE)  # never used in prose
 _ASSIGNED = re.compile(
     rf"{_BEGIN}{_NAME}[\"'`*\])]{{0,3}}+\s{{0,3}}+(?P<sign>(?>:=|=>|<-|->|→|={{1,2}}|:|\|))\s{{0,3}}+"
-    r"(?:[|>][+-]?\s{1,9}+)?+(?:[-*] )?+"  # of YAML: a text in the next line, an item
+    r"(?:[|>][+-]?\s{1,9}+)?+(?:[-*] )?+"  # YAML: a block text on the next line, a list item
     r"(?P<quote>[\"'`*]{0,3}+)"
     r"(?P<value>(?:(?:bearer|basic|token) )?[^\s\"'`,;<>&]{4,400}+)",
     re.IGNORECASE,
@@ -112,7 +112,7 @@ _PAIR = re.compile(  # define('DB_PASSWORD', '…'), name="password" value="…"
     r"[\"'](?P<value>[^\s\"'`,;<>&]{4,200}+)[\"']",
     re.IGNORECASE,
 )
-# `pass` names many other things, so it needs a user beside it or a value that is more than a word.
+# `pass` has other meanings, so it needs a user before it, or a value that is more than a word.
 _PASS = re.compile(
     r"(?<![a-z0-9_-])pass[\"'`*]{0,3}+\s{0,2}+(?P<sign>[:=])\s{0,3}+(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`,;<>&]{1,400}+)",
     re.IGNORECASE,
@@ -136,7 +136,7 @@ _COOKIE = re.compile(
     r"(?:;\s?[\w.-]{1,64}+=[^\s\"',;]{1,2000}+){0,20}+)",
     re.IGNORECASE,
 )
-_WIFI = re.compile(  # of a code that phones read: WIFI:T:WPA;S:name;P:password;;
+_WIFI = re.compile(  # the text of a Wi-Fi QR code: WIFI:T:WPA;S:name;P:password;;
     r"\bwifi:(?:(?!P:)[a-z0-9]{1,3}+:(?:[^;\\]|\\.){0,100}+;){0,6}+P:(?P<value>(?:[^;\\]|\\.){1,100}+);",
     re.IGNORECASE,
 )
@@ -165,7 +165,7 @@ _OPTION = re.compile(  # curl -u jane:hunter2, docker login -p hunter2
     r"(?P<token>(?=[a-z_.!$%-]{0,30}+\d)(?=\d{0,30}+[a-z])[^\s\"']{4,60}+)",
     re.IGNORECASE,
 )
-_SIGNATURE = re.compile(  # of a URL that whoever has it may open
+_SIGNATURE = re.compile(  # signatures of pre-signed URLs, which give access to anyone
     r"[?&](?:x-(?:amz|goog)-(?:signature|security-token)|sig(?:nature)?)=(?P<value>[\w%+/=.~-]{16,500}+)", re.IGNORECASE
 )
 _PIN = re.compile(
@@ -221,7 +221,7 @@ def secrets(text: str) -> Iterator[RuleMatch]:
 
 
 def _web_tokens(text: str) -> Iterator[RuleMatch]:
-    """JSON web tokens, each looked up from the dot before its second part."""
+    """JSON web tokens, searched from the dot before their second part."""
     for body in _JWT_BODY.finditer(text):
         head = _JWT_HEAD_REVERSED.match(text[max(0, body.start() - 2000) : body.start()][::-1])
         start = body.start() - len(head[0]) + head[0][::-1].lower().find("eyj") if head else -1
@@ -272,7 +272,7 @@ def _named(text: str) -> Iterator[RuleMatch]:
 
 
 def _is_password(match: re.Match[str]) -> bool:
-    """True if a value after `pass:` is more than a word or an amount."""
+    """True if a value after `pass:` is quoted, or more than a word or an amount."""
     value = match["value"]
     is_word = value.isalpha() or not any(map(str.isalpha, value))
     return len(value) > 3 and (bool(match["quote"]) or (_odd(value) and not is_word))
@@ -287,7 +287,7 @@ def _blank(value: str) -> bool:
 
 
 def _odd(value: str, text: str = "", match: re.Match[str] | None = None) -> bool:
-    """True if a value is more than a word: digits, signs or capitals inside it, or alone in its line after a colon."""
+    """True for more than a word: digits, signs, inner capitals; or a word at the line's end after `password:`."""
     bare = value.rstrip(".,;:!?)\"'")
     if _MORE_THAN_WORD.search(bare) or (bare[1:] != bare[1:].lower() and bare != bare.upper()):
         return True

@@ -1,6 +1,6 @@
-"""Stand-ins: the same value gets the same stand-in of its own form, which cannot be anybody's value.
+"""Stand-ins (pseudonyms): equal values get equal stand-ins of the same form, which are nobody's real value.
 
-| kind  | stand-in | why it is nobody's |
+| kind  | stand-in | why it is not a real value |
 |---|---|---|
 | email | `person-<10 hex digits>@example.com` | RFC 2606 keeps the domain for examples |
 | phone | the digits after `+999`, `00999` or `000` | a country code that is not assigned; no number begins with 000 |
@@ -8,7 +8,7 @@
 | iban  | the country, check digits 99, 00 or 01, valid by mod 97 | ISO 13616 gives check digits from 02 to 98 |
 | ip    | 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 2001:db8::/32 | kept for documentation by RFC 5737, RFC 3849 |
 
-No rule takes a stand-in for a value, so a second pass changes nothing and counts nothing.
+No rule matches a stand-in, so a second pass changes and counts nothing.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ KINDS = ("email", "phone", "card", "iban", "ip")
 
 
 def make_key(path: Path) -> bytes:
-    """The key at `path`, made there first when it is missing, readable by its owner alone.
+    """The key in the file `path`; a missing file is created with a random key, readable by its owner only.
 
-    Of several processes that make it at once, all read the key of the first.
+    Several processes that create it at once all return the key of the first.
     """
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")  # a key in a repository is no secret
-        with atomic.file(path, 0o600, replace=False) as draft:  # where another process was first, its key stays
+        (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")  # the key must not be committed
+        with atomic.file(path, 0o600, replace=False) as draft:  # keeps the key of a process that was faster
             draft.write_bytes(secrets.token_bytes(KEY_BYTES))
     return path.read_bytes()
 
 
 def stand_in(match: RuleMatch, form: str, key: bytes, is_clean: Callable[[str], bool]) -> str:
-    """The stand-in of a value, the same for the same canonical value and key.
+    """The stand-in of a value, equal for equal canonical value and key.
 
     Args:
         match: The match of the value.
-        form: The value as it was written, disguises undone; the stand-in keeps its separators and length.
-        key: Secret of the HMAC that the stand-in is made from; without it, trying values out tells nothing.
-        is_clean: Tells that no rule matches a text. A stand-in of which a part looks like a value by chance
-            (a phone number inside an IBAN) is passed over.
+        form: The written value with disguises undone; the stand-in keeps its separators and length.
+        key: Key of the HMAC that determines the stand-in; without it, values cannot be recovered by trying.
+        is_clean: Returns True for a text that no rule matches. A stand-in with a part that looks like a value by
+            chance (a phone number inside an IBAN) is replaced by another one.
     """
     message = f"{match.kind}\0{match.value}".encode(errors="replace")
     written = ""
@@ -102,7 +102,7 @@ def _iban(value: str, seed: bytes) -> str:
 
 
 def _bbans(bban: str, seed: bytes) -> Iterator[str]:
-    """Account parts of the same shape, a letter for each letter and a digit for each digit, without end."""
+    """Endless account parts of the same shape: a letter for each letter, a digit for each digit."""
     while True:
         digits = _digits(seed, len(bban))
         yield "".join(

@@ -1,11 +1,11 @@
-"""Text as a reader understands it: disguises undone, every character mapped back to where it came from.
+"""Undoes disguises of a text for matching, and maps every character back to its place in the original.
 
-Undone: other widths, styles and scripts of letters and digits, look-alikes of Cyrillic and Greek, characters
-without width, odd spaces, dashes and dots, percent, HTML, backslash and quoted-printable escapes, HTML tags and
-comments, `[at]` and `(dot)`, letters with s p a c e s between them, digits as English words, and text as base64
-(also twice, and in lines), base32, hexadecimal, binary or decimal codes. The result is for matching, never for output.
+Undone: other widths, styles and scripts of letters and digits, look-alikes of Cyrillic and Greek, zero-width
+characters, odd spaces, dashes and dots, percent, HTML, backslash and quoted-printable escapes, HTML tags and comments,
+`[at]` and `(dot)`, letters with s p a c e s between them, digits as English words, and text as base64 (also twice, and
+in lines), base32, hexadecimal, binary or decimal codes. The result is for matching, never for output.
 
-Time and memory are linear in the text: a fixed number of passes, each over a view not longer than a few times the text.
+Time and memory are linear in the text: a fixed number of passes, each over a view of at most a few times its length.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LOOKALIKES = str.maketrans(
     "АВЕЅІЈКМНОРСТУХаеорсухіјѕһԁԛԝѵΑΒΕΖΗΙΚΜΝΟΡΤΥΧαορνıɡɑ" "·•∙⋅‧・。᛫" "−⁃˗➖ー" "∶ː꞉" "⁄∕" "‗＿" "’‘`´" "“”„‟",
     "ABESIJKMHOPCTYXaeopcyxijshdqwvABEZHIKMNOPTYXaopviga" "........" "-----" ":::" "//" "__" "''''" '""""',
 )  # fmt: skip
-_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"  # letters and symbols that show nothing
-# Letters of which Unicode holds no simpler form: (first code, last code, letter of the first).
+_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"  # invisible letters and symbols
+# Letters without a simpler form in Unicode: (first code, last code, plain letter of the first).
 _LETTERS = ((0x1F150, 0x1F169, "A"), (0x1F170, 0x1F189, "A"), (0xE0020, 0xE007E, " "))
 
 
 class _Folds(dict[int, str]):
-    """The plain form of each character, worked out once; a table for `str.translate`."""
+    """The plain form of each character, computed once; a table for `str.translate`."""
 
     def __missing__(self, code: int) -> str:
         letter = next((chr(ord(char) + code - first) for first, last, char in _LETTERS if first <= code <= last), "")
@@ -55,18 +55,18 @@ FOLDS = _Folds()
 
 @dataclass(frozen=True)
 class View:
-    """A text to match in, and for each of its characters the span of the original text that it stands for."""
+    """A text for matching; `starts` and `ends` give the span in the original text of each of its characters."""
 
     text: str
     starts: Sequence[int]
     ends: Sequence[int]
 
     def origin(self, start: int, end: int) -> tuple[int, int]:
-        """The span of the original text that `text[start:end]` stands for."""
+        """The (start, end) in the original text of `text[start:end]`."""
         return self.starts[start], self.ends[end - 1]
 
     def rewrite(self, pattern: re.Pattern[str], put: Callable[[re.Match[str]], str]) -> View:
-        """This view with every match replaced; the replacement stands for the whole match."""
+        """This view with every match replaced; each character of a replacement maps to the whole match."""
         pieces: list[str] = []
         starts: list[int] = []
         ends: list[int] = []
@@ -85,7 +85,7 @@ class View:
 
 _ESCAPE = re.compile(
     r"%[0-7][0-9a-f]|(?:%[89a-f][0-9a-f]){1,4}|%u[0-9a-f]{4}|&(?:#\d{1,7}+;?|#x[0-9a-f]{1,6}+;?|[a-z]{2,9}+;)"
-    r"|\\{1,4}+ud[89ab][0-9a-f]{2}\\{1,4}+ud[c-f][0-9a-f]{2}"  # the halves of one character, as JSON writers have them
+    r"|\\{1,4}+ud[89ab][0-9a-f]{2}\\{1,4}+ud[c-f][0-9a-f]{2}"  # a surrogate pair, as JSON escapes it
     r"|(?-i:\\{1,4}+U[0-9A-Fa-f]{8})|\\{1,4}+(?:u[0-9a-f]{4}|u\{[0-9a-f]{1,6}+\}|x[0-9a-f]{2}|x\{[0-9a-f]{1,6}+\}|[01][0-7]{2}"
     r"|[nrt_.@+*#()\[\]\"'/:= -])"
     r"|(?<!\w)u\+[0-9a-f]{4,6}+(?!\w) ?",
@@ -99,9 +99,9 @@ _INLINE_TAG = re.compile(
 )
 _BLOCK_TAG = re.compile(r"</?(?>br|pre|p|div|td|tr|th|li)(?:\s[^<>]{0,200}+)?+/?>", re.IGNORECASE)
 _TAG = re.compile(r"</?(?P<name>[a-z][\w:-]{0,40}+)(?:\s[^<>@]{0,200}+)?+>", re.IGNORECASE)
-_PLUS = re.compile(r"(?<=\w)\+(?=\w)")  # a space, in a form that was sent
+_PLUS = re.compile(r"(?<=\w)\+(?=\w)")  # a space in URL-encoded form data
 _MARKUP = re.compile(r"(?<=\w)(?:[*`]{1,3}+ [*`]{1,3}+|\n>{1,3}+ ?)(?=[\w+(])")  # **bold** **parts**, quoted lines
-# 'DE89 3704' || '0044' of a program, or "DE89 3704" "0044"
+# concatenated strings of a program: 'DE89 3704' || '0044', or "DE89 3704" "0044"
 _JOINED = re.compile(r"['\"](?:\s{0,2}+(?:\|\||\.\.|<>|[+.&~\\])\s{0,2}+|\s{1,3}+)['\"]")
 _SAID_PLUS = re.compile(r"\bplus (?=\d)", re.IGNORECASE)
 _CODE_COMMENT = re.compile(r"/\*[^*/]{0,200}+\*/")
@@ -128,13 +128,13 @@ _DIGIT_WORD = re.compile(rf"(?:(double|triple) )?({'|'.join(_DIGITS)}|\d)", re.I
 
 _URL_SAFE = str.maketrans("-_", "+/")
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{11,}+={0,6}+")
-_SHORTEST = 16  # characters of an encoded text without padding: shorter ones are words
+_SHORTEST = 16  # characters of an encoded text without padding; shorter ones are words
 _WRAPPED = re.compile(r"(?<=[A-Za-z0-9+/]{60})\n{1,2}(?=[A-Za-z0-9+/=])")  # base64 in lines, as e-mail has it
 _QUOTED = re.compile(r"=(?:([2-7][0-9A-F])|\n)")  # quoted-printable
 
 
 def _of_codes(code: str, number_base: int) -> Callable[[re.Match[str]], str]:
-    """Put the characters in place of their codes, with a space for each that cannot be printed."""
+    """A replacement function that decodes a match of character codes; unprintable characters become spaces."""
     pattern = re.compile(code, re.IGNORECASE)
 
     def characters(match: re.Match[str]) -> str:
@@ -143,14 +143,14 @@ def _of_codes(code: str, number_base: int) -> Callable[[re.Match[str]], str]:
             match.string[match.end() : match.end() + 1],
         )
         if before.isalnum() or after.isalnum():
-            return match[0]  # a part of something longer
+            return match[0]  # part of a longer word
         numbers = (int(number, number_base) for number in pattern.findall(match[0]))
         return "".join(chr(number) if 32 <= number < 127 else " " for number in numbers)
 
     return characters
 
 
-_CODES = (  # codes of characters, one after the other: hexadecimal, binary, decimal, octal
+_CODES = (  # sequences of character codes: hexadecimal, binary, decimal, octal
     (re.compile(r"(?:0x|\\x)?+[2-7][0-9a-f](?:[ ,:-]{0,2}+(?:0x|\\x)?+[2-7][0-9a-f]){7,}", re.IGNORECASE),
      _of_codes("[2-7][0-9a-f]", 16)),
     (re.compile(r"(?<!\w)[01]{8}(?:[ ,]{0,2}+[01]{8}){7,}"), _of_codes("[01]{8}", 2)),
@@ -162,7 +162,7 @@ _CODES = (  # codes of characters, one after the other: hexadecimal, binary, dec
 
 
 def views(text: str) -> list[View]:
-    """The ways to read a text: with disguises undone, as it stands, and put together where it spells something out."""
+    """The views of a text to search: disguises undone, as written, and with spelled-out parts joined or decoded."""
     folded = _folded(text)
     plain = _undisguised(folded)
     result = [plain] if folded is plain else [plain, folded]
@@ -183,12 +183,12 @@ def views(text: str) -> list[View]:
 
 
 def is_encoded(text: str) -> bool:
-    """True if a text holds another one in base64, base32 or hexadecimal without separators."""
+    """True if a text contains another text in base64, base32 or hexadecimal without separators."""
     return any(_decoded(run) for run in _ENCODED.findall(text))
 
 
 def _decoded_views(plain: View) -> Iterator[View]:
-    """The text with its encoded parts decoded: letters of an alphabet, up to twice; codes; quoted-printable."""
+    """Views with decoded parts: base64, base32 and hexadecimal up to twice; character codes; quoted-printable."""
     view = plain.rewrite(_WRAPPED, lambda _: "") if "\n" in plain.text else plain
     for _ in range(2):
         if not is_encoded(view.text):
@@ -205,7 +205,7 @@ def _decoded_views(plain: View) -> Iterator[View]:
 
 
 def _decoded(run: str) -> str:
-    """The text that a run of letters and digits stands for; empty where it stands for none, as nearly any word does."""
+    """The text that a run of letters and digits encodes; '' if it encodes none, like nearly every word."""
     bare = run.rstrip("=")
     if (len(bare) < _SHORTEST and bare == run) or (bare.isalpha() and (bare.islower() or bare.istitle())):
         return ""
@@ -216,13 +216,13 @@ def _printable(decode: Callable[[str], bytes], run: str) -> str:
     try:
         raw = decode(run)
         text = raw.decode(_encoding(raw))
-    except ValueError:  # of binascii and of the encodings too
+    except ValueError:  # includes binascii.Error and UnicodeDecodeError
         return ""
     return text if all(char.isprintable() or char in "\r\n\t" for char in text) else ""
 
 
 def _encoding(raw: bytes) -> str:
-    """The encoding of a text: UTF-16 by its mark or its zeros, as PowerShell writes it, else UTF-8."""
+    """The encoding of decoded bytes: UTF-16 (PowerShell writes it) by its mark or its zero bytes, else UTF-8."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     return "utf-16-le" if raw[1:2] == b"\0" else "utf-16-be" if raw[:1] == b"\0" else "utf-8"
@@ -241,8 +241,8 @@ def _from_base32(run: str) -> bytes:
 
 
 def _undisguised(view: View) -> View:
-    """A folded view with its escapes, tags and words for signs undone."""
-    for _ in range(2) if _ESCAPING.search(view.text) else ():  # %2540 is an escaped escape
+    """A folded view with escapes, tags and words for signs undone."""
+    for _ in range(2) if _ESCAPING.search(view.text) else ():  # twice, since %2540 is an escaped escape
         view = view.rewrite(_ESCAPE, _unescape)
     if "\\" in view.text:
         view = view.rewrite(_CSS_ESCAPE, lambda match: chr(int(match[1], 16)))
@@ -264,14 +264,14 @@ def _folded(text: str) -> View:
         starts += [index] * len(piece)
         ends += [index + 1] * len(piece)
         if not piece and ends:
-            ends[-1] = index + 1  # what has no width belongs to the character before it
+            ends[-1] = index + 1  # a zero-width character belongs to the one before it
     return View("".join(pieces), starts, ends)
 
 
 def _without_tags(view: View) -> View:
-    """A view without tags of any name: those that are closed in it, and those inside a word or number.
+    """A view without tags of any name that are closed in it, or that are inside a word or number.
 
-    A text that only looks like a tag stays, such as the blank of `password=<your password>`.
+    Text that only looks like a tag stays, such as the placeholder in `password=<your password>`.
     """
     closed = {match["name"].lower() for match in _TAG.finditer(view.text) if match[0][1] == "/"}
 
@@ -294,7 +294,7 @@ def _unescape(match: re.Match[str]) -> str:
 
 
 def _unescaped_code(code: str) -> str:
-    """The character of a backslash escape without its backslash, such as `u0034`, `u{34}`, `x34`, `064` or `n`."""
+    """The character of an escape, given without its backslash: `u0034`, `u{34}`, `x34`, `064` or `n`."""
     if "\\" in code:
         return bytes.fromhex("".join(half[1:] for half in code.split("\\") if half)).decode("utf-16-be")
     if len(code) < 2:
