@@ -1,1 +1,1 @@
-"""A stranger's rows -> a project: what the rows hold, what is proposed for them, and `slmctl.yaml`."""
+"""Rows of any file or query -> a project: description of the columns, proposal of a task, and `slmctl.yaml`."""

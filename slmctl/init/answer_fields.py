@@ -1,4 +1,4 @@
-"""Several columns -> one JSON object a row: the template that makes it, and the columns whose values a text holds."""
+"""Several columns -> one JSON object a row: its template, and a search for columns with values from the text."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from slmctl.init.columns import Column, as_text
 from slmctl.init.look import FirstLook
 from slmctl.task.conversation_formats import is_template, reference
 
-LOOKED = 400  # rows of the sample in whose texts values are looked for
-FILLED = 0.1  # least share of them that have a value of a column
-HELD = 0.8  # least share of these values that stand in the text
+LOOKED = 400  # rows of the sample that are searched
+FILLED = 0.1  # least share of these rows with a value in a column
+HELD = 0.8  # least share of a column's values that the text must contain
 LONGEST = 100  # characters of a value that is looked for
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")  # as JSON writes it
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")  # a number in JSON
 
 
 @dataclass(frozen=True)
 class AnswerFields:
-    """The columns that make one JSON object.
+    """Columns that form a JSON object for each row.
 
     Attributes:
-        names: Of the columns, and of the object's keys.
-        bare: Those whose cells are JSON themselves, such as numbers; the cells of the others are texts.
+        names: Names of the columns, which are the object's keys.
+        bare: The columns with cells that are JSON values, such as numbers; the cells of the others are texts.
     """
 
     names: tuple[str, ...]
@@ -35,14 +35,14 @@ class AnswerFields:
 
     @property
     def spec(self) -> str:
-        """The value of `--output`: the names with commas between them."""
+        """The value of `--output`: the names separated by commas."""
         line = io.StringIO()
         csv.writer(line, lineterminator="").writerow(self.names)
         return line.getvalue()
 
     @property
     def template(self) -> str:
-        """The template of the object, for `output` of a source; an empty cell is null."""
+        """The template of the object, for `output` of a source; an empty cell becomes null."""
         pairs = (f"{json.dumps(name, ensure_ascii=False)}: {self._value(name)}" for name in self.names)
         return f"{{{', '.join(pairs)}}}"
 
@@ -51,7 +51,7 @@ class AnswerFields:
         return f"{{{{ {cell} or 'null' }}}}" if name in self.bare else f"{{{{ ({cell} or none) | tojson }}}}"
 
     def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The object of a row, as the template makes it."""
+        """The object of a row, equal to the template's result."""
         return {name: self._read(name, as_text(row.get(name))) for name in self.names}
 
     def _read(self, name: str, text: str) -> Any:
@@ -59,12 +59,12 @@ class AnswerFields:
             return text or None
         try:
             return json.loads(text)
-        except ValueError:  # beyond the rows that were looked at; prepare rejects such a row
+        except ValueError:  # in a row outside of the sample; prepare rejects such a row
             return None
 
 
 def named(look: FirstLook, spec: str) -> AnswerFields | None:
-    """The fields of a list of columns such as `brand,size`; None for what is one column, a template or empty."""
+    """The fields of a list of columns such as `brand,size`; None for one column, a template or an empty list."""
     if look.column(spec) is not None or is_template(spec) or "," not in spec:
         return None
     names = [name.strip() for name in next(csv.reader([spec], skipinitialspace=True))]
@@ -73,13 +73,13 @@ def named(look: FirstLook, spec: str) -> AnswerFields | None:
 
 
 def make(look: FirstLook, names: list[str]) -> AnswerFields:
-    """The object of these columns; of a name that is no column, it is of texts."""
+    """The object of these columns; an unknown column counts as text."""
     columns = [column for name in names if (column := look.column(name)) is not None]
     return AnswerFields(tuple(names), frozenset(column.name for column in columns if _is_bare(look, column)))
 
 
 def _is_bare(look: FirstLook, column: Column) -> bool:
-    """True for a column of which every cell that was seen is a JSON value and no text, or the text of a number."""
+    """True for a column with cells, in the sample, that are all JSON values other than texts, or numbers as text."""
     cells = [cell for row in look.sample if as_text(cell := row.get(column.name))]
     numbers = column.kind == "number" and all(map(_NUMBER.fullmatch, column.counts))
     return bool(cells) and all(
@@ -90,7 +90,7 @@ def _is_bare(look: FirstLook, column: Column) -> bool:
 def found(
     look: FirstLook, text_of: Callable[[Mapping[str, Any]], str], *, beside: Collection[str]
 ) -> AnswerFields | None:
-    """The columns whose values mostly stand in the text of their row; None for none. `beside` are the text's own."""
+    """The columns with values that the text of their row mostly contains; None without one. `beside` are skipped."""
     rows = look.sample[:: max(1, len(look.sample) // LOOKED)]
     texts = [text_of(row).casefold() for row in rows]
     names = []
@@ -106,7 +106,7 @@ def found(
 
 
 def _holds(text: str, value: str) -> bool:
-    """True for a value that stands in a text by itself, and not within a word."""
+    """True if a text contains a value as whole words."""
     if len(value) > LONGEST or value not in text:
         return False
     return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text) is not None

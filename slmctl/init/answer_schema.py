@@ -1,4 +1,4 @@
-"""JSON answers -> a JSON Schema that all of them satisfy: keys, types, required keys, and choices of few values."""
+"""JSON answers -> a JSON Schema that all of them satisfy: keys, types, required keys, and enums of few values."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
 
-MAX_CHOICES, LONGEST_CHOICE = 12, 40  # values of an enum, and characters of one
-ROWS_A_CHOICE = 8  # rows for each value from which few values are taken for all there are
-MAX_KEYS = 60  # keys of an object; one with more is taken for a table of free names
+MAX_CHOICES, LONGEST_CHOICE = 12, 40  # values of an enum, and characters of a value
+ROWS_A_CHOICE = 8  # least number of rows for each value of an enum, so that the list is probably complete
+MAX_KEYS = 60  # keys of an object; with more, the keys are treated as free names
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
 
 
 class SchemaBuilder:
-    """Collects values one by one, in memory that their number does not matter for."""
+    """Collects values one by one, in memory that does not grow with their number."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -25,7 +25,7 @@ class SchemaBuilder:
         self._items: SchemaBuilder | None = None
 
     def add(self, value: Any) -> None:
-        """Take one value into account; `value` is a value of JSON."""
+        """Add a JSON value."""
         self.count += 1
         kind = "null" if value is None else _TYPES[type(value)]
         self._types[kind] += 1
@@ -54,7 +54,7 @@ class SchemaBuilder:
             self._keys = None
 
     def schema(self) -> JsonObject:
-        """The schema of all values so far; without a value it allows anything."""
+        """The schema of all values so far; {}, which allows anything, without a value."""
         kinds = sorted(self._types)
         if "number" in kinds and "integer" in kinds:
             kinds.remove("integer")
@@ -75,7 +75,7 @@ class SchemaBuilder:
         return result
 
     def _choices(self) -> list[str]:
-        """The values of a text, if they are few and frequent; else none."""
+        """The different texts, sorted, if they are few and frequent; else []."""
         if not self._texts or self._texts.total() < ROWS_A_CHOICE * len(self._texts) or len(self._texts) < 2:
             return []
         return sorted(self._texts)

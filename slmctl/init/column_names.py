@@ -1,4 +1,4 @@
-"""Names of columns as people write them, in several languages: a hint on content, weaker than the values."""
+"""Common names of columns in several languages: a hint on a column's content, weaker than its values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Collection
 from functools import cache
 
-_LEAST_SUFFIX = 5  # letters of a word that a compound such as `Ticketkategorie` may end in
+_LEAST_SUFFIX = 5  # least letters of a word that may be the end of a compound, such as `Ticketkategorie`
 
 # English, German, French, Spanish, Italian, Dutch, Portuguese and Polish; without accents, in lower case.
 WORDS: dict[str, str] = {
@@ -45,13 +45,13 @@ WORDS: dict[str, str] = {
     "train": "train training",
     "total": "sum summe total totals totale totaal gesamt gesamtsumme grand somme suma razem insgesamt",
 }  # fmt: skip
-_NO_NAMES = {"csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods", "gz", "of"}  # of `test-00000-of-00004.parquet`
+_NO_NAMES = {"csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods", "gz", "of"}  # ignored: test-00000-of-00004.csv
 _SETS = {kind: frozenset(words.split()) for kind, words in WORDS.items()}
 
 
 @cache
 def words_of(name: str) -> tuple[str, ...]:
-    """The words of a name in lower case, without accents: `Kunden-Nr.` and `customerId` have two."""
+    """The words of a name in lower case, without accents: `Kunden-Nr.` and `customerId` have two words."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("ß", "ss")
     plain = "".join(c for c in unicodedata.normalize("NFKD", spaced) if not unicodedata.combining(c))
     return tuple(re.findall(r"[a-z]+", plain.casefold().replace("ł", "l")))
@@ -67,18 +67,18 @@ def suggests(name: str, kind: str) -> bool:
 
 
 def is_flag(values: Collection[str]) -> bool:
-    """True for the values of a column that is ticked: yes and no, 0 and 1, open and closed."""
+    """True for the values of a flag: yes and no, 0 and 1, open and closed."""
     return bool(values) and all(_SETS["flag"].issuperset(words_of(value) or (value,)) for value in values)
 
 
 def is_total(text: str) -> bool:
-    """True for a text that names a sum and nothing else, as the last row of an export has it."""
+    """True for a text that is only a word for a sum, as in the last row of an export."""
     words = words_of(text)
     return 0 < len(words) <= 2 and _SETS["total"].issuperset(words)
 
 
 def split_named(name: str) -> str:
-    """The split that a file, its folder or a sheet is held out as, by the last word of its name; empty for none."""
+    """The held-out split that a file, folder or sheet is named after, by the last word of its name; '' for none."""
     for part in reversed(name.split("/")):
         words = [word for word in words_of(part) if word not in _NO_NAMES]
         for split in ("test", "validation", "calibration"):

@@ -9,8 +9,8 @@ from slmctl.init.column_names import is_flag, suggests
 from slmctl.init.columns import Column
 
 Role = Literal["answer", "input", "subject", "id", "group", "time"]
-NO_DOUBT, LEAST = 2.0, 1.0  # scores of an answer: from which it is taken without a question, and is thinkable
-# Role, kinds of column, what its name suggests (empty for any name), score; the first row that fits decides.
+NO_DOUBT, LEAST = 2.0, 1.0  # least scores of an answer that is taken without a question, and of a possible answer
+# (role, kinds of column, hint in its name or '' for any name, score); the first row that fits decides.
 _SCORES: tuple[tuple[Role, tuple[str, ...], str, float], ...] = (
     ("answer", ("labels",), "label", 4.0),
     ("answer", ("labels",), "", 3.0),
@@ -40,7 +40,7 @@ _SCORES: tuple[tuple[Role, tuple[str, ...], str, float], ...] = (
 
 
 def score(column: Column, role: Role) -> float:
-    """The score of a column in a role; 0 where it cannot have it."""
+    """The score of a column in a role; 0 if it cannot have the role."""
     if (role, column.is_iso_time) == ("time", False):
         return 0.0
     return next(
@@ -54,14 +54,14 @@ def score(column: Column, role: Role) -> float:
 
 
 def likeliest(columns: Iterable[Column], role: Role) -> list[Column]:
-    """The columns of the highest score in a role, in order; empty where none can have it."""
+    """The columns with the highest score in a role, in order; [] if none can have it."""
     scores = [(column, score(column, role)) for column in columns]
     best = max((score for _, score in scores), default=0.0)
     return [column for column, score in scores if score == best > 0]
 
 
 def first(columns: Iterable[Column], role: Role) -> str:
-    """The name of the first of the likeliest columns; empty for none."""
+    """The name of the first of the likeliest columns; '' for none."""
     return next((column.name for column in likeliest(columns, role)), "")
 
 

@@ -1,4 +1,4 @@
-"""One column of raw rows: what its values look like, and what they are taken for."""
+"""One column of raw rows: its kind, recognised from its values and name, and statistics of its values."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from slmctl.task import label_sets
 from slmctl.task.records import RowRejectedError
 
 Kind = Literal["text", "label", "labels", "id", "group", "time", "number", "JSON", "constant", "empty", "value"]
-MOST = 0.95  # share of a column's values that decide what it is
-MAX_LABELS = 1000  # as `prepare` has it
-LABEL_WORDS, LABEL_CHARACTERS = 6, 60  # on average, at most
-REPEATED = 3.0  # rows a value, from which short texts are labels
-SEVERAL = 0.05  # share of cells with two short texts and more, from which these are labels
-SEPARATORS = ("", ";", "|", ",")  # between the labels of a cell; the first is that of lists
-UNIQUE = 0.98  # share of different values from which a column is an id
-TEXT_WORDS = 3.0  # on average, at least
-LARGEST_GROUP = 0.3  # share of the rows that one group may have: splits would not have their sizes
+MOST = 0.95  # least share of values with a form, for a column to have a kind
+MAX_LABELS = 1000  # as in `prepare`
+LABEL_WORDS, LABEL_CHARACTERS = 6, 60  # largest mean number of words, and largest median of characters
+REPEATED = 3.0  # least mean number of rows for each value of short texts that are labels
+SEVERAL = 0.05  # least share of cells with several labels, for a column of label sets
+SEPARATORS = ("", ";", "|", ",")  # between the labels of a cell; "" for JSON lists
+UNIQUE = 0.98  # least share of different values in an id column
+TEXT_WORDS = 3.0  # least mean number of words of texts
+LARGEST_GROUP = 0.3  # largest share of rows in one group; with more, splits would not get their sizes
 _TIME = re.compile(
     r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?|\d{1,2}[./-]\d{1,2}[./-]\d{2,4}(,? \d{1,2}:\d{2}(:\d{2})?( ?[AaPp][Mm])?)?"
 )
@@ -38,16 +38,16 @@ _CODE = re.compile(r"(?=.*[\d@])\S{1,64}")  # also an e-mail address
 
 @dataclass(frozen=True)
 class Column:
-    """A column, by a sample of its rows and, for few values, by all rows that were counted.
+    """A column, described from a sample of its rows and, if it has few values, from all counted rows.
 
     Attributes:
-        kind: What its values are taken for.
-        reason: Why, in words for people.
-        distinct: Different values in the sample.
-        counts: Rows by value over all rows that were counted; empty for more than MAX_LABELS values.
+        kind: The recognised kind of its values.
+        reason: Reason for the kind, in words for the user.
+        distinct: Number of different values in the sample.
+        counts: Value -> number of rows, over all counted rows; empty for more than MAX_LABELS values.
         words: Mean number of words.
-        example: A value, as it stands.
-        separator: The text between the labels of a cell; empty for lists, and where no cell has several.
+        example: An unchanged value.
+        separator: The text between the labels of a cell; '' for JSON lists, and if no cell has several.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Column:
 
     @property
     def different(self) -> int:
-        """The number of different values, as far as they were counted."""
+        """The number of different values in the counted rows, or else in the sample."""
         return max(len(self.counts), self.distinct)
 
     @property
@@ -76,14 +76,14 @@ class Column:
 
 
 def as_text(value: Any) -> str:
-    """A cell as a text; values other than texts as JSON, a missing one as the empty text."""
+    """A cell as a text; other values than texts as JSON, a missing value as ''."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def json_value(cell: Any) -> Any:
-    """The object or list that a cell holds, as such or as JSON in a text; None for any other cell."""
+    """The object or list in a cell, also as JSON text; None for any other cell."""
     if isinstance(cell, str) and cell.lstrip()[:1] in ("{", "["):
         try:
             cell = json.loads(cell)
@@ -95,7 +95,7 @@ def json_value(cell: Any) -> Any:
 def describe(name: str, cells: Sequence[Any], counts: Mapping[str, int] | None = None) -> Column:
     """Describe a column by its cells in a sample of the rows.
 
-    `counts` are rows by value over all rows, empty if there are too many values; those of the sample when left out.
+    `counts`: value -> number of rows over all rows, {} for too many values; by default from the sample.
     """
     values = [text for text in map(as_text, cells) if text]
     if counts is None:
@@ -122,10 +122,10 @@ def describe(name: str, cells: Sequence[Any], counts: Mapping[str, int] | None =
 
 
 def _separator(values: Sequence[str]) -> str | None:
-    """The text between the labels of cells that hold several; None where they do not.
+    """The separator between labels, if cells hold several; None if they do not.
 
-    Cells hold several where their parts are short, come again and again, in different company, and where some cells
-    have more of them than others: `Refund, partial` beside `Refund, full` is a name with a comma.
+    Cells hold several labels if the parts are short, occur repeatedly and in different combinations, and if the number
+    of parts varies: `Refund, partial` and `Refund, full` are names with a comma.
     """
     for separator in SEPARATORS:
         sets = [_names(value, separator) for value in values]
@@ -152,7 +152,7 @@ def _separator(values: Sequence[str]) -> str | None:
 
 
 def _names(value: str, separator: str) -> list[str]:
-    """The labels of a cell; none of a list where others are separated by a text, and the reverse."""
+    """The labels of a cell; [] for a JSON list with a non-empty separator, and for another cell with an empty one."""
     if isinstance(label_sets.parse(value), list) == bool(separator) or value.startswith("{"):
         return []
     try:
@@ -164,7 +164,7 @@ def _names(value: str, separator: str) -> list[str]:
 def _kind(
     name: str, cells: Sequence[Any], values: Sequence[str], counts: Mapping[str, int], words: float
 ) -> tuple[Kind, str]:
-    """The kind of a column and the reason for it; the first that fits."""
+    """Returns (kind of a column, reason); the first kind that fits."""
     if not values:
         return "empty", "no row has a value"
     distinct = len(set(values))
@@ -225,7 +225,7 @@ def _is_moment(text: str) -> bool:
 
 
 def _example(values: Sequence[str], kind: Kind) -> str:
-    """The commonest label, the text nearest to the median length, else the first value."""
+    """An example: the most frequent label, a text of median length, or the first value."""
     if not values:
         return ""
     if kind == "label":

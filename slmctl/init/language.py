@@ -1,4 +1,4 @@
-"""The language of texts, by stop words; of other scripts than the Latin one, by their letters."""
+"""Recognises the language of texts: by stop words in Latin script, by letters in other scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = {
     "pt": "Portuguese", "pl": "Polish", "ru": "Russian or another Cyrillic language", "el": "Greek", "he": "Hebrew",
     "ar": "Arabic", "hi": "Hindi", "th": "Thai", "ja": "Japanese", "ko": "Korean", "zh": "Chinese",
 }  # fmt: skip
-SHOWN = 0.1  # share of texts from which a second language is named
+SHOWN = 0.1  # least share of texts in a further language that is named
 _STOP_WORDS = {
     "en": """the and is are was were you your my me we our they their it this that these have has had not don't can't
         can could would will with for from about what when where which how there been of to in on at i a an be do did
@@ -46,24 +46,24 @@ _LANGUAGES_OF: dict[str, list[str]] = {}
 for _code, _text in _STOP_WORDS.items():
     for _word in set(_text.split()):
         _LANGUAGES_OF.setdefault(_word, []).append(_code)
-_SCRIPTS = (  # the first that a text has letters of; Japanese before Chinese, whose characters it uses too
+_SCRIPTS = (  # the first script with letters in the text; Japanese before Chinese, since it uses Chinese characters too
     ("ja", re.compile("[\u3040-\u30ff]")), ("ko", re.compile("[\uac00-\ud7af]")), ("zh", re.compile("[\u4e00-\u9fff]")),
     ("ru", re.compile("[\u0400-\u04ff]")), ("el", re.compile("[\u0370-\u03ff]")), ("he", re.compile("[\u0590-\u05ff]")),
     ("ar", re.compile("[\u0600-\u06ff]")), ("hi", re.compile("[\u0900-\u097f]")), ("th", re.compile("[\u0e00-\u0e7f]")),
 )  # fmt: skip
 _LETTER = re.compile(r"[^\W\d_]")
-_CHARACTERS = 2000  # of a text that are looked at
+_CHARACTERS = 2000  # characters of a text that are read
 
 
 @dataclass(frozen=True)
 class Languages:
-    """Languages of texts as (code, share of the texts whose language is clear), the commonest first."""
+    """(language code, share of the texts) of texts with a clear language, the most frequent first."""
 
     shares: tuple[tuple[str, float], ...] = ()
 
     @property
     def main(self) -> str:
-        """The code of the commonest language; empty if no text has a clear one."""
+        """The code of the most frequent language; '' if no text has a clear one."""
         return self.shares[0][0] if self.shares else ""
 
     def __str__(self) -> str:
@@ -76,14 +76,14 @@ class Languages:
 
 
 def of_texts(texts: Iterable[str]) -> Languages:
-    """The languages of texts, each counted once if its language is clear."""
+    """The languages of texts; a text without a clear language is not counted."""
     counts = Counter(filter(None, map(of_text, texts)))
     total = counts.total()
     return Languages(tuple((code, count / total) for code, count in counts.most_common()))
 
 
 def of_text(text: str) -> str:
-    """The code of a text's language; empty if two are equally likely, or none is."""
+    """The code of a text's language; '' if two are equally likely, or none is recognised."""
     text = text[:_CHARACTERS]
     letters = len(_LETTER.findall(text))
     for code, pattern in _SCRIPTS:

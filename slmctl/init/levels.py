@@ -1,16 +1,16 @@
-"""Labels -> the same from low to high, where they are levels: 1 to 5, or low, medium and high."""
+"""Labels -> the labels from low to high, if they are levels: 1 to 5, or low, medium and high."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 
-MOST = 10  # levels that are numbers
-RATED = re.compile(  # in the name of a column with numbers from low to high
+MOST = 10  # the highest level of numbers
+RATED = re.compile(  # words in names of columns with ratings
     r"rat|star|score|level|sever|prior|satisf|grade|note|stufe|bewert|stern|dringlich|schwere|urgen|nps|punkt", re.I
 )
-FEWEST = 3  # levels; of two labels none is farther off than the other
-# Scales from low to high: levels between bars, words for one level between slashes.
+FEWEST = 3  # levels; with two labels, every wrong answer is equally far off
+# Scales from low to high: levels separated by bars, words for one level separated by slashes.
 SCALES = tuple(
     [[word.strip() for word in level.split("/")] for level in scale.split("|")]
     for scale in (
@@ -40,16 +40,16 @@ SCALES = tuple(
 
 
 def in_order(labels: Collection[str], column: str) -> list[str]:
-    """The labels of a column from low to high; empty where they are no levels, or too few for distances to matter."""
+    """The labels of a column from low to high; [] if they are not levels, or fewer than FEWEST."""
     if len(labels) < FEWEST:
         return []
     return _numbers(labels, column) or next((levels for scale in SCALES if (levels := _on(scale, labels))), [])
 
 
 def _numbers(labels: Collection[str], column: str) -> list[str]:
-    """Labels that count on from 1 to 10 at most, or from 0 to 10, with or without one unit: `3`, `3 stars`.
+    """Labels that count from 1 to at most MOST, or from 0 to 10, with or without a common unit: `3`, `3 stars`.
 
-    0 to 3 are mere codes, as are numbers in a column that is not named after levels.
+    0 to 3 are taken for codes, as are numbers without a unit in a column with another name than RATED.
     """
     matches = {label: match for label in labels if (match := re.fullmatch(r"(\d{1,2})( [^\W\d]+)?", label))}
     named = {int(match[1]): label for label, match in matches.items()}

@@ -1,4 +1,4 @@
-"""Raw rows -> their number, and the content of each column, from a bounded sample."""
+"""Raw rows -> their number, a bounded sample, and a description of each column."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from slmctl.init.columns import MAX_LABELS, Column, as_text, describe
 from slmctl.sources.rows import Row
 from slmctl.sources.rows.cells import Cell
 
-SAMPLE = 2000  # rows that are looked at closely, spread over all that are counted
-COUNTED = 200_000  # rows that are read
-_CHARACTERS = 20_000_000  # of the sample, roughly
-_LONGEST_COUNTED = 200  # characters of a value whose rows are counted
+SAMPLE = 2000  # least number of rows in the sample, evenly spread over the counted rows
+COUNTED = 200_000  # most rows that are read
+_CHARACTERS = 20_000_000  # approximate limit of the sample
+_LONGEST_COUNTED = 200  # characters; a column with a longer value is not counted by value
 
 
 @dataclass(frozen=True)
 class FirstLook:
-    """Rows and columns.
+    """The number of rows, a sample, and the columns of a source.
 
     Attributes:
-        rows: Usable rows that were counted.
-        complete: False if there are more.
-        unusable: Rows with a fault.
-        fault: That of the first of them, with its number.
-        columns: In the order of the source.
-        sample: Up to 2 * SAMPLE usable rows, all of them where there are no more; in order, and the last one with them.
+        rows: Number of usable rows that were counted.
+        complete: False if the source has more rows.
+        unusable: Number of rows with a fault.
+        fault: Row number and fault of the first of these.
+        columns: The columns, in the order of the source.
+        sample: Up to 2 * SAMPLE usable rows, all if there are no more; in order, including the last row.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class FirstLook:
     sample: tuple[dict[str, Cell], ...] = field(repr=False)
 
     def column(self, name: str) -> Column | None:
-        """The column of this name, if there is one."""
+        """The column with this name; None without one."""
         return next((column for column in self.columns if column.name == name), None)
 
 
@@ -45,7 +45,7 @@ def look(rows: Iterable[Row]) -> FirstLook:
     """Read up to COUNTED rows, and describe their columns.
 
     Raises:
-        DataError: Reading the rows raises it.
+        DataError: See the reader of the rows.
     """
     sample = _Sample()
     counts: dict[str, Counter[str] | None] = {}
@@ -69,7 +69,7 @@ def look(rows: Iterable[Row]) -> FirstLook:
 
 
 class _Sample:
-    """Rows at equal distances, whatever their number: a file sorted by label would show only its first labels."""
+    """A sample at equal distances, since the first rows of a file sorted by label hold only its first labels."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Cell]] = []
@@ -87,7 +87,7 @@ class _Sample:
 
 
 def _count(row: dict[str, Cell], counts: dict[str, Counter[str] | None]) -> None:
-    """Count the row under each of its values; a column with too many or too long values is counted no further."""
+    """Add a row to the counts by value of each column; None for a column with too many or too long values."""
     for name, cell in row.items():
         counted = counts.setdefault(name, Counter())
         if counted is None or not (text := as_text(cell)):

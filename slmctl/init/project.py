@@ -1,4 +1,4 @@
-"""A proposal, or a template -> the folder of a project: `slmctl.yaml` with a comment a key, and the files it names."""
+"""A proposal or a template -> the folder of a project: `slmctl.yaml` with comments, and the files that it names."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from slmctl.task import conversation_formats
 
 
 def copy_template(template: str, folder: Path) -> list[Path]:
-    """Copy a template and its example data into `folder`, whose name becomes the project's; never overwrites.
+    """Copy a template and its example data into `folder`; its name becomes the project's name.
 
     Returns:
-        The files written.
+        The written files.
 
     Raises:
-        UsageError: A file of its name exists.
+        UsageError: One of the files exists; nothing is overwritten.
     """
     text = resources.files("slmctl.templates").joinpath(template).joinpath(FILENAME).read_text(encoding="utf-8")
     settings = config.parse(text, root=folder)
@@ -40,25 +40,25 @@ def copy_template(template: str, folder: Path) -> list[Path]:
 
 
 def write(proposal: Proposal, folder: Path) -> list[Path]:
-    """Write a proposal into a folder, and nothing over a file that is there.
+    """Write the files of a proposal into a folder.
 
     Returns:
-        The files written.
+        The written files.
 
     Raises:
-        UsageError: A file exists already.
+        UsageError: One of the files exists; nothing is overwritten.
     """
     files: dict[str, bytes] = {}
     if proposal.task.rules.has("schema"):
         content = json.dumps(_schema(proposal), indent=2, ensure_ascii=False) + "\n"
         files[schema_name(proposal)] = content.encode()
     text = config_text(proposal, folder)
-    config.parse(text, root=folder)  # nothing is written that cannot be read
+    config.parse(text, root=folder)  # check that it is valid before anything is written
     return _write_files(text, files, folder)
 
 
 def _write_files(text: str, files: Mapping[str, bytes], folder: Path) -> list[Path]:
-    """Write slmctl.yaml and the files beside it, all or none; only an editor's schema is written over."""
+    """Write slmctl.yaml and its files, unless one of them exists; only the editors' schema is overwritten."""
     schema = json.dumps(config.schema(), indent=1) + "\n"
     files = {FILENAME: text.encode(), **files, SCHEMA_FILE: schema.encode()}
     require_free(folder, *(name for name in files if name != SCHEMA_FILE))
@@ -69,10 +69,10 @@ def _write_files(text: str, files: Mapping[str, bytes], folder: Path) -> list[Pa
 
 
 def require_free(folder: Path, *names: str, base: str | None = None) -> None:
-    """Refuse a folder in which one of some files exists; the hint says how to change the base to another one.
+    """Refuse a folder that holds one of these files; the hint tells how to change the base instead.
 
     Raises:
-        UsageError: It does, or there is no such base.
+        UsageError: One of the files exists, or `base` is unknown.
     """
     for name in names:
         if (folder / name).exists():
@@ -83,7 +83,7 @@ def require_free(folder: Path, *names: str, base: str | None = None) -> None:
 
 
 def _other_base(name: str | None) -> str:
-    """The words on the two keys of slmctl.yaml that name a base."""
+    """A phrase for a hint: how to change the two keys of slmctl.yaml that name the base."""
     if name is None:
         return "edit base and pull.sha256 in it (slmctl bases NAME shows both)"
     base = named_base(name)
@@ -92,11 +92,11 @@ def _other_base(name: str | None) -> str:
 
 
 def _schema(proposal: Proposal) -> dict[str, object]:
-    """A JSON Schema that all answers satisfy; of columns from every row, else from the sample."""
+    """A JSON Schema that all answers satisfy: of every row for columns, of the sample for templates."""
     builder = SchemaBuilder()
     task = proposal.task
     rows = islice(proposal.data.rows(), COUNTED)
-    # a conversation or a template of a person's own takes too long to be made of every row
+    # rendering a conversation or a user's template for every row takes too long
     sampled = task.is_conversation or conversation_formats.is_template(task.output)
     usable = (row.columns for row in rows if not row.fault)
     cells = (task.fields.of(row) if task.fields else row.get(task.output) for row in usable)

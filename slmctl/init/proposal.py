@@ -1,4 +1,4 @@
-"""Rows that were looked at -> a project for them: task, base, cleaning, redaction, labels, gates; with the reasons."""
+"""Described rows -> the proposal of a project: task, base, cleaning, redaction, labels, gates; each with its reason."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from slmctl.reports.html_page import either
 from slmctl.task.cleaning import STEPS, clean
 
 SEARCHED = 400  # texts of the sample that are searched for personal data
-FEW = 10  # rows of a label, of which fewer teach little
-WORTH_CLEANING = 0.02  # share of texts that a step of cleaning changes, from which it is proposed
-MAPPED = 40  # misspelt labels that slmctl.yaml maps
-SMALL = 1000  # rows; of fewer none are kept for calibration, and more for the test
+FEW = 10  # rows; a label with fewer is noted as rare
+WORTH_CLEANING = 0.02  # least share of texts that a proposed step of cleaning changes
+MAPPED = 40  # most misspelt labels that slmctl.yaml maps
+SMALL = 1000  # rows; with fewer there is no calibration split, and a larger test split
 # Twice the default rate had 12 to 41 % less validation loss on 600 and 1,200 rows with the two smallest bases, after
 # three passes and after five. On 10,000 rows it gained nothing, and larger bases were not tried.
 HIGH_RATE, FEW_ROWS, SMALL_BASE = 8e-4, 5_000, 500_000_000
@@ -36,7 +36,7 @@ MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
 CHARACTERS_A_TOKEN = 2.5  # at least, in the languages and tokenizers that were looked at
 DROPS = (0.02, 0.03, 0.05, 0.10)  # bounds of a gate; the tightest that so many rows can show
 OPEN_LICENSES = ("apache-2.0", "mit")
-LONGEST_MINUTES = 60.0  # of the whole training; a base that takes longer is no start
+LONGEST_MINUTES = 60.0  # of the whole training; a base that takes longer is not proposed
 PROMPTS = {  # by language: classify, tag, extract, generate
     "en": ("Read the text and name its category.", "Read the text and name its categories.",
            "Read the text and give its fields as JSON.", "Answer the message."),
@@ -55,7 +55,7 @@ PROMPTS = {  # by language: classify, tag, extract, generate
     "pl": ("Przeczytaj tekst i podaj jego kategorię.", "Przeczytaj tekst i podaj jego kategorie.",
            "Przeczytaj tekst i podaj jego pola jako JSON.", "Odpowiedz na wiadomość."),
 }  # fmt: skip
-CALL_PROMPT = "Call the tool that the message asks for, or none."  # the tools below it are in English as a rule
+CALL_PROMPT = "Call the tool that the message asks for, or none."  # English, like most tools
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class BaseProposal:
 
     Attributes:
         source: The value of `base`.
-        sha256: Of its file, for `pull.sha256`; empty if its source is pinned otherwise.
+        sha256: Hash of its file, for `pull.sha256`; '' if its source is pinned in another way.
         about: A few words for a comment.
         reason: A sentence for the terminal.
-        parameters: Its weights; 0 if it is not of the catalogue.
-        tools: True if its chat template writes calls of tools, None if that is not known.
+        parameters: Number of weights; 0 for a base that is not in the catalogue.
+        tools: True if its chat template supports tool calls; None if unknown.
     """
 
     source: str
@@ -81,42 +81,42 @@ class BaseProposal:
 
 @dataclass(frozen=True)
 class Machine:
-    """The speed of this machine: GFLOP/s by data type, empty if unmeasured, and the type of its products."""
+    """The speed of this machine: `rates` in GFLOP/s by dtype (empty if not measured); `dtype` of matrix products."""
 
     rates: Mapping[str, float]
     dtype: str
 
     def training_bytes(self, entry: CatalogueEntry, *, small: bool = False) -> int:
-        """Estimated peak memory of training a base, at full speed or in small pieces."""
+        """Estimated peak memory in bytes of training a base, at full speed or with small pieces of a batch."""
         pieces = model_shape.LEAST_PIECE_TOKENS if small else model_shape.PIECE_TOKENS
         return entry.training_bytes(2 if self.dtype == "bfloat16" else 4, pieces)
 
     def memory(self, entry: CatalogueEntry) -> str:
-        """The memory of training a base in words; of small pieces too, where no more than theirs is free."""
+        """The memory of training a base in words; also with small pieces, if only these fit."""
         needed = self.training_bytes(entry)
         less = "" if memory.fits(needed) else f", {size(self.training_bytes(entry, small=True))} in small pieces"
         return f"{size(needed)} of memory{less}"
 
     def minutes(self, entry: CatalogueEntry, tokens: int) -> float:
-        """Estimated minutes of training a base on so many tokens; 0 where this machine was not measured."""
+        """Estimated minutes of training a base on `tokens` tokens; 0 if this machine was not measured."""
         rate = self.rates.get(self.dtype)
         return entry.training_seconds(rate, usable_cores(), rows=1, tokens=tokens) / 60 if rate else 0.0
 
 
 def plain(text: str) -> str:
-    """A text without case and space, by which rows are the same."""
+    """A text with folded case and single spaces, to compare rows by."""
     return " ".join(text.casefold().split())
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Rows with their task and their base.
+    """The proposed project for some rows.
 
     Attributes:
-        sensitive: Share of the texts with personal data that is redacted, by kind.
-        kept: Kinds of personal data that stay, since answers hold them.
-        clean: Share of the texts that a step of cleaning changes, by step.
-        label_map: Labels that look misspelt, with the likely ones.
+        sensitive: Kind of personal data to redact -> share of the texts that hold it.
+        kept: Kinds of personal data that are not redacted, since answers hold them.
+        clean: Step of cleaning -> share of the texts that it changes.
+        label_map: Label that looks misspelt -> the label that is probably meant.
     """
 
     data: RawData
@@ -130,24 +130,24 @@ class Proposal:
 
     @property
     def lost(self) -> float:
-        """Share of the rows with a text and an answer that the base cannot learn, since it writes no calls of tools."""
+        """Share of the usable rows that hold tool calls, which the base does not support."""
         return self.task.calls if self.base.tools is False and not self.task.rules.calls else 0.0
 
     @property
     def usable(self) -> float:
-        """Share of the rows that `prepare` makes records of, estimated from the sample."""
+        """Share of the rows that will become records, estimated from the sample."""
         return self.task.usable * (1 - self.lost)
 
     @property
     def rows(self) -> int:
-        """Rows that `prepare` makes records of and divides by shares, estimated from the sample."""
+        """Number of rows that will become records and be split by shares, estimated from the sample."""
         return round((self.data.look.rows - self.data.held_out.total()) * self.usable)
 
     @property
     def shares(self) -> dict[str, float]:
-        """Shares of the splits that are not the default: no policy of few rows, and nothing beside a held-out file.
+        """Shares of splits that differ from the default: no calibration for few rows, 0 for a split with its own file.
 
-        `prepare` does not choose them, since a source that is added later would move rows that were test rows.
+        They are written into slmctl.yaml, not chosen by `prepare`: else a new source would move test rows to training.
         """
         few = {"calibration": 0, "test": 0.25} if self.rows < SMALL else {}
         return few | dict.fromkeys(self.data.held_out, 0)
@@ -164,37 +164,37 @@ class Proposal:
 
     @cached_property
     def repeated(self) -> float:
-        """Share of the rows whose text an earlier row has."""
+        """Share of the rows with a text that an earlier row has too."""
         return 1 - len({plain(text) for text, _ in self.task.pairs}) / max(len(self.task.pairs), 1)
 
     @property
     def train_rows(self) -> int:
-        """Expected rows of the training split."""
+        """Expected number of rows in the training split."""
         shares = Splits(**self.shares)
         return round(self.rows * (1 - self.repeated) * (1 - shares.validation - shares.calibration - shares.test))
 
     @property
     def test_rows(self) -> int:
-        """Expected rows of the test split."""
+        """Expected number of rows in the test split."""
         return round(
             self.rows * (1 - self.repeated) * Splits(**self.shares).test + self.data.held_out["test"] * self.usable
         )
 
     @property
     def rare_labels(self) -> list[str]:
-        """The labels with fewer than FEW rows, but for misspelt ones."""
+        """The labels with fewer than FEW rows, without misspelt ones."""
         return [label for label, count in self.task.labels.items() if count < FEW and label not in self.label_map]
 
     @cached_property
     def levels(self) -> list[str]:
-        """The labels from low to high, but for misspelt ones; empty where they are no levels."""
+        """The labels from low to high, without misspelt ones; [] if they are not levels."""
         labels = self.task.labels if self.task.rules.has("labels.ordered") else {}
         names = [label for label in labels if label not in self.label_map]
         return levels.in_order(names, self.task.output)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row of the sample, estimated from above."""
+        """Upper estimate of the number of tokens in the longest row of the sample."""
         characters = max((len(question) + len(answer) for question, answer in self.task.pairs), default=0)
         return round(characters / CHARACTERS_A_TOKEN) + 50
 
@@ -215,11 +215,11 @@ class Proposal:
 def make(
     data: RawData, machine: Machine, *, input: str | None, output: str | None, kind: KindName | None, base: str | None
 ) -> Proposal:
-    """The project for rows; what is not None is kept, the rest proposed.
+    """The project for some rows; arguments that are not None are kept, the others proposed.
 
     Raises:
-        DataError: The rows are for no task.
-        UsageError: A flag names what does not exist, or does not go with the others.
+        DataError: No task fits the rows.
+        UsageError: A flag names something unknown, or does not go with the others.
     """
     task = task_proposal.propose(data.look, data.title, input=input, output=output, kind=kind)
     languages = language.of_texts(text for text, _ in task.pairs)
@@ -228,7 +228,7 @@ def make(
     tokens = round(rows * epochs(rows) * (characters / CHARACTERS_A_TOKEN))
     texts = [text for text, _ in task.pairs]
     texts = texts[:: max(1, len(texts) // SEARCHED)]
-    # what the answers hold must be there to be read
+    # data that answers must contain must not be redacted
     held = _sensitive([answer for _, answer in task.pairs[:SEARCHED]]) if not task.labels else {}
     shares = _sensitive(texts)
     return Proposal(
@@ -252,18 +252,18 @@ def make(
 
 
 def epochs(rows: int) -> int:
-    """Passes over the training rows: more of few rows."""
+    """Number of passes over the training rows; the fewer rows, the more passes."""
     return 8 if rows < 500 else 5 if rows < 1500 else 3 if rows < 20_000 else 1
 
 
 def system_prompt(kind: KindName, language: str) -> str:
-    """A system prompt in the language, or in English."""
+    """A system prompt for a kind of task in this language, or else in English."""
     prompts = dict(zip(("classify", "tag", "extract", "generate"), PROMPTS.get(language, PROMPTS["en"]), strict=True))
     return prompts.get(kind, CALL_PROMPT)
 
 
 def _sensitive(texts: Sequence[str]) -> dict[str, float]:
-    """Share of the texts in which an e-mail address or a phone number was found, by kind."""
+    """Kind of personal data (e-mail, phone) -> share of the texts in which it was found."""
     counts = Counter(
         kind for text in texts for kind in {finding.kind for finding in sensitive.find(text, ("email", "phone"))}
     )
@@ -271,9 +271,9 @@ def _sensitive(texts: Sequence[str]) -> dict[str, float]:
 
 
 def _cleaning(texts: Sequence[str], task: TaskProposal) -> dict[str, float]:
-    """Share of the texts that a step of cleaning changes, by step; none where few are marked up, quoted or signed.
+    """Step of cleaning -> share of the texts that it changes; {} if every step changes too few.
 
-    Fields and answers may stand in a quoted mail or a signature, so for those tasks only HTML is taken off.
+    Fields and answers may be in a quoted mail or a signature, so for those tasks only HTML is removed.
     """
     steps = [step for step in (STEPS if task.rules.has_labels else ("html",)) if step != "whitespace"]
     shares = {step: sum(clean(text, (step,), ())[0] != text for text in texts) / len(texts) for step in steps}
@@ -282,7 +282,7 @@ def _cleaning(texts: Sequence[str], task: TaskProposal) -> dict[str, float]:
 
 
 def _label_map(labels: Mapping[str, int]) -> dict[str, str]:
-    """Labels that look misspelt, with the likely ones."""
+    """Label that looks misspelt -> the label that is probably meant."""
     typos = label_typos(labels)
     misspelt = {typo["label"] for typo in typos}
     return {typo["label"]: typo["likely"] for typo in typos[:MAPPED] if typo["likely"] not in misspelt}
@@ -294,12 +294,12 @@ def _label_map(labels: Mapping[str, int]) -> dict[str, str]:
 def propose_base(code: str, machine: Machine, *, tools: bool, calls: bool = False, tokens: int) -> BaseProposal:
     """The smallest base with an open license that knows the language and trains here in LONGEST_MINUTES.
 
-    Where there is none, or the language is not known (an empty code), it is the one that needs no hub.
+    If there is none, or the language is unknown ('' as code), a base that needs no hub.
 
     Args:
-        tools: Bases alone that were trained for calls of tools.
-        calls: Such a base in any case, however long it trains: others cannot learn the rows.
-        tokens: Tokens that training reads, over all epochs.
+        tools: True for only bases that support tool calls.
+        calls: True for such a base even if it trains longer, since others cannot learn the rows.
+        tokens: Number of tokens that training reads, over all epochs.
     """
     bases = [entry for entry in catalogue.entries() if _is_plain(entry) and (entry.tools or not tools)]
     start = _without_hub(code, machine, tokens)
@@ -329,22 +329,22 @@ def propose_base(code: str, machine: Machine, *, tools: bool, calls: bool = Fals
 
 
 def _without_hub(code: str, machine: Machine, tokens: int) -> CatalogueEntry:
-    """The smallest base that needs no hub, knows a language and trains here in LONGEST_MINUTES; else the smallest."""
+    """The smallest base of the package index that knows the language and trains in LONGEST_MINUTES; else the first."""
     offline = [entry for entry in catalogue.entries() if entry.package]
     quick = [entry for entry in offline if machine.minutes(entry, tokens) <= LONGEST_MINUTES]
     return next((entry for entry in quick if entry.speaks(code or "en")), offline[0])
 
 
 def _known(entry: CatalogueEntry, code: str) -> str:
-    """The language of a base that is asked for, or that it knows English alone."""
+    """The name of the language `code` if the base knows it, else `English alone`."""
     return language.NAMES.get(code, "English") if entry.speaks(code or "en") else "English alone"
 
 
 def named_base(name: str) -> BaseProposal:
-    """The base that a person asked for: a name of the catalogue, or any value of `base`.
+    """The base that the user named: a name in the catalogue, or any value of `base`.
 
     Raises:
-        UsageError: It is neither a source nor a path, and the catalogue does not have it.
+        UsageError: It is neither a source nor a path, and not in the catalogue.
     """
     by_source = {entry.source: entry for entry in catalogue.entries()}
     if name not in by_source and (name.startswith(("pypi:", "hf:")) or Path(name).expanduser().exists()):
@@ -359,14 +359,14 @@ def _of(entry: CatalogueEntry, reason: str) -> BaseProposal:
 
 
 def _is_plain(entry: CatalogueEntry) -> bool:
-    """True for a base that can be pulled as it stands: pinned, not gated, under an open license, and trained fast."""
+    """True for a base that is pinned, not gated, under an open license, and trained by the fast path."""
     pinned = bool(entry.package or entry.commit)
     return pinned and entry.license in OPEN_LICENSES and "gated" not in entry.note and entry.training != "slow"
 
 
 # The gates
 
-# Of kinds whose answers have a form: the metric that should be better than the base's, and a gate on the form.
+# Kind of task -> (metric that must be better than the base's, gates on the form of answers).
 BETTER: Mapping[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
     "extract": ("field_f1", [
         ({"metric": "valid_schema", "model": "Q8_0", "min": 0.9}, "share of answers that satisfy the schema"),
@@ -379,7 +379,7 @@ BETTER: Mapping[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
 
 
 def gates(task: TaskProposal, rows: int) -> list[tuple[dict[str, object], str]]:
-    """Gates that so many test rows can pass, each with its reason."""
+    """(gate, reason) pairs that this number of test rows can pass."""
     gain = {"model": "Q8_0", "against": "base", "min_gain": 0}
     if not task.rules.has_labels:
         better, form = BETTER.get(task.kind, (task.rules.primary, []))

@@ -1,4 +1,4 @@
-"""A file, a folder, a pattern or a query -> its rows, looked at: read as `prepare` reads them."""
+"""A file, a folder, a pattern or a query -> a description of its rows, which are read as in `prepare`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from slmctl.sources import reviewed, snapshot, sql
 from slmctl.sources.rows import Row, files_of, form_of, is_several, listed, read_rows, require_file
 from slmctl.sources.sql_address import with_file
 
-MAX_SHEETS = 20  # of a workbook or database that are looked at
-LEAST_ROWS = 10  # of a sheet that can be the one with the data
-QUERY_LIMITS = SourceLimits(timeout_s=120, size_gb=0.1)  # of a query for a first look
-MAX_PARTS = 20  # files that slmctl.yaml names one by one, where one of them is a split
+MAX_SHEETS = 20  # sheets of a workbook, or tables of a database, that are read
+LEAST_ROWS = 10  # of a sheet that may hold the data
+QUERY_LIMITS = SourceLimits(timeout_s=120, size_gb=0.1)  # for a query of `init`
+MAX_PARTS = 20  # most files that slmctl.yaml lists one by one because one of them is a split
 
 
 @dataclass(frozen=True)
 class SplitPart:
-    """One file or sheet of several, where the name of one tells its split.
+    """One of several files or sheets, of which at least one is named after a held-out split.
 
     Attributes:
-        origin: The keys that are its own, in place of those of the whole.
-        split: The split that it is held out as; empty for rows that are divided by shares.
-        rows: Its usable rows that were counted.
+        origin: Its keys in slmctl.yaml, in place of those of the whole source.
+        split: The held-out split that it is named after; '' for rows that are split by shares.
+        rows: Number of its usable rows that were counted.
     """
 
     origin: Mapping[str, object]
@@ -40,16 +40,16 @@ class SplitPart:
 
 @dataclass(frozen=True)
 class RawData:
-    """The rows of a source, looked at.
+    """The rows of a source with their description.
 
     Attributes:
-        title: Its name for people.
+        title: Name of the source for the user.
         form: Format, encoding and the like, in words.
-        origin: The keys of the source in slmctl.yaml, but for columns; a `path` and a database file are absolute.
-        look: What the rows hold; those of several sheets with the same columns together.
-        rows: Reads all rows once more.
-        notes: Sentences on the source.
-        parts: The files or sheets that are sources of their own, since one is held out; empty for a single source.
+        origin: The keys of the source in slmctl.yaml, without columns; `path` and a database file are absolute.
+        look: Description of the rows, of several sheets with the same columns together.
+        rows: Reads all rows again.
+        notes: Sentences about the source.
+        parts: The files or sheets as separate sources, if one is held out; else empty.
     """
 
     title: str
@@ -62,7 +62,7 @@ class RawData:
 
     @property
     def held_out(self) -> Counter[str]:
-        """Rows by the split that their file or sheet is held out as."""
+        """Held-out split -> number of rows in files or sheets that are named after it."""
         rows: Counter[str] = Counter()
         for part in self.parts:
             rows[part.split] += part.rows
@@ -71,17 +71,17 @@ class RawData:
 
 
 def read(source: str, root: Path, *, sheet: str | None = None, query: str | None = None) -> RawData:
-    """Look at the rows of a file, a folder, a pattern or a query.
+    """Read and describe the rows of a file, a folder, a pattern or a query.
 
     Args:
-        source: A path relative to `root`, or `sql:` and an address.
+        source: A path relative to `root`, or `sql:` with an address.
         sheet: A sheet, a table, or an array of a JSON object.
         query: The query of a `sql:` address.
 
     Raises:
-        DataError: The rows cannot be read, or the header is one of the rows.
+        DataError: The rows cannot be read, or there is no header.
         NetworkError: The database cannot be reached.
-        UsageError: There is no such source, or a flag does not go with it.
+        UsageError: The source does not exist, or a flag does not go with it.
     """
     if source.startswith("sql:"):
         return _of_query(source.removeprefix("sql:"), query, root)
@@ -93,7 +93,7 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
         return RawData(path.name, "reviews, JSON Lines", {"path": path}, look(rows), lambda: iter(rows))
     if not is_several(path):
         require_file(path)
-    parts = snapshot.gathered([Source(path=path, sheet=sheet)], root)  # no copies: these are files
+    parts = snapshot.gathered([Source(path=path, sheet=sheet)], root)  # files, so nothing is copied
     form = form_of(parts[0].local, **parts[0].reading)
     if sheet is None and len(form.sheets) > 1:
         return _of_sheets(path, form.sheets)
@@ -102,7 +102,7 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
     _require_header(path, looked)
     origin: dict[str, object] = {"path": path} if sheet is None else {"path": path, "sheet": sheet}
     if form.encoding is not None and not form.encoding.certain and len(parts) == 1:
-        origin["encoding"] = form.encoding.name  # so that later rows of the file are read as these were
+        origin["encoding"] = form.encoding.name  # so that later versions of the file are read in the same way
     words = f"{len(parts)} files of {form.words}" if len(parts) > 1 else form.words
     files = files_of(path) if len(parts) > 1 else ()
     own = [(name, {"path": file} | ({"name": name} if "/" in name else {}), counts[file]) for name, file in files]
@@ -110,7 +110,7 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
 
 
 def _rows(parts: Sequence[Source], counts: Counter[Path] | None = None) -> Iterator[Row]:
-    """The rows of sources one after another; usable ones are counted by file."""
+    """The rows of sources one after another; `counts` gets the number of usable rows by file."""
     for part in parts:
         for row in read_rows(part.local, **part.reading):
             if counts is not None and not row.fault:
@@ -119,19 +119,19 @@ def _rows(parts: Sequence[Source], counts: Counter[Path] | None = None) -> Itera
 
 
 def _parts(files: Sequence[tuple[str, Mapping[str, object], int]]) -> tuple[SplitPart, ...]:
-    """Files or sheets, each with its name, keys and rows, as sources of their own; none where no name is a split."""
+    """Files or sheets (name, keys, rows) as separate sources; () unless some, not all, are named after a split."""
     parts = tuple(SplitPart(origin, split_named(name), rows) for name, origin, rows in files)
     return parts if len({bool(part.split) for part in parts}) == 2 and len(parts) <= MAX_PARTS else ()
 
 
 def _kept(source: Source, root: Path) -> list[Row]:
-    """The rows of a source that is copied to be read, from copies that are deleted."""
+    """The rows of a source that must be copied to be read; the copies are deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         return list(_rows(snapshot.gather([source], Path(folder), QUERY_LIMITS, root=root)))
 
 
 def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
-    """The sheets that hold the rows: all with the same columns, of several kinds the largest one."""
+    """The sheets with the data: the largest one, and all others with the same columns."""
     looks: dict[str, FirstLook] = {}
     for sheet in sheets[:MAX_SHEETS]:
         looked = look(read_rows(path, sheet=sheet))
@@ -161,7 +161,7 @@ def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
 
 
 def _of_query(url: str, query: str | None, root: Path) -> RawData:
-    """The rows of a query, as many as QUERY_LIMITS allow."""
+    """The rows of a query, within QUERY_LIMITS."""
     if query is None:
         raise UsageError("a sql: address needs --query", hint="--query 'SELECT text, label FROM tickets ORDER BY id'")
     if mask(url) != url:
@@ -176,7 +176,7 @@ def _of_query(url: str, query: str | None, root: Path) -> RawData:
 
 
 def _require_header(path: Path, looked: FirstLook) -> None:
-    """Refuse a table whose header is its first row: a name that is a sentence, or a number."""
+    """Refuse a table without a header, recognised by a column name that is as long as a sentence."""
     odd = [column.name for column in looked.columns if len(column.name.split()) > 8 or len(column.name) > 80]
     if odd:
         raise DataError(

@@ -1,4 +1,4 @@
-"""A first look at rows -> the task that they are for: its kind, the columns of input and answer, and what to know."""
+"""Described rows -> the proposal of a task: its kind, the columns of input and answer, notes and open questions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from slmctl.task.kinds import kind_of
 from slmctl.task.kinds.kind import TaskKind
 from slmctl.task.records import RowRejectedError, question_of
 
-MIN_ROWS = 100  # with an answer; fewer say nothing about a model, and teach it little
-_ROWS = Source(path=Path("rows"))  # a source for the readers of conversations and templates
-ONE_CALL = 0.9  # share of rows with at most one call in the answer, from which the task is to call
+MIN_ROWS = 100  # with an answer; fewer are too few to train and measure a model
+_ROWS = Source(path=Path("rows"))  # a dummy source for the readers of conversations and templates
+ONE_CALL = 0.9  # least share of rows with at most one call in the answer, for the kind `call`
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,22 @@ class TaskProposal:
     """A task for the rows of a source.
 
     Attributes:
-        kind: Of the task.
-        input, output: A column, or a template; empty where the rows are conversations. Several columns with commas
-            between them are the output where they make a JSON object.
-        fields: The JSON object of several columns; None for an output of another kind.
-        id, group, time: Columns; empty for none.
-        is_conversation: True if the rows are conversations, in a layout that is known by its columns.
-        answers: The answers as a column.
-        pairs: Input and answer of the rows of the sample that have both.
+        kind: Kind of the task.
+        input, output: A column or a template; '' if the rows are conversations. `output` may also be several columns,
+            separated by commas, that form a JSON object.
+        fields: The JSON object of several columns; None for another output.
+        id, group, time: Columns; '' for none.
+        is_conversation: True if the rows are conversations, in a layout that is recognised by its columns.
+        answers: The answers, described as a column.
+        pairs: (input, answer) of the rows of the sample that have both.
         usable: Share of the rows that have both.
         tools: True if the rows offer tools.
-        calls: Share of the rows with a call of a tool in one of their messages.
-        unread: Rows of the sample by answer that have no text, so that their labels are none.
-        own_system: True if the rows bring a system prompt of their own.
-        reason: Why this task.
+        calls: Share of the rows with a tool call in one of their messages.
+        unread: Answer -> number of rows of the sample without a text, which are not counted as labels.
+        own_system: True if the rows have their own system prompts.
+        reason: Reason for this task.
         notes: Sentences about the data.
-        doubts: The flags that a person has to give, as (flag, question); empty where all is certain.
+        doubts: (flag, question) of each flag that the user must decide; empty if all is certain.
     """
 
     kind: KindName
@@ -73,17 +73,17 @@ class TaskProposal:
 
     @property
     def separator(self) -> str | None:
-        """The text between the labels of a cell, where a row has several; None for lists."""
+        """The text between the labels of a cell, if a row has several; None for JSON lists."""
         return self.answers.separator or None
 
     @property
     def rules(self) -> type[TaskKind]:
-        """The kind of the task."""
+        """The class of the kind of task."""
         return kind_of(self.kind)
 
     @cached_property
     def labels(self) -> dict[str, int]:
-        """Rows by label, the commonest first: over all rows that were counted, or those of the sample."""
+        """Label -> number of rows, the most frequent first; over all counted rows, or over the sample."""
         if not self.rules.has_labels:
             return {}
         counts: Mapping[str, int] = self.answers.counts
@@ -98,11 +98,11 @@ class TaskProposal:
 def propose(
     look: FirstLook, title: str, *, input: str | None = None, output: str | None = None, kind: KindName | None = None
 ) -> TaskProposal:
-    """The task of a source, which errors call by its title; what the caller sets is kept.
+    """The task for a source; arguments that are set are kept. `title` names the source in errors.
 
     Raises:
-        DataError: The rows are for no task: too few, without an answer, or all with the same one.
-        UsageError: A column does not exist, or does not go with the kind of the task.
+        DataError: No task fits the rows: they are too few, have no answer, or all have the same answer.
+        UsageError: A column does not exist, or does not fit the kind of the task.
     """
     if not look.rows:
         raise DataError(
@@ -242,7 +242,7 @@ def _of_columns(
 def _reader(
     look: FirstLook, title: str, flag: str, spec: str, fields: AnswerFields | None = None
 ) -> Callable[[Mapping[str, Any]], str]:
-    """A function that makes the text of a row as `prepare` does, empty where that rejects it.
+    """A function that returns the text of a row like `prepare`, '' for a row that `prepare` rejects.
 
     Raises:
         UsageError: A column does not exist, or a template is not valid.
@@ -270,7 +270,7 @@ def _reader(
 def _choose_output(
     look: FirstLook, title: str, input: str | None, kind: KindName | None
 ) -> tuple[str, AnswerFields | None, str, list[str]]:
-    """The output, its fields, a question where others are as likely, and notes."""
+    """Returns (output, its fields or None, question if other outputs are equally likely or '', notes)."""
     held = _held_fields(look, title, input) if kind is None or kind_of(kind).has("schema") else None
     several = held if held is not None and (len(held.names) > 1 or kind) else None
     try:
@@ -283,7 +283,7 @@ def _choose_output(
     if several is None or kind:
         return answer.name, None, question, []
     if answer.name in several.names and not (suggests(answer.name, "label") or suggests(answer.name, "likely label")):
-        question = question or f"is the answer in '{answer.name}'?"  # a category rarely stands in its text
+        question = question or f"is the answer in '{answer.name}'?"  # a text rarely contains its category
     if question:
         question = f"{question[:-1]}, or JSON of {_and(several.names)}, whose values the text holds?"
         return several.spec, several, question, []
@@ -292,7 +292,7 @@ def _choose_output(
 
 
 def _held_fields(look: FirstLook, title: str, input: str | None) -> AnswerFields | None:
-    """The columns whose values stand in the text that is read."""
+    """The columns with values that the input text contains; None without one."""
     if input is None:
         if not likeliest(look.columns, "input"):
             return None
@@ -307,7 +307,7 @@ def _and(names: Sequence[str]) -> str:
 
 
 def _odd_rows(pairs: Sequence[tuple[str, str]], fields: AnswerFields | None) -> Iterator[str]:
-    """Notes on rows without any of the fields, and on a last row that is a sum."""
+    """Notes about rows without any of the fields, and about a last row that is a sum."""
     empty = as_text(dict.fromkeys(fields.names)) if fields else ""
     if blank := sum(value == empty for _, value in pairs):
         yield (
@@ -319,7 +319,7 @@ def _odd_rows(pairs: Sequence[tuple[str, str]], fields: AnswerFields | None) -> 
 
 
 def _choose_answer(look: FirstLook, title: str, input: str, kind: KindName | None) -> tuple[Column, str]:
-    """The column of the answer, and a question where others are as likely."""
+    """Returns (column of the answer, question if other columns are equally likely or '')."""
     others = [column for column in look.columns if column.name != input]
     texts = [column for column in others if column.kind == "text"]
     fitting = [column for column in others if _fits(column, kind) and (column.kind != "text" or len(texts) > 1)]
@@ -339,7 +339,7 @@ def _choose_answer(look: FirstLook, title: str, input: str, kind: KindName | Non
 
 
 def _fits(column: Column, kind: KindName | None) -> bool:
-    """True for a column whose values are answers of a kind of task; None is any kind."""
+    """True for a column with values that are answers of this kind of task; None is any kind."""
     return kind in (None, _kind_of(column)) or (kind is not None and kind_of(kind).has("schema") and column.is_json)
 
 
@@ -352,7 +352,7 @@ def _kind_of(answer: Column) -> KindName:
 
 
 def _choose_input(look: FirstLook, title: str, taken: Collection[str]) -> tuple[str, str]:
-    """The column or template of the input, and a question where others are as likely; `taken` are the answer's."""
+    """Returns (column not in `taken`, or template, for the input; question if others are equally likely or '')."""
     others = [column for column in look.columns if column.name not in taken]
     likely = sorted(likeliest(others, "input"), key=lambda column: -column.words)
     if not likely:
@@ -369,7 +369,7 @@ def _choose_input(look: FirstLook, title: str, taken: Collection[str]) -> tuple[
 
 
 def columns_in(spec: str, columns: Sequence[Column]) -> list[str]:
-    """The columns that a template names, in their order; of a column's name that name."""
+    """The columns in a template, in the order of `columns`; [spec] for the name of a column."""
     if not conversation_formats.is_template(spec):
         return [spec]
     names = [column.name for column in columns]
@@ -380,7 +380,7 @@ def columns_in(spec: str, columns: Sequence[Column]) -> list[str]:
 def _require_sense(
     look: FirstLook, input: str, answer: Column, fields: AnswerFields | None, kind: KindName, *, chosen: bool
 ) -> None:
-    """Refuse columns that cannot be what the flags say."""
+    """Raise UsageError for columns that do not fit each other or the kind of task."""
     column = look.column(input)
     if column is answer or (fields is not None and input in fields.names):
         raise UsageError(f"'{input}' is named as input and as answer", hint="--input TEXT --output ANSWER")
@@ -409,7 +409,7 @@ def _require_sense(
 
 
 def _swapped(input: str, answer: Column) -> Iterator[str]:
-    """A note where the columns are named the other way round."""
+    """A note if the names of the columns suggest that input and answer are swapped."""
     named_text = suggests(answer.name, "text") and not suggests(answer.name, "label")
     if named_text and suggests(input, "label") and answer.kind in ("label", "constant"):
         yield (
@@ -419,5 +419,5 @@ def _swapped(input: str, answer: Column) -> Iterator[str]:
 
 
 def _what_there_is(look: FirstLook) -> str:
-    """Every column with what it was taken for, as an error says it."""
+    """The first columns with their kinds, for an error."""
     return ", ".join(f"'{shown(column.name, 40)}' ({column.kind}, {column.reason})" for column in look.columns[:8])
