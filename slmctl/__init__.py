@@ -2,14 +2,14 @@
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # as `typing` has it; importing that takes longer than all of this module
+TYPE_CHECKING = False  # type checkers take it for typing's, which would take longer to import than this module
 if TYPE_CHECKING:
     from slmctl.stages.predict.answerer import Answerer as Answerer
     from slmctl.stages.predict.answerer import TextAnswer as TextAnswer
 
 
 def __getattr__(name: str) -> object:
-    """The classes for programs, imported when they are first asked for: `import slmctl` stays light."""
+    """The public classes, imported on first access, so that `import slmctl` stays fast."""
     if name in ("Answerer", "TextAnswer"):
         from importlib import import_module
 

@@ -1,7 +1,7 @@
-"""Child processes: a clean environment, limits, lines each way, and the reason of an end.
+"""Child processes: a clean environment, limits, requests and answers as lines, and the reason why one ended.
 
-A child computes what may hang, grow or crash: native code, files and texts of strangers. It is a module of this
-program, which the parent starts here and which bounds itself with `bound`.
+A child does work that may hang, grow or crash: native code, untrusted files and texts. It is a module of this program;
+the parent starts it here, and it limits itself with `bound`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import IO, Any, NoReturn, TextIO
 
 from slmctl import child_environment, errors
 
-_PIECE = 1 << 16  # bytes a read or a write
-_REFUSAL = "slmctl refuses: "  # begins the line of stderr with an expected error
+_PIECE = 1 << 16  # bytes of a read or write
+_REFUSAL = "slmctl refuses: "  # start of the stderr line with an expected error
 
 
 class LateError(Exception):
-    """A child took longer than it may; it has been ended."""
+    """A child exceeded its deadline, and was killed."""
 
 
 class DiedError(Exception):
-    """A child ended before it had done its work.
+    """A child ended before its work was done.
 
     Attributes:
-        code: Its exit code, or the negative number of the signal that ended it.
+        code: Exit code, or the negative number of the signal that ended the child.
         log: Its stderr.
     """
 
@@ -46,25 +46,25 @@ class DiedError(Exception):
 
     @property
     def words(self) -> str:
-        """The last line of stderr that speaks of an error, else the last one; at most 300 characters."""
+        """The last line of stderr that contains `error`, else the last line; at most 300 characters."""
         lines = [line.strip() for line in self.log.splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()] or lines
         return errors[-1][:300] if errors else "no reason given"
 
     @property
     def out_of_memory(self) -> bool:
-        """True if it reached its limit of memory."""
+        """True if the child reached its memory limit."""
         return "MemoryError" in self.log or "can't allocate memory" in self.log
 
     @property
     def refusal(self) -> errors.SlmctlError | None:
-        """The expected error that it ended with; None where it ended otherwise."""
+        """The expected error that the child passed to `refuse`; None if it ended in another way."""
         lines = [line for line in self.log.splitlines() if line.startswith(_REFUSAL)]
         if not lines:
             return None
         try:
             kind, message, hint = json.loads(lines[-1].removeprefix(_REFUSAL))
-        except (ValueError, TypeError):  # printed by a library that a file led there
+        except (ValueError, TypeError):  # a library printed the text of an untrusted file
             return None
         classes = {each.__name__: each for each in vars(errors).values() if isinstance(each, type)}
         error = classes.get(str(kind), ValueError)
@@ -77,14 +77,14 @@ class DiedError(Exception):
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
-# The parent's side
+# For the parent
 
 
 def start(
     target: str | Path, *arguments: str, env: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[Any]:
     """Start a module, or a file, in an environment without secrets; `options` are those of Popen."""
-    # -P: a module that lies in the folder of the data is not ours
+    # -P: modules in the working folder, which may hold untrusted data, are not imported
     program = [str(target)] if isinstance(target, Path) else ["-P", "-m", target]
     env = child_environment.bare() if env is None else env
     return subprocess.Popen([sys.executable, *program, *arguments], env=env, **options)
@@ -96,8 +96,8 @@ def run(
     """Run a child to its end; returns its stdout and stderr.
 
     Raises:
-        DiedError: Its exit code is not 0.
-        LateError: It took longer than `timeout_s`.
+        DiedError: The exit code is not 0.
+        LateError: The child took longer than `timeout_s`.
     """
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with start(target, *arguments, env=env, text=True, errors="replace", **pipes) as child:
@@ -116,10 +116,10 @@ def run(
 def output(
     module: str, *arguments: str, request: bytes = b"", env: Mapping[str, str] | None = None
 ) -> Iterator[IO[bytes]]:
-    """The stdout of a child that reads its whole request first; leaving the block early ends it.
+    """Yield the stdout of a child that first reads its whole request; leaving the block early kills it.
 
     Raises:
-        DiedError: At the end of the block; its exit code is not 0.
+        DiedError: The exit code is not 0; raised at the end of the block.
     """
     with tempfile.TemporaryFile() as log:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
@@ -140,12 +140,12 @@ def output(
 
 
 class LineChild:
-    """A child that answers lines with lines, and can be started again after its end."""
+    """A child that answers each line with a line, and can be started again after it ended."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._module, self._arguments = module, arguments
         self._process: subprocess.Popen[bytes] | None = None
-        self._read = bytearray()  # of an answer that is not whole
+        self._read = bytearray()  # bytes that were read and not yet returned
 
     @property
     def alive(self) -> bool:
@@ -159,12 +159,12 @@ class LineChild:
         return process.pid if process is not None else 0
 
     def start(self, timeout_s: float) -> bytes:
-        """Start a child, and wait for its first line, which says that it is ready; that line.
+        """Start the child and wait for its first line, by which it reports that it is ready; returns the line.
 
         Raises:
-            OSError: The system has no room for a process.
-            DiedError: It ended.
-            LateError: It took longer.
+            OSError: The system cannot start a process.
+            DiedError: The child ended.
+            LateError: The line took longer than `timeout_s`.
         """
         self.close()
         self._process = start(
@@ -177,7 +177,7 @@ class LineChild:
         return next(self.answers(b"", 1, timeout_s))
 
     def close(self) -> None:
-        """End the child."""
+        """Kill the child."""
         process, self._process = self._process, None
         self._read = bytearray()
         if process is not None:
@@ -185,7 +185,7 @@ class LineChild:
             process.communicate()
 
     def answers(self, requests: bytes, count: int, budget_s: float) -> Generator[bytes, None, None]:
-        """So many answers as they come, while the requests are written; an iteration that is left early ends the child.
+        """Write the requests, and yield `count` answers as they arrive; leaving the iteration early kills the child.
 
         Raises:
             DiedError: The child ended.
@@ -193,7 +193,7 @@ class LineChild:
         """
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
         pipe, out = self._process.stdin.fileno(), self._process.stdout.fileno()
-        whole, seen = False, 0  # bytes in which no line ends
+        whole, seen = False, 0  # seen: number of bytes without a line end
         left, deadline = memoryview(requests), time.monotonic() + budget_s
         try:
             with selectors.DefaultSelector() as ready:
@@ -220,7 +220,7 @@ class LineChild:
                             if not left:
                                 ready.unregister(pipe)
         finally:
-            if not whole:  # answers to come would be taken for those of the next requests
+            if not whole:  # later answers would be taken for answers to the next requests
                 self.close()
 
     def _take(self, out: int) -> None:
@@ -241,19 +241,19 @@ class LineChild:
         return DiedError(code, (self._process.stderr.read() or b"").decode(errors="replace"))
 
 
-# The child's side
+# For the child
 
 
 def bound(
     *, memory: int | None = None, data: int | None = None, file_bytes: int | None = None, cpu_s: int | None = None
 ) -> None:
-    """Limit this process, which leaves no core dump.
+    """Set resource limits of this process; core dumps are disabled.
 
     Args:
         memory: Bytes of address space.
-        data: Bytes of memory that it may fill.
+        data: Bytes of private memory (RLIMIT_DATA).
         file_bytes: Bytes of the largest file that it may write.
-        cpu_s: Seconds of the processor.
+        cpu_s: CPU seconds.
     """
     limits = {
         resource.RLIMIT_AS: memory, resource.RLIMIT_DATA: data, resource.RLIMIT_FSIZE: file_bytes,
@@ -265,19 +265,19 @@ def bound(
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process with its parent, however that ends, where it is Linux."""
+    """Let the kernel kill this process when its parent ends, for whatever reason (Linux only)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def refuse(error: errors.SlmctlError) -> NoReturn:
-    """End this process with an expected error, which is the parent's `DiedError.refusal`."""
+    """End this process with an expected error, which the parent gets as `DiedError.refusal`."""
     sys.exit(_REFUSAL + json.dumps([type(error).__name__, error.message, error.hint]))
 
 
 def private_stdout() -> TextIO:
-    """Stdout for answers alone: whatever a library prints goes to stderr from now on."""
+    """A stream to stdout for answers only: output of libraries to stdout goes to stderr from now on."""
     own = os.dup(1)
     os.dup2(2, 1)
     return os.fdopen(own, "w", encoding="utf-8")

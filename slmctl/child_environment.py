@@ -1,4 +1,4 @@
-"""Environments for child processes, without the secrets of this one."""
+"""Environments for child processes, without the secrets of this process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 
-# Variables for a child that only computes: paths of programs and libraries, numbers of threads.
+# Variables for a child that only computes: paths of programs and libraries, settings of threads.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
              "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
              "GOMP_SPINCOUNT")  # fmt: skip
@@ -20,22 +20,22 @@ _SECRET_VALUE = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # an address with a passw
 
 
 def bare(**more: str) -> dict[str, str]:
-    """The environment of a child that only computes: a short list of variables, none of which holds a secret."""
+    """The environment of a child that only computes: PASSED_ON, which hold no secrets, and `more`."""
     return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | more
 
 
 def without_secrets(*kept: str, **more: str) -> dict[str, str]:
-    """The environment of a child that may need variables which nobody can list, without those that hold secrets.
+    """The environment of this process without secrets, for a child that may need unknown variables.
 
     Args:
-        kept: Beginnings of names, in capitals, that the child needs whatever they hold, such as `PIP_`.
+        kept: Prefixes of names, in capitals, of variables that the child needs even with secrets, such as `PIP_`.
     """
     return {name: value for name, value in os.environ.items() if not is_secret(name, value, *kept)} | more
 
 
 @contextlib.contextmanager
 def hidden() -> Iterator[None]:
-    """Take the secrets out of this process's environment while the block starts processes that inherit it."""
+    """Remove secrets from this process's environment inside the block, which starts processes that inherit it."""
     secrets = {name: value for name, value in os.environ.items() if is_secret(name, value)}
     for name in secrets:
         del os.environ[name]

@@ -1,8 +1,7 @@
 """Progress, tables and one-line notes on stderr; results on stdout.
 
-On a terminal rich draws them; elsewhere (a log, a pipe, CI) the same facts come as plain lines, not
-more often than every few seconds. Text that comes from data or a model is cleaned of control
-sequences first, since a terminal would obey them.
+On a terminal rich draws them; elsewhere (a log, a pipe, CI) progress is plain lines, at most one in
+PLAIN_EVERY_S. Control sequences are removed from text of data or a model, since a terminal would execute them.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_EVERY_S = 10.0  # seconds between progress lines where stderr is not a terminal
-SHOW_AFTER_S = 2.0  # work that is over before this needs no progress
-NARROWEST = 10  # characters of a column that is wrapped
+SHOW_AFTER_S = 2.0  # shorter work shows no progress
+NARROWEST = 10  # least width of a wrapped column, in characters
 
 
 class _Notes(Console):
-    """The console on stderr. Where its reader is gone or its disk is full, lines are lost and the work goes on."""
+    """The console on stderr. If stderr is closed or its disk is full, lines are lost and the work continues."""
 
     def on_broken_pipe(self) -> None:
-        self.quiet = True  # rich itself would end the process and point stdout at /dev/null
+        self.quiet = True  # rich itself would redirect stdout to /dev/null and end the process
 
     def _check_buffer(self) -> None:
         try:
@@ -47,20 +46,20 @@ _err = _Notes(stderr=True, highlight=False, soft_wrap=True)
 _level = 0  # -1 quiet, 0 normal, 1 verbose
 _records: list[Callable[[str], None]] = []  # see `recorded`
 
-# C0 except tab and newline, DEL, C1, and the bidirectional overrides that reorder what is shown
+# C0 except tab and newline, DEL, C1, and bidirectional overrides, which reorder displayed text
 _CONTROL = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
 
-# Surrogates that stand for no byte of a file name: no encoding can write them.
+# Surrogates except those for undecodable bytes of file names (surrogateescape): they cannot be encoded.
 _UNWRITABLE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 
-# The control characters that JSON does not spell as escapes by itself.
+# The control characters that json.dumps does not escape.
 _OBEYED = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def set_level(level: int) -> None:
-    """-1: errors only; 0: what happens; 1: details too."""
+    """Set the level of output: -1 errors only, 0 notes and progress, 1 details too."""
     global _level
     _level = level
 
@@ -71,7 +70,7 @@ def level() -> int:
 
 
 def clean(text: str) -> str:
-    """Text from data, safe to show: control sequences removed, line breaks and tabs kept."""
+    """The text without control sequences, except line breaks and tabs, so that it is safe on a terminal."""
     return _CONTROL.sub("", text)
 
 
@@ -84,7 +83,7 @@ def shown(text: str, limit: int = 200) -> str:
 
 @contextlib.contextmanager
 def recorded(add: Callable[[str], None]) -> Iterator[None]:
-    """Hand every line that is said inside the block to `add` too, at any level; the innermost block alone has it."""
+    """Pass every line of `say`, `detail` and `table` to `add` too, at any level; only the innermost block gets it."""
     _records.append(add)
     try:
         yield
@@ -98,28 +97,28 @@ def _record(text: str) -> None:
 
 
 def say(text: str = "") -> None:
-    """One line about what happens."""
+    """Print a note on stderr, unless quiet."""
     _record(text)
     if _level >= 0:
         _err.print(clean(text), markup=False)
 
 
 def detail(text: str) -> None:
-    """One line that only `-v` shows."""
+    """Print a note on stderr that only `-v` shows."""
     _record(text)
     if _level >= 1:
         _err.print(clean(text), markup=False, style="dim" if _err.is_terminal else None)
 
 
 def complain(message: str, hint: str = "") -> None:
-    """An error and what to do about it; shown even when quiet."""
+    """Print an error and its hint on stderr, even when quiet."""
     _err.print(f"error: {clean(message)}", markup=False, style="red" if _err.is_terminal else None)
     if hint:
         _err.print(f" hint: {clean(hint)}", markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str] = ()) -> None:
-    """A table on stderr, fitted to its terminal; see `table_lines`."""
+    """Print a table on stderr, fitted to the terminal's width; see `fitted`."""
     _record("\n".join([title, *fitted(columns, rows, width=None, optional=optional)]) if _records else "")
     if _level >= 0:
         width = _err.width if _err.is_terminal else None
@@ -136,9 +135,9 @@ def table_lines(
     wrapped: str = "",
     texts: int = 1,
 ) -> list[str]:
-    """The lines of a table for stdout, fitted to the width of a terminal; whole where stdout is not a terminal.
+    """The lines of a table for stdout, fitted to the terminal's width; with all columns if stdout is not a terminal.
 
-    The arguments are those of `fitted`.
+    Arguments as in `fitted`.
     """
     width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
     return fitted(columns, rows, width=width, optional=optional, wrapped=wrapped, texts=texts)
@@ -153,14 +152,14 @@ def fitted(
     wrapped: str = "",
     texts: int = 1,
 ) -> list[str]:
-    """The lines of a table in which no cell is cut: columns are left out, and where that is not enough, it is a list.
+    """The lines of a table without cut cells: optional columns are left out, and if that is not enough, it is a list.
 
     Args:
-        columns: Their names, above `rows`.
-        width: Characters of a line; None for no bound.
-        optional: Columns that are left out where all do not fit, the first one first.
-        wrapped: A column whose cells may be wrapped, to NARROWEST characters.
-        texts: The first columns, which are text; the others are figures set to the right.
+        columns: Names of the columns of `rows`.
+        width: Characters of a line; None for no limit.
+        optional: Columns that are left out if the table does not fit, in this order.
+        wrapped: A column with cells that may be wrapped, to at least NARROWEST characters.
+        texts: Number of first columns that are text; the others are right-aligned figures.
     """
     rows = [[shown(cell, 1000) for cell in row] for row in rows]
     kept = list(columns)
@@ -178,7 +177,7 @@ def fitted(
     places = [columns.index(column) for column in kept]
     widths = {k: max(map(cell_len, (columns[k], *(row[k] for row in rows)))) for k in places}
     whole = sum(widths.values()) + 2 * len(places) - 2
-    if width is None or whole <= width:  # nothing is wrapped, and rich takes a millisecond a row
+    if width is None or whole <= width:  # nothing is wrapped; drawn here, since rich takes a millisecond a row
 
         def line(cells: Sequence[str]) -> str:
             rooms = {k: " " * (widths[k] - cell_len(cells[k])) for k in places}
@@ -204,7 +203,7 @@ def fitted(
 
 
 def _list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Each row as a paragraph: its first cell, and below it the other columns by name, but for those without one."""
+    """Each row as a paragraph: its first cell, and below it the other non-empty cells with their columns' names."""
     width, lines = max(map(cell_len, columns)), list[str]()
     for row in rows:
         lines.append(row[0])
@@ -217,20 +216,20 @@ def _list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Meter:
-    """Counts work done and says how fast it goes and, when the total is known, how long it will take."""
+    """Counts completed work, and shows its speed and, if the total is known, the remaining time."""
 
     def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = self._before = done  # what was done before, in an earlier run, took none of this one's time
+        self.done = self._before = done  # work of an earlier run, which is not counted for the speed
         self.note = ""
         self._start = self._last = time.monotonic()
         self._begun = False
         self._bar: Progress | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more units are done; `note` replaces the words at the end of the line."""
+        """Count `count` more completed units; `note` replaces the words at the end of the line."""
         now = time.monotonic()
-        if not self._begun:  # the first units wait for what loads before them, and would foretell hours
+        if not self._begun:  # the first units include loading, and would distort the speed
             self._begun, self._start, self._before = True, now, self.done + count
         self.done += count
         self.note = note or self.note
@@ -244,11 +243,11 @@ class Meter:
             say(f"  {self.label}: {done} {self.unit}, {self._rate()}{self._tail()}")
 
     def resume(self, done: int) -> None:
-        """Count `done` units as the work of an earlier run, which took none of this one's time."""
+        """Count `done` units as work of an earlier run, which is not counted for the speed."""
         self.done = self._before = done
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -278,7 +277,7 @@ class Meter:
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None, unit: str) -> Iterator[Meter]:
-    """A meter for `total` units of work, None if unknown; drawn once the work has lasted SHOW_AFTER_S."""
+    """Yield a meter for `total` units of work, None if unknown; shown after SHOW_AFTER_S seconds."""
     meter = Meter(label, total, unit)
     try:
         yield meter
@@ -287,7 +286,7 @@ def progress(label: str, total: int | None, unit: str) -> Iterator[Meter]:
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    """A duration as text: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 59.5:
@@ -297,21 +296,21 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """`512 B`, `98.4 MB`, `1.20 GB` (powers of ten)."""
+    """A number of bytes as text: `512 B`, `98.4 MB`, `1.20 GB` (powers of ten)."""
     for unit in ("B", "kB", "MB"):
-        if count < 999.95:  # what would be rounded to 1000.0 takes the next unit
+        if count < 999.95:  # a number that would be rounded to 1000.0 gets the next unit
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
 
 
 def count(number: int, noun: str = "") -> str:
-    """`10,003`; `1 row`, `3 rows`."""
+    """A number as text, with its noun: `10,003`; `1 row`, `3 rows`."""
     return f"{number:,}" + (f" {noun}" if noun else "") + ("s" if noun and number != 1 else "")
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """`92.5 %`; a share that would be rounded to 0 % or 100 % gets more digits, up to four."""
+    """A share as text: `92.5 %`; one that would be rounded to 0 % or 100 % gets more digits, up to four."""
     for more in range(digits, 5):
         text = f"{100 * share:.{more}f}"
         if float(text) not in (0.0, 100.0) or share in (0.0, 1.0):
@@ -320,19 +319,19 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def timestamp(moment: datetime.datetime | None = None) -> str:
-    """A time in UTC, by default now, as files have it: `2026-11-25T09:30:00Z`."""
+    """A time in UTC, by default now, in the format of files: `2026-11-25T09:30:00Z`."""
     return f"{moment or datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def place(file: object, *numbers: int) -> str:
-    """Rows as people find them: `tickets.csv line 17`, `tickets.xlsx rows 17, 90`; texts are counted by line."""
+    """Places of rows as text: `tickets.csv line 17`, `tickets.xlsx rows 17, 90`; lines for text files."""
     name = str(file).lower().removesuffix(".gz")
     noun = "line" if name.endswith((".csv", ".tsv", ".jsonl", ".ndjson")) else "row"
     return f"{file} {noun}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def write_json(text: str) -> None:
-    """A result in JSON. On a terminal its control characters become escapes, which read as the same JSON."""
+    """Write a JSON result to stdout; on a terminal with control characters as escapes, which is equal JSON."""
     write(_OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if sys.stdout and sys.stdout.isatty() else text)
 
 
@@ -341,11 +340,11 @@ class OutputError(Exception):
 
 
 def write(text: str) -> None:
-    """A result, on stdout, unchanged; bytes of file names that are not UTF-8 come out as those bytes.
+    """Write a result to stdout, unchanged; undecodable bytes of file names are written as these bytes.
 
     Raises:
-        SystemExit: 0, when the reader has closed the pipe: it has what it wanted, as in `slmctl show | head`.
-        OutputError: stdout is closed, or leads to a full disk.
+        SystemExit: 0 if the reader has closed the pipe, as in `slmctl show | head`.
+        OutputError: stdout is closed, or its disk is full.
     """
     if sys.stdout is None:
         raise OutputError(os.strerror(errno.EBADF))
@@ -353,7 +352,7 @@ def write(text: str) -> None:
         sys.stdout.write(_UNWRITABLE.sub("\ufffd", text))
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = None  # else it is flushed once more at the exit, and fails once more
+        sys.stdout = None  # else the flush at exit would fail again
         raise SystemExit(0) from None
     except OSError as error:
         raise OutputError(error.strerror) from None

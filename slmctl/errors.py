@@ -29,7 +29,7 @@ class SlmctlError(Exception):
         hint: The next command or change for the user; empty if there is none.
 
     Attributes:
-        evidence: Names of files in the stage's draft that show why, the first one for people; they are kept.
+        evidence: Names of files in the stage's draft that show the reason and are kept; the first is for people.
     """
 
     code: ClassVar[int] = 1
@@ -93,17 +93,17 @@ class NetworkError(SlmctlError):
 
 
 class DifferentError(SlmctlError):
-    """An artifact was rebuilt from what is recorded, and is not the same."""
+    """A rebuilt artifact differs from the recorded one."""
 
     code = 104
 
 
 class PausedError(Exception):
-    """A stage stopped at a ceiling that the user set: no failure (exit code 0), but nothing after it runs.
+    """A stage stopped at a limit that the user set: not a failure (exit code 0), but later stages do not run.
 
     Args:
-        message: One sentence with what is left.
-        hint: How to go on.
+        message: One sentence about the remaining work.
+        hint: The command or change to continue.
     """
 
     def __init__(self, message: str, *, hint: str) -> None:

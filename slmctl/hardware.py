@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-# The device nodes that the drivers of NVIDIA (dxg: inside WSL2) and AMD make.
+# Device nodes of the drivers of NVIDIA (dxg: inside WSL2) and AMD.
 DEVICE_NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "/dev/kfd": "rocm"}
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
@@ -19,14 +19,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MOST = -1, -3, 2**31 - 1
 
 
 def accelerator() -> str:
-    """`cuda`, `rocm`, or the empty text without an accelerator or where CUDA_VISIBLE_DEVICES hides it."""
+    """`cuda` or `rocm`; '' without an accelerator, or if CUDA_VISIBLE_DEVICES hides it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return ""
     return next((kind for node, kind in DEVICE_NODES.items() if Path(node).exists()), "")
 
 
 def cpu_flags() -> frozenset[str]:
-    """The flags in /proc/cpuinfo, such as `avx512_bf16`; empty where it cannot be read."""
+    """The CPU flags in /proc/cpuinfo, such as `avx512_bf16`; empty if it cannot be read."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -36,23 +36,23 @@ def cpu_flags() -> frozenset[str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which in a container are fewer than the machine has."""
+    """Number of cores that this process may run on; in a container possibly fewer than the machine has."""
     return len(os.sched_getaffinity(0))
 
 
 def cpp_compiler() -> str:
-    """The first of the usual names of a C++ compiler that PATH has; the empty text where it has none."""
+    """The first of c++, g++ and clang++ on PATH; '' without one."""
     return next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "")
 
 
 def held_bytes() -> int:
-    """Anonymous memory of this process."""
+    """Bytes of anonymous memory of this process."""
     resident, shared = Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3]
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_bytes() -> int:
-    """Bytes that this process can still take: free on the machine, or in its control group where that is less."""
+    """Bytes that this process can still allocate: available on the machine, or in its cgroup if that is less."""
     free = next(
         int(line.split()[1]) * 1024
         for line in MEMINFO.read_text(encoding="ascii").splitlines()
@@ -64,15 +64,15 @@ def available_bytes() -> int:
         counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
     except OSError:
         return free
-    used -= int(counts.get("inactive_file", 0))  # pages of files, which the kernel drops when memory runs short
+    used -= int(counts.get("inactive_file", 0))  # page cache, which the kernel reclaims when memory is short
     return free if limit == "max" else min(free, int(limit) - used)
 
 
 def reuse_freed_memory() -> None:
-    """Let this process keep what its large tensors free, for the next ones; a no-op without glibc.
+    """Let malloc keep the freed memory of large tensors for the next ones; a no-op without glibc.
 
-    By default glibc hands blocks of over 32 MB back at once, and the kernel clears every page of the next one: a
-    quarter of the processor's time, where transformers classified texts with long prompts.
+    By default glibc returns blocks of over 32 MB to the kernel at once, which clears every page of the next one: that
+    took a quarter of the CPU time when transformers classified texts with long prompts.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -82,7 +82,7 @@ def reuse_freed_memory() -> None:
 
 
 def process_bytes(pid: int) -> int:
-    """Memory of a process and those that it started, of what they share with others their part; 0 once it has ended."""
+    """Bytes of memory (PSS: shared pages count in part) of a process and its descendants; 0 if it has ended."""
     folder, started = Path("/proc") / str(pid), set[int]()
     try:
         lines = (folder / "smaps_rollup").read_text(encoding="ascii").splitlines()
