@@ -140,7 +140,7 @@ def output(
 
 
 class LineChild:
-    """A child that answers each line with a line, and can be started again after it ended."""
+    """A child that reads requests and writes answers as lines, and can be started again after it ended."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._module, self._arguments = module, arguments

@@ -1,4 +1,4 @@
-"""An artifact is a folder whose manifest says what it is, what made it and what it holds.
+"""Artifacts: folders with a manifest of their kind, their recipe and their files.
 
     runs/<noun>/<recipe12>/manifest.json
 
@@ -116,8 +116,8 @@ class Manifest:
         """The manifest of a folder.
 
         Raises:
-            FileNotFoundError: It has none.
-            IntegrityError: See `from_bytes`; or it is no plain file.
+            FileNotFoundError: The folder has no manifest.
+            IntegrityError: See `from_bytes`; or the manifest is not a plain file.
         """
         return cls.from_bytes(bounded_json.read_bytes(folder / MANIFEST), where=where or str(folder / MANIFEST))
 
@@ -164,7 +164,7 @@ class Artifact:
         return self.path / name if self.path.is_dir() else self.path
 
     def files(self, suffix: str) -> list[FileEntry]:
-        """The entries whose path ends with `suffix`, in order."""
+        """The entries of files with this suffix, in order."""
         return [entry for entry in self.manifest.files if entry.path.endswith(suffix)]
 
 
@@ -255,7 +255,7 @@ def verify(artifact: Artifact) -> list[str]:
 
 
 def verify_folder(folder: Path) -> list[str]:
-    """`verify` for a folder whose manifest may itself be damaged."""
+    """`verify` for a folder that may have a damaged manifest."""
     try:
         return verify(Artifact(folder, Manifest.read(folder, where=MANIFEST)))
     except FileNotFoundError:

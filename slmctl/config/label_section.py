@@ -46,7 +46,7 @@ class RowReading(Section):
     clean: list[Literal["html", "quoted_mail", "signatures", "whitespace"]] = Field(default_factory=list)
     replace: list[Replace] = Field(default_factory=list)
     splits: Splits = Field(default_factory=Splits)
-    sources: list[Source] = Field(default_factory=list)  # its test rows are no gold rows
+    sources: list[Source] = Field(default_factory=list)  # test rows of these are not used as gold rows
 
 
 def _as_list(value: object) -> object:

@@ -57,7 +57,7 @@ _CHARACTERS = 2000  # characters of a text that are read
 
 @dataclass(frozen=True)
 class Languages:
-    """(language code, share of the texts) of texts with a clear language, the most frequent first."""
+    """(language code, share) among the texts with a clear language, the most frequent first."""
 
     shares: tuple[tuple[str, float], ...] = ()
 

@@ -1,4 +1,4 @@
-"""Out-of-fold probabilities and labels -> rows whose label is probably wrong, by confident learning.
+"""Out-of-fold probabilities and labels -> rows with a label that is probably wrong, by confident learning.
 
 Source: Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 70 (2021).
 """
@@ -20,7 +20,7 @@ DIGITS = 4  # decimals of a score, so that the order of rows does not depend on 
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """Rows whose label is probably wrong, the worst first.
+    """Rows with a label that is probably wrong, the worst first.
 
     Attributes:
         rows: (k,) indices of rows.

@@ -93,7 +93,7 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     bound, limit = _apart(gate.metric, abs(most), abs(gate.allowed_drop), show=_amount)
     where = f" on the {_part(gate, report)['n']:,} {gate.rows} rows" if gate.rows is not None else ""
     verb = "gains at least" if most < 0 else "loses at most" if most <= gate.allowed_drop else "may lose up to"
-    of = "in" if gate.metric in report["lower_is_better"] else "of"  # an error is no thing to lose
+    of = "in" if gate.metric in report["lower_is_better"] else "of"  # a model loses accuracy, but not error
     measured = f"{_amount(gate.metric, abs(drop))} {'better' if drop < 0 else 'worse'}" if drop else "equal"
     text = (
         f"{model} {verb} {bound} {of} {gate.metric} {'on' if most < 0 else 'to'} {other}{where} "

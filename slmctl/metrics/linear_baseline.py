@@ -85,7 +85,7 @@ class LinearModel:
         """Write the weights as arrays of numpy, without a pickle; `made_of` is the digest of the data set.
 
         Raises:
-            DataError: There is no classifier.
+            DataError: The model has no classifier.
         """
         if self.classifier is None:
             raise DataError("the linear model has nothing to learn from: one label, or texts without words")

@@ -71,7 +71,7 @@ def read_predictions(predictions: Artifact) -> list[Prediction]:
     """Every line of `predictions.jsonl`, in order.
 
     Raises:
-        IntegrityError: There is no such file, or a line is not a prediction.
+        IntegrityError: The artifact has no such file, or a line is not a prediction.
     """
     path = predictions.file("predictions.jsonl")
     with path.open("rb") as stream:

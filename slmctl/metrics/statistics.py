@@ -42,7 +42,7 @@ def wilson(right: float, total: float, confidence: float = 0.95) -> tuple[float,
 def error_bound(wrong: int, total: int, confidence: float = 0.95) -> float:
     """The exact one-sided upper bound of a share (Clopper and Pearson 1934); 1 when nothing was counted.
 
-    The true share lies at or below the bound with at least the chance `confidence`.
+    The true share is at or below the bound with a probability of at least `confidence`.
     """
     if wrong >= total:
         return 1.0
@@ -95,7 +95,7 @@ def _drawn_at_most(k: int, n: int, wrong: int, total: int) -> float:
 
 
 def drop_bound(only_first: float, only_second: float, total: float, confidence: float = 0.95) -> float:
-    """Upper bound of how much the second model's share of right answers lies below the first's.
+    """Upper bound of (share of right answers of the first model) - (share of the second).
 
     The one-sided score bound for the difference of two paired shares (Tango 1998, Statistics in Medicine 17). It is
     valid also where the two never differ; there a bootstrap would give 0.

@@ -1,4 +1,4 @@
-"""Validation losses of trials -> the candidate that replaces the current settings, or the current settings.
+"""Validation losses of trials -> a verdict on each candidate, and the one that replaces the current settings, if any.
 
 Every trial validates on the same records, so two are compared block by block of records, which shows small
 differences. The one-standard-error rule (Breiman et al. 1984) takes the cheapest candidate that is as good as the best.

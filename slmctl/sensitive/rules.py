@@ -74,7 +74,7 @@ _SPELLED_LOCAL_REVERSED = re.compile(
 _SPELLED_LABEL = re.compile(rf"[\w-]{{1,63}}?(?:(?P<dot>{_DOT})|\.(?=[a-z]))", re.IGNORECASE)
 _LABEL_END = re.compile(r"[._\s-]")
 _SPELLED_TOP = re.compile(r"[a-z]{2,8}+(?!\w)", re.IGNORECASE)
-_SPELLED_LABELS = 5  # beside the top-level domain
+_SPELLED_LABELS = 5  # without the top-level domain
 SAID_AT = re.compile(
     r"(?:\bat\s{1,3}|_at_|-at-|\*at\*)[\w-]{1,63}?(?:\.[a-z]|(?:\s{1,3}+|[_-])(?:dot|punkt|point)[\s_-])"
 )

@@ -25,7 +25,7 @@ STORES = ("hf-hub-lfs-us-east-1.s3.us-east-1.amazonaws.com", "hf-hub-lfs-us-east
           "hf-hub-lfs-us-east-1.s3.amazonaws.com")  # fmt: skip
 LARGEST_LISTING = 10_000  # largest number of entries that are listed
 READ_S = 120  # read timeout in seconds
-_KEPT = (".gitattributes",)  # written by the Hub, and never deleted
+_KEPT = (".gitattributes",)  # written by the Hub; never deleted by a release
 # keys: true for a public repository
 _WORD = {True: "public", False: "private"}
 _SEEN_BY = {True: "everybody", False: "private: the organisation's members"}
