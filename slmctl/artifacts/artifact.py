@@ -248,7 +248,7 @@ def load(path: Path) -> Artifact:
 def verify(artifact: Artifact) -> list[str]:
     """Hash every file again; returns a phrase for each that is extra, missing or changed, none for a whole artifact."""
     folder = artifact.path
-    if not folder.is_dir():  # a foreign file has no manifest: it is compared with its hash when it was opened
+    if not folder.is_dir():  # a foreign file: compared with its hash at the time when it was opened
         changed = sha256_file(folder) != "sha256:" + artifact.manifest.files[0].sha256
         return [f"changed: {folder.name}"] if changed else []
     return _compare(artifact, hashes=True)

@@ -21,7 +21,7 @@ LONGEST_NAME = 255  # bytes; the limit of common file systems
 
 
 def draft_of(path: Path) -> Path:
-    """The path of the draft of `path`: `.draft-NAME`, or a hash of the name where that is too long."""
+    """The path of the draft of `path`: `.draft-NAME`, with a hash in place of a name that is too long."""
     name = DRAFT + path.name
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = DRAFT + hashlib.sha256(os.fsencode(path.name)).hexdigest()

@@ -282,7 +282,7 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
     with locks.lock(root / ".locks" / f"{project}-tags", wait=True, on_wait=console.say):
         path = root / project / ".tags" / tag
         before = None
-        with contextlib.suppress(IntegrityError):  # missing or damaged: it is written newly
+        with contextlib.suppress(IntegrityError):  # missing or damaged: it is written again
             before = _read_tag(path)
         if before is not None and before.digest == release.digest:
             return before
