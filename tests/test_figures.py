@@ -59,6 +59,11 @@ def test_figures_are_those_of_the_results(page: Path) -> None:
     assert faults_of(page.read_text(encoding="utf-8")) == []
 
 
+def test_the_findings_are_those_of_the_results() -> None:
+    findings = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    assert findings.count("<!-- ") >= 11 and faults_of(findings) == []
+
+
 @pytest.mark.parametrize(
     ("paragraph", "fault"),
     [
