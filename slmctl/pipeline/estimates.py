@@ -14,7 +14,6 @@ from slmctl import hardware
 from slmctl.config import Config
 from slmctl.model_files import memory
 from slmctl.model_files.model_shape import ModelShape
-from slmctl.task.kinds import kind_of
 
 PLAIN_BYTES, ROW_BYTES = 0.25e9, 460  # of a process without torch, and of a row that `prepare` holds
 BYTES_A_SECOND = 0.2e9  # of weights that are read, changed and written
@@ -91,7 +90,7 @@ class KnownSizes:
         rate, rows, model = self.rates.get("float32"), self.rows, self.model
         if rate is None or rows is None or count is None or model is None:
             return None
-        generated = 1 if kind_of(self.settings.task.kind).chooses else GENERATED
+        generated = 1 if _chooses(self.settings) else GENERATED
         tokens = rows.shared + count * max(rows.tokens - rows.shared, 1)  # the engine computes what they share once
         return generated * tokens * model.products / (rate * 1e9)
 
@@ -105,11 +104,18 @@ class ModelSizes:
         self.trained = settings.finetune.lora.rank * shape.channels
         each = [_file_bytes(kind, shape.parameters) for kind in settings.quantize.types]
         self.files, largest = sum(each), max(each, default=0)
-        if kind_of(settings.task.kind).chooses and memory.BF16 & hardware.cpu_flags():
+        if _chooses(settings) and memory.BF16 & hardware.cpu_flags():
             largest = max(largest, self.weights)  # which the engine of a classifier holds in 16 bits
         cells = 2 * CELLS * shape.kept_cache * WRITTEN
         self.answering = int(PLAIN_BYTES + memory.ENGINE_BYTES + largest + cells)  # llama.cpp beside this process
         self.products = 2 * (shape.parameters - shape.embedding)  # operations for a token that is read
+
+
+def _chooses(settings: Config) -> bool:
+    """True for a task whose answers are found by label search."""
+    from slmctl.task.kinds import kind_of  # for an estimate alone
+
+    return kind_of(settings.task.kind).chooses
 
 
 def bits(kind: str) -> int:

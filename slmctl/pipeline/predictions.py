@@ -16,9 +16,6 @@ from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, StageRequest
-from slmctl.task import untuned_prompt
-from slmctl.task.contract import Task
-from slmctl.task.kinds import kind_of
 
 LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
 
@@ -46,6 +43,8 @@ def predictions_of(
     types = [type] if type and made.is_gguf else made(source).variants()
     sections = [predict_section(project, split, name) for name in types]
     if made.untuned:
+        from slmctl.task.kinds import kind_of
+
         whole = kind_of(project.config.task.kind).chooses
         more = {"shots": project.config.predict.shots, "whole_labels": whole}
         sections = [section.model_copy(update=more) for section in sections]
@@ -187,6 +186,9 @@ class EndpointModel:
             UsageError: The task has no labels, or too many.
         """
         if (api := self.settings(project).api) != CHAT:
+            from slmctl.task import untuned_prompt
+            from slmctl.task.contract import Task
+
             untuned_prompt.choice(Task.read(project.artifact(PREPARED).path), api)
 
     def request(

@@ -18,7 +18,6 @@ from slmctl.pipeline.estimates import KnownSizes, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
 from slmctl.pipeline.predictions import EndpointModel
 from slmctl.pipeline.runner import Outcome
-from slmctl.task.records import read_records
 
 MORE_ROWS = "prepare.splits.calibration: 0.15"
 
@@ -100,6 +99,8 @@ def _require_rows(project: Project, least: int, *, sent: bool = False) -> None:
     prepared = project.artifact(PREPARED)
     rows = prepared.metrics["calibration"]
     if sent:
+        from slmctl.task.records import read_records
+
         rows = sum(not record.sensitive for record in read_records(prepared.file("calibration.jsonl")))
     if rows < least:
         needs = f", and {least} are needed for a bound" if rows else ""

@@ -21,7 +21,6 @@ from slmctl.pipeline.estimates import KnownSizes, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage
 from slmctl.pipeline.predictions import LORA, EndpointModel, predictions_of
 from slmctl.pipeline.runner import Outcome
-from slmctl.task.kinds import kind_of
 
 ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
 BESIDE_BYTES = 0.15e9  # of an encoder's process beside a model, and of its sums
@@ -84,6 +83,8 @@ class Evaluate(Stage[EvaluateConfig]):
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         if (model := sizes.model) is None:
             return StageEstimate()
+        from slmctl.task.kinds import kind_of
+
         settings, rows = sizes.settings, sizes.rows
         loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
         files = len(settings.quantize.types) * len({"gguf", LORA, ENSEMBLE} & set(settings.measured))
@@ -115,6 +116,7 @@ STAGE = Evaluate
 def _participants(settings: config.Config) -> set[str]:
     """Names of the models that a report will measure."""
     from slmctl.metrics import encoder_head
+    from slmctl.task.kinds import kind_of
 
     models, types = set(settings.evaluate.models), settings.quantize.types
     names = {"base", "adapter", "merged"} & models | {*kind_of(settings.task.kind).baselines}

@@ -12,7 +12,7 @@ from slmctl.hardware import usable_cores
 from slmctl.model_files import model_shape
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
-from slmctl.pipeline import rehearsal, runner
+from slmctl.pipeline import runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.pipeline.graph import BASE, PREPARED, Doubt, Stage
 
@@ -85,6 +85,8 @@ class Finetune(Stage[FinetuneConfig]):
         if section.lora.target_modules == "all-linear" or not project.config.pull.rehearse:
             return
         if not self.request(section=section).path.exists():
+            from slmctl.pipeline import rehearsal
+
             console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")
             rehearsal.rehearse(project.artifact(BASE).path, section.lora)
 

@@ -17,7 +17,6 @@ from slmctl.pipeline import gathering, project_gates, row_estimate
 from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageEstimate
 from slmctl.pipeline.graph import BASE, LABELLED, Project, Stage
 from slmctl.sources import snapshot
-from slmctl.task.kinds import kind_of
 
 FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
 PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
@@ -85,6 +84,8 @@ class Prepare(Stage[PrepareConfig]):
 
     def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
         """A note where rows hold calls of tools, which the base does not write."""
+        from slmctl.task.kinds import kind_of
+
         settings = self.project.config
         entry = catalogue.of_source(settings.base)
         if entry is None or entry.tools is not False or kind_of(settings.task.kind).calls:
