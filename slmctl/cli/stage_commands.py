@@ -239,6 +239,11 @@ def calibrate(options: Options, endpoint: str | None) -> None:
         from slmctl.pipeline import predictions
         from slmctl.stages.calibrate import stage
 
+        if options.named:
+            raise UsageError(
+                f"--endpoint asks {endpoint} for the answers, and --{next(iter(options.named))} names others",
+                hint="leave one of them out",
+            )
         guard.require(f"--endpoint {endpoint}", hint="leave --endpoint out to fit the policy of the model here")
         against = predictions.endpoint_named(project, endpoint)
         outcome = say_outcome("calibrate", stage.calibrate(project, against=against))
@@ -248,7 +253,6 @@ def calibrate(options: Options, endpoint: str | None) -> None:
     if "outside" in options.named and "predictions" not in options.named:
         raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
     print_artifact(options, _made(options, project, "calibrate").artifact)
-    _refresh_page(project)
 
 
 @click.command()
@@ -377,15 +381,12 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     for name in names:
         project.stage(name).import_first()
     begun, current = time.monotonic(), {stage.name for stage in planned.stages if stage.current}
-    try:
-        for name in names:
-            if getattr(project.config, name) is None and until != name:  # a section that may be left out
-                continue
-            if not yes and name not in current:
-                _ask_before(project, name)
-            outcome = _made(options, project, name)
-    finally:
-        _refresh_page(project)
+    for name in names:
+        if getattr(project.config, name) is None and until != name:  # a section that may be left out
+            continue
+        if not yes and name not in current:
+            _ask_before(project, name)
+        outcome = _made(options, project, name)
     if len(current) < len(planned.stages):
         terminal().say(f"{'in all':<9} {terminal().duration(time.monotonic() - begun):>12}")
     print_artifact(options, outcome.artifact)
@@ -409,30 +410,27 @@ def _ask_before(project: Project, name: str) -> None:
 def _run_stage(options: Options, project: Project, name: str) -> None:
     from slmctl.pipeline import plan
 
-    plan.require(project, [name])
     project.stage(name).import_first()
+    plan.require(project, [name])
     print_artifact(options, _made(options, project, name).artifact)
 
 
 def _made(options: Options, project: Project, name: str) -> Outcome:
-    """Run a stage, say so, and then what came of it; an artifact that fails a gate is printed all the same."""
+    """Run a stage, say so, and then what came of it, on the page of the report too where that tells it."""
     from slmctl.pipeline import runner
-
-    outcome = say_outcome(name, runner.make(project, name))
-    try:
-        project.stage(name).after(outcome.artifact, current=outcome.current)
-    except GateError:
-        print_artifact(options, outcome.artifact)
-        raise
-    return outcome
-
-
-def _refresh_page(project: Project) -> None:
-    """Write the page of the report anew where something that it tells has changed; without a report nothing."""
     from slmctl.stages.evaluate import report_view
 
-    with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
-        report_view.write(project, project.artifact("report"))
+    stage, outcome = project.stage(name), say_outcome(name, runner.make(project, name))
+    try:
+        stage.after(outcome.artifact, current=outcome.current)
+    except GateError:
+        if stage.stands:
+            print_artifact(options, outcome.artifact)
+        raise
+    if stage.on_page:
+        with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
+            report_view.write(project, project.artifact("report"))
+    return outcome
 
 
 def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mapping[str, Any], **settings: Any) -> None:

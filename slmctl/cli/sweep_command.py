@@ -60,7 +60,8 @@ def sweep(options: Options, space: tuple[str, ...], seeds: int, plan_only: bool)
         return
     project.stage(stages[-1]).import_first()
     for name in stages[:2]:
-        say_outcome(name, runner.make(project, name))
+        outcome = say_outcome(name, runner.make(project, name))
+        project.stage(name).after(outcome.artifact, current=outcome.current)
     trials.require_validation(project)  # with the rows as they are counted now
     result = trials.run(project, tried, seeds=seeds, say=console.say)
     print_result(options, result.to_json(), _result_lines(result))

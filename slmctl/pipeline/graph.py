@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -62,6 +63,8 @@ class Stage(Generic[SectionT]):
         arguments: Arguments of its `run` that are no part of the recipe.
         fetches_once: It needs the network only as long as its artifact is not there.
         made_once: The reason why its artifacts cannot be built again; empty where they can.
+        stands: Its artifact is a result also where a gate failed.
+        on_page: The page of the report tells what it leaves.
     """
 
     name: ClassVar[str]
@@ -74,6 +77,8 @@ class Stage(Generic[SectionT]):
     arguments: ClassVar[tuple[str, ...]] = ()
     fetches_once: ClassVar[bool] = False
     made_once: ClassVar[str] = ""
+    stands: ClassVar[bool] = False
+    on_page: ClassVar[bool] = False
 
     def __init__(self, project: Project) -> None:
         self.project = project
@@ -237,7 +242,7 @@ class Stage(Generic[SectionT]):
         yield from ()
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        """Its disk, memory and time, from the sizes of the base and the rows."""
+        """Its disk, memory and time, from the sizes of the base and the rows; those of a teacher are told elsewhere."""
         return StageEstimate(disk_bytes=0)
 
     def doubt(self) -> Doubt | None:
@@ -347,10 +352,10 @@ class Project:
 
     def is_made(self, kind: str) -> bool:
         """True if the current artifact of a kind exists."""
-        try:
-            return self.artifact(kind).path.exists()
-        except (IntegrityError, UsageError):
-            return False
+        with contextlib.suppress(IntegrityError, UsageError):
+            self.artifact(kind)
+            return True
+        return False
 
     def forget(self) -> None:
         """Look for artifacts anew."""

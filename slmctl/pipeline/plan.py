@@ -232,9 +232,7 @@ def _last(states: Iterable[str]) -> str:
 
 def _packages(stages: Stages) -> str:
     """Check that the packages of these stages are installed, without importing one."""
-    needed = {
-        package: stage.name for stage in reversed(stages) for package in (*stage.imports, *stage.packages())
-    }  # fmt: skip
+    needed = {package: stage.name for stage in reversed(stages) for package in (*stage.imports, *stage.packages())}
     missing = {package: name for package, name in needed.items() if not _is_installed(package)}
     if missing:
         extras = sorted({EXTRAS[package] for package in missing})

@@ -111,11 +111,10 @@ def encoder_of(project: Project) -> Artifact:
 # Policies
 
 
-def policy_request(project: Project, model: str, get: Get | None = None) -> StageRequest:
+def policy_request(project: Project, model: str) -> StageRequest:
     """The request for the policy of a kind of model: the file that is served, or the encoder."""
     stage = project.stage("calibrate")
-    get = get or functools.partial(project.found, asker=stage.name)
-    return stage.request(calibration_inputs(project, get, model), get=get)
+    return stage.request(calibration_inputs(project, functools.partial(project.found, asker=stage.name), model))
 
 
 def first_look(project: Project) -> tuple[Artifact, Artifact]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -23,11 +24,12 @@ from support.program import slmctl
 from slmctl import __version__, config
 from slmctl.artifacts import locks
 from slmctl.artifacts.artifact import Artifact
-from slmctl.cli import doctor_checks
+from slmctl.cli import doctor_checks, run_plan
 from slmctl.cli.group import CHAIN, NAMES_ELSEWHERE, SECTIONS
 from slmctl.cli.init_command import TEMPLATES
 from slmctl.cli.main import cli
-from slmctl.pipeline import LEAVES
+from slmctl.errors import GateError, UsageError
+from slmctl.pipeline import LEAVES, plan, runner
 from slmctl.pipeline.graph import stage_class
 
 SCRIPT = Path(sys.executable).with_name("slmctl")
@@ -463,3 +465,33 @@ def test_doctor_misses_no_extra_that_few_need(monkeypatch: pytest.MonkeyPatch) -
     assert found["[cuda]"].ok and not found["[cuda]"].remedy
     assert found["[ray]"].ok
     assert found["[train]"].ok
+
+
+# Results
+
+
+@pytest.mark.parametrize(("stage", "stands"), [("publish", False), ("evaluate", True)])
+def test_of_a_refused_stage_a_report_alone_is_a_result(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, stage: str, stands: bool
+) -> None:
+    # a release that must not leave the machine once stood on stdout, from which a script would have taken it
+    def refuse(self: object, made: Artifact, *, current: bool) -> None:
+        raise GateError("refused")
+
+    made = handmade.make(bare / "runs" / LEAVES[stage] / "3f9a1c2e0000")
+    monkeypatch.setattr(plan, "plan", lambda *names: SimpleNamespace(require=lambda: None, stages=()))
+    monkeypatch.setattr(run_plan, "summary", lambda planned: ())
+    monkeypatch.setattr(runner, "make", lambda project, name: runner.Outcome(made, False, 0.0))
+    monkeypatch.setattr(stage_class("finetune"), "doubt", lambda self: None)
+    for name in LEAVES:
+        monkeypatch.setattr(stage_class(name), "after", refuse if name == stage else lambda self, made, current: None)
+    done = CliRunner().invoke(cli, ["-C", str(bare), "run", "--until", stage])
+    assert isinstance(done.exception, GateError)
+    assert done.stdout == (f"{made.path}\n" if stands else "")
+
+
+def test_an_endpoint_is_not_asked_beside_answers_that_are_named(bare: Path) -> None:
+    made = handmade.make(bare / "runs" / "predictions" / "3f9a1c2e0000")
+    words = ["calibrate", "--endpoint", "large", "--predictions", str(made.path)]
+    done = CliRunner().invoke(cli, ["-C", str(bare), *words])
+    assert isinstance(done.exception, UsageError) and "--predictions names others" in done.exception.message

@@ -11,7 +11,7 @@ from dataclasses import replace
 from slmctl import console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import CalibrateConfig
-from slmctl.errors import DataError, GateError, IntegrityError
+from slmctl.errors import DataError, GateError, IntegrityError, UsageError
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import predictions, runner
 from slmctl.pipeline.estimates import KnownSizes, StageEstimate
@@ -31,17 +31,19 @@ class Calibrate(Stage[CalibrateConfig]):
     imports = ("llama_cpp", "llguidance")
     uses = ("numpy",)
     version = 2
+    on_page = True
 
     def inputs(self, section: CalibrateConfig, get: Get, filled: Inputs) -> Inputs:
-        own = self.project.named.keys() & {role.name for role in self.takes}
-        if filled or "predictions" in own:
-            return filled | {name: self.project.named[name] for name in own if name not in filled}
+        if filled:
+            return filled
+        if "predictions" in (named := self.project.named):
+            return {role.name: named[role.name] for role in reversed(self.takes) if role.name in named}
         return predictions.calibration_inputs(self.project, get)
 
     def current(self) -> Iterator[StageRequest]:
         """The policy of the file that is served, and where there is an encoder that of it too."""
         for model in ("gguf", *(["encoder"] if self.project.config.encode is not None else [])):
-            with contextlib.suppress(IntegrityError):
+            with contextlib.suppress(IntegrityError, UsageError):
                 yield predictions.policy_request(self.project, model)
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:

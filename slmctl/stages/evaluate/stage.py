@@ -43,6 +43,7 @@ class Evaluate(Stage[EvaluateConfig]):
     imports = ("sklearn", "llama_cpp", "llguidance")
     uses = ("scikit-learn",)
     version = 9
+    stands = True
 
     def inputs(self, section: EvaluateConfig, get: Get, filled: Inputs) -> Inputs:
         if "predictions" not in filled:

@@ -12,7 +12,6 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import LabelConfig
 from slmctl.network import guard
 from slmctl.pipeline import gathering
-from slmctl.pipeline.estimates import KnownSizes, StageEstimate
 from slmctl.pipeline.graph import Project, Stage
 from slmctl.pipeline.system_errors import spoken
 from slmctl.sources import snapshot
@@ -54,10 +53,6 @@ class Label(Stage[LabelConfig]):
             if teacher.url and not guard.is_local(urlsplit(teacher.url).hostname or ""):
                 guard.require(f"the teacher {teacher.name}", hint="a release on this machine as label.teachers")
 
-    def cost(self, sizes: KnownSizes) -> StageEstimate:
-        """Nothing: time and cost are told by `slmctl label --plan`."""
-        return StageEstimate(disk_bytes=0)
-
     def before(self, section: LabelConfig | None) -> None:
         gathering.gather_sources(self.project)
 
@@ -80,6 +75,7 @@ def plan(project: Project) -> tuple[JsonObject, list[str]]:
     stage = Label(project)
     stage.before(None)
     section = stage.completed(stage.settings)
+    config.recipe(section)  # refuses a path that does not exist
     with spoken(stage.name, project.runs), guard.written_down(project.root, "label --plan"):
         from slmctl.stages.label import label
 

@@ -32,15 +32,13 @@ class Prepare(Stage[PrepareConfig]):
     uses = ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn")
     version = 8
 
-    @property
-    def _own_key(self) -> bool:
+    def _own_key(self, section: PrepareConfig) -> bool:
         """True where the project's own key makes the stand-ins, which the first run writes."""
-        key = self.settings.sensitive.pseudonym_key
-        return key == self.project.root.resolve() / config.PSEUDONYM_KEY
+        return section.sensitive.pseudonym_key == self.project.root.resolve() / config.PSEUDONYM_KEY
 
     def completed(self, section: PrepareConfig) -> PrepareConfig:
         key = section.sensitive.pseudonym_key
-        if key == self.project.root.resolve() / config.PSEUDONYM_KEY:
+        if key is not None and self._own_key(section):
             from slmctl.sensitive import stand_ins  # its patterns take a tenth of a second to build
 
             stand_ins.make_key(key)  # its hash is part of the recipe: another key, other stand-ins
@@ -50,7 +48,7 @@ class Prepare(Stage[PrepareConfig]):
         """The section with the sources that are files, and without a key that the first run makes."""
         section, sensitive = self.settings, self.settings.sensitive
         files = snapshot.gathered(list(filter(snapshot.is_file, section.sources)), self.project.sources)
-        if self._own_key:
+        if self._own_key(section):
             sensitive = sensitive.model_copy(update={"pseudonym_key": None})
         return section.model_copy(update={"sources": files, "sensitive": sensitive})
 
