@@ -31,7 +31,7 @@ def chat(
         for piece in engine.stream(request):
             if isinstance(piece, Answer):
                 if task.rules.calls:
-                    console.write(console.clean(task.kept(piece.text)))
+                    console.write(console.clean(task.rules.kept(piece.text)))
                 history = [*turns, {"role": "assistant", "content": piece.text}]
                 verdict = _verdict(policy, piece)
                 note = "; ".join([f"confidence {piece.confidence:.2f}"] * bool(task.labels) + _said(verdict))

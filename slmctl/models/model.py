@@ -44,7 +44,7 @@ class Loading:
         Args:
             task: None for a file that carries none.
         """
-        return cls(sequences, context, {}, bool(task and task.constraint), bool(task and task.labels))
+        return cls(sequences, context, {}, bool(task and task.rules.constraint()), bool(task and task.labels))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class OpenModel:
 
     def answer(self, prompts: Sequence[Prompt]) -> Outcomes:
         """The answers, each with the index of its prompt, in the order in which they are finished."""
-        allowed = self.task.constraint
+        allowed = self.task.rules.constraint()
         requests = (
             engine_request(
                 self.task, prompt.text, prefix=prompt.prefix, constraint=prompt.constraint or allowed,
@@ -74,7 +74,7 @@ class OpenModel:
             for prompt in prompts
         )  # fmt: skip
         for index, answer in self.model.ask_all(requests, widen=True, alone=True):
-            if isinstance(answer, Answer) and (kept := self.task.kept(answer.text)) != answer.text:
+            if isinstance(answer, Answer) and (kept := self.task.rules.kept(answer.text)) != answer.text:
                 answer = dataclasses.replace(answer, text=kept)  # in the one form of answers
             yield index, answer
 
@@ -219,7 +219,7 @@ class Model:
         if task.is_json:
             from slmctl.inference import grammar_pool  # with it comes numpy
 
-            if fault := grammar_pool.fault_of(task.constraint):
+            if fault := grammar_pool.fault_of(task.rules.constraint()):
                 raise DataError(fault, hint="change that part of the schema")
         whole = self.untuned if whole_labels is None else whole_labels
         with self._loaded(task, max_tokens, whole) as loaded:

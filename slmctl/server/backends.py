@@ -251,6 +251,6 @@ async def _read(checked: CheckedRequest, request: Request, text: str) -> str | N
     if request.labels:
         return next((candidate for candidate in (text, text.strip()) if candidate in request.labels), None)
     if checked.model.held:
-        text = checked.model.task.kept(text)
+        text = checked.model.task.rules.kept(text)
         return text if await asyncio.to_thread(checked.model.task.accepts, text) else None
     return text if await asyncio.to_thread(satisfies, request.schema, text) else None

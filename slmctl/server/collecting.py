@@ -50,7 +50,7 @@ def hand_over(
 
 def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Routed | None, id: str) -> CollectedRow:
     """One answer as a line; how it was chosen is not known yet."""
-    kept = checked.model.task.kept  # a call in one form, whatever the model writes
+    kept = checked.model.task.rules.kept  # a call in one form, whatever the model writes
     escalated, answer = routed is not None and routed.route != "local", kept(choice.text)
     return CollectedRow(
         id=id,

@@ -104,10 +104,10 @@ def _allowed(answer: str, task: Task, offers: bool) -> str:
         with contextlib.suppress(DataError):
             call = tool_calls.read_answer(answer)
             if not offers:  # which ones a client offered is not kept
-                tool_calls.require_offered(call, task.offered())
+                tool_calls.require_offered(call, task.rules.offered())
             return tool_calls.answer_of(call)
         raise RequestError(f"'answer' is neither a call of the task's tools nor '{tool_calls.NO_CALL}'", "answer")
     if not task.accepts(answer):
         allowed = "one of the task's labels" if task.rules.chooses else "JSON that satisfies the task's schema"
         raise RequestError(f"'answer' is not {allowed}", "answer")
-    return task.kept(answer)
+    return task.rules.kept(answer)

@@ -37,7 +37,7 @@ async def _model(http: HttpRequest) -> Response:
 def _listed(gateway: Gateway, key: Key, name: str) -> dict[str, Any]:
     release, model = gateway.fleet.find(name, key)
     about: dict[str, Any] = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
-    about |= {"tools": names} if (names := [tool.name for tool in model.task.offered()]) else {}
+    about |= {"tools": names} if (names := [tool.name for tool in model.task.rules.offered()]) else {}
     about |= model.release | ({"digest": model.digest} if model.digest else {})
     about |= {"state": gateway.fleet.state(release)} | ({"aliases": list(model.aliases)} if model.aliases else {})
     return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": about}

@@ -142,11 +142,6 @@ class Task:
         return kind_of(self.kind)(self)
 
     @property
-    def constraint(self) -> str:
-        """The JSON Schema that every answer must satisfy, as JSON, or a grammar of calls; '' without one."""
-        return self.rules.constraint()
-
-    @property
     def is_json(self) -> bool:
         """True for a task whose answers are JSON of the schema."""
         return self.rules.structured and not self.rules.calls
@@ -155,25 +150,6 @@ class Task:
     def form(self) -> CallForm:
         """The form in which the model writes a call."""
         return self.call_form or tool_calls.OWN
-
-    def offered(self, tools: Sequence[Any] | None = None) -> tuple[Tool, ...]:
-        """The tools that an answer may call: the conversation's own, or else the task's; () unless the kind is `call`.
-
-        Raises:
-            DataError: The tools are not valid.
-        """
-        return self.rules.offered(tools)
-
-    def written(self, answer: str) -> str:
-        """The text that a model writes for a kept answer: control tokens in it are broken up.
-
-        A call is written in the model's form, whose own control tokens stay.
-        """
-        return self.rules.written(answer)
-
-    def kept(self, text: str) -> str:
-        """The answer in a model's text, as it is kept: a call or a list of labels in its one form; else the text."""
-        return self.rules.kept(text)
 
     def messages(self, text: str, *, list_labels: bool = False) -> list[Message]:
         """The conversation that asks for one answer to a text."""
@@ -253,7 +229,7 @@ class Task:
         self, messages: Sequence[Message], tools: Sequence[Any] | None
     ) -> tuple[Sequence[Message], Sequence[Any] | None]:
         """Returns (messages, tools) for the chat template; the form of calls decides if tools are passed or listed."""
-        offered = self.offered(tools)
+        offered = self.rules.offered(tools)
         if not offered:
             return messages, tools
         if self.form.own:

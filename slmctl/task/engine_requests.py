@@ -25,6 +25,6 @@ def engine_request(
     """
     return Request(
         text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, max_tokens=max_tokens,
-        stop=(task.end,) if task.end else (), schema=constraint or task.constraint, adapter=adapter,
+        stop=(task.end,) if task.end else (), schema=constraint or task.rules.constraint(), adapter=adapter,
         temperature=temperature, seed=seed, question=question,
     )  # fmt: skip

@@ -29,7 +29,7 @@ def brief(task: Task, *, local: bool = False, tools: Sequence[Any] | None = None
         tools: The conversation's own tools.
     """
     schema = json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
-    offered = json.dumps([tool.to_json()["function"] for tool in task.offered(tools)], ensure_ascii=False)
+    offered = json.dumps([tool.to_json()["function"] for tool in task.rules.offered(tools)], ensure_ascii=False)
     rules, labels = task.rules, task.rules.labels
     instruction = rules.instruction.format(labels=", ".join(labels), schema=schema, tools=offered)
     if rules.calls and local:
@@ -96,7 +96,7 @@ def turns(task: Task, record: Record, *, local: bool = False) -> list[Message]:
     """
     turns = [_turn(message) for message in record.messages if message["role"] != "system"]
     if task.rules.calls and local:
-        turns[-1]["content"] = task.written(turns[-1]["content"])
+        turns[-1]["content"] = task.rules.written(turns[-1]["content"])
     return turns
 
 

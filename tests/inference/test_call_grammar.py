@@ -41,13 +41,13 @@ def tokenizer() -> llguidance.LLTokenizer:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_whatever_it_allows_is_a_call_of_an_offered_tool_or_none(tokenizer: llguidance.LLTokenizer, name: str) -> None:
     task = family(name)
-    rules = json_grammar.Rules(tokenizer, task.constraint)
+    rules = json_grammar.Rules(tokenizer, task.rules.constraint())
     calls = set()
     for seed in range(40):
         found = answer(LETTERS, rules, seed)
         assert found is not None
         text, asked = found
-        kept = task.kept(text)
+        kept = task.rules.kept(text)
         assert task.accepts(kept), text
         call = task.read_answer(kept)
         calls.add(call.name if call else NO_CALL)
@@ -58,10 +58,10 @@ def test_whatever_it_allows_is_a_call_of_an_offered_tool_or_none(tokenizer: llgu
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_allows_what_is_trained(tokenizer: llguidance.LLTokenizer, name: str) -> None:
     task = family(name)
-    rules = json_grammar.Rules(tokenizer, task.constraint)
+    rules = json_grammar.Rules(tokenizer, task.rules.constraint())
     full = ToolCall("book_room", {"note": "ä", "people": 40, "room": "Birch"})
     for kept in (full.answer, ToolCall("book_room_list", {}).answer, NO_CALL):
-        tokens = _encoded(task, task.written(kept))
+        tokens = _encoded(task, task.rules.written(kept))
         walk = rules.begin()
         done = walk.forced()
         while len(done) < len(tokens):
@@ -84,10 +84,10 @@ def test_a_model_without_the_control_token_is_refused_by_its_name(tokenizer: llg
     template = call_templates.MISTRAL.replace("TOOL_CALLS", "OTHER")
     task = task_of(template, end="</s>", special_tokens=("[OTHER]",))
     with pytest.raises(DataError, match=r"no control token '\[OTHER\]'"):
-        json_grammar.Rules(tokenizer, task.constraint)
+        json_grammar.Rules(tokenizer, task.rules.constraint())
 
 
 def test_a_schema_that_no_grammar_can_hold_is_found_before_any_model_answers() -> None:
     tools = [{"name": "a", "parameters": {"properties": {"x": {"type": "string", "format": "colour"}}}}]
     assert "colour" in grammar_pool.fault_of(family("chatml").rules.constraint(tools))
-    assert grammar_pool.fault_of(family("chatml").constraint) == ""
+    assert grammar_pool.fault_of(family("chatml").rules.constraint()) == ""

@@ -77,7 +77,7 @@ def called(ask: openai.OpenAI, **more: Any) -> tuple[str, str]:
 
 def test_an_answer_is_a_call_of_a_tool_of_the_task_or_none(ask: openai.OpenAI) -> None:
     name, arguments = called(ask, tool_choice="required")
-    tools = {tool.name: tool for tool in TASKS["errands"].offered()}
+    tools = {tool.name: tool for tool in TASKS["errands"].rules.offered()}
     jsonschema.validate(json.loads(arguments), tools[name].schema)
     name, arguments = called(ask, tool_choice=NAMED)
     assert name == "track_order" and json.loads(arguments)["order"] in ("A-1", "A-2")
@@ -302,7 +302,7 @@ def test_a_form_with_control_tokens_is_shown_without_them() -> None:
         answer = engine.ask(checked.requests[0])
     parts = [*(reader := CallReader(checked.model.task.form)).feed(answer.text), *reader.close()]
     assert parts[0].text == "track_order"
-    call = read_answer(model.task.kept(answer.text))
+    call = read_answer(model.task.rules.kept(answer.text))
     assert call is not None and json.loads("".join(part.text for part in parts[1:])) == call.arguments
     assert fleets.CONTROL[-1] not in answer.text
 

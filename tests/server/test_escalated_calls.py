@@ -71,7 +71,7 @@ def routed(
 def test_a_call_of_the_general_model_is_read_like_one_of_the_local_model() -> None:
     found, (body,) = routed(calls(("track_order", '{"order": "A-2"}')))
     assert (found.route, found.reason, found.finish) == ("generalist", "unsure", "stop")
-    assert TASK.kept(found.text) == ToolCall("track_order", {"order": "A-2"}).answer
+    assert TASK.rules.kept(found.text) == ToolCall("track_order", {"order": "A-2"}).answer
     assert [tool["function"]["name"] for tool in body["tools"]] == ["track_order", "close_account"]
     assert body.keys() == {"model", "messages", "max_tokens", "temperature", "tools"}
 
@@ -84,7 +84,7 @@ def test_a_reply_without_a_call_is_no_call(text: str) -> None:
 
 def test_a_call_in_a_text_is_one_too() -> None:
     found, _ = routed(says(ToolCall("close_account", {}).answer))
-    assert (found.route, TASK.kept(found.text)) == ("generalist", ToolCall("close_account", {}).answer)
+    assert (found.route, TASK.rules.kept(found.text)) == ("generalist", ToolCall("close_account", {}).answer)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_mark_in_a_call_is_replaced_by_its_value() -> None:
     asked = [{"role": "user", "content": "write to jane.doe@example.com"}]
     found, (body,) = routed(calls(("mail", '{"to": "[EMAIL_1]"}')), asked, redact=("email",), tools=tools)
     assert "jane.doe" not in json.dumps(body)
-    assert TASK.kept(found.text) == ToolCall("mail", {"to": "jane.doe@example.com"}).answer
+    assert TASK.rules.kept(found.text) == ToolCall("mail", {"to": "jane.doe@example.com"}).answer
 
 
 def test_calls_that_nobody_read_are_a_doubt() -> None:

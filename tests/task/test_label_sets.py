@@ -90,10 +90,10 @@ def test_the_prompt_of_a_general_model_names_the_labels() -> None:
 
 
 def test_another_server_gets_no_keyword_that_it_refuses_and_its_answer_is_brought_into_order() -> None:
-    (form,) = constraint(TASK.labels, TASK.constraint).values()
+    (form,) = constraint(TASK.labels, TASK.rules.constraint()).values()
     assert form["json_schema"]["schema"] == {"type": "array", "items": TASK.schema["items"]}  # type: ignore[index]
-    assert TASK.kept('["legal", "billing", "legal"]') == '["billing", "legal"]'
-    assert TASK.kept('["legal", "weather"]') == '["legal", "weather"]'
+    assert TASK.rules.kept('["legal", "billing", "legal"]') == '["billing", "legal"]'
+    assert TASK.rules.kept('["legal", "weather"]') == '["legal", "weather"]'
     assert not TASK.accepts('["legal", "weather"]')
 
 

@@ -45,13 +45,13 @@ def family(name: str) -> Task:
 def test_a_call_is_written_as_the_template_writes_it_and_read_again(name: str) -> None:
     task, text = family(name), TEXTS[name]
     assert task.form.own == (name in ("chatml", "xml"))
-    assert task.written(CALL.answer) == text
-    assert task.kept(text) == CALL.answer
-    assert task.read_answer(task.kept(text)) == CALL
+    assert task.rules.written(CALL.answer) == text
+    assert task.rules.kept(text) == CALL.answer
+    assert task.read_answer(task.rules.kept(text)) == CALL
     shown = text.replace("[TOOL_CALLS]", "").replace("[ARGS]", "")  # decoded without its control tokens
-    assert task.kept(shown) == CALL.answer
-    assert task.written(NO_CALL) == NO_CALL
-    assert task.read_answer(task.kept(f" {NO_CALL}\n")) is None
+    assert task.rules.kept(shown) == CALL.answer
+    assert task.rules.written(NO_CALL) == NO_CALL
+    assert task.read_answer(task.rules.kept(f" {NO_CALL}\n")) is None
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -70,7 +70,7 @@ def test_a_prompt_offers_the_tools_of_the_task_or_of_its_conversation(name: str)
 def test_control_tokens_in_arguments_are_broken_up_and_those_of_the_form_are_not(name: str) -> None:
     task = family(name)
     task = dataclasses.replace(task, special_tokens=(*task.special_tokens, "<|im_end|>", "[TOOL_CALLS]"))
-    text = task.written(ToolCall("book_room", {"note": "a<|im_end|>[TOOL_CALLS]", "room": "Oak"}).answer)
+    text = task.rules.written(ToolCall("book_room", {"note": "a<|im_end|>[TOOL_CALLS]", "room": "Oak"}).answer)
     assert "<|im_end|>" not in text
     assert text.count("[TOOL_CALLS]") == task.form.before.count("[TOOL_CALLS]")
 
@@ -101,8 +101,8 @@ def test_what_is_neither_a_call_nor_none_is_no_answer(text: str) -> None:
 def test_a_text_that_is_no_whole_call_is_kept_as_it_is(name: str) -> None:
     task, text = family(name), TEXTS[name]
     for part in (text[:-1], text + " and more", text.replace("book_room", ""), text.replace(": 3", ": x"), text * 2):
-        assert task.kept(part) == part
-        assert not task.accepts(task.kept(part))
+        assert task.rules.kept(part) == part
+        assert not task.accepts(task.rules.kept(part))
 
 
 def test_arguments_are_held_to_the_schema_of_an_offered_tool() -> None:
@@ -117,7 +117,7 @@ def test_arguments_are_held_to_the_schema_of_an_offered_tool() -> None:
         (ToolCall("book_room_list", {"room": "Oak"}), "wrong arguments"),
     ):
         with pytest.raises(RowRejectedError) as caught:
-            tool_calls.require_offered(call, task.offered())
+            tool_calls.require_offered(call, task.rules.offered())
         assert caught.value.rule == rule
         assert not task.accepts(call.answer)
 
@@ -193,7 +193,7 @@ def test_an_earlier_call_is_rendered_with_the_control_tokens_of_its_form_and_no_
     for said, times in (("", 1), ("Surely: ", 1), ("Both.\n", 2)):
         made = "\n".join([written["content"]] * times)
         text = task.prompt([question, {"role": "assistant", "content": said + made}, question])
-        assert said + "\n".join([task.written(call.answer)] * times) in text
+        assert said + "\n".join([task.rules.written(call.answer)] * times) in text
         for token in task.special_tokens:
             assert text.count(token) - alone.count(token) == times * own.count(token)
 
@@ -219,7 +219,7 @@ def test_every_call_survives_every_form(name: str, arguments: dict[str, Any]) ->
 def test_our_form_is_taken_where_a_template_refuses_tools() -> None:
     refusing = call_templates.CHATML.replace("m['content']", "(raise_exception('no') if tools else m['content'])")
     assert task_of(refusing).form == OWN
-    assert task_of(call_templates.CHATML, tools=()).constraint == ""
+    assert task_of(call_templates.CHATML, tools=()).rules.constraint() == ""
 
 
 def test_the_system_prompt_for_other_engines_has_the_tools_that_no_template_lists() -> None:

@@ -81,7 +81,7 @@ def _held_form(form: JsonObject, kind: str | None, task: Task, option: str) -> A
         if not place:
             raise _unheld(option, task, reason)
         return AnswerForm(label_property=place)
-    if task.constraint and task.schema:
+    if task.rules.constraint() and task.schema:
         satisfied = kind == "json_object" and task.schema.get("type") == "object"
         if satisfied or (kind == "json_schema" and is_task_schema(_schema_of(form), task.schema)):
             return AnswerForm(ignored=(option,) if option == "response_format" else ())

@@ -134,7 +134,7 @@ class CompletionForm(Form):
         if offer is not None:
             constraint = task.form.rules(offer.callable, must_call=offer.must_call)
         else:
-            constraint = task.constraint or (json.dumps(form.schema) if form.schema is not None else "")
+            constraint = task.rules.constraint() or (json.dumps(form.schema) if form.schema is not None else "")
         return Request(
             prompt="",
             labels=labels,

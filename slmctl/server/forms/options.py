@@ -97,7 +97,7 @@ def sort(body: JsonObject, readable: frozenset[str], task: Task, *, calls: bool)
     ignored = options.keys() - read.keys()
     if task.labels:
         ignored |= read.keys() & (SAMPLING | {"stop"})
-    elif task.constraint or calls:
+    elif task.rules.constraint() or calls:
         ignored |= read.keys() & {"stop"}
     if calls and body.get("parallel_tool_calls") is True:  # one call is made at a time
         ignored.add("parallel_tool_calls")

@@ -57,7 +57,7 @@ class ServedModel:
     @property
     def held(self) -> bool:
         """True where every answer must be one that the task allows."""
-        return bool(self.task.labels or self.task.constraint) or self.calls
+        return bool(self.task.labels or self.task.rules.constraint()) or self.calls
 
     @property
     def calls(self) -> bool:

@@ -66,7 +66,7 @@ def offer(body: Mapping[str, Any], task: Task) -> Offer:
     Raises:
         RequestError: A tool or the choice is not valid, or there are too many.
     """
-    listed = _tools(body["tools"]) if "tools" in body else task.offered()
+    listed = _tools(body["tools"]) if "tools" in body else task.rules.offered()
     names = tuple(tool.name for tool in listed)
     allowed, must_call = _chosen(body.get("tool_choice", "auto"), names)
     together = body.get("parallel_tool_calls", False)

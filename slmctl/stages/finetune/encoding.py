@@ -142,7 +142,7 @@ def _encode(messages: Sequence[Message], prompts: Sequence[str], task: Task, tok
                 hint="split such conversations into one record a turn",
             )
         prompt = tokenizer(head[len(written) :], add_special_tokens=False).input_ids
-        reply = task.written(message["content"]) + task.end  # as later turns will show it
+        reply = task.rules.written(message["content"]) + task.end  # as later turns will show it
         answer = tokenizer(reply, add_special_tokens=False).input_ids
         weight = float(message.get("weight", 1))
         written = head + reply

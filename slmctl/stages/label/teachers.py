@@ -130,7 +130,7 @@ class EndpointTeacher(JournalTeacher):
         self._pool = EndpointPool(
             [teacher.url], teacher.model, teacher.key_env, teacher.concurrency, teacher.timeout_s, api=teacher.api
         )
-        self._options = {"logprobs": True, **constraint(task.labels, task.constraint)}
+        self._options = {"logprobs": True, **constraint(task.labels, task.rules.constraint())}
         settings: list[object] = [untuned_prompt.brief(task), config.examples, config.votes, config.max_tokens]
         if self._choice is not None:
             settings = [teacher.api, *dataclasses.astuple(self._choice)]

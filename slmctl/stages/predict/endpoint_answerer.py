@@ -27,7 +27,7 @@ class EndpointAnswerer:
 
     def answer(self, prompts: Sequence[Prompt]) -> Outcomes:
         calls = self.task.rules.calls  # whose grammar is none that an endpoint knows
-        more = {"logprobs": True, **constraint(self.task.labels, "" if calls else self.task.constraint)}
+        more = {"logprobs": True, **constraint(self.task.labels, "" if calls else self.task.rules.constraint())}
         for index, reply in self.pool.ask_all(self._request(prompt, more) for prompt in prompts):
             yield index, self._answer(reply)
 

@@ -81,7 +81,7 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
         **({"base_sha256": model.base_sha256} if model.base_sha256 is not None else {}),
         "prompt_lists_labels": model.untuned and bool(task.labels),
         **({"shots": len(examples)} if examples else {}),
-        "constrained_by": "labels" if task.labels else "schema" if task.constraint else "nothing",
+        "constrained_by": "labels" if task.labels else "schema" if task.rules.constraint() else "nothing",
         "engine": answerer.engine,
         "matmul_dtype": answerer.model.matmul_dtype,
         "latency_ms": waits,

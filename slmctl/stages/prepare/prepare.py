@@ -237,7 +237,7 @@ def _first_records(reader: RecordReader, source: int) -> Iterator[str]:
         yield f"  {console.place(origin.title, rejected.number)}: {rejected.rule}: {rejected.reason}"
     for number, line in list(zip(batch.measures["numbers"].tolist(), batch.lines, strict=True))[:SHOWN]:
         record = Record.from_json(json.loads(line))
-        answer = plan.task.written(record.answer) + plan.task.end
+        answer = plan.task.rules.written(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer
         parts = (text.removesuffix("\n") if plan.tokenizer is None else text).split("\n")
         where = console.place(origin.title, number)

@@ -270,7 +270,7 @@ class RecordReader:
         """A conversation's own tools, for a `call` task in the form that calls are checked by; None without any."""
         if not tools or not self.plan.task.rules.calls:
             return tuple(tools) if tools else None
-        return tuple(tool.to_json() for tool in self.plan.task.offered(tools))
+        return tuple(tool.to_json() for tool in self.plan.task.rules.offered(tools))
 
     def _require_call(self, answer: str, tools: Sequence[Any] | None) -> None:
         """Refuse an answer that is neither `none` nor a call of an offered tool with arguments that fit.
@@ -279,7 +279,7 @@ class RecordReader:
             RowRejectedError: The answer is neither, or no tools are offered at all.
         """
         try:
-            offered = self.plan.task.offered(tools)
+            offered = self.plan.task.rules.offered(tools)
         except DataError as error:
             raise RowRejectedError("bad tools", error.message) from None
         if not offered:

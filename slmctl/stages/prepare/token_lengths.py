@@ -78,7 +78,7 @@ class TokenCounter:
             prompt = self._task.prompt(record.prompt_messages, tools=record.tools)
         except TemplateRefusedError as error:
             raise RowRejectedError("chat template", error.message) from None
-        return CountableText(prompt + self._task.written(record.answer) + self._task.end, 0)
+        return CountableText(prompt + self._task.rules.written(record.answer) + self._task.end, 0)
 
     def count(self, texts: Sequence[CountableText]) -> np.ndarray:
         """The tokens of each record, `(n,)`."""
@@ -96,7 +96,7 @@ class TokenCounter:
         if answer not in self._tails:
             if len(self._tails) == REMEMBERED:
                 self._tails.clear()
-            tail = frame.tail + self._task.written(answer) + self._task.end
+            tail = frame.tail + self._task.rules.written(answer) + self._task.end
             (self._tails[answer],) = self._token_counts([tail])
         return self._tails[answer]
 

@@ -88,7 +88,7 @@ def reference(model: Any, tokenizer: Any, task: Task, records: Sequence[Record])
     questions: list[tuple[list[Any], Sequence[Any] | None]] = [(list(r.prompt_messages), r.tools) for r in chosen]
     questions += [(task.messages(text), None) for text in (*HARD_TEXTS, *look_alikes(task))]
     prompts = [(messages, tools, _rendered(tokenizer, task, messages, tools)) for messages, tools in questions]
-    answers = [task.written(record.answer) + task.end for record in chosen]
+    answers = [task.rules.written(record.answer) + task.end for record in chosen]
     texts = [text for _, _, text in prompts] + answers
     tokens = [encode(tokenizer, text) for text in texts]
     vocabulary = int(model.config.get_text_config().vocab_size)

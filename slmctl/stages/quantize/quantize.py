@@ -140,7 +140,7 @@ def texts_of(records: Sequence[Record], task: Task, count: int) -> list[str]:
     """Rendered prompts with answers of `count` records, spread evenly over all of them."""
     count = min(count, len(records))
     chosen = [records[index * len(records) // count] for index in range(count)]
-    return [prompt_of(task, record) + task.written(record.answer) + task.end for record in chosen]
+    return [prompt_of(task, record) + task.rules.written(record.answer) + task.end for record in chosen]
 
 
 def prompt_of(task: Task, record: Record) -> str:

@@ -77,7 +77,11 @@ class TaskKind:
         return self.task.schema
 
     def offered(self, tools: Sequence[Any] | None = None) -> tuple[Tool, ...]:
-        """See `contract.Task.offered`."""
+        """The tools that an answer may call: the conversation's own, or else the task's; () unless the kind is `call`.
+
+        Raises:
+            DataError: The tools are not valid.
+        """
         return ()
 
     def constraint(self, tools: Sequence[Any] | None = None) -> str:
@@ -101,11 +105,14 @@ class TaskKind:
         return True
 
     def written(self, answer: str) -> str:
-        """See `contract.Task.written`."""
+        """The text that a model writes for a kept answer: control tokens in it are broken up.
+
+        A call is written in the model's form, with the form's own control tokens.
+        """
         return self.task.defused(answer)
 
     def kept(self, text: str) -> str:
-        """See `contract.Task.kept`."""
+        """The answer in a model's text, as it is kept: a call or a list of labels in its one form; else the text."""
         return text
 
     def same(self, answer: str, other: str) -> bool:
