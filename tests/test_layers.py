@@ -476,6 +476,9 @@ def test_errors_import_nothing_of_the_package() -> None:
     assert own_imports("slmctl.network.guard", house()) == ["slmctl.errors"]
 
 
+OPTIONS = {"pull": ["foreign"], "label": ["journals"], "encode": ["encoders"], "quantize": ["must_end"]}  # no recipe's
+
+
 def test_stage_is_a_folder_with_run() -> None:
     for name in LEAVES:
         stage, module = stage_class(name), house()[f"slmctl.stages.{name}.{name}"]
@@ -483,7 +486,7 @@ def test_stage_is_a_folder_with_run() -> None:
         assert [argument.arg for argument in run.args.args] == ["config"], name
         assert ast.unparse(run.args.args[0].annotation or run) == f"{stage.name.capitalize()}Config"
         assert sorted(argument.arg for argument in run.args.kwonlyargs) == sorted(
-            ["out", *(role.name for role in stage.takes), *(["keep"] if stage.resumes else []), *stage.arguments]
+            ["out", *(role.name for role in stage.takes), *(["keep"] if stage.resumes else []), *OPTIONS.get(name, [])]
         ), name
 
 

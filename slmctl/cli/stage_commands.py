@@ -393,7 +393,7 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
 
 
 def _ask_before(project: Project, name: str) -> None:
-    """Ask whether to run a stage that has next to nothing to win.
+    """Ask whether to run a stage that says a reason against it.
 
     Raises:
         GateError: The answer is no, or nobody can be asked.
@@ -402,9 +402,9 @@ def _ask_before(project: Project, name: str) -> None:
         return
     for line in (doubt.reason, *doubt.lines):
         terminal().say(f"  {line}")
-    if sys.stdin.isatty() and click.confirm("  train all the same?", default=False, err=True):
+    if sys.stdin.isatty() and click.confirm(f"  {doubt.question}", default=False, err=True):
         return
-    raise GateError(doubt.reason, hint=f"{doubt.instead} takes that one; to train all the same: slmctl run --yes")
+    raise GateError(doubt.reason, hint=doubt.hint)
 
 
 def _run_stage(options: Options, project: Project, name: str) -> None:

@@ -42,11 +42,12 @@ LABELLED = Role("labelled", ("labelled",), when="label")
 
 
 class Doubt(NamedTuple):
-    """A reason not to run a stage, with more lines for people, and the command to take instead."""
+    """A reason not to run a stage, with more lines for people, the question to ask them, and a hint in place of it."""
 
     reason: str
     lines: tuple[str, ...]
-    instead: str
+    question: str
+    hint: str
 
 
 class Stage(Generic[SectionT]):
@@ -60,7 +61,6 @@ class Stage(Generic[SectionT]):
         imports: Packages that it cannot do without, whatever the config asks for.
         uses: Distributions whose versions go into the manifest.
         resumes: It goes on where an unfinished run of the same recipe stopped.
-        arguments: Arguments of its `run` that are no part of the recipe.
         fetches_once: It needs the network only as long as its artifact is not there.
         made_once: The reason why its artifacts cannot be built again; empty where they can.
         stands: Its artifact is a result also where a gate failed.
@@ -74,7 +74,6 @@ class Stage(Generic[SectionT]):
     imports: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
     resumes: ClassVar[bool] = False
-    arguments: ClassVar[tuple[str, ...]] = ()
     fetches_once: ClassVar[bool] = False
     made_once: ClassVar[str] = ""
     stands: ClassVar[bool] = False
@@ -254,11 +253,11 @@ class Stage(Generic[SectionT]):
     def import_first(self) -> None:
         """Import a package that must come before all others."""
 
-    def before(self, section: SectionT | None) -> None:
-        """Make what has to be there before its inputs are looked up; `section` stands in place of the config's."""
+    def before(self) -> None:
+        """Make what has to be there before its inputs are looked up."""
 
     def options(self) -> Mapping[str, object]:
-        """Values for its `arguments`."""
+        """Keywords of its `run` that are no part of the recipe."""
         return {}
 
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:

@@ -65,7 +65,9 @@ def nothing_to_win(project: Project) -> Doubt | None:
                 f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right ({low} to {high}), so a "
                 "trained one has next to nothing to win"
             )
-            return Doubt(reason, tuple(_weights(project)) if kind == KIND else (), answers(kind))
+            lines = tuple(_weights(project)) if kind == KIND else ()
+            hint = f"{answers(kind)} takes that one; to train all the same: slmctl run --yes"
+            return Doubt(reason, lines, "train all the same?", hint)
     return None
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, config, console
+from slmctl import __version__, console
 from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact, Manifest, require_whole
 from slmctl.artifacts.bounded_json import JsonObject
@@ -42,20 +42,15 @@ class Outcome:
     seconds: float
 
 
-def make(project: Project, name: str, section: config.Section | None = None) -> Outcome:
-    """Run a stage of the pipeline, with what has to be there before.
-
-    Args:
-        project: Where.
-        name: Which stage.
-        section: A config to use in place of the project's.
+def make(project: Project, name: str) -> Outcome:
+    """Run a stage of the pipeline by its name, after its `before`.
 
     Raises:
         What `run`, and `before` and `request` of the stage raise.
     """
     begun, stage = time.monotonic(), project.stage(name)
-    stage.before(section)
-    outcome = run(project, stage.request(section=section, get=maker(project)))
+    stage.before()
+    outcome = run(project, stage.request(get=maker(project)))
     return replace(outcome, seconds=time.monotonic() - begun)
 
 

@@ -28,7 +28,7 @@ from slmctl.task.cleaning import Replacement
 from slmctl.task.kinds import KINDS, kind_of
 from slmctl.task.kinds.kind import TaskKind
 from slmctl.task.records import Message, RowRejectedError, with_instruction
-from slmctl.task.tool_calls import CallForm, Tool, ToolCall
+from slmctl.task.tool_calls import CallForm, ToolCall
 
 FILENAME = "task.json"
 

@@ -53,7 +53,7 @@ class Calibrate(Stage[CalibrateConfig]):
         seen = round(rows.rows * sizes.settings.prepare.splits.calibration) if rows else None
         return StageEstimate(0, model.answering, sizes.answering_seconds(seen))
 
-    def before(self, section: CalibrateConfig | None) -> None:
+    def before(self) -> None:
         """Refuse a data set without calibration rows, and fit the encoder's policy, where there is an encoder."""
         if "predictions" in self.project.named:
             return

@@ -23,7 +23,6 @@ class Encode(Stage[EncodeConfig]):
     imports = ("llama_cpp", "sklearn")
     uses = ("llama_cpp_python", "scikit-learn")
     version = 3
-    arguments = ("encoders",)
     fetches_once = True
 
     @property

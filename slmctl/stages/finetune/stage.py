@@ -79,12 +79,12 @@ class Finetune(Stage[FinetuneConfig]):
 
         backend.import_first(self.settings.backend)
 
-    def before(self, section: FinetuneConfig | None) -> None:
+    def before(self) -> None:
         """Try LoRA targets that the config sets on a small copy of the base, before the training."""
-        project, section = self.project, section or self.settings
+        project, section = self.project, self.settings
         if section.lora.target_modules == "all-linear" or not project.config.pull.rehearse:
             return
-        if not self.request(section=section).path.exists():
+        if not self.request().path.exists():
             from slmctl.pipeline import rehearsal
 
             console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -181,7 +181,8 @@ def run(project: Project, tried: Sequence[SweepCandidate], *, seeds: int, say: C
         for seed in range(candidate.section.seed, candidate.section.seed + seeds):
             say(f"trial {candidate.name}, seed {seed}")
             section = candidate.section.model_copy(update={"seed": seed})
-            made = runner.make(project, "finetune", section).artifact
+            trial = replace(project, config=project.config.model_copy(update={"finetune": section}))
+            made = runner.make(trial, "finetune").artifact
             gc.collect()  # of the model, before the next one is loaded
             path = str(made.path.relative_to(project.root))
             trials.append(Trial(candidate.name, seed, path, made.metrics["validation_loss"]))

@@ -24,7 +24,6 @@ class Label(Stage[LabelConfig]):
     imports = ("sklearn", "httpx")
     uses = ("scikit-learn", "httpx", "llama_cpp_python")
     version = 2
-    arguments = ("journals",)
     made_once = "holds labels of teachers, which are not asked again"
 
     def completed(self, section: LabelConfig) -> LabelConfig:
@@ -53,7 +52,7 @@ class Label(Stage[LabelConfig]):
             if teacher.url and not guard.is_local(urlsplit(teacher.url).hostname or ""):
                 guard.require(f"the teacher {teacher.name}", hint="a release on this machine as label.teachers")
 
-    def before(self, section: LabelConfig | None) -> None:
+    def before(self) -> None:
         gathering.gather_sources(self.project)
 
     def options(self) -> Mapping[str, object]:
@@ -73,7 +72,7 @@ def plan(project: Project) -> tuple[JsonObject, list[str]]:
         What the stage raises.
     """
     stage = Label(project)
-    stage.before(None)
+    stage.before()
     section = stage.completed(stage.settings)
     config.recipe(section)  # refuses a path that does not exist
     with spoken(stage.name, project.runs), guard.written_down(project.root, "label --plan"):

@@ -101,7 +101,7 @@ class Prepare(Stage[PrepareConfig]):
         peak = int(PLAIN_BYTES + ROW_BYTES * rows.rows)
         return StageEstimate(PREPARED_SHARE * rows.size, peak, PREPARE_SECONDS + rows.rows / ROWS_A_SECOND)
 
-    def before(self, section: PrepareConfig | None) -> None:
+    def before(self) -> None:
         gathering.gather_sources(self.project)
 
     def after(self, made: Artifact, *, current: bool) -> None:
@@ -123,7 +123,7 @@ def reading(project: Project) -> tuple[PrepareConfig, Artifact | None]:
         UsageError: A source file does not exist.
     """
     stage = Prepare(project)
-    stage.before(None)
+    stage.before()
     section = stage.completed(stage.settings)
     config.recipe(section)
     try:

@@ -65,7 +65,7 @@ class Publish(Stage[PublishConfig]):
         disk = 2 * (model.files + sum(more[kind] for kind in sizes.settings.publish.include))
         return StageEstimate(disk, model.answering, PUBLISH_SECONDS + disk / BYTES_A_SECOND)
 
-    def before(self, section: PublishConfig | None) -> None:
+    def before(self) -> None:
         """Check the gates; raises a GateError where one fails."""
         project_gates.enforce(self.project, self.project.artifact("report"))
 

@@ -26,7 +26,6 @@ class Pull(Stage[PullConfig]):
     imports = ("torch", "transformers", "tokenizers")
     uses = (*imports, "gguf")
     version = 3
-    arguments = ("foreign",)
     fetches_once = True
 
     def completed(self, section: PullConfig) -> PullConfig:

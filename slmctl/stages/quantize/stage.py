@@ -31,7 +31,6 @@ class Quantize(Stage[QuantizeConfig]):
     imports = ("torch", "transformers", "llama_cpp", "gguf")
     uses = ("llama_cpp_python", "gguf", "torch", "transformers")
     version = 5
-    arguments = ("must_end",)
 
     def inputs(self, section: QuantizeConfig, get: Get, filled: Inputs) -> Inputs:
         filled = super().inputs(section, get, filled)
@@ -65,9 +64,9 @@ class Quantize(Stage[QuantizeConfig]):
             disk += model.files + 2 * model.trained
         return StageEstimate(disk, int(LOADED_BYTES + max(reference, child)), seconds)
 
-    def before(self, section: QuantizeConfig | None) -> None:
+    def before(self) -> None:
         """Write the base's own GGUF file of each type, where an adapter is to go on it; most often they are there."""
-        section = section or self.settings
+        section = self.settings
         if not section.lora_gguf:
             return
         for request in base_file_requests(self.project, section, self.project.artifact("adapter")):

@@ -36,8 +36,8 @@ class Trainings:
         self.trained: list[FinetuneConfig] = []
         self.stops_after = 10**9
 
-    def run_stage(self, project: Project, name: str, section: FinetuneConfig) -> Outcome:
-        request = project.stage(name).request(section=section)
+    def run_stage(self, project: Project, name: str) -> Outcome:
+        request, section = project.stage(name).request(), project.config.finetune
         if request.path.exists():
             return Outcome(artifact.load(request.path), True, 0.0)
         if len(self.trained) == self.stops_after:
