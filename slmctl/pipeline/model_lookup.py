@@ -6,14 +6,12 @@ import functools
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from slmctl import models
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
-from slmctl.config.serve_section import DEFAULT
 from slmctl.inference import ENSEMBLE
 from slmctl.inference.escalation_policy import Policy
 from slmctl.pipeline import predictions
@@ -107,26 +105,22 @@ def spoken_to(where: Workspace, spec: str | None, type: str | None) -> SpokenTo:
     return SpokenTo(model, task, None, functools.partial(model.load, Loading(sequences=1)))
 
 
-@dataclass(frozen=True)
-class ServedName:
-    """The names of a model for clients: the project's, which stays while releases change, and others that mean it."""
+def served_name(source: Artifact, path: Path) -> tuple[str, str]:
+    """The name of a model for clients, and its version, '' where that is not known.
 
-    name: str
-    aliases: tuple[str, ...] = (DEFAULT,)
-    version: str = ""
+    The name is the project's, which stays while releases change; a bare `.gguf` has no project, and goes by its own.
 
-
-def served_name(source: Artifact, path: Path) -> ServedName:
-    """The names of one file of a release, of a gguf artifact, or of a bare `.gguf`, which has no project."""
+    Args:
+        source: A release, a gguf artifact, or a bare file.
+        path: The file that answers.
+    """
     facts = source.metrics if "project" in source.metrics else source.manifest.config
-    project, version = str(facts.get("project") or ""), str(facts.get("version") or "")
     match = _VERSION.search(path.stem)
-    others = tuple(name for name in (DEFAULT, path.stem) if name != (project or path.stem))
-    return ServedName(project or path.stem, others, version or (match[1] if match else ""))
+    return str(facts.get("project") or path.stem), str(facts.get("version") or (match[1] if match else ""))
 
 
-def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task, ServedName]:
-    """The task and the names of a model that another server answers with.
+def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task, tuple[str, str]]:
+    """The task of a model, its name and its version that another server answers with.
 
     Args:
         where: Where the command works.
@@ -138,12 +132,11 @@ def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task,
     """
     alone = Path(model or "")
     if model and (alone / FILENAME).is_file() and not (alone / MANIFEST).exists():
-        return Task.read(alone), ServedName(served_as)
+        return Task.read(alone), (served_as, "")
     source = find_model(where, model, ("published", "gguf", "merged", "adapter", "prepared"), default="published")
     artifact.require_whole(source, hint=AGAIN)
     files = [Path(entry.path) for entry in source.files(".gguf")] or [source.path]
-    named = served_name(source, files[0])
-    return Task.read(source.path), ServedName(named.name, (DEFAULT,), named.version)
+    return Task.read(source.path), served_name(source, files[0])
 
 
 class FileModel:

@@ -84,7 +84,7 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
     under = next(entry.sha256 for entry in base.files(".gguf") if base.file(entry.path) == base_file)
     _require_base(source, under, base_file)
     _require_measured(source, entry.sha256, under, base_file)
-    return ServedAdapter(path, Task.read(source.path), served_name(source, path).version, digest)
+    return ServedAdapter(path, Task.read(source.path), served_name(source, path)[1], digest)
 
 
 def _require_base(source: Artifact, under: str, base_file: Path) -> None:

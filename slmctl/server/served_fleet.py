@@ -36,25 +36,6 @@ from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A release as it was asked for.
-
-    Attributes:
-        spec: Its address; None for the config's own.
-        name: Its name for clients; empty for the release's own.
-        is_default: It also goes by `default`.
-        policy: Its policy; True for the one that was fitted on its file, `auto` for that where there is one.
-        pin: It is loaded at the start.
-    """
-
-    spec: str | None
-    name: str = ""
-    is_default: bool = True
-    policy: bool | str | Path = False
-    pin: bool = True
-
-
 @contextlib.contextmanager
 def opened(
     where: Workspace, settings: ServeConfig, model: str | None, type_name: str | None, *, keys: bool
@@ -69,11 +50,10 @@ def opened(
         if settings.engine is not None:
             releases = [_elsewhere(where, settings, model, stack)]
         else:
-            choices = list(_choices(where.directory, settings, model))
-            if any(choice.policy for choice in choices):
+            asked = list(_asked(where, settings, type_name, model))
+            if any(each.policy for each in asked):
                 escalation = Escalation.of(settings)
-            finder = _Finder(where, settings, type_name, escalation)
-            releases = [finder.find(choice) for choice in choices]
+            releases = [each.find(escalation) for each in asked]
         collector = None
         if settings.collect is not None:
             collector = Collector(settings.collect)
@@ -105,17 +85,18 @@ def facts(fleet: Fleet) -> Iterator[str]:
             yield f"  warning: others on this machine may open {collect.to}: chmod 700 it"
 
 
-def _choices(directory: Path, settings: ServeConfig, model: str | None) -> Iterator[_Choice]:
+def _asked(where: Workspace, settings: ServeConfig, type_name: str | None, model: str | None) -> Iterator[_Asked]:
     """The releases that a command or the config asks for, the default one first.
 
     Raises:
         UsageError: A key that belongs to one release goes with several.
     """
+    directory, asked = where.directory, functools.partial(_Asked, where, settings, type_name)
     if model is None and settings.fleet:
         for name, member in settings.fleet.items():
             release = member.release  # a path in the config is relative to its folder
             spec = release if release.startswith("dir:") else str((directory / release).absolute())
-            yield _Choice(spec, name, name == next(iter(settings.fleet)), member.policy, member.pin)
+            yield asked(spec, name, name == next(iter(settings.fleet)), member.policy, member.pin)
         return
     names = _in_production(directory, model) if model is not None and _is_registry(model) else []
     policy = settings.policy or False
@@ -131,9 +112,9 @@ def _choices(directory: Path, settings: ServeConfig, model: str | None) -> Itera
                 hint="name one: dir:REGISTRY#PROJECT@TAG",
             )
     if not names:
-        yield _Choice(model, policy=policy)
+        yield asked(model, policy=policy)
     for name in names:  # one alone gets every request, so it is loaded at the start
-        yield _Choice(f"{model}#{name}@{PRODUCTION}", name, name == names[0], policy, pin=len(names) == 1)
+        yield asked(f"{model}#{name}@{PRODUCTION}", name, name == names[0], policy, pin=len(names) == 1)
 
 
 def _is_registry(model: str) -> bool:
@@ -148,45 +129,58 @@ def _in_production(directory: Path, registry_name: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Finder:
-    """Finds and verifies releases, to be loaded then or later."""
+class _Asked:
+    """A release as it was asked for; finds and verifies it, to be loaded then or later.
+
+    Attributes:
+        type_name: The quantization type of its file; None for the smallest file.
+        spec: Its address; None for the config's own.
+        name: Its name for clients; empty for the release's own.
+        is_default: It also goes by `default`.
+        policy: Its policy; True for the one that was fitted on its file, `auto` for that where there is one.
+        pin: It is loaded at the start.
+    """
 
     where: Workspace
     settings: ServeConfig
     type_name: str | None
-    escalation: Escalation | None
+    spec: str | None
+    name: str = ""
+    is_default: bool = True
+    policy: bool | str | Path = False
+    pin: bool = True
 
-    def find(self, choice: _Choice) -> Release:
-        """The release that was asked for, verified, with its policy.
+    def find(self, escalation: Escalation | None) -> Release:
+        """The release, verified, with its policy.
 
         Raises:
             SlmctlError: There is none, it is damaged, or its policy does not fit.
         """
-        model = model_lookup.served(self.where, choice.spec, self.type_name)
+        model = model_lookup.served(self.where, self.spec, self.type_name)
         task, names = model.task, dict[str, ServedModel]()
         if task is not None:
-            names = _named(choice, model, _main(model, task), self._adapters(model))
-        elif choice.name:
+            names = self._named(model, _main(model, task), self._adapters(model))
+        elif self.name:
             raise UsageError(
-                f"model '{choice.name}' of the fleet is {model.path.name}, which carries no task",
+                f"model '{self.name}' of the fleet is {model.path.name}, which carries no task",
                 hint="a release of slmctl publish, or a gguf artifact",
             )
-        policy = self._policy(choice, model)
+        policy = self._policy(model)
         if policy is not None and task is not None:
             model_lookup.fitted_policy(policy, model.digest, task)
-            untuned_prompt.choice(task, self.escalation.api if self.escalation is not None else CHAT)
+            untuned_prompt.choice(task, escalation.api if escalation is not None else CHAT)
         if self.settings.first_look:
             if task is None or not model.is_gguf:
                 raise UsageError("a first look goes before a model with a task", hint="slmctl serve gguf --first-look")
             model_lookup.first_look(self.where.project, task)
         return Release(
-            choice.name or next(iter(names), "") or model.path.stem,
+            self.name or next(iter(names), "") or model.path.stem,
             model.artifact.digest,
             names,
             sum(each.bytes(self._loading(task)) for each in (model, *self._first())),
-            load=functools.partial(self._load, choice, model, policy),
-            newest=functools.partial(self.find, choice) if (choice.spec or "").startswith("dir:") else None,
-            pin=choice.pin,
+            load=functools.partial(self._load, model, policy, escalation),
+            newest=functools.partial(self.find, escalation) if (self.spec or "").startswith("dir:") else None,
+            pin=self.pin,
         )
 
     def _loading(self, task: Task | None) -> Loading:
@@ -196,9 +190,7 @@ class _Finder:
         """The encoder that looks first, if one does."""
         return [models.of(predictions.encoder_of(self.where.project))] if self.settings.first_look else []
 
-    def _engine(
-        self, choice: _Choice, model: Model, loras: Mapping[str, ServedAdapter], stack: contextlib.ExitStack
-    ) -> Answering:
+    def _engine(self, model: Model, loras: Mapping[str, ServedAdapter], stack: contextlib.ExitStack) -> Answering:
         """The model, and the encoder before it, loaded until the stack ends.
 
         Raises:
@@ -206,22 +198,22 @@ class _Finder:
         """
         task = model.task
         loading = dataclasses.replace(self._loading(task), adapters={name: lora.path for name, lora in loras.items()})
-        if choice.pin:  # for the others the fleet has made room
+        if self.pin:  # for the others the fleet has made room
             model.require_room(loading, *(each.path for each in self._first()))
         engine = stack.enter_context(model.load(loading))
         if self.settings.first_look and task is not None:
             return stack.enter_context(model_lookup.first_look(self.where.project, task).before(engine))
         return engine
 
-    def _load(self, choice: _Choice, model: Model, policy: Path | None) -> RunningModel:
+    def _load(self, model: Model, policy: Path | None, escalation: Escalation | None) -> RunningModel:
         loras = self._adapters(model)
         with contextlib.ExitStack() as stack:
-            engine = self._engine(choice, model, loras, stack)
+            engine = self._engine(model, loras, stack)
             task, bare, opening = model.task_in(engine)
-            names = _named(choice, model, _main(model, task, bare=bare, opening=opening), loras)
+            names = self._named(model, _main(model, task, bare=bare, opening=opening), loras)
             name, router = next(iter(names)), None
-            if policy is not None and self.escalation is not None:
-                router = Router(model_lookup.fitted_policy(policy, model.digest, task), task, name, self.escalation)
+            if policy is not None and escalation is not None:
+                router = Router(model_lookup.fitted_policy(policy, model.digest, task), task, name, escalation)
                 stack.callback(router.retire)
             notes = [*filter(None, [model.other_build(engine.build), *(lora.note for lora in loras.values())])]
             for note in notes:
@@ -233,49 +225,47 @@ class _Finder:
         places = self.settings.adapters.items()
         return {name: served_adapters.find(place, model.artifact, model.path) for name, place in places}
 
-    def _policy(self, choice: _Choice, model: Model) -> Path | None:
+    def _policy(self, model: Model) -> Path | None:
         """The policy of a release, where it has one.
 
         Raises:
             IntegrityError: None was fitted on its file, and it has to have one.
         """
-        if not choice.policy or isinstance(choice.policy, Path):
-            return choice.policy or None
+        if not self.policy or isinstance(self.policy, Path):
+            return self.policy or None
         newest = model_lookup.newest_policy(self.where.directory, model)
         escalates = self.settings.generalist is not None and not self.settings.fleet
-        if newest is None and (choice.policy is True or escalates):
+        if newest is None and (self.policy is True or escalates):
             raise IntegrityError(
                 f"no policy below runs/ was fitted on {model.path.name}, which answers"
-                + f" as '{choice.name}'" * bool(choice.name),
-                hint=f"slmctl calibrate, or serve.{f'fleet.{choice.name}.' * (choice.policy is True)}policy: PATH",
+                + f" as '{self.name}'" * bool(self.name),
+                hint=f"slmctl calibrate, or serve.{f'fleet.{self.name}.' * (self.policy is True)}policy: PATH",
             )
         return newest
+
+    def _named(self, model: Model, main: ServedModel, loras: Mapping[str, ServedAdapter]) -> dict[str, ServedModel]:
+        """A model under its names, with the adapters over it; a bare adapter without a task has the model's."""
+        stem, (name, version) = model.path.stem, model_lookup.served_name(model.artifact, model.path)
+        others = [DEFAULT, stem]
+        if self.name:  # others may be of the same project
+            name, others = self.name, [DEFAULT] if self.is_default else []
+        elif name in loras:
+            name = stem
+        aliases = tuple(alias for alias in others if alias != name and alias not in loras)
+        main = dataclasses.replace(main, name=name, aliases=aliases, version=version)
+        served = {name: main}
+        for lora_name, lora in loras.items():
+            served[lora_name] = dataclasses.replace(
+                main, name=lora_name, task=lora.task or main.task, adapter=lora_name, aliases=(), version=lora.version,
+                bare=main.bare and lora.task is None, file=lora.path.name, digest=lora.digest,
+            )  # fmt: skip
+        return served
 
 
 def _main(model: Model, task: Task, *, bare: bool = False, opening: str = "") -> ServedModel:
     """A model by itself, without a name."""
     digest = f"sha256:{model.file.sha256}"
     return ServedModel("", task, bare=bare, opening=opening, file=model.path.name, digest=digest)
-
-
-def _named(
-    choice: _Choice, model: Model, main: ServedModel, loras: Mapping[str, ServedAdapter]
-) -> dict[str, ServedModel]:
-    """A model under its names, with the adapters over it; a bare adapter without a task has the model's."""
-    named = model_lookup.served_name(model.artifact, model.path)
-    name, aliases = (model.path.stem if named.name in loras else named.name), named.aliases
-    if choice.name:  # others may be of the same project
-        name, aliases = choice.name, ((DEFAULT,) if choice.is_default else ())
-    main = dataclasses.replace(
-        main, name=name, aliases=tuple(alias for alias in aliases if alias not in loras), version=named.version
-    )
-    served = {name: main}
-    for lora_name, lora in loras.items():
-        served[lora_name] = dataclasses.replace(
-            main, name=lora_name, task=lora.task or main.task, adapter=lora_name, aliases=(), version=lora.version,
-            bare=main.bare and lora.task is None, file=lora.path.name, digest=lora.digest,
-        )  # fmt: skip
-    return served
 
 
 def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack: contextlib.ExitStack) -> Release:
@@ -286,7 +276,7 @@ def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack
     """
     engine = settings.engine
     assert engine is not None
-    task, named = model_lookup.contract(where, model, engine.model)
+    task, (name, version) = model_lookup.contract(where, model, engine.model)
     if task.rules.calls:
         raise UsageError(
             "calls are held to the form of their base by slmctl's own engine, so no server elsewhere answers them",
@@ -294,5 +284,5 @@ def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack
         )
     backend = EndpointEngine(engine.url, engine.model, engine.key_env, settings.sequences)
     stack.enter_context(guard.network(f"answering through {engine.url}", hosts=backend.endpoint.hosts))
-    served = {named.name: ServedModel(named.name, task, aliases=named.aliases, version=named.version)}
-    return Release(named.name, "", served, 0, load=lambda: RunningModel(backend, served), pin=True)
+    served = {name: ServedModel(name, task, aliases=(DEFAULT,), version=version)}
+    return Release(name, "", served, 0, load=lambda: RunningModel(backend, served), pin=True)
