@@ -64,7 +64,7 @@ def answer(
         shard: K/N.
         endpoints: The endpoints that answer; None for an engine.
         ray: The address of a Ray cluster that answers; None for this machine.
-        first_look: The project's encoder answers what its policy keeps.
+        first_look: The project's encoder answers the rows that its own policy keeps; the model answers the rest.
     """
     from slmctl.pipeline import model_lookup, system_errors
 
@@ -94,7 +94,7 @@ def answer(
 
 
 def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str, Any]:
-    """All that decides the answers beside the rows and the task."""
+    """Returns the settings, besides rows and task, on which the answers depend."""
     if endpoints:
         return {"max_tokens": request.max_tokens, "served": endpoints.model}
     base = request.base.digest if request.base else None

@@ -31,8 +31,8 @@ class Options:
     """The values of the options that commands share.
 
     Attributes:
-        sets: Those of `--set`.
-        flags: Those of flags that stand for a key, which go before `--set`; also as `section.key=value`.
+        sets: Values of `--set`, each `section.key=value`.
+        flags: Values of flags that set a config key, as `section.key=value`; they win over `--set`.
         named: Paths and kinds of artifacts in place of the config's, by role.
     """
 
@@ -47,11 +47,11 @@ class Options:
 
     @property
     def overrides(self) -> list[str]:
-        """Changes of the config, the last of which counts."""
+        """Changes of the config in order; of two for one key the last wins."""
         return [*self.sets, *self.flags]
 
     def set(self, key: str, value: Any) -> None:
-        """Set a config key; None and an empty list are of a flag that was left out, whatever the key's default is."""
+        """Set a config key, unless the flag was left out: its value is then None or an empty tuple."""
         import json
 
         if value is not None and value != ():  # JSON is YAML without surprises: `--host ::` stays a text
@@ -76,7 +76,7 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
 
 
 def option(*names: str, store: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option whose value goes into Options, not to the callback."""
+    """Returns a click option that stores its value in `Options` and passes nothing to the command's function."""
     return click.option(*names, expose_value=False, callback=_store(store), **settings)
 
 
@@ -153,12 +153,12 @@ def key_option(*names: str, key: str, **settings: Any) -> Callable[[Callable[...
 
 
 def value_option(*names: str, key: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A flag with the help of a config key, whose value the command gets."""
+    """Returns a click option with the help text of a config key; its value goes to the command's function."""
     return click.option(*names, cls=_KeyOption, key=key, **settings)
 
 
 def artifact_option(role: str, help: str, kind: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A flag that names an artifact in place of the config's; its kind is that of the role unless another is given."""
+    """Returns a click option for an artifact in place of the config's; its kind is the role's name by default."""
 
     def keep(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
         if path is not None:

@@ -71,7 +71,7 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
 
 
 def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: Path | None, *, yes: bool) -> Proposal:
-    """The project for rows: shown to the user, who is asked what is open where there is a terminal."""
+    """Returns the proposed project for rows, after printing it; on a terminal the user is asked the open questions."""
     from slmctl import config
     from slmctl.cli import matmul_rates
     from slmctl.errors import UsageError
@@ -106,7 +106,7 @@ def _is_terminal() -> bool:
 
 
 def _require_source(source: str, root: Path) -> None:
-    """Refuse what is no template, no file, no pattern and no address."""
+    """Raises UsageError unless `source` is a template, an existing file or folder, a glob pattern, or `sql:…`."""
     import difflib
 
     from slmctl.errors import UsageError
@@ -122,7 +122,7 @@ def _require_source(source: str, root: Path) -> None:
 
 
 def _asked(make: Make, flags: Mapping[str, Any]) -> Proposal:
-    """The project after the questions; each proposes its answer, and what a flag says is not asked."""
+    """Returns the project after the questions. Each has a proposed answer; values set by a flag are not asked."""
     chosen = dict(flags)
     project = make(chosen)
     for key, question in QUESTIONS.items():
@@ -136,7 +136,7 @@ def _asked(make: Make, flags: Mapping[str, Any]) -> Proposal:
 
 
 def _check(make: Make, chosen: Mapping[str, Any], key: str) -> Callable[[str], str]:
-    """A check of one answer together with those before it; click asks again after a fault."""
+    """Returns a function that checks one answer together with the earlier ones; click asks again after an error."""
     from slmctl.errors import SlmctlError
 
     def check(value: str) -> str:

@@ -71,8 +71,8 @@ def main() -> None:
     prepare_streams()
     guard.seal()
     # OpenMP threads that wait by spinning take the cores from other processes, and threads that sleep wake up
-    # slowly between thousands of small operations. This is a short spin: on 2 idle cores SmolLM2 trained at
-    # 850 tokens/s, as with endless spinning, against 520 with a tenth of it; beside two busy processes it was
+    # slowly between thousands of small operations. This spins shortly: on 2 idle cores SmolLM2 trained at
+    # 850 tokens/s, as with endless spinning, against 520 with a tenth of it; with two busy processes it was
     # 250 against 340. libgomp reads the variable when it is loaded; a value that the user has set stays.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; read when tqdm is imported
@@ -104,7 +104,7 @@ def _run_command() -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except OSError as error:
-        sys.stdout = None  # click writes help by itself, and what is left of it would fail once more at the exit
+        sys.stdout = None  # click writes help itself; the rest in the buffer would fail again at exit
         if error.errno is None or error.strerror is None:
             raise  # raised by a library without a number: a bug
         return _system_error(error)
@@ -115,7 +115,7 @@ def _run_command() -> int:
 
 
 def _system_error(error: OSError) -> int:
-    """Say in a sentence what the system refused; returns 2 for a name that the user gave, else 6."""
+    """Print an OSError in one sentence; returns the exit code: 2 for a bad file name from the user, else 6."""
     import traceback
 
     subject = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""

@@ -117,7 +117,7 @@ def review(
 
 
 def _announce(session: ReviewSession) -> None:
-    """Say what waits, before the address."""
+    """Print how many rows wait for review, by reason, and how many are done."""
     from collections import Counter
 
     counts = Counter(candidate.chosen for candidate in session.queue)
@@ -128,7 +128,7 @@ def _announce(session: ReviewSession) -> None:
 
 
 def _prepared(options: Options) -> Artifact | None:
-    """The newest data set below runs/, since that of a config changes with every review; None where there is none."""
+    """Returns the newest data set below runs/, or None. The config's current one would change with every review."""
     from slmctl.artifacts import lineage
 
     sets = [made for made in lineage.readable_artifacts(options.directory) if made.kind == "prepared"]
@@ -136,10 +136,10 @@ def _prepared(options: Options) -> Artifact | None:
 
 
 def _task(options: Options, prepared: Artifact | None) -> Task:
-    """The contract that answers must meet: that of the data set, else of the release.
+    """Returns the task contract that answers must meet: the data set's, else the release's.
 
     Raises:
-        IntegrityError: There is neither.
+        IntegrityError: Neither exists.
     """
     from slmctl.cli.group import make_workspace
     from slmctl.pipeline.named import find_model
@@ -157,7 +157,7 @@ def _task(options: Options, prepared: Artifact | None) -> Task:
 
 
 def _with_labels(task: Task, more: Sequence[str], settings: Config) -> Task:
-    """The task with the labels that the config has by now, and those that reviewers may give beside them.
+    """Returns the task with the labels that the config lists today, and the additional ones in `more`.
 
     Raises:
         UsageError: The task has no labels, or its config names all of them.
@@ -174,10 +174,10 @@ def _with_labels(task: Task, more: Sequence[str], settings: Config) -> Task:
 def _queue(
     options: Options, files: Sequence[Path], settings: Config, prepared: Artifact | None, task: Task, uniform: float,
 ) -> tuple[TrainingRows | None, list[ReviewRow]]:  # fmt: skip
-    """The near rows to look up, and the rows in the order in which they are looked at.
+    """Returns (training rows for the nearest-row look-up, rows in review order).
 
     Raises:
-        DataError: There is nothing to look at.
+        DataError: No row waits for review.
     """
     from slmctl.production.review import order, review_rows
     from slmctl.production.review.near_rows import TrainingRows
@@ -199,7 +199,10 @@ def _queue(
 
 
 def _suspects(prepared: Artifact, files: Sequence[Path]) -> tuple[list[ReviewRow], list[ReviewRow]]:
-    """The suspects of a data set that come in their place, and those that come last, which are asked for by file."""
+    """Returns (suspected labels to review in priority order, suspected labels to review last).
+
+    Suspects of a weak linear model come last, and only if the user names their file.
+    """
     from slmctl.production.review import review_rows
 
     suspects = review_rows.suspects_in(prepared.path)
@@ -215,7 +218,7 @@ def _suspects(prepared: Artifact, files: Sequence[Path]) -> tuple[list[ReviewRow
 
 
 def _similarity(training: TrainingRows | None, rows: int) -> Callable[[str], float] | None:
-    """The look-up of the nearest training row; None where there is none, or too much to look up."""
+    """Returns a function text -> similarity of the nearest training row; None without a data set or for many rows."""
     return training.similarity if training is not None and rows <= LOOKED_UP else None
 
 

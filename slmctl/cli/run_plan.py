@@ -1,4 +1,4 @@
-"""The plan of a run as people read it: a table of stages and what they need, or two lines before the first stage."""
+"""The plan of a run as text: a table of stages and requirements, or two lines before the first stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEGEND = "disk, memory and time are estimates for this machine; - is not known"
 
 
 def lines(plan: RunPlan) -> Iterator[str]:
-    """The plan on a page: stages, what is fetched, rows, requirements."""
+    """Lines of `run --plan`: a table of stages, downloads, number of rows, requirements."""
     named = any(stage.current for stage in plan.stages)
     columns = [column for column in COLUMNS if named or column != "id"]
     cells = [dict(zip(COLUMNS, _row(stage), strict=True)) for stage in plan.stages]
@@ -27,7 +27,7 @@ def lines(plan: RunPlan) -> Iterator[str]:
 
 
 def summary(plan: RunPlan) -> Iterator[str]:
-    """Lines on the stages that will run and what they take; none where all is current."""
+    """Lines before a run: its stages, time, memory and disk; no line if every stage is current."""
     to_run = [stage for stage in plan.stages if not stage.current]
     if not to_run:
         return
@@ -44,7 +44,7 @@ def summary(plan: RunPlan) -> Iterator[str]:
 
 
 def _time(seconds: Mapping[str, float | None]) -> Iterator[str]:
-    """The time of stages, where all but that of a download is known; at least that of the training."""
+    """The total time if every stage but a download has an estimate; else the time of training, if that is known."""
     training, download = seconds.get("finetune"), "pull" in seconds and seconds["pull"] is None
     rest = [value for name, value in seconds.items() if name != "pull" or not download]
     if all(value is not None for value in rest):

@@ -39,7 +39,7 @@ Decorate = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def plain_stage(name: str, help: str, *flags: Decorate) -> click.Command:
-    """The command of a stage that has no option of its own but keys of its section and artifacts to take."""
+    """Returns the command of a stage that only has `flags` for config keys and artifacts, and the shared options."""
 
     @stage_options
     @click.pass_obj
@@ -416,7 +416,7 @@ def _run_stage(options: Options, project: Project, name: str) -> None:
 
 
 def _made(options: Options, project: Project, name: str) -> Outcome:
-    """Run a stage, say so, and then what came of it, on the page of the report too where that tells it."""
+    """Run a stage, print its line and its results, and rewrite the report's page if that shows the stage."""
     from slmctl.pipeline import runner
     from slmctl.stages.evaluate import report_view
 
@@ -434,7 +434,7 @@ def _made(options: Options, project: Project, name: str) -> Outcome:
 
 
 def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mapping[str, Any], **settings: Any) -> None:
-    """Print what a module of a stage says of a section and of inputs, each of which is whole or not there."""
+    """Verify the inputs that exist, and print the text that a function of a stage's module returns for them."""
     import importlib
 
     from slmctl.artifacts import artifact

@@ -68,7 +68,7 @@ def sweep(options: Options, space: tuple[str, ...], seeds: int, plan_only: bool)
 
 
 def _total(seeds: int, seconds: Sequence[float | None]) -> float | None:
-    """The time of all trials; None where that of one is not known."""
+    """Seconds of all trials; None if one has no estimate."""
     return None if None in seconds else seeds * sum(filter(None, seconds))
 
 
@@ -95,7 +95,7 @@ def _plan_lines(tried: Sequence[SweepCandidate], seeds: int, seconds: Sequence[f
 
 
 def _result_lines(result: SweepResult) -> Iterator[str]:
-    """The candidates as a table, and what to write into slmctl.yaml."""
+    """The candidates as a table, and the keys to write into slmctl.yaml."""
     console = terminal()
     incumbent = result.choice.incumbent
     rows = [[incumbent.name, f"{incumbent.loss:.4f}", "-", "-", "-"]]

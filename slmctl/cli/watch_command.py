@@ -1,4 +1,4 @@
-"""`slmctl watch`: whether a served model is still as good as it was measured."""
+"""`slmctl watch`: accuracy, shares and cost of a served model by week, compared with its report."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def watch(options: Options, files: tuple[Path, ...], since: datetime.datetime | 
 
 
 def _written(folder: Path, settings: Config) -> list[Path]:
-    """The files that the config's server writes, and the reviews beside them, as far as there are some.
+    """Returns the existing files among the config's decision log, collected rows and reviews.
 
     Raises:
-        UsageError: There are none.
+        UsageError: None of them exists.
     """
     places = (settings.serve.decision_log or "decisions.jsonl", settings.serve.collected, "reviewed.jsonl")
     there = [folder / path for path in places if (folder / path).exists()]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a contract is read without it
     import llguidance
     from llguidance._lib import JsonCompileOptions
 
-MARK = "call:"  # what the text of such a grammar begins with
+MARK = "call:"  # first characters of the text of such a grammar
 # as answers are written
 WHITESPACE: JsonCompileOptions = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
@@ -88,7 +88,7 @@ def _control_id(tokenizer: llguidance.LLTokenizer, text: str) -> int:
 
 
 def ordered(schema: Any) -> Any:
-    """A schema whose properties stand in alphabetical order, at every depth."""
+    """Returns the schema with its properties in alphabetical order, at every depth."""
     if isinstance(schema, list):
         return [ordered(part) for part in schema]
     if not isinstance(schema, dict):

@@ -1,6 +1,6 @@
 """A GGUF in a child process: many requests at once, shared prefix, constrained answers, probabilities.
 
-quantize's check, predict, chat and serve all answer through this class, so what is measured is what is served.
+quantize's check, predict, chat and serve all answer through this class, so the same code is measured and served.
 llama.cpp runs in a child, since a crash of native code must not take the caller along.
 """
 
@@ -47,7 +47,7 @@ class Request:
         prompt: The rendered prompt.
         prefix: Text at its start that other requests share; computed once.
         labels: The only answers allowed, or none for free text.
-        end: What ends a label, such as `<|im_end|>`.
+        end: Text that ends a label, such as `<|im_end|>`.
         max_tokens: Longest answer, in tokens.
         temperature: 0 takes the likeliest token.
         top_p: Share of the probability that is sampled from.
@@ -55,7 +55,7 @@ class Request:
         schema: The JSON Schema that an answer must satisfy, as JSON; empty for none.
         adapter: The LoRA adapter to answer with; empty for the model itself.
         alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no tokens.
-        shorten: Shorten max_tokens to what the prompt leaves of the context, in place of refusing.
+        shorten: Shorten max_tokens to the room that the prompt leaves in the context, instead of refusing the request.
         logits: Number of last tokens of the prompt after each of which the logits are sent, in place of an answer.
         question: The text that an encoder reads, where one answers; empty for none.
         rest: Below 1, the end of an answer tells the `distribution` over the labels; branches that are likelier than
@@ -86,14 +86,14 @@ class Answer:
 
     Attributes:
         finish: `stop` (the model ended its turn) or `length` (it hit max_tokens).
-        confidence: Product of the probabilities of the choices made, each among what was allowed; None where an
-            endpoint does not send it.
-        labels: Of a request with labels: the probability of each that was looked at, likeliest first.
+        confidence: Product of the probabilities of the chosen tokens, each among the allowed ones; None if an endpoint
+            sends no probabilities.
+        labels: Of a request with labels: the probability of each label that was evaluated, likeliest first.
         logprobs: The log probability of each choice that the model made, among the tokens allowed there; a forced
             token is no choice, and the end of the turn is one.
         raw_logprobs: Of a request with labels: the same among the whole vocabulary. The lower it is, the less likely
             the model would have answered with any label.
-        evidence: What speaks for the label by itself in the linear model of an encoder, where that answers.
+        evidence: The label's score in an encoder's linear model before normalisation; None if a language model answers.
     """
 
     text: str
@@ -119,7 +119,7 @@ class EngineError(StageError):
 
 
 class EngineDiedError(EngineError):
-    """The child died while it answered: this request may have killed it, or another one beside it."""
+    """The child died while it answered: this request may have killed it, or another one of the same batch."""
 
 
 SEQUENCES, CONTEXT = 16, 2048  # of an engine: requests at the same time, and tokens of each
@@ -128,7 +128,7 @@ DOUBT_S = 4.0  # without a reply, after which it counts as hung
 HANG_S = 20.0  # after which it is killed
 STUCK_S = 300.0  # that one batch may take
 LOAD_S = 1800.0  # that a file may take to load
-MOST_DEADLY = 16  # requests in a row that may end the engine, each by itself, before no other is asked again
+MOST_DEADLY = 16  # requests in a row, each asked alone, that may kill the engine before retrying stops
 
 
 Outcomes = Iterator[tuple[int, Answer | EngineError]]  # with the index of each request, as they are finished
@@ -162,7 +162,7 @@ class Answering:
         raise NotImplementedError
 
     def held_bytes(self) -> int:
-        """Memory of the processes and their grammars, their part of what several share; 0 without one."""
+        """Bytes that the processes and their grammars hold, with their part of shared memory; 0 without a process."""
         raise NotImplementedError
 
     def revive(self) -> None:
@@ -189,14 +189,14 @@ class Answering:
         A request that cannot be answered gives its error in place of an answer.
 
         Args:
-            requests: What to answer.
+            requests: The requests to answer.
             widen: Ask those that do not fit the context once more after the others, in a longer one: as long as
                 the model was trained on, and as the memory of all sequences holds. It stays, with fewer sequences
                 in the same memory. Nobody else may ask meanwhile.
             alone: Ask those during which the engine died once more, one by one: most of them only shared a batch with
                 one that ends it. After MOST_DEADLY in a row it is the machine that ends it, and the others keep
                 their error.
-            through: Takes each request first, in place of this one, and has this one answer what it cannot.
+            through: Gets each request first, instead of this one, and passes on those that it does not answer.
         """
         raise NotImplementedError
 
@@ -236,7 +236,7 @@ class Engine(Answering):
         threads: CPU threads; the cores this process may use, by default.
         adapters: LoRA adapters over the model, by the name that requests call them.
         hang_s: Seconds without a sign of life after which the process is killed.
-        grammars: Requests are held to a schema; what that needs of the vocabulary is read while the file is loaded.
+        grammars: Requests have a schema; the tables of the vocabulary that grammars need are built with the file.
         classifier: Requests are for labels, so little else is done than reading prompts: the fused attention is used,
             and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
 
@@ -273,7 +273,7 @@ class Engine(Answering):
         }  # fmt: skip
         self._ids = itertools.count()
         self._lock = threading.RLock()
-        # each request with the child that answers it: when that one dies, these are told and no others
+        # each request with the child that answers it: when that child dies, only these requests fail
         self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Any], None]]] = {}
         self._child: subprocess.Popen[str] | None = None
         self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()

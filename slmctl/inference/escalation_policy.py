@@ -168,7 +168,7 @@ class Policy:
     """A fitted policy.
 
     Attributes:
-        gguf: sha256 of the file whose answers it judges.
+        gguf: sha256 of the file that gives the answers that it judges.
         task: Digest of the task contract of the answers.
         kind: That of the task, such as classify.
         correct: The rule by which an answer counted as right, in words.

@@ -27,7 +27,7 @@ FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # of processors that multiply in
 LEAST_BYTES = 32 << 20  # of weights: a smaller file has nothing to gain
 SHARE = 0.5  # of the free memory that the expanded weights may take
 GAIN = 1.15  # in speed, below which the file stays as it is
-BATCHES = (16, 128)  # tokens: the question of one client, and those of many
+BATCHES = (16, 128)  # tokens of a batch: one client's question, and many clients' questions
 REPEATS, LONG_S = 3, 5.0  # of a timing, and seconds after which it is not repeated
 WORKING_BYTES = 64 << 20  # of rows that llama.cpp converts at once
 

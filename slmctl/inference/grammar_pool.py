@@ -174,7 +174,7 @@ class _Job:
 
 
 class Grammars:
-    """The grammars that answers are held to now, each asked by a thread of its own.
+    """The grammars of the answers in progress, each asked in its own thread.
 
     Args:
         model: The GGUF file whose tokens they are over.
@@ -215,7 +215,7 @@ class Grammars:
             self._lines.pop(idle).put(None)
 
     def _run(self, line: queue.SimpleQueue[_Job | None], grammar: _Grammar) -> None:
-        failed: set[str] = set()  # answers whose process died: it cannot go on with them
+        failed: set[str] = set()  # answers that lost their process: no other one knows their state
         walks: set[str] = set()
         while (job := line.get()) is not None:
             if job.end:

@@ -1,4 +1,4 @@
-"""The beginnings that prompts share, each kept in a sequence of its own: a request copies it in place of computing it.
+"""Prefixes that prompts share, each kept in its own sequence: a request copies the prefix instead of computing it.
 
 Clients with different system prompts get one each, as far as there are sequences for them. What is kept takes cells,
 and every token of a batch passes over all cells, so a prefix that nobody asks for is forgotten.

@@ -137,7 +137,7 @@ class LlamaModel:
         return buffer.value.decode(errors="replace") if count >= 0 else ""
 
     def controls(self) -> dict[str, Any]:
-        """The control tokens by their texts, and which of them begin and end what the model reads."""
+        """Texts of the control tokens and of the tokens that begin and end a text; see `events.ControlTokens`."""
         listed = [t for t in range(self.n_vocab) if lc.llama_vocab_is_control(self.vocab, t) or self.ends(t)]
         begin, end = lc.llama_vocab_bos(self.vocab), lc.llama_vocab_eos(self.vocab)
         return {
@@ -182,7 +182,7 @@ class LlamaModel:
         lc.llama_memory_seq_cp(self.memory, source, target, *((-1, -1) if self.recurrent else (0, length)))
 
     def forget(self, sequence: int, start: int = 0) -> None:
-        """Free what a sequence holds from position `start` on."""
+        """Free the cells of a sequence from position `start` on."""
         if not lc.llama_memory_seq_rm(self.memory, sequence, start, -1):
             raise RuntimeError(f"llama.cpp cannot take sequence {sequence} back to position {start}")
 
@@ -202,7 +202,7 @@ def grammar_tokenizer(path: str) -> llguidance.LLTokenizer:
 def serve(path: str, settings: dict[str, Any]) -> None:
     """Answer requests from stdin until it closes."""
     events = private_stdout()
-    os.environ["GGML_NO_BACKTRACE"] = "1"  # a failed assertion would else start a debugger, whose words hide its own
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # else a failed assertion starts a debugger, which hides its text
     sys.excepthook = _die
     threading.excepthook = lambda args: _die(args.exc_type, args.exc_value, args.exc_traceback)
 
@@ -253,7 +253,7 @@ def serve(path: str, settings: dict[str, Any]) -> None:
 
 
 def _take(message: Message, model: LlamaModel, scheduler: Scheduler, send: Callable[..., None]) -> None:
-    """Do what a message asks for."""
+    """Carry out one message of the parent."""
     if "grammar" in message:
         scheduler.take_grammar(message["grammar"], message["state"])
     elif "cancel" in message:

@@ -1,4 +1,4 @@
-"""A GGUF file -> a model of llama.cpp, in a layout of its weights whose products are right."""
+"""Load a GGUF file as a llama.cpp model, with its weights in a layout in which all products are correct."""
 
 from __future__ import annotations
 

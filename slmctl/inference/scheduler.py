@@ -30,7 +30,7 @@ TURN = 8  # batches in a row for the requests of one adapter, while others wait
 
 
 class Text:
-    """Bytes of tokens in, text out: never half a character, never a stop string or what might become one."""
+    """Turns bytes of tokens into text; holds back half characters and all that is or may become a stop string."""
 
     def __init__(self, stop: Iterable[str]) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
@@ -118,7 +118,7 @@ class Scheduler:
 
     @property
     def awaits_grammar(self) -> bool:
-        """True where an answer goes on as soon as its grammar's state has come."""
+        """True while an answer waits for the state of its grammar."""
         return any(sequence.chosen for sequence in self.active)
 
     @property
@@ -150,7 +150,7 @@ class Scheduler:
             held += 1
 
     def take_grammar(self, id: str, state: GrammarState | str) -> None:
-        """Take the state of an answer in its grammar, or the sentence for why there is none."""
+        """Take the grammar's state for an answer, or the error sentence of a grammar that failed."""
         sequence = self.compiling.pop(id, None)
         if sequence is not None:
             if isinstance(state, str):

@@ -10,7 +10,7 @@ KEYWORDS = {"type", "items", "uniqueItems"}  # of such a schema; others beside t
 
 
 def choices(schema: Any) -> tuple[str, ...]:
-    """The texts of a JSON Schema of an array whose items are of an enum and unique; none of another schema."""
+    """Returns the enum's texts if a JSON Schema is an array of unique items of an enum of texts; else ()."""
     if not isinstance(schema, dict) or schema.keys() != KEYWORDS or schema["uniqueItems"] is not True:
         return ()
     items = schema["items"]

@@ -1,4 +1,4 @@
-"""Models that can answer, a file a kind, and what answers beside or before one: `of` is where a kind becomes a class.
+"""Models that can answer, a file a kind, and their combinations with an encoder; `of` turns a kind into its class.
 
 The first look at a question (`first_look`) is no model: it stands before one that is open.
 """
@@ -46,9 +46,9 @@ def of(
     Args:
         type: The quantization type, of a model with several GGUF files.
         base: The base of an adapter.
-        encoder: The encoder whose opinion is added to a file's; a release may have one of its own.
+        encoder: The encoder whose log probabilities are averaged with a file's; a release may carry one itself.
         own_file: The adapter's own GGUF file, on the base's file of the type.
-        release: The name that gates call a release by; empty for a model that is no reference of theirs.
+        release: The name of a release in gates; empty for a model that gates do not compare with.
     """
     from slmctl.model_files.gguf_choice import opinion_of
     from slmctl.models.adapter_file import AdapterFile

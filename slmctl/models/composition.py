@@ -1,4 +1,4 @@
-"""An answerer with something before or beside it; what that does not take is the answerer's."""
+"""An engine combined with an encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from slmctl.inference.engine import Answering, Outcomes, Request, State
 
 
 class Composition(Answering):
-    """An answerer that another one stands in front of; a subclass says what is submitted to which."""
+    """An engine combined with an encoder; the subclass's `submit` decides which of both gets a request."""
 
     def __init__(self, engine: Answering) -> None:
         self.engine = engine

@@ -1,4 +1,4 @@
-"""The encoder of a project by itself: a sentence encoder with linear models on it and on TF-IDF."""
+"""The encoder of a project as a model: a sentence encoder with linear models on its vectors and on TF-IDF."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Scores:
     Attributes:
         labels: The L labels.
         logprobs: (L,) log probabilities.
-        evidence: (L,) what speaks for each label by itself.
+        evidence: (L,) scores of the linear model for each label, before normalisation over labels.
     """
 
     labels: tuple[str, ...]
@@ -127,7 +127,7 @@ class EncoderClassifier(Answering):
 
     @classmethod
     def opinion(cls, folder: Path) -> EncoderClassifier:
-        """The encoder and its head in a folder, for an opinion beside a model's answer."""
+        """Returns the encoder and its linear model in a folder, to be averaged with a language model's answer."""
         return cls(folder / ENCODER, OpinionHead.read(folder), alone=True)
 
     @property

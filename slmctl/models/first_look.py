@@ -36,7 +36,7 @@ class FirstLookEngine(Composition):
     """An encoder before a model: a label that its policy keeps is the answer, and the model is not asked.
 
     Args:
-        engine: The model; whoever opened it closes it.
+        engine: The model; its opener closes it.
         policy: Fitted on the encoder's own answers.
         labels: Those that it was fitted for.
 

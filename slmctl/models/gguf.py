@@ -1,4 +1,4 @@
-"""A GGUF file of an artifact, of a release or by itself, answered by the engine."""
+"""A GGUF file, of an artifact, of a release or without a task, which answers through llama.cpp's engine."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class HfModel(Model):
         )  # fmt: skip
 
     def _folders(self) -> tuple[Path, Path | None]:
-        """The folder of a whole model, and that of an adapter on it."""
+        """Returns (folder of a whole model, folder of an adapter on it or None)."""
         return self.artifact.path, None
 
 

@@ -1,4 +1,4 @@
-"""A model that can answer: its name in reports, what a policy is bound to, and what opens it."""
+"""A model that can answer: its name in reports, the hash that policies are bound to, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slmctl.task.engine_requests import engine_request
 
 @dataclass(frozen=True)
 class Loading:
-    """The room of a model in memory, and what it is to answer; see `inference.engine.Engine`.
+    """Size of a model's context, and the kind of its requests; see `inference.engine.Engine`.
 
     Attributes:
         sequences: Requests answered at the same time.
@@ -39,7 +39,7 @@ class Loading:
 
     @classmethod
     def of(cls, task: Task | None, *, sequences: int = SEQUENCES, context: int = CONTEXT) -> Loading:
-        """The room for answers to a task, and what holds them to it.
+        """The settings for answers to a task.
 
         Args:
             task: None for a file that carries none.
@@ -133,7 +133,7 @@ class Model:
 
     @property
     def file(self) -> FileEntry:
-        """The file that answers, by itself."""
+        """The model's own file, without an encoder's."""
         raise NotImplementedError
 
     @property
@@ -158,7 +158,7 @@ class Model:
         return None
 
     def variants(self) -> Sequence[str | None]:
-        """The types of its files, each a model of its own; None where it is one."""
+        """The quantization types of its files, which are measured one by one; (None,) for a model without several."""
         return (None,)
 
     def task_in(self, engine: Answering) -> tuple[Task, bool, str]:
@@ -214,7 +214,7 @@ class Model:
 
         Raises:
             DataError: The answers cannot be held to the task's schema.
-            SlmctlError: It cannot be loaded, or there is no room.
+            SlmctlError: It cannot be loaded, or memory is short.
         """
         if task.is_json:
             from slmctl.inference import grammar_pool  # with it comes numpy

@@ -28,7 +28,9 @@ from slmctl.models.model import Loading, Model
 
 
 class OpinionEngine(Composition):
-    """A model whose labels are those of both; an adapter over it, and a text without labels, is the model's alone.
+    """A model that averages its log probabilities of labels with an encoder's.
+
+    Requests without labels, and requests to a LoRA adapter, go to the model alone.
 
     Pieces come when both have answered. Closing it closes both.
     """
@@ -85,11 +87,11 @@ class OpinionEngine(Composition):
 
 @dataclass(frozen=True)
 class FileWithOpinion(Model):
-    """A GGUF file with the opinion of an encoder beside it in the same folder, or in one of its own.
+    """A GGUF file and an encoder, whose log probabilities are averaged.
 
     Attributes:
-        model: The file by itself.
-        encoder: The encoder's artifact; None for that of the same folder.
+        model: The GGUF file alone.
+        encoder: The encoder's artifact; None for an encoder in the file's own folder.
     """
 
     is_gguf = takes_policy = True

@@ -11,7 +11,7 @@ from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record, question_of, without_weight
 
-MARK = "\x00"  # a question, to find what all prompts of a task begin with
+MARK = "\x00"  # a question, to find the prefix that all prompts of a task share
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Prompt:
         text: The rendered prompt.
         prefix: The text at its start that all questions share.
         messages: The turns that it is made of.
-        constraint: The grammar of its answer, where the conversation has tools of its own; else the task's holds.
+        constraint: The grammar of its answer if the conversation lists its own tools; '' for the task's.
     """
 
     text: str
@@ -48,7 +48,7 @@ def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
 
 
 def of_texts(task: Task, texts: Iterable[str], *, list_labels: bool = False) -> Iterator[Prompt]:
-    """The prompts for raw inputs; what they share is rendered once."""
+    """The prompts for raw inputs; their common prefix is rendered once."""
     shared = _shared(task, task.messages(MARK, list_labels=list_labels))
     for text in texts:
         turns = task.messages(task.cleaned_text(text)[0], list_labels=list_labels)
