@@ -1,7 +1,7 @@
 """Estimates of a stage before it runs: the disk, memory and time that it takes, from the sizes of the base.
 
-They follow what was measured with models of 135 M to 7 B weights on two cores; time is that of the matrix products
-beside what is read and written. None where nothing is known: a download, a GPU, rows that were not counted.
+Constants were fitted to measurements with models of 135 M to 7 B weights on two cores. Time is the time of the matrix
+products and of reading and writing files. None where nothing is known: a download, a GPU, rows that were not counted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StageEstimate:
     """Disk, memory and time of a stage.
 
     Attributes:
-        disk_bytes: What it will leave below `runs/`, and the scratch that it takes beside.
+        disk_bytes: Size of its artifact and of its temporary files.
         memory_bytes: Peak of its process.
         seconds: Its time on this machine.
     """
@@ -68,7 +68,7 @@ class RowEstimate:
 
 @dataclass(frozen=True)
 class KnownSizes:
-    """Everything that estimates follow from; `shape` and `rows` are None where they are not known.
+    """The inputs of every estimate; `shape` and `rows` are None where they are not known.
 
     Attributes:
         shape: Of the base.
@@ -91,7 +91,7 @@ class KnownSizes:
         if rate is None or rows is None or count is None or model is None:
             return None
         generated = 1 if _chooses(self.settings) else GENERATED
-        tokens = rows.shared + count * max(rows.tokens - rows.shared, 1)  # the engine computes what they share once
+        tokens = rows.shared + count * max(rows.tokens - rows.shared, 1)  # the engine computes the shared prefix once
         return generated * tokens * model.products / (rate * 1e9)
 
 
@@ -107,7 +107,7 @@ class ModelSizes:
         if _chooses(settings) and memory.BF16 & hardware.cpu_flags():
             largest = max(largest, self.weights)  # which the engine of a classifier holds in 16 bits
         cells = 2 * CELLS * shape.kept_cache * WRITTEN
-        self.answering = int(PLAIN_BYTES + memory.ENGINE_BYTES + largest + cells)  # llama.cpp beside this process
+        self.answering = int(PLAIN_BYTES + memory.ENGINE_BYTES + largest + cells)  # of llama.cpp's process and this one
         self.products = 2 * (shape.parameters - shape.embedding)  # operations for a token that is read
 
 

@@ -1,4 +1,4 @@
-"""Copies of sources that are no files, and what is said of stages that read rows."""
+"""Copies of sources that are not files (queries, data sets of the hub), and the line that names a stage's report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slmctl.sources import reviewed, snapshot
 
 
 def gather_sources(project: Project) -> None:
-    """Copy the sources that are no files, anew: queries and data sets of the hub.
+    """Copy again the sources that are not files: queries and data sets of the hub.
 
     Raises:
         LockedError: Another process copies them and `project.wait` is false.
@@ -31,6 +31,6 @@ def gather_sources(project: Project) -> None:
 
 
 def say_report(made: Artifact, *, current: bool) -> None:
-    """Say where the page of an artifact is, unless it was there already."""
+    """Print the path of an artifact's page, unless the artifact existed before."""
     if not current:
         console.say(f"  report: {made.file('report.html')}")

@@ -28,7 +28,7 @@ SectionT = TypeVar("SectionT", bound=config.Section)
 
 @dataclass(frozen=True)
 class Role:
-    """One input of a stage: what kinds may fill it, whether none or many may, and what asks for it."""
+    """One input of a stage: its kinds of artifacts, if it may be absent or a list, and the field that asks for it."""
 
     name: str
     kinds: tuple[str, ...]
@@ -60,11 +60,11 @@ class Stage(Generic[SectionT]):
         version: Raise it when the same recipe should give another result.
         imports: Packages that it cannot do without, whatever the config asks for.
         uses: Distributions whose versions go into the manifest.
-        resumes: It goes on where an unfinished run of the same recipe stopped.
+        resumes: It continues an unfinished run of the same recipe.
         fetches_once: It needs the network only as long as its artifact is not there.
         made_once: The reason why its artifacts cannot be built again; empty where they can.
         stands: Its artifact is a result also where a gate failed.
-        on_page: The page of the report tells what it leaves.
+        on_page: The page of the report shows its artifact.
     """
 
     name: ClassVar[str]
@@ -100,15 +100,15 @@ class Stage(Generic[SectionT]):
 
     @property
     def settings(self) -> SectionT:
-        """Its section of the config, with what that inherits from the top."""
+        """Its section of the config, with the keys that the section inherits from the top level."""
         section: Any = config.stage_config(self.project.config, self.name)
         return section
 
     def completed(self, section: SectionT) -> SectionT:
-        """The section with the files that stand for its sources, its key and its base.
+        """Returns the section with its sources, its key and its base replaced by local files.
 
         Raises:
-            IntegrityError: There is no copy of a source that is not a file.
+            IntegrityError: A source that is not a file has no local copy.
             UsageError: A source or the base cannot be used.
         """
         return section
@@ -159,7 +159,7 @@ class Stage(Generic[SectionT]):
         return StageRequest(self, section, recipe, filled, recipe_id, path)
 
     def default(self) -> StageRequest:
-        """The request for the artifact that stands for its kind; raises what `request` raises."""
+        """The request for the current artifact of its kind; raises what `request` raises."""
         return self.request()
 
     def current(self) -> Iterator[StageRequest]:
@@ -192,7 +192,7 @@ class Stage(Generic[SectionT]):
     # Known before it costs anything
 
     def packages(self) -> Iterable[str]:
-        """Packages that it needs because of what the config asks for, beside its `imports`."""
+        """Packages that the config makes it need, in addition to `imports`."""
         return ()
 
     @property
@@ -201,7 +201,7 @@ class Stage(Generic[SectionT]):
         return False
 
     def require_offline(self) -> None:
-        """With `--offline`, refuse what the stage would be refused later."""
+        """Raises, with `--offline`, if the config makes the stage use the network."""
 
     def checkable(self) -> SectionT | None:
         """The part of its section that can be checked before anything is copied or made; None where nothing can."""
@@ -221,11 +221,11 @@ class Stage(Generic[SectionT]):
         return self.checked(section)
 
     def checked(self, section: SectionT) -> str:
-        """Look into what a section names; returns the state in words, or an empty text. Raises as `files` does."""
+        """Check the content of the files in a section; returns the state in words, or ''. Raises as `files` does."""
         return ""
 
     def checks(self) -> Mapping[str, Callable[[], str]]:
-        """Further checks by the name of the requirement: each returns its state, or raises what cannot work."""
+        """Further checks by name of the requirement; each returns its state in words, or raises an error."""
         return {}
 
     def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
@@ -241,7 +241,7 @@ class Stage(Generic[SectionT]):
         yield from ()
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        """Its disk, memory and time, from the sizes of the base and the rows; those of a teacher are told elsewhere."""
+        """Its disk, memory and time, from the sizes of the base and the rows; see `label --plan` for a teacher's."""
         return StageEstimate(disk_bytes=0)
 
     def doubt(self) -> Doubt | None:
@@ -254,7 +254,7 @@ class Stage(Generic[SectionT]):
         """Import a package that must come before all others."""
 
     def before(self) -> None:
-        """Make what has to be there before its inputs are looked up."""
+        """Make files and artifacts that must exist before its inputs are looked up."""
 
     def options(self) -> Mapping[str, object]:
         """Keywords of its `run` that are no part of the recipe."""
@@ -267,7 +267,7 @@ class Stage(Generic[SectionT]):
         return metrics
 
     def after(self, made: Artifact, *, current: bool) -> None:
-        """Say what came out, or send it; `current` if it was there already."""
+        """Print or send its artifact; `current` if the artifact existed before."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class StageRequest:
 
 @dataclass
 class Project:
-    """A folder with a config, and the artifacts beside it."""
+    """A folder with a config, and its artifacts below `runs/`."""
 
     root: Path
     config: config.Config
@@ -308,7 +308,7 @@ class Project:
 
     @property
     def sources(self) -> Path:
-        """The folder of copies of sources that are no files."""
+        """The folder of copies of sources that are not files."""
         return self.runs / ".sources"
 
     @property
@@ -318,7 +318,7 @@ class Project:
 
     @property
     def journals(self) -> Path:
-        """The folder of what teachers were asked and answered, which outlasts every artifact: it was paid for."""
+        """The folder of teachers' requests and answers, which `gc` never removes: they were paid for."""
         return self.runs / ".teachers"
 
     def stage(self, name: str) -> Stage[Any]:
@@ -357,7 +357,7 @@ class Project:
         return False
 
     def forget(self) -> None:
-        """Look for artifacts anew."""
+        """Forget which artifacts are current, so that they are looked up again."""
         self._current.clear()
 
 
@@ -375,7 +375,7 @@ def _digests(inputs: Mapping[str, Artifact | list[Artifact]]) -> dict[str, str |
 
 
 def _can_be_set(value: object) -> bool:
-    """True for a value that --set takes: no list, and no hash that stands for what a path holds."""
+    """True for a value that --set takes: neither a list nor the hash of a file's content."""
     return isinstance(value, bool | int | float | str) and not str(value).startswith("sha256:")
 
 

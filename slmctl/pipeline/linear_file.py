@@ -46,7 +46,7 @@ def answers(kind: str = KIND) -> str:
 
 
 def nothing_to_win(project: Project) -> Doubt | None:
-    """The reason not to train, and the model to take instead, whose weights are written; None where there is none.
+    """Returns a doubt if a cheap model leaves next to nothing to win, else None; writes a linear model's weights first.
 
     Raises:
         IntegrityError: The base or the data set has not been made.

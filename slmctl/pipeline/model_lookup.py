@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from slmctl.models.model import Model, OpenModel
 
 _VERSION = re.compile(r"-v(\d+(?:\.\d+)*)(?=-|$)")  # in a name of the GGUF convention: Base-1B-desk-v1.0-Q8_0
-AGAIN = "fetch or make it again"  # what is damaged may come from elsewhere
+AGAIN = "fetch or make it again"  # a damaged artifact may come from another machine
 
 
 def served(where: Workspace, spec: str | None, type: str | None) -> Model:
@@ -51,7 +51,7 @@ def first_look(project: Project, task: Task) -> FirstLookFiles:
 
 
 def newest_policy(directory: Path, model: Model) -> Path | None:
-    """The newest policy that was fitted on what answers, and for its task; None where none was.
+    """Returns the path of the newest policy that was fitted on a model's file and task, or None.
 
     Policies are searched below `runs/` of `directory` and of the model's own project.
     """
@@ -82,7 +82,7 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
 
 
 class SpokenTo(NamedTuple):
-    """A model to talk to, the task it is for, its newest policy, and what loads it."""
+    """A model to talk to, its task, its newest policy, and a function that loads it."""
 
     model: Model
     task: Task
@@ -144,7 +144,7 @@ class FileModel:
 
     Attributes:
         source: Its artifact.
-        encoder: The encoder whose opinion is added to the model's, where that is asked for.
+        encoder: The encoder that is averaged with the model's labels, for the model `ensemble`; else None.
     """
 
     def __init__(self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
@@ -186,14 +186,14 @@ class FileModel:
 
     @property
     def column(self) -> str:
-        """The column that the config's sources ask: that of the first one that names it."""
+        """The input column of the first source of the config that names one; else `input`."""
         sources = self._where.project.config.prepare.sources
         named = [source.input for source in sources if "input" in source.model_fields_set]
         return named[0] if named else "input"
 
 
 def root_of(directory: Path, path: Path | None) -> Path:
-    """The project's folder: that of an artifact below runs/, else the one worked in."""
+    """Returns the project's folder of an artifact below its runs/; else `directory`."""
     if path is not None and path.resolve().parent.parent.name == "runs":
         return path.resolve().parents[2]
     return directory

@@ -38,8 +38,8 @@ def by_id(runs: Path, prefix: str) -> Path:
     """The folder of the artifact below `runs` whose recipe id begins with `prefix`, hexadecimal digits.
 
     Raises:
-        IntegrityError: There is none.
-        UsageError: There are several.
+        IntegrityError: No id does.
+        UsageError: Several ids do.
     """
     matches = [path for path in lineage.folders(runs.parent) if path.name.startswith(prefix[:PATH_ID])]
     if not matches:
@@ -51,7 +51,7 @@ def by_id(runs: Path, prefix: str) -> Path:
 
 
 def artifact_path(where: Workspace, named: Path) -> Path:
-    """The path that a user named, or that of an artifact of the project: the current one of a kind, or that of an id.
+    """Returns the path for a typed name: an existing path, the current artifact of a kind, or the artifact of an id.
 
     Raises:
         IntegrityError: There is nothing at the path, no artifact has such an id, or none of that kind is current.
@@ -84,7 +84,7 @@ def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], 
     Args:
         where: The folder and its project.
         spec: What the user typed; None stands for `default`.
-        kinds: What may be named.
+        kinds: The kinds that are accepted.
         default: The kind that the project's config leads to.
 
     Raises:
@@ -126,7 +126,7 @@ def open_model(path: Path, kinds: Sequence[str]) -> Artifact:
 
     Raises:
         IntegrityError: There is nothing at `path`, or it is damaged.
-        UsageError: What is there is of another kind.
+        UsageError: The artifact there is of another kind.
     """
     path = path.resolve()
     if not path.exists():

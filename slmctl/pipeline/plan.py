@@ -1,4 +1,4 @@
-"""The plan of a run, before it costs anything: the stages that will run, what they need, and what cannot work.
+"""The plan of a run, before it costs anything: its stages, their requirements, and the ones that are not met.
 
 Nothing is fetched, trained or written. A recipe is known where all inputs exist; every stage after the first one that
 will run will run too. Figures are estimates, and None where nothing is known.
@@ -35,7 +35,7 @@ SPARE = 1.1  # of the disk: reports, journals, blocks that are not full
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Facts on one stage before it runs; disk, memory and time are those of its `StageEstimate`.
+    """One stage of a plan; disk, memory and time come from its `StageEstimate`.
 
     Attributes:
         current: Its artifact exists; nothing will be done.
@@ -80,7 +80,7 @@ class RunPlan:
 
     @property
     def disk_bytes(self) -> int | None:
-        """Bytes that all stages that will run take together; None where that of one is not known."""
+        """Bytes of disk of all stages that will run; None if one has no estimate."""
         needed = [stage.disk_bytes for stage in self.stages if not stage.current]
         return None if None in needed else sum(filter(None, needed))
 
@@ -167,7 +167,7 @@ def shape_of_base(project: Project) -> ModelShape | None:
 
 
 def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
-    """The stages of a run but those whose section the config leaves out; a single one is always meant."""
+    """The stages of a run, without optional ones that the config has no section for; a single stage is always kept."""
     for name in names:
         if getattr(project.config, name) is not None or len(names) == 1:
             yield project.stage(name)
@@ -175,7 +175,7 @@ def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
 
 def _states(stages: Stages) -> Iterator[StagePlan]:
     """Each stage with whether its artifact exists; without an input, or the recipe of one, it does not."""
-    waiting: set[str] = set()  # kinds that a stage before will make anew
+    waiting: set[str] = set()  # kinds that an earlier stage will make again
     for stage in stages:
         needs = {role.kinds[0] for role in stage.takes if role.name not in stage.project.named} | {*stage.waits_for}
         state = StagePlan(stage.name, current=False)
@@ -204,7 +204,7 @@ def _requirement(name: str, check: Callable[[], str]) -> Iterator[Requirement]:
 
 
 def _offline(stages: Stages) -> Iterator[Requirement]:
-    """With `--offline`, refuse at once what one of these stages would be refused later."""
+    """The requirement, with `--offline`, that no stage uses the network."""
 
     def check() -> str:
         for stage in stages if guard.is_forbidden() else ():
@@ -216,7 +216,7 @@ def _offline(stages: Stages) -> Iterator[Requirement]:
 
 
 def _checked(stages: Stages) -> Iterator[Requirement]:
-    """The state of paths, of what single stages check, of packages and of the converter."""
+    """The requirements of stages: paths, their own checks, packages and the converter."""
     yield from _requirement("files", lambda: _last(stage.files() for stage in stages))
     for stage in stages:
         for name, check in stage.checks().items():

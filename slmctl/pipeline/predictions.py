@@ -167,7 +167,7 @@ def _served_type(project: Project) -> str:
 
 @dataclass(frozen=True)
 class EndpointModel:
-    """A general model to measure beside: where it is asked, its name there, and the examples in its prompt."""
+    """A general model to compare with: its URL, its name there, and the number of examples in its prompt."""
 
     url: str
     model: str
@@ -216,10 +216,10 @@ def endpoint_artifact(
 
 
 def endpoint_named(project: Project, name: str, shots: int | None = None) -> EndpointModel:
-    """The endpoint of the config whose model has a name: that of predict, a teacher or the generalist.
+    """Returns the config's endpoint for a model's name, among predict.endpoint, the teachers and the generalist.
 
     Raises:
-        UsageError: There is none.
+        UsageError: No endpoint has a model of that name, or it is asked through a proxy.
     """
     settings = project.config
     endpoints: list[config.Asking] = [settings.predict.endpoint, *(settings.label.teachers if settings.label else ())]

@@ -22,7 +22,7 @@ from slmctl.reports.evaluation_report import EvaluationReport, measured_names, p
 
 @dataclass(frozen=True)
 class Reference:
-    """The release that gates compare with: its name in the gates, its address, and None while there is none."""
+    """The release that gates compare with: its name in gates, its address, and the release, None before the first."""
 
     name: str
     address: str
@@ -30,7 +30,7 @@ class Reference:
 
     @property
     def state(self) -> str:
-        """The release, or that there is none yet, in words."""
+        """A sentence that names the release, or says that none exists yet."""
         if self.release is None:
             return f"no {self.name} release in {self.address} yet: nothing to compare, so gates against it pass"
         facts = self.release.metrics
@@ -62,7 +62,7 @@ def reference(settings: Config, root: Path, own: Set[str] = frozenset()) -> Refe
 
 
 def _stands_for(folder: Path, name: str, own: Set[str]) -> Artifact | None:
-    """The release of a tag, or of the version before where the tag stands for one of the files in `own`."""
+    """Returns the release of a tag, or its previous one if the release holds a file of `own`; None if there is none."""
     project, _, name = name.rpartition("@")
     tags = [tag for tag in registry.tags(folder) if tag.name == name and project in ("", tag.project)]
     if not tags:
@@ -104,8 +104,8 @@ def enforce(project: Project, report: Artifact, *, only_measured: bool = False) 
     """Every gate of the config against a report.
 
     Args:
-        project: Where the gates stand.
-        report: What was measured.
+        project: The project with the gates.
+        report: The measured report.
         only_measured: Leave out gates about models that this report did not measure.
 
     Raises:

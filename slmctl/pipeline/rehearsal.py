@@ -1,4 +1,4 @@
-"""The whole chain on a small random copy of a base, in seconds: what would fail after the training fails now.
+"""Runs all stages on a small random copy of a base, in seconds, to find errors before the training instead of after.
 
 The copy has the base's classes, layer types, tokenizer and chat template. The real stages run on it: one training
 step, merge, conversion, quantization, and answers by llama.cpp and by transformers.
@@ -42,11 +42,11 @@ prepare:
 finetune: {max_steps: 1, batch_size: 4, backend: transformers}
 quantize: {types: [Q8_0]}
 """
-# What the code of an architecture, of PEFT or of TRL raises where they do not fit each other.
+# Errors that the code of an architecture, of PEFT or of TRL raises where they do not fit each other.
 FOREIGN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
            ArithmeticError, OSError, ImportError, Warning)  # fmt: skip
 TOGETHER = ("one", "two", "a late parcel", "charged twice for a lamp")  # messages that are answered at once
-ROUNDING = 0.05  # of a probability: what is decoded beside a prompt changes its last bits, some 0.005
+ROUNDING = 0.05  # of a probability: other prompts in the same batch change it by rounding, some 0.005
 HINT = "take another base: slmctl bases lists those that work"
 
 
@@ -72,7 +72,7 @@ class Rehearsal:
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on what works and is slower than it could be, or was not tried."""
+        """Sentences on slower paths that the base takes, and on stages that were not tried."""
         remarks = []
         if not self.packed:
             remarks.append("records of this architecture cannot be packed: training computes each one whole, padded")
@@ -128,7 +128,7 @@ def _chain(project: Project, attention: str) -> Rehearsal:
             with _explained("predict"):
                 for request in predictions_of(project, model):
                     runner.run(project, request)
-    except MissingError as error:  # whoever only trains on this machine needs no llama.cpp on it
+    except MissingError as error:  # a machine that only trains needs no llama.cpp
         left_out = [f"{error.message} ({error.hint})"]
     return Rehearsal(
         passed=not left_out,

@@ -27,7 +27,7 @@ DEVIATIONS, LUMPS = 4, 1.25  # of a split drawn by hash: possible standard devia
 
 
 def of(project: Project) -> RowEstimate | None:
-    """The rows of the current data set, else those of the sources; None where they cannot be read yet."""
+    """Returns the number of rows of the current data set, else of the sources; None if they cannot be read yet."""
     try:
         if PREPARED.name in project.named or project.request("prepare").path.exists():
             return _of_data_set(project)
@@ -51,7 +51,7 @@ def format_of_source(source: Source) -> str | None:
 
 
 def rows_with_calls(project: Project) -> tuple[int, int]:
-    """The number of conversations with a call of a tool among the first rows of the sources, and that of these rows."""
+    """Returns (conversations with a tool call, rows looked at) among the first rows of the sources."""
     from slmctl.task import conversation_formats
 
     calling = looked = 0

@@ -29,7 +29,7 @@ from slmctl.pipeline.graph import Get, Project, StageRequest
 from slmctl.pipeline.system_errors import missing, spoken
 
 ASSISTANTS_WAIT_S = 600  # for the first of several processes to hash and rename what they made
-REFUSED = ".refused-"  # begins the name of a folder with what a stage left that refused its input
+REFUSED = ".refused-"  # prefix of a folder with the evidence of a stage that refused its input
 TASK = "task.json"  # travels from artifact to artifact, see `task`
 
 
@@ -63,12 +63,12 @@ def run(project: Project, request: StageRequest, **options: Any) -> Outcome:
     """Run a stage, or find that its recipe has an artifact already.
 
     Args:
-        project: Where.
-        request: What.
-        options: Arguments of the stage's `run` beside its inputs, on top of its own; no part of the recipe.
+        project: The project of the request.
+        request: The stage, its section and its inputs.
+        options: Further keywords of the stage's `run`; no part of the recipe.
 
     Raises:
-        IntegrityError: An input is not what its manifest says.
+        IntegrityError: An input differs from its manifest.
         LockedError: Another process makes the same artifact and `project.wait` is false.
         MissingError: A package that the stage needs is not installed.
         StageError: The disk or the memory is full.
@@ -76,7 +76,7 @@ def run(project: Project, request: StageRequest, **options: Any) -> Outcome:
     try:
         return _run(project, request, {**request.stage.options(), **options})
     finally:
-        guard.begin_receipt()  # what went out for this stage, and for gathering its sources, is written down
+        guard.begin_receipt()  # traffic so far was of this stage and of gathering its sources
 
 
 def _run(project: Project, request: StageRequest, options: Mapping[str, Any]) -> Outcome:
@@ -102,7 +102,7 @@ def _run(project: Project, request: StageRequest, options: Mapping[str, Any]) ->
 
 @contextlib.contextmanager
 def _interruption(request: StageRequest) -> Iterator[None]:
-    """Say what is kept when Ctrl-C ends a stage; one that resumes tells how far it came."""
+    """Print what an interrupted stage keeps; a stage that resumes prints how far it came itself."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -152,7 +152,7 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
 
 
 def _metrics(request: StageRequest, place: Path, more: Mapping[str, Any]) -> JsonObject:
-    """The metrics of a stage; where it refuses its input, the files that show why are kept and named."""
+    """Run a stage; returns its metrics. If it refuses its input, keep its evidence files and name them in the hint."""
     try:
         return request.stage.run(request, out=place, **more)
     except SlmctlError as error:
@@ -166,7 +166,7 @@ def _metrics(request: StageRequest, place: Path, more: Mapping[str, Any]) -> Jso
 
 
 def _assist(request: StageRequest) -> Artifact:
-    """Be one of several processes: do the work, leave the writing to the first."""
+    """Run the stage as one of several processes; the first one writes the artifact."""
     console.set_level(-1)  # the first one speaks for all
     with tempfile.TemporaryDirectory() as place:
         try:

@@ -1,6 +1,6 @@
 """The log of a stage: the lines that it said, in `runs/.logs/`, as plain text without secrets and within bounds.
 
-A stage that failed leaves its log, too; a run that goes on where another one stopped adds to it.
+A failed stage leaves its log too, and a run that resumes it appends to the same file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def artifact_of(log: Path) -> Path:
 
 @contextlib.contextmanager
 def kept(request: StageRequest) -> Iterator[None]:
-    """Keep what is said inside the block, and how it ended. A log that cannot be written costs the stage nothing."""
+    """Log the lines printed inside the block, and its end. A log that cannot be written does not stop a stage."""
     path, begun = path_of(request.path), time.monotonic()
     try:
         log = _Log(path)
@@ -126,7 +126,7 @@ class _Log(contextlib.AbstractContextManager["_Log"]):
                 raise OSError("the log is full")
             self._stream.write(line)
             self._stream.flush()
-        except OSError:  # such as a full disk, which the stage meets by itself
+        except OSError:  # such as a full disk, on which the stage fails anyway
             with contextlib.suppress(OSError):
                 self._stream.close()
             self._stream = None

@@ -37,7 +37,7 @@ def missing(error: ModuleNotFoundError, what: str) -> MissingError | ModuleNotFo
 
 @contextlib.contextmanager
 def spoken(what: str, place: Path) -> Iterator[None]:
-    """Turn what any work may meet into a sentence: a missing package, a full memory, a full disk."""
+    """Turn errors of the machine into expected ones: a missing package, a full memory, a full disk."""
     try:
         with _RustErrors():
             yield

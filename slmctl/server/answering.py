@@ -105,7 +105,7 @@ class _Request:
         self._closed = False
 
     async def respond(self) -> Response:
-        """The whole answer, or a stream that has begun: whatever fails before is still a status."""
+        """The whole answer, or a stream after its first event: every earlier failure has its own HTTP status."""
         router = self.running.router_of(self.checked.model)
         if router is not None and not router.judges(self.checked):
             router = None
@@ -194,7 +194,7 @@ class _Request:
         yield part
 
     def _extra(self, event: Event) -> dict[str, Any]:
-        """slmctl's own fields of an answer, beside OpenAI's."""
+        """slmctl's additional fields of an answer."""
         who: dict[str, Any] = {
             "route": self.route, "reason": self.reason, "model": self.name, "seconds": self.note.seconds
         }  # fmt: skip
@@ -211,7 +211,7 @@ class _Request:
         self.gateway.metrics.first.observe(self.note.seconds)
 
     def close(self, failed: str = "") -> None:
-        """Free everything and count, once; `failed` is why there is no whole answer."""
+        """Free places and model and count the request, once; `failed` is the reason for no whole answer, or ''."""
         if self._closed:
             return
         self._closed = True

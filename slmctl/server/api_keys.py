@@ -24,14 +24,14 @@ from slmctl.errors import IntegrityError, StageError, UsageError
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 CROSSED_OUT = "0" * 64  # in place of the hash of a key that was revoked where the file could not be rewritten
-_NO_KEY = hashlib.sha256(b"").hexdigest()  # what a key without a file entry is compared with
+_NO_KEY = hashlib.sha256(b"").hexdigest()  # compared with a key that no entry of the file matches
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Key:
     """One client: its name, the hash of its secret, and its limits where it has some.
 
-    A secret has 256 random bits, so that a plain hash of it tells nothing; there is no password to guess.
+    A secret has 256 random bits, so its plain hash cannot be reversed by guessing.
 
     Attributes:
         rate: Requests a minute; None for no limit.
@@ -83,7 +83,7 @@ def revoke(path: Path, name: str) -> None:
     """Remove a key; where there is no room for a new file, its hash is crossed out in the old one.
 
     Raises:
-        UsageError: There is no key of this name.
+        UsageError: No key has this name.
         StageError: The file cannot be changed.
     """
     keys = read(path) if path.exists() else []

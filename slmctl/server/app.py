@@ -25,7 +25,7 @@ from slmctl.server.refusals import ROUTE
 
 
 def application(fleet: Fleet, log: Log) -> Starlette:
-    """The ASGI application; `app.state.gateway` is what it runs on."""
+    """Returns the ASGI application; its state is `app.state.gateway`."""
     origins = fleet.settings.cors_origins
     cors = Middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],

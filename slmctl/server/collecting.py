@@ -23,7 +23,7 @@ def hand_over(
     client: str,
     collector: Collector,
 ) -> None:
-    """Remember the answers for feedback, and have those written down that chance draws; none waits for it.
+    """Remember the answers for feedback, and have a random sample written down, without waiting for the disk.
 
     Args:
         checked: The request.
@@ -32,7 +32,7 @@ def hand_over(
         id: The request's; further answers of one request get `ID-2` and so on.
         is_marked: The client has marked it as sensitive, so nothing of it is written down.
         client: The name of the key that it came with.
-        collector: Where they go.
+        collector: Writes them down.
     """
     has_tools = checked.offer is not None and checked.offer.is_clients
     for index, choice in enumerate(choices):
@@ -41,7 +41,7 @@ def hand_over(
         row = _row(checked, index, choice, routed, line)
         is_unsure = routed is not None and not routed.sure
         draw = collector.draw(escalated=row.route != "local", unsure=is_unsure)
-        if is_marked or checked.unread:  # what is not searched is not written down
+        if is_marked or checked.unread:  # texts that were not searched are not written down
             if draw.chosen is not None:
                 collector.drop("sensitive" if is_marked else "doubt")
         else:
@@ -49,7 +49,7 @@ def hand_over(
 
 
 def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Routed | None, id: str) -> CollectedRow:
-    """One answer as a line; how it was chosen is not known yet."""
+    """One answer as a line of the collected rows, without its probability of being chosen."""
     kept = checked.model.task.rules.kept  # a call in one form, whatever the model writes
     escalated, answer = routed is not None and routed.route != "local", kept(choice.text)
     return CollectedRow(

@@ -68,7 +68,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._heading, self._head = False, 0  # whether a head is awaited, and its bytes so far
         self._within = False  # a request that has begun and not ended
         self._framing, self._body = 0, 0  # bytes of the request after its head: around the body, and of it
-        self._unparsed = b""  # what came behind MAX_PIPELINED requests
+        self._unparsed = b""  # bytes after MAX_PIPELINED requests
         self._deaf = False  # nothing that comes is read any more
         self._unread: asyncio.TimerHandle | None = None  # ends a client that does not read
         self._timer: asyncio.TimerHandle | None = None  # ends a head, or the rest of a body that is not read

@@ -14,7 +14,7 @@ class EventStream(Response):
     """Server-sent events; a client that does not read until the deadline is cut off.
 
     Args:
-        close: Called when the stream has ended, in whatever way.
+        close: Called when the stream has ended, also on an error.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key:
 
 
 def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
-    """The request's id, whether its answer was right, and what would have been.
+    """Returns (the request's id, True if its answer was right or None, the right answer or None).
 
     Raises:
         RequestError: A field is missing, unknown or of another type.
@@ -98,7 +98,7 @@ def _allowed(answer: str, task: Task, offers: bool) -> str:
     """An answer that the task allows; a call in the form that files have.
 
     Raises:
-        RequestError: It does not allow it.
+        RequestError: The task does not allow it.
     """
     if task.rules.calls:
         with contextlib.suppress(DataError):

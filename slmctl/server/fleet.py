@@ -1,7 +1,7 @@
 """The releases behind one address, each loaded at the start or when it is first asked for, within `serve.memory`.
 
-A server of one release is a fleet of one that is pinned. Where the next model has no room, the one that was used least
-recently ends: one without requests first, else one whose running answers are waited for.
+A server of one release is a fleet of one pinned release. If the next model has no room, the least recently used one
+ends: an idle one first, else a busy one after its running answers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FAMILIES = {  # name: kind, help
 
 
 class Fleet:
-    """The releases, the default one first, and what they share.
+    """The releases, the default one first, with their keys, collector and escalation.
 
     Args:
         collector: Writes answers down; None for none.
@@ -72,10 +72,10 @@ class Fleet:
     # Before the server runs
 
     def require_fit(self) -> None:
-        """Refuse a `serve.memory` that the pinned releases pass, or any other one beside them.
+        """Refuse a `serve.memory` that is too small for the pinned releases, or for them and any one other release.
 
         Raises:
-            UsageError: They do; nothing has been loaded.
+            UsageError: It is; nothing has been loaded.
         """
         pinned = [release for release in self.releases.values() if release.pin]
         names = ", ".join(release.name for release in pinned)
@@ -97,7 +97,7 @@ class Fleet:
         self._require_budget("the pinned models hold {}", self._held(), "pin fewer models")
 
     def _require_place(self, release: Release) -> None:
-        """Refuse a release that would have no room beside the pinned ones."""
+        """Refuse a release that does not fit into `serve.memory` together with the pinned ones."""
         pinned = [other for other in self.releases.values() if other.pin]
         beside = f" beside the pinned {', '.join(other.name for other in pinned)}" if pinned else ""
         needed = self._needed(release)
@@ -140,7 +140,7 @@ class Fleet:
         A request that names none, or `default`, means the key's first one.
 
         Raises:
-            RequestError: There is no such model, or it is not for this key.
+            RequestError: No such model exists, or the key may not ask it.
         """
         models = self.models(key)
         if name in (None, DEFAULT):
@@ -176,7 +176,7 @@ class Fleet:
 
     @property
     def faults(self) -> list[str]:
-        """The names whose newest release is not served."""
+        """Names of models that still serve an older release, since the newest one could not be loaded."""
         return [name for name in self.releases if name in self._faults]
 
     def state(self, name: str) -> str:
@@ -279,7 +279,7 @@ class Fleet:
         """A release in memory and started; the room is held by the caller.
 
         Raises:
-            RequestError: There is no room for it.
+            RequestError: Memory is short.
             SlmctlError: It cannot be loaded.
         """
         begun = time.monotonic()
@@ -374,7 +374,7 @@ class Fleet:
         return any(release.newest is not None for release in self.releases.values())
 
     async def follow(self) -> None:
-        """Read every tag again; new requests go to what they stand for, running answers end where they began."""
+        """Read every tag again; new requests go to its release of today, and running answers end with the old one."""
         moved = []
         for name, release in list(self.releases.items()):
             if release.newest is None:
@@ -389,7 +389,7 @@ class Fleet:
             self._log.event("followed", models=moved or None)
 
     async def _followed(self, newest: Release) -> bool:
-        """Serve what a tag stands for, loaded beside the old one; False where that is served already."""
+        """Serve the release of a tag, loaded before the old one ends; returns False if it is served already."""
         async with self._room:
             is_new = newest.digest != self.releases[newest.name].digest
             if is_new and newest.name in self.running:
@@ -401,7 +401,7 @@ class Fleet:
             return is_new
 
     async def close(self) -> None:
-        """End what goes on in the loop; `close_all` ends the engines."""
+        """End the tasks of the event loop; `close_all` ends the engines."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for running in self._all():
             await running.backend.close()

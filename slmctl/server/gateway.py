@@ -1,4 +1,4 @@
-"""The state of a running server, and what every request passes: key, body, place, model, check."""
+"""The state of a running server, and the steps that every request passes: key, body, place, model, check."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slmctl.server.request_run import Exchange
 from slmctl.server.routed import FAMILIES
 from slmctl.server.running_model import RunningModel
 
-SCHEMAS = 64  # of clients whose check is remembered
+SCHEMAS = 64  # clients' schemas; the results of their checks are kept
 MAX_BODY = 1 << 20  # bytes
 
 
@@ -43,7 +43,7 @@ class Gateway:
             self.metrics.include(FAMILIES, fleet.escalation.figures)
         if fleet.collector is not None:
             self.metrics.include(collector.FAMILIES, fleet.collector.figures)
-        self._schemas: dict[str, str] = {}  # what is wrong with a schema; empty: nothing
+        self._schemas: dict[str, str] = {}  # fault by schema; empty for a valid one
 
     @property
     def ready(self) -> bool:

@@ -1,7 +1,7 @@
-"""The general model behind an OpenAI-compatible endpoint: asked once, in time, with nothing but what is listed.
+"""The general model behind an OpenAI-compatible endpoint: asked once, with a deadline, and with listed fields alone.
 
-A failure is a reason and never an answer: a reply counts when it is whole. An endpoint that fails again and again is
-left alone for a while (`Breaker`), so that no request waits for it.
+Only a whole reply is an answer; everything else is an error with a reason. An endpoint that fails several times in a
+row gets no request for a while (`Breaker`), so that no client waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slmctl.network.decisions import Choice
 from slmctl.network.endpoint_replies import EndpointError, Reply
 from slmctl.network.openai_client import EndpointClient, EndpointRequest
 
-SAMPLING = ("temperature", "top_p")  # options that leave beside the model's name, the messages and `max_tokens`
+SAMPLING = ("temperature", "top_p")  # options that are sent, besides model, messages and `max_tokens`
 PER_MESSAGE = ("role", "content")
 FAILURES = 5  # in a row, until no request is sent there
 FIRST_PAUSE_S = 5.0  # doubled with each further failure
@@ -26,11 +26,11 @@ ITS_OWN_FAULT = (400, 413, 422)  # statuses that are of this request, and say no
 
 
 class GeneralistError(Exception):
-    """There is no answer.
+    """The generalist gave no answer.
 
     Attributes:
         reason: One of the router's reasons, such as `generalist-slow`.
-        pause_s: Seconds that the endpoint asks to be left alone.
+        pause_s: Seconds for which the endpoint asks for no requests (Retry-After).
         counts: True where it counts as a failure of the endpoint.
     """
 
@@ -112,7 +112,7 @@ class Generalist:
             choice: The question for a decisions API.
 
         Raises:
-            GeneralistError: There is none.
+            GeneralistError: The generalist gave no whole answer.
         """
         request = EndpointRequest(
             [{name: message[name] for name in PER_MESSAGE} for message in messages],

@@ -1,4 +1,4 @@
-"""One JSON object a line, on stderr: requests without their texts, and what happens to the server."""
+"""One JSON object a line, on stderr: requests without their texts, and events of the server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEPT = 10_000  # lines that wait to be written; more are dropped, and counted
 
 
 class Log:
-    """Writes lines from a thread of its own: a log that is not read, or cannot be written, holds up no answer."""
+    """Writes lines in its own thread: a log that is not read, or cannot be written, delays no answer."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._unread, self._unwritten = 0, 0  # each counted in one thread
@@ -52,7 +52,7 @@ class Log:
             return
         self._thread.join(timeout=2)
         if stream and not self._thread.is_alive():
-            with contextlib.suppress(OSError):  # what a full disk did not take has been counted
+            with contextlib.suppress(OSError):  # lines that a full disk did not take have been counted
                 self._stream.close()
 
     def _write(self) -> None:

@@ -37,11 +37,11 @@ class Metrics:
         )
 
     def include(self, families: Mapping[str, tuple[str, str]], figures: Callable[[], Mapping[str, Samples]]) -> None:
-        """Add metrics whose samples another object keeps.
+        """Add metrics with samples from a function.
 
         Args:
             families: (`counter` or `gauge`, help) by name.
-            figures: The samples of each family that there is.
+            figures: Returns the samples of each family; a family may be left out.
         """
         self.registry.register(_Counted(families, figures))
 
@@ -59,7 +59,7 @@ class Metrics:
 
 
 class _Counted(Collector):
-    """Metrics whose samples another object keeps."""
+    """Metrics with samples from a function."""
 
     def __init__(self, families: Mapping[str, tuple[str, str]], figures: Callable[[], Mapping[str, Samples]]) -> None:
         self._families, self._figures = families, figures

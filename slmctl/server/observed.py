@@ -1,4 +1,4 @@
-"""Around every request: its id, who may speak to the loopback, and its line in log and figures."""
+"""The outermost layer of the server: gives each request its id, checks its Host on the loopback, logs and counts it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Note:
 
 
 class Observed:
-    """Around everything: a request's id, who may speak to the loopback, and its line in log and figures."""
+    """ASGI middleware that gives each request its id, checks its Host on the loopback, logs and counts it."""
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self.app, self.gateway = app, gateway
@@ -65,7 +65,7 @@ class Observed:
 
         try:
             if self._hosts and _hostname(headers.get(b"host", b"localhost")) not in self._hosts:
-                # a web page whose name was made to stand for this machine
+                # DNS rebinding: the name of a web page was made to resolve to this machine
                 body = error_body(
                     "this server is asked without a key, and so by the names of the loopback alone",
                     "invalid_request_error", request_id=note.id,

@@ -28,7 +28,7 @@ from slmctl.server.rate_limits import ANYBODY
 
 IDLE_S = 30  # that a connection stays open between requests
 ACCEPTED_AT_ONCE = 16  # in one turn of the loop; asyncio would take as many as the backlog, whatever files are left
-SPARE_FILES = 64  # descriptors that are not for clients, beside those open at the start
+SPARE_FILES = 64  # descriptors that are not for clients, besides the ones open at the start
 FULL_SAID_S = 60  # between two lines of the log about connections that were ended for want of files
 
 

@@ -27,7 +27,7 @@ class Limits:
 
     Args:
         sequences: Requests that are answered at the same time.
-        queue: Requests that may wait beside them.
+        queue: Requests that may wait, in addition.
     """
 
     def __init__(self, sequences: int, queue: int) -> None:
@@ -82,7 +82,7 @@ class Limits:
         """Take so many more places.
 
         Raises:
-            RequestError: There are not so many.
+            RequestError: Fewer are free.
         """
         if self.running + count > self.sequences + self.queue:
             message = f"{self.running} requests are being answered or wait"
@@ -101,7 +101,7 @@ class HeldPlace:
     """The place of one request, which may be wider than one.
 
     Attributes:
-        seconds: What its answer took; None while there is none.
+        seconds: Duration of its answer; None before its end, and if it failed.
     """
 
     limits: Limits
@@ -112,7 +112,7 @@ class HeldPlace:
         """Take places for so many choices.
 
         Raises:
-            RequestError: There are not so many.
+            RequestError: Fewer are free.
         """
         self.limits.take(count - self.count)
         self.count = count

@@ -1,4 +1,4 @@
-"""Errors of the server as responses, each in OpenAI's form, with the header that says that a question has no answer."""
+"""Errors of the server as responses in OpenAI's form, with the header `x-slmctl-route` on refused questions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _refusal(
     code: str = "",
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    message = message[:LONGEST_ERROR]  # it may name what the client has sent
+    message = message[:LONGEST_ERROR]  # it may quote the client's text
     http.state.note.fields["error"] = message
     body = error_body(message, kind_of(status), param, code, http.state.note.id)
     route = unanswered(http.scope["path"], status)

@@ -10,10 +10,10 @@ class RequestError(Exception):
     """A request that gets no answer, or no whole one.
 
     Attributes:
-        message: Why, for the client.
+        message: The reason, for the client.
         param: The option at fault.
         status: The HTTP status, where no answer has begun yet.
-        code: Why, in a word, such as `queue` or `engine_died`.
+        code: The reason in a word, such as `queue` or `engine_died`.
         retry_after_s: Whole seconds after which it is worth asking again, of a 429 or 503.
     """
 

@@ -1,4 +1,4 @@
-"""One request on its way: all that it waits for, the events of its choices, and whatever else may end it."""
+"""One running request: the events of its choices, its deadline, and its client's connection."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ENDINGS = {
 
 
 class Exchange:
-    """All that one request waits for, until it has its answer, its time is over, or its client hangs up.
+    """One running request, until it has its answer, its deadline passes, or its client hangs up.
 
     The events of all its choices come through one queue, so that a reader sees them in order and waits in one place.
 
     Args:
-        receive: Tells of the client, whose request has been read.
+        receive: ASGI's `receive` after the body was read; it reports when the client disconnects.
         limit_s: Seconds for everything.
     """
 
@@ -54,17 +54,17 @@ class Exchange:
             self._events.put_nowait((-1, {}))
 
     def close(self) -> None:
-        """Free what is still held, here and in the backend."""
+        """Stop the timer and the watch of the client, and cancel the choices that still run."""
         self._timer.cancel()
         self._watch.cancel()
         for cancel in self._cancels:
             cancel()
 
     async def beside(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work that `end` ends too.
+        """Await work, which `end` cancels.
 
         Raises:
-            RequestError: It was ended.
+            RequestError: `end` was called first.
         """
         task = asyncio.ensure_future(work)
         try:

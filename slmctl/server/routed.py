@@ -1,4 +1,4 @@
-"""One routed answer, and what the routers of a server share: the generalist, the file of decisions, the figures.
+"""One routed answer, and the parts that all routers of a server share: generalist, log of decisions, figures.
 
 Neither figures nor decisions hold a word of a question or an answer.
 """
@@ -143,7 +143,7 @@ class Escalation:
             await self.generalist.endpoint.close()
 
     def count(self, routed: Routed, generalist_s: float) -> None:
-        """Count a decision; `generalist_s` is what the general model took for an answer that is used."""
+        """Count a decision; `generalist_s` are the seconds of the generalist's answer, 0 if it is not used."""
         self._routed[routed.route, routed.reason] += 1
         self._tokens[routed.route, "prompt"] += routed.prompt_tokens
         self._tokens[routed.route, "completion"] += routed.completion_tokens

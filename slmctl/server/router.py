@@ -42,9 +42,9 @@ class _Beyond:
     """The outcome of the general model.
 
     Attributes:
-        reason: Why its reply is used, or why there is none.
+        reason: The reason why its reply is used, or why it has none.
         text: Of the reply, as the task allows it.
-        fault: The type of an exception that nobody expected.
+        fault: The type of an unexpected exception.
     """
 
     reason: str
@@ -60,7 +60,7 @@ class Router:
         policy: Fitted on the very file that answers here; see `Policy.require`.
         task: The task contract of the local model.
         name: The local model's name.
-        escalation: What the routers of a server share; without a general model it only reports what would be asked.
+        escalation: Shared by the routers of a server; without a generalist it only reports what would be escalated.
 
     Raises:
         UsageError: The general model answers with labels alone, and the task has none or too many.
@@ -70,7 +70,7 @@ class Router:
         self.policy, self.task, self.name, self.escalation = policy, task, name, escalation
         self.generalist = escalation.generalist
         self._choice = untuned_prompt.choice(task, escalation.api)
-        # threads of their own: one that hangs takes none from the server
+        # own threads: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
         if self.generalist is not None:
             search_process.find([""], timeout_s=LOOK_S)  # starts its process, for which the first question would wait
@@ -104,13 +104,13 @@ class Router:
             checked: The request, with the whole conversation as the caller gave it.
             headers: The request's.
             local: Runs the local model to its end: its last event, and `text`.
-            ends_at: When the caller needs an answer, in the loop's time: the general model gets what is left.
+            ends_at: Deadline of the answer, in the loop's time; the generalist gets the time that is left.
             request: The id that the answer carries, for the log of decisions.
             client: The name of the key that it came with.
             log: Gets the decision where no file is named for it.
 
         Raises:
-            The exceptions of `local`: without a local answer there is none at all.
+            The exceptions of `local`: without a local answer no other one is given.
         """
         begun = time.monotonic()
         cleared = await self._clear(checked, headers, client)
@@ -139,7 +139,7 @@ class Router:
     async def _clear(
         self, checked: CheckedRequest, headers: Mapping[str, str], client: str
     ) -> conversation_veto.Cleared:
-        """The veto; a detector that fails or takes long is a doubt, and so are fields that none searches."""
+        """Returns the veto's result; detectors that fail or are slow, and fields that are not searched, give `doubt`."""
         if self.generalist is None:
             return conversation_veto.Cleared()  # nothing leaves
         if checked.unread:
@@ -156,7 +156,7 @@ class Router:
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
 
     def _judged(self, event: LocalAnswer) -> Decision | None:
-        """The policy's decision on the local answer, or that of the first look; None where it has none."""
+        """Returns the decision of the policy, or of the first look, on the local answer; None without its signals."""
         if "p_correct" in event:
             return Decision(True, event["p_correct"], "first-look")
         try:
@@ -167,7 +167,7 @@ class Router:
     async def _beyond(
         self, checked: CheckedRequest, cleared: conversation_veto.Cleared, verdict: Decision | None, ends_at: float
     ) -> _Beyond:
-        """The outcome of the general model, where it may be asked."""
+        """Returns the outcome of the generalist, or the reason for not asking it."""
         if cleared.reason:
             return _Beyond(cleared.reason)
         offer = checked.offer
@@ -298,7 +298,7 @@ def _forget(task: asyncio.Future[Any]) -> None:
 
 
 def _turn(message: Mapping[str, str]) -> Mapping[str, str]:
-    """A message as it leaves: what came of a call, which is a text, is one too."""
+    """A message as it is sent: the result of a call becomes a user's message."""
     if message["role"] != "tool":
         return message
     return {"role": "user", "content": f"{message.get('name', 'The tool')} returned: {message['content']}"}

@@ -17,11 +17,11 @@ class Release:
 
     Attributes:
         name: Its name for clients.
-        digest: Tells it from the one that its tag stood for before.
+        digest: The artifact's; another one after the tag has moved.
         models: Its models by name, as its files tell them; none of a file without a task.
         bytes: Estimate of the memory that its engine will hold.
         load: Loads it, for seconds; raises SlmctlError.
-        newest: Finds and verifies the release that its tag stands for now; None where it has no tag.
+        newest: Finds and verifies the current release of its tag; None without a tag.
         pin: It is loaded at the start, and stays.
     """
 
@@ -66,7 +66,7 @@ class RunningModel:
     def router_of(self, model: ServedModel) -> Router | None:
         """The router that decides for one of the models.
 
-        A policy was fitted on the release's own answers, not on those of an adapter over it.
+        A policy was fitted on the release's own answers, not on answers of an adapter over it.
         """
         return self.router if model is self.default else None
 

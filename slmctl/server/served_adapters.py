@@ -70,7 +70,7 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
     Raises:
         GateError: No report measured it on this file, or the report that did fails a gate.
         IntegrityError: It is damaged.
-        UsageError: It is no adapter, or one for another base.
+        UsageError: It is not an adapter, or belongs to another base.
     """
     folder = place.parent if (place.parent / MANIFEST).is_file() else place  # a file of an artifact is no bare one
     source = named.open_model(folder, ("gguf", "published"))
@@ -121,8 +121,8 @@ def _failed(checked: list[config.Gate], figures: EvaluationReport) -> str:
 def _reports(source: Artifact) -> Iterator[tuple[EvaluationReport, list[config.Gate]]]:
     """The reports that may have measured an adapter, the newest first, each with the gates that it has to pass.
 
-    A release carries its own, and was published because it passed; of an artifact below `runs/` they lie beside it,
-    and the gates are those of the project today.
+    A release carries its report, and was published because it passed. The reports of an artifact below `runs/` are next
+    to it, and must pass the gates of the project's config today.
     """
     if source.is_release:
         path = source.file("report.json")

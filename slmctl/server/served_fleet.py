@@ -1,4 +1,4 @@
-"""The models of `slmctl serve`: releases found and verified, policies matched, what is pinned loaded."""
+"""The models of `slmctl serve`: finds and verifies releases, matches policies, and loads pinned models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from slmctl.task.contract import Task
 def opened(
     where: Workspace, settings: ServeConfig, model: str | None, type_name: str | None, *, keys: bool
 ) -> Iterator[Fleet]:
-    """The fleet that a command or the config asks for, with what is pinned loaded.
+    """The fleet that a command or the config asks for, with its pinned models loaded.
 
     Raises:
         SlmctlError: A release, its policy or an adapter cannot be served.
@@ -69,7 +69,7 @@ def opened(
 
 
 def facts(fleet: Fleet) -> Iterator[str]:
-    """Lines on what is loaded where there are several releases, on keys for others, and on what is written down."""
+    """Lines on the state of several releases, on keys for models that are not served, and on collected answers."""
     collect = fleet.settings.collect
     for name, release in fleet.releases.items() if len(fleet.releases) > 1 else ():
         bytes = size(fleet.bytes_of(name))
@@ -154,7 +154,7 @@ class _Asked:
         """The release, verified, with its policy.
 
         Raises:
-            SlmctlError: There is none, it is damaged, or its policy does not fit.
+            SlmctlError: It does not exist, is damaged, or its policy does not fit.
         """
         model = model_lookup.served(self.where, self.spec, self.type_name)
         task, names = model.task, dict[str, ServedModel]()
@@ -194,7 +194,7 @@ class _Asked:
         """The model, and the encoder before it, loaded until the stack ends.
 
         Raises:
-            SlmctlError: It cannot be, or there is no room.
+            SlmctlError: It cannot be loaded, or memory is short.
         """
         task = model.task
         loading = dataclasses.replace(self._loading(task), adapters={name: lora.path for name, lora in loras.items()})
@@ -229,7 +229,7 @@ class _Asked:
         """The policy of a release, where it has one.
 
         Raises:
-            IntegrityError: None was fitted on its file, and it has to have one.
+            IntegrityError: It needs a policy, and none was fitted on its file.
         """
         if not self.policy or isinstance(self.policy, Path):
             return self.policy or None
@@ -263,13 +263,13 @@ class _Asked:
 
 
 def _main(model: Model, task: Task, *, bare: bool = False, opening: str = "") -> ServedModel:
-    """A model by itself, without a name."""
+    """Returns the model without its adapters, still without a name."""
     digest = f"sha256:{model.file.sha256}"
     return ServedModel("", task, bare=bare, opening=opening, file=model.path.name, digest=digest)
 
 
 def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack: contextlib.ExitStack) -> Release:
-    """The only release, whose engine is a server elsewhere; it is reached until `stack` ends.
+    """Returns the only release, answered by another server (serve.engine), which may be reached until `stack` ends.
 
     Raises:
         UsageError: Its answers are calls.

@@ -29,7 +29,7 @@ class CallReader:
     def __init__(self, form: CallForm) -> None:
         self._before, self._between = form.bare(form.before), form.bare(form.between)
         self._step: Literal["opening", "arguments", "text", "end"] = "opening"
-        self._held = ""  # that may belong to what comes next
+        self._held = ""  # text that may be the beginning of a call
         self._arguments = ""  # a JSON object, as far as it has come
 
     def feed(self, piece: str) -> Iterator[Part]:

@@ -57,7 +57,7 @@ def answer_form(body: JsonObject, task: Task, *, is_held: bool, option: str) -> 
         option: The option that the form came from, for errors.
 
     Raises:
-        RequestError: The form is none, or the task's answers cannot have it.
+        RequestError: The form is not valid, or the task's answers cannot have it.
     """
     form, choices = body.get("response_format", {"type": "text"}), body.get("structured_outputs")
     kind = form.get("type") if isinstance(form, dict) else None
@@ -75,7 +75,7 @@ def answer_form(body: JsonObject, task: Task, *, is_held: bool, option: str) -> 
 
 
 def _held_form(form: JsonObject, kind: str | None, task: Task, option: str) -> AnswerForm:
-    """The form where a task says itself what answers are allowed: a place for its labels, or its own schema."""
+    """The form of an answer that the task constrains itself: a property for its label, or its own schema."""
     if task.labels and kind == "json_schema":
         place, reason = label_property(json.dumps(_schema_of(form)), task.labels)
         if not place:
@@ -189,7 +189,7 @@ class _Check:
 
 @functools.lru_cache(maxsize=64)
 def label_property(schema: str, labels: tuple[str, ...]) -> tuple[str, str]:
-    """The property of a client's schema that a label goes into; or why there is none.
+    """Returns the property of a client's schema that takes the label, or the reason why none does.
 
     An object with that property alone satisfies the whole schema for every label, and no other property holds a text.
 

@@ -1,4 +1,4 @@
-"""Chats and completions, two forms whose options and answers are alike: `chat` and `text` say what differs."""
+"""The common part of chats and completions; `chat` and `text` hold the differences."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RenderedPrompt:
     text: str
     prefix: str
     turns: tuple[Message, ...]
-    drops_system: bool = False  # the client's system prompt is no part of it
+    drops_system: bool = False  # the client's system prompt was left out
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class CompletionForm(Form):
 
 
 class Stream:
-    """The chunks of a streamed answer, as server-sent events: those of a completion."""
+    """The chunks of a streamed chat or completion, as server-sent events."""
 
     def __init__(self, form: CompletionForm, checked: CheckedRequest, build: str, name: str) -> None:
         self.form, self.checked = form, checked

@@ -34,7 +34,7 @@ LISTS = {"choice": ("choices", "value"), "score": ("levels", "label")}  # of opt
 
 @dataclass(frozen=True)
 class ModelPart:
-    """The questions of a request that one model answers, as a request of their own.
+    """The part of a request that one model answers, as a request.
 
     Attributes:
         body: The request.
@@ -46,7 +46,7 @@ class ModelPart:
 
 
 class DecisionForm(Form):
-    """OpenAI's form of questions and answers, whose parts TypeSafe writes otherwise."""
+    """OpenAI's form of questions and answers; `SystemOneForm` overrides the parts that TypeSafe writes differently."""
 
     path, question = "/v1/decisions", "input"
     reads = frozenset({"model", "input", "questions"})
@@ -71,7 +71,7 @@ class DecisionForm(Form):
         """The conversation that is asked about.
 
         Raises:
-            RequestError: There is none, or none of texts and JSON.
+            RequestError: It is missing, or holds other parts than texts and JSON.
         """
         conversation = body.get("input")
         if isinstance(conversation, list):
@@ -234,7 +234,7 @@ def _ignored(body: JsonObject, api: DecisionForm) -> set[str]:
 
 
 def _rest(questions: Sequence[Question], task: Task) -> float:
-    """The largest share of a branch of labels that may stay unlooked at; see `engine.Request.rest`."""
+    """Returns the largest probability of a branch of labels that need not be evaluated; see `engine.Request.rest`."""
     whole = all(question.kind == "choice" and len(question.labels) == len(task.labels) for question in questions)
     return LITTLE if whole else 0.0
 
@@ -242,12 +242,12 @@ def _rest(questions: Sequence[Question], task: Task) -> float:
 def by_model(
     body: JsonObject, api: DecisionForm, models: Collection[str], find: Callable[[object], str]
 ) -> list[ModelPart]:
-    """The request cut into one for each model: that of a question's name, where a model has it, or else of `model`.
+    """Split a request by model: a question goes to the model of its name, if one is served, else to `model`.
 
     Args:
         body, api: The request.
         models: The names of those that the client may name.
-        find: Tells the name of the one that `model` means.
+        find: Returns the model's name for the value of `model`.
     """
     questions = body.get("questions")
     if not isinstance(questions, list | dict) or len(models) < 2:
@@ -365,7 +365,7 @@ def _bound(form: _Form, model: str, task: Task) -> Question:
 
 
 def _sides(form: _Form, model: str, labels: Sequence[str]) -> tuple[str, str]:
-    """The labels that mean true and false: told by the question, which names one of them, or else by their names.
+    """Returns the labels that mean true and false: by the question, if it names one of them, else by their names.
 
     Where the question names the label that is false by the names, neither is taken for true.
     """
@@ -418,7 +418,7 @@ def _wrong(where: str, fault: str) -> RequestError:
 
 
 def merged(parts: Sequence[ModelPart], bodies: Sequence[JsonObject]) -> JsonObject:
-    """One answer of those of several models, its questions in their order; each answer says which model gave it."""
+    """Merge the answers of several models into one, in the questions' order; each answer names its model."""
     by_place: dict[int, tuple[str, JsonObject]] = {}
     for part, body in zip(parts, bodies, strict=True):
         answers = body["answers"]

@@ -16,13 +16,13 @@ from slmctl.server.forms.request import AnswerStream, CheckedRequest, ReplyChoic
 def whole(
     checked: CheckedRequest, choices: Sequence[ReplyChoice], extras: Sequence[JsonObject], build: str, name: str
 ) -> JsonObject:
-    """The body of an answer that is not streamed, by the model `name`; `extras` is what slmctl adds to each choice."""
+    """Returns the JSON body of a whole answer of the model `name`; `extras` are slmctl's fields of each choice."""
     shown = [_shown(checked, choice) for choice in choices]
     return checked.form.whole(WholeReply(checked, shown, extras, build, name))
 
 
 def stream(checked: CheckedRequest, build: str, name: str) -> AnswerStream:
-    """The answer as a stream, by the model `name`."""
+    """Returns the writer of a streamed answer of the model `name`."""
     form = checked.form.stream(checked, build, name)
     return form if _reader(checked) is None else _InParts(form, checked)
 

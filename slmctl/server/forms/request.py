@@ -121,7 +121,7 @@ class Form(ABC):
         reads: The options that are read; `options.sort` has the others.
         schema_option: The option that holds a client's own schema.
         calls: Its answers may call functions.
-        several: One request may hold several prompts, each a conversation of its own.
+        several: One request may hold several prompts, each a separate conversation.
     """
 
     path: ClassVar[str]
@@ -182,8 +182,8 @@ class CheckedRequest:
         label_property: The property of a JSON object in which the client wants a label; empty for the bare label.
         function: The function whose arguments the answer is; empty where it is a message.
         offer: The functions that the answer may call; None for a model that calls none.
-        also: Texts of calls and tools, in which sensitive data is searched for beside the messages.
-        questions: What is asked about the conversation, of a decision.
+        also: Texts of calls and tools, which are searched for sensitive data like the messages.
+        questions: The questions about the conversation, of a decision.
     """
 
     form: Form
@@ -273,7 +273,7 @@ class WholeReply:
 
 
 def read_body(raw: bytes) -> JsonObject:
-    """The JSON object in a body; a value of null is as good as left out.
+    """Returns the JSON object in a body, without its values of null.
 
     Raises:
         RequestError: The body is not a JSON object, or holds text that is not Unicode.

@@ -98,7 +98,7 @@ def as_chat(body: JsonObject, *, calls: bool = False) -> JsonObject:
 
 
 def _tools(tools: Any) -> Any:
-    """A list of functions in the form of a chat; what is no function is left to be refused."""
+    """A list of functions in the form of a chat; other tools stay as they are, and are refused later."""
     return [_nested(tool) for tool in tools] if isinstance(tools, list) else tools
 
 
@@ -194,7 +194,7 @@ def in_own_names(error: RequestError, names: Mapping[str, str] = NAMES) -> Reque
 
 
 def _whole(checked: CheckedRequest, choice: ReplyChoice, extra: JsonObject, name: str) -> JsonObject:
-    """The body of an answer that is not streamed, by the model `name`; `extra` is what slmctl adds to it."""
+    """Returns the JSON body of a whole answer of the model `name`; `extra` are slmctl's fields of it."""
     last = choice.last
     cut = last["finish"] == "length"
     return {

@@ -154,7 +154,7 @@ def ids_in(message: JsonObject) -> dict[str, str]:
 
 
 def name_of_result(message: JsonObject, names: Mapping[str, str], where: str) -> str:
-    """The function whose result a message of role tool is.
+    """Returns the name of the function that a message of role tool has the result of.
 
     Args:
         names: By the id of each call before it, the name of its function.
@@ -171,7 +171,7 @@ def name_of_result(message: JsonObject, names: Mapping[str, str], where: str) ->
 
 
 def texts(turns: Sequence[Message], offered: Offer) -> Iterator[str]:
-    """The texts of a request beside its messages: values in the arguments of calls, all that the client's tools say."""
+    """Texts of a request outside of its messages: values in arguments of calls, and all texts in the client's tools."""
     for turn in turns:
         for call in turn.get("tool_calls", ()):
             yield from texts_in(call["function"]["arguments"])

@@ -1,4 +1,4 @@
-"""A release and texts -> answers, for Python programs: Ray Data, Spark, Dask, pandas or a loop of one's own."""
+"""A release and texts -> answers, for Python programs: Ray Data, Spark, Dask, pandas or a plain loop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TextAnswer:
         keep: False for an answer that the policy would escalate; None without a policy.
         labels: The probabilities of the labels that were looked at, likeliest first.
         valid: True where an answer of `extract` or `call` satisfies its schema; None for other tasks.
-        error: The reason why there is no answer, such as an empty text; None where there is one.
+        error: The reason for a missing answer, such as an empty text; None beside an answer.
     """
 
     answer: str | None
@@ -59,12 +59,12 @@ class Answerer:
         type: The quantization type, where the model has several GGUF files; the smallest file by default.
         policy: A policy of `slmctl calibrate`, for `p_correct` and `keep`; the one in the model's folder by default.
         max_tokens: The longest answer, in tokens (extract, generate).
-        directory: The folder that paths are relative to, and whose `slmctl.yaml` is the project, where one is needed.
+        directory: The folder that paths are relative to; its `slmctl.yaml` is the project, if one is needed.
 
     Raises:
         IntegrityError: The model is damaged, does not exist, or the policy is for another file or task.
         MissingError: A package that this model needs is not installed.
-        UsageError: There is no such model, or the policy is for a GGUF file and this is none.
+        UsageError: No such model exists, or a policy is given for a model that is not a GGUF file.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Answers of a model from one or several OpenAI-compatible endpoints that serve it (vLLM, llama-server).
 
-They are asked as the model was trained, with the labels or the schema as a constraint where they know one; what they
-answer is held to the task here, since not every server does it.
+Prompts are those of training, with the labels or the schema as a constraint. Answers are checked against the task here
+too, since not every server applies the constraint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EndpointAnswerer:
         self.pool, self.task, self.max_tokens = pool, task, max_tokens
 
     def answer(self, prompts: Sequence[Prompt]) -> Outcomes:
-        calls = self.task.rules.calls  # whose grammar is none that an endpoint knows
+        calls = self.task.rules.calls  # no endpoint takes the grammar of calls
         more = {"logprobs": True, **constraint(self.task.labels, "" if calls else self.task.rules.constraint())}
         for index, reply in self.pool.ask_all(self._request(prompt, more) for prompt in prompts):
             yield index, self._answer(reply)

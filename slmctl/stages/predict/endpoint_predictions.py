@@ -107,7 +107,7 @@ def _ask(
     """Every reply by row, and how many came a second.
 
     Answers may cost money, so each is written down as it comes: where an earlier run was stopped, only the
-    rest is asked. The file lies beside the one that names the endpoint, and is gone when all is done.
+    rest is asked. The file lies next to the one that names the endpoint, and is removed at the end.
     """
     keys = {k: _key(request) for k, request in requests.items()}
     earlier = _written(answered)
@@ -153,7 +153,7 @@ def _written(path: Path) -> dict[str, Reply]:
 
 
 def _line(task: Task, record: Record, reply: Reply | Refusal | None, *, sure: bool = False) -> dict[str, Any]:
-    """One row: its answer as it is read and as it was said, with what is `sure` of it; or why there is none."""
+    """A line of predictions: the answer as read and as replied, with probabilities if `sure`; or an error."""
     line: dict[str, Any] = {"id": record.id, "answer": None, "expected": record.answer, "confidence": None}
     if reply is None:
         return line | {"not_sent": "sensitive", "prompt_tokens": 0, "completion_tokens": 0}

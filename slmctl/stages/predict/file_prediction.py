@@ -1,7 +1,7 @@
 """A file of rows and a model -> the same rows with answers: in order, in bounded memory, resumed after a kill.
 
-The rows are those of a snapshot (`row_snapshot`). Their answers go to a journal beside the target, one line a
-row, bound by a hash to the rows and to all else that decides an answer. When the journal is complete, rows and
+The rows come from a snapshot (`row_snapshot`). Their answers go to a journal next to the target, one line a
+row, bound by a hash to the rows and to every setting that decides an answer. When the journal is complete, rows and
 answers become the target, which appears under its name only when it is whole.
 """
 
@@ -43,7 +43,7 @@ class Job:
         encoding: The encoding of the source, when it does not show.
         plain: Write a text as UTF-8 with LF and, in CSV, commas, and not in the form that the source has.
         shard: (k, n): only the k-th of n runs of rows; the outputs in order are the whole.
-        identity: All else that decides the answers, such as the model's digest; part of the journal's hash.
+        identity: Further values that decide the answers, such as the model's digest; part of the journal's hash.
     """
 
     source: Path
@@ -203,7 +203,7 @@ def _is_answer(line: bytes) -> bool:
 
 
 def _hash(job: Job, task: Task, rows: str) -> str:
-    """`sha256:…` of all that decides the answers: the rows, the job, the task and the model."""
+    """`sha256:…` of everything that decides the answers: the rows, the job, the task and the model."""
     return sha256_bytes(canonical({
         "rows": rows, **asdict(job.reading), "format": job.format, "shard": list(job.shard), "task": task.digest,
         "identity": dict(job.identity),

@@ -16,7 +16,7 @@ def one_by_one(answerer: PromptAnswerer, prompts: Sequence[Prompt]) -> dict[str,
     """Latency of one answer in ms: median and 95th percentile over the first rows, one at a time, after a warm-up.
 
     The warm-up is the longest prompt, so that no figure includes the time in which the engine makes room for it.
-    Where answers take long, LONGEST_S bounds the rows: nobody waits minutes for a median.
+    After LONGEST_S seconds no further row is measured.
     """
     times, start = [], time.monotonic()
     for prompt in [max(prompts, key=lambda prompt: len(prompt.text)), *prompts[:ROWS]]:

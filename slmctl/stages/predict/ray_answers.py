@@ -210,7 +210,7 @@ def _opened(path: str, digest: str) -> artifact.Artifact:
 
 @contextlib.contextmanager
 def _spoken(ray: Any) -> Iterator[None]:
-    """Turn what Ray raises into a sentence: that of this program's own error on a node, else the last line."""
+    """Turn an error of Ray into a sentence: slmctl's own error on a node, else the last line of Ray's text."""
     try:
         yield
     except ray.exceptions.RayError as error:

@@ -1,4 +1,4 @@
-"""Rows and a model -> their answers, chunk by chunk and in order: what `predict --input` and `Answerer` share."""
+"""Rows and a model -> their answers, chunk by chunk and in order, for `predict --input` and `Answerer`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def names(task: Task) -> list[str]:
 
 
 def error_of(outcome: Outcome) -> str | None:
-    """The reason why a row has no answer; None where it has one."""
+    """Returns the reason why a row has no answer, or None."""
     if isinstance(outcome, engine.Answer):
         return None
     return outcome if isinstance(outcome, str) else outcome.message

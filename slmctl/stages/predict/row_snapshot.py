@@ -73,7 +73,7 @@ def snapshot(
     """Read a source once, and keep its rows until the context ends; see `file_prediction.Job` for the arguments.
 
     Args:
-        folder: Where the rows are kept, packed; None for the system's folder for temporary files.
+        folder: Folder of the packed rows; None for the system's folder for temporary files.
 
     Raises:
         DataError: The source cannot be read, or has changed while it was read.
@@ -148,7 +148,7 @@ def _copied(stream: IO[bytes], name: str) -> Iterator[Path]:
 
 
 def journal_of(target: Path) -> Path:
-    """The file beside a target that keeps its answers until they are complete."""
+    """Returns the path, next to a target, of the file with its answers until they are complete."""
     return target.with_name(f".{target.name}.answers")
 
 

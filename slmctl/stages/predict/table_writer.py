@@ -68,7 +68,7 @@ def survey(source_rows: Iterable[Row]) -> SourceSurvey:
 
 
 def form_for(target: Path, source: str, form: TextForm | None) -> TextForm:
-    """The form of a text that is written: that of the source where both are CSV or TSV, or both JSON Lines.
+    """Returns the form of the target's text: the source's if both are CSV or TSV, or both JSON Lines; else the default.
 
     Args:
         target: The file that is written.
@@ -82,7 +82,7 @@ def form_for(target: Path, source: str, form: TextForm | None) -> TextForm:
 
 
 def encodable(form: TextForm, answers: Iterable[dict[str, Any]]) -> TextForm:
-    """The form, or UTF-8 with a mark in it where an answer holds a character that its encoding has not."""
+    """Returns the form, with UTF-8 and a byte order mark if an answer holds a character that its encoding lacks."""
     if form.encoding.name.startswith("utf"):
         return form
     for answer in answers:

@@ -1,7 +1,7 @@
 """Rows -> an Excel workbook of one sheet, written block by block.
 
-Texts are texts: what begins with `=` is no formula, and `007` stays as it is. Only what Python's own zip module and
-plain XML can do is used: XlsxWriter 3.3 rounds numbers to 16 digits (4/3 is read back as another number), raises on
+A text stays a text: one that begins with `=` is not a formula, and `007` stays as it is. Python's zip module and
+plain XML are enough: XlsxWriter 3.3 rounds numbers to 16 digits (4/3 is read back as another number), raises on
 half a surrogate pair, keeps the rows in temporary files that a killed run leaves, and takes 2.5 times as long.
 """
 
@@ -48,7 +48,7 @@ _PARTS = {
         f'<Relationship Id="rId1" Type="{_LINKS}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>'
     ),
 }
-# What XML forbids, and what would be read as the escape of such a character
+# Characters that XML forbids, and text that would be read as the escape of one
 _ESCAPED = re.compile(r"[\x00-\x08\x0b\x0c\x0d\x0e-\x1f\ud800-\udfff\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}_)")
 
 
