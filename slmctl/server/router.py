@@ -139,7 +139,7 @@ class Router:
     async def _clear(
         self, checked: CheckedRequest, headers: Mapping[str, str], client: str
     ) -> conversation_veto.Cleared:
-        """Returns the veto's result; detectors that fail or are slow, and fields that are not searched, give `doubt`."""
+        """Returns the veto's result; detectors that fail or are slow, and unsearched fields, give `doubt`."""
         if self.generalist is None:
             return conversation_veto.Cleared()  # nothing leaves
         if checked.unread:

@@ -50,10 +50,10 @@ def opened(
         if settings.engine is not None:
             releases = [_elsewhere(where, settings, model, stack)]
         else:
-            asked = list(_asked(where, settings, type_name, model))
-            if any(each.policy for each in asked):
+            members = list(_members(where, settings, type_name, model))
+            if any(each.policy for each in members):
                 escalation = Escalation.of(settings)
-            releases = [each.find(escalation) for each in asked]
+            releases = [each.find(escalation) for each in members]
         collector = None
         if settings.collect is not None:
             collector = Collector(settings.collect)
@@ -85,18 +85,18 @@ def facts(fleet: Fleet) -> Iterator[str]:
             yield f"  warning: others on this machine may open {collect.to}: chmod 700 it"
 
 
-def _asked(where: Workspace, settings: ServeConfig, type_name: str | None, model: str | None) -> Iterator[_Asked]:
+def _members(where: Workspace, settings: ServeConfig, type_name: str | None, model: str | None) -> Iterator[_Member]:
     """The releases that a command or the config asks for, the default one first.
 
     Raises:
         UsageError: A key that belongs to one release goes with several.
     """
-    directory, asked = where.directory, functools.partial(_Asked, where, settings, type_name)
+    directory, make = where.directory, functools.partial(_Member, where, settings, type_name)
     if model is None and settings.fleet:
         for name, member in settings.fleet.items():
             release = member.release  # a path in the config is relative to its folder
             spec = release if release.startswith("dir:") else str((directory / release).absolute())
-            yield asked(spec, name, name == next(iter(settings.fleet)), member.policy, member.pin)
+            yield make(spec, name, name == next(iter(settings.fleet)), member.policy, member.pin)
         return
     names = _in_production(directory, model) if model is not None and _is_registry(model) else []
     policy = settings.policy or False
@@ -112,9 +112,9 @@ def _asked(where: Workspace, settings: ServeConfig, type_name: str | None, model
                 hint="name one: dir:REGISTRY#PROJECT@TAG",
             )
     if not names:
-        yield asked(model, policy=policy)
+        yield make(model, policy=policy)
     for name in names:  # one alone gets every request, so it is loaded at the start
-        yield asked(f"{model}#{name}@{PRODUCTION}", name, name == names[0], policy, pin=len(names) == 1)
+        yield make(f"{model}#{name}@{PRODUCTION}", name, name == names[0], policy, pin=len(names) == 1)
 
 
 def _is_registry(model: str) -> bool:
@@ -129,8 +129,8 @@ def _in_production(directory: Path, registry_name: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A release as it was asked for; finds and verifies it, to be loaded then or later.
+class _Member:
+    """A release that a command or the config names; finds and verifies it, to be loaded at once or later.
 
     Attributes:
         type_name: The quantization type of its file; None for the smallest file.
