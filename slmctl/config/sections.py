@@ -213,6 +213,8 @@ class EvaluateConfig(Section):
         le=2000,
         description="characters of inputs and answers shown in the report; 0: none, since the report is published",
     )
+    # Set where rows have groups: their sizes count, which older reports did not heed.
+    group_sizes: Annotated[bool, Inherited(), WhenSet()] = False
 
     @model_validator(mode="after")
     def _measures_what_it_chooses_from(self) -> EvaluateConfig:

@@ -14,14 +14,16 @@ from slmctl.config import KindName, Splits
 from slmctl.console import percent, size
 from slmctl.hardware import usable_cores
 from slmctl.init import language, levels, task_proposal
+from slmctl.init.columns import as_text
 from slmctl.init.language import Languages
 from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import TaskProposal
 from slmctl.metrics.label_typos import label_typos
-from slmctl.metrics.statistics import drop_bound
+from slmctl.metrics.statistics import drop_bound, effective_groups, independent_rows
 from slmctl.model_files import catalogue, memory, model_shape
 from slmctl.model_files.catalogue import CatalogueEntry
 from slmctl.reports.html_page import either
+from slmctl.task import split
 from slmctl.task.cleaning import STEPS, clean
 
 SEARCHED = 400  # texts of the sample that are searched for personal data
@@ -176,9 +178,29 @@ class Proposal:
     @property
     def test_rows(self) -> int:
         """Expected number of rows in the test split."""
-        return round(
-            self.rows * (1 - self.repeated) * Splits(**self.shares).test + self.data.held_out["test"] * self.usable
-        )
+        counted = self.task.group and (column := self.data.look.column(self.task.group)) and column.counts
+        drawn = sum(self.test_groups) * self.usable if counted else self.rows * Splits(**self.shares).test
+        return round(drawn * (1 - self.repeated) + self.data.held_out["test"] * self.usable)
+
+    @cached_property
+    def test_groups(self) -> list[int]:
+        """Numbers of rows of the groups that the hash of `prepare` draws for the test; [] for rows without groups.
+
+        Of a column with very many groups, those of the sample.
+        """
+        column = self.data.look.column(self.task.group)
+        if column is None or self.data.held_out["test"]:
+            return []
+        sizes = column.counts or Counter(as_text(row.get(column.name)) for row in self.data.look.sample)
+        share = Splits(**self.shares).test
+        return [rows for name, rows in sizes.items() if split.position_of(split.group_id(name)) < share]
+
+    @property
+    def independent_test_rows(self) -> float:
+        """The number of independent rows that tell as much as those of the test, whose groups may be alike."""
+        if not self.test_groups:
+            return self.test_rows
+        return min(self.test_rows, independent_rows(effective_groups(self.test_groups)))
 
     @property
     def rare_labels(self) -> list[str]:
@@ -366,6 +388,14 @@ def _is_plain(entry: CatalogueEntry) -> bool:
 
 # The gates
 
+ENOUGH = 200  # independent test rows that show a gain which is worth a model at 80 % confidence
+
+
+def surely_better(rows: float) -> float:
+    """The confidence of a gate against a cheap model: with few rows, no more than that the model is not worse."""
+    return 0.8 if rows >= ENOUGH else 0.5
+
+
 # Kind of task -> (metric that must be better than the base's, gates on the form of answers).
 BETTER: Mapping[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
     "extract": ("field_f1", [
@@ -378,13 +408,13 @@ BETTER: Mapping[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
 }  # fmt: skip
 
 
-def gates(task: TaskProposal, rows: int) -> list[tuple[dict[str, object], str]]:
-    """(gate, reason) pairs that this number of test rows can pass."""
+def gates(task: TaskProposal, rows: float) -> list[tuple[dict[str, object], str]]:
+    """(gate, reason) pairs that this number of independent test rows can pass."""
     gain = {"model": "Q8_0", "against": "base", "min_gain": 0}
     if not task.rules.has_labels:
         better, form = BETTER.get(task.kind, (task.rules.primary, []))
         return [*form, ({"metric": better, **gain}, "better than before training")]
-    linear: dict[str, object] = {"against": "tfidf_logistic", "min_gain": 0, "confidence": 0.5}
+    linear: dict[str, object] = {"against": "tfidf_logistic", "min_gain": 0, "confidence": surely_better(rows)}
     drop = next((drop for drop in DROPS if drop_bound(1, 0, rows) <= drop), None)
     loss: dict[str, object] = {"model": "Q8_0", "against": "adapter", "max_drop": drop}
     kept = "quantization costs at most that"

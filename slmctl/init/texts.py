@@ -20,7 +20,7 @@ from slmctl.config import FILENAME, EncodeConfig
 from slmctl.console import count, percent, shown
 from slmctl.init.column_names import split_named, suggests
 from slmctl.init.columns import Column
-from slmctl.init.proposal import FEW, Proposal, gates, plain, system_prompt
+from slmctl.init.proposal import FEW, Proposal, gates, plain, surely_better, system_prompt
 from slmctl.init.raw_data import RawData, SplitPart
 from slmctl.init.task_proposal import columns_in
 from slmctl.metrics.statistics import wilson
@@ -72,7 +72,7 @@ def about_data(data: RawData) -> Iterator[str]:
 
 def about_project(project: Proposal) -> list[str]:
     """Lines on the task, the base, and what is known of the rows."""
-    task, rows = project.task, project.test_rows
+    task, rows = project.task, round(project.independent_test_rows)
     conflicting, best = _conflicts(task.pairs)
     values = {
         "project": project,
@@ -150,7 +150,8 @@ def _values(proposal: Proposal, folder: Path) -> dict[str, object]:
         "parts": [replace(part, origin=origin) for part, origin in zip(parts, origins, strict=True)],
         "most_rejected": min(math.ceil(100 * (1.02 - proposal.usable)), 100),
         "encoder": EncodeConfig().encoder,
-        "gates": gates(task, proposal.test_rows),
+        "gates": gates(task, proposal.independent_test_rows),
+        "sure": surely_better(proposal.independent_test_rows),
     }
 
 

@@ -14,7 +14,7 @@ from slmctl.console import percent
 from slmctl.errors import GateError, UsageError
 from slmctl.inference import WITH_ENCODER
 from slmctl.metrics.answer_metrics import SHARES
-from slmctl.metrics.statistics import drop_bound, mcnemar
+from slmctl.metrics.statistics import drop_bound, independent_rows, mcnemar
 from slmctl.reports import scoreboard
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
@@ -32,10 +32,14 @@ CHEAP = {"encoder_logistic": "slmctl serve encoder", "tfidf_logistic": "slmctl p
 
 @dataclass(frozen=True)
 class GateResult:
-    """Result of a gate; `text` is a sentence with the measured value, its bound, and the limit of the gate."""
+    """Result of a gate; `text` is a sentence with the measured value, its bound, and the limit of the gate.
+
+    `groups`: number of groups of the rows that it compares; 0 for rows without groups.
+    """
 
     passed: bool
     text: str
+    groups: int = 0
 
 
 def check(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]:
@@ -60,6 +64,8 @@ def enforce(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]
         lost = {gate.against for gate, result in zip(gates, results, strict=True) if not result.passed}
         cheap = [CHEAP[name] for name in CHEAP if name in lost]
         hint = "more or cleaner data, more epochs, or a larger quantization type"
+        if groups := max(result.groups for result in results if not result.passed):
+            hint = f"rows of one group are alike, so {groups} groups show no small difference: more groups; or {hint}"
         raise GateError("; ".join(failed), hint=f"take the cheap model: {cheap[0]}; or {hint}" if cheap
                         else hint)  # fmt: skip
     return results
@@ -100,9 +106,13 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
         f"({f'a gain of {limit} required' if gate.max_drop is None else f'a loss of {limit} allowed'}, "
         f"{percent(gate.confidence, 0)} confidence; measured: {measured})"
     )
+    differences, n = ({}, 0) if model == other else _differences(other, model, gate, report)
+    groups = differences[gate.metric].get("groups", 0) if gate.metric in differences else 0
+    if groups:
+        text += f", on {n} rows of {groups} groups"
     if is_chance and most <= gate.allowed_drop:
         text += f"; so few rows differ that the gain may be chance (p = {p:.2f})"
-    return GateResult(most <= gate.allowed_drop and not is_chance, text)
+    return GateResult(most <= gate.allowed_drop and not is_chance, text, groups)
 
 
 def _amount(metric: str, value: float, digits: int = 1) -> str:
@@ -141,13 +151,18 @@ def rows_needed(gate: Gate) -> int:
     return bisect.bisect_left(range(high), True, lo=high // 2, key=lambda rows: rows > 0 and passes(rows))
 
 
-def out_of_reach(gates: Sequence[Gate], rows: int) -> list[str]:
-    """A sentence for each gate that cannot pass on this number of rows, with the number that it needs."""
+def out_of_reach(gates: Sequence[Gate], rows: int, groups: float | None = None) -> list[str]:
+    """A sentence for each gate that cannot pass on this number of rows, with the number that it needs.
+
+    `groups`: the effective number of groups of these rows; None where each row is independent.
+    """
+    count = rows if groups is None else independent_rows(groups)
+    of = "" if groups is None else f" of {groups:.0f} groups, which tell as much as {count:.0f} independent ones,"
     return [
-        f"{rows} rows are too few for the gate {_title(gate)}: it takes "
+        f"{rows} rows{of} are too few for the gate {_title(gate)}: it takes "
         + (f"{needed}, even where both answer every row alike" if gate.allowed_drop > 0 else f"at least {needed}")
         for gate in gates
-        if (needed := rows_needed(gate)) > rows
+        if (needed := rows_needed(gate)) > count
     ]
 
 

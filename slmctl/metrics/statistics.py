@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -198,12 +198,27 @@ def holm(values: Sequence[float]) -> list[float]:
     return result
 
 
+def effective_groups(sizes: Collection[int]) -> float:
+    """Number of groups of equal size that tell as much as groups of these `sizes`: (sum n)^2 / sum n^2 (Kish 1965)."""
+    return float(sum(sizes) ** 2 / sum(size * size for size in sizes))
+
+
+def independent_rows(groups: float) -> float:
+    """Number of independent rows that tell as much as `groups` effective groups of rows that are all alike.
+
+    So few groups leave their variance uncertain: Student's t with one degree of freedom less stands for the normal
+    quantile (Korn and Graubard 1998, Survey Methodology 24).
+    """
+    side = (1 + 0.95) / 2
+    return groups * (NormalDist().inv_cdf(side) / t_quantile(side, max(groups - 1, 1))) ** 2
+
+
 def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
-    """Variance of a mean over grouped rows, divided by that over independent rows; at least 1.
+    """Number of grouped rows that tell as much about their mean as one independent row; at least 1.
 
-    Source: Kish 1965, Survey Sampling.
-
-    Where all values are equal, the correlation within groups is unknown and is assumed to be 1.
+    The variance of the mean is that of the delete-a-group jackknife (Wolter 1985, Introduction to Variance Estimation),
+    which holds where one group is much larger than the others; `independent_rows` adds that groups are few. Where all
+    values are equal, the correlation within groups is unknown and is assumed to be 1.
 
     Args:
         values: (n,) of the rows.
@@ -212,14 +227,18 @@ def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
     import numpy as np
 
     sizes = np.bincount(groups)
-    count = int((sizes > 0).sum())
-    if count == len(values):
+    present, n = sizes > 0, len(values)
+    sizes, count = sizes[present], int(present.sum())
+    if count == n:
         return 1.0
+    alike = effective_groups(sizes.tolist())
     apart = values - values.mean()
     spread = float((apart**2).sum())
     if spread < 1e-12 or count < 2:
-        return float((sizes**2).sum() / len(values))
-    return max(1.0, count / (count - 1) * float((np.bincount(groups, apart) ** 2).sum()) / spread)
+        return n / independent_rows(alike)
+    moved = np.bincount(groups, apart)[present] / (1 - sizes / n)
+    effect = (count - 1) / count * float((moved**2).sum()) / spread
+    return max(1.0, effect) * alike / independent_rows(alike)
 
 
 def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:

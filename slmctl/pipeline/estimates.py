@@ -49,6 +49,7 @@ class RowEstimate:
         validation: Held-out rows that choose checkpoint and settings.
         test: Held-out rows for reports.
         most_test: The most test rows that there can be; None where a part of them is not known.
+        most_groups: Their largest effective number of groups; None where rows have none, or it is not known.
         tokens: Mean tokens of a training record.
         shared: Tokens of these that all records begin with: the system prompt, and the tools that are listed there.
         size: Bytes of the sources.
@@ -64,6 +65,7 @@ class RowEstimate:
     shared: int
     size: int
     exact: bool
+    most_groups: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.pipeline import LEAVES
-from slmctl.pipeline.estimates import KnownSizes, StageEstimate
+from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 
 PATH_ID = 12  # characters of a recipe id in the path of its artifact
 STAGE_OF = {kind: name for name, kind in LEAVES.items()}
@@ -232,7 +232,7 @@ class Stage(Generic[SectionT]):
         """Sources that it fetches, and their sizes where these are known without asking."""
         yield from ()
 
-    def rows_needed(self, most_test: int | None) -> str:
+    def rows_needed(self, rows: RowEstimate) -> str:
         """A sentence on rows that are surely too few for it; empty where they are not."""
         return ""
 

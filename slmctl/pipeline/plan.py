@@ -28,7 +28,7 @@ from slmctl.pipeline.graph import BASE, Project, Stage
 from slmctl.pipeline.system_errors import EXTRAS
 
 Stages = Sequence[Stage[Any]]
-MORE_ROWS = "more rows, a larger prepare.splits.test, or another gate"
+MORE_ROWS = "a larger prepare.splits.test, or another gate"
 LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
 SPARE = 1.1  # of the disk: reports, journals, blocks that are not full
 
@@ -262,9 +262,9 @@ def _converter(stages: Stages) -> str:
 
 def _limits(project: Project, made: RunPlan, stages: Stages) -> Iterator[Requirement]:
     """Limits that an estimate must keep within: the rows that gates need, and the disk."""
-    most = made.rows.most_test if made.rows is not None else None
-    for text in filter(None, (stage.rows_needed(most) for stage in stages)):
-        yield Requirement("rows", text, GateError(text, hint=MORE_ROWS))
+    for text in filter(None, (stage.rows_needed(made.rows) for stage in stages if made.rows is not None)):
+        groups = "rows of more groups" if made.rows is not None and made.rows.most_groups else "more rows"
+        yield Requirement("rows", text, GateError(text, hint=f"{groups}, {MORE_ROWS}"))
     if not stages:
         return
     needed, free = made.disk_bytes, shutil.disk_usage(project.root).free

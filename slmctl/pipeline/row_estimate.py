@@ -6,17 +6,22 @@ import contextlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PrepareConfig, Source, TaskConfig
 from slmctl.errors import SlmctlError
+from slmctl.metrics.statistics import effective_groups
 from slmctl.pipeline.estimates import RowEstimate
 from slmctl.pipeline.graph import PREPARED, Project
 from slmctl.sources import snapshot
 from slmctl.sources.rows import format_of, read_rows
-from slmctl.task.records import RowRejectedError
+from slmctl.task import split
+from slmctl.task.conversation_formats import named_cell
+from slmctl.task.records import RowRejectedError, read_records
 
 COUNTED_BYTES = 16_000_000  # a larger file is not read to its end
 SAMPLE = 200  # rows whose texts are looked at
@@ -74,7 +79,16 @@ def _of_data_set(project: Project) -> RowEstimate:
     tokens = facts["tokens"]["total"] // max(train, 1)
     rows = train + validation + test + facts["calibration"] + facts["rejected"]
     shared = min(_shared_tokens(project.config.task), tokens)
-    return RowEstimate(rows, train, validation, test, test, tokens, shared, 0, exact=True)
+    groups = groups_of(project.artifact(PREPARED), "test")
+    return RowEstimate(rows, train, validation, test, test, tokens, shared, 0, exact=True, most_groups=groups)
+
+
+def groups_of(prepared: Artifact, split: str) -> float | None:
+    """The effective number of groups of a split's rows; None where rows have no group."""
+    if prepared.metrics["splits"]["by"] != "group":
+        return None
+    sizes = Counter(record.group or record.id for record in read_records(prepared.file(f"{split}.jsonl")))
+    return effective_groups(sizes.values()) if sizes else None
 
 
 def _shared_tokens(task: TaskConfig) -> int:
@@ -91,12 +105,13 @@ def _shared_tokens(task: TaskConfig) -> int:
 
 @dataclass(frozen=True)
 class _Counted:
-    """The rows of a file, the tokens of one of them, and the bytes of the file."""
+    """The rows of a file, the tokens of one of them, the bytes of the file, and the rows of each group by its id."""
 
     rows: int | None
     tokens: float
     size: int
     exact: bool = True
+    groups: Counter[str] = field(default_factory=Counter)
 
 
 def _count(source: Source) -> _Counted:
@@ -106,7 +121,12 @@ def _count(source: Source) -> _Counted:
         texts = [sum(len(str(cell)) for cell in _asked(source, row.columns)) for row in sample]
         tokens = TURN_TOKENS + sum(texts) / max(len(texts), 1) / CHARACTERS_A_TOKEN
         if len(sample) < SAMPLE or size <= COUNTED_BYTES:
-            return _Counted(len(sample) + sum(1 for _ in rows), tokens, size)
+            count, groups = 0, Counter[str]()
+            for row in itertools.chain(sample, rows):
+                count += 1
+                if name := named_cell(row.columns, source.group):
+                    groups[split.group_id(name)] += 1
+            return _Counted(count, tokens, size, groups=groups)
     if format_of_source(source) in ("csv", "tsv", "jsonl") and source.local.suffix != ".gz":
         with source.local.open("rb") as stream:
             begun = stream.read(COUNTED_BYTES).count(b"\n")
@@ -128,8 +148,8 @@ def _split(
         return None
     rows = [count.rows or 0 for count in counts]
     placed = {
-        split: sum(n for n, s in zip(rows, sources, strict=True) if s.split == split)
-        for split in ("train", "validation", "test")
+        name: sum(n for n, s in zip(rows, sources, strict=True) if s.split == name)
+        for name in ("train", "validation", "test")
     }
     free = sum(n for n, s in zip(rows, sources, strict=True) if s.split is None)
     held_out = section.splits.validation + section.splits.calibration + section.splits.test
@@ -137,7 +157,10 @@ def _split(
     test = placed["test"] + round(share * free)
     by_hash = section.splits.time is None and not section.splits.labels and not any(s.group for s in sources)
     drawn = math.ceil(LUMPS * share * free + DEVIATIONS * math.sqrt(free * share * (1 - share)))
-    most = placed["test"] + (min(free, drawn) if by_hash else free)
+    most, groups = placed["test"] + (min(free, drawn) if by_hash else free), None
+    if all(s.group and n == count.groups.total() for n, s, count in zip(rows, sources, counts, strict=True)):
+        most, groups = _of_groups(section, sources, counts)
+        test = min(test, most) if section.splits.labels else most
     total = sum(rows)
     tokens = sum(n * count.tokens for n, count in zip(rows, counts, strict=True)) / max(total, 1)
     exact, shared = all(count.exact for count in counts), _shared_tokens(task)
@@ -145,5 +168,17 @@ def _split(
         rows=total, train=placed["train"] + round((1 - held_out) * free),
         validation=placed["validation"] + round(section.splits.validation * free), test=test,
         most_test=most if exact else None, tokens=shared + round(tokens), shared=shared,
-        size=sum(count.size for count in counts), exact=False,
+        size=sum(count.size for count in counts), exact=False, most_groups=groups,
     )  # fmt: skip
+
+
+def _of_groups(section: PrepareConfig, sources: list[Source], counts: list[_Counted]) -> tuple[int, int]:
+    """Returns (most test rows, most test groups) of sources whose rows all have a group."""
+    is_drawn = section.splits.time is None and not section.splits.labels
+    tested: Counter[str] = Counter()
+    for source, count in zip(sources, counts, strict=True):
+        if source.split in (None, "test"):
+            is_bound = source.split is not None or not is_drawn
+            tested.update({id: n for id, n in count.groups.items()
+                           if is_bound or split.position_of(id) < section.splits.test})  # fmt: skip
+    return tested.total(), len(tested)

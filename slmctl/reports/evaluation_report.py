@@ -91,12 +91,15 @@ class TaskFigures(TypedDict, total=False):
     calibration: CalibrationFigures | None
     fields: dict[str, ClassFigures]
     design_effect: float
+    groups: int  # this and `effective_groups` since groups are weighed by their sizes
+    effective_groups: float
 
 
 class ParticipantEntry(ModelFacts, TaskFigures):
     """One model or baseline: its metrics, the primary one first, with an interval for each.
 
     `design_effect`, of `right`: rows of one group are alike, so n rows count as n / design_effect independent rows.
+    Rows of `groups` groups tell no more than those of `effective_groups` of equal size.
     """
 
     n: int
@@ -111,8 +114,8 @@ class MetricDifference(TypedDict):
     """The metric of the second participant minus that of the first, on the rows that both answered.
 
     `detectable`: the smallest true difference that a test on these rows finds with the chance `power`. Shares have
-    `only_first` and `only_second` (numbers of rows), other metrics `quantiles` of the bootstrap. `design_effect` only
-    where rows have groups.
+    `only_first` and `only_second` (numbers of rows), other metrics `quantiles` of the bootstrap. `design_effect` and
+    the number of `groups` only where rows have groups.
     """
 
     difference: float
@@ -123,6 +126,7 @@ class MetricDifference(TypedDict):
     only_first: NotRequired[int]
     only_second: NotRequired[int]
     design_effect: NotRequired[float]
+    groups: NotRequired[int]
     quantiles: NotRequired[dict[str, float]]
 
 

@@ -655,18 +655,18 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(run: Run) -> N
 @pytest.mark.parametrize(
     ("names", "rows", "splits", "expected"),
     [
-        ({"test.csv": "test", "train.csv": None}, 1200, {"test": 0}, "about 899 rows are left to learn from, and 300 "),
+        ({"test.csv": "test", "train.csv": None}, 1200, {"test": 0}, "up to 899 rows are left to learn from, and 300 "),
         (
             {"all test/2.csv": "test", "all-train/1.csv": None, "val.csv": "validation"},
             300,
             {"calibration": 0, "test": 0, "validation": 0},
-            "about 300 rows are left to learn from, and 300 for the test; if 90 % of these are right, expect 86 % to ",
+            "up to 300 rows are left to learn from, and 300 for the test; if 90 % of these are right, expect 86 % to ",
         ),
         (
             {"a.csv": None, "latest.csv": None},
             400,
             {"calibration": 0, "test": 0.25},
-            "about 520 rows are left to learn",
+            "up to 520 rows are left to learn",
         ),
         ({"a_test.csv": None, "b_test.csv": None}, 400, {"calibration": 0, "test": 0.25}, "and 200 for the test"),
     ],

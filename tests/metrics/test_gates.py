@@ -260,6 +260,15 @@ def test_gates_out_of_reach_are_named_with_the_rows_that_they_take() -> None:
     )
 
 
+def test_rows_of_few_groups_are_too_few_for_a_gate() -> None:
+    # a split of 92 rows of 18 customers, on which equal answers failed max_drop 0.05 after the whole training
+    gates = [Gate(**DROP, max_drop=0.05)]
+    assert out_of_reach(gates, 92) == []
+    (sentence,) = out_of_reach(gates, 92, 18)
+    assert sentence.startswith("92 rows of 18 groups, which tell as much as 16 independent ones, are too few")
+    assert out_of_reach(gates, 600, 60) == []
+
+
 AGAINST = {"metric": "accuracy", "model": "Q4_K_M", "against": "production", "max_drop": 0.01}
 
 

@@ -260,6 +260,21 @@ def test_how_many_rows_may_be_tested_on(fresh: Path, splits: str, test: int, mos
     assert (estimate.test, estimate.most_test) == (test, most)
 
 
+def test_groups_are_counted_as_the_gate_counts_them(fresh: Path) -> None:
+    lines = [f"C{k % 80},{text},{label}" for k, (text, label) in enumerate(tiny.rows())]
+    (fresh / "tickets.csv").write_text("customer,text,category\n" + "\n".join(lines) + "\n")
+    grouped = "prepare.sources=[{path: tickets.csv, input: text, output: category, group: customer}]"
+    estimate = row_estimate.of(opened(fresh, grouped))
+    assert estimate is not None and estimate.most_groups is not None
+    assert 5 < estimate.most_groups < 25 and estimate.test == estimate.most_test
+    planning.require(opened(fresh, TIE.replace("0.02", "0.04")), ["evaluate"])
+    with pytest.raises(
+        GateError, match=r"\d+ rows of \d+ groups, which tell as much as \d+ independent ones"
+    ) as caught:
+        planning.require(opened(fresh, grouped, TIE.replace("0.02", "0.04")), ["evaluate"])
+    assert caught.value.hint.startswith("rows of more groups")
+
+
 def test_a_long_file_is_estimated_and_proves_no_gate_impossible(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_estimate, "COUNTED_BYTES", 10_000)
     estimate = row_estimate.of(opened(fresh))

@@ -30,6 +30,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
 from scipy.optimize import brentq
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from sklearn.metrics import (
     brier_score_loss,
     cohen_kappa_score,
@@ -447,16 +448,22 @@ def once(rows: list[int], n: int) -> Any:
 
 
 def clustered(values: list[float], groups: list[Any]) -> float:
-    """The variance of a mean whose rows come in groups, as a multiple of that of independent rows; 1 at least."""
+    """The variance of a mean whose rows come in groups, as a multiple of that of independent rows; 1 at least.
+
+    The delete-a-group jackknife, widened by Student's t for the effective number of groups.
+    """
     n, mean, parts = len(values), sum(values) / len(values), defaultdict[Any, list[float]](list)
     for value, group in zip(values, groups, strict=True):
         parts[group].append(value - mean)
     if len(parts) == n:
         return 1.0
     alone = sum(value * value for part in parts.values() for value in part)
+    freedom = max(n * n / sum(len(part) ** 2 for part in parts.values()) - 1, 1)
+    few = (float(student.ppf(0.975, freedom)) / NORMAL.inv_cdf(0.975)) ** 2
     if len(parts) < 2 or alone < 1e-12:
-        return sum(len(part) ** 2 for part in parts.values()) / n
-    return max(1.0, sum(sum(part) ** 2 for part in parts.values()) * len(parts) / (len(parts) - 1) / alone)
+        return few * sum(len(part) ** 2 for part in parts.values()) / n
+    without = [sum(part) / (n - len(part)) for part in parts.values()]  # how far the mean moves without a group
+    return few * max(1.0, n * n * sum(move * move for move in without) * (len(parts) - 1) / len(parts) / alone)
 
 
 def wilson(right: float, n: float, confidence: float) -> list[float]:
@@ -486,7 +493,8 @@ def worst_drop(b: float, c: float, n: float, side: float) -> float:
         q = low if slope(low) <= 0 else high if slope(high) >= 0 else brentq(slope, low, high, xtol=1e-15)
         return (b - c - n * drop) / math.sqrt(n * (2 * q + drop - drop * drop))
 
-    return float(brentq(lambda drop: statistic(drop) + z, (b - c) / n + 1e-12, 1 - 1e-9, xtol=1e-12))
+    least, most = (b - c) / n + 1e-12, 1 - 1e-9
+    return float(brentq(lambda drop: statistic(drop) + z, least, most, xtol=1e-12)) if statistic(most) < -z else 1.0
 
 
 def seen_with(discordant: float, n: float, confidence: float, power: float) -> float:
@@ -657,7 +665,10 @@ class Recomputed:
         if rough:
             details["calibration"] = self.within(details["calibration"])
         effect = clustered([float(one.right[k]) for k in one.rows], [self.groups[k] for k in one.rows])
-        details |= {"design_effect": effect} if effect > 1 else {}
+        if effect > 1:
+            sizes = Counter(self.groups[k] for k in one.rows).values()
+            details |= {"design_effect": About.of(effect, 1e-3 * effect), "groups": len(sizes)}
+            details["effective_groups"] = sum(sizes) ** 2 / sum(size * size for size in sizes)
         return {
             "n": n, "right": int(one.right[one.rows].sum()), "invalid": one.invalid,
             "metrics": {name: About.of(v, 1e-3) if name in rough else v for name, v in figures.items()},
@@ -778,7 +789,8 @@ class Recomputed:
             "p": binomial_p(lost, won, effect), "detectable": seen_with(less + more, as_many, self.confidence, 0.8),
             "test": "mcnemar", "only_first": lost, "only_second": won,
         }  # fmt: skip
-        return found | ({"design_effect": effect} if effect > 1 else {})
+        groups = {"design_effect": effect, "groups": len({self.groups[k] for k in rows})}
+        return found | (groups if effect > 1 else {})
 
     def slices(self) -> list[tuple[str, str, list[int]]]:
         lengths = [len(asked_and_wanted(record)[0]) for record in self.records]

@@ -21,7 +21,7 @@ from slmctl.errors import UsageError
 from slmctl.inference import WITH_ENCODER
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.predictions import facts_of, read_predictions
-from slmctl.metrics.statistics import POWER, design_effect, mcnemar, percentiles, wilson
+from slmctl.metrics.statistics import POWER, design_effect, effective_groups, mcnemar, percentiles, wilson
 from slmctl.models import class_of
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
@@ -284,7 +284,8 @@ def _entry(model: Scored, drawn: Mapping[str, Floats], confidence: float, facts:
         **facts,
     }
     if effect > 1:
-        entry["design_effect"] = effect
+        sizes = np.unique(groups, return_counts=True)[1].tolist()
+        entry |= {"design_effect": effect, "groups": len(sizes), "effective_groups": effective_groups(sizes)}
     return entry
 
 

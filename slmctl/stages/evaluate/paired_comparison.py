@@ -144,7 +144,7 @@ def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: flo
         "only_second": only_second,
     }
     if effect > 1:
-        found["design_effect"] = effect
+        found |= {"design_effect": effect, "groups": len(np.unique(first.groups[mask]))}
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slmctl.console import percent
-from slmctl.reports.evaluation_report import EvaluationReport
+from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry
 from slmctl.reports.html_page import Tone, count
 from slmctl.stages.evaluate.report_data import Difference, ReportView
 
@@ -195,19 +195,29 @@ def _rows(view: ReportView) -> Iterator[str]:
             )
         if model["failed"]:
             yield f"{name} gave no answer to {count(model['failed'], 'row')}: counted as wrong."
-    if effect := view.entries[view.focus].get("design_effect"):
-        rows = view.entries[view.focus]["n"]
+    if effect := (own := view.entries[view.focus]).get("design_effect"):
+        rows = own["n"]
         yield (
-            f"Rows of one group are alike: {rows:,} of them tell as much as {round(rows / effect):,} rows of as many "
-            f"groups (design effect {effect:.1f}), and the intervals are wider by that."
+            f"The {rows:,} rows are of {_groups(own)}, and rows of one group are alike: they tell as much as "
+            f"{max(round(rows / effect), 1):,} independent rows (design effect {effect:.1f}), and the intervals are "
+            "wider by that."
         )
     if view.report["n"] < FEW_ROWS:
         yield f"Only {view.report['n']} rows were measured: the intervals are wide."
 
 
+def _groups(entry: ParticipantEntry) -> str:
+    """The groups of a participant's rows in words, with their effective number where they differ in size."""
+    groups, effective = entry.get("groups", 0), entry.get("effective_groups", 0.0)
+    unlike = f" (of unlike sizes, so no more than {effective:.0f})" if round(effective) < groups else ""
+    return f"{count(groups, 'group')}{unlike}" if groups else "groups"
+
+
 def _detectable(view: ReportView, difference: Difference) -> str:
+    own = view.entries[view.focus]
+    of = f" of {_groups(own)}" if "groups" in own else ""
     return (
-        f"{view.report['n']} rows show a true difference from {_points(difference.detectable or 0.0)} on "
+        f"{view.report['n']} rows{of} show a true difference from {_points(difference.detectable or 0.0)} on "
         f"({percent(view.report['power'], 0)} of the time)"
     )
 

@@ -17,7 +17,7 @@ from slmctl.inference import ENSEMBLE, WITH_ENCODER
 from slmctl.metrics import gates
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named, predictions, project_gates, runner
-from slmctl.pipeline.estimates import KnownSizes, StageEstimate
+from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage
 from slmctl.pipeline.predictions import LORA, EndpointModel, predictions_of
 from slmctl.pipeline.runner import Outcome
@@ -45,6 +45,10 @@ class Evaluate(Stage[EvaluateConfig]):
     version = 9
     stands = True
 
+    def completed(self, section: EvaluateConfig) -> EvaluateConfig:
+        grouped = any(source.group for source in self.project.config.prepare.sources)
+        return section.model_copy(update={"group_sizes": grouped})
+
     def inputs(self, section: EvaluateConfig, get: Get, filled: Inputs) -> Inputs:
         if "predictions" not in filled:
             filled = filled | report_inputs(self.project, self.project.config.measured, get)
@@ -71,15 +75,16 @@ class Evaluate(Stage[EvaluateConfig]):
         compared = project_gates.reference(self.project.config, self.project.root)
         return compared.state if compared is not None else ""
 
-    def rows_needed(self, most_test: int | None) -> str:
-        """Gates that cannot pass on the most rows that may fall into the test."""
-        settings = self.project.config
-        if most_test is None or settings.predict.split != "test":
+    def rows_needed(self, rows: RowEstimate) -> str:
+        """Gates that cannot pass on the most rows, and the most groups, that may fall into the test."""
+        settings, most = self.project.config, rows.most_test
+        if most is None or settings.predict.split != "test":
             return ""
         short: list[str] = []
         with contextlib.suppress(SlmctlError):  # which the requirement `release` tells
-            short = gates.out_of_reach(project_gates.checked_gates(settings, self.project.root), most_test)
-        return f"{'; '.join(short)} ({most_test} is the most that can fall into the test)" if short else ""
+            checked = project_gates.checked_gates(settings, self.project.root)
+            short = gates.out_of_reach(checked, most, rows.most_groups)
+        return f"{'; '.join(short)} ({most} is the most that can fall into the test)" if short else ""
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         if (model := sizes.model) is None:

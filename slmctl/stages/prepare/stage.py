@@ -107,8 +107,9 @@ class Prepare(Stage[PrepareConfig]):
     def after(self, made: Artifact, *, current: bool) -> None:
         """Say which gates cannot pass on the rows that are there, before a model is trained for them."""
         settings = self.project.config
-        if rows := made.metrics.get(settings.predict.split, 0):
-            for sentence in gates.out_of_reach(project_gates.checked_gates(settings, self.project.root), rows):
+        if rows := made.metrics.get(split := settings.predict.split, 0):
+            checked = project_gates.checked_gates(settings, self.project.root)
+            for sentence in gates.out_of_reach(checked, rows, row_estimate.groups_of(made, split)):
                 console.say(f"  {sentence}")
         gathering.say_report(made, current=current)
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 from support import tiny
 from support.forks import Forks
 
 from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest, load
 from slmctl.config import Choose, EvaluateConfig, Gate, MachinePrices
 from slmctl.deduplication import row_fingerprints
-from slmctl.errors import DataError, UsageError
+from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
 from slmctl.stages.evaluate import evaluate
 from slmctl.stages.evaluate.model_selection import break_even
@@ -261,7 +262,8 @@ def test_rows_of_one_group_tell_less(report: Any) -> None:
     alone = report("classify", wanted, given)
     grouped = report("classify", wanted, given, groups=[f"g{k // 10}" for k in range(60)])
     (low, high), (lower, higher) = (one["models"]["first"]["interval"] for one in (alone, grouped))
-    assert grouped["models"]["first"]["design_effect"] == pytest.approx(12)  # 10 rows a group, and 6 / 5 of few groups
+    few = (stats.t.ppf(0.975, 5) / stats.norm.ppf(0.975)) ** 2
+    assert grouped["models"]["first"]["design_effect"] == pytest.approx(12 * few)  # 10 rows a group, and 6 / 5
     assert lower < low < high < higher
     before, after = (one["pairs"]["first|second"]["metrics"]["accuracy"] for one in (alone, grouped))
     assert before["p"] < 0.01 and before["interval"][0] > 0
@@ -270,8 +272,15 @@ def test_rows_of_one_group_tell_less(report: Any) -> None:
     assert [gates.check([gain], one)[0].passed for one in (alone, grouped)] == [True, False]
     (low, high), (lower, higher) = (one["models"]["first"]["intervals"]["macro_f1"] for one in (alone, grouped))
     assert higher - lower > 1.5 * (high - low)  # whole groups are drawn
-    remark = "60 of them tell as much as 6 rows of as many groups (design effect 10.0)"
+    remark = "60 rows are of 6 groups, and rows of one group are alike: they tell as much as 3 independent rows"
     assert remark in " ".join(grouped["remarks"])
+    drop = Gate(metric="accuracy", model="second", against="second_copy", max_drop=0.05)
+    twice = report(
+        "classify", wanted, {"second": wanted, "second_copy": wanted}, groups=[f"g{k // 10}" for k in range(60)]
+    )
+    with pytest.raises(GateError, match="measured: equal\\), on 60 rows of 6 groups") as caught:
+        gates.enforce([drop], twice)
+    assert caught.value.hint.startswith("rows of one group are alike, so 6 groups show no small difference")
     assert "design_effect" not in alone["models"]["first"]
 
 
