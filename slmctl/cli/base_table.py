@@ -78,7 +78,10 @@ def measured_rates() -> Mapping[str, float]:
     if rates is None and matmul_rates.torch_version():
         terminal().say("measuring this processor's matrix products, once")
         try:
-            rates = matmul_rates.measure()
+            measured = matmul_rates.measure()
+            rates = measured.best
+            if measured.load:
+                terminal().say(f"note: {measured.load}, so times here are too long: slmctl doctor measures again")
         except MissingError as error:
             terminal().say(f"note: {error.message}; {error.hint}")
     elif rates is None:

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,15 +124,25 @@ def _matmul() -> list[Check]:
     if not _version("torch"):
         return []
     try:
-        rates = matmul_rates.measure()
+        measured = matmul_rates.measure()
     except MissingError as error:
         return [Check("matrix products", error.message, False, error.hint)]
-    chosen, best = resolve_matmul_dtype("auto"), max(rates, key=rates.__getitem__)
-    speeds = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items()) + f"; auto takes {chosen}"
+    rates, chosen = measured.best, resolve_matmul_dtype("auto")
+    best = max(rates, key=rates.__getitem__)
+    speeds = f"{_speeds(measured.now)}; auto takes {chosen}"
+    if measured.load:
+        speeds += f"; measured while {measured.load}"
+    if rates != measured.now:
+        speeds += f"; estimates go by the best on this processor, {_speeds(rates)}"
     wrong = best != chosen and rates[best] > 1.2 * rates[chosen]
-    return [
-        Check("matrix products", speeds, True, f"--set finetune.matmul_dtype={best} is faster here" if wrong else "")
-    ]
+    remedy = f"--set finetune.matmul_dtype={best} is faster here" if wrong else ""
+    if measured.is_slow or (measured.load and not measured.before):
+        remedy = "slmctl doctor, when no other process wants the cores"
+    return [Check("matrix products", speeds, True, remedy)]
+
+
+def _speeds(rates: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items())
 
 
 def _packages() -> list[Check]:

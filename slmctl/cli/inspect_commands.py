@@ -334,7 +334,7 @@ def doctor(options: Options, fix: bool, base: str | None) -> None:
     checks = doctor_module.examine() if base is None else doctor_module.examine_base(_base(options, base))
     width = max(len(check.name) for check in checks)
     for check in checks:
-        mark = "ok  " if check.ok else "MISS"
+        mark = "MISS" if not check.ok else "note" if check.remedy else "ok  "
         console.write(f"{mark} {check.name:<{width}}  {check.result}\n")
         if check.remedy:
             console.write(f"     {'':<{width}}  -> {check.remedy}\n")

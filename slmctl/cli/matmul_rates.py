@@ -6,19 +6,37 @@ import contextlib
 import importlib.metadata
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from slmctl import child, hardware
 from slmctl.artifacts import atomic
+from slmctl.console import count
 from slmctl.errors import MissingError
 from slmctl.hardware import usable_cores
 from slmctl.installation import user_cache
 
 TIMEOUT_S = 120
+BUSY = 1.5  # processes a core of the last minute, from which a measurement says little
 
 
-def measure() -> dict[str, float]:
-    """GFLOP/s by type, measured now in some seconds, and kept for `stored`.
+@dataclass(frozen=True)
+class Measured:
+    """GFLOP/s by type: measured now, the best ever on this processor, and those kept before; `load` in words or ''."""
+
+    now: dict[str, float]
+    best: dict[str, float]
+    before: dict[str, float]
+    load: str
+
+    @property
+    def is_slow(self) -> bool:
+        """True if this machine is less than half as fast now as it was before."""
+        return any(rate < self.before.get(name, 0) / 2 for name, rate in self.now.items())
+
+
+def measure() -> Measured:
+    """Measure in some seconds, and keep the best rates for `stored`, since other processes only ever slow it down.
 
     Raises:
         MissingError: torch does not work.
@@ -27,17 +45,25 @@ def measure() -> dict[str, float]:
         done = child.run("slmctl.stages.finetune.matmul_benchmark", timeout_s=TIMEOUT_S)
     except child.DiedError as death:
         raise MissingError(f"torch does not work: {death}", hint="pip install --force-reinstall torch") from None
-    rates: dict[str, float] = json.loads(done.stdout)
+    now: dict[str, float] = json.loads(done.stdout)
+    before = stored() or {}
+    best = {name: max(rate, before.get(name, 0.0)) for name, rate in now.items()}
     path = _path()
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.file(path) as draft:
-            draft.write_text(json.dumps({"machine": _machine(), "rates": rates}), encoding="utf-8")
-    return rates
+            draft.write_text(json.dumps({"machine": _machine(), "rates": best}), encoding="utf-8")
+    return Measured(now, best, before, load())
+
+
+def load() -> str:
+    """The processes that want this machine's cores, in words, where these are more than BUSY a core; else ''."""
+    wanting, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"{wanting:.0f} processes want {count(cores, 'core')}" if wanting > BUSY * cores else ""
 
 
 def stored() -> dict[str, float] | None:
-    """The rates of the last `measure` with this processor, these cores and this torch; None without one."""
+    """The best rates that `measure` has found with this processor, these cores and this torch; None without one."""
     try:
         content = json.loads(_path().read_bytes())
         rates = {str(name): float(value) for name, value in content["rates"].items()}

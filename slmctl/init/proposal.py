@@ -11,7 +11,7 @@ from pathlib import Path
 
 from slmctl import sensitive
 from slmctl.config import KindName, Splits
-from slmctl.console import percent, size
+from slmctl.console import duration, percent, size
 from slmctl.hardware import usable_cores
 from slmctl.init import language, levels, task_proposal
 from slmctl.init.columns import as_text
@@ -316,7 +316,8 @@ def _label_map(labels: Mapping[str, int]) -> dict[str, str]:
 def propose_base(code: str, machine: Machine, *, tools: bool, calls: bool = False, tokens: int) -> BaseProposal:
     """The smallest base with an open license that knows the language and trains here in LONGEST_MINUTES.
 
-    If there is none, or the language is unknown ('' as code), a base that needs no hub.
+    If none is so fast, the smallest that knows the language, with its time. If none knows it, or the language is
+    unknown ('' as code), a base that needs no hub.
 
     Args:
         tools: True for only bases that support tool calls.
@@ -326,8 +327,11 @@ def propose_base(code: str, machine: Machine, *, tools: bool, calls: bool = Fals
     bases = [entry for entry in catalogue.entries() if _is_plain(entry) and (entry.tools or not tools)]
     start = _without_hub(code, machine, tokens)
     speaking = [entry for entry in bases if entry.speaks(code)] if code not in ("", "en") else bases
-    quick = [entry for entry in speaking if machine.minutes(entry, tokens) <= LONGEST_MINUTES]
-    entry = next((entry for entry in quick if memory.fits(machine.training_bytes(entry, small=True))), None)
+    fitting = [entry for entry in speaking if memory.fits(machine.training_bytes(entry, small=True))]
+    quick = [entry for entry in fitting if machine.minutes(entry, tokens) <= LONGEST_MINUTES]
+    if not quick and code not in ("", "en"):
+        quick = fitting[:1]  # an hour more is a smaller loss than another language
+    entry = next(iter(quick), None)
     name = language.NAMES.get(code, "English")
     skill = f"{name} and tool calls" if tools and code else "tool calls" if tools else name
     if entry is None:
@@ -339,7 +343,10 @@ def propose_base(code: str, machine: Machine, *, tools: bool, calls: bool = Fals
             return _of(speaking[0], f"{why}; this one is the smallest")
         about = f"knows {_known(start, code)}, is small, has the license {start.license}, and needs no model hub"
         return _of(start, f"{why}; this one {about}")
+    minutes = machine.minutes(entry, tokens)
     needs = f"trains in about {machine.memory(entry)}"
+    if minutes > LONGEST_MINUTES:
+        needs += f" and {duration(60 * minutes)}"
     if entry.package:
         unknown = "" if code else "; the language of the texts was not recognised: slmctl bases --language CODE"
         return _of(entry, f"knows English, is small, {needs}, and needs no model hub{unknown}")
@@ -351,10 +358,10 @@ def propose_base(code: str, machine: Machine, *, tools: bool, calls: bool = Fals
 
 
 def _without_hub(code: str, machine: Machine, tokens: int) -> CatalogueEntry:
-    """The smallest base of the package index that knows the language and trains in LONGEST_MINUTES; else the first."""
+    """The smallest base of the package index that knows the language, in LONGEST_MINUTES if possible; or the first."""
     offline = [entry for entry in catalogue.entries() if entry.package]
     quick = [entry for entry in offline if machine.minutes(entry, tokens) <= LONGEST_MINUTES]
-    return next((entry for entry in quick if entry.speaks(code or "en")), offline[0])
+    return next((entry for entry in (*quick, *offline) if entry.speaks(code or "en")), offline[0])
 
 
 def _known(entry: CatalogueEntry, code: str) -> str:

@@ -625,6 +625,15 @@ def test_the_base_that_needs_no_hub_knows_the_language(run: Run) -> None:
     assert without in said and without in Path("slmctl.yaml").read_text(encoding="utf-8")
 
 
+def test_a_slow_machine_changes_no_language(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul_rates, "stored", lambda: {"float32": 0.5, "bfloat16": 0.5})
+    code, said = run("init", messy.semicolons(Path()).name)
+    assert code == 0, said
+    assert re.search(
+        r"the smallest under an open license that knows German; trains in about .* memory.* and \d+ h", said
+    )
+
+
 def test_personal_data_is_redacted_where_it_is_found(run: Run) -> None:
     rows = [
         (f"{text} Write to kim{k}@" + "brindlecove.test", label) for k, (text, label) in enumerate(messy.tickets(150))
