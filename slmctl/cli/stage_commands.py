@@ -35,6 +35,7 @@ from slmctl.cli.group import (
     value_option,
 )
 
+LONG_S = 86_400  # of a run, before which people are asked
 Decorate = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -353,7 +354,9 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 @click.command()
 @click.option("--until", type=click.Choice(CHAIN), default="publish", show_default=True, help="The last stage to run.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the stages that would run and what they take, and stop.")
-@click.option("--yes", is_flag=True, help="Train also where a linear model leaves next to nothing to win.")
+@click.option(
+    "--yes", is_flag=True, help="Train also for more than a day, or where a linear model leaves next to nothing to win."
+)
 @stage_options
 @click.pass_obj
 def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
@@ -361,7 +364,8 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
 
     What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates that cannot
     pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time. Before a
-    training that has next to nothing to win over a linear model it asks, and without a terminal it ends with 5.
+    run of more than a day it asks, or without a terminal says so. Before a training that has next to nothing to win
+    over a linear model it asks, and without a terminal it ends with 5.
     """
     from slmctl.cli import base_table, matmul_rates, run_plan
     from slmctl.pipeline import plan
@@ -378,6 +382,8 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     for line in run_plan.summary(planned):
         terminal().say(line)
     planned.require()
+    if planned.seconds > LONG_S and not yes:
+        _ask_about_time(planned.seconds)
     for name in names:
         project.stage(name).import_first()
     begun, current = time.monotonic(), {stage.name for stage in planned.stages if stage.current}
@@ -392,6 +398,23 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     print_artifact(options, outcome.artifact)
 
 
+def _ask_about_time(seconds: float) -> None:
+    """Ask whether to begin a run of more than a day; without a terminal, say that it is begun.
+
+    Raises:
+        GateError: The answer is no.
+    """
+    text = f"this run takes about {terminal().duration(seconds)}"
+    if not _is_terminal():
+        terminal().say(f"  note: {text}: a smaller base, fewer epochs or shorter texts make it shorter")
+    elif not click.confirm(f"  {text}: begin?", default=False, err=True):
+        raise GateError(f"{text}, and was not begun", hint="a smaller base, fewer epochs, shorter texts; or --yes")
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 def _ask_before(project: Project, name: str) -> None:
     """Ask whether to run a stage that says a reason against it.
 
@@ -402,7 +425,7 @@ def _ask_before(project: Project, name: str) -> None:
         return
     for line in (doubt.reason, *doubt.lines):
         terminal().say(f"  {line}")
-    if sys.stdin.isatty() and click.confirm(f"  {doubt.question}", default=False, err=True):
+    if _is_terminal() and click.confirm(f"  {doubt.question}", default=False, err=True):
         return
     raise GateError(doubt.reason, hint=doubt.hint)
 

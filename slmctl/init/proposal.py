@@ -35,6 +35,7 @@ SMALL = 1000  # rows; with fewer there is no calibration split, and a larger tes
 # three passes and after five. On 10,000 rows it gained nothing, and larger bases were not tried.
 HIGH_RATE, FEW_ROWS, SMALL_BASE = 8e-4, 5_000, 500_000_000
 MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
+USUAL_CHARACTERS = 4.0  # of a token of everyday text
 CHARACTERS_A_TOKEN = 2.5  # at least, in the languages and tokenizers that were looked at
 DROPS = (0.02, 0.03, 0.05, 0.10)  # bounds of a gate; the tightest that so many rows can show
 OPEN_LICENSES = ("apache-2.0", "mit")
@@ -71,6 +72,7 @@ class BaseProposal:
         reason: A sentence for the terminal.
         parameters: Number of weights; 0 for a base that is not in the catalogue.
         tools: True if its chat template supports tool calls; None if unknown.
+        context: Tokens that it was trained for; 0 for a base that is not in the catalogue.
     """
 
     source: str
@@ -79,6 +81,7 @@ class BaseProposal:
     reason: str
     parameters: int = 0
     tools: bool | None = None
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,17 @@ class Proposal:
         return round(characters / CHARACTERS_A_TOKEN) + 50
 
     @property
+    def tokens(self) -> int:
+        """Estimated number of tokens in a row, a mean over the sample."""
+        characters = sum(len(question) + len(answer) for question, answer in self.task.pairs)
+        return round(characters / max(len(self.task.pairs), 1) / USUAL_CHARACTERS) + 50
+
+    @property
+    def is_long(self) -> bool:
+        """True if training would read less than half of the rows' texts, which nobody should do unasked."""
+        return self.tokens > 2 * MAX_LENGTH
+
+    @property
     def training(self) -> tuple[dict[str, object], str]:
         """The section `finetune`, and its reason."""
         training: dict[str, object] = {"epochs": epochs(self.rows)}
@@ -228,7 +242,9 @@ class Proposal:
         if self.rows < FEW_ROWS and 0 < self.base.parameters < SMALL_BASE:
             training["learning_rate"] = HIGH_RATE
             about = "passes, and twice the default rate: few rows and a small base"
-        if self.longest > MAX_LENGTH:
+        if self.is_long:
+            about += f"; max_length is {MAX_LENGTH:,}, and the rows have some {self.tokens:,} tokens"
+        elif self.longest > MAX_LENGTH:
             training["too_long"] = "truncate"
             about = f"the longest row has about {self.longest:,} tokens, max_length is {MAX_LENGTH:,}"
         return training, about
@@ -384,7 +400,7 @@ def named_base(name: str) -> BaseProposal:
 def _of(entry: CatalogueEntry, reason: str) -> BaseProposal:
     skills = "English" if entry.languages == ("en",) else f"{entry.language_count or 'unknown'} languages"
     about = f"{entry.short_name}, {skills}, {entry.license}"
-    return BaseProposal(entry.source, entry.sha256, about, reason, entry.parameters, entry.tools)
+    return BaseProposal(entry.source, entry.sha256, about, reason, entry.parameters, entry.tools, entry.context)
 
 
 def _is_plain(entry: CatalogueEntry) -> bool:

@@ -20,7 +20,7 @@ from slmctl.config import FILENAME, EncodeConfig
 from slmctl.console import count, percent, shown
 from slmctl.init.column_names import split_named, suggests
 from slmctl.init.columns import Column
-from slmctl.init.proposal import FEW, Proposal, gates, plain, surely_better, system_prompt
+from slmctl.init.proposal import FEW, MAX_LENGTH, Proposal, gates, plain, surely_better, system_prompt
 from slmctl.init.raw_data import RawData, SplitPart
 from slmctl.init.task_proposal import columns_in
 from slmctl.metrics.statistics import wilson
@@ -78,6 +78,7 @@ def about_project(project: Proposal) -> list[str]:
         "project": project,
         "task": task,
         "most": LISTED,
+        "max_length": MAX_LENGTH,
         "few": FEW,
         "read": columns_in(task.input, project.data.look.columns) if task.input else [],
         "by_label": [f"{shown(label, 40)} {number:,}" for label, number in task.labels.items()],

@@ -14,7 +14,7 @@ from slmctl import config
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import IntegrityError, SlmctlError, UsageError
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.pipeline import LEAVES
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
@@ -232,9 +232,9 @@ class Stage(Generic[SectionT]):
         """Sources that it fetches, and their sizes where these are known without asking."""
         yield from ()
 
-    def rows_needed(self, rows: RowEstimate) -> str:
-        """A sentence on rows that are surely too few for it; empty where they are not."""
-        return ""
+    def refusals(self, rows: RowEstimate) -> Iterator[SlmctlError]:
+        """Reasons why it surely fails on these rows: too few, or too long."""
+        yield from ()
 
     def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
         """Names and sentences of things that may stop it, which nobody can be sure of before."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from slmctl import config, console
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import FullError, GateError, MissingError, SlmctlError
+from slmctl.errors import FullError, MissingError, SlmctlError
 from slmctl.installation import pip_line
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
@@ -28,7 +28,6 @@ from slmctl.pipeline.graph import BASE, Project, Stage
 from slmctl.pipeline.system_errors import EXTRAS
 
 Stages = Sequence[Stage[Any]]
-MORE_ROWS = "a larger prepare.splits.test, or another gate"
 LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
 SPARE = 1.1  # of the disk: reports, journals, blocks that are not full
 
@@ -83,6 +82,11 @@ class RunPlan:
         """Bytes of disk of all stages that will run; None if one has no estimate."""
         needed = [stage.disk_bytes for stage in self.stages if not stage.current]
         return None if None in needed else sum(filter(None, needed))
+
+    @property
+    def seconds(self) -> float:
+        """Time of the stages that will run, as far as it is known."""
+        return sum(stage.seconds or 0.0 for stage in self.stages if not stage.current)
 
     def require(self) -> None:
         """Refuse a run that cannot work.
@@ -262,9 +266,8 @@ def _converter(stages: Stages) -> str:
 
 def _limits(project: Project, made: RunPlan, stages: Stages) -> Iterator[Requirement]:
     """Limits that an estimate must keep within: the rows that gates need, and the disk."""
-    for text in filter(None, (stage.rows_needed(made.rows) for stage in stages if made.rows is not None)):
-        groups = "rows of more groups" if made.rows is not None and made.rows.most_groups else "more rows"
-        yield Requirement("rows", text, GateError(text, hint=f"{groups}, {MORE_ROWS}"))
+    if (rows := made.rows) is not None:
+        yield from (Requirement("rows", error.message, error) for stage in stages for error in stage.refusals(rows))
     if not stages:
         return
     needed, free = made.disk_bytes, shutil.disk_usage(project.root).free

@@ -652,6 +652,17 @@ def test_long_texts_are_cut_and_not_refused(run: Run) -> None:
     assert written()["finetune"]["too_long"] == "truncate"
 
 
+def test_whole_documents_are_told_and_not_cut_unasked(run: Run) -> None:
+    # 150 contracts of 4,500 words got no word from `init` and none from `--plan`
+    rows = [(text + " and so on, as agreed" * 900, label) for text, label in messy.tickets(120)]
+    table("contracts.csv", ["text", "category"], rows)
+    code, said = run("init", "contracts.csv")
+    assert code == 0 and re.search(
+        r"note: the rows have some 4,\d{3} tokens; this base reads 8,192, and .* 1,024", said
+    )
+    assert "too_long" not in written()["finetune"]
+
+
 def test_control_characters_of_the_data_do_not_reach_the_terminal(run: Run) -> None:
     rows = [(f"{text} \x1b]0;owned\x07\x1b[31m", label + "\x1b[2J") for text, label in messy.tickets(120)]
     table("tickets.csv", ["text", "category\x1b[5m"], rows)

@@ -17,7 +17,7 @@ from support import messy, tiny
 from support.handmade import opened
 
 from slmctl import hardware
-from slmctl.cli import base_table, run_plan
+from slmctl.cli import base_table, matmul_rates, run_plan, stage_commands
 from slmctl.cli.group import CHAIN
 from slmctl.cli.main import cli
 from slmctl.errors import DataError, FullError, GateError, MissingError, SlmctlError, UsageError
@@ -258,6 +258,35 @@ def test_how_many_rows_may_be_tested_on(fresh: Path, splits: str, test: int, mos
     estimate = row_estimate.of(opened(fresh, f"prepare.splits={splits}"))
     assert estimate is not None
     assert (estimate.test, estimate.most_test) == (test, most)
+
+
+def test_rows_that_no_model_here_can_read_are_refused(fresh: Path) -> None:
+    tiny.write_csv(fresh / "tickets.csv", [(f"{text} {'and so on ' * 800}", label) for text, label in tiny.rows()])
+    asked = (fresh, "finetune.too_long=error")
+    with pytest.raises(
+        DataError, match=r"some 2,0.. tokens each; this base reads 8,192, and .*max_length is 1,024"
+    ) as caught:
+        planning.require(opened(*asked), CHAIN)
+    assert "too_long=truncate" in caught.value.hint and "a base that reads more: " in caught.value.hint
+    planning.require(opened(fresh, "finetune.too_long=truncate"), CHAIN)
+    planning.require(opened(fresh, "finetune.max_length=2048"), CHAIN)
+    tiny.write_csv(fresh / "tickets.csv", [(f"{text} {'and so on ' * 8000}", label) for text, label in tiny.rows(30)])
+    with pytest.raises(DataError, match=r"some 20,... tokens each"):
+        planning.require(opened(fresh, "finetune.too_long=truncate"), CHAIN)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_of_more_than_a_day_is_asked_about(terminal: bool, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul_rates, "stored", lambda: {"float32": 0.1, "bfloat16": 0.1})
+    monkeypatch.setattr(stage_commands, "_made", lambda *args: SimpleNamespace(artifact=None))
+    monkeypatch.setattr(stage_commands, "_ask_before", lambda *args: None)
+    monkeypatch.setattr(stage_commands, "print_artifact", lambda *args: None)
+    monkeypatch.setattr(stage_commands, "_is_terminal", lambda: terminal)
+    done = CliRunner().invoke(cli, ["-C", str(fresh), "run"], input="n\n")
+    assert isinstance(done.exception, GateError) is terminal, done.output
+    said = re.search(r"(note: )?this run takes about [\d,]+ h", done.stderr)
+    assert said is not None and bool(said[1]) is not terminal
+    assert CliRunner().invoke(cli, ["-C", str(fresh), "run", "--yes"]).exit_code == 0
 
 
 def test_groups_are_counted_as_the_gate_counts_them(fresh: Path) -> None:

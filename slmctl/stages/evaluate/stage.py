@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from slmctl import config, console, hardware
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import EvaluateConfig
-from slmctl.errors import SlmctlError, UsageError
+from slmctl.errors import GateError, SlmctlError, UsageError
 from slmctl.inference import ENSEMBLE, WITH_ENCODER
 from slmctl.metrics import gates
 from slmctl.network.decisions import CHAT
@@ -25,6 +25,7 @@ from slmctl.pipeline.runner import Outcome
 ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
 BESIDE_BYTES = 0.15e9  # of an encoder's process beside a model, and of its sums
 REPORT_SECONDS = 5  # bootstrap and baselines
+MORE_ROWS = "a larger prepare.splits.test, or another gate"
 SHOTS = 2  # times the time without examples in the prompt; their common beginning is read once
 WHOLE_LABELS = 2  # times the time of a walk, where a base scores its labels as wholes
 
@@ -75,16 +76,18 @@ class Evaluate(Stage[EvaluateConfig]):
         compared = project_gates.reference(self.project.config, self.project.root)
         return compared.state if compared is not None else ""
 
-    def rows_needed(self, rows: RowEstimate) -> str:
+    def refusals(self, rows: RowEstimate) -> Iterator[SlmctlError]:
         """Gates that cannot pass on the most rows, and the most groups, that may fall into the test."""
         settings, most = self.project.config, rows.most_test
         if most is None or settings.predict.split != "test":
-            return ""
+            return
         short: list[str] = []
         with contextlib.suppress(SlmctlError):  # which the requirement `release` tells
             checked = project_gates.checked_gates(settings, self.project.root)
             short = gates.out_of_reach(checked, most, rows.most_groups)
-        return f"{'; '.join(short)} ({most} is the most that can fall into the test)" if short else ""
+        if short:
+            hint = f"{'rows of more groups' if rows.most_groups else 'more rows'}, {MORE_ROWS}"
+            yield GateError(f"{'; '.join(short)} ({most} is the most that can fall into the test)", hint=hint)
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         if (model := sizes.model) is None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slmctl import console, hardware
 from slmctl.config import FinetuneConfig
+from slmctl.errors import DataError, SlmctlError
 from slmctl.hardware import usable_cores
-from slmctl.model_files import model_shape
+from slmctl.model_files import catalogue, model_shape
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
 from slmctl.pipeline import runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.pipeline.graph import BASE, PREPARED, Doubt, Stage
 
+SURELY = 1.25  # times the estimated tokens, which may be off by a quarter
+NAMED = 3  # bases in a hint
 CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itself, its best value and two moments
 VALIDATION_COST = 0.5  # time of a record in a validation, over its time in training: it has no backward pass
 
@@ -48,11 +51,29 @@ class Finetune(Stage[FinetuneConfig]):
             text = f"finetune takes about {console.size(least)} even in small pieces, and {console.size(free)} are free"
             yield "memory", text
 
+    def refusals(self, rows: RowEstimate) -> Iterator[SlmctlError]:
+        """Texts that the base cannot read, or that finetune refuses by `too_long: error`."""
+        section, entry = self.settings, catalogue.of_source(self.project.config.base)
+        context = entry.context if entry is not None else rows.tokens
+        refused = section.too_long == "error" and rows.tokens > SURELY * section.max_length
+        if rows.tokens <= SURELY * context and not refused:
+            return
+        longer = [other.short_name for other in catalogue.entries() if other.context > SURELY * rows.tokens]
+        reads = f"this base reads {context:,}, and " if entry is not None else ""
+        yield DataError(
+            f"the rows have some {rows.tokens:,} tokens each; {reads}finetune.max_length is {section.max_length:,}",
+            hint="cut the texts to the part that holds the answer; --set finetune.max_length=N, which takes memory and "
+            "time; --set finetune.too_long=truncate, which learns the beginning alone; or a base that reads more: "
+            f"{', '.join(longer[:NAMED])} (slmctl bases)",
+        )
+
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         """The training, with its memory and time on the processor; on a GPU neither is known before."""
         if (model := sizes.model) is None:
             return StageEstimate()
         section, rows = sizes.settings.finetune, sizes.rows
+        if rows is not None and section.too_long != "error":
+            rows = replace(rows, tokens=min(rows.tokens, section.max_length))
         disk = (4 + CHECKPOINT_WEIGHTS) * model.trained
         if hardware.accelerator():
             return StageEstimate(disk)
