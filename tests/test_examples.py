@@ -13,7 +13,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from support import EXAMPLES as DATA
+from support import ROOT
 
 from examples import demo
 
@@ -138,6 +140,12 @@ def test_help_desk_calls_satisfy_their_tools() -> None:
 def test_readme_counts_the_categories() -> None:
     stated = {name: int(count) for name, count in re.findall(r"^\| `(\w+)` \| (\d+) \|", readme(), re.MULTILINE)}
     assert stated == Counter(row["category"] for row in usable())
+
+
+def test_the_template_lists_the_labels_that_usable_rows_have() -> None:
+    # It listed four labels more, each of one row that has no text, and the served demo showed 15 categories.
+    config = (ROOT / "templates" / "support-triage" / "slmctl.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(config)["task"]["labels"] == sorted({row["category"] for row in usable()})
 
 
 def test_readme_counts_the_faults() -> None:
