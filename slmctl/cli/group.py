@@ -168,12 +168,12 @@ def artifact_option(role: str, help: str, kind: str = "") -> Callable[[Callable[
 
 
 SECTIONS = {
+    "Begin": ("init", "run", "serve", "predict"),
     "Make": (
-        "init", "run", "pull", "label", "prepare", "encode", "finetune", "sweep", "merge", "quantize", "predict",
-        "evaluate", "calibrate",
+        "pull", "label", "prepare", "encode", "finetune", "sweep", "merge", "quantize", "evaluate", "calibrate",
     ),
     "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
-    "Ship": ("publish", "promote", "fetch", "serve", "keys"),
+    "Ship": ("publish", "promote", "fetch", "keys"),
     "Learn from production": ("review", "watch"),
     "Keep house": ("doctor", "verify", "reproduce", "gc"),
 }  # fmt: skip
