@@ -171,9 +171,9 @@ def shape_of_base(project: Project) -> ModelShape | None:
 
 
 def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
-    """The stages of a run, without optional ones that the config has no section for; a single stage is always kept."""
+    """The stages of a run, without optional ones that the config has no section for; the last one is always kept."""
     for name in names:
-        if getattr(project.config, name) is not None or len(names) == 1:
+        if getattr(project.config, name) is not None or name == names[-1]:
             yield project.stage(name)
 
 

@@ -86,6 +86,12 @@ def test_the_plan_of_a_new_project(fresh: Path) -> None:
     assert "training" not in "".join(run_plan.summary(unmeasured))
 
 
+def test_the_stage_that_a_run_ends_with_needs_no_section(fresh: Path) -> None:
+    # `run --until encode` made the encoder, and its plan said nothing of it.
+    plan = planning.plan(opened(fresh), CHAIN[: CHAIN.index("encode") + 1])
+    assert [stage.name for stage in plan.stages] == ["pull", "prepare", "encode"]
+
+
 def test_a_long_system_prompt_and_tools_cost_memory_and_a_part_of_the_time(fresh: Path) -> None:
     tools = [
         {"type": "function", "function": {"name": f"tool_{k}", "parameters": {"type": "object"}}} for k in range(50)
