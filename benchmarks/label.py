@@ -62,9 +62,9 @@ def main() -> None:
     options = parser.parse_args()
     measures = {"bound": bounds, "plan": plans, "private": private, "students": label_students.learn}
     rows = measures[options.command](options)
-    quick = getattr(options, "quick", False)
-    command = f"python -m benchmarks.label {options.command} ..." + " --quick" * quick
-    result.write(f"label-{options.command}" + "-quick" * quick, command, rows, PACKAGES)
+    flags = [flag for flag in ("few", "quick") if getattr(options, flag, False)]
+    command = " --".join([f"python -m benchmarks.label {options.command} ...", *flags])
+    result.write("-".join(["label", options.command, *flags]), command, rows, PACKAGES)
 
 
 # The bound

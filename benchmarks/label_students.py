@@ -18,6 +18,8 @@ from benchmarks import program, result
 from benchmarks.program import Pairs, read_csv, slmctl, write_csv
 from benchmarks.result import single
 from slmctl.console import percent
+from slmctl.init import proposal
+from slmctl.init.proposal import FEW_ROWS, HIGH_RATE
 
 GOLD, WON = 300, ">= 0.6"
 PEERS = {"tfidf_logistic": "TF-IDF", "encoder_logistic": "encoder"}
@@ -33,7 +35,7 @@ prepare:
   splits: {{validation: {validation}, calibration: 0, test: 0}}
   min_rows: {{validation: 0, test: 0, label: 0}}
   max_overlap: 100%
-finetune: {{epochs: {epochs}, label_smoothing: 0.1, lora: {{dropout: 0.05}}}}
+finetune: {recipe}
 quantize: {{types: [Q8_0]}}
 encode: {{}}
 evaluate: {{models: [gguf]}}
@@ -53,11 +55,10 @@ class Form:
 
     rows: int = 0
     taught: int = 0
-    epochs: int = 4
     tested: int = 0
 
 
-FULL, QUICK = Form(), Form(rows=2000, epochs=3, tested=1500)
+FULL, QUICK = Form(), Form(rows=2000, tested=1500)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = f"which {GOLD} rows are gold: some draws allow no bound, see `bound`"
     parser.add_argument("--draw", type=int, default=0, help=help)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}")
+    parser.add_argument("--few", action="store_true", help=f"the student on {GOLD} rows alone, without a teacher")
 
 
 def read(folder: Path, form: Form) -> Data:
@@ -113,31 +115,34 @@ def learn(options: argparse.Namespace) -> list[result.Row]:
     """
     form = QUICK if options.quick else FULL
     data, folder = read(options.data, form), options.folder.resolve()
-    release = options.release or teacher(data, folder / data.name / "teacher", options.base, form)
     drawn, students = data.with_gold_first(options.draw), {}
+    kinds, release = ("300",), options.release
+    if not options.few:
+        kinds = ("accepted", "300", "all")
+        release = release or teacher(data, folder / data.name / "teacher", options.base)
     names = {"300": f"{GOLD} rows", "all": f"all {len(data.mine)} rows"}
-    for name in (f"accepted-{options.draw}", f"300-{options.draw}", "all"):
-        kind = name.partition("-")[0]
+    for kind in kinds:
+        name = kind if kind == "all" else f"{kind}-{options.draw}"
         mine, gold = (data, data.mine) if kind == "all" else (drawn, drawn.mine[:GOLD])
         label = taught_by(release) if kind == "accepted" else ""
-        place = project(folder / data.name / name, mine, gold, options.base, form, label)
+        place = project(folder / data.name / name, mine, gold, options.base, label)
         if label:
             slmctl(place, "label")
             if not accepted(place):
                 sys.exit(f"draw {options.draw} of the gold rows gives no bound; --draw {options.draw + 1} is the next")
             names[kind] = f"{GOLD} rows and {len(accepted(place))} accepted labels"
         students[kind] = measured(place)
-    few, more, most = (students[kind].accuracy for kind in ("300", "accepted", "all"))
-    return [
-        *(
-            single(f"{names[kind]}: accuracy on the test rows ({students[kind].between})", students[kind].accuracy,
-                   f"{peer}, same rows", value)
-            for kind in ("300", "accepted", "all")
-            for peer, value in students[kind].baselines.items()
-        ),
-        single(f"share of the distance from {GOLD} rows to all that is won", (more - few) / (most - few), "all rows",
-               1.0, WON),
+    rows = [
+        single(f"{names[kind]}: accuracy on the test rows ({students[kind].between})", students[kind].accuracy,
+               f"{peer}, same rows", value)
+        for kind in sorted(kinds)
+        for peer, value in students[kind].baselines.items()
     ]  # fmt: skip
+    if options.few:
+        return rows
+    few, more, most = (students[kind].accuracy for kind in ("300", "accepted", "all"))
+    won = (more - few) / (most - few)
+    return [*rows, single(f"share of the distance from {GOLD} rows to all that is won", won, "all rows", 1.0, WON)]
 
 
 def accepted(place: Path) -> list[str]:
@@ -146,11 +151,11 @@ def accepted(place: Path) -> list[str]:
     return [row["id"] for row in program.read_jsonl(told / "accepted.jsonl")]
 
 
-def teacher(data: Data, place: Path, base: str, form: Form) -> Path:
+def teacher(data: Data, place: Path, base: str) -> Path:
     """A release that is trained on the rows that no student gets; a twentieth of them tests it, and no test row."""
     cut = len(data.others) // 20
     write_csv(place / "own_test.csv", data.others[:cut])
-    made = project(place, data, data.others[cut:], base, form, "", test="own_test.csv")
+    made = project(place, data, data.others[cut:], base, "", test="own_test.csv")
     print(f"teacher of {data.name}: {len(data.others) - cut} rows")  # noqa: T201
     slmctl(made, "run", "--until", "publish")
     return made / "registry" / data.name / "1.0"
@@ -164,10 +169,12 @@ def taught_by(release: Path) -> str:
     )
 
 
-def project(
-    place: Path, data: Data, gold: Pairs, base: str, form: Form, label: str, *,
-    test: str = "",
-) -> Path:  # fmt: skip
+def recipe(rows: int) -> dict[str, float]:
+    """The section `finetune` that `init` proposes for so many rows and a base below half a billion weights."""
+    return {"epochs": proposal.epochs(rows)} | ({"learning_rate": HIGH_RATE} if rows < FEW_ROWS else {})
+
+
+def project(place: Path, data: Data, gold: Pairs, base: str, label: str, *, test: str = "") -> Path:
     """A project of a student, or of the teacher."""
     write_csv(place / "gold.csv", gold)
     if not test:
@@ -175,7 +182,7 @@ def project(
     program.write_jsonl(place / "new.jsonl", [{"text": text} for text, _ in data.mine[GOLD:]])
     validation = 0.1 if len(gold) <= GOLD else 0.03
     text = HEAD.format(name=data.name, base=base, labels=data.labels) + STUDENT.format(
-        test=test or "test.csv", validation=validation, epochs=form.epochs
+        test=test or "test.csv", validation=validation, recipe=json.dumps(recipe(len(gold)))
     )
     (place / "slmctl.yaml").write_text(text + label, encoding="utf-8")
     return place
