@@ -12,31 +12,23 @@ import functools
 import importlib.util
 import itertools
 import json
-import os
 import queue
-import signal
-import subprocess
-import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.child import DiedError, start
-from slmctl.errors import MissingError, StageError
-from slmctl.hardware import process_bytes, usable_cores
+from slmctl.errors import MissingError
+from slmctl.hardware import usable_cores
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.inference.events import ControlTokens, EngineInfo, Event
+from slmctl.inference.supervised_child import HANG_S, EngineDiedError, EngineError, State, Supervised, error_of
 from slmctl.installation import pip_line, timings_folder
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-State = Literal["ready", "hung", "dead"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,7 @@ class Request:
         shorten: Shorten max_tokens to the room that the prompt leaves in the context, instead of refusing the request.
         logits: Number of last tokens of the prompt after each of which the logits are sent, in place of an answer.
         question: The text that an encoder reads, where one answers; empty for none.
+        client: Who asks: clients take turns, and have equal parts of each batch.
         rest: Below 1, the end of an answer tells the `distribution` over the labels; branches that are likelier than
             this are looked at for it. The answer itself stays the same.
     """
@@ -78,6 +71,7 @@ class Request:
     logits: int = 0
     question: str = ""
     rest: float = 1.0
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,20 +108,7 @@ class Answer:
         return fields if self.evidence is None else fields | {"evidence": self.evidence}
 
 
-class EngineError(StageError):
-    """The engine could not answer: a request that does not fit, or a child that died."""
-
-
-class EngineDiedError(EngineError):
-    """The child died while it answered: this request may have killed it, or another one of the same batch."""
-
-
 SEQUENCES, CONTEXT = 16, 2048  # of an engine: requests at the same time, and tokens of each
-HEARTBEAT_S = 1.0  # between two questions whether the process lives
-DOUBT_S = 4.0  # without a reply, after which it counts as hung
-HANG_S = 20.0  # after which it is killed
-STUCK_S = 300.0  # that one batch may take
-LOAD_S = 1800.0  # that a file may take to load
 MOST_DEADLY = 16  # requests in a row, each asked alone, that may kill the engine before retrying stops
 
 
@@ -138,18 +119,29 @@ class Answering:
     """Something that answers requests until it is closed.
 
     Attributes:
-        state: `ready`, `hung` while the process runs and gives no sign of life, or `dead`.
         ahead: Number of requests that `ask_all` has under way.
         matmul_dtype: Type of the matrix products; None where it follows from the types of a file.
         on_death: Called from another thread, when the process has died.
     """
 
-    build: str  # llama.cpp's, with EXPANDED where the file was expanded
-    alive: bool  # False where the next request waits until another process has started
-    state: State
     ahead: int
     matmul_dtype: str | None = None
     on_death: Callable[[], None]
+
+    @property
+    def build(self) -> str:
+        """The build of llama.cpp, with EXPANDED where the file was expanded."""
+        raise NotImplementedError
+
+    @property
+    def alive(self) -> bool:
+        """False where the next request waits until another process has started."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> State:
+        """`ready`, `hung` while the process runs and gives no sign of life, or `dead`."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
@@ -226,7 +218,7 @@ class Answering:
         return answer
 
 
-class Engine(Answering):
+class Engine(Supervised, Answering):
     """One GGUF file, loaded in a child process that is started again when it dies.
 
     Args:
@@ -244,6 +236,9 @@ class Engine(Answering):
         MissingError: llama-cpp-python is not installed.
         EngineError: The file cannot be loaded.
     """
+
+    name, stuck_s = "the engine", 300.0  # that one batch may take
+    info: EngineInfo
 
     def __init__(
         self,
@@ -263,7 +258,6 @@ class Engine(Answering):
                     f"running a GGUF needs the package '{package}', which is not installed",
                     hint=pip_line("gguf"),
                 )
-        self.gguf = gguf
         self.sequences, self.context = sequences, context
         self._cells = sequences * context  # tokens that the memory holds, however it is shared out
         self._settings: dict[str, Any] = {
@@ -271,33 +265,10 @@ class Engine(Answering):
             "classifier": classifier, "timings": timings_folder(),
             "adapters": {name: str(path) for name, path in (adapters or {}).items()},
         }  # fmt: skip
-        self._ids = itertools.count()
-        self._lock = threading.RLock()
-        # each request with the child that answers it: when that child dies, only these requests fail
-        self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Any], None]]] = {}
-        self._child: subprocess.Popen[str] | None = None
-        self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.on_death = lambda: None
-        self._listener: threading.Thread | None = None
-        self._hang_s, self._heard = hang_s, time.monotonic()  # when the child last gave a sign of life
-        self._start()
+        super().__init__(gguf, hang_s=hang_s)
 
-    def close(self) -> None:
-        with self._lock:
-            child, self._child = self._child, None
-        if child is not None:
-            assert self._listener is not None
-            self._outbox.put(None)
-            try:
-                child.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            self._listener.join(timeout=5)
-
-    @property
-    def build(self) -> str:  # type: ignore[override]
-        return self.info["build"]
+    def command(self) -> tuple[str, ...]:
+        return "slmctl.inference.llama_child", str(self.gguf), json.dumps(self._settings)
 
     @property
     def ahead(self) -> int:  # type: ignore[override]
@@ -307,34 +278,9 @@ class Engine(Answering):
     def matmul_dtype(self) -> str | None:  # type: ignore[override]
         return "bfloat16" if self.info["expanded"] else None
 
-    @property
-    def alive(self) -> bool:  # type: ignore[override]
-        return self._child is not None and self._child.poll() is None
-
-    @property
-    def state(self) -> State:  # type: ignore[override]
-        if not self.alive:
-            return "dead"
-        return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
-
-    def held_bytes(self) -> int:
-        child = self._child
-        return process_bytes(child.pid) if child is not None else 0
-
-    def revive(self) -> None:
-        with self._lock:
-            if not self.alive:
-                self._start()
-
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
-        id = self._send(request.__dict__ | {"question": ""}, on_event)
-
-        def cancel() -> None:
-            with self._lock:
-                if self._pending.pop(id, None) is not None and self._child is not None:
-                    self._outbox.put(json.dumps({"cancel": id}) + "\n")
-
-        return cancel
+        id = self.send(request.__dict__ | {"question": ""}, on_event)
+        return functools.partial(self.cancel, id)
 
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
@@ -406,12 +352,12 @@ class Engine(Answering):
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered prompt."""
-        tokens: list[int] = self._reply({"tokenize": text})["tokens"]
+        tokens: list[int] = self.reply({"tokenize": text})["tokens"]
         return tokens
 
     def controls(self) -> ControlTokens:
         """The control tokens of the vocabulary."""
-        controls: ControlTokens = self._reply({"controls": True})["controls"]
+        controls: ControlTokens = self.reply({"controls": True})["controls"]
         return controls
 
     def logits(self, text: str, *, last: int = 1) -> npt.NDArray[np.float32]:
@@ -423,153 +369,11 @@ class Engine(Answering):
         Raises:
             EngineError: The text does not fit, or the child died.
         """
-        event = self._reply(Request(text, logits=last).__dict__)
+        event = self.reply(Request(text, logits=last).__dict__)
         import numpy as np  # for a check alone: a tenth of a second of every command that finds a model
 
         rows = np.frombuffer(base64.b64decode(event["logits"]), np.float32)
         return rows.reshape(-1, self.info["n_vocab"])
-
-    def _reply(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The child's only reply to a message."""
-        events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._send(message, events.put)
-        reply = events.get()
-        if "error" in reply:
-            raise error_of(reply)
-        return reply
-
-    def _send(self, message: dict[str, Any], on_event: Callable[[Any], None]) -> str:
-        """Send a message to the child, a fresh one when it has died; returns the message's id."""
-        id = str(next(self._ids))
-        with self._lock:
-            self.revive()
-            assert self._child is not None
-            self._pending[id] = self._child, on_event
-            self._outbox.put(json.dumps({"id": id, **message}) + "\n")
-        return id
-
-    def _start(self) -> None:
-        try:
-            self._launch()
-        except (OSError, RuntimeError) as error:  # no file descriptor, memory or thread left: later there may be
-            raise EngineError(f"the engine cannot be started: {error}") from None
-
-    def _launch(self) -> None:
-        with contextlib.ExitStack() as undo:
-            log = undo.enter_context(tempfile.TemporaryFile())
-            child = start(
-                "slmctl.inference.llama_child", str(self.gguf), json.dumps(self._settings), stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8",
-                errors="replace",  # half a character at the end of a killed child's output
-            )  # fmt: skip
-            undo.callback(_end, child)
-            info = self._loaded(child, log)
-            outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-            threading.Thread(target=_feed, args=(child, outbox), daemon=True).start()
-            loaded = log.seek(0, os.SEEK_END)  # what it writes while it loads explains no later death
-            listener = threading.Thread(target=self._listen, args=(child, outbox, log, loaded), daemon=True)
-            listener.start()
-            undo.pop_all()  # the listener ends them, when it has read why the child died
-        self.info, self._heard = info, time.monotonic()
-        self._child, self._outbox, self._listener = child, outbox, listener
-        with contextlib.suppress(RuntimeError):  # without a thread left it is not watched, and answers all the same
-            threading.Thread(target=self._watch, args=(child, outbox), daemon=True).start()
-
-    def _loaded(self, child: subprocess.Popen[str], log: IO[bytes]) -> EngineInfo:
-        """The first line of a child, which it writes when it has loaded the file."""
-        assert child.stdout is not None
-        late = threading.Timer(LOAD_S, child.kill)
-        late.daemon = True
-        late.start()
-        line = child.stdout.readline()
-        late.cancel()
-        if line.endswith("\n"):
-            info: EngineInfo = json.loads(line)
-            return info
-        child.communicate()
-        raise EngineError(f"{self.gguf.name} cannot be loaded: {DiedError(1, _text(log)).words}")
-
-    def _listen(
-        self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None], log: IO[bytes], loaded: int
-    ) -> None:
-        assert child.stdout is not None
-        try:
-            self._relay(child.stdout)
-        finally:  # whatever ended it, no request waits for a process that nobody hears
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(DOUBT_S)  # it may be about to say why it ends
-            child.kill()
-            self._mourn(child, outbox, log, loaded)
-
-    def _relay(self, lines: Iterable[str]) -> None:
-        """Hand on events until the first line that is not an event: the child was writing it when it died."""
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                return
-            if not isinstance(event, dict):
-                return
-            self._heard = time.monotonic()
-            if "pong" in event:
-                if event["stuck_s"] > STUCK_S:
-                    return
-                continue
-            id = event.pop("id", None)
-            with self._lock:
-                _, on_event = self._pending.get(id, (None, None))
-                if "piece" not in event:
-                    self._pending.pop(id, None)
-            if on_event is not None:
-                on_event(event)
-
-    def _mourn(
-        self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None], log: IO[bytes], loaded: int
-    ) -> None:
-        """Tell every request of a child that it has died."""
-        assert child.stdout is not None
-        code = child.wait()
-        with log:
-            death = DiedError(code, _text(log, loaded))
-        killed = code == -signal.SIGKILL
-        reason = f"exit {code}: {'killed, as the kernel does when memory runs out' if killed else death.words}"
-        with self._lock:
-            child.stdout.close()
-            outbox.put(None)
-            unexpected = child is self._child
-            lost = {id: on_event for id, (owner, on_event) in self._pending.items() if owner is child}
-            for id in lost:
-                del self._pending[id]
-        for id, on_event in lost.items():
-            on_event({"error": f"the engine died ({reason}) while it answered request {id}", "died": True})
-        if unexpected:
-            self.on_death()
-
-    def _watch(self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -> None:
-        """Ask the child for a sign of life all the time, and kill one that has given none for long."""
-        while True:
-            outbox.put('{"ping": true}\n')
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(HEARTBEAT_S)
-                return
-            if child is self._child and time.monotonic() - self._heard > self._hang_s:
-                child.kill()  # SIGKILL ends a process that is stopped, too; the listener tells its requests
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    child.kill()
-    with contextlib.suppress(ValueError, OSError):  # its pipes may be closed
-        child.communicate()
-
-
-def _feed(child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -> None:
-    """Write what the child is to do, in a thread of its own: a child that does not read holds up nobody else."""
-    assert child.stdin is not None
-    # an OSError: the child has died; the listening thread says so to every request
-    with contextlib.suppress(OSError), child.stdin as pipe:
-        while (line := outbox.get()) is not None:
-            pipe.write(line)
-            pipe.flush()
 
 
 def answer_of(event: Event, text: str) -> Answer:
@@ -578,13 +382,3 @@ def answer_of(event: Event, text: str) -> Answer:
     likely = tuple(event.get("logprobs", ())), tuple(event.get("raw_logprobs", ()))
     labels, evidence = event.get("labels", {}), event.get("evidence")
     return Answer(text, event["finish"], event["confidence"], *counts, labels, *likely, evidence)
-
-
-def error_of(event: Mapping[str, Any]) -> EngineError:
-    """The error that ended a request."""
-    return (EngineDiedError if event.get("died") else EngineError)(event["error"])
-
-
-def _text(log: IO[bytes], start: int = 0) -> str:
-    log.seek(start)
-    return log.read().decode(errors="replace")

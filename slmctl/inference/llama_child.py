@@ -11,22 +11,15 @@ from __future__ import annotations
 import base64
 import ctypes
 import json
-import os
 import queue
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import llama_cpp as lc
 import llguidance.llamacpp
 import numpy as np
 
-from slmctl.child import private_stdout
 from slmctl.errors import DataError
 from slmctl.inference import expansion, kept_prefixes, model_loading
 from slmctl.inference.decoding_model import BATCH, Item, Logits
@@ -34,18 +27,10 @@ from slmctl.inference.engine import Request
 from slmctl.inference.events import EXPANDED
 from slmctl.inference.grammar_pool import Grammars
 from slmctl.inference.scheduler import Scheduler
+from slmctl.inference.supervised_child import Message, Parent
 
 GRAMMAR_WAIT_S = 0.003
-Message = dict[str, Any]  # a line of stdin, or {"grammar": id, "state": its state or the sentence that ends it}
 NOT_QUANTIZED = ("0", "1", "32")  # `general.file_type` of F32, F16 and BF16
-
-
-@dataclass
-class Pulse:
-    """The last time that the decoding loop came round, and whether it had work then."""
-
-    beat: float = field(default_factory=time.monotonic)
-    working: bool = False
 
 
 class LlamaModel:
@@ -201,33 +186,20 @@ def grammar_tokenizer(path: str) -> llguidance.LLTokenizer:
 
 def serve(path: str, settings: dict[str, Any]) -> None:
     """Answer requests from stdin until it closes."""
-    events = private_stdout()
-    os.environ["GGML_NO_BACKTRACE"] = "1"  # else a failed assertion starts a debugger, which hides its text
-    sys.excepthook = _die
-    threading.excepthook = lambda args: _die(args.exc_type, args.exc_value, args.exc_traceback)
-
-    lock = threading.Lock()
+    parent = Parent()
+    inbox = parent.inbox  # of the parent, and {"grammar": id, "state": its state or the sentence that ends it}
 
     def send(**event: Any) -> None:
         if "logits" in event:  # float32, row by row
             event["logits"] = base64.b64encode(event["logits"].tobytes()).decode()
-        line = json.dumps(event, ensure_ascii=False) + "\n"
-        with lock:
-            events.write(line)
-            events.flush()
+        parent.send(**event)
 
-    inbox: queue.Queue[Message | None] = queue.Queue()
-    pulse = Pulse()
-    threading.Thread(target=_read, args=(inbox, send, pulse), daemon=True).start()
     grammars = Grammars(path, lambda id, state: inbox.put({"grammar": id, "state": state}))
     if settings.pop("grammars"):
         grammars.prepare()
     model = LlamaModel(path, **settings)
     scheduler = Scheduler(model, model.sequences, settings["context"], send, grammars, settings["adapters"])
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach a whole group, of which the parent decides when to end
-        signal.signal(number, signal.SIG_IGN)
-    send(
-        ready=True,
+    parent.ready(
         n_vocab=model.n_vocab,
         chat_template=model.chat_template(),
         trained_context=lc.llama_model_n_ctx_train(model.model),
@@ -235,8 +207,7 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         expanded=model.expanded,
     )
     while True:
-        pulse.working = scheduler.busy
-        pulse.beat = time.monotonic()
+        parent.works(scheduler.busy)
         try:
             if not scheduler.busy:
                 message = inbox.get()
@@ -247,8 +218,6 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         except queue.Empty:
             scheduler.step()
             continue
-        if message is None:
-            os._exit(0)  # the parent has gone; unloading is the kernel's work
         _take(message, model, scheduler, send)
 
 
@@ -267,24 +236,6 @@ def _take(message: Message, model: LlamaModel, scheduler: Scheduler, send: Calla
         send(id=message["id"], controls=model.controls())
     else:
         scheduler.submit(message.pop("id"), Request(**message))
-
-
-def _die(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    """End at once: a child whose reader has run out of memory would live on and be deaf."""
-    try:
-        sys.__excepthook__(kind, error or kind(), trace)
-    finally:
-        os._exit(1)
-
-
-def _read(inbox: queue.Queue[Message | None], send: Callable[..., None], pulse: Pulse) -> None:
-    for line in sys.stdin:
-        message = json.loads(line)
-        if "ping" in message:
-            send(pong=message["ping"], stuck_s=time.monotonic() - pulse.beat if pulse.working else 0.0)
-        else:
-            inbox.put(message)
-    inbox.put(None)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from slmctl import console, hardware
 from slmctl.errors import DataError, StageError
-from slmctl.inference.engine import Answer, Answering, EngineError, Outcomes, Request
+from slmctl.inference.engine import Answer, Answering, Outcomes, Request
 from slmctl.inference.json_grammar import Rules, Walk
 from slmctl.inference.label_search import LabelSearch, LabelTree, LabelTrie
+from slmctl.inference.supervised_child import EngineError
 from slmctl.model_files import hf_folder, memory, model_size, stored_weights
 from slmctl.model_files.model_shape import ANSWERED_TOGETHER, HELD_TOKENS, LABEL_LOGITS, STATE_TOKENS
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from slmctl.inference.engine import Answering, Outcomes, Request, State
+from slmctl.inference.engine import Answering, Outcomes, Request
+from slmctl.inference.supervised_child import State
 
 
 class Composition(Answering):
-    """An engine combined with an encoder; the subclass's `submit` decides which of both gets a request."""
+    """An engine combined with an encoder; the subclass's `submit` decides which of both gets a request.
 
-    def __init__(self, engine: Answering) -> None:
-        self.engine = engine
+    Args:
+        engine: The engine.
+        others: Further answerers, without which there is no answer.
+    """
+
+    def __init__(self, engine: Answering, *others: Answering) -> None:
+        self.engine, self._parts = engine, (engine, *others)
 
     @property
-    def build(self) -> str:  # type: ignore[override]
+    def build(self) -> str:
         return self.engine.build
 
     @property
-    def alive(self) -> bool:  # type: ignore[override]
-        return self.engine.alive
+    def alive(self) -> bool:
+        return all(part.alive for part in self._parts)
 
     @property
-    def state(self) -> State:  # type: ignore[override]
-        return self.engine.state
+    def state(self) -> State:
+        return next((part.state for part in self._parts if part.state != "ready"), "ready")
 
     @property
     def ahead(self) -> int:  # type: ignore[override]
@@ -39,16 +45,19 @@ class Composition(Answering):
 
     @on_death.setter
     def on_death(self, called: Callable[[], None]) -> None:
-        self.engine.on_death = called
+        for part in self._parts:
+            part.on_death = called
 
     def close(self) -> None:
-        self.engine.close()
+        for part in self._parts:
+            part.close()
 
     def held_bytes(self) -> int:
-        return self.engine.held_bytes()
+        return sum(part.held_bytes() for part in self._parts)
 
     def revive(self) -> None:
-        self.engine.revive()
+        for part in self._parts:
+            part.revive()
 
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None

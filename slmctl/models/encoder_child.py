@@ -1,14 +1,12 @@
 """The child process of `encoder_process`: llama.cpp computes the vector of each text.
 
-python -m slmctl.models.encoder_child MODEL.gguf THREADS     batches of texts as JSON lines in, vectors out
+python -m slmctl.models.encoder_child MODEL.gguf THREADS     batches of texts in, vectors out
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import logging
-import os
 import queue
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,8 +17,8 @@ import llama_cpp as lc
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.child import end_with_parent, private_stdout
 from slmctl.inference import model_loading
+from slmctl.inference.supervised_child import Parent
 
 # Tokens and texts of a batch. Attention is among all tokens of a batch, so larger ones are slower: 1,000 questions of
 # Banking77 took 8.5 s of processor time with 128 tokens, 11 s with 256 and 17 s with 512.
@@ -123,20 +121,17 @@ def _batches(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def main(path: str, threads: int) -> None:
-    """Answer lines of stdin until it closes."""
-    end_with_parent()
-    answers = private_stdout()
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # a line a tensor would fill the pipe of stderr
-    os.environ["GGML_NO_BACKTRACE"] = "1"
+    """Answer the parent's messages .."""
+    parent = Parent()
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # a line a tensor would fill the disk of stderr
     model = LoadedEncoder(path, threads)
-
-    def say(**answer: object) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-    say(size=model.size, build=lc.__version__)
-    for line in sys.stdin:
-        say(vectors=base64.b64encode(model.encode(json.loads(line)).tobytes()).decode())
+    parent.ready(size=model.size, build=lc.__version__)
+    while True:
+        message = parent.inbox.get()
+        parent.works(True)
+        vectors = model.encode(message["texts"])
+        parent.works(False)
+        parent.send(id=message["id"], vectors=base64.b64encode(vectors.tobytes()).decode())
 
 
 if __name__ == "__main__":

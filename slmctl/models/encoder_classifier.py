@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import queue
-import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,15 +13,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.hardware import process_bytes
 from slmctl.inference import ENCODER
 from slmctl.inference.engine import Answering, Outcomes, Request, answer_of
 from slmctl.inference.events import Event, TokenAlternative
+from slmctl.inference.supervised_child import EngineDiedError, EngineError, State
+from slmctl.inference.turns import Turns
 from slmctl.metrics.encoder_head import OpinionHead, normalised
-from slmctl.models.encoder_process import Encoder, EncoderError
+from slmctl.models.encoder_process import Encoder
 
 FLOOR = 1e-6  # the least probability of a label for each of the two, so that neither overrules the other for good
 TOGETHER, LISTED = 32, 64  # texts that the encoder reads at once: of those that wait, and of a list
+SHARED = 4  # of those that wait, where several clients ask: who comes then waits for few
 ENDED = "the encoder has ended"
 Floats = npt.NDArray[np.float64]
 OnEvent = Callable[[Event], None]
@@ -110,18 +108,16 @@ class EncoderClassifier(Answering):
             are read in a third of the time.
 
     Raises:
-        EncoderError: The encoder cannot be loaded.
+        EngineError: The encoder cannot be loaded.
         MissingError: llama-cpp-python is not installed.
     """
-
-    alive, state = True, "ready"  # the next question starts its process again
 
     def __init__(self, gguf: Path, model: LabelModel, *, alone: bool = False) -> None:
         self._model, self._together = model, 1 if alone else TOGETHER
         self._encoder = Encoder(gguf)
-        self.build, self.on_death = self._encoder.build, lambda: None
-        self._waiting: queue.SimpleQueue[tuple[str, Future[Scores]] | None] = queue.SimpleQueue()
-        self._lock, self._closed = threading.Lock(), False
+        self._waiting, self._closed = Turns[tuple[str, Future[Scores]]](), False
+        self._change = threading.Condition()  # of both
+        self._scoring = ThreadPoolExecutor(1)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -131,21 +127,42 @@ class EncoderClassifier(Answering):
         return cls(folder / ENCODER, OpinionHead.read(folder), alone=True)
 
     @property
+    def build(self) -> str:
+        return self._encoder.build
+
+    @property
+    def alive(self) -> bool:
+        return self._encoder.alive
+
+    @property
+    def state(self) -> State:
+        return self._encoder.state
+
+    @property
+    def on_death(self) -> Callable[[], None]:
+        return self._encoder.on_death
+
+    @on_death.setter
+    def on_death(self, called: Callable[[], None]) -> None:
+        self._encoder.on_death = called
+
+    @property
     def pid(self) -> int:
         """The id of the encoder's process; 0 without one."""
         return self._encoder.pid
 
     def held_bytes(self) -> int:
-        return process_bytes(pid) if (pid := self.pid) else 0
+        return self._encoder.held_bytes()
+
+    def revive(self) -> None:
+        self._encoder.revive()
 
     def close(self) -> None:
         """End the process; who still waits gets an error."""
-        with self._lock:
+        with self._change:
             self._closed = True
-            self._waiting.put(None)
-        if pid := self.pid:  # the thread that reads from it then ends it for good
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            self._change.notify()
+        self._encoder.close()  # and the thread that asks it once more, which may have started it again
         self._thread.join(timeout=5)
 
     def scored(self, texts: Sequence[str], *, together: int) -> list[Scores]:
@@ -155,40 +172,38 @@ class EncoderClassifier(Answering):
             together: Texts that may share a batch of the encoder.
 
         Raises:
-            EncoderError: Its process ended.
+            EngineDiedError: Its process ended.
+            EngineError: It computed NaN.
         """
-        scored = self._model.scored(texts, self._encoder.encode(texts, together=together))
-        return [Scores(self._model.labels, *row) for row in zip(*scored, strict=True)]
+        logprobs, evidence = self._model.scored(texts, self._encoder.encode(texts, together=together))
+        if np.isnan(logprobs).any():
+            raise EngineError("the encoder computed NaN: its file is damaged, or its products are wrong here")
+        return [Scores(self._model.labels, *row) for row in zip(logprobs, evidence, strict=True)]
 
     def submit(self, request: Request, on_event: OnEvent) -> Cancel:
-        scores: Future[Scores] = Future()
-        cancelled = threading.Event()
+        scores, cancelled = Future[Scores](), threading.Event()
+        labels = request.labels
 
         def finish(done: Future[Scores]) -> None:
-            if cancelled.is_set():
-                return
-            if (fault := done.exception()) is not None:
-                on_event({"error": str(fault), "died": True})
-            else:
-                answer = done.result().answer(request.labels)
-                on_event(piece_of(answer, request.alternatives))
-                on_event(answer)
+            if not cancelled.is_set():
+                tell(on_event, done, lambda scores: scores.answer(labels), alternatives=request.alternatives)
 
         def cancel() -> None:
             cancelled.set()
             scores.cancel()
 
         scores.add_done_callback(finish)
-        self.read(request.question, scores)
+        self.read(request, scores)
         return cancel
 
-    def read(self, question: str, scores: Future[Scores]) -> None:
-        """Have a text read with those that wait; its scores, or the error, come into the future."""
-        with self._lock:
+    def read(self, request: Request, scores: Future[Scores]) -> None:
+        """Have a question read with those that wait; its scores, or the error, come into the future."""
+        with self._change:
             if not self._closed:
-                self._waiting.put((question, scores))
+                self._waiting.put(request.client, (request.question, scores))
+                self._change.notify()
                 return
-        scores.set_exception(EncoderError(ENDED))
+        scores.set_exception(EngineDiedError(ENDED))
 
     def ask_all(self, requests: Iterable[Request], **how: object) -> Outcomes:
         listed = list(requests)
@@ -204,40 +219,65 @@ class EncoderClassifier(Answering):
             while block := self._next():
                 self._answer(block)
         finally:
-            with self._lock:
+            with self._change:
                 self._closed = True
             self._encoder.close()
-            while not self._waiting.empty():
-                if (entry := self._waiting.get()) is not None and entry[1].set_running_or_notify_cancel():
-                    entry[1].set_exception(EncoderError(ENDED))
+            self._scoring.shutdown()
+            for _, waiting in self._waiting:
+                if waiting.set_running_or_notify_cancel():
+                    waiting.set_exception(EngineDiedError(ENDED))
 
     def _next(self) -> list[tuple[str, Future[Scores]]]:
-        """The texts that wait, TOGETHER at most, without those that were cancelled; none where this was closed."""
+        """The texts that wait, some at most, without those that were cancelled; none where this was closed."""
         block: list[tuple[str, Future[Scores]]] = []
-        while not self._closed and len(block) < TOGETHER and not (block and self._waiting.empty()):
-            entry = self._waiting.get()
-            if entry is not None and entry[1].set_running_or_notify_cancel():
-                block.append(entry)
-        for _, waiting in block if self._closed else ():
-            waiting.set_exception(EncoderError(ENDED))
-        return block if not self._closed else []
+        with self._change:
+            while not (block or self._closed):
+                self._change.wait_for(lambda: self._waiting or self._closed)
+                most = SHARED if self._waiting.is_shared else TOGETHER
+                while self._waiting and len(block) < most and not self._closed:
+                    entry = self._waiting.take()
+                    if entry[1].set_running_or_notify_cancel():
+                        block.append(entry)
+        return block
 
     def _answer(self, block: Sequence[tuple[str, Future[Scores]]], *, again: bool = True) -> None:
         """Give each text its scores; those that fail together are read once more, each alone."""
-        try:
-            scored = self.scored([text for text, _ in block], together=self._together)
-        except (EncoderError, OSError, ValueError) as error:
-            for entry in block:
-                if again and not self._closed:
-                    self._answer([entry], again=False)
-                else:
-                    entry[1].set_exception(error)
+        scoring = self._scoring.submit(self.scored, [text for text, _ in block], together=self._together)
+        # whatever was raised, these texts are told, and the next ones are read
+        if (error := scoring.exception()) is None:
+            for (_, waiting), scores in zip(block, scoring.result(), strict=True):
+                waiting.set_result(scores)
             return
-        for (_, waiting), scores in zip(block, scored, strict=True):
-            waiting.set_result(scores)
+        for entry in block:
+            if again and not self._closed:
+                self._answer([entry], again=False)
+            else:
+                entry[1].set_exception(error)
 
 
-def piece_of(answer: Event, alternatives: int) -> Event:
+def tell(
+    on_event: OnEvent, done: Future[Scores], ending: Callable[[Scores], Event], *, alternatives: int
+) -> None:  # fmt: skip
+    """Send the events of an answer by the scores that a future holds, or the error in place of them.
+
+    Args:
+        ending: The end of the answer.
+        alternatives: As in a Request.
+    """
+    events: list[Event] = [{"error": "the encoder's part of the answer cannot be computed"}]
+    try:
+        if (error := done.exception()) is not None:
+            died = isinstance(error, EngineDiedError)
+            events = [{"error": f"the encoder failed: {str(error) or type(error).__name__}", "died": died}]
+        else:
+            answer = ending(done.result())
+            events = [_piece(answer, alternatives), answer]
+    finally:  # an exception in a callback of a future is logged, and nobody hears it
+        for event in events:
+            on_event(event)
+
+
+def _piece(answer: Event, alternatives: int) -> Event:
     """The label of an answer as its only piece, and as one token where `Request.alternatives` asks for tokens."""
     label = next(iter(answer["labels"]))
     if alternatives < 0:

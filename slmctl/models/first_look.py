@@ -11,6 +11,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.inference.events import Event
+from slmctl.inference.supervised_child import EngineError, State
 from slmctl.models.composition import Composition
 from slmctl.models.encoder import EncoderAlone
 from slmctl.models.encoder_classifier import Cancel, OnEvent
@@ -53,6 +54,11 @@ class FirstLookEngine(Composition):
         self.encoder, self.policy, self.labels = encoder, policy, labels
         self.kept = 0
 
+    @property
+    def state(self) -> State:
+        """An encoder that hangs holds its questions up, and one that has ended leaves them to the model."""
+        return "hung" if self.encoder.state == "hung" else super().state
+
     def close(self) -> None:
         self.encoder.close()
 
@@ -67,14 +73,26 @@ class FirstLookEngine(Composition):
         def relay(event: Event) -> None:
             if "piece" in event:
                 pieces.append(event)
-            elif (decision := self._decision(event, pieces)) is not None and decision.keep:
-                self.kept += 1
-                on_event(pieces[0])
-                on_event(event | {"p_correct": decision.p_correct})
-            elif not cancelled.is_set():
+                return
+            decision: Decision | None = None
+            try:
+                decision = self._decision(event, pieces)
+            finally:  # whatever is raised here is heard by nobody, and the model answers
+                if decision is not None and decision.keep:
+                    self.kept += 1
+                    on_event(pieces[0])
+                    on_event(event | {"p_correct": decision.p_correct})
+                elif not cancelled.is_set():
+                    ask_model()
+
+        def ask_model() -> None:
+            try:
                 cancels.append(self.engine.submit(request, on_event))
-                if cancelled.is_set():  # meanwhile, so nobody else cancels this one
-                    cancels[-1]()
+            except EngineError as error:
+                on_event({"error": error.message, "died": True})
+                return
+            if cancelled.is_set():  # meanwhile, so nobody else cancels this one
+                cancels[-1]()
 
         def cancel() -> None:
             cancelled.set()

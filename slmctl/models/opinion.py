@@ -22,7 +22,7 @@ from slmctl.inference.events import Event
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import answering_sha256
 from slmctl.models.composition import Composition
-from slmctl.models.encoder_classifier import Cancel, EncoderClassifier, OnEvent, Scores, piece_of
+from slmctl.models.encoder_classifier import Cancel, EncoderClassifier, OnEvent, Scores, tell
 from slmctl.models.gguf import GgufModel
 from slmctl.models.model import Loading, Model
 
@@ -36,21 +36,13 @@ class OpinionEngine(Composition):
     """
 
     def __init__(self, engine: Answering, encoder: EncoderClassifier) -> None:
-        super().__init__(engine)
+        super().__init__(engine, encoder)
         self._encoder = encoder
-
-    def close(self) -> None:
-        self._encoder.close()
-        super().close()
-
-    def held_bytes(self) -> int:
-        return super().held_bytes() + self._encoder.held_bytes()
 
     def submit(self, request: Request, on_event: OnEvent) -> Cancel:
         if not (request.labels and request.question) or request.adapter:
             return self.engine.submit(request, on_event)
-        opinion: Future[Scores] = Future()
-        cancelled = threading.Event()
+        opinion, cancelled = Future[Scores](), threading.Event()
 
         def relay(event: Event) -> None:
             if "finish" in event:
@@ -59,23 +51,12 @@ class OpinionEngine(Composition):
                 on_event(event)
 
         def finish(event: Event, done: Future[Scores]) -> None:
-            if cancelled.is_set():
-                return
-            error, both = "the encoder's opinion could not be added", None
-            try:
-                if (fault := done.exception()) is not None:
-                    error = str(fault)
-                else:
-                    both = done.result().beside(event, request.labels)
-            finally:  # a callback's exception is heard by nobody
-                if both is None:
-                    on_event({"error": error, "died": True})
-            if both is not None:
-                on_event(piece_of(both, request.alternatives))
-                on_event(both)
+            if not cancelled.is_set():
+                labels, tokens = request.labels, request.alternatives
+                tell(on_event, done, lambda scores: scores.beside(event, labels), alternatives=tokens)
 
         cancel = self.engine.submit(request, relay)
-        self._encoder.read(request.question, opinion)
+        self._encoder.read(request, opinion)
 
         def cancel_both() -> None:
             cancelled.set()

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from slmctl.inference import grammar_pool
-from slmctl.inference.engine import Answering, EngineError, Request
+from slmctl.inference.engine import Answering, Request
 from slmctl.inference.events import Event
+from slmctl.inference.supervised_child import EngineError
 from slmctl.network.endpoint_replies import EndpointError, StreamedReply
 from slmctl.network.openai_client import EXTENSIONS, EndpointClient, EndpointRequest, constraint
 from slmctl.server.forms.client_schemas import satisfies

@@ -21,7 +21,9 @@ from support.servers import settles
 pytest.importorskip("llama_cpp")
 
 from slmctl.inference import engine as engines
-from slmctl.inference.engine import Answer, Engine, EngineDiedError, EngineError, Event, Request
+from slmctl.inference import supervised_child
+from slmctl.inference.engine import Answer, Engine, Event, Request
+from slmctl.inference.supervised_child import EngineDiedError, EngineError
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_a_busy_process_says_that_it_lives(endless: Path, monkeypatch: pytest.Mo
         relay(self, (line for line in lines if told.update([line[:8]]) is None))
 
     monkeypatch.setattr(Engine, "_relay", counted)
-    monkeypatch.setattr(engines, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(supervised_child, "HEARTBEAT_S", 0.01)
     with Engine(endless, sequences=2, context=256, threads=1, hang_s=600) as engine:
         before = child(engine)
         assert len(list(engine.ask_all([Request("hello " * 200, max_tokens=20)] * 40))) == 40  # it is never idle
@@ -107,7 +109,7 @@ def instead(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     def start(*args: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen([sys.executable, "-c", program], **options)
 
-    monkeypatch.setattr(engines, "start", start)
+    monkeypatch.setattr(supervised_child, "start", start)
 
 
 @pytest.mark.parametrize("output", ['{"id": "0", "pie', '{"id": "0", "piece": "\xc3', "[]\n", "7\n", "\x00\n", '"x'])
@@ -133,7 +135,7 @@ def test_a_system_without_descriptors_is_an_error_that_passes(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patched:
-        patched.setattr(engines.tempfile if where == "TemporaryFile" else engines, where, none_left)
+        patched.setattr(supervised_child.tempfile if where == "TemporaryFile" else supervised_child, where, none_left)
         child(model).kill()
         child(model).wait()
         for _ in range(3):
@@ -150,7 +152,7 @@ def test_a_server_goes_on_restarting_when_the_system_has_no_descriptor(
 
     log, metrics = Mock(), Mock()
     tries = 0
-    real = engines.start
+    real = supervised_child.start
 
     def scarce(*args: str, **options: Any) -> subprocess.Popen[str]:
         nonlocal tries
@@ -159,7 +161,7 @@ def test_a_server_goes_on_restarting_when_the_system_has_no_descriptor(
             raise OSError(24, "Too many open files")
         return real(*args, **options)
 
-    monkeypatch.setattr(engines, "start", scarce)
+    monkeypatch.setattr(supervised_child, "start", scarce)
 
     def events() -> list[str]:
         return [call.args[0] for call in log.event.call_args_list]

@@ -19,7 +19,8 @@ from support.servers import settles
 pytest.importorskip("llama_cpp")
 
 from slmctl.inference import grammar_pool
-from slmctl.inference.engine import Answer, Engine, EngineError, Request
+from slmctl.inference.engine import Answer, Engine, Request
+from slmctl.inference.supervised_child import EngineError
 
 OBJECT = {"type": "object", "additionalProperties": False}
 MUTUAL = {"$defs": {"a": {**OBJECT, "properties": {"b": {"$ref": "#/$defs/b"}}, "required": ["b"]},

@@ -24,8 +24,9 @@ from support import tiny
 from support.label_scores import label_probabilities
 
 from slmctl.artifacts.artifact import Artifact
-from slmctl.inference.engine import Answer, Engine, EngineError, Request, answer_of
+from slmctl.inference.engine import Answer, Engine, Request, answer_of
 from slmctl.inference.scheduler import Text
+from slmctl.inference.supervised_child import EngineError
 from slmctl.model_files import gguf_converter
 from slmctl.task.contract import Task
 

@@ -11,6 +11,7 @@ from slmctl import models
 from slmctl.artifacts import artifact
 from slmctl.inference.engine import Answer, Answering, Outcomes, Request
 from slmctl.inference.events import Event
+from slmctl.inference.supervised_child import State
 from slmctl.models.composition import Composition
 from slmctl.models.gguf import GgufModel
 from slmctl.models.hf import UntunedBase
@@ -67,6 +68,37 @@ class Echo(Answering):
 class Louder(Composition):
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
         return self.engine.submit(request, lambda event: on_event({"piece": event["piece"] + "!"}))
+
+
+class Part(Answering):
+    def __init__(self, state: State) -> None:
+        self.told = state
+
+    @property
+    def state(self) -> State:
+        return self.told
+
+    @property
+    def alive(self) -> bool:
+        return self.told != "dead"
+
+    def revive(self) -> None:
+        self.told = "ready"
+
+
+@pytest.mark.parametrize(
+    ("engine", "encoder", "together"),
+    [("ready", "ready", "ready"), ("ready", "hung", "hung"), ("hung", "ready", "hung"), ("ready", "dead", "dead")],
+)
+def test_a_composition_is_as_ready_as_its_parts(engine: State, encoder: State, together: State) -> None:
+    deaths = list[str]()
+    model = Composition(*(parts := (Part(engine), Part(encoder))))
+    model.on_death = lambda: deaths.append("")
+    assert (model.state, model.alive) == (together, together != "dead")
+    for part in parts:
+        part.on_death()
+    model.revive()
+    assert (model.state, len(deaths)) == ("ready", 2)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])

@@ -21,8 +21,9 @@ from support.scale import FULL
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
-from slmctl.inference.engine import Engine, EngineError, Request
+from slmctl.inference.engine import Engine, Request
 from slmctl.inference.llama_child import LlamaModel
+from slmctl.inference.supervised_child import EngineError
 from slmctl.pipeline import LEAVES, named
 
 gguf = pytest.importorskip("gguf")

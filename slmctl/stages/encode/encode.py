@@ -62,7 +62,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
 
     Raises:
         DataError: The source holds no sentence encoder, or there are no training records.
-        EncoderError: llama.cpp cannot run it.
+        EngineError: llama.cpp cannot run it.
         IntegrityError: Its sha256 is not the pinned one.
         NetworkError: It could not be fetched.
         UsageError: The task has no labels, or the source is not pinned.

@@ -19,7 +19,8 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import canonical, sha256_bytes
 from slmctl.config import LabelConfig, Teacher
 from slmctl.errors import StageError, UsageError
-from slmctl.inference.engine import MOST_DEADLY, EngineDiedError, EngineError, Request
+from slmctl.inference.engine import MOST_DEADLY, Request
+from slmctl.inference.supervised_child import EngineDiedError, EngineError
 from slmctl.models.model import Loading
 from slmctl.network.decisions import CHAT
 from slmctl.network.endpoint_pool import EndpointPool

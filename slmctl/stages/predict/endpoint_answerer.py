@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slmctl.errors import DataError
-from slmctl.inference.engine import Answer, EngineError, Outcomes
+from slmctl.inference.engine import Answer, Outcomes
+from slmctl.inference.supervised_child import EngineError
 from slmctl.models.prompts import Prompt
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.endpoint_replies import Reply

@@ -11,6 +11,7 @@ from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import PredictConfig
 from slmctl.errors import StageError
 from slmctl.inference import engine
+from slmctl.inference.supervised_child import EngineError
 from slmctl.models.model import Model
 from slmctl.models.prompts import asked, few_shot
 from slmctl.stages.predict import latency, released
@@ -64,7 +65,7 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
         answers: dict[int, engine.Answer] = {}
         with console.progress(f"predict {name}", len(records), "rows") as meter:
             for index, answer in answerer.answer(prompts):
-                if isinstance(answer, engine.EngineError):
+                if isinstance(answer, EngineError):
                     raise StageError(f"row {records[index].id} could not be answered: {answer.message}")
                 answers[index] = answer
                 meter.advance()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from slmctl.errors import StageError
-from slmctl.inference import engine
+from slmctl.inference import engine, supervised_child
 from slmctl.models.prompts import PromptAnswerer, of_texts
 from slmctl.sources.rows.cells import Row
 from slmctl.task.contract import Task
@@ -43,7 +43,7 @@ class AddedColumns(TypedDict, total=False):
 
 
 AnswerRows = Callable[[Iterator[Row]], Iterator[list[AddedColumns]]]  # in order, chunk by chunk
-Outcome = engine.Answer | engine.EngineError | str  # a text is the reason why the row was not sent
+Outcome = engine.Answer | supervised_child.EngineError | str  # a text is the reason why the row was not sent
 
 
 def answered(answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iterator[Row]) -> Iterator[list[Outcome]]:
@@ -58,7 +58,7 @@ def answered(answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iter
         texts = (_input(block[k], reading) for k in sent)
         for index, answer in answerer.answer([*of_texts(task, texts, list_labels=reading.list_labels)]):
             outcomes[sent[index]] = answer
-        if sent and all(isinstance(outcomes[k], engine.EngineDiedError) for k in sent):
+        if sent and all(isinstance(outcomes[k], supervised_child.EngineDiedError) for k in sent):
             raise StageError(f"every row ends the engine: {error_of(outcomes[sent[0]])}", hint="is the memory full?")
         yield [outcomes[k] for k in range(len(block))]
 

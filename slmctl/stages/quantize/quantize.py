@@ -17,6 +17,7 @@ from slmctl.config import QuantizeConfig, resolve_matmul_dtype
 from slmctl.console import percent
 from slmctl.errors import StageError
 from slmctl.inference import engine
+from slmctl.inference.supervised_child import EngineError
 from slmctl.model_files import gguf_converter, hf_folder, memory, model_size, stored_weights
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.quantizer import QuantizedFile
@@ -185,7 +186,7 @@ def _probe_answers(path: Path, task: Task, probes: Sequence[Record], *, must_end
         longest = MAX_PROBE_TOKENS if must_end else ENDLESS_PROBE_TOKENS
         requests = [engine.Request(prompt_of(task, probe), max_tokens=longest) for probe in probes]
         answers = [answer for _, answer in model.ask_all(requests, widen=True)]
-    failed = [answer for answer in answers if isinstance(answer, engine.EngineError)]
+    failed = [answer for answer in answers if isinstance(answer, EngineError)]
     if failed:
         raise StageError(f"{path.name} does not answer: {failed[0].message}")
     stopped = sum(isinstance(a, engine.Answer) and a.finish == "stop" and bool(a.text.strip()) for a in answers)

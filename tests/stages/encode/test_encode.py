@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import queue
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,22 @@ import numpy as np
 import pytest
 from support import tiny
 from support.forks import Forks
+from support.servers import settles
 from support.serving import begin, end
 
 from slmctl.artifacts import artifact
 from slmctl.config import EncodeConfig
 from slmctl.errors import SlmctlError
+from slmctl.inference import supervised_child
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.inference.events import Event
+from slmctl.inference.supervised_child import EngineError
 from slmctl.metrics import encoder_head
 from slmctl.metrics.encoder_head import EncoderModel
 from slmctl.model_files import encoder_source
 from slmctl.models.encoder_classifier import EncoderClassifier, Scores
-from slmctl.models.encoder_process import Encoder, EncoderError
+from slmctl.models.encoder_process import Encoder
 from slmctl.models.first_look import FirstLookEngine
 from slmctl.models.prompts import Prompt
 from slmctl.production.measured import measured
@@ -158,16 +162,62 @@ def test_vectors_do_not_depend_on_company_or_order(gguf: Path) -> None:
 
 
 def test_a_generating_model_is_no_encoder(tiny_run: Path) -> None:
-    with pytest.raises(EncoderError, match="no sentence encoder"):
+    with pytest.raises(EngineError, match="no sentence encoder"):
         Encoder(next(tiny_run.glob("runs/gguf/*/*F16.gguf")))
 
 
 def test_an_encoder_that_was_killed_begins_anew(gguf: Path) -> None:
     with Encoder(gguf) as encoder:
         before = encoder.encode(["hello"])
-        encoder._child._process.kill()  # type: ignore[union-attr]
-        encoder._child._process.wait()  # type: ignore[union-attr]
+        os.kill(encoder.pid, signal.SIGKILL)
+        assert settles(lambda: encoder.state == "dead")
         assert np.array_equal(encoder.encode(["hello"]), before)
+
+
+class TwoLabels:
+    """A linear model that fails on some texts as its author did not expect."""
+
+    labels = ("a", "b")
+
+    def scored(self, texts: Sequence[str], vectors: Any) -> tuple[Any, Any]:
+        if "none" in texts:
+            raise MemoryError
+        if "wrong" in texts:
+            raise TypeError("no loop for these numbers")
+        scores = np.full((len(texts), 2), math.nan if "nan" in texts else -0.7)
+        return scores, scores
+
+
+def asked(classifier: EncoderClassifier, text: str) -> queue.SimpleQueue[Event]:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    classifier.submit(Request("", labels=("a", "b"), question=text), events.put)
+    return events
+
+
+def test_a_text_that_fails_as_nobody_expects_costs_no_other_one_its_answer(gguf: Path) -> None:
+    # its thread ended, so that every later text waited for ever, and /readyz said 200
+    with EncoderClassifier(gguf, TwoLabels()) as classifier:
+        waiting = [asked(classifier, text) for text in ("good", "wrong", "good", "none", "nan", "good")]
+        first = [events.get(timeout=60) for events in waiting]
+        assert ["piece" in event for event in first] == [True, False, True, False, False, True]
+        assert "no loop" in first[1]["error"] and "MemoryError" in first[3]["error"] and not first[1]["died"]
+        assert "piece" in asked(classifier, "good").get(timeout=60)
+        assert (classifier.alive, classifier.state) == (True, "ready")
+
+
+def test_a_stopped_encoder_is_said_to_hang_killed_and_replaced(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # it held up every answer of a server for 120 s, and /readyz said 200
+    monkeypatch.setattr(supervised_child, "HEARTBEAT_S", 0.05)
+    with EncoderClassifier(gguf, TwoLabels()) as classifier:
+        deaths, before = list[int](), classifier.pid
+        classifier.on_death = lambda: deaths.append(1)
+        monkeypatch.setattr(classifier._encoder, "_hang_s", 1.0)
+        os.kill(before, signal.SIGSTOP)
+        events = asked(classifier, "good")
+        assert settles(lambda: classifier.state == "hung" or deaths)
+        assert "piece" in events.get(timeout=60), "it is read again by the next process"
+        assert deaths and classifier.pid != before
+        assert settles(lambda: classifier.state == "ready")
 
 
 def test_many_cores_and_layers_do_not_fill_the_pipe(gguf: Path) -> None:

@@ -29,7 +29,8 @@ from support.forks import Forks
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, LockedError, NetworkError, StageError, UsageError
-from slmctl.inference.engine import Answer, EngineDiedError, EngineError
+from slmctl.inference.engine import Answer
+from slmctl.inference.supervised_child import EngineDiedError, EngineError
 from slmctl.models.prompts import Prompt
 from slmctl.network import endpoint_pool
 from slmctl.network.endpoint_pool import EndpointPool
