@@ -30,6 +30,7 @@ from slmctl.inference.scheduler import Scheduler
 from slmctl.inference.supervised_child import Message, Parent
 
 GRAMMAR_WAIT_S = 0.003
+SPARE = 4  # places for clients that have none yet, beside those of all
 NOT_QUANTIZED = ("0", "1", "32")  # `general.file_type` of F32, F16 and BF16
 
 
@@ -58,7 +59,10 @@ class LlamaModel:
         self.cells = context * sequences
         settings = lc.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = self.cells, BATCH, BATCH
-        settings.n_seq_max = self.sequences + kept_prefixes.count_of(self.recurrent, len(adapters))
+        others = self.sequences + kept_prefixes.count_of(self.recurrent, len(adapters))
+        # each of a recurrent model has a state of its own
+        self.spare = 0 if self.recurrent else min(SPARE, max(0, lc.llama_max_parallel_sequences() - others))
+        settings.n_seq_max = others + self.spare
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = True
         # The fused attention sums in float16, and is 20 % faster. Without it a file that is not quantized gives the
@@ -198,7 +202,9 @@ def serve(path: str, settings: dict[str, Any]) -> None:
     if settings.pop("grammars"):
         grammars.prepare()
     model = LlamaModel(path, **settings)
-    scheduler = Scheduler(model, model.sequences, settings["context"], send, grammars, settings["adapters"])
+    scheduler = Scheduler(
+        model, model.sequences, settings["context"], send, grammars, settings["adapters"], spare=model.spare
+    )
     parent.ready(
         n_vocab=model.n_vocab,
         chat_template=model.chat_template(),

@@ -1,7 +1,8 @@
 """Requests in, events out: decodes all requests together with a loaded model, batch by batch.
 
 Every sequence has a place in one llama.cpp context; the tokens that they need next are decoded together (continuous
-batching). A recurrent model has one state a sequence, copied whole or not at all.
+batching). Clients take turns, and as many sequences of each go on in a batch, so that one that floods slows no other.
+A recurrent model has one state a sequence, copied whole or not at all.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from slmctl.inference.engine import Request
 from slmctl.inference.events import TokenAlternative, TokenInfo, TokenText
 from slmctl.inference.grammar_pool import Grammars, GrammarState
 from slmctl.inference.label_search import LabelSearch, LabelTrie
+from slmctl.inference.turns import Turns
 
 NEVER = np.float32(-np.inf)  # the logit of a token that may not come
 KEPT = 64  # tries of labels
 COMPILING = 4  # schemas at the same time
 KEPT_TOKENS = 1 << 16  # of all tries together, beside the last one: some dozen MB
+SHARED = 128  # tokens of a batch where several clients ask: who comes then waits for no long one
 TURN = 8  # batches in a row for the requests of one adapter, while others wait
 
 
@@ -92,21 +95,27 @@ class Sequence:
 
 
 class Scheduler:
-    """Admits the requests that fit, and moves every admitted one on in each step."""
+    """Admits the requests that fit, and moves the admitted ones on in each step.
+
+    Args:
+        slots: Requests at the same time.
+        spare: Places beside these, for clients that have no sequence yet.
+    """
 
     def __init__(
         self, model: DecodingModel, slots: int, context: int, send: Callable[..., None], grammars: Grammars,
-        adapters: Iterable[str] = (),
+        adapters: Iterable[str] = (), *, spare: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.context, self.send, self.grammars = model, context, send, grammars
-        self.slots = slots
-        self.free = list(range(slots, 0, -1))
-        self.unread: list[Sequence] = []  # their schemas have not been compiled yet
+        self.slots, self.spare = slots, spare
+        places = slots + self.spare
+        self.free = list(range(places, 0, -1))
+        self.unread = Turns[Sequence]()  # their schemas have not been compiled yet
         self.compiling: dict[str, Sequence] = {}
         self.adapters = [*adapters, ""]
         prefixes = kept_prefixes.count_of(model.recurrent, len(self.adapters) - 1)
-        self.prefixes = kept_prefixes.KeptPrefixes(model, [0, *range(slots + 1, slots + prefixes)])
-        self.waiting: list[Sequence] = []
+        self.prefixes = kept_prefixes.KeptPrefixes(model, [0, *range(places + 1, places + prefixes)])
+        self.waiting = Turns[Sequence]()
         self.active: list[Sequence] = []
         self._turn, self._left = "", TURN
         self._tries: dict[tuple[str, ...], LabelTrie] = {}
@@ -114,17 +123,21 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """True where there is something to do that does not wait for a grammar."""
-        return self._has_place or any(sequence.pending for sequence in self.active)
+        return self._next_admitted() is not None or any(sequence.pending for sequence in self.active)
 
     @property
     def awaits_grammar(self) -> bool:
         """True while an answer waits for the state of its grammar."""
         return any(sequence.chosen for sequence in self.active)
 
-    @property
-    def _has_place(self) -> bool:
-        """True where there are as many free places as the next request takes."""
-        return bool(self.waiting) and len(self.free) >= (2 if self._keeps_state(self.waiting[0]) else 1)
+    def _next_admitted(self) -> Sequence | None:
+        """The request whose turn it is, where there are as many free places as it takes."""
+        sequence = self.waiting.next(self._may_enter)
+        return sequence if sequence and len(self.free) >= (2 if self._keeps_state(sequence) else 1) else None
+
+    def _may_enter(self, client: str) -> bool:
+        """False for a client with sequences where the spare places alone are left."""
+        return len(self.free) > self.spare or all(sequence.request.client != client for sequence in self.active)
 
     def _keeps_state(self, sequence: Sequence) -> bool:
         return self.model.recurrent and sequence.search is not None
@@ -137,14 +150,14 @@ class Scheduler:
         except DataError as error:
             self.send(id=id, error=error.message, refused=True)
             return
-        (self.unread if sequence.schema else self.waiting).append(sequence)
+        (self.unread if sequence.schema else self.waiting).put(request.client, sequence)
         self._compile()
 
     def _compile(self) -> None:
         """Have schemas compiled, a few at a time, and no more than there are places for their answers."""
         held = len(self.compiling) + sum(bool(sequence.schema) for sequence in (*self.waiting, *self.active))
         while self.unread and len(self.compiling) < COMPILING and held < self.slots + COMPILING:
-            sequence = self.unread.pop(0)
+            sequence = self.unread.take()
             self.compiling[sequence.id] = sequence
             self.grammars.begin(sequence.id, sequence.schema)
             held += 1
@@ -158,7 +171,7 @@ class Scheduler:
                 self.send(id=id, error=state, refused=True)
             else:
                 sequence.grammar = state
-                self.waiting.append(sequence)
+                self.waiting.put(sequence.request.client, sequence)
             self._compile()
             return
         for sequence in [sequence for sequence in self.active if sequence.id == id and sequence.chosen]:
@@ -182,10 +195,10 @@ class Scheduler:
 
     def cancel(self, id: str) -> None:
         """Forget a request and free its place."""
-        self.unread = [sequence for sequence in self.unread if sequence.id != id]
+        self.unread.remove(lambda sequence: sequence.id == id)
         if self.compiling.pop(id, None) or any(sequence.id == id and sequence.schema for sequence in self.waiting):
             self.grammars.end(id)
-        self.waiting = [sequence for sequence in self.waiting if sequence.id != id]
+        self.waiting.remove(lambda sequence: sequence.id == id)
         for sequence in [sequence for sequence in self.active if sequence.id == id]:
             self._release(sequence)
         self._compile()
@@ -194,12 +207,12 @@ class Scheduler:
         """Admit, decode one batch, choose the next tokens."""
         self._admit()
         adapter = self._whose_turn()
-        turn = [sequence for sequence in self.active if sequence.request.adapter == adapter]
+        turn = [sequence for sequence in self.active if sequence.request.adapter == adapter and sequence.pending]
         items: list[Item] = []
-        for sequence in turn:
-            items += self._next_items(sequence, BATCH - len(items))
-            if len(items) == BATCH:
-                break
+        for part, room in self._parts(turn):
+            end = len(items) + room
+            for sequence in part:
+                items += self._next_items(sequence, end - len(items))
         if not items:
             return
         by_slot = {sequence.slot: sequence for sequence in turn}
@@ -208,6 +221,16 @@ class Scheduler:
             self._heard(by_slot[slot], logits)
         # Sequences that generate go before those that still read a prompt, so a long prompt cannot stall answers.
         self.active.sort(key=lambda sequence: len(sequence.pending) > 1)
+
+    def _parts(self, turn: list[Sequence]) -> list[tuple[list[Sequence], int]]:
+        """Of each client the sequences that go on now, as many of each, and the tokens that they may take."""
+        by_client: dict[str, list[Sequence]] = {}
+        for sequence in turn:
+            by_client.setdefault(sequence.request.client, []).append(sequence)
+        if not by_client:
+            return []
+        fewest, batch = min(map(len, by_client.values())), SHARED if self.waiting.is_shared else BATCH
+        return [(part[:fewest], max(1, batch // len(by_client))) for part in by_client.values()]
 
     def _whose_turn(self) -> str:
         """The adapter of the next batch: an adapter changes the whole model, so a batch has one."""
@@ -246,15 +269,14 @@ class Scheduler:
         return [(token, k, sequence.slot, k >= first) for k, token in enumerate(take, start=begin)]
 
     def _admit(self) -> None:
-        while self._has_place:
-            sequence = self.waiting[0]
+        while (sequence := self._next_admitted()) is not None:
             prefix = sequence.prompt[: sequence.shared]
             free = self.model.cells - sequence.room - sum(other.room for other in self.active)
             if not self.prefixes.make_room(free, sequence.request.adapter, prefix):
                 if self.active:
                     return
                 self.prefixes.clear()
-            self.waiting.pop(0)
+            self.waiting.take(self._may_enter)
             source, sequence.shared = self.prefixes.share(sequence.request.adapter, prefix)
             sequence.slot = self.free.pop()
             sequence.kept = self.free.pop() if self._keeps_state(sequence) else 0

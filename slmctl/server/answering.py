@@ -76,7 +76,7 @@ async def _accepted(
     name, model = gateway.fleet.find(body.get("model"), key)
     running = await gateway.lease(name, exchange)
     held.callback(gateway.fleet.give_back, running)
-    checked = await gateway.checked(body, form, model.name, running)
+    checked = await gateway.checked(body, form, model.name, running, key)
     place.widen(len(checked.requests))
     return _Request(gateway, checked, running, http, exchange, place, held.pop_all().close, number)
 

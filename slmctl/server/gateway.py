@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 
@@ -123,8 +124,10 @@ class Gateway:
                 error.message = f"model '{name}' was not loaded within {self.settings.answer_timeout_s:g} s"
             raise
 
-    async def checked(self, body: JsonObject, form: Form, name: str, running: RunningModel) -> CheckedRequest:
-        """A request as a running model is asked it: the model of that name, or the default one.
+    async def checked(
+        self, body: JsonObject, form: Form, name: str, running: RunningModel, key: Key
+    ) -> CheckedRequest:  # fmt: skip
+        """A request as a running model is asked it for a key: the model of that name, or the default one.
 
         Raises:
             RequestError: It cannot be.
@@ -136,7 +139,8 @@ class Gateway:
         if len(checked.requests) > 1 and router is not None and router.judges(checked):
             raise RequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
         await self._require_grammar(checked, running.backend)
-        return checked
+        requests = tuple(dataclasses.replace(request, client=key.name) for request in checked.requests)
+        return dataclasses.replace(checked, requests=requests)
 
     async def _require_grammar(self, checked: CheckedRequest, backend: Backend) -> None:
         """See that a grammar can be made of a client's own schema, apart from the loop: it may take a while."""

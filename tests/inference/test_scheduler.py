@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from slmctl.inference.decoding_model import Item, Logits
 from slmctl.inference.engine import Request
 from slmctl.inference.grammar_pool import Grammars
 from slmctl.inference.scheduler import KEPT, KEPT_TOKENS, Scheduler
+from slmctl.inference.turns import LATELY, Turns
 
 HEADS = ("", "one long prefix: ", "one long prefix!! ", "one long", "another one: ")
 LABELS = ("aaa", "aab", "abc", "b", "ba_", "bab")
@@ -75,14 +77,14 @@ def answers(model: Remembering, requests: list[Request], *, slots: int, cancelle
 
 
 def scheduled(
-    model: Remembering, requests: list[Request], *, slots: int, cancelled: int | None = None
+    model: Remembering, requests: list[Request], *, slots: int, cancelled: int | None = None, spare: int = 0
 ) -> tuple[Scheduler, list[Any]]:
     said: dict[str, list[Any]] = {str(k): [] for k in range(len(requests))}
 
     def send(id: str, **event: Any) -> None:
         said[id].append({name: value.tolist() if name == "logits" else value for name, value in event.items()})
 
-    scheduler = Scheduler(model, slots, 512, send, Grammars("", lambda *_: None), ["lora"])
+    scheduler = Scheduler(model, slots, 512, send, Grammars("", lambda *_: None), ["lora"], spare=spare)
     for k, one in enumerate(requests):
         scheduler.submit(str(k), one)
     if cancelled is not None:
@@ -90,7 +92,7 @@ def scheduled(
         scheduler.cancel(str(cancelled))
     while scheduler.busy:
         scheduler.step()
-    assert sorted(scheduler.free) == list(range(1, slots + 1))
+    assert sorted(scheduler.free) == list(range(1, slots + spare + 1))
     assert not scheduler.active
     return scheduler, list(said.values())
 
@@ -185,3 +187,71 @@ def test_a_model_that_computes_nan_gives_no_answer() -> None:
     for kind in ("free", "labels"):
         (events,) = answers(Broken(recurrent=False), [request(kind, "", "x", "")], slots=1)
         assert "NaN" in events[-1]["error"]
+
+
+# Clients
+
+
+def batches(flood: int, text: str, *, slots: int = 8) -> int:
+    """Batches until a second client's short answer has come, which asks when the first one has had all its places."""
+    model = Remembering(recurrent=False)
+    ends: list[str] = []
+    scheduler = Scheduler(
+        model, slots, 512, lambda id, **event: ends.append(id) if "finish" in event else None,
+        Grammars("", lambda *_: None), spare=2,
+    )  # fmt: skip
+    for k in range(flood):
+        scheduler.submit(f"a{k}", Request(f"{text} {k}", max_tokens=40, client="a"))
+    for _ in range(3):
+        scheduler.step()
+    scheduler.submit("b", Request("short", max_tokens=5, client="b"))
+    count = 0
+    while "b" not in ends:
+        scheduler.step()
+        count += 1
+    scheduler.cancel("b")
+    return count
+
+
+@pytest.mark.parametrize("text", ["a", "a long text " * 20])
+def test_a_client_that_floods_delays_another_one_by_no_batch(text: str) -> None:
+    # it waited until one of the flood's answers had ended, and then for batches of all of them
+    assert batches(200, text) == batches(1, text) == 5
+
+
+def test_a_batch_takes_as_many_sequences_of_each_client() -> None:
+    model, decoded = Remembering(recurrent=False), list[Counter[str]]()
+    decode, owner = model.decode, dict[int, str]()
+    scheduler = Scheduler(model, 8, 512, lambda **_: None, Grammars("", lambda *_: None), spare=2)
+
+    def counted(items: list[Item]) -> list[tuple[int, Logits]]:
+        owner.update({sequence.slot: sequence.request.client for sequence in scheduler.active})
+        decoded.append(Counter(owner[slot] for slot in {item[2] for item in items}))
+        return decode(items)
+
+    model.decode = counted  # type: ignore[method-assign]
+    for client, count in {"a": 20, "b": 2, "c": 3}.items():
+        for k in range(count):
+            scheduler.submit(f"{client}{k}", Request(f"hello {k}", max_tokens=9, client=client))
+    while scheduler.busy:
+        scheduler.step()
+    together = [clients for clients in decoded if len(clients) > 1]
+    assert together and all(len(set(clients.values())) == 1 for clients in together)
+    assert max(sum(clients.values()) for clients in decoded) == 8, "a client alone has all places"
+
+
+def test_clients_take_turns_however_many_entries_each_has() -> None:
+    queue = Turns[str]()
+    for k in range(4):
+        queue.put("a", f"a{k}")
+    assert (queue.take(), queue.is_shared) == ("a0", False)
+    for entry in ("b0", "b1", "c0"):
+        queue.put(entry[0], entry)
+    queue.remove(lambda entry: entry == "a2")
+    assert [queue.take() for _ in range(2)] == ["b0", "c0"] and queue.is_shared
+    assert queue.next(lambda client: client != "a") == "b1" and len(queue) == 3
+    assert [queue.take() for _ in range(3)] == ["a1", "b1", "a3"] and queue.next() is None
+    for _ in range(LATELY):
+        queue.put("a", "later")
+        queue.take()
+    assert not queue.is_shared
