@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl.inference import OPINION
-from slmctl.metrics import linear_baseline
+from slmctl.metrics import linear_baseline, stored_arrays
 from slmctl.metrics.linear_baseline import LinearModel
+from slmctl.metrics.stored_arrays import StoredArrays
 
 NAME = "encoder_logistic"  # in reports and gates
 FILENAME, TFIDF = "head.npz", "tfidf.npz"
@@ -44,10 +45,27 @@ class OpinionHead:
             np.savez_compressed(stream, labels=np.array(self.labels), weights=self.weights, bias=self.bias)
 
     @classmethod
-    def read(cls, folder: Path) -> OpinionHead:
-        """The head that `write` left."""
-        with np.load(folder / OPINION, allow_pickle=False) as kept:
-            return cls(tuple(map(str, kept["labels"])), kept["weights"], kept["bias"])
+    def read(cls, folder: Path, labels: Sequence[str] | None = None) -> OpinionHead:
+        """The head that `write` left.
+
+        Args:
+            labels: The task's; None for any.
+
+        Raises:
+            IntegrityError: It is none, or has other labels.
+        """
+        with stored_arrays.opened(folder / OPINION) as kept:
+            return cls._of(kept, labels)
+
+    @classmethod
+    def _of(cls, kept: StoredArrays, labels: Sequence[str] | None) -> OpinionHead:
+        names = kept.labels(among=labels)
+        return cls(names, kept.numbers("weights", len(names), None), kept.numbers("bias", len(names)))
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector."""
+        return self.weights.shape[1]
 
     def scored(self, texts: Sequence[str], vectors: Floats) -> tuple[Logprobs, Logprobs]:
         """The log probabilities, and as evidence what they are made of: the sum for each label, by itself.
@@ -77,6 +95,10 @@ class EncoderModel:
     def labels(self) -> tuple[str, ...]:
         return self.head.labels
 
+    @property
+    def size(self) -> int:
+        return self.head.size
+
     def scored(self, texts: Sequence[str], vectors: Floats) -> tuple[Logprobs, Logprobs]:
         """Of every label the log probability for each text, and the head's evidence, each (n, L)."""
         scores, evidence = self.head.scored(texts, vectors)
@@ -93,12 +115,12 @@ class EncoderModel:
             self.tfidf.save(folder / TFIDF, made_of=made_of)
 
     @classmethod
-    def read(cls, folder: Path) -> EncoderModel:
-        """The model that `write` left."""
-        with np.load(folder / FILENAME, allow_pickle=False) as kept:
-            head = OpinionHead(tuple(map(str, kept["labels"])), kept["weights"], kept["bias"])
-            weight, sharpness = map(float, kept["mixed"])
-        tfidf = linear_baseline.read(folder / TFIDF) if (folder / TFIDF).exists() else None
+    def read(cls, folder: Path, labels: Sequence[str] | None = None) -> EncoderModel:
+        """The model that `write` left; arguments and errors as of `OpinionHead.read`."""
+        with stored_arrays.opened(folder / FILENAME) as kept:
+            head = OpinionHead._of(kept, labels)
+            weight, sharpness = map(float, kept.numbers("mixed", 2))
+        tfidf = linear_baseline.read(folder / TFIDF, head.labels) if (folder / TFIDF).exists() else None
         return cls(head, tfidf, weight, sharpness)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl.errors import DataError
-from slmctl.metrics import TFIDF_LOGISTIC
+from slmctl.metrics import TFIDF_LOGISTIC, stored_arrays
 
 NAME = TFIDF_LOGISTIC
 FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorizer for each part
@@ -98,23 +98,35 @@ class LinearModel:
             np.savez_compressed(stream, **arrays)
 
 
-def read(path: Path) -> LinearModel:
-    """The model that `LinearModel.save` wrote."""
+def read(path: Path, labels: Sequence[str] | None = None) -> LinearModel:
+    """The model that `LinearModel.save` wrote.
+
+    Args:
+        labels: Its labels in their order; None for any.
+
+    Raises:
+        IntegrityError: It is none, or has other labels.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import FeatureUnion
 
-    with np.load(path, allow_pickle=False) as kept:
-        parts = []
+    with stored_arrays.opened(path) as kept:
+        parts, features = [], 0
         for name in [name for name in FEATURES if f"{name}_terms" in kept]:
-            terms = str(kept[f"{name}_terms"]).split("\n")
-            parts.append(
-                (name, TfidfVectorizer(**FEATURES[name], sublinear_tf=True, dtype=np.float32, vocabulary=terms))
-            )
-            parts[-1][1].idf_ = kept[f"{name}_idf"]
+            terms = kept.text(f"{name}_terms").split("\n")
+            part = TfidfVectorizer(**FEATURES[name], sublinear_tf=True, dtype=np.float32, vocabulary=terms)
+            part.idf_ = kept.numbers(f"{name}_idf", len(terms))
+            parts.append((name, part))
+            features += len(terms)
+        names = kept.labels()
+        if labels is not None and names != tuple(labels):
+            raise ValueError("its labels are others than the encoder's")
+        rows = 1 if len(names) == 2 else len(names)  # for two labels scikit-learn keeps the weights of the second
         classifier = LogisticRegression()
-        classifier.coef_, classifier.intercept_, classifier.classes_ = kept["coef"], kept["intercept"], kept["labels"]
-    return LinearModel(str(classifier.classes_[0]), FeatureUnion(parts), classifier)
+        classifier.coef_, classifier.intercept_ = kept.numbers("coef", rows, features), kept.numbers("intercept", rows)
+        classifier.classes_ = np.array(names)
+    return LinearModel(names[0], FeatureUnion(parts), classifier)
 
 
 def made_of(path: Path) -> str:

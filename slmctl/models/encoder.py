@@ -35,4 +35,6 @@ class EncoderAlone(Model):
         return memory.encoder_bytes(self.path)
 
     def load(self, loading: Loading) -> Answering:
-        return EncoderClassifier(self.path, EncoderModel.read(self.artifact.path))
+        return EncoderClassifier(
+            self.path, EncoderModel.read(self.artifact.path, (self.task and self.task.labels) or None)
+        )

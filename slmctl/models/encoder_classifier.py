@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from slmctl.errors import IntegrityError
 from slmctl.inference import ENCODER
 from slmctl.inference.engine import Answering, Outcomes, Request, answer_of
 from slmctl.inference.events import Event, TokenAlternative
@@ -36,6 +37,10 @@ class LabelModel(Protocol):
     @property
     def labels(self) -> tuple[str, ...]:
         """The L labels."""
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector."""
 
     def scored(self, texts: Sequence[str], vectors: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
         """For n texts and their vectors (n, size), of every label the log probability and the evidence, each (n, L)."""
@@ -109,12 +114,17 @@ class EncoderClassifier(Answering):
 
     Raises:
         EngineError: The encoder cannot be loaded.
+        IntegrityError: The model is for vectors of another size.
         MissingError: llama-cpp-python is not installed.
     """
 
     def __init__(self, gguf: Path, model: LabelModel, *, alone: bool = False) -> None:
         self._model, self._together = model, 1 if alone else TOGETHER
         self._encoder = Encoder(gguf)
+        if model.size != self._encoder.size:
+            self._encoder.close()
+            raise IntegrityError(f"the linear model reads vectors of {model.size} numbers, and {gguf.name} computes "
+                                 f"{self._encoder.size}", hint="slmctl encode")  # fmt: skip
         self._waiting, self._closed = Turns[tuple[str, Future[Scores]]](), False
         self._change = threading.Condition()  # of both
         self._scoring = ThreadPoolExecutor(1)
@@ -122,9 +132,9 @@ class EncoderClassifier(Answering):
         self._thread.start()
 
     @classmethod
-    def opinion(cls, folder: Path) -> EncoderClassifier:
-        """Returns the encoder and its linear model in a folder, to be averaged with a language model's answer."""
-        return cls(folder / ENCODER, OpinionHead.read(folder), alone=True)
+    def opinion(cls, folder: Path, labels: Sequence[str] | None = None) -> EncoderClassifier:
+        """The encoder and its head in a folder, for an opinion beside a model's answer to a task with these labels."""
+        return cls(folder / ENCODER, OpinionHead.read(folder, labels), alone=True)
 
     @property
     def build(self) -> str:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact, FileEntry
-from slmctl.inference import ENCODER, ENSEMBLE, WITH_ENCODER
+from slmctl.errors import IntegrityError
+from slmctl.inference import ENCODER, ENSEMBLE, OPINION, WITH_ENCODER
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.events import Event
 from slmctl.model_files import memory
@@ -112,8 +113,14 @@ class FileWithOpinion(Model):
         self.model.require_room(loading, self._encoder, *others)
 
     def load(self, loading: Loading) -> Answering:
+        other, labels = self.encoder or self.artifact, self.task and self.task.labels
+        measured = other.metrics.get("second_opinion", {}).get("files", {})  # of a release
+        parts = {entry.path: entry.sha256 for entry in other.manifest.files if entry.path in (ENCODER, OPINION)}
+        if measured and measured != parts:
+            raise IntegrityError(f"the second opinion in {other.path} is not the one that was measured",
+                                 hint="fetch the release again")  # fmt: skip
         with contextlib.ExitStack() as undo:
-            encoder = undo.enter_context(EncoderClassifier.opinion((self.encoder or self.artifact).path))
+            encoder = undo.enter_context(EncoderClassifier.opinion(other.path, labels or None))
             both = OpinionEngine(self.model.load(loading), encoder)
             undo.pop_all()
         return both

@@ -16,7 +16,7 @@ import numpy as np
 from slmctl import console
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EncodeConfig
-from slmctl.errors import UsageError
+from slmctl.errors import DataError, UsageError
 from slmctl.metrics import encoder_head, linear_baseline
 from slmctl.metrics.encoder_head import EncoderModel, Floats
 from slmctl.metrics.statistics import hashed_position, wilson
@@ -61,7 +61,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         encoders: The folder of encoders that were fetched, which every data set of the project shares.
 
     Raises:
-        DataError: The source holds no sentence encoder, or there are no training records.
+        DataError: The source holds no sentence encoder, or one that computes NaN, or there are no training records.
         EngineError: llama.cpp cannot run it.
         IntegrityError: Its sha256 is not the pinned one.
         NetworkError: It could not be fetched.
@@ -75,6 +75,9 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     with Encoder(out / encoder_source.GGUF) as encoder:
         vectors = _vectors(encoder, [*train, *validation])
         dimensions = encoder.size
+    if not np.isfinite(vectors).all():
+        raise DataError(f"{encoder_source.name(config.encoder)} computes NaN: its weights are damaged",
+                        hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
     learned, choosing = vectors[: len(train)], vectors[len(train) :]
     model, right, tfidf = _fitted(train, learned, validation, choosing)
     model.write(out, made_of=prepared.digest)

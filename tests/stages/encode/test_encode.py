@@ -177,7 +177,7 @@ def test_an_encoder_that_was_killed_begins_anew(gguf: Path) -> None:
 class TwoLabels:
     """A linear model that fails on some texts as its author did not expect."""
 
-    labels = ("a", "b")
+    labels, size = ("a", "b"), 64
 
     def scored(self, texts: Sequence[str], vectors: Any) -> tuple[Any, Any]:
         if "none" in texts:

@@ -1,0 +1,93 @@
+"""Arrays of numpy in an `.npz` file of a linear model, read without trust: names, types, shapes, finite numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.npyio import NpzFile
+
+from slmctl.errors import IntegrityError
+
+MOST_BYTES = 1 << 30  # of all arrays of a file
+# The head of an array is Python, which numpy reads with `tokenize`; a cut one ends with EOFError, which click takes for
+# Ctrl-D, an encrypted one with RuntimeError.
+_FAULTS = (
+    ValueError, KeyError, EOFError, RuntimeError, MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+
+
+class StoredArrays:
+    """The arrays of an open file, each read when it is asked for; a ValueError says what is wrong with one."""
+
+    def __init__(self, kept: NpzFile) -> None:
+        self._kept = kept
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept
+
+    def numbers(self, name: str, *shape: int | None) -> npt.NDArray[Any]:
+        """A float array of a shape, in which None is any length."""
+        array = self._read(name)
+        fits = len(array.shape) == len(shape) and all(b in (a, None) for a, b in zip(array.shape, shape, strict=True))
+        if array.dtype not in (np.float32, np.float64) or not fits:
+            raise ValueError(f"'{name}' is {array.dtype} of shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"'{name}' holds NaN or infinity")
+        return array
+
+    def text(self, name: str) -> str:
+        array = self._read(name)
+        if array.dtype.kind != "U" or array.shape:
+            raise ValueError(f"'{name}' is no text")
+        return str(array)
+
+    def labels(self, name: str = "labels", *, among: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Different texts.
+
+        Args:
+            among: Those that there may be; None for any.
+        """
+        array = self._read(name)
+        labels = tuple(map(str, array)) if array.dtype.kind == "U" and array.ndim == 1 else ()
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"'{name}' are no different texts")
+        if among is not None and (other := set(labels) - set(among)):
+            raise ValueError(f"'{min(other)[:100]}' is no label of the task")
+        return labels
+
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        array = self._kept[name]
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"'{name}' is no array")
+        return array
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[StoredArrays]:
+    """The arrays of a file, for the length of a block.
+
+    Raises:
+        IntegrityError: It holds none, or others than the block asks for.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
+                raise ValueError(f"more than {MOST_BYTES} bytes")
+            if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in archive.filelist):
+                raise ValueError("an unknown compression")
+        with NpzFile(path.open("rb"), own_fid=True, allow_pickle=False) as kept:
+            yield StoredArrays(kept)
+    except _FAULTS as error:
+        raise IntegrityError(
+            f"{path.name} holds no linear model that slmctl wrote: {str(error) or type(error).__name__}",
+            hint=f"fetch the release of {path.parent} again, or make it again: slmctl encode",
+        ) from None
