@@ -29,7 +29,6 @@ from slmctl.errors import SlmctlError
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 ENDS = set("|&;<>()")  # of a command, for the shell
 PLACEHOLDERS = {"COMMAND"}
-BEGINS = ("slmctl ", "cat ", "openssl ", "oras ", "docker ", "srun ", "torchrun ", "OMP_NUM_THREADS=")
 # Read and not run: beginnings of commands by page, and what they need.
 NOT_RUN = {
     "calls.md": {

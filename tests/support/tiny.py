@@ -166,14 +166,6 @@ def ok(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.strip()
 
 
-def run_here(folder: Path | None, *args: str) -> None:
-    """Be the program, in a process that was forked for it; without a folder, in the current one."""
-    from slmctl.cli.main import main
-
-    sys.argv = ["slmctl", *(["-C", str(folder)] if folder else []), *args]
-    main()
-
-
 def calibrated(folder: Path, base: Path, run: Callable[..., Any] = slmctl) -> Path:
     """A project after `slmctl calibrate`, which wants 200 rows that nothing learned from; `run` runs a command."""
     shutil.copytree(base, folder / "base")
