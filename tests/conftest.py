@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from support import balance, changed, light, shared, tiny
 # before torch and llama.cpp: on models this small more threads only wait for each other, and should not spin meanwhile
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# where the outside forbids bytecode, as some containers do, each process would compile all tests and the program again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from slmctl import config, console
 from slmctl.artifacts import artifact
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from support.browser import Browser
     from support.forks import Forks
 
+sys.dont_write_bytecode = False  # in this process
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
 
 
@@ -137,7 +141,8 @@ def stages(heavy_children: Forks) -> Iterator[Forks]:
 
     from slmctl.pipeline import LEAVES
 
-    modules = ("slmctl.cli.main", "slmctl.pipeline.runner", *(f"slmctl.stages.{name}.{name}" for name in LEAVES))
+    stages = (f"slmctl.stages.{name}.{part}" for name in LEAVES for part in ("stage", name))
+    modules = ("slmctl.cli.main", "slmctl.pipeline.runner", "slmctl.provenance", "slmctl.models.gguf", *stages)
     with Forks(*modules, heavy=heavy_children) as forks:
         yield forks
 
