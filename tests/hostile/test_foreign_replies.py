@@ -41,11 +41,11 @@ DECIDE = replace(ASK, choice=Choice("Name the category.", {"billing": "", "deliv
 APIS: tuple[Api, ...] = ("decisions", "systemone")
 
 
-def ask(fake: Fake, *, stream: bool = False, api: Api = "chat") -> Reply | StreamedReply | str:
-    """The answer to one question, or the kind of the error."""
+def ask(fake: Fake, count: int = 1, *, stream: bool = False, api: Api = "chat") -> list[Reply | StreamedReply | str]:
+    """The answers of one client to so many questions; of an error its kind."""
 
-    async def work() -> Reply | StreamedReply | str:
-        client, reply = EndpointClient(fake.url, "large", timeout_s=20, api=api), StreamedReply()
+    async def one(client: EndpointClient) -> Reply | StreamedReply | str:
+        reply = StreamedReply()
         try:
             if not stream:
                 return await client.ask(ASK if api == "chat" else DECIDE)
@@ -55,6 +55,11 @@ def ask(fake: Fake, *, stream: bool = False, api: Api = "chat") -> Reply | Strea
         except EndpointError as error:
             assert error.message.isprintable() and len(error.message) < 500
             return error.kind
+
+    async def work() -> list[Reply | StreamedReply | str]:
+        client = EndpointClient(fake.url, "large", timeout_s=20, api=api)
+        try:
+            return [await one(client) for _ in range(count)]
         finally:
             await client.close()
 
@@ -68,9 +73,9 @@ def test_what_is_no_completion_is_no_answer(turn: Turn) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with endpoint.serving(lambda body, before: turn) as fake:
         for stream in (False, True):
-            outcome = ask(fake, stream=stream)
+            (outcome,) = ask(fake, stream=stream)
             assert isinstance(outcome, str) or (isinstance(outcome, StreamedReply) and not outcome.text), turn
-        assert [isinstance(ask(fake, api=api), str) for api in APIS] == [True, True]
+        assert all(isinstance(outcome, str) for api in APIS for outcome in ask(fake, api=api))
     # 5 kB, compressed four times, once became 3 GB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
@@ -81,8 +86,8 @@ def test_any_field_may_hold_anything(field: tuple[str | int, ...], stream: bool)
     bodies = [replies.exchanged(replies.good(), field, value) for value in replies.ODD]
     turns = iter([_sent(body, stream) for body in bodies])
     with endpoint.serving(lambda body, before: next(turns)) as fake:
-        for _ in bodies:
-            _require_sane(ask(fake, stream=stream))
+        for outcome in ask(fake, len(bodies), stream=stream):
+            _require_sane(outcome)
 
 
 @pytest.mark.parametrize("field", replies.DECIDED, ids=lambda field: ".".join(map(str, field)))
@@ -93,8 +98,7 @@ def test_any_field_of_a_decision_may_hold_anything(field: tuple[str | int, ...],
         bodies = [body | {"answers": {"label": body["answers"][0]}} for body in bodies if field[1:]]
     turns = iter([(200, {}, json.dumps(body).encode()) for body in bodies])
     with endpoint.serving(lambda body, before: next(turns)) as fake:
-        for _ in bodies:
-            outcome = ask(fake, api=api)
+        for outcome in ask(fake, len(bodies), api=api):
             _require_sane(outcome)
             if isinstance(outcome, Reply):
                 assert outcome.confidence in (None, 0.9) or "probability" in field
@@ -118,7 +122,7 @@ def test_a_decision_is_read_as_a_chat_is(more: dict[str, Any], kept: Any) -> Non
     body = replies.decided()
     body["answers"][0] |= more
     with endpoint.serving(lambda _, before: (200, {}, json.dumps(body).encode())) as fake:
-        outcome = ask(fake, api="decisions")
+        (outcome,) = ask(fake, api="decisions")
     found = (outcome.text, outcome.finish, outcome.confidence) if isinstance(outcome, Reply) else outcome
     assert found == kept
 
@@ -153,7 +157,7 @@ def _require_sane(outcome: Reply | StreamedReply | str) -> None:
 def test_no_reply_breaks_the_client(random: Random, stream: bool) -> None:
     turn = replies.any_reply(random, stream=stream)
     with endpoint.serving(lambda body, before: turn) as fake:
-        _require_sane(ask(fake, stream=stream))
+        _require_sane(*ask(fake, stream=stream))
 
 
 @settings(max_examples=300, deadline=None)

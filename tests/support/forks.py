@@ -41,7 +41,8 @@ from support import TESTS, tiny
 WRITES = "write,pwrite64,writev,sendfile,copy_file_range,fsync,fdatasync,rename,renameat,renameat2"
 LONG_S = 300  # what no child takes, on a machine that is busy
 PROGRAM = "slmctl"
-HEAVY = (load_check.__name__, Path(gguf_converter_child.__file__))  # children of the product that are forked
+MATMUL = "slmctl.stages.finetune.matmul_benchmark"  # which imports torch
+HEAVY = (load_check.__name__, MATMUL, Path(gguf_converter_child.__file__))  # children of the product that are forked
 
 
 @dataclass
