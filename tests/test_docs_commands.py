@@ -45,6 +45,7 @@ NOT_RUN = {
     "predict.md": {
         "slmctl predict MODEL --input in.jsonl": "a Ray cluster", "slmctl predict gguf --first-look": "an encoder",
     },
+    "README.md": {"slmctl run --until encode": "an encoder", "slmctl serve encoder": "an encoder"},
     "privacy.md": {"slmctl serve --generalist": "the network, which is refused"},
     "own-file.md": {"slmctl": "see test_tutorial, and a training"},
     "publish.md": {"oras": "a registry of images", "slmctl fetch hf:": "the Hub", "slmctl fetch s3:": "a bucket"},

@@ -12,7 +12,10 @@ from support import ROOT
 
 from slmctl import config
 
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "RELEASE", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 MAX_WORDS, MAX_ROWS = 80, 6  # of a paragraph, of a table
 EASY, EASY_WORDS = ("Start", "Decide"), 60  # parts of the manual for everybody, and words of a paragraph there
 HARD = (
@@ -109,7 +112,7 @@ def test_every_page_is_once_in_the_index_which_is_the_navigation_of_the_site() -
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", index, flags=re.MULTILINE) == ["Start", "Decide", "Run", "Trust", "Reference"]
     names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
-    outside = ["../CHANGELOG.md", "../CONTRIBUTING.md", "../benchmarks/README.md"]
+    outside = [f"../{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "RELEASE", "SECURITY", "benchmarks/README")]
     pages = {page: title for title, page in re.findall(r"^- \[(.+?)\]\((.+?)\)", index, flags=re.MULTILINE)}
     assert sorted(pages) == sorted([*names, *outside])
     heads = {page: (ROOT / "docs" / page).read_text(encoding="utf-8").partition("\n")[0] for page in pages}
