@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ FRAMING_A_BYTE = 8  # more of them for each byte of the body: a chunk of one byt
 MAX_PIPELINED = 16  # requests that are read while another one is answered
 MAX_UNPARSED = 1 << 20  # bytes that wait behind them
 UNREAD_S = 60.0  # that a client may leave an answer unread
+LOOK_S = 0.5  # between two looks whether a client that has ended its side is still there
 SLICE = 4096  # bytes that are parsed between two looks at the bounds
 
 
@@ -72,6 +74,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._deaf = False  # nothing that comes is read any more
         self._unread: asyncio.TimerHandle | None = None  # ends a client that does not read
         self._timer: asyncio.TimerHandle | None = None  # ends a head, or the rest of a body that is not read
+        self._half_closed = False  # the client has ended its side, behind a whole request
+        self._looking: asyncio.TimerHandle | None = None  # whether such a client has gone
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -85,8 +89,31 @@ class BoundedConnection(HttpToolsProtocol):
         self._deaf, self._unparsed = True, b""
         self._stop_timer()
         self._stop_unread()
+        self._stop_looking()
         self.room.idle.pop(self, None)
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:
+        """Answer a client that ended its side behind a whole request; True keeps the other side open.
+
+        A client that hangs up looks the same until it is sent something: then its system refuses the connection. So it
+        gets an interim response, which every client of HTTP/1.1 passes over.
+        """
+        if self._half_closed:
+            return True
+        if self._idle or (self.cycle.more_body and not self.pipeline) or self.scope["http_version"] != "1.1":
+            return False
+        self._half_closed = True
+        if not (self.pipeline or self.cycle.response_started):
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._look()
+        return True
+
+    def _look(self) -> None:
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+        else:
+            self._looking = self.loop.call_later(LOOK_S, self._look)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -179,7 +206,9 @@ class BoundedConnection(HttpToolsProtocol):
             self._parse(data)
         if self._within and self._timer is None:  # refused before its body had come
             self._timer = self.loop.call_later(self.room.receive_timeout_s, self.transport.close)
-        if self._idle and not self._within:
+        if self._idle and self._half_closed:
+            self.transport.close()
+        elif self._idle and not self._within:
             self.room.idle[self] = None
 
     def _wait_for_head(self) -> None:
@@ -198,6 +227,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+    def _stop_looking(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
 
     def _late(self) -> None:
         self._refuse(408, f"the head of the request did not arrive within {self.room.receive_timeout_s:g} s")

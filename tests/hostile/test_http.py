@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import resource
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +17,10 @@ import pytest
 from hostile import framing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.endpoint import streams
 from support.scale import FULL
 from support.servers import settles
-from support.serving import Gateway, gateway, memory, post
+from support.serving import Gateway, figure, gateway, memory, post
 
 CLIENTS = 3
 SILENT_S = 20  # that no other client waits, on a machine that is busy
@@ -116,6 +119,46 @@ def test_an_error_does_not_repeat_all_that_was_sent(server: Gateway) -> None:
         said = post(server.url, body)
         assert 400 <= said.status_code < 500
         assert len(said.content) < 2000
+
+
+def whole(body: str = "hello") -> bytes:
+    raw = json.dumps({"messages": [{"role": "user", "content": body}]}).encode()
+    return POST + f"Content-Length: {len(raw)}\r\n\r\n".encode() + raw
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        ([whole()], [b"200"]),
+        ([whole(), b"GET /heal"], [b"200"]),  # the second one never ends
+        ([whole() * 3], [b"200", b"200", b"200"]),
+        ([b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], [b"200"]),
+        ([whole()[:-1]], []),
+        ([whole().replace(b"HTTP/1.1", b"HTTP/1.0")], []),  # such a client knows no interim response
+    ],
+)
+def test_a_client_that_ends_its_side_gets_its_answer(server: Gateway, sent: list[bytes], statuses: list[bytes]) -> None:
+    answer = talk(server, sent, hang_up=True)
+    seen = re.findall(rb"HTTP/1\.1 (\d+)", answer)
+    assert seen[seen[:1] == [b"100"] :] == statuses  # an interim response may come first
+
+
+def test_a_client_that_hangs_up_behind_a_whole_request_frees_its_place(tmp_path: Path) -> None:
+    never = threading.Event()
+
+    def waits(body: object, before: object) -> object:
+        never.wait(60)
+        return streams("hello")
+
+    with gateway(tmp_path, manners=waits) as running:
+        try:
+            for _ in range(3):
+                with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+                    sock.sendall(whole())
+                    assert settles(lambda: figure(running.url, "slmctl_requests_running") == 1)
+                assert settles(lambda: figure(running.url, "slmctl_requests_running") == 0)
+        finally:
+            never.set()
 
 
 def test_requests_in_a_row_are_answered_in_order_and_cost_no_memory(server: Gateway) -> None:
