@@ -1,13 +1,14 @@
-"""Cheap models and tuned ones on Banking77, CLINC150 and the demo: accuracy, by rows a label too, and speed.
+"""Cheap models on Banking77, CLINC150 and the demo: accuracy, by rows a label too; and tuned files beside them.
 
-    python -m benchmarks.sharper DATA DEMO [PROJECT...] [--encoder ENCODER]
+    python -m benchmarks.sharper DATA DEMO [--encoder ENCODER]
+    python -m benchmarks.sharper --tuned PROJECT...
 
-DATA holds public data sets as `../shared/data/` does, DEMO is a finished demo; their test rows are scored once for
-every model and number of rows. Of few rows a label, a fifth as many are validation rows. ENCODER is what
-`encode.encoder` takes. `both` adds the log probabilities of the two, as the stage `encode` does.
+DATA holds public data sets as `../shared/data/` does, DEMO is a project that has prepared the demo's rows. Of few rows
+a label the accuracy is the mean of DRAWS draws, and a fifth as many are validation rows. ENCODER is what
+`encode.encoder` takes. `both` is the sum that the stage `encode` makes.
 
-DEMO and each PROJECT have a section `encode` and have run until `evaluate`, by which their test rows were scored once:
-the newest report is read. Whether a release carries the encoder's opinion was decided on validation rows.
+Each PROJECT has a section `encode` and has run until `evaluate`, by which its test rows were scored once: the newest
+report is read. Whether a release carries the encoder's opinion was decided on validation rows.
 """
 
 from __future__ import annotations
@@ -35,15 +36,22 @@ from slmctl.task.records import read_records
 
 PEER = "TF-IDF, same rows"
 A_LABEL = (5, 10, 20, 0)  # training rows of each label; 0 for all
+DRAWS = 5  # of few rows a label
 
 
 def main() -> None:
     parser = program.parser(__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("demo", type=Path)
-    parser.add_argument("projects", type=Path, nargs="*")
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("demo", type=Path, nargs="?")
+    parser.add_argument("--tuned", type=Path, nargs="+", default=())
     parser.add_argument("--encoder", default=EncodeConfig().encoder)
     options = parser.parse_args()
+    packages = ("scikit-learn", "numpy", "llama-cpp-python")
+    if options.tuned:
+        about: dict[str, object] = {}
+        tuned_rows = [row for project in options.tuned for row in tuned(project, about)]
+        result.write("opinion", "python -m benchmarks.sharper --tuned PROJECT...", tuned_rows, packages, projects=about)
+        return
     rows: list[result.Row] = []
     intervals: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,13 +64,9 @@ def main() -> None:
             }
             for name, splits in sets.items():
                 rows += measured(name, encoder, *splits, intervals)
-    about: dict[str, object] = {}
-    for project in (options.demo, *options.projects):
-        rows += tuned(project, about)
     result.write(
-        "sharper", "python -m benchmarks.sharper DATA DEMO PROJECT...", rows,
-        ("scikit-learn", "numpy", "llama-cpp-python"), encoder=encoder_source.name(options.encoder),
-        intervals=intervals, projects=about,
+        "sharper", "python -m benchmarks.sharper DATA DEMO", rows, packages,
+        encoder=encoder_source.name(options.encoder), intervals=intervals,
     )  # fmt: skip
 
 
@@ -106,19 +110,23 @@ def measured(
     name: str, encoder: Encoder, train: Pairs, validation: Pairs, test: Pairs,
     intervals: dict[str, tuple[float, float]],
 ) -> list[result.Row]:  # fmt: skip
-    """The rows of one data set, and the 95 % interval of each accuracy."""
+    """The rows of one data set, and the 95 % interval of each accuracy (of a mean of draws: of the test rows alone)."""
     train, validation, test = (list(split) for split in (train, validation, test))
-    vectors = {id(split): encoder.encode([text for text, _ in split]) for split in (train, validation, test)}
+    vectors = [encoder.encode([text for text, _ in split]) for split in (train, validation, test)]
+    labels = sorted({label for _, label in train})
+    named = labels, encoder.encode([encoder_head.spoken(label) for label in labels])
     rows = []
     for count in A_LABEL:
-        drawn, choosing = few(train, count), few(validation, max(1, count // 5) if count else 0)
         told = f"{name}, {f'{count} rows a label' if count else f'all {len(train)} training rows'}"
-        begun = time.process_time()
-        accuracies = scored(
-            [train[k] for k in drawn], [validation[k] for k in choosing], test, vectors[id(train)][drawn],
-            vectors[id(validation)][choosing], vectors[id(test)],
-        )  # fmt: skip
+        begun, tables = time.process_time(), list[dict[str, float]]()
+        for draw in range(DRAWS if count else 1):
+            drawn, choosing = few(train, count, draw), few(validation, max(1, count // 5) if count else 0, draw)
+            tables.append(scored(
+                [train[k] for k in drawn], [validation[k] for k in choosing], test, vectors[0][drawn],
+                vectors[1][choosing], vectors[2], named,
+            ))  # fmt: skip
         spent = time.process_time() - begun
+        accuracies = {kind: float(np.mean([table[kind] for table in tables])) for kind in tables[0]}
         tfidf = accuracies.pop(PEER)
         intervals[f"{told}: {PEER}"] = wilson(round(tfidf * len(test)), len(test))
         for kind, value in accuracies.items():
@@ -128,24 +136,25 @@ def measured(
     return rows
 
 
-def few(train: Pairs, count: int) -> list[int]:
+def few(train: Pairs, count: int, draw: int) -> list[int]:
     """The places of `count` rows of each label, drawn by a seed; of all rows for 0."""
     places: dict[str, list[int]] = defaultdict(list)
     for k, (_, label) in enumerate(train):
         places[label].append(k)
-    choose = random.Random(count)
+    choose = random.Random(1000 * draw + count)
     drawn = [choose.sample(of_label, min(count, len(of_label))) for _, of_label in sorted(places.items())]
     return sorted(itertools.chain(*drawn)) if count else list(range(len(train)))
 
 
 def scored(
-    train: Pairs, validation: Pairs, test: Pairs, learned: Floats, choosing: Floats, asked: Floats
-) -> dict[str, float]:
+    train: Pairs, validation: Pairs, test: Pairs, learned: Floats, choosing: Floats, asked: Floats,
+    named: encoder_head.Named,
+) -> dict[str, float]:  # fmt: skip
     """The accuracy of each cheap model on the test rows."""
     (texts, labels), (others, chosen), (questions, wanted) = (
         zip(*rows, strict=True) for rows in (train, validation, test)
     )
-    both, tfidf = encoder_head.fit(texts, learned, labels, choosing=(others, choosing), chosen=chosen)
+    both, tfidf = encoder_head.fit(texts, learned, labels, choosing=(others, choosing), chosen=chosen, named=named)
     kinds = {PEER: tfidf.logprobs(questions), "the encoder": both.head.scored(questions, asked)[0]}
     kinds["both"] = both.scored(questions, asked)[0]
     names = np.array(both.labels)

@@ -6,6 +6,7 @@ scikit-learn (the extra `evaluate`) is imported when a model is fitted, and wher
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,16 @@ import numpy.typing as npt
 
 from slmctl.inference import OPINION
 from slmctl.metrics import linear_baseline, stored_arrays
+from slmctl.metrics.likelihood import Logprobs, normalised, sharpest
 from slmctl.metrics.linear_baseline import LinearModel
 from slmctl.metrics.stored_arrays import StoredArrays
 
 NAME = "encoder_logistic"  # in reports and gates
 FILENAME, TFIDF = "head.npz", "tfidf.npz"
-WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)  # candidates for the weight of TF-IDF (the encoder's is 1); on a tie the first
-SHARPNESS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)  # candidates for the inverse temperature of the sum
+WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # candidates for the weight of TF-IDF (the encoder's is 1)
 Floats = npt.NDArray[np.float32]
-Logprobs = npt.NDArray[np.float64]
+Named = tuple[Sequence[str], Floats]  # labels, and the vectors (n, size) of their names and descriptions
+_UNSPOKEN = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ class EncoderModel:
     """Two models of the same rows: softmax(sharpness * (log p of the head + weight * log p of TF-IDF)).
 
     Attributes:
-        tfidf: None where the head alone answers at least as many validation rows right.
+        tfidf: None where its weight is 0.
         weight: Weight of TF-IDF; the head's is 1.
-        sharpness: Inverse temperature with the highest likelihood of the validation rows' labels.
+        sharpness: Inverse temperature. Both are chosen together, by the likelihood of the validation rows' labels.
     """
 
     head: OpinionHead
@@ -124,30 +126,38 @@ class EncoderModel:
         return cls(head, tfidf, weight, sharpness)
 
 
+def spoken(label: str) -> str:
+    """The name of a label as words, such as 'card arrival' for card_arrival."""
+    return _UNSPOKEN.sub(" ", label).strip()
+
+
 def fit(
     texts: Sequence[str], vectors: Floats, labels: Sequence[str], *, choosing: tuple[Sequence[str], Floats],
-    chosen: Sequence[str],
+    chosen: Sequence[str], named: Named | None = None,
 ) -> tuple[EncoderModel, LinearModel]:  # fmt: skip
-    """Returns (model of the rows, the TF-IDF model alone); validation rows choose weight and sharpness.
+    """Returns (model of the rows, the TF-IDF model alone); validation rows choose strengths, weight and sharpness.
+
+    They are chosen by likelihood, which uses how sure each answer is, so it finds the better sum with few rows, where
+    the number of right answers often ties (`benchmarks/sharper.py`).
 
     Args:
         texts, vectors, labels: The training rows; vectors (n, size).
         choosing, chosen: (texts, vectors) of the validation rows, and their labels.
+        named: (labels, vectors of their names), which the head learns as rows; other labels than those of the
+            training rows are left out.
     """
-    others, references = choosing[0], np.array(chosen)
-    head = fit_head(vectors, labels, choosing=choosing[1], chosen=chosen)
-    tfidf = linear_baseline.fit(texts, labels, choosing=others, chosen=chosen)
-    if tfidf.classifier is None or not len(references):
+    others = choosing[0]
+    rows, answers = vectors, list(labels)
+    if named is not None and (learned := [k for k, label in enumerate(named[0]) if label in set(labels)]):
+        rows, answers = np.concatenate([vectors, named[1][learned]]), [*labels, *(named[0][k] for k in learned)]
+    head = fit_head(rows, answers, choosing=choosing[1], chosen=chosen)
+    tfidf = linear_baseline.fit(texts, labels, choosing=others, chosen=chosen, likelihood=True)
+    if tfidf.classifier is None or not len(chosen):
         return EncoderModel(head, None, 0.0, 1.0), tfidf
-    parts = head.scored(others, choosing[1])[0], tfidf.logprobs(others)
-    names = np.array(head.labels)
-
-    def right(weight: float) -> int:
-        return int((names[(parts[0] + weight * parts[1]).argmax(axis=1)] == references).sum())
-
-    weight = max(WEIGHTS, key=right)
-    sharpness = _sharpest(head.labels, parts[0] + weight * parts[1], chosen)
-    return EncoderModel(head, tfidf if weight else None, weight, sharpness), tfidf
+    own, its = head.scored(others, choosing[1])[0], tfidf.logprobs(others)
+    fitting = {weight: sharpest(head.labels, own + weight * its, chosen) for weight in WEIGHTS}
+    weight = max(WEIGHTS, key=lambda weight: fitting[weight][1])
+    return EncoderModel(head, tfidf if weight else None, weight, fitting[weight][0]), tfidf
 
 
 def opinion(head: OpinionHead, vectors: Floats, labels: Sequence[str]) -> OpinionHead:
@@ -156,34 +166,12 @@ def opinion(head: OpinionHead, vectors: Floats, labels: Sequence[str]) -> Opinio
     Args:
         vectors, labels: Vectors (n, size) and labels of the validation rows.
     """
-    factor = np.float32(_sharpest(head.labels, head.scored((), vectors)[0], labels) if labels else 1.0)
+    factor = np.float32(sharpest(head.labels, head.scored((), vectors)[0], labels)[0] if labels else 1.0)
     return OpinionHead(head.labels, factor * head.weights, factor * head.bias)
 
 
-def normalised(scores: Logprobs) -> Logprobs:
-    """Log probabilities (n, L) of scores."""
-    scores = scores - scores.max(axis=1, keepdims=True)
-    result: Logprobs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return result
-
-
-def _sharpest(names: Sequence[str], scores: Logprobs, references: Sequence[str]) -> float:
-    """The factor of log probabilities (n, L) by which those of the references are the likeliest.
-
-    Args:
-        names: The L labels, sorted as scikit-learn sorts classes.
-    """
-    learned = np.isin(references, names)
-    places = np.searchsorted(np.array(names), np.array(references)[learned])
-
-    def likelihood(sharpness: float) -> float:
-        return float(normalised(sharpness * scores[learned])[np.arange(len(places)), places].sum())
-
-    return max(SHARPNESS, key=likelihood)
-
-
 def fit_head(vectors: Floats, labels: Sequence[str], *, choosing: Floats, chosen: Sequence[str]) -> OpinionHead:
-    """Logistic regression over vectors, with the regularisation that answers most of the `choosing` rows right.
+    """Logistic regression over vectors, with the regularisation by which the `choosing` rows are the likeliest.
 
     Args:
         vectors, labels: Vectors (n, size) and labels of the training rows.
@@ -191,7 +179,7 @@ def fit_head(vectors: Floats, labels: Sequence[str], *, choosing: Floats, chosen
     """
     if len(set(labels)) < 2:
         return OpinionHead((labels[0],), np.zeros((1, vectors.shape[1]), np.float32), np.zeros(1, np.float32))
-    model, _ = linear_baseline.fitted(vectors, labels, choosing, chosen, solver="lbfgs", max_iter=2000)
+    model, _ = linear_baseline.fitted(vectors, labels, choosing, chosen, likelihood=True, solver="lbfgs", max_iter=2000)
     weights, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
     if len(weights) == 1:  # for two labels scikit-learn keeps one row of weights, of the second label
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import importlib.util
 import json
+import math
 import warnings
 import zipfile
 from collections import Counter
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from slmctl.errors import DataError
 from slmctl.metrics import TFIDF_LOGISTIC, stored_arrays
+from slmctl.metrics.likelihood import sharpest
 
 NAME = TFIDF_LOGISTIC
 FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorizer for each part
@@ -150,7 +152,7 @@ def most_frequent(labels: Sequence[str]) -> str:
 
 def fit(
     texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str],
-    strengths: Sequence[float] = STRENGTHS, several: tuple[str, ...] = (),
+    strengths: Sequence[float] = STRENGTHS, several: tuple[str, ...] = (), likelihood: bool = False,
 ) -> LinearModel:  # fmt: skip
     """Fit TF-IDF of words, word pairs and character n-grams with logistic regression.
 
@@ -164,6 +166,7 @@ def fit(
         strengths: Inverse regularisations to choose from, in the order in which they are tried.
         several: All labels of a task where a row has several; `labels` and `chosen` are then JSON lists of labels, and
             one binary model is fitted for each label.
+        likelihood: As in `fitted`.
     """
     common, kinds = most_frequent(labels), len(several or set(labels))
     work = 4 * sum(map(len, texts)) * kinds  # products of a pass
@@ -175,12 +178,13 @@ def fit(
     answers: list[Any] = [labels, chosen]
     if several:
         answers = [np.array([[name in json.loads(row) for name in several] for row in side]) for side in answers]
-    best = fitted(rows, answers[0], others, answers[1], strengths=strengths, **solver)
+    best = fitted(rows, answers[0], others, answers[1], strengths=strengths, likelihood=likelihood, **solver)
     return LinearModel(common, vectorizer, *best, several)
 
 
 def fitted(
-    rows: Any, labels: Any, others: Any, references: Any, *, strengths: Sequence[float] = STRENGTHS, **solver: Any,
+    rows: Any, labels: Any, others: Any, references: Any, *, strengths: Sequence[float] = STRENGTHS,
+    likelihood: bool = False, **solver: Any,
 ) -> tuple[Any, float]:  # fmt: skip
     """Returns (logistic regression, its strength): the strength with the most right answers, on a tie the first.
 
@@ -189,6 +193,7 @@ def fitted(
             has several, booleans (n, labels).
         others, references: Features and labels of the rows that choose the strength.
         strengths: Inverse regularisations, in the order in which they are tried.
+        likelihood: Take the strength with the highest likelihood of the references instead, each at its best sharpness.
         solver: Further settings of LogisticRegression.
     """
     from sklearn.linear_model import LogisticRegression
@@ -197,17 +202,25 @@ def fitted(
     model, name = LogisticRegression(warm_start=True, **solver), "C"
     if np.ndim(labels) == 2:
         model, name = OneVsRestClassifier(model), "estimator__C"
-    best, most, worse, answers = (model, strengths[0]), -1, 0, np.array(references)
+    best, most, worse, answers = (model, strengths[0]), -math.inf, 0, np.array(references)
+
+    def quality() -> float:
+        if likelihood:
+            chances = np.log(np.maximum(model.predict_proba(others).astype(np.float64), 1e-12))
+            return sharpest(model.classes_, chances, references)[1]
+        same = model.predict(others) == answers
+        return float((same.all(axis=1) if same.ndim == 2 else same).sum())
+
     with _fitting():
         for strength in strengths:
             model.set_params(**{name: strength}).fit(rows, labels)
-            same = model.predict(others) == answers if len(answers) else np.zeros(0)
-            right = int((same.all(axis=1) if same.ndim == 2 else same).sum())
-            if right > most:  # a shallow copy is enough: the next fit gives the model new arrays
-                best, most, worse = (copy.copy(model), strength), right, 0
+            if not len(answers):
+                break
+            if (value := quality()) > most:  # a shallow copy is enough: the next fit gives the model new arrays
+                best, most, worse = (copy.copy(model), strength), value, 0
             else:
                 worse += 1
-            if worse == 2 or right == len(answers):  # all right: no other can be better
+            if worse == 2 or most == (0.0 if likelihood else len(answers)):  # no other can be better
                 break
     return best
 

@@ -19,7 +19,8 @@ from slmctl.inference.engine import Answering, Outcomes, Request, answer_of
 from slmctl.inference.events import Event, TokenAlternative
 from slmctl.inference.supervised_child import EngineDiedError, EngineError, State
 from slmctl.inference.turns import Turns
-from slmctl.metrics.encoder_head import OpinionHead, normalised
+from slmctl.metrics.encoder_head import OpinionHead
+from slmctl.metrics.likelihood import normalised
 from slmctl.models.encoder_process import Encoder
 
 FLOOR = 1e-6  # the least probability of a label for each of the two, so that neither overrules the other for good

@@ -18,7 +18,7 @@ from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, UsageError
 from slmctl.metrics import encoder_head, linear_baseline
-from slmctl.metrics.encoder_head import EncoderModel, Floats
+from slmctl.metrics.encoder_head import EncoderModel, Floats, Named
 from slmctl.metrics.statistics import hashed_position, wilson
 from slmctl.model_files import encoder_source, memory
 from slmctl.models.encoder_process import Encoder
@@ -72,14 +72,17 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     kept, source = encoder_source.kept(config, encoders)
     _link(kept, out / encoder_source.GGUF)
     train, validation = require_records(prepared.file("train.jsonl")), read_records(prepared.file("validation.jsonl"))
+    names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(task.descriptions.items())
+    texts = [text for _, text in names]
     with Encoder(out / encoder_source.GGUF) as encoder:
-        vectors = _vectors(encoder, [*train, *validation])
+        vectors = _vectors(encoder, [record.input for record in (*train, *validation)] + texts)
         dimensions = encoder.size
     if not np.isfinite(vectors).all():
         raise DataError(f"{encoder_source.name(config.encoder)} computes NaN: its weights are damaged",
                         hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
-    learned, choosing = vectors[: len(train)], vectors[len(train) :]
-    model, right, tfidf = _fitted(train, learned, validation, choosing)
+    learned, choosing, spoken = np.split(vectors, [len(train), len(train) + len(validation)])
+    named = [label for label, _ in names], spoken
+    model, right, tfidf = _fitted(train, learned, validation, choosing, named)
     model.write(out, made_of=prepared.digest)
     encoder_head.opinion(model.head, choosing, [record.answer for record in validation]).write(out)
     facts: EncodeFacts = {
@@ -94,7 +97,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     }
     if len(validation) >= linear_baseline.FEWEST:
         whole: ShareScore = {"rows": len(train), "encoder": right, "tfidf_logistic": tfidf}
-        facts["curve"] = [*_curve(train, validation, learned, choosing), whole]
+        facts["curve"] = [*_curve(train, validation, learned, choosing, named), whole]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
@@ -110,8 +113,7 @@ def _link(kept: Path, target: Path) -> None:
         shutil.copyfile(kept, target)
 
 
-def _vectors(encoder: Encoder, records: Sequence[Record]) -> Floats:
-    texts = [record.input for record in records]
+def _vectors(encoder: Encoder, texts: Sequence[str]) -> Floats:
     blocks = [texts[k : k + TOGETHER] for k in range(0, len(texts), TOGETHER)]
     vectors = []
     with console.progress("encode", len(texts), "rows") as meter:
@@ -122,13 +124,13 @@ def _vectors(encoder: Encoder, records: Sequence[Record]) -> Floats:
 
 
 def _fitted(
-    train: Sequence[Record], vectors: Floats, validation: Sequence[Record], choosing: Floats
+    train: Sequence[Record], vectors: Floats, validation: Sequence[Record], choosing: Floats, named: Named
 ) -> tuple[EncoderModel, int, int]:
     """Returns (model fitted on `train`, its right answers to the validation rows, those of TF-IDF alone)."""
     texts, chosen = [record.input for record in validation], [record.answer for record in validation]
     model, tfidf = encoder_head.fit(
         [record.input for record in train], vectors, [record.answer for record in train],
-        choosing=(texts, choosing), chosen=chosen,
+        choosing=(texts, choosing), chosen=chosen, named=named,
     )  # fmt: skip
     best = model.scored(texts, choosing)[0].argmax(axis=1) if texts else []
     alone, _ = tfidf.answers(texts) if texts else ([], None)
@@ -137,14 +139,14 @@ def _fitted(
 
 
 def _curve(
-    train: Sequence[Record], validation: Sequence[Record], vectors: Floats, choosing: Floats
+    train: Sequence[Record], validation: Sequence[Record], vectors: Floats, choosing: Floats, named: Named
 ) -> list[ShareScore]:
     """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one."""
     order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))
     points: list[ShareScore] = []
     for share in SHARES:
         drawn = order[: max(1, round(share * len(order)))]
-        _, right, tfidf = _fitted([train[k] for k in drawn], vectors[drawn], validation, choosing)
+        _, right, tfidf = _fitted([train[k] for k in drawn], vectors[drawn], validation, choosing, named)
         points.append({"rows": len(drawn), "encoder": right, "tfidf_logistic": tfidf})
     return points
 

@@ -22,7 +22,7 @@ class Encode(Stage[EncodeConfig]):
     takes = (PREPARED,)
     imports = ("llama_cpp", "sklearn")
     uses = ("llama_cpp_python", "scikit-learn")
-    version = 3
+    version = 4
     fetches_once = True
 
     @property
