@@ -261,6 +261,8 @@ def bound(
     }  # fmt: skip
     for kind, limit in limits.items():
         if limit is not None:
+            _, most = resource.getrlimit(kind)  # a lower limit of the user's stays
+            limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
             resource.setrlimit(kind, (limit, limit))
 
 

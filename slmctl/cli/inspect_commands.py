@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -364,13 +364,21 @@ def schema() -> None:
 @config_options
 @click.pass_obj
 def config_show(options: Options) -> None:
-    """Check the config and print it with every default filled in."""
+    """Check the config and print it with every default filled in, passwords in addresses as `***`."""
     import yaml
 
     from slmctl import config
+    from slmctl.network.credentials import mask
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shown(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [shown(each) for each in value]
+        return mask(value) if isinstance(value, str) and "://" in value else value
 
     values = config.load(options.directory / config.FILENAME, options.overrides).as_written()
-    terminal().write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    terminal().write(yaml.safe_dump(shown(values), sort_keys=False, allow_unicode=True))
 
 
 def _base(options: Options, path: str) -> Base:

@@ -79,7 +79,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if os.environ.get("SLMCTL_OFFLINE", "") not in ("", "0"):
         guard.forbid()
-    sys.exit(_run_command())
+    try:
+        code = _run_command()
+    finally:  # what runs at the exit would only be interrupted by an exception
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(code)
 
 
 def _run_command() -> int:
@@ -96,13 +100,20 @@ def _run_command() -> int:
         terminal().say(f"  {pause.hint}")
         return 0
     except SlmctlError as error:
-        terminal().complain(error.message, error.hint)
+        try:
+            terminal().complain(error.message, error.hint)
+        except (MemoryError, ImportError):  # of the console, which is imported for it
+            return _no_memory()
         return error.code
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # of a library, which click takes for Ctrl-D
+            raise error.__cause__ from None
         return 130
+    except MemoryError:
+        return _no_memory()
     except OSError as error:
         sys.stdout = None  # click writes help itself; the rest in the buffer would fail again at exit
         if error.errno is None or error.strerror is None:
@@ -112,6 +123,12 @@ def _run_command() -> int:
         terminal().complain(f"the result cannot be written to stdout: {error}", "stdout is closed or full")
         sys.stdout = None  # else it is flushed once more at the exit, and fails once more
         return StageError.code
+
+
+def _no_memory() -> int:
+    """Say without an import that memory ran out; returns 6."""
+    os.write(2, b"error: slmctl ran out of memory\n hint: a higher limit: ulimit -v\n")
+    return StageError.code
 
 
 def _system_error(error: OSError) -> int:

@@ -62,7 +62,8 @@ class StrictYaml:
             UsageError: `text` is not YAML, or exceeds MAX_DEPTH or MAX_VALUES.
         """
         try:
-            node = yaml.compose(text, Loader=_BoundedLoader)
+            loader = _BoundedLoader(text)
+            node = loader.get_single_node()
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
             raise UsageError(f"{self.name}{line}: not valid YAML: {error.problem}") from None
@@ -73,6 +74,11 @@ class StrictYaml:
             ) from None
         except yaml.YAMLError as error:
             raise UsageError(f"{self.name}: not valid YAML: {error}") from None
+        except (ValueError, OverflowError):  # of chr(), in PyYAML's scanner
+            raise UsageError(
+                f"{self.name}:{loader.line + 1}: not valid YAML: an escape \\U names no character",
+                hint="\\U00000000 to \\U0010ffff",
+            ) from None
         return None if node is None else self._value(node, ())
 
     def override(self, values: dict[str, Any], assignment: str) -> None:

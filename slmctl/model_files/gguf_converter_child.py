@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import runpy
 import struct
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 GRANITE_LAYERS = {"linear_attention": "mamba", "full_attention": "attention"}  # of transformers 5 -> of the script
+MEMORY = 8 << 30  # bytes of private memory beside the model: libraries, and a vocabulary of 262,144 tokens
 LONG_ARRAY = 1000  # items; from so many on, an array is packed as a whole
 
 
@@ -96,8 +98,17 @@ def rename(config: dict[str, Any]) -> None:
         config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
 
 
+def bound(folders: list[Path]) -> None:
+    """Limit the memory of this process by the bytes of some folders: a config may promise more than weights hold."""
+    held = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MEMORY + 2 * held if most == resource.RLIM_INFINITY else min(MEMORY + 2 * held, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
 def main() -> None:
     """Run the script with its arguments as the main program."""
+    bound([path for path in map(Path, sys.argv[3:]) if path.is_dir()])
     place, script = Path(sys.argv[1]), sys.argv[2]
     sys.path[0] = str(place)
     sys.path.insert(1, str(place / "gguf-py"))

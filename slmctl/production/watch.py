@@ -137,12 +137,14 @@ def watch(
 
     Raises:
         DataError: A file is none of the three kinds, or no file holds a request.
-        UsageError: A file does not exist.
+        UsageError: A file does not exist, or is a device or a pipe.
     """
     files: dict[str, list[Path]] = {"decisions": [], "collected": [], "reviews": []}
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path} does not exist", hint=USAGE)
+        if not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path} is neither a file nor a folder", hint=USAGE)
     for path in records.collected_files(paths):
         if kind := _kind(path):
             files[kind].append(path)

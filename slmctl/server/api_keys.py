@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 import os
 import re
 import secrets
@@ -65,10 +66,15 @@ def add(
     """Make a key; returns its secret, which is kept nowhere.
 
     Raises:
-        UsageError: The name is taken, or has characters that no name may have.
+        UsageError: The name is taken, has characters that no name may have, or a limit is none.
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is no name for a key", hint="letters, digits, '.', '_' and '-', at most 64")
+    if rate is not None and not math.isfinite(rate):
+        raise UsageError(f"'{rate}' is no number of requests a minute", hint="leave --rate out for no limit")
+    for model in models or ():
+        if not model or not model.isprintable():
+            raise UsageError("a name of --model is empty, or holds characters that cannot be shown")
     secret = f"slm-{name}-{secrets.token_hex(32)}"
     created = console.timestamp()
     with _locked(path):

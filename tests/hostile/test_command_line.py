@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from support import tiny
@@ -18,6 +20,7 @@ from support.forks import Forks
 from support.scale import FULL
 
 from slmctl import config
+from slmctl.cli import main
 from slmctl.errors import UsageError
 
 SCRIPT = Path(sys.executable).with_name("slmctl")
@@ -81,6 +84,8 @@ CONFIGS: list[tuple[str, Make, int]] = [
     ("NUL", text("project: a\0b\n"), 2),
     ("a byte order mark", text(b"\xef\xbb\xbf" + GOOD.encode()), 0),
     ("half a surrogate pair", text('project: "\\ud800"\nbase: base\n'), 2),
+    ("an escape beyond Unicode", text('project: a\nbase: "\\U00110000"\n'), 2),
+    ("the largest escape", text('project: "\\Uffffffff"\n'), 2),
     ("an infinite number", text(GOOD + "finetune: {epochs: 1e999}\n"), 2),
     ("a number of many digits", text(GOOD + "serve: {queue: " + "9" * 5000 + "}\n"), 2),
     ("a long key", text(GOOD + "k" * 900_000 + ": 1\n"), 2),
@@ -136,6 +141,14 @@ ARGUMENTS: list[tuple[str, list[str], int]] = [
     ("a key of no UTF-8", ["config", "show", "--set", NOT_UTF8 + "=1"], 2),
     ("a value of no UTF-8", ["config", "show", "--set", "task.system=" + NOT_UTF8], 2),
     ("half a pair", ["config", "show", "--set", 'project="\\udfff"'], 2),
+    ("an escape beyond Unicode", ["config", "show", "--set", 'project="\\U00110000"'], 2),
+    ("a rate that is NaN", ["keys", "add", "a", "--rate", "nan"], 2),
+    ("an endless rate", ["keys", "add", "a", "--rate", "inf"], 2),
+    ("a key for a model of no UTF-8", ["keys", "add", "a", "--model", NOT_UTF8], 2),
+    ("a key for no model", ["keys", "add", "a", "--model", ""], 2),
+    ("a key for a model of two lines", ["keys", "add", "a", "--model", "a\nb"], 2),
+    ("an endless log", ["watch", "/dev/zero"], 2),
+    ("a password in a bucket", ["fetch", "s3://user:hunter22@bucket/x", "out"], 2),
     ("a long folder", ["-C", LONG, "config", "show"], 2),
     ("a long path", ["verify", LONG], 2),
     ("a long artifact", ["show", LONG], 7),
@@ -157,7 +170,9 @@ def test_a_hostile_argument_is_a_sentence(
 ) -> None:
     (tmp_path / "slmctl.yaml").write_text(GOOD)
     oddly_named(tmp_path)
-    require_sentence(forked(request.getfixturevalue(streams), tmp_path, *arguments), code)
+    done = forked(request.getfixturevalue(streams), tmp_path, *arguments)
+    require_sentence(done, code)
+    assert b"hunter22" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["", "utf-8:strict"], ids=["locale", "strict UTF-8"])
@@ -209,6 +224,52 @@ def test_a_hostile_stream_is_a_sentence(arguments: list[str], shell: str, code: 
     (tmp_path / "slmctl.yaml").write_text(GOOD)
     (tmp_path / "slmctl.bin").write_bytes(bytes(range(1, 256)))
     require_sentence(run(tmp_path, *arguments, shell=shell, PYTHONIOENCODING="utf-8:strict"), code)
+
+
+@pytest.mark.parametrize("limit", [120_000, 330_000, 450_000])
+def test_too_little_memory_is_a_sentence(limit: int, tmp_path: Path) -> None:
+    # below 400 MB of address space the sentence itself needed an import
+    (tmp_path / "slmctl.yaml").write_text(GOOD)
+    line = f"ulimit -v {limit}; {shlex.quote(str(SCRIPT))} prepare"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=DEADLINE_S, check=False)
+    assert done.returncode != 0 and done.stderr and b"Traceback" not in done.stderr, done.stderr[-2000:]
+
+
+def test_a_library_that_meets_the_end_of_a_file_is_no_ctrl_d(monkeypatch: pytest.MonkeyPatch) -> None:
+    # it ended with 130, without a word
+    @click.command()
+    def cut() -> None:
+        raise EOFError("no data left in file")
+
+    monkeypatch.setitem(main.cli.commands, "cut", cut)
+    monkeypatch.setattr(sys, "argv", ["slmctl", "cut"])
+    with pytest.raises(EOFError, match="no data left"):
+        main._run_command()
+
+
+def test_sigterm_interrupts_nothing_at_the_exit(tmp_path: Path) -> None:
+    # an exception there was printed with its traceback behind the command's last words
+    program = (
+        "import atexit, sys, time\nfrom slmctl.cli import main\n"
+        "atexit.register(lambda: (print('late', flush=True), time.sleep(60)))\n"
+        "sys.argv = ['slmctl', '--version']\nmain.main()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stderr is not None
+        while child.stdout.readline() != b"late\n":
+            pass
+        child.terminate()
+        assert (child.wait(60), child.stderr.read()) == (-signal.SIGTERM, b"")
+
+
+def test_a_limit_of_the_users_stays_where_it_is_lower() -> None:
+    # the children of templates and detectors ended with "not allowed to raise maximum limit"
+    program = (
+        "import resource\nfrom slmctl import child\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "child.bound(file_bytes=1 << 30, memory=1 << 40)\nprint(resource.getrlimit(resource.RLIMIT_FSIZE)[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.stdout == b"1000\n", done.stderr
 
 
 def test_a_closed_stdout_lends_its_number_to_no_file(tmp_path: Path) -> None:
@@ -266,3 +327,11 @@ def test_what_is_shown_of_a_config_reads_back(tmp_path: Path) -> None:
         )
         shown = yaml.safe_dump(config.parse(written).as_written(), allow_unicode=True)
         assert config.parse(shown).task.system == word
+
+
+def test_passwords_in_addresses_are_not_shown(lines: Forks, tmp_path: Path) -> None:
+    url = "http://u:hunter22@host.example/v1"
+    more = f"publish: {{to: 's3://user:hunter22@bucket/x'}}\nserve: {{generalist: {{url: '{url}', model: m}}}}\n"
+    (tmp_path / "slmctl.yaml").write_text(GOOD + more)
+    done = forked(lines, tmp_path, "config", "show")
+    assert b"hunter22" not in done.stdout + done.stderr and done.stdout.count(b":***@") == 2, done.stdout

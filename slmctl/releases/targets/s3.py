@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,8 +34,15 @@ _BY_NAME = (MANIFEST, SIGNATURE)  # stored under the version; all other files ar
 
 
 def open(to: str, settings: Settings) -> Bucket:
-    """The bucket of an address."""
+    """The bucket of an address.
+
+    Raises:
+        UsageError: The address, or a variable of the environment, is none.
+    """
     bucket, _, prefix = to.removeprefix("s3://").partition("/")
+    if "@" in bucket:
+        raise UsageError("an s3:// address takes no user and password: s3://BUCKET/PREFIX",
+                         hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY hold them")  # fmt: skip
     return Bucket(bucket, prefix.strip("/"), settings)
 
 
@@ -47,24 +55,33 @@ class Bucket:
         self.bucket, self.prefix = bucket, prefix
         key, hidden = secret("AWS_ACCESS_KEY_ID"), secret("AWS_SECRET_ACCESS_KEY")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint is not None and (urlsplit(endpoint).username or not urlsplit(endpoint).hostname):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,63}", region):
+            raise UsageError("AWS_REGION is no name of a region", hint="AWS_REGION=us-east-1")
+        try:
+            url = urlsplit(endpoint or "https://amazonaws.com")
+            if url.username or not url.hostname or url.port == 0:  # the port is read here
+                raise ValueError
+            self._client: Any = boto3.client(
+                "s3",
+                endpoint_url=endpoint,
+                region_name=region,
+                aws_access_key_id=key,
+                aws_secret_access_key=hidden,
+                aws_session_token=secret("AWS_SESSION_TOKEN") if key else None,
+                config=Config(
+                    signature_version=None if key and hidden else UNSIGNED,  # no credentials of a file or of the host
+                    s3={"addressing_style": "path" if endpoint else "virtual"},
+                    request_checksum_calculation="when_required",  # services other than AWS support only MD5
+                    response_checksum_validation="when_required",
+                ),
+            )
+        except ValueError:  # botocore says the same with one
             raise UsageError(
                 "AWS_ENDPOINT_URL is no address such as https://storage.example", hint="without a password"
-            )
-        self._client: Any = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-            aws_access_key_id=key,
-            aws_secret_access_key=hidden,
-            aws_session_token=secret("AWS_SESSION_TOKEN") if key else None,
-            config=Config(
-                signature_version=None if key and hidden else UNSIGNED,  # no credentials of a file or of the host
-                s3={"addressing_style": "path" if endpoint else "virtual"},
-                request_checksum_calculation="when_required",  # services other than AWS support only MD5
-                response_checksum_validation="when_required",
-            ),
-        )
+            ) from None
+        except BotoCoreError as error:
+            raise UsageError(f"boto3 takes no variable of AWS_* as it is: {type(error).__name__}") from None
         _bound(self._client)
         url = urlsplit(self._client.meta.endpoint_url)
         arguments = f"{url.scheme}://{'' if endpoint else f'{bucket}.'}{url.netloc}"

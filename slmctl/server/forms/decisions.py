@@ -352,14 +352,14 @@ def _bound(form: _Form, model: str, task: Task) -> Question:
     if any(isinstance(option, bool) for option in form.options):
         sides = _sides(form, model, labels)
     mine = tuple(option if isinstance(option, str) else sides[not option] for option in form.options)
-    own = set(labels)
+    places = {label: place for place, label in enumerate(labels)}
     for label in mine:
-        if label not in own:
+        if label not in places:
             some = ", ".join(f"'{each}'" for each in labels[:5]) + (" …" if len(labels) > 5 else "")
             raise _wrong(form.where, f"has the option '{label[:100]}', which is no label of '{model}': {some}")
     if len(set(mine)) < len(mine):
         raise _wrong(form.where, "has two options of one label")
-    if form.kind == "score" and sorted(mine, key=labels.index) != list(mine):
+    if form.kind == "score" and sorted(mine, key=places.__getitem__) != list(mine):
         raise _wrong(form.where, f"has levels in another order than the labels of '{model}', which is low to high")
     return Question(form.kind, form.name, form.options, mine)
 

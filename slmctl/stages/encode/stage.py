@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from slmctl.config import EncodeConfig
 from slmctl.model_files import encoder_source
@@ -52,7 +53,17 @@ class Encode(Stage[EncodeConfig]):
             return StageEstimate()
         read = (rows.train + rows.validation) * max(rows.tokens - rows.shared, 1)
         peak = int(PLAIN_BYTES + ENCODER_BYTES + ROW_BYTES * rows.rows)
-        return StageEstimate(int(ENCODER_BYTES), peak, ENCODE_SECONDS + read / ENCODED_A_SECOND)
+        return StageEstimate(self._bytes, peak, ENCODE_SECONDS + read / ENCODED_A_SECOND)
+
+    @property
+    def _bytes(self) -> int:
+        """Bytes that the encoder takes below runs/; of one on this machine its own, of a kept one none."""
+        if encoder_source.is_kept(self.settings, self.project.encoders):
+            return 0
+        local = Path(self.settings.encoder)
+        if local.is_dir():
+            return 2 * sum(path.stat().st_size for path in local.glob(encoder_source.WEIGHTS))  # a copy, and the GGUF
+        return local.stat().st_size if local.is_file() else int(ENCODER_BYTES)
 
     def options(self) -> Mapping[str, object]:
         return {"encoders": self.project.encoders}

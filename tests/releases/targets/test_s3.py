@@ -86,6 +86,25 @@ def test_the_hosts_are_known_before_they_are_asked(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.example:9000")
     own = Settings(hosts=("sts.example",))
     assert module.open("s3://models/x", own).hosts == ("storage.example", "sts.example")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://me:pw@storage.example")
-    with pytest.raises(UsageError, match="no address"):
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("AWS_ENDPOINT_URL", "https://me:pw@storage.example", "no address"),
+        ("AWS_ENDPOINT_URL", "http://[", "no address"),
+        ("AWS_ENDPOINT_URL", "storage.example", "no address"),
+        ("AWS_ENDPOINT_URL", "http://a b", "no address"),
+        ("AWS_ENDPOINT_URL", "http://host:port", "no address"),
+        ("AWS_REGION", "../evil", "no name of a region"),
+        ("AWS_REGION", "us-east-1.evil.example/", "no name of a region"),
+        ("AWS_REGION", "a" * 300, "no name of a region"),
+    ],
+)
+def test_a_variable_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:  # fmt: skip
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=words):
         module.open("s3://models/x", Settings())

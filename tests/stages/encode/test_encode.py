@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hostile.model_files import SOUND_SAFETENSORS
 from support import tiny
 from support.forks import Forks
 from support.servers import settles
@@ -293,7 +294,7 @@ def packed(**files: bytes) -> bytes:
     return stream.getvalue()
 
 
-FOUND = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling": 1}', "model.safetensors": b"w"}
+FOUND = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling": 1}', "model.safetensors": SOUND_SAFETENSORS}
 
 
 @pytest.mark.parametrize(
@@ -313,6 +314,21 @@ FOUND = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling": 1}', "mode
             packed(**FOUND, **{"modules.json": b'[{"type": "s.models.Transformer"}, {"type": "s.Dense"}]'}),
             "a part Dense",
         ),
+        *(
+            (packed(**{**FOUND, "config.json": config}), words)
+            for config, words in (
+                (b'{"num_hidden_layers": 1000000000}', "its weights are 2 tensors"),  # the converter counted up to it
+                (b'{"n_layer": 3}', "its weights are 2 tensors"),
+                (b'{"vocab_size": 1000000000000}', "its weights are 2 tensors of 10 numbers"),
+                (b'{"vocab_size": ' + b"9" * 5000 + b"}", "config.json"),
+                (b"[" * 100_000, "config.json"),
+                (b"[]", "config.json"),
+                (b"\xff", "config.json"),
+                (b"", "config.json"),
+            )
+        ),
+        (packed(**{**FOUND, "model.safetensors": b"w"}), "is no readable safetensors file"),
+        (packed(**{**FOUND, "model.safetensors": SOUND_SAFETENSORS[:-1]}), "is no readable safetensors file"),
         (packed(**{**FOUND, "config.json": b'{"auto_map": {"AutoModel": "m.py"}}'}), "it would run"),
     ],
 )
