@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from slmctl.hardware import cpu_flags
 from slmctl.network.credentials import mask
 
 MAX_BYTES = 1_000_000  # of slmctl.yaml
+MOST_FAULTS = 100  # that are told
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -72,7 +74,8 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
     try:
         config = Config.model_validate(_inherit(values))
     except ValidationError as error:
-        faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item)]
+        first = itertools.islice(filter(_own, error.errors()), MOST_FAULTS)  # each is looked for among all keys
+        faults += [lines.fault(item["loc"], _explain(item, values)) for item in first]
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
     root = root.resolve()

@@ -84,6 +84,7 @@ CONFIGS: list[tuple[str, Make, int]] = [
     ("NUL", text("project: a\0b\n"), 2),
     ("a byte order mark", text(b"\xef\xbb\xbf" + GOOD.encode()), 0),
     ("half a surrogate pair", text('project: "\\ud800"\nbase: base\n'), 2),
+    ("many unknown keys", text(GOOD + "".join(f"a{k}: 1\n" for k in range(2_000))), 2),  # each was explained at length
     ("an escape beyond Unicode", text('project: a\nbase: "\\U00110000"\n'), 2),
     ("the largest escape", text('project: "\\Uffffffff"\n'), 2),
     ("an infinite number", text(GOOD + "finetune: {epochs: 1e999}\n"), 2),
