@@ -16,7 +16,7 @@ from support.released import contents, release, send
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest
-from slmctl.errors import IntegrityError, NetworkError, UsageError
+from slmctl.errors import IntegrityError, NetworkError, StageError, UsageError
 from slmctl.releases import targets
 from slmctl.releases.targets import Settings, ShipmentFile, Target
 from slmctl.releases.targets.local import FolderTarget
@@ -88,6 +88,21 @@ def test_an_interrupted_delivery_shows_nothing_and_goes_on(
     left = send(target, made)
     assert {item.name for item in left.missing} == {item.name for item in plan.missing} - sent
     assert contents(targets.fetch(target, "", None, into=tmp_path / "here").path) == contents(made.path)
+
+
+@pytest.mark.parametrize("address", ["dir"], indirect=True)
+def test_a_target_that_loses_a_file_has_no_delivery(
+    target: FolderTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = target.finish
+
+    def lose(shipment: targets.Shipment) -> None:
+        finish(shipment)
+        (target.root / "desk" / "1.0" / "LICENSE").unlink()
+
+    monkeypatch.setattr(target, "finish", lose)
+    with pytest.raises(StageError, match="there does not hold LICENSE after it was sent"):
+        send(target, release(tmp_path))
 
 
 def test_a_version_never_changes_and_another_one_shares_its_files(target: Target, tmp_path: Path) -> None:
