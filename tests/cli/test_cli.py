@@ -450,6 +450,8 @@ def test_show_draws_the_ancestry(bare: Path) -> None:
     shown = json.loads(slmctl("show", prepared.path, "--json").stdout)
     assert shown["digest"] == prepared.digest
     assert [parent["digest"] for parent in shown["inputs"]] == [base.digest]
+    adapter = leave(bare, "finetune")  # of both, so one of them comes twice
+    assert slmctl("show", adapter.path).stdout.count(f"base  {base.short_id}  (above)\n") == 1
 
 
 def test_reader_that_has_enough_is_no_failure(bare: Path) -> None:

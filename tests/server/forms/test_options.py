@@ -268,6 +268,6 @@ def test_the_tasks_own_schema_is_no_other_form() -> None:
     assert ask({"type": "json_schema", "json_schema": {"name": "x", "schema": titled}}) == ("response_format",)
     assert ask({"type": "json_object"}) == ("response_format",)
     assert ask({"type": "text"}) == ()
-    other = tiny.SCHEMA | {"required": ["topic"]}
-    with pytest.raises(RequestError, match="its release says what form answers have"):
-        ask({"type": "json_schema", "json_schema": {"name": "x", "schema": other}})
+    for other in ({"required": ["topic"]}, {"type": "array"}):
+        with pytest.raises(RequestError, match="its release says what form answers have"):
+            ask({"type": "json_schema", "json_schema": {"name": "x", "schema": tiny.SCHEMA | other}})
