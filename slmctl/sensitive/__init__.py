@@ -24,7 +24,7 @@ from slmctl.sensitive.secrets import FOREIGN, secrets
 from slmctl.sensitive.secrets import NAMES as SECRET_NAMES
 from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
 from slmctl.sensitive.stand_ins import stand_in
-from slmctl.sensitive.unmask import FOLDS, TWO_NUMBERS, is_encoded, views
+from slmctl.sensitive.unmask import BRACKETED, FOLDS, TWO_NUMBERS, is_encoded, views
 
 Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
 Fate = Literal["keep", "drop", "refuse"]  # for a row; refuse ends the run
@@ -184,15 +184,15 @@ class Candidate(NamedTuple):
         return Finding(self.match.kind, self.match.rule, self.start, self.end)
 
 
-_SIGNS = b"0123456789@:=_-%&\\<[({"
+_SIGNS = b"0123456789@:=_-%&\\<[({|"
 _INVISIBLE = bytes([*range(9), *range(14, 32), 127])
 _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
 _PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-", " -u ",
              "--user", " -p")  # fmt: skip
-_BRACKETED = ("(a)", "at)", "at]", "at}", "at>", "at )", "at ]", "(@", "[@", "-at-", "*at*", "_at_", "(ät", "arroba")
+_MARKS = ("-at-", "*at*", "_at_", "arroba", "{ssha")
 _FOREIGN = tuple(filter(str.isascii, FOREIGN))  # the words that an ASCII text may hold
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
-_SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=):? |: |(?:\bpwd?|p/w|code|wor[dt]) |[\"'] ?,? ?[\"']")
+_SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=):? |: |(?:\bpwd?|p/w|code|wor[dt]) |[\"'] ?,? ?[\"']|\?\s")
 
 
 def _may_hold(text: str) -> bool:
@@ -213,7 +213,9 @@ def _signs_tell(text: str, signs: bytes) -> bool:
         return True
     if b"-" in signs and holds(text, _PREFIXES):
         return True
-    if (b"&" in signs and (";" in text or "&#" in text)) or holds(text, _BRACKETED):
+    if (b"&" in signs and (";" in text or "&#" in text)) or holds(text, _MARKS):
+        return True
+    if (b"(" in signs or b"[" in signs or b"{" in signs or b"<" in signs or b"|" in signs) and BRACKETED.search(text):
         return True
     return bool(signs.translate(None, _SIGNS))  # control characters may hide a value
 
@@ -225,6 +227,7 @@ def _words_tell(text: str) -> bool:
     if "at " in text and SAID_AT.search(text):
         return True
     named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pw" in text or "p/w" in text
+    named = named or "phrase" in text
     if named and _SAID_IS.search(text):
         return True
     if holds(text, _FOREIGN if text.isascii() else FOREIGN):

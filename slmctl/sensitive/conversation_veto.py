@@ -12,8 +12,10 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
+from slmctl.artifacts.bounded_json import MAX_DEPTH, is_deeper
 from slmctl.sensitive import Finding, search_process
 
 HEADER = "x-slmctl-sensitive"
@@ -24,6 +26,12 @@ UNREAD = ("audio", "function_call", "images", "reasoning", "reasoning_content", 
 LONGEST = 1 << 18  # characters; a longer conversation is not searched, and stays
 LETTERS = 4  # least number of one-character lines in a text that is spelled a character a line
 SEARCH_S = 2.0  # deadline of a search, which usually takes a millisecond
+PARSED = 32  # places of a text at which JSON may begin
+GLUED = 64  # characters of a value that lies in pieces in an inner object or list of JSON
+_OPENING = re.compile(r"[\[{]")
+_JSON = json.JSONDecoder(  # keeps a number as it is written, and the values of equal keys
+    parse_float=Decimal, object_pairs_hook=lambda pairs: [value for _, value in pairs]
+)
 _MARK = re.compile(r"\[[a-z]{1,20}_[0-9]{1,9}\]", re.IGNORECASE)
 
 Messages = list[dict[str, str]]
@@ -119,7 +127,7 @@ def _in_values(value: Any, marks: Mapping[str, str]) -> Any:
 
 
 def _readings(messages: Messages) -> Iterator[str]:
-    """The texts to search: every message, then messages joined, texts reversed, and lines joined."""
+    """The texts to search: every message, then messages joined, texts reversed, lines joined, and values of JSON."""
     texts = [message["content"] for message in messages]
     yield from texts
     for part in (texts, [message["content"] for message in messages if message["role"] == "user"]):
@@ -128,6 +136,7 @@ def _readings(messages: Messages) -> Iterator[str]:
     yield from (text[::-1] for text in texts)
     for text in texts:
         yield from _over_lines(text)
+        yield from _over_values(text)
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, str]:
@@ -173,6 +182,38 @@ def _over_lines(text: str) -> Iterator[str]:
         yield "".join(bare)
     if sum(len(line) == 1 for line in bare) >= LETTERS:
         yield " ".join(bare)
+
+
+def _over_values(text: str) -> Iterator[str]:
+    """The values of JSON or a tuple in a text joined: texts as lines, and all without a gap, also in an inner part."""
+    at, text = 0, text.replace("(", "[").replace(")", "]")
+    for _ in range(PARSED):
+        if (opening := _OPENING.search(text, at)) is None:
+            return
+        try:
+            value, at = _JSON.raw_decode(text, opening.start())
+        except (ValueError, RecursionError):
+            at = opening.end()
+            continue
+        if not is_deeper(value, MAX_DEPTH):
+            inner: dict[str, None] = {}
+            values = _values(value, inner)
+            yield "\n\n".join(each for each in values if isinstance(each, str) and len(each) > 2)
+            yield "".join(map(str, values))
+            yield " x ".join(inner)
+            for each in values:
+                if isinstance(each, str) and _OPENING.match(each):
+                    yield from _over_values(each)
+
+
+def _values(value: Any, inner: dict[str, None]) -> list[Any]:
+    """The values of a JSON document in order; in `inner`, those of each short object and list joined."""
+    if not isinstance(value, list):
+        return [value] if value is not None and not isinstance(value, bool) else []
+    values = [each for part in value for each in _values(part, inner)]
+    if len(values) <= GLUED and len(joined := "".join(map(str, values))) <= GLUED:
+        inner[joined] = None
+    return values
 
 
 def _redacted(

@@ -179,7 +179,8 @@ def _with_signs(text: str) -> str:
 
 # Cards
 
-_RUN = re.compile(r"\d(?:[ \n\-./_*,:;|~'`+()]{0,3}+\d){11,}")
+_RUN = re.compile(r"\d(?:[^A-Za-z0-9]{0,40}+\d){11,}")
+_USUAL_GAP = re.compile(r"[ \n\-./_*,:;|~'`+()]{0,3}")
 _GROUPS = re.compile(r"\d+")
 _ISSUERS: tuple[tuple[int, int, frozenset[int]], ...] = tuple(
     (first, last, frozenset(lengths))
@@ -216,6 +217,7 @@ _EXPIRY = re.compile(  # the expiry date after a card: 12/26, exp 12/2026, |12|2
 _GLUED_EXPIRY = re.compile(r"(?:0[1-9]|1[0-2])(?:(?:20)?[2-4]\d(?:\d{3})?|(?=[/.|-](?:20)?[2-4]\d(?!\d)))")
 _WORD = re.compile(r"[^\W_]{0,24}+")
 _FRACTION = re.compile(r"(?<!\d)(?:\d{1,3}\.|0,)\Z")
+_ENDLESS = re.compile(r"\.(?!0{1,2}(?!\d))\d")  # a fraction; 4111111111111111.0 is a card that went through a float
 
 
 def luhn(digits: str) -> bool:
@@ -276,11 +278,15 @@ def _card_lengths(head: str) -> frozenset[int]:
 def _written_as_card(text: str, groups: list[tuple[int, int]]) -> bool:
     sizes = tuple(end - start for start, end in groups)
     between = {text[left[1] : right[0]] for left, right in itertools.pairwise(groups)}
-    if any("," in gap and len(gap) > 1 for gap in between):
-        return False  # a list of numbers
     start, end = groups[0][0], groups[-1][1]
     if not _stands_alone(text, start, end):
         return False
+    if between == {"\\,"}:  # thin spaces of LaTeX
+        return sizes in _SHAPES
+    if any("," in gap and len(gap) > 1 for gap in between):
+        return False  # a list of numbers
+    if not all(map(_USUAL_GAP.fullmatch, between)):
+        return sizes in _SHAPES and len(between) == 1
     if len(sizes) == 1:
         return sizes[0] != 13 or bool(_CARD_WORD.search(text, max(0, start - 40), start))  # EAN-13 passes by chance
     if sizes in _SHAPES or set(sizes) == {1}:
@@ -293,7 +299,7 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
     """True if the digits are not part of a fraction or a hash; an expiry date may follow."""
     before, after = text[max(0, start - 24) : start], text[end : end + 24]
     has_expiry = _EXPIRY.match(text, end) is not None
-    if _FRACTION.search(before) or (after[:1] == "." and after[1:2].isdigit() and not has_expiry):
+    if _FRACTION.search(before) or (_ENDLESS.match(after) and not has_expiry):
         return False
     glued = _WORD.match(before[::-1])[0] + ("" if has_expiry else _WORD.match(after)[0])  # type: ignore[index]
     return not any(char.isdigit() for char in glued) and len(glued) < 20
@@ -325,7 +331,7 @@ _IBAN_LENGTHS = {
 }
 _IBAN_GAP = r"[ \n\-./_*|~:,;]{0,3}+"
 _IBAN_HEAD = re.compile(rf"(?<![0-9])([A-Z]){_IBAN_GAP}([A-Z]){_IBAN_GAP}([0-9]){_IBAN_GAP}([0-9])", re.IGNORECASE)
-_IBAN_NEXT = re.compile(_IBAN_GAP + r"([A-Z0-9])", re.IGNORECASE)
+_IBAN_NEXT = re.compile(r"[\W_]{0,40}+([A-Z0-9])", re.IGNORECASE)
 
 
 def iban_remainder(iban: str) -> int:

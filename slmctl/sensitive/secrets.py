@@ -1,11 +1,13 @@
 """The rule for secrets: keys with the prefix of a known issuer, and values after a name such as `password=`.
 
-A hash, a UUID or a random word without such a prefix or name is not found, since it cannot be distinguished from other
-text. Every pattern is bounded, see `rules`.
+A checksum, a UUID or a random word without such a prefix or name is not found, since it cannot be distinguished from
+other text. Every pattern is bounded, see `rules`.
 """
 
 from __future__ import annotations
 
+import base64
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -53,10 +55,23 @@ _KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
         ("service", "lin_api_ ntn_ nrak- pmak- dckr_pat_ figd_ sbp_ sntrys_ tskey-",
          r"(?:lin_api_|ntn_|NRAK-|PMAK-|dckr_pat_|figd_|sbp_|sntrys_|tskey-)[\w-]{20,}"),
         ("webhook", "/webhooks/", r"discord(?:app)?\.com/api/webhooks/\d{9,20}/[\w-]{30,}"),
+        ("putty", "putty-user-key", r"PuTTY-User-Key-File-\d:(?:[^P]|P(?!rivate-MAC:)){0,20000}+"
+         r"(?:Private-MAC: ?[0-9a-f]{0,128}+)?"),
     )
 }  # fmt: skip
 _CUES = _any_of([cue for cues, _ in _KEYS.values() for cue in cues])
-_TWILIO = re.compile(rf"{_B}(?:AC|SK)[0-9a-f]{{32}}{_E}", re.IGNORECASE)
+# The character before is looked at second, so that a search skips to the letters that can begin a match.
+_TWILIO = re.compile(r"[AaSs](?<![A-Za-z0-9].)(?:(?<=[Aa])[Cc]|(?<=[Ss])[Kk])[0-9A-Fa-f]{32}(?![A-Za-z0-9])")
+_DISCORD = re.compile(r"[MNO](?<![\w.-].)[\w-]{23,27}+\.[\w-]{6}\.[\w-]{27,40}+(?![\w.-])")  # token of a bot
+_HASH = re.compile(  # of a password, which its own alphabet and prefix tell from other text
+    r"\$2[abxy]?\$\d\d\$[\w./]{50,60}+"
+    r"|\$(?:[1567y]|apr1|argon2(?:id|[id])|scrypt)\$(?:[\w=,./+-]{1,64}+\$){1,3}+[\w./+-]{20,200}+"
+    r"|pbkdf2[_-]sha\d{1,3}+\$\d{3,9}+\$[^\s$]{1,64}+\$[\w+/=]{20,200}+|\{S?SHA\d{0,3}+\}[\w+/]{20,200}+={0,2}+",
+    re.IGNORECASE,
+)
+_PGPASS = re.compile(  # host:port:database:user:password; the user is no part of an IPv6 address
+    r":(?:\d{4,5}|\*):[\w*-]{1,63}+:(?=[0-9a-fA-F]{0,63}+[\w*])[\w*.@-]{1,63}+:(?P<value>[^\s\"'`]{4,200}+)"
+)
 _JWT_BODY = re.compile(r"\.eyJ[\w-]{8,8000}+(?:\.[\w-]{0,2000}+)?+", re.IGNORECASE)
 _JWT_HEAD_REVERSED = re.compile(r"[\w-]{8,2000}+")  # the reversed `eyJ…` before the first dot
 _PEM = re.compile(
@@ -79,10 +94,12 @@ _CODE = re.compile(  # code that reads a value, such as os.environ["KEY"]
 )
 # Words for password in other languages, folded as in `unmask`; up to two letters may follow.
 FOREIGN = (
-    "mot de passe", "كلمة المرور", "كلمة السر",
+    "mot de passe", "كلمة المرور", "كلمة السر", "رمز عبور", "mật khẩu", "mat khau", "kata sandi",
     *sorted(words(
-        "contraseña contrasena парол hasło haslo wachtwoord senha lösenord passord salasana adgangskode heslo jelszó "
-        "şifre parola 密码 密碼 口令 パスワード 暗証番号 비밀번호 암호 סיסמה סיסמא κωδικός".translate(FOLDS)
+        "contraseña contrasena парол hasło haslo wachtwoord senha lösenord passord salasana adgangskode kodeord heslo "
+        "jelszó jelszav পাসওয়ার্ড "
+        "şifre parola parolă lozinka slaptažodis 密码 密碼 口令 パスワード 暗証番号 비밀번호 암호 סיסמה סיסמא "
+        "κωδικός รหัสผ่าน पासवर्ड".translate(FOLDS)
     )),
 )  # fmt: skip
 _SAID_NAME = rf"(?:{'|'.join(FOREIGN)})[^\W\d_]{{0,2}}+"
@@ -90,10 +107,12 @@ _SAID_NAME = rf"(?:{'|'.join(FOREIGN)})[^\W\d_]{{0,2}}+"
 _BEGIN = r"(?:(?<![a-z0-9])|(?-i:(?<=[a-z0-9])(?=[A-Z])))"
 _NAME = (
     r"(?:[a-z0-9]{1,20}+[_.-]){0,3}(?>pass(?:words?|wd|phrase|code|worts?|wrd)|psw|pwd?|p/w|kennwort"
+    r"|(?:db|database|my?sql|postgres|pg|redis|mongo(?:db)?|s?ftp|ssh|smtp|imap|e?mail|ldap|mq|proxy|http|admin|root"
+    r"|user|app|api|vpn|wi-?fi|ssl|key(?:store)?)[_-]?pass(?![a-z])"
     rf"|{_SAID_NAME}|(?:j|php)?sess(?:ion)?[_-]?id|connect\.sid"
     r"|secret(?:[_ -]?key)?|api[_ -]?(?:key|token|secret)"
     r"|(?:access|auth|account|private|signing|encryption|shared)[_ -]?(?:key|token|secret)"
-    r"|client[_ -]?secret|(?:access|auth|bearer|refresh|session|id)?[_-]?token|credentials?)"
+    r"|client[_ -]?secret|(?:access|auth|bearer|refresh|session|id(?:entity)?)?[_-]?token|credentials?)"
     r"(?:[_-]?\d{1,2}+)?+(?:\s?\([^()\n]{1,30}+\))?+"  # password_2, password (new)
 )
 NAMES = ("pass", "pw", "p/w", "psw", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz",
@@ -103,6 +122,7 @@ _ABBREVIATED = re.compile(r"(?:pwd?|p/w|psw)\b", re.IGNORECASE)  # never used in
 _ASSIGNED = re.compile(
     rf"{_BEGIN}{_NAME}[\"'`*\])]{{0,3}}+\s{{0,3}}+(?P<sign>(?>:=|=>|<-|->|→|={{1,2}}|:|\|))\s{{0,3}}+"
     r"(?:[|>][+-]?\s{1,9}+)?+(?:[-*] )?+"  # YAML: a block text on the next line, a list item
+    r"(?:(?:\[|\{\s{0,3}+[\"'](?:value|plain|text)[\"']\s{0,2}+:)\s{0,2}+(?=[\"']))?+"  # JSON: {"value": "…"}
     r"(?P<quote>[\"'`*]{0,3}+)"
     r"(?P<value>(?:(?:bearer|basic|token) )?[^\s\"'`,;<>&]{4,400}+)",
     re.IGNORECASE,
@@ -112,9 +132,10 @@ _PAIR = re.compile(  # define('DB_PASSWORD', '…'), name="password" value="…"
     r"[\"'](?P<value>[^\s\"'`,;<>&]{4,200}+)[\"']",
     re.IGNORECASE,
 )
-# `pass` has other meanings, so it needs a user before it, or a value that is more than a word.
+# `pass` has other meanings, so it needs a user before it, or a value that is more than a word; ACME_PASS has none.
 _PASS = re.compile(
-    r"(?<![a-z0-9_-])pass[\"'`*]{0,3}+\s{0,2}+(?P<sign>[:=])\s{0,3}+(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`,;<>&]{1,400}+)",
+    r"(?:(?<![a-z0-9_-])|(?-i:(?<![A-Za-z0-9_])(?P<variable>[A-Z][A-Z0-9_]{0,40}_)(?=PASS)))pass"
+    r"[\"'`*]{0,3}+\s{0,2}+(?P<sign>[:=])\s{0,3}+(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`,;<>&]{1,400}+)",
     re.IGNORECASE,
 )
 _USER = re.compile(
@@ -129,6 +150,10 @@ _HEADER = re.compile(
     r"(?>(?:bearer|basic|token|apikey|digest)\s{1,9})?+"
     r"(?!(?:bearer|basic|token|apikey|digest)\b)(?P<value>[\w.~+/=:-]{6,2000}+)"
     r"|\bbearer\s{1,9}+(?P<bearer>(?=[a-z_.~+/=-]{0,99}+\d)[\w.~+/=-]{16,2000}+)",
+    re.IGNORECASE,
+)
+_BASIC = re.compile(  # user:password in base64: `Basic …` without its header, and as Docker and npm keep it
+    r"(?:\bbasic\s{1,3}+|[\"']auth[\"']\s{0,2}+:\s{0,2}+[\"']|\b_auth\s?=\s?[\"']?+)(?P<value>[a-z0-9+/]{6,2000}+={0,2}+)",
     re.IGNORECASE,
 )
 _COOKIE = re.compile(
@@ -147,8 +172,25 @@ _SAID = re.compile(
     r"(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`]{4,200}+)",
     re.IGNORECASE,
 )
-_BARE = re.compile(  # pw hunter2
-    r"\b(?>pwd?|p/w|pass(?:word|wort|code)|kennwort)(?>\s{0,2}[-–]\s{1,2}|\s{1,2})[\"']?+"
+_SAID_ABROAD = re.compile(  # its verbs mean other things in English: "my password on Windows11"
+    rf"{_SAID_NAME}\s{{1,3}}+(?:(?:\w{{1,20}}+\s{{1,3}}+){{0,2}}?"
+    rf"(?>on|är|er|é|è|to|je|jest|{'это'.translate(FOLDS)}|este|là|adalah|คอ|es|est|είναι|הוא|היא|هي|هو|は|是|는|은):?+\s{{1,3}}+"
+    r"|(?=[^\s\d]{0,30}+\d))(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`]{4,200}+)",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(  # What is your password? It is hunter2!x
+    rf"\b(?>pass(?:word|phrase|code|wd|wort)|pwd?|kennwort|{_SAID_NAME})(?:[\s,]{{1,2}}+\w{{1,20}}+){{0,6}}+"
+    r"\s?[?？]{1,3}+[\"'`*)]{0,2}+\s{1,3}+(?:(?:yes|sure|ok|it|that|my|password|'?s|is|ist|es|est|c'est)[\s,:]{1,2}+){0,4}+"
+    r"(?P<value>(?=[^\s\d!#$%^&*+=~]{0,30}+(?:\d|[!#$%^&*+=~]\w))(?=[\W\d_]{0,30}+[^\W\d_])(?!\S{0,30}(?:://|@))[^\s\"'`]{5,60}+)",
+    re.IGNORECASE,
+)
+_PHRASE = re.compile(  # the words of a wallet
+    r"\b(?>seed|recovery|mnemonic|wallet|backup)[ -](?:seed )?phrase"
+    r"(?:\s(?:is|are)\b)?\W{1,3}+(?P<value>[a-z]{3,8}+(?:[ ,]{1,2}+[a-z]{3,8}+(?![a-z])){11,23}+)",
+    re.IGNORECASE,
+)
+_BARE = re.compile(  # pw hunter2, ENV DB_PASS hunter2
+    r"(?:\b|(?<=_))(?>pwd?|p/w|pass(?:word|wort|code)|kennwort|(?<=_)pass)(?>\s{0,2}[-–]\s{1,2}|\s{1,2})[\"']?+"
     r"(?P<value>(?=[a-z_.!$%-]{0,30}+\d)[^\s\"'`,;<>&]{6,60}+)"
     r"|\b(?>api|access|auth|bearer)[ _-]?(?>key|token)\s{1,2}+"
     r"(?P<token>(?=[a-z_.-]{0,60}+\d)(?=[\d_.-]{0,60}+[a-z])[\w.-]{16,200}+)",
@@ -204,7 +246,7 @@ def secrets(text: str) -> Iterator[RuleMatch]:
         for match in _PEM.finditer(text):
             yield _match("secret/pem", match, 0)
     if holds(low, NAMES):
-        yield from _named(text)
+        yield from _named(text, low)
     if digits > 2 and holds(low, ("pin", "cv", "code", "tan", "otp", "puk", "digo")):
         for pattern in (_PIN, _IS_CODE):
             for match in pattern.finditer(text):
@@ -212,6 +254,18 @@ def secrets(text: str) -> Iterator[RuleMatch]:
     if " -u " in low or "--user" in low or " -p" in low:
         for match in _OPTION.finditer(text):
             yield _match("secret/assigned", match, "value" if match["value"] else "token")
+    for match in _DISCORD.finditer(text) if digits and text.count(".") > 1 else ():
+        yield _match("secret/discord", match, 0)
+    for match in _HASH.finditer(text) if text.count("$") > 2 or "{s" in low else ():
+        yield _match("secret/hash", match, 0)
+    for match in _PGPASS.finditer(text) if text.count(":") > 3 else ():
+        if _odd(match["value"]):
+            yield _match("secret/assigned", match, "value")
+    for match in _BASIC.finditer(text) if "basic" in low or "auth" in low else ():
+        if _is_pair(match["value"]):
+            yield _match("secret/header", match, "value")
+    for match in _PHRASE.finditer(text) if "phrase" in low else ():
+        yield _match("secret/said", match, "value")
     for match in _SIGNATURE.finditer(text) if "sig" in low and "=" in low else ():
         yield _match("secret/url", match, "value")
     if "://" in text and "@" in text:
@@ -229,7 +283,7 @@ def _web_tokens(text: str) -> Iterator[RuleMatch]:
             yield RuleMatch("secret", "secret/jwt", start, body.end(), text[start : body.end()])
 
 
-def _named(text: str) -> Iterator[RuleMatch]:
+def _named(text: str, low: str) -> Iterator[RuleMatch]:
     for match in _ASSIGNED.finditer(text):
         if text.startswith("[SECRET]", match.start() - 1):
             continue  # the mark that replaced one
@@ -261,10 +315,12 @@ def _named(text: str) -> Iterator[RuleMatch]:
         for match in pattern.finditer(text):
             if pattern is _WIFI or _MORE_THAN_WORD.search(match["value"].partition("=")[2]):
                 yield _match("secret/assigned", match, "value")
-    for match in _SAID.finditer(text):
+    for match in itertools.chain(_SAID.finditer(text), _SAID_ABROAD.finditer(text) if holds(low, FOREIGN) else ()):
         value = match["value"].rstrip(".,;!?")
         if not _blank(value) and (match["quote"] or (_odd(value) and not _CODE.match(value))):
             yield RuleMatch("secret", "secret/said", match.start("value"), match.start("value") + len(value), value)
+    for match in _ASKED.finditer(text) if "?" in text else ():
+        yield _match("secret/said", match, "value")
     for match in _BARE.finditer(text):
         yield _match("secret/said", match, "value" if match["value"] else "token")
     for match in _CREDENTIALS.finditer(text):
@@ -272,10 +328,20 @@ def _named(text: str) -> Iterator[RuleMatch]:
 
 
 def _is_password(match: re.Match[str]) -> bool:
-    """True if a value after `pass:` is quoted, or more than a word or an amount."""
+    """True if a value after `pass:` is quoted, or more than a word or an amount; a variable may hold a word."""
     value = match["value"]
-    is_word = value.isalpha() or not any(map(str.isalpha, value))
-    return len(value) > 3 and (bool(match["quote"]) or (_odd(value) and not is_word))
+    has_letter = any(map(str.isalpha, value))
+    is_odd = bool(match["quote"]) or (has_letter and _odd(value) and not value.isalpha())
+    return len(value) > 3 and (is_odd or (match["variable"] is not None and has_letter))
+
+
+def _is_pair(encoded: str) -> bool:
+    """True for the base64 of `user:password`."""
+    try:
+        raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+        return 0 < raw.find(b":") < len(raw) - 1 and raw.decode().isprintable()
+    except ValueError:  # includes binascii.Error and UnicodeDecodeError
+        return False
 
 
 def _match(rule: str, match: re.Match[str], group: int | str) -> RuleMatch:

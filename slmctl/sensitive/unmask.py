@@ -104,14 +104,19 @@ _MARKUP = re.compile(r"(?<=\w)(?:[*`]{1,3}+ [*`]{1,3}+|\n>{1,3}+ ?)(?=[\w+(])") 
 # concatenated strings of a program: 'DE89 3704' || '0044', or "DE89 3704" "0044"
 _JOINED = re.compile(r"['\"](?:\s{0,2}+(?:\|\||\.\.|<>|[+.&~\\])\s{0,2}+|\s{1,3}+)['\"]")
 _SAID_PLUS = re.compile(r"\bplus (?=\d)", re.IGNORECASE)
+_WORD_GAP = r"[ ,.()]{1,2}+[^\W\d_]{1,12}+[ ,.()]{1,2}+"  # 4111 and 1111 and …, a) 4111 b) 1111 …
+_GROUPS_IN_WORDS = re.compile(rf"\d{{2,4}}+(?:{_WORD_GAP}\d{{4}}){{3,6}}(?:{_WORD_GAP}\d{{1,4}})?(?!\d)")
+_BETWEEN_GROUPS = re.compile(r"\D{3,16}")
+_NUMBERING = re.compile(r"\n {0,8}+\d{1,2}[.)]\s")
 _CODE_COMMENT = re.compile(r"/\*[^*/]{0,200}+\*/")
 _PART = r"['\"](?:.|[^'\"\s]{2,4})['\"]"
 _LISTED = re.compile(rf"{_PART}(?:, {{0,2}}+{_PART}){{3,}}")  # ['a', 'b'], or '4111', '1111'
 _LISTED_PART = re.compile(r"['\"](.|[^'\"\s]{2,4})['\"](?:, {0,2}+)?")
-_AT = re.compile(
-    r"\s{0,2}+[\[({<|]\s?(?:at|@|ät|arroba)\s?[\])}>|]\s{0,2}+|(?<=\w)\(a\)(?=[\w-]{1,63}+\.)", re.IGNORECASE
-)
-_DOT = re.compile(r"\s{0,2}+[\[({<|]\s?(?:dot|punkt|point|punto|\.)\s?[\])}>|]\s{0,2}+", re.IGNORECASE)
+_AT_SIGN = r"[\[({<|]\s?(?:at|@|ät|arroba)\s?[\])}>|]"
+_DOT_SIGN = r"[\[({<|]\s?(?:dot|punkt|point|punto|\.)\s?[\])}>|]"
+_AT = re.compile(rf"\s{{0,2}}+{_AT_SIGN}\s{{0,2}}+|(?<=\w)\(a\)(?=[\w-]{{1,63}}+\.)", re.IGNORECASE)
+_DOT = re.compile(rf"\s{{0,2}}+{_DOT_SIGN}\s{{0,2}}+", re.IGNORECASE)
+BRACKETED = re.compile(rf"{_AT_SIGN}|{_DOT_SIGN}|\(a\)")  # all that these match, in lower case
 _BRACKET = re.compile(r"[\[({<|]\s?[aäp@d.]", re.IGNORECASE)
 _SAID_DOT = re.compile(r"\d[ _-]?[dp]", re.IGNORECASE)
 _DOT_OF_DIGITS = re.compile(r"(?<=\d)[ _-]?(?:dot|punkt|point)[ _-]?(?=\d)", re.IGNORECASE)
@@ -166,15 +171,23 @@ def views(text: str) -> list[View]:
     folded = _folded(text)
     plain = _undisguised(folded)
     result = [plain] if folded is plain else [plain, folded]
-    if TWO_NUMBERS.search(plain.text.lower()):
+    low = plain.text.lower()
+    if TWO_NUMBERS.search(low):
         digits = plain.rewrite(_DIGIT_WORDS, lambda match: _DIGIT_WORD.sub(_digits, match[0]))
+        result.append(digits)
         result.append(digits.rewrite(_DOT_OF_DIGITS, lambda _: " . "))
+    if "plus " in low:
+        result += [view.rewrite(_SAID_PLUS, lambda _: "+") for view in result[-2:] if _SAID_PLUS.search(view.text)]
     result += _decoded_views(plain)
     if "<" in plain.text:
         result.append(_without_tags(plain))
-    for pattern, put in ((_PLUS, " "), (_MARKUP, " "), (_JOINED, ""), (_CODE_COMMENT, ""), (_SAID_PLUS, "+")):
+    for pattern, put in (
+        (_PLUS, " "), (_MARKUP, " "), (_JOINED, ""), (_CODE_COMMENT, ""), (_NUMBERING, "\n"),
+    ):  # fmt: skip
         if pattern.search(plain.text):
             result.append(plain.rewrite(pattern, lambda _, put=put: put))  # type: ignore[misc]
+    if digit_count(plain.text) > 12 and _GROUPS_IN_WORDS.search(plain.text):
+        result.append(plain.rewrite(_GROUPS_IN_WORDS, lambda match: _BETWEEN_GROUPS.sub(" ", match[0])))
     if _LISTED.search(plain.text):
         result.append(plain.rewrite(_LISTED, lambda match: _LISTED_PART.sub(r"\1", match[0])))
     together = [view for view in result if _LONE.search(view.text)]

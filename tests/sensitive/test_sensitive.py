@@ -67,6 +67,9 @@ VALUES = {
         "AI" + "za" + RANDOM[:35], "sk" + "-" + RANDOM, "sk" + "-ant-" + "api03-" + RANDOM, "sk" + "-proj-" + RANDOM,
         "hf" + "_" + "AbCdEfGhIj" * 3, "ey" + "JhbGciOiJI." + "ey" + "JzdWIiOiIx." + RANDOM, "np" + "m_" + RANDOM,
         "SG" + "." + RANDOM[:22] + "." + RANDOM,
+        "MTEyMzQ1Njc4OTAxMjM0NTY3" + ".GabcdE." + RANDOM[:30],
+        "$2b$12$" + "R9h/cIPz0gi.URNNX3kh2OPST9/PgBkqquzi.Ss7KIUgO2t0jWMUW",
+        "PuTTY-User-Key-" + "File-2: ssh-rsa\nPrivate-Lines: 1\nAAAA\nPrivate-MAC: 0a1b",
         "-----BEGIN " + "RSA PRIVATE KEY-----\nMIIE\nabcd\n-----END " + "RSA PRIVATE KEY-----",
     ],
 }  # fmt: skip
@@ -91,6 +94,14 @@ IN_CONTEXT = {
         ("Benutzer: jane\nPasswort: ", "sonne"), ("Cookie: ", "session=8f2e9a71c0d34b"),
         ("set-cookie: ", "theme=dark-mode; sid=a81bc3"),
         ("your code is ", "482913"), ("Verification code: ", "482913"),
+        ("DB_PASS=", "letmein"), ("export ACME_PASS=", "letmein"), ("smtpPass: ", "hunter2!x"),
+        ("REDIS_PASS: ", "hunter2"), ("ENV DB_PASS ", "hunter2"), ("db:5432:mydb:jane:", "hunter2!x"),
+        ("What is your password? ", "hunter2!x"), ("Basic ", "amFuZTpodW50ZXIyIXg="),
+        ('{"auth": "', "amFuZTpodW50ZXIyIXg="), ('"pwd": {"value": "', "hunter2!x"),
+        ("jane:", "$apr1$saltsalt$9Wg1JkW3xF5Gm8bQ2RZr01"),
+        ("recovery phrase: ", "legal winner thank year wave sausage worth useful legal winner thank yellow"),
+        ("mật khẩu: ", "hunter2"), ("kata sandi: ", "hunter2"), ("รหัสผ่าน: ", "hunter2"), ("पासवर्ड: ", "hunter2"),
+        ("parolă: ", "hunter2"), ("salasana on ", "hunter2"), ("lozinka je ", "hunter2"), ("пароль это ", "hunter2"),
     ],
 }  # fmt: skip
 NOTHING = [
@@ -228,6 +239,8 @@ OF_KIND: dict[str, dict[str, Callable[[str], str]]] = {
     "email": {
         "[at] [dot]": lambda t: t.replace("@", " [at] ").replace(".", " [dot] "),
         "(at)": lambda t: t.replace("@", "(at)"),
+        "[ät] [punkt]": lambda t: t.replace("@", " [ät] ").replace(".", " [punkt] "),
+        "|at| |dot|": lambda t: t.replace("@", " |at| ").replace(".", " |dot| "),
         "at dot": lambda t: t.replace("@", " at ").replace(".", " dot "),
         "spaces": lambda t: t.replace("@", " @ ").replace(".org", " . org"),
         "in a file's name": lambda t: f"invoice_{t}.pdf",
@@ -243,6 +256,11 @@ OF_KIND: dict[str, dict[str, Callable[[str], str]]] = {
         "commas": lambda t: re.sub("[ -]", ",", t),
         "words": lambda t: re.sub(r"\d", lambda m: f" {NAMES[int(m[0])]} ", t),
         "code comments": lambda t: re.sub("[ -]", "/**/", t),
+        "four spaces": lambda t: re.sub("[ -]", " " * 4, t),
+        "arrows": lambda t: re.sub("[ -]", "\u2192", t),
+        "emoji": lambda t: re.sub("[ -]", "\U0001f642", t),
+        "LaTeX": lambda t: re.sub("[ -]", r"\\,", t),
+        "as a float": lambda t: re.sub("[ -]", "", t) + ".0",
         "double words": lambda t: re.sub(
             r"\b(\w+) +\1\b", r"double \1", re.sub(r"\d", lambda m: f" {NAMES[int(m[0])]} ", t)
         ),
@@ -310,6 +328,19 @@ EXPIRIES = (
 @pytest.mark.parametrize("value", ["4111 1111 1111 1111", "4111111111111111", "378282246310005"])
 def test_card_is_found_where_its_expiry_follows(value: str, expiry: str) -> None:
     assert "card" in kinds_in(f"take {value}{expiry} please")
+
+
+@pytest.mark.parametrize(("brackets", "space"), list(itertools.product(("[]", "()", "{}", "<>", "||"), ("", " "))))
+def test_every_sign_in_brackets_passes_the_quick_look(brackets: str, space: str) -> None:
+    """`[ät]` did not, so that it was never undone."""
+    first, last = brackets
+    for at, dot in itertools.product(("at", "AT", "@", "ät", "ÄT", "arroba"), ("dot", "punkt", "point", "punto", ".")):
+        text = f"jane.doe {first}{space}{at}{space}{last} acme {first}{space}{dot}{space}{last} com"
+        assert kinds_in(text) == {"email"}, text
+
+
+def test_plus_that_is_said_is_a_part_of_the_number() -> None:
+    assert kinds_in("plus four nine one five one two three four five six seven eight nine") == {"phone"}
 
 
 def test_key_of_slmctl_itself_is_a_secret(tmp_path: Path) -> None:
