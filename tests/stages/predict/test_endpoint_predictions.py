@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from support import endpoint, teacher, tiny
 from support.endpoint import fails, says
@@ -24,8 +25,6 @@ from slmctl.stages.predict import endpoint_predictions
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, write_jsonl
-
-pytest.importorskip("httpx")
 
 # The stage, through the pipeline
 
@@ -179,23 +178,14 @@ def test_evaluate_against(stages: Forks, desk: Path) -> None:
 
 
 @pytest.mark.parametrize("api", ["chat", "decisions", "systemone"])
-def test_against_slmctls_own_server(stages: Forks, desk: Path, api: str) -> None:
-    child = tiny.start(desk, "serve", "--port", "0")
-    assert child.stdout is not None
-    url = child.stdout.readline().strip()
-    try:
-        import httpx
-
-        (model,) = httpx.get(f"{url}/v1/models").json()["data"]
-        path = tiny.ok(
-            stages.run(
-                desk, "evaluate", "--model", "gguf", "--against", url, "--against-model", model["id"],
-                "--against-api", api,
-            )
-        )  # fmt: skip
-    finally:
-        child.terminate()
-        child.communicate(timeout=60)
+def test_against_slmctls_own_server(stages: Forks, desk: Path, desk_url: str, api: str) -> None:
+    (model,) = httpx.get(f"{desk_url}/v1/models").json()["data"]
+    path = tiny.ok(
+        stages.run(
+            desk, "evaluate", "--model", "gguf", "--against", desk_url, "--against-model", model["id"],
+            "--against-api", api,
+        )
+    )  # fmt: skip
     report = artifact.load(Path(path)).metrics
     shown = ["zero-shot", "3-shot"] if api == "chat" else ["zero-shot"]
     participants = [name for name in report["participants"] if name.startswith(model["id"])]
@@ -214,7 +204,10 @@ def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, a
         few = stages.run(desk, "calibrate", "--endpoint", "large")
         assert (few.returncode, fake.bodies) == (3, [])
         assert "calibration rows, and 200 are needed" in few.stderr
-        tiny.write_csv(desk / "tickets.csv", tiny.rows(1500))
+        text = (desk / "slmctl.yaml").read_text()
+        splits = "output: category}]\n  splits: {calibration: 0.45, test: 0.1}\n"
+        (desk / "slmctl.yaml").write_text(text.replace("output: category}]\n", splits))
+        tiny.write_csv(desk / "tickets.csv", tiny.rows(560))
         tiny.ok(stages.run(desk, "prepare"))
         done = stages.run(desk, "calibrate", "--endpoint", "large")
         policy = artifact.load(Path(tiny.ok(done)))
