@@ -342,25 +342,28 @@ from slmctl.network import guard
 from slmctl.config import Source, SourceLimits
 from slmctl.errors import SlmctlError
 guard.seal()
-try:
-    found = snapshot.gather([Source.model_validate(json.loads(sys.argv[2]))], Path(sys.argv[1]), SourceLimits())
-    print(json.dumps([[one.title, str(one.local)] for one in found]))
-except SlmctlError as error:
-    print(json.dumps([type(error).__name__, error.message, error.hint]))
+for fields in json.loads(sys.argv[2]):
+    try:
+        found = snapshot.gather([Source.model_validate(fields)], Path(sys.argv[1]), SourceLimits())
+        print(json.dumps([[one.title, str(one.local)] for one in found]))
+    except SlmctlError as error:
+        print(json.dumps([type(error).__name__, error.message, error.hint]))
 """
 
 
-def fetch(url: str, folder: Path, **fields: Any) -> tuple[list[Any], str]:
+def fetch(url: str, folder: Path, *sources: dict[str, str]) -> tuple[list[list[Any]], str]:
+    """Fetch sources one by one in a process of its own: the outcome of each, and what it said."""
     env = hub_server.environment(url, folder)
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), json.dumps(fields)], env=env, capture_output=True, text=True
+        [sys.executable, "-c", CHILD, str(folder), json.dumps(sources)], env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
 def test_a_pinned_data_set_is_fetched_once(hub: hub_server.Hub, folder: Path) -> None:
-    found, said = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="data/train-*.csv")
+    asked = {"hf": f"acme/tickets@{COMMIT}", "file": "data/train-*.csv"}
+    (found,), said = fetch(hub.url, folder, asked)
     assert [title for title, _ in found] == ["acme/tickets/data/train-0.csv", "acme/tickets/data/train-1.csv"]
     assert [Path(path).read_bytes() for _, path in found] == [
         FILES["data/train-0.csv"],
@@ -369,7 +372,7 @@ def test_a_pinned_data_set_is_fetched_once(hub: hub_server.Hub, folder: Path) ->
     assert "asking the hub for acme/tickets" in said
     assert not any("load.py" in path for path in hub.asked)
     hub.asked.clear()
-    again, said = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="data/train-*.csv")
+    (again,), said = fetch(hub.url, folder, asked)
     assert (again, said, hub.asked) == (found, "", [])
 
 
@@ -378,31 +381,28 @@ PIN = f"put this line into slmctl.yaml: hf: acme/tickets@{COMMIT}"
 AMONG = "file: NAME or a pattern chooses among: data/train-0.csv, data/train-1.csv, data/test.jsonl"
 
 
-@pytest.mark.parametrize(
-    ("fields", "kind", "message", "hint"),
-    [
-        ({"hf": "acme/tickets"}, "UsageError", UNPINNED.format("acme/tickets"), PIN),
-        ({"hf": "acme/tickets@main"}, "UsageError", UNPINNED.format("acme/tickets@main"), PIN),
-        ({"hf": f"acme/tickets@{COMMIT}"}, "UsageError", "acme/tickets has 3 data files", AMONG),
-        ({"hf": f"acme/tickets@{COMMIT}", "file": "*.parquet"}, "UsageError",
-         "acme/tickets has no data file '*.parquet'", AMONG),
-        ({"hf": f"acme/other@{COMMIT}", "file": "*"}, "NetworkError", "the hub gave no acme/other:", None),
-        ({"hf": "no-organisation"}, "UsageError", "hf: no-organisation is malformed", None),
-    ],
-    ids=["unpinned", "a branch", "several files", "no file", "no data set", "malformed"],
-)  # fmt: skip
-def test_a_data_set_that_cannot_be_fetched(
-    hub: hub_server.Hub, folder: Path, fields: dict[str, str], kind: str, message: str, hint: str | None
-) -> None:
-    (found, said, advice), _ = fetch(hub.url, folder, **fields)
-    assert (found, said[: len(message)]) == (kind, message)
-    assert hint is None or advice == hint
+REFUSED: list[tuple[dict[str, str], str, str, str | None]] = [
+    ({"hf": "acme/tickets"}, "UsageError", UNPINNED.format("acme/tickets"), PIN),
+    ({"hf": "acme/tickets@main"}, "UsageError", UNPINNED.format("acme/tickets@main"), PIN),
+    ({"hf": f"acme/tickets@{COMMIT}"}, "UsageError", "acme/tickets has 3 data files", AMONG),
+    ({"hf": f"acme/tickets@{COMMIT}", "file": "*.parquet"}, "UsageError", "acme/tickets has no data file '*.parquet'",
+     AMONG),
+    ({"hf": f"acme/other@{COMMIT}", "file": "*"}, "NetworkError", "the hub gave no acme/other:", None),
+    ({"hf": "no-organisation"}, "UsageError", "hf: no-organisation is malformed", None),
+]  # fmt: skip
+
+
+def test_a_data_set_that_cannot_be_fetched(hub: hub_server.Hub, folder: Path) -> None:
+    outcomes, _ = fetch(hub.url, folder, *(fields for fields, *_ in REFUSED))
+    for (found, said, advice), (fields, kind, message, hint) in zip(outcomes, REFUSED, strict=True):
+        assert (found, said[: len(message)]) == (kind, message), fields
+        assert hint is None or advice == hint
     assert not any("/resolve/" in path for path in hub.asked)
 
 
 def test_a_file_that_is_not_the_commit_s_is_refused(hub: hub_server.Hub, folder: Path) -> None:
     hub.damaged.add("data/test.jsonl")
-    (kind, message, _), _ = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="data/test.jsonl")
+    ((kind, message, _),), _ = fetch(hub.url, folder, {"hf": f"acme/tickets@{COMMIT}", "file": "data/test.jsonl"})
     assert (kind, message[:46]) == ("IntegrityError", "data/test.jsonl is not what the hub says it is")
     assert not list(folder.glob("hf-*"))
 
