@@ -52,7 +52,9 @@ evaluate: {models: [base, adapter, gguf]}
 CALIBRATED = (
     CONFIG.replace(
         "output: category}]\n", "output: category}]\n  splits: {calibration: 0.45, validation: 0.05, test: 0.05}\n"
-    ).replace("[Q8_0, F16]", "[Q8_0]")
+    )
+    .replace("[Q8_0, F16]", "[Q8_0]")
+    .replace("epochs: 14", "epochs: 7")
     + "calibrate: {max_error: 0.4}\n"
 )
 
