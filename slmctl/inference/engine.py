@@ -337,7 +337,7 @@ class Engine(Supervised, Answering):
             yield index, again
 
     def _needs(self, request: Request) -> int:
-        """Tokens of a prompt with its answer; 0 for what cannot be read as tokens."""
+        """Tokens of a prompt with its answer; 0 if the engine cannot tokenize it."""
         with contextlib.suppress(EngineError):
             ends = [len(self.tokenize(label + request.end)) for label in request.labels]
             return len(self.tokenize(request.prompt)) + max(ends, default=request.max_tokens)

@@ -1,7 +1,7 @@
 """Decides whether a local answer is kept: its probabilities -> how likely it is right -> keep or escalate.
 
 `calibrate` fits a policy on predictions and `serve` asks it about every answer: both read the answer's
-signals here, from the same fields, so what was measured is what decides. A policy is plain JSON, bound to
+signals here, from the same fields, so the measured policy is the one that decides. A policy is plain JSON, bound to
 one GGUF file and one task, and needs nothing to be asked.
 """
 
@@ -131,13 +131,13 @@ class PolicyFigures(TypedDict, total=False):
         rows, fitted_on, tested_on: Numbers of all rows, of those that fit the score, of those that test the threshold.
         kept, error, error_bound: At the threshold of the policy; see CurvePoint.
         max_error, confidence: The largest error allowed, and the confidence of its bound.
-        accuracy: Of the answers to rows in scope, the right ones.
-        p_correct, right: Of the calibration rows that test the threshold, whatever their label, the mean P(correct)
-            and the share whose answer is right to keep.
-        min_token_f1: From which on a text counts as right; there where it is not 1.
-        out_of_scope_rows: Number of rows that are out of scope; it and the rest are there where there are some.
-        out_of_scope_kept, out_of_scope_bound: Of these rows, those that are kept, and the upper bound of that share.
-        in_scope_kept: Of the rows in scope, those that are kept.
+        accuracy: Share of right answers to rows in scope.
+        p_correct, right: Mean P(correct), and share of answers that are right to keep, among all calibration rows that
+            test the threshold.
+        min_token_f1: Least token F1 of a right text; left out where it is 1.
+        out_of_scope_rows: Number of out-of-scope rows; this and the following are left out without such rows.
+        out_of_scope_kept, out_of_scope_bound: Share of these rows that is kept, and its upper bound.
+        in_scope_kept: Share of the rows in scope that is kept.
     """
 
     rows: int
@@ -170,11 +170,11 @@ class Policy:
     Attributes:
         gguf: sha256 of the file that gives the answers that it judges.
         task: Digest of the task contract of the answers.
-        kind: That of the task, such as classify.
+        kind: Kind of the task, such as classify.
         correct: The rule by which an answer counted as right, in words.
         out_of_scope: The label of questions that are out of scope; empty for none.
         weights, bias: The linear score over the signals.
-        knots: (score, P(correct)), both rising; between them P is interpolated, beyond them it is that of the end.
+        knots: (score, P(correct)), both rising; between knots P is interpolated, beyond the last one it is constant.
         threshold: Score from which on an answer is kept.
         figures: The measurements of the fit.
     """
@@ -195,10 +195,10 @@ class Policy:
 
     @classmethod
     def read(cls, path: Path) -> Policy:
-        """The policy in an artifact's folder, or in a file of its own.
+        """Read the policy in an artifact's folder, or in a single file.
 
         Raises:
-            IntegrityError: There is none, its schema is newer, or its values are wrong; all of these are named.
+            IntegrityError: It does not exist, its schema is newer, or its values are wrong; all faults are named.
         """
         path, hint = path / FILENAME if path.is_dir() else path, "slmctl calibrate makes one"
         if not path.exists():
@@ -213,7 +213,7 @@ class Policy:
         (folder / FILENAME).write_bytes(canonical(dataclasses.asdict(self)))
 
     def require(self, gguf: str, task: str) -> None:
-        """Refuse to judge what it was not fitted on.
+        """Refuse a file or task that the policy was not fitted on.
 
         Args:
             gguf: sha256 of the file that answers.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-EXPANDED = ", weights as BF16"  # after a build: what was measured with expanded weights is to be served with them
+EXPANDED = ", weights as BF16"  # after a build, since expanded weights give slightly other probabilities
 
 
 class TokenText(TypedDict):
@@ -30,11 +30,11 @@ class Event(TypedDict, total=False):
     """One step of an answer: pieces, then one event with `finish` or with `error`.
 
     Attributes:
-        piece: Text that the answer goes on with.
+        piece: The next part of the answer's text.
         tokens: Those of a piece or of the end, for a request with `alternatives`.
         finish, prompt_tokens, completion_tokens, confidence, logprobs, labels, raw_logprobs: As in an Answer.
         evidence: As in an Answer.
-        p_correct: How likely the answer is right, where the policy of a first look kept it.
+        p_correct: Probability that the answer is right, by the policy of a first look that kept it.
         distribution: Every label with its probability, for a request with `rest`.
         error: One sentence, in place of an answer.
         refused: True where the request is at fault.

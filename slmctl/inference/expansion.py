@@ -1,8 +1,8 @@
-"""The weights of a quantized GGUF file as BF16 in memory, where this processor multiplies those faster.
+"""Expands the weights of a quantized GGUF file to BF16 in memory, if this processor multiplies these faster.
 
-A question is read as one batch of tokens, and there the 16-bit products of some processors pass those of 8-bit blocks.
-A text is written token by token, and each reads all weights once, so there the smaller file stays ahead. A classifier
-reads: its engine expands the file when it loads it, if both were timed on this processor and the memory is there.
+A question is read as one batch of tokens, in which some processors multiply 16-bit weights faster than 8-bit blocks. A
+text is written token by token, each of which reads all weights once, so the smaller file is faster. A classifier mostly
+reads: its engine expands the file at loading, if a timing of both on this processor says so and the memory suffices.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Grammars of JSON Schemas in processes of their own: a schema that hangs, grows or crashes costs its own answers.
+"""Grammars of JSON Schemas, each in its own process: a schema that hangs, grows or crashes costs its own answers.
 
 Clients send schemas, and a grammar's compiler takes seconds, gigabytes or the whole process for some of them. Each
 schema is therefore compiled and followed in a process with a limit of memory and a budget of time for every message,
@@ -177,7 +177,7 @@ class Grammars:
     """The grammars of the answers in progress, each asked in its own thread.
 
     Args:
-        model: The GGUF file whose tokens they are over.
+        model: The GGUF file with the vocabulary of the grammars.
         deliver: Called from these threads with an answer's id and its state, or the sentence that ends it.
     """
 

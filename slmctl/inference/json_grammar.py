@@ -1,7 +1,7 @@
 """Compiles a JSON Schema to the tokens that may come next: the engine and HF models are held to the same grammar.
 
-The grammar is llguidance's; llama.cpp's own converter drops `pattern`, `format` and `items` beside a
-list of types, and lets bare line breaks into strings. An answer is written as `prepare` writes it:
+The grammar is llguidance's; llama.cpp's own converter drops `pattern`, `format` and `items` in a
+schema with a list of types, and allows bare line breaks in strings. An answer is written as `prepare` writes it:
 keys in alphabetical order, `, ` and `: ` between them, no other white space.
 """
 

@@ -1,7 +1,7 @@
 """Prefixes that prompts share, each kept in its own sequence: a request copies the prefix instead of computing it.
 
-Clients with different system prompts get one each, as far as there are sequences for them. What is kept takes cells,
-and every token of a batch passes over all cells, so a prefix that nobody asks for is forgotten.
+Clients with different system prompts get one each, up to PREFIXES. A kept prefix takes cells of the cache, and every
+token of a batch attends over all cells, so a prefix that no request used lately is dropped.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from slmctl.inference.decoding_model import BATCH, DecodingModel, common
 
 PREFIXES = 4  # that are kept of an attention model, and one more for each LoRA adapter
-IDLE = 64  # requests in a row that do not begin with a prefix, after which it is forgotten
-MERGED = 4  # tokens by which prefixes differ whose last ones merge with the text that follows
+IDLE = 64  # requests in a row without a prefix, after which it is dropped
+MERGED = 4  # last tokens in which equal prefixes may differ: tokens merge with the text that follows
 
 
 def count_of(recurrent: bool, adapters: int) -> int:
-    """Number of sequences for prefixes: one a model where each takes a whole state."""
+    """Number of sequences for prefixes; a recurrent model has one, since each holds a whole state."""
     return (1 if recurrent else PREFIXES) + adapters
 
 

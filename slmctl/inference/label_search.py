@@ -105,9 +105,9 @@ class LabelTree:
 class LabelSearch:
     """One walk through a trie: `path` names the position whose logits are needed, `take` takes them.
 
-    It first takes the likeliest token at every choice, as free decoding does. Where a branch that was
-    left is likelier than the label at the end, it is followed, LOOKS times at most: a model that
-    knows little would else be asked for half its labels.
+    It first takes the likeliest token at every choice, as free decoding does. A skipped branch that is
+    likelier than the label found is followed too, LOOKS times at most: an uncertain model would else
+    evaluate half of its labels.
 
     Args:
         trie: The labels.
@@ -127,7 +127,7 @@ class LabelSearch:
 
     @property
     def path(self) -> list[int] | None:
-        """Tokens after the prompt whose next-token logits are needed; None when the search is over."""
+        """Tokens after the prompt, for which the logits of the next token are needed; None at the end of the search."""
         return None if self._here is None else self._here[2]
 
     def take(self, logits: npt.NDArray[np.float32]) -> None:

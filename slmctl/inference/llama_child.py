@@ -101,7 +101,7 @@ class LlamaModel:
         """Token ids of a rendered prompt, its control tokens read as such, none added.
 
         Raises:
-            DataError: The text is no Unicode.
+            DataError: The text is not valid Unicode.
         """
         try:
             raw = text.encode()

@@ -13,12 +13,12 @@ import llama_cpp as lc
 
 from slmctl.hardware import held_bytes
 
-COPIED = 0.6  # of a file, from which on its weights were laid out anew, and none is read from it but an embedding
+COPIED = 0.6  # share of a file in new memory, above which its weights were repacked and are no longer read from it
 LEAST_WIDTH = 64  # of the states, from which on the products in the layout for AMX are right
 
 
 def load(path: str) -> Any:
-    """The model in a file; None where llama.cpp cannot load it.
+    """Returns llama.cpp's model of a file, or None if it cannot be loaded.
 
     llama.cpp lays the weights out anew for some processors. In the layout for AMX its products are wrong in two cases
     (llama-cpp-python 0.3.36): where an input has a dimension for sequences, as those of recurrent layers have, every
@@ -37,10 +37,10 @@ def load(path: str) -> Any:
 
 
 def forget(path: str) -> None:
-    """Give the pages of a file back whose weights were copied.
+    """Release the memory pages of a file after its weights were copied.
 
-    llama.cpp keeps all of the file in memory, and needs no more of it than the embeddings of the tokens that come.
-    These are read again when they are needed.
+    llama.cpp keeps the whole file mapped, and then needs only the embeddings of later tokens, which are read again
+    when they are needed.
     """
     libc, file = ctypes.CDLL(None), os.fsencode(Path(path).resolve())
     for line in Path("/proc/self/maps").read_bytes().split(b"\n"):

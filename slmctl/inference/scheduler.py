@@ -294,7 +294,7 @@ class Scheduler:
                 sequence.pending = [*sequence.pending, *sequence.path]
 
     def _heard(self, sequence: Sequence, logits: Logits) -> None:
-        """Go on with the logits of what follows a sequence so far."""
+        """Continue a sequence with the logits of its next token."""
         if math.isnan(logits.max()):
             self._fail(sequence, "llama.cpp computed NaN: the file is damaged, or its products are wrong here")
         elif sequence.wants:
@@ -379,7 +379,7 @@ class Scheduler:
             self._append(sequence, [token])
 
     def _choose(self, sequence: Sequence, logits: Logits) -> int:
-        """The next token, none whose logit is NEVER; how likely it was is kept."""
+        """Draw the next token, never one with the logit NEVER, and record its probability."""
         token, probability = self._sample(sequence, logits)
         sequence.probability *= probability
         sequence.logprobs.append(log(probability))

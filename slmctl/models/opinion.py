@@ -69,7 +69,7 @@ class OpinionEngine(Composition):
 
 @dataclass(frozen=True)
 class FileWithOpinion(Model):
-    """A GGUF file and an encoder, whose log probabilities are averaged.
+    """A GGUF file and an encoder; their log probabilities of labels are averaged.
 
     Attributes:
         model: The GGUF file alone.

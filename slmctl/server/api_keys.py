@@ -86,7 +86,7 @@ def add(
 
 
 def revoke(path: Path, name: str) -> None:
-    """Remove a key; where there is no room for a new file, its hash is crossed out in the old one.
+    """Remove a key; on a full disk, its hash is overwritten in the existing file.
 
     Raises:
         UsageError: No key has this name.

@@ -442,7 +442,7 @@ def _sum(first: JsonObject, other: JsonObject) -> JsonObject:
 
 
 def _with_texts(item: Any, where: str) -> Any:
-    """A message whose parts of JSON are texts."""
+    """A message with its JSON parts written as texts."""
     content = item.get("content") if isinstance(item, dict) else None
     return {**item, "content": _texts(content, where)} if isinstance(content, list) else item
 

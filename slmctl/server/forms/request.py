@@ -75,7 +75,7 @@ class ReplyChoice:
     """One answer as it grows: its text, its tokens where they were asked for, and the event that ended it.
 
     Attributes:
-        function: The function that it calls, whose arguments its text is; empty for a message.
+        function: The function that it calls with its text as arguments; empty for a message.
     """
 
     text: str = ""
@@ -180,7 +180,7 @@ class CheckedRequest:
         schema: The client's own, to be checked before it is asked under.
         repeated: Its options that the answer of the Responses API repeats.
         label_property: The property of a JSON object in which the client wants a label; empty for the bare label.
-        function: The function whose arguments the answer is; empty where it is a message.
+        function: The function that is called with the answer as arguments; empty for a message.
         offer: The functions that the answer may call; None for a model that calls none.
         also: Texts of calls and tools, which are searched for sensitive data like the messages.
         questions: The questions about the conversation, of a decision.

@@ -1,7 +1,7 @@
 """The web page of `slmctl serve`: a chat, or the form of the task, for people without a client.
 
 It learns the task from `GET /v1/task` and asks `/v1/chat/completions` like every other client; where answers are
-collected, `/v1/feedback` gets what a reader says of one.
+collected, `/v1/feedback` gets a reader's verdict.
 """
 
 from __future__ import annotations
