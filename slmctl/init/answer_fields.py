@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slmctl.init.columns import Column, as_text
+from slmctl.init.columns import Column
 from slmctl.init.look import FirstLook
+from slmctl.sources.rows.cells import as_text
 from slmctl.task.conversation_formats import is_template, reference
 
 LOOKED = 400  # rows of the sample that are searched

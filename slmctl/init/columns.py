@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.config import moment
 from slmctl.console import percent
 from slmctl.init.column_names import suggests
-from slmctl.sources.rows.cells import MAX_DEPTH
+from slmctl.sources.rows.cells import MAX_DEPTH, as_text
 from slmctl.task import label_sets
 from slmctl.task.records import RowRejectedError
 
@@ -73,13 +72,6 @@ class Column:
     def is_iso_time(self) -> bool:
         """True for times that `splits.time` can read."""
         return self.kind == "time" and _is_moment(self.example)
-
-
-def as_text(value: Any) -> str:
-    """A cell as a text; other values than texts as JSON, a missing value as ''."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def json_value(cell: Any) -> Any:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from slmctl.init.columns import MAX_LABELS, Column, as_text, describe
+from slmctl.init.columns import MAX_LABELS, Column, describe
 from slmctl.sources.rows import Row
-from slmctl.sources.rows.cells import Cell
+from slmctl.sources.rows.cells import Cell, as_text
 
 SAMPLE = 2000  # least number of rows in the sample, evenly spread over the counted rows
 COUNTED = 200_000  # most rows that are read

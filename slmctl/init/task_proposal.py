@@ -16,8 +16,9 @@ from slmctl.init import answer_fields
 from slmctl.init.answer_fields import AnswerFields
 from slmctl.init.column_names import is_total, suggests
 from slmctl.init.column_scores import LEAST, NO_DOUBT, first, likeliest, score
-from slmctl.init.columns import Column, as_text, describe
+from slmctl.init.columns import Column, describe
 from slmctl.init.look import FirstLook
+from slmctl.sources.rows.cells import as_text
 from slmctl.task import conversation_formats, label_sets
 from slmctl.task.conversation_formats import reference
 from slmctl.task.kinds import kind_of

@@ -27,7 +27,7 @@ from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.config import Source
 from slmctl.errors import DataError
 from slmctl.sources.rows import listed
-from slmctl.sources.rows.cells import MAX_DEPTH
+from slmctl.sources.rows.cells import MAX_DEPTH, as_text
 from slmctl.task import chat_template
 from slmctl.task.chat_template import TemplateLimitError, TemplateRefusedError
 from slmctl.task.chat_template_child import ROW_TEMPLATE
@@ -183,14 +183,14 @@ def text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[C
     """
     if not is_template(spec):
         require_column(source, columns, spec)
-        return lambda row: cell(row.get(spec))
+        return lambda row: as_text(row.get(spec))
     named, subscripts = names_in(source, spec, columns)
     used = named & set(columns)
 
     def fill(row: Columns) -> str:
-        values: dict[str, Any] = {name: cell(row.get(name)) for name in used}
+        values: dict[str, Any] = {name: as_text(row.get(name)) for name in used}
         if subscripts:
-            values[ROW] = {name: cell(row.get(name)) for name in subscripts}
+            values[ROW] = {name: as_text(row.get(name)) for name in subscripts}
         try:
             text = chat_template.render(ROW_TEMPLATE + spec, values, budget_s=TEMPLATE_S).strip()
         except TemplateRefusedError as error:
@@ -256,16 +256,9 @@ def _written_as(spec: str, columns: Iterable[str]) -> str:
     return f"in a template this column is {{{{ {reference(odd[-1])} }}}}" if odd else ""
 
 
-def cell(value: Any) -> str:
-    """A cell as text; values other than texts are written as JSON."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-
-
 def named_cell(columns: Columns, column: str | None) -> str:
     """The cell of a column as text; '' if no column is named."""
-    return cell(columns.get(column)) if column else ""
+    return as_text(columns.get(column)) if column else ""
 
 
 # Conversations
@@ -277,29 +270,29 @@ def _from_messages(columns: Columns, *, calls: bool, label: str | None) -> Conve
 
 def _from_sharegpt(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
     turns = _list(columns.get("conversations"), "conversations")
-    opening = cell(columns.get("system"))
+    opening = as_text(columns.get("system"))
     head = [{"role": "system", "content": opening}] if opening else []
     return _conversation([*head, *turns], columns.get("tools"), calls=calls, label=label)
 
 
 def _from_alpaca(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
-    question = "\n\n".join(filter(None, (cell(columns.get("instruction")), cell(columns.get("input")))))
+    question = "\n\n".join(filter(None, (as_text(columns.get("instruction")), as_text(columns.get("input")))))
     if not question:
         raise RowRejectedError("empty input", "'instruction' is empty")
-    opening = cell(columns.get("system"))
+    opening = as_text(columns.get("system"))
     messages: Messages = [{"role": "system", "content": opening}] if opening else []
     for turn in _list(columns.get("history") or [], "history"):
         if not isinstance(turn, list) or len(turn) != 2:
             raise RowRejectedError("not a conversation", "'history' does not hold pairs of question and answer")
-        messages += [{"role": "user", "content": cell(turn[0])}, {"role": "assistant", "content": cell(turn[1])}]
-    last = {"role": "assistant", "content": cell(columns.get("output"))}
+        messages += [{"role": "user", "content": as_text(turn[0])}, {"role": "assistant", "content": as_text(turn[1])}]
+    last = {"role": "assistant", "content": as_text(columns.get("output"))}
     return _conversation([*messages, {"role": "user", "content": question}, last], calls=calls, label=label)
 
 
 def _from_prompt_completion(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
     prompt, completion = _parsed(columns.get("prompt")), _parsed(columns.get("completion"))
-    question = prompt if isinstance(prompt, list) else [{"role": "user", "content": cell(prompt)}]
-    answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": cell(completion)}]
+    question = prompt if isinstance(prompt, list) else [{"role": "user", "content": as_text(prompt)}]
+    answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": as_text(completion)}]
     return _conversation([*question, *answer], columns.get("tools"), calls=calls, label=label)
 
 
@@ -403,7 +396,7 @@ def _text(content: Any, at: int) -> str:
         kinds = {part.get("type") if isinstance(part, dict) else "?" for part in content}
         if kinds - {"text"}:
             raise RowRejectedError("not text", f"message {at} holds more than text: {', '.join(map(str, kinds))}")
-        return "\n".join(cell(part.get("text")) for part in content).strip()
+        return "\n".join(as_text(part.get("text")) for part in content).strip()
     if not isinstance(content, str):
         raise RowRejectedError("not text", f"message {at} has a content that is not a text")
     return content.strip()

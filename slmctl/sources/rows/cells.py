@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,6 +119,13 @@ def plain(value: Any) -> Any:
 
 
 _JSON = frozenset({str, int, bool, type(None)})
+
+
+def as_text(cell: Any) -> str:
+    """A cell as a stripped text; a missing value or NaN as '', any other value as JSON."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    return cell.strip() if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, sort_keys=True)
 
 
 def fault_of(cells: Sequence[object]) -> str:

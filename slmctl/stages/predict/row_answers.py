@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypedDict
@@ -11,7 +10,7 @@ from typing import TypedDict
 from slmctl.errors import StageError
 from slmctl.inference import engine, supervised_child
 from slmctl.models.prompts import PromptAnswerer, of_texts
-from slmctl.sources.rows.cells import Row
+from slmctl.sources.rows.cells import Row, as_text
 from slmctl.task.contract import Task
 
 CHUNK = 512  # rows answered together; at most as many answers are lost to a kill
@@ -55,7 +54,7 @@ def answered(answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iter
     while block := list(itertools.islice(rows, CHUNK)):
         outcomes: dict[int, Outcome] = {k: why for k, row in enumerate(block) if (why := _problem(row, reading))}
         sent = [k for k in range(len(block)) if k not in outcomes]
-        texts = (_input(block[k], reading) for k in sent)
+        texts = (as_text(block[k].columns[reading.column]) for k in sent)
         for index, answer in answerer.answer([*of_texts(task, texts, list_labels=reading.list_labels)]):
             outcomes[sent[index]] = answer
         if sent and all(isinstance(outcomes[k], supervised_child.EngineDiedError) for k in sent):
@@ -99,19 +98,11 @@ def _problem(row: Row, reading: RowInput) -> str:
     """The reason why a row is not sent; empty for a row that is."""
     if row.fault:
         return row.fault
-    if not _input(row, reading):
+    if not as_text(row.columns.get(reading.column)):
         return f"'{reading.column}' is empty"
     if reading.withhold and _marked_sensitive(row):
         return "marked sensitive, so it is not sent to an endpoint"
     return ""
-
-
-def _input(row: Row, reading: RowInput) -> str:
-    """The input of a row, read from its cell as `prepare` reads it."""
-    cell = row.columns.get(reading.column)
-    if cell is None or isinstance(cell, str):
-        return (cell or "").strip()
-    return json.dumps(cell, ensure_ascii=False, sort_keys=True)
 
 
 def _marked_sensitive(row: Row) -> bool:
