@@ -14,7 +14,6 @@ from slmctl.config import KindName, Splits
 from slmctl.console import duration, percent, size
 from slmctl.hardware import usable_cores
 from slmctl.init import language, levels, task_proposal
-from slmctl.init.columns import as_text
 from slmctl.init.language import Languages
 from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import TaskProposal
@@ -23,6 +22,7 @@ from slmctl.metrics.statistics import drop_bound, effective_groups, independent_
 from slmctl.model_files import catalogue, memory, model_shape
 from slmctl.model_files.catalogue import CatalogueEntry
 from slmctl.reports.html_page import either
+from slmctl.sources.rows.cells import as_text
 from slmctl.task import split
 from slmctl.task.cleaning import STEPS, clean
 

@@ -28,7 +28,7 @@ class Encoder(Supervised):
 
     Raises:
         MissingError: llama-cpp-python is not installed.
-        EngineError: The file cannot be loaded, or is no sentence encoder.
+        EngineError: The file cannot be loaded, or is not a sentence encoder.
     """
 
     name, purpose, stuck_s = "the encoder", " as a sentence encoder", 120.0  # that TOGETHER texts may take
