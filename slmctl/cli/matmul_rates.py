@@ -21,7 +21,7 @@ BUSY = 1.5  # processes a core of the last minute, from which a measurement says
 
 
 @dataclass(frozen=True)
-class Measured:
+class MatmulRates:
     """GFLOP/s by type: measured now, the best ever on this processor, and those kept before; `load` in words or ''."""
 
     now: dict[str, float]
@@ -35,7 +35,7 @@ class Measured:
         return any(rate < self.before.get(name, 0) / 2 for name, rate in self.now.items())
 
 
-def measure() -> Measured:
+def measure() -> MatmulRates:
     """Measure in some seconds, and keep the best rates for `stored`, since other processes only ever slow it down.
 
     Raises:
@@ -53,7 +53,7 @@ def measure() -> Measured:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.file(path) as draft:
             draft.write_text(json.dumps({"machine": _machine(), "rates": best}), encoding="utf-8")
-    return Measured(now, best, before, load())
+    return MatmulRates(now, best, before, load())
 
 
 def load() -> str:

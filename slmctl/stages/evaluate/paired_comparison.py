@@ -134,7 +134,7 @@ def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: flo
     a, b = (model.metrics[name].rows[:, 0] > 0 for model in (first, second))  # type: ignore[attr-defined] # a mean
     only_first, only_second, n = int((a & ~b & mask).sum()), int((b & ~a & mask).sum()), int(mask.sum())
     effect = design_effect(b[mask].astype(np.float64) - a[mask], first.groups[mask])
-    found: MetricDifference = {
+    difference: MetricDifference = {
         "difference": (only_second - only_first) / n,
         "interval": list(difference_interval(only_first / effect, only_second / effect, n / effect, confidence)),
         "p": mcnemar(only_first, only_second, effect),
@@ -144,8 +144,8 @@ def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: flo
         "only_second": only_second,
     }
     if effect > 1:
-        found |= {"design_effect": effect, "groups": len(np.unique(first.groups[mask]))}
-    return found
+        difference |= {"design_effect": effect, "groups": len(np.unique(first.groups[mask]))}
+    return difference
 
 
 def _figure(
