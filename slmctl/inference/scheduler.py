@@ -28,7 +28,6 @@ NEVER = np.float32(-np.inf)  # the logit of a token that may not come
 KEPT = 64  # tries of labels
 COMPILING = 4  # schemas at the same time
 KEPT_TOKENS = 1 << 16  # of all tries together, beside the last one: some dozen MB
-SHARED = 128  # tokens of a batch where several clients ask: who comes then waits for no long one
 TURN = 8  # batches in a row for the requests of one adapter, while others wait
 
 
@@ -223,14 +222,20 @@ class Scheduler:
         self.active.sort(key=lambda sequence: len(sequence.pending) > 1)
 
     def _parts(self, turn: list[Sequence]) -> list[tuple[list[Sequence], int]]:
-        """Of each client the sequences that go on now, as many of each, and the tokens that they may take."""
+        """Of each client the sequences that go on now, as many of each, and the tokens that they may take.
+
+        A client alone has all of its own in a batch. Where another one asked lately, one of them reads its prompt, so
+        that the other one, when it comes again, waits for no longer batch than a client with one request makes.
+        """
         by_client: dict[str, list[Sequence]] = {}
         for sequence in turn:
             by_client.setdefault(sequence.request.client, []).append(sequence)
         if not by_client:
             return []
-        fewest, batch = min(map(len, by_client.values())), SHARED if self.waiting.is_shared else BATCH
-        return [(part[:fewest], max(1, batch // len(by_client))) for part in by_client.values()]
+        fewest, room = min(map(len, by_client.values())), max(1, BATCH // len(by_client))
+        if len(by_client) == 1 and self.waiting.is_shared:
+            fewest = 1 + sum(len(sequence.pending) == 1 for sequence in turn)  # those that generate are the first ones
+        return [(part[:fewest], room) for part in by_client.values()]
 
     def _whose_turn(self) -> str:
         """The adapter of the next batch: an adapter changes the whole model, so a batch has one."""

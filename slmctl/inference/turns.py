@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-LATELY = 256  # entries that were taken last, among which several clients make a queue shared
+LATELY = 32  # entries that were taken last, among which several clients make a queue shared
 
 T = TypeVar("T")
 

@@ -165,9 +165,10 @@ def _require_weights(model: Path) -> None:
     """
     config, tensors = bounded_json.read_object(model / "config.json"), safetensors_header.read(model / WEIGHTS)
     held = sum(tensor.elements for tensor in tensors)
-    for key, value in config.items():
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]  # such as `text_config`
+    for key, value in (item for part in parts for item in part.items()):
         most = len(tensors) if key in LAYERS else max(held, 1 << 16)
-        if isinstance(value, int) and value > most:
+        if isinstance(value, int | float) and value > most:
             raise DataError(f"config.json of the encoder says '{key}: {value}', and its weights are {len(tensors)} "
                             f"tensors of {held} numbers", hint="fetch the encoder again")  # fmt: skip
 

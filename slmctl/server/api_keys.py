@@ -127,6 +127,8 @@ def read(path: Path) -> list[Key]:
         IntegrityError: The file cannot be read as one of keys.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         fields = json.loads(path.read_bytes())
         if fields["schema"] != SCHEMA:
             raise ValueError(f"schema {fields['schema']}")
@@ -195,6 +197,8 @@ def _hash(secret: str) -> str:
 
 
 def _locked(path: Path) -> AbstractContextManager[None]:
+    if path.is_dir() or not path.name:
+        raise UsageError(f"'{path}' names no file of keys", hint="--keys keys.json")
     return locks.lock(path.with_name(f".{path.name}.lock"), wait=True, on_wait=console.say)
 
 

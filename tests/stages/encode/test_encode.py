@@ -318,6 +318,7 @@ FOUND = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling": 1}', "mode
             (packed(**{**FOUND, "config.json": config}), words)
             for config, words in (
                 (b'{"num_hidden_layers": 1000000000}', "its weights are 2 tensors"),  # the converter counted up to it
+                (b'{"text_config": {"num_hidden_layers": 1e9}}', "its weights are 2 tensors"),
                 (b'{"n_layer": 3}', "its weights are 2 tensors"),
                 (b'{"vocab_size": 1000000000000}', "its weights are 2 tensors of 10 numbers"),
                 (b'{"vocab_size": ' + b"9" * 5000 + b"}", "config.json"),
