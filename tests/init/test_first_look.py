@@ -50,7 +50,7 @@ def test_languages_of_many_texts_are_named_with_their_shares() -> None:
     texts = [SENTENCES["de"]] * 8 + [SENTENCES["en"]] * 2 + ["12345", "", "OK"]
     found = language.of_texts(texts)
     assert (found.main, str(found)) == ("de", "German (80 % of the texts), English (20 % of the texts)")
-    assert str(language.of_texts(["12", "xyz"])) == "not recognised"
+    assert str(language.of_texts(["12", "xyz", "the und"])) == "not recognised"  # a word of each of two
 
 
 @pytest.mark.parametrize(
