@@ -284,6 +284,8 @@ def test_a_category_has_its_confidence_and_what_came_next(browser: Browser, labe
         assert seen(browser, "#labels summary") == "The 3 categories"
         ask(browser)
         assert seen(browser, ".best") == "delivery"
+        assert "0.50 s" in seen(browser, ".facts")
+        assert "token" not in seen(browser, ".facts")  # a label is not written token by token
         bars = browser.ask("[...document.querySelectorAll('[role=meter]')].map(b => [b.ariaLabel, b.ariaValueNow])")
         assert bars[0] == ["confidence in delivery", "87.5"]
         assert bars[1:] == ([["confidence in returns", "10.0"], ["confidence in billing", "2.5"]] if labels else [])

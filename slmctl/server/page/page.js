@@ -134,8 +134,9 @@ function facts(found) {
   add("answered by", { local: "this server", generalist: "the general model" }[route] || route);
   add("because", Object.hasOwn(WHY, reason) ? WHY[reason] : reason.replace(/[_-]+/g, " "));
   if (typeof found.extra.confidence === "number" && task.kind !== "classify") add("confidence", percent(bounded(found.extra.confidence)));
-  if (tokens) add("speed", `${(tokens / found.seconds).toFixed(1)} tokens/s`);
-  add("took", `${found.seconds.toFixed(2)} s` + (tokens ? ` for ${tokens} token${tokens === 1 ? "" : "s"}` : ""));
+  const written = task.kind !== "classify" && tokens; // a label is chosen, not written token by token
+  if (written) add("speed", `${(tokens / found.seconds).toFixed(1)} tokens/s`);
+  add("took", `${found.seconds.toFixed(2)} s` + (written ? ` for ${tokens} token${tokens === 1 ? "" : "s"}` : ""));
   if (found.finish === "length") list.append(make("div", "", make("dd", "", "cut at the longest answer that was allowed")));
   return list;
 }
