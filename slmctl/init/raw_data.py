@@ -15,6 +15,7 @@ from slmctl.init.look import FirstLook, look
 from slmctl.network.credentials import mask
 from slmctl.sources import reviewed, snapshot, sql
 from slmctl.sources.rows import Row, files_of, form_of, is_several, listed, read_rows, require_file
+from slmctl.sources.rows.files import FORMATS
 from slmctl.sources.sql_address import with_file
 
 MAX_SHEETS = 20  # sheets of a workbook, or tables of a database, that are read
@@ -86,7 +87,8 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
     if source.startswith("sql:"):
         return _of_query(source.removeprefix("sql:"), query, root)
     if query is not None:
-        raise UsageError("--query is for a database", hint="slmctl init sql:postgresql://HOST/DATABASE --query SELECT…")
+        place = "sqlite:///" + source if FORMATS.get(Path(source).suffix) == "sqlite" else "postgresql://HOST/DATABASE"
+        raise UsageError("--query is for a database", hint=f"slmctl init sql:{place} --query SELECT…")
     path = root / Path(source).expanduser()
     if reviewed.is_reviewed(path):
         rows = _kept(Source(path=path), root)

@@ -439,7 +439,7 @@ def test_a_header_that_is_missing_is_one_sentence(run: Run) -> None:
         (["--output", "category,txt"], 2, "--output: tickets.csv has no column 'txt'"),
         (["--output", "category,text", "--input", "text"], 2, "'text' is named as input and as answer"),
         (["--output", "id,category", "--task", "generate"], 2, "which is the answer of extract, and the task is gener"),
-        (["--query", "SELECT 1"], 2, "--query is for a database"),
+        (["--query", "SELECT 1"], 2, "--query is for a database\n hint: slmctl init sql:postgresql://HOST/DATABASE"),
         (["--base", "qwen9"], 2, "the catalogue has no base 'qwen9'"),
     ],
     ids=str,
@@ -449,6 +449,12 @@ def test_flags_that_do_not_fit(flags: list[str], code: int, error: str, run: Run
     done, said = run("init", "tickets.csv", *flags)
     assert (done, error in said) == (code, True), said
     assert not Path("slmctl.yaml").exists()
+
+
+def test_query_of_a_database_file_is_told_its_address(run: Run) -> None:
+    Path("crm.db").write_bytes(b"SQLite format 3\0")
+    code, said = run("init", "crm.db", "--query", "SELECT 1")
+    assert (code, "hint: slmctl init sql:sqlite:///crm.db --query SELECT" in said) == (2, True), said
 
 
 def test_what_is_neither_a_file_nor_a_template(run: Run) -> None:
