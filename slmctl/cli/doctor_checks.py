@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,16 @@ def examine_base(base: Base) -> list[Check]:
         *([Check("note", base.note)] if base.note else []),
         _rehearsal(base),
     ]
+
+
+def lines(checks: list[Check]) -> Iterator[str]:
+    """The checks as text, each with its remedy below it."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        mark = "MISS" if not check.ok else "note" if check.remedy else "ok  "
+        yield f"{mark} {check.name:<{width}}  {check.result}"
+        if check.remedy:
+            yield f"     {'':<{width}}  -> {check.remedy}"
 
 
 def _rehearsal(base: Base) -> Check:

@@ -14,6 +14,8 @@ from slmctl.network import guard
 from slmctl.pipeline import LEAVES
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import Config
     from slmctl.pipeline.graph import Project
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 PATH, EXISTING = click.Path(path_type=Path), click.Path(path_type=Path, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 INNER = ("predict",)  # stages that others run themselves
+ID = 12  # characters of an artifact's folder
 CHAIN = tuple(name for name in LEAVES if name not in INNER)
 
 
@@ -191,12 +194,33 @@ NAMES_ELSEWHERE = {  # of other tools, for what a command here does
     "release": ("publish",), "rollback": ("promote",), "score": ("evaluate",), "start": ("serve",),
     "status": ("ls",), "tag": ("promote",), "test": ("evaluate",), "train": ("finetune",),
     "hyperparameters": ("sweep",), "optuna": ("sweep",), "search": ("sweep",), "tune": ("finetune", "sweep"),
-    "upload": ("publish",),
+    "upload": ("publish",), "delete": ("gc", "keys"), "import": ("init", "pull"), "remove": ("gc", "keys"),
 }  # fmt: skip
+DONE_OTHERWISE = {  # without a command
+    "stop": "a server ends with Ctrl-C or SIGTERM; keys revoke NAME ends one client's access",
+    "upgrade": "install the new version with pip; artifacts, releases and slmctl.yaml stay as they are",
+    "update": "install the new version with pip; slmctl promote points a tag at a newer release",
+}
+
+
+def complete_artifacts(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The kinds and ids of artifacts that begin with a text, and files as the shell knows them."""
+    from click.shell_completion import CompletionItem
+
+    runs = context.ensure_object(Options).directory / "runs"
+    names = [*LEAVES.values(), *sorted({path.name for path in runs.glob("[a-z]*/*") if len(path.name) == ID})]
+    items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [*items, *PATH.shell_complete(context, parameter, incomplete)]
 
 
 class _Grouped(click.Group):
-    """Lists commands by purpose, each with its whole first sentence, and answers a near name with the right one."""
+    """Lists commands by purpose, each with its whole first sentence, and answers a near name with the right one.
+
+    Attributes:
+        called: The command as it was typed, with the one of a group: `keys add`.
+    """
+
+    called = ""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -218,11 +242,14 @@ class _Grouped(click.Group):
             UsageError: There is none; it says which one was probably meant.
         """
         name = args[0]
+        self.called = " ".join(args[: 2 if isinstance(self.get_command(ctx, name), click.Group) else 1])
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             import difflib
 
             from slmctl.errors import UsageError
 
+            if name.lower() in DONE_OTHERWISE:
+                raise UsageError(f"no command '{name}'", hint=DONE_OTHERWISE[name.lower()])
             meant = NAMES_ELSEWHERE.get(name.lower(), ()) or difflib.get_close_matches(name.lower(), self.commands, 1)
             answer = f": {' or '.join(f'slmctl {command}' for command in meant)}" if meant else ""
             hint = f"slmctl {meant[0].split()[0]} --help" if meant else "slmctl --help lists the commands"

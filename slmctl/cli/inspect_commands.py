@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from slmctl.cli.group import (
     PATH,
     Options,
     common_options,
+    complete_artifacts,
     config_options,
     make_workspace,
     offline_option,
@@ -36,7 +38,7 @@ REVIEWED = "reviewed.jsonl"  # the file of slmctl review
 
 
 @click.command()
-@click.argument("path", required=False, type=PATH)
+@click.argument("path", required=False, type=PATH, shell_complete=complete_artifacts)
 @click.option("--log", "log", is_flag=True, help="Print what its stage said; without PATH, what the last stage said.")
 @option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @config_options
@@ -169,8 +171,8 @@ def trace(
 
 
 @click.command()
-@click.argument("first", type=PATH)
-@click.argument("second", type=PATH)
+@click.argument("first", type=PATH, shell_complete=complete_artifacts)
+@click.argument("second", type=PATH, shell_complete=complete_artifacts)
 @option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @common_options
 @click.pass_obj
@@ -189,13 +191,14 @@ def diff(options: Options, first: Path, second: Path) -> None:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=PATH)
+@click.argument("paths", nargs=-1, type=PATH, shell_complete=complete_artifacts)
 @click.option(
     "--key",
     type=PATH,
     metavar="PUB",
     help="Require a signature by the holder of this public key.",
 )
+@option("--json", store="json", is_flag=True, help="Print the faults of each as JSON.")
 @common_options
 @click.pass_obj
 def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
@@ -214,8 +217,10 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     if gone := [folder for folder in folders if not os.path.exists(folder)]:  # noqa: PTH110 -- too long a name raises
         raise UsageError(f"there is no {gone[0]}", hint="a path, an id or a kind; slmctl ls lists what there is")
     faults_of = {folder: artifact.verify_folder(folder) for folder in folders}
-    for folder, faults in faults_of.items():
-        terminal().write("".join(f"{folder}: {terminal().clean(fault)}\n" for fault in faults or ["whole"]))
+    fields = [{"path": str(folder), "faults": faults} for folder, faults in faults_of.items()]
+    print_result(
+        options, fields, (f"{at}: {fault}" for at, faults in faults_of.items() for fault in faults or ["whole"])
+    )
     damaged = [folder for folder, faults in faults_of.items() if faults]
     if damaged:
         made_here = damaged[0] in lineage.folders(options.directory)
@@ -225,7 +230,7 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
             hint=again if made_here else "fetch or copy it again: slmctl fetch",
         )
     if key is not None:
-        _require_signed(folders, key)
+        _require_signed(options, folders, key)
 
 
 @click.command()
@@ -301,10 +306,10 @@ def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
     print_result(options, unneeded.to_json(), module.lines(unneeded, project.root))
     if not unneeded.items:
         return
-    if not yes and not sys.stdin.isatty():
+    if not yes and unneeded.size and not sys.stdin.isatty():
         console.say("nothing is removed: stdin is no terminal for the confirmation; --yes removes it")
         return
-    if yes or click.confirm(f"remove {console.size(unneeded.size)}?", default=False, err=True):
+    if yes or not unneeded.size or click.confirm(f"remove {console.size(unneeded.size)}?", default=False, err=True):
         freed, left = module.remove(project, unneeded)
         for path in left:
             console.say(f"  kept, since a process uses it by now: {path}")
@@ -320,6 +325,7 @@ def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
     metavar="[PATH]",
     help="Show a base that pull has left, in place of the machine; that of slmctl.yaml by default.",
 )
+@option("--json", store="json", is_flag=True, help="Print the checks as JSON.")
 @offline_option
 @config_options
 @click.pass_obj
@@ -332,12 +338,7 @@ def doctor(options: Options, fix: bool, base: str | None) -> None:
         for done in doctor_module.fix():
             console.say(done)
     checks = doctor_module.examine() if base is None else doctor_module.examine_base(_base(options, base))
-    width = max(len(check.name) for check in checks)
-    for check in checks:
-        mark = "MISS" if not check.ok else "note" if check.remedy else "ok  "
-        console.write(f"{mark} {check.name:<{width}}  {check.result}\n")
-        if check.remedy:
-            console.write(f"     {'':<{width}}  -> {check.remedy}\n")
+    print_result(options, list(map(dataclasses.asdict, checks)), doctor_module.lines(checks))
     missing = [check for check in checks if not check.ok]
     if missing:
         from slmctl.errors import MissingError
@@ -433,14 +434,15 @@ def _collected(root: Path) -> list[Path]:
     return list(dict.fromkeys(path for path in paths if path.exists()))
 
 
-def _require_signed(folders: list[Path], key: Path) -> None:
+def _require_signed(options: Options, folders: list[Path], key: Path) -> None:
     from slmctl.pipeline import system_errors
     from slmctl.releases import signing
 
     try:
         for folder in folders:
             signing.verify(folder, key)
-            terminal().write(f"{folder}: signed by the holder of {key.name}\n")
+            if not options.json:
+                terminal().write(f"{folder}: signed by the holder of {key.name}\n")
     except ModuleNotFoundError as error:
         raise system_errors.missing(error, "verify --key") from error
 

@@ -101,12 +101,16 @@ def _run_command() -> int:
         return 0
     except SlmctlError as error:
         try:
-            terminal().complain(error.message, error.hint)
+            return _failed(error.message, error.hint, error.code)
         except (MemoryError, ImportError):  # of the console, which is imported for it
             return _no_memory()
-        return error.code
     except click.ClickException as error:
+        hint = _plan_hint(error)
+        if _as_json():
+            return _failed(error.format_message(), hint, error.exit_code)
         error.show()
+        if hint:
+            terminal().say(f" hint: {hint}")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # of a library, which click takes for Ctrl-D
@@ -120,9 +124,32 @@ def _run_command() -> int:
             raise  # raised by a library without a number: a bug
         return _system_error(error)
     except terminal().OutputError as error:
-        terminal().complain(f"the result cannot be written to stdout: {error}", "stdout is closed or full")
         sys.stdout = None  # else it is flushed once more at the exit, and fails once more
-        return StageError.code
+        return _failed(f"the result cannot be written to stdout: {error}", "stdout is closed or full", StageError.code)
+
+
+def _as_json() -> bool:
+    return os.environ.get("SLMCTL_ERRORS") == "json"
+
+
+def _plan_hint(error: click.ClickException) -> str:
+    """The command that does what `--dry-run` does elsewhere."""
+    if not isinstance(error, click.NoSuchOption) or error.option_name != "--dry-run":
+        return ""
+    has_plan = error.ctx is not None and any("--plan" in parameter.opts for parameter in error.ctx.command.params)
+    return f"slmctl {cli.called if has_plan else 'run'} --plan"
+
+
+def _failed(message: str, hint: str, code: int) -> int:
+    """Say why the command ends, in words or as a line of JSON; returns the exit code."""
+    if _as_json():
+        import json
+
+        fields = {"error": message, "hint": hint, "exit_code": code, "command": cli.called}
+        terminal().complain(json.dumps(fields), as_it_is=True)
+    else:
+        terminal().complain(message, hint)
+    return code
 
 
 def _no_memory() -> int:
@@ -136,9 +163,9 @@ def _system_error(error: OSError) -> int:
     import traceback
 
     subject = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    terminal().complain(f"{_short(subject)}{error.strerror}", "slmctl -v COMMAND shows where it happened")
     terminal().detail("".join(traceback.format_exception(error)))
-    return 2 if error.errno in _OF_NAMES else StageError.code
+    code = 2 if error.errno in _OF_NAMES else StageError.code
+    return _failed(f"{_short(subject)}{error.strerror}", "slmctl -v COMMAND shows where it happened", code)
 
 
 def _short(text: str, limit: int = 300) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from slmctl.cli.group import (
     key_option,
     make_workspace,
     offline_option,
+    option,
+    print_result,
     read_settings,
     terminal,
     value_option,
@@ -131,13 +134,14 @@ def keys_add(
 ) -> None:
     """Create a key for a client; prints it, once.
 
-    The file keeps its hash alone. A running server accepts the key at once.
+    The file keeps its hash alone. A running server accepts the key at once, unless it was started without the file.
     """
     from slmctl import config
     from slmctl.server import api_keys
 
     settings = read_settings(options)
     path = path or settings.serve.keys
+    is_first = not path.exists()
     secret = api_keys.add(path, name, rate=rate, concurrency=concurrency, models=models)
     served = [*(settings.serve.fleet or [settings.project]), *settings.serve.adapters]
     strange = [model for model in models if model not in served]
@@ -146,20 +150,31 @@ def keys_add(
             f"note: {config.FILENAME} has no model {' and no model '.join(strange)}, but {', '.join(served)}; a server "
             f"without that name refuses what the key asks (404), and this undoes it: slmctl keys revoke {name}"
         )
+    if is_first:
+        terminal().say(
+            f"note: {path} is new: a server that was started without it asks for no key until you restart it"
+        )
     terminal().say(f"its hash is in {path}; the key is shown once:")
     terminal().write(secret + "\n")
 
 
 @keys_group.command(name="list")
+@option("--json", store="json", is_flag=True, help="Print the keys as JSON, without their hashes.")
 @_keys_file
 @click.pass_obj
 def keys_list(options: Options, path: Path | None) -> None:
     """List the keys with their creation times, limits and models."""
-    for key in _keys_in(path or read_settings(options).serve.keys):
-        limits = [f"{key.rate:g} a minute"] if key.rate else []
-        limits += [f"{key.concurrency} at the same time"] if key.concurrency else []
-        limits += [f"for {' and '.join(key.models)}"] if key.models else []
-        terminal().write("  ".join([f"{key.name:<24}", key.created, ", ".join(limits)]).rstrip() + "\n")
+    keys = _keys_in(path or read_settings(options).serve.keys)
+    fields = [{k: v for k, v in dataclasses.asdict(key).items() if k != "sha256"} for key in keys]
+    print_result(options, fields, map(_line, keys))
+
+
+def _line(key: Key) -> str:
+    """A key's name, time and limits as one line."""
+    limits = [f"{key.rate:g} a minute"] if key.rate else []
+    limits += [f"{key.concurrency} at the same time"] if key.concurrency else []
+    limits += [f"for {' and '.join(key.models)}"] if key.models else []
+    return "  ".join([f"{key.name:<24}", key.created, ", ".join(limits)]).rstrip()
 
 
 @keys_group.command(name="revoke")

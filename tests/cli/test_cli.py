@@ -252,6 +252,13 @@ def test_templates_are_those_that_ship() -> None:
         (["train"], "no command 'train': slmctl finetune\n"),
         (["export"], "no command 'export': slmctl quantize or slmctl publish\n"),
         (["list"], "no command 'list': slmctl ls\n"),
+        (["stop"], "no command 'stop'\n hint: a server ends with Ctrl-C or SIGTERM"),
+        (["upgrade"], "no command 'upgrade'\n hint: install the new version with pip"),
+        (["delete"], "no command 'delete': slmctl gc or slmctl keys\n"),
+        (["import"], "no command 'import': slmctl init or slmctl pull\n"),
+        (["run", "--dry-run"], "\n hint: slmctl run --plan"),
+        (["publish", "--dry-run"], "\n hint: slmctl publish --plan"),
+        (["merge", "--dry-run"], "\n hint: slmctl run --plan"),
         (["run", "--until", "nonsense"], "is not one of 'pull', 'label'"),
         (["-C", "no/such/folder", "run"], "does not exist"),
         (["finetune", "--epochs", "many"], "is not a valid float"),
@@ -264,6 +271,75 @@ def test_wrong_use_is_2(arguments: list[str], said: str, tmp_path: Path) -> None
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "command", "said"),
+    [
+        (["nonsense"], 2, "nonsense", "no command 'nonsense'"),
+        (["keys", "add", "crm", "--rate", "x"], 2, "keys add", "'x' is not a valid float range"),
+        (["-C", ".", "run", "--dry-run"], 2, "run", "No such option"),
+        (["run"], 2, "run", "slmctl.yaml does not exist"),
+        (["verify"], 7, "verify", "there are no artifacts"),
+        (["init", "\x1b[31mé.csv"], 2, "init", "é.csv matches no file"),
+        (["init", "a" * 300], 2, "init", "File name too long"),
+    ],
+    ids=str,
+)
+def test_an_error_is_a_line_of_json_where_that_is_asked(
+    arguments: list[str], code: int, command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLMCTL_ERRORS", "json")
+    done = slmctl(*arguments, cwd=tmp_path)
+    fields = json.loads(done.stderr)  # one line, and nothing beside it
+    assert set(fields) == {"error", "hint", "exit_code", "command"}
+    assert (done.returncode, fields["exit_code"], fields["command"], done.stdout) == (code, code, command, "")
+    assert said in fields["error"]
+    assert done.stderr.isascii()
+
+
+def test_results_that_scripts_read_are_json(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_checks, "_matmul", list)  # takes ten seconds
+    checks = json.loads(slmctl("doctor", "--json", cwd=bare).stdout)
+    assert {"name", "result", "ok", "remedy"} == set(checks[0])
+    assert slmctl("doctor", cwd=bare).stdout.splitlines()[0].startswith("ok   slmctl")
+    assert json.loads(slmctl("keys", "list", "--json", cwd=bare).stdout) == []
+    first = slmctl("keys", "add", "crm", "--rate", "60", "--model", "acme", cwd=bare)
+    assert "a server that was started without it asks for no key until you restart it" in first.stderr
+    assert "restart" not in slmctl("keys", "add", "web", cwd=bare).stderr
+    (crm, web) = json.loads(slmctl("keys", "list", "--json", cwd=bare).stdout)
+    assert (crm["name"], crm["rate"], crm["concurrency"], crm["models"]) == ("crm", 60.0, None, ["acme"])
+    assert (web["name"], set(web)) == ("web", {"name", "created", "rate", "concurrency", "models"})  # and no hash
+    made = leave(bare, "pull")
+    whole = slmctl("verify", "--json", cwd=bare)
+    assert (whole.returncode, json.loads(whole.stdout)) == (
+        0,
+        [{"path": str(made.path.relative_to(bare)), "faults": []}],
+    )
+    (made.path / "extra").write_text("x")
+    damaged = slmctl("verify", "--json", cwd=bare)
+    assert damaged.returncode == 7
+    assert json.loads(damaged.stdout)[0]["faults"] == ["extra: extra"]
+
+
+def test_show_completes_kinds_ids_and_files(bare: Path) -> None:
+    made = leave(bare, "pull")
+    for begun, wanted in (("ba", "plain,base"), (made.path.name[:3], f"plain,{made.path.name}"), ("a.c", "file,a.c")):
+        env = os.environ | {
+            "COMP_WORDS": f"slmctl show {begun}",
+            "COMP_CWORD": "2",
+            "_SLMCTL_COMPLETE": "bash_complete",
+        }
+        done = subprocess.run([SCRIPT], env=env, cwd=bare, capture_output=True, text=True, check=False)
+        assert wanted in done.stdout.splitlines()
+
+
+def test_gc_does_not_ask_about_locks_alone(bare: Path) -> None:
+    lock = bare / "runs" / ".locks" / "base-0123456789ab"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("")
+    done = slmctl("gc", cwd=bare)
+    assert (done.returncode, "0 B freed" in done.stderr, lock.exists()) == (0, True, False)
 
 
 @pytest.mark.parametrize(
