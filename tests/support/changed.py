@@ -9,8 +9,11 @@ import pytest
 
 from support import ROOT, TESTS
 
-# A folder of tests has the name of the folder of slmctl/ that it tests. Some depend on others as well.
+# A folder of tests has the name of the folder of slmctl/ that it tests. Some depend on others as well, and a file
+# of tests/ or tests/hostile may depend on some alone.
 ALSO = {
+    "hostile/test_changing_source.py": ("artifacts", "sources", "stages/predict"),
+    "hostile/test_sources.py": ("child.py", "config", "network", "sources", "task"),
     "server": ("inference", "production", "sensitive"),
     "stages/calibrate": ("metrics",),
     "stages/evaluate": ("metrics",),
@@ -21,8 +24,9 @@ ALSO = {
     "stages/publish": ("releases",),
     "stages/pull": ("model_files", "stages/quantize"),
     "stages/quantize": ("inference", "model_files"),
+    "test_architectures.py": ("config", "inference", "model_files", "models", "pipeline", "stages", "task"),
 }
-# Those of tests/promises, tests/hostile and tests/*.py run whole projects; they depend on all of these.
+# Others of tests/promises, tests/hostile and tests/*.py run whole projects; they depend on all of these.
 PROGRAM = ("slmctl", "templates", "examples")
 EVERYTHING = ("pyproject.toml", "Makefile", ".ci", "tests/conftest.py", "tests/support")
 
@@ -47,9 +51,8 @@ def _changed(since: str) -> list[Path]:
 
 def _concerned(test: Path, changed: list[Path]) -> bool:
     """True if a test's own file has changed, or something that it depends on."""
-    folder = test.relative_to(TESTS).parent.as_posix()
-    watched = (
-        [f"slmctl/{name}" for name in (folder, *ALSO.get(folder, ()))] if (ROOT / "slmctl" / folder).is_dir() else []
-    )
+    name, folder = test.relative_to(TESTS).as_posix(), test.relative_to(TESTS).parent.as_posix()
+    own = (folder, *ALSO.get(folder, ())) if folder != "." and (ROOT / "slmctl" / folder).is_dir() else ()
+    watched = [f"slmctl/{place}" for place in ALSO.get(name, own)]
     places = [test.relative_to(ROOT), *map(Path, EVERYTHING), *map(Path, watched or PROGRAM)]
     return any(path.is_relative_to(place) for path in changed for place in places)
