@@ -24,6 +24,7 @@ from slmctl.errors import IntegrityError
 FILENAME = "policy.json"
 SCHEMA = 1
 LABELS = 5  # the likeliest ones that predictions hold, and no more of an answer's are looked at
+UNSURE = 0.05  # chance of n right answers where the share that is right is UNSURE ** (1 / n)
 FLOOR = 1e-7  # probabilities below it are taken for it: predictions hold six digits
 
 
@@ -129,7 +130,11 @@ class PolicyFigures(TypedDict, total=False):
 
     Attributes:
         rows, fitted_on, tested_on: Numbers of all rows, of those that fit the score, of those that test the threshold.
+        groups, design_effect: Number of groups of all rows, and how many of the kept rows tell as much as one
+            independent row; there where rows have groups.
         kept, error, error_bound: At the threshold of the policy; see CurvePoint.
+        chance_to_pass: Chance that any threshold passes, predicted from the scores; a policy that passed against the
+            odds is more often over max_error.
         max_error, confidence: The largest error allowed, and the confidence of its bound.
         accuracy: Share of right answers to rows in scope.
         p_correct, right: Mean P(correct), and share of answers that are right to keep, among all calibration rows that
@@ -143,6 +148,9 @@ class PolicyFigures(TypedDict, total=False):
     rows: int
     fitted_on: int
     tested_on: int
+    groups: int
+    design_effect: float
+    chance_to_pass: float
     kept: float
     error: float
     error_bound: float
@@ -254,7 +262,8 @@ class Policy:
             ValueError: The answer has no confidence, or is of another kind than the policy's.
         """
         score = self.score(answer)
-        p_correct = round(self.p_correct(score), 4)
+        most = UNSURE ** (1 / self.figures["rows"]) if self.figures.get("rows") else 1.0
+        p_correct = round(min(self.p_correct(score), most), 4)  # n right answers show no more than this share
         if self.out_of_scope and text.strip() == self.out_of_scope:
             return Decision(False, p_correct, "out-of-scope")
         keep = score >= self.threshold

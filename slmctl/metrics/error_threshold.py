@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -19,7 +20,14 @@ from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import GateError
 from slmctl.inference.escalation_policy import CurvePoint, PolicyFigures, linear
-from slmctl.metrics.statistics import chance_of_at_most, error_bound, hashed_position
+from slmctl.metrics.statistics import (
+    chance_of_at_most,
+    effective_groups,
+    error_bound,
+    hashed_position,
+    independent_rows,
+    jackknife_effect,
+)
 
 MIN_ROWS = 200  # fewer cannot bound an error of a few percent
 FIT_SHARE = 0.3  # share of the rows that fit the score; the others, held out from the fit, test the thresholds
@@ -42,6 +50,7 @@ class CalibrationRows:
         outside: (n,) true where the reference answer is the out-of-scope label.
         says_outside: (n,) true where the answer is the out-of-scope label; such answers are never kept.
         fits: (n,) true for rows that fit the score; the others test thresholds.
+        groups: (n,) the number of each row's group, which lies as a whole on one side of `fits`; None without groups.
     """
 
     names: tuple[str, ...]
@@ -50,10 +59,14 @@ class CalibrationRows:
     outside: Mask
     says_outside: Mask
     fits: Mask
+    groups: npt.NDArray[np.int64] | None = None
 
     def only(self, mask: Mask) -> CalibrationRows:
-        masks = (self.right, self.outside, self.says_outside, self.fits)
-        return CalibrationRows(self.names, self.signals[mask], *(values[mask] for values in masks))
+        right, outside, says_outside, fits = (
+            values[mask] for values in (self.right, self.outside, self.says_outside, self.fits)
+        )
+        groups = self.groups[mask] if self.groups is not None else None
+        return CalibrationRows(self.names, self.signals[mask], right, outside, says_outside, fits, groups)
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class Cut:
         expected: Number of wrong answers among the kept ones, as predicted from their scores.
         wrong: Number of wrong answers among the kept ones.
         outside_kept: Number of out-of-scope rows among the kept ones.
+        effect: Design effect: so many of these rows tell as much as one that is independent of all others.
     """
 
     threshold: float
@@ -73,6 +87,15 @@ class Cut:
     expected: float
     wrong: int
     outside_kept: int
+    effect: float = 1.0
+
+    def bound(self, confidence: float) -> float:
+        """Upper bound of the share of wrong answers among those that the threshold keeps."""
+        return error_bound(*_independent(self.wrong, self.kept, self.effect), confidence)
+
+    def outside_bound(self, outside: int, confidence: float) -> float:
+        """Upper bound of the share of out-of-scope questions that the threshold keeps, from `outside` rows."""
+        return error_bound(*_independent(self.outside_kept, outside, self.effect), confidence)
 
 
 class FittedThreshold(TypedDict):
@@ -103,12 +126,18 @@ def fit(rows: CalibrationRows, config: CalibrateConfig) -> FittedThreshold:
     named = dict(zip(rows.names, weights, strict=True))
     scores = np.array([linear(named, bias, dict(zip(rows.names, row, strict=True))) for row in rows.signals.tolist()])
     tests = rows.only(~rows.fits)
-    cuts = list(_cuts(scores[~rows.fits], tests))
+    cuts = list(_cuts(scores[~rows.fits], tests, _likeness(rows)))
     chosen = choose(cuts, int(tests.outside.sum()), config)
+    chance = max((_chance_to_pass(cut, config) for cut in _tried(cuts, config)), default=0.0)
     if chosen is None:
-        raise GateError(_unreachable(cuts, config), hint="a larger calibrate.max_error, more rows, or a better model")
+        odds = f" (by the scores, {percent(chance, 0)} of such data sets pass)"
+        raise GateError(
+            _unreachable(cuts, config) + odds, hint="a larger calibrate.max_error, more rows, or a better model"
+        )
     figures = _figures(chosen, cuts, tests, config)
-    figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum())}
+    figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum()), "chance_to_pass": chance}
+    if rows.groups is not None:
+        figures |= {"groups": len(np.unique(rows.groups)), "design_effect": chosen.effect}
     return {
         "weights": named, "bias": bias, "threshold": chosen.threshold, "knots": isotonic(scores, good),
         "figures": figures,
@@ -125,19 +154,25 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
 
     `cuts` go from the strictest to the loosest; `outside` is the number of out-of-scope rows.
     """
-    tried = _thinned([cut for cut in cuts if cut.kept >= _least(config)])
+    tried = _tried(cuts, config)
     if not tried:
         return None
     first = max(tried, key=lambda cut: _chance_to_pass(cut, config))
     chosen = None
     for cut in tried[tried.index(first) :]:
-        if error_bound(cut.wrong, cut.kept, config.confidence) > config.max_error:
+        if cut.bound(config.confidence) > config.max_error:
             break
         limit = config.max_out_of_scope_kept
-        if limit is not None and error_bound(cut.outside_kept, outside, config.confidence) > limit:
+        if limit is not None and cut.outside_bound(outside, config.confidence) > limit:
             break
         chosen = cut
     return chosen
+
+
+def _tried(cuts: Sequence[Cut], config: CalibrateConfig) -> list[Cut]:
+    """The cuts that can be tested, from the strictest to the loosest."""
+    least = _least(config)
+    return _thinned([cut for cut in cuts if cut.kept / cut.effect >= least])
 
 
 def _chance_to_pass(cut: Cut, config: CalibrateConfig) -> float:
@@ -146,10 +181,11 @@ def _chance_to_pass(cut: Cut, config: CalibrateConfig) -> float:
     The number is modelled as geometric with mean `expected`, a wide distribution: few rows fitted the scores, so
     `expected` may be far off. This favours cuts with more rows, which tolerate that.
     """
+    kept, expected = math.floor(cut.kept / cut.effect), cut.expected / cut.effect
     refused = bisect.bisect_right(  # the smallest number of wrong answers that fails the bound
-        range(cut.kept), 1 - config.confidence, key=lambda wrong: chance_of_at_most(wrong, cut.kept, config.max_error)
+        range(kept), 1 - config.confidence, key=lambda wrong: chance_of_at_most(wrong, kept, config.max_error)
     )
-    return 1 - (cut.expected / (1 + cut.expected)) ** refused
+    return 1 - (expected / (1 + expected)) ** refused
 
 
 def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
@@ -188,16 +224,50 @@ def isotonic(scores: Floats, good: Mask) -> tuple[tuple[float, float], ...]:
     return tuple((total / n, right / n) for n, right, total in blocks)
 
 
-def _cuts(scores: Floats, rows: CalibrationRows) -> Iterator[Cut]:
+def _independent(wrong: int, total: int, effect: float) -> tuple[int, int]:
+    """Counts of independent rows that tell as much, rounded so that the bound is not too small."""
+    return (wrong, total) if effect == 1 else (math.ceil(wrong / effect), math.floor(total / effect))
+
+
+def _likeness(rows: CalibrationRows) -> float:
+    """Correlation, 0 to 1, of right and wrong answers within groups, over all rows: few kept answers are wrong.
+
+    The design effect of rows in groups of equal size m is 1 + (m - 1) * correlation (Kish 1965).
+    """
+    if rows.groups is None:
+        return 0.0
+    wrong = (~rows.right | rows.outside).astype(np.float64)
+    size = len(wrong) / effective_groups(np.bincount(rows.groups).tolist())
+    return min(max((jackknife_effect(wrong, rows.groups) - 1) / max(size - 1, 1e-9), 0.0), 1.0)
+
+
+def _effects(groups: npt.NDArray[np.int64], likeness: float) -> Floats:
+    """Design effect of the first k + 1 of some rows, for every k; groups: (n,), in the order of the rows."""
+    seen: Counter[int] = Counter()
+    squares = np.empty(len(groups))
+    for k, group in enumerate(groups.tolist()):
+        squares[k] = 2 * seen[group] + 1
+        seen[group] += 1
+    counts = np.arange(1, len(groups) + 1)
+    sizes = np.cumsum(squares) / counts
+    rounded = [float(f"{effective:.2g}") for effective in (counts / sizes).tolist()]
+    widened = {each: each / independent_rows(each) for each in set(rounded)}
+    return (1 + (sizes - 1) * likeness) * np.array([widened[each] for each in rounded])
+
+
+def _cuts(scores: Floats, rows: CalibrationRows, likeness: float = 0.0) -> Iterator[Cut]:
     """Every distinct score as a threshold, from the strictest to the loosest."""
     usable = np.flatnonzero(~rows.says_outside)
     order = usable[np.argsort(-scores[usable], kind="stable")]
     wrong = np.cumsum(~rows.right[order] | rows.outside[order])
     outside = np.cumsum(rows.outside[order])
     expected = np.cumsum(1 / (1 + np.exp(np.clip(scores[order], -30, 30))))
+    effects = np.ones(len(order)) if rows.groups is None else _effects(rows.groups[order], likeness)
     for k, at in enumerate(order):
         if k + 1 == len(order) or scores[order[k + 1]] < scores[at]:
-            yield Cut(float(scores[at]), k + 1, float(expected[k]), int(wrong[k]), int(outside[k]))
+            yield Cut(
+                float(scores[at]), k + 1, float(expected[k]), int(wrong[k]), int(outside[k]), float(effects[k])
+            )  # fmt: skip
 
 
 def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
@@ -223,7 +293,7 @@ def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: Ca
         "tested_on": n,
         "kept": chosen.kept / n,
         "error": chosen.wrong / chosen.kept,
-        "error_bound": error_bound(chosen.wrong, chosen.kept, config.confidence),
+        "error_bound": chosen.bound(config.confidence),
         "max_error": config.max_error,
         "confidence": config.confidence,
         "accuracy": float((rows.right & ~rows.outside).sum() / max(inside, 1)),
@@ -233,7 +303,7 @@ def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: Ca
         figures |= {
             "out_of_scope_rows": outside,
             "out_of_scope_kept": chosen.outside_kept / outside,
-            "out_of_scope_bound": error_bound(chosen.outside_kept, outside, config.confidence),
+            "out_of_scope_bound": chosen.outside_bound(outside, config.confidence),
             "in_scope_kept": (chosen.kept - chosen.outside_kept) / max(inside, 1),
         }
     return figures
@@ -244,7 +314,7 @@ def _point(cut: Cut, n: int, outside: int, config: CalibrateConfig) -> CurvePoin
         "threshold": cut.threshold,
         "kept": cut.kept / n,
         "error": cut.wrong / cut.kept,
-        "error_bound": error_bound(cut.wrong, cut.kept, config.confidence),
+        "error_bound": cut.bound(config.confidence),
     }
     if outside:
         point["out_of_scope_away"] = 1 - cut.outside_kept / outside
@@ -266,10 +336,12 @@ def _spread(cuts: Sequence[Cut]) -> list[Cut]:
 
 def _unreachable(cuts: Sequence[Cut], config: CalibrateConfig) -> str:
     least = _least(config)
-    first = next((cut for cut in cuts if cut.kept >= least), None)
+    first = next((cut for cut in cuts if cut.kept / cut.effect >= least), None)
     if first is None:
+        count, effect = (cuts[-1].kept, cuts[-1].effect) if cuts else (0, 1.0)
+        alike = f", as many as {count / effect:.0f} independent ones by their groups," if effect > 1 else ""
         return (
-            f"an error of at most {percent(config.max_error)} cannot be shown: {cuts[-1].kept if cuts else 0} rows "
+            f"an error of at most {percent(config.max_error)} cannot be shown: {count} rows{alike} "
             f"test it, and at least {least} rows without a wrong answer are needed"
         )
     return (
@@ -280,5 +352,8 @@ def _unreachable(cuts: Sequence[Cut], config: CalibrateConfig) -> str:
 
 
 def fits_score(id: str) -> bool:
-    """True for a row that fits the score. It depends on the row's id alone, so it is the same in every run."""
+    """True for a row that fits the score. It depends on the row's id alone, so it is the same in every run.
+
+    `id` is that of the row's group, where it has one: rows of one group would tell the score about those that test it.
+    """
     return hashed_position(f"calibrate/{id}") < FIT_SHARE

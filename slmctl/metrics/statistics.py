@@ -216,9 +216,8 @@ def independent_rows(groups: float) -> float:
 def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
     """Number of grouped rows that tell as much about their mean as one independent row; at least 1.
 
-    The variance of the mean is that of the delete-a-group jackknife (Wolter 1985, Introduction to Variance Estimation),
-    which holds where one group is much larger than the others; `independent_rows` adds that groups are few. Where all
-    values are equal, the correlation within groups is unknown and is assumed to be 1.
+    `jackknife_effect`, widened since groups are few. Where all values are equal, the correlation within groups is
+    unknown and is assumed to be 1.
 
     Args:
         values: (n,) of the rows.
@@ -227,18 +226,33 @@ def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
     import numpy as np
 
     sizes = np.bincount(groups)
-    present, n = sizes > 0, len(values)
-    sizes, count = sizes[present], int(present.sum())
-    if count == n:
+    if (count := int((sizes > 0).sum())) == len(values):
         return 1.0
     alike = effective_groups(sizes.tolist())
+    if count < 2 or float(np.ptp(values)) < 1e-9:
+        return len(values) / independent_rows(alike)
+    return jackknife_effect(values, groups) * alike / independent_rows(alike)
+
+
+def jackknife_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
+    """Variance of a mean over grouped rows, divided by that over independent rows; at least 1, also for equal values.
+
+    The delete-a-group jackknife (Wolter 1985, Introduction to Variance Estimation), which holds where one group is much
+    larger than the others.
+
+    Args: As `design_effect`.
+    """
+    import numpy as np
+
+    sizes = np.bincount(groups)
+    present, n = sizes > 0, len(values)
+    sizes, count = sizes[present], int(present.sum())
     apart = values - values.mean()
     spread = float((apart**2).sum())
     if spread < 1e-12 or count < 2:
-        return n / independent_rows(alike)
+        return 1.0
     moved = np.bincount(groups, apart)[present] / (1 - sizes / n)
-    effect = (count - 1) / count * float((moved**2).sum()) / spread
-    return max(1.0, effect) * alike / independent_rows(alike)
+    return max(1.0, (count - 1) / count * float((moved**2).sum()) / spread)
 
 
 def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,11 +138,25 @@ def calibration_inputs(
     section = project.stage("calibrate").settings
     splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
     if request_of is not None:
-        return {role: get(request_of(split)) for role, split in splits.items()}
+        inputs: Inputs = {role: get(request_of(split)) for role, split in splits.items()}
+        return inputs | grouped_rows(project)
     type = None
     if model == "gguf":
         type, model = _served_type(project), ENSEMBLE if _ships_opinion(project) else model
-    return {role: get(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
+    inputs = {role: get(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
+    return inputs | grouped_rows(project)
+
+
+def grouped_rows(project: Project, made: Artifact | None = None) -> Inputs:
+    """The data set as an input where its rows have groups: that of some predictions, or the project's own."""
+    if made is None:
+        grouped = any(source.group for source in project.config.prepare.sources)
+        return {PREPARED.name: project.artifact(PREPARED)} if grouped else {}
+    with contextlib.suppress(IntegrityError):
+        (prepared,) = inputs_of(project, made, PREPARED.name)
+        if prepared.metrics["splits"]["by"] == "group":
+            return {PREPARED.name: prepared}
+    return {}
 
 
 def _ships_opinion(project: Project) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,18 @@ from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
 from slmctl.metrics.predictions import Prediction, PredictionFacts, facts_of, read_predictions
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
+from slmctl.task.records import read_records
 
 FEW_ROWS = 400  # with fewer, a policy often passes by chance
 
 
 def run(
-    config: CalibrateConfig, *, predictions: Artifact, out: Path, outside: Artifact | None = None
-) -> dict[str, Any]:
+    config: CalibrateConfig, *, predictions: Artifact, out: Path, outside: Artifact | None = None,
+    prepared: Artifact | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Fit the score, test the thresholds, and write `policy.json` and `curve.svg`.
+
+    `prepared`: the data set of the rows, where these have groups.
 
     Raises:
         DataError: There are too few rows, or the answers have no confidence.
@@ -45,7 +49,7 @@ def run(
     own = len(lines)
     if outside is not None:
         lines += [line for line in _answered(outside) if line["expected"] == config.out_of_scope]
-    rows = read(lines, task, config)
+    rows = read(lines, task, config, _groups(prepared) if prepared is not None else None)
     fitted = error_threshold.fit(rows, config)
     policy = Policy(
         gguf=_source(facts_of(predictions)), task=task.digest, kind=task.kind, correct=correctness(task, config),
@@ -91,6 +95,12 @@ def _expected(policy: Policy, lines: Sequence[Prediction], rows: CalibrationRows
     return {"p_correct": float(np.mean(chances)), "right": float(right.mean())}
 
 
+def _groups(prepared: Artifact) -> dict[str, str]:
+    """Id of a held-out record -> its group, or the id itself where it has none."""
+    files = [prepared.file(f"{split}.jsonl") for split in ("calibration", "validation")]
+    return {record.id: record.group or record.id for path in files for record in read_records(path)}
+
+
 def correctness(task: Task, config: CalibrateConfig) -> str:
     """The definition of a right answer, in words."""
     if task.rules.is_free and config.min_token_f1 is not None:
@@ -106,8 +116,10 @@ def is_right(task: Task, config: CalibrateConfig, answer: str, expected: str) ->
     return task.rules.same(expected, answer)
 
 
-def read(lines: Sequence[Prediction], task: Task, config: CalibrateConfig) -> CalibrationRows:
-    """Predictions as calibration rows.
+def read(
+    lines: Sequence[Prediction], task: Task, config: CalibrateConfig, groups: Mapping[str, str] | None = None
+) -> CalibrationRows:
+    """Predictions as calibration rows; `groups` has the group of each row by its id, where rows have groups.
 
     Raises:
         DataError: There are fewer than MIN_ROWS, or one has no answer or no confidence.
@@ -131,6 +143,7 @@ def read(lines: Sequence[Prediction], task: Task, config: CalibrateConfig) -> Ca
     names = tuple(table[0])
     if any(tuple(row) != names for row in table):
         raise DataError("these predictions cannot be calibrated: some answers have labels and others have none")
+    names_of_groups = [(groups or {}).get(line["id"], line["id"]) for line in lines]
     answers = [line["answer"] or "" for line in lines]
     expected = [line["expected"] for line in lines]
     return CalibrationRows(
@@ -139,7 +152,8 @@ def read(lines: Sequence[Prediction], task: Task, config: CalibrateConfig) -> Ca
         np.array([is_right(task, config, a, b) for a, b in zip(answers, expected, strict=True)]),
         np.array([bool(outside) and reference == outside for reference in expected]),
         np.array([bool(outside) and answer.strip() == outside for answer in answers]),
-        np.array([fits_score(line["id"]) for line in lines]),
+        np.array([fits_score(name) for name in names_of_groups]),
+        np.unique(names_of_groups, return_inverse=True)[1] if groups is not None else None,
     )
 
 

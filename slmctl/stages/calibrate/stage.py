@@ -19,6 +19,7 @@ from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, S
 from slmctl.pipeline.predictions import EndpointModel
 from slmctl.pipeline.runner import Outcome
 
+LIKELY = 0.5  # chance to pass, below which one that passed is told to be doubtful
 MORE_ROWS = "prepare.splits.calibration: 0.15"
 
 
@@ -26,7 +27,11 @@ class Calibrate(Stage[CalibrateConfig]):
     """Fit the policy that keeps or escalates answers, on calibration rows."""
 
     name = "calibrate"
-    takes = (Role("predictions", ("predictions",)), Role("outside", ("predictions",), optional=True))
+    takes = (
+        Role("predictions", ("predictions",)),
+        Role("outside", ("predictions",), optional=True),
+        Role("prepared", ("prepared",), optional=True),  # where rows have groups, to count these
+    )
     waits_for = ("base", "adapter", "gguf", "encoder")
     imports = ("llama_cpp", "llguidance")
     uses = ("numpy",)
@@ -37,7 +42,8 @@ class Calibrate(Stage[CalibrateConfig]):
         if filled:
             return filled
         if "predictions" in (named := self.project.named):
-            return {role.name: named[role.name] for role in reversed(self.takes) if role.name in named}
+            own = {role.name: named[role.name] for role in self.takes[1::-1] if role.name in named}
+            return own | predictions.grouped_rows(self.project, named["predictions"])
         return predictions.calibration_inputs(self.project, get)
 
     def current(self) -> Iterator[StageRequest]:
@@ -116,6 +122,16 @@ def show(policy: Artifact) -> None:
         f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of them wrong, at most "
         f"{percent(fit['error_bound'])} with {percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
     )
+    if (chance := fit.get("chance_to_pass", 1.0)) < LIKELY:
+        console.say(
+            f"  note: by their scores, only {percent(chance, 0)} of such data sets pass, so this policy may be over "
+            "max_error more often than its confidence says; more calibration rows tell"
+        )
+    if fit.get("groups"):
+        console.say(
+            f"  the {fit['rows']} rows are of {console.count(fit['groups'], 'group')}, each right or wrong as a whole: "
+            f"{fit['design_effect']:.1f} of the kept ones count as one in the bound"
+        )
     if "least_confidence" in fit:
         console.say(
             f"  act on what {fit['model']} answers with a probability of {fit['least_confidence']:.4f} and more"

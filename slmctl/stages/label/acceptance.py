@@ -153,7 +153,7 @@ def accept(
     accepted = [entry for entry in rows if entry.accepted]
     return bound(
         "", figures["tested_on"], figures["kept"], figures["error"], figures["error_bound"], fitted["threshold"],
-        len(accepted), _most_wrong(accepted, figures, config.confidence), _fields(config, gold),
+        len(accepted), _most_wrong(accepted, figures, config.confidence), _fields(config, gold, figures),
         [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]],
     )  # fmt: skip
 
@@ -169,19 +169,24 @@ def _table(gold: Sequence[LabelledRow]) -> CalibrationRows:
         none,
         np.array([not entry.answer for entry in gold]),
         np.array([entry.row.is_pool for entry in gold]),
-    )
+        np.unique([entry.row.group or entry.row.id for entry in gold], return_inverse=True)[1]
+        if any(entry.row.group for entry in gold) else None,
+    )  # fmt: skip
 
 
 def _most_wrong(accepted: Sequence[LabelledRow], figures: PolicyFigures, confidence: float) -> int | None:
     """Upper bound of the number of wrong labels among accepted rows; None for no rows, and from BATCH rows on.
 
-    Near-duplicates are right or wrong together, so clusters are counted, and the largest ones assumed wrong.
+    Near-duplicates and rows of one group are right or wrong together, so clusters are counted, and the largest ones
+    assumed wrong.
     """
     if not 0 < len(accepted) < BATCH:
         return None
-    tested = round(figures["kept"] * figures["tested_on"])
-    clusters = Counter(near_duplicates.clusters([minhash.normalise(entry.row.text) for entry in accepted]).tolist())
-    wrong = batch_bound(round(figures["error"] * tested), tested, len(clusters), confidence)
+    tested, effect = round(figures["kept"] * figures["tested_on"]), figures.get("design_effect", 1.0)
+    alike = near_duplicates.clusters([minhash.normalise(entry.row.text) for entry in accepted]).tolist()
+    clusters = Counter(entry.row.group or place for entry, place in zip(accepted, alike, strict=True))
+    counts = math.ceil(round(figures["error"] * tested) / effect), math.floor(tested / effect)
+    wrong = batch_bound(*counts, len(clusters), confidence)
     return sum(size for _, size in clusters.most_common(wrong))
 
 
@@ -198,7 +203,7 @@ def _score(entries: Sequence[LabelledRow], fitted: FittedThreshold) -> None:
         entry.p_correct = round(float(np.interp(entry.score, scores, chances)), 4)
 
 
-def _fields(config: LabelConfig, gold: Sequence[LabelledRow]) -> dict[str, float]:
+def _fields(config: LabelConfig, gold: Sequence[LabelledRow], figures: PolicyFigures) -> dict[str, float]:
     """Upper bound of the error of each key among the accepted objects; a key that both lack is right."""
     if not kind_of(config.task.kind).structured:
         return {}
@@ -206,7 +211,9 @@ def _fields(config: LabelConfig, gold: Sequence[LabelledRow]) -> dict[str, float
     pairs = [(json.loads(entry.row.gold), json.loads(entry.answer)) for entry in tested]
     keys = sorted({key for pair in pairs for value in pair if isinstance(value, dict) for key in value})
     wrong = {key: sum(not answer_metrics.equal(_field(a, key), _field(b, key)) for a, b in pairs) for key in keys}
-    return {key: error_bound(count, len(pairs), config.confidence) for key, count in wrong.items()}
+    effect = figures.get("design_effect", 1.0)
+    total = math.floor(len(pairs) / effect)
+    return {key: error_bound(math.ceil(count / effect), total, config.confidence) for key, count in wrong.items()}
 
 
 def _field(value: Any, key: str) -> Any:

@@ -63,6 +63,7 @@ class LabelRow:
     number: int
     gold: str = field(default="", repr=False)
     is_pool: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> 
         raise RowRejectedError("empty input", f"'{source.input}' is empty")
 
     for raw, text in _texts(source, read, left_out):
-        yield LabelRow(_id(source, raw, text), text, _cleaned(config, text), source.title, raw.number)
+        group = named_cell(raw.columns, source.group)
+        yield LabelRow(_id(source, raw, text), text, _cleaned(config, text), source.title, raw.number, group=group)
 
 
 def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
@@ -214,7 +216,10 @@ def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Ite
     for raw, (text, answer) in _texts(source, read, left_out, "gold: "):
         id, group = _id(source, raw, text), named_cell(raw.columns, source.group)
         key = split.group_id(group) if group else minhash.normalise(text) or text
-        row = LabelRow(id, text, _cleaned(config, text), source.title, raw.number, answer, is_pool=fits_score(id))
+        row = LabelRow(
+            id, text, _cleaned(config, text), source.title, raw.number, answer,
+            is_pool=fits_score(key if group else id), group=group,
+        )  # fmt: skip
         yield _PlacedRow(row, split.position_of(key), _moment(config, source, raw), source.split)
 
 

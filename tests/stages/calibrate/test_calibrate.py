@@ -103,6 +103,33 @@ def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: 
     assert abs(metrics["p_correct"] - metrics["right"]) < 0.02
 
 
+def test_rows_of_one_group_are_counted_as_one(tmp_path: Path) -> None:
+    # groups of ten rows that are right and wrong together were counted as independent: over the limit in a tenth
+    rows = [line for line in lines(150, seed=3) for _ in range(10)]
+    for k, row in enumerate(rows):
+        rows[k] = row | {"id": f"r{k}"}
+    groups = {row["id"]: f"customer{k // 10}" for k, row in enumerate(rows)}
+    config = CalibrateConfig(max_error=0.2)
+    found = calibrate.read(rows, LABELS, config, groups)
+    assert found.groups is not None
+    sides = [{bool(fits) for fits, own in zip(found.fits, found.groups, strict=True) if own == g} for g in range(150)]
+    assert all(len(side) == 1 for side in sides) and {*map(frozenset, sides)} == {frozenset({True}), frozenset({False})}
+    alone = error_threshold.fit(calibrate.read(rows, LABELS, config), config)["figures"]
+    grouped = error_threshold.fit(found, config)["figures"]
+    assert grouped["groups"] == 150 and 9 < grouped["design_effect"] < 13
+    kept = round(grouped["kept"] * grouped["tested_on"])
+    assert grouped["error_bound"] > error_bound(round(grouped["error"] * kept), kept) + 0.02
+    assert "groups" not in alone and alone["chance_to_pass"] > 0.5
+
+
+def test_no_answer_is_surer_than_so_many_rows_can_show(tmp_path: Path) -> None:
+    rows = lines(600)
+    policy, _ = fitted(tmp_path, rows)
+    surest = max(rows, key=policy.score)
+    assert policy.p_correct(policy.score(surest)) > 0.999  # which `p_correct: 1.0` said of 282 rows
+    assert policy.judge(surest, "a").p_correct == round(0.05 ** (1 / 600), 4)
+
+
 def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
     rows = lines(600)
     one, _ = fitted(tmp_path / "a", rows)
