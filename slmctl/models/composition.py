@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from slmctl.inference.engine import Answering, Outcomes, Request
-from slmctl.inference.supervised_child import State
+from slmctl.inference.supervised_child import State, Supervised
 
 
-class Composition(Answering):
-    """An engine combined with an encoder; the subclass's `submit` decides which of both gets a request.
+class Parts(Answering):
+    """An answerer that is as ready as its parts.
 
     Args:
-        engine: The engine.
-        others: Further answerers, without which there is no answer.
+        parts: What it is made of; the first one's build is named.
     """
 
-    def __init__(self, engine: Answering, *others: Answering) -> None:
-        self.engine, self._parts = engine, (engine, *others)
+    def __init__(self, *parts: Answering | Supervised) -> None:
+        self._parts = parts
 
     @property
     def build(self) -> str:
-        return self.engine.build
+        return self._parts[0].build
 
     @property
     def alive(self) -> bool:
@@ -32,16 +31,8 @@ class Composition(Answering):
         return next((part.state for part in self._parts if part.state != "ready"), "ready")
 
     @property
-    def ahead(self) -> int:  # type: ignore[override]
-        return self.engine.ahead
-
-    @property
-    def matmul_dtype(self) -> str | None:  # type: ignore[override]
-        return self.engine.matmul_dtype
-
-    @property
     def on_death(self) -> Callable[[], None]:
-        return self.engine.on_death
+        return self._parts[0].on_death
 
     @on_death.setter
     def on_death(self, called: Callable[[], None]) -> None:
@@ -58,6 +49,27 @@ class Composition(Answering):
     def revive(self) -> None:
         for part in self._parts:
             part.revive()
+
+
+class Composition(Parts):
+    """An answerer that another one stands in front of; a subclass says what is submitted to which.
+
+    Args:
+        engine: The answerer.
+        others: Those without which there is no answer.
+    """
+
+    def __init__(self, engine: Answering, *others: Answering) -> None:
+        super().__init__(engine, *others)
+        self.engine = engine
+
+    @property
+    def ahead(self) -> int:  # type: ignore[override]
+        return self.engine.ahead
+
+    @property
+    def matmul_dtype(self) -> str | None:  # type: ignore[override]
+        return self.engine.matmul_dtype
 
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None

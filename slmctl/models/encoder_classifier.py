@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from slmctl.errors import IntegrityError
 from slmctl.inference import ENCODER
-from slmctl.inference.engine import Answering, Outcomes, Request, answer_of
+from slmctl.inference.engine import Outcomes, Request, answer_of
 from slmctl.inference.events import Event, TokenAlternative
-from slmctl.inference.supervised_child import EngineDiedError, EngineError, State
+from slmctl.inference.supervised_child import EngineDiedError, EngineError
 from slmctl.inference.turns import Turns
 from slmctl.metrics.encoder_head import OpinionHead
 from slmctl.metrics.likelihood import normalised
+from slmctl.models.composition import Parts
 from slmctl.models.encoder_process import Encoder
 
 FLOOR = 1e-6  # the least probability of a label for each of the two, so that neither overrules the other for good
@@ -105,7 +106,7 @@ def _shares(labels: tuple[str, ...], scores: Sequence[float] | Floats) -> dict[s
     return {labels[k]: float(f"{math.exp(logprobs[k]):.6g}") for k in order}
 
 
-class EncoderClassifier(Answering):
+class EncoderClassifier(Parts):
     """An encoder with a linear model, asked as an engine is; its process is started again when it has died.
 
     Args:
@@ -122,6 +123,7 @@ class EncoderClassifier(Answering):
     def __init__(self, gguf: Path, model: LabelModel, *, alone: bool = False) -> None:
         self._model, self._together = model, 1 if alone else TOGETHER
         self._encoder = Encoder(gguf)
+        super().__init__(self._encoder)
         if model.size != self._encoder.size:
             self._encoder.close()
             raise IntegrityError(f"the linear model reads vectors of {model.size} numbers, and {gguf.name} computes "
@@ -138,35 +140,9 @@ class EncoderClassifier(Answering):
         return cls(folder / ENCODER, OpinionHead.read(folder, labels), alone=True)
 
     @property
-    def build(self) -> str:
-        return self._encoder.build
-
-    @property
-    def alive(self) -> bool:
-        return self._encoder.alive
-
-    @property
-    def state(self) -> State:
-        return self._encoder.state
-
-    @property
-    def on_death(self) -> Callable[[], None]:
-        return self._encoder.on_death
-
-    @on_death.setter
-    def on_death(self, called: Callable[[], None]) -> None:
-        self._encoder.on_death = called
-
-    @property
     def pid(self) -> int:
         """The id of the encoder's process; 0 without one."""
         return self._encoder.pid
-
-    def held_bytes(self) -> int:
-        return self._encoder.held_bytes()
-
-    def revive(self) -> None:
-        self._encoder.revive()
 
     def close(self) -> None:
         """End the process; who still waits gets an error."""

@@ -103,9 +103,9 @@ def lines_of(response: httpx.Response) -> list[str]:
     return [line.removeprefix("data: ") for line in response.text.splitlines() if line]
 
 
-def engine_of(server: subprocess.Popen[str]) -> int:
-    """The process id of a server's engine."""
-    (found,) = [int(pid) for pid in _children(server.pid) if b"slmctl.inference.llama_child" in _command(pid)]
+def engine_of(server: subprocess.Popen[str], module: bytes = b"slmctl.inference.llama_child") -> int:
+    """The process id of a server's engine, or of its child of another module."""
+    (found,) = [int(pid) for pid in _children(server.pid) if module in _command(pid)]
     return found
 
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hostile.model_files import SOUND_SAFETENSORS
 from support import tiny
 from support.forks import Forks
 from support.servers import settles
-from support.serving import begin, end
+from support.serving import ask, begin, end, engine_of
 
 from slmctl.artifacts import artifact
 from slmctl.config import EncodeConfig
@@ -151,6 +152,21 @@ def test_a_task_without_labels_has_none(desk: Path, stages: Forks) -> None:
 
 
 # The encoder itself
+
+
+@pytest.mark.slow
+def test_a_server_whose_encoder_is_stopped_says_so_and_answers(encoded: Path) -> None:
+    child, url = begin(encoded, "encoder")
+    try:
+        assert ask(url, "invoice refund please").status_code == 200
+        os.kill(engine_of(child, b"slmctl.models.encoder_child"), signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(ask, url, "invoice refund please")
+            assert settles(lambda: httpx.get(f"{url}/readyz").status_code == 503)
+            assert waiting.result().json()["choices"][0]["message"]["content"] == "billing"
+        assert settles(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+    finally:
+        end(child)
 
 
 def test_vectors_do_not_depend_on_company_or_order(gguf: Path) -> None:
