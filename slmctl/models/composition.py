@@ -1,4 +1,4 @@
-"""An engine combined with an encoder."""
+"""Answerers that consist of others, such as an engine and an encoder."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Parts(Answering):
 
 
 class Composition(Parts):
-    """An answerer that another one stands in front of; a subclass says what is submitted to which.
+    """An engine combined with an encoder; the subclass's `submit` decides which of both gets a request.
 
     Args:
-        engine: The answerer.
-        others: Those without which there is no answer.
+        engine: The engine.
+        others: Further answerers, without which there is no answer.
     """
 
     def __init__(self, engine: Answering, *others: Answering) -> None:

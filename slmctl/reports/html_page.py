@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Tone = Literal["", "good", "warn", "bad"]
 _APART = re.compile(r"(?<=\d) %")
+_TICKS = re.compile("`+")
+_HARMLESS = re.compile(r"(?!.*(?:://|www\.))[\w .,;:()'%/+=-]*")
 ROWS = 500  # rows of a table that a page shows, so that a report of millions of rows opens at once
 TEXT = 480  # characters of a text that a page shows
 
@@ -61,6 +63,19 @@ def markdown(template: str, **values: Any) -> str:
     """Render a template of `templates/report/` as Markdown; texts are neither escaped nor cut."""
     environment = _environment().overlay(autoescape=False, finalize=None)
     return environment.from_string(_read(template)).render(**values).rstrip() + "\n"
+
+
+def code(text: str) -> str:
+    """A text as a code span of Markdown, which it cannot end."""
+    line = shown(text, 10_000)
+    fence = "`" * (1 + max(map(len, _TICKS.findall(line)), default=0))
+    space = " " * ("`" in line)
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def inert(text: str) -> str:
+    """A text from data for Markdown: as it is where no sign or address in it could mean more, else as code."""
+    return text if _HARMLESS.fullmatch(text) else code(text)
 
 
 @cache

@@ -53,7 +53,8 @@ def _weakest(view: ReportView) -> Iterator[list[str]]:
     focus = view.focus
     slices = [entry for entry in view.report["slices"] if focus in entry["values"]]
     for entry in sorted(slices, key=lambda entry: (entry["values"][focus], -entry["n"]))[:WORST]:
-        yield [entry["name"], entry["by"], str(entry["n"]), percent(entry["values"][focus])]
+        names = (html_page.inert(entry["name"]), html_page.inert(entry["by"]))
+        yield [*names, str(entry["n"]), percent(entry["values"][focus])]
 
 
 def _release(view: ReportView) -> Iterator[list[str]]:

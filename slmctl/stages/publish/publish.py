@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from importlib import resources
@@ -19,6 +20,7 @@ from slmctl.metrics import gates
 from slmctl.model_files import encoder_source, gguf_header
 from slmctl.model_files.base_model import MODEL_FILES, Base
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file
+from slmctl.reports import html_page
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.reports.scoreboard import table
 from slmctl.stages.publish import leak_scan, license, memorisation_probe, slsa_provenance
@@ -265,4 +267,13 @@ def _render(name: str, **values: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # noqa: S701 - not HTML
+    environment.filters |= {"clean": console.clean, "code": html_page.code, "inert": html_page.inert, "scalar": _scalar}
     return environment.from_string(source).render(**values)
+
+
+_PLAIN = re.compile(r"[A-Za-z][\w./-]*")  # `[a, b]`, `a: b`, `# a` and `1.0` are no texts in YAML
+
+
+def _scalar(text: str) -> str:
+    """A text as a value of YAML, which is quoted where it could be read as more."""
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
