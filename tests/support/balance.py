@@ -9,7 +9,7 @@ import pytest
 
 from support import TESTS
 
-# Files of half a minute and more, the longest first: of `make slow`, then of `make test`. Both list what files took.
+# Files of ten seconds and more, the longest first: of `make slow`, then of `make test`. Both list what files took.
 # The first two of either do not wait for the same fixture.
 LONGEST = (
     "test_architectures.py",
@@ -20,6 +20,7 @@ LONGEST = (
     "test_end_to_end.py",
     "promises/test_reproduce.py",
     "test_copied.py",
+    "stages/encode/test_encode.py",
     "stages/label/test_label.py",
     "promises/test_nothing_leaves.py",
     "promises/test_no_code.py",
@@ -30,20 +31,27 @@ LONGEST = (
     "server/test_faults.py",
     "stages/calibrate/test_calibrate.py",
     "stages/finetune/test_finetune.py",
-    "hostile/test_changing_source.py",
+    "stages/predict/test_endpoint_predictions.py",
+    "init/test_init_file.py",
+    "sources/test_snapshot.py",
     "server/test_served_adapters.py",
     "stages/quantize/test_quantize.py",
     "server/test_gateway.py",
     "server/test_web.py",
+    "stages/encode/test_second_opinion.py",
+    "hostile/test_foreign_replies.py",
+    "hostile/test_command_line.py",
+    "stages/prepare/test_prepare.py",
+    "sources/test_bad_input.py",
+    "stages/predict/test_file_prediction.py",
     "pipeline/test_pipeline.py",
     "stages/pull/test_pull.py",
     "pipeline/test_rehearsal.py",
     "stages/publish/test_publish.py",
-    "hostile/test_command_line.py",
-    "hostile/test_foreign_replies.py",
+    "hostile/test_changing_source.py",
+    "model_files/test_transformers_answerer.py",
     "cli/test_sweep_command.py",
     "inference/test_engine.py",
-    "promises/test_gc.py",
 )
 SHOWN = 25  # files that are listed
 
