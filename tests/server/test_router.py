@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from support import endpoint
+from support import endpoint, handmade
 from support.endpoint import Fake, Turn, fails, says
 from support.kept_log import KeptLog
 
-from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Manifest
 from slmctl.config import GeneralistConfig as Settings
 from slmctl.config import MachinePrices
 from slmctl.errors import IntegrityError, UsageError
@@ -583,11 +581,7 @@ def test_a_log_that_cannot_be_written_counts_its_lines() -> None:
 
 def test_a_policy_whose_artifact_was_changed_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
-    with artifact.draft(folder) as place:
-        OF_LABELS.write(place)
-        artifact.seal(
-            place, folder, lambda files, digest: Manifest("policy", "calibrate/1", digest, "sha256:0", {}, {}, files)
-        )
+    handmade.make(folder, OF_LABELS.write)
     path = folder / "policy.json"
     for given in (folder, path):
         assert model_lookup.fitted_policy(given, "f" * 64, CLASSIFY) == OF_LABELS

@@ -16,14 +16,12 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from support import TESTS, production, tiny
+from support import TESTS, handmade, production, tiny
 from support.browser import Browser
 from support.forks import Done, Forks
 from support.production import collected
 from support.reported import HOSTILE
 
-from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Manifest
 from slmctl.production.review.near_rows import TrainingRows
 from slmctl.production.review.page import ReviewDesk
 from slmctl.production.review.review_rows import SUSPECTS, ReviewRow
@@ -353,15 +351,14 @@ def test_the_command_writes_and_reads_a_spreadsheet(reviews: Forks, project: Pat
 def test_suspects_that_prepare_does_not_believe_in_come_last_and_only_on_request(reviews: Forks, project: Path) -> None:
     made = project / "runs" / "prepared" / "0123456789ab"
     made.unlink()
-    with artifact.draft(made) as place:
+
+    def fill(place: Path) -> None:
         shutil.copytree(PREPARED, place, dirs_exist_ok=True)
         (place / "manifest.json").unlink()
         line = {"id": "s1", "split": "train", "messages": [], "label": "billing", "proposed": "account", "score": 0.9}
         (place / SUSPECTS).write_text(json.dumps(line) + "\n")
-        facts = {"suspects": {"agreement": 0.7}}
-        artifact.seal(
-            place, made, lambda files, digest: Manifest("prepared", "prepare/7", digest, "", {}, {}, files, facts)
-        )
+
+    handmade.make(made, fill, metrics={"suspects": {"agreement": 0.7}})
     without = review(reviews, project, "--csv", "without.csv")
     assert "1 suspected label is left out: the linear model of prepare is too weak here" in without.stderr
     tiny.ok(review(reviews, project, "collected", str(made / SUSPECTS), "--csv", "with.csv"))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import tiny
+from support import handmade, tiny
 from support.forks import Forks
 
 from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import CalibrateConfig
 from slmctl.errors import DataError, GateError, IntegrityError, SlmctlError, UsageError
 from slmctl.inference.escalation_policy import Policy
@@ -51,14 +51,13 @@ def lines(count: int, *, outside: int = 0, seed: int = 0, start: int = 0) -> lis
 
 def predictions(folder: Path, rows: list[dict[str, Any]], task: Task = LABELS, **metrics: Any) -> Artifact:
     """An artifact of predictions."""
-    with artifact.draft(folder) as place:
+
+    def fill(place: Path) -> None:
         write_jsonl(place / "predictions.jsonl", rows)
         task.write(place)
-        facts = {"model": "Q8_0", "kind": "gguf", "split": "calibration", "sha256": "f" * 64, "n": len(rows)} | metrics
-        return artifact.seal(
-            place, folder,
-            lambda files, digest: Manifest("predictions", "predict/3", digest, "", {}, {}, files, metrics=facts),
-        )  # fmt: skip
+
+    facts = {"model": "Q8_0", "kind": "gguf", "split": "calibration", "sha256": "f" * 64, "n": len(rows)} | metrics
+    return handmade.make(folder, fill, kind="predictions", metrics=facts)
 
 
 def fitted(

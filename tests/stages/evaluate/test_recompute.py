@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import recompute, tiny
+from support import handmade, recompute, tiny
 from support.forks import Forks
 
 from slmctl import config
-from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.artifacts.artifact import Artifact
 from slmctl.deduplication import row_fingerprints
 from slmctl.pipeline import runner
 from slmctl.pipeline.graph import Project
@@ -43,12 +42,8 @@ prices: {machine_per_hour: 0.3, input: 0.5, output: 1.5}
 
 def make(root: Path, kind: str, facts: dict[str, Any], fill: Callable[[Path], None]) -> Artifact:
     """An artifact below runs/, without the stage that would have made it."""
-    final = root / "runs" / kind / f"{facts.get('split', 'all')}-{facts.get('model', 'none')}"
-    with artifact.draft(final) as place:
-        fill(place)
-        return artifact.seal(
-            place, final, lambda files, digest: Manifest(kind, "made/1", digest, "", {}, {}, files, facts)
-        )
+    name = f"{facts.get('split', 'all')}-{facts.get('model', 'none')}"
+    return handmade.make(root / "runs" / kind / name, fill, metrics=facts)
 
 
 class Data:

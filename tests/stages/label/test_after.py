@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import endpoint, released, teacher, tiny
+from support import endpoint, handmade, released, teacher, tiny
 from support.preparing import COLUMNS, prepared
 
-from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.config import PublishConfig
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
@@ -24,18 +23,15 @@ TASK = {"kind": "classify", "labels": "from-data", "system": "Name the category.
 
 def labelled(folder: Path, rows: list[dict[str, Any]], name: str = "one") -> Artifact:
     """A labelled artifact by hand."""
-    path = folder / "runs" / "labelled" / name
-    with artifact.draft(path) as place:
+
+    def fill(place: Path) -> None:
         write_jsonl(place / "accepted.jsonl", rows)
         with FingerprintWriter(place / FILENAME) as prints:
             gold = [{"id": "f" * 16, "input": "a gold row of the threshold"}]
             for split, some in (("train", rows), ("calibration", gold)):
                 prints.add_texts(split, [row["id"] for row in some], [row["input"] for row in some])
-        return artifact.seal(
-            place, path, lambda files, digest: Manifest(
-                "labelled", "label/2", digest, "sha256:0", {}, {}, files, {"accepted": len(rows)}
-            ),
-        )  # fmt: skip
+
+    return handmade.make(folder / "runs" / "labelled" / name, fill, metrics={"accepted": len(rows)})
 
 
 def row(k: int, text: str, label: str, weight: float = 0.9) -> dict[str, Any]:
@@ -70,19 +66,12 @@ def test_a_row_is_found_in_labels_and_a_gold_row_was_only_measured_with(tmp_path
     kettle = row(1, "the kettle that i bought is broken", "delivery")
     one = labelled(tmp_path, [kettle, row(2, "my bank card", "billing")])
 
-    def build(kind: str, name: str, inputs: dict[str, str]) -> Artifact:
-        path = tmp_path / "runs" / kind / name
-        with artifact.draft(path) as place:
-            (place / "content").write_text(f"{kind} {name}")
-            if kind == "prepared":
-                with FingerprintWriter(place / FILENAME) as prints:
-                    prints.add_texts("train", ["1" * 16], [kettle["input"]])
-            return artifact.seal(
-                place, path, lambda files, digest: Manifest(kind, f"{kind}/1", digest, "", {}, inputs, files, {})
-            )
+    def fill(place: Path) -> None:
+        with FingerprintWriter(place / FILENAME) as prints:
+            prints.add_texts("train", ["1" * 16], [kettle["input"]])
 
-    data = build("prepared", "data", {"labelled": one.digest})
-    build("adapter", "model", {"prepared": data.digest})
+    data = handmade.make(tmp_path / "runs" / "prepared" / "data", fill, inputs={"labelled": one.digest})
+    handmade.make(tmp_path / "runs" / "adapter" / "model", inputs={"prepared": data.digest})
 
     def standings(text: str) -> dict[str, Standing]:
         return {Path(entry.path).name: entry.standing for entry in trace(tmp_path, text=text).artifacts}

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import endpoint, teacher, tiny
+from support import endpoint, handmade, teacher, tiny
 from support.endpoint import fails, says
 from support.forks import Forks
 
@@ -34,19 +34,17 @@ def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> Project:
     """The tiny project, some of whose records are marked sensitive."""
     project = Project(root=tmp_path, config=config.load(tiny_run / config.FILENAME))
     (source,) = (tiny_run / "runs" / "prepared").iterdir()
-    final = tmp_path / "runs" / "prepared" / "marked"
     old = artifact.load(source)
-    with artifact.draft(final) as place:
+
+    def fill(place: Path) -> None:
         for entry in old.manifest.files:
             (place / entry.path).write_bytes(old.file(entry.path).read_bytes())
         for split in ("train", "test"):
             records = read_records(old.file(f"{split}.jsonl"))
             marked = [one.to_json() | {"sensitive": k % 5 == 0} for k, one in enumerate(records)]
             write_jsonl(place / f"{split}.jsonl", marked)
-        made = artifact.seal(
-            place, final, lambda files, digest: artifact.Manifest("prepared", "made/1", digest, "", {}, {}, files)
-        )
-    project._current["prepared"] = made
+
+    project._current["prepared"] = handmade.make(tmp_path / "runs" / "prepared" / "marked", fill)
     return project
 
 
