@@ -189,7 +189,7 @@ def test_a_resumed_run_answers_the_file_as_it_is_now(tmp_path: Path, change: Cal
     assert len(now) == count
 
 
-@settings(max_examples=200 if FULL else 15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200 if FULL else 8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 60), parts=st.integers(1, 5), after=st.integers(0, 60), seed=st.integers(0, 2**32),
     name=st.sampled_from(FORMATS), target=st.sampled_from(["out.csv", "out.jsonl", "out.parquet", "out.tsv.gz"]),

@@ -223,7 +223,10 @@ CASES = [
 ]  # fmt: skip
 
 
-LONG = ("Parquet: rows of nothing", "Parquet: lists of nothing", "workbook: shared text")  # others end as they do
+LONG = (  # others end as they do
+    "Parquet: rows of nothing", "Parquet: lists of nothing", "workbook: shared text", "workbook: repeated cells",
+    "JSON: a value of brackets",
+)  # fmt: skip
 
 
 def environment() -> dict[str, str]:
