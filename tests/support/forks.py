@@ -327,6 +327,7 @@ def answer(link: socket.socket, server: socket.socket, modules: Sequence[str]) -
 def be(request: dict[str, Any], fds: Sequence[int]) -> None:
     """Be the child, to its end."""
     code: Any = 0
+    sys.dont_write_bytecode = True  # in a trace stands what the program itself writes
     os.setsid()
     try:
         for number, fd in enumerate(fds):
