@@ -1,17 +1,32 @@
-"""How often a promise is broken, over many draws with the code that makes it: python -m benchmarks.coverage [DRAWS]"""
+"""How often a promise is broken, over many draws with the code that makes it.
+
+python -m benchmarks.coverage [DRAWS] [groups]: the promises to all rows, or those to rows that come in groups.
+"""
 
 import random
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
 
 from benchmarks import program, result
-from slmctl.config import LabelConfig
-from slmctl.metrics.statistics import percentiles, resamples
+from slmctl.config import CalibrateConfig, LabelConfig
+from slmctl.errors import GateError
+from slmctl.init.proposal import surely_better
+from slmctl.metrics import error_threshold
+from slmctl.metrics.error_threshold import CalibrationRows
+from slmctl.metrics.statistics import (
+    design_effect,
+    difference_interval,
+    drop_bound,
+    mcnemar,
+    percentiles,
+    resamples,
+)
 from slmctl.stages.evaluate.scoring import Calibration
 from slmctl.stages.finetune.trainer import AnswerTrainer
 from slmctl.stages.label import acceptance, rows
@@ -74,6 +89,89 @@ def settled(validations: int, draw: random.Random) -> bool:
     return AnswerTrainer.is_surely_worse(stub)  # type: ignore[arg-type] # what it reads of a trainer
 
 
+def sizes(kind: str, count: int, seeded: np.random.Generator) -> np.ndarray:
+    """Rows of each of `count` groups, ten in the mean; with Pareto's law one group may have half of them."""
+    return {
+        "even": np.full(count, 10),
+        "Poisson": 1 + seeded.poisson(9, count),
+        "Pareto": np.maximum(1, np.round(10 / 3 * (1 + seeded.pareto(1.5, count)))).astype(int),
+    }[kind]
+
+
+def compared(kind: str, count: int, gate: bool, draw: random.Random) -> bool:
+    """Two equal models that differ on 12 % of the rows, each group in one direction: told apart, or past the gate."""
+    seeded = np.random.default_rng(draw.randrange(2**32))
+    groups = np.repeat(np.arange(count), sizes(kind, count, seeded))
+    apart = (seeded.random(len(groups)) < 0.12) * seeded.choice([-1.0, 1.0], count)[groups]
+    effect = design_effect(apart, groups)
+    lost, won = int((apart < 0).sum()), int((apart > 0).sum())
+    if gate:
+        return mcnemar(lost, won, effect) <= 0.05 and drop_bound(lost / effect, won / effect, len(apart) / effect) <= 0
+    low, high = difference_interval(lost / effect, won / effect, len(apart) / effect)
+    return low > 0 or high < 0
+
+
+def grouped_policy(kind: str, count: int, alike: float, draw: random.Random) -> bool:
+    """A policy of answers of which 88 % are right: over 5 % of what it keeps is wrong, on average over all rows.
+
+    `alike`: correlation within a group of how sure an answer is, and of what makes it wrong beside.
+    """
+    seeded = np.random.default_rng(draw.randrange(2**32))
+    groups = np.repeat(np.arange(count), sizes(kind, count, seeded))
+
+    def normal(groups: np.ndarray) -> np.ndarray:
+        common = seeded.normal(size=int(groups.max()) + 1)[groups]
+        return np.sqrt(alike) * common + np.sqrt(1 - alike) * seeded.normal(size=len(groups))
+
+    def answers(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        hard = normal(groups)
+        return -hard[:, None], 0.7 * hard + np.sqrt(1 - 0.7**2) * normal(groups) < NormalDist().inv_cdf(0.88)
+
+    (signals, right), none = answers(groups), np.zeros(len(groups), bool)
+    fits = (seeded.random(count) < 0.3)[groups]
+    try:
+        rows = CalibrationRows(("sure",), signals, right, none, none, fits, groups)
+        fitted = error_threshold.fit(rows, CalibrateConfig(max_error=0.05))
+    except GateError:
+        return False
+    signals, right = answers(np.arange(50_000))
+    kept = fitted["weights"]["sure"] * signals[:, 0] + fitted["bias"] >= fitted["threshold"]
+    return bool((~right[kept]).mean() > 0.05)
+
+
+def equal_passes(rows: int, draw: random.Random) -> bool:
+    """The gate that `init` writes against the linear model passes an equal one; they differ on a tenth of the rows."""
+    won, lost, _ = np.random.default_rng(draw.randrange(2**32)).multinomial(rows, [0.05, 0.05, 0.9]).tolist()
+    sure = surely_better(rows)
+    return mcnemar(lost, won) <= 1 - sure and drop_bound(lost, won, rows, sure) <= 0
+
+
+GROUPS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
+    **{
+        f"{count} groups of {kind} sizes: the interval of two equal models leaves out 0": (
+            partial(compared, kind, count, False), 0.07,
+        )
+        for kind in ("even", "Poisson", "Pareto") for count in (10, 20, 40, 100, 300)
+    },
+    **{
+        f"{count} groups of {kind} sizes: an equal model passes min_gain: 0": (
+            partial(compared, kind, count, True), 0.05,
+        )
+        for kind in ("even", "Poisson", "Pareto") for count in (10, 40, 100)
+    },
+    **{
+        f"calibrate, {count} groups of {kind} sizes, correlation {alike:g}: over max_error": (
+            partial(grouped_policy, kind, count, alike), 0.05,
+        )
+        for kind in ("even", "Poisson", "Pareto") for count in (100, 300) for alike in (0.3, 1.0)
+    },
+    **{
+        f"the gate of init, {rows} test rows: an equal model passes": (partial(equal_passes, rows), 0.1)
+        for rows in (200, 594, 2000)
+    },
+}  # fmt: skip
+
+
 WORLDS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
     "label, batches of 50 rows: more accepted labels are wrong than is said": (partial(batch, 50), 0.05),
     "label, batches of 100 rows: more accepted labels are wrong than is said": (partial(batch, 100), 0.05),
@@ -86,10 +184,14 @@ WORLDS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
 
 def main() -> None:
     count, found = int(sys.argv[1]) if len(sys.argv) > 1 else 1000, []
-    for name, (is_broken, level) in WORLDS.items():
+    in_groups = "groups" in sys.argv
+    for name, (is_broken, level) in (GROUPS if in_groups else WORLDS).items():
         share = sum(is_broken(random.Random(f"{name}/{seed}")) for seed in range(count)) / count
         found.append(result.single(f"{name}, share of {count} draws", share, "allowed", level, f"<= {level:g}"))
-    result.write("coverage", "python -m benchmarks.coverage", found, ("numpy", "torch"))
+    name, command = "coverage", f"python -m benchmarks.coverage {count}"
+    if in_groups:
+        name, command = "coverage-groups", f"{command} groups"
+    result.write(name, command, found, ("numpy", "torch"))
 
 
 if __name__ == "__main__":

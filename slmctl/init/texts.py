@@ -23,6 +23,7 @@ from slmctl.init.columns import Column
 from slmctl.init.proposal import FEW, MAX_LENGTH, Proposal, gates, plain, surely_better, system_prompt
 from slmctl.init.raw_data import RawData, SplitPart
 from slmctl.init.task_proposal import columns_in
+from slmctl.metrics.label_typos import alike_labels
 from slmctl.metrics.statistics import wilson
 from slmctl.reports.html_page import either
 from slmctl.sources.sql_address import with_file
@@ -87,6 +88,10 @@ def about_project(project: Proposal) -> list[str]:
         "conflicting": conflicting,
         "best": best,
         "slips": [f"{shown(slip, 40)} for {shown(likely, 40)}" for slip, likely in project.label_map.items()],
+        "alike": [
+            f"{shown(pair['label'], 40)} {pair['count']:,} and {shown(pair['likely'], 40)} {pair['likely_count']:,}"
+            for pair in alike_labels(task.labels)
+        ],
         "rare": [shown(label, 40) for label in project.rare_labels],
     }
     return list(filter(None, _rendered("notes.txt.j2", values)))

@@ -15,6 +15,7 @@ ALIKE = 0.8  # similarity from which one label looks like another's misspelling
 RARE = 0.1  # a typo has at most this share of the other label's rows; a more frequent label is meant
 # In a word of at least SLIP_LETTERS, one wrong letter (not the first) is a typo up to SLIP_SHARE of the other's rows.
 SLIP_LETTERS, SLIP_ROWS, SLIP_SHARE = 5, 10, 0.3
+ALIKE_SHARE = 0.5  # of the other's rows, up to which a label that differs by one letter is asked about
 _SPELLINGS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "-": "_", " ": "_"})
 _ACCENTS = re.compile("(?<=[a-z])[\u0300-\u036f]+")
 
@@ -42,6 +43,18 @@ def label_typos(counts: Mapping[str, int]) -> list[LabelTypo]:
         if likely != label:
             typos.append({"label": label, "count": count, "likely": likely, "likely_count": counts[likely]})
     return typos
+
+
+def alike_labels(counts: Mapping[str, int]) -> list[LabelTypo]:
+    """Labels that differ by one letter from a commoner one, and are too frequent for a typo: people should say."""
+    typos = {typo["label"] for typo in label_typos(counts)}
+    common = sorted(((label, rows) for label, rows in counts.items() if label not in typos), key=lambda item: -item[1])
+    pairs: list[LabelTypo] = []
+    for label, count in common:
+        commoner = common[: bisect.bisect_right(common, -count / ALIKE_SHARE, key=lambda item: -item[1])]
+        if (likely := next((other for other, _ in commoner if _is_slip(label, other)), None)) is not None:
+            pairs.append({"label": label, "count": count, "likely": likely, "likely_count": counts[likely]})
+    return pairs
 
 
 def _is_typo(label: str, count: int, other: str, rows: int) -> bool:

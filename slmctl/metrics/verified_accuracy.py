@@ -24,6 +24,7 @@ class WeightedShare:
         right: Number of right answers among them.
         share: Estimated share of right answers in all traffic, 0 to 1; NaN without rows.
         low, high: The 95 % interval of `share`; (0, 1) without rows.
+        effective_rows: Number of rows of one probability that tell as much (Kish 1965).
     """
 
     rows: int
@@ -31,6 +32,7 @@ class WeightedShare:
     share: float
     low: float
     high: float
+    effective_rows: int = 0
 
 
 def weighted_share(right: Sequence[bool], probabilities: Sequence[float]) -> WeightedShare:
@@ -47,9 +49,9 @@ def weighted_share(right: Sequence[bool], probabilities: Sequence[float]) -> Wei
         return WeightedShare(0, 0, math.nan, 0.0, 1.0)
     weights = 1 / np.array(probabilities, dtype=np.float64)
     if np.ptp(weights) < 1e-9 * weights[0]:
-        return WeightedShare(n, hits, hits / n, *exact_interval(hits, n))
+        return WeightedShare(n, hits, hits / n, *exact_interval(hits, n), n)
     share = float(weights @ np.array(right, dtype=np.float64) / weights.sum())
     as_many = max(1, math.floor(float(weights.sum() ** 2 / (weights**2).sum()) + 1e-9))
     low, _ = exact_interval(math.floor(share * as_many), as_many)
     _, high = exact_interval(math.ceil(share * as_many), as_many)
-    return WeightedShare(n, hits, share, low, high)
+    return WeightedShare(n, hits, share, low, high, as_many)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -213,16 +214,24 @@ def lines(watched: Watched) -> Iterator[str]:
     yield from console.table_lines((*COLUMNS, *costs), rows, optional=("escalated", "requests"))
     if watched.sampled:
         yield "no log of decisions: the requests are the uniform share of the collected rows"
-    kept = watched.kept_rows
-    if kept:
-        wrong = sum(not row.right for row in kept)
-        allowed = f", and the policy allows {percent(measured.max_error)}" if measured.max_error is not None else ""
-        yield (
-            f"{wrong:,} of {len(kept):,} reviewed answers that were kept are wrong, so at most "
-            f"{percent(error_bound(wrong, len(kept)))} of all kept ones{allowed}"
-        )
+    allowed = f", and the policy allows {percent(measured.max_error)}" if measured.max_error is not None else ""
+    last = [row for row in watched.weeks[-1].verified if row.kept]
+    for kept, where in ((watched.kept_rows, "all"), (last, "the last week's")):
+        if kept and (kept is not last or len(last) < len(watched.kept_rows)):
+            wrong = sum(not row.right for row in kept)
+            yield (
+                f"{wrong:,} of {len(kept):,} reviewed answers that were kept are wrong, so at most "
+                f"{percent(_wrong_at_most(kept))} of {where} kept ones{allowed}"
+            )
     if not watched.weeks[-1].verified:
         yield "no row of the last week that was drawn by chance is reviewed: slmctl review"
+
+
+def _wrong_at_most(rows: Sequence[VerifiedRow]) -> float:
+    """Upper bound of the share of wrong answers in the traffic that these rows were drawn from, with 95 %."""
+    found = weighted_share([row.right for row in rows], [row.probability for row in rows])
+    as_many = found.effective_rows
+    return error_bound(min(as_many, math.ceil((1 - found.share) * as_many - 1e-9)), as_many)
 
 
 def _cells(week: Week) -> list[str]:

@@ -16,7 +16,7 @@ from slmctl.init import column_names, language, levels
 from slmctl.init import look as first_look
 from slmctl.init.answer_schema import SchemaBuilder
 from slmctl.init.columns import describe
-from slmctl.metrics.label_typos import label_typos
+from slmctl.metrics.label_typos import alike_labels, label_typos
 from slmctl.sources.rows import Row, read_rows
 
 # One sentence about a parcel in each language, as a customer would write it.
@@ -222,3 +222,18 @@ def test_every_value_satisfies_the_schema_of_all(values: list[Any]) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     assert all(map(validator.is_valid, values))
+
+
+@pytest.mark.parametrize(
+    ("counts", "asked"),
+    [
+        # both stayed labels without a word, and nobody can tell them apart
+        ({"Ersatzteil": 80, "Ersatzteile": 15, "Wartung": 90}, {"Ersatzteile": "Ersatzteil"}),
+        ({"Aufzug": 100, "Aufug": 11}, {"Aufug": "Aufzug"}),
+        ({"Aufzug": 100, "Aufug": 9}, {}),  # a typo, which is mapped
+        ({"refund": 80, "refunds": 70}, {}),  # two labels of one size are meant
+        ({"card_2": 90, "card_3": 20}, {}),
+    ],
+)
+def test_labels_that_differ_by_one_letter_are_asked_about(counts: dict[str, int], asked: dict[str, str]) -> None:
+    assert {pair["label"]: pair["likely"] for pair in alike_labels(counts)} == asked

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics.statistics import error_bound, exact_interval
 from slmctl.production.measured import MeasuredFigures, measured
 from slmctl.production.records import CollectedRow
-from slmctl.production.watch import is_right, watch
+from slmctl.production.watch import VerifiedRow, Watched, Week, is_right, lines, watch
 from slmctl.sources.reviewed import Review
 
 NOTHING = MeasuredFigures()
@@ -153,6 +155,18 @@ def test_the_command_compares_with_the_policy(served: Path, tmp_path: Path) -> N
     assert "of all kept ones, and the policy allows 5.0 %" in result.output
     (row,) = (line.split() for line in result.output.splitlines() if line.startswith("measured"))
     assert row == ["measured", "87.6", "%", "86.9", "%", "91.2", "%"]
+
+
+def test_kept_answers_are_weighed_and_the_last_week_is_told_by_itself() -> None:
+    # a fall in the last week was diluted by all weeks before, and rows of a small share counted like those of a large
+    first, last = Week(datetime.date(2026, 11, 2), requests=500), Week(datetime.date(2026, 11, 9), requests=500)
+    first.verified = [VerifiedRow(right=True, probability=1.0, kept=True)] * 300
+    last.verified = [VerifiedRow(right=k >= 20, probability=0.1, kept=True) for k in range(100)]
+    said = [line for line in lines(Watched([first, last], NOTHING, sampled=False)) if "are wrong" in line]
+    assert len(said) == 2 and said[0].startswith("20 of 400 ") and said[1].startswith("20 of 100 ")
+    bounds = [float(re.search(r"at most ([\d.]+) %", line)[1]) for line in said]  # type: ignore[index]
+    assert bounds[0] > 100 * 20 * 10 / (300 + 100 * 10)  # weighed: 15 % of the traffic, not 5 %
+    assert said[1].endswith("of the last week's kept ones") and bounds[1] > bounds[0]
 
 
 def test_a_folder_without_files_says_what_writes_them(tmp_path: Path) -> None:

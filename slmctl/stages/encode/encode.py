@@ -151,6 +151,10 @@ def _curve(
     return points
 
 
+def _interval(right: int, rows: int) -> str:
+    return " to ".join(map(console.percent, wilson(right, rows)))
+
+
 def _lines(facts: EncodeFacts) -> list[str]:
     """Sentences on the score, and on the score by number of training rows."""
     if not facts["rows"]:
@@ -162,7 +166,8 @@ def _lines(facts: EncodeFacts) -> list[str]:
     if facts["curve"]:
         points = [
             f"{point['rows']:,} rows {console.percent(point['encoder'] / facts['rows'])} "
-            f"(TF-IDF alone {console.percent(point['tfidf_logistic'] / facts['rows'])})"
+            f"({_interval(point['encoder'], facts['rows'])}; "
+            f"TF-IDF alone {console.percent(point['tfidf_logistic'] / facts['rows'])})"
             for point in facts["curve"]
         ]
         lines.append(f"by training rows: {', '.join(points)}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from slmctl.console import percent
 from slmctl.metrics.confident_joint import SURE
+from slmctl.metrics.label_typos import alike_labels
 from slmctl.metrics.statistics import wilson
 from slmctl.reports.html_page import Notice, Tone, count, either
 from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
@@ -218,6 +219,17 @@ def _odd_answers(facts: PrepareFacts) -> str:
     return f"Some rows were kept whose answer teaches nothing: {', '.join(odd)}." if odd else ""
 
 
+def _alike_labels(facts: PrepareFacts) -> str:
+    pairs = alike_labels({label: sum(splits.values()) for label, splits in facts["labels"].items()})
+    named = "; ".join(
+        f"{_quoted(pair['label'])} ({count(pair['count'], 'row')}) and {_quoted(pair['likely'])} "
+        f"({pair['likely_count']:,})"
+        for pair in pairs[:3]
+    )
+    ask = "Do they mean the same? Then task.labels.map makes one of both."
+    return f"{count(len(pairs), 'label')} differ by one letter from another: {named}. {ask}" if pairs else ""
+
+
 def _labels_with_fewer(limit: int, facts: PrepareFacts, split: str) -> tuple[list[tuple[str, int]], str]:
     """The labels with fewer rows in a split, the fewest first, and `2 of 77 labels`; none that may be misspelled."""
     typos = {typo["label"] for typo in facts["label_typos"]}
@@ -240,6 +252,7 @@ FINDINGS: Sequence[tuple[Callable[[PrepareFacts], str], Tone, str]] = (
     (_swapped, "bad", "Sources"),
     (_sensitive_kept, "bad", "Personal data and secrets"),
     (_label_typos, "warn", "Labels"),
+    (_alike_labels, "warn", "Labels"),
     (_unknown_labels, "warn", "Kept and rejected rows"),
     (_unusable, "warn", "Kept and rejected rows"),
     (_conflicts, "warn", "Duplicates and conflicts"),
