@@ -18,6 +18,7 @@ from slmctl.task.records import read_records
 
 KIND = "linear"  # names it among the models that `slmctl predict` takes
 WEIGHTS, PROGRAM = "linear.npz", "linear.py"
+NO_RELEASE = "which no release holds yet"
 BARELY = 0.99  # share of right answers, surely, above which less than a point is left
 LOADING = f'''"""Label texts by the linear model: python {PROGRAM} "a text" "another text"."""
 import sys
@@ -65,7 +66,7 @@ def nothing_to_win(project: Project) -> Doubt | None:
                 f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right ({low} to {high}), so a "
                 "trained one has next to nothing to win"
             )
-            lines = tuple(_weights(project)) if kind == KIND else ()
+            lines = tuple(_weights(project)) if kind == KIND else (f"it is a model {NO_RELEASE}: {answers(kind)}",)
             hint = f"{answers(kind)} takes that one; to train all the same: slmctl run --yes"
             return Doubt(reason, lines, "train all the same?", hint)
     return None

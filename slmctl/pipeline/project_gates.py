@@ -17,7 +17,7 @@ from slmctl.metrics import gates
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.named import TRY_FIRST
 from slmctl.releases import deliveries, registry
-from slmctl.reports.evaluation_report import EvaluationReport, measured_names, parse_report
+from slmctl.reports.evaluation_report import EvaluationReport, measured_names, pair_of, parse_report
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,22 @@ def enforce(project: Project, report: Artifact, *, only_measured: bool = False) 
         if project.is_made("gguf"):
             error.hint = f"{error.hint}; {TRY_FIRST}"
         raise
+
+
+def unguarded(project: Project, report: Artifact) -> str:
+    """A sentence on a cheap model that is surely better than the one to release, and that no gate names; else ''."""
+    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    model, metric = figures["focus"], figures["primary_metric"]
+    for name, command in gates.CHEAP.items():
+        pair = pair_of(figures, model, name) if name in figures["baselines"] else None
+        if pair is None or any(gate.against == name for gate in project.config.gates):
+            continue
+        if pair["metrics"][metric]["interval"][0] > 0:
+            return (
+                f"{name} is surely better than {model}, which is released, since no gate names {name}; {command} "
+                f"takes that one, and {{metric: {metric}, model: {model}, against: {name}, min_gain: 0}} is the gate"
+            )
+    return ""
 
 
 def results(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from support import tiny
+from support import TESTS, tiny
 from support.forks import Forks
 from support.handmade import opened
 from support.released import release
 
 from slmctl import config
-from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact, load
 from slmctl.config import FILENAME
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.pipeline import plan, project_gates
@@ -135,3 +138,24 @@ def test_a_candidate_is_measured_beside_production_and_promoted(stages: Forks, d
 
 def newest(desk: Path) -> Path:
     return max(desk.glob("runs/report/*/report.json"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_a_better_cheap_model_that_no_gate_names_is_told() -> None:
+    # the nightly script trains all the same, and released what lost to a linear model, without a word
+    report: Any = SimpleNamespace(
+        path=Path(), metrics=copy.deepcopy(load(TESTS / "fixtures" / "0.1.0" / "report").metrics)
+    )
+    model = report.metrics["focus"]
+    (pair,) = (names for names in report.metrics["pairs"] if {*names.split("|")} == {model, "tfidf_logistic"})
+    sign = 1 if pair.endswith("tfidf_logistic") else -1
+
+    def told(text: str, difference: float) -> str:
+        bounds = sorted((sign * (difference - 0.05), sign * (difference + 0.05)))
+        report.metrics["pairs"][pair]["metrics"]["accuracy"]["interval"] = bounds
+        project: Any = SimpleNamespace(config=config.parse(text))
+        return project_gates.unguarded(project, report)
+
+    plain = CONFIG.partition("gates:")[0]
+    assert told(plain, 0.2).startswith(f"tfidf_logistic is surely better than {model}, which is released")
+    assert not told(plain, 0.0)
+    assert not told(plain + "gates: [{metric: accuracy, model: Q8_0, against: tfidf_logistic, max_drop: 0.5}]\n", 0.2)

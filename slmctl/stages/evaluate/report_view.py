@@ -115,7 +115,7 @@ def linear(project: Project, figures: EvaluationReport) -> str:
     from slmctl.pipeline import linear_file
 
     if view.baseline == encoder_head.NAME:
-        return f"To take the linear model on the encoder: {linear_file.answers('encoder')}."
+        return f"To take the linear model on the encoder, {linear_file.NO_RELEASE}: {linear_file.answers('encoder')}."
     if view.baseline != linear_baseline.NAME:
         return ""
     with contextlib.suppress(SlmctlError, ModuleNotFoundError):  # its data set is not here

@@ -24,6 +24,7 @@ EVIDENCE = ("report.html", "rejected.jsonl", "repeated.jsonl", "overlap.jsonl")
 NAMED = 4  # labels in an error
 MAPPED = 8  # likely misspellings in a hint
 MAX_LABELS = 1000
+FEW_MEASURED = 50  # held-out rows, of which a few decide the share
 MANY = 20  # rows from which columns can look swapped
 REPEATED = 0.2  # and the largest share of different inputs
 OFTENER = 5  # and at least so many times as many different answers
@@ -164,11 +165,14 @@ def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iter
 def _overlap(config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Overlap]) -> Iterator[GateError]:
     for name, measure in overlap.items():
         if measure.measured and measure.share > config.max_overlap:
+            count = measure.measured
+            few = f"; {count} rows are few, each of them {percent(1 / count)}" if count < FEW_MEASURED else ""
             held_out, trained = (place_text(config, rows, index) for index in measure.pairs[0])
             yield GateError(
                 f"{measure.overlapping} of {measure.measured} rows of '{name}' ({percent(measure.share)}) share a run "
                 f"of words with training rows, more than max_overlap {percent(config.max_overlap)}; "
                 f"first {held_out} with {trained}",
-                hint="is a signature in every text? prepare.clean: [signatures]; are rows one sentence with other "
-                "numbers? group them, or for a try, whose score is too good: --set prepare.max_overlap=SHARE",
+                hint="is a signature in every text? prepare.clean: [signatures]; are rows one sentence with "
+                "other numbers? group them, or for a try, whose score is too good: --set prepare.max_overlap=SHARE"
+                + few,
             )

@@ -67,7 +67,10 @@ class Publish(Stage[PublishConfig]):
 
     def before(self) -> None:
         """Check the gates; raises a GateError where one fails."""
-        project_gates.enforce(self.project, self.project.artifact("report"))
+        report = self.project.artifact("report")
+        project_gates.enforce(self.project, report)
+        if note := project_gates.unguarded(self.project, report):
+            console.say(f"  note: {note}")
 
     def after(self, made: Artifact, *, current: bool) -> None:
         """Send the release to where releases go.
