@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 
 from slmctl import models
 from slmctl.artifacts import artifact
+from slmctl.errors import IntegrityError
 from slmctl.inference.engine import Answer, Answering, Outcomes, Request
 from slmctl.inference.events import Event
 from slmctl.inference.supervised_child import State
 from slmctl.models.composition import Composition
 from slmctl.models.gguf import GgufModel
 from slmctl.models.hf import UntunedBase
+from slmctl.models.model import Loading
 from slmctl.models.opinion import FileWithOpinion
 
 KINDS = ("gguf", "base", "adapter", "merged", "published", "encoder", "linear", "endpoint")
@@ -37,6 +40,18 @@ def test_an_encoder_beside_a_file_changes_its_hash_and_its_size(tmp_path: Path) 
     assert both.digest != both.model.digest == both.file.sha256
     beside = models.of(artifact.foreign(tmp_path / "a-Q8_0.gguf", "gguf"), encoder=both.artifact)
     assert (beside.kind, beside.title, beside.digest) == ("ensemble", "a-Q8_0+encoder", both.digest)
+
+
+def test_another_second_opinion_than_the_measured_one_is_refused(tmp_path: Path) -> None:
+    for name in ("a-Q8_0.gguf", "encoder.gguf", "second_opinion.npz"):
+        (tmp_path / name).write_bytes(name.encode())
+    both = models.of(artifact.foreign(tmp_path, "gguf"), type="Q8_0")
+    hashes = {entry.path: entry.sha256 for entry in both.artifact.manifest.files if entry.path != "a-Q8_0.gguf"}
+    for measured, words in ((hashes, "second_opinion.npz holds"), (hashes | {"encoder.gguf": "0" * 64}, "measured")):
+        manifest = dataclasses.replace(both.artifact.manifest, metrics={"second_opinion": {"files": measured}})
+        release = dataclasses.replace(both, artifact=dataclasses.replace(both.artifact, manifest=manifest))
+        with pytest.raises(IntegrityError, match=words):
+            release.load(Loading())
 
 
 def test_a_base_is_whole_and_untuned(tmp_path: Path) -> None:
