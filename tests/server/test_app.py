@@ -83,7 +83,8 @@ def test_a_stream_says_the_same_in_pieces(desk_url: str, free_url: str) -> None:
 
 def test_models_and_health(desk_url: str, tiny_run: Path) -> None:
     (model,) = httpx.get(f"{desk_url}/v1/models").json()["data"]
-    assert (model["id"], model["slmctl"]["version"]) == ("tiny-desk", "1.0")
+    assert (model["id"], model["object"], model["owned_by"]) == ("tiny-desk", "model", "slmctl")
+    assert model["slmctl"]["version"] == "1.0"
     file = model["slmctl"]["file"]
     assert (tiny_run / "registry" / "tiny-desk" / "1.0" / file).exists()
     assert file.endswith("-Q8_0.gguf")  # the smallest file
