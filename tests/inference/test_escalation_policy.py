@@ -58,6 +58,7 @@ def test_judging() -> None:
     assert kept.p_correct == pytest.approx(0.6 + 0.4 * (2.197 - 2) / 2, abs=1e-3)
     unsure = policy().judge({**SURE, "confidence": 0.5}, "a")
     assert (unsure.keep, unsure.reason, unsure.p_correct) == (False, "unsure", 0.2)
+    assert policy(threshold=policy().score(SURE)).judge(SURE, "a").keep  # at the threshold itself
     assert policy().judge(SURE, " oos\n").reason == "out-of-scope"
     with pytest.raises(ValueError, match="another kind"):
         policy().judge(TEXT, "a")
