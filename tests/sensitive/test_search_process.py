@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -42,7 +43,9 @@ def test_findings_are_those_of_a_search_in_this_process() -> None:
 
 def test_one_process_answers_many_searches(pool: _Pool) -> None:
     assert [len(pool.find([MAIL], 20)[0]) for _ in range(5)] == [1] * 5
-    assert len(children(pool)) == 1
+    (pid,) = children(pool)
+    assert resource.prlimit(pid, resource.RLIMIT_AS)[0] == search_process.LIMIT_BYTES
+    assert resource.prlimit(pid, resource.RLIMIT_FSIZE)[0] == 0
 
 
 def test_several_threads_get_their_own_findings(pool: _Pool) -> None:

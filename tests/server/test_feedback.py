@@ -159,6 +159,14 @@ def test_a_key_whose_places_are_taken_leaves_no_feedback_either(desk: Desk) -> N
     assert narrow.say(id, ok=True).status_code == 200
 
 
+def test_a_word_counts_as_a_request_of_its_key(desk: Desk) -> None:
+    seldom = Desk(desk.url, api_keys.add(desk.folder.parent / "keys.json", "seldom", rate=2), desk.folder)
+    id = seldom.ask("how often")
+    assert seldom.say(id, ok=True).status_code == 200
+    refused = seldom.say(id, ok=False)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate")
+
+
 def test_an_answer_takes_a_bounded_number_of_words(desk: Desk) -> None:
     id = desk.ask("how many words")
     said = [desk.say(id, ok=bool(k % 2)).status_code for k in range(MOST_WORDS + 1)]
