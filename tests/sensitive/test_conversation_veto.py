@@ -210,3 +210,8 @@ def test_marks_are_restored_in_any_case_and_inside_json() -> None:
     with pytest.raises(ValueError, match="Expecting"):
         conversation_veto.restore("no json", marks, is_json=True)
     assert conversation_veto.restore("[EMAIL_1]", {}) == "[EMAIL_1]"
+
+
+def test_names_and_numbers_of_arguments_are_searched_too() -> None:
+    values = {"card": 4111111111111111, "to": [MAIL, {"cc": None}], "sent": True}
+    assert [*conversation_veto.texts_in(values)] == ["card", "4111111111111111", "to", MAIL, "cc", "sent"]
