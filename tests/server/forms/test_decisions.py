@@ -151,6 +151,31 @@ def test_labels_with_an_order_answer_a_score() -> None:
         assert "in another order than the labels of 'urgency'" in down.json()["error"]["message"]
 
 
+ODD_LEVELS: tuple[Any, ...] = (
+    None, [], {}, "low", 7, True, ["low"], ["low", "high", "low"], ["high", "low"], ["low", "HIGH"], ["low", "high "],
+    ["low", "h\u0069gh\0"], ["low", None], ["low", 1], ["low", ["high"]], ["low", {"label": "high"}], ["low", True],
+    ["", "high"], ["low", "\u202ehigh"], [f"level {k}" for k in range(300)], [DEEP, "high"], ["low"] * 255,
+    {"low": "", "high": ""}, [0, 1, 2], ["0", "1", "2"],
+)  # fmt: skip
+
+
+def test_levels_that_are_none_of_the_model_s_are_refused_and_no_score_is_made_up() -> None:
+    levels = ("low", "medium", "high")
+    release = here.release("urgency", KEPT, dataclasses.replace(task("classify", *levels), ordered=True))
+    with here.served(release, settings=ServeConfig(context_length=256)) as server:
+        for odd in ODD_LEVELS:
+            listed = [{"label": level} for level in odd] if isinstance(odd, list) else odd
+            for response in (
+                decide(server, {"type": "score", "instructions": "How urgent?", "levels": listed}),
+                system_one(server, {"a": {"type": "score", "criteria": odd}}),
+            ):
+                assert response.status_code == 400, (odd, response.text)
+                assert response.json()["error"]["message"].startswith("questions"), (odd, response.text)
+        mixed = {"a": {"type": "noul", "instructions": "Is it high?"}, "b": {"type": "score", "criteria": list(levels)}}
+        assert system_one(server, mixed).status_code == 400  # true or false of three labels
+        assert system_one(server, {"b": mixed["b"]}).json()["answers"]["b"]["score"] <= 2
+
+
 @pytest.mark.parametrize(
     ("labels", "instructions", "true"),
     [
