@@ -1,6 +1,7 @@
 """How often a promise is broken, over many draws with the code that makes it.
 
-python -m benchmarks.coverage [DRAWS] [groups]: the promises to all rows, or those to rows that come in groups.
+python -m benchmarks.coverage [DRAWS] [groups | policies]: the promises to all rows; or to rows that come in groups, of
+comparisons and gates, and of policies.
 """
 
 import random
@@ -111,30 +112,35 @@ def compared(kind: str, count: int, gate: bool, draw: random.Random) -> bool:
     return low > 0 or high < 0
 
 
-def grouped_policy(kind: str, count: int, alike: float, draw: random.Random) -> bool:
-    """A policy of answers of which 88 % are right: over 5 % of what it keeps is wrong, on average over all rows.
+def answers(groups: np.ndarray, alike: float, seeded: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """How sure a model is of its answers, (n, 1), and which are right: 88 %.
 
     `alike`: correlation within a group of how sure an answer is, and of what makes it wrong beside.
     """
-    seeded = np.random.default_rng(draw.randrange(2**32))
-    groups = np.repeat(np.arange(count), sizes(kind, count, seeded))
 
-    def normal(groups: np.ndarray) -> np.ndarray:
+    def normal() -> np.ndarray:
         common = seeded.normal(size=int(groups.max()) + 1)[groups]
         return np.sqrt(alike) * common + np.sqrt(1 - alike) * seeded.normal(size=len(groups))
 
-    def answers(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        hard = normal(groups)
-        return -hard[:, None], 0.7 * hard + np.sqrt(1 - 0.7**2) * normal(groups) < NormalDist().inv_cdf(0.88)
+    hard = normal()
+    return -hard[:, None], 0.7 * hard + np.sqrt(1 - 0.7**2) * normal() < NormalDist().inv_cdf(0.88)
 
-    (signals, right), none = answers(groups), np.zeros(len(groups), bool)
-    fits = (seeded.random(count) < 0.3)[groups]
+
+NEW = answers(np.arange(100_000), 0, np.random.default_rng(0))
+
+
+def policy(kind: str, count: int, alike: float, draw: random.Random) -> bool:
+    """Over 5 % of the answers to new rows that the policy of such rows keeps are wrong."""
+    seeded = np.random.default_rng(draw.randrange(2**32))
+    groups = np.repeat(np.arange(count), sizes(kind, count, seeded))
+    (signals, right), none = answers(groups, alike, seeded), np.zeros(len(groups), bool)
+    fits = (seeded.random(count) < error_threshold.FIT_SHARE)[groups]
     try:
         rows = CalibrationRows(("sure",), signals, right, none, none, fits, groups)
         fitted = error_threshold.fit(rows, CalibrateConfig(max_error=0.05))
     except GateError:
         return False
-    signals, right = answers(np.arange(50_000))
+    signals, right = NEW
     kept = fitted["weights"]["sure"] * signals[:, 0] + fitted["bias"] >= fitted["threshold"]
     return bool((~right[kept]).mean() > 0.05)
 
@@ -160,17 +166,18 @@ GROUPS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
         for kind in ("even", "Poisson", "Pareto") for count in (10, 40, 100)
     },
     **{
-        f"calibrate, {count} groups of {kind} sizes, correlation {alike:g}: over max_error": (
-            partial(grouped_policy, kind, count, alike), 0.05,
-        )
-        for kind in ("even", "Poisson", "Pareto") for count in (100, 300) for alike in (0.3, 1.0)
-    },
-    **{
         f"the gate of init, {rows} test rows: an equal model passes": (partial(equal_passes, rows), 0.1)
         for rows in (200, 594, 2000)
     },
 }  # fmt: skip
 
+
+POLICIES: dict[str, tuple[Callable[[random.Random], bool], float]] = {
+    f"calibrate, {count} groups of {kind} sizes, correlation {alike:g}: over max_error": (
+        partial(policy, kind, count, alike), 0.05,
+    )
+    for kind in ("even", "Poisson", "Pareto") for count, alike in ((100, 0.3), (300, 1.0))
+}  # fmt: skip
 
 WORLDS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
     "label, batches of 50 rows: more accepted labels are wrong than is said": (partial(batch, 50), 0.05),
@@ -184,14 +191,12 @@ WORLDS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
 
 def main() -> None:
     count, found = int(sys.argv[1]) if len(sys.argv) > 1 else 1000, []
-    in_groups = "groups" in sys.argv
-    for name, (is_broken, level) in (GROUPS if in_groups else WORLDS).items():
+    which = sys.argv[2] if len(sys.argv) > 2 else ""
+    for name, (is_broken, level) in {"": WORLDS, "groups": GROUPS, "policies": POLICIES}[which].items():
         share = sum(is_broken(random.Random(f"{name}/{seed}")) for seed in range(count)) / count
         found.append(result.single(f"{name}, share of {count} draws", share, "allowed", level, f"<= {level:g}"))
-    name, command = "coverage", f"python -m benchmarks.coverage {count}"
-    if in_groups:
-        name, command = "coverage-groups", f"{command} groups"
-    result.write(name, command, found, ("numpy", "torch"))
+    command = " ".join(["python -m benchmarks.coverage", *sys.argv[1:]])
+    result.write("-".join(filter(None, ["coverage", which])), command, found, ("numpy", "torch"))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ BUSY = 1.5  # processes a core of the last minute, from which a measurement says
 
 
 @dataclass(frozen=True)
-class MatmulRates:
+class MeasuredRates:
     """GFLOP/s by type: measured now, the best ever on this processor, and those kept before; `load` in words or ''."""
 
     now: dict[str, float]
@@ -35,7 +35,7 @@ class MatmulRates:
         return any(rate < self.before.get(name, 0) / 2 for name, rate in self.now.items())
 
 
-def measure() -> MatmulRates:
+def measure() -> MeasuredRates:
     """Measure in some seconds, and keep the best rates for `stored`, since other processes only ever slow it down.
 
     Raises:
@@ -53,7 +53,7 @@ def measure() -> MatmulRates:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.file(path) as draft:
             draft.write_text(json.dumps({"machine": _machine(), "rates": best}), encoding="utf-8")
-    return MatmulRates(now, best, before, load())
+    return MeasuredRates(now, best, before, load())
 
 
 def load() -> str:

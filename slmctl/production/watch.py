@@ -229,9 +229,9 @@ def lines(watched: Watched) -> Iterator[str]:
 
 def _wrong_at_most(rows: Sequence[VerifiedRow]) -> float:
     """Upper bound of the share of wrong answers in the traffic that these rows were drawn from, with 95 %."""
-    found = weighted_share([row.right for row in rows], [row.probability for row in rows])
-    as_many = found.effective_rows
-    return error_bound(min(as_many, math.ceil((1 - found.share) * as_many - 1e-9)), as_many)
+    right = weighted_share([row.right for row in rows], [row.probability for row in rows])
+    as_many = right.effective_rows
+    return error_bound(min(as_many, math.ceil((1 - right.share) * as_many - 1e-9)), as_many)
 
 
 def _cells(week: Week) -> list[str]:
