@@ -110,10 +110,9 @@ def detail(text: str) -> None:
         _err.print(clean(text), markup=False, style="dim" if _err.is_terminal else None)
 
 
-def complain(message: str, hint: str = "", *, as_it_is: bool = False) -> None:
-    """Print an error and its hint on stderr, even when quiet; a line of JSON as it is."""
-    shown = message if as_it_is else f"error: {clean(message)}"
-    _err.print(shown, markup=False, style="red" if _err.is_terminal else None)
+def complain(message: str, hint: str = "") -> None:
+    """Print an error and its hint on stderr, even when quiet."""
+    _err.print(f"error: {clean(message)}", markup=False, style="red" if _err.is_terminal else None)
     if hint:
         _err.print(f" hint: {clean(hint)}", markup=False)
 

@@ -199,7 +199,6 @@ NAMES_ELSEWHERE = {  # of other tools, for what a command here does
 DONE_OTHERWISE = {  # without a command
     "stop": "a server ends with Ctrl-C or SIGTERM; keys revoke NAME ends one client's access",
     "upgrade": "install the new version with pip; artifacts, releases and slmctl.yaml stay as they are",
-    "update": "install the new version with pip; slmctl promote points a tag at a newer release",
 }
 
 
@@ -214,13 +213,9 @@ def complete_artifacts(context: click.Context, parameter: click.Parameter, incom
 
 
 class _Grouped(click.Group):
-    """Lists commands by purpose, each with its whole first sentence, and answers a near name with the right one.
+    """Lists commands by purpose, each with its whole first sentence, and answers a near name with the right one."""
 
-    Attributes:
-        called: The command as it was typed, with the one of a group: `keys add`.
-    """
-
-    called = ""
+    called = ""  # the command as it was typed, with the one of a group: keys add
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -6,6 +6,7 @@ must come at once: pydantic alone costs as much as click.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -105,13 +106,7 @@ def _run_command() -> int:
         except (MemoryError, ImportError):  # of the console, which is imported for it
             return _no_memory()
     except click.ClickException as error:
-        hint = _plan_hint(error)
-        if _as_json():
-            return _failed(error.format_message(), hint, error.exit_code)
-        error.show()
-        if hint:
-            terminal().say(f" hint: {hint}")
-        return error.exit_code
+        return _failed(error.format_message(), _plan_hint(error), error.exit_code, error)
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # of a library, which click takes for Ctrl-D
             raise error.__cause__ from None
@@ -128,10 +123,6 @@ def _run_command() -> int:
         return _failed(f"the result cannot be written to stdout: {error}", "stdout is closed or full", StageError.code)
 
 
-def _as_json() -> bool:
-    return os.environ.get("SLMCTL_ERRORS") == "json"
-
-
 def _plan_hint(error: click.ClickException) -> str:
     """The command that does what `--dry-run` does elsewhere."""
     if not isinstance(error, click.NoSuchOption) or error.option_name != "--dry-run":
@@ -140,13 +131,17 @@ def _plan_hint(error: click.ClickException) -> str:
     return f"slmctl {cli.called if has_plan else 'run'} --plan"
 
 
-def _failed(message: str, hint: str, code: int) -> int:
+def _failed(message: str, hint: str, code: int, usage: click.ClickException | None = None) -> int:
     """Say why the command ends, in words or as a line of JSON; returns the exit code."""
-    if _as_json():
+    if os.environ.get("SLMCTL_ERRORS") == "json":
         import json
 
-        fields = {"error": message, "hint": hint, "exit_code": code, "command": cli.called}
-        terminal().complain(json.dumps(fields), as_it_is=True)
+        with contextlib.suppress(OSError):  # stderr is closed or full
+            click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code, "command": cli.called}), err=True)
+    elif usage is not None:
+        usage.show()
+        if hint:
+            terminal().say(f" hint: {hint}")
     else:
         terminal().complain(message, hint)
     return code

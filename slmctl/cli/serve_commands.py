@@ -151,9 +151,7 @@ def keys_add(
             f"without that name refuses what the key asks (404), and this undoes it: slmctl keys revoke {name}"
         )
     if is_first:
-        terminal().say(
-            f"note: {path} is new: a server that was started without it asks for no key until you restart it"
-        )
+        terminal().say(f"note: {path} is new: a server that was started without it asks for no key until a restart")
     terminal().say(f"its hash is in {path}; the key is shown once:")
     terminal().write(secret + "\n")
 

@@ -55,6 +55,9 @@ _KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
         ("service", "lin_api_ ntn_ nrak- pmak- dckr_pat_ figd_ sbp_ sntrys_ tskey-",
          r"(?:lin_api_|ntn_|NRAK-|PMAK-|dckr_pat_|figd_|sbp_|sntrys_|tskey-)[\w-]{20,}"),
         ("webhook", "/webhooks/", r"discord(?:app)?\.com/api/webhooks/\d{9,20}/[\w-]{30,}"),
+        ("hash", "$2a$ $2b$ $2y$ $1$ $5$ $6$ $y$ $apr1$ $argon2 $scrypt$ pbkdf2 {ssha",  # of a password
+         r"\$2[aby]\$\d\d\$[\w./]{50,60}+|(?:\$(?:[156y]|apr1|argon2(?:id|[id])|scrypt)\$|pbkdf2[_-]sha\d{1,3}+\$)"
+         r"(?:[\w=,./+-]{1,64}+\$){1,3}+[\w./+=-]{20,200}+|\{SSHA\d{0,3}+\}[\w+/]{20,200}+={0,2}+"),
         ("putty", "putty-user-key", r"PuTTY-User-Key-File-\d:(?:[^P]|P(?!rivate-MAC:)){0,20000}+"
          r"(?:Private-MAC: ?[0-9a-f]{0,128}+)?"),
     )
@@ -63,12 +66,6 @@ _CUES = _any_of([cue for cues, _ in _KEYS.values() for cue in cues])
 # The character before is looked at second, so that a search skips to the letters that can begin a match.
 _TWILIO = re.compile(r"[AaSs](?<![A-Za-z0-9].)(?:(?<=[Aa])[Cc]|(?<=[Ss])[Kk])[0-9A-Fa-f]{32}(?![A-Za-z0-9])")
 _DISCORD = re.compile(r"[MNO](?<![\w.-].)[\w-]{23,27}+\.[\w-]{6}\.[\w-]{27,40}+(?![\w.-])")  # token of a bot
-_HASH = re.compile(  # of a password, which its own alphabet and prefix tell from other text
-    r"\$2[abxy]?\$\d\d\$[\w./]{50,60}+"
-    r"|\$(?:[1567y]|apr1|argon2(?:id|[id])|scrypt)\$(?:[\w=,./+-]{1,64}+\$){1,3}+[\w./+-]{20,200}+"
-    r"|pbkdf2[_-]sha\d{1,3}+\$\d{3,9}+\$[^\s$]{1,64}+\$[\w+/=]{20,200}+|\{S?SHA\d{0,3}+\}[\w+/]{20,200}+={0,2}+",
-    re.IGNORECASE,
-)
 _PGPASS = re.compile(  # host:port:database:user:password; the user is no part of an IPv6 address
     r":(?:\d{4,5}|\*):[\w*-]{1,63}+:(?=[0-9a-fA-F]{0,63}+[\w*])[\w*.@-]{1,63}+:(?P<value>[^\s\"'`]{4,200}+)"
 )
@@ -97,9 +94,8 @@ FOREIGN = (
     "mot de passe", "كلمة المرور", "كلمة السر", "رمز عبور", "mật khẩu", "mat khau", "kata sandi",
     *sorted(words(
         "contraseña contrasena парол hasło haslo wachtwoord senha lösenord passord salasana adgangskode kodeord heslo "
-        "jelszó jelszav পাসওয়ার্ড "
-        "şifre parola parolă lozinka slaptažodis 密码 密碼 口令 パスワード 暗証番号 비밀번호 암호 סיסמה סיסמא "
-        "κωδικός รหัสผ่าน पासवर्ड".translate(FOLDS)
+        "jelszó jelszav şifre parola parolă lozinka slaptažodis 密码 密碼 口令 パスワード 暗証番号 비밀번호 암호 "
+        "סיסמה סיסמא κωδικός รหัสผ่าน पासवर्ड পাসওয়ার্ড".translate(FOLDS)
     )),
 )  # fmt: skip
 _SAID_NAME = rf"(?:{'|'.join(FOREIGN)})[^\W\d_]{{0,2}}+"
@@ -256,8 +252,6 @@ def secrets(text: str) -> Iterator[RuleMatch]:
             yield _match("secret/assigned", match, "value" if match["value"] else "token")
     for match in _DISCORD.finditer(text) if digits and text.count(".") > 1 else ():
         yield _match("secret/discord", match, 0)
-    for match in _HASH.finditer(text) if text.count("$") > 2 or "{s" in low else ():
-        yield _match("secret/hash", match, 0)
     for match in _PGPASS.finditer(text) if text.count(":") > 3 else ():
         if _odd(match["value"]):
             yield _match("secret/assigned", match, "value")

@@ -174,16 +174,13 @@ def views(text: str) -> list[View]:
     low = plain.text.lower()
     if TWO_NUMBERS.search(low):
         digits = plain.rewrite(_DIGIT_WORDS, lambda match: _DIGIT_WORD.sub(_digits, match[0]))
-        result.append(digits)
         result.append(digits.rewrite(_DOT_OF_DIGITS, lambda _: " . "))
     if "plus " in low:
         result += [view.rewrite(_SAID_PLUS, lambda _: "+") for view in result[-2:] if _SAID_PLUS.search(view.text)]
     result += _decoded_views(plain)
     if "<" in plain.text:
         result.append(_without_tags(plain))
-    for pattern, put in (
-        (_PLUS, " "), (_MARKUP, " "), (_JOINED, ""), (_CODE_COMMENT, ""), (_NUMBERING, "\n"),
-    ):  # fmt: skip
+    for pattern, put in ((_PLUS, " "), (_MARKUP, " "), (_JOINED, ""), (_CODE_COMMENT, ""), (_NUMBERING, "\n")):
         if pattern.search(plain.text):
             result.append(plain.rewrite(pattern, lambda _, put=put: put))  # type: ignore[misc]
     if digit_count(plain.text) > 12 and _GROUPS_IN_WORDS.search(plain.text):

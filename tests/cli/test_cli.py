@@ -305,7 +305,7 @@ def test_results_that_scripts_read_are_json(bare: Path, monkeypatch: pytest.Monk
     assert slmctl("doctor", cwd=bare).stdout.splitlines()[0].startswith("ok   slmctl")
     assert json.loads(slmctl("keys", "list", "--json", cwd=bare).stdout) == []
     first = slmctl("keys", "add", "crm", "--rate", "60", "--model", "acme", cwd=bare)
-    assert "a server that was started without it asks for no key until you restart it" in first.stderr
+    assert "a server that was started without it asks for no key until a restart" in first.stderr
     assert "restart" not in slmctl("keys", "add", "web", cwd=bare).stderr
     (crm, web) = json.loads(slmctl("keys", "list", "--json", cwd=bare).stdout)
     assert (crm["name"], crm["rate"], crm["concurrency"], crm["models"]) == ("crm", 60.0, None, ["acme"])
