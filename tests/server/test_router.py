@@ -273,6 +273,10 @@ def test_the_general_model_is_told_the_task(fake: Fake, said: list[Turn]) -> Non
     assert "billing, delivery, oos" in system["content"] and "pirate" not in json.dumps(fake.bodies)
     assert rest == [*ASK]
     assert fake.bodies[0]["max_tokens"] > 1  # a label of another vocabulary needs its room
+    free = dataclasses.replace(GENERATE, system="Write as the shop.")
+    one(routing(fake.url, task=free), written(), [pirate, *ASK])
+    system, *rest = fake.bodies[1]["messages"]
+    assert "Write as the shop." in system["content"] and "pirate" not in json.dumps(fake.bodies) and rest == [*ASK]
 
 
 @pytest.mark.parametrize("api", ["decisions", "systemone"])
