@@ -225,11 +225,12 @@ def test_every_role_of_a_stage_can_be_given_a_path() -> None:
         missing = {role.name for role in stage_class(name).takes if f"--{role.name}" not in flags}
         # predict takes its model as an argument, evaluate its models as --model (and predicts validation rows itself);
         # quantize writes the base's own files itself; publish and predict find what a gguf artifact was made of by its
-        # digests, evaluate the data set of a release
+        # digests, evaluate the data set of a release, calibrate that of its predictions
         assert missing <= {
             "predict": {"model", "base", "encoder"},
             "quantize": {"base_files", "base"},
             "evaluate": {"predictions", "validation", "released"},
+            "calibrate": {"prepared"},
             "publish": {"base", "prepared", "adapter", "merged", "encoder"},
         }.get(name, set()), name
 
