@@ -10,6 +10,7 @@
 #   PORT     where the release is served, on the loopback    (8080)
 #   RELOAD   a command that serves $RELEASE in place of the server that this script starts,
 #            such as: ln -sfn "$RELEASE" /srv/desk/current && systemctl restart desk
+#   FLAGS    of slmctl run, such as --yes, which trains also where a linear model leaves nothing to win
 #   NOTIFY   a command that is given a message on its standard input when a person is needed,
 #            such as: mail -s desk data-team@example.com
 #
@@ -18,7 +19,7 @@
 set -euo pipefail
 
 PROJECT=$(cd "${1:?usage: pipeline.sh PROJECT}" && pwd)
-SLMCTL=${SLMCTL:-slmctl} PORT=${PORT:-8080} RELOAD=${RELOAD:-} NOTIFY=${NOTIFY:-}
+SLMCTL=${SLMCTL:-slmctl} PORT=${PORT:-8080} RELOAD=${RELOAD:-} NOTIFY=${NOTIFY:-} FLAGS=${FLAGS:-}
 STATE=$PROJECT/runs/.pipeline
 PAUSE=${PAUSE:-60} # seconds before the network is tried again
 umask 077
@@ -97,7 +98,8 @@ serve() {
 exec 9> "$STATE/lock"
 flock --nonblock 9 || { say "another run is under way"; exit 8; }
 
-ADAPTER=$(stage run --yes --until finetune)
+# shellcheck disable=SC2086 # FLAGS are words
+ADAPTER=$(stage run --until finetune $FLAGS)
 
 # A published version never changes, so another adapter or config is another version: the time it was first seen.
 MADE_OF="$ADAPTER $(sha256sum < "$PROJECT/slmctl.yaml")"
@@ -107,7 +109,8 @@ if [ "$MADE_OF" != "$(cat "$STATE/made-of" 2> /dev/null || true)" ]; then
 fi
 VERSION=$(cat "$STATE/version")
 
-RELEASE=$(stage run --yes --set "version=$VERSION")
+# shellcheck disable=SC2086
+RELEASE=$(stage run --set "version=$VERSION" $FLAGS)
 
 OLD=$(cat "$STATE/served" 2> /dev/null || true)
 if [ "$RELEASE" = "$OLD" ] && { [ -n "$RELOAD" ] || running; }; then

@@ -183,6 +183,15 @@ def test_the_script_serves_what_passed_and_leaves_it_alone_until_something_new_p
     assert client.Client(night.read("address")).ask("refund my card").text in tiny.WORDS
 
 
+@pytest.mark.slow
+def test_the_script_trains_nothing_where_a_linear_model_leaves_nothing_to_win(night: Night) -> None:
+    # It answered the question with yes, and served what the linear model beats.
+    tiny.write_csv(night.project / "tickets.csv", tiny.rows(600))
+    done = night.run()
+    assert (done.returncode, "next to nothing to win" in done.stderr) == (5, True), (done.stderr, night.read("log"))
+    assert "The old release stays" in done.stderr and not (night.state / "served").exists()
+
+
 def test_another_run_under_way_and_a_missing_program_have_their_codes(tmp_path: Path) -> None:
     night = Night(tmp_path)
     night.state.mkdir(parents=True)
@@ -201,7 +210,7 @@ def test_the_exit_codes_of_stages_are_the_scripts(tmp_path: Path) -> None:
     # a stand-in for the program that fails as it is told: what the script makes of each code
     program = tmp_path / "slmctl"
     program.write_text(
-        '#!/bin/sh\necho "$5" >> "$2/calls"\n[ "$5" != "$FAILS" ] || { echo oops >&2; exit $CODE; }\necho "$2/made"\n'
+        '#!/bin/sh\necho "$4" >> "$2/calls"\n[ "$4" != "$FAILS" ] || { echo oops >&2; exit $CODE; }\necho "$2/made"\n'
     )
     program.chmod(0o755)
     for code, stage, calls, wanted in (
