@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, tiny
 
 from slmctl import __version__
 from slmctl.cli.init_command import TEMPLATES
@@ -90,9 +90,22 @@ def test_make_builds_the_image() -> None:
 # The wheel
 
 
-@pytest.mark.slow
-def test_wheel_and_sdist_install_and_start_a_project(tmp_path: Path) -> None:
+USED = """\
+import slmctl
+
+with slmctl.Answerer("dir:registry#production", max_tokens=20) as model:
+    for found in model.answer(["hello", "bye"]):
+        label: str | None = found.answer
+        sure: float | None = found.p_correct
+        print(label, sure, found.keep, sorted(found.labels))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel, built as a release is, and no other file of slmctl."""
     pytest.importorskip("build")
+    tmp_path = tmp_path_factory.mktemp("wheel")
     source = tmp_path / "source"
     source.mkdir()
     for name in PACKAGED:
@@ -119,22 +132,55 @@ def test_wheel_and_sdist_install_and_start_a_project(tmp_path: Path) -> None:
     subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
     here = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site / "dependencies.pth").write_text("\n".join(here))
+    return environment
 
-    def slmctl(*words: str) -> str:
-        done = subprocess.run(
-            [environment / "bin" / "slmctl", *words], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    assert slmctl("--version") == f"slmctl {__version__}\n"
+def ran(installed: Path, folder: Path, *words: str) -> str:
+    """The stdout of the installed program."""
+    command, env = [installed / "bin" / "slmctl", *words], tiny.environment()
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_install_and_start_a_project(installed: Path, tmp_path: Path) -> None:
+    assert ran(installed, tmp_path, "--version") == f"slmctl {__version__}\n"
     where = "import slmctl; print(slmctl.__file__)"
-    python = environment / "bin" / "python"
+    python = installed / "bin" / "python"
     imported = subprocess.run([python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert imported.startswith(str(site))
+    assert imported.startswith(str(installed))
     for template in TEMPLATES:
-        folder = Path(slmctl("init", template, f"of-{template}").strip())
+        folder = Path(ran(installed, tmp_path, "init", template, f"of-{template}").strip())
         assert (tmp_path / folder / "slmctl.yaml").is_file()
-        assert "project:" in slmctl("-C", str(folder), "config", "show")
-    assert json.loads(slmctl("config", "schema"))["properties"]["finetune"]
-    assert "SmolLM2" in slmctl("bases", "--json")
+        assert "project:" in ran(installed, tmp_path, "-C", str(folder), "config", "show")
+    assert json.loads(ran(installed, tmp_path, "config", "schema"))["properties"]["finetune"]
+    assert "SmolLM2" in ran(installed, tmp_path, "bases", "--json")
+
+
+@pytest.mark.slow
+def test_the_installed_program_measures_rows_of_a_users_own(installed: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """The first minute of the README; the encoder and the base are tiny files, so that no index is asked."""
+    tiny.write_csv(tmp_path / "tickets.csv", tiny.rows(400))
+    words = tiny.build_encoder(tmp_path / "words.gguf", size=16)
+    desk = ran(installed, tmp_path, "init", "tickets.csv", "desk", "--yes", "--base", str(tiny_base)).strip()
+    sets = ("--set", f"encode.encoder={words}", "--set", "pull.rehearse=false")
+    made = Path(ran(installed, tmp_path, "-C", desk, "run", "--offline", "--until", "encode", *sets).strip())
+    assert made.parent == tmp_path / desk / "runs" / "encoder"
+    answered = ran(
+        installed, tmp_path, "-C", desk, "predict", str(made), "--input", "tickets.csv", "--column", "text",
+        "--output", "-",
+    )  # fmt: skip
+    assert json.loads(answered.splitlines()[0])["answer"] in tiny.WORDS
+
+
+@pytest.mark.slow
+def test_a_users_script_is_typed(installed: Path, tmp_path: Path) -> None:
+    script, faulty = tmp_path / "script.py", tmp_path / "faulty.py"
+    script.write_text(USED, encoding="utf-8")
+    faulty.write_text(USED.replace("label: str | None", "label: int"), encoding="utf-8")
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", installed / "bin" / "python"]
+    done = subprocess.run([*mypy, script, faulty], cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("Found")]
+    assert [line.partition(": error: ")[0] for line in lines] == ["faulty.py:5"], done.stdout
+    assert "Incompatible types in assignment" in lines[0]
