@@ -44,8 +44,12 @@ class AnswerFields:
     @property
     def template(self) -> str:
         """The template of the object, for `output` of a source; an empty cell becomes null."""
-        pairs = (f"{json.dumps(name, ensure_ascii=False)}: {self._value(name)}" for name in self.names)
-        return f"{{{', '.join(pairs)}}}"
+        return f"{{{', '.join(self.pairs)}}}"
+
+    @property
+    def pairs(self) -> list[str]:
+        """The key of each column, with the expression that gives its value."""
+        return [f"{json.dumps(name, ensure_ascii=False)}: {self._value(name)}" for name in self.names]
 
     def _value(self, name: str) -> str:
         cell = reference(name)

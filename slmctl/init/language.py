@@ -83,14 +83,17 @@ def of_texts(texts: Iterable[str]) -> Languages:
 
 
 def of_text(text: str) -> str:
-    """The code of a text's language; '' if two are equally likely, or none is recognised."""
+    """The code of a text's language; '' if two are equally likely, or none is recognised.
+
+    Single letters are words of Polish and French, and abbreviations (z. B., d. h.) of others: they decide nothing.
+    """
     text = text[:_CHARACTERS]
     letters = len(_LETTER.findall(text))
     for code, pattern in _SCRIPTS:
         if len(pattern.findall(text)) > 0.3 * letters > 0:
             return code
     hits = Counter(
-        code for word in re.findall(r"[^\W\d_]+(?:'t)?", text.casefold()) for code in _LANGUAGES_OF.get(word, ())
+        code for word in re.findall(r"[^\W\d_]{2,}(?:'t)?", text.casefold()) for code in _LANGUAGES_OF.get(word, ())
     )
     (first, most), (_, next_most) = [*hits.most_common(2), ("", 0), ("", 0)][:2]
     return first if most > next_most else ""

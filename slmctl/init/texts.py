@@ -18,6 +18,7 @@ import yaml
 from slmctl import config
 from slmctl.config import FILENAME, EncodeConfig
 from slmctl.console import count, percent, shown
+from slmctl.init.answer_fields import AnswerFields
 from slmctl.init.column_names import split_named, suggests
 from slmctl.init.columns import Column
 from slmctl.init.proposal import FEW, MAX_LENGTH, Proposal, gates, plain, surely_better, system_prompt
@@ -46,7 +47,7 @@ def _rendered(template: str, values: Mapping[str, object]) -> list[str]:
     )
     environment.filters |= {
         "count": count, "either": either, "flow": _flow, "number": "{:,}".format, "percent": percent, "shown": shown,
-        "wrapped": _wrapped, "yaml": _yaml,
+        "template": _template, "wrapped": _wrapped, "yaml": _yaml,
     }  # fmt: skip
     text = resources.files("slmctl.templates").joinpath("init", template).read_text(encoding="utf-8")
     return environment.from_string(text).render(values).split("\n")
@@ -181,6 +182,14 @@ def _wrapped(values: Iterable[str], head: str, end: str) -> str:
             lines.append(" " * len(head))
         lines[-1] += piece
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _template(fields: AnswerFields) -> str:
+    """The template of an object as YAML; between quotes a line break is a space, so it takes several lines."""
+    written = _yaml(fields.template)
+    if not written.startswith("'"):  # the name of a column has characters that YAML escapes
+        return f"      output: {written}"
+    return _wrapped((pair.replace("'", "''") for pair in fields.pairs), "      output: '{", "}'")
 
 
 def _aligned(line: str) -> str:

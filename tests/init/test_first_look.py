@@ -51,6 +51,9 @@ def test_languages_of_many_texts_are_named_with_their_shares() -> None:
     found = language.of_texts(texts)
     assert (found.main, str(found)) == ("de", "German (80 % of the texts), English (20 % of the texts)")
     assert str(language.of_texts(["12", "xyz", "the und"])) == "not recognised"  # a word of each of two
+    # abbreviations of German notes were words of Polish (z, u) and French (d)
+    assert language.of_text("Heizung defekt, z. B. Thermostat u. Ventil") == ""
+    assert language.of_text("Termin d. Technikers") == ""
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,10 @@ def test_several_columns_make_json_answers(flags: list[str], run: Run) -> None:
         '{"Marke": {{ (Marke or none) | tojson }}, "Größe": {{ Größe or \'null\' }}, '
         '"Farbe": {{ (Farbe or none) | tojson }}}'
     )
+    (at, *_) = [
+        line for line in Path("slmctl.yaml").read_text(encoding="utf-8").splitlines() if "Farbe or none" in line
+    ]
+    assert len(at.partition("  #")[0]) <= 120  # the template was one line, of five columns 290 characters
     assert (source()["id"], written()["task"]["schema"]) == ("Art.-Nr.", "artikel.schema.json")
     schema = json.loads(Path("artikel.schema.json").read_text(encoding="utf-8"))
     assert schema["required"] == sorted(FIELDS)
