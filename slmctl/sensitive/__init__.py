@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple
 
 from slmctl.errors import UsageError
 from slmctl.sensitive.phones import phones
@@ -125,47 +125,20 @@ class SensitivePolicy:
         return "".join([*pieces, text[done:]])
 
 
-class TallyJson(TypedDict):
-    """A tally as JSON; `by_column` maps column -> rule -> action -> count."""
-
-    total: int
-    texts: dict[str, int]
-    by_kind: dict[str, int]
-    by_column: dict[str, dict[str, dict[str, int]]]
-
-
 @dataclass(frozen=True)
 class Tally:
     """Number of findings by column or role, rule and action; tallies of several processes can be merged."""
 
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (column, rule, action)
-    texts: Counter[str] = field(default_factory=Counter)  # column: texts with at least one finding
 
     def add(self, where: str, applied: Applied, policy: SensitivePolicy) -> None:
         """Count one text of the column or role `where`."""
         for finding in applied.findings:
             self.counts[where, finding.rule, policy.actions[finding.kind]] += 1
-        if applied.findings:
-            self.texts[where] += 1
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another process."""
         self.counts.update(other.counts)
-        self.texts.update(other.texts)
-
-    def to_json(self) -> TallyJson:
-        """The tally as JSON: findings in all, by kind, by column, rule and action; texts with a finding by column."""
-        by_column: dict[str, dict[str, dict[str, int]]] = {}
-        by_kind: Counter[str] = Counter()
-        for (where, rule, action), count in sorted(self.counts.items()):
-            by_column.setdefault(where, {}).setdefault(rule, {})[action] = count
-            by_kind[rule.partition("/")[0]] += count
-        return {
-            "total": by_kind.total(),
-            "texts": dict(sorted(self.texts.items())),
-            "by_kind": dict(sorted(by_kind.items())),
-            "by_column": by_column,
-        }
 
 
 # Searching
