@@ -361,15 +361,16 @@ def waits(said: Sequence[Said]) -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def asking(url: str) -> AsyncIterator[httpx.AsyncClient]:
+async def asking(url: str, key: str = "") -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=1000, max_keepalive_connections=1000)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False) as client:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False, headers=headers) as client:
         yield client
 
 
 @contextlib.contextmanager
-def server(side: str, model: Path, type_name: str) -> Iterator[tuple[str, int]]:
-    """A server's address and process id, for the length of a block."""
+def server(side: str, model: Path, type_name: str, *more: str) -> Iterator[tuple[str, int]]:
+    """A server's address and process id, for the length of a block; further arguments are for our own."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -378,7 +379,7 @@ def server(side: str, model: Path, type_name: str) -> Iterator[tuple[str, int]]:
         "slmctl": ["-m", "slmctl", "-q", "-C", str(Path(__file__).parent), "serve", str(model.resolve()), "--port",
                    str(port), *(["--type", type_name] if model.is_dir() else []),
                    f"--set=serve.context_length={CONTEXT}",
-                   f"--set=serve.sequences={SEQUENCES}"],
+                   f"--set=serve.sequences={SEQUENCES}", *more],
         "llama_cpp.server": ["-m", "llama_cpp.server", "--model", str(model), "--host", "127.0.0.1", "--port",
                              str(port), "--n_ctx", many, "--n_threads", threads, "--interrupt_requests", "False",
                              "--verbose", "False"],
@@ -405,8 +406,8 @@ def wait_for(child: subprocess.Popen[bytes], url: str) -> None:
     for _ in range(600):
         if child.poll() is not None:
             sys.exit(f"the server ended with {child.returncode}")
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/v1/models", timeout=5, trust_env=False).status_code == 200:
+        with contextlib.suppress(httpx.HTTPError):  # 401: a server that asks for keys
+            if httpx.get(f"{url}/v1/models", timeout=5, trust_env=False).status_code in (200, 401):
                 return
         time.sleep(0.2)
     sys.exit("the server did not start")
