@@ -504,7 +504,7 @@ def seen_with(discordant: float, n: float, confidence: float, power: float) -> f
         share = max(discordant / n, d)
         return math.sqrt(n) * d - z * math.sqrt(share) - beta * math.sqrt(max(share - d * d, 0))
 
-    return float(brentq(surplus, 1e-12, 1.0, xtol=1e-12))
+    return float(brentq(surplus, 1e-12, 1.0, xtol=1e-12)) if surplus(1.0) > 0 else 1.0  # too few to show any
 
 
 def raised(values: list[float]) -> list[float]:
