@@ -153,9 +153,9 @@ def grouped_rows(project: Project, made: Artifact | None = None) -> Inputs:
         grouped = any(source.group for source in project.config.prepare.sources)
         return {PREPARED.name: project.artifact(PREPARED)} if grouped else {}
     with contextlib.suppress(IntegrityError):
-        (prepared,) = inputs_of(project, made, PREPARED.name)
-        if prepared.metrics["splits"]["by"] == "group":
-            return {PREPARED.name: prepared}
+        for prepared in inputs_of(project, made, PREPARED.name):  # none for predictions that were made elsewhere
+            if prepared.metrics["splits"]["by"] != "content":
+                return {PREPARED.name: prepared}
     return {}
 
 

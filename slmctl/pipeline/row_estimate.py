@@ -85,7 +85,7 @@ def _of_data_set(project: Project) -> RowEstimate:
 
 def groups_of(prepared: Artifact, split: str) -> float | None:
     """The effective number of groups of a split's rows; None where rows have no group."""
-    if prepared.metrics["splits"]["by"] != "group":
+    if prepared.metrics["splits"]["by"] == "content":
         return None
     sizes = Counter(record.group or record.id for record in read_records(prepared.file(f"{split}.jsonl")))
     return effective_groups(sizes.values()) if sizes else None
