@@ -87,8 +87,10 @@ def groups_of(prepared: Artifact, split: str) -> float | None:
     """The effective number of groups of a split's rows; None where rows have no group."""
     if prepared.metrics["splits"]["by"] == "content":
         return None
-    sizes = Counter(record.group or record.id for record in read_records(prepared.file(f"{split}.jsonl")))
-    return effective_groups(sizes.values()) if sizes else None
+    records = read_records(prepared.file(f"{split}.jsonl"))
+    if not any(record.group for record in records):
+        return None
+    return effective_groups(Counter(record.group or record.id for record in records).values())
 
 
 def _shared_tokens(task: TaskConfig) -> int:

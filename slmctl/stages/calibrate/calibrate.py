@@ -95,10 +95,13 @@ def _expected(policy: Policy, lines: Sequence[Prediction], rows: CalibrationRows
     return {"p_correct": float(np.mean(chances)), "right": float(right.mean())}
 
 
-def _groups(prepared: Artifact) -> dict[str, str]:
-    """Id of a held-out record -> its group, or the id itself where it has none."""
+def _groups(prepared: Artifact) -> dict[str, str] | None:
+    """Id of a held-out record -> its group, or the id itself where it has none; None where no record has one."""
     files = [prepared.file(f"{split}.jsonl") for split in ("calibration", "validation")]
-    return {record.id: record.group or record.id for path in files for record in read_records(path)}
+    records = [record for path in files for record in read_records(path)]
+    if not any(record.group for record in records):
+        return None
+    return {record.id: record.group or record.id for record in records}
 
 
 def correctness(task: Task, config: CalibrateConfig) -> str:
