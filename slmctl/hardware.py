@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -66,6 +67,12 @@ def available_bytes() -> int:
         return free
     used -= int(counts.get("inactive_file", 0))  # page cache, which the kernel reclaims when memory is short
     return free if limit == "max" else min(free, int(limit) - used)
+
+
+def address_space() -> int:
+    """Bytes of address space that this process may have (`ulimit -v`); a huge number without a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def reuse_freed_memory() -> None:

@@ -18,16 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, console
+from slmctl import __version__, console, hardware
 from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact, Manifest, require_whole
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import SlmctlError
+from slmctl.errors import SlmctlError, StageError
 from slmctl.network import guard
 from slmctl.pipeline import stage_log
 from slmctl.pipeline.graph import Get, Project, StageRequest
 from slmctl.pipeline.system_errors import missing, spoken
 
+LEAST_ADDRESS_SPACE = 1_000_000_000  # bytes; numpy, SciPy and scikit-learn map some 0.8 GB
 ASSISTANTS_WAIT_S = 600  # for the first of several processes to hash and rename what they made
 REFUSED = ".refused-"  # prefix of a folder with the evidence of a stage that refused its input
 TASK = "task.json"  # travels from artifact to artifact, see `task`
@@ -46,8 +47,15 @@ def make(project: Project, name: str) -> Outcome:
     """Run a stage of the pipeline by its name, after its `before`.
 
     Raises:
+        StageError: The process may not have the address space that libraries map when they are imported.
         What `run`, and `before` and `request` of the stage raise.
     """
+    if (space := hardware.address_space()) < LEAST_ADDRESS_SPACE:  # below it native code hangs or ends the process
+        raise StageError(
+            f"this process may have {console.size(space)} of address space, and a stage maps "
+            f"{console.size(LEAST_ADDRESS_SPACE)}",
+            hint="ulimit -v unlimited; a limit of resident memory (a container's) costs nothing here",
+        )
     begun, stage = time.monotonic(), project.stage(name)
     stage.before()
     outcome = run(project, stage.request(get=maker(project)))

@@ -558,7 +558,7 @@ def test_of_a_refused_stage_a_report_alone_is_a_result(
         raise GateError("refused")
 
     made = handmade.make(bare / "runs" / LEAVES[stage] / "3f9a1c2e0000")
-    monkeypatch.setattr(plan, "plan", lambda *names: SimpleNamespace(require=lambda: None, stages=()))
+    monkeypatch.setattr(plan, "plan", lambda *names: SimpleNamespace(require=lambda: None, stages=(), seconds=0))
     monkeypatch.setattr(run_plan, "summary", lambda planned: ())
     monkeypatch.setattr(runner, "make", lambda project, name: runner.Outcome(made, False, 0.0))
     monkeypatch.setattr(stage_class("finetune"), "doubt", lambda self: None)

@@ -100,7 +100,6 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("task: {kind: tag, labels: {names: [a], ordered: true}}", "'labels.ordered' belongs to classify"),
         ("task: {kind: classify, labels: {ordered: true}}", "'ordered' needs 'names', the labels from low to high"),
         ("task: {kind: classify, labels: {names: [a], map: {x: b}}}", "'x' is mapped to 'b', which is none of 'names'"),
-        ("task: {kind: classify, labels: [paid, oos], descriptions: {pay: x}}", "no label; did you mean 'paid'?"),
         ("gates: [{metric: a, model: b, max_drop: 0.1}]", "'against' comes with 'max_drop' or 'min_gain'"),
         (
             "gates: [{metric: a, model: b, against: c, max_drop: 0.1, rows: old}]",

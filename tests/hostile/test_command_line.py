@@ -230,13 +230,14 @@ def test_a_hostile_stream_is_a_sentence(arguments: list[str], shell: str, code: 
     require_sentence(run(tmp_path, *arguments, shell=shell, PYTHONIOENCODING="utf-8:strict"), code)
 
 
-@pytest.mark.parametrize("limit", [120_000, 330_000, 450_000])
+@pytest.mark.parametrize("limit", [120_000, 250_000, 330_000, 700_000])
 def test_too_little_memory_is_a_sentence(limit: int, tmp_path: Path) -> None:
-    # below 400 MB of address space the sentence itself needed an import
+    # the sentence itself needed an import, and native code hung or ended the process
     (tmp_path / "slmctl.yaml").write_text(GOOD)
     line = f"ulimit -v {limit}; {shlex.quote(str(SCRIPT))} prepare"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=DEADLINE_S, check=False)
-    assert done.returncode != 0 and done.stderr and b"Traceback" not in done.stderr, done.stderr[-2000:]
+    said = b"ulimit -v" if limit > 200_000 else b"emory"  # with less a library says so itself
+    assert done.returncode != 0 and said in done.stderr and b"Traceback" not in done.stderr, done.stderr[-2000:]
 
 
 def test_a_library_that_meets_the_end_of_a_file_is_no_ctrl_d(monkeypatch: pytest.MonkeyPatch) -> None:

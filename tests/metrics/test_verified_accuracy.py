@@ -15,7 +15,7 @@ def test_rows_of_one_probability_have_the_exact_interval() -> None:
     share = weighted_share([True] * 9 + [False], [0.02] * 10)
     assert (share.rows, share.right, share.share) == (10, 9, 0.9)
     assert (share.low, share.high) == exact_interval(9, 10)
-    assert weighted_share([True], [1.0]) == WeightedShare(1, 1, 1.0, *exact_interval(1, 1))
+    assert weighted_share([True], [1.0]) == WeightedShare(1, 1, 1.0, *exact_interval(1, 1), 1)
 
 
 def test_rows_of_two_probabilities_stand_for_as_many_as_they_were_drawn_from() -> None:

@@ -98,7 +98,7 @@ def test_markdown_is_the_table_with_its_remarks_and_what_the_focus_is_compared_w
         "| slice | by | rows | accuracy |",
         "|---|---:|---:|---:|",
         "| 0 to 9 characters | length | 30 | 40.0 % |",
-        "| a\\|b | label | 20 | 50.0 % |",
+        "| `a\\|b` | label | 20 | 50.0 % |",
     ]
 
 

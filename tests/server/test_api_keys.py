@@ -96,10 +96,10 @@ def test_a_key_for_a_model_that_the_config_does_not_have_says_so(tmp_path: Path,
         words = ["-C", str(tmp_path), "keys", "add", name, "--model", model]
         return CliRunner().invoke(cli, words, catch_exceptions=False).stderr
 
-    assert "note" not in said("anywhere", "dsk")  # a folder without a project: any server may be meant
+    assert "has no model" not in said("anywhere", "dsk")  # a folder without a project: any server may be meant
     (tmp_path / "slmctl.yaml").write_text(f"{{project: desk, base: none, serve: {serve}}}")
     assert f"has no model dsk, but {known}; " in said("crm", "dsk")
-    assert "note" not in said("erp", known.split(", ")[-1])
+    assert "has no model" not in said("erp", known.split(", ")[-1])
 
 
 @pytest.mark.usefixtures("full_disk")

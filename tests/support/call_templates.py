@@ -70,6 +70,12 @@ TEXT = (  # arguments as a text, and content null
     "{{ eos_token }}{% else %}{{ '<|assistant|>' + m.content + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+XML = (  # arguments that are no JSON
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ '<call>' + c.function.name }}{% for k, v in c.function.arguments.items() %}"
+    "{{ '<arg>' + k + '=' + v | string + '</arg>' }}{% endfor %}</call>{% endfor %}{{ '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 TOOLS: tuple[dict[str, Any], ...] = (
     {

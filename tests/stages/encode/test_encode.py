@@ -594,8 +594,3 @@ def test_production_is_compared_with_the_policy_of_the_file(calibrated: Path) ->
 def test_gc_keeps_the_policy_of_the_encoder(calibrated: Path, stages: Forks) -> None:
     said = stages.run(calibrated, "gc").stderr
     assert "runs/policy/" not in said and "runs/encoder/" not in said
-
-
-def test_validation_labels_that_no_training_row_has_choose_no_sharpness() -> None:
-    # the flattest candidate was taken, by nothing
-    assert encoder_head._sharpest(["a", "b"], np.log(np.array([[0.9, 0.1]])), ["other"]) == 1.0

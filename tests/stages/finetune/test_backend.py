@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import pytest
 
 from slmctl import child, hardware
-from slmctl.cli import doctor_checks
+from slmctl.cli import doctor_checks, matmul_rates
 from slmctl.errors import MissingError
 from slmctl.installation import pip_line
 from slmctl.stages.finetune import backend
@@ -80,6 +80,7 @@ def products(
     monkeypatch.setattr(doctor_checks, "_version", lambda name: "2.13.0")
     monkeypatch.setattr(doctor_checks, "resolve_matmul_dtype", lambda wanted: chosen)
     monkeypatch.setattr(child, "run", run)
+    monkeypatch.setattr(matmul_rates, "load", lambda: "")  # other work slows no product here
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # these rates are no machine's
     (finding,) = doctor_checks._matmul()
     return finding
