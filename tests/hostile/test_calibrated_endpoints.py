@@ -48,7 +48,7 @@ ENDPOINTS: dict[str, tuple[Manners, set[int]]] = {  # and the exit codes that ma
     "probabilities of nothing": (sure(0.9, probabilities=[]), {3}),
     "not a number": (sure(0.9, probabilities=[{"value": label, "probability": "NaN"} for label in tiny.WORDS]), {3}),
     "surest where wrong": (reversed_, {0, 5}),  # what it is unsure of is right, and may be kept
-    "odd parts": (odd, {0, 3, 5}),
+    "odd parts": (odd, {0, 3, 5, 9}),  # 9 where sixteen in a row are odd
     "hangs up": (lambda body, before: (0, {}, b""), {9}),
 }
 
