@@ -310,12 +310,9 @@ def count(number: int, noun: str = "") -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as text: `92.5 %`; one that would be rounded to 0 % or 100 % gets more digits, up to four."""
-    for more in range(digits, 5):
-        text = f"{100 * share:.{more}f}"
-        if float(text) not in (0.0, 100.0) or share in (0.0, 1.0):
-            break
-    return f"{text} %"
+    """A share as text: `92.5 %`; one that would be rounded to 0 % or 100 % gets more digits, up to four that tell."""
+    texts = [f"{100 * share:.{more}f}" for more in range(digits, 5)]
+    return f"{next((text for text in texts if float(text) not in (0.0, 100.0)), texts[0])} %"
 
 
 def timestamp(moment: datetime.datetime | None = None) -> str:

@@ -67,8 +67,8 @@ FIGURES: dict[Callable[[Any], str], dict[float, str]] = {
         0: "0.0 s", 0.44: "0.4 s", 9.94: "9.9 s", 9.96: "10 s", 59.4: "59 s", 59.6: "1 min 00 s", 200: "3 min 20 s",
         3599.4: "59 min 59 s", 3599.6: "1 h 00 min", 7500: "2 h 05 min", 90_000: "25 h 00 min",
     },
-    console.percent: {  # a share is not rounded to nothing or all
-        0.925: "92.5 %", 0.0: "0.0 %", 1.0: "100.0 %", 0.9999: "99.99 %", 0.00031: "0.03 %", 1e-9: "0.0000 %",
+    console.percent: {  # a share is not rounded to nothing or all, unless four decimals say as little
+        0.925: "92.5 %", 0.0: "0.0 %", 1.0: "100.0 %", 0.9999: "99.99 %", 0.00031: "0.03 %", 1e-9: "0.0 %", 1 - 1e-9: "100.0 %",
     },
     console.size: {
         0: "0 B", 999: "999 B", 1000: "1.0 kB", 98_400_000: "98.4 MB", 999_949: "999.9 kB", 999_999: "1.0 MB",
