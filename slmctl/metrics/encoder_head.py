@@ -147,8 +147,8 @@ def fit(
             training rows are left out.
     """
     others = choosing[0]
-    rows, answers = vectors, list(labels)
-    if named is not None and (learned := [k for k, label in enumerate(named[0]) if label in set(labels)]):
+    rows, answers, known_labels = vectors, list(labels), set(labels)
+    if named is not None and (learned := [k for k, label in enumerate(named[0]) if label in known_labels]):
         rows, answers = np.concatenate([vectors, named[1][learned]]), [*labels, *(named[0][k] for k in learned)]
     head = fit_head(rows, answers, choosing=choosing[1], chosen=chosen)
     tfidf = linear_baseline.fit(texts, labels, choosing=others, chosen=chosen, likelihood=True)

@@ -152,6 +152,7 @@ def _curve(
 
 
 def _interval(right: int, rows: int) -> str:
+    """The 95 % interval of a share of right answers, in words."""
     return " to ".join(map(console.percent, wilson(right, rows)))
 
 
@@ -159,9 +160,8 @@ def _lines(facts: EncodeFacts) -> list[str]:
     """Sentences on the score, and on the score by number of training rows."""
     if not facts["rows"]:
         return ["no validation rows, so the linear model's regularisation is the strongest"]
-    low, high = map(console.percent, facts["interval"])
     share = console.percent(facts["right"] / facts["rows"])
-    scored = f"{share} ({low} to {high}) of {facts['rows']:,} validation rows"
+    scored = f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
     lines = [f"linear models on the encoder and on TF-IDF get {scored} right, which chose their settings"]
     if facts["curve"]:
         points = [
