@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 
 from slmctl import __version__
 from slmctl.network import guard
-from slmctl.pipeline import LEAVES
+from slmctl.pipeline import LEAVES, PATH_ID
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 PATH, EXISTING = click.Path(path_type=Path), click.Path(path_type=Path, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 INNER = ("predict",)  # stages that others run themselves
-ID = 12  # characters of an artifact's folder
 CHAIN = tuple(name for name in LEAVES if name not in INNER)
 
 
@@ -202,12 +202,17 @@ DONE_OTHERWISE = {  # without a command
 }
 
 
+def is_terminal() -> bool:
+    """True where a person can be asked: standard input and error are open, and are a terminal."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
+
+
 def complete_artifacts(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The kinds and ids of artifacts that begin with a text, and files as the shell knows them."""
     from click.shell_completion import CompletionItem
 
     runs = context.ensure_object(Options).directory / "runs"
-    names = [*LEAVES.values(), *sorted({path.name for path in runs.glob("[a-z]*/*") if len(path.name) == ID})]
+    names = [*LEAVES.values(), *sorted({path.name for path in runs.glob("[a-z]*/*") if len(path.name) == PATH_ID})]
     items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
     return [*items, *PATH.shell_complete(context, parameter, incomplete)]
 

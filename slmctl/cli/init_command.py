@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from slmctl.cli.group import PATH, Options, common_options, terminal
+from slmctl.cli.group import PATH, Options, common_options, is_terminal, terminal
 
 if TYPE_CHECKING:
     from slmctl.init.proposal import Proposal
@@ -83,7 +82,7 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
         terminal().say(line)
     machine = proposal.Machine(matmul_rates.stored() or {}, config.resolve_matmul_dtype("auto"))
     chosen = {key: flags[key] for key in QUESTIONS}
-    ask = not yes and _is_terminal()
+    ask = not yes and is_terminal()
 
     def make(values: Mapping[str, Any]) -> Proposal:
         return proposal.make(data, machine, **values)
@@ -99,10 +98,6 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
     for line in texts.about_project(made):
         terminal().say(line)
     return made
-
-
-def _is_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
 
 
 def _require_source(source: str, root: Path) -> None:

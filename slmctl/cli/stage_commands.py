@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from slmctl.cli.group import (
     Options,
     artifact_option,
     config_options,
+    is_terminal,
     key_option,
     offline_option,
     open_project,
@@ -405,14 +405,10 @@ def _ask_about_time(seconds: float) -> None:
         GateError: The answer is no.
     """
     text = f"this run takes about {terminal().duration(seconds)}"
-    if not _is_terminal():
+    if not is_terminal():
         terminal().say(f"  note: {text}: a smaller base, fewer epochs or shorter texts make it shorter")
     elif not click.confirm(f"  {text}: begin?", default=False, err=True):
         raise GateError(f"{text}, and was not begun", hint="a smaller base, fewer epochs, shorter texts; or --yes")
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty()
 
 
 def _ask_before(project: Project, name: str) -> None:
@@ -425,7 +421,7 @@ def _ask_before(project: Project, name: str) -> None:
         return
     for line in (doubt.reason, *doubt.lines):
         terminal().say(f"  {line}")
-    if _is_terminal() and click.confirm(f"  {doubt.question}", default=False, err=True):
+    if is_terminal() and click.confirm(f"  {doubt.question}", default=False, err=True):
         return
     raise GateError(doubt.reason, hint=doubt.hint)
 

@@ -15,3 +15,4 @@ LEAVES = {
     "calibrate": "policy",
     "publish": "published",
 }
+PATH_ID = 12  # characters of a recipe id in the path of its artifact

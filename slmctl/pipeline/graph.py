@@ -16,10 +16,9 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError, SlmctlError, UsageError
 from slmctl.model_files.model_shape import ModelShape
-from slmctl.pipeline import LEAVES
+from slmctl.pipeline import LEAVES, PATH_ID
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 
-PATH_ID = 12  # characters of a recipe id in the path of its artifact
 STAGE_OF = {kind: name for name, kind in LEAVES.items()}
 Inputs = dict[str, Artifact | list[Artifact]]  # by role
 Get = Callable[["StageRequest"], Artifact]  # finds an artifact in a plan, finds or makes it in a run

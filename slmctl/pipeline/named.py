@@ -12,7 +12,8 @@ from pathlib import Path
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.pipeline.graph import PATH_ID, STAGE_OF, Project
+from slmctl.pipeline import PATH_ID
+from slmctl.pipeline.graph import STAGE_OF, Project
 from slmctl.releases import registry
 
 TRY_FIRST = "to try the model before it is released: slmctl chat gguf, or slmctl serve gguf"

@@ -53,7 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     def in_process(*arguments: object, answers: str | None = None) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["slmctl", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(answers or ""))
-        monkeypatch.setattr(init_command, "_is_terminal", lambda: answers is not None)
+        monkeypatch.setattr(init_command, "is_terminal", lambda: answers is not None)
         console.set_level(0)
         code = main._run_command()
         said = capsys.readouterr()

@@ -287,7 +287,7 @@ def test_a_run_of_more_than_a_day_is_asked_about(terminal: bool, fresh: Path, mo
     monkeypatch.setattr(stage_commands, "_made", lambda *args: SimpleNamespace(artifact=None))
     monkeypatch.setattr(stage_commands, "_ask_before", lambda *args: None)
     monkeypatch.setattr(stage_commands, "print_artifact", lambda *args: None)
-    monkeypatch.setattr(stage_commands, "_is_terminal", lambda: terminal)
+    monkeypatch.setattr(stage_commands, "is_terminal", lambda: terminal)
     done = CliRunner().invoke(cli, ["-C", str(fresh), "run"], input="n\n")
     assert isinstance(done.exception, GateError) is terminal, done.output
     said = re.search(r"(note: )?this run takes about [\d,]+ h", done.stderr)
