@@ -85,7 +85,7 @@ def _of_data_set(project: Project) -> RowEstimate:
 
 def groups_of(prepared: Artifact, split: str) -> float | None:
     """The effective number of groups of a split's rows; None where rows have no group."""
-    if prepared.metrics.get("splits", {}).get("by", "content") == "content":
+    if prepared.metrics["splits"]["by"] == "content":
         return None
     records = read_records(prepared.file(f"{split}.jsonl"))
     if not any(record.group for record in records):

@@ -34,7 +34,10 @@ from slmctl.pipeline.graph import stage_class
 
 SCRIPT = Path(sys.executable).with_name("slmctl")
 GOLDEN = TESTS / "golden" / "help"
-ROWS = {"train": 80, "validation": 10, "calibration": 0, "test": 10, "rejected": 0, "tokens": {"total": 4000}}
+ROWS = {
+    "train": 80, "validation": 10, "calibration": 0, "test": 10, "rejected": 0, "tokens": {"total": 4000},
+    "splits": {"by": "content"},
+}  # fmt: skip
 GOOD = "project: acme\nbase: base\nprepare: {sources: [{path: a.csv}]}\n"
 
 

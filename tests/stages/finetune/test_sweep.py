@@ -25,7 +25,10 @@ from slmctl.stages.finetune.sweep import SweepCandidate, SweepResult
 
 CONFIG = "project: acme\nbase: base\nprepare: {sources: [{path: a.csv}]}\nfinetune: {epochs: 2}\n"
 SPACE = ["finetune.learning_rate=2e-4,4e-4,8e-4", "finetune.lora.rank=16,32"]
-FACTS = {"train": 6000, "validation": 320, "calibration": 0, "test": 900, "rejected": 0, "tokens": {"total": 300_000}}
+FACTS = {
+    "train": 6000, "validation": 320, "calibration": 0, "test": 900, "rejected": 0, "tokens": {"total": 300_000},
+    "splits": {"by": "content"},
+}  # fmt: skip
 
 
 class Trainings:
