@@ -131,7 +131,7 @@ class PolicyFigures(TypedDict, total=False):
     Attributes:
         rows, fitted_on, tested_on: Numbers of all rows, of those that fit the score, of those that test the threshold.
         groups, design_effect: Number of groups of all rows, and how many of the kept rows tell as much as one
-            independent row; there where rows have groups.
+            independent row; only for rows with groups.
         kept, error, error_bound: At the threshold of the policy; see CurvePoint.
         chance_to_pass: Chance that any threshold passes, predicted from the scores; a policy that passed against the
             odds is more often over max_error.

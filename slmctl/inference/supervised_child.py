@@ -1,4 +1,4 @@
-"""A child process that answers messages, each by its id: a sign of life, a restart, and a word for all who wait.
+"""A child process that answers messages by their ids; it is watched and restarted, and lost messages get an error.
 
 llama.cpp runs in such children: those of `engine` and of an encoder (`models.encoder_process`). `Supervised` is the
 parent's half, `Parent` the child's.
@@ -41,7 +41,7 @@ class EngineError(StageError):
 
 
 class EngineDiedError(EngineError):
-    """The child died while it answered: this request may have killed it, or another one beside it."""
+    """The child died while it answered: this request may have killed it, or another one of the same batch."""
 
 
 def error_of(event: Event) -> EngineError:
@@ -57,8 +57,8 @@ class Supervised:
         hang_s: Seconds without a sign of life after which the process is killed.
 
     Attributes:
-        name: The process in sentences.
-        purpose: What the file is loaded as, in sentences; may be empty.
+        name: Name of the process in error sentences.
+        purpose: Use of the file in the error of a failed load, such as " as a sentence encoder"; may be empty.
         stuck_s: Seconds that one piece of work may take.
         info: The first line of the child.
         on_death: Called from another thread, when the process has died.
@@ -76,7 +76,7 @@ class Supervised:
         self.gguf = file
         self._ids = itertools.count()
         self._lock = threading.RLock()
-        # each request with the child that answers it: when that one dies, these are told and no others
+        # each request with the child that answers it: when that child dies, only these requests fail
         self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Any], None]]] = {}
         self._child: subprocess.Popen[str] | None = None
         self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -192,7 +192,7 @@ class Supervised:
             info = self._loaded(child, log)
             outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
             threading.Thread(target=_feed, args=(child, outbox), daemon=True).start()
-            loaded = log.seek(0, os.SEEK_END)  # what it writes while it loads explains no later death
+            loaded = log.seek(0, os.SEEK_END)  # text written at loading does not explain a later death
             listener = threading.Thread(target=self._listen, args=(child, outbox, log, loaded), daemon=True)
             listener.start()
             undo.pop_all()  # the listener ends them, when it has read why the child died
@@ -288,7 +288,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def _feed(child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -> None:
-    """Write what the child is to do, in a thread of its own: a child that does not read holds up nobody else."""
+    """Write messages to the child, in a separate thread: a child that does not read blocks no other thread."""
     assert child.stdin is not None
     # an OSError: the child has died; the listening thread says so to every request
     with contextlib.suppress(OSError), child.stdin as pipe:
@@ -303,7 +303,7 @@ def _text(log: IO[bytes], start: int = 0) -> str:
 
 
 class Parent:
-    """The parent, as the child hears it and speaks to it; a thread of its own gives the signs of life.
+    """The child's connection to its parent; a thread reads the messages and answers pings.
 
     Attributes:
         inbox: The messages. The process ends with its parent.
@@ -313,7 +313,7 @@ class Parent:
         self.inbox: queue.Queue[Message] = queue.Queue()
         self._events, self._lock = private_stdout(), threading.Lock()
         self._began: float | None = None  # when the work in hand began; None without any
-        # a failed assertion would else start a debugger, whose words hide its own
+        # else a failed assertion starts a debugger, which hides its text
         os.environ["GGML_NO_BACKTRACE"] = "1"
         sys.excepthook = _die
         threading.excepthook = lambda args: _die(args.exc_type, args.exc_value, args.exc_traceback)
@@ -347,7 +347,7 @@ class Parent:
 
 
 def _die(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    """End at once: a child whose reader has run out of memory would live on and be deaf."""
+    """Exit at once: without its reading thread a child would live on and take no request."""
     try:
         sys.__excepthook__(kind, error or kind(), trace)
     finally:

@@ -121,9 +121,9 @@ def _batches(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def main(path: str, threads: int) -> None:
-    """Answer the parent's messages .."""
+    """Answer the parent's messages until it has gone."""
     parent = Parent()
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # a line a tensor would fill the disk of stderr
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it writes a line for each tensor
     model = LoadedEncoder(path, threads)
     parent.ready(size=model.size, build=lc.__version__)
     while True:

@@ -54,7 +54,7 @@ def make(project: Project, name: str) -> Outcome:
         raise StageError(
             f"this process may have {console.size(space)} of address space, and a stage maps "
             f"{console.size(LEAST_ADDRESS_SPACE)}",
-            hint="ulimit -v unlimited; a limit of resident memory (a container's) costs nothing here",
+            hint="ulimit -v unlimited; to limit the memory in use, run it in a container",
         )
     begun, stage = time.monotonic(), project.stage(name)
     stage.before()

@@ -216,8 +216,9 @@ def lines(watched: Watched) -> Iterator[str]:
         yield "no log of decisions: the requests are the uniform share of the collected rows"
     allowed = f", and the policy allows {percent(measured.max_error)}" if measured.max_error is not None else ""
     last = [row for row in watched.weeks[-1].verified if row.kept]
-    for kept, where in ((watched.kept_rows, "all"), (last, "the last week's")):
-        if kept and (kept is not last or len(last) < len(watched.kept_rows)):
+    several = len(last) < len(watched.kept_rows)  # weeks with such rows
+    for kept, where in ((watched.kept_rows, "all"), (last if several else [], "the last week's")):
+        if kept:
             wrong = sum(not row.right for row in kept)
             yield (
                 f"{wrong:,} of {len(kept):,} reviewed answers that were kept are wrong, so at most "

@@ -19,7 +19,7 @@ from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, S
 from slmctl.pipeline.predictions import EndpointModel
 from slmctl.pipeline.runner import Outcome
 
-LIKELY = 0.5  # chance to pass, below which one that passed is told to be doubtful
+LIKELY = 0.5  # least chance to pass of a policy that is printed without a note
 MORE_ROWS = "prepare.splits.calibration: 0.15"
 
 
