@@ -324,7 +324,7 @@ _TABLES = tuple((name, dict) for name in ("config", "inputs", "metrics", "enviro
 # Metrics that commands read from artifacts of any kind, with their types.
 _METRICS: dict[str, type | tuple[type, ...]] = {
     "project": str, "version": str, "license": (str, type(None)), "files": dict, "sources": list,
-    "models": (dict, list), "baselines": (dict, list), "source_sha256": dict, "second_opinion": dict,
+    "models": (dict, list), "baselines": (dict, list), "source_sha256": dict, "sum": dict,
 }  # fmt: skip
 
 

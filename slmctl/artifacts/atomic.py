@@ -171,3 +171,11 @@ def _sync_all(place: Path) -> None:
             if stat.S_ISREG(_kind(Path(root, name))):
                 sync(Path(root, name))
         sync(Path(root))
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it on a file system without hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -98,7 +98,7 @@ def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str
     if endpoints:
         return {"max_tokens": request.max_tokens, "served": endpoints.model}
     base = request.base.digest if request.base else None
-    encoder = {"encoder": request.encoder.digest} if request.encoder else {}
+    encoder = {"sum": request.sum.digest} if request.sum else {}
     return {
         "max_tokens": request.max_tokens,
         "model": request.source.digest,

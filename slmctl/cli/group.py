@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Made once: a type of click looks for a translation of its name in some ten files.
 PATH, EXISTING = click.Path(path_type=Path), click.Path(path_type=Path, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
-INNER = ("predict",)  # stages that others run themselves
+INNER = ("predict", "sum")  # stages that others run themselves
 CHAIN = tuple(name for name in LEAVES if name not in INNER)
 
 

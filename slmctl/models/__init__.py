@@ -22,7 +22,7 @@ CLASSES = {
     "merged": "hf.HfModel",
     "gguf": "gguf.GgufModel",
     "lora": "adapter_file.AdapterFile",
-    "ensemble": "opinion.FileWithOpinion",
+    "sum": "sum.FileInSum",
     "published": "gguf.ReleasedFile",
     "release": "gguf.ReferenceFile",
     "endpoint": "endpoint.ModelElsewhere",
@@ -38,7 +38,7 @@ def class_of(kind: str) -> type[Model]:
 
 
 def of(
-    artifact: Artifact, *, type: str | None = None, base: Artifact | None = None, encoder: Artifact | None = None,
+    artifact: Artifact, *, type: str | None = None, base: Artifact | None = None, sum: Artifact | None = None,
     own_file: bool = False, release: str = "",
 ) -> Model:  # fmt: skip
     """The model of an artifact, a release or a foreign model.
@@ -46,15 +46,15 @@ def of(
     Args:
         type: The quantization type, of a model with several GGUF files.
         base: The base of an adapter.
-        encoder: The encoder whose log probabilities are averaged with a file's; a release may carry one itself.
+        sum: The linear members beside a file; a release may carry them itself.
         own_file: The adapter's own GGUF file, on the base's file of the type.
         release: The name of a release in gates; empty for a model that gates do not compare with.
     """
-    from slmctl.model_files.gguf_choice import opinion_of
+    from slmctl.model_files.gguf_choice import has_sum
     from slmctl.models.adapter_file import AdapterFile
     from slmctl.models.gguf import GgufModel, ReferenceFile
     from slmctl.models.hf import AdapterOnBase
-    from slmctl.models.opinion import FileWithOpinion
+    from slmctl.models.sum import FileInSum
 
     if own_file and base is not None:
         return AdapterFile(artifact, base, type)
@@ -64,4 +64,4 @@ def of(
     if not issubclass(made, GgufModel):
         return made(artifact)
     file = ReferenceFile(artifact, type, release) if release else made(artifact, type)
-    return file if opinion_of(encoder or artifact) is None else FileWithOpinion(artifact, file, encoder)
+    return FileInSum(artifact, file, sum) if has_sum(sum or artifact) else file

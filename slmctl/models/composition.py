@@ -12,15 +12,16 @@ class Parts(Answering):
     """An answerer that is as ready as its parts.
 
     Args:
-        parts: What it is made of; the first one's build is named.
+        parts: What it is made of, nothing at the least; the first one's build is named.
     """
 
     def __init__(self, *parts: Answering | Supervised) -> None:
         self._parts = parts
+        self._on_death: Callable[[], None] = lambda: None
 
     @property
     def build(self) -> str:
-        return self._parts[0].build
+        return next((part.build for part in self._parts), "")
 
     @property
     def alive(self) -> bool:
@@ -32,10 +33,11 @@ class Parts(Answering):
 
     @property
     def on_death(self) -> Callable[[], None]:
-        return self._parts[0].on_death
+        return self._on_death
 
     @on_death.setter
     def on_death(self, called: Callable[[], None]) -> None:
+        self._on_death = called
         for part in self._parts:
             part.on_death = called
 

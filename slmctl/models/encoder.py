@@ -1,14 +1,14 @@
-"""The encoder of a project as a model: a sentence encoder with linear models on its vectors and on TF-IDF."""
+"""The linear members of a project as a model: on a sentence encoder and on words, without a GGUF file."""
 
 from __future__ import annotations
 
 from slmctl.artifacts.artifact import FileEntry
-from slmctl.inference import ENCODER
+from slmctl.inference import ENCODER, SUM_FILE
 from slmctl.inference.engine import Answering
 from slmctl.metrics import encoder_head
-from slmctl.metrics.encoder_head import EncoderModel
+from slmctl.metrics.label_sum import LabelSum
 from slmctl.model_files import memory
-from slmctl.models.encoder_classifier import EncoderClassifier
+from slmctl.models.linear_members import LinearMembers
 from slmctl.models.model import Loading, Model
 
 
@@ -29,12 +29,12 @@ class EncoderAlone(Model):
 
     @property
     def file(self) -> FileEntry:
-        return next(entry for entry in self.artifact.manifest.files if entry.path == ENCODER)
+        files = {entry.path: entry for entry in self.artifact.manifest.files}
+        return files.get(ENCODER) or files[SUM_FILE]
 
     def bytes(self, loading: Loading) -> int:
-        return memory.encoder_bytes(self.path)
+        return memory.encoder_bytes(self.path) if self.file.path == ENCODER else memory.WORDS_BYTES
 
     def load(self, loading: Loading) -> Answering:
-        return EncoderClassifier(
-            self.path, EncoderModel.read(self.artifact.path, (self.task and self.task.labels) or None)
-        )
+        model = LabelSum.read(self.artifact.path / SUM_FILE, (self.task and self.task.labels) or None)
+        return LinearMembers(model, self.artifact.path / ENCODER)

@@ -14,7 +14,7 @@ from slmctl.inference.events import Event
 from slmctl.inference.supervised_child import EngineError, State
 from slmctl.models.composition import Composition
 from slmctl.models.encoder import EncoderAlone
-from slmctl.models.encoder_classifier import Cancel, OnEvent
+from slmctl.models.linear_members import Cancel, OnEvent
 from slmctl.models.model import Loading
 from slmctl.task.contract import Task
 

@@ -11,6 +11,7 @@ LEAVES = {
     "merge": "merged",
     "quantize": "gguf",
     "predict": "predictions",
+    "sum": "sum",
     "evaluate": "report",
     "calibrate": "policy",
     "publish": "published",

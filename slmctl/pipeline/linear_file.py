@@ -5,13 +5,14 @@ It is the baseline of the report, for data on which a fine-tuned model has nothi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from slmctl import console
 from slmctl.artifacts import atomic
-from slmctl.errors import UsageError
-from slmctl.metrics import linear_baseline
+from slmctl.errors import IntegrityError, UsageError
+from slmctl.metrics import label_sum, linear_baseline, stored_arrays
 from slmctl.pipeline.graph import PREPARED, Doubt, Project
 from slmctl.task.kinds import kind_of
 from slmctl.task.records import read_records
@@ -25,19 +26,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import FeatureUnion
+from scipy.sparse import hstack
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.preprocessing import normalize
 
 kept, parts = np.load(Path(__file__).with_name("{WEIGHTS}")), []
 for name, settings in {linear_baseline.FEATURES!r}.items():
-    if name + "_terms" in kept:
-        terms = str(kept[name + "_terms"]).split("\\n")
-        parts.append((name, TfidfVectorizer(sublinear_tf=True, vocabulary=terms, **settings)))
-        parts[-1][1].idf_ = kept[name + "_idf"]
-classifier = LogisticRegression()
-classifier.coef_, classifier.intercept_, classifier.classes_ = kept["coef"], kept["intercept"], kept["labels"]
-print(*classifier.predict(FeatureUnion(parts).transform(sys.argv[1:])), sep="\\n")
+    if name + "_places" in kept:
+        hashing = HashingVectorizer(n_features={linear_baseline.PLACES}, alternate_sign=False, norm=None, **settings)
+        rows = hashing.transform(sys.argv[1:])[:, kept[name + "_places"]]
+        rows.data = (1 + np.log(rows.data)) * kept[name + "_idf"][rows.indices]
+        parts.append(normalize(rows))
+sums = hstack(parts) @ kept["coef"].astype(float).T + kept["intercept"]
+sums = np.hstack([-sums, sums]) if sums.shape[1] == 1 else sums
+print(*kept["labels"][sums.argmax(axis=1)], sep="\\n")
 '''
 
 
@@ -89,17 +91,16 @@ def written(project: Project) -> Path:
     if not kind_of(kind).chooses:
         raise UsageError(f"the linear model answers for classify, and the kind is {kind}", hint="slmctl predict gguf")
     prepared, path = project.artifact(PREPARED), project.runs / WEIGHTS
-    if linear_baseline.made_of(path) == prepared.digest:
-        return path
+    with contextlib.suppress(FileNotFoundError, IntegrityError), stored_arrays.opened(path) as kept:
+        if kept.text("made_of") == prepared.digest:
+            return path
     train, validation = (read_records(prepared.file(f"{split}.jsonl")) for split in ("train", "validation"))
-    model = linear_baseline.fit(
-        [record.input for record in train],
-        [record.answer for record in train],
-        choosing=[record.input for record in validation],
-        chosen=[record.answer for record in validation],
-    )
+    model = label_sum.fit(
+        [record.input for record in train], None, [record.answer for record in train],
+        choosing=([record.input for record in validation], None), chosen=[record.answer for record in validation],
+    )  # fmt: skip
     with atomic.file(path) as draft:
-        model.save(draft, made_of=prepared.digest)
+        model.write(draft, made_of=prepared.digest)
     with atomic.file(path.with_name(PROGRAM)) as draft:
         draft.write_text(LOADING, encoding="utf-8")
     return path

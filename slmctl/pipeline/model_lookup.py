@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from slmctl import models
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
-from slmctl.inference import ENSEMBLE
+from slmctl.inference import SUM
 from slmctl.inference.escalation_policy import Policy
 from slmctl.pipeline import predictions
 from slmctl.pipeline.graph import PREPARED, Project, stage_class
@@ -144,7 +144,7 @@ class FileModel:
 
     Attributes:
         source: Its artifact.
-        encoder: The encoder that is averaged with the model's labels, for the model `ensemble`; else None.
+        sum: The linear members beside the file, for the model `sum`; else None.
     """
 
     def __init__(self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
@@ -152,16 +152,16 @@ class FileModel:
 
         kinds = stage_class("predict").takes[0].kinds
         self._where = where
-        self.encoder = None
-        if model == ENSEMBLE:
-            model, self.encoder = "gguf", predictions.encoder_of(where.project)
+        self.sum = None
+        if model == SUM:
+            model, self.sum = "gguf", predictions.sum_of(where.project)
         if model == linear_file.KIND:
             self.source = artifact.foreign(linear_file.written(where.project), linear_file.KIND)
         else:
             self.source = find_model(where, model, kinds, default="gguf")
-        for made in filter(None, (self.source, self.encoder)):
+        for made in filter(None, (self.source, self.sum)):
             artifact.require_whole(made, hint=AGAIN)
-        self.model = models.of(self.source, type=type, encoder=self.encoder)
+        self.model = models.of(self.source, type=type, sum=self.sum)
         self.task = self.model.task or Task.read(where.project.artifact(PREPARED).path)
         self.type = type
         self.max_tokens = max_tokens
@@ -181,7 +181,7 @@ class FileModel:
 
     def open(self) -> AbstractContextManager[OpenModel]:
         """The model in memory, on its base."""
-        whole = models.of(self.source, type=self.type, base=self.base, encoder=self.encoder)
+        whole = models.of(self.source, type=self.type, base=self.base, sum=self.sum)
         return whole.open(self.task, max_tokens=self.max_tokens)
 
     @property

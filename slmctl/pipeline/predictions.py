@@ -12,7 +12,7 @@ from slmctl import config, models
 from slmctl.artifacts import artifact, atomic, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.inference import ENSEMBLE
+from slmctl.inference import FILE, SUM
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named
@@ -33,11 +33,11 @@ def predictions_of(
     stage = project.stage("predict")
     if model == LORA:
         return _lora_predictions(project, split)
-    typed = "gguf" if model == ENSEMBLE else model
+    typed = "gguf" if model == SUM else model
     source = named.find_model(named.workspace(project), typed, stage.takes[0].kinds, default="gguf")
     inputs: Inputs = {"model": source}
-    if model == ENSEMBLE:
-        inputs["encoder"] = encoder_of(project)
+    if model == SUM:
+        inputs["sum"] = sum_of(project)
     made = models.class_of(source.kind)
     if made.needs_base:
         inputs["base"] = base_of(project, source)
@@ -109,6 +109,17 @@ def encoder_of(project: Project) -> Artifact:
     return project.artifact("encoder")
 
 
+def sum_of(project: Project) -> Artifact:
+    """The linear members beside the project's GGUF files; raises as `encoder_of`, or where they are not weighed."""
+    encoder_of(project)
+    return project.artifact(SUM)
+
+
+def has_members(summed: Artifact) -> bool:
+    """True unless the file is all that a sum consists of."""
+    return [*summed.metrics["weights"]] != [FILE]
+
+
 # Policies
 
 
@@ -142,7 +153,9 @@ def calibration_inputs(
         return inputs | grouped_rows(project)
     type = None
     if model == "gguf":
-        type, model = _served_type(project), ENSEMBLE if _ships_opinion(project) else model
+        type = _served_type(project)
+        if project.config.encode is not None and has_members(get(project.stage(SUM).request(get=get))):
+            model = SUM
     inputs = {role: get(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
     return inputs | grouped_rows(project)
 
@@ -157,12 +170,6 @@ def grouped_rows(project: Project, made: Artifact | None = None) -> Inputs:
             if prepared.metrics["splits"]["by"] != "content":
                 return {PREPARED.name: prepared}
     return {}
-
-
-def _ships_opinion(project: Project) -> bool:
-    """True if the report says that a release carries the encoder as a second opinion."""
-    has_report = project.config.encode is not None and project.is_made("report")
-    return has_report and project.artifact("report").metrics.get("second_opinion", {}).get("kept", False) is True
 
 
 def _served_type(project: Project) -> str:

@@ -190,23 +190,23 @@ class ChoiceEntry(TypedDict):
     candidates: list[CandidateEntry]
 
 
-class OpinionEntry(TypedDict):
-    """The verdict on the encoder's second opinion; the last five keys with `evaluate.second_opinion: auto` only.
+class SumEntry(TypedDict):
+    """The sum of models that a release answers by.
 
     Attributes:
-        model: Name of the ensemble of the file to release with the encoder.
-        kept: True if a release carries the encoder: it is significantly better, or the config says so.
+        model: Its name among the models; that of the file alone, where no other member helps.
+        weights: Of the members that are kept (`file`, `encoder`, `words`).
+        gains: By member, how much more probable the right label of a validation row is with it, a share.
+        floor: The least gain of a member that is kept.
         rows, right: Numbers of validation rows, and of those that the file alone answers right.
-        won, lost, p: Rows that only the ensemble, or only the file, answers right; p-value of McNemar's test.
     """
 
     model: str
-    kept: bool
-    rows: NotRequired[int]
-    right: NotRequired[int]
-    won: NotRequired[int]
-    lost: NotRequired[int]
-    p: NotRequired[float]
+    weights: dict[str, float]
+    gains: dict[str, float]
+    floor: float
+    rows: int
+    right: int
 
 
 class CostEntry(TypedDict):
@@ -269,7 +269,7 @@ class EvaluationReport(TypedDict):
     cut: int
     break_even: BreakEven | None
     remarks: list[str]
-    second_opinion: NotRequired[OpinionEntry]
+    sum: NotRequired[SumEntry]
     release: NotRequired[ReleaseEntry]
 
 

@@ -1,24 +1,27 @@
-"""encoder + prepared -> encoder: its GGUF file with linear models on it and on TF-IDF, fitted on training records.
+"""encoder + prepared -> encoder: its GGUF file and linear models on it and on hashed words, and their sum.
 
-The encoder is not trained, so this takes seconds; a fine-tuned model has to beat it.
+The encoder is not trained, so this takes seconds; a fine-tuned model has to beat it, or to gain from it (stage `sum`).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
 from slmctl import console
+from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, UsageError
-from slmctl.metrics import encoder_head, linear_baseline
-from slmctl.metrics.encoder_head import EncoderModel, Floats, Named
+from slmctl.inference import ENCODER, SUM_FILE
+from slmctl.metrics import encoder_head, label_sum, linear_baseline
+from slmctl.metrics.encoder_head import Floats, Named
+from slmctl.metrics.label_sum import WORDS, LabelSum
+from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import hashed_position, wilson
 from slmctl.model_files import encoder_source, memory
 from slmctl.models.encoder_process import Encoder
@@ -30,7 +33,7 @@ SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; both cheap models are fi
 
 
 class ShareScore(TypedDict):
-    """Right answers to the validation rows of both cheap models, fitted on `rows` training rows."""
+    """Right answers to the validation rows of the sum and of the words alone, fitted on `rows` training rows."""
 
     rows: int
     encoder: int
@@ -38,10 +41,10 @@ class ShareScore(TypedDict):
 
 
 class EncodeFacts(TypedDict):
-    """The encoder, and its score on the validation rows, which choose the regularisation too.
+    """The encoder, and the score of the sum on the validation rows, which choose its settings too.
 
-    `source_sha256` maps the name of the file of weights, as it came, to its hash; `interval` is the 95 % interval of
-    the share that is right.
+    `source` is empty without an encoder. `source_sha256` maps the name of the file of weights, as it came, to its hash;
+    `interval` is the 95 % interval of the share that is right; `weights` are those of the sum.
     """
 
     source: str
@@ -52,16 +55,17 @@ class EncodeFacts(TypedDict):
     right: int
     interval: list[float]
     curve: list[ShareScore]
+    weights: dict[str, float]
 
 
 def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) -> EncodeFacts:
-    """Write `encoder.gguf`, `head.npz`, `tfidf.npz` where TF-IDF helps, `second_opinion.npz`, and `encoder.json`.
+    """Write `encoder.gguf`, `sum.npz`, `validation.npz` and `encoder.json`.
 
     Args:
         encoders: The folder of encoders that were fetched, which every data set of the project shares.
 
     Raises:
-        DataError: The source holds no sentence encoder, or one that computes NaN, or there are no training records.
+        DataError: The source holds no sentence encoder, or one that computes NaN, or there is nothing to learn from.
         EngineError: llama.cpp cannot run it.
         IntegrityError: Its sha256 is not the pinned one.
         NetworkError: It could not be fetched.
@@ -69,34 +73,37 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     """
     if not (task := Task.read(prepared.path)).rules.chooses:
         raise UsageError(f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune")
-    kept, source = encoder_source.kept(config, encoders)
-    _link(kept, out / encoder_source.GGUF)
     train, validation = require_records(prepared.file("train.jsonl")), read_records(prepared.file("validation.jsonl"))
     names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(task.descriptions.items())
-    texts = [text for _, text in names]
-    with Encoder(out / encoder_source.GGUF) as encoder:
-        vectors = _vectors(encoder, [record.input for record in (*train, *validation)] + texts)
-        dimensions = encoder.size
-    if not np.isfinite(vectors).all():
-        raise DataError(f"{encoder_source.name(config.encoder)} computes NaN: its weights are damaged",
-                        hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
-    learned, choosing, spoken = np.split(vectors, [len(train), len(train) + len(validation)])
-    named = [label for label, _ in names], spoken
-    model, right, tfidf = _fitted(train, learned, validation, choosing, named)
-    model.write(out, made_of=prepared.digest)
-    encoder_head.opinion(model.head, choosing, [record.answer for record in validation]).write(out)
+    source, digests, learned, choosing, named = "", dict[str, str](), None, None, None
+    if config.encoder is not None:
+        source = encoder_source.name(config.encoder)
+        kept, digests = encoder_source.kept(config, encoders)
+        atomic.link(kept, out / ENCODER)
+        vectors = _vectors(
+            out / ENCODER, [record.input for record in (*train, *validation)] + [text for _, text in names]
+        )
+        if not np.isfinite(vectors).all():
+            raise DataError(f"{source} computes NaN: its weights are damaged",
+                            hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
+        learned, choosing, spoken = np.split(vectors, [len(train), len(train) + len(validation)])
+        named = [label for label, _ in names], spoken
+    fitted = _Fitted.on(train, learned, validation, choosing, named)
+    fitted.model.write(out / SUM_FILE)
+    np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **fitted.members)
     facts: EncodeFacts = {
-        "source": encoder_source.name(config.encoder),
-        "source_sha256": source,
-        "size": kept.stat().st_size,
-        "dimensions": dimensions,
+        "source": source,
+        "source_sha256": digests,
+        "size": sum(path.stat().st_size for path in out.iterdir()),
+        "dimensions": fitted.model.size,
         "rows": len(validation),
-        "right": right,
-        "interval": [round(bound, 6) for bound in wilson(right, len(validation))] if validation else [],
+        "right": fitted.right,
+        "interval": [round(bound, 6) for bound in wilson(fitted.right, len(validation))] if validation else [],
         "curve": [],
+        "weights": dict(fitted.model.weights),
     }
     if len(validation) >= linear_baseline.FEWEST:
-        whole: ShareScore = {"rows": len(train), "encoder": right, "tfidf_logistic": tfidf}
+        whole: ShareScore = {"rows": len(train), "encoder": fitted.right, "tfidf_logistic": fitted.words_right}
         facts["curve"] = [*_curve(train, validation, learned, choosing, named), whole]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
@@ -105,49 +112,66 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     return facts
 
 
-def _link(kept: Path, target: Path) -> None:
-    """Hard-link a file, or copy it on a file system without hard links."""
-    try:
-        os.link(kept, target)
-    except OSError:
-        shutil.copyfile(kept, target)
-
-
-def _vectors(encoder: Encoder, texts: Sequence[str]) -> Floats:
+def _vectors(gguf: Path, texts: Sequence[str]) -> Floats:
     blocks = [texts[k : k + TOGETHER] for k in range(0, len(texts), TOGETHER)]
     vectors = []
-    with console.progress("encode", len(texts), "rows") as meter:
+    with Encoder(gguf) as encoder, console.progress("encode", len(texts), "rows") as meter:
         for block in blocks:
             vectors.append(encoder.encode(block))
             meter.advance(len(block))
     return np.concatenate(vectors)
 
 
-def _fitted(
-    train: Sequence[Record], vectors: Floats, validation: Sequence[Record], choosing: Floats, named: Named
-) -> tuple[EncoderModel, int, int]:
-    """Returns (model fitted on `train`, its right answers to the validation rows, those of TF-IDF alone)."""
-    texts, chosen = [record.input for record in validation], [record.answer for record in validation]
-    model, tfidf = encoder_head.fit(
-        [record.input for record in train], vectors, [record.answer for record in train],
-        choosing=(texts, choosing), chosen=chosen, named=named,
-    )  # fmt: skip
-    best = model.scored(texts, choosing)[0].argmax(axis=1) if texts else []
-    alone, _ = tfidf.answers(texts) if texts else ([], None)
-    right = sum(model.labels[k] == label for k, label in zip(best, chosen, strict=True))
-    return model, right, sum(a == b for a, b in zip(alone, chosen, strict=True))
+@dataclass(frozen=True)
+class _Fitted:
+    """A sum that some rows fitted.
+
+    Attributes:
+        members: Log probabilities of the validation rows' labels by each linear member.
+        right: Right answers to the validation rows.
+        words_right: The same of the words alone.
+    """
+
+    model: LabelSum
+    members: dict[str, Logprobs]
+    right: int
+    words_right: int
+
+    @classmethod
+    def on(
+        cls, train: Sequence[Record], vectors: Floats | None, validation: Sequence[Record], choosing: Floats | None,
+        named: Named | None,
+    ) -> _Fitted:  # fmt: skip
+        """Fit on `train`; vectors are those of its rows, and of the validation rows."""
+        texts, chosen = [record.input for record in validation], [record.answer for record in validation]
+        model = label_sum.fit(
+            [record.input for record in train], vectors, [record.answer for record in train],
+            choosing=(texts, choosing), chosen=chosen, named=named,
+        )  # fmt: skip
+        empty = np.zeros((len(texts), 0), np.float32)
+        members = model.logprobs(texts, empty if choosing is None else choosing)
+        tables = [label_sum.weighted(members, model.weights), members.get(WORDS)]
+        right = [
+            sum(model.labels[k] == label for k, label in zip(table.argmax(axis=1), chosen, strict=True))
+            if table is not None and len(table) else 0
+            for table in tables
+        ]  # fmt: skip
+        return cls(model, members, *right)
 
 
 def _curve(
-    train: Sequence[Record], validation: Sequence[Record], vectors: Floats, choosing: Floats, named: Named
-) -> list[ShareScore]:
+    train: Sequence[Record], validation: Sequence[Record], vectors: Floats | None, choosing: Floats | None,
+    named: Named | None,
+) -> list[ShareScore]:  # fmt: skip
     """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one."""
     order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))
     points: list[ShareScore] = []
     for share in SHARES:
         drawn = order[: max(1, round(share * len(order)))]
-        _, right, tfidf = _fitted([train[k] for k in drawn], vectors[drawn], validation, choosing, named)
-        points.append({"rows": len(drawn), "encoder": right, "tfidf_logistic": tfidf})
+        part = _Fitted.on(
+            [train[k] for k in drawn], None if vectors is None else vectors[drawn], validation, choosing, named
+        )
+        points.append({"rows": len(drawn), "encoder": part.right, "tfidf_logistic": part.words_right})
     return points
 
 
@@ -162,12 +186,13 @@ def _lines(facts: EncodeFacts) -> list[str]:
         return ["no validation rows, so the linear model's regularisation is the strongest"]
     share = console.percent(facts["right"] / facts["rows"])
     scored = f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
-    lines = [f"linear models on the encoder and on TF-IDF get {scored} right, which chose their settings"]
+    beside = "linear models on the encoder and on words get" if facts["source"] else "a linear model on words gets"
+    lines = [f"{beside} {scored} right, which chose their settings"]
     if facts["curve"]:
         points = [
             f"{point['rows']:,} rows {console.percent(point['encoder'] / facts['rows'])} "
             f"({_interval(point['encoder'], facts['rows'])}; "
-            f"TF-IDF alone {console.percent(point['tfidf_logistic'] / facts['rows'])})"
+            f"words alone {console.percent(point['tfidf_logistic'] / facts['rows'])})"
             for point in facts["curve"]
         ]
         lines.append(f"by training rows: {', '.join(points)}")

@@ -1,4 +1,4 @@
-"""The stage encode in the graph of stages: linear models on a frozen sentence encoder."""
+"""The stage encode in the graph of stages: linear models on a frozen sentence encoder and on words."""
 
 from __future__ import annotations
 
@@ -17,35 +17,40 @@ ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
 
 
 class Encode(Stage[EncodeConfig]):
-    """Fit a linear model on a frozen sentence encoder."""
+    """Fit linear models on a frozen sentence encoder and on words."""
 
     name = "encode"
     takes = (PREPARED,)
     imports = ("llama_cpp", "sklearn")
     uses = ("llama_cpp_python", "scikit-learn")
-    version = 4
+    version = 5
     fetches_once = True
 
     @property
-    def _is_file(self) -> bool:
-        return self.settings.encoder.endswith(".gguf")
+    def _source(self) -> str:
+        return self.settings.encoder or ""
+
+    @property
+    def _is_model(self) -> bool:
+        """True for an encoder that is converted."""
+        return bool(self._source) and not self._source.endswith(".gguf")
 
     def packages(self) -> Iterator[str]:
-        yield from ["huggingface_hub"] if self.settings.encoder.startswith("hf:") else []
-        yield from () if self._is_file else ("torch", "transformers", "gguf")  # the conversion
+        yield from ["huggingface_hub"] if self._source.startswith("hf:") else []
+        yield from ("torch", "transformers", "gguf") if self._is_model else ()
 
     @property
     def converts(self) -> bool:
-        return not self._is_file and not encoder_source.is_kept(self.settings, self.project.encoders)
+        return self._is_model and not encoder_source.is_kept(self.settings, self.project.encoders)
 
     def require_offline(self) -> None:
         if encoder_source.is_to_fetch(self.settings, self.project.encoders):
             hint = "run `slmctl pull` once without --offline, or name a path"
-            guard.require(f"encoder {self.settings.encoder}", hint=hint)
+            guard.require(f"encoder {self._source}", hint=hint)
 
     def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
         if encoder_source.is_to_fetch(self.settings, self.project.encoders):
-            yield self.settings.encoder, None
+            yield self._source, None
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         """The encoder once, its copy converted, and the vectors of the training rows."""
@@ -58,9 +63,9 @@ class Encode(Stage[EncodeConfig]):
     @property
     def _bytes(self) -> int:
         """Bytes that the encoder takes below runs/; of one on this machine its own, of a kept one none."""
-        if encoder_source.is_kept(self.settings, self.project.encoders):
+        if not self._source or encoder_source.is_kept(self.settings, self.project.encoders):
             return 0
-        local = Path(self.settings.encoder)
+        local = Path(self._source)
         if local.is_dir():
             return 2 * sum(path.stat().st_size for path in local.glob(encoder_source.WEIGHTS))  # a copy, and the GGUF
         return local.stat().st_size if local.is_file() else int(ENCODER_BYTES)

@@ -18,20 +18,20 @@ import numpy as np
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
-from slmctl.inference import WITH_ENCODER
+from slmctl.inference import IN_SUM
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.predictions import facts_of, read_predictions
-from slmctl.metrics.statistics import POWER, design_effect, effective_groups, mcnemar, percentiles, wilson
+from slmctl.metrics.statistics import POWER, design_effect, effective_groups, percentiles, wilson
 from slmctl.models import class_of
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
     EvaluationReport,
     ModelFacts,
-    OpinionEntry,
     ParticipantEntry,
     RowAnswer,
     RowEntry,
     SliceEntry,
+    SumEntry,
     TokenCounts,
 )
 from slmctl.stages.evaluate import release_rows, report_page
@@ -72,6 +72,7 @@ def run(
     out: Path,
     validation: list[Artifact] | None = None,
     released: Artifact | None = None,
+    sum: Artifact | None = None,
 ) -> dict[str, Any]:
     """Write `report.json` (every figure), `report.html`, `report.md` (for pull requests) and `rows.jsonl` (row by row).
 
@@ -79,6 +80,7 @@ def run(
         predictions: Answers of each model to the rows that are reported.
         validation: Answers of the GGUF files to the validation rows; without them, none is chosen.
         released: The data set of the release among the models; without it, old and new rows are not distinguished.
+        sum: The linear members beside the GGUF files, where they are measured.
 
     Raises:
         DataError: A reference answer is not one that the task allows.
@@ -103,9 +105,9 @@ def run(
     scored = {name: score(task, records, own, confidence=sure) for name, own in answers.items()}
     facts = dict.fromkeys(free, FREE) | {name: model.facts for name, model in models.items()}
     report = _measured(config, task, records, scored, facts, choice)
-    if entry := _second_opinion(config, report, validated):
-        report["second_opinion"] = entry
-        report["focus"] = entry["model"] if entry["kept"] else report["focus"]
+    if sum is not None:
+        report["sum"] = _sum(report, sum)
+        report["focus"] = report["sum"]["model"]
     report |= {"split": split, "prepared": prepared.digest}
     if release := next((entry for entry in predictions if class_of(facts_of(entry)["kind"]).is_reference), None):
         kinds = {name: class_of(model.facts["kind"]) for name, model in models.items()}
@@ -314,24 +316,11 @@ def _focus(models: Mapping[str, ParticipantEntry], choice: ChoiceEntry | None) -
     return min(sizes, key=lambda name: sizes[name]) if sizes else (own or list(models))[-1]
 
 
-def _second_opinion(
-    config: EvaluateConfig, report: EvaluationReport, validated: Mapping[str, Scored]
-) -> OpinionEntry | None:
-    """The decision to release the encoder's second opinion with the file or not; None where it was not measured."""
-    alone, both = report["focus"], f"{report['focus']}{WITH_ENCODER}"
-    if both not in report["models"]:
-        return None
-    if config.second_opinion == "on":
-        return {"model": both, "kept": True}
-    if not {alone, both} <= validated.keys():
-        return None
-    first, second = validated[alone].right, validated[both].right
-    won, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    effect = design_effect(second.astype(np.float64) - first, validated[alone].groups)
-    p = mcnemar(lost, won, effect)
-    sure = won > lost and p <= 1 - config.confidence
-    right = int(first.sum())
-    return {"model": both, "kept": sure, "rows": len(first), "right": right, "won": won, "lost": lost, "p": p}
+def _sum(report: EvaluationReport, made: Artifact) -> SumEntry:
+    """The sum that a release answers by: of the file to release with linear members, or the file alone."""
+    both = f"{report['focus']}{IN_SUM}"
+    facts = {key: made.metrics[key] for key in ("weights", "gains", "floor", "rows", "right")}
+    return cast(SumEntry, {"model": both if both in report["models"] else report["focus"], **facts})
 
 
 def _rows(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slmctl.console import percent
+from slmctl.inference import FILE
+from slmctl.metrics.label_sum import ENCODER, WORDS
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry
 from slmctl.reports.html_page import Tone, count
 from slmctl.stages.evaluate.report_data import Difference, ReportView
@@ -17,6 +19,7 @@ IN_WORDS = {
     "no_call": "never calling a tool",
     "empty": "answering nothing",
 }
+MEMBERS = {FILE: "the file", ENCODER: "the encoder", WORDS: "words"}  # of a sum
 FEW_ROWS = 200  # below this, the interval of a share is wider than ten points
 
 
@@ -68,7 +71,7 @@ def remarks(report: EvaluationReport) -> list[str]:
         *_baselines(view),
         *_release(view),
         *_choice(view),
-        *_opinion(view),
+        *_sum(view),
         *_focus(view),
         *_slices(view),
         *_rows(view),
@@ -137,14 +140,19 @@ def _choice(view: ReportView) -> Iterator[str]:
     )
 
 
-def _opinion(view: ReportView) -> Iterator[str]:
-    opinion = view.report.get("second_opinion")
-    if opinion is None or "rows" not in opinion:
+def _sum(view: ReportView) -> Iterator[str]:
+    """The members of the sum that is released, with weight and gain, and those that are left out."""
+    entry = view.report.get("sum")
+    if entry is None or not entry["gains"]:
         return
-    won, lost = count(opinion["won"], "row"), opinion["lost"]
-    tested = f"of {opinion['rows']:,} validation rows the encoder's second opinion wins {won} and loses {lost}"
-    kept = "so a release carries it" if opinion["kept"] else "which may be chance, so a release goes without it"
-    yield f"{tested[0].upper()}{tested[1:]} (p={opinion['p']:.2g}), {kept}."
+    told = {name: f"{MEMBERS[name]} ({_points(gain)})" for name, gain in entry["gains"].items()}
+    kept = " and ".join(told[name] for name in entry["weights"])
+    left = " and ".join(told[name] for name in told if name not in entry["weights"])
+    rows, floor = count(entry["rows"], "validation row"), _points(entry["floor"])
+    yield (
+        f"A release answers by {kept}{f', without {left}' if left else ''}; in brackets, how much more probable each "
+        f"makes the right label of {rows}, and a member stays from {floor} on."
+    )
 
 
 def _focus(view: ReportView) -> Iterator[str]:

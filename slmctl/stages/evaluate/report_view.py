@@ -148,8 +148,8 @@ def _by_rows(artifacts: Mapping[str, Artifact], figures: EvaluationReport) -> Ro
     if not facts.get("curve"):
         return None
     points = [(point["rows"], point["encoder"], point["tfidf_logistic"]) for point in facts["curve"]]
-    opinion = figures.get("second_opinion", {})
-    tuned = opinion.get("right") if opinion.get("rows") == facts["rows"] else None
+    summed = figures.get("sum")
+    tuned = summed["right"] if summed is not None and summed["rows"] == facts["rows"] else None
     return RowsCurve(facts["rows"], points, tuned)
 
 

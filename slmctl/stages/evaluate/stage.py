@@ -13,7 +13,7 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import EvaluateConfig
 from slmctl.errors import GateError, SlmctlError, UsageError
-from slmctl.inference import ENSEMBLE, WITH_ENCODER
+from slmctl.inference import IN_SUM, SUM
 from slmctl.metrics import gates
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named, predictions, project_gates, runner
@@ -39,11 +39,12 @@ class Evaluate(Stage[EvaluateConfig]):
         PREPARED,
         Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
         Role("released", ("prepared",), optional=True),  # data set of the release that gates compare with
+        Role("sum", ("sum",), optional=True),  # linear members beside the GGUF files
     )
     waits_for = ("base", "adapter", "gguf", "encoder")
     imports = ("sklearn", "llama_cpp", "llguidance")
     uses = ("scikit-learn",)
-    version = 9
+    version = 10
     stands = True
 
     def completed(self, section: EvaluateConfig) -> EvaluateConfig:
@@ -96,22 +97,22 @@ class Evaluate(Stage[EvaluateConfig]):
 
         settings, rows = sizes.settings, sizes.rows
         loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
-        files = len(settings.quantize.types) * len({"gguf", LORA, ENSEMBLE} & set(settings.measured))
+        files = len(settings.quantize.types) * len({"gguf", LORA, SUM} & set(settings.measured))
         disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
         shots = settings.predict.shots or 0 if "base" in loaded else 0
         own = max(rows.tokens - rows.shared, 0) if rows else 0
         prompt = rows.shared + (1 + shots) * own if rows else 0
         whole = "base" in loaded and kind_of(settings.task.kind).chooses
-        beside = int(BESIDE_BYTES) if ENSEMBLE in settings.measured else 0
+        beside = int(BESIDE_BYTES) if SUM in settings.measured else 0
         peak = model.shape.answering_bytes(prompt, whole_labels=whole) if loaded else model.answering + beside
         of_base = (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1  # beside once
         once = sizes.answering_seconds(rows.test if rows else None)
         if once is None or (loaded and hardware.accelerator()):
             return StageEstimate(disk, peak)
         seconds = REPORT_SECONDS + (len(loaded) + files + of_base) * once
-        if ENSEMBLE in settings.measured and settings.evaluate.second_opinion == "auto":
+        if SUM in settings.measured:  # weighed by validation rows
             chosen = sizes.answering_seconds(rows.validation if rows else None)
-            seconds += 2 * len(settings.quantize.types) * (chosen or 0)
+            seconds += len(settings.quantize.types) * (chosen or 0)
         return StageEstimate(disk, peak, seconds)
 
     def after(self, made: Artifact, *, current: bool) -> None:
@@ -132,8 +133,8 @@ def _participants(settings: config.Config) -> set[str]:
     names |= {encoder_head.NAME} if settings.encode is not None else set()
     if "gguf" in models:
         names |= {*types, *(["chosen"] if settings.evaluate.choose else [])}
-    if ENSEMBLE in settings.measured:
-        names |= {f"{name}{WITH_ENCODER}" for name in types}
+    if SUM in settings.measured:
+        names |= {f"{name}{IN_SUM}" for name in types}
     if LORA in models:
         names |= {f"{LORA}-{name}" for name in types}
     return names
@@ -162,7 +163,7 @@ def _require_measured(settings: config.Config, model: str, participants: set[str
 
 def report_inputs(project: Project, models: Sequence[str | Path], get: Get, split: str | None = None) -> Inputs:
     """Inputs of a report: the predictions of every model, and those of the GGUF files on validation rows where one is
-    to be chosen, or where they say whether a second opinion is kept.
+    to be chosen, and of the sum with linear members where it is measured.
 
     Of the models of the config, the release that a gate compares with is one more.
     A report among the models stands for the predictions that it was made of, on its own data set.
@@ -173,8 +174,12 @@ def report_inputs(project: Project, models: Sequence[str | Path], get: Get, spli
     """
     reports = {model: report for model in models if (report := _named_report(project, model))}
     inputs: Inputs = {}
+    all_of_config = [*models] == project.config.measured
     if reports:
         inputs["prepared"] = _common_data(project, list(reports.values()))
+    if SUM in models:
+        inputs["sum"] = summed = get(project.stage(SUM).request(get=get))
+        models = [model for model in models if model != SUM or predictions.has_members(summed)]
     answered: dict[str, Artifact] = {}
     for model in models:
         if report := reports.get(model):
@@ -184,11 +189,9 @@ def report_inputs(project: Project, models: Sequence[str | Path], get: Get, spli
         answered |= {each.digest: each for each in made}
     listed = list(answered.values())
     inputs["predictions"] = listed
-    opinion = [ENSEMBLE] if ENSEMBLE in models and project.config.evaluate.second_opinion == "auto" else []
-    if "gguf" in models and (opinion or project.config.evaluate.choose is not None):
-        requests = [each for model in ("gguf", *opinion) for each in predictions_of(project, model, "validation")]
-        inputs["validation"] = [get(request) for request in requests]
-    if [*models] == project.config.measured:  # the gates are about what the config measures
+    if "gguf" in models and project.config.evaluate.choose is not None:
+        inputs["validation"] = [get(request) for request in predictions_of(project, "gguf", "validation")]
+    if all_of_config:  # the gates are about what the config measures
         inputs |= _of_release(project, listed, get, split)
     return inputs
 
@@ -210,7 +213,7 @@ def _of_release(project: Project, made: list[Artifact], get: Get, split: str | N
 
 def _named_report(project: Project, spec: str | Path) -> Artifact | None:
     """The report that a path or an id names; None for a model."""
-    if str(spec) in project.stage("predict").takes[0].kinds or str(spec).startswith("dir:"):
+    if str(spec) in (SUM, *project.stage("predict").takes[0].kinds) or str(spec).startswith("dir:"):
         return None
     path = named.artifact_path(named.workspace(project), Path(spec))
     if not (path / artifact.MANIFEST).is_file():

@@ -22,7 +22,7 @@ from slmctl.task.records import Record, read_records, require_records, write_jso
 
 def run(
     config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path, base: Artifact | None = None,
-    encoder: Artifact | None = None,
+    sum: Artifact | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Answer every record of one split, and write `predictions.jsonl` in the records' order.
 
@@ -30,9 +30,7 @@ def run(
         UsageError: The model has several GGUF files and none is chosen.
         StageError: The model could not answer a row.
     """
-    source = models.of(
-        model, type=config.type, base=base, encoder=encoder, own_file=config.lora, release=config.release or ""
-    )
+    source = models.of(model, type=config.type, base=base, sum=sum, own_file=config.lora, release=config.release or "")
     if source.is_remote:
         from slmctl.stages.predict import endpoint_predictions  # httpx is needed for these alone
 

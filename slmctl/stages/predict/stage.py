@@ -19,7 +19,7 @@ class Predict(Stage[PredictConfig]):
         Role("model", ("gguf", "base", "adapter", "merged", "published", "encoder")),
         PREPARED,
         Role("base", ("base", "gguf"), optional=True),  # an adapter answers on top of it
-        Role("encoder", ("encoder",), optional=True),  # its opinion is added to the file's
+        Role("sum", ("sum",), optional=True),  # linear members beside the file
     )
     uses = ("llama_cpp_python", "llguidance", "torch", "transformers", "tokenizers", "peft")
     version = 7

@@ -15,11 +15,11 @@ from slmctl import console
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
-from slmctl.inference import ENCODER, OPINION
+from slmctl.inference import ENCODER
 from slmctl.metrics import gates
 from slmctl.model_files import encoder_source, gguf_header
 from slmctl.model_files.base_model import MODEL_FILES, Base
-from slmctl.model_files.gguf_choice import answering_sha256, gguf_file
+from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, sum_files
 from slmctl.reports import html_page
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.reports.scoreboard import table
@@ -36,7 +36,7 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 def run(
     config: PublishConfig,
     *, base: Artifact, prepared: Artifact, adapter: Artifact, merged: Artifact, gguf: Artifact, report: Artifact,
-    out: Path, labelled: Artifact | None = None, encoder: Artifact | None = None,
+    out: Path, labelled: Artifact | None = None, sum: Artifact | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Lay out the release.
 
@@ -55,8 +55,8 @@ def run(
         files = {name: files[name]}
     _require_measured(files, figures)
     lora = _measured_lora(gguf, figures) if "lora" in config.include else {}
-    opinion = _opinion(encoder, gguf, files, figures, out)
-    steps |= {"encoder": encoder} if encoder is not None and opinion else {}
+    members = _members(sum, gguf, files, figures, out)
+    steps |= {"sum": sum} if sum is not None and members else {}
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
     label = license.license_of(base, config.license)
     for entry in files.values():
@@ -73,7 +73,7 @@ def run(
     teaching = teaching_of(labelled)
     _write_texts(
         out, task, files, figures, config=config, base=facts, base_model=facts.public_name, license=label,
-        data=_summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora, opinion=opinion,
+        data=_summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora, members=members,
     )  # fmt: skip
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
@@ -85,7 +85,7 @@ def run(
         "files": {name: entry["sha256"] for name, entry in files.items()},
         "memorisation": memorisation,
         **({"lora": lora} if lora else {}),
-        **({"second_opinion": opinion} if opinion else {}),
+        **({"sum": members} if members else {}),
         **({"teachers": teaching["teachers"]} if teaching else {}),
     }
 
@@ -103,11 +103,11 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
             "the base states no license, so the release must not leave this machine",
             hint="publish.license: the license of the base",
         )
-    opinion = release.metrics.get("second_opinion")
-    if opinion and not opinion["license"] and not config.to.startswith("dir:"):
+    members = release.metrics.get("sum", {})
+    if members.get("source") and not members["license"] and not config.to.startswith("dir:"):
         raise GateError(
-            f"nobody knows the license of the encoder ({opinion['source']}): the release must not leave this machine",
-            hint="evaluate: {second_opinion: 'off'} releases the model without it",
+            f"nobody knows the license of the encoder ({members['source']}): the release must not leave this machine",
+            hint="encode: {encoder: none} releases the model without it",
         )
     if not (config.to.startswith("hf:") and config.public):
         return
@@ -178,26 +178,30 @@ def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
     return {"file": lora["file"], "size": lora["size"], "sha256": lora["sha256"], "bases": kept}
 
 
-def _opinion(
-    encoder: Artifact | None, gguf: Artifact, files: Mapping[str, Any], figures: EvaluationReport, out: Path
+def _members(
+    made: Artifact | None, gguf: Artifact, files: Mapping[str, Any], figures: EvaluationReport, out: Path
 ) -> dict[str, Any]:
-    """Copy the encoder and its head if the report keeps its opinion; returns source, license, size and hashes, or {}.
+    """Copy the linear members of the sum that the report measured; returns weights, hashes and the encoder's source,
+    license and size, or {} where the file answers alone.
 
     Raises:
-        GateError: The report did not measure these files with this encoder.
+        GateError: The report did not measure these files with these members.
     """
-    if encoder is None or not figures.get("second_opinion", {}).get("kept"):
+    entry = figures.get("sum")
+    if made is None or entry is None or entry["model"] in files:
         return {}
     measured = {model.get("sha256") for model in figures["models"].values()}
     for name in files:
-        if answering_sha256(gguf, gguf_file(gguf, name), encoder) not in measured:
-            raise GateError(f"no report measured {name} with this encoder: it is not published", hint="slmctl evaluate")
-    _copy(encoder, (ENCODER, OPINION), out)
-    hashes = {entry.path: entry.sha256 for entry in encoder.manifest.files if entry.path in (ENCODER, OPINION)}
-    source = encoder.metrics["source"]
-    header = gguf_header.read(encoder.file(ENCODER))
-    terms = encoder_source.LICENSES.get(source) or str(header.metadata.get("general.license", ""))
-    return {"source": source, "license": terms, "size": encoder.metrics["size"], "files": hashes}
+        if answering_sha256(gguf, gguf_file(gguf, name), made) not in measured:
+            raise GateError(f"no report measured {name} in this sum: it is not published", hint="slmctl evaluate")
+    hashes = sum_files(made)
+    _copy(made, tuple(hashes), out)
+    facts = {"weights": made.metrics["weights"], "files": hashes, "source": made.metrics["source"]}
+    if ENCODER not in hashes:
+        return facts
+    header = gguf_header.read(made.file(ENCODER))
+    terms = encoder_source.LICENSES.get(facts["source"]) or str(header.metadata.get("general.license", ""))
+    return facts | {"license": terms, "size": made.file(ENCODER).stat().st_size}
 
 
 def _probe(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, config: PublishConfig) -> dict[str, Any]:

@@ -29,11 +29,11 @@ class Publish(Stage[PublishConfig]):
     name = "publish"
     takes = (
         BASE, PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)), Role("gguf", ("gguf",)),
-        Role("report", ("report",)), LABELLED, Role("encoder", ("encoder",), when="encode"),
+        Role("report", ("report",)), LABELLED, Role("sum", ("sum",), when="encode"),
     )  # fmt: skip
     imports = ("llama_cpp", "gguf")
     uses = ("llama_cpp_python", "gguf")
-    version = 5
+    version = 6
 
     def packages(self) -> Iterator[str]:
         kind = self.settings.to.partition(":")[0]

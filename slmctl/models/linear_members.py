@@ -1,4 +1,4 @@
-"""A frozen sentence encoder with a linear model: text -> the scores of every label, asked as an engine is."""
+"""The linear members of a sum, on a sentence encoder and on words: text -> the score of every label."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from slmctl.errors import IntegrityError
-from slmctl.inference import ENCODER
 from slmctl.inference.engine import Outcomes, Request, answer_of
 from slmctl.inference.events import Event, TokenAlternative
 from slmctl.inference.supervised_child import EngineDiedError, EngineError
 from slmctl.inference.turns import Turns
-from slmctl.metrics.encoder_head import OpinionHead
+from slmctl.metrics import label_sum
+from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import normalised
 from slmctl.models.composition import Parts
 from slmctl.models.encoder_process import Encoder
 
-FLOOR = 1e-6  # the least probability of a label for each of the two, so that neither overrules the other for good
+FLOOR = math.exp(label_sum.LEAST)  # the least probability of a label in an answer
 TOGETHER, LISTED = 32, 64  # texts that the encoder reads at once: of those that wait, and of a list
 SHARED = 4  # of those that wait, where several clients ask: who comes then waits for few
 ENDED = "the encoder has ended"
@@ -33,48 +32,35 @@ OnEvent = Callable[[Event], None]
 Cancel = Callable[[], object]
 
 
-class LabelModel(Protocol):
-    """A linear model over the vectors of an encoder, or over vectors and words of texts."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The L labels."""
-
-    @property
-    def size(self) -> int:
-        """Numbers of a vector."""
-
-    def scored(self, texts: Sequence[str], vectors: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
-        """For n texts and their vectors (n, size), of every label the log probability and the evidence, each (n, L)."""
-
-
 @dataclass(frozen=True)
 class Scores:
     """The scores of one text.
 
     Attributes:
         labels: The L labels.
-        logprobs: (L,) log probabilities.
-        evidence: (L,) scores of the linear model for each label, before normalisation over labels.
+        summed: (L,) weighted sum of the linear members' log probabilities.
+        evidence: (L,) scores of one of them for each label, before normalisation over labels.
+        of_file: The weight of a file's log probabilities beside them.
     """
 
     labels: tuple[str, ...]
-    logprobs: Floats
+    summed: Floats
     evidence: Floats
+    of_file: float = 0.0
 
     def answer(self, labels: tuple[str, ...]) -> Event:
         """The end of an answer by these scores alone, with the probability of every one of `labels`."""
-        least, by_label = math.log(FLOOR), self._of(self.logprobs)
-        shares = _shares(labels, [by_label.get(label, least) for label in labels])
+        shares = self._with(None, labels)
         sure = next(iter(shares.values()))
+        evidence = dict(zip(self.labels, self.evidence.tolist(), strict=True))
         return {
             "finish": "stop", "prompt_tokens": 0, "completion_tokens": 0, "labels": shares, "distribution": shares,
             "confidence": sure, "logprobs": [math.log(max(sure, FLOOR))],
-            "evidence": round(self._of(self.evidence).get(next(iter(shares)), 0.0), 6),
+            "evidence": round(evidence.get(next(iter(shares)), 0.0), 6),
         }  # fmt: skip
 
     def beside(self, event: Event, labels: tuple[str, ...]) -> Event:
-        """The end of a model's answer with the probabilities of both: their product, made a distribution.
+        """The end of a model's answer with the probabilities of the whole sum.
 
         `raw_logprobs` keeps how likely the model would have answered with any label.
         """
@@ -88,29 +74,23 @@ class Scores:
             "labels": both, "confidence": sure, "logprobs": [best], "raw_logprobs": [best + allowed]
         }  # fmt: skip
 
-    def _with(self, reached: dict[str, float], labels: tuple[str, ...]) -> dict[str, float]:
-        """The probability of every label by both, from those that the model reached."""
-        left = max(0.0, 1.0 - sum(reached.values())) / max(1, len(labels) - len(reached))
-        own = np.log(np.maximum([reached.get(label, left) for label in labels], FLOOR))
-        by_label, least = self._of(self.logprobs), math.log(FLOOR)
-        return _shares(labels, (own + np.array([max(by_label.get(label, least), least) for label in labels])) / 2)
-
-    def _of(self, values: Floats) -> dict[str, float]:
-        return dict(zip(self.labels, values.tolist(), strict=True))
-
-
-def _shares(labels: tuple[str, ...], scores: Sequence[float] | Floats) -> dict[str, float]:
-    """The probability of each label, likeliest first, by log probabilities that need not add up to one."""
-    logprobs = normalised(np.array([scores]))[0]
-    order = sorted(range(len(labels)), key=lambda k: (-logprobs[k], k))
-    return {labels[k]: float(f"{math.exp(logprobs[k]):.6g}") for k in order}
+    def _with(self, reached: dict[str, float] | None, labels: tuple[str, ...]) -> dict[str, float]:
+        """The probability of every label by the sum, likeliest first, with those that a model reached."""
+        by_label, least = dict(zip(self.labels, self.summed.tolist(), strict=True)), float(self.summed.min())
+        scores = np.array([by_label.get(label, least) for label in labels])
+        if reached is not None:
+            scores = scores + self.of_file * label_sum.spread(reached, labels)
+        shares = np.exp(normalised(scores[None])[0])
+        order = sorted(range(len(labels)), key=lambda k: (-shares[k], k))
+        return {labels[k]: float(f"{shares[k]:.6g}") for k in order}
 
 
-class EncoderClassifier(Parts):
-    """An encoder with a linear model, asked as an engine is; its process is started again when it has died.
+class LinearMembers(Parts):
+    """The linear members of a sum, asked as an engine is; the encoder's process is started again when it has died.
 
     Args:
-        gguf: The file of the encoder.
+        model: Members and weights; those without a weight are not asked.
+        gguf: The file of the encoder; it is not opened where no weight is the encoder's.
         alone: Each text is read by itself, so that its last digits are the same whatever is asked beside it; batches
             are read in a third of the time.
 
@@ -120,36 +100,31 @@ class EncoderClassifier(Parts):
         MissingError: llama-cpp-python is not installed.
     """
 
-    def __init__(self, gguf: Path, model: LabelModel, *, alone: bool = False) -> None:
-        self._model, self._together = model, 1 if alone else TOGETHER
-        self._encoder = Encoder(gguf)
-        super().__init__(self._encoder)
-        if model.size != self._encoder.size:
+    def __init__(self, model: LabelSum, gguf: Path, *, alone: bool = False) -> None:
+        self._model, self._together = model.only(model.weights), 1 if alone else TOGETHER
+        self._encoder = Encoder(gguf) if self._model.size else None
+        super().__init__(*filter(None, [self._encoder]))
+        if self._encoder is not None and self._model.size != self._encoder.size:
             self._encoder.close()
-            raise IntegrityError(f"the linear model reads vectors of {model.size} numbers, and {gguf.name} computes "
-                                 f"{self._encoder.size}", hint="slmctl encode")  # fmt: skip
+            raise IntegrityError(f"the linear model reads vectors of {self._model.size} numbers, and {gguf.name} "
+                                 f"computes {self._encoder.size}", hint="slmctl encode")  # fmt: skip
         self._waiting, self._closed = Turns[tuple[str, Future[Scores]]](), False
         self._change = threading.Condition()  # of both
         self._scoring = ThreadPoolExecutor(1)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    @classmethod
-    def opinion(cls, folder: Path, labels: Sequence[str] | None = None) -> EncoderClassifier:
-        """The encoder and its head in a folder, for an opinion beside a model's answer to a task with these labels."""
-        return cls(folder / ENCODER, OpinionHead.read(folder, labels), alone=True)
-
     @property
     def pid(self) -> int:
         """The id of the encoder's process; 0 without one."""
-        return self._encoder.pid
+        return self._encoder.pid if self._encoder is not None else 0
 
     def close(self) -> None:
         """End the process; who still waits gets an error."""
         with self._change:
             self._closed = True
             self._change.notify()
-        self._encoder.close()  # and the thread that asks it once more, which may have started it again
+        super().close()  # and the thread that asks it once more, which may have started it again
         self._thread.join(timeout=5)
 
     def scored(self, texts: Sequence[str], *, together: int) -> list[Scores]:
@@ -162,10 +137,14 @@ class EncoderClassifier(Parts):
             EngineDiedError: Its process ended.
             EngineError: It computed NaN.
         """
-        logprobs, evidence = self._model.scored(texts, self._encoder.encode(texts, together=together))
-        if np.isnan(logprobs).any():
+        vectors = np.zeros((len(texts), 0), np.float32)
+        if self._encoder is not None:
+            vectors = self._encoder.encode(texts, together=together)
+        summed, evidence = self._model.scored(texts, vectors)
+        if np.isnan(summed).any():
             raise EngineError("the encoder computed NaN: its file is damaged, or its products are wrong here")
-        return [Scores(self._model.labels, *row) for row in zip(logprobs, evidence, strict=True)]
+        of_file = self._model.of_file
+        return [Scores(self._model.labels, *row, of_file) for row in zip(summed, evidence, strict=True)]
 
     def submit(self, request: Request, on_event: OnEvent) -> Cancel:
         scores, cancelled = Future[Scores](), threading.Event()
@@ -208,7 +187,7 @@ class EncoderClassifier(Parts):
         finally:
             with self._change:
                 self._closed = True
-            self._encoder.close()
+            super().close()
             self._scoring.shutdown()
             for _, waiting in self._waiting:
                 if waiting.set_running_or_notify_cancel():

@@ -1,0 +1,215 @@
+"""Members that say how likely each label is -> their weighted sum, with weights by the likelihood of held-out rows.
+
+The members of a task with labels: the GGUF file, the head of a sentence encoder, and a linear model on hashed words.
+They err on different rows, so the sum is better than any of them (`benchmarks/sharper.py`): a logarithmic opinion pool,
+softmax(sum of weight * log probability). A weight holds a member's sharpness too. No text of a row is part of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slmctl.errors import DataError
+from slmctl.inference import FILE
+from slmctl.metrics import linear_baseline, stored_arrays
+from slmctl.metrics.encoder_head import EncoderHead, Floats, Named, fit_head
+from slmctl.metrics.likelihood import Logprobs, normalised
+from slmctl.metrics.linear_baseline import LinearModel
+
+ENCODER, WORDS = "encoder", "words"
+MEMBERS = (FILE, ENCODER, WORDS)
+LEAST = math.log(1e-6)  # of a label's log probability by a member, so that none overrules the others for good
+RIDGE = 1.0  # L2 penalty of the weights, as strong as one row
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelSum:
+    """The linear members with the weights of all members.
+
+    Attributes:
+        labels: The L labels.
+        weights: By member; a member without a weight has no part in the answer.
+        head, words: None where they have no weight.
+    """
+
+    labels: tuple[str, ...]
+    weights: Mapping[str, float]
+    head: EncoderHead | None
+    words: LinearModel | None
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector of the encoder; 0 for none."""
+        return self.head.size if self.head is not None else 0
+
+    @property
+    def of_file(self) -> float:
+        """The weight of a GGUF file's log probabilities."""
+        return self.weights.get(FILE, 0.0)
+
+    def logprobs(self, texts: Sequence[str], vectors: Floats) -> dict[str, Logprobs]:
+        """The log probabilities (n, L) of each linear member for n texts, whose vectors are (n, size)."""
+        heads = {} if self.head is None else {ENCODER: normalised(self.head.evidence(vectors))}
+        return heads | ({} if self.words is None or not len(texts) else {WORDS: self.words.logprobs(texts)})
+
+    def scored(self, texts: Sequence[str], vectors: Floats) -> tuple[Logprobs, Logprobs]:
+        """The weighted sum of the linear members and, as evidence, what one of them says of each label by itself.
+
+        Where the evidence of no label is large, the text is unlike all training rows, however likely a label beside the
+        others. Both are (n, L).
+        """
+        members = self.logprobs(texts, vectors)
+        summed = weighted(members, self.weights)
+        return summed, self.head.evidence(vectors) if self.head is not None else members[WORDS]
+
+    def only(self, weights: Mapping[str, float]) -> LabelSum:
+        """The members that have one of these weights, with it."""
+        kept = {name: weight for name, weight in weights.items() if weight > 0}
+        head, words = self.head if ENCODER in kept else None, self.words if WORDS in kept else None
+        return LabelSum(self.labels, kept, head, words)
+
+    def write(self, path: Path, *, made_of: str = "") -> None:
+        """Write arrays of numpy without a pickle; `made_of` is the digest of the data set, or nothing."""
+        weights = np.array([self.weights.get(name, 0.0) for name in MEMBERS])
+        arrays: dict[str, Any] = {"labels": np.array(self.labels), "sum": weights, "made_of": np.array(made_of)}
+        arrays |= {} if self.head is None else {"weights": self.head.weights, "bias": self.head.bias}
+        arrays |= {} if self.words is None else self.words.arrays()
+        with path.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+    @classmethod
+    def read(cls, path: Path, labels: Sequence[str] | None = None) -> LabelSum:
+        """The sum that `write` left.
+
+        Args:
+            labels: The task's; None for any.
+
+        Raises:
+            IntegrityError: It is none, or has other labels.
+        """
+        with stored_arrays.opened(path) as kept:
+            names = kept.labels(among=labels)
+            weights = dict(zip(MEMBERS, map(float, kept.numbers("sum", len(MEMBERS))), strict=True))
+            head, words = EncoderHead.of(kept, names), LinearModel.of(kept, names)
+            lacking = (weights[ENCODER] and head is None) or (weights[WORDS] and words is None)
+            if lacking or min(weights.values()) < 0 or (head is None and words is None and not weights[FILE]):
+                raise ValueError("its weights are of other members than it holds")
+        return cls(names, {name: weight for name, weight in weights.items() if weight > 0}, head, words)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The weights of a sum, and what each member brings.
+
+    Attributes:
+        weights: By member that is kept.
+        gains: By member, how much more probable the right label is on the mean with it than without it, a share.
+    """
+
+    weights: dict[str, float]
+    gains: dict[str, float]
+
+
+def fit(
+    texts: Sequence[str], vectors: Floats | None, labels: Sequence[str], *,
+    choosing: tuple[Sequence[str], Floats | None], chosen: Sequence[str], named: Named | None = None,
+) -> LabelSum:  # fmt: skip
+    """The linear members of some rows, and the weights of both by the likelihood of the validation rows.
+
+    Args:
+        texts, vectors, labels: The training rows; vectors (n, size) of an encoder, None without one.
+        choosing, chosen: (texts, vectors) of the validation rows, and their labels.
+        named: As in `fit_head`.
+
+    Raises:
+        DataError: Neither member can learn anything.
+    """
+    head = words = None
+    if vectors is not None and choosing[1] is not None:
+        head = fit_head(vectors, labels, choosing=choosing[1], chosen=chosen, named=named)
+    fitted = linear_baseline.fit(texts, labels, choosing=choosing[0], chosen=chosen, likelihood=True, hashed=True)
+    words = fitted if fitted.classifier is not None else None
+    if head is None and words is None:
+        raise DataError("there is nothing to learn from: one label, or texts without a word that two rows have")
+    names = head.labels if head is not None else tuple(map(str, fitted.classifier.classes_))
+    whole = LabelSum(names, {}, head, words)
+    empty = np.zeros((len(choosing[0]), 0), np.float32)
+    members = whole.logprobs(choosing[0], empty if choosing[1] is None else choosing[1])
+    return LabelSum(names, choose(members, names, chosen).weights, head, words)
+
+
+def choose(
+    members: Mapping[str, Logprobs], names: Sequence[str], references: Sequence[str], *, floor: float = 0.0
+) -> Choice:
+    """The weights by which held-out rows are the likeliest; a member that brings less than the floor is left out.
+
+    The likelihood is concave in the weights. Where no row tells, the first member answers alone.
+
+    Args:
+        members: By name, log probabilities (n, L).
+        names: The L labels, sorted.
+        references: The n right labels; a reference that is none of the names counts for nothing.
+        floor: Least gain of a member that is kept, see `Choice`.
+    """
+    learned = np.isin(references, names)
+    places = np.searchsorted(np.array(names), np.array(references)[learned]) if learned.any() else np.zeros(0, np.int64)
+    rows = {name: np.maximum(logprobs[learned], LEAST) for name, logprobs in members.items()} if len(places) else {}
+    if not rows:
+        return Choice(dict.fromkeys(list(members)[:1], 1.0), {})
+    gains: dict[str, float] = {}
+    while True:
+        weights = _likeliest(rows, places)
+        share = _share(rows, weights, places)
+        others = [{name: table for name, table in rows.items() if name != left} for left in rows]
+        without = [_share(other, _likeliest(other, places), places) if other else 0.0 for other in others]
+        gains |= {left: share - less for left, less in zip(rows, without, strict=True)}
+        least = min(rows, key=lambda name: (gains[name], weights[name]))
+        if len(rows) == 1 or (gains[least] >= floor and weights[least] > 0):
+            return Choice(weights, gains)
+        del rows[least]
+
+
+def weighted(members: Mapping[str, Logprobs], weights: Mapping[str, float]) -> Logprobs:
+    """The weighted sum (n, L) of log probabilities; not normalised."""
+    result: Logprobs = np.sum([weights[name] * np.maximum(table, LEAST) for name, table in members.items()], axis=0)
+    return result
+
+
+def spread(reached: Mapping[str, float], labels: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Log probabilities of all labels, from those that a model reached; the others share what is left alike."""
+    left = max(0.0, 1.0 - sum(reached.values())) / max(1, len(labels) - len(reached))
+    shares = np.array([reached.get(label, left) for label in labels], np.float64)
+    result: npt.NDArray[np.float64] = np.maximum(np.log(np.maximum(shares, 1e-300)), LEAST)
+    return result
+
+
+def _likeliest(members: Mapping[str, Logprobs], places: Places) -> dict[str, float]:
+    """The weights, none below zero, with the highest penalised likelihood of the labels at `places`."""
+    from scipy.optimize import minimize
+
+    tables = np.stack(list(members.values()))  # (members, n, L)
+    rows = np.arange(len(places))
+
+    def loss(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        logprobs = normalised(np.tensordot(weights, tables, 1))
+        surplus = tables[:, rows, places] - (np.exp(logprobs) * tables).sum(axis=2)
+        value = RIDGE * weights @ weights - logprobs[rows, places].sum()
+        return value, 2 * RIDGE * weights - surplus.sum(axis=1)
+
+    start = np.full(len(tables), 1 / len(tables))
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(tables))
+    return {name: float(f"{weight:.4g}") for name, weight in zip(members, best.x, strict=True)}
+
+
+def _share(members: Mapping[str, Logprobs], weights: Mapping[str, float], places: Places) -> float:
+    """The mean probability of the right labels."""
+    logprobs = normalised(weighted(members, weights))
+    return float(np.exp(logprobs[np.arange(len(places)), places]).mean())

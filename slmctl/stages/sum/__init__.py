@@ -1,0 +1,1 @@
+"""file + linear members -> their weighted sum."""

@@ -1,0 +1,69 @@
+"""encoder + validation rows' predictions of the GGUF files -> sum: the linear members that help, with all weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from slmctl.artifacts import atomic
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import SumConfig
+from slmctl.errors import IntegrityError
+from slmctl.inference import ENCODER as ENCODER_FILE
+from slmctl.inference import FILE, SUM_FILE
+from slmctl.metrics import label_sum, stored_arrays
+from slmctl.metrics.label_sum import ENCODER, WORDS, LabelSum
+from slmctl.metrics.predictions import read_predictions
+from slmctl.model_files.encoder_source import VALIDATION
+from slmctl.task.records import read_records
+
+
+class SumFacts(TypedDict):
+    """The weights of a sum.
+
+    `weights` has the members that are kept; `gains` how much more probable the right label of a validation row is with
+    each member, a share; `rows` counts validation rows, `right` those that the file alone answers right (of several
+    files on the mean); `source` is the encoder's, empty where it is left out.
+    """
+
+    weights: dict[str, float]
+    gains: dict[str, float]
+    floor: float
+    rows: int
+    right: int
+    source: str
+
+
+def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation: list[Artifact], out: Path) -> SumFacts:
+    """Write `sum.npz`, and link `encoder.gguf` where the encoder has a weight.
+
+    Where several files were made, one sum is weighed for all of them.
+
+    Raises:
+        IntegrityError: The predictions are of other rows.
+    """
+    model = LabelSum.read(encoder.file(SUM_FILE))
+    records = read_records(prepared.file("validation.jsonl"))
+    with stored_arrays.opened(encoder.file(VALIDATION)) as kept:
+        shape = len(records), len(model.labels)
+        members = {name: kept.numbers(name, *shape) for name in (ENCODER, WORDS) if name in kept}
+    answers = [read_predictions(made) for made in validation]
+    if any([line["id"] for line in lines] != [record.id for record in records] for lines in answers):
+        raise IntegrityError("the predictions answer other validation rows than the data set's", hint="slmctl evaluate")
+    of_files = [[label_sum.spread(line.get("labels", {}), model.labels) for line in lines] for lines in answers]
+    tables = {FILE: np.array(of_files).reshape(-1, shape[1])}
+    tables |= {name: np.tile(table, (len(answers), 1)) for name, table in members.items()}
+    references = [record.answer for record in records] * len(answers)
+    choice = label_sum.choose(tables, model.labels, references, floor=config.floor)
+    summed = model.only(choice.weights)
+    summed.write(out / SUM_FILE)
+    if summed.head is not None:
+        atomic.link(encoder.file(ENCODER_FILE), out / ENCODER_FILE)
+    gains = {name: round(gain, 6) for name, gain in choice.gains.items()}
+    source = encoder.metrics["source"] if summed.head is not None else ""
+    right = sum(line["answer"] == line["expected"] for lines in answers for line in lines) // len(answers)
+    facts: SumFacts = {"weights": choice.weights, "gains": gains, "floor": config.floor, "rows": len(records),
+                       "right": right, "source": source}  # fmt: skip
+    return facts
