@@ -301,8 +301,8 @@ class Kinds:
 
 
 MODEL_KINDS = frozenset({
-    "base", "adapter", "merged", "gguf", "published", "encoder", "linear", "endpoint", "lora", "LORA", "ensemble",
-    "ENSEMBLE",
+    "base", "adapter", "merged", "gguf", "published", "encoder", "linear", "endpoint", "lora", "LORA", "sum",
+    "SUM",
 })  # fmt: skip
 COMPARED = (
     Kinds(frozenset(TASK_KINDS), ("slmctl.task.kinds",), {}),
@@ -384,7 +384,7 @@ PLANTED = (
     (kinds_compared, "slmctl.server.router", "calls = self.task.kind == 'call'\n"),
     (kinds_compared, "slmctl.pipeline.plan", "trains = 'finetune' in names\n"),
     (kinds_compared, "slmctl.server.served_fleet", "alone = artifact.kind == 'encoder'\n"),
-    (kinds_compared, "slmctl.stages.calibrate.calibrate", "both = ENSEMBLE in models\n"),
+    (kinds_compared, "slmctl.stages.calibrate.calibrate", "both = SUM in models\n"),
     (kinds_compared, "slmctl.stages.label.rows", "has_labels = kind not in ('classify', 'tag')\n"),
     (kinds_compared, "slmctl.init.proposal", "match kind:\n    case 'generate' | 'extract':\n        x = 1\n"),
 )  # fmt: skip

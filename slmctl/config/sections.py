@@ -202,8 +202,8 @@ class SumConfig(Section):
 
     floor: Percent = Field(
         0.002,
-        description="least gain of a member, else it is left out: how much more probable the right label of a "
-        "validation row is with it, a share",
+        description="least gain of a member, else it is left out: share of validation rows that it turns right, net, "
+        "as the sum's probabilities expect it",
     )
 
 

@@ -106,12 +106,13 @@ class LabelSum:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Weighing:
     """The weights of a sum, and what each member brings.
 
     Attributes:
         weights: By member that is kept.
-        gains: By member, how much more probable the right label is on the mean with it than without it, a share.
+        gains: By member, the share of rows that it turns right, net of those that it turns wrong: as the probabilities
+            of the sum expect it, so that the few rows that differ tell more than by counting them.
     """
 
     weights: dict[str, float]
@@ -148,7 +149,7 @@ def fit(
 
 def choose(
     members: Mapping[str, Logprobs], names: Sequence[str], references: Sequence[str], *, floor: float = 0.0
-) -> Choice:
+) -> Weighing:
     """The weights by which held-out rows are the likeliest; a member that brings less than the floor is left out.
 
     The likelihood is concave in the weights. Where no row tells, the first member answers alone.
@@ -157,23 +158,26 @@ def choose(
         members: By name, log probabilities (n, L).
         names: The L labels, sorted.
         references: The n right labels; a reference that is none of the names counts for nothing.
-        floor: Least gain of a member that is kept, see `Choice`.
+        floor: Least gain of a member that is kept, see `Weighing`.
     """
     learned = np.isin(references, names)
     places = np.searchsorted(np.array(names), np.array(references)[learned]) if learned.any() else np.zeros(0, np.int64)
     rows = {name: np.maximum(logprobs[learned], LEAST) for name, logprobs in members.items()} if len(places) else {}
     if not rows:
-        return Choice(dict.fromkeys(list(members)[:1], 1.0), {})
+        return Weighing(dict.fromkeys(list(members)[:1], 1.0), {})
     gains: dict[str, float] = {}
     while True:
         weights = _likeliest(rows, places)
-        share = _share(rows, weights, places)
-        others = [{name: table for name, table in rows.items() if name != left} for left in rows]
-        without = [_share(other, _likeliest(other, places), places) if other else 0.0 for other in others]
-        gains |= {left: share - less for left, less in zip(rows, without, strict=True)}
+        shares = np.exp(normalised(weighted(rows, weights)))
+        best = shares.max(axis=1)
+        for left in rows:
+            others = {name: table for name, table in rows.items() if name != left}
+            answers = weighted(others, _likeliest(others, places)).argmax(axis=1) if others else None
+            without = shares[np.arange(len(places)), answers] if answers is not None else 0.0
+            gains[left] = float((best - without).mean())
         least = min(rows, key=lambda name: (gains[name], weights[name]))
         if len(rows) == 1 or (gains[least] >= floor and weights[least] > 0):
-            return Choice(weights, gains)
+            return Weighing(weights, gains)
         del rows[least]
 
 
@@ -207,9 +211,3 @@ def _likeliest(members: Mapping[str, Logprobs], places: Places) -> dict[str, flo
     start = np.full(len(tables), 1 / len(tables))
     best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(tables))
     return {name: float(f"{weight:.4g}") for name, weight in zip(members, best.x, strict=True)}
-
-
-def _share(members: Mapping[str, Logprobs], weights: Mapping[str, float], places: Places) -> float:
-    """The mean probability of the right labels."""
-    logprobs = normalised(weighted(members, weights))
-    return float(np.exp(logprobs[np.arange(len(places)), places]).mean())

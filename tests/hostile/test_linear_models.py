@@ -6,7 +6,6 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,14 @@ import numpy as np
 import pytest
 
 from slmctl.errors import IntegrityError
-from slmctl.metrics import linear_baseline
-from slmctl.metrics.encoder_head import EncoderModel, OpinionHead
+from slmctl.metrics.label_sum import LabelSum
 
 LABELS = ("account", "billing", "delivery")
 SOUND: dict[str, Any] = {
-    "labels": np.array(LABELS), "weights": np.ones((3, 8), np.float32), "bias": np.zeros(3, np.float32),
-    "mixed": np.array([0.5, 1.0]), "coef": np.ones((3, 2)), "intercept": np.zeros(3), "words_idf": np.ones(2),
-    "words_terms": np.array("hello\nworld"), "made_of": np.array("x"),
+    "labels": np.array(LABELS), "sum": np.array([0.5, 1.0, 1.0]), "weights": np.ones((3, 8), np.float32),
+    "bias": np.zeros(3, np.float32), "coef": np.ones((3, 2), np.float16), "intercept": np.zeros(3),
+    "words_places": np.array([3, 9], np.int32), "words_idf": np.ones(2, np.float32), "made_of": np.array("x"),
 }  # fmt: skip
-READERS: dict[str, Callable[[Path], object]] = {
-    "second_opinion.npz": lambda path: OpinionHead.read(path.parent, LABELS),
-    "head.npz": lambda path: EncoderModel.read(path.parent, LABELS),
-    "tfidf.npz": lambda path: linear_baseline.read(path, LABELS),
-}
-HEADS, TFIDF = ("second_opinion.npz", "head.npz"), ("tfidf.npz",)
 
 
 def npz(**changed: Any) -> bytes:
@@ -76,58 +68,59 @@ FILES = {
     "another compression": archive({"labels.npy": header("(0,)")}, zipfile.ZIP_LZMA),
     "objects": npz(labels=np.array([Run()], object)),
 }
-ARRAYS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "no labels": ((*HEADS, *TFIDF), {"labels": None}),
-    "labels of numbers": ((*HEADS, *TFIDF), {"labels": np.arange(3)}),
-    "labels of bytes": ((*HEADS, *TFIDF), {"labels": np.array(LABELS, "S")}),
-    "no label": ((*HEADS, *TFIDF), {"labels": np.array([], "U1")}),
-    "one text as labels": ((*HEADS, *TFIDF), {"labels": np.array("account")}),
-    "a table of labels": ((*HEADS, *TFIDF), {"labels": np.array([LABELS])}),
-    "the same label three times": ((*HEADS, *TFIDF), {"labels": np.array(["billing"] * 3)}),
-    "labels of another task": ((*HEADS, *TFIDF), {"labels": np.array(["x", "y", "z"])}),
-    "two labels for three rows": ((*HEADS, *TFIDF), {"labels": np.array(LABELS[:2])}),
-    "labels in another order": (TFIDF, {"labels": np.array(LABELS[::-1])}),
-    "no weights": (HEADS, {"weights": None}),
-    "weights as texts": (HEADS, {"weights": np.ones((3, 8)).astype(str)}),  # it ended the thread that answers
-    "weights as integers": (HEADS, {"weights": np.ones((3, 8), int)}),
-    "weights as complex numbers": (HEADS, {"weights": np.ones((3, 8), complex)}),
-    "weights of 16 bits": (HEADS, {"weights": np.ones((3, 8), np.float16)}),
-    "weights that are NaN": (HEADS, {"weights": np.full((3, 8), math.nan, np.float32)}),
-    "infinite weights": (HEADS, {"weights": np.full((3, 8), math.inf, np.float32)}),
-    "a row of weights": (HEADS, {"weights": np.ones(8, np.float32)}),
-    "weights of weights": (HEADS, {"weights": np.ones((3, 8, 2), np.float32)}),
-    "a short bias": (HEADS, {"bias": np.zeros(2, np.float32)}),
-    "a bias that is NaN": (HEADS, {"bias": np.full(3, math.nan, np.float32)}),
-    "a structure": (HEADS, {"bias": np.zeros(3, [("a", "f4")])}),
-    "one number in place of two": (("head.npz",), {"mixed": np.zeros(1)}),
-    "an endless sharpness": (("head.npz",), {"mixed": np.array([1.0, math.inf])}),
-    "terms as a list": (TFIDF, {"words_terms": np.array(["hello", "world"])}),
-    "the same term twice": (TFIDF, {"words_terms": np.array("hello\nhello")}),
-    "fewer terms than weights": (TFIDF, {"words_terms": np.array("hello")}),
-    "an idf that is NaN": (TFIDF, {"words_idf": np.full(2, math.nan)}),
-    "infinite coefficients": (TFIDF, {"coef": np.full((3, 2), math.inf)}),
-    "no terms": (TFIDF, {"words_terms": None}),
+ARRAYS: dict[str, dict[str, Any]] = {
+    "no labels": {"labels": None},
+    "labels of numbers": {"labels": np.arange(3)},
+    "labels of bytes": {"labels": np.array(LABELS, "S")},
+    "no label": {"labels": np.array([], "U1")},
+    "one text as labels": {"labels": np.array("account")},
+    "a table of labels": {"labels": np.array([LABELS])},
+    "the same label three times": {"labels": np.array(["billing"] * 3)},
+    "labels of another task": {"labels": np.array(["x", "y", "z"])},
+    "two labels for three rows": {"labels": np.array(LABELS[:2])},
+    "a weight of no member": {"bias": None},
+    "no member": {"bias": None, "coef": None, "sum": np.zeros(3)},
+    "weights as texts": {"weights": np.ones((3, 8)).astype(str)},  # it ended the thread that answers
+    "weights as integers": {"weights": np.ones((3, 8), int)},
+    "weights as complex numbers": {"weights": np.ones((3, 8), complex)},
+    "weights of 16 bits": {"weights": np.ones((3, 8), np.float16)},
+    "weights that are NaN": {"weights": np.full((3, 8), math.nan, np.float32)},
+    "infinite weights": {"weights": np.full((3, 8), math.inf, np.float32)},
+    "a row of weights": {"weights": np.ones(8, np.float32)},
+    "weights of weights": {"weights": np.ones((3, 8, 2), np.float32)},
+    "a short bias": {"bias": np.zeros(2, np.float32)},
+    "a bias that is NaN": {"bias": np.full(3, math.nan, np.float32)},
+    "a structure": {"bias": np.zeros(3, [("a", "f4")])},
+    "two weights of three members": {"sum": np.zeros(2)},
+    "an endless weight": {"sum": np.array([1.0, math.inf, 1.0])},
+    "a weight below zero": {"sum": np.array([1.0, -1.0, 1.0])},
+    "places as texts": {"words_places": np.array(["3", "9"])},
+    "the same place twice": {"words_places": np.array([3, 3], np.int32)},
+    "falling places": {"words_places": np.array([9, 3], np.int32)},
+    "a place beyond the last": {"words_places": np.array([3, 1 << 20], np.int32)},
+    "a place below the first": {"words_places": np.array([-1, 3], np.int32)},
+    "fewer places than weights": {"words_places": np.array([3], np.int32)},
+    "an idf that is NaN": {"words_idf": np.full(2, math.nan)},
+    "infinite coefficients": {"coef": np.full((3, 2), math.inf, np.float16)},
+    "coefficients of 64 bits": {"coef": np.ones((3, 2))},
+    "no places": {"words_places": None},
 }
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_a_sound_file_is_read(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(npz())
-    assert READERS[name](tmp_path / name)
+def test_a_sound_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sum.npz").write_bytes(npz())
+    model = LabelSum.read(tmp_path / "sum.npz", LABELS)
+    assert model.weights == {"file": 0.5, "encoder": 1.0, "words": 1.0}
+    assert model.scored(["hello"], np.ones((1, 8), np.float32))[0].shape == (1, 3)
 
 
 @pytest.mark.parametrize(
-    ("name", "raw"),
-    [pytest.param(name, raw, id=f"{name}-{what}") for what, raw in FILES.items() for name in READERS]
-    + [
-        pytest.param(name, npz(**changed), id=f"{name}-{what}")
-        for what, (names, changed) in ARRAYS.items() for name in names
-    ],
-)  # fmt: skip
-def test_a_file_that_lies_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, raw: bytes
-) -> None:  # fmt: skip
-    (tmp_path / name).write_bytes(raw)
-    with pytest.raises(IntegrityError, match=rf"{name} holds no linear model"):
-        READERS[name](tmp_path / name)
+    "raw",
+    [pytest.param(raw, id=what) for what, raw in FILES.items()]
+    + [pytest.param(npz(**changed), id=what) for what, changed in ARRAYS.items()],
+)
+def test_a_file_that_lies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], raw: bytes) -> None:
+    (tmp_path / "sum.npz").write_bytes(raw)
+    with pytest.raises(IntegrityError, match=r"sum.npz holds no linear model"):
+        LabelSum.read(tmp_path / "sum.npz", LABELS)
     assert capsys.readouterr().out == ""

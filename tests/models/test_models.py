@@ -18,7 +18,7 @@ from slmctl.models.composition import Composition
 from slmctl.models.gguf import GgufModel
 from slmctl.models.hf import UntunedBase
 from slmctl.models.model import Loading
-from slmctl.models.opinion import FileWithOpinion
+from slmctl.models.sum import FileInSum
 
 KINDS = ("gguf", "base", "adapter", "merged", "published", "encoder", "linear", "endpoint")
 
@@ -30,25 +30,25 @@ def test_every_kind_that_can_be_measured_is_a_model() -> None:
     assert {kind for kind in KINDS if models.class_of(kind).is_gguf} == {"gguf", "published"}
 
 
-def test_an_encoder_beside_a_file_changes_its_hash_and_its_size(tmp_path: Path) -> None:
-    for name in ("a-Q8_0.gguf", "encoder.gguf", "second_opinion.npz"):
+def test_members_beside_a_file_change_its_hash_and_its_size(tmp_path: Path) -> None:
+    for name in ("a-Q8_0.gguf", "encoder.gguf", "sum.npz"):
         (tmp_path / name).write_bytes(name.encode())
     both = models.of(artifact.foreign(tmp_path, "gguf"), type="Q8_0")
-    assert isinstance(both, FileWithOpinion) and isinstance(both.model, GgufModel)
+    assert isinstance(both, FileInSum) and isinstance(both.model, GgufModel)
     assert (both.kind, both.title, both.path.name, both.variants()) == ("gguf", "Q8_0", "a-Q8_0.gguf", [None])
-    assert both.weights.size == len("a-Q8_0.gguf") + len("encoder.gguf")
+    assert both.weights.size == len("a-Q8_0.gguf") + len("encoder.gguf") + len("sum.npz")
     assert both.digest != both.model.digest == both.file.sha256
-    beside = models.of(artifact.foreign(tmp_path / "a-Q8_0.gguf", "gguf"), encoder=both.artifact)
-    assert (beside.kind, beside.title, beside.digest) == ("ensemble", "a-Q8_0+encoder", both.digest)
+    beside = models.of(artifact.foreign(tmp_path / "a-Q8_0.gguf", "gguf"), sum=both.artifact)
+    assert (beside.kind, beside.title, beside.digest) == ("sum", "a-Q8_0+sum", both.digest)
 
 
-def test_another_second_opinion_than_the_measured_one_is_refused(tmp_path: Path) -> None:
-    for name in ("a-Q8_0.gguf", "encoder.gguf", "second_opinion.npz"):
+def test_another_sum_than_the_measured_one_is_refused(tmp_path: Path) -> None:
+    for name in ("a-Q8_0.gguf", "encoder.gguf", "sum.npz"):
         (tmp_path / name).write_bytes(name.encode())
     both = models.of(artifact.foreign(tmp_path, "gguf"), type="Q8_0")
     hashes = {entry.path: entry.sha256 for entry in both.artifact.manifest.files if entry.path != "a-Q8_0.gguf"}
-    for measured, words in ((hashes, "second_opinion.npz holds"), (hashes | {"encoder.gguf": "0" * 64}, "measured")):
-        manifest = dataclasses.replace(both.artifact.manifest, metrics={"second_opinion": {"files": measured}})
+    for measured, words in ((hashes, "sum.npz holds"), (hashes | {"encoder.gguf": "0" * 64}, "measured")):
+        manifest = dataclasses.replace(both.artifact.manifest, metrics={"sum": {"files": measured}})
         release = dataclasses.replace(both, artifact=dataclasses.replace(both.artifact, manifest=manifest))
         with pytest.raises(IntegrityError, match=words):
             release.load(Loading())

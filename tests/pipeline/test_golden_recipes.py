@@ -96,7 +96,9 @@ def leave(request: StageRequest) -> Artifact:
             named = {name: {"artifact": base.digest} for name, base in zip(types, bases, strict=True)}
             metrics["lora"] = {"file": "acme-lora.gguf", "bases": named}
     if request.stage.name == "evaluate":
-        metrics = {"choice": {"model": "Q8_0"}, "second_opinion": {"kept": True}}
+        metrics = {"choice": {"model": "Q8_0"}}
+    if request.stage.name == "sum":
+        metrics = {"weights": {"file": 0.5, "words": 0.5}}
     asked = {"kind": request.stage.leaves, "stage": request.stage.id, "recipe_id": request.recipe_id}
     return handmade.make(
         request.path, files, **asked, config=request.recipe, inputs=request.digests, metrics=metrics

@@ -38,7 +38,7 @@ LONGEST = (
     "stages/quantize/test_quantize.py",
     "server/test_gateway.py",
     "server/test_web.py",
-    "stages/encode/test_second_opinion.py",
+    "stages/sum/test_sum.py",
     "hostile/test_foreign_replies.py",
     "hostile/test_command_line.py",
     "stages/prepare/test_prepare.py",

@@ -145,13 +145,14 @@ def _sum(view: ReportView) -> Iterator[str]:
     entry = view.report.get("sum")
     if entry is None or not entry["gains"]:
         return
-    told = {name: f"{MEMBERS[name]} ({_points(gain)})" for name, gain in entry["gains"].items()}
-    kept = " and ".join(told[name] for name in entry["weights"])
+    gains = entry["gains"]
+    told = {name: f"{title} ({_points(gains[name])})" for name, title in MEMBERS.items() if name in gains}
+    kept = " and ".join(told[name] for name in told if name in entry["weights"])
     left = " and ".join(told[name] for name in told if name not in entry["weights"])
     rows, floor = count(entry["rows"], "validation row"), _points(entry["floor"])
     yield (
-        f"A release answers by {kept}{f', without {left}' if left else ''}; in brackets, how much more probable each "
-        f"makes the right label of {rows}, and a member stays from {floor} on."
+        f"A release answers by {kept}{f', without {left}' if left else ''}; in brackets, the share of {rows} that each "
+        f"should turn right, of which {floor} are needed."
     )
 
 

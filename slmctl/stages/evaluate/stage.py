@@ -44,7 +44,7 @@ class Evaluate(Stage[EvaluateConfig]):
     waits_for = ("base", "adapter", "gguf", "encoder")
     imports = ("sklearn", "llama_cpp", "llguidance")
     uses = ("scikit-learn",)
-    version = 10
+    version = 9
     stands = True
 
     def completed(self, section: EvaluateConfig) -> EvaluateConfig:

@@ -23,8 +23,8 @@ from slmctl.task.records import read_records
 class SumFacts(TypedDict):
     """The weights of a sum.
 
-    `weights` has the members that are kept; `gains` how much more probable the right label of a validation row is with
-    each member, a share; `rows` counts validation rows, `right` those that the file alone answers right (of several
+    `weights` has the members that are kept; `gains` the share of validation rows that each member is expected to
+    turn right; `rows` counts validation rows, `right` those that the file alone answers right (of several
     files on the mean); `source` is the encoder's, empty where it is left out.
     """
 

@@ -32,12 +32,13 @@ from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.inference.events import Event
 from slmctl.inference.supervised_child import EngineError
-from slmctl.metrics import encoder_head
-from slmctl.metrics.encoder_head import EncoderModel
+from slmctl.metrics import encoder_head, label_sum
+from slmctl.metrics.label_sum import LabelSum
+from slmctl.metrics.likelihood import normalised
 from slmctl.model_files import encoder_source
-from slmctl.models.encoder_classifier import EncoderClassifier, Scores
 from slmctl.models.encoder_process import Encoder
 from slmctl.models.first_look import FirstLookEngine
+from slmctl.models.linear_members import LinearMembers, Scores
 from slmctl.models.prompts import Prompt
 from slmctl.production.measured import measured
 from slmctl.task.records import Record
@@ -74,14 +75,15 @@ def test_the_encoder_stands_beside_the_models_as_a_baseline(encoded: Path) -> No
 def test_what_it_says_is_what_it_holds(encoded: Path) -> None:
     made = artifact.load(next(encoded.glob("runs/encoder/[!.]*")))
     assert not artifact.verify(made)
-    held = {entry.path for entry in made.manifest.files} - {"tfidf.npz"}  # there where TF-IDF helps
-    assert held == {"encoder.gguf", "encoder.json", "head.npz", "second_opinion.npz", "task.json"}
+    held = {entry.path for entry in made.manifest.files}
+    assert held == {"encoder.gguf", "encoder.json", "sum.npz", "validation.npz", "task.json"}
     (prepared,) = encoded.glob("runs/prepared/[!.]*")
     records = [json.loads(line) for line in (prepared / "validation.jsonl").read_text().splitlines()]
     texts, labels = ([r["messages"][-2]["content"] for r in records], [r["messages"][-1]["content"] for r in records])
-    model = EncoderModel.read(made.path)
+    model = LabelSum.read(made.file("sum.npz"))
+    model = model.only(model.weights)
     with Encoder(made.file("encoder.gguf")) as encoder:
-        logprobs, _ = model.scored(texts, encoder.encode(texts))
+        logprobs = normalised(model.scored(texts, encoder.encode(texts))[0])
     right = sum(model.labels[k] == label for k, label in zip(logprobs.argmax(1), labels, strict=True))
     assert (made.metrics["right"], made.metrics["rows"]) == (right, len(records))
     assert np.allclose(np.exp(logprobs).sum(1), 1)
@@ -194,7 +196,10 @@ def test_an_encoder_that_was_killed_begins_anew(gguf: Path) -> None:
 class TwoLabels:
     """A linear model that fails on some texts as its author did not expect."""
 
-    labels, size = ("a", "b"), 64
+    labels, size, weights, of_file = ("a", "b"), 64, {"encoder": 1.0}, 0.0
+
+    def only(self, weights: Any) -> Any:
+        return self
 
     def scored(self, texts: Sequence[str], vectors: Any) -> tuple[Any, Any]:
         if "none" in texts:
@@ -205,7 +210,7 @@ class TwoLabels:
         return scores, scores
 
 
-def asked(classifier: EncoderClassifier, text: str) -> queue.SimpleQueue[Event]:
+def asked(classifier: LinearMembers, text: str) -> queue.SimpleQueue[Event]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     classifier.submit(Request("", labels=("a", "b"), question=text), events.put)
     return events
@@ -213,7 +218,7 @@ def asked(classifier: EncoderClassifier, text: str) -> queue.SimpleQueue[Event]:
 
 def test_a_text_that_fails_as_nobody_expects_costs_no_other_one_its_answer(gguf: Path) -> None:
     # its thread ended, so that every later text waited for ever, and /readyz said 200
-    with EncoderClassifier(gguf, TwoLabels()) as classifier:
+    with LinearMembers(TwoLabels(), gguf) as classifier:
         waiting = [asked(classifier, text) for text in ("good", "wrong", "good", "none", "nan", "good")]
         first = [events.get(timeout=60) for events in waiting]
         assert ["piece" in event for event in first] == [True, False, True, False, False, True]
@@ -225,7 +230,7 @@ def test_a_text_that_fails_as_nobody_expects_costs_no_other_one_its_answer(gguf:
 def test_a_stopped_encoder_is_said_to_hang_killed_and_replaced(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # it held up every answer of a server for 120 s, and /readyz said 200
     monkeypatch.setattr(supervised_child, "HEARTBEAT_S", 0.05)
-    with EncoderClassifier(gguf, TwoLabels()) as classifier:
+    with LinearMembers(TwoLabels(), gguf) as classifier:
         deaths, before = list[int](), classifier.pid
         classifier.on_death = lambda: deaths.append(1)
         monkeypatch.setattr(classifier._encoder, "_hang_s", 1.0)
@@ -242,12 +247,12 @@ def test_many_cores_and_layers_do_not_fill_the_pipe(gguf: Path) -> None:
         assert encoder.encode(["hello"]).shape == (1, 64)
 
 
-def test_without_validation_rows_the_encoder_is_fitted_alone(gguf: Path) -> None:
+def test_without_validation_rows_the_encoder_answers_alone(gguf: Path) -> None:
     texts, labels = zip(*tiny.rows(30), strict=True)
     with Encoder(gguf) as encoder:
         vectors = encoder.encode(texts)
-    model, _ = encoder_head.fit(texts, vectors, labels, choosing=([], vectors[:0]), chosen=[])
-    assert (model.weight, model.tfidf) == (0.0, None)
+    model = label_sum.fit(texts, vectors, labels, choosing=([], vectors[:0]), chosen=[])
+    assert model.weights == {"encoder": 1.0} and model.words is not None
 
 
 def test_a_conversation_is_read_whole_as_the_records_are() -> None:
@@ -269,9 +274,8 @@ def test_the_head_is_scikit_learns(gguf: Path) -> None:
         rows, names = vectors[chosen], [labels[k] for k in chosen]
         head = encoder_head.fit_head(rows, names, choosing=rows[:0], chosen=[])
         reference = LogisticRegression(C=2.0, max_iter=2000).fit(rows, names)
-        logprobs, evidence = head.scored((), rows)
+        logprobs = normalised(head.evidence(rows))
         assert np.abs(np.exp(logprobs) - reference.predict_proba(rows)).max() < 1e-4
-        assert np.array_equal(evidence.argmax(axis=1), logprobs.argmax(axis=1))
 
 
 def test_two_that_err_on_other_rows_are_added(gguf: Path, tmp_path: Path) -> None:
@@ -286,17 +290,17 @@ def test_two_that_err_on_other_rows_are_added(gguf: Path, tmp_path: Path) -> Non
 
     with Encoder(gguf) as encoder:
         (texts, labels), (others, chosen), (asked, wanted) = pairs(300), pairs(200), pairs(400)
-        model, tfidf = encoder_head.fit(
+        model = label_sum.fit(
             texts, encoder.encode(texts), labels, choosing=(others, encoder.encode(others)), chosen=chosen
         )
         vectors = encoder.encode(asked)
-    model.write(tmp_path, made_of="x")
-    kept = EncoderModel.read(tmp_path)
-    assert model.weight > 0 and np.allclose(kept.scored(asked, vectors), model.scored(asked, vectors), atol=1e-4)
-    names, (alone, _) = np.array(model.labels), model.head.scored(asked, vectors)
-    both = (names[kept.scored(asked, vectors)[0].argmax(1)] == wanted).mean()
-    assert both > (names[alone.argmax(1)] == wanted).mean() + 0.1
-    assert both >= np.mean([a == b for a, b in zip(tfidf.answers(asked)[0], wanted, strict=True)]) - 0.01
+    model.write(tmp_path / "sum.npz")
+    kept = LabelSum.read(tmp_path / "sum.npz")
+    assert model.weights.keys() == {"encoder", "words"} and kept.weights == model.weights
+    assert np.allclose(kept.scored(asked, vectors), model.scored(asked, vectors), atol=1e-4)
+    tables = model.logprobs(asked, vectors) | {"both": kept.scored(asked, vectors)[0]}
+    right = {name: (np.array(model.labels)[table.argmax(1)] == wanted).mean() for name, table in tables.items()}
+    assert right["both"] > right["encoder"] + 0.1 and right["both"] >= right["words"] - 0.01
 
 
 # Where it comes from
@@ -427,18 +431,18 @@ def test_the_encoder_answers_what_its_policy_keeps(calibrated: Path, stages: For
     assert 0 < kept <= len(both)
     assert all(row in (first, second) for row, first, second in zip(both, alone, model, strict=True))
     assert sum(row == first for row, first in zip(both, alone, strict=True)) >= kept
-    head = encoder.file("head.npz")
+    head = encoder.file("sum.npz")
     whole = head.read_bytes()
     head.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     done = stages.run(calibrated, "predict", "gguf", "--first-look", "--input", str(tmp_path / "in.csv"),
                       "--output", str(tmp_path / "x.csv"))  # fmt: skip
     head.write_bytes(whole)
-    assert done.code == 7 and "head.npz" in done.stderr
+    assert done.code == 7 and "sum.npz" in done.stderr
 
 
 def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, gguf: Path) -> None:
     texts = ["invoice refund please", "zzz qqq", "parcel courier today", "qqq zzz zzz"]
-    made = EncoderModel.read(next(calibrated.glob("runs/encoder/[!.]*")))
+    made = LabelSum.read(next(calibrated.glob("runs/encoder/[!.]*")) / "sum.npz")
     with Encoder(gguf) as encoder:
         scores = zip(*made.scored(texts, encoder.encode(texts)), strict=True)
     known = [Scores(made.labels, *row).answer(made.labels)["evidence"] for row in scores]
@@ -458,7 +462,7 @@ def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, g
             on_event({"finish": "stop"})
             return lambda: None
 
-    with FirstLookEngine(Account(), EncoderClassifier(gguf, made), policy, made.labels) as first:
+    with FirstLookEngine(Account(), LinearMembers(made, gguf), policy, made.labels) as first:
 
         def question(text: str, prompt: str = "") -> Request:
             return Request(prompt or text, labels=made.labels, question=text)

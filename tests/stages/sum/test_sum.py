@@ -1,7 +1,8 @@
-"""The encoder's second opinion: the sum of two distributions, from the report to a release that serves it."""
+"""The sum of a file with its linear members: from the weights by validation rows to a release that serves it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -25,11 +26,12 @@ from slmctl.config import Gate
 from slmctl.console import percent
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.events import Event
-from slmctl.metrics import gates
-from slmctl.metrics.encoder_head import OpinionHead
-from slmctl.models.encoder_classifier import FLOOR, EncoderClassifier, Scores
+from slmctl.metrics import gates, label_sum
+from slmctl.metrics.encoder_head import EncoderHead
+from slmctl.metrics.label_sum import LabelSum
 from slmctl.models.encoder_process import Encoder
-from slmctl.models.opinion import OpinionEngine
+from slmctl.models.linear_members import FLOOR, LinearMembers
+from slmctl.models.sum import SumEngine
 from slmctl.reports.evaluation_report import parse_report
 from slmctl.stages.evaluate import report_page, report_view
 from slmctl.stages.evaluate.report_opening import Opening, RowsCurve
@@ -38,11 +40,11 @@ from slmctl.stages.publish import leak_scan
 
 @pytest.fixture(scope="module")
 def desk(tiny_run: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project with an encoder whose opinion is released whatever it wins, up to its release 2.0."""
+    """The tiny project with an encoder, whose members are all kept whatever they bring, up to its release 2.0."""
     folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("both") / "desk"))
     text = (folder / "slmctl.yaml").read_text().replace('version: "1.0"', 'version: "2.0"')
-    text = text.replace("models: [base, adapter, gguf]", "models: [gguf], second_opinion: 'on'")
-    (folder / "slmctl.yaml").write_text(text + "encode: {encoder: ./words.gguf}\n")
+    text = text.replace("models: [base, adapter, gguf]", "models: [gguf]")
+    (folder / "slmctl.yaml").write_text(text + "encode: {encoder: ./words.gguf}\nsum: {floor: 0}\n")
     tiny.build_encoder(folder / "words.gguf")
     tiny.ok(stages.run(folder, "run"))
     return folder
@@ -59,20 +61,20 @@ def lines(desk: Path, stages: Forks, model: str, split: str = "test") -> list[di
     return [json.loads(line) for line in (Path(path) / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_it_is_the_sum_of_both(desk: Path, stages: Forks) -> None:
+def test_it_is_the_sum_of_all(desk: Path, stages: Forks) -> None:
     records = [json.loads(line) for line in made(desk, "prepared").file("test.jsonl").read_text().splitlines()]
-    encoder = made(desk, "encoder")
-    head = OpinionHead.read(encoder.path)
-    with Encoder(encoder.file("encoder.gguf")) as reader:
-        vectors = reader.encode([record["messages"][-2]["content"] for record in records], together=1)
-    scores = (vectors @ head.weights.T + head.bias).astype(float)
-    opinions = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    for alone, both, opinion in zip(
-        lines(desk, stages, "gguf"), lines(desk, stages, "ensemble"), opinions, strict=True
-    ):
-        own = [max(alone["labels"].get(label, 0.0), FLOOR) for label in head.labels]
-        product = np.sqrt(np.array(own) * opinion)
-        expected = dict(zip(head.labels, product / product.sum(), strict=True))
+    texts, summed = [record["messages"][-2]["content"] for record in records], made(desk, "sum")
+    model = LabelSum.read(summed.file("sum.npz"))
+    assert model.weights == summed.metrics["weights"] and {"file", "words"} <= model.weights.keys()
+    vectors = np.zeros((len(texts), 0), np.float32)
+    if model.head is not None:
+        with Encoder(summed.file("encoder.gguf")) as reader:
+            vectors = reader.encode(texts, together=1)
+    linear = label_sum.weighted(model.logprobs(texts, vectors), model.weights)
+    for alone, both, scores in zip(lines(desk, stages, "gguf"), lines(desk, stages, "sum"), linear, strict=True):
+        own = [max(alone["labels"].get(label, 0.0), FLOOR) for label in model.labels]
+        product = np.exp(scores + model.of_file * np.log(own))
+        expected = dict(zip(model.labels, product / product.sum(), strict=True))
         assert both["labels"] == pytest.approx(
             {label: expected[label] for label in both["labels"]}, abs=0.01
         )  # the file's differ by its batches
@@ -85,17 +87,17 @@ def test_it_is_the_sum_of_both(desk: Path, stages: Forks) -> None:
 
 def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> None:
     release, report = made(desk, "published"), made(desk, "report").metrics
-    assert report["second_opinion"] == {"model": "Q8_0+encoder", "kept": True}
-    assert report["focus"] == "Q8_0+encoder"
+    assert report["sum"]["model"] == report["focus"] == "Q8_0+sum"
+    assert report["sum"]["weights"] == release.metrics["sum"]["weights"] == made(desk, "sum").metrics["weights"]
     names = {entry.path for entry in release.manifest.files}
-    assert {"encoder.gguf", "second_opinion.npz"} <= names and not names & {"head.npz", "tfidf.npz"}
-    assert "+encoder" in release.file("README.md").read_text()
+    assert {"encoder.gguf", "sum.npz"} <= names and "validation.npz" not in names
+    assert "+sum" in release.file("README.md").read_text()
     lineage = json.loads(release.file("lineage.intoto.json").read_bytes())
-    assert release.metrics["second_opinion"]["license"] == "mit"  # by the encoder's own file
-    assert "encoder.gguf" in {subject["name"] for subject in lineage["subject"]}
+    assert release.metrics["sum"]["license"] == "mit"  # by the encoder's own file
+    assert {"encoder.gguf", "sum.npz"} <= {subject["name"] for subject in lineage["subject"]}
     tiny.ok(stages.run(desk, "verify", str(release.path)))
     tiny.ok(stages.run(desk, "promote", "2.0", "--tag", "production"))
-    measured = lines(desk, stages, "ensemble")
+    measured = lines(desk, stages, "sum")
     records = [json.loads(line) for line in made(desk, "prepared").file("test.jsonl").read_text().splitlines()]
     texts = [record["messages"][-2]["content"] for record in records]
     child, url = begin(desk, str(desk / "registry" / "tiny-desk" / "2.0"))
@@ -137,10 +139,9 @@ def test_such_a_release_goes_to_a_bucket_and_is_made_again(desk: Path, stages: F
 
 
 def test_the_page_draws_what_more_rows_bring_beside_the_tuned_model(desk: Path, stages: Forks, tmp_path: Path) -> None:
-    tiny.ok(stages.run(desk, "run", "--until", "evaluate", "--set", "evaluate.second_opinion=auto"))
     report, encoder = made(desk, "report").metrics, made(desk, "encoder")
     validated, n = lines(desk, stages, "gguf", "validation"), encoder.metrics["rows"]
-    assert report["second_opinion"]["right"] == sum(line["answer"] == line["expected"] for line in validated)
+    assert report["sum"]["right"] == sum(line["answer"] == line["expected"] for line in validated)
     artifacts = {entry.digest: entry for entry in lineage.readable_artifacts(desk)}
     assert report_view._by_rows(artifacts, report) is None  # so few validation rows that encode measured no course
     artifacts[encoder.digest].metrics["curve"] = [
@@ -155,25 +156,18 @@ def test_the_page_draws_what_more_rows_bring_beside_the_tuned_model(desk: Path, 
     assert f"20 rows: {percent((n - 1) / n)}" in chart and "Q8_0: " in chart and "80 training rows" in chart
 
 
-def test_it_is_kept_only_where_validation_rows_show_it(desk: Path, stages: Forks) -> None:
-    tiny.ok(stages.run(desk, "evaluate", "--set", "evaluate.second_opinion=auto"))
-    report = made(desk, "report").metrics
-    opinion = report["second_opinion"]
-    alone, both = (lines(desk, stages, model, "validation") for model in ("gguf", "ensemble"))
-    right = [[line["answer"] == line["expected"] for line in answers] for answers in (alone, both)]
-    won = sum(second and not first for first, second in zip(*right, strict=True))
-    lost = sum(first and not second for first, second in zip(*right, strict=True))
-    p = min(1.0, 2 * sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1)) / 2 ** (won + lost))
-    assert opinion == {"model": "Q8_0+encoder", "rows": len(alone), "right": sum(right[0]), "won": won, "lost": lost,
-                       "p": pytest.approx(p, abs=1e-5), "kept": won > lost and p <= 0.05}  # fmt: skip
-    assert won + lost > 0
-    assert report["focus"] == ("Q8_0+encoder" if opinion["kept"] else "Q8_0")
-    assert any("second opinion" in remark for remark in report["remarks"])
+def test_what_brings_less_than_the_floor_is_left_out(desk: Path, stages: Forks) -> None:
+    # two words of each text tell the category, so the words alone answer all, and nothing else brings more
+    report = artifact.load(Path(tiny.ok(stages.run(desk, "evaluate", "--set", "sum.floor=0.002")))).metrics
+    assert [*report["sum"]["weights"]] == ["words"] and report["sum"]["gains"].keys() == {"file", "encoder", "words"}
+    (remark,) = [remark for remark in report["remarks"] if remark.startswith("A release answers by words (")]
+    assert "without the file (0.0 points) and the encoder (0.0 points)" in remark and "0.2 points are needed" in remark
+    assert not made(desk, "sum").path.joinpath("encoder.gguf").exists()
 
 
 def test_a_model_of_a_release_with_it_is_not_the_encoder(desk: Path, stages: Forks, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text\ninvoice refund please\nparcel courier today\n")
-    for model in ("ensemble", str(desk / "registry" / "tiny-desk" / "2.0")):
+    for model in ("sum", str(desk / "registry" / "tiny-desk" / "2.0")):
         out = tmp_path / f"{len(model)}.csv"
         tiny.ok(stages.run(desk, "predict", model, "--input", str(tmp_path / "in.csv"), "--output", str(out)))
         assert [line.split(",")[1] for line in out.read_text().splitlines()[1:]] == ["billing", "delivery"]
@@ -201,71 +195,59 @@ class Silent(Answering):
 
 
 @pytest.fixture
-def opinion(desk: Path) -> Iterator[EncoderClassifier]:
-    found = EncoderClassifier.opinion(made(desk, "encoder").path)
-    yield found
-    found.close()
+def linear(desk: Path) -> Iterator[LinearMembers]:
+    encoder = made(desk, "encoder")
+    model = dataclasses.replace(LabelSum.read(encoder.file("sum.npz")), weights={"encoder": 1.0})
+    with LinearMembers(model, encoder.file("encoder.gguf"), alone=True) as opened:
+        yield opened
 
 
-def ask(opinion: EncoderClassifier, text: str) -> queue.SimpleQueue[Event]:
+def ask(linear: LinearMembers, text: str) -> queue.SimpleQueue[Event]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     request = Request("", labels=("account", "billing", "delivery"), question=text)
-    OpinionEngine(AtOnce(), opinion).submit(request, events.put)
+    SumEngine(AtOnce(), linear).submit(request, events.put)
     return events
 
 
-def test_who_waits_when_it_is_closed_is_told(opinion: EncoderClassifier) -> None:
-    waiting = [ask(opinion, f"invoice {k}") for k in range(400)]
-    opinion.close()
+def test_who_waits_when_it_is_closed_is_told(linear: LinearMembers) -> None:
+    waiting = [ask(linear, f"invoice {k}") for k in range(400)]
+    linear.close()
     ends = [next(event for event in iter(each.get, None) if "piece" not in event) for each in waiting]
     assert any("error" in event for event in ends) and all("error" in event or "finish" in event for event in ends)
-    assert "ended" in ask(opinion, "invoice").get(timeout=60)["error"]
+    assert "ended" in ask(linear, "invoice").get(timeout=60)["error"]
 
 
-def test_an_encoder_that_is_killed_reads_the_text_again(opinion: EncoderClassifier) -> None:
-    os.kill(opinion.pid, signal.SIGKILL)
-    events = ask(opinion, "parcel courier")
+def test_an_encoder_that_is_killed_reads_the_text_again(linear: LinearMembers) -> None:
+    os.kill(linear.pid, signal.SIGKILL)
+    events = ask(linear, "parcel courier")
     assert "piece" in events.get(timeout=120) and events.get(timeout=60)["finish"] == "stop"
 
 
-def test_what_is_cancelled_is_not_read(opinion: EncoderClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_cancelled_is_not_read(linear: LinearMembers, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    encode = opinion._encoder.encode
-    monkeypatch.setattr(
-        opinion._encoder, "encode", lambda texts, **more: (read.extend(texts), encode(texts, **more))[1]
-    )
+    encode = linear._encoder.encode
+    monkeypatch.setattr(linear._encoder, "encode", lambda texts, **more: (read.extend(texts), encode(texts, **more))[1])
     for k in range(200):
         request = Request("", labels=("billing",), question=f"text {k}")
-        OpinionEngine(Silent(), opinion).submit(request, lambda event: None)()
-    events = ask(opinion, "invoice")
+        SumEngine(Silent(), linear).submit(request, lambda event: None)()
+    events = ask(linear, "invoice")
     while "finish" not in events.get(timeout=60):
         pass
     assert "invoice" in read and len(read) < 100
 
 
-def test_neither_overrules_the_other_for_good() -> None:
-    labels = ("account", "billing", "delivery")
-    told = Scores(labels, np.array([-50.0, -50.0, 0.0]), np.array([1.0, 2.0, 3.0])).beside(DONE, labels)
-    least = math.log(FLOOR)
-    shares = np.exp(np.array([math.log(0.4) + least, math.log(0.6) + least, math.log(FLOOR)]) / 2)
-    assert told["labels"] == pytest.approx(
-        dict(zip(("account", "billing", "delivery"), shares / shares.sum(), strict=True)), abs=1e-5
-    )
-
-
-def test_numbers_of_a_head_are_no_text_and_its_labels_are(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    head = OpinionHead(("a", "jane.doe@example.org"), draw.random((77, 384), np.float32), draw.random(77, np.float32))
-    head.write(tmp_path)
-    texts = {text for _, text in leak_scan._texts(tmp_path / "second_opinion.npz", frozenset())}
-    assert texts == {"labels", "weights", "bias", "a", "jane.doe@example.org"}
+def test_numbers_of_a_sum_are_no_text_and_its_labels_are(tmp_path: Path) -> None:
+    draw, labels = np.random.default_rng(0), ("a", "jane.doe@example.org")
+    head = EncoderHead(labels, draw.random((2, 384), np.float32), draw.random(2, np.float32))
+    LabelSum(labels, {"encoder": 1.0}, head, None).write(tmp_path / "sum.npz")
+    texts = {text for _, text in leak_scan._texts(tmp_path / "sum.npz", frozenset())}
+    assert texts - {""} == {"labels", "sum", "made_of", "weights", "bias", "a", "jane.doe@example.org"}
 
 
 def test_a_gate_on_a_file_is_about_what_is_released() -> None:
-    entries = {name: {"metrics": {"accuracy": value}} for name, value in (("Q8_0", 0.7), ("Q8_0+encoder", 0.9))}
-    report: Any = {"models": entries, "baselines": {}, "choice": None, "second_opinion": {"kept": True}}
-    alone, both = (Gate(metric="accuracy", model=name, min=0.8) for name in ("Q8_0", "Q8_0+encoder"))
+    entries = {name: {"metrics": {"accuracy": value}} for name, value in (("Q8_0", 0.7), ("Q8_0+sum", 0.9))}
+    report: Any = {"models": entries, "baselines": {}, "choice": None}
+    alone, both = (Gate(metric="accuracy", model=name, min=0.8) for name in ("Q8_0", "Q8_0+sum"))
     assert [result.passed for result in gates.check([alone, both], report)] == [True, True]
-    report["second_opinion"] = {"kept": False}
-    results = gates.check([alone, both], report)
-    assert [result.passed for result in results] == [False, False] and "name Q8_0" in results[1].text
+    del entries["Q8_0+sum"]  # nothing helps the file
+    assert [result.passed for result in gates.check([alone], report)] == [False]
