@@ -31,7 +31,7 @@ pull: {rehearse: false}
 task: {kind: classify, labels: from-data, system: Name the category.}
 prepare:
   sources: [{path: tickets.csv, input: text, output: category}]
-finetune: {max_steps: 60, learning_rate: 0.01, batch_size: 16, lora: {rank: 4, alpha: 8}}
+finetune: {max_steps: 300, learning_rate: 0.01, batch_size: 16, lora: {rank: 4, alpha: 8}}
 quantize: {types: [F16]}
 encode: {encoder: ./words.gguf}
 evaluate: {models: [gguf]}
@@ -49,12 +49,13 @@ def main() -> None:
         tiny.build_base(desk / "base", **SMALL)
         tiny.build_encoder(desk / "words.gguf", size=16)
         (desk / "slmctl.yaml").write_text(CONFIG, encoding="utf-8")
-        tiny.write_csv(desk / "tickets.csv", tiny.rows(60))
+        tiny.write_csv(desk / "tickets.csv", tiny.rows(150))
         done = subprocess.run(tiny.command(desk, "run"), env=tiny.environment(), check=False)
         if done.returncode:
             sys.exit(done.returncode)
         for folder in sorted((desk / "runs").glob("[!.]*/[!.]*")):
-            shutil.copytree(folder, target / folder.parent.name, dirs_exist_ok=False)
+            if not (target / folder.parent.name).exists():  # of several predictions one
+                shutil.copytree(folder, target / folder.parent.name)
         (policy,) = tiny.calibrated(Path(place) / "calibrated", tiny.build_base(Path(place) / "base")).glob(
             "runs/policy/[!.]*"
         )
