@@ -173,7 +173,8 @@ def artifact_option(role: str, help: str, kind: str = "") -> Callable[[Callable[
 SECTIONS = {
     "Begin": ("init", "run", "serve", "predict"),
     "Make": (
-        "pull", "label", "prepare", "encode", "finetune", "sweep", "merge", "quantize", "evaluate", "calibrate",
+        "pull", "label", "prepare", "encode", "finetune", "sweep", "merge", "quantize", "sum", "evaluate",
+        "calibrate",
     ),
     "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
     "Ship": ("publish", "promote", "fetch", "keys"),
@@ -186,6 +187,7 @@ NAMES_ELSEWHERE = {  # of other tools, for what a command here does
     "clean": ("gc",), "compare": ("evaluate --compare", "diff"), "convert": ("quantize",), "create": ("init",),
     "data": ("prepare",), "deploy": ("serve", "publish"), "drift": ("watch",),
     "distill": ("label",), "embed": ("encode",), "download": ("pull", "fetch"), "eval": ("evaluate",),
+    "ensemble": ("sum",),
     "export": ("quantize", "publish"), "fine-tune": ("finetune",), "fuse": ("merge",), "generate": ("predict",),
     "gguf": ("quantize",), "infer": ("predict",), "inspect": ("show",), "leaderboard": ("ls --models",),
     "list": ("ls",), "log": ("show",), "logs": ("show",), "models": ("ls --models", "bases"), "monitor": ("watch",),

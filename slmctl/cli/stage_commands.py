@@ -60,11 +60,20 @@ def _to_use(role: str, what: str, more: str = "") -> Decorate:
 pull = plain_stage("pull", "Fetch and check the base model (from the network, unless it is a path).")
 encode = plain_stage(
     "encode",
-    """Fit a linear model on a frozen sentence encoder.
+    """Fit linear models on a frozen sentence encoder and on words.
 
     The encoder is fetched, unless it is a path or was before. The fit takes seconds. The answers stand beside the
     trained model's in the report: where subjects decide, they are hard to beat.
     """,
+    _to_use("prepared", "A prepared data set"),
+)
+sum_ = plain_stage(
+    "sum",
+    """Weigh GGUF file, encoder and words by validation rows, and leave out what does not help.
+
+    The validation rows are answered by the GGUF files first. `evaluate` does all this itself.
+    """,
+    _to_use("encoder", "An encoder"),
     _to_use("prepared", "A prepared data set"),
 )
 merge = plain_stage(
@@ -470,5 +479,5 @@ def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mappi
 
 
 COMMANDS = (
-    pull, label, prepare, encode, finetune, merge, quantize, evaluate, calibrate, publish, promote, fetch, run,
+    pull, label, prepare, encode, finetune, merge, quantize, sum_, evaluate, calibrate, publish, promote, fetch, run,
 )  # fmt: skip

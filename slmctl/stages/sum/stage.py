@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from slmctl.config import SumConfig
 from slmctl.errors import IntegrityError
 from slmctl.pipeline import predictions
@@ -24,6 +26,10 @@ class Sum(Stage[SumConfig]):
             requests = predictions.predictions_of(self.project, "gguf", "validation")
             filled["validation"] = [get(request) for request in requests]
         return super().inputs(section, get, filled)
+
+    def current(self) -> Iterator[StageRequest]:
+        if self.project.config.encode is not None:
+            yield self.default()
 
     def not_made(self, request: StageRequest, asker: str) -> IntegrityError:
         return IntegrityError("the file and the linear members have not been weighed", hint="slmctl evaluate")

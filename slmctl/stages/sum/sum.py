@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import SumConfig
@@ -61,6 +62,10 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
     summed.write(out / SUM_FILE)
     if summed.head is not None:
         atomic.link(encoder.file(ENCODER_FILE), out / ENCODER_FILE)
+    for name in label_sum.MEMBERS:
+        if name in choice.gains:
+            weight = f"weight {choice.weights[name]:.2f}" if name in choice.weights else "left out"
+            console.say(f"  {name}: {weight}, turns {console.percent(choice.gains[name])} of the rows right")
     gains = {name: round(gain, 6) for name, gain in choice.gains.items()}
     source = encoder.metrics["source"] if summed.head is not None else ""
     right = sum(line["answer"] == line["expected"] for lines in answers for line in lines) // len(answers)
