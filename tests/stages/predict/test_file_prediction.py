@@ -540,8 +540,11 @@ def test_a_pool_shares_the_rows_and_sees_no_sensitive_one(
             assert row["answer"] == row["text"].split()[-1]
     assert "is not one of the" in found[9]["error"]
     bodies = [*server.bodies, *other.bodies]
-    assert len(bodies) == 7 + 3
+    # an endpoint that fails is preferred no more, so how many of the failures are met depends on who is faster
+    failed = 3 - len(list(failures))
+    assert len(bodies) == 7 + failed
     assert server.bodies
+    assert failed
     assert all(body["structured_outputs"] == {"choice": list(task.labels)} for body in bodies)
     assert [row["confidence"] for row in found if row["answer"]] == pytest.approx([math.exp(-0.5)] * 6)
     assert {body["model"] for body in bodies} == {"served"}
