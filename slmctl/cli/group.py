@@ -205,8 +205,8 @@ DONE_OTHERWISE = {  # without a command
 
 
 def is_terminal() -> bool:
-    """True where a person can be asked: standard input and error are open, and are a terminal."""
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
+    """True where a person can be asked: standard input and error are a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def complete_artifacts(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

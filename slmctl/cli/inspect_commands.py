@@ -24,6 +24,7 @@ from slmctl.cli.group import (
     common_options,
     complete_artifacts,
     config_options,
+    is_terminal,
     make_workspace,
     offline_option,
     open_project,
@@ -306,8 +307,8 @@ def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
     print_result(options, unneeded.to_json(), module.lines(unneeded, project.root))
     if not unneeded.items:
         return
-    if not yes and unneeded.size and not sys.stdin.isatty():
-        console.say("nothing is removed: stdin is no terminal for the confirmation; --yes removes it")
+    if not yes and unneeded.size and not is_terminal():
+        console.say("nothing is removed: stdin and stderr are no terminal for the confirmation; --yes removes it")
         return
     if yes or not unneeded.size or click.confirm(f"remove {console.size(unneeded.size)}?", default=False, err=True):
         freed, left = module.remove(project, unneeded)

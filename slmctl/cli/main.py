@@ -61,6 +61,8 @@ def prepare_streams() -> None:
             os.set_inheritable(number, True)
     if sys.stdin is None:
         sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # nothing to read; a result has no stdout, which is 6
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
     if isinstance(sys.stdin, io.TextIOWrapper):

@@ -6,7 +6,9 @@ import os
 import pty
 import re
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import tiny
@@ -51,19 +53,24 @@ def test_nothing_goes_unasked(stages: Forks, desk: Path, older: Path) -> None:
     assert older.name in done.stdout + done.stderr, "it is listed"
 
 
-@pytest.mark.parametrize("answer", ["n", "y"])
-def test_who_is_asked_decides(desk: Path, older: Path, answer: str) -> None:
-    """At a terminal, as people use it."""
+@pytest.mark.parametrize(
+    ("answer", "stderr"), [("n", "terminal"), ("y", "terminal"), ("y", "pipe"), ("y", "closed")], ids=lambda each: each
+)
+def test_who_is_asked_decides(desk: Path, older: Path, answer: str, stderr: str) -> None:
+    """At a terminal, as people use it. A question in a log waited for ever, and a closed stderr ended with 1."""
     ours, theirs = pty.openpty()
-    child = tiny.start(desk, "gc", stdin=theirs)
+    streams: dict[str, Any] = {"stdin": theirs, "stderr": theirs if stderr == "terminal" else subprocess.PIPE}
+    child = tiny.start(desk, "gc", **streams, preexec_fn=(lambda: os.close(2)) if stderr == "closed" else None)
     os.write(ours, f"{answer}\n".encode())
     out, err = child.communicate(timeout=120)
+    said = os.read(ours, 100_000).decode() if stderr == "terminal" else err
     os.close(ours)
     os.close(theirs)
-    assert child.returncode == 0, err
+    assert child.returncode == 0, said
     assert older.name in out
-    assert "remove " in err and "[y/N]" in err
-    assert older.exists() == (answer == "n")
+    assert ("remove " in said and "[y/N]" in said) == (stderr == "terminal")
+    assert ("no terminal" in said) == (stderr == "pipe")
+    assert older.exists() == ((answer, stderr) != ("y", "terminal"))
 
 
 def test_what_is_served_stays(stages: Forks, desk: Path, older: Path) -> None:
