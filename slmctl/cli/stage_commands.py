@@ -36,6 +36,7 @@ from slmctl.cli.group import (
 )
 
 LONG_S = 86_400  # of a run, before which people are asked
+ANSWERS = {"encode": "slmctl serve encoder", "quantize": "slmctl serve gguf"}  # by what a stage leaves
 Decorate = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -404,6 +405,10 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
         outcome = _made(options, project, name)
     if len(current) < len(planned.stages):
         terminal().say(f"{'in all':<9} {terminal().duration(time.monotonic() - begun):>12}")
+    if until in ANSWERS:
+        terminal().say(f"next: {ANSWERS[until]}    # answers with it; slmctl run goes on to {CHAIN[-1]}")
+    elif until != CHAIN[-1]:
+        terminal().say(f"next: slmctl run    # goes on to {CHAIN[-1]}")
     print_artifact(options, outcome.artifact)
 
 

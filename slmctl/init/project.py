@@ -76,7 +76,7 @@ def require_free(folder: Path, *names: str, base: str | None = None) -> None:
     """
     for name in names:
         if (folder / name).exists():
-            way = "" if name != FILENAME else f"to change its base, {_other_base(base)}; or "
+            way = "" if name != FILENAME else f"slmctl run takes it; to change its base, {_other_base(base)}; or "
             raise UsageError(
                 f"{folder / name} exists already", hint=f"{way}name another folder: slmctl init SOURCE FOLDER"
             )

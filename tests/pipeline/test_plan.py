@@ -295,6 +295,23 @@ def test_a_run_of_more_than_a_day_is_asked_about(terminal: bool, fresh: Path, mo
     assert CliRunner().invoke(cli, ["-C", str(fresh), "run", "--yes"]).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("until", "said"),
+    [
+        ("prepare", "next: slmctl run    # goes on to publish\n"),
+        ("encode", "next: slmctl serve encoder    # answers with it; slmctl run goes on to publish\n"),
+        ("publish", ""),
+    ],
+)
+def test_a_run_that_ends_early_names_the_next_step(
+    until: str, said: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_made", "print_artifact"):
+        monkeypatch.setattr(stage_commands, name, lambda *args: SimpleNamespace(artifact=None))
+    done = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--yes", "--until", until])
+    assert (done.exit_code, "".join(re.findall(r"next: .*\n", done.stderr))) == (0, said)
+
+
 def test_groups_are_counted_as_the_gate_counts_them(fresh: Path) -> None:
     lines = [f"C{k % 80},{text},{label}" for k, (text, label) in enumerate(tiny.rows())]
     (fresh / "tickets.csv").write_text("customer,text,category\n" + "\n".join(lines) + "\n")
