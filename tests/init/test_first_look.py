@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import EXAMPLES
 
-from slmctl.init import column_names, language, levels
+from slmctl.init import column_names, levels
 from slmctl.init import look as first_look
 from slmctl.init.answer_schema import SchemaBuilder
 from slmctl.init.columns import describe
 from slmctl.metrics.label_typos import alike_labels, label_typos
 from slmctl.sources.rows import Row, read_rows
+from slmctl.task import language
 
 # One sentence about a parcel in each language, as a customer would write it.
 SENTENCES = {

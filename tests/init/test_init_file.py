@@ -24,11 +24,11 @@ from slmctl import config, console
 from slmctl.cli import init_command, main, matmul_rates
 from slmctl.init import proposal, task_proposal, texts
 from slmctl.init.columns import describe
-from slmctl.init.language import Languages
 from slmctl.init.look import FirstLook
 from slmctl.init.proposal import BaseProposal
 from slmctl.init.raw_data import RawData
 from slmctl.model_files import memory
+from slmctl.task.language import Languages
 from slmctl.task.records import read_records
 
 GOLDEN = TESTS / "golden" / "init"

