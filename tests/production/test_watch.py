@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from support import TESTS
+from support import ROOT, TESTS
 from support.traffic import MadeUp
 
 from slmctl.cli.main import cli
@@ -167,6 +167,15 @@ def test_kept_answers_are_weighed_and_the_last_week_is_told_by_itself() -> None:
     bounds = [float(re.search(r"at most ([\d.]+) %", line)[1]) for line in said]  # type: ignore[index]
     assert bounds[0] > 100 * 20 * 10 / (300 + 100 * 10)  # weighed: 15 % of the traffic, not 5 %
     assert said[1].endswith("of the last week's kept ones") and bounds[1] > bounds[0]
+
+
+def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
+    # the line of the last week was missing
+    MadeUp().days(14).write(tmp_path)
+    files = [tmp_path / name for name in ("decisions.jsonl", "collected", "reviewed.jsonl")]
+    figures = MeasuredFigures(p_correct=0.848, right=0.834, kept=0.926, max_error=0.2)
+    printed = [f"    {line}".rstrip() for line in lines(watch(files, figures))]
+    assert "\n".join(printed) in (ROOT / "docs" / "wheel.md").read_text(encoding="utf-8")
 
 
 def test_a_folder_without_files_says_what_writes_them(tmp_path: Path) -> None:
