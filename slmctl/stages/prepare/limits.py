@@ -13,7 +13,7 @@ from slmctl import console
 from slmctl.config import PrepareConfig
 from slmctl.console import percent
 from slmctl.deduplication import minhash
-from slmctl.deduplication.ngram_overlap import Overlap
+from slmctl.deduplication.ngram_overlap import SHORT, Overlap
 from slmctl.errors import DataError, GateError, SlmctlError
 from slmctl.metrics.label_typos import label_typos
 from slmctl.stages.prepare.fates import Fates, place_text
@@ -167,10 +167,11 @@ def _overlap(config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Ove
         if measure.measured and measure.share > config.max_overlap:
             count = measure.measured
             few = f"; {count} rows are few, each of them {percent(1 / count)}" if count < FEW_MEASURED else ""
+            long = f" of {SHORT} words and more" if measure.too_short else ""
             held_out, trained = (place_text(config, rows, index) for index in measure.pairs[0])
             yield GateError(
-                f"{measure.overlapping} of {measure.measured} rows of '{name}' ({percent(measure.share)}) share a run "
-                f"of words with training rows, more than max_overlap {percent(config.max_overlap)}; "
+                f"{measure.overlapping} of {measure.measured} rows of '{name}'{long} ({percent(measure.share)}) share "
+                f"a run of words with training rows, more than max_overlap {percent(config.max_overlap)}; "
                 f"first {held_out} with {trained}",
                 hint="is a signature in every text? prepare.clean: [signatures]; are rows one sentence with "
                 "other numbers? group them, or for a try, whose score is too good: --set prepare.max_overlap=SHARE"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from slmctl.console import percent
+from slmctl.deduplication.ngram_overlap import SHORT
 from slmctl.metrics.confident_joint import SURE
 from slmctl.metrics.label_typos import alike_labels
 from slmctl.metrics.statistics import wilson
@@ -163,8 +164,11 @@ def _suspects(facts: PrepareFacts) -> str:
 
 
 def _overlap(facts: PrepareFacts) -> str:
-    shares = {split: overlap_share(measure) for split, measure in facts["overlap"]["sides"].items()}
-    close = [f"{percent(share)} of the {split} rows" for split, share in shares.items() if share > CLOSE]
+    close = []
+    for split, side in facts["overlap"]["sides"].items():
+        if (share := overlap_share(side)) > CLOSE:
+            rows = f"{side['measured']:,} {split} rows of {SHORT} words and more"
+            close.append(f"{percent(share)} of the {rows if side['too_short'] else f'{split} rows'}")
     if not close:
         return ""
     return (

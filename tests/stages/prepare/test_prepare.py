@@ -273,6 +273,19 @@ def test_a_run_of_words_in_common_with_training_is_measured_and_gated(run: Any) 
         run(pairs)
 
 
+def test_the_share_of_overlap_names_the_rows_that_it_is_of(run: Any) -> None:
+    # it read as one of all rows of the split, most of which were too short to measure
+    tail = "if you are not the person whom this letter is meant for then tear it up at once"
+    pairs = tiny.rows(120)
+    pairs = [(f"{text} {text[::-1]} {tail}" if k % 2 else text, label) for k, (text, label) in enumerate(pairs)]
+    with pytest.raises(GateError, match=r"of 'test' of 8 words and more \(100.0 %\) share a run of words"):
+        run(pairs)
+    facts = run(pairs, max_overlap=1).metrics
+    count = facts["overlap"]["sides"]["test"]["measured"]
+    said = next(line for line in report_findings.notices(facts) if "word sequences" in line.text).text
+    assert count < facts["test"] and f"100.0 % of the {count} test rows of 8 words and more" in said
+
+
 def test_a_side_may_be_empty_when_its_share_is_nothing(run: Any) -> None:
     found = run(tiny.rows(100), splits={"calibration": 0})
     assert found.metrics["calibration"] == 0
