@@ -112,6 +112,8 @@ def _run_command() -> int:
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # of a library, which click takes for Ctrl-D
             raise error.__cause__ from None
+        words = ["interrupted", *(error.__cause__ or error).args]
+        click.echo(f"  {' '.join(map(str, words))}", err=True)
         return 130
     except MemoryError:
         return _no_memory()

@@ -110,16 +110,15 @@ def _run(project: Project, request: StageRequest, options: Mapping[str, Any]) ->
 
 @contextlib.contextmanager
 def _interruption(request: StageRequest) -> Iterator[None]:
-    """Print what an interrupted stage keeps; a stage that resumes prints how far it came itself."""
+    """Add to an interruption what the stage keeps, unless it says itself how far it came."""
     try:
         yield
     except KeyboardInterrupt as stop:
         resumes = resume_folder(request).is_dir() and any(resume_folder(request).iterdir())
         kept = "its last checkpoint and the finished stages" if resumes else "the finished stages"
-        console.say(f"  interrupted {str(stop) or f'in {request.stage.name}; {kept} are kept'}")
         anew = "; with other settings a training begins anew" if resumes else ""
-        console.say(f"  the same command goes on from there{anew}")
-        raise
+        came = str(stop) or f"in {request.stage.name}; {kept} are kept"
+        raise KeyboardInterrupt(f"{came}\n  the same command goes on from there{anew}") from None
 
 
 def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:

@@ -100,7 +100,9 @@ class _Log(contextlib.AbstractContextManager["_Log"]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, SlmctlError):
             self.add(f"error: {error.message}" + (f"\n hint: {error.hint}" if error.hint else ""))
-        elif isinstance(error, KeyboardInterrupt | SystemExit):
+        elif isinstance(error, KeyboardInterrupt):
+            self.add(f"interrupted {error}".rstrip())
+        elif isinstance(error, SystemExit):
             self.add("interrupted")
         elif error is not None:
             self.add("".join(traceback.format_exception(error)))

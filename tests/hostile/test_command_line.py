@@ -252,6 +252,20 @@ def test_a_library_that_meets_the_end_of_a_file_is_no_ctrl_d(monkeypatch: pytest
         main._run_command()
 
 
+@pytest.mark.parametrize("module", ["slmctl.cli.main", "click", "slmctl.network.guard", "slmctl.config", "pydantic"])
+def test_ctrl_c_is_a_line_from_the_first_import_on(module: str, tmp_path: Path) -> None:
+    # imports ended with a traceback, and a command without a word
+    program = (
+        "import os, runpy, signal, sys\nclass Stop:\n    def find_spec(self, name, *rest):\n"
+        f"        if name == {module!r}:\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Stop())\nsys.argv = ['slmctl', 'config', 'show']\n"
+        "runpy.run_module('slmctl', run_name='__main__')\n"
+    )
+    (tmp_path / "slmctl.yaml").write_text(GOOD)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (130, b"interrupted", b"")
+
+
 def test_sigterm_interrupts_nothing_at_the_exit(tmp_path: Path) -> None:
     # an exception there was printed with its traceback behind the command's last words
     program = (

@@ -135,8 +135,8 @@ def _write(answered: AnswerRows, task: Task, job: Job, rows: RowSnapshot, meter:
                 meter.advance(len(answers))
             errors = _write_target(job, rows, row_answers.names(task), journal)
         except KeyboardInterrupt:
-            console.say("  interrupted; the answers so far are kept, and the same command goes on from there")
-            raise
+            kept = "while it answered; the answers so far are kept, and the same command goes on from there"
+            raise KeyboardInterrupt(kept) from None
         row_snapshot.journal_of(job.target).unlink()
     return errors
 
