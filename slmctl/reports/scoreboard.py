@@ -63,6 +63,15 @@ def optional(report: EvaluationReport) -> list[str]:
     return [*reversed(_others(report)), "size", "latency"]
 
 
+def by_chance(report: EvaluationReport) -> str:
+    """A sentence on the calibration error that chance alone makes; '' where it is not known."""
+    calibration = entries_of(report)[report["focus"]].get("calibration")
+    if not calibration or "by_chance" not in calibration:
+        return ""
+    rows, share = console.count(calibration["n"], "row"), percent(calibration["by_chance"])
+    return f"ece is what goes beyond chance: on {rows} chance alone makes {share} for {report['focus']}"
+
+
 def _others(report: EvaluationReport) -> list[str]:
     """The metrics of BESIDE that at least one participant has, without the primary one."""
     names = {name for entry in entries_of(report).values() for name in entry["metrics"]}

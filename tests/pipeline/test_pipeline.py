@@ -209,6 +209,7 @@ def test_a_failed_gate_stops_before_publish_and_still_prints_the_report(stages: 
     assert done.returncode == 5
     assert Path(done.stdout.strip()) == only(desk, "report")
     assert "(at least 1" in done.stderr
+    assert re.search(r"on \d+ rows chance alone makes [\d.]+ % for Q8_0", done.stderr)
     assert named.TRY_FIRST in done.stderr
     assert not list(desk.glob("runs/published/*"))
     with pytest.raises(GateError, match="accuracy of Q8_0"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slmctl.reports.scoreboard import table
+from slmctl.reports.scoreboard import by_chance, table
 from slmctl.stages.evaluate.report_markdown import markdown
 
 
@@ -130,3 +130,14 @@ def test_markdown_says_what_was_chosen_and_from_where_it_pays() -> None:
     assert "| Q8_0 | 1.0 kB | 90.0 % | +0.4 | 2.0 | - |" in lines
     assert "| Q4_K_M | 0.0007 | 0.0400 | 2500 | 1.7 % |" in lines
     assert "| large (8-shot) | - | 0.5000 | - | - |" in lines
+
+
+def test_a_calibration_error_has_the_level_of_chance_beside_it() -> None:
+    # 0.0 % read as "take its confidence at its word", where so few rows show nothing under some points
+    calibration = {"n": 594, "ece": 0.0, "observed": 0.03, "by_chance": 0.035, "brier": 0.07, "bins": []}
+    report = {
+        **REPORT,
+        "models": {**REPORT["models"], "Q4_K_M": {**REPORT["models"]["Q4_K_M"], "calibration": calibration}},
+    }
+    said = "ece is what goes beyond chance: on 594 rows chance alone makes 3.5 % for Q4_K_M"
+    assert (by_chance(report), by_chance(REPORT)) == (said, "")  # type: ignore[arg-type]

@@ -300,6 +300,8 @@ def show(project: Project, report: Artifact, *, only_measured: bool = False) -> 
     head, rows = scoreboard.table(figures)
     title = f"{console.count(figures['n'], 'held-out row')} ({figures['split']})"
     console.table(title, head, rows, optional=scoreboard.optional(figures))
+    if by_chance := scoreboard.by_chance(figures):
+        console.say(f"  {by_chance}")
     for remark in figures["remarks"]:
         console.say(f"  note: {remark}")
     console.say(f"  page: {report_view.write(project, report, only_measured=only_measured)}")
