@@ -227,11 +227,17 @@ def _of_columns(
         group=first(free, "group"),
         time=first(free, "time"),
         unread=unread,
-        notes=(*notes, *_swapped(input, answer), *_odd_rows(pairs, fields if kind_of(kind).has("schema") else None)),
+        notes=(
+            *notes,
+            *(_left_out(fields, free, columns_in(input, columns)) if fields and not chosen else ()),
+            *_swapped(input, answer),
+            *_odd_rows(pairs, fields if kind_of(kind).has("schema") else None),
+        ),
         doubts=tuple(doubts),
     )
+    where = f" in rows with a text (of {answer.different})" * (0 < len(task.labels) < answer.different)
     reason = {
-        "classify": f"'{output}' has {len(task.labels)} different values",
+        "classify": f"'{output}' has {len(task.labels)} different values{where}",
         "tag": f"a row may have several of {len(task.labels)} labels",
         "extract": f"{_and(fields.names)} make one JSON object" if fields else f"'{output}' holds JSON",
         "generate": f"'{output}' holds texts of {answer.words:.0f} words on average",
@@ -305,6 +311,14 @@ def _held_fields(look: FirstLook, title: str, input: str | None) -> AnswerFields
 def _and(names: Sequence[str]) -> str:
     shown_names = [shown(name, 40) for name in names]
     return " and ".join(filter(None, (", ".join(shown_names[:-1]), shown_names[-1])))
+
+
+def _left_out(fields: AnswerFields, others: Sequence[Column], read: Collection[str]) -> Iterator[str]:
+    """A note on the columns that the JSON object of the proposed `fields` lacks; `read` is the input."""
+    kinds = ("constant", "empty", "id", "JSON")
+    if names := [column.name for column in others if column.kind not in kinds and column.name not in read]:
+        whole = replace(fields, names=(*fields.names, *names)).spec
+        yield f"{_and(names)} stand in few texts as they are written; to take them too: --output '{whole}'"
 
 
 def _odd_rows(pairs: Sequence[tuple[str, str]], fields: AnswerFields | None) -> Iterator[str]:
