@@ -20,7 +20,7 @@ def lines(plan: RunPlan) -> Iterator[str]:
     rows = [[cell[column] for column in columns] for cell in cells]
     yield from console.table_lines(columns, rows, texts=3 if named else 2, optional=("id", "memory", "disk"))
     yield ""
-    about = [("download", _download(source, count)) for source, count in plan.download]
+    about = [("download", f"{_download(*each)}, not tried: a plan uses no network") for each in plan.download]
     about += [("rows", _rows(plan))] if plan.rows is not None else []
     about += [(need.name, _state(need)) for need in plan.requirements]
     yield from (f"{name:<10} {text}" for name, text in about)
