@@ -19,6 +19,7 @@ from slmctl.reports.scoreboard import difference, figure
 CONFIDENCE = 0.95
 TOPS = ("published", "report", "gguf", "merged", "adapter", "prepared", "base")  # the first existing kind is compared
 _NOT_COMPARED = ("labels", "sources", "files", "tokens")  # metrics of prepared data: compared separately, or too long
+ANSWERS = "predictions "  # begins their names in a lineage; their digests follow from other changes
 FIRST_ROWS = [f"rows {name}" for name in ("rows_in", "train", "validation", "calibration", "test", "rejected")]
 Report: TypeAlias = tuple[EvaluationReport, list[RowEntry]]  # report.json, and the rows of rows.jsonl
 
@@ -271,8 +272,10 @@ def lines(comparison: Comparison) -> Iterator[str]:
     for name, section in parts.items():
         if section:
             yield name
-            ranked = sorted(section, key=_rank)
+            ranked = [row for row in sorted(section, key=_rank) if not row["key"].startswith(ANSWERS)]
             yield from (f"  {row['key']}: {_short(row['first'])} -> {_short(row['second'])}" for row in ranked)
+            if others := len(section) - len(ranked):
+                yield f"  {ANSWERS}of {count(others, 'model')} differ"
     for entry in comparison["models"]:
         yield f"model {entry['model']}"
         for metric, values in entry["metrics"].items():

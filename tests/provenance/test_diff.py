@@ -15,7 +15,7 @@ from support.reported import small_report
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.metrics.statistics import mcnemar
-from slmctl.provenance.diff import diff, lines
+from slmctl.provenance.diff import Comparison, FieldChange, Place, diff, lines
 
 
 def make(root: Path, kind: str, name: str, files: dict[str, bytes] | None = None, **fields: Any) -> Artifact:
@@ -170,6 +170,17 @@ def test_a_part_that_one_lacks_is_data_and_no_change_of_config(tmp_path: Path) -
     assert changed(found, "config") == {}
     assert changed(found, "data")["prepared"] == (prepared.digest, None)
     assert changed(found, "metrics") == {"loss": (0.5, 0.25)}
+
+
+def test_answers_of_several_models_are_a_line() -> None:
+    # a line a model, whose digest follows from the other changes, hid what had changed
+    part: FieldChange = {"key": "adapter", "first": "sha256:1", "second": "sha256:2"}
+    data: list[FieldChange] = [part, *({**part, "key": f"predictions {name}"} for name in ("base", "Q8_0"))]
+    place: Place = {"path": "p", "digest": "d", "started": "now"}
+    nothing: dict[str, Any] = {key: [] for key in ("config", "environment", "files", "metrics", "models")}
+    found = Comparison(kind="report", first=place, second=place, same=False, data=data, **nothing)
+    said = list(lines(found))[2:]
+    assert said == ["data", "  adapter: sha256:1 -> sha256:2", "  predictions of 2 models differ"]
 
 
 @pytest.mark.slow
