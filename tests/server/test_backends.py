@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from support import here, tiny
-from support.endpoint import Fake, Turn, fails, streams
+from support.endpoint import Fake, Turn, fails, serving, streams
 from support.serving import GENERATE, chat
 
 from slmctl.config import ServeConfig
@@ -131,6 +132,35 @@ def test_whatever_goes_wrong_is_told_at_once(error: Exception, monkeypatch: pyte
         return event
 
     assert asyncio.run(work()) == {"error": f"the engine cannot be asked: {type(error).__name__}"}
+
+
+def test_keys_take_turns_at_another_server() -> None:
+    # they were served in the order of arrival, so one question waited for the whole flood of another key
+    async def work(url: str) -> None:
+        backend, done = EndpointEngine(url, "large", None, 1), asyncio.Queue[Event]()
+        backend.start(Log(), Metrics())
+
+        def begin(text: str, client: str) -> Callable[[], object]:
+            asked = CHAT.read({"messages": chat(text)}, ServedModel("desk", GENERATE), ServeConfig())
+            (request,) = asked.requests
+            asked = dataclasses.replace(asked, requests=(dataclasses.replace(request, client=client),))
+            return backend.begin(asked, 0, lambda event: done.put_nowait(event) if "finish" in event else None)
+
+        cancels = [begin(f"flood {k}", "flood") for k in range(6)]
+        begin("question", "other")
+        await asyncio.sleep(0)
+        for cancel in cancels[4:]:  # a client that hangs up while it waits takes no place
+            cancel()
+        for _ in range(5):
+            await asyncio.wait_for(done.get(), 30)
+        begin("after", "flood")
+        await asyncio.wait_for(done.get(), 30)
+        await backend.close()
+
+    with serving(lambda body, before: streams("hello")) as fake:
+        asyncio.run(work(fake.url))
+    assert fake.most_at_once == 1
+    assert fake.questions == ["flood 0", "question", "flood 1", "flood 2", "flood 3", "after"]
 
 
 def test_a_gateway_whose_engine_is_gone_is_not_ready() -> None:
