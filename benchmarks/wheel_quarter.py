@@ -75,7 +75,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     told = Told(options.data, options.rows)
     desk = project(folder / "assistant", told.train, base=options.base, epochs=options.epochs)
-    slmctl(desk, "run")
+    slmctl(desk, "run", "--yes")
     slmctl(desk, "promote", "1.0", "--tag", "production")
     before = splits(desk)
 
@@ -87,7 +87,7 @@ def main() -> None:
 
     reviewed = review(desk, told)
     write_config(desk, version="1.1", base=options.base, epochs=options.epochs, reviewed=True, gates=GATES)
-    slmctl(desk, "run")
+    slmctl(desk, "run", "--yes")
     moved = [id for id, split in splits(desk).items() if id in before and before[id] != split]
     worse = subprocess.run(
         command(desk, "run", "--until", "evaluate", "--set", "finetune.train_share=0.05"), check=False

@@ -99,7 +99,7 @@ def tiny_run(tiny_project: Path, stages: Forks, tmp_path_factory: pytest.TempPat
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_project, folder)
-        tiny.ok(stages.run(folder, "run"))
+        tiny.ok(stages.run(folder, "run", "--yes"))
 
     return shared.made_once(tmp_path_factory, "desk", make)
 

@@ -159,7 +159,7 @@ def desk_of_the_docs(tiny_base: Path, stages: Forks, tmp_path_factory: pytest.Te
     for name in ("tickets.csv", "in.csv", "messages.csv"):
         tiny.write_csv(folder / name, tiny.rows(500))
     (folder / "mail.txt").write_text("my invoice is wrong, please send a refund of the payment today")
-    tiny.ok(stages.run(folder, "run"))
+    tiny.ok(stages.run(folder, "run", "--yes"))
     tiny.ok(stages.run(folder, "promote", "1.0", "--tag", "production"))
     return folder
 

@@ -36,7 +36,7 @@ def test_a_real_model_learns_is_published_and_answers(tmp_path: Path) -> None:
     (tmp_path / "slmctl.yaml").write_text(CONFIG, encoding="utf-8")
     threads = tiny.environment()
     del threads["OMP_NUM_THREADS"]  # this model is large enough for more than one
-    release = Path(tiny.ok(tiny.slmctl(tmp_path, "run", env=threads, timeout=900)))
+    release = Path(tiny.ok(tiny.slmctl(tmp_path, "run", "--yes", env=threads, timeout=900)))
 
     report = json.loads((release / "report.json").read_bytes())
     majority = report["baselines"]["majority"]["metrics"]["accuracy"]

@@ -365,7 +365,10 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 @click.option("--until", type=click.Choice(CHAIN), default="publish", show_default=True, help="The last stage to run.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the stages that would run and what they take, and stop.")
 @click.option(
-    "--yes", is_flag=True, help="Train also for more than a day, or where a linear model leaves next to nothing to win."
+    "--yes",
+    is_flag=True,
+    help="Train also for more than a day, or where a linear model leaves next to nothing to win, and release also what "
+    "a cheap model beats.",
 )
 @stage_options
 @click.pass_obj
@@ -375,7 +378,8 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates that cannot
     pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time. Before a
     run of more than a day it asks, or without a terminal says so. Before a training that has next to nothing to win
-    over a linear model it asks, and without a terminal it ends with 5.
+    over a linear model, and before the release of a model that a cheap one surely beats and no gate compares with it,
+    it asks, and without a terminal it ends with 5.
     """
     from slmctl.cli import base_table, matmul_rates, run_plan
     from slmctl.pipeline import plan

@@ -18,6 +18,7 @@ from slmctl.pipeline.graph import Project
 from slmctl.pipeline.named import TRY_FIRST
 from slmctl.releases import deliveries, registry
 from slmctl.reports.evaluation_report import EvaluationReport, measured_names, pair_of, parse_report
+from slmctl.task.kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,10 @@ def unguarded(project: Project, report: Artifact) -> str:
         if pair is None or any(gate.against == name for gate in project.config.gates):
             continue
         if pair["metrics"][metric]["interval"][0] > 0:
+            takes = f"{command} takes that one, and " if kind_of(project.config.task.kind).chooses else ""
             return (
-                f"{name} is surely better than {model}, which is released, since no gate names {name}; {command} "
-                f"takes that one, and {{metric: {metric}, model: {model}, against: {name}, min_gain: 0}} is the gate"
+                f"{name} is surely better than {model}, which is to be released, and no gate names {name}; {takes}"
+                f"{{metric: {metric}, model: {model}, against: {name}, min_gain: 0}} is the gate"
             )
     return ""
 

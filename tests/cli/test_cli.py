@@ -565,7 +565,8 @@ def test_of_a_refused_stage_a_report_alone_is_a_result(
     monkeypatch.setattr(plan, "plan", lambda *names: SimpleNamespace(require=lambda: None, stages=(), seconds=0))
     monkeypatch.setattr(run_plan, "summary", lambda planned: ())
     monkeypatch.setattr(runner, "make", lambda project, name: runner.Outcome(made, False, 0.0))
-    monkeypatch.setattr(stage_class("finetune"), "doubt", lambda self: None)
+    for name in ("finetune", "publish"):
+        monkeypatch.setattr(stage_class(name), "doubt", lambda self: None)
     for name in LEAVES:
         monkeypatch.setattr(stage_class(name), "after", refuse if name == stage else lambda self, made, current: None)
     done = CliRunner().invoke(cli, ["-C", str(bare), "run", "--until", stage])

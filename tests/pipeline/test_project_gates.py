@@ -112,7 +112,7 @@ def test_a_candidate_is_measured_beside_production_and_promoted(stages: Forks, d
     project = opened(desk)
     (told,) = (need for need in plan.plan(project, ["quantize", "evaluate"]).requirements if need.name == "release")
     assert told.state == "gates compare with production, which is tiny-desk 1.0 in dir:./registry"
-    ran = stages.run(desk, "run")
+    ran = stages.run(desk, "run", "--yes")
     tiny.ok(ran)
     place = newest(desk)
     report = json.loads(place.read_text())
@@ -156,6 +156,10 @@ def test_a_better_cheap_model_that_no_gate_names_is_told() -> None:
         return project_gates.unguarded(project, report)
 
     plain = CONFIG.partition("gates:")[0]
-    assert told(plain, 0.2).startswith(f"tfidf_logistic is surely better than {model}, which is released")
+    assert told(plain, 0.2).startswith(f"tfidf_logistic is surely better than {model}, which is to be released")
+    for kind, takes in (("classify", "slmctl predict linear takes that one, and "), ("tag", "")):
+        assert f"names tfidf_logistic; {takes}{{metric: " in told(
+            f"{plain}task: {{kind: {kind}, labels: [a, b]}}\n", 0.2
+        )
     assert not told(plain, 0.0)
     assert not told(plain + "gates: [{metric: accuracy, model: Q8_0, against: tfidf_logistic, max_drop: 0.5}]\n", 0.2)

@@ -39,7 +39,7 @@ def chain(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps: list[dict[str, Any]] = [
             {"command": tiny.command(desk, *args), "env": alone.bare(**alone.SECRETS), "serves": args[0] == "serve"}
             for args in (
-                ("-v", "run", *short),
+                ("-v", "run", "--yes", *short),
                 ("predict", "gguf", "--input", str(desk / "in.csv"), "--output", "-", *short),
                 ("verify",),
                 ("serve", "--port", "0", *short),

@@ -188,7 +188,7 @@ def test_the_command_on_releases(stages: Forks, desk: Path, tmp_path: Path) -> N
     """A release made twice with another rule: its manifest, its report and all that led to it."""
     (first,) = (desk / "runs" / "published").iterdir()
     rule = ("--set", "confidence=0.9", "--set", 'version="1.1"')
-    second = tiny.ok(stages.run(desk, "run", *rule))
+    second = tiny.ok(stages.run(desk, "run", "--yes", *rule))
     found = json.loads(tiny.ok(stages.run(desk, "diff", str(first), second, "--json")))
     assert found["kind"] == "published"
     assert changed(found, "config")["evaluate.confidence"] == (0.95, 0.9)

@@ -50,7 +50,7 @@ def main() -> None:
         tiny.build_encoder(desk / "words.gguf", size=16)
         (desk / "slmctl.yaml").write_text(CONFIG, encoding="utf-8")
         tiny.write_csv(desk / "tickets.csv", tiny.rows(150))
-        done = subprocess.run(tiny.command(desk, "run"), env=tiny.environment(), check=False)
+        done = subprocess.run(tiny.command(desk, "run", "--yes"), env=tiny.environment(), check=False)
         if done.returncode:
             sys.exit(done.returncode)
         for folder in sorted((desk / "runs").glob("[!.]*/[!.]*")):

@@ -102,7 +102,7 @@ def test_the_whole_chain_of_several_labels(
     stages: Forks, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny.project(tmp_path / "desk", tiny_base, "tag", extra="evaluate: {models: [base, gguf]}\n")
-    tiny.ok(stages.run(folder, "run"))
+    tiny.ok(stages.run(folder, "run", "--yes"))
     (prepared,) = (folder / "runs" / "prepared").glob("*/task.json")
     labels = sorted(tiny.WORDS)
     assert json.loads(prepared.read_bytes())["schema"] == label_sets.schema(labels)

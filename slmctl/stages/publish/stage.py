@@ -13,7 +13,7 @@ from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
 from slmctl.pipeline import project_gates, runner
 from slmctl.pipeline.estimates import BYTES_A_SECOND, KnownSizes, StageEstimate
-from slmctl.pipeline.graph import BASE, LABELLED, PREPARED, Project, Role, Stage
+from slmctl.pipeline.graph import BASE, LABELLED, PREPARED, Doubt, Project, Role, Stage
 from slmctl.pipeline.runner import Outcome
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, registry, signing, targets
@@ -64,6 +64,12 @@ class Publish(Stage[PublishConfig]):
         more = {"merged": model.weights, "adapter": 4 * model.trained, "lora": 2 * model.trained}
         disk = 2 * (model.files + sum(more[kind] for kind in sizes.settings.publish.include))
         return StageEstimate(disk, model.answering, PUBLISH_SECONDS + disk / BYTES_A_SECOND)
+
+    def doubt(self) -> Doubt | None:
+        """A cheap model that is surely better, and that no gate names."""
+        if reason := project_gates.unguarded(self.project, self.project.artifact("report")):
+            return Doubt(reason, (), "release it all the same?", "to release it all the same: slmctl run --yes")
+        return None
 
     def before(self) -> None:
         """Check the gates; raises a GateError where one fails."""

@@ -371,7 +371,7 @@ def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: 
     text = text.replace("epochs: 14, learning_rate: 4e-3", "epochs: 30, learning_rate: 4e-3")
     # so large an error that whatever a tiny model learned by chance can be kept
     (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 45%}\n", encoding="utf-8")
-    done = stages.run(desk, "run")
+    done = stages.run(desk, "run", "--yes")
     assert Path(tiny.ok(done)).parent.name == "published"
     names = [line.split()[0] for line in done.stderr.splitlines() if line.split()]
     assert names.index("evaluate") < names.index("calibrate") < names.index("publish")
@@ -380,7 +380,7 @@ def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: 
     Policy.read(policy).require(artifact.sha256_file(served), Task.read(served.parent).digest)
     assert len(list((desk / "runs" / "policy").iterdir())) == 1
     (desk / "slmctl.yaml").write_text(text, encoding="utf-8")
-    without = stages.run(desk, "run")
+    without = stages.run(desk, "run", "--yes")
     tiny.ok(without)
     assert "calibrate" not in [line.split()[0] for line in without.stderr.splitlines() if line.split()]
     (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 45%}\n", encoding="utf-8")

@@ -347,7 +347,7 @@ def test_a_release_holds_the_chosen_file_alone(stages: Forks, desk: Path) -> Non
     with (desk / "slmctl.yaml").open("a") as stream:
         stream.write("gates: [{metric: accuracy, model: chosen, min: 0.1}]\n")
     rule = "evaluate.choose={smallest_within: 0.5}"
-    folder = Path(tiny.ok(stages.run(desk, "run", "--set", rule, "--set", 'version="1.1"')))
+    folder = Path(tiny.ok(stages.run(desk, "run", "--yes", "--set", rule, "--set", 'version="1.1"')))
     release = load(folder)
     (shipped,) = release.metrics["files"]
     assert shipped == "Q8_0"

@@ -46,7 +46,7 @@ def desk(tiny_run: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory
     text = text.replace("models: [base, adapter, gguf]", "models: [gguf]")
     (folder / "slmctl.yaml").write_text(text + "encode: {encoder: ./words.gguf}\nsum: {floor: 0}\n")
     tiny.build_encoder(folder / "words.gguf")
-    tiny.ok(stages.run(folder, "run"))
+    tiny.ok(stages.run(folder, "run", "--yes"))
     return folder
 
 
