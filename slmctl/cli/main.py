@@ -86,6 +86,8 @@ def main() -> None:
         code = _run_command()
     finally:  # what runs at the exit would only be interrupted by an exception
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 

@@ -266,7 +266,8 @@ def test_ctrl_c_is_a_line_from_the_first_import_on(module: str, tmp_path: Path) 
     assert (done.returncode, done.stderr.strip(), done.stdout) == (130, b"interrupted", b"")
 
 
-def test_sigterm_interrupts_nothing_at_the_exit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_interrupts_nothing_at_the_exit(number: signal.Signals) -> None:
     # an exception there was printed with its traceback behind the command's last words
     program = (
         "import atexit, sys, time\nfrom slmctl.cli import main\n"
@@ -277,8 +278,8 @@ def test_sigterm_interrupts_nothing_at_the_exit(tmp_path: Path) -> None:
         assert child.stdout is not None and child.stderr is not None
         while child.stdout.readline() != b"late\n":
             pass
-        child.terminate()
-        assert (child.wait(60), child.stderr.read()) == (-signal.SIGTERM, b"")
+        child.send_signal(number)
+        assert (child.wait(60), child.stderr.read()) == (-number, b"")
 
 
 def test_a_limit_of_the_users_stays_where_it_is_lower() -> None:
