@@ -17,9 +17,8 @@ from pathlib import Path
 from benchmarks import program, result
 from benchmarks.program import Pairs, read_csv, slmctl, write_csv
 from benchmarks.result import single
+from slmctl.config import FinetuneConfig
 from slmctl.console import percent
-from slmctl.init import proposal
-from slmctl.init.proposal import FEW_ROWS, HIGH_RATE
 
 GOLD, WON = 300, ">= 0.6"
 PEERS = {"tfidf_logistic": "TF-IDF", "encoder_logistic": "encoder"}
@@ -170,8 +169,8 @@ def taught_by(release: Path) -> str:
 
 
 def recipe(rows: int) -> dict[str, float]:
-    """The section `finetune` that `init` proposes for so many rows and a base below half a billion weights."""
-    return {"epochs": proposal.epochs(rows)} | ({"learning_rate": HIGH_RATE} if rows < FEW_ROWS else {})
+    """The section `finetune` that `auto` stands for with so many rows and a base of 135 million weights."""
+    return FinetuneConfig().resolved(rows, 135_000_000).model_dump(include={"epochs", "learning_rate"})
 
 
 def project(place: Path, data: Data, gold: Pairs, base: str, label: str, *, test: str = "") -> Path:

@@ -200,7 +200,7 @@ def run(stage: str, folder: Path, settings: list[str]) -> dict[str, Any]:
 
     memory.require = noted
     asked: dict[str, Any] = {
-        "finetune": {"max_steps": STEPS, "matmul_dtype": "bfloat16"},
+        "finetune": {"max_steps": STEPS, "learning_rate": 4e-4, "matmul_dtype": "bfloat16"},
         "quantize": {"project": "sizes", "version": "1.0", "types": list(TYPES)},
         "predict-gguf": {"type": TYPES[0]},
     }.get(stage, {})  # fmt: skip

@@ -49,6 +49,7 @@ prepare:
   splits: {{validation: 0, calibration: 0, test: 0}}
   duplicates: {{exact: keep, near: keep, similarity: 1.0}}     # the published protocol leaves every row in
   max_overlap: 1.0
+finetune: {{epochs: 3, learning_rate: 4e-4}}
 quantize: {{types: [Q8_0]}}
 """
 FULL_VALIDATION = 0.1  # of the training rows

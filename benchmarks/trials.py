@@ -33,9 +33,9 @@ from benchmarks.program import Pairs
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
+from slmctl.config.sections import HIGH_RATE
 from slmctl.inference.engine import Answer
 from slmctl.inference.label_search import LabelSearch, LabelTrie, TrieNode
-from slmctl.init.proposal import HIGH_RATE
 from slmctl.metrics import encoder_head
 from slmctl.model_files import hf_folder
 from slmctl.model_files.transformers_answerer import HfAnswerer

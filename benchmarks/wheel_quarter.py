@@ -46,7 +46,7 @@ prepare:
   splits: {{validation: 0.05, calibration: 0.15, test: 0.15}}
   min_rows: {{label: 1}}
   max_overlap: 100%
-finetune: {{epochs: {epochs}}}
+finetune: {{epochs: {epochs}, learning_rate: 4e-4}}
 quantize: {{types: [Q8_0]}}
 evaluate: {{models: [gguf], choose: {{smallest_within: 0.01}}}}
 gates: {gates}

@@ -133,8 +133,8 @@ def prepare(options: Options, explain: bool) -> None:
 
 
 @click.command()
-@key_option("--epochs", type=float, key="finetune.epochs")
-@key_option("--learning-rate", type=float, key="finetune.learning_rate")
+@key_option("--epochs", metavar="N|auto", key="finetune.epochs")
+@key_option("--learning-rate", metavar="N|auto", key="finetune.learning_rate")
 @key_option("--seed", type=int, key="finetune.seed")
 @click.option(
     "--preview", type=click.IntRange(min=1), metavar="N", help="Print N training records token by token, and stop."

@@ -6,13 +6,16 @@ and docs/config.md are derived from these models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
+    Discriminator,
     Field,
+    Tag,
     model_validator,
 )
 
@@ -85,6 +88,20 @@ class Lora(Section):
     dora: bool = Field(False, description="DoRA: train magnitude and direction of each weight row apart (slower)")
 
 
+def _form_of_number(value: object) -> str:
+    """The union member for a written number or `auto`, so that pydantic reports one fault."""
+    return "[auto]" if value == "auto" else "[number]"
+
+
+Auto = Annotated[Literal["auto"], Tag("[auto]")]
+AutoOrNumber = Discriminator(_form_of_number)
+# (fewer training records than these, passes over them): the fewer records, the more passes.
+PASSES = ((500, 8.0), (1500, 5.0), (20_000, 3.0), (math.inf, 1.0))
+# Twice the usual rate had 12 to 41 % less validation loss on 600 and 1,200 rows with the two smallest bases, after
+# three passes and after five. On 10,000 rows it gained nothing, and larger bases were not tried.
+USUAL_RATE, HIGH_RATE, FEW_RECORDS, SMALL_BASE = 4e-4, 8e-4, 5_000, 500_000_000
+
+
 class FinetuneConfig(Section):
     """Train a LoRA adapter on the training records."""
 
@@ -94,12 +111,19 @@ class FinetuneConfig(Section):
     load_in_4bit: bool = Field(
         False, description="QLoRA: hold the frozen weights in 4 bits (NF4), on a CPU too; a GPU needs unsloth for it"
     )
-    epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training records")
+    epochs: Annotated[Auto | Annotated[float, Field(gt=0, le=1000), Tag("[number]")], AutoOrNumber] = Field(
+        "auto",
+        description="passes over the training rows; auto: 8 below 500 of them, 5 below 1,500, 3 below 20,000, else 1",
+    )
     max_steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
     train_share: Annotated[Percent, WhenSet()] = Field(
         1.0, gt=0, description="share of the training records that is used, drawn by a hash of their content"
     )
-    learning_rate: float = Field(4e-4, gt=0, lt=1, description="peak learning rate")
+    learning_rate: Annotated[Auto | Annotated[float, Field(gt=0, lt=1), Tag("[number]")], AutoOrNumber] = Field(
+        "auto",
+        description="peak learning rate; auto: 8e-4 below 5,000 training rows on a base below 500 million weights, "
+        "else 4e-4",
+    )
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="course of the learning rate after the warm-up"
     )
@@ -129,6 +153,34 @@ class FinetuneConfig(Section):
     report_to: Annotated[list[Text], Outside()] = Field(
         default_factory=list, description="trackers that follow the run, such as mlflow or wandb (uses the network)"
     )
+
+    @property
+    def is_auto(self) -> bool:
+        """True if a number of the recipe is `auto`, which `resolved` chooses."""
+        return "auto" in (self.epochs, self.learning_rate)
+
+    def resolved(self, train: int, parameters: int) -> Self:
+        """The section with numbers in place of `auto`.
+
+        Args:
+            train: Records of the training split; `train_share` of them are used.
+            parameters: Weights of the base; 0 if unknown.
+        """
+        used = self.train_share * train
+        passes = next(number for fewer, number in PASSES if used < fewer)
+        rate = HIGH_RATE if used < FEW_RECORDS and 0 < parameters < SMALL_BASE else USUAL_RATE
+        numbers = {"epochs": 3.0 if self.max_steps else passes, "learning_rate": rate}  # with max_steps no epochs count
+        return self.model_copy(update={key: value for key, value in numbers.items() if getattr(self, key) == "auto"})
+
+    def steps(self, records: float) -> int:
+        """Optimizer steps over so many training records; raises a ValueError where `epochs` is still `auto`."""
+        return self.max_steps or math.ceil(math.ceil(records / self.batch_size) * float(self.epochs))
+
+    @property
+    def length_and_rate(self) -> str:
+        """The length of the training and its peak rate: `5 epochs at 0.0008`."""
+        number, unit = (self.max_steps, "step") if self.max_steps else (self.epochs, "epoch")
+        return f"{number:g} {unit}{'' if number == 1 else 's'} at {self.learning_rate:g}"
 
 
 class MergeConfig(Section):

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from slmctl import sensitive
-from slmctl.config import KindName, Splits
+from slmctl.config import FinetuneConfig, KindName, Splits
 from slmctl.console import duration, percent, size
 from slmctl.hardware import usable_cores
 from slmctl.init import levels, task_proposal
@@ -31,9 +31,6 @@ FEW = 10  # rows; a label with fewer is noted as rare
 WORTH_CLEANING = 0.02  # least share of texts that a proposed step of cleaning changes
 MAPPED = 40  # most misspelt labels that slmctl.yaml maps
 SMALL = 1000  # rows; with fewer there is no calibration split, and a larger test split
-# Twice the default rate had 12 to 41 % less validation loss on 600 and 1,200 rows with the two smallest bases, after
-# three passes and after five. On 10,000 rows it gained nothing, and larger bases were not tried.
-HIGH_RATE, FEW_ROWS, SMALL_BASE = 8e-4, 5_000, 500_000_000
 MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
 USUAL_CHARACTERS = 4.0  # of a token of everyday text
 CHARACTERS_A_TOKEN = 2.5  # at least, in the languages and tokenizers that were looked at
@@ -236,18 +233,15 @@ class Proposal:
 
     @property
     def training(self) -> tuple[dict[str, object], str]:
-        """The section `finetune`, and its reason."""
-        training: dict[str, object] = {"epochs": epochs(self.rows)}
-        about = "passes over the training rows"
-        if self.rows < FEW_ROWS and 0 < self.base.parameters < SMALL_BASE:
-            training["learning_rate"] = HIGH_RATE
-            about = "passes, and twice the default rate: few rows and a small base"
+        """The section `finetune` that the rows need, else the numbers that `auto` takes for them; and the reason."""
+        if self.longest > MAX_LENGTH and not self.is_long:
+            about = f"the longest row has about {self.longest:,} tokens, max_length is {MAX_LENGTH:,}"
+            return {"too_long": "truncate"}, about
+        chosen = FinetuneConfig().resolved(self.train_rows, self.base.parameters)
+        about = "auto, by the rows and the base: take off the first # to set them"
         if self.is_long:
             about += f"; max_length is {MAX_LENGTH:,}, and the rows have some {self.tokens:,} tokens"
-        elif self.longest > MAX_LENGTH:
-            training["too_long"] = "truncate"
-            about = f"the longest row has about {self.longest:,} tokens, max_length is {MAX_LENGTH:,}"
-        return training, about
+        return {"epochs": round(float(chosen.epochs)), "learning_rate": chosen.learning_rate}, about
 
 
 def make(
@@ -263,7 +257,8 @@ def make(
     languages = language.of_texts(text for text, _ in task.pairs)
     rows = round((data.look.rows - data.held_out.total()) * task.usable)
     characters = sum(len(text) + len(answer) for text, answer in task.pairs) / max(len(task.pairs), 1)
-    tokens = round(rows * epochs(rows) * (characters / CHARACTERS_A_TOKEN))
+    epochs = float(FinetuneConfig().resolved(rows, 0).epochs)
+    tokens = round(rows * epochs * (characters / CHARACTERS_A_TOKEN))
     texts = [text for text, _ in task.pairs]
     texts = texts[:: max(1, len(texts) // SEARCHED)]
     # data that answers must contain must not be redacted
@@ -287,11 +282,6 @@ def make(
         clean=_cleaning(texts, task),
         label_map=_label_map(task.labels),
     )
-
-
-def epochs(rows: int) -> int:
-    """Number of passes over the training rows; the fewer rows, the more passes."""
-    return 8 if rows < 500 else 5 if rows < 1500 else 3 if rows < 20_000 else 1
 
 
 def system_prompt(kind: KindName, language: str) -> str:

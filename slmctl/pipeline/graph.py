@@ -104,10 +104,10 @@ class Stage(Generic[SectionT]):
         return section
 
     def completed(self, section: SectionT) -> SectionT:
-        """Returns the section with its sources, its key and its base replaced by local files.
+        """Returns the section with local files for its sources, its key and its base, and numbers for `auto`.
 
         Raises:
-            IntegrityError: A source that is not a file has no local copy.
+            IntegrityError: A source that is not a file has no local copy, or the rows that decide are not prepared.
             UsageError: A source or the base cannot be used.
         """
         return section
@@ -238,6 +238,10 @@ class Stage(Generic[SectionT]):
     def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
         """Names and sentences of things that may stop it, which nobody can be sure of before."""
         yield from ()
+
+    def choices(self, sizes: KnownSizes) -> str:
+        """Settings that it chooses by the rows and the base, with their reason; '' where the config says all."""
+        return ""
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         """Its disk, memory and time, from the sizes of the base and the rows; see `label --plan` for a teacher's."""

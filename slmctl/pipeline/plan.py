@@ -52,7 +52,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Requirement:
-    """Something that a run needs: its name, its state in words, and the error where it is not met.
+    """Something that a run needs or chooses: its name, its state in words, and the error where it is not met.
 
     Attributes:
         note: It may stop the run, which nobody can be sure of before.
@@ -140,9 +140,11 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     states = [replace(state, **costs.get(state.name, {})) for state in states]
     downloads = tuple(each for stage in to_run for each in stage.downloads(sizes.shape))
     made = RunPlan(tuple(states), tuple(requirements), downloads, rows)
+    choices = [Requirement(stage.name, text) for stage in to_run if (text := stage.choices(sizes))]
     notes = [Requirement(name, text, note=True) for stage in to_run for name, text in stage.notes(sizes.shape)]
     notes += _language(project, to_run)
-    return replace(made, requirements=(*requirements, *_limits(project, made, to_run), *notes))
+    limits = _limits(project, made, to_run)
+    return replace(made, requirements=(*requirements, *limits, *choices, *notes))
 
 
 def require(project: Project, names: Sequence[str]) -> None:

@@ -450,7 +450,34 @@ def test_a_comment_makes_no_new_recipe_and_so_no_new_release() -> None:
 
 
 def test_written_default_and_left_out_default_are_one_recipe() -> None:
-    assert config.recipe(parse("finetune: {epochs: 3.0, seed: 0}").finetune) == config.recipe(parse("").finetune)
+    assert config.recipe(parse("finetune: {epochs: auto, seed: 0}").finetune) == config.recipe(parse("").finetune)
+
+
+@pytest.mark.parametrize(
+    ("text", "train", "parameters", "epochs", "rate"),
+    [
+        ("", 499, 135e6, 8, 8e-4),
+        ("", 1277, 135e6, 5, 8e-4),
+        ("", 1500, 135e6, 3, 8e-4),
+        ("", 4999, 270e6, 3, 8e-4),
+        ("", 5000, 270e6, 3, 4e-4),
+        ("", 20_000, 135e6, 1, 4e-4),
+        ("", 499, 500e6, 8, 4e-4),
+        ("", 499, 0, 8, 4e-4),  # a base of unknown size
+        ("finetune: {train_share: 10%}", 4999, 135e6, 8, 8e-4),
+        ("finetune: {epochs: 2}", 499, 135e6, 2, 8e-4),
+        ("finetune: {epochs: auto, learning_rate: 1e-3}", 499, 135e6, 8, 1e-3),
+        ("finetune: {max_steps: 40}", 499, 135e6, 3, 8e-4),  # which counts no epochs, so old recipes stay
+    ],
+)
+def test_auto_follows_the_rows_and_the_base(
+    text: str, train: int, parameters: float, epochs: float, rate: float
+) -> None:
+    made = parse(text).finetune.resolved(train, int(parameters))
+    assert (made.epochs, made.learning_rate, made.is_auto) == (epochs, rate, False)
+    written = parse(f"finetune: {{epochs: {epochs}, learning_rate: {rate}}}").finetune
+    kept = {"max_steps": made.max_steps, "train_share": made.train_share}
+    assert config.recipe(made) == config.recipe(written.model_copy(update=kept))
 
 
 # The model, for editors and readers
@@ -505,7 +532,7 @@ def test_table_lists_every_key_with_its_help() -> None:
     assert all(help for _, _, help in rows)
     defaults = {name: default for name, default, _ in rows}
     assert defaults["project"] == defaults["base"] == defaults["prepare.sources[].sql.url"] == "required"
-    assert defaults["finetune.epochs"] == "3.0"
+    assert defaults["finetune.epochs"] == "auto"
     assert defaults["pull.file"] == ""
     assert {"gates[].max_drop", "finetune.lora.rank", "task.schema", "serve.fleet.NAME.pin"} <= defaults.keys()
 

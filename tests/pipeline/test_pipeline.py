@@ -113,6 +113,19 @@ def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, f
     assert not project.request(first).path.exists()
 
 
+def test_auto_takes_numbers_by_the_rows_and_the_base_and_says_why(stages: Forks, desk: Path) -> None:
+    # three passes at 4e-4 whatever the rows were, unless `init` wrote others
+    auto = ("finetune.epochs=auto", "finetune.learning_rate=auto", "finetune.train_share=10%")
+    written = ("finetune.epochs=8", "finetune.learning_rate=8e-4", "finetune.train_share=10%")
+    final = opened(desk, *written).request("finetune").path
+    assert opened(desk, *auto).request("finetune").path == final
+    said = stages.run(desk, "finetune", *(word for value in auto for word in ("--set", value)))
+    assert Path(tiny.ok(said)) == final
+    assert re.search(r"^  8 epochs at 0\.0008, by 1\d training rows and a base of \d+K$", said.stderr, re.MULTILINE)
+    recorded = artifact.load(final).manifest.config
+    assert (recorded["epochs"], recorded["learning_rate"]) == (8.0, 8e-4)
+
+
 # Damage
 
 

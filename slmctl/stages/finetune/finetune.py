@@ -385,12 +385,12 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePl
             hint=f"--set finetune.batch_size={math.ceil(config.batch_size / world) * world}",
         )
     per_epoch = math.ceil(records / config.batch_size)
-    steps = config.max_steps or math.ceil(per_epoch * config.epochs)
+    steps = config.steps(records)
     every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
     return SFTConfig(
         output_dir=str(keep),
         max_steps=steps,
-        learning_rate=config.learning_rate,
+        learning_rate=float(config.learning_rate),
         lr_scheduler_type=config.lr_scheduler if config.lr_scheduler != "constant" else "constant_with_warmup",
         warmup_steps=math.ceil(steps * config.warmup_ratio),
         per_device_train_batch_size=config.batch_size // world,

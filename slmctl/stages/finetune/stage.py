@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from slmctl import console, hardware
+from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, SlmctlError
 from slmctl.hardware import usable_cores
 from slmctl.model_files import catalogue, model_shape
+from slmctl.model_files.base_model import size_label
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
-from slmctl.pipeline import runner
+from slmctl.pipeline import plan, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
-from slmctl.pipeline.graph import BASE, PREPARED, Doubt, Stage
+from slmctl.pipeline.graph import BASE, PREPARED, Doubt, Stage, StageRequest
 
 SURELY = 1.25  # times the estimated tokens, which may be off by a quarter
 NAMED = 3  # bases in a hint
@@ -32,6 +37,16 @@ class Finetune(Stage[FinetuneConfig]):
     uses = ("torch", "transformers", "tokenizers", "trl", "peft", "unsloth")
     version = 6
     resumes = True
+
+    def completed(self, section: FinetuneConfig) -> FinetuneConfig:
+        """The section with numbers in place of `auto`, from the data set and the size of the base."""
+        if not section.is_auto:
+            return section
+        train = self.project.artifact(PREPARED).metrics["train"]
+        return section.resolved(train, _weights(plan.shape_of_base(self.project)))
+
+    def checkable(self) -> FinetuneConfig:
+        return self.settings
 
     def packages(self) -> Iterator[str]:
         yield from ["unsloth"] if self.settings.backend == "unsloth" else []
@@ -72,8 +87,10 @@ class Finetune(Stage[FinetuneConfig]):
         if (model := sizes.model) is None:
             return StageEstimate()
         section, rows = sizes.settings.finetune, sizes.rows
-        if rows is not None and section.too_long != "error":
-            rows = replace(rows, tokens=min(rows.tokens, section.max_length))
+        if rows is not None:
+            section = section.resolved(rows.train, model.shape.parameters)
+            if section.too_long != "error":
+                rows = replace(rows, tokens=min(rows.tokens, section.max_length))
         disk = (4 + CHECKPOINT_WEIGHTS) * model.trained
         if hardware.accelerator():
             return StageEstimate(disk)
@@ -85,6 +102,12 @@ class Finetune(Stage[FinetuneConfig]):
         seen = computed_records(section, rows.train, rows.validation)
         seconds = seen * model.shape.training_seconds(rate, usable_cores(), rows=1, tokens=work.row)
         return StageEstimate(disk, peak, seconds)
+
+    def choices(self, sizes: KnownSizes) -> str:
+        section, rows = sizes.settings.finetune, sizes.rows
+        if not section.is_auto or rows is None:
+            return ""
+        return _choice(section, rows.train, _weights(sizes.shape), "" if rows.exact else "about ")
 
     def doubt(self) -> Doubt | None:
         """A reason not to train: a cheap model leaves next to nothing to win. None where a training has begun."""
@@ -111,14 +134,34 @@ class Finetune(Stage[FinetuneConfig]):
             console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")
             rehearsal.rehearse(project.artifact(BASE).path, section.lora)
 
+    def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
+        prepared, weights = request.inputs[PREPARED.name], _weights(plan.shape_of_base(self.project))
+        assert isinstance(prepared, Artifact)
+        train = prepared.metrics["train"]
+        if self.settings.is_auto and self.settings.resolved(train, weights) == request.section:
+            console.say(f"  {_choice(self.settings, train, weights)}")
+        return super().run(request, out=out, **more)
+
 
 STAGE = Finetune
 
 
+def _weights(shape: ModelShape | None) -> int:
+    """Number of weights of a base; 0 if unknown."""
+    return shape.parameters if shape is not None else 0
+
+
+def _choice(section: FinetuneConfig, train: int, weights: int, about: str = "") -> str:
+    """The numbers that stand for `auto`, and their reason: `5 epochs at 0.0008, by 1,277 training rows and ...`."""
+    chosen, used = section.resolved(train, weights), round(section.train_share * train)
+    size = size_label(weights) if weights else "unknown size"
+    return f"{chosen.length_and_rate}, by {about}{used:,} training rows and a base of {size}"
+
+
 def computed_records(section: FinetuneConfig, train: int, validation: int) -> float:
     """Records that a training computes, those of its validations by their smaller cost."""
-    epoch = max(math.ceil(train * section.train_share / section.batch_size), 1)
-    steps = section.max_steps or math.ceil(epoch * section.epochs)
+    records = max(train * section.train_share, 1)
+    epoch, steps = math.ceil(records / section.batch_size), section.steps(records)
     validations = steps / (section.validate_every or math.ceil(epoch / 2)) + 1
     return steps * section.batch_size + VALIDATION_COST * validations * validation
 

@@ -175,6 +175,7 @@ def run(project: Project, tried: Sequence[SweepCandidate], *, seeds: int, say: C
     Raises:
         What a training raises.
     """
+    tried = _distinct(project, tried)
     trials, measured = [], []
     for candidate in tried:
         blocks = []
@@ -191,6 +192,16 @@ def run(project: Project, tried: Sequence[SweepCandidate], *, seeds: int, say: C
     choice = trial_choice.choose(measured[0], measured[1:])
     by_name = {candidate.name: candidate for candidate in tried}
     return SweepResult(trials, choice, by_name[choice.chosen.name])
+
+
+def _distinct(project: Project, tried: Sequence[SweepCandidate]) -> list[SweepCandidate]:
+    """The candidates with numbers in place of `auto`, each recipe once."""
+    distinct: list[SweepCandidate] = []
+    for candidate in tried:
+        section = Finetune(project).completed(candidate.section)
+        if all(section != other.section for other in distinct):
+            distinct.append(replace(candidate, section=section))
+    return distinct
 
 
 def _cost(project: Project, candidate: SweepCandidate) -> tuple[float, ...]:

@@ -23,7 +23,7 @@ from slmctl.pipeline.runner import Outcome
 from slmctl.stages.finetune import sweep
 from slmctl.stages.finetune.sweep import SweepCandidate, SweepResult
 
-CONFIG = "project: acme\nbase: base\nprepare: {sources: [{path: a.csv}]}\nfinetune: {epochs: 2}\n"
+CONFIG = "project: acme\nbase: base\nprepare: {sources: [{path: a.csv}]}\nfinetune: {epochs: 2, learning_rate: 4e-4}\n"
 SPACE = ["finetune.learning_rate=2e-4,4e-4,8e-4", "finetune.lora.rank=16,32"]
 FACTS = {
     "train": 6000, "validation": 320, "calibration": 0, "test": 900, "rejected": 0, "tokens": {"total": 300_000},
@@ -144,6 +144,13 @@ def test_equal_candidates_leave_the_settings_of_today(root: Path, trainings: Tra
     result = swept(root)
     assert result.chosen.name == "slmctl.yaml"
     assert len(result.choice.verdicts) == 5
+
+
+def test_a_candidate_that_auto_stands_for_is_trained_once(root: Path, trainings: Trainings) -> None:
+    (root / "slmctl.yaml").write_text(CONFIG.replace("4e-4", "auto"))  # 4e-4 for 6,000 rows
+    found = sweep.run(opened(root), tried(root, SPACE[:1]), seeds=2, say=lambda line: None)
+    assert {trial.candidate for trial in found.trials} == {"slmctl.yaml", "learning_rate=2e-4", "learning_rate=8e-4"}
+    assert found.chosen.name == "learning_rate=8e-4"
 
 
 def test_a_sweep_that_was_stopped_goes_on_with_what_was_finished(root: Path, trainings: Trainings) -> None:
