@@ -135,9 +135,12 @@ def _absolute(value: Any, root: Path) -> Any:
 
 
 def _settle(config: Config, root: Path) -> Config:
-    """Replace `auto` and omitted paths by their values on this machine and in this folder, for recipes."""
+    """Replace `auto`, omitted shares and omitted paths by their values here, for recipes."""
     chosen = config.finetune.model_copy(update={"matmul_dtype": resolve_matmul_dtype(config.finetune.matmul_dtype)})
     prepare, sensitive = config.prepare, config.prepare.sensitive
+    splits = prepare.splits.beside({source.split for source in prepare.sources})
+    if splits != prepare.splits:
+        prepare = prepare.model_copy(update={"splits": splits})
     if sensitive.pseudonym_key is None and "pseudonymise" in sensitive.actions.values():
         sensitive = sensitive.model_copy(update={"pseudonym_key": root / PSEUDONYM_KEY})
         prepare = prepare.model_copy(update={"sensitive": sensitive})

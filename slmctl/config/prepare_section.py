@@ -312,9 +312,14 @@ class SourceLimits(Section):
 class Shares(Section):
     """Shares of the rows that are held out, each between 0 and 0.5; training gets the rest."""
 
-    validation: Share = Field(0.10, description="share of rows by which training stops and settings are chosen")
+    validation: Share = Field(
+        0.10,
+        description="share of rows by which training stops and settings are chosen; 0 where a source is bound to them",
+    )
     calibration: Share = Field(0.15, description="share of rows on which the policy is fitted; 0 for none")
-    test: Share = Field(0.15, description="share of rows that are used for reports alone")
+    test: Share = Field(
+        0.15, description="share of rows that are used for reports alone; 0 where a source is bound to them"
+    )
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> Self:
@@ -347,6 +352,20 @@ class Splits(Shares):
         default_factory=dict, description="other shares for some labels, such as {fraud: {test: 0.3}}"
     )
     time: Times | None = Field(None, description="split by the sources' time column instead")
+
+    def beside(self, bound: Collection[str | None]) -> Self:
+        """The shares with 0 for validation and test where sources are bound to them, unless the config sets them.
+
+        A source may be bound to calibration for out-of-scope rows alone, so that share stays.
+        """
+        given = ({"validation", "test"} & {*bound}) - self.model_fields_set
+        if self.time is not None or not given:
+            return self
+        labels = {
+            label: shares.model_copy(update=dict.fromkeys(given - shares.model_fields_set, 0.0))
+            for label, shares in self.labels.items()
+        }
+        return self.model_copy(update={"labels": labels} | dict.fromkeys(given, 0.0))
 
 
 class Duplicates(Section):
@@ -461,3 +480,11 @@ class PrepareConfig(Section):
     workers: Annotated[int | None, Outside()] = Field(
         None, ge=1, description="processes that read the rows; one a core when left out"
     )
+
+    @property
+    def bound_splits(self) -> list[str]:
+        """Held-out splits with the rows of the sources that are bound to them, and no share of the others."""
+        shares = [self.splits, *self.splits.labels.values()] if self.splits.time is None else []
+        bound = {source.split for source in self.sources if shares}
+        held_out = ("validation", "calibration", "test")
+        return [name for name in held_out if name in bound and not any(getattr(each, name) for each in shares)]

@@ -480,6 +480,33 @@ def test_auto_follows_the_rows_and_the_base(
     assert config.recipe(made) == config.recipe(written.model_copy(update=kept))
 
 
+@pytest.mark.parametrize(
+    ("text", "shares"),  # of validation, calibration, test, and of the test in a label's own
+    [
+        ("prepare: {sources: [{path: a}, {path: b, split: test}]}", (0.1, 0.15, 0)),
+        ("prepare: {sources: [{path: a}, {path: b, split: validation}, {path: c, split: test}]}", (0, 0.15, 0)),
+        ("prepare: {sources: [{path: a}, {path: b, split: test}], splits: {test: 0.2}}", (0.1, 0.15, 0.2)),
+        ("prepare: {sources: [{path: a}, {path: b, split: test}], splits: {validation: 0.2}}", (0.2, 0.15, 0)),
+        ("prepare: {sources: [{path: a}, {path: b, split: train}]}", (0.1, 0.15, 0.15)),
+        ("prepare: {sources: [{path: a}, {path: oos, split: calibration}]}", (0.1, 0.15, 0.15)),
+        (
+            "prepare: {sources: [{path: a}, {path: b, split: test}],"
+            " splits: {labels: {x: {validation: 0.2}, y: {test: 0.3}}}}",
+            (0.1, 0.15, 0, 0, 0.3),
+        ),
+        (
+            "prepare: {sources: [{path: a, time: t}, {path: b, split: test}],"
+            " splits: {time: {validation: 2026-01-01, calibration: 2026-02-01, test: 2026-03-01}}}",
+            (0.1, 0.15, 0.15),
+        ),
+    ],
+)
+def test_shares_give_way_to_sources_that_are_bound_to_a_split(text: str, shares: tuple[float, ...]) -> None:
+    made = parse(text).prepare.splits
+    of_labels = [each.test for each in made.labels.values()]
+    assert (made.validation, made.calibration, made.test, *of_labels) == shares
+
+
 # The model, for editors and readers
 
 

@@ -26,6 +26,7 @@ from slmctl.installation import pip_line
 from slmctl.pipeline import LEAVES, named, predictions, runner, system_errors
 from slmctl.pipeline.graph import Project
 from slmctl.stages.evaluate.stage import evaluate
+from slmctl.task.records import read_records
 
 KINDS = ("base", "prepared", "adapter", "merged", "gguf", "predictions", "report", "published")
 
@@ -124,6 +125,25 @@ def test_auto_takes_numbers_by_the_rows_and_the_base_and_says_why(stages: Forks,
     assert re.search(r"^  8 epochs at 0\.0008, by 1\d training rows and a base of \d+K$", said.stderr, re.MULTILINE)
     recorded = artifact.load(final).manifest.config
     assert (recorded["epochs"], recorded["learning_rate"]) == (8.0, 8e-4)
+
+
+def test_shares_give_way_to_a_source_bound_to_the_test(stages: Forks, desk: Path) -> None:
+    # a file bound to the test left 15 % of all other rows out of the training too
+    held = tiny.rows(360)[300:]
+    bound = "category}, {path: held.csv, input: text, output: category, split: test}]"
+    settings = (desk / "slmctl.yaml").read_text().replace("category}]", bound)
+    (desk / "slmctl.yaml").write_text(settings)
+    tiny.write_csv(desk / "held.csv", held)
+    said = "test: rows of the sources bound to it, no share of the others"
+    assert f"prepare    {said}\n" in stages.run(desk, "run", "--plan").stdout
+    prepared = stages.run(desk, "prepare")
+    records = read_records(Path(tiny.ok(prepared)) / "test.jsonl")
+    assert f"  {said}\n" in prepared.stderr
+    assert {record.input for record in records} <= {text for text, _ in held}
+    tiny.write_csv(desk / "held.csv", [("", label) for _, label in held[:20]])  # a run would fail after the training
+    assert "no rows are left for 'test'" in stages.run(desk, "prepare").stderr
+    kept = stages.run(desk, "prepare", "--set", "prepare.splits.test=0.15")
+    assert said not in kept.stderr and len(read_records(Path(tiny.ok(kept)) / "test.jsonl")) > 20
 
 
 # Damage

@@ -106,7 +106,7 @@ def _faults(
     yield from _unusable(config, rows)
     counts = {name: len(fates.kept(name)) for name in SPLITS}
     filled = [name for name in SPLITS if name == "train" or getattr(config.splits, name) > 0]
-    needed = {name: getattr(config.min_rows, name) for name in filled}
+    needed = {name: getattr(config.min_rows, name) for name in filled} | dict.fromkeys(config.bound_splits, 1)
     reasons = ", ".join(f"{n} {rule}" for rule, n in list(fates.rules(rows).items())[:3]) or "none"
     came = f"{len(rows) + len(rows.rejected)} came in, {len(rows.rejected) + fates.left_out} were left out ({reasons})"
     empty = next((name for name in needed if not counts[name]), None)

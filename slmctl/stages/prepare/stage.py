@@ -95,6 +95,11 @@ class Prepare(Stage[PrepareConfig]):
             text = f"{calling} of the first {looked} rows hold calls of tools, which {entry.short_name} does not write"
             yield "calls", f"{text}, so prepare rejects them; slmctl bases --tools lists others"
 
+    def choices(self, sizes: KnownSizes | None = None) -> str:
+        names = self.settings.bound_splits
+        them = "it" if len(names) == 1 else "them"
+        return f"{' and '.join(names)}: rows of the sources bound to {them}, no share of the others" if names else ""
+
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         if (rows := sizes.rows) is None:
             return StageEstimate()
@@ -107,6 +112,8 @@ class Prepare(Stage[PrepareConfig]):
     def after(self, made: Artifact, *, current: bool) -> None:
         """Say which gates cannot pass on the rows that are there, before a model is trained for them."""
         settings = self.project.config
+        if not current and (text := self.choices()):
+            console.say(f"  {text}")
         if rows := made.metrics.get(split := settings.predict.split, 0):
             checked = project_gates.checked_gates(settings, self.project.root)
             for sentence in gates.out_of_reach(checked, rows, row_estimate.groups_of(made, split)):
