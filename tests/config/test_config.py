@@ -176,6 +176,13 @@ def test_text_stays_as_it_is_written(word: str) -> None:
     assert parse(f"task: {{kind: classify, labels: [{word}, other]}}").task.labels == [word, "other"]
 
 
+@pytest.mark.parametrize(("written", "encoder"), [("none", None), ("hf:a/b@c", "hf:a/b@c")])
+def test_an_encoder_may_be_none(written: str, encoder: str | None) -> None:
+    # it ended in a TypeError of pydantic
+    section = parse(f"task: {{kind: classify}}\nencode: {{encoder: {written}}}").encode
+    assert section is not None and section.encoder == encoder
+
+
 def test_version_is_text() -> None:
     assert parse("version: 1.0").version == "1.0"
     assert parse("version: 1.10").version == "1.10"
