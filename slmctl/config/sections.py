@@ -35,7 +35,7 @@ from slmctl.config.fields import (
     section_in,
 )
 from slmctl.config.label_section import LabelConfig
-from slmctl.config.prepare_section import PrepareConfig, TaskConfig, kinds_with
+from slmctl.config.prepare_section import PrepareConfig, Source, TaskConfig, kinds_with
 from slmctl.config.serve_section import Asking, MachinePrices, ServeConfig
 
 FILENAME = "slmctl.yaml"
@@ -74,6 +74,17 @@ class EncodeConfig(Section):
     sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="expected sha256 of the encoder's file (.gguf or .safetensors)"
     )
+    unlabelled: Annotated[list[Source], WhenSet()] = Field(
+        default_factory=list,
+        description="rows without an answer, learned on the encoder where that makes held-out rows likelier; their "
+        "output is not read",
+    )
+
+    @model_validator(mode="after")
+    def _learns_on_an_encoder(self) -> EncodeConfig:
+        if self.unlabelled and self.encoder is None:
+            raise ValueError("'unlabelled' rows are learned on an encoder, and 'encoder' is none")
+        return self
 
 
 class Lora(Section):

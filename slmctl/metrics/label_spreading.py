@@ -36,12 +36,12 @@ def spread(vectors: Floats, labels: Indices, unlabelled: Floats, chances: Floats
     """
     if not len(unlabelled):
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
-    known = np.eye(chances.shape[1], dtype=np.float32)[labels]
-    seeds = np.concatenate([known, chances.astype(np.float32)])  # (n + m, L)
+    rows = np.eye(chances.shape[1], dtype=np.float32)[labels]
+    seeds = np.concatenate([rows, chances.astype(np.float32)])  # (n + m, L)
     graph, scores = _graph(np.concatenate([vectors, unlabelled])), seeds
     for _ in range(STEPS):
         scores = PULL * (graph @ scores) + (1 - PULL) * seeds
-    scores = scores[len(labels) :] * (known.sum(axis=0) / np.maximum(scores.sum(axis=0), 1e-12))
+    scores = scores[len(labels) :] * (rows.sum(axis=0) / np.maximum(scores.sum(axis=0), 1e-12))
     best = scores.max(axis=1) / np.maximum(scores.sum(axis=1), 1e-12)
     return scores.argmax(axis=1), (WEIGHT * best**2).astype(np.float32)
 

@@ -122,20 +122,21 @@ class Weighing:
 def fit(
     texts: Sequence[str], vectors: Floats | None, labels: Sequence[str], *,
     choosing: tuple[Sequence[str], Floats | None], chosen: Sequence[str], named: Named | None = None,
+    unlabelled: Floats | None = None,
 ) -> LabelSum:  # fmt: skip
     """The linear members of some rows, and the weights of both by the likelihood of the validation rows.
 
     Args:
         texts, vectors, labels: The training rows; vectors (n, size) of an encoder, None without one.
         choosing, chosen: (texts, vectors) of the validation rows, and their labels.
-        named: As in `fit_head`.
+        named, unlabelled: As in `fit_head`.
 
     Raises:
         DataError: Neither member can learn anything.
     """
     head = words = None
     if vectors is not None and choosing[1] is not None:
-        head = fit_head(vectors, labels, choosing=choosing[1], chosen=chosen, named=named)
+        head = fit_head(vectors, labels, choosing=choosing[1], chosen=chosen, named=named, unlabelled=unlabelled)
     fitted = linear_baseline.fit(texts, labels, choosing=choosing[0], chosen=chosen, likelihood=True, hashed=True)
     words = fitted if fitted.classifier is not None else None
     if head is None and words is None:

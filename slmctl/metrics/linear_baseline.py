@@ -210,7 +210,7 @@ def fit(
 
 def fitted(
     rows: Any, labels: Any, others: Any, references: Any, *, strengths: Sequence[float] = STRENGTHS,
-    likelihood: bool = False, **solver: Any,
+    likelihood: bool = False, weights: npt.NDArray[np.float32] | None = None, **solver: Any,
 ) -> tuple[Any, float]:  # fmt: skip
     """Returns (logistic regression, its strength): the strength with the most right answers, on a tie the first.
 
@@ -220,6 +220,7 @@ def fitted(
         others, references: Features and labels of the rows that choose the strength.
         strengths: Inverse regularisations, in the order in which they are tried.
         likelihood: Take the strength with the highest likelihood of the references instead, each at its best sharpness.
+        weights: (n,) of the training rows, where each has one label; 1 when left out.
         solver: Further settings of LogisticRegression.
     """
     from sklearn.linear_model import LogisticRegression
@@ -229,6 +230,7 @@ def fitted(
     if np.ndim(labels) == 2:
         model, name = OneVsRestClassifier(model), "estimator__C"
     best, most, worse, answers = (model, strengths[0]), -math.inf, 0, np.array(references)
+    extra = {} if weights is None else {"sample_weight": weights}
 
     def quality() -> float:
         if likelihood:
@@ -239,7 +241,7 @@ def fitted(
 
     with _fitting():
         for strength in strengths:
-            model.set_params(**{name: strength}).fit(rows, labels)
+            model.set_params(**{name: strength}).fit(rows, labels, **extra)
             if not len(answers):
                 break
             if (value := quality()) > most:  # a shallow copy is enough: the next fit gives the model new arrays

@@ -94,7 +94,8 @@ def is_to_fetch(section: EncodeConfig, folder: Path) -> bool:
 
 def folder_of(section: EncodeConfig, folder: Path) -> Path:
     """The folder of one encoder, by the hash of its address or content and of its pin."""
-    recipe = {key: value for key, value in config.recipe(section).items() if key != "project"}
+    own = section.model_copy(update={"unlabelled": []})
+    recipe = {key: value for key, value in config.recipe(own).items() if key != "project"}
     return folder / sha256_bytes(canonical(recipe)).removeprefix("sha256:")[:12]
 
 

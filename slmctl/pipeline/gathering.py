@@ -20,6 +20,7 @@ def gather_sources(project: Project) -> None:
     """
     sources, labelling = list(project.config.prepare.sources), project.config.label
     sources += [*labelling.sources, *labelling.gold] if labelling is not None else []
+    sources += encoding.unlabelled if (encoding := project.config.encode) is not None else []
     for path in snapshot.reviews_among(project.config.prepare.sources):
         console.say(f"  {reviewed.note(path)}")
     if all(snapshot.is_file(source) for source in sources):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -20,27 +22,32 @@ def clusters(count: int, seed: int) -> Rows:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), cluster % 3
 
 
-def right(head: encoder_head.OpinionHead, rows: Rows) -> float:
-    vectors, labels = rows
-    return float((np.array(head.labels)[head.scored((), vectors)[0].argmax(axis=1)] == labels.astype(str)).mean())
+def mixed(count: int, seed: int) -> Rows:
+    """As `clusters`, but a label is in three of 24 numbers, and neighbours are those of a cluster, whatever label."""
+    vectors, labels = clusters(count, seed)
+    labels = np.random.default_rng(seed).permutation(labels)
+    vectors[:, 21:] = 0.1 * np.eye(3, dtype=np.float32)[labels]
+    return vectors, labels
 
 
 def test_a_head_that_learns_the_spread_labels_is_right_more_often() -> None:
-    (vectors, labels), asked, choosing = clusters(412, 0), clusters(600, 1), AXES[:0]
-    known, rest = slice(0, 12), slice(12, None)
-    told = labels.astype(str)
-    head = encoder_head.fit_head(vectors[known], told[known].tolist(), choosing=choosing, chosen=[])
-    chances = np.exp(head.scored((), vectors[rest])[0])
-    found, weights = spread(vectors[known], labels[known], vectors[rest], chances)
-    assert (found == labels[rest]).mean() > (chances.argmax(axis=1) == labels[rest]).mean() + 0.05
-    assert weights[found == labels[rest]].mean() > weights[found != labels[rest]].mean()
-    more = encoder_head.fit_head(
-        np.concatenate([vectors[known], vectors[rest]]),
-        [*told[known], *found.astype(str)],
-        choosing=choosing,
-        chosen=[],
-    )
-    assert right(more, asked) > right(head, asked) + 0.05
+    (vectors, labels), (asked, wanted) = clusters(438, 2), clusters(600, 52)
+    told = labels.astype(str).tolist()
+    heads = [
+        encoder_head.fit_head(vectors[:18], told[:18], choosing=vectors[18:38], chosen=told[18:38], unlabelled=rows)
+        for rows in (None, vectors[38:])
+    ]
+    alone, more = ((head.evidence(asked).argmax(axis=1) == wanted).mean() for head in heads)
+    assert more > alone + 0.04
+
+
+@pytest.mark.parametrize(("rows", "helps"), [(clusters, True), (mixed, False)])
+def test_held_out_rows_tell_if_unlabelled_rows_help(rows: Callable[[int, int], Rows], helps: bool) -> None:
+    vectors, labels = rows(550, 0)
+    told = labels.astype(str).tolist()
+    choosing, chosen = vectors[90:150], told[90:150]
+    first = 30 if helps else 90
+    assert helps == encoder_head.gains(vectors[:first], told[:first], vectors[150:], choosing=choosing, chosen=chosen)
 
 
 @pytest.mark.parametrize(("chance", "weight"), [(1.0, WEIGHT), (0.8, WEIGHT * 0.8**2), (0.5, WEIGHT / 4)])

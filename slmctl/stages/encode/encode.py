@@ -5,17 +5,20 @@ The encoder is not trained, so this takes seconds; a fine-tuned model has to bea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, canonical
-from slmctl.config import EncodeConfig
+from slmctl.config import EncodeConfig, Source
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import ENCODER, SUM_FILE
 from slmctl.metrics import encoder_head, label_sum, linear_baseline
@@ -25,10 +28,13 @@ from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import hashed_position, wilson
 from slmctl.model_files import encoder_source, memory
 from slmctl.models.encoder_process import Encoder
+from slmctl.sources.rows import columns_of, read_rows
+from slmctl.task import conversation_formats
 from slmctl.task.contract import Task
-from slmctl.task.records import Record, read_records, require_records
+from slmctl.task.records import SPLITS, Record, RowRejectedError, read_records, require_records
 
 TOGETHER = 512  # texts between two updates of the progress bar
+MOST = 10_000  # rows without an answer that are read, drawn by a hash: the time grows with their square
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; both cheap models are fitted on each too
 
 
@@ -44,7 +50,8 @@ class EncodeFacts(TypedDict):
     """The encoder, and the score of the sum on the validation rows, which choose its settings too.
 
     `source` is empty without an encoder. `source_sha256` maps the name of the file of weights, as it came, to its hash;
-    `interval` is the 95 % interval of the share that is right; `weights` are those of the sum.
+    `interval` is the 95 % interval of the share that is right; `weights` are those of the sum;
+    `unlabelled` counts the rows without an answer, `read` and `learned`.
     """
 
     source: str
@@ -56,6 +63,7 @@ class EncodeFacts(TypedDict):
     interval: list[float]
     curve: list[ShareScore]
     weights: dict[str, float]
+    unlabelled: NotRequired[dict[str, int]]
 
 
 def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) -> EncodeFacts:
@@ -75,20 +83,20 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         raise UsageError(f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune")
     train, validation = require_records(prepared.file("train.jsonl")), read_records(prepared.file("validation.jsonl"))
     names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(task.descriptions.items())
-    source, digests, learned, choosing, named = "", dict[str, str](), None, None, None
+    source, digests, learned, choosing, named, others = "", dict[str, str](), None, None, None, None
     if config.encoder is not None:
         source = encoder_source.name(config.encoder)
         kept, digests = encoder_source.kept(config, encoders)
         atomic.link(kept, out / ENCODER)
-        vectors = _vectors(
-            out / ENCODER, [record.input for record in (*train, *validation)] + [text for _, text in names]
-        )
+        texts = [record.input for record in (*train, *validation)] + [text for _, text in names]
+        vectors = _vectors(out / ENCODER, texts + _unlabelled(config, task, prepared))
         if not np.isfinite(vectors).all():
             raise DataError(f"{source} computes NaN: its weights are damaged",
                             hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
-        learned, choosing, spoken = np.split(vectors, [len(train), len(train) + len(validation)])
+        ends = len(train), len(train) + len(validation), len(texts)
+        learned, choosing, spoken, others = np.split(vectors, ends)
         named = [label for label, _ in names], spoken
-    fitted = _Fitted.on(train, learned, validation, choosing, named)
+    fitted = _Fitted.on(train, learned, validation, choosing, named, others)
     fitted.model.write(out / SUM_FILE)
     np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **fitted.members)
     facts: EncodeFacts = {
@@ -102,14 +110,33 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         "curve": [],
         "weights": dict(fitted.model.weights),
     }
+    if config.unlabelled and others is not None:
+        facts["unlabelled"] = {"read": len(others), "learned": fitted.unlabelled}
     if len(validation) >= linear_baseline.FEWEST:
         whole: ShareScore = {"rows": len(train), "encoder": fitted.right, "tfidf_logistic": fitted.words_right}
-        facts["curve"] = [*_curve(train, validation, learned, choosing, named), whole]
+        facts["curve"] = [*_curve(train, validation, learned, choosing, named, others), whole]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
         console.say(f"  {line}")
     return facts
+
+
+def _unlabelled(config: EncodeConfig, task: Task, prepared: Artifact) -> list[str]:
+    """Texts of the rows without an answer, cleaned as records are; none that is a record's, of whatever split."""
+    if not config.unlabelled:
+        return []
+    records = {record.input for split in SPLITS for record in read_records(prepared.file(f"{split}.jsonl"))}
+
+    def texts(source: Source) -> Iterator[str]:
+        make = conversation_formats.text_maker(source, source.input, columns_of(source.local, **source.reading))
+        for row in read_rows(source.local, **source.reading):
+            with contextlib.suppress(RowRejectedError):
+                if not row.fault and (text := task.cleaned_text(make(row.columns))[0]) and text not in records:
+                    yield text
+
+    distinct = dict.fromkeys(itertools.chain.from_iterable(map(texts, config.unlabelled)))
+    return heapq.nsmallest(MOST, distinct, key=lambda text: hashed_position(f"unlabelled/{text}"))
 
 
 def _vectors(gguf: Path, texts: Sequence[str]) -> Floats:
@@ -130,23 +157,30 @@ class _Fitted:
         members: Log probabilities of the validation rows' labels by each linear member.
         right: Right answers to the validation rows.
         words_right: The same of the words alone.
+        unlabelled: Number of rows without an answer that are learned.
     """
 
     model: LabelSum
     members: dict[str, Logprobs]
     right: int
     words_right: int
+    unlabelled: int = 0
 
     @classmethod
     def on(
         cls, train: Sequence[Record], vectors: Floats | None, validation: Sequence[Record], choosing: Floats | None,
-        named: Named | None,
+        named: Named | None, unlabelled: Floats | None,
     ) -> _Fitted:  # fmt: skip
-        """Fit on `train`; vectors are those of its rows, and of the validation rows."""
+        """Fit on `train`; vectors are those of its rows, of the validation rows and of rows without an answer."""
         texts, chosen = [record.input for record in validation], [record.answer for record in validation]
+        labels = [record.answer for record in train]
+        if vectors is None or choosing is None or unlabelled is None or not encoder_head.gains(
+            vectors, labels, unlabelled, choosing=choosing, chosen=chosen, named=named
+        ):  # fmt: skip
+            unlabelled = None
         model = label_sum.fit(
-            [record.input for record in train], vectors, [record.answer for record in train],
-            choosing=(texts, choosing), chosen=chosen, named=named,
+            [record.input for record in train], vectors, labels, choosing=(texts, choosing), chosen=chosen, named=named,
+            unlabelled=unlabelled,
         )  # fmt: skip
         empty = np.zeros((len(texts), 0), np.float32)
         members = model.logprobs(texts, empty if choosing is None else choosing)
@@ -156,21 +190,20 @@ class _Fitted:
             if table is not None and len(table) else 0
             for table in tables
         ]  # fmt: skip
-        return cls(model, members, *right)
+        return cls(model, members, right[0], right[1], 0 if unlabelled is None else len(unlabelled))
 
 
 def _curve(
     train: Sequence[Record], validation: Sequence[Record], vectors: Floats | None, choosing: Floats | None,
-    named: Named | None,
+    named: Named | None, unlabelled: Floats | None,
 ) -> list[ShareScore]:  # fmt: skip
     """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one."""
     order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))
     points: list[ShareScore] = []
     for share in SHARES:
         drawn = order[: max(1, round(share * len(order)))]
-        part = _Fitted.on(
-            [train[k] for k in drawn], None if vectors is None else vectors[drawn], validation, choosing, named
-        )
+        own = None if vectors is None else vectors[drawn]
+        part = _Fitted.on([train[k] for k in drawn], own, validation, choosing, named, unlabelled)
         points.append({"rows": len(drawn), "encoder": part.right, "tfidf_logistic": part.words_right})
     return points
 
@@ -188,6 +221,9 @@ def _lines(facts: EncodeFacts) -> list[str]:
     scored = f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
     beside = "linear models on the encoder and on words get" if facts["source"] else "a linear model on words gets"
     lines = [f"{beside} {scored} right, which chose their settings"]
+    if (rows := facts.get("unlabelled")) is not None:
+        learned = "are learned too" if rows["learned"] else "make held-out rows no likelier, so none is learned"
+        lines.append(f"{console.count(rows['read'], 'row')} without an answer {learned}")
     if facts["curve"]:
         points = [
             f"{point['rows']:,} rows {console.percent(point['encoder'] / facts['rows'])} "

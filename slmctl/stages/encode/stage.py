@@ -9,8 +9,10 @@ from slmctl.config import EncodeConfig
 from slmctl.model_files import encoder_source
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
+from slmctl.pipeline import gathering
 from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Stage
+from slmctl.sources import snapshot
 
 # Of MiniLM-L6 (22.7 M weights) as F16 beside its fetched form, its fits, and the tokens that it reads on two cores.
 ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
@@ -25,6 +27,18 @@ class Encode(Stage[EncodeConfig]):
     uses = ("llama_cpp_python", "scikit-learn")
     version = 5
     fetches_once = True
+
+    def completed(self, section: EncodeConfig) -> EncodeConfig:
+        files = snapshot.gathered(section.unlabelled, self.project.sources)
+        return section.model_copy(update={"unlabelled": files})
+
+    def checkable(self) -> EncodeConfig:
+        files = list(filter(snapshot.is_file, self.settings.unlabelled))
+        return self.completed(self.settings.model_copy(update={"unlabelled": files}))
+
+    def before(self) -> None:
+        if self.settings.unlabelled:
+            gathering.gather_sources(self.project)
 
     @property
     def _source(self) -> str:

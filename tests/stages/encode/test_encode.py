@@ -153,6 +153,39 @@ def test_a_task_without_labels_has_none(desk: Path, stages: Forks) -> None:
     assert done.code == 2 and "belongs to a task of kind classify" in done.stderr
 
 
+# Rows without an answer
+
+
+def test_rows_without_an_answer_are_read_once_and_say_if_they_are_learned(
+    encoded: Path, stages: Forks, tmp_path: Path
+) -> None:
+    desk = Path(shutil.copytree(encoded, tmp_path / "desk"))
+    new = [f"{text} {k}" for k, (text, _) in enumerate(tiny.rows(50, seed=7))]
+    known = [text for text, _ in tiny.rows(40)]  # records already, some of them test rows
+    (desk / "more.csv").write_text("\n".join(["body", *new, *new[:9], *known, "", " "]) + "\n")
+    done = stages.run(desk, "encode", "--set", "encode.unlabelled=[{path: more.csv, input: body}]")
+    tiny.ok(done)
+    facts = [json.loads(path.read_bytes()) for path in desk.glob("runs/encoder/[!.]*/encoder.json")]
+    before, after = sorted(facts, key=lambda entry: "unlabelled" in entry)
+    assert "unlabelled" not in before
+    assert after["unlabelled"] in ({"read": 50, "learned": 50}, {"read": 50, "learned": 0})
+    assert "50 rows without an answer" in done.stderr
+    assert len(list(desk.glob("runs/.encoders/*"))) == 1  # rows are no part of the encoder, which is kept
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("encode.unlabelled=[{path: none.csv}]", "none.csv does not exist"),
+        ("encode.unlabelled=[{path: tickets.csv, input: body}]", "no column 'body'"),
+        ("encode={encoder: none, unlabelled: [{path: tickets.csv, input: text}]}", "learned on an encoder"),
+    ],
+)
+def test_what_cannot_be_learned_is_one_sentence(encoded: Path, stages: Forks, setting: str, words: str) -> None:
+    done = stages.run(encoded, "encode", "--set", setting)
+    assert words in done.stderr and done.code in (2, 3), done.stderr
+
+
 # The encoder itself
 
 
