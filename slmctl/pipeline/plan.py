@@ -204,7 +204,7 @@ def _language(project: Project, stages: Stages) -> Iterator[Requirement]:
     """A note where most rows are in a language that the encoder does not know."""
     sections = [stage.settings for stage in stages if isinstance(stage.settings, config.EncodeConfig)]
     for section in sections:
-        codes = encoder_source.LANGUAGES.get(section.encoder)
+        codes = encoder_source.LANGUAGES.get(section.encoder or "")
         if codes and (main := row_estimate.languages_of(project).main) not in ("", *codes):
             text = f"most rows look {language.NAMES[main]}, and {section.encoder} knows "
             text += " and ".join(language.NAMES[code] for code in codes)
