@@ -1,14 +1,17 @@
-"""Cheap models on Banking77, CLINC150 and the demo: accuracy, by rows a label too; and tuned files beside them.
+"""Cheap models on Banking77, CLINC150, SNIPS and the demo, by rows a label; and a tuned file in the sum beside them.
 
     python -m benchmarks.sharper DATA DEMO [--encoder ENCODER]
-    python -m benchmarks.sharper --tuned PROJECT...
+    python -m benchmarks.sharper --tuned PROJECT
 
 DATA holds public data sets as `../shared/data/` does, DEMO is a project that has prepared the demo's rows. Of few rows
-a label the accuracy is the mean of DRAWS draws, and a fifth as many are validation rows. ENCODER is what
-`encode.encoder` takes. `both` is the sum that the stage `encode` makes.
+a label the accuracy is the mean of DRAWS draws, a fifth as many are validation rows, and the other training rows are
+rows without an answer. ENCODER is what `encode.encoder` takes. The test rows are scored once for each draw; all members
+learn the same rows.
 
-Each PROJECT has a section `encode` and has run until `evaluate`, by which its test rows were scored once: the newest
-report is read. Whether a release carries the encoder's opinion was decided on validation rows.
+PROJECT has a section `encode` and has run until `evaluate`, by which its test rows were scored once: the newest report
+is read. Predictions of validation and test rows by each member are kept beside the results (`sum.npz`), so that another
+weighing is tried in seconds; those of the file hold its five likeliest labels, so sums differ by a row or two from what
+ships, which the report measured.
 """
 
 from __future__ import annotations
@@ -20,83 +23,60 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks import program, result
 from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
-from slmctl.inference import WITH_ENCODER
-from slmctl.metrics import encoder_head
-from slmctl.metrics.encoder_head import Floats
+from slmctl.inference import ENCODER as ENCODER_FILE
+from slmctl.inference import FILE, IN_SUM, SUM_FILE
+from slmctl.metrics import encoder_head, label_sum
+from slmctl.metrics.encoder_head import Floats, Named
+from slmctl.metrics.label_sum import LabelSum
+from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
 from slmctl.models.encoder_process import Encoder
 from slmctl.task.records import read_records
 
-PEER = "TF-IDF, same rows"
-A_LABEL = (5, 10, 20, 0)  # training rows of each label; 0 for all
+PEER = "words, same rows"
+A_LABEL = (5, 10, 20, 50, 0)  # training rows of each label; 0 for all
 DRAWS = 5  # of few rows a label
+GOALS = {  # of the sum with the rows without an answer, or of all rows, on the share of right answers
+    "Banking77": {5: 0.83, 10: 0.87, 20: 0.905, 0: 0.946}, "CLINC150": {5: 0.91, 10: 0.935, 20: 0.955, 0: 0.972},
+}  # fmt: skip
 
 
 def main() -> None:
     parser = program.parser(__doc__)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("demo", type=Path, nargs="?")
-    parser.add_argument("--tuned", type=Path, nargs="+", default=())
+    parser.add_argument("--tuned", type=Path)
     parser.add_argument("--encoder", default=EncodeConfig().encoder)
     options = parser.parse_args()
-    packages = ("scikit-learn", "numpy", "llama-cpp-python")
+    packages = ("scikit-learn", "numpy", "scipy", "llama-cpp-python")
     if options.tuned:
-        about: dict[str, object] = {}
-        tuned_rows = [row for project in options.tuned for row in tuned(project, about)]
-        result.write("opinion", "python -m benchmarks.sharper --tuned PROJECT...", tuned_rows, packages, projects=about)
+        rows, about = tuned(options.tuned)
+        result.write("sum", "python -m benchmarks.sharper --tuned PROJECT", rows, packages, **about)
         return
-    rows: list[result.Row] = []
-    intervals: dict[str, tuple[float, float]] = {}
+    rows, intervals = [], dict[str, tuple[float, float]]()
     with tempfile.TemporaryDirectory() as scratch:
         gguf, _ = encoder_source.kept(EncodeConfig(encoder=options.encoder), Path(scratch))
         with Encoder(gguf) as encoder:
             sets = {
                 "Banking77": program.banking77(options.data),
                 "CLINC150": program.clinc150(options.data),
+                "SNIPS": snips(options.data),
                 "the demo": demo(options.demo),
             }
             for name, splits in sets.items():
                 rows += measured(name, encoder, *splits, intervals)
     result.write(
         "sharper", "python -m benchmarks.sharper DATA DEMO", rows, packages,
-        encoder=encoder_source.name(options.encoder), intervals=intervals,
+        encoder=encoder_source.name(options.encoder), draws=DRAWS, intervals=intervals,
     )  # fmt: skip
-
-
-def tuned(project: Path, about: dict[str, object]) -> list[result.Row]:
-    """A finished project's file, with the encoder's opinion and without, beside its baselines."""
-    path = max(project.glob("runs/report/[!.]*/report.json"), key=lambda path: path.stat().st_mtime)
-    report = json.loads(path.read_bytes())
-    both = next(name for name in report["models"] if name.endswith(WITH_ENCODER))
-    alone = both.removesuffix(WITH_ENCODER)
-    entries = {**report["models"], **report["baselines"]}
-    accuracy = {name: entry["metrics"]["accuracy"] for name, entry in entries.items()}
-    title = f"{project.absolute().name}, {report['n']} test rows"
-    peers = {alone: alone, "encoder_logistic": "encoder and TF-IDF", "tfidf_logistic": "TF-IDF"}
-    rows = [
-        result.single(f"{title}: accuracy of {both}", accuracy[both], peer, accuracy[name])
-        for name, peer in peers.items()
-    ]
-    speed = {name: entries[name]["rows_per_s"] for name in (both, alone, "encoder_logistic")}
-    rows += [
-        result.single(f"{title}: rows/s of {name}", speed[name], both, speed[both])
-        for name in (alone, "encoder_logistic")
-    ]
-    (pair,) = [entry for key, entry in report["pairs"].items() if set(key.split("|")) == {both, alone}]
-    (adapter,) = project.glob("runs/adapter/[!.]*/manifest.json")
-    about[project.absolute().name] = {
-        "verdict": report["second_opinion"], "intervals": {name: entries[name]["interval"] for name in entries},
-        "pair": pair["metrics"]["accuracy"], "training_s": json.loads(adapter.read_bytes())["seconds"],
-        "latency_ms": {name: entries[name]["latency_ms"] for name in speed},
-    }  # fmt: skip
-    return rows
 
 
 def demo(project: Path) -> tuple[Pairs, Pairs, Pairs]:
@@ -104,6 +84,16 @@ def demo(project: Path) -> tuple[Pairs, Pairs, Pairs]:
     records = (read_records(prepared / f"{split}.jsonl") for split in ("train", "validation", "test"))
     train, validation, test = ([(record.input, record.answer) for record in each] for each in records)
     return train, validation, test
+
+
+def snips(data: Path) -> tuple[Pairs, Pairs, Pairs]:
+    """Intents of requests: rows that train, a seeded tenth of the training rows that validates, and the test rows."""
+    rows, test = (
+        [(row["utterance"], row["intent"]) for row in program.read_jsonl(data / f"snips/{split}.jsonl")]
+        for split in ("train", "test")
+    )
+    random.Random(0).shuffle(rows)
+    return rows[len(rows) // 10 :], rows[: len(rows) // 10], test
 
 
 def measured(
@@ -118,21 +108,23 @@ def measured(
     rows = []
     for count in A_LABEL:
         told = f"{name}, {f'{count} rows a label' if count else f'all {len(train)} training rows'}"
-        begun, tables = time.process_time(), list[dict[str, float]]()
+        tables, begun = list[dict[str, float]](), time.process_time()
         for draw in range(DRAWS if count else 1):
             drawn, choosing = few(train, count, draw), few(validation, max(1, count // 5) if count else 0, draw)
+            others = np.setdiff1d(np.arange(len(train)), drawn)
             tables.append(scored(
-                [train[k] for k in drawn], [validation[k] for k in choosing], test, vectors[0][drawn],
-                vectors[1][choosing], vectors[2], named,
+                [train[k] for k in drawn], [validation[k] for k in choosing], test,
+                (vectors[0][drawn], vectors[1][choosing], vectors[2], vectors[0][others]), named,
             ))  # fmt: skip
-        spent = time.process_time() - begun
+        seconds = (time.process_time() - begun) / len(tables)
         accuracies = {kind: float(np.mean([table[kind] for table in tables])) for kind in tables[0]}
-        tfidf = accuracies.pop(PEER)
-        intervals[f"{told}: {PEER}"] = wilson(round(tfidf * len(test)), len(test))
-        for kind, value in accuracies.items():
-            rows.append(result.single(f"{told}: accuracy of {kind}", value, PEER, tfidf))
+        words, best = accuracies.pop(PEER), [*accuracies][-1]
+        for kind, value in {PEER: words, **accuracies}.items():
             intervals[f"{told}: {kind}"] = wilson(round(value * len(test)), len(test))
-    rows.append(result.single(f"{name}, all rows: CPU-seconds of fits and answers", spent, "", 0))
+        for kind, value in accuracies.items():
+            goal = GOALS.get(name, {}).get(count) if kind == best else None
+            rows.append(result.single(f"{told}: accuracy of {kind}", value, PEER, words, f">= {goal}" if goal else ""))
+        rows.append(result.single(f"{told}: CPU-seconds of fits and answers", seconds, "", 0))
     return rows
 
 
@@ -147,18 +139,93 @@ def few(train: Pairs, count: int, draw: int) -> list[int]:
 
 
 def scored(
-    train: Pairs, validation: Pairs, test: Pairs, learned: Floats, choosing: Floats, asked: Floats,
-    named: encoder_head.Named,
-) -> dict[str, float]:  # fmt: skip
-    """The accuracy of each cheap model on the test rows."""
+    train: Pairs, validation: Pairs, test: Pairs, vectors: tuple[Floats, Floats, Floats, Floats], named: Named
+) -> dict[str, float]:
+    """The accuracy of each cheap model on the test rows; vectors of these rows, and of rows without an answer."""
     (texts, labels), (others, chosen), (questions, wanted) = (
         zip(*rows, strict=True) for rows in (train, validation, test)
     )
-    both, tfidf = encoder_head.fit(texts, learned, labels, choosing=(others, choosing), chosen=chosen, named=named)
-    kinds = {PEER: tfidf.logprobs(questions), "the encoder": both.head.scored(questions, asked)[0]}
-    kinds["both"] = both.scored(questions, asked)[0]
+    learned, choosing, asked, unlabelled = vectors
+    both = label_sum.fit(texts, learned, labels, choosing=(others, choosing), chosen=chosen, named=named)
+    members = both.logprobs(questions, asked)
+    kinds = {PEER: members["words"], "the encoder": members["encoder"], "both": both.scored(questions, asked)[0]}
+    if len(unlabelled):
+        rows = None
+        if encoder_head.gains(learned, labels, unlabelled, choosing=choosing, chosen=chosen, named=named):
+            rows = unlabelled
+        more = label_sum.fit(
+            texts, learned, labels, choosing=(others, choosing), chosen=chosen, named=named, unlabelled=rows
+        )
+        kinds["both, with rows without an answer"] = more.scored(questions, asked)[0]
     names = np.array(both.labels)
     return {kind: float((names[table.argmax(axis=1)] == np.array(wanted)).mean()) for kind, table in kinds.items()}
+
+
+# A tuned file
+
+
+def tuned(project: Path) -> tuple[list[result.Row], dict[str, Any]]:
+    """What each member adds to a finished project's file, by the rule that ships; and what else the report says."""
+
+    def newest(kind: str) -> Path:
+        return max(project.glob(f"runs/{kind}/[!.]*"), key=lambda path: path.stat().st_mtime)
+
+    report, model = (
+        json.loads((newest("report") / "report.json").read_bytes()),
+        LabelSum.read(newest("encoder") / SUM_FILE),
+    )
+    alone = report["sum"]["model"].removesuffix(IN_SUM)
+    tables: dict[str, dict[str, Logprobs]] = {}
+    answers: dict[str, list[str]] = {}
+    for split in ("validation", "test"):
+        records = read_records(newest("prepared") / f"{split}.jsonl")
+        lines = predictions(project, alone, split)
+        assert [line["id"] for line in lines] == [record.id for record in records]
+        answers[split] = [record.answer for record in records]
+        of_file = np.array([label_sum.spread(line["labels"], model.labels) for line in lines])
+        texts = [record.input for record in records]
+        vectors = np.zeros((len(texts), 0), np.float32)
+        if model.head is not None:
+            with Encoder(newest("encoder") / ENCODER_FILE) as encoder:
+                vectors = encoder.encode(texts)
+        tables[split] = {FILE: of_file, **model.logprobs(texts, vectors)}
+    names, n, title = np.array(model.labels), len(answers["test"]), f"the demo, {len(answers['test'])} test rows"
+    right = {name: names[table.argmax(axis=1)] == answers["test"] for name, table in tables["test"].items()}
+    rows, about = [], dict[str, Any]()
+    members = [name for name in label_sum.MEMBERS if name in right]
+    groups = [group for size in range(1, len(members) + 1) for group in itertools.combinations(members, size)]
+    for group in groups:
+        weighing = label_sum.choose(
+            {name: tables["validation"][name] for name in group}, model.labels, answers["validation"]
+        )
+        summed = label_sum.weighted({name: tables["test"][name] for name in weighing.weights}, weighing.weights)
+        hits = names[summed.argmax(axis=1)] == answers["test"]
+        told = " + ".join(group)
+        rows.append(result.single(f"{title}: accuracy of {told}", hits.mean(), "the file alone", right[FILE].mean()))
+        won, lost = int((hits & ~right[FILE]).sum()), int((right[FILE] & ~hits).sum())
+        about[told] = {
+            "weights": weighing.weights, "gains": weighing.gains, "won": won, "lost": lost,
+            "interval": wilson(int(hits.sum()), n),
+        }  # fmt: skip
+    shipped = report["models"][report["focus"]]["metrics"]["accuracy"]
+    rows.append(
+        result.single(f"{title}: accuracy of what ships", shipped, "the file alone", right[FILE].mean(), ">= 0.94")
+    )
+    kept = {
+        f"{split}_{name}": table.astype(np.float16) for split, each in tables.items() for name, table in each.items()
+    }
+    kept |= {f"{split}_labels": np.array(each) for split, each in answers.items()}
+    np.savez_compressed(result.FOLDER / "sum.npz", labels=names, **kept)
+    return rows, {"sums": about, "report": report["sum"]}
+
+
+def predictions(project: Path, model: str, split: str) -> list[dict[str, Any]]:
+    """The lines of the answers of a model to a split, which is the project's own."""
+    for path in project.glob("runs/predictions/[!.]*"):
+        facts = json.loads((path / "manifest.json").read_bytes())["metrics"]
+        if (facts["model"], facts["split"]) == (model, split):
+            return program.read_jsonl(path / "predictions.jsonl")
+    raise SystemExit(f"{project} has no predictions of {model} for {split}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from slmctl.config.sections import HIGH_RATE
 from slmctl.inference.engine import Answer
 from slmctl.inference.label_search import LabelSearch, LabelTrie, TrieNode
 from slmctl.metrics import encoder_head
+from slmctl.metrics.likelihood import normalised
 from slmctl.model_files import hf_folder
 from slmctl.model_files.transformers_answerer import HfAnswerer
 from slmctl.models import prompts
@@ -55,6 +56,7 @@ MEAN, HEAD, BOTH = "mean of the last third of steps", "class head", "class head 
 SHARE = 0.2  # of the loss over the whole vocabulary, beside that over the labels
 ERRORS = 2  # standard errors by which a gain must be larger, since one data set is measured
 FLOOR = 1e-6  # least probability of a label, where two models are added
+WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the class head beside the label search
 CONFIG = """\
 project: trials
 base: {base}
@@ -347,7 +349,7 @@ def class_head(scorer: Scorer) -> dict[str, list[bool]]:
 
     def logs(vectors: Any, scored: Scored) -> tuple[Any, Any]:
         shares = np.zeros_like(scored.shares)
-        shares[:, columns] = np.exp(head.scored((), vectors)[0])
+        shares[:, columns] = np.exp(normalised(head.evidence(vectors)))
         return np.log(scored.shares + FLOOR), np.log(shares + FLOOR)
 
     def hits(scores: Any, answers: Sequence[str]) -> list[bool]:
@@ -355,7 +357,7 @@ def class_head(scorer: Scorer) -> dict[str, list[bool]]:
         return found
 
     file, own = logs(vectors[1], choosing)
-    weight = max(encoder_head.WEIGHTS, key=lambda weight: sum(hits(file + weight * own, told[1])))
+    weight = max(WEIGHTS, key=lambda weight: sum(hits(file + weight * own, told[1])))
     file, own = logs(vectors[2], asked)
     sys.stderr.write(f"weight of the class head: {weight}\n")
     return {HEAD: hits(own, told[2]), BOTH: hits(file + weight * own, told[2])}
