@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slmctl.console import percent
-from slmctl.inference import FILE
+from slmctl.inference import FILE, IN_SUM
 from slmctl.metrics.label_sum import ENCODER, WORDS
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry
 from slmctl.reports.html_page import Tone, count
@@ -14,11 +14,12 @@ from slmctl.stages.evaluate.report_data import Difference, ReportView
 IN_WORDS = {
     "majority": "always answering the most frequent label",
     "tfidf_logistic": "the linear baseline",
-    "encoder_logistic": "the linear model on the encoder",
+    "encoder_logistic": "the linear model on encoder and words",
     "copy": "copying the input",
     "no_call": "never calling a tool",
     "empty": "answering nothing",
 }
+CHEAP = "encoder_logistic"
 MEMBERS = {FILE: "the file", ENCODER: "the encoder", WORDS: "words"}  # of a sum
 FEW_ROWS = 200  # below this, the interval of a share is wider than ten points
 
@@ -72,6 +73,7 @@ def remarks(report: EvaluationReport) -> list[str]:
         *_release(view),
         *_choice(view),
         *_sum(view),
+        *_decides(view),
         *_focus(view),
         *_slices(view),
         *_rows(view),
@@ -154,6 +156,18 @@ def _sum(view: ReportView) -> Iterator[str]:
         f"A release answers by {kept}{f', without {left}' if left else ''}; in brackets, the share of {rows} that each "
         f"should turn right, of which {floor} are needed."
     )
+
+
+def _decides(view: ReportView) -> Iterator[str]:
+    """Whether words and subjects, or the sense of a text, decide: the file alone beside what needs no training."""
+    entry = view.report.get("sum")
+    alone = entry["model"].removesuffix(IN_SUM) if entry is not None else ""
+    difference = view.difference(CHEAP, alone) if CHEAP in view.entries and alone in view.entries else None
+    if difference is None or not difference.real:
+        return
+    what = "The sense of a text decides" if difference.value > 0 else "Words and subjects decide"
+    than = "more" if difference.value > 0 else "less"
+    yield f"{what} here: {alone} alone scores {_points(abs(difference.value))} {than} than models without a training."
 
 
 def _focus(view: ReportView) -> Iterator[str]:

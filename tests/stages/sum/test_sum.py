@@ -163,6 +163,7 @@ def test_what_brings_less_than_the_floor_is_left_out(desk: Path, stages: Forks) 
     (remark,) = [remark for remark in report["remarks"] if remark.startswith("A release answers by words (")]
     assert "without the file (0.0 points) and the encoder (0.0 points)" in remark and "0.2 points are needed" in remark
     assert not made(desk, "sum").path.joinpath("encoder.gguf").exists()
+    assert any(remark.startswith("Words and subjects decide here: Q8_0 alone scores") for remark in report["remarks"])
 
 
 def test_a_model_of_a_release_with_it_is_not_the_encoder(desk: Path, stages: Forks, tmp_path: Path) -> None:
