@@ -106,7 +106,8 @@ def _form_of_number(value: object) -> str:
 
 Auto = Annotated[Literal["auto"], Tag("[auto]")]
 AutoOrNumber = Discriminator(_form_of_number)
-# (fewer training records than these, passes over them): the fewer records, the more passes.
+# (fewer training records than these, passes over them): the fewer records, the more passes. More than 8 gained nothing
+# on 100 records of 11 labels: 200 steps in place of 56.
 PASSES = ((500, 8.0), (1500, 5.0), (20_000, 3.0), (math.inf, 1.0))
 # Twice the usual rate had 12 to 41 % less validation loss on 600 and 1,200 rows with the two smallest bases, after
 # three passes and after five. On 10,000 rows it gained nothing, and larger bases were not tried.
