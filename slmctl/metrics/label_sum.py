@@ -183,8 +183,9 @@ def choose(
 
 
 def weighted(members: Mapping[str, Logprobs], weights: Mapping[str, float]) -> Logprobs:
-    """The weighted sum (n, L) of log probabilities; not normalised."""
-    result: Logprobs = np.sum([weights[name] * np.maximum(table, LEAST) for name, table in members.items()], axis=0)
+    """The weighted sum (n, L) of log probabilities, not normalised; a member without a weight has no part in it."""
+    parts = [weights[name] * np.maximum(table, LEAST) for name, table in members.items() if name in weights]
+    result: Logprobs = np.sum(parts, axis=0)
     return result
 
 

@@ -34,6 +34,17 @@ def test_what_ties_in_right_answers_is_chosen_by_likelihood() -> None:
     assert len(rights) == 1
 
 
+def test_words_that_mislead_have_no_weight_and_the_sum_still_answers() -> None:
+    texts, vectors, labels = drawn(60, 0.1, 0)
+    _, choosing, chosen = drawn(40, 0.1, 1)
+    others = [f"word{NAMES[(NAMES.index(label) + 1) % 3]} please" for label in chosen]  # each word tells another label
+    model = label_sum.fit(texts, vectors, labels, choosing=(others, choosing), chosen=chosen)
+    assert [*model.weights] == ["encoder"] and model.words is not None
+    # it ended in a KeyError, where few rows left the words out
+    summed, _ = model.scored(others, choosing)
+    assert (np.array(model.labels)[summed.argmax(axis=1)] == chosen).mean() > 0.9
+
+
 def members(count: int, seed: int, **noise: float) -> tuple[dict[str, np.ndarray], list[str]]:
     """Log probabilities of three labels by members that see the label behind noise of their own; and the labels."""
     draw = np.random.default_rng(seed)
