@@ -45,6 +45,13 @@ def test_words_that_mislead_have_no_weight_and_the_sum_still_answers() -> None:
     assert (np.array(model.labels)[summed.argmax(axis=1)] == chosen).mean() > 0.9
 
 
+def test_a_row_a_label_is_fitted_without_a_warning() -> None:
+    # scikit-learn's warning was printed; here warnings are errors
+    vectors, labels = np.eye(30, dtype=np.float32), [f"label{k}" for k in range(30)]
+    head = encoder_head.fit_head(vectors, labels, choosing=vectors[:0], chosen=[])
+    assert head.evidence(vectors).argmax(axis=1).tolist() == np.argsort(np.argsort(labels)).tolist()
+
+
 def members(count: int, seed: int, **noise: float) -> tuple[dict[str, np.ndarray], list[str]]:
     """Log probabilities of three labels by members that see the label behind noise of their own; and the labels."""
     draw = np.random.default_rng(seed)
