@@ -13,8 +13,6 @@ look by the encoder is one more side, and its figures are all that is written.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import json
 import statistics
 import sys
@@ -145,12 +143,10 @@ def ours(
 
     model = project.artifact(kind)
     base = predictions.base_of(project, model) if kind == "adapter" else None
-    with contextlib.ExitStack() as stack:
-        answerer: Any
-        answerer = stack.enter_context(models.of(model, type=type_name, base=base).open(task))
-        if first:
-            before = stack.enter_context(model_lookup.first_look(project, task).before(answerer.model))
-            answerer = dataclasses.replace(answerer, model=before)
+    opened = models.of(model, type=type_name, base=base, sum=predictions.sum_of(project) if first else None)
+    if first:
+        opened = model_lookup.looking_first(project.root, opened)
+    with opened.open(task) as answerer:
 
         def answer(records: list[Record]) -> list[str]:
             questions = [prompts.prompt(task, record.input) for record in records]

@@ -15,7 +15,6 @@ from slmctl.errors import UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
-    from slmctl.models.first_look import FirstLookFiles
     from slmctl.pipeline.model_lookup import FileModel
     from slmctl.stages.predict.row_answers import AnswerRows, RowInput
 
@@ -64,7 +63,7 @@ def answer(
         shard: K/N.
         endpoints: The endpoints that answer; None for an engine.
         ray: The address of a Ray cluster that answers; None for this machine.
-        first_look: The project's encoder answers the rows that its own policy keeps; the model answers the rest.
+        first_look: The linear members of a sum answer alone what the policy lets them keep; the file answers the rest.
     """
     from slmctl.pipeline import model_lookup, system_errors
 
@@ -76,19 +75,16 @@ def answer(
 
         part, most = file_prediction.shard(shard), read_settings(options).predict.max_tokens
         workspace = make_workspace(options)
-        request = model_lookup.FileModel(workspace, model, type_name, max_tokens=most)
-        before = model_lookup.first_look(workspace.project, request.task) if first_look else None
-        if before is not None and not request.model.is_gguf:
-            raise UsageError("a first look goes before a GGUF file", hint="slmctl predict gguf --first-look")
+        request = model_lookup.FileModel(workspace, model, type_name, max_tokens=most, first_look=first_look)
         with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
             reading = row_answers.RowInput(
                 work.pop("column") or request.column, request.model.untuned, withhold=endpoints is not None
             )
             job = file_prediction.Job(**work | {
                 "source": path, "target": target, "format": format_name, "shard": part, "reading": reading,
-                "identity": _identity(request, endpoints) | _identity_before(before),
+                "identity": _identity(request, endpoints),
             })  # fmt: skip
-            with _answering(request, reading, endpoints, ray, before) as answered:
+            with _answering(request, reading, endpoints, ray) as answered:
                 written, wrong = file_prediction.answer_file(answered, request.task, job)
             terminal().say(f"{terminal().count(written, 'row')} written to {target}, {wrong} with an error")
 
@@ -98,24 +94,21 @@ def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str
     if endpoints:
         return {"max_tokens": request.max_tokens, "served": endpoints.model}
     base = request.base.digest if request.base else None
-    encoder = {"sum": request.sum.digest} if request.sum else {}
+    members: dict[str, Any] = {"sum": request.sum.digest} if request.sum else {}
+    if request.first is not None:
+        members["first_look"] = dataclasses.asdict(request.first)
     return {
         "max_tokens": request.max_tokens,
         "model": request.source.digest,
         "base": base,
         "type": request.type,
-    } | encoder
-
-
-def _identity_before(before: FirstLookFiles | None) -> dict[str, Any]:
-    return {"first_look": [before.encoder.digest, before.policy.digest]} if before else {}
+    } | members
 
 
 @contextlib.contextmanager
 def _answering(
-    request: FileModel, reading: RowInput, endpoints: EndpointOptions | None, ray: str | None,
-    before: FirstLookFiles | None = None,
-) -> Iterator[AnswerRows]:  # fmt: skip
+    request: FileModel, reading: RowInput, endpoints: EndpointOptions | None, ray: str | None
+) -> Iterator[AnswerRows]:
     """A function that answers rows, while the model, the cluster or the endpoints are open."""
     from slmctl.stages.predict import row_answers
 
@@ -132,8 +125,10 @@ def _answering(
         with ray_answers.connected(ray) as cluster:
             yield functools.partial(cluster.answered, ray_answers.opening_of(request, reading))
     else:
-        with request.open() as answerer, before.before(answerer.model) if before else contextlib.nullcontext() as first:
-            answerer = dataclasses.replace(answerer, model=first or answerer.model)
+        with request.open() as answerer:
             yield row_answers.answerer_of_rows(answerer, request.task, reading)
-        if first is not None:
-            terminal().say(f"  {terminal().count(first.kept, 'answer')} by the encoder alone")
+        if request.first is not None:
+            from slmctl.models.sum import SumEngine
+
+            assert isinstance(answerer.model, SumEngine)  # a policy has a first step where file and members answer
+            terminal().say(f"  {terminal().count(answerer.model.kept, 'answer')} by the linear members alone")

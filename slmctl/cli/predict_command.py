@@ -24,7 +24,7 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which file is answered, in which form, and where; the last one is shown first."""
     for decorate in (
         click.option("--first-look", is_flag=True,
-                     help="Take the encoder's answer where its policy keeps it, and ask the model for the others."),
+                     help="Take the linear members' answer where the policy keeps it, and ask the file for the rest."),
         click.option("--ray", metavar="ADDRESS",
                      help="Answer on a Ray cluster, an engine a node: HOST:PORT, or local for one on this machine."),
         click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True,

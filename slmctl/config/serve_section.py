@@ -153,7 +153,7 @@ class ServeConfig(Section):
     )  # fmt: skip
     first_look: bool = Field(
         False,
-        description="the project's encoder answers what its own policy keeps, and the model is asked for the rest",
+        description="the linear members answer what the policy keeps of them, and the file is asked for the rest",
     )
     generalist: GeneralistConfig | None = Field(
         None, description="the generalist; sensitive questions are never sent to it"
@@ -224,7 +224,7 @@ class ServeConfig(Section):
         for key, reason in (
             ("policy", "a model of the fleet has its own: fleet.NAME.policy"),
             ("adapters", "an adapter belongs to a server of one model"),
-            ("first_look", "an encoder belongs to a server of one model"),
+            ("first_look", "a first look is for a server of one model"),
             ("engine", "the fleet's models are loaded here"),
         ):
             if getattr(self, key) not in (None, AUTO, {}, False):

@@ -88,6 +88,7 @@ class Answer:
         raw_logprobs: Of a request with labels: the same among the whole vocabulary. The lower it is, the less likely
             the model would have answered with any label.
         evidence: The label's score in an encoder's linear model before normalisation; None if a language model answers.
+        first: Of a sum, the answer that its linear members give alone.
     """
 
     text: str
@@ -99,13 +100,21 @@ class Answer:
     logprobs: tuple[float, ...] = ()
     raw_logprobs: tuple[float, ...] = ()
     evidence: float | None = None
+    first: Answer | None = None
 
     def probabilities(self) -> JsonObject:
         """The fields that `escalation_policy.signals` reads, as predictions hold them."""
         likeliest = dict(itertools.islice(self.labels.items(), LABELS))
         lists = {"labels": likeliest, "logprobs": self.logprobs, "raw_logprobs": self.raw_logprobs}
-        fields = {"confidence": self.confidence, **{name: values for name, values in lists.items() if values}}
-        return fields if self.evidence is None else fields | {"evidence": self.evidence}
+        fields: JsonObject = {
+            "confidence": self.confidence,
+            **{name: values for name, values in lists.items() if values},
+        }
+        if self.evidence is not None:
+            fields["evidence"] = self.evidence
+        if self.first is not None:
+            fields["first"] = {"answer": self.first.text, **self.first.probabilities()}
+        return fields
 
 
 SEQUENCES, CONTEXT = 16, 2048  # of an engine: requests at the same time, and tokens of each
@@ -381,4 +390,5 @@ def answer_of(event: Event, text: str) -> Answer:
     counts = event["prompt_tokens"], event["completion_tokens"]
     likely = tuple(event.get("logprobs", ())), tuple(event.get("raw_logprobs", ()))
     labels, evidence = event.get("labels", {}), event.get("evidence")
-    return Answer(text, event["finish"], event["confidence"], *counts, labels, *likely, evidence)
+    alone = answer_of(first, next(iter(first["labels"]))) if (first := event.get("first")) is not None else None
+    return Answer(text, event["finish"], event["confidence"], *counts, labels, *likely, evidence, alone)

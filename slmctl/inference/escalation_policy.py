@@ -139,6 +139,7 @@ class PolicyFigures(TypedDict, total=False):
         accuracy: Share of right answers to rows in scope.
         p_correct, right: Mean P(correct), and share of answers that are right to keep, among all calibration rows that
             test the threshold.
+        first_kept: Share of the answers that the first step keeps; only of a first step.
         min_token_f1: Least token F1 of a right text; left out where it is 1.
         out_of_scope_rows: Number of out-of-scope rows; this and the following are left out without such rows.
         out_of_scope_kept, out_of_scope_bound: Share of these rows that is kept, and its upper bound.
@@ -159,6 +160,7 @@ class PolicyFigures(TypedDict, total=False):
     accuracy: float
     p_correct: float
     right: float
+    first_kept: float
     min_token_f1: float
     curve: list[CurvePoint]
     out_of_scope_rows: int
@@ -169,6 +171,30 @@ class PolicyFigures(TypedDict, total=False):
 
 # Figures decide nothing, so a file may lack some or have others: it is held to having an object in their place.
 _AS_AN_OBJECT = GetPydanticSchema(lambda _source, handler: handler(dict[str, Any]))
+
+
+Knots = tuple[tuple[float, float], ...]  # (score, P(correct)), both rising
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """The part of a policy by which the linear members of a sum answer alone, and the file is asked for the rest.
+
+    Attributes:
+        weights, bias, knots, threshold: As in a Policy, for the answers of the linear members.
+        rest_knots, rest_threshold: As in a Policy, for the sum's answers to the rest, with the policy's own weights.
+        figures: The measurements of all kept answers together.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+    weights: dict[str, float]
+    bias: float
+    knots: Knots
+    threshold: float
+    rest_knots: Knots
+    rest_threshold: float
+    figures: Annotated[PolicyFigures, _AS_AN_OBJECT] = field(default_factory=PolicyFigures)
 
 
 @dataclass(frozen=True)
@@ -185,6 +211,7 @@ class Policy:
         knots: (score, P(correct)), both rising; between knots P is interpolated, beyond the last one it is constant.
         threshold: Score from which on an answer is kept.
         figures: The measurements of the fit.
+        first: The step of the linear members of a sum; None where none was fitted. It is taken by `--first-look` alone.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
@@ -196,9 +223,10 @@ class Policy:
     out_of_scope: str
     weights: dict[str, float]
     bias: float
-    knots: tuple[tuple[float, float], ...]
+    knots: Knots
     threshold: float
     figures: Annotated[PolicyFigures, _AS_AN_OBJECT] = field(default_factory=PolicyFigures)
+    first: FirstStep | None = None
     schema: int = SCHEMA
 
     @classmethod
@@ -212,13 +240,26 @@ class Policy:
         if not path.exists():
             raise IntegrityError(f"there is no policy at {path}", hint=hint)
         policy = read_typed(path, cls, hint=hint, schema=SCHEMA)
-        if not policy.knots:
+        steps = (policy,) if policy.first is None else (policy, *policy.in_steps())
+        if not all(step.knots for step in steps):
             raise IntegrityError(f"{path} is not valid: knots: there are none", hint=hint)
         return policy
 
     def write(self, folder: Path) -> None:
         """Write it as `policy.json`."""
-        (folder / FILENAME).write_bytes(canonical(dataclasses.asdict(self)))
+        fields = dataclasses.asdict(self)
+        if self.first is None:
+            del fields["first"]
+        (folder / FILENAME).write_bytes(canonical(fields))
+
+    def in_steps(self) -> tuple[Policy, Policy]:
+        """The policies of the linear members' answers, and of the sum's answers to the rest; `first` must be there."""
+        step = self.first
+        assert step is not None
+        members = dataclasses.replace(
+            self, weights=step.weights, bias=step.bias, knots=step.knots, threshold=step.threshold, first=None
+        )
+        return members, dataclasses.replace(self, knots=step.rest_knots, threshold=step.rest_threshold, first=None)
 
     def require(self, gguf: str, task: str) -> None:
         """Refuse a file or task that the policy was not fitted on.
@@ -235,7 +276,7 @@ class Policy:
             if fitted != served:
                 raise IntegrityError(
                     f"the policy is for another {subject}: fitted on {fitted[:12]}, and {served[:12]} answers here",
-                    hint="slmctl calibrate, with what is served: the file, or the file and its second opinion",
+                    hint="slmctl calibrate, with what is served: the file, or the file in its sum",
                 )
 
     def score(self, answer: Mapping[str, Any]) -> float:

@@ -34,7 +34,8 @@ class Event(TypedDict, total=False):
         tokens: Those of a piece or of the end, for a request with `alternatives`.
         finish, prompt_tokens, completion_tokens, confidence, logprobs, labels, raw_logprobs: As in an Answer.
         evidence: As in an Answer.
-        p_correct: Probability that the answer is right, by the policy of a first look that kept it.
+        first: Of a sum, the end of the answer that its linear members give alone.
+        p_correct: Probability that the answer is right, by the first step of a policy that kept it.
         distribution: Every label with its probability, for a request with `rest`.
         error: One sentence, in place of an answer.
         refused: True where the request is at fault.
@@ -51,6 +52,7 @@ class Event(TypedDict, total=False):
     labels: dict[str, float]
     raw_logprobs: list[float]
     evidence: float
+    first: Event
     p_correct: float
     distribution: dict[str, float]
     error: str

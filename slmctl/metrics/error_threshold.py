@@ -10,7 +10,7 @@ import bisect
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import GateError
-from slmctl.inference.escalation_policy import CurvePoint, PolicyFigures, linear
+from slmctl.inference.escalation_policy import CurvePoint, FirstStep, Knots, PolicyFigures, linear
 from slmctl.metrics.statistics import (
     chance_of_at_most,
     effective_groups,
@@ -34,6 +34,8 @@ FIT_SHARE = 0.3  # share of the rows that fit the score; the others, held out fr
 RIDGE = 1.0  # L2 penalty of the weights, as strong as one row
 STEPS = 100  # approximate number of thresholds that are tested
 CURVE = 50  # approximate number of points of the curve
+FIRST_SHARE = 0.5  # of max_error: the expected share of wrong answers among those that a first step keeps
+CERTAIN = 1e9  # above every score: of answers that a first step keeps, which are kept at every threshold
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -67,6 +69,16 @@ class CalibrationRows:
         )
         groups = self.groups[mask] if self.groups is not None else None
         return CalibrationRows(self.names, self.signals[mask], right, outside, says_outside, fits, groups)
+
+    @property
+    def good(self) -> Mask:
+        """(n,) true where the answer is right to keep, which one to an out-of-scope row never is."""
+        return self.right & ~self.outside
+
+    def scores(self, weights: dict[str, float], bias: float) -> Floats:
+        """(n,) linear scores."""
+        rows = self.signals.tolist()
+        return np.array([linear(weights, bias, dict(zip(self.names, row, strict=True))) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ class FittedThreshold(TypedDict):
     weights: dict[str, float]
     bias: float
     threshold: float
-    knots: tuple[tuple[float, float], ...]
+    knots: Knots
     figures: PolicyFigures
 
 
@@ -121,27 +133,77 @@ def fit(rows: CalibrationRows, config: CalibrateConfig) -> FittedThreshold:
     Raises:
         GateError: No threshold keeps the error low enough.
     """
-    good = rows.right & ~rows.outside  # an out-of-scope row is never right to keep
-    weights, bias = logistic(rows.signals[rows.fits], good[rows.fits])
-    named = dict(zip(rows.names, weights, strict=True))
-    scores = np.array([linear(named, bias, dict(zip(rows.names, row, strict=True))) for row in rows.signals.tolist()])
+    weights, bias = _weights(rows)
+    scores = rows.scores(weights, bias)
+    threshold, figures = _tested(scores, scores, rows, config)
+    knots = isotonic(scores, rows.good)
+    return {"weights": weights, "bias": bias, "threshold": threshold, "knots": knots, "figures": figures}
+
+
+def fit_first(
+    first: CalibrationRows, rows: CalibrationRows, fitted: FittedThreshold, config: CalibrateConfig
+) -> FirstStep:
+    """Fit a first step, and choose the threshold behind it by all answers that both keep: one promise for them.
+
+    The first threshold follows from scores that the rows of `fits` fitted: the loosest by which the first step is
+    expected to be wrong in a part of `max_error`. The other rows test thresholds behind it, with what the first step
+    keeps in every test.
+
+    Args:
+        first: The answers of the linear members to the same rows.
+        rows: The answers of the sum.
+        fitted: The fit of those.
+
+    Raises:
+        GateError: The first step keeps nothing, or no threshold behind it keeps the error low enough.
+    """
+    weights, bias = _weights(first)
+    sure, scores = first.scores(weights, bias), rows.scores(fitted["weights"], fitted["bias"])
+    usable = np.sort(sure[~first.says_outside])[::-1]
+    expected = np.cumsum(_chance_wrong(usable)) / np.arange(1, len(usable) + 1)
+    few = usable[expected <= FIRST_SHARE * config.max_error]
+    kept = (sure >= few[-1]) & ~first.says_outside if len(few) else np.zeros(len(sure), bool)
+    if not kept[~rows.fits].any():
+        raise GateError("the linear members are sure of too few answers")
+    pair = replace(rows, right=np.where(kept, first.right, rows.right), says_outside=rows.says_outside & ~kept)
+    threshold, figures = _tested(np.where(kept, CERTAIN, scores), np.where(kept, sure, scores), pair, config)
+    figures["first_kept"] = float(kept[~rows.fits].mean())
+    rest_knots = isotonic(scores[~kept], rows.good[~kept]) or fitted["knots"]
+    return FirstStep(weights, bias, isotonic(sure, first.good), float(few[-1]), rest_knots, threshold, figures)
+
+
+def _weights(rows: CalibrationRows) -> tuple[dict[str, float], float]:
+    """The score's weights by signal, and its bias, from the rows of `fits`."""
+    weights, bias = logistic(rows.signals[rows.fits], rows.good[rows.fits])
+    return dict(zip(rows.names, weights, strict=True)), bias
+
+
+def _tested(
+    scores: Floats, odds: Floats, rows: CalibrationRows, config: CalibrateConfig
+) -> tuple[float, PolicyFigures]:
+    """The threshold that the rows outside of `fits` choose, with its figures.
+
+    Args:
+        scores: (n,) by which answers are kept.
+        odds: (n,) log odds that the answers are right, as expected from their signals.
+
+    Raises:
+        GateError: No threshold keeps the error low enough.
+    """
     tests = rows.only(~rows.fits)
-    cuts = list(_cuts(scores[~rows.fits], tests, _likeness(rows)))
+    cuts = list(_cuts(scores[~rows.fits], odds[~rows.fits], tests, _likeness(rows)))
     chosen = choose(cuts, int(tests.outside.sum()), config)
     chance = max((_chance_to_pass(cut, config) for cut in _tried(cuts, config)), default=0.0)
     if chosen is None:
-        odds = f" (by the scores, {percent(chance, 0)} of such data sets pass)"
+        chances = f" (by the scores, {percent(chance, 0)} of such data sets pass)"
         raise GateError(
-            _unreachable(cuts, config) + odds, hint="a larger calibrate.max_error, more rows, or a better model"
+            _unreachable(cuts, config) + chances, hint="a larger calibrate.max_error, more rows, or a better model"
         )
     figures = _figures(chosen, cuts, tests, config)
     figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum()), "chance_to_pass": chance}
     if rows.groups is not None:
         figures |= {"groups": len(np.unique(rows.groups)), "design_effect": chosen.effect}
-    return {
-        "weights": named, "bias": bias, "threshold": chosen.threshold, "knots": isotonic(scores, good),
-        "figures": figures,
-    }  # fmt: skip
+    return chosen.threshold, figures
 
 
 def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:
@@ -206,7 +268,7 @@ def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
     return [float(value) for value in weights], float(w[-1] - weights @ mean)
 
 
-def isotonic(scores: Floats, good: Mask) -> tuple[tuple[float, float], ...]:
+def isotonic(scores: Floats, good: Mask) -> Knots:
     """Isotonic regression of correctness on the score: pool adjacent violators (Ayer et al. 1955).
 
     Returns:
@@ -236,7 +298,7 @@ def _likeness(rows: CalibrationRows) -> float:
     """
     if rows.groups is None:
         return 0.0
-    wrong = (~rows.right | rows.outside).astype(np.float64)
+    wrong = (~rows.good).astype(np.float64)
     size = len(wrong) / effective_groups(np.bincount(rows.groups).tolist())
     return min(max((jackknife_effect(wrong, rows.groups) - 1) / max(size - 1, 1e-9), 0.0), 1.0)
 
@@ -255,13 +317,19 @@ def _effects(groups: npt.NDArray[np.int64], likeness: float) -> Floats:
     return (1 + (sizes - 1) * likeness) * np.array([widened[each] for each in rounded])
 
 
-def _cuts(scores: Floats, rows: CalibrationRows, likeness: float = 0.0) -> Iterator[Cut]:
-    """Every distinct score as a threshold, from the strictest to the loosest."""
+def _chance_wrong(odds: Floats) -> Floats:
+    """The chance that an answer is wrong, from the log odds that it is right."""
+    chances: Floats = 1 / (1 + np.exp(np.clip(odds, -30, 30)))
+    return chances
+
+
+def _cuts(scores: Floats, odds: Floats, rows: CalibrationRows, likeness: float = 0.0) -> Iterator[Cut]:
+    """Every distinct score as a threshold, from the strictest to the loosest; `odds` as in `_tested`."""
     usable = np.flatnonzero(~rows.says_outside)
     order = usable[np.argsort(-scores[usable], kind="stable")]
-    wrong = np.cumsum(~rows.right[order] | rows.outside[order])
+    wrong = np.cumsum(~rows.good[order])
     outside = np.cumsum(rows.outside[order])
-    expected = np.cumsum(1 / (1 + np.exp(np.clip(scores[order], -30, 30))))
+    expected = np.cumsum(_chance_wrong(odds[order]))
     effects = np.ones(len(order)) if rows.groups is None else _effects(rows.groups[order], likeness)
     for k, at in enumerate(order):
         if k + 1 == len(order) or scores[order[k + 1]] < scores[at]:

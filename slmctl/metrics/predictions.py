@@ -36,10 +36,21 @@ class PredictionFacts(TypedDict):
     release: NotRequired[str]
 
 
+class LinearAnswer(TypedDict):
+    """The answer that the linear members of a sum give alone."""
+
+    answer: str
+    confidence: float
+    labels: dict[str, float]
+    logprobs: list[float]
+    evidence: float
+
+
 class Prediction(TypedDict):
     """One line of `predictions.jsonl`.
 
-    `expected` is the record's reference answer; `answer` is None for a row that was not sent or not answered.
+    `expected` is the record's reference answer; `answer` is None for a row that was not sent or not answered; `first`
+    is there where a file and linear members answered.
     """
 
     id: str
@@ -50,6 +61,7 @@ class Prediction(TypedDict):
     logprobs: NotRequired[list[float]]
     raw_logprobs: NotRequired[list[float]]
     evidence: NotRequired[float]
+    first: NotRequired[LinearAnswer]
     prompt_tokens: NotRequired[int | None]
     completion_tokens: NotRequired[int | None]
     not_sent: NotRequired[str]

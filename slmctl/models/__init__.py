@@ -1,7 +1,4 @@
-"""Models that can answer, a file a kind, and their combinations with an encoder; `of` turns a kind into its class.
-
-The first look at a question (`first_look`) is no model: it stands before one that is open.
-"""
+"""Models that can answer, a file a kind, and their combinations with an encoder; `of` turns a kind into its class."""
 
 from __future__ import annotations
 

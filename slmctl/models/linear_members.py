@@ -62,7 +62,7 @@ class Scores:
     def beside(self, event: Event, labels: tuple[str, ...]) -> Event:
         """The end of a model's answer with the probabilities of the whole sum.
 
-        `raw_logprobs` keeps how likely the model would have answered with any label.
+        `raw_logprobs` keeps how likely the model would have answered with any label, `first` the answer without it.
         """
         both = self._with(event["labels"], labels)
         sure = next(iter(both.values()))
@@ -71,7 +71,8 @@ class Scores:
         every = event.get("distribution")
         more: Event = {} if every is None else {"distribution": self._with(every, labels)}
         return event | more | {
-            "labels": both, "confidence": sure, "logprobs": [best], "raw_logprobs": [best + allowed]
+            "labels": both, "confidence": sure, "logprobs": [best], "raw_logprobs": [best + allowed],
+            "first": self.answer(labels),
         }  # fmt: skip
 
     def _with(self, reached: dict[str, float] | None, labels: tuple[str, ...]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A GGUF file in a sum: the linear members' weighted log probabilities are added to each label's of the file.
 
-They err on other rows than the file, so the sum answers better. It holds no text of a training row.
+They err on other rows than the file, so the sum answers better. It holds no text of a training row. In a first look the
+linear members answer alone what they are sure of, and the file is asked for the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.errors import IntegrityError
 from slmctl.inference import ENCODER, IN_SUM, SUM, SUM_FILE
 from slmctl.inference.engine import Answering, Request
+from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import Event
+from slmctl.inference.supervised_child import EngineError
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import answering_sha256, sum_files
@@ -26,6 +29,8 @@ from slmctl.models.gguf import GgufModel
 from slmctl.models.linear_members import Cancel, LinearMembers, OnEvent, Scores, tell
 from slmctl.models.model import Loading, Model
 
+AHEAD = 512  # requests under way in a first look, so that batches are full and the model is asked last
+
 
 class SumEngine(Composition):
     """A model whose log probabilities of labels are one part of a sum.
@@ -33,16 +38,70 @@ class SumEngine(Composition):
     Requests without labels, and requests to a LoRA adapter, go to the model alone.
 
     Pieces come when both have answered. Closing it closes both.
+
+    Args:
+        first: The policy of the linear members' answers: what it keeps is the answer, and the model is not asked; None
+            to ask both at once.
+        labels: Those that it was fitted for.
+
+    Attributes:
+        kept: Number of answers that were the linear members' alone.
     """
 
-    def __init__(self, engine: Answering, members: LinearMembers) -> None:
+    def __init__(
+        self, engine: Answering, members: LinearMembers, first: Policy | None = None, labels: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(engine, members)
-        self._members = members
+        self._members, self._first, self._labels, self.kept = members, first, labels, 0
+
+    @property
+    def ahead(self) -> int:  # type: ignore[override]
+        return self.engine.ahead if self._first is None else AHEAD
 
     def submit(self, request: Request, on_event: OnEvent) -> Cancel:
         if not (request.labels and request.question) or request.adapter:
             return self.engine.submit(request, on_event)
-        linear, cancelled = Future[Scores](), threading.Event()
+        if self._first is not None and request.labels == self._labels:
+            return self._look(request, on_event, self._first)
+        return self._ask_both(request, on_event)
+
+    def _look(self, request: Request, on_event: OnEvent, policy: Policy) -> Cancel:
+        """Ask the linear members, and the model too where the policy does not keep their answer."""
+        linear, cancels, cancelled = Future[Scores](), list[Cancel](), threading.Event()
+
+        def decide(done: Future[Scores]) -> None:
+            answer = None
+            try:
+                answer = _kept(done, request, policy)
+            finally:  # whatever is raised here is heard by nobody, and the model is asked
+                if answer is None and not cancelled.is_set():
+                    ask_model()
+                elif answer is not None and not cancelled.is_set():
+                    self.kept += 1
+                    tell(on_event, done, lambda _: answer, alternatives=request.alternatives)
+
+        def ask_model() -> None:
+            try:  # members that failed are asked once more
+                cancels.append(self._ask_both(request, on_event, linear if linear.exception() is None else None))
+            except EngineError as error:
+                on_event({"error": error.message, "died": True})
+                return
+            if cancelled.is_set():  # meanwhile, so nobody else cancels this one
+                cancels[-1]()
+
+        def cancel() -> None:
+            cancelled.set()
+            linear.cancel()
+            for each in cancels:
+                each()
+
+        linear.add_done_callback(decide)
+        self._members.read(request, linear)
+        return cancel
+
+    def _ask_both(self, request: Request, on_event: OnEvent, scores: Future[Scores] | None = None) -> Cancel:
+        """Ask the model, and the linear members where their scores are not there; their sum is the answer."""
+        linear, cancelled = scores or Future[Scores](), threading.Event()
 
         def relay(event: Event) -> None:
             if "finish" in event:
@@ -56,7 +115,8 @@ class SumEngine(Composition):
                 tell(on_event, done, lambda scores: scores.beside(event, labels), alternatives=tokens)
 
         cancel = self.engine.submit(request, relay)
-        self._members.read(request, linear)
+        if scores is None:
+            self._members.read(request, linear)
 
         def cancel_both() -> None:
             cancelled.set()
@@ -66,6 +126,15 @@ class SumEngine(Composition):
         return cancel_both
 
 
+def _kept(done: Future[Scores], request: Request, policy: Policy) -> Event | None:
+    """The linear members' answer where the policy keeps it; None where it does not, or where they failed."""
+    if done.cancelled() or done.exception() is not None:
+        return None
+    answer = done.result().answer(request.labels)
+    decision = policy.judge(answer, next(iter(answer["labels"])))
+    return answer | {"p_correct": decision.p_correct} if decision.keep else None
+
+
 @dataclass(frozen=True)
 class FileInSum(Model):
     """A GGUF file with the linear members beside it.
@@ -73,12 +142,14 @@ class FileInSum(Model):
     Attributes:
         model: The GGUF file alone.
         sum: The artifact of the other members; None where they are in the file's own folder, as in a release.
+        first: The policy by whose first step the linear members answer alone; None to ask all for every answer.
     """
 
     is_gguf = takes_policy = True
     place = 6
     model: GgufModel
     sum: Artifact | None = None
+    first: Policy | None = None
 
     @property
     def kind(self) -> str:
@@ -124,7 +195,9 @@ class FileInSum(Model):
         if model.head is None and model.words is None:
             return self.model.load(loading)
         with contextlib.ExitStack() as undo:
-            members = undo.enter_context(LinearMembers(model, folder.path / ENCODER, alone=True))
-            whole = SumEngine(self.model.load(loading), members) if model.of_file else members
+            step = self.first.in_steps()[0] if self.first is not None else None
+            members = undo.enter_context(LinearMembers(model, folder.path / ENCODER, alone=step is None))
+            names = tuple(labels or ())
+            whole = SumEngine(self.model.load(loading), members, step, names) if model.of_file else members
             undo.pop_all()
         return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -12,42 +13,67 @@ from typing import TYPE_CHECKING, NamedTuple
 from slmctl import models
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
+from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference import SUM
 from slmctl.inference.escalation_policy import Policy
+from slmctl.model_files.gguf_choice import has_sum
 from slmctl.pipeline import predictions
-from slmctl.pipeline.graph import PREPARED, Project, stage_class
+from slmctl.pipeline.graph import PREPARED, stage_class
 from slmctl.pipeline.named import Workspace, find_model
 from slmctl.task.contract import FILENAME, Task
 
 if TYPE_CHECKING:
     from slmctl.inference.engine import Answering
-    from slmctl.models.first_look import FirstLookFiles
     from slmctl.models.model import Model, OpenModel
+    from slmctl.models.sum import FileInSum
 
 _VERSION = re.compile(r"-v(\d+(?:\.\d+)*)(?=-|$)")  # in a name of the GGUF convention: Base-1B-desk-v1.0-Q8_0
 AGAIN = "fetch or make it again"  # a damaged artifact may come from another machine
 
 
-def served(where: Workspace, spec: str | None, type: str | None) -> Model:
-    """A model for the own engine, or an encoder, whole."""
+def served(where: Workspace, spec: str | None, type: str | None, *, first_look: bool = False) -> Model:
+    """A model for the own engine, or an encoder, whole; for a first look a file of the project is in its sum."""
     made = find_model(where, spec, ("published", "gguf", "encoder"), default="published")
-    artifact.require_whole(made, hint=AGAIN)
-    return models.of(made, type=type)
+    summed = _sum_of(where, made) if first_look else None
+    for each in filter(None, (made, summed)):
+        artifact.require_whole(each, hint=AGAIN)
+    return models.of(made, type=type, sum=summed)
 
 
-def first_look(project: Project, task: Task) -> FirstLookFiles:
-    """The encoder that looks first at the questions of a project's task, whole.
+def _sum_of(where: Workspace, made: Artifact) -> Artifact | None:
+    """The project's linear members for a model that may have some and carries none itself.
 
     Raises:
-        IntegrityError: It has not been made, is damaged, or is for another task.
-        UsageError: The config has no section `encode`.
+        UsageError: There are none, or none that helps.
     """
-    from slmctl.models.first_look import FirstLookFiles
+    if not models.class_of(made.kind).is_gguf or has_sum(made):
+        return None
+    summed = predictions.sum_of(where.project)
+    if not predictions.has_members(summed):
+        raise UsageError("a first look needs linear members, and none helps the file here", hint="leave it out")
+    return summed
 
-    encoder, policy = predictions.first_look(project)
-    artifact.require_whole(encoder, hint=AGAIN)
-    fitted_policy(policy.path, encoder.digest, task)
-    return FirstLookFiles(encoder, policy, task)
+
+def looking_first(directory: Path, model: Model, policy: Path | None = None) -> FileInSum:
+    """A model with the first step of a policy: of this one, or of the newest that was fitted on it.
+
+    Raises:
+        IntegrityError: There is no policy, or it was changed, or it is for another model.
+        UsageError: The model is no GGUF file in a sum, or the policy has no first step.
+    """
+    from slmctl.models.sum import FileInSum
+
+    if not isinstance(model, FileInSum) or model.task is None:
+        raise UsageError("a first look is for a GGUF file with linear members", hint="slmctl predict gguf --first-look")
+    if (path := policy or newest_policy(directory, model)) is None:
+        raise IntegrityError(f"no policy was fitted on {model.path.name} in its sum", hint="slmctl calibrate")
+    fitted = fitted_policy(path, model.digest, model.task)
+    if fitted.first is None:
+        raise UsageError(
+            f"the policy {path} has no first step: its linear members were not sure enough, or answer alone",
+            hint="leave --first-look out",
+        )
+    return dataclasses.replace(model, first=fitted)
 
 
 def newest_policy(directory: Path, model: Model) -> Path | None:
@@ -144,24 +170,32 @@ class FileModel:
 
     Attributes:
         source: Its artifact.
-        sum: The linear members beside the file, for the model `sum`; else None.
+        sum: The linear members beside the file, for the model `sum` and a first look; else None.
+        first: The policy of a first look, the newest that was fitted on the model; else None.
     """
 
-    def __init__(self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
+    def __init__(
+        self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int, first_look: bool = False
+    ) -> None:
         from slmctl.pipeline import linear_file
 
         kinds = stage_class("predict").takes[0].kinds
         self._where = where
-        self.sum = None
+        self.sum, self.first = None, None
         if model == SUM:
             model, self.sum = "gguf", predictions.sum_of(where.project)
         if model == linear_file.KIND:
             self.source = artifact.foreign(linear_file.written(where.project), linear_file.KIND)
         else:
             self.source = find_model(where, model, kinds, default="gguf")
+        if first_look:
+            self.sum = self.sum or _sum_of(where, self.source)
         for made in filter(None, (self.source, self.sum)):
             artifact.require_whole(made, hint=AGAIN)
         self.model = models.of(self.source, type=type, sum=self.sum)
+        if first_look:
+            looking = looking_first(where.directory, self.model)
+            self.model, self.first = looking, looking.first
         self.task = self.model.task or Task.read(where.project.artifact(PREPARED).path)
         self.type = type
         self.max_tokens = max_tokens
@@ -181,7 +215,7 @@ class FileModel:
 
     def open(self) -> AbstractContextManager[OpenModel]:
         """The model in memory, on its base."""
-        whole = models.of(self.source, type=self.type, base=self.base, sum=self.sum)
+        whole = models.of(self.source, type=self.type, base=self.base) if self.model.needs_base else self.model
         return whole.open(self.task, max_tokens=self.max_tokens)
 
     @property

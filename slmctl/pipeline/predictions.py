@@ -129,19 +129,6 @@ def policy_request(project: Project, model: str) -> StageRequest:
     return stage.request(calibration_inputs(project, functools.partial(project.found, asker=stage.name), model))
 
 
-def first_look(project: Project) -> tuple[Artifact, Artifact]:
-    """The encoder, and the policy that says which of its answers are kept.
-
-    Raises:
-        IntegrityError: One of them has not been made.
-        UsageError: The config has no section `encode`.
-    """
-    encoder, request = encoder_of(project), policy_request(project, "encoder")
-    if not request.path.exists():
-        raise IntegrityError("no policy says which answers of the encoder are kept", hint="slmctl calibrate")
-    return encoder, artifact.load(request.path)
-
-
 def calibration_inputs(
     project: Project, get: Get, model: str = "gguf", request_of: Callable[[str], StageRequest] | None = None
 ) -> Inputs:

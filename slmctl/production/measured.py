@@ -51,7 +51,7 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
         IntegrityError: There is no valid policy at the path.
     """
     made = sorted(lineage.readable_artifacts(root), key=lambda entry: entry.manifest.started)
-    # without policies of a first look: they are for the encoder's answers, which collected rows do not distinguish
+    # without policies of the encoder alone
     policies = [
         entry.path for entry in made if entry.kind == "policy" and entry.metrics.get("model") != encoder_head.NAME
     ]

@@ -23,7 +23,7 @@ from slmctl.production.measured import MeasuredFigures
 from slmctl.production.records import CollectedRow, DecisionLine
 from slmctl.sources.reviewed import Review, decided
 
-KEPT = ("confident", "first-look")  # values of `reason` for an answer that a policy kept
+KEPT = ("confident", "first-look")  # `reason` of an answer that a policy kept; the second in older lines
 USAGE = "slmctl watch decisions.jsonl collected/ reviewed.jsonl"
 COLUMNS = ("week of", "requests", "estimated", "verified", "interval", "rows", "kept", "escalated")
 

@@ -24,7 +24,6 @@ from slmctl.server.log import Log
 
 LOCAL_REASONS = (
     "confident",  # the policy keeps the answer
-    "first-look",  # the encoder's own policy keeps its answer, and the model was not asked
     "sensitive",  # the detectors or the caller say so
     "doubt",  # the search for sensitive data failed, or the answer has no confidence
     "unsure", "out-of-scope",  # the policy would escalate, and no general model is named

@@ -156,9 +156,9 @@ class Router:
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
 
     def _judged(self, event: LocalAnswer) -> Decision | None:
-        """Returns the decision of the policy, or of the first look, on the local answer; None without its signals."""
-        if "p_correct" in event:
-            return Decision(True, event["p_correct"], "first-look")
+        """Returns the decision of the policy on the local answer; None without its signals."""
+        if "p_correct" in event:  # kept by the policy's first step
+            return Decision(True, event["p_correct"], "confident")
         try:
             return self.policy.judge(event, event["text"])
         except ValueError:

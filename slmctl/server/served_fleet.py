@@ -9,16 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmctl import models
 from slmctl.config import PRODUCTION, ServeConfig
 from slmctl.config.serve_section import DEFAULT
 from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.inference.engine import Answering
 from slmctl.models.model import Loading, Model
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
-from slmctl.pipeline import model_lookup, predictions
+from slmctl.pipeline import model_lookup
 from slmctl.pipeline.named import Workspace
 from slmctl.production.collector import Collector
 from slmctl.releases import registry
@@ -156,7 +154,8 @@ class _Member:
         Raises:
             SlmctlError: It does not exist, is damaged, or its policy does not fit.
         """
-        model = model_lookup.served(self.where, self.spec, self.type_name)
+        look = self.settings.first_look
+        model = model_lookup.served(self.where, self.spec, self.type_name, first_look=look)
         task, names = model.task, dict[str, ServedModel]()
         if task is not None:
             names = self._named(model, _main(model, task), self._adapters(model))
@@ -169,15 +168,13 @@ class _Member:
         if policy is not None and task is not None:
             model_lookup.fitted_policy(policy, model.digest, task)
             untuned_prompt.choice(task, escalation.api if escalation is not None else CHAT)
-        if self.settings.first_look:
-            if task is None or not model.is_gguf:
-                raise UsageError("a first look goes before a model with a task", hint="slmctl serve gguf --first-look")
-            model_lookup.first_look(self.where.project, task)
+        if look:
+            model = model_lookup.looking_first(self.where.directory, model, policy)
         return Release(
             self.name or next(iter(names), "") or model.path.stem,
             model.artifact.digest,
             names,
-            sum(each.bytes(self._loading(task)) for each in (model, *self._first())),
+            model.bytes(self._loading(task)),
             load=functools.partial(self._load, model, policy, escalation),
             newest=functools.partial(self.find, escalation) if (self.spec or "").startswith("dir:") else None,
             pin=self.pin,
@@ -186,34 +183,22 @@ class _Member:
     def _loading(self, task: Task | None) -> Loading:
         return Loading.of(task, sequences=self.settings.sequences, context=self.settings.context_length)
 
-    def _first(self) -> list[Model]:
-        """The encoder that looks first, if one does."""
-        return [models.of(predictions.encoder_of(self.where.project))] if self.settings.first_look else []
-
-    def _engine(self, model: Model, loras: Mapping[str, ServedAdapter], stack: contextlib.ExitStack) -> Answering:
-        """The model, and the encoder before it, loaded until the stack ends.
-
-        Raises:
-            SlmctlError: It cannot be loaded, or memory is short.
-        """
-        task = model.task
-        loading = dataclasses.replace(self._loading(task), adapters={name: lora.path for name, lora in loras.items()})
-        if self.pin:  # for the others the fleet has made room
-            model.require_room(loading, *(each.path for each in self._first()))
-        engine = stack.enter_context(model.load(loading))
-        if self.settings.first_look and task is not None:
-            return stack.enter_context(model_lookup.first_look(self.where.project, task).before(engine))
-        return engine
-
     def _load(self, model: Model, policy: Path | None, escalation: Escalation | None) -> RunningModel:
+        """The model in memory; raises an SlmctlError where it cannot be loaded, or memory is short."""
         loras = self._adapters(model)
+        adapters = {name: lora.path for name, lora in loras.items()}
+        loading = dataclasses.replace(self._loading(model.task), adapters=adapters)
         with contextlib.ExitStack() as stack:
-            engine = self._engine(model, loras, stack)
+            if self.pin:  # for the others the fleet has made room
+                model.require_room(loading)
+            engine = stack.enter_context(model.load(loading))
             task, bare, opening = model.task_in(engine)
             names = self._named(model, _main(model, task, bare=bare, opening=opening), loras)
             name, router = next(iter(names)), None
             if policy is not None and escalation is not None:
-                router = Router(model_lookup.fitted_policy(policy, model.digest, task), task, name, escalation)
+                fitted = model_lookup.fitted_policy(policy, model.digest, task)
+                rest = fitted.in_steps()[1] if self.settings.first_look else fitted
+                router = Router(rest, task, name, escalation)
                 stack.callback(router.retire)
             notes = [*filter(None, [model.other_build(engine.build), *(lora.note for lora in loras.values())])]
             for note in notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from slmctl.errors import IntegrityError
-from slmctl.inference.escalation_policy import FILENAME, Policy, signals
+from slmctl.inference.escalation_policy import FILENAME, Decision, FirstStep, Policy, signals
 
 SURE = {"confidence": 0.9, "labels": {"a": 0.9, "b": 0.06, "c": 0.02, "d": 0.01, "e": 0.005, "oos": 0.004},
         "logprobs": [-0.1, -0.005], "raw_logprobs": [-0.3, -0.01], "completion_tokens": 3}  # fmt: skip
@@ -70,21 +71,38 @@ def test_p_correct_is_read_between_the_knots(score: float, p: float) -> None:
     assert policy(knots=((1.0, 0.5),)).p_correct(score) == 0.5
 
 
-def test_it_reads_back_from_a_folder_and_a_file(tmp_path: Path) -> None:
-    policy().write(tmp_path)
-    assert Policy.read(tmp_path) == Policy.read(tmp_path / FILENAME) == policy()
+FIRST = FirstStep({"odds": 1.0, "evidence": 0.5}, 0.0, ((0.0, 0.4),), 3.0, ((0.0, 0.1),), 2.5)
+
+
+@pytest.mark.parametrize("first", [None, FIRST])
+def test_it_reads_back_from_a_folder_and_a_file(tmp_path: Path, first: FirstStep | None) -> None:
+    policy(first=first).write(tmp_path)
+    assert Policy.read(tmp_path) == Policy.read(tmp_path / FILENAME) == policy(first=first)
+    assert ("first" in json.loads((tmp_path / FILENAME).read_bytes())) == (first is not None)
+
+
+def test_a_policy_in_steps_judges_the_members_answers_and_then_the_sums() -> None:
+    members, rest = policy(first=FIRST).in_steps()
+    alone = {"confidence": 0.9, "labels": {"a": 0.9, "b": 0.1}, "logprobs": [-0.1], "evidence": 2.0}
+    with pytest.raises(ValueError, match="of another kind"):
+        policy().judge(alone, "a")
+    members = dataclasses.replace(members, out_of_scope="")
+    assert members.judge(alone, "a") == Decision(True, 0.4, "confident")
+    assert members.judge(alone | {"evidence": 1.0}, "a") == Decision(False, 0.4, "unsure")
+    assert (policy().judge(SURE, "a").keep, rest.judge(SURE, "a")) == (True, Decision(False, 0.1, "unsure"))
 
 
 @pytest.mark.parametrize("change", [
     {"knots": []}, {"knots": [[1]]}, {"knots": 3}, {"weights": None}, {"weights": {"odds": "x"}}, {"threshold": None},
-    {"more": 1}, {"schema": 2}, {"bias": "high"},
+    {"more": 1}, {"schema": 2}, {"bias": "high"}, {"first": {"weights": {}}},
+    {"first": dataclasses.asdict(FIRST) | {"rest_knots": []}}, {"first": dataclasses.asdict(FIRST) | {"more": 1}},
 ])  # fmt: skip
 def test_what_is_no_policy_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     policy().write(tmp_path)
     fields = json.loads((tmp_path / FILENAME).read_bytes())
     (tmp_path / FILENAME).write_text(json.dumps(fields | change), encoding="utf-8")
     with pytest.raises(
-        IntegrityError, match=r"policy\.json is not valid: (knots|weights|threshold|more|bias)|has schema 2"
+        IntegrityError, match=r"policy\.json is not valid: (knots|weights|threshold|more|bias|first)|has schema 2"
     ):
         Policy.read(tmp_path)
 

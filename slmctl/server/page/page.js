@@ -111,7 +111,6 @@ async function ask(messages, onPiece) {
 const WHY = {
   "no-policy": "no other model is asked",
   confident: "it is sure enough",
-  "first-look": "the encoder was sure enough, and the model was not asked",
   sensitive: "the text is sensitive, so it stays here",
   doubt: "it is not known whether the text is sensitive, or how sure the model is",
   unsure: "the small model is not sure enough",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from markupsafe import Markup
@@ -14,7 +14,7 @@ from slmctl import console, models
 from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
-from slmctl.errors import DataError, UsageError
+from slmctl.errors import DataError, GateError, UsageError
 from slmctl.inference.escalation_policy import Policy, PolicyFigures, signals
 from slmctl.metrics import answer_metrics, error_threshold
 from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
@@ -49,18 +49,27 @@ def run(
     own = len(lines)
     if outside is not None:
         lines += [line for line in _answered(outside) if line["expected"] == config.out_of_scope]
-    rows = read(lines, task, config, _groups(prepared) if prepared is not None else None)
+    groups = _groups(prepared) if prepared is not None else None
+    rows = read(lines, task, config, groups)
     fitted = error_threshold.fit(rows, config)
     policy = Policy(
         gguf=_source(facts_of(predictions)), task=task.digest, kind=task.kind, correct=correctness(task, config),
         out_of_scope=config.out_of_scope or "", **fitted,
     )  # fmt: skip
+    if alone := [cast(Prediction, {**line, **line["first"]}) for line in lines if "first" in line]:
+        try:
+            first = error_threshold.fit_first(_rows(alone, task, config, groups), rows, fitted, config)
+            policy = dataclasses.replace(policy, first=first)
+        except GateError as error:
+            console.say(f"  no first look: {error.message}")
     policy.figures.update(_expected(policy, lines[:own], rows))
     if config.min_token_f1 is not None:
         policy.figures["min_token_f1"] = config.min_token_f1
     policy.write(out)
     (out / "curve.svg").write_text(svg_chart.standalone(picture(policy.figures)), encoding="utf-8")
     figures: dict[str, Any] = {key: value for key, value in policy.figures.items() if key != "curve"}
+    if policy.first is not None:
+        figures["first_look"] = {key: value for key, value in policy.first.figures.items() if key != "curve"}
     if models.class_of(facts_of(predictions)["kind"]).is_remote:
         kept = [line.get("confidence") or 0.0 for line in lines if policy.judge(line, line["answer"] or "").keep]
         if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):  # confidence decides
@@ -138,6 +147,12 @@ def read(
             f"  note: {len(lines)} calibration rows are few: a policy that passes on so few may be over max_error more "
             f"often than {percent(1 - config.confidence, 0)} of the time; {FEW_ROWS} and more are better"
         )
+    return _rows(lines, task, config, groups)
+
+
+def _rows(
+    lines: Sequence[Prediction], task: Task, config: CalibrateConfig, groups: Mapping[str, str] | None
+) -> CalibrationRows:
     outside = config.out_of_scope or ""
     try:
         table = [signals(line, out_of_scope=outside) for line in lines]

@@ -69,7 +69,7 @@ class Calibrate(Stage[CalibrateConfig]):
             except (GateError, IntegrityError) as error:
                 console.say(f"  no policy for the encoder: {error.message} ({error.hint})")
             else:
-                console.say("  the encoder (slmctl serve encoder, or before the model: --first-look)")
+                console.say("  the encoder alone (slmctl serve encoder)")
                 show(of_encoder)
         _require_rows(self.project, 1)
 
@@ -131,6 +131,11 @@ def show(policy: Artifact) -> None:
         console.say(
             f"  the {fit['rows']} rows are of {console.count(fit['groups'], 'group')}, each right or wrong as a whole: "
             f"{fit['design_effect']:.1f} of the kept ones count as one in the bound"
+        )
+    if (look := fit.get("first_look")) is not None:
+        console.say(
+            f"  with --first-look: keeps {percent(look['kept'])}, {percent(look['first_kept'])} by the linear members "
+            f"alone; of all of them {percent(look['error'])} wrong, at most {percent(look['error_bound'])}"
         )
     if "least_confidence" in fit:
         console.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -100,6 +101,57 @@ def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: 
     right = sum(row["answer"] == row["expected"] for row in tested)
     assert (metrics["p_correct"], metrics["right"]) == (pytest.approx(np.mean(chances)), right / len(tested))
     assert abs(metrics["p_correct"] - metrics["right"]) < 0.02
+
+
+def with_members(count: int, *, seed: int = 0, odds: float = 5.0, outside: int = 0) -> list[dict[str, Any]]:
+    """Answers of a sum whose linear members, as calibrated, are sure of other rows."""
+    draw, found = np.random.default_rng(seed + 5000), lines(count, outside=outside, seed=seed)
+    for k, line in enumerate(found):
+        value = draw.normal(0.0, 1.5) if k < outside else draw.normal(odds, 2.5)
+        sure = 1 / (1 + math.exp(-abs(value)))
+        right = draw.random() < 1 / (1 + math.exp(-value)) and k >= outside
+        line["first"] = {"answer": "a" if right else "b", "confidence": sure, "labels": {"a": sure, "b": 1 - sure},
+                         "logprobs": [math.log(sure)], "evidence": float(draw.normal())}  # fmt: skip
+    return found
+
+
+def kept_in_steps(policy: Policy, rows: list[dict[str, Any]]) -> tuple[list[bool], list[bool]]:
+    """(right or not of every kept answer in two steps, that of the linear members alone)."""
+    (members, rest), found, alone = policy.in_steps(), list[bool](), list[bool]()
+    for row in rows:
+        looked = members.judge(row["first"], row["first"]["answer"])
+        answer = row["first"]["answer"] if looked.keep else row["answer"]
+        if looked.keep or rest.judge(row, answer).keep:
+            found.append(answer == row["expected"])
+            alone += [found[-1]] if looked.keep else []
+    return found, alone
+
+
+@pytest.mark.parametrize("outside", [0, 100])
+def test_one_promise_holds_for_all_that_two_steps_keep(tmp_path: Path, outside: int) -> None:
+    # the file's policy was fitted on all rows and judged the hard ones alone: over 5 % in up to 100 of 100 draws
+    rows, config = with_members(1500, outside=outside), {"out_of_scope": "oos"} if outside else {}
+    policy, metrics = fitted(tmp_path, rows, **config)
+    assert policy.first is not None
+    tested = [row for row in rows if not error_threshold.fits_score(row["id"])]
+    (kept, alone), figures = kept_in_steps(policy, tested), policy.first.figures
+    assert (figures["kept"], figures["first_kept"]) == (len(kept) / len(tested), len(alone) / len(tested))
+    assert figures["error"] == kept.count(False) / len(kept) and 0.1 < figures["first_kept"] < figures["kept"]
+    assert figures["error_bound"] == error_bound(kept.count(False), len(kept)) <= 0.05
+    assert metrics["first_look"] == {name: value for name, value in figures.items() if name != "curve"}
+    alone_of_sum = [{name: value for name, value in row.items() if name != "first"} for row in rows]
+    plain, _ = fitted(tmp_path / "plain", alone_of_sum, **config)
+    assert plain == dataclasses.replace(policy, first=None)  # a server without a first look decides as ever
+    assert "first" not in json.loads((tmp_path / "plain" / "out" / "policy.json").read_text())
+    chances = [step.judge(row["first"] if k == 0 else row, "a").p_correct
+               for k, step in enumerate(policy.in_steps()) for row in rows]  # fmt: skip
+    assert max(chances) <= 0.05 ** (1 / 1500) and min(chances) < 0.6
+
+
+def test_members_that_are_not_sure_take_no_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy, metrics = fitted(tmp_path, with_members(600, odds=0.0))
+    assert policy.first is None and "first_look" not in metrics and metrics["kept"] > 0.3
+    assert "no first look: the linear members are sure of too few answers" in capsys.readouterr().err
 
 
 def test_rows_of_one_group_are_counted_as_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -32,14 +33,14 @@ from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.inference.events import Event
 from slmctl.inference.supervised_child import EngineError
-from slmctl.metrics import encoder_head, label_sum
+from slmctl.metrics import encoder_head, error_threshold, label_sum
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import normalised
 from slmctl.model_files import encoder_source
 from slmctl.models.encoder_process import Encoder
-from slmctl.models.first_look import FirstLookEngine
 from slmctl.models.linear_members import LinearMembers, Scores
 from slmctl.models.prompts import Prompt
+from slmctl.models.sum import SumEngine
 from slmctl.production.measured import measured
 from slmctl.task.records import Record
 
@@ -437,45 +438,63 @@ def calibrated(tiny_base: Path, gguf: Path, stages: Forks, tmp_path_factory: pyt
         if not (place / "words.gguf").exists():
             shutil.copyfile(gguf, place / "words.gguf")
             with (place / "slmctl.yaml").open("a") as stream:
-                stream.write("encode: {encoder: ./words.gguf}\n")
+                stream.write("encode: {encoder: ./words.gguf}\nsum: {floor: 0}\n")  # words alone answer the tiny rows
         return stages.run(place, *words)
 
     return tiny.calibrated(folder, tiny_base, run)
 
 
-def test_the_encoder_answers_what_its_policy_keeps(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
-    policies = [json.loads(path.read_text()) for path in calibrated.glob("runs/policy/[!.]*/policy.json")]
-    (own,) = [policy for policy in policies if "allowed" not in policy["weights"]]
-    encoder = artifact.load(next(calibrated.glob("runs/encoder/[!.]*")))
-    assert own["gguf"] == encoder.digest.removeprefix("sha256:")
-    assert own["figures"]["error_bound"] <= own["figures"]["max_error"]
-    texts = [text for text, _ in tiny.rows(40, seed=5)]
-    (tmp_path / "in.csv").write_text("\n".join(["text", *texts, "zzz qqq", ""]) + "\n")
-    answers = {}
-    for name, words in (("encoder", ()), ("gguf", ()), ("gguf", ("--first-look",))):
-        out = tmp_path / f"{name}{len(words)}.csv"
-        done = stages.run(
-            calibrated, "predict", name, *words, "--input", str(tmp_path / "in.csv"), "--output", str(out)
-        )
-        tiny.ok(done)
-        answers[name, *words] = [line.rsplit(",", 3)[1:] for line in out.read_text().splitlines()[1:]]
-    kept = int(done.stderr.partition(" answers by the encoder alone")[0].split()[-1])
-    both, alone, model = answers["gguf", "--first-look"], answers["encoder",], answers["gguf",]
-    assert 0 < kept <= len(both)
-    assert all(row in (first, second) for row, first, second in zip(both, alone, model, strict=True))
-    assert sum(row == first for row, first in zip(both, alone, strict=True)) >= kept
-    head = encoder.file("sum.npz")
+def summed(desk: Path) -> tuple[Policy, list[dict[str, Any]], list[str]]:
+    """The policy of a file in its sum, with the lines that it was fitted on and their texts."""
+    policies = [Policy.read(path) for path in desk.glob("runs/policy/[!.]*")]
+    (policy,) = [policy for policy in policies if policy.first is not None]
+    (made,) = [
+        found for path in desk.glob("runs/predictions/[!.]*")
+        if (found := artifact.load(path)).metrics["split"] == "calibration" and found.metrics["sha256"] == policy.gguf
+    ]  # fmt: skip
+    lines = [json.loads(line) for line in made.file("predictions.jsonl").read_text().splitlines()]
+    (prepared,) = desk.glob("runs/prepared/[!.]*")
+    records = [json.loads(line) for line in (prepared / "calibration.jsonl").read_text().splitlines()]
+    return policy, lines, [record["messages"][-2]["content"] for record in records]
+
+
+@pytest.mark.slow
+def test_the_linear_members_answer_what_the_policy_keeps_of_them(
+    calibrated: Path, stages: Forks, tmp_path: Path
+) -> None:
+    policy, lines, texts = summed(calibrated)
+    members, _ = policy.in_steps()
+    kept = [members.judge(line["first"], line["first"]["answer"]).keep for line in lines]
+    assert policy.first is not None and sum(kept) > 0 and policy.first.figures["error_bound"] <= 0.05
+    tested = [keep for keep, line in zip(kept, lines, strict=True) if not error_threshold.fits_score(line["id"])]
+    assert policy.first.figures["first_kept"] == pytest.approx(sum(tested) / len(tested))
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = "predict", "gguf", "--first-look", "--input", str(tmp_path / "in.jsonl"), "--output"
+    done = stages.run(calibrated, *words, str(tmp_path / "out.jsonl"))
+    tiny.ok(done)
+    assert f"{sum(kept)} answers by the linear members alone" in done.stderr
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for keep, line, row in zip(kept, lines, answers, strict=True):
+        expected = line["first"] if keep else line
+        assert row["answer"] == expected["answer"] and row["confidence"] == pytest.approx(
+            expected["confidence"], abs=1e-3 if keep else 0.02
+        )  # the file's differ by its batches
+    head = artifact.load(next(calibrated.glob("runs/sum/[!.]*"))).file("sum.npz")
     whole = head.read_bytes()
     head.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    done = stages.run(calibrated, "predict", "gguf", "--first-look", "--input", str(tmp_path / "in.csv"),
-                      "--output", str(tmp_path / "x.csv"))  # fmt: skip
+    done = stages.run(calibrated, *words, str(tmp_path / "x.jsonl"))
     head.write_bytes(whole)
     assert done.code == 7 and "sum.npz" in done.stderr
+
+
+DONE: Event = {"finish": "stop", "prompt_tokens": 3, "completion_tokens": 2, "confidence": 0.998, "logprobs": [-0.002],
+               "labels": {"account": 0.998}, "raw_logprobs": [-0.01]}  # fmt: skip
 
 
 def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, gguf: Path) -> None:
     texts = ["invoice refund please", "zzz qqq", "parcel courier today", "qqq zzz zzz"]
     made = LabelSum.read(next(calibrated.glob("runs/encoder/[!.]*")) / "sum.npz")
+    made = dataclasses.replace(made, weights={"file": 5.0, "encoder": 1.0, "words": 0.01})
     with Encoder(gguf) as encoder:
         scores = zip(*made.scored(texts, encoder.encode(texts)), strict=True)
     known = [Scores(made.labels, *row).answer(made.labels)["evidence"] for row in scores]
@@ -489,34 +508,45 @@ def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, g
     class Account(Answering):
         """A model that answers everything with account."""
 
+        ahead = 3
+
         def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
             asked.append(request.prompt)
             on_event({"piece": "account"})
-            on_event({"finish": "stop"})
+            on_event(DONE)
             return lambda: None
 
-    with FirstLookEngine(Account(), LinearMembers(made, gguf), policy, made.labels) as first:
+    with LinearMembers(made, gguf) as members:
+        first = SumEngine(Account(), members, policy, made.labels)
+        assert first.ahead == 512 and SumEngine(Account(), members).ahead == 3
 
-        def question(text: str, prompt: str = "") -> Request:
-            return Request(prompt or text, labels=made.labels, question=text)
+        def submitted(text: str, prompt: str = "", labels: tuple[str, ...] = made.labels) -> queue.SimpleQueue[Event]:
+            events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+            first.submit(Request(prompt or text, labels=labels, question=text), events.put)
+            return events
 
         answers = []
         for text in texts:
-            events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-            first.submit(question(text), events.put)
+            events = submitted(text)
             answers.append(events.get(timeout=60)["piece"])
-            assert ("p_correct" in events.get(timeout=60)) == (text not in asked)
+            end = events.get(timeout=60)
+            assert ("p_correct" in end, "first" in end) == (text not in asked, text in asked)
         assert answers == ["billing", "account", "delivery", "account"] and asked == [texts[1], texts[3]]
         assert first.kept == 2
-        first.submit(question("qqq", "late"), lambda event: asked.append("late"))()  # cancelled
-        events = queue.SimpleQueue()
-        os.kill(first.encoder.pid, signal.SIGKILL)  # the encoder begins anew
-        first.submit(question(texts[0], "lost"), events.put)
-        assert events.get(timeout=120)["piece"] == "billing" and "late" not in asked
-        first.encoder.close()
-        events = queue.SimpleQueue()
-        first.submit(question(texts[0], "closed"), events.put)  # an encoder that has failed holds no answer up
-        assert events.get(timeout=60)["piece"] == "account" and asked[-1] == "closed"
+        events = submitted(texts[0], "some labels", made.labels[:2])  # which the policy was not fitted for
+        assert events.get(timeout=60)["piece"] and asked.pop() == "some labels"
+        request = Request("late", labels=made.labels, question="qqq")
+        first.submit(request, lambda event: asked.append("late"))()  # cancelled
+        os.kill(members.pid, signal.SIGKILL)  # the encoder begins anew
+        assert submitted(texts[0], "lost").get(timeout=120)["piece"] == "billing" and "late" not in asked
+        asks = members.scored
+        members.scored = lambda *_, **__: exec("raise MemoryError")  # type: ignore[method-assign, assignment]
+        events = submitted(texts[0], "failed")  # members that fail leave the question to the sum, which asks them again
+        assert "MemoryError" in events.get(timeout=60)["error"] and asked[-1] == "failed"
+        members.scored = asks  # type: ignore[method-assign]
+        assert submitted(texts[0], "again").get(timeout=60)["piece"] == "billing" and first.kept == 4
+        members.close()
+        assert submitted(texts[0], "closed").get(timeout=60)["died"] and asked[-1] == "closed"
 
 
 ATTACKS = (
@@ -529,21 +559,19 @@ ATTACKS = (
 
 
 @pytest.mark.slow
-def test_texts_that_attack_the_first_look_get_an_answer_of_one_of_both(
-    calibrated: Path, stages: Forks, tmp_path: Path
-) -> None:
+def test_texts_that_attack_the_first_look_are_answered_as_ever(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
     rows = [text.encode("utf-16", "surrogatepass").decode("utf-16") for text in ATTACKS]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     answers = []
-    for words in (("gguf", "--first-look"), ("gguf",), ("encoder",)):
+    for words in (("gguf", "--first-look"), ("sum",)):
         out = tmp_path / f"{len(answers)}.jsonl"
         done = stages.run(calibrated, "predict", *words, "--input", str(tmp_path / "in.jsonl"), "--output", str(out))
         assert "Traceback" not in done.stderr, done.stderr
         answers.append([json.loads(line) for line in out.read_text().splitlines()])
-    both, model, encoder = answers
-    assert len(both) == len(rows)
-    for text, row, *alone in zip(rows, both, model, encoder, strict=True):
-        assert any(row == other for other in alone), (text[:40], row, alone)
+    for text, looked, row in zip(rows, *answers, strict=True):
+        assert looked["error"] in (None, row["error"]) and (looked["answer"] in tiny.LABELS or looked["error"]), text[
+            :40
+        ]
 
 
 @pytest.mark.parametrize(
@@ -551,23 +579,29 @@ def test_texts_that_attack_the_first_look_get_an_answer_of_one_of_both(
     [
         (("predict", "encoder", "--first-look"), "goes before a model on this machine"),
         (("predict", "linear", "--first-look"), "goes before a model on this machine"),
-        (("predict", "adapter", "--first-look"), "goes before a GGUF file"),
-        (("predict", "gguf", "--first-look", "--set", "calibrate.max_error=0.3"), "slmctl calibrate"),
+        (("predict", "adapter", "--first-look"), "is for a GGUF file with linear members"),
+        (("serve", "gguf", "--first-look", "--policy", "POLICY", "--port", "0"), "has no first step"),
     ],
 )
 def test_a_first_look_that_cannot_be_is_a_sentence(
     calibrated: Path, stages: Forks, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     (tmp_path / "in.csv").write_text("text\nhello\n")
-    done = stages.run(calibrated, *words, "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv"))
+    files = "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")
+    dataclasses.replace(summed(calibrated)[0], first=None).write(tmp_path)
+    named = [word.replace("POLICY", str(tmp_path / "policy.json")) for word in words]
+    done = stages.run(calibrated, *named, *(files if words[0] == "predict" else ()))
     assert done.code != 0 and said in done.stderr, done.stderr
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_a_first_look_needs_an_encoder(tiny_run: Path, stages: Forks, tmp_path: Path) -> None:
+def test_a_first_look_needs_members_and_a_policy(
+    tiny_run: Path, encoded: Path, stages: Forks, tmp_path: Path
+) -> None:  # fmt: skip
     (tmp_path / "in.csv").write_text("text\nhello\n")
     files = "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")
-    assert "has no section 'encode'" in stages.run(tiny_run, "predict", "gguf", "--first-look", *files).stderr
+    for desk, said in ((tiny_run, "has no section 'encode'"), (encoded, "no policy was fitted on")):
+        assert said in stages.run(desk, "predict", "gguf", "--first-look", *files).stderr
 
 
 def chats(url: str, *texts: str) -> list[httpx.Response]:
@@ -579,12 +613,10 @@ def chats(url: str, *texts: str) -> list[httpx.Response]:
 def test_a_server_looks_first_too(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
     texts = [text for text, _ in tiny.rows(12, seed=9)] + ["zzz qqq"]
     (tmp_path / "in.csv").write_text("\n".join(["text", *texts, ""]))
-    predicted = {}
-    for name in ("encoder", "gguf"):
-        out = tmp_path / f"{name}.csv"
-        tiny.ok(stages.run(calibrated, "predict", name, "--type", "Q8_0", "--input", str(tmp_path / "in.csv"),
-                           "--output", str(out)))  # fmt: skip
-        predicted[name] = [line.split(",")[1] for line in out.read_text().splitlines()[1:]]
+    out = tmp_path / "out.csv"
+    tiny.ok(stages.run(calibrated, "predict", "gguf", "--first-look", "--type", "Q8_0", "--input",
+                       str(tmp_path / "in.csv"), "--output", str(out)))  # fmt: skip
+    predicted = [line.split(",")[1] for line in out.read_text().splitlines()[1:]]
     server, url = begin(calibrated, "gguf", "--type", "Q8_0", "--first-look")
     try:
         replies = chats(url, *texts)
@@ -592,9 +624,11 @@ def test_a_server_looks_first_too(calibrated: Path, stages: Forks, tmp_path: Pat
         answers = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
     finally:
         end(server)
-    looked = ["first-look" in reason for reason in reasons]
-    assert any(looked), reasons
-    assert answers == [predicted["encoder" if first else "gguf"][k] for k, first in enumerate(looked)]
+    assert answers == predicted
+    assert {reason.partition("reason=")[2] for reason in reasons} <= {"confident", "unsure"} and "confident" in reasons[
+        0
+    ]
+    assert all(reply.json()["slmctl"]["p_correct"] for reply in replies)
 
 
 def test_an_encoder_is_served_and_spoken_to(calibrated: Path, stages: Forks) -> None:
@@ -610,7 +644,7 @@ def test_an_encoder_is_served_and_spoken_to(calibrated: Path, stages: Forks) -> 
     said = stages.run(calibrated, "chat", "encoder", input="invoice refund please\n")
     assert said.stdout.strip() == "billing"
     refused = stages.run(calibrated, "serve", "encoder", "--first-look", "--port", "0")
-    assert refused.code == 2 and "goes before a model" in refused.stderr
+    assert refused.code == 2 and "is for a GGUF file" in refused.stderr
 
 
 def test_an_encoder_has_its_policy_before_there_is_a_model(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
@@ -625,7 +659,7 @@ def test_an_encoder_has_its_policy_before_there_is_a_model(calibrated: Path, sta
 def test_production_is_compared_with_the_policy_of_the_file(calibrated: Path) -> None:
     assert "encoder_logistic" in {artifact.load(each).metrics["model"] for each in calibrated.glob("runs/policy/[!.]*")}
     found = measured(calibrated)
-    assert artifact.load(Path(found.policy)).metrics["model"] == "Q8_0"
+    assert artifact.load(Path(found.policy)).metrics["model"] == "Q8_0+sum"
 
 
 def test_gc_keeps_the_policy_of_the_encoder(calibrated: Path, stages: Forks) -> None:
