@@ -316,7 +316,6 @@ COMPARED = (
         "slmctl.cli.inspect_commands": "the name that a person types for the base of the config",
         "slmctl.cli.predict_command": "names that a person types, and the options that do not go with them",
         "slmctl.config.sections": "values of keys, which rule each other out",
-        "slmctl.pipeline.linear_file": "the names by which cheap models are proposed",
         "slmctl.pipeline.model_lookup": "names that a person types, for which there is no artifact of that kind",
         "slmctl.pipeline.named": "the name that a person types, in a hint",
         "slmctl.pipeline.predictions": "names of the config for which there is no artifact of that kind",
@@ -485,8 +484,9 @@ def test_stage_is_a_folder_with_run() -> None:
         (run,) = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
         assert [argument.arg for argument in run.args.args] == ["config"], name
         assert ast.unparse(run.args.args[0].annotation or run) == f"{stage.name.capitalize()}Config"
+        roles = [role.name for role in stage.takes if role.when != "linear"]  # which linear_release.run takes
         assert sorted(argument.arg for argument in run.args.kwonlyargs) == sorted(
-            ["out", *(role.name for role in stage.takes), *(["keep"] if stage.resumes else []), *OPTIONS.get(name, [])]
+            ["out", *roles, *(["keep"] if stage.resumes else []), *OPTIONS.get(name, [])]
         ), name
 
 

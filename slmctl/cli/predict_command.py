@@ -93,7 +93,7 @@ def predict(
 
     if model == linear_file.KIND:
         raise UsageError(
-            "linear answers a file; its answers to held-out rows stand in the report", hint=linear_file.answers()
+            "linear answers a file; its answers to held-out rows stand in the report", hint=linear_file.ANSWERS
         )
     project = open_project(options)
     for step in predictions.predictions_of(project, model or "gguf", split, type_name):

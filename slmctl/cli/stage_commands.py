@@ -398,15 +398,13 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     planned.require()
     if planned.seconds > LONG_S and not yes:
         _ask_about_time(planned.seconds)
-    for name in names:
-        project.stage(name).import_first()
+    for stage in planned.stages:
+        project.stage(stage.name).import_first()
     begun, current = time.monotonic(), {stage.name for stage in planned.stages if stage.current}
-    for name in names:
-        if getattr(project.config, name) is None and until != name:  # a section that may be left out
-            continue
-        if not yes and name not in current:
-            _ask_before(project, name)
-        outcome = _made(options, project, name)
+    for stage in planned.stages:
+        if not yes and stage.name not in current:
+            _ask_before(project, stage.name)
+        outcome = _made(options, project, stage.name)
     if len(current) < len(planned.stages):
         terminal().say(f"{'in all':<9} {terminal().duration(time.monotonic() - begun):>12}")
     if until in ANSWERS:

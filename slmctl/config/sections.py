@@ -395,6 +395,11 @@ class PublishConfig(Section):
     version: Annotated[Text, Inherited()] = ""
     label: Annotated[Any, Inherited(), Outside()] = None  # if set, `labelled` is an input of the release
     encode: Annotated[Any, Inherited(), Outside()] = None  # if set, a release may carry the encoder
+    model: Annotated[Literal["gguf", "linear"], WhenSet()] = Field(
+        "gguf",
+        description="model of a release: gguf, the tuned GGUF files, with a section encode in a sum with linear "
+        "members; or linear, those members alone, for which nothing is trained",
+    )
     to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://).+$"), Outside()] = Field(
         "dir:./registry",
         description="target of releases: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME or s3://BUCKET/PREFIX",
@@ -421,6 +426,16 @@ class PublishConfig(Section):
         default_factory=list,
         description="further hosts to which the target's server redirects its clients, for sign-in or storage",
     )
+
+    @property
+    def linear(self) -> bool:
+        """True where a release is linear members alone."""
+        return self.model == "linear"
+
+    @property
+    def tuned(self) -> bool:
+        """True where a release holds GGUF files of a fine-tuned model."""
+        return not self.linear
 
 
 class Config(Section):
@@ -471,9 +486,24 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _releases_a_linear_model_that_is_made(self) -> Config:
+        if self.publish.linear and self.encode is None:
+            raise ValueError(
+                "'publish.model' is linear, and there is no section 'encode', which makes the linear model; "
+                "encode: {encoder: none} makes it of words, without a download"
+            )
+        if self.publish.linear and self.publish.include:
+            raise ValueError(
+                f"'publish.include' holds {self.publish.include[0]}, and 'publish.model' is linear, so none is trained"
+            )
+        return self
+
     @property
     def measured(self) -> list[str]:
         """The models of this pipeline that a report measures."""
+        if self.publish.linear:
+            return ["sum"]
         summed = ["sum"] if "gguf" in self.evaluate.models else []
         return [*(["encoder", *summed] if self.encode is not None else []), *self.evaluate.models]
 

@@ -2,4 +2,5 @@
 
 ENCODER, SUM_FILE = "encoder.gguf", "sum.npz"  # files of an encoder, and of a sum's linear members and weights
 SUM, IN_SUM = "sum", "+sum"  # kind of a file with linear members beside it, and the end of its name in reports
+LINEAR = "linear"  # kind and name of linear members that answer alone
 FILE = "file"  # the GGUF file among the members of a sum

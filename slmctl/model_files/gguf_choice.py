@@ -66,14 +66,29 @@ def sum_files(model: Artifact) -> dict[str, str]:
     return hashes if has_sum(model) else {}
 
 
-def answering_sha256(model: Artifact, entry: FileEntry, members: Artifact | None = None) -> str:
+def is_linear(model: Artifact) -> bool:
+    """True for a folder with the linear members of a sum and no GGUF file that they are beside."""
+    return has_sum(model) and all(is_encoder(model, entry) for entry in model.files(".gguf"))
+
+
+def answering(model: Artifact) -> dict[str, str]:
+    """The files by which a release answers, with the hash of each in reports; of linear members alone it is one."""
+    if is_linear(model):
+        return {SUM_FILE: answering_sha256(model)}
+    files = [entry for entry in model.files(".gguf") if not is_encoder(model, entry)]
+    return {entry.path: answering_sha256(model, entry) for entry in files}
+
+
+def answering_sha256(model: Artifact, entry: FileEntry | None = None, members: Artifact | None = None) -> str:
     """The hash that a policy is bound to: of the GGUF file, or of all files of a sum.
 
     Args:
+        entry: The GGUF file; None for linear members alone.
         members: The sum's linear members, if they are not in the model's folder.
     """
     others = sum_files(members or model)
-    if not others:
-        return entry.sha256
-    parts = [entry.sha256, *(others[name] for name in sorted(others))]
+    own = [entry.sha256] if entry is not None else []
+    if own and not others:
+        return own[0]
+    parts = [*own, *(others[name] for name in sorted(others))]
     return sha256_bytes(canonical(parts)).removeprefix("sha256:")

@@ -47,10 +47,11 @@ def of(
         own_file: The adapter's own GGUF file, on the base's file of the type.
         release: The name of a release in gates; empty for a model that gates do not compare with.
     """
-    from slmctl.model_files.gguf_choice import has_sum
+    from slmctl.model_files.gguf_choice import has_sum, is_linear
     from slmctl.models.adapter_file import AdapterFile
     from slmctl.models.gguf import GgufModel, ReferenceFile
     from slmctl.models.hf import AdapterOnBase
+    from slmctl.models.linear import LinearSum
     from slmctl.models.sum import FileInSum
 
     if own_file and base is not None:
@@ -58,6 +59,8 @@ def of(
     made = class_of(artifact.kind)
     if issubclass(made, AdapterOnBase):
         return made(artifact, base)
+    if issubclass(made, FileInSum) or (issubclass(made, GgufModel) and is_linear(artifact)):
+        return LinearSum(artifact, release)
     if not issubclass(made, GgufModel):
         return made(artifact)
     file = ReferenceFile(artifact, type, release) if release else made(artifact, type)

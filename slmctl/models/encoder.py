@@ -1,22 +1,22 @@
-"""The linear members of a project as a model: on a sentence encoder and on words, without a GGUF file."""
+"""The linear members of a project before they are weighed with a GGUF file: the artifact of `encode`."""
 
 from __future__ import annotations
 
 from slmctl.artifacts.artifact import FileEntry
-from slmctl.inference import ENCODER, SUM_FILE
-from slmctl.inference.engine import Answering
+from slmctl.inference import ENCODER
 from slmctl.metrics import encoder_head
-from slmctl.metrics.label_sum import LabelSum
-from slmctl.model_files import memory
-from slmctl.models.linear_members import LinearMembers
-from slmctl.models.model import Loading, Model
+from slmctl.models.linear import LinearSum
 
 
-class EncoderAlone(Model):
-    """The artifact of `encode`, which answers without another model."""
+class EncoderAlone(LinearSum):
+    """The artifact of `encode`, which answers without another model, and counts as a baseline."""
 
-    takes_policy = is_baseline = True
+    is_baseline = True
     place = 0
+
+    @property
+    def kind(self) -> str:
+        return self.artifact.kind
 
     @property
     def title(self) -> str:
@@ -29,12 +29,5 @@ class EncoderAlone(Model):
 
     @property
     def file(self) -> FileEntry:
-        files = {entry.path: entry for entry in self.artifact.manifest.files}
-        return files.get(ENCODER) or files[SUM_FILE]
-
-    def bytes(self, loading: Loading) -> int:
-        return memory.encoder_bytes(self.path) if self.file.path == ENCODER else memory.WORDS_BYTES
-
-    def load(self, loading: Loading) -> Answering:
-        model = LabelSum.read(self.artifact.path / SUM_FILE, (self.task and self.task.labels) or None)
-        return LinearMembers(model, self.artifact.path / ENCODER)
+        own = next((entry for entry in self.artifact.manifest.files if entry.path == ENCODER), None)
+        return own or super().file

@@ -1,20 +1,88 @@
-"""The linear model of the report as a file: hashed words with logistic regression, without a process."""
+"""Linear members as a model: on a sentence encoder and on words, without a GGUF file that they are beside."""
 
 from __future__ import annotations
 
-from slmctl.artifacts.artifact import FileEntry
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slmctl.artifacts.artifact import Artifact, FileEntry
+from slmctl.errors import IntegrityError, UsageError
+from slmctl.inference import ENCODER, LINEAR, SUM_FILE
 from slmctl.inference.engine import Answering
 from slmctl.metrics.label_sum import LabelSum
+from slmctl.model_files import memory
+from slmctl.model_files.gguf_choice import answering_sha256, sum_files
 from slmctl.models.linear_members import LinearMembers
 from slmctl.models.model import Loading, Model
 
 
-class LinearFile(Model):
-    """The weights of a linear model."""
+@dataclass(frozen=True)
+class LinearSum(Model):
+    """The linear members of a release, or of an artifact of `sum`, which answer alone.
+
+    Attributes:
+        name: Its name in gates, of the release that they compare with; empty for any other one.
+    """
+
+    takes_policy = True
+    place = 6
+    name: str = ""
+
+    @property
+    def kind(self) -> str:
+        return "release" if self.name else LINEAR
+
+    @property
+    def title(self) -> str:
+        return self.name or LINEAR
+
+    @property
+    def file(self) -> FileEntry:
+        return next(entry for entry in self.artifact.manifest.files if entry.path == SUM_FILE)
 
     @property
     def weights(self) -> FileEntry:
+        size = sum((self.artifact.path / name).stat().st_size for name in sum_files(self.artifact))
+        return FileEntry(self.file.path, size, answering_sha256(self.artifact))
+
+    def bytes(self, loading: Loading) -> int:
+        encoder = self.artifact.path / ENCODER
+        return memory.encoder_bytes(encoder) if encoder.is_file() else memory.WORDS_BYTES
+
+    def load(self, loading: Loading) -> Answering:
+        model = members_of(self.artifact, (self.task and self.task.labels) or None)
+        if model.of_file:
+            raise UsageError(f"the linear members in {self.artifact.path} answer beside a GGUF file alone",
+                             hint="slmctl predict sum, or slmctl serve with a release of both")  # fmt: skip
+        return LinearMembers(model, self.artifact.path / ENCODER)
+
+
+class LinearFile(LinearSum):
+    """The weights of a linear model on words, such as `runs/linear.npz`."""
+
+    @property
+    def file(self) -> FileEntry:
         return self.artifact.manifest.files[0]
+
+    @property
+    def weights(self) -> FileEntry:
+        return self.file
 
     def load(self, loading: Loading) -> Answering:
         return LinearMembers(LabelSum.read(self.artifact.path), self.artifact.path)
+
+
+def members_of(folder: Artifact, labels: Sequence[str] | None) -> LabelSum:
+    """The members and weights in a folder.
+
+    Args:
+        labels: The task's; None for any.
+
+    Raises:
+        IntegrityError: They are damaged, of other labels, or not those that a release was measured with.
+    """
+    measured = folder.metrics.get("sum", {}).get("files", {})  # of a release
+    if measured and measured != sum_files(folder):
+        raise IntegrityError(f"the sum in {folder.path} is not the one that was measured",
+                             hint="fetch the release again")  # fmt: skip
+    return LabelSum.read(folder.path / SUM_FILE, labels)

@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact, FileEntry
-from slmctl.errors import IntegrityError
-from slmctl.inference import ENCODER, IN_SUM, SUM, SUM_FILE
+from slmctl.inference import ENCODER, IN_SUM, SUM
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import Event
 from slmctl.inference.supervised_child import EngineError
-from slmctl.metrics.label_sum import LabelSum
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import answering_sha256, sum_files
 from slmctl.models.composition import Composition
 from slmctl.models.gguf import GgufModel
+from slmctl.models.linear import members_of
 from slmctl.models.linear_members import Cancel, LinearMembers, OnEvent, Scores, tell
 from slmctl.models.model import Loading, Model
 
@@ -186,12 +185,8 @@ class FileInSum(Model):
         return [self._folder.path / ENCODER] if ENCODER in sum_files(self._folder) else []
 
     def load(self, loading: Loading) -> Answering:
-        folder, labels = self._folder, self.task and self.task.labels
-        measured = folder.metrics.get("sum", {}).get("files", {})  # of a release
-        if measured and measured != sum_files(folder):
-            raise IntegrityError(f"the sum in {folder.path} is not the one that was measured",
-                                 hint="fetch the release again")  # fmt: skip
-        model = LabelSum.read(folder.path / SUM_FILE, labels or None)
+        folder = self._folder
+        model = members_of(folder, (self.task and self.task.labels) or None)
         if model.head is None and model.words is None:
             return self.model.load(loading)
         with contextlib.ExitStack() as undo:

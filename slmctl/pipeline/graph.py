@@ -63,6 +63,7 @@ class Stage(Generic[SectionT]):
         fetches_once: It needs the network only as long as its artifact is not there.
         made_once: The reason why its artifacts cannot be built again; empty where they can.
         stands: Its artifact is a result also where a gate failed.
+        tunes: It makes the fine-tuned model, which a release of linear members does without.
         on_page: The page of the report shows its artifact.
     """
 
@@ -76,6 +77,7 @@ class Stage(Generic[SectionT]):
     fetches_once: ClassVar[bool] = False
     made_once: ClassVar[str] = ""
     stands: ClassVar[bool] = False
+    tunes: ClassVar[bool] = False
     on_page: ClassVar[bool] = False
 
     def __init__(self, project: Project) -> None:

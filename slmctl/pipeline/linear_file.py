@@ -12,14 +12,13 @@ from pathlib import Path
 from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.metrics import label_sum, linear_baseline, stored_arrays
+from slmctl.metrics import encoder_head, gates, label_sum, linear_baseline, stored_arrays
 from slmctl.pipeline.graph import PREPARED, Doubt, Project
 from slmctl.task.kinds import kind_of
 from slmctl.task.records import read_records
 
 KIND = "linear"  # names it among the models that `slmctl predict` takes
 WEIGHTS, PROGRAM = "linear.npz", "linear.py"
-NO_RELEASE = "which no release holds yet"
 BARELY = 0.99  # share of right answers, surely, above which less than a point is left
 LOADING = f'''"""Label texts by the linear model: python {PROGRAM} "a text" "another text"."""
 import sys
@@ -43,9 +42,7 @@ print(*kept["labels"][sums.argmax(axis=1)], sep="\\n")
 '''
 
 
-def answers(kind: str = KIND) -> str:
-    """The command that answers by a model of a kind."""
-    return "slmctl serve encoder" if kind == "encoder" else f"slmctl predict {kind} --input FILE --output FILE"
+ANSWERS = f"slmctl predict {KIND} --input FILE --output FILE"
 
 
 def nothing_to_win(project: Project) -> Doubt | None:
@@ -54,10 +51,11 @@ def nothing_to_win(project: Project) -> Doubt | None:
     Raises:
         IntegrityError: The base or the data set has not been made.
     """
-    models = {KIND: ("a linear model (TF-IDF)", project.artifact(PREPARED).metrics.get("linear"))}
+    words = linear_baseline.NAME
+    models = {words: ("a linear model (TF-IDF)", project.artifact(PREPARED).metrics.get("linear"))}
     if project.config.encode is not None:
-        models["encoder"] = "a linear model on the encoder", project.artifact("encoder").metrics
-    for kind, (name, score) in models.items():
+        models[encoder_head.NAME] = "a linear model on the encoder", project.artifact("encoder").metrics
+    for model, (name, score) in models.items():
         if (
             score
             and score["rows"] >= linear_baseline.FEWEST
@@ -68,15 +66,15 @@ def nothing_to_win(project: Project) -> Doubt | None:
                 f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right ({low} to {high}), so a "
                 "trained one has next to nothing to win"
             )
-            lines = tuple(_weights(project)) if kind == KIND else (f"it is a model {NO_RELEASE}: {answers(kind)}",)
-            hint = f"{answers(kind)} takes that one; to train all the same: slmctl run --yes"
+            lines = (*(_weights(project) if model == words else ()), f"to release it: {gates.CHEAP[model]}")
+            hint = f"{gates.CHEAP[model]} releases that one; to train all the same: slmctl run --yes"
             return Doubt(reason, lines, "train all the same?", hint)
     return None
 
 
 def _weights(project: Project) -> Iterator[str]:
     path = written(project)
-    yield f"its weights: {path}; {path.with_name(PROGRAM)} loads them"
+    yield f"its weights: {path}; {path.with_name(PROGRAM)} loads them, and {ANSWERS} answers by them"
 
 
 def written(project: Project) -> Path:

@@ -32,8 +32,8 @@ AGAIN = "fetch or make it again"  # a damaged artifact may come from another mac
 
 
 def served(where: Workspace, spec: str | None, type: str | None, *, first_look: bool = False) -> Model:
-    """A model for the own engine, or an encoder, whole; for a first look a file of the project is in its sum."""
-    made = find_model(where, spec, ("published", "gguf", "encoder"), default="published")
+    """A model for the own engine, or linear members, whole; for a first look a file of the project is in its sum."""
+    made = find_model(where, spec, ("published", "gguf", "encoder", SUM), default="published")
     summed = _sum_of(where, made) if first_look else None
     for each in filter(None, (made, summed)):
         artifact.require_whole(each, hint=AGAIN)
@@ -182,7 +182,7 @@ class FileModel:
         kinds = stage_class("predict").takes[0].kinds
         self._where = where
         self.sum, self.first = None, None
-        if model == SUM:
+        if model == SUM and where.project.config.publish.tuned:
             model, self.sum = "gguf", predictions.sum_of(where.project)
         if model == linear_file.KIND:
             self.source = artifact.foreign(linear_file.written(where.project), linear_file.KIND)

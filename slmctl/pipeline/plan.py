@@ -175,10 +175,12 @@ def shape_of_base(project: Project) -> ModelShape | None:
 
 
 def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
-    """The stages of a run, without optional ones that the config has no section for; the last one is always kept."""
+    """The stages of a run, without those that the config leaves out; the last one is always kept."""
     for name in names:
-        if getattr(project.config, name) is not None or name == names[-1]:
-            yield project.stage(name)
+        stage = project.stage(name)
+        skipped = getattr(project.config, name) is None or (stage.tunes and project.config.publish.linear)
+        if not skipped or name == names[-1]:
+            yield stage
 
 
 def _states(stages: Stages) -> Iterator[StagePlan]:

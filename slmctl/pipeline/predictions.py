@@ -33,15 +33,16 @@ def predictions_of(
     stage = project.stage("predict")
     if model == LORA:
         return _lora_predictions(project, split)
-    typed = "gguf" if model == SUM else model
+    of_files = model == SUM and project.config.publish.tuned
+    typed = "gguf" if of_files else model
     source = named.find_model(named.workspace(project), typed, stage.takes[0].kinds, default="gguf")
     inputs: Inputs = {"model": source}
-    if model == SUM:
+    if of_files:
         inputs["sum"] = sum_of(project)
-    made = models.class_of(source.kind)
+    made = models.of(source)
     if made.needs_base:
         inputs["base"] = base_of(project, source)
-    types = [type] if type and made.is_gguf else made(source).variants()
+    types = [type] if type and made.is_gguf else made.variants()
     sections = [predict_section(project, split, name) for name in types]
     if made.untuned:
         from slmctl.task.kinds import kind_of
@@ -110,7 +111,12 @@ def encoder_of(project: Project) -> Artifact:
 
 
 def sum_of(project: Project) -> Artifact:
-    """The linear members beside the project's GGUF files; raises as `encoder_of`, or where they are not weighed."""
+    """The linear members that a release answers by, alone or beside GGUF files.
+
+    Raises:
+        IntegrityError: They have not been weighed.
+        UsageError: The config has no section `encode`.
+    """
     encoder_of(project)
     return project.artifact(SUM)
 
@@ -124,7 +130,7 @@ def has_members(summed: Artifact) -> bool:
 
 
 def policy_request(project: Project, model: str) -> StageRequest:
-    """The request for the policy of a kind of model: the file that is served, or the encoder."""
+    """The request for the policy of a kind of model: what is released, or the encoder."""
     stage = project.stage("calibrate")
     return stage.request(calibration_inputs(project, functools.partial(project.found, asker=stage.name), model))
 
@@ -139,7 +145,10 @@ def calibration_inputs(
         inputs: Inputs = {role: get(request_of(split)) for role, split in splits.items()}
         return inputs | grouped_rows(project)
     type = None
-    if model == "gguf":
+    if model == "gguf" and project.config.publish.linear:
+        get(project.stage(SUM).request(get=get))
+        model = SUM
+    elif model == "gguf":
         type = _served_type(project)
         if project.config.encode is not None and has_members(get(project.stage(SUM).request(get=get))):
             model = SUM

@@ -44,7 +44,7 @@ def reference(settings: Config, root: Path, own: Set[str] = frozenset()) -> Refe
     Args:
         settings: The config with the gates.
         root: The project's folder.
-        own: The sha256 of the GGUF files that are measured; a release of one of them is not compared with itself.
+        own: The sha256 of the models that are measured; a release of one of them is not compared with itself.
 
     Raises:
         IntegrityError: The registry, the tag or the release cannot be read.
@@ -129,7 +129,7 @@ def unguarded(project: Project, report: Artifact) -> str:
         if pair is None or any(gate.against == name for gate in project.config.gates):
             continue
         if pair["metrics"][metric]["interval"][0] > 0:
-            takes = f"{command} takes that one, and " if kind_of(project.config.task.kind).chooses else ""
+            takes = f"{command} releases that one, and " if kind_of(project.config.task.kind).chooses else ""
             return (
                 f"{name} is surely better than {model}, which is to be released, and no gate names {name}; {takes}"
                 f"{{metric: {metric}, model: {model}, against: {name}, min_gain: 0}} is the gate"

@@ -36,7 +36,10 @@ SHOWN = 5  # rows of a data set that are printed; --json has all
 # A report trains baselines on the training rows and does not keep them. Predictions have the split in their config.
 # Labelled rows in a data set are found by its own hashes; the gold rows (calibration) set their threshold.
 _TRAINED = frozenset(("train", "validation"))
-_READS = {"adapter": _TRAINED, "encoder": _TRAINED, "report": {"validation"}, "prepared": {"calibration"}}
+_READS = {
+    "adapter": _TRAINED, "encoder": _TRAINED, "sum": {"validation"}, "report": {"validation"},
+    "prepared": {"calibration"},
+}  # fmt: skip
 _HOLD_ROWS = ("prepared", "labelled")
 
 

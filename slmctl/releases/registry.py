@@ -29,7 +29,7 @@ from slmctl.artifacts import artifact, atomic, bounded_json, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, Manifest
 from slmctl.config import PRODUCTION, Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
-from slmctl.model_files.gguf_choice import answering_sha256, is_encoder
+from slmctl.model_files.gguf_choice import answering
 from slmctl.reports.evaluation_report import measured_names, parse_report
 
 VERSION = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
@@ -304,9 +304,9 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
         ) from None
     report = parse_report(json.loads(release.file("report.json").read_bytes()), where=f"{release.path}/report.json")
     measured = {model.get("sha256") for model in report["models"].values()}
-    for entry in release.files(".gguf"):
-        if not is_encoder(release, entry) and answering_sha256(release, entry) not in measured:
-            raise GateError(f"no report measured {entry.path} of {project} {version}")
+    for name, sha256 in answering(release).items():
+        if sha256 not in measured:
+            raise GateError(f"no report measured {name} of {project} {version}")
     from slmctl.metrics import gates
 
     names = measured_names(report)

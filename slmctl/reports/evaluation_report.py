@@ -198,7 +198,7 @@ class SumEntry(TypedDict):
         weights: Of the members that are kept (`file`, `encoder`, `words`).
         gains: By member, the share of validation rows that it is expected to turn right.
         floor: The least gain of a member that is kept.
-        rows, right: Numbers of validation rows, and of those that the file alone answers right.
+        rows, right: Numbers of validation rows, and of those that the file alone answers right, None without a file.
     """
 
     model: str
@@ -206,7 +206,7 @@ class SumEntry(TypedDict):
     gains: dict[str, float]
     floor: float
     rows: int
-    right: int
+    right: int | None
 
 
 class CostEntry(TypedDict):

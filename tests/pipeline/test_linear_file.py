@@ -26,7 +26,9 @@ def test_a_run_stops_before_a_training_that_has_nothing_to_win(stages: Forks, de
     done = stages.run(desk, "run", "--until", "finetune", *MANY)
     assert done.returncode == 5, done.stderr
     assert re.search(r"a linear model \(TF-IDF\) answers (\d+) of \1 validation rows right", done.stderr)
-    assert "slmctl predict linear --input FILE --output FILE takes that one" in done.stderr
+    release = "slmctl run --set publish.model=linear --set encode.encoder=none"
+    assert f"to release it: {release}" in done.stderr and f"hint: {release} releases that one" in done.stderr
+    assert "slmctl predict linear --input FILE --output FILE answers by them" in done.stderr
     assert (desk / "runs" / "linear.npz").exists()
     assert len(list(desk.glob("runs/adapter/*"))) == 1  # the one of the other data set
     assert "will run: prepare, finetune" in done.stderr
@@ -57,12 +59,12 @@ def test_the_page_says_how_to_take_it_where_it_wins(desk: Path) -> None:
         entry["metrics"]["accuracy"] = 0.5
     for score, wins in ((0.4, False), (0.5, True)):
         figures["baselines"]["tfidf_logistic"]["metrics"]["accuracy"] = score
-        assert report_view.linear(project, figures).startswith("To take the linear model: slmctl predict ") == wins
+        assert report_view.linear(project, figures).startswith("To release the linear model: slmctl run ") == wins
     assert (desk / "runs" / "linear.py").exists()
     figures["participants"].append("encoder_logistic")
     figures["baselines"]["encoder_logistic"] = copy.deepcopy(figures["baselines"]["tfidf_logistic"])
     figures["baselines"]["encoder_logistic"]["metrics"]["accuracy"] = 0.6
-    assert "slmctl serve encoder" in report_view.linear(project, figures)
+    assert "encoder: slmctl run --set publish.model=linear, which" in report_view.linear(project, figures)
 
 
 def test_the_weights_are_written_anew_for_other_data_alone(desk: Path) -> None:

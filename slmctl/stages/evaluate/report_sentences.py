@@ -145,7 +145,7 @@ def _choice(view: ReportView) -> Iterator[str]:
 def _sum(view: ReportView) -> Iterator[str]:
     """The members of the sum that is released, with weight and gain, and those that are left out."""
     entry = view.report.get("sum")
-    if entry is None or not entry["gains"]:
+    if entry is None or len(entry["gains"]) < 2:
         return
     gains = entry["gains"]
     told = {name: f"{title} ({_points(gains[name])})" for name, title in MEMBERS.items() if name in gains}

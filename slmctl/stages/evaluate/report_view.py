@@ -105,24 +105,27 @@ def _opening(
 
 
 def linear(project: Project, figures: EvaluationReport) -> str:
-    """The command that takes the cheap model, the linear one with its weights beside the page; empty unless it wins."""
+    """The command that releases the cheap model, and the place of the linear one's weights; empty unless it wins."""
     from slmctl.stages.evaluate.report_data import ReportView
 
     view = ReportView(figures)
+    if project.config.publish.linear:
+        return ""
     if view.baseline is None or view.score(view.baseline) < view.score(view.focus):
         return ""
-    from slmctl.metrics import encoder_head, linear_baseline
+    from slmctl.metrics import encoder_head, gates, linear_baseline
     from slmctl.pipeline import linear_file
 
+    releases = f"{gates.CHEAP.get(view.baseline)}, which trains nothing"
     if view.baseline == encoder_head.NAME:
-        return f"To take the linear model on the encoder, {linear_file.NO_RELEASE}: {linear_file.answers('encoder')}."
+        return f"To release the linear model on the encoder: {releases}."
     if view.baseline != linear_baseline.NAME:
         return ""
     with contextlib.suppress(SlmctlError, ModuleNotFoundError):  # its data set is not here
         weights = linear_file.written(project).name
         return (
-            f"To take the linear model: {linear_file.answers()}. Its weights are in runs/{weights}, and "
-            f"runs/{linear_file.PROGRAM} loads them."
+            f"To release the linear model: {releases}. Its weights are in runs/{weights}, which "
+            f"runs/{linear_file.PROGRAM} loads, and {linear_file.ANSWERS} answers by them."
         )
     return ""
 

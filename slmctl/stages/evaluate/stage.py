@@ -13,7 +13,7 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import EvaluateConfig
 from slmctl.errors import GateError, SlmctlError, UsageError
-from slmctl.inference import IN_SUM, SUM
+from slmctl.inference import IN_SUM, LINEAR, SUM
 from slmctl.metrics import gates
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named, predictions, project_gates, runner
@@ -96,6 +96,8 @@ class Evaluate(Stage[EvaluateConfig]):
         from slmctl.task.kinds import kind_of
 
         settings, rows = sizes.settings, sizes.rows
+        if settings.publish.linear:
+            return StageEstimate(ANSWER_BYTES * (rows.test if rows else 0), int(BESIDE_BYTES), REPORT_SECONDS)
         loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
         files = len(settings.quantize.types) * len({"gguf", LORA, SUM} & set(settings.measured))
         disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
@@ -128,6 +130,8 @@ def _participants(settings: config.Config) -> set[str]:
     from slmctl.metrics import encoder_head
     from slmctl.task.kinds import kind_of
 
+    if settings.publish.linear:
+        return {LINEAR, *kind_of(settings.task.kind).baselines}
     models, types = set(settings.evaluate.models), settings.quantize.types
     names = {"base", "adapter", "merged"} & models | {*kind_of(settings.task.kind).baselines}
     names |= {encoder_head.NAME} if settings.encode is not None else set()
@@ -152,9 +156,10 @@ def _require_measured(settings: config.Config, model: str, participants: set[str
             hint=f'model: "base ({settings.predict.shots}-shot)", or no predict.shots',
         )
     if model.partition(" (")[0] not in participants:  # base (8-shot)
+        what = "publish.model linear gives" if settings.publish.linear else "evaluate.models and quantize.types give"
         raise UsageError(
             f"a gate names the model '{model}', which is not measured",
-            hint=f"evaluate.models and quantize.types give {', '.join(sorted(participants))}",
+            hint=f"{what} {', '.join(sorted(participants))}",
         )
 
 
@@ -198,9 +203,7 @@ def report_inputs(project: Project, models: Sequence[str | Path], get: Get, spli
 
 def _of_release(project: Project, made: list[Artifact], get: Get, split: str | None) -> Inputs:
     """The inputs of a report with the release that gates compare with: its answers and its data set."""
-    own: set[str] = set()
-    if "gguf" in project.config.evaluate.models and any(gate.release for gate in project.config.gates):
-        own = {entry["sha256"] for entry in project.artifact("gguf").metrics["files"].values()}
+    own = {str(each.metrics.get("sha256")) for each in made}
     compared = project_gates.reference(project.config, project.root, own)
     if compared is None or compared.release is None:
         return {}
@@ -213,7 +216,7 @@ def _of_release(project: Project, made: list[Artifact], get: Get, split: str | N
 
 def _named_report(project: Project, spec: str | Path) -> Artifact | None:
     """The report that a path or an id names; None for a model."""
-    if str(spec) in (SUM, *project.stage("predict").takes[0].kinds) or str(spec).startswith("dir:"):
+    if str(spec) in project.stage("predict").takes[0].kinds or str(spec).startswith("dir:"):
         return None
     path = named.artifact_path(named.workspace(project), Path(spec))
     if not (path / artifact.MANIFEST).is_file():

@@ -32,6 +32,7 @@ class Finetune(Stage[FinetuneConfig]):
     """Train a LoRA adapter on the training records."""
 
     name = "finetune"
+    tunes = True
     takes = (BASE, PREPARED)
     imports = ("torch", "transformers", "trl", "peft")
     uses = ("torch", "transformers", "tokenizers", "trl", "peft", "unsloth")

@@ -13,6 +13,7 @@ class Merge(Stage[MergeConfig]):
     """Fold the adapter into the base's weights."""
 
     name = "merge"
+    tunes = True
     takes = (BASE, Role("adapter", ("adapter",)))
     imports = ("torch",)
     uses = ("torch",)

@@ -16,7 +16,7 @@ class Predict(Stage[PredictConfig]):
 
     name = "predict"
     takes = (
-        Role("model", ("gguf", "base", "adapter", "merged", "published", "encoder")),
+        Role("model", ("gguf", "base", "adapter", "merged", "published", "encoder", "sum")),
         PREPARED,
         Role("base", ("base", "gguf"), optional=True),  # an adapter answers on top of it
         Role("sum", ("sum",), optional=True),  # linear members beside the file

@@ -112,6 +112,18 @@ def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
         *(["Built with Llama."] if label in _META else []),
     ]
     own.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
+    _add_apache(label, out)
+
+
+def carry_encoder(source: str, label: str, out: Path) -> None:
+    """Write the files that the license of a sentence encoder requires, whose weights were not changed."""
+    text = f"encoder.gguf is the sentence encoder {source} as GGUF, its weights unchanged."
+    terms = f"License of the original: {label}." if label else "The original states no license."
+    (out / "NOTICE").write_text(f"{text}\n{terms}\n", encoding="utf-8")
+    _add_apache(label, out)
+
+
+def _add_apache(label: str, out: Path) -> None:
     if label == "apache-2.0" and not any(path.name.startswith("LICENSE") for path in out.iterdir()):
         # Apache 2.0 requires a copy of itself, and slmctl's own is the same text
         installed = importlib.metadata.distributions(name="slmctl")  # a build's leftovers may stand before the real one

@@ -15,7 +15,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
-from slmctl.inference import ENCODER
+from slmctl.inference import ENCODER, FILE
 from slmctl.metrics import gates
 from slmctl.model_files import encoder_source, gguf_header
 from slmctl.model_files.base_model import MODEL_FILES, Base
@@ -46,9 +46,8 @@ def run(
         IntegrityError: The inputs were not made from each other.
     """
     steps = {"base": base, "prepared": prepared, "adapter": adapter, "merged": merged, "gguf": gguf, "report": report}
-    # its config holds the teachers' addresses, so the published lineage names it by digest only
-    _require_chain(steps | ({"labelled": labelled} if labelled is not None else {}))
-    figures = parse_report(json.loads(report.file("report.json").read_bytes()), where=f"{report.path}/report.json")
+    require_chain(steps, labelled)
+    figures = read_report(report)
     files = gguf.metrics["files"]
     if (choice := figures["choice"]) is not None:
         name = gates.chosen_file(choice, among=files)
@@ -63,17 +62,17 @@ def run(
         shutil.copyfile(gguf.file(entry["file"]), out / entry["file"])
     if lora:
         shutil.copyfile(gguf.file(lora["file"]), out / lora["file"])
-    _copy(report, REPORT, out)
+    copy(report, REPORT, out)
     for name, weights, allowed in (("adapter", adapter, ADAPTER), ("merged", merged, MODEL_FILES)):
         if name in config.include:
-            _copy(weights, allowed, out / name)
+            copy(weights, allowed, out / name)
     memorisation = _probe(out, files, task, prepared, config)
     license.carry(base, label, _changes(facts, config), out)
     slsa_provenance.write(out, steps)
     teaching = teaching_of(labelled)
     _write_texts(
         out, task, files, figures, config=config, base=facts, base_model=facts.public_name, license=label,
-        data=_summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora, members=members,
+        data=summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora, members=members,
     )  # fmt: skip
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
@@ -98,16 +97,16 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
         GateError: It must not be sent to `publish.to`.
     """
     leak_scan.require_clean(release.path, [MANIFEST], base=None, allow=config.allowed_texts)
-    if not release.metrics["license"] and not config.to.startswith("dir:"):
-        raise GateError(
-            "the base states no license, so the release must not leave this machine",
-            hint="publish.license: the license of the base",
-        )
     members = release.metrics.get("sum", {})
     if members.get("source") and not members["license"] and not config.to.startswith("dir:"):
         raise GateError(
             f"nobody knows the license of the encoder ({members['source']}): the release must not leave this machine",
             hint="encode: {encoder: none} releases the model without it",
+        )
+    if not release.metrics["license"] and not config.to.startswith("dir:"):
+        raise GateError(
+            "the base states no license, so the release must not leave this machine",
+            hint="publish.license: the license of the base",
         )
     if not (config.to.startswith("hf:") and config.public):
         return
@@ -121,11 +120,21 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
             )
 
 
-def _require_chain(steps: Mapping[str, Artifact]) -> None:
-    """Check that gguf was made from merged, merged from adapter and base, and adapter from prepared."""
-    links = [("gguf", "merged"), ("merged", "adapter"), ("merged", "base"), ("adapter", "prepared")]
-    links += [("prepared", "labelled")] if "labelled" in steps else []
-    for later, earlier in links:
+LINKS = (
+    ("gguf", "merged"), ("merged", "adapter"), ("merged", "base"), ("adapter", "prepared"), ("sum", "encoder"),
+    ("encoder", "prepared"), ("prepared", "labelled"),
+)  # fmt: skip
+
+
+def require_chain(steps: Mapping[str, Artifact], labelled: Artifact | None) -> None:
+    """Check that each of these artifacts was made from the others that it names; see LINKS.
+
+    `labelled` is no step of the published lineage, since its config holds the teachers' addresses.
+    """
+    steps = {**steps, **({"labelled": labelled} if labelled is not None else {})}
+    for later, earlier in LINKS:
+        if not {later, earlier} <= steps.keys():
+            continue
         recorded = steps[later].manifest.inputs.get(earlier)
         if recorded != steps[earlier].digest:
             raise IntegrityError(
@@ -134,7 +143,12 @@ def _require_chain(steps: Mapping[str, Artifact]) -> None:
             )
 
 
-def _copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
+def read_report(report: Artifact) -> EvaluationReport:
+    """The figures of a report; raises an IntegrityError where they are damaged."""
+    return parse_report(json.loads(report.file("report.json").read_bytes()), where=f"{report.path}/report.json")
+
+
+def copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
     """Copy the files of an artifact that match `allowed`."""
     out.mkdir(exist_ok=True)
     for entry in source.manifest.files:
@@ -185,17 +199,28 @@ def _members(
     license and size, or {} where the file answers alone.
 
     Raises:
-        GateError: The report did not measure these files with these members.
+        GateError: The report did not measure these files with these members, or the file has no weight among them.
     """
     entry = figures.get("sum")
     if made is None or entry is None or entry["model"] in files:
         return {}
+    if FILE not in entry["weights"]:
+        raise GateError(
+            "the file has no weight in the sum: linear members alone answer better than with it",
+            hint="publish: {model: linear} releases those, in milliseconds an answer; without a section encode the "
+            "file alone is released",
+        )
     measured = {model.get("sha256") for model in figures["models"].values()}
     for name in files:
         if answering_sha256(gguf, gguf_file(gguf, name), made) not in measured:
             raise GateError(f"no report measured {name} in this sum: it is not published", hint="slmctl evaluate")
+    return copy_members(made, out)
+
+
+def copy_members(made: Artifact, out: Path) -> dict[str, Any]:
+    """Copy linear members into a release; returns weights, hashes and the encoder's source, license and size."""
     hashes = sum_files(made)
-    _copy(made, tuple(hashes), out)
+    copy(made, tuple(hashes), out)
     facts = {"weights": made.metrics["weights"], "files": hashes, "source": made.metrics["source"]}
     if ENCODER not in hashes:
         return facts
@@ -228,15 +253,20 @@ def _write_texts(out: Path, task: Task, files: dict[str, Any], figures: Evaluati
     """Write the model card and Ollama's Modelfile; `facts` are further values for the card."""
     if '"""' in task.whole_system:
         raise UsageError('task.system holds """, which a Modelfile cannot express', hint="rephrase task.system")
-    head, rows = table(figures)
     smallest = min(files.values(), key=lambda entry: entry["size"])["file"]
-    card = _render(
-        "model_card.md", task=task, report=figures, head=head, rows=rows, files=files, smallest=smallest,
-        size=console.size, context=CONTEXT, **facts,
-    )  # fmt: skip
-    (out / "README.md").write_text(card, encoding="utf-8")
+    write_card(out, task, files, figures, smallest=smallest, **facts)
     modelfile = _render("Modelfile", file=smallest, task=task, context=CONTEXT)
     (out / "Modelfile").write_text(modelfile, encoding="utf-8")
+
+
+def write_card(out: Path, task: Task, files: Mapping[str, Any], figures: EvaluationReport, **facts: Any) -> None:
+    """Write the model card of files, by the name of each in the report; `facts` are further values for it."""
+    head, rows = table(figures)
+    card = _render(
+        "model_card.md", task=task, report=figures, head=head, rows=rows, files=files, size=console.size,
+        context=CONTEXT, **facts,
+    )  # fmt: skip
+    (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def teaching_of(labelled: Artifact | None) -> dict[str, Any]:
@@ -248,7 +278,7 @@ def teaching_of(labelled: Artifact | None) -> dict[str, Any]:
     return {"rows": facts["accepted"], "bound": facts["bound"], "teachers": names}
 
 
-def _summary(prepared: Artifact) -> dict[str, Any]:
+def summary(prepared: Artifact) -> dict[str, Any]:
     """Counts of the prepared data for the model card; no text of it."""
     facts = prepared.metrics
     sensitive: dict[str, dict[str, int]] = {}

@@ -70,16 +70,19 @@ def _step(role: str, made: Artifact) -> dict[str, Any]:
 
 
 def _dependencies(steps: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """The base's weights by name and hash, and the data files by hash alone."""
-    base, prepared = steps["base"], steps["prepared"]
-    uri = _purl(Base.read(base.path).source)
-    weights: list[dict[str, Any]] = [
-        {"name": name, "digest": {"sha256": value}} | ({"uri": uri} if uri else {})
-        for name, value in sorted(base.metrics.get("source_sha256", {}).items())
-    ]
+    """The weights of the base or the encoder by name and hash, and the data files by hash alone."""
+    weights: list[dict[str, Any]] = []
+    for role in ("base", "encoder"):
+        if (made := steps.get(role)) is not None:
+            source = Base.read(made.path).source if made.is_base else str(made.metrics["source"])
+            uri = _purl(source)
+            weights += [
+                {"name": name, "digest": {"sha256": value}} | ({"uri": uri} if uri else {})
+                for name, value in sorted(made.metrics.get("source_sha256", {}).items())
+            ]
     return weights + [
         {"name": f"data source {k}", "digest": {"sha256": source["sha256"]}}
-        for k, source in enumerate(prepared.metrics.get("sources", []), 1)
+        for k, source in enumerate(steps["prepared"].metrics.get("sources", []), 1)
     ]
 
 

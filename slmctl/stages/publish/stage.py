@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from slmctl import config, console
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import PublishConfig
+from slmctl.errors import UsageError
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
 from slmctl.pipeline import project_gates, runner
 from slmctl.pipeline.estimates import BYTES_A_SECOND, KnownSizes, StageEstimate
-from slmctl.pipeline.graph import BASE, LABELLED, PREPARED, Doubt, Project, Role, Stage
+from slmctl.pipeline.graph import LABELLED, PREPARED, Doubt, Project, Role, Stage, StageRequest
 from slmctl.pipeline.runner import Outcome
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, registry, signing, targets
 from slmctl.reports.scoreboard import PlannedFile, PublishPlan
 
 TARGET_PACKAGES = {"hf": "huggingface_hub", "s3": "boto3"}
+TUNED = ("adapter", "merged", "gguf")  # that a release of linear members does without
 PUBLISH_SECONDS = 6  # probes and hashes
+LINEAR_BYTES = 0.1e9  # of an encoder, linear weights and the report, here and in a registry
 
 
 class Publish(Stage[PublishConfig]):
@@ -28,8 +35,9 @@ class Publish(Stage[PublishConfig]):
 
     name = "publish"
     takes = (
-        BASE, PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)), Role("gguf", ("gguf",)),
-        Role("report", ("report",)), LABELLED, Role("sum", ("sum",), when="encode"),
+        Role("base", ("base",), when="tuned"), PREPARED, *(Role(each, (each,), when="tuned") for each in TUNED),
+        Role("encoder", ("encoder",), when="linear"), Role("report", ("report",)), LABELLED,
+        Role("sum", ("sum",), when="encode"),
     )  # fmt: skip
     imports = ("llama_cpp", "gguf")
     uses = ("llama_cpp_python", "gguf")
@@ -61,6 +69,8 @@ class Publish(Stage[PublishConfig]):
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         if (model := sizes.model) is None:
             return StageEstimate()
+        if sizes.settings.publish.linear:
+            return StageEstimate(int(LINEAR_BYTES), seconds=PUBLISH_SECONDS)
         more = {"merged": model.weights, "adapter": 4 * model.trained, "lora": 2 * model.trained}
         disk = 2 * (model.files + sum(more[kind] for kind in sizes.settings.publish.include))
         return StageEstimate(disk, model.answering, PUBLISH_SECONDS + disk / BYTES_A_SECOND)
@@ -70,6 +80,19 @@ class Publish(Stage[PublishConfig]):
         if reason := project_gates.unguarded(self.project, self.project.artifact("report")):
             return Doubt(reason, (), "release it all the same?", "to release it all the same: slmctl run --yes")
         return None
+
+    def asks_for(self, role: Role, section: PublishConfig) -> bool:
+        if section.linear and role.when == "tuned" and role.name in self.project.named:
+            raise UsageError(f"--{role.name} names a model, and publish.model is linear, which releases none",
+                             hint="--set publish.model=gguf")  # fmt: skip
+        return super().asks_for(role, section)
+
+    def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
+        """Lay out the release, by the module for its model."""
+        section: Any = request.section
+        module = importlib.import_module(f"{__package__}.{'linear_release' if section.linear else self.name}")
+        metrics: JsonObject = module.run(section, out=out, **more, **request.inputs)
+        return metrics
 
     def before(self) -> None:
         """Check the gates; raises a GateError where one fails."""

@@ -21,6 +21,7 @@ class Quantize(Stage[QuantizeConfig]):
     """Write GGUF files that llama.cpp runs."""
 
     name = "quantize"
+    tunes = True
     takes = (
         Role("merged", ("merged",)),
         PREPARED,

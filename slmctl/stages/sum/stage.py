@@ -22,6 +22,8 @@ class Sum(Stage[SumConfig]):
 
     def inputs(self, section: SumConfig, get: Get, filled: Inputs) -> Inputs:
         filled = {**filled, "encoder": filled.get("encoder") or predictions.encoder_of(self.project)}
+        if self.project.config.publish.linear:
+            filled.setdefault("validation", [])
         if "validation" not in filled:
             requests = predictions.predictions_of(self.project, "gguf", "validation")
             filled["validation"] = [get(request) for request in requests]

@@ -1,4 +1,4 @@
-"""encoder + validation rows' predictions of the GGUF files -> sum: the linear members that help, with all weights."""
+"""encoder + validation rows' predictions of any GGUF files -> sum: the linear members that help, with all weights."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class SumFacts(TypedDict):
 
     `weights` has the members that are kept; `gains` the share of validation rows that each member is expected to
     turn right; `rows` counts validation rows, `right` those that the file alone answers right (of several
-    files on the mean); `source` is the encoder's, empty where it is left out.
+    files on the mean; None without a file); `source` is the encoder's, empty where it is left out.
     """
 
     weights: dict[str, float]
     gains: dict[str, float]
     floor: float
     rows: int
-    right: int
+    right: int | None
     source: str
 
 
 def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation: list[Artifact], out: Path) -> SumFacts:
     """Write `sum.npz`, and link `encoder.gguf` where the encoder has a weight.
 
-    Where several files were made, one sum is weighed for all of them.
+    Where several files were made, one sum is weighed for all of them; without any, linear members alone.
 
     Raises:
         IntegrityError: The predictions are of other rows.
@@ -54,9 +54,10 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
     if any([line["id"] for line in lines] != [record.id for record in records] for lines in answers):
         raise IntegrityError("the predictions answer other validation rows than the data set's", hint="slmctl evaluate")
     of_files = [[label_sum.spread(line.get("labels", {}), model.labels) for line in lines] for lines in answers]
-    tables = {FILE: np.array(of_files).reshape(-1, shape[1])}
-    tables |= {name: np.tile(table, (len(answers), 1)) for name, table in members.items()}
-    references = [record.answer for record in records] * len(answers)
+    tables = {FILE: np.array(of_files).reshape(-1, shape[1])} if answers else {}
+    times = max(len(answers), 1)
+    tables |= {name: np.tile(table, (times, 1)) for name, table in members.items()}
+    references = [record.answer for record in records] * times
     choice = label_sum.choose(tables, model.labels, references, floor=config.floor)
     summed = model.only(choice.weights)
     summed.write(out / SUM_FILE)
@@ -68,7 +69,7 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
             console.say(f"  {name}: {weight}, turns {console.percent(choice.gains[name])} of the rows right")
     gains = {name: round(gain, 6) for name, gain in choice.gains.items()}
     source = encoder.metrics["source"] if summed.head is not None else ""
-    right = sum(line["answer"] == line["expected"] for lines in answers for line in lines) // len(answers)
+    right = sum(line["answer"] == line["expected"] for lines in answers for line in lines) // times
     facts: SumFacts = {"weights": choice.weights, "gains": gains, "floor": config.floor, "rows": len(records),
-                       "right": right, "source": source}  # fmt: skip
+                       "right": right if answers else None, "source": source}  # fmt: skip
     return facts

@@ -1,0 +1,60 @@
+"""sum + report + … -> published: a release of linear members alone, without a GGUF file of a language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import PublishConfig
+from slmctl.errors import GateError
+from slmctl.inference import LINEAR
+from slmctl.model_files.gguf_choice import answering_sha256
+from slmctl.stages.publish import leak_scan, license, publish, slsa_provenance
+from slmctl.task.contract import Task
+
+OWN = "own weights"  # the license of a model that is nobody else's: that of the rows' owner
+
+
+def run(
+    config: PublishConfig,
+    *, prepared: Artifact, encoder: Artifact, sum: Artifact, report: Artifact, out: Path,
+    labelled: Artifact | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Lay out the release.
+
+    Memorised rows are not probed: the model gives labels alone, and holds no text of a row.
+
+    Raises:
+        GateError: The report did not measure the members, or a text holds a secret or personal data.
+        IntegrityError: The inputs were not made from each other.
+    """
+    steps = {"prepared": prepared, "encoder": encoder, "sum": sum, "report": report}
+    publish.require_chain(steps, labelled)
+    figures, sha256 = publish.read_report(report), answering_sha256(sum)
+    if sha256 not in {model.get("sha256") for model in figures["models"].values()}:
+        raise GateError("no report measured these linear members: they are not published", hint="slmctl evaluate")
+    members, task = publish.copy_members(sum, out), Task.read(sum.path)
+    label = members["license"] if members["source"] else config.license or OWN
+    if members["source"]:
+        license.carry_encoder(members["source"], label, out)
+    publish.copy(report, publish.REPORT, out)
+    slsa_provenance.write(out, steps)
+    teaching = publish.teaching_of(labelled)
+    memorisation = {"asked": 0, "regurgitated": 0, "share": 0.0, "max_share": config.memorisation.max_share}
+    publish.write_card(
+        out, task, {LINEAR: members["files"]}, figures, config=config, base=None, license=label, members=members,
+        data=publish.summary(prepared), memorisation=memorisation, teaching=teaching, lora={},
+    )  # fmt: skip
+    task.write(out)
+    names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
+    leak_scan.require_clean(out, names, base=None, allow=config.allowed_texts)
+    return {
+        "project": config.project,
+        "version": config.version,
+        "license": label,
+        "files": {LINEAR: sha256},
+        "memorisation": memorisation,
+        "sum": members,
+        **({"teachers": teaching["teachers"]} if teaching else {}),
+    }
