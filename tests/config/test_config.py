@@ -575,3 +575,10 @@ def test_table_lists_every_key_with_its_help() -> None:
 def test_as_written_reads_back_as_the_same_config(name: str, tmp_path: Path) -> None:
     made = config.parse(template(name), root=tmp_path)
     assert config.parse(yaml.safe_dump(made.as_written(), sort_keys=False), root=tmp_path) == made
+
+
+def test_no_encoder_is_written_none() -> None:
+    section = parse("task: {kind: classify, labels: from-data}\nencode: {encoder: none}\n").encode
+    assert section is not None and section.encoder is None  # a bound on a text's length was once put to it
+    with pytest.raises(UsageError, match="encoder"):
+        parse("task: {kind: classify, labels: from-data}\nencode: {encoder: ''}\n")
