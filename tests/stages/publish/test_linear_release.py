@@ -1,0 +1,210 @@
+"""A release of linear members alone: from `slmctl run`, which trains nothing, to answers of a server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from support import tiny
+from support.forks import Forks
+from support.handmade import opened
+from support.serving import begin, end
+
+from slmctl import models
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import UsageError
+from slmctl.metrics.label_sum import LabelSum
+from slmctl.model_files.gguf_choice import answering
+from slmctl.models.model import Loading
+from slmctl.pipeline import model_lookup, named
+
+CONFIG = tiny.CALIBRATED.replace("evaluate: {models: [base, adapter, gguf]}\n", "") + (
+    "encode: {encoder: ./words.gguf}\nsum: {floor: 0}\npublish: {model: linear}\n"
+    "gates: [{metric: accuracy, model: linear, min: 0.8}]\n"
+)
+TEXTS = {"LICENSE", "NOTICE", "README.md", "lineage.intoto.json", "report.html", "report.json", "report.md",
+         "rows.jsonl", "task.json"}  # fmt: skip
+WORDS = ("--set", "encode.encoder=none", "--set", "version=2.0")
+
+
+@pytest.fixture(scope="module")
+def desk(tiny_project: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after `run`, which trained nothing, with its release 1.0 in production."""
+    folder = Path(shutil.copytree(tiny_project, tmp_path_factory.mktemp("linear") / "desk"))
+    (folder / "slmctl.yaml").write_text(CONFIG)
+    tiny.write_csv(folder / "tickets.csv", tiny.rows(800))
+    tiny.build_encoder(folder / "words.gguf")
+    done = stages.run(folder, "run")
+    assert "will run: pull, prepare, encode, evaluate, calibrate, publish" in done.stderr, done.stderr
+    tiny.ok(done)
+    tiny.ok(stages.run(folder, "promote", "1.0", "--tag", "production"))
+    return folder
+
+
+def released(desk: Path, version: str = "1.0") -> Artifact:
+    return artifact.load(desk / "registry" / "tiny-desk" / version)
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def records(desk: Path, split: str) -> list[Any]:
+    (prepared,) = desk.glob("runs/prepared/[!.]*")
+    return lines(prepared / f"{split}.jsonl")
+
+
+def test_it_holds_no_text_of_a_row(desk: Path) -> None:
+    release = released(desk)
+    assert {entry.path for entry in release.manifest.files} == {"encoder.gguf", "sum.npz"} | TEXTS - {"LICENSE"}
+    assert not {path.name for path in (desk / "runs").iterdir()} & {"adapter", "merged", "gguf"}
+    texts = [release.file(name).read_text() for name in sorted(TEXTS - {"LICENSE"})]
+    with np.load(release.file("sum.npz"), allow_pickle=False) as kept:
+        assert {text for name in kept for text in kept[name].flat if kept[name].dtype.kind == "U"} <= {"", *tiny.LABELS}
+        texts += [kept[name].tobytes().decode("latin-1") for name in kept]
+    held = "\n".join(texts)
+    rows = [record["messages"][-2]["content"].split() for record in records(desk, "train")]
+    assert not [words for words in rows for k in range(len(words) - 2) if " ".join(words[k : k + 3]) in held]
+
+
+def test_it_says_what_it_is(desk: Path, stages: Forks) -> None:
+    release = released(desk)
+    report = json.loads(release.file("report.json").read_bytes())
+    assert (report["focus"], report["sum"]["right"], [*report["models"]]) == ("linear", None, ["linear"])
+    facts = release.metrics
+    assert facts["files"] == {"linear": report["models"]["linear"]["sha256"]}
+    assert [*answering(release).values()] == [*facts["files"].values()]
+    assert (facts["license"], facts["memorisation"]["asked"], facts["sum"]["license"]) == ("mit", 0, "mit")
+    lineage = json.loads(release.file("lineage.intoto.json").read_bytes())
+    assert {subject["name"] for subject in lineage["subject"]} == {"encoder.gguf", "sum.npz"}
+    needed = {entry["name"] for entry in lineage["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert needed == {"encoder.gguf", "data source 1"}
+    card = release.file("README.md").read_text()
+    assert "no language model" in card and "gguf, lora" not in card and "ollama run" not in card
+    assert "mit" in release.file("NOTICE").read_text()
+    told = tiny.ok(stages.run(desk, "show", str(release.path)))
+    assert "adapter" not in told and "license mit" in told
+
+
+def test_it_is_served_to_the_openai_client_as_it_was_measured(desk: Path) -> None:
+    measured = next(desk.glob("runs/report/*/manifest.json")).parent
+    (digest,) = artifact.load(measured).manifest.inputs["predictions"]
+    made = [artifact.load(path) for path in desk.glob("runs/predictions/[!.]*")]
+    line = lines(next(each for each in made if each.digest == digest).file("predictions.jsonl"))[0]
+    (record,) = [record for record in records(desk, "test") if record["id"] == line["id"]]
+    child, url = begin(desk, "dir:./registry#production")
+    try:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+        reply = client.chat.completions.create(
+            model="tiny-desk", messages=[{"role": "user", "content": record["messages"][-2]["content"]}], logprobs=True
+        )
+        assert reply.choices[0].message.content == line["answer"]
+        assert (reply.model_extra or {})["slmctl"]["confidence"] == pytest.approx(line["confidence"], abs=1e-3)
+        assert (reply.model_extra or {})["slmctl"]["p_correct"] > 0.5  # by the policy that was fitted on runs/sum
+        (listed,) = client.models.list().data
+        assert (listed.id, (listed.model_extra or {})["slmctl"]["file"]) == ("tiny-desk", "sum.npz")
+    finally:
+        end(child)
+
+
+@pytest.mark.slow
+def test_it_goes_to_a_bucket_and_is_made_again(desk: Path, stages: Forks, s3: str, tmp_path: Path) -> None:
+    env = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_ENDPOINT_URL": s3}
+    tiny.ok(stages.run(desk, "publish", "--to", "s3://models/linear", env=env))
+    back = tmp_path / "back"
+    tiny.ok(stages.run(desk, "fetch", "s3://models/linear#tiny-desk@1.0", str(back), env=env))
+    release = released(desk)
+    assert {path.name: path.read_bytes() for path in back.iterdir() if path.name != "manifest.json"} == {
+        entry.path: release.file(entry.path).read_bytes() for entry in release.manifest.files
+    }
+    tiny.ok(stages.run(desk, "verify", str(back)))
+    (summed,) = desk.glob("runs/sum/[!.]*")
+    (made,) = desk.glob("runs/published/[!.]*")
+    for path in (summed, made):
+        done = stages.run(desk, "reproduce", str(path))
+        assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "in.csv").write_text("text\ninvoice refund please\nparcel courier today\n")
+    answers = []
+    for model in (str(back), "sum", "published"):
+        out = tmp_path / f"{len(model)}.csv"
+        tiny.ok(stages.run(desk, "predict", model, "--input", str(tmp_path / "in.csv"), "--output", str(out)))
+        answers.append(out.read_text())
+    assert [line.split(",")[1] for line in answers[0].splitlines()[1:]] == ["billing", "delivery"]
+    assert len(set(answers)) == 1
+
+
+@pytest.mark.parametrize(("split", "standing"), [("train", "trained"), ("test", "held out")])
+def test_a_row_is_traced_to_it(desk: Path, stages: Forks, split: str, standing: str) -> None:
+    text = records(desk, split)[0]["messages"][-2]["content"]
+    done = stages.run(desk, "trace", "--text", text, "--json")
+    assert done.returncode == 105
+    (held, *_) = [each for each in json.loads(done.stdout)["releases"] if each["path"].endswith("/1.0")]
+    assert held["standing"] == standing
+
+
+def test_nothing_that_it_needs_is_garbage(desk: Path, stages: Forks) -> None:
+    listed = json.loads(tiny.ok(stages.run(desk, "gc", "--json")))["items"]
+    assert not [item for item in listed if not Path(item["path"]).parent.name.startswith(".")], listed
+
+
+@pytest.mark.slow
+def test_words_alone_need_no_license_and_answer_without_a_process(desk: Path, stages: Forks, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(desk, tmp_path / "desk"))
+    gate = "gates=[{metric: accuracy, model: linear, against: production, max_drop: 0.2}]"
+    done = stages.run(other, "run", *WORDS, "--set", gate)
+    tiny.ok(done)
+    assert "gate passed: linear loses at most" in done.stderr or "gate passed: linear gains" in done.stderr
+    release = released(other, "2.0")
+    assert (release.metrics["license"], "NOTICE" in {each.path for each in release.manifest.files}) == (
+        "own weights", False)  # fmt: skip
+    assert release.file("README.md").read_text().startswith("---\nlicense: other\n")
+    assert LabelSum.read(release.file("sum.npz")).head is None
+    made = [artifact.load(path) for path in other.glob("runs/sum/[!.]*")]
+    assert models.of(release).digest in {models.of(each).digest for each in made}  # so one policy is for both
+    tiny.ok(stages.run(other, "promote", "2.0", "--tag", "production"))
+    assert "already in" in stages.run(other, "run", *WORDS, "--set", gate).stderr  # it is not compared with itself
+    where = named.workspace(opened(other))
+    assert model_lookup.served(where, "dir:./registry#production", None).title == "linear"
+
+
+@pytest.mark.parametrize(("args", "code", "text"), [
+    (("run", "--set", "publish.include=[adapter]"), 2, "'publish.include' holds adapter"),
+    (("evaluate", "--set", "gates=[{metric: accuracy, model: Q8_0, min: 0.1}]", "--set", "sum.floor=0.4"), 2,
+     "publish.model linear gives linear"),
+    (("publish", "--gguf", "DESK/words.gguf"), 2, "--gguf names a model"),
+    (("publish", "--set", "sum.floor=0.4"), 7, "slmctl evaluate"),
+    (("serve", "--first-look"), 2, "a first look goes before a model"),
+])  # fmt: skip
+def test_what_it_cannot_be_is_told(desk: Path, stages: Forks, args: tuple[str, ...], code: int, text: str) -> None:
+    done = stages.run(desk, *(each.replace("DESK", str(desk)) for each in args))
+    assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+
+
+def test_only_what_a_report_measured_is_promoted_and_sent(desk: Path, stages: Forks, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(desk, tmp_path / "desk"))
+    (first,) = other.glob("runs/report/[!.]*")
+    floor = ("--set", "sum.floor=0.3")
+    tiny.ok(stages.run(other, "evaluate", *floor))
+    done = stages.run(other, "publish", *floor, "--report", str(first))
+    assert (done.returncode, "no report measured these linear members" in done.stderr) == (5, True), done.stderr
+
+
+def test_members_beside_a_file_do_not_answer_alone(desk: Path, stages: Forks, tmp_path: Path) -> None:
+    (summed,) = desk.glob("runs/sum/[!.]*")
+    model = LabelSum.read(summed / "sum.npz")
+    place = Path(shutil.copytree(summed, tmp_path / "sum"))
+    LabelSum(model.labels, {**model.weights, "file": 1.0}, model.head, model.words).write(place / "sum.npz")
+    with pytest.raises(UsageError, match="answer beside a GGUF file alone"):
+        models.of(Artifact(place, artifact.load(summed).manifest)).load(Loading())
+
+
+def test_a_linear_release_needs_the_stage_that_makes_it(tiny_project: Path) -> None:
+    with pytest.raises(UsageError, match="there is no section 'encode'"):
+        opened(tiny_project, "publish.model=linear")
+    assert opened(tiny_project, "publish.model=linear", "encode.encoder=none").config.measured == ["sum"]
