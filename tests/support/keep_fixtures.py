@@ -34,6 +34,7 @@ prepare:
 finetune: {max_steps: 300, learning_rate: 0.01, batch_size: 16, lora: {rank: 4, alpha: 8}}
 quantize: {types: [F16]}
 encode: {encoder: ./words.gguf}
+sum: {floor: 0}
 evaluate: {models: [gguf]}
 publish: {license: apache-2.0, memorisation: {probes: 0}}
 """
