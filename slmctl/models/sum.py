@@ -185,14 +185,13 @@ class FileInSum(Model):
         return [self._folder.path / ENCODER] if ENCODER in sum_files(self._folder) else []
 
     def load(self, loading: Loading) -> Answering:
-        folder = self._folder
-        model = members_of(folder, (self.task and self.task.labels) or None)
+        folder, labels = self._folder, tuple((self.task and self.task.labels) or ())
+        model = members_of(folder, labels or None)
         if model.head is None and model.words is None:
             return self.model.load(loading)
         with contextlib.ExitStack() as undo:
             step = self.first.in_steps()[0] if self.first is not None else None
             members = undo.enter_context(LinearMembers(model, folder.path / ENCODER, alone=step is None))
-            names = tuple(labels or ())
-            whole = SumEngine(self.model.load(loading), members, step, names) if model.of_file else members
+            whole = SumEngine(self.model.load(loading), members, step, labels) if model.of_file else members
             undo.pop_all()
         return whole
