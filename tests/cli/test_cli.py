@@ -235,7 +235,7 @@ def test_every_role_of_a_stage_can_be_given_a_path() -> None:
             "sum": {"validation"},
             "evaluate": {"predictions", "validation", "released", "sum"},
             "calibrate": {"prepared"},
-            "publish": {"base", "prepared", "adapter", "merged", "sum"},
+            "publish": {"base", "prepared", "adapter", "merged", "sum", "encoder"},
         }.get(name, set()), name
 
 
@@ -562,7 +562,8 @@ def test_of_a_refused_stage_a_report_alone_is_a_result(
         raise GateError("refused")
 
     made = handmade.make(bare / "runs" / LEAVES[stage] / "3f9a1c2e0000")
-    monkeypatch.setattr(plan, "plan", lambda *names: SimpleNamespace(require=lambda: None, stages=(), seconds=0))
+    stages = [SimpleNamespace(name=name, current=False) for name in CHAIN[: CHAIN.index(stage) + 1]]
+    monkeypatch.setattr(plan, "plan", lambda *names: SimpleNamespace(require=lambda: None, stages=stages, seconds=0))
     monkeypatch.setattr(run_plan, "summary", lambda planned: ())
     monkeypatch.setattr(runner, "make", lambda project, name: runner.Outcome(made, False, 0.0))
     for name in ("finetune", "publish"):
