@@ -76,7 +76,7 @@ def answering(model: Artifact) -> dict[str, str]:
     if is_linear(model):
         return {SUM_FILE: answering_sha256(model)}
     files = [entry for entry in model.files(".gguf") if not is_encoder(model, entry)]
-    return {entry.path: answering_sha256(model, entry) for entry in files}
+    return {each.path: each.sha256 if is_lora(each.path) else answering_sha256(model, each) for each in files}
 
 
 def answering_sha256(model: Artifact, entry: FileEntry | None = None, members: Artifact | None = None) -> str:

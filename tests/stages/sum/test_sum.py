@@ -29,6 +29,7 @@ from slmctl.inference.events import Event
 from slmctl.metrics import gates, label_sum
 from slmctl.metrics.encoder_head import EncoderHead
 from slmctl.metrics.label_sum import LabelSum
+from slmctl.model_files.gguf_choice import answering
 from slmctl.models.encoder_process import Encoder
 from slmctl.models.linear_members import FLOOR, LinearMembers
 from slmctl.models.sum import SumEngine
@@ -255,3 +256,12 @@ def test_a_gate_on_a_file_is_about_what_is_released() -> None:
     assert [result.passed for result in gates.check([alone, both], report)] == [True, True]
     del entries["Q8_0+sum"]  # nothing helps the file
     assert [result.passed for result in gates.check([alone], report)] == [False]
+
+
+def test_an_adapter_beside_a_sum_is_known_by_its_own_hash(tmp_path: Path) -> None:
+    for name in ("desk-Q8_0.gguf", "desk-LoRA.gguf", "sum.npz"):
+        (tmp_path / name).write_bytes(name.encode())
+    release = artifact.foreign(tmp_path, "published")
+    own = {entry.path: entry.sha256 for entry in release.manifest.files}
+    hashes = answering(release)  # requests to an adapter go past the sum, and so it was measured
+    assert hashes["desk-LoRA.gguf"] == own["desk-LoRA.gguf"] and hashes["desk-Q8_0.gguf"] != own["desk-Q8_0.gguf"]
