@@ -207,8 +207,7 @@ def _members(
     if FILE not in entry["weights"]:
         raise GateError(
             "the file has no weight in the sum: linear members alone answer better than with it",
-            hint="publish: {model: linear} releases those, in milliseconds an answer; without a section encode the "
-            "file alone is released",
+            hint="publish: {model: linear} releases those; without a section encode the file alone is released",
         )
     measured = {model.get("sha256") for model in figures["models"].values()}
     for name in files:

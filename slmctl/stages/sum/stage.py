@@ -22,10 +22,9 @@ class Sum(Stage[SumConfig]):
 
     def inputs(self, section: SumConfig, get: Get, filled: Inputs) -> Inputs:
         filled = {**filled, "encoder": filled.get("encoder") or predictions.encoder_of(self.project)}
-        if self.project.config.publish.linear:
-            filled.setdefault("validation", [])
         if "validation" not in filled:
-            requests = predictions.predictions_of(self.project, "gguf", "validation")
+            files = self.project.config.publish.tuned  # else linear members alone are weighed
+            requests = predictions.predictions_of(self.project, "gguf", "validation") if files else []
             filled["validation"] = [get(request) for request in requests]
         return super().inputs(section, get, filled)
 
