@@ -148,9 +148,9 @@ def _sum(view: ReportView) -> Iterator[str]:
     if entry is None or len(entry["gains"]) < 2:
         return
     gains = entry["gains"]
-    told = {name: f"{title} ({_points(gains[name])})" for name, title in MEMBERS.items() if name in gains}
-    kept = " and ".join(told[name] for name in told if name in entry["weights"])
-    left = " and ".join(told[name] for name in told if name not in entry["weights"])
+    shares = {name: f"{title} ({_points(gains[name])})" for name, title in MEMBERS.items() if name in gains}
+    kept = " and ".join(shares[name] for name in shares if name in entry["weights"])
+    left = " and ".join(shares[name] for name in shares if name not in entry["weights"])
     rows, floor = count(entry["rows"], "validation row"), _points(entry["floor"])
     yield (
         f"A release answers by {kept}{f', without {left}' if left else ''}; in brackets, the share of {rows} that each "
@@ -159,7 +159,7 @@ def _sum(view: ReportView) -> Iterator[str]:
 
 
 def _decides(view: ReportView) -> Iterator[str]:
-    """Whether words and subjects, or the sense of a text, decide: the file alone beside what needs no training."""
+    """A remark on what decides: words and subjects, or the sense of a text, which takes a training."""
     entry = view.report.get("sum")
     alone = entry["model"].removesuffix(IN_SUM) if entry is not None else ""
     difference = view.difference(CHEAP, alone) if CHEAP in view.entries and alone in view.entries else None
