@@ -41,7 +41,7 @@ class GgufModel(Model):
     def task_in(self, engine: Answering) -> tuple[Task, bool, str]:
         if self.task is not None:
             return self.task, False, ""
-        assert isinstance(engine, Engine)  # a file without a task has no opinion
+        assert isinstance(engine, Engine)  # a file without a task is in no sum
         template: str = engine.info["chat_template"]
         if not template:
             raise UsageError(

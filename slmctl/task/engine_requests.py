@@ -21,7 +21,7 @@ def engine_request(
         adapter: The adapter's name in the engine.
         temperature: 0 takes the likeliest token.
         seed: Seed of the sampling.
-        question: The text that a second opinion reads.
+        question: The text that the linear members of a sum read.
     """
     return Request(
         text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, max_tokens=max_tokens,
