@@ -179,7 +179,7 @@ def test_words_alone_need_no_license_and_answer_without_a_process(desk: Path, st
      "publish.model linear gives linear"),
     (("publish", "--gguf", "DESK/words.gguf"), 2, "--gguf names a model"),
     (("publish", "--set", "sum.floor=0.4"), 7, "slmctl evaluate"),
-    (("serve", "--first-look"), 2, "a first look goes before a model"),
+    (("serve", "--first-look"), 2, "a first look is for a GGUF file"),
 ])  # fmt: skip
 def test_what_it_cannot_be_is_told(desk: Path, stages: Forks, args: tuple[str, ...], code: int, text: str) -> None:
     done = stages.run(desk, *(each.replace("DESK", str(desk)) for each in args))
