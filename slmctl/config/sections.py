@@ -388,13 +388,17 @@ class Memorisation(Section):
     )
 
 
+def _is_set(section: object) -> bool:
+    return section not in (None, False)
+
+
 class PublishConfig(Section):
     """Build a release and send it to its target."""
 
     project: Annotated[Text, Inherited()] = ""
     version: Annotated[Text, Inherited()] = ""
     label: Annotated[Any, Inherited(), Outside()] = None  # if set, `labelled` is an input of the release
-    encode: Annotated[Any, Inherited(), Outside()] = None  # if set, a release may carry the encoder
+    encode: Annotated[bool, Inherited(), Outside(), BeforeValidator(_is_set)] = False  # a release may carry its models
     model: Annotated[Literal["gguf", "linear"], WhenSet()] = Field(
         "gguf",
         description="model of a release: gguf, the tuned GGUF files, with a section encode in a sum with linear "

@@ -19,6 +19,7 @@ from slmctl import config
 from slmctl.artifacts.artifact import Artifact, load
 from slmctl.config import FILENAME
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.metrics import gates
 from slmctl.pipeline import plan, project_gates
 from slmctl.releases import deliveries, registry, targets
 from slmctl.releases.targets.local import FolderTarget
@@ -157,7 +158,7 @@ def test_a_better_cheap_model_that_no_gate_names_is_told() -> None:
 
     plain = CONFIG.partition("gates:")[0]
     assert told(plain, 0.2).startswith(f"tfidf_logistic is surely better than {model}, which is to be released")
-    for kind, takes in (("classify", "slmctl predict linear takes that one, and "), ("tag", "")):
+    for kind, takes in (("classify", f"{gates.CHEAP['tfidf_logistic']} releases that one, and "), ("tag", "")):
         assert f"names tfidf_logistic; {takes}{{metric: " in told(
             f"{plain}task: {{kind: {kind}, labels: [a, b]}}\n", 0.2
         )

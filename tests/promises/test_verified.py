@@ -72,7 +72,7 @@ def test_every_corruption_is_found_and_nothing_else(tiny_run: Path, tmp_path: Pa
     choose = random.Random(250)
     folders = [
         *artifacts_of(tiny_run),
-        *(kept for kind in ("policy", "labelled", "encoder") for kept in KEPT.glob(f"*/{kind}")),
+        *(kept for kind in ("policy", "labelled", "encoder", "sum") for kept in KEPT.glob(f"*/{kind}")),
     ]
     assert {artifact.load(folder).kind for folder in folders} == set(KINDS)
     found, missed, alarms = dict.fromkeys(folders, 0), [], []

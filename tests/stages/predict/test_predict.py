@@ -317,5 +317,5 @@ def test_a_type_is_a_whole_word(artifacts: dict[str, Artifact], type_name: str) 
 
 def test_the_role_of_the_model_takes_what_the_design_says() -> None:
     assert stage_class("predict").takes[0].kinds == (
-        "gguf", "base", "adapter", "merged", "published", "encoder",
+        "gguf", "base", "adapter", "merged", "published", "encoder", "sum",
     )  # fmt: skip
