@@ -73,8 +73,9 @@ def predict(
 ) -> None:
     """Answer every row of one split, or of a file of yours, with one model.
 
-    MODEL is base, adapter, merged, gguf (the default), encoder or ensemble (gguf with the encoder's opinion), for a
-    file also linear (the baseline of the report), or the path of an artifact, a release, a .gguf file or an HF folder.
+    MODEL is base, adapter, merged, gguf, encoder or sum (gguf with linear members; the default for a file where a
+    release answers by it, else gguf), for a file also linear (a linear model on words), or the path of an artifact, a
+    release, a .gguf file or an HF folder.
     With --engine-url an endpoint answers, and MODEL gives the task contract alone; rows that their column "sensitive"
     marks are not sent. A run that was killed resumes.
     """

@@ -182,6 +182,8 @@ class FileModel:
         kinds = stage_class("predict").takes[0].kinds
         self._where = where
         self.sum, self.first = None, None
+        if model is None and predictions.ships_sum(where.project):
+            model = SUM
         if model == SUM and where.project.config.publish.tuned:
             model, self.sum = "gguf", predictions.sum_of(where.project)
         if model == linear_file.KIND:

@@ -121,6 +121,13 @@ def sum_of(project: Project) -> Artifact:
     return project.artifact(SUM)
 
 
+def ships_sum(project: Project) -> bool:
+    """True if a release of the project answers by a sum, as far as it was weighed."""
+    if project.config.encode is None or not project.is_made(SUM):
+        return False
+    return project.config.publish.linear or has_members(project.artifact(SUM))
+
+
 def has_members(summed: Artifact) -> bool:
     """True unless the file is all that a sum consists of."""
     return [*summed.metrics["weights"]] != [FILE]

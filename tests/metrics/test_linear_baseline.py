@@ -49,3 +49,16 @@ def test_of_several_labels_each_has_a_model_of_its_own() -> None:
     assert answers == ['["money"]', '["money", "way"]', "[]", '["way"]']
     assert sure is not None
     assert all(0.06 < chance < 1 for chance in sure)  # of a whole list: 0.5 and more for each label
+
+
+def test_a_stored_model_has_a_place_for_words_of_two_rows_alone() -> None:
+    texts = [f"{word} please" for word in ("invoice", "invoice", "parcel", "parcel", "brindlecove")]
+    labels = ["billing", "billing", "delivery", "delivery", "delivery"]
+    model = fitted(list(zip(texts, labels, strict=True)), hashed=True)
+    arrays = model.arrays()
+    assert all(array.dtype.kind in "fi" for array in arrays.values()), "no array holds a text"
+    (words, _) = model.vectorizer.parts
+    counts = {word: words.transform([word]).nnz for word in ("invoice", "parcel", "please", "brindlecove")}
+    assert counts == {"invoice": 1, "parcel": 1, "please": 1, "brindlecove": 0}
+    (answer,), _ = model.answers(["a parcel, please"])
+    assert answer == "delivery"

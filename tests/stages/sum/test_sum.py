@@ -172,10 +172,13 @@ def test_what_brings_less_than_the_floor_is_left_out(desk: Path, stages: Forks) 
 
 def test_a_model_of_a_release_with_it_is_not_the_encoder(desk: Path, stages: Forks, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text\ninvoice refund please\nparcel courier today\n")
-    for model in ("sum", str(desk / "registry" / "tiny-desk" / "2.0")):
-        out = tmp_path / f"{len(model)}.csv"
-        tiny.ok(stages.run(desk, "predict", model, "--input", str(tmp_path / "in.csv"), "--output", str(out)))
-        assert [line.split(",")[1] for line in out.read_text().splitlines()[1:]] == ["billing", "delivery"]
+    answers = []
+    for model in (["sum"], [], [str(desk / "registry" / "tiny-desk" / "2.0")]):
+        out = tmp_path / f"{len(answers)}.csv"
+        tiny.ok(stages.run(desk, "predict", *model, "--input", str(tmp_path / "in.csv"), "--output", str(out)))
+        answers.append(out.read_text())
+        assert [line.split(",")[1] for line in answers[-1].splitlines()[1:]] == ["billing", "delivery"]
+    assert answers[0] == answers[1], "without a model a file is answered as a release answers"
 
 
 # Of one object
