@@ -59,7 +59,7 @@ def shrink(config: Path, base: Path) -> None:
     text = re.sub(r"(?m)^encode: .*\n", "", text)  # beside words such a file has no weight, and is refused
     text = re.sub(r"(?m)^  epochs: .*\n  learning_rate: .*$", "  max_steps: 30\n  learning_rate: 1e-2", text)
     text = re.sub(r"(?m)^finetune: \{.*?\}", "finetune: {max_steps: 30, learning_rate: 1e-2}", text)
-    text = re.sub(r"(?m)^  - .*min_gain: .*\n|^calibrate:\n  max_error: .*\n", "", text)
+    text = re.sub(r"(?m)^calibrate:\n  max_error: .*\n", "", re.sub(r"min_gain: [\d.]+", "max_drop: 0.99", text))
     config.write_text(
         re.sub(r"min: 0\.\d+", "min: 0.0", re.sub(r"max_drop: 0\.02", "max_drop: 0.9", text)), encoding="utf-8"
     )
