@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from slmctl import console
 from slmctl.console import percent
+from slmctl.inference import IN_SUM
 from slmctl.metrics.statistics import wilson
 from slmctl.reports import svg_chart
 from slmctl.reports.evaluation_report import ClassFigures
@@ -68,8 +69,9 @@ def slices(view: ReportView) -> TwoWidths:
 
 def by_rows(curve: RowsCurve, focus: str) -> Markup:
     """Accuracy of cheap models over shares of the training rows with 95 % intervals, and of the tuned model."""
-    train, lines = curve.points[-1][0], list[LineSeries]()
-    for name, colour, k in (("encoder with TF-IDF", "c3", 1), ("TF-IDF alone", "c5", 2)):
+    train, lines, alone = curve.points[-1][0], list[LineSeries](), focus.removesuffix(IN_SUM)
+    cheap = (("encoder and words", "c3", 1), ("words alone", "c5", 2))
+    for name, colour, k in cheap[all(both == words for _, both, words in curve.points) :]:  # without an encoder one
         points, bounds = list[Point](), (list[Point](), list[Point]())
         for point in curve.points:
             x, share, interval = point[0] / train, point[k] / curve.rows, wilson(point[k], curve.rows)
@@ -80,7 +82,7 @@ def by_rows(curve: RowsCurve, focus: str) -> Markup:
         lines += [LineSeries(name, points, colour), *(LineSeries("", side, colour, dashed=True) for side in bounds)]
     if curve.tuned is not None:
         share = curve.tuned / curve.rows
-        lines.append(LineSeries(focus, [Point(1.0, share, f"{focus}: {percent(share)}", percent(share), "end")], "c1"))
+        lines.append(LineSeries(alone, [Point(1.0, share, f"{alone}: {percent(share)}", percent(share), "end")], "c1"))
     label = f"share of the {count(train, 'training row')}"
     return svg_chart.lines(lines, title="Accuracy by training rows", x_label=label, percent=True)
 

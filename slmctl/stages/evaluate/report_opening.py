@@ -38,8 +38,8 @@ class RowsCurve:
 
     Attributes:
         rows: Number of validation rows.
-        points: (training rows, right answers of the encoder with TF-IDF, of TF-IDF alone); the last with all rows.
-        tuned: Right answers of the model to release, which learned all rows; None if it did not answer these rows.
+        points: (training rows, right answers of encoder and words, of words alone); the last with all rows.
+        tuned: Right answers of the tuned file alone, which learned all rows; None if it did not answer these rows.
     """
 
     rows: int
