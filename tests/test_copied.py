@@ -153,6 +153,9 @@ def night(tiny_run: Path, tmp_path: Path) -> Iterator[Night]:
 def test_the_script_serves_what_passed_and_leaves_it_alone_until_something_new_passes(
     night: Night, tmp_path: Path
 ) -> None:
+    path = night.project / "slmctl.yaml"
+    gate = "{metric: accuracy, model: Q8_0, against: tfidf_logistic, max_drop: 0.99}"  # else such a base is asked about
+    path.write_text(f"{path.read_text()}gates:\n  - {gate}\n")
     first = night.run()
     assert (first.returncode, first.stdout, first.stderr) == (0, "", ""), (first.stderr, night.read("log"))
     release, pid, address = night.read("served"), night.read("pid"), night.read("address")
@@ -173,8 +176,7 @@ def test_the_script_serves_what_passed_and_leaves_it_alone_until_something_new_p
 
     # a model that fails its gate is not served, and a person is told
     release, pid = night.read("served"), night.read("pid")
-    path = night.project / "slmctl.yaml"
-    path.write_text(path.read_text() + "gates:\n  - {metric: accuracy, model: Q8_0, min: 1.01}\n")
+    path.write_text(path.read_text() + "  - {metric: accuracy, model: Q8_0, min: 1.01}\n")
     failed = night.run(NOTIFY=f"cat > {tmp_path}/mail")
     assert failed.returncode == 5
     assert "a gate or another check failed" in failed.stderr

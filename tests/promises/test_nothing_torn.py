@@ -100,10 +100,12 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     run = request.getfixturevalue("calibrated_run" if stage == "calibrate" else "tiny_run")
     clean = Path(shutil.copytree(run, place / "clean"))
     noun = LEAVES[stage]
-    if stage == "encode":
+    if stage in ("encode", "sum"):
         tiny.build_encoder(clean / "words.gguf")
         with (clean / "slmctl.yaml").open("a") as stream:
             stream.write("encode: {encoder: ./words.gguf}\n")
+        for before in (["encode"], ["predict", "gguf", "--split", "validation"]) if stage == "sum" else ():
+            tiny.ok(forks.run(clean, *before))
     else:
         shutil.rmtree(clean / "runs" / noun)
     if stage == "publish":
