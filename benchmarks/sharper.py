@@ -43,7 +43,7 @@ from slmctl.task.records import read_records
 
 PEER = "words, same rows"
 A_LABEL = (5, 10, 20, 50, 0)  # training rows of each label; 0 for all
-DRAWS = 5  # of few rows a label
+DRAWS = 3  # of few rows a label
 GOALS = {  # of the sum with the rows without an answer, or of all rows, on the share of right answers
     "Banking77": {5: 0.83, 10: 0.87, 20: 0.905, 0: 0.946}, "CLINC150": {5: 0.91, 10: 0.935, 20: 0.955, 0: 0.972},
 }  # fmt: skip
