@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import config, models
-from slmctl.artifacts import artifact, lineage
+from slmctl.artifacts import artifact, atomic, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, SlmctlError, UsageError
 from slmctl.pipeline import LEAVES, runner
@@ -176,10 +174,7 @@ def _renamed(path: Path, folder: Path, name: str) -> Path:
     if path.is_dir():
         target.symlink_to(path.resolve(), target_is_directory=True)
         return target
-    try:
-        os.link(path, target)
-    except OSError:  # another file system
-        shutil.copyfile(path, target)
+    atomic.link(path, target)
     return target
 
 

@@ -10,7 +10,7 @@ from slmctl.config import PublishConfig
 from slmctl.errors import GateError
 from slmctl.inference import LINEAR
 from slmctl.model_files.gguf_choice import answering_sha256
-from slmctl.stages.publish import leak_scan, license, publish, slsa_provenance
+from slmctl.stages.publish import license, publish, slsa_provenance
 from slmctl.task.contract import Task
 
 OWN = "own weights"  # the license of a model that is nobody else's: that of the rows' owner
@@ -46,15 +46,7 @@ def run(
         out, task, {LINEAR: members["files"]}, figures, config=config, base=None, license=label, members=members,
         data=publish.summary(prepared), memorisation=memorisation, teaching=teaching, lora={},
     )  # fmt: skip
-    task.write(out)
-    names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
-    leak_scan.require_clean(out, names, base=None, allow=config.allowed_texts)
-    return {
-        "project": config.project,
-        "version": config.version,
-        "license": label,
-        "files": {LINEAR: sha256},
-        "memorisation": memorisation,
-        "sum": members,
-        **({"teachers": teaching["teachers"]} if teaching else {}),
-    }
+    return publish.finished(
+        out, task, config, base=None, license=label, files={LINEAR: sha256}, memorisation=memorisation, sum=members,
+        teachers=teaching.get("teachers"),
+    )  # fmt: skip

@@ -74,19 +74,26 @@ def run(
         out, task, files, figures, config=config, base=facts, base_model=facts.public_name, license=label,
         data=summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora, members=members,
     )  # fmt: skip
+    hashes = {name: entry["sha256"] for name, entry in files.items()}
+    return finished(
+        out, task, config, base=base, license=label, files=hashes, memorisation=memorisation, lora=lora, sum=members,
+        teachers=teaching.get("teachers"),
+    )  # fmt: skip
+
+
+def finished(out: Path, task: Task, config: PublishConfig, *, base: Artifact | None, **facts: Any) -> dict[str, Any]:
+    """Write the task contract, and search every text of the release; returns its metrics, of `facts` those that say
+    something.
+
+    Raises:
+        GateError: A text holds a secret or personal data.
+    """
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     leak_scan.require_clean(out, names, base=base, allow=config.allowed_texts)
-    return {
-        "project": config.project,
-        "version": config.version,
-        "license": label,
-        "files": {name: entry["sha256"] for name, entry in files.items()},
-        "memorisation": memorisation,
-        **({"lora": lora} if lora else {}),
-        **({"sum": members} if members else {}),
-        **({"teachers": teaching["teachers"]} if teaching else {}),
-    }
+    optional = ("lora", "sum", "teachers")
+    kept = {name: value for name, value in facts.items() if value or name not in optional}
+    return {"project": config.project, "version": config.version, **kept}
 
 
 def require_allowed(release: Artifact, config: PublishConfig) -> None:

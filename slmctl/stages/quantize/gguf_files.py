@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl import console
+from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, sha256_file
 from slmctl.config import QuantizeConfig
 from slmctl.config.fields import WEIGHTED_ONLY_TYPES
@@ -72,7 +72,7 @@ def write(
     made = [target for target in targets if target.type != lossless.type]
     for target in targets:
         if target.type == lossless.type:
-            os.link(lossless.path, target.path)
+            atomic.link(lossless.path, target.path)
     if not made:
         return
     with console.progress("quantize", len(made), "files") as meter:
