@@ -18,7 +18,7 @@ from slmctl import config, console
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import FullError, MissingError, SlmctlError
 from slmctl.installation import pip_line
-from slmctl.model_files import catalogue, encoder_source, gguf_converter
+from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
@@ -26,7 +26,6 @@ from slmctl.pipeline import row_estimate, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate
 from slmctl.pipeline.graph import BASE, Project, Stage
 from slmctl.pipeline.system_errors import EXTRAS
-from slmctl.task import language
 
 Stages = Sequence[Stage[Any]]
 LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
@@ -142,9 +141,7 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     made = RunPlan(tuple(states), tuple(requirements), downloads, rows)
     choices = [Requirement(stage.name, text) for stage in to_run if (text := stage.choices(sizes))]
     notes = [Requirement(name, text, note=True) for stage in to_run for name, text in stage.notes(sizes.shape)]
-    notes += _language(project, to_run)
-    limits = _limits(project, made, to_run)
-    return replace(made, requirements=(*requirements, *limits, *choices, *notes))
+    return replace(made, requirements=(*requirements, *_limits(project, made, to_run), *choices, *notes))
 
 
 def require(project: Project, names: Sequence[str]) -> None:
@@ -200,17 +197,6 @@ def _states(stages: Stages) -> Iterator[StagePlan]:
 
 
 # Requirements
-
-
-def _language(project: Project, stages: Stages) -> Iterator[Requirement]:
-    """A note where most rows are in a language that the encoder does not know."""
-    sections = [stage.settings for stage in stages if isinstance(stage.settings, config.EncodeConfig)]
-    for section in sections:
-        codes = encoder_source.LANGUAGES.get(section.encoder or "")
-        if codes and (main := row_estimate.languages_of(project).main) not in ("", *codes):
-            text = f"most rows look {language.NAMES[main]}, and {section.encoder} knows "
-            text += " and ".join(language.NAMES[code] for code in codes)
-            yield Requirement("encoder", f"{text} alone: encode.encoder names another", note=True)
 
 
 def _requirement(name: str, check: Callable[[], str]) -> Iterator[Requirement]:

@@ -9,10 +9,11 @@ from slmctl.config import EncodeConfig
 from slmctl.model_files import encoder_source
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
-from slmctl.pipeline import gathering
+from slmctl.pipeline import gathering, row_estimate
 from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Stage
 from slmctl.sources import snapshot
+from slmctl.task import language
 
 # Of MiniLM-L6 (22.7 M weights) as F16 beside its fetched form, its fits, and the tokens that it reads on two cores.
 ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
@@ -65,6 +66,14 @@ class Encode(Stage[EncodeConfig]):
     def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
         if encoder_source.is_to_fetch(self.settings, self.project.encoders):
             yield self._source, None
+
+    def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
+        """A note where most rows are in a language that the encoder does not know."""
+        codes = encoder_source.LANGUAGES.get(self._source)
+        if codes and (main := row_estimate.languages_of(self.project).main) not in ("", *codes):
+            names = " and ".join(language.NAMES[code] for code in codes)
+            text = f"most rows look {language.NAMES[main]}, and {self._source} knows {names} alone"
+            yield "encoder", f"{text}: encode.encoder names another"
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         """The encoder once, its copy converted, and the vectors of the training rows."""
