@@ -131,7 +131,7 @@ def open_model(path: Path, kinds: Sequence[str]) -> Artifact:
     """
     path = path.resolve()
     if not path.exists():
-        raise IntegrityError(f"{path} does not exist", hint=f"a {' or '.join(kinds)} artifact is expected there")
+        raise IntegrityError(f"{path} does not exist", hint=f"expected there: an artifact of kind {' or '.join(kinds)}")
     if (path / artifact.MANIFEST).exists():
         source = artifact.load(path)
     elif path.suffix == ".gguf":
