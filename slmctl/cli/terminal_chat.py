@@ -27,7 +27,9 @@ def chat(
             continue
         question: Message = {"role": "user", "content": task.cleaned_text(text)[0]}
         turns = [*(history if task.rules.is_free else task.messages("")[:-1]), question]
-        request = engine_request(task, task.prompt(turns), max_tokens=max_tokens, question=question_of(turns))
+        request = engine_request(
+            task, task.prompt(turns), max_tokens=max_tokens, question=question_of(turns), document=question["content"]
+        )
         for piece in engine.stream(request):
             if isinstance(piece, Answer):
                 if task.rules.calls:

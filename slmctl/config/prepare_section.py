@@ -33,12 +33,15 @@ from slmctl.network.credentials import mask
 KindName = Literal["classify", "tag", "extract", "generate", "call"]
 # Keys, sections and stages that only some kinds of tasks have. Everything else about a kind is in task/kinds/.
 OWN_KEYS: Mapping[str, tuple[str, ...]] = {
-    "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "teachers"),
-    "tag": ("labels", "descriptions", "sources.separator"),
-    "extract": ("schema", "teachers"),
+    "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "teachers", "document"),
+    "tag": ("labels", "descriptions", "sources.separator", "document"),
+    "extract": ("schema", "teachers", "document"),
     "generate": ("teachers",),
     "call": ("tools",),
 }
+
+
+WINDOW = 512  # tokens
 
 
 def kinds_with(key: str) -> str:
@@ -70,6 +73,33 @@ class Labels(Section):
             if self.names != "from-data" and label not in self.names:
                 raise ValueError(f"'{name}' is mapped to '{label}', which is none of 'names'")
         return self
+
+
+class DocumentConfig(Section):
+    """Windows in which texts are asked that are longer than one: contracts, reports, letters."""
+
+    window: Literal["auto"] | Annotated[int, Field(ge=64, le=32_768)] = Field(
+        "auto", description="tokens of a window; auto takes 512"
+    )
+    overlap: Literal["auto"] | Annotated[int, Field(ge=0, le=8_192)] = Field(
+        "auto", description="tokens that two windows share at the least; auto takes an eighth of a window"
+    )
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> DocumentConfig:
+        if 4 * self.shared > self.size:
+            raise ValueError(f"'overlap' is over a quarter of the window of {self.size} tokens")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Tokens of a window."""
+        return WINDOW if self.window == "auto" else self.window
+
+    @property
+    def shared(self) -> int:
+        """Tokens that two windows share at the least."""
+        return self.size // 8 if self.overlap == "auto" else self.overlap
 
 
 def _form_of_labels(value: object) -> str:
@@ -112,6 +142,12 @@ class TaskConfig(Section):
         "by models that were not trained for the task (label, evaluate --against)",
     )
 
+    document: Annotated[DocumentConfig | None, WhenSet()] = Field(
+        None,
+        description="classify, tag, extract: ask a long text in windows and give one answer to all of them; a text of "
+        "one window is asked as it is",
+    )
+
     @model_validator(mode="after")
     def _fits_kind(self) -> TaskConfig:
         if self.has("schema") and self.json_schema is None:
@@ -119,7 +155,7 @@ class TaskConfig(Section):
         used = {
             "schema": self.json_schema is not None, "tools": self.tools is not None,
             "labels": self.labels != "from-data", "descriptions": bool(self.descriptions),
-            "labels.ordered": self.ordered,
+            "labels.ordered": self.ordered, "document": self.document is not None,
         }  # fmt: skip
         for key, is_used in used.items():
             if is_used and not self.has(key):

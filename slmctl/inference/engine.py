@@ -22,7 +22,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import MissingError
 from slmctl.hardware import usable_cores
 from slmctl.inference.escalation_policy import LABELS
-from slmctl.inference.events import ControlTokens, EngineInfo, Event
+from slmctl.inference.events import ControlTokens, EngineInfo, Event, ValuePlace
 from slmctl.inference.supervised_child import HANG_S, EngineDiedError, EngineError, State, Supervised, error_of
 from slmctl.installation import pip_line, timings_folder
 
@@ -50,6 +50,7 @@ class Request:
         shorten: Shorten max_tokens to the room that the prompt leaves in the context, instead of refusing the request.
         logits: Number of last tokens of the prompt after each of which the logits are sent, in place of an answer.
         question: The text that an encoder reads, where one answers; empty for none.
+        document: The text in the prompt that is asked in windows where it is long; empty for none.
         client: Who asks: clients take turns, and have equal parts of each batch.
         rest: Below 1, the end of an answer tells the `distribution` over the labels; branches that are likelier than
             this are looked at for it. The answer itself stays the same.
@@ -70,6 +71,7 @@ class Request:
     shorten: bool = False
     logits: int = 0
     question: str = ""
+    document: str = ""
     rest: float = 1.0
     client: str = ""
 
@@ -89,6 +91,7 @@ class Answer:
             the model would have answered with any label.
         evidence: The label's score in an encoder's linear model before normalisation; None if a language model answers.
         first: Of a sum, the answer that its linear members give alone.
+        places: The places of its values in a document.
     """
 
     text: str
@@ -101,6 +104,7 @@ class Answer:
     raw_logprobs: tuple[float, ...] = ()
     evidence: float | None = None
     first: Answer | None = None
+    places: tuple[ValuePlace, ...] = ()
 
     def probabilities(self) -> JsonObject:
         """The fields that `escalation_policy.signals` reads, as predictions hold them."""
@@ -288,7 +292,7 @@ class Engine(Supervised, Answering):
         return "bfloat16" if self.info["expanded"] else None
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
-        id = self.send(request.__dict__ | {"question": ""}, on_event)
+        id = self.send(request.__dict__ | {"question": "", "document": ""}, on_event)
         return functools.partial(self.cancel, id)
 
     def ask_all(
@@ -391,4 +395,5 @@ def answer_of(event: Event, text: str) -> Answer:
     likely = tuple(event.get("logprobs", ())), tuple(event.get("raw_logprobs", ()))
     labels, evidence = event.get("labels", {}), event.get("evidence")
     alone = answer_of(first, next(iter(first["labels"]))) if (first := event.get("first")) is not None else None
-    return Answer(text, event["finish"], event["confidence"], *counts, labels, *likely, evidence, alone)
+    places = tuple(event.get("places", ()))
+    return Answer(text, event["finish"], event["confidence"], *counts, labels, *likely, evidence, alone, places)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired
+
+from typing_extensions import TypedDict  # of typing's own, pydantic can check none
 
 EXPANDED = ", weights as BF16"  # after a build, since expanded weights give slightly other probabilities
 
@@ -26,6 +28,26 @@ class TokenInfo(TokenAlternative):
     top: list[TokenAlternative]
 
 
+class ValuePlace(TypedDict):
+    """The place of a value of an answer in the document that it is taken from.
+
+    Attributes:
+        path: Of the value in the answer, such as `items[].name`; empty for the answer itself.
+        start, end: The first character, and the one behind the last.
+        page: From 1; form feeds stand between pages.
+        around: The text around it.
+        conflict: True for a value that is likely too, but was not taken.
+    """
+
+    path: str
+    value: object
+    start: int
+    end: int
+    page: int
+    around: str
+    conflict: NotRequired[bool]
+
+
 class Event(TypedDict, total=False):
     """One step of an answer: pieces, then one event with `finish` or with `error`.
 
@@ -36,6 +58,7 @@ class Event(TypedDict, total=False):
         evidence: As in an Answer.
         first: Of a sum, the end of the answer that its linear members give alone.
         p_correct: Probability that the answer is right, by the first step of a policy that kept it.
+        places: The places of the answer's values in a document.
         distribution: Every label with its probability, for a request with `rest`.
         error: One sentence, in place of an answer.
         refused: True where the request is at fault.
@@ -55,6 +78,7 @@ class Event(TypedDict, total=False):
     first: Event
     p_correct: float
     distribution: dict[str, float]
+    places: list[ValuePlace]
     error: str
     refused: bool
     died: bool

@@ -7,6 +7,7 @@ from typing import NotRequired
 from typing_extensions import TypedDict
 
 from slmctl.artifacts.artifact import Artifact
+from slmctl.inference.events import ValuePlace
 from slmctl.reports.evaluation_report import LatencyFigures, require_type
 
 
@@ -65,6 +66,7 @@ class Prediction(TypedDict):
     prompt_tokens: NotRequired[int | None]
     completion_tokens: NotRequired[int | None]
     not_sent: NotRequired[str]
+    places: NotRequired[list[ValuePlace]]
 
 
 def facts_of(predictions: Artifact) -> PredictionFacts:

@@ -70,6 +70,7 @@ class OpenModel:
             engine_request(
                 self.task, prompt.text, prefix=prompt.prefix, constraint=prompt.constraint or allowed,
                 max_tokens=self.max_tokens, adapter=self.adapter, question=prompt.question,
+                document=prompt.messages[-1]["content"] if prompt.messages else "",
             )
             for prompt in prompts
         )  # fmt: skip
@@ -222,7 +223,12 @@ class Model:
             if fault := grammar_pool.fault_of(task.rules.constraint()):
                 raise DataError(fault, hint="change that part of the schema")
         whole = self.untuned if whole_labels is None else whole_labels
-        with self._loaded(task, max_tokens, whole) as loaded:
+        loaded = self._loaded(task, max_tokens, whole)
+        if task.document is not None:
+            from slmctl.models import documents  # with it comes numpy
+
+            loaded = documents.reading(loaded, {self.adapter: task})
+        with loaded:
             engine = loaded.build if self.is_gguf else None
             yield OpenModel(loaded, task, max_tokens, self.adapter, engine)
 

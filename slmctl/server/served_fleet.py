@@ -13,6 +13,7 @@ from slmctl.config import PRODUCTION, ServeConfig
 from slmctl.config.serve_section import DEFAULT
 from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.models import documents
 from slmctl.models.model import Loading, Model
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
@@ -203,7 +204,8 @@ class _Member:
             notes = [*filter(None, [model.other_build(engine.build), *(lora.note for lora in loras.values())])]
             for note in notes:
                 say(f"warning: {note}")
-            return RunningModel(LocalEngine(engine, name), names, router, notes, stack.pop_all().close)
+            reader = documents.reading(engine, {model.adapter: model.task for model in names.values()})
+            return RunningModel(LocalEngine(reader, name), names, router, notes, stack.pop_all().close)
 
     def _adapters(self, model: Model) -> dict[str, ServedAdapter]:
         """The adapters over a release, each verified for its file."""

@@ -25,6 +25,7 @@ from slmctl.model_files.base_model import NormalForm
 from slmctl.task import chat_template, cleaning, tool_calls
 from slmctl.task.chat_template import LIMIT_S
 from slmctl.task.cleaning import Replacement
+from slmctl.task.documents import WindowForm
 from slmctl.task.kinds import KINDS, kind_of
 from slmctl.task.kinds.kind import TaskKind
 from slmctl.task.records import Message, RowRejectedError, with_instruction
@@ -53,6 +54,7 @@ class Task:
         tools: The tools that may be called, in OpenAI's form, for a conversation without own tools (call).
         call_form: The form in which the model writes a call (call).
         ordered: True where the labels are levels, from low to high (classify).
+        document: The windows in which long texts are asked; None where a text is asked as a whole.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
@@ -73,6 +75,7 @@ class Task:
     tools: tuple[JsonObject, ...] = ()
     call_form: CallForm | None = None
     ordered: bool = False
+    document: WindowForm | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Task:
@@ -112,7 +115,7 @@ class Task:
     def _fields(self) -> dict[str, Any]:
         """The fields as JSON; later ones only if they are set, so that older contracts keep their bytes."""
         fields = dataclasses.asdict(self)
-        later = ("clean", "replace", "descriptions", "tools", "call_form", "ordered")
+        later = ("clean", "replace", "descriptions", "tools", "call_form", "ordered", "document")
         return {name: value for name, value in fields.items() if value or name not in later}
 
     @property
@@ -145,6 +148,11 @@ class Task:
     def is_json(self) -> bool:
         """True for a task whose answers are JSON of the schema."""
         return self.rules.structured and not self.rules.calls
+
+    @property
+    def is_object(self) -> bool:
+        """True for a task whose answers are JSON with values of a text, and not labels."""
+        return self.is_json and not self.rules.has_labels
 
     @property
     def form(self) -> CallForm:

@@ -8,7 +8,7 @@ from slmctl.task.contract import Task
 
 def engine_request(
     task: Task, text: str, *, prefix: str = "", constraint: str = "", max_tokens: int, adapter: str = "",
-    temperature: float = 0.0, seed: int = 0, question: str = "",
+    temperature: float = 0.0, seed: int = 0, question: str = "", document: str = "",
 ) -> Request:  # fmt: skip
     """The request for one answer.
 
@@ -22,9 +22,11 @@ def engine_request(
         temperature: 0 takes the likeliest token.
         seed: Seed of the sampling.
         question: The text that the linear members of a sum read.
+        document: The text in it that is asked in windows where the task has some.
     """
     return Request(
         text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, max_tokens=max_tokens,
         stop=(task.end,) if task.end else (), schema=constraint or task.rules.constraint(), adapter=adapter,
         temperature=temperature, seed=seed, question=question,
+        document=document if task.document is not None else "",
     )  # fmt: skip

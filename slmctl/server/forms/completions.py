@@ -99,7 +99,7 @@ class CompletionForm(Form):
         form = client_schemas.answer_form(body, model.task, is_held=model.held, option=option)
         common = self._common(body, model, settings, form, offer)
         prompted = self.prompted(body, model, offer)
-        requests = self._requests(body, common, prompted.prompts, settings)
+        requests = self._requests(body, common, prompted.prompts, model, settings)
         sent, drops_system = prompted.sent, prompted.prompts[0].drops_system
         if drops_system:  # neither the model nor the generalist gets them, so they are neither searched nor collected
             sent = [message for message in sent if message["role"] != "system"]
@@ -151,11 +151,16 @@ class CompletionForm(Form):
         )
 
     def _requests(
-        self, body: JsonObject, common: Request, prompts: Sequence[RenderedPrompt], settings: ServeConfig
+        self,
+        body: JsonObject,
+        common: Request,
+        prompts: Sequence[RenderedPrompt],
+        model: ServedModel,
+        settings: ServeConfig,
     ) -> tuple[Request, ...]:
         """The engine's requests: `n` for each prompt."""
-        longest = settings.context_length - 1
-        if max(len(prompt.text) for prompt in prompts) > BYTES_A_TOKEN * longest:
+        longest, in_windows = settings.context_length - 1, model.task.document is not None
+        if not in_windows and max(len(prompt.text) for prompt in prompts) > BYTES_A_TOKEN * longest:
             raise RequestError(
                 f"the prompt does not fit: it has more than {BYTES_A_TOKEN} times as many characters as the "
                 f"{longest} tokens allowed",
@@ -171,6 +176,7 @@ class CompletionForm(Form):
                 prefix=prompt.prefix,
                 seed=(common.seed + k) % 2**63,
                 question=question_of(prompt.turns) if common.labels else "",
+                document=prompt.turns[-1]["content"] if in_windows and prompt.turns else "",
             )
             for prompt in prompts
             for k in range(count)

@@ -14,6 +14,7 @@ from slmctl.errors import DataError
 from slmctl.model_files import hf_folder
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 from slmctl.task.contract import Task
+from slmctl.task.documents import training
 from slmctl.task.records import Message, Record, read_records, without_weight
 
 TOGETHER = 256  # records whose prompts are rendered in one request
@@ -22,7 +23,7 @@ TOGETHER = 256  # records whose prompts are rendered in one request
 def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count: int) -> str:
     """The first `count` training records token by token, `*` before every token that the loss is on."""
     task, tokenizer = Task.read(prepared.path), hf_folder.load_tokenizer(base.path)
-    records = read_records(prepared.file("train.jsonl"))[:count]
+    records = training(read_records(prepared.file("train.jsonl"))[:count], task)[:count]
     lines = []
     for record in records:
         whole = {"max_length": sys.maxsize, "too_long": "error"}

@@ -44,6 +44,7 @@ from slmctl.stages.finetune.interruption import first_interrupt
 from slmctl.stages.finetune.packing import EncodedRecord
 from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, Progress, without_loss
 from slmctl.task.contract import Task
+from slmctl.task.documents import training
 from slmctl.task.records import Record, read_records, write_jsonl
 
 LOG_EVERY_STEPS = 10
@@ -155,9 +156,10 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact, tok
     task, library, gpu = Task.read(prepared.path), backend.choose(config.backend), device_plan.gpu_here()
     if config.load_in_4bit and gpu is not None and library != "unsloth":
         raise MissingError("4-bit weights on a GPU need unsloth", hint="--set finetune.load_in_4bit=false")
-    records = share_of(_require_records(prepared, "train"), config.train_share)
+    records = training(share_of(_require_records(prepared, "train"), config.train_share), task)
     train, train_overlong = encode(records, task, tokenizer, config)
-    validation, validation_overlong = encode(_require_records(prepared, "validation"), task, tokenizer, config)
+    held_out = training(_require_records(prepared, "validation"), task)
+    validation, validation_overlong = encode(held_out, task, tokenizer, config)
     if gpu is None:
         plan = device_plan.for_cpu(config, base.path, train)
     else:

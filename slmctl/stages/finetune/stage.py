@@ -69,6 +69,7 @@ class Finetune(Stage[FinetuneConfig]):
 
     def refusals(self, rows: RowEstimate) -> Iterator[SlmctlError]:
         """Texts that the base cannot read, or that finetune refuses by `too_long: error`."""
+        rows, _ = self._in_windows(rows)
         section, entry = self.settings, catalogue.of_source(self.project.config.base)
         context = entry.context if entry is not None else rows.tokens
         refused = section.too_long == "error" and rows.tokens > SURELY * section.max_length
@@ -83,6 +84,13 @@ class Finetune(Stage[FinetuneConfig]):
             f"{', '.join(longer[:NAMED])} (slmctl bases)",
         )
 
+    def _in_windows(self, rows: RowEstimate) -> tuple[RowEstimate, int]:
+        """Returns (rows with the tokens of a window, windows of a row); long texts are learned in windows."""
+        document = self.project.config.task.document
+        if document is None or rows.tokens <= document.size:
+            return rows, 1
+        return replace(rows, tokens=document.size + rows.shared), -(-rows.tokens // (document.size - document.shared))
+
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         """The training, with its memory and time on the processor; on a GPU neither is known before."""
         if (model := sizes.model) is None:
@@ -90,6 +98,8 @@ class Finetune(Stage[FinetuneConfig]):
         section, rows = sizes.settings.finetune, sizes.rows
         if rows is not None:
             section = section.resolved(rows.train, model.shape.parameters)
+            rows, windows = self._in_windows(rows)
+            rows = replace(rows, train=rows.train * windows, validation=rows.validation * windows)
             if section.too_long != "error":
                 rows = replace(rows, tokens=min(rows.tokens, section.max_length))
         disk = (4 + CHECKPOINT_WEIGHTS) * model.trained

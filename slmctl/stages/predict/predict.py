@@ -17,6 +17,7 @@ from slmctl.models.prompts import asked, few_shot
 from slmctl.stages.predict import latency, released
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
+from slmctl.task.documents import training
 from slmctl.task.records import Record, read_records, require_records, write_jsonl
 
 
@@ -48,7 +49,7 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
     task, release = Task.read(prepared.path), model.artifact.metrics
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     own = released.contract(model.artifact, task) if config.release else task
-    train = read_records(prepared.file("train.jsonl")) if config.shots else []
+    train = training(read_records(prepared.file("train.jsonl")), task) if config.shots else []
     examples = untuned_prompt.shots(task, train, config.shots or 0)
     name = f"{model.title}{f' ({len(examples)}-shot)' if examples else ''}"
     with model.open(own, max_tokens=config.max_tokens, whole_labels=config.whole_labels) as answerer:
@@ -97,4 +98,5 @@ def _line(record: Record, answer: engine.Answer) -> dict[str, Any]:
         "finish": answer.finish,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
+        **({"places": answer.places} if answer.places else {}),
     }

@@ -146,6 +146,7 @@ class PrepareFacts(TypedDict):
     swapped: Swapped | None
     linear: NotRequired[LinearFacts | None]
     suspects: NotRequired[SuspectFacts | None]
+    standing: NotRequired[dict[str, list[int]]]  # by field: values, and of these the ones that stand in their texts
     odd_answers: dict[str, int]
     sensitive: list[SensitiveFact]
     sensitive_rows: int

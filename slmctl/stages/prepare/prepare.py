@@ -36,9 +36,12 @@ from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task import conversation_formats, declared
 from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, call_form_of, end_of_turn
+from slmctl.task.documents import WindowForm, standing
 from slmctl.task.kinds import kind_of
 from slmctl.task.records import Record
 
+DENSITY, DENSEST = 2000, 0.1  # documents by which characters a token are measured, and the share of those with fewer
+UNKNOWN = 3.0  # characters a token, where no base counts tokens
 SAMPLE, SHOWN = 200, 3  # rows of a source that `explain` reads, and records that it shows
 # Shows a record without a base: a turn a line, tool calls as JSON.
 PLAIN = (
@@ -90,6 +93,8 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
                 out, train=collected["train"], validation=collected["validation"], labels=len(rows.labels)
             )
             collected["suspects"] = suspects.find(out, train=collected["train"], labels=len(rows.labels))
+        if task.document is not None and task.is_object:
+            collected["standing"] = standing(map(Record.from_json, map(json.loads, rows.lines())))
         report_page.write(out, collected, base=Base.read(base.path).name)
         if fault is not None:
             raise fault
@@ -194,8 +199,20 @@ def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
     return dataclasses.replace(
         task, system=system, descriptions=dict(config.descriptions), schema=task.rules.schema_of(labels),
-        labels=labels if task.rules.chooses else (), ordered=config.ordered,
+        labels=labels if task.rules.chooses else (), ordered=config.ordered, document=_windows(config, rows),
     )  # fmt: skip
+
+
+def _windows(config: TaskConfig, rows: RecordTable) -> WindowForm | None:
+    """The windows of the task in characters, by the tokens that a character of its densest documents has."""
+    if config.document is None:
+        return None
+    lengths = np.array(
+        [len(Record.from_json(json.loads(line)).input) for line in itertools.islice(rows.lines(), DENSITY)]
+    )
+    counted = rows.tokens[: len(lengths)]
+    a_token = float(np.quantile(lengths / counted, DENSEST)) if counted.all() else UNKNOWN
+    return WindowForm(int(config.document.size * a_token), int(config.document.shared * a_token))
 
 
 def explain(config: PrepareConfig, *, base: Artifact | None) -> str:

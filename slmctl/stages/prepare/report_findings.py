@@ -19,6 +19,7 @@ SOME = 0.01  # share of unusable rows from which a reader should know why
 MANY = 0.2  # the same for all rows that were left out
 RIGHT = 0.9  # share of right answers for which intervals are given
 WIDE = 5.0  # points on either side of a score; from here two models can hardly be distinguished
+STANDING = 0.95  # share of a field's values that stand in their texts, below which the field is named
 LINES = 6  # on the terminal, besides the counts of rows and the report's path
 CLOSE = 0.05  # share of a held-out split that overlaps with training from which a score is flattered
 
@@ -223,6 +224,14 @@ def _odd_answers(facts: PrepareFacts) -> str:
     return f"Some rows were kept whose answer teaches nothing: {', '.join(odd)}." if odd else ""
 
 
+def _standing(facts: PrepareFacts) -> str:
+    few = {
+        path: stand / values for path, (values, stand) in facts.get("standing", {}).items() if stand < STANDING * values
+    }
+    named = ", ".join(f"`{path}` {percent(share, 0)}" for path, share in sorted(few.items(), key=lambda pair: pair[1]))
+    return f"Few values stand in their texts, and no other can be learned from windows: {named}." if few else ""
+
+
 def _alike_labels(facts: PrepareFacts) -> str:
     pairs = alike_labels({label: sum(splits.values()) for label, splits in facts["labels"].items()})
     named = "; ".join(
@@ -267,4 +276,5 @@ FINDINGS: Sequence[tuple[Callable[[PrepareFacts], str], Tone, str]] = (
     (_few_test_rows, "warn", "Labels"),
     (_unused_renames, "warn", "Labels"),
     (_odd_answers, "warn", "Odd answers"),
+    (_standing, "warn", "Odd answers"),
 )

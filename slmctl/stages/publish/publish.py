@@ -25,6 +25,7 @@ from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.reports.scoreboard import table
 from slmctl.stages.publish import leak_scan, license, memorisation_probe, slsa_provenance
 from slmctl.task.contract import Task
+from slmctl.task.documents import training
 from slmctl.task.records import SPLITS, read_records
 
 CONTEXT = 2048  # tokens; Ollama's own default truncates longer prompts silently
@@ -239,7 +240,7 @@ def _probe(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, con
     """Probe the largest file for memorised rows: it is the closest to the merged model."""
     largest = max(files.values(), key=lambda entry: entry["size"])
     settings = config.memorisation
-    records = read_records(prepared.file("train.jsonl"))
+    records = training(read_records(prepared.file("train.jsonl")), task)
     counts = memorisation_probe.probe(
         out / largest["file"], task, records, probes=settings.probes, max_share=settings.max_share
     )

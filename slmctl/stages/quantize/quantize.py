@@ -24,6 +24,7 @@ from slmctl.model_files.quantizer import QuantizedFile
 from slmctl.stages.quantize import gguf_files, importance_matrix, lora_gguf, parity
 from slmctl.stages.quantize.gguf_files import WEIGHTED_TYPES, ImportanceMatrix, LosslessFile
 from slmctl.task.contract import Task
+from slmctl.task.documents import training
 from slmctl.task.records import Record, read_records
 
 PROBE_PROMPTS = 8  # held-out prompts that each file must answer
@@ -62,7 +63,7 @@ def run(
         raise StageError(f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge")
     needed = _estimate_bytes(merged.path, config.types)
     memory.require(needed, "quantizing", hint="a smaller base, or a machine with more")
-    held_out = read_records(prepared.file("validation.jsonl"))
+    held_out = training(read_records(prepared.file("validation.jsonl")), task)
     with tempfile.TemporaryDirectory(dir=out) as place:
         scratch = Path(place)
         lossless = gguf_files.convert(config, merged, facts, scratch)
@@ -130,7 +131,7 @@ def _compute_reference(
     parity.check_head(lossless.path.name, lossless.head, reference)
     if not count:
         return reference, {}, 0
-    texts = texts_of(read_records(prepared.file("train.jsonl")), task, count)
+    texts = texts_of(training(read_records(prepared.file("train.jsonl")), task), task, count)
     if resolve_matmul_dtype("auto") == "bfloat16":  # mean squares need no more, and it takes half the time
         stored_weights.multiply_in(model, torch.bfloat16)
     matrix = importance_matrix.measure(model, [parity.encode(tokenizer, text) for text in texts], lossless.head)

@@ -1,0 +1,438 @@
+"""A model that is asked a document in windows, and gives one answer with the places of its values."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.inference.engine import Answer, Answering, Engine, Outcomes, Request, answer_of
+from slmctl.inference.events import Event, TokenInfo, ValuePlace
+from slmctl.inference.supervised_child import EngineError
+from slmctl.metrics import answer_metrics, label_sum
+from slmctl.metrics.likelihood import normalised
+from slmctl.models.composition import Composition
+from slmctl.task import documents
+from slmctl.task.contract import Task
+from slmctl.task.documents import Window, page_breaks, page_of
+from slmctl.task.evidence import Evidence, Span
+
+AROUND = 60  # characters of text on both sides of a value
+LIKELY = 0.5  # probability from which a second, different value is a conflict
+LEAST = 1e-30  # of a probability whose logarithm is taken
+_TOKENS_OF_JSON = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
+OnEvent = Callable[[Event], None]
+
+
+def reading(model: Answering, tasks: Mapping[str, Task]) -> Answering:
+    """A model that reads documents in windows, by the task of each adapter in it, '' for the model's own.
+
+    It is the model itself where no task has windows.
+    """
+    return DocumentReader(model, tasks) if any(task.document is not None for task in tasks.values()) else model
+
+
+@dataclass(frozen=True)
+class WindowAnswer:
+    """A model's answer to a window, with the tokens of it where the model tells them."""
+
+    window: Window
+    answer: Answer
+    tokens: Sequence[TokenInfo] = ()
+
+
+class DocumentReader(Composition):
+    """A model whose requests with a `document` are asked window by window; all others go to it as they are.
+
+    An answer is whole: where a window is not answered, the document has an error in place of an answer.
+    """
+
+    def __init__(self, model: Answering, tasks: Mapping[str, Task]) -> None:
+        super().__init__(model)
+        self._tasks = tasks
+        self._schemas: dict[str, str] = {}
+
+    def ask_all(
+        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
+    ) -> Outcomes:
+        if isinstance(self.engine, Engine | Composition):
+            yield from super().ask_all(requests, widen=widen, alone=alone, through=through)
+            return
+        split = [(request, self._windows(request)) for request in requests]
+        places = [(owner, number) for owner, (_, parts) in enumerate(split) for number in range(len(parts))]
+        outcomes = [dict[int, Answer | EngineError]() for _ in split]
+        flat = (each for request, parts in split for each in self._requests(request, parts))
+        for index, outcome in self.engine.ask_all(flat, widen=widen, alone=alone):
+            owner, number = places[index]
+            outcomes[owner][number] = outcome
+            if len(outcomes[owner]) == len(split[owner][1]):
+                yield owner, self._of_outcomes(*split[owner], outcomes[owner])
+
+    def submit(self, request: Request, on_event: OnEvent) -> Callable[[], object]:
+        if not request.document:
+            return self.engine.submit(request, on_event)
+        parts = self._windows(request)
+
+        def end(read: list[WindowAnswer], last: Event) -> None:
+            whole = self._merged(request, read)
+            if len(parts) > 1:
+                piece: Event = {"piece": whole.text}
+                on_event(piece | ({"tokens": []} if request.alternatives >= 0 else {}))
+                last = _ending(whole)
+            on_event(last | {"places": list(whole.places)})
+
+        gathered = _Gathered(parts, on_event, end)
+        for number, each in enumerate(self._requests(request, parts)):
+            gathered.cancels.append(self.engine.submit(each, gathered.listener(number)))
+        return gathered.cancel
+
+    def _windows(self, request: Request) -> list[Window]:
+        if not request.document:
+            return [Window(0, 0, "", "")]
+        form = self._tasks[request.adapter].document
+        assert form is not None  # or the request would have no document
+        return documents.windows(request.document, form)
+
+    def _requests(self, request: Request, parts: Sequence[Window]) -> Iterator[Request]:
+        """The requests for the windows of a document; the request itself where it has none."""
+        if not request.document:
+            yield request
+            return
+        task, schema, tells = self._tasks[request.adapter], request.schema, request.alternatives
+        text = task.defused(request.document)
+        if len(parts) > 1 and schema and not task.rules.has_labels:
+            schema, tells = self._window_schema(schema), max(tells, 0)
+        for part in parts:
+            yield dataclasses.replace(
+                request, document="", schema=schema, alternatives=tells,
+                prompt=_in_place(request.prompt, text, task.defused(part.text)),
+                question=_in_place(request.question, request.document, part.text),
+            )  # fmt: skip
+
+    def _window_schema(self, schema: str) -> str:
+        if schema not in self._schemas:
+            self._schemas[schema] = json.dumps(documents.window_schema(json.loads(schema)))
+        return self._schemas[schema]
+
+    def _of_outcomes(
+        self, request: Request, parts: Sequence[Window], outcomes: Mapping[int, Answer | EngineError]
+    ) -> Answer | EngineError:
+        read: list[WindowAnswer] = []
+        for number, part in enumerate(parts):
+            outcome = outcomes[number]
+            if isinstance(outcome, EngineError):
+                return type(outcome)(_not_read(part, outcome.message))
+            read.append(WindowAnswer(part, outcome))
+        return self._merged(request, read) if request.document else read[0].answer
+
+    def _merged(self, request: Request, read: Sequence[WindowAnswer]) -> Answer:
+        """The answer to a document."""
+        text, rules = request.document, self._tasks[request.adapter].rules
+        whole = (
+            _by_labels(read, request.labels) if request.labels
+            else _by_votes(read) if rules.has_labels
+            else _by_values(read, text, json.loads(request.schema) if request.schema else {})
+        )  # fmt: skip
+        return dataclasses.replace(
+            whole,
+            prompt_tokens=sum(each.answer.prompt_tokens for each in read),
+            completion_tokens=sum(each.answer.completion_tokens for each in read),
+        )
+
+
+class _Gathered:
+    """Answers to the windows of a document, which come from another thread in any order; the first error ends all.
+
+    Args:
+        on_event: Hears the events of the only window, or the error.
+        done: Is called with all answers, and the last event of the last of them.
+    """
+
+    def __init__(
+        self, parts: Sequence[Window], on_event: OnEvent, done: Callable[[list[WindowAnswer], Event], None]
+    ) -> None:
+        self._parts, self._on_event, self._done = parts, on_event, done
+        self._read: dict[int, WindowAnswer] = {}
+        self._lock, self._ended = threading.Lock(), False
+        self.cancels: list[Callable[[], object]] = []
+
+    def listener(self, number: int) -> OnEvent:
+        pieces, tokens = list[str](), list[TokenInfo]()
+
+        def hear(event: Event) -> None:
+            tokens.extend(event.get("tokens", ()))
+            if "error" in event:
+                self._fail(event | {"error": _not_read(self._parts[number], event["error"])})
+            elif "piece" in event:
+                pieces.append(event["piece"])
+                if len(self._parts) == 1:
+                    self._on_event(event)
+            else:
+                labels = event.get("distribution", event.get("labels", {}))
+                answer = answer_of(event | {"labels": labels}, "".join(pieces))
+                self._add(number, WindowAnswer(self._parts[number], answer, tokens), event)
+
+        return hear
+
+    def _add(self, number: int, answer: WindowAnswer, last: Event) -> None:
+        with self._lock:
+            self._read[number] = answer
+            whole = len(self._read) == len(self._parts) and not self._ended
+        if whole:
+            self._done([self._read[k] for k in range(len(self._parts))], last)
+
+    def _fail(self, event: Event) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, True
+        if not ended:
+            self.cancel()
+            self._on_event(event)
+
+    def cancel(self) -> None:
+        self._ended = True
+        for each in self.cancels:
+            each()
+
+
+def _not_read(part: Window, reason: str) -> str:
+    """The reason why a document has no answer, with the place of the window."""
+    return f"{part.title.strip('[]' + chr(10))} was not read: {reason}" if part.title else reason
+
+
+def _ending(whole: Answer) -> Event:
+    """The event that ends the answer to a document of several windows."""
+    event: Event = {
+        "finish": whole.finish, "confidence": whole.confidence, "prompt_tokens": whole.prompt_tokens,
+        "completion_tokens": whole.completion_tokens, "logprobs": list(whole.logprobs),
+    }  # fmt: skip
+    if whole.labels:
+        event |= {"labels": whole.labels, "distribution": whole.labels, "raw_logprobs": list(whole.raw_logprobs)}
+    if whole.evidence is not None:
+        event["evidence"] = whole.evidence
+    if whole.first is not None:
+        event["first"] = _ending(whole.first)
+    return event
+
+
+def _in_place(text: str, document: str, part: str) -> str:
+    """A text with its last mention of a document replaced by a part of it; a template may have stripped it."""
+    for form in (document, document.strip()):
+        before, middle, after = text.rpartition(form)
+        if middle:
+            return f"{before}{part}{after}"
+    return text
+
+
+# One answer of several windows
+
+
+def _by_labels(read: Sequence[WindowAnswer], labels: Sequence[str]) -> Answer:
+    """The label with the highest mean log probability; its place is the window that is surest of it."""
+    tables = np.stack([label_sum.spread(each.answer.labels, labels) for each in read])
+    shares = np.exp(normalised(tables.mean(axis=0)[None])[0])
+    order = sorted(range(len(labels)), key=lambda k: (-shares[k], k))
+    if len(read) == 1:
+        whole = read[0].answer
+    else:
+        listed = {labels[k]: float(f"{shares[k]:.6g}") for k in order}
+        sure = math.log(max(shares[order[0]], LEAST))
+        allowed = [sum(each.answer.raw_logprobs) - sum(each.answer.logprobs) for each in read]
+        firsts = [WindowAnswer(each.window, each.answer.first) for each in read if each.answer.first is not None]
+        scores = [each.answer.evidence for each in read if each.answer.evidence is not None]
+        whole = Answer(
+            labels[order[0]], "stop", next(iter(listed.values())), 0, 0, listed, (sure,),
+            (sure + sum(allowed) / len(read),) if read[0].answer.raw_logprobs else (),
+            sum(scores) / len(scores) if scores else None,
+            _by_labels(firsts, labels) if len(firsts) == len(read) else None,
+        )  # fmt: skip
+    loudest = read[int(tables[:, order[0]].argmax())].window
+    return dataclasses.replace(whole, places=(_place("", whole.text, (loudest.start, loudest.end), 0, loudest.body),))
+
+
+def _by_votes(read: Sequence[WindowAnswer]) -> Answer:
+    """The labels that half of the windows' answers have, each counted by its probability."""
+    if len(read) == 1:
+        return read[0].answer
+    weights = [each.answer.confidence or LEAST for each in read]
+    votes = Counter[str]()
+    for each, weight in zip(read, weights, strict=True):
+        votes.update(dict.fromkeys(json.loads(each.answer.text), weight))
+    half = sum(weights) / 2
+    kept = [label for label, weight in votes.items() if weight >= half]
+    sure = math.prod(max(share, 1 - share) for share in (votes[label] / (2 * half) for label in votes))
+    text = json.dumps(sorted(kept), ensure_ascii=False)
+    return Answer(text, "stop", sure, 0, 0, logprobs=(math.log(max(sure, LEAST)),))
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A scalar in the answer to a window: its probability, and its places in the window."""
+
+    value: Any
+    probability: float
+    spans: Sequence[Span]
+    stands: bool
+
+
+def _by_values(read: Sequence[WindowAnswer], text: str, schema: JsonObject) -> Answer:
+    """The values of all windows in one object, by their probabilities, each with its place in the text."""
+    evidence = Evidence(text)
+    trees = []
+    for each in read:
+        value = answer_metrics.parse(each.answer.text)
+        if value is answer_metrics.INVALID:  # such as an answer that max_tokens cut off
+            return each.answer
+        trees.append(_with_leaves(value, iter(_probabilities(each)), evidence, each.window))
+    merge = _Merge(page_breaks(text), text)
+    value = merge.of(trees, schema, "")
+    if len(read) == 1:
+        return dataclasses.replace(read[0].answer, places=tuple(merge.places))
+    written = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return Answer(
+        written, "stop", math.exp(sum(merge.logprobs)), 0, 0, logprobs=tuple(merge.logprobs), places=tuple(merge.places)
+    )
+
+
+def _probabilities(read: WindowAnswer) -> list[float]:
+    """The probability of each scalar of an answer in JSON, in the order of the text.
+
+    It is the product of its tokens' probabilities; where the model tells none, that of the whole answer.
+    """
+    text, spans = read.answer.text, list[Span]()
+    matches = list(_TOKENS_OF_JSON.finditer(text))
+    for match, behind in zip(matches, [*matches[1:], None], strict=True):
+        if match.group() not in "{}[]:," and not (behind is not None and behind.group() == ":"):
+            spans.append((len(text[: match.start()].encode()), len(text[: match.end()].encode())))
+    if not read.tokens:
+        return [read.answer.confidence if read.answer.confidence is not None else 1.0] * len(spans)
+    ends = [0, *itertools.accumulate(len(token["bytes"]) for token in read.tokens)]
+    return [
+        math.exp(sum(token["logprob"] for k, token in enumerate(read.tokens) if ends[k] < end and ends[k + 1] > start))
+        for start, end in spans
+    ]
+
+
+def _with_leaves(value: Any, chances: Iterator[float], evidence: Evidence, window: Window) -> Any:
+    """The answer to a window with a `_Leaf` in place of each scalar."""
+    if isinstance(value, dict):
+        return {key: _with_leaves(inner, chances, evidence, window) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_leaves(inner, chances, evidence, window) for inner in value]
+    spans = [span for span in evidence.spans(value) if window.start <= span[0] and span[1] <= window.end]
+    stands = bool(spans) or value is None or isinstance(value, bool)
+    return _Leaf(value, next(chances, 1.0), spans, stands)
+
+
+class _Merge:
+    """One value of the windows' values.
+
+    Attributes:
+        places: Those of the values that were taken, and of likely others.
+        logprobs: The log probability of each scalar that was decided on.
+    """
+
+    def __init__(self, breaks: Sequence[int], text: str) -> None:
+        self._breaks, self._text = breaks, text
+        self.places: list[ValuePlace] = []
+        self.logprobs: list[float] = []
+
+    def of(self, trees: Sequence[Any], schema: Any, path: str) -> Any:
+        objects = [tree for tree in trees if isinstance(tree, dict)]
+        if objects or documents.properties_of(schema):
+            return self._object(objects, schema, path)
+        if lists := [tree for tree in trees if isinstance(tree, list)]:
+            return self._list(lists, f"{path}[]")
+        return self._scalar([tree for tree in trees if isinstance(tree, _Leaf)], schema, path)
+
+    def _object(self, objects: Sequence[dict[str, Any]], schema: Any, path: str) -> Any:
+        """An object; what is not known is null where the schema takes null, else left out where it may be."""
+        properties = documents.properties_of(schema)
+        needed = schema.get("required", ()) if isinstance(schema, dict) else ()
+        made = {}
+        for key in sorted({*properties, *itertools.chain.from_iterable(objects)}):
+            inner = properties.get(key, {})
+            parts = [each[key] for each in objects if key in each]
+            value = self.of(parts, inner, f"{path}.{key}" if path else key) if parts else None
+            if value is not None or key in needed or documents.allows_null(inner):
+                made[key] = value
+        return made
+
+    def _list(self, lists: Sequence[list[Any]], path: str) -> list[Any]:
+        """The items of all lists, equal ones once; an item with a value that does not stand in its window is none."""
+        made, seen = list[Any](), set[str]()
+        for item in itertools.chain.from_iterable(lists):
+            leaves = list(_leaves(item, path))
+            key = json.dumps([(where, _form(leaf.value)) for where, leaf in leaves])
+            if key in seen or not all(leaf.stands for _, leaf in leaves):
+                continue
+            seen.add(key)
+            made.append(_plain(item))
+            for where, leaf in leaves:
+                self._take(leaf, where)
+        return made
+
+    def _scalar(self, leaves: Sequence[_Leaf], schema: Any, path: str) -> Any:
+        """The likeliest value that stands in its window; null where no window has a value."""
+        listed = isinstance(schema, dict) and bool({"enum", "const"} & schema.keys())
+        taken = [leaf for leaf in leaves if leaf.value is not None and (leaf.stands or listed)]
+        if not taken:
+            least = min((leaf.probability for leaf in leaves if leaf.value is None), default=1.0)
+            self.logprobs.append(math.log(max(least, LEAST)))
+            return None
+        best = max(taken, key=lambda leaf: leaf.probability)
+        others = [leaf for leaf in taken if _form(leaf.value) != _form(best.value)]
+        rival = max(others, key=lambda leaf: leaf.probability, default=None)
+        self._take(best, path)
+        if rival is not None and rival.probability >= LIKELY:
+            self.logprobs[-1] += math.log(best.probability / (best.probability + rival.probability))
+            self.places += [{**place, "conflict": True} for place in self._placed(rival, path)]
+        return best.value
+
+    def _take(self, leaf: _Leaf, path: str) -> None:
+        self.logprobs.append(math.log(max(leaf.probability, LEAST)))
+        self.places += self._placed(leaf, path)
+
+    def _placed(self, leaf: _Leaf, path: str) -> list[ValuePlace]:
+        if not leaf.spans:
+            return []
+        start, end = leaf.spans[0]
+        around = self._text[max(0, start - AROUND) : end + AROUND]
+        return [_place(path, leaf.value, (start, end), page_of(self._breaks, start), around)]
+
+
+def _place(path: str, value: Any, span: Span, page: int, around: str) -> ValuePlace:
+    return {"path": path, "value": value, "start": span[0], "end": span[1], "page": page, "around": around}
+
+
+def _leaves(tree: Any, path: str) -> Iterator[tuple[str, _Leaf]]:
+    if isinstance(tree, _Leaf):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, inner in tree.items():
+            yield from _leaves(inner, f"{path}.{key}")
+    else:
+        for inner in tree:
+            yield from _leaves(inner, f"{path}[]")
+
+
+def _plain(tree: Any) -> Any:
+    if isinstance(tree, _Leaf):
+        return tree.value
+    if isinstance(tree, dict):
+        return {key: _plain(inner) for key, inner in tree.items()}
+    return [_plain(inner) for inner in tree]
+
+
+def _form(value: Any) -> Any:
+    """A scalar by which equal ones are told: texts in their words, whatever their case."""
+    return " ".join(answer_metrics.words(value)) or value if isinstance(value, str) else value

@@ -1,0 +1,256 @@
+"""Documents longer than a prompt: the windows of a text, and the training records that windows make.
+
+A form feed stands between two pages, as `pdftotext` writes it: the page of a character follows from the text alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.task.evidence import Evidence, Span
+from slmctl.task.records import Record
+
+PAGE = "\f"
+_BREAKS = tuple(map(re.compile, (r"\n[^\S\n]*\n\s*|\f\s*", r"\n\s*", r"[.!?;:]\s+", r"\s+")))  # the best one first
+_SPACE = re.compile(r"\s*")
+
+
+@dataclass(frozen=True)
+class WindowForm:
+    """The size of a window and the least that two windows share, in characters."""
+
+    size: int
+    overlap: int
+
+
+class DocumentTask(Protocol):
+    """The parts of a task contract that windows follow from; see `contract.Task`."""
+
+    @property
+    def document(self) -> WindowForm | None: ...
+    @property
+    def schema(self) -> JsonObject | None: ...
+    @property
+    def is_object(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a document.
+
+    Attributes:
+        start, end: Its place in the text, in characters.
+        title: The line in front of it that says its place; empty for a document of one window.
+        body: The text in it.
+    """
+
+    start: int
+    end: int
+    title: str
+    body: str
+
+    @property
+    def text(self) -> str:
+        """The text as a model is asked."""
+        return self.title + self.body
+
+
+def windows(text: str, form: WindowForm) -> list[Window]:
+    """The windows of a text in order, which together hold every word of it.
+
+    They end at a paragraph or page where there is one in their second half, else at a line, a sentence or a word. Text
+    without spaces is cut between characters.
+    """
+    if len(text) <= form.size:
+        return [Window(0, len(text), "", text.replace(PAGE, "\n"))]
+    spans = list(_spans(text, form))
+    breaks = page_breaks(text)
+    made = []
+    for number, (start, end) in enumerate(spans, 1):
+        page = f"page {page_of(breaks, start)} of {len(breaks) + 1}" if breaks else f"part {number} of {len(spans)}"
+        made.append(Window(start, end, f"[{page}]\n", text[start:end].replace(PAGE, "\n").rstrip()))
+    return made
+
+
+def _spans(text: str, form: WindowForm) -> Iterator[Span]:
+    start, length = _after_space(text, 0), len(text.rstrip())
+    while length - start > form.size:
+        limit = start + form.size
+        end = next((places[-1] for each in _BREAKS if (places := _places(each, text, limit - form.size // 2, limit))),
+                   limit)  # fmt: skip
+        yield start, end
+        shared = max(end - form.overlap, start + 1)
+        start = next((places[0] for each in _BREAKS if (places := _places(each, text, shared, end))), end)
+    yield start, length
+
+
+def _places(pattern: re.Pattern[str], text: str, low: int, high: int) -> list[int]:
+    """The ends of matches between two places."""
+    return [match.end() for match in pattern.finditer(text, low, high)]
+
+
+def _after_space(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    assert match is not None
+    return match.end()
+
+
+def page_breaks(text: str) -> list[int]:
+    """The places of the page breaks of a text."""
+    return [place for place, sign in enumerate(text) if sign == PAGE]
+
+
+def page_of(breaks: Sequence[int], place: int) -> int:
+    """The page of a place, from 1; `breaks` are those of `page_breaks`."""
+    return bisect_right(breaks, place) + 1
+
+
+# Training
+
+
+def training(records: Iterable[Record], task: DocumentTask) -> list[Record]:
+    """The records with those of several windows in their windows: what a model learns of them.
+
+    A label is that of each window, and the windows of a document share one weight. An object holds the values that
+    stand in the window and null for the others; of windows without a value there are at most as many as with one, drawn
+    by a hash.
+    """
+    if (form := task.document) is None:
+        return list(records)
+    made: list[Record] = []
+    for record in records:
+        parts = windows(record.messages[-2]["content"], form)
+        if len(parts) == 1:
+            made.append(_asked(record, parts[0], record.answer, 1.0))
+        elif task.is_object:
+            made += _restricted(record, parts, task)
+        else:
+            made += [_asked(record, part, record.answer, 1 / len(parts)) for part in parts]
+    return made
+
+
+def _asked(record: Record, part: Window, answer: str, share: float) -> Record:
+    *before, question, reply = record.messages
+    if share != 1:
+        reply = {**reply, "weight": round(share * reply.get("weight", 1), 6)}
+    return dataclasses.replace(
+        record, messages=(*before, {**question, "content": part.text}, {**reply, "content": answer})
+    )
+
+
+def _restricted(record: Record, parts: Sequence[Window], task: DocumentTask) -> Iterator[Record]:
+    evidence, answer = Evidence(record.messages[-2]["content"]), json.loads(record.answer)
+    targets = [restricted(answer, task.schema or {}, evidence, (part.start, part.end)) for part in parts]
+    holding = [k for k, target in enumerate(targets) if holds(target)]
+    empty = sorted(set(range(len(parts))) - set(holding), key=lambda k: _drawn(record, k))[: max(1, len(holding))]
+    for k in sorted([*holding, *empty]):
+        yield _asked(record, parts[k], json.dumps(targets[k], ensure_ascii=False, sort_keys=True), 1.0)
+
+
+def _drawn(record: Record, number: int) -> bytes:
+    return hashlib.sha256(f"window/{record.id}/{number}".encode()).digest()
+
+
+def restricted(value: Any, schema: Any, evidence: Evidence, window: Span) -> Any:
+    """The parts of a value that stand in a window; null in place of other scalars, and no other items of a list."""
+    properties = properties_of(schema)
+    if value is None and properties:
+        value = {}
+    if value is None and isinstance(schema, dict) and schema.get("type") == "array":
+        value = []
+    if isinstance(value, dict):
+        keys = sorted({*value, *properties})
+        return {key: restricted(value.get(key), properties.get(key, {}), evidence, window) for key in keys}
+    if isinstance(value, list):
+        return [item for item in value if _stands(item, evidence, window)]
+    return value if _in_window(evidence.spans(value), window) else None
+
+
+def _stands(item: Any, evidence: Evidence, window: Span) -> bool:
+    """True for an item of which each scalar that stands in the text stands in the window."""
+    places = [spans for _, leaf in scalars(item) if (spans := evidence.spans(leaf))]
+    return bool(places) and all(_in_window(spans, window) for spans in places)
+
+
+def _in_window(spans: Sequence[Span], window: Span) -> bool:
+    return any(window[0] <= start and end <= window[1] for start, end in spans)
+
+
+def holds(value: Any) -> bool:
+    """True for a value with anything but nulls in it."""
+    return any(leaf is not None for _, leaf in scalars(value))
+
+
+def scalars(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The scalars of a JSON value, each with its path such as `items[].name`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from scalars(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from scalars(inner, f"{path}[]")
+    else:
+        yield path or "$", value
+
+
+def standing(records: Iterable[Record]) -> dict[str, list[int]]:
+    """Counts, by field, of the values in reference answers, and of those that stand in their texts."""
+    counts: dict[str, list[int]] = {}
+    for record in records:
+        evidence = Evidence(record.messages[-2]["content"])
+        for path, leaf in scalars(json.loads(record.answer)):
+            if leaf is not None:
+                count = counts.setdefault(path, [0, 0])
+                count[0] += 1
+                count[1] += bool(evidence.spans(leaf))
+    return dict(sorted(counts.items()))
+
+
+# Schemas
+
+
+def properties_of(schema: Any) -> JsonObject:
+    """The properties of an object's schema; none of any other schema."""
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    return properties if isinstance(properties, dict) else {}
+
+
+def window_schema(schema: Any) -> Any:
+    """The schema of a window's answer: each property is there, and may be null; a list may be empty."""
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: value for key, value in schema.items() if key not in ("minItems", "uniqueItems", "contains")}
+    if properties := properties_of(schema):
+        schema["properties"] = {key: nullable(window_schema(value)) for key, value in properties.items()}
+        schema["required"] = sorted(properties)
+    return schema
+
+
+def nullable(schema: Any) -> Any:
+    """A schema of a scalar that takes null too; an object or a list is empty where nothing is known."""
+    kinds = schema.get("type") if isinstance(schema, dict) else None
+    if allows_null(schema) or properties_of(schema) or kinds in ("object", "array"):
+        return schema
+    if isinstance(kinds, str | list) and not {"enum", "const"} & schema.keys():
+        return {**schema, "type": [*([kinds] if isinstance(kinds, str) else kinds), "null"]}
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def allows_null(schema: Any) -> bool:
+    """True for a schema that plainly takes null."""
+    if not isinstance(schema, dict):
+        return schema is not False
+    if "anyOf" in schema:
+        return any(map(allows_null, schema["anyOf"]))
+    if "enum" in schema:
+        return None in schema["enum"]
+    kinds = schema.get("type", "null" if not schema else "")
+    return kinds == "null" or (isinstance(kinds, list) and "null" in kinds)

@@ -1,0 +1,128 @@
+"""The places of a value in a text: the same words, number or date, however it is written there."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from datetime import date
+from functools import cached_property
+from typing import Any
+
+Span = tuple[int, int]  # first character and the one behind the last, in the text
+_WORD = re.compile(r"\w+|[^\w\s]")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+|['’\u00a0\u202f ]\d{3}(?!\d))*")
+_DAY_FIRST = re.compile(r"(?<!\d)(\d{1,2})[.)]?\s{0,2}([^\W\d_]{3,9})\.?,?\s{0,2}(\d{4})(?!\d)")
+_MONTH_FIRST = re.compile(r"(?<!\w)([^\W\d_]{3,9})\.?\s{1,2}(\d{1,2})(?:st|nd|rd|th)?,?\s{1,2}(\d{4})(?!\d)")
+_IN_DIGITS = re.compile(r"(?<!\d)(\d{1,4})([./-])\s?(\d{1,2})\2\s?(\d{2,4})(?!\d)")
+_ISO = re.compile(r"\d{4}-\d\d-\d\d")
+# The first letters of the months in English, German, French, Spanish and Italian; March is also "mär", "mrz".
+_MONTHS = (
+    "jan jän ene gen", "feb fév fev", "mar mär mrz", "apr avr abr", "may mai mag", "jun juin giu", "jul juil lug",
+    "aug aoû aou ago", "sep set", "oct okt ott", "nov", "dec dez déc dic",
+)  # fmt: skip
+_MONTH_OF = {name: k for k, names in enumerate(_MONTHS, 1) for name in names.split()}
+
+
+class Evidence:
+    """A text in which values are looked for; the work on the text is done once."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def spans(self, value: Any) -> list[Span]:
+        """The places of a scalar of JSON, in order; none for true, false, null and a text without a word."""
+        if value is None or isinstance(value, bool):
+            return []
+        if isinstance(value, int | float):
+            return [span for number, span in self._numbers if number == value]
+        if _ISO.fullmatch(text := str(value)) and (places := [span for day, span in self._dates if day == text]):
+            return places
+        return self._words_of(text)
+
+    def _words_of(self, text: str) -> list[Span]:
+        """The places of the same words and signs, whatever their case and the white space between them."""
+        key_words = _words(text)
+        if not any(word[0].isalnum() for word, *_ in key_words):
+            return []
+        key, words = [word for word, *_ in key_words], self._words
+        return [
+            (words[k][1], words[k + len(key) - 1][2])
+            for k in self._starts.get(key[0], [])
+            if [word for word, *_ in words[k : k + len(key)]] == key
+        ]
+
+    @cached_property
+    def _words(self) -> list[tuple[str, int, int]]:
+        return _words(self.text)
+
+    @cached_property
+    def _starts(self) -> dict[str, list[int]]:
+        starts: dict[str, list[int]] = {}
+        for k, (word, *_) in enumerate(self._words):
+            starts.setdefault(word, []).append(k)
+        return starts
+
+    @cached_property
+    def _numbers(self) -> list[tuple[float, Span]]:
+        return [
+            (number, match.span())
+            for match in _NUMBER.finditer(self.text)
+            for number in readings(match.group())
+        ]  # fmt: skip
+
+    @cached_property
+    def _dates(self) -> list[tuple[str, Span]]:
+        return sorted(dates(self.text), key=lambda pair: pair[1])
+
+
+def _words(text: str) -> list[tuple[str, int, int]]:
+    """The words and signs of a text in one form, with their places."""
+    return [
+        (unicodedata.normalize("NFKC", match.group()).casefold(), *match.span())
+        for match in _WORD.finditer(text)
+    ]  # fmt: skip
+
+
+def readings(number: str) -> set[float]:
+    """The values that digits with separators can mean: `1.234` is 1234 in German and 1.234 in English."""
+    digits = re.sub(r"['’\u00a0\u202f ]", "", number)
+    values = set[float]()
+    for thousands, point in ((",", "."), (".", ",")):
+        whole, _, rest = digits.partition(point)
+        groups = whole.split(thousands)
+        if point in rest or thousands in rest or any(len(group) != 3 for group in groups[1:]):
+            continue
+        values.add(float(f"{''.join(groups)}.{rest or 0}"))
+    return values
+
+
+def dates(text: str) -> Iterator[tuple[str, Span]]:
+    """Returns (date as YYYY-MM-DD, place) of each date; digits that two orders allow are both."""
+    for match in _DAY_FIRST.finditer(text):
+        day, month, year = match.groups()
+        yield from _dated(match, year, _month(month), day)
+    for match in _MONTH_FIRST.finditer(text):
+        month, day, year = match.groups()
+        yield from _dated(match, year, _month(month), day)
+    for match in _IN_DIGITS.finditer(text):
+        first, _, second, last = match.groups()
+        if len(first) == 4:
+            yield from _dated(match, first, int(second), last)
+        elif len(first) <= 2:
+            year = last if len(last) == 4 else f"20{last}"
+            yield from _dated(match, year, int(second), first)
+            if first != second:
+                yield from _dated(match, year, int(first), second)
+
+
+def _month(name: str) -> int:
+    lowered = name.casefold()
+    return _MONTH_OF.get(lowered[:4], _MONTH_OF.get(lowered[:3], 0))
+
+
+def _dated(match: re.Match[str], year: str, month: int, day: str) -> Iterator[tuple[str, Span]]:
+    try:
+        yield date(int(year), month, int(day)).isoformat(), match.span()
+    except ValueError:  # no such day
+        return
