@@ -22,6 +22,8 @@ from slmctl.inference.supervised_child import EngineError
 from slmctl.metrics import answer_metrics, label_sum
 from slmctl.metrics.likelihood import normalised
 from slmctl.models.composition import Composition
+from slmctl.models.linear_members import LinearMembers
+from slmctl.models.sum import SumEngine
 from slmctl.task import documents
 from slmctl.task.contract import Task
 from slmctl.task.documents import Window, page_breaks, page_of
@@ -37,9 +39,14 @@ OnEvent = Callable[[Event], None]
 def reading(model: Answering, tasks: Mapping[str, Task]) -> Answering:
     """A model that reads documents in windows, by the task of each adapter in it, '' for the model's own.
 
-    It is the model itself where no task has windows.
+    It is the model itself where no task has windows. The linear members of a sum read a text as a whole.
     """
-    return DocumentReader(model, tasks) if any(task.document is not None for task in tasks.values()) else model
+    if isinstance(model, LinearMembers) or all(task.document is None for task in tasks.values()):
+        return model
+    if isinstance(model, SumEngine):
+        model.engine = DocumentReader(model.engine, tasks)
+        return model
+    return DocumentReader(model, tasks)
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ class DocumentReader(Composition):
         """The answer to a document."""
         text, rules = request.document, self._tasks[request.adapter].rules
         whole = (
-            _by_labels(read, request.labels) if request.labels
+            _by_labels(read, text, request.labels) if request.labels
             else _by_votes(read) if rules.has_labels
             else _by_values(read, text, json.loads(request.schema) if request.schema else {})
         )  # fmt: skip
@@ -217,10 +224,6 @@ def _ending(whole: Answer) -> Event:
     }  # fmt: skip
     if whole.labels:
         event |= {"labels": whole.labels, "distribution": whole.labels, "raw_logprobs": list(whole.raw_logprobs)}
-    if whole.evidence is not None:
-        event["evidence"] = whole.evidence
-    if whole.first is not None:
-        event["first"] = _ending(whole.first)
     return event
 
 
@@ -236,7 +239,7 @@ def _in_place(text: str, document: str, part: str) -> str:
 # One answer of several windows
 
 
-def _by_labels(read: Sequence[WindowAnswer], labels: Sequence[str]) -> Answer:
+def _by_labels(read: Sequence[WindowAnswer], text: str, labels: Sequence[str]) -> Answer:
     """The label with the highest mean log probability; its place is the window that is surest of it."""
     tables = np.stack([label_sum.spread(each.answer.labels, labels) for each in read])
     shares = np.exp(normalised(tables.mean(axis=0)[None])[0])
@@ -247,16 +250,14 @@ def _by_labels(read: Sequence[WindowAnswer], labels: Sequence[str]) -> Answer:
         listed = {labels[k]: float(f"{shares[k]:.6g}") for k in order}
         sure = math.log(max(shares[order[0]], LEAST))
         allowed = [sum(each.answer.raw_logprobs) - sum(each.answer.logprobs) for each in read]
-        firsts = [WindowAnswer(each.window, each.answer.first) for each in read if each.answer.first is not None]
-        scores = [each.answer.evidence for each in read if each.answer.evidence is not None]
         whole = Answer(
             labels[order[0]], "stop", next(iter(listed.values())), 0, 0, listed, (sure,),
             (sure + sum(allowed) / len(read),) if read[0].answer.raw_logprobs else (),
-            sum(scores) / len(scores) if scores else None,
-            _by_labels(firsts, labels) if len(firsts) == len(read) else None,
         )  # fmt: skip
     loudest = read[int(tables[:, order[0]].argmax())].window
-    return dataclasses.replace(whole, places=(_place("", whole.text, (loudest.start, loudest.end), 0, loudest.body),))
+    page = page_of(page_breaks(text), loudest.start)
+    place = _place("", whole.text, (loudest.start, loudest.end), page, loudest.body)
+    return dataclasses.replace(whole, places=(place,))
 
 
 def _by_votes(read: Sequence[WindowAnswer]) -> Answer:

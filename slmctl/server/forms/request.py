@@ -245,12 +245,13 @@ class CheckedRequest:
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
     def facts(self, event: Event) -> JsonObject:
-        """slmctl's own fields of an answer: kind of task, confidence, likeliest labels, options without effect."""
+        """slmctl's own fields of an answer: kind of task, confidence, labels, places of values, ignored options."""
         labels = dict(list(event.get("labels", {}).items())[:LABELS])
         return {
             "task": self.model.task.kind,
             "confidence": event.get("confidence"),
             **({"labels": labels} if labels else {}),
+            **({"places": event["places"]} if event.get("places") else {}),
             **({"ignored": list(self.ignored)} if self.ignored else {}),
         }
 

@@ -56,8 +56,7 @@ def run(
         gguf=_source(facts_of(predictions)), task=task.digest, kind=task.kind, correct=correctness(task, config),
         out_of_scope=config.out_of_scope or "", **fitted,
     )  # fmt: skip
-    alone = [cast(Prediction, {**line, **line["first"]}) for line in lines if "first" in line]
-    if alone and task.document is None:  # a first look would keep single windows by a bound of whole documents
+    if alone := [cast(Prediction, {**line, **line["first"]}) for line in lines if "first" in line]:
         try:
             first = error_threshold.fit_first(_rows(alone, task, config, groups), rows, fitted, config)
             policy = dataclasses.replace(policy, first=first)

@@ -31,7 +31,6 @@ from slmctl.models.encoder_process import Encoder
 from slmctl.sources.rows import columns_of, read_rows
 from slmctl.task import conversation_formats
 from slmctl.task.contract import Task
-from slmctl.task.documents import training
 from slmctl.task.records import SPLITS, Record, RowRejectedError, read_records, require_records
 
 TOGETHER = 512  # texts between two updates of the progress bar
@@ -82,8 +81,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     """
     if not (task := Task.read(prepared.path)).rules.chooses:
         raise UsageError(f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune")
-    train = training(require_records(prepared.file("train.jsonl")), task)
-    validation = training(read_records(prepared.file("validation.jsonl")), task)
+    train, validation = require_records(prepared.file("train.jsonl")), read_records(prepared.file("validation.jsonl"))
     names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(task.descriptions.items())
     source, digests, learned, choosing, named, others = "", dict[str, str](), None, None, None, None
     if config.encoder is not None:
@@ -106,15 +104,15 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         "source_sha256": digests,
         "size": sum(path.stat().st_size for path in out.iterdir()),
         "dimensions": fitted.model.size,
-        "rows": fitted.rows,
+        "rows": len(validation),
         "right": fitted.right,
-        "interval": [round(bound, 6) for bound in wilson(fitted.right, fitted.rows)] if validation else [],
+        "interval": [round(bound, 6) for bound in wilson(fitted.right, len(validation))] if validation else [],
         "curve": [],
         "weights": dict(fitted.model.weights),
     }
     if config.unlabelled and others is not None:
         facts["unlabelled"] = {"read": len(others), "learned": fitted.unlabelled}
-    if fitted.rows >= linear_baseline.FEWEST:
+    if len(validation) >= linear_baseline.FEWEST:
         whole: ShareScore = {"rows": len(train), "encoder": fitted.right, "tfidf_logistic": fitted.words_right}
         facts["curve"] = [*_curve(train, validation, learned, choosing, named, others), whole]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
@@ -156,9 +154,7 @@ class _Fitted:
     """A sum that some rows fitted.
 
     Attributes:
-        members: Log probabilities of the validation rows' labels by each linear member; of a document, their mean over
-            its windows.
-        rows: Number of validation rows.
+        members: Log probabilities of the validation rows' labels by each linear member.
         right: Right answers to the validation rows.
         words_right: The same of the words alone.
         unlabelled: Number of rows without an answer that are learned.
@@ -166,7 +162,6 @@ class _Fitted:
 
     model: LabelSum
     members: dict[str, Logprobs]
-    rows: int
     right: int
     words_right: int
     unlabelled: int = 0
@@ -188,19 +183,14 @@ class _Fitted:
             unlabelled=unlabelled,
         )  # fmt: skip
         empty = np.zeros((len(texts), 0), np.float32)
-        whole = [k for k, record in enumerate(validation) if k == 0 or record.id != validation[k - 1].id]
-        sizes = np.diff([*whole, len(validation)])[:, None]
-        members = {
-            name: np.add.reduceat(table, whole) / sizes if whole else table
-            for name, table in model.logprobs(texts, empty if choosing is None else choosing).items()
-        }
+        members = model.logprobs(texts, empty if choosing is None else choosing)
         tables = [label_sum.weighted(members, model.weights), members.get(WORDS)]
         right = [
-            sum(model.labels[k] == chosen[row] for k, row in zip(table.argmax(axis=1), whole, strict=True))
+            sum(model.labels[k] == label for k, label in zip(table.argmax(axis=1), chosen, strict=True))
             if table is not None and len(table) else 0
             for table in tables
         ]  # fmt: skip
-        return cls(model, members, len(whole), right[0], right[1], 0 if unlabelled is None else len(unlabelled))
+        return cls(model, members, right[0], right[1], 0 if unlabelled is None else len(unlabelled))
 
 
 def _curve(

@@ -16,6 +16,7 @@ from slmctl.artifacts import artifact
 from slmctl.errors import UsageError
 from slmctl.inference import engine
 from slmctl.inference.escalation_policy import FILENAME, Policy
+from slmctl.inference.events import ValuePlace
 from slmctl.pipeline import model_lookup, system_errors
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.named import Workspace
@@ -36,6 +37,7 @@ class TextAnswer:
         keep: False for an answer that the policy would escalate; None without a policy.
         labels: The probabilities of the labels that were looked at, likeliest first.
         valid: True where an answer of `extract` or `call` satisfies its schema; None for other tasks.
+        places: The places of the answer's values in a document, of a task that reads documents.
         error: The reason for a missing answer, such as an empty text; None beside an answer.
     """
 
@@ -45,6 +47,7 @@ class TextAnswer:
     keep: bool | None = None
     labels: Mapping[str, float] = field(default_factory=dict)
     valid: bool | None = None
+    places: Sequence[ValuePlace] = ()
     error: str | None = None
 
 

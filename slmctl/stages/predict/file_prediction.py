@@ -217,12 +217,19 @@ def _answers(journal: IO[bytes]) -> Iterator[dict[str, Any]]:
     yield from map(json.loads, journal)
 
 
+def _in_cells(answer: dict[str, Any]) -> dict[str, Any]:
+    """The columns of an answer for a table, each a text or a number."""
+    places = {"places": row_answers.places_in_words(answer["places"])} if "places" in answer else {}
+    return answer | places
+
+
 def _write_target(job: Job, rows: RowSnapshot, added: list[str], journal: IO[bytes]) -> int:
     """Rows and answers as the target; returns the number of rows with an error.
 
     Raises:
         DataError: There are fewer answers than rows; nothing is written.
     """
+    lists = table_writer.format_of(job.target) == "jsonl"
     form = table_writer.form_for(job.target, rows.format, None if job.plain else rows.form)
     form = table_writer.encodable(form, _answers(journal))
     written = errors = 0
@@ -231,7 +238,7 @@ def _write_target(job: Job, rows: RowSnapshot, added: list[str], journal: IO[byt
         draft.open("wb") as raw,
         table_writer.writer(raw, job.target, rows.survey, added, form) as write,
     ):
-        pairs = zip(rows.read(), _answers(journal), strict=False)
+        pairs = zip(rows.read(), _answers(journal) if lists else map(_in_cells, _answers(journal)), strict=False)
         while block := list(itertools.islice(pairs, row_answers.CHUNK)):
             write([{**row.columns, **answer} for row, answer in block])
             errors += sum(bool(answer["error"]) for _, answer in block)

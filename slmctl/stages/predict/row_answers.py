@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 from slmctl.errors import StageError
 from slmctl.inference import engine, supervised_child
+from slmctl.inference.events import ValuePlace
 from slmctl.models.prompts import PromptAnswerer, of_texts
 from slmctl.sources.rows.cells import Row, as_text
 from slmctl.task.contract import Task
@@ -33,12 +34,13 @@ class RowInput:
 
 
 class AddedColumns(TypedDict, total=False):
-    """The columns that a row gets; `valid` for `extract` and `call`."""
+    """The columns that a row gets; `valid` for `extract` and `call`, `places` for a task that reads documents."""
 
     answer: str | None
     confidence: float | None
     error: str | None
     valid: bool
+    places: Sequence[ValuePlace]
 
 
 AnswerRows = Callable[[Iterator[Row]], Iterator[list[AddedColumns]]]  # in order, chunk by chunk
@@ -77,6 +79,8 @@ def columns(task: Task, outcome: Outcome) -> AddedColumns:
     fields: AddedColumns = {"answer": None, "confidence": None, "error": error_of(outcome)}
     if isinstance(outcome, engine.Answer):
         fields |= {"answer": outcome.text.strip(), "confidence": outcome.confidence}
+    if "places" in names(task):
+        fields["places"] = outcome.places if isinstance(outcome, engine.Answer) else ()
     if "valid" in names(task):
         return {"valid": isinstance(outcome, engine.Answer) and task.accepts(outcome.text), **fields}
     return fields
@@ -84,7 +88,17 @@ def columns(task: Task, outcome: Outcome) -> AddedColumns:
 
 def names(task: Task) -> list[str]:
     """The names of the added columns, in the order in which they are written."""
-    return ["answer", "confidence", *(["valid"] if task.rules.structured else []), "error"]
+    valid, places = ["valid"] * task.rules.structured, ["places"] * (task.document is not None)
+    return ["answer", "confidence", *valid, *places, "error"]
+
+
+def places_in_words(places: Sequence[ValuePlace]) -> str:
+    """The places of values for a cell of a table: `fee: page 2; law: page 4`."""
+    return "; ".join(
+        f"{place['path'] or 'answer'}: page {place['page']}"
+        + (f" has {place['value']} too" if place.get("conflict") else "")
+        for place in places
+    )
 
 
 def error_of(outcome: Outcome) -> str | None:
