@@ -166,6 +166,10 @@ class Answering:
         """End the process."""
         raise NotImplementedError
 
+    def with_reader(self, reader: Callable[[Answering], Answering]) -> Answering:
+        """This one, with a reader around the part that is asked prompts."""
+        return reader(self)
+
     def held_bytes(self) -> int:
         """Bytes that the processes and their grammars hold, with their part of shared memory; 0 without a process."""
         raise NotImplementedError

@@ -22,8 +22,6 @@ from slmctl.inference.supervised_child import EngineError
 from slmctl.metrics import answer_metrics, label_sum
 from slmctl.metrics.likelihood import normalised
 from slmctl.models.composition import Composition
-from slmctl.models.linear_members import LinearMembers
-from slmctl.models.sum import SumEngine
 from slmctl.task import documents
 from slmctl.task.contract import Task
 from slmctl.task.documents import Window, page_breaks, page_of
@@ -41,12 +39,9 @@ def reading(model: Answering, tasks: Mapping[str, Task]) -> Answering:
 
     It is the model itself where no task has windows. The linear members of a sum read a text as a whole.
     """
-    if isinstance(model, LinearMembers) or all(task.document is None for task in tasks.values()):
+    if all(task.document is None for task in tasks.values()):
         return model
-    if isinstance(model, SumEngine):
-        model.engine = DocumentReader(model.engine, tasks)
-        return model
-    return DocumentReader(model, tasks)
+    return model.with_reader(lambda prompted: DocumentReader(prompted, tasks))
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,9 @@ class LinearMembers(Parts):
         """The id of the encoder's process; 0 without one."""
         return self._encoder.pid if self._encoder is not None else 0
 
+    def with_reader(self, reader: object) -> LinearMembers:
+        return self  # a text is read as a whole, whatever its length
+
     def close(self) -> None:
         """End the process; who still waits gets an error."""
         with self._change:

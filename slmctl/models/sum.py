@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,10 @@ class SumEngine(Composition):
     @property
     def ahead(self) -> int:  # type: ignore[override]
         return self.engine.ahead if self._first is None else AHEAD
+
+    def with_reader(self, reader: Callable[[Answering], Answering]) -> Answering:
+        self.engine = reader(self.engine)
+        return self
 
     def submit(self, request: Request, on_event: OnEvent) -> Cancel:
         if not (request.labels and request.question) or request.adapter:
