@@ -266,6 +266,13 @@ def bound(
             resource.setrlimit(kind, (limit, limit))
 
 
+def renew_cpu(seconds: int) -> None:
+    """Let this process use so many CPU seconds from now on; the kernel kills it after them."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds, hard))
+
+
 def end_with_parent() -> None:
     """Let the kernel kill this process when its parent ends, for whatever reason (Linux only)."""
     libc = ctypes.CDLL(None)

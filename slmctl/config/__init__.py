@@ -6,6 +6,8 @@ from slmctl.config.label_section import LabelConfig, RowReading, Teacher
 from slmctl.config.loader import load, parse, resolve_matmul_dtype
 from slmctl.config.prepare_section import (
     OWN_KEYS,
+    AnswerTable,
+    DocumentReading,
     Duplicates,
     KindName,
     PrepareConfig,

@@ -85,6 +85,7 @@ def moment(text: str) -> datetime.datetime:
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]
+LocalPath = Annotated[Path, BeforeValidator(_as_text)]
 SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
 Share = Annotated[float, BeforeValidator(_as_share, json_schema_input_type=float | str), Field(ge=0, lt=0.5)]
 Percent = Annotated[float, BeforeValidator(_as_share, json_schema_input_type=float | str), Field(ge=0, le=1)]

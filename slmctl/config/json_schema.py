@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -64,7 +64,8 @@ def _table(model: type[BaseModel], prefix: str, homes: Mapping[type[BaseModel], 
             continue
         dotted = prefix + (field.alias or name)
         inner, named = section_in(field.annotation), named_section_in(field.annotation)
-        plain = inner is None or isinstance(field.default, str)  # such as task.labels, which may also be a section
+        # task.labels and answers of a source may be a text or a section
+        plain = inner is None or isinstance(field.default, str) or _takes_a_word(field.annotation)
         if plain:
             default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
             yield dotted, {"None": "", "True": "true"}.get(default, default), field.description or ""
@@ -76,6 +77,11 @@ def _table(model: type[BaseModel], prefix: str, homes: Mapping[type[BaseModel], 
                 yield from _table(inner, place + ".", homes)
         if named is not None and named not in homes:
             yield from _table(named, f"{dotted}.NAME.", homes)
+
+
+def _takes_a_word(annotation: Any) -> bool:
+    """True for a union with a literal, such as `Literal["json"] | Section`."""
+    return any(typing.get_origin(bare_type(choice)) is Literal for choice in typing.get_args(annotation))
 
 
 def _sections() -> Iterator[type[BaseModel]]:

@@ -19,6 +19,7 @@ from pydantic import (
 from slmctl.config import pattern_bound
 from slmctl.config.fields import (
     Inherited,
+    LocalPath,
     Moment,
     Outside,
     Percent,
@@ -216,6 +217,29 @@ class Sql(Section):
         return mask(url)
 
 
+class AnswerTable(Section):
+    """A table with the answers to documents."""
+
+    path: LocalPath = Field(description="a table or workbook, relative to slmctl.yaml")
+    file: Text = Field(description="column with the name of each document's file, with or without folder and suffix")
+    sheet: Text | None = Field(None, description="its sheet or table, the first when left out")
+
+
+class DocumentReading(Section):
+    """Treatment of documents."""
+
+    scanned: Literal["reject", "keep"] = Field(
+        "reject", description="a document with pages without text, which are most often scanned: reject or keep it"
+    )
+
+
+def _form_of_answers(value: object) -> str:
+    """The union member for the written form of `answers`."""
+    if isinstance(value, dict | AnswerTable):
+        return "answers[section]"
+    return "answers[none]" if value is None else "answers[text]"
+
+
 class ReadingOptions(TypedDict, total=False):
     """The keys of a source by which its file is read; those left out are recognised."""
 
@@ -226,16 +250,28 @@ class ReadingOptions(TypedDict, total=False):
 
 
 class Source(Section):
-    """Raw rows: a file, a query to a database, or a data set of the hub."""
+    """Raw rows: a file, documents, a query to a database, or a data set of the hub."""
 
     path: SourcePath | None = Field(
-        None, description="a file, a folder or a pattern such as exports/*.parquet, relative to slmctl.yaml"
+        None,
+        description="a file, a folder or a pattern such as exports/*.parquet, relative to slmctl.yaml; of documents "
+        "(PDF, DOCX, EML, MBOX, HTML, TXT, MD) each is a row",
     )
     sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
     hf: Annotated[Text | None, Outside()] = Field(
         None, description="data set of the Hugging Face Hub, ORG/NAME@COMMIT, in place of a path"
     )
     file: Annotated[Text | None, Outside()] = Field(None, description="hf: data files, such as data/train-*.parquet")
+    answers: Annotated[
+        Annotated[Literal["json"], Tag("answers[text]")]
+        | Annotated[AnswerTable, Tag("answers[section]")]
+        | Annotated[None, Tag("answers[none]")],
+        Discriminator(_form_of_answers),
+        Outside(),
+    ] = Field(
+        None, description="documents: a table with their answers, or json for a JSON file of the same name beside each"
+    )
+    documents: Annotated[DocumentReading | None, Outside()] = Field(None, description="documents: how they are read")
     format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods", "sqlite"] | None = Field(
         None, description="format of the file, where its name does not end in it"
     )
@@ -288,6 +324,9 @@ class Source(Section):
             raise ValueError("a source has one of 'path', 'sql' and 'hf'")
         if self.file is not None and self.hf is None:
             raise ValueError("'file' belongs to 'hf'")
+        for key in ("answers", "documents"):
+            if getattr(self, key) is not None and (self.path is None or self.format is not None):
+                raise ValueError(f"'{key}' belongs to a 'path' of documents, without 'format'")
         if self.label is not None and "output" in self.model_fields_set:
             raise ValueError("'label' is the answer of every row, so 'output' names none")
         if self.path == Path("-"):

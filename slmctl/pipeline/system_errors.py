@@ -23,6 +23,7 @@ EXTRAS = {
     "ray": "ray",
     "boto3": "publish", "model_signing": "sign", "OpenSSL": "sign",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
+    "pypdfium2": "documents",
 }  # fmt: skip
 
 

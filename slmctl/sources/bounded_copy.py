@@ -29,10 +29,7 @@ def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -
     while True:
         remaining = end - time.monotonic()
         if remaining <= 0:
-            raise DataError(
-                f"{title} took longer than {limits.timeout_s:g} s (prepare.limits.timeout_s)",
-                hint="a smaller query, or --set prepare.limits.timeout_s=SECONDS",
-            )
+            raise too_slow(title, limits, "a smaller query")
         if not poll.poll(1000 * min(remaining, _TICK_S)):
             continue
         piece = os.read(descriptor, _PIECE)
@@ -55,6 +52,14 @@ def files_of_at_most(limits: SourceLimits) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def too_slow(title: str, limits: SourceLimits, remedy: str) -> DataError:
+    """The error for a source that takes longer than prepare.limits.timeout_s."""
+    return DataError(
+        f"{title} took longer than {limits.timeout_s:g} s (prepare.limits.timeout_s)",
+        hint=f"{remedy}, or --set prepare.limits.timeout_s=SECONDS",
+    )
 
 
 def too_large(title: str, limits: SourceLimits) -> DataError:

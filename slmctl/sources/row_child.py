@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -67,7 +66,7 @@ def main() -> None:
 def _file(kind: str, path: str, sheet: str | None) -> Iterator[str]:
     """The output lines for a file; their total size is bounded by RATIOS times the file's size."""
     child.bound(memory=MEMORY[kind])
-    _renew_time()
+    child.renew_cpu(SECONDS)
     left = max(UNPACKED_ANYWAY, RATIOS[kind] * Path(path).stat().st_size)
     for number, row in enumerate(_READERS[kind](path, sheet), 1):
         line = _encode(row)
@@ -77,13 +76,7 @@ def _file(kind: str, path: str, sheet: str | None) -> Iterator[str]:
         fault = fault_of(row) if isinstance(row, list) else ""
         yield _encode({"fault": fault}) if fault else line
         if number % PIECE == 0:
-            _renew_time()
-
-
-def _renew_time() -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + SECONDS, hard))
+            child.renew_cpu(SECONDS)
 
 
 def _of_parquet(path: str, _: str | None) -> Iterator[_Reply]:

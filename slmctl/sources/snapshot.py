@@ -1,4 +1,4 @@
-"""Queries and data sets of the hub -> local copies, in `runs/.sources/`.
+"""Queries, documents and data sets of the hub -> local copies, in `runs/.sources/`.
 
 All later steps read local files and hash their content. The name of a copy is a hash of the source without passwords.
 The two parts of a reviewed file are there too (`reviewed.py`).
@@ -23,6 +23,7 @@ from slmctl.errors import DataError, IntegrityError, SlmctlError, UsageError
 from slmctl.network import hub
 from slmctl.network.credentials import mask
 from slmctl.sources import bounded_copy, reviewed, sql
+from slmctl.sources.documents import folder as folder_of_documents
 from slmctl.sources.rows import files_of, form_of, format_of, is_several, require_file
 
 
@@ -48,6 +49,9 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, roo
             with atomic.file(copy_of(source, folder), 0o600) as draft, draft.open("wb") as stream:
                 count = sql.write_rows(source.sql, stream, root=root or folder.parents[1], limits=limits)
             console.detail(f"  {count} rows")
+        elif folder_of_documents.is_documents(source) and not copy_of(source, folder).exists():
+            with atomic.file(copy_of(source, folder), 0o600) as draft, draft.open("wb") as stream:
+                folder_of_documents.write_rows(source, stream, limits)
         elif source.hf is not None and not copy_of(source, folder).exists():
             _fetch(source.hf, source.file, copy_of(source, folder), limits)
     return gathered(sources, folder)
@@ -65,8 +69,8 @@ def gathered(sources: Sequence[Source], folder: Path) -> list[Source]:
 
 
 def is_file(source: Source) -> bool:
-    """True for a source with a path, even if nothing exists there."""
-    return source.path is not None
+    """True for a source with a path, even if nothing exists there; false for documents, which are read once."""
+    return source.path is not None and not folder_of_documents.is_documents(source)
 
 
 def host_of(source: Source, folder: Path) -> str:
@@ -83,6 +87,10 @@ def _local(source: Source, folder: Path) -> Iterator[Source]:
     copy = copy_of(source, folder)
     if not copy.exists():
         raise IntegrityError(f"there is no copy of the source {_shown(source)}", hint="slmctl prepare")
+    if source.path is not None:
+        update = {"path": copy, "answers": None, "documents": None, "id": source.id or "file"}
+        yield source.model_copy(update=update | {"name": source.name or source.local.name})
+        return
     if source.hf is None:
         yield from _sheets(source.model_copy(update={"path": copy, "sql": None}), copy, source.name, folder)
         return
@@ -126,7 +134,13 @@ def _all_sheets(path: Path, format: str | None, mtime_ns: int) -> tuple[str, ...
 
 
 def copy_of(source: Source, folder: Path) -> Path:
-    """The path of the copy of a query or data set; its name is a hash of the source without secrets."""
+    """The path of the copy of a source: its name is a hash of the source without secrets, of documents their content.
+
+    Raises:
+        DataError: Documents cannot be read.
+    """
+    if source.path is not None:
+        return folder / f"documents-{folder_of_documents.key(source)}.jsonl"
     if source.sql is not None:
         return folder / f"sql-{_key(mask(source.sql.url), source.sql.query)}.jsonl"
     return folder / f"hf-{_key(source.hf, source.file)}"
@@ -134,8 +148,9 @@ def copy_of(source: Source, folder: Path) -> Path:
 
 def copies_of(source: Source, folder: Path) -> set[Path]:
     """The files and folders in `folder` that belong to a source with its present content."""
-    places = set() if is_file(source) else {copy_of(source, folder)}
+    places = set()
     with contextlib.suppress(SlmctlError, OSError):
+        places |= set() if is_file(source) else {copy_of(source, folder)}
         places |= {part.local.parent for part in _local(source, folder) if part.local.parent.parent == folder}
     return places
 
@@ -168,7 +183,7 @@ def _is_there(path: Path) -> bool:
 def _shown(source: Source) -> str:
     if source.sql is not None:
         return f"'{source.name or mask(source.sql.url)}'"
-    return f"'hf: {source.hf}'"
+    return f"'hf: {source.hf}'" if source.hf is not None else f"'{source.name or source.local.name}'"
 
 
 # The hub

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slmctl.task import html_text, mail_text
+from slmctl.sources.documents import html_text
+from slmctl.task import mail_text
 
 GROWTH = 4  # times that a replacement may lengthen a text; a longer one is not made
 

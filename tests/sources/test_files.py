@@ -69,8 +69,10 @@ def test_what_a_folder_or_a_pattern_cannot_be(tmp_path: Path, exports: Path, mon
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty is a folder without a data file"):
         parts(tmp_path, tmp_path / "empty")
-    with pytest.raises(DataError, match=r"README\.md has an unknown kind '\.md'"):
-        parts(tmp_path, exports / "*.md")
+    (exports / "notes.log").write_text("a")
+    with pytest.raises(DataError, match=r"notes\.log has an unknown kind '\.log'"):
+        parts(tmp_path, exports / "*.log")
+    (exports / "notes.log").unlink()
     (exports / "a.jsonl").write_text("{}")
     with pytest.raises(DataError, match="has files of several kinds: 3 csv, 1 jsonl") as mixed:
         parts(tmp_path, exports)

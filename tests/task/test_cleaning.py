@@ -17,7 +17,8 @@ from slmctl.models import prompts
 from slmctl.server.forms.chat import CHAT
 from slmctl.server.forms.request import ServedModel
 from slmctl.server.forms.text import TEXT
-from slmctl.task import cleaning, html_text, mail_text
+from slmctl.sources.documents import html_text
+from slmctl.task import cleaning, mail_text
 from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task
 

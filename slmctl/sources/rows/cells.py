@@ -15,6 +15,7 @@ from slmctl.errors import DataError
 
 MAX_ROW = 10_000_000  # characters in one row; a longer row is a fault, and never held in memory
 LOOK = 20  # number of non-empty rows at the start of a table in which its header is looked for
+FAULT = "slmctl:fault"  # key of the reason why a row that slmctl copied cannot be used
 MAX_DEPTH = 100  # levels of lists and objects; later readers of a cell recurse once for each
 
 

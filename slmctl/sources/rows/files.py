@@ -69,33 +69,49 @@ def is_several(path: Path) -> bool:
         return False
 
 
-def files_of(path: Path, format: str | None = None) -> list[tuple[str, Path]]:
-    """(name, path) of each file in a folder, at any depth, or of each match of a pattern; sorted by name.
+def files_below(path: Path) -> tuple[Path, dict[str, Path]]:
+    """Returns (the folder, the files in it at any depth or that match the pattern, by name).
 
     Names are relative to the folder, or to the fixed part of the pattern. Skipped are files with a dot or an underscore
-    at the start of any part of the name, and in a folder files of unknown kinds.
+    at the start of any part of the name, and those that Office keeps beside an open file.
 
     Raises:
-        DataError: The folder has no data file, or there are too many files or several kinds.
-        UsageError: The pattern matches nothing.
+        DataError: There are too many, or a folder cannot be read.
     """
     is_folder = path.is_dir()
     root = path if is_folder else Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parent.parts))
     # pathlib's glob wants its root apart
     paths = _below(path) if is_folder else map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207
     seen = list(itertools.islice(paths, _MAX_ENTRIES + 1))
+    if len(seen) > _MAX_ENTRIES:
+        raise _too_many(path)
     inside = {file: file.relative_to(root) for file in seen if file.is_file()}
-    files = {
+    return root, {
         name.as_posix(): file
         for file, name in inside.items()
-        if not any(part.startswith((".", "_")) for part in name.parts)
+        if not any(part.startswith((".", "_", "~$")) for part in name.parts)
     }
-    kinds: dict[str, str | None] = {name: format or _kind(file) for name, file in files.items()}
+
+
+def _too_many(path: Path) -> DataError:
+    return DataError(f"{path} has more than {MAX_FILES:,} files", hint="join them, or name fewer: path: FOLDER/*.csv")
+
+
+def files_of(path: Path, format: str | None = None) -> list[tuple[str, Path]]:
+    """(name, path) of each file in a folder, at any depth, or of each match of a pattern; sorted by name.
+
+    See `files_below`; skipped are in a folder files of unknown kinds, too.
+
+    Raises:
+        DataError: The folder has no data file, or there are too many files or several kinds.
+        UsageError: The pattern matches nothing.
+    """
+    is_folder = path.is_dir()
+    root, files = files_below(path)
+    kinds: dict[str, str | None] = {name: format or known_format(file) for name, file in files.items()}
     names = sorted(name for name, kind in kinds.items() if kind or not is_folder)
-    if len(seen) > _MAX_ENTRIES or len(names) > MAX_FILES:
-        raise DataError(
-            f"{path} has more than {MAX_FILES:,} files", hint="join them, or name fewer: path: FOLDER/*.csv"
-        )
+    if len(names) > MAX_FILES:
+        raise _too_many(path)
     if not names:
         if is_folder:
             raise DataError(f"{path} is a folder without a data file", hint=f"known: {', '.join(FORMATS)}")
@@ -114,7 +130,8 @@ def files_of(path: Path, format: str | None = None) -> list[tuple[str, Path]]:
     return [(name, files[name]) for name in names]
 
 
-def _kind(path: Path) -> str | None:
+def known_format(path: Path) -> str | None:
+    """The format of a file of rows, by its name; None for another file."""
     try:
         return format_of(path)
     except DataError:

@@ -43,7 +43,7 @@ def encoding_of(path: Path, name: str | None = None) -> Encoding:
     recognised = encodings.recognise(sample)
     if recognised is not None:
         return recognised
-    if _is_binary(sample[0]):
+    if is_binary(sample[0]):
         raise DataError(
             f"{path.name} holds no text: it looks like a file of another kind",
             hint="has its name the right suffix? else say format: parquet, for example",
@@ -153,5 +153,5 @@ def _where(path: Path, encoding: Encoding) -> str:
     return ""
 
 
-def _is_binary(head: bytes) -> bool:
+def is_binary(head: bytes) -> bool:
     return b"\0" in head or sum(byte < 32 and byte not in b"\t\n\r\f\x1a" for byte in head[:_PIECE]) * 100 > len(head)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TextIO
 
 from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.errors import DataError
-from slmctl.sources.rows.cells import MAX_DEPTH, MAX_ROW, Row, listed, too_long
+from slmctl.sources.rows.cells import FAULT, MAX_DEPTH, MAX_ROW, Row, listed, too_long
 from slmctl.sources.rows.lines import lines
 
 MAX_DIGITS = 1000  # of a whole number; Python itself refuses to read more than 4,300
@@ -173,7 +173,9 @@ def _row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
         return Row(number, {}, f"not valid JSON: {fault}")
     if listed and isinstance(value, list) and value:
         return Row(number, {str(place): inner for place, inner in enumerate(value, 1)})
-    return Row(number, value) if isinstance(value, dict) else Row(number, {}, "not a JSON object")
+    if not isinstance(value, dict):
+        return Row(number, {}, "not a JSON object")
+    return Row(number, value, str(value.pop(FAULT, "")))
 
 
 class _Window:

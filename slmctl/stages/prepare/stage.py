@@ -17,6 +17,7 @@ from slmctl.pipeline import gathering, project_gates, row_estimate
 from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageEstimate
 from slmctl.pipeline.graph import BASE, LABELLED, Project, Stage
 from slmctl.sources import snapshot
+from slmctl.sources.documents import folder
 
 FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
 PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
@@ -64,6 +65,7 @@ class Prepare(Stage[PrepareConfig]):
         for source in self.settings.sources:
             yield from ["sqlalchemy"] if source.sql is not None else []
             yield from ["huggingface_hub"] if source.hf is not None else []
+            yield from sorted(folder.packages(source)) if folder.is_documents(source) else []
             kind = source.format or (row_estimate.format_of_source(source) if source.path is not None else None)
             yield from [FORMAT_PACKAGES[kind]] if kind in FORMAT_PACKAGES else []
 

@@ -1,0 +1,136 @@
+"""The answers to documents, from a table that names their files or from a JSON file beside each."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from slmctl.artifacts import bounded_json
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import AnswerTable
+from slmctl.errors import DataError
+from slmctl.sources.rows import columns_of, listed, read_rows
+from slmctl.sources.rows.cells import MAX_DEPTH, Cell, as_text
+
+JSON_COLUMN = "answer"  # of the answers in JSON files
+_NAMED = 5  # names that a sentence lists
+
+
+class Joined:
+    """AnswerTable by the name of a document's file: its path in the folder or its name there, with or without suffix.
+
+    Args:
+        title: The name of the table, for messages.
+        columns: The columns that each answer has.
+        answers: AnswerTable by name as it is written there.
+        files: The files of the documents.
+    """
+
+    def __init__(
+        self, title: str, columns: Sequence[str], answers: Mapping[str, JsonObject | DataError], files: Iterable[str]
+    ) -> None:
+        self.title, self.columns = title, tuple(columns)
+        self._answers = {_form(name): answer for name, answer in answers.items()}
+        self._shown = {_form(name): name for name in answers}
+        self._files = {_form(name) for name in files}
+        self._taken: dict[str, str] = {}  # answer -> its document
+        self.lacking: list[str] = []  # documents without an answer
+
+    def take(self, name: str) -> JsonObject:
+        """The answer of a document, in its columns.
+
+        Raises:
+            DataError: It has none, its JSON cannot be read, or another document has the same one.
+        """
+        own, *others = _forms(name)
+        key = own if own in self._answers else next(
+            (form for form in others if form in self._answers and form not in self._files), None
+        )  # fmt: skip
+        if key is None:
+            self.lacking.append(name)
+            raise DataError(f"has no answer in {self.title}")
+        if (other := self._taken.setdefault(key, name)) != name:
+            raise DataError(
+                f"'{self._shown[key]}' in {self.title} may be the answer of {other} and of {name}",
+                hint="write the path in the folder, such as 2024/contract.pdf",
+            )
+        answer = self._answers[key]
+        if isinstance(answer, DataError):
+            raise answer
+        return answer
+
+    def notes(self) -> Iterator[str]:
+        """Sentences about documents without an answer, and answers without a document."""
+        left = [shown for form, shown in self._shown.items() if form not in self._taken]
+        for names, what, where in (
+            (self.lacking, "document", f"without an answer in {self.title}"),
+            (left, "answer", f"of {self.title} without a document"),
+        ):
+            if names:
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+                plural = "s" if len(names) > 1 else ""
+                yield f"{len(names)} {what}{plural} {where}: {listed(names[:_NAMED])}{more}"
+
+
+def _form(name: str) -> str:
+    """A name by which two spellings of one file are equal: case, slashes and composed letters aside."""
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/")).casefold().removeprefix("./")
+
+
+def _forms(name: str) -> list[str]:
+    """The names by which an answer may call a file, the most exact one first."""
+    path = PurePosixPath(_form(name))
+    names = [str(path), path.name]
+    return names if "#" in path.suffix else [str(path), str(path.with_suffix("")), path.name, path.stem]
+
+
+def of_table(answers: AnswerTable, files: Sequence[str]) -> Joined:
+    """The rows of a table, without the column that names the file.
+
+    Raises:
+        DataError: The table cannot be read, lacks the column, or names a file twice.
+    """
+    title = answers.path.name
+    columns = columns_of(answers.path, sheet=answers.sheet)
+    if answers.file not in columns:
+        raise DataError(f"{title} has no column '{answers.file}'", hint=f"its columns: {listed(columns)}")
+    if "text" in columns and answers.file != "text":
+        raise DataError(f"{title} has a column 'text', as documents have", hint="give it another name there")
+    rows: dict[str, dict[str, Cell]] = {}
+    numbers: dict[str, int] = {}
+    for row in read_rows(answers.path, sheet=answers.sheet):
+        name = as_text(row.columns.get(answers.file))
+        if not name or row.fault:
+            continue
+        if (first := numbers.setdefault(_form(name), row.number)) != row.number:
+            raise DataError(
+                f"{title} names '{name}' twice, in rows {first} and {row.number}",
+                hint="a document has one answer: join the rows, or remove one",
+            )
+        rows[name] = {column: row.columns.get(column, "") for column in columns if column != answers.file}
+    return Joined(title, [column for column in columns if column != answers.file], rows, files)
+
+
+def json_beside(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """The JSON files among the files of a folder."""
+    return {name: path for name, path in paths.items() if path.suffix.lower() == ".json"}
+
+
+def of_json(paths: Mapping[str, Path], files: Sequence[str]) -> Joined:
+    """The JSON files as answers of the documents with the same name, or with the same name and `.json` after it."""
+    answers = {name[: -len(".json")]: _parsed(name, path) for name, path in json_beside(paths).items()}
+    return Joined("the JSON files beside", [JSON_COLUMN], answers, files)
+
+
+def _parsed(name: str, path: Path) -> JsonObject | DataError:
+    try:
+        value = json.loads(bounded_json.read_bytes(path, error=DataError, follow=True))
+        if bounded_json.is_deeper(value, MAX_DEPTH):
+            return DataError(f"has an answer, {name}, that is nested more than {MAX_DEPTH} deep")
+    except (ValueError, RecursionError) as error:
+        return DataError(f"has an answer, {name}, that is not JSON: {str(error)[:100]}")
+    except DataError as error:
+        return error
+    return {JSON_COLUMN: value}

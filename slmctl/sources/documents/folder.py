@@ -1,0 +1,221 @@
+"""A folder, a pattern or a file of documents -> JSON Lines, a row a document, with the answers joined by file name.
+
+Children (`document_child`) read the files one after another. A file that ends its child is a row with a fault, and the
+next child goes on with the file after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import IO
+
+from slmctl import child, console
+from slmctl.artifacts.artifact import canonical
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import AnswerTable, Source, SourceLimits
+from slmctl.errors import DataError, SlmctlError
+from slmctl.sources import bounded_copy
+from slmctl.sources.documents import answers, readers
+from slmctl.sources.documents.answers import Joined
+from slmctl.sources.rows import is_several, require_file
+from slmctl.sources.rows.cells import FAULT
+from slmctl.sources.rows.files import MAX_FILES, files_below, known_format
+
+VERSION = 1  # of the readers: a copy of another version is made again
+COLUMNS = ("file", "folder", "text", "pages", "subject", "from", "date")
+_NAMED = 5  # documents that cannot be read and are named
+
+
+def is_documents(source: Source) -> bool:
+    """True for a source of documents: its keys say so, or its files are documents and none is a table."""
+    if source.path is None or source.format is not None:
+        return False
+    if source.answers is not None or source.documents is not None:
+        return True
+    if not is_several(source.local):
+        return bool(readers.kind_of(source.local.name))
+    try:
+        _, paths = files_below(source.local)
+    except (SlmctlError, OSError):
+        return False
+    kinds = [readers.kind_of(name) for name in paths]
+    if not source.local.is_dir():
+        return bool(kinds) and all(kinds)
+    return any(kinds) and not any(map(known_format, paths.values()))
+
+
+def files(source: Source) -> dict[str, Path]:
+    """The documents of a source by name, which is the path below its folder, in order.
+
+    Raises:
+        DataError: There is no document, or there are too many files.
+    """
+    _, paths = _listed(source)
+    named = {name: path for name, path in paths.items() if readers.kind_of(name)}
+    if not named:
+        raise DataError(f"{source.local} has no document", hint=f"known: {', '.join(readers.KINDS)}")
+    if len(named) > MAX_FILES:
+        raise DataError(f"{source.local} has more than {MAX_FILES:,} documents", hint="name fewer: path: FOLDER/2026")
+    return named
+
+
+def _listed(source: Source) -> tuple[Path, dict[str, Path]]:
+    """Returns (the folder, all its files by name); a name that is not UTF-8 is written with escapes."""
+    if not is_several(source.local):
+        require_file(source.local)
+        root, paths = source.local.parent, {source.local.name: source.local}
+    else:
+        root, paths = files_below(source.local)
+    return root, {
+        name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"): path
+        for name, path in sorted(paths.items())
+    }
+
+
+def packages(source: Source) -> set[str]:
+    """The packages that read the documents of a source."""
+    with contextlib.suppress(SlmctlError, OSError):
+        kinds = set(map(readers.kind_of, files(source)))
+        return {"pypdfium2"} if kinds & {"pdf", "mail", "mailbox"} else set()
+    return set()
+
+
+def key(source: Source) -> str:
+    """A hash of all that a copy depends on: names and contents of the files, the answers, and how they are read.
+
+    Raises:
+        DataError: There is no document, or a file cannot be read.
+    """
+    named = files(source)
+    joined: JsonObject = {}
+    if isinstance(source.answers, AnswerTable):
+        require_file(source.answers.path)
+        named |= {"": source.answers.path}
+        joined = {"file": source.answers.file, "sheet": source.answers.sheet}
+    elif source.answers is not None:
+        named |= answers.json_beside(_listed(source)[1])
+        joined = {"json": True}
+    try:
+        contents = [[name, _digest(path, path.stat().st_mtime_ns, path.stat().st_size)] for name, path in named.items()]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    parts = [VERSION, contents, joined, _keeps_scanned(source)]
+    return hashlib.sha256(canonical(parts)).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=2 * MAX_FILES)
+def _digest(path: Path, mtime_ns: int, size: int) -> str:
+    """The hash of a file's content; cached, since a project's files are listed often."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _keeps_scanned(source: Source) -> bool:
+    return source.documents is not None and source.documents.scanned == "keep"
+
+
+def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
+    """Write the documents of a source as JSONL, and say which of them, and which answers, cannot be used.
+
+    Raises:
+        DataError: There is no document, the answers cannot be read or joined, or a limit is reached.
+        ModuleNotFoundError: The package that reads PDF is not installed.
+    """
+    named, joined = files(source), _joined(source)
+    title, faults = source.name or source.local.name, dict[str, str]()
+    end, left, count = time.monotonic() + limits.timeout_s, limits.size_bytes, 0
+    with console.progress(f"reading {console.shown(title, 60)}", len(named), "documents") as meter:
+        for reply in _replies(source, named):
+            row = _row(reply, joined, keep=_keeps_scanned(source))
+            line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+            count, left = count + 1, left - len(line)
+            if FAULT in row:
+                faults[str(row["file"])] = str(row[FAULT])
+            if left < 0:
+                raise bounded_copy.too_large(title, limits)
+            if time.monotonic() > end:
+                raise bounded_copy.too_slow(title, limits, "fewer documents")
+            out.write(line)
+            meter.advance()
+    console.say(f"  {title}: {console.count(count, 'document')}" + (f", {len(faults):,} not used" if faults else ""))
+    lacking = set(joined.lacking) if joined is not None else set()
+    unread = [fault for name, fault in faults.items() if name not in lacking]
+    more = [f"and {len(unread) - _NAMED:,} more, see rejected.jsonl"] if len(unread) > _NAMED else []
+    for note in [*unread[:_NAMED], *more, *(joined.notes() if joined is not None else ())]:
+        console.say(f"  {console.shown(note, 300)}")
+
+
+def _joined(source: Source) -> Joined | None:
+    if source.answers is None:
+        return None
+    names = list(files(source))
+    if isinstance(source.answers, AnswerTable):
+        return answers.of_table(source.answers, names)
+    return answers.of_json(_listed(source)[1], names)
+
+
+def _row(reply: JsonObject, joined: Joined | None, *, keep: bool) -> JsonObject:
+    """A document with its answer, or with the reason why it cannot be used."""
+    name = reply["file"]
+    answer: JsonObject = {}
+    if joined is not None:
+        try:
+            answer = joined.take(name)
+        except DataError as error:
+            if error.hint:  # an answer that two documents may have, which is a fault of the table
+                raise
+            reply = {"file": name, "fault": error.message} if "fault" not in reply else reply
+    bare = reply.pop("bare", 0)
+    if bare and not keep:
+        pages = "page has" if reply["pages"] == 1 else "pages have"
+        reply = {"file": name, "fault": f"{bare} of {reply['pages']} {pages} no text: scanned?"}
+    if "fault" in reply:
+        separator = ": " if reply["fault"][:1].isdigit() else " "
+        return {"file": name, FAULT: f"{name}{separator}{reply['fault']}"}
+    return reply | answer
+
+
+def _replies(source: Source, named: dict[str, Path]) -> Generator[JsonObject, None, None]:
+    """The replies of the children: a row a document, or its fault."""
+    root = _listed(source)[0].resolve()
+    waiting: list[tuple[str, str]] = []
+    for name, path in named.items():
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            yield {"file": name, "fault": "is a link to a file outside of the folder"}
+        else:
+            waiting.append((str(path), name))
+    while waiting:
+        done = 0
+        try:
+            request = json.dumps({"files": waiting}).encode()
+            with child.output("slmctl.sources.documents.document_child", request=request) as lines:
+                for line in lines:
+                    if not line.endswith(b"\n"):  # a killed child may leave half a line
+                        continue
+                    reply = json.loads(line)
+                    if reply is None:
+                        done += 1
+                    else:
+                        yield reply
+        except child.DiedError as death:
+            death.require_packages()
+            if done == len(waiting):
+                raise
+            yield {"file": waiting[done][1], "fault": _why(death)}
+            done += 1
+        waiting = waiting[done:]
+
+
+def _why(death: child.DiedError) -> str:
+    if death.code == -signal.SIGXCPU:
+        return "takes too much time"
+    if death.code < 0 or death.out_of_memory:
+        return "takes too much memory, or is so damaged that its reader ends"
+    return f"is damaged: {death.words}"

@@ -1,0 +1,288 @@
+"""A folder of documents is read once, one row a document; what cannot be read whole is a row with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import papers, tiny, workbooks
+from support.forks import Forks
+from support.papers import PAGE
+
+from slmctl.config import Source, SourceLimits
+from slmctl.errors import DataError, IntegrityError
+from slmctl.sources import snapshot
+from slmctl.sources.documents import page_text
+from slmctl.sources.rows import Row, read_rows
+
+LIMITS = SourceLimits()
+
+
+def gathered(folder: Path, **source: Any) -> list[Source]:
+    return snapshot.gather([Source.model_validate({"path": folder, **source})], folder.parent / "copies", LIMITS)
+
+
+def rows(folder: Path, **source: Any) -> dict[str, Row]:
+    """The rows of a folder by the name of their file, read as every later stage reads them."""
+    (copy,) = gathered(folder, **source)
+    return {str(row.columns["file"]): row for row in read_rows(copy.local, **copy.reading)}
+
+
+# Formats
+
+ATTACHED = [
+    ("../../Plan.pdf", papers.pdf(["Seite A", "Seite B"]), "application/pdf"),
+    ("logo.png", b"\x89PNG", "image/png"),
+    ("n.docx", papers.word("Notiz"), "application/octet-stream"),
+]
+TERMS = [["Leistung", "Preis"], ["Wartung", "1.200,00 EUR"], ["Prüfung", "99,50 EUR"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text", "pages"),
+    [
+        ("a.txt", "Grüße aus Köln\r\nZeile zwei\r\n", "Grüße aus Köln\nZeile zwei", 1),
+        ("a.txt", "Grüße aus Köln".encode("cp1252"), "Grüße aus Köln", 1),
+        ("a.txt", "Größe".encode("utf-16"), "Größe", 1),
+        ("a.TXT", "one\ftwo", "one\ftwo", 2),
+        ("a.txt", "of\ufb01ce  u\u0308ber soft\u00adly", "office  über softly", 1),
+        ("a.md", "# Titel\n\n- Punkt", "# Titel\n\n- Punkt", 1),
+        ("a.html", "<title>x</title><p>Hällo</p><table><tr><td>a</td><td>b</td></tr></table>", "Hällo\n\na b", 1),
+        ("a.htm", '<meta charset="koi8-r"><p>привет</p>'.encode("koi8-r"), "привет", 1),
+        ("a.pdf", papers.pdf(["Fläche: 40 m²", "Seite zwei"]), "Fläche: 40 m²\fSeite zwei", 2),
+        ("a.pdf", papers.pdf(["Die Kün-\ndigung, ihre E-\nMail, Vor-\nund Nachteile"]),
+         "Die Kündigung, ihre E-\nMail, Vor-\nund Nachteile", 1),
+        ("a.docx", papers.word("Vertrag", TERMS, "Ort, Datum", header="KOPF"),
+         "Vertrag\nLeistung | Preis\nWartung | 1.200,00 EUR\nPrüfung | 99,50 EUR\nOrt, Datum", 1),
+        ("a.docx", papers.word("eins", PAGE, "zwei"), "eins\fzwei", 2),
+        ("a.eml", papers.mail("Hallo"), "Hallo", 1),
+        ("a.eml", papers.mail(html="<p>Nur <b>HTML</b>, größer</p>"), "Nur HTML, größer", 1),
+        ("a.eml", papers.mail("plain", html="<p>rich</p>"), "plain", 1),
+        ("a.eml", papers.mail("siehe Anhang", attached=ATTACHED),
+         "siehe Anhang\n\f[attachment: Plan.pdf]\nSeite A\fSeite B\f[attachment: n.docx]\nNotiz", 4),
+    ],
+)  # fmt: skip
+def test_the_text_of_a_file(tmp_path: Path, name: str, content: Any, text: str, pages: int) -> None:
+    row = rows(papers.write(tmp_path / "in", {name: content}))[name]
+    assert (row.fault, row.columns["text"], row.columns["pages"]) == ("", text, pages)
+
+
+def test_a_mail_has_its_headers_and_a_mail_in_it_its_own(tmp_path: Path) -> None:
+    inner = papers.mail("Frist: 1. Mai", subject="Kündigung", date="Mon, 02 Mar 2026 10:00:00 +0100")
+    outer = papers.mail(
+        "zur Kenntnis", subject="WG: =?utf-8?q?K=C3=BCndigung?=", **{"from": "Ann Möller <a@example.com>"}
+    )
+    outer.add_attachment(inner, filename="mail.eml")
+    columns = rows(papers.write(tmp_path / "in", {"sent/a.eml": outer}))["sent/a.eml"].columns
+    assert (columns["subject"], columns["from"], columns["folder"]) == (
+        "WG: Kündigung",
+        "Ann Möller <a@example.com>",
+        "sent",
+    )
+    assert columns["text"] == (
+        "zur Kenntnis\n\f[attachment: mail.eml]\nSubject: Kündigung\nFrom: ann@example.com\n"
+        "Date: 2026-03-02T10:00:00+01:00\n\nFrist: 1. Mai"
+    )
+
+
+def test_a_mailbox_is_a_row_a_mail_and_a_bad_one_costs_itself(tmp_path: Path) -> None:
+    bad = papers.mail("x", attached=[("a.pdf", b"%PDF-1.4 cut", "application/pdf")])
+    (tmp_path / "in").mkdir()
+    papers.write_mailbox(
+        tmp_path / "in" / "box.mbox", [papers.mail("From here on\n\nFrom there"), bad, papers.mail("two")]
+    )
+    read = rows(tmp_path / "in")
+    assert read["box.mbox#1"].columns["text"] == "From here on\n\nFrom there"
+    assert read["box.mbox#2"].fault == (
+        "box.mbox#2 has an attachment, a.pdf, that is cut off: it lacks the end of a PDF"
+    )
+    assert read["box.mbox#3"].columns["text"] == "two"
+
+
+def test_word_s_controls_changes_and_notes(tmp_path: Path) -> None:
+    """Text in content controls and insertions is text, deleted text is none, and a box stands once."""
+    w = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main" xmlns:m="urn:mc"'
+    body = (
+        "<w:sdt><w:sdtContent><w:p><w:r><w:t>Mieter: </w:t></w:r><w:sdt><w:sdtContent><w:r><w:t>Ann</w:t></w:r>"
+        "</w:sdtContent></w:sdt></w:p></w:sdtContent></w:sdt>"
+        "<w:p><w:ins><w:r><w:t>neu</w:t></w:r></w:ins><w:del><w:r><w:delText>alt</w:delText></w:r></w:del></w:p>"
+        "<w:p><w:r><m:AlternateContent><m:Choice><w:txbxContent><w:p><w:r><w:t>Kasten</w:t></w:r></w:p></w:txbxContent>"
+        "</m:Choice><m:Fallback><w:txbxContent><w:p><w:r><w:t>Kasten</w:t></w:r></w:p></w:txbxContent></m:Fallback>"
+        "</m:AlternateContent></w:r><w:r><w:t>Ende</w:t><w:tab/><w:t>x</w:t></w:r></w:p>"
+    )
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in" / "a.docx", "w") as archive:
+        archive.writestr("word/document.xml", f"<w:document {w}><w:body>{body}</w:body></w:document>")
+    assert rows(tmp_path / "in")["a.docx"].columns["text"] == "Mieter: Ann\nneu\n\nKastenEnde\tx"
+
+
+# Pages
+
+
+@pytest.mark.parametrize(
+    ("pages", "cleaned"),
+    [
+        (["Muster AG\nText 1\nSeite 1 von 3", "Muster AG\nText 2\nSeite 2 von 3", "Muster AG\nText 3\nSeite 3 von 3"],
+         ["Text 1\nSeite 1 von 3", "Text 2\nSeite 2 von 3"]),
+    ],
+)  # fmt: skip
+def test_pages_that_look_alike_up_to_digits_are_not_told_apart(pages: list[str], cleaned: list[str]) -> None:
+    """Lines that differ by digits alone repeat, whatever they say."""
+    assert page_text.cleaned(pages) == ["", "", ""]
+    assert page_text.cleaned(pages[:2]) == pages[:2]  # two pages show no repetition
+
+
+def test_headers_and_footers_of_most_pages_go(tmp_path: Path) -> None:
+    words = ["Miete", "Frist", "Haftung", "Gerichtsstand"]
+    made = papers.pdf([f"{word} ist geregelt.\nMuster AG zahlt." for word in words], header="Vertrag 17, Muster AG",
+                      footer="Seite {} von 4")  # fmt: skip
+    text = str(rows(papers.write(tmp_path / "in", {"a.pdf": made}))["a.pdf"].columns["text"])
+    assert text == "\f".join(f"{word} ist geregelt." for word in words)
+
+
+def test_a_scanned_page_is_said_and_its_document_rejected_unless_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = papers.write(tmp_path / "in", {"a.pdf": papers.pdf(["one", None, "three"]), "b.pdf": papers.pdf(["b"])})
+    read = rows(folder)
+    assert read["a.pdf"].fault == "a.pdf: 1 of 3 pages have no text: scanned?"
+    assert "a.pdf: 1 of 3 pages have no text: scanned?" in capsys.readouterr().err
+    assert rows(folder, documents={"scanned": "keep"})["a.pdf"].columns["text"] == "one\f\fthree"
+
+
+# Answers
+
+
+def test_answers_are_joined_by_file_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["2024/Mietvertrag.pdf", "b.txt", "Bürgschaft.txt", "d.txt", "lost.txt"]
+    folder = papers.write(tmp_path / "in", {name: papers.pdf(["x"]) if name.endswith("pdf") else "x" for name in names})
+    table = [("Datei", "Art"), ("2024\\mietvertrag.PDF", "Miete"), ("B", "Kauf"), ("Bu\u0308rgschaft.txt", "Pfand"),
+             ("./d.txt", "Leihe"), ("z.pdf", "Tausch")]  # fmt: skip
+    book = workbooks.write_xlsx(
+        tmp_path / "felder.xlsx", {"A": "".join(workbooks.row(k, *cells) for k, cells in enumerate(table, 1))}
+    )
+    read = rows(folder, answers={"path": book, "file": "Datei"})
+    assert {name: row.columns.get("Art") for name, row in read.items()} == {
+        "2024/Mietvertrag.pdf": "Miete", "b.txt": "Kauf", "Bürgschaft.txt": "Pfand", "d.txt": "Leihe", "lost.txt": None,
+    }  # fmt: skip
+    assert read["lost.txt"].fault == "lost.txt has no answer in felder.xlsx"
+    spoken = capsys.readouterr().err
+    assert "1 document without an answer in felder.xlsx: lost.txt" in spoken
+    assert "1 answer of felder.xlsx without a document: z.pdf" in spoken
+
+
+def test_answers_are_json_files_beside(tmp_path: Path) -> None:
+    folder = papers.write(tmp_path / "in", {"a.txt": "x", "a.json": '{"term": 12}', "b.txt": "x", "b.txt.json": '["y"]',
+                                            "c.txt": "x", "c.json": "{"})  # fmt: skip
+    read = rows(folder, answers="json")
+    assert [read[name].columns.get("answer") for name in ("a.txt", "b.txt")] == [{"term": 12}, ["y"]]
+    assert read["c.txt"].fault.startswith("c.txt has an answer, c.json, that is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("name,label\na.txt,x\n", "has no column 'file'"),
+        ("file,label\na.txt,x\nA.TXT,y\n", "names 'A.TXT' twice, in rows 2 and 3"),
+        ("file,text\na.txt,x\n", "has a column 'text'"),
+        ("file,label\na,x\n", "may be the answer of a.txt and of sub/a.txt"),
+    ],
+)
+def test_answers_that_cannot_be_joined(tmp_path: Path, table: str, message: str) -> None:
+    folder = papers.write(tmp_path / "in", {"a.txt": "x", "sub/a.txt": "x"})
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(DataError, match=message):
+        gathered(folder, answers={"path": tmp_path / "t.csv", "file": "file"})
+
+
+# The source
+
+
+def test_a_copy_is_made_again_when_anything_in_it_changes(tmp_path: Path) -> None:
+    folder = papers.write(tmp_path / "in", {"a.txt": "one", "b.txt": "two"})
+    source = Source(path=folder)
+    with pytest.raises(IntegrityError, match="there is no copy of the source 'in'"):
+        snapshot.gathered([source], tmp_path / "copies")
+    (first,) = gathered(folder)
+    assert not snapshot.is_file(source) and snapshot.host_of(source, tmp_path) == ""
+    made = first.local.stat().st_mtime_ns
+    os.utime(folder / "a.txt", (1, 1))
+    assert gathered(folder)[0].local.stat().st_mtime_ns == made  # read once
+    assert snapshot.copies_of(source, tmp_path / "copies") == {first.local}
+    keys = {first.local}
+    for change in (lambda: (folder / "a.txt").write_text("six"), lambda: (folder / "b.txt").rename(folder / "c.txt")):
+        change()
+        keys.add(gathered(folder)[0].local)
+    keys.add(gathered(folder, documents={"scanned": "keep"})[0].local)
+    assert len(keys) == 4
+    assert (first.title, first.id) == ("in", "file")
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "expected"),
+    [
+        (["a.pdf", "b.docx"], ".", True),
+        (["a.pdf", "rows.csv"], ".", False),  # as before: its tables are the rows
+        (["README.md", "rows.csv"], ".", False),
+        (["a.pdf", "rows.csv"], "*.pdf", True),
+        (["a.pdf", "rows.csv"], "*", False),
+        (["a.eml"], "a.eml", True),
+        (["rows.csv"], "rows.csv", False),
+        ([], ".", False),
+    ],
+)
+def test_which_path_is_of_documents(tmp_path: Path, files: list[str], path: str, expected: bool) -> None:
+    folder = papers.write(tmp_path / "in", dict.fromkeys(files, "x"))
+    assert snapshot.is_file(Source(path=folder / path)) is not expected
+
+
+def configure(desk: Path, source: dict[str, Any], **task: Any) -> None:
+    values = yaml.safe_load((desk / "slmctl.yaml").read_text())
+    values["prepare"]["sources"] = [source]
+    values["task"] |= task
+    (desk / "slmctl.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_prepare_reads_a_folder_whose_folders_are_labels(stages: Forks, desk: Path) -> None:
+    pairs = tiny.rows(300)
+    for number, (text, label) in enumerate(pairs):
+        name = f"contracts/{label}/{number:03}.docx" if number % 50 == 0 else f"contracts/{label}/{number:03}.txt"
+        papers.write(desk, {name: papers.word(text) if name.endswith("docx") else text})
+    papers.write(desk, {"contracts/other/locked.pdf": papers.pdf(["x"], password="secret")})
+    configure(desk, {"path": "contracts", "input": "text", "output": "folder"})
+    plan = stages.run(desk, "run", "--plan")
+    assert plan.returncode == 0, plan.stderr
+    done = stages.run(desk, "prepare")
+    path = Path(tiny.ok(done))
+    assert "contracts/other/locked.pdf is encrypted" not in done.stderr  # names are relative to the folder
+    assert "other/locked.pdf is encrypted: its text needs a password" in done.stderr
+    metrics = json.loads((path / "manifest.json").read_text())["metrics"]
+    assert (metrics["rows_in"], metrics["rejected"]) == (301, 1)
+    (rejected,) = [json.loads(line) for line in (path / "rejected.jsonl").read_text().splitlines()]
+    assert "other/locked.pdf is encrypted" in json.dumps(rejected)
+    again = stages.run(desk, "prepare")
+    assert (Path(tiny.ok(again)), "current" in again.stderr, "reading" in again.stderr) == (path, True, False)
+    record = json.loads((path / "train.jsonl").read_text().splitlines()[0])
+    assert record["source"]["file"] == "contracts"
+    explained = stages.run(desk, "prepare", "--explain")
+    assert explained.returncode == 0, explained.stderr
+
+
+def test_a_missing_package_is_named_with_its_pip_line(
+    stages: Forks, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    papers.write(desk, {"contracts/a.pdf": papers.pdf(["x"])})
+    configure(desk, {"path": "contracts", "input": "text", "output": "folder"})
+    papers.write(
+        desk / "hidden",
+        {"pypdfium2/__init__.py": "raise ModuleNotFoundError(\"No module named 'pypdfium2'\", name='pypdfium2')"},
+    )
+    done = tiny.slmctl(desk, "prepare", env=tiny.environment(PYTHONPATH=str(desk / "hidden")))
+    assert done.returncode == 4, done.stderr
+    assert "needs the package 'pypdfium2', which is not installed" in done.stderr
+    assert "documents]" in done.stderr
