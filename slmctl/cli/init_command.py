@@ -42,10 +42,10 @@ Make = Callable[[Mapping[str, Any]], "Proposal"]
 def init(options: Options, /, source: str, folder: Path | None, yes: bool, **flags: str | None) -> None:
     """Start a project from SOURCE: your own rows, or a template with example data.
 
-    SOURCE is a file (CSV, TSV, JSON, JSONL, Parquet, a workbook, SQLite), a folder or a pattern of such files, a
-    database (sql:ADDRESS with --query), or the template support-triage, topic-tagging, field-extraction,
-    reply-drafting or tool-calls. slmctl.yaml is written into FOLDER: by default the working folder, for a template one
-    of its name.
+    SOURCE is a file (CSV, TSV, JSON, JSONL, Parquet, a workbook, SQLite), a folder or a pattern of such files or of
+    documents (PDF, DOCX, EML, MBOX, HTML, TXT, MD), a database (sql:ADDRESS with --query), or the template
+    support-triage, topic-tagging, field-extraction, reply-drafting or tool-calls. slmctl.yaml is written into FOLDER:
+    by default the working folder, for a template one of its name.
     """
     from slmctl.config import FILENAME
     from slmctl.errors import UsageError
@@ -82,6 +82,7 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
         terminal().say(line)
     machine = proposal.Machine(matmul_rates.stored() or {}, config.resolve_matmul_dtype("auto"))
     chosen = {key: flags[key] for key in QUESTIONS}
+    chosen["output"] = chosen["output"] or data.output
     ask = not yes and is_terminal()
 
     def make(values: Mapping[str, Any]) -> Proposal:

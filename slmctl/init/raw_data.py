@@ -1,4 +1,4 @@
-"""A file, a folder, a pattern or a query -> a description of its rows, which are read as in `prepare`."""
+"""A file, a folder, a pattern, documents or a query -> a description of its rows, which are read as in `prepare`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slmctl.config import Source, SourceLimits, Sql
+from slmctl.config import AnswerTable, Source, SourceLimits, Sql
 from slmctl.errors import DataError, UsageError
 from slmctl.init.column_names import split_named
+from slmctl.init.documents import DocumentFolder, documents_at
 from slmctl.init.look import FirstLook, look
 from slmctl.network.credentials import mask
 from slmctl.sources import reviewed, snapshot, sql
@@ -21,6 +22,7 @@ from slmctl.sources.sql_address import with_file
 MAX_SHEETS = 20  # sheets of a workbook, or tables of a database, that are read
 LEAST_ROWS = 10  # of a sheet that may hold the data
 QUERY_LIMITS = SourceLimits(timeout_s=120, size_gb=0.1)  # for a query of `init`
+DOCUMENT_LIMITS = SourceLimits(timeout_s=1800, size_gb=1)  # for the documents of a folder
 MAX_PARTS = 20  # most files that slmctl.yaml lists one by one because one of them is a split
 
 
@@ -51,6 +53,7 @@ class RawData:
         rows: Reads all rows again.
         notes: Sentences about the source.
         parts: The files or sheets as separate sources, if one is held out; else empty.
+        output: The columns of the answers, where the source itself names them, as `--output` has them.
     """
 
     title: str
@@ -60,6 +63,7 @@ class RawData:
     rows: Callable[[], Iterator[Row]] = field(repr=False)
     notes: tuple[str, ...] = ()
     parts: tuple[SplitPart, ...] = ()
+    output: str | None = None
 
     @property
     def held_out(self) -> Counter[str]:
@@ -93,6 +97,8 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
     if reviewed.is_reviewed(path):
         rows = _kept(Source(path=path), root)
         return RawData(path.name, "reviews, JSON Lines", {"path": path}, look(rows), lambda: iter(rows))
+    if (documents := documents_at(path, sheet)) is not None:
+        return _of_documents(documents, root)
     if not is_several(path):
         require_file(path)
     parts = snapshot.gathered([Source(path=path, sheet=sheet)], root)  # files, so nothing is copied
@@ -126,10 +132,24 @@ def _parts(files: Sequence[tuple[str, Mapping[str, object], int]]) -> tuple[Spli
     return parts if len({bool(part.split) for part in parts}) == 2 and len(parts) <= MAX_PARTS else ()
 
 
-def _kept(source: Source, root: Path) -> list[Row]:
+def _kept(source: Source, root: Path, limits: SourceLimits = QUERY_LIMITS) -> list[Row]:
     """The rows of a source that must be copied to be read; the copies are deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        return list(_rows(snapshot.gather([source], Path(folder), QUERY_LIMITS, root=root)))
+        return list(_rows(snapshot.gather([source], Path(folder), limits, root=root)))
+
+
+def _of_documents(documents: DocumentFolder, root: Path) -> RawData:
+    """The documents of a folder, read as `prepare` does, with the columns that say something."""
+    source = documents.source
+    rows = list(documents.rows(_kept(source, root, DOCUMENT_LIMITS)))
+    looked = look(rows)
+    origin: dict[str, object] = {"path": source.local}
+    if isinstance(source.answers, AnswerTable):
+        origin["answers"] = {"path": source.answers.path, "file": source.answers.file}
+    elif source.answers is not None:
+        origin["answers"] = source.answers
+    output = documents.output([column.name for column in looked.columns if column.kind != "empty"])
+    return RawData(source.local.name, documents.words, origin, looked, lambda: iter(rows), output=output)
 
 
 def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:

@@ -166,6 +166,8 @@ def _placed(value: object, folder: Path) -> object:
     """A value of a source as a config in the folder has it: paths relative to that."""
     if isinstance(value, Mapping) and "url" in value:
         return {**value, "url": with_file(value["url"], lambda path: _relative(Path(path), folder))}
+    if isinstance(value, Mapping):
+        return {key: _placed(inner, folder) for key, inner in value.items()}
     return _relative(value, folder) if isinstance(value, Path) else value
 
 

@@ -134,3 +134,9 @@ def _parsed(name: str, path: Path) -> JsonObject | DataError:
     except DataError as error:
         return error
     return {JSON_COLUMN: value}
+
+
+def matched(names: Iterable[str], files: Iterable[str]) -> int:
+    """The number of files that one of the names may mean."""
+    named = set(map(_form, names))
+    return sum(any(form in named for form in _forms(file)) for file in files)

@@ -83,9 +83,13 @@ class Prepare(Stage[PrepareConfig]):
         yield from ((f"a source on {host}", None) for host in self._hosts())
 
     def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
-        """A note where rows hold calls of tools, which the base does not write."""
+        """Notes on documents that are not read yet, and on calls of tools, which the base does not write."""
         from slmctl.task.kinds import kind_of
 
+        for source in filter(folder.is_documents, self.settings.sources):
+            if not snapshot.copy_of(source, self.project.sources).exists():
+                text = f"{console.count(len(folder.files(source)), 'document')} of {source.local.name} not read yet"
+                yield "documents", f"{text}; rows and times are known after slmctl prepare"
         settings = self.project.config
         entry = catalogue.of_source(settings.base)
         if entry is None or entry.tools is not False or kind_of(settings.task.kind).calls:

@@ -1,0 +1,73 @@
+"""`init FOLDER` of documents: the answers that stand in it or beside it make the task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import papers, tiny, workbooks
+
+TENANTS = ["Ann Möller", "Bert Koch", "Carl Sauer", "Dora Klein"]
+
+
+def contracts(folder: Path, count: int = 120) -> list[tuple[str, str, int]]:
+    """Contracts in three formats, and the fields of each."""
+    rows: list[tuple[str, str, int]] = []
+    for number in range(count):
+        tenant, rent = f"{TENANTS[number % 4]} {number}", 400 + 7 * number
+        text = f"Mietvertrag {number}\nDie Muster GmbH vermietet an {tenant} eine Wohnung.\nDie Miete ist {rent} Euro."
+        kinds: dict[str, Any] = {"txt": text, "docx": papers.word(*text.split("\n")), "pdf": papers.pdf([text])}
+        kind = "docx" if number % 40 == 0 else "pdf" if number % 40 == 1 else "txt"
+        papers.write(folder, {f"{number:03}.{kind}": kinds[kind]})
+        rows.append((f"{number:03}", tenant, rent))
+    return rows
+
+
+def initialised(root: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Returns (slmctl.yaml, stderr) of an `init` in a folder."""
+    done = tiny.slmctl(root, "init", *arguments)
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load((root / "slmctl.yaml").read_text()), done.stderr
+
+
+@pytest.mark.parametrize("place", ["felder.xlsx", "contracts/felder.xlsx"])
+def test_a_table_of_fields_makes_extract(tmp_path: Path, place: str) -> None:
+    table = [("Datei", "Mieter", "Miete"), *contracts(tmp_path / "contracts")]
+    workbooks.write_xlsx(tmp_path / place, {"A": "".join(workbooks.row(k, *row) for k, row in enumerate(table, 1))})
+    made, spoken = initialised(tmp_path, "contracts")
+    assert made["task"]["kind"] == "extract"
+    (source,) = made["prepare"]["sources"]
+    assert (source["path"], source["input"]) == ("contracts", "text")
+    assert source["answers"] == {"path": place, "file": "Datei"}
+    assert "tojson" in source["output"]
+    schema = json.loads((tmp_path / "contracts.schema.json").read_text())
+    assert set(schema["properties"]) == {"Mieter", "Miete"}
+    assert "contracts: documents (114 .txt, 3 .docx, 3 .pdf), 120 rows" in spoken
+
+
+def test_json_beside_makes_extract(tmp_path: Path) -> None:
+    for name, tenant, rent in contracts(tmp_path / "contracts"):
+        (tmp_path / "contracts" / f"{name}.json").write_text(json.dumps({"tenant": tenant, "rent": rent}))
+    made, _ = initialised(tmp_path, "contracts")
+    (source,) = made["prepare"]["sources"]
+    assert (made["task"]["kind"], source["answers"], source["output"]) == ("extract", "json", "answer")
+
+
+def test_folders_are_labels(tmp_path: Path) -> None:
+    for number, (text, label) in enumerate(tiny.rows(200)):
+        papers.write(tmp_path / "inbox" / label, {f"{number}.md": text})
+    made, _ = initialised(tmp_path, "inbox")
+    (source,) = made["prepare"]["sources"]
+    assert (made["task"]["kind"], source["output"], "answers" in source) == ("classify", "folder", False)
+
+
+def test_documents_without_answers_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    contracts(tmp_path / "contracts", 3)
+    done = tiny.slmctl(tmp_path, "init", "contracts")
+    assert done.returncode == 3
+    assert "the documents of contracts have no answers" in done.stderr
+    assert "a table beside the folder with a column of file names" in done.stderr
+    assert not (tmp_path / "slmctl.yaml").exists()
