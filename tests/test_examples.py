@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -41,6 +43,19 @@ def usable() -> list[dict[str, str]]:
 
 def jsonl(name: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
+def contracts(archive: Path = DATA / "contract-terms.tar.xz") -> dict[str, bytes]:
+    """The files of the archive of contracts, by name."""
+    with tarfile.open(archive) as files:
+        return {entry.name: files.extractfile(entry).read() for entry in files}  # type: ignore[union-attr] # all are files
+
+
+def terms() -> dict[str, dict[str, str]]:
+    """The rows of the workbook of terms, by the name of the document."""
+    workbook = pytest.importorskip("python_calamine").CalamineWorkbook
+    head, *rows = workbook.from_filelike(io.BytesIO(contracts()["data/terms.xlsx"])).get_sheet_by_index(0).to_python()
+    return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 
 
 def readme() -> str:
@@ -135,6 +150,35 @@ def test_help_desk_calls_satisfy_their_tools() -> None:
     stated = re.search(r"`No tool fits\.` \((\d+) rows\)", readme())
     assert stated
     assert int(stated[1]) == counts["none"]
+
+
+def test_contracts_have_terms_that_satisfy_their_schema() -> None:
+    names = {name.removeprefix("data/contracts/") for name in contracts()} - {"data/terms.xlsx"}
+    found, schema = terms(), json.loads((DATA / "contract_terms.schema.json").read_text())
+    assert names == set(found)
+    assert {name.rpartition(".")[2] for name in names} == {"pdf", "docx", "eml"}
+    assert f"`contract_terms.schema.json` | {len(found)} |" in readme()
+    assert (DATA / "contract-terms.tar.xz").stat().st_size < 600_000
+    validator = jsonschema.Draft202012Validator(schema)
+    for name, row in found.items():
+        answer = {key: value or None for key, value in row.items()}
+        answer["deliverables"] = row["deliverables"].split("; ") if row["deliverables"] else []  # type: ignore[assignment]
+        assert not list(validator.iter_errors(answer)), name
+        assert re.fullmatch(r"|[a-z.]+@example\.(com|org|net)", row["contact_email"])
+    assert all(any(not row[key] for row in found.values()) for key in ("annual_fee", "governing_law", "deliverables"))
+
+
+@pytest.mark.slow
+def test_generator_writes_the_same_contracts(tmp_path: Path) -> None:
+    pytest.importorskip("docx")
+    pytest.importorskip("fpdf")
+    environment = os.environ | {"PYTHONHASHSEED": "1", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-W", "error", DATA / "make_contracts.py", "--out", tmp_path]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    (archive,) = tmp_path.iterdir()
+    made, shipped = contracts(archive), contracts()
+    assert list(made) == list(shipped)  # their bytes follow the versions of python-docx and fpdf2
+    assert made["data/terms.xlsx"] == shipped["data/terms.xlsx"]
 
 
 def test_readme_counts_the_categories() -> None:

@@ -14,7 +14,7 @@ from slmctl.cli.group import PATH, Options, common_options, is_terminal, termina
 if TYPE_CHECKING:
     from slmctl.init.proposal import Proposal
 
-TEMPLATES = ("support-triage", "topic-tagging", "field-extraction", "reply-drafting", "tool-calls")
+TEMPLATES = ("support-triage", "topic-tagging", "field-extraction", "contract-terms", "reply-drafting", "tool-calls")
 KINDS = ("classify", "tag", "extract", "generate", "call")
 QUESTIONS = {
     "output": "Which column holds the right answer? (A,B,C makes JSON of several)",
@@ -44,8 +44,8 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
 
     SOURCE is a file (CSV, TSV, JSON, JSONL, Parquet, a workbook, SQLite), a folder or a pattern of such files or of
     documents (PDF, DOCX, EML, MBOX, HTML, TXT, MD), a database (sql:ADDRESS with --query), or the template
-    support-triage, topic-tagging, field-extraction, reply-drafting or tool-calls. slmctl.yaml is written into FOLDER:
-    by default the working folder, for a template one of its name.
+    support-triage, topic-tagging, field-extraction, contract-terms, reply-drafting or tool-calls. slmctl.yaml is
+    written into FOLDER: by default the working folder, for a template one of its name.
     """
     from slmctl.config import FILENAME
     from slmctl.errors import UsageError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 from collections.abc import Mapping
 from importlib import resources
 from itertools import islice
@@ -19,24 +20,36 @@ from slmctl.init.proposal import Proposal, named_base
 from slmctl.init.texts import SCHEMA_FILE, SCHEMA_LINE, config_text, project_name, schema_name
 from slmctl.task import conversation_formats
 
+UNPACKED = "data"  # the folder in a template's archive
+
 
 def copy_template(template: str, folder: Path) -> list[Path]:
     """Copy a template and its example data into `folder`; its name becomes the project's name.
 
+    A template with documents has them in an archive of its name, since their bytes have much in common.
+
     Returns:
-        The written files.
+        The written files, and the unpacked folder.
 
     Raises:
         UsageError: One of the files exists; nothing is overwritten.
     """
     text = resources.files("slmctl.templates").joinpath(template).joinpath(FILENAME).read_text(encoding="utf-8")
     settings = config.parse(text, root=folder)
-    named = [source.local for source in settings.prepare.sources]
-    named += [path for path in (settings.task.json_schema, settings.task.tools) if isinstance(path, Path)]
     examples = resources.files("slmctl.examples").joinpath("data")
+    archive = examples.joinpath(f"{template}.tar.xz")
+    has_documents = archive.is_file()
+    named = [] if has_documents else [source.local for source in settings.prepare.sources]
+    named += [path for path in (settings.task.json_schema, settings.task.tools) if isinstance(path, Path)]
     text = re.sub(r"(?m)^project: .*$", f"project: {project_name(folder)}", text, count=1)
     files = {path.name: examples.joinpath(path.name).read_bytes() for path in named}
-    return _write_files(f"{SCHEMA_LINE}\n{text}", files, folder)
+    require_free(folder, *([UNPACKED] if has_documents else []))
+    written = _write_files(f"{SCHEMA_LINE}\n{text}", files, folder)
+    if has_documents:
+        with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:xz") as documents:
+            documents.extractall(folder, filter="data")
+        written.append(folder / UNPACKED)
+    return written
 
 
 def write(proposal: Proposal, folder: Path) -> list[Path]:

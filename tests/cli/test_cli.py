@@ -461,7 +461,8 @@ def test_init_writes_a_project_that_loads(template: str, tmp_path: Path) -> None
     assert "next: slmctl -C demo run" in done.stderr
     made = config.load(tmp_path / "demo" / "slmctl.yaml")
     assert config.recipe(made.prepare)["sources"]
-    assert all(source.path.parent == tmp_path / "demo" for source in made.prepare.sources)
+    paths = [source.path for source in made.prepare.sources]
+    assert all(path.is_relative_to(tmp_path / "demo") and path.exists() for path in paths)
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:

