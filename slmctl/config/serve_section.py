@@ -174,6 +174,11 @@ class ServeConfig(Section):
         default_factory=list,
         description="origins of web pages that may send requests from a browser (CORS); none when empty",
     )
+    documents: bool = Field(
+        False,
+        description="a chat may hold a document as OpenAI's file part (base64 of a PDF, DOCX, mail, HTML or text), in "
+        "a body of up to 16 MiB; its text is the question",
+    )
     log_texts: bool = Field(False, description="write prompts and answers to the log too")
     adapters: dict[Text, SourcePath] = Field(
         default_factory=dict, description="LoRA adapters over the model, by the model name that asks for them"

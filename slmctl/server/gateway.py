@@ -27,7 +27,7 @@ from slmctl.server.routed import FAMILIES
 from slmctl.server.running_model import RunningModel
 
 SCHEMAS = 64  # clients' schemas; the results of their checks are kept
-MAX_BODY = 1 << 20  # bytes
+MAX_BODY, MAX_DOCUMENT = 1 << 20, 16 << 20  # bytes of a body, and of one that may hold a document
 
 
 class Gateway:
@@ -86,13 +86,13 @@ class Gateway:
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a web page of another origin can send any other type without asking
             raise HTTPException(415, "the body must be JSON: Content-Type: application/json")
-        raw = bytearray()
+        raw, most = bytearray(), MAX_DOCUMENT if self.settings.documents else MAX_BODY
         try:
             async with asyncio.timeout(self.settings.receive_timeout_s):
                 async for chunk in http.stream():
                     raw += chunk
-                    if len(raw) > MAX_BODY:
-                        raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
+                    if len(raw) > most:
+                        raise HTTPException(413, f"the body is larger than {most} bytes")
         except TimeoutError:
             raise HTTPException(408, f"the body did not arrive within {self.settings.receive_timeout_s:g} s") from None
         except ClientDisconnect:

@@ -62,6 +62,7 @@ class Fake:
     finish: str = "stop"
     more: dict[str, str] = field(default_factory=dict)  # further models: name and kind
     collects: bool = False
+    documents: bool = False
     calls: str = ""  # the function that an answer calls; its text is the arguments
     asked: list[tuple[dict[str, Any], dict[str, str]]] = field(default_factory=list)
     words: list[dict[str, Any]] = field(default_factory=list)  # feedback
@@ -76,7 +77,8 @@ class Fake:
         ]
         app = Starlette(routes=routes)
         app.state.gateway = app.state.gateway.fleet = self  # as much of both as the page's own paths ask
-        self.settings = ServeConfig(max_tokens=64, collect=CollectConfig() if self.collects else None)
+        collect = CollectConfig() if self.collects else None
+        self.settings = ServeConfig(max_tokens=64, collect=collect, documents=self.documents)
         return app
 
     @property
@@ -204,7 +206,7 @@ def test_the_task_is_told_as_json() -> None:
         told = httpx.get(f"{fake.url}v1/task").json()
         assert told == {
             "kind": "extract", "labels": [], "schema": SCHEMA, "name": NAME, "version": "1.0", "max_tokens": 64,
-            "feedback": False,
+            "documents": False, "feedback": False,
         }  # fmt: skip
         assert httpx.get(f"{fake.url}v1/task", params={"model": NAME}).json() == told
 
@@ -356,6 +358,33 @@ def test_fields_are_a_table_and_can_be_copied(browser: Browser) -> None:
         )
         browser.wait("document.getElementById('told').textContent === 'Copied.'")
         assert json.loads(browser.ask("window.copied")) == answer
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_document_is_dropped_and_its_values_say_where_they_stand(browser: Browser, dark: bool) -> None:
+    around = "the order <b>A-17</b> of May, order A-17"
+    place = {"path": "order", "value": "A-17", "start": 13, "end": 17, "page": 3, "around": around}
+    rival = {**place, "value": "A-18", "page": 4, "around": "or A-18", "conflict": True}
+    extra = EXTRA | {"places": [place, rival]}
+    with shown(browser, "extract", text='{"order": "A-17"}', documents=True, extra=extra) as fake:
+        visit(browser, fake.url, dark=dark)
+        browser.ask("""
+            const list = new DataTransfer();
+            list.items.add(new File(["Order A-17"], "order.txt", { type: "text/plain" }));
+            const drop = new DragEvent("drop", { dataTransfer: list, bubbles: true, cancelable: true });
+            document.getElementById("text").dispatchEvent(drop);
+            document.getElementById("form").requestSubmit();
+        """)
+        browser.wait("document.querySelector('.places')")
+        (file,) = fake.asked[-1][0]["messages"][-1]["content"]
+        assert file["file"] == {"filename": "order.txt", "file_data": "data:text/plain;base64,T3JkZXIgQS0xNw=="}
+        read = browser.ask("document.querySelector('.places').innerText").splitlines()
+        assert read[0] == "order, page 3" and read[1] == around
+        assert "another value that is likely too" in read[2]
+        assert browser.ask("document.querySelector('.places mark').textContent") == "A-17"
+        assert browser.complaints == []
+    with shown(browser, "extract"):
+        assert browser.ask("document.getElementById('attach').hidden")
 
 
 def test_a_call_is_its_function_and_a_table_of_arguments(browser: Browser) -> None:

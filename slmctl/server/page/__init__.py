@@ -36,6 +36,7 @@ async def _task(request: Request) -> Response:
             "name": model.name,
             "version": model.version or None,
             "max_tokens": gateway.settings.max_tokens,
+            "documents": gateway.settings.documents,
             "feedback": gateway.settings.collect is not None,
             **({"tools": [tool["function"] for tool in task.tools]} if task.tools else {}),
         }

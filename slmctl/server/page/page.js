@@ -190,6 +190,21 @@ function fieldsOf(value, schema, title) {
   return table;
 }
 
+// The places of the values in a document, each with the text around it.
+function places(list) {
+  const rows = list.map(({ path, value, page, around, conflict }) => {
+    const title = make("dt", "", `${path || "answer"}, page ${page}`);
+    if (conflict) title.append(make("span", "conflict", " another value that is likely too"));
+    const text = clean(around), wanted = clean(String(value));
+    const start = path ? text.toLowerCase().indexOf(wanted.toLowerCase()) : -1;
+    const said = make("dd", "text");
+    if (start < 0) said.append(text);
+    else said.append(text.slice(0, start), make("mark", "", text.slice(start, start + wanted.length)), text.slice(start + wanted.length));
+    return make("div", "", title, said);
+  });
+  return rows.length ? [make("h2", "note", "Where it stands"), make("dl", "places", ...rows)] : [];
+}
+
 function copyButton(text) {
   const button = make("button", "quiet", "Copy as JSON");
   button.type = "button";
@@ -331,9 +346,22 @@ function complain(error, shown) {
   }
 }
 
+// A document as a file part of a message, with the text beside it.
+async function withDocument(question, file) {
+  const data = await new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(new Fault("The browser cannot read this file."));
+    reader.readAsDataURL(file);
+  });
+  const text = question.trim() ? [{ type: "text", text: question }] : [];
+  return [{ type: "file", file: { filename: file.name, file_data: data } }, ...text];
+}
+
 async function answer(question) {
   const chat = task.kind === "generate";
   fault.hidden = true;
+  const [file] = at("file").files;
   const asked = { role: "user", content: question };
   const home = chat ? log : result;
   let said = null;
@@ -351,12 +379,14 @@ async function answer(question) {
   busy(true);
   shown.scrollIntoView({ block: "nearest" });
   try {
+    if (file) asked.content = await withDocument(question, file);
     const found = await ask(chat ? [...turns, asked] : [asked], (soFar) => {
       text.textContent = clean(soFar);
       if (chat) shown.scrollIntoView({ block: "end" });
     });
     if (chat) turns.push(asked, { role: "assistant", content: found.text });
     else text.replaceWith(...TASKS[task.kind](found));
+    if (found.extra.places) shown.append(...places(found.extra.places));
     shown.append(facts(found));
     if (task.feedback && found.id) shown.append(verdict(found));
     done = "Answered.";
@@ -404,6 +434,9 @@ function arrange() {
     const about = ({ name, description }) => make("li", "", description ? `${name}: ${description}` : name);
     at("labels").lastElementChild.replaceChildren(...task.tools.map(about));
   }
+  at("attach").hidden = !task.documents;
+  at("file").value = "";
+  field.required = !task.documents;
   form.hidden = false;
   field.focus();
 }
@@ -431,7 +464,13 @@ async function start(name = "") {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!running && field.value.trim()) answer(field.value);
+  if (!running && (field.value.trim() || at("file").files.length)) answer(field.value);
+});
+field.addEventListener("dragover", (event) => task.documents && event.preventDefault());
+field.addEventListener("drop", (event) => {
+  if (!task.documents || !event.dataTransfer.files.length) return;
+  event.preventDefault();
+  at("file").files = event.dataTransfer.files;
 });
 field.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {

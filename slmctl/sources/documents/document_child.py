@@ -2,8 +2,9 @@
 
     python -m slmctl.sources.documents.document_child
 
-The request is JSON on stdin: `files`, pairs of path and name. Each line of stdout is a JSON value: a row, an object
-`{"file": …, "fault": …}` for a document that cannot be read, and `null` after the last one of each file.
+The request is JSON on stdin: `files`, pairs of path and name, and the CPU `seconds` of each. Each line of stdout is a
+JSON value: a row, an object `{"file": …, "fault": …}` for a document that cannot be read, and `null` after the last one
+of each file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from slmctl.sources.documents.readers import Document
 from slmctl.sources.rows.cells import MAX_ROW, too_long
 
 MEMORY = 2 << 30  # bytes of address space
-SECONDS = 60  # CPU seconds for a file
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     child.bound(memory=MEMORY, file_bytes=1 << 20)  # it writes no file but its log
     out = child.private_stdout()
     for path, name in request["files"]:
-        child.renew_cpu(SECONDS)
+        child.renew_cpu(request["seconds"])
         for reply in _rows(Path(path), name):
             line = json.dumps(reply, ensure_ascii=False)
             if len(line) > MAX_ROW:
@@ -45,7 +45,7 @@ def main() -> None:
 def _rows(path: Path, name: str) -> Iterator[JsonObject]:
     """The rows of a file: one, or one for each mail of a mailbox, named `archive.mbox#1` and so on."""
     try:
-        kind = readers.kind_of(path.name)
+        kind = readers.kind_of(name)
         if kind == "mailbox":
             for number, read in enumerate(mails.mailbox(path), 1):
                 yield _row(f"{name}#{number}", read)

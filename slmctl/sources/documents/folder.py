@@ -28,6 +28,7 @@ from slmctl.sources.rows import is_several, require_file
 from slmctl.sources.rows.cells import FAULT
 from slmctl.sources.rows.files import MAX_FILES, files_below, known_format
 
+SECONDS = 60  # of CPU time for a file
 VERSION = 1  # of the readers: a copy of another version is made again
 COLUMNS = ("file", "folder", "text", "pages", "subject", "from", "date")
 _NAMED = 5  # documents that cannot be read and are named
@@ -191,10 +192,15 @@ def _replies(source: Source, named: dict[str, Path]) -> Generator[JsonObject, No
             yield {"file": name, "fault": "is a link to a file outside of the folder"}
         else:
             waiting.append((str(path), name))
+    yield from read(waiting)
+
+
+def read(waiting: list[tuple[str, str]], *, seconds: int = SECONDS) -> Generator[JsonObject, None, None]:
+    """Read documents, (path, name) each: a row a document, or its fault; `seconds` of CPU time for each of them."""
     while waiting:
         done = 0
         try:
-            request = json.dumps({"files": waiting}).encode()
+            request = json.dumps({"files": waiting, "seconds": seconds}).encode()
             with child.output("slmctl.sources.documents.document_child", request=request) as lines:
                 for line in lines:
                     if not line.endswith(b"\n"):  # a killed child may leave half a line

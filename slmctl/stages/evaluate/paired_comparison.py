@@ -25,10 +25,13 @@ from slmctl.reports.evaluation_report import MetricDifference, PairEntry, SliceD
 from slmctl.stages.evaluate.scoring import Floats, Mask, Scored, distributions
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
+from slmctl.task.documents import page_breaks
 from slmctl.task.records import Record
 
 MIN_ROWS = 10  # of a slice: fewer show nothing
 MAX_GROUPS = 50  # slices by group, the largest ones
+MANY_PAGES = 100_000
+PAGES = ((1, 2), (3, 5), (6, 15), (16, MANY_PAGES))  # of documents, in slices
 MAX_SLICES = 10  # listed for each pair; all are tested
 QUANTILES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995)  # bounds for gates
 
@@ -36,7 +39,7 @@ Slice: TypeAlias = tuple[str, str, Mask]  # criterion, name, rows
 
 
 def slices_of(task: Task, records: Sequence[Record], *, named: bool) -> list[Slice]:
-    """Slices of the rows by label, source file, input length (cut at the quartiles) and group.
+    """Slices of the rows by label, source file, pages, input length (cut at the quartiles) and group.
 
     A slice with fewer than MIN_ROWS rows, or with all of them, is left out. A group may be a customer, so its name is
     its rank by size, `#1`, unless `named`.
@@ -49,6 +52,7 @@ def slices_of(task: Task, records: Sequence[Record], *, named: bool) -> list[Sli
         "label": [record.answer if task.rules.chooses else "" for record in records],
         "tool": [_tool(record.answer) if task.rules.calls else "" for record in records],
         "source": [str(record.source["file"]) for record in records],
+        "pages": [_pages(record.input) if task.document is not None else "" for record in records],
         "length": [spans[int(k)] for k in np.searchsorted(bounds, lengths, side="right") - 1],
         "group": [record.group or "" for record in records],
     }
@@ -61,6 +65,12 @@ def slices_of(task: Task, records: Sequence[Record], *, named: bool) -> list[Sli
             title = f"#{place}" if by == "group" and not named else name
             slices.append((by, title, np.array([value == name for value in values])))
     return slices
+
+
+def _pages(text: str) -> str:
+    count = len(page_breaks(text)) + 1
+    low, high = next((low, high) for low, high in PAGES if count <= high)
+    return f"{low} to {high} pages" if high < MANY_PAGES else f"{low} pages and more"
 
 
 def _tool(answer: str) -> str:

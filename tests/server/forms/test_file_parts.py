@@ -1,0 +1,66 @@
+"""Documents in a chat: file parts become texts, or one sentence says why not."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from support import papers
+
+from slmctl.config import ServeConfig
+from slmctl.server.forms.file_parts import with_texts
+from slmctl.server.request_errors import RequestError
+
+READS = ServeConfig(documents=True)
+
+
+def part(name: str, data: bytes, *, url: bool = True) -> dict[str, Any]:
+    encoded = base64.b64encode(data).decode()
+    return {"type": "file", "file": {"filename": name, "file_data": f"data:x/y;base64,{encoded}" if url else encoded}}
+
+
+def chat(*parts: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": list(parts)}]}
+
+
+@pytest.mark.parametrize("url", [True, False])
+def test_a_document_is_its_text_with_the_pages_marked(url: bool) -> None:
+    text = {"type": "text", "text": "and this"}
+    read = with_texts(chat(part("a.pdf", papers.pdf(["Erste Größe", "zweite"]), url=url), text), READS)
+    assert read["messages"][0] == {"role": "system", "content": "s"}
+    first, second = read["messages"][1]["content"]
+    assert first == {"type": "text", "text": "Erste Größe\fzweite\n\n"} and second == text
+    read = with_texts(chat(part("b.docx", papers.word("Absatz", [["a", "b"]]), url=url)), READS)
+    assert read["messages"][1]["content"] == [{"type": "text", "text": "Absatz\na | b"}]
+
+
+def test_a_body_without_a_file_is_not_touched() -> None:
+    for body in ({"messages": [{"role": "user", "content": "x"}]}, {"messages": 3}, {}, chat({"type": "text"})):
+        assert with_texts(body, ServeConfig()) is body
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (part("a.pdf", b"%PDF-1.4"), "a.pdf is cut off: it lacks the end of a PDF"),
+        (part("a.pdf", papers.pdf(["x"], password="secret")), "a.pdf is encrypted: its text needs a password"),
+        (part("../../etc/a.pdf", papers.pdf([None])), "a.pdf has 1 of 1 pages without text: scanned?"),
+        (part("a.docx", papers.pdf(["x"])), "a.docx is no DOCX: by its first bytes it is a PDF"),
+        (part("a.exe", b"MZ"), "'a.exe' is no document that is read: .pdf, .docx"),
+        (part("a.mbox", b"From x"), "'a.mbox' is no document that is read"),
+        (part("a.txt", b""), "a.txt is empty"),
+        ({"type": "file", "file": {"filename": "a.md", "file_data": "no base64!"}}, "'file_data' of 'a.md' is no"),
+        ({"type": "file", "file": {"file_id": "file-1"}}, "a file part needs 'file' with 'filename' and 'file_data'"),
+        ({"type": "file"}, "a file part needs 'file'"),
+    ],
+)  # fmt: skip
+def test_a_document_that_cannot_be_read_is_one_sentence(sent: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        with_texts(chat(sent), READS)
+    assert refused.value.message.startswith(words) and refused.value.status == 400
+
+
+def test_a_server_reads_no_documents_unasked() -> None:
+    with pytest.raises(RequestError, match=r"serve\.documents"):
+        with_texts(chat(part("a.txt", b"text")), ServeConfig())
