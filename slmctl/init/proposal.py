@@ -227,14 +227,19 @@ class Proposal:
         return round(characters / max(len(self.task.pairs), 1) / USUAL_CHARACTERS) + 50
 
     @property
+    def in_windows(self) -> bool:
+        """True for documents of a task that asks them in windows, whatever their length."""
+        return self.data.output is not None and self.task.rules.has("document")
+
+    @property
     def is_long(self) -> bool:
         """True if training would read less than half of the rows' texts, which nobody should do unasked."""
-        return self.tokens > 2 * MAX_LENGTH
+        return self.tokens > 2 * MAX_LENGTH and not self.in_windows
 
     @property
     def training(self) -> tuple[dict[str, object], str]:
         """The section `finetune` that the rows need, else the numbers that `auto` takes for them; and the reason."""
-        if self.longest > MAX_LENGTH and not self.is_long:
+        if self.longest > MAX_LENGTH and not self.is_long and not self.in_windows:
             about = f"the longest row has about {self.longest:,} tokens, max_length is {MAX_LENGTH:,}"
             return {"too_long": "truncate"}, about
         chosen = FinetuneConfig().resolved(self.train_rows, self.base.parameters)

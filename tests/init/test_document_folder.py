@@ -39,6 +39,7 @@ def test_a_table_of_fields_makes_extract(tmp_path: Path, place: str) -> None:
     workbooks.write_xlsx(tmp_path / place, {"A": "".join(workbooks.row(k, *row) for k, row in enumerate(table, 1))})
     made, spoken = initialised(tmp_path, "contracts")
     assert made["task"]["kind"] == "extract"
+    assert made["task"]["document"] == {"window": "auto", "overlap": "auto"}
     (source,) = made["prepare"]["sources"]
     assert (source["path"], source["input"]) == ("contracts", "text")
     assert source["answers"] == {"path": place, "file": "Datei"}
