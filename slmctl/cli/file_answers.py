@@ -29,13 +29,16 @@ class EndpointOptions(NamedTuple):
 
 
 def require_one_file(source: str, target: str) -> None:
-    """Refuse a folder, a pattern or the address of a bucket.
+    """Refuse a folder or pattern of tables, and the address of a bucket.
 
     Raises:
         UsageError: There is one.
     """
+    from slmctl.stages.predict import row_snapshot
+
     is_pattern = glob.has_magic(source) and not Path(source).exists()
-    if is_pattern or Path(source).is_dir() or "://" in source or "://" in target:
+    is_several = (is_pattern or Path(source).is_dir()) and not row_snapshot.are_documents(Path(source), None)
+    if is_several or "://" in source or "://" in target:
         raise UsageError(
             f"predict answers one file, not {source} to {target}",
             hint="examples/bucket.py answers the files of a folder or bucket by Ray Data",
@@ -76,13 +79,16 @@ def answer(
         part, most = file_prediction.shard(shard), read_settings(options).predict.max_tokens
         workspace = make_workspace(options)
         request = model_lookup.FileModel(workspace, model, type_name, max_tokens=most, first_look=first_look)
+        documents = row_snapshot.are_documents(source, work["format"])
         with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
             reading = row_answers.RowInput(
-                work.pop("column") or request.column, request.model.untuned, withhold=endpoints is not None
+                work.pop("column") or ("text" if documents else request.column),
+                request.model.untuned,
+                withhold=endpoints is not None,
             )
             job = file_prediction.Job(**work | {
                 "source": path, "target": target, "format": format_name, "shard": part, "reading": reading,
-                "identity": _identity(request, endpoints),
+                "columns": ("file", "pages") if documents else None, "identity": _identity(request, endpoints),
             })  # fmt: skip
             with _answering(request, reading, endpoints, ray) as answered:
                 written, wrong = file_prediction.answer_file(answered, request.task, job)

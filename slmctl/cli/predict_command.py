@@ -49,7 +49,7 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="File for the answers: .csv, .tsv, .jsonl (these also as .gz), .parquet, .xlsx, or - for "
                      "stdout."),
         click.option("--input", "source", metavar="FILE",
-                     help="Answer the rows of this file: CSV, JSONL, Parquet, Excel and more."),
+                     help="Answer the rows of this file (CSV, JSONL, Parquet, Excel and more), or these documents."),
     ):  # fmt: skip
         command = decorate(command)
     return command

@@ -43,6 +43,7 @@ class Job:
         encoding: The encoding of the source, when it does not show.
         plain: Write a text as UTF-8 with LF and, in CSV, commas, and not in the form that the source has.
         shard: (k, n): only the k-th of n runs of rows; the outputs in order are the whole.
+        columns: The columns of the source that are written; None for all of them.
         identity: Further values that decide the answers, such as the model's digest; part of the journal's hash.
     """
 
@@ -54,6 +55,7 @@ class Job:
     encoding: str | None = None
     plain: bool = False
     shard: tuple[int, int] = (1, 1)
+    columns: tuple[str, ...] | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -101,19 +103,20 @@ def answer_file(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]:
     ) as rows:
         _check_columns(job, rows.survey, added)
         if kind == "xlsx":
-            workbook_writer.require_fits(rows.read(), len(rows.survey.columns) + len(added))
+            kept = (row._replace(columns=_written(job, row.columns)) for row in rows.read())
+            workbook_writer.require_fits(kept, len(_written(job, rows.survey.columns)) + len(added))
         with console.progress("predict", rows.count, "rows") as meter:
-            errors = _stream(answered, rows, meter) if streamed else _write(answered, task, job, rows, meter)
+            errors = _stream(answered, job, rows, meter) if streamed else _write(answered, task, job, rows, meter)
     return rows.count, errors
 
 
-def _stream(answered: AnswerRows, rows: RowSnapshot, meter: console.Meter) -> int:
+def _stream(answered: AnswerRows, job: Job, rows: RowSnapshot, meter: console.Meter) -> int:
     """Answer rows to stdout; returns the number of rows with an error."""
     errors = 0
     ahead, behind = itertools.tee(rows.read())
     for answers in answered(ahead):
         block = itertools.islice(behind, len(answers))
-        lines = [{**row.columns, **answer} for row, answer in zip(block, answers, strict=True)]
+        lines = [{**_written(job, row.columns), **answer} for row, answer in zip(block, answers, strict=True)]
         console.write_json("".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in lines))
         errors += sum(bool(answer["error"]) for answer in answers)
         meter.advance(len(answers))
@@ -148,7 +151,7 @@ def _check_columns(job: Job, survey: table_writer.SourceSurvey, added: list[str]
     if survey.columns and column not in survey.columns:
         names = listed(list(survey.columns))
         raise DataError(f"{job.source.name} has no column '{column}'", hint=f"--column NAME; its columns: {names}")
-    taken = [name for name in added if name in survey.columns]
+    taken = [name for name in added if name in _written(job, survey.columns)]
     if taken:
         raise DataError(f"{job.source.name} already has a column '{taken[0]}'", hint="rename it: its values are kept")
 
@@ -217,10 +220,20 @@ def _answers(journal: IO[bytes]) -> Iterator[dict[str, Any]]:
     yield from map(json.loads, journal)
 
 
-def _in_cells(answer: dict[str, Any]) -> dict[str, Any]:
-    """The columns of an answer for a table, each a text or a number."""
-    places = {"places": row_answers.places_in_words(answer["places"])} if "places" in answer else {}
-    return answer | places
+def _written(job: Job, cells: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of a row that are written, of a survey its columns."""
+    return {name: cell for name, cell in cells.items() if job.columns is None or name in job.columns}
+
+
+def _in_cells(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer for a table, with the pages of its values in place of all that JSON Lines say about them."""
+    if "places" not in answer:
+        return dict(answer)
+    pages = (
+        f"{place['path'] or 'answer'}: page {place['page']}{' has another' if place.get('conflict') else ''}"
+        for place in answer["places"] or ()
+    )
+    return {**answer, "places": "; ".join(dict.fromkeys(pages))[: workbook_writer.MAX_TEXT]}
 
 
 def _write_target(job: Job, rows: RowSnapshot, added: list[str], journal: IO[bytes]) -> int:
@@ -229,18 +242,19 @@ def _write_target(job: Job, rows: RowSnapshot, added: list[str], journal: IO[byt
     Raises:
         DataError: There are fewer answers than rows; nothing is written.
     """
-    lists = table_writer.format_of(job.target) == "jsonl"
     form = table_writer.form_for(job.target, rows.format, None if job.plain else rows.form)
     form = table_writer.encodable(form, _answers(journal))
+    survey = table_writer.SourceSurvey(rows.survey.rows, _written(job, rows.survey.columns))
+    cells = dict if table_writer.format_of(job.target) == "jsonl" else _in_cells
     written = errors = 0
     with (
         atomic.file(job.target) as draft,
         draft.open("wb") as raw,
-        table_writer.writer(raw, job.target, rows.survey, added, form) as write,
+        table_writer.writer(raw, job.target, survey, added, form) as write,
     ):
-        pairs = zip(rows.read(), _answers(journal) if lists else map(_in_cells, _answers(journal)), strict=False)
+        pairs = zip(rows.read(), _answers(journal), strict=False)
         while block := list(itertools.islice(pairs, row_answers.CHUNK)):
-            write([{**row.columns, **answer} for row, answer in block])
+            write([{**_written(job, row.columns), **cells(answer)} for row, answer in block])
             errors += sum(bool(answer["error"]) for _, answer in block)
             written += len(block)
         if written != rows.count:

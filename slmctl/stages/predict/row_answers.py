@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -34,13 +34,13 @@ class RowInput:
 
 
 class AddedColumns(TypedDict, total=False):
-    """The columns that a row gets; `valid` for `extract` and `call`, `places` for a task that reads documents."""
+    """The columns that a row gets; `valid` for `extract` and `call`, `places` where long texts are asked in windows."""
 
     answer: str | None
     confidence: float | None
     error: str | None
     valid: bool
-    places: Sequence[ValuePlace]
+    places: list[ValuePlace]
 
 
 AnswerRows = Callable[[Iterator[Row]], Iterator[list[AddedColumns]]]  # in order, chunk by chunk
@@ -76,11 +76,12 @@ def answerer_of_rows(answerer: PromptAnswerer, task: Task, reading: RowInput) ->
 
 def columns(task: Task, outcome: Outcome) -> AddedColumns:
     """The columns that an outcome adds to its row."""
-    fields: AddedColumns = {"answer": None, "confidence": None, "error": error_of(outcome)}
+    fields: AddedColumns = {"answer": None, "confidence": None}
     if isinstance(outcome, engine.Answer):
-        fields |= {"answer": outcome.text.strip(), "confidence": outcome.confidence}
-    if "places" in names(task):
-        fields["places"] = outcome.places if isinstance(outcome, engine.Answer) else ()
+        fields = {"answer": outcome.text.strip(), "confidence": outcome.confidence}
+    if task.document is not None:
+        fields["places"] = list(outcome.places) if isinstance(outcome, engine.Answer) else []
+    fields["error"] = error_of(outcome)
     if "valid" in names(task):
         return {"valid": isinstance(outcome, engine.Answer) and task.accepts(outcome.text), **fields}
     return fields
@@ -88,17 +89,8 @@ def columns(task: Task, outcome: Outcome) -> AddedColumns:
 
 def names(task: Task) -> list[str]:
     """The names of the added columns, in the order in which they are written."""
-    valid, places = ["valid"] * task.rules.structured, ["places"] * (task.document is not None)
-    return ["answer", "confidence", *valid, *places, "error"]
-
-
-def places_in_words(places: Sequence[ValuePlace]) -> str:
-    """The places of values for a cell of a table: `fee: page 2; law: page 4`."""
-    return "; ".join(
-        f"{place['path'] or 'answer'}: page {place['page']}"
-        + (f" has {place['value']} too" if place.get("conflict") else "")
-        for place in places
-    )
+    places = ["places"] if task.document is not None else []
+    return ["answer", "confidence", *(["valid"] if task.rules.structured else []), *places, "error"]
 
 
 def error_of(outcome: Outcome) -> str | None:

@@ -23,7 +23,9 @@ from typing import IO
 
 from slmctl import console
 from slmctl.artifacts import atomic
+from slmctl.config import Source, SourceLimits
 from slmctl.errors import DataError, UsageError
+from slmctl.sources.documents import folder as folder_of_documents
 from slmctl.sources.rows import FORMATS, TextForm, format_of, read_rows, text_form
 from slmctl.sources.rows.cells import Row
 from slmctl.stages.predict import table_writer
@@ -111,9 +113,14 @@ def _state(path: Path) -> tuple[int, ...]:
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
+def are_documents(source: Path, format: str | None) -> bool:
+    """True for documents, and a folder or pattern of them."""
+    return format is None and source != STREAM and folder_of_documents.is_documents(Source(path=source))
+
+
 @contextlib.contextmanager
 def opened(source: Path, target: Path, format: str | None) -> Iterator[tuple[Path, str | None]]:
-    """The file to read and its format, after the target was checked; stdin and pipes are copied to a file first.
+    """The file to read and its format, after the target was checked; stdin, pipes and documents become a file first.
 
     Raises:
         UsageError: The target cannot be written or is the source, or stdin is closed or a terminal.
@@ -121,7 +128,15 @@ def opened(source: Path, target: Path, format: str | None) -> Iterator[tuple[Pat
     require_target(source, target)
     if format is not None and format not in FORMATS.values():
         raise UsageError(f"--format names no format: '{format}'", hint=", ".join(dict.fromkeys(FORMATS.values())))
-    if source == STREAM:
+    if are_documents(source, format):
+        if target != STREAM and target.resolve().is_relative_to(source.resolve()):
+            raise UsageError(f"--output {target} lies in the folder of --input", hint="--output ELSEWHERE")
+        with tempfile.TemporaryDirectory(prefix="slmctl-") as place:
+            path = Path(place) / f"{source.name}.jsonl"
+            with path.open("wb") as copy:
+                folder_of_documents.write_rows(Source(path=source), copy, SourceLimits())
+            yield path, "jsonl"
+    elif source == STREAM:
         if sys.stdin is None or sys.stdin.isatty():
             what = "closed" if sys.stdin is None else "a terminal"
             raise UsageError(f"--input - reads stdin, which is {what}", hint="pipe the rows in: … | slmctl predict")
