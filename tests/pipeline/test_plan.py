@@ -47,6 +47,17 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_rows_that_share_their_words_are_told_before_a_base_is_fetched(fresh: Path) -> None:
+    rows = [(f"this is the same long beginning that each and every one of all these tickets has, then {text}", label) for text, label in tiny.rows()]
+    tiny.write_csv(fresh / "tickets.csv", rows)
+    done = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--yes"])
+    assert isinstance(done.exception, GateError) and "share a run of words" in done.exception.message
+    assert "fetching" not in done.stderr
+    assert not list(fresh.glob("runs/*/[!.]*/manifest.json"))
+    done = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan", "--set", "prepare.max_overlap=1"])
+    assert done.exit_code == 0, done.stderr
+
+
 def test_the_plan_of_a_new_project(fresh: Path) -> None:
     plan = planning.plan(opened(fresh), CHAIN, {"float32": 100.0, "bfloat16": 400.0})
     plan.require()
@@ -293,17 +304,18 @@ def test_how_many_rows_may_be_tested_on(fresh: Path, splits: str, test: int, mos
 
 def test_rows_that_no_model_here_can_read_are_refused(fresh: Path) -> None:
     tiny.write_csv(fresh / "tickets.csv", [(f"{text} {'and so on ' * 800}", label) for text, label in tiny.rows()])
-    asked = (fresh, "finetune.too_long=error")
+    same = "prepare.max_overlap=1"
+    asked = (fresh, "finetune.too_long=error", same)
     with pytest.raises(
         DataError, match=r"some 2,0.. tokens each; this base reads 8,192, and .*max_length is 1,024"
     ) as caught:
         planning.require(opened(*asked), CHAIN)
     assert "too_long=truncate" in caught.value.hint and "a base that reads more: " in caught.value.hint
-    planning.require(opened(fresh, "finetune.too_long=truncate"), CHAIN)
-    planning.require(opened(fresh, "finetune.max_length=2048"), CHAIN)
-    tiny.write_csv(fresh / "tickets.csv", [(f"{text} {'and so on ' * 8000}", label) for text, label in tiny.rows(30)])
+    planning.require(opened(fresh, "finetune.too_long=truncate", same), CHAIN)
+    planning.require(opened(fresh, "finetune.max_length=2048", same), CHAIN)
+    tiny.write_csv(fresh / "tickets.csv", [(f"{text} {'and so on ' * 8000}", label) for text, label in tiny.rows(90)])
     with pytest.raises(DataError, match=r"some 20,... tokens each"):
-        planning.require(opened(fresh, "finetune.too_long=truncate"), CHAIN)
+        planning.require(opened(fresh, "finetune.too_long=truncate", same), CHAIN)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +192,28 @@ def check(config: PrepareConfig) -> None:
     _, columns = source_forms.forms_and_columns(config.sources, quiet=True)
     for source, named in zip(config.sources, columns, strict=True):
         conversation_formats.recognise(source, named, calls=kind_of(config.task.kind).calls)
+
+
+def try_out(config: PrepareConfig) -> None:
+    """Refuse sources that `run` would refuse whatever the base is; nothing stays on the disk.
+
+    Raises:
+        What `run` raises, but for rows that a base's template refuses, and lengths in its tokens.
+    """
+    plan = _plan(config, None)
+    rules = plan.task.rules
+    with (
+        tempfile.TemporaryDirectory(prefix="slmctl-prepare-") as folder,
+        RecordTable(Path(folder) / ".rows", several=rules.has_labels and not rules.chooses) as rows,
+        contextlib.closing(read_batches(plan, 1)) as batches,
+    ):
+        for batch in batches:
+            rows.add(batch)
+        limits.require_usable(config, rows)
+        limits.require_labels(config, rows)
+        decided = fates.decide(config, rows, 1)
+        if fault := limits.fault_of(config, rows, decided, fates.measure_overlap(rows, decided)):
+            raise fault
 
 
 def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:

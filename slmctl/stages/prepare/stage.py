@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
@@ -21,6 +21,7 @@ from slmctl.sources.documents import folder
 
 FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
 PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
+TRIED_BYTES = 4_000_000  # of the sources, which take some seconds
 PREPARE_SECONDS, ROWS_A_SECOND = 5, 3000
 
 
@@ -60,6 +61,26 @@ class Prepare(Stage[PrepareConfig]):
             prepare.check(section)
         count = len(section.sources)
         return f"{'the source,' if count == 1 else f'{count} sources'} with the columns that the config names"
+
+    def checks(self) -> Mapping[str, Callable[[], str]]:
+        """The rows themselves before a base is fetched for them, where they are few and in files."""
+        return {"rows": self._tried}
+
+    def _tried(self) -> str:
+        pull, section = self.project.stage("pull"), self.settings
+        with contextlib.suppress(SlmctlError):  # which the requirement `files` tells
+            if BASE.name in self.project.named or not any(pull.downloads(None)) or pull.default().path.exists():
+                return ""
+        if self.project.config.label is not None or not all(map(snapshot.is_file, section.sources)):
+            return ""
+        section = self.checkable()
+        with contextlib.suppress(ModuleNotFoundError, OSError):  # which the requirements `packages` and `files` tell
+            if sum(source.local.stat().st_size for source in section.sources) > TRIED_BYTES:
+                return ""
+            from slmctl.stages.prepare import prepare
+
+            prepare.try_out(section)
+        return ""
 
     def packages(self) -> Iterator[str]:
         for source in self.settings.sources:
