@@ -18,6 +18,7 @@ from slmctl.sources.documents.readers import MAX_BYTES, PAGE, Document
 
 MAX_DEPTH = 20  # parts around a part: a forwarded mail with its own parts has some four
 MAX_PARTS = 1_000  # of a mail
+_TOO_DEEP = f"has mails or parts nested more than {MAX_DEPTH} deep"
 _SECRET = ("multipart/encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 
@@ -34,11 +35,7 @@ class _Parts:
         self.left -= 1
         kind, name = part.get_content_type(), _name(part)
         if depth > MAX_DEPTH or self.left < 0:
-            raise DataError(
-                f"has mails or parts nested more than {MAX_DEPTH} deep"
-                if depth > MAX_DEPTH
-                else f"has more than {MAX_PARTS:,} parts"
-            )
+            raise DataError(_TOO_DEEP if depth > MAX_DEPTH else f"has more than {MAX_PARTS:,} parts")
         if kind in _SECRET:
             raise DataError("is an encrypted mail")
         inner = [each for each in part.get_payload() if isinstance(each, Message)] if part.is_multipart() else []
@@ -85,7 +82,9 @@ def read(data: bytes, depth: int = 0) -> Document:
     readers.require_kind(data, "mail")
     try:
         message = email.message_from_bytes(data)
-    except (MessageError, RecursionError, ValueError, IndexError, LookupError) as error:
+    except RecursionError:
+        raise DataError(_TOO_DEEP) from None
+    except (MessageError, ValueError, IndexError, LookupError) as error:
         raise DataError(f"is no mail: {str(error)[:200]}") from None
     if not message.keys():
         raise DataError("is no mail: it has no headers")
@@ -130,7 +129,7 @@ def _of_message(message: Message, depth: int) -> Document:
     try:
         parts.take(message, depth)
     except RecursionError:
-        raise DataError(f"has mails or parts nested more than {MAX_DEPTH} deep") from None
+        raise DataError(_TOO_DEEP) from None
     attached = [f"[attachment: {name}]\n{document.text}" for name, document in parts.attached]
     whole = readers.of_text(PAGE.join(["\n".join(parts.body), *attached]))
     bare = sum(document.bare for _, document in parts.attached)

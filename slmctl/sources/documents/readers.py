@@ -76,8 +76,9 @@ def content(path: Path) -> bytes:
     Raises:
         DataError: It is too large.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"has more than {MAX_BYTES / 1e6:.0f} MB")
+    most = 4 * MAX_ROW if kind_of(path.name) in ("text", "html") else MAX_BYTES  # a character has at most 4 bytes
+    if path.stat().st_size > most:
+        raise DataError(f"has more than {most / 1e6:.0f} MB")
     return path.read_bytes()
 
 
@@ -214,8 +215,12 @@ def _of_docx(data: bytes) -> Document:
         raise DataError(f"is a damaged DOCX: {str(error)[:200]}") from None
     text = next((element for element in document.iter() if _tag(element) == "body"), None)
     if text is None:
-        raise DataError("is a damaged DOCX: it has no body")
-    return of_text("\n".join(_blocks(text)).replace("\n" + PAGE, PAGE).replace(PAGE + "\n", PAGE))
+        raise DataError("is no DOCX: it is another kind of Office file")
+    try:
+        blocks = list(_blocks(text))
+    except RecursionError:
+        raise DataError("is nested too deep") from None
+    return of_text("\n".join(blocks).replace("\n" + PAGE, PAGE).replace(PAGE + "\n", PAGE))
 
 
 def _xml(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
