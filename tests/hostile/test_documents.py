@@ -191,6 +191,7 @@ CASES: dict[str, tuple[object, str]] = {
     "deep.docx": (docx("<w:p>" + "<w:ins>" * 60_000 + "</w:ins>" * 60_000 + "</w:p>"), "is nested too deep"),
     "deep tables.docx": (
         docx("<w:tbl><w:tr><w:tc>" * 5_000 + "<w:p/>" + "</w:tc></w:tr></w:tbl>" * 5_000), "is nested too deep"),
+    "blank.docx": (docx("<w:p/>" * 500_000), ""),
     "cut.docx": (papers.word("Hello")[:-300], "*"),
     "no xml.docx": (docx(b"<w:document"), "*"),
     "no body.docx": (docx(f"<w:x {W}/>".encode()), "is no DOCX: it is another kind of Office file"),

@@ -156,7 +156,11 @@ def _text(part: Message, kind: str) -> str:
 
 
 def _header(message: Message, name: str) -> str:
-    return _words(message.get(name, ""))
+    value = next((value for key, value in message.raw_items() if key.lower() == name), "")
+    if isinstance(value, str) and not value.isascii():  # bytes beyond ASCII, as old programs write them
+        with contextlib.suppress(DataError):
+            value = readers.decoded(value.encode("ascii", "surrogateescape"))
+    return _words(value)
 
 
 def _words(value: object) -> str:

@@ -220,7 +220,8 @@ def _of_docx(data: bytes) -> Document:
         blocks = list(_blocks(text))
     except RecursionError:
         raise DataError("is nested too deep") from None
-    return of_text("\n".join(blocks).replace("\n" + PAGE, PAGE).replace(PAGE + "\n", PAGE))
+    # a break that Word has rendered follows the one that the author set: nothing is between them
+    return of_text(PAGE.join(filter(None, (page.strip() for page in "\n".join(blocks).split(PAGE)))))
 
 
 def _xml(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
@@ -263,7 +264,9 @@ def _blocks(container: ElementTree.Element) -> Iterator[str]:
     for element in container:
         name = _tag(element)
         if name == "p":
-            yield "".join(_runs(element))
+            marks = (mark for mark in element.iterfind("*/*") if _tag(mark) == "pageBreakBefore")
+            starts_page = any(_get(mark, "val") not in ("0", "false") for mark in marks)
+            yield PAGE * starts_page + "".join(_runs(element))
         elif name == "tbl":
             yield from (_row(row) for row in _below(element, "tr"))
         elif name not in _LEFT_OUT:
