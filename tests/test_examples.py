@@ -20,6 +20,9 @@ from support import EXAMPLES as DATA
 from support import ROOT
 
 from examples import demo
+from slmctl.sources.documents import mails, readers
+from slmctl.task.documents import PAGE
+from slmctl.task.evidence import Evidence
 
 FILES = (
     "support_tickets.csv",
@@ -166,6 +169,23 @@ def test_contracts_have_terms_that_satisfy_their_schema() -> None:
         assert not list(validator.iter_errors(answer)), name
         assert re.fullmatch(r"|[a-z.]+@example\.(com|org|net)", row["contact_email"])
     assert all(any(not row[key] for row in found.values()) for key in ("annual_fee", "governing_law", "deliverables"))
+
+
+def test_every_term_stands_in_its_document_as_slmctl_reads_it() -> None:
+    pytest.importorskip("pypdfium2")
+    shipped, later = contracts(), 0
+    sizes = []
+    for name, row in terms().items():
+        data, kind = shipped[f"data/contracts/{name}"], readers.kind_of(name)
+        text = (mails.read(data) if kind == "mail" else readers.read(data, kind)).text
+        evidence, values = Evidence(text), {**row, "deliverables": None}
+        for value in [*values.values(), *filter(None, row["deliverables"].split("; "))]:
+            assert not value or evidence.spans(value), (name, value)
+        sizes.append(text.count(PAGE) + 1)
+        later += PAGE in text[: evidence.spans(row["start_date"])[0][0]]
+    assert 20 < max(sizes) <= 30
+    assert sum(size > 5 for size in sizes) > 12
+    assert later > 0.25 * len(sizes)  # so that the first page is not enough
 
 
 @pytest.mark.slow
