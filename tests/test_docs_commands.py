@@ -36,6 +36,7 @@ NOT_RUN = {
         "slmctl -C help": "a training",
     },
     "container.md": {"docker": "Docker"},
+    "documents.md": {"slmctl": "a folder of documents, and a training"},
     "extract.md": {"slmctl": "see test_tutorial"},
     "finetune.md": {"OMP_NUM_THREADS": "torchrun", "torchrun": "two machines", "srun": "Slurm"},
     "fleet.md": {"slmctl keys add crm": "releases of these names"},
