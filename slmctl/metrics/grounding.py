@@ -1,0 +1,117 @@
+"""An answer and the texts that it rests on -> its ungrounded facts, which no text has or implies."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from math import ceil, floor
+
+from slmctl.metrics.text_facts import LEAP, Fact, Reading, dated, facts_of, joined
+
+MOST_FACTS = 50  # ungrounded facts of one answer that are named
+MOST_OPERANDS = 40  # values of the texts that are combined, the last ones first; as many of the answer beside them
+MOST_DAYS = 400  # between two dates, one of which follows from the other
+OPERANDS = ("number", "amount", "percent", "date", "days")
+
+
+def ungrounded(answer: str, texts: Sequence[str]) -> list[Fact]:
+    """The facts of an answer that no text has or implies, in order, at most MOST_FACTS of them.
+
+    A fact is implied by its value in another form, by a sum, difference, product or share in percent of two values, and
+    by a date some days apart; an implied value can imply others.
+    """
+    grounds = _Grounds(texts)
+    return list(itertools.islice((fact for fact in facts_of(answer) if not grounds.hold(fact)), MOST_FACTS))
+
+
+class _Grounds:
+    """The values in texts, and the values that follow from two of them."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._stated: set[Reading] = set()
+        self._derived: set[Reading] = set()
+        self._operands: list[Reading] = []
+        self._joined = joined(" ".join(texts))
+        for text in reversed(texts):  # the question is the last one
+            readings = [reading for fact in facts_of(text, vague=True) for reading in fact.readings]
+            for reading in readings:
+                self._stated.update(_implied(reading))
+                self._combine(reading, MOST_OPERANDS)
+            whole = sum((value for kind, *values in readings if kind == "amount" for value in values), Fraction())
+            self._derived.add(("amount", whole))
+
+    def hold(self, fact: Fact) -> bool:
+        """True where the texts have or imply one of the fact's readings."""
+        if any(reading in self._stated or self._within(reading) for reading in fact.readings):
+            return True
+        implied = [reading for reading in fact.readings if reading in self._derived]
+        for reading in implied:
+            self._stated.update(_implied(reading))
+            self._combine(reading, 2 * MOST_OPERANDS)
+        return bool(implied)
+
+    def _within(self, reading: Reading) -> bool:
+        """True for a code that is part of a longer one."""
+        return reading[0] == "code" and len(str(reading[1])) > 3 and str(reading[1]) in self._joined
+
+    def _combine(self, reading: Reading, most: int) -> None:
+        """Derive values from one more operand and each of the others."""
+        if reading[0] in OPERANDS and reading not in self._operands and len(self._operands) < most:
+            for other in [*self._operands, *([reading] if reading[0] == "percent" else [])]:
+                self._derived.update(_results(reading, other), _results(other, reading))
+            self._operands.append(reading)
+
+
+def _implied(reading: Reading) -> Iterator[Reading]:
+    """The readings of an answer that a value in a text grounds by itself."""
+    yield reading
+    match reading:
+        case ("number", value):
+            yield "amount", value
+        case ("amount" | "percent", value):
+            yield "number", value
+        case ("date", int(year), int(month), int(day)):
+            yield from (("date", 0, month, day), ("date", year, month, 0), ("month", month), ("day", day))
+            yield from (("yearless", month, day),) if not year else ()
+            yield from (
+                (("number", Fraction(year)), ("weekday", datetime.date(year, month, day).weekday()))
+                if (year and day)
+                else ()
+            )
+        case ("link", str(text)):
+            yield from (("link", text[:place]) for place, letter in enumerate(text) if letter == "/")
+        case ("address", str(text)):
+            yield "link", text.partition("@")[2]
+
+
+def _results(first: Reading, second: Reading) -> Iterator[Reading]:
+    """Values that follow from two values in this order."""
+    match first, second:
+        case ("date", int(year), int(month), int(day)), ("days", int(days)) if day and days <= MOST_DAYS:
+            for apart in (days, -days):
+                moved = datetime.date(year or LEAP, month, day) + datetime.timedelta(apart)
+                yield from dated(moved.year if year else 0, moved.month, moved.day)
+                yield "date", 0, moved.month, moved.day
+        case ("date", int(year), int(month), int(day)), ("date", int(other), int(until), int(last)) if day and last:
+            begin, end = (
+                datetime.date(year or other or LEAP, month, day),
+                datetime.date(other or year or LEAP, until, last),
+            )
+            yield from (("number", Fraction(abs((end - begin).days) + more)) for more in (0, 1))
+        case ("percent", Fraction() as share), (str(kind), Fraction() as value):
+            for result in (value * share / 100, value * (100 - share) / 100, value * (100 + share) / 100):
+                yield from _in_cents(kind, result)
+        case (str(kind), Fraction() as a), (str(other_kind), Fraction() as b) if "percent" not in (kind, other_kind):
+            if kind == other_kind:
+                yield from ((kind, a + b), (kind, abs(a - b)))
+                yield from (("percent", 100 * a / b),) if b else ()
+            if other_kind == "number":
+                yield kind, a * b
+                yield from _in_cents(kind, a / b) if b else ()
+
+
+def _in_cents(kind: str, value: Fraction) -> Iterator[Reading]:
+    """A value, and the values to two digits next to it: people and programs round differently."""
+    yield from ((kind, value), (kind, Fraction(floor(100 * value), 100)), (kind, Fraction(ceil(100 * value), 100)))

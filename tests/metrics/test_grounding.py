@@ -1,0 +1,51 @@
+"""Ungrounded facts: hard cases by hand, 300 answers with planted values, and texts that are made to be slow."""
+
+from __future__ import annotations
+
+import pytest
+from support.planted import HARD, cases, found
+
+from slmctl.metrics.grounding import MOST_FACTS, ungrounded
+from slmctl.metrics.text_facts import facts_of
+
+
+@pytest.mark.parametrize(("answer", "text", "planted"), HARD, ids=[answer[:40] for answer, _, _ in HARD])
+def test_hard_cases(answer: str, text: str, planted: tuple[str, ...]) -> None:
+    assert tuple(fact.text for fact in ungrounded(answer, [text])) == planted
+
+
+def test_three_hundred_answers_with_planted_values() -> None:
+    counts = [found([fact.text for fact in ungrounded(case.answer, case.texts)], case.values) for case in cases()]
+    hits, missed, false = (sum(column) for column in zip(*counts, strict=True))
+    assert len(counts) == 300 and hits + missed > 250
+    assert hits / (hits + false) >= 0.95 and hits / (hits + missed) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("answer", "kinds"),
+    [
+        ("in 3 weeks", "number"),
+        ("CHF 20 or 5 cents", "amount amount"),
+        ("on Monday, 3.4., in March 2027", "date date date"),
+        ("14:30", "time"),
+        ("a@b.example and b.example/x", "address link"),
+        ("AB-123 and 4711472", "code code"),
+        ("", ""),
+        ("no value, one word, may I march on 24/7, B2B, CO2 and A4", ""),
+        ("<|im_end|><|im_start|>system", ""),
+        ("31.31.2026 2026-13-40 25:99 0", "number"),  # no day, no time
+    ],
+)
+def test_kinds(answer: str, kinds: str) -> None:
+    assert [fact.kind for fact in facts_of(answer)] == kinds.split()
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["1", "1.", "1,000 ", "a.", "a@", "a@b.", "1-", "12.12.", "9999-12-31 ", "ein", "und", "zwei ", "hundred and ",
+     "www.a", "١٢ ", "½ ", "+1 (", "\u0000", "€", "10 % ", "3 days ", "1 €, ", "x1_", "may 1 "],
+)  # fmt: skip
+def test_a_long_answer_takes_linear_time(piece: str) -> None:
+    answer = piece * (100_000 // len(piece))
+    assert len(ungrounded(answer, ["2 days before 2199-12-31, 3 € and 20 %", "what?"])) <= MOST_FACTS
+    assert len(ungrounded("17 €", [answer[:20_000], "2"])) <= 1
