@@ -187,7 +187,7 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
     rise = metrics[gate.metric]
     drop = rise if gate.metric in report["lower_is_better"] else turned(rise)
     if drop["test"] == "mcnemar":
-        lost, won, effect = rise["only_first"], rise["only_second"], rise.get("design_effect", 1.0)
+        lost, won, effect = drop["only_second"], drop["only_first"], rise.get("design_effect", 1.0)
         most = drop_bound(lost / effect, won / effect, n / effect, gate.confidence)
         return drop["difference"] + 0.0, most, mcnemar(lost, won, effect)
     bounds = {float(level): value for level, value in drop["quantiles"].items()}

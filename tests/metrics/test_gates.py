@@ -31,15 +31,22 @@ def report(**accuracy: float) -> dict[str, Any]:
             drawn = {"difference": -0.01, "interval": [-0.06, 0.04], "test": "bootstrap", "quantiles": QUANTILES}
             pairs[f"{one}|{two}"] = {
                 "n": 400, "only_first": 6, "only_second": 2, "slices": [],
-                "metrics": {"accuracy": shares(accuracy[two] - accuracy[one], 6, 2), "macro_f1": drawn, "ece": drawn},
+                "metrics": {"accuracy": shares(accuracy[two] - accuracy[one], 6, 2), "macro_f1": drawn, "ece": drawn,
+                            "ungrounded": shares(accuracy[one] - accuracy[two], 2, 6)},
             }  # fmt: skip
     figures = {
-        name: {"accuracy": value, "macro_f1": value - 0.1, "ece": 0.04, "mean_absolute_error": 0.4}
+        name: {
+            "accuracy": value,
+            "macro_f1": value - 0.1,
+            "ece": 0.04,
+            "mean_absolute_error": 0.4,
+            "ungrounded": 1 - value,
+        }
         for name, value in accuracy.items()
     }
     return {
         "primary_metric": "accuracy",
-        "lower_is_better": ["ece", "brier"],
+        "lower_is_better": ["ece", "brier", "ungrounded"],
         "models": {name: {"metrics": metrics} for name, metrics in figures.items()},
         "baselines": {"majority": {"metrics": {"accuracy": 0.2}}},
         "pairs": pairs,
@@ -96,6 +103,13 @@ def test_max_drop_tests_the_bound_not_the_drop() -> None:
         "(a loss of 1.1 points allowed, 95 % confidence; measured: 1.0 points worse)"
     )
     assert not verdict(**DROP, max_drop=bound, confidence=0.99).passed
+
+
+def test_a_share_of_faults_is_lower_for_the_better_model() -> None:
+    # its rows were counted for the wrong model, so the bound was that of a gain
+    right, fault = (verdict(**DROP | {"metric": metric}, max_drop=0.01) for metric in ("accuracy", "ungrounded"))
+    assert (fault.passed, fault.text) == (right.passed, right.text.replace("of accuracy", "in ungrounded"))
+    assert not verdict(**DROP | {"metric": "ungrounded"}, min_gain=0).passed
 
 
 def test_equal_models_still_leave_doubt() -> None:
