@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     PrivateAttr,
@@ -37,7 +38,7 @@ OWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "teachers", "document"),
     "tag": ("labels", "descriptions", "sources.separator", "document"),
     "extract": ("schema", "teachers", "document"),
-    "generate": ("teachers",),
+    "generate": ("teachers", "must", "must_not"),
     "call": ("tools",),
 }
 
@@ -110,6 +111,15 @@ def _form_of_labels(value: object) -> str:
     return "labels[section]" if isinstance(value, dict | Labels) else "labels[text]"
 
 
+def _bounded(pattern: str) -> str:
+    if fault := pattern_bound.fault_of(pattern):
+        raise ValueError(fault)
+    return pattern
+
+
+Pattern = Annotated[Text, AfterValidator(_bounded)]
+
+
 class TaskConfig(Section):
     """The task of the model: `classify`, `tag`, `extract`, `generate` or `call`."""
 
@@ -148,6 +158,13 @@ class TaskConfig(Section):
         description="classify, tag, extract: ask a long text in windows and give one answer to all of them; a text of "
         "one window is asked as it is",
     )
+    must: Annotated[list[Pattern], Field(max_length=20), WhenSet()] = Field(
+        default_factory=list, description="generate: regular expressions that every draft must have, such as '^Hello'"
+    )
+    must_not: Annotated[list[Pattern], Field(max_length=20), WhenSet()] = Field(
+        default_factory=list,
+        description="generate: regular expressions that no draft may have, such as '(?i)we guarantee'",
+    )
 
     @model_validator(mode="after")
     def _fits_kind(self) -> TaskConfig:
@@ -157,6 +174,7 @@ class TaskConfig(Section):
             "schema": self.json_schema is not None, "tools": self.tools is not None,
             "labels": self.labels != "from-data", "descriptions": bool(self.descriptions),
             "labels.ordered": self.ordered, "document": self.document is not None,
+            "must": bool(self.must), "must_not": bool(self.must_not),
         }  # fmt: skip
         for key, is_used in used.items():
             if is_used and not self.has(key):

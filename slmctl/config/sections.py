@@ -290,6 +290,8 @@ class EvaluateConfig(Section):
     )
     # Set where rows have groups: their sizes count, which older reports did not heed.
     group_sizes: Annotated[bool, Inherited(), WhenSet()] = False
+    # Set where answers are drafts: older reports have no checks of them.
+    draft_checks: Annotated[bool, Inherited(), WhenSet()] = False
 
     @model_validator(mode="after")
     def _measures_what_it_chooses_from(self) -> EvaluateConfig:

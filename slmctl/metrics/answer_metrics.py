@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from slmctl.metrics.statistics import wilson
-from slmctl.reports.evaluation_report import ClassFigures
+from slmctl.reports.evaluation_report import CHECKS, ClassFigures
 
 if TYPE_CHECKING:  # numpy takes a tenth of a second, and most commands compute none of these
     import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # numpy takes a tenth of a second, and most commands compute 
     Floats = npt.NDArray[np.float64]
 
 # metrics that are the mean of a 0 or 1 for each row
-SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call")
+SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call", *CHECKS)
 BINS = 15  # of the reliability table, equally wide (Guo et al. 2017)
 ORDERS = 6  # longest n-gram of chrF, in characters
 BETA = 2  # chrF weighs recall twice as much as precision

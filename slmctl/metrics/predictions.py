@@ -65,6 +65,7 @@ class Prediction(TypedDict):
     first: NotRequired[LinearAnswer]
     prompt_tokens: NotRequired[int | None]
     completion_tokens: NotRequired[int | None]
+    finish: NotRequired[str | None]
     not_sent: NotRequired[str]
     places: NotRequired[list[ValuePlace]]
 

@@ -16,6 +16,8 @@ from typing_extensions import TypedDict
 from slmctl.errors import IntegrityError
 
 Bounds: TypeAlias = list[float]  # [low, high]
+# shares of drafts with a fault that shows without a reference (`task/draft_checks.py`)
+CHECKS = ("ungrounded", "other_language", "missing_pattern", "forbidden_pattern", "repetition", "unfinished")
 
 
 class LatencyFigures(TypedDict):
@@ -155,13 +157,14 @@ class PairEntry(TypedDict):
 
 
 class SliceEntry(TypedDict):
-    """The primary metric of every participant on one slice of the rows."""
+    """The primary metric of every participant on one slice of the rows, and of drafts the CHECKS."""
 
     by: str
     name: str
     n: int
     values: dict[str, float]
     intervals: NotRequired[dict[str, Bounds]]
+    checks: NotRequired[dict[str, dict[str, float]]]
 
 
 class CandidateEntry(TypedDict):
@@ -292,6 +295,7 @@ class RowEntry(TypedDict):
     expected: int | None
     answers: list[RowAnswer | None]
     texts: NotRequired[RowTexts]
+    faults: NotRequired[list[dict[str, list[str]]]]  # of drafts: by participant and check, the values that are shown
 
 
 def parse_report(value: object, *, where: str) -> EvaluationReport:

@@ -7,13 +7,19 @@ from typing import TypedDict
 
 from slmctl import console
 from slmctl.console import percent
-from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of
+from slmctl.reports.evaluation_report import CHECKS, EvaluationReport, ParticipantEntry, entries_of
 
 BESIDE = (  # metrics beside the primary one, where a task has them; the report holds all
     "exact_match", "micro_f1", "macro_f1", "mean_absolute_error", "quadratic_kappa", "ece", "valid_json",
-    "valid_schema", "tool_accuracy", "field_f1", "no_call_recall", "valid_call", "rouge_l", "chrf",
+    "valid_schema", "tool_accuracy", "field_f1", "no_call_recall", "valid_call", "rouge_l", "chrf", *CHECKS,
+    "length_ratio",
 )  # fmt: skip
-PLAIN = ("brier", "mean_absolute_error", "quadratic_kappa")  # metrics that are not shares, shown without percent
+PLAIN = (
+    "brier",
+    "mean_absolute_error",
+    "quadratic_kappa",
+    "length_ratio",
+)  # metrics that are not shares, shown without percent
 
 
 class PlannedFile(TypedDict):

@@ -55,6 +55,7 @@ class Task:
         call_form: The form in which the model writes a call (call).
         ordered: True where the labels are levels, from low to high (classify).
         document: The windows in which long texts are asked; None where a text is asked as a whole.
+        must, must_not: Regular expressions that a draft must and must not have (generate).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
@@ -76,6 +77,8 @@ class Task:
     call_form: CallForm | None = None
     ordered: bool = False
     document: WindowForm | None = None
+    must: tuple[str, ...] = ()
+    must_not: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Task:
@@ -99,9 +102,11 @@ class Task:
             raise IntegrityError(f"{path} is not valid: special_tokens: an empty text is no token")
         if fault := task.rules.fault():
             raise IntegrityError(f"{path} is not valid: {fault}")
-        for entry in task.replace:
-            if fault := pattern_bound.fault_of(entry.pattern, entry.replacement):
-                raise IntegrityError(f"{path} is not valid: replace: {fault}")
+        patterns = [("replace", entry.pattern, entry.replacement) for entry in task.replace]
+        patterns += [(key, pattern, "") for key in ("must", "must_not") for pattern in getattr(task, key)]
+        for key, pattern, replacement in patterns:
+            if fault := pattern_bound.fault_of(pattern, replacement):
+                raise IntegrityError(f"{path} is not valid: {key}: {fault}")
         return task
 
     def write(self, folder: Path) -> None:
@@ -115,7 +120,7 @@ class Task:
     def _fields(self) -> dict[str, Any]:
         """The fields as JSON; later ones only if they are set, so that older contracts keep their bytes."""
         fields = dataclasses.asdict(self)
-        later = ("clean", "replace", "descriptions", "tools", "call_form", "ordered", "document")
+        later = ("clean", "replace", "descriptions", "tools", "call_form", "ordered", "document", "must", "must_not")
         return {name: value for name, value in fields.items() if value or name not in later}
 
     @property

@@ -45,7 +45,8 @@ EXACT = 2e-6  # six digits are written
 NO_JSON = ("no JSON",)
 LOWER = ["ece", "brier"]
 WORDS_ONLY = ("remarks",)  # sentences made of the figures
-SHARES = {"accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call"}
+CHECKS = ["ungrounded", "other_language", "missing_pattern", "forbidden_pattern", "repetition", "unfinished"]
+SHARES = {"accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call", *CHECKS}
 PRIMARY = {"classify": "accuracy", "generate": "token_f1"} | dict.fromkeys(("tag", "extract", "call"), "exact_match")
 ORDER = ["base", "adapter", "merged", "gguf", "lora", "published", "release", "endpoint"]
 QUANTILES = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995]
@@ -159,9 +160,18 @@ def prf(wants: Counter[str], gives: Counter[str], hits: Counter[str]) -> dict[st
 class Participant:
     """What one model answered: by row right, score, and what its metrics are made of."""
 
-    def __init__(self, task: dict[str, Any], records: list[dict[str, Any]], said: list[Any], sure: list[Any],
-                 asked: list[bool], confidence: float = 0.95) -> None:  # fmt: skip
-        self.confidence = confidence
+    def __init__(
+        self,
+        task: dict[str, Any],
+        records: list[dict[str, Any]],
+        said: list[Any],
+        sure: list[Any],
+        asked: list[bool],
+        confidence: float = 0.95,
+        finish: Any = (),
+        reported: Any = (),
+    ) -> None:
+        self.confidence, self.finish, self.reported = confidence, finish, reported
         self.kind, self.labels, self.asked = task["kind"], list(task["labels"]), asked
         self.ordered = task.get("ordered", False)
         self.wanted = [asked_and_wanted(record)[1] for record in records]
@@ -282,7 +292,20 @@ class Participant:
         }
         # of every order the numbers of n-grams of the answer, of the reference, and of both
         self.grams = np.array(CHRF_2._extract_corpus_statistics(self.said, [self.wanted])).reshape(-1, 6, 3)
-        self.names = ["token_f1", "exact_match", "rouge_l", "chrf"]
+        self.lengths = np.array([[len(b), len(a)] for a, b in pairs])
+        finish, reported = (side or [{}] * len(pairs) for side in (self.finish, self.reported))
+        must, must_not = task.get("must", []), task.get("must_not", [])
+        checks = {
+            "ungrounded": ["ungrounded" in row for row in reported],  # as the report's rows say: see test_grounding.py
+            "other_language": ["other_language" in row for row in reported],
+            "missing_pattern": [not all(re.search(each, text) for each in must) for text in self.said],
+            "forbidden_pattern": [any(re.search(each, text) for each in must_not) for text in self.said],
+            "repetition": [bool(over_and_over(words)) for _, words in pairs],
+            "unfinished": [each == "length" for each in finish],
+        }
+        used = [name for name in CHECKS if {"missing_pattern": must, "forbidden_pattern": must_not}.get(name, True)]
+        self.means |= {name: np.array(checks[name]) for name in used}
+        self.names = ["token_f1", "exact_match", "rouge_l", "chrf", "length_ratio", *used]
         self.invalid = sum(not self.said[k].strip() for k in self.rows)
 
     def figures(self, weights: Any) -> dict[str, Any]:
@@ -311,6 +334,7 @@ class Participant:
             used = np.maximum(((given > 0) & (wanted > 0)).sum(axis=1), 1)
             p, r = (np.where(given * wanted > 0, over(shared, side), 0).sum(axis=1) / used for side in (given, wanted))
             found["chrf"] = over(5 * p * r, 4 * p + r)
+            found["length_ratio"] = over(*(weights @ self.lengths).T)
         return {name: found[name] for name in self.names}
 
     def macro(self, weights: Any) -> Any:
@@ -435,6 +459,17 @@ class Participant:
                 for k, (n, c, r) in bins.items()
             ],
         }  # fmt: skip
+
+
+def over_and_over(words: list[str]) -> bool:
+    """Some phrase of up to 20 words stands three times in a row, and nine words long at least."""
+    for size in range(1, 21):
+        times = max(3, math.ceil(9 / size))
+        long = 9 if size < 3 else times * size
+        for k in range(len(words) - long + 1):
+            if words[k : k + long - size] == words[k + size : k + long]:
+                return True
+    return False
 
 
 def once(rows: list[int], n: int) -> Any:
@@ -578,7 +613,9 @@ class Recomputed:
         split = made[0][1]["split"]
         self.records = lines_of(self.prepared / f"{split}.jsonl")
         self.groups = [record.get("group") or k for k, record in enumerate(self.records)]
-        models = {facts["model"].replace("|", "/"): self.read(path, self.records) for path, facts in made}
+        models = {
+            facts["model"].replace("|", "/"): self.read(path, self.records, facts["model"]) for path, facts in made
+        }
         facts = {facts["model"].replace("|", "/"): self.facts(path, facts) for path, facts in made}
         self.people = {**self.free(), **models}
         baselines = {
@@ -591,7 +628,8 @@ class Recomputed:
         slices = self.slices()
         return {
             "task": self.task["kind"], "primary_metric": self.primary,
-            "lower_is_better": LOWER + ["mean_absolute_error"] * self.task.get("ordered", False),
+            "lower_is_better": LOWER + ["mean_absolute_error"] * self.task.get("ordered", False)
+            + [name for name in CHECKS if name in next(iter(self.people.values())).names],
             "split": split, "n": len(self.records), "confidence": self.confidence, "power": 0.8,
             "prepared": self.manifest["inputs"]["prepared"], "participants": list(self.people),
             "focus": self.focus(measured, choice), "models": measured, "baselines": baselines,
@@ -604,12 +642,20 @@ class Recomputed:
         made = [(path, read_json(path / "manifest.json")["metrics"]) for path in paths]
         return sorted(made, key=lambda one: place_of(one[1]))
 
-    def read(self, path: Path, records: list[dict[str, Any]]) -> Participant:
+    def read(self, path: Path, records: list[dict[str, Any]], name: str = "") -> Participant:
         rows = lines_of(path / "predictions.jsonl")
         assert [row["id"] for row in rows] == [record["id"] for record in records], path
         said, sure = [row["answer"] for row in rows], [row.get("confidence") for row in rows]
         sent = [not row.get("not_sent") for row in rows]
-        return Participant(self.task, records, said, sure, sent, self.confidence)
+        cut = [row.get("finish") for row in rows]
+        return Participant(self.task, records, said, sure, sent, self.confidence, cut, self.faults(name))
+
+    def faults(self, name: str) -> list[Any]:
+        """The faults of a participant's drafts, as the report's rows say."""
+        if name.replace("|", "/") not in self.head["participants"]:
+            return []
+        at = self.head["participants"].index(name.replace("|", "/"))
+        return [line["faults"][at] if "faults" in line else {} for line in self.lines]
 
     def facts(self, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         rows = lines_of(path / "predictions.jsonl")
@@ -640,8 +686,13 @@ class Recomputed:
         if self.task["kind"] not in ("classify", "tag"):
             empty = "{}" if self.task["kind"] == "extract" else ""
             return {
-                "copy": made([asked_and_wanted(record)[0] for record in self.records]),
-                "empty": made([empty] * len(self.records)),
+                name: Participant(
+                    self.task, self.records, said, nothing, everything, self.confidence, reported=self.faults(name)
+                )
+                for name, said in (
+                    ("copy", [asked_and_wanted(record)[0] for record in self.records]),
+                    ("empty", [empty] * len(self.records)),
+                )
             }
         train = Counter(asked_and_wanted(record)[1] for record in lines_of(self.prepared / "train.jsonl"))
         most = min(label for label, n in train.items() if n == max(train.values()))
@@ -824,12 +875,14 @@ class Recomputed:
 
     def slice(self, by: str, name: str, rows: list[int]) -> dict[str, Any]:
         entry: dict[str, Any] = {"by": by, "name": name, "n": len(rows), "values": {}}
-        intervals = {}
+        intervals, checks = {}, {}
         for person, one in self.people.items():
             mine = [k for k in rows if one.asked[k]]
             if mine:
                 entry["values"][person] = float(one.figures(once(mine, len(self.records)))[self.primary][0])
                 intervals[person] = wilson(int(one.right[mine].sum()), len(mine), self.confidence)
+                checks[person] = {check: float(one.means[check][mine].mean()) for check in CHECKS if check in one.means}
+        entry |= {"checks": checks} if self.task["kind"] == "generate" else {}
         return entry | ({"intervals": intervals} if self.primary in SHARES else {})
 
     def tested(

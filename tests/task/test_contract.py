@@ -338,6 +338,8 @@ def test_a_later_part_is_kept_and_a_contract_without_it_is_as_it_was(tmp_path: P
         ({"clean": ["shout"]}, ["clean"]),
         ({"replace": [{"pattern": "(a+)+b", "replacement": ""}]}, ["take very long"]),
         ({"replace": [{"pattern": "(", "replacement": ""}]}, ["no regular expression"]),
+        ({"must": ["(a+)+b"]}, ["must: ", "take very long"]),
+        ({"must_not": ["("]}, ["must_not: ", "no regular expression"]),
         ({"kind": "call", "call_form": None}, ["call_form: it is missing"]),
         ({"kind": "call", "call_form": {**CALL_FORM, "more": 1}}, ["call_form.more: "]),
         ({"kind": "call", "call_form": CALL_FORM, "tools": [{"name": "a b"}]}, ["tools: "]),

@@ -24,6 +24,7 @@ from slmctl.metrics.predictions import facts_of, read_predictions
 from slmctl.metrics.statistics import POWER, design_effect, effective_groups, percentiles, wilson
 from slmctl.models import class_of
 from slmctl.reports.evaluation_report import (
+    CHECKS,
     ChoiceEntry,
     EvaluationReport,
     ModelFacts,
@@ -50,6 +51,7 @@ from slmctl.stages.evaluate.scoring import (
     score,
 )
 from slmctl.task.contract import Task
+from slmctl.task.draft_checks import Faults
 from slmctl.task.records import Record, read_records
 
 DIGITS = 6  # of a figure in the report
@@ -144,7 +146,7 @@ def _measured(
     return {
         "task": task.kind,
         "primary_metric": task.rules.primary,
-        "lower_is_better": [*LOWER_IS_BETTER, *([LEVEL_ERROR] if task.ordered else [])],
+        "lower_is_better": [*LOWER_IS_BETTER, *([LEVEL_ERROR] if task.ordered else []), *task.rules.checks],
         "split": "",
         "n": len(records),
         "confidence": config.confidence,
@@ -248,6 +250,7 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
         texts=[line["answer"] for line in lines],
         confidences=[line.get("confidence") for line in lines],
         sent=np.array([not line.get("not_sent") for line in lines], bool),
+        finishes=[line.get("finish") for line in lines],
     )
     return MeasuredModel(answers, facts)
 
@@ -297,6 +300,11 @@ def _slices(scored: Mapping[str, Scored], sliced: Sequence[Slice], primary: str,
         rows = {title: model.sent & mask for title, model in scored.items() if (model.sent & mask).any()}
         values = {title: scored[title].value(primary, mask) for title in rows}
         entry: SliceEntry = {"by": by, "name": name, "n": int(mask.sum()), "values": values}
+        checks = {title: [check for check in CHECKS if check in scored[title].metrics] for title in rows}
+        if any(checks.values()):
+            entry["checks"] = {
+                title: {check: scored[title].value(check, mask) for check in names} for title, names in checks.items()
+            }
         if primary in SHARES:
             entry["intervals"] = {
                 title: list(wilson(int((scored[title].right & sent).sum()), int(sent.sum()), confidence))
@@ -344,7 +352,16 @@ def _rows(
         if cut and not record.sensitive:
             texts = [(model.texts[k] or "")[:cut] if model.sent[k] else None for model in answers.values()]
             row["texts"] = {"input": record.input[:cut], "expected": record.answer[:cut], "answers": texts}
+        faults = [model.faults[k] if model.faults and model.sent[k] else {} for model in scored.values()]
+        if any(faults):
+            shown = bool(cut) and not record.sensitive
+            row["faults"] = [_shown_faults(each, values=shown) for each in faults]
         yield row
+
+
+def _shown_faults(faults: Faults, *, values: bool) -> dict[str, list[str]]:
+    """The faults of an answer for a report; without `values`, which are words of the answer, by check alone."""
+    return {check: list(each) if values else [] for check, each in faults.items()}
 
 
 def _cell(model: Scored, answers: Answers, index: Mapping[str, int], k: int) -> RowAnswer | None:

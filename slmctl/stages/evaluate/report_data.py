@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from slmctl.console import percent
 from slmctl.models import class_of
 from slmctl.reports.evaluation_report import (
+    CHECKS,
     CalibrationFigures,
     ClassFigures,
     EvaluationReport,
@@ -133,6 +134,11 @@ class ReportView:
     def other_metrics(self) -> list[str]:
         names = dict.fromkeys(name for entry in self.entries.values() for name in entry["metrics"])
         return [name for name in names if name != self.metric]
+
+    @property
+    def checks(self) -> list[str]:
+        """The checks of drafts that the report has; empty for other tasks, and for reports without them."""
+        return [check for check in CHECKS if check in self.entries[self.focus]["metrics"]]
 
     @property
     def endpoint(self) -> str | None:

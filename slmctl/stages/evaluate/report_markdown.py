@@ -33,6 +33,7 @@ def markdown(report: EvaluationReport) -> str:
         tests=[TESTS[test] for test in sorted({pair["metrics"][view.metric]["test"] for pair in pairs if pair})],
         weakest=list(_weakest(view)),
         release=list(_release(view)),
+        checks=list(_checks(view)),
         candidates=list(_candidates(report)),
         costs=list(_costs(report)),
     )
@@ -61,6 +62,13 @@ def _release(view: ReportView) -> Iterator[list[str]]:
     for title, n, own, theirs, gap in view.beside_release if "release" in view.report else ():
         if title != "all":
             yield [title, str(n), percent(own), percent(theirs), gap.text, gap.span]
+
+
+def _checks(view: ReportView) -> Iterator[list[str]]:
+    entry = view.entries[view.focus]
+    for check in (*view.checks, *(["length_ratio"] if view.checks else [])):
+        low, high = (scoreboard.figure(check, bound) for bound in entry["intervals"][check])
+        yield [check, scoreboard.figure(check, entry["metrics"][check]), f"{low} to {high}"]
 
 
 def _candidates(report: EvaluationReport) -> Iterator[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from slmctl import console
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.reports import html_page
 from slmctl.reports.evaluation_report import EvaluationReport, RowEntry
@@ -30,7 +31,7 @@ def write(
         rows: The lines of `rows.jsonl` after the first; `labels` holds the label of each index in them.
         opening: The project around the report; None for the page inside an artifact, which knows none.
     """
-    view = ReportView(report)
+    view, rows = ReportView(report), list(rows)
     trained = [name for name in view.competing if not view.kind(name).untuned]
     names = trained if len(trained) > 1 else view.competing
     policy, training = (opening.policy, opening.training) if opening is not None else (None, None)
@@ -46,12 +47,24 @@ def write(
         lead=report_sentences.lead(view),
         day=_day(view, policy),
         changes=report_row_changes.collect(rows, report["participants"], names, labels),
+        faults=_faults(view, rows),
         confusion=report_charts.confusion(view),
         matmul_dtypes=_matmul_dtypes(view),
         charts=report_charts,
         figure_text=figure,
         tone_of=report_data.tone,
     )
+
+
+def _faults(view: ReportView, rows: Sequence[RowEntry]) -> list[tuple[str, str, str]]:
+    """The faults of the focus's drafts: row, check and values."""
+    place = view.report["participants"].index(view.focus)
+    return [
+        (console.place(*row["source"]), check, ", ".join(values))
+        for row in rows
+        if "faults" in row
+        for check, values in row["faults"][place].items()
+    ]
 
 
 def _day(view: ReportView, policy: PolicyShares | None) -> tuple[int, int, int] | None:

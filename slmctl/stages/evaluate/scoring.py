@@ -19,6 +19,7 @@ from slmctl.metrics.answer_metrics import BINS
 from slmctl.metrics.statistics import resamples
 from slmctl.reports.evaluation_report import CalibrationFigures, ReliabilityBin, TaskFigures
 from slmctl.task.contract import Task
+from slmctl.task.draft_checks import Faults
 from slmctl.task.records import Record
 from slmctl.task.tool_calls import NO_CALL
 
@@ -37,6 +38,7 @@ class Answers:
     texts: Sequence[str | None]
     confidences: Sequence[float | None]
     sent: Mask  # (n,): False where the row was not sent
+    finishes: Sequence[str | None] = ()  # `length` for an answer that was cut; empty for a baseline
 
 
 class Metric(Protocol):
@@ -96,6 +98,7 @@ class Scored:
     Attributes:
         sent: (n,) rows that count, which were sent to the model.
         groups: (n,) the number of each row's group; a row without one forms a group.
+        faults: (n,) the faults of each draft, by check; empty for other tasks.
         right: (n,) rows whose label is right, whose labels or object are right as a whole, or whose text matches
             normalised.
         score: (n,) accuracy, F1 of the labels or the fields, or token F1 of each row.
@@ -111,6 +114,7 @@ class Scored:
     facts: TaskFigures
     invalid: int
     groups: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    faults: Sequence[Faults] = ()
 
     def value(self, name: str, mask: Mask | None = None) -> float:
         """A metric over the rows that were sent, and are in `mask` if one is given."""
@@ -377,6 +381,12 @@ def _generate(task: Task, records: Sequence[Record], answers: Answers) -> Scored
     right = np.array([a == b for a, b in pairs])
     f1 = np.array([answer_metrics.token_f1(a, b) for a, b in pairs])
     grams = [answer_metrics.chrf_counts(record.answer, text) for record, text in zip(records, texts, strict=True)]
+    rules, finishes = task.rules, answers.finishes or [None] * len(texts)
+    faults = [
+        rules.faults(text, record.prompt_messages, finish=finish)
+        for record, text, finish in zip(records, texts, finishes, strict=True)
+    ]
+    lengths = np.array([(len(b), len(a)) for a, b in pairs], np.float64)
     return Scored(
         sent=answers.sent,
         right=right,
@@ -386,8 +396,11 @@ def _generate(task: Task, records: Sequence[Record], answers: Answers) -> Scored
             "exact_match": _mean(right),
             "rouge_l": _mean([answer_metrics.rouge_l(a, b) for a, b in pairs]),
             "chrf": Summed(np.array(grams, np.float64), answer_metrics.chrf),
+            "length_ratio": Summed(lengths, lambda sums: _share(sums[:, 0], sums[:, 1])),
+            **{check: _mean([check in each for each in faults]) for check in rules.checks},
         },
         facts={},
+        faults=faults,
         invalid=sum(bool(answers.sent[k]) and not texts[k].strip() for k in range(len(texts))),
     )
 

@@ -49,7 +49,8 @@ class Evaluate(Stage[EvaluateConfig]):
 
     def completed(self, section: EvaluateConfig) -> EvaluateConfig:
         grouped = any(source.group for source in self.project.config.prepare.sources)
-        return section.model_copy(update={"group_sizes": grouped})
+        drafts = self.project.config.task.has("must")
+        return section.model_copy(update={"group_sizes": grouped, "draft_checks": drafts})
 
     def inputs(self, section: EvaluateConfig, get: Get, filled: Inputs) -> Inputs:
         if "predictions" not in filled:

@@ -223,6 +223,8 @@ def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     return dataclasses.replace(
         task, system=system, descriptions=dict(config.descriptions), schema=task.rules.schema_of(labels),
         labels=labels if task.rules.chooses else (), ordered=config.ordered, document=_windows(config, rows),
+        must=tuple(config.must),
+        must_not=tuple(config.must_not),
     )  # fmt: skip
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from slmctl.metrics import answer_metrics
+from slmctl.reports.evaluation_report import CHECKS
+from slmctl.task import draft_checks
 from slmctl.task.kinds.kind import TaskKind
+from slmctl.task.records import Message
 
 
 class Generation(TaskKind):
@@ -13,6 +18,17 @@ class Generation(TaskKind):
     baselines = ("copy", "empty")
     right = "the same words in the same order as the reference answer"
     instruction = "Answer with the text and nothing else."
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        unset = {"missing_pattern": not self.task.must, "forbidden_pattern": not self.task.must_not}
+        return tuple(check for check in CHECKS if not unset.get(check))
+
+    def faults(self, answer: str, messages: Sequence[Message], *, finish: str | None = None) -> draft_checks.Faults:
+        task = self.task
+        return draft_checks.faults(
+            answer, messages, system=task.system, must=task.must, must_not=task.must_not, finish=finish
+        )
 
     def same(self, answer: str, other: str) -> bool:
         return answer_metrics.same_text(answer, other)

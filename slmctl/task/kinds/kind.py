@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Protocol
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import OWN_KEYS
+from slmctl.task.draft_checks import Faults
+from slmctl.task.records import Message
 from slmctl.task.tool_calls import CallForm, Tool
 
 LabelOf = Callable[[str], str]  # the label for which a name in the data stands; refuses an unknown one
@@ -21,6 +23,12 @@ class Contract(Protocol):
     def schema(self) -> JsonObject | None: ...
     @property
     def tools(self) -> tuple[JsonObject, ...]: ...
+    @property
+    def system(self) -> str: ...
+    @property
+    def must(self) -> tuple[str, ...]: ...
+    @property
+    def must_not(self) -> tuple[str, ...]: ...
     @property
     def call_form(self) -> CallForm | None: ...
     @property
@@ -118,6 +126,15 @@ class TaskKind:
     def same(self, answer: str, other: str) -> bool:
         """True for equal answers: the same label, equal values, the same call, or the same words in their order."""
         return answer.strip() == other.strip()
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """The checks of an answer that need no reference, by the names of their metrics."""
+        return ()
+
+    def faults(self, answer: str, messages: Sequence[Message], *, finish: str | None = None) -> Faults:
+        """The faults of an answer to a conversation by check; see `draft_checks.faults`."""
+        return {}
 
     def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
         """The answer in the cell of a row, as answers are kept.

@@ -223,6 +223,23 @@ def test_texts_are_shown_where_asked_for_but_never_of_a_sensitive_record(report:
     assert not any("Bob" in path.read_text() for path in (tmp_path / "out").iterdir())
 
 
+def test_faults_of_drafts_are_named_where_texts_are_shown(report: Any, tmp_path: Path) -> None:
+    drafts = {"Q8_0": ["It costs 17 €.", "It costs 20 €.", {"answer": "It costs 19 €, and", "finish": "length"}]}
+    for cut, values in ((0, []), (40, ["amount 17"])):
+        entry = report(
+            "generate", ["It costs 20 €."] * 3, drafts, inputs=["is it 20 €?"] * 3, sensitive={2},
+            config=EvaluateConfig(shown_characters=cut),
+        )["models"]["Q8_0"]  # fmt: skip
+        assert (entry["metrics"]["ungrounded"], entry["metrics"]["unfinished"]) == (0.666667, 0.333333)
+        _, rows = rows_of(tmp_path)
+        assert rows[0]["faults"] == [{}, {}, {"ungrounded": values}]
+        assert "faults" not in rows[1]
+        assert rows[2]["faults"][-1] == {"ungrounded": [], "unfinished": []}  # of a sensitive row
+        page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+        assert "Checks of each draft" in page and ("amount 17" in page) == bool(cut) and "amount 19" not in page
+        assert "| ungrounded | 66.7 % |" in text
+
+
 def test_rows_say_who_was_right(report: Any, tmp_path: Path) -> None:
     sure = [{"answer": text, "confidence": 0.91234567} for text in GIVEN]
     report("classify", WANTED, {"Q8_0": sure})

@@ -93,7 +93,9 @@ class Data:
         if self.kind == "generate":
             words = wanted.split()
             self.chance.shuffle(words)
-            return self.chance.choice([" ".join(words[: self.chance.randint(0, 4)]), wanted.upper(), "", "other words"])
+            draft = " ".join(words[: self.chance.randint(0, 4)])
+            faulty = ["other words", "You get 99 € back.", "we are sorry " * self.chance.randint(2, 4)]
+            return self.chance.choice([draft, wanted.upper(), "", *faulty, "Wir haben das nicht für Sie auf Lager."])
         if self.kind == "call":
             other = self.call(self.chance.choice(LABELS), self.chance.choice([{}, {"n": 1, "words": ["please"]}]))
             value = {"name": LABELS[0], "arguments": {}} if wanted == "none" else json.loads(wanted)
@@ -122,6 +124,7 @@ def predictions(root: Path, data: Data, name: str, split: str, skill: float, **f
         wanted = record["messages"][-1]["content"]
         line: dict[str, Any] = {"id": record["id"], "answer": data.answer(wanted, skill), "expected": wanted}
         line |= {"confidence": data.chance.random() ** 0.3 if kind != "endpoint" else None}
+        line |= {"finish": data.chance.choice(["stop", "stop", "length"])} if data.kind == "generate" else {}
         line |= {"prompt_tokens": data.chance.randint(20, 60), "completion_tokens": data.chance.randint(1, 9)}
         if kind == "endpoint" and record["sensitive"]:
             line |= {"answer": None, "not_sent": "sensitive"}
@@ -170,6 +173,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     task = Task(
         kind, "", "", labels=LABELS if kind == "classify" else (), schema=schema,
         ordered=kind == "classify", tools=TOOLS if kind == "call" else (), call_form=OWN if kind == "call" else None,
+        **({"must": ("Grüße",), "must_not": ("(?i)other",)} if kind == "generate" else {}),
     )  # fmt: skip
 
     def fill(place: Path) -> None:
@@ -249,6 +253,10 @@ FIGURES = {
     "generate": [
         ("models", "Q8_0", "metrics", "chrf"),
         ("baselines", "copy", "metrics", "rouge_l"),
+        ("models", "Q8_0", "metrics", "repetition"),
+        ("models", "Q8_0", "intervals", "ungrounded", 1),
+        ("models", "Q4_K_M", "metrics", "length_ratio"),
+        ("slices", 1, "checks", "Q8_0", "missing_pattern"),
         ("models", "Q8_0", "intervals", "token_f1", 0),
         ("break_even", "models", "Q8_0", "share_of_capacity"),
     ],

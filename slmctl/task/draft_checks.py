@@ -1,0 +1,53 @@
+"""A draft and its conversation -> its faults by check, which show without a reference and without a judge."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from slmctl.metrics import answer_metrics, grounding
+from slmctl.task import language
+from slmctl.task.records import Message
+
+Faults: TypeAlias = Mapping[str, tuple[str, ...]]  # check -> the values at fault, such as `number 14`
+PHRASE = 20  # words of the longest phrase that is looked for
+REPEATED = 3  # times in a row, and at least so many words in all:
+REPEATED_WORDS = 9
+
+
+def faults(
+    answer: str, messages: Sequence[Message], *, system: str = "", must: Sequence[str] = (),
+    must_not: Sequence[str] = (), finish: str | None = None,
+) -> Faults:  # fmt: skip
+    """The faults of an answer to a conversation, each with the values in it.
+
+    Args:
+        messages: The conversation before the answer: question, documents, results of tools.
+        system: The task's system prompt.
+        must, must_not: Regular expressions that are found in every answer, and in none.
+        finish: `length` for an answer that was cut.
+    """
+    question = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+    spoken, expected = language.of_text(answer), language.of_text(question)
+    texts = [system, *(message["content"] for message in messages)]
+    values: dict[str, Sequence[str]] = {
+        "ungrounded": [f"{fact.kind} {fact.text}" for fact in grounding.ungrounded(answer, texts)],
+        "other_language": [language.NAMES[spoken]] if spoken and expected and spoken != expected else [],
+        "missing_pattern": [pattern for pattern in must if not re.search(pattern, answer)],
+        "forbidden_pattern": [match[0] for pattern in must_not if (match := re.search(pattern, answer))],
+        "repetition": [phrase] if (phrase := repeated(answer_metrics.words(answer))) else [],
+        "unfinished": ["cut at the longest length"] if finish == "length" else [],
+    }
+    return {check: tuple(dict.fromkeys(each)) for check, each in values.items() if each}
+
+
+def repeated(words: Sequence[str]) -> str:
+    """The first phrase that stands REPEATED times in a row, the shortest one there is; '' for none."""
+    for size in range(1, PHRASE + 1):
+        run = 0
+        for place in range(size, len(words)):
+            run = run + 1 if words[place] == words[place - size] else 0
+            if run + size >= max(REPEATED * size, REPEATED_WORDS):
+                return " ".join(words[place - size + 1 : place + 1])
+    return ""
