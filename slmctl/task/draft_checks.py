@@ -42,6 +42,13 @@ def faults(
     return {check: tuple(dict.fromkeys(each)) for check, each in values.items() if each}
 
 
+def in_words(faults: Faults) -> str:
+    """Faults as a cell of a table: `ungrounded: number 14, date 3 May; unfinished`."""
+    return "; ".join(
+        f"{check}: {', '.join(values)}" if check != "unfinished" else check for check, values in faults.items()
+    )
+
+
 def repeated(words: Sequence[str]) -> str:
     """The first phrase that stands REPEATED times in a row, the shortest one there is; '' for none."""
     for size in range(1, PHRASE + 1):

@@ -38,6 +38,7 @@ class TextAnswer:
         labels: The probabilities of the labels that were looked at, likeliest first.
         valid: True where an answer of `extract` or `call` satisfies its schema; None for other tasks.
         places: The places of the answer's values in a document, of a task that reads documents.
+        faults: The faults of a draft, `ungrounded: number 14`, '' without any; None for other tasks.
         error: The reason for a missing answer, such as an empty text; None beside an answer.
     """
 
@@ -48,6 +49,7 @@ class TextAnswer:
     labels: Mapping[str, float] = field(default_factory=dict)
     valid: bool | None = None
     places: Sequence[ValuePlace] = ()
+    faults: str | None = None
     error: str | None = None
 
 
@@ -127,8 +129,9 @@ class Answerer:
                     answers += map(self._text_answer, outcomes)
         return answers
 
-    def _text_answer(self, outcome: row_answers.Outcome) -> TextAnswer:
-        fields: dict[str, Any] = {**row_answers.columns(self.task, outcome)}
+    def _text_answer(self, pair: tuple[row_answers.Outcome, row_answers.Messages]) -> TextAnswer:
+        outcome, _ = pair
+        fields: dict[str, Any] = {**row_answers.columns(self.task, *pair)}
         if isinstance(outcome, engine.Answer):
             fields["labels"] = outcome.labels
             if self._policy is not None:

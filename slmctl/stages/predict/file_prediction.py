@@ -209,7 +209,7 @@ def _hash(job: Job, task: Task, rows: str) -> str:
     """`sha256:…` of everything that decides the answers: the rows, the job, the task and the model."""
     return sha256_bytes(canonical({
         "rows": rows, **asdict(job.reading), "format": job.format, "shard": list(job.shard), "task": task.digest,
-        "identity": dict(job.identity),
+        "identity": dict(job.identity), **({"checks": task.rules.checks} if task.rules.checks else {}),
     }))  # fmt: skip
 
 
@@ -230,7 +230,8 @@ def _in_cells(answer: Mapping[str, Any]) -> dict[str, Any]:
     if "places" not in answer:
         return dict(answer)
     pages = (
-        f"{place['path'] or 'answer'}: page {place['page']}{' has another' if place.get('conflict') else ''}"
+        f"{place['path'] or 'answer'}: page {place['page']}"
+        + (f" has {place['value']} too" if place.get("conflict") else "")
         for place in answer["places"] or ()
     )
     return {**answer, "places": "; ".join(dict.fromkeys(pages))[: workbook_writer.MAX_TEXT]}

@@ -13,6 +13,8 @@ from slmctl.inference.events import ValuePlace
 from slmctl.models.prompts import PromptAnswerer, of_texts
 from slmctl.sources.rows.cells import Row, as_text
 from slmctl.task.contract import Task
+from slmctl.task.draft_checks import in_words
+from slmctl.task.records import Message
 
 CHUNK = 512  # rows answered together; at most as many answers are lost to a kill
 NOT_SENSITIVE = ("", "0", "no", "n", "false", "f", "off")  # any other mark withholds the row
@@ -34,21 +36,31 @@ class RowInput:
 
 
 class AddedColumns(TypedDict, total=False):
-    """The columns that a row gets; `valid` for `extract` and `call`, `places` where long texts are asked in windows."""
+    """The columns that a row gets, some of them by the task.
+
+    Attributes:
+        valid: For `extract` and `call`.
+        places: Where long texts are asked in windows.
+        faults: For `generate`; '' without any.
+    """
 
     answer: str | None
     confidence: float | None
     error: str | None
     valid: bool
     places: list[ValuePlace]
+    faults: str | None
 
 
 AnswerRows = Callable[[Iterator[Row]], Iterator[list[AddedColumns]]]  # in order, chunk by chunk
 Outcome = engine.Answer | supervised_child.EngineError | str  # a text is the reason why the row was not sent
+Messages = tuple[Message, ...]  # that were sent, () for a row that was not
 
 
-def answered(answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iterator[Row]) -> Iterator[list[Outcome]]:
-    """The outcomes of rows, in their order, chunk by chunk.
+def answered(
+    answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iterator[Row]
+) -> Iterator[list[tuple[Outcome, Messages]]]:
+    """The outcomes of rows with their conversations, in their order, chunk by chunk.
 
     Raises:
         StageError: Every row of a chunk ends the engine.
@@ -57,11 +69,13 @@ def answered(answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iter
         outcomes: dict[int, Outcome] = {k: why for k, row in enumerate(block) if (why := _problem(row, reading))}
         sent = [k for k in range(len(block)) if k not in outcomes]
         texts = (as_text(block[k].columns[reading.column]) for k in sent)
-        for index, answer in answerer.answer([*of_texts(task, texts, list_labels=reading.list_labels)]):
+        prompts = [*of_texts(task, texts, list_labels=reading.list_labels)]
+        messages = {k: prompt.messages for k, prompt in zip(sent, prompts, strict=True)}
+        for index, answer in answerer.answer(prompts):
             outcomes[sent[index]] = answer
         if sent and all(isinstance(outcomes[k], supervised_child.EngineDiedError) for k in sent):
             raise StageError(f"every row ends the engine: {error_of(outcomes[sent[0]])}", hint="is the memory full?")
-        yield [outcomes[k] for k in range(len(block))]
+        yield [(outcomes[k], messages.get(k, ())) for k in range(len(block))]
 
 
 def answerer_of_rows(answerer: PromptAnswerer, task: Task, reading: RowInput) -> AnswerRows:
@@ -69,18 +83,22 @@ def answerer_of_rows(answerer: PromptAnswerer, task: Task, reading: RowInput) ->
 
     def answer(rows: Iterator[Row]) -> Iterator[list[AddedColumns]]:
         for outcomes in answered(answerer, task, reading, rows):
-            yield [columns(task, outcome) for outcome in outcomes]
+            yield [columns(task, *outcome) for outcome in outcomes]
 
     return answer
 
 
-def columns(task: Task, outcome: Outcome) -> AddedColumns:
+def columns(task: Task, outcome: Outcome, messages: Messages) -> AddedColumns:
     """The columns that an outcome adds to its row."""
     fields: AddedColumns = {"answer": None, "confidence": None}
     if isinstance(outcome, engine.Answer):
         fields = {"answer": outcome.text.strip(), "confidence": outcome.confidence}
     if task.document is not None:
         fields["places"] = list(outcome.places) if isinstance(outcome, engine.Answer) else []
+    if task.rules.checks and isinstance(outcome, engine.Answer):
+        fields["faults"] = in_words(task.rules.faults(outcome.text, messages, finish=outcome.finish))
+    elif task.rules.checks:
+        fields["faults"] = None
     fields["error"] = error_of(outcome)
     if "valid" in names(task):
         return {"valid": isinstance(outcome, engine.Answer) and task.accepts(outcome.text), **fields}
@@ -89,8 +107,8 @@ def columns(task: Task, outcome: Outcome) -> AddedColumns:
 
 def names(task: Task) -> list[str]:
     """The names of the added columns, in the order in which they are written."""
-    places = ["places"] if task.document is not None else []
-    return ["answer", "confidence", *(["valid"] if task.rules.structured else []), *places, "error"]
+    added = ["valid"] if task.rules.structured else ["faults"] if task.rules.checks else []
+    return ["answer", "confidence", *added, *(["places"] if task.document is not None else []), "error"]
 
 
 def error_of(outcome: Outcome) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import json
 import math
@@ -135,15 +136,32 @@ def test_csv_comes_back_in_its_form(tmp_path: Path, encoding: str, mark: str, de
     path.write_bytes((mark + end.join(lines) + end).encode(encoding))
     assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (2, 0)
     wanted = [delimiter.join(cells) for cells in (
-        (lines[0], "answer", "confidence", "error"), (lines[1], "<größer – 5 €>", "0.5", ""),
-        (lines[2], '"<zwei; drei\nvier>"', "0.5", ""))]  # fmt: skip
+        (lines[0], "answer", "confidence", "faults", "error"), (lines[1], "<größer – 5 €>", "0.5", "", ""),
+        (lines[2], '"<zwei; drei\nvier>"', "0.5", "", ""))]  # fmt: skip
     assert out.read_bytes().decode(encoding) == mark + end.join(wanted) + end
     assert answer_file(Echo(), TASK, Job(path, tmp_path / "plain.csv", TEXT, plain=True)) == (2, 0)
-    assert (tmp_path / "plain.csv").read_text("utf-8").startswith("id,text,answer,confidence,error\n1,größer – 5 €,")
+    assert (
+        (tmp_path / "plain.csv")
+        .read_text("utf-8")
+        .startswith("id,text,answer,confidence,faults,error\n1,größer – 5 €,")
+    )
     answer_file(Echo(), TASK, Job(path, tmp_path / "out.tsv", TEXT))
     assert (tmp_path / "out.tsv").read_bytes().decode(encoding).startswith(f"{mark}id\ttext\tanswer")
     answer_file(Echo(), TASK, Job(path, tmp_path / "out.jsonl", TEXT))  # which is UTF-8, whatever comes in
     assert next(row["answer"] for row in read(tmp_path / "out.jsonl")) == "<größer – 5 €>"
+
+
+def test_drafts_have_a_column_of_faults(tmp_path: Path) -> None:
+    said = {"a": "It is 17 €, or 18 €.", "b": "It is 5 €", "bad": ""}
+    answers = Echo(say=lambda text: EngineError("too bad") if text == "bad" else
+                   Answer(said[text[0]], "length" if text[0] == "b" else "stop", 0.5, 1, 1))  # fmt: skip
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "b: 5 €?", "bad", "")))
+    assert answer_file(answers, dataclasses.replace(TASK, system="17 € each", must=("€$",)), Job(source, out, TEXT))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["faults"] for row in rows] == [
+        "ungrounded: amount 18; missing_pattern: €$", "unfinished", None, None,
+    ]  # fmt: skip
 
 
 def test_an_answer_that_the_encoding_has_not_makes_it_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +170,7 @@ def test_an_answer_that_the_encoding_has_not_makes_it_utf8(tmp_path: Path, capsy
     path.write_bytes("id;text\r\n1;größer\r\n".encode("cp1252"))
     answer_file(arrow, TASK, Job(path, out, TEXT))
     assert out.read_bytes() == b"\xef\xbb\xbf" + (
-        "id;text;answer;confidence;error\r\n1;größer;→ <größer>;0.5;\r\n".encode()
+        "id;text;answer;confidence;faults;error\r\n1;größer;→ <größer>;0.5;;\r\n".encode()
     )
     said = capsys.readouterr().err
     assert "in.csv is taken for CP1252; to be certain: --encoding cp1252" in said
@@ -164,7 +182,7 @@ def test_json_lines_come_back_in_their_form(tmp_path: Path) -> None:
     path.write_bytes('\ufeff{"text": "größer"}\r\n'.encode("utf-16-le"))
     answer_file(Echo(), TASK, Job(path, out, TEXT))
     assert out.read_bytes().decode("utf-16-le") == (
-        '\ufeff{"text": "größer", "answer": "<größer>", "confidence": 0.5, "error": null}\r\n'
+        '\ufeff{"text": "größer", "answer": "<größer>", "confidence": 0.5, "faults": "", "error": null}\r\n'
     )
 
 
@@ -185,7 +203,19 @@ def test_a_workbook_holds_texts_and_numbers_as_they_are(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert not list(sheet.iter(f"{name}f"))
     found = read(out)
-    assert list(found[0]) == ["text", "n", "big", "share", "yes", "none", "list", "answer", "confidence", "error"]
+    assert list(found[0]) == [
+        "text",
+        "n",
+        "big",
+        "share",
+        "yes",
+        "none",
+        "list",
+        "answer",
+        "confidence",
+        "faults",
+        "error",
+    ]
     assert [(row["n"], row["big"], row["yes"], row["list"]) for row in found] == [
         (k, str(10**18), k > 2, '[1, {"a": "ö"}]') for k in range(8)
     ]
@@ -210,7 +240,7 @@ def test_what_a_workbook_cannot_hold_is_refused_before_the_work(
     with pytest.raises(DataError, match="cannot hold more than 3 rows"):
         answer_file(echo, TASK, Job(path, out, TEXT))
     monkeypatch.setattr(workbook_writer, "MAX_COLUMNS", 3)
-    with pytest.raises(DataError, match="cannot hold 4 columns"):
+    with pytest.raises(DataError, match="cannot hold 5 columns"):
         answer_file(echo, TASK, Job(path, out, TEXT))
     assert echo.asked == []
     assert not out.exists()
@@ -232,7 +262,7 @@ def test_parquet_keeps_the_types_that_json_knows(tmp_path: Path) -> None:
     table = parquet.read_table(out)
     types = {field.name: str(field.type) for field in table.schema}
     assert types == {"text": "string", "n": "int64", "f": "double", "b": "bool", "m": "string",
-                     "answer": "string", "confidence": "double", "error": "string"}  # fmt: skip
+                     "answer": "string", "confidence": "double", "faults": "string", "error": "string"}  # fmt: skip
     assert table["m"].to_pylist() == ["1", "x", '{"k": [1]}']
 
 
@@ -248,7 +278,7 @@ def test_bad_and_uneven_rows_become_rows_with_every_column(tmp_path: Path) -> No
     answer_file(Echo(), TASK, Job(path, tmp_path / "out.csv", TEXT))
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
         table = list(csv.DictReader(stream))
-    assert list(table[0]) == ["id", "text", "late", "answer", "confidence", "error"]
+    assert list(table[0]) == ["id", "text", "late", "answer", "confidence", "faults", "error"]
     assert table[2]["late"] == '{"x": 1}'
     with pytest.raises(DataError, match="no column 'other'") as caught:
         answer_file(Echo(), TASK, Job(path, out, RowInput("other")))
@@ -283,7 +313,7 @@ def test_a_part_without_rows_is_a_file_of_its_kind(tmp_path: Path, target: str) 
     assert read(out) == []
     if ".csv" in target or target == "out.tsv":
         raw = gzip.decompress(out.read_bytes()) if target.endswith(".gz") else out.read_bytes()
-        assert re.split(b"[,\t\n]", raw) == [b"text", b"n", b"answer", b"confidence", b"error", b""]
+        assert re.split(b"[,\t\n]", raw) == [b"text", b"n", b"answer", b"confidence", b"faults", b"error", b""]
 
 
 MARKS = {
