@@ -179,6 +179,12 @@ class ServeConfig(Section):
         description="a chat may hold a document as OpenAI's file part (base64 of a PDF, DOCX, mail, HTML or text), in "
         "a body of up to 16 MiB; its text is the question",
     )
+    refuse: list[
+        Literal["ungrounded", "other_language", "missing_pattern", "forbidden_pattern", "repetition", "unfinished"]
+    ] = Field(
+        default_factory=list,
+        description="generate: checks of a draft; one that fails any goes to the generalist, or else is held back",
+    )
     log_texts: bool = Field(False, description="write prompts and answers to the log too")
     adapters: dict[Text, SourcePath] = Field(
         default_factory=dict, description="LoRA adapters over the model, by the model name that asks for them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections import deque
@@ -124,9 +125,10 @@ class _Request:
     async def _own(self) -> Response:
         """The answer of the model here, streamed as it comes."""
         self.exchange.begin(self.checked, self.running.backend)
-        if not self.checked.stream:
-            await self.exchange.whole()
-            return self._json()
+        if not self.checked.stream or self.gateway.settings.refuse:
+            events = await self.exchange.whole()
+            await self._require_checks()
+            return self._streaming(events) if self.checked.stream else self._json()
         first = await self.exchange.next()
         self._saw_first()
         return self._streaming([first])
@@ -155,8 +157,23 @@ class _Request:
             choice.text, choice.tokens = routed.text, []
             choice.last = cast(Event, {**routed.local, **used, "finish": routed.finish})
             events = [(0, {"piece": routed.text}), (0, choice.last)]
+        await self._require_checks()
         self._saw_first()
         return self._streaming(events) if self.checked.stream else self._json()
+
+    async def _require_checks(self) -> None:
+        """Hold a draft back that fails a check of `serve.refuse`.
+
+        Raises:
+            RequestError: It does.
+        """
+        for index, choice in enumerate(self.exchange.choices):
+            failed = await asyncio.to_thread(
+                self.checked.failed_checks, index, choice.text, choice.last["finish"], self.gateway.settings.refuse
+            )
+            if failed:
+                message = f"the answer is held back, since it fails a check of this server: {', '.join(failed)}"
+                raise RequestError(message, status=422, code="held_back")
 
     # Write
 

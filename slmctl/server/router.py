@@ -8,6 +8,7 @@ models' texts.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import json
 import math
@@ -60,14 +61,17 @@ class Router:
         policy: Fitted on the very file that answers here; see `Policy.require`.
         task: The task contract of the local model.
         name: The local model's name.
+        refuse: Checks of a draft (`serve.refuse`); one that fails any is not kept.
         escalation: Shared by the routers of a server; without a generalist it only reports what would be escalated.
 
     Raises:
         UsageError: The general model answers with labels alone, and the task has none or too many.
     """
 
-    def __init__(self, policy: Policy, task: Task, name: str, escalation: Escalation) -> None:
-        self.policy, self.task, self.name, self.escalation = policy, task, name, escalation
+    def __init__(
+        self, policy: Policy, task: Task, name: str, escalation: Escalation, refuse: Sequence[str] = ()
+    ) -> None:
+        self.policy, self.task, self.name, self.escalation, self.refuse = policy, task, name, escalation, refuse
         self.generalist = escalation.generalist
         self._choice = untuned_prompt.choice(task, escalation.api)
         # own threads: one that hangs takes none from the server
@@ -117,11 +121,15 @@ class Router:
         looked = time.monotonic()
         event = await local()
         answered, verdict = time.monotonic(), self._judged(event)
+        finish = event.get("finish", "stop")
+        failed = await asyncio.to_thread(checked.failed_checks, 0, event["text"], finish, self.refuse)
+        if verdict is not None and failed:
+            verdict = dataclasses.replace(verdict, keep=False, reason="unsure")
         beyond = await self._beyond(checked, cleared, verdict, ends_at)
         p_correct, sure = (None, True) if verdict is None else (verdict.p_correct, verdict.keep)
         if beyond.reply is None:
             routed = Routed(
-                event["text"], self.name, "local", beyond.reason, event, event.get("finish", "stop"), p_correct, sure,
+                event["text"], self.name, "local", beyond.reason, event, finish, p_correct, sure,
                 event.get("prompt_tokens", 0), event.get("completion_tokens", 0),
             )  # fmt: skip
         else:

@@ -199,7 +199,7 @@ class _Member:
             if policy is not None and escalation is not None:
                 fitted = model_lookup.fitted_policy(policy, model.digest, task)
                 rest = fitted.in_steps()[1] if self.settings.first_look else fitted
-                router = Router(rest, task, name, escalation)
+                router = Router(rest, task, name, escalation, self.settings.refuse)
                 stack.callback(router.retire)
             notes = [*filter(None, [model.other_build(engine.build), *(lora.note for lora in loras.values())])]
             for note in notes:

@@ -109,8 +109,9 @@ def held() -> Iterator[Held]:
 def routing(url: str = "", *, task: Task = CLASSIFY, **more: Any) -> Router:
     """A router that escalates below P(correct) = 0.7."""
     kept = {key: more.pop(key) for key in ("prices", "decisions") if key in more}
+    refuse = more.pop("refuse", ())
     asked = Generalist(Settings(url=url, model="large", **{"timeout_s": 5, **more})) if url else None
-    return Router(POLICIES[task.kind], task, "small", Escalation(asked, **kept))
+    return Router(POLICIES[task.kind], task, "small", Escalation(asked, **kept), refuse)
 
 
 async def route(
@@ -124,7 +125,7 @@ async def route(
             raise given
         return cast(LocalAnswer, given or event())
 
-    checked = CheckedRequest(CHAT, ServedModel("small", found.task), (), (), tuple(messages), options)
+    checked = CheckedRequest(CHAT, ServedModel("small", found.task), (), (tuple(messages),), tuple(messages), options)
     return await found.route(checked, headers or {}, local, ends_at=ends_at, request=request, log=TOLD)
 
 
@@ -176,6 +177,16 @@ def test_the_local_models_failure_is_the_callers(fake: Fake) -> None:
     with pytest.raises(UsageError):
         one(routing(fake.url), UsageError("the engine died"))
     assert fake.bodies == []
+
+
+def test_a_draft_that_fails_a_check_goes_to_the_general_model(fake: Fake, said: list[Turn]) -> None:
+    said[:] = [says("It is on its way.")]
+    sure = written("It comes on 9 May.") | {"logprobs": [-1e-6]}
+    assert told(one(routing(fake.url, task=GENERATE), sure)) == ("local", "confident", "It comes on 9 May.")
+    checking = routing(fake.url, task=GENERATE, refuse=("ungrounded",))
+    assert told(one(checking, sure)) == ("generalist", "unsure", "It is on its way.")
+    same = checking.__class__(checking.policy, GENERATE, "small", checking.escalation, ("unfinished",))
+    assert one(same, sure).route == "local"
 
 
 # The veto

@@ -238,6 +238,14 @@ class CheckedRequest:
         """The conversation of one choice, as the client sent it."""
         return (self.sent[index * len(self.sent) // len(self.requests)],) if self.form.several else self.sent
 
+    def failed_checks(self, index: int, text: str, finish: str, names: Sequence[str]) -> list[str]:
+        """The checks among `names` that a draft of one choice fails; none for tasks without checks."""
+        if not (names and self.model.task.rules.checks):
+            return []
+        turns = self.turns[index] or (Message(role="user", content=self.requests[index].prompt),)
+        faults = self.model.task.rules.faults(text, turns, finish=finish)
+        return [name for name in names if name in faults]
+
     def usage(self, lasts: Sequence[Event]) -> dict[str, int]:
         """Tokens of the prompts, each counted once, and of all answers, by the event that ended each."""
         prompts = {request.prompt: last["prompt_tokens"] for request, last in zip(self.requests, lasts, strict=True)}
