@@ -60,7 +60,8 @@ class _Grounds:
         """Derive values from one more operand and each of the others."""
         if reading[0] in OPERANDS and reading not in self._operands and len(self._operands) < most:
             for other in [*self._operands, *([reading] if reading[0] == "percent" else [])]:
-                self._derived.update(_results(reading, other), _results(other, reading))
+                for result in (*_results(reading, other), *_results(other, reading)):
+                    self._derived.update([result] if result[0] == "date" else _implied(result))
             self._operands.append(reading)
 
 

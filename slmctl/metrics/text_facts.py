@@ -24,9 +24,9 @@ def _numbered(words: str, begin: int = 0, step: int = 1) -> dict[str, int]:
 
 
 _SMALL = _numbered(
-    "null zero|eins ein one|zwei zwo two|drei three|vier four|fünf five|sechs six|sieben seven|acht eight|neun nine|"
-    "zehn ten|elf eleven|zwölf twelve|dreizehn thirteen|vierzehn fourteen|fünfzehn fifteen|sechzehn sixteen|"
-    "siebzehn seventeen|achtzehn eighteen|neunzehn nineteen"
+    "null zero|eins ein eine einen einem einer one|zwei zwo two|drei three|vier four|fünf five|sechs six|sieben seven|"
+    "acht eight|neun nine|zehn ten|elf eleven|zwölf twelve|dreizehn thirteen|vierzehn fourteen|fünfzehn fifteen|"
+    "sechzehn sixteen|siebzehn seventeen|achtzehn eighteen|neunzehn nineteen"
 ) | _numbered(
     "zwanzig twenty|dreißig dreissig thirty|vierzig forty|fünfzig fifty|sechzig sixty|siebzig seventy|achtzig eighty|"
     "neunzig ninety", 20, 10,
@@ -45,13 +45,14 @@ _DAYS = _numbered(
 _VAGUE = {
     word: ("percent" if value in (25, 50) else "number", Fraction(value))
     for value, words in (
-        (1, "one eins ein eine einen einem einer eines first erste ersten"), (25, "quarter viertel"),
+        (1, "first erste ersten"), (25, "quarter viertel"), (12, "dozen dutzend monthly monatlich"),
         (2, "twice both double pair couple beide beiden zweimal doppelt doppelte second zweite zweiten"),
-        (3, "third dritte dritten dreimal"), (50, "half halb halbe halben hälfte"), (12, "dozen dutzend"),
+        (3, "third dritte dritten dreimal"), (50, "half halb halbe halben hälfte"),
     ) for word in words.split()
 } | {name: ("month", month) for name, month in _MONTHS.items()}  # fmt: skip
 _SCHEME = re.compile(r"^(?:https?://)?(?:www\.)?")
 LEAP = 2024  # for dates without a year
+_ONE = [word for word, value in _SMALL.items() if value == 1]
 _SHOWN = {"percent": "number", "weekday": "date", "month": "date"}
 _PARTS = {"woche": 7, "week": 7, "jahr": 12, "year": 12, "stunde": 60, "hour": 60, "tag": 24, "day": 24, "minute": 60,
           "dutzend": 12, "dozen": 12, "kg": 1000, "km": 1000}  # of a unit, in the next smaller one  # fmt: skip
@@ -110,7 +111,9 @@ def facts_of(text: str, *, vague: bool = False) -> Iterator[Fact]:
     for match in _FACT.finditer(text):
         readings = tuple(_READERS[str(match.lastgroup)](match))
         kind = str(readings[0][0]) if readings else ""
-        if readings and (vague or kind not in ("weekday", "month") or match[0][0].isupper()):  # `may I` is no month
+        # `may I` is no month, and `one of us` no number
+        is_vague = match[0][0].islower() if kind in ("weekday", "month") else match[0].casefold() in _ONE
+        if readings and (vague or not is_vague):
             yield Fact(_SHOWN.get(kind, kind), match[0].strip(" .,"), readings)
     for word in dict.fromkeys(re.findall(r"[^\W\d_]{3,12}|\d{3,15}", text.casefold())) if vague else ():
         if word in _VAGUE or word.isdecimal():
@@ -166,7 +169,7 @@ def dated(year: int, month: int, day: int) -> Iterator[Reading]:
 
 
 def _words(match: re.Match[str]) -> Iterator[Reading]:
-    """A number in words, `two hundred and five` or `zweihundertfünf`; none for 0 and 1, and for `a million thanks`."""
+    """A number in words, `two hundred and five` or `zweihundertfünf`; none for 0, and for `a million thanks`."""
     total = group = 0
     parts = re.findall(_WORD, match[0].casefold())
     for part in parts:
@@ -176,7 +179,7 @@ def _words(match: re.Match[str]) -> Iterator[Reading]:
             group = 100 * (group or 1)
         else:
             total, group = total + _LARGE[part] * (group or 1), 0
-    if total + group > 1 and (len(parts) > 1 or group):
+    if total + group and (len(parts) > 1 or group):
         yield from _measured(match, [Fraction(total + group)])
 
 
