@@ -75,12 +75,8 @@ def _implied(reading: Reading) -> Iterator[Reading]:
             yield "number", value
         case ("date", int(year), int(month), int(day)):
             yield from (("date", 0, month, day), ("date", year, month, 0), ("month", month), ("day", day))
-            yield from (("yearless", month, day),) if not year else ()
-            yield from (
-                (("number", Fraction(year)), ("weekday", datetime.date(year, month, day).weekday()))
-                if (year and day)
-                else ()
-            )
+            yield ("number", Fraction(year)) if year else ("yearless", month, day)
+            yield from (("weekday", _date(year, month, day).weekday()),) if year and day else ()
         case ("link", str(text)):
             yield from (("link", text[:place]) for place, letter in enumerate(text) if letter == "/")
         case ("address", str(text)):
@@ -91,16 +87,12 @@ def _results(first: Reading, second: Reading) -> Iterator[Reading]:
     """Values that follow from two values in this order."""
     match first, second:
         case ("date", int(year), int(month), int(day)), ("days", int(days)) if day and days <= MOST_DAYS:
-            for apart in (days, -days):
-                moved = datetime.date(year or LEAP, month, day) + datetime.timedelta(apart)
+            for moved in (_date(year, month, day + days), _date(year, month, day - days)):
                 yield from dated(moved.year if year else 0, moved.month, moved.day)
                 yield "date", 0, moved.month, moved.day
         case ("date", int(year), int(month), int(day)), ("date", int(other), int(until), int(last)) if day and last:
-            begin, end = (
-                datetime.date(year or other or LEAP, month, day),
-                datetime.date(other or year or LEAP, until, last),
-            )
-            yield from (("number", Fraction(abs((end - begin).days) + more)) for more in (0, 1))
+            apart = (_date(other or year, until, last) - _date(year or other, month, day)).days
+            yield from (("number", Fraction(abs(apart) + more)) for more in (0, 1))
         case ("percent", Fraction() as share), (str(kind), Fraction() as value):
             for result in (value * share / 100, value * (100 - share) / 100, value * (100 + share) / 100):
                 yield from _in_cents(kind, result)
@@ -111,6 +103,11 @@ def _results(first: Reading, second: Reading) -> Iterator[Reading]:
             if other_kind == "number":
                 yield kind, a * b
                 yield from _in_cents(kind, a / b) if b else ()
+
+
+def _date(year: int, month: int, day: int) -> datetime.date:
+    """A day of a month, counted on beyond its ends: there may be no 29 February in the year of another date."""
+    return datetime.date(year or LEAP, month, 1) + datetime.timedelta(day - 1)
 
 
 def _in_cents(kind: str, value: Fraction) -> Iterator[Reading]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.planted import HARD, cases, found
 
 from slmctl.metrics.grounding import MOST_FACTS, ungrounded
@@ -19,6 +21,11 @@ def test_three_hundred_answers_with_planted_values() -> None:
     hits, missed, false = (sum(column) for column in zip(*counts, strict=True))
     assert len(counts) == 300 and hits + missed > 250
     assert hits / (hits + false) >= 0.95 and hits / (hits + missed) >= 0.9
+
+
+def test_a_leap_day_beside_a_date_of_another_year() -> None:
+    # there is no 29 February 2026, so the days between both were a ValueError
+    assert ungrounded("on 29.2., 1.3.2026, 14 days later", ["29.2. or 1.3.2026; 14 days"]) == []
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,16 @@ def test_three_hundred_answers_with_planted_values() -> None:
 )
 def test_kinds(answer: str, kinds: str) -> None:
     assert [fact.kind for fact in facts_of(answer)] == kinds.split()
+
+
+PIECES = [*"0123456789.,/-: €$%+()@x", " Mai ", " may ", " uhr", " pm", "two ", "hundert", "und", "th ", " of ",
+          "days ", "29.2.", "31.12.", "½", "١", " Mio", "www.", ".de", "\n"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), st.lists(st.sampled_from(PIECES)).map("".join))
+def test_any_text_grounds_itself(answer: str, text: str) -> None:
+    assert ungrounded(answer, [answer]) == []
+    assert ungrounded(answer, [text, answer, text]) == []
 
 
 @pytest.mark.parametrize(
