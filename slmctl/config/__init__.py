@@ -25,6 +25,7 @@ from slmctl.config.sections import (
     FILENAME,
     PRODUCTION,
     PSEUDONYM_KEY,
+    WIN_RATE,
     CalibrateConfig,
     Choose,
     Config,

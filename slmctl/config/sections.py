@@ -29,6 +29,7 @@ from slmctl.config.fields import (
     Percent,
     QuantType,
     Section,
+    SourcePath,
     Text,
     WhenSet,
     is_inherited,
@@ -288,6 +289,9 @@ class EvaluateConfig(Section):
         le=2000,
         description="characters of inputs and answers shown in the report; 0: none, since the report is published",
     )
+    pairs: Annotated[SourcePath | None, WhenSet()] = Field(
+        None, description="file of slmctl review --pairs, whose win rates the report then holds; it may come later"
+    )
     # Set where rows have groups: their sizes count, which older reports did not heed.
     group_sizes: Annotated[bool, Inherited(), WhenSet()] = False
     # Set where answers are drafts: older reports have no checks of them.
@@ -300,6 +304,7 @@ class EvaluateConfig(Section):
         return self
 
 
+WIN_RATE = "win_rate"  # in a gate: the share of judged pairs that a model wins
 PRODUCTION = "production"  # in a gate: the release with this tag in the registry of publish.to
 
 
@@ -311,7 +316,9 @@ class Gate(Section):
         description="base, adapter, merged, a GGUF type such as Q4_K_M, lora-Q4_K_M (the "
         "adapter's own GGUF on the base's of this type), or chosen (by evaluate.choose)"
     )
-    min: float | None = Field(None, description="smallest value that passes")
+    min: float | None = Field(
+        None, description="smallest value that passes; of win_rate, which comes with 'against', of its bound"
+    )
     max: float | None = Field(None, description="largest value that passes, for an error such as ece")
     against: Text | None = Field(
         None,
@@ -330,14 +337,17 @@ class Gate(Section):
         None, ge=0, lt=1, description="least gain over the other model or baseline, such as tfidf_logistic; as max_drop"
     )
     confidence: float = Field(
-        0.95, ge=0.5, lt=1, description="one-sided confidence of the bound for max_drop and min_gain"
+        0.95, ge=0.5, lt=1, description="one-sided confidence of the bound for max_drop, min_gain and win_rate"
     )
 
     @model_validator(mode="after")
     def _one_condition(self) -> Gate:
         if sum(value is not None for value in (self.min, self.max, self.max_drop, self.min_gain)) != 1:
             raise ValueError("a gate has either 'min', or 'max', or 'max_drop' or 'min_gain' with 'against'")
-        if (self.against is None) != (self.max_drop is None and self.min_gain is None):
+        if self.metric == WIN_RATE:
+            if self.against is None or self.min is None or self.rows is not None:
+                raise ValueError("a gate on win_rate has 'against' and 'min', such as 0.5, and no 'rows'")
+        elif (self.against is None) != (self.max_drop is None and self.min_gain is None):
             raise ValueError("'against' comes with 'max_drop' or 'min_gain'")
         if self.rows is not None and self.release is None:
             raise ValueError("'rows' belongs to a gate against a release: against: production")

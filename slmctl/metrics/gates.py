@@ -9,12 +9,13 @@ import bisect
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
-from slmctl.config import Gate
+from slmctl.config import WIN_RATE, Gate
 from slmctl.console import percent
 from slmctl.errors import GateError, UsageError
 from slmctl.inference import IN_SUM
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound, independent_rows, mcnemar
+from slmctl.metrics.win_rate import WinRate
 from slmctl.reports import scoreboard
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
@@ -22,6 +23,7 @@ from slmctl.reports.evaluation_report import (
     MetricDifference,
     ParticipantEntry,
     ReleaseRows,
+    judged_of,
     pair_of,
     turned,
 )
@@ -78,6 +80,8 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.release is not None and gate.release not in report["models"]:
         return GateResult(True, f"no {gate.release} release yet: nothing to compare {gate.metric} of {gate.model} with")
     model = _shipped(_named(gate.model, report), report)
+    if gate.metric == WIN_RATE:
+        return _preferred(gate, model, report)
     value = _metric(model, gate.metric, report)
     if gate.min is not None:
         passed = value >= gate.min
@@ -112,6 +116,31 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if is_chance and most <= gate.allowed_drop:
         text += f"; so few rows differ that the gain may be chance (p = {p:.2f})"
     return GateResult(most <= gate.allowed_drop and not is_chance, text, groups)
+
+
+def _preferred(gate: Gate, model: str, report: EvaluationReport) -> GateResult:
+    """The gate on the win rate: its bound must meet `min`, and from a half on the sign test must decide too."""
+    assert gate.against is not None and gate.min is not None  # Gate's own validator
+    other = _named(gate.against, report)
+    entries = _entries(report)
+    for name in (model, other):
+        if name not in entries:
+            raise UsageError(f"a gate names the model '{name}'", hint=f"measured: {', '.join(entries)}")
+    entry = judged_of(report, model, other)
+    if entry is None:
+        how = f"slmctl review --pairs {model} {other}, and evaluate.pairs names its file"
+        return GateResult(False, f"no pair of {model} and {other} is judged ({how})")
+    effect = entry.get("design_effect", 1.0)
+    rate = WinRate(entry["won"], entry["lost"], entry["same"] + entry["neither"], effect)
+    bound, _ = rate.interval(2 * gate.confidence - 1)
+    is_chance = gate.min >= 0.5 and rate.p > 1 - gate.confidence
+    least, limit = _apart(gate.metric, bound, gate.min)
+    text = (
+        f"{model} wins at least {least} of {rate.pairs} judged pairs against {other} (at least {limit} required, "
+        f"{percent(gate.confidence, 0)} confidence; measured: {percent(rate.rate)}, sign test p = {rate.p:.2g})"
+    )
+    text += ", which may be chance" if is_chance and bound >= gate.min else ""
+    return GateResult(bound >= gate.min and not is_chance, text, entry.get("groups", 0))
 
 
 def _amount(metric: str, value: float, digits: int = 1) -> str:

@@ -253,6 +253,44 @@ class ReleaseEntry(TypedDict):
     rows: dict[str, ReleaseRows]
 
 
+class JudgedEntry(TypedDict):
+    """People's decisions on pairs of two models' answers.
+
+    Attributes:
+        model, against: The two models.
+        won, lost, same, neither: Numbers of pairs of which the answer of `model` was preferred, that of `against`, of
+            equally good answers and of two bad ones.
+        equal: Number of measured rows with equal answers, which were not asked.
+        win_rate: Share of pairs that `model` wins, with `same` and `neither` as half; `interval` is its.
+        p: Of the sign test.
+        more: Number of further pairs that would decide, in the same proportions; None if that is not known.
+        reviewers: Number of people.
+        design_effect, groups: Where rows have groups, as in a MetricDifference.
+    """
+
+    model: str
+    against: str
+    won: int
+    lost: int
+    same: int
+    neither: int
+    equal: int
+    win_rate: float
+    interval: Bounds
+    p: float
+    more: int | None
+    reviewers: int
+    design_effect: NotRequired[float]
+    groups: NotRequired[int]
+
+
+class JudgedPairs(TypedDict):
+    """Judged pairs by their two models; `of_others`: decisions on other answers than those measured here."""
+
+    entries: list[JudgedEntry]
+    of_others: int
+
+
 class EvaluationReport(TypedDict):
     task: str
     primary_metric: str
@@ -274,6 +312,7 @@ class EvaluationReport(TypedDict):
     remarks: list[str]
     sum: NotRequired[SumEntry]
     release: NotRequired[ReleaseEntry]
+    judged: NotRequired[JudgedPairs]  # with evaluate.pairs
 
 
 RowAnswer: TypeAlias = tuple[int | None, int, float | None, float]  # label, right, confidence, score
@@ -334,6 +373,23 @@ def pair_of(report: EvaluationReport, first: str, second: str) -> PairEntry | No
         "metrics": {name: turned(metric) for name, metric in other["metrics"].items()},
         "slices": [{**entry, "difference": -entry["difference"]} for entry in other["slices"]],
     }
+
+
+def judged_of(report: EvaluationReport, model: str, against: str) -> JudgedEntry | None:
+    """The judged pairs of two models as those of `model`, whatever their order in the report; None without any."""
+    for entry in report["judged"]["entries"] if "judged" in report else ():
+        if (entry["model"], entry["against"]) == (model, against):
+            return entry
+        if (entry["against"], entry["model"]) == (model, against):
+            low, high = entry["interval"]
+            other: JudgedEntry = {**entry, "model": model, "against": against, "won": entry["lost"]}
+            return {
+                **other,
+                "lost": entry["won"],
+                "win_rate": 1 - entry["win_rate"],
+                "interval": [1 - high, 1 - low],
+            }
+    return None
 
 
 def turned(metric: MetricDifference) -> MetricDifference:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from slmctl.artifacts import atomic
 from slmctl.artifacts.bounded_json import JsonObject
@@ -63,14 +63,31 @@ class Review(Line):
     tools: list[JsonObject] = field(default_factory=list)
 
     @property
+    def outcome(self) -> tuple[str, str]:
+        """The decision with the right answer: equal for decisions that say the same."""
+        return self.decision, self.after
+
+    @property
     def uniform(self) -> bool:
         """True for a row that was drawn at random; only these may become calibration or test rows."""
         return self.chosen == UNIFORM
 
 
-def standing(reviews: Iterable[Review]) -> dict[str, Review]:
+class Decided(Protocol):
+    """A decision on a row, which a later one may undo."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def decision(self) -> str: ...
+
+
+DecidedT = TypeVar("DecidedT", bound=Decided)
+
+
+def standing(reviews: Iterable[DecidedT]) -> dict[str, DecidedT]:
     """The valid decision on each row, by row id: the last one that was not undone."""
-    history: dict[str, list[Review]] = {}
+    history: dict[str, list[DecidedT]] = {}
     for review in reviews:
         line = history.setdefault(review.id, [])
         if review.decision == "undone":
@@ -106,7 +123,8 @@ def _begins_with_review(path: Path, mtime_ns: int, size: int) -> bool:
             fields = json.loads(line)
         except (ValueError, RecursionError):
             continue  # torn, or cut
-        return isinstance(fields, dict) and "reviewer" in fields and fields.get("decision") in DECISIONS
+        is_review = isinstance(fields, dict) and "reviewer" in fields and "models" not in fields  # else a judged pair
+        return is_review and fields.get("decision") in DECISIONS
     return False
 
 

@@ -323,3 +323,46 @@ def test_rows_that_are_not_there_or_cannot_be_told_apart() -> None:
     unknown["release"]["rows"] = {}
     with pytest.raises(UsageError, match="asks for the new rows of production, and its data set is not below runs/"):
         verdict(unknown, **gate)
+
+
+# Judged pairs
+
+WINS = {"metric": "win_rate", "model": "Q4_K_M", "against": "adapter"}
+
+
+def judged(won: int, lost: int, same: int = 0, **more: float) -> dict[str, Any]:
+    """A report with judged pairs of Q4_K_M against adapter."""
+    entry = {
+        "model": "Q4_K_M", "against": "adapter", "won": won, "lost": lost, "same": same, "neither": 0,
+        "win_rate": (won + same / 2) / (won + lost + same), "interval": [0, 1], **more,
+    }  # fmt: skip
+    return REPORT | {"judged": {"entries": [entry], "of_others": 0}}
+
+
+@pytest.mark.parametrize(
+    ("report", "gate", "passed", "words"),
+    [
+        (judged(39, 21), {"min": 0.5}, True, "wins at least 53.5 % of 60 judged pairs against adapter (at"),
+        (judged(38, 22), {"min": 0.5}, False, "measured: 63.3 %, sign test p = 0.052"),
+        (judged(38, 22), {"min": 0.5, "confidence": 0.9}, True, "90 % confidence"),
+        (judged(39, 21, 30), {"min": 0.53}, False, "wins at least 52.1 % of 90 judged pairs"),
+        (judged(39, 21, design_effect=2.0, groups=9), {"min": 0.5}, False, "measured: 65.0 %"),
+        (judged(0, 0, 60), {"min": 0.4}, True, "measured: 50.0 %"),  # ties show that they are alike
+        (judged(20, 24), {"min": 0.4}, False, "wins at least 32.5 % of 44 judged pairs"),
+        # the other way round
+        (judged(21, 39), WINS | {"model": "adapter", "against": "Q4_K_M", "min": 0.5}, True, "adapter wins at least"),
+        (REPORT, {"min": 0.5}, False,
+         "no pair of Q4_K_M and adapter is judged (slmctl review --pairs Q4_K_M adapter, and evaluate.pairs"),
+        (REPORT, {"min": 0.5, "against": "production"}, True, "no production release yet: nothing to compare win_rate"),
+    ],
+)  # fmt: skip
+def test_a_gate_on_judged_pairs(report: dict[str, Any], gate: dict[str, Any], passed: bool, words: str) -> None:
+    result = verdict(report, **(WINS | gate))
+    assert (result.passed, words in result.text) == (passed, True), result.text
+
+
+@pytest.mark.parametrize("wrong", [{"against": None}, {"min": None}, {"min": None, "max_drop": 0.1}, {"rows": "new"}])
+def test_a_gate_on_judged_pairs_names_both_models_and_a_least_value(wrong: dict[str, Any]) -> None:
+    gate = {"against": "production", "min": 0.5, "metric": "win_rate", "model": "Q8_0"} | wrong
+    with pytest.raises(ValueError, match=r"a gate on win_rate has 'against' and 'min'|a gate has either"):
+        Gate(**gate)

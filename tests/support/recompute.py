@@ -635,6 +635,7 @@ class Recomputed:
             "focus": self.focus(measured, choice), "models": measured, "baselines": baselines,
             "pairs": self.pairs(slices), "slices": [self.slice(*one) for one in slices], "choice": choice,
             "break_even": self.money(measured), "cut": self.config["shown_characters"], **self.release(made),
+            **self.judged(measured, self.focus(measured, choice)),
         }  # fmt: skip
 
     def manifests(self, digests: list[str]) -> list[tuple[Path, dict[str, Any]]]:
@@ -813,6 +814,68 @@ class Recomputed:
             }  # fmt: skip
         trained = sum(0 in splits for splits in held)
         return {"release": {"name": own, "title": found[0]["release"], "trained_on": trained, "rows": rows}}
+
+    def judged(self, models: dict[str, Any], focus: str) -> dict[str, Any]:
+        """The pairs that people judged, from the file below the project whose hash the recipe holds."""
+        if "pairs" not in self.config:
+            return {}
+        files = self.folder.parents[2].glob("*.jsonl")
+        (path,) = [
+            path for path in files if f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" == self.config["pairs"]
+        ]
+        stacks = defaultdict[tuple[Any, ...], list[dict[str, Any]]](list)
+        for line in lines_of(path):
+            stack = stacks[(*line["models"], line["id"])]
+            stack[-1:] = [*stack[-1:], line] if line["decision"] != "undone" else []
+        last = [stack[-1] for stack in stacks.values() if stack and stack[-1]["decision"] != "skipped"]
+        entries = []
+        for pair in itertools.combinations(models, 2):
+            against, model = pair if pair[0] != focus else (pair[1], focus)
+            both = sorted(models[name]["predictions"] for name in pair)
+            lines = [line for line in last if line["models"] == both]
+            if lines:
+                better = "first" if models[model]["predictions"] == both[0] else "second"
+                entries.append({"model": model, "against": against, **self.preferred(lines, better)})
+                asked = [k for k in self.people[model].rows if self.people[against].asked[k]]
+                said = [[(row["answer"] or "").strip() for row in self.said(models[name])] for name in pair]
+                entries[-1]["equal"] = sum(said[0][k] == said[1][k] for k in asked)
+        known = {model["predictions"] for model in models.values()}
+        others = sum(not set(line["models"]) <= known for line in last)
+        return {"judged": {"entries": sorted(entries, key=lambda one: one["model"] != focus), "of_others": others}}
+
+    def said(self, model: dict[str, Any]) -> list[dict[str, Any]]:
+        return lines_of(self.there[model["predictions"]] / "predictions.jsonl")
+
+    def preferred(self, lines: list[dict[str, Any]], better: str) -> dict[str, Any]:
+        place = {record["id"]: k for k, record in enumerate(self.records)}
+        worse = {"first": "second", "second": "first"}[better]
+        n = Counter(line["decision"] for line in lines)
+        scores = [(line["decision"] == better) - (line["decision"] == worse) + 0.0 for line in lines]
+        groups = [self.groups[place[line["id"]]] for line in lines]
+        effect = clustered(scores, groups)
+
+        def upper(count: int, total: int) -> float:
+            count, total = math.ceil(count / effect), math.floor(total / effect)
+            exact = binomtest(min(count, total), total).proportion_ci(self.confidence, "exact") if total else None
+            return float(exact.high) if exact else 1.0
+
+        won, lost, pairs = n[better], n[worse], len(lines)
+        often, seldom = upper(won + lost, pairs), 1 - upper(pairs - won - lost, pairs)
+        ends = [0.5 - upper(lost, won + lost), upper(won, won + lost) - 0.5]
+        shares = [seldom if ends[0] > 0 else often, often if ends[1] > 0 else seldom]
+        more = None
+        for k in range(1001) if won != lost else ():
+            few, many = (min(won, lost) * (pairs + k) / pairs, max(won, lost) * (pairs + k) / pairs)
+            if binomial_p(math.ceil(few), math.floor(many), effect) <= 1 - self.confidence:
+                more = k
+                break
+        return {
+            "won": won, "lost": lost, "same": n["same"], "neither": n["neither"], "equal": 0,
+            "win_rate": (won + (n["same"] + n["neither"]) / 2) / pairs, "p": binomial_p(lost, won, effect),
+            "interval": [0.5 + end * share for end, share in zip(ends, shares, strict=True)], "more": more,
+            "reviewers": len({line["reviewer"] for line in lines}),
+            **({"design_effect": effect, "groups": len(set(groups))} if effect > 1 else {}),
+        }  # fmt: skip
 
     def held_by(self, path: Path) -> list[set[int]]:
         """The splits of a data set that hold the text of each record, from its hashes."""

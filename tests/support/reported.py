@@ -144,6 +144,12 @@ def evaluate_report(
                               "break_even_rows_per_hour": 3333, "share_of_capacity": 0.019} for name in models},
         },
         "cut": 0,
+        "judged": {
+            "entries": [{"model": models[-1], "against": models[0], "won": 39, "lost": 21, "same": 20, "neither": 10,
+                         "equal": 7, "win_rate": 0.6, "interval": [0.509, 0.705], "p": 0.0273, "more": 0,
+                         "reviewers": 2}],
+            "of_others": 0,
+        },
     }  # fmt: skip
 
 

@@ -6,26 +6,26 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
+from slmctl import console
 from slmctl.artifacts import locks
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.json_lines import JsonLines
 from slmctl.console import timestamp
 from slmctl.errors import DataError, LockedError, UsageError
 from slmctl.production.review.answers import equal_answer, fault_of
 from slmctl.production.review.review_rows import ReviewRow
-from slmctl.sources.reviewed import Review, standing
+from slmctl.sources.reviewed import Decided, Review, standing
 from slmctl.sources.rows import require_file
 from slmctl.task.contract import Task
 
 MAX_NAME = 80  # characters of a reviewer's name
 MODE = 0o600  # permissions of the reviewed file, which holds texts of customers
-
-Decided = Literal["accepted", "corrected", "skipped", "unchanged"]
 
 
 class DecisionRefusedError(DataError):
@@ -48,12 +48,35 @@ class ReviewProgress:
     per_hour: float | None
 
 
-class ReviewSession:
+class QueuedRow(Protocol):
+    """A row that waits for a decision."""
+
+    @property
+    def id(self) -> str: ...
+
+
+class WrittenDecision(Decided, Protocol):
+    """A line of the file of decisions; lines with one `outcome` say the same."""
+
+    @property
+    def reviewer(self) -> str: ...
+    @property
+    def outcome(self) -> object: ...
+    def to_json(self) -> JsonObject: ...
+
+
+RowT = TypeVar("RowT", bound=QueuedRow)
+LineT = TypeVar("LineT", bound=WrittenDecision)
+
+
+class DecisionSession(Generic[RowT, LineT]):
     """The queue of one reviewer, and the file to which decisions are appended; thread-safe.
+
+    A kind of decision is a subclass, which reads and makes its lines.
 
     Args:
         queue: The rows, in the order of review.
-        output: The reviewed file.
+        output: The file of decisions.
         reviewer: Name of the reviewer, recorded with each decision.
         clock: Returns monotonic seconds.
 
@@ -64,16 +87,12 @@ class ReviewSession:
         UsageError: The name is empty or too long.
     """
 
+    noun: ClassVar[str] = "row"  # what is decided
+
     def __init__(
-        self,
-        queue: Sequence[ReviewRow],
-        *,
-        task: Task,
-        output: Path,
-        reviewer: str,
-        clock: Callable[[], float] = time.monotonic,
+        self, queue: Sequence[RowT], *, output: Path, reviewer: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.queue, self.task, self.output, self.reviewer = queue, task, output, reviewer.strip()
+        self.queue, self.output, self.reviewer = queue, output, reviewer.strip()
         if not self.reviewer or len(self.reviewer) > MAX_NAME or not self.reviewer.isprintable():
             raise UsageError(f"a reviewer has a name of 1 to {MAX_NAME} characters", hint="--reviewer NAME")
         self._clock = clock
@@ -91,10 +110,28 @@ class ReviewSession:
             raise LockedError(f"another slmctl review fills {output.name}", hint="open its page") from None
         self._open()
 
+    # A kind of decision
+
+    def _lines(self) -> Iterable[LineT]:
+        """The lines of the file that count for this queue."""
+        raise NotImplementedError
+
+    def _line(self, row: RowT, answer: str | None) -> LineT:
+        """A decision as a line; raises a DecisionRefusedError for an answer that is not allowed."""
+        raise NotImplementedError
+
+    def _undone(self, line: LineT) -> LineT:
+        """The line that undoes a decision."""
+        raise NotImplementedError
+
+    def _counted(self) -> str:
+        """The numbers of this session's decisions in words."""
+        raise NotImplementedError
+
     def _open(self) -> None:
         self._file = JsonLines(self.output, mode=MODE)
         self._identity = self.output.stat().st_ino
-        self._history: list[Review] = list(Review.read(self.output))
+        self._history: list[LineT] = list(self._lines())
         self._stands = standing(self._history)
 
     def __enter__(self) -> Self:
@@ -104,17 +141,17 @@ class ReviewSession:
         self._file.close()
         self._held.close()
 
-    def next(self) -> ReviewRow | None:
+    def next(self) -> RowT | None:
         """The first undecided row; None at the end."""
         with self._guard:
             return next(iter(self.open_rows()), None)
 
-    def open_rows(self) -> list[ReviewRow]:
+    def open_rows(self) -> list[RowT]:
         with self._guard:
             return [candidate for candidate in self.queue if candidate.id not in self._stands]
 
-    def decide(self, id: str, answer: str | None) -> Decided:
-        """Write a decision: `answer` is the right answer; None skips the row.
+    def decide(self, id: str, answer: str | None) -> str:
+        """Write a decision on a row: `answer`, as the task or the kind of decision allows it; None skips the row.
 
         Returns:
             The kind of the decision; `unchanged` if the file already holds the same.
@@ -128,40 +165,20 @@ class ReviewSession:
             candidate = self._by_id.get(id)
             if candidate is None:
                 raise DecisionRefusedError(f"row '{id[:40]}' is not in the queue")
-            decision, review = self._review(candidate, answer)
+            line = self._line(candidate, answer)
             before = self._stands.get(id)
-            if before is not None and (before.decision, before.after) == (review.decision, review.after):
+            if before is not None and before.outcome == line.outcome:
                 return "unchanged"
             if before is not None:
                 raise DecisionRefusedError(
                     f"row '{id[:40]}' is decided otherwise, by {before.reviewer}", hint="undo that decision first"
                 )
-            self._write(review)
+            self._write(line)
             self._last = self._clock()
-            self._counts[decision] += 1
-            return decision
+            self._counts[line.decision] += 1
+            return line.decision
 
-    def _review(self, candidate: ReviewRow, answer: str | None) -> tuple[Decided, Review]:
-        review = Review(
-            id=candidate.id, time=timestamp(), reviewer=self.reviewer, decision="skipped", chosen=candidate.chosen,
-            probability=candidate.probability, digest=candidate.row.digest, seen=candidate.row.time,
-        )  # fmt: skip
-        if answer is None:
-            return "skipped", review
-        if fault := fault_of(self.task, answer, tools=candidate.row.tools):
-            raise DecisionRefusedError(fault)
-        same = equal_answer(self.task, answer, candidate.before)
-        decision: Literal["accepted", "corrected"] = "accepted" if same else "corrected"
-        return decision, replace(
-            review,
-            decision=decision,
-            messages=candidate.row.messages,
-            tools=candidate.row.tools,
-            before=candidate.before,
-            after=candidate.before if same else answer.strip(),
-        )
-
-    def undo(self) -> ReviewRow | None:
+    def undo(self) -> RowT | None:
         """Undo the last decision on a row of the queue; returns the row, or None without a decision.
 
         Raises:
@@ -172,22 +189,20 @@ class ReviewSession:
             last = next((review for review in standing_ones if review.id in self._by_id), None)
             if last is None:
                 return None
-            self._write(
-                Review(last.id, timestamp(), self.reviewer, "undone", chosen=last.chosen, probability=last.probability)
-            )
+            self._write(self._undone(last))
             if self._counts[last.decision]:
                 self._counts[last.decision] -= 1
             return self._by_id[last.id]
 
-    def _write(self, review: Review) -> None:
+    def _write(self, line: LineT) -> None:
         """Append a line, and count it once it is on disk."""
         if not self.output.exists() or self.output.stat().st_ino != self._identity:
             self._file.close()  # `trace --forget` has replaced the file
             self._open()
-        self._file.append(review.to_json())
-        self._history.append(review)
-        self._stands.pop(review.id, None)
-        self._stands |= standing(each for each in self._history if each.id == review.id)
+        self._file.append(line.to_json())
+        self._history.append(line)
+        self._stands.pop(line.id, None)
+        self._stands |= standing(each for each in self._history if each.id == line.id)
 
     def progress(self) -> ReviewProgress:
         with self._guard:
@@ -202,9 +217,49 @@ class ReviewSession:
     def summary(self) -> str:
         with self._guard:
             done = self.progress()
-            accepted, corrected, skipped = (self._counts[name] for name in ("accepted", "corrected", "skipped"))
-            pace = f", {done.per_hour:,.0f} rows an hour" if done.per_hour is not None else ""
-            return (
-                f"{done.own:,} row{'s' * (done.own != 1)} reviewed: {accepted:,} right, {corrected:,} corrected, "
-                f"{skipped:,} skipped{pace}; {done.decided:,} of {done.total:,} done"
-            )
+            pace = f", {done.per_hour:,.0f} {self.noun}s an hour" if done.per_hour is not None else ""
+            head = f"{console.count(done.own, self.noun)} reviewed: {self._counted()}"
+            return f"{head}{pace}; {done.decided:,} of {done.total:,} done"
+
+
+class ReviewSession(DecisionSession[ReviewRow, Review]):
+    """The queue of one reviewer of single answers, which the task must allow.
+
+    Args and Raises: those of `DecisionSession`.
+    """
+
+    def __init__(
+        self, queue: Sequence[ReviewRow], *, task: Task, output: Path, reviewer: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.task = task
+        super().__init__(queue, output=output, reviewer=reviewer, clock=clock)
+
+    def _lines(self) -> Iterable[Review]:
+        return Review.read(self.output)
+
+    def _line(self, row: ReviewRow, answer: str | None) -> Review:
+        review = Review(
+            id=row.id, time=timestamp(), reviewer=self.reviewer, decision="skipped", chosen=row.chosen,
+            probability=row.probability, digest=row.row.digest, seen=row.row.time,
+        )  # fmt: skip
+        if answer is None:
+            return review
+        if fault := fault_of(self.task, answer, tools=row.row.tools):
+            raise DecisionRefusedError(fault)
+        same = equal_answer(self.task, answer, row.before)
+        return replace(
+            review,
+            decision="accepted" if same else "corrected",
+            messages=row.row.messages,
+            tools=row.row.tools,
+            before=row.before,
+            after=row.before if same else answer.strip(),
+        )
+
+    def _undone(self, line: Review) -> Review:
+        return Review(line.id, timestamp(), self.reviewer, "undone", chosen=line.chosen, probability=line.probability)
+
+    def _counted(self) -> str:
+        accepted, corrected, skipped = (self._counts[name] for name in ("accepted", "corrected", "skipped"))
+        return f"{accepted:,} right, {corrected:,} corrected, {skipped:,} skipped"

@@ -37,6 +37,7 @@ from slmctl.reports.evaluation_report import (
 )
 from slmctl.stages.evaluate import release_rows, report_page
 from slmctl.stages.evaluate.baselines import baselines
+from slmctl.stages.evaluate.judged_pairs import judged
 from slmctl.stages.evaluate.model_selection import break_even, choose
 from slmctl.stages.evaluate.paired_comparison import Slice, compare, slices_of
 from slmctl.stages.evaluate.report_markdown import markdown
@@ -116,6 +117,10 @@ def run(
         compared = {name: scored[name] for name, kind in kinds.items() if not (kind.untuned or kind.is_remote)}
         title = facts_of(release).get("release", "")
         report["release"] = release_rows.entry(_name(release), title, compared, records, released, config.confidence)
+    if config.pairs is not None:
+        digests = {name: str(model.facts.get("predictions")) for name, model in models.items()}
+        groups, focus = next(iter(scored.values())).groups, report["focus"]
+        report["judged"] = judged(config.pairs, records, answers, digests, groups, focus=focus, confidence=sure)
     report = cast(EvaluationReport, _rounded(report))
     report["remarks"] = remarks(report)
     labels = task.labels or _label_sets(task, records, answers.values())

@@ -34,6 +34,7 @@ def markdown(report: EvaluationReport) -> str:
         weakest=list(_weakest(view)),
         release=list(_release(view)),
         checks=list(_checks(view)),
+        judged=list(_judged(report)),
         candidates=list(_candidates(report)),
         costs=list(_costs(report)),
     )
@@ -69,6 +70,14 @@ def _checks(view: ReportView) -> Iterator[list[str]]:
     for check in (*view.checks, *(["length_ratio"] if view.checks else [])):
         low, high = (scoreboard.figure(check, bound) for bound in entry["intervals"][check])
         yield [check, scoreboard.figure(check, entry["metrics"][check]), f"{low} to {high}"]
+
+
+def _judged(report: EvaluationReport) -> Iterator[list[str]]:
+    for entry in report["judged"]["entries"] if "judged" in report else ():
+        low, high = entry["interval"]
+        counts = [str(number) for number in (entry["won"], entry["lost"], entry["same"], entry["neither"])]
+        rate = [percent(entry["win_rate"]), f"{percent(low)} to {percent(high)}"]
+        yield [entry["model"], entry["against"], *rate, *counts, f"{entry['p']:.2g}"]
 
 
 def _candidates(report: EvaluationReport) -> Iterator[list[str]]:

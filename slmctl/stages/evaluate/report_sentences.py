@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from slmctl.console import percent
 from slmctl.inference import FILE, IN_SUM
 from slmctl.metrics.label_sum import ENCODER, WORDS
-from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry
+from slmctl.reports.evaluation_report import EvaluationReport, JudgedEntry, ParticipantEntry
 from slmctl.reports.html_page import Tone, count
 from slmctl.stages.evaluate.report_data import Difference, ReportView
 
@@ -71,6 +71,7 @@ def remarks(report: EvaluationReport) -> list[str]:
     return [
         *_baselines(view),
         *_release(view),
+        *_judged(view),
         *_choice(view),
         *_sum(view),
         *_decides(view),
@@ -122,6 +123,37 @@ def _release(view: ReportView) -> Iterator[str]:
         yield f"{name} was trained on {release['trained_on']} of these rows, which favours it."
     if not release["rows"]:
         yield f"The data set of {name} ({release['title']}) is not here: its old rows are not told from new ones."
+
+
+def _judged(view: ReportView) -> Iterator[str]:
+    """Remarks on pairs that people judged: the win rates, and decisions that do not count."""
+    judged = view.report.get("judged")
+    if judged is None:
+        return
+    for entry in judged["entries"]:
+        decided, ties = entry["won"] + entry["lost"], entry["same"] + entry["neither"]
+        groups = f" (rows of {count(entry['groups'], 'group')})" if "groups" in entry else ""
+        low, high = (percent(bound) for bound in entry["interval"])
+        yield (
+            f"People preferred {entry['model']} to {entry['against']} in {entry['won']:,} of {decided:,} decided pairs"
+            f"{groups}, and found {ties:,} alike: it wins {percent(entry['win_rate'])} ({low} to {high}), "
+            f"{_decided(entry, 1 - view.confidence)}."
+        )
+    if others := judged["of_others"]:
+        yield (
+            f"{count(others, 'decision')} on pairs {'is' if others == 1 else 'are'} about other answers than those "
+            f"measured here, and do{'es' * (others == 1)} not count."
+        )
+
+
+def _decided(entry: JudgedEntry, level: float) -> str:
+    """The sign test of judged pairs in words, with the number of pairs that would decide."""
+    chance = f"(sign test, p={entry['p']:.2g})"
+    if entry["p"] <= level:
+        return f"more than chance {chance}"
+    more = entry["more"]
+    needed = f"about {count(more, 'more pair')} like these would decide" if more else "more such pairs would not decide"
+    return f"which may be chance {chance}; {needed}"
 
 
 def _choice(view: ReportView) -> Iterator[str]:

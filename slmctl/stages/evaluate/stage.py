@@ -50,7 +50,8 @@ class Evaluate(Stage[EvaluateConfig]):
     def completed(self, section: EvaluateConfig) -> EvaluateConfig:
         grouped = any(source.group for source in self.project.config.prepare.sources)
         drafts = self.project.config.task.has("must")
-        return section.model_copy(update={"group_sizes": grouped, "draft_checks": drafts})
+        judged = section.pairs if section.pairs is None or section.pairs.exists() else None  # nobody has judged yet
+        return section.model_copy(update={"group_sizes": grouped, "draft_checks": drafts, "pairs": judged})
 
     def inputs(self, section: EvaluateConfig, get: Get, filled: Inputs) -> Inputs:
         if "predictions" not in filled:
@@ -60,7 +61,7 @@ class Evaluate(Stage[EvaluateConfig]):
     # Known before it costs anything
 
     def checks(self) -> Mapping[str, Callable[[], str]]:
-        return {"gates": self._gates, "release": self._release}
+        return {"gates": self._gates, "release": self._release, "pairs": self._pairs}
 
     def _gates(self) -> str:
         """Check that what the gates name will be measured."""
@@ -77,6 +78,13 @@ class Evaluate(Stage[EvaluateConfig]):
         """The release that gates compare with, or that there is none yet."""
         compared = project_gates.reference(self.project.config, self.project.root)
         return compared.state if compared is not None else ""
+
+    def _pairs(self) -> str:
+        """A sentence where nobody has judged a pair yet."""
+        path = self.settings.pairs
+        if path is None or path.exists():
+            return ""
+        return f"{path.name} is not there yet, so no pair is judged: slmctl review --pairs MODEL MODEL makes it"
 
     def refusals(self, rows: RowEstimate) -> Iterator[SlmctlError]:
         """Gates that cannot pass on the most rows, and the most groups, that may fall into the test."""

@@ -15,10 +15,13 @@ from support import tiny
 from support.forks import Forks
 
 from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest, load
-from slmctl.config import Choose, EvaluateConfig, Gate, MachinePrices
+from slmctl.artifacts.json_lines import JsonLines
+from slmctl.config import Choose, EvaluateConfig, Gate, MachinePrices, parse, recipe
 from slmctl.deduplication import row_fingerprints
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
+from slmctl.pipeline.graph import Project
+from slmctl.production.review.pairs import PairDecision
 from slmctl.stages.evaluate import evaluate
 from slmctl.stages.evaluate.model_selection import break_even
 from slmctl.task.contract import Task
@@ -118,6 +121,52 @@ def rows_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 WANTED = ["a", "b", "c", "a", "a", "b", "c", "c", "a", "b"]
 GIVEN = ["a", "b", "a", "a", " c\n", "b", "c", "nonsense", "a", "a"]
+
+
+@pytest.mark.parametrize(
+    ("said", "others", "remarks"),
+    [
+        ("wwwwwwww", 0, ["People preferred Q8_0 to base in 8 of 8 decided pairs, and found 0 alike: it wins 100.0 % "
+                         "(58.2 % to 100.0 %), more than chance (sign test, p=0.0078)."]),
+        ("wwls-n", 1, ["People preferred Q8_0 to base in 2 of 3 decided pairs, and found 2 alike: it wins 60.0 % "
+                       "(11.6 % to 96.6 %), which may be chance (sign test, p=1); about 65 more pairs like these would "
+                       "decide.",
+                       "1 decision on pairs is about other answers than those measured here, and does not count."]),
+        ("lwlw", 0, ["People preferred Q8_0 to base in 2 of 4 decided pairs, and found 0 alike: it wins 50.0 % "
+                     "(6.8 % to 93.2 %), which may be chance (sign test, p=1); more such pairs would not decide."]),
+        ("", 2, ["2 decisions on pairs are about other answers than those measured here, and do not count."]),
+    ],
+)  # fmt: skip
+def test_judged_pairs_are_told(report: Any, tmp_path: Path, said: str, others: int, remarks: list[str]) -> None:
+    models = ("sha256:test-Q8_0", "sha256:test-base")
+    words = {"w": "first", "l": "second", "s": "same", "n": "neither", "-": "skipped"}
+    with JsonLines(tmp_path / "pairs.jsonl") as stream:
+        for k, word in enumerate(said):
+            stream.append(PairDecision(f"r{k}", "12:00", "ann", words[word], models).to_json())  # type: ignore[arg-type]
+        for k in range(others):
+            stream.append(PairDecision(f"r{k}", "12:00", "ann", "first", (models[0], "sha256:older")).to_json())
+    answers = [f"{text} it is" for text in WANTED]
+    made = report(
+        "generate", WANTED, {"Q8_0": WANTED[:8] + answers[8:], "base": answers},
+        facts={"base": {"kind": "base"}}, config=EvaluateConfig(pairs=tmp_path / "pairs.jsonl"),
+    )  # fmt: skip
+    assert [each for each in made["remarks"] if "pairs" in each] == remarks
+    assert [entry["equal"] for entry in made["judged"]["entries"]] == [2] * bool(said)
+    table = (tmp_path / "out" / "report.md").read_text()
+    assert ("| Q8_0 | base | 100.0 % | 58.2 % to 100.0 % | 8 | 0 | 0 | 0 | 0.0078 |" in table) is (said == "w" * 8)
+
+
+def test_pairs_that_nobody_has_judged_yet_are_no_part_of_a_recipe(tmp_path: Path) -> None:
+    text = "project: desk\nbase: ./base\ntask: {kind: generate}\n"
+    stages = [
+        Project(tmp_path, parse(text + more, root=tmp_path)).stage("evaluate")
+        for more in ("", "evaluate: {pairs: pairs.jsonl}\n")
+    ]
+    assert recipe(stages[0].completed(stages[0].settings)) == recipe(stages[1].completed(stages[1].settings))
+    assert "nobody" not in stages[0].checks()["pairs"]() and "slmctl review --pairs" in stages[1].checks()["pairs"]()
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    assert recipe(stages[1].completed(stages[1].settings))["pairs"].startswith("sha256:")
+    assert stages[1].checks()["pairs"]() == ""
 
 
 def test_a_model_without_confidences_has_no_calibration(report: Any) -> None:

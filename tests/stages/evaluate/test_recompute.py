@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from support.forks import Forks
 
 from slmctl import config
 from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.json_lines import JsonLines
 from slmctl.deduplication import row_fingerprints
 from slmctl.pipeline import runner
 from slmctl.pipeline.graph import Project
+from slmctl.production.review.pairs import PairDecision
 from slmctl.task import label_sets
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
@@ -36,6 +39,7 @@ task: {kind: generate}
 evaluate:
   models: [base, gguf]
   choose: {smallest_within: 0.06, min_tokens_per_s: 10}
+  pairs: pairs.jsonl
 prices: {machine_per_hour: 0.3, input: 0.5, output: 1.5}
 """
 
@@ -156,6 +160,25 @@ def seen(root: Path, data: Data) -> Artifact:
     return make(root, "prepared", {"model": "seen"}, fill)
 
 
+def judge(root: Path, data: Data, made: dict[str, Artifact]) -> None:
+    """Made-up decisions on pairs of answers; some are undone, skipped, or of models that the report does not have."""
+    with JsonLines(root / "pairs.jsonl") as stream:
+        for models, skill in ((("Q8_0", "base"), 0.8), (("production", "Q4_K_M"), 0.5), (("Q8_0", "general"), 1.0)):
+            first, second = sorted(made[name].digest for name in models)
+            better = "first" if made[models[0]].digest == first else "second"
+            worse = "second" if better == "first" else "first"
+            for row in data.rows["test"][: 73 if skill == 1.0 else 50]:
+                said = ["neither", "skipped", worse, better][data.chance.choice([0, 1, 2, 3, 3, 3, 3])]
+                said = [better, "same"][row["sensitive"]] if skill == 1.0 else said
+                by = data.chance.choice("ab")
+                line = PairDecision(row["id"], "12:00", by, said, (first, second))  # type: ignore[arg-type] # a text
+                undone = [replace(line, decision="same"), replace(line, decision="undone")]
+                for each in (*undone[: 2 * (row["source"]["row"] % 5 == 0)], line):
+                    stream.append(each.to_json())
+        stream.append(PairDecision("test0", "12:00", "a", "first", ("sha256:0", "sha256:1")).to_json())
+        stream.append(PairDecision("test0", "12:00", "a", "same", (made["base"].digest, "sha256:f")).to_json())
+
+
 ARGUMENTS = {
     "type": "object",
     "properties": {"n": {"type": "integer"}, "words": {"type": "array", "items": {"type": "string"}}},
@@ -197,6 +220,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             for (name, size), skill in zip(sizes.items(), (0.9, 0.88, 0.3), strict=True)
         ],
     }
+    listed = given["predictions"]
+    assert isinstance(listed, list)
+    judge(tmp_path, data, {entry.metrics["model"]: entry for entry in listed})
     project = Project(root=tmp_path, config=config.parse(CONFIG, root=tmp_path))
     return runner.run(project, project.stage("evaluate").request(given)).artifact
 
@@ -211,8 +237,13 @@ def test_every_figure_is_found_again(made: Artifact, capsys: pytest.CaptureFixtu
         assert model["invalid"] > 0
     assert made.metrics["models"]["general"]["not_sent"] > 0 < made.metrics["models"]["general"]["failed"]
     assert made.metrics["choice"]["model"] is not None
+    judged = made.metrics["judged"]
+    assert {frozenset((entry["model"], entry["against"])) for entry in judged["entries"]} == JUDGED
+    assert judged["entries"][0]["model"] == made.metrics["focus"]
+    assert judged["of_others"] == 2
 
 
+JUDGED = {frozenset(pair) for pair in (("Q4_K_M", "production"), ("Q8_0", "base"), ("Q8_0", "general"))}
 FIGURES = {
     "classify": [
         ("models", "Q8_0", "metrics", "macro_f1"),
@@ -259,6 +290,9 @@ FIGURES = {
         ("slices", 1, "checks", "Q8_0", "missing_pattern"),
         ("models", "Q8_0", "intervals", "token_f1", 0),
         ("break_even", "models", "Q8_0", "share_of_capacity"),
+        ("judged", "entries", 0, "interval", 0),
+        ("judged", "entries", 1, "p"),
+        ("judged", "entries", 1, "won"),
     ],
 }
 

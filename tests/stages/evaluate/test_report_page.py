@@ -107,6 +107,15 @@ def test_a_report_read_back_with_sorted_keys_is_the_same_page(tmp_path: Path) ->
     assert (tmp_path / "report.html").read_bytes() == first
 
 
+def test_judged_pairs_stand_on_the_page(tmp_path: Path) -> None:
+    report = evaluate_report()
+    report_page.write(tmp_path / "report.html", report, [], labels=LABELS)
+    shown = re.sub(r"<[^>]+>|\s+", " ", (tmp_path / "report.html").read_text())
+    shown = re.sub(r" +", " ", shown)
+    assert "Judged by people" in shown
+    assert "Q4_K_M base 60.0 % 50.9 % to 70.5 % 39 21 20 10 0.027 0" in shown
+
+
 def test_a_pair_reads_the_same_from_both_sides() -> None:
     seen = ReportView(evaluate_report())
     forth, back = seen.difference("adapter", "Q8_0"), seen.difference("Q8_0", "adapter")

@@ -1,0 +1,101 @@
+"""People's decisions on pairs of answers -> the win rate of every two measured models that were judged."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slmctl.metrics.statistics import design_effect
+from slmctl.metrics.win_rate import WinRate
+from slmctl.production.review.pairs import PairDecision
+from slmctl.reports.evaluation_report import JudgedEntry, JudgedPairs
+from slmctl.sources.reviewed import standing
+from slmctl.stages.evaluate.scoring import Answers
+from slmctl.task.records import Record
+
+
+def judged(
+    path: Path,
+    records: Sequence[Record],
+    answers: Mapping[str, Answers],
+    digests: Mapping[str, str],
+    groups: npt.NDArray[np.int64],
+    *,
+    focus: str,
+    confidence: float,
+) -> JudgedPairs:
+    """The judged pairs of a report, those of the focus first.
+
+    Args:
+        path: The file of decisions.
+        records: The measured rows.
+        answers: The answers of each model, by its name.
+        digests: The digest of each model's predictions; decisions on others do not count.
+        groups: (n,) the number of each row's group.
+        focus: The model to release.
+        confidence: Coverage of the intervals.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    lines: dict[tuple[str, str], list[PairDecision]] = {}
+    for line in PairDecision.read(path):
+        lines.setdefault(line.models, []).append(line)
+    places = {record.id: k for k, record in enumerate(records)}
+    stands = {
+        key: [line for line in standing(own).values() if line.decision != "skipped" and line.id in places]
+        for key, own in lines.items()
+    }
+    entries = []
+    for names in itertools.combinations(digests, 2):
+        against, model = names if names[0] != focus else names[::-1]
+        key = (min(digests[name] for name in names), max(digests[name] for name in names))
+        if decisions := stands.get(key):
+            better = "first" if digests[model] == key[0] else "second"
+            rows = groups[[places[line.id] for line in decisions]]
+            entry = _entry(decisions, better, rows, confidence)
+            equal = _equal(answers[model], answers[against])
+            entries.append(entry | {"model": model, "against": against, "equal": equal})
+    measured = {*itertools.product(digests.values(), repeat=2)}
+    others = sum(len(own) for key, own in stands.items() if key not in measured)
+    return {"entries": sorted(entries, key=lambda entry: entry["model"] != focus), "of_others": others}
+
+
+def _entry(
+    decisions: Sequence[PairDecision], better: str, groups: npt.NDArray[np.int64], confidence: float
+) -> JudgedEntry:
+    """The figures of one pair of models without their names; `better` is the decision for the one in question."""
+    counts = Counter("won" if line.decision == better else line.decision for line in decisions)
+    same, neither, won = counts["same"], counts["neither"], counts["won"]
+    lost = len(decisions) - won - same - neither
+    scores = [1.0 if line.decision == better else -(line.decision in ("first", "second")) for line in decisions]
+    effect = design_effect(np.array(scores, np.float64), groups)
+    figures = WinRate(won, lost, same + neither, effect)
+    entry: JudgedEntry = {
+        "model": "",
+        "against": "",
+        "won": won,
+        "lost": lost,
+        "same": same,
+        "neither": neither,
+        "equal": 0,
+        "win_rate": figures.rate,
+        "interval": list(figures.interval(confidence)),
+        "p": figures.p,
+        "more": figures.more(1 - confidence),
+        "reviewers": len({line.reviewer for line in decisions}),
+    }
+    if effect > 1:
+        entry |= {"design_effect": effect, "groups": len(np.unique(groups))}
+    return entry
+
+
+def _equal(first: Answers, second: Answers) -> int:
+    """Number of rows that were sent to both and have equal answers."""
+    texts = zip(first.texts, second.texts, first.sent & second.sent, strict=True)
+    return sum(bool(sent) and (text or "").strip() == (other or "").strip() for text, other, sent in texts)
