@@ -42,6 +42,7 @@ NOT_RUN = {
     "fleet.md": {"slmctl keys add crm": "releases of these names"},
     "how-many-rows.md": {"slmctl encode": "an encoder", "slmctl calibrate": "a bound that it refuses"},
     "label.md": {"slmctl": "a teacher"},
+    "metrics.md": {"slmctl review": "a person at the page"},
     "compare.md": {"slmctl evaluate --against": "the network", "slmctl calibrate --endpoint": "the network"},
     "predict.md": {
         "slmctl predict MODEL --input in.jsonl": "a Ray cluster", "slmctl predict gguf --first-look": "an encoder",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import Config
     from slmctl.production.review.near_rows import TrainingRows
+    from slmctl.production.review.page import Desk
+    from slmctl.production.review.pairs import PairSession
     from slmctl.production.review.review_rows import ReviewRow
-    from slmctl.production.review.session import ReviewSession
+    from slmctl.production.review.session import DecisionSession, ReviewSession
+    from slmctl.production.review.spreadsheet import ReadBack
     from slmctl.task.contract import Task
 
 OUTPUT = "reviewed.jsonl"
+PAIRS_OUTPUT = "pairs.jsonl"
 LOOKED_UP = 2000  # collected rows of which the nearest training row is looked up before the page opens
 
 
@@ -49,7 +55,15 @@ class _Share(click.ParamType):
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="The file that decisions are added to, a source of prepare; reviewed.jsonl by default.",
+    help="The file that decisions are added to: by default reviewed.jsonl, a source of prepare; with --pairs that of "
+    "evaluate.pairs, or pairs.jsonl.",
+)
+@click.option(
+    "--pairs",
+    nargs=2,
+    metavar="MODEL MODEL",
+    help="Show the answers of two models of a report, such as Q8_0 base, side by side, to say which is better; which "
+    "model stands left is drawn by chance and hidden.",
 )
 @click.option(
     "--uniform",
@@ -71,15 +85,15 @@ class _Share(click.ParamType):
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="Write the rows to FILE for a spreadsheet. A FILE that exists is read: the answers in its column "
-    "reviewed_answer are decisions (- skips a row).",
+    "reviewed_answer are decisions (- skips a row); with --pairs left, right, same or neither in its column better.",
 )
 @click.option("--reviewer", metavar="NAME", help="Name beside each decision; that of the user by default.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port of the page; a free one by default.")
 @config_options
 @click.pass_obj
 def review(
-    options: Options, files: tuple[Path, ...], output: Path | None, uniform: float, labels: tuple[str, ...],
-    sheet: Path | None, reviewer: str | None, port: int,
+    options: Options, files: tuple[Path, ...], output: Path | None, pairs: tuple[str, str] | None, uniform: float,
+    labels: tuple[str, ...], sheet: Path | None, reviewer: str | None, port: int,
 ) -> None:  # fmt: skip
     """Open a page on which people decide about collected answers, and add their decisions to a file.
 
@@ -87,44 +101,81 @@ def review(
     that a client called wrong, then rows on which local and general model disagree, escalated and unsure answers,
     suspected labels, new texts and one of each cluster, and among them rows drawn by chance. Suspected labels that
     prepare does not report, since its linear model is too weak, come last, and only where suspects.jsonl of the data
-    set is among FILES. Prints the page's address; Ctrl-C ends it.
+    set is among FILES. Prints the page's address; Ctrl-C ends it. --pairs has people judge two models' answers to the
+    same test rows.
     """
-    from slmctl.pipeline.system_errors import missing, spoken
+    from slmctl.pipeline.system_errors import spoken
     from slmctl.production.review.session import ReviewSession
 
-    settings = read_settings(options)
+    settings, name = read_settings(options), reviewer or getpass.getuser()
+    if pairs is not None:
+        if files or labels:
+            raise UsageError("--pairs shows the rows of a report", hint="leave FILES and --label out")
+        _judge(options, settings, pairs, output, sheet, name, port)
+        return
     prepared = _prepared(options)
     task = _with_labels(_task(options, prepared), labels, settings)
     output = output or options.directory / OUTPUT
     with spoken("review", output.parent):
         training, queue = _queue(options, files, settings, prepared, task, uniform)
-        with ReviewSession(queue, task=task, output=output, reviewer=reviewer or getpass.getuser()) as session:
+        with ReviewSession(queue, task=task, output=output, reviewer=name) as session:
             if sheet is not None:
                 _spreadsheet(sheet, session)
                 return
-            try:
-                from slmctl.network.http_server import bound_socket
-                from slmctl.production.review.page import HOST, ReviewDesk
-            except ModuleNotFoundError as error:
-                raise missing(error, "review") from error
-            desk = ReviewDesk(session, training, settings.project)
-            with bound_socket(HOST, port) as sock:
-                _announce(session)
-                terminal().write(desk.address(sock) + "\n")
-                desk.run(sock)
-            terminal().say(session.summary())
+            reasons = Counter(candidate.chosen for candidate in queue).most_common()
+            note = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+            _serve(session, lambda page: page.ReviewDesk(session, training, settings.project), port, note)
             terminal().say(f"  decisions: {output}; to train on them: sources: [.., {{path: {output.name}}}]")
 
 
-def _announce(session: ReviewSession) -> None:
-    """Print how many rows wait for review, by reason, and how many are done."""
-    from collections import Counter
+def _judge(
+    options: Options, settings: Config, names: tuple[str, str], output: Path | None, sheet: Path | None, reviewer: str,
+    port: int,
+) -> None:  # fmt: skip
+    """Have a person judge the pairs of two models' answers, on the page or in a spreadsheet.
 
-    counts = Counter(candidate.chosen for candidate in session.queue)
-    done = session.progress()
-    terminal().say(f"{terminal().count(done.total - done.decided, 'row')} to review, {done.decided:,} done")
-    terminal().say("  " + ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()))
-    terminal().say("  open the address below in a browser; Ctrl-C ends it")
+    Raises:
+        DataError: Both models gave the same answer to every row.
+    """
+    from slmctl.pipeline import predictions
+    from slmctl.pipeline.system_errors import spoken
+    from slmctl.production.review.pairs import JudgedModels, PairSession
+
+    output = output or settings.evaluate.pairs or options.directory / PAIRS_OUTPUT
+    with spoken("review", output.parent):
+        judged = JudgedModels.of(*predictions.measured_with(options.directory, *names))
+        if not judged.queue:
+            raise DataError(f"{' and '.join(names)} gave equal answers to every row", hint="two models that differ")
+        with PairSession(judged, output=output, reviewer=reviewer) as session:
+            if sheet is not None:
+                _pair_sheet(sheet, session)
+                return
+            note = f"{judged.equal:,} with equal answers are left out" if judged.equal else ""
+            _serve(session, lambda page: page.PairDesk(session, settings.project), port, note)
+            terminal().say(
+                f"  decisions: {output}; to measure them: evaluate: {{pairs: {output.name}}}, slmctl evaluate"
+            )
+
+
+def _serve(
+    session: DecisionSession[Any, Any], desk_of: Callable[[ModuleType], Desk[Any]], port: int, note: str
+) -> None:
+    """Serve the page of a session until Ctrl-C; `note` says more about its rows."""
+    from slmctl.pipeline.system_errors import missing
+
+    try:
+        from slmctl.network.http_server import bound_socket
+        from slmctl.production.review import page
+    except ModuleNotFoundError as error:
+        raise missing(error, "review") from error
+    desk, done = desk_of(page), session.progress()
+    with bound_socket(page.HOST, port) as sock:
+        terminal().say(f"{terminal().count(done.total - done.decided, session.noun)} to review, {done.decided:,} done")
+        for line in filter(None, (note, "open the address below in a browser; Ctrl-C ends it")):
+            terminal().say(f"  {line}")
+        terminal().write(desk.address(sock) + "\n")
+        desk.run(sock)
+    terminal().say(session.summary())
 
 
 def _prepared(options: Options) -> Artifact | None:
@@ -223,24 +274,47 @@ def _similarity(training: TrainingRows | None, rows: int) -> Callable[[str], flo
 
 
 def _spreadsheet(path: Path, session: ReviewSession) -> None:
-    """Write the rows that are open to a new file, or take the decisions of one that exists.
+    """Write the rows that are open to a new file, or take the decisions of one that exists; raises as `_read` does."""
+    from slmctl.production.review import spreadsheet
+
+    if not path.exists():
+        _written(path, spreadsheet.write(path, session.open_rows()), spreadsheet.ANSWER, session)
+        return
+    words = {"accepted": "right", "corrected": "corrected"}
+    _read(path, spreadsheet.read(path, session), words, spreadsheet.ANSWER, session)
+
+
+def _pair_sheet(path: Path, session: PairSession) -> None:
+    """`_spreadsheet` of pairs."""
+    from slmctl.production.review import spreadsheet
+
+    column = spreadsheet.BETTER
+    if not path.exists():
+        _written(path, spreadsheet.write_pairs(path, session), column, session)
+        return
+    done = spreadsheet.read(path, session, column=column, stamp=session.judged.stamp)
+    done.counts["better"] = done.counts["first"] + done.counts["second"]  # which of them stays hidden
+    words = {"better": "with a better answer", "same": "the same", "neither": "both bad"}
+    _read(path, done, words, column, session)
+
+
+def _written(path: Path, count: int, column: str, session: DecisionSession[Any, Any]) -> None:
+    rows = terminal().count(count, session.noun)
+    terminal().say(f"{rows} written; fill the column {column}, then the same command reads it")
+    terminal().write(f"{path}\n")
+
+
+def _read(
+    path: Path, done: ReadBack, words: Mapping[str, str], column: str, session: DecisionSession[Any, Any]
+) -> None:
+    """Say what came back from a spreadsheet; `words` names its decisions.
 
     Raises:
         DataError: The file holds no decision, or some were refused.
     """
-    from slmctl.production.review import spreadsheet
-
-    if not path.exists():
-        count = spreadsheet.write(path, session.open_rows())
-        rows = terminal().count(count, "row")
-        terminal().say(f"{rows} written; fill the column {spreadsheet.ANSWER}, then the same command reads it")
-        terminal().write(f"{path}\n")
-        return
-    done = spreadsheet.read(path, session)
-    terminal().say(
-        f"{path.name}: {done.accepted:,} right, {done.corrected:,} corrected, {done.skipped:,} skipped, "
-        f"{done.unchanged:,} read before, {done.empty:,} without a decision"
-    )
+    names = {**words, "skipped": "skipped", "unchanged": "read before"}
+    parts = [f"{done.counts[name]:,} {word}" for name, word in names.items()]
+    terminal().say(f"{path.name}: {', '.join(parts)}, {done.empty:,} without a decision")
     for sentence in done.refused[:20]:
         terminal().say(f"  {path.name} {sentence}")
     if done.refused:
@@ -248,9 +322,9 @@ def _spreadsheet(path: Path, session: ReviewSession) -> None:
             f"{path.name}: {terminal().count(len(done.refused), 'row')} refused; {session.output.name} has the others",
             hint=f"correct these rows, and the same command reads {path.name} once more",
         )
-    if not any((done.accepted, done.corrected, done.skipped, done.unchanged)):
+    if not done.counts.total():
         raise DataError(
-            f"{path.name} exists, and its column {spreadsheet.ANSWER} is empty",
+            f"{path.name} exists, and its column {column} is empty",
             hint="fill it, or name a new file to write the rows to",
         )
 

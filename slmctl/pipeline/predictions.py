@@ -17,6 +17,7 @@ from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, StageRequest
+from slmctl.reports.evaluation_report import parse_report
 
 LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
 
@@ -85,6 +86,30 @@ def inputs_of(project: Project, made: Artifact, role: str) -> list[Artifact]:
             hint="slmctl evaluate makes it again",
         )
     return [here[digest] for digest in digests]
+
+
+def measured_with(root: Path, first: str, second: str) -> tuple[tuple[Artifact, Artifact], Artifact]:
+    """The predictions of two models by their names in the newest report on both, and the data set of that report.
+
+    Raises:
+        IntegrityError: No report below `runs/` measures both, or their predictions or rows are gone.
+    """
+    here = {made.digest: made for made in lineage.readable_artifacts(root)}
+    reports = sorted(
+        (made for made in here.values() if made.kind == "report"), key=lambda made: made.manifest.started, reverse=True
+    )
+    for report in reports:
+        models = parse_report(report.metrics, where=f"the manifest of {report.path}")["models"]
+        if {first, second} <= models.keys():
+            digests = [str(models[name].get("predictions")) for name in (first, second)]
+            digests.append(str(report.manifest.inputs.get(PREPARED.name)))
+            if all(digest in here for digest in digests):
+                return (here[digests[0]], here[digests[1]]), here[digests[2]]
+    names = sorted(reports[0].metrics["models"]) if reports else []
+    raise IntegrityError(
+        f"no report below runs/ measures both {first} and {second}",
+        hint=f"the newest measures {', '.join(names)}" if names else "slmctl evaluate",
+    )
 
 
 def base_of(project: Project, adapter: Artifact) -> Artifact:

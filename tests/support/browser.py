@@ -88,6 +88,7 @@ class Browser:
     def press(self, key: str, *, shift: bool = False) -> None:
         """Press and release a key such as Enter, Tab, Space or Escape, or that of a character."""
         named = {"Enter": (13, "\r"), "Tab": (9, ""), "Space": (32, " "), "Escape": (27, ""), "ArrowDown": (40, "")}
+        named |= {"ArrowLeft": (37, ""), "ArrowRight": (39, "")}
         code, text = named.get(key, (ord(key[0].upper()), key))
         known = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": code}
         modifiers = 8 if shift else 0

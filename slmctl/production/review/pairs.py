@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from slmctl.production.review.session import DecisionRefusedError, DecisionSessi
 from slmctl.task.records import Message, read_records
 
 Preferred: TypeAlias = Literal["first", "second", "same", "neither"]
+SHOWN = 20_000  # characters of a text that are shown
 SIDES = ("left", "right", "same", "neither")  # what a reviewer says; neither: both answers are bad
 
 
@@ -67,11 +69,18 @@ class AnswerPair:
 
     def preferred(self, side: str) -> Preferred:
         """The decision that a side stands for; raises a DecisionRefusedError for any other word than SIDES."""
+        side = side.strip().lower()
         if side not in SIDES:
             raise DecisionRefusedError(f"'{side[:40]}' is none of {', '.join(SIDES)}")
         if side in ("left", "right"):
             return "second" if (side == "left") == self.is_swapped else "first"
         return "same" if side == "same" else "neither"
+
+
+def bounded(text: str) -> str:
+    """The first SHOWN characters of a text, and how many more there are."""
+    more = len(text) - SHOWN
+    return f"{text[:SHOWN]}… ({more:,} characters more)" if more > 0 else text
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,11 @@ class JudgedModels:
     names: tuple[str, str]
     queue: Sequence[AnswerPair]
     equal: int
+
+    @property
+    def stamp(self) -> str:
+        """A short hash of both models' predictions, which a spreadsheet carries."""
+        return hashlib.sha256("/".join(self.models).encode()).hexdigest()[:12]
 
     @classmethod
     def of(cls, predictions: tuple[Artifact, Artifact], prepared: Artifact) -> JudgedModels:
@@ -125,15 +139,15 @@ class PairSession(DecisionSession[AnswerPair, PairDecision]):
     noun = "pair"
 
     def __init__(self, judged: JudgedModels, *, output: Path, reviewer: str) -> None:
-        self._judged = judged
+        self.judged = judged
         super().__init__(judged.queue, output=output, reviewer=reviewer)
 
     def _lines(self) -> Iterable[PairDecision]:
-        return decisions_in(self.output, self._judged.models)
+        return decisions_in(self.output, self.judged.models)
 
     def _line(self, row: AnswerPair, answer: str | None) -> PairDecision:
         decision = "skipped" if answer is None else row.preferred(answer)
-        return PairDecision(row.id, timestamp(), self.reviewer, decision, self._judged.models, self._judged.names)
+        return PairDecision(row.id, timestamp(), self.reviewer, decision, self.judged.models, self.judged.names)
 
     def _undone(self, line: PairDecision) -> PairDecision:
         return replace(line, time=timestamp(), reviewer=self.reviewer, decision="undone")

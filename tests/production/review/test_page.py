@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from support import TESTS, handmade, production, tiny
 from support.browser import Browser
 from support.forks import Done, Forks
 from support.production import collected
 from support.reported import HOSTILE
+from support.review_page import press, served, settle, text_of, visit
 
 from slmctl.production.review.near_rows import TrainingRows
 from slmctl.production.review.page import ReviewDesk
@@ -53,41 +52,11 @@ ORDER = '{"items": [{"name": "kettle"}], "order": "A-17", "paid": false, "size":
 @contextmanager
 def opened(queue: Sequence[ReviewRow], folder: Path, *, kind: str = "classify") -> Iterator[Any]:
     """The page over a queue: its address with the token, and its session."""
-    with ReviewSession(queue, task=TASKS[kind], output=folder / "reviewed.jsonl", reviewer="ann") as session:
-        desk = ReviewDesk(session, TrainingRows.of(PREPARED), "desk")
-        server = uvicorn.Server(uvicorn.Config(desk.app(), port=0, log_config=None, lifespan="off"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            threading.Event().wait(0.01)
-        address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        try:
-            yield f"{address}/#{desk.token}", session
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join()
-
-
-def visit(browser: Browser, url: str, **how: Any) -> None:
-    """Open the page and wait for the first row."""
-    browser.open("about:blank")
-    browser.open(url, **how)
-    settle(browser)
-
-
-def settle(browser: Browser) -> None:
-    browser.wait("!document.body.hasAttribute('aria-busy') && !document.getElementById('desk').hidden")
-
-
-def press(browser: Browser, *keys: str) -> None:
-    """Press keys one after the other, each when the page has answered the last."""
-    for key in keys:
-        browser.press(key)
-        settle(browser)
-
-
-def text_of(browser: Browser, selector: str = "main") -> str:
-    return str(browser.ask(f"document.querySelector({json.dumps(selector)}).innerText"))
+    with (
+        ReviewSession(queue, task=TASKS[kind], output=folder / "reviewed.jsonl", reviewer="ann") as session,
+        served(ReviewDesk(session, TrainingRows.of(PREPARED), "desk")) as url,
+    ):
+        yield url, session
 
 
 def lines(session: ReviewSession) -> list[Review]:

@@ -11,7 +11,8 @@ import json
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from typing import Any, Generic
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,8 +24,9 @@ from starlette.routing import Route
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.network.http_server import SignalledServer
 from slmctl.production.review.near_rows import Neighbour, TrainingRows
+from slmctl.production.review.pairs import AnswerPair, bounded
 from slmctl.production.review.review_rows import ReviewRow
-from slmctl.production.review.session import DecisionRefusedError, ReviewSession
+from slmctl.production.review.session import DecisionRefusedError, DecisionSession, ReviewSession, RowT
 from slmctl.reports.served_page import served_page
 from slmctl.task.contract import Task
 
@@ -39,21 +41,28 @@ class _NoTokenError(DecisionRefusedError):
     """A request without the token of the printed address."""
 
 
-@dataclass(frozen=True)
-class ReviewDesk:
-    """The state of the page's server.
+class Desk(Generic[RowT]):
+    """The state of the page's server; a subclass says how a row is shown.
+
+    Args:
+        session: The queue and its reviewer.
+        project: Name of the project, for the title.
 
     Attributes:
-        session: The queue and its reviewer.
-        training: The training rows in which near ones are looked up; None without a data set.
-        project: Name of the project, for the title.
         token: Token that every request must send.
     """
 
-    session: ReviewSession
-    training: TrainingRows | None = None
-    project: str = ""
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    def __init__(self, session: DecisionSession[RowT, Any], project: str = "") -> None:
+        self.session, self.project = session, project
+        self.token = secrets.token_urlsafe(24)
+
+    def about(self) -> JsonObject:
+        """The facts that the page asks for once: at least the `kind` of its rows."""
+        raise NotImplementedError
+
+    def view(self, candidate: RowT) -> JsonObject:
+        """A row as the page shows it."""
+        raise NotImplementedError
 
     def app(self) -> Starlette:
         app = Starlette(
@@ -81,9 +90,23 @@ class ReviewDesk:
         )  # fmt: skip
         asyncio.run(SignalledServer(settings).run_until_stopped(sock))
 
-    def view(self, candidate: ReviewRow | None) -> JsonObject | None:
-        if candidate is None:
-            return None
+    def state(self, candidate: RowT | None) -> JsonObject:
+        """The response to each request of the page: a row, None at the end, and the progress of the session."""
+        row = self.view(candidate) if candidate is not None else None
+        return {"row": row, "progress": asdict(self.session.progress())}
+
+
+class ReviewDesk(Desk[ReviewRow]):
+    """Shows collected answers and suspected labels; `training`: the rows among which near ones are looked up."""
+
+    def __init__(self, session: ReviewSession, training: TrainingRows | None = None, project: str = "") -> None:
+        super().__init__(session, project)
+        self.training, self.task = training, session.task
+
+    def about(self) -> JsonObject:
+        return {"kind": self.task.kind, "labels": list(self.task.labels), "schema": self.task.schema}
+
+    def view(self, candidate: ReviewRow) -> JsonObject:
         row, heard = candidate.row, candidate.feedback
         near = self.training.nearest(row.text, NEAR + 1) if self.training is not None else []
         near = [each for each in near if candidate.chosen != "suspect" or each.text != row.text][:NEAR]  # not itself
@@ -93,13 +116,22 @@ class ReviewDesk:
             "messages": [turn for turn in row.messages if turn.get("role") != "system"],
             "answer": candidate.before, "confidence": row.confidence, "p_correct": row.p_correct,
             "general": row.general_answer, "proposed": candidate.proposed, "client": client,
-            "options": likely_labels(self.session.task, candidate, near),
+            "options": likely_labels(self.task, candidate, near),
             "near": [{"text": each.text, "answer": each.answer, "similarity": each.similarity} for each in near],
         }  # fmt: skip
 
-    def state(self, candidate: ReviewRow | None) -> JsonObject:
-        """The response to each request of the page: a row, and the progress of the session."""
-        return {"row": self.view(candidate), "progress": asdict(self.session.progress())}
+
+class PairDesk(Desk[AnswerPair]):
+    """Shows pairs of answers, left and right; nothing that it sends names a model."""
+
+    def about(self) -> JsonObject:
+        return {"kind": "pairs", "labels": []}
+
+    def view(self, candidate: AnswerPair) -> JsonObject:
+        turns = [turn for turn in candidate.messages if turn["role"] != "system"]
+        shown = [{"role": turn["role"], "content": bounded(turn["content"])} for turn in turns]
+        left, right = map(bounded, candidate.sides)
+        return {"id": candidate.id, "messages": shown, "left": left, "right": right}
 
 
 def likely_labels(task: Task, candidate: ReviewRow, near: list[Neighbour]) -> list[JsonObject]:
@@ -116,13 +148,13 @@ async def _page(_: Request) -> Response:
     return HTMLResponse(page.html, headers=page.headers)
 
 
-def _desk(request: Request) -> ReviewDesk:
+def _desk(request: Request) -> Desk[Any]:
     """The desk of the app, for a request with the right token.
 
     Raises:
         _NoTokenError: The token is missing or wrong.
     """
-    desk: ReviewDesk = request.app.state.desk
+    desk: Desk[Any] = request.app.state.desk
     shown = request.headers.get("authorization", "").removeprefix("Bearer ")
     if not secrets.compare_digest(shown.encode(), desk.token.encode()):
         raise _NoTokenError("this address lacks its token: open the one that slmctl review has printed")
@@ -131,13 +163,9 @@ def _desk(request: Request) -> ReviewDesk:
 
 async def _task(request: Request) -> Response:
     desk = _desk(request)
-    task = desk.session.task
-    return JSONResponse(
-        {
-            "kind": task.kind, "labels": list(task.labels), "schema": task.schema, "project": desk.project,
-            "file": desk.session.output.name, "total": len(desk.session.queue),
-        }
-    )  # fmt: skip
+    session = desk.session
+    where = {"project": desk.project, "file": session.output.name, "total": len(session.queue)}
+    return JSONResponse(desk.about() | where)
 
 
 async def _next(request: Request) -> Response:
@@ -152,7 +180,7 @@ async def _decide(request: Request) -> Response:
     if not isinstance(id, str) or not (answer is None or isinstance(answer, str)):
         raise DecisionRefusedError("a decision has the id of a row, and an answer or null")
 
-    def decide() -> ReviewRow | None:
+    def decide() -> Any:
         desk.session.decide(id, answer)
         return desk.session.next()
 
@@ -164,7 +192,7 @@ async def _undo(request: Request) -> Response:
     return await _answer(desk, lambda: desk.session.undo() or desk.session.next())
 
 
-async def _answer(desk: ReviewDesk, act: Callable[[], ReviewRow | None]) -> Response:
+async def _answer(desk: Desk[RowT], act: Callable[[], RowT | None]) -> Response:
     """Call `act` in a thread, since it waits for the disk, and respond with the row that it returns."""
     text = json.dumps(await run_in_threadpool(lambda: desk.state(act())))  # ASCII: lone surrogates have no UTF-8
     return Response(text, media_type="application/json")

@@ -59,12 +59,12 @@ async function act(path, body, words) {
 
 function decide(answer) {
   if (!row) return;
-  const words = answer === null ? "Skipped." : task.kind === "classify" ? `${clean(answer)}.` : answer === row.answer ? "Right." : "Corrected.";
+  const words = answer === null ? "Skipped." : PAIR[answer] ? `${PAIR[answer].name}.` : task.kind === "classify" ? `${clean(answer)}.` : answer === row.answer ? "Right." : "Corrected.";
   act("/v1/review/decide", { id: row.id, answer }, words);
 }
 
 function accept() {
-  if (!row) return;
+  if (!row || task.kind === "pairs") return;
   let answer = row.answer;
   if (editor && editor.isChanged()) {
     try {
@@ -107,9 +107,10 @@ function show(state) {
     if (several) at("messages").append(make("p", "said-by", turn.role));
     at("messages").append(make("div", "message", typeof turn.content === "string" ? turn.content : JSON.stringify(turn.content)));
   }
-  choice.append(answers(), (KINDS[task.kind] || KINDS.generate)());  // a call is edited as its text
+  if (task.kind !== "pairs") choice.append(answers());
+  choice.append((KINDS[task.kind] || KINDS.generate)());  // a call is edited as its text
   nameAct();
-  showNear();
+  if (row.near) showNear();
   scrollTo(0, 0);
   card.focus({ preventScroll: true });
 }
@@ -147,9 +148,38 @@ function showNear() {
   at("near").hidden = !rows.length;
 }
 
-// The three kinds of task
+// What a reviewer says of a pair, with its keys; the first one is shown.
+const PAIR = {
+  left: { name: "Left is better", keys: ["1", "ArrowLeft"] },
+  right: { name: "Right is better", keys: ["2", "ArrowRight"] },
+  same: { name: "The same", keys: ["3"] },
+  neither: { name: "Both bad", keys: ["4"] },
+};
+
+// The kinds of task, and pairs of answers
 
 const KINDS = {
+  pairs() {
+    const parts = aligned(row.left, row.right);
+    const side = (name, text, own) => {
+      const shown = parts ? parts.filter(([tag]) => tag === "span" || tag === own) : [["span", text]];
+      const words = shown.map(([tag, part]) => (tag === "span" ? clean(part) : make("mark", "", part)));
+      const answer = make("div", "message", ...(text ? words : [make("span", "note", "No answer.")]));
+      const section = make("section", "side", make("h2", "", name), answer);
+      section.setAttribute("aria-label", `${name} answer`);
+      section.tabIndex = 0;  // which arrows then scroll
+      return section;
+    };
+    const buttons = Object.entries(PAIR).map(([answer, { name, keys }]) => {
+      const button = make("button", answer === "left" || answer === "right" ? "" : "quiet", name, make("kbd", "", keys[0]));
+      button.type = "button";
+      button.id = answer;
+      button.addEventListener("click", () => decide(answer));
+      return button;
+    });
+    const note = parts ? [] : [make("p", "note", "Too long to mark what differs.")];
+    return make("div", "", make("div", "sides", side("Left", row.left, "del"), side("Right", row.right, "ins")), ...note, make("div", "row", ...buttons));
+  },
   classify() {
     const list = make("ul", "options");
     row.options.forEach((option, place) => {
@@ -254,10 +284,16 @@ function fieldOf(name, about, value, required) {
   };
 }
 
-// The words that were taken out and put in, by their longest common subsequence.
 function difference(before, after) {
+  const parts = aligned(before, after);
+  return parts ? parts.map(([tag, text]) => make(tag, "", text)) : [make("span", "", "Changed; too long to show what.")];
+}
+
+// The words that both texts have (span), or the first (del) or the second alone (ins), by their longest common
+// subsequence; null for texts that are too long.
+function aligned(before, after) {
   const a = before.split(/(\s+)/), b = after.split(/(\s+)/);
-  if (a.length * b.length > 4e6) return [make("span", "", "Changed; too long to show what.")];
+  if (a.length * b.length > 4e6) return null;
   const width = b.length + 1;
   const common = new Uint16Array((a.length + 1) * width);
   for (let i = a.length - 1; i >= 0; i--) {
@@ -275,13 +311,13 @@ function difference(before, after) {
     } else if (j === b.length || (i < a.length && common[(i + 1) * width + j] >= common[i * width + j + 1])) add("del", a[i++]);
     else add("ins", b[j++]);
   }
-  return parts.map(([tag, text]) => make(tag, "", text));
+  return parts;
 }
 
 // The search among all labels
 
 function openSearch() {
-  if (!row) return;
+  if (!row || task.kind === "pairs") return;
   if (task.kind !== "classify") {
     if (editor) editor.focus();
     return;
@@ -354,6 +390,11 @@ document.addEventListener("keydown", (event) => {
     if (event.target.closest("button, a")) return; // which the browser presses itself
     event.preventDefault();
     accept();
+  } else if (task.kind === "pairs" && !ACTS[event.key]) {
+    const said = Object.keys(PAIR).find((answer) => PAIR[answer].keys.includes(event.key));
+    if (!said) return;
+    event.preventDefault();
+    decide(said);
   } else if (task.kind === "classify" && /^[1-5]$/.test(event.key)) {
     const option = row && row.options[Number(event.key) - 1];
     if (option) decide(option.label);
@@ -380,7 +421,8 @@ async function start() {
   }
   document.title = `Review · ${clean(task.project)}`;
   at("kind").textContent = clean(`slmctl review · ${task.project} · ${task.file}`);
-  at("name").textContent = { classify: "Which label is right?", tag: "Are the labels right?", extract: "Are the fields right?", generate: "Is the answer right?", call: "Is the call right?" }[task.kind];
+  at("name").textContent = { classify: "Which label is right?", tag: "Are the labels right?", extract: "Are the fields right?", generate: "Is the answer right?", call: "Is the call right?", pairs: "Which answer is better?" }[task.kind];
+  for (const id of ["accept", "find"]) at(id).hidden = task.kind === "pairs";
   at("find").replaceChildren(...(task.kind === "classify" ? ["All labels", make("kbd", "", "/")] : ["Edit", make("kbd", "", "e")]));
   at("desk").hidden = false;
   act("/v1/review/next", {}, "");
