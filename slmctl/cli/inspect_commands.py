@@ -125,6 +125,7 @@ def ls(options: Options, kinds: tuple[str, ...], models: bool) -> None:
     metavar="PATH",
     help="A further file or folder of collected answers, feedback or reviews to search; repeatable.",
 )
+@click.option("--contains", is_flag=True, help="Find the rows with --text in them, such as a name in documents.")
 @click.option("--forget", is_flag=True, help="Remove the row's lines from these files; models are only listed.")
 @option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @common_options
@@ -136,6 +137,7 @@ def trace(
     similarity: float,
     registries: tuple[Path, ...],
     collected: tuple[Path, ...],
+    contains: bool,
     forget: bool,
 ) -> None:
     """List the data sets, models and releases that saw a row.
@@ -154,6 +156,8 @@ def trace(
         text = sys.stdin.read()
     if text is not None and not text.strip():
         raise UsageError("the text to trace is empty")
+    if contains and text is None:
+        raise UsageError("--contains looks for --text in rows", hint='slmctl trace --contains --text "Maria Beispiel"')
     root = options.directory.resolve()
     files = [*_collected(root), *collected]
     if forget and not files:
@@ -166,6 +170,7 @@ def trace(
         registries=[*_registry(root), *registries],
         collected=files,
         forget=forget,
+        contains=contains,
     )
     print_result(options, sightings.to_json(), module.lines(sightings))
     sys.exit(105 if sightings.found else 0 if sightings.sure else 106)

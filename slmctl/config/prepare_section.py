@@ -335,6 +335,7 @@ class Source(Section):
     )
 
     _whole: str = PrivateAttr("")
+    _documents: bool = PrivateAttr(False)
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Source:
@@ -372,6 +373,17 @@ class Source(Section):
         """The name of this source in records; without its folder and without secrets."""
         name = self.local.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         return self.name or name + (f":{self.sheet}" if self.sheet else "")
+
+    def place(self, columns: Mapping[str, object]) -> str:
+        """The name of the file that a row is of; of documents each row is one."""
+        return f"{self.title}/{columns['file']}" if self._documents else self.title
+
+    def copied(self, path: Path) -> Source:
+        """This source of documents as its copy, in which each row has the file that it was."""
+        update = {"path": path, "answers": None, "documents": None, "id": self.id or "file"}
+        source = self.model_copy(update=update | {"name": self.name or self.local.name})
+        source._documents = True
+        return source
 
     @property
     def whole(self) -> str:

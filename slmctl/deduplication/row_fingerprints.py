@@ -54,6 +54,7 @@ class FingerprintMatch:
         exact: True for equal normalised texts or an equal id.
         similarity: Jaccard similarity of the texts' 5-grams, 0 to 1; an estimate unless exact.
         as_trained: True if the redacted text matched.
+        place: The place of the row in its source, where it is known.
     """
 
     split: str
@@ -61,12 +62,13 @@ class FingerprintMatch:
     exact: bool
     similarity: float
     as_trained: bool
+    place: str = ""
 
     def to_json(self) -> dict[str, str | float | bool]:
         """The match in the form of `trace --json`; the key of its split is `side`."""
         return {
             "side": self.split, "id": self.id, "exact": self.exact, "similarity": self.similarity,
-            "as_trained": self.as_trained,
+            "as_trained": self.as_trained, **({"place": self.place} if self.place else {}),
         }  # fmt: skip
 
 

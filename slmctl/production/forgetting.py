@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from slmctl.artifacts import json_lines
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.row_fingerprints import QueryFingerprint
+from slmctl.errors import UsageError
 from slmctl.sensitive.conversation_veto import texts_in
 from slmctl.sensitive.unmask import FOLDS
 
@@ -72,6 +73,18 @@ class _Sought:
         return bool(self.inside) and (
             self.inside in _plain(text) or self.inside in _plain(_ESCAPE.sub(_unescape, text))
         )
+
+
+def holder(text: str) -> Callable[[str], bool]:
+    """A function that is true for a line of JSON with a text in it, whatever its case and white space.
+
+    Raises:
+        UsageError: The text is too short.
+    """
+    sought = _Sought(text, 1.0)
+    if not sought.inside:
+        raise UsageError(f"a text of fewer than {SHORTEST} characters would be in half of all rows")
+    return sought.stands_in
 
 
 def search(

@@ -7,13 +7,15 @@ artifact counts as clear only if all its ancestors are here and could be searche
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slmctl import config, models
+from slmctl import config, console, models
 from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact, has_content
 from slmctl.console import percent
@@ -28,6 +30,7 @@ from slmctl.errors import IntegrityError, UsageError
 from slmctl.production import forgetting
 from slmctl.production.forgetting import CollectedFile
 from slmctl.releases import registry
+from slmctl.task.records import SPLITS
 
 HELD_OUT = frozenset(("validation", "calibration", "test"))
 SHOWN = 5  # rows of a data set that are printed; --json has all
@@ -83,12 +86,14 @@ class Trace:
 
     Attributes:
         collected: The searched files of collected answers, feedback and reviews.
+        contains: The rows that contain the text were looked for.
     """
 
     data_sets: tuple[DataSet, ...]
     artifacts: tuple[Holding, ...]
     releases: tuple[Holding, ...]
     collected: tuple[CollectedFile, ...] = ()
+    contains: bool = False
 
     @property
     def found(self) -> bool:
@@ -120,6 +125,7 @@ def trace(
     registries: Sequence[Path] = (),
     collected: Sequence[Path] = (),
     forget: bool = False,
+    contains: bool = False,
 ) -> Trace:
     """Search every data set below `root/runs/` for a row, and follow matches to everything made of them.
 
@@ -131,12 +137,14 @@ def trace(
         registries: Folders of releases, `PROJECT/VERSION/` each.
         collected: Files of collected answers, feedback and reviews, or folders of them, to search too.
         forget: Remove the matching lines from these files.
+        contains: Find the rows with the text in them, such as the name of a person in documents, by their texts.
 
     Raises:
         IntegrityError: There is nothing to search: no data set, no artifact made of one, no collected file.
         OSError: A collected file cannot be read or rewritten.
-        UsageError: The folder is not a project.
+        UsageError: The folder is not a project, or the text to look for in rows is too short.
     """
+    holds = forgetting.holder(text) if contains and text is not None else None
     files = tuple(forgetting.search(collected, text=text, id=id, similarity=similarity, forget=forget))
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
     here = [entry for entry in whole if isinstance(entry, Artifact)]
@@ -146,6 +154,8 @@ def trace(
     if id is not None:
         probes += [entry for prints in readable.values() for entry in prints.queries(id)]
     rows = {path: tuple(prints.look_up(probes, id=id, threshold=similarity)) for path, prints in readable.items()}
+    if holds is not None:
+        rows = {entry.path: tuple(_containing(entry, holds)) for entry in here if entry.kind in _HOLD_ROWS}
     data_sets = tuple(
         DataSet(_shown(entry.path, root), entry.digest, rows.get(entry.path, ()), _fault(answers[entry.path]))
         for entry in here
@@ -160,7 +170,19 @@ def trace(
         tuple(exposures.holding(entry, root) for entry in whole),
         tuple(exposures.holding(entry, root) for entry in released),
         tuple(dataclasses.replace(file, path=_shown(Path(file.path), root)) for file in files),
+        contains,
     )
+
+
+def _containing(data_set: Artifact, holds: Callable[[str], bool]) -> Iterator[FingerprintMatch]:
+    """The rows of a data set that contain a text."""
+    for split, name in [(split, split) for split in SPLITS] + [("train", "accepted")]:
+        path = data_set.path / f"{name}.jsonl"
+        with path.open(encoding="utf-8") if path.is_file() else io.StringIO() as stream:
+            for line in filter(holds, stream):
+                row = json.loads(line)
+                place = console.place(row["source"]["file"], row["source"]["row"]) if "source" in row else ""
+                yield FingerprintMatch(split, str(row.get("id", "")), True, 1.0, False, place)
 
 
 def _released(registries: Sequence[Path]) -> list[Artifact | Path]:
@@ -287,13 +309,18 @@ def lines(trace: Trace) -> Iterator[str]:
     """The result as lines of text."""
     listed = [data_set for data_set in trace.data_sets if data_set.rows]
     if any(row.split != "rejected" for data_set in listed for row in data_set.rows):
-        yield "data sets that hold it or nearly the same:"
+        yield (
+            "data sets that hold it or nearly the same:"
+            if not trace.contains
+            else "data sets with rows that contain it:"
+        )
     else:
         yield "no data set here holds it or nearly the same" + (", and these rejected it:" if listed else "")
     for data_set in listed:
         yield f"  {data_set.path}"
         for row in data_set.rows[:SHOWN]:
             how = "the same" if row.exact else f"{percent(row.similarity, 0)} alike"
+            how = (row.place or "contains it") if trace.contains else how
             yield f"    {row.split:<11}  {row.id}  {how}{', as trained' if row.as_trained else ''}"
         if len(data_set.rows) > SHOWN:
             yield f"    and {len(data_set.rows) - SHOWN} more (--json lists all)"

@@ -88,8 +88,7 @@ def _local(source: Source, folder: Path) -> Iterator[Source]:
     if not copy.exists():
         raise IntegrityError(f"there is no copy of the source {_shown(source)}", hint="slmctl prepare")
     if source.path is not None:
-        update = {"path": copy, "answers": None, "documents": None, "id": source.id or "file"}
-        yield source.model_copy(update=update | {"name": source.name or source.local.name})
+        yield source.copied(copy)
         return
     if source.hf is None:
         yield from _sheets(source.model_copy(update={"path": copy, "sql": None}), copy, source.name, folder)

@@ -48,7 +48,10 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rows_that_share_their_words_are_told_before_a_base_is_fetched(fresh: Path) -> None:
-    rows = [(f"this is the same long beginning that each and every one of all these tickets has, then {text}", label) for text, label in tiny.rows()]
+    rows = [
+        (f"this is the same long beginning that each and every one of all these tickets has, then {text}", label)
+        for text, label in tiny.rows()
+    ]
     tiny.write_csv(fresh / "tickets.csv", rows)
     done = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--yes"])
     assert isinstance(done.exception, GateError) and "share a run of words" in done.exception.message

@@ -330,3 +330,17 @@ def test_wrong_use(stages: Forks, tmp_path: Path, arguments: list[str], said: st
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stdout == ""
+
+
+def test_rows_that_contain_a_name_are_told_by_their_texts(root: Path) -> None:
+    data_set = root / "runs/prepared/rows"
+    record = {"id": "f" * 16, "messages": [{"role": "user", "content": "Signed:\nJöran\u00a0 Beispiel"}]}
+    record["source"] = {"file": "letters/may.pdf", "row": 3}
+    (data_set / "test.jsonl").write_text(json.dumps(record) + "\n")
+    found = trace(root, text="jöran beispiel", contains=True)
+    (row,) = found.data_sets[0].rows
+    assert (row.split, row.id, row.place) == ("test", "f" * 16, "letters/may.pdf row 3")
+    assert "    test         ffffffffffffffff  letters/may.pdf row 3" in lines(found)
+    assert not trace(root, text="another person", contains=True).found
+    with pytest.raises(UsageError, match="fewer than 8 characters"):
+        trace(root, text="Jo", contains=True)

@@ -284,7 +284,7 @@ def test_prepare_reads_a_folder_whose_folders_are_labels(stages: Forks, desk: Pa
     again = stages.run(desk, "prepare")
     assert (Path(tiny.ok(again)), "current" in again.stderr, "reading" in again.stderr) == (path, True, False)
     record = json.loads((path / "train.jsonl").read_text().splitlines()[0])
-    assert record["source"]["file"] == "contracts"
+    assert record["source"]["file"] == "contracts/account/001.txt"
     explained = stages.run(desk, "prepare", "--explain")
     assert explained.returncode == 0, explained.stderr
 

@@ -206,7 +206,7 @@ class RecordReader:
         record = Record(
             id="",
             messages=(*messages[:-1], {**messages[-1], "content": answer}),
-            source={"file": origin.title, "row": number},
+            source={"file": origin.place(columns), "row": number},
             # a source of one label is for a router, which is asked with the conversation alone
             tools=self._tools(conversation.tools) if origin.label is None else None,
             label=answer if rules.chooses else None,
