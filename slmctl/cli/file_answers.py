@@ -81,8 +81,9 @@ def answer(
         request = model_lookup.FileModel(workspace, model, type_name, max_tokens=most, first_look=first_look)
         documents = row_snapshot.are_documents(source, work["format"])
         with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
+            column = work.pop("column") or request.column
             reading = row_answers.RowInput(
-                work.pop("column") or ("text" if documents else request.column),
+                "text" if documents and column == "input" else column,
                 request.model.untuned,
                 withhold=endpoints is not None,
             )

@@ -82,7 +82,8 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
         terminal().say(line)
     machine = proposal.Machine(matmul_rates.stored() or {}, config.resolve_matmul_dtype("auto"))
     chosen = {key: flags[key] for key in QUESTIONS}
-    chosen["output"] = chosen["output"] or data.output
+    if data.output is not None:  # documents, of which predict and the server are sent the text
+        chosen = {**chosen, "input": chosen["input"] or "text", "output": chosen["output"] or data.output}
     ask = not yes and is_terminal()
 
     def make(values: Mapping[str, Any]) -> Proposal:

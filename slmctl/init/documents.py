@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,14 +12,12 @@ from slmctl.config import AnswerTable, Source
 from slmctl.errors import DataError, SlmctlError, UsageError
 from slmctl.init.answer_fields import AnswerFields
 from slmctl.sources.documents import answers, folder, readers
-from slmctl.sources.rows import Row, read_rows
+from slmctl.sources.rows import read_rows
 from slmctl.sources.rows.cells import as_text
 from slmctl.sources.rows.files import files_below, known_format
 
 TABLES = 20  # tables that are searched for names of files
 LEAST = 0.5  # least share of the documents that a table of answers names
-_NEVER_ANSWERS = ("file", "pages")  # columns of documents that init neither reads nor learns
-_OWN = frozenset(folder.COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -34,23 +32,15 @@ class DocumentFolder:
     source: Source
     words: str
 
-    def rows(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows with the columns that a task may read or answer: of headers and folder those that say something."""
-        kept = list(rows)
-        values = {name: {as_text(row.columns.get(name)) for row in kept if not row.fault} for name in _OWN}
-        left_out = {name for name in _OWN - {"text"} if len(values[name]) < 2 or name in _NEVER_ANSWERS}
-        if self.source.answers is not None:
-            left_out.add("folder")
-        for row in kept:
-            yield row._replace(columns={name: cell for name, cell in row.columns.items() if name not in left_out})
-
     def output(self, columns: Sequence[str]) -> str:
         """The value of `--output`: the columns of the answers, or the folder.
 
         Raises:
             DataError: The documents have no answers.
         """
-        own = [name for name in columns if name not in _OWN] or [name for name in columns if name == "folder"]
+        own = [name for name in columns if name not in folder.COLUMNS]
+        if not own and "folder" in columns:
+            own = ["folder"]
         if not own:
             raise DataError(
                 f"the documents of {self.source.local.name} have no answers",

@@ -139,16 +139,17 @@ def _kept(source: Source, root: Path, limits: SourceLimits = QUERY_LIMITS) -> li
 
 
 def _of_documents(documents: DocumentFolder, root: Path) -> RawData:
-    """The documents of a folder, read as `prepare` does, with the columns that say something."""
+    """The documents of a folder, read as `prepare` does."""
     source = documents.source
-    rows = list(documents.rows(_kept(source, root, DOCUMENT_LIMITS)))
+    rows = _kept(source, root, DOCUMENT_LIMITS)
     looked = look(rows)
     origin: dict[str, object] = {"path": source.local}
     if isinstance(source.answers, AnswerTable):
         origin["answers"] = {"path": source.answers.path, "file": source.answers.file}
     elif source.answers is not None:
         origin["answers"] = source.answers
-    output = documents.output([column.name for column in looked.columns if column.kind != "empty"])
+    useless = {("folder", "constant")} | {(column.name, "empty") for column in looked.columns}
+    output = documents.output([each.name for each in looked.columns if (each.name, each.kind) not in useless])
     return RawData(source.local.name, documents.words, origin, looked, lambda: iter(rows), output=output)
 
 

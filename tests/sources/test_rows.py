@@ -149,12 +149,6 @@ def test_unknown_kind_lists_the_known(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"{name} has an unknown kind '{kind}'") as caught:
             rows(tmp_path, name, b"PK")
         assert caught.value.hint.startswith("known: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx,")
-    for name, tool in (("contract.pdf", "pdftotext"), ("a.docx", "pandoc")):
-        with pytest.raises(DataError, match="has an unknown kind") as caught:
-            rows(tmp_path, name, b"%PDF-1.4")
-        assert caught.value.hint.startswith(
-            f"take the text out first, one row a document, e.g. with {tool}; known: .csv"
-        )
 
 
 def test_columns_come_from_the_first_good_row(tmp_path: Path) -> None:

@@ -19,19 +19,16 @@ _NAMED = 5  # names that a sentence lists
 
 
 class Joined:
-    """AnswerTable by the name of a document's file: its path in the folder or its name there, with or without suffix.
+    """Answers by the name of a document's file: its path in the folder or its name there, with or without suffix.
 
     Args:
         title: The name of the table, for messages.
-        columns: The columns that each answer has.
-        answers: AnswerTable by name as it is written there.
+        answers: Answers by name as it is written there.
         files: The files of the documents.
     """
 
-    def __init__(
-        self, title: str, columns: Sequence[str], answers: Mapping[str, JsonObject | DataError], files: Iterable[str]
-    ) -> None:
-        self.title, self.columns = title, tuple(columns)
+    def __init__(self, title: str, answers: Mapping[str, JsonObject | DataError], files: Iterable[str]) -> None:
+        self.title = title
         self._answers = {_form(name): answer for name, answer in answers.items()}
         self._shown = {_form(name): name for name in answers}
         self._files = {_form(name) for name in files}
@@ -45,9 +42,8 @@ class Joined:
             DataError: It has none, its JSON cannot be read, or another document has the same one.
         """
         own, *others = _forms(name)
-        key = own if own in self._answers else next(
-            (form for form in others if form in self._answers and form not in self._files), None
-        )  # fmt: skip
+        free = (form for form in others if form in self._answers and form not in self._files)
+        key = own if own in self._answers else next(free, None)
         if key is None:
             self.lacking.append(name)
             raise DataError(f"has no answer in {self.title}")
@@ -110,7 +106,7 @@ def of_table(answers: AnswerTable, files: Sequence[str]) -> Joined:
                 hint="a document has one answer: join the rows, or remove one",
             )
         rows[name] = {column: row.columns.get(column, "") for column in columns if column != answers.file}
-    return Joined(title, [column for column in columns if column != answers.file], rows, files)
+    return Joined(title, rows, files)
 
 
 def json_beside(paths: Mapping[str, Path]) -> dict[str, Path]:
@@ -121,7 +117,7 @@ def json_beside(paths: Mapping[str, Path]) -> dict[str, Path]:
 def of_json(paths: Mapping[str, Path], files: Sequence[str]) -> Joined:
     """The JSON files as answers of the documents with the same name, or with the same name and `.json` after it."""
     answers = {name[: -len(".json")]: _parsed(name, path) for name, path in json_beside(paths).items()}
-    return Joined("the JSON files beside", [JSON_COLUMN], answers, files)
+    return Joined("the JSON files beside", answers, files)
 
 
 def _parsed(name: str, path: Path) -> JsonObject | DataError:

@@ -94,20 +94,18 @@ def key(source: Source) -> str:
     Raises:
         DataError: There is no document, or a file cannot be read.
     """
-    named = files(source)
-    joined: JsonObject = {}
-    if isinstance(source.answers, AnswerTable):
-        require_file(source.answers.path)
-        named |= {"": source.answers.path}
-        joined = {"file": source.answers.file, "sheet": source.answers.sheet}
-    elif source.answers is not None:
+    named, joined = files(source), source.answers
+    if isinstance(joined, AnswerTable):
+        require_file(joined.path)
+        named |= {"": joined.path}
+    elif joined is not None:
         named |= answers.json_beside(_listed(source)[1])
-        joined = {"json": True}
     try:
         contents = [[name, _digest(path, path.stat().st_mtime_ns, path.stat().st_size)] for name, path in named.items()]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}") from None
-    parts = [VERSION, contents, joined, _keeps_scanned(source)]
+    form = joined.model_dump(exclude={"path"}) if isinstance(joined, AnswerTable) else joined
+    parts = [VERSION, contents, form, _keeps_scanned(source)]
     return hashlib.sha256(canonical(parts)).hexdigest()[:16]
 
 

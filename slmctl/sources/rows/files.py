@@ -18,7 +18,6 @@ FORMATS = {
     ".sqlite3": "sqlite", ".db": "sqlite",
 }  # fmt: skip
 TEXTS = ("csv", "tsv", "jsonl", "json")  # text formats: they have an encoding, and may be packed with gzip
-_DOCUMENTS = {".pdf": "pdftotext", ".docx": "pandoc", ".doc": "antiword", ".odt": "pandoc", ".html": "pandoc"}
 MAX_FILES = 10_000  # of one source
 _MAX_ENTRIES = 50_000  # files and folders that are listed to find them
 
@@ -37,8 +36,6 @@ def format_of(path: Path) -> str:
         suffix += ".gz"
     if suffix not in FORMATS:
         hint = f"known: {', '.join(FORMATS)}; texts also as .gz"
-        if suffix in _DOCUMENTS:
-            hint = f"take the text out first, one row a document, e.g. with {_DOCUMENTS[suffix]}; {hint}"
         raise DataError(f"{path.name} has an unknown kind '{suffix}'", hint=hint)
     return FORMATS[suffix]
 
