@@ -403,7 +403,7 @@ class Source(Section):
 
 
 class SourceLimits(Section):
-    """Bounds on copying a source that is not a file: a query, a data set of the hub."""
+    """Bounds on copying a source that is not a file: documents, a query, a data set of the hub."""
 
     timeout_s: float = Field(3600, gt=0, description="seconds that copying one source may take")
     size_gb: float = Field(20, gt=0, description="gigabytes (10^9 bytes) that the copy of one source may have")
@@ -580,7 +580,7 @@ class PrepareConfig(Section):
         0.25, description="largest share of a held-out split that may have a run of words in common with training rows"
     )
     limits: Annotated[SourceLimits, Outside()] = Field(
-        default_factory=SourceLimits, description="bounds on copying a query or a data set of the hub"
+        default_factory=SourceLimits, description="bounds on copying documents, a query or a data set of the hub"
     )
     workers: Annotated[int | None, Outside()] = Field(
         None, ge=1, description="processes that read the rows; one a core when left out"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
-from slmctl.config import PrepareConfig
+from slmctl.config import AnswerTable, PrepareConfig
 from slmctl.errors import IntegrityError, SlmctlError, UsageError
 from slmctl.metrics import gates
 from slmctl.model_files import catalogue
@@ -18,6 +18,7 @@ from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageE
 from slmctl.pipeline.graph import BASE, LABELLED, Project, Stage
 from slmctl.sources import snapshot
 from slmctl.sources.documents import folder
+from slmctl.sources.rows.files import known_format
 
 FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
 PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
@@ -87,6 +88,8 @@ class Prepare(Stage[PrepareConfig]):
             yield from ["sqlalchemy"] if source.sql is not None else []
             yield from ["huggingface_hub"] if source.hf is not None else []
             yield from sorted(folder.packages(source)) if folder.is_documents(source) else []
+            if isinstance(source.answers, AnswerTable) and (form := known_format(source.answers.path)):
+                yield from [FORMAT_PACKAGES[form]] if form in FORMAT_PACKAGES else []
             kind = source.format or (row_estimate.format_of_source(source) if source.path is not None else None)
             yield from [FORMAT_PACKAGES[kind]] if kind in FORMAT_PACKAGES else []
 
