@@ -40,6 +40,7 @@ def test_a_table_of_fields_makes_extract(tmp_path: Path, place: str) -> None:
     made, spoken = initialised(tmp_path, "contracts")
     assert made["task"]["kind"] == "extract"
     assert made["task"]["document"] == {"window": "auto", "overlap": "auto"}
+    assert made["prepare"]["max_overlap"] == "100 %"  # contracts that share clauses ended prepare with 5
     (source,) = made["prepare"]["sources"]
     assert (source["path"], source["input"]) == ("contracts", "text")
     assert source["answers"] == {"path": place, "file": "Datei"}
