@@ -232,9 +232,8 @@ def _windows(config: TaskConfig, rows: RecordTable) -> WindowForm | None:
     """The windows of the task in characters, by the tokens that a character of its densest documents has."""
     if config.document is None:
         return None
-    lengths = np.array(
-        [len(Record.from_json(json.loads(line)).input) for line in itertools.islice(rows.lines(), DENSITY)]
-    )
+    texts = ([message["content"] for message in json.loads(line)["messages"]] for line in rows.lines())
+    lengths = np.array([sum(map(len, contents)) for contents in itertools.islice(texts, DENSITY)])
     counted = rows.tokens[: len(lengths)]
     a_token = float(np.quantile(lengths / counted, DENSEST)) if counted.all() else UNKNOWN
     return WindowForm(int(config.document.size * a_token), int(config.document.shared * a_token))
