@@ -37,6 +37,7 @@ NOT_RUN = {
     },
     "container.md": {"docker": "Docker"},
     "documents.md": {"slmctl": "a folder of documents, and a training"},
+    "drafts.md": {"slmctl": "a training, and people who judge"},
     "extract.md": {"slmctl": "see test_tutorial"},
     "finetune.md": {"OMP_NUM_THREADS": "torchrun", "torchrun": "two machines", "srun": "Slurm"},
     "fleet.md": {"slmctl keys add crm": "releases of these names"},
