@@ -1,7 +1,8 @@
 """How often a promise is broken, over many draws with the code that makes it.
 
-python -m benchmarks.coverage [DRAWS] [groups | policies | first-look]: the promises to all rows; or to rows that come
-in groups, of comparisons and gates, and of policies; or of policies with a first step.
+python -m benchmarks.coverage [DRAWS] [groups | policies | first-look | pairs]: the promises to all rows; or to
+rows that come in groups, of comparisons and gates, and of policies; or of policies with a first step; or of judged
+pairs.
 """
 
 import random
@@ -28,6 +29,7 @@ from slmctl.metrics.statistics import (
     percentiles,
     resamples,
 )
+from slmctl.metrics.win_rate import WinRate
 from slmctl.stages.evaluate.scoring import Calibration
 from slmctl.stages.finetune.trainer import AnswerTrainer
 from slmctl.stages.label import acceptance, rows
@@ -227,6 +229,57 @@ LOOKS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
     for where, alike in (("other", 0.0), ("the same", 0.9)) for count in (430, 1500)
 }  # fmt: skip
 
+
+def judged(pairs: int, kind: str, alike: float, won: float, ties: float, draw: random.Random) -> WinRate:
+    """Judged pairs of which a model truly wins the share `won`; `alike`: correlation within groups of ten in the mean.
+
+    Without `kind` each pair is a group of its own.
+    """
+    seeded = np.random.default_rng(draw.randrange(2**32))
+    groups = np.repeat(np.arange(pairs // 10), sizes(kind, pairs // 10, seeded)) if kind else np.arange(pairs)
+    common = seeded.normal(size=int(groups.max()) + 1)[groups]
+    latent = np.sqrt(alike) * common + np.sqrt(1 - alike) * seeded.normal(size=len(groups))
+    lost, tied = (latent < NormalDist().inv_cdf(share) for share in (1 - won - ties + 1e-12, 1 - won))
+    scores = np.where(lost, -1.0, np.where(tied, 0.0, 1.0))
+    counts = (int((scores == score).sum()) for score in (1, -1, 0))
+    return WinRate(*counts, design_effect(scores, groups))
+
+
+def decides(pairs: int, kind: str, alike: float, won: float, ties: float, draw: random.Random) -> bool:
+    """The sign test decides between two models that are preferred equally often."""
+    return judged(pairs, kind, alike, won, ties, draw).p <= 0.05
+
+
+def misses(pairs: int, kind: str, alike: float, won: float, ties: float, draw: random.Random) -> bool:
+    """The interval of the win rate leaves out the true one."""
+    low, high = judged(pairs, kind, alike, won, ties, draw).interval()
+    return not low <= won + ties / 2 <= high
+
+
+def pairs_named(pairs: int, kind: str, alike: float, won: float, ties: float) -> str:
+    """A world of judged pairs in words."""
+    many = f"{pairs // 10} groups of {kind} sizes, correlation {alike:g}" if kind else f"{pairs} pairs"
+    return f"{many}, {ties:.0%} ties"
+
+
+GROUPED_PAIRS = [(300, kind, alike) for kind in ("even", "Pareto") for alike in (0.3, 1.0)]
+PAIRS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
+    **{
+        f"{pairs_named(pairs, kind, alike, (1 - ties) / 2, ties)}: the sign test decides between equal models": (
+            partial(decides, pairs, kind, alike, (1 - ties) / 2, ties), 0.07 if kind else 0.05,
+        )
+        for pairs, kind, alike in [(30, "", 0.0), (60, "", 0.0), (150, "", 0.0), *GROUPED_PAIRS]
+        for ties in (0.0, 0.3)
+    },
+    **{
+        f"{pairs_named(pairs, kind, alike, won, ties)}, {won:.0%} won: the interval leaves out the true win rate": (
+            partial(misses, pairs, kind, alike, won, ties), 0.07 if kind else 0.05,
+        )
+        for pairs, kind, alike in [(30, "", 0.0), (60, "", 0.0), (150, "", 0.0), *GROUPED_PAIRS]
+        for won, ties in ((0.65, 0.0), (0.35, 0.3), (0.45, 0.3), (0.5, 0.5), (0.05, 0.9))
+    },
+}  # fmt: skip
+
 WORLDS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
     "label, batches of 50 rows: more accepted labels are wrong than is said": (partial(batch, 50), 0.05),
     "label, batches of 100 rows: more accepted labels are wrong than is said": (partial(batch, 100), 0.05),
@@ -242,7 +295,7 @@ def main() -> None:
     which = sys.argv[2] if len(sys.argv) > 2 else ""
     for bound in (error_threshold.error_bound, error_threshold.chance_of_at_most):
         setattr(error_threshold, bound.__name__, cache(bound))  # of the same few counts in all draws
-    by_name = {"": WORLDS, "groups": GROUPS, "policies": POLICIES, "first-look": LOOKS}
+    by_name = {"": WORLDS, "groups": GROUPS, "policies": POLICIES, "first-look": LOOKS, "pairs": PAIRS}
     for name, (is_broken, level) in by_name[which].items():
         share = sum(is_broken(random.Random(f"{name}/{seed}")) for seed in range(count)) / count
         found.append(result.single(f"{name}, share of {count} draws", share, "allowed", level, f"<= {level:g}"))
