@@ -9,7 +9,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.pipeline.predictions import measured_with
 from slmctl.production.review.pairs import JudgedModels
 from slmctl.task.contract import Task
-from slmctl.task.records import write_jsonl
+from slmctl.task.records import SPLITS, write_jsonl
 from support import handmade
 from support.reported import evaluate_report
 
@@ -36,7 +36,8 @@ def project(
             }
             for id, text in zip(ids, asked, strict=True)
         ]  # fmt: skip
-        write_jsonl(place / "test.jsonl", lines)
+        for split in SPLITS:
+            write_jsonl(place / f"{split}.jsonl", lines if split == "test" else lines[:1])
 
     prepared = handmade.make(folder / "runs" / "prepared" / "0", data)
 

@@ -274,3 +274,20 @@ def test_what_cannot_be_judged_is_told(
 ) -> None:
     done = review(reviews, project, *args, models=models)
     assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+
+
+@pytest.mark.slow
+def test_from_a_sheet_to_a_gate_that_refuses_the_worse_model(reviews: Forks, project: Path) -> None:
+    (project / "slmctl.yaml").write_text("project: desk\nbase: ./none\ntask: {kind: generate}\n")
+    tiny.ok(review(reviews, project, "--csv", "sheet.csv"))
+    filled(project / "sheet.csv", "")  # Q8_0 is always better
+    tiny.ok(review(reviews, project, "--csv", "sheet.csv"))
+    for model, against, code in (("Q8_0", "base", 0), ("base", "Q8_0", 5)):
+        (project / "slmctl.yaml").write_text(
+            "project: desk\nbase: ./none\ntask: {kind: generate}\nevaluate: {pairs: pairs.jsonl}\n"
+            f"gates: [{{metric: win_rate, model: {model}, against: {against}, min: 0.5}}]\n"
+        )
+        done = reviews.run(project, "evaluate", "--compare", "runs/report/0", cwd=project)
+        assert (done.returncode, f"{model} wins at least" in done.stderr) == (code, True), done.stderr
+    assert "People preferred Q8_0 to base in 11 of 11 decided pairs" in done.stderr
+    assert "Judged by people" in (project / "runs" / "report.html").read_text()
