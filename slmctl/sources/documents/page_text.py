@@ -11,6 +11,9 @@ LEAST_PAGES = 3  # of a document in which repetition says something
 
 # pdfium writes a hyphen at the end of a line, and the line end, as one of the first two.
 _HYPHEN = re.compile(r"[\x02\ufffe]\n?|[-\u2010\u00ad]\n(?=[^\W\d_])")
+# A number such as that of a page; amounts and dates tell pages apart.
+_NUMBER = re.compile(r"(?<![\d.,])\d{1,4}(?![.,]?\d)")
+MOST_NUMBERS = 2  # in a line of numbers alone, such as 3/12; a row of a table has more
 # A word after a hyphen that stays one: `Vor-` / `und Nachteile`.
 _JOINER = re.compile(r"(?:und|oder|bzw|sowie|bis|als|noch|and|or|to|et|ou)\b")
 
@@ -23,10 +26,15 @@ def cleaned(pages: Sequence[str]) -> list[str]:
 
 
 def _edges(lines: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """(index, `first` or `last`, form up to digits) of the first and last lines of a page that are not blank."""
+    """(index, `first` or `last`, form up to numbers) of the first and last lines of a page that are not blank."""
     filled = [at for at, line in enumerate(lines) if line.strip()]
     for side, places in (("first", filled[:EDGE]), ("last", filled[-EDGE:])):
-        yield from ((at, side, re.sub(r"\d+", "0", " ".join(lines[at].split())).casefold()) for at in places)
+        yield from ((at, side, _form(" ".join(lines[at].split()).casefold())) for at in places)
+
+
+def _form(line: str) -> str:
+    masked, count = _NUMBER.subn("0", line)
+    return masked if count <= MOST_NUMBERS or any(map(str.isalpha, line)) else line
 
 
 def _repeated(pages: Sequence[Sequence[str]]) -> set[tuple[str, str]]:
@@ -38,8 +46,10 @@ def _repeated(pages: Sequence[Sequence[str]]) -> set[tuple[str, str]]:
 
 
 def _without(lines: Sequence[str], repeated: set[tuple[str, str]]) -> list[str]:
+    """The other lines of a page; all of them where nothing else stands there."""
     out = {at for at, side, form in _edges(lines) if (side, form) in repeated}
-    return [line for at, line in enumerate(lines) if at not in out]
+    left = [line for at, line in enumerate(lines) if at not in out]
+    return left if any(map(str.strip, left)) else [*lines]
 
 
 def _joined(text: str) -> str:
