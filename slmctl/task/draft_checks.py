@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from slmctl.metrics import answer_metrics, grounding
+from slmctl.metrics import answer_metrics
 from slmctl.task import language
 from slmctl.task.records import Message
 
@@ -28,6 +28,8 @@ def faults(
         must, must_not: Regular expressions that are found in every answer, and in none.
         finish: `length` for an answer that was cut.
     """
+    from slmctl.metrics import grounding  # here: its patterns take 30 ms to compile, and most commands check no draft
+
     question = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
     spoken, expected = language.of_text(answer), language.of_text(question)
     texts = [system, *(message["content"] for message in messages)]

@@ -52,7 +52,6 @@ from slmctl.stages.evaluate.scoring import (
     score,
 )
 from slmctl.task.contract import Task
-from slmctl.task.draft_checks import Faults
 from slmctl.task.records import Record, read_records
 
 DIGITS = 6  # of a figure in the report
@@ -359,14 +358,9 @@ def _rows(
             row["texts"] = {"input": record.input[:cut], "expected": record.answer[:cut], "answers": texts}
         faults = [model.faults[k] if model.faults and model.sent[k] else {} for model in scored.values()]
         if any(faults):
-            shown = bool(cut) and not record.sensitive
-            row["faults"] = [_shown_faults(each, values=shown) for each in faults]
+            shown = cut and not record.sensitive  # values are words of the answer
+            row["faults"] = [{check: list(each) if shown else [] for check, each in own.items()} for own in faults]
         yield row
-
-
-def _shown_faults(faults: Faults, *, values: bool) -> dict[str, list[str]]:
-    """The faults of an answer for a report; without `values`, which are words of the answer, by check alone."""
-    return {check: list(each) if values else [] for check, each in faults.items()}
 
 
 def _cell(model: Scored, answers: Answers, index: Mapping[str, int], k: int) -> RowAnswer | None:
