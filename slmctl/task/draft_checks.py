@@ -39,16 +39,14 @@ def faults(
         "missing_pattern": [pattern for pattern in must if not re.search(pattern, answer)],
         "forbidden_pattern": [match[0] for pattern in must_not if (match := re.search(pattern, answer))],
         "repetition": [phrase] if (phrase := repeated(answer_metrics.words(answer))) else [],
-        "unfinished": ["cut at the longest length"] if finish == "length" else [],
+        "unfinished": [""] if finish == "length" else [],
     }
     return {check: tuple(dict.fromkeys(each)) for check, each in values.items() if each}
 
 
-def in_words(faults: Faults) -> str:
+def in_words(faults: Mapping[str, Sequence[str]]) -> str:
     """Faults as a cell of a table: `ungrounded: number 14, date 3 May; unfinished`."""
-    return "; ".join(
-        f"{check}: {', '.join(values)}" if check != "unfinished" else check for check, values in faults.items()
-    )
+    return "; ".join(f"{check}: {', '.join(values)}" if any(values) else check for check, values in faults.items())
 
 
 def repeated(words: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from slmctl.reports.scoreboard import figure
 from slmctl.stages.evaluate import report_charts, report_data, report_row_changes, report_sentences
 from slmctl.stages.evaluate.report_data import ReportView
 from slmctl.stages.evaluate.report_opening import Opening, PolicyShares
+from slmctl.task.draft_checks import in_words
 
 REQUESTS = 100  # a day, of the example
 
@@ -56,15 +57,11 @@ def write(
     )
 
 
-def _faults(view: ReportView, rows: Sequence[RowEntry]) -> list[tuple[str, str, str]]:
-    """The faults of the focus's drafts: row, check and values."""
+def _faults(view: ReportView, rows: Sequence[RowEntry]) -> list[tuple[str, str]]:
+    """The drafts of the focus with a fault: row, and faults in words."""
     place = view.report["participants"].index(view.focus)
-    return [
-        (console.place(*row["source"]), check, ", ".join(values))
-        for row in rows
-        if "faults" in row
-        for check, values in row["faults"][place].items()
-    ]
+    marked = ((row, row["faults"][place]) for row in rows if "faults" in row)
+    return [(console.place(*row["source"]), in_words(faults)) for row, faults in marked if faults]
 
 
 def _day(view: ReportView, policy: PolicyShares | None) -> tuple[int, int, int] | None:
