@@ -46,10 +46,10 @@ def is_documents(source: Source) -> bool:
         _, paths = files_below(source.local)
     except (SlmctlError, OSError):
         return False
-    kinds = [readers.kind_of(name) for name in paths]
+    named = [readers.kind_of(name) for name in paths]
     if not source.local.is_dir():
-        return bool(kinds) and all(kinds)
-    return any(kinds) and not any(map(known_format, paths.values()))
+        return bool(named) and all(named)
+    return any(named) and not any(map(known_format, paths.values()))
 
 
 def files(source: Source) -> dict[str, Path]:
@@ -80,11 +80,10 @@ def _listed(source: Source) -> tuple[Path, dict[str, Path]]:
     }
 
 
-def packages(source: Source) -> set[str]:
-    """The packages that read the documents of a source."""
+def kinds(source: Source) -> set[str]:
+    """The kinds of the documents of a source, values of KINDS; none where it has no document."""
     with contextlib.suppress(SlmctlError, OSError):
-        kinds = set(map(readers.kind_of, files(source)))
-        return {"pypdfium2"} if kinds & {"pdf", "mail", "mailbox"} else set()
+        return set(map(readers.kind_of, files(source)))
     return set()
 
 

@@ -113,9 +113,17 @@ def _state(path: Path) -> tuple[int, ...]:
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
+BESIDE_TABLES = {"text", "html"}  # kinds of documents that also lie beside tables, as a README does
+
+
 def are_documents(source: Path, format: str | None) -> bool:
-    """True for documents, and a folder or pattern of them."""
-    return format is None and source != STREAM and folder_of_documents.is_documents(Source(path=source))
+    """True for documents, a folder or pattern of them, and a folder with tables too, such as that of their answers."""
+    if format is not None or source == STREAM:
+        return False
+    whole = Source(path=source)
+    return folder_of_documents.is_documents(whole) or (
+        source.is_dir() and bool(folder_of_documents.kinds(whole) - BESIDE_TABLES)
+    )
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from slmctl.sources.documents import folder
 from slmctl.sources.rows.files import known_format
 
 FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
+DOCUMENT_KINDS = {"pdf", "mail", "mailbox"}  # that pypdfium2 reads; a mail may have a PDF attached
 PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
 TRIED_BYTES = 4_000_000  # of the sources, which take some seconds
 PREPARE_SECONDS, ROWS_A_SECOND = 5, 3000
@@ -87,7 +88,8 @@ class Prepare(Stage[PrepareConfig]):
         for source in self.settings.sources:
             yield from ["sqlalchemy"] if source.sql is not None else []
             yield from ["huggingface_hub"] if source.hf is not None else []
-            yield from sorted(folder.packages(source)) if folder.is_documents(source) else []
+            if folder.is_documents(source) and folder.kinds(source) & DOCUMENT_KINDS:
+                yield "pypdfium2"
             if isinstance(source.answers, AnswerTable) and (form := known_format(source.answers.path)):
                 yield from [FORMAT_PACKAGES[form]] if form in FORMAT_PACKAGES else []
             kind = source.format or (row_estimate.format_of_source(source) if source.path is not None else None)

@@ -65,5 +65,8 @@ def test_a_folder_from_the_command_line(stages: Forks, tiny_run: Path, tmp_path:
     first, second = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert (first["file"], first["pages"], first["answer"] in tiny.WORDS) == ("a.pdf", 1, True)
     assert (second["file"], second["error"]) == ("empty.txt", "empty.txt is empty")
+    (folder / "answers.csv").write_text("file,answer\na.pdf,x\n")  # what the model has learned from
+    tiny.ok(stages.run(tiny_run, "predict", "--input", str(folder), "--output", str(tmp_path / "again.jsonl")))
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "out.jsonl").read_text()
     inside = stages.run(tiny_run, "predict", "--input", str(folder), "--output", str(folder / "out.jsonl"))
     assert (inside.returncode, "lies in the folder of --input" in inside.stderr) == (2, True)
