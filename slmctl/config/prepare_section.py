@@ -80,10 +80,10 @@ class Labels(Section):
 class DocumentConfig(Section):
     """Windows in which texts are asked that are longer than one: contracts, reports, letters."""
 
-    window: Literal["auto"] | Annotated[int, Field(ge=64, le=32_768)] = Field(
+    window: Literal["auto"] | Annotated[int, Field(ge=64, le=1_024)] = Field(
         "auto", description="tokens of a window; auto takes 512"
     )
-    overlap: Literal["auto"] | Annotated[int, Field(ge=0, le=8_192)] = Field(
+    overlap: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
         "auto", description="tokens that two windows share at the least; auto takes an eighth of a window"
     )
 

@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.errors import DataError
 from slmctl.task.evidence import Evidence, Span
 from slmctl.task.records import Record
 
 PAGE = "\f"
-_BREAKS = tuple(map(re.compile, (r"\n[^\S\n]*\n\s*|\f\s*", r"\n\s*", r"[.!?;:]\s+", r"\s+")))  # the best one first
+MAX_DEPTH = 40  # of a schema
+PLAIN_SCHEMA = "write the schema without references"
+# Places where a text may be cut, the best one first.
+_BREAKS = tuple(map(re.compile, (r"\n[^\S\n]*\n\s*|\f\s*", r"\n\s*", r"[.!?;:]\s+|[。！？；]\s*", r"\s+")))
 _SPACE = re.compile(r"\s*")
 
 
@@ -87,8 +91,8 @@ def _spans(text: str, form: WindowForm) -> Iterator[Span]:
         end = next((places[-1] for each in _BREAKS if (places := _places(each, text, limit - form.size // 2, limit))),
                    limit)  # fmt: skip
         yield start, end
-        shared = max(end - form.overlap, start + 1)
-        start = next((places[0] for each in _BREAKS if (places := _places(each, text, shared, end))), end)
+        low, high = max(end - 3 * form.overlap, start + 1), max(end - form.overlap, start + 1)
+        start = next((places[-1] for each in _BREAKS if (places := _places(each, text, low, high))), high)
     yield start, length
 
 
@@ -131,7 +135,7 @@ def training(records: Iterable[Record], task: DocumentTask) -> list[Record]:
         if len(parts) == 1:
             made.append(_asked(record, parts[0], record.answer, 1.0))
         elif task.is_object:
-            made += _restricted(record, parts, task)
+            made += _restricted(record, parts, resolved(task.schema or {}))
         else:
             made += [_asked(record, part, record.answer, 1 / len(parts)) for part in parts]
     return made
@@ -146,9 +150,9 @@ def _asked(record: Record, part: Window, answer: str, share: float) -> Record:
     )
 
 
-def _restricted(record: Record, parts: Sequence[Window], task: DocumentTask) -> Iterator[Record]:
+def _restricted(record: Record, parts: Sequence[Window], schema: JsonObject) -> Iterator[Record]:
     evidence, answer = Evidence(record.messages[-2]["content"]), json.loads(record.answer)
-    targets = [restricted(answer, task.schema or {}, evidence, (part.start, part.end)) for part in parts]
+    targets = [restricted(answer, schema, evidence, (part.start, part.end)) for part in parts]
     holding = [k for k, target in enumerate(targets) if holds(target)]
     empty = sorted(set(range(len(parts))) - set(holding), key=lambda k: _drawn(record, k))[: max(1, len(holding))]
     for k in sorted([*holding, *empty]):
@@ -162,26 +166,24 @@ def _drawn(record: Record, number: int) -> bytes:
 def restricted(value: Any, schema: Any, evidence: Evidence, window: Span) -> Any:
     """The parts of a value that stand in a window; null in place of other scalars, and no other items of a list."""
     properties = properties_of(schema)
-    if value is None and properties:
+    if value is None and properties and not allows_null(schema):
         value = {}
     if value is None and isinstance(schema, dict) and schema.get("type") == "array":
         value = []
     if isinstance(value, dict):
         keys = sorted({*value, *properties})
-        return {key: restricted(value.get(key), properties.get(key, {}), evidence, window) for key in keys}
+        parts = {key: restricted(value.get(key), properties.get(key, {}), evidence, window) for key in keys}
+        parts = {key: part for key, part in parts.items() if key in properties or part is not None}
+        return parts if holds(parts) or not allows_null(schema) else None
     if isinstance(value, list):
         return [item for item in value if _stands(item, evidence, window)]
-    return value if _in_window(evidence.spans(value), window) else None
+    return value if evidence.within(value, window) else None
 
 
 def _stands(item: Any, evidence: Evidence, window: Span) -> bool:
     """True for an item of which each scalar that stands in the text stands in the window."""
-    places = [spans for _, leaf in scalars(item) if (spans := evidence.spans(leaf))]
-    return bool(places) and all(_in_window(spans, window) for spans in places)
-
-
-def _in_window(spans: Sequence[Span], window: Span) -> bool:
-    return any(window[0] <= start and end <= window[1] for start, end in spans)
+    standing = [leaf for _, leaf in scalars(item) if evidence.spans(leaf)]
+    return bool(standing) and all(evidence.within(leaf, window) for leaf in standing)
 
 
 def holds(value: Any) -> bool:
@@ -215,6 +217,29 @@ def standing(records: Iterable[Record]) -> dict[str, list[int]]:
 
 
 # Schemas
+
+
+def resolved(schema: Any, root: JsonObject | None = None, depth: int = 0) -> Any:
+    """A schema with what its local references name in their place, as pydantic writes them for nested models.
+
+    Raises:
+        DataError: A reference is of another form, or part of itself.
+    """
+    root = schema if root is None else root
+    if depth > MAX_DEPTH:
+        raise DataError("the schema refers to itself, and a document in windows has no end then", hint=PLAIN_SCHEMA)
+    if isinstance(schema, list):
+        return [resolved(each, root, depth + 1) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        target: Any = root
+        for name in str(schema["$ref"]).removeprefix("#/").split("/"):
+            target = target.get(name) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise DataError(f"the schema has a reference that is not local: {schema['$ref']}", hint=PLAIN_SCHEMA)
+        return resolved(target | {key: each for key, each in schema.items() if key != "$ref"}, root, depth + 1)
+    return {key: resolved(each, root, depth + 1) for key, each in schema.items() if key != "$defs"}
 
 
 def properties_of(schema: Any) -> JsonObject:

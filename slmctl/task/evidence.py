@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterator
 from datetime import date
 from functools import cached_property
 from typing import Any
 
 Span = tuple[int, int]  # first character and the one behind the last, in the text
-_WORD = re.compile(r"\w+|[^\w\s]")
+_WORD = re.compile(r"[\w\u0300-\u036f]+|[^\w\s]")  # with accents that stand by themselves
 _NUMBER = re.compile(r"\d+(?:[.,]\d+|['’\u00a0\u202f ]\d{3}(?!\d))*")
+_UNDIVIDED = re.compile(r"\d[^ ]*")
 _DAY_FIRST = re.compile(r"(?<!\d)(\d{1,2})[.)]?\s{0,2}([^\W\d_]{3,9})\.?,?\s{0,2}(\d{4})(?!\d)")
 _MONTH_FIRST = re.compile(r"(?<!\w)([^\W\d_]{3,9})\.?\s{1,2}(\d{1,2})(?:st|nd|rd|th)?,?\s{1,2}(\d{4})(?!\d)")
 _IN_DIGITS = re.compile(r"(?<!\d)(\d{1,4})([./-])\s?(\d{1,2})\2\s?(\d{2,4})(?!\d)")
@@ -29,13 +31,27 @@ class Evidence:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._known: dict[tuple[str, Any], list[Span]] = {}
 
     def spans(self, value: Any) -> list[Span]:
-        """The places of a scalar of JSON, in order; none for true, false, null and a text without a word."""
+        """The places of a scalar of JSON, in order; none for true, false and null. A sign of a number may be apart."""
         if value is None or isinstance(value, bool):
             return []
+        key = type(value).__name__, value
+        if key not in self._known:
+            self._known[key] = self._look_up(value)
+        return self._known[key]
+
+    def within(self, value: Any, window: Span) -> list[Span]:
+        """The places of a scalar that lie in a window."""
+        spans = self.spans(value)
+        first = bisect_left(spans, window[0], key=lambda span: span[0])
+        last = bisect_left(spans, window[1], lo=first, key=lambda span: span[0])
+        return [span for span in spans[first:last] if span[1] <= window[1]]
+
+    def _look_up(self, value: Any) -> list[Span]:
         if isinstance(value, int | float):
-            return [span for number, span in self._numbers if number == value]
+            return self._numbers.get(abs(value), [])
         if _ISO.fullmatch(text := str(value)) and (places := [span for day, span in self._dates if day == text]):
             return places
         return self._words_of(text)
@@ -43,7 +59,7 @@ class Evidence:
     def _words_of(self, text: str) -> list[Span]:
         """The places of the same words and signs, whatever their case and the white space between them."""
         key_words = _words(text)
-        if not any(word[0].isalnum() for word, *_ in key_words):
+        if not key_words:
             return []
         key, words = [word for word, *_ in key_words], self._words
         return [
@@ -64,16 +80,24 @@ class Evidence:
         return starts
 
     @cached_property
-    def _numbers(self) -> list[tuple[float, Span]]:
-        return [
-            (number, match.span())
-            for match in _NUMBER.finditer(self.text)
-            for number in readings(match.group())
-        ]  # fmt: skip
+    def _numbers(self) -> dict[float, list[Span]]:
+        numbers: dict[float, list[Span]] = {}
+        for start, number in _numbers(self.text):
+            for value in readings(number):
+                numbers.setdefault(value, []).append((start, start + len(number)))
+        return {value: sorted(spans) for value, spans in numbers.items()}
 
     @cached_property
     def _dates(self) -> list[tuple[str, Span]]:
         return sorted(dates(self.text), key=lambda pair: pair[1])
+
+
+def _numbers(text: str) -> Iterator[tuple[int, str]]:
+    """Returns (place, digits) of each number; digits that a space divides are one number, and several."""
+    for match in _NUMBER.finditer(text):
+        yield match.start(), match.group()
+        if " " in match.group():
+            yield from ((match.start() + part.start(), part.group()) for part in _UNDIVIDED.finditer(match.group()))
 
 
 def _words(text: str) -> list[tuple[str, int, int]]:
@@ -110,10 +134,10 @@ def dates(text: str) -> Iterator[tuple[str, Span]]:
         if len(first) == 4:
             yield from _dated(match, first, int(second), last)
         elif len(first) <= 2:
-            year = last if len(last) == 4 else f"20{last}"
-            yield from _dated(match, year, int(second), first)
-            if first != second:
-                yield from _dated(match, year, int(first), second)
+            for year in [last] if len(last) == 4 else [f"19{last}", f"20{last}"]:
+                yield from _dated(match, year, int(second), first)
+                if first != second:
+                    yield from _dated(match, year, int(first), second)
 
 
 def _month(name: str) -> int:
