@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import getpass
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -280,8 +280,7 @@ def _spreadsheet(path: Path, session: ReviewSession) -> None:
     if not path.exists():
         _written(path, spreadsheet.write(path, session.open_rows()), spreadsheet.ANSWER, session)
         return
-    words = {"accepted": "right", "corrected": "corrected"}
-    _read(path, spreadsheet.read(path, session), words, spreadsheet.ANSWER, session)
+    _read(path, spreadsheet.read(path, session), spreadsheet.ANSWER, session)
 
 
 def _pair_sheet(path: Path, session: PairSession) -> None:
@@ -292,10 +291,7 @@ def _pair_sheet(path: Path, session: PairSession) -> None:
     if not path.exists():
         _written(path, spreadsheet.write_pairs(path, session), column, session)
         return
-    done = spreadsheet.read(path, session, column=column, stamp=session.judged.stamp)
-    done.counts["better"] = done.counts["first"] + done.counts["second"]  # which of them stays hidden
-    words = {"better": "with a better answer", "same": "the same", "neither": "both bad"}
-    _read(path, done, words, column, session)
+    _read(path, spreadsheet.read(path, session, column=column, stamp=session.judged.stamp), column, session)
 
 
 def _written(path: Path, count: int, column: str, session: DecisionSession[Any, Any]) -> None:
@@ -304,17 +300,14 @@ def _written(path: Path, count: int, column: str, session: DecisionSession[Any, 
     terminal().write(f"{path}\n")
 
 
-def _read(
-    path: Path, done: ReadBack, words: Mapping[str, str], column: str, session: DecisionSession[Any, Any]
-) -> None:
-    """Say what came back from a spreadsheet; `words` names its decisions.
+def _read(path: Path, done: ReadBack, column: str, session: DecisionSession[Any, Any]) -> None:
+    """Say which decisions came back from a spreadsheet.
 
     Raises:
         DataError: The file holds no decision, or some were refused.
     """
-    names = {**words, "skipped": "skipped", "unchanged": "read before"}
-    parts = [f"{done.counts[name]:,} {word}" for name, word in names.items()]
-    terminal().say(f"{path.name}: {', '.join(parts)}, {done.empty:,} without a decision")
+    others = f"{done.counts['unchanged']:,} read before, {done.empty:,} without a decision"
+    terminal().say(f"{path.name}: {session.counted()}, {others}")
     for sentence in done.refused[:20]:
         terminal().say(f"  {path.name} {sentence}")
     if done.refused:

@@ -143,7 +143,7 @@ class PairSession(DecisionSession[AnswerPair, PairDecision]):
         super().__init__(judged.queue, output=output, reviewer=reviewer)
 
     def _lines(self) -> Iterable[PairDecision]:
-        return decisions_in(self.output, self.judged.models)
+        return (line for line in PairDecision.read(self.output) if line.models == self.judged.models)
 
     def _line(self, row: AnswerPair, answer: str | None) -> PairDecision:
         decision = "skipped" if answer is None else row.preferred(answer)
@@ -152,19 +152,10 @@ class PairSession(DecisionSession[AnswerPair, PairDecision]):
     def _undone(self, line: PairDecision) -> PairDecision:
         return replace(line, time=timestamp(), reviewer=self.reviewer, decision="undone")
 
-    def _counted(self) -> str:
+    def counted(self) -> str:
         counts = self._counts
         better = counts["first"] + counts["second"]
         return (
             f"{better:,} with a better answer, {counts['same']:,} the same, {counts['neither']:,} both bad, "
             f"{counts['skipped']:,} skipped"
         )
-
-
-def decisions_in(path: Path, models: tuple[str, str]) -> list[PairDecision]:
-    """The lines of a file about these two models' predictions, digests in order, undone ones included.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    return [line for line in PairDecision.read(path) if line.models == models]

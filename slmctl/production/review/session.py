@@ -124,7 +124,7 @@ class DecisionSession(Generic[RowT, LineT]):
         """The line that undoes a decision."""
         raise NotImplementedError
 
-    def _counted(self) -> str:
+    def counted(self) -> str:
         """The numbers of this session's decisions in words."""
         raise NotImplementedError
 
@@ -218,7 +218,7 @@ class DecisionSession(Generic[RowT, LineT]):
         with self._guard:
             done = self.progress()
             pace = f", {done.per_hour:,.0f} {self.noun}s an hour" if done.per_hour is not None else ""
-            head = f"{console.count(done.own, self.noun)} reviewed: {self._counted()}"
+            head = f"{console.count(done.own, self.noun)} reviewed: {self.counted()}"
             return f"{head}{pace}; {done.decided:,} of {done.total:,} done"
 
 
@@ -260,6 +260,6 @@ class ReviewSession(DecisionSession[ReviewRow, Review]):
     def _undone(self, line: Review) -> Review:
         return Review(line.id, timestamp(), self.reviewer, "undone", chosen=line.chosen, probability=line.probability)
 
-    def _counted(self) -> str:
+    def counted(self) -> str:
         accepted, corrected, skipped = (self._counts[name] for name in ("accepted", "corrected", "skipped"))
         return f"{accepted:,} right, {corrected:,} corrected, {skipped:,} skipped"
