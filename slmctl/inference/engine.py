@@ -22,7 +22,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import MissingError
 from slmctl.hardware import usable_cores
 from slmctl.inference.escalation_policy import LABELS
-from slmctl.inference.events import ControlTokens, EngineInfo, Event, ValuePlace
+from slmctl.inference.events import ControlTokens, EngineInfo, Event, ValuePlace, places_of
 from slmctl.inference.supervised_child import HANG_S, EngineDiedError, EngineError, State, Supervised, error_of
 from slmctl.installation import pip_line, timings_folder
 
@@ -399,5 +399,5 @@ def answer_of(event: Event, text: str) -> Answer:
     likely = tuple(event.get("logprobs", ())), tuple(event.get("raw_logprobs", ()))
     labels, evidence = event.get("labels", {}), event.get("evidence")
     alone = answer_of(first, next(iter(first["labels"]))) if (first := event.get("first")) is not None else None
-    places = tuple(event.get("places", ()))
+    places = tuple(places_of(event))
     return Answer(text, event["finish"], event["confidence"], *counts, labels, *likely, evidence, alone, places)

@@ -84,6 +84,12 @@ class Event(TypedDict, total=False):
     died: bool
 
 
+def places_of(event: Event) -> list[ValuePlace]:
+    """The places of an answer by its last event: those of its values, or that of the likeliest label."""
+    label = next(iter(event.get("labels", {})), None)
+    return [place for place in event.get("places", []) if place["path"] or place["value"] == label]
+
+
 class EngineInfo(TypedDict):
     """The loaded model, as its process describes it.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.engine import Answer, Answering, Engine, Outcomes, Request, answer_of
+from slmctl.inference.escalation_policy import LABELS
 from slmctl.inference.events import Event, TokenInfo, ValuePlace
 from slmctl.inference.supervised_child import EngineError
 from slmctl.metrics import answer_metrics, label_sum
@@ -86,16 +87,26 @@ class DocumentReader(Composition):
         parts = self._windows(request)
 
         def end(read: list[WindowAnswer], last: Event) -> None:
-            whole = self._merged(request, read)
-            if len(parts) > 1:
-                piece: Event = {"piece": whole.text}
-                on_event(piece | ({"tokens": []} if request.alternatives >= 0 else {}))
-                last = _ending(whole)
-            on_event(last | {"places": list(whole.places)})
+            events: list[Event] = [{"error": "the answers to the parts of the document cannot be merged"}]
+            try:
+                whole = self._merged(request, read)
+                last = _ending(whole) if len(parts) > 1 else last
+                events = [last | {"places": list(whole.places)}]
+                if len(parts) > 1:
+                    events.insert(0, {"piece": whole.text, **({"tokens": []} if request.alternatives >= 0 else {})})
+            finally:  # an exception in a thread is heard by nobody
+                for event in events:
+                    on_event(event)
 
         gathered = _Gathered(parts, on_event, end)
-        for number, each in enumerate(self._requests(request, parts)):
-            gathered.cancels.append(self.engine.submit(each, gathered.listener(number)))
+        with contextlib.ExitStack() as undo:  # where one cannot be asked, or an error came before all were
+            undo.callback(gathered.cancel)
+            for number, each in enumerate(self._requests(request, parts)):
+                if gathered.ended:
+                    return gathered.cancel
+                gathered.cancels.append(self.engine.submit(each, gathered.listener(number)))
+            if not gathered.ended:
+                undo.pop_all()
         return gathered.cancel
 
     def _windows(self, request: Request) -> list[Window]:
@@ -111,19 +122,23 @@ class DocumentReader(Composition):
             yield request
             return
         task, schema, tells = self._tasks[request.adapter], request.schema, request.alternatives
-        text = task.defused(request.document)
+        if len(parts) == 1 and parts[0].text == request.document:
+            yield dataclasses.replace(request, document="")
+            return
         if len(parts) > 1 and schema and not task.rules.has_labels:
             schema, tells = self._window_schema(schema), max(tells, 0)
+        head, tail = _around(request.prompt, task.defused(request.document))
+        opening, rest = _around(request.question, request.document) if request.question else ("", "")
         for part in parts:
             yield dataclasses.replace(
                 request, document="", schema=schema, alternatives=tells,
-                prompt=_in_place(request.prompt, text, task.defused(part.text)),
-                question=_in_place(request.question, request.document, part.text),
+                prompt=f"{head}{task.defused(part.text.strip())}{tail}",
+                question=f"{opening}{part.text}{rest}" if request.question else "",
             )  # fmt: skip
 
     def _window_schema(self, schema: str) -> str:
         if schema not in self._schemas:
-            self._schemas[schema] = json.dumps(documents.window_schema(json.loads(schema)))
+            self._schemas[schema] = json.dumps(documents.window_schema(documents.resolved(json.loads(schema))))
         return self._schemas[schema]
 
     def _of_outcomes(
@@ -135,7 +150,10 @@ class DocumentReader(Composition):
             if isinstance(outcome, EngineError):
                 return type(outcome)(_not_read(part, outcome.message))
             read.append(WindowAnswer(part, outcome))
-        return self._merged(request, read) if request.document else read[0].answer
+        if not request.document:
+            return read[0].answer
+        whole = self._merged(request, read)
+        return dataclasses.replace(whole, places=whole.places[:1]) if request.labels else whole
 
     def _merged(self, request: Request, read: Sequence[WindowAnswer]) -> Answer:
         """The answer to a document."""
@@ -143,7 +161,7 @@ class DocumentReader(Composition):
         whole = (
             _by_labels(read, text, request.labels) if request.labels
             else _by_votes(read) if rules.has_labels
-            else _by_values(read, text, json.loads(request.schema) if request.schema else {})
+            else _by_values(read, text, documents.resolved(json.loads(request.schema)) if request.schema else {})
         )  # fmt: skip
         return dataclasses.replace(
             whole,
@@ -157,7 +175,11 @@ class _Gathered:
 
     Args:
         on_event: Hears the events of the only window, or the error.
-        done: Is called with all answers, and the last event of the last of them.
+        done: Is called with all answers and the last event of the last of them; in a thread of its own where there are
+            several, since the thread of the events has all other requests to hear.
+
+    Attributes:
+        ended: No further answer is waited for.
     """
 
     def __init__(
@@ -165,7 +187,7 @@ class _Gathered:
     ) -> None:
         self._parts, self._on_event, self._done = parts, on_event, done
         self._read: dict[int, WindowAnswer] = {}
-        self._lock, self._ended = threading.Lock(), False
+        self._lock, self.ended = threading.Lock(), False
         self.cancels: list[Callable[[], object]] = []
 
     def listener(self, number: int) -> OnEvent:
@@ -189,20 +211,25 @@ class _Gathered:
     def _add(self, number: int, answer: WindowAnswer, last: Event) -> None:
         with self._lock:
             self._read[number] = answer
-            whole = len(self._read) == len(self._parts) and not self._ended
-        if whole:
-            self._done([self._read[k] for k in range(len(self._parts))], last)
+            whole = len(self._read) == len(self._parts) and not self.ended
+        if not whole:
+            return
+        read = [self._read[k] for k in range(len(self._parts))]
+        if len(read) > 1:
+            threading.Thread(target=self._done, args=(read, last), daemon=True).start()
+        else:
+            self._done(read, last)
 
     def _fail(self, event: Event) -> None:
         with self._lock:
-            ended, self._ended = self._ended, True
+            ended, self.ended = self.ended, True
         if not ended:
             self.cancel()
             self._on_event(event)
 
     def cancel(self) -> None:
-        self._ended = True
-        for each in self.cancels:
+        self.ended = True
+        for each in list(self.cancels):
             each()
 
 
@@ -222,20 +249,27 @@ def _ending(whole: Answer) -> Event:
     return event
 
 
-def _in_place(text: str, document: str, part: str) -> str:
-    """A text with its last mention of a document replaced by a part of it; a template may have stripped it."""
+def _around(text: str, document: str) -> tuple[str, str]:
+    """The text before and behind the last mention of a document, which a template may have stripped.
+
+    Raises:
+        EngineError: The text does not hold it.
+    """
     for form in (document, document.strip()):
         before, middle, after = text.rpartition(form)
         if middle:
-            return f"{before}{part}{after}"
-    return text
+            return before, after
+    raise EngineError("the base's chat template changes the text of a document, so it cannot be read in windows")
 
 
 # One answer of several windows
 
 
 def _by_labels(read: Sequence[WindowAnswer], text: str, labels: Sequence[str]) -> Answer:
-    """The label with the highest mean log probability; its place is the window that is surest of it."""
+    """The label with the highest mean log probability; the place of a label is the window that is surest of it.
+
+    The places are those of the likeliest labels: with linear members in a sum, another one may be the answer.
+    """
     tables = np.stack([label_sum.spread(each.answer.labels, labels) for each in read])
     shares = np.exp(normalised(tables.mean(axis=0)[None])[0])
     order = sorted(range(len(labels)), key=lambda k: (-shares[k], k))
@@ -249,10 +283,12 @@ def _by_labels(read: Sequence[WindowAnswer], text: str, labels: Sequence[str]) -
             labels[order[0]], "stop", next(iter(listed.values())), 0, 0, listed, (sure,),
             (sure + sum(allowed) / len(read),) if read[0].answer.raw_logprobs else (),
         )  # fmt: skip
-    loudest = read[int(tables[:, order[0]].argmax())].window
-    page = page_of(page_breaks(text), loudest.start)
-    place = _place("", whole.text, (loudest.start, loudest.end), page, loudest.body)
-    return dataclasses.replace(whole, places=(place,))
+    breaks, places = page_breaks(text), list[ValuePlace]()
+    for k in order[:LABELS]:
+        loudest = read[int(tables[:, k].argmax())].window
+        page = page_of(breaks, loudest.start)
+        places.append(_place("", labels[k], (loudest.start, loudest.end), page, loudest.body))
+    return dataclasses.replace(whole, places=tuple(places))
 
 
 def _by_votes(read: Sequence[WindowAnswer]) -> Answer:
@@ -260,9 +296,13 @@ def _by_votes(read: Sequence[WindowAnswer]) -> Answer:
     if len(read) == 1:
         return read[0].answer
     weights = [each.answer.confidence or LEAST for each in read]
-    votes = Counter[str]()
+    votes: dict[str, float] = {}
     for each, weight in zip(read, weights, strict=True):
-        votes.update(dict.fromkeys(json.loads(each.answer.text), weight))
+        labels = answer_metrics.parse(each.answer.text)
+        if not isinstance(labels, list):  # such as an answer that max_tokens cut off
+            return each.answer
+        for label in labels:
+            votes[label] = votes.get(label, 0.0) + weight
     half = sum(weights) / 2
     kept = [label for label, weight in votes.items() if weight >= half]
     sure = math.prod(max(share, 1 - share) for share in (votes[label] / (2 * half) for label in votes))
@@ -324,7 +364,7 @@ def _with_leaves(value: Any, chances: Iterator[float], evidence: Evidence, windo
         return {key: _with_leaves(inner, chances, evidence, window) for key, inner in value.items()}
     if isinstance(value, list):
         return [_with_leaves(inner, chances, evidence, window) for inner in value]
-    spans = [span for span in evidence.spans(value) if window.start <= span[0] and span[1] <= window.end]
+    spans = evidence.within(value, (window.start, window.end))
     stands = bool(spans) or value is None or isinstance(value, bool)
     return _Leaf(value, next(chances, 1.0), spans, stands)
 
@@ -345,7 +385,8 @@ class _Merge:
     def of(self, trees: Sequence[Any], schema: Any, path: str) -> Any:
         objects = [tree for tree in trees if isinstance(tree, dict)]
         if objects or documents.properties_of(schema):
-            return self._object(objects, schema, path)
+            made = self._object(objects, schema, path)
+            return made if documents.holds(made) or not documents.allows_null(schema) else None
         if lists := [tree for tree in trees if isinstance(tree, list)]:
             return self._list(lists, f"{path}[]")
         return self._scalar([tree for tree in trees if isinstance(tree, _Leaf)], schema, path)
@@ -364,12 +405,12 @@ class _Merge:
         return made
 
     def _list(self, lists: Sequence[list[Any]], path: str) -> list[Any]:
-        """The items of all lists, equal ones once; an item with a value that does not stand in its window is none."""
+        """The items of all lists, equal ones once; an item of which nothing stands in its window is none."""
         made, seen = list[Any](), set[str]()
         for item in itertools.chain.from_iterable(lists):
             leaves = list(_leaves(item, path))
             key = json.dumps([(where, _form(leaf.value)) for where, leaf in leaves])
-            if key in seen or not all(leaf.stands for _, leaf in leaves):
+            if key in seen or not any(leaf.spans for _, leaf in leaves):
                 continue
             seen.add(key)
             made.append(_plain(item))

@@ -76,7 +76,7 @@ class _Sought:
 
 
 def holder(text: str) -> Callable[[str], bool]:
-    """A function that is true for a line of JSON with a text in it, whatever its case and white space.
+    """A function that is true for a text with another one in it, whatever its case and white space.
 
     Raises:
         UsageError: The text is too short.

@@ -30,6 +30,7 @@ from slmctl.errors import IntegrityError, UsageError
 from slmctl.production import forgetting
 from slmctl.production.forgetting import CollectedFile
 from slmctl.releases import registry
+from slmctl.sensitive.conversation_veto import texts_in
 from slmctl.task.records import SPLITS
 
 HELD_OUT = frozenset(("validation", "calibration", "test"))
@@ -179,8 +180,9 @@ def _containing(data_set: Artifact, holds: Callable[[str], bool]) -> Iterator[Fi
     for split, name in [(split, split) for split in SPLITS] + [("train", "accepted")]:
         path = data_set.path / f"{name}.jsonl"
         with path.open(encoding="utf-8") if path.is_file() else io.StringIO() as stream:
-            for line in filter(holds, stream):
-                row = json.loads(line)
+            for row in map(json.loads, stream):
+                if not any(map(holds, texts_in(row))):
+                    continue
                 place = console.place(row["source"]["file"], row["source"]["row"]) if "source" in row else ""
                 yield FingerprintMatch(split, str(row.get("id", "")), True, 1.0, False, place)
 

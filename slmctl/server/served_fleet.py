@@ -259,7 +259,7 @@ def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack
     """Returns the only release, answered by another server (serve.engine), which may be reached until `stack` ends.
 
     Raises:
-        UsageError: Its answers are calls.
+        UsageError: Its answers are calls, or it reads documents in windows.
     """
     engine = settings.engine
     assert engine is not None
@@ -267,6 +267,11 @@ def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack
     if task.rules.calls:
         raise UsageError(
             "calls are held to the form of their base by slmctl's own engine, so no server elsewhere answers them",
+            hint="slmctl serve without --engine-url",
+        )
+    if task.document is not None:
+        raise UsageError(
+            "documents are read in windows by slmctl's own engine, and another server would be asked for them whole",
             hint="slmctl serve without --engine-url",
         )
     backend = EndpointEngine(engine.url, engine.model, engine.key_env, settings.sequences)

@@ -100,6 +100,8 @@ class Task:
             _require_schema(task.schema, path)
         if "" in task.special_tokens:
             raise IntegrityError(f"{path} is not valid: special_tokens: an empty text is no token")
+        if task.document is not None and not 0 <= 4 * task.document.overlap <= task.document.size + 4 > 4:
+            raise IntegrityError(f"{path} is not valid: document: windows of this size and overlap cut no text")
         if fault := task.rules.fault():
             raise IntegrityError(f"{path} is not valid: {fault}")
         patterns = [("replace", entry.pattern, entry.replacement) for entry in task.replace]

@@ -15,7 +15,7 @@ from slmctl.config import TaskConfig
 from slmctl.errors import DataError
 from slmctl.inference import grammar_pool
 from slmctl.sources.rows import require_file
-from slmctl.task import tool_calls
+from slmctl.task import documents, tool_calls
 
 MAX_FILE = 1 << 20  # bytes of a JSON Schema, or of a list of tools
 
@@ -42,6 +42,8 @@ def schema_of(config: TaskConfig) -> JsonObject | None:
         raise DataError(f"{path.name} is not a JSON Schema of objects: it is {schema!r:.20}")
     if fault := grammar_fault(json.dumps(schema)):
         raise DataError(f"{path.name}: {fault}", hint="change that part of the schema")
+    if config.document is not None:
+        documents.resolved(schema)
     return schema
 
 

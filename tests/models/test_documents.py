@@ -2,16 +2,23 @@
 
 import json
 import math
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from slmctl.inference.engine import Answer, Answering, Outcomes, Request
-from slmctl.inference.events import Event
+from slmctl.inference.events import Event, places_of
 from slmctl.inference.supervised_child import EngineError
+from slmctl.models import documents
 from slmctl.models.composition import Composition
 from slmctl.models.documents import DocumentReader, reading
+from slmctl.stages.predict import row_answers
+from slmctl.task import label_sets
 from slmctl.task.contract import Task
 from slmctl.task.documents import WindowForm
 
@@ -160,3 +167,77 @@ def test_a_short_text_is_asked_as_it_is_and_a_request_without_document_is_not_to
     assert model.asked[-1] is plain and whole.text == model.rest["piece"]  # type: ignore[union-attr]
     assert reading(model, {"": Task("extract", "", "", schema=SCHEMA)}) is model
     assert isinstance(reader, DocumentReader) and isinstance(reader, Composition)
+
+
+@pytest.mark.parametrize("task", [EXTRACT, Task("tag", "", "", schema=label_sets.schema(["a", "b"]), document=FORM)])
+def test_an_answer_that_was_cut_is_no_answer_and_ends_nobody(task: Task) -> None:
+    text = f"alpha {FILLER * 4}omega"
+    whole = EMPTY if task is EXTRACT else ["a"]
+    model = Scripted({"omega": said('{"fe', finish="length")}, said(whole))
+    answer = both(model, task, text)
+    assert (answer.text, answer.finish) == ('{"fe', "length")
+    cells = row_answers.columns(task, answer, [])
+    assert cells["answer"] is None and "cut" in str(cells["error"])
+
+
+def test_items_are_kept_of_which_a_value_stands_and_nulls_stay_null() -> None:
+    item = {"type": "object", "properties": {"name": {"type": "string"}, "kind": {"enum": ["goods", "service"]}}}
+    party = {"type": ["object", "null"], "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    schema = {
+        "type": "object",
+        "properties": {"items": {"type": "array", "items": item}, "by": party},
+        "required": ["by"],
+    }
+    text = f"Item pump.\n\n{FILLER * 4}Item hose."
+    task = Task("extract", "", "", schema=schema, document=FORM)
+    model = Scripted(
+        {"pump": said({"items": [{"name": "pump", "kind": "goods"}], "by": None}),
+         "hose": said({"items": [{"name": "hose", "kind": "service"}, {"name": "kite", "kind": "goods"}], "by": None})},
+        said({"items": [], "by": None}),
+    )  # fmt: skip
+    items = [{"name": "pump", "kind": "goods"}, {"name": "hose", "kind": "service"}]
+    assert json.loads(both(model, task, text).text) == {"items": items, "by": None}
+
+
+def test_a_merge_that_fails_is_an_error_and_the_first_error_cancels_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"{FILLER * 9}"
+    reader = reading(Scripted({}, said(EMPTY)), {"": EXTRACT})
+    monkeypatch.setattr(documents, "_by_values", lambda *_: 1 / 0)
+    monkeypatch.setattr("threading.excepthook", lambda *_: None)
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    reader.submit(asked(EXTRACT, text), events.put)
+    assert "cannot be merged" in events.get(timeout=5)["error"]
+    model = Scripted({}, {"error": "no room"})
+    reading(model, {"": EXTRACT}).submit(asked(EXTRACT, text), events.put)
+    assert "no room" in events.get(timeout=5)["error"] and len(model.asked) == 1
+
+
+def test_the_place_is_that_of_the_label_that_a_sum_decides_on() -> None:
+    text = f"alpha {FILLER * 2}\fbeta {FILLER * 2}"
+    model = Scripted(
+        {"alpha": said("a", 0.9, labels={"a": 0.9, "b": 0.08, "c": 0.02})},
+        said("a", 0.6, labels={"a": 0.6, "b": 0.3, "c": 0.1}),
+    )
+    events: list[Event] = []
+    done = threading.Event()
+    reader = reading(model, {"": CLASSIFY})
+    reader.submit(asked(CLASSIFY, text), lambda event: (events.append(event), "finish" in event and done.set()))
+    assert done.wait(5)
+    (own,) = places_of(events[-1])
+    (other,) = places_of(events[-1] | {"labels": {"b": 0.9, "a": 0.1}})
+    assert own["value"] == "a" and other["value"] == "b" and own["start"] < other["start"]
+
+
+def test_a_prompt_without_the_document_is_refused() -> None:
+    reader = reading(Scripted({}, said(EMPTY)), {"": EXTRACT})
+    with pytest.raises(EngineError, match="changes the text"):
+        reader.submit(replace(asked(EXTRACT, FILLER * 9), prompt="something else"), print)
+
+
+def test_a_megabyte_is_merged_in_seconds() -> None:
+    text = " ".join(f"{FILLER}{k}" for k in range(15_000))
+    answers = {"fee": 4800, "law": "Dutch law", "parts": ["pump", "hose"], "start": "2024-03-01"}
+    reader = reading(Scripted({}, said(answers)), {"": replace(EXTRACT, document=WindowForm(1000, 125))})
+    begun = time.process_time()
+    reader.ask(asked(EXTRACT, text))
+    assert time.process_time() - begun < 20  # it took minutes while each window searched the whole text

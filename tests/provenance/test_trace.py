@@ -334,7 +334,7 @@ def test_wrong_use(stages: Forks, tmp_path: Path, arguments: list[str], said: st
 
 def test_rows_that_contain_a_name_are_told_by_their_texts(root: Path) -> None:
     data_set = root / "runs/prepared/rows"
-    record = {"id": "f" * 16, "messages": [{"role": "user", "content": "Signed:\nJöran\u00a0 Beispiel"}]}
+    record = {"id": "f" * 16, "messages": [{"role": "user", "content": "Signed: Jöran\nBeispiel"}]}
     record["source"] = {"file": "letters/may.pdf", "row": 3}
     (data_set / "test.jsonl").write_text(json.dumps(record) + "\n")
     found = trace(root, text="jöran beispiel", contains=True)

@@ -1,5 +1,6 @@
 """Windows of long texts, and what a model learns of each."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slmctl.errors import DataError
 from slmctl.task.contract import Task
-from slmctl.task.documents import WindowForm, allows_null, standing, training, window_schema, windows
+from slmctl.task.documents import WindowForm, allows_null, resolved, standing, training, window_schema, windows
 from slmctl.task.evidence import Evidence
 from slmctl.task.records import Record
 
@@ -68,6 +70,12 @@ def test_a_window_says_its_page_and_a_text_of_one_window_nothing() -> None:
         ("the law of  the\nNetherlands applies", "The Law of the Netherlands", "the law of  the\nNetherlands"),
         ("die Nordwind-Werke AG, Kiel", "nordwind-werke ag", "Nordwind-Werke AG"),
         ("Nordwinde", "Nordwind", None),
+        ("Saldo: -12,50", -12.5, "12,50"),
+        ("Wartung 2 450,00", 450, "450,00"),
+        ("Wartung 2 450,00", 2, "2"),
+        ("am 12.03.98", "1998-03-12", "12.03.98"),
+        ("Herr Mu\u0308ller", "Müller", "Mu\u0308ller"),
+        ("Preise in €", "€", "€"),
         ("yes", True, None),
         ("anything", "…", None),
     ],
@@ -133,3 +141,45 @@ def test_the_schema_of_a_window_takes_null() -> None:
     assert allows_null(wide["properties"]["fee"]) and allows_null(wide["properties"]["law"])
     assert "minItems" not in wide["properties"]["parts"]
     assert re.search("anyOf", json.dumps(wide))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "Some words of a paragraph that is not long at all.\n\n",
+        "Some words. ",
+        "eins zwei ",
+        "合同条款文本内容。",
+        "word",
+    ],
+)
+def test_two_windows_share_what_the_form_says(part: str) -> None:
+    made = windows(part * (4000 // len(part)), WindowForm(size=800, overlap=100))
+    shared = [first.end - second.start for first, second in itertools.pairwise(made)]
+    assert min(shared) >= 100 and max(shared) <= 300 and len(made) < 10
+
+
+def test_nested_models_and_nullable_objects_are_learned_as_the_schema_says() -> None:
+    schema = {
+        "$defs": {"Party": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}},
+        "type": "object", "required": ["by", "to"],
+        "properties": {"by": {"$ref": "#/$defs/Party"}, "to": {"anyOf": [{"$ref": "#/$defs/Party"}, {"type": "null"}]}},
+        "additionalProperties": {"type": "string"},
+    }  # fmt: skip
+    text = f"By Nordwind.\n\n{FILLER * 12}To Sunrise.\n\n{FILLER * 12}More: extra."
+    answer = {"by": {"name": "Nordwind"}, "to": {"name": "Sunrise"}, "more": "extra"}
+    targets = [json.loads(each.answer) for each in training([record(text, answer)], replace(TASK, schema=schema))]
+    import jsonschema
+
+    wide = window_schema(resolved(schema))
+    for target in targets:
+        jsonschema.validate(target, wide)
+    assert {"by": {"name": "Nordwind"}, "to": None} in targets and {
+        "by": {"name": None},
+        "to": None,
+        "more": "extra",
+    } in targets
+    with pytest.raises(DataError, match="refers to itself"):
+        resolved({"$defs": {"A": {"properties": {"a": {"$ref": "#/$defs/A"}}}}, "$ref": "#/$defs/A"})
+    with pytest.raises(DataError, match="not local"):
+        resolved({"$ref": "https://example.org/schema"})

@@ -6,7 +6,7 @@ import base64
 import binascii
 import os
 import threading
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
@@ -14,7 +14,8 @@ from slmctl.config import ServeConfig
 from slmctl.server.request_errors import RequestError
 from slmctl.sources.documents import folder, readers
 
-SECONDS = 20  # of CPU time for a document
+SECONDS, MOST = 20, 4  # of CPU time for all documents of a request, and their number
+WAIT_S = 30.0  # for others that are read
 _NAMED = 120  # characters of a file name in an error
 _reading = threading.BoundedSemaphore(2)  # documents that are read at the same time, in a process each
 
@@ -26,47 +27,63 @@ def with_texts(body: JsonObject, settings: ServeConfig) -> JsonObject:
         RequestError: The server reads no documents, or one cannot be read to its end.
     """
     messages = body.get("messages")
-    if not isinstance(messages, list) or not any(map(_files_of, messages)):
+    count = sum(sum(map(_is_file, _parts(message))) for message in messages) if isinstance(messages, list) else 0
+    if not count:
         return body
     if not settings.documents:
         raise RequestError("this server reads no file parts: send the text, or set serve.documents", "messages")
-    return body | {"messages": [_read(message) if _files_of(message) else message for message in messages]}
+    if count > MOST:
+        raise RequestError(f"a request may hold {MOST} documents, and this one holds {count}", "messages")
+    return body | {"messages": [_read(message, SECONDS // count) for message in body["messages"]]}
 
 
-def _files_of(message: Any) -> list[Any]:
+def _parts(message: Any) -> list[Any]:
     content = message.get("content") if isinstance(message, dict) else None
-    parts = content if isinstance(content, list) else []
-    return [part for part in parts if isinstance(part, dict) and part.get("type") == "file"]
+    return content if isinstance(content, list) else []
 
 
-def _read(message: JsonObject) -> JsonObject:
-    """A message with texts alone, a blank line behind each document."""
-    files = _files_of(message)
+def _is_file(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "file"
+
+
+def _read(message: Any, seconds: int) -> Any:
+    """A message with texts alone; each document ends its last page where something follows."""
+    if not any(map(_is_file, parts := _parts(message))):
+        return message
     content = [
-        {"type": "text", "text": _text(part) + "\n\n" * (part is not message["content"][-1])} if part in files else part
-        for part in message["content"]
+        {"type": "text", "text": _text(part, seconds) + readers.PAGE * (part is not parts[-1])}
+        if _is_file(part)
+        else part
+        for part in parts
     ]
     return message | {"content": content}
 
 
-def _text(part: JsonObject) -> str:
+def _text(part: JsonObject, seconds: int) -> str:
     file = part.get("file")
     name, data = (file.get("filename"), file.get("file_data")) if isinstance(file, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(data, str):
         raise RequestError("a file part needs 'file' with 'filename' and 'file_data', its base64", "messages")
-    shown, suffix = PurePosixPath(name.replace("\\", "/")).name[-_NAMED:], Path(name).suffix.lower()
-    if not readers.kind_of(name) or suffix == ".mbox":
+    shown = PurePosixPath(name.replace("\\", "/")).name[-_NAMED:]
+    if readers.kind_of(shown) in ("", "mailbox"):
         raise RequestError(f"'{shown}' is no document that is read: {', '.join(readers.KINDS)}", "messages")
     try:
         raw = base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data, validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(f"'file_data' of '{shown}' is no base64", "messages") from None
-    with _reading, os.fdopen(os.memfd_create("document"), "wb") as memory:  # no byte of it on a disk
-        memory.write(raw)
-        memory.flush()
-        row = next(folder.read([(f"/proc/{os.getpid()}/fd/{memory.fileno()}", shown)], seconds=SECONDS))
+    if not _reading.acquire(timeout=WAIT_S):
+        raise RequestError("too many documents are read just now", "messages", status=503, code="documents")
+    try:
+        with os.fdopen(os.memfd_create("document"), "wb") as memory:  # no byte of it on a disk
+            memory.write(raw)
+            memory.flush()
+            row = next(folder.read([(f"/proc/{os.getpid()}/fd/{memory.fileno()}", shown)], seconds=seconds))
+    finally:
+        _reading.release()
     if "fault" in row:
         raise RequestError(f"{shown} {row['fault']}", "messages")
     if row["bare"]:
         raise RequestError(f"{shown} has {row['bare']} of {row['pages']} pages without text: scanned?", "messages")
+    if not row["text"].strip():
+        raise RequestError(f"{shown} holds no text", "messages")
     return str(row["text"])

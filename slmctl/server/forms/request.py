@@ -13,7 +13,7 @@ from typing import ClassVar, NoReturn, Protocol
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import ServeConfig
 from slmctl.inference.engine import Request
-from slmctl.inference.events import Event, TokenInfo
+from slmctl.inference.events import Event, TokenInfo, places_of
 from slmctl.server.forms.tool_requests import Offer
 from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
@@ -259,7 +259,7 @@ class CheckedRequest:
             "task": self.model.task.kind,
             "confidence": event.get("confidence"),
             **({"labels": labels} if labels else {}),
-            **({"places": event["places"]} if event.get("places") else {}),
+            **({"places": places} if (places := places_of(event)) else {}),
             **({"ignored": list(self.ignored)} if self.ignored else {}),
         }
 

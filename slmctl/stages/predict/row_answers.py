@@ -17,6 +17,7 @@ from slmctl.task.draft_checks import in_words
 from slmctl.task.records import Message
 
 CHUNK = 512  # rows answered together; at most as many answers are lost to a kill
+CUT = "the answer to a part of it was cut at the longest answer: --set predict.max_tokens=N allows a longer one"
 NOT_SENSITIVE = ("", "0", "no", "n", "false", "f", "off")  # any other mark withholds the row
 
 
@@ -93,6 +94,8 @@ def columns(task: Task, outcome: Outcome, messages: Messages) -> AddedColumns:
     fields: AddedColumns = {"answer": None, "confidence": None}
     if isinstance(outcome, engine.Answer):
         fields = {"answer": outcome.text.strip(), "confidence": outcome.confidence}
+    if task.document is not None and isinstance(outcome, engine.Answer) and outcome.finish == "length":
+        return columns(task, CUT, messages)
     if task.document is not None:
         fields["places"] = list(outcome.places) if isinstance(outcome, engine.Answer) else []
     if task.rules.checks and isinstance(outcome, engine.Answer):

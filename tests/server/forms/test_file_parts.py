@@ -30,7 +30,7 @@ def test_a_document_is_its_text_with_the_pages_marked(url: bool) -> None:
     read = with_texts(chat(part("a.pdf", papers.pdf(["Erste Größe", "zweite"]), url=url), text), READS)
     assert read["messages"][0] == {"role": "system", "content": "s"}
     first, second = read["messages"][1]["content"]
-    assert first == {"type": "text", "text": "Erste Größe\fzweite\n\n"} and second == text
+    assert first == {"type": "text", "text": "Erste Größe\fzweite\f"} and second == text
     read = with_texts(chat(part("b.docx", papers.word("Absatz", [["a", "b"]]), url=url)), READS)
     assert read["messages"][1]["content"] == [{"type": "text", "text": "Absatz\na | b"}]
 
@@ -50,6 +50,8 @@ def test_a_body_without_a_file_is_not_touched() -> None:
         (part("a.exe", b"MZ"), "'a.exe' is no document that is read: .pdf, .docx"),
         (part("a.mbox", b"From x"), "'a.mbox' is no document that is read"),
         (part("a.txt", b""), "a.txt is empty"),
+        (part("a.html", b"<html><img src=x></html>"), "a.html holds no text"),
+        (part("a\\.pdf", b"x"), "'.pdf' is no document that is read"),
         ({"type": "file", "file": {"filename": "a.md", "file_data": "no base64!"}}, "'file_data' of 'a.md' is no"),
         ({"type": "file", "file": {"file_id": "file-1"}}, "a file part needs 'file' with 'filename' and 'file_data'"),
         ({"type": "file"}, "a file part needs 'file'"),
@@ -59,6 +61,11 @@ def test_a_document_that_cannot_be_read_is_one_sentence(sent: dict[str, Any], wo
     with pytest.raises(RequestError) as refused:
         with_texts(chat(sent), READS)
     assert refused.value.message.startswith(words) and refused.value.status == 400
+
+
+def test_a_request_holds_few_documents() -> None:
+    with pytest.raises(RequestError, match="a request may hold 4 documents, and this one holds 5"):
+        with_texts(chat(*[part("a.txt", b"text")] * 5), READS)
 
 
 def test_a_server_reads_no_documents_unasked() -> None:
