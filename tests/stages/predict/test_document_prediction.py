@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from slmctl.task.contract import Task
 from slmctl.task.documents import WindowForm
 
 PLACE = {"path": "rent", "value": 400, "start": 3, "end": 6, "page": 2, "around": "a 400 b"}
-TASK = dataclasses.replace(Task("generate", tiny.TEMPLATE, "<|im_end|>"), document=WindowForm(400, 50))
+TASK = Task("extract", tiny.TEMPLATE, "<|im_end|>", schema={"type": "object"}, document=WindowForm(400, 50))
 
 
 class Reader:
@@ -52,7 +51,7 @@ def test_a_folder_is_answered_into_any_format(tmp_path: Path, name: str, places:
         assert answer_file(Reader(), TASK, job) == (4, 1)
     rows = {row.columns["file"]: row.columns for row in read_rows(target)}
     assert list(rows) == ["a.pdf", "c.txt", "locked.pdf", "sub/b.docx"]
-    assert list(rows["a.pdf"]) == ["file", "pages", "answer", "confidence", "places", "error"]
+    assert {*rows["a.pdf"]} == {"file", "pages", "answer", "confidence", "valid", "places", "error"}
     assert (str(rows["a.pdf"]["pages"]), rows["a.pdf"]["places"]) == ("2", places)
     assert rows["locked.pdf"]["error"] == "locked.pdf is encrypted: its text needs a password"
 
