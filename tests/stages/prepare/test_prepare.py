@@ -23,6 +23,7 @@ from slmctl.deduplication import minhash
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.statistics import wilson
+from slmctl.sources import snapshot
 from slmctl.stages.prepare import linear_model, prepare, record_reader, report_findings
 from slmctl.stages.prepare.record_reader import RecordBatch
 from slmctl.task.contract import Task
@@ -70,7 +71,9 @@ def test_the_rows_of_every_template_are_taken(template: str, artifacts: dict[str
     teacher.slmctl(tmp_path, "init", template, "desk")
     out = tmp_path / "out"
     out.mkdir()
-    metrics = prepare.run(configs.load(tmp_path / "desk" / "slmctl.yaml").prepare, base=artifacts["base"], out=out)
+    config = configs.load(tmp_path / "desk" / "slmctl.yaml").prepare
+    sources = snapshot.gather(config.sources, tmp_path / "copies", config.limits)
+    metrics = prepare.run(config.model_copy(update={"sources": sources}), base=artifacts["base"], out=out)
     assert metrics["rows_in"] >= 300
     assert len(read_records(out / "test.jsonl")) >= 40
 
