@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
-
 from slmctl.production.review.page import Desk
+from support import here
 from support.browser import Browser
 
 
 @contextmanager
 def served(desk: Desk[Any]) -> Iterator[str]:
     """The address of a desk's page, with the token."""
-    server = uvicorn.Server(uvicorn.Config(desk.app(), port=0, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        threading.Event().wait(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/#{desk.token}"
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join()
+    with here.listening(desk.app()) as url:
+        yield f"{url}/#{desk.token}"
 
 
 def visit(browser: Browser, url: str, **how: Any) -> None:
