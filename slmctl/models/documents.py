@@ -121,17 +121,20 @@ class DocumentReader(Composition):
         if not request.document:
             yield request
             return
-        task, schema, tells = self._tasks[request.adapter], request.schema, request.alternatives
+        task, schema, alternatives = self._tasks[request.adapter], request.schema, request.alternatives
         if len(parts) == 1 and parts[0].text == request.document:
             yield dataclasses.replace(request, document="")
             return
         if len(parts) > 1 and schema and not task.rules.has_labels:
-            schema, tells = self._window_schema(schema), max(tells, 0)
+            schema, alternatives = (
+                self._window_schema(schema),
+                max(alternatives, 0),
+            )  # the tokens tell each value's probability
         head, tail = _around(request.prompt, task.defused(request.document))
         opening, rest = _around(request.question, request.document) if request.question else ("", "")
         for part in parts:
             yield dataclasses.replace(
-                request, document="", schema=schema, alternatives=tells,
+                request, document="", schema=schema, alternatives=alternatives,
                 prompt=f"{head}{task.defused(part.text.strip())}{tail}",
                 question=f"{opening}{part.text}{rest}" if request.question else "",
             )  # fmt: skip

@@ -24,6 +24,7 @@ from slmctl.sensitive.conversation_veto import texts_in
 from slmctl.sensitive.unmask import FOLDS
 
 SHORTEST = 8  # characters of a text to look for inside others; a shorter one would be in half of them
+SHORTEST_NAME = 4  # the same of a name whose rows are listed, and none removed
 AT_ONCE = 1024  # lines of a batch
 _ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|([\"/]))")  # escapes of JSON inside a text
 
@@ -82,8 +83,9 @@ def holder(text: str) -> Callable[[str], bool]:
         UsageError: The text is too short.
     """
     sought = _Sought(text, 1.0)
-    if not sought.inside:
-        raise UsageError(f"a text of fewer than {SHORTEST} characters would be in half of all rows")
+    sought.inside = _plain(text)
+    if len(sought.inside) < SHORTEST_NAME:
+        raise UsageError(f"a text of fewer than {SHORTEST_NAME} characters would be in half of all rows")
     return sought.stands_in
 
 

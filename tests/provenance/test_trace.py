@@ -341,6 +341,7 @@ def test_rows_that_contain_a_name_are_told_by_their_texts(root: Path) -> None:
     (row,) = found.data_sets[0].rows
     assert (row.split, row.id, row.place) == ("test", "f" * 16, "letters/may.pdf row 3")
     assert "    test         ffffffffffffffff  letters/may.pdf row 3" in lines(found)
+    assert trace(root, text="Jöran", contains=True).found
     assert not trace(root, text="another person", contains=True).found
-    with pytest.raises(UsageError, match="fewer than 8 characters"):
+    with pytest.raises(UsageError, match="fewer than 4 characters"):
         trace(root, text="Jo", contains=True)
