@@ -320,7 +320,6 @@ class _Leaf:
     value: Any
     probability: float
     spans: Sequence[Span]
-    stands: bool
 
 
 def _by_values(read: Sequence[WindowAnswer], text: str, schema: JsonObject) -> Answer:
@@ -368,8 +367,7 @@ def _with_leaves(value: Any, chances: Iterator[float], evidence: Evidence, windo
     if isinstance(value, list):
         return [_with_leaves(inner, chances, evidence, window) for inner in value]
     spans = evidence.within(value, (window.start, window.end))
-    stands = bool(spans) or value is None or isinstance(value, bool)
-    return _Leaf(value, next(chances, 1.0), spans, stands)
+    return _Leaf(value, next(chances, 1.0), spans)
 
 
 class _Merge:
@@ -423,8 +421,10 @@ class _Merge:
 
     def _scalar(self, leaves: Sequence[_Leaf], schema: Any, path: str) -> Any:
         """The likeliest value that stands in its window; null where no window has a value."""
-        listed = isinstance(schema, dict) and bool({"enum", "const"} & schema.keys())
-        taken = [leaf for leaf in leaves if leaf.value is not None and (leaf.stands or listed)]
+        taken = [
+            leaf for leaf in leaves
+            if leaf.value is not None and (leaf.spans or documents.is_closed(leaf.value, schema))
+        ]  # fmt: skip
         if not taken:
             least = min((leaf.probability for leaf in leaves if leaf.value is None), default=1.0)
             self.logprobs.append(math.log(max(least, LEAST)))

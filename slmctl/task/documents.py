@@ -124,8 +124,9 @@ def training(records: Iterable[Record], task: DocumentTask) -> list[Record]:
     """The records with those of several windows in their windows: what a model learns of them.
 
     A label is that of each window, and the windows of a document share one weight. An object holds the values that
-    stand in the window and null for the others; of windows without a value there are at most as many as with one, drawn
-    by a hash.
+    stand in the window and null for the others, but one of a closed list that stands nowhere (true, false, an `enum`)
+    is that of each window, as a label is. Of windows in which no value stands there are at most as many as of others,
+    drawn by a hash.
     """
     if (form := task.document) is None:
         return list(records)
@@ -153,7 +154,8 @@ def _asked(record: Record, part: Window, answer: str, share: float) -> Record:
 def _restricted(record: Record, parts: Sequence[Window], schema: JsonObject) -> Iterator[Record]:
     evidence, answer = Evidence(record.messages[-2]["content"]), json.loads(record.answer)
     targets = [restricted(answer, schema, evidence, (part.start, part.end)) for part in parts]
-    holding = [k for k, target in enumerate(targets) if holds(target)]
+    everywhere = restricted(answer, schema, evidence, (0, 0))
+    holding = [k for k, target in enumerate(targets) if target != everywhere]
     empty = sorted(set(range(len(parts))) - set(holding), key=lambda k: _drawn(record, k))[: max(1, len(holding))]
     for k in sorted([*holding, *empty]):
         yield _asked(record, parts[k], json.dumps(targets[k], ensure_ascii=False, sort_keys=True), 1.0)
@@ -164,7 +166,10 @@ def _drawn(record: Record, number: int) -> bytes:
 
 
 def restricted(value: Any, schema: Any, evidence: Evidence, window: Span) -> Any:
-    """The parts of a value that stand in a window; null in place of other scalars, and no other items of a list."""
+    """The parts of a value that stand in a window; null in place of other scalars, and no other items of a list.
+
+    A scalar of a closed list that stands nowhere in the text is kept in each window.
+    """
     properties = properties_of(schema)
     if value is None and properties and not allows_null(schema):
         value = {}
@@ -177,7 +182,13 @@ def restricted(value: Any, schema: Any, evidence: Evidence, window: Span) -> Any
         return parts if holds(parts) or not allows_null(schema) else None
     if isinstance(value, list):
         return [item for item in value if _stands(item, evidence, window)]
-    return value if evidence.within(value, window) else None
+    stands = evidence.within(value, window) or (is_closed(value, schema) and not evidence.spans(value))
+    return value if stands else None
+
+
+def is_closed(value: Any, schema: Any) -> bool:
+    """True for a scalar of which the schema lists all values, so that a text need not hold its words."""
+    return isinstance(value, bool) or (isinstance(schema, dict) and bool({"enum", "const"} & schema.keys()))
 
 
 def _stands(item: Any, evidence: Evidence, window: Span) -> bool:
@@ -203,16 +214,18 @@ def scalars(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path or "$", value
 
 
-def standing(records: Iterable[Record]) -> dict[str, list[int]]:
-    """Counts, by field, of the values in reference answers, and of those that stand in their texts."""
+def standing(records: Iterable[Record], schema: JsonObject) -> dict[str, list[int]]:
+    """Counts, by field, of the values in reference answers, and of those that windows teach, see `training`."""
     counts: dict[str, list[int]] = {}
+    schema = resolved(schema)
     for record in records:
-        evidence = Evidence(record.messages[-2]["content"])
-        for path, leaf in scalars(json.loads(record.answer)):
+        evidence, answer = Evidence(record.messages[-2]["content"]), json.loads(record.answer)
+        everywhere = list(scalars(restricted(answer, schema, evidence, (0, 0))))
+        for path, leaf in scalars(answer):
             if leaf is not None:
                 count = counts.setdefault(path, [0, 0])
                 count[0] += 1
-                count[1] += bool(evidence.spans(leaf))
+                count[1] += bool(evidence.spans(leaf)) or (path, leaf) in everywhere
     return dict(sorted(counts.items()))
 
 

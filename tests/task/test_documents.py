@@ -116,14 +116,19 @@ def test_a_window_of_training_holds_what_stands_in_it() -> None:
     assert [target["fee"] for target in targets if target["fee"] is not None] == [4800]
     assert {target["law"] for target in targets} == {None, "Dutch law"}
     assert sum(bool(target["parts"]) for target in targets) in (1, 2)  # windows overlap
-    assert all(target["renewed"] is None for target in targets)
-    empty = [target for target in targets if target == {"fee": None, "law": None, "parts": [], "renewed": None}]
+    assert all(target["renewed"] is True for target in targets)  # stands nowhere: learned of each window, as a label is
+    empty = [target for target in targets if target == {"fee": None, "law": None, "parts": [], "renewed": True}]
     assert 1 <= len(empty) <= len(made) / 2 < len(windows(text, FORM)) / 2
     import jsonschema
 
     for target in targets:
         jsonschema.validate(target, window_schema(SCHEMA))
-    assert standing([record(text, answer)]) == {"fee": [1, 1], "law": [1, 1], "parts[].name": [1, 1], "renewed": [1, 0]}
+    assert standing([record(text, answer)], SCHEMA) == {
+        "fee": [1, 1], "law": [1, 1], "parts[].name": [1, 1], "renewed": [1, 1],
+    }  # fmt: skip
+    unsaid = record(f"The yearly fee is 4,800 euros.\n\n{FILLER * 12}", {"fee": 9, "law": "German law"})
+    assert {json.loads(each.answer)["law"] for each in training([unsaid], TASK)} == {"German law"}
+    assert standing([unsaid], SCHEMA) == {"fee": [1, 0], "law": [1, 1]}
 
 
 def test_windows_of_a_label_share_one_weight_and_short_rows_stay_as_they_are() -> None:

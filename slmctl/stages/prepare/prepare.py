@@ -95,7 +95,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
             )
             collected["suspects"] = suspects.find(out, train=collected["train"], labels=len(rows.labels))
         if task.document is not None and task.is_object:
-            collected["standing"] = standing(map(Record.from_json, map(json.loads, rows.lines())))
+            collected["standing"] = standing(map(Record.from_json, map(json.loads, rows.lines())), task.schema or {})
         report_page.write(out, collected, base=Base.read(base.path).name)
         if fault is not None:
             raise fault
