@@ -1,4 +1,4 @@
-"""Trials of training, each alone: what validation rows gain by it over today's recipe.
+"""Trials of training, each alone: what validation rows gain by it over a training that learns labels as any text.
 
     python -m benchmarks.trials DATA BASE [--set banking77] [--folder FOLDER]
 
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 from transformers import TrainerCallback
 
 from benchmarks import program, result
@@ -35,7 +34,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.config.sections import HIGH_RATE
 from slmctl.inference.engine import Answer
-from slmctl.inference.label_search import LabelSearch, LabelTrie, TrieNode
+from slmctl.inference.label_search import LabelSearch
 from slmctl.metrics import encoder_head
 from slmctl.metrics.likelihood import normalised
 from slmctl.model_files import hf_folder
@@ -43,17 +42,15 @@ from slmctl.model_files.transformers_answerer import HfAnswerer
 from slmctl.models import prompts
 from slmctl.models.model import OpenModel
 from slmctl.stages.finetune import finetune
-from slmctl.stages.finetune.answer_loss import AnswerLoss, BlockwiseCrossEntropy
-from slmctl.stages.finetune.packing_check import core_model
+from slmctl.stages.finetune.label_loss import SHARE
 from slmctl.stages.finetune.trainer import AnswerTrainer
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
 EPOCHS, CHOOSING, SCORED, SEEDS = 4, 150, 800, (0, 1, 2)
 SETS = {"banking77": (program.banking77, 400), "clinc150": (program.clinc150, 600)}  # with their training rows
-CONTROL, LABELS = "today's recipe", "loss over the labels"
+CONTROL, LABELS = "today's recipe", "loss over the labels"  # the control learns labels as any text
 MEAN, HEAD, BOTH = "mean of the last third of steps", "class head", "class head and label, added"
-SHARE = 0.2  # of the loss over the whole vocabulary, beside that over the labels
 ERRORS = 2  # standard errors by which a gain must be larger, since one data set is measured
 FLOOR = 1e-6  # least probability of a label, where two models are added
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the class head beside the label search
@@ -166,8 +163,8 @@ def trial(place: Path, variant: str, seed: int) -> dict[str, list[bool]]:
     inputs = finetune._read_inputs(config, base, prepared, tokenizer)
     torch.manual_seed(seed)
     model, packs, _ = finetune._load_model(config, base.path, inputs.library, inputs.plan)
-    if variant == LABELS:
-        over_labels(model, label_trie(Task.read(prepared.path), tokenizer), SHARE)
+    if variant == CONTROL:
+        inputs = dataclasses.replace(inputs, labels=None)
     trainer, mean = taught(config, model, tokenizer, inputs, place / "keep", packs=packs)
     scorer = scored_by(trainer, base, prepared, place / "adapter")
     if variant != CONTROL:
@@ -183,8 +180,9 @@ def taught(
     """Train as the stage does."""
     shutil.rmtree(keep, ignore_errors=True)
     trainer = finetune.make_trainer(
-        config, model, tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan
-    )
+        config, model, tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan,
+        labels=inputs.labels,
+    )  # fmt: skip
     mean = MeanWeights(trainer)
     trainer.add_callback(mean)
     torch.manual_seed(config.seed)
@@ -213,58 +211,6 @@ class MeanWeights(TrainerCallback):  # type: ignore[misc]
         """Put the mean into the trainer's model."""
         for name, weight in self.trainer.trained().items():
             weight.copy_(self.sums[name] / self.count)
-
-
-# The loss over the labels
-
-
-def label_trie(task: Task, tokenizer: Any) -> LabelTrie:
-    tokens = [tokenizer(label + task.end, add_special_tokens=False).input_ids for label in task.labels]
-    return LabelTrie(task.labels, tokens)
-
-
-def over_labels(model: Any, trie: LabelTrie, share: float) -> None:
-    """Take the softmax at each token of an answer over the tokens that the labels allow there, while it is trained.
-
-    A `share` of the loss over the whole vocabulary stays, so that a program that knows no labels writes them too.
-
-    Args:
-        model: A model with a plain head, in which `answer_loss` is installed, for packed batches.
-    """
-    core = core_model(model)
-    trunk, head, own_forward = core.base_model, core.get_output_embeddings().weight, core.forward
-    alphabet = sorted({token for label in trie.tokens for token in label})
-    column = {token: k for k, token in enumerate(alphabet)}
-    rows = head.detach()[alphabet].float()  # (columns, width)
-
-    def forward(**batch: Any) -> AnswerLoss:
-        if not core.training:
-            found: AnswerLoss = own_forward(**batch)
-            return found
-        labels, weights, keep = (batch[key] for key in ("labels", "weights", "keep"))
-        where = {key: batch[key] for key in ("input_ids", "position_ids", "layout")}
-        hidden = trunk(**where, use_cache=False).last_hidden_state.flatten(0, 1)[keep]  # (N, width)
-        full: torch.Tensor = BlockwiseCrossEntropy.apply(hidden, head, labels, weights)  # type: ignore[no-untyped-call]
-        barred = torch.ones(len(labels), len(alphabet), dtype=torch.bool)
-        for row, node in zip(barred, nodes(trie, labels.tolist()), strict=True):
-            row[[column[token] for token in node.next]] = False
-        logits = (hidden.float() @ rows.T).masked_fill(barred, -torch.inf)
-        places = torch.tensor([column[token] for token in labels.tolist()])
-        among = functional.cross_entropy(logits, places, reduction="none") * weights
-        losses = share * full + (1 - share) * among
-        return AnswerLoss(loss=losses.sum(), losses=losses.detach())
-
-    core.forward = forward
-
-
-def nodes(trie: LabelTrie, tokens: Sequence[int]) -> list[TrieNode]:
-    """The places in the trie at which the tokens of some whole labels, one after the other, are chosen."""
-    found, node = [], trie.root
-    for token in tokens:
-        found.append(node)
-        node = node.next[token]
-        node = trie.root if node.label is not None else node
-    return found
 
 
 # Scores

@@ -14,7 +14,7 @@ from torch.autograd import Function
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from slmctl.stages.finetune import packing
+from slmctl.stages.finetune import label_loss, packing
 from slmctl.stages.finetune.cpu_kernels import padded_rows
 from slmctl.stages.finetune.packing_check import core_model, probe_batch
 
@@ -49,7 +49,8 @@ def install(model: Any, smoothing: float = 0.0) -> None:
 
     def forward(
         input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor,
-        keep: torch.Tensor, layout: Any = None, attention_mask: Any = None, columns: int = 0, **kwargs: Any,
+        keep: torch.Tensor, layout: Any = None, attention_mask: Any = None, columns: int = 0,
+        choices: dict[str, torch.Tensor] | None = None, **kwargs: Any,
     ) -> AnswerLoss:  # fmt: skip
         nonlocal mean_row
         spread = smoothing if core.training else 0.0
@@ -61,10 +62,18 @@ def install(model: Any, smoothing: float = 0.0) -> None:
             if spread and mean_row is None:
                 mean_row = head.mean(dim=0, dtype=torch.float32)
             losses: torch.Tensor = BlockwiseCrossEntropy.apply(hidden, head, labels, weights, spread, mean_row)
-        elif layout is not None:
-            losses = _weighted(own_forward(**where, logits_to_keep=keep).logits[0].float(), labels, weights, spread)
+            if choices:
+                among = hidden.float() @ head[choices["alphabet"]].float().T
+                losses = label_loss.mixed(losses, among, weights, choices)
         else:
-            losses = _weighted(_last_columns(own_forward, where, keep, columns), labels, weights, spread)
+            packed = layout is not None
+            logits = (
+                own_forward(**where, logits_to_keep=keep).logits[0].float() if packed
+                else _last_columns(own_forward, where, keep, columns)
+            )  # fmt: skip
+            losses = _weighted(logits, labels, weights, spread)
+            if choices:
+                losses = label_loss.mixed(losses, logits[:, choices["alphabet"]], weights, choices)
         return AnswerLoss(loss=losses.sum(), losses=losses.detach())
 
     core.forward = forward

@@ -22,6 +22,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, MissingError, StageError, UsageError
+from slmctl.inference.label_search import LabelTrie
 from slmctl.model_files import hf_folder, memory, model_shape
 from slmctl.model_files.base_model import Base
 from slmctl.network import guard
@@ -41,6 +42,7 @@ from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
 from slmctl.stages.finetune.device_plan import DevicePlan
 from slmctl.stages.finetune.encoding import encode, share_of
 from slmctl.stages.finetune.interruption import first_interrupt
+from slmctl.stages.finetune.label_loss import LabelTokens
 from slmctl.stages.finetune.packing import EncodedRecord
 from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, Progress, without_loss
 from slmctl.task.contract import Task
@@ -63,6 +65,7 @@ class TrainingInputs:
     validation: list[EncodedRecord]
     overlong: dict[str, dict[str, int]]  # by split: how many records over `max_length` were dropped and truncated
     plan: DevicePlan
+    labels: LabelTokens | None  # None where answers are no labels
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,9 @@ def _run(config: FinetuneConfig, base: Artifact, prepared: Artifact, out: Path, 
     model, packs, layers = _load_model(config, base.path, inputs.library, inputs.plan)
     with guard.network("finetune.report_to") if config.report_to else contextlib.nullcontext():
         trainer = make_trainer(
-            config, model, tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan
-        )
+            config, model, tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan,
+            labels=inputs.labels,
+        )  # fmt: skip
         if inputs.library == "transformers":  # unsloth's trainer reads it again
             trainer.drop_tokenizer()
         del tokenizer
@@ -165,7 +169,16 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact, tok
     else:
         plan = device_plan.for_gpu(config, gpu, base.path, train)
     overlong = {"train": train_overlong, "validation": validation_overlong}
-    return TrainingInputs(library, train, validation, overlong, plan)
+    return TrainingInputs(library, train, validation, overlong, plan, _label_tokens(task, tokenizer, train))
+
+
+def _label_tokens(task: Task, tokenizer: Any, train: Sequence[EncodedRecord]) -> LabelTokens | None:
+    """The tokens of the labels; None for a task without labels, or where an answer to learn is no label."""
+    if not task.labels:
+        return None
+    tokens = [tokenizer(label + task.end, add_special_tokens=False).input_ids for label in task.labels]
+    labels = LabelTokens(LabelTrie(task.labels, tokens))
+    return labels if labels.spell(train) else None
 
 
 def _load_model(
@@ -333,6 +346,7 @@ def make_trainer(
     *,
     packs: bool = False,
     plan: DevicePlan | None = None,
+    labels: LabelTokens | None = None,
 ) -> AnswerTrainer:
     """The trainer of a model with its adapter.
 
@@ -340,6 +354,7 @@ def make_trainer(
         keep: The folder of checkpoints.
         packs: The model takes packed batches, see `packing_check.supports_packing`.
         plan: The plan for the device; None for a CPU.
+        labels: The tokens of the labels, where all answers are labels.
 
     Raises:
         UsageError: The batch does not divide by the processes.
@@ -365,6 +380,7 @@ def make_trainer(
         checkpoints=keep,
         patience=config.patience,
         check_every=plan.check_every,
+        labels=labels,
     )
 
 

@@ -36,7 +36,7 @@ class Finetune(Stage[FinetuneConfig]):
     takes = (BASE, PREPARED)
     imports = ("torch", "transformers", "trl", "peft")
     uses = ("torch", "transformers", "tokenizers", "trl", "peft", "unsloth")
-    version = 6
+    version = 7
     resumes = True
 
     def completed(self, section: FinetuneConfig) -> FinetuneConfig:

@@ -31,6 +31,7 @@ from slmctl.metrics import trial_choice
 from slmctl.model_files import memory
 from slmctl.stages.finetune import checkpoint as checkpoint_files
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
+from slmctl.stages.finetune.label_loss import LabelTokens
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 
 ESTIMATE_AFTER_STEPS = 5  # steps
@@ -76,12 +77,15 @@ class AnswerTrainer(SFTTrainer):
         checkpoints: The folder of checkpoints; None saves nothing.
         check_every: Steps between two checks that losses and gradients are finite.
         patience: Validations in a row that are surely worse than the best one before it stops; None for never.
+        labels: The tokens of the labels, where all answers are labels.
     """
 
     def __init__(
         self, *args: Any, validation: Sequence[EncodedRecord], batches: PackedBatches | PaddedBatches,
-        checkpoints: Path | None, patience: int | None, check_every: int = 1, **kwargs: Any,
+        checkpoints: Path | None, patience: int | None, check_every: int = 1, labels: LabelTokens | None = None,
+        **kwargs: Any,
     ) -> None:  # fmt: skip
+        self.labels = labels
         self.validation, self.batches, self.checkpoints = validation, batches, checkpoints
         self.check_every = check_every
         self.unchecked: list[tuple[str, int, torch.Tensor]] = []  # quantity, step and value
@@ -108,6 +112,8 @@ class AnswerTrainer(SFTTrainer):
 
     def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
         pieces, learned = self.batches(records), [record for record in records if any(record["weights"])]
+        if self.labels is not None:
+            pieces = [piece | {"choices": self.labels.choices(piece["labels"])} for piece in pieces]
         counts = (  # on the host, without waiting for a device: records, answer tokens, tokens, computed tokens
             len(learned),
             sum(map(answer_tokens, learned)),
