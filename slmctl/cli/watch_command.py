@@ -32,18 +32,23 @@ def watch(options: Options, files: tuple[Path, ...], since: datetime.datetime | 
     FILES are logs of decisions, files or folders of collected rows, and reviewed.jsonl; by default those of
     serve.decision_log and serve.collect, collected/ and reviewed.jsonl. Prints a table by week: estimated and
     verified accuracy, shares and cost, beside what the policy (serve.policy, else the newest below runs/) and the
-    latest report measured.
+    latest report measured; of drafts also the share that fails each check.
     """
     from slmctl.production import watch as module
     from slmctl.production.measured import measured
+    from slmctl.task.contract import Task
 
     settings = read_settings(options)
-    policy = settings.serve.policy
+    policy, task = settings.serve.policy, settings.task
+    rules = Task(
+        task.kind, "", "", system=task.system, must=tuple(task.must), must_not=tuple(task.must_not)
+    ).rules  # fmt: skip
     watched = module.watch(
         list(files) or _written(options.directory, settings),
         measured(options.directory.resolve(), policy if isinstance(policy, Path) else None),
         since=f"{since:%Y-%m-%d}" if since is not None else "",
         prices=settings.serve.prices,
+        faults=(lambda row: rules.faults(row.local, row.turns)) if rules.checks else None,
     )
     print_result(options, watched.to_json(), module.lines(watched))
 

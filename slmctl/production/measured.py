@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics import encoder_head
-from slmctl.reports.evaluation_report import EvaluationReport, parse_report
+from slmctl.reports.evaluation_report import CHECKS, EvaluationReport, parse_report
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class MeasuredFigures:
         report: Value of the primary metric in the latest report.
         report_metric: Name of the primary metric.
         report_rows: Number of measured rows.
+        faults: Share of the measured drafts that fail a check, by check.
     """
 
     policy: str = ""
@@ -42,6 +43,7 @@ class MeasuredFigures:
     report: float | None = None
     report_metric: str = ""
     report_rows: int = 0
+    faults: Mapping[str, float] = field(default_factory=dict)
 
 
 def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
@@ -57,18 +59,19 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
     ]
     path = root / policy if policy is not None else policies[-1] if policies else None
     fitted = Policy.read(path) if path is not None else None
-    name, figure, rows = _reported(made, fitted.gguf if fitted is not None else "")
+    reported = _reported(made, fitted.gguf if fitted is not None else "")
     if fitted is None:
-        return MeasuredFigures(report=figure, report_metric=name, report_rows=rows)
+        return reported
     figures = fitted.figures
-    return MeasuredFigures(
-        str(path), figures.get("p_correct"), figures.get("right"), figures.get("kept"), figures.get("tested_on", 0),
-        figures.get("max_error"), fitted.out_of_scope, figures.get("min_token_f1"), figure, name, rows,
+    return replace(
+        reported, policy=str(path), p_correct=figures.get("p_correct"), right=figures.get("right"),
+        kept=figures.get("kept"), rows=figures.get("tested_on", 0), max_error=figures.get("max_error"),
+        out_of_scope=fitted.out_of_scope, min_token_f1=figures.get("min_token_f1"),
     )  # fmt: skip
 
 
-def _reported(made: Sequence[Artifact], gguf: str) -> tuple[str, float | None, int]:
-    """Returns (primary metric, value, rows) of a file in the latest report; without a file, of the report's focus."""
+def _reported(made: Sequence[Artifact], gguf: str) -> MeasuredFigures:
+    """The figures of a file in the latest report; without a file, of the report's focus."""
     for entry in reversed(made):
         if entry.kind == "report":
             report: EvaluationReport = parse_report(entry.metrics, where=f"the manifest of {entry.path}")
@@ -77,5 +80,9 @@ def _reported(made: Sequence[Artifact], gguf: str) -> tuple[str, float | None, i
             name = of_file[0] if of_file else "" if gguf else report["focus"]
             if name in models:
                 metric = report["primary_metric"]
-                return metric, models[name]["metrics"][metric], models[name]["n"]
-    return "", None, 0
+                values = models[name]["metrics"]
+                faults = {check: values[check] for check in CHECKS if check in values}
+                return MeasuredFigures(
+                    report=values[metric], report_metric=metric, report_rows=models[name]["n"], faults=faults
+                )
+    return MeasuredFigures()

@@ -16,6 +16,7 @@ from pydantic import Field
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.json_lines import Line
 from slmctl.sources.reviewed import Choice
+from slmctl.task.records import Message
 
 FEEDBACK = "feedback.jsonl"
 MOST_TOKENS = 1 << 32  # of a request; a line with a larger number is damaged
@@ -69,6 +70,11 @@ class CollectedRow(Line):
     @property
     def text(self) -> str:
         return text_of(self.messages)
+
+    @property
+    def turns(self) -> list[Message]:
+        """The conversation as texts."""
+        return [Message(role=str(turn.get("role")), content=str(turn.get("content") or "")) for turn in self.messages]
 
     @property
     def local(self) -> str:

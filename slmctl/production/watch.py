@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from slmctl.sources.reviewed import Review, decided
 
 KEPT = ("confident", "first-look")  # `reason` of an answer that a policy kept; the second in older lines
 USAGE = "slmctl watch decisions.jsonl collected/ reviewed.jsonl"
+Faults = Callable[[CollectedRow], Mapping[str, Sequence[str]]]  # of a row's local answer, by check
 COLUMNS = ("week of", "requests", "estimated", "verified", "interval", "rows", "kept", "escalated")
 
 
@@ -54,6 +56,8 @@ class Week:
         kept, escalated: Numbers of requests.
         paid, avoided: Price of the generalist's answers, and its price for the requests that were not escalated.
         verified: The reviewed rows that were drawn at random.
+        drafts: Number of collected rows of the uniform share whose answers were checked.
+        faults: Number of these that fail a check, by check.
     """
 
     begin: datetime.date
@@ -65,6 +69,8 @@ class Week:
     paid: float = 0.0
     avoided: float = 0.0
     verified: list[VerifiedRow] = field(default_factory=list)
+    drafts: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
 
     def count(self, decision: DecisionLine, prices: MachinePrices | None) -> None:
         escalated = decision.route == "generalist"
@@ -127,14 +133,16 @@ class Watched:
 
 
 def watch(
-    paths: Sequence[Path], measured: MeasuredFigures, *, since: str = "", prices: MachinePrices | None = None
-) -> Watched:
+    paths: Sequence[Path], measured: MeasuredFigures, *, since: str = "", prices: MachinePrices | None = None,
+    faults: Faults | None = None,
+) -> Watched:  # fmt: skip
     """Read the files of a served model, recognised by their lines, and sum them up by week.
 
     Args:
         paths: Decision logs, files or folders of collected rows, reviewed files.
         measured: The figures to compare with.
         since: A day, `2026-11-25`; older lines are skipped.
+        faults: The checks of the drafts of a task that has any; None for no check.
 
     Raises:
         DataError: A file is none of the three kinds, or no file holds a request.
@@ -163,6 +171,11 @@ def watch(
     for decision in decisions:
         if (begin := _monday(decision.time, since)) is not None:
             weeks.setdefault(begin, Week(begin)).count(decision, prices)
+    for draft in [row for row in rows.values() if row.uniform]:
+        if faults is not None and (begin := _monday(draft.time, since)) is not None:
+            week = weeks.setdefault(begin, Week(begin))
+            week.drafts += 1
+            week.faults.update(faults(draft).keys())
     if not weeks:
         raise DataError(
             "there is no request to look at: the files hold no decision and no row of the uniform share",
@@ -224,8 +237,23 @@ def lines(watched: Watched) -> Iterator[str]:
                 f"{wrong:,} of {len(kept):,} reviewed answers that were kept are wrong, so at most "
                 f"{percent(_wrong_at_most(kept))} of {where} kept ones{allowed}"
             )
+    yield from filter(None, map(_faults, watched.weeks))
+    if measured.faults and any(week.drafts for week in watched.weeks):
+        yield f"drafts at fault, as measured: {_by_check(measured.faults)}"
     if not watched.weeks[-1].verified:
         yield "no row of the last week that was drawn by chance is reviewed: slmctl review"
+
+
+def _faults(week: Week) -> str:
+    """The checked drafts of a week, and the shares of them that are at fault; '' without any."""
+    if not week.drafts:
+        return ""
+    shares = {check: number / week.drafts for check, number in week.faults.most_common()}
+    return f"drafts at fault, week of {week.begin}: {_by_check(shares)} of {week.drafts:,}"
+
+
+def _by_check(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{check} {percent(share)}" for check, share in shares.items() if share) or "none"
 
 
 def _wrong_at_most(rows: Sequence[VerifiedRow]) -> float:
@@ -255,6 +283,8 @@ def _week_json(week: Week, prices: MachinePrices | None) -> JsonObject:
         "escalated": week.escalated_share,
         "kept_rows": len(kept),
         "kept_wrong": kept.count(False),
+        "drafts": week.drafts,
+        "faults": dict(week.faults),
         "cost": {"paid": week.paid, "avoided": week.avoided, "currency": prices.currency} if prices else None,
     }
 

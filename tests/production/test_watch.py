@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from support import ROOT, TESTS
 from support.traffic import MadeUp
 
+from slmctl.artifacts.json_lines import JsonLines
 from slmctl.cli.main import cli
 from slmctl.config import MachinePrices
 from slmctl.errors import DataError, UsageError
@@ -167,6 +168,32 @@ def test_kept_answers_are_weighed_and_the_last_week_is_told_by_itself() -> None:
     bounds = [float(re.search(r"at most ([\d.]+) %", line)[1]) for line in said]  # type: ignore[index]
     assert bounds[0] > 100 * 20 * 10 / (300 + 100 * 10)  # weighed: 15 % of the traffic, not 5 %
     assert said[1].endswith("of the last week's kept ones") and bounds[1] > bounds[0]
+
+
+def test_drafts_at_fault_are_counted_by_week_among_those_drawn_by_chance(tmp_path: Path) -> None:
+    question = [{"role": "user", "content": "Where is order 4711?"}]
+    answers = ["Order 4711 left on 3 May 2026.", "Order 4711 is on its way.", "It costs 12.50 EUR.", "Soon. Soon."]
+    rows = [
+        CollectedRow(f"{n:08x}", f"2026-11-{2 + 7 * (n == 3):02}T09:30:00Z", question, answer, uniform=n != 2)
+        for n, answer in enumerate(answers)
+    ]
+    with JsonLines(tmp_path / "2026-11-02.jsonl") as collected:
+        for row in rows:
+            collected.append(row.to_json())
+    (tmp_path / "slmctl.yaml").write_text(
+        "project: drafts\nbase: tiny\ntask: {kind: generate, must_not: ['^Soon']}\n"
+        "prepare: {sources: [{path: rows.csv, input: question, output: reply}]}\n", encoding="utf-8"
+    )  # fmt: skip
+    printed = run(tmp_path, str(tmp_path / "2026-11-02.jsonl")).output
+    assert "drafts at fault, week of 2026-11-02: ungrounded 50.0 % of 2\n" in printed  # the third was no uniform row
+    assert "drafts at fault, week of 2026-11-09: forbidden_pattern 100.0 % of 1\n" in printed
+    weeks = json.loads(run(tmp_path, "--json", str(tmp_path / "2026-11-02.jsonl")).output)["weeks"]
+    assert [(week["drafts"], week["faults"]) for week in weeks] == [
+        (2, {"ungrounded": 1}), (1, {"forbidden_pattern": 1}),
+    ]  # fmt: skip
+    figures = MeasuredFigures(faults={"ungrounded": 0.021, "repetition": 0.0})
+    week = Week(datetime.date(2026, 11, 2), requests=2, drafts=2)
+    assert "drafts at fault, as measured: ungrounded 2.1 %" in lines(Watched([week], figures, sampled=False))
 
 
 def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
