@@ -17,7 +17,7 @@ from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
 from slmctl.server import collecting
 from slmctl.server.api_keys import Key
-from slmctl.server.collecting import NO_POLICY
+from slmctl.server.collecting import HELD_BACK, NO_POLICY
 from slmctl.server.event_stream import EventStream
 from slmctl.server.forms import decisions, reading
 from slmctl.server.forms.decisions import DecisionForm
@@ -173,7 +173,7 @@ class _Request:
             )
             if failed:
                 message = f"the answer is held back, since it fails a check of this server: {', '.join(failed)}"
-                raise RequestError(message, status=422, code="held_back")
+                raise RequestError(message, status=422, code=HELD_BACK)
 
     # Write
 
@@ -239,6 +239,8 @@ class _Request:
             self._count(seconds)
             return
         self.note.fields["failed"] = failed
+        if failed == HELD_BACK:
+            self._collect(held=True)
         if failed != "refused":
             self.gateway.metrics.failed.labels(failed).inc()
 
@@ -258,8 +260,12 @@ class _Request:
         }  # fmt: skip
         if self.gateway.settings.log_texts:
             self.note.fields["answer"] = [choice.text for choice in choices]
+        self._collect()
+
+    def _collect(self, *, held: bool = False) -> None:
         if (collector := self.gateway.fleet.collector) is not None:
             collecting.hand_over(
-                self.checked, choices, self.routed, id=self.note.id + (f"-{self.number + 1}" if self.number else ""),
+                self.checked, self.exchange.choices, self.routed, held=held,
+                id=self.note.id + (f"-{self.number + 1}" if self.number else ""),
                 is_marked=conversation_veto.is_marked(self.http.headers), client=self.note.client, collector=collector,
             )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from slmctl.console import timestamp
 from slmctl.production.collector import Collector
@@ -11,6 +12,7 @@ from slmctl.server.forms.request import LABELS, CheckedRequest, ReplyChoice
 from slmctl.server.routed import Routed
 
 NO_POLICY = "no-policy"  # the reason where nothing decides who answers
+HELD_BACK = "held_back"  # the code of the error, and the reason of the row
 
 
 def hand_over(
@@ -22,6 +24,7 @@ def hand_over(
     is_marked: bool,
     client: str,
     collector: Collector,
+    held: bool = False,
 ) -> None:
     """Remember the answers for feedback, and have a random sample written down, without waiting for the disk.
 
@@ -33,13 +36,16 @@ def hand_over(
         is_marked: The client has marked it as sensitive, so nothing of it is written down.
         client: The name of the key that it came with.
         collector: Writes them down.
+        held: They were held back by a check, and are for a person.
     """
     has_tools = checked.offer is not None and checked.offer.is_clients
     for index, choice in enumerate(choices):
         name = id if index == 0 else f"{id}-{index + 1}"
         line = collector.answered(name, checked.model.name, offers=has_tools)
         row = _row(checked, index, choice, routed, line)
-        is_unsure = routed is not None and not routed.sure
+        if held:
+            row = replace(row, reason=HELD_BACK)
+        is_unsure = held or (routed is not None and not routed.sure)
         draw = collector.draw(escalated=row.route != "local", unsure=is_unsure)
         if is_marked or checked.unread:  # texts that were not searched are not written down
             if draw.chosen is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from support.endpoint import Turn, streams
 from support.serving import chat
 
 from slmctl.config import ServeConfig
+from slmctl.production.records import CollectedRow, collected_files
 from slmctl.reports.evaluation_report import CHECKS
 from slmctl.task.contract import Task
 
@@ -59,6 +61,16 @@ def test_one_of_several_choices_holds_all_back(server: here.Here, said: list[Tur
     said[:] = [streams(WRONG)]
     assert server.ask("When?", n=2).status_code == 422
     assert server.gateway.metrics.failed.labels("held_back")._value.get() >= 1
+
+
+def test_a_held_draft_waits_for_a_person(tmp_path: Path) -> None:
+    collect = {"to": tmp_path, "kept": 0, "unsure": 1}
+    with here.in_front(lambda body, before: streams(WRONG), refuse=["ungrounded"], collect=collect) as server:
+        assert server.ask("When, for 20 €?").status_code == 422
+        assert server.ask("On 9 May, for 20 €?").status_code == 200
+    (row,) = (row for path in collected_files([tmp_path]) for row in CollectedRow.read(path))
+    assert (row.answer, row.reason, row.chosen, row.probability) == (WRONG, "held_back", "unsure", 1)
+    assert row.text == "When, for 20 €?"
 
 
 def test_labels_are_not_checked() -> None:
