@@ -74,8 +74,7 @@ def predict(
     """Answer every row of one split, or of a file of yours, with one model.
 
     MODEL is base, adapter, merged, gguf, encoder or sum (gguf with linear members; the default for a file where a
-    release answers by it, else gguf), for a file also linear (a linear model on words), or the path of an artifact, a
-    release, a .gguf file or an HF folder.
+    release answers by it, else gguf), or the path of an artifact, a release, a .gguf file or an HF folder.
     With --engine-url an endpoint answers, and MODEL gives the task contract alone; rows that their column "sensitive"
     marks are not sent. A run that was killed resumes.
     """
@@ -90,12 +89,8 @@ def predict(
             "a file",
             hint="--input FILE --output FILE",
         )
-    from slmctl.pipeline import linear_file, predictions, runner
+    from slmctl.pipeline import predictions, runner
 
-    if model == linear_file.KIND:
-        raise UsageError(
-            "linear answers a file; its answers to held-out rows stand in the report", hint=linear_file.ANSWERS
-        )
     project = open_project(options)
     for step in predictions.predictions_of(project, model or "gguf", split, type_name):
         print_artifact(options, say_outcome(step.stage.name, runner.run(project, step)).artifact)
@@ -113,10 +108,9 @@ def _answer(
     if bool(urls) != bool(engine_model):
         hint = "--engine-url https://host/v1 --engine-model NAME"
         raise UsageError("--engine-url and --engine-model come together", hint=hint)
-    if files["ray"] and (urls or model in ("linear", "ensemble")):
-        other = "--engine-url asks endpoints" if urls else f"{model} answers here"
-        raise UsageError(f"--ray answers on nodes, and {other}", hint="leave one of them out")
-    if files["first_look"] and (urls or files["ray"] or model in ("linear", "encoder")):
+    if files["ray"] and urls:
+        raise UsageError("--ray answers on nodes, and --engine-url asks endpoints", hint="leave one of them out")
+    if files["first_look"] and (urls or files["ray"] or model == "encoder"):
         raise UsageError("--first-look goes before a model on this machine", hint="slmctl predict gguf --first-look")
     file_answers.require_one_file(files["source"], files["target"])
     endpoints = None

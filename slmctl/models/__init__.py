@@ -23,7 +23,7 @@ CLASSES = {
     "published": "gguf.ReleasedFile",
     "release": "gguf.ReferenceFile",
     "endpoint": "endpoint.ModelElsewhere",
-    "linear": "linear.LinearFile",
+    "linear": "linear.LinearSum",
 }
 
 

@@ -57,21 +57,6 @@ class LinearSum(Model):
         return LinearMembers(model, self.artifact.path / ENCODER)
 
 
-class LinearFile(LinearSum):
-    """The weights of a linear model on words, such as `runs/linear.npz`."""
-
-    @property
-    def file(self) -> FileEntry:
-        return self.artifact.manifest.files[0]
-
-    @property
-    def weights(self) -> FileEntry:
-        return self.file
-
-    def load(self, loading: Loading) -> Answering:
-        return LinearMembers(LabelSum.read(self.artifact.path), self.artifact.path)
-
-
 def members_of(folder: Artifact, labels: Sequence[str] | None) -> LabelSum:
     """The members and weights in a folder.
 

@@ -177,8 +177,6 @@ class FileModel:
     def __init__(
         self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int, first_look: bool = False
     ) -> None:
-        from slmctl.pipeline import linear_file
-
         kinds = stage_class("predict").takes[0].kinds
         self._where = where
         self.sum, self.first = None, None
@@ -186,10 +184,7 @@ class FileModel:
             model = SUM
         if model == SUM and where.project.config.publish.tuned:
             model, self.sum = "gguf", predictions.sum_of(where.project)
-        if model == linear_file.KIND:
-            self.source = artifact.foreign(linear_file.written(where.project), linear_file.KIND)
-        else:
-            self.source = find_model(where, model, kinds, default="gguf")
+        self.source = find_model(where, model, kinds, default="gguf")
         if first_look:
             self.sum = self.sum or _sum_of(where, self.source)
         for made in filter(None, (self.source, self.sum)):

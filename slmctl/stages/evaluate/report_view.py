@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmctl.errors import SlmctlError
-
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.pipeline.graph import Project
@@ -105,29 +103,18 @@ def _opening(
 
 
 def linear(project: Project, figures: EvaluationReport) -> str:
-    """The command that releases the cheap model, and the place of the linear one's weights; empty unless it wins."""
+    """The command that releases the cheap model; empty unless it wins."""
+    from slmctl.metrics import encoder_head, gates
     from slmctl.stages.evaluate.report_data import ReportView
+    from slmctl.task.kinds import kind_of
 
     view = ReportView(figures)
-    if project.config.publish.linear:
+    if project.config.publish.linear or not kind_of(project.config.task.kind).chooses:
         return ""
-    if view.baseline is None or view.score(view.baseline) < view.score(view.focus):
+    if view.baseline not in gates.CHEAP or view.score(view.baseline) < view.score(view.focus):
         return ""
-    from slmctl.metrics import encoder_head, gates, linear_baseline
-    from slmctl.pipeline import linear_file
-
-    releases = f"{gates.CHEAP.get(view.baseline)}, which trains nothing"
-    if view.baseline == encoder_head.NAME:
-        return f"To release the linear model on the encoder: {releases}."
-    if view.baseline != linear_baseline.NAME:
-        return ""
-    with contextlib.suppress(SlmctlError, ModuleNotFoundError):  # its data set is not here
-        weights = linear_file.written(project).name
-        return (
-            f"To release the linear model: {releases}. Its weights are in runs/{weights}, which "
-            f"runs/{linear_file.PROGRAM} loads, and {linear_file.ANSWERS} answers by them."
-        )
-    return ""
+    name = "linear model on the encoder" if view.baseline == encoder_head.NAME else "linear model"
+    return f"To release the {name}: {gates.CHEAP[view.baseline]}, which trains nothing."
 
 
 def _by_kind(artifacts: Mapping[str, Artifact], entry: ParticipantEntry) -> dict[str, Artifact]:

@@ -125,9 +125,9 @@ class Finetune(Stage[FinetuneConfig]):
         request = self.request()
         if request.path.exists() or runner.resume_folder(request).exists():
             return None
-        from slmctl.pipeline import linear_file  # with it comes numpy
+        from slmctl.stages.finetune import nothing_to_win  # with it comes numpy
 
-        return linear_file.nothing_to_win(self.project)
+        return nothing_to_win.doubt(self.project)
 
     def import_first(self) -> None:
         from slmctl.stages.finetune import backend

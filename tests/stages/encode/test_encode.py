@@ -578,7 +578,6 @@ def test_texts_that_attack_the_first_look_are_answered_as_ever(calibrated: Path,
     ("words", "said"),
     [
         (("predict", "encoder", "--first-look"), "goes before a model on this machine"),
-        (("predict", "linear", "--first-look"), "goes before a model on this machine"),
         (("predict", "adapter", "--first-look"), "is for a GGUF file with linear members"),
         (("serve", "gguf", "--first-look", "--policy", "POLICY", "--port", "0"), "has no first step"),
     ],
