@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from support import papers, tiny, workbooks
+from support.program import slmctl
 
 TENANTS = ["Ann Möller", "Bert Koch", "Carl Sauer", "Dora Klein"]
 
@@ -28,7 +29,7 @@ def contracts(folder: Path, count: int = 120) -> list[tuple[str, str, int]]:
 
 def initialised(root: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """Returns (slmctl.yaml, stderr) of an `init` in a folder."""
-    done = tiny.slmctl(root, "init", *arguments)
+    done = slmctl("init", *arguments, cwd=root)
     assert done.returncode == 0, done.stderr
     return yaml.safe_load((root / "slmctl.yaml").read_text()), done.stderr
 
@@ -68,7 +69,7 @@ def test_folders_are_labels(tmp_path: Path) -> None:
 
 def test_documents_without_answers_are_refused_with_what_to_do(tmp_path: Path) -> None:
     contracts(tmp_path / "contracts", 3)
-    done = tiny.slmctl(tmp_path, "init", "contracts")
+    done = slmctl("init", "contracts", cwd=tmp_path)
     assert done.returncode == 3
     assert "the documents of contracts have no answers" in done.stderr
     assert "a table beside the folder with a column of file names" in done.stderr
