@@ -22,6 +22,10 @@ from support import TESTS, changed
         ("test_tutorial.py", "templates/init/notes.txt.j2", True),
         ("test_architectures.py", "slmctl/stages/merge/merge.py", True),
         ("test_architectures.py", "slmctl/server/app.py", False),
+        ("stages/finetune/test_unsloth.py", "slmctl/stages/finetune/trainer.py", True),
+        ("stages/finetune/test_unsloth.py", "slmctl/task/contract.py", False),  # quick tests hold what it reads of it
+        ("hostile/test_calibrated_endpoints.py", "slmctl/stages/calibrate/calibrate.py", True),
+        ("hostile/test_calibrated_endpoints.py", "slmctl/server/app.py", False),
         ("hostile/test_sources.py", "slmctl/sources/sql.py", True),
         ("hostile/test_sources.py", "slmctl/stages/merge/merge.py", False),
     ],

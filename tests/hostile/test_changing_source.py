@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from support import tiny, workbooks
 from support.answered import TEXT, answer_file
-from support.scale import FULL
+from support.scale import FULL, sampled
 
 from slmctl.artifacts import atomic
 from slmctl.errors import DataError, StageError, UsageError
@@ -106,6 +107,12 @@ def keep_its_time(path: Path) -> None:
 
 CHANGES = (rewrite, replace, truncate, empty, append, remove, become_a_pipe, keep_its_time)
 FORMATS = ("in.csv", "in.tsv", "in.jsonl", "in.json", "in.csv.gz", "in.jsonl.gz", "in.parquet", "in.xlsx")
+QUICK = [*zip(FORMATS, CHANGES, strict=True)]  # each once
+CROSSED = pytest.mark.parametrize(
+    ("name", "change"),
+    sampled(itertools.product(FORMATS, CHANGES), QUICK),
+    ids=lambda part: getattr(part, "__name__", str(part)),
+)
 
 
 class Meddler:
@@ -134,8 +141,7 @@ def pairs(path: Path) -> list[tuple[str, str]]:
 ANSWERED = [(text, f"<{text}>") for text in TEXTS]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("name", FORMATS)
+@CROSSED
 def test_a_change_while_rows_are_answered_reaches_no_answer(
     tmp_path: Path, name: str, change: Callable[[Path], None]
 ) -> None:
@@ -145,8 +151,7 @@ def test_a_change_while_rows_are_answered_reaches_no_answer(
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("name", FORMATS)
+@CROSSED
 def test_a_change_while_rows_are_read_is_refused(
     tmp_path: Path, name: str, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,7 +195,7 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         yield running
 
 
-@settings(max_examples=1000 if FULL else 14, deadline=None)
+@settings(max_examples=1000 if FULL else 8, deadline=None)
 @given(random=st.randoms(use_true_random=True))
 def test_whatever_is_sent_others_are_served(hasty: Gateway, random: Random) -> None:
     """By several clients at once, some of which do not wait for their answer."""

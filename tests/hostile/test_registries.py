@@ -356,7 +356,7 @@ def s3() -> Iterator[answers.Server]:
 DAMAGED = ("desk/1.0/manifest.json", "desk/.tags/production", "desk/.gates/1.0", "desk/1.0/report.json")
 
 
-@settings(max_examples=5000 if FULL else 100, deadline=None)
+@settings(max_examples=5000 if FULL else 40, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_a_registry_with_any_damage_is_read_or_refused(whole: Path, seed: int) -> None:
     """In every way that commands read it."""
@@ -382,7 +382,7 @@ def test_a_registry_with_any_damage_is_read_or_refused(whole: Path, seed: int) -
         random.choice(ways)()
 
 
-@settings(max_examples=2000 if FULL else 40, deadline=None)
+@settings(max_examples=2000 if FULL else 20, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_a_service_that_lies_anyhow_is_read_or_refused(whole: Path, s3: answers.Server, seed: int) -> None:
     random = Random(seed)

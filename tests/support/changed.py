@@ -11,19 +11,36 @@ from support import ROOT, TESTS
 
 # A folder of tests has the name of the folder of slmctl/ that it tests. Some depend on others as well, and a file
 # of tests/ or tests/hostile may depend on some alone.
+TRAINING = ("model_files/hf_folder.py", "network/guard.py", "stages/finetune")  # whose tests take minutes
 ALSO = {
+    "hostile/test_calibrated_endpoints.py": ("metrics", "network", "stages/calibrate", "stages/predict", "task"),
     "hostile/test_changing_source.py": ("artifacts", "sources", "stages/predict"),
+    "hostile/test_command_line.py": ("child.py", "cli", "config", "console.py", "errors.py", "hardware.py"),
+    "hostile/test_engine_processes.py": ("child.py", "inference"),
+    "hostile/test_foreign_replies.py": ("network", "server"),
     "hostile/test_sources.py": ("child.py", "config", "network", "sources", "task"),
+    "sensitive": ("config/pattern_bound.py",),
     "server": ("inference", "production", "sensitive"),
     "stages/calibrate": ("metrics",),
+    "stages/encode": ("inference", "metrics", "models", "server"),
     "stages/evaluate": ("metrics",),
     "stages/finetune": ("config", "model_files/hf_folder.py", "network/guard.py", "task"),
+    "stages/finetune/test_distributed.py": TRAINING,
+    "stages/finetune/test_unsloth.py": TRAINING,
     "stages/label": ("metrics", "network"),
     "stages/merge": ("model_files",),
     "stages/predict": ("inference", "network"),
+    "stages/predict/test_endpoint_predictions.py": (
+        "network",
+        "server",
+        "stages/calibrate",
+        "stages/evaluate",
+        "stages/predict",
+    ),
     "stages/publish": ("releases",),
     "stages/pull": ("model_files", "stages/quantize"),
     "stages/quantize": ("inference", "model_files"),
+    "stages/sum": ("metrics", "models", "releases", "server"),
     "test_architectures.py": ("config", "inference", "model_files", "models", "pipeline", "stages", "task"),
 }
 # Others of tests/promises, tests/hostile and tests/*.py run whole projects; they depend on all of these.

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import pytest
 from hostile.model_files import SOUND_SAFETENSORS
-from support import tiny
+from support import here, tiny
 from support.forks import Forks
 from support.servers import settles
 from support.serving import ask, begin, end, engine_of
@@ -491,9 +491,9 @@ DONE: Event = {"finish": "stop", "prompt_tokens": 3, "completion_tokens": 2, "co
                "labels": {"account": 0.998}, "raw_logprobs": [-0.01]}  # fmt: skip
 
 
-def test_what_the_policy_does_not_keep_is_asked_of_the_model(calibrated: Path, gguf: Path) -> None:
+def test_what_the_policy_does_not_keep_is_asked_of_the_model(encoded: Path, gguf: Path) -> None:
     texts = ["invoice refund please", "zzz qqq", "parcel courier today", "qqq zzz zzz"]
-    made = LabelSum.read(next(calibrated.glob("runs/encoder/[!.]*")) / "sum.npz")
+    made = LabelSum.read(next(encoded.glob("runs/encoder/[!.]*")) / "sum.npz")
     made = dataclasses.replace(made, weights={"file": 5.0, "encoder": 1.0, "words": 0.01})
     with Encoder(gguf) as encoder:
         scores = zip(*made.scored(texts, encoder.encode(texts)), strict=True)
@@ -582,6 +582,7 @@ def test_texts_that_attack_the_first_look_are_answered_as_ever(calibrated: Path,
         (("serve", "gguf", "--first-look", "--policy", "POLICY", "--port", "0"), "has no first step"),
     ],
 )
+@pytest.mark.slow
 def test_a_first_look_that_cannot_be_is_a_sentence(
     calibrated: Path, stages: Forks, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
@@ -609,6 +610,7 @@ def chats(url: str, *texts: str) -> list[httpx.Response]:
         return [client.post("/v1/chat/completions", json=body).raise_for_status() for body in bodies]
 
 
+@pytest.mark.slow
 def test_a_server_looks_first_too(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
     texts = [text for text, _ in tiny.rows(12, seed=9)] + ["zzz qqq"]
     (tmp_path / "in.csv").write_text("\n".join(["text", *texts, ""]))
@@ -630,22 +632,31 @@ def test_a_server_looks_first_too(calibrated: Path, stages: Forks, tmp_path: Pat
     assert all(reply.json()["slmctl"]["p_correct"] for reply in replies)
 
 
-def test_an_encoder_is_served_and_spoken_to(calibrated: Path, stages: Forks) -> None:
-    server, url = begin(calibrated, "encoder")
-    try:
-        first, second = chats(url, "invoice refund please", "parcel courier today")
-        assert [each.json()["choices"][0]["message"]["content"] for each in (first, second)] == ["billing", "delivery"]
-        assert "local" in first.headers["x-slmctl-route"] and "no-policy" not in first.headers["x-slmctl-route"]
-        told = httpx.post(f"{url}/v1/completions", json={"prompt": "invoice"}, timeout=60).json()
-        assert (told["choices"][0]["text"], told["model"]) == ("billing", "tiny-desk")
-    finally:
-        end(server)
-    said = stages.run(calibrated, "chat", "encoder", input="invoice refund please\n")
+def test_an_encoder_is_served_and_spoken_to(encoded: Path, stages: Forks) -> None:
+    with here.opened(encoded, model="encoder") as server:
+        first, second = chats(server.url, "invoice refund please", "parcel courier today")
+        told = httpx.post(f"{server.url}/v1/completions", json={"prompt": "invoice"}, timeout=60).json()
+    assert [each.json()["choices"][0]["message"]["content"] for each in (first, second)] == ["billing", "delivery"]
+    assert "local" in first.headers["x-slmctl-route"]
+    assert (told["choices"][0]["text"], told["model"]) == ("billing", "tiny-desk")
+    said = stages.run(encoded, "chat", "encoder", input="invoice refund please\n")
     assert said.stdout.strip() == "billing"
-    refused = stages.run(calibrated, "serve", "encoder", "--first-look", "--port", "0")
+    refused = stages.run(encoded, "serve", "encoder", "--first-look", "--port", "0")
     assert refused.code == 2 and "is for a GGUF file" in refused.stderr
 
 
+@pytest.mark.slow
+def test_a_process_serves_an_encoder_by_its_policy(calibrated: Path) -> None:
+    server, url = begin(calibrated, "encoder")
+    try:
+        (reply,) = chats(url, "invoice refund please")
+    finally:
+        end(server)
+    assert reply.json()["choices"][0]["message"]["content"] == "billing"
+    assert "local" in reply.headers["x-slmctl-route"] and "no-policy" not in reply.headers["x-slmctl-route"]
+
+
+@pytest.mark.slow
 def test_an_encoder_has_its_policy_before_there_is_a_model(calibrated: Path, stages: Forks, tmp_path: Path) -> None:
     desk = Path(shutil.copytree(calibrated, tmp_path / "desk"))
     for kind in ("gguf", "policy"):
@@ -655,12 +666,14 @@ def test_an_encoder_has_its_policy_before_there_is_a_model(calibrated: Path, sta
     assert len(list(desk.glob("runs/policy/[!.]*"))) == 1
 
 
+@pytest.mark.slow
 def test_production_is_compared_with_the_policy_of_the_file(calibrated: Path) -> None:
     assert "encoder_logistic" in {artifact.load(each).metrics["model"] for each in calibrated.glob("runs/policy/[!.]*")}
     found = measured(calibrated)
     assert artifact.load(Path(found.policy)).metrics["model"] == "Q8_0+sum"
 
 
+@pytest.mark.slow
 def test_gc_keeps_the_policy_of_the_encoder(calibrated: Path, stages: Forks) -> None:
     said = stages.run(calibrated, "gc").stderr
     assert "runs/policy/" not in said and "runs/encoder/" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from peft import LoraConfig, get_peft_model  # noqa: E402
+from support.scale import sampled  # noqa: E402
 from support.training import adapted, compare, in_bfloat16, packed_loss, some_rows  # noqa: E402
 
 from slmctl.stages.finetune import (  # noqa: E402
@@ -135,7 +137,14 @@ def fast(make: Callable[[], Any], fast_layers: int = 3) -> tuple[Any, Any]:
     return plain, replaced
 
 
-@pytest.mark.parametrize("name", FAST)
+COMPILED = {(name, "compiled") for name in FAST}
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    sampled(itertools.product(FAST, ("compiled", "torch")), {*COMPILED, *((name, "torch") for name in [*FAST][::4])}),
+    indirect=["kernels"],
+)
 def test_every_architecture_gives_its_own_loss_and_gradients(name: str, kernels: str) -> None:
     kind, settings, fast_layers = FAST[name]
     # of a wild Gemma 4 transformers' own gradients are 2.4e-3 from those in float64, those of the kernels 1e-3

@@ -12,6 +12,7 @@ import pytest
 from support import endpoint, handmade, teacher, tiny
 from support.endpoint import fails, says
 from support.forks import Forks
+from support.scale import sampled
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -175,7 +176,7 @@ def test_evaluate_against(stages: Forks, desk: Path) -> None:
     assert "Q8_0|large (zero-shot)" in report["pairs"]
 
 
-@pytest.mark.parametrize("api", ["chat", "decisions", "systemone"])
+@pytest.mark.parametrize("api", sampled(["chat", "decisions", "systemone"], ["chat"]))
 def test_against_slmctls_own_server(stages: Forks, desk: Path, desk_url: str, api: str) -> None:
     (model,) = httpx.get(f"{desk_url}/v1/models").json()["data"]
     path = tiny.ok(
@@ -192,7 +193,7 @@ def test_against_slmctls_own_server(stages: Forks, desk: Path, desk_url: str, ap
     assert report["models"][f"{model['id']} (zero-shot)"]["right"] == report["models"]["Q8_0"]["right"]
 
 
-@pytest.mark.parametrize("api", ["decisions", "systemone", "chat"])
+@pytest.mark.parametrize("api", sampled(["decisions", "systemone", "chat"], ["decisions"]))
 def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, api: str) -> None:
     """Its figures are those of its labels; `calibrate --endpoint` bounds the errors of what it is sure of."""
     with endpoint.serving(teacher.decisions) as fake:

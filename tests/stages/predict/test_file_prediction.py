@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import gzip
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from support import endpoint, tiny, workbooks
 from support.answered import TEXT, answer_file
 from support.endpoint import fails, says
 from support.forks import Forks
+from support.scale import sampled
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, LockedError, NetworkError, StageError, UsageError
@@ -97,8 +99,11 @@ def hidden(folder: Path) -> list[str]:
 TARGETS = ["out.csv", "out.tsv", "out.jsonl", "out.parquet", "out.csv.gz", "out.jsonl.gz", "out.xlsx"]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("source", ["in.csv", "in.tsv", "in.jsonl", "in.parquet", "in.jsonl.gz"])
+SOURCES = ["in.csv", "in.tsv", "in.jsonl", "in.parquet", "in.jsonl.gz"]
+QUICK = [*((SOURCES[0], target) for target in TARGETS), *((source, TARGETS[2]) for source in SOURCES)]
+
+
+@pytest.mark.parametrize(("source", "target"), sampled(itertools.product(SOURCES, TARGETS), QUICK))
 def test_every_format_in_and_out(tmp_path: Path, source: str, target: str) -> None:
     path, out = tmp_path / source, tmp_path / target
     wanted: list[dict[str, Any]] = [{"text": f"say {k}", "n": k, "share": k / 4, "more": "x\ty" if k else None}

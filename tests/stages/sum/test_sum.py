@@ -16,9 +16,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from support import tiny
+from support import here, tiny
 from support.forks import Forks
-from support.serving import begin, end
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
@@ -101,12 +100,11 @@ def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> Non
     measured = lines(desk, stages, "sum")
     records = [json.loads(line) for line in made(desk, "prepared").file("test.jsonl").read_text().splitlines()]
     texts = [record["messages"][-2]["content"] for record in records]
-    child, url = begin(desk, str(desk / "registry" / "tiny-desk" / "2.0"))
-    try:
+    with here.opened(desk, model=str(desk / "registry" / "tiny-desk" / "2.0")) as server:
         for text, line in zip(texts[:8], measured, strict=False):
             body = {"model": "tiny-desk", "messages": [{"role": "user", "content": text}], "logprobs": True,
                     "top_logprobs": 2}  # fmt: skip
-            reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+            reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
             assert reply["choices"][0]["message"]["content"] == line["answer"]
             (token,) = reply["choices"][0]["logprobs"]["content"]
             assert token["token"] == line["answer"] and len(token["top_logprobs"]) == 2
@@ -114,13 +112,12 @@ def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> Non
             assert reply["slmctl"]["confidence"] == pytest.approx(line["confidence"], abs=0.02)  # alone, not in a batch
             asked = {"type": "choice", "instructions": "Which?", "choices": [{"value": each} for each in tiny.LABELS]}
             body = {"input": text, "questions": [asked]}
-            (decided,) = httpx.post(f"{url}/v1/decisions", json=body, timeout=60).json()["answers"]
+            (decided,) = httpx.post(f"{server.url}/v1/decisions", json=body, timeout=60).json()["answers"]
             assert decided["choice"] == line["answer"]
             assert decided["confidence"] == pytest.approx(line["confidence"], abs=0.02)
-    finally:
-        end(child)
 
 
+@pytest.mark.slow
 def test_such_a_release_goes_to_a_bucket_and_is_made_again(desk: Path, stages: Forks, s3: str, tmp_path: Path) -> None:
     env = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_ENDPOINT_URL": s3}
     tiny.ok(stages.run(desk, "publish", "--to", "s3://models/both", env=env))
