@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import TypedDict
 
 from rapidfuzz import fuzz
@@ -49,10 +50,16 @@ def alike_labels(counts: Mapping[str, int]) -> list[LabelTypo]:
     """Labels that differ by one letter from a commoner one, and are too frequent for a typo: people should say."""
     typos = {typo["label"] for typo in label_typos(counts)}
     common = sorted(((label, rows) for label, rows in counts.items() if label not in typos), key=lambda item: -item[1])
+    places = defaultdict[tuple[str, ...], list[int]](list)  # in `common`: of 3,000 labels few share all but one word
+    for place, (label, _) in enumerate(common):
+        for shared in _shared_by_slips(label):
+            places[shared].append(place)
     pairs: list[LabelTypo] = []
     for label, count in common:
-        commoner = common[: bisect.bisect_right(common, -count / ALIKE_SHARE, key=lambda item: -item[1])]
-        if (likely := next((other for other, _ in commoner if _is_slip(label, other)), None)) is not None:
+        commoner = bisect.bisect_right(common, -count / ALIKE_SHARE, key=lambda item: -item[1])
+        near = sorted({place for shared in _shared_by_slips(label) for place in places[shared] if place < commoner})
+        others = (common[place][0] for place in near)
+        if (likely := next((other for other in others if _is_slip(label, other)), None)) is not None:
             pairs.append({"label": label, "count": count, "likely": likely, "likely_count": counts[likely]})
     return pairs
 
@@ -69,6 +76,13 @@ def _plain(label: str) -> str:
     text = unicodedata.normalize("NFC", label).casefold().translate(_SPELLINGS)
     # accents are removed from Latin letters only: in other scripts such a mark makes another letter
     return unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
+
+
+def _shared_by_slips(label: str) -> Iterator[tuple[str, ...]]:
+    """The words of a label with the first letter alone of a long one, each in turn: slips share one of these."""
+    words = _plain(label).split("_")
+    long = (k for k, word in enumerate(words) if len(word) >= SLIP_LETTERS - 1)
+    yield from ((*words[:k], words[k][0], *words[k + 1 :]) for k in long)
 
 
 def _alike(label: str, other: str) -> bool:

@@ -16,6 +16,7 @@ from slmctl.init import column_names, levels
 from slmctl.init import look as first_look
 from slmctl.init.answer_schema import SchemaBuilder
 from slmctl.init.columns import describe
+from slmctl.metrics import label_typos as label_spellings
 from slmctl.metrics.label_typos import alike_labels, label_typos
 from slmctl.sources.rows import Row, read_rows
 from slmctl.task import language
@@ -241,3 +242,11 @@ def test_every_value_satisfies_the_schema_of_all(values: list[Any]) -> None:
 )
 def test_labels_that_differ_by_one_letter_are_asked_about(counts: dict[str, int], asked: dict[str, str]) -> None:
     assert {pair["label"]: pair["likely"] for pair in alike_labels(counts)} == asked
+
+
+def test_labels_that_share_no_other_word_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the report of 3,000 labels compared two million pairs
+    compared: list[tuple[str, str]] = []
+    monkeypatch.setattr(label_spellings, "_is_slip", lambda *pair: compared.append(pair))
+    alike_labels({f"claim {k}": 1000 + k for k in range(200)} | {f"claims {k}": 400 for k in range(200)})
+    assert sorted(compared) == sorted((f"claims {k}", f"claim {k}") for k in range(200))
