@@ -16,26 +16,31 @@ MOST_DAYS = 400  # between two dates, one of which follows from the other
 OPERANDS = ("number", "amount", "percent", "date", "days")
 
 
-def ungrounded(answer: str, texts: Sequence[str]) -> list[Fact]:
+def ungrounded(answer: str, texts: Sequence[str], *, constants: str = "") -> list[Fact]:
     """The facts of an answer that no text has or implies, in order, at most MOST_FACTS of them.
 
     A fact is implied by its value in another form, by a sum, difference, product or share in percent of two values, and
-    by a date some days apart; an implied value can imply others.
+    by a date some days apart; an implied value can imply others. `constants`, the system prompt, are one more text, but
+    two numbers of it imply nothing: a dozen terms would imply nearly every other one below 50.
     """
-    grounds = _Grounds(texts)
+    grounds = _Grounds(texts, constants)
     return list(itertools.islice((fact for fact in facts_of(answer) if not grounds.hold(fact)), MOST_FACTS))
 
 
 class _Grounds:
     """The values in texts, and the values that follow from two of them."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], constants: str) -> None:
         self._stated: set[Reading] = set()
         self._derived: set[Reading] = set()
         self._operands: list[Reading] = []
-        self._joined = joined(" ".join(texts))
-        for text in reversed(texts):  # the question is the last one
+        self._constants: set[Reading] = set()
+        self._joined = joined(" ".join([constants, *texts]))
+        for text in [*reversed(texts), constants]:  # the question is the last text
             readings = [reading for fact in facts_of(text, vague=True) for reading in fact.readings]
+            if text is constants:
+                numbers = {reading for reading in readings if reading[0] in ("number", "days")}
+                self._constants = numbers - {*self._operands}
             for reading in readings:
                 self._stated.update(_implied(reading))
                 self._combine(reading, MOST_OPERANDS)
@@ -59,7 +64,8 @@ class _Grounds:
     def _combine(self, reading: Reading, most: int) -> None:
         """Derive values from one more operand and each of the others."""
         if reading[0] in OPERANDS and reading not in self._operands and len(self._operands) < most:
-            for other in [*self._operands, *([reading] if reading[0] == "percent" else [])]:
+            others = (other for other in self._operands if not {reading, other} <= self._constants)
+            for other in [*others, *([reading] if reading[0] == "percent" else [])]:
                 for result in (*_results(reading, other), *_results(other, reading)):
                     self._derived.update([result] if result[0] == "date" else _implied(result))
             self._operands.append(reading)

@@ -32,9 +32,10 @@ def faults(
 
     question = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
     spoken, expected = language.of_text(answer), language.of_text(question)
-    texts = [system, *(message["content"] for message in messages)]
+    texts = [message["content"] for message in messages if message["role"] != "system"]
+    constants = "\n".join(dict.fromkeys([system, *(m["content"] for m in messages if m["role"] == "system")]))
     values: dict[str, Sequence[str]] = {
-        "ungrounded": [f"{fact.kind} {fact.text}" for fact in grounding.ungrounded(answer, texts)],
+        "ungrounded": [f"{fact.kind} {fact.text}" for fact in grounding.ungrounded(answer, texts, constants=constants)],
         "other_language": [language.NAMES[spoken]] if spoken and expected and spoken != expected else [],
         "missing_pattern": [pattern for pattern in must if not re.search(pattern, answer)],
         "forbidden_pattern": [match[0] for pattern in must_not if (match := re.search(pattern, answer))],

@@ -23,6 +23,20 @@ def test_three_hundred_answers_with_planted_values() -> None:
     assert hits / (hits + false) >= 0.95 and hits / (hits + missed) >= 0.9
 
 
+@pytest.mark.parametrize(
+    ("answer", "question", "planted"),
+    [
+        ("The refund takes 5 days, and 14 days later it ends.", "Hello.", ()),
+        ("The refund takes 3 days.", "Hello.", ("3",)),  # 5 - 2 of the system prompt grounded it
+        ("The refund takes 8 days.", "I have waited 3 days.", ()),  # 5 + 3
+        ("Together that is 8.40 €, with 5 % off 7.98 €.", "Both, please.", ()),
+    ],
+)
+def test_two_numbers_of_the_system_prompt_imply_nothing(answer: str, question: str, planted: tuple[str, ...]) -> None:
+    system = "Refund 5 days, trace 2 days, return 14 days. Express 4.90 €, gift wrap 3.50 €. Members have 5 % off."
+    assert tuple(fact.text for fact in ungrounded(answer, [question], constants=system)) == planted
+
+
 def test_a_leap_day_beside_a_date_of_another_year() -> None:
     # there is no 29 February 2026, so the days between both were a ValueError
     assert ungrounded("on 29.2., 1.3.2026, 14 days later", ["29.2. or 1.3.2026; 14 days"]) == []

@@ -66,6 +66,14 @@ def test_a_draft_of_100_kb(piece: str) -> None:
     assert set(faults(piece * (100_000 // len(piece)), turns(ASKED), must=("b{1,9}c",))) <= set(CHECKS)
 
 
+def test_terms_of_the_system_prompt_imply_no_other_term() -> None:
+    system = "Refunds take 5 days, traces 2 days."
+    stated = {"ungrounded": ("number 3",)}  # it was 5 - 2, by the prompt or by its copy in the conversation
+    assert faults("It takes 3 days, a trace 2.", turns("When?"), system=system) == stated
+    copied: list[Message] = [{"role": "system", "content": system}, *turns("When?")]
+    assert faults("It takes 3 days.", copied, system=system) == stated
+
+
 def test_the_contract_keeps_its_bytes_without_patterns() -> None:
     task = Task("generate", "", "")
     assert b"must" not in canonical(task._fields())
