@@ -32,7 +32,7 @@ from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
 from slmctl.inference import ENCODER as ENCODER_FILE
 from slmctl.inference import FILE, IN_SUM, SUM_FILE
-from slmctl.metrics import encoder_head, label_sum
+from slmctl.metrics import cross_fitting, encoder_head, label_sum
 from slmctl.metrics.encoder_head import Floats, Named
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import Logprobs
@@ -149,16 +149,13 @@ def scored(
         zip(*rows, strict=True) for rows in (train, validation, test)
     )
     learned, choosing, asked, unlabelled = vectors
-    both = label_sum.fit(texts, learned, labels, choosing=(others, choosing), chosen=chosen, named=named)
+    texts, labels, learned = [*texts, *others], [*labels, *chosen], np.concatenate([learned, choosing])
+    fold = cross_fitting.folds(labels, texts, validation=len(others))
+    both = label_sum.fit(texts, learned, labels, fold=fold, named=named).model
     members = both.logprobs(questions, asked)
     kinds = {PEER: members["words"], "the encoder": members["encoder"], "both": both.scored(questions, asked)[0]}
     if len(unlabelled):
-        rows = None
-        if encoder_head.gains(learned, labels, unlabelled, choosing=choosing, chosen=chosen, named=named):
-            rows = unlabelled
-        more = label_sum.fit(
-            texts, learned, labels, choosing=(others, choosing), chosen=chosen, named=named, unlabelled=rows
-        )
+        more = label_sum.fit(texts, learned, labels, fold=fold, named=named, unlabelled=unlabelled).model
         kinds["both, with rows without an answer"] = more.scored(questions, asked)[0]
     names = np.array(both.labels)
     return {kind: float((names[table.argmax(axis=1)] == np.array(wanted)).mean()) for kind, table in kinds.items()}

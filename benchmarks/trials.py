@@ -289,7 +289,8 @@ def class_head(scorer: Scorer) -> dict[str, list[bool]]:
     middle, scale = train.states.mean(axis=0), train.states.std(axis=0) + 1e-6
     vectors = [(each.states - middle) / scale for each in (train, choosing, asked)]
     told = [[record.answer for record in each.records] for each in (train, choosing, asked)]
-    head = encoder_head.fit_head(vectors[0], told[0], choosing=vectors[1], chosen=told[1])
+    fold = np.repeat([-1, 0], [len(told[0]), len(told[1])])
+    head = encoder_head.cross_fit(np.concatenate(vectors[:2]), told[0] + told[1], fold=fold).head
     names = np.array(scorer.task.labels)
     columns = [scorer.task.labels.index(label) for label in head.labels]
 

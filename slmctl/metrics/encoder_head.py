@@ -6,14 +6,15 @@ scikit-learn (the extra `evaluate`) is imported when a model is fitted.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.metrics import label_spreading, linear_baseline
+from slmctl.metrics import cross_fitting, label_spreading
+from slmctl.metrics.cross_fitting import FoldRows, Indices
 from slmctl.metrics.likelihood import Logprobs, normalised, sharpest
 from slmctl.metrics.stored_arrays import StoredArrays
 
@@ -58,65 +59,70 @@ def spoken(label: str) -> str:
     return _UNSPOKEN.sub(" ", label).strip()
 
 
-def gains(
-    vectors: Floats, labels: Sequence[str], unlabelled: Floats, *, choosing: Floats, chosen: Sequence[str],
-    named: Named | None = None,
-) -> bool:  # fmt: skip
-    """True where held-out rows are likelier by a head that learns the unlabelled rows too; arguments as of `fit_head`.
+@dataclass(frozen=True)
+class HeadFit:
+    """A head that learned all rows.
 
-    Held out are, of each label, every second training row, and the `choosing` rows.
+    Attributes:
+        logprobs: Judgements as of `CrossFit`.
+        learns_unlabelled: True where the judged rows are likelier by heads that learn the unlabelled rows too.
     """
-    seen: Counter[str] = Counter()
-    hidden = np.zeros(len(labels), bool)
-    for k, label in enumerate(labels):
-        hidden[k], seen[label] = seen[label] % 2, seen[label] + 1
-    answers = np.array(labels)
-    held, references = np.concatenate([vectors[hidden], choosing]), [*answers[hidden], *chosen]
 
-    def likelihood(rows: Floats | None) -> float:
-        head = fit_head(
-            vectors[~hidden], list(answers[~hidden]), choosing=held, chosen=references, named=named, unlabelled=rows
-        )
-        return sharpest(head.labels, normalised(head.evidence(held)), references)[1]
-
-    return likelihood(unlabelled) > likelihood(None)
+    head: EncoderHead
+    logprobs: Logprobs
+    learns_unlabelled: bool = False
 
 
-def fit_head(
-    vectors: Floats, labels: Sequence[str], *, choosing: Floats, chosen: Sequence[str], named: Named | None = None,
+def cross_fit(
+    vectors: Floats, labels: Sequence[str], *, fold: Indices, named: Named | None = None,
     unlabelled: Floats | None = None,
-) -> EncoderHead:  # fmt: skip
-    """Logistic regression over vectors, with the regularisation by which the `choosing` rows are the likeliest.
+) -> HeadFit:  # fmt: skip
+    """Fit logistic regression over vectors, with the regularisation by which the judged rows are the likeliest.
 
     Args:
-        vectors, labels: Vectors (n, size) and labels of the training rows.
-        choosing, chosen: Vectors and labels of the rows that choose the regularisation.
+        vectors, labels: Vectors (n, size) and labels of the rows.
+        fold: (n,) of the rows, as `cross_fitting.folds` gives it.
         named: (labels, vectors of their names), learned as rows too; other labels than those of the rows are left out.
-        unlabelled: (m, size) vectors of rows without a label, learned with labels that a head without them, and
-            neighbours, give them (`label_spreading`).
+        unlabelled: (m, size) vectors of rows without a label, learned where that helps, with labels that a head
+            without them, and neighbours, give them (`label_spreading`).
     """
-    known_labels = set(labels)
-    if named is not None and (learned := [k for k, label in enumerate(named[0]) if label in known_labels]):
-        vectors, labels = np.concatenate([vectors, named[1][learned]]), [*labels, *(named[0][k] for k in learned)]
-    head = _logistic(vectors, labels, choosing, chosen)
-    if unlabelled is None or len(head.labels) < 2:
-        return head
-    sharpness, _ = sharpest(head.labels, normalised(head.evidence(choosing)), chosen)
+    answers = np.array(labels)
+    if len(names := np.unique(answers)) < 2:
+        head = EncoderHead((labels[0],), np.zeros((1, vectors.shape[1]), np.float32), np.zeros(1, np.float32))
+        return HeadFit(head, np.zeros((len(labels), 1)))
+    parts = []
+    for learned, judged in cross_fitting.splits(fold, answers):
+        rows, own = vectors[learned], answers[learned]
+        if named is not None and (spoken := np.isin(named[0], own)).any():
+            rows, own = np.concatenate([rows, named[1][spoken]]), np.concatenate([own, np.array(named[0])[spoken]])
+        parts.append(FoldRows(rows, own, vectors[judged], judged))
+    alone = cross_fitting.fit(parts, answers, solver="lbfgs", max_iter=2000)
+    if unlabelled is not None:
+        held = np.concatenate([part.places for part in parts])
+        sharpness, _ = sharpest(names.tolist(), alone.logprobs[held], answers[held].tolist())
+        more = [
+            _with_spread(part, _head(model), unlabelled, sharpness)
+            for part, model in zip(parts, alone.models, strict=True)
+        ]
+        both = cross_fitting.fit(more, answers, solver="lbfgs", max_iter=2000)
+        if both.likelihood > alone.likelihood:
+            return HeadFit(_head(both.models[-1]), both.logprobs, True)
+    return HeadFit(_head(alone.models[-1]), alone.logprobs)
+
+
+def _with_spread(part: FoldRows, head: EncoderHead, unlabelled: Floats, sharpness: float) -> FoldRows:
+    """The part with unlabelled rows, whose labels follow from a head of its own rows and from neighbours."""
     chances = np.exp(normalised(sharpness * head.evidence(unlabelled)))
-    places, weights = label_spreading.spread(vectors, np.searchsorted(head.labels, labels), unlabelled, chances)
-    answers = [*labels, *(head.labels[k] for k in places)]
-    weights = np.concatenate([np.ones(len(labels), np.float32), weights])
-    return _logistic(np.concatenate([vectors, unlabelled]), answers, choosing, chosen, weights)
+    places, weights = label_spreading.spread(
+        part.rows, np.searchsorted(head.labels, part.labels), unlabelled, chances
+    )  # fmt: skip
+    rows, labels = np.concatenate([part.rows, unlabelled]), np.concatenate([part.labels, np.array(head.labels)[places]])
+    weights = np.concatenate([np.ones(len(part.labels), np.float32), weights])
+    return replace(part, rows=rows, labels=labels, weights=weights)
 
 
-def _logistic(
-    vectors: Floats, labels: Sequence[str], choosing: Floats, chosen: Sequence[str], weights: Floats | None = None
-) -> EncoderHead:
-    if len(set(labels)) < 2:
-        return EncoderHead((labels[0],), np.zeros((1, vectors.shape[1]), np.float32), np.zeros(1, np.float32))
-    model, _ = linear_baseline.fitted(
-        vectors, labels, choosing, chosen, likelihood=True, weights=weights, solver="lbfgs", max_iter=2000
-    )
+def _head(model: Any) -> EncoderHead:
+    """The head of a fitted logistic regression."""
     coefficients, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
     if len(coefficients) == 1:  # for two labels scikit-learn keeps one row of weights, of the second label
         coefficients, bias = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-bias, bias]) / 2

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from slmctl.errors import DataError
 from slmctl.inference import FILE
-from slmctl.metrics import linear_baseline, stored_arrays
-from slmctl.metrics.encoder_head import EncoderHead, Floats, Named, fit_head
+from slmctl.metrics import encoder_head, linear_baseline, stored_arrays
+from slmctl.metrics.cross_fitting import Indices
+from slmctl.metrics.encoder_head import EncoderHead, Floats, Named
 from slmctl.metrics.likelihood import Logprobs, normalised
 from slmctl.metrics.linear_baseline import LinearModel
 
@@ -119,33 +120,48 @@ class Weighing:
     gains: dict[str, float]
 
 
+@dataclass(frozen=True)
+class SumFit:
+    """The linear members of some rows.
+
+    Attributes:
+        logprobs: By member (n, L), of each row by a model that has not learned it; see `CrossFit`.
+        learns_unlabelled: As of `HeadFit`.
+    """
+
+    model: LabelSum
+    logprobs: dict[str, Logprobs]
+    learns_unlabelled: bool = False
+
+
 def fit(
-    texts: Sequence[str], vectors: Floats | None, labels: Sequence[str], *,
-    choosing: tuple[Sequence[str], Floats | None], chosen: Sequence[str], named: Named | None = None,
+    texts: Sequence[str], vectors: Floats | None, labels: Sequence[str], *, fold: Indices, named: Named | None = None,
     unlabelled: Floats | None = None,
-) -> LabelSum:  # fmt: skip
-    """The linear members of some rows, and the weights of both by the likelihood of the validation rows.
+) -> SumFit:  # fmt: skip
+    """The linear members of some rows, and the weights of both by rows that a member judged before it learned them.
 
     Args:
-        texts, vectors, labels: The training rows; vectors (n, size) of an encoder, None without one.
-        choosing, chosen: (texts, vectors) of the validation rows, and their labels.
-        named, unlabelled: As in `fit_head`.
+        texts, vectors, labels: The n rows; vectors (n, size) of an encoder, None without one.
+        fold: (n,) of the rows, as `cross_fitting.folds` gives it.
+        named, unlabelled: As in `encoder_head.cross_fit`.
 
     Raises:
         DataError: Neither member can learn anything.
     """
-    head = words = None
-    if vectors is not None and choosing[1] is not None:
-        head = fit_head(vectors, labels, choosing=choosing[1], chosen=chosen, named=named, unlabelled=unlabelled)
-    fitted = linear_baseline.fit(texts, labels, choosing=choosing[0], chosen=chosen, likelihood=True, hashed=True)
-    words = fitted if fitted.classifier is not None else None
+    head = None
+    if vectors is not None:
+        head = encoder_head.cross_fit(vectors, labels, fold=fold, named=named, unlabelled=unlabelled)
+    words = linear_baseline.cross_fit(texts, labels, fold=fold)
     if head is None and words is None:
         raise DataError("there is nothing to learn from: one label, or texts without a word that two rows have")
-    names = head.labels if head is not None else tuple(map(str, fitted.classifier.classes_))
-    whole = LabelSum(names, {}, head, words)
-    empty = np.zeros((len(choosing[0]), 0), np.float32)
-    members = whole.logprobs(choosing[0], empty if choosing[1] is None else choosing[1])
-    return LabelSum(names, choose(members, names, chosen).weights, head, words)
+    names, judged = sorted(set(labels)), np.flatnonzero(fold >= 0)
+    logprobs = ({} if head is None else {ENCODER: head.logprobs}) | ({} if words is None else {WORDS: words[1]})
+    references = np.array(labels)[judged].tolist()
+    weights = choose({name: table[judged] for name, table in logprobs.items()}, names, references).weights
+    model = LabelSum(
+        tuple(names), weights, None if head is None else head.head, None if words is None else words[0]
+    )  # fmt: skip
+    return SumFit(model, logprobs, head is not None and head.learns_unlabelled)
 
 
 def choose(

@@ -8,22 +8,20 @@ scikit-learn (the extra `evaluate`) is imported when a model is fitted.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 import json
-import math
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.metrics import TFIDF_LOGISTIC
-from slmctl.metrics.likelihood import sharpest
+from slmctl.metrics import TFIDF_LOGISTIC, cross_fitting
+from slmctl.metrics.cross_fitting import STRENGTHS, CrossFit, FoldRows, Indices
+from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.stored_arrays import StoredArrays
 
 NAME = TFIDF_LOGISTIC
@@ -34,9 +32,6 @@ FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorize
 PLACES = 1 << 18  # for hashes of features of each part
 FEWEST = 40  # validation rows; the score on fewer is uncertain by more than 10 points
 SMALL = 200_000  # weights that the solver lbfgs fits in a second or two
-# Inverse regularisations (C), tried in this order until two in a row do no better on validation rows. On 300 and 1,000
-# training rows of Banking77 and of CLINC150 the first gave more right answers than 0.5.
-STRENGTHS = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
 RUN_WORK = 600_000_000  # 4 * characters * labels; above, character n-grams are not used
 EXACT_WORK = 60_000_000  # as RUN_WORK; above, the solver stops at a larger tolerance
 MUCH = 2_000_000  # characters of all texts; from here on memory is bounded by the two limits below
@@ -174,8 +169,7 @@ def most_frequent(labels: Sequence[str]) -> str:
 
 def fit(
     texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str],
-    strengths: Sequence[float] = STRENGTHS, several: tuple[str, ...] = (), likelihood: bool = False,
-    hashed: bool = False,
+    strengths: Sequence[float] = STRENGTHS, several: tuple[str, ...] = (),
 ) -> LinearModel:  # fmt: skip
     """Fit TF-IDF of words, word pairs and character n-grams with logistic regression.
 
@@ -189,12 +183,10 @@ def fit(
         strengths: Inverse regularisations to choose from, in the order in which they are tried.
         several: All labels of a task where a row has several; `labels` and `chosen` are then JSON lists of labels, and
             one binary model is fitted for each label.
-        likelihood: As in `fitted`.
-        hashed: Features are hashed into places; the model can be stored.
     """
     common, kinds = most_frequent(labels), len(several or set(labels))
     work = 4 * sum(map(len, texts)) * kinds  # products of a pass
-    if kinds < 2 or (made := _vectorized(texts, runs=work <= RUN_WORK, hashed=hashed)) is None:
+    if kinds < 2 or (made := _vectorized(texts, runs=work <= RUN_WORK)) is None:
         return LinearModel(common)
     vectorizer, rows = made
     rows, solver = _solver(rows, kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
@@ -202,16 +194,39 @@ def fit(
     answers: list[Any] = [labels, chosen]
     if several:
         answers = [np.array([[name in json.loads(row) for name in several] for row in side]) for side in answers]
-    best = fitted(rows, answers[0], others, answers[1], strengths=strengths, likelihood=likelihood, **solver)
-    if hashed:  # as it will be stored
-        best[0].coef_ = best[0].coef_.astype(np.float16).astype(np.float32)
+    best = _fitted(rows, answers[0], others, answers[1], strengths=strengths, **solver)
     return LinearModel(common, vectorizer, *best, several)
 
 
-def fitted(
-    rows: Any, labels: Any, others: Any, references: Any, *, strengths: Sequence[float] = STRENGTHS,
-    likelihood: bool = False, weights: npt.NDArray[np.float32] | None = None, **solver: Any,
-) -> tuple[Any, float]:  # fmt: skip
+def cross_fit(
+    texts: Sequence[str], labels: Sequence[str], *, fold: Indices
+) -> tuple[LinearModel, Logprobs] | None:  # fmt: skip
+    """Returns (a model of all rows whose features are hashed, so that it can be stored; judgements as of `CrossFit`).
+
+    None where there is nothing to learn: one label, or no word that two rows have.
+
+    Args:
+        fold: (n,) of the rows, as `cross_fitting.folds` gives it.
+    """
+    answers, kinds = np.array(labels), len(set(labels))
+    if kinds < 2:
+        return None
+    work, parts, made = 4 * sum(map(len, texts)) * kinds, list[FoldRows](), None
+    for learned, judged in cross_fitting.splits(fold, answers):
+        if made := _vectorized([texts[k] for k in learned], runs=work <= RUN_WORK, hashed=True):
+            others = made[0].transform([texts[k] for k in judged]) if len(judged) else made[1][:0]
+            parts.append(FoldRows(made[1], answers[learned], others, judged))
+    if made is None:
+        return None
+    _, solver = _solver(made[1], kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
+    best: CrossFit = cross_fitting.fit(parts, answers, **solver)
+    best.models[-1].coef_ = best.models[-1].coef_.astype(np.float16).astype(np.float32)  # as it will be stored
+    return LinearModel(most_frequent(labels), made[0], best.models[-1], best.strength), best.logprobs
+
+
+def _fitted(
+    rows: Any, labels: Any, others: Any, references: Any, *, strengths: Sequence[float], **solver: Any
+) -> tuple[Any, float]:
     """Returns (logistic regression, its strength): the strength with the most right answers, on a tie the first.
 
     Args:
@@ -219,8 +234,6 @@ def fitted(
             has several, booleans (n, labels).
         others, references: Features and labels of the rows that choose the strength.
         strengths: Inverse regularisations, in the order in which they are tried.
-        likelihood: Take the strength with the highest likelihood of the references instead, each at its best sharpness.
-        weights: (n,) of the training rows, where each has one label; 1 when left out.
         solver: Further settings of LogisticRegression.
     """
     from sklearn.linear_model import LogisticRegression
@@ -229,26 +242,19 @@ def fitted(
     model, name = LogisticRegression(warm_start=True, **solver), "C"
     if np.ndim(labels) == 2:
         model, name = OneVsRestClassifier(model), "estimator__C"
-    best, most, worse, answers = (model, strengths[0]), -math.inf, 0, np.array(references)
-    extra = {} if weights is None else {"sample_weight": weights}
-
-    def quality() -> float:
-        if likelihood:
-            chances = np.log(np.maximum(model.predict_proba(others).astype(np.float64), 1e-12))
-            return sharpest(model.classes_, chances, references)[1]
-        same = model.predict(others) == answers
-        return float((same.all(axis=1) if same.ndim == 2 else same).sum())
-
-    with _fitting():
+    best, most, worse, answers = (model, strengths[0]), -1, 0, np.array(references)
+    with cross_fitting.one_thread():
         for strength in strengths:
-            model.set_params(**{name: strength}).fit(rows, labels, **extra)
+            model.set_params(**{name: strength}).fit(rows, labels)
             if not len(answers):
                 break
-            if (value := quality()) > most:  # a shallow copy is enough: the next fit gives the model new arrays
-                best, most, worse = (copy.copy(model), strength), value, 0
+            same = model.predict(others) == answers
+            right = int((same.all(axis=1) if same.ndim == 2 else same).sum())
+            if right > most:  # a shallow copy is enough: the next fit gives the model new arrays
+                best, most, worse = (copy.copy(model), strength), right, 0
             else:
                 worse += 1
-            if worse == 2 or most == (0.0 if likelihood else len(answers)):  # no other can be better
+            if worse == 2 or most == len(answers):  # no other can be better
                 break
     return best
 
@@ -285,22 +291,12 @@ def out_of_fold(
         return None
     rows, solver = _solver(made[1], count, tolerance=1e-2)  # takes a third less time and finds the same suspects
     chances = np.zeros((len(texts), count), np.float32)
-    fold = _dealt(labels, folds)
-    with _fitting():
+    fold = cross_fitting.dealt(labels, folds)
+    with cross_fitting.one_thread():
         for k in range(folds):
             model = LogisticRegression(C=strength, **solver).fit(rows[fold != k], labels[fold != k])
             chances[fold == k] = model.predict_proba(rows[fold == k])
     return chances
-
-
-def _dealt(labels: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
-    """The fold of each row, (n,): the rows of a label go to the folds in turn; label k begins with fold k % folds."""
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels)
-    rank = np.empty(len(labels), np.int64)
-    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    turn: npt.NDArray[np.int64] = (rank + labels) % folds
-    return turn
 
 
 def _vectorized(
@@ -315,8 +311,9 @@ def _vectorized(
     from sklearn.pipeline import FeatureUnion
 
     if hashed:
-        places = _HashedFeatures([_Hashed.fitted(name, texts) for name in (FEATURES if runs else ("words",))])
-        return (places, places.transform(texts)) if any(len(part.places) for part in places.parts) else None
+        hashed_parts = [_Hashed.fitted(name, texts) for name in (FEATURES if runs else ("words",))]
+        places = _HashedFeatures([part for part in hashed_parts if len(part.places)])
+        return (places, places.transform(texts)) if places.parts else None
     common = {"sublinear_tf": True, "dtype": np.float32}
     parts = [("words", TfidfVectorizer(**FEATURES["words"], min_df=fewest, max_features=most, **common))]
     if runs:
@@ -333,20 +330,3 @@ def _solver(rows: Any, labels: int, *, tolerance: float) -> tuple[Any, dict[str,
     if rows.shape[1] * labels <= SMALL:
         return rows, {"solver": "lbfgs", "max_iter": 2000}
     return rows.astype(np.float32), {"solver": "sag", "tol": tolerance, "max_iter": 200, "random_state": 0}
-
-
-@contextlib.contextmanager
-def _fitting() -> Iterator[None]:
-    """Limit BLAS to one thread, and silence scikit-learn's ConvergenceWarning: 200 passes are enough to predict with.
-
-    BLAS threads wait for each other at every product: on two busy cores, preparing a data set took 57 to 97 s with two
-    threads, and 13 s with one.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.filterwarnings("ignore", "Label .* is present in all training examples")  # or in none
-        warnings.filterwarnings("ignore", "The number of unique classes is greater")  # less than two rows a label
-        yield

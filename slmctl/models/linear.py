@@ -24,7 +24,7 @@ class LinearSum(Model):
         name: Its name in gates, of the release that they compare with; empty for any other one.
     """
 
-    takes_policy = True
+    takes_policy = learns_validation = True
     place = 6
     name: str = ""
 

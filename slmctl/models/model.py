@@ -92,6 +92,7 @@ class Model:
         adapter: The name inside of the engine of an adapter that answers.
         is_gguf: llama.cpp's engine answers by a file of it, so an encoder may look first.
         takes_policy: A policy can keep or escalate its answers.
+        learns_validation: It has learned the validation rows too, so its answers to them tell nothing.
         place: Its place in reports, as the pipeline makes models.
         is_source: GGUF files are made of it.
         is_candidate: A file of it may be the one to release.
@@ -106,6 +107,7 @@ class Model:
     adapter: ClassVar[str] = ""
     is_gguf: ClassVar[bool] = False
     takes_policy: ClassVar[bool] = False
+    learns_validation: ClassVar[bool] = False
     place: ClassVar[int] = 10
     is_source: ClassVar[bool] = False
     is_candidate: ClassVar[bool] = False

@@ -148,7 +148,7 @@ class FileInSum(Model):
         first: The policy by whose first step the linear members answer alone; None to ask all for every answer.
     """
 
-    is_gguf = takes_policy = True
+    is_gguf = takes_policy = learns_validation = True
     place = 6
     model: GgufModel
     sum: Artifact | None = None

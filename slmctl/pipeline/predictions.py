@@ -170,7 +170,10 @@ def policy_request(project: Project, model: str) -> StageRequest:
 def calibration_inputs(
     project: Project, get: Get, model: str = "gguf", request_of: Callable[[str], StageRequest] | None = None
 ) -> Inputs:
-    """Inputs of a policy: answers on calibration rows, and on validation rows too where some may be out of scope."""
+    """Inputs of a policy: answers on calibration rows, and on validation rows too where some may be out of scope.
+
+    Linear members have learned the validation rows, so those count for a file alone.
+    """
     section = project.stage("calibrate").settings
     splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
     if request_of is not None:
@@ -184,6 +187,8 @@ def calibration_inputs(
         type = _served_type(project)
         if project.config.encode is not None and has_members(get(project.stage(SUM).request(get=get))):
             model = SUM
+    if model != "gguf":
+        splits.pop("outside", None)
     inputs = {role: get(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
     return inputs | grouped_rows(project)
 

@@ -44,6 +44,7 @@ _READS = {
     "adapter": _TRAINED, "encoder": _TRAINED, "sum": {"validation"}, "report": {"validation"},
     "prepared": {"calibration"},
 }  # fmt: skip
+_LEARNED = {"encoder": {"validation"}}  # splits besides the training rows whose rows an artifact of a kind has learned
 _HOLD_ROWS = ("prepared", "labelled")
 
 
@@ -276,7 +277,8 @@ def _taken(entry: Artifact, held: frozenset[str]) -> frozenset[str]:
     if entry.kind == "predictions" and "split" in entry.manifest.config:
         shown = frozenset(("shots",)) if entry.metrics.get("shots") and "train" in held else frozenset[str]()
         return held & {entry.manifest.config["split"]} | shown
-    return held & _READS.get(entry.kind, HELD_OUT | {"train"})
+    learned = {"train"} if held & _LEARNED.get(entry.kind, set()) else set[str]()
+    return held & _READS.get(entry.kind, HELD_OUT | {"train"}) | learned
 
 
 def _is_remote(entry: Artifact, role: str) -> bool:

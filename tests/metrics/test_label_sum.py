@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
-from slmctl.metrics import encoder_head, label_sum, likelihood, linear_baseline
+from slmctl.metrics import cross_fitting, encoder_head, label_sum, likelihood
+from slmctl.metrics.cross_fitting import FoldRows
 
 NAMES = ("a", "b", "c")
 Rows = tuple[list[str], np.ndarray, list[str]]
@@ -24,8 +26,9 @@ def test_what_ties_in_right_answers_is_chosen_by_likelihood() -> None:
     # counted, words had no more right answers than none here, and were left out
     texts, vectors, labels = drawn(200, 0.4, 0)
     others, choosing, chosen = drawn(12, 0.05, 1)
-    model = label_sum.fit(texts, vectors, labels, choosing=(others, choosing), chosen=chosen)
-    tables = model.logprobs(others, choosing)
+    fold = np.repeat([-1, 0], [200, 12])
+    fit = label_sum.fit([*texts, *others], np.concatenate([vectors, choosing]), labels + chosen, fold=fold)
+    model, tables = fit.model, {name: table[200:] for name, table in fit.logprobs.items()}
     assert model.weights["words"] > 0
     rights = {
         int((np.array(model.labels)[table.argmax(axis=1)] == chosen).sum())
@@ -38,7 +41,8 @@ def test_words_that_mislead_have_no_weight_and_the_sum_still_answers() -> None:
     texts, vectors, labels = drawn(60, 0.1, 0)
     _, choosing, chosen = drawn(40, 0.1, 1)
     others = [f"word{NAMES[(NAMES.index(label) + 1) % 3]} please" for label in chosen]  # each word tells another label
-    model = label_sum.fit(texts, vectors, labels, choosing=(others, choosing), chosen=chosen)
+    fold = np.repeat([-1, 0], [60, 40])
+    model = label_sum.fit([*texts, *others], np.concatenate([vectors, choosing]), labels + chosen, fold=fold).model
     assert [*model.weights] == ["encoder"] and model.words is not None
     # it ended in a KeyError, where few rows left the words out
     summed, _ = model.scored(others, choosing)
@@ -48,7 +52,7 @@ def test_words_that_mislead_have_no_weight_and_the_sum_still_answers() -> None:
 def test_a_row_a_label_is_fitted_without_a_warning() -> None:
     # scikit-learn's warning was printed; here warnings are errors
     vectors, labels = np.eye(30, dtype=np.float32), [f"label{k}" for k in range(30)]
-    head = encoder_head.fit_head(vectors, labels, choosing=vectors[:0], chosen=[])
+    head = encoder_head.cross_fit(vectors, labels, fold=cross_fitting.folds(labels, labels, validation=0)).head
     assert head.evidence(vectors).argmax(axis=1).tolist() == np.argsort(np.argsort(labels)).tolist()
 
 
@@ -115,14 +119,23 @@ def test_labels_that_a_model_did_not_reach_share_what_is_left() -> None:
 def test_the_strength_is_that_of_the_likeliest_rows() -> None:
     rows, labels = drawn(60, 0.8, 8)[1:]
     others, references = drawn(40, 0.8, 9)[1:]
-    _, strength = linear_baseline.fitted(rows, labels, others, references, likelihood=True, max_iter=2000)
-    each = {}
-    for candidate in linear_baseline.STRENGTHS:
-        model, _ = linear_baseline.fitted(rows, labels, others, references, strengths=(candidate,), max_iter=2000)
+    answers = np.array(labels + references)
+    parts = [
+        FoldRows(rows, np.array(labels), others, np.arange(60, 100)),
+        FoldRows(np.concatenate([rows, others]), answers, others[:0], np.zeros(0, np.int64)),
+    ]
+    each, right = {}, {}
+    for candidate in cross_fitting.STRENGTHS:
+        model = LogisticRegression(C=candidate, max_iter=2000).fit(rows, labels)
         each[candidate] = likelihood.sharpest(model.classes_, np.log(model.predict_proba(others)), references)[1]
-    _, counted = linear_baseline.fitted(rows, labels, others, references, max_iter=2000)
-    assert each[strength] == pytest.approx(max(each.values()), abs=0.01)
-    assert each[counted] < each[strength] - 0.05
+        right[candidate] = (model.predict(others) == references).sum()
+    fit = cross_fitting.fit(parts, answers, max_iter=2000)
+    assert each[fit.strength] == pytest.approx(max(each.values()), abs=0.01)
+    assert fit.likelihood == pytest.approx(each[fit.strength], abs=0.01)
+    counted = max(right, key=lambda candidate: right[candidate])
+    assert each[counted] < each[fit.strength] - 0.05
+    whole = LogisticRegression(C=fit.strength, max_iter=2000).fit(parts[1].rows, answers)
+    assert fit.models[1].coef_ == pytest.approx(whole.coef_, rel=1e-2, abs=1e-2)
 
 
 def test_the_name_of_a_label_is_a_row_of_its_head() -> None:
@@ -133,7 +146,7 @@ def test_the_name_of_a_label_is_a_row_of_its_head() -> None:
         "Card Arrival",
     ]
     named = ["card_arrival", "top_up", "unseen"], np.eye(4, dtype=np.float32)[:3]
-    head = encoder_head.fit_head(vectors, labels, choosing=vectors[:0], chosen=[], named=named)
+    head = encoder_head.cross_fit(vectors, labels, fold=np.array([-1, -1]), named=named).head
     assert head.labels == ("card_arrival", "top_up")  # a label without a row is not learned by its name alone
     assert [head.labels[k] for k in head.evidence(named[1][:2]).argmax(axis=1)] == labels
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from slmctl.metrics import linear_baseline
+from slmctl.metrics import cross_fitting, linear_baseline
 
 ROWS = [("refund my order", "money"), ("refund please", "money"), ("parcel is late", "way"), ("late parcel", "way")] * 5
 CHOOSING = {"choosing": [text for text, _ in ROWS], "chosen": [label for _, label in ROWS]}
@@ -30,7 +31,7 @@ def test_a_word_of_one_letter_counts() -> None:
 def test_strengths_are_tried_until_two_in_a_row_do_no_better() -> None:
     """Chance rows: the first strength is as good as any, so the model of the first is kept."""
     model = fitted(ROWS, choosing=["refund", "none of this"], chosen=["money", "unknown"])
-    assert model.strength == linear_baseline.STRENGTHS[0]
+    assert model.strength == cross_fitting.STRENGTHS[0]
     assert model.strength == model.classifier.C
 
 
@@ -54,7 +55,9 @@ def test_of_several_labels_each_has_a_model_of_its_own() -> None:
 def test_a_stored_model_has_a_place_for_words_of_two_rows_alone() -> None:
     texts = [f"{word} please" for word in ("invoice", "invoice", "parcel", "parcel", "brindlecove")]
     labels = ["billing", "billing", "delivery", "delivery", "delivery"]
-    model = fitted(list(zip(texts, labels, strict=True)), hashed=True)
+    made = linear_baseline.cross_fit(texts, labels, fold=np.full(5, -1))
+    assert made is not None
+    model, _ = made
     arrays = model.arrays()
     assert all(array.dtype.kind in "fi" for array in arrays.values()), "no array holds a text"
     (words, _) = model.vectorizer.parts

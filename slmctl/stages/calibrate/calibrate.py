@@ -236,6 +236,10 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
             "calibration",
             hint="slmctl predict gguf --split validation",
         )
+    if other["split"] == "validation" and models.class_of(other["kind"]).learns_validation:
+        raise UsageError(
+            f"{outside.path} is of a model that has learned the validation rows", hint="leave out --outside"
+        )
     if _source(other) != _source(facts):
         raise UsageError(
             f"{predictions.path} and {outside.path} are answers of different models "

@@ -21,7 +21,8 @@ from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EncodeConfig, Source
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import ENCODER, SUM_FILE
-from slmctl.metrics import encoder_head, label_sum, linear_baseline
+from slmctl.metrics import cross_fitting, encoder_head, label_sum, linear_baseline
+from slmctl.metrics.cross_fitting import Indices
 from slmctl.metrics.encoder_head import Floats, Named
 from slmctl.metrics.label_sum import WORDS, LabelSum
 from slmctl.metrics.likelihood import Logprobs
@@ -39,7 +40,7 @@ SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; both cheap models are fi
 
 
 class ShareScore(TypedDict):
-    """Right answers to the validation rows of the sum and of the words alone, fitted on `rows` training rows."""
+    """Right answers to the validation rows of the sum and of the words alone, by models that learned `rows` rows."""
 
     rows: int
     encoder: int
@@ -47,7 +48,9 @@ class ShareScore(TypedDict):
 
 
 class EncodeFacts(TypedDict):
-    """The encoder, and the score of the sum on the validation rows, which choose its settings too.
+    """The encoder, and the score of the sum on the validation rows, by models that had not learned them.
+
+    The models that are written have learned them too.
 
     `source` is empty without an encoder. `source_sha256` maps the name of the file of weights, as it came, to its hash;
     `interval` is the 95 % interval of the share that is right; `weights` are those of the sum;
@@ -83,7 +86,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         raise UsageError(f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune")
     train, validation = require_records(prepared.file("train.jsonl")), read_records(prepared.file("validation.jsonl"))
     names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(task.descriptions.items())
-    source, digests, learned, choosing, named, others = "", dict[str, str](), None, None, None, None
+    source, digests, learned, named, others = "", dict[str, str](), None, None, None
     if config.encoder is not None:
         source = encoder_source.name(config.encoder)
         kept, digests = encoder_source.kept(config, encoders)
@@ -93,10 +96,9 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         if not np.isfinite(vectors).all():
             raise DataError(f"{source} computes NaN: its weights are damaged",
                             hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
-        ends = len(train), len(train) + len(validation), len(texts)
-        learned, choosing, spoken, others = np.split(vectors, ends)
+        learned, spoken, others = np.split(vectors, (len(train) + len(validation), len(texts)))
         named = [label for label, _ in names], spoken
-    fitted = _Fitted.on(train, learned, validation, choosing, named, others)
+    fitted = _Fitted.on(train, validation, learned, named, others)
     fitted.model.write(out / SUM_FILE)
     np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **fitted.members)
     facts: EncodeFacts = {
@@ -113,8 +115,8 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     if config.unlabelled and others is not None:
         facts["unlabelled"] = {"read": len(others), "learned": fitted.unlabelled}
     if len(validation) >= linear_baseline.FEWEST:
-        whole: ShareScore = {"rows": len(train), "encoder": fitted.right, "tfidf_logistic": fitted.words_right}
-        facts["curve"] = [*_curve(train, validation, learned, choosing, named, others), whole]
+        whole: ShareScore = {"rows": fitted.rows, "encoder": fitted.right, "tfidf_logistic": fitted.words_right}
+        facts["curve"] = [*_curve(train, validation, learned, named, others), whole]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
@@ -154,7 +156,8 @@ class _Fitted:
     """A sum that some rows fitted.
 
     Attributes:
-        members: Log probabilities of the validation rows' labels by each linear member.
+        members: Log probabilities of the validation rows' labels by each linear member, as it was without them.
+        rows: Rows that such a member had learned.
         right: Right answers to the validation rows.
         words_right: The same of the words alone.
         unlabelled: Number of rows without an answer that are learned.
@@ -162,49 +165,48 @@ class _Fitted:
 
     model: LabelSum
     members: dict[str, Logprobs]
+    rows: int
     right: int
     words_right: int
     unlabelled: int = 0
 
     @classmethod
     def on(
-        cls, train: Sequence[Record], vectors: Floats | None, validation: Sequence[Record], choosing: Floats | None,
-        named: Named | None, unlabelled: Floats | None,
+        cls, train: Sequence[Record], validation: Sequence[Record], vectors: Floats | None, named: Named | None,
+        unlabelled: Floats | None, *, fold: Indices | None = None,
     ) -> _Fitted:  # fmt: skip
-        """Fit on `train`; vectors are those of its rows, of the validation rows and of rows without an answer."""
-        texts, chosen = [record.input for record in validation], [record.answer for record in validation]
-        labels = [record.answer for record in train]
-        if vectors is None or choosing is None or unlabelled is None or not encoder_head.gains(
-            vectors, labels, unlabelled, choosing=choosing, chosen=chosen, named=named
-        ):  # fmt: skip
-            unlabelled = None
-        model = label_sum.fit(
-            [record.input for record in train], vectors, labels, choosing=(texts, choosing), chosen=chosen, named=named,
-            unlabelled=unlabelled,
-        )  # fmt: skip
-        empty = np.zeros((len(texts), 0), np.float32)
-        members = model.logprobs(texts, empty if choosing is None else choosing)
-        tables = [label_sum.weighted(members, model.weights), members.get(WORDS)]
-        right = [
-            sum(model.labels[k] == label for k, label in zip(table.argmax(axis=1), chosen, strict=True))
-            if table is not None and len(table) else 0
-            for table in tables
-        ]  # fmt: skip
-        return cls(model, members, right[0], right[1], 0 if unlabelled is None else len(unlabelled))
+        """Fit on all rows; vectors are those of training and validation rows, and of rows without an answer.
+
+        Rows of a group, and equal texts, are judged by models that have learned none of them.
+        """
+        records = [*train, *validation]
+        texts, labels = [record.input for record in records], [record.answer for record in records]
+        if fold is None:
+            groups = [record.group or record.input for record in records]
+            fold = cross_fitting.folds(labels, groups, validation=len(validation))
+        fitted = label_sum.fit(texts, vectors, labels, fold=fold, named=named, unlabelled=unlabelled)
+        members = {name: table[len(train) :] for name, table in fitted.logprobs.items()}
+        names, chosen = np.array(fitted.model.labels), np.array(labels[len(train) :])
+        tables = [label_sum.weighted(members, fitted.model.weights), members.get(WORDS)]
+        right = [0 if table is None else int((names[table.argmax(axis=1)] == chosen).sum()) for table in tables]
+        judged = int((fold >= 0).sum() / max(fold.max() + 1, 1))  # in each fold
+        unlabelled_rows = len(unlabelled) if unlabelled is not None and fitted.learns_unlabelled else 0
+        return cls(fitted.model, members, len(records) - judged, right[0], right[1], unlabelled_rows)
 
 
 def _curve(
-    train: Sequence[Record], validation: Sequence[Record], vectors: Floats | None, choosing: Floats | None,
-    named: Named | None, unlabelled: Floats | None,
+    train: Sequence[Record], validation: Sequence[Record], vectors: Floats | None, named: Named | None,
+    unlabelled: Floats | None,
 ) -> list[ShareScore]:  # fmt: skip
     """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one."""
     order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))
     points: list[ShareScore] = []
     for share in SHARES:
         drawn = order[: max(1, round(share * len(order)))]
-        own = None if vectors is None else vectors[drawn]
-        part = _Fitted.on([train[k] for k in drawn], own, validation, choosing, named, unlabelled)
-        points.append({"rows": len(drawn), "encoder": part.right, "tfidf_logistic": part.words_right})
+        own = None if vectors is None else np.concatenate([vectors[drawn], vectors[len(train) :]])
+        fold = np.repeat([-1, 0], [len(drawn), len(validation)])
+        part = _Fitted.on([train[k] for k in drawn], validation, own, named, unlabelled, fold=fold)
+        points.append({"rows": part.rows, "encoder": part.right, "tfidf_logistic": part.words_right})
     return points
 
 
@@ -220,7 +222,7 @@ def _lines(facts: EncodeFacts) -> list[str]:
     share = console.percent(facts["right"] / facts["rows"])
     scored = f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
     beside = "linear models on the encoder and on words get" if facts["source"] else "a linear model on words gets"
-    lines = [f"{beside} {scored} right, which chose their settings"]
+    lines = [f"{beside} {scored} right, before they learn these rows too"]
     if (rows := facts.get("unlabelled")) is not None:
         learned = "are learned too" if rows["learned"] else "make held-out rows no likelier, so none is learned"
         lines.append(f"{console.count(rows['read'], 'row')} without an answer {learned}")
@@ -231,5 +233,5 @@ def _lines(facts: EncodeFacts) -> list[str]:
             f"words alone {console.percent(point['tfidf_logistic'] / facts['rows'])})"
             for point in facts["curve"]
         ]
-        lines.append(f"by training rows: {', '.join(points)}")
+        lines.append(f"by rows learned: {', '.join(points)}")
     return lines

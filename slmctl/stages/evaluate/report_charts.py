@@ -68,7 +68,7 @@ def slices(view: ReportView) -> TwoWidths:
 
 
 def by_rows(curve: RowsCurve, focus: str) -> Markup:
-    """Accuracy of cheap models over shares of the training rows with 95 % intervals, and of the tuned model."""
+    """Accuracy of cheap models over the rows that they learned, with 95 % intervals, and of the tuned model."""
     train, lines, alone = curve.points[-1][0], list[LineSeries](), focus.removesuffix(IN_SUM)
     cheap = (("encoder and words", "c3", 1), ("words alone", "c5", 2))
     for name, colour, k in cheap[all(both == words for _, both, words in curve.points) :]:  # without an encoder one
@@ -83,7 +83,7 @@ def by_rows(curve: RowsCurve, focus: str) -> Markup:
     if curve.tuned is not None:
         share = curve.tuned / curve.rows
         lines.append(LineSeries(alone, [Point(1.0, share, f"{alone}: {percent(share)}", percent(share), "end")], "c1"))
-    label = f"share of the {count(train, 'training row')}"
+    label = f"share of the {count(train, 'row')} that the cheap models learned"
     return svg_chart.lines(lines, title="Accuracy by training rows", x_label=label, percent=True)
 
 

@@ -34,12 +34,12 @@ class PolicyShares:
 
 @dataclass(frozen=True)
 class RowsCurve:
-    """Right answers to the same validation rows, of cheap models by their training rows and of the tuned model.
+    """Right answers to the same validation rows, of cheap models by the rows that they learned and of the tuned model.
 
     Attributes:
         rows: Number of validation rows.
-        points: (training rows, right answers of encoder and words, of words alone); the last with all rows.
-        tuned: Right answers of the tuned file alone, which learned all rows; None if it did not answer these rows.
+        points: (rows learned, right answers of encoder and words, of words alone); the last with the most rows.
+        tuned: Right answers of the tuned file alone, which learned the training rows; None if it did not answer these.
     """
 
     rows: int

@@ -25,7 +25,7 @@ from slmctl.console import percent
 from slmctl.deduplication import minhash, near_duplicates
 from slmctl.errors import GateError
 from slmctl.inference.escalation_policy import PolicyFigures, linear
-from slmctl.metrics import answer_metrics, error_threshold, linear_baseline
+from slmctl.metrics import answer_metrics, cross_fitting, error_threshold, linear_baseline
 from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, FittedThreshold
 from slmctl.metrics.statistics import batch_bound, error_bound
 from slmctl.stages.label.rows import LabelRow
@@ -263,7 +263,7 @@ def linear_chances(rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]) -> 
     if not chosen or not linear_baseline.is_installed():
         return {}
     chances = {entry.row.id: 0.0 for entry in every}
-    strengths: Sequence[float] = linear_baseline.STRENGTHS
+    strengths: Sequence[float] = cross_fitting.STRENGTHS
     with console.progress("linear model of the labels", FOLDS, "parts") as meter:
         for fold in range(FOLDS):
             inside = [k for k, entry in enumerate(every) if folds[k] == fold and entry.answer]

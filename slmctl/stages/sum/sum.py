@@ -47,7 +47,7 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
     """
     model = LabelSum.read(encoder.file(SUM_FILE))
     records = read_records(prepared.file("validation.jsonl"))
-    with stored_arrays.opened(encoder.file(VALIDATION)) as kept:
+    with stored_arrays.opened(encoder.file(VALIDATION)) as kept:  # by members that had not learned these rows
         shape = len(records), len(model.labels)
         members = {name: kept.numbers(name, *shape) for name in (ENCODER, WORDS) if name in kept}
     answers = [read_predictions(made) for made in validation]

@@ -33,7 +33,7 @@ from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.inference.events import Event
 from slmctl.inference.supervised_child import EngineError
-from slmctl.metrics import encoder_head, error_threshold, label_sum
+from slmctl.metrics import cross_fitting, encoder_head, error_threshold, label_sum
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import normalised
 from slmctl.model_files import encoder_source
@@ -82,12 +82,18 @@ def test_what_it_says_is_what_it_holds(encoded: Path) -> None:
     records = [json.loads(line) for line in (prepared / "validation.jsonl").read_text().splitlines()]
     texts, labels = ([r["messages"][-2]["content"] for r in records], [r["messages"][-1]["content"] for r in records])
     model = LabelSum.read(made.file("sum.npz"))
-    model = model.only(model.weights)
     with Encoder(made.file("encoder.gguf")) as encoder:
-        logprobs = normalised(model.scored(texts, encoder.encode(texts))[0])
-    right = sum(model.labels[k] == label for k, label in zip(logprobs.argmax(1), labels, strict=True))
-    assert (made.metrics["right"], made.metrics["rows"]) == (right, len(records))
-    assert np.allclose(np.exp(logprobs).sum(1), 1)
+        learned = model.logprobs(texts, encoder.encode(texts))
+    with np.load(made.file("validation.npz")) as kept:
+        before = {name: kept[name] for name in kept.files}
+    assert before.keys() == learned.keys()
+    places = np.searchsorted(model.labels, labels)
+    for name, table in before.items():  # of models that had not learned these rows, which surprise them more
+        assert table.shape == learned[name].shape and np.allclose(np.exp(table).sum(1), 1, atol=1e-4)
+        likelihoods = [each[np.arange(len(places)), places].mean() for each in (table, learned[name])]
+        assert likelihoods[0] < likelihoods[1]
+    answers = label_sum.weighted(before, model.weights).argmax(1)
+    assert (made.metrics["right"], made.metrics["rows"]) == ((answers == places).sum(), len(records))
 
 
 def test_it_answers_a_file(encoded: Path, stages: Forks, tmp_path: Path) -> None:
@@ -285,7 +291,7 @@ def test_without_validation_rows_the_encoder_answers_alone(gguf: Path) -> None:
     texts, labels = zip(*tiny.rows(30), strict=True)
     with Encoder(gguf) as encoder:
         vectors = encoder.encode(texts)
-    model = label_sum.fit(texts, vectors, labels, choosing=([], vectors[:0]), chosen=[])
+    model = label_sum.fit(texts, vectors, labels, fold=np.full(len(texts), -1)).model
     assert model.weights == {"encoder": 1.0} and model.words is not None
 
 
@@ -306,7 +312,7 @@ def test_the_head_is_scikit_learns(gguf: Path) -> None:
     for kinds in (3, 2):
         chosen = [k for k, label in enumerate(labels) if label in sorted(set(labels))[:kinds]]
         rows, names = vectors[chosen], [labels[k] for k in chosen]
-        head = encoder_head.fit_head(rows, names, choosing=rows[:0], chosen=[])
+        head = encoder_head.cross_fit(rows, names, fold=np.full(len(rows), -1)).head
         reference = LogisticRegression(C=2.0, max_iter=2000).fit(rows, names)
         logprobs = normalised(head.evidence(rows))
         assert np.abs(np.exp(logprobs) - reference.predict_proba(rows)).max() < 1e-4
@@ -323,10 +329,9 @@ def test_two_that_err_on_other_rows_are_added(gguf: Path, tmp_path: Path) -> Non
         return [f"{word} {' '.join(draw.choice(['hello', 'today', 'please', 'house'], 3))}" for word in words], labels
 
     with Encoder(gguf) as encoder:
-        (texts, labels), (others, chosen), (asked, wanted) = pairs(300), pairs(200), pairs(400)
-        model = label_sum.fit(
-            texts, encoder.encode(texts), labels, choosing=(others, encoder.encode(others)), chosen=chosen
-        )
+        (texts, labels), (asked, wanted) = pairs(500), pairs(400)
+        fold = cross_fitting.folds(labels, texts, validation=200)
+        model = label_sum.fit(texts, encoder.encode(texts), labels, fold=fold).model
         vectors = encoder.encode(asked)
     model.write(tmp_path / "sum.npz")
     kept = LabelSum.read(tmp_path / "sum.npz")

@@ -151,7 +151,11 @@ def test_the_page_draws_what_more_rows_bring_beside_the_tuned_model(desk: Path, 
     opening = Opening("desk 2.0", "", "", "2026-01-02 10:00 UTC", by_rows=curve)
     report_page.write(tmp_path / "page.html", parse_report(report, where="here"), [], labels=(), opening=opening)
     _, _, chart = (tmp_path / "page.html").read_text().partition("Accuracy by training rows")
-    assert f"20 rows: {percent((n - 1) / n)}" in chart and "Q8_0: " in chart and "80 training rows" in chart
+    assert (
+        f"20 rows: {percent((n - 1) / n)}" in chart
+        and "Q8_0: " in chart
+        and "80 rows that the cheap models learned" in chart
+    )
 
 
 def test_what_brings_less_than_the_floor_is_left_out(desk: Path, stages: Forks) -> None:
