@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from slmctl.errors import GateError, SlmctlError, UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
+    from slmctl.config import Asking
     from slmctl.pipeline.graph import Project
     from slmctl.pipeline.runner import Outcome
 from slmctl.cli.group import (
@@ -179,6 +181,18 @@ def finetune(options: Options, preview: int | None) -> None:
     metavar="N",
     help="Training records in its few-shot prompt; by default one a label, or 8 without labels.",
 )
+@click.option(
+    "--judge",
+    metavar="NAME",
+    help="Ask a judge about pairs of answers, those that people judged first: the "
+    "model's name of an endpoint of slmctl.yaml, or a GGUF file of your own, which may read what is sensitive.",
+)
+@click.option(
+    "--plan",
+    "plan_only",
+    is_flag=True,
+    help="With --judge: ask about 10 pairs, print what all of them will cost, and stop.",
+)
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
 @stage_options
 @click.pass_obj
@@ -193,6 +207,8 @@ def evaluate(
     against_api: str | None,
     against_key_env: str | None,
     against_shots: int | None,
+    judge: str | None,
+    plan_only: bool,
 ) -> None:
     """Measure models on held-out rows, beside the baselines, and check the gates.
 
@@ -210,6 +226,8 @@ def evaluate(
     if compare and not models:
         raise UsageError("--compare needs models or reports", hint="slmctl evaluate --compare adapter gguf")
     by_url = against is not None and "://" in against
+    if plan_only and judge is None:
+        raise UsageError("--plan says the cost of a judge", hint="slmctl evaluate --judge NAME --plan")
     if by_url != (against_model is not None):
         raise UsageError(
             "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
@@ -221,17 +239,30 @@ def evaluate(
         plan.require(project, ["evaluate"])
     general = None
     if against and against_model:
-        own = project.config.predict.endpoint
-        if own.url not in (None, against):  # its key, API and prices are for its own host
-            own = own.model_copy(update={"key_env": None, "api": "chat", "prices": None})
-        flags = {"api": against_api, "key_env": against_key_env}
-        asking = own.model_copy(update={name: value for name, value in flags.items() if value is not None})
+        asking = _asking(project, against, {"api": against_api, "key_env": against_key_env})
         general = predictions.EndpointModel(against, against_model, against_shots, asking)
     if against and general is None:
         general = predictions.endpoint_named(project, against, against_shots)
-    outcome = say_outcome("evaluate", stage.evaluate(project, models or project.config.measured, split, general))
+    measure = functools.partial(stage.evaluate, project, models or project.config.measured, split, general)
+    outcome = say_outcome("evaluate", measure())
+    if judge is not None:
+        from slmctl.stages.label import judge as judging
+
+        lines = judging.ask(project, judge, outcome.artifact, only_plan=plan_only)
+        if plan_only:
+            print_result(options, lines, lines)
+            return
+        outcome = say_outcome("evaluate", measure())
     print_artifact(options, outcome.artifact)
     stage.show(project, outcome.artifact, only_measured=bool(models))
+
+
+def _asking(project: Project, url: str, flags: Mapping[str, str | None]) -> Asking:
+    """Returns the way in which an endpoint is asked: the config's, with what flags say."""
+    own = project.config.predict.endpoint
+    if own.url not in (None, url):  # its key, API and prices are for its own host
+        own = own.model_copy(update={"key_env": None, "api": "chat", "prices": None})
+    return own.model_copy(update={name: value for name, value in flags.items() if value is not None})
 
 
 @click.command()

@@ -22,6 +22,7 @@ from slmctl.config.prepare_section import (
 )
 from slmctl.config.recipes import changed_keys, contents, recipe, require_path, restored
 from slmctl.config.sections import (
+    CORRECTED_WIN_RATE,
     FILENAME,
     PRODUCTION,
     PSEUDONYM_KEY,

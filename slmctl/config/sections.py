@@ -272,6 +272,18 @@ class SumConfig(Section):
     )
 
 
+class JudgeConfig(Section):
+    """The judge of evaluate --judge, which prefers one of two answers as people do."""
+
+    rubric: Text | None = Field(
+        None,
+        description="what makes an answer better, in words for the judge; a sentence for the kind of task by default",
+    )
+    max_cost: float | None = Field(
+        None, gt=0, description="ceiling of what its verdicts may cost, over all runs; needs the prices of its endpoint"
+    )
+
+
 class EvaluateConfig(Section):
     """Measure models on held-out rows, beside the baselines."""
 
@@ -292,10 +304,19 @@ class EvaluateConfig(Section):
     pairs: Annotated[SourcePath | None, WhenSet()] = Field(
         None, description="file of slmctl review --pairs, whose win rates the report then holds; it may come later"
     )
+    judge: Annotated[JudgeConfig, Outside()] = Field(
+        default_factory=JudgeConfig, description="the judge that evaluate --judge asks about the pairs"
+    )
+    verdicts: Annotated[SourcePath | None, Inherited(), WhenSet()] = None  # those on `pairs`, where a judge was asked
     # Set where rows have groups: their sizes count, which older reports did not heed.
     group_sizes: Annotated[bool, Inherited(), WhenSet()] = False
     # Set where answers are drafts: older reports have no checks of them.
     draft_checks: Annotated[bool, Inherited(), WhenSet()] = False
+
+    @property
+    def verdicts_file(self) -> Path | None:
+        """The file of a judge's verdicts, beside that of people's decisions."""
+        return self.pairs.with_suffix(".verdicts.jsonl") if self.pairs is not None else None
 
     @model_validator(mode="after")
     def _measures_what_it_chooses_from(self) -> EvaluateConfig:
@@ -305,13 +326,17 @@ class EvaluateConfig(Section):
 
 
 WIN_RATE = "win_rate"  # in a gate: the share of judged pairs that a model wins
+CORRECTED_WIN_RATE = "corrected_win_rate"  # the same over all rows, by an admitted judge whom people's pairs correct
 PRODUCTION = "production"  # in a gate: the release with this tag in the registry of publish.to
 
 
 class Gate(Section):
     """One condition that a release must meet."""
 
-    metric: Text = Field(description="a metric of the report, such as accuracy or macro_f1")
+    metric: Text = Field(
+        description="a metric of the report, such as accuracy or macro_f1; win_rate is people's alone, "
+        "corrected_win_rate that of an admitted judge with them"
+    )
     model: Text = Field(
         description="base, adapter, merged, a GGUF type such as Q4_K_M, lora-Q4_K_M (the "
         "adapter's own GGUF on the base's of this type), or chosen (by evaluate.choose)"
@@ -344,9 +369,9 @@ class Gate(Section):
     def _one_condition(self) -> Gate:
         if sum(value is not None for value in (self.min, self.max, self.max_drop, self.min_gain)) != 1:
             raise ValueError("a gate has either 'min', or 'max', or 'max_drop' or 'min_gain' with 'against'")
-        if self.metric == WIN_RATE:
+        if self.metric in (WIN_RATE, CORRECTED_WIN_RATE):
             if self.against is None or self.min is None or self.rows is not None:
-                raise ValueError("a gate on win_rate has 'against' and 'min', such as 0.5, and no 'rows'")
+                raise ValueError(f"a gate on {self.metric} has 'against' and 'min', such as 0.5, and no 'rows'")
         elif (self.against is None) != (self.max_drop is None and self.min_gain is None):
             raise ValueError("'against' comes with 'max_drop' or 'min_gain'")
         if self.rows is not None and self.release is None:

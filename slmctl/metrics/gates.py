@@ -9,17 +9,18 @@ import bisect
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
-from slmctl.config import WIN_RATE, Gate
+from slmctl.config import CORRECTED_WIN_RATE, WIN_RATE, Gate
 from slmctl.console import percent
 from slmctl.errors import GateError, UsageError
 from slmctl.inference import IN_SUM
 from slmctl.metrics.answer_metrics import SHARES
-from slmctl.metrics.statistics import drop_bound, independent_rows, mcnemar
+from slmctl.metrics.statistics import drop_bound, independent_rows, mcnemar, t_quantile
 from slmctl.metrics.win_rate import WinRate
 from slmctl.reports import scoreboard
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
     EvaluationReport,
+    JudgedEntry,
     MetricDifference,
     ParticipantEntry,
     ReleaseRows,
@@ -80,7 +81,7 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.release is not None and gate.release not in report["models"]:
         return GateResult(True, f"no {gate.release} release yet: nothing to compare {gate.metric} of {gate.model} with")
     model = _shipped(_named(gate.model, report), report)
-    if gate.metric == WIN_RATE:
+    if gate.metric in (WIN_RATE, CORRECTED_WIN_RATE):
         return _preferred(gate, model, report)
     value = _metric(model, gate.metric, report)
     if gate.min is not None:
@@ -130,6 +131,8 @@ def _preferred(gate: Gate, model: str, report: EvaluationReport) -> GateResult:
     if entry is None:
         how = f"slmctl review --pairs {model} {other}, and evaluate.pairs names its file"
         return GateResult(False, f"no pair of {model} and {other} is judged ({how})")
+    if gate.metric == CORRECTED_WIN_RATE:
+        return _corrected(gate, entry)
     effect = entry.get("design_effect", 1.0)
     rate = WinRate(entry["won"], entry["lost"], entry["same"] + entry["neither"], effect)
     bound, _ = rate.interval(2 * gate.confidence - 1)
@@ -141,6 +144,24 @@ def _preferred(gate: Gate, model: str, report: EvaluationReport) -> GateResult:
     )
     text += ", which may be chance" if is_chance and bound >= gate.min else ""
     return GateResult(bound >= gate.min and not is_chance, text, entry.get("groups", 0))
+
+
+def _corrected(gate: Gate, entry: JudgedEntry) -> GateResult:
+    """The gate on the win rate by people and an admitted judge: its lower bound must meet `min`."""
+    assert gate.min is not None  # Gate's own validator
+    pair, judge = f"{entry['model']} and {entry['against']}", entry.get("judge")
+    if judge is None or "win_rate" not in judge:
+        how = "slmctl evaluate --judge NAME" if judge is None else "people's pairs, or gate on win_rate"
+        state = "no judge was asked" if judge is None else f"{judge['judge']} is not admitted as a judge"
+        return GateResult(False, f"{state} about pairs of {pair} ({how})")
+    bound = judge["centre"] - t_quantile(gate.confidence, judge["freedom"]) * judge["deviation"]
+    least, limit = _apart(gate.metric, bound, gate.min)
+    text = (
+        f"{entry['model']} wins at least {least} of {judge['rows']} pairs against {entry['against']} (at least {limit} "
+        f"required, {percent(gate.confidence, 0)} confidence; {judge['judge']} with {judge['pairs']} pairs of people: "
+        f"{percent(judge['win_rate'])})"
+    )
+    return GateResult(bound >= gate.min, text, entry.get("groups", 0))
 
 
 def _amount(metric: str, value: float, digits: int = 1) -> str:

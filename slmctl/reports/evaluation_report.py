@@ -253,6 +253,41 @@ class ReleaseEntry(TypedDict):
     rows: dict[str, ReleaseRows]
 
 
+class JudgeEntry(TypedDict):
+    """A judge's verdicts on the pairs of two models, beside people's decisions.
+
+    Attributes:
+        judge: Its name.
+        pairs, right, same, longer, lead: See `metrics.judged_rate.Agreement`.
+        admitted: True if it surely agrees with people more often than both rules.
+        rows: Number of rows on which the two models' answers differ.
+        no_verdict, turned, turned_to_first: Number of rows without a choice, of verdicts that turn with the order, and
+            of those that prefer the answer shown first both times.
+        prefers_longer, people_prefer_longer: [pairs of which the longer answer won, decided pairs of unlike lengths].
+        win_rate, interval, worth, centre, deviation, freedom: Of an admitted judge, see `CorrectedRate`.
+    """
+
+    judge: str
+    pairs: int
+    right: int
+    same: int
+    longer: int
+    lead: float
+    admitted: bool
+    rows: int
+    no_verdict: int
+    turned: int
+    turned_to_first: int
+    prefers_longer: list[int]
+    people_prefer_longer: list[int]
+    win_rate: NotRequired[float]
+    interval: NotRequired[Bounds]
+    worth: NotRequired[float]
+    centre: NotRequired[float]
+    deviation: NotRequired[float]
+    freedom: NotRequired[float]
+
+
 class JudgedEntry(TypedDict):
     """People's decisions on pairs of two models' answers.
 
@@ -266,6 +301,7 @@ class JudgedEntry(TypedDict):
         more: Number of further pairs that would decide, in the same proportions; None if that is not known.
         reviewers: Number of people.
         design_effect, groups: Where rows have groups, as in a MetricDifference.
+        judge: Of a judge that was asked about the pairs too.
     """
 
     model: str
@@ -282,6 +318,7 @@ class JudgedEntry(TypedDict):
     reviewers: int
     design_effect: NotRequired[float]
     groups: NotRequired[int]
+    judge: NotRequired[JudgeEntry]
 
 
 class JudgedPairs(TypedDict):
@@ -383,6 +420,8 @@ def judged_of(report: EvaluationReport, model: str, against: str) -> JudgedEntry
         if (entry["against"], entry["model"]) == (model, against):
             low, high = entry["interval"]
             other: JudgedEntry = {**entry, "model": model, "against": against, "won": entry["lost"]}
+            if "judge" in entry:
+                other["judge"] = turned_judge(entry["judge"])
             return {
                 **other,
                 "lost": entry["won"],
@@ -390,6 +429,15 @@ def judged_of(report: EvaluationReport, model: str, against: str) -> JudgedEntry
                 "interval": [1 - high, 1 - low],
             }
     return None
+
+
+def turned_judge(entry: JudgeEntry) -> JudgeEntry:
+    """The figures of a judge as those of the other model."""
+    if "win_rate" not in entry:
+        return entry
+    low, high = entry["interval"]
+    own: JudgeEntry = {**entry, "win_rate": 1 - entry["win_rate"], "centre": 1 - entry["centre"]}
+    return {**own, "interval": [1 - high, 1 - low]}
 
 
 def turned(metric: MetricDifference) -> MetricDifference:

@@ -54,12 +54,15 @@ class AnswerPair:
     Attributes:
         messages: The conversation up to the answer.
         is_swapped: True where the second model's answer stands left.
+        group, is_sensitive: Those of the record.
     """
 
     id: str
     messages: Sequence[Message]
     answers: tuple[str, str]
     is_swapped: bool
+    group: str | None = None
+    is_sensitive: bool = False
 
     @property
     def sides(self) -> tuple[str, str]:
@@ -77,10 +80,10 @@ class AnswerPair:
         return "same" if side == "same" else "neither"
 
 
-def bounded(text: str) -> str:
-    """The first SHOWN characters of a text, and how many more there are."""
-    more = len(text) - SHOWN
-    return f"{text[:SHOWN]}… ({more:,} characters more)" if more > 0 else text
+def bounded(text: str, shown: int = SHOWN) -> str:
+    """The first characters of a text, and how many more there are."""
+    more = len(text) - shown
+    return f"{text[:shown]}… ({more:,} characters more)" if more > 0 else text
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ class JudgedModels:
             equal += answers[0] == answers[1]
             if answers[0] != answers[1]:
                 is_swapped = hashed_position(f"pair/{'/'.join(models)}/{record.id}") < 0.5
-                queue.append(AnswerPair(record.id, record.messages[:-1], answers, is_swapped))
+                more = record.group, record.sensitive
+                queue.append(AnswerPair(record.id, record.messages[:-1], answers, is_swapped, *more))
         queue.sort(key=lambda pair: hashed_position(f"pair/order/{pair.id}"))
         return cls(models, (facts_of(first)["model"], facts_of(second)["model"]), queue, equal)
 

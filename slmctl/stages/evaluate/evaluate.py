@@ -119,7 +119,7 @@ def run(
     if config.pairs is not None:
         digests = {name: str(model.facts.get("predictions")) for name, model in models.items()}
         groups, focus = next(iter(scored.values())).groups, report["focus"]
-        report["judged"] = judged(config.pairs, records, answers, digests, groups, focus=focus, confidence=sure)
+        report["judged"] = judged(config, records, answers, digests, groups, focus=focus, of=(predictions, prepared))
     report = cast(EvaluationReport, _rounded(report))
     report["remarks"] = remarks(report)
     labels = task.labels or _label_sets(task, records, answers.values())

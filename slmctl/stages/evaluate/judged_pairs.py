@@ -10,43 +10,48 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import EvaluateConfig
 from slmctl.metrics.statistics import design_effect
 from slmctl.metrics.win_rate import WinRate
-from slmctl.production.review.pairs import PairDecision
-from slmctl.reports.evaluation_report import JudgedEntry, JudgedPairs
+from slmctl.production.review.pairs import JudgedModels, PairDecision
+from slmctl.production.review.verdicts import JudgeVerdict, entry_of
+from slmctl.reports.evaluation_report import JudgedEntry, JudgedPairs, turned_judge
 from slmctl.sources.reviewed import standing
 from slmctl.stages.evaluate.scoring import Answers
 from slmctl.task.records import Record
 
 
 def judged(
-    path: Path,
+    config: EvaluateConfig,
     records: Sequence[Record],
     answers: Mapping[str, Answers],
     digests: Mapping[str, str],
     groups: npt.NDArray[np.int64],
     *,
     focus: str,
-    confidence: float,
+    of: tuple[Sequence[Artifact], Artifact],
 ) -> JudgedPairs:
     """The judged pairs of a report, those of the focus first.
 
     Args:
-        path: The file of decisions.
+        config: The section, with the file of decisions, and that of a judge's verdicts where there is one.
         records: The measured rows.
         answers: The answers of each model, by its name.
         digests: The digest of each model's predictions; decisions on others do not count.
         groups: (n,) the number of each row's group.
         focus: The model to release.
-        confidence: Coverage of the intervals.
+        of: The predictions of all models, and the data set.
 
     Raises:
         OSError: The file cannot be read.
     """
     lines: dict[tuple[str, str], list[PairDecision]] = {}
-    for line in PairDecision.read(path):
+    for line in PairDecision.read(config.pairs) if config.pairs is not None else ():
         lines.setdefault(line.models, []).append(line)
     places = {record.id: k for k, record in enumerate(records)}
+    made = {each.digest: each for each in of[0]}
+    by_judge = _by_models(config.verdicts)
     stands = {
         key: [line for line in standing(own).values() if line.decision != "skipped" and line.id in places]
         for key, own in lines.items()
@@ -58,12 +63,25 @@ def judged(
         if decisions := stands.get(key):
             better = "first" if digests[model] == key[0] else "second"
             rows = groups[[places[line.id] for line in decisions]]
-            entry = _entry(decisions, better, rows, confidence)
+            entry = _entry(decisions, better, rows, config.confidence)
             equal = _equal(answers[model], answers[against])
             entries.append(entry | {"model": model, "against": against, "equal": equal})
+            if key in by_judge:
+                pairs = JudgedModels.of((made[key[0]], made[key[1]]), of[1])
+                people = {line.id: line for line in decisions}
+                figures = entry_of(pairs, people, by_judge[key], confidence=config.confidence)
+                entries[-1]["judge"] = figures if better == "first" else turned_judge(figures)
     measured = {*itertools.product(digests.values(), repeat=2)}
     others = sum(len(own) for key, own in stands.items() if key not in measured)
     return {"entries": sorted(entries, key=lambda entry: entry["model"] != focus), "of_others": others}
+
+
+def _by_models(verdicts: Path | None) -> dict[tuple[str, str], dict[str, JudgeVerdict]]:
+    """A judge's verdicts by both models' digests and by row."""
+    by_models: dict[tuple[str, str], dict[str, JudgeVerdict]] = {}
+    for line in JudgeVerdict.read(verdicts) if verdicts is not None else ():
+        by_models.setdefault(line.models, {})[line.id] = line
+    return by_models
 
 
 def _entry(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from slmctl.console import percent
 from slmctl.inference import FILE, IN_SUM
 from slmctl.metrics.label_sum import ENCODER, WORDS
-from slmctl.reports.evaluation_report import EvaluationReport, JudgedEntry, ParticipantEntry
+from slmctl.reports.evaluation_report import EvaluationReport, JudgedEntry, JudgeEntry, ParticipantEntry
 from slmctl.reports.html_page import Tone, count
 from slmctl.stages.evaluate.report_data import Difference, ReportView
 
@@ -139,11 +139,36 @@ def _judged(view: ReportView) -> Iterator[str]:
             f"{groups}, and found {ties:,} alike: it wins {percent(entry['win_rate'])} ({low} to {high}), "
             f"{_decided(entry, 1 - view.confidence)}."
         )
+        if "judge" in entry:
+            yield from _judge(entry, entry["judge"])
     if others := judged["of_others"]:
         yield (
             f"{count(others, 'decision')} on pairs {'is' if others == 1 else 'are'} about other answers than those "
             f"measured here, and do{'es' * (others == 1)} not count."
         )
+
+
+def _judge(entry: JudgedEntry, judge: JudgeEntry) -> Iterator[str]:
+    """Remarks on a judge: its agreement with people, the rate that both give, and how it errs."""
+    name, pairs, sure = judge["judge"], judge["pairs"], "surely" if judge["admitted"] else "not surely"
+    yield (
+        f"The judge {name} is {'' if judge['admitted'] else 'not '}admitted: it agrees with people on "
+        f"{judge['right']} of {count(pairs, 'pair')}, {sure} more than always the same ({judge['same']}) and "
+        f"always the longer answer ({judge['longer']})."
+    )
+    if "win_rate" in judge:
+        low, high = (percent(bound) for bound in judge["interval"])
+        yield (
+            f"By people and {name}, {entry['model']} wins {percent(judge['win_rate'])} ({low} to {high}) of "
+            f"{judge['rows']:,} rows against {entry['against']}; by people alone that takes "
+            f"{judge['worth']:.0f} pairs in place of {pairs}."
+        )
+    (own, decided), (theirs, of_people) = judge["prefers_longer"], judge["people_prefer_longer"]
+    yield (
+        f"{name} prefers the longer answer in {own} of {decided} decided pairs, people in {theirs} of {of_people}. "
+        f"{count(judge['turned'], 'verdict')} turned with the order, {judge['turned_to_first']} to the answer shown "
+        f"first, and {judge['no_verdict']} could not be read; all these count as the same."
+    )
 
 
 def _decided(entry: JudgedEntry, level: float) -> str:

@@ -50,8 +50,9 @@ class Evaluate(Stage[EvaluateConfig]):
     def completed(self, section: EvaluateConfig) -> EvaluateConfig:
         grouped = any(source.group for source in self.project.config.prepare.sources)
         drafts = self.project.config.task.has("must")
-        judged = section.pairs if section.pairs is None or section.pairs.exists() else None  # nobody has judged yet
-        return section.model_copy(update={"group_sizes": grouped, "draft_checks": drafts, "pairs": judged})
+        files = {"pairs": section.pairs, "verdicts": section.verdicts_file}  # None where nobody has judged yet
+        there = {name: path if path is not None and path.exists() else None for name, path in files.items()}
+        return section.model_copy(update={"group_sizes": grouped, "draft_checks": drafts, **there})
 
     def inputs(self, section: EvaluateConfig, get: Get, filled: Inputs) -> Inputs:
         if "predictions" not in filled:

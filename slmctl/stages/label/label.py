@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmctl import console
+from slmctl import console, models
+from slmctl.artifacts import artifact
 from slmctl.config import LabelConfig, kinds_with
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.errors import PausedError, UsageError
@@ -146,7 +147,14 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
         ]
         budget = Budget(files, config.max_cost)
         teachers: list[JournalTeacher] = [
-            ReleaseTeacher(config, teacher, journal, budget, task=task)
+            ReleaseTeacher(
+                config,
+                teacher,
+                journal,
+                budget,
+                task=task_of(teacher.release, task),
+                model=models.of(artifact.load(teacher.release)),
+            )
             if teacher.release is not None
             else EndpointTeacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
             for teacher, journal in zip(config.teachers, files, strict=True)

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from slmctl import console, models
+from slmctl import console
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import canonical, sha256_bytes
 from slmctl.config import LabelConfig, Teacher
 from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import MOST_DEADLY, Request
 from slmctl.inference.supervised_child import EngineDiedError, EngineError
-from slmctl.models.model import Loading
+from slmctl.models.model import Loading, Model
 from slmctl.network.decisions import CHAT
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.network.endpoint_replies import BYTES_A_TOKEN, EndpointError, Reply
@@ -142,7 +142,7 @@ class EndpointTeacher(JournalTeacher):
 
     def ask(self, rows: Sequence[LabelRow]) -> None:
         pairs = [(row, vote) for row in rows if self.may_see(row) for vote in range(self.votes)]
-        with console.progress(f"label {self.name}", len(pairs), "answers") as meter:
+        with console.progress(f"asking {self.name}", len(pairs), "answers") as meter:
             for _ in range(PASSES):
                 left = [(row, k) for row, k in pairs if self._keys.get((row.id, k)) not in self.journal.answers]
                 if not left or self._budget.reached:
@@ -226,12 +226,13 @@ class ReleaseTeacher(JournalTeacher):
 
     where = "release"
 
-    def __init__(self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task) -> None:
-        assert teacher.release is not None
+    def __init__(
+        self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task, model: Model,
+        loading: Loading | None = None,
+    ) -> None:  # fmt: skip
         votes = config.votes if task.rules.is_free else 1
         super().__init__(config, teacher, journal, budget, votes=votes, concurrency=1)
-        self._task = task_of(teacher.release, task)
-        self._model = models.of(artifact.load(teacher.release))
+        self._task, self._model, self._loading = task, model, loading or Loading()
         self.prompt_hash = sha256_bytes(canonical([self._task.digest, self._model.digest]))[7:19]
 
     def may_see(self, row: LabelRow) -> bool:
@@ -245,10 +246,10 @@ class ReleaseTeacher(JournalTeacher):
         left = [(row, vote) for row, vote in pairs if self._keys[row.id, vote] not in self.journal.answers]
         if not left:
             return
-        self._model.require_room(Loading())
+        self._model.require_room(self._loading)
         with (
-            self._model.load(Loading()) as engine,
-            console.progress(f"label {self.name}", len(left), "answers") as meter,
+            self._model.load(self._loading) as engine,
+            console.progress(f"asking {self.name}", len(left), "answers") as meter,
         ):
             deadly = 0
             for index, answer in engine.ask_all(self._requests(left), widen=True, alone=True):

@@ -22,6 +22,7 @@ class Calling(TaskKind):
     baselines = ("no_call",)
     empty = NO_CALL
     right = "the call of the reference answer with equal arguments, or no call where it has none"
+    rubric = "The better answer calls the tool that does what is asked, with the right arguments, or none if none fits."
     instruction = (
         'Answer with one JSON object {{"arguments": {{…}}, "name": "…"}} that calls one of the tools and nothing else, '
         f"or with the word {NO_CALL} where no tool fits. The tools: {{tools}}"

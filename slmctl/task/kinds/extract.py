@@ -24,6 +24,7 @@ class Extraction(TaskKind):
     baselines = ("copy", "empty")
     empty = "{}"
     right = "an object equal to the reference answer"
+    rubric = "The better answer holds the values as the text states them: none is wrong, missing or invented."
     instruction = "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}"
 
     def constraint(self, tools: Sequence[Any] | None = None) -> str:

@@ -17,6 +17,10 @@ class Generation(TaskKind):
     primary = row_metric = "token_f1"
     baselines = ("copy", "empty")
     right = "the same words in the same order as the reference answer"
+    rubric = (
+        "The better answer does what is asked, is right by the conversation, invents nothing, and is no longer "
+        "than needed."
+    )
     instruction = "Answer with the text and nothing else."
 
     @property

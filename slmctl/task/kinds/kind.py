@@ -52,6 +52,7 @@ class TaskKind:
         empty: The answer of the baselines `empty` and `no_call`.
         right: The definition of a right answer, in words.
         instruction: The form of the answer, for a model that was not trained for the task.
+        rubric: The better one of two answers in words, for a judge.
     """
 
     name: ClassVar[str]
@@ -62,6 +63,7 @@ class TaskKind:
     empty = ""
     right: ClassVar[str]
     instruction: ClassVar[str]
+    rubric = "The better answer is right by the conversation, and complete."
 
     def __init__(self, task: Contract) -> None:
         self.task = task
