@@ -154,12 +154,17 @@ def resolve_matmul_dtype(dtype: str) -> str:
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
 
 
+_REPLACED = {"evaluate.second_opinion": "a section 'encode' adds the encoder where it helps, by 'sum.floor'"}
+
+
 def _explain(item: Any, values: Mapping[str, Any]) -> str:
     """A pydantic error as a sentence for the author of the file."""
     loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
     value = _value_at(values, loc)
     shown = mask(repr(value))
     if kind == "extra_forbidden":
+        if replacement := _REPLACED.get(".".join(map(str, loc))):
+            return f"is gone since 0.1.0: {replacement}"
         if len(loc) == 1 and (within := list(_paths(Config, str(loc[0])))):
             return f"unknown key; did you mean {' or '.join(within[:3])}?"
         near = difflib.get_close_matches(str(loc[-1]), _keys_at(loc[:-1]), n=1, cutoff=0.6)

@@ -154,7 +154,7 @@ def fit(
     words = linear_baseline.cross_fit(texts, labels, fold=fold)
     if head is None and words is None:
         raise DataError("there is nothing to learn from: one label, or texts without a word that two rows have")
-    names, judged = sorted(set(labels)), np.flatnonzero(fold >= 0)
+    names, judged = sorted(set(labels)), np.flatnonzero(fold >= 0).tolist()
     logprobs = ({} if head is None else {ENCODER: head.logprobs}) | ({} if words is None else {WORDS: words[1]})
     references = np.array(labels)[judged].tolist()
     weights = choose({name: table[judged] for name, table in logprobs.items()}, names, references).weights

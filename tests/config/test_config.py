@@ -76,6 +76,7 @@ def test_every_fault_at_once_with_its_line() -> None:
     [
         ("finetune: {epoch: 3}", "slmctl.yaml:3: finetune.epoch: unknown key; did you mean 'epochs'?"),
         ("finetun: {}", "slmctl.yaml:3: finetun: unknown key; did you mean 'finetune'?"),
+        ("evaluate: {second_opinion: on}", "evaluate.second_opinion: is gone since 0.1.0: a section 'encode' adds"),
         ("task: {shema: x.json}", "slmctl.yaml:3: task.shema: unknown key; did you mean 'schema'?"),
         ("merge: {zzz: 1}", "slmctl.yaml:3: merge.zzz: unknown key; known here: dtype"),
         ("gates: [{metric: f1, model: Q8_0, min: 1, agains: x}]", "agains: unknown key; did you mean 'against'?"),

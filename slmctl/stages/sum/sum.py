@@ -67,6 +67,11 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
         if name in choice.gains:
             weight = f"weight {choice.weights[name]:.2f}" if name in choice.weights else "left out"
             console.say(f"  {name}: {weight}, turns {console.percent(choice.gains[name])} of the rows right")
+    if answers and FILE not in choice.weights:
+        console.say(
+            "  note: the file has no weight in the sum, so no release has it; `publish: {model: linear}` releases the "
+            "linear members alone"
+        )
     gains = {name: round(gain, 6) for name, gain in choice.gains.items()}
     source = encoder.metrics["source"] if summed.head is not None else ""
     right = sum(line["answer"] == line["expected"] for lines in answers for line in lines) // times
