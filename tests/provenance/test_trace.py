@@ -79,6 +79,15 @@ def test_a_training_row_is_in_all_that_was_trained(root: Path) -> None:
     assert found.sure
 
 
+def test_an_encoder_and_its_sum_have_learned_the_validation_rows(root: Path) -> None:
+    prepared = artifact.load(root / "runs" / "prepared" / "rows")
+    encoder = make(root, "encoder", "encoder", inputs={"prepared": prepared.digest})
+    make(root, "sum", "sum", inputs={"encoder": encoder.digest, "prepared": prepared.digest})
+    for row, standing in zip(ROWS[1:3], (Standing.TRAINED, Standing.CLEAR), strict=True):
+        found = standings(trace(root, text=row[2]))
+        assert (found["encoder"], found["sum"]) == (standing, standing)
+
+
 def test_a_row_that_chose_or_measured_was_not_trained_on(root: Path) -> None:
     assert standings(trace(root, text=ROWS[1][2])) == {
         "base": Standing.CLEAR,
