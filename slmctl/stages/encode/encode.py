@@ -21,18 +21,19 @@ from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EncodeConfig, Source
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import ENCODER, SUM_FILE
-from slmctl.metrics import cross_fitting, encoder_head, label_sum, linear_baseline
-from slmctl.metrics.cross_fitting import Indices
+from slmctl.metrics import encoder_head, label_sum, linear_baseline
 from slmctl.metrics.encoder_head import Floats, Named
 from slmctl.metrics.label_sum import WORDS, LabelSum
 from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import hashed_position, wilson
 from slmctl.model_files import encoder_source, memory
+from slmctl.models import learned_rows
 from slmctl.models.encoder_process import Encoder
+from slmctl.models.learned_rows import LearnedRows
 from slmctl.sources.rows import columns_of, read_rows
 from slmctl.task import conversation_formats
 from slmctl.task.contract import Task
-from slmctl.task.records import SPLITS, Record, RowRejectedError, read_records, require_records
+from slmctl.task.records import SPLITS, Record, RowRejectedError, read_records
 
 TOGETHER = 512  # texts between two updates of the progress bar
 MOST = 10_000  # rows without an answer that are read, drawn by a hash: the time grows with their square
@@ -84,7 +85,8 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     """
     if not (task := Task.read(prepared.path)).rules.chooses:
         raise UsageError(f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune")
-    train, validation = require_records(prepared.file("train.jsonl")), read_records(prepared.file("validation.jsonl"))
+    rows = learned_rows.read(prepared)
+    train, validation = rows.train, rows.validation
     names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(task.descriptions.items())
     source, digests, learned, named, others = "", dict[str, str](), None, None, None
     if config.encoder is not None:
@@ -96,9 +98,10 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         if not np.isfinite(vectors).all():
             raise DataError(f"{source} computes NaN: its weights are damaged",
                             hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
-        learned, spoken, others = np.split(vectors, (len(train) + len(validation), len(texts)))
+        learned, spoken, rest = np.split(vectors, (len(train) + len(validation), len(texts)))
+        others = rest if len(rest) else None
         named = [label for label, _ in names], spoken
-    fitted = _Fitted.on(train, validation, learned, named, others)
+    fitted = _Fitted.on(rows, learned, named, others)
     fitted.model.write(out / SUM_FILE)
     np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **fitted.members)
     facts: EncodeFacts = {
@@ -112,8 +115,8 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         "curve": [],
         "weights": dict(fitted.model.weights),
     }
-    if config.unlabelled and others is not None:
-        facts["unlabelled"] = {"read": len(others), "learned": fitted.unlabelled}
+    if config.unlabelled:
+        facts["unlabelled"] = {"read": 0 if others is None else len(others), "learned": fitted.unlabelled}
     if len(validation) >= linear_baseline.FEWEST:
         whole: ShareScore = {"rows": fitted.rows, "encoder": fitted.right, "tfidf_logistic": fitted.words_right}
         facts["curve"] = [*_curve(train, validation, learned, named, others), whole]
@@ -172,26 +175,29 @@ class _Fitted:
 
     @classmethod
     def on(
-        cls, train: Sequence[Record], validation: Sequence[Record], vectors: Floats | None, named: Named | None,
-        unlabelled: Floats | None, *, fold: Indices | None = None,
+        cls, rows: LearnedRows, vectors: Floats | None, named: Named | None, unlabelled: Floats | None
     ) -> _Fitted:  # fmt: skip
-        """Fit on all rows; vectors are those of training and validation rows, and of rows without an answer.
-
-        Rows of a group, and equal texts, are judged by models that have learned none of them.
-        """
-        records = [*train, *validation]
+        """Fit on some rows; vectors are those of training and validation rows, and of rows without an answer."""
+        records, train = [*rows.train, *rows.validation], len(rows.train)
         texts, labels = [record.input for record in records], [record.answer for record in records]
-        if fold is None:
-            groups = [record.group or record.input for record in records]
-            fold = cross_fitting.folds(labels, groups, validation=len(validation))
-        fitted = label_sum.fit(texts, vectors, labels, fold=fold, named=named, unlabelled=unlabelled)
-        members = {name: table[len(train) :] for name, table in fitted.logprobs.items()}
-        names, chosen = np.array(fitted.model.labels), np.array(labels[len(train) :])
+        kept = rows.places.tolist()
+        fitted = label_sum.fit(
+            [texts[k] for k in kept], None if vectors is None else vectors[kept], [labels[k] for k in kept],
+            fold=rows.fold, named=named, unlabelled=unlabelled,
+        )  # fmt: skip
+        empty = np.zeros((len(records), 0), np.float32)
+        rest = np.setdiff1d(np.arange(len(records)), kept).tolist()  # not learned, so the model itself judges them
+        members = fitted.model.logprobs([texts[k] for k in rest], (empty if vectors is None else vectors)[rest])
+        for name, table in fitted.logprobs.items():
+            whole = np.empty((len(records), table.shape[1]))
+            whole[kept], whole[rest] = table, members.get(name, table[:0])
+            members[name] = whole[train:]
+        names, chosen = np.array(fitted.model.labels), np.array(labels[train:])
         tables = [label_sum.weighted(members, fitted.model.weights), members.get(WORDS)]
         right = [0 if table is None else int((names[table.argmax(axis=1)] == chosen).sum()) for table in tables]
-        judged = int((fold >= 0).sum() / max(fold.max() + 1, 1))  # in each fold
-        unlabelled_rows = len(unlabelled) if unlabelled is not None and fitted.learns_unlabelled else 0
-        return cls(fitted.model, members, len(records) - judged, right[0], right[1], unlabelled_rows)
+        judged = int((rows.fold >= 0).sum() / max(rows.fold.max() + 1, 1))  # in each fold
+        count = len(unlabelled) if unlabelled is not None and fitted.learns_unlabelled else 0
+        return cls(fitted.model, members, len(kept) - judged, right[0], right[1], count)
 
 
 def _curve(
@@ -205,7 +211,8 @@ def _curve(
         drawn = order[: max(1, round(share * len(order)))]
         own = None if vectors is None else np.concatenate([vectors[drawn], vectors[len(train) :]])
         fold = np.repeat([-1, 0], [len(drawn), len(validation)])
-        part = _Fitted.on([train[k] for k in drawn], validation, own, named, unlabelled, fold=fold)
+        rows = LearnedRows([train[k] for k in drawn], validation, np.arange(len(fold)), fold)
+        part = _Fitted.on(rows, own, named, unlabelled)
         points.append({"rows": part.rows, "encoder": part.right, "tfidf_logistic": part.words_right})
     return points
 
