@@ -20,6 +20,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from support import ROOT, TESTS, tiny
+from support.program import slmctl
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
@@ -230,8 +231,8 @@ def test_the_gateway_of_compose_answers_by_the_contract(tiny_run: Path, tmp_path
     release = next((tiny_run / "registry").glob("tiny-desk/[!.]*"))
     artifact.require_whole(artifact.load(release))
     folders = {"/release": shutil.copytree(release, tmp_path / "release"), "/keys": tmp_path / "keys"}
-    tiny.ok(tiny.slmctl(tmp_path, "keys", "add", "crm", "--keys", str(tmp_path / "keys" / "serve.json")))
-    key = tiny.ok(tiny.slmctl(tmp_path, "keys", "add", "shop", "--keys", str(tmp_path / "keys" / "serve.json")))
+    tiny.ok(slmctl("keys", "add", "crm", "--keys", tmp_path / "keys" / "serve.json", cwd=tmp_path))
+    key = tiny.ok(slmctl("keys", "add", "shop", "--keys", tmp_path / "keys" / "serve.json", cwd=tmp_path))
     engine = tiny.start(tiny_run, "serve", "--port", "0")
     assert engine.stdout is not None
     url = engine.stdout.readline().strip()

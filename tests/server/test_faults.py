@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from support import tiny
-from support.scale import FULL
+from support.scale import FULL, sampled
 from support.servers import settles
 from support.serving import ENDLESS, ROOM, ask, begin, chat, end, ended, engine_of, figure, memory
 
@@ -43,12 +43,7 @@ def is_honest(events: list[str]) -> bool:
     return "error" in json.loads(events[-1])
 
 
-def slowly(quick: int, many: int) -> Any:
-    """A count that is small in every run, and large where there is time."""
-    return pytest.mark.parametrize("count", [quick, pytest.param(many, marks=pytest.mark.slow)])
-
-
-@slowly(3, 20)
+@pytest.mark.parametrize("count", sampled([3, 20], [3]))
 def test_a_killed_engine_is_replaced_and_requests_are_told(server: tuple[Popen[str], str], count: int) -> None:
     child, url = server
     before = figure(url, "slmctl_engine_restarts_total")
@@ -68,7 +63,7 @@ def test_a_killed_engine_is_replaced_and_requests_are_told(server: tuple[Popen[s
     assert figure(url, "slmctl_requests_running") == 0
 
 
-@slowly(12, 100)
+@pytest.mark.parametrize("count", sampled([12, 100], [12]))
 def test_clients_that_hang_up_free_their_places(server: tuple[Popen[str], str], count: int) -> None:
     _, url = server
     for _ in range(count):
@@ -99,7 +94,7 @@ def test_sigterm_ends_every_stream_honestly(tiny_run: Path, endless: Path) -> No
     assert [line["event"] for line in log][-1] == "stopped"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", sampled([signal.SIGTERM, signal.SIGINT], [signal.SIGTERM]))
 def test_a_stop_that_reaches_the_whole_group_does_not_end_the_engine_first(tiny_run: Path, number: int) -> None:
     child, url = begin(tiny_run)
     assert ask(url, "hello").status_code == 200  # the address was once printed before the socket listened

@@ -212,7 +212,7 @@ def test_a_release_that_was_made_again_is_not_taken_for_signed(stages: Forks, fr
     assert "already in" in stages.run(fresh, "publish").stderr
 
 
-def test_a_file_that_may_not_grow_is_said(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_file_that_may_not_grow_is_said(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
     def limited(size: int) -> Callable[[], None]:
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
@@ -225,8 +225,8 @@ def test_a_file_that_may_not_grow_is_said(tiny_run: Path, tmp_path: Path) -> Non
         assert done.returncode == 6, done.stderr
         assert f"{what}: a file grew larger than this process may write" in done.stderr
         assert "Traceback" not in done.stderr
-    tiny.ok(tiny.slmctl(tmp_path, "fetch", f"dir:{registry}#1.0"))  # goes on where it stopped
-    tiny.ok(tiny.slmctl(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
+    tiny.ok(stages.run(tmp_path, "fetch", f"dir:{registry}#1.0"))  # goes on where it stopped
+    tiny.ok(stages.run(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
 
 
 # Tags, and who follows them
