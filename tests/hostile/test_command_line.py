@@ -17,7 +17,7 @@ import pytest
 import yaml
 from support import tiny
 from support.forks import Forks
-from support.scale import FULL, sampled
+from support.scale import FULL
 
 from slmctl import config
 from slmctl.cli import main
@@ -167,27 +167,26 @@ ARGUMENTS: list[tuple[str, list[str], int]] = [
 ]
 
 
-def require_sentence_of(forks: Forks, place: Path, arguments: list[str], code: int) -> None:
-    (place / "slmctl.yaml").write_text(GOOD)
-    oddly_named(place)
-    done = forked(forks, place, *arguments)
+# of no UTF-8, as strict streams take none
+ODD = [case for case in ARGUMENTS if not " ".join(case[1]).isascii() or "\\u" in " ".join(case[1])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "streams"),
+    [
+        pytest.param(*case[1:], streams, id=f"{case[0]}, {streams}")
+        for streams, cases in (("lines", ARGUMENTS), ("strict_lines", ODD))
+        for case in cases
+    ],
+)
+def test_a_hostile_argument_is_a_sentence(
+    arguments: list[str], code: int, streams: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "slmctl.yaml").write_text(GOOD)
+    oddly_named(tmp_path)
+    done = forked(request.getfixturevalue(streams), tmp_path, *arguments)
     require_sentence(done, code)
     assert b"hunter22" not in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(("arguments", "code"), [case[1:] for case in ARGUMENTS], ids=[case[0] for case in ARGUMENTS])
-def test_a_hostile_argument_is_a_sentence(arguments: list[str], code: int, lines: Forks, tmp_path: Path) -> None:
-    require_sentence_of(lines, tmp_path, arguments, code)
-
-
-STRICT = [case for case in ARGUMENTS if not " ".join(case[1]).isascii() or "\\u" in " ".join(case[1])]
-
-
-@pytest.mark.parametrize(("arguments", "code"), [case[1:] for case in STRICT], ids=[case[0] for case in STRICT])
-def test_an_argument_that_strict_streams_do_not_take_is_a_sentence(
-    arguments: list[str], code: int, strict_lines: Forks, tmp_path: Path
-) -> None:
-    require_sentence_of(strict_lines, tmp_path, arguments, code)
 
 
 @pytest.mark.parametrize("encoding", ["", "utf-8:strict"], ids=["locale", "strict UTF-8"])
@@ -320,17 +319,10 @@ def test_without_a_home_there_is_no_traceback(tmp_path: Path) -> None:
         assert b"Traceback" not in done.stderr
 
 
-HOMES = ("/proc", "/dev/null", "relative", LONG)
-
-
-@pytest.mark.parametrize("home", HOMES, ids=lambda home: home[:20])
-def test_a_hostile_home_shows_the_config(home: str, lines: Forks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("home", ["/proc", "/dev/null", "relative", LONG], ids=lambda home: home[:20])
+def test_a_hostile_home_is_no_traceback(home: str, lines: Forks, tmp_path: Path) -> None:
     (tmp_path / "slmctl.yaml").write_text(GOOD)
     require_sentence(forked(lines, tmp_path, "config", "show", env={"HOME": home}), 0)
-
-
-@pytest.mark.parametrize("home", sampled(HOMES, [LONG]), ids=lambda home: home[:20])
-def test_a_hostile_home_gives_the_doctor_no_traceback(home: str, lines: Forks, tmp_path: Path) -> None:
     doctor = forked(lines, tmp_path, "doctor", env={"HOME": home})
     assert doctor.returncode in (0, 2, 4), doctor.stderr  # 2: a home whose name no system takes
     assert b"Traceback" not in doctor.stderr

@@ -15,7 +15,6 @@ TRAINING = ("model_files/hf_folder.py", "network/guard.py", "stages/finetune")  
 ALSO = {
     "hostile/test_calibrated_endpoints.py": ("metrics", "network", "stages/calibrate", "stages/predict", "task"),
     "hostile/test_changing_source.py": ("artifacts", "sources", "stages/predict"),
-    "hostile/test_command_line.py": ("child.py", "cli", "config", "console.py", "errors.py", "hardware.py"),
     "hostile/test_engine_processes.py": ("child.py", "inference"),
     "hostile/test_foreign_replies.py": ("network", "server"),
     "hostile/test_sources.py": ("child.py", "config", "network", "sources", "task"),
@@ -30,13 +29,7 @@ ALSO = {
     "stages/label": ("metrics", "network"),
     "stages/merge": ("model_files",),
     "stages/predict": ("inference", "network"),
-    "stages/predict/test_endpoint_predictions.py": (
-        "network",
-        "server",
-        "stages/calibrate",
-        "stages/evaluate",
-        "stages/predict",
-    ),
+    "stages/predict/test_endpoint_predictions.py": ("network", "server", "stages/calibrate", "stages/predict"),
     "stages/publish": ("releases",),
     "stages/pull": ("model_files", "stages/quantize"),
     "stages/quantize": ("inference", "model_files"),
