@@ -9,9 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from support import tiny
+from support import here, tiny
 from support.forks import Forks
-from support.serving import begin, end
 
 from slmctl.artifacts import artifact
 from slmctl.task.contract import Task
@@ -90,17 +89,14 @@ def test_every_way_to_ask_gives_the_same_answer_with_its_place(desk: Path, stage
     tiny.ok(stages.run(desk, "predict", "--input", str(rows), "--output", str(tmp_path / "out.csv")))
     answered = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert "answer: page " in (tmp_path / "out.csv").read_text()
-    child, url = begin(desk)
-    try:
+    with here.opened(desk) as server:
         for record, line in zip(records, answered, strict=False):
             body = {"messages": [{"role": "user", "content": record.input}]}
-            reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+            reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
             assert reply["choices"][0]["message"]["content"] == line["answer"]
             (place,) = reply["slmctl"]["places"]
             assert place["page"] == record.input.count("\f", 0, place["start"]) + 1
             assert reply["slmctl"]["confidence"] == pytest.approx(line["confidence"], abs=1e-3)
-    finally:
-        end(child)
 
 
 def test_a_text_without_windows_is_refused_where_it_does_not_fit(
