@@ -1,14 +1,15 @@
 """How often a promise is broken, over many draws with the code that makes it.
 
-python -m benchmarks.coverage [DRAWS] [groups | policies | first-look | pairs]: the promises to all rows; or to
+python -m benchmarks.coverage [DRAWS] [groups | policies | first-look | pairs | judge]: the promises to all rows; or to
 rows that come in groups, of comparisons and gates, and of policies; or of policies with a first step; or of judged
-pairs.
+pairs; or of a judge of pairs.
 """
 
 import random
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -19,8 +20,9 @@ from benchmarks import program, result
 from slmctl.config import CalibrateConfig, LabelConfig
 from slmctl.errors import GateError
 from slmctl.init.proposal import surely_better
-from slmctl.metrics import error_threshold
+from slmctl.metrics import error_threshold, judged_rate
 from slmctl.metrics.error_threshold import CalibrationRows
+from slmctl.metrics.judged_rate import Agreement, CorrectedRate
 from slmctl.metrics.statistics import (
     design_effect,
     difference_interval,
@@ -28,6 +30,7 @@ from slmctl.metrics.statistics import (
     mcnemar,
     percentiles,
     resamples,
+    t_quantile,
 )
 from slmctl.metrics.win_rate import WinRate
 from slmctl.stages.evaluate.scoring import Calibration
@@ -280,6 +283,135 @@ PAIRS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
     },
 }  # fmt: skip
 
+ROWS = 600  # on which two models' answers differ, of which people judge some
+
+
+@dataclass(frozen=True)
+class JudgedWorld:
+    """Rows of which people judge some, and a judge all.
+
+    Attributes:
+        people: Number of pairs that people judge.
+        taste: The judge: `good` errs by chance, `biased` errs for one model alone; `guess` draws, `longer` prefers the
+            longer answer, `first` the one shown first, so its verdict turns with the order.
+        agrees: Share of rows on which a good or a biased judge says what people say.
+        kind, alike: As of `judged`; a group may have rows among people's and among the others.
+        won, ties: True shares.
+    """
+
+    people: int
+    taste: str
+    agrees: float = 0.0
+    kind: str = ""
+    alike: float = 0.0
+    won: float = 0.5
+    ties: float = 0.2
+
+    def drawn(self, draw: random.Random) -> tuple[np.ndarray, ...]:
+        """(people's scores, the judge's, those of the longer answer, groups), each of all rows, people's first."""
+        seeded = np.random.default_rng(draw.randrange(2**32))
+        groups = (
+            np.repeat(np.arange(ROWS // 10), sizes(self.kind, ROWS // 10, seeded)) if self.kind else np.arange(ROWS)
+        )
+        groups = seeded.permutation(groups)
+        common = seeded.normal(size=int(groups.max()) + 1)[groups]
+        latent = np.sqrt(self.alike) * common + np.sqrt(1 - self.alike) * seeded.normal(size=len(groups))
+        lost, tied = (latent < NormalDist().inv_cdf(share) for share in (1 - self.won - self.ties, 1 - self.won))
+        said = np.where(lost, 0.0, np.where(tied, 0.5, 1.0))
+        decided = np.where(said == 0.5, seeded.integers(0, 2, len(said)), said)
+        longer = np.where(seeded.random(len(said)) < 0.6, decided, 1 - decided)  # people prefer it in 60 %
+        return said, self._verdicts(said, longer, seeded), longer, groups
+
+    def _verdicts(self, said: np.ndarray, longer: np.ndarray, seeded: np.random.Generator) -> np.ndarray:
+        if self.taste in ("longer", "first"):
+            return longer if self.taste == "longer" else np.full(len(said), 0.5)
+        other = (
+            np.where(said == 1, 0.5, 1.0)
+            if self.taste == "biased"
+            else (said + seeded.choice([0.5, 1], len(said))) % 1.5
+        )
+        guess = seeded.choice([0.0, 0.5, 1.0], len(said))
+        return guess if self.taste == "guess" else np.where(seeded.random(len(said)) < self.agrees, said, other)
+
+    def __str__(self) -> str:
+        of = {"good": f"agrees in {self.agrees:.0%}", "biased": f"agrees in {self.agrees:.0%}, errs for one model"}
+        more = {"guess": "guesses", "longer": "prefers the longer", "first": "prefers the first shown"}
+        many = f", groups of {self.kind} sizes, correlation {self.alike:g}" if self.kind else ""
+        return f"{self.people} pairs of people{many}, the judge {(of | more)[self.taste]}"
+
+
+def agreement(world: JudgedWorld, drawn: tuple[np.ndarray, ...]) -> Agreement:
+    *scores, groups = (values[: world.people] for values in drawn)
+    return Agreement.of(*scores, groups)
+
+
+def admits(world: JudgedWorld, draw: random.Random) -> bool:
+    """The judge is admitted."""
+    return agreement(world, world.drawn(draw)).is_admitted
+
+
+def rates(world: JudgedWorld, drawn: tuple[np.ndarray, ...]) -> tuple[CorrectedRate, WinRate]:
+    """The win rate by people and judge, and that by people alone."""
+    said, own, _, groups = drawn
+    n = world.people
+    counts = (int((said[:n] == score).sum()) for score in (1.0, 0.0, 0.5))
+    alone = WinRate(*counts, design_effect(said[:n], groups[:n]))
+    return CorrectedRate.of(said[:n], own[:n], own[n:], groups), alone
+
+
+def is_missed(world: JudgedWorld, rate: CorrectedRate) -> bool:
+    low, high = rate.interval()
+    return not low <= world.won + world.ties / 2 <= high
+
+
+def leaves_out(world: JudgedWorld, draw: random.Random) -> bool:
+    """The interval of the corrected win rate leaves out the true one."""
+    return is_missed(world, rates(world, world.drawn(draw))[0])
+
+
+USELESS = ("guess", "longer", "first")
+GROUPED_JUDGES = [("even", 0.3), ("even", 1.0), ("Pareto", 0.3), ("Pareto", 1.0)]
+ADMITTED = [JudgedWorld(people, taste) for taste in USELESS for people in (30, 60, 150)]
+ADMITTED += [JudgedWorld(150, taste, 0.0, *group) for taste in USELESS for group in GROUPED_JUDGES]
+# A judge that agrees exactly as often as the better rule, always the longer answer: 60 % of 80 %.
+ADMITTED += [JudgedWorld(people, "good", 0.48) for people in (30, 60, 150)]
+GOOD = [JudgedWorld(people, "good", agrees) for agrees in (0.6, 0.7, 0.8, 0.95) for people in (30, 60, 150)]
+CORRECTED = [
+    *(replace(world, won=won, ties=ties) for world in GOOD for won, ties in ((0.5, 0.2), (0.85, 0.1))),
+    *(JudgedWorld(people, "biased", 0.8) for people in (30, 60, 150)),
+    *(JudgedWorld(people, "guess") for people in (30, 60, 150)),
+    *(JudgedWorld(150, "good", 0.8, *group, won, 0.1) for group in GROUPED_JUDGES for won in (0.5, 0.85)),
+]
+JUDGES: dict[str, tuple[Callable[[random.Random], bool], float]] = {
+    **{f"{world}: it is admitted": (partial(admits, world), 0.07 if world.kind else 0.05) for world in ADMITTED},
+    **{
+        f"{world}, {world.won:.0%} won, {world.ties:.0%} ties: the interval leaves out the true win rate": (
+            partial(leaves_out, world), 0.07 if world.kind else 0.05,
+        )
+        for world in CORRECTED
+    },
+}  # fmt: skip
+
+
+def worth(count: int) -> list[result.Row]:
+    """What good judges gain: how often they are admitted, and then the interval beside that of people alone."""
+    figures = []
+    for world in GOOD:
+        draws = [world.drawn(random.Random(f"{world}/{seed}")) for seed in range(count)]
+        both = [rates(world, drawn) for drawn in draws if agreement(world, drawn).is_admitted]
+        widths = (float(np.median([high - low for low, high in (rate.interval() for rate in side)]))
+                  for side in zip(*both, strict=True))  # fmt: skip
+        missed = sum(is_missed(world, rate) for rate, _ in both) / len(both)
+        pairs = float(np.median([rate.worth for rate, _ in both]))
+        figures += [
+            result.single(f"{world}: admitted, share of {count} draws", len(both) / count, "all", 1.0),
+            result.single(f"{world}: once admitted, the true win rate is left out", missed, "allowed", 0.05, "<= 0.05"),
+            result.single(f"{world}: median width of the interval", next(widths), "people alone", next(widths)),
+            result.single(f"{world}: pairs of people that would tell as much", pairs, "people judged", world.people),
+        ]
+    return figures
+
+
 WORLDS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
     "label, batches of 50 rows: more accepted labels are wrong than is said": (partial(batch, 50), 0.05),
     "label, batches of 100 rows: more accepted labels are wrong than is said": (partial(batch, 100), 0.05),
@@ -295,10 +427,12 @@ def main() -> None:
     which = sys.argv[2] if len(sys.argv) > 2 else ""
     for bound in (error_threshold.error_bound, error_threshold.chance_of_at_most):
         setattr(error_threshold, bound.__name__, cache(bound))  # of the same few counts in all draws
-    by_name = {"": WORLDS, "groups": GROUPS, "policies": POLICIES, "first-look": LOOKS, "pairs": PAIRS}
+    judged_rate.t_quantile = cache(t_quantile)
+    by_name = {"": WORLDS, "groups": GROUPS, "policies": POLICIES, "first-look": LOOKS, "pairs": PAIRS, "judge": JUDGES}
     for name, (is_broken, level) in by_name[which].items():
         share = sum(is_broken(random.Random(f"{name}/{seed}")) for seed in range(count)) / count
         found.append(result.single(f"{name}, share of {count} draws", share, "allowed", level, f"<= {level:g}"))
+    found += worth(count) if which == "judge" else []
     command = " ".join(["python -m benchmarks.coverage", *sys.argv[1:]])
     result.write("-".join(filter(None, ["coverage", which])), command, found, ("numpy", "torch"))
 
