@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import endpoint, judged, teacher
+from support import endpoint, judged, serving, teacher
 from support.endpoint import Turn, asked_of, fails
 
 from slmctl.artifacts import artifact
@@ -288,3 +288,25 @@ def test_both_orders_are_asked(tmp_path: Path) -> None:
     rows = judge.rows_of(pairs, pairs.queue[:1])
     shown = [json.loads(row.text) for row in rows]
     assert (shown[0]["first"], shown[0]["second"]) == (shown[1]["second"], shown[1]["first"]) == pairs.queue[0].answers
+
+
+def test_a_gguf_file_of_one_s_own_is_a_judge_and_reads_sensitive_rows(endless: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    folder = project(tmp_path, "http://127.0.0.1:9/v1", answers=["write to jane.doe@example.org"] * 3, people=ROWS)
+    entry = judge_of(run(folder, name=str(endless)))
+    assert (entry["pairs"], entry["no_verdict"], len(verdicts(folder))) == (ROWS, 0, ROWS)
+    assert entry["judge"].endswith("endless-F16.gguf") and not entry["admitted"]  # it was never trained
+
+
+def test_a_server_of_slmctl_is_a_judge(endless: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    (tmp_path / "server").mkdir()
+    child, url = serving.begin(tmp_path / "server", str(endless), "--set=serve.context_length=4096")
+    try:
+        folder = project(tmp_path / "desk", f"{url}/v1")
+        text = (folder / "slmctl.yaml").read_text()
+        (folder / "slmctl.yaml").write_text(text.replace("model: large", f"model: {endless.stem}"))
+        entry = judge_of(run(folder, name=endless.stem))
+    finally:
+        serving.end(child)
+    assert len(verdicts(folder)) == PEOPLE == entry["pairs"] and not entry["admitted"]
