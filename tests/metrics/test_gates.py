@@ -330,7 +330,7 @@ def test_rows_that_are_not_there_or_cannot_be_told_apart() -> None:
 WINS = {"metric": "win_rate", "model": "Q4_K_M", "against": "adapter"}
 
 
-def judged(won: int, lost: int, same: int = 0, **more: float) -> dict[str, Any]:
+def judged(won: int, lost: int, same: int = 0, **more: Any) -> dict[str, Any]:
     """A report with judged pairs of Q4_K_M against adapter."""
     entry = {
         "model": "Q4_K_M", "against": "adapter", "won": won, "lost": lost, "same": same, "neither": 0,
@@ -358,6 +358,28 @@ def judged(won: int, lost: int, same: int = 0, **more: float) -> dict[str, Any]:
 )  # fmt: skip
 def test_a_gate_on_judged_pairs(report: dict[str, Any], gate: dict[str, Any], passed: bool, words: str) -> None:
     result = verdict(report, **(WINS | gate))
+    assert (result.passed, words in result.text) == (passed, True), result.text
+
+
+def with_judge(**figures: Any) -> dict[str, Any]:
+    """Such a report, where a judge was asked about 400 rows after 60 pairs of people."""
+    judge = {"judge": "large", "pairs": 60, "rows": 400, "centre": 0.6, "deviation": 0.05, "freedom": 60.0} | figures
+    return judged(39, 21, judge=judge)
+
+
+@pytest.mark.parametrize(
+    ("report", "gate", "passed", "words"),
+    [
+        (with_judge(win_rate=0.61, interval=[0.5, 0.7]), {"min": 0.5}, True, "wins at least 51.6 % of 400 pairs against"),
+        (with_judge(win_rate=0.61, interval=[0.5, 0.7]), {"min": 0.52}, False, "large with 60 pairs of people: 61.0 %"),
+        (with_judge(win_rate=0.61, interval=[0.5, 0.7]), {"min": 0.3, "model": "adapter", "against": "Q4_K_M"}, True,
+         "adapter wins at least 31.6 %"),
+        (with_judge(), {"min": 0.1}, False, "large is not admitted as a judge about pairs of Q4_K_M and adapter"),
+        (judged(60, 0), {"min": 0.1}, False, "no judge was asked about pairs of Q4_K_M and adapter (slmctl"),
+    ],
+)  # fmt: skip
+def test_a_gate_on_a_corrected_win_rate(report: dict[str, Any], gate: dict[str, Any], passed: bool, words: str) -> None:
+    result = verdict(report, **(WINS | {"metric": "corrected_win_rate"} | gate))
     assert (result.passed, words in result.text) == (passed, True), result.text
 
 
