@@ -370,7 +370,7 @@ def with_judge(**figures: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("report", "gate", "passed", "words"),
     [
-        (with_judge(win_rate=0.61, interval=[0.5, 0.7]), {"min": 0.5}, True, "wins at least 51.6 % of 400 pairs against"),
+        (with_judge(win_rate=0.61, interval=[0.5, 0.7]), {"min": 0.5}, True, "wins at least 51.6 % of 400 pairs"),
         (with_judge(win_rate=0.61, interval=[0.5, 0.7]), {"min": 0.52}, False, "large with 60 pairs of people: 61.0 %"),
         (with_judge(win_rate=0.61, interval=[0.5, 0.7]), {"min": 0.3, "model": "adapter", "against": "Q4_K_M"}, True,
          "adapter wins at least 31.6 %"),
