@@ -158,10 +158,12 @@ def _judge(entry: JudgedEntry, judge: JudgeEntry) -> Iterator[str]:
     )
     if "win_rate" in judge:
         low, high = (percent(bound) for bound in judge["interval"])
+        more = judge["worth"] > pairs
         yield (
             f"By people and {name}, {entry['model']} wins {percent(judge['win_rate'])} ({low} to {high}) of "
-            f"{judge['rows']:,} rows against {entry['against']}; by people alone that takes "
-            f"{judge['worth']:.0f} pairs in place of {pairs}."
+            f"{judge['rows']:,} rows against {entry['against']}; "
+            + (f"as good as {judge['worth']:.0f} pairs of people" if more else f"{name} adds nothing to people's pairs")
+            + "."
         )
     (own, decided), (theirs, of_people) = judge["prefers_longer"], judge["people_prefer_longer"]
     yield (

@@ -123,6 +123,7 @@ def test_an_admitted_judge_sharpens_the_win_rate(tmp_path: Path) -> None:
         assert any(
             "The judge large is admitted: it agrees with people on 30 of 30" in text for text in report["remarks"]
         )
+        assert any(f"as good as {entry['worth']:.0f} pairs of people" in text for text in report["remarks"])
         before = len(fake.bodies)
         run(folder)
         assert len(fake.bodies) == before  # the journal has all answers
