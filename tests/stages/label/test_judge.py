@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,13 @@ def test_a_judge_that_answers_100_kb_ends_the_command_and_leaves_people_s_figure
 
 
 def test_a_judge_that_lies_in_a_tenth_of_its_answers_and_stalls_is_corrected(tmp_path: Path) -> None:
+    stalled = list[str]()
+
     def odd(body: dict[str, Any], before: int) -> Turn:
         first, second = asked_pair(body)
+        if not stalled:
+            stalled.append(first)
+            time.sleep(3)
         if before == 0 and teacher.chance(first + second, "fails") < 0.2:
             return fails(503)
         pair = "".join(sorted((first, second)))
@@ -189,7 +195,8 @@ def test_a_judge_that_lies_in_a_tenth_of_its_answers_and_stalls_is_corrected(tmp
         return teacher.reply(body, better(first, second))
 
     with endpoint.serving(odd) as fake:
-        entry = judge_of(run(project(tmp_path, fake.url)))
+        folder = project(tmp_path, fake.url)
+        entry = judge_of(run(folder, "--set", "predict.endpoint.timeout_s=2"))
     assert entry["admitted"] and entry["right"] < PEOPLE and entry["no_verdict"] == 0
 
 
