@@ -89,6 +89,7 @@ class Trace:
     Attributes:
         collected: The searched files of collected answers, feedback and reviews.
         contains: The rows that contain the text were looked for.
+        by_id: The row of an id was looked for.
     """
 
     data_sets: tuple[DataSet, ...]
@@ -96,6 +97,7 @@ class Trace:
     releases: tuple[Holding, ...]
     collected: tuple[CollectedFile, ...] = ()
     contains: bool = False
+    by_id: bool = False
 
     @property
     def found(self) -> bool:
@@ -173,6 +175,7 @@ def trace(
         tuple(exposures.holding(entry, root) for entry in released),
         tuple(dataclasses.replace(file, path=_shown(Path(file.path), root)) for file in files),
         contains,
+        by_id=id is not None,
     )
 
 
@@ -317,6 +320,11 @@ def lines(trace: Trace) -> Iterator[str]:
             "data sets that hold it or nearly the same:"
             if not trace.contains
             else "data sets with rows that contain it:"
+        )
+    elif trace.by_id and not listed:
+        yield (
+            "no row here has this id: an id is a value of the column that a source names as its `id`; of documents "
+            "without such a column it is the file's name"
         )
     else:
         yield "no data set here holds it or nearly the same" + (", and these rejected it:" if listed else "")

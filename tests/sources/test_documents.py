@@ -175,6 +175,17 @@ def test_a_scanned_page_is_said_and_its_document_rejected_unless_kept(
     assert rows(folder, documents={"scanned": "keep"})["a.pdf"].columns["text"] == "one\f\fthree"
 
 
+def test_a_file_of_another_kind_and_one_without_text_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"a.txt": "a", "blank.txt": " \n", "old.doc": "x", "note.rtf": "x", "terms.csv": "file,fee\na.txt,1\n"}
+    read = rows(papers.write(tmp_path / "in", files), answers={"path": tmp_path / "in" / "terms.csv", "file": "file"})
+    assert list(read) == ["a.txt", "blank.txt"]
+    assert "2 files of other kinds left out: note.rtf, old.doc\n" in capsys.readouterr().err
+    empty = rows(papers.write(tmp_path / "bare", {"blank.html": "<p> </p>", "b.txt": "b"}))
+    assert empty["blank.html"].fault == "blank.html holds no text"
+
+
 # Answers
 
 

@@ -143,6 +143,12 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
             out.write(line)
             meter.advance()
     console.say(f"  {title}: {console.count(count, 'document')}" + (f", {len(faults):,} not used" if faults else ""))
+    if others := [name for name, path in _listed(source)[1].items() if name not in named and not known_format(path)]:
+        more_kinds = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+        left_out = (
+            f"{console.count(len(others), 'file')} of other kinds left out: {', '.join(others[:_NAMED])}{more_kinds}"
+        )
+        console.say(f"  {console.shown(left_out, 300)}")
     lacking = set(joined.lacking) if joined is not None else set()
     unread = [fault for name, fault in faults.items() if name not in lacking]
     more = [f"and {len(unread) - _NAMED:,} more, see rejected.jsonl"] if len(unread) > _NAMED else []
@@ -174,6 +180,8 @@ def _row(reply: JsonObject, joined: Joined | None, *, keep: bool) -> JsonObject:
     if bare and not keep:
         pages = "page has" if reply["pages"] == 1 else "pages have"
         reply = {"file": name, "fault": f"{bare} of {reply['pages']} {pages} no text: scanned?"}
+    if not str(reply.get("text", name)).strip():
+        reply = {"file": name, "fault": "holds no text"}
     if "fault" in reply:
         separator = ": " if reply["fault"][:1].isdigit() else " "
         return {"file": name, FAULT: f"{name}{separator}{reply['fault']}"}

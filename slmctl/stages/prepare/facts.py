@@ -128,6 +128,14 @@ class SourceFacts(TypedDict):
     split: str | None
 
 
+class UnfitAnswers(TypedDict):
+    """The answers, of so many that were checked, that do not satisfy the task's schema, and places of some."""
+
+    checked: int
+    unfit: int
+    places: list[str]
+
+
 class PrepareFacts(TypedDict):
     task: str
     rows_in: int
@@ -147,6 +155,7 @@ class PrepareFacts(TypedDict):
     linear: NotRequired[LinearFacts | None]
     suspects: NotRequired[SuspectFacts | None]
     standing: NotRequired[dict[str, list[int]]]  # by field: values, and of these the ones that stand in their texts
+    unfit_answers: NotRequired[UnfitAnswers]
     odd_answers: dict[str, int]
     sensitive: list[SensitiveFact]
     sensitive_rows: int

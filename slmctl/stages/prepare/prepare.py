@@ -31,18 +31,19 @@ from slmctl.stages.prepare import (
     source_forms,
     suspects,
 )
-from slmctl.stages.prepare.facts import PrepareFacts
+from slmctl.stages.prepare.facts import PrepareFacts, UnfitAnswers
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task import conversation_formats, declared
 from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, call_form_of, end_of_turn
-from slmctl.task.documents import WindowForm, standing
+from slmctl.task.documents import PAGE, WindowForm, standing
 from slmctl.task.kinds import kind_of
 from slmctl.task.records import Record
 
 DENSITY, DENSEST = 2000, 0.1  # documents by which characters a token are measured, and the share of those with fewer
 UNKNOWN = 3.0  # characters a token, where no base counts tokens
+CHECKED = 2000  # answers that are held against the schema
 SAMPLE, SHOWN = 200, 3  # rows of a source that `explain` reads, and records that it shows
 # Shows a record without a base: a turn a line, tool calls as JSON.
 PLAIN = (
@@ -94,6 +95,8 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
                 out, train=collected["train"], validation=collected["validation"], labels=len(rows.labels)
             )
             collected["suspects"] = suspects.find(out, train=collected["train"], labels=len(rows.labels))
+        if task.is_object:
+            collected["unfit_answers"] = _unfit(task, rows)
         if task.document is not None and task.is_object:
             collected["standing"] = standing(map(Record.from_json, map(json.loads, rows.lines())), task.schema or {})
         report_page.write(out, collected, base=Base.read(base.path).name)
@@ -239,6 +242,14 @@ def _windows(config: TaskConfig, rows: RecordTable) -> WindowForm | None:
     return WindowForm(int(config.document.size * a_token), int(config.document.shared * a_token))
 
 
+def _unfit(task: Task, rows: RecordTable) -> UnfitAnswers:
+    """The first answers that do not satisfy the schema: a model learns them, and may not write them."""
+    records = map(Record.from_json, map(json.loads, itertools.islice(rows.lines(), CHECKED)))
+    unfit = [record for record in records if not task.rules.allows(json.loads(record.answer))]
+    places = [console.place(record.source["file"], record.source["row"]) for record in unfit[:SHOWN]]
+    return {"checked": min(len(rows), CHECKED), "unfit": len(unfit), "places": places}
+
+
 def explain(config: PrepareConfig, *, base: Artifact | None) -> str:
     """A text that shows how each source is read, with its first records as the model will see them.
 
@@ -280,6 +291,7 @@ def _first_records(reader: RecordReader, source: int) -> Iterator[str]:
         record = Record.from_json(json.loads(line))
         answer = plan.task.rules.written(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer
+        text = text.replace(PAGE, "\n[next page]\n")
         parts = (text.removesuffix("\n") if plan.tokenizer is None else text).split("\n")
         where = console.place(origin.title, number)
         yield from ("", f"  {where}, record {record.id}:", *(f"  | {part}" for part in parts))

@@ -224,6 +224,16 @@ def _odd_answers(facts: PrepareFacts) -> str:
     return f"Some rows were kept whose answer teaches nothing: {', '.join(odd)}." if odd else ""
 
 
+def _unfit_answers(facts: PrepareFacts) -> str:
+    found = facts.get("unfit_answers")
+    if not found or not found["unfit"]:
+        return ""
+    return (
+        f"{found['unfit']:,} of {count(found['checked'], 'answer')} do not satisfy the schema, and no model may write "
+        f"them: {', '.join(found['places'])}. Correct the schema, or `output`."
+    )
+
+
 def _standing(facts: PrepareFacts) -> str:
     few = {
         path: stand / values for path, (values, stand) in facts.get("standing", {}).items() if stand < STANDING * values
@@ -277,4 +287,5 @@ FINDINGS: Sequence[tuple[Callable[[PrepareFacts], str], Tone, str]] = (
     (_unused_renames, "warn", "Labels"),
     (_odd_answers, "warn", "Odd answers"),
     (_standing, "warn", "Odd answers"),
+    (_unfit_answers, "warn", "Odd answers"),
 )

@@ -636,6 +636,15 @@ def test_a_schema_that_is_none_is_refused(run: Any, tmp_path: Path, schema: str,
         run(tiny.rows(20), task={"kind": "extract", "schema": tmp_path / "schema.json"})
 
 
+def test_answers_that_the_schema_forbids_are_told(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"fee": {"type": "number"}}
+    schema = {"type": "object", "properties": fields, "required": ["fee"], "additionalProperties": False}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    pairs = [(text, json.dumps({"fee": k if k % 100 else "30 EUR"})) for k, (text, _) in enumerate(tiny.rows(200))]
+    run(pairs, task={"kind": "extract", "schema": tmp_path / "schema.json"})
+    assert "2 of 200 answers do not satisfy the schema, and no model may write them: tickets" in capsys.readouterr().err
+
+
 # Place, time and workers change nothing
 
 
