@@ -20,6 +20,7 @@ from support import EXAMPLES as DATA
 from support import ROOT
 
 from examples import demo
+from slmctl.metrics.grounding import ungrounded
 from slmctl.sources.documents import mails, readers
 from slmctl.task.documents import PAGE
 from slmctl.task.evidence import Evidence
@@ -239,6 +240,13 @@ def test_replies_answer_messages() -> None:
     for row in jsonl("replies.jsonl"):
         assert list(row) == ["id", "message", "reply"]
         assert all(str(value).strip() for value in row.values())
+
+
+def test_the_template_states_what_replies_promise() -> None:
+    # 305 replies had values that stood nowhere, so no gate could tell them from invented ones
+    project = yaml.safe_load((ROOT / "templates" / "reply-drafting" / "slmctl.yaml").read_text(encoding="utf-8"))
+    for row in jsonl("replies.jsonl"):
+        assert ungrounded(row["reply"], [row["message"]], constants=project["task"]["system"]) == [], row["id"]
 
 
 def test_personal_data_is_invented() -> None:
