@@ -63,12 +63,13 @@ class CrossFit:
     likelihood: float
 
 
-def folds(labels: Sequence[str], groups: Sequence[Hashable], *, validation: int) -> Indices:
+def folds(labels: Sequence[str], groups: Sequence[Hashable], *, validation: int, apart: bool = False) -> Indices:
     """The fold of each row, (n,), from 0; the rows of a group share one. -1 for a row that none judges.
 
-    Of more than MOST rows, the last `validation` ones are the only fold.
+    Of more than MOST rows, the last `validation` ones are the only fold; so are they where they are of another time or
+    source than the rows before (`apart`): a model of their like would look better than it will be on the next.
     """
-    if len(labels) > MOST:
+    if len(labels) > MOST or (apart and validation):
         return np.repeat([-1, 0], [len(labels) - validation, validation])
     numbers = {group: k for k, group in enumerate(dict.fromkeys(groups))}
     of_row = np.array([numbers[group] for group in groups], np.int64)

@@ -1,7 +1,8 @@
 """A prepared data set -> the rows that linear members learn: training and validation rows, and their folds.
 
 No calibration or test row is nearly one of these, and rows that are nearly alike or of one group share a fold: so no
-row is judged, and none measured, by a member that has learned nearly the same.
+row is judged, and none measured, by a member that has learned nearly the same. Validation rows of another time or
+source than the training rows are the only fold, so members judge them that have learned no row of that time or source.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.deduplication import minhash, near_duplicates
 from slmctl.metrics import cross_fitting
 from slmctl.metrics.cross_fitting import Indices
@@ -51,8 +53,15 @@ def read(prepared: Artifact) -> LearnedRows:
         [records[k].answer for k in places.tolist()],
         _together(alike[places], [records[k].group for k in places.tolist()]),
         validation=int((places >= count).sum()),
+        apart=_apart(prepared.metrics),
     )
     return LearnedRows(train, others[0], places, fold)
+
+
+def _apart(facts: JsonObject) -> bool:
+    """True where the facts of a data set say that its validation rows are of another time or source than the others."""
+    by_time = facts.get("splits", {}).get("by") == "time"
+    return by_time or any(source["split"] == SPLITS[1] for source in facts.get("sources", ()))
 
 
 def _together(alike: Indices, groups: Sequence[str | None]) -> list[int]:

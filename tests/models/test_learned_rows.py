@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from support import handmade
 
 from slmctl.models import learned_rows
 
 DAYS = "friday", "fridays"
 LONG = "the {} that i bought on {} is broken and it leaks on the floor of our kitchen in the second storey of the house"
+
+
+APART = [
+    ({"splits": {"by": "time"}}, True),
+    ({"sources": [{"split": None}, {"split": "validation"}]}, True),
+    ({"splits": {"by": "content"}, "sources": [{"split": "train"}, {"split": None}]}, False),
+]
 
 
 def rows(split: str, *texts: str, group: str | None = None) -> list[dict[str, object]]:
@@ -37,3 +45,17 @@ def test_a_validation_row_that_is_nearly_measured_is_not_learned_and_likes_share
     assert len({int(found.fold[k]) for k in (0, 1, 2, 7)}) == 1  # kettles, of both splits
     assert found.fold[5] == found.fold[6]  # of one group
     assert len(set(found.fold.tolist())) > 1
+
+
+@pytest.mark.parametrize(("facts", "apart"), APART)
+def test_validation_rows_of_another_time_or_source_are_judged_without_their_like(
+    tmp_path: Path, facts: dict[str, object], apart: bool
+) -> None:
+    # in random folds a member that had learned the later period judged it, and its score fell on test rows
+    words = "kettle lamp refund parcel invoice courier address window"
+    texts = [f"{word} {word}{word} {k}" for k, word in enumerate(words.split())]
+    files = {"train": rows("t", *texts[:5]), "validation": rows("v", *texts[5:]), "calibration": [], "test": []}
+    raw = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in each).encode() for name, each in files.items()}
+    found = learned_rows.read(handmade.make(tmp_path / "prepared", raw, kind="prepared", metrics=facts))
+    assert found.places.tolist() == [*range(8)]
+    assert (found.fold.tolist() == [-1] * 5 + [0] * 3) == apart
