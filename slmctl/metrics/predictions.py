@@ -16,7 +16,8 @@ class PredictionFacts(TypedDict):
 
     `sha256`: of the model's file, '' for an endpoint. `base_sha256`: of the base file, where the model is an adapter
     file. `rows_per_s`: None where every answer was resumed from an earlier run. `matmul_dtype`: dtype of matrix
-    products, None for a GGUF file. `release`: project and version of a release that gates compare with.
+    products, None for a GGUF file. `release`: project and version of a release that gates compare with. `learned`: the
+    model has learned these rows.
     """
 
     model: str
@@ -35,6 +36,7 @@ class PredictionFacts(TypedDict):
     not_sent: NotRequired[int]
     failed: NotRequired[int]
     release: NotRequired[str]
+    learned: NotRequired[bool]
 
 
 class LinearAnswer(TypedDict):

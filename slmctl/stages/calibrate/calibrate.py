@@ -236,7 +236,7 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
             "calibration",
             hint="slmctl predict gguf --split validation",
         )
-    if other["split"] == "validation" and models.class_of(other["kind"]).learns_validation:
+    if other.get("learned"):
         raise UsageError(
             f"{outside.path} is of a model that has learned the validation rows", hint="leave out --outside"
         )

@@ -87,7 +87,7 @@ def run(
     Raises:
         DataError: A reference answer is not one that the task allows.
         IntegrityError: An artifact of predictions does not hold predictions.
-        UsageError: Two predictions are of the same model, or of different rows.
+        UsageError: Two predictions are of the same model, or of different rows, or of rows that a model has learned.
     """
     task = Task.read(prepared.path)
     split = _split_of(predictions)
@@ -194,7 +194,11 @@ def _split_of(predictions: Sequence[Artifact]) -> str:
     if len(splits) != 1:
         raise UsageError(f"the predictions are of different splits: {', '.join(sorted(splits)) or 'none'}",
                          hint="predictions of one split can be compared")  # fmt: skip
-    return splits.pop()
+    split = splits.pop()
+    if learned := sorted(map(_name, filter(lambda made: facts_of(made).get("learned"), predictions))):
+        raise UsageError(f"the {split} rows are learned by {', '.join(learned)}, whose figures would be too good",
+                         hint="--split test, or models without linear members, as --compare gguf")  # fmt: skip
+    return split
 
 
 def _models(

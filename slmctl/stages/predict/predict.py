@@ -75,6 +75,7 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
         "kind": model.kind,
         **({"release": f"{release['project']} {release['version']}"} if config.release else {}),
         "split": config.split,
+        **({"learned": True} if model.learns_validation and config.split == "validation" else {}),
         "n": len(records),
         "size": model.weights.size,
         "sha256": model.digest,

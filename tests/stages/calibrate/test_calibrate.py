@@ -339,10 +339,9 @@ def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path
         other = predictions(tmp_path / match, more, **{"split": "validation", **wrong})
         with pytest.raises(UsageError, match=match):
             calibrate.run(config, predictions=main, outside=other, out=tmp_path)
-    for kind in ("encoder", "sum", "linear"):  # which learn the validation rows
-        learned = predictions(tmp_path / kind, more, split="validation", kind=kind)
-        with pytest.raises(UsageError, match="has learned the validation rows"):
-            calibrate.run(config, predictions=main, outside=learned, out=tmp_path)
+    learned = predictions(tmp_path / "learned", more, split="validation", learned=True)
+    with pytest.raises(UsageError, match="has learned the validation rows"):
+        calibrate.run(config, predictions=main, outside=learned, out=tmp_path)
     with pytest.raises(UsageError, match="'elsewhere' is not one of the task's labels"):
         calibrate.run(CalibrateConfig(out_of_scope="elsewhere"), predictions=main, out=tmp_path)
 
