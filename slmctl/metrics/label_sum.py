@@ -205,6 +205,17 @@ def weighted(members: Mapping[str, Logprobs], weights: Mapping[str, float]) -> L
     return result
 
 
+def right(names: Sequence[str], table: Logprobs, references: Sequence[str]) -> int:
+    """The number of rows whose likeliest label is the reference; not one with all labels alike.
+
+    Args:
+        names, table: The L labels, and scores (n, L).
+        references: The n right labels.
+    """
+    tells = (np.ptp(table, axis=1) > 0) | (len(names) == 1)
+    return int((tells & (np.array(names)[table.argmax(axis=1)] == np.array(references))).sum())
+
+
 def spread(reached: Mapping[str, float], labels: Sequence[str]) -> npt.NDArray[np.float64]:
     """Log probabilities of all labels, from those that a model reached; the others share what is left alike."""
     left = max(0.0, 1.0 - sum(reached.values())) / max(1, len(labels) - len(reached))

@@ -154,3 +154,10 @@ def test_the_name_of_a_label_is_a_row_of_its_head() -> None:
 def test_without_a_learned_label_the_sum_stays_as_sharp_as_it_is() -> None:
     scores = np.log(np.full((3, 2), 0.5))
     assert likelihood.sharpest(("a", "b"), scores, ["x", "y", "z"]) == (1.0, 0.0)
+
+
+def test_a_row_of_which_no_member_tells_is_not_right() -> None:
+    # the first label by name was right wherever its rows were judged by nobody
+    table = np.log([[1 / 3] * 3, [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [1 / 3] * 3])
+    assert label_sum.right(("aaa", "b", "c"), table, ["aaa", "aaa", "c", "b"]) == 1
+    assert label_sum.right(("aaa",), np.zeros((2, 1)), ["aaa", "b"]) == 1  # of one label, each row gets it

@@ -51,7 +51,7 @@ class ShareScore(TypedDict):
 class EncodeFacts(TypedDict):
     """The encoder, and the score of the sum on the validation rows, by models that had not learned them.
 
-    The models that are written have learned them too.
+    The same rows chose strength and weights, and the models that are written have learned them too.
 
     `source` is empty without an encoder. `source_sha256` maps the name of the file of weights, as it came, to its hash;
     `interval` is the 95 % interval of the share that is right; `weights` are those of the sum;
@@ -192,9 +192,9 @@ class _Fitted:
             whole = np.empty((len(records), table.shape[1]))
             whole[kept], whole[rest] = table, members.get(name, table[:0])
             members[name] = whole[train:]
-        names, chosen = np.array(fitted.model.labels), np.array(labels[train:])
         tables = [label_sum.weighted(members, fitted.model.weights), members.get(WORDS)]
-        right = [0 if table is None else int((names[table.argmax(axis=1)] == chosen).sum()) for table in tables]
+        names = fitted.model.labels
+        right = [0 if table is None else label_sum.right(names, table, labels[train:]) for table in tables]
         judged = int((rows.fold >= 0).sum() / max(rows.fold.max() + 1, 1))  # in each fold
         count = len(unlabelled) if unlabelled is not None and fitted.learns_unlabelled else 0
         return cls(fitted.model, members, len(kept) - judged, right[0], right[1], count)
@@ -225,11 +225,11 @@ def _interval(right: int, rows: int) -> str:
 def _lines(facts: EncodeFacts) -> list[str]:
     """Sentences on the score, and on the score by number of training rows."""
     if not facts["rows"]:
-        return ["no validation rows, so the linear model's regularisation is the strongest"]
+        return ["no validation rows, so nothing shows how often the linear models are right"]
     share = console.percent(facts["right"] / facts["rows"])
     scored = f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
     beside = "linear models on the encoder and on words get" if facts["source"] else "a linear model on words gets"
-    lines = [f"{beside} {scored} right, before they learn these rows too"]
+    lines = [f"{beside} {scored} right, before they learn these rows too; the same rows chose their settings"]
     if (rows := facts.get("unlabelled")) is not None:
         learned = "are learned too" if rows["learned"] else "make held-out rows no likelier, so none is learned"
         lines.append(f"{console.count(rows['read'], 'row')} without an answer {learned}")
