@@ -243,15 +243,20 @@ def evaluate(
         general = predictions.EndpointModel(against, against_model, against_shots, asking)
     if against and general is None:
         general = predictions.endpoint_named(project, against, against_shots)
-    measure = functools.partial(stage.evaluate, project, models or project.config.measured, split, general)
+    named = project, models or project.config.measured, split, general
+    if plan_only and judge is not None:
+        from slmctl.stages.label import judge as judging
+
+        report = project.found(stage.request_of(*named, get=project.found), asker="evaluate --judge --plan")
+        lines = judging.plan(project, judge, report)
+        print_result(options, lines, lines)
+        return
+    measure = functools.partial(stage.evaluate, *named)
     outcome = say_outcome("evaluate", measure())
     if judge is not None:
         from slmctl.stages.label import judge as judging
 
-        lines = judging.ask(project, judge, outcome.artifact, only_plan=plan_only)
-        if plan_only:
-            print_result(options, lines, lines)
-            return
+        judging.ask(project, judge, outcome.artifact)
         outcome = say_outcome("evaluate", measure())
     print_artifact(options, outcome.artifact)
     stage.show(project, outcome.artifact, only_measured=bool(models))

@@ -280,7 +280,7 @@ class JudgeConfig(Section):
         description="what makes an answer better, in words for the judge; a sentence for the kind of task by default",
     )
     max_cost: float | None = Field(
-        None, gt=0, description="ceiling of what its verdicts may cost, over all runs; needs the prices of its endpoint"
+        None, gt=0, description="ceiling of what one judge's verdicts may cost, over all runs; needs its prices"
     )
 
 

@@ -153,8 +153,11 @@ def _corrected(gate: Gate, entry: JudgedEntry) -> GateResult:
     if judge is None or "win_rate" not in judge:
         how = "slmctl evaluate --judge NAME" if judge is None else "people's pairs, or gate on win_rate"
         state = "no judge was asked" if judge is None else f"{judge['judge']} is not admitted as a judge"
+        if judge is not None and judge["missing"]:
+            state, how = f"{judge['judge']} was not asked", "ask again: slmctl evaluate --judge NAME"
         return GateResult(False, f"{state} about pairs of {pair} ({how})")
-    bound = judge["centre"] - t_quantile(gate.confidence, judge["freedom"]) * judge["deviation"]
+    level = 1 - (1 - gate.confidence) / judge["tried"]
+    bound = judge["centre"] - t_quantile(level, judge["freedom"]) * judge["deviation"]
     least, limit = _apart(gate.metric, bound, gate.min)
     text = (
         f"{entry['model']} wins at least {least} of {judge['rows']} pairs against {entry['against']} (at least {limit} "

@@ -77,7 +77,7 @@ class CorrectedRate:
         rate: Estimate, 0 to 1.
         weight: Weight of the judge, 0 for none to 1.
         centre, deviation, freedom: Of the t distribution whose quantiles are the bounds.
-        worth: Number of pairs of people, without a judge, that would tell as much.
+        worth: Number of pairs of people, without a judge, that would tell as much; never fewer than theirs.
     """
 
     rate: float
@@ -116,13 +116,13 @@ class CorrectedRate:
         weight = min(1.0, max(0.0, float(of_people @ apart) / max(float(apart @ apart), 1e-12)))
         freedom = max(effective_groups(np.bincount(own, weights)[np.unique(own)].tolist()) - 2, 1.0)
         variance = float(((of_people - weight * apart) ** 2).sum()) * (freedom + 2) / freedom
-        alone = float((of_people**2).sum()) * (freedom + 2) / (freedom + 1)
+        alone = float((of_people**2).sum()) * (freedom + 2) / freedom
         shift = weight * (float(others.mean()) - float(judge.mean()))
         added = 2 * effect / (n + 2 * effect)
         centre = (1 - added) * (float(people.mean()) - weight * float(judge.mean())) + added * (0.5 - weight / 2)
         return cls(
             float(people.mean()) + shift, weight, centre + weight * float(others.mean()), math.sqrt(variance), freedom,
-            n * alone / variance,
+            n * max(1.0, alone / variance),
         )  # fmt: skip
 
 

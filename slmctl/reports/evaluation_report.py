@@ -257,10 +257,14 @@ class JudgeEntry(TypedDict):
     """A judge's verdicts on the pairs of two models, beside people's decisions.
 
     Attributes:
-        judge: Its name.
+        judge, model, prompt: See `production.review.verdicts.JudgeVerdict`.
+        tried: Number of judges and rubrics that were asked about these pairs, by which the error of admission, interval
+            and gate is divided.
+        missing: Number of pairs without a verdict that admission, or the win rate of an admitted judge, needs.
+        skipped: Number of pairs that people skipped, which do not count.
         pairs, right, same, longer, lead: See `metrics.judged_rate.Agreement`.
         admitted: True if it surely agrees with people more often than both rules.
-        rows: Number of rows on which the two models' answers differ.
+        rows: Number of rows on which the two models' answers differ, without skipped ones.
         no_verdict, turned, turned_to_first: Number of rows without a choice, of verdicts that turn with the order, and
             of those that prefer the answer shown first both times.
         prefers_longer, people_prefer_longer: [pairs of which the longer answer won, decided pairs of unlike lengths].
@@ -268,6 +272,11 @@ class JudgeEntry(TypedDict):
     """
 
     judge: str
+    model: str
+    prompt: str
+    tried: int
+    missing: int
+    skipped: int
     pairs: int
     right: int
     same: int

@@ -363,7 +363,10 @@ def test_a_gate_on_judged_pairs(report: dict[str, Any], gate: dict[str, Any], pa
 
 def with_judge(**figures: Any) -> dict[str, Any]:
     """Such a report, where a judge was asked about 400 rows after 60 pairs of people."""
-    judge = {"judge": "large", "pairs": 60, "rows": 400, "centre": 0.6, "deviation": 0.05, "freedom": 60.0} | figures
+    judge = {
+        "judge": "large", "pairs": 60, "rows": 400, "tried": 1, "missing": 0, "centre": 0.6, "deviation": 0.05,
+        "freedom": 60.0,
+    } | figures  # fmt: skip
     return judged(39, 21, judge=judge)
 
 
@@ -374,6 +377,8 @@ def with_judge(**figures: Any) -> dict[str, Any]:
         (with_judge(win_rate=0.61, interval=[0.5, 0.7]), {"min": 0.52}, False, "large with 60 pairs of people: 61.0 %"),
         (with_judge(win_rate=0.61, interval=[0.5, 0.7]), {"min": 0.3, "model": "adapter", "against": "Q4_K_M"}, True,
          "adapter wins at least 31.6 %"),
+        (with_judge(win_rate=0.61, interval=[0.5, 0.7], tried=5), {"min": 0.5}, False, "wins at least 48.0 % of 400"),
+        (with_judge(missing=3), {"min": 0.1}, False, "large was not asked about pairs of Q4_K_M and adapter (ask"),
         (with_judge(), {"min": 0.1}, False, "large is not admitted as a judge about pairs of Q4_K_M and adapter"),
         (judged(60, 0), {"min": 0.1}, False, "no judge was asked about pairs of Q4_K_M and adapter (slmctl"),
     ],

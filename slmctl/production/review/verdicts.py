@@ -12,7 +12,6 @@ from slmctl.artifacts.json_lines import Line
 from slmctl.metrics.judged_rate import Agreement, CorrectedRate, Floats, preferred_longer
 from slmctl.production.review.pairs import AnswerPair, JudgedModels, PairDecision
 from slmctl.reports.evaluation_report import JudgeEntry
-from slmctl.sources.reviewed import standing
 
 Verdict: TypeAlias = Literal["first", "second", "same", ""]  # "" where no choice could be read
 SCORES = {"first": 1.0, "second": 0.0}  # of the first model; 0.5 for everything else
@@ -26,13 +25,23 @@ class JudgeVerdict(Line):
         id: Id of the record.
         judge: Name of the judge.
         models: Digests of both models' predictions; the verdict counts for these alone.
-        answers: The better model, where the first one's answer was shown first, and where the second one's was.
+        answers: The better model, where the first one's answer was shown first, and where the second one's was; both
+            "" for a row that may not be sent.
+        model: Digest of a judge on this machine, or of address and model of an endpoint.
+        prompt: Hash of what all its prompts share, the rubric among it.
     """
 
     id: str
     judge: str
     models: tuple[str, str]
     answers: tuple[Verdict, Verdict]
+    model: str = ""
+    prompt: str = ""
+
+    @property
+    def asker(self) -> tuple[str, str, str]:
+        """The judge with its rubric."""
+        return self.judge, self.model, self.prompt
 
     @property
     def has_turned(self) -> bool:
@@ -47,43 +56,69 @@ class JudgeVerdict(Line):
         return "same" if self.has_turned else self.answers[0]
 
 
-def decisions_on(models: tuple[str, str], lines: Iterable[PairDecision]) -> dict[str, PairDecision]:
-    """People's valid decisions on the pairs of two models, by row id, without skipped ones."""
-    stands = standing(line for line in lines if line.models == models)
-    return {id: line for id, line in stands.items() if line.decision != "skipped"}
+@dataclass(frozen=True)
+class Verdicts:
+    """The verdicts on two models' pairs by the judge that counts, the last one asked.
+
+    Attributes:
+        by_row: Verdicts by row id.
+        tried: Number of judges and rubrics that were asked about these pairs, at least 1.
+    """
+
+    by_row: Mapping[str, JudgeVerdict]
+    tried: int = 1
+
+
+def verdicts_of(lines: Iterable[JudgeVerdict]) -> dict[tuple[str, str], Verdicts]:
+    """The verdicts in a file's lines, by both models' digests."""
+    by_models: dict[tuple[str, str], dict[tuple[str, str, str], dict[str, JudgeVerdict]]] = {}
+    for line in lines:
+        askers = by_models.setdefault(line.models, {})
+        rows = askers.pop(line.asker, {})
+        rows[line.id] = line
+        askers[line.asker] = rows  # the last one asked stands last
+    return {models: Verdicts([*askers.values()][-1], len(askers)) for models, askers in by_models.items()}
 
 
 def entry_of(
-    judged: JudgedModels, people: Mapping[str, PairDecision], verdicts: Mapping[str, JudgeVerdict], *, confidence: float
+    judged: JudgedModels, people: Mapping[str, PairDecision], verdicts: Verdicts, *, confidence: float
 ) -> JudgeEntry:
     """The figures of a judge on two models, as those of the first one; with a win rate if it is admitted.
 
-    A pair without a verdict counts as one that the judge finds the same.
+    Who tries several judges or rubrics on the same pairs may take the luckiest, so the error of admission and interval
+    is divided by their number (Bonferroni). A pair without a line was never asked: it is no verdict, and while one is
+    missing there is no admission, or no win rate. A pair that people skipped is neither theirs nor the judge's.
 
     Args:
-        people: Decisions by row id; at least one is on a pair of `judged`.
-        verdicts: Verdicts by row id.
+        people: Standing decisions by row id; at least one is on a pair of `judged`, and is not `skipped`.
     """
-    both = [pair for pair in judged.queue if pair.id in people]
+    both = [pair for pair in judged.queue if pair.id in people and people[pair.id].decision != "skipped"]
     rest = [pair for pair in judged.queue if pair.id not in people]
+    rows, confidence = verdicts.by_row, 1 - (1 - confidence) / verdicts.tried
     numbers: dict[str, int] = {}
     groups = np.array([numbers.setdefault(pair.group or f"\0{pair.id}", len(numbers)) for pair in [*both, *rest]])
     human = np.array([SCORES.get(people[pair.id].decision, 0.5) for pair in both])
-    own, others = (_scores(verdicts, pairs) for pairs in (both, rest))
+    own, others = (_scores(rows, pairs) for pairs in (both, rest))
     longer = np.array([_longer(pair) for pair in both])
     agreement = Agreement.of(human, own, longer, groups[: len(both)], confidence=confidence)
-    here = [verdicts[pair.id] for pair in judged.queue if pair.id in verdicts]
+    here = [rows[pair.id] for pair in judged.queue if pair.id in rows]
+    judge, model, prompt = here[0].asker if here else ("", "", "")
+    missing = sum(pair.id not in rows for pair in both)
+    is_admitted = agreement.is_admitted and not missing
+    if is_admitted:
+        missing = sum(pair.id not in rows for pair in rest)
     entry: JudgeEntry = {
-        "judge": here[0].judge if here else "",
+        "judge": judge, "model": model, "prompt": prompt, "tried": verdicts.tried, "missing": missing,
         "pairs": agreement.pairs, "right": agreement.right, "same": agreement.same, "longer": agreement.longer,
-        "lead": agreement.lead, "admitted": agreement.is_admitted, "rows": len(judged.queue),
+        "lead": agreement.lead, "admitted": is_admitted, "rows": len(both) + len(rest),
+        "skipped": len(judged.queue) - len(both) - len(rest),
         "no_verdict": sum(not line.decision for line in here),
         "turned": sum(line.has_turned for line in here),
         "turned_to_first": sum(line.answers == ("first", "second") for line in here),
         "prefers_longer": list(preferred_longer(own, longer)),
         "people_prefer_longer": list(preferred_longer(human, longer)),
     }  # fmt: skip
-    if agreement.is_admitted and rest:
+    if is_admitted and rest and not missing:
         rate = CorrectedRate.of(human, own, others, groups)
         entry |= {
             "win_rate": rate.rate, "interval": list(rate.interval(confidence)), "worth": rate.worth,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from slmctl.config import EvaluateConfig
 from slmctl.metrics.statistics import design_effect
 from slmctl.metrics.win_rate import WinRate
 from slmctl.production.review.pairs import JudgedModels, PairDecision
-from slmctl.production.review.verdicts import JudgeVerdict, entry_of
+from slmctl.production.review.verdicts import JudgeVerdict, entry_of, verdicts_of
 from slmctl.reports.evaluation_report import JudgedEntry, JudgedPairs, turned_judge
 from slmctl.sources.reviewed import standing
 from slmctl.stages.evaluate.scoring import Answers
@@ -51,11 +50,9 @@ def judged(
         lines.setdefault(line.models, []).append(line)
     places = {record.id: k for k, record in enumerate(records)}
     made = {each.digest: each for each in of[0]}
-    by_judge = _by_models(config.verdicts)
-    stands = {
-        key: [line for line in standing(own).values() if line.decision != "skipped" and line.id in places]
-        for key, own in lines.items()
-    }
+    by_judge = verdicts_of(JudgeVerdict.read(config.verdicts) if config.verdicts is not None else ())
+    people = {key: standing(line for line in own if line.id in places) for key, own in lines.items()}
+    stands = {key: [line for line in own.values() if line.decision != "skipped"] for key, own in people.items()}
     entries = []
     for names in itertools.combinations(digests, 2):
         against, model = names if names[0] != focus else names[::-1]
@@ -68,20 +65,11 @@ def judged(
             entries.append(entry | {"model": model, "against": against, "equal": equal})
             if key in by_judge:
                 pairs = JudgedModels.of((made[key[0]], made[key[1]]), of[1])
-                people = {line.id: line for line in decisions}
-                figures = entry_of(pairs, people, by_judge[key], confidence=config.confidence)
+                figures = entry_of(pairs, people[key], by_judge[key], confidence=config.confidence)
                 entries[-1]["judge"] = figures if better == "first" else turned_judge(figures)
     measured = {*itertools.product(digests.values(), repeat=2)}
     others = sum(len(own) for key, own in stands.items() if key not in measured)
     return {"entries": sorted(entries, key=lambda entry: entry["model"] != focus), "of_others": others}
-
-
-def _by_models(verdicts: Path | None) -> dict[tuple[str, str], dict[str, JudgeVerdict]]:
-    """A judge's verdicts by both models' digests and by row."""
-    by_models: dict[tuple[str, str], dict[str, JudgeVerdict]] = {}
-    for line in JudgeVerdict.read(verdicts) if verdicts is not None else ():
-        by_models.setdefault(line.models, {})[line.id] = line
-    return by_models
 
 
 def _entry(

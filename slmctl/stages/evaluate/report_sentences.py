@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from slmctl.console import percent
 from slmctl.inference import FILE, IN_SUM
+from slmctl.metrics.judged_rate import FEWEST
 from slmctl.metrics.label_sum import ENCODER, WORDS
 from slmctl.reports.evaluation_report import EvaluationReport, JudgedEntry, JudgeEntry, ParticipantEntry
 from slmctl.reports.html_page import Tone, count
@@ -151,25 +152,36 @@ def _judged(view: ReportView) -> Iterator[str]:
 def _judge(entry: JudgedEntry, judge: JudgeEntry) -> Iterator[str]:
     """Remarks on a judge: its agreement with people, the rate that both give, and how it errs."""
     name, pairs, sure = judge["judge"], judge["pairs"], "surely" if judge["admitted"] else "not surely"
+    if missing := judge["missing"]:
+        yield (
+            f"The judge {name} was never asked about {count(missing, 'pair')} that its figures need, and does not "
+            "count: ask again, slmctl evaluate --judge NAME."
+        )
+        return
+    if pairs < FEWEST:
+        yield f"The judge {name} is not admitted: people judged {count(pairs, 'pair')}, and it takes {FEWEST}."
+        return
+    tried = f" {judge['tried']} judges or rubrics were tried, which the level heeds." if judge["tried"] > 1 else ""
     yield (
         f"The judge {name} is {'' if judge['admitted'] else 'not '}admitted: it agrees with people on "
         f"{judge['right']} of {count(pairs, 'pair')}, {sure} more than always the same ({judge['same']}) and "
-        f"always the longer answer ({judge['longer']})."
+        f"always the longer answer ({judge['longer']}).{tried}"
     )
     if "win_rate" in judge:
         low, high = (percent(bound) for bound in judge["interval"])
-        more = judge["worth"] > pairs
+        worth = round(judge["worth"])
+        alone = f"as good as {worth} pairs of people" if worth > pairs else f"{name} adds nothing to people's pairs"
         yield (
             f"By people and {name}, {entry['model']} wins {percent(judge['win_rate'])} ({low} to {high}) of "
-            f"{judge['rows']:,} rows against {entry['against']}; "
-            + (f"as good as {judge['worth']:.0f} pairs of people" if more else f"{name} adds nothing to people's pairs")
-            + "."
+            f"{judge['rows']:,} rows against {entry['against']}; {alone}."
         )
+    if skipped := judge["skipped"]:
+        yield f"{count(skipped, 'pair')} that people skipped {'counts' if skipped == 1 else 'count'} for neither."
     (own, decided), (theirs, of_people) = judge["prefers_longer"], judge["people_prefer_longer"]
     yield (
         f"{name} prefers the longer answer in {own} of {decided} decided pairs, people in {theirs} of {of_people}. "
         f"{count(judge['turned'], 'verdict')} turned with the order, {judge['turned_to_first']} to the answer shown "
-        f"first, and {judge['no_verdict']} could not be read; all these count as the same."
+        f"first, and {judge['no_verdict']} stayed here or could not be read; all these count as the same."
     )
 
 

@@ -18,7 +18,7 @@ from slmctl.metrics import gates
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named, predictions, project_gates, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
-from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage
+from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
 from slmctl.pipeline.predictions import LORA, EndpointModel, predictions_of
 from slmctl.pipeline.runner import Outcome
 
@@ -267,7 +267,15 @@ def evaluate(
         What `report_inputs` and `runner.run` raise.
     """
     begun = time.monotonic()
-    section, get = None, runner.maker(project)
+    outcome = runner.run(project, request_of(project, models, split, against, get=runner.maker(project)))
+    return replace(outcome, seconds=time.monotonic() - begun)
+
+
+def request_of(
+    project: Project, models: Sequence[str | Path], split: str | None, against: EndpointModel | None, *, get: Get
+) -> StageRequest:
+    """The request of the report that `evaluate` makes, whose answers `get` finds or makes."""
+    section = None
     if against is not None:
         section = _with_prices_of(project, against)
         against.require_answers(project)
@@ -277,8 +285,7 @@ def evaluate(
             measured = inputs["predictions"]
             assert isinstance(measured, list)
             inputs["predictions"] = [*measured, get(against.request(project, shots, split))]
-    outcome = runner.run(project, Evaluate(project).request(inputs, section))
-    return replace(outcome, seconds=time.monotonic() - begun)
+    return Evaluate(project).request(inputs, section)
 
 
 def _with_prices_of(project: Project, against: EndpointModel) -> EvaluateConfig:

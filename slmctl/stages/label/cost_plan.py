@@ -10,7 +10,6 @@ import numpy as np
 
 from slmctl import console
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.config import LabelConfig
 from slmctl.metrics import statistics
 from slmctl.stages.label.rows import LabelRow
 from slmctl.stages.label.teachers import JournalTeacher
@@ -104,9 +103,7 @@ class CostPlan:
                 yield f"label.max_cost is {self.max_cost:,.2f}: about {int(self.rows * share):,} rows will be labelled"
 
 
-def part(
-    teacher: JournalTeacher, sample: Sequence[LabelRow], every: Sequence[LabelRow], config: LabelConfig
-) -> TeacherPlan:
+def part(teacher: JournalTeacher, sample: Sequence[LabelRow], every: Sequence[LabelRow]) -> TeacherPlan:
     """The plan of a teacher, from its answers to the sample."""
     by_row = [answers for row in sample if teacher.may_see(row) and (answers := teacher.answers(row))]
     flat = [answer for answers in by_row for answer in answers]

@@ -20,6 +20,7 @@ from slmctl.artifacts.json_lines import JsonLines
 from slmctl.config import Prices
 from slmctl.errors import LockedError
 
+REFUSED = (400, 413, 422)  # statuses of requests that would be refused again
 CHARGED_UNTOLD = (0, 200)  # statuses of attempts that may be charged without a count of tokens: broken off, or cut
 Permission = Literal["send", "wait", "stop"]
 
@@ -79,6 +80,7 @@ class Journal:
         self.path, self.prices = path, prices
         self.ledger = Ledger()
         self.answers: dict[str, TeacherAnswer] = {}
+        self.refused: set[str] = set()  # keys of requests that were
         self._out: dict[str, float] = {}  # the most that each pending request may cost
         self._writing = threading.Lock()  # requests are sent in another thread than answers are read in
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +124,7 @@ class Journal:
             most = self._out.pop(key, 0.0) if status in CHARGED_UNTOLD else 0.0
             self._lines.append({"failed": key, "status": status, "most": most})
             self._out.pop(key, None)
-            self.ledger.failed += 1
-            self.ledger.doubt += most
+            self._count_failed(key, status, most)
 
     def _count(self, key: str, answer: TeacherAnswer) -> None:
         self.answers.setdefault(key, answer)
@@ -131,6 +132,12 @@ class Journal:
         self.ledger.prompt_tokens += answer.prompt_tokens
         self.ledger.completion_tokens += answer.completion_tokens
         self.ledger.cost += answer.cost
+
+    def _count_failed(self, key: str, status: int, most: float) -> None:
+        self.ledger.failed += 1
+        self.ledger.doubt += most
+        if status in REFUSED:
+            self.refused.add(key)
 
     def _read(self) -> None:
         out: dict[str, float] = {}
@@ -146,8 +153,7 @@ class Journal:
                 self._count(key, TeacherAnswer(**fields))
             elif "failed" in fields:
                 out.pop(fields["failed"], None)
-                self.ledger.failed += 1
-                self.ledger.doubt += fields["most"]
+                self._count_failed(fields["failed"], fields["status"], fields["most"])
         self.ledger.doubtful += len(out)
         self.ledger.doubt += sum(out.values())
 

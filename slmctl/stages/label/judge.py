@@ -7,12 +7,12 @@ a choice is no verdict, and is not asked for again.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from slmctl import console, models
@@ -28,8 +28,9 @@ from slmctl.pipeline import named, predictions
 from slmctl.pipeline.graph import PREPARED, Project
 from slmctl.pipeline.system_errors import spoken
 from slmctl.production.review.pairs import AnswerPair, JudgedModels, PairDecision, bounded
-from slmctl.production.review.verdicts import JudgeVerdict, Verdict, decisions_on, entry_of
+from slmctl.production.review.verdicts import JudgeVerdict, Verdict, Verdicts, entry_of
 from slmctl.sensitive.conversation_veto import Cleared
+from slmctl.sources.reviewed import standing
 from slmctl.stages.label import cost_plan, rows
 from slmctl.stages.label.journal import Budget, Journal
 from slmctl.stages.label.rows import LabelRow
@@ -53,14 +54,19 @@ CONTROL = re.compile(r"<[|｜][^<>]{1,40}>|<[^<>|｜]{1,40}[|｜]>|</?s>|<(?:sta
 
 @dataclass(frozen=True)
 class JudgedSet:
-    """Two models whose pairs people have judged; `people`: their decisions, by row id."""
+    """Two models whose pairs people have judged; `people`: their standing decisions, skipped ones too, by row id."""
 
     judged: JudgedModels
     people: dict[str, PairDecision]
 
     def first_asked(self) -> list[AnswerPair]:
         """The pairs that people judged, by which a judge is admitted."""
-        return [pair for pair in self.judged.queue if pair.id in self.people]
+        lines = ((pair, self.people.get(pair.id)) for pair in self.judged.queue)
+        return [pair for pair, line in lines if line is not None and line.decision != "skipped"]
+
+    def asked_later(self) -> list[AnswerPair]:
+        """The pairs that an admitted judge is asked about: those that people neither judged nor skipped."""
+        return [pair for pair in self.judged.queue if pair.id not in self.people]
 
 
 def sets_of(project: Project, report: Artifact) -> list[JudgedSet]:
@@ -76,7 +82,7 @@ def sets_of(project: Project, report: Artifact) -> list[JudgedSet]:
     sets = []
     for first, second in dict.fromkeys(line.models for line in lines):
         if first in made and second in made:
-            people = decisions_on((first, second), lines)
+            people = standing(line for line in lines if line.models == (first, second))
             sets.append(JudgedSet(JudgedModels.of((made[first], made[second]), prepared), people))
     most = max((len(each.first_asked()) for each in sets), default=0)
     if most < FEWEST:
@@ -87,80 +93,123 @@ def sets_of(project: Project, report: Artifact) -> list[JudgedSet]:
     return [each for each in sets if len(each.first_asked()) >= FEWEST]
 
 
-def ask(project: Project, name: str, report: Artifact, *, only_plan: bool = False) -> list[str]:
-    """Write the verdicts of a judge on the models of a report beside people's decisions, in place of earlier ones.
+def plan(project: Project, name: str, report: Artifact) -> list[str]:
+    """Lines with the cost of a judge, which answers for a few of people's pairs; raises what `ask` raises."""
+    with _asking(project, name, sets_of(project, report)) as judge:
+        return list(judge.plan())
 
-    Returns: Lines with the cost where `only_plan` is true, which asks about a few of people's pairs; else none.
+
+def ask(project: Project, name: str, report: Artifact) -> None:
+    """Write the verdicts of a judge on the models of a report beside people's decisions.
+
+    Each step is written before the next one, and the lines of other judges, rubrics and models stay: all that were
+    tried count.
 
     Raises:
         What `sets_of`, `opened` and `Judge.verdicts` raise.
     """
     sets, path = sets_of(project, report), project.config.evaluate.verdicts_file
+    with _asking(project, name, sets) as judge:
+        assert path is not None  # sets_of has read the pairs
+        earlier = list(JudgeVerdict.read(path)) if path.exists() else []
+        verdicts: dict[tuple[object, ...], JudgeVerdict] = {}
+        for step in judge.verdicts(project.config.evaluate.confidence, earlier):
+            verdicts |= {(line.models, line.asker, line.id): line for line in step}
+            kept = [line for line in earlier if (line.models, line.asker, line.id) not in verdicts]
+            with atomic.file(path, 0o600) as draft:
+                write_jsonl(draft, (line.to_json() for line in (*kept, *verdicts.values())))
+
+
+@contextmanager
+def _asking(project: Project, name: str, sets: Sequence[JudgedSet]) -> Iterator[Judge]:
+    """The judge of a name, with what it sends written down."""
     with (
         spoken("evaluate", project.runs),
         guard.written_down(project.root, "evaluate --judge"),
         opened(project, name, sets) as judge,
     ):
-        if only_plan:
-            return list(judge.plan())
-        verdicts = list(judge.verdicts(project.config.evaluate.confidence))
-    assert path is not None  # sets_of has read the pairs
-    with atomic.file(path) as draft:
-        write_jsonl(draft, (line.to_json() for line in verdicts))
-    return []
+        yield judge
 
 
 class Judge:
-    """A teacher that prefers one of two answers, with its journal open."""
+    """A teacher that prefers one of two answers, with its journal open.
 
-    def __init__(self, teacher: JournalTeacher, budget: Budget, currency: str, sets: Sequence[JudgedSet]) -> None:
+    Args:
+        model: See `JudgeVerdict`.
+        cleared: {id of a question: the part that may be sent}, which is filled before pairs are asked about; None for a
+            judge that may read everything.
+    """
+
+    def __init__(
+        self, teacher: JournalTeacher, budget: Budget, currency: str, sets: Sequence[JudgedSet], *, model: str,
+        cleared: dict[str, Cleared] | None,
+    ) -> None:  # fmt: skip
         self.name, self.teacher, self.budget, self.currency, self._sets = teacher.name, teacher, budget, currency, sets
+        self.asker, self._cleared = (teacher.name, model, teacher.prompt_hash), cleared
 
     def plan(self) -> Iterator[str]:
         """Have the judge answer for a sample of people's pairs, and say the cost of all pairs, a line each.
 
         Raises: As `verdicts`, except for PausedError.
         """
-        first = [row for each in self._sets for row in rows_of(each.judged, each.first_asked())]
-        every = [row for each in self._sets for row in rows_of(each.judged, each.judged.queue)]
-        self.teacher.ask(first[: cost_plan.SAMPLE])
-        for title, some in (("people's pairs, asked first", first), ("all pairs, if it is admitted", every)):
-            yield f"{title} ({console.count(len(some), 'question')}):"
-            plan = cost_plan.part(self.teacher, first[: cost_plan.SAMPLE], some, LabelConfig())
+        first = [(each.judged, pair) for each in self._sets for pair in each.first_asked()]
+        every = len(first) + sum(len(each.asked_later()) for each in self._sets)
+        sample = [row for judged, pair in first[: cost_plan.SAMPLE // 2] for row in self._questions(judged, [pair])]
+        self.teacher.ask(sample)
+        for title, pairs in (("people's pairs, asked first", len(first)), ("all pairs, if it is admitted", every)):
+            yield f"{title} ({console.count(2 * pairs, 'question')}):"
+            likes = list(itertools.islice(itertools.cycle(sample), 2 * pairs))  # the sample stands for all pairs
+            plan = cost_plan.part(self.teacher, sample, likes)
             yield from (f"  {line}" for line in plan.lines(self.currency))
 
-    def verdicts(self, confidence: float) -> Iterator[JudgeVerdict]:
-        """The verdicts on people's pairs, and where these admit the judge on all other pairs.
+    def verdicts(self, confidence: float, earlier: Sequence[JudgeVerdict]) -> Iterator[list[JudgeVerdict]]:
+        """The verdicts on people's pairs, and where these admit the judge on all other pairs, a step each.
+
+        Args:
+            earlier: The lines that the file of verdicts holds.
 
         Raises:
             NetworkError: The endpoint cannot be reached, or refuses the key or the model.
-            PausedError: The ceiling was reached; what was answered is kept.
+            PausedError: The ceiling was reached, or questions have no answer; what was answered is kept.
             StageError: The file of a local judge cannot be loaded.
         """
         for each in self._sets:
             own = self._asked(each.judged, each.first_asked())
-            entry = entry_of(each.judged, each.people, {line.id: line for line in own}, confidence=confidence)
+            tried = {line.asker for line in earlier if line.models == each.judged.models} | {self.asker}
+            verdicts = Verdicts({line.id: line for line in own}, len(tried))
+            entry = entry_of(each.judged, each.people, verdicts, confidence=confidence)
             console.say(f"  {self.name} agrees with people on {entry['right']} of {entry['pairs']} pairs")
-            yield from own
+            yield own
             if entry["admitted"]:
-                yield from self._asked(each.judged, [pair for pair in each.judged.queue if pair.id not in each.people])
+                yield self._asked(each.judged, each.asked_later())
 
     def _asked(self, judged: JudgedModels, pairs: Sequence[AnswerPair]) -> list[JudgeVerdict]:
-        questions = rows_of(judged, pairs)
+        questions = self._questions(judged, pairs)
         self.teacher.ask(questions)
-        if self.budget.reached:
-            left = sum(self.teacher.may_see(row) and not self.teacher.answers(row) for row in questions)
+        if left := sum(map(self.teacher.is_open, questions)):
+            if self.budget.reached:
+                raise PausedError(
+                    f"the judge stopped at evaluate.judge.max_cost: {console.count(left, 'question')} left, "
+                    f"{self.budget.spent:.2f} {self.currency} spent",
+                    hint="a larger evaluate.judge.max_cost goes on",
+                )
             raise PausedError(
-                f"the judge stopped at evaluate.judge.max_cost: {console.count(left, 'question')} left, "
-                f"{self.budget.spent:.2f} {self.currency} spent",
-                hint="a larger evaluate.judge.max_cost goes on",
+                f"the judge {self.name} left {console.count(left, 'question')} without an answer",
+                hint="the same command asks these again",
             )
         read = [self._read(row) for row in questions]
+        name, model, prompt = self.asker
         return [
-            JudgeVerdict(pair.id, self.name, judged.models, (read[2 * k], _swapped(read[2 * k + 1])))
+            JudgeVerdict(pair.id, name, judged.models, (read[2 * k], _swapped(read[2 * k + 1])), model, prompt)
             for k, pair in enumerate(pairs)
-            if self.teacher.may_see(questions[2 * k])
         ]
+
+    def _questions(self, judged: JudgedModels, pairs: Sequence[AnswerPair]) -> list[LabelRow]:
+        """The questions about pairs, searched for personal data where the judge may not read it."""
+        if self._cleared is not None:
+            fresh = [pair for pair in pairs if f"{judged.stamp}/{pair.id}/0" not in self._cleared]
+            self._cleared |= clearances(judged, fresh)
+        return rows_of(judged, pairs)
 
     def _read(self, row: LabelRow) -> Verdict:
         replies = [" ".join(words(answer.text)) for answer in self.teacher.answers(row)]
@@ -193,7 +242,7 @@ def _quoted(text: str) -> str:
 
 @contextmanager
 def opened(project: Project, name: str, sets: Sequence[JudgedSet]) -> Iterator[Judge]:
-    """The judge of a name: a model's name of an endpoint of the config, or a GGUF file or release on this machine.
+    """The judge of a name: a model's name of an endpoint of the config, else a GGUF file or release of the project.
 
     Raises:
         LockedError: Another process asks it.
@@ -211,11 +260,12 @@ def opened(project: Project, name: str, sets: Sequence[JudgedSet]) -> Iterator[J
         model = models.of(named.open_model(teacher.release, ("gguf", "published")))
     elif settings.max_cost is not None and teacher.prices is None:
         raise UsageError("evaluate.judge.max_cost needs the prices of the judge", hint="prices of its endpoint")
-    file = sha256_bytes(canonical(["judge", teacher.url or (model.digest if model else ""), teacher.model]))[7:19]
+    digest = sha256_bytes(canonical(["judge", teacher.url or (model.digest if model else ""), teacher.model]))
     config = LabelConfig(votes=1, examples=0, max_tokens=MAX_TOKENS)
-    with closing(Journal(project.journals / f"{file}.jsonl", teacher.prices)) as journal:
+    with closing(Journal(project.journals / f"{digest[7:19]}.jsonl", teacher.prices)) as journal:
         budget = Budget([journal], settings.max_cost)
         asking: JournalTeacher
+        cleared: dict[str, Cleared] | None = None
         if model is not None:
             with model.load(Loading(sequences=1, context=128)) as engine:
                 form = model.task_in(engine)[0]
@@ -226,10 +276,11 @@ def opened(project: Project, name: str, sets: Sequence[JudgedSet]) -> Iterator[J
             )  # fmt: skip
             asking = ReleaseTeacher(config, teacher, journal, budget, task=own, model=model, loading=LOADING)
         else:
-            cleared = clearances(config, sets)
+            cleared = {}
             examples = NearestExamples([], 0)
             asking = EndpointTeacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
-        yield Judge(asking, budget, teacher.prices.currency if teacher.prices else "EUR", sets)
+        currency = teacher.prices.currency if teacher.prices else "EUR"
+        yield Judge(asking, budget, currency, sets, model=model.digest if model else digest, cleared=cleared)
 
 
 def teacher_of(project: Project, name: str) -> Teacher:
@@ -239,17 +290,29 @@ def teacher_of(project: Project, name: str) -> Teacher:
         NetworkError: It is an endpoint elsewhere, and the network is forbidden.
         UsageError: There is none of that name.
     """
-    if name.endswith(".gguf") or Path(name).exists():
-        return Teacher(release=Path(name))
-    against = predictions.endpoint_named(project, name)
+    path = project.root / name
+    try:
+        against = predictions.endpoint_named(project, name)
+    except UsageError:
+        if path.exists() or path.suffix == ".gguf":
+            return Teacher(release=path)
+        raise
     if not guard.is_local(urlsplit(against.url).hostname or ""):
         guard.require(f"--judge {name}", hint="a GGUF file on this machine as --judge")
     fields = against.settings(project).model_dump(exclude_unset=True)
     return Teacher.model_validate(fields)
 
 
-def clearances(config: LabelConfig, sets: Sequence[JudgedSet]) -> dict[str, Cleared]:
-    """{row id: the question that may be sent}; a sensitive record stays, and so does what a search finds in answers."""
-    every = [(pair, row) for each in sets for pair in each.judged.queue for row in rows_of(each.judged, [pair])]
-    searched = rows.clearances(config, [row for pair, row in every if not pair.is_sensitive])
-    return {row.id: Cleared(reason="sensitive") for pair, row in every if pair.is_sensitive} | searched
+def clearances(judged: JudgedModels, pairs: Sequence[AnswerPair]) -> dict[str, Cleared]:
+    """{row id: the question that may be sent}; a sensitive record stays, and so does what a search finds in answers.
+
+    Both questions about a pair hold the same texts, so one of them is searched.
+    """
+    first, second = (rows_of(judged, pairs)[order::2] for order in (0, 1))
+    private = {row.id for row, pair in zip(first, pairs, strict=True) if pair.is_sensitive}
+    searched = rows.clearances(LabelConfig(), [row for row in first if row.id not in private])
+    cleared = {id: Cleared(reason="sensitive") for id in private} | searched
+    for row, other in zip(first, second, strict=True):
+        messages = [{"role": "user", "content": other.text}]
+        cleared[other.id] = cleared[row.id] if cleared[row.id].reason else Cleared(messages)
+    return cleared

@@ -96,7 +96,7 @@ def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
         for teacher in job.teachers:
             teacher.ask(sample)
         stays = [row for row in job.all_rows.rows if not any(teacher.may_see(row) for teacher in job.teachers)]
-        parts = [cost_plan.part(teacher, sample, job.all_rows.every, config) for teacher in job.teachers]
+        parts = [cost_plan.part(teacher, sample, job.all_rows.every) for teacher in job.teachers]
         return CostPlan(
             rows=len(job.all_rows.rows), gold=len(job.all_rows.gold), not_drawn=job.all_rows.not_drawn,
             sample=len(sample),

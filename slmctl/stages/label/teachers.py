@@ -112,6 +112,11 @@ class JournalTeacher(abc.ABC):
     def answers(self, row: LabelRow) -> list[TeacherAnswer]:
         return self.journal.found(self._keys.get((row.id, vote), "") for vote in range(self.votes))
 
+    def is_open(self, row: LabelRow) -> bool:
+        """True for a row that may be shown, and of which the journal holds neither an answer nor a refusal."""
+        keys = [self._keys.get((row.id, vote), "") for vote in range(self.votes)]
+        return self.may_see(row) and not any(key in self.journal.answers or key in self.journal.refused for key in keys)
+
 
 class EndpointTeacher(JournalTeacher):
     """A model behind an endpoint, which sees the rows that may leave."""

@@ -13,9 +13,8 @@ import pytest
 from support import endpoint, judged, serving, teacher
 from support.endpoint import Turn, asked_of, fails
 
-from slmctl.artifacts import artifact
 from slmctl.artifacts.json_lines import JsonLines
-from slmctl.errors import GateError, NetworkError, PausedError, UsageError
+from slmctl.errors import GateError, IntegrityError, NetworkError, PausedError, UsageError
 from slmctl.network import endpoint_pool
 from slmctl.production.review.pairs import JudgedModels, PairDecision, Preferred
 from slmctl.production.review.verdicts import JudgeVerdict
@@ -223,7 +222,8 @@ def test_sensitive_rows_stay(tmp_path: Path) -> None:
         folder = project(tmp_path, fake.url, answers=private, people=ROWS)
         entry = judge_of(run(folder))
     assert not any("jane" in text for text in fake.questions) and len(fake.bodies) == 2 * (ROWS - 3)
-    assert entry["rows"] == ROWS and len(verdicts(folder)) == ROWS - 3
+    assert entry["rows"] == ROWS == len(verdicts(folder)) and entry["missing"] == 0
+    assert entry["no_verdict"] == 3 == sum(line.answers == ("", "") for line in verdicts(folder))
 
 
 def better_or_same(first: str, second: str) -> str:
@@ -250,6 +250,10 @@ def verdicts_file(folder: Path) -> Path:
 def test_a_plan_asks_ten_pairs_and_says_the_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with endpoint.serving(manners(better)) as fake:
         folder = project(tmp_path, fake.url)
+        with pytest.raises(IntegrityError, match="report"):  # it would be made first, at what an endpoint costs
+            evaluate(folder, "--judge", "large", "--plan")
+        assert not fake.bodies
+        evaluate(folder)
         evaluate(folder, "--judge", "large", "--plan")
     told = capsys.readouterr().out
     assert len(fake.bodies) == 20 and "large: 128 answers, 20 of them are here" in told and " EUR (" in told
