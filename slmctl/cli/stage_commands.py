@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from slmctl.network import guard
 
 if TYPE_CHECKING:
     from slmctl.config import Asking
-    from slmctl.pipeline.graph import Project
+    from slmctl.pipeline.graph import Project, StageRequest
     from slmctl.pipeline.runner import Outcome
 from slmctl.cli.group import (
     CHAIN,
@@ -245,21 +244,24 @@ def evaluate(
         general = predictions.endpoint_named(project, against, against_shots)
     named = project, models or project.config.measured, split, general
     if plan_only and judge is not None:
-        from slmctl.stages.label import judge as judging
-
-        report = project.found(stage.request_of(*named, get=project.found), asker="evaluate --judge --plan")
-        lines = judging.plan(project, judge, report)
-        print_result(options, lines, lines)
+        _say_cost(options, project, judge, stage.request_of(*named, get=project.found))
         return
-    measure = functools.partial(stage.evaluate, *named)
-    outcome = say_outcome("evaluate", measure())
+    outcome = say_outcome("evaluate", stage.evaluate(*named))
     if judge is not None:
         from slmctl.stages.label import judge as judging
 
         judging.ask(project, judge, outcome.artifact)
-        outcome = say_outcome("evaluate", measure())
+        outcome = say_outcome("evaluate", stage.evaluate(*named))
     print_artifact(options, outcome.artifact)
     stage.show(project, outcome.artifact, only_measured=bool(models))
+
+
+def _say_cost(options: Options, project: Project, judge: str, request: StageRequest) -> None:
+    """Print what a judge of a report costs, which must be there: making it may cost more."""
+    from slmctl.stages.label import judge as judging
+
+    lines = judging.plan(project, judge, project.found(request, asker="evaluate --judge --plan"))
+    print_result(options, lines, lines)
 
 
 def _asking(project: Project, url: str, flags: Mapping[str, str | None]) -> Asking:

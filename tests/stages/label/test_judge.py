@@ -230,6 +230,18 @@ def better_or_same(first: str, second: str) -> str:
     return better(first, second) if "quality" in first and "quality" in second else "same"
 
 
+def test_questions_without_an_answer_pause_the_judge(tmp_path: Path) -> None:
+    """They counted as answers that could not be read."""
+
+    def stalls(body: dict[str, Any], before: int) -> Turn:
+        first, second = asked_pair(body)
+        return fails(503) if teacher.chance(first + second) < 0.03 else teacher.reply(body, better(first, second))
+
+    words = r"the judge large left \d questions? without an answer"
+    with endpoint.serving(stalls) as fake, pytest.raises(PausedError, match=words):
+        run(project(tmp_path, fake.url))
+
+
 def test_a_ceiling_stops_the_judge_and_a_larger_one_goes_on(tmp_path: Path) -> None:
     with endpoint.serving(manners(better)) as fake:
         folder = project(tmp_path, fake.url, more=", judge: {max_cost: 0.02}")
@@ -292,6 +304,12 @@ def test_verdicts_on_other_answers_do_not_count(tmp_path: Path) -> None:
         stream.append(JudgeVerdict("r1", "large", ("sha256:0", "sha256:1"), ("first", "first")).to_json())
     evaluate(folder)
     assert judge_of(figures(folder))["right"] == PEOPLE
+    with endpoint.serving(manners(better)) as fake:
+        text = (folder / "slmctl.yaml").read_text()
+        url = text.partition("url: ")[2].partition(",")[0]
+        (folder / "slmctl.yaml").write_text(text.replace(url, fake.url))
+        run(folder)
+    assert "sha256:0" in {line.models[0] for line in verdicts(folder)}  # was erased
 
 
 def test_both_orders_are_asked(tmp_path: Path) -> None:
