@@ -93,7 +93,7 @@ def run(folder: Path, *more: str, name: str = "large") -> dict[str, Any]:
 
 def figures(folder: Path) -> dict[str, Any]:
     made = [path for path in (folder / "runs" / "report").glob("[!.]*") if path.name != "0"]
-    newest = max(made, key=lambda path: (path / artifact.MANIFEST).stat().st_mtime_ns)  # `started` has seconds
+    newest = max(made, key=lambda path: (path / "manifest.json").stat().st_mtime_ns)  # `started` has seconds
     entry: dict[str, Any] = json.loads((newest / "report.json").read_bytes())
     return entry
 
