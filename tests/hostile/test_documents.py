@@ -175,7 +175,7 @@ CASES: dict[str, tuple[object, str]] = {
              **{"word/_rels/document.xml.rels": relation("attachedTemplate", f"{ADDRESS}/t", "External")}), "Hello"),
     "far body.docx": (docx("", **{"_rels/.rels": relation("officeDocument", "../../../etc/passwd")}), "*"),
     "deep.docx": (docx("<w:p>" + "<w:ins>" * 60_000 + "</w:ins>" * 60_000 + "</w:p>"), "is nested too deep"),
-    "blank.docx": (docx("<w:p/>" * 500_000), ""),
+    "blank.docx": (docx("<w:p/>" * 500_000), "holds no text"),
     "cut.docx": (papers.word("Hello")[:-300], "*"),
     "no body.docx": (docx(f"<w:x {W}/>".encode()), "is no DOCX: it is another kind of Office file"),
     "encrypted.docx": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),

@@ -225,12 +225,12 @@ def _odd_answers(facts: PrepareFacts) -> str:
 
 
 def _unfit_answers(facts: PrepareFacts) -> str:
-    found = facts.get("unfit_answers")
-    if not found or not found["unfit"]:
+    unfit = facts.get("unfit_answers")
+    if not unfit or not unfit["unfit"]:
         return ""
     return (
-        f"{found['unfit']:,} of {count(found['checked'], 'answer')} do not satisfy the schema, and no model may write "
-        f"them: {', '.join(found['places'])}. Correct the schema, or `output`."
+        f"{unfit['unfit']:,} of {count(unfit['checked'], 'answer')} do not satisfy the schema, and no model may write "
+        f"them: {', '.join(unfit['places'])}. Correct the schema, or `output`."
     )
 
 

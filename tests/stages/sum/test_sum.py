@@ -117,17 +117,6 @@ def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> Non
             assert decided["confidence"] == pytest.approx(line["confidence"], abs=0.02)
 
 
-@pytest.mark.parametrize(("model", "learns"), [("encoder", True), ("sum", True), ("published", True), ("gguf", False)])
-def test_no_figure_is_of_rows_that_a_model_has_learned(desk: Path, stages: Forks, model: str, learns: bool) -> None:
-    # a release with its own sum has the kind of a file that learned none of them
-    asked = str(made(desk, "published").path) if model == "published" else model
-    paths = tiny.ok(stages.run(desk, "predict", asked, "--split", "validation")).split()
-    assert all(artifact.load(Path(path)).metrics.get("learned", False) is learns for path in paths)
-    done = stages.run(desk, "evaluate", "--compare", asked, "--split", "validation")
-    assert done.code == (2 if learns else 0), done.stderr
-    assert ("validation rows are learned by" in done.stderr) is learns
-
-
 @pytest.mark.slow
 def test_such_a_release_goes_to_a_bucket_and_is_made_again(desk: Path, stages: Forks, s3: str, tmp_path: Path) -> None:
     env = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_ENDPOINT_URL": s3}
@@ -212,6 +201,17 @@ class AtOnce(Answering):
 class Silent(Answering):
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
         return lambda: None
+
+
+@pytest.mark.parametrize(("model", "learns"), [("encoder", True), ("sum", True), ("published", True), ("gguf", False)])
+def test_no_figure_is_of_rows_that_a_model_has_learned(desk: Path, stages: Forks, model: str, learns: bool) -> None:
+    # a release with its own sum has the kind of a file that learned none of them
+    asked = str(made(desk, "published").path) if model == "published" else model
+    paths = tiny.ok(stages.run(desk, "predict", asked, "--split", "validation")).split()
+    assert all(artifact.load(Path(path)).metrics.get("learned", False) is learns for path in paths)
+    done = stages.run(desk, "evaluate", "--compare", asked, "--split", "validation")
+    assert done.code == (2 if learns else 0), done.stderr
+    assert ("validation rows are learned by" in done.stderr) is learns
 
 
 @pytest.fixture
