@@ -150,12 +150,18 @@ CASES: dict[str, tuple[object, str]] = {
     # PDF
     "pages.pdf": (many_pages(10_000), "has 10,000 pages, more than 2,000"),
     "encrypted.pdf": (papers.pdf(["x"], password="pw"), "is encrypted: its text needs a password"),
+    "circle of pages.pdf": (pdf(CATALOG, b"<</Type/Pages/Kids[2 0 R 2 0 R]/Count 2>>"), "*"),
     "circle of forms.pdf": (
         one_page(stream(b"/X Do"), b"/XObject<</X 6 0 R>>",
                  stream(TEXT + b" /X Do", b"/Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</Font<</F 5 0 R>>"
                         b"/XObject<</X 6 0 R>>>>")), "*"),
+    "length of itself.pdf": (one_page(b"<</Length 4 0 R>>\nstream\n" + TEXT + b"\nendstream"), "*"),
+    "root of itself.pdf": (pdf(b"1 0 R"), "*"),
+    "no page.pdf": (pdf(CATALOG, b"<</Type/Pages/Kids[]/Count 0>>"), "*"),
+    "counts wrongly.pdf": (pdf(CATALOG, b"<</Type/Pages/Kids[]/Count 999999999>>"), "*"),
     "deep array.pdf": (pdf(b"[" * 200_000), "*"),
     "cut.pdf": (papers.pdf(["Hello"])[:-200], "is cut off: it lacks the end of a PDF"),
+    "head alone.pdf": (b"%PDF-1.7\n%%EOF", "*"),
     "noise.pdf": (b"%PDF-1.7\n" + bytes(range(256)) * 40 + b"%%EOF", "*"),
     "actions.pdf": (
         pdf(b"<</Type/Catalog/Pages 2 0 R/OpenAction<</S/URI/URI(%s)>>>>" % ADDRESS.encode(),
@@ -167,19 +173,33 @@ CASES: dict[str, tuple[object, str]] = {
     "external entity.docx": (
         docx(entities('<!ENTITY e SYSTEM "file:///etc/passwd">', "&e;").encode()),
         "declares entities in its XML, which no DOCX does"),
+    "remote entity.docx": (
+        docx(entities(f'<!ENTITY e SYSTEM "{ADDRESS}/e">', "&e;").encode()),
+        "declares entities in its XML, which no DOCX does"),
     "laughs.docx": (docx(entities('<!ENTITY a0 "ha">' + LAUGHS, "&a11;").encode()),
                     "declares entities in its XML, which no DOCX does"),
     "wide laughs.docx": (docx(entities('<!ENTITY a0 "ha">' + LAUGHS, "&a11;").encode("utf-16")), "*"),
+    "wide entity.docx": (docx(entities('<!ENTITY e SYSTEM "file:///etc/passwd">', "&e;").encode("utf-16")), "*"),
     "remote template.docx": (
         docx(PARAGRAPH.format("Hello"),
              **{"word/_rels/document.xml.rels": relation("attachedTemplate", f"{ADDRESS}/t", "External")}), "Hello"),
+    "remote picture.docx": (
+        docx(PARAGRAPH.format("Hello"),
+             **{"word/_rels/document.xml.rels": relation("image", f"{ADDRESS}/i.png", "External")}), "Hello"),
     "far body.docx": (docx("", **{"_rels/.rels": relation("officeDocument", "../../../etc/passwd")}), "*"),
+    "remote body.docx": (docx("", **{"_rels/.rels": relation("officeDocument", f"{ADDRESS}/d", "External")}), "*"),
     "deep.docx": (docx("<w:p>" + "<w:ins>" * 60_000 + "</w:ins>" * 60_000 + "</w:p>"), "is nested too deep"),
+    "deep tables.docx": (
+        docx("<w:tbl><w:tr><w:tc>" * 5_000 + "<w:p/>" + "</w:tc></w:tr></w:tbl>" * 5_000), "is nested too deep"),
     "blank.docx": (docx("<w:p/>" * 500_000), "holds no text"),
     "cut.docx": (papers.word("Hello")[:-300], "*"),
+    "no xml.docx": (docx(b"<w:document"), "*"),
     "no body.docx": (docx(f"<w:x {W}/>".encode()), "is no DOCX: it is another kind of Office file"),
     "encrypted.docx": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),
                        "is encrypted, or an old Word file (.doc): save it as DOCX without a password"),
+    "workbook.docx": (
+        docx("", **{"_rels/.rels": relation("officeDocument", "xl/workbook.xml"), "xl/workbook.xml": "<workbook/>"}),
+        "is no DOCX: it is another kind of Office file"),
     # Mails
     "mails in mails.eml": (in_mails(50), "has mails or parts nested more than 20 deep"),
     "parts in parts.eml": (parts(3_000), "has mails or parts nested more than 20 deep"),
@@ -188,6 +208,7 @@ CASES: dict[str, tuple[object, str]] = {
         "has more than 1,000 parts"),
     "climbs.eml": (attached("../../x.txt"), SEE.format("x.txt")),
     "climbs back.eml": (attached("..\\..\\x.txt"), SEE.format("x.txt")),
+    "absolute.eml": (attached("/etc/cron.d/x.txt"), SEE.format("x.txt")),
     "odd name.eml": (bytes(attached("x.txt")).replace(b'filename="x.txt"', b"filename*=utf-8''a%00%0A%1b[31mb.txt"),
                      SEE.format("a [31mb.txt")),
     "bomb inside.eml": (lambda: attached("b.docx", bomb(), "application/zip"),
@@ -195,20 +216,28 @@ CASES: dict[str, tuple[object, str]] = {
     "secret inside.eml": (attached("b.pdf", papers.pdf(["x"], password="pw"), "application/pdf"),
                           "has an attachment, b.pdf, that is encrypted: its text needs a password"),
     "loads.eml": (papers.mail(html=f'<img src="{ADDRESS}/i"><link href="{ADDRESS}/c"><p>Hello</p>'), "Hello"),
+    "outside body.eml": (
+        f'From: a\nContent-Type: message/external-body; access-type=URL; URL="{ADDRESS}"\n\nFrom: b\n\n',
+        "holds no text"),
     "sealed.eml": (b"From: a\nContent-Type: application/pkcs7-mime\n\nMIIB", "is an encrypted mail"),
     "charset.eml": (b"From: a\nContent-Type: text/plain; charset=x-none\n\nHello", "Hello"),
+    "headers.eml": (b"X: y\n" * 50_000 + b"\nHello", "Hello"),
     "no mail.eml": (b"\x00\x01\x02" * 99, "*"),
     "no box.mbox": (b"Hello\n", "is no mailbox: it does not begin with 'From '"),
+    "one line.mbox": (lambda: b"From a\n\n" + b"x" * 4_000_000, "*"),
     # Texts
     "open tags.html": (b"<a " * 100_000, "*"),
+    "quotes.html": (b'<p a="' * 70_000, "*"),
     "loads.html": (f'<meta http-equiv=refresh content="0;{ADDRESS}"><img src="{ADDRESS}"><p>Hello', "Hello"),
     "binary.txt": (bytes(range(256)) * 9, "holds no text"),
     "wrong.txt": (("Größe\n" * 9).encode() + b"\xff\xfe\xfd", "*"),
     "empty.txt": (b"", "is empty"),
+    "blank.pdf": (b" \n", "is empty"),
     "long.txt": (lambda: b"x" * 11_000_000, "has 11,000,000 characters, more than 10,000,000"),
     # Other kinds than their names say
     "word.pdf": (papers.word("x"), "is no PDF: by its first bytes it is a zip archive, as DOCX and XLSX are"),
     "pdf.docx": (papers.pdf(["x"]), "is no DOCX: by its first bytes it is a PDF"),
+    "pdf.txt": (papers.pdf(["x"]), "is no text: by its first bytes it is a PDF"),
     "picture.pdf": (b"\x89PNG\r\n\x1a\n" + bytes(60), "is no PDF: by its first bytes it is a picture"),
     "program.txt": (b"\x7fELF" + bytes(60), "is no text: by its first bytes it is a program"),
     "page.pdf": (b"<html><body>Hello</body></html>", "is no PDF: was it renamed?"),
