@@ -38,8 +38,11 @@ def brief(task: Task, *, local: bool = False, tools: Sequence[Any] | None = None
     return "\n".join([task.system, instruction, *described]).strip()
 
 
-def choice(task: Task, api: Api) -> Choice | None:
+def choice(task: Task, api: Api, examples: Sequence[tuple[str, str]] = ()) -> Choice | None:
     """The question of a task for a decisions API, with its labels; None for the chat API.
+
+    Args:
+        examples: Texts with their labels. Such an API has no place for them but the description of a label.
 
     Raises:
         UsageError: The task has no labels, or more than such an API takes.
@@ -52,7 +55,10 @@ def choice(task: Task, api: Api) -> Choice | None:
             f"{len(task.labels)}",
             hint="api: chat",
         )
-    return Choice(task.system or INSTRUCTION, {label: task.descriptions.get(label, "") for label in task.labels})
+    described = {label: [text] if (text := task.descriptions.get(label)) else [] for label in task.labels}
+    for text, label in examples:
+        described[label].append(f"For example: {text}")
+    return Choice(task.system or INSTRUCTION, {label: "\n".join(texts) for label, texts in described.items()})
 
 
 def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record]:

@@ -15,7 +15,6 @@ from slmctl.config import EvaluateConfig
 from slmctl.errors import GateError, SlmctlError, UsageError
 from slmctl.inference import IN_SUM, LINEAR, SUM
 from slmctl.metrics import gates
-from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named, predictions, project_gates, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
@@ -281,7 +280,7 @@ def request_of(
         against.require_answers(project)
     inputs = report_inputs(project, models, get, split)
     if against is not None:
-        for shots in (0, against.shots) if against.settings(project).api == CHAT else (0,):
+        for shots in (0, against.shots):
             measured = inputs["predictions"]
             assert isinstance(measured, list)
             inputs["predictions"] = [*measured, get(against.request(project, shots, split))]

@@ -22,7 +22,7 @@ from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import MOST_DEADLY, Request
 from slmctl.inference.supervised_child import EngineDiedError, EngineError
 from slmctl.models.model import Loading, Model
-from slmctl.network.decisions import CHAT
+from slmctl.network.decisions import CHAT, Choice
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.network.endpoint_replies import BYTES_A_TOKEN, EndpointError, Reply
 from slmctl.network.openai_client import EndpointRequest, constraint
@@ -139,7 +139,7 @@ class EndpointTeacher(JournalTeacher):
         self._options = {"logprobs": True, **constraint(task.labels, task.rules.constraint())}
         settings: list[object] = [untuned_prompt.brief(task), config.examples, config.votes, config.max_tokens]
         if self._choice is not None:
-            settings = [teacher.api, *dataclasses.astuple(self._choice)]
+            settings = [teacher.api, *dataclasses.astuple(self._choice), config.examples]
         self.prompt_hash = sha256_bytes(canonical(settings))[7:19]
 
     def may_see(self, row: LabelRow) -> bool:
@@ -165,7 +165,7 @@ class EndpointTeacher(JournalTeacher):
                 return
             request = EndpointRequest(
                 shown(row), self._config.max_tokens, WARM if vote else 0.0,
-                options=self._options | ({"seed": vote} if vote else {}), choice=self._choice,
+                options=self._options | ({"seed": vote} if vote else {}), choice=self._question(row),
             )  # fmt: skip
             key = self._key(request, vote)
             self._keys[row.id, vote] = key
@@ -174,6 +174,13 @@ class EndpointTeacher(JournalTeacher):
                 continue
             out.add(key)
             yield key, request, cost_of(self._teacher.prices, request.most_prompt_tokens, request.max_tokens)
+
+    def _question(self, row: LabelRow) -> Choice | None:
+        """The question for a decisions API, with the row's examples; None for a chat, whose messages have them."""
+        if self._choice is None:
+            return None
+        shown = [(self._cleared[example.id].messages[0]["content"], example.gold) for example in self._examples.of(row)]
+        return untuned_prompt.choice(self._task, self._teacher.api, shown)
 
     def _messages(self, row: LabelRow) -> tuple[dict[str, str], ...]:
         if self._choice is not None:
@@ -187,7 +194,7 @@ class EndpointTeacher(JournalTeacher):
 
     def _key(self, request: EndpointRequest, vote: int) -> str:
         content = [list(request.messages), request.max_tokens, request.temperature, vote]
-        content += [dataclasses.astuple(self._choice)] if self._choice is not None else []
+        content += [dataclasses.astuple(request.choice)] if request.choice is not None else []
         return sha256_bytes(canonical(content))[7:39]
 
     def _answer(self, reply: Reply) -> TeacherAnswer:

@@ -47,7 +47,7 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     examples = untuned_prompt.shots(task, read_records(prepared.file("train.jsonl")), settings["shots"])
     asking, api, logprobs = config.endpoint, settings.get("api", CHAT), "logprobs" in settings
-    question = untuned_prompt.choice(task, api)
+    question = untuned_prompt.choice(task, api, [(example.input, example.answer) for example in examples])
     pool = EndpointPool(
         [settings["url"]], settings["model"], asking.key_env, asking.concurrency, asking.timeout_s, api=api
     )

@@ -379,7 +379,10 @@ def test_no_personal_data_leaves_in_22_disguises(tmp_path: Path, more: dict[str,
 
 @pytest.mark.parametrize("api", sampled(["decisions", "systemone"], ["decisions"]))
 def test_a_teacher_that_decides_is_bounded_by_its_probabilities(tmp_path: Path, api: str) -> None:
-    """One answer a row, the text alone in it; the probability, not the `confidence` of the reply, is the signal."""
+    """One answer a row; the probability, not the `confidence` of the reply, is the signal.
+
+    The text alone is asked about; the nearest gold rows stand in the descriptions of their labels.
+    """
     with endpoint.serving(teacher.decisions) as fake:
         folder = teacher.project(tmp_path, fake.url, rows=60, teacher=f"{teacher.PRICES}, api: {api}")
         teacher.slmctl(folder, "label")
@@ -395,6 +398,7 @@ def test_a_teacher_that_decides_is_bounded_by_its_probabilities(tmp_path: Path, 
     gold = {text for text, _ in tiny.rows(320, seed=3)[:260]}
     assert set(fake.questions) <= {*gold, *(folder / "new.csv").read_text().splitlines()}
     assert len(fake.bodies) == len(set(fake.questions))
+    assert {json.dumps(body["questions"]).count("For example: ") for body in fake.bodies} == {8}  # label.examples
     metrics = artifact.load(teacher.labelled(folder)).metrics
     assert metrics["error_bound"] <= 0.05
     files = files_of(teacher.labelled(folder))

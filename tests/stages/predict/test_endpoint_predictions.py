@@ -186,9 +186,8 @@ def test_against_slmctls_own_server(stages: Forks, desk: Path, desk_url: str, ap
         )
     )  # fmt: skip
     report = artifact.load(Path(path)).metrics
-    shown = ["zero-shot", "3-shot"] if api == "chat" else ["zero-shot"]
     participants = [name for name in report["participants"] if name.startswith(model["id"])]
-    assert participants == [f"{model['id']} ({each})" for each in shown]
+    assert participants == [f"{model['id']} ({each})" for each in ("zero-shot", "3-shot")]
     # the server asks with the task's own system prompt, so without examples it answers as its file does
     assert report["models"][f"{model['id']} (zero-shot)"]["right"] == report["models"]["Q8_0"]["right"]
 
@@ -223,7 +222,11 @@ def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, a
     large = report.metrics["models"]["large (zero-shot)"]
     if api == "chat":  # which `evaluate` asks for no probabilities
         return
-    texts = fake.questions[asked:]
+    texts, bodies = fake.questions[asked:], fake.bodies[asked:]
+    shown = [json.dumps(body["questions"]).count("For example: ") for body in bodies]
+    assert sorted(set(shown)) == [0, len(tiny.WORDS)]  # an example a label, in its description
+    texts = [text for text, examples in zip(texts, shown, strict=True) if not examples]
+    assert len(texts) * 2 == len(bodies)
     right = [teacher.decided(text)[0] == teacher.label_of(text) for text in texts]
     assert (large["n"], large["right"]) == (len(texts), sum(right))
     brier = sum((0.01 if each else 0.6) ** 2 for each in right) / len(right)
