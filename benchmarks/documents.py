@@ -4,8 +4,9 @@
 
 PROJECT has `task.document` and has run until `evaluate`, as `slmctl init contract-terms` makes one; its test documents
 were scored once, by the newest report. Beside it answer: the same file by the first window alone, and by the whole text
-in a context of CONTEXT tokens where it fits, and the untuned base with examples over the same windows. Where folders
-are labels, what ships answers by the first window, too. All answers are kept beside the results (`documents.jsonl`).
+in a context of CONTEXT tokens where it fits, and the untuned base as Q8_0, with SHOTS examples, over the same windows.
+Where folders are labels, what ships answers by the first window, too. All answers are kept beside the results
+(`documents.jsonl`).
 
 Seconds and memory are those of `slmctl predict --input` with its start, so no other work may run meanwhile. A place is
 right if the text there reads as the right value, by a reading of its own, and stands on the page that is named.
@@ -36,14 +37,18 @@ from slmctl.inference import IN_SUM
 from slmctl.inference.engine import Answer
 from slmctl.metrics.statistics import wilson
 from slmctl.models.model import Loading, Model, OpenModel
-from slmctl.models.prompts import asked
+from slmctl.models.prompts import asked, few_shot
+from slmctl.pipeline import runner
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.predictions import sum_of
 from slmctl.stages.evaluate import scoring
+from slmctl.stages.quantize.stage import Quantize
+from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
-from slmctl.task.documents import PAGE, scalars, windows
+from slmctl.task.documents import PAGE, scalars, training, windows
 from slmctl.task.records import Record, read_records
 
+SHOTS = 3  # windows of training documents, with what stands in them
 CONTEXT = 8192  # tokens, the most that the smallest base reads
 WINDOW, WHOLE = "the first window alone", "the whole text, where it fits"
 ABOVE = ">= 0.15"  # points of whole documents, above the first window alone and above the base
@@ -62,18 +67,17 @@ def main() -> None:
     prepared = newest(root, "prepared")
     task, records = Task.read(prepared), read_records(prepared / "test.jsonl")
     report = json.loads((newest(root, "report") / "report.json").read_bytes())
-    ours, (base,) = report["focus"], [name for name in report["models"] if name.startswith("base")] or [""]
+    ours = report["focus"]
     lines = lines_of(root, ours)
     assert [line["id"] for line in lines] == [record.id for record in records]
-    answers = {ours: [line["answer"] for line in lines]}
-    if base:
-        answers[f"{base}, the same windows"] = [line["answer"] for line in lines_of(root, base)]
+    answers: dict[str, Sequence[str | None]] = {ours: [line["answer"] for line in lines]}
     model = models.of(
         project.artifact("gguf"), type=ours.removesuffix(IN_SUM), sum=sum_of(project) if ours.endswith(IN_SUM) else None
     )
     assert task.document is not None
     firsts = [windows(record.input, task.document)[0].text for record in records]
     most = project.config.predict.max_tokens
+    answers[f"base ({SHOTS}-shot), the same windows"] = untuned(project, task, records, most)
     answers[WINDOW] = answered(model, task, records, firsts, most)
     answers[WHOLE] = answered(model, task, records, [record.input.replace(PAGE, "\n") for record in records], most)
     rows, intervals = scored(task, records, answers)
@@ -113,6 +117,19 @@ def answered(model: Model, task: Task, records: Sequence[Record], texts: Sequenc
     found: list[str | None] = [None] * len(texts)
     with model.load(Loading.of(task, sequences=4, context=CONTEXT)) as loaded:
         for index, answer in OpenModel(loaded, task, most).answer(prompts):
+            found[index] = answer.text if isinstance(answer, Answer) else None
+    return found
+
+
+def untuned(project: Project, task: Task, records: Sequence[Record], most: int) -> list[str | None]:
+    """The answers of the base that was not tuned, in the engine and to the windows that the tuned file reads."""
+    section = config.QuantizeConfig(types=["Q8_0"], importance_matrix="off")
+    made = runner.run(project, Quantize(project).request({"base": project.artifact("base")}, section, alone=True))
+    train = training(read_records(project.artifact("prepared").file("train.jsonl")), task)
+    prompts = few_shot(task, untuned_prompt.shots(task, train, SHOTS), records)
+    found: list[str | None] = [None] * len(prompts)
+    with models.of(made.artifact, type="Q8_0").open(task, max_tokens=most) as opened:
+        for index, answer in opened.answer(prompts):
             found[index] = answer.text if isinstance(answer, Answer) else None
     return found
 
