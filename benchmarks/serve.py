@@ -144,7 +144,7 @@ def one_client(
     begun, times = time.perf_counter(), list[float]()
     with contextlib.ExitStack() as stack:
         if side == "engine":
-            engine = stack.enter_context(Engine(file, sequences=SEQUENCES, context=CONTEXT, classifier=True))
+            engine = stack.enter_context(Engine(file, sequences=SEQUENCES, context=CONTEXT, mostly_reads=True))
             prompts = [task.prompt(task.messages(text)) for text in texts]
             shared, _, _ = task.prompt(task.messages("QUESTION")).partition("QUESTION")
             requests = [engine_request(task, text, prefix=shared, max_tokens=ANSWER) for text in prompts]

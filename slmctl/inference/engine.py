@@ -246,8 +246,8 @@ class Engine(Supervised, Answering):
         adapters: LoRA adapters over the model, by the name that requests call them.
         hang_s: Seconds without a sign of life after which the process is killed.
         grammars: Requests have a schema; the tables of the vocabulary that grammars need are built with the file.
-        classifier: Requests are for labels, so little else is done than reading prompts: the fused attention is used,
-            and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
+        mostly_reads: Requests are for labels or about documents, so reading takes the time: the fused attention is
+            used, and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
 
     Raises:
         MissingError: llama-cpp-python is not installed.
@@ -267,7 +267,7 @@ class Engine(Supervised, Answering):
         adapters: Mapping[str, Path] | None = None,
         hang_s: float = HANG_S,
         grammars: bool = False,
-        classifier: bool = False,
+        mostly_reads: bool = False,
     ) -> None:
         for package in ("llama_cpp", "llguidance"):
             if importlib.util.find_spec(package) is None:
@@ -279,7 +279,7 @@ class Engine(Supervised, Answering):
         self._cells = sequences * context  # tokens that the memory holds, however it is shared out
         self._settings: dict[str, Any] = {
             "sequences": sequences, "context": context, "threads": threads or usable_cores(), "grammars": grammars,
-            "classifier": classifier, "timings": timings_folder(),
+            "mostly_reads": mostly_reads, "timings": timings_folder(),
             "adapters": {name: str(path) for name, path in (adapters or {}).items()},
         }  # fmt: skip
         super().__init__(gguf, hang_s=hang_s)

@@ -39,14 +39,14 @@ class LlamaModel:
 
     def __init__(
         self, path: str, *, sequences: int, context: int, threads: int, adapters: dict[str, str],
-        classifier: bool = False, timings: str = "",
+        mostly_reads: bool = False, timings: str = "",
     ) -> None:  # fmt: skip
         self.model = model_loading.load(path)
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         if lc.llama_model_has_encoder(self.model) or lc.llama_model_is_diffusion(self.model):
             raise SystemExit("error: the model does not generate its text token by token from a prompt")
-        larger = expansion.faster(self.model, path, threads=threads, cache=timings) if classifier else None
+        larger = expansion.faster(self.model, path, threads=threads, cache=timings) if mostly_reads else None
         self.expanded = larger is not None
         if larger is not None:
             lc.llama_model_free(self.model)
@@ -67,7 +67,7 @@ class LlamaModel:
         settings.kv_unified = True
         # The fused attention sums in float16, and is 20 % faster. Without it a file that is not quantized gives the
         # same logits to 1e-6 whatever is decoded beside a sequence, so the same texts; a quantized one does not anyway.
-        if self.metadata("general.file_type") in NOT_QUANTIZED and not classifier:
+        if self.metadata("general.file_type") in NOT_QUANTIZED and not mostly_reads:
             settings.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = lc.llama_init_from_model(self.model, settings)
         if not self.context:

@@ -63,16 +63,18 @@ def require_engine(path: Path, *, sequences: int, context: int, encoders: Iterab
     require(needed, f"{path.name} with room for {sequences} requests", hint="a smaller file, or a machine with more")
 
 
-def engine_bytes(path: Path, *, sequences: int, context: int, classifier: bool = False, grammars: bool = False) -> int:
+def engine_bytes(
+    path: Path, *, sequences: int, context: int, mostly_reads: bool = False, grammars: bool = False
+) -> int:
     """Upper bound of the bytes of llama.cpp's process for a GGUF file, with the keys and values of all sequences.
 
     Args:
-        classifier: Quantized weights may be held in 16 bits, if this processor multiplies those faster.
+        mostly_reads: Quantized weights may be held in 16 bits, if this processor multiplies those faster.
         grammars: Answers follow a schema, which takes processes that hold the vocabulary.
     """
     head = gguf_header.read(path)
     weights = path.stat().st_size
-    if classifier and BF16 & cpu_flags() and weights >= LEAST_EXPANDED:
+    if mostly_reads and BF16 & cpu_flags() and weights >= LEAST_EXPANDED:
         weights = max(weights, 2 * sum(tensor.weights for tensor in head.tensors))
     vocabulary = head.metadata.get("tokenizer.ggml.tokens")
     tokens = len(vocabulary) if isinstance(vocabulary, list) else 0

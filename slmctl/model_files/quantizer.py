@@ -92,7 +92,7 @@ def probe(
     rows: Sequence[LogitRequest] = (),
     logits: Path,
     lora: Path | None = None,
-    classifier: bool = False,
+    mostly_reads: bool = False,
 ) -> ProbeResult:
     """Tokenize texts with a GGUF file, and compute logits with it.
 
@@ -100,14 +100,14 @@ def probe(
         end: The text that ends a turn.
         logits: The file to write: float32 (positions of all rows, vocabulary), in the format of numpy.
         lora: An adapter to put on the model.
-        classifier: Hold the weights as BF16 if the engine of a task with labels would.
+        mostly_reads: Hold the weights as BF16 if the engine of such a task would.
 
     Raises:
         StageError: The file cannot be loaded or computed.
     """
     order = {
         "model": str(model), "lora": str(lora) if lora else None, "threads": usable_cores(), "texts": list(texts),
-        "timings": timings_folder() if classifier else None, "end": end, "rows": [row.__dict__ for row in rows],
+        "timings": timings_folder() if mostly_reads else None, "end": end, "rows": [row.__dict__ for row in rows],
         "logits": str(logits),
     }  # fmt: skip
     fields: dict[str, Any] = {}

@@ -57,7 +57,7 @@ class GgufModel(Model):
 
     def bytes(self, loading: Loading) -> int:
         return memory.engine_bytes(
-            self.path, sequences=loading.sequences, context=loading.context, classifier=loading.classifier,
+            self.path, sequences=loading.sequences, context=loading.context, mostly_reads=loading.mostly_reads,
             grammars=loading.grammars,
         )  # fmt: skip
 

@@ -28,14 +28,14 @@ class Loading:
         context: Longest prompt with its answer, in tokens.
         adapters: LoRA adapters over the model, by the name that requests call them.
         grammars: Requests are held to a schema.
-        classifier: Requests are for labels.
+        mostly_reads: Reading takes more time than writing; see `Task.mostly_reads`.
     """
 
     sequences: int = SEQUENCES
     context: int = CONTEXT
     adapters: Mapping[str, Path] = field(default_factory=dict)
     grammars: bool = False
-    classifier: bool = False
+    mostly_reads: bool = False
 
     @classmethod
     def of(cls, task: Task | None, *, sequences: int = SEQUENCES, context: int = CONTEXT) -> Loading:
@@ -44,7 +44,7 @@ class Loading:
         Args:
             task: None for a file that carries none.
         """
-        return cls(sequences, context, {}, bool(task and task.rules.constraint()), bool(task and task.labels))
+        return cls(sequences, context, {}, bool(task and task.rules.constraint()), bool(task and task.mostly_reads))
 
 
 @dataclass(frozen=True)

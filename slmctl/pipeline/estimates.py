@@ -106,8 +106,8 @@ class ModelSizes:
         self.trained = settings.finetune.lora.rank * shape.channels
         each = [_file_bytes(kind, shape.parameters) for kind in settings.quantize.types]
         self.files, largest = sum(each), max(each, default=0)
-        if _chooses(settings) and memory.BF16 & hardware.cpu_flags():
-            largest = max(largest, self.weights)  # which the engine of a classifier holds in 16 bits
+        if (_chooses(settings) or settings.task.document) and memory.BF16 & hardware.cpu_flags():
+            largest = max(largest, self.weights)  # which such an engine holds in 16 bits
         cells = 2 * CELLS * shape.kept_cache * WRITTEN
         self.answering = int(PLAIN_BYTES + memory.ENGINE_BYTES + largest + cells)  # of llama.cpp's process and this one
         self.products = 2 * (shape.parameters - shape.embedding)  # operations for a token that is read

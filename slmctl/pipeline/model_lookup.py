@@ -124,7 +124,7 @@ def spoken_to(where: Workspace, spec: str | None, type: str | None) -> SpokenTo:
     if (own := model.task) is not None:
         newest = newest_policy(where.directory, model)
         policy = fitted_policy(newest, model.digest, own) if newest is not None else None
-        loading = Loading(sequences=1, classifier=bool(own.labels))
+        loading = Loading(sequences=1, mostly_reads=own.mostly_reads)
         return SpokenTo(model, own, policy, functools.partial(model.load, loading))
     with model.load(Loading(sequences=1, context=128)) as engine:
         task = model.task_in(engine)[0]

@@ -157,6 +157,11 @@ class Task:
         return self.rules.structured and not self.rules.calls
 
     @property
+    def mostly_reads(self) -> bool:
+        """True where reading takes a model longer than writing: labels, or documents in windows."""
+        return bool(self.labels) or self.document is not None
+
+    @property
     def is_object(self) -> bool:
         """True for a task whose answers are JSON with values of a text, and not labels."""
         return self.is_json and not self.rules.has_labels

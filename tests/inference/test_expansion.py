@@ -60,7 +60,7 @@ def test_the_expanded_weights_are_as_close_to_the_lossless_file(
     lossless = str(made.file(made.metrics["files"]["F16"]["file"]))
     sizes: dict[str, Any] = {"sequences": 2, "context": 64, "threads": 1, "adapters": {}}
     whole, quantized = LlamaModel(lossless, **sizes), LlamaModel(path, **sizes)
-    expanded = LlamaModel(path, **sizes, classifier=True, timings=str(tmp_path))
+    expanded = LlamaModel(path, **sizes, mostly_reads=True, timings=str(tmp_path))
     assert [model.expanded for model in (whole, quantized, expanded)] == [False, False, True]
     assert expanded.chat_template() == whole.chat_template()
     text = "hello please, the card was charged twice for one invoice and my parcel is not here, where is it now?"

@@ -169,7 +169,7 @@ def release(
     models = {name: ServedModel(name, task)}
 
     def load() -> RunningModel:
-        engine = Engine(path, sequences=2, context=context, threads=1, classifier=bool(task.labels))
+        engine = Engine(path, sequences=2, context=context, threads=1, mostly_reads=task.mostly_reads)
         if policy is None or escalation is None:
             return RunningModel(LocalEngine(engine, name), models, close=engine.close)
         router = Router(policy, task, name, escalation)

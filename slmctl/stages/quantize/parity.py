@@ -229,7 +229,7 @@ def check(path: Path, reference: MergedModelReference, *, scratch: Path, lora: P
     logits = scratch / "logits.npy"
     probe = quantizer.probe(
         path, texts=reference.texts, end=reference.task.end, rows=reference.rows, logits=logits,
-        lora=lora, classifier=bool(reference.task.labels) and lora is None,
+        lora=lora, mostly_reads=reference.task.mostly_reads and lora is None,
     )  # fmt: skip
     for text, theirs, own in zip(reference.texts, reference.tokens, probe.tokens, strict=True):
         if own != theirs and MARKS in text:
