@@ -249,6 +249,15 @@ def test_the_template_states_what_replies_promise() -> None:
         assert ungrounded(row["reply"], [row["message"]], constants=project["task"]["system"]) == [], row["id"]
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("templates/*/slmctl.yaml")), ids=lambda path: path.parent.name)
+def test_the_task_of_a_template_may_be_released(path: Path) -> None:
+    pytest.importorskip("gguf")
+    from slmctl.stages.publish import leak_scan
+
+    project = yaml.safe_load(path.read_text(encoding="utf-8"))
+    leak_scan.require_clean_task(project["task"], allow=project["publish"].get("allowed_texts", ()))
+
+
 def test_personal_data_is_invented() -> None:
     text = "".join((DATA / name).read_text(encoding="utf-8") for name in FILES)
     hosts = {host.lower().rstrip(".") for host in re.findall(r"[\w.+-]+@([\w.-]+)", text)}

@@ -47,6 +47,20 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_task_that_may_not_be_released_is_refused_before_it_costs(fresh: Path) -> None:
+    """A number in the system prompt stands in every release; it was found after the training."""
+    config = REMOTE.replace("Name the category.", "Name the category; else phone 555-0100.")
+    (fresh / "slmctl.yaml").write_text(config)
+    done = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--yes"])
+    assert isinstance(done.exception, GateError)
+    assert "slmctl.yaml (task.system): phone/after-word" in done.exception.message
+    assert "publish.allowed_texts" in (done.exception.hint or "")
+    assert not list(fresh.glob("runs/*/[!.]*/manifest.json"))
+    assert not CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan", "--until", "evaluate"]).exception
+    (fresh / "slmctl.yaml").write_text(config + 'publish: {allowed_texts: ["555-0100"]}\n')
+    assert not CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan"]).exception
+
+
 def test_rows_that_share_their_words_are_told_before_a_base_is_fetched(fresh: Path) -> None:
     rows = [
         (f"this is the same long beginning that each and every one of all these tickets has, then {text}", label)

@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from slmctl import sensitive
 from slmctl.artifacts.artifact import Artifact
@@ -23,6 +21,7 @@ from slmctl.errors import GateError
 from slmctl.model_files import gguf_header
 
 SHOWN = 5  # findings named in the refusal
+SAID = ("system", "labels", "descriptions", "must", "must_not")  # keys of the task whose texts a release holds
 CARRIED = ("LICENSE", "NOTICE", "USE_POLICY")  # files of the base that its license requires in every release
 _BINARY = (".model",)  # a sentencepiece vocabulary
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{6,}")
@@ -63,7 +62,26 @@ def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, 
         GateError: A file holds a secret, personal data or a path of this machine.
     """
     vocabulary = _vocabulary(base)
-    leaks = [leak for name in sorted(names) for leak in _leaks(folder / name, name, vocabulary, allow)]
+    _require_none([leak for name in sorted(names) for leak in _leaks(folder / name, name, vocabulary, allow)])
+
+
+def require_clean_task(section: Mapping[str, Any], *, allow: Sequence[str]) -> None:
+    """Search what the config says of the task, which every release holds, before anything is trained.
+
+    Args:
+        section: The section `task`.
+        allow: As in `require_clean`.
+
+    Raises:
+        GateError: A text holds a secret, personal data or a path of this machine.
+    """
+    texts = [each for key in SAID for each in _strings(section.get(key), f"task.{key}")]
+    _require_none(
+        [Leak("slmctl.yaml", place, rule) for place, text in texts for rule in _rules(text, sensitive.KINDS, allow)]
+    )
+
+
+def _require_none(leaks: Sequence[Leak]) -> None:
     if leaks:
         listed = "; ".join(dict.fromkeys(map(str, leaks[:SHOWN])))
         more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
@@ -122,6 +140,8 @@ def _texts(path: Path, vocabulary: frozenset[str]) -> Iterator[tuple[str, str]]:
 
 def _arrays(path: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of the names and text arrays of an `.npz` file; arrays of numbers are exempt."""
+    import numpy as np  # here: `run` searches the task at each start
+
     with np.load(path, allow_pickle=False) as kept:
         for name in kept.files:
             yield name, name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ class Publish(Stage[PublishConfig]):
         if section.signing_key is not None:
             config.require_path(section.signing_key)
         return section
+
+    def checks(self) -> Mapping[str, Callable[[], str]]:
+        """The texts of the task, which the release will hold."""
+        return {"texts": self._texts}
+
+    def _texts(self) -> str:
+        from slmctl.stages.publish import leak_scan  # its patterns are for those who publish
+
+        section = self.project.config.task.model_dump(mode="json")
+        leak_scan.require_clean_task(section, allow=self.settings.allowed_texts)
+        return ""
 
     def require_offline(self) -> None:
         targets.require_reachable(self.settings.to, _target_settings(self.project))
