@@ -32,7 +32,7 @@ class TextAnswer:
 
     Attributes:
         answer: A label, JSON, or free text, as the task has it; None where there is an error.
-        confidence: The model's probability of its answer.
+        confidence: The model's probability of its whole answer, of an object that of all its values together.
         p_correct: How likely the answer is right, by the policy; None without one.
         keep: False for an answer that the policy would escalate; None without a policy.
         labels: The probabilities of the labels that were looked at, likeliest first.

@@ -16,7 +16,7 @@ from slmctl.task.contract import Task
 from slmctl.task.draft_checks import in_words
 from slmctl.task.records import Message
 
-CHUNK = 512  # rows answered together; at most as many answers are lost to a kill
+CHUNK = 512  # rows answered together; without windows, at most as many answers are lost to a kill
 CUT = "the answer to a part of it was cut at the longest answer: --set predict.max_tokens=N allows a longer one"
 NOT_SENSITIVE = ("", "0", "no", "n", "false", "f", "off")  # any other mark withholds the row
 
@@ -40,6 +40,7 @@ class AddedColumns(TypedDict, total=False):
     """The columns that a row gets, some of them by the task.
 
     Attributes:
+        confidence: The model's probability of the whole answer, of an object that of all its values together.
         valid: For `extract` and `call`.
         places: Where long texts are asked in windows.
         faults: For `generate`; '' without any.
@@ -63,6 +64,8 @@ def answered(
 ) -> Iterator[list[tuple[Outcome, Messages]]]:
     """The outcomes of rows with their conversations, in their order, chunk by chunk.
 
+    Of a task with windows, whose documents take long, each comes alone, as soon as all before it have ended.
+
     Raises:
         StageError: Every row of a chunk ends the engine.
     """
@@ -72,11 +75,20 @@ def answered(
         texts = (as_text(block[k].columns[reading.column]) for k in sent)
         prompts = [*of_texts(task, texts, list_labels=reading.list_labels)]
         messages = {k: prompt.messages for k, prompt in zip(sent, prompts, strict=True)}
+        done = 0
         for index, answer in answerer.answer(prompts):
             outcomes[sent[index]] = answer
+            while task.document is not None and _has_ended(outcomes.get(done)):
+                yield [(outcomes[done], messages.get(done, ()))]
+                done += 1
         if sent and all(isinstance(outcomes[k], supervised_child.EngineDiedError) for k in sent):
             raise StageError(f"every row ends the engine: {error_of(outcomes[sent[0]])}", hint="is the memory full?")
-        yield [(outcomes[k], messages.get(k, ())) for k in range(len(block))]
+        yield [(outcomes[k], messages.get(k, ())) for k in range(done, len(block))]
+
+
+def _has_ended(outcome: Outcome | None) -> bool:
+    """False for a row that is still asked, and for one that may be of a chunk that ends the engine whole."""
+    return outcome is not None and not isinstance(outcome, supervised_child.EngineDiedError)
 
 
 def answerer_of_rows(answerer: PromptAnswerer, task: Task, reading: RowInput) -> AnswerRows:
