@@ -323,8 +323,8 @@ def lines(trace: Trace) -> Iterator[str]:
         )
     elif trace.by_id and not listed:
         yield (
-            "no row here has this id: an id is a value of the column that a source names as its `id`; of documents "
-            "without such a column it is the file's name"
+            "no row here has this id: an id is a record's own (16 hexadecimal digits, as in test.jsonl) or a value of "
+            "the column that a source names as its `id`; of documents without such a column it is the file's name"
         )
     else:
         yield "no data set here holds it or nearly the same" + (", and these rejected it:" if listed else "")
