@@ -164,7 +164,8 @@ class BoundedConnection(HttpToolsProtocol):
             if self._head >= MAX_HEAD:
                 self._refuse(431, f"the head of the request is larger than {MAX_HEAD} bytes")
         elif self._within and not was_heading:
-            self._framing += len(part) - (self._body - body)
+            # where this part begins a request, `body` is that of the request before
+            self._framing += len(part) - max(self._body - body, 0)
             if self._framing > MAX_FRAMING + FRAMING_A_BYTE * self._body:
                 self._refuse(431, f"chunk headers and trailers of the body have more than {MAX_FRAMING} bytes")
 

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
 from pathlib import Path
 from random import Random
 
@@ -133,6 +134,27 @@ def test_an_error_does_not_repeat_all_that_was_sent(server: Gateway) -> None:
 def whole(body: str = "hello") -> bytes:
     raw = json.dumps({"messages": [{"role": "user", "content": body}]}).encode()
     return POST + f"Content-Length: {len(raw)}\r\n\r\n".encode() + raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "late"),
+    [
+        (whole("a" * 120_000), 200, 0),
+        (POST + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000, 400, 0),
+        (POST + b"Content-Length: 1500000\r\n\r\n" + b"x" * 1_500_000, 413, 100),
+        (POST.replace(b"json", b"text") + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000, 415, 100),
+    ],
+    ids=["answered", "no JSON", "too large", "another type"],
+)
+def test_a_request_behind_a_large_body_is_answered(server: Gateway, raw: bytes, status: int, late: int) -> None:
+    # bytes of the body before were counted as framing of the next one, which got 431
+    end = len(raw) - late  # of what comes before a body is refused by its first bytes
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+        for part, expected in ((raw[:end], status), (raw[end:] + whole("hello " * 2000), 200)):
+            sock.sendall(part)
+            reply = HTTPResponse(sock)
+            reply.begin()
+            assert (reply.status, bool(reply.read())) == (expected, True)
 
 
 @pytest.mark.parametrize(
