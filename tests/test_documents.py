@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,33 @@ def test_a_text_without_windows_is_refused_where_it_does_not_fit(
     (folder / "slmctl.yaml").write_text(text)
     done = stages.run(folder, "run", "--yes", "--until", "prepare")
     assert "'document' belongs to classify, tag and extract, and the kind is generate" in done.stderr
+
+
+def test_a_window_beside_a_long_system_prompt_fits_into_the_base(
+    tiny_base: Path, stages: Forks, tmp_path: Path
+) -> None:
+    # it was trained beyond the positions that the base has learned
+    from benchmarks import architectures  # with it comes torch
+
+    folder = project(tmp_path, tiny_base, "extract", windows="document: {window: 128, overlap: 16}")
+    architectures.build("granite", folder / "base", tiny_base)
+    path, config = folder / "base" / "config.json", folder / "slmctl.yaml"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 256}))
+    long = "Name the category. " * 30
+    config.write_text(config.read_text().replace("system: Name the category.", f"system: {long.strip()}"))
+
+    def tuned(*settings: str) -> subprocess.CompletedProcess[str]:
+        return stages.run(folder, "run", "--yes", "--until", "finetune", "--set=finetune.max_steps=1", *settings)
+
+    smaller = "a smaller task.document.window, or a shorter task.system"
+    done = tuned()
+    assert done.returncode == 3 and re.search(r"a record has 2\d\d tokens, and the base reads 256", done.stderr)
+    assert f"hint: {smaller}; or a base that reads more" in done.stderr
+    done = tuned("--set=finetune.max_length=230")
+    assert "tokens, max_length is 230" in done.stderr and f"max_length=N, or {smaller}" in done.stderr
+    done = tuned("--set=finetune.max_length=200")  # before a base is fetched
+    assert "the rows have some" in done.stderr and f"hint: {smaller}; --set finetune.max_length=N" in done.stderr
+    tiny.ok(tuned("--set=task.document.window=64"))
 
 
 @pytest.mark.slow

@@ -201,6 +201,13 @@ def empty_model(folder: Path) -> PreTrainedModel:
         return _without_weights(config)
 
 
+def context_of(folder: Path) -> float:
+    """The tokens that a model reads at most, infinite where its config names no limit."""
+    with _Refusals(folder, "config"):
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
 def has_experts(model: PreTrainedModel) -> bool:
     """True for a mixture of experts."""
     return any(getattr(module, "experts", None) is not None for module in model.modules())

@@ -22,6 +22,7 @@ from slmctl.task.records import Record
 PAGE = "\f"
 MAX_DEPTH = 40  # of a schema
 PLAIN_SCHEMA = "write the schema without references"
+SMALLER = "a smaller task.document.window, or a shorter task.system"
 # Places where a text may be cut, the best one first.
 _BREAKS = tuple(map(re.compile, (r"\n[^\S\n]*\n\s*|\f\s*", r"\n\s*", r"[.!?;:]\s+|[。！？；]\s*", r"\s+")))
 _SPACE = re.compile(r"\s*")

@@ -14,7 +14,7 @@ from slmctl.errors import DataError
 from slmctl.model_files import hf_folder
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 from slmctl.task.contract import Task
-from slmctl.task.documents import training
+from slmctl.task.documents import SMALLER, training
 from slmctl.task.records import Message, Record, read_records, without_weight
 
 TOGETHER = 256  # records whose prompts are rendered in one request
@@ -74,9 +74,10 @@ def encode(
         if len(row["input_ids"]) > config.max_length:
             where = f"record {_place(record)}"
             if config.too_long == "error":
+                other = "finetune.too_long=drop or truncate" if task.document is None else SMALLER
                 raise DataError(
                     f"{where} has {len(row['input_ids'])} tokens, max_length is {config.max_length}",
-                    hint="--set finetune.max_length=N, or finetune.too_long=drop or truncate",
+                    hint=f"--set finetune.max_length=N, or {other}",
                 )
             if config.too_long == "drop":
                 cut["dropped"] += 1

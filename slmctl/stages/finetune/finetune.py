@@ -46,7 +46,7 @@ from slmctl.stages.finetune.label_loss import LabelTokens
 from slmctl.stages.finetune.packing import EncodedRecord
 from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, Progress, without_loss
 from slmctl.task.contract import Task
-from slmctl.task.documents import training
+from slmctl.task.documents import SMALLER, training
 from slmctl.task.records import Record, read_records, write_jsonl
 
 LOG_EVERY_STEPS = 10
@@ -164,12 +164,24 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact, tok
     train, train_overlong = encode(records, task, tokenizer, config)
     held_out = training(_require_records(prepared, "validation"), task)
     validation, validation_overlong = encode(held_out, task, tokenizer, config)
+    _require_read(base, [*train, *validation], task)
     if gpu is None:
         plan = device_plan.for_cpu(config, base.path, train)
     else:
         plan = device_plan.for_gpu(config, gpu, base.path, train)
     overlong = {"train": train_overlong, "validation": validation_overlong}
     return TrainingInputs(library, train, validation, overlong, plan, _label_tokens(task, tokenizer, train))
+
+
+def _require_read(base: Artifact, rows: Sequence[EncodedRecord], task: Task) -> None:
+    """Refuse a record that is longer than the base reads, since no answer to such a one is given either."""
+    longest, context = max(len(row["input_ids"]) for row in rows), hf_folder.context_of(base.path)
+    if longest > context:
+        shorter = SMALLER if task.document is not None else f"--set finetune.max_length={context}"
+        raise DataError(
+            f"a record has {longest:,} tokens, and the base reads {context:,}",
+            hint=f"{shorter}; or a base that reads more (slmctl bases)",
+        )
 
 
 def _label_tokens(task: Task, tokenizer: Any, train: Sequence[EncodedRecord]) -> LabelTokens | None:

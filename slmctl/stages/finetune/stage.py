@@ -21,6 +21,7 @@ from slmctl.network import guard
 from slmctl.pipeline import plan, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.pipeline.graph import BASE, PREPARED, Doubt, Stage, StageRequest
+from slmctl.task.documents import SMALLER
 
 SURELY = 1.25  # times the estimated tokens, which may be off by a quarter
 NAMED = 3  # bases in a hint
@@ -69,7 +70,7 @@ class Finetune(Stage[FinetuneConfig]):
 
     def refusals(self, rows: RowEstimate) -> Iterator[SlmctlError]:
         """Texts that the base cannot read, or that finetune refuses by `too_long: error`."""
-        rows, _ = self._in_windows(rows)
+        rows, windows = self._in_windows(rows)
         section, entry = self.settings, catalogue.of_source(self.project.config.base)
         context = entry.context if entry is not None else rows.tokens
         refused = section.too_long == "error" and rows.tokens > SURELY * section.max_length
@@ -77,10 +78,13 @@ class Finetune(Stage[FinetuneConfig]):
             return
         longer = [other.short_name for other in catalogue.entries() if other.context > SURELY * rows.tokens]
         reads = f"this base reads {context:,}, and " if entry is not None else ""
+        shorter = SMALLER  # the answer to a window that is cut would hold the values behind the cut
+        if windows == 1:
+            shorter = "cut the texts to the part that holds the answer; --set finetune.too_long=truncate, which learns "
+            shorter += "the beginning alone"
         yield DataError(
             f"the rows have some {rows.tokens:,} tokens each; {reads}finetune.max_length is {section.max_length:,}",
-            hint="cut the texts to the part that holds the answer; --set finetune.max_length=N, which takes memory and "
-            "time; --set finetune.too_long=truncate, which learns the beginning alone; or a base that reads more: "
+            hint=f"{shorter}; --set finetune.max_length=N, which takes memory and time; or a base that reads more: "
             f"{', '.join(longer[:NAMED])} (slmctl bases)",
         )
 
