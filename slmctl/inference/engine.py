@@ -6,7 +6,6 @@ llama.cpp runs in a child, since a crash of native code must not take the caller
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
 import importlib.util
@@ -16,7 +15,7 @@ import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import MissingError
@@ -26,17 +25,12 @@ from slmctl.inference.events import ControlTokens, EngineInfo, Event, ValuePlace
 from slmctl.inference.supervised_child import HANG_S, EngineDiedError, EngineError, State, Supervised, error_of
 from slmctl.installation import pip_line, timings_folder
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
 
 @dataclass(frozen=True)
 class Request:
     """One prompt to answer.
 
     Attributes:
-        prompt: The rendered prompt.
         prefix: Text at its start that other requests share; computed once.
         labels: The only answers allowed, or none for free text.
         end: Text that ends a label, such as `<|im_end|>`.
@@ -48,7 +42,6 @@ class Request:
         adapter: The LoRA adapter to answer with; empty for the model itself.
         alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no tokens.
         shorten: Shorten max_tokens to the room that the prompt leaves in the context, instead of refusing the request.
-        logits: Number of last tokens of the prompt after each of which the logits are sent, in place of an answer.
         question: The text that an encoder reads, where one answers; empty for none.
         document: The text in the prompt that is asked in windows where it is long; empty for none.
         client: Who asks: clients take turns, and have equal parts of each batch.
@@ -69,7 +62,6 @@ class Request:
     adapter: str = ""
     alternatives: int = -1
     shorten: bool = False
-    logits: int = 0
     question: str = ""
     document: str = ""
     rest: float = 1.0
@@ -198,7 +190,6 @@ class Answering:
         A request that cannot be answered gives its error in place of an answer.
 
         Args:
-            requests: The requests to answer.
             widen: Ask those that do not fit the context once more after the others, in a longer one: as long as
                 the model was trained on, and as the memory of all sequences holds. It stays, with fewer sequences
                 in the same memory. Nobody else may ask meanwhile.
@@ -239,7 +230,6 @@ class Engine(Supervised, Answering):
     """One GGUF file, loaded in a child process that is started again when it dies.
 
     Args:
-        gguf: The file.
         sequences: Requests answered at the same time.
         context: Longest prompt with its answer, in tokens.
         threads: CPU threads; the cores this process may use, by default.
@@ -376,21 +366,6 @@ class Engine(Supervised, Answering):
         """The control tokens of the vocabulary."""
         controls: ControlTokens = self.reply({"controls": True})["controls"]
         return controls
-
-    def logits(self, text: str, *, last: int = 1) -> npt.NDArray[np.float32]:
-        """The scores of the next token after each of the last tokens of a text.
-
-        Returns:
-            Logits (last, n_vocab), those after the whole text in the last row.
-
-        Raises:
-            EngineError: The text does not fit, or the child died.
-        """
-        event = self.reply(Request(text, logits=last).__dict__)
-        import numpy as np  # for a check alone: a tenth of a second of every command that finds a model
-
-        rows = np.frombuffer(base64.b64decode(event["logits"]), np.float32)
-        return rows.reshape(-1, self.info["n_vocab"])
 
 
 def answer_of(event: Event, text: str) -> Answer:

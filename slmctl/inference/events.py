@@ -98,7 +98,6 @@ class EngineInfo(TypedDict):
         expanded: The weights are held as BF16 (`expansion`).
     """
 
-    n_vocab: int
     chat_template: str
     trained_context: int
     build: str

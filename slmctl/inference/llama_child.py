@@ -8,7 +8,6 @@ llama_cpp; `scheduler` decides what is decoded next.
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import json
 import queue
@@ -193,20 +192,14 @@ def serve(path: str, settings: dict[str, Any]) -> None:
     parent = Parent()
     inbox = parent.inbox  # of the parent, and {"grammar": id, "state": its state or the sentence that ends it}
 
-    def send(**event: Any) -> None:
-        if "logits" in event:  # float32, row by row
-            event["logits"] = base64.b64encode(event["logits"].tobytes()).decode()
-        parent.send(**event)
-
     grammars = Grammars(path, lambda id, state: inbox.put({"grammar": id, "state": state}))
     if settings.pop("grammars"):
         grammars.prepare()
     model = LlamaModel(path, **settings)
     scheduler = Scheduler(
-        model, model.sequences, settings["context"], send, grammars, settings["adapters"], spare=model.spare
+        model, model.sequences, settings["context"], parent.send, grammars, settings["adapters"], spare=model.spare
     )
     parent.ready(
-        n_vocab=model.n_vocab,
         chat_template=model.chat_template(),
         trained_context=lc.llama_model_n_ctx_train(model.model),
         build=lc.__version__ + (EXPANDED if model.expanded else ""),
@@ -224,7 +217,7 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         except queue.Empty:
             scheduler.step()
             continue
-        _take(message, model, scheduler, send)
+        _take(message, model, scheduler, parent.send)
 
 
 def _take(message: Message, model: LlamaModel, scheduler: Scheduler, send: Callable[..., None]) -> None:

@@ -72,14 +72,12 @@ class Sequence:
     schema: str = ""  # for JSON
     grammar: GrammarState | None = None  # of what is answered so far; None while it is awaited
     chosen: list[int] = field(default_factory=list)  # the token of which the grammar's state is awaited
-    wants: int = 0  # for logits: at so many of the last positions
     slot: int = 0
     kept: int = 0  # of a recurrent model: the sequence that keeps the state at the first choice of a label
     first: int = 0  # tokens of the path that it holds
     position: int = 0  # tokens of this sequence in the context so far
     pending: list[int] = field(default_factory=list)  # tokens to decode next
     path: list[int] = field(default_factory=list)  # tokens of labels in the context, after the prompt
-    logits: list[Logits] = field(default_factory=list)
     answered: int = 0
     probability: float = 1.0  # of the choices made, each among what was allowed
     logprobs: list[float] = field(default_factory=list)  # of each of these choices
@@ -249,14 +247,11 @@ class Scheduler:
 
     def _sequence(self, id: str, request: Request) -> Sequence:
         prompt, head = self.model.tokenize(request.prompt), self.model.tokenize(request.prefix)
-        wants = min(request.logits, len(prompt))
         # the last token must be decoded, to have its logits
-        shared = max(0, min(common(prompt, head), len(prompt) - (wants or 1)))
+        shared = max(0, min(common(prompt, head), len(prompt) - 1))
         random, text = np.random.default_rng(request.seed), Text(request.stop)
-        sequence = Sequence(id, request, prompt, shared, request.max_tokens, random, text, wants=wants)
-        if wants:
-            sequence.max_tokens = 0
-        elif request.labels:
+        sequence = Sequence(id, request, prompt, shared, request.max_tokens, random, text)
+        if request.labels:
             trie = self._trie(request.labels, request.end)
             sequence.search = LabelSearch(trie, rest=request.rest)
             sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
@@ -269,9 +264,8 @@ class Scheduler:
         take, sequence.pending = sequence.pending[:room], sequence.pending[room:]
         begin, end = sequence.position, sequence.position + len(take)
         sequence.position = end
-        # the first position that wants logits: that of the last token, which may come in a later batch
-        first = len(sequence.prompt) - sequence.wants if sequence.wants else end - (not sequence.pending)
-        return [(token, k, sequence.slot, k >= first) for k, token in enumerate(take, start=begin)]
+        last = end - (not sequence.pending)  # the position whose logits are needed; it may come in a later batch
+        return [(token, k, sequence.slot, k == last) for k, token in enumerate(take, start=begin)]
 
     def _admit(self) -> None:
         while (sequence := self._next_admitted()) is not None:
@@ -302,11 +296,6 @@ class Scheduler:
         """Continue a sequence with the logits of its next token."""
         if math.isnan(logits.max()):
             self._fail(sequence, "llama.cpp computed NaN: the file is damaged, or its products are wrong here")
-        elif sequence.wants:
-            sequence.logits.append(logits.copy())
-            if len(sequence.logits) == sequence.wants:
-                self.send(id=sequence.id, logits=np.stack(sequence.logits))
-                self._release(sequence)
         elif sequence.search is not None:
             self._label(sequence, sequence.search, logits)
         elif sequence.grammar is not None:

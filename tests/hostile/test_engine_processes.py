@@ -97,7 +97,7 @@ def test_who_only_shared_a_batch_with_one_that_ends_the_process_is_asked_again(
 
 def replaced(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
     """Have the next processes write this after they were loaded, and end in the last line."""
-    ready = json.dumps({"ready": True, "n_vocab": 3, "chat_template": "", "name": "", "trained_context": 9})
+    ready = json.dumps({"ready": True, "chat_template": "", "name": "", "trained_context": 9})
     program = f"import sys\nsys.stdout.buffer.write({(ready + chr(10)).encode()!r})\nsys.stdout.flush()\n"
     program += f"sys.stdin.readline()\nsys.stdout.buffer.write({output.encode('latin-1')!r})\nsys.stdout.flush()\n"
 

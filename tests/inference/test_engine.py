@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import tiny
-from support.label_scores import label_probabilities
+from support.label_scores import label_probabilities, last_logits
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.engine import Answer, Engine, Request, answer_of
@@ -219,22 +219,11 @@ def test_a_schema_without_a_grammar_fails_alone(shared_engine: Engine, task: Tas
     assert isinstance(second, Answer)
 
 
-def test_the_logits_are_those_that_choose(shared_engine: Engine, task: Task) -> None:
-    prompt = task.prompt(task.messages("refund my card please"))
-    rows = shared_engine.logits(prompt, last=5)
-    assert rows.shape == (5, shared_engine.info["n_vocab"])
-    assert np.allclose(shared_engine.logits(prompt)[0], rows[-1], atol=0.05)
-    answer = shared_engine.ask(Request(prompt, max_tokens=1))
-    shares = np.exp(rows[-1] - rows[-1].max())
-    assert answer.confidence == pytest.approx(float(shares.max() / shares.sum()), rel=0.02)
-    with pytest.raises(EngineError, match="does not fit"):
-        shared_engine.logits("hello " * 400)
-
-
 def scored(model: Engine, prompt: str, labels: tuple[str, ...], end: str) -> dict[str, float]:
     tokens = {label: model.tokenize(label + end) for label in labels}
     return label_probabilities(
-        tokens, lambda label: model.logits(prompt + label + end, last=len(tokens[label]) + 1).tolist()
+        tokens,
+        lambda label: last_logits(model.gguf, model.tokenize(prompt + label + end), len(tokens[label]) + 1).tolist(),
     )
 
 
@@ -298,7 +287,7 @@ def test_the_choices_multiply_to_the_confidence(shared_engine: Engine, task: Tas
         assert np.exp(sum(answer.logprobs)) == pytest.approx(answer.confidence, rel=1e-3)
     assert len(answer.raw_logprobs) == len(answer.logprobs)
     # the first choice against the logits: among the labels' tokens, and among all tokens
-    logits = shared_engine.logits(prompt)[0].astype(float)
+    logits = last_logits(shared_engine.gguf, shared_engine.tokenize(prompt), 1)[0].astype(float)
     tokens = shared_engine.tokenize(answer.text + task.end)
     whole = logits[tokens[0]] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
     assert answer.raw_logprobs[0] == pytest.approx(whole, abs=0.02)

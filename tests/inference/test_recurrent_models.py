@@ -69,7 +69,6 @@ def test_answers_of_recurrent_models_do_not_depend_on_what_is_shared(folder: Pat
         engine.submit(dataclasses.replace(asked[0], max_tokens=200), lambda event: None)()  # cancelled
         found = dict(engine.ask_all(asked))
         prompt = engine.tokenize(asked[0].prompt)
-        assert np.allclose(engine.logits(asked[0].prompt, last=4), logits(model, prompt)[-4:], atol=0.02)
         tokens = {label: engine.tokenize(f"{label}<|im_end|>") for label in LABELS}
         likely = label_probabilities(
             tokens, lambda label: logits(model, [*prompt, *tokens[label]])[-len(tokens[label]) - 1 :].tolist()

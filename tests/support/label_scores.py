@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+from slmctl.model_files import quantizer
+from slmctl.model_files.quantizer import LogitRequest
+
+
+def last_logits(gguf: Path, tokens: Sequence[int], last: int) -> npt.NDArray[np.float32]:
+    """The logits (last, vocabulary) after each of the last tokens, by llama.cpp without the engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, positions = Path(folder, "logits.npy"), list(range(len(tokens) - last, len(tokens)))
+        quantizer.probe(gguf, texts=[], end="", rows=[LogitRequest(list(tokens), positions)], logits=file)
+        return np.load(file)
 
 
 def whole_label_probabilities(
