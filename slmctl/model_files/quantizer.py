@@ -41,16 +41,12 @@ class ProbeResult:
     """The results of `probe`, by llama.cpp.
 
     Attributes:
-        vocabulary: Number of tokens.
-        end_token: Id of the end token.
         end_of_turn: Token ids of the text that ends a turn.
         ends: That text's first token stops generation.
         tokens: Token ids of every text.
         expanded: The weights were held as BF16.
     """
 
-    vocabulary: int
-    end_token: int
     end_of_turn: list[int]
     ends: bool
     tokens: list[list[int]]

@@ -89,8 +89,6 @@ def probe(order: dict[str, Any], send: Any) -> None:
     vocab = lc.llama_model_get_vocab(model)
     end = _tokens(vocab, order["end"])
     send(
-        vocabulary=lc.llama_vocab_n_tokens(vocab),
-        end_token=lc.llama_vocab_eos(vocab),
         end_of_turn=end,
         ends=bool(end) and bool(lc.llama_vocab_is_eog(vocab, end[0])),
         tokens=[_tokens(vocab, text) for text in order["texts"]],
