@@ -14,7 +14,6 @@ from slmctl.errors import GateError, SlmctlError, UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
-    from slmctl.config import Asking
     from slmctl.pipeline.graph import Project, StageRequest
     from slmctl.pipeline.runner import Outcome
 from slmctl.cli.group import (
@@ -238,9 +237,10 @@ def evaluate(
         plan.require(project, ["evaluate"])
     general = None
     if against and against_model:
-        asking = _asking(project, against, {"api": against_api, "key_env": against_key_env})
-        general = predictions.EndpointModel(against, against_model, against_shots, asking)
-    if against and general is None:
+        general = predictions.endpoint_at(
+            project, against, against_model, against_shots, api=against_api, key_env=against_key_env
+        )
+    elif against:
         general = predictions.endpoint_named(project, against, against_shots)
     named = project, models or project.config.measured, split, general
     if plan_only and judge is not None:
@@ -262,14 +262,6 @@ def _say_cost(options: Options, project: Project, judge: str, request: StageRequ
 
     lines = judging.plan(project, judge, project.found(request, asker="evaluate --judge --plan"))
     print_result(options, lines, lines)
-
-
-def _asking(project: Project, url: str, flags: Mapping[str, str | None]) -> Asking:
-    """Returns the way in which an endpoint is asked: the config's, with what flags say."""
-    own = project.config.predict.endpoint
-    if own.url not in (None, url):  # its key, API and prices are for its own host
-        own = own.model_copy(update={"key_env": None, "api": "chat", "prices": None})
-    return own.model_copy(update={name: value for name, value in flags.items() if value is not None})
 
 
 @click.command()

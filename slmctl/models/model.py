@@ -52,7 +52,6 @@ class OpenModel:
     """A model in memory, which answers the prompts of a task.
 
     Attributes:
-        model: Answers the requests.
         adapter: The adapter's name inside of it.
         engine: The build of llama.cpp that predictions name; None for a model that another program computes.
     """
@@ -174,6 +173,13 @@ class Model:
         assert self.task is not None
         return self.task, False, ""
 
+    def read_task(self) -> Task:
+        """The task that it carries, or one of its chat template, for which it is loaded; raises what both raise."""
+        if self.task is not None:
+            return self.task
+        with self.load(Loading(sequences=1, context=128)) as engine:
+            return self.task_in(engine)[0]
+
     def other_build(self, build: str) -> str:
         """A note where the engine is another build than the one that measured the file; empty where it is the same."""
         measured, used = self.artifact.manifest.environment.get("llama_cpp_python"), build.removesuffix(EXPANDED)
@@ -212,7 +218,6 @@ class Model:
 
         Args:
             task: The contract that its answers are held to.
-            max_tokens: The longest answer.
             whole_labels: Score labels by all of their tokens; None for doing so with an untuned base.
 
         Raises:

@@ -121,14 +121,10 @@ def spoken_to(where: Workspace, spec: str | None, type: str | None) -> SpokenTo:
     from slmctl.models.model import Loading
 
     model = served(where, spec, type)
-    if (own := model.task) is not None:
-        newest = newest_policy(where.directory, model)
-        policy = fitted_policy(newest, model.digest, own) if newest is not None else None
-        loading = Loading(sequences=1, mostly_reads=own.mostly_reads)
-        return SpokenTo(model, own, policy, functools.partial(model.load, loading))
-    with model.load(Loading(sequences=1, context=128)) as engine:
-        task = model.task_in(engine)[0]
-    return SpokenTo(model, task, None, functools.partial(model.load, Loading(sequences=1)))
+    task, newest = model.read_task(), newest_policy(where.directory, model)
+    policy = fitted_policy(newest, model.digest, task) if newest is not None else None
+    loading = Loading(sequences=1, mostly_reads=task.mostly_reads)
+    return SpokenTo(model, task, policy, functools.partial(model.load, loading))
 
 
 def served_name(source: Artifact, path: Path) -> tuple[str, str]:
@@ -149,7 +145,6 @@ def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task,
     """The task of a model, its name and its version that another server answers with.
 
     Args:
-        where: Where the command works.
         model: Any artifact of the model, or a folder with nothing but its task.
         served_as: Its name at the other server.
 

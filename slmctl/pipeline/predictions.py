@@ -222,16 +222,12 @@ def _served_type(project: Project) -> str:
 
 @dataclass(frozen=True)
 class EndpointModel:
-    """A general model to compare with: its URL, its name there, and the number of examples in its prompt."""
+    """A general model to compare with: its URL, its name there, how it is asked, and the examples in its prompt."""
 
     url: str
     model: str
+    asking: config.Asking
     shots: int | None = None  # None: as many as the task suggests
-    asking: config.Asking | None = None  # None: as the section predict says
-
-    def settings(self, project: Project) -> config.Asking:
-        """The settings with which it is asked."""
-        return self.asking or project.config.predict.endpoint
 
     def require_answers(self, project: Project) -> None:
         """Refuse a task that the endpoint's API does not answer, before another model is asked.
@@ -239,18 +235,17 @@ class EndpointModel:
         Raises:
             UsageError: The task has no labels, or too many.
         """
-        if (api := self.settings(project).api) != CHAT:
+        if self.asking.api != CHAT:
             from slmctl.task import untuned_prompt
             from slmctl.task.contract import Task
 
-            untuned_prompt.choice(Task.read(project.artifact(PREPARED).path), api)
+            untuned_prompt.choice(Task.read(project.artifact(PREPARED).path), self.asking.api)
 
     def request(
         self, project: Project, shots: int | None, split: str | None, *, logprobs: bool = False
     ) -> StageRequest:
         """The request to `predict`; with `logprobs`, a chat is asked for the probabilities of its tokens."""
-        asking = self.settings(project)
-        section = predict_section(project, split).model_copy(update={"endpoint": asking})
+        section = predict_section(project, split).model_copy(update={"endpoint": self.asking})
         model = endpoint_artifact(project, self, shots, logprobs=logprobs)
         return project.stage("predict").request({"model": model}, section)
 
@@ -259,7 +254,7 @@ def endpoint_artifact(
     project: Project, against: EndpointModel, shots: int | None, *, logprobs: bool = False
 ) -> Artifact:
     """An endpoint as a model that `predict` can ask: a small file that says which, so that its answers are kept too."""
-    api = against.settings(project).api
+    api = against.asking.api
     more = {"api": api} if api != CHAT else {"logprobs": True} if logprobs else {}
     content = artifact.canonical({"url": against.url, "model": against.model, "shots": shots, **more})
     path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(content)[7:19]}.json"
@@ -268,6 +263,15 @@ def endpoint_artifact(
         with atomic.file(path) as draft:
             draft.write_bytes(content)
     return artifact.foreign(path, "endpoint")
+
+
+def endpoint_at(project: Project, url: str, model: str, shots: int | None = None, **flags: str | None) -> EndpointModel:
+    """Returns an endpoint that is asked as the config's is, with what flags say."""
+    own = project.config.predict.endpoint
+    if own.url not in (None, url):  # its key, API and prices are for its own host
+        own = own.model_copy(update={"key_env": None, "api": "chat", "prices": None})
+    own = own.model_copy(update={name: value for name, value in flags.items() if value is not None})
+    return EndpointModel(url, model, own, shots)
 
 
 def endpoint_named(project: Project, name: str, shots: int | None = None) -> EndpointModel:
@@ -293,4 +297,4 @@ def endpoint_named(project: Project, name: str, shots: int | None = None) -> End
             f"slmctl.yaml has no endpoint whose model is '{name}'; it has {names}",
             hint=f"predict.endpoint: {{url: https://host/v1, model: {name}}}",
         )
-    return EndpointModel(str(by_name[name].url), name, shots, by_name[name])
+    return EndpointModel(str(by_name[name].url), name, by_name[name], shots)

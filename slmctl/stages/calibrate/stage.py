@@ -95,7 +95,7 @@ def calibrate(project: Project, model: str = "gguf", *, against: EndpointModel |
 
         _require_rows(project, error_threshold.MIN_ROWS, sent=True)  # before any of them is paid for
         against.require_answers(project)
-        logprobs = against.settings(project).api == CHAT
+        logprobs = against.asking.api == CHAT
         request = functools.partial(against.request, project, 0, logprobs=logprobs)
     inputs = predictions.calibration_inputs(project, runner.maker(project), model, request)
     outcome = runner.run(project, Calibrate(project).request(inputs))

@@ -257,7 +257,6 @@ def evaluate(
     """Answer the held-out rows with every model, then report. Each model's answers are kept on their own.
 
     Args:
-        project: Where.
         models: Kinds of this pipeline (base, adapter, merged, gguf, lora), or paths of models.
         split: Rows to answer, when not those of the config.
         against: A general model that answers the same rows, without examples and with.
@@ -293,7 +292,7 @@ def _with_prices_of(project: Project, against: EndpointModel) -> EvaluateConfig:
     Raises:
         UsageError: They are in another currency than the machine's.
     """
-    section, prices = Evaluate(project).settings, against.settings(project).prices
+    section, prices = Evaluate(project).settings, against.asking.prices
     if prices is None or section.prices is None:
         return section
     if prices.currency != section.prices.currency:

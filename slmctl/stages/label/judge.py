@@ -95,7 +95,7 @@ def sets_of(project: Project, report: Artifact) -> list[JudgedSet]:
 
 def plan(project: Project, name: str, report: Artifact) -> list[str]:
     """Lines with the cost of a judge, which answers for a few of people's pairs; raises what `ask` raises."""
-    with _asking(project, name, sets_of(project, report)) as judge:
+    with opened(project, name, sets_of(project, report)) as judge:
         return list(judge.plan())
 
 
@@ -109,7 +109,7 @@ def ask(project: Project, name: str, report: Artifact) -> None:
         What `sets_of`, `opened` and `Judge.verdicts` raise.
     """
     sets, path = sets_of(project, report), project.config.evaluate.verdicts_file
-    with _asking(project, name, sets) as judge:
+    with opened(project, name, sets) as judge:
         assert path is not None  # sets_of has read the pairs
         earlier = list(JudgeVerdict.read(path)) if path.exists() else []
         verdicts: dict[tuple[object, ...], JudgeVerdict] = {}
@@ -118,17 +118,6 @@ def ask(project: Project, name: str, report: Artifact) -> None:
             kept = [line for line in earlier if (line.models, line.asker, line.id) not in verdicts]
             with atomic.file(path, 0o600) as draft:
                 write_jsonl(draft, (line.to_json() for line in (*kept, *verdicts.values())))
-
-
-@contextmanager
-def _asking(project: Project, name: str, sets: Sequence[JudgedSet]) -> Iterator[Judge]:
-    """The judge of a name, with what it sends written down."""
-    with (
-        spoken("evaluate", project.runs),
-        guard.written_down(project.root, "evaluate --judge"),
-        opened(project, name, sets) as judge,
-    ):
-        yield judge
 
 
 class Judge:
@@ -244,6 +233,8 @@ def _quoted(text: str) -> str:
 def opened(project: Project, name: str, sets: Sequence[JudgedSet]) -> Iterator[Judge]:
     """The judge of a name: a model's name of an endpoint of the config, else a GGUF file or release of the project.
 
+    What it sends is written down.
+
     Raises:
         LockedError: Another process asks it.
         UsageError: There is none of that name, or the ceiling needs prices that the config does not have.
@@ -255,32 +246,34 @@ def opened(project: Project, name: str, sets: Sequence[JudgedSet]) -> Iterator[J
         "classify", "", "", labels=tuple(LABELS), system=f"{rubric}\n{FRAME}",
         descriptions=described | {"same": "neither is better than the other"},
     )  # fmt: skip
-    teacher, model = teacher_of(project, name), None
-    if teacher.release is not None:
-        model = models.of(named.open_model(teacher.release, ("gguf", "published")))
-    elif settings.max_cost is not None and teacher.prices is None:
-        raise UsageError("evaluate.judge.max_cost needs the prices of the judge", hint="prices of its endpoint")
-    digest = sha256_bytes(canonical(["judge", teacher.url or (model.digest if model else ""), teacher.model]))
-    config = LabelConfig(votes=1, examples=0, max_tokens=MAX_TOKENS)
-    with closing(Journal(project.journals / f"{digest[7:19]}.jsonl", teacher.prices)) as journal:
-        budget = Budget([journal], settings.max_cost)
-        asking: JournalTeacher
-        cleared: dict[str, Cleared] | None = None
-        if model is not None:
-            with model.load(Loading(sequences=1, context=128)) as engine:
-                form = model.task_in(engine)[0]
-            own = dataclasses.replace(
-                task, system=untuned_prompt.brief(task), chat_template=form.chat_template, end=form.end,
-                bos_token=form.bos_token, eos_token=form.eos_token, special_tokens=form.special_tokens,
-                normal_form=form.normal_form,
-            )  # fmt: skip
-            asking = ReleaseTeacher(config, teacher, journal, budget, task=own, model=model, loading=LOADING)
-        else:
-            cleared = {}
-            examples = NearestExamples([], 0)
-            asking = EndpointTeacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
-        currency = teacher.prices.currency if teacher.prices else "EUR"
-        yield Judge(asking, budget, currency, sets, model=model.digest if model else digest, cleared=cleared)
+    with spoken("evaluate", project.runs), guard.written_down(project.root, "evaluate --judge"):
+        teacher, model = teacher_of(project, name), None
+        if teacher.release is not None:
+            model = models.of(named.open_model(teacher.release, ("gguf", "published")))
+        elif settings.max_cost is not None and teacher.prices is None:
+            raise UsageError("evaluate.judge.max_cost needs the prices of the judge", hint="prices of its endpoint")
+        digest = sha256_bytes(canonical(["judge", teacher.url or (model.digest if model else ""), teacher.model]))
+        config = LabelConfig(votes=1, examples=0, max_tokens=MAX_TOKENS)
+        with closing(Journal(project.journals / f"{digest[7:19]}.jsonl", teacher.prices)) as journal:
+            budget = Budget([journal], settings.max_cost)
+            asking: JournalTeacher
+            cleared: dict[str, Cleared] | None = None
+            if model is not None:
+                form = model.read_task()
+                own = dataclasses.replace(
+                    task, system=untuned_prompt.brief(task), chat_template=form.chat_template, end=form.end,
+                    bos_token=form.bos_token, eos_token=form.eos_token, special_tokens=form.special_tokens,
+                    normal_form=form.normal_form,
+                )  # fmt: skip
+                asking = ReleaseTeacher(config, teacher, journal, budget, task=own, model=model, loading=LOADING)
+            else:
+                cleared = {}
+                examples = NearestExamples([], 0)
+                asking = EndpointTeacher(
+                    config, teacher, journal, budget, task=task, examples=examples, cleared=cleared
+                )
+            currency = teacher.prices.currency if teacher.prices else "EUR"
+            yield Judge(asking, budget, currency, sets, model=model.digest if model else digest, cleared=cleared)
 
 
 def teacher_of(project: Project, name: str) -> Teacher:
@@ -299,7 +292,7 @@ def teacher_of(project: Project, name: str) -> Teacher:
         raise
     if not guard.is_local(urlsplit(against.url).hostname or ""):
         guard.require(f"--judge {name}", hint="a GGUF file on this machine as --judge")
-    fields = against.settings(project).model_dump(exclude_unset=True)
+    fields = against.asking.model_dump(exclude_unset=True)
     return Teacher.model_validate(fields)
 
 

@@ -50,11 +50,8 @@ def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> Project:
 
 
 def answered(project: Project, url: str, shots: int | None = None, **asking: Any) -> Artifact:
-    against = predictions.EndpointModel(url, "large", shots)
-    section = config.stage_config(project.config, "predict").model_copy(update={"endpoint": config.Asking(**asking)})
-    model = predictions.endpoint_artifact(project, against, shots)
-    asked = project.stage("predict").request({"model": model}, section)
-    return runner.run(project, asked).artifact
+    against = predictions.EndpointModel(url, "large", config.Asking(**asking))
+    return runner.run(project, against.request(project, shots, None)).artifact
 
 
 def test_sensitive_records_are_never_sent(desk_with_sensitive: Project) -> None:
@@ -87,7 +84,9 @@ def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: Project, t
     records = read_records(folder / "test.jsonl")
     write_jsonl(folder / "test.jsonl", (one.to_json() | {"sensitive": True} for one in records))
     with endpoint.serving(lambda body, before: says("billing")) as fake:
-        model = predictions.endpoint_artifact(desk_with_sensitive, predictions.EndpointModel(fake.url, "large"), 0)
+        model = predictions.endpoint_artifact(
+            desk_with_sensitive, predictions.EndpointModel(fake.url, "large", config.Asking()), 0
+        )
         with pytest.raises(DataError, match="records is marked sensitive: none may be sent"):
             endpoint_predictions.run(
                 config.PredictConfig(), model=model, prepared=artifact.Artifact(folder, old.manifest), out=tmp_path
