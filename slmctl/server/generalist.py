@@ -97,7 +97,7 @@ class Generalist:
 
     async def ask(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
         *,
         tools: Sequence[JsonObject] = (),

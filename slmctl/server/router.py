@@ -106,7 +106,6 @@ class Router:
 
         Args:
             checked: The request, with the whole conversation as the caller gave it.
-            headers: The request's.
             local: Runs the local model to its end: its last event, and `text`.
             ends_at: Deadline of the answer, in the loop's time; the generalist gets the time that is left.
             request: The id that the answer carries, for the log of decisions.
@@ -262,12 +261,14 @@ class Router:
         return _until(text, stop) if self.task.rules.is_free else text
 
     def _asked(
-        self, messages: Sequence[Mapping[str, str]], tools: Sequence[JsonObject] = ()
-    ) -> list[Mapping[str, str]]:
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[JsonObject] = ()
+    ) -> list[Mapping[str, Any]]:
         """The conversation as the generalist gets it, with the task in its system prompt if the local model has one."""
         if not self.task.system and self.task.rules.is_free:
             return list(messages)
-        turns = [_turn(message) for message in messages if message["role"] != "system"]
+        turns: list[Mapping[str, Any]] = [
+            untuned_prompt.turn_of(message) for message in messages if message["role"] != "system"
+        ]
         if self._choice is not None:
             return turns
         return [{"role": "system", "content": untuned_prompt.brief(self.task, tools=tools)}, *turns]
@@ -303,13 +304,6 @@ def _forget(task: asyncio.Future[Any]) -> None:
     """Retrieve the exception of a task that is no longer awaited, or asyncio would log it."""
     if not task.cancelled():
         task.exception()
-
-
-def _turn(message: Mapping[str, str]) -> Mapping[str, str]:
-    """A message as it is sent: the result of a call becomes a user's message."""
-    if message["role"] != "tool":
-        return message
-    return {"role": "user", "content": f"{message.get('name', 'The tool')} returned: {message['content']}"}
 
 
 def _until(text: str, stop: str | Sequence[str]) -> str:

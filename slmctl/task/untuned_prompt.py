@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slmctl.errors import UsageError
@@ -24,7 +24,6 @@ def brief(task: Task, *, local: bool = False, tools: Sequence[Any] | None = None
     """The system prompt: the task's own, the form of the answer, and the labels that are described, a line each.
 
     Args:
-        task: The task.
         local: A model on this machine answers: its prompt lists the tools, and a grammar holds its answer.
         tools: The conversation's own tools.
     """
@@ -100,17 +99,17 @@ def turns(task: Task, record: Record, *, local: bool = False) -> list[Message]:
 
     With `local`, a call in its answer is in the form of the task's base.
     """
-    turns = [_turn(message) for message in record.messages if message["role"] != "system"]
+    turns = [turn_of(message) for message in record.messages if message["role"] != "system"]
     if task.rules.calls and local:
         turns[-1]["content"] = task.rules.written(turns[-1]["content"])
     return turns
 
 
-def _turn(turn: Message) -> Message:
+def turn_of(message: Mapping[str, Any]) -> Message:
     """A turn for any endpoint: a tool's result becomes a user's text, since calls became texts when they were read."""
-    if turn["role"] == "tool":
-        return {"role": "user", "content": f"{turn.get('name', 'The tool')} returned: {turn['content']}"}
-    return {"role": turn["role"], "content": turn["content"]}
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"{message.get('name', 'The tool')} returned: {message['content']}"}
+    return {"role": message["role"], "content": message["content"]}
 
 
 def read(task: Task, text: str) -> str:
