@@ -149,7 +149,7 @@ def ours(
     with opened.open(task) as answerer:
 
         def answer(records: list[Record]) -> list[str]:
-            questions = [prompts.prompt(task, record.input) for record in records]
+            questions = [*prompts.of_texts(task, (record.input for record in records))]
             groups = [[prompt] for prompt in questions] if alone else [questions]
             texts: list[str] = []
             for group in groups:

@@ -19,7 +19,6 @@ class Prompt:
     """One question.
 
     Attributes:
-        text: The rendered prompt.
         prefix: The text at its start that all questions share.
         messages: The turns that it is made of.
         constraint: The grammar of its answer if the conversation lists its own tools; '' for the task's.
@@ -42,13 +41,8 @@ class PromptAnswerer(Protocol):
     def answer(self, prompts: Sequence[Prompt]) -> engine.Outcomes: ...
 
 
-def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
-    """The prompt for one raw input, which is cleaned, and how much of it does not depend on the input."""
-    return next(of_texts(task, [text], list_labels=list_labels))
-
-
 def of_texts(task: Task, texts: Iterable[str], *, list_labels: bool = False) -> Iterator[Prompt]:
-    """The prompts for raw inputs; their common prefix is rendered once."""
+    """The prompts for raw inputs, which are cleaned; their common prefix is rendered once."""
     shared = _shared(task, task.messages(MARK, list_labels=list_labels))
     for text in texts:
         turns = task.messages(task.cleaned_text(text)[0], list_labels=list_labels)

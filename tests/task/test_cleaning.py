@@ -192,7 +192,7 @@ def test_a_conversation_is_cleaned_where_the_user_speaks() -> None:
 def test_every_way_in_asks_what_was_trained() -> None:
     task = Task("generate", tiny.TEMPLATE, "<|im_end|>", clean=("html", "signatures"))
     raw, expected = "<p>hello</p><p>Best regards<br>Ann</p>", task.prompt(task.messages("hello"))
-    assert prompts.prompt(task, raw).text == expected
+    assert [prompt.text for prompt in prompts.of_texts(task, [raw])] == [expected]
 
     model = ServedModel("desk", task)
     for form, body in ((CHAT, {"messages": [{"role": "user", "content": raw}]}), (TEXT, {"prompt": raw})):

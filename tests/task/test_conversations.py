@@ -47,7 +47,7 @@ def test_a_prompt_is_the_whole_conversation_with_its_tools() -> None:
     assert told.text.count("<|im_start|>system") == 1
     one_turn = Record("2", (RECORD.messages[0], RECORD.messages[1], RECORD.messages[4]), {"file": "a", "row": 2})
     plain = prompts.asked(task, one_turn)
-    assert plain == prompts.prompt(task, "hello")
+    assert [plain] == [*prompts.of_texts(task, ["hello"])]
     assert plain.text.startswith(plain.prefix) and plain.prefix
 
 

@@ -88,7 +88,7 @@ def both(
     artifacts: dict[str, Artifact], task: Task, texts: list[str], max_tokens: int = 8
 ) -> list[tuple[engine.Answer, engine.Answer]]:
     """The answers of transformers and of llama.cpp to each text."""
-    questions = [prompts.prompt(task, text) for text in texts]
+    questions = [*prompts.of_texts(task, texts)]
     ours, theirs = (answers_of(artifacts[name], task, questions, max_tokens) for name in ("merged", "gguf"))
     assert all(isinstance(answer, engine.Answer) for answer in (*ours, *theirs))
     return list(zip(ours, theirs, strict=True))  # type: ignore[arg-type]  # none is an error
@@ -142,7 +142,7 @@ def test_a_schema_that_no_grammar_expresses_is_named(artifacts: dict[str, Artifa
 
 def test_a_prompt_that_does_not_fit_fails_alone(artifacts: dict[str, Artifact]) -> None:
     task = Task.read(artifacts["gguf"].path)
-    questions = [prompts.prompt(task, "hello " * 5000), prompts.prompt(task, "refund"), prompts.Prompt("")]
+    questions = [*prompts.of_texts(task, ["hello " * 5000, "refund"]), prompts.Prompt("")]
     for name in ("merged", "gguf"):
         long, good, empty = answers_of(artifacts[name], task, questions)
         assert isinstance(long, engine.EngineError) and "does not fit the context" in long.message
@@ -158,8 +158,8 @@ def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Arti
             if isinstance(answerer.model, engine.Engine):
                 each = len(answerer.model.tokenize("hello " * 100)) / 100
                 texts = ["hello " * int(3000 / each), "refund", "hello " * int(5000 / each)]
-            found = dict(answerer.answer([prompts.prompt(task, text) for text in texts]))
-            again = dict(answerer.answer([prompts.prompt(task, "refund")]))[0]
+            found = dict(answerer.answer([*prompts.of_texts(task, texts)]))
+            again = dict(answerer.answer([*prompts.of_texts(task, ["refund"])]))[0]
             if isinstance(answerer.model, engine.Engine):  # what the model was trained on, in the same memory
                 assert (answerer.model.context, answerer.model.sequences) == (4096, 8)
         assert isinstance(again, engine.Answer)
@@ -194,7 +194,7 @@ def test_json_that_is_cut_in_what_is_forced_says_so(artifacts: dict[str, Artifac
         finished = {}
         most = 80
         for cut in (0, 0, 2):  # the second time with just enough tokens
-            (answer,) = answers_of(artifacts[name], task, [prompts.prompt(task, "refund")], most - cut)
+            (answer,) = answers_of(artifacts[name], task, [*prompts.of_texts(task, ["refund"])], most - cut)
             assert isinstance(answer, engine.Answer)
             most = answer.completion_tokens
             finished[most] = answer.finish
@@ -220,7 +220,7 @@ def test_a_grammar_that_cannot_go_on_is_the_fault_of_one_row(
         return method(self)[:0]
 
     monkeypatch.setattr(json_grammar.Walk, fault, once)
-    found = answers_of(artifacts["merged"], task, [prompts.prompt(task, text) for text in texts(3, seed=6)], 80)
+    found = answers_of(artifacts["merged"], task, [*prompts.of_texts(task, texts(3, seed=6))], 80)
     (wrong,) = [answer for answer in found if isinstance(answer, engine.EngineError)]
     assert wrong.message.startswith("the grammar ")
     assert all(task.accepts(answer.text) for answer in found if isinstance(answer, engine.Answer))
@@ -235,8 +235,9 @@ def test_lines_hold_the_likeliest_labels(lines: dict[str, list[dict[str, Any]]])
 
 def test_the_base_is_told_the_labels_and_a_tuned_model_is_not(artifacts: dict[str, Artifact]) -> None:
     task = Task.read(artifacts["gguf"].path)
-    assert "Answer with one of: account, billing, delivery." in prompts.prompt(task, "x", list_labels=True).text
-    plain = prompts.prompt(task, "where is it")
+    (listing,) = prompts.of_texts(task, ["x"], list_labels=True)
+    assert "Answer with one of: account, billing, delivery." in listing.text
+    (plain,) = prompts.of_texts(task, ["where is it"])
     assert "Answer with" not in plain.text
     assert plain.text.startswith(plain.prefix)
     assert plain.prefix.endswith("user\n")
