@@ -137,17 +137,16 @@ def one(side: str, project: Path, steps: int, validation: int) -> dict[str, Any]
 
     from slmctl.model_files import hf_folder
     from slmctl.stages.finetune import (
-        answer_loss,
         encoding,
         finetune,
         layer_replacement,
         lora_targets,
         trainer,
     )
-    from slmctl.stages.finetune.batches import PaddedBatches
     from slmctl.stages.finetune.packing import IGNORED
     from slmctl.task.contract import Task
     from slmctl.task.records import read_records
+    from tests.support.training import plain_loss
 
     settings = config.load(project / config.FILENAME)
     asked = Project(root=project, config=settings).request("finetune")
@@ -212,13 +211,8 @@ def one(side: str, project: Path, steps: int, validation: int) -> dict[str, Any]
     found["rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     if side != "slmctl":
         model.eval()
-        total, count = 0.0, 0
         with torch.no_grad():
-            for start in range(0, len(held), BATCH):
-                (batch,) = PaddedBatches(0, 10**9)(held[start : start + BATCH])
-                total += float(answer_loss.padded_loss(model, batch))
-                count += len(batch["labels"])
-        loss = total / count
+            loss = float(plain_loss(model, held)) / sum(label != IGNORED for row in held for label in row["labels"])
     found["validation_loss"] = loss
     found["seconds"] = times[-1] - times[WARM - 1]
     found["tokens_per_s"] = tokens / found["seconds"]

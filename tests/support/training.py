@@ -78,13 +78,15 @@ def some_rows() -> list[Any]:
     return rows
 
 
-def plain_loss(model: Any, rows: list[Any]) -> Any:
+def plain_loss(model: Any, rows: list[Any], smoothing: float = 0.0) -> Any:
     """Each record alone, all its logits, by transformers and PEFT."""
     total = torch.zeros(())
     for row in rows:
         logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1].float()
         wanted, weights = torch.tensor(row["labels"])[1:], torch.tensor(row["weights"])[1:]
-        losses = torch.nn.functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="none")
+        losses = torch.nn.functional.cross_entropy(
+            logits, wanted, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+        )
         total = total + (losses * weights).sum()
     return total
 

@@ -71,19 +71,12 @@ def install(model: Any, smoothing: float = 0.0) -> None:
                 own_forward(**where, logits_to_keep=keep).logits[0].float() if packed
                 else _last_columns(own_forward, where, keep, columns)
             )  # fmt: skip
-            losses = _weighted(logits, labels, weights, spread)
+            losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=spread) * weights
             if choices:
                 losses = label_loss.mixed(losses, logits[:, choices["alphabet"]], weights, choices)
         return AnswerLoss(loss=losses.sum(), losses=losses.detach())
 
     core.forward = forward
-
-
-def padded_loss(model: Any, batch: dict[str, Any], smoothing: float = 0.0) -> torch.Tensor:
-    """The loss () of a padded batch by the model's own forward, without `install`."""
-    where = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")} | {"use_cache": False}
-    logits = _last_columns(model, where, batch["keep"], batch["columns"])
-    return _weighted(logits, batch["labels"], batch["weights"], smoothing).sum()
 
 
 def _last_columns(forward: Any, where: dict[str, Any], keep: torch.Tensor, columns: int) -> torch.Tensor:
@@ -97,10 +90,6 @@ def _last_columns(forward: Any, where: dict[str, Any], keep: torch.Tensor, colum
     logits = logits[:, -columns:]  # a model that ignores the argument returns all columns
     place = keep % length - (length - columns)
     return logits[keep // length, place].float()
-
-
-def _weighted(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, smoothing: float) -> torch.Tensor:
-    return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) * weights
 
 
 @torch.no_grad()

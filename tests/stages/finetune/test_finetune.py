@@ -33,11 +33,10 @@ import transformers  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from support.scale import FULL  # noqa: E402
-from support.training import trained  # noqa: E402
+from support.training import plain_loss, trained  # noqa: E402
 
 from slmctl.model_files import hf_folder, memory, model_shape, model_size  # noqa: E402
 from slmctl.stages.finetune import (  # noqa: E402
-    answer_loss,
     batches,
     checkpoint,
     device_plan,
@@ -48,7 +47,6 @@ from slmctl.stages.finetune import (  # noqa: E402
     packing_check,
     trainer,
 )
-from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED  # noqa: E402
 
 
@@ -68,9 +66,8 @@ def model(artifacts: dict[str, Artifact]) -> Any:
 
 @torch.no_grad()
 def loss_of(model: Any, rows: list[Any]) -> float:
-    """Mean loss of an answer token, of rows padded on the left."""
-    made = PaddedBatches(0)(rows)
-    return sum(float(answer_loss.padded_loss(model, each)) for each in made) / sum(len(b["labels"]) for b in made)
+    """Mean loss of an answer token, each row alone."""
+    return float(plain_loss(model, rows)) / sum(label != IGNORED for row in rows for label in row["labels"])
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
