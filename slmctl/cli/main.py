@@ -169,5 +169,5 @@ def _system_error(error: OSError) -> int:
     return _failed(f"{_short(subject)}{error.strerror}", "slmctl -v COMMAND shows where it happened", code)
 
 
-def _short(text: str, limit: int = 300) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 30]} … {text[-27:]}"
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:270]} … {text[-27:]}"

@@ -125,21 +125,15 @@ def _likeness(text: str, other: str) -> float:
     return answer_metrics.token_f1(answer_metrics.words(text), answer_metrics.words(other))
 
 
-def accept(
-    config: LabelConfig, rows: Sequence[LabelledRow], gold: Sequence[LabelledRow],
-    chances: Mapping[str, float] | None = None,
-) -> Bound:  # fmt: skip
-    """Set `score`, `p_correct` and `accepted` of every row, by the threshold that the gold rows bound.
-
-    `chances` are those of `linear_chances`, if they are known already; None computes them.
-    """
+def accept(config: LabelConfig, rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]) -> Bound:
+    """Set `score`, `p_correct` and `accepted` of every row, by the threshold that the gold rows bound."""
     promise = CalibrateConfig(max_error=config.max_error, confidence=config.confidence)
     bound = functools.partial(Bound, config.max_error, config.confidence)
     if kind_of(config.task.kind).is_free:
         for entry in rows:
             entry.accepted = bool(entry.answer) and likeness(entry.votes) >= MIN_AGREEMENT
         return bound("two good free texts may share few words, so without a judge no text can be counted as right")
-    _measure(config, rows, gold, chances)
+    _measure(config, rows, gold)
     if len(gold) < MIN_ROWS:
         return bound(f"{len(gold)} gold rows are too few for a bound: at least {MIN_ROWS} are needed")
     try:
@@ -223,14 +217,11 @@ def _field(value: Any, key: str) -> Any:
 # Signals
 
 
-def _measure(
-    config: LabelConfig, rows: Sequence[LabelledRow], gold: Sequence[LabelledRow], chances: Mapping[str, float] | None
-) -> None:
+def _measure(config: LabelConfig, rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]) -> None:
     """Set the signals of every row: the same ones for all, in one order."""
     every = [*rows, *gold]
     has_tokens = any(vote.confidence is not None for entry in every for vote in entry.votes)
-    if chances is None and kind_of(config.task.kind).chooses:
-        chances = linear_chances(rows, gold)
+    chances = linear_chances(rows, gold) if kind_of(config.task.kind).chooses else {}
     for entry in every:
         entry.signals = {"votes": _log_odds(entry.agreement)}
         if len(config.teachers) > 1:
