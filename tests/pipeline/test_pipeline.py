@@ -193,12 +193,6 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, what: str) -> None:
         aside.rename(made)
 
 
-def test_a_folder_without_a_manifest_is_no_artifact(desk: Path) -> None:
-    (only(desk, "merged") / "manifest.json").unlink()
-    with pytest.raises(IntegrityError, match="unfinished: it has no manifest"):
-        opened(desk).request("quantize")
-
-
 # Interruption
 
 
