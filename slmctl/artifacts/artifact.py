@@ -350,7 +350,6 @@ def seal(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], 
     """Write the manifest of a filled draft, as its last file; returns the artifact with its later path.
 
     Args:
-        place: The draft.
         final: Path of the folder after its block has ended.
         make: Returns the manifest for these files and their digest.
     """
@@ -367,7 +366,6 @@ def require_whole(source: Artifact | Path, *, hint: str = "") -> None:
     """Read every byte of an artifact, or of a folder that should be one, before it is used.
 
     Args:
-        source: The artifact or the folder.
         hint: Remedy in the error; by default, to remove the folder and run its stage again.
 
     Raises:

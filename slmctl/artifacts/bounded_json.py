@@ -28,8 +28,6 @@ def read_bytes(
     """The content of a plain file of at most `limit` bytes; never blocks on a pipe.
 
     Args:
-        path: The file.
-        limit: Largest size in bytes.
         error: Class of the error for a file that cannot be used.
         follow: Follow a link at `path`: true for paths that users type, false for paths that slmctl makes.
 

@@ -157,7 +157,6 @@ def rewrite(path: Path, keep: Callable[[JsonObject], bool], *, with_torn: bool =
     every line is kept, the file stays as it is, including torn lines.
 
     Args:
-        path: The file.
         keep: False for a line to remove; called twice for each line.
         with_torn: Remove torn lines even if every whole line is kept.
 

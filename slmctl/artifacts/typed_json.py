@@ -18,8 +18,6 @@ def read_typed(path: Path, kind: type[T], *, hint: str = "", schema: int | None 
     """Read a JSON object from a file as the dataclass `kind`.
 
     Args:
-        path: The file.
-        kind: A dataclass.
         hint: Remedy in the error for a file that is not valid.
         schema: The value of the key `schema` that this version reads, where the file has this key.
 

@@ -105,7 +105,6 @@ class FingerprintWriter:
 
         Args:
             split: One of SPLITS_AND_REJECTED.
-            ids: The records' ids.
             digests: `minhash.digest` of each normalised text: joined bytes, or `(n, 16)`.
             compact: `minhash.compact` of the texts, `(n, WORDS)`.
             as_trained: True for redacted texts; their originals are added by another call.
@@ -150,8 +149,6 @@ class Fingerprints:
         """The records with an equal id, or with an equal or similar text: the best match of each, sorted.
 
         Args:
-            fingerprints: Texts to look for.
-            id: An id to look for.
             threshold: Least estimated Jaccard similarity of a match, 0 to 1.
         """
         best: dict[tuple[str, str], FingerprintMatch] = {}

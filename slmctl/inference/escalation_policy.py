@@ -297,7 +297,6 @@ class Policy:
 
         Args:
             answer: See `signals`.
-            text: The answer itself.
 
         Raises:
             ValueError: The answer has no confidence, or is of another kind than the policy's.

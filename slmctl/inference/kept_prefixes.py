@@ -33,7 +33,6 @@ class KeptPrefixes:
     """The prefixes that a model holds, each computed with an adapter or without one.
 
     Args:
-        model: The model that computes them.
         sequences: The numbers of the sequences that hold them.
     """
 

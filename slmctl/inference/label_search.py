@@ -110,7 +110,6 @@ class LabelSearch:
     evaluate half of its labels.
 
     Args:
-        trie: The labels.
         rest: When the answer is found, branches that are likelier than this are followed for `distribution` alone.
     """
 

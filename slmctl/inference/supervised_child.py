@@ -53,7 +53,6 @@ class Supervised:
     """A file that a child process has loaded; the child is started again when it dies.
 
     Args:
-        file: The file.
         hang_s: Seconds without a sign of life after which the process is killed.
 
     Attributes:

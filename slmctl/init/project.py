@@ -55,9 +55,6 @@ def copy_template(template: str, folder: Path) -> list[Path]:
 def write(proposal: Proposal, folder: Path) -> list[Path]:
     """Write the files of a proposal into a folder.
 
-    Returns:
-        The written files.
-
     Raises:
         UsageError: One of the files exists; nothing is overwritten.
     """

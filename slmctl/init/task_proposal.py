@@ -35,7 +35,6 @@ class TaskProposal:
     """A task for the rows of a source.
 
     Attributes:
-        kind: Kind of the task.
         input, output: A column or a template; '' if the rows are conversations. `output` may also be several columns,
             separated by commas, that form a JSON object.
         fields: The JSON object of several columns; None for another output.
@@ -44,11 +43,9 @@ class TaskProposal:
         answers: The answers, described as a column.
         pairs: (input, answer) of the rows of the sample that have both.
         usable: Share of the rows that have both.
-        tools: True if the rows offer tools.
         calls: Share of the rows with a tool call in one of their messages.
         unread: Answer -> number of rows of the sample without a text, which are not counted as labels.
         own_system: True if the rows have their own system prompts.
-        reason: Reason for this task.
         notes: Sentences about the data.
         doubts: (flag, question) of each flag that the user must decide; empty if all is certain.
     """

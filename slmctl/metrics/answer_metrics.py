@@ -141,7 +141,6 @@ def per_label(labels: Sequence[str], counts: Floats, confidence: float = 0.95) -
     so the interval of F1 is Wilson's interval of J, transformed by the same formula.
 
     Args:
-        labels: Names of the labels.
         counts: (labels, 3): rows with the label in both, in the answer, and in the reference.
         confidence: Level of the interval, 0 to 1.
     """

@@ -24,7 +24,6 @@ class Agreement:
     """Agreement with people on the same pairs, of a judge and of two rules that read nothing.
 
     Attributes:
-        pairs: Number of pairs.
         right: Number on which the judge says what people said.
         same, longer: Numbers on which "always the same" and "always the longer answer" do.
         lead: Lower bound of the judge's share of such pairs less that of the better rule, -1 to 1.

@@ -57,7 +57,6 @@ class Composition(Parts):
     """An engine combined with an encoder; the subclass's `submit` decides which of both gets a request.
 
     Args:
-        engine: The engine.
         others: Further answerers, without which there is no answer.
     """
 

@@ -23,7 +23,6 @@ class Encoder(Supervised):
     """A loaded encoder; it may be asked from several threads.
 
     Args:
-        gguf: Its file.
         threads: CPU threads; the cores that this process may use, by default.
 
     Raises:

@@ -190,7 +190,6 @@ def written_down(root: Path | None, command: str) -> Iterator[None]:
 
     Args:
         root: The project's folder; None writes nothing.
-        command: Name of the command.
     """
     try:
         yield

@@ -33,7 +33,6 @@ def download(
 
     Args:
         requirement: Such as `name==1.0`.
-        folder: Folder for the files.
         options: Further options of `pip download`.
         purpose: The command that needs it, for the message of a refusal.
         largest: Largest size of a file in bytes, whatever the index says.

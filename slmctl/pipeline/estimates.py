@@ -45,7 +45,6 @@ class RowEstimate:
 
     Attributes:
         rows: All rows that came in.
-        train: Training rows.
         validation: Held-out rows that choose checkpoint and settings.
         test: Held-out rows for reports.
         most_test: The most test rows that there can be; None where a part of them is not known.

@@ -83,9 +83,7 @@ def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], 
     """The model that a command names: a kind of this pipeline, `dir:REGISTRY#TAG`, or a path.
 
     Args:
-        where: The folder and its project.
         spec: What the user typed; None stands for `default`.
-        kinds: The kinds that are accepted.
         default: The kind that the project's config leads to.
 
     Raises:

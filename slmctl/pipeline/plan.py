@@ -122,7 +122,6 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     """The plan of a run.
 
     Args:
-        project: Where.
         names: Stages to run, in order.
         rates: GFLOP/s of matrix products on this machine by data type, for the time of the training.
     """

@@ -42,8 +42,6 @@ def reference(settings: Config, root: Path, own: Set[str] = frozenset()) -> Refe
     """The release that the gates compare with; None where no gate asks for one.
 
     Args:
-        settings: The config with the gates.
-        root: The project's folder.
         own: The sha256 of the models that are measured; a release of one of them is not compared with itself.
 
     Raises:
@@ -105,8 +103,6 @@ def enforce(project: Project, report: Artifact, *, only_measured: bool = False) 
     """Every gate of the config against a report.
 
     Args:
-        project: The project with the gates.
-        report: The measured report.
         only_measured: Leave out gates about models that this report did not measure.
 
     Raises:

@@ -71,7 +71,6 @@ def run(project: Project, request: StageRequest, **options: Any) -> Outcome:
     """Run a stage, or find that its recipe has an artifact already.
 
     Args:
-        project: The project of the request.
         request: The stage, its section and its inputs.
         options: Further keywords of the stage's `run`; no part of the recipe.
 

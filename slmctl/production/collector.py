@@ -174,7 +174,6 @@ class Collector:
 
         Args:
             row: The answer; the fields about the draw are filled in here.
-            draw: The draw of this answer.
             id: The id that the client knows.
             also: Texts of calls and tools; a finding in one of them drops the answer.
             client: Name of the API key of the request.

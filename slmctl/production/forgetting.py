@@ -98,7 +98,6 @@ def search(
 
     Args:
         paths: Files, and folders of them.
-        text: The row's text.
         id: The id of a request.
         similarity: Estimated similarity from which a question counts as a near-duplicate, 0 to 1.
         forget: Remove these lines. A server or a reviewer may add lines meanwhile.

@@ -59,7 +59,6 @@ def reproduce(project: Project, made: Artifact, sources: Sequence[Path] = ()) ->
     """Build an artifact again in a temporary folder, compare it, and remove it.
 
     Args:
-        project: The project with the inputs.
         sources: Further files and folders in which sources are searched by hash.
 
     Raises:

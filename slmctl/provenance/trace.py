@@ -134,8 +134,6 @@ def trace(
     """Search every data set below `root/runs/` for a row, and follow matches to everything made of them.
 
     Args:
-        root: The project's folder.
-        text: The row's text.
         id: A record's id; near-duplicates of the record with this id in any data set are found too.
         similarity: Estimated similarity, 0 to 1, from which a row counts as a near-duplicate.
         registries: Folders of releases, `PROJECT/VERSION/` each.

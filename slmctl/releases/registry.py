@@ -265,7 +265,6 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
     """Point a tag, such as production, at a release, atomically; promote an older release to roll back.
 
     Args:
-        root: The registry that holds the release.
         beside: Further gates to check, such as those of the present config; gates on models that its report did not
             measure are skipped.
 

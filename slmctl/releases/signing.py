@@ -20,7 +20,6 @@ def sign(release: Artifact, key: Path, runs: Path) -> Path:
 
     Args:
         key: The private key (PEM), on the curve P-256, P-384 or P-521. It is read and never copied.
-        runs: The project's `runs/`.
 
     Raises:
         UsageError: The key is below `runs`, or cannot sign.

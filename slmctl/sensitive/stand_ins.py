@@ -45,7 +45,6 @@ def stand_in(match: RuleMatch, form: str, key: bytes, is_clean: Callable[[str], 
     """The stand-in of a value, equal for equal canonical value and key.
 
     Args:
-        match: The match of the value.
         form: The written value with disguises undone; the stand-in keeps its separators and length.
         key: Key of the HMAC that determines the stand-in; without it, values cannot be recovered by trying.
         is_clean: Returns True for a text that no rule matches. A stand-in with a part that looks like a value by

@@ -29,13 +29,10 @@ def hand_over(
     """Remember the answers for feedback, and have a random sample written down, without waiting for the disk.
 
     Args:
-        checked: The request.
-        choices: Its answers, each ended.
         routed: The router's decision; None where no policy decides.
         id: The request's; further answers of one request get `ID-2` and so on.
         is_marked: The client has marked it as sensitive, so nothing of it is written down.
         client: The name of the key that it came with.
-        collector: Writes them down.
         held: They were held back by a check, and are for a person.
     """
     has_tools = checked.offer is not None and checked.offer.is_clients

@@ -16,7 +16,6 @@ class Release:
     """A release that was verified, and can be loaded.
 
     Attributes:
-        name: Its name for clients.
         digest: The artifact's; another one after the tag has moved.
         models: Its models by name, as its files tell them; none of a file without a task.
         bytes: Estimate of the memory that its engine will hold.
@@ -44,7 +43,6 @@ class RunningModel:
         notes: Warnings for the operator, logged at the start.
         close: Ends its engine.
         bytes: Memory that it holds; before its first answer at least the estimate, since it grows until then.
-        users: Requests that it has.
         used: When a request last came or went, in seconds of the monotonic clock.
     """
 

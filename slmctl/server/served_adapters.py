@@ -64,8 +64,6 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
 
     Args:
         place: A gguf artifact, a release or a bare file.
-        base: The model that is served.
-        base_file: Its file.
 
     Raises:
         GateError: No report measured it on this file, or the report that did fails a gate.

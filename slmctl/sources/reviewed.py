@@ -37,7 +37,6 @@ class Review(Line):
     Attributes:
         id: Id of the request, or of the record.
         time: Time of the decision, in UTC.
-        reviewer: Name of the person.
         decision: `accepted` or `corrected` the answer, `skipped` the row, or `undone` an earlier decision on it.
         messages: The conversation up to the answer; empty for `skipped` and `undone`.
         before: The answer that was shown; '' for a row without one.
@@ -152,8 +151,6 @@ def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[So
     """The parts of a reviewed file as two sources, or as one where the other part is empty.
 
     Args:
-        source: The source in the config.
-        path: Its file.
         name: Its name in records; None for the file's name.
         folder: The folder of copies, below `runs/`.
 

@@ -34,7 +34,6 @@ def clean(text: str, steps: tuple[str, ...], replace: tuple[Replacement, ...]) -
     """Returns (cleaned text, names of the steps that changed it).
 
     Args:
-        text: The text as it came in.
         steps: Names of STEPS, which are applied in the order of STEPS.
         replace: Applied in order after the other steps, before `whitespace`.
     """

@@ -24,7 +24,6 @@ def faults(
 
     Args:
         messages: The conversation before the answer: question, documents, results of tools.
-        system: The task's system prompt.
         must, must_not: Regular expressions that are found in every answer, and in none.
         finish: `length` for an answer that was cut.
     """

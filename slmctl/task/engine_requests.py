@@ -13,14 +13,8 @@ def engine_request(
     """The request for one answer.
 
     Args:
-        task: The task.
-        text: The rendered prompt.
         prefix: The beginning that other prompts share; ignored where `text` does not begin with it.
         constraint: The grammar of a conversation with own tools, in place of the task's.
-        max_tokens: The longest answer.
-        adapter: The adapter's name in the engine.
-        temperature: 0 takes the likeliest token.
-        seed: Seed of the sampling.
         question: The text that the linear members of a sum read.
         document: The text in it that is asked in windows where the task has some.
     """

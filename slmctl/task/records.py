@@ -26,7 +26,6 @@ class RowRejectedError(DataError):
 
     Args:
         rule: The rule that rejects it, as the report and `rejected.jsonl` count it, such as `tool calls`.
-        reason: One sentence about this row.
     """
 
     def __init__(self, rule: str, reason: str) -> None:
@@ -56,7 +55,6 @@ class Message(TypedDict):
 
     Attributes:
         role: `system`, `user`, `assistant` or `tool`.
-        content: Its text.
         weight: Weight of an assistant's message in the loss; 1 by default.
         tool_calls: The calls in an assistant's message.
         name: The function that returned the content of a `tool` message.

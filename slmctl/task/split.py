@@ -38,7 +38,6 @@ def assign(
         positions: `(n,)`, of `position_of`.
         moments: `(n,)`, seconds since 1970; used when the split is by time.
         labels: `(n,)`, indices into `names`, -1 for none.
-        names: The labels.
     """
     if splits.time is not None:
         return _by_time(splits, moments)

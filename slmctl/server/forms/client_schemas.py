@@ -192,13 +192,6 @@ def label_property(schema: str, labels: tuple[str, ...]) -> tuple[str, str]:
     """Returns the property of a client's schema that takes the label, or the reason why none does.
 
     An object with that property alone satisfies the whole schema for every label, and no other property holds a text.
-
-    Args:
-        schema: The schema, as JSON.
-        labels: Those of the task.
-
-    Returns:
-        The property, and an empty text; or an empty text, and the reason.
     """
     form = json.loads(schema)
     properties = form.get("properties")

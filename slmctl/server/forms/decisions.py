@@ -37,7 +37,6 @@ class ModelPart:
     """The part of a request that one model answers, as a request.
 
     Attributes:
-        body: The request.
         places: The place of each of its questions among all.
     """
 
@@ -245,7 +244,6 @@ def by_model(
     """Split a request by model: a question goes to the model of its name, if one is served, else to `model`.
 
     Args:
-        body, api: The request.
         models: The names of those that the client may name.
         find: Returns the model's name for the value of `model`.
     """

@@ -116,7 +116,6 @@ class Form(ABC):
     """The form of one API: reads its requests, and writes their answers.
 
     Attributes:
-        path: The API's.
         question: The option that holds the question.
         reads: The options that are read; `options.sort` has the others.
         schema_option: The option that holds a client's own schema.
@@ -270,7 +269,6 @@ class WholeReply:
 
     Attributes:
         choices: As a client is shown them, each with slmctl's own fields in `extras`.
-        build: The engine's.
         name: The model's that gave it.
     """
 

@@ -26,11 +26,7 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
 
     Args:
         project: With the gates of today.
-        report: The artifact.
         only_measured: Leave out gates about models that this report did not measure.
-
-    Returns:
-        Its path.
 
     Raises:
         IntegrityError: The report is of another version, or damaged.

@@ -108,14 +108,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     """Train, and write the adapter, `metrics.jsonl` and `loss.svg`.
 
     Args:
-        config: The section `finetune`.
-        base: The model that the adapter is for.
-        prepared: The records.
-        out: The empty folder to fill.
         keep: The folder of checkpoints; a run that was killed resumes from there.
-
-    Returns:
-        The manifest's metrics.
 
     Raises:
         DataError: A record is longer than `max_length` tokens or has no answer to learn, or there are no records.

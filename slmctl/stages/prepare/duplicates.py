@@ -45,7 +45,6 @@ def find_repeats(
     """Look for records that repeat others.
 
     Args:
-        rows: The records.
         config: The policy; near-duplicates that it keeps are not looked for.
         bound: `(n,)`, the index into SPLITS that the source of each record is bound to, or -1.
         splits: `(n,)`, indices into SPLITS.

@@ -35,7 +35,6 @@ class MemorisationProbe:
     Attributes:
         record: Id of the training record.
         prompt: The record rendered up to the string.
-        rare_string: The string.
         bits: Information in it.
     """
 
@@ -50,7 +49,6 @@ def probe(gguf: Path, task: Task, records: Sequence[Record], *, probes: int, max
 
     Args:
         gguf: The file, run by the engine that serves it.
-        records: The training records.
         probes: Largest number of strings, those with the most bits first, one a record.
         max_share: Largest share of them that the model may produce.
 

@@ -25,7 +25,6 @@ def write(out: Path, steps: Mapping[str, Artifact]) -> None:
     """Write the statement about the model files in `out`.
 
     Args:
-        out: The folder of the release.
         steps: The artifacts that the release was made from, by role, in the order of the pipeline.
     """
     subject = [

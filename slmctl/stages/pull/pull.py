@@ -31,9 +31,6 @@ def run(config: PullConfig, *, out: Path, foreign: bool = True) -> dict[str, Any
     Args:
         foreign: False for a model folder that slmctl has just written, which is not loaded in a child process first.
 
-    Returns:
-        The manifest's metrics.
-
     Raises:
         UsageError: The source is not pinned, or its name is malformed.
         DataError: It has pickles, code or no weights, or transformers cannot load it within bounds.

@@ -60,9 +60,6 @@ def write_base(config: QuantizeConfig, base: Artifact, out: Path) -> dict[str, A
     """Write the base's own GGUF file of each type; its results are checked with each adapter on it.
 
     Nothing of a project or of its data goes into it, so every adapter of the base finds the same file.
-
-    Returns:
-        The manifest's metrics.
     """
     facts = Base.read(base.path)
     with tempfile.TemporaryDirectory(dir=out) as scratch:

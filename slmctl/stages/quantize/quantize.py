@@ -48,9 +48,6 @@ def run(
         base: Write the base's own files and nothing else, without the other inputs.
         must_end: Refuse a file that never ends an answer; False for a model of random weights, which ends none.
 
-    Returns:
-        The manifest's metrics.
-
     Raises:
         MissingError: The converter has not been fetched.
         StageError: A file could not be written, or differs from the merged model in its results.
