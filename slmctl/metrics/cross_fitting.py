@@ -88,14 +88,15 @@ def dealt(labels: Indices, count: int) -> Indices:
     return turn
 
 
-def splits(fold: Indices, labels: npt.NDArray[np.str_]) -> list[tuple[Indices, Indices]]:
+def splits(fold: Indices, labels: npt.NDArray[np.str_], *, whole: bool = True) -> list[tuple[Indices, Indices]]:
     """(places of the rows that a model learns, of those that it judges) for each fold; at the end all rows, and none.
 
-    A fold without which one label is left is not judged.
+    A fold without which one label is left is not judged. Without `whole`, for judgements alone, the folds are all,
+    unless none is judged.
     """
     each = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold[fold >= 0])]
-    whole = np.arange(len(fold)), np.zeros(0, np.int64)
-    return [*(split for split in each if len(np.unique(labels[split[0]])) > 1), whole]
+    able = [split for split in each if len(np.unique(labels[split[0]])) > 1]
+    return able if able and not whole else [*able, (np.arange(len(fold)), np.zeros(0, np.int64))]
 
 
 def fit(

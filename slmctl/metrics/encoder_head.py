@@ -75,7 +75,7 @@ class HeadFit:
 
 def cross_fit(
     vectors: Floats, labels: Sequence[str], *, fold: Indices, named: Named | None = None,
-    unlabelled: Floats | None = None,
+    unlabelled: Floats | None = None, whole: bool = True,
 ) -> HeadFit:  # fmt: skip
     """Fit logistic regression over vectors, with the regularisation by which the judged rows are the likeliest.
 
@@ -85,13 +85,14 @@ def cross_fit(
         named: (labels, vectors of their names), learned as rows too; other labels than those of the rows are left out.
         unlabelled: (m, size) vectors of rows without a label, learned where that helps, with labels that a head
             without them, and neighbours, give them (`label_spreading`).
+        whole: As in `cross_fitting.splits`; without, the head is that of the last fold.
     """
     answers = np.array(labels)
     if len(names := np.unique(answers)) < 2:
         head = EncoderHead((labels[0],), np.zeros((1, vectors.shape[1]), np.float32), np.zeros(1, np.float32))
         return HeadFit(head, np.zeros((len(labels), 1)))
     parts = []
-    for learned, judged in cross_fitting.splits(fold, answers):
+    for learned, judged in cross_fitting.splits(fold, answers, whole=whole):
         rows, own = vectors[learned], answers[learned]
         if named is not None and (spoken := np.isin(named[0], own)).any():
             rows, own = np.concatenate([rows, named[1][spoken]]), np.concatenate([own, np.array(named[0])[spoken]])

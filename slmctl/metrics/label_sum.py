@@ -77,10 +77,10 @@ class LabelSum:
         head, words = self.head if ENCODER in kept else None, self.words if WORDS in kept else None
         return LabelSum(self.labels, kept, head, words)
 
-    def write(self, path: Path, *, made_of: str = "") -> None:
-        """Write arrays of numpy without a pickle; `made_of` is the digest of the data set, or nothing."""
+    def write(self, path: Path) -> None:
+        """Write arrays of numpy without a pickle."""
         weights = np.array([self.weights.get(name, 0.0) for name in MEMBERS])
-        arrays: dict[str, Any] = {"labels": np.array(self.labels), "sum": weights, "made_of": np.array(made_of)}
+        arrays: dict[str, Any] = {"labels": np.array(self.labels), "sum": weights}
         arrays |= {} if self.head is None else {"weights": self.head.weights, "bias": self.head.bias}
         arrays |= {} if self.words is None else self.words.arrays()
         with path.open("wb") as stream:
@@ -136,7 +136,7 @@ class SumFit:
 
 def fit(
     texts: Sequence[str], vectors: Floats | None, labels: Sequence[str], *, fold: Indices, named: Named | None = None,
-    unlabelled: Floats | None = None,
+    unlabelled: Floats | None = None, whole: bool = True,
 ) -> SumFit:  # fmt: skip
     """The linear members of some rows, and the weights of both by rows that a member judged before it learned them.
 
@@ -144,14 +144,15 @@ def fit(
         texts, vectors, labels: The n rows; vectors (n, size) of an encoder, None without one.
         fold: (n,) of the rows, as `cross_fitting.folds` gives it.
         named, unlabelled: As in `encoder_head.cross_fit`.
+        whole: True for a model of all rows; without, for judgements alone, it is that of the last fold.
 
     Raises:
         DataError: Neither member can learn anything.
     """
     head = None
     if vectors is not None:
-        head = encoder_head.cross_fit(vectors, labels, fold=fold, named=named, unlabelled=unlabelled)
-    words = linear_baseline.cross_fit(texts, labels, fold=fold)
+        head = encoder_head.cross_fit(vectors, labels, fold=fold, named=named, unlabelled=unlabelled, whole=whole)
+    words = linear_baseline.cross_fit(texts, labels, fold=fold, whole=whole)
     if head is None and words is None:
         raise DataError("there is nothing to learn from: one label, or texts without a word that two rows have")
     names, judged = sorted(set(labels)), np.flatnonzero(fold >= 0).tolist()

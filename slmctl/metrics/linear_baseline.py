@@ -199,20 +199,21 @@ def fit(
 
 
 def cross_fit(
-    texts: Sequence[str], labels: Sequence[str], *, fold: Indices
-) -> tuple[LinearModel, Logprobs] | None:  # fmt: skip
+    texts: Sequence[str], labels: Sequence[str], *, fold: Indices, whole: bool = True
+) -> tuple[LinearModel, Logprobs] | None:
     """Returns (a model of all rows whose features are hashed, so that it can be stored; judgements as of `CrossFit`).
 
     None where there is nothing to learn: one label, or no word that two rows have.
 
     Args:
         fold: (n,) of the rows, as `cross_fitting.folds` gives it.
+        whole: As in `cross_fitting.splits`; without, the model is that of the last fold.
     """
     answers, kinds = np.array(labels), len(set(labels))
     if kinds < 2:
         return None
     work, parts, made = 4 * sum(map(len, texts)) * kinds, list[FoldRows](), None
-    for learned, judged in cross_fitting.splits(fold, answers):
+    for learned, judged in cross_fitting.splits(fold, answers, whole=whole):
         if made := _vectorized([texts[k] for k in learned], runs=work <= RUN_WORK, hashed=True):
             others = made[0].transform([texts[k] for k in judged]) if len(judged) else made[1][:0]
             parts.append(FoldRows(made[1], answers[learned], others, judged))

@@ -53,12 +53,6 @@ class StoredArrays:
             raise ValueError(f"'{name}' holds a number beyond {below}")
         return array
 
-    def text(self, name: str) -> str:
-        array = self._read(name)
-        if array.dtype.kind != "U" or array.shape:
-            raise ValueError(f"'{name}' is no text")
-        return str(array)
-
     def labels(self, name: str = "labels", *, among: Sequence[str] | None = None) -> tuple[str, ...]:
         """Different texts.
 

@@ -19,7 +19,7 @@ LABELS = ("account", "billing", "delivery")
 SOUND: dict[str, Any] = {
     "labels": np.array(LABELS), "sum": np.array([0.5, 1.0, 1.0]), "weights": np.ones((3, 8), np.float32),
     "bias": np.zeros(3, np.float32), "coef": np.ones((3, 2), np.float16), "intercept": np.zeros(3),
-    "words_places": np.array([3, 9], np.int32), "words_idf": np.ones(2, np.float32), "made_of": np.array("x"),
+    "words_places": np.array([3, 9], np.int32), "words_idf": np.ones(2, np.float32),
 }  # fmt: skip
 
 

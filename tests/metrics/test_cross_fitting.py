@@ -30,6 +30,19 @@ def test_no_row_is_judged_by_a_model_that_learned_its_group(grouped: bool) -> No
     assert all((table.argmax(axis=1) == places).mean() > 0.9 for table in after.values())
 
 
+def test_judgements_alone_take_no_model_of_all_rows() -> None:
+    texts, vectors, labels, groups = of_chance()
+    fold, names = cross_fitting.folds(labels, groups, validation=0), np.array(labels)
+    parts = cross_fitting.splits(fold, names, whole=False)
+    assert [len(learned) + len(judged) for learned, judged in parts] == [len(labels)] * cross_fitting.FOLDS
+    assert all(len(judged) for _, judged in parts)
+    whole, alone = (label_sum.fit(texts, vectors, labels, fold=fold, whole=each) for each in (True, False))
+    assert alone.model.weights == whole.model.weights
+    assert all(np.array_equal(alone.logprobs[name], table) for name, table in whole.logprobs.items())
+    ((learned, judged),) = cross_fitting.splits(np.full(len(labels), -1), names, whole=False)  # no row is judged
+    assert len(learned) == len(labels) and not len(judged)
+
+
 def test_the_rows_of_a_label_go_to_the_folds_in_turn() -> None:
     labels = ["a"] * 10 + ["b"] * 5 + ["c"] * 2
     fold = cross_fitting.folds(labels, range(17), validation=0)

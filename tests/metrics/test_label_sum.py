@@ -160,4 +160,5 @@ def test_a_row_of_which_no_member_tells_is_not_right() -> None:
     # the first label by name was right wherever its rows were judged by nobody
     table = np.log([[1 / 3] * 3, [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [1 / 3] * 3])
     assert label_sum.right(("aaa", "b", "c"), table, ["aaa", "aaa", "c", "b"]) == 1
-    assert label_sum.right(("aaa",), np.zeros((2, 1)), ["aaa", "b"]) == 1  # of one label, each row gets it
+    # of one label, each row gets it
+    assert label_sum.right(("aaa",), np.zeros((2, 1)), ["aaa", "b"]) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -110,16 +110,15 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         "size": sum(path.stat().st_size for path in out.iterdir()),
         "dimensions": fitted.model.size,
         "rows": len(validation),
-        "right": fitted.right,
-        "interval": [round(bound, 6) for bound in wilson(fitted.right, len(validation))] if validation else [],
+        "right": (right := fitted.score["encoder"]),
+        "interval": [round(bound, 6) for bound in wilson(right, len(validation))] if validation else [],
         "curve": [],
         "weights": dict(fitted.model.weights),
     }
     if config.unlabelled:
         facts["unlabelled"] = {"read": 0 if others is None else len(others), "learned": fitted.unlabelled}
     if len(validation) >= linear_baseline.FEWEST:
-        whole: ShareScore = {"rows": fitted.rows, "encoder": fitted.right, "tfidf_logistic": fitted.words_right}
-        facts["curve"] = [*_curve(train, validation, learned, named, others), whole]
+        facts["curve"] = [*_curve(train, validation, learned, named, others), fitted.score]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
@@ -154,23 +153,26 @@ def _vectors(gguf: Path, texts: Sequence[str]) -> Floats:
     return np.concatenate(vectors)
 
 
+def _score(rows: int, members: Mapping[str, Logprobs], model: LabelSum, answers: Sequence[str]) -> ShareScore:
+    """The score of members that learned `rows` rows, by their log probabilities of the validation rows' labels."""
+    tables = label_sum.weighted(members, model.weights), members.get(WORDS)
+    both, words = (0 if table is None else label_sum.right(model.labels, table, answers) for table in tables)
+    return {"rows": rows, "encoder": both, "tfidf_logistic": words}
+
+
 @dataclass(frozen=True)
 class _Fitted:
     """A sum that some rows fitted.
 
     Attributes:
         members: Log probabilities of the validation rows' labels by each linear member, as it was without them.
-        rows: Rows that such a member had learned.
-        right: Right answers to the validation rows.
-        words_right: The same of the words alone.
+        score: Of the sum and the words, by such members.
         unlabelled: Number of rows without an answer that are learned.
     """
 
     model: LabelSum
     members: dict[str, Logprobs]
-    rows: int
-    right: int
-    words_right: int
+    score: ShareScore
     unlabelled: int = 0
 
     @classmethod
@@ -192,29 +194,32 @@ class _Fitted:
             whole = np.empty((len(records), table.shape[1]))
             whole[kept], whole[rest] = table, members.get(name, table[:0])
             members[name] = whole[train:]
-        tables = [label_sum.weighted(members, fitted.model.weights), members.get(WORDS)]
-        names = fitted.model.labels
-        right = [0 if table is None else label_sum.right(names, table, labels[train:]) for table in tables]
         judged = int((rows.fold >= 0).sum() / max(rows.fold.max() + 1, 1))  # in each fold
         count = len(unlabelled) if unlabelled is not None and fitted.learns_unlabelled else 0
-        return cls(fitted.model, members, len(kept) - judged, right[0], right[1], count)
+        return cls(fitted.model, members, _score(len(kept) - judged, members, fitted.model, labels[train:]), count)
 
 
 def _curve(
     train: Sequence[Record], validation: Sequence[Record], vectors: Floats | None, named: Named | None,
     unlabelled: Floats | None,
-) -> list[ShareScore]:  # fmt: skip
-    """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one."""
+) -> Iterator[ShareScore]:  # fmt: skip
+    """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one.
+
+    A share of which nothing can be learned has no score.
+    """
     order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))
-    points: list[ShareScore] = []
     for share in SHARES:
         drawn = order[: max(1, round(share * len(order)))]
-        own = None if vectors is None else np.concatenate([vectors[drawn], vectors[len(train) :]])
-        fold = np.repeat([-1, 0], [len(drawn), len(validation)])
-        rows = LearnedRows([train[k] for k in drawn], validation, np.arange(len(fold)), fold)
-        part = _Fitted.on(rows, own, named, unlabelled)
-        points.append({"rows": part.rows, "encoder": part.right, "tfidf_logistic": part.words_right})
-    return points
+        records, count = [*(train[k] for k in drawn), *validation], len(drawn)
+        labels = [record.answer for record in records]
+        with contextlib.suppress(DataError):
+            fitted = label_sum.fit(
+                [record.input for record in records],
+                None if vectors is None else np.concatenate([vectors[drawn], vectors[len(train) :]]), labels,
+                fold=np.repeat([-1, 0], [count, len(validation)]), named=named, unlabelled=unlabelled, whole=False,
+            )  # fmt: skip
+            judged = {name: table[count:] for name, table in fitted.logprobs.items()}
+            yield _score(count, judged, fitted.model, labels[count:])
 
 
 def _interval(right: int, rows: int) -> str:

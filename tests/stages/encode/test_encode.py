@@ -42,6 +42,7 @@ from slmctl.models.linear_members import LinearMembers, Scores
 from slmctl.models.prompts import Prompt
 from slmctl.models.sum import SumEngine
 from slmctl.production.measured import measured
+from slmctl.stages.encode import encode
 from slmctl.task.records import Record
 
 
@@ -158,6 +159,20 @@ def test_a_task_of_texts_downloads_none(tiny_run: Path, stages: Forks) -> None:
 def test_a_task_without_labels_has_none(desk: Path, stages: Forks) -> None:
     done = stages.run(desk, "encode", "--set", "task.kind=generate", "--set", "encode={}")
     assert done.code == 2 and "belongs to a task of kind classify" in done.stderr
+
+
+def record(text: str, label: str) -> Record:
+    messages = ({"role": "user", "content": text}, {"role": "assistant", "content": label})
+    return Record(id=text, messages=messages, source={"file": "f", "row": 1})
+
+
+def test_a_share_of_which_nothing_can_be_learned_has_no_score() -> None:
+    # words alone learn nothing where no two rows have a word or a run of characters
+    apart = [record(chr(0x4E00 + k), "ab"[k % 2]) for k in range(32)]
+    validation = [record(("yes", "no")[k % 2] + f" {k}", "ab"[k % 2]) for k in range(16)]
+    assert list(encode._curve(apart, validation, None, None, None)) == []
+    scores = list(encode._curve([*validation, *validation], validation, None, None, None))
+    assert [score["rows"] for score in scores] == [4, 8, 16] and scores[-1]["tfidf_logistic"] >= 8
 
 
 # Rows without an answer
