@@ -40,7 +40,8 @@ def require_one_file(source: str, target: str) -> None:
     is_several = (is_pattern or Path(source).is_dir()) and not row_snapshot.are_documents(Path(source), None)
     if is_several or "://" in source or "://" in target:
         raise UsageError(
-            f"predict answers one file, not {source} to {target}",
+            f"predict answers one file, or a folder of documents (PDF, DOCX, EML, MBOX, HTML, TXT, MD), not {source} "
+            f"to {target}",
             hint="examples/bucket.py answers the files of a folder or bucket by Ray Data",
         )
 
