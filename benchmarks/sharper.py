@@ -38,6 +38,7 @@ from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
+from slmctl.model_files.encoder_source import VALIDATION
 from slmctl.models.encoder_process import Encoder
 from slmctl.task.records import read_records
 
@@ -210,11 +211,15 @@ def members_of(project: Path) -> tuple[dict[str, dict[str, Logprobs]], dict[str,
         lines = predictions(project, alone, split)
         assert [line["id"] for line in lines] == [record.id for record in records]
         of_file = np.array([label_sum.spread(line["labels"], model.labels) for line in lines])
+        answers[split] = [record.answer for record in records]
+        if split == "validation":  # judged before the linear members learned these rows
+            with np.load(newest(project, "encoder") / VALIDATION, allow_pickle=False) as kept:
+                tables[split] = {FILE: of_file, **kept}
+            continue
         texts, vectors = [record.input for record in records], np.zeros((len(records), 0), np.float32)
         if model.head is not None:
             with Encoder(newest(project, "encoder") / ENCODER_FILE) as encoder:
                 vectors = encoder.encode(texts)
-        answers[split] = [record.answer for record in records]
         tables[split] = {FILE: of_file, **model.logprobs(texts, vectors)}
     return tables, answers, np.array(model.labels)
 
