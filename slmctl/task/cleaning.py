@@ -18,7 +18,7 @@ GROWTH = 4  # times that a replacement may lengthen a text; a longer one is not 
 
 _LINE_END = re.compile(r"\r\n?")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
-_SPACES = re.compile(r"[^\S\n]+")
+_SPACES = re.compile(r"[^\S\n\f]+")  # a form feed ends a page of a document
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -70,8 +70,8 @@ def _replaced(entry: Replacement, text: str) -> str:
 def _tidied(text: str) -> str:
     """One space for several, at most one blank line, no white space around lines and no invisible characters."""
     text = _INVISIBLE.sub("", _LINE_END.sub("\n", text))
-    text = "\n".join(line.strip() for line in _SPACES.sub(" ", text).split("\n"))
-    return _BLANK_LINES.sub("\n\n", text).strip()
+    text = "\n".join(line.strip(" ") for line in _SPACES.sub(" ", text).split("\n"))
+    return _BLANK_LINES.sub("\n\n", text).strip(" \n") if text.strip() else ""
 
 
 STEPS: dict[str, Callable[[str], str]] = {

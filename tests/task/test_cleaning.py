@@ -211,3 +211,10 @@ def test_every_way_in_asks_what_was_trained() -> None:
 
     terminal_chat.chat(Listening(), task, [raw], max_tokens=4, interactive=False, policy=None)  # type: ignore[arg-type]
     assert Listening.heard == [expected]
+
+
+def test_white_space_leaves_the_pages_of_a_document() -> None:
+    # `init` proposes the step for folders as labels, whose values were all on page 1
+    clean = cleaning.STEPS["whitespace"]
+    assert clean("  one  \n\f  two \n\n\n\n\fthree\t x ") == "one\n\f two\n\n\fthree x"
+    assert clean(" \n\f \n") == ""
