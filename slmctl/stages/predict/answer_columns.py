@@ -50,8 +50,7 @@ class AnswerColumns:
             return cells
         if "places" in answer:
             cells["places"] = _pages(answer["places"] or ())
-        value = answer_metrics.parse(answer["answer"] or "")
-        if isinstance(value, dict):
+        if self.fields and isinstance(value := answer_metrics.parse(answer["answer"] or ""), dict):
             cells |= {column: _cell(value.get(name)) for name, column in self.fields.items()}
         return cells
 
