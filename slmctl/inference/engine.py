@@ -236,8 +236,9 @@ class Engine(Supervised, Answering):
         adapters: LoRA adapters over the model, by the name that requests call them.
         hang_s: Seconds without a sign of life after which the process is killed.
         grammars: Requests have a schema; the tables of the vocabulary that grammars need are built with the file.
-        mostly_reads: Requests are for labels or about documents, so reading takes the time: the fused attention is
-            used, and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
+        mostly_reads: Requests are for labels or about documents, so reading takes the time: quantized weights are held
+            as BF16 where prompts are read faster with them here (`expansion`); without grammars the fused attention is
+            used for a file that is not quantized too.
 
     Raises:
         MissingError: llama-cpp-python is not installed.

@@ -1,9 +1,9 @@
 """Expands the weights of a quantized GGUF file to BF16 in memory, if this processor multiplies these faster.
 
 A question is read as one batch of tokens, in which some processors multiply 16-bit weights faster than 8-bit blocks. A
-text is written token by token, each of which reads all weights once, so the smaller file is faster. What chooses labels
-or reads long documents mostly reads: its engine expands the file at loading, if a timing of both on this processor says
-so and the memory suffices.
+text is written token by token, each of which reads all weights once, so the smaller file is faster. Whoever chooses
+labels, or answers about documents, mostly reads: the engine then expands the file at loading, if a timing of both on
+this processor says so and the memory suffices.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class LlamaModel:
 
     def __init__(
         self, path: str, *, sequences: int, context: int, threads: int, adapters: dict[str, str],
-        mostly_reads: bool = False, timings: str = "",
+        grammars: bool = False, mostly_reads: bool = False, timings: str = "",
     ) -> None:  # fmt: skip
         self.model = model_loading.load(path)
         if not self.model:
@@ -66,7 +66,7 @@ class LlamaModel:
         settings.kv_unified = True
         # The fused attention sums in float16, and is 20 % faster. Without it a file that is not quantized gives the
         # same logits to 1e-6 whatever is decoded beside a sequence, so the same texts; a quantized one does not anyway.
-        if self.metadata("general.file_type") in NOT_QUANTIZED and not mostly_reads:
+        if self.metadata("general.file_type") in NOT_QUANTIZED and (grammars or not mostly_reads):
             settings.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = lc.llama_init_from_model(self.model, settings)
         if not self.context:
@@ -193,7 +193,7 @@ def serve(path: str, settings: dict[str, Any]) -> None:
     inbox = parent.inbox  # of the parent, and {"grammar": id, "state": its state or the sentence that ends it}
 
     grammars = Grammars(path, lambda id, state: inbox.put({"grammar": id, "state": state}))
-    if settings.pop("grammars"):
+    if settings["grammars"]:
         grammars.prepare()
     model = LlamaModel(path, **settings)
     scheduler = Scheduler(

@@ -73,6 +73,20 @@ def test_the_expanded_weights_are_as_close_to_the_lossless_file(
     assert 0 < np.square(larger - exact).mean() < 1.2 * np.square(own - exact).mean()
 
 
+def test_objects_from_a_file_that_is_not_quantized_do_not_depend_on_company(artifacts: dict[str, Artifact]) -> None:
+    """The fused attention, which is for labels, sums in float16; documents were read with it too."""
+    made = artifacts["gguf"]
+    lossless = str(made.file(made.metrics["files"]["F16"]["file"]))
+    sizes: dict[str, Any] = {"sequences": 2, "context": 64, "threads": 1, "adapters": {}}
+    plain, labels = LlamaModel(lossless, **sizes), LlamaModel(lossless, **sizes, mostly_reads=True)
+    documents = LlamaModel(lossless, **sizes, mostly_reads=True, grammars=True)
+    items = [(token, k, 1, True) for k, token in enumerate(plain.tokenize("where is my parcel now, please?"))]
+    exact, fused, ours = (
+        np.stack([logits.copy() for _, logits in model.decode(items)]) for model in (plain, labels, documents)
+    )
+    assert np.array_equal(ours, exact) and not np.array_equal(fused, exact)
+
+
 def test_a_timing_is_kept_for_the_file_and_the_processor(
     path: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
