@@ -157,7 +157,7 @@ def trial(place: Path, variant: str, seed: int) -> dict[str, list[bool]]:
     """Train, and say which scored rows are right; of the control also by the trials that need no other training."""
     base, prepared = (artifact.load(next((place / "runs" / kind).glob("[!.]*"))) for kind in ("base", "prepared"))
     config = FinetuneConfig(  # one validation before and one at the end
-        epochs=EPOCHS, learning_rate=HIGH_RATE, seed=seed, validate_every=10**6, backend="transformers"
+        epochs=EPOCHS, learning_rate=HIGH_RATE, batch_size=16, seed=seed, validate_every=10**6, backend="transformers"
     )
     tokenizer = hf_folder.load_tokenizer(base.path)
     inputs = finetune._read_inputs(config, base, prepared, tokenizer)

@@ -242,11 +242,13 @@ class Proposal:
         if self.longest > MAX_LENGTH and not self.is_long and not self.in_windows:
             about = f"the longest row has about {self.longest:,} tokens, max_length is {MAX_LENGTH:,}"
             return {"too_long": "truncate"}, about
-        chosen = FinetuneConfig().resolved(self.train_rows, self.base.parameters)
-        about = "auto, by the rows and the base: take off the first # to set them"
+        labels, weights = self.task.rules.has_labels, self.base.parameters
+        chosen = FinetuneConfig().resolved(self.train_rows, weights, labels=labels)
+        about = "auto takes these: take off the first # to set them"
         if self.is_long:
             about += f"; max_length is {MAX_LENGTH:,}, and the rows have some {self.tokens:,} tokens"
-        return {"epochs": round(float(chosen.epochs)), "learning_rate": chosen.learning_rate}, about
+        numbers = {"learning_rate": chosen.learning_rate, "batch_size": chosen.batch_size}
+        return {"epochs": round(float(chosen.epochs)), **numbers}, about
 
 
 def make(
@@ -262,7 +264,7 @@ def make(
     languages = language.of_texts(text for text, _ in task.pairs)
     rows = round((data.look.rows - data.held_out.total()) * task.usable)
     characters = sum(len(text) + len(answer) for text, answer in task.pairs) / max(len(task.pairs), 1)
-    epochs = float(FinetuneConfig().resolved(rows, 0).epochs)
+    epochs = float(FinetuneConfig().resolved(rows, 0, labels=task.rules.has_labels).epochs)
     tokens = round(rows * epochs * (characters / CHARACTERS_A_TOKEN))
     texts = [text for text, _ in task.pairs]
     texts = texts[:: max(1, len(texts) // SEARCHED)]

@@ -465,28 +465,38 @@ def test_written_default_and_left_out_default_are_one_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "train", "parameters", "epochs", "rate"),
+    ("text", "train", "parameters", "epochs", "rate", "batch"),
     [
-        ("", 499, 135e6, 8, 8e-4),
-        ("", 1277, 135e6, 5, 8e-4),
-        ("", 1500, 135e6, 3, 8e-4),
-        ("", 4999, 270e6, 3, 8e-4),
-        ("", 5000, 270e6, 3, 4e-4),
-        ("", 20_000, 135e6, 1, 4e-4),
-        ("", 499, 500e6, 8, 4e-4),
-        ("", 499, 0, 8, 4e-4),  # a base of unknown size
-        ("finetune: {train_share: 10%}", 4999, 135e6, 8, 8e-4),
-        ("finetune: {epochs: 2}", 499, 135e6, 2, 8e-4),
-        ("finetune: {epochs: auto, learning_rate: 1e-3}", 499, 135e6, 8, 1e-3),
-        ("finetune: {max_steps: 40}", 499, 135e6, 3, 8e-4),  # which counts no epochs, so old recipes stay
+        ("", 499, 135e6, 8, 8e-4, 16),
+        ("", 1277, 135e6, 5, 8e-4, 16),
+        ("", 1500, 135e6, 3, 8e-4, 16),
+        ("", 4999, 270e6, 3, 8e-4, 16),
+        ("", 5000, 270e6, 3, 4e-4, 16),
+        ("", 20_000, 135e6, 1, 4e-4, 16),
+        ("", 499, 500e6, 8, 4e-4, 16),
+        ("", 499, 0, 8, 4e-4, 16),  # a base of unknown size
+        ("finetune: {train_share: 10%}", 4999, 135e6, 8, 8e-4, 16),
+        ("finetune: {epochs: 2}", 499, 135e6, 2, 8e-4, 16),
+        ("finetune: {epochs: auto, learning_rate: 1e-3}", 499, 135e6, 8, 1e-3, 16),
+        ("finetune: {max_steps: 40}", 499, 135e6, 3, 8e-4, 16),  # which counts no epochs, so old recipes stay
+        ("written", 499, 135e6, 8, 5e-4, 4),
+        ("written", 4999, 135e6, 3, 5e-4, 4),
+        ("written", 5000, 135e6, 3, 4e-4, 16),
+        ("written", 499, 500e6, 8, 4e-4, 16),
+        ("written finetune: {epochs: 2}", 499, 135e6, 2, 5e-4, 4),
+        ("written finetune: {batch_size: 16}", 499, 135e6, 8, 8e-4, 16),
+        ("written finetune: {learning_rate: 8e-4}", 499, 135e6, 8, 8e-4, 16),  # which was chosen for steps of 16
+        ("written finetune: {max_steps: 40}", 499, 135e6, 3, 8e-4, 16),
     ],
 )
-def test_auto_follows_the_rows_and_the_base(
-    text: str, train: int, parameters: float, epochs: float, rate: float
+def test_auto_follows_the_rows_the_base_and_the_answers(
+    text: str, train: int, parameters: float, epochs: float, rate: float, batch: int
 ) -> None:
-    made = parse(text).finetune.resolved(train, int(parameters))
-    assert (made.epochs, made.learning_rate, made.is_auto) == (epochs, rate, False)
-    written = parse(f"finetune: {{epochs: {epochs}, learning_rate: {rate}}}").finetune
+    section = parse(text.removeprefix("written").strip()).finetune
+    made = section.resolved(train, int(parameters), labels=not text.startswith("written"))
+    assert (made.epochs, made.learning_rate, made.batch_size, made.is_auto) == (epochs, rate, batch, False)
+    numbers = f"epochs: {epochs}, learning_rate: {rate}, batch_size: {batch}"
+    written = parse(f"finetune: {{{numbers}}}").finetune
     kept = {"max_steps": made.max_steps, "train_share": made.train_share}
     assert config.recipe(made) == config.recipe(written.model_copy(update=kept))
 

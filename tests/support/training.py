@@ -27,7 +27,7 @@ SIZES = {
 def trained(artifacts: dict[str, Artifact], out: Path, keep: Path | None = None, **given: Any) -> dict[str, Any]:
     """Train the tiny base into a new folder; the metrics."""
     out.mkdir(parents=True)
-    settings = {"epochs": 1, "learning_rate": 1e-2, "lora": {"rank": 4}, **given}
+    settings = {"epochs": 1, "learning_rate": 1e-2, "batch_size": 16, "lora": {"rank": 4}, **given}
     return finetune.run(
         FinetuneConfig.model_validate(settings), base=artifacts["base"], prepared=artifacts["prepared"], out=out,
         keep=keep or out.with_name(f"keep-{out.name}"),

@@ -166,7 +166,7 @@ def cpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, keys: int =
 
 def records_a_process(config: FinetuneConfig) -> int:
     """Records that a process computes for a step."""
-    return max(config.batch_size // distributed.world_size(), 1)
+    return max(int(config.batch_size) // distributed.world_size(), 1)
 
 
 def for_gpu(config: FinetuneConfig, gpu: Gpu, folder: Path, records: Sequence[EncodedRecord]) -> DevicePlan:

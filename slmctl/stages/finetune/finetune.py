@@ -401,13 +401,13 @@ def _leave_routers(model: Any) -> None:
 
 def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePlan) -> SFTConfig:
     """TRL's settings for the section `finetune` and a number of training records."""
-    world = distributed.world_size()
-    if config.batch_size % world:
+    world, batch = distributed.world_size(), int(config.batch_size)
+    if batch % world:
         raise UsageError(
-            f"batch_size {config.batch_size} does not divide by {world} processes",
-            hint=f"--set finetune.batch_size={math.ceil(config.batch_size / world) * world}",
+            f"batch_size {batch} does not divide by {world} processes",
+            hint=f"--set finetune.batch_size={math.ceil(batch / world) * world}",
         )
-    per_epoch = math.ceil(records / config.batch_size)
+    per_epoch = math.ceil(records / batch)
     steps = config.steps(records)
     every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
     return SFTConfig(
@@ -416,7 +416,7 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePl
         learning_rate=float(config.learning_rate),
         lr_scheduler_type=config.lr_scheduler if config.lr_scheduler != "constant" else "constant_with_warmup",
         warmup_steps=math.ceil(steps * config.warmup_ratio),
-        per_device_train_batch_size=config.batch_size // world,
+        per_device_train_batch_size=batch // world,
         gradient_accumulation_steps=1,  # a step is cut into pieces by `batches`; unsloth would take 2 by default
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

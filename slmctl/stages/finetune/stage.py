@@ -44,8 +44,8 @@ class Finetune(Stage[FinetuneConfig]):
         """The section with numbers in place of `auto`, from the data set and the size of the base."""
         if not section.is_auto:
             return section
-        train = self.project.artifact(PREPARED).metrics["train"]
-        return section.resolved(train, _weights(plan.shape_of_base(self.project)))
+        train, weights = self.project.artifact(PREPARED).metrics["train"], _weights(plan.shape_of_base(self.project))
+        return section.resolved(train, weights, labels=self._labels)
 
     def checkable(self) -> FinetuneConfig:
         return self.settings
@@ -101,7 +101,7 @@ class Finetune(Stage[FinetuneConfig]):
             return StageEstimate()
         section, rows = sizes.settings.finetune, sizes.rows
         if rows is not None:
-            section = section.resolved(rows.train, model.shape.parameters)
+            section = section.resolved(rows.train, model.shape.parameters, labels=self._labels)
             rows, windows = self._in_windows(rows)
             rows = replace(rows, train=rows.train * windows, validation=rows.validation * windows)
             if section.too_long != "error":
@@ -109,7 +109,7 @@ class Finetune(Stage[FinetuneConfig]):
         disk = (4 + CHECKPOINT_WEIGHTS) * model.trained
         if hardware.accelerator():
             return StageEstimate(disk)
-        work = _Work.of(section.batch_size, rows) if rows is not None else _Work()
+        work = _Work.of(int(section.batch_size), rows) if rows is not None else _Work()
         peak = model.shape.training_bytes(_width(section), work.piece, in_4bit=section.load_in_4bit)
         rate = sizes.rates.get(section.matmul_dtype)
         if rate is None or rows is None or not rows.train or not rows.tokens:
@@ -122,7 +122,7 @@ class Finetune(Stage[FinetuneConfig]):
         section, rows = sizes.settings.finetune, sizes.rows
         if not section.is_auto or rows is None:
             return ""
-        return _choice(section, rows.train, _weights(sizes.shape), "" if rows.exact else "about ")
+        return self._choice(section, rows.train, _weights(sizes.shape), "" if rows.exact else "about ")
 
     def doubt(self) -> Doubt | None:
         """A reason not to train: a cheap model leaves next to nothing to win. None where a training has begun."""
@@ -152,10 +152,20 @@ class Finetune(Stage[FinetuneConfig]):
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
         prepared, weights = request.inputs[PREPARED.name], _weights(plan.shape_of_base(self.project))
         assert isinstance(prepared, Artifact)
-        train = prepared.metrics["train"]
-        if self.settings.is_auto and self.settings.resolved(train, weights) == request.section:
-            console.say(f"  {_choice(self.settings, train, weights)}")
+        train, own = prepared.metrics["train"], self.settings
+        if own.is_auto and own.resolved(train, weights, labels=self._labels) == request.section:
+            console.say(f"  {self._choice(own, train, weights)}")
         return super().run(request, out=out, **more)
+
+    @property
+    def _labels(self) -> bool:
+        return self.project.config.task.has_labels
+
+    def _choice(self, section: FinetuneConfig, train: int, weights: int, about: str = "") -> str:
+        """The numbers for `auto`, and their reason: `5 epochs at 0.0008 in steps of 16, by 1,277 training rows ...`."""
+        chosen, used = section.resolved(train, weights, labels=self._labels), round(section.train_share * train)
+        size = size_label(weights) if weights else "unknown size"
+        return f"{chosen.length_and_rate}, by {about}{used:,} training rows and a base of {size}"
 
 
 STAGE = Finetune
@@ -166,19 +176,12 @@ def _weights(shape: ModelShape | None) -> int:
     return shape.parameters if shape is not None else 0
 
 
-def _choice(section: FinetuneConfig, train: int, weights: int, about: str = "") -> str:
-    """The numbers that stand for `auto`, and their reason: `5 epochs at 0.0008, by 1,277 training rows and ...`."""
-    chosen, used = section.resolved(train, weights), round(section.train_share * train)
-    size = size_label(weights) if weights else "unknown size"
-    return f"{chosen.length_and_rate}, by {about}{used:,} training rows and a base of {size}"
-
-
 def computed_records(section: FinetuneConfig, train: int, validation: int) -> float:
     """Records that a training computes, those of its validations by their smaller cost."""
     records = max(train * section.train_share, 1)
-    epoch, steps = math.ceil(records / section.batch_size), section.steps(records)
-    validations = steps / (section.validate_every or math.ceil(epoch / 2)) + 1
-    return steps * section.batch_size + VALIDATION_COST * validations * validation
+    batch, steps = int(section.batch_size), section.steps(records)
+    validations = steps / (section.validate_every or math.ceil(math.ceil(records / batch) / 2)) + 1
+    return steps * batch + VALIDATION_COST * validations * validation
 
 
 def _width(section: FinetuneConfig) -> int:

@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(base: Path, gpu: Gpu, records: list[EncodedRecord], **given: Any) -> device_plan.DevicePlan:
-    return device_plan.for_gpu(FinetuneConfig.model_validate(given), gpu, base, records)
+    return device_plan.for_gpu(FinetuneConfig.model_validate({"batch_size": 16} | given), gpu, base, records)
 
 
 def test_short_records_on_a_large_gpu_are_computed_at_once_and_once(base: Path) -> None:
@@ -90,7 +90,9 @@ def test_what_cannot_fit_is_refused_and_four_bits_need_less(base: Path) -> None:
     assert caught.value.code == 6
     assert "load_in_4bit" in caught.value.hint
     whole, quarter = (
-        device_plan.gpu_bytes(model_size.read(base), FinetuneConfig(load_in_4bit=four), 0, checkpointing=False)
+        device_plan.gpu_bytes(
+            model_size.read(base), FinetuneConfig(load_in_4bit=four, batch_size=16), 0, checkpointing=False
+        )
         for four in (False, True)
     )
     assert whole - quarter == pytest.approx(1.43 * 973e6, rel=0.01)  # 2 - 0.57 bytes of the layers' weights
@@ -98,7 +100,7 @@ def test_what_cannot_fit_is_refused_and_four_bits_need_less(base: Path) -> None:
 
 def test_the_optimizer_and_the_type_are_given_by_name(base: Path) -> None:
     known = {field.name for field in dataclasses.fields(SFTConfig)}
-    for plan in (device_plan.on_cpu(FinetuneConfig()), planned(base, H100, rows(4, 45))):
+    for plan in (device_plan.on_cpu(FinetuneConfig(batch_size=16)), planned(base, H100, rows(4, 45))):
         assert set(plan.arguments()) <= known
         assert plan.arguments()["optim"] == "adamw_torch_fused"
     shared = device_plan.DevicePlan(gpu=dataclasses.replace(H100, shared=2))
@@ -133,8 +135,8 @@ def test_several_gpus_of_one_process_do_not_share_a_batch(monkeypatch: pytest.Mo
     monkeypatch.setattr(finetune, "_sft_config", lambda *args: types.SimpleNamespace(_n_gpu=4))
     monkeypatch.setattr(finetune, "AnswerTrainer", lambda **given: made.append(given["args"]._n_gpu))
     finetune.make_trainer(
-        FinetuneConfig(), types.SimpleNamespace(config=LlamaConfig()), types.SimpleNamespace(pad_token_id=0),
-        rows(2, 20), rows(2, 20), tmp_path,
+        FinetuneConfig(batch_size=16), types.SimpleNamespace(config=LlamaConfig()),
+        types.SimpleNamespace(pad_token_id=0), rows(2, 20), rows(2, 20), tmp_path,
         plan=device_plan.DevicePlan(gpu=dataclasses.replace(H100, visible=4)),
     )  # fmt: skip
     assert made == [1]

@@ -233,5 +233,5 @@ def test_a_training_that_diverges_in_two_processes_leaves_nothing(desk: Path) ->
 def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="batch_size 16 does not divide by 3 processes") as caught:
-        finetune.make_trainer(config.FinetuneConfig(), None, None, [], [], Path("keep"))
+        finetune.make_trainer(config.FinetuneConfig(batch_size=16), None, None, [], [], Path("keep"))
     assert caught.value.hint == "--set finetune.batch_size=18"

@@ -355,7 +355,7 @@ def test_dora_learns_lengths_with_pefts_own_layers(artifacts: dict[str, Artifact
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_rate_rises_and_falls_as_the_schedule_says(tmp_path: Path, schedule: str) -> None:
     settings = FinetuneConfig.model_validate(
-        {"max_steps": 40, "learning_rate": 4e-4, "warmup_ratio": 0.25, "lr_scheduler": schedule}
+        {"max_steps": 40, "learning_rate": 4e-4, "batch_size": 16, "warmup_ratio": 0.25, "lr_scheduler": schedule}
     )
     given = finetune._sft_config(settings, 100, tmp_path, device_plan.on_cpu(settings))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=given.learning_rate)
