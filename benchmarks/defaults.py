@@ -116,11 +116,13 @@ def written(options: argparse.Namespace) -> None:
         sets = [f"finetune.{value}" for value in values]
         program.slmctl(project, "run", "--until", "quantize", sets=sets)
         training = json.loads(program.slmctl(project, "finetune", "--json", sets=sets))
-        report = Path(program.slmctl(project, "evaluate", "--model", "gguf", sets=sets).strip()) / "report.json"
-        entry = json.loads(report.read_bytes())["models"]["Q8_0"]
+        report = Path(program.slmctl(project, "evaluate", "--model", "gguf", sets=sets).strip())
+        entry = json.loads((report / "report.json").read_bytes())["models"]["Q8_0"]
+        answers = [row["answers"][-1] for row in program.read_jsonl(report / "rows.jsonl")[1:]]
         found[recipe] = {
             **entry["metrics"], "interval": entry["interval"], "n": entry["n"], "seconds": training["seconds"],
             "validation_loss": training["metrics"]["validation_loss"], "steps": training["metrics"]["steps"],
+            "right": "".join(str(int(score == 1.0)) for *_, score in answers),  # of each test row, as a whole
         }  # fmt: skip
     told = [
         result.single(f"{recipe}: {metric}", of[metric], BEFORE, found[BEFORE][metric])
