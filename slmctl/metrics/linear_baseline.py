@@ -222,7 +222,7 @@ def cross_fit(
             others = made[0].transform([texts[k] for k in judged]) if len(judged) else made[1][:0]
             parts.append(FoldRows(made[1], answers[learned], others, judged))
             if spread and len(counts := np.flatnonzero(spread[at][1] > LEAST_WEIGHT)):
-                rows = made[0].transform([unlabelled[k] for k in counts])
+                rows = made[0].transform([unlabelled[k] for k in counts.tolist()])
                 more.append(parts[-1].with_spread(rows, spread[at][0][counts], spread[at][1][counts]))
     if made is None:
         return None
