@@ -22,7 +22,6 @@ import random
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,6 @@ def measured(
             tables.append(scored(
                 [train[k] for k in drawn], [validation[k] for k in choosing], test,
                 (vectors[0][drawn], vectors[1][choosing], vectors[2], vectors[0][others]), named,
-                [train[k][0] for k in others],
             ))  # fmt: skip
         seconds = (time.process_time() - begun) / len(tables)
         accuracies = {kind: float(np.mean([table[kind] for table in tables])) for kind in tables[0]}
@@ -146,10 +144,9 @@ def few(train: Pairs, count: int, draw: int) -> list[int]:
 
 
 def scored(
-    train: Pairs, validation: Pairs, test: Pairs, vectors: tuple[Floats, Floats, Floats, Floats], named: Named,
-    free: Sequence[str],
-) -> dict[str, float]:  # fmt: skip
-    """The accuracy of each cheap model on the test rows; vectors of these, and of rows without an answer."""
+    train: Pairs, validation: Pairs, test: Pairs, vectors: tuple[Floats, Floats, Floats, Floats], named: Named
+) -> dict[str, float]:
+    """The accuracy of each cheap model on the test rows; vectors of these rows, and of rows without an answer."""
     (texts, labels), (others, chosen), (questions, wanted) = (
         zip(*rows, strict=True) for rows in (train, validation, test)
     )
@@ -160,7 +157,7 @@ def scored(
     members = both.logprobs(questions, asked)
     kinds = {PEER: members["words"], "the encoder": members["encoder"], "both": both.scored(questions, asked)[0]}
     if len(unlabelled):
-        more = label_sum.fit(texts, learned, labels, fold=fold, named=named, unlabelled=(free, unlabelled)).model
+        more = label_sum.fit(texts, learned, labels, fold=fold, named=named, unlabelled=unlabelled).model
         kinds["both, with rows without an answer"] = more.scored(questions, asked)[0]
     names = np.array(both.labels)
     return {kind: float((names[table.argmax(axis=1)] == np.array(wanted)).mean()) for kind, table in kinds.items()}

@@ -13,7 +13,7 @@ import copy
 import math
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ Indices = npt.NDArray[np.int64]
 # Inverse regularisations (C), tried in this order until two in a row do no better on validation rows. On 300 and 1,000
 # training rows of Banking77 and of CLINC150 the first gave more right answers than 0.5.
 STRENGTHS = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
-Spread = tuple[npt.NDArray[np.str_], npt.NDArray[np.float32]]  # labels and weights of rows that had no label
 FOLDS = 5
 MOST = 4_000  # rows that are dealt to folds; of more, the validation rows are the one fold, as models of all take long
 
@@ -45,16 +44,6 @@ class FoldRows:
     judged: Any
     places: Indices
     weights: npt.NDArray[np.float32] | None = None
-
-    def with_spread(self, rows: Any, labels: npt.NDArray[np.str_], weights: npt.NDArray[np.float32]) -> FoldRows:
-        """The rows with others (k, features) whose labels are spread; both dense, or both sparse."""
-        import scipy.sparse
-
-        stack = np.concatenate if isinstance(rows, np.ndarray) else scipy.sparse.vstack
-        return replace(
-            self, rows=stack([self.rows, rows]), labels=np.concatenate([self.labels, labels]),
-            weights=np.concatenate([np.ones(len(self.labels), np.float32), weights]),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from slmctl.metrics import cross_fitting, label_spreading
-from slmctl.metrics.cross_fitting import FoldRows, Indices, Spread
+from slmctl.metrics.cross_fitting import FoldRows, Indices
 from slmctl.metrics.likelihood import Logprobs, normalised, sharpest
 from slmctl.metrics.stored_arrays import StoredArrays
 
@@ -65,13 +65,12 @@ class HeadFit:
 
     Attributes:
         logprobs: Judgements as of `CrossFit`.
-        spread: (labels (m,), weights (m,)) of the unlabelled rows for each of `cross_fitting.splits`, where the judged
-            rows are likelier by heads that learn them too; else nothing.
+        learns_unlabelled: True where the judged rows are likelier by heads that learn the unlabelled rows too.
     """
 
     head: EncoderHead
     logprobs: Logprobs
-    spread: Sequence[Spread] = ()
+    learns_unlabelled: bool = False
 
 
 def cross_fit(
@@ -102,22 +101,25 @@ def cross_fit(
     if unlabelled is not None:
         held = np.concatenate([part.places for part in parts])
         sharpness, _ = sharpest(names.tolist(), alone.logprobs[held], answers[held].tolist())
-        spread = [
-            _spread(part, _head(model), unlabelled, sharpness) for part, model in zip(parts, alone.models, strict=True)
+        more = [
+            _with_spread(part, _head(model), unlabelled, sharpness)
+            for part, model in zip(parts, alone.models, strict=True)
         ]
-        more = [part.with_spread(unlabelled, *each) for part, each in zip(parts, spread, strict=True)]
         both = cross_fitting.fit(more, answers, solver="lbfgs", max_iter=2000)
         if both.likelihood > alone.likelihood:
-            return HeadFit(_head(both.models[-1]), both.logprobs, spread)
+            return HeadFit(_head(both.models[-1]), both.logprobs, True)
     return HeadFit(_head(alone.models[-1]), alone.logprobs)
 
 
-def _spread(part: FoldRows, head: EncoderHead, unlabelled: Floats, sharpness: float) -> Spread:
-    """Labels and weights of unlabelled rows, which follow from a head of the part's rows and from neighbours."""
+def _with_spread(part: FoldRows, head: EncoderHead, unlabelled: Floats, sharpness: float) -> FoldRows:
+    """The part with unlabelled rows, whose labels follow from a head of its own rows and from neighbours."""
     chances = np.exp(normalised(sharpness * head.evidence(unlabelled)))
-    own = np.searchsorted(head.labels, part.labels)
-    places, weights = label_spreading.spread(part.rows, own, unlabelled, chances)
-    return np.array(head.labels)[places], weights
+    places, weights = label_spreading.spread(
+        part.rows, np.searchsorted(head.labels, part.labels), unlabelled, chances
+    )  # fmt: skip
+    rows, labels = np.concatenate([part.rows, unlabelled]), np.concatenate([part.labels, np.array(head.labels)[places]])
+    weights = np.concatenate([np.ones(len(part.labels), np.float32), weights])
+    return replace(part, rows=rows, labels=labels, weights=weights)
 
 
 def _head(model: Any) -> EncoderHead:

@@ -29,7 +29,6 @@ MEMBERS = (FILE, ENCODER, WORDS)
 LEAST = math.log(1e-6)  # of a label's log probability by a member, so that none overrules the others for good
 RIDGE = 1.0  # L2 penalty of the weights, as strong as one row
 Places = npt.NDArray[np.int64]
-Unlabelled = tuple[Sequence[str], Floats]  # texts, and their vectors (m, size)
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class SumFit:
 
     Attributes:
         logprobs: By member (n, L), of each row by a model that has not learned it; see `CrossFit`.
-        learns_unlabelled: True where unlabelled rows are learned.
+        learns_unlabelled: As of `HeadFit`.
     """
 
     model: LabelSum
@@ -137,25 +136,23 @@ class SumFit:
 
 def fit(
     texts: Sequence[str], vectors: Floats | None, labels: Sequence[str], *, fold: Indices, named: Named | None = None,
-    unlabelled: Unlabelled | None = None, whole: bool = True,
+    unlabelled: Floats | None = None, whole: bool = True,
 ) -> SumFit:  # fmt: skip
     """The linear members of some rows, and the weights of both by rows that a member judged before it learned them.
 
     Args:
         texts, vectors, labels: The n rows; vectors (n, size) of an encoder, None without one.
         fold: (n,) of the rows, as `cross_fitting.folds` gives it.
-        named: As in `encoder_head.cross_fit`.
-        unlabelled: Texts and vectors of rows without a label, learned where that helps.
+        named, unlabelled: As in `encoder_head.cross_fit`.
         whole: True for a model of all rows; without, for judgements alone, it is that of the last fold.
 
     Raises:
         DataError: Neither member can learn anything.
     """
-    head, (free, rest) = None, unlabelled or ((), None)
+    head = None
     if vectors is not None:
-        head = encoder_head.cross_fit(vectors, labels, fold=fold, named=named, unlabelled=rest, whole=whole)
-    spread = head.spread if head is not None else ()
-    words = linear_baseline.cross_fit(texts, labels, fold=fold, unlabelled=free, spread=spread, whole=whole)
+        head = encoder_head.cross_fit(vectors, labels, fold=fold, named=named, unlabelled=unlabelled, whole=whole)
+    words = linear_baseline.cross_fit(texts, labels, fold=fold, whole=whole)
     if head is None and words is None:
         raise DataError("there is nothing to learn from: one label, or texts without a word that two rows have")
     names, judged = sorted(set(labels)), np.flatnonzero(fold >= 0).tolist()
@@ -165,7 +162,7 @@ def fit(
     model = LabelSum(
         tuple(names), weights, None if head is None else head.head, None if words is None else words[0]
     )  # fmt: skip
-    return SumFit(model, logprobs, bool(spread))
+    return SumFit(model, logprobs, head is not None and head.learns_unlabelled)
 
 
 def choose(

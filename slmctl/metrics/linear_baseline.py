@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl.metrics import TFIDF_LOGISTIC, cross_fitting
-from slmctl.metrics.cross_fitting import STRENGTHS, CrossFit, FoldRows, Indices, Spread
+from slmctl.metrics.cross_fitting import STRENGTHS, CrossFit, FoldRows, Indices
 from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.stored_arrays import StoredArrays
 
@@ -35,7 +35,6 @@ SMALL = 200_000  # weights that the solver lbfgs fits in a second or two
 RUN_WORK = 600_000_000  # 4 * characters * labels; above, character n-grams are not used
 EXACT_WORK = 60_000_000  # as RUN_WORK; above, the solver stops at a larger tolerance
 MUCH = 2_000_000  # characters of all texts; from here on memory is bounded by the two limits below
-LEAST_WEIGHT = 0.01  # of a row whose label is spread; lighter ones cost time and teach nothing
 WEIGHTS = 20_000_000  # largest number of features times labels: 80 MB
 LONGEST = 4_000  # characters of each text that are read
 
@@ -200,39 +199,28 @@ def fit(
 
 
 def cross_fit(
-    texts: Sequence[str], labels: Sequence[str], *, fold: Indices, unlabelled: Sequence[str] = (),
-    spread: Sequence[Spread] = (), whole: bool = True,
-) -> tuple[LinearModel, Logprobs] | None:  # fmt: skip
+    texts: Sequence[str], labels: Sequence[str], *, fold: Indices, whole: bool = True
+) -> tuple[LinearModel, Logprobs] | None:
     """Returns (a model of all rows whose features are hashed, so that it can be stored; judgements as of `CrossFit`).
 
     None where there is nothing to learn: one label, or no word that two rows have.
 
     Args:
         fold: (n,) of the rows, as `cross_fitting.folds` gives it.
-        unlabelled, spread: Texts without a label, and their labels as of `HeadFit`; they are learned where that helps.
-            Their words have no places but those of labelled rows, so no word of theirs alone can be told.
         whole: As in `cross_fitting.splits`; without, the model is that of the last fold.
     """
     answers, kinds = np.array(labels), len(set(labels))
     if kinds < 2:
         return None
-    work, parts, more, made = 4 * sum(map(len, texts)) * kinds, list[FoldRows](), list[FoldRows](), None
-    for at, (learned, judged) in enumerate(cross_fitting.splits(fold, answers, whole=whole)):
+    work, parts, made = 4 * sum(map(len, texts)) * kinds, list[FoldRows](), None
+    for learned, judged in cross_fitting.splits(fold, answers, whole=whole):
         if made := _vectorized([texts[k] for k in learned], runs=work <= RUN_WORK, hashed=True):
             others = made[0].transform([texts[k] for k in judged]) if len(judged) else made[1][:0]
             parts.append(FoldRows(made[1], answers[learned], others, judged))
-            if spread and len(counts := np.flatnonzero(spread[at][1] > LEAST_WEIGHT)):
-                rows = made[0].transform([unlabelled[k] for k in counts.tolist()])
-                more.append(parts[-1].with_spread(rows, spread[at][0][counts], spread[at][1][counts]))
     if made is None:
         return None
     _, solver = _solver(made[1], kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
     best: CrossFit = cross_fitting.fit(parts, answers, **solver)
-    if len(more) == len(parts):
-        strengths = [strength for strength in STRENGTHS if strength >= best.strength / 4]
-        best = max(
-            best, cross_fitting.fit(more, answers, strengths=strengths, **solver), key=lambda fit: fit.likelihood
-        )
     best.models[-1].coef_ = best.models[-1].coef_.astype(np.float16).astype(np.float32)  # as it will be stored
     return LinearModel(most_frequent(labels), made[0], best.models[-1], best.strength), best.logprobs
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from slmctl.metrics import cross_fitting, encoder_head, linear_baseline
+from slmctl.metrics import cross_fitting, encoder_head
 from slmctl.metrics.label_spreading import NEIGHBOURS, WEIGHT, spread
 
 AXES = np.eye(6, dtype=np.float32)
@@ -47,29 +47,7 @@ def test_held_out_rows_tell_if_unlabelled_rows_help(rows: Callable[[int, int], R
     told = labels.astype(str).tolist()
     fold = cross_fitting.folds(told[:40], range(40), validation=0)
     fit = encoder_head.cross_fit(vectors[:40], told[:40], fold=fold, unlabelled=vectors[150:])
-    assert bool(fit.spread) == helps
-
-
-def tickets(count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Returns (texts, labels): each text has a word of its label, and six of thirty that say nothing."""
-    draw = np.random.default_rng(seed)
-    labels = draw.integers(2, size=count)
-    words = [f"w{'ab'[label]}{draw.integers(2)} " + " ".join(f"n{k}" for k in draw.choice(30, 6)) for label in labels]
-    return words, labels.astype(str).tolist()
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_words_learn_the_spread_labels_where_these_are_right(right: bool) -> None:
-    (texts, labels), (free, theirs), (asked, wanted) = tickets(24, 4), tickets(300, 2), tickets(600, 3)
-    if not right:
-        theirs = np.random.default_rng(0).permutation(theirs).tolist()
-    spread = [(np.array(theirs), np.full(300, WEIGHT, np.float32))] * 6  # five folds and all rows
-    made = [
-        linear_baseline.cross_fit(texts, labels, fold=np.arange(24) % 5, unlabelled=free, spread=each)
-        for each in ((), spread)
-    ]
-    alone, more = (np.mean(np.array(fit[0].answers(asked)[0]) == wanted) for fit in made if fit)
-    assert more > alone + 0.03 if right else more == alone
+    assert fit.learns_unlabelled == helps
 
 
 @pytest.mark.parametrize(("chance", "weight"), [(1.0, WEIGHT), (0.8, WEIGHT * 0.8**2), (0.5, WEIGHT / 4)])

@@ -23,7 +23,7 @@ from slmctl.errors import DataError, UsageError
 from slmctl.inference import ENCODER, SUM_FILE
 from slmctl.metrics import encoder_head, label_sum, linear_baseline
 from slmctl.metrics.encoder_head import Floats, Named
-from slmctl.metrics.label_sum import WORDS, LabelSum, Unlabelled
+from slmctl.metrics.label_sum import WORDS, LabelSum
 from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import hashed_position, wilson
 from slmctl.model_files import encoder_source, memory
@@ -94,13 +94,12 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         kept, digests = encoder_source.kept(config, encoders)
         atomic.link(kept, out / ENCODER)
         texts = [record.input for record in (*train, *validation)] + [text for _, text in names]
-        free = _unlabelled(config, task, prepared)
-        vectors = _vectors(out / ENCODER, texts + free)
+        vectors = _vectors(out / ENCODER, texts + _unlabelled(config, task, prepared))
         if not np.isfinite(vectors).all():
             raise DataError(f"{source} computes NaN: its weights are damaged",
                             hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
         learned, spoken, rest = np.split(vectors, (len(train) + len(validation), len(texts)))
-        others = (free, rest) if free else None
+        others = rest if len(rest) else None
         named = [label for label, _ in names], spoken
     fitted = _Fitted.on(rows, learned, named, others)
     fitted.model.write(out / SUM_FILE)
@@ -117,7 +116,7 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         "weights": dict(fitted.model.weights),
     }
     if config.unlabelled:
-        facts["unlabelled"] = {"read": len(others[0]) if others else 0, "learned": fitted.unlabelled}
+        facts["unlabelled"] = {"read": 0 if others is None else len(others), "learned": fitted.unlabelled}
     if len(validation) >= linear_baseline.FEWEST:
         facts["curve"] = [*_curve(train, validation, learned, named, others), fitted.score]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
@@ -178,7 +177,7 @@ class _Fitted:
 
     @classmethod
     def on(
-        cls, rows: LearnedRows, vectors: Floats | None, named: Named | None, unlabelled: Unlabelled | None
+        cls, rows: LearnedRows, vectors: Floats | None, named: Named | None, unlabelled: Floats | None
     ) -> _Fitted:  # fmt: skip
         """Fit on some rows; vectors are those of training and validation rows, and of rows without an answer."""
         records, train = [*rows.train, *rows.validation], len(rows.train)
@@ -196,13 +195,13 @@ class _Fitted:
             whole[kept], whole[rest] = table, members.get(name, table[:0])
             members[name] = whole[train:]
         judged = int((rows.fold >= 0).sum() / max(rows.fold.max() + 1, 1))  # in each fold
-        count = len(unlabelled[0]) if unlabelled is not None and fitted.learns_unlabelled else 0
+        count = len(unlabelled) if unlabelled is not None and fitted.learns_unlabelled else 0
         return cls(fitted.model, members, _score(len(kept) - judged, members, fitted.model, labels[train:]), count)
 
 
 def _curve(
     train: Sequence[Record], validation: Sequence[Record], vectors: Floats | None, named: Named | None,
-    unlabelled: Unlabelled | None,
+    unlabelled: Floats | None,
 ) -> Iterator[ShareScore]:  # fmt: skip
     """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one.
 
