@@ -170,7 +170,9 @@ def taught_by(release: Path) -> str:
 
 def recipe(rows: int) -> dict[str, float]:
     """The section `finetune` that `auto` stands for with so many rows and a base of 135 million weights."""
-    return FinetuneConfig().resolved(rows, 135_000_000, labels=True).model_dump(include={"epochs", "learning_rate"})
+    return (
+        FinetuneConfig().resolved(rows, 135_000_000, structured=False).model_dump(include={"epochs", "learning_rate"})
+    )
 
 
 def project(place: Path, data: Data, gold: Pairs, base: str, label: str, *, test: str = "") -> Path:

@@ -113,7 +113,8 @@ PASSES = ((500, 8.0), (1500, 5.0), (20_000, 3.0), (math.inf, 1.0))
 # Twice the usual rate had 12 to 41 % less validation loss on 600 and 1,200 rows with the two smallest bases, after
 # three passes and after five. On 10,000 rows it gained nothing, and larger bases were not tried.
 USUAL_RATE, HIGH_RATE, FEW_RECORDS, SMALL_BASE = 4e-4, 8e-4, 5_000, 500_000_000
-# Four times as many steps: of 1,000 rows of SNIPS as JSON 59 % whole objects, else 44. Labels gained nothing by it.
+# Four times as many steps: of 1,000 rows of SNIPS as JSON 59 % whole objects, else 44. By them labels gained nothing,
+# and texts repeated so much of training rows that they could not be released.
 USUAL_BATCH, SMALL_BATCH, SMALL_BATCH_RATE = 16, 4, 5e-4
 
 
@@ -145,8 +146,7 @@ class FinetuneConfig(Section):
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     batch_size: Annotated[Auto | Annotated[int, Field(ge=1), Tag("[number]")], AutoOrNumber] = Field(
         "auto",
-        description="records a step, over all processes; auto: 4 for JSON, texts and calls where an auto learning_rate "
-        "is above 4e-4 and max_steps is not set, else 16",
+        description="records a step; auto: 4 for JSON and calls where an auto learning_rate is above 4e-4, else 16",
     )
     weight_decay: float = Field(0.0, ge=0, lt=1, description="decay of the adapter's weights a step")
     label_smoothing: float = Field(
@@ -178,19 +178,19 @@ class FinetuneConfig(Section):
         """True if a number of the recipe is `auto`, which `resolved` chooses."""
         return "auto" in (self.epochs, self.learning_rate, self.batch_size)
 
-    def resolved(self, train: int, parameters: int, *, labels: bool) -> Self:
+    def resolved(self, train: int, parameters: int, *, structured: bool) -> Self:
         """The section with numbers in place of `auto`.
 
         Args:
             train: Records of the training split; `train_share` of them are used.
             parameters: Weights of the base; 0 if unknown.
-            labels: True where answers are labels.
+            structured: True where answers are JSON or calls.
         """
         used = self.train_share * train
         passes = 3.0 if self.max_steps else next(number for fewer, number in PASSES if used < fewer)  # counts no epochs
         rate, batch = USUAL_RATE, USUAL_BATCH
         if used < FEW_RECORDS and 0 < parameters < SMALL_BASE:
-            often = not labels and not self.max_steps and self.learning_rate == self.batch_size == "auto"
+            often = structured and not self.max_steps and self.learning_rate == self.batch_size == "auto"
             rate, batch = (SMALL_BATCH_RATE, SMALL_BATCH) if often else (HIGH_RATE, batch)
         numbers = {"epochs": passes, "learning_rate": rate, "batch_size": batch}
         return self.model_copy(update={key: value for key, value in numbers.items() if getattr(self, key) == "auto"})

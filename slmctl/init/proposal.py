@@ -242,8 +242,8 @@ class Proposal:
         if self.longest > MAX_LENGTH and not self.is_long and not self.in_windows:
             about = f"the longest row has about {self.longest:,} tokens, max_length is {MAX_LENGTH:,}"
             return {"too_long": "truncate"}, about
-        labels, weights = self.task.rules.has_labels, self.base.parameters
-        chosen = FinetuneConfig().resolved(self.train_rows, weights, labels=labels)
+        structured, weights = self.task.rules.structured, self.base.parameters
+        chosen = FinetuneConfig().resolved(self.train_rows, weights, structured=structured)
         about = "auto takes these: take off the first # to set them"
         if self.is_long:
             about += f"; max_length is {MAX_LENGTH:,}, and the rows have some {self.tokens:,} tokens"
@@ -264,7 +264,7 @@ def make(
     languages = language.of_texts(text for text, _ in task.pairs)
     rows = round((data.look.rows - data.held_out.total()) * task.usable)
     characters = sum(len(text) + len(answer) for text, answer in task.pairs) / max(len(task.pairs), 1)
-    epochs = float(FinetuneConfig().resolved(rows, 0, labels=task.rules.has_labels).epochs)
+    epochs = float(FinetuneConfig().resolved(rows, 0, structured=task.rules.structured).epochs)
     tokens = round(rows * epochs * (characters / CHARACTERS_A_TOKEN))
     texts = [text for text, _ in task.pairs]
     texts = texts[:: max(1, len(texts) // SEARCHED)]

@@ -479,21 +479,21 @@ def test_written_default_and_left_out_default_are_one_recipe() -> None:
         ("finetune: {epochs: 2}", 499, 135e6, 2, 8e-4, 16),
         ("finetune: {epochs: auto, learning_rate: 1e-3}", 499, 135e6, 8, 1e-3, 16),
         ("finetune: {max_steps: 40}", 499, 135e6, 3, 8e-4, 16),  # which counts no epochs, so old recipes stay
-        ("written", 499, 135e6, 8, 5e-4, 4),
-        ("written", 4999, 135e6, 3, 5e-4, 4),
-        ("written", 5000, 135e6, 3, 4e-4, 16),
-        ("written", 499, 500e6, 8, 4e-4, 16),
-        ("written finetune: {epochs: 2}", 499, 135e6, 2, 5e-4, 4),
-        ("written finetune: {batch_size: 16}", 499, 135e6, 8, 8e-4, 16),
-        ("written finetune: {learning_rate: 8e-4}", 499, 135e6, 8, 8e-4, 16),  # which was chosen for steps of 16
-        ("written finetune: {max_steps: 40}", 499, 135e6, 3, 8e-4, 16),
+        ("json", 499, 135e6, 8, 5e-4, 4),
+        ("json", 4999, 135e6, 3, 5e-4, 4),
+        ("json", 5000, 135e6, 3, 4e-4, 16),
+        ("json", 499, 500e6, 8, 4e-4, 16),
+        ("json finetune: {epochs: 2}", 499, 135e6, 2, 5e-4, 4),
+        ("json finetune: {batch_size: 16}", 499, 135e6, 8, 8e-4, 16),
+        ("json finetune: {learning_rate: 8e-4}", 499, 135e6, 8, 8e-4, 16),  # which was chosen for steps of 16
+        ("json finetune: {max_steps: 40}", 499, 135e6, 3, 8e-4, 16),
     ],
 )
 def test_auto_follows_the_rows_the_base_and_the_answers(
     text: str, train: int, parameters: float, epochs: float, rate: float, batch: int
 ) -> None:
-    section = parse(text.removeprefix("written").strip()).finetune
-    made = section.resolved(train, int(parameters), labels=not text.startswith("written"))
+    section = parse(text.removeprefix("json").strip()).finetune
+    made = section.resolved(train, int(parameters), structured=text.startswith("json"))
     assert (made.epochs, made.learning_rate, made.batch_size, made.is_auto) == (epochs, rate, batch, False)
     numbers = f"epochs: {epochs}, learning_rate: {rate}, batch_size: {batch}"
     written = parse(f"finetune: {{{numbers}}}").finetune

@@ -22,6 +22,7 @@ from slmctl.pipeline import plan, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.pipeline.graph import BASE, PREPARED, Doubt, Stage, StageRequest
 from slmctl.task.documents import SMALLER
+from slmctl.task.kinds import kind_of
 
 SURELY = 1.25  # times the estimated tokens, which may be off by a quarter
 NAMED = 3  # bases in a hint
@@ -45,7 +46,7 @@ class Finetune(Stage[FinetuneConfig]):
         if not section.is_auto:
             return section
         train, weights = self.project.artifact(PREPARED).metrics["train"], _weights(plan.shape_of_base(self.project))
-        return section.resolved(train, weights, labels=self._labels)
+        return section.resolved(train, weights, structured=self._structured)
 
     def checkable(self) -> FinetuneConfig:
         return self.settings
@@ -101,7 +102,7 @@ class Finetune(Stage[FinetuneConfig]):
             return StageEstimate()
         section, rows = sizes.settings.finetune, sizes.rows
         if rows is not None:
-            section = section.resolved(rows.train, model.shape.parameters, labels=self._labels)
+            section = section.resolved(rows.train, model.shape.parameters, structured=self._structured)
             rows, windows = self._in_windows(rows)
             rows = replace(rows, train=rows.train * windows, validation=rows.validation * windows)
             if section.too_long != "error":
@@ -153,17 +154,17 @@ class Finetune(Stage[FinetuneConfig]):
         prepared, weights = request.inputs[PREPARED.name], _weights(plan.shape_of_base(self.project))
         assert isinstance(prepared, Artifact)
         train, own = prepared.metrics["train"], self.settings
-        if own.is_auto and own.resolved(train, weights, labels=self._labels) == request.section:
+        if own.is_auto and own.resolved(train, weights, structured=self._structured) == request.section:
             console.say(f"  {self._choice(own, train, weights)}")
         return super().run(request, out=out, **more)
 
     @property
-    def _labels(self) -> bool:
-        return self.project.config.task.has_labels
+    def _structured(self) -> bool:
+        return kind_of(self.project.config.task.kind).structured
 
     def _choice(self, section: FinetuneConfig, train: int, weights: int, about: str = "") -> str:
         """The numbers for `auto`, and their reason: `5 epochs at 0.0008 in steps of 16, by 1,277 training rows ...`."""
-        chosen, used = section.resolved(train, weights, labels=self._labels), round(section.train_share * train)
+        chosen, used = section.resolved(train, weights, structured=self._structured), round(section.train_share * train)
         size = size_label(weights) if weights else "unknown size"
         return f"{chosen.length_and_rate}, by {about}{used:,} training rows and a base of {size}"
 
