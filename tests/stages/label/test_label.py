@@ -105,6 +105,8 @@ def test_what_tests_the_threshold_is_no_example_and_what_prepare_measures_with_i
     assert len(gold - set(asked)) == left_out  # the test rows reach nobody
     for body in fake.bodies:
         examples = [message["content"] for message in body["messages"][1:-1:2]]
+        roles = [message["role"] for message in body["messages"]]
+        assert roles == ["system", *["user", "assistant"] * len(examples), "user"]
         assert len(examples) == 8
         assert body["messages"][-1]["content"] not in examples
 
