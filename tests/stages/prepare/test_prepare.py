@@ -604,6 +604,15 @@ def test_a_conversation_that_the_template_refuses_is_one_rejected_row(artifacts:
     assert "roles must alternate" in batch.rejected[0].reason
 
 
+def test_a_number_in_a_json_answer_that_is_personal_data_marks_its_row(artifacts: dict[str, Artifact]) -> None:
+    card = int("4111" + "1111" * 3)  # it stays a number, so only the mark keeps the row from an endpoint
+    rows = [{"input": "a", "output": json.dumps({"paid": value})} for value in (card, 4)]
+    contract = Task(kind="extract", schema={}, chat_template=TURNS, end="<|im_end|>")
+    source, tokenizer = Source(path="a.csv", input="input", output="output"), artifacts["base"].path / "tokenizer.json"
+    batch = preparing.read(source, rows, contract, tokenizer, card="redact")
+    assert [json.loads(line).get("sensitive", False) for line in batch.lines] == [True, False]
+
+
 @pytest.mark.parametrize("depth", [99, 101, 300, 900, 5000])
 def test_json_in_a_cell_that_is_nested_deeply_costs_its_row(artifacts: dict[str, Artifact], depth: int) -> None:
     nested = "[" * depth + "]" * depth
