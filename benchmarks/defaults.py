@@ -32,11 +32,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "epochs 5": ("epochs=5",),
     "epochs 5, learning_rate 8e-4": ("epochs=5", "learning_rate=8e-4"),
 }
-BEFORE = "3 epochs at 4e-4 in steps of 16"
+BEFORE = "3 epochs at 4e-4 in batches of 16"
 RECIPES: dict[str, tuple[str, ...]] = {  # of --written: as each was the default, the last one today
     BEFORE: ("epochs=3", "learning_rate=4e-4", "batch_size=16"),
-    "5 epochs at 8e-4 in steps of 16": ("epochs=5", "learning_rate=8e-4", "batch_size=16"),
-    "5 epochs at 5e-4 in steps of 4": ("epochs=5", "learning_rate=5e-4", "batch_size=4"),
+    "5 epochs at 8e-4 in batches of 16": ("epochs=5", "learning_rate=8e-4", "batch_size=16"),
+    "5 epochs at 5e-4 in batches of 4": ("epochs=5", "learning_rate=5e-4", "batch_size=4"),
 }
 WRITTEN = """\
 project: snips

@@ -113,8 +113,7 @@ PASSES = ((500, 8.0), (1500, 5.0), (20_000, 3.0), (math.inf, 1.0))
 # Twice the usual rate had 12 to 41 % less validation loss on 600 and 1,200 rows with the two smallest bases, after
 # three passes and after five. On 10,000 rows it gained nothing, and larger bases were not tried.
 USUAL_RATE, HIGH_RATE, FEW_RECORDS, SMALL_BASE = 4e-4, 8e-4, 5_000, 500_000_000
-# Four times as many steps: of 1,000 rows of SNIPS as JSON 59 % whole objects, else 44. By them labels gained nothing,
-# and texts repeated so much of training rows that they could not be released.
+# Of 1,000 rows of SNIPS as JSON 59 % whole objects, else 44; labels gained nothing, texts repeated training rows.
 USUAL_BATCH, SMALL_BATCH, SMALL_BATCH_RATE = 16, 4, 5e-4
 
 
@@ -201,9 +200,10 @@ class FinetuneConfig(Section):
 
     @property
     def length_and_rate(self) -> str:
-        """The length of the training, its peak rate and batch size: `5 epochs at 0.0008 in steps of 16`."""
+        """The length of the training, its peak rate and batch size: `5 epochs at 0.0008 in batches of 16`."""
         number, unit = (self.max_steps, "step") if self.max_steps else (self.epochs, "epoch")
-        return f"{number:g} {unit}{'' if number == 1 else 's'} at {self.learning_rate:g} in steps of {self.batch_size}"
+        units = unit if number == 1 else f"{unit}s"
+        return f"{number:g} {units} at {self.learning_rate:g} in batches of {self.batch_size}"
 
 
 class MergeConfig(Section):

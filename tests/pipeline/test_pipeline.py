@@ -122,7 +122,7 @@ def test_auto_takes_numbers_by_the_rows_and_the_base_and_says_why(stages: Forks,
     said = stages.run(desk, "finetune", *(word for value in auto for word in ("--set", value)))
     assert Path(tiny.ok(said)) == final
     assert re.search(
-        r"^  8 epochs at 0\.0008 in steps of 8, by 1\d training rows and a base of \d+K$", said.stderr, re.MULTILINE
+        r"^  8 epochs at 0\.0008 in batches of 8, by 1\d training rows and a base of \d+K$", said.stderr, re.MULTILINE
     )
     recorded = artifact.load(final).manifest.config
     assert (recorded["epochs"], recorded["learning_rate"]) == (8.0, 8e-4)

