@@ -74,6 +74,18 @@ def test_a_source_that_is_gone_is_named(stages: Forks, desk: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_model_of_another_place_is_found_by_source(stages: Forks, desk: Path, tmp_path: Path) -> None:
+    foreign = Path(shutil.copy(next(made(desk, "gguf").path.glob("*-Q8_0.gguf")), tmp_path / "foreign.gguf"))
+    before = {path.name for path in (desk / "runs" / "predictions").iterdir()}
+    tiny.ok(stages.run(desk, "evaluate", "--model", str(foreign)))
+    (name,) = {path.name for path in (desk / "runs" / "predictions").iterdir()} - before
+    answers = str(desk / "runs" / "predictions" / name)
+    gone = stages.run(desk, "reproduce", answers)
+    assert (gone.returncode, "name a foreign model by --source PATH" in gone.stderr) == (7, True), gone.stderr
+    assert stages.run(desk, "reproduce", answers, "--source", str(foreign)).returncode == 0
+
+
+@pytest.mark.slow
 def test_another_seed_zone_language_home_and_folder_change_no_byte(
     tiny_run: Path, tiny_project: Path, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ from slmctl.errors import DataError, IntegrityError, LockedError, MissingError, 
 from slmctl.network import credentials
 from slmctl.pipeline import gathering
 from slmctl.pipeline.graph import Project
-from slmctl.sources import snapshot, sql
+from slmctl.sources import snapshot, sql, sql_address
 from slmctl.sources.rows import read_rows
 
 LIMITS = SourceLimits()
@@ -262,6 +262,11 @@ def test_sqlite_is_only_read(tickets: Path, folder: Path, url: str, query: str, 
     with pytest.raises((DataError, UsageError), match=re.escape(fault)) if fault else contextlib.nullcontext():
         snapshot.gather([source(sql={"url": url, "query": query})], folder, LIMITS)
     assert (tickets.read_bytes(), [path for path in sorted(tickets.parent.iterdir()) if path.name != "runs"]) == before
+
+
+def test_an_address_keeps_its_harmless_parameters(tickets: Path) -> None:
+    asked = sql_address.parse("sqlite:///crm.db?timeout=7&mode=rwc").read_only(tickets.parent)
+    assert asked.url.query == {"timeout": "7", "mode": "ro", "uri": "true"}
 
 
 def test_a_copy_is_whole_or_not_there(tickets: Path, folder: Path) -> None:

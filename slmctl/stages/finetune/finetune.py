@@ -117,6 +117,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
         UsageError: A tracker is unknown, or the processes cannot share a batch.
     """
     _require_trackers(config.report_to)
+    _require_shared_batch(int(config.batch_size), distributed.world_size())
     with memory.PeakMeter() as peak, device_plan.out_of_memory(keep):
         metrics = _run(config, base, prepared, out, keep)
     distributed.leave_group()
@@ -324,6 +325,15 @@ def _require_trackers(names: Sequence[str]) -> None:
             )
 
 
+def _require_shared_batch(batch: int, processes: int) -> None:
+    """Refuse a batch that the processes cannot share before anything is loaded."""
+    if batch % processes:
+        raise UsageError(
+            f"batch_size {batch} does not divide by {processes} processes",
+            hint=f"--set finetune.batch_size={math.ceil(batch / processes) * processes}",
+        )
+
+
 def _require_records(prepared: Artifact, split: str) -> list[Record]:
     """The records of a split.
 
@@ -360,9 +370,6 @@ def make_trainer(
         packs: The model takes packed batches, see `packing_check.supports_packing`.
         plan: The plan for the device; None for a CPU.
         labels: The tokens of the labels, where all answers are labels.
-
-    Raises:
-        UsageError: The batch does not divide by the processes.
     """
     plan = plan or device_plan.on_cpu(config)
     arguments = _sft_config(config, len(train), keep, plan)
@@ -401,12 +408,7 @@ def _leave_routers(model: Any) -> None:
 
 def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePlan) -> SFTConfig:
     """TRL's settings for the section `finetune` and a number of training records."""
-    world, batch = distributed.world_size(), int(config.batch_size)
-    if batch % world:
-        raise UsageError(
-            f"batch_size {batch} does not divide by {world} processes",
-            hint=f"--set finetune.batch_size={math.ceil(batch / world) * world}",
-        )
+    batch = int(config.batch_size)
     per_epoch = math.ceil(records / batch)
     steps = config.steps(records)
     every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
@@ -416,7 +418,7 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePl
         learning_rate=float(config.learning_rate),
         lr_scheduler_type=config.lr_scheduler if config.lr_scheduler != "constant" else "constant_with_warmup",
         warmup_steps=math.ceil(steps * config.warmup_ratio),
-        per_device_train_batch_size=batch // world,
+        per_device_train_batch_size=batch // distributed.world_size(),
         gradient_accumulation_steps=1,  # a step is cut into pieces by `batches`; unsloth would take 2 by default
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

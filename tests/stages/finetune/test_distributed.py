@@ -230,8 +230,11 @@ def test_a_training_that_diverges_in_two_processes_leaves_nothing(desk: Path) ->
     assert not list((desk / "runs" / "adapter").iterdir())
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_the_base_is_read(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
+    base = artifact.Artifact(tmp_path / "no-base", artifact.load(next((untrained / "runs/base").iterdir())).manifest)
     with pytest.raises(UsageError, match="batch_size 16 does not divide by 3 processes") as caught:
-        finetune.make_trainer(config.FinetuneConfig(batch_size=16), None, None, [], [], Path("keep"))
+        finetune.run(config.FinetuneConfig(batch_size=16), base=base, prepared=base, out=tmp_path, keep=tmp_path)
     assert caught.value.hint == "--set finetune.batch_size=18"

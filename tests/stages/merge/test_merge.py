@@ -159,6 +159,8 @@ def test_every_form_computes_what_peft_computes(
     torch.testing.assert_close(logits(merged), wanted, rtol=1e-4, atol=1e-5)
     # a head that shares the embedding's weights is another one once only one of the two was trained
     assert metrics["untied"] == (tied and form in ("head-saved", "head", "embedding", "embedding-dora"))
+    shared = json.loads((tmp_path / "out" / "config.json").read_bytes())["tie_word_embeddings"]
+    assert shared == (tied and not metrics["untied"])  # other engines go by it, whatever the file holds
     if not metrics["untied"]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -204,7 +204,12 @@ def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, a
         text = (desk / "slmctl.yaml").read_text()
         splits = "output: category}]\n  splits: {calibration: 0.45, test: 0.1}\n"
         (desk / "slmctl.yaml").write_text(text.replace("output: category}]\n", splits))
-        tiny.write_csv(desk / "tickets.csv", tiny.rows(560))
+        rows = tiny.rows(560)
+        tiny.write_csv(desk / "tickets.csv", [(f"jane.doe@acme.com {text}", label) for text, label in rows])
+        tiny.ok(stages.run(desk, "prepare"))
+        sensitive = stages.run(desk, "calibrate", "--endpoint", "large")
+        assert (sensitive.returncode, fake.bodies) == (3, []), "rows that are never sent do not count"
+        tiny.write_csv(desk / "tickets.csv", rows)
         tiny.ok(stages.run(desk, "prepare"))
         done = stages.run(desk, "calibrate", "--endpoint", "large")
         policy = artifact.load(Path(tiny.ok(done)))
