@@ -1,8 +1,9 @@
 """Figures of a finished `make demo`, and of another template's run: what README and the tutorial say of them.
 
-python -m benchmarks.demo FOLDER [extract]
+python -m benchmarks.demo FOLDER [extract [FEW]]
 
-With `extract`, FOLDER is a finished run of `slmctl init field-extraction`.
+With `extract`, FOLDER is a finished run of `slmctl init field-extraction`, and FEW another with a
+`finetune.train_share`, by which the same test rows are answered from fewer rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result
+from slmctl import config
+from slmctl.stages.finetune.encoding import share_of
+from slmctl.task.records import read_records
 
 SHIPPED = "Q8_0+sum"
 SHOWN = {  # of the report, by what README calls them
@@ -31,9 +35,19 @@ def last(folder: Path) -> Path:
     return max(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime)
 
 
+def _report(folder: Path) -> Any:
+    return json.loads((last(folder / "runs" / "report") / "report.json").read_text(encoding="utf-8"))
+
+
+def training_rows(folder: Path) -> int:
+    """The rows that a project's last adapter learned."""
+    records = read_records(last(folder / "runs" / "prepared") / "train.jsonl")
+    return len(share_of(records, config.load(folder / "slmctl.yaml").finetune.train_share))
+
+
 def measure(folder: Path) -> None:
     """Write `results/demo.json` from the last report, policy and adapter of a demo, made on an idle machine."""
-    report = json.loads((last(folder / "runs" / "report") / "report.json").read_text(encoding="utf-8"))
+    report = _report(folder)
     policy = json.loads((last(folder / "runs" / "policy") / "policy.json").read_text(encoding="utf-8"))
     entries = {**report["baselines"], **report["models"]}
     ours, alone = (entries[name]["metrics"]["accuracy"] for name in (SHIPPED, "Q8_0"))
@@ -54,9 +68,9 @@ def measure(folder: Path) -> None:
                  n=report["n"], models=models)  # fmt: skip
 
 
-def measure_extract(folder: Path) -> None:
+def measure_extract(folder: Path, few: Path | None = None) -> None:
     """Write `results/demo-extract.json` from the last report of a run of the template field-extraction."""
-    report = json.loads((last(folder / "runs" / "report") / "report.json").read_text(encoding="utf-8"))
+    report = _report(folder)
     ours, base = (report["models"][name] for name in ("Q8_0", "base (3-shot)"))
     low, high = ours["interval"]
     rows = [
@@ -66,6 +80,14 @@ def measure_extract(folder: Path) -> None:
         for name in ("exact_match", "field_f1", "valid_schema")
     ]
     rows.append(result.compared("Q8_0: interval of exact_match", [low], [high], peer="its upper end", digits=4))
+    if few is not None:
+        less = _report(few)["models"]["Q8_0"]
+        learned, peer = training_rows(few), f"of {training_rows(folder)} rows"
+        for name in ("exact_match", "field_f1", "valid_schema"):
+            what = f"{learned} training rows: {name}"
+            rows.append(result.single(what, less["metrics"][name], peer, ours["metrics"][name]))
+        what = f"{learned} training rows: interval of exact_match"
+        rows.append(result.single(what, less["interval"][0], "its upper end", less["interval"][1]))
     result.write("demo-extract", "python -m benchmarks.demo FOLDER extract", rows,
                  ("torch", "transformers", "llama-cpp-python"), n=report["n"])  # fmt: skip
 
@@ -83,4 +105,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    {"": measure, "extract": measure_extract}["".join(sys.argv[2:])](Path(sys.argv[1]))
+    {"": measure, "extract": measure_extract}["".join(sys.argv[2:3])](Path(sys.argv[1]), *map(Path, sys.argv[3:]))
