@@ -16,8 +16,8 @@ import httpx
 import pytest
 from support import TESTS, handmade, production, tiny
 from support.browser import Browser
-from support.forks import Done, Forks
 from support.production import collected
+from support.program import slmctl
 from support.reported import HOSTILE
 from support.review_page import press, served, settle, text_of, visit
 
@@ -110,27 +110,27 @@ SCRIPT = """(async (count) => {
     await settled();
   }
   window.ended = true;
-})(200)"""
+})(50)"""
 
 
-def test_200_rows_are_decided_by_a_script_at_the_keyboard(browser: Browser, tmp_path: Path) -> None:
+def test_many_rows_are_decided_by_a_script_at_the_keyboard(browser: Browser, tmp_path: Path) -> None:
     queue = [
         ReviewRow(collected(f"r{k}", f"where is my parcel {k}", labels={"billing": 0.7, "account": 0.2}), "unsure")
-        for k in range(200)
+        for k in range(50)
     ]
     with opened(queue, tmp_path) as (url, session):
         visit(browser, url)
         browser.ask(f"void {SCRIPT}")
         browser.wait("window.ended")
         assert "Nothing is left to decide." in text_of(browser)
-        assert "200 of 200 rows" in text_of(browser, "#figures")
+        assert "50 of 50 rows" in text_of(browser, "#figures")
         assert browser.complaints == []
         assert {request.split("/", 3)[3] for request in browser.requests if request.startswith("http")} <= {
             "", "v1/review/task", "v1/review/next", "v1/review/decide",
         }  # fmt: skip
         reviews = lines(session)
     assert [review.id for review in reviews] == [candidate.id for candidate in queue]
-    assert Counter(review.decision for review in reviews) == {"accepted": 160, "corrected": 20, "skipped": 20}
+    assert Counter(review.decision for review in reviews) == {"accepted": 40, "corrected": 5, "skipped": 5}
     assert {review.after for review in reviews if review.decision == "corrected"} == {"account"}
     assert {review.reviewer for review in reviews} == {"ann"}
 
@@ -289,35 +289,23 @@ def test_the_command_serves_until_it_is_told_to_end(project: Path) -> None:
     assert (review.id, review.decision) == (first["row"]["id"], "accepted")
 
 
-@pytest.fixture(scope="module")
-def reviews() -> Iterator[Forks]:
-    """Forks that have what the command needs."""
-    with Forks("slmctl.cli.main", "slmctl.production.review.session", "slmctl.production.review.spreadsheet") as forks:
-        yield forks
-
-
-def review(forks: Forks, folder: Path, *args: str) -> Done:
-    """Run the command where its files lie."""
-    return forks.run(folder, "review", *args, cwd=folder)
-
-
-def test_the_command_writes_and_reads_a_spreadsheet(reviews: Forks, project: Path) -> None:
-    assert tiny.ok(review(reviews, project, "--csv", "rows.csv")) == "rows.csv"
+def test_the_command_writes_and_reads_a_spreadsheet(project: Path) -> None:
+    assert tiny.ok(slmctl("review", "--csv", "rows.csv", cwd=project)) == "rows.csv"
     text = (project / "rows.csv").read_text(encoding="utf-8-sig")
     assert text.count("\n") == 21
-    empty = review(reviews, project, "--csv", "rows.csv")
+    empty = slmctl("review", "--csv", "rows.csv", cwd=project)
     assert (empty.returncode, "its column reviewed_answer is empty" in empty.stderr) == (3, True)
     (project / "rows.csv").write_text("id,reviewed_answer\nr1,account\nr2,nonsense\n")
-    some = review(reviews, project, "--csv", "rows.csv", "--reviewer", "ann")
+    some = slmctl("review", "--csv", "rows.csv", "--reviewer", "ann", cwd=project)
     assert (some.returncode, "row 3: 'nonsense' is not one of the 3 labels" in some.stderr) == (3, True)
     (line,) = Review.read(project / "reviewed.jsonl")
     assert (line.id, line.after, line.reviewer) == ("r1", "account", "ann")
     (project / "rows.csv").write_text("id,reviewed_answer\nr2,returns\n")
-    tiny.ok(review(reviews, project, "--csv", "rows.csv", "--label", "returns"))
+    tiny.ok(slmctl("review", "--csv", "rows.csv", "--label", "returns", cwd=project))
     assert [line.after for line in Review.read(project / "reviewed.jsonl")] == ["account", "returns"]
 
 
-def test_suspects_that_prepare_does_not_believe_in_come_last_and_only_on_request(reviews: Forks, project: Path) -> None:
+def test_suspects_that_prepare_does_not_believe_in_come_last_and_only_on_request(project: Path) -> None:
     made = project / "runs" / "prepared" / "0123456789ab"
     made.unlink()
 
@@ -328,16 +316,16 @@ def test_suspects_that_prepare_does_not_believe_in_come_last_and_only_on_request
         (place / SUSPECTS).write_text(json.dumps(line) + "\n")
 
     handmade.make(made, fill, metrics={"suspects": {"agreement": 0.7}})
-    without = review(reviews, project, "--csv", "without.csv")
+    without = slmctl("review", "--csv", "without.csv", cwd=project)
     assert "1 suspected label is left out: the linear model of prepare is too weak here" in without.stderr
-    tiny.ok(review(reviews, project, "collected", str(made / SUSPECTS), "--csv", "with.csv"))
+    tiny.ok(slmctl("review", "collected", made / SUSPECTS, "--csv", "with.csv", cwd=project))
     first, second = ((project / name).read_text(encoding="utf-8-sig") for name in ("without.csv", "with.csv"))
     assert "s1" not in first
     assert second.splitlines()[-1].startswith("s1,suspect,")
     assert second.splitlines()[:-1] == first.splitlines()
 
 
-def test_where_there_is_nothing_to_review_it_says_so(reviews: Forks, project: Path) -> None:
+def test_where_there_is_nothing_to_review_it_says_so(project: Path) -> None:
     bare = project / "bare"
     bare.mkdir()
     for folder, args, words, code in (
@@ -346,5 +334,5 @@ def test_where_there_is_nothing_to_review_it_says_so(reviews: Forks, project: Pa
         (project, ["--label", "x", "--set", "task={kind: classify, labels: [account]}"], "does not list 'x'", 2),
         (project, ["--uniform", "2"], "is no share such as 30% or 0.3", 2),
     ):
-        done = review(reviews, folder, *args)
+        done = slmctl("review", *args, cwd=folder)
         assert (done.returncode, words in done.stderr) == (code, True), done.stderr
