@@ -76,9 +76,7 @@ CALL = {"function": {"name": "find_customer", "arguments": '{"name": "Jane D\\u0
         {"messages": [{"role": "system", "content": 'You write to Jane Döe of "Bristol".'}]},
         {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
         {"tools": [{"function": {"name": "f", "parameters": {"enum": ['Jane Döe of "Bristol"']}}}]},
-        {"labels": {'Jane Döe of "Bristol"': 0.9}},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": 'Jane Döe of "Bristol"'}]}]},
-        {"note": {"deep": ['jane  döe of "bristol"']}},
     ],
 )
 def test_a_text_is_found_in_every_string_of_a_line(tmp_path: Path, line: dict[str, Any]) -> None:
