@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -21,7 +20,7 @@ import pytest
 import yaml
 
 from support import tiny
-from support.servers import QuietHandler, answering
+from support.servers import QuietHandler, Server, answering
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".gguf", ".safetensors", ".model")  # what goes through LFS
@@ -41,7 +40,7 @@ class Repo:
         return (sha, self.commits[sha]) if sha in self.commits else None
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Server):
     """The server. `received` counts the bytes of files that were uploaded, `asked` lists the paths."""
 
     def __init__(self) -> None:

@@ -42,17 +42,23 @@ class QuietHandler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    """One that answers in threads, however many clients come at once."""
+
+    daemon_threads = True
+    request_queue_size = 128  # a client beyond socketserver's 5 tries again after a second
+
+
 @contextlib.contextmanager
 def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """A server of this handler, for the length of a block; yields its address."""
-    with answering(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as url:
+    with answering(Server(("127.0.0.1", 0), handler)) as url:
         yield url
 
 
 @contextlib.contextmanager
-def answering(server: ThreadingHTTPServer) -> Iterator[str]:
+def answering(server: Server) -> Iterator[str]:
     """Have a server answer in threads, for the length of a block; yields its address."""
-    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     with server:
         thread.start()
