@@ -19,7 +19,7 @@ import pytest
 from starlette.testclient import TestClient
 from support import here, production, tiny
 from support.endpoint import streams
-from support.serving import chat
+from support.serving import LOCAL, chat
 
 from slmctl import sensitive
 from slmctl.config import CollectConfig
@@ -169,12 +169,12 @@ class Desk:
 
     def post(self, raw: bytes, key: str = "crm", **headers: str) -> httpx.Response:
         sent = {"content-type": "application/json", "authorization": f"Bearer {self.keys[key]}"} | headers
-        return httpx.post(f"{self.url}/v1/feedback", content=raw, headers=sent, timeout=60)
+        return httpx.post(f"{self.url}/v1/feedback", content=raw, headers=sent, **LOCAL)
 
     def ask(self) -> str:
         headers = {"authorization": f"Bearer {self.keys['crm']}"}
         body = {"messages": chat("who wrote it")}
-        asked = httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+        asked = httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, **LOCAL)
         return asked.headers["x-request-id"]
 
 

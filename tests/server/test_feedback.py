@@ -16,7 +16,7 @@ import pytest
 from support import endpoint, here, tiny
 from support.endpoint import streams
 from support.servers import settles
-from support.serving import chat, gateway
+from support.serving import LOCAL, chat, gateway
 
 from slmctl.config import CollectConfig
 from slmctl.production.collector import MOST_WORDS
@@ -49,7 +49,7 @@ class Desk:
 
     def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
         sent = {"authorization": f"Bearer {self.secret}"} | headers
-        return httpx.post(f"{self.url}/v1/{path}", json=body, headers=sent, timeout=60)
+        return httpx.post(f"{self.url}/v1/{path}", json=body, headers=sent, **LOCAL)
 
     def ask(self, text: str, **more: Any) -> str:
         """The id of an answer."""
@@ -69,7 +69,7 @@ class Desk:
         return [row for path in collected_files([self.folder]) for row in CollectedRow.read(path)]
 
     def figure(self, name: str) -> float:
-        page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, timeout=60).text
+        page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, **LOCAL).text
         return float(next(line for line in page.splitlines() if line.startswith(name + " ")).rpartition(" ")[2])
 
 
@@ -182,7 +182,7 @@ def test_an_id_with_personal_data_is_not_kept(desk: Desk) -> None:
 
 def test_the_page_is_told_that_feedback_is_taken(desk: Desk) -> None:
     headers = {"authorization": f"Bearer {desk.secret}"}
-    assert httpx.get(f"{desk.url}/v1/task", headers=headers, timeout=60).json()["feedback"] is True
+    assert httpx.get(f"{desk.url}/v1/task", headers=headers, **LOCAL).json()["feedback"] is True
 
 
 def test_a_server_that_was_killed_goes_on_and_knows_its_answers(tmp_path: Path) -> None:

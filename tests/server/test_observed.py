@@ -16,7 +16,7 @@ from support import here
 from support.endpoint import Turn, streams
 from support.kept_log import KeptLog
 from support.servers import settles
-from support.serving import GENERATE, chat
+from support.serving import GENERATE, LOCAL, chat
 
 from slmctl.config import ServeConfig
 from slmctl.server import api_keys
@@ -46,10 +46,10 @@ class Guarded:
 
     def ask(self, body: Any = None, path: str = "chat/completions", **headers: str) -> httpx.Response:
         sent = {"authorization": f"Bearer {self.secret}"} | headers
-        return httpx.post(f"{self.url}/v1/{path}", json=HI if body is None else body, headers=sent, timeout=60)
+        return httpx.post(f"{self.url}/v1/{path}", json=HI if body is None else body, headers=sent, **LOCAL)
 
     def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, timeout=60).text
+        page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, **LOCAL).text
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(page)

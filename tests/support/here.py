@@ -33,7 +33,7 @@ from slmctl.task.contract import Task
 from support import endpoint
 from support.endpoint import streams
 from support.kept_log import KeptLog
-from support.serving import GENERATE, chat, post
+from support.serving import GENERATE, LOCAL, chat, post
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Here:
         return post(self.url, {"messages": chat(text), **more}, **(headers or {}))
 
     def get(self, path: str, **headers: str) -> httpx.Response:
-        return httpx.get(self.url + path, headers=headers, timeout=60)
+        return httpx.get(self.url + path, headers=headers, **LOCAL)
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from support import endpoint, here
 from support.endpoint import says
 from support.fleets import KEPT, TASKS, task
 from support.servers import settles
+from support.serving import LOCAL
 
 from slmctl.config import CollectConfig, GeneralistConfig, ServeConfig
 from slmctl.inference.escalation_policy import Policy
@@ -50,12 +51,12 @@ def choice(*values: str | bool, **more: Any) -> dict[str, Any]:
 
 def decide(server: here.Here, *questions: Any, **more: Any) -> httpx.Response:
     body = {"input": "refund my card", "questions": list(questions), **more}
-    return httpx.post(f"{server.url}/v1/decisions", json=body, timeout=60)
+    return httpx.post(f"{server.url}/v1/decisions", json=body, **LOCAL)
 
 
 def system_one(server: here.Here, questions: Any, **more: Any) -> httpx.Response:
     body = {"state": "refund my card", "questions": questions, **more}
-    return httpx.post(f"{server.url}/v1/systemone", json=body, timeout=60)
+    return httpx.post(f"{server.url}/v1/systemone", json=body, **LOCAL)
 
 
 def shares(answer: dict[str, Any]) -> dict[Any, float]:
@@ -297,7 +298,7 @@ def test_a_bad_request_is_refused_with_a_sentence(desk: here.Here, path: str, na
         whole = {"state": "refund", "questions": {"a": asked}}
     fields, part = (DECISIONS if path == "decisions" else SYSTEM_ONE | RAW)[name]
     raw = fields.replace(b"%s", json.dumps(asked).encode()) if isinstance(fields, bytes) else b""
-    response = httpx.post(f"{desk.url}/v1/{path}", content=raw or json.dumps(whole | fields), headers=JSON, timeout=60)
+    response = httpx.post(f"{desk.url}/v1/{path}", content=raw or json.dumps(whole | fields), headers=JSON, **LOCAL)
     error = response.json()["error"]
     assert (response.status_code, error["type"]) == (400, "invalid_request_error"), error
     assert part in error["message"]
@@ -320,7 +321,7 @@ def test_a_question_is_answered_by_the_release_of_its_name(tmp_path: Path) -> No
     ]  # fmt: skip
     body = {"model": "tickets", "input": "refund my card", "questions": questions}
     with here.served(*releases, settings=settings, keys=keys) as server:
-        response = httpx.post(f"{server.url}/v1/decisions", json=body, headers=shown["all"], timeout=60)
+        response = httpx.post(f"{server.url}/v1/decisions", json=body, headers=shown["all"], **LOCAL)
         said = response.json()
         assert [answer["name"] for answer in said["answers"]] == ["moods", "desk", "which", "tickets"]
         assert [answer["slmctl"]["model"] for answer in said["answers"]] == ["moods", "tickets", "which", "tickets"]
@@ -337,10 +338,10 @@ def test_a_question_is_answered_by_the_release_of_its_name(tmp_path: Path) -> No
 
         assert settles(lambda: rows() == {id: "moods", f"{id}-2": "tickets", f"{id}-3": "which"})
         # a key does not learn of other models, and none is asked before all questions are in order
-        alone = httpx.post(f"{server.url}/v1/decisions", json=body, headers=shown["few"], timeout=60)
+        alone = httpx.post(f"{server.url}/v1/decisions", json=body, headers=shown["few"], **LOCAL)
         assert "no label of 'tickets'" in alone.json()["error"]["message"]
         wrong = {**body, "questions": [*questions[:3], choice("glad", "sad", name="tickets")]}
-        assert httpx.post(f"{server.url}/v1/decisions", json=wrong, headers=shown["all"], timeout=60).status_code == 400
+        assert httpx.post(f"{server.url}/v1/decisions", json=wrong, headers=shown["all"], **LOCAL).status_code == 400
         assert len(rows()) == 3
 
 
