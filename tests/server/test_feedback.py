@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import endpoint, here, tiny
+from support import endpoint, here, production, tiny
 from support.endpoint import streams
 from support.servers import settles
 from support.serving import LOCAL, chat, gateway
@@ -62,11 +62,8 @@ class Desk:
 
     def row(self, id: str) -> CollectedRow:
         """A line, as soon as it is there."""
-        assert settles(lambda: id in {row.id for row in self.rows()})
-        return next(row for row in self.rows() if row.id == id)
-
-    def rows(self) -> list[CollectedRow]:
-        return [row for path in collected_files([self.folder]) for row in CollectedRow.read(path)]
+        assert settles(lambda: id in {row.id for row in production.rows(self.folder)})
+        return next(row for row in production.rows(self.folder) if row.id == id)
 
     def figure(self, name: str) -> float:
         page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, **LOCAL).text
@@ -200,7 +197,7 @@ def test_a_server_that_was_killed_goes_on_and_knows_its_answers(tmp_path: Path) 
         second = Desk(server.url, "none", folder)
         assert second.say(id, ok=False).json()["collected"] is True
         second.row(second.ask("after the kill"))
-    assert [row.text for row in second.rows()] == ["before the kill", "after the kill"]
+    assert [row.text for row in production.rows(folder)] == ["before the kill", "after the kill"]
     assert "torn" not in day.read_text()
     assert json.loads((folder / "feedback.jsonl").read_text())["ok"] is False
 

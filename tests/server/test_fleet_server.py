@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import ROOT, here
+from support import ROOT, here, production
 from support.fleets import KEPT, TASKS, published
 from support.servers import settles
 from support.serving import ask, begin, end
@@ -21,7 +21,6 @@ from support.serving import ask, begin, end
 from slmctl.config import ServeConfig
 from slmctl.errors import SlmctlError
 from slmctl.model_files import memory
-from slmctl.production.records import CollectedRow, collected_files
 from slmctl.server import api_keys, served_fleet
 
 CONFIG = """\
@@ -139,12 +138,11 @@ def test_answers_of_every_model_are_collected_and_take_feedback(served: Served, 
     answers = {name: served.ask(name, max_tokens=4) for name in ("tickets", "mail")}
     ids = {name: answer.headers["x-request-id"] for name, answer in answers.items()}
 
-    def rows() -> dict[str, CollectedRow]:
-        files = collected_files([desk / "collected"])
-        return {row.id: row for path in files for row in CollectedRow.read(path)}
+    def models() -> dict[str, str]:
+        return {row.id: row.model for row in production.rows(desk / "collected")}
 
-    assert settles(lambda: set(ids.values()) <= rows().keys())
-    assert {name: rows()[id].model for name, id in ids.items()} == {"tickets": "tickets", "mail": "mail"}
+    assert settles(lambda: set(ids.values()) <= models().keys())
+    assert {name: models()[id] for name, id in ids.items()} == {"tickets": "tickets", "mail": "mail"}
     word = {"request_id": ids["tickets"], "answer": "billing"}
     for key, status in ((served.whole, 200), (served.limited, 404)):
         said = httpx.post(f"{served.server.url}/v1/feedback", json=word, headers=served.shows(key), timeout=60)

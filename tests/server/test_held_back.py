@@ -9,12 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from support import here
+from support import here, production
 from support.endpoint import Turn, streams
 from support.serving import chat
 
 from slmctl.config import ServeConfig
-from slmctl.production.records import CollectedRow, collected_files
 from slmctl.reports.evaluation_report import CHECKS
 from slmctl.task.contract import Task
 
@@ -68,7 +67,7 @@ def test_a_held_draft_waits_for_a_person(tmp_path: Path) -> None:
     with here.in_front(lambda body, before: streams(WRONG), refuse=["ungrounded"], collect=collect) as server:
         assert server.ask("When, for 20 €?").status_code == 422
         assert server.ask("On 9 May, for 20 €?").status_code == 200
-    (row,) = (row for path in collected_files([tmp_path]) for row in CollectedRow.read(path))
+    (row,) = production.rows(tmp_path)
     assert (row.answer, row.reason, row.chosen, row.probability) == (WRONG, "held_back", "unsure", 1)
     assert row.text == "When, for 20 €?"
 

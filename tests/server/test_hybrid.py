@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
-from support import endpoint, here, tiny
+from support import endpoint, here, production, tiny
 from support.endpoint import Fake, fails, says
 from support.fleets import KEPT, TASKS
 from support.forks import Forks
@@ -25,11 +24,8 @@ from support.serving import chat
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Manifest
 from slmctl.cli.main import cli
-from slmctl.config import GeneralistConfig, ServeConfig
 from slmctl.inference.escalation_policy import Policy
-from slmctl.production.records import CollectedRow, collected_files
-from slmctl.server.generalist import Generalist
-from slmctl.server.routed import Escalation
+from slmctl.production.records import CollectedRow
 from slmctl.task.contract import Task
 
 KEY = "sk-" + "of-the-generalist"
@@ -45,6 +41,12 @@ class Hybrid:
     fake: Fake
     said: list[endpoint.Turn]  # what the general model says; the last one again and again
     decisions: Path
+
+    def row(self, id: str) -> CollectedRow:
+        """A line of what is collected, as soon as it is there."""
+        folder = self.decisions.parent / "collected"
+        assert settles(lambda: id in {row.id for row in production.rows(folder)})
+        return next(row for row in production.rows(folder) if row.id == id)
 
     def ask(self, text: str, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
         body = {"messages": [{"role": "user", "content": text}], **more}
@@ -89,8 +91,7 @@ def hybrid(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_an_escalated_answer_is_collected_with_the_answers_of_both_models(hybrid: Hybrid) -> None:
     response = hybrid.ask("where is the parcel of my uncle")
     id, own = response.headers["x-request-id"], response.json()["slmctl"]
-    assert settles(lambda: id in {row.id for row in collected(hybrid)})
-    row = next(row for row in collected(hybrid) if row.id == id)
+    row = hybrid.row(id)
     assert (row.route, row.reason, row.chosen, row.uniform) == ("generalist", "unsure", "escalated", False)
     assert (row.answer, row.general_answer, row.local_answer in tiny.WORDS) == ("delivery", "delivery", True)
     assert (row.p_correct, row.local, row.probability) == (own["p_correct"], row.local_answer, 1.0)
@@ -100,21 +101,6 @@ def test_an_escalated_answer_is_collected_with_the_answers_of_both_models(hybrid
     assert "uncle" not in hybrid.decisions.read_text()
 
 
-def collected(hybrid: Hybrid) -> list[CollectedRow]:
-    files = collected_files([hybrid.decisions.parent / "collected"])
-    return [row for path in files for row in CollectedRow.read(path)]
-
-
-def deciding(task: Task, url: str = "") -> contextlib.AbstractContextManager[here.Here]:
-    """A server in this process whose policy would escalate everything, to the general model at an address."""
-    names = ("odds", "allowed") if task.labels else ("mean", "least", "choices")
-    weights = dict.fromkeys(names, 0.0)
-    policy = Policy("f" * 64, task.digest, task.kind, "right", "", weights, 0.0, ((0.0, 0.5),), NEVER)
-    escalation = Escalation(Generalist(GeneralistConfig(url=url, model="large")) if url else None)
-    release = here.release("desk", KEPT, task, policy=policy, escalation=escalation, pin=True)
-    return here.served(release, settings=ServeConfig(context_length=256), escalation=escalation)
-
-
 def test_an_answer_of_the_clients_own_form_stays_here() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}
     several: list[tuple[str, dict[str, Any]]] = [
@@ -122,7 +108,7 @@ def test_an_answer_of_the_clients_own_form_stays_here() -> None:
     ]  # fmt: skip
     with (
         endpoint.serving(lambda body, before: says("from there")) as fake,
-        deciding(TASKS["letters"], fake.url) as server,
+        here.deciding(KEPT, TASKS["letters"], fake.url) as server,
     ):
         for more in (
             {"response_format": form}, {"structured_outputs": {"choice": ["yes", "no"]}},
@@ -161,7 +147,7 @@ def test_serve_and_chat_take_the_policy_that_was_fitted_on_the_file(tiny_run: Pa
 
 
 def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do() -> None:
-    with deciding(TASKS["tickets"]) as server:
+    with here.deciding(KEPT, TASKS["tickets"]) as server:
         response = server.ask("where is it")
         assert response.headers["x-slmctl-route"] == "local; reason=unsure"
         # a decision is told where nothing else is, too
@@ -217,8 +203,7 @@ def test_a_response_goes_the_way_of_a_chat(hybrid: Hybrid) -> None:
     assert (body["model"], body["output"][0]["content"][0]["text"]) == ("large", "delivery")
     assert hybrid.fake.questions[-1] == "where is the parcel of my sister"
     id = response.headers["x-request-id"]
-    assert settles(lambda: id in {row.id for row in collected(hybrid)})
-    row = next(row for row in collected(hybrid) if row.id == id)
+    row = hybrid.row(id)
     assert (row.answer, row.messages[-1]["content"]) == ("delivery", "where is the parcel of my sister")
     streamed = ask("where is the parcel of my brother", stream=True, text={"format": form}).text.splitlines()
     last = json.loads(streamed[-2].removeprefix("data: "))

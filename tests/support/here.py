@@ -15,7 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from slmctl.cli.group import Options, make_workspace, read_settings
-from slmctl.config import ServeConfig
+from slmctl.config import GeneralistConfig, ServeConfig
 from slmctl.inference.engine import Engine
 from slmctl.inference.escalation_policy import Policy
 from slmctl.production.collector import Collector
@@ -26,6 +26,7 @@ from slmctl.server.backends import EndpointEngine, LocalEngine
 from slmctl.server.fleet import Fleet
 from slmctl.server.forms.request import ServedModel
 from slmctl.server.gateway import Gateway
+from slmctl.server.generalist import Generalist
 from slmctl.server.routed import Escalation
 from slmctl.server.router import Router
 from slmctl.server.running_model import Release, RunningModel
@@ -169,6 +170,15 @@ def in_front(
 
         release = Release("large", "", models, 0, load, pin=True)
         yield stack.enter_context(served(release, settings=chosen, keys=keys, fake=fake))
+
+
+def deciding(path: Path, task: Task, url: str = "") -> contextlib.AbstractContextManager[Here]:
+    """A server of a GGUF file whose policy would escalate everything, to the general model at an address."""
+    weights = dict.fromkeys(("odds", "allowed") if task.labels else ("mean", "least", "choices"), 0.0)
+    policy = Policy("f" * 64, task.digest, task.kind, "right", "", weights, 0.0, ((0.0, 0.5),), 1e9)
+    escalation = Escalation(Generalist(GeneralistConfig(url=url, model="large")) if url else None)
+    one = release("desk", path, task, policy=policy, escalation=escalation, pin=True)
+    return served(one, settings=ServeConfig(context_length=256), escalation=escalation)
 
 
 def release(

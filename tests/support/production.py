@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl.artifacts.json_lines import JsonLines
-from slmctl.production.records import CollectedRow, Feedback
+from slmctl.production.records import CollectedRow, Feedback, collected_files
 from slmctl.sources.reviewed import Review
 
 LABELS = ("account", "billing", "delivery")
@@ -26,6 +26,11 @@ def reviewed(id: str, after: str = "billing", reviewer: str = "ann", **fields: A
     decision = "accepted" if after == "billing" else "corrected"
     own = {"id": id, "time": TIME, "reviewer": reviewer, "decision": decision, "messages": messages, "after": after}
     return Review(**{**own, "before": "billing", "seen": TIME, **fields})
+
+
+def rows(folder: Path) -> list[CollectedRow]:
+    """What a folder of collected answers holds."""
+    return [row for path in collected_files([folder]) for row in CollectedRow.read(path)]
 
 
 def written(path: Path, lines: Iterable[CollectedRow | Feedback | Review]) -> Path:

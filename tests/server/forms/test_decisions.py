@@ -12,22 +12,17 @@ from typing import Any
 
 import httpx
 import pytest
-from support import endpoint, here
+from support import endpoint, here, production
 from support.endpoint import says
 from support.fleets import KEPT, TASKS, task
 from support.servers import settles
 from support.serving import LOCAL
 
-from slmctl.config import CollectConfig, GeneralistConfig, ServeConfig
-from slmctl.inference.escalation_policy import Policy
-from slmctl.production.records import CollectedRow, collected_files
+from slmctl.config import CollectConfig, ServeConfig
 from slmctl.server import api_keys
 from slmctl.server.backends import LocalEngine
 from slmctl.server.forms import decisions
-from slmctl.server.generalist import Generalist
 from slmctl.server.request_errors import RequestError
-from slmctl.server.routed import Escalation
-from slmctl.task.contract import Task
 
 LABELS = TASKS["tickets"].labels
 JSON = {"content-type": "application/json"}
@@ -332,9 +327,7 @@ def test_a_question_is_answered_by_the_release_of_its_name(tmp_path: Path) -> No
         id = response.headers["x-request-id"]
 
         def rows() -> dict[str, str]:
-            return {
-                row.id: row.model for file in collected_files([tmp_path / "rows"]) for row in CollectedRow.read(file)
-            }
+            return {row.id: row.model for row in production.rows(tmp_path / "rows")}
 
         assert settles(lambda: rows() == {id: "moods", f"{id}-2": "tickets", f"{id}-3": "which"})
         # a key does not learn of other models, and none is asked before all questions are in order
@@ -345,21 +338,10 @@ def test_a_question_is_answered_by_the_release_of_its_name(tmp_path: Path) -> No
         assert len(rows()) == 3
 
 
-@contextlib.contextmanager
-def deciding(url: str, task: Task) -> Iterator[here.Here]:
-    """A server whose policy would escalate everything to the generalist at an address."""
-    weights = {"odds": 0.0, "allowed": 0.0}
-    policy = Policy("f" * 64, task.digest, task.kind, "right", "", weights, 0.0, ((0.0, 0.5),), 1e9)
-    escalation = Escalation(Generalist(GeneralistConfig(url=url, model="large")))
-    release = here.release("desk", KEPT, task, policy=policy, escalation=escalation, pin=True)
-    with here.served(release, settings=ServeConfig(context_length=256), escalation=escalation) as server:
-        yield server
-
-
 def test_an_unsure_decision_is_asked_of_the_generalist_and_a_sensitive_one_never() -> None:
     with (
         endpoint.serving(lambda body, before: says("delivery")) as fake,
-        deciding(fake.url, TASKS["tickets"]) as server,
+        here.deciding(KEPT, TASKS["tickets"], fake.url) as server,
     ):
         response = decide(server, choice(), choice("account", "billing"))
         assert response.headers["x-slmctl-route"] == "generalist; reason=unsure"
