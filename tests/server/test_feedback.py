@@ -19,7 +19,6 @@ from support.servers import settles
 from support.serving import LOCAL, chat, gateway
 
 from slmctl.config import CollectConfig
-from slmctl.production.collector import MOST_WORDS
 from slmctl.production.records import CollectedRow, Feedback, collected_files
 from slmctl.server import api_keys
 from slmctl.task.contract import Task
@@ -162,12 +161,6 @@ def test_a_word_counts_as_a_request_of_its_key(desk: Desk) -> None:
     assert seldom.say(id, ok=True).status_code == 200
     refused = seldom.say(id, ok=False)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate")
-
-
-def test_an_answer_takes_a_bounded_number_of_words(desk: Desk) -> None:
-    id = desk.ask("how many words")
-    said = [desk.say(id, ok=bool(k % 2)).status_code for k in range(MOST_WORDS + 1)]
-    assert said == [200] * MOST_WORDS + [429]
 
 
 def test_an_id_with_personal_data_is_not_kept(desk: Desk) -> None:
