@@ -39,6 +39,8 @@ def child(engine: Engine) -> subprocess.Popen[str]:
 
 
 def test_a_stopped_process_is_found_killed_and_replaced(model: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised_child, "DOUBT_S", 0.5)
+    monkeypatch.setattr(supervised_child, "HEARTBEAT_S", 0.1)
     deaths: list[str] = []
     model.on_death = lambda: deaths.append(model.state)
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()

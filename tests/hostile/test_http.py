@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hostile import framing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.endpoint import streams
+from support.endpoint import Turn, streams
 from support.scale import FULL
 from support.servers import settles
 from support.serving import Gateway, figure, gateway, memory, post
@@ -30,9 +31,19 @@ POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: 
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
+GO_ON = threading.Event()  # answers to "wait" come when it is set
+
+
+def manners(body: dict[str, Any], before: int) -> Turn:
+    if body["messages"][-1]["content"] == "wait":
+        GO_ON.wait(60)
+    return streams("hello")
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway(tmp_path_factory.mktemp("gateway"), "--set=serve.receive_timeout_s=5") as running:
+    folder = tmp_path_factory.mktemp("gateway")
+    with gateway(folder, "--set=serve.receive_timeout_s=5", manners=manners) as running:
         running.healthy_s()
         before = memory(running.child.pid)
         yield running
@@ -174,22 +185,16 @@ def test_a_client_that_ends_its_side_gets_its_answer(server: Gateway, sent: list
     assert seen[seen[:1] == [b"100"] :] == statuses  # an interim response may come first
 
 
-def test_a_client_that_hangs_up_behind_a_whole_request_frees_its_place(tmp_path: Path) -> None:
-    never = threading.Event()
-
-    def waits(body: object, before: object) -> object:
-        never.wait(60)
-        return streams("hello")
-
-    with gateway(tmp_path, manners=waits) as running:
-        try:
-            for _ in range(3):
-                with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
-                    sock.sendall(whole())
-                    assert settles(lambda: figure(running.url, "slmctl_requests_running") == 1)
-                assert settles(lambda: figure(running.url, "slmctl_requests_running") == 0)
-        finally:
-            never.set()
+def test_a_client_that_hangs_up_behind_a_whole_request_frees_its_place(server: Gateway) -> None:
+    try:
+        for _ in range(3):
+            assert settles(lambda: figure(server.url, "slmctl_requests_running") == 0)
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+                sock.sendall(whole("wait"))
+                assert settles(lambda: figure(server.url, "slmctl_requests_running") == 1)
+            assert settles(lambda: figure(server.url, "slmctl_requests_running") == 0)
+    finally:
+        GO_ON.set()
 
 
 def test_requests_in_a_row_are_answered_in_order_and_cost_no_memory(server: Gateway) -> None:
@@ -256,7 +261,7 @@ def test_more_connections_than_files_end_the_oldest_idle_ones(tmp_path: Path) ->
 def test_answers_that_are_not_read_end_their_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the answers to a row of requests for the page fill every buffer, and the rest would wait for ever
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    patch = "from slmctl.server import connection\nconnection.UNREAD_S = 5.0\n"
+    patch = "from slmctl.server import connection\nconnection.UNREAD_S = 2.5\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     with gateway(tmp_path) as server, contextlib.ExitStack() as stack:
         server.healthy_s()

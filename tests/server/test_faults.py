@@ -26,7 +26,7 @@ BODY = {"messages": chat("hello"), "stream": True, **ENDLESS}
 
 @pytest.fixture(scope="module")
 def server(tiny_run: Path, endless: Path) -> Iterator[tuple[Popen[str], str]]:
-    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.receive_timeout_s=2")
+    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.receive_timeout_s=1")
     yield child, url
     end(child)
 
