@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import openai
 import pytest
 from support import ROOT, fleets, here, tiny
 from support.fleets import KEPT, TASKS, TOOLS, published
+from support.program import printed
 from support.serving import chat
 
 from slmctl.artifacts import artifact
@@ -165,9 +165,7 @@ def test_the_example_of_the_page_runs(ask: openai.OpenAI) -> None:
     text = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").partition("\n## Tools\n")[2]
     lines = itertools.takewhile(lambda line: not line.startswith("|"), text.splitlines())
     code = "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
-    environment = tiny.environment(BASE_URL=str(ask.base_url).removesuffix("/"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
-    call, ending = tiny.ok(done).splitlines()
+    call, ending = printed(code, BASE_URL=str(ask.base_url).removesuffix("/")).splitlines()
     assert call.startswith("track_order {'order': 'A-") and ending in ("stop", "tool_calls")
 
 

@@ -14,6 +14,14 @@ from slmctl import console
 from slmctl.cli import main
 
 
+def printed(code: str, **env: str) -> str:
+    """What an example prints, with more in the environment, in this process, which has imported what it needs."""
+    out = io.StringIO()
+    with mock.patch.dict(os.environ, env), contextlib.redirect_stdout(out):
+        exec(compile(code, "example.py", "exec", dont_inherit=True), {"__name__": "__main__"})
+    return out.getvalue()
+
+
 def slmctl(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder, on a page of 200 columns without colours."""
     words, out, err = [*map(str, arguments)], io.StringIO(), io.StringIO()
