@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -304,23 +303,13 @@ def test_no_redirect_takes_the_key_elsewhere() -> None:
     assert other.bodies == []
 
 
-def test_slmctls_own_server(tiny_run: Path) -> None:
-    child = tiny.start(tiny_run, "serve", "--port", "0")
-    assert child.stdout is not None
-    url = child.stdout.readline().strip()
-    try:
-        import httpx
-
-        (model,) = httpx.get(f"{url}/v1/models").json()["data"]
-        texts = [text for text, _ in tiny.rows(20, seed=5)]
-        found = answers(EndpointPool([url], model["id"], concurrency=4), texts)
-        assert all(isinstance(reply, Reply) and reply.text in tiny.LABELS for reply in found)
-        assert all(isinstance(reply, Reply) and 0 < (reply.confidence or 0) <= 1 for reply in found)
-        with pytest.raises(NetworkError, match="'another' is not served here"):  # a 404, as OpenAI has it
-            answers(EndpointPool([url], "another"), ["a"])
-    finally:
-        child.terminate()
-        child.communicate(timeout=60)
+def test_slmctls_own_server(desk_url: str) -> None:
+    texts = [text for text, _ in tiny.rows(20, seed=5)]
+    found = answers(EndpointPool([desk_url], "tiny-desk", concurrency=4), texts)
+    assert all(isinstance(reply, Reply) and reply.text in tiny.LABELS for reply in found)
+    assert all(isinstance(reply, Reply) and 0 < (reply.confidence or 0) <= 1 for reply in found)
+    with pytest.raises(NetworkError, match="'another' is not served here"):  # a 404, as OpenAI has it
+        answers(EndpointPool([desk_url], "another"), ["a"])
 
 
 def test_an_endpoint_that_says_it_is_too_much_gets_less_at_once_and_then_more_again() -> None:

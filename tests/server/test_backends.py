@@ -11,12 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from support import here, tiny
+from support import here
 from support.endpoint import Fake, Turn, fails, serving, streams
+from support.fleets import published
 from support.serving import GENERATE, chat
 
 from slmctl.config import ServeConfig
-from slmctl.errors import NetworkError
+from slmctl.errors import IntegrityError, NetworkError
 from slmctl.inference.events import Event
 from slmctl.network.endpoint_replies import Delta
 from slmctl.network.openai_client import EndpointClient
@@ -171,11 +172,14 @@ def test_a_gateway_whose_engine_is_gone_is_not_ready() -> None:
         assert server.ask().status_code == 502
 
 
-def test_a_contract_that_was_changed_is_not_served(desk: Path) -> None:
-    path = next((desk / "registry" / "tiny-desk" / "1.0").glob("task.json"))
+def test_a_contract_that_was_changed_is_not_served(tmp_path: Path) -> None:
+    path = published(tmp_path / "registry", "tickets").path / "task.json"
     raw = path.read_bytes()
-    path.write_bytes(raw.replace(b"Name the category.", b"Name the cat egory"))
+    path.write_bytes(raw.replace(b"billing", b"bill ng"))
     assert path.read_bytes() != raw
-    args = ("--engine-url", "http://127.0.0.1:9/v1", "--engine-model", "large", "--port", "0")
-    done = tiny.slmctl(desk, "serve", str(path.parent), *args)
-    assert (done.returncode, "changed: task.json" in done.stderr) == (7, True)
+    engine = ("serve.engine.url=http://127.0.0.1:9/v1", "serve.engine.model=large")
+    with (
+        pytest.raises(IntegrityError, match=r"changed: task\.json"),
+        here.opened(tmp_path, *engine, model=str(path.parent)),
+    ):
+        pass

@@ -19,6 +19,7 @@ import pytest
 from support import here, tiny
 from support.endpoint import Turn, streams
 from support.forks import Forks
+from support.program import slmctl
 from support.serving import begin, chat, end, lines_of, post
 
 from slmctl.artifacts.artifact import Artifact
@@ -98,13 +99,11 @@ def test_a_page_of_another_origin_cannot_ask(free_url: str) -> None:
     assert "access-control-allow-origin" not in httpx.options(f"{free_url}/v1/chat/completions", headers=asked).headers
 
 
-def test_keys_are_hashed_and_revoked_while_it_runs(
-    stages: Forks, tiny_run: Path, bare_gguf: str, tmp_path: Path
-) -> None:
+def test_keys_are_hashed_and_revoked_while_it_runs(tiny_run: Path, bare_gguf: str, tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     named = ("--keys", str(path))
-    secret = tiny.ok(stages.run(tmp_path, "keys", "add", "crm", "--rate", "4", *named))
-    other = tiny.ok(stages.run(tmp_path, "keys", "add", "erp", *named))
+    secret = tiny.ok(slmctl("keys", "add", "crm", "--rate", "4", *named))
+    other = tiny.ok(slmctl("keys", "add", "erp", *named))
     assert secret not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
     child, url = begin(tiny_run, bare_gguf, *named, "--host", "0.0.0.0")  # beyond the loopback, since there is a key
@@ -122,9 +121,9 @@ def test_keys_are_hashed_and_revoked_while_it_runs(
     assert late.json()["error"]["code"] == "rate"
     assert late.headers["x-request-id"] == late.json()["error"]["request_id"] == "my-1"
     assert post(url, body, authorization=f"Bearer {other}").status_code == 200
-    tiny.ok(stages.run(tmp_path, "keys", "revoke", "erp", *named))
+    tiny.ok(slmctl("keys", "revoke", "erp", *named))
     assert post(url, body, authorization=f"Bearer {other}").status_code == 401
-    assert tiny.ok(stages.run(tmp_path, "keys", "list", *named)).startswith("crm")
+    assert tiny.ok(slmctl("keys", "list", *named)).startswith("crm")
     log = end(child)
     requests = [line for line in log if line["event"] == "request"]
     assert {line.get("key") for line in requests} == {None, "crm", "erp"}
