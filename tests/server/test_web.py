@@ -154,9 +154,7 @@ def faking(kind: str, **settings: Any) -> Iterator[Fake]:
 
 
 def visit(browser: Browser, url: str, **how: Any) -> None:
-    """Open the page as a new reader would, and wait until it knows its task."""
-    browser.open(url, **how)
-    browser.ask("sessionStorage.clear()")
+    """Open the page and wait until it knows its task."""
     browser.open(url, **how)
     browser.wait("!document.getElementById('form').hidden || !document.getElementById('fault').hidden")
 
@@ -366,7 +364,7 @@ def test_a_document_is_dropped_and_its_values_say_where_they_stand(browser: Brow
     place = {"path": "order", "value": "A-17", "start": 13, "end": 17, "page": 3, "around": around}
     rival = {**place, "value": "A-18", "page": 4, "around": "or A-18", "conflict": True}
     extra = EXTRA | {"places": [place, rival]}
-    with shown(browser, "extract", text='{"order": "A-17"}', documents=True, extra=extra) as fake:
+    with faking("extract", text='{"order": "A-17"}', documents=True, extra=extra) as fake:
         visit(browser, fake.url, dark=dark)
         browser.ask("""
             const list = new DataTransfer();
@@ -488,8 +486,9 @@ def test_a_key_stays_in_the_tab_and_sensitive_is_a_header(browser: Browser) -> N
         assert fake.asked[1][1]["x-slmctl-sensitive"] == "true"
         assert browser.ask("sessionStorage.getItem('slmctl-key')") == "sk-one"
         assert browser.ask("localStorage.length + document.cookie.length") == 0
-        browser.open(fake.url)
-        browser.wait("!document.getElementById('form').hidden")  # the tab remembers it
+        visit(browser, fake.url)
+        assert browser.ask("document.getElementById('fault').hidden")  # the tab remembers it
+        browser.ask("sessionStorage.clear()")
         visit(browser, fake.url)  # a new one does not
         assert "wants an API key" in fault_of(browser)
 
