@@ -358,14 +358,12 @@ def test_fields_are_a_table_and_can_be_copied(browser: Browser) -> None:
         assert json.loads(browser.ask("window.copied")) == answer
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_document_is_dropped_and_its_values_say_where_they_stand(browser: Browser, dark: bool) -> None:
+def test_a_document_is_dropped_and_its_values_say_where_they_stand(browser: Browser) -> None:
     around = "the order <b>A-17</b> of May, order A-17"
     place = {"path": "order", "value": "A-17", "start": 13, "end": 17, "page": 3, "around": around}
     rival = {**place, "value": "A-18", "page": 4, "around": "or A-18", "conflict": True}
     extra = EXTRA | {"places": [place, rival]}
-    with faking("extract", text='{"order": "A-17"}', documents=True, extra=extra) as fake:
-        visit(browser, fake.url, dark=dark)
+    with shown(browser, "extract", text='{"order": "A-17"}', documents=True, extra=extra) as fake:
         browser.ask("""
             const list = new DataTransfer();
             list.items.add(new File(["Order A-17"], "order.txt", { type: "text/plain" }));

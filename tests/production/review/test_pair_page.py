@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 from support import judged, tiny
 from support.browser import Browser
 from support.judged import DRAFTS
@@ -55,11 +54,10 @@ def test_nothing_that_the_page_gets_names_a_model(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_pairs_are_judged_by_keyboard_alone(browser: Browser, tmp_path: Path, dark: bool) -> None:
+def test_pairs_are_judged_by_keyboard_alone(browser: Browser, tmp_path: Path) -> None:
     project = judged.project(tmp_path)
     with opened(project) as (url, _):
-        visit(browser, url, dark=dark)
+        visit(browser, url)
         shown = text_of(browser)
         assert "Which answer is better?" in text_of(browser, "header")
         for words in ("where is parcel", "Left", "Right", "Both bad", "0 of 11 rows"):
@@ -82,8 +80,6 @@ def test_pairs_are_judged_by_keyboard_alone(browser: Browser, tmp_path: Path, da
         assert "6 of 11 rows" in text_of(browser, "#figures")
         press(browser, *["3"] * 5)
         assert "Nothing is left to decide. The decisions are in pairs.jsonl." in text_of(browser)
-        background = browser.ask("getComputedStyle(document.body).backgroundColor")
-        assert background == ("rgb(15, 20, 25)" if dark else "rgb(255, 255, 255)")
         assert browser.complaints == []
 
 
