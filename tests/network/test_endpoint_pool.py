@@ -294,15 +294,6 @@ def test_the_key_is_sent_and_said_nowhere(monkeypatch: pytest.MonkeyPatch) -> No
         EndpointPool([fake.url], "large", key_env="A_KEY")
 
 
-def test_no_redirect_takes_the_key_elsewhere() -> None:
-    with endpoint.serving(echo) as other:
-        moved = fails(307, "moved", location=other.url + "/chat/completions")
-        with endpoint.serving(lambda body, before: moved) as fake:
-            (found,) = answers(EndpointPool([fake.url], "large"), ["a"])
-    assert isinstance(found, Refusal)
-    assert other.bodies == []
-
-
 def test_slmctls_own_server(desk_url: str) -> None:
     texts = [text for text, _ in tiny.rows(20, seed=5)]
     found = answers(EndpointPool([desk_url], "tiny-desk", concurrency=4), texts)
