@@ -94,7 +94,6 @@ def test_models_and_health(desk_url: str, tiny_run: Path) -> None:
         assert httpx.get(f"{desk_url}/v1/models/{name}").json()["id"] == name
     assert httpx.get(f"{desk_url}/v1/models/tiny").status_code == 404
     assert httpx.get(f"{desk_url}/healthz").json() == {"status": "ok"}
-    assert ask(desk_url, "hello", model=model["id"]).status_code == 200
 
 
 def test_a_body_that_is_too_large_is_refused(desk_url: str) -> None:
