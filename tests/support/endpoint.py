@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,8 +82,15 @@ def serving(manners: Manners) -> Iterator[Fake]:
     """Run the endpoint for the length of a block."""
     fake, lock, now = Fake(), threading.Lock(), [0]
     asked: dict[str, int] = {}
+    links: list[socket.socket] = []
 
     class Handler(QuietHandler):
+        protocol_version, disable_nagle_algorithm = "HTTP/1.1", True  # a new connection costs more than an answer
+
+        def setup(self) -> None:
+            super().setup()
+            links.append(self.connection)
+
         def do_GET(self) -> None:  # of its models, which it does not list
             self.send_error(404)
 
@@ -101,9 +110,16 @@ def serving(manners: Manners) -> Iterator[Fake]:
             finally:
                 with lock:
                     now[0] -= 1
+            kept = status == 200 and not {"content-length", "transfer-encoding"} & headers.keys()
             if status != 0:  # else hang up without a word
-                self.reply(raw, status, headers)
+                self.reply(raw, status, headers if kept else {"connection": "close", **headers})
+            self.close_connection |= not kept
 
-    with listening(Handler) as url:
-        fake.url = f"{url}/v1"
-        yield fake
+    try:
+        with listening(Handler) as url:
+            fake.url = f"{url}/v1"
+            yield fake
+    finally:
+        for link in links:
+            with contextlib.suppress(OSError):  # it was closed before
+                link.shutdown(socket.SHUT_RDWR)
