@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support import ROOT, TESTS, tiny
+from support import ROOT, TESTS, teacher, tiny
 
 import slmctl
 from slmctl.errors import IntegrityError, UsageError
@@ -47,7 +47,7 @@ def test_answers_are_those_of_predict(answerer: slmctl.Answerer, tmp_path: Path)
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     words = ["--input", str(source), "--output", str(out), "--column", "text"]
-    tiny.ok(tiny.slmctl(tmp_path, "predict", str(RELEASE.path), *words))
+    teacher.slmctl(tmp_path, "predict", str(RELEASE.path), *words)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     answers = answerer.answer(TEXTS)
     assert [(each.answer, each.error) for each in answers] == [(row["answer"], row["error"]) for row in rows]
@@ -150,10 +150,7 @@ def test_the_examples_are_short_and_are_python() -> None:
 
 @pytest.mark.parametrize("title", ["pandas", "Dask"])
 def test_an_example_answers_a_table(
-    title: str,
-    answerer: slmctl.Answerer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    title: str, answerer: slmctl.Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pd = pytest.importorskip("pandas")
     if title == "Dask":

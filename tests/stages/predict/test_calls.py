@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import call_templates, shared
+from support import call_templates
 from support.call_templates import task_of
+from support.forks import Forks, fork_children
 
 from slmctl.inference.engine import Answer, Engine
 from slmctl.model_files import gguf_converter
@@ -33,12 +34,12 @@ RECORDS = [
 
 
 @pytest.fixture(scope="module")
-def gguf(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    def convert(folder: Path) -> None:
-        folder.mkdir()
-        gguf_converter.convert(tiny_base, folder / "tiny-F32.gguf", dtype="f32", metadata={})
-
-    return shared.made_once(tmp_path_factory, "calls-gguf", convert) / "tiny-F32.gguf"
+def gguf(tiny_base: Path, heavy_children: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calls") / "tiny-F32.gguf"
+    with pytest.MonkeyPatch.context() as patch:
+        fork_children(heavy_children.address, patch)
+        gguf_converter.convert(tiny_base, path, dtype="f32", metadata={})
+    return path
 
 
 @pytest.fixture(scope="module")
