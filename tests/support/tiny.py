@@ -78,6 +78,14 @@ def write_csv(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
+def edit_config(folder: Path, old: str, new: str) -> None:
+    """Replace a text that a project's config has."""
+    path = folder / "slmctl.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
 def build_base(out: Path, *, template: str | None = TEMPLATE, vocabulary: int = 640, **shape: Any) -> Path:
     """An HF folder: a seeded random Llama of 0.1 M weights, and a sentencepiece tokenizer trained here.
 

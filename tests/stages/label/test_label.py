@@ -288,8 +288,7 @@ def test_answers_keep_the_price_of_their_day(tmp_path: Path) -> None:
         folder = teacher.project(tmp_path, fake.url, rows=30, gold=8, more=FEW)
         teacher.slmctl(folder, "label", "--max-rows", "10")
         before = journal(folder).ledger
-        text = (folder / "slmctl.yaml").read_text()
-        (folder / "slmctl.yaml").write_text(text.replace("input: 2.0", "input: 20.0"))
+        tiny.edit_config(folder, "input: 2.0", "input: 20.0")
         teacher.slmctl(folder, "label", "--max-rows", "20")
     after = journal(folder).ledger
     dearer = after.cost - before.cost
@@ -353,8 +352,7 @@ def planted(folder: Path, url: str, count: int, **more: Any) -> list[str]:
     plain = (folder / "new.csv").read_text().splitlines()[1:]
     lines = [json.dumps({"text": text}) for text in (*plain, *rows)]
     (folder / "new.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    config = (folder / "slmctl.yaml").read_text().replace("new.csv", "new.jsonl")
-    (folder / "slmctl.yaml").write_text(config, encoding="utf-8")
+    tiny.edit_config(folder, "new.csv", "new.jsonl")
     return [value for _, _, value in cases]
 
 
@@ -431,10 +429,7 @@ def test_rows_with_the_same_id_of_their_own_are_apart(tmp_path: Path) -> None:
         folder = teacher.project(tmp_path, fake.url, rows=1, gold=8, more=FEW)
         lines = ["text,ticket", "parcel late write to jane.doe@example.org,7", "invoice charged twice,7"]
         (folder / "new.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        config = (
-            (folder / "slmctl.yaml").read_text().replace("new.csv, input: text", "new.csv, input: text, id: ticket")
-        )
-        (folder / "slmctl.yaml").write_text(config, encoding="utf-8")
+        tiny.edit_config(folder, "new.csv, input: text", "new.csv, input: text, id: ticket")
         teacher.slmctl(folder, "label")
     assert "jane.doe" not in json.dumps(fake.bodies)
     files = files_of(teacher.labelled(folder))

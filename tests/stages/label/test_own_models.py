@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import serving, teacher, tiny
+from support import here, teacher, tiny
 
 from slmctl.artifacts import artifact
 from slmctl.errors import StageError, UsageError
@@ -95,19 +95,15 @@ def test_rows_in_the_company_of_one_that_ends_the_engine_are_labelled(
 
 def test_a_release_of_another_task_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}")
-    text = (folder / "slmctl.yaml").read_text().replace("labels: from-data", "labels: [billing, delivery]")
-    (folder / "slmctl.yaml").write_text(text, encoding="utf-8")
+    tiny.edit_config(folder, "labels: from-data", "labels: [billing, delivery]")
     with pytest.raises(UsageError, match="answers with labels that this task has not: account"):
         teacher.slmctl(folder, "label")
 
 
 def test_the_own_server_teaches_with_probabilities(tiny_run: Path, tmp_path: Path) -> None:
-    child, url = serving.begin(tiny_run)
-    try:
-        folder = taught_by(tmp_path, f"{{url: {url}/v1, model: tiny-desk}}")
+    with here.opened(tiny_run) as server:
+        folder = taught_by(tmp_path, f"{{url: {server.url}/v1, model: tiny-desk}}")
         teacher.slmctl(folder, "label")
-    finally:
-        serving.end(child)
     rows = teacher.lines(teacher.labelled(folder) / "review.jsonl")
     assert len(rows) == 12
     assert all(0 < row["votes"][0]["confidence"] <= 1 for row in rows)
