@@ -8,6 +8,7 @@ import json
 import math
 import os
 import queue
+import re
 import shutil
 import signal
 import zipfile
@@ -20,14 +21,14 @@ import httpx
 import numpy as np
 import pytest
 from hostile.model_files import SOUND_SAFETENSORS
-from support import here, tiny
+from support import here, teacher, tiny
 from support.forks import Forks
 from support.servers import settles
 from support.serving import ask, begin, end, engine_of
 
 from slmctl.artifacts import artifact
 from slmctl.config import EncodeConfig
-from slmctl.errors import SlmctlError
+from slmctl.errors import SlmctlError, UsageError
 from slmctl.inference import supervised_child
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy, signals
@@ -124,24 +125,25 @@ def test_a_predicted_split_fits_a_policy(encoded: Path, stages: Forks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "words"),
+    ("setting", "code", "words"),
     [
-        ("encode: {encoder: ./none.gguf}", 2, "none.gguf does not exist"),
-        ("encode: {encoder: ./tickets.csv}", 6, "cannot be loaded as a sentence encoder"),
-        ("encode: {encoder: pypi:some-encoder}", 2, "is not pinned"),
-        ("encode: {encoder: 'pypi:--index-url==https://example.org'}", 2, "is not pinned"),
-        ("encode: {encoder: ./words.gguf, sha256: " + "0" * 64 + "}", 7, "is not the one that encode.sha256 pins"),
+        ("encode.encoder=./none.gguf", 2, "none.gguf does not exist"),
+        ("encode.encoder=./tickets.csv", 6, "cannot be loaded as a sentence encoder"),
+        ("encode.encoder=pypi:some-encoder", 2, "is not pinned"),
+        ("encode.encoder=pypi:--index-url==https://example.org", 2, "is not pinned"),
+        ("encode.sha256=" + "0" * 64, 7, "is not the one that encode.sha256 pins"),
+        ("encode.unlabelled=[{path: none.csv}]", 2, "none.csv does not exist"),
+        ("encode.unlabelled=[{path: tickets.csv, input: body}]", 3, "no column 'body'"),
+        ("encode={encoder: none, unlabelled: [{path: tickets.csv, input: text}]}", 2, "learned on an encoder"),
     ],
 )
-def test_a_bad_encoder_is_one_sentence(
-    encoded: Path, stages: Forks, tmp_path: Path, line: str, code: int, words: str
+def test_what_cannot_be_encoded_is_one_sentence(
+    encoded: Path, tmp_path: Path, setting: str, code: int, words: str
 ) -> None:
     desk = Path(shutil.copytree(encoded, tmp_path / "desk"))
-    text = (desk / "slmctl.yaml").read_text()
-    (desk / "slmctl.yaml").write_text(text.replace("encode: {encoder: ./words.gguf}", line))
-    done = stages.run(desk, "encode")
-    assert words in done.stderr
-    assert done.code == code, done.stderr
+    with pytest.raises(SlmctlError, match=re.escape(words)) as caught:
+        teacher.slmctl(desk, "encode", "--set", setting)
+    assert caught.value.code == code
 
 
 def test_offline_is_refused_before_anything_runs(desk: Path, stages: Forks) -> None:
@@ -193,19 +195,6 @@ def test_rows_without_an_answer_are_read_once_and_say_if_they_are_learned(
     assert after["unlabelled"] in ({"read": 50, "learned": 50}, {"read": 50, "learned": 0})
     assert "50 rows without an answer" in done.stderr
     assert len(list(desk.glob("runs/.encoders/*"))) == 1  # rows are no part of the encoder, which is kept
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("encode.unlabelled=[{path: none.csv}]", "none.csv does not exist"),
-        ("encode.unlabelled=[{path: tickets.csv, input: body}]", "no column 'body'"),
-        ("encode={encoder: none, unlabelled: [{path: tickets.csv, input: text}]}", "learned on an encoder"),
-    ],
-)
-def test_what_cannot_be_learned_is_one_sentence(encoded: Path, stages: Forks, setting: str, words: str) -> None:
-    done = stages.run(encoded, "encode", "--set", setting)
-    assert words in done.stderr and done.code in (2, 3), done.stderr
 
 
 # The encoder itself
@@ -495,10 +484,9 @@ def test_the_linear_members_answer_what_the_policy_keeps_of_them(
     assert f"{sum(kept)} answers by the linear members alone" in done.stderr
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for keep, line, row in zip(kept, lines, answers, strict=True):
-        expected = line["first"] if keep else line
-        assert row["answer"] == expected["answer"] and row["confidence"] == pytest.approx(
-            expected["confidence"], abs=1e-3 if keep else 0.02
-        )  # the file's differ by its batches
+        expected, apart = (line["first"], 1e-3) if keep else (line, 0.02)  # the file's differ by its batches
+        assert row["answer"] == expected["answer"]
+        assert row["confidence"] == pytest.approx(expected["confidence"], abs=apart)
     head = artifact.load(next(calibrated.glob("runs/sum/[!.]*"))).file("sum.npz")
     whole = head.read_bytes()
     head.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -589,9 +577,8 @@ def test_texts_that_attack_the_first_look_are_answered_as_ever(calibrated: Path,
         assert "Traceback" not in done.stderr, done.stderr
         answers.append([json.loads(line) for line in out.read_text().splitlines()])
     for text, looked, row in zip(rows, *answers, strict=True):
-        assert looked["error"] in (None, row["error"]) and (looked["answer"] in tiny.LABELS or looked["error"]), text[
-            :40
-        ]
+        assert looked["error"] in (None, row["error"]), text[:40]
+        assert looked["answer"] in tiny.LABELS or looked["error"], text[:40]
 
 
 @pytest.mark.parametrize(
@@ -615,13 +602,12 @@ def test_a_first_look_that_cannot_be_is_a_sentence(
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_a_first_look_needs_members_and_a_policy(
-    tiny_run: Path, encoded: Path, stages: Forks, tmp_path: Path
-) -> None:  # fmt: skip
+def test_a_first_look_needs_members_and_a_policy(tiny_run: Path, encoded: Path, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text\nhello\n")
     files = "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")
     for desk, said in ((tiny_run, "has no section 'encode'"), (encoded, "no policy was fitted on")):
-        assert said in stages.run(desk, "predict", "gguf", "--first-look", *files).stderr
+        with pytest.raises(SlmctlError, match=said):
+            teacher.slmctl(desk, "predict", "gguf", "--first-look", *files)
 
 
 def chats(url: str, *texts: str) -> list[httpx.Response]:
@@ -646,9 +632,8 @@ def test_a_server_looks_first_too(calibrated: Path, stages: Forks, tmp_path: Pat
     finally:
         end(server)
     assert answers == predicted
-    assert {reason.partition("reason=")[2] for reason in reasons} <= {"confident", "unsure"} and "confident" in reasons[
-        0
-    ]
+    assert {reason.partition("reason=")[2] for reason in reasons} <= {"confident", "unsure"}
+    assert "confident" in reasons[0]
     assert all(reply.json()["slmctl"]["p_correct"] for reply in replies)
 
 
@@ -661,8 +646,8 @@ def test_an_encoder_is_served_and_spoken_to(encoded: Path, stages: Forks) -> Non
     assert (told["choices"][0]["text"], told["model"]) == ("billing", "tiny-desk")
     said = stages.run(encoded, "chat", "encoder", input="invoice refund please\n")
     assert said.stdout.strip() == "billing"
-    refused = stages.run(encoded, "serve", "encoder", "--first-look", "--port", "0")
-    assert refused.code == 2 and "is for a GGUF file" in refused.stderr
+    with pytest.raises(UsageError, match="is for a GGUF file"):
+        teacher.slmctl(encoded, "serve", "encoder", "--first-look", "--port", "0")
 
 
 @pytest.mark.slow
