@@ -274,10 +274,7 @@ def test_a_damaged_base_is_refused(artifacts: dict[str, Artifact], tmp_path: Pat
             lambda name, tensor: (name, tensor[:, :32].contiguous() if "lora_A" in name else tensor),
             "does not fit the base at",
         ),
-        (
-            lambda name, tensor: (name, torch.full_like(tensor, 1e3)),
-            r"gives values that torch\.float16 cannot hold",
-        ),
+        (lambda name, tensor: (name, torch.full_like(tensor, 1e3)), r"gives values that torch\.float16 cannot hold"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(

@@ -17,7 +17,7 @@ from support.scale import sampled
 from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
-from slmctl.errors import DataError, NetworkError
+from slmctl.errors import DataError, NetworkError, UsageError
 from slmctl.network import endpoint_pool, openai_client
 from slmctl.network.endpoint_replies import Reply
 from slmctl.pipeline import predictions, runner
@@ -201,9 +201,8 @@ def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, a
         few = stages.run(desk, "calibrate", "--endpoint", "large")
         assert (few.returncode, fake.bodies) == (3, [])
         assert "calibration rows, and 200 are needed" in few.stderr
-        text = (desk / "slmctl.yaml").read_text()
         splits = "output: category}]\n  splits: {calibration: 0.45, test: 0.1}\n"
-        (desk / "slmctl.yaml").write_text(text.replace("output: category}]\n", splits))
+        tiny.edit_config(desk, "output: category}]\n", splits)
         rows = tiny.rows(560)
         tiny.write_csv(desk / "tickets.csv", [(f"jane.doe@acme.com {text}", label) for text, label in rows])
         tiny.ok(stages.run(desk, "prepare"))
@@ -239,10 +238,9 @@ def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, a
     assert large["tokens"]["prompt"] == 40 * report.metrics["n"]
 
 
-def test_the_two_flags_come_together(stages: Forks, desk: Path) -> None:
-    done = stages.run(desk, "evaluate", "--against", "http://127.0.0.1:9/v1")
-    assert done.returncode == 2
-    assert "--against and --against-model come together" in done.stderr
+def test_the_two_flags_come_together(tiny_run: Path) -> None:
+    with pytest.raises(UsageError, match="--against and --against-model come together"):
+        teacher.slmctl(tiny_run, "evaluate", "--against", "http://127.0.0.1:9/v1")
 
 
 # Tools

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import tiny
+from support import odd_files, tiny
 from support.forks import Forks
 
 from slmctl.artifacts import artifact
@@ -193,13 +192,8 @@ def test_a_file_that_llama_cpp_cannot_write_is_said(
 
 
 def test_a_file_that_may_not_grow_is_said(lossless: Path, tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # which the child inherits
-    try:
-        with pytest.raises(StageError, match="quantizing to Q8_0 failed: ") as caught:
-            ladder(lossless, tmp_path / "x.gguf", "Q8_0")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with odd_files.growing_to(100_000), pytest.raises(StageError, match="quantizing to Q8_0 failed: ") as caught:
+        ladder(lossless, tmp_path / "x.gguf", "Q8_0")
     assert caught.value.hint == "is the disk full? df -h ."
 
 
