@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -167,34 +168,42 @@ def test_a_base_without_license_stays_on_this_machine(artifacts: dict[str, Artif
         publish.require_allowed(silent, elsewhere)
 
 
-def test_a_release_is_signed_fetched_and_verified_by_its_public_key(stages: Forks, fresh: Path, tmp_path: Path) -> None:
+def test_a_release_is_signed_fetched_and_verified_by_its_public_key(
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("model_signing")
     private, public = make_key(tmp_path, "release")
     _, other = make_key(tmp_path, "other")
-    signs = ("--set", f"publish.signing_key={private}")
-    assert plan(stages, fresh, *signs)["signed"]
-    tiny.ok(stages.run(fresh, "publish", *signs))
-    assert plan(stages, fresh, *signs)["bytes_to_send"] == 0
+
+    def said(folder: Path, *args: str) -> tuple[str, str]:
+        """What a command prints on stdout and on stderr."""
+        capsys.readouterr()
+        teacher.slmctl(folder, *args)
+        out, err = capsys.readouterr()
+        return out.strip(), err
+
+    signs = "publish", "--set", f"publish.signing_key={private}"
+    assert json.loads(said(fresh, *signs, "--plan", "--json")[0])["signed"]
+    teacher.slmctl(fresh, *signs)
+    assert json.loads(said(fresh, *signs, "--plan", "--json")[0])["bytes_to_send"] == 0
     private.unlink()
-    address = f"dir:{fresh}/registry#1.0"
-    refused = stages.run(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other))
-    assert refused.returncode == 7
-    assert f"the signature of {address}" in refused.stderr
-    assert not (tmp_path / "got").exists()  # what is not signed by this key never has the name
-    told = tiny.ok(again := stages.run(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(public)))
-    assert "fetching" not in again.stderr  # it was brought, and is looked at again
-    assert stages.run(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other)).returncode == 7
-    assert Path(told) == tmp_path / "got"
-    assert contents(tmp_path / "got") == contents(fresh / "registry" / "tiny-desk" / "1.0")
-    assert "signed by the holder of release.pub" in tiny.ok(
-        stages.run(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
-    )
-    (tmp_path / "got" / "NOTICE").write_text("Mine.\n")
-    done = stages.run(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
-    assert done.returncode == 7
-    unsigned = stages.run(fresh, "verify", *map(str, (fresh / "runs" / "published").iterdir()), "--key", str(public))
-    assert unsigned.returncode == 7
-    assert "is not signed" in unsigned.stderr
+    address, got = f"dir:{fresh}/registry#1.0", tmp_path / "got"
+    fetch, verify = ("fetch", address, str(got), "--key"), ("verify", str(got), "--key", str(public))
+    with pytest.raises(IntegrityError, match=re.escape(f"the signature of {address}")):
+        teacher.slmctl(tmp_path, *fetch, str(other))
+    assert not got.exists()  # what is not signed by this key never has the name
+    told, heard = said(tmp_path, *fetch, str(public))
+    assert told == str(got) and "fetching" not in heard  # it was brought, and is looked at again
+    with pytest.raises(IntegrityError):
+        teacher.slmctl(tmp_path, *fetch, str(other))
+    assert contents(got) == contents(fresh / "registry" / "tiny-desk" / "1.0")
+    assert "signed by the holder of release.pub" in said(tmp_path, *verify)[0]
+    (got / "NOTICE").write_text("Mine.\n")
+    with pytest.raises(IntegrityError):
+        teacher.slmctl(tmp_path, *verify)
+    (unsigned,) = (fresh / "runs" / "published").iterdir()
+    with pytest.raises(IntegrityError, match="is not signed"):
+        teacher.slmctl(fresh, "verify", str(unsigned), *verify[2:])
 
 
 def test_a_release_that_was_made_again_is_not_taken_for_signed(stages: Forks, fresh: Path, tmp_path: Path) -> None:
