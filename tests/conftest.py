@@ -189,12 +189,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def endless(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def endless(tiny_base: Path, heavy_children: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The untrained base as a .gguf file: its text goes on and on."""
-    from slmctl.model_files import gguf_converter
+    from support.forks import convert
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        gguf_converter.convert(tiny_base, folder / "endless-F16.gguf", dtype="f16", metadata={})
+        convert(heavy_children, tiny_base, folder / "endless-F16.gguf", "f16")
 
     return shared.made_once(tmp_path_factory, "endless", make) / "endless-F16.gguf"

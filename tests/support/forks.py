@@ -139,6 +139,16 @@ def fork_children(address: str, patch: Any = None) -> None:
     (patch.setattr if patch is not None else setattr)(child, "start", forking)
 
 
+def convert(heavy: Forks, model: Path, target: Path, dtype: str) -> Path:
+    """Write a model as GGUF by a fork, which need not import what the converter needs."""
+    from slmctl.model_files import gguf_converter
+
+    with pytest.MonkeyPatch.context() as patch:
+        fork_children(heavy.address, patch)
+        gguf_converter.convert(model, target, dtype=dtype, metadata={})
+    return target
+
+
 class Forks:
     """A server that has imported modules, and forks a child for each command."""
 

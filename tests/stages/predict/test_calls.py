@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from support import call_templates
 from support.call_templates import task_of
-from support.forks import Forks, fork_children
+from support.forks import Forks, convert
 
 from slmctl.inference.engine import Answer, Engine
-from slmctl.model_files import gguf_converter
 from slmctl.model_files.transformers_answerer import HfAnswerer
 from slmctl.models import prompts
 from slmctl.models.model import OpenModel
@@ -35,11 +34,7 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def gguf(tiny_base: Path, heavy_children: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("calls") / "tiny-F32.gguf"
-    with pytest.MonkeyPatch.context() as patch:
-        fork_children(heavy_children.address, patch)
-        gguf_converter.convert(tiny_base, path, dtype="f32", metadata={})
-    return path
+    return convert(heavy_children, tiny_base, tmp_path_factory.mktemp("calls") / "tiny-F32.gguf", "f32")
 
 
 @pytest.fixture(scope="module")
