@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import handmade, tiny
+from support import handmade, teacher, tiny
 from support.forks import Forks
 
 from slmctl.artifacts import artifact
@@ -388,30 +388,28 @@ def test_logistic_agrees_with_scikit_learn() -> None:
 
 
 def test_calibrate_of_given_predictions_and_serve_with_another_file(
-    stages: Forks, tiny_run: Path, tmp_path: Path
+    desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Predictions of rows of another data set, with the tiny project's own file."""
-    desk = Path(shutil.copytree(tiny_run, tmp_path / "desk"))
     found = sorted((desk / "runs" / "gguf").glob("*/*F16.gguf"))[0]
     task = Task.read(found.parent)
     labels = tuple(task.labels)
     rows = [{**row, "answer": labels[0 if row["answer"] == "a" else 1], "expected": labels[0]} for row in lines(500)]
     given = predictions(desk / "given", rows, task, sha256=artifact.sha256_file(found).removeprefix("sha256:"))
-    done = stages.run(desk, "calibrate", "--predictions", str(given.path), "--max-error", "10%")
-    policy = Path(tiny.ok(done))
-    assert policy.parent.name == "policy" and "keeps" in done.stderr and "the reference label" in done.stderr
+    calibration = "calibrate", "--predictions", str(given.path), "--max-error"
+    teacher.slmctl(desk, *calibration, "10%")
+    made, said = capsys.readouterr()
+    policy = Path(made.strip())
+    assert policy.parent.name == "policy" and "keeps" in said and "the reference label" in said
     assert json.loads((policy / "manifest.json").read_bytes())["metrics"]["max_error"] == 0.1
-    assert tiny.ok(stages.run(desk, "calibrate", "--predictions", str(given.path), "--max-error", "0.1")) == str(policy)
-    other = stages.run(
-        desk, "serve", "--port", "0", "--policy", str(policy)
-    )  # the release holds Q8_0 too, and serves it
-    assert other.returncode == 7
-    assert "the policy is for another GGUF file" in other.stderr
-    few = stages.run(desk, "calibrate")
-    assert few.returncode == 3
-    assert "calibration rows are too few" in few.stderr
-    alone = stages.run(desk, "calibrate", "--outside", str(given.path))
-    assert alone.returncode == 2
+    teacher.slmctl(desk, *calibration, "0.1")
+    assert capsys.readouterr().out == made
+    with pytest.raises(IntegrityError, match="the policy is for another GGUF file"):  # a release serves its Q8_0
+        teacher.slmctl(desk, "serve", "--port", "0", "--policy", str(policy))
+    with pytest.raises(DataError, match="calibration rows are too few"):
+        teacher.slmctl(desk, "calibrate")
+    with pytest.raises(UsageError):
+        teacher.slmctl(desk, "calibrate", "--outside", str(given.path))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from scipy import stats
-from support import tiny
+from support import teacher, tiny
 from support.forks import Forks
 
 from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest, load
@@ -423,20 +423,22 @@ def test_a_release_holds_the_chosen_file_alone(stages: Forks, desk: Path) -> Non
     assert "gate passed: accuracy of Q8_0 is" in asked.stderr
 
 
-def test_compare_sets_models_and_reports_side_by_side(stages: Forks, desk: Path) -> None:
+def test_compare_sets_models_and_reports_side_by_side(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def compared(*names: str) -> Artifact:
+        teacher.slmctl(desk, "evaluate", "--compare", *names)
+        return load(Path(capsys.readouterr().out.strip()))
+
     (report,) = [load(path) for path in (desk / "runs" / "report").iterdir()]
-    both = tiny.ok(stages.run(desk, "evaluate", "--compare", "gguf", "adapter"))
-    made = load(Path(both.strip()))
+    made = compared("gguf", "adapter")
     assert "adapter" in made.metrics["models"]
     assert any(set(pair.split("|")) >= {"adapter"} for pair in made.metrics["pairs"])
     # reports, by id, stand for the models that they measured, each model once
-    again = tiny.ok(stages.run(desk, "evaluate", "--compare", report.short_id, made.short_id))
-    merged = load(Path(again.strip())).metrics["models"]
+    merged = compared(report.short_id, made.short_id).metrics["models"]
     assert set(merged) == {*report.metrics["models"], *made.metrics["models"]}
     assert (desk / "runs" / "report.html").read_text().count("<h1>") == 1
-    refused = stages.run(desk, "evaluate", "gguf", "adapter")
-    assert refused.returncode == 2
-    assert "hint: slmctl evaluate --compare gguf adapter" in refused.stderr
+    with pytest.raises(UsageError) as caught:
+        teacher.slmctl(desk, "evaluate", "gguf", "adapter")
+    assert caught.value.hint == "slmctl evaluate --compare gguf adapter"
 
 
 # MachinePrices
