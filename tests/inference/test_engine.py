@@ -27,7 +27,6 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.engine import Answer, Engine, Request, answer_of
 from slmctl.inference.scheduler import Text
 from slmctl.inference.supervised_child import EngineError
-from slmctl.model_files import gguf_converter
 from slmctl.task.contract import Task
 
 TEXTS = [
@@ -41,28 +40,20 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def gguf(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The untrained base: its text goes on and on, whatever the training of the others learned."""
-    target = tmp_path_factory.mktemp("untrained") / "tiny-F16.gguf"
-    gguf_converter.convert(artifacts["base"].path, target, dtype="f16", metadata={})
-    return target
-
-
-@pytest.fixture(scope="module")
 def task(artifacts: dict[str, Artifact]) -> Task:
     return Task.read(artifacts["gguf"].path)
 
 
 @pytest.fixture(scope="module")
-def shared_engine(gguf: Path) -> Iterator[Engine]:
-    with Engine(gguf, sequences=4, context=256, threads=1) as model:
+def shared_engine(endless: Path) -> Iterator[Engine]:
+    with Engine(endless, sequences=4, context=256, threads=1) as model:
         yield model
 
 
 @pytest.fixture
-def model(gguf: Path) -> Iterator[Engine]:
+def model(endless: Path) -> Iterator[Engine]:
     """An engine that a test may kill."""
-    with Engine(gguf, sequences=2, context=256, threads=1) as model:
+    with Engine(endless, sequences=2, context=256, threads=1) as model:
         yield model
 
 
@@ -219,24 +210,20 @@ def test_a_schema_without_a_grammar_fails_alone(shared_engine: Engine, task: Tas
     assert isinstance(second, Answer)
 
 
-def scored(model: Engine, prompt: str, labels: tuple[str, ...], end: str) -> dict[str, float]:
-    tokens = {label: model.tokenize(label + end) for label in labels}
-    return label_probabilities(
-        tokens,
-        lambda label: last_logits(model.gguf, model.tokenize(prompt + label + end), len(tokens[label]) + 1).tolist(),
-    )
-
-
 # of the second ones, all begin with the same tokens: they were once asked right after the prompt
 @pytest.mark.parametrize(
     "labels",
     [("billing", "bill", "delivery late", "账单"), ("courier truck late", "courier truck", "courier truck lost")],
 )
 def test_labels_have_their_probabilities(shared_engine: Engine, task: Task, labels: tuple[str, ...]) -> None:
-    for text in TEXTS:
-        prompt = task.prompt(task.messages(text))
+    prompts = [task.prompt(task.messages(text)) for text in TEXTS]
+    own = {label: shared_engine.tokenize(label + task.end) for label in labels}
+    rows = [(shared_engine.tokenize(prompt + k + task.end), len(own[k]) + 1) for prompt in prompts for k in labels]
+    logits = iter(last_logits(shared_engine.gguf, rows))
+    for prompt in prompts:
         answer = shared_engine.ask(Request(prompt, labels=labels, end=task.end, max_tokens=12))
-        wanted = scored(shared_engine, prompt, labels, task.end)
+        by_label = {label: next(logits) for label in labels}
+        wanted = label_probabilities(own, by_label.__getitem__)
         assert answer.finish == "stop"
         assert next(iter(answer.labels.items())) == (answer.text, answer.confidence)
         assert answer.labels == pytest.approx({label: wanted[label] for label in answer.labels}, abs=0.01)
@@ -287,7 +274,7 @@ def test_the_choices_multiply_to_the_confidence(shared_engine: Engine, task: Tas
         assert np.exp(sum(answer.logprobs)) == pytest.approx(answer.confidence, rel=1e-3)
     assert len(answer.raw_logprobs) == len(answer.logprobs)
     # the first choice against the logits: among the labels' tokens, and among all tokens
-    logits = last_logits(shared_engine.gguf, shared_engine.tokenize(prompt), 1)[0].astype(float)
+    ((logits,),) = last_logits(shared_engine.gguf, [(shared_engine.tokenize(prompt), 1)])
     tokens = shared_engine.tokenize(answer.text + task.end)
     whole = logits[tokens[0]] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
     assert answer.raw_logprobs[0] == pytest.approx(whole, abs=0.02)
@@ -437,10 +424,10 @@ def test_cancel_frees_the_place(model: Engine, task: Task) -> None:
         assert "piece" in events.get()  # neither an end nor an error follows a cancelled request
 
 
-def test_no_secret_reaches_the_child(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_reaches_the_child(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "hunter2")
-    with Engine(gguf, sequences=1, context=128, threads=1) as model:
+    with Engine(endless, sequences=1, context=128, threads=1) as model:
         seen = Path(f"/proc/{child_of(model)}/environ").read_bytes()
     assert b"hunter2" not in seen
     assert b"HF_TOKEN" not in seen
@@ -453,10 +440,10 @@ def test_a_file_that_is_no_model_cannot_be_loaded(tmp_path: Path) -> None:
         Engine(path)
 
 
-def test_what_a_schema_needs_of_the_vocabulary_is_read_while_the_file_is_loaded_and_counted(gguf: Path) -> None:
-    with Engine(gguf, sequences=1, context=256, threads=1) as plain:
+def test_what_a_schema_needs_of_the_vocabulary_is_read_while_the_file_is_loaded_and_counted(endless: Path) -> None:
+    with Engine(endless, sequences=1, context=256, threads=1) as plain:
         without = plain.held_bytes()
-    with Engine(gguf, sequences=1, context=256, threads=1, grammars=True) as model:
+    with Engine(endless, sequences=1, context=256, threads=1, grammars=True) as model:
         deadline = time.monotonic() + 60
         while model.held_bytes() < without + (8 << 20):  # a process of its own, before anybody has asked for JSON
             assert time.monotonic() < deadline

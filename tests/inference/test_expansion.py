@@ -19,11 +19,22 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.inference import expansion
 from slmctl.inference.llama_child import LlamaModel
 
+SIZES: dict[str, Any] = {"sequences": 2, "context": 64, "threads": 1, "adapters": {}}
+
+
+def file_of(artifacts: dict[str, Artifact], kind: str) -> str:
+    made = artifacts["gguf"]
+    return str(made.file(made.metrics["files"][kind]["file"]))
+
 
 @pytest.fixture
 def path(artifacts: dict[str, Artifact]) -> str:
-    made = artifacts["gguf"]
-    return str(made.file(made.metrics["files"]["Q8_0"]["file"]))
+    return file_of(artifacts, "Q8_0")
+
+
+@pytest.fixture
+def lossless(artifacts: dict[str, Artifact]) -> str:
+    return file_of(artifacts, "F16")
 
 
 @pytest.fixture
@@ -53,14 +64,11 @@ def timed(monkeypatch: pytest.MonkeyPatch, gain: float) -> list[int]:
 
 
 def test_the_expanded_weights_are_as_close_to_the_lossless_file(
-    artifacts: dict[str, Artifact], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lossless: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed(monkeypatch, 2.0)
-    made = artifacts["gguf"]
-    lossless = str(made.file(made.metrics["files"]["F16"]["file"]))
-    sizes: dict[str, Any] = {"sequences": 2, "context": 64, "threads": 1, "adapters": {}}
-    whole, quantized = LlamaModel(lossless, **sizes), LlamaModel(path, **sizes)
-    expanded = LlamaModel(path, **sizes, mostly_reads=True, timings=str(tmp_path))
+    whole, quantized = LlamaModel(lossless, **SIZES), LlamaModel(path, **SIZES)
+    expanded = LlamaModel(path, **SIZES, mostly_reads=True, timings=str(tmp_path))
     assert [model.expanded for model in (whole, quantized, expanded)] == [False, False, True]
     assert expanded.chat_template() == whole.chat_template()
     text = "hello please, the card was charged twice for one invoice and my parcel is not here, where is it now?"
@@ -73,13 +81,10 @@ def test_the_expanded_weights_are_as_close_to_the_lossless_file(
     assert 0 < np.square(larger - exact).mean() < 1.2 * np.square(own - exact).mean()
 
 
-def test_objects_from_a_file_that_is_not_quantized_do_not_depend_on_company(artifacts: dict[str, Artifact]) -> None:
+def test_objects_from_a_file_that_is_not_quantized_do_not_depend_on_company(lossless: str) -> None:
     """The fused attention, which is for labels, sums in float16; documents were read with it too."""
-    made = artifacts["gguf"]
-    lossless = str(made.file(made.metrics["files"]["F16"]["file"]))
-    sizes: dict[str, Any] = {"sequences": 2, "context": 64, "threads": 1, "adapters": {}}
-    plain, labels = LlamaModel(lossless, **sizes), LlamaModel(lossless, **sizes, mostly_reads=True)
-    documents = LlamaModel(lossless, **sizes, mostly_reads=True, grammars=True)
+    plain, labels = LlamaModel(lossless, **SIZES), LlamaModel(lossless, **SIZES, mostly_reads=True)
+    documents = LlamaModel(lossless, **SIZES, mostly_reads=True, grammars=True)
     items = [(token, k, 1, True) for k, token in enumerate(plain.tokenize("where is my parcel now, please?"))]
     exact, fused, ours = (
         np.stack([logits.copy() for _, logits in model.decode(items)]) for model in (plain, labels, documents)
@@ -123,9 +128,7 @@ def test_without_a_place_to_keep_it_a_timing_is_made_each_time(
     assert calls == [1, 1, 1]
 
 
-def test_what_cannot_gain_is_not_timed(
-    artifacts: dict[str, Artifact], path: str, model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_gain_is_not_timed(lossless: str, path: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expansion, "expand", None)  # called, it would raise
     with monkeypatch.context() as patch:
         patch.setattr(hardware, "available_bytes", lambda: 3 * lc.llama_model_n_params(model))
@@ -136,8 +139,6 @@ def test_what_cannot_gain_is_not_timed(
     with monkeypatch.context() as patch:
         patch.setattr(expansion, "LEAST_BYTES", 32 << 20)
         assert expansion.faster(model, path, threads=1, cache="") is None
-    made = artifacts["gguf"]
-    lossless = str(made.file(made.metrics["files"]["F16"]["file"]))
     loaded = lc.llama_model_load_from_file(lossless.encode(), lc.llama_model_default_params())
     assert expansion.faster(loaded, lossless, threads=1, cache="") is None
     lc.llama_model_free(loaded)

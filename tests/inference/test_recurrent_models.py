@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from support.forks import Forks, convert
 from support.label_scores import label_probabilities
 
 from benchmarks import architectures
 from slmctl.inference.engine import Answer, Engine, Request
-from slmctl.model_files import gguf_converter, hf_folder, quantizer
+from slmctl.model_files import hf_folder, quantizer
 from slmctl.model_files.quantizer import QuantizedFile
 
 HEAD = "<|im_start|>system\nName the category.<|im_end|>\n<|im_start|>user\n"
@@ -32,9 +33,11 @@ SCHEMA = json.dumps(
 
 
 @pytest.fixture(scope="session", params=["mamba2", "bamba"])  # states alone, and states beside attention
-def folder(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    request: pytest.FixtureRequest, tiny_base: Path, heavy_children: Forks, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = architectures.build(request.param, tmp_path_factory.mktemp(request.param), tiny_base)
-    gguf_converter.convert(out, out / "model.gguf", dtype="f32", metadata={})
+    convert(heavy_children, out, out / "model.gguf", "f32")
     return out
 
 

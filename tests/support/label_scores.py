@@ -14,12 +14,13 @@ from slmctl.model_files import quantizer
 from slmctl.model_files.quantizer import LogitRequest
 
 
-def last_logits(gguf: Path, tokens: Sequence[int], last: int) -> npt.NDArray[np.float32]:
-    """The logits (last, vocabulary) after each of the last tokens, by llama.cpp without the engine."""
+def last_logits(gguf: Path, rows: Sequence[tuple[Sequence[int], int]]) -> list[npt.NDArray[np.float32]]:
+    """The logits (last, vocabulary) after the last tokens of each row, by llama.cpp without the engine."""
+    requests = [LogitRequest(list(tokens), list(range(len(tokens) - last, len(tokens)))) for tokens, last in rows]
     with tempfile.TemporaryDirectory() as folder:
-        file, positions = Path(folder, "logits.npy"), list(range(len(tokens) - last, len(tokens)))
-        quantizer.probe(gguf, texts=[], end="", rows=[LogitRequest(list(tokens), positions)], logits=file)
-        return np.load(file)
+        file = Path(folder, "logits.npy")
+        quantizer.probe(gguf, texts=[], end="", rows=requests, logits=file)
+        return np.split(np.load(file), np.cumsum([last for _, last in rows])[:-1])
 
 
 def whole_label_probabilities(
