@@ -322,7 +322,7 @@ def test_how_many_rows_may_be_tested_on(fresh: Path, splits: str, test: int, mos
 
 
 def test_rows_that_no_model_here_can_read_are_refused(fresh: Path) -> None:
-    tiny.write_csv(fresh / "tickets.csv", [(f"{text} {'and so on ' * 800}", label) for text, label in tiny.rows()])
+    tiny.write_csv(fresh / "tickets.csv", [(f"{text} {'and so on ' * 800}", label) for text, label in tiny.rows(90)])
     same = "prepare.max_overlap=1"
     asked = (fresh, "finetune.too_long=error", same)
     with pytest.raises(
