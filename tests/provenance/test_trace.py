@@ -216,13 +216,6 @@ def test_where_nothing_is_held_there_is_no_answer(tmp_path: Path) -> None:
     assert not trace(tmp_path, text=STRANGER).sure  # its data set is gone, which exit code 106 says
 
 
-def test_the_command_ends_with_an_error_where_nothing_is_held(stages: Forks, tmp_path: Path) -> None:
-    done = stages.run(tmp_path, "trace", "--text", STRANGER)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "is no project" in done.stderr
-    assert "hint: slmctl -C PROJECT trace" in done.stderr
-
-
 # Collected and reviewed files, which hold texts
 
 KEPT = "my neighbour Jane Doe of Bristol got the parcel"
