@@ -30,7 +30,7 @@ def long_text(about: str, number: int, paragraphs: int = 14) -> str:
     return "\n\f".join("\n\n".join(texts[k : k + 7]) for k in range(0, paragraphs, 7))
 
 
-def project(folder: Path, base: Path, kind: str, extra: str = "", *, windows: str = DOCUMENTS) -> Path:
+def project(folder: Path, base: Path, kind: str, extra: str = "", *, windows: str = DOCUMENTS, steps: int = 40) -> Path:
     tiny.project(folder, base, kind, extra=extra)
     path, config = folder / "rows.jsonl", folder / "slmctl.yaml"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -38,11 +38,11 @@ def project(folder: Path, base: Path, kind: str, extra: str = "", *, windows: st
     for k, row in enumerate(rows):
         topic = f"{row['answer']['topic']} " if kind == "extract" and k % 3 else ""
         row["text"] = long_text(topic + row["text"], k, lengths.get(k % 6, 14))
-    lines = rows
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = "the category." if kind != "tag" else "the categories."
     text = config.read_text().replace(f"{task}}}", f"{task}, {windows}}}")
-    text = text.replace("max_steps: 80", "max_steps: 200").replace("max_tokens: 24", "max_tokens: 72")
+    text = text.replace("max_steps: 80", f"max_steps: {steps}").replace("max_tokens: 24", "max_tokens: 72")
+    text = text.replace("[Q8_0, F16]", "[Q8_0]")
     config.write_text(text.replace("output: answer}]}", "output: answer}], max_overlap: 100%}"))
     return folder
 
@@ -143,7 +143,7 @@ def test_a_window_beside_a_long_system_prompt_fits_into_the_base(
 
 @pytest.mark.slow
 def test_values_of_a_document_are_extracted_with_their_places(tiny_base: Path, stages: Forks, tmp_path: Path) -> None:
-    folder = project(tmp_path, tiny_base, "extract", "evaluate: {models: [base, adapter, gguf]}\n")
+    folder = project(tmp_path, tiny_base, "extract", "evaluate: {models: [base, adapter, gguf]}\n", steps=200)
     done = stages.run(folder, "run", "--yes", "--until", "prepare")
     assert "no other can be learned from windows: `topic` " in done.stderr
     schema = json.loads((folder / "schema.json").read_text())
