@@ -23,7 +23,7 @@ from support.training import trained
 from slmctl.stages.finetune import checkpoint, finetune, trainer
 
 # More steps than a signal takes, which end inside an epoch; dropout, so that random states count.
-SETTINGS = ("max_steps=90", "validate_every=3", "patience=null", "lora.dropout=0.2")
+SETTINGS = ("max_steps=60", "validate_every=5", "patience=null", "lora.dropout=0.2")
 TRAIN = ("finetune", *(f"--set=finetune.{setting}" for setting in SETTINGS))
 
 
@@ -66,10 +66,12 @@ def digest(stages: Forks, tiny_run: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_a_killed_training_goes_on_to_the_same_adapter(stages: Forks, desk: Path, digest: str) -> None:
     folder = untrained(desk) / "runs" / "adapter"
+    before = sorted(desk.glob("runs/**/manifest.json"))
     child = stages.start(desk, *TRAIN)
     until_saved(folder, 2)
     child.kill()
     assert child.wait().code == -signal.SIGKILL
+    assert sorted(desk.glob("runs/**/manifest.json")) == before, "something half looks whole"
     (keep,) = folder.glob(".resume-*")
     (keep / ".draft-step-99999999").mkdir()  # one that was being written
     (keep / ".draft-step-99999999" / "weights.safetensors").write_bytes(b"half")
