@@ -30,10 +30,12 @@ def long_text(about: str, number: int, paragraphs: int = 14) -> str:
     return "\n\f".join("\n\n".join(texts[k : k + 7]) for k in range(0, paragraphs, 7))
 
 
-def project(folder: Path, base: Path, kind: str, extra: str = "", *, windows: str = DOCUMENTS, steps: int = 40) -> Path:
+def project(
+    folder: Path, base: Path, kind: str, extra: str = "", *, windows: str = DOCUMENTS, count: int = 150, steps: int = 40
+) -> Path:
     tiny.project(folder, base, kind, extra=extra)
     path, config = folder / "rows.jsonl", folder / "slmctl.yaml"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()[:count]]
     lengths = {0: 1, 1: 7}  # some fit into a window
     for k, row in enumerate(rows):
         topic = f"{row['answer']['topic']} " if kind == "extract" and k % 3 else ""
@@ -143,7 +145,9 @@ def test_a_window_beside_a_long_system_prompt_fits_into_the_base(
 
 @pytest.mark.slow
 def test_values_of_a_document_are_extracted_with_their_places(tiny_base: Path, stages: Forks, tmp_path: Path) -> None:
-    folder = project(tmp_path, tiny_base, "extract", "evaluate: {models: [base, adapter, gguf]}\n", steps=200)
+    folder = project(
+        tmp_path, tiny_base, "extract", "evaluate: {models: [base, adapter, gguf]}\n", count=300, steps=200
+    )
     done = stages.run(folder, "run", "--yes", "--until", "prepare")
     assert "no other can be learned from windows: `topic` " in done.stderr
     schema = json.loads((folder / "schema.json").read_text())
