@@ -152,7 +152,12 @@ def test_every_architecture_gives_its_own_loss_and_gradients(name: str, kernels:
     compare(*fast(lambda: adapted(kind, settings), fast_layers), near=3e-3 if loose else 5e-4)
 
 
-@pytest.mark.parametrize("name", FAST)
+# of those whose norms, activations or projections are of one form, one
+FORMS = {"Llama", "Qwen3", "Gemma", "Gemma 2", "Gemma 4", "OLMo 2", "Cohere 2", "LFM2", "Phi", "Apertus", "Phi 3",
+         "Qwen3 with experts", "GPT-NeoX"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sampled(FAST, [name for name in FAST if name.partition(",")[0] in FORMS]))
 def test_every_architecture_trains_with_weights_in_bfloat16(name: str) -> None:
     # layer norms once stayed in bfloat16, which torch refuses to multiply with the float32 around them
     kind, settings, fast_layers = FAST[name]
