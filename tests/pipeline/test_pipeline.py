@@ -60,15 +60,6 @@ def test_a_run_leaves_every_kind_and_nothing_else(tiny_run: Path) -> None:
     assert (tiny_run / "registry" / "tiny-desk" / "1.0" / "manifest.json").exists()
 
 
-def test_what_was_learned_travels_in_the_release(tiny_run: Path) -> None:
-    release = tiny_run / "registry" / "tiny-desk" / "1.0"
-    names = {path.name for path in release.iterdir()}
-    assert {"README.md", "Modelfile", "report.json", "report.md", "task.json"} <= names
-    assert {name for name in names if name.endswith(".gguf")} == {
-        path.name for path in only(tiny_run, "gguf").glob("*.gguf")
-    }
-
-
 def test_the_second_run_does_nothing(stages: Forks, desk: Path) -> None:
     before = listing(desk)
     done = stages.run(desk, "run")
