@@ -57,11 +57,6 @@ def model(endless: Path) -> Iterator[Engine]:
         yield model
 
 
-def free(task: Task, text: str, **more: Any) -> Request:
-    """A request for free text that does not soon stop: the prompt is no turn."""
-    return Request(text, **{"max_tokens": 24, **more})
-
-
 def child_of(model: Engine) -> int:
     assert model._child is not None
     return model._child.pid
@@ -258,7 +253,7 @@ def test_text_that_is_no_unicode_fails_alone(model: Engine, task: Task) -> None:
         model.ask(Request("hello", schema='{"const": "\\ud800"}', max_tokens=40))
     with pytest.raises(EngineError, match="is no Unicode"):
         model.tokenize("\ud800")
-    assert model.ask(free(task, "hello", max_tokens=3, stop=("\ud800",))).completion_tokens == 3
+    assert model.ask(Request("hello", max_tokens=3, stop=("\ud800",))).completion_tokens == 3
     assert child_of(model) == before
 
 
@@ -304,8 +299,8 @@ def test_one_label_begins_another_without_an_end(shared_engine: Engine) -> None:
         shared_engine.ask(Request("hello", labels=("billing", "bill")))
 
 
-def test_max_tokens_ends_with_length(shared_engine: Engine, task: Task) -> None:
-    answer = shared_engine.ask(free(task, "hello", max_tokens=3, temperature=2.0, seed=1))
+def test_max_tokens_ends_with_length(shared_engine: Engine) -> None:
+    answer = shared_engine.ask(Request("hello", max_tokens=3, temperature=2.0, seed=1))
     assert (answer.finish, answer.completion_tokens) == ("length", 3)
 
 
@@ -317,13 +312,13 @@ def test_the_end_of_the_turn_ends_with_stop(artifacts: dict[str, Artifact], task
     assert task.end not in answer.text
 
 
-def test_a_stop_string_cuts_wherever_the_tokens_break(shared_engine: Engine, task: Task) -> None:
-    request = free(task, "hello", temperature=1.0, seed=5, max_tokens=40)
+def test_a_stop_string_cuts_wherever_the_tokens_break(shared_engine: Engine) -> None:
+    request = Request("hello", temperature=1.0, seed=5, max_tokens=40)
     *pieces, whole = shared_engine.stream(request)
     assert isinstance(whole, Answer)
     at = len(str(pieces[0])) - 1  # from inside the first piece into those after it
     stop = whole.text[at : at + 6]
-    *pieces, cut = shared_engine.stream(free(task, "hello", temperature=1.0, seed=5, max_tokens=40, stop=(stop,)))
+    *pieces, cut = shared_engine.stream(Request("hello", temperature=1.0, seed=5, max_tokens=40, stop=(stop,)))
     assert isinstance(cut, Answer)
     assert cut.finish == "stop"
     assert cut.text == whole.text[: whole.text.index(stop)]
@@ -341,16 +336,16 @@ def test_text_holds_back_half_characters_and_half_stop_strings() -> None:
     assert Text([]).push("账".encode()[:2], final=True) == "\ufffd"
 
 
-def test_seeds_reproduce_at_temperature_1(shared_engine: Engine, task: Task) -> None:
+def test_seeds_reproduce_at_temperature_1(shared_engine: Engine) -> None:
     def ask(seed: int) -> str:
-        return shared_engine.ask(free(task, "hello", temperature=1.0, seed=seed)).text
+        return shared_engine.ask(Request("hello", temperature=1.0, seed=seed, max_tokens=24)).text
 
     assert ask(7) == ask(7)
     assert len({ask(seed) for seed in range(4)}) > 1
 
 
-def test_a_draw_does_not_depend_on_company(shared_engine: Engine, task: Task) -> None:
-    requests = [free(task, text, temperature=0.9, top_p=0.9, seed=k) for k, text in enumerate(TEXTS * 2)]
+def test_a_draw_does_not_depend_on_company(shared_engine: Engine) -> None:
+    requests = [Request(text, temperature=0.9, top_p=0.9, seed=k, max_tokens=24) for k, text in enumerate(TEXTS * 2)]
     alone = [shared_engine.ask(request).text for request in requests]
     together = all_together(shared_engine, requests)
     # float sums depend on the batch in their last bits, so a draw may differ once in thousands of tokens
@@ -358,9 +353,9 @@ def test_a_draw_does_not_depend_on_company(shared_engine: Engine, task: Task) ->
     assert same >= len(requests) - 1
 
 
-def test_top_p_of_nothing_is_the_likeliest_token(shared_engine: Engine, task: Task) -> None:
-    greedy = shared_engine.ask(free(task, "courier"))
-    assert shared_engine.ask(free(task, "courier", temperature=1.0, top_p=0.0, seed=9)).text == greedy.text
+def test_top_p_of_nothing_is_the_likeliest_token(shared_engine: Engine) -> None:
+    greedy = shared_engine.ask(Request("courier", max_tokens=24))
+    assert shared_engine.ask(Request("courier", temperature=1.0, top_p=0.0, seed=9, max_tokens=24)).text == greedy.text
 
 
 def test_a_prompt_that_does_not_fit_fails_alone(shared_engine: Engine, task: Task) -> None:
@@ -376,22 +371,22 @@ def test_a_prompt_that_does_not_fit_fails_alone(shared_engine: Engine, task: Tas
     assert isinstance(second, Answer)
 
 
-def test_a_killed_child_is_said_and_replaced(model: Engine, task: Task) -> None:
+def test_a_killed_child_is_said_and_replaced(model: Engine) -> None:
     before = child_of(model)
-    answers = model.stream(free(task, "hello", temperature=1.5, max_tokens=200, seed=2))
+    answers = model.stream(Request("hello", temperature=1.5, max_tokens=200, seed=2))
     next(answers)
     os.kill(before, signal.SIGKILL)
     with pytest.raises(EngineError, match=r"the engine died \(exit -9: killed.*\) while it answered request \d+"):
         list(answers)
-    assert model.ask(free(task, "hello", max_tokens=3)).completion_tokens == 3
+    assert model.ask(Request("hello", max_tokens=3)).completion_tokens == 3
     assert child_of(model) != before
 
 
-def test_every_request_of_a_killed_child_is_told_and_the_next_one_is_answered(model: Engine, task: Task) -> None:
+def test_every_request_of_a_killed_child_is_told_and_the_next_one_is_answered(model: Engine) -> None:
     # A request sent right after the child's death started a fresh one, and those of the old one waited for ever.
     heard = Heard()
-    model.submit(free(task, "hello", temperature=1.5, max_tokens=200), heard.put)
-    for send in (lambda: model.ask(free(task, "hello", max_tokens=3)), lambda: model.tokenize("hello")):
+    model.submit(Request("hello", temperature=1.5, max_tokens=200), heard.put)
+    for send in (lambda: model.ask(Request("hello", max_tokens=3)), lambda: model.tokenize("hello")):
         assert model._child is not None
         model._child.kill()
         model._child.wait()
@@ -400,26 +395,26 @@ def test_every_request_of_a_killed_child_is_told_and_the_next_one_is_answered(mo
     assert isinstance(lost, EngineError) and "the engine died" in lost.message
 
 
-def test_a_child_that_runs_out_of_memory_is_said_and_replaced(model: Engine, task: Task) -> None:
+def test_a_child_that_runs_out_of_memory_is_said_and_replaced(model: Engine) -> None:
     before = child_of(model)
     used = int(Path(f"/proc/{before}/statm").read_text().split()[0]) * resource.getpagesize()
     resource.prlimit(before, resource.RLIMIT_AS, (used, used))
     with pytest.raises(EngineError, match=r"the engine died \(exit .*\) while it answered request \d+"):
         while True:  # until something has to be allocated
-            model.ask(free(task, "hello " * 200, schema=SCHEMA, max_tokens=30))
-    assert model.ask(free(task, "hello", max_tokens=3)).completion_tokens == 3
+            model.ask(Request("hello " * 200, schema=SCHEMA, max_tokens=30))
+    assert model.ask(Request("hello", max_tokens=3)).completion_tokens == 3
     assert child_of(model) != before
 
 
-def test_cancel_frees_the_place(model: Engine, task: Task) -> None:
+def test_cancel_frees_the_place(model: Engine) -> None:
     for _ in range(5):  # more than there are places
-        for _ in model.stream(free(task, "hello", max_tokens=200)):
+        for _ in model.stream(Request("hello", max_tokens=200)):
             break  # leaving the stream cancels
     events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    cancel = model.submit(free(task, "hello", max_tokens=200), events.put)
+    cancel = model.submit(Request("hello", max_tokens=200), events.put)
     events.get(timeout=60)
     cancel()
-    assert model.ask(free(task, "hello", max_tokens=3)).completion_tokens == 3
+    assert model.ask(Request("hello", max_tokens=3)).completion_tokens == 3
     while not events.empty():
         assert "piece" in events.get()  # neither an end nor an error follows a cancelled request
 

@@ -59,7 +59,7 @@ def test_lora_targets_that_cannot_be_converted_are_refused_before_the_training(d
     assert list(desk.glob("runs/adapter/*")) == before
 
 
-def test_a_full_disk_is_no_fault_of_the_base(tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_no_fault_of_the_base(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **options: object) -> None:
         raise FullError("prepare: the disk is full (/tmp)", hint="df -h .")
 
