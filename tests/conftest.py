@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -164,6 +165,26 @@ def forked_children(heavy_children: Forks, monkeypatch: pytest.MonkeyPatch) -> N
     from support.forks import fork_children
 
     fork_children(heavy_children.address, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def readers() -> Iterator[Forks]:
+    """Forks of a process that has imported what the children which read tables, databases and documents need."""
+    from support.forks import READERS, Forks
+
+    with Forks(*READERS, "pyarrow.parquet", "python_calamine", "sqlalchemy", "psycopg", "pypdfium2") as forks:
+        yield forks
+
+
+@pytest.fixture
+def forked_readers(readers: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process read sources in forked children, which take a hundredth of a second to start."""
+    from support.forks import READERS, fork_children
+
+    from slmctl.sources import sql
+
+    fork_children(readers.address, monkeypatch, READERS)
+    monkeypatch.setattr(sql, "os", SimpleNamespace(getpid=lambda: readers.server.pid))  # queries end with their parent
 
 
 @pytest.fixture(scope="module")

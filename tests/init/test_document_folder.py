@@ -11,6 +11,7 @@ import yaml
 from support import papers, tiny, workbooks
 from support.program import slmctl
 
+pytestmark = pytest.mark.usefixtures("forked_readers")
 TENANTS = ["Ann Möller", "Bert Koch", "Carl Sauer", "Dora Klein"]
 
 

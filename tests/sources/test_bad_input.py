@@ -294,6 +294,7 @@ def write(case: Case, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("forked_readers")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_a_file_gives(case: Case, tmp_path: Path) -> None:
     path = write(case, tmp_path)
@@ -471,6 +472,7 @@ def damaged(content: bytes, flips: list[tuple[float, int]]) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.usefixtures("forked_readers")
 @pytest.mark.parametrize("file", ["a.parquet", "a.xlsx", "a.json", "a.jsonl.gz", "a.csv.gz"])
 @given(flips=FLIPS)
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -20,6 +20,7 @@ from slmctl.sources import snapshot
 from slmctl.sources.documents import page_text
 from slmctl.sources.rows import Row, read_rows
 
+pytestmark = pytest.mark.usefixtures("forked_readers")
 LIMITS = SourceLimits()
 
 

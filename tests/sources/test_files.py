@@ -103,6 +103,7 @@ def test_every_file_is_part_of_the_recipe_and_its_place_is_not(tmp_path: Path, e
     assert recipe(moved) not in (first, second)
 
 
+@pytest.mark.usefixtures("forked_readers")
 def test_sheets_by_name_and_all_of_them(tmp_path: Path) -> None:
     sheet = row(1, "text") + row(2, "a")
     book = write_xlsx(tmp_path / "book.xlsx", {"May": sheet, "June": sheet, "Notes": ""})
@@ -116,6 +117,7 @@ def test_sheets_by_name_and_all_of_them(tmp_path: Path) -> None:
         parts(tmp_path, tmp_path / "a.csv", sheet="*")
 
 
+@pytest.mark.usefixtures("forked_readers")
 def test_tables_of_a_database(tmp_path: Path) -> None:
     path = tmp_path / "crm.db"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as base:

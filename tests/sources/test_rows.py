@@ -133,6 +133,7 @@ def test_form_of_a_text(tmp_path: Path) -> None:
     assert form_of(tmp_path / "a.json") == FileForm("jsonl", UTF8)
 
 
+@pytest.mark.usefixtures("forked_readers")
 def test_form_of_what_is_no_text(tmp_path: Path) -> None:
     title, header = row(1, "Tickets of 2024"), row(4, "text", "label", "day")
     book = write_xlsx(tmp_path / "a.xlsx", {"One": title + header + row(5, "a", "b") + row(6, "c", "d"), "Two": ""})

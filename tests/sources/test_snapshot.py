@@ -31,6 +31,7 @@ from slmctl.pipeline.graph import Project
 from slmctl.sources import snapshot, sql, sql_address
 from slmctl.sources.rows import read_rows
 
+pytestmark = pytest.mark.usefixtures("forked_readers")
 LIMITS = SourceLimits()
 SECRET = "never" + "-to-be-seen"
 

@@ -3,8 +3,8 @@
 Starting a stage costs seconds of imports; a fork costs none, so hundreds of instants can be tried. A child may be
 held until strace is attached, which then ends it, or fails its calls, at the k-th system call that writes.
 
-Children of the product that import torch or transformers are forked too, where a test asks for it: the same code within
-the same limits. Tests of these processes, of kills and of traces start the real ones.
+Children of the product that import torch or transformers, or that read sources, are forked too, where a test asks for
+it: the same code within the same limits. Tests of these processes, of kills and of traces start the real ones.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ WRITES = "write,pwrite64,writev,sendfile,copy_file_range,fsync,fdatasync,rename,
 LONG_S = 300  # what no child takes, on a machine that is busy
 PROGRAM = "slmctl"
 MATMUL = "slmctl.stages.finetune.matmul_benchmark"  # which imports torch
-HEAVY = (load_check.__name__, MATMUL, Path(gguf_converter_child.__file__))  # children of the product that are forked
+# Children of the product that are forked
+HEAVY = (load_check.__name__, MATMUL, Path(gguf_converter_child.__file__))
+READERS = ("slmctl.sources.row_child", "slmctl.sources.documents.document_child")
 
 
 @dataclass
@@ -125,12 +127,12 @@ def ask(address: str, request: dict[str, Any], fds: Sequence[int] = ()) -> Any:
             return json.loads(lines.readline())
 
 
-def fork_children(address: str, patch: Any = None) -> None:
-    """Have this process take its heavy children from a server of forks; a MonkeyPatch takes that back."""
+def fork_children(address: str, patch: Any = None, targets: Sequence[str | Path] = HEAVY) -> None:
+    """Have this process take some of its children from a server of forks; a MonkeyPatch takes that back."""
     start = child.start
 
     def forking(target: str | Path, *arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> Any:
-        if target not in HEAVY:
+        if target not in targets:
             return start(target, *arguments, env=env, **options)
         env = child_environment.bare() if env is None else env
         request = {"target": str(target), "arguments": arguments, "cwd": str(Path.cwd())}
@@ -354,6 +356,8 @@ def be(request: dict[str, Any], fds: Sequence[int]) -> None:
             be_a_child(request["target"])
     except SystemExit as end:
         code = end.code
+        if isinstance(code, str):  # which the interpreter writes there
+            sys.stderr.write(f"{code}\n")
     except BaseException:  # a bug, as the interpreter shows it
         traceback.print_exc()
         code = 1
