@@ -54,18 +54,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     papers.write(root, {"narrow.html": page(NARROW)})
     files = sorted(html.iterdir())
     profile = f"-env:UserInstallation={(root / 'profile').as_uri()}"
+    convert = (office, profile, "--headless", "--infilter=HTML (StarWriter)", "--convert-to")
     for kind, wanted in (("docx", "docx:MS Word 2007 XML"), ("pdf", "pdf:writer_pdf_Export")):
-        run(
-            office,
-            profile,
-            "--headless",
-            "--infilter=HTML (StarWriter)",
-            "--convert-to",
-            wanted,
-            "--outdir",
-            root / f"office-{kind}",
-            *files,
-        )
+        run(*convert, wanted, "--outdir", root / f"office-{kind}", *files)
     (root / "browser-pdf").mkdir()
     for file in [*files, root / "narrow.html"]:
         out = root / "browser-pdf" / f"{file.stem}.pdf"
