@@ -31,6 +31,7 @@ from slmctl.task.records import SPLITS, read_records
 
 TEMPLATES = Path(__file__).parents[3] / "templates"
 CLASSIFY = {"kind": "classify", "labels": "from-data", "system": tiny.SYSTEM}
+TAIL = "if you are not the person whom this letter is meant for then tear it up at once"
 
 
 @pytest.fixture(autouse=True)
@@ -268,8 +269,7 @@ def test_a_label_that_looks_like_a_slip_is_named(run: Any) -> None:
 
 
 def test_a_run_of_words_in_common_with_training_is_measured_and_gated(run: Any) -> None:
-    tail = "if you are not the person whom this letter is meant for then tear it up at once"
-    pairs = [(f"{text} {text[::-1]} {tail}", label) for text, label in tiny.rows(120)]
+    pairs = [(f"{text} {text[::-1]} {TAIL}", label) for text, label in tiny.rows(120)]
     sides = run(pairs, max_overlap=1).metrics["overlap"]["sides"]
     assert all(side["overlapping"] == side["measured"] > 0 for side in sides.values())
     with pytest.raises(GateError, match=r"share a run of words with training rows, more than max_overlap 25.0 %"):
@@ -278,9 +278,8 @@ def test_a_run_of_words_in_common_with_training_is_measured_and_gated(run: Any) 
 
 def test_the_share_of_overlap_names_the_rows_that_it_is_of(run: Any) -> None:
     # it read as one of all rows of the split, most of which were too short to measure
-    tail = "if you are not the person whom this letter is meant for then tear it up at once"
     pairs = tiny.rows(120)
-    pairs = [(f"{text} {text[::-1]} {tail}" if k % 2 else text, label) for k, (text, label) in enumerate(pairs)]
+    pairs = [(f"{text} {text[::-1]} {TAIL}" if k % 2 else text, label) for k, (text, label) in enumerate(pairs)]
     with pytest.raises(GateError, match=r"of 'test' of 8 words and more \(100.0 %\) share a run of words"):
         run(pairs)
     facts = run(pairs, max_overlap=1).metrics
@@ -401,8 +400,7 @@ def test_columns_that_look_swapped_are_the_first_finding(run: Any) -> None:
 
 
 def test_a_refused_data_set_leaves_every_pair_and_its_page(stages: Forks, desk: Path) -> None:
-    tail = "if you are not the person whom this letter is meant for then tear it up at once"
-    rows = [(f"{text} {text[::-1]} {tail}", label) for text, label in tiny.rows(120)]
+    rows = [(f"{text} {text[::-1]} {TAIL}", label) for text, label in tiny.rows(120)]
     tiny.write_csv(desk / "tickets.csv", [*rows, ("", "billing")])
     refused = stages.run(desk, "prepare")
     assert refused.returncode == 5
@@ -506,6 +504,7 @@ def test_a_folder_is_one_source(run_on: Any, tmp_path: Path, capsys: pytest.Capt
         run_on({"path": exports, **COLUMNS})
 
 
+@pytest.mark.usefixtures("forked_readers")
 def test_rows_of_several_sheets_keep_their_sheet_and_row(
     run_on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
