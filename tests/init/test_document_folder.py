@@ -21,9 +21,11 @@ def contracts(folder: Path, count: int = 120) -> list[tuple[str, str, int]]:
     for number in range(count):
         tenant, rent = f"{TENANTS[number % 4]} {number}", 400 + 7 * number
         text = f"Mietvertrag {number}\nDie Muster GmbH vermietet an {tenant} eine Wohnung.\nDie Miete ist {rent} Euro."
-        kinds: dict[str, Any] = {"txt": text, "docx": papers.word(*text.split("\n")), "pdf": papers.pdf([text])}
-        kind = "docx" if number % 40 == 0 else "pdf" if number % 40 == 1 else "txt"
-        papers.write(folder, {f"{number:03}.{kind}": kinds[kind]})
+        if number % 40 < 2:
+            kind, made = ("pdf", papers.pdf([text])) if number % 40 else ("docx", papers.word(*text.split("\n")))
+        else:
+            kind, made = "txt", text.encode()
+        papers.write(folder, {f"{number:03}.{kind}": made})
         rows.append((f"{number:03}", tenant, rent))
     return rows
 
