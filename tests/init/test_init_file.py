@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -41,6 +42,7 @@ PROJECTS = (
 REFUSED = (messy.few_rows, messy.one_class)
 BASE = TESTS / "fixtures" / "0.1.0" / "base"
 Run = Callable[..., tuple[int, str]]
+schema = functools.cache(config.schema)  # which a process makes once
 
 
 @pytest.fixture
@@ -55,6 +57,7 @@ def run(
     monkeypatch.setattr(linear_baseline, "is_installed", lambda: False)  # a fit takes longer than all the rest
     monkeypatch.setattr(matmul_rates, "stored", lambda: {"float32": 50.0})
     monkeypatch.setattr(config, "resolve_matmul_dtype", lambda dtype: "float32")
+    monkeypatch.setattr(config, "schema", schema)
 
     def in_process(*arguments: object, answers: str | None = None) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["slmctl", *map(str, arguments)])
