@@ -105,9 +105,17 @@ def test_a_mailbox_is_a_row_a_mail_and_a_bad_one_costs_itself(tmp_path: Path) ->
     assert read["box.mbox#3"].columns["text"] == "two"
 
 
+def text_of_word(tmp_path: Path, body: str) -> object:
+    """The text that is read of a DOCX whose body is this XML."""
+    names = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main" xmlns:m="urn:mc"'
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in" / "a.docx", "w") as archive:
+        archive.writestr("word/document.xml", f"<w:document {names}><w:body>{body}</w:body></w:document>")
+    return rows(tmp_path / "in")["a.docx"].columns["text"]
+
+
 def test_word_s_page_breaks_count_once(tmp_path: Path) -> None:
     """Word writes the breaks that it has rendered beside those that the author set."""
-    w = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
     rendered = "<w:r><w:lastRenderedPageBreak/><w:t>{}</w:t></w:r>"
     body = (
         '<w:p><w:r><w:t>one</w:t></w:r></w:p><w:p><w:r><w:br w:type="page"/></w:r></w:p>'
@@ -115,15 +123,11 @@ def test_word_s_page_breaks_count_once(tmp_path: Path) -> None:
         f"<w:p><w:pPr><w:pageBreakBefore/></w:pPr>{rendered.format('three')}</w:p>"
         '<w:p><w:pPr><w:pageBreakBefore w:val="0"/></w:pPr><w:r><w:t>still three</w:t></w:r></w:p>'
     )
-    (tmp_path / "in").mkdir()
-    with zipfile.ZipFile(tmp_path / "in" / "a.docx", "w") as archive:
-        archive.writestr("word/document.xml", f"<w:document {w}><w:body>{body}</w:body></w:document>")
-    assert rows(tmp_path / "in")["a.docx"].columns["text"] == "one\ftwo\fthree\nstill three"
+    assert text_of_word(tmp_path, body) == "one\ftwo\fthree\nstill three"
 
 
 def test_word_s_controls_changes_and_notes(tmp_path: Path) -> None:
     """Text in content controls and insertions is text, deleted text is none, and a box stands once."""
-    w = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main" xmlns:m="urn:mc"'
     body = (
         "<w:sdt><w:sdtContent><w:p><w:r><w:t>Mieter: </w:t></w:r><w:sdt><w:sdtContent><w:r><w:t>Ann</w:t></w:r>"
         "</w:sdtContent></w:sdt></w:p></w:sdtContent></w:sdt>"
@@ -132,10 +136,7 @@ def test_word_s_controls_changes_and_notes(tmp_path: Path) -> None:
         "</m:Choice><m:Fallback><w:txbxContent><w:p><w:r><w:t>Kasten</w:t></w:r></w:p></w:txbxContent></m:Fallback>"
         "</m:AlternateContent></w:r><w:r><w:t>Ende</w:t><w:tab/><w:t>x</w:t></w:r></w:p>"
     )
-    (tmp_path / "in").mkdir()
-    with zipfile.ZipFile(tmp_path / "in" / "a.docx", "w") as archive:
-        archive.writestr("word/document.xml", f"<w:document {w}><w:body>{body}</w:body></w:document>")
-    assert rows(tmp_path / "in")["a.docx"].columns["text"] == "Mieter: Ann\nneu\n\nKastenEnde\tx"
+    assert text_of_word(tmp_path, body) == "Mieter: Ann\nneu\n\nKastenEnde\tx"
 
 
 # Pages

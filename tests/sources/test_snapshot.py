@@ -371,10 +371,7 @@ def test_a_pinned_data_set_is_fetched_once(hub: hub_server.Hub, folder: Path) ->
     asked = {"hf": f"acme/tickets@{COMMIT}", "file": "data/train-*.csv"}
     (found,), said = fetch(hub.url, folder, asked)
     assert [title for title, _ in found] == ["acme/tickets/data/train-0.csv", "acme/tickets/data/train-1.csv"]
-    assert [Path(path).read_bytes() for _, path in found] == [
-        FILES["data/train-0.csv"],
-        FILES["data/train-1.csv"],
-    ]
+    assert [Path(path).read_bytes() for _, path in found] == [FILES["data/train-0.csv"], FILES["data/train-1.csv"]]
     assert "asking the hub for acme/tickets" in said
     assert not any("load.py" in path for path in hub.asked)
     hub.asked.clear()
