@@ -66,6 +66,7 @@ def run(run_on: Any, tmp_path: Path) -> Any:
     return call
 
 
+@pytest.mark.usefixtures("forked_readers")
 @pytest.mark.parametrize("template", sorted(path.parent.name for path in TEMPLATES.glob("*/slmctl.yaml")))
 def test_the_rows_of_every_template_are_taken(template: str, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     """What `slmctl init` writes is refused by no limit, least of all by that on what the splits share."""
