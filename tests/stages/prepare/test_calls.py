@@ -45,19 +45,13 @@ def records_of(batch: RecordBatch) -> list[Record]:
 
 
 def chat(*calls: dict[str, Any], content: str | None = None, **more: Any) -> dict[str, Any]:
-    answer = {
-        "role": "assistant",
-        "content": content,
-        "tool_calls": [{"type": "function", "function": c} for c in calls],
-    }
-    return {"messages": [{"role": "user", "content": "Oak for three"}, answer], **more}
+    return said(content, tool_calls=[{"type": "function", "function": call} for call in calls]) | more
 
 
 def said(content: str | None = None, **more: Any) -> dict[str, Any]:
-    """A chat whose last message has no `tool_calls`."""
-    return {
-        "messages": [{"role": "user", "content": "Oak for three"}, {"role": "assistant", "content": content, **more}]
-    }
+    """A chat whose last message is this."""
+    answer = {"role": "assistant", "content": content, **more}
+    return {"messages": [{"role": "user", "content": "Oak for three"}, answer]}
 
 
 @pytest.mark.parametrize(
@@ -121,19 +115,13 @@ def test_a_row_without_tools_needs_those_of_the_task(tmp_path: Path) -> None:
 
 
 def test_earlier_calls_of_a_conversation_are_in_the_form_of_the_base(tmp_path: Path) -> None:
-    row = chat(OAK)
-    first = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"function": {"name": "book_room_list", "arguments": {}}}],
-    }
-    row["messages"] = [
+    call = {"function": {"name": "book_room_list", "arguments": {}}}
+    earlier = [
         {"role": "user", "content": "rooms?"},
-        first,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "Oak"},
-        *row["messages"],
     ]
-    (record,), _ = read([row], tmp_path)
+    (record,), _ = read([{"messages": [*earlier, *chat(OAK)["messages"]]}], tmp_path)
     assert record.messages[1]["content"].startswith('<tool_call>\n{"name": "book_room_list"')
     assert record.answer == KEPT
 
