@@ -310,15 +310,10 @@ def test_prepare_reads_a_folder_whose_folders_are_labels(stages: Forks, desk: Pa
     assert explained.returncode == 0, explained.stderr
 
 
-def test_a_missing_package_is_named_with_its_pip_line(
-    stages: Forks, desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    papers.write(desk, {"contracts/a.pdf": papers.pdf(["x"])})
+def test_a_missing_package_is_named_with_its_pip_line(desk: Path) -> None:
     configure(desk, {"path": "contracts", "input": "text", "output": "folder"})
-    papers.write(
-        desk / "hidden",
-        {"pypdfium2/__init__.py": "raise ModuleNotFoundError(\"No module named 'pypdfium2'\", name='pypdfium2')"},
-    )
+    raises = "raise ModuleNotFoundError(\"No module named 'pypdfium2'\", name='pypdfium2')"
+    papers.write(desk, {"contracts/a.pdf": papers.pdf(["x"]), "hidden/pypdfium2/__init__.py": raises})
     done = tiny.slmctl(desk, "prepare", env=tiny.environment(PYTHONPATH=str(desk / "hidden")))
     assert done.returncode == 4, done.stderr
     assert "needs the package 'pypdfium2', which is not installed" in done.stderr
