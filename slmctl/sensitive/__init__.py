@@ -107,11 +107,22 @@ class SensitivePolicy:
         if fate != "keep":
             return Applied(text, findings, fate, sensitive=True)
         replaced = self._replaced(text, candidates)
-        for _ in range(PASSES):
+        for left in reversed(range(PASSES)):
             if replaced == text:
                 break
-            text, replaced = replaced, self._replaced(replaced, _candidates(replaced, self.actions))
+            text, candidates = replaced, _candidates(replaced, self.actions)
+            replaced = self._replaced(text, candidates if left else self._to_line_ends(text, candidates))
         return Applied(replaced, findings, "keep", sensitive="keep" in actions)
+
+    def _to_line_ends(self, text: str, candidates: list[Candidate]) -> list[Candidate]:
+        """Candidates to replace, each up to the end of its line: of values in a row every search shows one more."""
+        longer, done = list[Candidate](), 0
+        for candidate in candidates:
+            if candidate.start >= done and self.actions[candidate.match.kind] != "keep":
+                line_end = text.find("\n", candidate.end)
+                done = line_end if line_end >= 0 else len(text)
+                longer.append(candidate._replace(end=done))
+        return longer
 
     def _replaced(self, text: str, candidates: list[Candidate]) -> str:
         pieces, done = [], 0

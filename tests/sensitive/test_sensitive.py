@@ -542,6 +542,17 @@ def test_after_redaction_nothing_is_found(text: str) -> None:
     assert not find(redacted)
 
 
+@pytest.mark.parametrize("action", ["redact", "pseudonymise"])
+@pytest.mark.parametrize(
+    "value", ["+44 20 7946 0958", "DE89 3704 0044 0532 0130 00", "jane.doe@example.org,4111 1111 1111 1111"]
+)
+def test_however_many_values_stand_in_a_row_none_is_left(value: str, action: str) -> None:
+    for count in (5, 40):
+        redacted = everything(action).apply(f"Call {value * count}\nand then {value * count}\nThe end").text
+        assert not find(redacted)
+        assert redacted.startswith("Call ") and redacted.endswith("\nThe end")
+
+
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_after_pseudonyms_a_second_pass_changes_nothing(text: str) -> None:
