@@ -22,7 +22,7 @@ CLIENTS := .venv-clients
 DEMO := demo
 IMAGE ?= slmctl
 NAME ?= finetune
-# a process a core; a file stays with one, so that its fixtures are made once, and the longest come first
+# three processes for two cores; a file stays with one, so that its fixtures are made once, and the longest come first
 PARALLEL ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo image check test slow mutants torture test-clients test-unsloth test-gpu lint types bench readme docs clean

@@ -24,6 +24,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 from slmctl import config, console
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
+from slmctl.hardware import usable_cores
 from slmctl.network import guard
 from slmctl.pipeline.graph import Project
 
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         changed.select(config, items, since)
     if "PYTEST_XDIST_WORKER" in os.environ:
         balance.sort(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Three processes for two cores: a fifth of the tests' time they wait for servers and other processes."""
+    return usable_cores() * 3 // 2
 
 
 def pytest_collection_finish() -> None:
