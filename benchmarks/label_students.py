@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--base", required=True, help="base of teacher and students")
     parser.add_argument("--release", type=Path, help="a teacher that was trained on other rows; made when left out")
-    parser.add_argument("--folder", type=Path, default=Path("label-students"))
+    parser.add_argument("--folder", type=Path, default=Path("build/label-students"))
     help = f"which {GOLD} rows are gold: some draws allow no bound, see `bound`"
     parser.add_argument("--draw", type=int, default=0, help=help)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}")
