@@ -11,6 +11,7 @@ a window and the findings. `search_process` runs it in a process with a deadline
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ from slmctl.sensitive.unmask import BRACKETED, FOLDS, TWO_NUMBERS, is_encoded, v
 Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
 Fate = Literal["keep", "drop", "refuse"]  # for a row; refuse ends the run
 FATES: tuple[Fate, ...] = ("keep", "drop", "refuse")  # from the mildest to the strictest
+RANKS: dict[Action, int] = {"refuse": 0, "drop": 1, "redact": 2, "pseudonymise": 2, "keep": 3}
 RULES: dict[str, Rule] = {
     "email": emails, "phone": phones, "card": cards, "iban": ibans, "ip": ips, "secret": secrets,
 }  # fmt: skip
@@ -36,8 +38,9 @@ MIN_KEY = 16  # bytes; a shorter key could be found by trying
 # Characters of a window, characters after it into which a finding may reach, and characters before it that are read
 # as context. The longest findings are private keys of some 20,000 characters.
 WINDOW, OVERLAP, CONTEXT = 1 << 17, 1 << 15, 1 << 9
-PASSES = 4  # searches after replacing, since text next to a replaced value may now match itself
+PASSES = 4  # searches after which a value is replaced up to the end of its line
 KINDS = tuple(RULES)
+NUMBERS = {"card": 0, "iban": 0}  # may hold what looks like a phone number
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Applied:
 
     Attributes:
         text: The text with replacements; the original text if the action is `drop` or `refuse`.
-        findings: The findings, in order; positions are in the original text.
+        findings: The findings in order, then those that show beside a replaced one, with positions in that text.
         action: `keep` the row, `drop` it, or `refuse` the run.
         sensitive: True if `text` still holds a finding.
     """
@@ -69,7 +72,7 @@ class Applied:
 
 def find(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
     """The findings of these kinds in a text, in order and without overlap; of overlapping ones the longest."""
-    return [candidate.finding for candidate in _candidates(text, kinds)]
+    return [candidate.finding for candidate in _candidates(text, dict.fromkeys(kinds, 0))]
 
 
 @dataclass(frozen=True)
@@ -97,43 +100,67 @@ class SensitivePolicy:
                 )
 
     def apply(self, text: str) -> Applied:
-        """The text with its findings kept or replaced by kind, and the action for its row."""
-        candidates = _candidates(text, self.actions)
-        if not candidates:
-            return Applied(text)
-        findings = tuple(candidate.finding for candidate in candidates)
-        actions = {self.actions[finding.kind] for finding in findings}
-        fate = max((fate for fate in FATES if fate == "keep" or fate in actions), key=FATES.index)
-        if fate != "keep":
-            return Applied(text, findings, fate, sensitive=True)
-        replaced = self._replaced(text, candidates)
-        for left in reversed(range(PASSES)):
-            if replaced == text:
+        """The text with its findings kept or replaced by kind, and the action for its row.
+
+        The text is searched until it shows nothing more, with marks that no rule reads in place of values; stand-ins
+        are written last, since a number directly behind digits is none.
+        """
+        ranks = {kind: RANKS[action] for kind, action in self.actions.items()}
+        marked, marks, findings = text, list[Mark](), list[Finding]()
+        for searches in itertools.count():
+            candidates = _candidates(marked, ranks)
+            replaced = [each for each in candidates if ranks[each.match.kind] < RANKS["keep"]]
+            findings += [candidate.finding for candidate in (replaced if searches else candidates)]
+            actions = {self.actions[finding.kind] for finding in findings}
+            if "refuse" in actions or "drop" in actions:
+                return Applied(text, tuple(findings), "refuse" if "refuse" in actions else "drop", sensitive=True)
+            if not replaced:
                 break
-            text, candidates = replaced, _candidates(replaced, self.actions)
-            replaced = self._replaced(text, candidates if left else self._to_line_ends(text, candidates))
-        return Applied(replaced, findings, "keep", sensitive="keep" in actions)
+            marked, marks = self._marked(
+                marked, replaced if searches < PASSES else _to_line_ends(marked, replaced), marks
+            )
+        written = _with_stand_ins(marked, marks)
+        if written != marked:
+            candidates = _candidates(written, ranks)
+            if any(ranks[each.match.kind] < RANKS["keep"] for each in candidates):  # a stand-in and what is beside it
+                written, candidates = marked, _candidates(marked, ranks)
+        return Applied(written, tuple(findings), "keep", sensitive=bool(candidates))
 
-    def _to_line_ends(self, text: str, candidates: list[Candidate]) -> list[Candidate]:
-        """Candidates to replace, each up to the end of its line: of values in a row every search shows one more."""
-        longer, done = list[Candidate](), 0
-        for candidate in candidates:
-            if candidate.start >= done and self.actions[candidate.match.kind] != "keep":
-                line_end = text.find("\n", candidate.end)
-                done = line_end if line_end >= 0 else len(text)
-                longer.append(candidate._replace(end=done))
-        return longer
-
-    def _replaced(self, text: str, candidates: list[Candidate]) -> str:
-        pieces, done = [], 0
+    def _marked(self, text: str, candidates: list[Candidate], marks: list[Mark]) -> tuple[str, list[Mark]]:
+        """Returns (text with `[KIND]` in place of each candidate, all marks in it)."""
+        spans = [(mark.start, mark.end, text[mark.start : mark.end], mark.stand_in) for mark in marks]
+        starts = [candidate.start for candidate in candidates]
+        ends = [candidate.end for candidate in candidates]
+        spans = [span for span in spans if bisect.bisect_left(starts, span[1]) == bisect.bisect_right(ends, span[0])]
         for start, end, match, form in candidates:
-            action = self.actions[match.kind]
-            if action == "keep":
-                continue
-            mark = f"[{match.kind.upper()}]"
-            pieces += [text[done:start], mark if action == "redact" else stand_in(match, form, self.key, _is_clean)]
+            mark, pseudonymised = f"[{match.kind.upper()}]", self.actions[match.kind] == "pseudonymise"
+            spans.append((start, end, mark, stand_in(match, form, self.key, _is_clean) if pseudonymised else mark))
+        pieces, done, length, placed = list[str](), 0, 0, list[Mark]()
+        for start, end, mark, stand in sorted(spans):
+            pieces += [text[done:start], mark]
+            length += start - done + len(mark)
+            placed.append(Mark(length - len(mark), length, stand))
             done = end
-        return "".join([*pieces, text[done:]])
+        return "".join([*pieces, text[done:]]), placed
+
+
+def _with_stand_ins(marked: str, marks: list[Mark]) -> str:
+    pieces, done = list[str](), 0
+    for start, end, written in marks:
+        pieces += [marked[done:start], written]
+        done = end
+    return "".join([*pieces, marked[done:]])
+
+
+def _to_line_ends(text: str, candidates: list[Candidate]) -> list[Candidate]:
+    """Candidates, each up to the end of its line: of values in a row every search shows one more."""
+    longer, done = list[Candidate](), 0
+    for candidate in candidates:
+        if candidate.start >= done:
+            line_end = text.find("\n", candidate.end)
+            done = line_end if line_end >= 0 else len(text)
+            longer.append(candidate._replace(end=done))
+    return longer
 
 
 @dataclass(frozen=True)
@@ -166,6 +193,14 @@ class Candidate(NamedTuple):
     @property
     def finding(self) -> Finding:
         return Finding(self.match.kind, self.match.rule, self.start, self.end)
+
+
+class Mark(NamedTuple):
+    """A place in a text where a value was, and what is written there in the end: the mark itself, or a stand-in."""
+
+    start: int
+    end: int
+    stand_in: str
 
 
 _SIGNS = b"0123456789@:=_-%&\\<[({|"
@@ -224,27 +259,35 @@ def _words_tell(text: str) -> bool:
     ) and TWO_NUMBERS.search(text) is not None  # fmt: skip
 
 
-def _candidates(text: str, kinds: Iterable[str]) -> list[Candidate]:
-    """The matches of these kinds, in order and without overlap."""
-    searched = frozenset(kinds)
-    candidates = _in_windows(text) if len(text) > WINDOW else _in_window(text)
-    return [candidate for candidate in candidates if candidate.match.kind in searched]
+def _candidates(text: str, ranks: Mapping[str, int]) -> list[Candidate]:
+    """The matches of the ranked kinds, in order and without overlap: of overlapping ones that of the lowest rank."""
+    return list(_in_windows(text, ranks)) if len(text) > WINDOW else _in_window(text, ranks)
 
 
-def _in_window(text: str) -> list[Candidate]:
+def _in_window(text: str, ranks: Mapping[str, int]) -> list[Candidate]:
     if not _may_hold(text):
         return []
-    return _without_overlap(
-        [
-            Candidate(*view.origin(match.start, match.end), match, view.text[match.start : match.end])
-            for view in views(text)
-            for rule in RULES.values()
-            for match in rule(view.text)
-        ]
-    )
+    candidates = [
+        Candidate(*view.origin(match.start, match.end), match, view.text[match.start : match.end])
+        for view in views(text)
+        for rule in RULES.values()
+        for match in rule(view.text)
+    ]
+    numbers = _without_overlap([each for each in candidates if each.match.kind in NUMBERS], NUMBERS)
+    apart = _without_overlap([each for each in candidates if not _is_part(each, numbers)], ranks)
+    return [candidate for candidate in apart if candidate.match.kind in ranks]
 
 
-def _in_windows(text: str) -> Iterator[Candidate]:
+def _is_part(candidate: Candidate, numbers: list[Candidate]) -> bool:
+    """True for a phone number within a longer card or IBAN: digits of that one, also where it is kept."""
+    at = bisect.bisect_right(numbers, candidate.start, key=lambda each: each.start)
+    if not at or candidate.match.kind != "phone":
+        return False
+    number = numbers[at - 1]
+    return candidate.end <= number.end and candidate.end - candidate.start < number.end - number.start
+
+
+def _in_windows(text: str, ranks: Mapping[str, int]) -> Iterator[Candidate]:
     """The matches in a text longer than WINDOW.
 
     Each window yields the matches that begin in it, and is searched with CONTEXT characters before and OVERLAP
@@ -255,7 +298,7 @@ def _in_windows(text: str) -> Iterator[Candidate]:
         start = max(0, first - CONTEXT)
         end = min(len(text), first + WINDOW + OVERLAP)
         after = len(text) if end == len(text) else first + WINDOW
-        for candidate in _in_window(text[start:end]):
+        for candidate in _in_window(text[start:end], ranks):
             begin, stop = max(start + candidate.start, done), start + candidate.end
             if stop > max(done, first) and begin < after:
                 yield candidate._replace(start=begin, end=stop)
@@ -263,15 +306,19 @@ def _in_windows(text: str) -> Iterator[Candidate]:
         first = after
 
 
-def _without_overlap(candidates: list[Candidate]) -> list[Candidate]:
-    """Of overlapping candidates the longest, widened to cover the others too, so that no part of a value remains.
+def _without_overlap(candidates: list[Candidate], ranks: Mapping[str, int]) -> list[Candidate]:
+    """Of overlapping candidates that of the lowest rank, and of these the longest, widened to cover the others too.
 
-    Candidates are taken from the longest to the shortest, unless they overlap a taken one; the time is that of
-    sorting.
+    So no part of a value remains. Candidates are taken in that order, unless they overlap a taken one; the time is
+    that of sorting.
     """
+
+    def order(each: Candidate) -> tuple[int, int, int, int]:
+        return ranks.get(each.match.kind, len(RANKS)), each.start - each.end, -len(each.form), each.start
+
     taken: list[Candidate] = []  # sorted by start
     covered: dict[int, tuple[int, int]] = {}  # start of a taken candidate -> the span that it must cover
-    for candidate in sorted(candidates, key=lambda each: (each.start - each.end, -len(each.form), each.start)):
+    for candidate in sorted(candidates, key=order):
         at = bisect.bisect_left(taken, candidate.end, key=lambda each: each.start)
         if at and taken[at - 1].end > candidate.start:
             start, end = covered[taken[at - 1].start]

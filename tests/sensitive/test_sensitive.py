@@ -553,6 +553,43 @@ def test_however_many_values_stand_in_a_row_none_is_left(value: str, action: str
         assert redacted.startswith("Call ") and redacted.endswith("\nThe end")
 
 
+@pytest.mark.parametrize("text", ["refund to 4111 1111 1111 1111,98765 43210", "at 10.1.2.3/98765 43210"])
+def test_value_that_shows_beside_a_replaced_one_is_no_exception(text: str) -> None:
+    for action in ("drop", "refuse", "keep"):
+        applied = SensitivePolicy({"card": "redact", "ip": "redact", "phone": action}).apply(text)
+        assert (applied.action, applied.sensitive) == (action, True)
+        assert applied.text == (re.sub(r"4111.*?,|10.1.2.3/", _as_mark, text) if action == "keep" else text)
+    assert "98765" not in everything("pseudonymise").apply(text).text
+
+
+def _as_mark(found: re.Match[str]) -> str:
+    return "[CARD]," if found[0].endswith(",") else "[IP]/"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("my number is 378282246310005", "card"),  # also a phone number
+        ("password=hunter2@corp.com", "secret"),  # also an address
+        ("DB_PASSWORD=10.20.30.40", "secret"),
+        ("api_key: +4915123456789", "secret"),
+        ("Authorization: Bearer a1b2c3d4@example.com", "secret"),
+    ],
+)
+def test_value_of_two_kinds_is_replaced_where_one_of_them_is(text: str, kind: str) -> None:
+    kept = SensitivePolicy({**dict.fromkeys(KINDS, "keep"), kind: "redact"})
+    for policy in (kept, SensitivePolicy({kind: "redact"})):
+        applied = policy.apply(text)
+        assert applied.text.endswith(f"[{kind.upper()}]") and not applied.sensitive
+    assert [finding.kind for finding in find(text, [kind])] == [kind]
+
+
+def test_digits_of_a_kept_iban_are_no_phone_number() -> None:
+    text = "NL91 ABNA 0417 1643 00"
+    assert SensitivePolicy({"iban": "keep", "phone": "redact"}).apply(text).text == text
+    assert not find(text, ["phone"])
+
+
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_after_pseudonyms_a_second_pass_changes_nothing(text: str) -> None:
