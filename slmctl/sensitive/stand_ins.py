@@ -13,6 +13,7 @@ No rule matches a stand-in, so a second pass changes and counts nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -34,8 +35,9 @@ def make_key(path: Path) -> bytes:
     Several processes that create it at once all return the key of the first.
     """
     if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")  # the key must not be committed
+        with contextlib.suppress(FileExistsError):  # a folder of the user's, with its own .gitignore
+            path.parent.mkdir(mode=0o700, parents=True)
+            (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")  # the key must not be committed
         with atomic.file(path, 0o600, replace=False) as draft:  # keeps the key of a process that was faster
             draft.write_bytes(secrets.token_bytes(KEY_BYTES))
     return path.read_bytes()

@@ -75,6 +75,15 @@ def test_rows_that_share_their_words_are_told_before_a_base_is_fetched(fresh: Pa
     assert done.exit_code == 0, done.stderr
 
 
+def test_a_plan_makes_no_key_and_leaves_the_files_of_the_project_as_they_are(fresh: Path) -> None:
+    (fresh / ".gitignore").write_text("runs/\n")
+    named = "prepare.sensitive={email: pseudonymise, pseudonym_key: my.key}"
+    done = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan", "--set", named])
+    assert "my.key" in done.stderr + str(done.exception)
+    assert not (fresh / "my.key").exists()
+    assert (fresh / ".gitignore").read_text() == "runs/\n"
+
+
 def test_the_plan_of_a_new_project(fresh: Path) -> None:
     plan = planning.plan(opened(fresh), CHAIN, {"float32": 100.0, "bfloat16": 400.0})
     plan.require()

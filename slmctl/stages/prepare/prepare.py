@@ -69,7 +69,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
     """
     if labelled is not None:
         config = _with_labels(config, labelled)
-    plan = _plan(config, base)
+    plan = _plan(config, base, keeps=True)
     workers = config.workers or len(os.sched_getaffinity(0))
     rules = plan.task.rules
     with RecordTable(out / ".rows", several=rules.has_labels and not rules.chooses) as rows:
@@ -83,7 +83,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
         console.detail(f"{len(rows) + len(rows.rejected)} rows read")
         limits.require_usable(config, rows)
         limits.require_labels(config, rows)
-        task = _contract(config.task, plan.task, rows)
+        task = _contract(config.task, plan, rows)
         decided = fates.decide(config, rows, workers)
         overlap = fates.measure_overlap(rows, decided)
         task.write(out)
@@ -124,7 +124,7 @@ def _with_labels(config: PrepareConfig, labelled: Artifact) -> PrepareConfig:
     return config.model_copy(update={"sources": [*config.sources, source]})
 
 
-def _plan(config: PrepareConfig, base: Artifact | None) -> ReadingPlan:
+def _plan(config: PrepareConfig, base: Artifact | None, *, keeps: bool) -> ReadingPlan:
     """The plan for reading the sources; without a base, prompts follow PLAIN and tokens are not counted."""
     if not config.sources:
         raise DataError(
@@ -165,7 +165,9 @@ def _plan(config: PrepareConfig, base: Artifact | None) -> ReadingPlan:
         task = dataclasses.replace(task, call_form=call_form_of(task))
     forms, columns = source_forms.forms_and_columns(config.sources)
     key_file = config.sensitive.pseudonym_key
-    key = stand_ins.make_key(key_file) if key_file is not None else b""
+    key = b"" if keeps else os.urandom(stand_ins.KEY_BYTES)
+    if key_file is not None and (keeps or key_file.exists()):
+        key = stand_ins.make_key(key_file)
     plan = ReadingPlan(
         sources=tuple(config.sources),
         columns=columns,
@@ -203,7 +205,7 @@ def try_out(config: PrepareConfig) -> None:
     Raises:
         What `run` raises, but for rows that a base's template refuses, and lengths in its tokens.
     """
-    plan = _plan(config, None)
+    plan = _plan(config, None, keeps=False)
     rules = plan.task.rules
     with (
         tempfile.TemporaryDirectory(prefix="slmctl-prepare-") as folder,
@@ -219,12 +221,14 @@ def try_out(config: PrepareConfig) -> None:
             raise fault
 
 
-def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
-    """The task with the labels of the data, and the system prompt where all rows have the same."""
+def _contract(config: TaskConfig, plan: ReadingPlan, rows: RecordTable) -> Task:
+    """The task with the labels of the data, and the system prompt where all rows have the same, as records have it."""
+    task = plan.task
     labels = declared.labels_of(config, rows.count(np.arange(len(rows))))
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
     return dataclasses.replace(
-        task, system=system, descriptions=dict(config.descriptions), schema=task.rules.schema_of(labels),
+        task, system=plan.policy.apply(system).text, descriptions=dict(config.descriptions),
+        schema=task.rules.schema_of(labels),
         labels=labels if task.rules.chooses else (), ordered=config.ordered, document=_windows(config, rows),
         must=tuple(config.must),
         must_not=tuple(config.must_not),
@@ -258,7 +262,7 @@ def explain(config: PrepareConfig, *, base: Artifact | None) -> str:
     Raises:
         DataError: A source is unusable.
     """
-    plan = _plan(config, base)
+    plan = _plan(config, base, keeps=False)
     reader = RecordReader(plan)
     lines = [] if base is not None else ["no base is there yet (slmctl pull), so records are shown turn by turn", ""]
     for k, (source, conversation_format) in enumerate(zip(config.sources, reader.formats, strict=True)):

@@ -314,6 +314,13 @@ def test_personal_data_is_replaced_counted_and_nowhere_in_the_artifact(run: Any,
     }  # fmt: skip
 
 
+def test_the_system_prompt_is_served_as_it_is_learned(run: Any) -> None:
+    task = {**CLASSIFY, "system": "Name the queue, or ask kim.doe@" + "brindlecove.test."}
+    found = run(tiny.rows(100), task=task, sensitive={"email": "redact"})
+    assert {record.messages[0]["content"] for record in found.sides["test"]} == {"Name the queue, or ask [EMAIL]."}
+    assert Task.read(found.out).system == "Name the queue, or ask [EMAIL]."
+
+
 def test_a_row_with_personal_data_can_be_kept_with_a_mark_dropped_or_refuse_the_run(run: Any) -> None:
     text = "write to kim.doe@" + "brindlecove.test about it"
     pairs = [*tiny.rows(200), (text, "billing")]
