@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -92,6 +93,14 @@ def test_eight_planted_kinds_are_all_caught(tmp_path: Path, slot: str) -> None:
         assert caught.value.code == 5
         assert name in caught.value.message
         assert text not in caught.value.message + caught.value.hint, "the refusal repeats the value"
+
+
+@pytest.mark.parametrize("key", ["slm-crm-{}", "api_key={}", "Authorization: Bearer {}"])
+def test_key_of_hexadecimal_digits_is_caught_and_a_hash_is_not(tmp_path: Path, key: str) -> None:
+    digits = hashlib.sha256(b"desk").hexdigest()
+    with pytest.raises(GateError, match=r"README\.md: secret/"):
+        leak_scan.require_clean(tmp_path, [plant(tmp_path, "card", key.format(digits))], base=None)
+    leak_scan.require_clean(tmp_path, [plant(tmp_path, "card", f"sha256:{digits} or {digits}")], base=None)
 
 
 @pytest.mark.parametrize(
