@@ -55,6 +55,7 @@ def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Route
     """One answer as a line of the collected rows, without its probability of being chosen."""
     kept = checked.model.task.rules.kept  # a call in one form, whatever the model writes
     escalated, answer = routed is not None and routed.route != "local", kept(choice.text)
+    own = [each for each in choice.last.get("labels", {}).items() if each[0] in checked.model.task.labels]
     return CollectedRow(
         id=id,
         time=timestamp(),
@@ -69,6 +70,6 @@ def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Route
         reason=routed.reason if routed is not None else NO_POLICY,
         p_correct=routed.p_correct if routed is not None else None,
         confidence=choice.last.get("confidence"),
-        labels=dict(list(choice.last.get("labels", {}).items())[:LABELS]),
+        labels=dict(own[:LABELS]),  # a client's own choices are texts that were not searched
         tools=list(checked.offer.tools) if checked.offer is not None and checked.offer.is_clients else [],
     )

@@ -50,8 +50,9 @@ def _refusal(
     code: str = "",
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    message = message[:LONGEST_ERROR]  # it may quote the client's text
-    http.state.note.fields["error"] = message
+    message = message[:LONGEST_ERROR]
+    told = http.app.state.gateway.settings.log_texts  # the message may quote the client's text
+    http.state.note.fields["error"] = message if told else " ".join(filter(None, (code or kind_of(status), param)))
     body = error_body(message, kind_of(status), param, code, http.state.note.id)
     route = unanswered(http.scope["path"], status)
     return JSONResponse(body, status_code=status, headers={**route, **(headers or {})})

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from support.serving import LOCAL, chat, gateway
 
 from slmctl.config import CollectConfig
 from slmctl.production.records import CollectedRow, Feedback, collected_files
-from slmctl.server import api_keys
+from slmctl.server import api_keys, collecting
 from slmctl.task.contract import Task
 
 CLASSIFY = Task("classify", tiny.TEMPLATE, "<|im_end|>", labels=("billing", "delivery", "returns"))
@@ -101,6 +102,13 @@ def test_what_is_sensitive_or_marked_so_is_never_written_down(desk: Desk) -> Non
         assert secret not in written
     assert desk.figure('slmctl_collect_dropped_total{reason="sensitive"}') == 2
     assert desk.figure('slmctl_collect_dropped_total{reason="doubt"}') == 1
+
+
+def test_choices_of_a_client_are_written_down_where_they_are_labels() -> None:
+    model = SimpleNamespace(task=CLASSIFY, digest="", name="large", version="1.0")
+    checked = SimpleNamespace(model=model, conversation=lambda _: chat("who"), offer=None)
+    choice = SimpleNamespace(text="delivery", last={"labels": {"delivery": 0.9, "jane.doe": 0.1}})
+    assert collecting._row(cast(Any, checked), 0, cast(Any, choice), None, "a").labels == {"delivery": 0.9}
 
 
 def test_a_system_message_that_a_classifier_does_not_get_is_neither_searched_nor_written_down(desk: Desk) -> None:

@@ -222,11 +222,15 @@ def test_a_server_is_asked_by_its_own_address() -> None:
         assert server.ask(headers={"host": "evil.example"}).status_code == 403
 
 
-def test_texts_are_logged_where_that_is_set() -> None:
-    with here.in_front(log_texts=True) as server:
+@pytest.mark.parametrize("log_texts", [True, False])
+def test_texts_are_logged_where_that_is_set(log_texts: bool) -> None:
+    with here.in_front(log_texts=log_texts) as server:
         server.ask("courier")
-    (line,) = [line for line in server.log.of("request") if line.get("prompt") == "courier"]
-    assert line["answer"] == ["hello"]
+        server.ask(model="jane.doe at home")
+    answered, refused = server.log.of("request")
+    assert (answered.get("prompt"), answered.get("answer")) == (("courier", ["hello"]) if log_texts else (None, None))
+    assert ("jane.doe" in str(refused)) == log_texts
+    assert log_texts or refused["error"] == "model_not_found model"
 
 
 def test_a_damaged_file_of_keys_lets_nobody_in_until_it_is_whole(tmp_path: Path) -> None:
