@@ -170,7 +170,8 @@ def choose(
 ) -> Weighing:
     """The weights by which held-out rows are the likeliest; a member that brings less than the floor is left out.
 
-    The likelihood is concave in the weights. Where no row tells, the first member answers alone.
+    The likelihood is concave in the weights. Where no row tells, the first member answers alone, and where each one
+    misleads, the last one: a sum has a member.
 
     Args:
         members: By name, log probabilities (n, L).
@@ -195,7 +196,7 @@ def choose(
             gains[left] = float((best - without).mean())
         least = min(rows, key=lambda name: (gains[name], weights[name]))
         if len(rows) == 1 or (gains[least] >= floor and weights[least] > 0):
-            return Weighing(weights, gains)
+            return Weighing(weights if any(weights.values()) else {least: 1.0}, gains)
         del rows[least]
 
 

@@ -77,6 +77,14 @@ def test_a_member_that_brings_less_than_the_floor_is_left_out() -> None:
     assert label_sum.choose(tables, NAMES, ["x"] * 400).weights == {"file": 1.0}, "no row tells"
 
 
+@pytest.mark.parametrize("names", [("words",), ("encoder", "words")])
+def test_of_members_that_all_mislead_one_answers(names: tuple[str, ...]) -> None:
+    # none had a weight, and the sum was refused as damaged when it was read
+    tables, labels = members(60, 1, **dict.fromkeys(names, 0.1))
+    fitting = label_sum.choose({name: -table for name, table in tables.items()}, NAMES, labels)
+    assert [*fitting.weights.values()] == [1.0] and fitting.weights.keys() <= {*names}
+
+
 def test_the_gain_is_what_other_rows_show() -> None:
     tables, labels = members(4000, 5, file=0.5, words=0.8)
     fitting = label_sum.choose(tables, NAMES, labels)

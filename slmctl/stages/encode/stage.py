@@ -26,7 +26,7 @@ class Encode(Stage[EncodeConfig]):
     takes = (PREPARED,)
     imports = ("llama_cpp", "sklearn")
     uses = ("llama_cpp_python", "scikit-learn")
-    version = 7
+    version = 8
     fetches_once = True
 
     def completed(self, section: EncodeConfig) -> EncodeConfig:
