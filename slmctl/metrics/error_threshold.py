@@ -275,11 +275,10 @@ def isotonic(scores: Floats, good: Mask) -> Knots:
         (mean score, P(correct)) of each block, both rising, to be interpolated.
     """
     blocks: list[list[float]] = []  # rows, right rows, sum of scores
-    for score, right in sorted(zip(scores.tolist(), good.tolist(), strict=True)):
-        if blocks and blocks[-1][2] == score * blocks[-1][0]:  # rows with equal scores are one block
-            blocks[-1] = [blocks[-1][0] + 1, blocks[-1][1] + right, blocks[-1][2] + score]
-        else:
-            blocks.append([1.0, float(right), score])
+    levels, places = np.unique(scores, return_inverse=True)  # rows with equal scores are one block
+    counts = np.bincount(places)
+    for block in np.stack([counts, np.bincount(places, good), counts * levels], axis=1).tolist():
+        blocks.append(block)
         while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
             last = blocks.pop()
             blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]

@@ -23,7 +23,7 @@ class Label(Stage[LabelConfig]):
     name = "label"
     imports = ("sklearn", "httpx")
     uses = ("scikit-learn", "httpx", "llama_cpp_python")
-    version = 2
+    version = 3
     made_once = "holds labels of teachers, which are not asked again"
 
     def completed(self, section: LabelConfig) -> LabelConfig:
