@@ -293,11 +293,14 @@ def _independent(wrong: int, total: int, effect: float) -> tuple[int, int]:
 def _likeness(rows: CalibrationRows) -> float:
     """Correlation, 0 to 1, of right and wrong answers within groups, over all rows: few kept answers are wrong.
 
-    The design effect of rows in groups of equal size m is 1 + (m - 1) * correlation (Kish 1965).
+    The design effect of rows in groups of equal size m is 1 + (m - 1) * correlation (Kish 1965). Where all answers are
+    right, or all wrong, the correlation is unknown and is assumed to be 1, as in `design_effect`.
     """
     if rows.groups is None:
         return 0.0
     wrong = (~rows.good).astype(np.float64)
+    if not np.ptp(wrong):
+        return 1.0
     size = len(wrong) / effective_groups(np.bincount(rows.groups).tolist())
     return min(max((jackknife_effect(wrong, rows.groups) - 1) / max(size - 1, 1e-9), 0.0), 1.0)
 
