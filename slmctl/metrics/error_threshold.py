@@ -173,7 +173,14 @@ def fit_first(
 
 
 def _weights(rows: CalibrationRows) -> tuple[dict[str, float], float]:
-    """The score's weights by signal, and its bias, from the rows of `fits`."""
+    """The score's weights by signal, and its bias, from the rows of `fits`.
+
+    Raises:
+        GateError: There are none, as where rows are of few groups.
+    """
+    if not rows.fits.any():
+        count = len(np.unique(rows.groups)) if rows.groups is not None else len(rows.fits)
+        raise GateError(f"the rows are of {count} groups, of which none fits the score", hint="rows of more groups")
     weights, bias = logistic(rows.signals[rows.fits], rows.good[rows.fits])
     return dict(zip(rows.names, weights, strict=True)), bias
 

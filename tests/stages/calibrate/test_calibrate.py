@@ -187,6 +187,15 @@ def test_groups_without_a_wrong_answer_count_as_one_row_each() -> None:
     assert [round(fit(size)["design_effect"], 1) for size in (1, 2)] == [1.0, 2.0]
 
 
+def test_groups_of_which_none_fits_the_score_are_refused() -> None:
+    # the weights were NaN, and writing the policy ended in a traceback
+    names = [name for name in map(str, range(20)) if not error_threshold.fits_score(name)][:5]
+    rows = calibrate.read(lines(400), LABELS, CalibrateConfig(), {f"row-{k}": names[k % 5] for k in range(400)})
+    with pytest.raises(GateError, match="the rows are of 5 groups, of which none fits the score") as caught:
+        error_threshold.fit(rows, CalibrateConfig(max_error=0.4))
+    assert caught.value.hint == "rows of more groups"
+
+
 def test_no_answer_is_surer_than_so_many_rows_can_show(tmp_path: Path) -> None:
     rows = lines(600)
     policy, _ = fitted(tmp_path, rows)
