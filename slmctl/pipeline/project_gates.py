@@ -117,14 +117,20 @@ def enforce(project: Project, report: Artifact, *, only_measured: bool = False) 
 
 
 def unguarded(project: Project, report: Artifact) -> str:
-    """A sentence on a cheap model that is surely better than the one to release, and that no gate names; else ''."""
+    """A sentence on a cheap model that is surely better than the one to release, and that no gate names; else ''.
+
+    Surely: by the interval, which few rows make too narrow, and by the exact p-value, as a gate asks for both.
+    """
     figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
-    model, metric = figures["focus"], figures["primary_metric"]
+    model, metric, encode = figures["focus"], figures["primary_metric"], project.config.encode
     for name, command in gates.CHEAP.items():
         pair = pair_of(figures, model, name) if name in figures["baselines"] else None
         if pair is None or any(gate.against == name for gate in project.config.gates):
             continue
-        if pair["metrics"][metric]["interval"][0] > 0:
+        if project.config.publish.linear and (name == "encoder_logistic" or (encode and encode.encoder is None)):
+            continue  # this run releases it already
+        rise = pair["metrics"][metric]
+        if rise["interval"][0] > 0 and rise.get("p", 0.0) <= 1 - figures["confidence"]:
             takes = f"{command} releases that one, and " if kind_of(project.config.task.kind).chooses else ""
             return (
                 f"{name} is surely better than {model}, which is to be released, and no gate names {name}; {takes}"

@@ -150,9 +150,9 @@ def test_a_better_cheap_model_that_no_gate_names_is_told() -> None:
     (pair,) = (names for names in report.metrics["pairs"] if {*names.split("|")} == {model, "tfidf_logistic"})
     sign = 1 if pair.endswith("tfidf_logistic") else -1
 
-    def told(text: str, difference: float) -> str:
+    def told(text: str, difference: float, p: float = 0.01) -> str:
         bounds = sorted((sign * (difference - 0.05), sign * (difference + 0.05)))
-        report.metrics["pairs"][pair]["metrics"]["accuracy"]["interval"] = bounds
+        report.metrics["pairs"][pair]["metrics"]["accuracy"] |= {"interval": bounds, "p": p}
         project: Any = SimpleNamespace(config=config.parse(text))
         return project_gates.unguarded(project, report)
 
@@ -163,4 +163,10 @@ def test_a_better_cheap_model_that_no_gate_names_is_told() -> None:
             f"{plain}task: {{kind: {kind}, labels: [a, b]}}\n", 0.2
         )
     assert not told(plain, 0.0)
+    assert not told(plain, 0.2, 0.125)  # four rows won and none lost ended a run with 5
     assert not told(plain + "gates: [{metric: accuracy, model: Q8_0, against: tfidf_logistic, max_drop: 0.5}]\n", 0.2)
+    linear = f"{plain}task: {{kind: classify, labels: [a, b]}}\npublish: {{model: linear}}\nencode: "
+    report.metrics["baselines"]["encoder_logistic"] = report.metrics["baselines"]["tfidf_logistic"]
+    report.metrics["pairs"][pair.replace("tfidf", "encoder")] = report.metrics["pairs"][pair]
+    assert told(plain, 0.2).startswith("encoder_logistic") and told(linear + "{}\n", 0.2).startswith("tfidf_logistic")
+    assert not told(linear + "{encoder: none}\n", 0.2)  # the command that it named was the one that ran
