@@ -318,10 +318,10 @@ class EvaluateConfig(Section):
         default_factory=JudgeConfig, description="the judge that evaluate --judge asks about the pairs"
     )
     verdicts: Annotated[SourcePath | None, Inherited(), WhenSet()] = None  # those on `pairs`, where a judge was asked
-    # Set where rows have groups: their sizes count, which older reports did not heed.
+    # Set where rows have groups: older reports heed no sizes, and do not say which rows are of one.
     group_sizes: Annotated[bool, Inherited(), WhenSet()] = False
-    # Set where answers are drafts: older reports have no checks of them.
-    draft_checks: Annotated[bool, Inherited(), WhenSet()] = False
+    group_numbers: Annotated[bool, Inherited(), WhenSet()] = False
+    draft_checks: Annotated[bool, Inherited(), WhenSet()] = False  # of drafts, which older reports do not check
 
     @property
     def verdicts_file(self) -> Path | None:

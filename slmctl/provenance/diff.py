@@ -12,7 +12,14 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.console import count
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.metrics.statistics import bootstrap_p_value, difference_interval, mcnemar, percentiles, resamples
+from slmctl.metrics.statistics import (
+    bootstrap_p_value,
+    design_effect,
+    difference_interval,
+    mcnemar,
+    percentiles,
+    resamples,
+)
 from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, parse_report, parse_rows
 from slmctl.reports.scoreboard import difference, figure
 
@@ -227,7 +234,10 @@ def _models(left: Report, right: Report) -> list[ModelChange]:
 
 
 def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
-    """A paired test of the primary metric on the rows in both reports; the difference is second minus first."""
+    """A paired test of the primary metric on the rows in both reports; the difference is second minus first.
+
+    Rows of one group count as in a report. Without interval and p-value where no report says which rows are of one.
+    """
     import numpy as np
 
     metric = left[0]["primary_metric"]
@@ -239,16 +249,29 @@ def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
     a, b = (np.array([by_id[id] for id in ids], np.float64) for by_id in values)
     facts: dict[str, Any] = {"metric": metric, "n": len(ids), "changed": int((a != b).sum())}
     facts["difference"] = float((b - a).mean())
+    only_first, only_second = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
     if place == 1:
-        only_first, only_second = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
-        return facts | {
-            "only_first": only_first,
-            "only_second": only_second,
-            "interval": list(difference_interval(only_first, only_second, len(ids), CONFIDENCE)),
-            "p": mcnemar(only_first, only_second),
-        }
-    means = np.concatenate([weights @ (b - a) for weights in resamples(len(ids))]) / len(ids)
+        facts |= {"only_first": only_first, "only_second": only_second}
+    group_of = _groups(left) or _groups(right)
+    if not group_of and any("groups" in entries_of(report)[name] for report, _ in (left, right)):
+        return facts
+    numbers: dict[int | str, int] = {}
+    groups = np.array([numbers.setdefault(group_of.get(id, id), len(numbers)) for id in ids], np.int64)
+    if len(numbers) < len(ids):
+        facts["groups"] = len(numbers)
+    if place == 1:
+        effect = design_effect(b - a, groups)
+        interval = difference_interval(only_first / effect, only_second / effect, len(ids) / effect, CONFIDENCE)
+        return facts | {"interval": list(interval), "p": mcnemar(only_first, only_second, effect)}
+    sums = np.stack([np.bincount(groups, b - a), np.bincount(groups)], axis=1)
+    drawn = np.concatenate([weights @ sums for weights in resamples(len(sums))])  # whole groups
+    means = drawn[:, 0] / drawn[:, 1]
     return facts | {"interval": list(percentiles(means, CONFIDENCE)), "p": bootstrap_p_value(means)}
+
+
+def _groups(report: Report) -> dict[str, int]:
+    """Row id -> number of its group; {} where no rows share one, and for an older report."""
+    return {row["id"]: row["group"] for row in report[1] if "group" in row}
 
 
 def _by_id(name: str, report: EvaluationReport, rows: Sequence[RowEntry], place: Literal[1, 3]) -> dict[str, float]:
@@ -300,15 +323,18 @@ def _paired_line(paired: dict[str, Any] | None) -> Iterator[str]:
     if not paired["changed"]:
         yield f"  the same answer to each row in common ({paired['n']:,})"
         return
-    low, high = paired["interval"]
-    verdict = "more than chance" if low > 0 or high < 0 else "may be chance"
-    counts = (
-        f", {count(paired['only_first'], 'row')} lost, {paired['only_second']} won" if "only_first" in paired else ""
-    )
-    yield (
-        f"  on {count(paired['n'], 'row')} in common: {100 * paired['difference']:+.1f} points "
-        f"({100 * low:+.1f} to {100 * high:+.1f}, p={paired['p']:.2g}{counts}): {verdict}"
-    )
+    verdict, facts = "rows come in groups, which neither report tells: not tested", []
+    if "p" in paired:
+        low, high = paired["interval"]
+        is_sure = (low > 0 or high < 0) and paired["p"] <= 1 - CONFIDENCE
+        verdict = "more than chance" if is_sure else "may be chance"
+        facts = [f"{100 * low:+.1f} to {100 * high:+.1f}", f"p={paired['p']:.2g}"]
+    if "only_first" in paired:
+        facts += [f"{count(paired['only_first'], 'row')} lost", f"{paired['only_second']} won"]
+    of = f", of {count(paired['groups'], 'group')}" if "groups" in paired else ""
+    details = f" ({', '.join(facts)})" if facts else ""
+    points = f"{100 * paired['difference']:+.1f} points"
+    yield f"  on {count(paired['n'], 'row')} in common{of}: {points}{details}: {verdict}"
 
 
 def _short(value: Any) -> str:

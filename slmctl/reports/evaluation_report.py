@@ -371,7 +371,10 @@ class RowTexts(TypedDict):
 
 
 class RowEntry(TypedDict):
-    """A line of `rows.jsonl` after the first; `answers` are in the order of the participants, None if not sent."""
+    """A line of `rows.jsonl` after the first; `answers` are in the order of the participants, None if not sent.
+
+    `group`: the number of the row's group, where rows share groups; older reports have none.
+    """
 
     id: str
     source: tuple[str, int]
@@ -379,6 +382,7 @@ class RowEntry(TypedDict):
     sensitive: bool
     expected: int | None
     answers: list[RowAnswer | None]
+    group: NotRequired[int]
     texts: NotRequired[RowTexts]
     faults: NotRequired[list[dict[str, list[str]]]]  # of drafts: by participant and check, the values that are shown
 

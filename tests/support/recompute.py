@@ -1082,12 +1082,15 @@ def unordered(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 def rows_agree(made: Recomputed) -> list[str]:
     """The report's rows against the predictions."""
     faults = []
+    numbers: dict[Any, int] = {}
     if made.head["participants"] != list(made.people):
         faults.append("rows.jsonl: other participants than the report's")
     for k, (line, record) in enumerate(zip(made.lines, made.records, strict=True)):
         wanted = [record["id"], [record["source"]["file"], record["source"]["row"]]]
         if [line["id"], line["source"]] != wanted:
             faults.append(f"rows.jsonl row {k}: {line['id']}, not {record['id']}")
+        if "group" in line and numbers.setdefault(made.groups[k], line["group"]) != line["group"]:
+            faults.append(f"rows.jsonl row {k}: group {line['group']}, not {numbers[made.groups[k]]}")
         for (name, one), cell in zip(made.people.items(), line["answers"], strict=True):
             if (cell is not None) != one.asked[k]:
                 faults.append(f"rows.jsonl row {k}: {name} asked or not")

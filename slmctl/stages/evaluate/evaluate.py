@@ -348,6 +348,8 @@ def _rows(
     Texts are cut to `cut` characters, 0 for none. Sensitive records have none, since reports are published.
     """
     index = {label: k for k, label in enumerate(labels)}
+    groups = next(iter(scored.values())).groups.tolist()
+    shared = len({*groups}) < len(groups)
     for k, record in enumerate(records):
         row: RowEntry = {
             "id": record.id,
@@ -357,6 +359,8 @@ def _rows(
             "expected": index.get(record.answer),
             "answers": [_cell(model, answers[name], index, k) for name, model in scored.items()],
         }
+        if shared:
+            row["group"] = groups[k]  # not its name, which may be a customer's
         if cut and not record.sensitive:
             texts = [(model.texts[k] or "")[:cut] if model.sent[k] else None for model in answers.values()]
             row["texts"] = {"input": record.input[:cut], "expected": record.answer[:cut], "answers": texts}

@@ -51,7 +51,8 @@ class Evaluate(Stage[EvaluateConfig]):
         drafts = self.project.config.task.has("must")
         files = {"pairs": section.pairs, "verdicts": section.verdicts_file}  # None where nobody has judged yet
         there = {name: path if path is not None and path.exists() else None for name, path in files.items()}
-        return section.model_copy(update={"group_sizes": grouped, "draft_checks": drafts, **there})
+        flags = {"group_sizes": grouped, "group_numbers": grouped, "draft_checks": drafts}
+        return section.model_copy(update={**flags, **there})
 
     def inputs(self, section: EvaluateConfig, get: Get, filled: Inputs) -> Inputs:
         if "predictions" not in filled:

@@ -322,7 +322,7 @@ def test_slices_by_label_source_length_and_group(report: Any) -> None:
     assert [one["name"] for one in shown if one["by"] == "group"] == ["big"]
 
 
-def test_rows_of_one_group_tell_less(report: Any) -> None:
+def test_rows_of_one_group_tell_less(report: Any, tmp_path: Path) -> None:
     wanted = ["a", "b"] * 30
     given = {"first": [answer if k // 10 != 3 else "c" for k, answer in enumerate(wanted)], "second": wanted}
     alone = report("classify", wanted, given)
@@ -348,6 +348,9 @@ def test_rows_of_one_group_tell_less(report: Any) -> None:
         gates.enforce([drop], twice)
     assert caught.value.hint.startswith("rows of one group are alike, so 6 groups show no small difference")
     assert "design_effect" not in alone["models"]["first"]
+    assert [row["group"] for row in rows_of(tmp_path)[1]] == [k // 10 for k in range(60)]  # numbers, no names
+    report("classify", wanted, {"second": wanted})
+    assert not any("group" in row for row in rows_of(tmp_path)[1])
 
 
 # Choosing a file
