@@ -51,8 +51,10 @@ def _refusal(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     message = message[:LONGEST_ERROR]
-    told = http.app.state.gateway.settings.log_texts  # the message may quote the client's text
-    http.state.note.fields["error"] = message if told else " ".join(filter(None, (code or kind_of(status), param)))
+    if http.app.state.gateway.settings.log_texts:  # the message may quote the client's text
+        http.state.note.fields["error"] = message
+    else:
+        http.state.note.fields["error"] = f"{code or kind_of(status)} {param}".strip()
     body = error_body(message, kind_of(status), param, code, http.state.note.id)
     route = unanswered(http.scope["path"], status)
     return JSONResponse(body, status_code=status, headers={**route, **(headers or {})})

@@ -103,11 +103,11 @@ def _rules(text: str, kinds: Sequence[str], allow: Sequence[str]) -> Iterator[st
     """The rules that match in a text."""
     for allowed in allow:
         text = text.replace(allowed, " ")
-    found = [finding for finding in sensitive.find(text, ("secret",)) if _HASH.search(text, finding.start, finding.end)]
+    keys = [finding for finding in sensitive.find(text, ("secret",)) if _HASH.search(text, finding.start, finding.end)]
     text = _DECIMAL.sub(" ", _HASH.sub(" ", text))
     if _PATH.search(_ADDRESS.sub(" ", text)):
         yield "a path of this machine"
-    for finding in (*found, *sensitive.find(text, kinds)):  # a key may be all hexadecimal, as a hash is
+    for finding in (*keys, *sensitive.find(text, kinds)):  # a key may be all hexadecimal, as a hash is
         yield finding.rule
 
 
