@@ -17,7 +17,7 @@ from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, StageRequest
-from slmctl.reports.evaluation_report import parse_report
+from slmctl.reports.evaluation_report import report_of, reports_of
 
 LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
 
@@ -95,11 +95,9 @@ def measured_with(root: Path, first: str, second: str) -> tuple[tuple[Artifact, 
         IntegrityError: No report below `runs/` measures both, or their predictions or rows are gone.
     """
     here = {made.digest: made for made in lineage.readable_artifacts(root)}
-    reports = sorted(
-        (made for made in here.values() if made.kind == "report"), key=lambda made: made.manifest.started, reverse=True
-    )
+    reports = reports_of(here.values())
     for report in reports:
-        models = parse_report(report.metrics, where=f"the manifest of {report.path}")["models"]
+        models = report_of(report)["models"]
         if {first, second} <= models.keys():
             digests = [str(models[name].get("predictions")) for name in (first, second)]
             digests.append(str(report.manifest.inputs.get(PREPARED.name)))

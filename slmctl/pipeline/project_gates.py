@@ -17,7 +17,7 @@ from slmctl.metrics import gates
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.named import TRY_FIRST
 from slmctl.releases import deliveries, registry
-from slmctl.reports.evaluation_report import EvaluationReport, measured_names, pair_of, parse_report
+from slmctl.reports.evaluation_report import EvaluationReport, measured_names, pair_of, report_of
 from slmctl.task.kinds import kind_of
 
 
@@ -121,7 +121,7 @@ def unguarded(project: Project, report: Artifact) -> str:
 
     Surely: by the interval, which few rows make too narrow, and by the exact p-value, as a gate asks for both.
     """
-    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    figures = report_of(report)
     model, metric, encode = figures["focus"], figures["primary_metric"], project.config.encode
     for name, command in gates.CHEAP.items():
         pair = pair_of(figures, model, name) if name in figures["baselines"] else None
@@ -152,7 +152,7 @@ def results(project: Project, report: Artifact, *, only_measured: bool = False) 
 
 
 def _gates(project: Project, report: Artifact, only_measured: bool) -> tuple[list[Gate], EvaluationReport]:
-    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    figures = report_of(report)
     names = measured_names(figures)
     return [
         gate for gate in project.config.gates if not only_measured or {gate.model, gate.against or gate.model} <= names

@@ -10,7 +10,7 @@ from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics import encoder_head
-from slmctl.reports.evaluation_report import CHECKS, EvaluationReport, parse_report
+from slmctl.reports.evaluation_report import CHECKS, report_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _reported(made: Sequence[Artifact], gguf: str) -> MeasuredFigures:
     """The figures of a file in the latest report; without a file, of the report's focus."""
     for entry in reversed(made):
         if entry.kind == "report":
-            report: EvaluationReport = parse_report(entry.metrics, where=f"the manifest of {entry.path}")
+            report = report_of(entry)
             models = report["models"]
             of_file = [name for name, model in models.items() if gguf and model.get("sha256") == gguf]
             name = of_file[0] if of_file else "" if gguf else report["focus"]

@@ -20,7 +20,7 @@ from slmctl.metrics.statistics import (
     percentiles,
     resamples,
 )
-from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, parse_report, parse_rows
+from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, parse_rows, report_of
 from slmctl.reports.scoreboard import difference, figure
 
 CONFIDENCE = 0.95
@@ -210,8 +210,7 @@ def _report(top: Artifact) -> Report | None:
     if top.kind != "report" and not top.is_release:
         return None
     lines = top.file("rows.jsonl").read_text(encoding="utf-8").splitlines()
-    report = parse_report(json.loads(top.file("report.json").read_bytes()), where=f"{top.path}/report.json")
-    return report, parse_rows([json.loads(line) for line in lines[1:]], where=f"{top.path}/rows.jsonl")
+    return report_of(top), parse_rows([json.loads(line) for line in lines[1:]], where=f"{top.path}/rows.jsonl")
 
 
 def _models(left: Report, right: Report) -> list[ModelChange]:

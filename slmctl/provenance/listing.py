@@ -5,6 +5,7 @@ Only names and sizes are verified. A damaged or foreign folder is listed with it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from slmctl.console import percent
 from slmctl.errors import SlmctlError
 from slmctl.pipeline import LEAVES
 from slmctl.releases import deliveries, registry
-from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of, parse_report
+from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of, report_of, reports_of
 from slmctl.reports.scoreboard import figure
 
 LONG = 32  # characters of a value; a longer value is shown as its hash
@@ -238,13 +239,10 @@ def _read(root: Path) -> tuple[list[Artifact], dict[Path, str]]:
 def _reports(made: Iterable[Artifact]) -> list[tuple[Artifact, EvaluationReport]]:
     """The readable reports, the newest first."""
     reports = []
-    for report in made:
-        if report.kind == "report":
-            try:
-                reports.append((report, parse_report(report.metrics, where=str(report.path))))
-            except SlmctlError:  # written by an unknown version: listed without a metric
-                continue
-    return sorted(reports, key=lambda each: each[0].manifest.started, reverse=True)
+    for report in reports_of(made):
+        with contextlib.suppress(SlmctlError):  # written by an unknown version: listed without a metric
+            reports.append((report, report_of(report)))
+    return reports
 
 
 def _measured(made: Sequence[Artifact]) -> dict[str, MeasuredMetric]:

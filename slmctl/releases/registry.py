@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
@@ -30,7 +29,7 @@ from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, Manifest
 from slmctl.config import PRODUCTION, Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.model_files.gguf_choice import answering
-from slmctl.reports.evaluation_report import measured_names, parse_report
+from slmctl.reports.evaluation_report import measured_names, report_of
 
 VERSION = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 TAG = re.compile(r"(?![0-9.]+$)[a-z0-9][a-z0-9._-]{0,62}")  # not like a version, which it would hide
@@ -301,7 +300,7 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
         raise IntegrityError(
             f"what the gates of {project} {version} were cannot be read", hint="slmctl publish records it again"
         ) from None
-    report = parse_report(json.loads(release.file("report.json").read_bytes()), where=f"{release.path}/report.json")
+    report = report_of(release)
     measured = {model.get("sha256") for model in report["models"].values()}
     for name, sha256 in answering(release).items():
         if sha256 not in measured:

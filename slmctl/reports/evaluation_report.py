@@ -7,12 +7,13 @@ task, on the config or on the model; all others stand in every report since 0.1.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NotRequired, TypeAlias, cast
 
 from typing_extensions import TypedDict
 
+from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError
 
 Bounds: TypeAlias = list[float]  # [low, high]
@@ -394,6 +395,19 @@ def parse_report(value: object, *, where: str) -> EvaluationReport:
         IntegrityError: A key is missing or has a value of another type; `where` begins the message.
     """
     return cast(EvaluationReport, require_type(EvaluationReport, value, where=where, hint="slmctl evaluate"))
+
+
+def report_of(source: Artifact) -> EvaluationReport:
+    """The figures of a report, or of the report in a release; raises an IntegrityError where they are damaged."""
+    if not source.is_release:
+        return parse_report(source.metrics, where=f"the manifest of {source.path}")
+    return parse_report(json.loads(source.file("report.json").read_bytes()), where=f"{source.path}/report.json")
+
+
+def reports_of(made: Iterable[Artifact]) -> list[Artifact]:
+    """The reports among artifacts, the newest first."""
+    reports = (each for each in made if each.kind == "report")
+    return sorted(reports, key=lambda report: report.manifest.started, reverse=True)
 
 
 def parse_rows(lines: Sequence[object], *, where: str) -> list[RowEntry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from slmctl.model_files.gguf_choice import lora_file
 from slmctl.pipeline import named
 from slmctl.pipeline.model_lookup import AGAIN, root_of, served_name
 from slmctl.pipeline.predictions import LORA
-from slmctl.reports.evaluation_report import EvaluationReport, parse_report, require_type
+from slmctl.reports.evaluation_report import EvaluationReport, report_of, reports_of, require_type
 from slmctl.task.contract import FILENAME, Task
 
 
@@ -123,14 +122,12 @@ def _reports(source: Artifact) -> Iterator[tuple[EvaluationReport, list[config.G
     to it, and must pass the gates of the project's config today.
     """
     if source.is_release:
-        path = source.file("report.json")
-        yield parse_report(json.loads(path.read_bytes()), where=str(path)), []
+        yield report_of(source), []
         return
     root = root_of(source.path.parent, source.path)
     settings = config.load(root / config.FILENAME) if (root / config.FILENAME).is_file() else None
-    reports = [made for made in lineage.readable_artifacts(root) if made.kind == "report"]
-    for made in sorted(reports, key=lambda made: made.manifest.started, reverse=True):
-        yield parse_report(made.metrics, where=f"the manifest of {made.path}"), settings.gates if settings else []
+    for report in reports_of(lineage.readable_artifacts(root)):
+        yield report_of(report), settings.gates if settings else []
 
 
 def _measures(figures: EvaluationReport, own: str, under: str) -> bool:

@@ -34,7 +34,7 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
     from slmctl import __version__
     from slmctl.artifacts import artifact, atomic, lineage
     from slmctl.pipeline import project_gates
-    from slmctl.reports.evaluation_report import parse_report, parse_rows
+    from slmctl.reports.evaluation_report import parse_rows, report_of
 
     path = project.runs / FILENAME
     gates = [
@@ -49,7 +49,7 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
             return path
     from slmctl.stages.evaluate import report_page
 
-    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    figures = report_of(report)
     lines = report.file("rows.jsonl").read_text(encoding="utf-8").splitlines()
     head, *rest = map(json.loads, lines)
     rows = parse_rows(rest, where=f"{report.path}/rows.jsonl")

@@ -312,10 +312,10 @@ def show(project: Project, report: Artifact, *, only_measured: bool = False) -> 
         GateError: A gate failed.
     """
     from slmctl.reports import scoreboard
-    from slmctl.reports.evaluation_report import parse_report
+    from slmctl.reports.evaluation_report import report_of
     from slmctl.stages.evaluate import report_view
 
-    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    figures = report_of(report)
     head, rows = scoreboard.table(figures)
     title = f"{console.count(figures['n'], 'held-out row')} ({figures['split']})"
     console.table(title, head, rows, optional=scoreboard.optional(figures))

@@ -10,6 +10,7 @@ from slmctl.config import PublishConfig
 from slmctl.errors import GateError
 from slmctl.inference import LINEAR
 from slmctl.model_files.gguf_choice import answering_sha256
+from slmctl.reports.evaluation_report import report_of
 from slmctl.stages.publish import license, publish, slsa_provenance
 from slmctl.task.contract import Task
 
@@ -31,7 +32,7 @@ def run(
     """
     steps = {"prepared": prepared, "encoder": encoder, "sum": sum, "report": report}
     publish.require_chain(steps, labelled)
-    figures, sha256 = publish.read_report(report), answering_sha256(sum)
+    figures, sha256 = report_of(report), answering_sha256(sum)
     if sha256 not in {model.get("sha256") for model in figures["models"].values()}:
         raise GateError("no report measured these linear members: they are not published", hint="slmctl evaluate")
     members, task = publish.copy_members(sum, out), Task.read(sum.path)

@@ -21,7 +21,7 @@ from slmctl.model_files import encoder_source, gguf_header
 from slmctl.model_files.base_model import MODEL_FILES, Base
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, sum_files
 from slmctl.reports import html_page
-from slmctl.reports.evaluation_report import EvaluationReport, parse_report
+from slmctl.reports.evaluation_report import EvaluationReport, report_of
 from slmctl.reports.scoreboard import table
 from slmctl.stages.publish import leak_scan, license, memorisation_probe, slsa_provenance
 from slmctl.task.contract import Task
@@ -48,7 +48,7 @@ def run(
     """
     steps = {"base": base, "prepared": prepared, "adapter": adapter, "merged": merged, "gguf": gguf, "report": report}
     require_chain(steps, labelled)
-    figures = read_report(report)
+    figures = report_of(report)
     files = gguf.metrics["files"]
     if (choice := figures["choice"]) is not None:
         name = gates.chosen_file(choice, among=files)
@@ -149,11 +149,6 @@ def require_chain(steps: Mapping[str, Artifact], labelled: Artifact | None) -> N
                 f"{steps[later].path} was not made from {steps[earlier].path}",
                 hint="publish with the config that made it: its lineage would be wrong",
             )
-
-
-def read_report(report: Artifact) -> EvaluationReport:
-    """The figures of a report; raises an IntegrityError where they are damaged."""
-    return parse_report(json.loads(report.file("report.json").read_bytes()), where=f"{report.path}/report.json")
 
 
 def copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
