@@ -318,12 +318,11 @@ def publish(options: Options, plan_only: bool) -> None:
     if not plan_only:
         print_artifact(options, _made(options, project, "publish").artifact)
         return
-    from slmctl.reports import scoreboard
     from slmctl.stages.publish import stage
 
-    outcome, planned = stage.plan(project)
+    outcome, planned, lines = stage.plan(project)
     say_outcome("publish", outcome)
-    print_result(options, planned, scoreboard.plan(planned))
+    print_result(options, planned, lines)
 
 
 @click.command()

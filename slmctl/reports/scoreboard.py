@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from collections.abc import Sequence
 
 from slmctl import console
 from slmctl.console import percent
@@ -20,41 +19,6 @@ PLAIN = (
     "quadratic_kappa",
     "length_ratio",
 )  # metrics that are not shares, shown without percent
-
-
-class PlannedFile(TypedDict):
-    """A file of a release: name, size in bytes, address at the target; `send` is True if the target lacks it."""
-
-    file: str
-    size: int
-    sha256: str
-    to: str
-    send: bool
-
-
-class PublishPlan(TypedDict):
-    """The plan of `publish --dry-run` as JSON.
-
-    Attributes:
-        to: Address of the target.
-        visibility: The people who may read the release there, in words.
-        license: License of the release; None if none is stated.
-        hosts: Hosts that will be contacted.
-        there: True if the release is already visible at the target.
-        bytes_to_send: Size of the missing files.
-        signed: True if a signature is sent too.
-        gates: The results of the gates, a sentence each.
-    """
-
-    to: str
-    visibility: str
-    license: str | None
-    hosts: list[str]
-    there: bool
-    bytes_to_send: int
-    signed: bool
-    gates: list[str]
-    files: list[PlannedFile]
 
 
 def table(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
@@ -92,22 +56,6 @@ def figure(metric: str, value: float, digits: int = 1) -> str:
 def difference(metric: str, value: float, digits: int = 1) -> str:
     """A difference of a metric as text: `+1.6 points` (percentage points), or a plain number for those of PLAIN."""
     return f"{value:+.{digits + 2}f}" if metric in PLAIN else f"{100 * value:+.{digits}f} points"
-
-
-def plan(release_plan: PublishPlan) -> Iterator[str]:
-    """The plan of `publish --dry-run`, a line each: files, destination and conditions."""
-    width = max(len(entry["file"]) for entry in release_plan["files"])
-    for entry in release_plan["files"]:
-        mark = "send" if entry["send"] else "there"
-        yield f"{mark:<5}  {console.size(entry['size']):>9}  {entry['file']:<{width}}  -> {entry['to']}"
-    there = ", which is there already" if release_plan["there"] else ""
-    yield f"to          {release_plan['to']}{there}"
-    yield f"hosts       {', '.join(release_plan['hosts']) or 'none'}"
-    yield f"visibility  {release_plan['visibility']}"
-    yield f"license     {release_plan['license'] or 'none stated'}"
-    yield f"signed      {'yes' if release_plan['signed'] else 'no'}"
-    yield from (f"gate passed {text}" for text in release_plan["gates"] or ["(none is set)"])
-    yield f"bytes       {release_plan['bytes_to_send']} to send"
 
 
 def _line(name: str, entry: ParticipantEntry, metric: str, others: Sequence[str]) -> list[str]:

@@ -22,7 +22,6 @@ from slmctl.pipeline.graph import LABELLED, PREPARED, Doubt, Project, Role, Stag
 from slmctl.pipeline.runner import Outcome
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, registry, signing, targets
-from slmctl.reports.scoreboard import PlannedFile, PublishPlan
 
 TARGET_PACKAGES = {"hf": "huggingface_hub", "s3": "boto3"}
 TUNED = ("adapter", "merged", "gguf")  # that a release of linear members does without
@@ -133,15 +132,15 @@ class Publish(Stage[PublishConfig]):
 STAGE = Publish
 
 
-def plan(project: Project) -> tuple[Outcome, PublishPlan]:
-    """The files that `publish` would send and their places, as JSON values; builds the release, sends nothing."""
+def plan(project: Project) -> tuple[Outcome, JsonObject, list[str]]:
+    """The release, and the files that `publish` would send and their places, as JSON values and as lines."""
     outcome = runner.make(project, Publish.name)
     shipment = _shipment(project, outcome.artifact)
     with _target(project, "publish --plan") as target:
         made = targets.plan(target, project.config.publish.to, shipment)
         verdicts = project_gates.enforce(project, project.artifact("report"))
         lacking = {item.name for item in made.missing}
-        return outcome, {
+        planned: JsonObject = {
             "to": made.to,
             "visibility": target.visibility,
             "license": outcome.artifact.metrics["license"],
@@ -151,13 +150,26 @@ def plan(project: Project) -> tuple[Outcome, PublishPlan]:
             "signed": artifact.SIGNATURE in {item.name for item in shipment.items},
             "gates": [verdict.text for verdict in verdicts],
             "files": [
-                PlannedFile(
-                    file=item.name, size=item.size, sha256=item.sha256, to=target.where(shipment, item),
-                    send=item.name in lacking,
-                )
+                {"file": item.name, "size": item.size, "sha256": item.sha256, "to": target.where(shipment, item),
+                 "send": item.name in lacking}
                 for item in shipment.items
             ],
         }  # fmt: skip
+    return outcome, planned, list(_lines(planned))
+
+
+def _lines(planned: JsonObject) -> Iterator[str]:
+    width = max(len(entry["file"]) for entry in planned["files"])
+    for entry in planned["files"]:
+        mark = "send" if entry["send"] else "there"
+        yield f"{mark:<5}  {console.size(entry['size']):>9}  {entry['file']:<{width}}  -> {entry['to']}"
+    yield f"to          {planned['to']}{', which is there already' if planned['there'] else ''}"
+    yield f"hosts       {', '.join(planned['hosts']) or 'none'}"
+    yield f"visibility  {planned['visibility']}"
+    yield f"license     {planned['license'] or 'none stated'}"
+    yield f"signed      {'yes' if planned['signed'] else 'no'}"
+    yield from (f"gate passed {text}" for text in planned["gates"] or ["(none is set)"])
+    yield f"bytes       {planned['bytes_to_send']} to send"
 
 
 def _shipment(project: Project, release: Artifact) -> targets.Shipment:
