@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import console
+from slmctl.artifacts import json_lines
 from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
+from slmctl.artifacts.json_lines import JsonLines
 from slmctl.config import PredictConfig, Prices
 from slmctl.errors import DataError
 from slmctl.inference.escalation_policy import LABELS
@@ -120,17 +122,12 @@ def _ask(
         cost = sum(prices.of_tokens(*tokens) for tokens in most)
         console.say(f"  {name}: {console.count(len(left), 'row')} to ask, at most {cost:,.4f} {prices.currency}")
     begun = time.monotonic()
-    with (
-        console.progress(f"predict {name}", len(left), "rows") as meter,
-        answered.open("a", encoding="utf-8") as stream,
-    ):
-        stream.write("\n")  # ends a line that was torn
+    with console.progress(f"predict {name}", len(left), "rows") as meter, JsonLines(answered, sync=False) as journal:
         for index, reply in pool.ask_all(requests[k] for k in left):
             k = left[index]
             replies[k] = reply
             if isinstance(reply, Reply):
-                stream.write(json.dumps({"key": keys[k]} | dataclasses.asdict(reply)) + "\n")
-                stream.flush()
+                journal.append({"key": keys[k]} | dataclasses.asdict(reply))
             meter.advance()
     return replies, round(len(left) / max(time.monotonic() - begun, 1e-9), 2) if left else None
 
@@ -144,9 +141,8 @@ def _key(request: EndpointRequest) -> str:
 def _written(path: Path) -> dict[str, Reply]:
     """The replies that were written down, by request; a torn line counts as none."""
     replies = {}
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            fields = json.loads(line)
+    for fields in json_lines.read(path) if path.exists() else ():
+        with contextlib.suppress(TypeError, KeyError):
             key = fields.pop("key")
             replies[key] = Reply(**fields)
     return replies
