@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from slmctl import models
 from slmctl.artifacts import artifact, lineage
@@ -107,24 +107,17 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
     return fitted
 
 
-class SpokenTo(NamedTuple):
-    """A model to talk to, its task, its newest policy, and a function that loads it."""
-
-    model: Model
-    task: Task
-    policy: Policy | None
-    load: Callable[[], Answering]
-
-
-def spoken_to(where: Workspace, spec: str | None, type: str | None) -> SpokenTo:
-    """The model of a path or a kind for a conversation in the terminal."""
+def spoken_to(
+    where: Workspace, spec: str | None, type: str | None
+) -> tuple[Model, Task, Policy | None, Callable[[], Answering]]:
+    """The model of a path or a kind to talk to, its task, its newest policy, and a function that loads it."""
     from slmctl.models.model import Loading
 
     model = served(where, spec, type)
     task, newest = model.read_task(), newest_policy(where.directory, model)
     policy = fitted_policy(newest, model.digest, task) if newest is not None else None
     loading = Loading(sequences=1, mostly_reads=task.mostly_reads)
-    return SpokenTo(model, task, policy, functools.partial(model.load, loading))
+    return model, task, policy, functools.partial(model.load, loading)
 
 
 def served_name(source: Artifact, path: Path) -> tuple[str, str]:
