@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.network.endpoint_replies import is_text
 from slmctl.network.http_server import SignalledServer
 from slmctl.production.review.near_rows import Neighbour, TrainingRows
 from slmctl.production.review.pairs import AnswerPair, bounded
@@ -213,18 +214,9 @@ async def _fields(request: Request) -> JsonObject:
         fields = json.loads(raw)
     except (ValueError, RecursionError):
         fields = None
-    if not isinstance(fields, dict) or not _is_unicode(fields):
+    if not isinstance(fields, dict) or not is_text(json.dumps(fields, ensure_ascii=False)):
         raise DecisionRefusedError("a request is a JSON object of whole characters")
     return fields
-
-
-def _is_unicode(fields: JsonObject) -> bool:
-    """False if a text holds a lone surrogate, which cannot be written as UTF-8."""
-    try:
-        json.dumps(fields, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 async def _refused(request: Request, error: Exception) -> Response:
