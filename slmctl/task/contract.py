@@ -96,8 +96,8 @@ class Task:
         task = read_typed(path, cls, hint="run the stage that wrote it again")
         if task.kind not in KINDS:
             raise IntegrityError(f"{path} is not valid: kind: '{task.kind}' is none of {', '.join(KINDS)}")
-        if task.schema is not None:
-            _require_schema(task.schema, path)
+        if task.schema is not None and (fault := tool_calls.schema_fault(task.schema)):
+            raise IntegrityError(f"{path} is not valid: schema: {fault}")
         if "" in task.special_tokens:
             raise IntegrityError(f"{path} is not valid: special_tokens: an empty text is no token")
         if task.document is not None and not 0 <= 4 * task.document.overlap <= task.document.size + 4 > 4:
@@ -348,14 +348,3 @@ def call_form_of(task: Task) -> CallForm:
         return bare.render(messages, add_generation_prompt=opens, tools=tools)
 
     return tool_calls.form_of(render, end=task.end, special_tokens=task.special_tokens)
-
-
-def _require_schema(schema: JsonObject, path: Path) -> None:
-    import jsonschema
-
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise IntegrityError(f"{path} is not valid: schema: {error.message[:200]}") from None
-    except RecursionError:
-        raise IntegrityError(f"{path} is not valid: schema: it is nested too deeply") from None

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import TaskConfig
 from slmctl.errors import DataError
@@ -31,13 +29,12 @@ def schema_of(config: TaskConfig) -> JsonObject | None:
         return None
     try:
         schema = _read(path, "a JSON Schema")
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise DataError(f"{path.name} is not a JSON Schema: {error.message[:200]}") from None
     except RecursionError:
         raise DataError(f"{path.name} is not a JSON Schema: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} is not a readable JSON Schema: {error}") from None
+    if fault := tool_calls.schema_fault(schema):
+        raise DataError(f"{path.name} is not a JSON Schema: {fault}")
     if not isinstance(schema, dict):
         raise DataError(f"{path.name} is not a JSON Schema of objects: it is {schema!r:.20}")
     if fault := grammar_fault(json.dumps(schema)):

@@ -141,13 +141,22 @@ def _tool(value: Any, at: int) -> Tool:
     parameters = {"type": "object", "properties": {}, **parameters}
     if parameters["type"] != "object":
         raise DataError(f"the parameters of the tool '{name}' are of type '{parameters['type']}', not 'object'")
+    if fault := schema_fault(parameters):
+        raise DataError(f"the parameters of the tool '{name}' are no JSON Schema: {fault}")
+    return Tool(name, description, json.loads(json.dumps(parameters, sort_keys=True)))
+
+
+def schema_fault(schema: Any) -> str:
+    """The reason why a value is no JSON Schema, or ''."""
     import jsonschema
 
     try:
-        jsonschema.Draft202012Validator.check_schema(parameters)
+        jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise DataError(f"the parameters of the tool '{name}' are no JSON Schema: {error.message[:200]}") from None
-    return Tool(name, description, json.loads(json.dumps(parameters, sort_keys=True)))
+        return str(error.message[:200])
+    except RecursionError:
+        return "it is nested too deeply"
+    return ""
 
 
 def _closed(schema: Any) -> Any:
