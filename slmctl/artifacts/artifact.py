@@ -357,8 +357,7 @@ def seal(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], 
     for entry in files:
         atomic.sync(place / entry.path)
     manifest = make(files, digest_of(files))
-    with atomic.file(place / MANIFEST) as half:  # so that a draft never holds a partial manifest
-        half.write_bytes(manifest.to_bytes())
+    atomic.write(place / MANIFEST, manifest.to_bytes())  # so that a draft never holds a partial manifest
     return Artifact(final, manifest)
 
 

@@ -55,6 +55,13 @@ def file(path: Path, mode: int = 0o666, *, replace: bool = True) -> Iterator[Pat
         os.close(descriptor)  # and with it the lock
 
 
+def write(path: Path, raw: bytes, mode: int = 0o666) -> None:
+    """Write a small file with `file`; its folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file(path, mode) as draft:
+        draft.write_bytes(raw)
+
+
 @contextlib.contextmanager
 def folder(path: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; it is renamed to `path` if the block raises nothing, else removed.

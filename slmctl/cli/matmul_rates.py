@@ -48,11 +48,8 @@ def measure() -> MeasuredRates:
     now: dict[str, float] = json.loads(done.stdout)
     before = stored() or {}
     best = {name: max(rate, before.get(name, 0.0)) for name, rate in now.items()}
-    path = _path()
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.file(path) as draft:
-            draft.write_text(json.dumps({"machine": _machine(), "rates": best}), encoding="utf-8")
+        atomic.write(_path(), json.dumps({"machine": _machine(), "rates": best}).encode())
     return MeasuredRates(now, best, before, load())
 
 

@@ -135,6 +135,4 @@ def _read(kept: Path | None) -> float | None:
 def _write(kept: Path | None, gain: float) -> None:
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
         if kept is not None and math.isfinite(gain):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.file(kept) as draft:
-                draft.write_text(json.dumps({"gain": round(gain, 3)}), encoding="utf-8")
+            atomic.write(kept, json.dumps({"gain": round(gain, 3)}).encode())

@@ -76,8 +76,7 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
             gguf_converter.convert(model, made, dtype="f16", metadata={"general.name": name(section.encoder)})
             shutil.copyfile(made, draft)
     source = {GGUF if model.is_file() else WEIGHTS: digest}
-    with atomic.file(seal) as draft:
-        draft.write_bytes(canonical({"source": source, "gguf": sha256_file(gguf)}))
+    atomic.write(seal, canonical({"source": source, "gguf": sha256_file(gguf)}))
     return gguf, source
 
 

@@ -257,9 +257,7 @@ def endpoint_artifact(
     content = artifact.canonical({"url": against.url, "model": against.model, "shots": shots, **more})
     path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(content)[7:19]}.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.file(path) as draft:
-            draft.write_bytes(content)
+        atomic.write(path, content)
     return artifact.foreign(path, "endpoint")
 
 

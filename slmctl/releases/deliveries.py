@@ -30,13 +30,10 @@ class Delivery:
 
 def record(runs: Path, release: Artifact, to: str) -> None:
     """Write a receipt for a release that was sent to `to`."""
-    folder = runs / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     at = console.timestamp()
     sent = Delivery(to, str(release.metrics["project"]), str(release.metrics["version"]), release.digest, at)
     name = f"{release.digest[7:19]}-{artifact.sha256_bytes(to.encode())[7:19]}.json"
-    with atomic.file(folder / name) as draft:
-        draft.write_bytes(artifact.canonical(asdict(sent)))
+    atomic.write(runs / FOLDER / name, artifact.canonical(asdict(sent)))
 
 
 def recorded(runs: Path) -> Iterator[tuple[Path, Delivery]]:

@@ -257,7 +257,7 @@ def record_gates(root: Path, release: Artifact, gates: Sequence[Gate]) -> None:
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
     path = root / project / ".gates" / version
     conditions = [gate.model_dump(mode="json", exclude_none=True) for gate in gates]
-    _replace(path, artifact.canonical({"digest": release.digest, "gates": conditions}))
+    atomic.write(path, artifact.canonical({"digest": release.digest, "gates": conditions}))
 
 
 def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] = ()) -> Tag:
@@ -285,7 +285,7 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
         if before is not None and before.digest == release.digest:
             return before
         made = Tag(project, tag, version, release.digest, before.version if before else None)
-        _replace(path, artifact.canonical(asdict(made)))
+        atomic.write(path, artifact.canonical(asdict(made)))
     return made
 
 
@@ -345,10 +345,3 @@ def _require_same(tag: Tag, release: Manifest, root: Path) -> None:
             f"the tag {tag.project}@{tag.name} in {root} stands for another release than lies under {tag.version}",
             hint="slmctl promote sets it again",
         )
-
-
-def _replace(path: Path, raw: bytes) -> None:
-    """Write a small file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.file(path) as draft:
-        draft.write_bytes(raw)

@@ -162,11 +162,9 @@ def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[So
     files = {kind: place / f"{path.stem}.{kind}.jsonl" for kind in ("uniform", "targeted")}
     if not all(file.exists() for file in files.values()):
         rows, _ = _rows(path)
-        place.mkdir(parents=True, exist_ok=True)
         for kind, part in rows.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
-            with atomic.file(files[kind], 0o600) as draft:
-                draft.write_bytes(text.encode("utf-8", "backslashreplace"))
+            atomic.write(files[kind], text.encode("utf-8", "backslashreplace"), 0o600)
     has_rows = {kind: file.stat().st_size > 0 for kind, file in files.items()}
     if has_rows["targeted"] and source.split not in (None, "train"):
         raise UsageError(
