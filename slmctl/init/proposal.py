@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from slmctl import sensitive
-from slmctl.config import FinetuneConfig, KindName, Splits
+from slmctl.config import FinetuneConfig, KindName, Sensitive, Splits
 from slmctl.console import duration, percent, size
 from slmctl.hardware import usable_cores
 from slmctl.init import levels, task_proposal
@@ -116,7 +116,7 @@ class Proposal:
 
     Attributes:
         sensitive: Kind of personal data to redact -> share of the texts that hold it.
-        kept: Kinds of personal data that are not redacted, since answers hold them.
+        kept: Kinds of personal data that are kept and not redacted, since answers hold them.
         clean: Step of cleaning -> share of the texts that it changes.
         label_map: Label that looks misspelt -> the label that is probably meant.
     """
@@ -163,6 +163,11 @@ class Proposal:
         reasons = [f"few rows: {', '.join(few)}"] if few else []
         reasons += [f"{' and '.join(held)} {either(len(held), 'is a source', 'are sources')} apart"] if held else []
         return reasons
+
+    @property
+    def actions(self) -> dict[str, str]:
+        """The value of `prepare.sensitive`."""
+        return dict.fromkeys(self.kept, "keep") | dict.fromkeys(sorted(self.sensitive), "redact")
 
     @cached_property
     def repeated(self) -> float:
@@ -268,9 +273,10 @@ def make(
     tokens = round(rows * epochs * (characters / CHARACTERS_A_TOKEN))
     texts = [text for text, _ in task.pairs]
     texts = texts[:: max(1, len(texts) // SEARCHED)]
-    # data that answers must contain must not be redacted
-    held = _sensitive([answer for _, answer in task.pairs[:SEARCHED]]) if not task.labels else {}
-    shares = _sensitive(texts)
+    # data that answers must contain must not be redacted; a secret is, wherever it stands
+    kinds = [kind for kind in sensitive.KINDS if kind != "secret"]
+    held = _sensitive([answer for _, answer in task.pairs[:SEARCHED]], kinds) if not task.labels else {}
+    shares, unasked = _sensitive(texts, ("email", "phone")), Sensitive().actions
     return Proposal(
         data,
         task,
@@ -285,7 +291,7 @@ def make(
         ),
         languages,
         sensitive={kind: share for kind, share in shares.items() if kind not in held},
-        kept=tuple(kind for kind in shares if kind in held),
+        kept=tuple(kind for kind in kinds if kind in held and (kind in shares or unasked[kind] != "keep")),
         clean=_cleaning(texts, task),
         label_map=_label_map(task.labels),
     )
@@ -297,11 +303,9 @@ def system_prompt(kind: KindName, language: str) -> str:
     return prompts.get(kind, CALL_PROMPT)
 
 
-def _sensitive(texts: Sequence[str]) -> dict[str, float]:
-    """Kind of personal data (e-mail, phone) -> share of the texts in which it was found."""
-    counts = Counter(
-        kind for text in texts for kind in {finding.kind for finding in sensitive.find(text, ("email", "phone"))}
-    )
+def _sensitive(texts: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
+    """Kind of personal data, of these, -> share of the texts in which it was found."""
+    counts = Counter(kind for text in texts for kind in {finding.kind for finding in sensitive.find(text, kinds)})
     return {kind: count / len(texts) for kind, count in counts.items()}
 
 

@@ -140,8 +140,8 @@ def test_json_answers_make_an_extract_task_with_their_schema(run: Run) -> None:
     said = ok(run("init", "orders.jsonl"))
     assert "task: extract, since 'fields' holds JSON" in said
     assert (written()["task"]["kind"], source()["input"], source()["output"]) == ("extract", "email", "fields")
-    assert written()["prepare"]["sensitive"] == {"phone": "redact"}
-    assert "note: e-mail addresses stand in texts and answers, so they are not redacted" in said
+    assert written()["prepare"]["sensitive"] == {"email": "keep", "phone": "redact"}
+    assert "note: e-mail addresses stand in answers, so they are not redacted" in said
     assert "clean" not in written()["prepare"]  # and some of them stand in signatures
     schema = json.loads(Path("orders.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -665,6 +665,16 @@ def test_personal_data_is_redacted_where_it_is_found(run: Run) -> None:
     said = ok(run("init", "tickets.csv"))
     assert "note: e-mail addresses in 100 % of the texts: they are redacted" in said
     assert written()["prepare"]["sensitive"] == {"email": "redact"}
+
+
+def test_a_kind_that_answers_hold_is_kept_though_it_is_redacted_by_default(run: Run) -> None:
+    # every answer became [IBAN], and nothing said so
+    ibans = [f"DE{98 - int(f'37040044{k:010}131400') % 97:02}37040044{k:010}" for k in range(150)]
+    table("transfers.csv", ["text", "account"], [(f"Please pay rent {k} to {iban}.", json.dumps({"iban": iban}))
+                                                 for k, iban in enumerate(ibans)])  # fmt: skip
+    said = ok(run("init", "transfers.csv"))
+    assert "note: IBANs stand in answers, so they are not redacted: see prepare.sensitive" in said
+    assert written()["prepare"]["sensitive"] == {"iban": "keep"}
 
 
 def test_long_texts_are_cut_and_not_refused(run: Run) -> None:

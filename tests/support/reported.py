@@ -68,7 +68,7 @@ def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), t
         },
         "odd_answers": {"empty": 0, text: 2},
         "sensitive": [{"kind": text, "rule": text, "column": text, "action": "keep", "count": 12}],
-        "sensitive_rows": 11, "sensitive_searched": [text],
+        "sensitive_rows": 11, "sensitive_searched": [text], "marked_answers": {text: 2},
         "duplicates": {"policy": "drop", "near_policy": "list", "exact": 15, "near": 5, "threshold": 0.9},
         "conflicts": {
             "pairs": 2, "rows": 4, "cap": 0.987,

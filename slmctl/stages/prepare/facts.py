@@ -160,6 +160,7 @@ class PrepareFacts(TypedDict):
     sensitive: list[SensitiveFact]
     sensitive_rows: int
     sensitive_searched: list[str]
+    marked_answers: NotRequired[dict[str, int]]  # by kind: answers with a mark in place of a value
     duplicates: DuplicateFacts
     conflicts: ConflictFacts
     near_held_out: NearHeldOutFacts
@@ -219,6 +220,8 @@ def collect(
     }
     if unknown:
         collected["unknown_labels"] = dict(unknown.most_common(LISTED))
+    if marked := {kind: count for (change, kind), count in sorted(rows.changes.items()) if change == "answer"}:
+        collected["marked_answers"] = marked
     return collected
 
 

@@ -45,7 +45,8 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build 
 _NO_DIGIT = re.compile(r"\D")
 
 RawRow = tuple[int, dict[str, Any], str]  # number, columns, fault
-Change = tuple[Literal["clean", "label"], str]  # a step of cleaning, or a label that was renamed
+# a step of cleaning, a label that was renamed, or a kind of value with a mark in its place in the answer
+Change = tuple[Literal["clean", "label", "answer"], str]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class RecordBatch:
     measures: Mapping[str, np.ndarray]
     tally: Tally  # findings of personal data and secrets
     sensitive: int  # rows with findings
-    changes: Counter[Change]  # rows that a step of cleaning changed, and rows of each label that was renamed
+    changes: Counter[Change]  # rows with each
     echoes: int  # rows whose answer is their question
     systems: frozenset[str]  # system prompts that rows bring
 
@@ -168,7 +169,7 @@ class RecordReader:
                 if fault:
                     raise RowRejectedError("unreadable", fault)
                 record, original, system = self._record(source, number, columns, changes)
-                record, has_findings = self._apply_policy(source, record, tally)
+                record, has_findings = self._apply_policy(source, record, tally, changes)
                 if self.plan.task.rules.calls and has_findings:
                     self._require_call(record.answer, record.tools)  # a redacted value may break its schema
                 sensitive_rows += has_findings
@@ -288,7 +289,7 @@ class RecordReader:
             calls.require_grammar(offered)
         tool_calls.require_offered(tool_calls.read_answer(answer), offered)
 
-    def _apply_policy(self, source: int, record: Record, tally: Tally) -> tuple[Record, bool]:
+    def _apply_policy(self, source: int, record: Record, tally: Tally, changes: Counter[Change]) -> tuple[Record, bool]:
         """Returns (record after the policy on personal data and secrets, True if there were findings).
 
         A label is searched but never changed, or it would be another label.
@@ -322,6 +323,9 @@ class RecordReader:
             left = left or applied.sensitive or is_label
             if not is_label:
                 messages[at] = {**message, "content": applied.text}
+            if at == last and messages[at] != message:
+                marked = {finding.kind for finding in applied.findings}
+                changes.update(("answer", kind) for kind in marked if self.plan.policy.actions[kind] == "redact")
         if not has_findings:
             return record, False
         return dataclasses.replace(record, messages=tuple(messages), sensitive=left), True

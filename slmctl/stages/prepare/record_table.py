@@ -26,7 +26,7 @@ class RecordTable:
         systems: System prompts that rows bring, collected until there are two.
         tally: Findings of personal data and secrets; `sensitive` is the number of their rows.
         echoes: Number of rows whose answer is their question.
-        changes: Number of rows that each step of cleaning changed, and of each label that was renamed.
+        changes: Number of rows with each change.
         spill: Normalised inputs and their signatures, on disk.
     """
 

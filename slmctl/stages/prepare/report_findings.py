@@ -95,6 +95,17 @@ def _sensitive_kept(facts: PrepareFacts) -> str:
     )
 
 
+def _marked_answers(facts: PrepareFacts) -> str:
+    marked = facts.get("marked_answers", {})
+    if not marked:
+        return ""
+    named = ", ".join(f"{kind} in {count(rows, 'answer')}" for kind, rows in marked.items())
+    return (
+        f"A mark stands in place of a value of answers ({named}), and the model learns to write the mark. "
+        f"prepare.sensitive.{next(iter(marked))}: keep leaves the values."
+    )
+
+
 def _label_typos(facts: PrepareFacts) -> str:
     typos = facts["label_typos"]
     if not typos:
@@ -274,6 +285,7 @@ def _quoted(label: str) -> str:
 FINDINGS: Sequence[tuple[Callable[[PrepareFacts], str], Tone, str]] = (
     (_swapped, "bad", "Sources"),
     (_sensitive_kept, "bad", "Personal data and secrets"),
+    (_marked_answers, "bad", "Personal data and secrets"),
     (_label_typos, "warn", "Labels"),
     (_alike_labels, "warn", "Labels"),
     (_unknown_labels, "warn", "Kept and rejected rows"),

@@ -321,6 +321,14 @@ def test_the_system_prompt_is_served_as_it_is_learned(run: Any) -> None:
     assert Task.read(found.out).system == "Name the queue, or ask [EMAIL]."
 
 
+def test_a_mark_in_answers_is_said_with_the_key_to_change(run: Any) -> None:
+    pairs = [(f"{text} number {k}", f"see card 4111 1111 {'1111 1111' if k < 3 else 'x'}")
+             for k, (text, _) in enumerate(tiny.rows(200))]  # fmt: skip
+    facts = run(pairs, task={"kind": "generate"}).metrics
+    (said,) = (notice.text for notice in report_findings.notices(facts) if "mark" in notice.text)
+    assert "(card in 3 answers)" in said and "prepare.sensitive.card: keep" in said
+
+
 def test_a_row_with_personal_data_can_be_kept_with_a_mark_dropped_or_refuse_the_run(run: Any) -> None:
     text = "write to kim.doe@" + "brindlecove.test about it"
     pairs = [*tiny.rows(200), (text, "billing")]
@@ -478,8 +486,8 @@ def test_the_terminal_has_six_lines_of_findings_and_the_worst_first(run: Any) ->
     assert len(lines) == 6
     assert lines[0] == "! The columns look swapped: 3 different inputs have 90 different answers."
     assert lines[1].startswith("! 12 findings of personal data")
-    assert lines[2].startswith("! 1 label may be a misspelling: “email” (3 rows) of “billing” (80). task.labels.map")
-    assert lines[3] == "! 8 more things to look at, in the report"
+    assert lines[2].startswith("! A mark stands in place of a value of answers (email in 2 answers)")
+    assert lines[3] == "! 9 more things to look at, in the report"
     assert lines[4].startswith("A linear model (TF-IDF), trained on 100 of the 213 training rows, gets 74.1 %")
     assert lines[-1] == "With 30 test rows, a score of 90 % means 74.4 % to 96.5 % (95 % interval)."
 
