@@ -21,7 +21,7 @@ class Repeats:
     """For each record, `(n,)`, the record that it repeats, or -1.
 
     Attributes:
-        equal: The record with the same normalised input and the same digits that stays, as `_stays` chooses it.
+        equal: The record with the same normalised input, digits and signs that stays, as `_stays` chooses it.
         near: The earliest nearly equal record, among records without an equal one.
         conflict: The earliest with nearly the same input and another answer.
         cap: The best accuracy that a model can have, 0 to 1, since it answers equal questions alike.
@@ -62,7 +62,7 @@ def find_repeats(
     close = equal.copy()
     close[alone] = rows.spill.near(CONFLICT, rows=alone, workers=workers)
     paired = np.flatnonzero(close >= 0)
-    paired = paired[rows.digits[paired] == rows.digits[close[paired]]]  # another number is another question
+    paired = paired[rows.digits[paired] == rows.digits[close[paired]]]  # another number or emoji is another question
     same = np.full(len(rows), -1, dtype=np.int64)
     same[paired] = close[paired]
     differs = rows.answers[paired] != rows.answers[same[paired]]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -43,6 +44,9 @@ PARALLEL_BYTES = 4_000_000  # bytes of sources from which starting workers pays
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build an encoder for each row
 _NO_DIGIT = re.compile(r"\D")
+# no letter, and none of the punctuation, currencies, letterlike signs and variation selectors that make no difference
+_SIGN = re.compile(r"[^\w\s\0-\u02ff\u2000-\u218f\ufe00-\ufe0f\U000e0000-\U000e0fff]")
+_KINDS = ("Mn", "Mc", "Me", "So")  # of signs: those of vowels and other marks, emoji and the like
 
 RawRow = tuple[int, dict[str, Any], str]  # number, columns, fault
 # a step of cleaning, a label that was renamed, or a kind of value with a mark in its place in the answer
@@ -70,7 +74,7 @@ class RecordBatch:
             numbers: Of the rows.
             digests: `minhash.digest` of `texts`.
             old_digests, old_compact: Of the inputs as they came in, before cleaning and redaction.
-            digits: A hash of the digits of each input, which are all alike in `texts`.
+            digits: A hash of the digits, vowel signs and emoji of each input, which are alike or missing in `texts`.
             answers: A hash of each answer.
             positions: Between 0 and 1, from which the split follows.
             moments: Seconds since 1970, NaN without a time column.
@@ -408,7 +412,7 @@ class RecordReader:
             "digests": _digests(texts),
             "old_digests": _digests(before),
             "old_compact": old_compact,
-            "digits": np.array([_hash(_NO_DIGIT.sub("", record.input)) for record in records], dtype=np.uint64),
+            "digits": np.array([_hash(_digits(record.input)) for record in records], dtype=np.uint64),
             "answers": np.array([_hash(record.answer) for record in records], dtype=np.uint64),
             "positions": np.array([split.position_of(key) for key in keys], dtype=float),
             "moments": np.array([row.moment for row in rows], dtype=float),
@@ -490,6 +494,15 @@ def _read_in_worker(source: int, rows: list[RawRow]) -> RecordBatch:
 
 def _digests(texts: Sequence[str]) -> U8:
     return np.frombuffer(b"".join(map(minhash.digest, texts)), dtype=np.uint8).reshape(-1, minhash.DIGEST)
+
+
+def _digits(text: str) -> str:
+    """The digits of a text and, after them, its signs."""
+    digits = _NO_DIGIT.sub("", text)
+    if text.isascii():
+        return digits
+    signs = _SIGN.findall(unicodedata.normalize("NFC", text))
+    return digits + "".join(sign for sign in signs if unicodedata.category(sign) in _KINDS)
 
 
 def _hash(text: str) -> int:

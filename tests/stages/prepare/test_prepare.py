@@ -219,6 +219,21 @@ def test_numbers_make_another_question_and_markup_does_not(run: Any) -> None:
     assert found.metrics["conflicts"]["pairs"] == 0
 
 
+# such rows were left out as one question, or counted as a conflict
+@pytest.mark.parametrize(("one", "other"), [
+    ("मैं घर जा रहा हूँ", "मैं घर जा रही हूँ"), ("มาที่นี่", "มาที่นี้"), ("ready at last 😡", "ready at last 😍"),
+    ("☑ yes ☐ no", "☐ yes ☑ no"),
+])  # fmt: skip
+def test_a_vowel_sign_or_an_emoji_makes_another_question(run: Any, one: str, other: str) -> None:
+    found = run([*tiny.rows(200), (one, "billing"), (other, "account")]).metrics
+    assert (found["duplicates"]["exact"], found["conflicts"]["pairs"]) == (0, 0)
+
+
+def test_signs_that_make_no_difference(run: Any) -> None:
+    alike = ["Idée: 20 °C, 5 € ♥\ufe0f 👍🏽", "Ide\u0301e – 20 C … 5 ♥ 👍"]
+    assert run([*tiny.rows(200), *((text, "billing") for text in alike)]).metrics["duplicates"]["exact"] == 1
+
+
 def test_duplicates_can_be_kept_each_under_its_own_id(run: Any) -> None:
     pairs = tiny.rows(200)
     found = run([*pairs, pairs[0], pairs[0]], duplicates={"exact": "list", "similarity": 1})
