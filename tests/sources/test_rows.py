@@ -152,9 +152,13 @@ def test_unknown_kind_lists_the_known(tmp_path: Path) -> None:
         assert caught.value.hint.startswith("known: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx,")
 
 
-def test_columns_come_from_the_first_good_row(tmp_path: Path) -> None:
+def test_columns_come_from_the_first_good_row_or_of_json_from_many(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('nonsense\n{"b": 1, "a": 2}\n')
     assert columns_of(tmp_path / "a.jsonl") == ["b", "a"]
+    # a column was unknown whose key the first row lacks, as exporters leave out what is null
+    for name, content in (("c.jsonl", '{"b": 1}\n{"a": 2, "b": 3}\n'), ("c.json", '[{"b": 1}, {"a": 2}]')):
+        (tmp_path / name).write_text(content)
+        assert columns_of(tmp_path / name) == ["b", "a"]
     (tmp_path / "a.csv").write_text("text,category\nshort\n1,2\n")
     assert columns_of(tmp_path / "a.csv") == ["text", "category"]
 

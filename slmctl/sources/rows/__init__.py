@@ -6,6 +6,7 @@ Any file, whatever its content, gives rows or raises DataError, in bounded memor
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Unpack
@@ -28,6 +29,7 @@ __all__ = [
 
 _SHEETS = ("xlsx", "ods", "sqlite", "json")
 _HEADERS = ("csv", "tsv", "xlsx", "ods")  # formats with a header row
+_SEEN = 2000  # rows of JSON whose keys are the columns, since exporters leave a key without a value out; also keys
 
 
 class FileForm(NamedTuple):
@@ -123,7 +125,7 @@ def read_rows(path: Path, **options: Unpack[ReadingOptions]) -> Generator[Row]:
 
 
 def columns_of(path: Path, **options: Unpack[ReadingOptions]) -> list[str]:
-    """The column names of a file, from its first usable row.
+    """The column names of a file, see `form_and_columns`.
 
     Raises:
         DataError: The file holds no row; see also `opened`.
@@ -140,9 +142,15 @@ def form_of(path: Path, **options: Unpack[ReadingOptions]) -> FileForm:
 
 
 def form_and_columns(path: Path, **options: Unpack[ReadingOptions]) -> tuple[FileForm, list[str]]:
-    """Returns (form of a file, column names of its first usable row); an empty list without one."""
+    """Returns (form of a file, column names of its first usable row, of JSON of many); an empty list without one."""
     with opened(path, **options) as (form, rows):
-        return form, next((list(row.columns) for row in rows if not row.fault), [])
+        names: dict[str, None] = {}
+        usable = (row for row in rows if not row.fault)
+        for row in itertools.islice(usable, _SEEN if form.format in ("jsonl", "json") else 1):
+            names |= dict.fromkeys(row.columns)
+            if len(names) > _SEEN:  # a hostile file has other keys in every row
+                break
+        return form, list(names)
 
 
 def text_form(path: Path, **options: Unpack[ReadingOptions]) -> TextForm:
