@@ -12,9 +12,11 @@ PACKAGE = "http://schemas.openxmlformats.org/package/2006"
 
 
 def cell(place: str, value: str | float) -> str:
-    """A cell of an `.xlsx` sheet: a text, or a number."""
+    """A cell of an `.xlsx` sheet: a text, a number, or true or false."""
     if isinstance(value, str):
         return f'<c r="{place}" t="inlineStr"><is><t>{escape(value)}</t></is></c>'
+    if isinstance(value, bool):
+        return f'<c r="{place}" t="b"><v>{value:d}</v></c>'
     return f'<c r="{place}"><v>{value!r}</v></c>'
 
 

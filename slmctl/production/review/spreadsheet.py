@@ -15,6 +15,7 @@ from slmctl.production.review.pairs import AnswerPair, PairSession, bounded
 from slmctl.production.review.review_rows import ReviewRow
 from slmctl.production.review.session import MODE, DecisionRefusedError, DecisionSession
 from slmctl.sources.rows import as_csv, columns_of, read_rows, unescaped
+from slmctl.sources.rows.cells import as_text
 from slmctl.task.records import question_of
 
 ANSWER = "reviewed_answer"
@@ -96,7 +97,7 @@ def read(path: Path, session: DecisionSession[Any, Any], *, column: str = ANSWER
     counts: Counter[str] = Counter()
     empty, refused = 0, []
     for row in read_rows(path):
-        id, answer, *stamps = (str(row.columns.get(name) or "").strip() for name in columns)
+        id, answer, *stamps = (as_text(row.columns.get(name)) for name in columns)
         if row.fault:
             refused.append(f"row {row.number}: {row.fault}")
         elif not answer:

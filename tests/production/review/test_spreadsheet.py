@@ -10,6 +10,7 @@ import pytest
 from support import production
 from support.production import collected
 from support.reported import HOSTILE
+from support.workbooks import row, write_xlsx
 
 from slmctl.errors import DataError
 from slmctl.production.review import spreadsheet
@@ -45,6 +46,18 @@ def queue() -> list[ReviewRow]:
         ReviewRow(collected("e", "odd"), "uniform"),
         ReviewRow(collected("f", "open"), "uniform"),
     ]
+
+
+def test_numbers_and_booleans_of_a_workbook_are_decisions(tmp_path: Path) -> None:
+    # 0 and False counted as rows without a decision
+    task = Task("classify", "", "", labels=("0", "1", "false"))
+    cells: list[tuple[str | float, ...]] = [("id", spreadsheet.ANSWER), ("a", 0), ("b", False), ("c", 1), ("d",)]
+    write_xlsx(tmp_path / "rows.xlsx", {"S": "".join(row(k, *each) for k, each in enumerate(cells, 1))})
+    queue = [ReviewRow(collected(id, "x", answer="1"), "uniform") for id in "abcd"]
+    with ReviewSession(queue, task=task, output=tmp_path / "out.jsonl", reviewer="ann") as session:
+        done = spreadsheet.read(tmp_path / "rows.xlsx", session)
+    assert (done.counts, done.empty, done.refused) == ({"corrected": 2, "accepted": 1}, 1, ())
+    assert [review.after for review in Review.read(tmp_path / "out.jsonl")] == ["0", "false", "1"]
 
 
 def test_decisions_come_back(queue: list[ReviewRow], tmp_path: Path) -> None:
