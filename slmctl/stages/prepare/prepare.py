@@ -138,8 +138,7 @@ def _plan(config: PrepareConfig, base: Artifact | None, *, keeps: bool) -> Readi
                     f"and the kind is {config.task.kind}",
                     hint="output: COLUMN",
                 )
-        if config.splits.time is not None and source.time is None and source.split is None:
-            raise DataError(f"{source.title} names no time column, and splits.time needs one", hint="time: COLUMN")
+    _require_splits(config)
     task = Task(
         kind=config.task.kind,
         chat_template=PLAIN,
@@ -186,6 +185,22 @@ def _plan(config: PrepareConfig, base: Artifact | None, *, keeps: bool) -> Readi
     return plan
 
 
+def _require_splits(config: PrepareConfig) -> None:
+    """Refuse splits that rows of a source cannot be drawn for.
+
+    Raises:
+        DataError: They go by time, and a source has none; or by label, and a source has groups, which would be torn.
+    """
+    for source in (source for source in config.sources if source.split is None):
+        if config.splits.time is not None and source.time is None:
+            raise DataError(f"{source.title} names no time column, and splits.time needs one", hint="time: COLUMN")
+        if config.splits.time is None and config.splits.labels and source.group is not None:
+            raise DataError(
+                f"splits.labels would tear groups of {source.title} apart, whose rows stay in one split",
+                hint="leave prepare.splits.labels out, or the source's group",
+            )
+
+
 def check(config: PrepareConfig) -> None:
     """Check the schema, and that every source can be read and has the columns that the config names; needs no base.
 
@@ -194,6 +209,7 @@ def check(config: PrepareConfig) -> None:
     """
     declared.schema_of(config.task)
     declared.tools_of(config.task)
+    _require_splits(config)
     _, columns = source_forms.forms_and_columns(config.sources, quiet=True)
     for source, named in zip(config.sources, columns, strict=True):
         conversation_formats.recognise(source, named, calls=kind_of(config.task.kind).calls)

@@ -127,13 +127,21 @@ def test_groups_stay_together(run_on: Any, tmp_path: Path) -> None:
         writer = csv.writer(stream)
         writer.writerow(["text", "category", "customer"])
         writer.writerows([text, label, f"C{k % 40}"] for k, (text, label) in enumerate(tiny.rows(300)))
-    found = run_on({"path": tmp_path / "tickets.csv", **COLUMNS, "group": "customer"})
+    source = {"path": tmp_path / "tickets.csv", **COLUMNS, "group": "customer"}
+    found = run_on(source)
     sides: dict[str, set[str]] = {}
     for split, records in found.sides.items():
         for record in records:
             sides.setdefault(str(record.group), set()).add(split)
     assert len(sides) == 40
     assert all(len(splits) == 1 for splits in sides.values())
+    # each label took its own share of a group, so a customer was in training and in the test
+    splits = {"labels": {"billing": {"test": 0.4}}}
+    section = {"sources": [source], "task": {"kind": "classify"}, "splits": splits}
+    with pytest.raises(DataError, match=r"splits\.labels would tear groups of tickets\.csv apart"):
+        run_on(source, splits=splits)
+    with pytest.raises(DataError, match=r"splits\.labels would tear groups"):
+        prepare.check(configs.PrepareConfig.model_validate(section))
 
 
 def test_near_duplicates_of_held_out_rows_are_kept_out_of_training(run: Any) -> None:
