@@ -156,15 +156,18 @@ def _of_documents(documents: DocumentFolder, root: Path) -> RawData:
 def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
     """The sheets with the data: the largest one, and all others with the same columns."""
     looks: dict[str, FirstLook] = {}
+    faults: list[str] = []
     for sheet in sheets[:MAX_SHEETS]:
-        looked = look(read_rows(path, sheet=sheet))
+        try:
+            looked = look(read_rows(path, sheet=sheet))
+        except DataError as error:  # a pivot or a legend may be no table
+            faults.append(error.message)
+            continue
         if looked.rows >= LEAST_ROWS and len(looked.columns) > 1 and any(c.kind == "text" for c in looked.columns):
             looks[sheet] = looked
     if not looks:
-        raise DataError(
-            f"no sheet of {path.name} has a column with texts and {LEAST_ROWS} rows: {listed(sheets)}",
-            hint="name one: --sheet NAME",
-        )
+        least = f"no sheet of {path.name} has a column with texts and {LEAST_ROWS} rows: {listed(sheets)}"
+        raise DataError("; ".join([least, *faults]), hint="name one: --sheet NAME")
     largest = max(looks, key=lambda sheet: looks[sheet].rows)
     names = [column.name for column in looks[largest].columns]
     alike = [sheet for sheet, looked in looks.items() if [column.name for column in looked.columns] == names]
@@ -178,7 +181,7 @@ def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
         origin={"path": path, "sheet": alike[0] if len(alike) == 1 else alike},
         look=looks[largest] if len(alike) == 1 else look(_rows(parts)),
         rows=lambda: _rows(parts),
-        notes=(note,),
+        notes=(note, *faults),
         parts=_parts([(sheet, {"sheet": sheet}, looks[sheet].rows) for sheet in alike]),
     )
 

@@ -512,6 +512,19 @@ def test_sheets_with_the_same_columns_are_one_source(run: Run) -> None:
     assert "rows       about 130 to train on and about 50 to test on, of 200" in run("run", "--plan")[1]
 
 
+def test_a_sheet_that_is_no_table_does_not_end_the_look_at_the_others(run: Run) -> None:
+    # the heading of a pivot ended init, and the sheet was not named
+    pivot = workbooks.row(1, "Jan", "Jan") + workbooks.row(2, 3, 4)
+    data = enumerate([("text", "category"), *messy.tickets(150)], 1)
+    sheets = {"Pivot": pivot, "Data": "".join(workbooks.row(k, *cells) for k, cells in data)}
+    workbooks.write_xlsx(Path("book.xlsx"), sheets)
+    said = ok(run("init", "book.xlsx"))
+    fault = "book.xlsx: the header of the sheet Pivot names a column twice: Jan, Jan"
+    assert "note: of 2 sheets or tables Data holds the rows; not used: Pivot\n" in said and f"note: {fault}\n" in said
+    workbooks.write_xlsx(Path("none.xlsx"), {"Pivot": pivot, "Empty": ""})
+    assert fault.replace("book", "none") in run("init", "none.xlsx", "none")[1]
+
+
 def test_a_pattern_is_a_source(run: Run) -> None:
     messy.parquet_folder(Path())
     said = ok(run("init", "export/2025-0[12].parquet"))

@@ -37,7 +37,7 @@ def opened(path: Path, format: str, sheet: str | None = None, header_row: int | 
     cell in the last corner of a sheet can need more memory than there is, and a damaged file can crash its reader.
 
     Raises:
-        DataError: The file is damaged, names a column twice, or cannot be read within the limits.
+        DataError: The file is damaged, or over the limits. When rows are read: it names a column twice.
         UsageError: It has no such sheet or table. When rows are read: it has several tables, and `sheet` is None.
     """
     kind = format if format in _CANNOT else "workbook"
@@ -50,7 +50,12 @@ def opened(path: Path, format: str, sheet: str | None = None, header_row: int | 
         assert isinstance(head, dict)
         sheets = tuple(head.get("sheets", ()))
         if kind == "workbook":
-            yield _sheet(replies, path.name, header_row)._replace(sheets=sheets)
+            where = f"the header of the sheet {sheet or sheets[0]}" if len(sheets) > 1 else "the header"
+            try:
+                table = _sheet(replies, f"{path.name}: {where}", header_row)
+            except DataError as error:  # another sheet may be the one with the rows
+                table = RawTable(_faulty(error))
+            yield table._replace(sheets=sheets)
         elif "columns" not in head:
             yield RawTable(_without_choice(path.name, sheets), sheets=sheets)
         else:
@@ -69,8 +74,13 @@ def _without_choice(file: str, tables: Sequence[str]) -> Iterator[Row]:
     yield  # makes this a generator, so that the error is raised when rows are read
 
 
-def _sheet(replies: Iterator[_Reply], file: str, header_row: int | None) -> RawTable:
-    """The rows of a sheet below its header; empty rows are skipped."""
+def _faulty(error: DataError) -> Iterator[Row]:
+    raise error
+    yield  # makes this a generator, so that the error is raised when rows are read
+
+
+def _sheet(replies: Iterator[_Reply], where: str, header_row: int | None) -> RawTable:
+    """The rows of a sheet below its header, by which errors begin as `where`; empty rows are skipped."""
     rows = ((number, cells) for number, cells in enumerate(map(_cells, replies), 1) if without_tail(cells))
     ahead = list(itertools.islice(rows, 1 if header_row else LOOK + 1))
     if header_row:
@@ -85,8 +95,8 @@ def _sheet(replies: Iterator[_Reply], file: str, header_row: int | None) -> RawT
         return RawTable(iter(()))
     number, header = ahead[at]
     if isinstance(header, str):
-        raise DataError(f"{file}: the header {header}")
-    names = column_names(without_tail(header), f"{file}: the header")
+        raise DataError(f"{where} {header}")
+    names = column_names(without_tail(header), where)
     return RawTable(_rows_below(names, itertools.chain(ahead[at + 1 :], rows)), number)
 
 
