@@ -209,6 +209,14 @@ def test_answers_are_joined_by_file_name(tmp_path: Path, capsys: pytest.CaptureF
     assert "1 answer of felder.xlsx without a document: z.pdf" in spoken
 
 
+def test_answers_that_cannot_be_read_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # only the documents were named, as without an answer
+    (tmp_path / "f.csv").write_text("file,Art,Frist\na.txt,Miete,1,5\nb.txt,Kauf,2\nc.txt,Leihe,2,5\n")
+    rows(papers.write(tmp_path / "in", {"b.txt": "x"}), answers={"path": tmp_path / "f.csv", "file": "file"})
+    said = "2 rows of f.csv cannot be read; f.csv line 2: has 4 fields, the header has 3"
+    assert said in capsys.readouterr().err
+
+
 def test_answers_are_json_files_beside(tmp_path: Path) -> None:
     folder = papers.write(tmp_path / "in", {"a.txt": "x", "a.json": '{"term": 12}', "b.txt": "x", "b.txt.json": '["y"]',
                                             "c.txt": "x", "c.json": "{"})  # fmt: skip

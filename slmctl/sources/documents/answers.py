@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from slmctl import console
 from slmctl.artifacts import bounded_json
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import AnswerTable
@@ -25,10 +26,18 @@ class Joined:
         title: The name of the table, for messages.
         answers: Answers by name as it is written there.
         files: The files of the documents.
+        faults: Rows of the table that cannot be read, each with its place and its fault.
     """
 
-    def __init__(self, title: str, answers: Mapping[str, JsonObject | DataError], files: Iterable[str]) -> None:
+    def __init__(
+        self,
+        title: str,
+        answers: Mapping[str, JsonObject | DataError],
+        files: Iterable[str],
+        faults: Sequence[str] = (),
+    ) -> None:
         self.title = title
+        self._faults = faults
         self._answers = {_form(name): answer for name, answer in answers.items()}
         self._shown = {_form(name): name for name in answers}
         self._files = {_form(name) for name in files}
@@ -58,7 +67,9 @@ class Joined:
         return answer
 
     def notes(self) -> Iterator[str]:
-        """Sentences about documents without an answer, and answers without a document."""
+        """Sentences about answers that cannot be read, documents without one, and answers without a document."""
+        if self._faults:
+            yield f"{console.count(len(self._faults), 'row')} of {self.title} cannot be read; {self._faults[0]}"
         left = [shown for form, shown in self._shown.items() if form not in self._taken]
         for names, what, where in (
             (self.lacking, "document", f"without an answer in {self.title}"),
@@ -96,9 +107,11 @@ def of_table(answers: AnswerTable, files: Sequence[str]) -> Joined:
         raise DataError(f"{title} has a column 'text', as documents have", hint="give it another name there")
     rows: dict[str, dict[str, Cell]] = {}
     numbers: dict[str, int] = {}
+    faults: list[str] = []
     for row in read_rows(answers.path, sheet=answers.sheet):
-        name = as_text(row.columns.get(answers.file))
-        if not name or row.fault:
+        if row.fault:
+            faults.append(f"{console.place(title, row.number)}: {row.fault}")
+        if row.fault or not (name := as_text(row.columns.get(answers.file))):
             continue
         if (first := numbers.setdefault(_form(name), row.number)) != row.number:
             raise DataError(
@@ -106,7 +119,7 @@ def of_table(answers: AnswerTable, files: Sequence[str]) -> Joined:
                 hint="a document has one answer: join the rows, or remove one",
             )
         rows[name] = {column: row.columns.get(column, "") for column in columns if column != answers.file}
-    return Joined(title, rows, files)
+    return Joined(title, rows, files, faults)
 
 
 def json_beside(paths: Mapping[str, Path]) -> dict[str, Path]:
