@@ -66,6 +66,10 @@ TERMS = [["Leistung", "Preis"], ["Wartung", "1.200,00 EUR"], ["Prüfung", "99,50
         ("a.eml", papers.mail("plain", html="<p>rich</p>"), "plain", 1),
         ("a.eml", papers.mail("siehe Anhang", attached=ATTACHED),
          "siehe Anhang\n\f[attachment: Plan.pdf]\nSeite A\fSeite B\f[attachment: n.docx]\nNotiz", 4),
+        # both were rejected: Exchange adds an empty file, and a shift of characters is the control character ESC
+        ("a.eml", papers.mail("Hallo", attached=[("ATT00001.txt", b"\r\n", "text/plain")]), "Hallo", 1),
+        ("a.eml", b"From: a\nContent-Type: text/plain; charset=ISO-2022-JP\n\n" + "契約".encode("iso2022_jp"),
+         "契約", 1),
     ],
 )  # fmt: skip
 def test_the_text_of_a_file(tmp_path: Path, name: str, content: Any, text: str, pages: int) -> None:

@@ -67,7 +67,8 @@ class _Parts:
             return
         shown = name or "attachment"
         try:
-            data = _bytes(part)
+            if not (data := _bytes(part)).strip():  # Exchange adds an empty ATT00001.txt
+                return
             self.attached.append((shown, read(data, depth + 1) if kind == "mail" else readers.read(data, kind)))
         except DataError as error:
             raise DataError(f"has an attachment, {shown}, that {error.message}") from None

@@ -132,7 +132,8 @@ def decoded(data: bytes, charset: str | None = None) -> str:
     recognised = encodings.recognise([head])
     if recognised is not None and recognised.mark:
         data, name = data.removeprefix(recognised.mark), None
-    if is_binary(head) and "16" not in (codec := name or (recognised.name if recognised else "")) and "32" not in codec:
+    codec = name or (recognised.name if recognised else "")
+    if is_binary(head) and not any(form in codec for form in ("16", "32", "iso2022")):  # which need such bytes
         raise DataError("holds no text")
     if recognised is None and name is None:
         raise DataError("is neither UTF-8 nor CP1252")
