@@ -16,8 +16,9 @@ from slmctl.task.records import RowRejectedError
 SEPARATORS = re.compile(r"[;|\n]")  # between the labels of a cell, where a source names no other
 NUMBER = r"-?\d+([.,]\d+)?"
 LONGEST = 10_000  # characters of a list as Python prints it
-ON = {"1", "1.0", "true", "yes", "y", "ja", "j", "x"}  # cells that tick a column whose name is a label
-OFF = {"0", "0.0", "false", "no", "n", "nein", "null", "none", "-", ""}
+# cells that tick a column whose name is a label, or do not, as databases and spreadsheets write them
+ON = {"1", "1.0", "true", "t", "yes", "y", "on", "wahr", "ja", "j", "vrai", "x"}
+OFF = {"0", "0.0", "false", "f", "no", "n", "off", "falsch", "nein", "faux", "null", "none", "-", ""}
 
 
 def read(cell: str, separator: str | None = None) -> list[str]:

@@ -35,6 +35,11 @@ from slmctl.task.records import RowRejectedError
         ("[]", ";", []),
         ('{"billing": 1, "legal": 0, "tax": "x", "vat": null, "iva": true, "tva": "no"}', None,
          ["billing", "tax", "iva"]),
+        # such marks became labels
+        ('{"billing": "t", "legal": "f", "tax": "WAHR", "vat": "Falsch", "iva": "vrai", "tva": "FAUX", "on": "on",'
+         ' "off": "off"}', None, ["billing", "tax", "iva", "on"]),
+        ("on; f", None, ["on", "f"]),
+        ('["on", "off"]', None, ["on", "off"]),
         ('{"label1": "billing", "label2": "legal", "label3": null}', None, ["billing", "legal"]),
     ],
 )  # fmt: skip
