@@ -156,7 +156,7 @@ def _of_sqlite(path: str, table: str | None) -> Iterator[_Reply]:
     """The rows of a table or view. `immutable`: SQLite neither reads nor creates other files, such as a WAL."""
     try:
         with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?immutable=1", uri=True)) as base:
-            base.text_factory = bytes  # decoded by `plain`: a text that is not UTF-8 becomes None
+            base.text_factory = bytes  # names of tables may not be UTF-8
             base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_CELL)
             base.execute("PRAGMA trusted_schema = OFF")  # views of an untrusted file must not run functions
             named = base.execute("SELECT name, type FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
@@ -171,10 +171,20 @@ def _of_sqlite(path: str, table: str | None) -> Iterator[_Reply]:
             quoted = chosen.replace('"', '""')
             rows = base.execute(f'SELECT * FROM "{quoted}"')  # noqa: S608  the database itself gave the name
             yield {"columns": [name for name, *_ in rows.description], "sheets": tables}
+            base.text_factory = _decoded
             for cells in rows:
-                yield [plain(cell) for cell in cells]
+                place = next((k for k, cell in enumerate(cells, 1) if isinstance(cell, UnicodeError)), 0)
+                yield {"fault": f"cell {place} is not UTF-8"} if place else [plain(cell) for cell in cells]
     except sqlite3.Error as error:
         raise DataError(first_line(error)) from None
+
+
+def _decoded(text: bytes) -> str | UnicodeError:
+    """A text of SQLite, or why it is none: an error that is raised here would end the table."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        return error
 
 
 def _lacking(path: str, what: str, name: str, present: Sequence[str]) -> UsageError:

@@ -265,6 +265,9 @@ CASES = [
     # SQLite
     Case("SQLite", "a.db", sqlite_of("create table t (text, label, raw)", "insert into t values ('a', 7, x'ff')"), 1,
          first={"text": "a", "label": 7, "raw": None}),
+    # it was an empty cell, so a template was read with its other columns alone
+    Case("SQLite text in CP1252", "a.db", sqlite_of("create table t (text, label)",
+         "insert into t values ('a', cast(x'fc62' as text)), ('a', 'b')"), 2, {1: "cell 2 is not UTF-8"}, first=AB),
     Case("two tables", "a.sqlite", sqlite_of("create table t (a)", "create table u (a)"),
          refused="holds 2 tables: t, u"),
     Case("one table of two", "a.sqlite3", sqlite_of("create table t (a)", 'create table "u "" v" (text, label)',
