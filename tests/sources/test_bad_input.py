@@ -162,6 +162,9 @@ CASES = [
          first={"column 1": "0", "text": "a", "label": "b", "column 4": ""}),
     Case("semicolons", "a.csv", b'"text";label\na;b\n"c;d";e\n', 2, first=AB),
     Case("tabs in .csv", "a.csv", b"text\tlabel\na\tb\n", 1, first=AB),
+    # a tie went to the comma
+    Case("comma in each first field", "a.csv", b"a, b;text;label\nx, y;a;b\n", 1,
+         first={"a, b": "x, y", "text": "a", "label": "b"}),
     Case("sep= in the first line", "a.csv", b"sep=|\r\ntext|label\r\na|b\r\n", 1, first=AB),
     Case("commas in .tsv", "a.tsv", b"text\tlabel\na, b\tc\n", 1, first={"text": "a, b", "label": "c"}),
     # JSON lines

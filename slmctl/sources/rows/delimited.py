@@ -139,7 +139,7 @@ class _Lines:
         """Returns (delimiter, line number of the header); each argument that is None is recognised.
 
         The delimiter is the one in a `sep=` line, else the comma, semicolon or tab with which most rows have as many
-        fields as the header.
+        fields as the header; of two with as many rows the one that makes more fields.
         """
         size = rows = 0
         while rows < LOOK + 1 and size < _LOOK_SIZE and (line := next(self._lines, "")) != "":
@@ -153,12 +153,12 @@ class _Lines:
         if named:  # written and read by spreadsheet programs
             delimiter, start = named[1], max(start, first + 1)
         layouts = {mark: _cut(ahead, start, mark, search=header_row is None) for mark in (delimiter or ",;\t")}
-        best = max(layouts, key=lambda mark: layouts[mark][0])  # on a tie the first
-        return best, header_row or layouts[best][1]
+        best = max(layouts, key=lambda mark: layouts[mark][:2])  # on a tie the first
+        return best, header_row or layouts[best][2]
 
 
-def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: bool) -> tuple[int, int]:
-    """Returns (number of rows with as many fields as the header, line number of the header), for one delimiter."""
+def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: bool) -> tuple[int, int, int]:
+    """Returns (rows with as many fields as the header, these fields, line number of the header), for one delimiter."""
     reader = csv.reader((line or "?" for line in ahead[start:]), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []
@@ -172,7 +172,7 @@ def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: boo
     place = header_place(rows) if search else 0
     width = len(rows[place]) if rows else 1
     agreeing = sum(len(fields) == width for fields in rows[place:]) if width > 1 else 0
-    return agreeing, numbers[place] if rows else start + 1
+    return agreeing, width, numbers[place] if rows else start + 1
 
 
 def as_csv(
