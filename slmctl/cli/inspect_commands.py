@@ -299,8 +299,8 @@ def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
     """List artifacts that nothing needs, with sizes, and remove them after a confirmation.
 
     Kept are the artifacts of slmctl.yaml as it is today, of its server, of the releases in the registry and their
-    tags, and of running processes. Listed are other artifacts, drafts of interrupted runs, and unused copies of
-    sources.
+    tags, and of running processes. Listed are other artifacts, drafts of interrupted runs, unused copies of
+    sources, and files in the registry that are of no release any more.
     """
     from slmctl.provenance import gc as module
 

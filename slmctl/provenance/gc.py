@@ -1,5 +1,7 @@
 """Lists and removes garbage below `runs/`: artifacts that no release, tag, config or running process needs.
 
+Also files of the project's own registry that are of no release any more.
+
 An artifact is renamed before it is removed, so that a half-removed artifact never has the name of a whole one.
 """
 
@@ -60,7 +62,7 @@ class Survey:
 
 
 def survey(project: Project, registries: Sequence[Path]) -> Survey:
-    """Find everything below `runs/` that nothing needs.
+    """Find everything below `runs/`, and in the registry that `publish.to` names, that nothing needs.
 
     Args:
         project: The project; all artifacts of its present config are kept.
@@ -82,6 +84,7 @@ def survey(project: Project, registries: Sequence[Path]) -> Survey:
     ]
     items += _left(project, used)
     items += _copies(project, [entry for entry in artifacts if entry.path in needed])
+    items += _of_no_release(project)
     items += [
         Unneeded(path, "a lock that nobody holds", 0) for path in _locks(project) if locks.read_holder(path) is None
     ]
@@ -92,7 +95,8 @@ def lines(unneeded: Survey, root: Path) -> Iterator[str]:
     """The list as text, the largest first."""
     shown = [item for item in unneeded.items if item.size]
     for item in sorted(shown, key=lambda item: (-item.size, item.path)):
-        yield f"{console.size(item.size):>9}  {item.path.relative_to(root)}  ({item.what})"
+        path = item.path.relative_to(root) if item.path.is_relative_to(root) else item.path
+        yield f"{console.size(item.size):>9}  {path}  ({item.what})"
     empty = len(unneeded.items) - len(shown)
     if empty:
         yield f"{'0 B':>9}  {empty} locks and empty files that nobody uses"
@@ -335,6 +339,19 @@ def _copies(project: Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
     for path in sorted((project.runs / ".signatures").glob("*.sig")):
         if path.name.partition("-")[0] not in releases:
             yield Unneeded(path, "a signature of a release that is not kept here", _size(path))
+
+
+def _of_no_release(project: Project) -> Iterator[Unneeded]:
+    """Blobs of which no release is a link, or, on a file system without links, a copy: a removed release leaves them."""
+    to = project.config.publish.to
+    root = registry.parse(to, project.root)[0] if to.startswith("dir:") else None
+    releases = registry.manifests(root) if root is not None and os.path.lexists(root) else ()
+    if root is None or not releases:  # an empty registry may be a share that is not mounted
+        return
+    kept = {entry.sha256 for release in releases for entry in release.files}
+    for path in sorted(registry.blob(root, "").glob("[!.]*")):
+        if path.stat().st_nlink == 1 and path.name not in kept:
+            yield Unneeded(path, "a file of a release that was removed", _size(path))
 
 
 def _about(entry: Artifact | Path) -> str:

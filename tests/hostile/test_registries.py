@@ -140,6 +140,22 @@ def test_gc_of_a_project_that_never_published(project: Project) -> None:
     assert removable(project) == set()
 
 
+def test_gc_removes_the_files_of_a_removed_release_from_the_registry(project: Project) -> None:
+    newer, root = release(project.runs, "2.0", weights=b"newer weights"), project.root / "registry"
+    send(project.root, newer)
+    assert removable(project) == set()
+    registry.promote(root, registry.find(root, "desk@2.0"), "production")
+    shutil.rmtree(root / "desk" / "1.0")
+    (receipt,) = (path for path, sent in deliveries.recorded(project.runs) if sent.version == "1.0")
+    receipt.unlink()
+    assert removable(project) == {"published", ".blobs"}
+    gc.remove(project, gc.survey(project, ()))
+    contents = {path.read_bytes() for path in (root / ".blobs").iterdir()}
+    assert b"GGUF weights" not in contents
+    assert contents == {path.read_bytes() for path in newer.path.rglob("*") if path.is_file()}
+    assert registry.find(root, "desk@2.0").digest == newer.digest
+
+
 def test_gc_keeps_what_was_laid_out_for_an_empty_registry(project: Project) -> None:
     """Published by a version that wrote no receipts, or never published: nobody can tell."""
     damage(project.root, "empty")
