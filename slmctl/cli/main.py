@@ -48,7 +48,7 @@ _OF_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno
 
 
 def prepare_streams() -> None:
-    """Point closed standard streams at /dev/null, let stdout write file names that are not UTF-8, and read any bytes.
+    """Point closed standard streams at /dev/null, write UTF-8 and file names that are none, and read any bytes.
 
     Without it the next file that is opened takes the number of the closed stream, and output of this process or
     of a child lands in it.
@@ -64,7 +64,7 @@ def prepare_streams() -> None:
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
 

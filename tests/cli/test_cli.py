@@ -465,6 +465,13 @@ def test_init_writes_a_project_that_loads(template: str, tmp_path: Path) -> None
     assert all(path.is_relative_to(tmp_path / "demo") and path.exists() for path in paths)
 
 
+def test_results_are_utf_8_whatever_the_terminal_is_set_to(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "slmctl", "init", "support-triage", "größe–1"]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=True)
+    assert done.stdout.decode() == "größe–1\n"
+
+
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
     assert slmctl("init", "support-triage", cwd=tmp_path).stdout == "support-triage\n"
     mine = tmp_path / "support-triage" / "support_tickets.csv"
