@@ -91,11 +91,23 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
 
     made = _asked(make, chosen) if ask else make(chosen)
     if made.task.doubts and not ask and not yes:
-        proposed = " ".join(f"{flag} '{getattr(made.task, flag.removeprefix('--'))}'" for flag, _ in made.task.doubts)
-        inside = f" {shlex.quote(str(folder))}" if folder else ""
+        words = [
+            "slmctl",
+            *(["-C", str(root)] if root != Path() else []),
+            "init",
+            source,
+            *([str(folder)] if folder else []),
+        ]
+        words += [
+            word
+            for name, value in flags.items()
+            if value is not None
+            for word in (f"--{name.replace('kind', 'task')}", value)
+        ]
+        words += [word for flag, _ in made.task.doubts for word in (flag, getattr(made.task, flag.removeprefix("--")))]
         raise UsageError(
             "; ".join(question for _, question in made.task.doubts),
-            hint=f"slmctl init {shlex.quote(source)}{inside} {proposed}, or another one; --yes takes these",
+            hint=f"{shlex.join(words)}, or another one; --yes takes these",
         )
     for line in texts.about_project(made):
         terminal().say(line)

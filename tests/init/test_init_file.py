@@ -217,7 +217,7 @@ def test_json_of_columns_is_asked_for_or_offered(run: Run) -> None:
     ]
     table("my flats.csv", ["text", "city", "rooms"], flats)  # a column that the text holds was taken for its category
     code, said = run("init", "my flats.csv", "my flats")
-    hint = " hint: slmctl init 'my flats.csv' 'my flats' --output 'city,rooms', or another one"
+    hint = " hint: slmctl init 'my flats.csv' 'my flats' --output city,rooms, or another one"
     assert (code, hint in said) == (2, True), said
     assert "next: slmctl -C 'my flats' run" in run("init", "my flats.csv", "my flats", "--yes")[1]
     lines = path.read_text(encoding="cp1252").splitlines()
@@ -396,9 +396,13 @@ def test_without_a_terminal_a_doubt_is_2_with_the_flags_to_give(run: Run) -> Non
     assert code == 2
     assert said.endswith(
         "error: is the answer in 'first' or 'second'?\n"
-        " hint: slmctl init two.csv --output 'second', or another one; --yes takes these\n"
+        " hint: slmctl init two.csv --output second, or another one; --yes takes these\n"
     )
     assert not Path("slmctl.yaml").exists()
+    Path("desk").mkdir()
+    two_labels("desk/two.csv")
+    code, said = run("-C", "desk", "init", "two.csv", "it's", "--task", "classify")
+    assert "hint: slmctl -C desk init two.csv 'it'\"'\"'s' --task classify --output second, or" in said
     ok(run("init", "two.csv", "--yes"))
     assert source()["output"] == "second"
     ok(run("init", "two.csv", "named", "--output", "first"))
