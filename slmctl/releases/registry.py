@@ -39,7 +39,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 @dataclass(frozen=True)
 class Tag:
-    """A tag of a project; `version` is the one that it points at, `previous` the one before."""
+    """A tag of a project; `version` is the one that it points at, `previous` the one before, of another model."""
 
     project: str
     name: str
@@ -284,9 +284,20 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
             before = _read_tag(path)
         if before is not None and before.digest == release.digest:
             return before
-        made = Tag(project, tag, version, release.digest, before.version if before else None)
+        made = Tag(project, tag, version, release.digest, _another(root, release, before))
         atomic.write(path, artifact.canonical(asdict(made)))
     return made
+
+
+def _another(root: Path, release: Artifact, before: Tag | None) -> str | None:
+    """The version before, of another model: the same files under another version are nothing to compare with."""
+    if before is None:
+        return None
+    with contextlib.suppress(IntegrityError):  # it is no longer there
+        tagged = find(root, f"{before.project}@{before.version}")
+        if tagged.metrics["files"] == release.metrics["files"]:
+            return before.previous
+    return before.version
 
 
 def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> None:

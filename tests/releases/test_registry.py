@@ -144,6 +144,10 @@ def test_a_tag_is_promoted_and_rolled_back(root: Path, tmp_path: Path) -> None:
     made = registry.promote(root, registry.find(root, "desk@1.1"), "production")
     assert (made.version, made.previous) == ("1.1", "1.0")
     assert registry.find(root, "production").metrics["version"] == "1.1"
+    send(root, release(tmp_path, "1.2", weights=b"1.1"), GATE)
+    same = registry.promote(root, registry.find(root, "1.2"), "production")
+    assert (same.version, same.previous) == ("1.2", "1.0")  # 1.1 has the same files
+    registry.promote(root, registry.find(root, "1.1"), "production")
     back = registry.promote(root, registry.find(root, "1.0"), "production")
     assert (back.version, back.previous) == ("1.0", "1.1")
     assert [(tag.project, tag.name, tag.version) for tag in registry.tags(root)] == [("desk", "production", "1.0")]
