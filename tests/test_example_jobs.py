@@ -43,7 +43,7 @@ def node(shared: Path) -> dict[str, str]:
     """The environment of a node, whose `slmctl` is this one; the kept release has a column name in no config."""
     programs = shared / "bin"
     programs.mkdir()
-    (programs / "slmctl").write_text(f'#!/bin/sh\nexec {sys.executable} -m slmctl "$@" --column text\n')
+    (programs / "slmctl").write_text(f'#!/bin/sh\nexec {sys.executable} -m slmctl "$@"\n')
     (programs / "slmctl").chmod(0o755)
     return tiny.environment(PATH=f"{programs}:{os.environ['PATH']}")
 

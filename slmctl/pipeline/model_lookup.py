@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slmctl import models
+from slmctl import config, models
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import IntegrityError, UsageError
@@ -206,6 +206,8 @@ class FileModel:
     @property
     def column(self) -> str:
         """The input column of the first source of the config that names one; else `input`."""
+        if not (self._where.directory / config.FILENAME).exists():
+            raise UsageError("no slmctl.yaml here says which column is read", hint="--column NAME")
         sources = self._where.project.config.prepare.sources
         named = [source.input for source in sources if "input" in source.model_fields_set]
         return named[0] if named else "input"
