@@ -20,6 +20,7 @@ set -euo pipefail
 
 PROJECT=$(cd "${1:?usage: pipeline.sh PROJECT}" && pwd)
 SLMCTL=${SLMCTL:-slmctl} PORT=${PORT:-8080} RELOAD=${RELOAD:-} NOTIFY=${NOTIFY:-} FLAGS=${FLAGS:-}
+export SLMCTL # for RELOAD
 STATE=$PROJECT/runs/.pipeline
 PAUSE=${PAUSE:-60} # seconds before the network is tried again
 umask 077
@@ -122,6 +123,6 @@ if serve "$RELEASE"; then
   say "served: $RELEASE"
   exit 0
 fi
-tell "$RELEASE does not start; see $STATE/serve.log"
+tell "$RELEASE does not start; see $STATE/$([ -n "$RELOAD" ] && echo log || echo serve.log)"
 [ -z "$OLD" ] || serve "$OLD" || tell "the old release $OLD does not start either"
 exit 6

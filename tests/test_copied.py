@@ -227,3 +227,7 @@ def test_the_exit_codes_of_stages_are_the_scripts(tmp_path: Path) -> None:
         assert len((folder / "calls").read_text().splitlines()) == calls
         assert wanted in done.stderr
         assert (done.stderr == "") == (code == 143)
+    (folder / "calls").unlink()
+    reload = '[ "$RELEASE" = "$("$SLMCTL" -C /srv/desk promote x)" ]'
+    done = Night(folder).run(PATH=f"{tmp_path}:/usr/bin:/bin", SLMCTL="", FAILS="", CODE="", RELOAD=reload)
+    assert (done.returncode, "see" in done.stderr, f"{folder}/runs/.pipeline/log" in done.stderr) == (6, True, True)

@@ -436,6 +436,8 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
         outcome = _made(options, project, stage.name)
     if len(current) < len(planned.stages):
         terminal().say(f"{'in all':<9} {terminal().duration(time.monotonic() - begun):>12}")
+    if planned.stages[-1].name != until:
+        terminal().say(f"  nothing is trained: publish.model is linear, so there is no {until}")
     if until in ANSWERS:
         terminal().say(f"next: {ANSWERS[until]}    # answers with it; slmctl run goes on to {CHAIN[-1]}")
     elif until != CHAIN[-1]:

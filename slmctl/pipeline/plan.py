@@ -171,11 +171,14 @@ def shape_of_base(project: Project) -> ModelShape | None:
 
 
 def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
-    """The stages of a run, without those that the config leaves out; the last one is always kept."""
+    """The stages of a run, without those that the config leaves out; the last one always stays.
+
+    But for those that train, where linear members are released.
+    """
     for name in names:
         stage = project.stage(name)
-        skipped = getattr(project.config, name) is None or (stage.tunes and project.config.publish.linear)
-        if not skipped or name == names[-1]:
+        is_asked_for = getattr(project.config, name) is not None or name == names[-1]
+        if is_asked_for and not (stage.tunes and project.config.publish.linear):
             yield stage
 
 

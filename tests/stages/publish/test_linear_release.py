@@ -72,6 +72,20 @@ def test_it_holds_no_text_of_a_row(desk: Path) -> None:
     assert not [words for words in rows for k in range(len(words) - 2) if " ".join(words[k : k + 3]) in held]
 
 
+def test_a_run_until_a_training_trains_nothing(desk: Path, stages: Forks) -> None:
+    done = stages.run(desk, "run", "--until", "finetune")
+    assert Path(tiny.ok(done)).parent.name == "encoder"
+    assert "publish.model is linear, so there is no finetune" in done.stderr
+    assert not (desk / "runs" / "adapter").exists()
+
+
+def test_a_folder_without_a_config_is_told_which_column_to_name(desk: Path, stages: Forks, tmp_path: Path) -> None:
+    job = ("predict", str(released(desk).path), "--input", str(desk / "tickets.csv"), "--output", "out.csv")
+    done = stages.run(tmp_path, *job)
+    assert (done.returncode, "hint: --column NAME" in done.stderr) == (2, True), done.stderr
+    tiny.ok(stages.run(tmp_path, *job, "--column", "text"))
+
+
 def test_it_says_what_it_is(desk: Path, stages: Forks) -> None:
     release = released(desk)
     report = json.loads(release.file("report.json").read_bytes())
