@@ -342,7 +342,7 @@ def _copies(project: Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
 
 
 def _of_no_release(project: Project) -> Iterator[Unneeded]:
-    """Blobs of which no release is a link, or, on a file system without links, a copy: a removed release leaves them."""
+    """Blobs that a removed release has left: no release is a link of them, or, without links, a copy."""
     to = project.config.publish.to
     root = registry.parse(to, project.root)[0] if to.startswith("dir:") else None
     releases = registry.manifests(root) if root is not None and os.path.lexists(root) else ()
