@@ -80,7 +80,14 @@ def test_a_run_until_a_training_trains_nothing(desk: Path, stages: Forks) -> Non
 
 
 def test_a_folder_without_a_config_is_told_which_column_to_name(desk: Path, stages: Forks, tmp_path: Path) -> None:
-    job = ("predict", str(released(desk).path), "--input", str(desk / "tickets.csv"), "--output", "out.csv")
+    job = (
+        "predict",
+        str(released(desk).path),
+        "--input",
+        str(desk / "tickets.csv"),
+        "--output",
+        str(tmp_path / "out.csv"),
+    )
     done = stages.run(tmp_path, *job)
     assert (done.returncode, "hint: --column NAME" in done.stderr) == (2, True), done.stderr
     tiny.ok(stages.run(tmp_path, *job, "--column", "text"))
