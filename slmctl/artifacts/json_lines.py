@@ -100,7 +100,8 @@ class JsonLines:
         Raises:
             OSError: The disk failed or is full.
         """
-        os.fsync(self._stream.fileno())
+        if not self._stream.closed:  # as where the folder is gone
+            os.fsync(self._stream.fileno())
 
     def fileno(self) -> int:
         return self._stream.fileno()

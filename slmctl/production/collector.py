@@ -230,6 +230,7 @@ class Collector:
                     answered.last = (ok, answer)
                     self._words["answer" if answer is not None else "right" if ok else "wrong"] += 1
             else:
+                answered.words -= 1  # what was not written may be sent again
                 self._lose()
 
         written.add_done_callback(remember)

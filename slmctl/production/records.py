@@ -130,7 +130,8 @@ def collected_files(paths: Iterable[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    return [path for path in files if path.name != FEEDBACK]
+    each = {path.resolve(): path for path in reversed(files) if path.name != FEEDBACK}  # a file may lie in a folder
+    return [*reversed(each.values())]
 
 
 def last_feedback(paths: Iterable[Path]) -> dict[str, Feedback]:

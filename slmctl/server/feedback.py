@@ -57,7 +57,7 @@ async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key:
         if answer is None:
             raise RequestError("'answer' holds personal data or a secret, which is not collected here", "answer")
     if answered.words >= MOST_WORDS:
-        raise HTTPException(429, f"there are {MOST_WORDS} words on request '{id}' already", {"retry-after": "86400"})
+        raise HTTPException(409, f"there are {MOST_WORDS} words on request '{id}' already")
     written = collector.say(answered, ok=ok, answer=answer, key=key.name)
     try:
         done = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(written)), WRITE_S)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.servers import settles
 
 from slmctl import console
 from slmctl.config import CollectConfig
@@ -153,9 +154,26 @@ def test_a_full_disk_costs_lines_that_are_counted(tmp_path: Path) -> None:
     (tmp_path / "collected" / FEEDBACK).unlink()
     (tmp_path / "collected" / FEEDBACK).symlink_to("/dev/full")
     assert found.say(answered, ok=False, answer=None, key="").result(10) is False
+    assert answered.words == 1  # that word may be sent again
     found.close()
     assert [row.id for row in rows(tmp_path)] == ["kept"]
     assert (total(found, "slmctl_collect_lost"), total(found, "slmctl_collected")) == (2, 1)
+
+
+def test_a_folder_that_was_away_is_written_to_again(tmp_path: Path) -> None:
+    found = collecting(tmp_path, now=lambda: NOON)
+    give(found, "first")
+    assert settles(lambda: total(found, "slmctl_collected") == 1)
+    (tmp_path / "collected").rename(tmp_path / "away")
+    give(found, "lost")
+    assert settles(lambda: total(found, "slmctl_collect_lost") == 1)
+    (tmp_path / "collected").mkdir()
+    give(found, "kept")
+    assert settles(lambda: total(found, "slmctl_collected") == 2)
+    found.close()
+    assert [row.id for row in rows(tmp_path)] == ["kept"]
+    (day,) = collected_files([tmp_path / "collected"])
+    assert collected_files([day, tmp_path / "collected"]) == [day]
 
 
 def test_rows_that_wait_are_bounded_by_their_size(tmp_path: Path) -> None:
