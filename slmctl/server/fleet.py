@@ -60,7 +60,8 @@ class Fleet:
         self.running: dict[str, RunningModel] = {}
         self.settings, self.keys, self.collector = settings, keys, collector
         self.escalation = escalation
-        self._faults: dict[str, str] = {}  # why the newest release of a name is not served
+        self._faults: dict[str, str] = {}  # why the release of a name could not be loaded
+        self._behind: dict[str, str] = {}  # why the newest release of a name is not the one that is loaded
         self._again_at: dict[str, float] = {}  # time before which a load that failed is not tried again
         self._waiting: dict[str, list[asyncio.Future[RunningModel]]] = {}  # requests by the name that is being loaded
         self._ending: dict[RunningModel, asyncio.Task[None]] = {}  # old releases, with their last answers
@@ -177,7 +178,7 @@ class Fleet:
     @property
     def faults(self) -> list[str]:
         """Names of models that still serve an older release, since the newest one could not be loaded."""
-        return [name for name in self.releases if name in self._faults]
+        return [name for name in self.releases if name in self._faults or name in self._behind]
 
     def state(self, name: str) -> str:
         if name in self.running:
@@ -203,7 +204,7 @@ class Fleet:
             "slmctl_model_bytes": of_each(lambda name: self.running[name].bytes if name in self.running else 0),
             "slmctl_model_loads": of_each(self._loads.__getitem__),
             "slmctl_model_evictions": of_each(self._evictions.__getitem__),
-            "slmctl_model_fault": of_each(self._faults.__contains__),
+            "slmctl_model_fault": of_each(self.faults.__contains__),
         }
 
     async def look(self) -> None:
@@ -383,9 +384,9 @@ class Fleet:
                 if await self._followed(dataclasses.replace(await asyncio.to_thread(release.newest), name=name)):
                     moved.append(name)
             except (SlmctlError, RequestError) as error:
-                self._faults[name] = error.message
+                self._behind[name] = error.message
                 self._log.event("not_followed", model=name, error=error.message)
-        if moved or not self._faults:
+        if moved or not self.faults:
             self._log.event("followed", models=moved or None)
 
     async def _followed(self, newest: Release) -> bool:
@@ -398,6 +399,7 @@ class Fleet:
                 self._require_place(newest)
                 self.releases[newest.name] = newest
             self._forgive(newest.name)
+            self._behind.pop(newest.name, None)
             return is_new
 
     async def close(self) -> None:

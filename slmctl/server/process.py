@@ -105,6 +105,7 @@ class _Server(SignalledServer):
         super().__init__(config)
         self._gateway, self._log = gateway, log
         self._moving: asyncio.Task[None] | None = None
+        self._asked_again = False  # to read the tags
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -145,5 +146,13 @@ class _Server(SignalledServer):
         if (keys := self._gateway.fleet.keys) is not None:
             keys.reload()
             self._log.event("keys_read", fault=keys.fault or None)
-        if self._gateway.fleet.follows and (self._moving is None or self._moving.done()):
-            self._moving = asyncio.create_task(self._gateway.fleet.follow())
+        if self._gateway.fleet.follows:
+            self._asked_again = True
+            if self._moving is None or self._moving.done():
+                self._moving = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        """Read the tags until nobody has asked meanwhile: a tag may be moved back while a release is loaded."""
+        while self._asked_again:
+            self._asked_again = False
+            await self._gateway.fleet.follow()

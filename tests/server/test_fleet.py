@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,6 +20,7 @@ from slmctl.config import ServeConfig
 from slmctl.errors import FullError, IntegrityError, UsageError
 from slmctl.inference.engine import Engine
 from slmctl.model_files import memory
+from slmctl.server import process
 from slmctl.server.api_keys import Key
 from slmctl.server.backends import Backend
 from slmctl.server.fleet import Fleet
@@ -346,11 +348,41 @@ def test_a_tag_that_moves_is_followed_and_one_that_cannot_be_leaves_the_old_one(
         assert (place.fleet.running["a"] is served, place.fleet.faults) == (True, ["a"])
         assert place.figure("slmctl_model_fault") == {"a": 1, "b": 0}
         tag.release = release("a", digest="new", pin=True)  # the tag moved back
+        moved.release = None
+        await place.fleet.follow()
+        await place.use("b")  # an older release, which mends nothing
+        assert place.fleet.faults == ["b"]
+        moved.release = release("b", digest="later")
         await place.fleet.follow()
         assert (place.fleet.running["a"] is served, place.fleet.faults) == (True, [])
 
     place.run(work)
-    assert [line["error"] for line in place.log.of("not_followed")] == ["the release is damaged"]
+    assert {line["error"] for line in place.log.of("not_followed")} == {"the release is damaged"}
+
+
+def test_tags_are_read_again_where_a_signal_comes_while_a_release_is_loaded() -> None:
+    begun = list[asyncio.Event]()
+
+    async def follow() -> None:
+        begun.append(asyncio.Event())
+        await begun[-1].wait()
+
+    async def work() -> None:
+        server = process._Server.__new__(process._Server)
+        server._gateway = cast(Any, SimpleNamespace(fleet=SimpleNamespace(keys=None, follows=True, follow=follow)))
+        server._moving, server._asked_again = None, False
+        for _ in range(3):
+            server._reload()
+            await asyncio.sleep(0)
+        begun[0].set()
+        while len(begun) < 2:
+            await asyncio.sleep(0)
+        begun[1].set()
+        assert server._moving is not None
+        await asyncio.wait_for(server._moving, 10)
+
+    asyncio.run(work())
+    assert len(begun) == 2
 
 
 def test_a_release_that_has_no_room_beside_the_old_one_is_not_followed() -> None:
