@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 from slmctl import console
 from slmctl.console import percent
+from slmctl.errors import StageError
 from slmctl.inference.engine import Answer, Answering
 from slmctl.inference.escalation_policy import Decision, Policy
+from slmctl.inference.supervised_child import EngineError
 from slmctl.task.contract import Task
 from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import Message, question_of
@@ -19,29 +21,38 @@ def chat(
     """Answer line by line, on stdout; through a pipe, stderr names the answers that the policy would not keep.
 
     A model for `classify`, `extract` or `call` answers each line by itself; for `generate` the prompt holds the
-    whole conversation. A call is shown whole, in the form in which answers are kept.
+    whole conversation. A call is shown whole, in the form in which answers are kept. Where a line has no answer, its
+    line on stdout is empty.
+
+    Raises:
+        StageError: Lines of a pipe have no answer; all others have been answered.
     """
-    history = task.messages("")[:-1]
-    for line in lines:
-        if not (text := line.strip()):
-            continue
+    history, failed = task.messages("")[:-1], 0
+    for count, text in enumerate(filter(None, map(str.strip, lines)), 1):
         question: Message = {"role": "user", "content": task.cleaned_text(text)[0]}
         turns = [*(history if task.rules.is_free else task.messages("")[:-1]), question]
         request = engine_request(
             task, task.prompt(turns), max_tokens=max_tokens, question=question_of(turns), document=question["content"]
         )
-        for piece in engine.stream(request):
-            if isinstance(piece, Answer):
-                if task.rules.calls:
-                    console.write(console.clean(task.rules.kept(piece.text)))
-                history = [*turns, {"role": "assistant", "content": piece.text}]
-                verdict = _verdict(policy, piece)
-                note = "; ".join([f"confidence {piece.confidence:.2f}"] * bool(task.labels) + _said(verdict))
-                console.write(f"   ({note})\n" if note and interactive else "\n")
-                if verdict is not None and not verdict.keep and not interactive:
-                    console.say(f"  {note}")
-            elif not task.rules.calls:
-                console.write(console.clean(piece))
+        try:
+            for piece in engine.stream(request):
+                if isinstance(piece, Answer):
+                    if task.rules.calls:
+                        console.write(console.clean(task.rules.kept(piece.text)))
+                    history = [*turns, {"role": "assistant", "content": piece.text}]
+                    verdict = _verdict(policy, piece)
+                    note = "; ".join([f"confidence {piece.confidence:.2f}"] * bool(task.labels) + _said(verdict))
+                    console.write(f"   ({note})\n" if note and interactive else "\n")
+                    if verdict is not None and not verdict.keep and not interactive:
+                        console.say(f"  {note}")
+                elif not task.rules.calls:
+                    console.write(console.clean(piece))
+        except EngineError as error:  # such as a line that is too long: the next one may be answered
+            failed += 1
+            console.write("\n")
+            console.say(f"  no answer to line {count}: {error.message}")
+    if failed and not interactive:
+        raise StageError(f"{failed} of {count} lines have no answer", hint="shorter lines, or a smaller --max-tokens")
 
 
 def _verdict(policy: Policy | None, answer: Answer) -> Decision | None:

@@ -111,13 +111,14 @@ def spoken_to(
     where: Workspace, spec: str | None, type: str | None
 ) -> tuple[Model, Task, Policy | None, Callable[[], Answering]]:
     """The model of a path or a kind to talk to, its task, its newest policy, and a function that loads it."""
+    from slmctl.models import documents  # with it comes numpy
     from slmctl.models.model import Loading
 
     model = served(where, spec, type)
     task, newest = model.read_task(), newest_policy(where.directory, model)
     policy = fitted_policy(newest, model.digest, task) if newest is not None else None
     loading = Loading(sequences=1, mostly_reads=task.mostly_reads)
-    return model, task, policy, functools.partial(model.load, loading)
+    return model, task, policy, lambda: documents.reading(model.load(loading), {"": task})
 
 
 def served_name(source: Artifact, path: Path) -> tuple[str, str]:

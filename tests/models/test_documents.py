@@ -6,17 +6,22 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from slmctl.cli import terminal_chat
+from slmctl.errors import StageError
 from slmctl.inference.engine import Answer, Answering, Outcomes, Request
 from slmctl.inference.events import Event, places_of
 from slmctl.inference.supervised_child import EngineError
 from slmctl.models import documents
 from slmctl.models.composition import Composition
 from slmctl.models.documents import DocumentReader, reading
+from slmctl.pipeline import model_lookup
 from slmctl.stages.predict import row_answers
 from slmctl.task import label_sets
 from slmctl.task.contract import Task
@@ -241,3 +246,23 @@ def test_a_megabyte_is_merged_in_seconds() -> None:
     begun = time.process_time()
     reader.ask(asked(EXTRACT, text))
     assert time.process_time() - begun < 20  # it took minutes while each window searched the whole text
+
+
+@pytest.mark.parametrize("interactive", [True, False])
+def test_a_chat_asks_in_windows_and_a_line_without_answer_ends_no_other(
+    interactive: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # `chat` asked the whole line in one prompt, and the first one that did not fit ended it
+    task = replace(CLASSIFY, chat_template="{{ messages[-1]['content'] }}")
+    model = Scripted({"broken": {"error": "no room", "refused": True}}, said("b", labels={"b": 0.9, "a": 0.1}))
+    loaded = SimpleNamespace(read_task=lambda: task, load=lambda loading: model)
+    monkeypatch.setattr(model_lookup, "served", lambda *_: loaded)
+    monkeypatch.setattr(model_lookup, "newest_policy", lambda *_: None)
+    _, task, policy, load = model_lookup.spoken_to(SimpleNamespace(directory=None), None, None)  # type: ignore[arg-type]
+    lines = [f"{FILLER * 4}".replace("\n", " "), "broken", "\n", "short"]
+    with pytest.raises(StageError, match="1 of 3 lines have no answer") if not interactive else nullcontext():
+        terminal_chat.chat(load(), task, lines, max_tokens=4, interactive=interactive, policy=policy)
+    assert len(model.asked) > 3 and max(len(request.prompt) for request in model.asked) < 2 * FORM.size
+    heard = capsys.readouterr()
+    assert [line[:1] for line in heard.out.splitlines()] == ["b", "", "b"]
+    assert "no answer to line 2: no room" in heard.err
