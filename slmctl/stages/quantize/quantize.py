@@ -28,7 +28,7 @@ from slmctl.task.documents import training
 from slmctl.task.records import Record, read_records
 
 PROBE_PROMPTS = 8  # held-out prompts that each file must answer
-MAX_PROBE_TOKENS = 256  # within which a free answer must end
+MAX_PROBE_TOKENS = 256  # within which a free answer must end, or twice the reference answer's if these are more
 ENDLESS_PROBE_TOKENS = 8  # of an answer that need not end
 CHILD_BYTES = 200_000_000  # of the converter, or of llama.cpp, without tensors, and of this process by then
 LARGEST_TENSOR_BYTES = 8  # a weight of the embedding, as it is read and as it is written
@@ -178,11 +178,14 @@ def _probe_answers(path: Path, task: Task, probes: Sequence[Record], *, must_end
     """Answer held-out prompts with the engine that will serve the file.
 
     Raises:
-        StageError: The engine fails on it, or no answer ends within MAX_PROBE_TOKENS and one must.
+        StageError: The engine fails on it, or no answer ends within its tokens and one must.
     """
     with engine.Engine(path, sequences=PROBE_PROMPTS) as model:
-        longest = MAX_PROBE_TOKENS if must_end else ENDLESS_PROBE_TOKENS
-        requests = [engine.Request(prompt_of(task, probe), max_tokens=longest) for probe in probes]
+        longest = [_longest_answer(model, task, probe) if must_end else ENDLESS_PROBE_TOKENS for probe in probes]
+        requests = [
+            engine.Request(prompt_of(task, probe), max_tokens=count)
+            for probe, count in zip(probes, longest, strict=True)
+        ]
         answers = [answer for _, answer in model.ask_all(requests, widen=True)]
     failed = [answer for answer in answers if isinstance(answer, EngineError)]
     if failed:
@@ -190,7 +193,15 @@ def _probe_answers(path: Path, task: Task, probes: Sequence[Record], *, must_end
     stopped = sum(isinstance(a, engine.Answer) and a.finish == "stop" and bool(a.text.strip()) for a in answers)
     if stopped == 0 and must_end:
         raise StageError(
-            f"{path.name} never ends an answer: 0 of {len(answers)} held-out prompts within {MAX_PROBE_TOKENS} tokens",
+            f"{path.name} never ends an answer: 0 of {len(answers)} held-out prompts within {max(longest)} tokens",
             hint="train longer: more finetune.epochs, or finetune.max_steps where it is set",
         )
     return {"probes": len(answers), "probes_stopped": stopped}
+
+
+def _longest_answer(model: engine.Engine, task: Task, probe: Record) -> int:
+    """Tokens within which a held-out prompt must be answered, as far as the context has room for them."""
+    reference = model.tokenize(task.rules.written(probe.answer) + task.end)
+    context = min(model.info["trained_context"], PROBE_PROMPTS * engine.CONTEXT)
+    room = context - len(model.tokenize(prompt_of(task, probe)))
+    return max(MAX_PROBE_TOKENS, min(2 * len(reference), room))

@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from slmctl.inference import engine
 from slmctl.model_files import gguf_converter, quantizer
 from slmctl.model_files.base_model import Base
 from slmctl.task.contract import Task
-from slmctl.task.records import read_records
+from slmctl.task.records import Record, read_records
 
 gguf = pytest.importorskip("gguf")
 
@@ -340,6 +340,42 @@ def test_held_out_prompts_may_be_longer_than_the_context(
     with engine.Engine(lossless, sequences=1) as model:
         assert 2048 < len(model.tokenize(quantize.prompt_of(task, probes[-1]))) < 4000
     assert quantize._probe_answers(lossless, task, probes)["probes"] == 3
+
+
+@pytest.mark.parametrize(("words", "trained", "longest"), [(1, 2048, 16), (40, 2048, 82), (40, 60, 57), (40, 10, 16)])
+def test_a_file_may_answer_as_long_as_its_reference_answers_are(
+    words: int, trained: int, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # each file of a task with long answers was refused, since none ended within MAX_PROBE_TOKENS
+    class Perfect:
+        """An engine that answers as the reference does, a token a word, and then ends its turn."""
+
+        info: ClassVar = {"trained_context": trained}
+        asked: ClassVar[list[int]] = []
+
+        def __init__(self, path: Path, *, sequences: int) -> None: ...
+        def __enter__(self) -> Perfect:
+            return self
+
+        def __exit__(self, *exc: object) -> None: ...
+        def tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def ask_all(self, requests: list[engine.Request], *, widen: bool) -> Iterator[tuple[int, engine.Answer]]:
+            for index, request in enumerate(requests):
+                self.asked.append(request.max_tokens)
+                yield index, engine.Answer("x", "stop" if words < request.max_tokens else "length", 0.9, 3, words)
+
+    monkeypatch.setattr(quantize, "MAX_PROBE_TOKENS", 16)
+    monkeypatch.setattr(engine, "Engine", Perfect)
+    task = Task("generate", "{{ messages[-1]['content'] }}", " <end>")
+    record = Record("a", ({"role": "user", "content": "a b c"}, {"role": "assistant", "content": "w " * words}), {})
+    if words < longest:
+        assert quantize._probe_answers(Path("x"), task, [record]) == {"probes": 1, "probes_stopped": 1}
+    else:
+        with pytest.raises(StageError, match=f"0 of 1 held-out prompts within {longest} tokens"):
+            quantize._probe_answers(Path("x"), task, [record])
+    assert Perfect.asked == [longest]
 
 
 @pytest.mark.slow
