@@ -162,6 +162,10 @@ class Answering:
         """This one, with a reader around the part that is asked prompts."""
         return reader(self)
 
+    def prompts(self, request: Request) -> Iterable[str]:
+        """The prompts that a request is asked in."""
+        return [request.prompt]
+
     def held_bytes(self) -> int:
         """Bytes that the processes and their grammars hold, with their part of shared memory; 0 without a process."""
         raise NotImplementedError
@@ -315,7 +319,7 @@ class Engine(Supervised, Answering):
                 pending[index][1].append(event["piece"])
                 continue
             request, pieces = pending.pop(index)
-            if widen and event.get("refused") and (needs := self._needs(request)) > self.context:
+            if widen and event.get("refused") and (needs := self._needs(request, first)) > self.context:
                 long[index] = request, needs
             elif alone and event.get("died"):
                 died[index] = request
@@ -344,11 +348,12 @@ class Engine(Supervised, Answering):
                 deadly = deadly + 1 if isinstance(again, EngineDiedError) else 0
             yield index, again
 
-    def _needs(self, request: Request) -> int:
-        """Tokens of a prompt with its answer; 0 if the engine cannot tokenize it."""
+    def _needs(self, request: Request, first: Answering) -> int:
+        """Tokens of the longest prompt of a request with its answer; 0 if the engine cannot tokenize it."""
         with contextlib.suppress(EngineError):
             ends = [len(self.tokenize(label + request.end)) for label in request.labels]
-            return len(self.tokenize(request.prompt)) + max(ends, default=request.max_tokens)
+            longest = max(len(self.tokenize(prompt)) for prompt in first.prompts(request))
+            return longest + max(ends, default=request.max_tokens)
         return 0
 
     def _widen(self, context: int) -> None:

@@ -72,6 +72,9 @@ class Composition(Parts):
     def matmul_dtype(self) -> str | None:  # type: ignore[override]
         return self.engine.matmul_dtype
 
+    def prompts(self, request: Request) -> Iterable[str]:
+        return self.engine.prompts(request)
+
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
     ) -> Outcomes:

@@ -65,6 +65,9 @@ class DocumentReader(Composition):
         self._tasks = tasks
         self._schemas: dict[str, str] = {}
 
+    def prompts(self, request: Request) -> Iterable[str]:
+        return [each.prompt for each in self._requests(request, self._windows(request))]
+
     def ask_all(
         self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
     ) -> Outcomes:

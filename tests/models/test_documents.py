@@ -15,7 +15,7 @@ import pytest
 
 from slmctl.cli import terminal_chat
 from slmctl.errors import StageError
-from slmctl.inference.engine import Answer, Answering, Outcomes, Request
+from slmctl.inference.engine import Answer, Answering, Engine, Outcomes, Request
 from slmctl.inference.events import Event, places_of
 from slmctl.inference.supervised_child import EngineError
 from slmctl.models import documents
@@ -266,3 +266,48 @@ def test_a_chat_asks_in_windows_and_a_line_without_answer_ends_no_other(
     heard = capsys.readouterr()
     assert [line[:1] for line in heard.out.splitlines()] == ["b", "", "b"]
     assert "no answer to line 2: no room" in heard.err
+
+
+class Narrow(Engine):
+    """An engine with a context of 30 tokens, a token a word, which grows to 80."""
+
+    def __init__(self) -> None:
+        self.sequences, self.context, self._cells = 4, 30, 120
+        self.info = {"trained_context": 80}  # type: ignore[typeddict-item]
+
+    def tokenize(self, text: str) -> list[int]:
+        return [*range(len(text.split()))]
+
+    def _widen(self, context: int) -> None:
+        self.context = context
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        fits = len(self.tokenize(request.prompt)) + request.max_tokens <= self.context
+        event = said(EMPTY) if fits else {"error": "no room", "refused": True}
+        if fits:
+            on_event({"piece": event.pop("piece"), "tokens": []})  # type: ignore[typeddict-item]
+        on_event(event)
+        return lambda: None
+
+
+class Around(Composition):
+    """A model that asks the one in it, as a sum does."""
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        return self.engine.submit(request, on_event)
+
+
+@pytest.mark.parametrize("around", [lambda reader: reader, Around])
+@pytest.mark.parametrize(("max_tokens", "context"), [(2, 30), (16, 60), (35, 63), (60, None)])
+def test_a_document_needs_the_context_of_its_longest_window(
+    max_tokens: int, context: int | None, around: Callable[[Answering], Answering]
+) -> None:
+    # a document was refused by the length of its whole text, or its windows were asked in a context for it
+    text, model = "word " * 200, Narrow()
+    ((_, outcome),) = around(reading(model, {"": EXTRACT})).ask_all(
+        [asked(EXTRACT, text, max_tokens=max_tokens)], widen=True
+    )
+    if context is None:
+        assert isinstance(outcome, EngineError) and "up to 88 tokens does not fit" in outcome.message
+    else:
+        assert isinstance(outcome, Answer) and model.context == context
