@@ -33,6 +33,7 @@ class Request:
     Attributes:
         prefix: Text at its start that other requests share; computed once.
         labels: The only answers allowed, or none for free text.
+        written_labels: The labels as the model writes them, in the same order; none where it writes them as they are.
         end: Text that ends a label, such as `<|im_end|>`.
         max_tokens: Longest answer, in tokens.
         temperature: 0 takes the likeliest token.
@@ -66,6 +67,7 @@ class Request:
     document: str = ""
     rest: float = 1.0
     client: str = ""
+    written_labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -351,7 +353,7 @@ class Engine(Supervised, Answering):
     def _needs(self, request: Request, first: Answering) -> int:
         """Tokens of the longest prompt of a request with its answer; 0 if the engine cannot tokenize it."""
         with contextlib.suppress(EngineError):
-            ends = [len(self.tokenize(label + request.end)) for label in request.labels]
+            ends = [len(self.tokenize(label + request.end)) for label in request.written_labels or request.labels]
             longest = max(len(self.tokenize(prompt)) for prompt in first.prompts(request))
             return longest + max(ends, default=request.max_tokens)
         return 0

@@ -115,7 +115,7 @@ class Scheduler:
         self.waiting = Turns[Sequence]()
         self.active: list[Sequence] = []
         self._turn, self._left = "", TURN
-        self._tries: dict[tuple[str, ...], LabelTrie] = {}
+        self._tries: dict[tuple[str | tuple[str, ...], ...], LabelTrie] = {}
 
     @property
     def busy(self) -> bool:
@@ -252,7 +252,7 @@ class Scheduler:
         random, text = np.random.default_rng(request.seed), Text(request.stop)
         sequence = Sequence(id, request, prompt, shared, request.max_tokens, random, text)
         if request.labels:
-            trie = self._trie(request.labels, request.end)
+            trie = self._trie(request.labels, request.written_labels, request.end)
             sequence.search = LabelSearch(trie, rest=request.rest)
             sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
         elif request.schema:
@@ -473,12 +473,12 @@ class Scheduler:
             self.grammars.end(sequence.id)
             self._compile()
 
-    def _trie(self, labels: tuple[str, ...], end: str) -> LabelTrie:
+    def _trie(self, labels: tuple[str, ...], written: tuple[str, ...], end: str) -> LabelTrie:
         """The trie of the tokens of every label followed by the end of the turn."""
-        key = (end, *labels)
+        key = (end, tuple(labels), tuple(written))
         if key not in self._tries:
             try:
-                trie = LabelTrie(labels, [self.model.tokenize(label + end) for label in labels])
+                trie = LabelTrie(labels, [self.model.tokenize(label + end) for label in written or labels])
             except ValueError as error:
                 raise DataError(str(error)) from None
             # a client may send labels with each request

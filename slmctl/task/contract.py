@@ -303,6 +303,13 @@ class Task:
                 text = text.replace(token, token[0] + "\u200b" + token[1:])
         return text
 
+    def written_labels(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Labels in the normal form, as the model learned to write them; () where they are in it."""
+        if not self.normal_form:
+            return ()
+        written = tuple(unicodedata.normalize(self.normal_form, label) for label in labels)
+        return written if written != labels else ()
+
     def read_answer(self, text: str) -> Any:
         """The value in an answer: a label, the parsed JSON, a ToolCall or None for no call, or the text itself.
 

@@ -22,5 +22,5 @@ def engine_request(
         text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, max_tokens=max_tokens,
         stop=(task.end,) if task.end else (), schema=constraint or task.rules.constraint(), adapter=adapter,
         temperature=temperature, seed=seed, question=question,
-        document=document if task.document is not None else "",
+        document=document if task.document is not None else "", written_labels=task.written_labels(task.labels),
     )  # fmt: skip

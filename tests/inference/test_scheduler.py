@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from typing import Any
 
@@ -18,6 +19,8 @@ from slmctl.inference.engine import Request
 from slmctl.inference.grammar_pool import Grammars
 from slmctl.inference.scheduler import KEPT, KEPT_TOKENS, Scheduler
 from slmctl.inference.turns import LATELY, Turns
+from slmctl.task.contract import Task
+from slmctl.task.engine_requests import engine_request
 
 HEADS = ("", "one long prefix: ", "one long prefix!! ", "one long", "another one: ")
 LABELS = ("aaa", "aab", "abc", "b", "ba_", "bab")
@@ -165,6 +168,20 @@ def test_prefixes_make_room_for_a_request_that_needs_it() -> None:
     alone = [answers(Remembering(recurrent=False), [one], slots=2)[0] for one in requests]
     assert answers(model, requests, slots=4) == alone
     assert sum(map(len, model.held.values())) <= model.cells
+
+
+def test_labels_are_searched_by_the_tokens_that_were_learned() -> None:
+    # the labels of a Mac (folders, CSV) were searched in their own Unicode form, which no answer was learned in
+    class Bytes(Remembering):
+        def tokenize(self, text: str) -> list[int]:
+            return [byte % 128 for byte in text.encode()]
+
+    composed, apart = (tuple(unicodedata.normalize(form, each) for each in ("Äpfel", "Öl")) for form in ("NFC", "NFD"))
+    tasks = [Task("classify", "", "\0", labels=labels, normal_form="NFC") for labels in (composed, apart)]
+    requests = [engine_request(task, "hello", max_tokens=1) for task in tasks]
+    (first, *_, before), (second, *_, after) = answers(Bytes(recurrent=False), requests, slots=2)
+    assert (first["piece"] in composed, second["piece"] in apart) == (True, True)
+    assert {unicodedata.normalize("NFC", label): p for label, p in after["labels"].items()} == before["labels"]
 
 
 def test_labels_and_their_tokens_are_kept_within_bounds() -> None:

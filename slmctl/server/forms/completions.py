@@ -149,6 +149,7 @@ class CompletionForm(Form):
             adapter=model.adapter,
             alternatives=self.alternatives(body),
             shorten=length_name not in body,
+            written_labels=task.written_labels(labels),
         )
 
     def _requests(

@@ -179,11 +179,20 @@ def _require_read(base: Artifact, rows: Sequence[EncodedRecord], task: Task) -> 
 
 
 def _label_tokens(task: Task, tokenizer: Any, train: Sequence[EncodedRecord]) -> LabelTokens | None:
-    """The tokens of the labels; None for a task without labels, or where an answer to learn is no label."""
+    """The tokens of the labels; None for a task without labels, or where an answer to learn is no label.
+
+    Raises:
+        DataError: Two labels are the same to the tokenizer, such as two Unicode forms of one word.
+    """
     if not task.labels:
         return None
     tokens = [tokenizer(label + task.end, add_special_tokens=False).input_ids for label in task.labels]
-    labels = LabelTokens(LabelTrie(task.labels, tokens))
+    try:
+        labels = LabelTokens(LabelTrie(task.labels, tokens))
+    except ValueError as error:
+        raise DataError(
+            f"{error} in tokens, so no model can tell them apart", hint="task.labels.map makes one of both"
+        ) from None
     return labels if labels.spell(train) else None
 
 

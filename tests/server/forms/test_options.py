@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,14 @@ def test_a_function_that_has_to_be_called_is_a_form_of_the_answer() -> None:
     assert check("chat", "extract", **chosen).ignored == ()
     with pytest.raises(RequestError, match="'response_format' cannot be kept to"):
         check("chat", "generate", **chosen, response_format={"type": "json_object"})
+
+
+def test_labels_and_choices_are_searched_in_the_normal_form_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart, composed = ("A\u0308pfel", "x"), ("\u00c4pfel", "x")
+    monkeypatch.setitem(TASKS, "classify", replace(CLASSIFY, labels=apart, normal_form="NFC"))
+    monkeypatch.setitem(TASKS, "generate", replace(GENERATE, normal_form="NFC"))
+    for checked in (check("chat"), check("chat", "generate", structured_outputs={"choice": list(apart)})):
+        assert [(each.labels, each.written_labels) for each in checked.requests] == [(apart, composed)]
 
 
 PENALTIES = {"frequency_penalty": 0.5, "presence_penalty": 1, "logit_bias": {"7": 3}, "top_k": 4}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ torch = pytest.importorskip("torch")
 from support.training import adapted, trained  # noqa: E402
 
 from slmctl.artifacts.artifact import Artifact  # noqa: E402
+from slmctl.errors import DataError  # noqa: E402
 from slmctl.inference.label_search import LabelTrie  # noqa: E402
-from slmctl.stages.finetune import answer_loss, label_loss, packing, packing_check  # noqa: E402
+from slmctl.stages.finetune import answer_loss, finetune, label_loss, packing, packing_check  # noqa: E402
 from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
 from slmctl.stages.finetune.label_loss import LabelTokens  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord  # noqa: E402
+from slmctl.task.contract import Task  # noqa: E402
 
 LABELS = [[20, 21, 2], [20, 22, 2], [30, 2]]  # two of them begin alike
 PROMPTS = [[5, 6, 7], [5, 6, 8, 9], [5, 7]]
@@ -55,6 +58,14 @@ def test_it_is_the_label_searchs_own_probability(kind: str, packed: bool, tokens
     torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-5)
     gradient = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
     assert all(torch.isfinite(each).all() for each in gradient) and any(each.any() for each in gradient)
+
+
+def test_labels_of_the_same_tokens_are_refused() -> None:
+    # two Unicode forms of one word ended in a traceback
+    task = Task("classify", "", "", labels=("\u00c4nderung", "A\u0308nderung"))
+    with pytest.raises(DataError, match="begins or equals") as caught:
+        finetune._label_tokens(task, lambda text, **_: SimpleNamespace(input_ids=[1, 2]), [])
+    assert "task.labels.map" in caught.value.hint
 
 
 def test_answers_that_are_no_labels_are_learned_as_texts(tokens: LabelTokens) -> None:
