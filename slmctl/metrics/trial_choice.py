@@ -28,7 +28,8 @@ class Measured:
 
     Attributes:
         cost: Sort key of candidates, the cheapest first.
-        blocks: An array for each seed, (blocks, 3): records, answer tokens and nats of a block of validation records.
+        blocks: An array for each seed, (blocks, 3): records, the weight of their answer tokens, and nats of a
+            block of validation records.
     """
 
     name: str
@@ -159,7 +160,7 @@ def seed_variance(candidates: Sequence[Measured]) -> tuple[float, int]:
 
 
 def _aligned(trials: Sequence[Floats]) -> list[Floats]:
-    """Answer tokens and nats of each trial, (blocks, 2).
+    """Weight of the answer tokens, and nats, of each trial, (blocks, 2).
 
     Raises:
         ValueError: The trials do not validate on the same records.

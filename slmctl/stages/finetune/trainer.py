@@ -13,7 +13,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Progress:
     Attributes:
         before: Validation loss of the base, nats a token.
         best: Lowest validation loss since; after `settle`, the loss of the weights that are kept.
-        best_blocks: (records, answer tokens, nats) of each block of that validation, see `evaluate`.
+        best_blocks: (records, weight of their answer tokens, nats) of each block of that validation, see `evaluate`.
         worse: Number of the latest validations in a row that were surely worse than the best one.
         real: Tokens of the records, each counted whole.
         computed: Tokens computed: padding included, a shared prefix counted once a batch.
@@ -59,7 +59,7 @@ class Progress:
     before: float | None = None
     best: float = math.inf
     best_step: int = 0
-    best_blocks: list[tuple[int, int, float]] = field(default_factory=list)
+    best_blocks: list[tuple[int, float, float]] = field(default_factory=list)
     worse: int = 0
     real: int = 0
     computed: int = 0
@@ -93,7 +93,7 @@ class AnswerTrainer(SFTTrainer):
         self.interrupted = False  # True: the current step is the last one
         self._running_loss = torch.zeros(())  # transformers' sum since its last log entry
         self.progress = Progress()
-        self.blocks: list[tuple[int, int, float]] = []  # of the last validation
+        self.blocks: list[tuple[int, float, float]] = []  # of the last validation
         self.control: TrainerControl
         self.best_weights: dict[str, torch.Tensor] = {}
         with _hidden_head(kwargs["model"]):
@@ -114,9 +114,9 @@ class AnswerTrainer(SFTTrainer):
         pieces, learned = self.batches(records), [record for record in records if any(record["weights"])]
         if self.labels is not None:
             pieces = [piece | {"choices": self.labels.choices(piece["labels"])} for piece in pieces]
-        counts = (  # on the host, without waiting for a device: records, answer tokens, tokens, computed tokens
+        counts = (  # on the host, without waiting for a device: records, their weight, tokens, computed tokens
             len(learned),
-            sum(map(answer_tokens, learned)),
+            summed(weight for record in learned for weight in record["weights"]),
             sum(len(record["input_ids"]) for record in learned),
             sum(piece["input_ids"].numel() for piece in pieces),
         )
@@ -138,14 +138,15 @@ class AnswerTrainer(SFTTrainer):
         counts = [sum(batch["counts"][k] for batch in batches) for k in range(4)]
         counts.append(int(self.is_interrupted()))
         if self.accelerator.num_processes > 1:
-            counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum").tolist()
+            sums = torch.tensor(counts, dtype=torch.float64, device=device)  # weights are no integers
+            counts = self.accelerator.reduce(sums, reduction="sum").tolist()
         self.interrupted = counts[4] > 0  # of all processes, in the same step
-        self.progress.real += counts[2]
-        self.progress.computed += counts[3]
+        self.progress.real += int(counts[2])
+        self.progress.computed += int(counts[3])
         # Not by the step's own answer tokens: records of like length share a step, so where short answers are of one
         # kind (such as no call), a step of these would weigh each of their tokens many times another one.
         divisor = counts[0] * self.mean_tokens
-        self.step_mean = divisor / max(counts[1], 1)
+        self.step_mean = divisor / (counts[1] or 1)
         return batches, torch.tensor(divisor)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -211,11 +212,11 @@ class AnswerTrainer(SFTTrainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean loss of an answer token over all validation records, in nats.
+        """Mean loss of an answer token over all validation records, by its weight, in nats.
 
-        Sets `blocks` to (records, answer tokens, nats) of up to VALIDATION_BLOCKS groups of records of like length.
-        They are the same groups in every training on these records, with any number of processes, so that two
-        trainings can be compared block by block.
+        Sets `blocks` to (records, weight of their answer tokens, nats) of up to VALIDATION_BLOCKS groups of records of
+        like length. They are the same groups in every training on these records, with any number of processes, so that
+        two trainings can be compared block by block.
         """
         self.check()
         self.model.eval()
@@ -231,15 +232,16 @@ class AnswerTrainer(SFTTrainer):
         by_token = iter(torch.cat(losses).tolist() if losses else [])  # nats, record after record
         counts = [sum(label != IGNORED for label in record["labels"]) for record in share]
         nats = [math.fsum(itertools.islice(by_token, count)) for count in counts]
-        every = sorted(gather_object(list(zip(own, counts, nats, strict=True))))
+        weights = [summed(record["weights"]) for record in share]
+        every = sorted(gather_object(list(zip(own, weights, nats, strict=True))))
         size = math.ceil(len(every) / VALIDATION_BLOCKS)
         blocks = [every[start : start + size] for start in range(0, len(every), size)]
         self.blocks = [
-            (len(block), sum(tokens for _, tokens, _ in block), round(math.fsum(loss for *_, loss in block), 6))
+            (len(block), summed(weight for _, weight, _ in block), round(math.fsum(loss for *_, loss in block), 6))
             for block in blocks
         ]
-        _, tokens, total = (sum(column) for column in zip(*self.blocks, strict=True))
-        metrics = {"eval_loss": total / tokens}
+        _, weight, total = (sum(column) for column in zip(*self.blocks, strict=True))
+        metrics = {"eval_loss": total / (weight or 1)}
         if not math.isfinite(metrics["eval_loss"]):
             self.diverged("validation loss", metrics["eval_loss"], self.state.global_step)
         self.log(metrics)
@@ -366,6 +368,12 @@ def answer_tokens(record: EncodedRecord) -> int:
     return sum(
         label != IGNORED and weight > 0 for label, weight in zip(record["labels"], record["weights"], strict=True)
     )
+
+
+def summed(weights: Iterable[float]) -> float:
+    """Exact sum of the weights of answer tokens; their number where each weighs 1."""
+    total = math.fsum(weights)
+    return int(total) if total.is_integer() else total
 
 
 def without_loss(record: EncodedRecord) -> EncodedRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from slmctl.stages.finetune import answer_loss, layer_replacement, packing, packing_check  # noqa: E402
 from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
+from slmctl.stages.finetune.trainer import AnswerTrainer, Progress  # noqa: E402
 
 MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {  # class, settings, plain head
     "Llama": ("LlamaConfig", {"tie_word_embeddings": False}, True),
@@ -111,3 +113,38 @@ def test_mixed_precision_does_not_reach_into_the_sum() -> None:
         got = answer_loss.BlockwiseCrossEntropy.apply(hidden, head, targets, weights, 0.1)
     assert got.dtype == torch.float32
     assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.25, 0.25), (0.1, 3.0)])
+def test_the_loss_that_is_told_is_nats_a_token_whatever_tokens_weigh(weights: tuple[float, float]) -> None:
+    # answers of weight 0.25, such as windows of a document, had a quarter of the loss
+    rows = [
+        {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4], "weights": [0.0, 0.0, weight, weight]}
+        for weight in weights
+    ]
+    model = Uniform()
+    trainer = SimpleNamespace(
+        check=lambda: None, model=model, validation=rows, batches=PaddedBatches(0), labels=None, control=None,
+        args=SimpleNamespace(per_device_train_batch_size=8), state=SimpleNamespace(global_step=0),
+        accelerator=SimpleNamespace(process_index=0, num_processes=1), callback_handler=SimpleNamespace(
+            on_evaluate=lambda *_: None
+        ), _prepare_inputs=lambda piece: piece, log=lambda metrics: None, is_interrupted=lambda: False,
+        progress=Progress(), mean_tokens=2.0,
+    )  # fmt: skip
+    assert AnswerTrainer.evaluate(trainer)["eval_loss"] == pytest.approx(2.5)
+    assert [block[1] for block in trainer.blocks] == [2 * weight for weight in weights]
+    assert weights[0] != 1 or all(type(block[1]) is int for block in trainer.blocks)  # as manifests have had them
+    batch = AnswerTrainer._collate(trainer, rows)
+    _, divisor = AnswerTrainer.get_batch_samples(trainer, iter([batch]), 1, "cpu")
+    assert divisor == 4.0  # of the gradient, which weights do not change
+    loss = sum(model(**piece).losses.sum() for piece in batch["pieces"]) / divisor
+    assert float(loss * trainer.step_mean) == pytest.approx(2.5)
+
+
+class Uniform:
+    """A model to which each token costs 2.5 nats."""
+
+    def eval(self) -> None: ...
+
+    def __call__(self, *, weights: Any, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(losses=2.5 * weights)
