@@ -74,9 +74,10 @@ def _stands_for(folder: Path, name: str, own: Set[str]) -> Artifact | None:
     if not own & set(release.metrics["files"].values()):
         return release
     there = {(path.parent.name, path.name) for path in registry.folders(folder)}
-    if tag.previous is None or (tag.project, tag.previous) not in there:
+    before = tag.previous if tag.another is None else tag.another
+    if not before or (tag.project, before) not in there:
         return None
-    return registry.find(folder, f"{tag.project}@{tag.previous}")
+    return registry.find(folder, f"{tag.project}@{before}")
 
 
 def _require_never_sent(to: str, folder: Path, root: Path) -> None:

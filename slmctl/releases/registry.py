@@ -39,13 +39,19 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 @dataclass(frozen=True)
 class Tag:
-    """A tag of a project; `version` is the one that it points at, `previous` the one before, of another model."""
+    """A tag of a project.
+
+    Attributes:
+        version: The one that it points at; `previous` the one before.
+        another: The last version of another model before it, '' for none; None where that is `previous`.
+    """
 
     project: str
     name: str
     version: str
     digest: str
     previous: str | None = None
+    another: str | None = None
 
 
 # Reading
@@ -284,20 +290,20 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
             before = _read_tag(path)
         if before is not None and before.digest == release.digest:
             return before
-        made = Tag(project, tag, version, release.digest, _another(root, release, before))
+        version_before = before.version if before else None
+        made = Tag(project, tag, version, release.digest, version_before, _another(root, release, before))
         atomic.write(path, artifact.canonical(asdict(made)))
     return made
 
 
 def _another(root: Path, release: Artifact, before: Tag | None) -> str | None:
-    """The version before, of another model: the same files under another version are nothing to compare with."""
-    if before is None:
-        return None
-    with contextlib.suppress(IntegrityError):  # it is no longer there
-        tagged = find(root, f"{before.project}@{before.version}")
-        if tagged.metrics["files"] == release.metrics["files"]:
-            return before.previous
-    return before.version
+    """`Tag.another` of a release that follows `before`: one with the same files is nothing to compare with."""
+    if before is not None:
+        with contextlib.suppress(IntegrityError):  # it is no longer there
+            tagged = find(root, f"{before.project}@{before.version}")
+            if tagged.metrics["files"] == release.metrics["files"]:
+                return (before.previous or "") if before.another is None else before.another
+    return None
 
 
 def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> None:
@@ -340,7 +346,7 @@ def _read_tag(path: Path) -> Tag:
         raise IntegrityError(f"the tag {path} cannot be read: it does not say what it stands for", hint=again) from None
     except IntegrityError as error:
         raise IntegrityError(error.message, hint=again) from None
-    texts = all(isinstance(value, str) for value in (tag.version, tag.digest, tag.previous or ""))
+    texts = all(isinstance(value, str) for value in (tag.version, tag.digest, tag.previous or "", tag.another or ""))
     if (
         not texts
         or (tag.project, tag.name) != (path.parent.parent.name, path.name)

@@ -75,6 +75,8 @@ def test_a_tag_is_followed_and_a_promotion_compares_with_the_version_before(tmp_
     sent(tmp_path, new, "production")
     assert version(of(tmp_path, own=files)) == "1.0"  # as it was measured before the promotion
     assert version(of(tmp_path)) == "1.1"  # of another model
+    sent(tmp_path, release(tmp_path, "1.2", weights=b"newer"), "production")
+    assert version(of(tmp_path, own=files)) == "1.0"  # 1.1 is the same model
     shutil.rmtree(tmp_path / "registry" / "desk" / "1.0")
     after = of(tmp_path, own=files)
     assert after is not None

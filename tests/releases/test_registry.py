@@ -146,7 +146,7 @@ def test_a_tag_is_promoted_and_rolled_back(root: Path, tmp_path: Path) -> None:
     assert registry.find(root, "production").metrics["version"] == "1.1"
     send(root, release(tmp_path, "1.2", weights=b"1.1"), GATE)
     same = registry.promote(root, registry.find(root, "1.2"), "production")
-    assert (same.version, same.previous) == ("1.2", "1.0")  # 1.1 has the same files
+    assert (same.version, same.previous, same.another) == ("1.2", "1.1", "1.0")  # 1.1 has the same files
     registry.promote(root, registry.find(root, "1.1"), "production")
     back = registry.promote(root, registry.find(root, "1.0"), "production")
     assert (back.version, back.previous) == ("1.0", "1.1")
