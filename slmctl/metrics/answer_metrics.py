@@ -270,7 +270,11 @@ def field_counts(expected: Any, predicted: Any) -> tuple[int, int, int]:
 
 def words(text: str) -> list[str]:
     """The words of a text: NFKC-normalised and case-folded, without punctuation and spaces."""
-    return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
+    whole = unicodedata.normalize("NFKC", text).casefold()
+    if not whole.isascii():  # a vowel sign of Hindi or Thai is no letter to a pattern, and belongs to its word
+        whole = "".join(sign if sign.isalnum() or unicodedata.category(sign)[0] == "M" else " " for sign in whole)
+        return whole.split()
+    return re.findall(r"[^\W_]+", whole)
 
 
 def same_text(expected: str, predicted: str) -> bool:

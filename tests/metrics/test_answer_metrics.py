@@ -113,6 +113,8 @@ def test_rouge_l_is_rouge_scores(wanted: str, given_: str) -> None:
         ("Dear Ann, we refund you.", "dear ann we  refund\nyou", True),
         ("Order 1234", "Order 1235", False),  # digits count, unlike in the search for near-duplicates
         ("Straße", "STRASSE", True),
+        ("यह दिन है", "यह दान है", False),  # a day, a donation
+        ("यह दिन है", "यह दिन है।", True),
         ("Ünïcode ﬁne", "ünïcode fine", True),
         ("a b", "b a", False),
         ("", "...", True),

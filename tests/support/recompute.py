@@ -130,7 +130,8 @@ class Words:
     """The tokenizer of ROUGE: words of letters and digits, whatever their case and width."""
 
     def tokenize(self, text: str) -> list[str]:
-        return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split()
+        whole = unicodedata.normalize("NFKC", text).casefold()
+        return re.sub(r"_|\W", lambda sign: sign[0] if unicodedata.category(sign[0])[0] == "M" else " ", whole).split()
 
 
 WORDS, CHRF_2 = Words(), CHRF(char_order=6, word_order=0, beta=2)
