@@ -288,6 +288,7 @@ const TASKS = {
     } catch {
       return [make("p", "notice warn", "The answer is no whole JSON: it was cut off, or the model is not held to the schema."), make("pre", "text", found.text)];
     }
+    if (rounds(found.text)) return [make("pre", "text", found.text), copyButton(found.text)];
     const text = JSON.stringify(value, null, 2);
     const raw = make("details", "", make("summary", "", "JSON"), make("pre", "text", text));
     const labels = () => make("div", "", make("h2", "note", "Labels"), shownValue(value));
@@ -306,6 +307,7 @@ const TASKS = {
     } catch {
       return [...head, make("p", "notice warn", "The arguments are no whole JSON: the answer was cut off."), make("pre", "text", found.call.arguments)];
     }
+    if (rounds(found.call.arguments)) return [...head, make("pre", "text", found.call.arguments), copyButton(found.call.arguments)];
     const text = JSON.stringify({ name: found.call.name, arguments: value }, null, 2);
     found.text = text;
     const raw = make("details", "", make("summary", "", "JSON"), make("pre", "text", text));

@@ -199,6 +199,20 @@ def test_fields_are_a_form_that_is_held_to_the_schema(browser: Browser, tmp_path
         assert browser.ask("document.getElementById('fault').hidden")
 
 
+def test_a_number_that_a_browser_rounds_is_edited_as_text(browser: Browser, tmp_path: Path) -> None:
+    long, short = '{"order": "A-17", "total": 340123450000000017}', '{"order": "A-17", "total": 1}'
+    queue = [ReviewRow(collected(f"r{k}", answer=answer), "unsure") for k, answer in enumerate((long, short))]
+    with opened(queue, tmp_path, kind="extract") as (url, session):
+        visit(browser, url)
+        assert browser.ask("document.getElementById('text').value") == long
+        press(browser, "Enter")
+        press(browser, "e")
+        browser.ask("document.getElementById('field-total').value = '340123450000000017'")
+        press(browser, "Enter")
+        assert "The field total has a number of over 15 digits" in text_of(browser, "#fault")
+        assert [line.after for line in lines(session)] == [long]
+
+
 def test_a_text_is_edited_beside_what_changed(browser: Browser, tmp_path: Path) -> None:
     queue = [ReviewRow(collected(f"r{k}", answer="It left on Monday."), "unsure") for k in range(2)]
     with opened(queue, tmp_path, kind="generate") as (url, session):

@@ -59,7 +59,7 @@ async function act(path, body, words) {
 
 function decide(answer) {
   if (!row) return;
-  const words = answer === null ? "Skipped." : PAIR[answer] ? `${PAIR[answer].name}.` : task.kind === "classify" ? `${clean(answer)}.` : answer === row.answer ? "Right." : "Corrected.";
+  const words = answer === null ? "Skipped." : task.kind === "pairs" && PAIR[answer] ? `${PAIR[answer].name}.` : task.kind === "classify" ? `${clean(answer)}.` : answer === row.answer ? "Right." : "Corrected.";
   act("/v1/review/decide", { id: row.id, answer }, words);
 }
 
@@ -196,6 +196,7 @@ const KINDS = {
     return list;
   },
   extract() {
+    if (rounds(row.answer)) return KINDS.generate(); // as the text that it is
     let value = {};
     try {
       value = JSON.parse(row.answer);
@@ -274,6 +275,7 @@ function fieldOf(name, about, value, required) {
       if (!text) return nothing();
       if (listed) return listed.find((item) => String(item) === input.value);
       if (flat && types[0] === "string") return input.value;
+      if (rounds(text)) throw new Fault(`The field ${about.title || name} has a number of over 15 digits: correct it in a spreadsheet (slmctl review --csv).`);
       if (flat) return Number.isFinite(Number(text)) ? Number(text) : text; // a text that is none is refused by slmctl
       try {
         return JSON.parse(text);
