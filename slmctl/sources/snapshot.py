@@ -11,6 +11,7 @@ import fnmatch
 import functools
 import hashlib
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -204,7 +205,10 @@ def _fetch(name: str, pattern: str | None, target: Path, limits: SourceLimits) -
             chosen = _choose(repo, listed, pattern)
             if sum(entry.size or 0 for entry in chosen) > limits.size_bytes:
                 raise bounded_copy.too_large(f"the data set {repo}", limits)
+            end = time.monotonic() + limits.timeout_s
             for entry in chosen:
+                if time.monotonic() > end:
+                    raise bounded_copy.too_slow(f"the data set {repo}", limits, "fewer files (file: PATTERN)")
                 console.say(f"  fetching {entry.rfilename} of {repo} at {commit[:12]}")
                 with bounded_copy.files_of_at_most(limits):
                     client.hf_hub_download(repo, entry.rfilename, repo_type="dataset", revision=commit, local_dir=draft)

@@ -347,21 +347,25 @@ from slmctl.sources import snapshot
 from slmctl.network import guard
 from slmctl.config import Source, SourceLimits
 from slmctl.errors import SlmctlError
+limits = SourceLimits(**json.loads(sys.argv[3]))
 guard.seal()
 for fields in json.loads(sys.argv[2]):
     try:
-        found = snapshot.gather([Source.model_validate(fields)], Path(sys.argv[1]), SourceLimits())
+        found = snapshot.gather([Source.model_validate(fields)], Path(sys.argv[1]), limits)
         print(json.dumps([[one.title, str(one.local)] for one in found]))
     except SlmctlError as error:
         print(json.dumps([type(error).__name__, error.message, error.hint]))
 """
 
 
-def fetch(url: str, folder: Path, *sources: dict[str, str]) -> tuple[list[list[Any]], str]:
+def fetch(url: str, folder: Path, *sources: dict[str, str], **limits: float) -> tuple[list[list[Any]], str]:
     """Fetch sources one by one in a process of its own: the outcome of each, and what it said."""
     env = hub_server.environment(url, folder)
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), json.dumps(sources)], env=env, capture_output=True, text=True
+        [sys.executable, "-c", CHILD, str(folder), json.dumps(sources), json.dumps(limits)],
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
@@ -407,6 +411,15 @@ def test_a_file_that_is_not_the_commit_s_is_refused(hub: hub_server.Hub, folder:
     hub.damaged.add("data/test.jsonl")
     ((kind, message, _),), _ = fetch(hub.url, folder, {"hf": f"acme/tickets@{COMMIT}", "file": "data/test.jsonl"})
     assert (kind, message[:46]) == ("IntegrityError", "data/test.jsonl is not what the hub says it is")
+    assert not list(folder.glob("hf-*"))
+
+
+def test_a_data_set_that_takes_too_long_is_refused(hub: hub_server.Hub, folder: Path) -> None:
+    both = {"hf": f"acme/tickets@{COMMIT}", "file": "data/train-*.csv"}
+    ((kind, message, _),), _ = fetch(hub.url, folder, both, timeout_s=1e-9)
+    assert (kind, message) == (
+        "DataError", "the data set acme/tickets took longer than 1e-09 s (prepare.limits.timeout_s)"
+    )  # fmt: skip
     assert not list(folder.glob("hf-*"))
 
 
