@@ -78,6 +78,11 @@ def inert(text: str) -> str:
     return text if _HARMLESS.fullmatch(text) else code(text)
 
 
+def unmarked(text: str) -> str:
+    """A sentence for Markdown, in which no name from data makes a link, an image, code or markup."""
+    return re.sub(r"[\[\]<>`]", r"\\\g<0>", " ".join(text.split())).replace("://", r":\//")
+
+
 @cache
 def _environment() -> jinja2.Environment:
     import jinja2
@@ -90,6 +95,7 @@ def _environment() -> jinja2.Environment:
         "anchor": anchor, "count": count, "cut": shown, "duration": console.duration, "either": either,
         "counted": svg_chart.counted, "is_wide": _is_wide, "most_first": most_first, "number": "{:,}".format,
         "percent": percent, "points": points, "place": place, "places": places, "size": console.size,
+        "unmarked": unmarked,
     }  # fmt: skip
     environment.globals |= {
         "Bar": svg_chart.Bar, "bars": svg_chart.bars, "histogram": svg_chart.histogram,

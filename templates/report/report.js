@@ -2,7 +2,8 @@
 // The page is whole without this: it sorts tables, and searches the long ones.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
-  const numeric = (text) => /^[-+±]?[\d,.]+\s*(%|ms|s|[kMG]?B|points?)?$/.test(text);
+  // an interval goes by its lower end
+  const numeric = (text) => /^[-+±]?[\d,.]+(e[-+]?\d+)?\s*(%|ms|s|[kMG]?B|points?)?(\s+(to|-)\s.*)?$/.test(text);
   const value = (text) => parseFloat(text.replace(/[,±+]/g, "")) * ({ kB: 1e3, MB: 1e6, GB: 1e9 }[text.slice(-2)] || 1);
   if (body.rows.length > 2) {
     [...table.tHead.rows[0].cells].forEach((head, column) => {

@@ -67,6 +67,13 @@ def test_no_text_is_more_than_text_in_the_model_card(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
+def test_no_text_is_more_than_text_in_a_remark(text: str) -> None:
+    remark = f"> {html_page.unmarked(f'On the rows with label {text} (n=9) Q8_0 is worse.')}"
+    assert active(remark) == active("> On the rows.")
+    assert "http://" not in remark and "https://" not in remark
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=ascii)
 def test_no_text_is_more_than_text_in_a_cell_of_the_report(text: str) -> None:
     table = report_markdown._table(["slice", "rows"], [[html_page.inert(text), "9"]])
     assert active(table) == []

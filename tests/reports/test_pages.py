@@ -190,7 +190,7 @@ def test_a_page_is_well_formed_names_nothing_outside_and_links_to_what_is_there(
 def test_every_finding_leads_to_a_part_of_the_page(tmp_path: Path) -> None:
     text = of_prepare(tmp_path).read_text()
     findings = text[text.index('<section class="first"') : text.index("<nav")]
-    assert findings.count("<li ") == findings.count('<a href="#') == 11
+    assert findings.count("<li ") == findings.count('<a href="#') == 12
 
 
 def test_a_slip_is_not_also_a_label_with_few_rows_and_places_are_grouped_by_file(tmp_path: Path) -> None:

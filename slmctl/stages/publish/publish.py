@@ -303,7 +303,8 @@ def _render(name: str, **values: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # noqa: S701 - not HTML
-    environment.filters |= {"clean": console.clean, "code": html_page.code, "inert": html_page.inert, "scalar": _scalar}
+    environment.filters |= {"clean": console.clean, "code": html_page.code, "inert": html_page.inert}
+    environment.filters |= {"scalar": _scalar, "unmarked": html_page.unmarked}
     return environment.from_string(source).render(**values)
 
 

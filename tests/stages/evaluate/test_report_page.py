@@ -267,6 +267,9 @@ def test_a_day_has_its_cost_where_prices_are_known(tmp_path: Path) -> None:
     text = words(tmp_path, report | {"break_even": prices})
     assert "Through an API they cost 0.0500 EUR a day" in text
     assert "1.20 EUR: it is the cheaper one from 2,400 requests a day on" in text
+    entry["rows_per_hour"] = 50.0
+    text = words(tmp_path, report | {"break_even": prices})
+    assert "and one machine cannot answer enough rows to be cheaper." in text and "requests a day on" not in text
     assert "With prices" in words(tmp_path, report | {"break_even": None})
 
 
