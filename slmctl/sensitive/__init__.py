@@ -116,9 +116,9 @@ class SensitivePolicy:
                 return Applied(text, tuple(findings), "refuse" if "refuse" in actions else "drop", sensitive=True)
             if not replaced:
                 break
-            marked, marks = self._marked(
-                marked, replaced if searches < PASSES else _to_line_ends(marked, replaced), marks
-            )
+            if searches >= PASSES:
+                replaced = _to_line_ends(marked, replaced, whole=searches > PASSES)
+            marked, marks = self._marked(marked, replaced, marks)
         written = _with_stand_ins(marked, marks)
         if written != marked:
             candidates = _candidates(written, ranks)
@@ -152,14 +152,18 @@ def _with_stand_ins(marked: str, marks: list[Mark]) -> str:
     return "".join([*pieces, marked[done:]])
 
 
-def _to_line_ends(text: str, candidates: list[Candidate]) -> list[Candidate]:
-    """Candidates, each up to the end of its line: of values in a row every search shows one more."""
+def _to_line_ends(text: str, candidates: list[Candidate], *, whole: bool) -> list[Candidate]:
+    """Candidates, each up to the end of its line: of values in a row every search shows one more.
+
+    With `whole` also from its begin, since some show from the last one to the first.
+    """
     longer, done = list[Candidate](), 0
     for candidate in candidates:
         if candidate.start >= done:
             line_end = text.find("\n", candidate.end)
             done = line_end if line_end >= 0 else len(text)
-            longer.append(candidate._replace(end=done))
+            start = text.rfind("\n", 0, candidate.start) + 1 if whole else candidate.start
+            longer.append(candidate._replace(start=start, end=done))
     return longer
 
 

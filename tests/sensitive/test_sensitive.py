@@ -551,6 +551,7 @@ def test_however_many_values_stand_in_a_row_none_is_left(value: str, action: str
         redacted = everything(action).apply(f"Call {value * count}\nand then {value * count}\nThe end").text
         assert not find(redacted)
         assert redacted.startswith("Call ") and redacted.endswith("\nThe end")
+    assert everything(action).apply("Hello\n" + "pin12345678," * 400 + "\nThe end").text == "Hello\n[SECRET]\nThe end"
 
 
 @pytest.mark.parametrize("text", ["refund to 4111 1111 1111 1111,98765 43210", "at 10.1.2.3/98765 43210"])
