@@ -118,13 +118,15 @@ class SensitivePolicy:
                 break
             if searches >= PASSES:
                 replaced = _to_line_ends(marked, replaced, whole=searches > PASSES)
-            marked, marks = self._marked(marked, replaced, marks)
+            before = marked
+            marked, marks = self._marked(before, replaced, marks)
+            if marked == before:  # nothing but marks is left
+                break
         written = _with_stand_ins(marked, marks)
-        if written != marked:
-            candidates = _candidates(written, ranks)
-            if any(ranks[each.match.kind] < RANKS["keep"] for each in candidates):  # a stand-in and what is beside it
-                written, candidates = marked, _candidates(marked, ranks)
-        return Applied(written, tuple(findings), "keep", sensitive=bool(candidates))
+        left = _candidates(written, ranks) if written != marked else candidates
+        if any(ranks[each.match.kind] < RANKS["keep"] for each in left):  # a stand-in and what is beside it
+            written, left = marked, candidates
+        return Applied(written, tuple(findings), "keep", sensitive=bool(left))
 
     def _marked(self, text: str, candidates: list[Candidate], marks: list[Mark]) -> tuple[str, list[Mark]]:
         """Returns (text with `[KIND]` in place of each candidate, all marks in it)."""

@@ -103,7 +103,8 @@ def _rules(text: str, kinds: Sequence[str], allow: Sequence[str]) -> Iterator[st
     """The rules that match in a text."""
     for allowed in allow:
         text = text.replace(allowed, " ")
-    keys = [finding for finding in sensitive.find(text, ("secret",)) if _HASH.search(text, finding.start, finding.end)]
+    secrets = sensitive.find(text, ("secret",)) if _HASH.search(text) else []
+    keys = [finding for finding in secrets if _HASH.search(text, finding.start, finding.end)]
     text = _DECIMAL.sub(" ", _HASH.sub(" ", text))
     if _PATH.search(_ADDRESS.sub(" ", text)):
         yield "a path of this machine"
