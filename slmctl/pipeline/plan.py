@@ -171,10 +171,7 @@ def shape_of_base(project: Project) -> ModelShape | None:
 
 
 def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
-    """The stages of a run, without those that the config leaves out; the last one always stays.
-
-    But for those that train, where linear members are released.
-    """
+    """The stages that the config asks for, and the last one; for a linear release none that trains."""
     for name in names:
         stage = project.stage(name)
         is_asked_for = getattr(project.config, name) is not None or name == names[-1]
