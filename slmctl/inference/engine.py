@@ -307,27 +307,35 @@ class Engine(Supervised, Answering):
         waiting = enumerate(requests)
 
         def feed(count: int = 1) -> None:
-            for index, request in itertools.islice(waiting, count):
+            taken = list(itertools.islice(waiting, count))
+            for index, request in taken:
                 pending[index] = request, []
                 first.submit(request, functools.partial(put, index))
+            if len(taken) < count:
+                self.tell({"fill": False})
 
         def put(index: int, event: Event) -> None:
             events.put((index, event))
 
-        feed(first.ahead)
-        while pending:
-            index, event = events.get()
-            if "piece" in event:
-                pending[index][1].append(event["piece"])
-                continue
-            request, pieces = pending.pop(index)
-            if widen and event.get("refused") and (needs := self._needs(request, first)) > self.context:
-                long[index] = request, needs
-            elif alone and event.get("died"):
-                died[index] = request
-            else:
-                yield index, error_of(event) if "error" in event else answer_of(event, "".join(pieces))
-            feed()
+        # the same requests make the same batches, however fast they come: answers are then equal to the last digit
+        self.tell({"fill": True})
+        try:
+            feed(first.ahead)
+            while pending:
+                index, event = events.get()
+                if "piece" in event:
+                    pending[index][1].append(event["piece"])
+                    continue
+                request, pieces = pending.pop(index)
+                if widen and event.get("refused") and (needs := self._needs(request, first)) > self.context:
+                    long[index] = request, needs
+                elif alone and event.get("died"):
+                    died[index] = request
+                else:
+                    yield index, error_of(event) if "error" in event else answer_of(event, "".join(pieces))
+                feed()
+        finally:
+            self.tell({"fill": False})
         widest = max(self.context, min(self.info["trained_context"], self._cells))
         fitting = {index: request for index, (request, needs) in long.items() if needs <= widest}
         for index in long.keys() - fitting.keys():

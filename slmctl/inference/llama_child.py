@@ -226,6 +226,8 @@ def _take(message: Message, model: LlamaModel, scheduler: Scheduler, send: Calla
         scheduler.take_grammar(message["grammar"], message["state"])
     elif "cancel" in message:
         scheduler.cancel(message["cancel"])
+    elif "fill" in message:
+        scheduler.fills = message["fill"]
     elif "tokenize" in message:
         try:
             send(id=message["id"], tokens=model.tokenize(message["tokenize"]))

@@ -97,7 +97,12 @@ class Scheduler:
     Args:
         slots: Requests at the same time.
         spare: Places beside these, for clients that have no sequence yet.
+
+    Attributes:
+        fills: More requests follow at once, so a batch waits until they take all places.
     """
+
+    fills = False
 
     def __init__(
         self, model: DecodingModel, slots: int, context: int, send: Callable[..., None], grammars: Grammars,
@@ -119,13 +124,19 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """True where there is something to do that does not wait for a grammar."""
+        """True where there is something to do that does not wait for a grammar, nor for requests that fill a batch."""
+        if self.fills and self._coming < (len(self.free) - self.spare) // (2 if self.model.recurrent else 1):
+            return False
         return self._next_admitted() is not None or any(sequence.pending for sequence in self.active)
 
     @property
     def awaits_grammar(self) -> bool:
         """True while an answer waits for the state of its grammar."""
         return any(sequence.chosen for sequence in self.active)
+
+    @property
+    def _coming(self) -> int:
+        return len(self.waiting) + len(self.compiling) + len(self.unread)
 
     def _next_admitted(self) -> Sequence | None:
         """The request whose turn it is, where there are as many free places as it takes."""

@@ -152,8 +152,14 @@ class Supervised:
     def cancel(self, id: str) -> None:
         """Have a message forgotten; no event follows."""
         with self._lock:
-            if self._pending.pop(id, None) is not None and self._child is not None:
-                self._outbox.put(json.dumps({"cancel": id}) + "\n")
+            if self._pending.pop(id, None) is not None:
+                self.tell({"cancel": id})
+
+    def tell(self, message: Message) -> None:
+        """Send a message that has no reply, where there is a child."""
+        with self._lock:
+            if self._child is not None:
+                self._outbox.put(json.dumps(message) + "\n")
 
     def reply(self, message: Message) -> Message:
         """The child's only reply to a message.

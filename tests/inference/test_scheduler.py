@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -203,6 +205,47 @@ def test_a_model_that_computes_nan_gives_no_answer() -> None:
     for kind in ("free", "labels"):
         (events,) = answers(Broken(recurrent=False), [request(kind, "", "x", "")], slots=1)
         assert "NaN" in events[-1]["error"]
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(delays=st.lists(st.integers(0, 4), min_size=1, max_size=20))
+def test_full_batches_are_the_same_however_fast_requests_come(recurrent: bool, delays: list[int]) -> None:
+    """What is decoded together, where a request comes after as many looks at the inbox as its delay says."""
+
+    def decoded(delays: Iterable[int]) -> list[list[Item]]:
+        model, batches = Remembering(recurrent=recurrent), list[list[Item]]()
+        decode, asked = model.decode, (request("labels", "head: ", f"text {k}", "") for k in range(23))
+        inbox = deque[tuple[int, Request | None]]()
+
+        def recorded(items: list[Item]) -> list[tuple[int, Logits]]:
+            batches.append(items)
+            return decode(items)
+
+        def feed(**event: Any) -> None:
+            if not event or "finish" in event:
+                inbox.append((next(delays), next(asked, None)))
+
+        model.decode, delays = recorded, iter(delays)  # type: ignore[method-assign]
+        scheduler = Scheduler(model, 8, 512, feed, Grammars("", lambda *_: None))
+        scheduler.fills = True
+        for _ in range(12):
+            feed()
+        for id in itertools.count():
+            if inbox and (inbox[0][0] == 0 or not scheduler.busy):
+                _, came = inbox.popleft()
+                scheduler.fills = came is not None
+                if came is not None:
+                    scheduler.submit(str(id), came)
+            elif not scheduler.busy:
+                return batches
+            else:
+                scheduler.step()
+                if inbox:
+                    inbox[0] = inbox[0][0] - 1, inbox[0][1]
+        raise AssertionError
+
+    assert decoded(itertools.cycle(delays)) == decoded(itertools.repeat(0))
 
 
 # Clients
