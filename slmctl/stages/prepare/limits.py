@@ -114,11 +114,12 @@ def _faults(
         swapped = swapped_columns(rows)
         hint = "are 'input' and 'output' swapped?" if swapped else "a data set needs some hundred usable rows"
         yield DataError(f"no rows are left for '{empty}': {came}", hint=hint)
+    once = f"; {came}" if empty is None else ""
     few = [name for name, least in needed.items() if counts[name] < least and name != empty]
     if few:
         counted = ", ".join(f"{name} {counts[name]} (at least {needed[name]})" for name in few)
         lower = " ".join(f"--set prepare.min_rows.{name}={counts[name]}" for name in few)
-        yield GateError(f"too few rows are left: {counted}; {came}", hint=f"add rows, or for a try {lower}")
+        yield GateError(f"too few rows are left: {counted}{once}", hint=f"add rows, or for a try {lower}")
     yield from _rare_labels(config, rows, fates)
     yield from _overlap(config, rows, overlap)
 

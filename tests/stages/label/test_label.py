@@ -167,10 +167,12 @@ def test_what_may_pass_is_asked_again_and_stands_in_the_ledger(name: str, tmp_pa
     with endpoint.serving(manners) as fake:
         folder = teacher.project(tmp_path, fake.url, rows=6, gold=8, more=FEW)
         teacher.slmctl(folder, "label")
-    ledger = journal(folder).ledger
+    written = journal(folder)
+    ledger = written.ledger
     assert (ledger.sent, ledger.answered, ledger.failed) == (len(fake.bodies), len(fake.bodies) // 2, ledger.answered)
     assert sum(map(len, files_of(teacher.labelled(folder)).values())) == 6
     assert (ledger.doubt > 0) == (status in (0, 200))  # these may have been charged, and nobody said what
+    assert Budget([written], None).spent == ledger.cost + ledger.doubt
 
 
 def test_slow_answers_are_given_up_and_asked_again(tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ SWAPPED = [(label, text) for text, label in tiny.rows(100)]
     [
         ([], {}, "holds no rows", ""),
         (tiny.rows(3), {}, "no rows are left for", ""),
-        (tiny.rows(50), {"source": {"split": "test"}}, "no rows are left for 'train'", ""),
+        (tiny.rows(50), {"source": {"split": "test"}},
+         r"no rows are left for 'train': 50 came in, 0 were left out \(none\)", ""),
         (tiny.rows(50), {"source": {"output": "categry"}}, r"has no column 'categry'; did you mean 'category'\?",
          "its columns: text, category"),
         ([*tiny.rows(100), *[("", "billing")] * 5], {"max_rejected": "4%"},
@@ -176,7 +177,9 @@ SWAPPED = [(label, text) for text, label in tiny.rows(100)]
          "every usable row has the label 'billing', so there is nothing to tell apart", ""),
         (SWAPPED, {}, "the columns look swapped: 3 different inputs have 100 different labels",
          "exchange the columns of 'input' and 'output'"),
-        (SWAPPED, {"task": {"kind": "generate"}}, "no rows are left for", "are 'input' and 'output' swapped?"),
+        (SWAPPED, {"task": {"kind": "generate"}},
+         r"left for 'calibration': 100 came in, 97 were left out \(97 conflicting duplicate\); also, too few rows "
+         r"are left: .* test 0 \(at least 10\)$", "are 'input' and 'output' swapped?"),
         # each limit was a refusal of its own, and the next one came after the first was set
         ([*tiny.rows(30), *[("", "billing")] * 9], {},
          r"9 of 39 rows are unusable, .*; also, too few rows are left: train \d+ \(at least 30\)",
