@@ -312,13 +312,13 @@ class Engine(Supervised, Answering):
                 pending[index] = request, []
                 first.submit(request, functools.partial(put, index))
             if len(taken) < count:
-                self.tell({"fill": False})
+                self.tell({"fill": "rest"})
 
         def put(index: int, event: Event) -> None:
             events.put((index, event))
 
         # the same requests make the same batches, however fast they come: answers are then equal to the last digit
-        self.tell({"fill": True})
+        self.tell({"fill": "all"})
         try:
             feed(first.ahead)
             while pending:
@@ -335,7 +335,7 @@ class Engine(Supervised, Answering):
                     yield index, error_of(event) if "error" in event else answer_of(event, "".join(pieces))
                 feed()
         finally:
-            self.tell({"fill": False})
+            self.tell({"fill": ""})
         widest = max(self.context, min(self.info["trained_context"], self._cells))
         fitting = {index: request for index, (request, needs) in long.items() if needs <= widest}
         for index in long.keys() - fitting.keys():

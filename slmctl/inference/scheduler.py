@@ -99,10 +99,12 @@ class Scheduler:
         spare: Places beside these, for clients that have no sequence yet.
 
     Attributes:
-        fills: More requests follow at once, so a batch waits until they take all places.
+        fills: `all` while more requests of a run follow at once: a batch waits until they take all places, and for the
+            grammars of all; `rest` once the last one is here: for the grammars alone. The same run makes the same
+            batches then, however fast its parts come. Empty for requests that come as they like.
     """
 
-    fills = False
+    fills = ""
 
     def __init__(
         self, model: DecodingModel, slots: int, context: int, send: Callable[..., None], grammars: Grammars,
@@ -125,18 +127,22 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """True where there is something to do that does not wait for a grammar, nor for requests that fill a batch."""
-        if self.fills and self._coming < (len(self.free) - self.spare) // (2 if self.model.recurrent else 1):
+        if self.fills and (self.awaits_grammar or self.compiling):
+            return False
+        if self.fills == "all" and len(self.waiting) < self._places:
             return False
         return self._next_admitted() is not None or any(sequence.pending for sequence in self.active)
+
+    @property
+    def _places(self) -> int:
+        """Number of requests that the free places are enough for, the spare ones left out."""
+        following = self.waiting.next()
+        return (len(self.free) - self.spare) // (2 if following is not None and self._keeps_state(following) else 1)
 
     @property
     def awaits_grammar(self) -> bool:
         """True while an answer waits for the state of its grammar."""
         return any(sequence.chosen for sequence in self.active)
-
-    @property
-    def _coming(self) -> int:
-        return len(self.waiting) + len(self.compiling) + len(self.unread)
 
     def _next_admitted(self) -> Sequence | None:
         """The request whose turn it is, where there are as many free places as it takes."""

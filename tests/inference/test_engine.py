@@ -100,6 +100,17 @@ def request(task: Task, kind: str, text: str, *, shared: bool) -> Request:
     return Request(prompt, **{"prefix": head if shared else "", "max_tokens": 12, **more})
 
 
+def test_the_same_requests_are_answered_alike_to_the_last_digit(artifacts: dict[str, Artifact], task: Task) -> None:
+    """Grammars and requests of a run arrive as fast as the machine lets them; what is decoded together is the same."""
+    (gguf,) = artifacts["gguf"].path.glob("*-Q8_0.gguf")
+    texts = [f"{TEXTS[k % 6]} {'late ' * (k % 7)}{k}" for k in range(40)]
+    runs = []
+    for _ in range(2):
+        with Engine(gguf, sequences=8, context=256, threads=2, grammars=True) as engine:
+            runs.append(all_together(engine, [request(task, "json", text, shared=True) for text in texts]))
+    assert runs[0] == runs[1]
+
+
 def facts(answer: Answer | EngineError) -> tuple[Any, ...]:
     """What must be the same in any company."""
     if isinstance(answer, EngineError):

@@ -207,15 +207,16 @@ def test_a_model_that_computes_nan_gives_no_answer() -> None:
         assert "NaN" in events[-1]["error"]
 
 
+@pytest.mark.parametrize("kind", ["labels", "free"])
 @pytest.mark.parametrize("recurrent", [False, True])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(delays=st.lists(st.integers(0, 4), min_size=1, max_size=20))
-def test_full_batches_are_the_same_however_fast_requests_come(recurrent: bool, delays: list[int]) -> None:
+def test_full_batches_are_the_same_however_fast_requests_come(recurrent: bool, kind: str, delays: list[int]) -> None:
     """What is decoded together, where a request comes after as many looks at the inbox as its delay says."""
 
     def decoded(delays: Iterable[int]) -> list[list[Item]]:
         model, batches = Remembering(recurrent=recurrent), list[list[Item]]()
-        decode, asked = model.decode, (request("labels", "head: ", f"text {k}", "") for k in range(23))
+        decode, asked = model.decode, (request(kind, "head: ", f"text {k}", "") for k in range(23))
         inbox = deque[tuple[int, Request | None]]()
 
         def recorded(items: list[Item]) -> list[tuple[int, Logits]]:
@@ -228,13 +229,13 @@ def test_full_batches_are_the_same_however_fast_requests_come(recurrent: bool, d
 
         model.decode, delays = recorded, iter(delays)  # type: ignore[method-assign]
         scheduler = Scheduler(model, 8, 512, feed, Grammars("", lambda *_: None))
-        scheduler.fills = True
-        for _ in range(12):
+        scheduler.fills = "all"
+        for _ in range(16):
             feed()
         for id in itertools.count():
             if inbox and (inbox[0][0] == 0 or not scheduler.busy):
                 _, came = inbox.popleft()
-                scheduler.fills = came is not None
+                scheduler.fills = "all" if came is not None else "rest"
                 if came is not None:
                     scheduler.submit(str(id), came)
             elif not scheduler.busy:
