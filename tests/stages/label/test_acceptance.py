@@ -113,3 +113,12 @@ def test_equal_objects_are_one_vote_in_any_spelling() -> None:
     assert entry.answer == votes[0]
     assert entry.agreement == 2 / 3
     assert not acceptance.same("1", "1.0")  # labels that look like numbers are labels
+
+
+def test_two_teachers_that_agree_tell_more_than_each_alone() -> None:
+    def signal(*votes: tuple[int, str]) -> float:
+        row = labelled("classify", 1, [answer for _, answer in votes])
+        row.votes = [Vote(teacher, answer, True, None) for teacher, answer in votes]
+        return acceptance._teachers(row)
+
+    assert signal((0, "a"), (1, "a")) > signal((0, "a"), (0, "a")) == 1 > signal((0, "a"), (0, "a"), (1, "b"))

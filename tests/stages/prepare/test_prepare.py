@@ -19,7 +19,7 @@ from support.preparing import COLUMNS, Prepared
 from slmctl import config as configs
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import Source
-from slmctl.deduplication import minhash
+from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.statistics import wilson
@@ -338,6 +338,10 @@ def test_personal_data_is_replaced_counted_and_nowhere_in_the_artifact(run: Any,
     assert {(e["kind"], e["column"], e["action"], e["count"]) for e in found.metrics["sensitive"]} == {
         ("email", "text", "pseudonymise", 1), ("card", "text", "redact", 1),
     }  # fmt: skip
+    held = row_fingerprints.Fingerprints(found.out / row_fingerprints.FILENAME)
+    for text, trained in ((f"my card {card} was charged", False), ("my card [CARD] was charged", True)):
+        (match, *_) = held.look_up([row_fingerprints.query_fingerprint(text)], threshold=1.0)
+        assert (match.exact, match.as_trained) == (True, trained)  # a trace finds the row by both of its texts
 
 
 def test_the_system_prompt_is_served_as_it_is_learned(run: Any) -> None:
