@@ -157,13 +157,14 @@ def on_the_way(url: str) -> set[str]:
 
 
 def proxy_of(url: str) -> str:
-    """The address of the configured proxy for an address; '' for none."""
+    """The address of the configured proxy for an address, with a scheme, which variables may lack; '' for none."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies, proxy_bypass
 
     parts = urlsplit(url)
     proxies = {} if proxy_bypass(parts.hostname or "") else getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all") or ""
+    way = proxies.get(parts.scheme) or proxies.get("all") or ""
+    return way if not way or "://" in way else f"http://{way}"
 
 
 def receipt() -> Receipt:

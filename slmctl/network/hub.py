@@ -43,8 +43,7 @@ def require_reachable(*, otherwise: str) -> None:
     Raises:
         NetworkError: The hub cannot be reached.
     """
-    way = guard.proxy_of(_endpoint()) or _endpoint()
-    parts = urlsplit(way if "://" in way else f"http://{way}")
+    parts = urlsplit(guard.proxy_of(_endpoint()) or _endpoint())
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=CONNECT_S).close()

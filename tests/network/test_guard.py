@@ -233,3 +233,13 @@ def test_an_earlier_opening_that_ends_leaves_the_later_one_open() -> None:
     assert (guard._open_for, guard._only) == ("the next", {"two.example"})
     second.__exit__(None, None, None)
     assert (guard._open_for, guard._only) == ("", None)
+
+
+@pytest.mark.parametrize("proxy", ["proxy.example:3128", "http://proxy.example:3128"])
+def test_a_proxy_may_lack_its_scheme_as_for_other_programs(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # urlsplit takes its name for a scheme, so the guard refused the proxy itself
+    for name in ("NO_PROXY", "no_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    assert guard.proxy_of("https://hub.example/x") == "http://proxy.example:3128"
+    assert guard.on_the_way("https://hub.example/x") == {"hub.example", "proxy.example"}
