@@ -129,6 +129,7 @@ def network(purpose: str, hosts: Iterable[str] | None = None, *, hub: bool = Fal
     finally:
         _openings.remove(opening)  # not always the last: a server opens a new release before it closes the old one
         _open_for, _only = _openings[-1] if _openings else ("", None)
+        _addresses.clear()
 
 
 @contextlib.contextmanager

@@ -186,7 +186,7 @@ ONLY = """
 from slmctl.errors import NetworkError
 guard.seal()
 guard.socket.getaddrinfo = lambda name, port: [(2, 1, 6, "", (stands_for[name], 0))]
-stands_for = {"api.example.invalid": "192.0.2.1"}
+stands_for = {"api.example.invalid": "192.0.2.1", "inner.example.invalid": "192.0.2.3"}
 tried = {}
 def reach(address):
     with socket.socket() as one:
@@ -207,6 +207,10 @@ with guard.network("asking", hosts={"api.example.invalid"}):
     except NetworkError as error:
         found["lookup"] = error.message
     found["switch"] = os.environ["HF_HUB_OFFLINE"]
+    with guard.network("asking another", hosts={"inner.example.invalid"}):
+        found["inner"] = reach("192.0.2.3")
+    found["inner after"] = reach("192.0.2.3")
+    found["outer after"] = reach("192.0.2.2")
 found["after"] = reach("192.0.2.1")
 """
 
@@ -214,9 +218,10 @@ found["after"] = reach("192.0.2.1")
 def test_the_network_can_be_open_for_one_host_alone() -> None:
     """Its name, and the addresses that the name stands for; no other host, and no switch of a library is turned."""
     found = run(ONLY)
-    assert found["named"] == found["moved"] == "let through"
+    assert found["named"] == found["moved"] == found["inner"] == found["outer after"] == "let through"
     alone = "the network is open for api.example.invalid alone"
     assert found["other"] == f"refused a connection to '192.0.2.2': {alone}"
+    assert found["inner after"] == f"refused a connection to '192.0.2.3': {alone}"
     assert found["lookup"] == f"refused a connection to 'elsewhere.invalid': {alone}"
     assert found["switch"] == "1"
     assert found["after"] == "refused a connection to '192.0.2.1': nothing leaves this machine unasked"
