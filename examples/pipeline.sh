@@ -110,15 +110,20 @@ if [ "$MADE_OF" != "$(cat "$STATE/made-of" 2> /dev/null || true)" ]; then
 fi
 VERSION=$(cat "$STATE/version")
 
-# shellcheck disable=SC2086
-RELEASE=$(stage run --set "version=$VERSION" $FLAGS)
-
 OLD=$(cat "$STATE/served" 2> /dev/null || true)
+if [ -d "$OLD" ] && [ "$MADE_OF" = "$(cat "$STATE/served-of" 2> /dev/null || true)" ]; then
+  RELEASE=$OLD # newly judged pairs or another slmctl would make it anew, and its version is taken
+else
+  # shellcheck disable=SC2086
+  RELEASE=$(stage run --set "version=$VERSION" $FLAGS)
+fi
+
 if [ "$RELEASE" = "$OLD" ] && { [ -n "$RELOAD" ] || running; }; then
   say "nothing new: $RELEASE is served"
   exit 0
 fi
 if serve "$RELEASE"; then
+  printf '%s\n' "$MADE_OF" > "$STATE/served-of"
   printf '%s\n' "$RELEASE" > "$STATE/served"
   say "served: $RELEASE"
   exit 0

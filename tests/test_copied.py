@@ -231,3 +231,35 @@ def test_the_exit_codes_of_stages_are_the_scripts(tmp_path: Path) -> None:
     reload = '[ "$RELEASE" = "$("$SLMCTL" -C /srv/desk promote x)" ]'
     done = Night(folder).run(PATH=f"{tmp_path}:/usr/bin:/bin", SLMCTL="", FAILS="", CODE="", RELOAD=reload)
     assert (done.returncode, "see" in done.stderr, f"{folder}/runs/.pipeline/log" in done.stderr) == (6, True, True)
+
+
+def test_a_release_that_is_served_is_not_made_again(tmp_path: Path) -> None:
+    # one more judged pair made its report and release anew, under a version that a release had: each night ended with 7
+    program = tmp_path / "slmctl"
+    program.write_text(
+        """#!/bin/sh
+        echo "$4" >> "$2/calls"
+        name=$2/$(cat "$2/adapter")
+        [ "$4" = --until ] || mkdir -p "$name"
+        echo "$name"
+        """
+    )
+    program.chmod(0o755)
+    desk = Night(tmp_path / "desk")
+    desk.project.mkdir()
+    (desk.project / "slmctl.yaml").touch()
+
+    def night(adapter: str) -> tuple[int, list[str]]:
+        """Returns (exit code, the calls of slmctl) of a night that trains this adapter."""
+        (desk.project / "adapter").write_text(adapter)
+        (desk.project / "calls").write_text("")
+        done = desk.run(SLMCTL=str(program), RELOAD="true")
+        return done.returncode, (desk.project / "calls").read_text().split()
+
+    assert night("first") == (0, ["--until", "--set"])
+    assert night("first") == (0, ["--until"])
+    assert desk.read("log").endswith(f"nothing new: {desk.project}/first is served")
+    (desk.project / "first").rmdir()  # by hand: it is made anew
+    assert night("first") == (0, ["--until", "--set"])
+    assert night("next") == (0, ["--until", "--set"])
+    assert desk.read("served") == f"{desk.project}/next"
