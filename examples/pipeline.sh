@@ -8,7 +8,7 @@
 #
 #   SLMCTL   the program                                     (slmctl)
 #   PORT     where the release is served, on the loopback    (8080)
-#   RELOAD   a command that serves $RELEASE in place of the server that this script starts,
+#   RELOAD   a command that serves $RELEASE (of the version $VERSION) in place of the server that this script starts,
 #            such as: ln -sfn "$RELEASE" /srv/desk/current && systemctl restart desk
 #   FLAGS    of slmctl run, such as --yes, which trains also where a linear model leaves nothing to win
 #   NOTIFY   a command that is given a message on its standard input when a person is needed,
@@ -87,9 +87,9 @@ start() {
   return 1
 }
 
-serve() {
-  if [ -n "$RELOAD" ]; then
-    RELEASE=$1 sh -c "$RELOAD" >> "$STATE/log" 2>&1
+serve() { # release, version
+  if [ -n "$RELOAD" ]; then # what it starts does not keep the lock
+    RELEASE=$1 VERSION=$2 sh -c "$RELOAD" >> "$STATE/log" 2>&1 9>&-
     return
   fi
   stop
@@ -122,12 +122,13 @@ if [ "$RELEASE" = "$OLD" ] && { [ -n "$RELOAD" ] || running; }; then
   say "nothing new: $RELEASE is served"
   exit 0
 fi
-if serve "$RELEASE"; then
+if serve "$RELEASE" "$VERSION"; then
   printf '%s\n' "$MADE_OF" > "$STATE/served-of"
+  printf '%s\n' "$VERSION" > "$STATE/served-version"
   printf '%s\n' "$RELEASE" > "$STATE/served"
   say "served: $RELEASE"
   exit 0
 fi
 tell "$RELEASE does not start; see $STATE/$([ -n "$RELOAD" ] && echo log || echo serve.log)"
-[ -z "$OLD" ] || serve "$OLD" || tell "the old release $OLD does not start either"
+[ -z "$OLD" ] || serve "$OLD" "$(cat "$STATE/served-version" 2> /dev/null)" || tell "the old release $OLD does not start either"
 exit 6

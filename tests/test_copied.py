@@ -233,8 +233,9 @@ def test_the_exit_codes_of_stages_are_the_scripts(tmp_path: Path) -> None:
     assert (done.returncode, "see" in done.stderr, f"{folder}/runs/.pipeline/log" in done.stderr) == (6, True, True)
 
 
-def test_a_release_that_is_served_is_not_made_again(tmp_path: Path) -> None:
-    # one more judged pair made its report and release anew, under a version that a release had: each night ended with 7
+def test_a_release_is_made_once_and_is_served_again_where_the_next_does_not_start(tmp_path: Path) -> None:
+    # one more judged pair made report and release anew, under a version that a release had: each night ended with 7;
+    # and the documented RELOAD promoted the version that does not start once more, in place of the old one
     program = tmp_path / "slmctl"
     program.write_text(
         """#!/bin/sh
@@ -245,6 +246,10 @@ def test_a_release_that_is_served_is_not_made_again(tmp_path: Path) -> None:
         """
     )
     program.chmod(0o755)
+    (tmp_path / "date").write_text("#!/bin/sh\necho $$\n")  # a night takes less than a second here
+    (tmp_path / "date").chmod(0o755)
+    # the sleep is a server, which outlives the script: it held its lock, and each later night ended with 8
+    reload = f"sleep 9 & echo $RELEASE $VERSION >> {tmp_path}/reloads; [ ${{RELEASE##*/}} != broken ]"
     desk = Night(tmp_path / "desk")
     desk.project.mkdir()
     (desk.project / "slmctl.yaml").touch()
@@ -253,7 +258,7 @@ def test_a_release_that_is_served_is_not_made_again(tmp_path: Path) -> None:
         """Returns (exit code, the calls of slmctl) of a night that trains this adapter."""
         (desk.project / "adapter").write_text(adapter)
         (desk.project / "calls").write_text("")
-        done = desk.run(SLMCTL=str(program), RELOAD="true")
+        done = desk.run(SLMCTL=str(program), RELOAD=reload, PATH=f"{tmp_path}:/usr/bin:/bin")
         return done.returncode, (desk.project / "calls").read_text().split()
 
     assert night("first") == (0, ["--until", "--set"])
@@ -263,3 +268,8 @@ def test_a_release_that_is_served_is_not_made_again(tmp_path: Path) -> None:
     assert night("first") == (0, ["--until", "--set"])
     assert night("next") == (0, ["--until", "--set"])
     assert desk.read("served") == f"{desk.project}/next"
+    assert night("broken") == (6, ["--until", "--set"])
+    assert night("next") == (0, ["--until"])
+    *_, served, broken, again = (tmp_path / "reloads").read_text().splitlines()
+    assert served == again == f"{desk.project}/next {desk.read('served-version')}"
+    assert broken.startswith(f"{desk.project}/broken ") and broken.split()[1] != served.split()[1]
