@@ -142,7 +142,10 @@ def test_token_f1(wanted: str, given_: str, f1: float) -> None:
 # Records with fields
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "yes", '{"a": 1} or so', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "yes", '{"a": 1} or so', "[" * 100_000, "[" * 101 + "]" * 101],
+)
 def test_what_is_no_json(text: str) -> None:
     assert parse(text) is INVALID
     assert parse("null") is None

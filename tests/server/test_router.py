@@ -313,11 +313,17 @@ def test_a_general_model_that_decides_is_asked_for_a_label(api: Any, monkeypatch
 
 
 def test_an_object_is_held_to_the_schema(fake: Fake, said: list[Turn]) -> None:
-    texts = ['```json\n{"who": "me"}\n```', '{"who": 7}', '{"who": "me", "more": 1}', "I cannot"]
+    texts = [
+        '```json\n{"who": "me"}\n```',
+        '{"who": 7}',
+        '{"who": "me", "more": 1}',
+        "I cannot",
+        '{"who": "", "who": "a"}',
+    ]
     said[:] = map(says, texts)
     first, *rest = [told(one(routing(fake.url, task=EXTRACT), written('{"who": "you"}'))) for _ in texts]
     assert first == ("generalist", "unsure", '{"who": "me"}')
-    assert rest == [("local", "generalist-garbage", '{"who": "you"}')] * 3
+    assert rest == [("local", "generalist-garbage", '{"who": "you"}')] * 4
 
 
 def test_stop_texts_are_kept_though_they_are_not_sent(fake: Fake, said: list[Turn]) -> None:

@@ -235,6 +235,7 @@ def test_an_answer_is_read_as_its_kind(of: tuple[str, dict[str, Any]], text: str
         *((LABELLED, text, f"'{text}' is not one of the 2 labels") for text in ("Late", "late lost", "", "lost")),
         (LABELLED, "x" * 5000, f"^'{'x' * 60}' is not"),
         *((OBJECT, text, "the answer is not JSON") for text in ('{"n": 1', "none", "", "{'n': 1}", "[" * 100_000)),
+        *((OBJECT, text, "the answer is not JSON") for text in ('{"n": NaN}', '{"n": 1, "n": 2}')),  # as for `evaluate`
     ],
 )
 def test_what_is_no_answer(of: tuple[str, dict[str, Any]], text: str, fault: str) -> None:
@@ -245,6 +246,8 @@ def test_what_is_no_answer(of: tuple[str, dict[str, Any]], text: str, fault: str
 def test_schema_decides_what_fits() -> None:
     one = task("extract", schema=SCHEMA)
     assert [one.rules.allows(value) for value in ({"n": 1}, {"n": "1"}, {})] == [True, False, False]
+    nested = task("extract", schema={"properties": {"n": {"$ref": "#"}}})  # endless: 400 levels were a RecursionError
+    assert [nested.accepts('{"n":' * depth + "{}" + "}" * depth) for depth in (99, 400)] == [True, False]
 
 
 @given(st.text(max_size=40), st.sampled_from(["classify", "extract", "generate"]))
