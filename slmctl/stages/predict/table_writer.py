@@ -144,6 +144,8 @@ def _parquet(raw: IO[bytes], columns: list[str], survey: SourceSurvey) -> Iterat
 
 def _common(kinds: frozenset[str]) -> str:
     """One type for the values of a column: whole numbers and fractions are numbers, anything else mixed is text."""
+    if kinds and kinds <= {"int", "long"}:
+        return "int"
     return "float" if kinds == {"int", "float"} else next(iter(kinds)) if len(kinds) == 1 else "text"
 
 
@@ -153,7 +155,9 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
-        return "int" if -(2**63) <= value < 2**63 else "text"
+        if abs(value) <= 2**53:
+            return "int"
+        return "long" if -(2**63) <= value < 2**63 else "text"  # no number with a fraction holds each of these
     return "float" if isinstance(value, float) else "text"
 
 

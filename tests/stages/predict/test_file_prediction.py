@@ -244,13 +244,15 @@ def test_a_sheet_can_be_named(tmp_path: Path) -> None:
 def test_parquet_keeps_the_types_that_json_knows(tmp_path: Path) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
     path.write_text('{"text": "a", "n": 1, "f": 1, "b": true, "m": 1}\n{"text": "b", "n": null, "f": 2.5, "m": "x"}\n'
-                    '{"text": "c", "m": {"k": [1]}}\n')  # fmt: skip
+                    '{"text": "c", "m": {"k": [1]}, "n": 9007199254740993, "id": 9007199254740993}\n'
+                    '{"text": "d", "id": 0.5}\n')  # fmt: skip
     answer_file(Echo(), TASK, Job(path, out, TEXT))
     table = parquet.read_table(out)
     types = {field.name: str(field.type) for field in table.schema}
-    assert types == {"text": "string", "n": "int64", "f": "double", "b": "bool", "m": "string",
+    assert types == {"text": "string", "n": "int64", "f": "double", "b": "bool", "m": "string", "id": "string",
                      "answer": "string", "confidence": "double", "faults": "string", "error": "string"}  # fmt: skip
-    assert table["m"].to_pylist() == ["1", "x", '{"k": [1]}']
+    assert table["m"].to_pylist() == ["1", "x", '{"k": [1]}', None]
+    assert table["id"].to_pylist() == [None, None, "9007199254740993", "0.5"]  # no double is this number: a traceback
 
 
 def test_bad_and_uneven_rows_become_rows_with_every_column(tmp_path: Path) -> None:
