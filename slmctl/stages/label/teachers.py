@@ -258,9 +258,11 @@ class ReleaseTeacher(JournalTeacher):
         left = [(row, vote) for row, vote in pairs if self._keys[row.id, vote] not in self.journal.answers]
         if not left:
             return
+        from slmctl.models import documents  # with it comes numpy
+
         self._model.require_room(self._loading)
         with (
-            self._model.load(self._loading) as engine,
+            documents.reading(self._model.load(self._loading), {"": self._task}) as engine,
             console.progress(f"asking {self.name}", len(left), "answers") as meter,
         ):
             deadly = 0
@@ -292,6 +294,7 @@ class ReleaseTeacher(JournalTeacher):
             yield engine_request(
                 task, task.prompt(task.messages(row.text)), prefix=prefix, max_tokens=self._config.max_tokens,
                 temperature=WARM if vote else 0.0, seed=vote, question=question_of(task.messages(row.text)),
+                document=row.text,
             )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import Engine, Request
 from slmctl.inference.events import Event
 from slmctl.models import gguf
-from slmctl.stages.label import teachers
+from slmctl.stages.label import label, teachers
+from slmctl.task.documents import WindowForm
 from slmctl.task.records import read_records
 
 pytest.importorskip("llama_cpp")
@@ -91,6 +93,28 @@ def test_rows_in_the_company_of_one_that_ends_the_engine_are_labelled(
     monkeypatch.setattr(teachers, "MOST_DEADLY", 3)
     with pytest.raises(StageError, match="4 rows end the engine of tiny-desk"):
         teacher.slmctl(folder, "label")
+
+
+def test_a_release_that_learned_windows_is_asked_in_windows(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it was asked the whole document
+    asked = list[str]()
+
+    class Overheard(Engine):
+        def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
+            asked.append(request.prompt)
+            return super().submit(request, on_event)
+
+    monkeypatch.setattr(gguf, "Engine", Overheard)
+    contract = teachers.task_of
+    monkeypatch.setattr(label, "task_of", lambda *of: replace(contract(*of), document=WindowForm(60, 10)))
+    folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}", rows=2)
+    with (folder / "new.csv").open("a", encoding="utf-8") as stream:
+        stream.write("refund my card " * 12 + "\n")
+    teacher.slmctl(folder, "label")
+    assert len(teacher.lines(teacher.labelled(folder) / "review.jsonl")) == 3
+    assert len([prompt for prompt in asked if "card refund" in prompt]) > 2
 
 
 def test_a_release_of_another_task_is_refused(tiny_run: Path, tmp_path: Path) -> None:
