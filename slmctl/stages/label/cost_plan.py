@@ -104,12 +104,14 @@ class CostPlan:
 
 
 def part(teacher: JournalTeacher, sample: Sequence[LabelRow], every: Sequence[LabelRow]) -> TeacherPlan:
-    """The plan of a teacher, from its answers to the sample."""
+    """The plan of a teacher, from its answers to the sample and those that its journal has to every row."""
     by_row = [answers for row in sample if teacher.may_see(row) and (answers := teacher.answers(row))]
     flat = [answer for answers in by_row for answer in answers]
     needed = teacher.asked_for(every)
     if not flat:
         return TeacherPlan(teacher.name, needed)
+    teacher.look_up(every)
+    answered = sum(len(teacher.answers(row)) for row in every)
     cost, interval = None, None
     if teacher.journal.prices is not None:
         rows = sum(map(teacher.may_see, every))
@@ -117,9 +119,9 @@ def part(teacher: JournalTeacher, sample: Sequence[LabelRow], every: Sequence[La
         drawn = np.concatenate([weights @ costs for weights in statistics.resamples(len(costs))])
         low, high = statistics.percentiles(drawn / len(costs) * rows)
         cost, interval = float(costs.mean() * rows), (low, high)
-    seconds = _mean([answer.seconds for answer in flat]) * max(0, needed - len(flat)) / teacher.concurrency
+    seconds = _mean([answer.seconds for answer in flat]) * max(0, needed - answered) / teacher.concurrency
     return TeacherPlan(
-        teacher.name, needed, len(flat), _mean([answer.prompt_tokens for answer in flat]),
+        teacher.name, needed, answered, _mean([answer.prompt_tokens for answer in flat]),
         _mean([answer.completion_tokens for answer in flat]), cost, interval, seconds or None,
     )  # fmt: skip
 

@@ -98,6 +98,10 @@ class JournalTeacher(abc.ABC):
         """True for a row that may be shown to the model."""
 
     @abc.abstractmethod
+    def look_up(self, rows: Sequence[LabelRow]) -> None:
+        """Find the answers to rows in the journal, without asking, for `answers`."""
+
+    @abc.abstractmethod
     def ask(self, rows: Sequence[LabelRow]) -> None:
         """Ask for every answer that is not in the journal, as far as the budget goes.
 
@@ -145,8 +149,12 @@ class EndpointTeacher(JournalTeacher):
     def may_see(self, row: LabelRow) -> bool:
         return not self._cleared[row.id].reason
 
+    def look_up(self, rows: Sequence[LabelRow]) -> None:
+        for _ in self._requests(self._pairs(rows)):
+            pass
+
     def ask(self, rows: Sequence[LabelRow]) -> None:
-        pairs = [(row, vote) for row in rows if self.may_see(row) for vote in range(self.votes)]
+        pairs = self._pairs(rows)
         with console.progress(f"asking {self.name}", len(pairs), "answers") as meter:
             for _ in range(PASSES):
                 left = [(row, k) for row, k in pairs if self._keys.get((row.id, k)) not in self.journal.answers]
@@ -159,21 +167,28 @@ class EndpointTeacher(JournalTeacher):
     def _unanswered(self, pairs: Sequence[tuple[LabelRow, int]], meter: console.Meter) -> Iterator[PaidRequest]:
         """The requests without an answer in the journal, until the ceiling is reached."""
         out = set[str]()
-        shown = functools.lru_cache(maxsize=64)(self._messages)  # the votes of a row come one after another
-        for row, vote in pairs:
+        for key, request in self._requests(pairs):
             if self._budget.reached:
                 return
-            request = EndpointRequest(
-                shown(row), self._config.max_tokens, WARM if vote else 0.0,
-                options=self._options | ({"seed": vote} if vote else {}), choice=self._question(row),
-            )  # fmt: skip
-            key = self._key(request, vote)
-            self._keys[row.id, vote] = key
             if key in self.journal.answers or key in out:
                 meter.resume(meter.done + 1)
                 continue
             out.add(key)
             yield key, request, cost_of(self._teacher.prices, request.most_prompt_tokens, request.max_tokens)
+
+    def _pairs(self, rows: Sequence[LabelRow]) -> list[tuple[LabelRow, int]]:
+        return [(row, vote) for row in rows if self.may_see(row) for vote in range(self.votes)]
+
+    def _requests(self, pairs: Sequence[tuple[LabelRow, int]]) -> Iterator[tuple[str, EndpointRequest]]:
+        """Each request with its key in the journal, which is kept."""
+        shown = functools.lru_cache(maxsize=64)(self._messages)  # the votes of a row come one after another
+        for row, vote in pairs:
+            request = EndpointRequest(
+                shown(row), self._config.max_tokens, WARM if vote else 0.0,
+                options=self._options | ({"seed": vote} if vote else {}), choice=self._question(row),
+            )  # fmt: skip
+            self._keys[row.id, vote] = key = self._key(request, vote)
+            yield key, request
 
     def _question(self, row: LabelRow) -> Choice | None:
         """The question for a decisions API, with the row's examples; None for a chat, whose messages have them."""
@@ -250,11 +265,15 @@ class ReleaseTeacher(JournalTeacher):
     def may_see(self, row: LabelRow) -> bool:
         return True
 
+    def look_up(self, rows: Sequence[LabelRow]) -> None:
+        for row in rows:
+            for vote in range(self.votes):
+                content = [self._model.digest, self._task.digest, row.text, vote]
+                self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
+
     def ask(self, rows: Sequence[LabelRow]) -> None:
-        pairs, digest = [(row, vote) for row in rows for vote in range(self.votes)], self._model.digest
-        for row, vote in pairs:
-            content = [digest, self._task.digest, row.text, vote]
-            self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
+        self.look_up(rows)
+        pairs = [(row, vote) for row in rows for vote in range(self.votes)]
         left = [(row, vote) for row, vote in pairs if self._keys[row.id, vote] not in self.journal.answers]
         if not left:
             return

@@ -276,8 +276,12 @@ def test_the_plan_is_near_the_bill_and_its_answers_are_kept(tmp_path: Path, caps
         folder = teacher.project(tmp_path, fake.url, rows=60, gold=20, more=FEW)
         teacher.slmctl(folder, "label", "--plan", "--json")
         plan = json.loads(capsys.readouterr().out)
-        assert len(fake.bodies) == plan["sample"] == 20
+        assert len(fake.bodies) == plan["sample"] == plan["parts"][0]["answered"] == 20
         teacher.slmctl(folder, "label")
+        capsys.readouterr()
+        teacher.slmctl(folder, "label", "--plan", "--json")
+        (after,) = json.loads(capsys.readouterr().out)["parts"]
+        assert after["answered"] == after["answers"] > 60  # it said 20, and the time of 60 more
         assert len(fake.bodies) == len({body["messages"][-1]["content"] for body in fake.bodies})
     (bill,) = artifact.load(teacher.labelled(folder)).metrics["teachers"]
     assert plan["cost"] == pytest.approx(bill["cost"], rel=0.1)
