@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.metrics.statistics import wilson
 from slmctl.reports.evaluation_report import CHECKS, ClassFigures
 
@@ -29,6 +30,7 @@ BINS = 15  # of the reliability table, equally wide (Guo et al. 2017)
 ORDERS = 6  # longest n-gram of chrF, in characters
 BETA = 2  # chrF weighs recall twice as much as precision
 INVALID = object()  # `parse` of a text that is not JSON; None is a JSON value
+MAX_DEPTH = 100  # levels of an answer's lists and objects, as of a row's: its readers recurse once or more for each
 
 # Labels
 
@@ -167,11 +169,15 @@ def macro_f1(sums: Floats) -> Floats:
 
 
 def parse(text: str) -> Any:
-    """The JSON value of an answer; INVALID where it holds NaN, a key twice in an object, or text around the JSON."""
+    """The JSON value of an answer.
+
+    INVALID where the text holds NaN, a key twice in an object, more than MAX_DEPTH levels, or text around the JSON.
+    """
     try:
-        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return INVALID
+    return INVALID if is_deeper(value, MAX_DEPTH) else value
 
 
 def _refuse(name: str) -> NoReturn:

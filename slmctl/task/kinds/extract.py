@@ -31,10 +31,10 @@ class Extraction(TaskKind):
         return json.dumps(self.task.schema)
 
     def read(self, text: str) -> Any:
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            raise DataError("the answer is not JSON") from None
+        value = answer_metrics.parse(text)
+        if value is answer_metrics.INVALID:
+            raise DataError("the answer is not JSON")
+        return value
 
     def allows(self, value: Any, tools: Sequence[Any] | None = None) -> bool:
         return not any(_validator(json.dumps(self.task.schema)).iter_errors(value))
@@ -44,12 +44,10 @@ class Extraction(TaskKind):
 
     def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
         """The JSON with sorted keys, the form that a model is trained to write."""
-        from slmctl.sources.rows.cells import MAX_DEPTH  # with the readers of all formats, which no server needs
-
         try:
             value = json.loads(cell)
-            if is_deeper(value, MAX_DEPTH):
-                raise RowRejectedError("answer is not JSON", f"the answer is nested more than {MAX_DEPTH} deep")
+            if is_deeper(value, deepest := answer_metrics.MAX_DEPTH):
+                raise RowRejectedError("answer is not JSON", f"the answer is nested more than {deepest} deep")
             return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
         except (ValueError, RecursionError):
             raise RowRejectedError("answer is not JSON", f"the answer is not JSON: '{cell[:60]}'") from None
