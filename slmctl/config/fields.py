@@ -8,6 +8,7 @@ import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -84,7 +85,13 @@ def moment(text: str) -> datetime.datetime:
     return value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
 
 
+def _as_url(text: str) -> str:
+    urlsplit(text).port  # noqa: B018 - raises ValueError, here and not wherever the host is read
+    return text
+
+
 Text = Annotated[str, BeforeValidator(_as_text)]
+Url = Annotated[Text, AfterValidator(_as_url)]
 LocalPath = Annotated[Path, BeforeValidator(_as_text)]
 SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
 Share = Annotated[float, BeforeValidator(_as_share, json_schema_input_type=float | str), Field(ge=0, lt=0.5)]

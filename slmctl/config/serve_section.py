@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from slmctl.config.fields import Bytes, Inherited, Outside, Percent, Section, SourcePath, Text, WhenSet
+from slmctl.config.fields import Bytes, Inherited, Outside, Percent, Section, SourcePath, Text, Url, WhenSet
 from slmctl.network.decisions import CHAT, Api
 
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -51,7 +51,7 @@ API_HELP = (
 class Asking(Section):
     """An OpenAI-compatible endpoint, and the way in which it is asked for many answers."""
 
-    url: Text | None = Field(None, description="OpenAI-compatible endpoint, such as https://host/v1")
+    url: Url | None = Field(None, description="OpenAI-compatible endpoint, such as https://host/v1")
     model: Text | None = Field(None, description="name of the model at the endpoint")
     api: Annotated[Api, WhenSet()] = Field(CHAT, description=API_HELP)
     prices: Annotated[Prices | None, Outside()] = Field(
@@ -72,7 +72,7 @@ class Asking(Section):
 class Endpoint(Section):
     """A model behind an OpenAI-compatible endpoint."""
 
-    url: Text = Field(description="OpenAI-compatible endpoint, such as http://host:8000/v1")
+    url: Url = Field(description="OpenAI-compatible endpoint, such as http://host:8000/v1")
     model: Text = Field(description="name of the model at its endpoint")
     key_env: Text | None = Field(None, description="environment variable that holds the key of the endpoint")
 
@@ -80,7 +80,7 @@ class Endpoint(Section):
 class GeneralistConfig(Endpoint):
     """The large general model that answers what the policy escalates."""
 
-    url: Text = Field(
+    url: Url = Field(
         description="OpenAI-compatible endpoint of the generalist, which answers what the policy does not keep"
     )
     api: Api = Field(CHAT, description=API_HELP)
@@ -88,7 +88,7 @@ class GeneralistConfig(Endpoint):
         20, gt=0, le=600, description="seconds for a whole answer; after them the local one is sent"
     )
     max_tokens: int = Field(1024, ge=1, description="longest answer in tokens, where the request sets no other")
-    proxy: Text | None = Field(
+    proxy: Url | None = Field(
         None, description="HTTP proxy to the generalist; variables of the environment are not followed"
     )
     redact: list[Redactable] = Field(

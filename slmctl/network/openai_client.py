@@ -317,8 +317,12 @@ def address(url: str, api: Api = CHAT) -> str:
     Raises:
         UsageError: `url` is not an http address, or holds a user, password or query, which would end up in files.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket without its end, a port beyond 65,535
+        is_web = False
+    if not is_web:
         raise UsageError(f"'{url}' is not an http or https address", hint="https://host/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(

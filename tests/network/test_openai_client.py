@@ -49,7 +49,15 @@ def test_addresses(url: str, whole: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["api.example.invalid/v1", "ftp://a.invalid", "https://", "https://me:pw@a.invalid/v1", "https://a.invalid/v1?k=1"],
+    [
+        "api.example.invalid/v1",
+        "ftp://a.invalid",
+        "https://",
+        "https://me:pw@a.invalid/v1",
+        "https://a.invalid/v1?k=1",
+        "http://[::1",
+        "http://a.invalid:99999/v1",
+    ],
 )
 def test_an_address_that_cannot_be_used(url: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -109,6 +109,7 @@ def test_a_template_with_an_unknown_column_is_refused_with_the_nearest() -> None
         ([USER, {**ANSWER, "weight": "much"}], "bad weight", "not 0 to 100"),
         ([USER, {"role": "narrator", "content": "x"}, ANSWER], "unknown role", "'narrator'"),
         ([{"role": "user", "content": [{"type": "image_url"}]}, ANSWER], "not text", "image_url"),
+        ([{"role": "user", "content": [{"type": ["text"]}]}, ANSWER], "not text", "more than text"),  # was a TypeError
         (["hello", ANSWER], "not a conversation", "message 1 is not an object"),
         ("hello", "not a conversation", "'messages' is not a list"),
         (None, "not a conversation", "'messages' is not a list"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -141,10 +142,10 @@ class Answerer:
 
 
 def _text(text: Any, place: int) -> str | None:
-    """A text; None for the None or NaN that a table has where a cell is empty."""
+    """A text; None for the None, NaN or pandas' NA that a table has where a cell is empty."""
     if isinstance(text, str):
         return text
-    if text is None or text != text:
+    if text is getattr(sys.modules.get("pandas"), "NA", None) or text is None or text != text:
         return None
     raise UsageError(f"text {place} is of type {type(text).__name__}", hint="answer takes a list of texts")
 

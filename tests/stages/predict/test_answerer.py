@@ -68,6 +68,12 @@ def test_a_model_is_found_by_path_tag_and_artifact(tmp_path: Path) -> None:
         slmctl.Answerer("./nowhere")
 
 
+def test_an_empty_cell_of_pandas_is_no_text(answerer: slmctl.Answerer) -> None:
+    pandas = pytest.importorskip("pandas")
+    cells = [pandas.NA, pandas.NaT]  # NA != NA is neither true nor false
+    assert [each.error for each in answerer.answer(cells)] == ["'text' is empty"] * 2
+
+
 def test_a_text_that_cannot_be_answered_does_not_hold_up_the_others(answerer: slmctl.Answerer) -> None:
     first, empty, last = answerer.answer([TEXTS[0], "  ", TEXTS[1]])
     assert (empty.answer, empty.error) == (None, "'text' is empty")
