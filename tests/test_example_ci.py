@@ -33,6 +33,17 @@ def test_both_jobs_do_the_same() -> None:
     assert [step.strip() for step in github()] == [step.strip() for step in gitlab()]
 
 
+def test_both_keep_what_was_made_where_a_gate_fails() -> None:
+    # actions/cache saves after a success alone, so a change of a gate cost another training
+    steps = yaml.safe_load((CI / "github.yml").read_text(encoding="utf-8"))["jobs"]["measure"]["steps"]
+    restore, save = (step for step in steps if "actions/cache" in step.get("uses", ""))
+    assert (restore["uses"], save["uses"]) == ("actions/cache/restore@v4", "actions/cache/save@v4")
+    assert save["if"] == "always()" and steps.index(save) > [step.get("name") for step in steps].index("evaluate")
+    assert save["with"].items() <= restore["with"].items()
+    cache = yaml.safe_load((CI / "gitlab.yml").read_text(encoding="utf-8"))["model"]["cache"]
+    assert (cache["paths"], cache["when"]) == (["runs"], "always")
+
+
 @pytest.mark.slow
 def test_gates_are_the_exit_code_and_the_report_is_there_all_the_same(tiny_run: Path, tmp_path: Path) -> None:
     desk = Path(shutil.copytree(tiny_run, tmp_path / "desk"))
