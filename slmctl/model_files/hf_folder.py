@@ -142,14 +142,17 @@ def load_model(folder: Path, *, dtype: torch.dtype | str = torch.float32, **opti
             `stored_weights`.
 
     Raises:
-        DataError: Its config names code, or transformers cannot read its files.
+        DataError: Its config names code, transformers cannot read its files, or they lack weights.
     """
     _refuse_named_code(folder)
+    model: PreTrainedModel
     with _Refusals(folder, "model"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto" if dtype == "stored" else dtype, local_files_only=True, trust_remote_code=False,
-            use_safetensors=True, **options,
+            use_safetensors=True, output_loading_info=True, **options,
         )  # fmt: skip
+    weights = {name for name, _ in model.named_parameters()}  # of shared ones, the first name
+    _require_whole(folder, sorted(weights & loading["missing_keys"]))  # transformers makes them up at random
     if dtype == "stored":
         stored_weights.widen(model)
     return model.eval()
@@ -266,7 +269,10 @@ def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, g
                 f"and the file holds {tuple(shapes[name])}"
             )
     there = set(loaded_names(model, shapes).values())
-    missing = [name for name, _ in model.named_parameters() if name not in there]
+    _require_whole(folder, [name for name, _ in model.named_parameters() if name not in there])
+
+
+def _require_whole(folder: Path, missing: list[str]) -> None:
     if missing:
         raise DataError(
             f"the files in {folder.name} lack {len(missing)} of the weights that the config describes, "

@@ -78,6 +78,9 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
     with _refused():
         head = gguf_header.read(path)
     metadata = head.metadata
+    parts = metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        raise DataError(f"{path.name} is one of {parts} parts of a model", hint="llama-gguf-split --merge joins them")
     sizes = [tensor.weights for tensor in head.tensors]
     # in float16, and one tensor expanded
     needed = hardware.held_bytes() + FIXED_BYTES + 2 * sum(sizes) + 8 * max(sizes, default=0)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader, GGUFWriter
 from support import hub as hub_server
 from support import tiny
 from support.hub import COMMIT
@@ -138,6 +139,26 @@ def test_a_gguf_that_does_not_fit_into_memory_is_refused_at_once(
     monkeypatch.setattr(hf_folder, "load_model", None)
     with pytest.raises(StageError, match=r"dequantising needs about \S+ [MG]B of memory, and \S+ [MG]B are free"):
         run(gguf, out)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [(2, r"tiny\.gguf is one of 2 parts of a model"), (0, r"lack 1 of the weights that the config describes, such as")],
+)
+def test_a_part_of_a_gguf_is_refused(gguf: Path, out: Path, tmp_path: Path, parts: int, message: str) -> None:
+    # the layers of the other parts were random, and so was the base
+    whole, part = GGUFReader(gguf), GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    for field in whole.fields.values():
+        if not field.name.startswith(("GGUF.", "general.architecture")):
+            part.add_key_value(field.name, field.contents(), field.types[0], field.types[-1])
+    if parts:
+        part.add_uint16("split.count", parts)
+    for tensor in whole.tensors[:-1]:
+        part.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    for write in (part.write_header_to_file, part.write_kv_data_to_file, part.write_tensors_to_file, part.close):
+        write()
+    with pytest.raises(DataError, match=message):
+        run(tmp_path / "tiny.gguf", out)
 
 
 def test_a_broken_gguf_is_refused(tmp_path: Path, out: Path) -> None:
