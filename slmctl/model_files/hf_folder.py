@@ -25,7 +25,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from slmctl.artifacts import bounded_json
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
-from slmctl.model_files import stored_weights
+from slmctl.model_files import safetensors_header, stored_weights
 
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
              ArithmeticError, OSError, SafetensorError, StrictDataclassError)  # fmt: skip
@@ -48,15 +48,17 @@ def refuse_code(folder: Path) -> None:
     """Refuse a model folder that could run code when it is loaded.
 
     Raises:
-        DataError: Its config names Python code (`auto_map`), or its weights are pickles.
+        DataError: Its config names Python code (`auto_map`), or it has no weights that transformers loads without.
     """
     _refuse_named_code(folder)
-    if not any(folder.glob("*.safetensors")):
+    if not safetensors_header.weight_files(folder):
         pickles = [
             path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
         ]
         weights = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
-        raise DataError(f"the base has {weights}", hint="take a base with .safetensors, or a .gguf file")
+        raise DataError(
+            f"the base has {weights}", hint="take a base with model.safetensors or an index, or a .gguf file"
+        )
 
 
 def _refuse_named_code(folder: Path) -> None:

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmctl.errors import IntegrityError
+from slmctl.artifacts import bounded_json
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.errors import DataError, IntegrityError
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 8 << 20  # 60,000 tensors; the format itself allows 100 MB
 MAX_DIMENSIONS = 8
 # Bits of an element by safetensors' name of the type.
@@ -54,13 +57,40 @@ def read(path: Path) -> list[TensorEntry]:
         raise IntegrityError(f"{path.name} is no readable safetensors file: {error}") from None
 
 
+def weight_map(folder: Path) -> JsonObject | None:
+    """{name of a tensor: name of its file} by the index of a model folder; None where transformers reads no index.
+
+    Raises:
+        DataError: The index cannot be read.
+    """
+    if (folder / WHOLE).exists() or not (folder / INDEX).exists():
+        return None
+    listed = bounded_json.read_object(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict):
+        raise DataError(f"{folder / INDEX} has no weight_map")
+    return listed
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that transformers loads: `model.safetensors`, or else those that the index names.
+
+    A folder may hold more, such as `model.fp16.safetensors` or the `consolidated.safetensors` of another library.
+
+    Raises:
+        DataError: The index cannot be read.
+    """
+    listed = weight_map(folder)
+    names = {WHOLE} if listed is None else {str(name) for name in listed.values()}
+    return [path for path in sorted(folder.glob("*.safetensors")) if path.name in names]
+
+
 def read_folder(folder: Path) -> list[TensorEntry]:
-    """Every tensor in the safetensors files of a folder; see `read`."""
-    return [entry for path in sorted(folder.glob("*.safetensors")) for entry in read(path)]
+    """Every tensor in the `weight_files` of a folder; see `read`."""
+    return [entry for path in weight_files(folder) for entry in read(path)]
 
 
 def parameter_count(folder: Path) -> int:
-    """Number of weights in the safetensors files of a folder."""
+    """Number of weights in the `weight_files` of a folder."""
     return sum(entry.elements for entry in read_folder(folder))
 
 

@@ -6,6 +6,7 @@ every tensor, and then their bytes in that order: with sizes planned, files are 
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import os
@@ -17,11 +18,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from slmctl.artifacts import bounded_json
 from slmctl.errors import IntegrityError
 from slmctl.model_files import safetensors_header
+from slmctl.model_files.safetensors_header import INDEX
 
-INDEX = "model.safetensors.index.json"
 BLOCK_BYTES = 16 << 20  # bytes moved or computed at once
 
 DTYPES = {
@@ -88,17 +88,15 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     """Every tensor of a model folder, in the order of its files.
 
     Raises:
+        DataError: The index cannot be read.
         IntegrityError: A file is not a safetensors file, or the index names a missing tensor.
     """
-    tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _in_file(path)]
-    if (folder / INDEX).exists():
-        listed = bounded_json.read_object(folder / INDEX).get("weight_map")
-        if not isinstance(listed, dict):
-            raise IntegrityError(f"{folder / INDEX} has no weight_map")
-        files = {tensor.name: tensor.path.name for tensor in tensors}
-        wrong = sorted(name for name, file in listed.items() if files.get(name) != file)
-        if wrong:
-            raise IntegrityError(f"{folder / INDEX} says that '{wrong[0]}' is in {listed[wrong[0]]}, and it is not")
+    tensors = [tensor for path in safetensors_header.weight_files(folder) for tensor in _in_file(path)]
+    listed = safetensors_header.weight_map(folder) or {}
+    files = {tensor.name: tensor.path.name for tensor in tensors}
+    wrong = sorted(name for name, file in listed.items() if files.get(name) != file)
+    if wrong:
+        raise IntegrityError(f"{folder / INDEX} says that '{wrong[0]}' is in {listed[wrong[0]]}, and it is not")
     return tensors
 
 
@@ -117,10 +115,16 @@ class ShardWriter:
         folder: The folder for `model.safetensors`, or for `model-00001-of-0000N.safetensors` with their index.
         planned: All tensors, in order.
         limit: Largest file in bytes; a larger tensor has a file to itself.
+
+    Raises:
+        IntegrityError: Two tensors have the same name, of which a file would list one.
     """
 
     def __init__(self, folder: Path, planned: Sequence[PlannedTensor], *, limit: int) -> None:
         self.folder, self.planned = folder, list(planned)
+        counts = collections.Counter(tensor.name for tensor in planned)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise IntegrityError(f"two tensors of the model are named '{twice[0]}'")
         self.shards = _plan_shards(self.planned, limit)
         self._next = 0
         self._stream: BinaryIO | None = None

@@ -130,8 +130,8 @@ def test_what_is_accepted_of_mutated_safetensors_is_sound(tmp_path_factory: pyte
 
 @pytest.mark.parametrize("index", [[], {"weight_map": []}, {"weight_map": {"a": 5}}, {}, 3, {"weight_map": {"x": "y"}}])
 def test_an_index_that_lies_is_refused(index: Any, tmp_path: Path) -> None:
-    model_files.write(tmp_path / "model.safetensors", model_files.SOUND_SAFETENSORS)
-    (tmp_path / safetensors_stream.INDEX).write_text(json.dumps(index))
+    model_files.write(tmp_path / "model-00001-of-00001.safetensors", model_files.SOUND_SAFETENSORS)
+    (tmp_path / safetensors_header.INDEX).write_text(json.dumps(index))
     with pytest.raises((IntegrityError, DataError)):
         safetensors_stream.stored_tensors(tmp_path)
 

@@ -17,7 +17,8 @@ from slmctl.errors import StageError
 from slmctl.model_files import lora_adapter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.lora_adapter import LoraAdapter
-from slmctl.model_files.safetensors_stream import INDEX, PlannedTensor, ShardWriter, StoredTensor, stored_tensors
+from slmctl.model_files.safetensors_header import INDEX
+from slmctl.model_files.safetensors_stream import PlannedTensor, ShardWriter, StoredTensor, stored_tensors
 
 SHARD_BYTES = 5_000_000_000  # of the largest file of weights; a larger model is split
 # Names of output heads, and of the embeddings whose weights they share when the base stores no head.

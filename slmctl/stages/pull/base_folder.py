@@ -39,14 +39,24 @@ CHAT_TEMPLATE = """\
 
 
 def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
-    """Copy the ALLOWED_FILES of an HF folder, or the text model of a multimodal one, and check them."""
+    """Copy the ALLOWED_FILES of an HF folder, or the text model of a multimodal one, and check them.
+
+    Files of weights that transformers does not load stay behind.
+    """
     hf_folder.refuse_code(folder)
     with _refused():
         text = text_model.find(folder)
-    for path in [path for pattern in ALLOWED_FILES for path in sorted(folder.glob(pattern))]:
+    files = [path for pattern in ALLOWED_FILES for path in sorted(folder.glob(pattern))]
+    loaded = {path.name for path in safetensors_header.weight_files(folder)}
+    if safetensors_header.WHOLE not in loaded:
+        loaded.add(safetensors_header.INDEX)
+    unread = [path.name for path in files if ".safetensors" in path.name and path.name not in loaded]
+    if unread:
+        console.say(f"  left out, since transformers does not load them: {console.shown(', '.join(unread))}")
+    for path in files:
         if not path.is_file():
             raise DataError(f"{path.name} of the base is not a plain file")
-        if text is None or not text.replaces(path.name):
+        if path.name not in unread and (text is None or not text.replaces(path.name)):
             shutil.copyfile(path, out / path.name)
     if text is not None:
         console.say(f"  keeping {text.note}")

@@ -12,6 +12,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import sha256_file
 from slmctl.config import PullConfig, moment
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.model_files import safetensors_header
 from slmctl.model_files.base_model import ALLOWED_FILES, Base
 from slmctl.network import hub
 from slmctl.pipeline import rehearsal
@@ -108,8 +109,8 @@ def _choose_gguf(folder: Path, name: str | None) -> Path:
 
 def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
     """{file name: sha256} of the files of weights as they came; one of them equals `pull.sha256`, if it is set."""
-    files = [model] if model.is_file() else [path for path in sorted(model.glob("*.safetensors")) if path.is_file()]
-    hashes = {path.name: sha256_file(path).removeprefix("sha256:") for path in files}
+    files = [model] if model.is_file() else safetensors_header.weight_files(model)
+    hashes = {path.name: sha256_file(path).removeprefix("sha256:") for path in files if path.is_file()}
     if config.sha256 is not None and config.sha256 not in hashes.values():
         got = ", ".join(f"{name} {value}" for name, value in hashes.items()) or "no weights"
         raise IntegrityError(

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig  # noqa: E402
 
 from slmctl.model_files import hf_folder  # noqa: E402
+from slmctl.model_files.safetensors_stream import PlannedTensor, ShardWriter  # noqa: E402
 from slmctl.stages.merge import merge  # noqa: E402
 
 
@@ -244,6 +245,7 @@ def test_shards_in_and_shards_out(
 def _wrong_index(folder: Path) -> None:
     index = {"weight_map": {"model.layers.9.mlp.up_proj.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors")
 
 
 def _torn(folder: Path) -> None:
@@ -264,6 +266,11 @@ def test_a_damaged_base_is_refused(artifacts: dict[str, Artifact], tmp_path: Pat
     damage(folder)
     with pytest.raises(IntegrityError, match=message):
         run(artifact.foreign(folder, "base"), artifacts["adapter"], tmp_path / "out")
+
+
+def test_a_name_that_two_tensors_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match="two tensors of the model are named 'a'"):
+        ShardWriter(tmp_path, 2 * [PlannedTensor("a", torch.float32, (1,))], limit=1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 import socket
 import zipfile
@@ -19,7 +20,7 @@ from support.hub import COMMIT
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PullConfig
 from slmctl.errors import DataError, IntegrityError, NetworkError, SlmctlError, StageError, UsageError
-from slmctl.model_files import hf_folder, memory
+from slmctl.model_files import hf_folder, memory, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.network import package_index
 from slmctl.stages.pull import base_folder, package_index_weights, pull
@@ -66,6 +67,29 @@ def test_a_folder_is_described_and_only_known_files_come_along(base: Path, out: 
     names = {path.name for path in out.iterdir()}
     assert "NOTICE.txt" in names
     assert not names & {"modeling_evil.py", "training_args.bin", ".env"}
+
+
+@pytest.mark.parametrize("form", ["whole", "parts"])
+def test_files_of_weights_that_transformers_does_not_load_stay_behind(
+    base: Path, out: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # a second copy of the weights counted twice, and `merge` wrote a model that no program could open
+    weights = (base / "model.safetensors").read_bytes()
+    (base / "consolidated.safetensors").write_bytes(weights)
+    kept = {"model.safetensors"}
+    if form == "parts":
+        kept = {"model-00001-of-00001.safetensors", "model.safetensors.index.json"}
+        (base / "model.safetensors").rename(base / "model-00001-of-00001.safetensors")
+        names = [entry.name for entry in safetensors_header.read(base / "model-00001-of-00001.safetensors")]
+        (base / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")})
+        )
+    metrics = run(base, out)
+    assert {path.name for path in out.iterdir() if ".safetensors" in path.name} == kept
+    assert metrics["parameters"] == sum(
+        entry.elements for entry in safetensors_header.read(base / "consolidated.safetensors")
+    )
+    assert "transformers does not load them: consolidated.safetensors" in capsys.readouterr().err
 
 
 def test_the_date_of_a_template_is_frozen_and_said(base: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
