@@ -55,7 +55,9 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
         if not entry.path.endswith((".safetensors", ".md", INDEX)):
             shutil.copyfile(base.file(entry.path), out / entry.path)
     _write_card(Base.read(base.path), out)
-    _write_config(out / "config.json", config.dtype, untied=bool(untied))
+    # a head that is stored beside a shared embedding was the same until now
+    apart = bool(untied) or any(name.endswith((*HEAD_NAMES, *EMBEDDING_NAMES)) for name in changes.names)
+    _write_config(out / "config.json", config.dtype, untied=apart)
     scales = sorted({change.scale for change in changes.changes.values()})
     return {
         "layers": len(changes.changes), "replaced": len(changes.replaced), "scales": scales,
