@@ -78,8 +78,10 @@ def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
     if (folder / FILENAME).exists():  # the description by `pull` in another project says more than the folder
         with _refused():
             made = Base.read(folder)
-        kept = {key: getattr(made, key) for key in ("name", "source", "license", "note", "languages")}
-        described = dataclasses.replace(described, **kept)
+        keys = ["name", "source", "license", "note", "languages"]
+        if made.chat_template == described.chat_template:
+            keys += ["template_origin", "template_date"]
+        described = dataclasses.replace(described, **{key: getattr(made, key) for key in keys})
     return described
 
 

@@ -356,14 +356,19 @@ def test_a_model_that_is_not_there_or_gated_is_said_with_the_way_to_it(
 
 def test_the_base_of_another_project_keeps_its_name_and_license(base: Path, out: Path, tmp_path: Path) -> None:
     # it went by its folder's name, the id of an artifact, and one that came as a GGUF had no license any more
+    (base / "chat_template.jinja").unlink()
     run(base, out)
-    there = dataclasses.replace(Base.read(out), source="hf:acme/tiny@1", license="mit", note="dequantised")
+    there = dataclasses.replace(
+        Base.read(out), source="hf:acme/tiny@1", license="mit", note="dequantised", template_date="2026-03-01"
+    )
     (out / "README.md").unlink()
     there.write(out)
     (tmp_path / "again").mkdir()
     run(out, tmp_path / "again")
     again = Base.read(tmp_path / "again")
     assert (again.name, again.source, again.license, again.note) == ("base", "hf:acme/tiny@1", "mit", "dequantised")
+    # nor did it know that its template is slmctl's own, and of which day
+    assert (again.template_origin, again.template_date) == ("slmctl", "2026-03-01")
 
 
 @pytest.mark.parametrize("way", ["HF_ENDPOINT", "HTTP_PROXY"])
