@@ -11,7 +11,7 @@ from typing import Any
 from slmctl import console
 from slmctl.artifacts.artifact import sha256_file
 from slmctl.config import PullConfig, moment
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.model_files import safetensors_header
 from slmctl.model_files.base_model import ALLOWED_FILES, Base
 from slmctl.network import hub
@@ -100,9 +100,13 @@ def _from_hub(name: str, scratch: Path) -> Path:
 
 def _choose_gguf(folder: Path, name: str | None) -> Path:
     files = sorted(folder.glob("*.gguf"))
+    if not files:
+        is_adapter = (folder / "adapter_config.json").exists()
+        fault = "is an adapter, and no base" if is_adapter else "has neither a config.json nor a .gguf file"
+        raise DataError(f"{folder.name} {fault}", hint="base: a model folder, or a .gguf file")
     chosen = [path for path in files if name in (None, path.name)]
     if len(chosen) != 1:
-        names = ", ".join(path.name for path in files) or "none"
+        names = ", ".join(path.name for path in files)
         raise UsageError(f"{folder.name} has these .gguf files: {names}", hint="--set pull.file=NAME picks one")
     return chosen[0]
 

@@ -117,16 +117,20 @@ def test_a_base_without_template_gets_slmctls_own(base: Path, out: Path) -> None
         ("model.safetensors", DataError, "the base has no weights"),
         ("chat_template.jinja", DataError, "no end of turn"),
         ("pin", IntegrityError, r"pins: expected 0{64}, found model\.safetensors [0-9a-f]{64}"),
+        ("config.json", DataError, r"base has neither a config\.json nor a \.gguf file"),
+        ("adapter", DataError, "base is an adapter, and no base"),
         ("several", UsageError, r"has these \.gguf files: a\.gguf, b\.gguf"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused(
     base: Path, out: Path, fault: str, error: type[SlmctlError], said: str
 ) -> None:
-    if fault == "model.safetensors":
+    if fault in ("model.safetensors", "config.json"):
         (base / fault).unlink()
     elif fault == "chat_template.jinja":
         (base / fault).write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    elif fault == "adapter":
+        (base / "config.json").rename(base / "adapter_config.json")
     elif fault == "several":
         (base / "config.json").rename(base / "a.gguf")
         (base / "b.gguf").write_bytes(b"GGUF")
