@@ -140,17 +140,18 @@ def load_model(folder: Path, *, dtype: torch.dtype | str = torch.float32, **opti
 
     Args:
         dtype: The type of its weights: those stored in another type are copied, the others stay mapped from the files.
-            `stored` keeps every stored type and computes in float32 layer by layer, without gradients, see
-            `stored_weights`.
+            `stored` takes the type that most of them are stored in, and computes in float32 layer by layer, without
+            gradients, see `stored_weights`.
 
     Raises:
         DataError: Its config names code, transformers cannot read its files, or they lack weights.
     """
     _refuse_named_code(folder)
     model: PreTrainedModel
+    kind = _stored_dtype(folder) if dtype == "stored" else dtype
     with _Refusals(folder, "model"):
         model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto" if dtype == "stored" else dtype, local_files_only=True, trust_remote_code=False,
+            folder, dtype=kind, local_files_only=True, trust_remote_code=False,
             use_safetensors=True, output_loading_info=True, **options,
         )  # fmt: skip
     weights = {name for name, _ in model.named_parameters()}  # of shared ones, the first name
@@ -158,6 +159,11 @@ def load_model(folder: Path, *, dtype: torch.dtype | str = torch.float32, **opti
     if dtype == "stored":
         stored_weights.widen(model)
     return model.eval()
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    halves = {"F16": torch.float16, "BF16": torch.bfloat16}
+    return halves.get(safetensors_header.main_type(folder), torch.float32)
 
 
 class _Refusals(contextlib.AbstractContextManager[None]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,10 +89,7 @@ def read(folder: Path) -> ModelSize:
         channels += sum(active * sum(parameter.shape[1:]) for parameter in experts)
     cast = max(cast, min(stored_weights.BLOCK_ELEMENTS, max(linear, lookup)))
     cached = sum(module.out_features for name, module in model.named_modules() if name.endswith(("k_proj", "v_proj")))
-    by_type = collections.Counter[str]()
-    for entry in safetensors_header.read_folder(folder):
-        by_type[entry.dtype] += entry.elements
-    most = by_type.most_common(1)[0][0] if by_type else ""
+    most = safetensors_header.main_type(folder)
     return ModelSize(
         linear=linear, lookup=lookup, other=other, channels=channels, cache=cached or 2 * config.hidden_size * layers,
         widest=max(widest, config.hidden_size), cast=cast, mapped=most == "BF16",

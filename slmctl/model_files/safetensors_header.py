@@ -7,6 +7,7 @@ file before it is used.
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import os
@@ -92,6 +93,17 @@ def read_folder(folder: Path) -> list[TensorEntry]:
 def parameter_count(folder: Path) -> int:
     """Number of weights in the `weight_files` of a folder."""
     return sum(entry.elements for entry in read_folder(folder))
+
+
+def main_type(folder: Path) -> str:
+    """safetensors' name of the type that most weights of a folder are stored in; '' without weights.
+
+    The `dtype` of a config may be another one.
+    """
+    by_type = collections.Counter[str]()
+    for entry in read_folder(folder):
+        by_type[entry.dtype] += entry.elements
+    return max(by_type, key=by_type.__getitem__, default="")
 
 
 def _entries(path: Path) -> list[TensorEntry]:

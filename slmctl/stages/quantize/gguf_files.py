@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, sha256_file
 from slmctl.config import QuantizeConfig
 from slmctl.config.fields import WEIGHTED_ONLY_TYPES
-from slmctl.model_files import gguf_converter, gguf_header, quantizer
+from slmctl.model_files import gguf_converter, gguf_header, quantizer, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import QuantizedFile
@@ -158,6 +157,4 @@ def metadata(config: QuantizeConfig, base: Base) -> dict[str, str]:
 
 def _dtype(folder: Path) -> str:
     """The GGUF type that holds a model's weights without loss."""
-    config = json.loads((folder / "config.json").read_bytes())
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    return {"float16": "f16", "bfloat16": "bf16"}.get(dtype, "f32")
+    return {"F16": "f16", "BF16": "bf16"}.get(safetensors_header.main_type(folder), "f32")

@@ -105,6 +105,14 @@ def test_files_are_named_by_convention(name: str, parameters: int, wanted: str) 
     )
 
 
+def test_lossless_is_the_type_of_the_weights_whatever_the_config_says(merged: Path) -> None:
+    # of float32 weights under a config of bfloat16 both sides of the comparison were rounded, which measured 0.0000
+    fields = json.loads((merged / "config.json").read_bytes())
+    (merged / "config.json").write_text(json.dumps(fields | {"dtype": "bfloat16"}))
+    assert gguf_files._dtype(merged) == "f32"
+    assert str(hf_folder.load_model(merged, dtype="stored").dtype) == "torch.float32"
+
+
 def test_the_folder_holds_whole_files_that_say_what_they_are(artifacts: dict[str, Artifact]) -> None:
     made = artifacts["gguf"]
     files = made.metrics["files"]
