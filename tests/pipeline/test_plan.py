@@ -25,6 +25,7 @@ from slmctl.installation import pip_line
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.pipeline import plan as planning
 from slmctl.pipeline import row_estimate
+from slmctl.stages.quantize import stage as quantize_stage
 
 REMOTE = """\
 project: acme
@@ -45,6 +46,22 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "slmctl.yaml").write_text(REMOTE)
     tiny.write_csv(tmp_path / "tickets.csv", tiny.rows())
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kind", "large", "twice"), [("Q4_K_M", 10**9, True), ("IQ2_M", 10**9, False), ("Q4_K_M", 1, False)]
+)
+def test_a_type_is_planned_twice_where_it_is_written_twice(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, kind: str, large: int, twice: bool
+) -> None:
+    monkeypatch.setattr(quantize_stage, "LARGE", large)
+
+    def seconds(importance: str) -> float:
+        project = opened(fresh, f"quantize.types=[{kind}]", f"quantize.importance_matrix={importance}")
+        stages = planning.plan(project, CHAIN, {"float32": 100.0, "bfloat16": 400.0}).stages
+        return next(stage.seconds or 0.0 for stage in stages if stage.name == "quantize")
+
+    assert (seconds("auto") > seconds("64") > 0) == twice
 
 
 def test_a_task_that_may_not_be_released_is_refused_before_it_costs(fresh: Path) -> None:

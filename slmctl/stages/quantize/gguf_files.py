@@ -20,8 +20,7 @@ from slmctl.model_files import gguf_converter, gguf_header, quantizer, safetenso
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import QuantizedFile
-
-WEIGHTED_TYPES = re.compile(r"I?Q[1-5]_")  # that an importance matrix can improve
+from slmctl.stages.quantize.stage import WEIGHTED_TYPES
 
 ImportanceMatrix = dict[str, npt.NDArray[np.float32]]  # importance of each input, by the name of a tensor
 

@@ -22,7 +22,8 @@ from slmctl.model_files import gguf_converter, hf_folder, memory, model_size, st
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.quantizer import QuantizedFile
 from slmctl.stages.quantize import gguf_files, importance_matrix, lora_gguf, parity
-from slmctl.stages.quantize.gguf_files import WEIGHTED_TYPES, ImportanceMatrix, LosslessFile
+from slmctl.stages.quantize.gguf_files import ImportanceMatrix, LosslessFile
+from slmctl.stages.quantize.stage import LARGE, WEIGHTED_TYPES
 from slmctl.task.contract import Task
 from slmctl.task.documents import training
 from slmctl.task.records import Record, read_records
@@ -33,7 +34,6 @@ ENDLESS_PROBE_TOKENS = 8  # of an answer that need not end
 CHILD_BYTES = 200_000_000  # of the converter, or of llama.cpp, without tensors, and of this process by then
 LARGEST_TENSOR_BYTES = 8  # a weight of the embedding, as it is read and as it is written
 AUTO_RECORDS = 128  # training records for `importance_matrix: auto`
-LARGE = 10**9  # weights; from here on `auto` takes half the records and writes each type once, since each takes minutes
 
 
 def run(

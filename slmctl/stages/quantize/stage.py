@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import QuantizeConfig
+from slmctl.config.fields import WEIGHTED_ONLY_TYPES
 from slmctl.model_files import memory
 from slmctl.model_files.model_shape import LOADED_BYTES, STATE_TOKENS, STATES
 from slmctl.pipeline import predictions, runner
-from slmctl.pipeline.estimates import BYTES_A_SECOND, TENSOR_BYTES, KnownSizes, StageEstimate, bits
+from slmctl.pipeline.estimates import BYTES_A_SECOND, TENSOR_BYTES, KnownSizes, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
 
 REFERENCE_BYTES = 0.4e9  # beside the states of the merged model: a block in float32, logits that are kept
 QUANTIZE_SECONDS, CHECKED_TOKENS = 5, 8000  # of the checks of each file, beside the merged model
+WEIGHTED_TYPES = re.compile(r"I?Q[1-5]_")  # that an importance matrix can improve
+LARGE = 10**9  # weights; from here on `auto` takes half the records and writes each type once, since each takes minutes
 
 
 class Quantize(Stage[QuantizeConfig]):
@@ -45,8 +49,8 @@ class Quantize(Stage[QuantizeConfig]):
         return True
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        """The conversion, then each type with its checks; types below 6 bits may be written twice, see
-        `importance_matrix`."""
+        """The conversion, then each type with its checks; of a small base, types that can do without the
+        importance matrix are written with and without."""
         if (model := sizes.model) is None:
             return StageEstimate()
         section, shape = sizes.settings.quantize, model.shape
@@ -54,8 +58,10 @@ class Quantize(Stage[QuantizeConfig]):
         repacked = memory.repacked_bytes(section.types) * model.products / 2
         child = memory.ENGINE_BYTES + max(TENSOR_BYTES * shape.embedding, repacked)
         written = len(section.types)
-        if section.importance_matrix == "auto":
-            written += sum(bits(kind) < 6 for kind in section.types)
+        if section.importance_matrix == "auto" and shape.parameters < LARGE:
+            written += sum(
+                bool(WEIGHTED_TYPES.match(kind)) and not WEIGHTED_ONLY_TYPES.match(kind) for kind in section.types
+            )
         rate, seconds = sizes.rates.get("float32"), None
         if rate is not None:
             checks = (1 + written) * CHECKED_TOKENS * model.products / (rate * 1e9)
