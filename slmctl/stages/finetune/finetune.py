@@ -77,6 +77,7 @@ class TrainingResult:
     steps_here: int  # since the resume, if any
     seconds: float  # wall time of `steps_here`
     progress: Progress
+    interrupted: bool = False  # by Ctrl-C, when all was learned
 
     @property
     def loss_before(self) -> float:
@@ -217,7 +218,7 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
     """Train from the newest whole checkpoint or from the start, and choose the weights to keep.
 
     Raises:
-        KeyboardInterrupt: It was interrupted; a checkpoint is kept.
+        KeyboardInterrupt: It was interrupted before its end; a checkpoint is kept.
     """
     resumed = checkpoint.newest(keep)
     checkpoint.require_shared(resumed)
@@ -229,7 +230,7 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
         trainer.is_interrupted = interrupt.is_set
         output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     steps, most = trainer.state.global_step, trainer.state.max_steps
-    if trainer.interrupted and steps < most:
+    if trainer.interrupted and steps < most and not trainer.progress.stopped_early:
         raise KeyboardInterrupt(f"at step {steps} of {most}; kept is {checkpoint.newest(keep)}")
     trainer.settle()
     _require_finite(trainer.model)
@@ -239,6 +240,7 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
         steps_here=max(steps - (int(resumed.name.removeprefix("step-")) if resumed else 0), 1),
         seconds=output.metrics["train_runtime"],
         progress=trainer.progress,
+        interrupted=interrupt.is_set(),
     )
 
 
@@ -271,6 +273,7 @@ def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingRes
         "steps": result.steps,
         "best_step": progress.best_step,
         "stopped_early": progress.stopped_early,
+        **({"interrupted": True} if result.interrupted else {}),
         "train_loss": round(result.train_losses[-1], 6),
         "validation_loss": round(progress.best, 6),
         "validation_loss_last": round(result.loss_last, 6),

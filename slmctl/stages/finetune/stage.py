@@ -158,6 +158,11 @@ class Finetune(Stage[FinetuneConfig]):
             console.say(f"  {self._choice(own, train, weights)}")
         return super().run(request, out=out, **more)
 
+    def after(self, made: Artifact, *, current: bool) -> None:
+        """End what a Ctrl-C was to end that came when all was learned, in the last validation for example."""
+        if not current and made.metrics.get("interrupted"):
+            raise KeyboardInterrupt("after finetune, whose adapter is kept\n  the same command goes on from there")
+
     @property
     def _structured(self) -> bool:
         return kind_of(self.project.config.task.kind).structured

@@ -183,7 +183,9 @@ def run(project: Project, tried: Sequence[SweepCandidate], *, seeds: int, say: C
             say(f"trial {candidate.name}, seed {seed}")
             section = candidate.section.model_copy(update={"seed": seed})
             trial = replace(project, config=project.config.model_copy(update={"finetune": section}))
-            made = runner.make(trial, "finetune").artifact
+            outcome = runner.make(trial, "finetune")
+            made = outcome.artifact
+            Finetune(trial).after(made, current=outcome.current)
             gc.collect()  # of the model, before the next one is loaded
             path = str(made.path.relative_to(project.root))
             trials.append(Trial(candidate.name, seed, path, made.metrics["validation_loss"]))

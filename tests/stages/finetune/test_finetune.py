@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import types
 import weakref
 from collections.abc import Iterator
@@ -230,6 +231,31 @@ def test_a_training_says_what_became_of_it(
     notes = re.findall("note: (.*)", capsys.readouterr().err)
     early = "stopped early at step 2: 3 validations in a row were worse than the best one"
     assert notes == ([note, early, "7 records longer than max_length: truncated"] if note else [])
+
+
+def test_an_interruption_in_the_last_validation_keeps_the_adapter_and_ends_the_run(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it was swallowed, and `run` went on to merge and quantize
+    validate, before = trainer.AnswerTrainer.evaluate, signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return validate(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.AnswerTrainer, "evaluate", interrupted)
+    project = Project(root=desk, config=config.load(desk / config.FILENAME, ["finetune.max_steps=2"]))
+    try:
+        made = runner.make(project, "finetune")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert made.artifact.metrics["steps"] == 2
+    with pytest.raises(KeyboardInterrupt, match="after finetune, whose adapter is kept"):
+        project.stage("finetune").after(made.artifact, current=made.current)
+    again = runner.make(project, "finetune")
+    project.stage("finetune").after(again.artifact, current=again.current)
+    assert again.current
 
 
 # What diverges
