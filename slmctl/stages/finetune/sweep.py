@@ -138,7 +138,8 @@ def _candidate(read: Read, today: FinetuneConfig, values: Mapping[str, str]) -> 
     """A candidate; where the rank alone changes, alpha follows, so that the scale of the update stays."""
     values, rank, alpha = dict(values), "finetune.lora.rank", "finetune.lora.alpha"
     if rank in values and alpha not in values:
-        values[alpha] = f"{today.lora.alpha * int(values[rank]) / today.lora.rank:g}"
+        read_rank = read([f"{rank}={values[rank]}"]).finetune.lora.rank  # 32.0 is 32, which int() does not read
+        values[alpha] = f"{today.lora.alpha * read_rank / today.lora.rank:g}"
     return SweepCandidate(values, read([f"{key}={value}" for key, value in values.items()]).finetune)
 
 

@@ -96,6 +96,8 @@ def test_every_combination_is_tried_with_the_settings_of_today_first(root: Path)
         "learning_rate=8e-4 lora.rank=32 lora.alpha=64",
     ]  # alpha follows the rank
     assert made[5].section.lora.alpha == 64
+    (_, same) = tried(root, ["finetune.lora.rank=16,32.0"])
+    assert same.name == "lora.rank=32.0 lora.alpha=64"
     (_, modules) = tried(root, ["finetune.lora.target_modules=[q_proj, v_proj],all-linear"])
     assert modules.section.lora.target_modules == ["q_proj", "v_proj"]
 
