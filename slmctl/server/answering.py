@@ -19,7 +19,7 @@ from slmctl.server import collecting
 from slmctl.server.api_keys import Key
 from slmctl.server.collecting import HELD_BACK, NO_POLICY
 from slmctl.server.event_stream import EventStream
-from slmctl.server.forms import decisions, reading
+from slmctl.server.forms import decisions, file_parts, reading
 from slmctl.server.forms.decisions import DecisionForm
 from slmctl.server.forms.request import CheckedRequest, Form
 from slmctl.server.gateway import Gateway
@@ -75,6 +75,7 @@ async def _accepted(
 ) -> _Request:  # fmt: skip
     """A request that has been checked, with its model and all that `held` holds, which it frees when it is closed."""
     name, model = gateway.fleet.find(body.get("model"), key)
+    body = await exchange.beside(file_parts.with_texts(body, gateway.settings))
     running = await gateway.lease(name, exchange)
     held.callback(gateway.fleet.give_back, running)
     checked = await gateway.checked(body, form, model.name, running, key)

@@ -14,7 +14,7 @@ from slmctl.config import ServeConfig
 from slmctl.inference.engine import Request
 from slmctl.inference.events import Event, TokenInfo
 from slmctl.sensitive.conversation_veto import unread_fields
-from slmctl.server.forms import client_schemas, file_parts, options, tool_requests
+from slmctl.server.forms import client_schemas, options, tool_requests
 from slmctl.server.forms.client_schemas import AnswerForm
 from slmctl.server.forms.options import SortedOptions, flag, number
 from slmctl.server.forms.request import AnswerStream, CheckedRequest, Form, ReplyChoice, ServedModel, WholeReply
@@ -81,7 +81,6 @@ class CompletionForm(Form):
     # Requests
 
     def read(self, body: JsonObject, model: ServedModel, settings: ServeConfig) -> CheckedRequest:
-        body = file_parts.with_texts(body, settings)
         listed = options.sort(body, self.reads, model.task, calls=self.calls)
         return self.checked(listed.read, listed, model, settings)
 

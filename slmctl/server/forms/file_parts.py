@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,13 +16,13 @@ from slmctl.server.request_errors import RequestError
 from slmctl.sources.documents import folder, readers
 
 SECONDS, MOST = 20, 4  # of CPU time for all documents of a request, and their number
-WAIT_S = 30.0  # for others that are read
 _NAMED = 120  # characters of a file name in an error
-_reading = threading.BoundedSemaphore(2)  # documents that are read at the same time, in a process each
+# Two requests have their documents read at a time, each in a process; asyncio's own threads are for all requests.
+READERS = ThreadPoolExecutor(2)
 
 
-def with_texts(body: JsonObject, settings: ServeConfig) -> JsonObject:
-    """A body with the text of each document in place of its file part; blocks while it is read.
+async def with_texts(body: JsonObject, settings: ServeConfig) -> JsonObject:
+    """A body with the text of each document in place of its file part.
 
     Raises:
         RequestError: The server reads no documents, or one cannot be read to its end.
@@ -34,7 +35,10 @@ def with_texts(body: JsonObject, settings: ServeConfig) -> JsonObject:
         raise RequestError("this server reads no file parts: send the text, or set serve.documents", "messages")
     if count > MOST:
         raise RequestError(f"a request may hold {MOST} documents, and this one holds {count}", "messages")
-    return body | {"messages": [_read(message, SECONDS // count) for message in body["messages"]]}
+    reading = asyncio.get_running_loop().run_in_executor(
+        READERS, lambda: [_read(message, SECONDS // count) for message in body["messages"]]
+    )
+    return body | {"messages": await reading}
 
 
 def _parts(message: Any) -> list[Any]:
@@ -71,15 +75,10 @@ def _text(part: JsonObject, seconds: int) -> str:
         raw = base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data, validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(f"'file_data' of '{shown}' is no base64", "messages") from None
-    if not _reading.acquire(timeout=WAIT_S):
-        raise RequestError("too many documents are read just now", "messages", status=503, code="documents")
-    try:
-        with os.fdopen(os.memfd_create("document"), "wb") as memory:  # no byte of it on a disk
-            memory.write(raw)
-            memory.flush()
-            row = next(folder.read([(f"/proc/{os.getpid()}/fd/{memory.fileno()}", shown)], seconds=seconds))
-    finally:
-        _reading.release()
+    with os.fdopen(os.memfd_create("document"), "wb") as memory:  # no byte of it on a disk
+        memory.write(raw)
+        memory.flush()
+        row = next(folder.read([(f"/proc/{os.getpid()}/fd/{memory.fileno()}", shown)], seconds=seconds))
     if "fault" in row:
         raise RequestError(f"{shown} {row['fault']}", "messages")
     if row["bare"]:

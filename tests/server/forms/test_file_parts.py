@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from support import papers
+from support import here, papers
+from support.servers import settles
+from support.serving import post
 
 from slmctl.config import ServeConfig
-from slmctl.server.forms.file_parts import with_texts
+from slmctl.server.forms import file_parts
 from slmctl.server.request_errors import RequestError
 
 READS = ServeConfig(documents=True)
+
+
+def with_texts(body: dict[str, Any], settings: ServeConfig) -> dict[str, Any]:
+    return asyncio.run(file_parts.with_texts(body, settings))
 
 
 def part(name: str, data: bytes, *, url: bool = True) -> dict[str, Any]:
@@ -71,3 +81,23 @@ def test_a_request_holds_few_documents() -> None:
 def test_a_server_reads_no_documents_unasked() -> None:
     with pytest.raises(RequestError, match=r"serve\.documents"):
         with_texts(chat(part("a.txt", b"text")), ServeConfig())
+
+
+def test_documents_that_are_slow_to_read_stop_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    # once each of them held a thread that all requests share, and neither a deadline nor SIGTERM reached them
+    is_read, requests = threading.Event(), 8
+
+    def read(*args: object, **limits: object) -> Iterator[dict[str, Any]]:
+        is_read.wait(60)
+        yield {"text": "text", "bare": 0, "pages": 1}
+
+    monkeypatch.setattr(file_parts.folder, "read", read)
+    with here.in_front(documents=True) as server, ThreadPoolExecutor(requests) as pool:
+        try:
+            slow = [pool.submit(post, server.url, chat(part("a.txt", b"text"))) for _ in range(requests)]
+            assert settles(lambda: server.gateway.limits.running == requests)
+            assert server.ask("hello").status_code == server.get("/metrics").status_code == 200
+            server.loop.call_soon_threadsafe(server.gateway.end_all)
+            assert {each.result().json()["error"]["code"] for each in slow} == {"server_stopping"}
+        finally:
+            is_read.set()
