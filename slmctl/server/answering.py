@@ -220,7 +220,8 @@ class _Request:
             who |= self.checked.model.release
         if self.routed is not None and self.routed.p_correct is not None:
             who["p_correct"] = self.routed.p_correct
-        return self.checked.facts(event) | who
+        own = event if self.route == "local" else Event()  # a general model tells no probability and no place
+        return self.checked.facts(own) | who
 
     def _headers(self) -> dict[str, str]:
         return {ROUTE: route_header(self.route, self.reason)}

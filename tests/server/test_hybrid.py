@@ -174,6 +174,7 @@ def test_an_escalated_answer_says_who_gave_it(hybrid: Hybrid) -> None:
     assert (body["model"], body["choices"][0]["message"]["content"]) == ("large", "delivery")
     said = body["slmctl"]
     assert (said["route"], said["reason"], said["model"], said["p_correct"]) == ("generalist", "unsure", "large", 0.5)
+    assert said["confidence"] is None and "labels" not in said  # the local model's once stood under the other's answer
     sent, headers = hybrid.fake.bodies[-1], hybrid.fake.headers[-1]
     assert set(sent) == {"model", "messages", "max_tokens", "temperature"}
     assert headers["authorization"] == f"Bearer {KEY}"
