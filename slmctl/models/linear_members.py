@@ -179,10 +179,19 @@ class LinearMembers(Parts):
         listed = list(requests)
         for start in range(0, len(listed), LISTED):
             block = listed[start : start + LISTED]
-            scored = self.scored([request.question for request in block], together=LISTED)
-            for index, (request, scores) in enumerate(zip(block, scored, strict=True), start):
-                event = scores.answer(request.labels)
-                yield index, answer_of(event, next(iter(event["labels"])))
+            for index, (request, scores) in enumerate(zip(block, self._listed(block), strict=True), start):
+                if isinstance(scores, EngineError):
+                    yield index, scores
+                else:
+                    event = scores.answer(request.labels)
+                    yield index, answer_of(event, next(iter(event["labels"])))
+
+    def _listed(self, block: Sequence[Request]) -> Sequence[Scores | EngineError]:
+        """The scores of each request, or its error; those that fail together are read once more, each alone."""
+        try:
+            return self.scored([request.question for request in block], together=LISTED)
+        except EngineError as error:
+            return [error] if len(block) == 1 else [each for request in block for each in self._listed([request])]
 
     def _work(self) -> None:
         try:

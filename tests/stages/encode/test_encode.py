@@ -271,6 +271,17 @@ def test_a_text_that_fails_as_nobody_expects_costs_no_other_one_its_answer(gguf:
         assert (classifier.alive, classifier.state) == (True, "ready")
 
 
+def test_a_text_of_a_list_that_fails_costs_no_other_one_its_answer(gguf: Path) -> None:
+    # `predict encoder` ended as a whole
+    requests = [Request("", labels=("a", "b"), question=text) for text in ("good", "nan", "good")]
+    with LinearMembers(TwoLabels(), gguf) as classifier, ThreadPoolExecutor(1) as pool:
+        os.kill(classifier.pid, signal.SIGSTOP)
+        outcomes = pool.submit(lambda: dict(classifier.ask_all(requests)))
+        assert classifier._encoder is not None and settles(lambda: classifier._encoder._pending)
+        os.kill(classifier.pid, signal.SIGKILL)  # while it reads all of them
+        assert [isinstance(outcomes.result()[k], EngineError) for k in range(3)] == [False, True, False]
+
+
 def test_a_stopped_encoder_is_said_to_hang_killed_and_replaced(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # it held up every answer of a server for 120 s, and /readyz said 200
     monkeypatch.setattr(supervised_child, "HEARTBEAT_S", 0.05)
