@@ -37,9 +37,8 @@ SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client tha
 
 async def answer(gateway: Gateway, http: HttpRequest, form: Form) -> Response:
     """Answer a request in the form of its API."""
-    key, body = await gateway.read(http)
     with contextlib.ExitStack() as held:
-        place = held.enter_context(gateway.limits.place(key))
+        key, place, body = await gateway.read(http, held)
         exchange = held.enter_context(gateway.exchange(http))
         request = await _accepted(gateway, http, form, key, body, exchange, place, held)
     return await request.respond()
@@ -50,15 +49,14 @@ async def decide(gateway: Gateway, http: HttpRequest, form: DecisionForm) -> Res
 
     No model is held while another is awaited, which may need its memory.
     """
-    key, body = await gateway.read(http)
-    find, models = functools.partial(gateway.fleet.find, key=key), gateway.fleet.models(key)
-    parts = decisions.by_model(body, form, models, lambda name: find(name)[1].name)
-    for part in parts if len(parts) > 1 else ():  # before any is asked
-        _, model = find(part.body["model"])
-        decisions.read_questions(part.body, form, model.name, model.task)
     bodies, responses = list[JsonObject](), list[Response]()
     with contextlib.ExitStack() as held:
-        place = held.enter_context(gateway.limits.place(key))
+        key, place, body = await gateway.read(http, held)
+        find, models = functools.partial(gateway.fleet.find, key=key), gateway.fleet.models(key)
+        parts = decisions.by_model(body, form, models, lambda name: find(name)[1].name)
+        for part in parts if len(parts) > 1 else ():  # before any is asked
+            _, model = find(part.body["model"])
+            decisions.read_questions(part.body, form, model.name, model.task)
         exchange = held.enter_context(gateway.exchange(http))
         for number, part in enumerate(parts):
             with contextlib.ExitStack() as own:
@@ -75,11 +73,12 @@ async def _accepted(
 ) -> _Request:  # fmt: skip
     """A request that has been checked, with its model and all that `held` holds, which it frees when it is closed."""
     name, model = gateway.fleet.find(body.get("model"), key)
+    place.take(name, 1)
     body = await exchange.beside(file_parts.with_texts(body, gateway.settings))
     running = await gateway.lease(name, exchange)
     held.callback(gateway.fleet.give_back, running)
     checked = await gateway.checked(body, form, model.name, running, key)
-    place.widen(len(checked.requests))
+    place.take(name, len(checked.requests))
     return _Request(gateway, checked, running, http, exchange, place, held.pop_all().close, number)
 
 

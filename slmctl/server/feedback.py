@@ -38,7 +38,8 @@ async def take(http: HttpRequest) -> Response:
     collector = gateway.fleet.collector
     if collector is None:
         raise HTTPException(404, "feedback is not taken here: serve.collect is not set")
-    with gateway.limits.place(key):  # a word is searched as a question is, by the same processes
+    with gateway.limits.place(key) as place:
+        place.take("", 1)  # a word is searched as a question is, by the same processes
         return await _taken(http, gateway, collector, key)
 
 

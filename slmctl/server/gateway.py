@@ -20,7 +20,7 @@ from slmctl.server.fleet import Fleet
 from slmctl.server.forms.request import CheckedRequest, Form, read_body
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.rate_limits import ANYBODY, Limits
+from slmctl.server.rate_limits import ANYBODY, HeldPlace, Limits
 from slmctl.server.request_errors import RequestError
 from slmctl.server.request_run import Exchange
 from slmctl.server.routed import FAMILIES
@@ -73,13 +73,14 @@ class Gateway:
         http.state.note.fields["key"] = key.name
         return key
 
-    async def read(self, http: HttpRequest) -> tuple[Key, JsonObject]:
-        """The key and the body of a request for an answer, counted against the rate of its key."""
+    async def read(self, http: HttpRequest, held: contextlib.ExitStack) -> tuple[Key, HeldPlace, JsonObject]:
+        """The key of a request for an answer, counted against its limits; the place, which `held` frees; the body."""
         key = self.key_of(http)
         self.limits.count(key)
         if self.stopping:
             raise RequestError("the server is being stopped", status=503, code="server_stopping")
-        return key, read_body(await self.body_of(http))
+        place = held.enter_context(self.limits.place(key))
+        return key, place, read_body(await self.body_of(http))
 
     async def body_of(self, http: HttpRequest) -> bytes:
         """The body of a request, within the limits on its size and time."""

@@ -85,7 +85,8 @@ def run(fleet: Fleet, sock: socket.socket) -> None:
 def _room(fleet: Fleet, gateway: Gateway, log: Log) -> Room:
     """Room for as many clients as this process may have files, less those it has and will open itself."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    running = fleet.settings.sequences + fleet.settings.max_waiting_requests  # each may be asked of an endpoint
+    settings = fleet.settings
+    running = len(fleet.releases) * settings.sequences + settings.max_waiting_requests  # each may ask an endpoint
     open_now = len(list(Path("/proc/self/fd").iterdir()))
     most = max(ACCEPTED_AT_ONCE, limit - open_now - running - SPARE_FILES)
     logged_at = -math.inf
@@ -97,7 +98,7 @@ def _room(fleet: Fleet, gateway: Gateway, log: Log) -> Room:
             logged_at = time.monotonic()
             log.event("connections_full", most=most, hint="raise the limit of open files: ulimit -n")
 
-    return Room(most, fleet.settings.receive_timeout_s, on_full)
+    return Room(most, settings.receive_timeout_s, on_full)
 
 
 class _Server(SignalledServer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,22 +24,28 @@ class _Client:
 
 
 class Limits:
-    """The rate and concurrency of each key, and the places of all.
+    """The rate and concurrency of each key, and the places of each model.
 
     Args:
-        sequences: Requests that are answered at the same time.
-        queue: Requests that may wait, in addition.
+        sequences: Requests that one model answers at the same time.
+        queue: Requests that may wait for any of them, in addition.
     """
 
     def __init__(self, sequences: int, queue: int) -> None:
-        self.sequences, self.queue, self.running = sequences, queue, 0
+        self.sequences, self.queue = sequences, queue
+        self._running = Counter[str]()  # by model
         self._seconds = 1.0  # that an answer takes, lately
         self._clients: dict[str, _Client] = {}
 
     @property
+    def running(self) -> int:
+        """Requests that are answered or wait."""
+        return self._running.total()
+
+    @property
     def waiting(self) -> int:
-        """Requests that no sequence is free for."""
-        return max(0, self.running - self.sequences)
+        """Requests that no sequence of their model is free for."""
+        return sum(max(0, count - self.sequences) for count in self._running.values())
 
     def count(self, key: Key) -> None:
         """Count a request against the rate of its key; as many as the rate may come all at once.
@@ -58,36 +65,36 @@ class Limits:
 
     @contextmanager
     def place(self, key: Key) -> Iterator[HeldPlace]:
-        """A place among all for a request, for the length of a block.
+        """A request of a key, which takes places of a model, for the length of a block.
 
         Raises:
-            RequestError: The key has too many requests running, or all places are taken.
+            RequestError: The key has too many requests running.
         """
         client = self._client(key)
         if key.concurrency is not None and client.running >= key.concurrency:
             message = f"more than {key.concurrency} requests at the same time"
             raise RequestError(message, status=429, code="concurrency", retry_after_s=self._wait(1))
         place = HeldPlace(self)
-        place.widen(1)
         client.running += 1
         try:
             yield place
         finally:
             client.running -= 1
-            self.running -= place.count
+            self.take(place.model, -place.count)
             if place.seconds is not None:
                 self._seconds += 0.1 * (place.seconds - self._seconds)
 
-    def take(self, count: int) -> None:
-        """Take so many more places.
+    def take(self, model: str, count: int) -> None:
+        """Take so many more places of a model, or give some back.
 
         Raises:
             RequestError: Fewer are free.
         """
-        if self.running + count > self.sequences + self.queue:
+        self._running[model] += count
+        if self.waiting > self.queue:
+            self._running[model] -= count
             message = f"{self.running} requests are being answered or wait"
             raise RequestError(message, status=429, code="queue", retry_after_s=self._wait(self.running))
-        self.running += count
 
     def _wait(self, ahead: int) -> float:
         return self._seconds * ahead / (self.sequences + self.queue)
@@ -98,21 +105,24 @@ class Limits:
 
 @dataclass
 class HeldPlace:
-    """The place of one request, which may be wider than one.
+    """The places of one request.
 
     Attributes:
         seconds: Duration of its answer; None before its end, and if it failed.
     """
 
     limits: Limits
+    model: str = ""
     count: int = 0
     seconds: float | None = None
 
-    def widen(self, count: int) -> None:
-        """Take places for so many choices.
+    def take(self, model: str, count: int) -> None:
+        """Hold a place of a model for each of so many choices, and no other place.
 
         Raises:
             RequestError: Fewer are free.
         """
-        self.limits.take(count - self.count)
+        self.limits.take(self.model, -self.count)
+        self.model, self.count = model, 0
+        self.limits.take(model, count)
         self.count = count

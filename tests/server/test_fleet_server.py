@@ -112,6 +112,17 @@ def test_a_burst_for_cold_models_loads_each_once_and_everybody_is_answered(serve
     assert served.figure("slmctl_requests_running") == 0
 
 
+def test_a_busy_model_leaves_the_others_their_places(served: Served) -> None:
+    limits = served.server.gateway.limits
+    limits.take("tickets", places := limits.sequences + limits.queue)
+    try:
+        assert served.ask("mail", max_tokens=4).status_code == 200
+        assert served.ask("tickets").json()["error"]["code"] == "queue"
+        assert served.figure("slmctl_requests_waiting") == limits.queue
+    finally:
+        limits.take("tickets", -places)
+
+
 def test_a_key_for_a_model_that_is_not_served_is_named_at_the_start(served: Served) -> None:
     fleet = served.server.gateway.fleet
     assert fleet.keys is not None and "is for" not in "".join(served_fleet.facts(fleet))

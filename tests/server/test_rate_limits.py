@@ -12,10 +12,13 @@ from slmctl.server.request_errors import RequestError
 def test_a_place_is_given_back_with_all_that_it_was_widened_to() -> None:
     limits = Limits(2, 2)
     with limits.place(ANYBODY) as place:
-        place.widen(4)
+        place.take("desk", 4)
         assert (limits.running, limits.waiting) == (4, 2)
-        with pytest.raises(RequestError, match="4 requests are being answered or wait"), limits.place(ANYBODY):
-            pass
+        with limits.place(ANYBODY) as other:
+            with pytest.raises(RequestError, match="4 requests are being answered or wait"):
+                other.take("desk", 1)
+            other.take("mail", 2)  # the places of a model that is idle
+        assert (limits.running, limits.waiting) == (4, 2)
     assert (limits.running, limits.waiting) == (0, 0)
 
 
