@@ -74,7 +74,8 @@ async def _accepted(
     """A request that has been checked, with its model and all that `held` holds, which it frees when it is closed."""
     name, model = gateway.fleet.find(body.get("model"), key)
     place.take(name, 1)
-    body = await exchange.beside(file_parts.with_texts(body, gateway.settings))
+    await exchange.beside(file_parts.put_texts(body, gateway.settings))
+    place.drop_body()
     running = await gateway.lease(name, exchange)
     held.callback(gateway.fleet.give_back, running)
     checked = await gateway.checked(body, form, model.name, running, key)

@@ -80,20 +80,26 @@ class Gateway:
         if self.stopping:
             raise RequestError("the server is being stopped", status=503, code="server_stopping")
         place = held.enter_context(self.limits.place(key))
-        return key, place, read_body(await self.body_of(http))
+        return key, place, read_body(await self.body_of(http, place))
 
-    async def body_of(self, http: HttpRequest) -> bytes:
-        """The body of a request, within the limits on its size and time."""
+    async def body_of(self, http: HttpRequest, place: HeldPlace | None = None) -> bytes:
+        """The body of a request, within the limits on its size and time.
+
+        Args:
+            place: Of a request that may hold documents, for a large body.
+        """
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a web page of another origin can send any other type without asking
             raise HTTPException(415, "the body must be JSON: Content-Type: application/json")
-        raw, most = bytearray(), MAX_DOCUMENT if self.settings.documents else MAX_BODY
+        raw, most = bytearray(), MAX_DOCUMENT if place is not None and self.settings.documents else MAX_BODY
         try:
             async with asyncio.timeout(self.settings.receive_timeout_s):
                 async for chunk in http.stream():
                     raw += chunk
                     if len(raw) > most:
                         raise HTTPException(413, f"the body is larger than {most} bytes")
+                    if place is not None and len(raw) > MAX_BODY:
+                        place.hold_body()
         except TimeoutError:
             raise HTTPException(408, f"the body did not arrive within {self.settings.receive_timeout_s:g} s") from None
         except ClientDisconnect:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from slmctl.server.api_keys import Key
 from slmctl.server.request_errors import RequestError
 
+LARGE = 16  # bodies that may hold documents, which are received and read at the same time
 ANYBODY = Key("", "", "")  # where no key is asked for, all clients are one
 
 
@@ -33,7 +34,7 @@ class Limits:
 
     def __init__(self, sequences: int, queue: int) -> None:
         self.sequences, self.queue = sequences, queue
-        self._running = Counter[str]()  # by model
+        self._running, self.large = Counter[str](), 0  # requests by model, and large bodies
         self._seconds = 1.0  # that an answer takes, lately
         self._clients: dict[str, _Client] = {}
 
@@ -80,6 +81,7 @@ class Limits:
             yield place
         finally:
             client.running -= 1
+            place.drop_body()
             self.take(place.model, -place.count)
             if place.seconds is not None:
                 self._seconds += 0.1 * (place.seconds - self._seconds)
@@ -109,12 +111,14 @@ class HeldPlace:
 
     Attributes:
         seconds: Duration of its answer; None before its end, and if it failed.
+        is_large: Its body is in memory, and large.
     """
 
     limits: Limits
     model: str = ""
     count: int = 0
     seconds: float | None = None
+    is_large: bool = False
 
     def take(self, model: str, count: int) -> None:
         """Hold a place of a model for each of so many choices, and no other place.
@@ -126,3 +130,20 @@ class HeldPlace:
         self.model, self.count = model, 0
         self.limits.take(model, count)
         self.count = count
+
+    def hold_body(self) -> None:
+        """Hold one of the places for large bodies.
+
+        Raises:
+            RequestError: None is free.
+        """
+        if not self.is_large and self.limits.large >= LARGE:
+            message = f"{LARGE} large bodies are being read"
+            raise RequestError(message, status=429, code="queue", retry_after_s=1)
+        self.limits.large += not self.is_large
+        self.is_large = True
+
+    def drop_body(self) -> None:
+        """Give that place back."""
+        self.limits.large -= self.is_large
+        self.is_large = False

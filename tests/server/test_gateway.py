@@ -20,11 +20,12 @@ from support import here, tiny
 from support.endpoint import Turn, streams
 from support.forks import Forks
 from support.program import slmctl
+from support.servers import settles
 from support.serving import begin, chat, end, lines_of, post
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import ServeConfig
-from slmctl.server import api_keys
+from slmctl.server import api_keys, rate_limits
 from slmctl.task.contract import Task
 
 
@@ -151,6 +152,21 @@ def test_over_the_queue_it_is_said_at_once() -> None:
         figures = server.get("/metrics").text
     assert f'slmctl_refused_total{{reason="queue"}} {len(busy):.1f}' in figures
     assert "slmctl_requests_running 0.0" in figures
+
+
+def test_few_large_bodies_are_received_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # bodies of up to 16 MiB were read before any limit counted their request
+    monkeypatch.setattr(rate_limits, "LARGE", 1)
+    large = {"messages": chat("x" * (1 << 20))}
+    with here.in_front(documents=True) as server:
+        port, limits = int(server.url.rpartition(":")[2]), server.gateway.limits
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+            sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                         b"Content-Length: 2000000\r\n\r\n" + b" " * 1_500_000)  # fmt: skip
+            assert settles(lambda: limits.large == 1)
+            assert (server.ask("hello").status_code, post(server.url, large).status_code) == (200, 429)
+        assert settles(lambda: limits.large == 0)
+        assert post(server.url, large).status_code == 400  # read, and longer than the context
 
 
 def test_an_answer_has_a_deadline() -> None:

@@ -21,8 +21,8 @@ _NAMED = 120  # characters of a file name in an error
 READERS = ThreadPoolExecutor(2)
 
 
-async def with_texts(body: JsonObject, settings: ServeConfig) -> JsonObject:
-    """A body with the text of each document in place of its file part.
+async def put_texts(body: JsonObject, settings: ServeConfig) -> None:
+    """Put the text of each document in place of its file part into a body, so that the document leaves the memory.
 
     Raises:
         RequestError: The server reads no documents, or one cannot be read to its end.
@@ -30,15 +30,18 @@ async def with_texts(body: JsonObject, settings: ServeConfig) -> JsonObject:
     messages = body.get("messages")
     count = sum(sum(map(_is_file, _parts(message))) for message in messages) if isinstance(messages, list) else 0
     if not count:
-        return body
+        return
     if not settings.documents:
         raise RequestError("this server reads no file parts: send the text, or set serve.documents", "messages")
     if count > MOST:
         raise RequestError(f"a request may hold {MOST} documents, and this one holds {count}", "messages")
-    reading = asyncio.get_running_loop().run_in_executor(
-        READERS, lambda: [_read(message, SECONDS // count) for message in body["messages"]]
-    )
-    return body | {"messages": await reading}
+    try:
+        body["messages"] = await asyncio.get_running_loop().run_in_executor(
+            READERS, lambda: [_read(message, SECONDS // count) for message in body["messages"]]
+        )
+    except asyncio.CancelledError:
+        body.clear()  # which would stay in memory until a thread is free
+        raise
 
 
 def _parts(message: Any) -> list[Any]:

@@ -22,7 +22,8 @@ READS = ServeConfig(documents=True)
 
 
 def with_texts(body: dict[str, Any], settings: ServeConfig) -> dict[str, Any]:
-    return asyncio.run(file_parts.with_texts(body, settings))
+    asyncio.run(file_parts.put_texts(body, settings))
+    return body
 
 
 def part(name: str, data: bytes, *, url: bool = True) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def test_a_document_is_its_text_with_the_pages_marked(url: bool) -> None:
 
 def test_a_body_without_a_file_is_not_touched() -> None:
     for body in ({"messages": [{"role": "user", "content": "x"}]}, {"messages": 3}, {}, chat({"type": "text"})):
-        assert with_texts(body, ServeConfig()) is body
+        assert with_texts(dict(body), ServeConfig()) == body
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,17 @@ def test_a_request_holds_few_documents() -> None:
 def test_a_server_reads_no_documents_unasked() -> None:
     with pytest.raises(RequestError, match=r"serve\.documents"):
         with_texts(chat(part("a.txt", b"text")), ServeConfig())
+
+
+def test_a_request_that_has_ended_holds_no_document() -> None:
+    async def ended(body: dict[str, Any]) -> None:
+        reading = asyncio.create_task(file_parts.put_texts(body, READS))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait((reading,))
+        assert reading.cancelled() and not body
+
+    asyncio.run(ended(chat(part("a.txt", b""))))
 
 
 def test_documents_that_are_slow_to_read_stop_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
