@@ -130,9 +130,7 @@ class _Request:
             events = await self.exchange.whole()
             await self._require_checks()
             return self._streaming(events) if self.checked.stream else self._json()
-        first = await self.exchange.next()
-        self._saw_first()
-        return self._streaming([first])
+        return self._streaming([await self.exchange.next()])
 
     # Keep or escalate
 
@@ -159,7 +157,6 @@ class _Request:
             choice.last = cast(Event, {**routed.local, **used, "finish": routed.finish})
             events = [(0, {"piece": routed.text}), (0, choice.last)]
         await self._require_checks()
-        self._saw_first()
         return self._streaming(events) if self.checked.stream else self._json()
 
     async def _require_checks(self) -> None:
@@ -186,6 +183,7 @@ class _Request:
         return JSONResponse(self.body, headers=self._headers())
 
     def _streaming(self, seen: Iterable[tuple[int, Event]]) -> Response:
+        self.gateway.metrics.first.observe(self.note.seconds)
         ends_at = self.exchange.deadline + SLACK_S
         is_gone = functools.partial(self.close, "client_gone")  # which counts for nothing after an answer's end
         return EventStream(self._parts(deque(seen)), ends_at, self._headers(), is_gone)
@@ -225,9 +223,6 @@ class _Request:
 
     def _headers(self) -> dict[str, str]:
         return {ROUTE: route_header(self.route, self.reason)}
-
-    def _saw_first(self) -> None:
-        self.gateway.metrics.first.observe(self.note.seconds)
 
     def close(self, failed: str = "") -> None:
         """Free places and model and count the request, once; `failed` is the reason for no whole answer, or ''."""

@@ -76,6 +76,8 @@ def test_labels_are_not_checked() -> None:
     task = Task("classify", "", "", labels=("9 May", "20 €"))
     with here.in_front(lambda body, before: streams("9 May"), task=task, refuse=list(CHECKS)) as server:
         assert server.ask("When?").json()["choices"][0]["message"]["content"] == "9 May"
+        assert server.ask("When?", stream=True).status_code == 200
+        assert "slmctl_first_piece_seconds_count 1.0" in server.get("/metrics").text  # of the stream
 
 
 def test_the_config_names_every_check() -> None:

@@ -153,7 +153,9 @@ def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do() -> Non
         # a decision is told where nothing else is, too
         (decision,) = server.log.of("decision")
         assert (decision["reason"], decision["request"]) == ("unsure", response.headers["x-request-id"])
-        assert 'slmctl_routed_total{reason="unsure",route="local"} 1.0' in server.get("/metrics").text
+        figures = server.get("/metrics").text
+        assert 'slmctl_routed_total{reason="unsure",route="local"} 1.0' in figures
+        assert "slmctl_first_piece_seconds_count 0.0" in figures  # which is of streams
 
 
 def test_a_prompt_in_a_list_is_looked_at_and_sent(hybrid: Hybrid) -> None:
