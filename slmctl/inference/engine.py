@@ -193,12 +193,13 @@ class Answering:
     ) -> Outcomes:
         """Answer many requests together, each with its index, in the order in which they finish.
 
-        A request that cannot be answered gives its error in place of an answer.
+        A request that cannot be answered gives its error in place of an answer. Nobody else may ask until the last
+        outcome is taken, or the iterator closed: the process waits until its batches are full.
 
         Args:
             widen: Ask those that do not fit the context once more after the others, in a longer one: as long as
                 the model was trained on, and as the memory of all sequences holds. It stays, with fewer sequences
-                in the same memory. Nobody else may ask meanwhile.
+                in the same memory.
             alone: Ask those during which the engine died once more, one by one: most of them only shared a batch with
                 one that ends it. After MOST_DEADLY in a row it is the machine that ends it, and the others keep
                 their error.
