@@ -20,7 +20,7 @@ from slmctl.metrics.statistics import (
     percentiles,
     resamples,
 )
-from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, parse_rows, report_of
+from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, report_of, rows_of
 from slmctl.reports.scoreboard import difference, figure
 
 CONFIDENCE = 0.95
@@ -209,8 +209,7 @@ def _report(top: Artifact) -> Report | None:
     """The report in an artifact, and its rows; None for kinds that hold none."""
     if top.kind != "report" and not top.is_release:
         return None
-    lines = top.file("rows.jsonl").read_text(encoding="utf-8").splitlines()
-    return report_of(top), parse_rows([json.loads(line) for line in lines[1:]], where=f"{top.path}/rows.jsonl")
+    return report_of(top), rows_of(top)[1]
 
 
 def _models(left: Report, right: Report) -> list[ModelChange]:

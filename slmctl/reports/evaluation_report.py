@@ -14,6 +14,7 @@ from typing import Any, NotRequired, TypeAlias, cast
 from typing_extensions import TypedDict
 
 from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError
 
 Bounds: TypeAlias = list[float]  # [low, high]
@@ -417,6 +418,17 @@ def parse_rows(lines: Sequence[object], *, where: str) -> list[RowEntry]:
         IntegrityError: A line does not fit `RowEntry`; `where` begins the message.
     """
     return cast(list[RowEntry], require_type(list[RowEntry], lines, where=where, hint="slmctl evaluate"))
+
+
+def rows_of(source: Artifact) -> tuple[JsonObject, list[RowEntry]]:
+    """Returns (first line, rows) of the `rows.jsonl` of a report or release; raises like `parse_rows`.
+
+    Read by lines of the file: a text in it may hold U+2028, at which `str.splitlines` would split too.
+    """
+    path = source.file("rows.jsonl")
+    with path.open(encoding="utf-8") as stream:
+        head, *rest = map(json.loads, stream)
+    return head, parse_rows(rest, where=str(path))
 
 
 def entries_of(report: EvaluationReport) -> dict[str, ParticipantEntry]:

@@ -55,11 +55,12 @@ def report(
             "sensitive": False,
             "expected": 0,
             "answers": [[0, int(r[k]), None, float(r[k])] for r in right.values()],
+            "texts": {"input": "a\u2028b", "expected": "c\x85", "answers": ["d"] * len(right)},  # no ends of lines
         }
         | ({"group": k % groups} if groups and numbered else {})
         for k in range(n)
     ]
-    raw = "".join(json.dumps(line) + "\n" for line in (head, *rows)).encode()
+    raw = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (head, *rows)).encode()
     return make(
         root, "report", name, files={"report.json": canonical(whole), "rows.jsonl": raw}, metrics=whole, started=started
     )

@@ -34,7 +34,7 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
     from slmctl import __version__
     from slmctl.artifacts import artifact, atomic, lineage
     from slmctl.pipeline import project_gates
-    from slmctl.reports.evaluation_report import parse_rows, report_of
+    from slmctl.reports.evaluation_report import report_of, rows_of
 
     path = project.runs / FILENAME
     gates = [
@@ -50,9 +50,7 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
     from slmctl.stages.evaluate import report_page
 
     figures = report_of(report)
-    lines = report.file("rows.jsonl").read_text(encoding="utf-8").splitlines()
-    head, *rest = map(json.loads, lines)
-    rows = parse_rows(rest, where=f"{report.path}/rows.jsonl")
+    head, rows = rows_of(report)
     with atomic.file(path) as draft:
         opening = _opening(project, report, figures, gates)
         report_page.write(draft, figures, rows, labels=head.get("labels", ()), opening=opening)
@@ -166,9 +164,9 @@ def _training(adapter: Artifact) -> Training:
 
 def _history(adapter: Artifact) -> Iterator[dict[str, Any]]:
     """The lines of `metrics.jsonl`; none of an adapter that slmctl did not train."""
-    path = adapter.path / "metrics.jsonl"
-    with contextlib.suppress(ValueError):  # not of slmctl, or changed since: the page does without the curve
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    # not of slmctl, or changed since: the page does without the curve
+    with contextlib.suppress(ValueError, OSError), (adapter.path / "metrics.jsonl").open(encoding="utf-8") as stream:
+        for line in stream:
             entry = json.loads(line)
             if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                 yield entry

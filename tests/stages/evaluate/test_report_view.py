@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from html import unescape
@@ -50,6 +51,17 @@ def test_the_page_reaches_base_data_and_training_by_lineage(kept: tuple[Path, Ar
     assert f"Training {trained.metrics['steps']} steps in" in text
     assert "Loss of training and validation" in text
     assert "Gates none is set" in text
+
+
+def test_a_line_separator_in_a_shown_text_ends_no_line(kept: tuple[Path, Artifact]) -> None:
+    # `evaluate.shown_characters` with U+2028 in a held-out text: `run` ended in a traceback after `evaluate`
+    root, report = kept
+    path = report.path / "rows.jsonl"
+    head, first, rest = path.read_text(encoding="utf-8").split("\n", 2)
+    texts = {"input": "above\u2028below", "expected": "a", "answers": [None, "next\x85line", "b"]}
+    first = json.dumps(json.loads(first) | {"texts": texts}, ensure_ascii=False)
+    path.write_text("\n".join((head, first, rest)), encoding="utf-8")
+    assert "above below" in words(root, report)
 
 
 def test_gates_are_those_of_today_and_one_that_cannot_be_checked_failed(kept: tuple[Path, Artifact]) -> None:
