@@ -1,19 +1,18 @@
 """Finds the data sets that hold a row or a near-duplicate of it, and every model and release made of them.
 
-Data sets are searched by the hashes in their `rows.bin`; the rest follows from the digests in the manifests. An
-artifact counts as clear only if all its ancestors are here and could be searched.
+Data sets are searched by the hashes in their `rows.bin`, or by their texts for a part of a row; the rest follows from
+the digests in the manifests. An artifact counts as clear only if all its ancestors are here and could be searched.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from slmctl import config, console, models
 from slmctl.artifacts import lineage
@@ -46,6 +45,12 @@ _READS = {
 }  # fmt: skip
 _LEARNED = {"encoder": {"validation"}}  # splits besides the training rows whose rows an artifact of a kind has learned
 _HOLD_ROWS = ("prepared", "labelled")
+# a data set's files of texts -> the split of their rows; rows that no teacher labelled surely are in none
+_TEXTS = {f"{split}.jsonl": split for split in SPLITS}
+_TEXTS |= {"accepted.jsonl": "train", "review.jsonl": "rejected", "refused.jsonl": "rejected"}
+
+
+_Searched: TypeAlias = tuple[tuple[FingerprintMatch, ...], str]  # rows, and the reason why not all could be searched
 
 
 class Standing(StrEnum):
@@ -150,18 +155,13 @@ def trace(
     files = tuple(forgetting.search(collected, text=text, id=id, similarity=similarity, forget=forget))
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
     here = [entry for entry in whole if isinstance(entry, Artifact)]
-    answers = {entry.path: _fingerprints(entry) for entry in here if entry.kind in _HOLD_ROWS}
-    readable = {path: prints for path, prints in answers.items() if isinstance(prints, Fingerprints)}
-    probes: list[QueryFingerprint] = [] if text is None else [query_fingerprint(text)]
-    if id is not None:
-        probes += [entry for prints in readable.values() for entry in prints.queries(id)]
-    rows = {path: tuple(prints.look_up(probes, id=id, threshold=similarity)) for path, prints in readable.items()}
+    sets = [entry for entry in here if entry.kind in _HOLD_ROWS]
     if holds is not None:
-        rows = {entry.path: tuple(_containing(entry, holds)) for entry in here if entry.kind in _HOLD_ROWS}
+        searched = [_containing(entry, holds) for entry in sets]
+    else:
+        searched = _alike(sets, text, id, similarity)
     data_sets = tuple(
-        DataSet(_shown(entry.path, root), entry.digest, rows.get(entry.path, ()), _fault(answers[entry.path]))
-        for entry in here
-        if entry.kind in _HOLD_ROWS
+        DataSet(_shown(entry.path, root), entry.digest, *result) for entry, result in zip(sets, searched, strict=True)
     )
     released = _released(registries)
     if not (files or data_sets or released) and all(isinstance(e, Artifact) and e.is_base for e in whole):
@@ -177,16 +177,37 @@ def trace(
     )
 
 
-def _containing(data_set: Artifact, holds: Callable[[str], bool]) -> Iterator[FingerprintMatch]:
-    """The rows of a data set that contain a text."""
-    for split, name in [(split, split) for split in SPLITS] + [("train", "accepted")]:
-        path = data_set.path / f"{name}.jsonl"
-        with path.open(encoding="utf-8") if path.is_file() else io.StringIO() as stream:
+def _alike(sets: Sequence[Artifact], text: str | None, id: str | None, similarity: float) -> list[_Searched]:
+    """The rows of each data set that are a row or nearly the same, by the hashes."""
+    prints = [_fingerprints(entry) for entry in sets]
+    readable = [each for each in prints if isinstance(each, Fingerprints)]
+    probes: list[QueryFingerprint] = [] if text is None else [query_fingerprint(text)]
+    if id is not None:
+        probes += [entry for each in readable for entry in each.queries(id)]
+    return [
+        ((), each) if isinstance(each, str) else (tuple(each.look_up(probes, id=id, threshold=similarity)), "")
+        for each in prints
+    ]
+
+
+def _containing(data_set: Artifact, holds: Callable[[str], bool]) -> _Searched:
+    """The rows of a data set that contain a text; a file that is gone or has changed is a fault, not an empty one."""
+    hashes = {file.path: file.sha256 for file in data_set.manifest.files if file.path in _TEXTS}
+    rows: list[FingerprintMatch] = []
+    faults = [] if hashes else ["it has no texts"]
+    for name, split in _TEXTS.items():
+        path = data_set.path / name
+        if name not in hashes:
+            continue
+        if not has_content(path, hashes[name]):
+            faults.append(f"its {name} is missing or has changed")
+            continue
+        with path.open(encoding="utf-8") as stream:
             for row in map(json.loads, stream):
-                if not any(map(holds, texts_in(row))):
-                    continue
-                place = console.place(row["source"]["file"], row["source"]["row"]) if "source" in row else ""
-                yield FingerprintMatch(split, str(row.get("id", "")), True, 1.0, False, place)
+                if any(map(holds, texts_in(row))):
+                    place = console.place(row["source"]["file"], row["source"]["row"]) if "source" in row else ""
+                    rows.append(FingerprintMatch(split, str(row.get("id", "")), True, 1.0, False, place))
+    return tuple(rows), f"{_name(data_set)}: {', '.join(faults)}" if faults else ""
 
 
 def _released(registries: Sequence[Path]) -> list[Artifact | Path]:
@@ -289,7 +310,7 @@ def _is_remote(entry: Artifact, role: str) -> bool:
 
 def _fingerprints(data_set: Artifact) -> Fingerprints | str:
     """The fingerprints of a data set, or the reason why they cannot be read."""
-    name = f"{data_set.kind} {data_set.digest[:19]}"
+    name = _name(data_set)
     entries = [file for file in data_set.manifest.files if file.path == FILENAME]
     if not entries:
         return f"{name} has no {FILENAME}: it was made before rows could be traced"
@@ -302,8 +323,8 @@ def _fingerprints(data_set: Artifact) -> Fingerprints | str:
         return f"{name}: {error.message}"
 
 
-def _fault(prints: Fingerprints | str) -> str:
-    return prints if isinstance(prints, str) else ""
+def _name(data_set: Artifact) -> str:
+    return f"{data_set.kind} {data_set.digest[:19]}"
 
 
 def _shown(path: Path, root: Path) -> str:

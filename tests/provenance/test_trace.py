@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,16 +337,45 @@ def test_wrong_use(stages: Forks, tmp_path: Path, arguments: list[str], said: st
     assert done.stdout == ""
 
 
-def test_rows_that_contain_a_name_are_told_by_their_texts(root: Path) -> None:
-    data_set = root / "runs/prepared/rows"
-    record = {"id": "f" * 16, "messages": [{"role": "user", "content": "Signed: Jöran\nBeispiel"}]}
+def letters(out: Path, name: str, text: str = "Signed: Jöran\nBeispiel") -> None:
+    record = {"id": "f" * 16, "messages": [{"role": "user", "content": text}]}
     record["source"] = {"file": "letters/may.pdf", "row": 3}
-    (data_set / "test.jsonl").write_text(json.dumps(record) + "\n")
-    found = trace(root, text="jöran beispiel", contains=True)
+    (out / name).write_text(json.dumps(record) + "\n")
+
+
+def test_rows_that_contain_a_name_are_told_by_their_texts(tmp_path: Path) -> None:
+    make(tmp_path, "prepared", "rows", partial(letters, name="test.jsonl"))
+    found = trace(tmp_path, text="jöran beispiel", contains=True)
     (row,) = found.data_sets[0].rows
     assert (row.split, row.id, row.place) == ("test", "f" * 16, "letters/may.pdf row 3")
     assert "    test         ffffffffffffffff  letters/may.pdf row 3" in lines(found)
-    assert trace(root, text="Jöran", contains=True).found
-    assert not trace(root, text="another person", contains=True).found
+    assert trace(tmp_path, text="Jöran", contains=True).found
+    strange = trace(tmp_path, text="another person", contains=True)
+    assert (strange.found, strange.sure) == (False, True)
     with pytest.raises(UsageError, match="fewer than 4 characters"):
-        trace(root, text="Jo", contains=True)
+        trace(tmp_path, text="Jo", contains=True)
+
+
+def test_texts_that_are_gone_or_changed_rule_no_name_out(root: Path) -> None:
+    # `gc` by hand: train.jsonl removed, and a name in it was "in no data set here", with exit code 0
+    for name in ("train.jsonl", "test.jsonl"):
+        data_set = make(root, "prepared", name, partial(letters, name=name))
+        make(root, "adapter", f"of-{name}", inputs={"prepared": data_set.digest})
+    (root / "runs/prepared/train.jsonl/train.jsonl").unlink()
+    (root / "runs/prepared/test.jsonl/test.jsonl").write_text('{"torn')
+    found = trace(root, text="Beispiel", contains=True)
+    reasons = {Path(each.path).name: each.missing for each in found.artifacts if each.standing == Standing.UNKNOWN}
+    assert (found.found, found.sure) == (False, False)
+    assert {"of-train.jsonl", "of-test.jsonl"} < reasons.keys()
+    assert [reasons[name][0].rpartition(": ")[2] for name in ("of-train.jsonl", "of-test.jsonl", "adapter")] == [
+        "its train.jsonl is missing or has changed", "its test.jsonl is missing or has changed", "it has no texts",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["review", "refused"])
+def test_a_name_in_rows_that_no_teacher_labelled_is_listed(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "labelled", "rows", partial(letters, name=f"{name}.jsonl"))
+    found = trace(tmp_path, text="Beispiel", contains=True)
+    assert not found.found
+    assert next(lines(found)) == "no data set here holds it or nearly the same, and these rejected it:"
+    assert "    rejected     ffffffffffffffff  letters/may.pdf row 3" in lines(found)
