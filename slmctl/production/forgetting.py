@@ -24,7 +24,7 @@ from slmctl.sensitive.conversation_veto import texts_in
 from slmctl.sensitive.unmask import FOLDS
 
 SHORTEST = 8  # characters of a text to look for inside others; a shorter one would be in half of them
-SHORTEST_NAME = 4  # the same of a name whose rows are listed, and none removed
+SHORTEST_NAME = 4  # the same of a name whose rows and lines are listed, and none removed
 AT_ONCE = 1024  # lines of a batch
 _ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|([\"/]))")  # escapes of JSON inside a text
 
@@ -45,14 +45,15 @@ class CollectedFile:
 
 @dataclass
 class _Sought:
-    """The row to look for: its text, and the ids of the lines that hold it."""
+    """The row to look for: its text, from `shortest` characters inside others too, and ids of lines that hold it."""
 
     text: str
     similarity: float
+    shortest: int = SHORTEST
     ids: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.inside = _plain(self.text) if len(_plain(self.text)) >= SHORTEST else ""
+        self.inside = _plain(self.text) if len(_plain(self.text)) >= self.shortest else ""
         self.print: QueryFingerprint | None = row_fingerprints.query_fingerprint(self.text) if self.text else None
 
     def collect(self, lines: Sequence[JsonObject]) -> None:
@@ -76,21 +77,27 @@ class _Sought:
         )
 
 
-def holder(text: str) -> Callable[[str], bool]:
+def holder(text: str, shortest: int) -> Callable[[str], bool]:
     """A function that is true for a text with another one in it, whatever its case and white space.
 
     Raises:
-        UsageError: The text is too short.
+        UsageError: The text has fewer than `shortest` characters.
     """
-    sought = _Sought(text, 1.0)
-    sought.inside = _plain(text)
-    if len(sought.inside) < SHORTEST_NAME:
-        raise UsageError(f"a text of fewer than {SHORTEST_NAME} characters would be in half of all rows")
+    sought = _Sought(text, 1.0, shortest)
+    if not sought.inside:
+        hint = f"--forget removes by {SHORTEST} and more; --contains alone lists by {SHORTEST_NAME} and more"
+        raise UsageError(f"a text of fewer than {shortest} characters would be in half of all rows", hint=hint)
     return sought.stands_in
 
 
 def search(
-    paths: Sequence[Path], *, text: str | None, id: str | None, similarity: float, forget: bool
+    paths: Sequence[Path],
+    *,
+    text: str | None,
+    id: str | None,
+    similarity: float,
+    forget: bool,
+    shortest: int = SHORTEST,
 ) -> Iterator[CollectedFile]:
     """Search files for the lines that hold a row, and for lines with the ids of these.
 
@@ -101,13 +108,14 @@ def search(
         id: The id of a request.
         similarity: Estimated similarity from which a question counts as a near-duplicate, 0 to 1.
         forget: Remove these lines. A server or a reviewer may add lines meanwhile.
+        shortest: Characters from which a text is looked for inside others.
 
     Raises:
         OSError: A file cannot be read or rewritten.
     """
     files = [file for path in paths for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
     files = list(dict.fromkeys(file.resolve() for file in files))
-    sought = _Sought(text or "", similarity, {id} if id is not None else set())
+    sought = _Sought(text or "", similarity, shortest, {id} if id is not None else set())
     if text is not None:
         for file in files:
             for lines in _batches(file):

@@ -151,8 +151,10 @@ def trace(
         OSError: A collected file cannot be read or rewritten.
         UsageError: The folder is not a project, or the text to look for in rows is too short.
     """
-    holds = forgetting.holder(text) if contains and text is not None else None
-    files = tuple(forgetting.search(collected, text=text, id=id, similarity=similarity, forget=forget))
+    shortest = forgetting.SHORTEST_NAME if contains and not forget else forgetting.SHORTEST
+    holds = forgetting.holder(text, shortest) if contains and text is not None else None
+    own = forgetting.search(collected, text=text, id=id, similarity=similarity, forget=forget, shortest=shortest)
+    files = tuple(own)
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
     here = [entry for entry in whole if isinstance(entry, Artifact)]
     sets = [entry for entry in here if entry.kind in _HOLD_ROWS]

@@ -356,6 +356,16 @@ def test_rows_that_contain_a_name_are_told_by_their_texts(tmp_path: Path) -> Non
         trace(tmp_path, text="Jo", contains=True)
 
 
+def test_a_short_name_is_listed_in_collected_files_and_never_forgotten(tmp_path: Path) -> None:
+    # "Jöran" was "in no collected file", which held a letter of Jöran Beispiel
+    make(tmp_path, "prepared", "rows", partial(letters, name="test.jsonl"))
+    place = collected(tmp_path / "collected", "a letter of Jöran Beispiel", "another letter")
+    (file,) = trace(tmp_path, text="jöran", contains=True, collected=[place]).collected
+    assert (file.lines, file.forgotten) == (1, 0)
+    with pytest.raises(UsageError, match="fewer than 8 characters"):
+        trace(tmp_path, text="jöran", contains=True, collected=[place], forget=True)
+
+
 def test_texts_that_are_gone_or_changed_rule_no_name_out(root: Path) -> None:
     # `gc` by hand: train.jsonl removed, and a name in it was "in no data set here", with exit code 0
     for name in ("train.jsonl", "test.jsonl"):
