@@ -43,7 +43,8 @@ class Tag:
 
     Attributes:
         version: The one that it points at; `previous` the one before.
-        another: The last version of another model before it, '' for none; None where that is `previous`.
+        another: The last version of another model before it, '' for none; None, and not written, where that is
+            `previous`.
     """
 
     project: str
@@ -292,7 +293,10 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
             return before
         version_before = before.version if before else None
         made = Tag(project, tag, version, release.digest, version_before, _another(root, release, before))
-        atomic.write(path, artifact.canonical(asdict(made)))
+        fields = asdict(made)
+        if made.another is None:  # a program of before this key reads no tag with it
+            del fields["another"]
+        atomic.write(path, artifact.canonical(fields))
     return made
 
 
@@ -341,7 +345,8 @@ def _recorded(root: Path, release: Artifact) -> dict[str, Any]:
 def _read_tag(path: Path) -> Tag:
     again = "slmctl promote sets it again"
     try:
-        tag = Tag(**bounded_json.parse(bounded_json.read_bytes(path), where=f"the tag {path}"))
+        written = bounded_json.parse(bounded_json.read_bytes(path), where=f"the tag {path}")
+        tag = Tag(**{key: written[key] for key in Tag.__dataclass_fields__ if key in written})  # not a later key
     except (FileNotFoundError, TypeError):
         raise IntegrityError(f"the tag {path} cannot be read: it does not say what it stands for", hint=again) from None
     except IntegrityError as error:

@@ -7,15 +7,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import TESTS, tiny
+from support import TESTS, released, tiny
 from support.forks import Forks
 
 from slmctl import __version__
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST
+from slmctl.config import Gate
 from slmctl.pipeline.graph import STAGE_OF
+from slmctl.releases import registry
+from slmctl.releases.targets.local import FolderTarget
 from slmctl.task.contract import Task
 
+GATE = Gate(metric="accuracy", model="Q8_0", min=0.8)
 KEPT = sorted((TESTS / "fixtures").glob("*/*"))
 
 
@@ -52,6 +56,19 @@ def test_a_kept_model_answers(stages: Forks, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["answer"] in Task.read(gguf).labels
+
+
+def test_a_program_of_before_reads_the_tags_of_this_one_and_this_one_those_of_a_later(tmp_path: Path) -> None:
+    # `"another": null` in every tag: the old program, which upgrading.md tells to start again, found no production
+    root = tmp_path / "registry"
+    for version in ("1.0", "1.1"):
+        released.send(FolderTarget(root), released.release(tmp_path, version, weights=version.encode()), gates=[GATE])
+        registry.promote(root, registry.find(root, version), "production")
+    path = root / "desk" / ".tags" / "production"
+    fields = json.loads(path.read_bytes())
+    assert fields.keys() == {"project", "name", "version", "digest", "previous"}
+    path.write_text(json.dumps(fields | {"since": "a key of a later version"}))
+    assert registry.find(root, "desk@production").metrics["version"] == "1.1"
 
 
 def test_a_newer_schema_is_refused_with_a_hint(stages: Forks, tmp_path: Path) -> None:
