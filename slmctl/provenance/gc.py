@@ -18,7 +18,7 @@ from typing import Any
 
 from slmctl import console
 from slmctl.artifacts import artifact, atomic, lineage, locks
-from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
+from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, Manifest
 from slmctl.errors import IntegrityError
 from slmctl.model_files import encoder_source
 from slmctl.pipeline import LEAVES, runner, stage_log
@@ -349,6 +349,8 @@ def _of_no_release(project: Project) -> Iterator[Unneeded]:
     if root is None or not releases:  # an empty registry may be a share that is not mounted
         return
     kept = {entry.sha256 for release in releases for entry in release.files}
+    own = [folder / name for folder in registry.folders(root) for name in (MANIFEST, SIGNATURE)]
+    kept |= {artifact.sha256_file(path).removeprefix("sha256:") for path in own if path.exists()}
     for path in sorted(registry.blob(root, "").glob("[!.]*")):
         if path.stat().st_nlink == 1 and path.name not in kept:
             yield Unneeded(path, "a file of a release that was removed", _size(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import re
@@ -11,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
+from support import released, tiny
 from support.forks import Forks
 
+from slmctl import config
 from slmctl.artifacts import artifact, locks
+from slmctl.pipeline.graph import Project
+from slmctl.provenance import gc
+from slmctl.releases import targets
+from slmctl.releases.targets.local import FolderTarget
 
 
 def kept(desk: Path) -> set[str]:
@@ -185,3 +191,32 @@ def test_a_signature_goes_with_its_release(stages: Forks, desk: Path) -> None:
         (folder / name).write_bytes(b"{}")
     tiny.ok(stages.run(desk, "gc", "--yes"))
     assert [path.name for path in folder.iterdir()] == [f"{digest}-abc-def.sig"]
+
+
+def empty_project(folder: Path) -> Project:
+    (folder / "base").touch()
+    return Project(folder, config.parse(f"{{project: none, base: {folder / 'base'}, publish: {{to: 'dir:registry'}}}}"))
+
+
+def test_a_release_that_is_being_sent_arrives_though_its_files_were_taken(tmp_path: Path) -> None:
+    # between `put` and `finish` no release is a link of a file: `publish` of another project ended with ENOENT
+    project, target = empty_project(tmp_path), FolderTarget(tmp_path / "registry")
+    released.send(target, released.release(tmp_path / "first"))
+    shipment = targets.shipment(released.release(tmp_path / "second", "1.1", weights=b"others"))
+    target.put(shipment, shipment.items)
+    taken = gc.survey(project, ())
+    assert {item.path.parent.name for item in taken.items} == {".blobs"}
+    gc.remove(project, taken)
+    target.finish(shipment)
+    assert released.contents(tmp_path / "registry/desk/1.1") == released.contents(shipment.release.path)
+
+
+def test_without_links_nothing_of_a_release_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    signature = tmp_path / "model.sig"
+    signature.write_text("signed")
+    released.send(FolderTarget(tmp_path / "registry"), released.release(tmp_path / "first"), signature=signature)
+    assert gc.survey(empty_project(tmp_path), ()).items == ()

@@ -47,7 +47,11 @@ class FolderTarget:
 
     def finish(self, shipment: Shipment) -> None:
         files = {item.name: item.sha256 for item in shipment.items}
-        registry.assemble(self.root, shipment.project, shipment.version, files)
+        try:
+            registry.assemble(self.root, shipment.project, shipment.version, files)
+        except FileNotFoundError:  # `gc` of another project takes blobs that are of no release yet
+            self.put(shipment, shipment.items)
+            registry.assemble(self.root, shipment.project, shipment.version, files)
         registry.record_gates(self.root, shipment.release, shipment.gates)
 
     def find(self, name: str) -> tuple[str, str]:
