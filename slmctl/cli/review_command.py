@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,7 +108,7 @@ def review(
     from slmctl.pipeline.system_errors import spoken
     from slmctl.production.review.session import ReviewSession
 
-    settings, name = read_settings(options), reviewer or getpass.getuser()
+    settings, name = read_settings(options), reviewer or _user_name()
     if pairs is not None:
         if files or labels:
             raise UsageError("--pairs shows the rows of a report", hint="leave FILES and --label out")
@@ -126,6 +127,13 @@ def review(
             note = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
             _serve(session, lambda page: page.ReviewDesk(session, training, settings.project), port, note)
             terminal().say(f"  decisions: {output}; to train on them: sources: [.., {{path: {output.name}}}]")
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for this number, as with `docker run --user`; KeyError until Python 3.13
+        return f"uid {os.getuid()}"
 
 
 def _judge(

@@ -21,6 +21,7 @@ from support.program import slmctl
 from support.reported import HOSTILE
 from support.review_page import press, served, settle, text_of, visit
 
+from slmctl.cli.main import cli
 from slmctl.production.review.near_rows import TrainingRows
 from slmctl.production.review.page import ReviewDesk
 from slmctl.production.review.review_rows import SUSPECTS, ReviewRow
@@ -317,6 +318,16 @@ def test_the_command_writes_and_reads_a_spreadsheet(project: Path) -> None:
     (project / "rows.csv").write_text("id,reviewed_answer\nr2,returns\n")
     tiny.ok(slmctl("review", "--csv", "rows.csv", "--label", "returns", cwd=project))
     assert [line.after for line in Review.read(project / "reviewed.jsonl")] == ["account", "returns"]
+
+
+def test_a_user_without_a_name_is_a_reviewer_by_number(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `docker run --user "$(id -u)"` of container.md: a KeyError of getpwuid
+    (project / "rows.csv").write_text("id,reviewed_answer\nr2,account\n")
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    cli.main(["-C", str(project), "review", "--csv", str(project / "rows.csv")], standalone_mode=False)
+    assert [review.reviewer for review in Review.read(project / "reviewed.jsonl")] == ["uid 54321"]
 
 
 def test_suspects_that_prepare_does_not_believe_in_come_last_and_only_on_request(project: Path) -> None:
