@@ -319,7 +319,8 @@ def _paired_line(paired: dict[str, Any] | None) -> Iterator[str]:
         yield "  no row in common: the difference cannot be tested"
         return
     if not paired["changed"]:
-        yield f"  the same answer to each row in common ({paired['n']:,})"
+        same = "the same rows right" if "only_first" in paired else "the same score of each row"
+        yield f"  {same} of those in common ({paired['n']:,})"
         return
     verdict, facts = "rows come in groups, which neither report tells: not tested", []
     if "p" in paired:
