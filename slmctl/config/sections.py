@@ -573,10 +573,11 @@ class Config(Section):
     def as_written(self) -> dict[str, Any]:
         """The config in the form of `slmctl.yaml`, with every default filled in."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for section, keys in self.model_dump(mode="json", by_alias=True, exclude_defaults=True).items():
+            if isinstance(keys, dict):  # a null where the default is none, such as finetune.patience, says something
+                values[section] |= {key: None for key, value in keys.items() if value is None}
         for section, key in inherited_keys():
             values.get(section, {}).pop(key, None)
-        if self.encode is not None and self.encode.encoder is None:
-            values["encode"]["encoder"] = "none"
         return values
 
 
@@ -585,9 +586,8 @@ def stage_config(config: Config, stage: str) -> Section:
     section: Section | None = getattr(config, stage)
     if section is None:  # calibrate, encode or label
         top = {key: getattr(config, key, None) for name, key in inherited_keys() if name == stage}
-        section = {"calibrate": CalibrateConfig, "encode": EncodeConfig, "label": LabelConfig}[stage](
-            **{key: value for key, value in top.items() if value is not None}
-        )
+        kind = {"calibrate": CalibrateConfig, "encode": EncodeConfig, "label": LabelConfig}[stage]
+        section = kind(**{key: value for key, value in top.items() if value is not None})
     return section
 
 
