@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any
 
 from slmctl import sensitive
 from slmctl.artifacts.artifact import Artifact
+from slmctl.config import Config
 from slmctl.errors import GateError
 from slmctl.model_files import gguf_header
 
 SHOWN = 5  # findings named in the refusal
-SAID = ("system", "labels", "descriptions", "must", "must_not")  # keys of the task whose texts a release holds
+# keys of the task whose texts a release holds, besides those of the files that it names
+SAID = {"system", "labels", "descriptions", "tools", "must", "must_not"}
 CARRIED = ("LICENSE", "NOTICE", "USE_POLICY")  # files of the base that its license requires in every release
 _BINARY = (".model",)  # a sentencepiece vocabulary
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{6,}")
@@ -65,19 +67,21 @@ def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, 
     _require_none([leak for name in sorted(names) for leak in _leaks(folder / name, name, vocabulary, allow)])
 
 
-def require_clean_task(section: Mapping[str, Any], *, allow: Sequence[str]) -> None:
-    """Search what the config says of the task, which every release holds, before anything is trained.
-
-    Args:
-        section: The section `task`.
-        allow: As in `require_clean`.
+def require_clean_task(config: Config) -> None:
+    """Search what the config and its files say of the task, which every release holds, before anything is trained.
 
     Raises:
         GateError: A text holds a secret, personal data or a path of this machine.
     """
-    texts = [each for key in SAID for each in _strings(section.get(key), f"task.{key}")]
+    files = [path for path in (config.task.json_schema, config.task.tools) if isinstance(path, Path)]
+    task = config.task.model_dump(mode="json", include=SAID - {"tools"} if config.task.tools in files else SAID)
+    replace = [entry.model_dump() for entry in config.prepare.replace]
+    sections = {"task": task, "prepare.replace": replace, "publish.intended_use": config.publish.intended_use}
+    texts = [("slmctl.yaml", *each) for name, value in sections.items() for each in _strings(value, name)]
+    texts += [(path.name, *each) for path in files if path.is_file() for each in _written(path)]
+    allow = config.publish.allowed_texts
     _require_none(
-        [Leak("slmctl.yaml", place, rule) for place, text in texts for rule in _rules(text, sensitive.KINDS, allow)]
+        [Leak(name, place, rule) for name, place, text in texts for rule in _rules(text, sensitive.KINDS, allow)]
     )
 
 

@@ -60,8 +60,7 @@ class Publish(Stage[PublishConfig]):
     def _texts(self) -> str:
         from slmctl.stages.publish import leak_scan  # its patterns are for those who publish
 
-        section = self.project.config.task.model_dump(mode="json")
-        leak_scan.require_clean_task(section, allow=self.settings.allowed_texts)
+        leak_scan.require_clean_task(self.project.config)
         return ""
 
     def require_offline(self) -> None:

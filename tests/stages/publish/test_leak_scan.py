@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 gguf = pytest.importorskip("gguf")
 
+from slmctl import config  # noqa: E402
 from slmctl.errors import GateError  # noqa: E402
 from slmctl.stages.publish import leak_scan  # noqa: E402
 
@@ -93,6 +95,29 @@ def test_eight_planted_kinds_are_all_caught(tmp_path: Path, slot: str) -> None:
         assert caught.value.code == 5
         assert name in caught.value.message
         assert text not in caught.value.message + caught.value.hint, "the refusal repeats the value"
+
+
+TOOL = {"type": "function", "function": {"name": "find", "description": f"else write to {PLANTED['email']}"}}
+PLACES = {
+    "task.system": {"task": {"system": f"for {PLANTED['email']}"}},
+    "task.tools.function.description": {"task": {"kind": "call", "tools": [TOOL]}},
+    "prepare.replace.pattern": {"prepare": {"replace": [{"pattern": PLANTED["email"], "with": "us"}]}},
+    "publish.intended_use": {"publish": {"intended_use": f"by {PLANTED['email']}"}},
+    "tools.json": {"task": {"kind": "call", "tools": "tools.json"}},
+    "schema.json": {"task": {"kind": "extract", "schema": "schema.json"}},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_text_of_the_task_is_searched_before_a_training(tmp_path: Path, place: str) -> None:
+    # a mail address in the description of a tool was refused by `publish`, after the training
+    for name in ("tools.json", "schema.json"):
+        (tmp_path / name).write_text(json.dumps({"type": "object", "tools": [TOOL]}))
+    text = json.dumps({"project": "desk", "base": "b", **PLACES[place]})
+    with pytest.raises(GateError, match=re.escape(place)):
+        leak_scan.require_clean_task(config.parse(text, root=tmp_path))
+    allowed = f"publish.allowed_texts={json.dumps([PLANTED['email']])}"
+    leak_scan.require_clean_task(config.parse(text, [allowed], root=tmp_path))
 
 
 @pytest.mark.parametrize("key", ["slm-crm-{}", "api_key={}", "Authorization: Bearer {}"])
