@@ -41,13 +41,14 @@ FAMILIES = (
     # Gemma 4 came under Apache 2.0
     Family(
         "Gemma",
-        re.compile(r"gemma(?!-?4)", re.IGNORECASE),
+        re.compile(r"gemma(?![-_ ]?4)", re.IGNORECASE),
         frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text"}),
         ("gemma",),
     ),
     Family(
         "Llama",
-        re.compile(r"(?<![a-z])llama[-_ ]?[234]|meta-llama", re.IGNORECASE),
+        # no size, such as that of OpenLLaMA 3B
+        re.compile(r"(?<![a-z])llama[-_ ]?[234](?![\d.]*b(?![a-z]))|meta-llama", re.IGNORECASE),
         frozenset({"llama4", "llama4_text"}),
         _META,
     ),

@@ -35,6 +35,8 @@ def base(folder: Path, name: str, license: str, *, config: dict[str, object] | N
         ("Llama-3.2-1B-Instruct", {}),
         ("Meta-Llama-3.1-8B", {}),
         ("llama2-7b", {}),
+        ("Llama_3.2_3B", {}),
+        ("llama3base", {}),
         ("renamed", {"model_type": "llama", "vocab_size": 128256}),
         ("renamed", {"model_type": "llama4"}),
     ],
@@ -52,6 +54,8 @@ def test_no_apache_label_on_a_gemma_or_llama(tmp_path: Path, name: str, config: 
     [
         ("gemma-3-270m", "gemma", {"model_type": "gemma3_text"}),
         ("gemma-4-e2b", "apache-2.0", {"model_type": "gemma4"}),
+        ("gemma_4_E2B", "apache-2.0", {"model_type": "gemma4"}),
+        ("open_llama_3b_v2", "apache-2.0", {"model_type": "llama", "vocab_size": 32000}),
         ("Llama-3.2-1B", "llama3.2", {"model_type": "llama", "vocab_size": 128256}),
         ("SmolLM2-135M-Instruct", "apache-2.0", {}),
         ("TinyLlama-1.1B", "apache-2.0", {"model_type": "llama", "vocab_size": 32000}),
