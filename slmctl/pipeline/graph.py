@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,7 +183,11 @@ class Stage(Generic[SectionT]):
             return IntegrityError(text, hint=f"slmctl run --until {self.name}" if begun else "slmctl run")
         latest_first = sorted(others, key=lambda entry: entry[0].manifest.started, reverse=True)
         other, changed = min(latest_first, key=lambda entry: len(entry[1]))
-        sets = [f"--set {key}={value}" for key, value in changed.items() if _can_be_set(value)]
+        sets = [
+            f"--set {shlex.quote(f'{key}={json.dumps(value, ensure_ascii=False)}')}"
+            for key, value in changed.items()
+            if _can_be_set(value)
+        ]
         whole = len(sets) == len(changed)
         back = f"for that one: {' '.join(sets)}, or these in slmctl.yaml; for a new one: " if whole else ""
         place = other.path.relative_to(self.project.root)

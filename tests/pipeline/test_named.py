@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -56,17 +57,16 @@ def test_what_set_made_is_found(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"has not run with this config and data$") as plain:
         opened(tmp_path).artifact("prepared")
     assert plain.value.hint == "slmctl run --until prepare"
-    other = leave_current(tmp_path, "prepare", "prepare.max_overlap=0.4", "task.system=Sort.")
-    leave_current(
-        tmp_path, "prepare", "prepare.max_overlap=0.5", "task.system=Sort.", "prepare.duplicates.similarity=1"
-    )
+    system = 'task.system="Sort: one of the team\'s"'
+    other = leave_current(tmp_path, "prepare", "prepare.max_overlap=0.4", system)
+    leave_current(tmp_path, "prepare", "prepare.max_overlap=0.5", system, "prepare.duplicates.similarity=1")
     with pytest.raises(IntegrityError, match=r"there is one with other settings \(") as caught:
         opened(tmp_path).artifact("prepared")
     assert f"(task.system, prepare.max_overlap): runs/prepared/{other.path.name}" in caught.value.message
-    assert (
-        "--set task.system=Sort. --set prepare.max_overlap=0.4, or these in slmctl.yaml; for a new" in caught.value.hint
-    )
-    assert opened(tmp_path, "prepare.max_overlap=0.4", "task.system=Sort.").artifact("prepared")
+    # a value with blanks or a colon was another one when it was pasted
+    flags = shlex.split(caught.value.hint.removeprefix("for that one: ").partition(", or these in slmctl.yaml")[0])
+    assert flags == ["--set", system, "--set", "prepare.max_overlap=0.4"]
+    assert opened(tmp_path, *flags[1::2]).artifact("prepared").path == other.path
 
 
 def test_a_kind_names_its_current_artifact_and_a_model_before_its_release_is_named(tmp_path: Path) -> None:
