@@ -54,11 +54,13 @@ def by_id(runs: Path, prefix: str) -> Path:
 def artifact_path(where: Workspace, named: Path) -> Path:
     """Returns the path for a typed name: an existing path, the current artifact of a kind, or the artifact of an id.
 
+    A path that has the name of a kind and no manifest, such as the folder of `base: ./base`, stands for the kind.
+
     Raises:
         IntegrityError: There is nothing at the path, no artifact has such an id, or none of that kind is current.
         UsageError: Several artifacts have, or the config asks for none of that kind.
     """
-    if os.path.lexists(named):
+    if os.path.lexists(named) and (str(named) not in STAGE_OF or (named / artifact.MANIFEST).exists()):
         return named
     if stage := STAGE_OF.get(str(named)):
         if getattr(where.project.config, stage) is None:
@@ -76,7 +78,7 @@ def opened(project: Project, typed: Path, kind: str) -> Artifact:
     Raises:
         What `artifact_path` and `open_model` raise.
     """
-    return open_model(artifact_path(workspace(project), typed), (kind,))
+    return open_model(typed if typed.exists() else artifact_path(workspace(project), typed), (kind,))
 
 
 def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], *, default: str) -> Artifact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -80,6 +81,10 @@ def test_a_kind_names_its_current_artifact_and_a_model_before_its_release_is_nam
     made = [leave_current(tmp_path, stage) for stage in ("pull", "prepare", "finetune", "merge", "quantize")]
     for each in made:
         assert named.artifact_path(where, Path(each.kind)) == each.path
+        (tmp_path / each.kind).mkdir()  # as of `base: ./base`: `show base` said that it is unfinished
+        with contextlib.chdir(tmp_path):
+            assert named.artifact_path(where, Path(each.kind)) == each.path
+            (tmp_path / each.kind).rmdir()
         project = opened(tmp_path)
         project.named[each.kind] = named.opened(project, Path(each.kind), each.kind)
         assert project.artifact(each.kind).path == each.path
