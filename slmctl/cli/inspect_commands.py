@@ -167,7 +167,7 @@ def trace(
         text=text,
         id=record,
         similarity=similarity,
-        registries=[*_registry(root), *registries],
+        registries=[*_registries(root), *registries],
         collected=files,
         forget=forget,
         contains=contains,
@@ -411,21 +411,22 @@ def _project(options: Options) -> Project:
     return Project(options.directory.resolve(), settings, wait=not options.no_wait)
 
 
-def _registry(root: Path) -> list[Path]:
-    """The registry of the config, where it is a folder that exists; else nothing, with a note."""
+def _registries(root: Path) -> list[Path]:
+    """The registries of the config and of receipts that are folders and exist; of each other target there is a note."""
     from slmctl import config
+    from slmctl.releases import deliveries, registry
 
-    if not (root / config.FILENAME).exists():
-        return []
-    kind, _, place = config.load(root / config.FILENAME).publish.to.partition(":")
-    if kind != "dir":
-        terminal().say(f"note: the releases in {kind}:{place} are not searched; name a copy of them by --registry")
-        return []
-    folder = root / Path(place).expanduser()
-    if not folder.exists():
-        terminal().say(f"note: the registry {folder} is missing, so its releases are not searched")
-        return []
-    return [folder]
+    own = [config.load(root / config.FILENAME).publish.to] if (root / config.FILENAME).exists() else []
+    folders = []
+    for to in dict.fromkeys([*own, *(receipt.to for _, receipt in deliveries.recorded(root / "runs"))]):
+        folder, _ = registry.parse(to, root)
+        if not to.startswith("dir:"):
+            terminal().say(f"note: the releases in {to} are not searched; name a copy of them by --registry")
+        elif not folder.exists():
+            terminal().say(f"note: the registry {folder} is missing, so its releases are not searched")
+        else:
+            folders.append(folder)
+    return list(dict.fromkeys(folders))
 
 
 def _collected(root: Path) -> list[Path]:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from support import handmade
 from support.forks import Forks
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, Artifact
+from slmctl.cli.main import cli
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.provenance.trace import Standing, Trace, lines, trace
+from slmctl.releases import deliveries
 from slmctl.task.records import read_records
 
 STRANGER = "Wholly unrelated sentence about gardening, violins and the weather in autumn"
@@ -197,6 +200,20 @@ def test_releases_of_a_registry_are_asked_too(root: Path, tmp_path_factory: pyte
         "2.0": Standing.UNKNOWN,
         "3.0": Standing.UNKNOWN,
     }
+
+
+def test_registries_of_the_config_and_of_receipts_are_searched(root: Path) -> None:
+    # a release that went to the registry of an earlier config was passed over; `~user` unknown was a traceback
+    merged = artifact.load(root / "runs" / "merged" / "merged")
+    metrics = {"project": "acme", "version": "1.0"}
+    release = make(root, "published", "release", inputs={"gguf": merged.digest}, metrics=metrics)
+    shutil.copytree(release.path, root / "earlier" / "acme" / "1.0")
+    deliveries.record(root / "runs", release, "dir:earlier")
+    (root / "slmctl.yaml").write_text("{project: acme, base: ./base, publish: {to: 'dir:~nobody-here/registry'}}")
+    done = CliRunner().invoke(cli, ["-C", str(root), "trace", "--text", ROWS[0][2], "--json"])
+    assert done.exit_code == 105, done.output
+    assert [entry["path"] for entry in json.loads(done.stdout)["releases"]] == ["earlier/acme/1.0"]
+    assert "~nobody-here/registry is missing, so its releases are not searched" in done.stderr
 
 
 # A deletion request that is answered from the wrong folder must not be told that all is clear
