@@ -118,10 +118,11 @@ def _require_source(source: str, root: Path) -> None:
     """Raises UsageError unless `source` is a template, an existing file or folder, a glob pattern, or `sql:…`."""
     import difflib
 
+    from slmctl.config import below
     from slmctl.errors import UsageError
 
     is_named = source.startswith("sql:") or any(mark in source for mark in "*?[")
-    if is_named or (root / Path(source).expanduser()).exists():
+    if is_named or below(root, Path(source)).exists():
         return
     near = difflib.get_close_matches(source, [*TEMPLATES, *(path.name for path in root.iterdir())], n=1)
     suggestion = f"; did you mean '{near[0]}'?" if near else ""

@@ -3,7 +3,7 @@
 from slmctl.config.fields import Section, is_remote, moment
 from slmctl.config.json_schema import description, reference, schema, table
 from slmctl.config.label_section import LabelConfig, RowReading, Teacher
-from slmctl.config.loader import load, parse, resolve_matmul_dtype
+from slmctl.config.loader import below, load, parse, resolve_matmul_dtype
 from slmctl.config.prepare_section import (
     OWN_KEYS,
     AnswerTable,

@@ -105,8 +105,12 @@ def _own(item: Any) -> bool:
     return not (len(loc) > 1 and (loc[0], loc[1]) in set(inherited_keys()))
 
 
-def _below(root: Path, path: Path) -> Path:
-    """`path`, relative to `root` unless it is absolute; `~` is the home folder."""
+def below(root: Path, path: Path) -> Path:
+    """`path`, relative to `root` unless it is absolute; `~` is the home folder.
+
+    Raises:
+        UsageError: The home folder of `~`, or that of the user in `~user`, is not known.
+    """
     try:
         return root / path.expanduser()
     except RuntimeError:
@@ -123,7 +127,7 @@ def _absolute(value: Any, root: Path) -> Any:
             before = getattr(value, name)
             after = _absolute(before, root)
             if isinstance(before, str) and any(isinstance(mark, Content) for mark in marks(field)):  # `base`
-                after = str(_below(root, Path(before))) if before and not is_remote(before) else before
+                after = str(below(root, Path(before))) if before and not is_remote(before) else before
             if after != before:  # model_copy marks updated fields as set, and `model_fields_set` is read later
                 changes[name] = after
         return value.model_copy(update=changes)
@@ -131,7 +135,7 @@ def _absolute(value: Any, root: Path) -> Any:
         return [_absolute(item, root) for item in value]
     if isinstance(value, dict):
         return {key: _absolute(item, root) for key, item in value.items()}
-    return _below(root, value) if isinstance(value, Path) else value
+    return below(root, value) if isinstance(value, Path) else value
 
 
 def _settle(config: Config, root: Path) -> Config:

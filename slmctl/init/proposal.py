@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from slmctl import sensitive
-from slmctl.config import FinetuneConfig, KindName, Sensitive, Splits
+from slmctl.config import FinetuneConfig, KindName, Sensitive, Splits, below
 from slmctl.console import duration, percent, size
 from slmctl.hardware import usable_cores
 from slmctl.init import levels, task_proposal
@@ -393,7 +393,7 @@ def named_base(name: str) -> BaseProposal:
         UsageError: It is neither a source nor a path, and not in the catalogue.
     """
     by_source = {entry.source: entry for entry in catalogue.entries()}
-    if name not in by_source and (name.startswith(("pypi:", "hf:")) or Path(name).expanduser().exists()):
+    if name not in by_source and (name.startswith(("pypi:", "hf:")) or below(Path(), Path(name)).exists()):
         return BaseProposal(name, "", "slmctl bases lists others", "as asked for")
     return _of(by_source.get(name) or catalogue.find(name), "as asked for")
 

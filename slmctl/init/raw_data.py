@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slmctl.config import AnswerTable, Source, SourceLimits, Sql
+from slmctl.config import AnswerTable, Source, SourceLimits, Sql, below
 from slmctl.errors import DataError, UsageError
 from slmctl.init.column_names import split_named
 from slmctl.init.documents import DocumentFolder, documents_at
@@ -93,7 +93,7 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
     if query is not None:
         place = "sqlite:///" + source if FORMATS.get(Path(source).suffix) == "sqlite" else "postgresql://HOST/DATABASE"
         raise UsageError("--query is for a database", hint=f"slmctl init sql:{place} --query SELECT…")
-    path = root / Path(source).expanduser()
+    path = below(root, Path(source))
     if reviewed.is_reviewed(path):
         rows = _kept(Source(path=path), root)
         return RawData(path.name, "reviews, JSON Lines", {"path": path}, look(rows), lambda: iter(rows))

@@ -75,7 +75,7 @@ class DatabaseAddress:
                 f"the address of an SQLite file has the parameter '{min(unknown)}'",
                 hint=f"it takes {', '.join(sorted(_OF_SQLITE))}; the file is always opened for reading alone",
             )
-        path = root / Path(_file_of(self.url.database)).expanduser()
+        path = root / os.path.expanduser(_file_of(self.url.database))  # noqa: PTH111 - pathlib's raises for an unknown user
         try:
             there = path.is_file()
         except (OSError, ValueError):  # a name that is too long, or has a NUL in it

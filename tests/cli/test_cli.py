@@ -267,6 +267,7 @@ def test_templates_are_those_that_ship() -> None:
         (["run", "--until", "nonsense"], "is not one of 'pull', 'label'"),
         (["-C", "no/such/folder", "run"], "does not exist"),
         (["init", "nonsense"], "no file and no template 'nonsense'"),
+        (["init", "~nobody-here/x.csv"], "~nobody-here/x.csv: the home folder is not known"),
     ],
     ids=str,
 )

@@ -268,6 +268,8 @@ def test_sqlite_is_only_read(tickets: Path, folder: Path, url: str, query: str, 
 def test_an_address_keeps_its_harmless_parameters(tickets: Path) -> None:
     asked = sql_address.parse("sqlite:///crm.db?timeout=7&mode=rwc").read_only(tickets.parent)
     assert asked.url.query == {"timeout": "7", "mode": "ro", "uri": "true"}
+    with pytest.raises(DataError):  # it was a traceback
+        sql_address.parse("sqlite:///~nobody-here/crm.db").read_only(tickets.parent)
 
 
 def test_a_copy_is_whole_or_not_there(tickets: Path, folder: Path) -> None:
