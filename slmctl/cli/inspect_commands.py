@@ -74,9 +74,9 @@ def show(options: Options, path: Path | None, log: bool) -> None:
 def ls(options: Options, kinds: tuple[str, ...], models: bool) -> None:
     """List the artifacts of this project by kind, the newest first, with what differs between them.
 
-    KIND is base, prepared, adapter, merged, gguf, predictions, report, policy or published; all by default.
-    With --models, every model and baseline that a report below runs/ measured is ranked, a table for
-    each data set and split.
+    KIND is base, labelled, prepared, encoder, adapter, merged, gguf, predictions, sum, report, policy or
+    published; all by default. With --models, every model and baseline that a report below runs/ measured is
+    ranked, a table for each data set and split.
     """
     from slmctl.provenance import listing
 

@@ -102,7 +102,8 @@ def contents(section: BaseModel) -> Iterator[Path]:
 
 
 def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> Any:
-    """A section from its values in a recipe; fields that are not in the recipe get their defaults.
+    """A section from its values in a recipe; keys that this version does not know are left out, and missing ones get
+    their defaults.
 
     Args:
         model: Class of the section.
@@ -110,7 +111,7 @@ def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str]
         find: Returns the path of a file or folder with this content hash.
 
     Raises:
-        UsageError: The recipe holds keys or values that this version does not know.
+        UsageError: The recipe holds values that this version does not know.
     """
     try:
         return model.model_validate(_restored(model, recorded, find))
