@@ -180,9 +180,10 @@ def _sync_all(place: Path) -> None:
         sync(Path(root))
 
 
-def link(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it on a file system without hard links."""
+def link(source: Path, target: Path, mode: int = 0o666) -> None:
+    """Hard-link a file; copy it with `file` where the file system has no hard links, or no more of them for it."""
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        with file(target, mode) as draft:
+            shutil.copyfile(source, draft)

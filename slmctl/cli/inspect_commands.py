@@ -34,8 +34,7 @@ from slmctl.cli.group import (
     terminal,
 )
 from slmctl.cli.init_command import init
-
-REVIEWED = "reviewed.jsonl"  # the file of slmctl review
+from slmctl.cli.review_command import OUTPUT as REVIEWED
 
 
 @click.command()

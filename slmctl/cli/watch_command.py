@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slmctl.cli.group import PATH, Options, config_options, option, print_result, read_settings
+from slmctl.cli.review_command import OUTPUT as REVIEWED
 from slmctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _written(folder: Path, settings: Config) -> list[Path]:
     Raises:
         UsageError: None of them exists.
     """
-    places = (settings.serve.decision_log or "decisions.jsonl", settings.serve.collected, "reviewed.jsonl")
+    places = (settings.serve.decision_log or "decisions.jsonl", settings.serve.collected, REVIEWED)
     there = [folder / path for path in places if (folder / path).exists()]
     if not there:
         raise UsageError(

@@ -12,7 +12,6 @@ at once; equal content is written once, and another release under an existing ve
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -33,8 +32,6 @@ from slmctl.reports.evaluation_report import measured_names, report_of
 
 VERSION = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 TAG = re.compile(r"(?![0-9.]+$)[a-z0-9][a-z0-9._-]{0,62}")  # not like a version, which it would hide
-# Errors of a file system without hard links, or with no more of them for a file.
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,7 @@ def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> N
             with artifact.draft(final) as place:
                 for name, sha256 in files.items():
                     (place / name).parent.mkdir(parents=True, exist_ok=True)
-                    _link(blob(root, sha256), place / name)
+                    atomic.link(blob(root, sha256), place / name, 0o444)
                 artifact.load(place)
             return
         kept = Manifest.read(final)
@@ -237,18 +234,8 @@ def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> N
             path = final / name
             if name != MANIFEST and not artifact.has_content(path, sha256):
                 path.unlink(missing_ok=True)
-                _link(blob(root, sha256), path)
+                atomic.link(blob(root, sha256), path, 0o444)
                 atomic.sync(path.parent)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        with atomic.file(target, 0o444) as draft:
-            shutil.copyfile(source, draft)
 
 
 # Gates and tags
