@@ -185,7 +185,7 @@ def test_gc_removes_what_was_laid_out_and_never_sent(project: Project) -> None:
     "fields",
     [
         {"version": "../../outside"}, {"version": 1}, {"version": ["1.0"]}, {"version": "/etc"}, {"version": ""},
-        {"project": "other"}, {"name": "other"}, {"digest": None}, {"digest": 5}, {"previous": 5}, {"more": 1},
+        {"project": "other"}, {"name": "other"}, {"digest": None}, {"digest": 5}, {"previous": 5}, {"another": 5},
         {"version": "1.0\n"}, {"digest": "sha256:" + "1" * 64},
     ],
 )  # fmt: skip

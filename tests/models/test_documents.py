@@ -17,7 +17,7 @@ from slmctl.cli import terminal_chat
 from slmctl.errors import StageError
 from slmctl.inference.engine import Answer, Answering, Engine, Outcomes, Request
 from slmctl.inference.events import Event, places_of
-from slmctl.inference.supervised_child import EngineError
+from slmctl.inference.supervised_child import EngineError, Message
 from slmctl.models import documents
 from slmctl.models.composition import Composition
 from slmctl.models.documents import DocumentReader, reading
@@ -280,6 +280,9 @@ class Narrow(Engine):
 
     def _widen(self, context: int) -> None:
         self.context = context
+
+    def tell(self, message: Message) -> None:
+        pass
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
         fits = len(self.tokenize(request.prompt)) + request.max_tokens <= self.context

@@ -111,7 +111,7 @@ def part(teacher: JournalTeacher, sample: Sequence[LabelRow], every: Sequence[La
     if not flat:
         return TeacherPlan(teacher.name, needed)
     teacher.look_up(every)
-    answered = sum(len(teacher.answers(row)) for row in every)
+    answered = sum(len(teacher.answers(row)) for row in {row.id: row for row in every}.values())
     cost, interval = None, None
     if teacher.journal.prices is not None:
         rows = sum(map(teacher.may_see, every))
