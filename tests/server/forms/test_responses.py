@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from support import here
 from support.serving import chat, post
 
+from slmctl.server.forms.responses import messages_of
+
 
 class Category(Enum):
     billing = "billing"
@@ -204,3 +206,12 @@ def test_figures_know_the_path(desk: openai.OpenAI) -> None:
     figures = httpx.get(str(desk.base_url).removesuffix("/v1/") + "/metrics").text
     assert 'slmctl_requests_total{path="/v1/responses",status="200"}' in figures
     assert 'slmctl_answers_total{model="tiny-desk",reason="no-policy",route="local"}' in figures
+
+
+def test_calls_of_one_turn_are_one_message_after_the_user_s() -> None:
+    call = {"type": "function_call", "call_id": "1", "name": "track", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "1", "output": "late"}
+    messages = messages_of([{"role": "user", "content": "where is it?"}, call, call, result, call], calls=True)
+    assert [(m["role"], len(m.get("tool_calls", []))) for m in messages] == [
+        ("user", 0), ("assistant", 2), ("tool", 0), ("assistant", 1),
+    ]  # fmt: skip
