@@ -21,8 +21,8 @@ from typing import Literal, NamedTuple
 from slmctl.errors import UsageError
 from slmctl.sensitive.phones import phones
 from slmctl.sensitive.rules import SAID_AT, Rule, RuleMatch, cards, digit_count, emails, holds, ibans, ips
-from slmctl.sensitive.secrets import FOREIGN, secrets
 from slmctl.sensitive.secrets import NAMES as SECRET_NAMES
+from slmctl.sensitive.secrets import secrets
 from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
 from slmctl.sensitive.stand_ins import stand_in
 from slmctl.sensitive.unmask import BRACKETED, FOLDS, TWO_NUMBERS, is_encoded, views
@@ -215,9 +215,8 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
 _PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-", " -u ",
              "--user", " -p")  # fmt: skip
 _MARKS = ("-at-", "*at*", "_at_", "arroba", "{ssha")
-_FOREIGN = tuple(filter(str.isascii, FOREIGN))  # the words that an ASCII text may hold
+_NAMES = tuple(filter(str.isascii, SECRET_NAMES))  # the words that an ASCII text may hold
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
-_SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=):? |: |(?:\bpwd?|p/w|code|wor[dt]) |[\"'] ?,? ?[\"']|\?\s")
 
 
 def _may_hold(text: str) -> bool:
@@ -233,8 +232,7 @@ def _signs_tell(text: str, signs: bytes) -> bool:
         return True
     if len(signs) > 2 and digit_count(text) > 2:
         return True
-    assigns = b":" in signs or b"=" in signs or b"<" in signs
-    if assigns and (text.count(":") > 3 or holds(text, SECRET_NAMES) or "=40" in text):
+    if text.count(":") > 3 or "::" in text or (b"=" in signs and "=40" in text):
         return True
     if b"-" in signs and holds(text, _PREFIXES):
         return True
@@ -251,13 +249,9 @@ def _words_tell(text: str) -> bool:
         return True
     if "at " in text and SAID_AT.search(text):
         return True
-    named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pw" in text or "p/w" in text
-    named = named or "phrase" in text
-    if named and _SAID_IS.search(text):
+    if "phrase" in text or holds(text, _NAMES if text.isascii() else SECRET_NAMES):
         return True
-    if holds(text, _FOREIGN if text.isascii() else FOREIGN):
-        return True
-    if "akia" in text or "asia" in text or "eyj" in text or "aiza" in text or "sg." in text or "bearer" in text:
+    if "akia" in text or "asia" in text or "eyj" in text or "aiza" in text or "sg." in text:
         return True
     return (
         "one" in text or "two" in text or "three" in text or "four" in text or "five" in text or "six" in text

@@ -339,6 +339,23 @@ def test_every_sign_in_brackets_passes_the_quick_look(brackets: str, space: str)
         assert kinds_in(text) == {"email"}, text
 
 
+@pytest.mark.parametrize("cue", (
+    "password", "Kunde jane Passwort", "pw", "psw", "passcode", "kennwort", "api key", "access token", "secret",
+    "credentials", "zugangsdaten", "wallet phrase", "my recovery phrase is", "my password is", "salasana",
+    "What is your password?", "the router",
+))  # fmt: skip
+def test_quick_look_passes_all_that_a_rule_finds(cue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tab, a line end or an arrow after a word such as `Passwort` hid the value from all rules."""
+    words = "apple banana cherry dog eagle fish grape house igloo jelly koala lemon"
+    values = ("Sommer24!", "abcdefghijklmnop1", "Correct-Horse", "jane / hunter2!x", words, "fd00::beef")
+    signs = (" ", "\t", "\n", "\n\n", "->", " \N{RIGHTWARDS ARROW} ", "|", "- ", ", ", "'  '")
+    texts = [f"{cue}{sign}{value}" for sign, value in itertools.product(signs, values)]
+    quick = [find(text) for text in texts]
+    monkeypatch.setattr(sensitive, "_may_hold", lambda text: True)
+    assert [find(text) for text in texts] == quick
+    assert sum(map(bool, quick)) >= len(signs)
+
+
 def test_plus_that_is_said_is_a_part_of_the_number() -> None:
     assert kinds_in("plus four nine one five one two three four five six seven eight nine") == {"phone"}
 
