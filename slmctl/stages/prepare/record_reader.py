@@ -360,20 +360,25 @@ class RecordReader:
         findings = tuple(finding for part in touched for finding in part.findings)
         return Applied(json.dumps(changed, ensure_ascii=False), findings, action, kept)
 
-    def _in_values(self, value: Any, parts: list[Applied]) -> Any:
-        """A JSON value with the policy applied to its texts; a number is searched and stays, to remain a number."""
+    def _in_values(self, value: Any, parts: list[Applied], key: str = "") -> Any:
+        """A JSON value with the policy applied to its texts; keys and numbers are searched, and stay what they are.
+
+        A text or number that stays as it is is searched again behind its key: `{"password": "hunter2"}`.
+        """
         if isinstance(value, dict):
-            return {key: self._in_values(inner, parts) for key, inner in value.items()}
+            parts += (_unchanged(self._apply_remembered(name)) for name in value)
+            return {name: self._in_values(inner, parts, name) for name, inner in value.items()}
         if isinstance(value, list):
-            return [self._in_values(inner, parts) for inner in value]
+            return [self._in_values(inner, parts, key) for inner in value]
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             return value
-        applied = self.plan.policy.apply(str(value))
-        if isinstance(value, str):
-            parts.append(applied)
-            return applied.text
-        parts.append(dataclasses.replace(applied, sensitive=bool(applied.findings)))
-        return value
+        head, written = f"{key}: ", str(value)
+        applied = self.plan.policy.apply(written)
+        if key and (applied.action, applied.text) == ("keep", written) and not self._apply_remembered(key).findings:
+            named = self.plan.policy.apply(head + written)
+            applied = named if named.findings else applied
+        parts.append(applied if isinstance(value, str) else _unchanged(applied))
+        return applied.text.removeprefix(head) if isinstance(value, str) else value
 
     def _moment(self, source: int, columns: dict[str, Any]) -> float:
         """The time of a row in seconds since 1970; NaN where the split does not need it."""
@@ -435,6 +440,11 @@ class RecordReader:
             echoes=sum(record.answer == record.input for record in records),
             systems=frozenset(row.system for row in rows if row.system),
         )
+
+
+def _unchanged(applied: Applied) -> Applied:
+    """The findings of a key or number, which stays, so that its row is sensitive whatever would replace them."""
+    return dataclasses.replace(applied, sensitive=bool(applied.findings))
 
 
 def read_batches(plan: ReadingPlan, workers: int) -> Generator[RecordBatch, None, None]:

@@ -658,6 +658,29 @@ def test_a_number_in_a_json_answer_that_is_personal_data_marks_its_row(artifacts
     assert [json.loads(line).get("sensitive", False) for line in batch.lines] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("answer", "kept", "is_marked"),
+    [
+        ({"password": "hunter2!x", "note": "hunter2!x"}, {"password": "[SECRET]", "note": "hunter2!x"}, False),
+        ({"access": {"passwords": ["hunter2!x", "Summer24"]}}, {"access": {"passwords": ["[SECRET]"] * 2}}, False),
+        ({"pin": 4711}, {"pin": 4711}, True),
+        ({"contacts": {"jane@brindlecove.test": "CEO"}}, {"contacts": {"jane@brindlecove.test": "CEO"}}, True),
+        ({"total": "4711", "city": "Ulm"}, {"total": "4711", "city": "Ulm"}, False),
+    ],
+)
+def test_a_value_in_a_json_answer_is_searched_behind_its_key_and_a_key_too(
+    answer: dict[str, Any], kept: dict[str, Any], is_marked: bool
+) -> None:
+    contract = Task(kind="extract", schema={}, chat_template=TURNS, end="<|im_end|>")
+    source, rows = Source(path="a.csv", input="input", output="output"), [{"input": "a", "output": json.dumps(answer)}]
+    batch = preparing.read(source, rows, contract, secret="redact", email="redact")
+    record = json.loads(batch.lines[0])
+    assert (json.loads(record["messages"][-1]["content"]), record.get("sensitive", False)) == (kept, is_marked)
+    if kept != answer or is_marked:
+        with pytest.raises(DataError, match="holds what the config refuses"):
+            preparing.read(source, rows, contract, secret="refuse", email="refuse")
+
+
 @pytest.mark.parametrize("depth", [99, 101, 300, 900, 5000])
 def test_json_in_a_cell_that_is_nested_deeply_costs_its_row(artifacts: dict[str, Artifact], depth: int) -> None:
     nested = "[" * depth + "]" * depth
