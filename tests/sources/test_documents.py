@@ -156,6 +156,9 @@ def test_word_s_controls_changes_and_notes(tmp_path: Path) -> None:
         (["a\nSumme 10,50", "b\nSumme 20,50", "c\nSumme 30,50"], None),  # amounts are no numbers of pages
         (["a\n3 20 7", "b\n5 10 9", "c\n1 30 8"], None),  # nor are rows of a table
         (["a\n- 3 -", "b\n- 4 -", "c\n- 5 -"], ["a", "b", "c"]),
+        (["a\nAG 17, page 3 of 9", "b\nAG 17, page 4 of 9", "c\nAG 17, page 5 of 9"], ["a", "b", "c"]),
+        (["a\nDue: 120 EUR", "b\nDue: 340 EUR", "c\nDue: 560 EUR"], None),  # a number that does not go with the page
+        (["Fee 2022: 85 EUR\na", "Fee 2023: 90 EUR\nb", "Fee 2024: 97 EUR\nc"], None),
         (["a\nb\nc\nAG\nd\ne\nf", "g\nh\ni\nAG\nj\nk\nl", "m\nn\no\nAG\np\nq\nr"], None),  # amid a page
     ],
 )  # fmt: skip
