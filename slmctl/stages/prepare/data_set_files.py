@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def _write_splits(rows: RecordTable, fates: Fates, out: Path, *, own_ids: bool) 
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context((out / f"{name}.jsonl").open("wb")) for name in SPLITS]
         ids = np.empty(len(rows), dtype="S16")
-        used: set[bytes] = set()
+        used = Counter[bytes]()
         repeats = own_ids or bool(((fates.repeats.equal >= 0) & (fates.fate == KEPT)).any())
         for k, (line, fate, split) in enumerate(zip(rows.lines(), fates.fate, fates.splits, strict=True)):
             ids[k] = identity = line[ID]
@@ -48,14 +49,10 @@ def _write_splits(rows: RecordTable, fates: Fates, out: Path, *, own_ids: bool) 
     return ids
 
 
-def _unique_id(identity: bytes, used: set[bytes]) -> bytes:
-    """An id, with a number when an earlier record has it already; adds it to `used`."""
-    name, number = identity, 2
-    while name in used:
-        name = identity + b"-%d" % number
-        number += 1
-    used.add(name)
-    return name
+def _unique_id(identity: bytes, used: Counter[bytes]) -> bytes:
+    """An id, with a number when an earlier record has it already; counts it in `used`."""
+    used[identity] += 1
+    return identity if used[identity] == 1 else identity + b"-%d" % used[identity]
 
 
 def _write_fingerprints(rows: RecordTable, fates: Fates, ids: np.ndarray, out: Path) -> None:
