@@ -95,7 +95,8 @@ def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
         leave_out(EQUAL, equal[agrees], repeats.equal)
         leave_out(CONFLICT, equal[~agrees], repeats.equal)
     if config.duplicates.near == "drop":
-        leave_out(NEAR, np.flatnonzero(repeats.near >= 0), repeats.near)
+        outranks = (splits != duplicates.TRAIN) & (splits[repeats.near] == duplicates.TRAIN)  # its twin goes below
+        leave_out(NEAR, np.flatnonzero((repeats.near >= 0) & ~outranks), repeats.near)
     near = duplicates.near_held_out(rows, splits, fate == KEPT, config.duplicates.similarity, workers)
     leave_out(NEAR_HELD_OUT, np.flatnonzero(near >= 0), near)
     return Fates(fate, other, splits, repeats)

@@ -275,13 +275,19 @@ def test_near_duplicates_can_be_dropped(run: Any) -> None:
     assert dropped.metrics["rejected_by_reason"]["near duplicate"] == dropped.metrics["duplicates"]["near"]
 
 
-def test_a_row_of_a_bound_test_set_stays_and_its_twin_in_training_goes(run_on: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("word", "rule"), [("", "duplicate"), (" ok", "near a held-out row")])
+def test_a_row_of_a_bound_test_set_stays_and_its_twin_in_training_goes(
+    run_on: Any, tmp_path: Path, word: str, rule: str
+) -> None:
     pairs = tiny.rows(200)
     train = tiny.write_csv(tmp_path / "train.csv", pairs)
-    test = tiny.write_csv(tmp_path / "test.csv", pairs[:20])
-    found = run_on({"path": train, **COLUMNS}, {"path": test, **COLUMNS, "split": "test"}, splits={"test": 0})
-    assert found.metrics["test"] == 20
-    assert {row["source"]["file"] for row in found.rejected if row["rule"] == "duplicate"} == {"train.csv"}
+    test = tiny.write_csv(tmp_path / "test.csv", [(text + word, label) for text, label in pairs[:20]])
+    found = run_on(
+        {"path": train, **COLUMNS}, {"path": test, **COLUMNS, "split": "test"},
+        splits={"validation": 0, "calibration": 0, "test": 0}, duplicates={"near": "drop", "similarity": 0.9},
+    )  # fmt: skip
+    assert (found.metrics["test"], found.metrics["rejected_by_reason"]) == (20, {rule: 20})
+    assert {row["source"]["file"] for row in found.rejected if row["rule"] == rule} == {"train.csv"}
 
 
 def test_a_cap_is_what_equal_questions_with_different_answers_leave(run: Any) -> None:
