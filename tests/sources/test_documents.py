@@ -55,6 +55,8 @@ TERMS = [["Leistung", "Preis"], ["Wartung", "1.200,00 EUR"], ["Prüfung", "99,50
         ("a.md", "# Titel\n\n- Punkt", "# Titel\n\n- Punkt", 1),
         ("a.html", "<title>x</title><p>Hällo</p><table><tr><td>a</td><td>b</td></tr></table>", "Hällo\n\na b", 1),
         ("a.htm", '<meta charset="koi8-r"><p>привет</p>'.encode("koi8-r"), "привет", 1),
+        # of an even length this was Chinese
+        *(("a.htm", f'<meta charset="utf-16"><p>Größe{sign}</p>', f"Größe{sign}", 1) for sign in (".", "!?")),
         ("a.pdf", papers.pdf(["Fläche: 40 m²", "Seite zwei"]), "Fläche: 40 m²\fSeite zwei", 2),
         ("a.pdf", papers.pdf(["Die Kün-\ndigung, ihre E-\nMail, Vor-\nund Nachteile"]),
          "Die Kündigung, ihre E-\nMail, Vor-\nund Nachteile", 1),

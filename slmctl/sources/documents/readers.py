@@ -129,6 +129,8 @@ def decoded(data: bytes, charset: str | None = None) -> str:
     """
     head = data[: encodings.SAMPLE]
     name = encodings.known(charset) if charset and charset.lower() != "us-ascii" else None
+    if name and name.startswith(("utf-16", "utf-32")) and b"\0" not in data:
+        name = None  # a page saved anew in another encoding, with its old `meta`
     recognised = encodings.recognise([head])
     if recognised is not None and recognised.mark:
         data, name = data.removeprefix(recognised.mark), None
