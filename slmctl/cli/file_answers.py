@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,11 +33,11 @@ def require_one_file(source: str, target: str) -> None:
     Raises:
         UsageError: There is one.
     """
+    from slmctl.sources.rows import is_several
     from slmctl.stages.predict import row_snapshot
 
-    is_pattern = glob.has_magic(source) and not Path(source).exists()
-    is_several = (is_pattern or Path(source).is_dir()) and not row_snapshot.are_documents(Path(source), None)
-    if is_several or "://" in source or "://" in target:
+    are_rows = is_several(Path(source)) and not row_snapshot.are_documents(Path(source), None)
+    if are_rows or "://" in source or "://" in target:
         raise UsageError(
             f"predict answers one file, or a folder of documents (PDF, DOCX, EML, MBOX, HTML, TXT, MD), not {source} "
             f"to {target}",

@@ -56,6 +56,14 @@ def test_a_pattern_is_what_it_matches(tmp_path: Path, exports: Path, pattern: st
     assert titles(parts(tmp_path, exports / pattern)) == expected
 
 
+def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(tmp_path: Path, exports: Path) -> None:
+    (tmp_path / "p [1]").mkdir()
+    moved = exports.rename(tmp_path / "p [1]" / "exports")
+    assert titles(parts(tmp_path, moved / "part-?.csv")) == ["part-2.csv"]
+    assert titles(parts(tmp_path, moved / "*" / "part-*.csv")) == ["2024/part-1.csv"]
+    assert not files.is_several(moved / "gone.csv")
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
     (tmp_path / "a[1].csv").write_text("text\na\n")
     (found,) = parts(tmp_path, tmp_path / "a[1].csv")

@@ -61,24 +61,31 @@ def require_file(path: Path) -> None:
 def is_several(path: Path) -> bool:
     """True for a folder, and for a pattern such as `exports/*.parquet`, unless a file has exactly that name."""
     try:
-        return path.is_dir() or (glob.has_magic(str(path)) and not os.path.lexists(path))
+        pattern = path.relative_to(_existing(path))
+        return path.is_dir() or (glob.has_magic(str(pattern)) and not os.path.lexists(path))
     except (OSError, ValueError):
         return False
+
+
+def _existing(path: Path) -> Path:
+    """The longest beginning of a path that exists, which is no part of a pattern: `p [1]` of `p [1]/*.csv`."""
+    return next((each for each in path.parents if each.exists()), path)
 
 
 def files_below(path: Path) -> tuple[Path, dict[str, Path]]:
     """Returns (the folder, the files in it at any depth or that match the pattern, by name).
 
-    Names are relative to the folder, or to the fixed part of the pattern. Skipped are files with a dot or an underscore
-    at the start of any part of the name, and those that Office keeps beside an open file.
+    Names are relative to the folder, or to the part of the pattern that exists. Skipped are files with a dot or an
+    underscore at the start of any part of the name, and those that Office keeps beside an open file.
 
     Raises:
         DataError: There are too many, or a folder cannot be read.
     """
     is_folder = path.is_dir()
-    root = path if is_folder else Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parent.parts))
-    # pathlib's glob wants its root apart
-    paths = _below(path) if is_folder else map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207
+    root = path if is_folder else _existing(path)
+    pattern = Path(glob.escape(str(root))) / path.relative_to(root)
+    # pathlib's `**` follows no link to a folder
+    paths = _below(path) if is_folder else map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207
     seen = list(itertools.islice(paths, _MAX_ENTRIES + 1))
     if len(seen) > _MAX_ENTRIES:
         raise _too_many(path)
