@@ -293,11 +293,12 @@ def _overlap(config: PrepareConfig, rows: RecordTable, overlap: dict[str, Overla
 def _splits(config: PrepareConfig, rows: RecordTable) -> SplitFacts:
     if config.splits.time is not None:
         return {"by": "time", "boundaries": config.splits.time.model_dump()}
-    grouped = [source.group for source in config.sources if source.group]
+    grouped = {k: source.group for k, source in enumerate(config.sources) if source.group}
     if not grouped:
         return {"by": "content"}
-    _, sizes = np.unique(rows.positions, return_counts=True)
-    return {"by": "group", "column": grouped[0], "groups": len(sizes), "largest_group": int(sizes.max())}
+    _, sizes = np.unique(rows.positions[np.isin(rows.sources, list(grouped))], return_counts=True)
+    column, largest = next(iter(grouped.values())), int(sizes.max(initial=0))
+    return {"by": "group", "column": column, "groups": len(sizes), "largest_group": largest}
 
 
 def _sources(config: PrepareConfig, rows: RecordTable, fates: Fates, plan: ReadingPlan) -> list[SourceFacts]:

@@ -136,6 +136,9 @@ def test_groups_stay_together(run_on: Any, tmp_path: Path) -> None:
             sides.setdefault(str(record.group), set()).add(split)
     assert len(sides) == 40
     assert all(len(splits) == 1 for splits in sides.values())
+    more = tiny.write_csv(tmp_path / "more.csv", [(f"{text} again", label) for text, label in tiny.rows(60)])
+    facts = run_on(source, {"path": more, **COLUMNS}).metrics["splits"]  # a row without a group is none
+    assert (facts["groups"], facts["largest_group"]) == (40, 8)
     # each label took its own share of a group, so a customer was in training and in the test
     splits = {"labels": {"billing": {"test": 0.4}}}
     section = {"sources": [source], "task": {"kind": "classify"}, "splits": splits}
