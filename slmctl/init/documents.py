@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from slmctl.config import AnswerTable, Source
 from slmctl.errors import DataError, SlmctlError, UsageError
 from slmctl.init.answer_fields import AnswerFields
-from slmctl.sources.documents import answers, folder, readers
+from slmctl.sources.documents import answers, readers
 from slmctl.sources.rows import read_rows
 from slmctl.sources.rows.cells import as_text
 from slmctl.sources.rows.files import files_below, known_format
@@ -38,7 +38,7 @@ class DocumentFolder:
         Raises:
             DataError: The documents have no answers.
         """
-        own = [name for name in columns if name not in folder.COLUMNS]
+        own = [name for name in columns if name not in answers.COLUMNS]
         if not own and "folder" in columns:
             own = ["folder"]
         if not own:

@@ -240,6 +240,7 @@ def test_answers_are_json_files_beside(tmp_path: Path) -> None:
         ("name,label\na.txt,x\n", "has no column 'file'"),
         ("file,label\na.txt,x\nA.TXT,y\n", "names 'A.TXT' twice, in rows 2 and 3"),
         ("file,text\na.txt,x\n", "has a column 'text'"),
+        ("file,date\na.txt,x\n", "has a column 'date'"),  # it took the place of the mail's
         ("file,label\na,x\n", "may be the answer of a.txt and of sub/a.txt"),
     ],
 )

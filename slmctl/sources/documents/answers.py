@@ -15,6 +15,7 @@ from slmctl.errors import DataError
 from slmctl.sources.rows import columns_of, listed, read_rows
 from slmctl.sources.rows.cells import MAX_DEPTH, Cell, as_text
 
+COLUMNS = ("file", "folder", "text", "pages", "subject", "from", "date")  # of a document
 JSON_COLUMN = "answer"  # of the answers in JSON files
 _NAMED = 5  # names that a sentence lists
 
@@ -97,14 +98,14 @@ def of_table(answers: AnswerTable, files: Sequence[str]) -> Joined:
     """The rows of a table, without the column that names the file.
 
     Raises:
-        DataError: The table cannot be read, lacks the column, or names a file twice.
+        DataError: The table cannot be read, lacks the column, has one of a document, or names a file twice.
     """
     title = answers.path.name
     columns = columns_of(answers.path, sheet=answers.sheet)
     if answers.file not in columns:
         raise DataError(f"{title} has no column '{answers.file}'", hint=f"its columns: {listed(columns)}")
-    if "text" in columns and answers.file != "text":
-        raise DataError(f"{title} has a column 'text', as documents have", hint="give it another name there")
+    if own := [name for name in columns if name in COLUMNS and name != answers.file]:
+        raise DataError(f"{title} has a column '{own[0]}', as documents have", hint="give it another name there")
     rows: dict[str, dict[str, Cell]] = {}
     numbers: dict[str, int] = {}
     faults: list[str] = []

@@ -30,7 +30,6 @@ from slmctl.sources.rows.files import MAX_FILES, files_below, known_format
 
 SECONDS = 60  # of CPU time for a file
 VERSION = 3  # of the readers: a copy of another version is made again
-COLUMNS = ("file", "folder", "text", "pages", "subject", "from", "date")
 _NAMED = 5  # documents that cannot be read and are named
 
 
