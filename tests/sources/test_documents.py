@@ -186,6 +186,11 @@ def test_a_scanned_page_is_said_and_its_document_rejected_unless_kept(
     assert rows(folder, documents={"scanned": "keep"})["a.pdf"].columns["text"] == "one\f\fthree"
 
 
+def test_form_feeds_of_a_text_are_bounded_as_pages_are(tmp_path: Path) -> None:
+    read = rows(papers.write(tmp_path / "in", {"a.txt": "x\f" * 1_999 + "x", "b.txt": "x\f" * 2_000 + "x"}))
+    assert (read["a.txt"].fault, read["b.txt"].fault) == ("", "b.txt has 2,001 pages, more than 2,000")
+
+
 def test_a_file_of_another_kind_and_one_without_text_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,13 +151,20 @@ def of_text(text: str, bare: int = 0) -> Document:
     """A text as a document: composed letters, no ligatures, no control characters, line ends of one kind.
 
     Raises:
-        DataError: It is longer than a row may be.
+        DataError: It is longer than a row may be, or has too many pages.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     text = unicodedata.normalize("NFC", _CONTROL.sub("", text).translate(_TRANSLATED))
     if len(text) > MAX_ROW:
         raise DataError(too_long(len(text)))
-    return Document(text.strip(" \n"), bare)
+    document = Document(text.strip(" \n"), bare)
+    _require_pages(document.pages)
+    return document
+
+
+def _require_pages(count: int) -> None:
+    if count > MAX_PAGES:
+        raise DataError(f"has {count:,} pages, more than {MAX_PAGES:,}")
 
 
 def of_html(data: bytes, charset: str | None = None) -> Document:
@@ -177,8 +184,7 @@ def _of_pdf(data: bytes) -> Document:
     try:
         with pypdfium2.PdfDocument(data) as pdf:
             count = len(pdf)
-            if count > MAX_PAGES:
-                raise DataError(f"has {count:,} pages, more than {MAX_PAGES:,}")
+            _require_pages(count)  # before they are read
             return _of_pages(map(pdf.__getitem__, range(count)))
     except pypdfium2.PdfiumError as error:
         if "password" in str(error).lower():
