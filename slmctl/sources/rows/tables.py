@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import child
-from slmctl.errors import DataError, UsageError
+from slmctl.errors import DataError, SlmctlError, UsageError
 from slmctl.sources.rows.cells import LOOK, Cell, RawTable, Row, column_names, header_place, listed, without_tail
 from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 
@@ -57,7 +57,7 @@ def opened(path: Path, format: str, sheet: str | None = None, header_row: int | 
                 table = RawTable(_faulty(error))
             yield table._replace(sheets=sheets)
         elif "columns" not in head:
-            yield RawTable(_without_choice(path.name, sheets), sheets=sheets)
+            yield RawTable(_faulty(_without_choice(path.name, sheets)), sheets=sheets)
         else:
             names = column_names(head["columns"], f"{path.name}: the schema")
             rows = (
@@ -67,14 +67,13 @@ def opened(path: Path, format: str, sheet: str | None = None, header_row: int | 
             yield RawTable(rows, sheets=sheets)
 
 
-def _without_choice(file: str, tables: Sequence[str]) -> Iterator[Row]:
+def _without_choice(file: str, tables: Sequence[str]) -> SlmctlError:
     if not tables:
-        raise DataError(f"{file} holds no table", hint="is it the right file?")
-    raise UsageError(f"{file} holds {len(tables)} tables: {listed(tables)}", hint=f"name one: sheet: {tables[0]}")
-    yield  # makes this a generator, so that the error is raised when rows are read
+        return DataError(f"{file} holds no table", hint="is it the right file?")
+    return UsageError(f"{file} holds {len(tables)} tables: {listed(tables)}", hint=f"name one: sheet: {tables[0]}")
 
 
-def _faulty(error: DataError) -> Iterator[Row]:
+def _faulty(error: SlmctlError) -> Iterator[Row]:
     raise error
     yield  # makes this a generator, so that the error is raised when rows are read
 
