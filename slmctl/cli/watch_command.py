@@ -47,9 +47,9 @@ def watch(options: Options, files: tuple[Path, ...], since: datetime.datetime | 
     watched = module.watch(
         list(files) or _written(options.directory, settings),
         measured(options.directory.resolve(), policy if isinstance(policy, Path) else None),
+        rules=rules,
         since=f"{since:%Y-%m-%d}" if since is not None else "",
         prices=settings.serve.prices,
-        faults=(lambda row: rules.faults(row.local, row.turns)) if rules.checks else None,
     )
     print_result(options, watched.to_json(), module.lines(watched))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,17 +16,16 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import MachinePrices
 from slmctl.console import percent
 from slmctl.errors import DataError, UsageError
-from slmctl.metrics import answer_metrics
 from slmctl.metrics.statistics import error_bound
 from slmctl.metrics.verified_accuracy import WeightedShare, weighted_share
 from slmctl.production import records
 from slmctl.production.measured import MeasuredFigures
 from slmctl.production.records import CollectedRow, DecisionLine
 from slmctl.sources.reviewed import Review, decided
+from slmctl.task.kinds.kind import TaskKind
 
 KEPT = ("confident", "first-look")  # `reason` of an answer that a policy kept; the second in older lines
 USAGE = "slmctl watch decisions.jsonl collected/ reviewed.jsonl"
-Faults = Callable[[CollectedRow], Mapping[str, Sequence[str]]]  # of a row's local answer, by check
 COLUMNS = ("week of", "requests", "estimated", "verified", "interval", "rows", "kept", "escalated")
 
 
@@ -133,16 +132,16 @@ class Watched:
 
 
 def watch(
-    paths: Sequence[Path], measured: MeasuredFigures, *, since: str = "", prices: MachinePrices | None = None,
-    faults: Faults | None = None,
+    paths: Sequence[Path], measured: MeasuredFigures, *, rules: TaskKind, since: str = "",
+    prices: MachinePrices | None = None,
 ) -> Watched:  # fmt: skip
     """Read the files of a served model, recognised by their lines, and sum them up by week.
 
     Args:
         paths: Decision logs, files or folders of collected rows, reviewed files.
         measured: The figures to compare with.
+        rules: Those of the task, which compare answers and check drafts.
         since: A day, `2026-11-25`; older lines are skipped.
-        faults: The checks of the drafts of a task that has any; None for no check.
 
     Raises:
         DataError: A file is none of the three kinds, or no file holds a request.
@@ -171,11 +170,11 @@ def watch(
     for decision in decisions:
         if (begin := _monday(decision.time, since)) is not None:
             weeks.setdefault(begin, Week(begin)).count(decision, prices)
-    for draft in [row for row in rows.values() if row.uniform]:
-        if faults is not None and (begin := _monday(draft.time, since)) is not None:
+    for draft in [row for row in rows.values() if row.uniform and rules.checks]:
+        if (begin := _monday(draft.time, since)) is not None:
             week = weeks.setdefault(begin, Week(begin))
             week.drafts += 1
-            week.faults.update(faults(draft).keys())
+            week.faults.update(rules.faults(draft.local, draft.turns).keys())
     if not weeks:
         raise DataError(
             "there is no request to look at: the files hold no decision and no row of the uniform share",
@@ -185,30 +184,21 @@ def watch(
         row = rows.get(review.id)
         begin = _monday(review.seen if row is None else row.time, since)
         if begin is not None and review.uniform and 0 < review.probability <= 1:
-            right, is_kept = is_right(review, row, measured), row is not None and row.reason in KEPT
+            right, is_kept = is_right(review, row, measured, rules), row is not None and row.reason in KEPT
             verified = VerifiedRow(right, review.probability, is_kept)
             weeks.setdefault(begin, Week(begin)).verified.append(verified)
     return Watched([weeks[begin] for begin in sorted(weeks)], measured, sampled, prices)
 
 
-def is_right(review: Review, row: CollectedRow | None, measured: MeasuredFigures) -> bool:
-    """True if the local answer is right by the reviewer's answer, compared by the rules of the policy.
+def is_right(review: Review, row: CollectedRow | None, measured: MeasuredFigures, rules: TaskKind) -> bool:
+    """True if the local answer is right by the reviewer's answer, compared as `calibrate` compares.
 
-    A local answer to an out-of-scope question is never right; a text is right from the policy's least token F1 on.
+    A local answer to an out-of-scope question is never right.
     """
     answer, after = (row.local if row is not None else review.before).strip(), review.after.strip()
     if measured.out_of_scope and after == measured.out_of_scope:
         return False
-    if answer == after:
-        return True
-    if row is not None and row.labels:
-        return False
-    if isinstance(answer_metrics.parse(answer), dict):
-        return answer_metrics.same_json(after, answer)
-    if measured.min_token_f1 is not None:
-        f1 = answer_metrics.token_f1(answer_metrics.words(after), answer_metrics.words(answer))
-        return f1 >= measured.min_token_f1
-    return answer_metrics.same_text(after, answer)
+    return rules.is_right(answer, after, measured.min_token_f1)
 
 
 def lines(watched: Watched) -> Iterator[str]:

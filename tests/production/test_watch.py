@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 import shutil
@@ -19,12 +20,15 @@ from slmctl.config import MachinePrices
 from slmctl.errors import DataError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics.statistics import error_bound, exact_interval
+from slmctl.production import watch as module
 from slmctl.production.measured import MeasuredFigures, measured
 from slmctl.production.records import CollectedRow
-from slmctl.production.watch import VerifiedRow, Watched, Week, is_right, lines, watch
+from slmctl.production.watch import VerifiedRow, Watched, Week, is_right, lines
 from slmctl.sources.reviewed import Review
+from slmctl.task.contract import Task
 
 NOTHING = MeasuredFigures()
+watch = functools.partial(module.watch, rules=Task("classify", "", "").rules)
 MADE = MadeUp().days(17)  # two weeks and three days
 
 
@@ -71,24 +75,25 @@ def test_cost_follows_the_prices(served: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "after", "labels", "right"),
+    ("kind", "answer", "after", "right"),
     [
-        ("oos", "oos", {"oos": 1.0}, False),  # a question that belongs elsewhere is never right to keep
-        ("invoice", "invoice ", {"invoice": 1.0}, True),
-        ("in-voice", "in voice", {"invoice": 1.0}, False),  # of labels every sign counts
-        ('{"a": 1, "b": 2}', '{"b": 2, "a": 1.0}', {}, True),
-        ('{"a": 1}', '{"a": 2}', {}, False),
-        ("Yes, it is.", "yes it is", {}, True),
-        ("yes, on monday", "yes on tuesday", {}, True),  # token F1 of 2/3
-        ("yes", "no", {}, False),
+        ("classify", "oos", "oos", False),  # a question that belongs elsewhere is never right to keep
+        ("classify", "invoice", "invoice ", True),
+        ("classify", "C", "C++", False),  # of labels every sign counts, where the row is gone or has no labels too
+        ("tag", '["A"]', '["A+"]', False),
+        ("extract", '{"a": 1, "b": 2}', '{"b": 2, "a": 1.0}', True),
+        ("extract", '{"a": 1}', '{"a": 2}', False),
+        ("call", "none", "none", True),
+        ("generate", "Yes, it is.", "yes it is", True),
+        ("generate", "yes, on monday", "yes on tuesday", True),  # token F1 of 2/3
+        ("generate", "yes", "no", False),
     ],
 )
-def test_a_right_answer_is_what_calibrate_counts_as_one(
-    answer: str, after: str, labels: dict[str, float], right: bool
-) -> None:
-    row = CollectedRow("1", "2026-10-01T00:00:00Z", [], answer=answer, labels=labels)
+def test_a_right_answer_is_what_calibrate_counts_as_one(kind: str, answer: str, after: str, right: bool) -> None:
+    row = CollectedRow("1", "2026-10-01T00:00:00Z", [], answer=answer)
     review = Review("1", row.time, "ada", "corrected", before=answer, after=after)
-    assert is_right(review, row, MeasuredFigures(out_of_scope="oos", min_token_f1=0.6)) is right
+    figures = MeasuredFigures(out_of_scope="oos", min_token_f1=0.6)
+    assert [is_right(review, each, figures, Task(kind, "", "").rules) for each in (row, None)] == [right, right]
 
 
 def test_the_log_of_the_server_is_read_too(tmp_path: Path) -> None:

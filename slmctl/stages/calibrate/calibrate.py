@@ -16,7 +16,7 @@ from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.inference.escalation_policy import Policy, PolicyFigures, signals
-from slmctl.metrics import answer_metrics, error_threshold
+from slmctl.metrics import error_threshold
 from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
 from slmctl.metrics.predictions import Prediction, PredictionFacts, facts_of, read_predictions
 from slmctl.reports import svg_chart
@@ -120,14 +120,6 @@ def correctness(task: Task, config: CalibrateConfig) -> str:
     return task.rules.right
 
 
-def is_right(task: Task, config: CalibrateConfig, answer: str, expected: str) -> bool:
-    """True for an answer that is right in the sense of `correctness`."""
-    if task.rules.is_free and config.min_token_f1 is not None:
-        f1 = answer_metrics.token_f1(answer_metrics.words(expected), answer_metrics.words(answer))
-        return f1 >= config.min_token_f1
-    return task.rules.same(expected, answer)
-
-
 def read(
     lines: Sequence[Prediction], task: Task, config: CalibrateConfig, groups: Mapping[str, str] | None = None
 ) -> CalibrationRows:
@@ -167,7 +159,7 @@ def _rows(
     return CalibrationRows(
         names,
         np.array([[row[name] for name in names] for row in table]),
-        np.array([is_right(task, config, a, b) for a, b in zip(answers, expected, strict=True)]),
+        np.array([task.rules.is_right(a, b, config.min_token_f1) for a, b in zip(answers, expected, strict=True)]),
         np.array([bool(outside) and reference == outside for reference in expected]),
         np.array([bool(outside) and answer.strip() == outside for answer in answers]),
         np.array([fits_score(name) for name in names_of_groups]),

@@ -36,3 +36,8 @@ class Generation(TaskKind):
 
     def same(self, answer: str, other: str) -> bool:
         return answer_metrics.same_text(answer, other)
+
+    def is_right(self, answer: str, reference: str, min_token_f1: float | None = None) -> bool:
+        if min_token_f1 is None:
+            return self.same(reference, answer)
+        return answer_metrics.token_f1(answer_metrics.words(reference), answer_metrics.words(answer)) >= min_token_f1

@@ -129,6 +129,10 @@ class TaskKind:
         """True for equal answers: the same label, equal values, the same call, or the same words in their order."""
         return answer.strip() == other.strip()
 
+    def is_right(self, answer: str, reference: str, min_token_f1: float | None = None) -> bool:
+        """True for an answer that a policy counts as right; `min_token_f1` is that of the policy, for free texts."""
+        return self.same(reference, answer)
+
     @property
     def checks(self) -> tuple[str, ...]:
         """The checks of an answer that need no reference, by the names of their metrics."""

@@ -288,12 +288,13 @@ def test_the_share_of_wrong_lists_of_labels_is_bounded(tmp_path: Path) -> None:
 
 def test_what_counts_as_right() -> None:
     plain, some = CalibrateConfig(), CalibrateConfig(min_token_f1=0.5)
-    assert calibrate.is_right(OBJECTS, plain, ' {"b": 1.0, "a": [1]}', '{"a": [1], "b": 1}')
-    assert not calibrate.is_right(OBJECTS, plain, '{"a": [1]}', '{"a": [1], "b": 1}')
-    assert not calibrate.is_right(OBJECTS, plain, "no json", "{}")
-    assert calibrate.is_right(TEXTS, plain, "Thank you!", "thank  you")
-    assert not calibrate.is_right(TEXTS, plain, "Thank you, Jane", "thank you")
-    assert calibrate.is_right(TEXTS, some, "Thank you, Jane", "thank you")
+    objects, texts = OBJECTS.rules.is_right, TEXTS.rules.is_right
+    assert objects(' {"b": 1.0, "a": [1]}', '{"a": [1], "b": 1}')
+    assert not objects('{"a": [1]}', '{"a": [1], "b": 1}', 0.5)
+    assert not objects("no json", "{}")
+    assert texts("Thank you!", "thank  you")
+    assert not texts("Thank you, Jane", "thank you")
+    assert texts("Thank you, Jane", "thank you", 0.5)
     assert "object equal" in calibrate.correctness(OBJECTS, plain)
     assert "0.5" in calibrate.correctness(TEXTS, some)
 
