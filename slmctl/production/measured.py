@@ -53,10 +53,7 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
         IntegrityError: There is no valid policy at the path.
     """
     made = sorted(lineage.readable_artifacts(root), key=lambda entry: entry.manifest.started)
-    # without policies of the encoder alone
-    policies = [
-        entry.path for entry in made if entry.kind == "policy" and entry.metrics.get("model") != encoder_head.NAME
-    ]
+    policies = [entry.path for entry in made if entry.kind == "policy" and _may_be_served(entry.metrics)]
     path = root / policy if policy is not None else policies[-1] if policies else None
     fitted = Policy.read(path) if path is not None else None
     reported = _reported(made, fitted.gguf if fitted is not None else "")
@@ -68,6 +65,11 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
         kept=figures.get("kept"), rows=figures.get("tested_on", 0), max_error=figures.get("max_error"),
         out_of_scope=fitted.out_of_scope, min_token_f1=figures.get("min_token_f1"),
     )  # fmt: skip
+
+
+def _may_be_served(metrics: Mapping[str, object]) -> bool:
+    """False for the figures of a policy of the encoder alone or of an endpoint; older ones lack `remote`."""
+    return metrics.get("model") != encoder_head.NAME and not metrics.keys() & {"remote", "least_confidence"}
 
 
 def _reported(made: Sequence[Artifact], gguf: str) -> MeasuredFigures:

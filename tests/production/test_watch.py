@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from support import ROOT, TESTS
 from support.traffic import MadeUp
 
+from slmctl.artifacts.artifact import Manifest
 from slmctl.artifacts.json_lines import JsonLines
 from slmctl.cli.main import cli
 from slmctl.config import MachinePrices
@@ -224,6 +225,12 @@ def test_the_figures_to_compare_with_are_those_of_the_newest_policy_and_of_the_r
     before = measured(tmp_path)
     assert (before.p_correct, before.rows, before.max_error) == (None, 259, 0.4)  # fitted before the figure was kept
     assert before.report is None  # it is on another file
+    for place, metrics in enumerate(({"model": "encoder_logistic"}, {"remote": True}, {"least_confidence": 0.9})):
+        later = tmp_path / "runs" / "policy" / f"{place:012}"
+        shutil.copytree(TESTS / "fixtures" / "0.1.0" / "policy", later)
+        fields = vars(Manifest.read(later)) | {"metrics": metrics, "started": f"2030-01-0{place + 1}T00:00:00Z"}
+        (later / "manifest.json").write_bytes(Manifest(**fields).to_bytes())
+        assert measured(tmp_path) == before  # a model that answers no request here
     shutil.rmtree(tmp_path / "runs" / "policy")
     alone = measured(tmp_path)
     assert (alone.report_metric, alone.report, alone.report_rows) == ("accuracy", pytest.approx(1 / 6, abs=1e-4), 6)

@@ -71,6 +71,7 @@ def run(
     if policy.first is not None:
         figures["first_look"] = {key: value for key, value in policy.first.figures.items() if key != "curve"}
     if models.class_of(facts_of(predictions)["kind"]).is_remote:
+        figures["remote"] = True
         kept = [line.get("confidence") or 0.0 for line in lines if policy.judge(line, line["answer"] or "").keep]
         if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):  # confidence decides
             figures["least_confidence"] = min(kept)

@@ -347,7 +347,7 @@ def test_an_endpoints_rows_without_a_probability_count_for_nothing(tmp_path: Pat
     alone = calibrate.run(CalibrateConfig(), predictions=predictions(tmp_path / "a", lines(900), **facts), out=tmp_path)
     given = predictions(tmp_path / "b", [*lines(900), *none], **facts)
     assert calibrate.run(CalibrateConfig(), predictions=given, out=tmp_path) == alone
-    assert (alone["rows"], len(alone["sha256"])) == (900, 64)
+    assert (alone["rows"], len(alone["sha256"]), alone["remote"]) == (900, 64, True)
     with pytest.raises(IntegrityError, match="for another GGUF file"):
         Policy.read(tmp_path).require("f" * 64, LABELS.digest)
 

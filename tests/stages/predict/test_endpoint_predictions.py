@@ -219,7 +219,7 @@ def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, a
     assert {path.rpartition("/")[2] for path in fake.paths} == {"completions" if api == "chat" else api}
     assert (policy.metrics["rows"], policy.metrics["error_bound"] < 0.05) == (asked, True)
     assert policy.metrics["kept"] == pytest.approx(0.9, abs=0.05)
-    assert policy.metrics["least_confidence"] == pytest.approx(0.99)
+    assert policy.metrics["least_confidence"] == pytest.approx(0.99) and policy.metrics["remote"]
     assert f"{asked} rows to ask, at most 0.0" in done.stderr
     assert "act on what large (zero-shot) answers with a probability of 0.9900 and more" in done.stderr
     large = report.metrics["models"]["large (zero-shot)"]
