@@ -16,7 +16,7 @@ from pydantic import Field
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.json_lines import Line
 from slmctl.sources.reviewed import Choice
-from slmctl.task.records import Message
+from slmctl.task.records import Message, question_of
 
 FEEDBACK = "feedback.jsonl"
 MOST_TOKENS = 1 << 32  # of a request; a line with a larger number is damaged
@@ -75,6 +75,11 @@ class CollectedRow(Line):
     def turns(self) -> list[Message]:
         """The conversation as texts."""
         return [Message(role=str(turn.get("role")), content=str(turn.get("content") or "")) for turn in self.messages]
+
+    @property
+    def question(self) -> str:
+        """The contents of all turns, as `Record.input` has them."""
+        return question_of(self.turns)
 
     @property
     def local(self) -> str:

@@ -12,6 +12,7 @@ from slmctl.production.review.answers import same_answer
 from slmctl.production.review.review_rows import ReviewRow, is_reserved, position
 from slmctl.sources.reviewed import UNIFORM, Choice
 from slmctl.task.contract import Task
+from slmctl.task.records import question_of
 
 UNSURE = 0.5  # a row with a lower certainty is unsure, even if the server did not collect it for that
 NOVEL = 0.2  # a text with a lower similarity to the nearest training row is novel
@@ -47,7 +48,7 @@ def targeted_queue(
     """
     picked: list[ReviewRow] = list(suspects)
     for row in rows:
-        if not is_reserved(row) and minhash.normalise(task.cleaned_text(row.text)[0]) not in held_out:
+        if not is_reserved(row) and minhash.normalise(question_of(task.cleaned(row.turns))) not in held_out:
             heard = feedback.get(row.id)
             picked.append(ReviewRow(row, _reason(row, heard, task, similarity), heard))
     places = {candidate.id: place for place, candidate in enumerate(suspects)}
@@ -77,7 +78,7 @@ def _reason(row: CollectedRow, heard: Feedback | None, task: Task, similarity: C
         return row.chosen
     if ReviewRow(row, "unsure").certainty < UNSURE:
         return "unsure"
-    if similarity is not None and similarity(row.text) < NOVEL:
+    if similarity is not None and similarity(row.question) < NOVEL:
         return "novel"
     return "duplicates"
 

@@ -66,6 +66,16 @@ def test_a_held_out_row_is_not_picked() -> None:
     assert [candidate.id for candidate in queue] == ["free"]
 
 
+def test_a_conversation_is_compared_with_all_its_turns() -> None:
+    # the assistant's were left out, so that no conversation equalled a held-out one
+    roles, whole = ("system", "user", "assistant", "user"), "\n".join(TEXTS[1:4])
+    messages = [{"role": role, "content": TEXTS[k]} for k, role in enumerate(roles)]
+    row = CollectedRow("held", production.TIME, messages, "billing")
+    assert order.targeted_queue([row], {}, task=TASK, held_out=frozenset({minhash.normalise(whole)})) == []
+    queue = order.targeted_queue([row], {}, task=TASK, similarity=lambda text: float(text == whole))
+    assert reasons(queue) == [("held", "duplicates")]  # and not novel
+
+
 ROWS = st.lists(
     st.builds(
         collected,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -229,6 +230,14 @@ def test_a_text_is_edited_beside_what_changed(browser: Browser, tmp_path: Path) 
         assert browser.ask("document.getElementById('accept').firstChild.textContent") == "Right"
         press(browser, "Enter")
         assert [review.after for review in lines(session)] == ["It left late on Tuesday.", "It left on Monday."]
+
+
+def test_a_suspect_of_several_turns_is_not_its_own_neighbour(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": f"the {role} of parcel"} for role in ("user", "assistant", "user")]
+    suspect = ReviewRow(dataclasses.replace(collected("r0"), messages=turns), "suspect")
+    training = TrainingRows([("\n".join(turn["content"] for turn in turns), "billing"), ("a parcel", "account")])
+    with ReviewSession([suspect], task=TASKS["classify"], output=tmp_path / "out.jsonl", reviewer="ann") as session:
+        assert [near["text"] for near in ReviewDesk(session, training).view(suspect)["near"]] == ["a parcel"]
 
 
 def test_a_suspect_is_shown_beside_other_rows_than_itself(browser: Browser, tmp_path: Path) -> None:

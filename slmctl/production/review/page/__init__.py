@@ -109,8 +109,10 @@ class ReviewDesk(Desk[ReviewRow]):
 
     def view(self, candidate: ReviewRow) -> JsonObject:
         row, heard = candidate.row, candidate.feedback
-        near = self.training.nearest(row.text, NEAR + 1) if self.training is not None else []
-        near = [each for each in near if candidate.chosen != "suspect" or each.text != row.text][:NEAR]  # not itself
+        near = self.training.nearest(row.question, NEAR + 1) if self.training is not None else []
+        near = [each for each in near if candidate.chosen != "suspect" or each.text != row.question][
+            :NEAR
+        ]  # not itself
         client = "" if heard is None else heard.answer or {True: "right", False: "wrong", None: ""}[heard.ok]
         return {
             "id": row.id, "chosen": candidate.chosen, "seen": row.time,
