@@ -199,13 +199,11 @@ def _tested(
     """
     tests = rows.only(~rows.fits)
     cuts = list(_cuts(scores[~rows.fits], odds[~rows.fits], tests, _likeness(rows)))
-    chosen = choose(cuts, int(tests.outside.sum()), config)
+    outside = int(tests.outside.sum())
+    chosen = choose(cuts, outside, config)
     chance = max((_chance_to_pass(cut, config) for cut in _tried(cuts, config)), default=0.0)
     if chosen is None:
-        chances = f" (by the scores, {percent(chance, 0)} of such data sets pass)"
-        raise GateError(
-            _unreachable(cuts, config) + chances, hint="a larger calibrate.max_error, more rows, or a better model"
-        )
+        raise _unreachable(cuts, outside, config, chance)
     figures = _figures(chosen, cuts, tests, config)
     figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum()), "chance_to_pass": chance}
     if rows.groups is not None:
@@ -226,9 +224,8 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
     tried = _tried(cuts, config)
     if not tried:
         return None
-    first = max(tried, key=lambda cut: _chance_to_pass(cut, config))
     chosen = None
-    for cut in tried[tried.index(first) :]:
+    for cut in tried[tried.index(_likeliest(tried, config)) :]:
         if cut.bound(config.confidence) > config.max_error:
             break
         limit = config.max_out_of_scope_kept
@@ -242,6 +239,11 @@ def _tried(cuts: Sequence[Cut], config: CalibrateConfig) -> list[Cut]:
     """The cuts that can be tested, from the strictest to the loosest."""
     least = _least(config)
     return _thinned([cut for cut in cuts if cut.kept / cut.effect >= least])
+
+
+def _likeliest(tried: Sequence[Cut], config: CalibrateConfig) -> Cut:
+    """The cut that most likely passes, at which the tests begin."""
+    return max(tried, key=lambda cut: _chance_to_pass(cut, config))
 
 
 def _chance_to_pass(cut: Cut, config: CalibrateConfig) -> float:
@@ -411,20 +413,31 @@ def _spread(cuts: Sequence[Cut]) -> list[Cut]:
     return spread
 
 
-def _unreachable(cuts: Sequence[Cut], config: CalibrateConfig) -> str:
-    least = _least(config)
-    first = next((cut for cut in cuts if cut.kept / cut.effect >= least), None)
-    if first is None:
+def _unreachable(cuts: Sequence[Cut], outside: int, config: CalibrateConfig, chance: float) -> GateError:
+    """The error where no cut passes: there are too few rows, too many wrong ones, or `outside` rows are kept."""
+    hint = "a larger calibrate.max_error, more rows, or a better model"
+    chances = f" (by the scores, {percent(chance, 0)} of such data sets pass)"
+    tried = _tried(cuts, config)
+    if not tried:
         count, effect = (cuts[-1].kept, cuts[-1].effect) if cuts else (0, 1.0)
         alike = f", as many as {count / effect:.0f} independent ones by their groups," if effect > 1 else ""
-        return (
+        return GateError(
             f"an error of at most {percent(config.max_error)} cannot be shown: {count} rows{alike} "
-            f"test it, and at least {least} rows without a wrong answer are needed"
+            f"test it, and at least {_least(config)} rows without a wrong answer are needed{chances}",
+            hint=hint,
         )
-    return (
-        f"no threshold keeps the error at or below {percent(config.max_error)} with "
-        f"{percent(config.confidence, 0)} confidence: "
-        f"of the {first.kept} most confident answers {first.wrong} are wrong"
+    sure, start = percent(config.confidence, 0), _likeliest(tried, config)
+    if config.max_out_of_scope_kept is not None and start.bound(config.confidence) <= config.max_error:
+        return GateError(
+            f"no threshold keeps at most {percent(config.max_out_of_scope_kept)} of the out-of-scope questions with "
+            f"{sure} confidence: of {outside} such rows {start.outside_kept} are kept, so up to "
+            f"{percent(start.outside_bound(outside, config.confidence))} may be",
+            hint=f"a larger calibrate.max_out_of_scope_kept, or more rows with the label '{config.out_of_scope}'",
+        )
+    return GateError(
+        f"no threshold keeps the error at or below {percent(config.max_error)} with {sure} confidence: "
+        f"of the {tried[0].kept} most confident answers {tried[0].wrong} are wrong{chances}",
+        hint=hint,
     )
 
 

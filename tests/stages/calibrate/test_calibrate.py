@@ -325,6 +325,8 @@ def test_objects_and_texts_are_calibrated_too(tmp_path: Path, task: Task) -> Non
          r"at most 1.0 % cannot be shown: \d+ rows test it, and at least 299 rows"),
         ([{**row, "answer": "b" if k % 2 else "a"} for k, row in enumerate(lines(900))], {}, GateError,
          "no threshold keeps the error at or below 5.0 % with 95 % confidence"),
+        (lines(900, outside=20), {"max_error": 0.2, "max_out_of_scope_kept": 0.05, "out_of_scope": "oos"}, GateError,
+         "at most 5.0 % of the out-of-scope questions with 95 % confidence: of 1. such rows .+ are kept, so up to"),
         *((lines(300), {"split": split}, UsageError, f"answers the split '{split}'")
           for split in ("train", "validation", "test")),
         *((lines(300), {"kind": kind}, UsageError, f"of kind '{kind}', and a policy is for a GGUF file")
@@ -334,8 +336,9 @@ def test_objects_and_texts_are_calibrated_too(tmp_path: Path, task: Task) -> Non
 def test_what_cannot_be_calibrated(
     tmp_path: Path, rows: list[dict[str, Any]], facts: dict[str, Any], error: type[SlmctlError], match: str
 ) -> None:
-    config = CalibrateConfig(**{name: facts[name] for name in facts.keys() & {"max_error"}})
-    answers = predictions(tmp_path / "p", rows, **{name: facts[name] for name in facts.keys() - {"max_error"}})
+    settings = facts.keys() & CalibrateConfig.model_fields.keys()
+    config = CalibrateConfig(**{name: facts[name] for name in settings})
+    answers = predictions(tmp_path / "p", rows, **{name: facts[name] for name in facts.keys() - settings})
     with pytest.raises(error, match=match) as caught:
         calibrate.run(config, predictions=answers, out=tmp_path)
     assert caught.value.hint or "cannot be calibrated" in match
