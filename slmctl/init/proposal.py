@@ -416,7 +416,7 @@ ENOUGH = 200  # independent test rows that show a gain which is worth a model at
 
 
 def surely_better(rows: float) -> float:
-    """The confidence of a gate against a cheap model: with few rows, no more than that the model is not worse."""
+    """The confidence of a gate against a cheap model: smaller with few rows, which can show no more."""
     return 0.8 if rows >= ENOUGH else 0.5
 
 
