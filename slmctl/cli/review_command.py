@@ -242,7 +242,7 @@ def _queue(
     from slmctl.production.review.near_rows import TrainingRows
 
     training = TrainingRows.of(prepared.path) if prepared is not None else None
-    suspects, last = _suspects(prepared, files) if prepared is not None else ([], [])
+    suspects, last = _suspects(prepared, files)
     files = [path for path in files if path.name != review_rows.SUSPECTS]
     paths = files or [options.directory / settings.serve.collected]
     is_alone = bool(suspects or last) and not files and not paths[0].exists()
@@ -257,21 +257,31 @@ def _queue(
     return training, queue
 
 
-def _suspects(prepared: Artifact, files: Sequence[Path]) -> tuple[list[ReviewRow], list[ReviewRow]]:
+def _suspects(prepared: Artifact | None, files: Sequence[Path]) -> tuple[list[ReviewRow], list[ReviewRow]]:
     """Returns (suspected labels to review in priority order, suspected labels to review last).
 
     Suspects of a weak linear model come last, and only if the user names their file.
+
+    Raises:
+        UsageError: A named file does not exist.
     """
     from slmctl.production.review import review_rows
 
-    suspects = review_rows.suspects_in(prepared.path)
-    if review_rows.are_credible(prepared) or not suspects:
+    named = [path for path in files if path.name == review_rows.SUSPECTS]
+    for path in named:
+        if not path.is_file():
+            raise UsageError(
+                f"{path} does not exist", hint="slmctl prepare writes it into the data set of a classify task"
+            )
+    folders = [path.parent for path in named] or ([prepared.path] if prepared is not None else [])
+    suspects = [candidate for folder in folders for candidate in review_rows.suspects_in(folder)]
+    if prepared is not None and review_rows.are_credible(prepared):
         return suspects, []
-    if any(path.name == review_rows.SUSPECTS for path in files):
+    if named or not suspects:
         return [], suspects
     terminal().say(
         f"{len(suspects):,} suspected label{'s are' if len(suspects) > 1 else ' is'} left out: the linear model of "
-        f"prepare is too weak here; slmctl review {prepared.path / review_rows.SUSPECTS} shows them last"
+        f"prepare is too weak here; slmctl review {folders[0] / review_rows.SUSPECTS} shows them last"
     )
     return [], []
 

@@ -357,6 +357,11 @@ def test_suspects_that_prepare_does_not_believe_in_come_last_and_only_on_request
     assert "s1" not in first
     assert second.splitlines()[-1].startswith("s1,suspect,")
     assert second.splitlines()[:-1] == first.splitlines()
+    # the rows came from the newest data set, whatever file was named
+    (project / "older").mkdir()
+    (project / "older" / SUSPECTS).write_text((made / SUSPECTS).read_text().replace("s1", "s2"))
+    tiny.ok(slmctl("review", "collected", f"older/{SUSPECTS}", "--csv", "older.csv", cwd=project))
+    assert (project / "older.csv").read_text(encoding="utf-8-sig") == second.replace("s1", "s2")
 
 
 def test_where_there_is_nothing_to_review_it_says_so(project: Path) -> None:
@@ -365,6 +370,7 @@ def test_where_there_is_nothing_to_review_it_says_so(project: Path) -> None:
     for folder, args, words, code in (
         (bare, [], "the task of the collected answers is not known", 7),
         (project, ["none"], "there is nothing to review: none does not exist", 2),
+        (project, [f"gone/{SUSPECTS}", "--csv", "new.csv"], f"gone/{SUSPECTS} does not exist", 2),
         (project, ["--label", "x", "--set", "task={kind: classify, labels: [account]}"], "does not list 'x'", 2),
         (project, ["--uniform", "2"], "is no share such as 30% or 0.3", 2),
     ):
