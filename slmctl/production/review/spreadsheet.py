@@ -10,7 +10,7 @@ from typing import Any
 
 from slmctl.artifacts import atomic
 from slmctl.console import percent
-from slmctl.errors import DataError
+from slmctl.errors import DataError, UsageError
 from slmctl.production.review.pairs import AnswerPair, PairSession, bounded
 from slmctl.production.review.review_rows import ReviewRow
 from slmctl.production.review.session import MODE, DecisionRefusedError, DecisionSession
@@ -52,6 +52,16 @@ def write_pairs(path: Path, session: PairSession) -> int:
 
 
 def _write(path: Path, cells: Sequence[Mapping[str, str]], columns: Sequence[str]) -> int:
+    """Write cells and return the number of rows.
+
+    Raises:
+        UsageError: The name is not that of a CSV file.
+    """
+    if path.suffix.lower() != ".csv":  # by which the file is read back
+        raise UsageError(
+            f"--csv writes CSV, and {path.name} is none by its name",
+            hint=f"--csv {path.with_suffix('.csv')}; a workbook that it is saved as can be read",
+        )
     text = as_csv(cells, columns=columns, line_end="\r\n")
     with atomic.file(path, MODE) as draft:
         draft.write_bytes(text.encode("utf-8-sig", "replace"))

@@ -12,7 +12,7 @@ from support.production import collected
 from support.reported import HOSTILE
 from support.workbooks import row, write_xlsx
 
-from slmctl.errors import DataError
+from slmctl.errors import DataError, UsageError
 from slmctl.production.review import spreadsheet
 from slmctl.production.review.review_rows import ReviewRow
 from slmctl.production.review.session import ReviewSession
@@ -104,6 +104,13 @@ def test_a_file_without_the_columns_is_refused(queue: list[ReviewRow], tmp_path:
         pytest.raises(DataError, match=r"rows\.csv has no column 'reviewed_answer'"),
     ):
         spreadsheet.read(path, session)
+
+
+def test_a_new_workbook_is_refused(queue: list[ReviewRow], tmp_path: Path) -> None:
+    # it got CSV under that name, which the same command refused to read
+    with pytest.raises(UsageError, match=r"--csv writes CSV, and rows\.xlsx is none"):
+        spreadsheet.write(tmp_path / "rows.xlsx", queue)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hostile_texts_are_cells(tmp_path: Path) -> None:
