@@ -162,7 +162,8 @@ class Collector:
     def answered(self, id: str, model: str, *, offers: bool = False) -> str:
         """Remember an answer, so that feedback on it is accepted; returns the id of its line.
 
-        If a client uses an id again, the line gets another id, and feedback goes to the last answer.
+        If a client uses an id again, the line gets another id, and feedback goes to the last answer; after a restart
+        to the first one, as the files hold no other line with that id.
         """
         with self._lock:
             row = f"{id}-{secrets.token_hex(4)}" if id in self._ids else id

@@ -175,6 +175,8 @@ def watch(
             week = weeks.setdefault(begin, Week(begin))
             week.drafts += 1
             week.faults.update(rules.faults(draft.local, draft.turns).keys())
+    if not weeks and since:
+        raise DataError(f"there is no request since {since} in these files", hint="--since with an earlier day")
     if not weeks:
         raise DataError(
             "there is no request to look at: the files hold no decision and no row of the uniform share",

@@ -129,6 +129,7 @@ def test_lines_before_a_day_are_left_out(served: Path) -> None:
         ("2026-10-19", 300),
     ]
     assert not printed["sampled"] and printed["weeks"][0]["verified"]["rows"] > 0
+    assert "there is no request since 2027-01-01" in str(run(served, "--since", "2027-01-01").exception)
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
