@@ -146,6 +146,10 @@ def test_one_promise_holds_for_all_that_two_steps_keep(tmp_path: Path, outside: 
     chances = [step.judge(row["first"] if k == 0 else row, "a").p_correct
                for k, step in enumerate(policy.in_steps()) for row in rows]  # fmt: skip
     assert max(chances) <= 0.05 ** (1 / 1500) and min(chances) < 0.6
+    members, rest = policy.in_steps()  # the second step says how often the rows are right that are left to it
+    hard = [row for row in rows if not members.judge(row["first"], row["first"]["answer"]).keep]
+    chance = np.mean([rest.judge(row, row["answer"]).p_correct for row in hard])
+    assert abs(chance - np.mean([row["answer"] == row["expected"] for row in hard])) < 0.03
 
 
 def test_members_that_are_not_sure_take_no_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
