@@ -6,6 +6,8 @@ DATA and DEMO are those of `sharper`; FOLDER holds the encoder with its safetens
 begins as the logistic regression on frozen vectors, then all weights learn (cross entropy, EPOCHS passes). The weights
 of the sum are those of validation rows, a fifth as many as the training rows, which the tuned encoder does not learn.
 Data sets that are not named keep their figures.
+
+With `--file`, all rows of the demo are learned, and the members that `sum.npz` keeps of them stand beside.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from slmctl.models.encoder_process import Encoder
 
 EPOCHS, RATE, BATCH, LONGEST = 10, 5e-5, 16, 128
 COUNT = 20  # training rows of each label
+FILE_TITLE = "all rows of the demo"
 PARTS = {"tuned": "encoder", "tuned + words": "ships", "encoder + words + tuned": "encoder + words"}  # beside a peer
 
 
@@ -39,6 +43,7 @@ def main() -> None:
     parser.add_argument("demo", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", default=["Banking77", "CLINC150", "SNIPS", "the demo"])
+    parser.add_argument("--file", action="store_true")
     options = parser.parse_args()
     rows = list[result.Row]()
     with tempfile.TemporaryDirectory() as scratch:
@@ -50,7 +55,13 @@ def main() -> None:
                 "SNIPS": lambda: sharper.snips(options.data),
                 "the demo": lambda: sharper.demo(options.demo),
             }
-            for name in options.only:
+            if options.file:
+                options.only = [FILE_TITLE]
+                train, validation, test = sharper.demo(options.demo)
+                head = begun_head(encoder, train, sorted({label for _, label in train}))
+                asked = [text for text, _ in validation], [text for text, _ in test]
+                rows = beside_file(len(train), *tuned(options.folder, train, head, asked))
+            for name in options.only if not options.file else ():
                 train, validation, test = (list(split) for split in sets[name]())
                 drawn, chosen = sharper.few(train, COUNT, 0), sharper.few(validation, COUNT // 5, 0)
                 parts = [train[k] for k in drawn], [validation[k] for k in chosen], test
@@ -73,6 +84,38 @@ def figures(name: str, accuracy: dict[str, Any]) -> list[result.Row]:
     return [*rows, result.single(f"{title}: seconds to tune", accuracy["seconds"], "", 0)]
 
 
+def begun_head(encoder: Encoder, train: Pairs, names: Sequence[str]) -> encoder_head.EncoderHead:
+    """The logistic regression on frozen vectors that a tuned encoder begins with."""
+    texts, own = (list(each) for each in zip(*train, strict=True))
+    named = list(names), encoder.encode([encoder_head.spoken(label) for label in names])
+    fold = cross_fitting.folds(own, texts, validation=0)
+    fitted = encoder_head.cross_fit(encoder.encode(texts), own, fold=fold, named=named)
+    assert fitted is not None and list(fitted.head.labels) == list(names)
+    return fitted.head
+
+
+def beside_file(count: int, of_validation: Logprobs, of_test: Logprobs) -> list[result.Row]:
+    """Each sum of a tuned encoder with members that `sum.npz` keeps of so many rows, beside the same sum without."""
+    with np.load(result.FOLDER / "sum.npz", allow_pickle=False) as kept:
+        held, asked = ({member: kept[f"{count}_{split}_{member}"].astype(np.float64) for member in label_sum.MEMBERS}
+                       for split in ("validation", "test"))  # fmt: skip
+        names, wanted, answers = (kept[f"{count}_{what}"] for what in ("labels", "test", "validation"))
+    held["tuned"], asked["tuned"] = of_validation, of_test
+
+    def right(group: Sequence[str]) -> float:
+        own = {member: held[member] for member in group}
+        weights = label_sum.choose(own, list(names), list(answers)).weights
+        return float((names[label_sum.weighted(asked, weights).argmax(axis=1)] == wanted).mean())
+
+    groups = [("file",), ("words",), ("file", "words")]
+    rows = [result.single(f"{FILE_TITLE}, {count}: accuracy of tuned", right(["tuned"]), "file", right(["file"]))]
+    return rows + [
+        result.single(f"{FILE_TITLE}, {count}: accuracy of {' + '.join(group)} + tuned", right([*group, "tuned"]),
+                      " + ".join(group), right(group))
+        for group in groups
+    ]  # fmt: skip
+
+
 def scored(encoder: Encoder, folder: Path, train: Pairs, validation: Pairs, test: Pairs) -> dict[str, Any]:
     """The share of right test answers of each member, of what ships and of the sum with the tuned encoder."""
     vectors = [encoder.encode([text for text, _ in split]) for split in (train, validation, test)]
@@ -82,13 +125,9 @@ def scored(encoder: Encoder, folder: Path, train: Pairs, validation: Pairs, test
     fold = cross_fitting.folds(labels, texts, validation=len(validation))
     ships = label_sum.fit(texts, np.concatenate(vectors[:2]), labels, fold=fold, named=named)
     begun = time.monotonic()
-    own = [label for _, label in train]
-    head = encoder_head.cross_fit(
-        vectors[0], own, fold=cross_fitting.folds(own, texts[: len(own)], validation=0), named=named
-    )
-    assert head is not None and list(head.head.labels) == list(names)
+    head = begun_head(encoder, train, list(names))
     asked = [text for text, _ in validation], [text for text, _ in test]
-    of_validation, of_test = tuned(folder, train, head.head, asked)
+    of_validation, of_test = tuned(folder, train, head, asked)
     seconds = time.monotonic() - begun
     held = {name: table[len(train) :] for name, table in ships.logprobs.items()} | {"tuned": of_validation}
     answers = {**ships.model.logprobs(asked[1], vectors[2]), "tuned": of_test}
