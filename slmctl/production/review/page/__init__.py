@@ -110,17 +110,17 @@ class ReviewDesk(Desk[ReviewRow]):
     def view(self, candidate: ReviewRow) -> JsonObject:
         row, heard = candidate.row, candidate.feedback
         near = self.training.nearest(row.question, NEAR + 1) if self.training is not None else []
-        near = [each for each in near if candidate.chosen != "suspect" or each.text != row.question][
-            :NEAR
-        ]  # not itself
+        near = [each for each in near if candidate.chosen != "suspect" or each.text != row.question]  # not itself
         client = "" if heard is None else heard.answer or {True: "right", False: "wrong", None: ""}[heard.ok]
         return {
             "id": row.id, "chosen": candidate.chosen, "seen": row.time,
             "messages": [turn for turn in row.messages if turn.get("role") != "system"],
             "answer": candidate.before, "confidence": row.confidence, "p_correct": row.p_correct,
             "general": row.general_answer, "proposed": candidate.proposed, "client": client,
-            "options": likely_labels(self.task, candidate, near),
-            "near": [{"text": each.text, "answer": each.answer, "similarity": each.similarity} for each in near],
+            "options": likely_labels(self.task, candidate, near[:NEAR]),
+            "near": [
+                {"text": each.text, "answer": each.answer, "similarity": each.similarity} for each in near[:NEAR]
+            ],
         }  # fmt: skip
 
 
