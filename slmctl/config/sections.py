@@ -64,7 +64,7 @@ def _none(value: object) -> object:
 
 
 class EncodeConfig(Section):
-    """Fit linear models on a frozen sentence encoder and on words: rivals and helpers that cost seconds."""
+    """Fit linear models on a sentence encoder and on words: rivals and helpers that cost seconds to minutes."""
 
     project: Annotated[Text, Inherited()] = ""  # the name of the model for clients of a server
     encoder: Annotated[Annotated[Text, Field(min_length=1)] | None, Content(), BeforeValidator(_none)] = Field(
@@ -75,10 +75,9 @@ class EncodeConfig(Section):
     sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="expected sha256 of the encoder's file (.gguf or .safetensors)"
     )
+    tune: Annotated[bool, WhenSet()] = Field(True, description="let the encoder learn the rows too, for minutes")
     unlabelled: Annotated[list[Source], WhenSet()] = Field(
-        default_factory=list,
-        description="rows without an answer, learned on the encoder where that makes held-out rows likelier; their "
-        "output is not read",
+        [], description="rows without an answer, learned on the encoder where held-out rows are likelier by that"
     )
 
     @model_validator(mode="after")

@@ -66,16 +66,18 @@ class HeadFit:
     Attributes:
         logprobs: Judgements as of `CrossFit`.
         learns_unlabelled: True where the judged rows are likelier by heads that learn the unlabelled rows too.
+        strength: The inverse regularisation of a head of the labelled rows alone.
     """
 
     head: EncoderHead
     logprobs: Logprobs
     learns_unlabelled: bool = False
+    strength: float = cross_fitting.STRENGTHS[0]
 
 
 def cross_fit(
     vectors: Floats, labels: Sequence[str], *, fold: Indices, named: Named | None = None,
-    unlabelled: Floats | None = None, whole: bool = True,
+    unlabelled: Floats | None = None, whole: bool = True, strengths: Sequence[float] = cross_fitting.STRENGTHS,
 ) -> HeadFit:  # fmt: skip
     """Fit logistic regression over vectors, with the regularisation by which the judged rows are the likeliest.
 
@@ -86,6 +88,7 @@ def cross_fit(
         unlabelled: (m, size) vectors of rows without a label, learned where that helps, with labels that a head
             without them, and neighbours, give them (`label_spreading`).
         whole: As in `cross_fitting.splits`; without, the head is that of the last fold.
+        strengths: As in `cross_fitting.fit`.
     """
     answers = np.array(labels)
     if len(names := np.unique(answers)) < 2:
@@ -97,7 +100,7 @@ def cross_fit(
         if named is not None and (spoken := np.isin(named[0], own)).any():
             rows, own = np.concatenate([rows, named[1][spoken]]), np.concatenate([own, np.array(named[0])[spoken]])
         parts.append(FoldRows(rows, own, vectors[judged], judged))
-    alone = cross_fitting.fit(parts, answers, solver="lbfgs", max_iter=2000)
+    alone = cross_fitting.fit(parts, answers, strengths=strengths, solver="lbfgs", max_iter=2000)
     if unlabelled is not None:
         held = np.concatenate([part.places for part in parts])
         sharpness, _ = sharpest(names.tolist(), alone.logprobs[held], answers[held].tolist())
@@ -105,10 +108,10 @@ def cross_fit(
             _with_spread(part, _head(model), unlabelled, sharpness)
             for part, model in zip(parts, alone.models, strict=True)
         ]
-        both = cross_fitting.fit(more, answers, solver="lbfgs", max_iter=2000)
+        both = cross_fitting.fit(more, answers, strengths=strengths, solver="lbfgs", max_iter=2000)
         if both.likelihood > alone.likelihood:
-            return HeadFit(_head(both.models[-1]), both.logprobs, True)
-    return HeadFit(_head(alone.models[-1]), alone.logprobs)
+            return HeadFit(_head(both.models[-1]), both.logprobs, True, alone.strength)
+    return HeadFit(_head(alone.models[-1]), alone.logprobs, strength=alone.strength)
 
 
 def _with_spread(part: FoldRows, head: EncoderHead, unlabelled: Floats, sharpness: float) -> FoldRows:

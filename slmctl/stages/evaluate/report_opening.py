@@ -40,11 +40,13 @@ class RowsCurve:
         rows: Number of validation rows.
         points: (rows learned, right answers of encoder and words, of words alone); the last with the most rows.
         tuned: Right answers of the tuned file alone, which learned the training rows; None if it did not answer these.
+        encoder: Right answers of words with the encoder that learned all training rows; None if the frozen one answers.
     """
 
     rows: int
     points: Sequence[tuple[int, int, int]]
     tuned: int | None
+    encoder: int | None = None
 
 
 @dataclass(frozen=True)

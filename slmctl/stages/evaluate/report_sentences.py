@@ -230,15 +230,17 @@ def _sum(view: ReportView) -> Iterator[str]:
 
 
 def _decides(view: ReportView) -> Iterator[str]:
-    """A remark on what decides: words and subjects, or the sense of a text, which takes a training."""
+    """A remark on what a language model by itself gains on models that learn in minutes."""
     entry = view.report.get("sum")
     alone = entry["model"].removesuffix(IN_SUM) if entry is not None else ""
     difference = view.difference(CHEAP, alone) if CHEAP in view.entries and alone in view.entries else None
     if difference is None or not difference.real:
         return
-    what = "The sense of a text decides" if difference.value > 0 else "Words and subjects decide"
-    than = "more" if difference.value > 0 else "less"
-    yield f"{what} here: {alone} alone scores {_points(abs(difference.value))} {than} than models without a training."
+    gains, than = ("gains", "more") if difference.value > 0 else ("by itself gains nothing", "less")
+    yield (
+        f"A language model {gains} here: {alone} alone scores {_points(abs(difference.value))} {than} than the cheap "
+        "models, which learn in minutes."
+    )
 
 
 def _focus(view: ReportView) -> Iterator[str]:

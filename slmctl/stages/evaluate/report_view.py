@@ -134,7 +134,8 @@ def _by_rows(artifacts: Mapping[str, Artifact], figures: EvaluationReport) -> Ro
     points = [(point["rows"], point["encoder"], point["tfidf_logistic"]) for point in facts["curve"]]
     summed = figures.get("sum")
     tuned = summed["right"] if summed is not None and summed["rows"] == facts["rows"] else None
-    return RowsCurve(facts["rows"], points, tuned)
+    encoder = facts.get("tuned", {})
+    return RowsCurve(facts["rows"], points, tuned, encoder["right"] if encoder.get("kept") else None)
 
 
 def _data(facts: Mapping[str, Any], figures: EvaluationReport) -> str:

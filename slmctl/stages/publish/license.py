@@ -116,9 +116,9 @@ def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
     _add_apache(label, out)
 
 
-def carry_encoder(source: str, label: str, out: Path) -> None:
-    """Write the files that the license of a sentence encoder requires, whose weights were not changed."""
-    text = f"encoder.gguf is the sentence encoder {source} as GGUF, its weights unchanged."
+def carry_encoder(source: str, weights: str, label: str, out: Path) -> None:
+    """Write the files that the license of a sentence encoder requires; `weights` says if they were changed."""
+    text = f"encoder.gguf is the sentence encoder {source} as GGUF, its weights {weights}."
     terms = f"License of the original: {label}." if label else "The original states no license."
     (out / "NOTICE").write_text(f"{text}\n{terms}\n", encoding="utf-8")
     _add_apache(label, out)

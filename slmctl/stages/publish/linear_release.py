@@ -38,7 +38,7 @@ def run(
     members, task = publish.copy_members(sum, out), Task.read(sum.path)
     label = members["license"] if members["source"] else config.license or OWN
     if members["source"]:
-        license.carry_encoder(members["source"], label, out)
+        license.carry_encoder(members["source"], members["encoder_weights"], label, out)
     publish.copy(report, publish.REPORT, out)
     slsa_provenance.write(out, steps)
     teaching = publish.teaching_of(labelled)

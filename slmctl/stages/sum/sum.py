@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -26,7 +26,8 @@ class SumFacts(TypedDict):
 
     `weights` has the members that are kept; `gains` the share of validation rows that each member is expected to
     turn right; `rows` counts validation rows, `right` those that the file alone answers right (of several
-    files on the mean; None without a file); `source` is the encoder's, empty where it is left out.
+    files on the mean; None without a file); `source` is the encoder's, empty where it is left out, and `tuned` where it
+    has learned the rows.
     """
 
     weights: dict[str, float]
@@ -35,6 +36,7 @@ class SumFacts(TypedDict):
     rows: int
     right: int | None
     source: str
+    tuned: NotRequired[bool]
 
 
 def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation: list[Artifact], out: Path) -> SumFacts:
@@ -77,4 +79,6 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
     right = sum(line["answer"] == line["expected"] for lines in answers for line in lines) // times
     facts: SumFacts = {"weights": choice.weights, "gains": gains, "floor": config.floor, "rows": len(records),
                        "right": right if answers else None, "source": source}  # fmt: skip
+    if source and encoder.metrics.get("tuned", {}).get("kept"):
+        facts["tuned"] = True
     return facts

@@ -1,0 +1,203 @@
+"""encode with an encoder that learns the rows: what it learns, when it takes the frozen one's place, its release."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import teacher, tiny
+
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import EncodeConfig
+from slmctl.errors import DataError
+from slmctl.metrics import encoder_head, label_sum
+from slmctl.metrics.encoder_head import EncoderHead
+from slmctl.metrics.label_sum import LabelSum
+from slmctl.model_files import encoder_source, gguf_converter, hf_folder
+from slmctl.models.encoder_process import Encoder
+from slmctl.stages.encode import encode, tuning
+
+PAIRS = {("invoice", "parcel"): "alike", ("courier", "refund"): "alike", ("invoice", "courier"): "other",
+         ("parcel", "refund"): "other"}  # fmt: skip
+CONFIG = tiny.CONFIG.replace("evaluate: {models: [base, adapter, gguf]}\n", "") + (
+    "encode: {encoder: ./words}\nsum: {floor: 0}\npublish: {model: linear}\n"
+)
+
+
+def pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Texts whose category follows from two words together and from none of them alone, nor from vectors' mean."""
+    choose, made = random.Random(seed), dict[str, str]()
+    while len(made) < count:
+        words, label = choose.choice([*PAIRS.items()])
+        text = [*words, *choose.sample(tiny.FILLER.split(), 4)]
+        choose.shuffle(text)
+        made[" ".join(text)] = label
+    return [*made.items()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build_encoder_folder(tmp_path_factory.mktemp("encoder") / "words")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny encoder begins at random, so it learns faster and for longer than a real one."""
+    monkeypatch.setattr(tuning, "RATE", 5e-3)
+    monkeypatch.setattr(tuning, "PASSES", 20)
+
+
+@pytest.fixture
+def desk(tiny_project: Path, folder: Path, tmp_path: Path) -> Path:
+    place = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
+    (place / "slmctl.yaml").write_text(CONFIG)
+    shutil.copytree(folder, place / "words")
+    tiny.write_csv(place / "tickets.csv", pairs(500))
+    teacher.slmctl(place, "pull")
+    teacher.slmctl(place, "prepare")
+    return place
+
+
+def made_by(desk: Path) -> list[Artifact]:
+    """The artifacts of `encode`, the newest last."""
+    return sorted(map(artifact.load, desk.glob("runs/encoder/[!.]*")), key=lambda made: made.manifest.started)
+
+
+def test_what_the_mean_of_words_does_not_tell_is_learned(folder: Path, tmp_path: Path, quick: None) -> None:
+    texts, labels = zip(*pairs(300), strict=True)
+    asked, wanted = zip(*pairs(500)[300:], strict=True)
+    gguf_converter.convert(folder, tmp_path / "frozen.gguf", dtype="f16", metadata={})
+    with Encoder(tmp_path / "frozen.gguf") as encoder:
+        vectors, others = encoder.encode(texts), encoder.encode(asked)
+    begun = encoder_head.cross_fit(vectors, labels, fold=np.full(len(labels), -1)).head
+    head = tuning.tune(folder, texts, labels, begun, tmp_path / "tuned")
+    gguf_converter.convert(tmp_path / "tuned", tmp_path / "tuned.gguf", dtype="f16", metadata={})
+    with Encoder(tmp_path / "tuned.gguf") as encoder:
+        tuned = encoder.encode(asked)
+    frozen, right = (label_sum.right(head.labels, each.evidence(own), wanted) / len(wanted)
+                     for each, own in ((begun, others), (head, tuned)))  # fmt: skip
+    assert frozen < 0.7 < 0.95 < right
+    again = tuning.tune(folder, texts, labels, begun, tmp_path / "again")
+    assert np.array_equal(again.weights, head.weights)
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "tuned/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_vectors_are_those_of_llama_cpp(
+    folder: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "words"))
+    (place / "1_Pooling" / "config.json").write_text(
+        json.dumps({f"pooling_mode_{mode}_token{'s' * (mode == 'mean')}": True})
+    )
+    texts = ["invoice parcel please", "a courier"]
+    gguf_converter.convert(place, tmp_path / "words.gguf", dtype="f32", metadata={})
+    with Encoder(tmp_path / "words.gguf") as encoder:
+        vectors = encoder.encode(texts)
+    model, tokenizer = hf_folder.load_encoder(place).eval(), hf_folder.load_tokenizer(place)
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    own = tuning.pooled(model(**batch).last_hidden_state, batch["attention_mask"], first=mode == "cls")
+    assert np.allclose(own.detach().numpy(), vectors, atol=1e-4)
+
+
+def test_of_many_rows_fewer_passes_are_learned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = hf_folder.load_encoder(folder), [[0] * 20] * 1600
+    assert tuning.steps_of(model, tokens) == 100 * tuning.PASSES
+    monkeypatch.setattr(tuning, "WORK", tuning.WORK / 1e6)
+    few = tuning.steps_of(model, tokens)
+    assert 1 <= few < 100 and tuning.steps_of(model, [[0] * 40] * 1600) == pytest.approx(few / 2, abs=1)
+
+
+def test_every_row_is_learned_in_every_pass() -> None:
+    dealt = tuning.batches([k % 40 for k in range(300)])
+    for _ in range(3):
+        rows = [next(dealt) for _ in range(19)]
+        assert sorted(itertools.chain.from_iterable(rows)) == list(range(300))
+
+
+def test_where_held_out_rows_say_so_it_takes_the_frozen_ones_place(desk: Path, quick: None) -> None:
+    teacher.slmctl(desk, "encode")
+    (made,) = made_by(desk)
+    tuned, rows = made.metrics["tuned"], made.metrics["rows"]
+    assert tuned["kept"] and tuned["right"] == made.metrics["right"] and tuned["right"] - tuned["frozen"] > rows / 5
+    assert made.metrics["curve"][-1]["encoder"] == tuned["frozen"]  # a curve of one kind
+    (kept,) = desk.glob("runs/.encoders/*/encoder.gguf")
+    assert kept.read_bytes() != made.file("encoder.gguf").read_bytes()
+    assert {path.name for path in made.path.iterdir()} == {
+        "encoder.gguf", "encoder.json", "manifest.json", "sum.npz", "task.json", "validation.npz"
+    }  # fmt: skip
+    (prepared,) = desk.glob("runs/prepared/[!.]*")
+    records = [json.loads(line) for line in (prepared / "validation.jsonl").read_text().splitlines()]
+    model = LabelSum.read(made.file("sum.npz"))
+    with Encoder(made.file("encoder.gguf")) as encoder, np.load(made.file("validation.npz")) as before:
+        answers = model.logprobs(texts := [r["messages"][-2]["content"] for r in records], encoder.encode(texts))
+        assert np.allclose(before["encoder"], answers["encoder"], atol=0.05)  # it has not learned these rows at all
+    teacher.slmctl(desk, "encode", "--set", "encode.tune=false")
+    frozen = made_by(desk)[-1]
+    assert "tuned" not in frozen.metrics and frozen.metrics["right"] == tuned["frozen"]
+    assert frozen.file("encoder.gguf").read_bytes() == kept.read_bytes()
+    assert len([*desk.glob("runs/.encoders/*")]) == 1  # with its weights, for both
+
+
+def test_a_release_says_that_its_encoder_has_learned(desk: Path, quick: None) -> None:
+    teacher.slmctl(desk, "run")
+    release = artifact.load(desk / "registry/tiny-desk/1.0")
+    learned = "its weights changed: they learned the training rows"
+    assert learned in release.file("NOTICE").read_text() and learned in release.file("README.md").read_text()
+    assert not artifact.verify(release)
+    text = pairs(500)[0][0]
+    held = release.file("encoder.gguf").read_bytes() + release.file("sum.npz").read_bytes()
+    assert text.encode() not in held
+
+
+def test_an_encoder_that_learns_nothing_stays_frozen(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_csv(desk / "tickets.csv", tiny.rows(500))  # which frozen vectors tell
+    teacher.slmctl(desk, "prepare")
+    monkeypatch.setattr(tuning, "RATE", 0.5)  # so that it answers at random, or computes NaN
+    teacher.slmctl(desk, "encode")
+    (made,) = made_by(desk)
+    assert made.metrics["tuned"]["kept"] is False
+    (kept,) = desk.glob("runs/.encoders/*/encoder.gguf")
+    assert made.file("encoder.gguf").read_bytes() == kept.read_bytes()
+
+
+def test_other_poolings_are_not_tuned(folder: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "words"))
+    for facts, possible in (
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, True), ({"pooling_mode": "cls"}, True),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, True), ({}, False),
+        ({"pooling_mode": "lasttoken"}, False), ({"pooling_mode_lasttoken": True}, False),
+    ):  # fmt: skip
+        (place / "1_Pooling" / "config.json").write_text(json.dumps(facts))
+        assert tuning.is_possible(place) == possible, facts
+
+
+def test_a_label_without_a_training_row_is_never_the_likeliest() -> None:
+    head = EncoderHead(("b", "d"), np.ones((2, 3), np.float32), np.array([0.5, -1], np.float32))
+    wide = encode._widened(head, ("a", "b", "c", "d"))
+    scores = wide.evidence(np.ones((1, 3), np.float32))[0]
+    assert scores.argsort().tolist()[2:] == [3, 1] and scores[1] == 3.5 and scores[[0, 2]].max() < -10
+
+
+def test_a_kept_encoder_whose_weights_changed_is_made_anew(folder: Path, tmp_path: Path) -> None:
+    section = EncodeConfig(encoder=str(folder))
+    gguf, source = encoder_source.kept(section, tmp_path)
+    weights = gguf.parent / encoder_source.MODEL / encoder_source.WEIGHTS
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"x")
+    assert encoder_source.kept(section, tmp_path) == (gguf, source) and weights.read_bytes() == whole
+
+
+def test_weights_that_lack_a_layer_are_refused(folder: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "words"))
+    facts: dict[str, Any] = json.loads((place / "config.json").read_bytes())
+    (place / "config.json").write_text(json.dumps(facts | {"num_hidden_layers": 2}))
+    with pytest.raises(DataError, match="lack 16 of the weights"):
+        hf_folder.load_encoder(place)
