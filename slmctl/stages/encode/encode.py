@@ -117,7 +117,10 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     fitted = frozen = Fitted.on(rows, learned, named, others)
     tuned: TunedFacts | None = None
     if learned is not None and (model := _tunable(config, encoders, validation, frozen)) is not None:
-        fitted, tuned = _better(model, source, rows, learned[: len(train)], named, frozen, out / ENCODER)
+        try:
+            fitted, tuned = _better(model, source, rows, learned[: len(train)], named, frozen, out / ENCODER)
+        except DataError as error:  # llama.cpp runs encoders that transformers cannot load
+            console.say(f"  the encoder stays frozen: {error.message}")
     fitted.model.write(out / SUM_FILE)
     np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **fitted.members)
     facts: EncodeFacts = {

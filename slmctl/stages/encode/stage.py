@@ -17,8 +17,10 @@ from slmctl.task import language
 
 # Of MiniLM-L6 (22.7 M weights) as F16 beside its fetched form, its fits, and the tokens that it reads on two cores.
 ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
-# Of tuning MiniLM-L6: its memory, the tokens that it learns a second, passes and seconds at most.
-TUNE_BYTES, TUNED_A_SECOND, PASSES, MOST_SECONDS = 1.0e9, 1850, 10, 330
+# Of tuning MiniLM-L6: memory of torch and of activations, copies of the weights and their bytes; the tokens that it
+# learns a second, passes and seconds at most.
+TUNE_BYTES, COPIES, WEIGHT_BYTES = 0.8e9, 5, 0.09e9
+TUNED_A_SECOND, PASSES, MOST_SECONDS = 1850, 10, 330
 
 
 class Encode(Stage[EncodeConfig]):
@@ -86,7 +88,10 @@ class Encode(Stage[EncodeConfig]):
         seconds = ENCODE_SECONDS + (rows.train + rows.validation) * tokens / ENCODED_A_SECOND
         peak = int(PLAIN_BYTES + ENCODER_BYTES + ROW_BYTES * rows.rows)
         if self._is_model and self.settings.tune:
-            peak += int(TUNE_BYTES)
+            own = encoder_source.folder_of(self.settings, self.project.encoders) / encoder_source.MODEL
+            files = [folder / encoder_source.WEIGHTS for folder in (own, Path(self._source))]
+            size = next((path.stat().st_size for path in files if path.is_file()), WEIGHT_BYTES)
+            peak += int(TUNE_BYTES + COPIES * size)
             seconds += min(MOST_SECONDS, PASSES * rows.train * tokens / TUNED_A_SECOND)
         return StageEstimate(self._bytes, peak, seconds)
 

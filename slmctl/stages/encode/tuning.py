@@ -27,13 +27,14 @@ WARMUP = 0.1  # of the steps
 SORTED = 16  # batches' rows that are sorted by length before they are dealt: padding costs as much as text
 WORK = 6e12  # weights times tokens: five minutes of two cores, on which MiniLM-L6 learns 1,850 tokens a second
 LONGEST = 512  # tokens that count of a text, as where the encoder answers
+LARGEST = 600e6  # bytes of the weights: they are held five times, and of larger ones WORK allows too few steps
 SEED = 0
 MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 def is_possible(folder: Path) -> bool:
-    """True for an encoder whose vectors are the mean of its tokens' or the first token's."""
-    return _pooling(folder) in ("mean", "cls")
+    """True for an encoder of at most LARGEST bytes whose vectors are the mean of its tokens' or the first token's."""
+    return (folder / WEIGHTS).stat().st_size <= LARGEST and _pooling(folder) in ("mean", "cls")
 
 
 def tune(folder: Path, texts: Sequence[str], labels: Sequence[str], head: EncoderHead, out: Path) -> EncoderHead:

@@ -168,7 +168,9 @@ def test_an_encoder_that_learns_nothing_stays_frozen(desk: Path, monkeypatch: py
     assert made.file("encoder.gguf").read_bytes() == kept.read_bytes()
 
 
-def test_other_poolings_are_not_tuned(folder: Path, tmp_path: Path) -> None:
+def test_other_poolings_and_large_encoders_are_not_tuned(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = Path(shutil.copytree(folder, tmp_path / "words"))
     for facts, possible in (
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, True), ({"pooling_mode": "cls"}, True),
@@ -177,6 +179,21 @@ def test_other_poolings_are_not_tuned(folder: Path, tmp_path: Path) -> None:
     ):  # fmt: skip
         (place / "1_Pooling" / "config.json").write_text(json.dumps(facts))
         assert tuning.is_possible(place) == possible, facts
+    monkeypatch.setattr(tuning, "LARGEST", 1e5)
+    assert tuning.is_possible(folder) is False  # too large
+
+
+def test_an_encoder_that_transformers_cannot_load_stays_frozen(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def load(folder: Path, **options: Any) -> None:
+        raise DataError("the encoder cannot be loaded")
+
+    monkeypatch.setattr(hf_folder, "load_encoder", load)
+    teacher.slmctl(desk, "encode")
+    assert "the encoder stays frozen: the encoder cannot be loaded" in capfd.readouterr().err
+    (made,) = made_by(desk)
+    assert "tuned" not in made.metrics
 
 
 def test_a_label_without_a_training_row_is_never_the_likeliest() -> None:
