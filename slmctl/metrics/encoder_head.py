@@ -1,4 +1,4 @@
-"""Vectors of texts with labels -> logistic regression on a frozen sentence encoder.
+"""Vectors of texts with labels -> logistic regression on a sentence encoder.
 
 scikit-learn (the extra `evaluate`) is imported when a model is fitted.
 """

@@ -185,6 +185,9 @@ def load_encoder(folder: Path, **options: Any) -> PreTrainedModel:
         model.pooler = None
     weights = {name for name, _ in model.named_parameters()}
     _require_whole(folder, sorted(weights & loading["missing_keys"]))
+    stored = [tensor.name for tensor in safetensors_header.read_folder(folder)]
+    if renamed := [name for name in weights if not any(each.endswith(name) for each in stored)]:
+        raise DataError(f"transformers calls weights of the encoder otherwise, such as '{renamed[0]}'")
     return model
 
 

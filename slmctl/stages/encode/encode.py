@@ -1,7 +1,7 @@
 """encoder + prepared -> encoder: its GGUF file and linear models on it and on hashed words, and their sum.
 
-With a frozen encoder this takes seconds. Tuned (`tuning.py`, minutes), it takes the frozen one's place where validation
-rows are likelier by it. A fine-tuned model has to beat the sum, or to gain from it (stage `sum`).
+With the encoder as it came this takes seconds. Tuned (`tuning.py`, minutes), it takes the frozen one's place where
+validation rows are likelier by it. A fine-tuned model has to beat the sum, or to gain from it (stage `sum`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EncodeConfig, Source
-from slmctl.errors import DataError, UsageError
+from slmctl.errors import DataError, StageError, UsageError
 from slmctl.inference import ENCODER, SUM_FILE
 from slmctl.metrics import encoder_head, label_sum, linear_baseline
-from slmctl.metrics.encoder_head import EncoderHead, Floats, Named
+from slmctl.metrics.encoder_head import Floats, Named
 from slmctl.metrics.label_sum import WORDS, LabelSum
 from slmctl.metrics.likelihood import Logprobs, normalised, sharpest
 from slmctl.metrics.statistics import hashed_position, wilson
@@ -33,6 +33,7 @@ from slmctl.models import learned_rows
 from slmctl.models.encoder_process import Encoder
 from slmctl.models.learned_rows import LearnedRows
 from slmctl.sources.rows import columns_of, read_rows
+from slmctl.stages.encode import tuning_bounds
 from slmctl.task import conversation_formats
 from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS, Record, RowRejectedError, read_records
@@ -116,11 +117,9 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         named = [label for label, _ in names], spoken
     fitted = frozen = Fitted.on(rows, learned, named, others)
     tuned: TunedFacts | None = None
-    if learned is not None and (model := _tunable(config, encoders, validation, frozen)) is not None:
-        try:
-            fitted, tuned = _better(model, source, rows, learned[: len(train)], named, frozen, out / ENCODER)
-        except DataError as error:  # llama.cpp runs encoders that transformers cannot load
-            console.say(f"  the encoder stays frozen: {error.message}")
+    if learned is not None and config.tune:
+        folder = encoder_source.folder_of(config, encoders) / encoder_source.MODEL
+        fitted, tuned = _better(folder, source, rows, learned[: len(train)], named, frozen, out / ENCODER)
     fitted.model.write(out / SUM_FILE)
     np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **fitted.members)
     facts: EncodeFacts = {
@@ -145,21 +144,6 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     for line in _lines(facts):
         console.say(f"  {line}")
     return facts
-
-
-def _tunable(config: EncodeConfig, encoders: Path, validation: Sequence[Record], frozen: Fitted) -> Path | None:
-    """The model folder of an encoder that may learn the rows, if validation rows are enough to judge it by."""
-    model = encoder_source.folder_of(config, encoders) / encoder_source.MODEL
-    if (
-        not config.tune
-        or not model.is_dir()
-        or len(validation) < linear_baseline.FEWEST
-        or frozen.model.labels[1:] == ()
-    ):
-        return None
-    from slmctl.stages.encode import tuning  # imports torch
-
-    return model if tuning.is_possible(model) else None
 
 
 def _unlabelled(config: EncodeConfig, task: Task, prepared: Artifact) -> list[str]:
@@ -262,7 +246,6 @@ def tuned_sum(
         folder = Path(scratch) / encoder_source.MODEL
         head = tuning.tune(model, [record.input for record in rows.train], labels, head, folder)
         gguf_converter.convert(folder, gguf, dtype="f16", metadata={"general.name": f"{source}, tuned"})
-    head = _widened(head, frozen.model.labels)
     table = normalised(head.evidence(_vectors(gguf, [record.input for record in rows.validation])))
     members = frozen.members | {label_sum.ENCODER: table}
     weights = label_sum.choose(members, frozen.model.labels, answers).weights
@@ -272,16 +255,34 @@ def tuned_sum(
 
 def _better(
     model: Path, source: str, rows: LearnedRows, vectors: Floats, named: Named | None, frozen: Fitted, gguf: Path
-) -> tuple[Fitted, TunedFacts]:  # fmt: skip
-    """The sum with the tuned encoder, whose file replaces `gguf`, where that is likelier; else the frozen one."""
-    with tempfile.TemporaryDirectory(dir=gguf.parent) as scratch:
-        made = Path(scratch) / ENCODER
-        tuned = tuned_sum(model, source, rows, vectors, named, frozen, made)
-        kept = likelier(tuned, frozen, [record.answer for record in rows.validation])
-        if kept:
-            atomic.move(made, gguf)
+) -> tuple[Fitted, TunedFacts | None]:  # fmt: skip
+    """The sum with the tuned encoder, whose file replaces `gguf`, where that is likelier; else the frozen one.
+
+    Where the encoder cannot be tuned, the reason is told.
+    """
+    try:
+        _require_tunable(model, rows, frozen)
+        with tempfile.TemporaryDirectory(dir=gguf.parent) as scratch:
+            made = Path(scratch) / ENCODER
+            tuned = tuned_sum(model, source, rows, vectors, named, frozen, made)
+            if kept := likelier(tuned, frozen, [record.answer for record in rows.validation]):
+                atomic.move(made, gguf)
+    except (DataError, StageError) as error:  # also of encoders that llama.cpp runs and transformers does not
+        console.say(f"  the encoder stays frozen: {error.message}")
+        return frozen, None
     facts: TunedFacts = {"right": tuned.score["encoder"], "frozen": frozen.score["encoder"], "kept": kept}
     return tuned if kept else frozen, facts
+
+
+def _require_tunable(model: Path, rows: LearnedRows, frozen: Fitted) -> None:
+    reason = tuning_bounds.obstacle(model)
+    if len(rows.validation) < tuning_bounds.FEWEST:
+        count = console.count(len(rows.validation), "validation row")
+        reason = f"{count} cannot judge a tuned one, {tuning_bounds.FEWEST} can"
+    elif len(frozen.model.labels) < 2 or {record.answer for record in rows.train} != set(frozen.model.labels):
+        reason = "there are labels without a training row, or there is one label"
+    if reason:
+        raise DataError(reason)
 
 
 def likelier(fitted: Fitted, other: Fitted, answers: Sequence[str]) -> bool:
@@ -293,15 +294,6 @@ def _likelihood(fitted: Fitted, answers: Sequence[str]) -> float:
     """Log likelihood of the validation rows with the weights that fit these best."""
     weights = label_sum.choose(fitted.members, fitted.model.labels, answers).weights
     return sharpest(fitted.model.labels, label_sum.weighted(fitted.members, weights), answers)[1]
-
-
-def _widened(head: EncoderHead, labels: Sequence[str]) -> EncoderHead:
-    """A head of more labels; nothing speaks for those that it has not learned."""
-    weights = np.zeros((len(labels), head.size), np.float32)
-    bias = np.full(len(labels), head.bias.min() - 20, np.float32)
-    places = np.searchsorted(labels, head.labels)
-    weights[places], bias[places] = head.weights, head.bias
-    return EncoderHead(tuple(labels), weights, bias)
 
 
 def _curve(
@@ -339,13 +331,15 @@ def _lines(facts: EncodeFacts) -> list[str]:
     share = console.percent(facts["right"] / facts["rows"])
     scored = f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
     beside = "linear models on the encoder and on words get" if facts["source"] else "a linear model on words gets"
-    lines = [f"{beside} {scored} right, before they learn these rows too; the same rows chose their settings"]
+    learn = "the words learn" if facts.get("tuned", {}).get("kept") else "they learn"
+    lines = [f"{beside} {scored} right, before {learn} these rows too; the same rows chose their settings"]
     if (tuned := facts.get("tuned")) is not None:
         with_it, without = (console.percent(tuned[key] / facts["rows"]) for key in ("right", "frozen"))
         outcome = "takes its place" if tuned["kept"] else "makes these rows no likelier and is left out"
         lines.append(f"the encoder tuned on the training rows gets {with_it}, the frozen one {without}: it {outcome}")
     if (rows := facts.get("unlabelled")) is not None:
         learned = "are learned too" if rows["learned"] else "make held-out rows no likelier, so none is learned"
+        learned = "are not learned by a tuned encoder" if tuned and tuned["kept"] else learned
         lines.append(f"{console.count(rows['read'], 'row')} without an answer {learned}")
     if facts["curve"]:
         points = [

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from slmctl import config
 from slmctl.config import EncodeConfig
-from slmctl.model_files import encoder_source
+from slmctl.model_files import encoder_source, safetensors_header
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
 from slmctl.pipeline import gathering, row_estimate
 from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Stage
 from slmctl.sources import snapshot
+from slmctl.stages.encode import tuning_bounds
 from slmctl.task import language
 
 # Of MiniLM-L6 (22.7 M weights) as F16 beside its fetched form, its fits, and the tokens that it reads on two cores.
 ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
-# Of tuning MiniLM-L6: memory of torch and of activations, copies of the weights and their bytes; the tokens that it
-# learns a second, passes and seconds at most.
-TUNE_BYTES, COPIES, WEIGHT_BYTES = 0.8e9, 5, 0.09e9
-TUNED_A_SECOND, PASSES, MOST_SECONDS = 1850, 10, 330
+WEIGHTS = 23e6  # of an encoder that is not here yet
 
 
 class Encode(Stage[EncodeConfig]):
@@ -61,11 +60,25 @@ class Encode(Stage[EncodeConfig]):
     @property
     def converts(self) -> bool:
         made = encoder_source.is_kept(self.settings, self.project.encoders)
-        return self._is_model and (self.settings.tune or not made)
+        return self._is_model and (self._tunes or not made)
+
+    @property
+    def _folder(self) -> Path:
+        """The encoder's model folder, as it is kept or named; it need not exist."""
+        own = encoder_source.folder_of(self.settings, self.project.encoders) / encoder_source.MODEL
+        return own if own.is_dir() or config.is_remote(self._source) else Path(self._source)
+
+    @property
+    def _tunes(self) -> bool:
+        """True for an encoder that may be tuned, as far as is known before it is here."""
+        here = self._folder.is_dir()
+        return self._is_model and self.settings.tune and not (here and tuning_bounds.obstacle(self._folder))
 
     def require_offline(self) -> None:
         if encoder_source.is_to_fetch(self.settings, self.project.encoders):
             hint = "run `slmctl pull` once without --offline, or name a path"
+            if encoder_source.is_kept(self.settings.model_copy(update={"tune": False}), self.project.encoders):
+                hint += "; encode: {tune: false} leaves the encoder as it is kept"
             guard.require(f"encoder {self._source}", hint=hint)
 
     def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
@@ -87,13 +100,15 @@ class Encode(Stage[EncodeConfig]):
         tokens = max(rows.tokens - rows.shared, 1)
         seconds = ENCODE_SECONDS + (rows.train + rows.validation) * tokens / ENCODED_A_SECOND
         peak = int(PLAIN_BYTES + ENCODER_BYTES + ROW_BYTES * rows.rows)
-        if self._is_model and self.settings.tune:
-            own = encoder_source.folder_of(self.settings, self.project.encoders) / encoder_source.MODEL
-            files = [folder / encoder_source.WEIGHTS for folder in (own, Path(self._source))]
-            size = next((path.stat().st_size for path in files if path.is_file()), WEIGHT_BYTES)
-            peak += int(TUNE_BYTES + COPIES * size)
-            seconds += min(MOST_SECONDS, PASSES * rows.train * tokens / TUNED_A_SECOND)
-        return StageEstimate(self._bytes, peak, seconds)
+        disk = self._bytes
+        if self._tunes and rows.validation >= tuning_bounds.FEWEST:
+            here = self._folder.is_dir()
+            weights = safetensors_header.parameter_count(self._folder) if here else WEIGHTS
+            disk += int(6 * weights)  # in float32, and the GGUF file
+            peak += int(tuning_bounds.BASE_BYTES + tuning_bounds.WEIGHT_BYTES * weights)
+            learned = tuning_bounds.PASSES * rows.train * tokens / tuning_bounds.TOKENS_A_SECOND
+            seconds += min(tuning_bounds.MOST_SECONDS, learned * weights / WEIGHTS)
+        return StageEstimate(disk, peak, seconds)
 
     @property
     def _bytes(self) -> int:
@@ -102,7 +117,8 @@ class Encode(Stage[EncodeConfig]):
             return 0
         local = Path(self._source)
         if local.is_dir():
-            return 2 * sum(path.stat().st_size for path in local.glob(encoder_source.WEIGHTS))  # a copy, and the GGUF
+            size = sum(path.stat().st_size for path in local.glob(encoder_source.WEIGHTS))
+            return 3 * size  # two copies, and the GGUF file with its draft
         return local.stat().st_size if local.is_file() else int(ENCODER_BYTES)
 
     def options(self) -> Mapping[str, object]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,8 +103,6 @@ def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
     for entry in base.manifest.files:
         if entry.path.startswith(CARRIED):
             shutil.copyfile(base.file(entry.path), out / entry.path)
-    own = out / "NOTICE"
-    before = own.read_text(encoding="utf-8").rstrip() + "\n\n" if own.exists() else ""
     facts = Base.read(base.path)
     terms = {"gemma": _GEMMA} | {name: _LLAMA.format(name.removeprefix("llama")) for name in _META}
     lines = [
@@ -112,7 +111,7 @@ def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
         *([terms[label]] if label in terms else []),
         *(["Built with Llama."] if label in _META else []),
     ]
-    own.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
+    _add_notice(lines, out)
     _add_apache(label, out)
 
 
@@ -120,8 +119,14 @@ def carry_encoder(source: str, weights: str, label: str, out: Path) -> None:
     """Write the files that the license of a sentence encoder requires; `weights` says if they were changed."""
     text = f"encoder.gguf is the sentence encoder {source} as GGUF, its weights {weights}."
     terms = f"License of the original: {label}." if label else "The original states no license."
-    (out / "NOTICE").write_text(f"{text}\n{terms}\n", encoding="utf-8")
+    _add_notice([text, terms], out)
     _add_apache(label, out)
+
+
+def _add_notice(lines: Sequence[str], out: Path) -> None:
+    path = out / "NOTICE"
+    before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.exists() else ""
+    path.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _add_apache(label: str, out: Path) -> None:

@@ -69,6 +69,8 @@ def run(
             copy(weights, allowed, out / name)
     memorisation = _probe(out, files, task, prepared, config)
     license.carry(base, label, _changes(facts, config), out)
+    if members.get("source"):
+        license.carry_encoder(members["source"], members["encoder_weights"], members["license"], out)
     slsa_provenance.write(out, steps)
     teaching = teaching_of(labelled)
     _write_texts(

@@ -164,7 +164,9 @@ def test_what_brings_less_than_the_floor_is_left_out(desk: Path, stages: Forks) 
     (remark,) = [remark for remark in report["remarks"] if remark.startswith("A release answers by words (")]
     assert "without the file (0.0 points) and the encoder (0.0 points)" in remark and "0.2 points are needed" in remark
     assert not made(desk, "sum").path.joinpath("encoder.gguf").exists()
-    assert any(remark.startswith("A language model by itself gains nothing here: Q8_0 alone") for remark in report["remarks"])
+    assert any(
+        remark.startswith("A language model by itself gains nothing here: Q8_0 alone") for remark in report["remarks"]
+    )
     done = stages.run(desk, "publish", "--set", "sum.floor=0.002")  # a file for nothing
     assert (done.returncode, "the file has no weight" in done.stderr) == (5, True), done.stderr
     assert "publish: {model: linear}" in done.stderr
