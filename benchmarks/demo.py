@@ -24,7 +24,7 @@ SHOWN = {  # of the report, by what README calls them
     "tfidf_logistic": "a linear model of the same rows",
     "base (11-shot)": "the untuned base, 11 examples in its prompt",
     "Q8_0": "the tuned file alone",
-    SHIPPED: "**what ships: the file with a linear model of words**",
+    SHIPPED: "**what ships: the file with encoder and words**",
 }
 KEPT = ("n", "size", "metrics", "interval")  # of each; other work slows answers down, so no latency is kept
 PEERS = ("tfidf_logistic", "base (11-shot)")
