@@ -22,6 +22,7 @@ SHIPPED = "Q8_0+sum"
 SHOWN = {  # of the report, by what README calls them
     "majority": "always the commonest label",
     "tfidf_logistic": "a linear model of the same rows",
+    "encoder_logistic": "a sentence encoder that learned the rows, in minutes, and words",
     "base (11-shot)": "the untuned base, 11 examples in its prompt",
     "Q8_0": "the tuned file alone",
     SHIPPED: "**what ships: the file with encoder and words**",
