@@ -52,7 +52,7 @@ def card(**more: Any) -> str:
         "model_card.md", task=task, base=base, base_model=text, license=text, report=report, files={"Q8_0": file},
         head=["model", "accuracy"], rows=[[text, "90.0 %"]], smallest="a.gguf", size=str, context=4096, lora=None,
         config=SimpleNamespace(project="desk", version="1.0", include=[], intended_use=""),
-        members={"source": text, "size": 9, "license": text},
+        members={"source": text, "size": 9, "license": text, "encoder_weights": "unchanged"},
         data={"sources": 1, "labels": 2, "splits": {"test": 9}, "rejected": 0, "split": "content", "sensitive": {}},
         teaching={"rows": 9, "bound": "x", "teachers": [{"name": text, "terms": ""}]}, memorisation={"asked": 0},
     )  # fmt: skip
