@@ -70,8 +70,11 @@ def slices(view: ReportView) -> TwoWidths:
 def by_rows(curve: RowsCurve, focus: str) -> Markup:
     """Accuracy of cheap models over the rows that they learned, with 95 % intervals, and of the tuned model."""
     train, lines, alone = curve.points[-1][0], list[LineSeries](), focus.removesuffix(IN_SUM)
-    frozen = "encoder and words" if curve.encoder is None else "frozen encoder and words"
-    cheap = ((frozen, "c3", 1), ("words alone", "c5", 2))
+    tuned = curve.encoder is not None
+    cheap = (
+        ("frozen encoder" if tuned else "encoder and words", "c3", 1),
+        ("words" if tuned else "words alone", "c5", 2),
+    )
     for name, colour, k in cheap[all(both == words for _, both, words in curve.points) :]:  # without an encoder one
         points, bounds = list[Point](), (list[Point](), list[Point]())
         for point in curve.points:
@@ -81,12 +84,12 @@ def by_rows(curve: RowsCurve, focus: str) -> Markup:
             for side, bound in zip(bounds, interval, strict=True):
                 side.append(Point(x, bound))
         lines += [LineSeries(name, points, colour), *(LineSeries("", side, colour, dashed=True) for side in bounds)]
-    for name, colour, right in (("tuned encoder and words", "c3", curve.encoder), (alone, "c1", curve.tuned)):
+    near = curve.encoder is not None and abs(curve.encoder - (curve.tuned or 0)) < curve.rows / 20
+    for name, colour, right in (("tuned encoder", "c3", curve.encoder), (alone, "c1", curve.tuned)):
         if right is not None:
-            share = right / curve.rows
-            lines.append(
-                LineSeries(name, [Point(1.0, share, f"{name}: {percent(share)}", percent(share), "end")], colour)
-            )
+            reached = percent(right / curve.rows)
+            shown = reached if name == alone or not near else ""  # texts would overlap
+            lines.append(LineSeries(name, [Point(1.0, right / curve.rows, f"{name}: {reached}", shown, "end")], colour))
     label = f"share of the {count(train, 'row')} that the cheap models learned"
     return svg_chart.lines(lines, title="Accuracy by training rows", x_label=label, percent=True)
 
