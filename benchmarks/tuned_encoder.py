@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
 from slmctl.metrics import cross_fitting, encoder_head
 from slmctl.metrics.label_sum import ENCODER, WORDS
+from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
 from slmctl.models.encoder_process import Encoder
@@ -61,7 +63,8 @@ def main() -> None:
                 if count:
                     train = [train[k] for k in sharper.few(train, count, 0)]
                     validation = [validation[k] for k in sharper.few(validation, max(1, count // 5), 0)]
-                rows += measured(name, count, gguf, train, validation, test, tables)
+                strange = out_of_scope(options.data) if name == "CLINC150" else []
+                rows += measured(name, count, gguf, train, validation, test, tables, strange)
     new = {row.metric.split(":")[0] for row in rows}
     rows = [row for row in before if row.metric.split(":")[0] not in new] + rows
     packages = ("torch", "transformers", "scikit-learn", "llama-cpp-python")
@@ -69,10 +72,21 @@ def main() -> None:
     np.savez_compressed(kept, allow_pickle=False, **tables)
 
 
+def out_of_scope(data: Path) -> list[str]:
+    """Test questions of CLINC150 that none of its labels fits."""
+    return [text for text, _ in json.loads((data / "clinc150/data_full.json").read_bytes())["oos_test"]]
+
+
+def recall(known: Logprobs, strange: Logprobs) -> float:
+    """Share of strange texts with less evidence for every label than a twentieth of known texts; both (n, L)."""
+    return float((strange.max(axis=1) < np.quantile(known.max(axis=1), 0.05)).mean())
+
+
 def measured(
-    name: str, count: int, gguf: Path, train: Pairs, validation: Pairs, test: Pairs, tables: dict[str, Any]
-) -> list[result.Row]:
-    """The rows of one data set; `tables` gets the log probabilities of its members."""
+    name: str, count: int, gguf: Path, train: Pairs, validation: Pairs, test: Pairs, tables: dict[str, Any],
+    strange: Sequence[str] = (),
+) -> list[result.Row]:  # fmt: skip
+    """The rows of one data set; `tables` gets the log probabilities of its members, `strange` fit no label."""
     records = [[_record(*pair) for pair in split] for split in (train, validation)]
     labels = [label for split in (train, validation) for _, label in split]
     texts = [text for split in (train, validation) for text, _ in split]
@@ -83,9 +97,11 @@ def measured(
         with Encoder(gguf) as encoder:
             vectors, questions = encoder.encode(texts), encoder.encode(asked)
             named = names, encoder.encode([encoder_head.spoken(label) for label in names])
+            unlike = encoder.encode(strange) if strange else questions[:1]
         frozen = encode.Fitted.on(learned, vectors, named, None)
         answers = frozen.model.logprobs(asked, questions)
-        of_frozen = frozen.model.scored(asked, questions)[0]
+        of_frozen, evidence = frozen.model.scored(asked, questions)
+        recalls = [recall(evidence, frozen.model.scored(strange, unlike)[1])] if strange else []
         begun, made = time.monotonic(), Path(scratch) / "tuned.gguf"
         model = gguf.parent / encoder_source.MODEL
         tuned = encode.tuned_sum(model, "", learned, vectors[: len(train)], named, frozen, made)
@@ -93,8 +109,10 @@ def measured(
         kept = encode.likelier(tuned, frozen, [label for _, label in validation])
         with Encoder(made) as encoder:
             others = encoder.encode(asked)
+            unlike = encoder.encode(strange) if strange else others[:1]
         answers[TUNED] = tuned.model.logprobs(asked, others)[ENCODER]
-        of_tuned = tuned.model.scored(asked, others)[0]
+        of_tuned, evidence = tuned.model.scored(asked, others)
+        recalls += [recall(evidence, tuned.model.scored(strange, unlike)[1])] if strange else []
     places = np.array(names)
     shares = {key: float((places[table.argmax(axis=1)] == np.array(wanted)).mean())
               for key, table in {**answers, "frozen sum": of_frozen, "tuned sum": of_tuned}.items()}  # fmt: skip
@@ -104,6 +122,8 @@ def measured(
         tables |= {f"{name} {count} {split} {key}": table.astype(np.float16) for key, table in each.items()}
     tables |= {f"{name} {count} labels": places, f"{name} {count} test": np.array(wanted),
                f"{name} {count} validation": np.array([label for _, label in validation])}  # fmt: skip
+    seen = "out-of-scope questions told by the evidence, of 95 % in scope kept"
+    told = [result.single(f"{title}: {seen}", recalls[1], "frozen", recalls[0], ">= 0.85")] if recalls else []
     goal = GOALS.get((name, count))
     low, high = wilson(round(ships * len(test)), len(test))
     return [
@@ -114,6 +134,7 @@ def measured(
                       f">= {goal}" if goal else ""),
         result.single(f"{title}: 95 % interval of what ships", high, "low", low),
         result.single(f"{title}: seconds to tune", seconds, "", 0),
+        *told,
     ]  # fmt: skip
 
 
