@@ -119,8 +119,10 @@ def carry_encoder(source: str, weights: str, label: str, out: Path) -> None:
     """Write the files that the license of a sentence encoder requires; `weights` says if they were changed."""
     text = f"encoder.gguf is the sentence encoder {source} as GGUF, its weights {weights}."
     terms = f"License of the original: {label}." if label else "The original states no license."
+    alone = not (out / "NOTICE").exists()
     _add_notice([text, terms], out)
-    _add_apache(label, out)
+    if alone:  # beside a base's file, LICENSE would read as that of the base
+        _add_apache(label, out)
 
 
 def _add_notice(lines: Sequence[str], out: Path) -> None:

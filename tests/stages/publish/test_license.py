@@ -117,6 +117,16 @@ def test_gemma_s_terms_are_named(tmp_path: Path) -> None:
     assert not (out / "LICENSE").exists()
 
 
+def test_an_encoder_beside_a_file_is_named_and_not_taken_for_the_base(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    license.carry(base(tmp_path / "base", "gemma-3-270m", "gemma"), "gemma", "It was tuned.", out)
+    license.carry_encoder("pypi:words==1.0", "changed: they learned the training rows", "apache-2.0", out)
+    notice = (out / "NOTICE").read_text()
+    assert "gemma-3-270m" in notice and "pypi:words==1.0 as GGUF, its weights changed: they learned" in notice
+    assert not (out / "LICENSE").exists()
+
+
 def test_apache_s_text_goes_along_where_the_base_has_none(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
