@@ -77,7 +77,7 @@ class EncodeConfig(Section):
     )
     tune: Annotated[bool, WhenSet()] = Field(True, description="let the encoder learn the rows too, for minutes")
     unlabelled: Annotated[list[Source], WhenSet()] = Field(
-        [], description="rows without an answer, learned on the encoder where held-out rows are likelier by that"
+        [], description="rows whose output is not read, learned on the encoder where held-out rows are likelier by that"
     )
 
     @model_validator(mode="after")

@@ -105,7 +105,7 @@ class Encode(Stage[EncodeConfig]):
             here = self._folder.is_dir()
             weights = safetensors_header.parameter_count(self._folder) if here else WEIGHTS
             disk += int(6 * weights)  # in float32, and the GGUF file
-            peak += int(tuning_bounds.BASE_BYTES + tuning_bounds.WEIGHT_BYTES * weights)
+            peak += tuning_bounds.memory_bytes(weights)
             learned = tuning_bounds.PASSES * rows.train * tokens / tuning_bounds.TOKENS_A_SECOND
             seconds += min(tuning_bounds.MOST_SECONDS, learned * weights / WEIGHTS)
         return StageEstimate(disk, peak, seconds)

@@ -18,7 +18,7 @@ import torch
 from slmctl import console
 from slmctl.config import resolve_matmul_dtype
 from slmctl.metrics.encoder_head import EncoderHead
-from slmctl.model_files import hf_folder, memory
+from slmctl.model_files import hf_folder, memory, safetensors_header
 from slmctl.model_files.encoder_source import WEIGHTS
 from slmctl.stages.encode import tuning_bounds
 from slmctl.stages.encode.tuning_bounds import PASSES, WORK
@@ -43,7 +43,8 @@ def tune(folder: Path, texts: Sequence[str], labels: Sequence[str], head: Encode
         DataError: transformers cannot load the encoder.
         FullError: The memory is not enough.
     """
-    memory.require(tuning_bounds.memory_bytes(folder), "tuning the encoder", hint="encode: {tune: false}")
+    needed = tuning_bounds.memory_bytes(safetensors_header.parameter_count(folder))
+    memory.require(needed, "tuning the encoder", hint="encode: {tune: false}")
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns(WEIGHTS))
     torch.manual_seed(SEED)
     tokenizer = hf_folder.load_tokenizer(folder)

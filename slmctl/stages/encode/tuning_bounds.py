@@ -31,9 +31,9 @@ def obstacle(folder: Path) -> str:
     return ""
 
 
-def memory_bytes(folder: Path) -> int:
-    """Estimate of the peak of a tuning."""
-    return int(BASE_BYTES + WEIGHT_BYTES * safetensors_header.parameter_count(folder))
+def memory_bytes(weights: float) -> int:
+    """Estimate of the peak of tuning an encoder of so many weights."""
+    return int(BASE_BYTES + WEIGHT_BYTES * weights)
 
 
 def pooling(folder: Path) -> str:
