@@ -4,8 +4,8 @@
 
 DATA and DEMO are those of `sharper`. COUNT rows a label are learned (0 for all), a fifth as many validate, and the test
 rows are scored once. Stage `encode` decides as for a user: the tuned encoder ships where validation rows are likelier
-by it; `sharper --tuned` has it beside a tuned file. Log probabilities of each member are kept (`tuned-encoder.npz`).
-Data sets that are not run keep their figures.
+by it; `sharper --tuned` has it beside a tuned file. Log probabilities of each member are kept, to a sixteenth
+(`tuned-encoder.npz`). Data sets that are not run keep their figures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks import program, result, sharper
 from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
 from slmctl.metrics import cross_fitting, encoder_head
-from slmctl.metrics.label_sum import ENCODER, WORDS
+from slmctl.metrics.label_sum import ENCODER, LEAST, WORDS
 from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
@@ -116,12 +116,14 @@ def measured(
     places = np.array(names)
     shares = {key: float((places[table.argmax(axis=1)] == np.array(wanted)).mean())
               for key, table in {**answers, "frozen sum": of_frozen, "tuned sum": of_tuned}.items()}  # fmt: skip
-    ships, title = shares[f"{'tuned' if kept else 'frozen'} sum"], _title(name, count, len(train), len(test))
+    ships, key = shares[f"{'tuned' if kept else 'frozen'} sum"], _title(name, count, len(train))
+    title = f"{key}, {len(test)} test rows"
     held = {**frozen.members, TUNED: tuned.members[ENCODER]}
     for split, each in (("validation", held), ("test", answers)):
-        tables |= {f"{name} {count} {split} {key}": table.astype(np.float16) for key, table in each.items()}
-    tables |= {f"{name} {count} labels": places, f"{name} {count} test": np.array(wanted),
-               f"{name} {count} validation": np.array([label for _, label in validation])}  # fmt: skip
+        tables |= {f"{key} {split} {member}": (np.round(16 * np.maximum(table, LEAST)) / 16).astype(np.float16)
+                   for member, table in each.items()}  # fmt: skip
+    tables |= {f"{key} labels": places, f"{key} test": np.array(wanted),
+               f"{key} validation": np.array([label for _, label in validation])}  # fmt: skip
     seen = "out-of-scope questions told by the evidence, of 95 % in scope kept"
     told = [result.single(f"{title}: {seen}", recalls[1], "frozen", recalls[0], ">= 0.85")] if recalls else []
     goal = GOALS.get((name, count))
@@ -138,8 +140,8 @@ def measured(
     ]  # fmt: skip
 
 
-def _title(name: str, count: int, train: int, test: int) -> str:
-    return f"{name}, {f'{count} rows a label' if count else f'all {train} training rows'}, {test} test rows"
+def _title(name: str, count: int, train: int) -> str:
+    return f"{name}, {f'{count} rows a label' if count else f'all {train} training rows'}"
 
 
 def _record(text: str, label: str) -> Record:
