@@ -26,6 +26,8 @@ from slmctl.pipeline import row_estimate
 from slmctl.pipeline.estimates import KnownSizes, StageEstimate
 from slmctl.stages.encode import tuning, tuning_bounds
 
+pytestmark = pytest.mark.usefixtures("forked_children")  # which convert
+
 PAIRS = {("invoice", "parcel"): "alike", ("courier", "refund"): "alike", ("invoice", "courier"): "other",
          ("parcel", "refund"): "other"}  # fmt: skip
 CONFIG = tiny.CONFIG.replace("evaluate: {models: [base, adapter, gguf]}\n", "") + (
