@@ -26,7 +26,7 @@ from slmctl.pipeline import row_estimate
 from slmctl.pipeline.estimates import KnownSizes, StageEstimate
 from slmctl.stages.encode import tuning, tuning_bounds
 
-pytestmark = pytest.mark.usefixtures("forked_children")  # which convert
+pytestmark = pytest.mark.usefixtures("forked_children")  # the converter is a child that imports torch
 
 PAIRS = {("invoice", "parcel"): "alike", ("courier", "refund"): "alike", ("invoice", "courier"): "other",
          ("parcel", "refund"): "other"}  # fmt: skip
