@@ -485,13 +485,13 @@ def test_written_default_and_left_out_default_are_one_recipe() -> None:
         ("finetune: {epochs: 2}", 499, 135e6, 2, 8e-4, 16),
         ("finetune: {epochs: auto, learning_rate: 1e-3}", 499, 135e6, 8, 1e-3, 16),
         ("finetune: {max_steps: 40}", 499, 135e6, 3, 8e-4, 16),  # which counts no epochs, so old recipes stay
-        ("json", 499, 135e6, 8, 5e-4, 4),
-        ("json", 4999, 135e6, 3, 5e-4, 4),
+        ("json", 499, 135e6, 8, 8e-4, 4),
+        ("json", 4999, 135e6, 3, 8e-4, 4),
         ("json", 5000, 135e6, 3, 4e-4, 16),
         ("json", 499, 500e6, 8, 4e-4, 16),
-        ("json finetune: {epochs: 2}", 499, 135e6, 2, 5e-4, 4),
+        ("json finetune: {epochs: 2}", 499, 135e6, 2, 8e-4, 4),
         ("json finetune: {batch_size: 16}", 499, 135e6, 8, 8e-4, 16),
-        ("json finetune: {learning_rate: 8e-4}", 499, 135e6, 8, 8e-4, 16),  # which was chosen for batches of 16
+        ("json finetune: {learning_rate: 1e-3}", 499, 135e6, 8, 1e-3, 4),
         ("json finetune: {max_steps: 40}", 499, 135e6, 3, 8e-4, 16),
     ],
 )

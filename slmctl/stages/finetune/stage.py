@@ -183,7 +183,7 @@ def _weights(shape: ModelShape | None) -> int:
 
 
 def _follows_rows(section: FinetuneConfig) -> bool:
-    """True where a number was chosen by the rows; `batch_size` is 16 where the two others are written."""
+    """True where the rows chose passes or rate."""
     return "auto" in (section.epochs, section.learning_rate)
 
 
