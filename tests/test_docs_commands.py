@@ -58,7 +58,6 @@ NOT_RUN = {
         "slmctl serve runs/gguf/BASE": "adapters", "slmctl serve registry/desk/1.0 --engine-url": "vLLM",
     },
     "tags.md": {"slmctl init topic-tagging": "a base that is fetched, and a training of some minutes"},
-    "sweep.md": {"slmctl sweep": "21 trainings; test_sweep_command runs others"},
     "tutorial.md": {"slmctl": "see test_tutorial"},
     "vllm.md": {"slmctl serve registry/desk/1.0 --engine-url": "vLLM; see test_example_vllm"},
     "wheel.md": {

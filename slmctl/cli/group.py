@@ -173,7 +173,7 @@ def artifact_option(role: str, help: str, kind: str = "") -> Callable[[Callable[
 SECTIONS = {
     "Begin": ("init", "run", "serve", "predict"),
     "Make": (
-        "pull", "label", "prepare", "encode", "finetune", "sweep", "merge", "quantize", "sum", "evaluate",
+        "pull", "label", "prepare", "encode", "finetune", "merge", "quantize", "sum", "evaluate",
         "calibrate",
     ),
     "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
@@ -195,7 +195,7 @@ NAMES_ELSEWHERE = {  # of other tools, for what a command here does
     "pipeline": ("run",), "preprocess": ("prepare",), "prune": ("gc",), "push": ("publish",),
     "release": ("publish",), "rollback": ("promote",), "score": ("evaluate",), "start": ("serve",),
     "status": ("ls",), "tag": ("promote",), "test": ("evaluate",), "train": ("finetune",),
-    "hyperparameters": ("sweep",), "optuna": ("sweep",), "search": ("sweep",), "tune": ("finetune", "sweep"),
+    "hyperparameters": ("finetune",), "sweep": ("finetune", "ls"), "tune": ("finetune",),
     "upload": ("publish",), "delete": ("gc", "keys"), "import": ("init", "pull"), "remove": ("gc", "keys"),
 }  # fmt: skip
 DONE_OTHERWISE = {  # without a command

@@ -21,7 +21,6 @@ from slmctl.cli import (
     review_command,
     serve_commands,
     stage_commands,
-    sweep_command,
     watch_command,
 )
 from slmctl.cli.group import cli, terminal
@@ -29,7 +28,7 @@ from slmctl.errors import PausedError, SlmctlError, StageError
 from slmctl.network import guard
 
 for commands in (
-    stage_commands.COMMANDS, predict_command.COMMANDS, sweep_command.COMMANDS, serve_commands.COMMANDS,
+    stage_commands.COMMANDS, predict_command.COMMANDS, serve_commands.COMMANDS,
     review_command.COMMANDS, watch_command.COMMANDS, inspect_commands.COMMANDS,
 ):  # fmt: skip
     for command in commands:

@@ -53,4 +53,3 @@ from slmctl.config.serve_section import (
     Prices,
     ServeConfig,
 )
-from slmctl.config.strict_yaml import listed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -166,18 +165,3 @@ class StrictYaml:
             return text
         number.raw = text
         return number
-
-
-def listed(text: str) -> list[str]:
-    """Split `1e-4,[a, b],c` into its values, each as YAML text.
-
-    Raises:
-        UsageError: `text` is not a list of YAML values.
-    """
-    try:
-        values = StrictYaml("").read(f"[{text}]")
-    except UsageError:
-        values = None
-    if not isinstance(values, list) or not values:
-        raise UsageError(f"'{text[:200]}' is not a list of values", hint="such as 2e-4,4e-4,8e-4")
-    return [value if isinstance(value, str) else getattr(value, "raw", json.dumps(value)) for value in values]

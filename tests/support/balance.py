@@ -52,7 +52,6 @@ LONGEST = (
     "stages/publish/test_publish.py",
     "hostile/test_changing_source.py",
     "model_files/test_transformers_answerer.py",
-    "cli/test_sweep_command.py",
     "inference/test_engine.py",
 )
 SHOWN = 25  # files that are listed

@@ -278,7 +278,6 @@ def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingRes
         "validation_loss": round(progress.best, 6),
         "validation_loss_last": round(result.loss_last, 6),
         "validation_loss_before": round(result.loss_before, 6),
-        "validation_blocks": [list(block) for block in progress.best_blocks],
         "learned": result.learned,
         "overfitted": result.overfitted,
         "too_long": inputs.overlong,

@@ -27,7 +27,7 @@ from trl import SFTTrainer
 from slmctl import console
 from slmctl.console import percent
 from slmctl.errors import StageError
-from slmctl.metrics import trial_choice
+from slmctl.metrics.validation_gain import sure_gain
 from slmctl.model_files import memory
 from slmctl.stages.finetune import checkpoint as checkpoint_files
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
@@ -37,6 +37,7 @@ from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 ESTIMATE_AFTER_STEPS = 5  # steps
 TRIM_EVERY_STEPS = 10  # steps
 VALIDATION_BLOCKS = 32  # groups of validation records, at most, whose differences show what is chance
+CONFIDENCE = 0.95  # that the last weights are worse than the best, where these replace them
 LEAST_SCALE = 1.0  # of a float16 loss; below it, gradients overflow without scaling
 DIVERGED_HINT = "--set finetune.learning_rate=1e-4"
 
@@ -275,8 +276,7 @@ class AnswerTrainer(SFTTrainer):
         """
         best, last = (np.array(blocks, np.float64) for blocks in (self.progress.best_blocks, self.blocks))
         earlier = sum("eval_loss" in entry for entry in self.state.log_history) - 1
-        confidence = 1 - (1 - trial_choice.CONFIDENCE) / max(earlier, 1)
-        return trial_choice.paired_gain(last, best).bound(confidence) > 0
+        return sure_gain(last, best, 1 - (1 - CONFIDENCE) / max(earlier, 1)) > 0
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -102,12 +102,6 @@ def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
     # what was saved is the best step's: transformers and PEFT find its loss in it
     tuned = PeftModel.from_pretrained(hf_folder.load_model(artifacts["base"].path), out).eval()
     assert loss_of(tuned, rows) == pytest.approx(validations[best], rel=0.02)
-    left = iter(rows)
-    for records, tokens, nats in metrics["validation_blocks"]:
-        block = list(itertools.islice(left, records))
-        assert tokens == sum(map(trainer.answer_tokens, block))
-        assert loss_of(tuned, block) * tokens == pytest.approx(nats, rel=0.05, abs=0.02)
-    assert not list(left)
 
 
 def test_the_log_has_these_columns(stopped: tuple[dict[str, Any], Path]) -> None:
