@@ -176,7 +176,6 @@ def test_a_request_behind_a_large_body_is_answered(server: Gateway, raw: bytes, 
         ([whole() * 3], [b"200", b"200", b"200"]),
         ([b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], [b"200"]),
         ([whole()[:-1]], []),
-        ([whole().replace(b"HTTP/1.1", b"HTTP/1.0")], []),  # such a client knows no interim response
     ],
 )
 def test_a_client_that_ends_its_side_gets_its_answer(server: Gateway, sent: list[bytes], statuses: list[bytes]) -> None:
@@ -187,10 +186,8 @@ def test_a_client_that_ends_its_side_gets_its_answer(server: Gateway, sent: list
 
 def test_a_client_that_knows_no_interim_response_gets_none(server: Gateway) -> None:
     answer = talk(server, [whole().replace(b"HTTP/1.1", b"HTTP/1.0")], hang_up=True)
-    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) in (
-        [],
-        [b"200"],
-    )  # its answer, where it came before the end was seen
+    seen = re.findall(rb"HTTP/1\.1 (\d+)", answer)
+    assert seen in ([], [b"200"])  # its answer, where it came before the end was seen
 
 
 def test_a_client_that_hangs_up_behind_a_whole_request_frees_its_place(server: Gateway) -> None:
