@@ -83,9 +83,16 @@ def stopped(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFac
     """A training at far too high a rate, which stops after its third validation that is worse than the best one."""
     out = tmp_path_factory.mktemp("stopped") / "one"
     settings = {"learning_rate": 5e-2, "lr_scheduler": "constant", "batch_size": 8, "validate_every": 5}
+    blocks: list[tuple[int, float, float]] = []  # of the kept weights
+
+    def is_worse(self: trainer.AnswerTrainer) -> bool:
+        blocks[:] = self.progress.best_blocks
+        return self.blocks != blocks
+
     with pytest.MonkeyPatch.context() as patch:  # on so few records, luck is rarely ruled out
-        patch.setattr(trainer.AnswerTrainer, "is_surely_worse", lambda self: self.blocks != self.progress.best_blocks)
-        return trained(artifacts, out, epochs=40, patience=3, **settings), out
+        patch.setattr(trainer.AnswerTrainer, "is_surely_worse", is_worse)
+        metrics = trained(artifacts, out, epochs=40, patience=3, **settings)
+    return {**metrics, "validation_blocks": blocks}, out
 
 
 def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
@@ -102,6 +109,12 @@ def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
     # what was saved is the best step's: transformers and PEFT find its loss in it
     tuned = PeftModel.from_pretrained(hf_folder.load_model(artifacts["base"].path), out).eval()
     assert loss_of(tuned, rows) == pytest.approx(validations[best], rel=0.02)
+    left = iter(rows)
+    for records, tokens, nats in metrics["validation_blocks"]:
+        block = list(itertools.islice(left, records))
+        assert tokens == sum(map(trainer.answer_tokens, block))
+        assert loss_of(tuned, block) * tokens == pytest.approx(nats, rel=0.05, abs=0.02)
+    assert not list(left)
 
 
 def test_the_log_has_these_columns(stopped: tuple[dict[str, Any], Path]) -> None:
