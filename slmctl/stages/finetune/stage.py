@@ -121,7 +121,7 @@ class Finetune(Stage[FinetuneConfig]):
 
     def choices(self, sizes: KnownSizes) -> str:
         section, rows = sizes.settings.finetune, sizes.rows
-        if not _follows_rows(section) or rows is None:
+        if not section.is_auto or rows is None:
             return ""
         return self._choice(section, rows.train, _weights(sizes.shape), "" if rows.exact else "about ")
 
@@ -154,7 +154,7 @@ class Finetune(Stage[FinetuneConfig]):
         prepared, weights = request.inputs[PREPARED.name], _weights(plan.shape_of_base(self.project))
         assert isinstance(prepared, Artifact)
         train, own = prepared.metrics["train"], self.settings
-        if _follows_rows(own) and own.resolved(train, weights, structured=self._structured) == request.section:
+        if own.is_auto and own.resolved(train, weights, structured=self._structured) == request.section:
             console.say(f"  {self._choice(own, train, weights)}")
         return super().run(request, out=out, **more)
 
@@ -180,11 +180,6 @@ STAGE = Finetune
 def _weights(shape: ModelShape | None) -> int:
     """Number of weights of a base; 0 if unknown."""
     return shape.parameters if shape is not None else 0
-
-
-def _follows_rows(section: FinetuneConfig) -> bool:
-    """True where the rows chose passes or rate."""
-    return "auto" in (section.epochs, section.learning_rate)
 
 
 def computed_records(section: FinetuneConfig, train: int, validation: int) -> float:

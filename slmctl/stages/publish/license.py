@@ -119,10 +119,9 @@ def carry_encoder(source: str, weights: str, label: str, out: Path) -> None:
     """Write the files that the license of a sentence encoder requires; `weights` says if they were changed."""
     text = f"encoder.gguf is the sentence encoder {source} as GGUF, its weights {weights}."
     terms = f"License of the original: {label}." if label else "The original states no license."
-    alone = not (out / "NOTICE").exists()
+    name = "LICENSE.encoder" if (out / "NOTICE").exists() else "LICENSE"  # beside a base, LICENSE is that of the base
     _add_notice([text, terms], out)
-    if alone:  # beside a base's file, LICENSE would read as that of the base
-        _add_apache(label, out)
+    _add_apache(label, out, name)
 
 
 def _add_notice(lines: Sequence[str], out: Path) -> None:
@@ -131,13 +130,14 @@ def _add_notice(lines: Sequence[str], out: Path) -> None:
     path.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _add_apache(label: str, out: Path) -> None:
-    if label == "apache-2.0" and not any(path.name.startswith("LICENSE") for path in out.iterdir()):
+def _add_apache(label: str, out: Path, name: str = "LICENSE") -> None:
+    carried = {_license_of_text(path) for path in out.glob("LICENSE*")}
+    if label == "apache-2.0" and label not in carried and not (out / name).exists():
         # Apache 2.0 requires a copy of itself, and slmctl's own is the same text
         installed = importlib.metadata.distributions(name="slmctl")  # a build's leftovers may stand before the real one
         texts = [text for package in installed if (text := package.read_text("licenses/LICENSE"))]
         if texts:
-            (out / "LICENSE").write_text(texts[0], encoding="utf-8")
+            (out / name).write_text(texts[0], encoding="utf-8")
 
 
 def _id(text: str) -> str:

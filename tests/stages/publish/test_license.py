@@ -125,10 +125,13 @@ def test_an_encoder_beside_a_file_is_named_and_not_taken_for_the_base(tmp_path: 
     notice = (out / "NOTICE").read_text()
     assert "gemma-3-270m" in notice and "pypi:words==1.0 as GGUF, its weights changed: they learned" in notice
     assert not (out / "LICENSE").exists()
+    assert "Version 2.0, January 2004" in (out / "LICENSE.encoder").read_text()
 
 
 def test_apache_s_text_goes_along_where_the_base_has_none(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     license.carry(base(tmp_path / "base", "plain", "apache-2.0"), "apache-2.0", "It was tuned.", out)
+    license.carry_encoder("pypi:words==1.0", "unchanged", "apache-2.0", out)
     assert "Version 2.0, January 2004" in (out / "LICENSE").read_text()
+    assert [path.name for path in out.glob("LICENSE*")] == ["LICENSE"]
