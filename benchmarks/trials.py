@@ -1,10 +1,11 @@
 """Trials of training, each alone: what validation rows gain by it over a training that learns labels as any text.
 
-    python -m benchmarks.trials DATA BASE [--set banking77] [--folder FOLDER]
+    python -m benchmarks.trials DATA BASE [--set banking77] [--folder FOLDER] [--neighbours]
 
 DATA is the folder that holds `banking77/` and `clinc150/`; BASE is what `base:` takes. Each seed draws training rows of
 its own, the same for every trial; the rows that are scored are the same for all, and others choose what a class head
-needs. No test row is used. A run that is stopped goes on.
+needs. No test row is used. A run that is stopped goes on. With `--neighbours` rows of any length share a step, beside
+rows of like length, which pad less.
 """
 
 from __future__ import annotations
@@ -43,15 +44,17 @@ from slmctl.models import prompts
 from slmctl.models.model import OpenModel
 from slmctl.stages.finetune import finetune
 from slmctl.stages.finetune.label_loss import SHARE
-from slmctl.stages.finetune.trainer import AnswerTrainer
+from slmctl.stages.finetune.trainer import AnswerTrainer, LengthGroupedSampler
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
 EPOCHS, CHOOSING, SCORED, SEEDS = 4, 150, 800, (0, 1, 2)
 SETS = {"banking77": (program.banking77, 400), "clinc150": (program.clinc150, 600)}  # with their training rows
 CONTROL, LABELS = "today's recipe", "loss over the labels"  # the control learns labels as any text
+NEIGHBOURS = "loss over the labels, neighbours of a step at random"
 MEAN, HEAD, BOTH = "mean of the last third of steps", "class head", "class head and label, added"
 ERRORS = 2  # standard errors by which a gain must be larger, since one data set is measured
+WINDOW = LengthGroupedSampler.WINDOW
 FLOOR = 1e-6  # least probability of a label, where two models are added
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the class head beside the label search
 CONFIG = """\
@@ -77,16 +80,19 @@ def main() -> None:
     parser.add_argument("base")
     parser.add_argument("--set", choices=SETS, default="banking77")
     parser.add_argument("--folder", type=Path, default=Path("trials"))
+    parser.add_argument("--neighbours", action="store_true")
     options = parser.parse_args()
     read, count = SETS[options.set]
     train, validation, _ = read(options.data)
     found: list[dict[str, list[bool]]] = [{} for _ in SEEDS]
-    for variant, (seed, each) in itertools.product((CONTROL, LABELS), zip(SEEDS, found, strict=True)):
+    variants = (LABELS, NEIGHBOURS) if options.neighbours else (CONTROL, LABELS)
+    for variant, (seed, each) in itertools.product(variants, zip(SEEDS, found, strict=True)):
         each |= measured(seed, variant, [*train, *validation], options)
-    rows, seeds = compared(found)
-    name = "trials" + f"-{options.set}" * (options.set != "banking77")
+    rows, seeds = compared(found, variants[0])
+    name = "trials" + "-neighbours" * options.neighbours + f"-{options.set}" * (options.set != "banking77")
+    command = f"python -m benchmarks.trials DATA BASE --set {options.set}" + " --neighbours" * options.neighbours
     result.write(
-        name, f"python -m benchmarks.trials DATA BASE --set {options.set}", rows,
+        name, command, rows,
         ("torch", "transformers", "trl", "peft"),
         base=options.base, train=count, choosing=CHOOSING, scored=SCORED, share=SHARE, seeds=seeds,
     )  # fmt: skip
@@ -120,15 +126,15 @@ def project(place: Path, base: str, labels: Sequence[str], parts: Mapping[str, P
     program.slmctl(place, "run", "--until", "prepare")
 
 
-def compared(found: Sequence[dict[str, list[bool]]]) -> tuple[list[result.Row], dict[str, Any]]:
-    """A row for each trial beside the control; and for each its accuracy by seed, its gain, and the errors of that.
+def compared(found: Sequence[dict[str, list[bool]]], peer: str) -> tuple[list[result.Row], dict[str, Any]]:
+    """A row for each trial beside the peer; and for each its accuracy by seed, its gain, and the errors of that.
 
     The error is the larger one of that over seeds and that over rows, each of differences between pairs.
     """
     rows, seeds = [], {}
     for variant in found[0]:
         there = [each for each in found if variant in each]
-        ours, control = (np.array([each[kind] for each in there], np.float64) for kind in (variant, CONTROL))
+        ours, control = (np.array([each[kind] for each in there], np.float64) for kind in (variant, peer))
         gains = (ours - control).mean(axis=1)  # (seeds,)
         of_seeds = statistics.stdev(gains) / math.sqrt(len(gains))
         of_rows = float((ours - control).mean(axis=0).std(ddof=1) / math.sqrt(ours.shape[1]))
@@ -143,10 +149,10 @@ def compared(found: Sequence[dict[str, list[bool]]]) -> tuple[list[result.Row], 
         ratios = accuracy / other
         spread = (round(float(ratios.min()), 3), round(float(ratios.max()), 3))
         told = f"{variant}: accuracy" + (
-            f" ({100 * gain:+.1f} points, standard error {100 * error:.1f})" if variant != CONTROL else ""
+            f" ({100 * gain:+.1f} points, standard error {100 * error:.1f})" if variant != peer else ""
         )
         means = (round(float(values.mean()), 4) for values in (accuracy, other, ratios))
-        rows.append(result.Row(told, next(means), CONTROL, next(means), round(next(means), 3), spread, "", None))
+        rows.append(result.Row(told, next(means), peer, next(means), round(next(means), 3), spread, "", None))
     return rows, seeds
 
 
@@ -161,6 +167,7 @@ def trial(place: Path, variant: str, seed: int) -> dict[str, list[bool]]:
     )
     tokenizer = hf_folder.load_tokenizer(base.path)
     inputs = finetune._read_inputs(config, base, prepared, tokenizer)
+    LengthGroupedSampler.WINDOW = 1 if variant == NEIGHBOURS else WINDOW
     torch.manual_seed(seed)
     model, packs, _ = finetune._load_model(config, base.path, inputs.library, inputs.plan)
     if variant == CONTROL:
