@@ -1,12 +1,12 @@
 """Cheap models on Banking77, CLINC150, SNIPS and the demo, by rows a label; and a tuned file in the sum beside them.
 
-    python -m benchmarks.sharper DATA DEMO [--encoder ENCODER]
+    python -m benchmarks.sharper DATA DEMO [--encoder ENCODER] [--only NAME...]
     python -m benchmarks.sharper --tuned NAME=PROJECT...
 
 DATA holds public data sets as `../shared/data/` does, DEMO is a project that has prepared the demo's rows. Of few rows
 a label the accuracy is the mean of DRAWS draws, a fifth as many are validation rows, and the other training rows are
 rows without an answer. ENCODER is what `encode.encoder` takes. The test rows are scored once for each draw; all members
-learn the same rows.
+learn the same rows, and the accuracy of each draw is kept (`draws`).
 
 Each PROJECT, of the data set NAME, has a section `encode` and has run until `evaluate`, by which its test rows were
 scored once: the newest report is read, and figures of other rows stay as they are. Predictions of validation and test
@@ -44,7 +44,7 @@ from slmctl.task.records import read_records
 
 PEER = "words, same rows"
 A_LABEL = (5, 10, 20, 50, 0)  # training rows of each label; 0 for all
-DRAWS = 3  # of few rows a label
+DRAWS = 10  # of few rows a label
 GOALS = {  # of the sum with the rows without an answer, or of all rows, on the share of right answers
     "Banking77": {5: 0.83, 10: 0.87, 20: 0.905, 0: 0.946}, "CLINC150": {5: 0.91, 10: 0.935, 20: 0.955, 0: 0.972},
 }  # fmt: skip
@@ -58,6 +58,7 @@ def main() -> None:
     parser = program.parser(__doc__)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("demo", type=Path, nargs="?")
+    parser.add_argument("--only", nargs="+", help="of the data sets; the figures of others stay as they are")
     parser.add_argument("--tuned", nargs="+")
     parser.add_argument("--encoder", default=EncodeConfig().encoder)
     options = parser.parse_args()
@@ -74,7 +75,7 @@ def main() -> None:
         result.write("sum", "python -m benchmarks.sharper --tuned NAME=PROJECT...", told, packages, sums=sums)
         np.savez_compressed(result.FOLDER / "sum.npz", **kept)
         return
-    rows, intervals = [], dict[str, tuple[float, float]]()
+    rows, intervals, draws = [], dict[str, tuple[float, float]](), dict[str, list[float]]()
     with tempfile.TemporaryDirectory() as scratch:
         gguf, _ = encoder_source.kept(EncodeConfig(encoder=options.encoder), Path(scratch))
         with Encoder(gguf) as encoder:
@@ -84,11 +85,16 @@ def main() -> None:
                 "SNIPS": snips(options.data),
                 "the demo": demo(options.demo),
             }
-            for name, splits in sets.items():
-                rows += measured(name, encoder, *splits, intervals)
+            for name in options.only or sets:
+                rows += measured(name, encoder, *sets[name], intervals, draws)
+    if options.only:
+        written = json.loads((result.FOLDER / "sharper.json").read_bytes())
+        others = (result.Row(**row) for row in written["rows"] if row["metric"].split(",")[0] not in options.only)
+        rows = sorted([*others, *rows], key=lambda row: [*sets].index(row.metric.split(",")[0]))
+        intervals, draws = written["intervals"] | intervals, written["draws"] | draws
     result.write(
         "sharper", "python -m benchmarks.sharper DATA DEMO", rows, packages,
-        encoder=encoder_source.name(options.encoder), draws=DRAWS, intervals=intervals,
+        encoder=encoder_source.name(options.encoder), draws=draws, intervals=intervals,
     )  # fmt: skip
 
 
@@ -111,9 +117,14 @@ def snips(data: Path) -> tuple[Pairs, Pairs, Pairs]:
 
 def measured(
     name: str, encoder: Encoder, train: Pairs, validation: Pairs, test: Pairs,
-    intervals: dict[str, tuple[float, float]],
+    intervals: dict[str, tuple[float, float]], draws: dict[str, list[float]],
 ) -> list[result.Row]:  # fmt: skip
-    """The rows of one data set, and the 95 % interval of each accuracy (of a mean of draws: of the test rows alone)."""
+    """The rows of one data set.
+
+    Args:
+        intervals: Gets the 95 % interval of each accuracy (of a mean of draws: of the test rows alone).
+        draws: Gets the accuracy of each draw.
+    """
     train, validation, test = (list(split) for split in (train, validation, test))
     vectors = [encoder.encode([text for text, _ in split]) for split in (train, validation, test)]
     labels = sorted({label for _, label in train})
@@ -134,6 +145,7 @@ def measured(
         words, best = accuracies.pop(PEER), [*accuracies][-1]
         for kind, value in {PEER: words, **accuracies}.items():
             intervals[f"{told}: {kind}"] = wilson(round(value * len(test)), len(test))
+            draws[f"{told}: {kind}"] = [round(table[kind], 5) for table in tables]
         for kind, value in accuracies.items():
             goal = GOALS.get(name, {}).get(count) if kind == best else None
             rows.append(result.single(f"{told}: accuracy of {kind}", value, PEER, words, f">= {goal}" if goal else ""))
