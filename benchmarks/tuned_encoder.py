@@ -4,8 +4,8 @@
 
 DATA and DEMO are those of `sharper`. COUNT rows a label are learned (0 for all), a fifth as many validate, and the test
 rows are scored once. Stage `encode` decides as for a user: the tuned encoder ships where validation rows are likelier
-by it; `sharper --tuned` has it beside a tuned file. Log probabilities of each member are kept, to a sixteenth
-(`tuned-encoder.npz`). Data sets that are not run keep their figures.
+by it, and learns them too, as the frozen one does; `sharper --tuned` has it beside a tuned file. Log probabilities of
+each member are kept, to a sixteenth (`tuned-encoder.npz`). Data sets that are not run keep their figures.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import program, result, sharper
 from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
+from slmctl.inference import ENCODER as ENCODER_FILE
 from slmctl.metrics import cross_fitting, encoder_head
 from slmctl.metrics.label_sum import ENCODER, LEAST, WORDS
 from slmctl.metrics.likelihood import Logprobs
@@ -102,12 +103,13 @@ def measured(
         answers = frozen.model.logprobs(asked, questions)
         of_frozen, evidence = frozen.model.scored(asked, questions)
         recalls = [recall(evidence, frozen.model.scored(strange, unlike)[1])] if strange else []
-        begun, made = time.monotonic(), Path(scratch) / "tuned.gguf"
+        begun, first, whole = time.monotonic(), Path(scratch, "first"), Path(scratch, "whole")
         model = gguf.parent / encoder_source.MODEL
-        tuned = encode.tuned_sum(model, "", learned, vectors[: len(train)], named, frozen, made)
-        seconds = time.monotonic() - begun
+        tuned = encode.tuned_sum(model, "", learned, vectors[: len(train)], named, frozen, first)
         kept = encode.likelier(tuned, frozen, [label for _, label in validation])
-        with Encoder(made) as encoder:
+        tuned = encode.whole_sum("", learned, tuned, first, whole)
+        seconds = time.monotonic() - begun
+        with Encoder(whole / ENCODER_FILE) as encoder:
             others = encoder.encode(asked)
             unlike = encoder.encode(strange) if strange else others[:1]
         answers[TUNED] = tuned.model.logprobs(asked, others)[ENCODER]

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -24,7 +24,7 @@ from slmctl.config import EncodeConfig, Source
 from slmctl.errors import DataError, StageError, UsageError
 from slmctl.inference import ENCODER, SUM_FILE
 from slmctl.metrics import encoder_head, label_sum, linear_baseline
-from slmctl.metrics.encoder_head import Floats, Named
+from slmctl.metrics.encoder_head import EncoderHead, Floats, Named
 from slmctl.metrics.label_sum import WORDS, LabelSum
 from slmctl.metrics.likelihood import Logprobs, normalised, sharpest
 from slmctl.metrics.statistics import hashed_position, wilson
@@ -225,32 +225,52 @@ class Fitted:
 
 
 def tuned_sum(
-    model: Path, source: str, rows: LearnedRows, vectors: Floats, named: Named | None, frozen: Fitted, gguf: Path
+    model: Path, source: str, rows: LearnedRows, vectors: Floats, named: Named | None, frozen: Fitted, out: Path
 ) -> Fitted:  # fmt: skip
     """The sum with the encoder tuned on the training rows in place of the frozen one, which the validation rows judge.
 
     Args:
         model: The folder of the encoder.
         vectors: (n, size) of the training rows, by the frozen encoder.
-        gguf: The file to write, of the tuned encoder.
+        out: Gets the tuned encoder as a GGUF file, `ENCODER`, and as a folder, `encoder_source.MODEL`.
 
     Raises:
         DataError: transformers cannot load the encoder.
     """
-    from slmctl.stages.encode import tuning  # imports torch
-
     labels, answers = [record.answer for record in rows.train], [record.answer for record in rows.validation]
     apart = np.full(len(labels), -1)  # no fold: the validation rows judge
     head = encoder_head.cross_fit(vectors, labels, fold=apart, named=named, strengths=[frozen.strength]).head
-    with tempfile.TemporaryDirectory(dir=gguf.parent) as scratch:
-        folder = Path(scratch) / encoder_source.MODEL
-        head = tuning.tune(model, [record.input for record in rows.train], labels, head, folder)
-        gguf_converter.convert(folder, gguf, dtype="f16", metadata={"general.name": f"{source}, tuned"})
-    table = normalised(head.evidence(_vectors(gguf, [record.input for record in rows.validation])))
+    head = _tuned(model, source, rows.train, head, out)
+    table = normalised(head.evidence(_vectors(out / ENCODER, [record.input for record in rows.validation])))
     members = frozen.members | {label_sum.ENCODER: table}
     weights = label_sum.choose(members, frozen.model.labels, answers).weights
     both = LabelSum(frozen.model.labels, weights, head, frozen.model.words)
     return Fitted(both, members, _score(len(labels), members, both, answers))
+
+
+def whole_sum(source: str, rows: LearnedRows, tuned: Fitted, first: Path, out: Path) -> Fitted:
+    """A tuned sum after its encoder has learned all rows that may be learned; its weights stay.
+
+    Args:
+        first, out: Folders that `tuned_sum` has written, and that this writes alike.
+    """
+    records = [*rows.train, *rows.validation]
+    assert tuned.model.head is not None
+    learned, passes = [records[k] for k in rows.places.tolist()], tuning_bounds.PASSES_WHOLE
+    head = _tuned(first / encoder_source.MODEL, source, learned, tuned.model.head, out, passes)
+    return replace(tuned, model=replace(tuned.model, head=head))
+
+
+def _tuned(
+    model: Path, source: str, rows: Sequence[Record], head: EncoderHead, out: Path, passes: int = tuning_bounds.PASSES
+) -> EncoderHead:  # fmt: skip
+    """Tune an encoder and its head on some rows, and write both its forms, see `tuned_sum`; returns the head."""
+    from slmctl.stages.encode import tuning  # imports torch
+
+    folder = out / encoder_source.MODEL
+    head = tuning.tune(model, [row.input for row in rows], [row.answer for row in rows], head, folder, passes)
+    gguf_converter.convert(folder, out / ENCODER, dtype="f16", metadata={"general.name": f"{source}, tuned"})
+    return head
 
 
 def _better(
@@ -263,10 +283,12 @@ def _better(
     try:
         _require_tunable(model, rows, frozen)
         with tempfile.TemporaryDirectory(dir=gguf.parent) as scratch:
-            made = Path(scratch) / ENCODER
-            tuned = tuned_sum(model, source, rows, vectors, named, frozen, made)
+            first, whole = Path(scratch, "first"), Path(scratch, "whole")
+            tuned = tuned_sum(model, source, rows, vectors, named, frozen, first)
             if kept := likelier(tuned, frozen, [record.answer for record in rows.validation]):
-                atomic.move(made, gguf)
+                console.say("  the tuned encoder makes the validation rows likelier, and learns them too")
+                tuned = whole_sum(source, rows, tuned, first, whole)
+                atomic.move(whole / ENCODER, gguf)
     except (DataError, StageError) as error:  # also of encoders that llama.cpp runs and transformers does not
         console.say(f"  the encoder stays frozen: {error.message}")
         return frozen, None
@@ -331,8 +353,7 @@ def _lines(facts: EncodeFacts) -> list[str]:
     share = console.percent(facts["right"] / facts["rows"])
     scored = f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
     beside = "linear models on the encoder and on words get" if facts["source"] else "a linear model on words gets"
-    learn = "the words learn" if facts.get("tuned", {}).get("kept") else "they learn"
-    lines = [f"{beside} {scored} right, before {learn} these rows too; the same rows chose their settings"]
+    lines = [f"{beside} {scored} right, before they learn these rows too; the same rows chose their settings"]
     if (tuned := facts.get("tuned")) is not None:
         with_it, without = (console.percent(tuned[key] / facts["rows"]) for key in ("right", "frozen"))
         outcome = "takes its place" if tuned["kept"] else "makes these rows no likelier and is left out"

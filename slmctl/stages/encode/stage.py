@@ -29,7 +29,7 @@ class Encode(Stage[EncodeConfig]):
     takes = (PREPARED,)
     imports = ("llama_cpp", "sklearn")
     uses = ("llama_cpp_python", "scikit-learn", "torch", "transformers")
-    version = 9
+    version = 10
     fetches_once = True
 
     def completed(self, section: EncodeConfig) -> EncodeConfig:
@@ -104,10 +104,12 @@ class Encode(Stage[EncodeConfig]):
         if self._tunes and rows.validation >= tuning_bounds.FEWEST:
             here = self._folder.is_dir()
             weights = safetensors_header.parameter_count(self._folder) if here else WEIGHTS
-            disk += int(6 * weights)  # in float32, and the GGUF file
+            disk += int(12 * weights)  # twice in float32, and as a GGUF file
             peak += tuning_bounds.memory_bytes(weights)
-            learned = tuning_bounds.PASSES * rows.train * tokens / tuning_bounds.TOKENS_A_SECOND
-            seconds += min(tuning_bounds.MOST_SECONDS, learned * weights / WEIGHTS)
+            bounds, every = tuning_bounds, rows.train + rows.validation
+            learned = (bounds.PASSES * rows.train + bounds.PASSES_WHOLE * every) * tokens / bounds.TOKENS_A_SECOND
+            most = bounds.MOST_SECONDS * (1 + bounds.PASSES_WHOLE / bounds.PASSES)
+            seconds += min(most, learned * weights / WEIGHTS)
         return StageEstimate(disk, peak, seconds)
 
     @property

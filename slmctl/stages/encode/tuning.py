@@ -31,13 +31,16 @@ LONGEST = 512  # tokens that count of a text, as where the encoder answers
 SEED = 0
 
 
-def tune(folder: Path, texts: Sequence[str], labels: Sequence[str], head: EncoderHead, out: Path) -> EncoderHead:
+def tune(
+    folder: Path, texts: Sequence[str], labels: Sequence[str], head: EncoderHead, out: Path, passes: int = PASSES
+) -> EncoderHead:  # fmt: skip
     """Tune an encoder and its head on the CPU, and write the encoder as another model folder; returns the head.
 
     Args:
         folder: The encoder's model folder, see `encoder_source.kept`.
         texts, labels: The rows; every label is one of the head's.
         out: The folder to write, which does not exist.
+        passes: Over the rows, see `steps_of`.
 
     Raises:
         DataError: transformers cannot load the encoder.
@@ -54,7 +57,7 @@ def tune(folder: Path, texts: Sequence[str], labels: Sequence[str], head: Encode
     tokens = tokenizer(list(texts), truncation=True, max_length=longest, split_special_tokens=True)["input_ids"]
     places = torch.tensor([head.labels.index(label) for label in labels])
     weights, bias = (torch.nn.Parameter(torch.tensor(part)) for part in (head.weights, head.bias))
-    steps, first = steps_of(model, tokens), tuning_bounds.pooling(folder) == "cls"
+    steps, first = steps_of(model, tokens, passes), tuning_bounds.pooling(folder) == "cls"
     optimizer = torch.optim.AdamW([*model.parameters(), weights, bias], RATE, weight_decay=DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps))
     narrow = resolve_matmul_dtype("auto") == "bfloat16"
@@ -92,11 +95,11 @@ def pooled(states: torch.Tensor, mask: torch.Tensor, *, first: bool) -> torch.Te
     return torch.nn.functional.normalize(vectors, dim=-1)
 
 
-def steps_of(model: torch.nn.Module, tokens: Sequence[Sequence[int]]) -> int:
-    """Steps of PASSES passes over the rows, or as many as WORK allows; 1 at the least."""
+def steps_of(model: torch.nn.Module, tokens: Sequence[Sequence[int]], passes: int) -> int:
+    """Steps of some passes over the rows, or as many as WORK allows for them; 1 at the least."""
     multiplied = sum(p.numel() for name, p in model.named_parameters() if "embedding" not in name)
     a_step = multiplied * BATCH * max(1.0, sum(map(len, tokens)) / len(tokens))
-    return max(1, min(PASSES * math.ceil(len(tokens) / BATCH), int(WORK / a_step)))
+    return max(1, min(passes * math.ceil(len(tokens) / BATCH), int(WORK * passes / PASSES / a_step)))
 
 
 def _share(step: int, steps: int) -> float:

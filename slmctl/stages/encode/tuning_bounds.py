@@ -8,7 +8,7 @@ from slmctl.artifacts import bounded_json
 from slmctl.model_files import safetensors_header
 
 FEWEST = 40  # validation rows that judge a tuned encoder
-PASSES = 10
+PASSES, PASSES_WHOLE = 10, 3  # over the training rows; then over these and the validation rows
 WORK = 6e12  # weights times tokens: five minutes of two cores, on which MiniLM-L6 learns TOKENS_A_SECOND
 TOKENS_A_SECOND, MOST_SECONDS = 1850, 330
 LARGEST = 150e6  # weights: of larger encoders WORK allows too few steps
