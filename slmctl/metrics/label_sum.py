@@ -170,11 +170,12 @@ def choose(
 ) -> Weighing:
     """The weights by which held-out rows are the likeliest; a member that brings less than the floor is left out.
 
-    The likelihood is concave in the weights. Where no row tells, the first member answers alone, and where each one
-    misleads, the last one: a sum has a member.
+    Where several do, the first goes, the dearest to serve; then the others are judged anew. The likelihood is concave
+    in the weights. Where no row tells, the first member answers alone, and where each one misleads, the last one: a sum
+    has a member.
 
     Args:
-        members: By name, log probabilities (n, L).
+        members: By name, log probabilities (n, L), in the order of `MEMBERS`.
         names: The L labels, sorted.
         references: The n right labels; a reference that is none of the names counts for nothing.
         floor: Least gain of a member that is kept, see `Weighing`.
@@ -194,10 +195,10 @@ def choose(
             answers = weighted(others, _likeliest(others, places)).argmax(axis=1) if others else None
             without = shares[np.arange(len(places)), answers] if answers is not None else 0.0
             gains[left] = float((best - without).mean())
-        least = min(rows, key=lambda name: (gains[name], weights[name]))
-        if len(rows) == 1 or (gains[least] >= floor and weights[least] > 0):
-            return Weighing(weights if any(weights.values()) else {least: 1.0}, gains)
-        del rows[least]
+        idle = [name for name in rows if gains[name] < floor or weights[name] <= 0]
+        if len(rows) == 1 or not idle:
+            return Weighing(weights if any(weights.values()) else dict.fromkeys(rows, 1.0), gains)
+        del rows[idle[0]]
 
 
 def weighted(members: Mapping[str, Logprobs], weights: Mapping[str, float]) -> Logprobs:
