@@ -230,7 +230,7 @@ def copy_members(made: Artifact, out: Path) -> dict[str, Any]:
         return facts
     header = gguf_header.read(made.file(ENCODER))
     terms = encoder_source.LICENSES.get(facts["source"]) or str(header.metadata.get("general.license", ""))
-    weights = "changed: they learned the training rows" if made.metrics.get("tuned") else "unchanged"
+    weights = "changed: they learned training and validation rows" if made.metrics.get("tuned") else "unchanged"
     return facts | {"license": terms, "size": made.file(ENCODER).stat().st_size, "encoder_weights": weights}
 
 
