@@ -240,7 +240,7 @@ def tuned_sum(
     labels, answers = [record.answer for record in rows.train], [record.answer for record in rows.validation]
     apart = np.full(len(labels), -1)  # no fold: the validation rows judge
     head = encoder_head.cross_fit(vectors, labels, fold=apart, named=named, strengths=[frozen.strength]).head
-    head = _tuned(model, source, rows.train, head, out)
+    head = _tuned(model, source, rows.train, head, out, tuning_bounds.PASSES)
     table = normalised(head.evidence(_vectors(out / ENCODER, [record.input for record in rows.validation])))
     members = frozen.members | {label_sum.ENCODER: table}
     weights = label_sum.choose(members, frozen.model.labels, answers).weights
@@ -262,7 +262,7 @@ def whole_sum(source: str, rows: LearnedRows, tuned: Fitted, first: Path, out: P
 
 
 def _tuned(
-    model: Path, source: str, rows: Sequence[Record], head: EncoderHead, out: Path, passes: int = tuning_bounds.PASSES
+    model: Path, source: str, rows: Sequence[Record], head: EncoderHead, out: Path, passes: int
 ) -> EncoderHead:  # fmt: skip
     """Tune an encoder and its head on some rows, and write both its forms, see `tuned_sum`; returns the head."""
     from slmctl.stages.encode import tuning  # imports torch

@@ -32,7 +32,7 @@ SEED = 0
 
 
 def tune(
-    folder: Path, texts: Sequence[str], labels: Sequence[str], head: EncoderHead, out: Path, passes: int = PASSES
+    folder: Path, texts: Sequence[str], labels: Sequence[str], head: EncoderHead, out: Path, passes: int
 ) -> EncoderHead:  # fmt: skip
     """Tune an encoder and its head on the CPU, and write the encoder as another model folder; returns the head.
 

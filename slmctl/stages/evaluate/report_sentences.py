@@ -218,10 +218,11 @@ def _sum(view: ReportView) -> Iterator[str]:
     entry = view.report.get("sum")
     if entry is None or len(entry["gains"]) < 2:
         return
-    gains = entry["gains"]
-    shares = {name: f"{title} ({_points(gains[name])})" for name, title in MEMBERS.items() if name in gains}
-    kept = " and ".join(shares[name] for name in shares if name in entry["weights"])
-    left = " and ".join(shares[name] for name in shares if name not in entry["weights"])
+    weights, gains = entry["weights"], entry["gains"]
+    told = {name: f"{100 * gain:.{1 if name in weights else 2}f} points" for name, gain in gains.items()}  # 0.17 < 0.2
+    shares = {name: f"{title} ({told[name]})" for name, title in MEMBERS.items() if name in gains}
+    kept = " and ".join(shares[name] for name in shares if name in weights)
+    left = " and ".join(shares[name] for name in shares if name not in weights)
     rows, floor = count(entry["rows"], "validation row"), _points(entry["floor"])
     yield (
         f"A release answers by {kept}{f', without {left}' if left else ''}; in brackets, the share of {rows} that each "

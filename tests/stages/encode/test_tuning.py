@@ -53,9 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny encoder begins at random, so it learns faster and for longer than a real one."""
+    """The tiny encoder begins at random, so it learns faster than a real one."""
     monkeypatch.setattr(tuning, "RATE", 5e-3)
-    monkeypatch.setattr(tuning, "PASSES", 20)
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +85,14 @@ def test_what_the_mean_of_words_does_not_tell_is_learned(folder: Path, tmp_path:
     with Encoder(tmp_path / "frozen.gguf") as encoder:
         vectors, others = encoder.encode(texts), encoder.encode(asked)
     begun = encoder_head.cross_fit(vectors, labels, fold=np.full(len(labels), -1)).head
-    head = tuning.tune(folder, texts, labels, begun, tmp_path / "tuned")
+    head = tuning.tune(folder, texts, labels, begun, tmp_path / "tuned", 20)
     gguf_converter.convert(tmp_path / "tuned", tmp_path / "tuned.gguf", dtype="f16", metadata={})
     with Encoder(tmp_path / "tuned.gguf") as encoder:
         tuned = encoder.encode(asked)
     frozen, right = (label_sum.right(head.labels, each.evidence(own), wanted) / len(wanted)
                      for each, own in ((begun, others), (head, tuned)))  # fmt: skip
     assert frozen < 0.7 < 0.95 < right
-    again = tuning.tune(folder, texts, labels, begun, tmp_path / "again")
+    again = tuning.tune(folder, texts, labels, begun, tmp_path / "again", 20)
     assert np.array_equal(again.weights, head.weights)
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "tuned/model.safetensors").read_bytes()
 
