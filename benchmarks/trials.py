@@ -2,10 +2,10 @@
 
     python -m benchmarks.trials DATA BASE [--set banking77] [--folder FOLDER] [--neighbours]
 
-DATA is the folder that holds `banking77/` and `clinc150/`; BASE is what `base:` takes. Each seed draws training rows of
-its own, the same for every trial; the rows that are scored are the same for all, and others choose what a class head
-needs. No test row is used. A run that is stopped goes on. With `--neighbours` rows of any length share a step, beside
-rows of like length, which pad less.
+DATA is the folder that holds `banking77/` and `clinc150/`, or, for rows of the demo, a project that has prepared them;
+BASE is what `base:` takes. Each seed draws training rows of its own, the same for every trial; the rows that are scored
+are the same for all, and others choose what a class head needs. No test row is used. A run that is stopped goes on.
+With `--neighbours` rows of any length share a step, beside rows of like length, which pad less.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from benchmarks import program, result
+from benchmarks import program, result, sharper
 from benchmarks.program import Pairs
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
@@ -48,8 +48,10 @@ from slmctl.stages.finetune.trainer import AnswerTrainer, LengthGroupedSampler
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
-EPOCHS, CHOOSING, SCORED, SEEDS = 4, 150, 800, (0, 1, 2)
-SETS = {"banking77": (program.banking77, 400), "clinc150": (program.clinc150, 600)}  # with their training rows
+CHOOSING, SCORED, SEEDS = 150, 800, (0, 1, 2)
+SETS = {  # with their training rows, and passes over them: those of the demo are what `auto` takes
+    "banking77": (program.banking77, 400, 4), "clinc150": (program.clinc150, 600, 4), "demo": (sharper.demo, 300, 8),
+}  # fmt: skip
 CONTROL, LABELS = "today's recipe", "loss over the labels"  # the control learns labels as any text
 NEIGHBOURS = "loss over the labels, neighbours of a step at random"
 MEAN, HEAD, BOTH = "mean of the last third of steps", "class head", "class head and label, added"
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("trials"))
     parser.add_argument("--neighbours", action="store_true")
     options = parser.parse_args()
-    read, count = SETS[options.set]
+    read, count, passes = SETS[options.set]
     train, validation, _ = read(options.data)
     found: list[dict[str, list[bool]]] = [{} for _ in SEEDS]
     variants = (LABELS, NEIGHBOURS) if options.neighbours else (CONTROL, LABELS)
@@ -94,7 +96,7 @@ def main() -> None:
     result.write(
         name, command, rows,
         ("torch", "transformers", "trl", "peft"),
-        base=options.base, train=count, choosing=CHOOSING, scored=SCORED, share=SHARE, seeds=seeds,
+        base=options.base, train=count, epochs=passes, choosing=CHOOSING, scored=SCORED, share=SHARE, seeds=seeds,
     )  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def measured(
     kept = place / f"{variant}.json"
     if not kept.exists():
         project(place, options.base, labels, parts)
-        made = trial(place, variant, seed)
+        made = trial(place, variant, seed, SETS[options.set][2])
         kept.write_text(json.dumps(made), encoding="utf-8")
     found: dict[str, list[bool]] = json.loads(kept.read_text(encoding="utf-8"))
     sys.stderr.write(f"seed {seed}: { {kind: sum(each) / SCORED for kind, each in found.items()} }\n")
@@ -159,12 +161,13 @@ def compared(found: Sequence[dict[str, list[bool]]], peer: str) -> tuple[list[re
 # One training
 
 
-def trial(place: Path, variant: str, seed: int) -> dict[str, list[bool]]:
+def trial(place: Path, variant: str, seed: int, passes: int) -> dict[str, list[bool]]:
     """Train, and say which scored rows are right; of the control also by the trials that need no other training."""
     base, prepared = (artifact.load(next((place / "runs" / kind).glob("[!.]*"))) for kind in ("base", "prepared"))
     config = FinetuneConfig(  # one validation before and one at the end
-        epochs=EPOCHS, learning_rate=HIGH_RATE, batch_size=16, seed=seed, validate_every=10**6, backend="transformers"
-    )
+        epochs=passes, learning_rate=HIGH_RATE, batch_size=16, seed=seed, validate_every=10**6,
+        backend="transformers",
+    )  # fmt: skip
     tokenizer = hf_folder.load_tokenizer(base.path)
     inputs = finetune._read_inputs(config, base, prepared, tokenizer)
     LengthGroupedSampler.WINDOW = 1 if variant == NEIGHBOURS else WINDOW
