@@ -219,10 +219,10 @@ def _sum(view: ReportView) -> Iterator[str]:
     if entry is None or len(entry["gains"]) < 2:
         return
     weights, gains = entry["weights"], entry["gains"]
-    points = {
-        name: f"{100 * gain:.{1 if name in weights else 2}f} points" for name, gain in gains.items()
-    }  # 0.17 < 0.2
-    shares = {name: f"{title} ({points[name]})" for name, title in MEMBERS.items() if name in gains}
+    digits = {name: 1 if name in weights else 2 for name in gains}  # a gain of 0.17 is under a floor of 0.2
+    shares = {
+        name: f"{title} ({_points(gains[name], digits[name])})" for name, title in MEMBERS.items() if name in gains
+    }
     kept = " and ".join(shares[name] for name in shares if name in weights)
     left = " and ".join(shares[name] for name in shares if name not in weights)
     rows, floor = count(entry["rows"], "validation row"), _points(entry["floor"])
@@ -321,5 +321,5 @@ def _detectable(view: ReportView, difference: Difference) -> str:
     )
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:.1f} points"
+def _points(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} points"

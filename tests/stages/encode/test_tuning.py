@@ -85,14 +85,14 @@ def test_what_the_mean_of_words_does_not_tell_is_learned(folder: Path, tmp_path:
     with Encoder(tmp_path / "frozen.gguf") as encoder:
         vectors, others = encoder.encode(texts), encoder.encode(asked)
     begun = encoder_head.cross_fit(vectors, labels, fold=np.full(len(labels), -1)).head
-    head = tuning.tune(folder, texts, labels, begun, tmp_path / "tuned", 20)
+    head = tuning.tune(folder, texts, labels, begun, tmp_path / "tuned", tuning_bounds.PASSES)
     gguf_converter.convert(tmp_path / "tuned", tmp_path / "tuned.gguf", dtype="f16", metadata={})
     with Encoder(tmp_path / "tuned.gguf") as encoder:
         tuned = encoder.encode(asked)
     frozen, right = (label_sum.right(head.labels, each.evidence(own), wanted) / len(wanted)
                      for each, own in ((begun, others), (head, tuned)))  # fmt: skip
     assert frozen < 0.7 < 0.95 < right
-    again = tuning.tune(folder, texts, labels, begun, tmp_path / "again", 20)
+    again = tuning.tune(folder, texts, labels, begun, tmp_path / "again", tuning_bounds.PASSES)
     assert np.array_equal(again.weights, head.weights)
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "tuned/model.safetensors").read_bytes()
 

@@ -162,7 +162,9 @@ def test_what_brings_less_than_the_floor_is_left_out(desk: Path, stages: Forks) 
     report = artifact.load(Path(tiny.ok(stages.run(desk, "evaluate", "--set", "sum.floor=0.002")))).metrics
     assert [*report["sum"]["weights"]] == ["words"] and report["sum"]["gains"].keys() == {"file", "encoder", "words"}
     (remark,) = [remark for remark in report["remarks"] if remark.startswith("A release answers by words (")]
-    assert "without the file (0.00 points) and the encoder (0.00 points)" in remark and "0.2 points are needed" in remark
+    assert (
+        "without the file (0.00 points) and the encoder (0.00 points)" in remark and "0.2 points are needed" in remark
+    )
     assert not made(desk, "sum").path.joinpath("encoder.gguf").exists()
     assert any(
         remark.startswith("A language model by itself gains nothing here: Q8_0 alone") for remark in report["remarks"]
