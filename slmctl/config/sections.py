@@ -276,8 +276,8 @@ class SumConfig(Section):
 
     floor: Percent = Field(
         0.002,
-        description="least gain of a member, else it is left out: share of validation rows that it turns right, net, "
-        "as the sum's probabilities expect it",
+        description="least gain of file or encoder, else it is left out: share of validation rows that it turns right, "
+        "net, as the sum's probabilities expect it",
     )
 
 

@@ -168,17 +168,18 @@ def fit(
 def choose(
     members: Mapping[str, Logprobs], names: Sequence[str], references: Sequence[str], *, floor: float = 0.0
 ) -> Weighing:
-    """The weights by which held-out rows are the likeliest; a member that brings less than the floor is left out.
+    """The weights by which held-out rows are the likeliest, without a file or encoder that brings less than the floor.
 
-    Where several do, the first goes, the dearest to serve; then the others are judged anew. The likelihood is concave
-    in the weights. Where no row tells, the first member answers alone, and where each one misleads, the last one: a sum
+    Where both bring less, the file goes first, the dearer to serve; then the others are judged anew. Words cost next to
+    nothing and stay while they have a weight: few held-out rows seldom show their gain. The likelihood is concave in
+    the weights. Where no row tells, the first member answers alone, and where each one misleads, the last one: a sum
     has a member.
 
     Args:
         members: By name, log probabilities (n, L), in the order of `MEMBERS`.
         names: The L labels, sorted.
         references: The n right labels; a reference that is none of the names counts for nothing.
-        floor: Least gain of a member that is kept, see `Weighing`.
+        floor: Least gain of a file or an encoder that is kept, see `Weighing`.
     """
     learned = np.isin(references, names)
     places = np.searchsorted(np.array(names), np.array(references)[learned]) if learned.any() else np.zeros(0, np.int64)
@@ -195,7 +196,7 @@ def choose(
             answers = weighted(others, _likeliest(others, places)).argmax(axis=1) if others else None
             without = shares[np.arange(len(places)), answers] if answers is not None else 0.0
             gains[left] = float((best - without).mean())
-        idle = [name for name in rows if gains[name] < floor or weights[name] <= 0]
+        idle = [name for name in rows if weights[name] <= 0 or (gains[name] < floor and name != WORDS)]
         if len(rows) == 1 or not idle:
             return Weighing(weights if any(weights.values()) else dict.fromkeys(rows, 1.0), gains)
         del rows[idle[0]]

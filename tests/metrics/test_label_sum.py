@@ -66,13 +66,15 @@ def members(count: int, seed: int, **noise: float) -> tuple[dict[str, np.ndarray
     ]
 
 
-def test_a_member_that_brings_less_than_the_floor_is_left_out() -> None:
+def test_a_dear_member_that_brings_less_than_the_floor_is_left_out() -> None:
     tables, labels = members(400, 3, file=0.5, encoder=9.0, words=0.8)
     fitting = label_sum.choose(tables, NAMES, labels, floor=0.002)
     assert [*fitting.weights] == ["file", "words"] and fitting.gains.keys() == {"file", "encoder", "words"}
     assert fitting.gains["encoder"] < 0.002 < fitting.gains["words"] < fitting.gains["file"]
     strict = label_sum.choose(tables, NAMES, labels, floor=fitting.gains["words"] + 0.001)
-    assert [*strict.weights] == ["file"]
+    assert [*strict.weights] == ["file", "words"], "words cost next to nothing"
+    tables["words"] = -tables["words"]
+    assert [*label_sum.choose(tables, NAMES, labels, floor=0.002).weights] == ["file"], "without a weight they go"
     assert [*label_sum.choose(tables, NAMES, labels, floor=1.0).weights] == ["words"], "one stays"
     assert label_sum.choose(tables, NAMES, ["x"] * 400).weights == {"file": 1.0}, "no row tells"
 

@@ -219,7 +219,7 @@ def _sum(view: ReportView) -> Iterator[str]:
     if entry is None or len(entry["gains"]) < 2:
         return
     weights, gains = entry["weights"], entry["gains"]
-    digits = {name: 1 if name in weights else 2 for name in gains}  # a gain of 0.17 is under a floor of 0.2
+    digits = {name: 1 if gains[name] >= entry["floor"] else 2 for name in gains}  # 0.17 is under a floor of 0.2
     shares = {
         name: f"{title} ({_points(gains[name], digits[name])})" for name, title in MEMBERS.items() if name in gains
     }
@@ -228,7 +228,7 @@ def _sum(view: ReportView) -> Iterator[str]:
     rows, floor = count(entry["rows"], "validation row"), _points(entry["floor"])
     yield (
         f"A release answers by {kept}{f', without {left}' if left else ''}; in brackets, the share of {rows} that each "
-        f"should turn right, of which {floor} are needed."
+        f"should turn right, of which file and encoder need {floor}."
     )
 
 

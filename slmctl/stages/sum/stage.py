@@ -19,7 +19,7 @@ class Sum(Stage[SumConfig]):
     waits_for = ("gguf",)
     imports = ("scipy",)
     uses = ("numpy", "scipy", "scikit-learn")
-    version = 4
+    version = 5
 
     def inputs(self, section: SumConfig, get: Get, filled: Inputs) -> Inputs:
         filled = {**filled, "encoder": filled.get("encoder") or predictions.encoder_of(self.project)}
