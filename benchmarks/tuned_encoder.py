@@ -24,7 +24,7 @@ from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
 from slmctl.inference import ENCODER as ENCODER_FILE
 from slmctl.metrics import cross_fitting, encoder_head
-from slmctl.metrics.label_sum import ENCODER, LEAST, WORDS
+from slmctl.metrics.label_sum import ENCODER, WORDS
 from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
@@ -122,8 +122,7 @@ def measured(
     title = f"{key}, {len(test)} test rows"
     held = {**frozen.members, TUNED: tuned.members[ENCODER]}
     for split, each in (("validation", held), ("test", answers)):
-        tables |= {f"{key} {split} {member}": (np.round(16 * np.maximum(table, LEAST)) / 16).astype(np.float16)
-                   for member, table in each.items()}  # fmt: skip
+        tables |= {f"{key} {split} {member}": sharper.coarse(table) for member, table in each.items()}
     tables |= {f"{key} labels": places, f"{key} test": np.array(wanted),
                f"{key} validation": np.array([label for _, label in validation])}  # fmt: skip
     seen = "out-of-scope questions told by the evidence, of 95 % in scope kept"
