@@ -25,6 +25,7 @@ import random
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,12 +98,7 @@ def main() -> None:
         result.write("sum", command, means(draws), packages, draws=draws, sums=sums)
         np.savez_compressed(result.FOLDER / "sum.npz", **kept)
         return
-    sets = {
-        "Banking77": lambda: program.banking77(options.data),
-        "CLINC150": lambda: program.clinc150(options.data),
-        "SNIPS": lambda: snips(options.data),
-        DEMO: lambda: demo(options.demo),
-    }
+    sets = readers(options.data, options.demo)
     if options.make:
         name, count, draw, folder = options.make
         make(name, *sets[name](), int(count), int(draw), Path(folder))
@@ -122,6 +118,16 @@ def main() -> None:
         "sharper", "python -m benchmarks.sharper DATA DEMO", rows, packages,
         encoder=encoder_source.name(options.encoder), draws=draws, intervals=intervals,
     )  # fmt: skip
+
+
+def readers(data: Path, project: Path) -> dict[str, Callable[[], tuple[Pairs, Pairs, Pairs]]]:
+    """By data set, what reads its rows that train, validate and test."""
+    return {
+        "Banking77": lambda: program.banking77(data),
+        "CLINC150": lambda: program.clinc150(data),
+        "SNIPS": lambda: snips(data),
+        DEMO: lambda: demo(project),
+    }
 
 
 def demo(project: Path) -> tuple[Pairs, Pairs, Pairs]:

@@ -43,19 +43,14 @@ def main() -> None:
     parser = program.parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("demo", type=Path)
-    parser.add_argument("--only", nargs="+", default=["Banking77", "CLINC150", "SNIPS", "the demo"])
+    parser.add_argument("--only", nargs="+", default=["Banking77", "CLINC150", "SNIPS", sharper.DEMO])
     parser.add_argument("--count", nargs="+", type=int, default=COUNTS)
     options = parser.parse_args()
     written, kept = result.FOLDER / f"{KEPT}.json", result.FOLDER / f"{KEPT}.npz"
     before = [result.Row(**row) for row in json.loads(written.read_bytes())["rows"]] if written.exists() else []
     tables = dict(np.load(kept, allow_pickle=False)) if kept.exists() else {}
     rows = list[result.Row]()
-    sets = {
-        "Banking77": lambda: program.banking77(options.data),
-        "CLINC150": lambda: program.clinc150(options.data),
-        "SNIPS": lambda: sharper.snips(options.data),
-        "the demo": lambda: sharper.demo(options.demo),
-    }
+    sets = sharper.readers(options.data, options.demo)
     with tempfile.TemporaryDirectory() as scratch:
         gguf, _ = encoder_source.kept(EncodeConfig(), Path(scratch))
         for name in options.only:
