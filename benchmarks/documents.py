@@ -33,7 +33,6 @@ import numpy as np
 from benchmarks import program, result
 from benchmarks.sharper import newest
 from slmctl import config, models
-from slmctl.inference import IN_SUM
 from slmctl.inference.engine import Answer
 from slmctl.metrics.statistics import wilson
 from slmctl.models.model import Loading, Model, OpenModel
@@ -41,6 +40,7 @@ from slmctl.models.prompts import asked, few_shot
 from slmctl.pipeline import runner
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.predictions import sum_of
+from slmctl.reports import IN_SUM
 from slmctl.stages.evaluate import scoring
 from slmctl.stages.quantize.stage import Quantize
 from slmctl.task import untuned_prompt

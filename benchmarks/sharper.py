@@ -37,7 +37,7 @@ from benchmarks import program, result
 from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
 from slmctl.inference import ENCODER as ENCODER_FILE
-from slmctl.inference import FILE, IN_SUM, SUM_FILE
+from slmctl.inference import FILE, SUM_FILE
 from slmctl.metrics import cross_fitting, encoder_head, label_sum
 from slmctl.metrics.encoder_head import Floats, Named
 from slmctl.metrics.label_sum import LEAST, LabelSum
@@ -46,6 +46,7 @@ from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
 from slmctl.model_files.encoder_source import VALIDATION
 from slmctl.models.encoder_process import Encoder
+from slmctl.reports import IN_SUM
 from slmctl.task.records import read_records
 
 PEER = "words, same rows"

@@ -1,6 +1,7 @@
 """`slmctl.yaml`: its sections, strict YAML, recipes and the JSON Schema."""
 
 from slmctl.config.fields import Section, is_remote, moment
+from slmctl.config.gate import CORRECTED_WIN_RATE, PRODUCTION, WIN_RATE, Gate
 from slmctl.config.json_schema import description, reference, schema, table
 from slmctl.config.label_section import LabelConfig, RowReading, Teacher
 from slmctl.config.loader import below, load, parse, resolve_matmul_dtype
@@ -22,18 +23,14 @@ from slmctl.config.prepare_section import (
 )
 from slmctl.config.recipes import changed_keys, contents, recipe, require_path, restored
 from slmctl.config.sections import (
-    CORRECTED_WIN_RATE,
     FILENAME,
-    PRODUCTION,
     PSEUDONYM_KEY,
-    WIN_RATE,
     CalibrateConfig,
     Choose,
     Config,
     EncodeConfig,
     EvaluateConfig,
     FinetuneConfig,
-    Gate,
     Lora,
     MergeConfig,
     PredictConfig,

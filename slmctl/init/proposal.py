@@ -20,6 +20,7 @@ from slmctl.metrics.label_typos import label_typos
 from slmctl.metrics.statistics import drop_bound, effective_groups, independent_rows
 from slmctl.model_files import catalogue, memory, model_shape
 from slmctl.model_files.catalogue import CatalogueEntry
+from slmctl.reports import RELEASE
 from slmctl.reports.html_page import either
 from slmctl.sources.rows.cells import as_text
 from slmctl.task import language, split
@@ -423,10 +424,10 @@ def surely_better(rows: float) -> float:
 # Kind of task -> (metric that must be better than the base's, gates on the form of answers).
 BETTER: Mapping[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
     "extract": ("field_f1", [
-        ({"metric": "valid_schema", "model": "Q8_0", "min": 0.9}, "share of answers that satisfy the schema"),
+        ({"metric": "valid_schema", "model": RELEASE, "min": 0.9}, "share of answers that satisfy the schema"),
     ]),
     "call": ("exact_match", [
-        ({"metric": "valid_call", "model": "Q8_0", "min": 0.95},
+        ({"metric": "valid_call", "model": RELEASE, "min": 0.95},
          "share of answers that call an offered tool rightly, or none"),
     ]),
 }  # fmt: skip
@@ -434,7 +435,7 @@ BETTER: Mapping[str, tuple[str, list[tuple[dict[str, object], str]]]] = {
 
 def gates(task: TaskProposal, rows: float) -> list[tuple[dict[str, object], str]]:
     """(gate, reason) pairs that this number of independent test rows can pass."""
-    gain = {"model": "Q8_0", "against": "base", "min_gain": 0}
+    gain = {"model": RELEASE, "against": "base", "min_gain": 0}
     if not task.rules.has_labels:
         better, form = BETTER.get(task.kind, (task.rules.primary, []))
         return [*form, ({"metric": better, **gain}, "better than before training")]
@@ -443,11 +444,11 @@ def gates(task: TaskProposal, rows: float) -> list[tuple[dict[str, object], str]
     loss: dict[str, object] = {"model": "Q8_0", "against": "adapter", "max_drop": drop}
     kept = "quantization costs at most that"
     if not task.rules.chooses:
-        gates = [({"metric": task.rules.row_metric, "model": "Q8_0", **linear}, "else a linear model does as well")]
+        gates = [({"metric": task.rules.row_metric, "model": RELEASE, **linear}, "else a linear model does as well")]
         return [*gates, ({"metric": task.rules.primary, **loss}, kept)] if drop is not None else gates
     commonest = max(task.labels.values()) / sum(task.labels.values())
     least = round(min(max(0.5, commonest + 0.1), (1 + commonest) / 2), 2)
-    accuracy: dict[str, object] = {"metric": task.rules.primary, "model": "Q8_0"}
+    accuracy: dict[str, object] = {"metric": task.rules.primary, "model": RELEASE}
     gates = [
         (accuracy | {"min": least}, f"the commonest label alone has {percent(commonest, 0)}: set what you need"),
         (accuracy | linear, "else a linear model does as well"),

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from slmctl.config import CORRECTED_WIN_RATE, WIN_RATE, Gate
 from slmctl.console import percent
 from slmctl.errors import GateError, UsageError
-from slmctl.inference import IN_SUM
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound, independent_rows, mcnemar, t_quantile
 from slmctl.metrics.win_rate import WinRate
-from slmctl.reports import scoreboard
+from slmctl.reports import RELEASE, scoreboard
 from slmctl.reports.evaluation_report import (
     ChoiceEntry,
     EvaluationReport,
@@ -24,11 +23,15 @@ from slmctl.reports.evaluation_report import (
     MetricDifference,
     ParticipantEntry,
     ReleaseRows,
+    file_of,
     judged_of,
     pair_of,
+    released,
     turned,
 )
 
+SOURCES = ("adapter", "merged")  # kinds of models that a GGUF file is made of
+LOSS = 0.05  # of the primary metric, which a sound file does not lose by its quantization
 # baselines, and the command that releases each
 CHEAP = {
     "encoder_logistic": "slmctl run --set publish.model=linear",
@@ -59,28 +62,37 @@ def check(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]:
 
 
 def enforce(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]:
-    """`check`, and fail when one of them did not pass.
+    """`check` and `own_check`, and fail when one of them did not pass.
 
     Raises:
         GateError: At least one gate failed.
     """
     results = check(gates, report)
-    failed = [result.text for result in results if not result.passed]
-    if failed:
-        lost = {gate.against for gate, result in zip(gates, results, strict=True) if not result.passed}
-        cheap = [CHEAP[name] for name in CHEAP if name in lost]
-        hint = "more or cleaner data, more epochs, or a larger quantization type"
-        if groups := max(result.groups for result in results if not result.passed):
-            hint = f"rows of one group are alike, so {groups} groups show no small difference: more groups; or {hint}"
-        raise GateError("; ".join(failed), hint=f"release the cheap model: {cheap[0]}; or {hint}" if cheap
-                        else hint)  # fmt: skip
-    return results
+    pairs = zip(gates, results, strict=True)
+    failed = [result for result in [*results, *own_check(gates, report)] if not result.passed]
+    if not failed:
+        return results
+    missed = [gate for gate, result in pairs if not result.passed]
+    raise GateError("; ".join(result.text for result in failed), hint=_advice(missed, failed, report))
+
+
+def _advice(missed: Sequence[Gate], failed: Sequence[GateResult], report: EvaluationReport) -> str:
+    """Advice on failed gates: test what ships, release a cheap model that won, or make the model better."""
+    hint = "more or cleaner data, more epochs, or a larger quantization type"
+    if groups := max(result.groups for result in failed):
+        hint = f"rows of one group are alike, so {groups} groups show no small difference: more groups; or {hint}"
+    lost = {gate.against for gate in missed}
+    if cheap := [command for name, command in CHEAP.items() if name in lost]:
+        hint = f"release the cheap model: {cheap[0]}; or {hint}"
+    if of_file := [text for gate in missed if (text := alone(gate, report))]:
+        hint = f"{of_file[0]}; or {hint}"
+    return hint
 
 
 def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.release is not None and gate.release not in report["models"]:
         return GateResult(True, f"no {gate.release} release yet: nothing to compare {gate.metric} of {gate.model} with")
-    model = _shipped(_named(gate.model, report), report)
+    model = _named(gate.model, report)
     if gate.metric in (WIN_RATE, CORRECTED_WIN_RATE):
         return _preferred(gate, model, report)
     value = _metric(model, gate.metric, report)
@@ -280,18 +292,56 @@ def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:
 
 
 def _named(model: str, report: EvaluationReport) -> str:
+    """The participant that a gate names."""
+    choice = report["choice"]
+    if model == RELEASE:
+        if choice is not None:
+            chosen_file(choice)
+        return released(report)
     if model != "chosen":
         return model
-    choice = report["choice"]
     if choice is None:
         raise UsageError("a gate names the model 'chosen'", hint="evaluate.choose: {smallest_within: 0.01} picks one")
     return chosen_file(choice)
 
 
-def _shipped(model: str, report: EvaluationReport) -> str:
-    """The name of a GGUF file in the form that is released: in a sum, where the report has one with others."""
-    both = f"{model}{IN_SUM}"
-    return both if both in report["models"] else model
+def alone(gate: Gate, report: EvaluationReport) -> str:
+    """A sentence about a gate that tests a GGUF file alone where the release answers by more; '' for any other gate.
+
+    A comparison with the model that the file was made of is about the file: that is what quantization costs.
+    """
+    shipped = released(report)
+    file = file_of(report, shipped)
+    if shipped == file or gate.model not in (file, "chosen") or gate.against in _sources(report):
+        return ""
+    return (
+        f"a gate on {gate.model} tests the file alone; 'model: {RELEASE}' tests {shipped}, by which a release answers"
+    )
+
+
+def own_check(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]:
+    """A failed result where the file of the release surely loses over LOSS to the model that it was made of; else none.
+
+    The linear models of a release can hide a broken file. A gate that compares a model with the source replaces this.
+    """
+    file, metric = file_of(report, released(report)), report["primary_metric"]
+    sources = _sources(report)
+    if not sources or file in sources or any(gate.against in sources for gate in gates):
+        return []
+    pair = pair_of(report, sources[-1], file)
+    if pair is None or metric not in pair["metrics"]:
+        return []
+    difference = pair["metrics"][metric]
+    if difference["interval"][1] >= -LOSS:
+        return []
+    lost, limit = _amount(metric, abs(difference["difference"])), _amount(metric, LOSS)
+    text = f"the file {file} loses {lost} of {metric} to {sources[-1]}, surely more than {limit}: it is broken"
+    return [GateResult(False, text)]
+
+
+def _sources(report: EvaluationReport) -> list[str]:
+    """The measured models that the GGUF files were made of, the last step last."""
+    return [name for name, entry in report["models"].items() if entry["kind"] in SOURCES]
 
 
 def chosen_file(choice: ChoiceEntry, *, among: Container[str | None] | None = None) -> str:

@@ -79,6 +79,11 @@ def answering(model: Artifact) -> dict[str, str]:
     return {each.path: each.sha256 if is_lora(each.path) else answering_sha256(model, each) for each in files}
 
 
+def served_sha256(release: Artifact) -> str:
+    """The hash, in reports and policies, of what `slmctl serve` answers by: the smallest file, and linear models."""
+    return answering_sha256(release, None if is_linear(release) else gguf_file(release))
+
+
 def answering_sha256(model: Artifact, entry: FileEntry | None = None, members: Artifact | None = None) -> str:
     """The hash that a policy is bound to: of the GGUF file, or of all files of a sum.
 

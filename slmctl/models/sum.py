@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact, FileEntry
-from slmctl.inference import ENCODER, IN_SUM, SUM
+from slmctl.inference import ENCODER, SUM
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import Event
@@ -27,6 +27,7 @@ from slmctl.models.gguf import GgufModel
 from slmctl.models.linear import members_of
 from slmctl.models.linear_members import Cancel, LinearMembers, OnEvent, Scores, tell
 from slmctl.models.model import Loading, Model
+from slmctl.reports import IN_SUM
 
 AHEAD = 512  # requests under way in a first look, so that batches are full and the model is asked last
 

@@ -17,7 +17,8 @@ from slmctl.metrics import gates
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.named import TRY_FIRST
 from slmctl.releases import deliveries, registry
-from slmctl.reports.evaluation_report import EvaluationReport, measured_names, pair_of, report_of
+from slmctl.reports import RELEASE
+from slmctl.reports.evaluation_report import EvaluationReport, measured_names, pair_of, released, report_of
 from slmctl.task.kinds import kind_of
 
 
@@ -123,7 +124,7 @@ def unguarded(project: Project, report: Artifact) -> str:
     Surely: by the interval, which few rows make too narrow, and by the exact p-value, as a gate asks for both.
     """
     figures = report_of(report)
-    model, metric, encode = figures["focus"], figures["primary_metric"], project.config.encode
+    model, metric, encode = released(figures), figures["primary_metric"], project.config.encode
     for name, command in gates.CHEAP.items():
         pair = pair_of(figures, model, name) if name in figures["baselines"] else None
         if pair is None or any(gate.against == name for gate in project.config.gates):
@@ -135,7 +136,7 @@ def unguarded(project: Project, report: Artifact) -> str:
             takes = f"{command} releases that one, and " if kind_of(project.config.task.kind).chooses else ""
             return (
                 f"{name} is surely better than {model}, which is to be released, and no gate names {name}; {takes}"
-                f"{{metric: {metric}, model: {model}, against: {name}, min_gain: 0}} is the gate"
+                f"{{metric: {metric}, model: {RELEASE}, against: {name}, min_gain: 0}} is the gate"
             )
     return ""
 
@@ -149,7 +150,12 @@ def results(project: Project, report: Artifact, *, only_measured: bool = False) 
             made += gates.check([gate], figures)
         except (GateError, UsageError) as error:
             made.append(gates.GateResult(False, f"{error.message} ({error.hint})"))
-    return made
+    return made + gates.own_check(checked, figures)
+
+
+def of_files(project: Project, report: EvaluationReport) -> list[str]:
+    """A sentence for each gate that tests a file alone where the release answers by more."""
+    return list(filter(None, (gates.alone(gate, report) for gate in project.config.gates)))
 
 
 def _gates(project: Project, report: Artifact, only_measured: bool) -> tuple[list[Gate], EvaluationReport]:

@@ -10,7 +10,7 @@ from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics import encoder_head
-from slmctl.reports.evaluation_report import CHECKS, report_of
+from slmctl.reports.evaluation_report import CHECKS, released, report_of
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ def _reported(made: Sequence[Artifact], gguf: str) -> MeasuredFigures:
         if entry.kind == "report":
             report = report_of(entry)
             models = report["models"]
-            of_file = [name for name, model in models.items() if gguf and model.get("sha256") == gguf]
-            name = of_file[0] if of_file else "" if gguf else report["focus"]
+            name = released(report, gguf)
             if name in models:
                 metric = report["primary_metric"]
                 values = models[name]["metrics"]

@@ -16,10 +16,19 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import SHORT_ID, Artifact
 from slmctl.artifacts.lineage import Ancestry
 from slmctl.console import percent
-from slmctl.errors import SlmctlError
+from slmctl.errors import SlmctlError, UsageError
+from slmctl.model_files.gguf_choice import served_sha256
 from slmctl.pipeline import LEAVES
 from slmctl.releases import deliveries, registry
-from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of, report_of, reports_of
+from slmctl.reports.evaluation_report import (
+    EvaluationReport,
+    ParticipantEntry,
+    entries_of,
+    file_of,
+    released,
+    report_of,
+    reports_of,
+)
 from slmctl.reports.scoreboard import figure
 
 LONG = 32  # characters of a value; a longer value is shown as its hash
@@ -247,30 +256,44 @@ def _reports(made: Iterable[Artifact]) -> list[tuple[Artifact, EvaluationReport]
 
 def _measured(made: Sequence[Artifact]) -> dict[str, MeasuredMetric]:
     """The primary metric of each artifact by its digest, from the newest report that measured it."""
-    answered = {each.digest: each.manifest.inputs.get("model") for each in made if each.kind == "predictions"}
-    files = {each.digest: each.metrics.get("files", {}).values() for each in made if each.is_release}
+    models = {each.digest: _answered_by(each) for each in made if each.kind == "predictions"}
+    releases = dict(_releases(made))
     measured: dict[str, MeasuredMetric] = {}
     for report, figures in _reports(made):
-        here: dict[str, str] = {}  # artifact: participant
-        ranked = sorted(figures["models"].items(), key=lambda item: _rank(figures, *item), reverse=True)
-        for name, entry in ranked:
-            predictions = entry.get("predictions") or ""
+        focus = released(figures)
+        here = {report.digest: focus}  # artifact: participant
+        ranked = sorted(figures["models"], key=lambda name: _rank(figures, name), reverse=True)
+        for name in ranked:
+            predictions = figures["models"][name].get("predictions") or ""
             here.setdefault(predictions, name)
-            if isinstance(model := answered.get(predictions), str):
-                here.setdefault(model, name)
-            for release, hashes in files.items():
-                if entry.get("sha256") in hashes:
-                    here.setdefault(release, name)
-        here[report.digest] = figures["focus"]
+            here.setdefault(models.get(predictions, ""), name)
+        for release, sha256 in releases.items():
+            here[release] = released(figures, sha256)
         for digest, name in here.items():
             if name in figures["models"]:
                 measured.setdefault(digest, _metric(figures, figures["models"][name]))
     return measured
 
 
-def _rank(figures: EvaluationReport, name: str, entry: ParticipantEntry) -> tuple[bool, float]:
-    """Sort key: the file to release stands for its artifact, else the file with the best metric."""
-    return name == figures["focus"], entry["metrics"][figures["primary_metric"]]
+def _releases(made: Sequence[Artifact]) -> Iterator[tuple[str, str]]:
+    """(digest, hash in reports of what it answers by) of each release that has a model."""
+    for release in made:
+        if release.is_release:
+            with contextlib.suppress(UsageError):
+                yield release.digest, served_sha256(release)
+
+
+def _answered_by(predictions: Artifact) -> str:
+    """The digest of the artifact that some answers stand for: linear models where they answer, else the model."""
+    inputs = predictions.manifest.inputs
+    return str(inputs.get("sum") or inputs.get("model") or "")
+
+
+def _rank(figures: EvaluationReport, name: str) -> tuple[bool, float]:
+    """Sort key: the model to release, or its file alone, stands for its artifact, else the one with the best metric."""
+    focus = released(figures)
+    value = figures["models"][name]["metrics"][figures["primary_metric"]]
+    return name in (focus, file_of(figures, focus)), value
 
 
 def _metric(figures: EvaluationReport, entry: ParticipantEntry) -> MeasuredMetric:

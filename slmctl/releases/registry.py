@@ -28,8 +28,10 @@ from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, Manifest
 from slmctl.config import PRODUCTION, Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.model_files.gguf_choice import answering
-from slmctl.reports.evaluation_report import measured_names, report_of
+from slmctl.reports import RELEASE
+from slmctl.reports.evaluation_report import EvaluationReport, file_of, measured_names, released, report_of
 
+NAMES = 2  # of models in recorded gates: before, the name of a file meant that file with its linear models
 VERSION = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 TAG = re.compile(r"(?![0-9.]+$)[a-z0-9][a-z0-9._-]{0,62}")  # not like a version, which it would hide
 
@@ -251,7 +253,7 @@ def record_gates(root: Path, release: Artifact, gates: Sequence[Gate]) -> None:
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
     path = root / project / ".gates" / version
     conditions = [gate.model_dump(mode="json", exclude_none=True) for gate in gates]
-    atomic.write(path, artifact.canonical({"digest": release.digest, "gates": conditions}))
+    atomic.write(path, artifact.canonical({"digest": release.digest, "names": NAMES, "gates": conditions}))
 
 
 def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] = ()) -> Tag:
@@ -309,14 +311,21 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
             f"what the gates of {project} {version} were cannot be read", hint="slmctl publish records it again"
         ) from None
     report = report_of(release)
-    measured = {model.get("sha256") for model in report["models"].values()}
+    if kept.get("names") != NAMES:
+        own = [_as_released(gate, report) for gate in own]
     for name, sha256 in answering(release).items():
-        if sha256 not in measured:
+        if not released(report, sha256):
             raise GateError(f"no report measured {name} of {project} {version}")
     from slmctl.metrics import gates
 
     names = measured_names(report)
     gates.enforce([*own, *(gate for gate in beside if {gate.model, gate.against or gate.model} <= names)], report)
+
+
+def _as_released(gate: Gate, report: EvaluationReport) -> Gate:
+    """A gate of a record before NAMES."""
+    file = file_of(report, released(report))
+    return gate.model_copy(update={"model": RELEASE}) if gate.model in (file, "chosen") else gate
 
 
 def _recorded(root: Path, release: Artifact) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError
+from slmctl.reports import IN_SUM, RELEASE
 
 Bounds: TypeAlias = list[float]  # [low, high]
 # shares of drafts with a fault that shows without a reference (`task/draft_checks.py`)
@@ -437,6 +438,23 @@ def entries_of(report: EvaluationReport) -> dict[str, ParticipantEntry]:
     return {name: entries[name] for name in report["participants"]}
 
 
+def released(report: EvaluationReport, sha256: str = "") -> str:
+    """The model that a release answers by when it is served; '' where the report did not measure it.
+
+    Args:
+        sha256: Of a release, see `gguf_choice.served_sha256`; by default that of the measured models.
+    """
+    if not sha256:
+        return report["focus"]
+    return next((name for name, entry in report["models"].items() if entry.get("sha256") == sha256), "")
+
+
+def file_of(report: EvaluationReport, model: str) -> str:
+    """The GGUF file alone of a model that answers with linear models added; any other model is its own."""
+    alone = model.removesuffix(IN_SUM)
+    return alone if alone in report["models"] else model
+
+
 def pair_of(report: EvaluationReport, first: str, second: str) -> PairEntry | None:
     """The entry of a pair as `second` minus `first`, whatever its order in the report; None without one."""
     entry, other = report["pairs"].get(f"{first}|{second}"), report["pairs"].get(f"{second}|{first}")
@@ -491,8 +509,8 @@ def turned(metric: MetricDifference) -> MetricDifference:
 
 
 def measured_names(report: EvaluationReport) -> set[str]:
-    """The names that a gate may use: models, baselines, and `chosen` if `evaluate.choose` was set."""
-    return {*report["models"], *report["baselines"]} | ({"chosen"} if report["choice"] else set())
+    """The names that a gate may use: models, baselines, `release`, and `chosen` if `evaluate.choose` was set."""
+    return {RELEASE, *report["models"], *report["baselines"]} | ({"chosen"} if report["choice"] else set())
 
 
 def require_type(expected: Any, value: object, *, where: str, hint: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from slmctl import console
 from slmctl.console import percent
-from slmctl.reports.evaluation_report import CHECKS, EvaluationReport, ParticipantEntry, entries_of
+from slmctl.reports.evaluation_report import CHECKS, EvaluationReport, ParticipantEntry, entries_of, released
 
 BESIDE = (  # metrics beside the primary one, where a task has them; the report holds all
     "exact_match", "micro_f1", "macro_f1", "mean_absolute_error", "quadratic_kappa", "ece", "valid_json",
@@ -35,11 +35,12 @@ def optional(report: EvaluationReport) -> list[str]:
 
 def by_chance(report: EvaluationReport) -> str:
     """A sentence on the calibration error that chance alone makes; '' where it is not known."""
-    calibration = entries_of(report)[report["focus"]].get("calibration")
+    model = released(report)
+    calibration = entries_of(report)[model].get("calibration")
     if not calibration or "by_chance" not in calibration:
         return ""
     rows, share = console.count(calibration["n"], "row"), percent(calibration["by_chance"])
-    return f"ece is what goes beyond chance: on {rows} chance alone makes {share} for {report['focus']}"
+    return f"ece is what goes beyond chance: on {rows} chance alone makes {share} for {model}"
 
 
 def _others(report: EvaluationReport) -> list[str]:

@@ -9,10 +9,11 @@ import pytest
 
 from slmctl.config import Gate
 from slmctl.errors import GateError, UsageError
-from slmctl.metrics.gates import GateResult, check, enforce, out_of_reach, rows_needed
+from slmctl.metrics.gates import GateResult, alone, check, enforce, out_of_reach, rows_needed
 from slmctl.metrics.statistics import drop_bound
 
 GAIN = {"metric": "accuracy", "model": "adapter", "against": "tfidf_logistic"}
+KINDS = {"adapter": "adapter", "Q4_K_M+sum": "sum"}
 QUANTILES = {"0.025": -0.06, "0.05": -0.05, "0.1": -0.04, "0.5": -0.01, "0.9": 0.02, "0.95": 0.03, "0.975": 0.04}
 
 
@@ -47,7 +48,8 @@ def report(**accuracy: float) -> dict[str, Any]:
     return {
         "primary_metric": "accuracy",
         "lower_is_better": ["ece", "brier", "ungrounded"],
-        "models": {name: {"metrics": metrics} for name, metrics in figures.items()},
+        "models": {name: {"kind": KINDS.get(name, "gguf"), "metrics": metrics} for name, metrics in figures.items()},
+        "focus": names[-1],
         "baselines": {"majority": {"metrics": {"accuracy": 0.2}}},
         "pairs": pairs,
         "choice": None,
@@ -179,6 +181,46 @@ def test_a_gate_can_name_the_file_that_was_chosen() -> None:
         "Q4_K_M loses at most 0.0 points of accuracy to Q4_K_M (a loss of 0.0 points allowed, 95 % confidence; "
         "measured: equal)"
     )
+
+
+SUMMED = report(adapter=0.93, Q4_K_M=0.92, **{"Q4_K_M+sum": 0.96})  # a release answers by the last one
+
+
+def test_a_file_and_the_release_that_answers_by_more_are_gated_apart() -> None:
+    # a gate on the file tested the file with the linear models added, which hid what quantization cost
+    assert not verdict(SUMMED, metric="accuracy", model="Q4_K_M", min=0.95).passed
+    assert verdict(SUMMED, metric="accuracy", model="release", min=0.95).text.startswith("accuracy of Q4_K_M+sum is")
+    loss = {"metric": "accuracy", "against": "adapter", "max_drop": 0.02, "confidence": 0.5}
+    assert verdict(SUMMED, model="Q4_K_M", **loss).text.endswith("measured: 1.0 points worse)")
+    assert verdict(SUMMED, model="release", **loss).text.endswith("measured: 3.0 points better)")
+    assert verdict(metric="accuracy", model="release", min=0.95).text.startswith("accuracy of Q4_K_M is")
+
+
+def test_a_failed_gate_on_the_file_alone_names_the_line_for_the_release() -> None:
+    old = Gate(metric="accuracy", model="Q4_K_M", min=0.95)
+    assert alone(old, SUMMED) == (
+        "a gate on Q4_K_M tests the file alone; 'model: release' tests Q4_K_M+sum, by which a release answers"
+    )
+    with pytest.raises(GateError) as caught:
+        enforce([old], SUMMED)
+    assert caught.value.hint.startswith(alone(old, SUMMED))
+    quantized = Gate(metric="accuracy", model="Q4_K_M", against="adapter", max_drop=0.05)
+    assert [alone(gate, SUMMED) for gate in (quantized, Gate(metric="accuracy", model="release", min=0.9))] == ["", ""]
+    assert alone(old, REPORT) == ""  # a release answers by the file
+
+
+def test_a_broken_file_is_refused_without_a_gate_though_the_release_is_good() -> None:
+    broken = report(adapter=0.93, Q4_K_M=0.31, **{"Q4_K_M+sum": 0.96})
+    broken["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"]["interval"] = [-0.66, -0.58]
+    good = Gate(metric="accuracy", model="release", min=0.95)
+    with pytest.raises(
+        GateError, match=r"^the file Q4_K_M loses 62\.0 points of accuracy to adapter, surely more than 5"
+    ):
+        enforce([good], broken)
+    allowed = Gate(metric="accuracy", model="Q4_K_M", against="adapter", max_drop=0.9)
+    assert [result.passed for result in enforce([good, allowed], broken)] == [True, True]  # the config decides
+    broken["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"]["interval"] = [-0.9, -0.04]  # not surely
+    assert enforce([good], broken)
 
 
 def test_nothing_chosen_fails_the_gate() -> None:

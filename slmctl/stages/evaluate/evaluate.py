@@ -18,11 +18,11 @@ import numpy as np
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
-from slmctl.inference import IN_SUM
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.predictions import facts_of, read_predictions
 from slmctl.metrics.statistics import POWER, design_effect, effective_groups, percentiles, wilson
 from slmctl.models import class_of
+from slmctl.reports import IN_SUM
 from slmctl.reports.evaluation_report import (
     CHECKS,
     ChoiceEntry,

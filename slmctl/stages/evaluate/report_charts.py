@@ -10,9 +10,8 @@ from markupsafe import Markup
 
 from slmctl import console
 from slmctl.console import percent
-from slmctl.inference import IN_SUM
 from slmctl.metrics.statistics import wilson
-from slmctl.reports import svg_chart
+from slmctl.reports import IN_SUM, svg_chart
 from slmctl.reports.evaluation_report import ClassFigures
 from slmctl.reports.html_page import count
 from slmctl.reports.svg_chart import Bar, Dot, LineSeries, Point

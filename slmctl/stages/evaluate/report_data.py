@@ -19,7 +19,9 @@ from slmctl.reports.evaluation_report import (
     SliceDifference,
     SliceEntry,
     entries_of,
+    file_of,
     pair_of,
+    released,
 )
 from slmctl.reports.html_page import Tone, points
 
@@ -101,7 +103,12 @@ class ReportView:
     @property
     def focus(self) -> str:
         """The model to release."""
-        return self.report["focus"]
+        return released(self.report)
+
+    @property
+    def file(self) -> str:
+        """The GGUF file of the model to release, alone; a model without linear models added is its own."""
+        return file_of(self.report, self.focus)
 
     @cached_property
     def best(self) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slmctl.console import percent
-from slmctl.inference import FILE, IN_SUM
+from slmctl.inference import FILE
 from slmctl.metrics.judged_rate import FEWEST
 from slmctl.metrics.label_sum import ENCODER, WORDS
-from slmctl.reports.evaluation_report import EvaluationReport, JudgedEntry, JudgeEntry, ParticipantEntry
+from slmctl.reports.evaluation_report import EvaluationReport, JudgedEntry, JudgeEntry, ParticipantEntry, file_of
 from slmctl.reports.html_page import Tone, count
 from slmctl.stages.evaluate.report_data import Difference, ReportView
 
@@ -235,7 +235,7 @@ def _sum(view: ReportView) -> Iterator[str]:
 def _decides(view: ReportView) -> Iterator[str]:
     """A remark on what a language model by itself gains on models that learn in minutes."""
     entry = view.report.get("sum")
-    alone = entry["model"].removesuffix(IN_SUM) if entry is not None else ""
+    alone = file_of(view.report, entry["model"]) if entry is not None else ""
     difference = view.difference(CHEAP, alone) if CHEAP in view.entries and alone in view.entries else None
     if difference is None or not difference.real:
         return
@@ -247,23 +247,24 @@ def _decides(view: ReportView) -> Iterator[str]:
 
 
 def _focus(view: ReportView) -> Iterator[str]:
-    """The focus compared with the model that it was made from, and with each general model."""
+    """The file compared with the models that it was made from, and the focus with each general model."""
     for name in view.models:
         kind = view.kind(name)
-        if name == view.focus or not (kind.is_source or kind.is_reference or kind.is_remote):
+        model = view.file if kind.is_source else view.focus  # what quantization costs, without linear models
+        if name == model or not (kind.is_source or kind.is_reference or kind.is_remote):
             continue
-        difference = view.difference(name, view.focus)
+        difference = view.difference(name, model)
         if difference is None:
             continue
         if difference.real:
             direction = "above" if difference.value > 0 else "below"
             yield (
-                f"{view.focus} scores {_points(abs(difference.value))} {direction} {name} "
+                f"{model} scores {_points(abs(difference.value))} {direction} {name} "
                 f"({difference.span}): more than chance."
             )
         else:
             yield (
-                f"{view.focus} and {name} cannot be told apart: {_points(difference.value)} "
+                f"{model} and {name} cannot be told apart: {_points(difference.value)} "
                 f"({difference.span}); {_detectable(view, difference)}."
             )
 

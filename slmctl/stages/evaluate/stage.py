@@ -13,13 +13,14 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import EvaluateConfig
 from slmctl.errors import GateError, SlmctlError, UsageError
-from slmctl.inference import IN_SUM, LINEAR, SUM
+from slmctl.inference import LINEAR, SUM
 from slmctl.metrics import gates
 from slmctl.pipeline import named, predictions, project_gates, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
 from slmctl.pipeline.predictions import LORA, EndpointModel, predictions_of
 from slmctl.pipeline.runner import Outcome
+from slmctl.reports import IN_SUM, RELEASE
 
 ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
 BESIDE_BYTES = 0.15e9  # of an encoder's process beside a model, and of its sums
@@ -43,7 +44,7 @@ class Evaluate(Stage[EvaluateConfig]):
     waits_for = ("base", "adapter", "gguf", "encoder")
     imports = ("sklearn", "llama_cpp", "llguidance")
     uses = ("scikit-learn",)
-    version = 9
+    version = 10
     stands = True
 
     def completed(self, section: EvaluateConfig) -> EvaluateConfig:
@@ -73,7 +74,9 @@ class Evaluate(Stage[EvaluateConfig]):
                 _require_measured(settings, model, participants)
         count = len(settings.gates)
         named = "the gate names a model that is" if count == 1 else f"{count} gates name models that are"
-        return f"{named} measured" if count else ""
+        alone = sorted({gate.model for gate in settings.gates if _tests_file(gate, settings)})
+        note = f"; {', '.join(alone)} is a file alone, and model: {RELEASE} tests what a release answers by"
+        return f"{named} measured{note if alone else ''}" if count else ""
 
     def _release(self) -> str:
         """The release that gates compare with, or that there is none yet."""
@@ -141,9 +144,9 @@ def _participants(settings: config.Config) -> set[str]:
     from slmctl.task.kinds import kind_of
 
     if settings.publish.linear:
-        return {LINEAR, *kind_of(settings.task.kind).baselines}
+        return {LINEAR, RELEASE, *kind_of(settings.task.kind).baselines}
     models, types = set(settings.evaluate.models), settings.quantize.types
-    names = {"base", "adapter", "merged"} & models | {*kind_of(settings.task.kind).baselines}
+    names = {"base", "adapter", "merged"} & models | {RELEASE, *kind_of(settings.task.kind).baselines}
     names |= {encoder_head.NAME} if settings.encode is not None else set()
     if "gguf" in models:
         names |= {*types, *(["chosen"] if settings.evaluate.choose else [])}
@@ -152,6 +155,12 @@ def _participants(settings: config.Config) -> set[str]:
     if LORA in models:
         names |= {f"{LORA}-{name}" for name in types}
     return names
+
+
+def _tests_file(gate: config.Gate, settings: config.Config) -> bool:
+    """True for a gate on a GGUF file alone where a release may answer with linear models too."""
+    of_source = gate.against in gates.SOURCES
+    return SUM in settings.measured and gate.model in settings.quantize.types and not of_source
 
 
 def _require_measured(settings: config.Config, model: str, participants: set[str]) -> None:
@@ -326,5 +335,7 @@ def show(project: Project, report: Artifact, *, only_measured: bool = False) -> 
     console.say(f"  page: {report_view.write(project, report, only_measured=only_measured)}")
     if linear := report_view.linear(project, figures):
         console.say(f"  {linear}")
+    for text in project_gates.of_files(project, figures):
+        console.say(f"  note: {text}")
     for verdict in project_gates.enforce(project, report, only_measured=only_measured):
         console.say(f"  gate passed: {verdict.text}")

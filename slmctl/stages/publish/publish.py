@@ -21,7 +21,7 @@ from slmctl.model_files import encoder_source, gguf_header
 from slmctl.model_files.base_model import MODEL_FILES, Base
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, sum_files
 from slmctl.reports import html_page
-from slmctl.reports.evaluation_report import EvaluationReport, report_of
+from slmctl.reports.evaluation_report import EvaluationReport, released, report_of
 from slmctl.reports.scoreboard import table
 from slmctl.stages.publish import leak_scan, license, memorisation_probe, slsa_provenance
 from slmctl.task.contract import Task
@@ -268,8 +268,8 @@ def write_card(out: Path, task: Task, files: Mapping[str, Any], figures: Evaluat
     """Write the model card of files, by the name of each in the report; `facts` are further values for it."""
     head, rows = table(figures)
     card = _render(
-        "model_card.md", task=task, report=figures, head=head, rows=rows, files=files, size=console.size,
-        context=CONTEXT, **facts,
+        "model_card.md", task=task, report=figures, released=released(figures), head=head, rows=rows, files=files,
+        size=console.size, context=CONTEXT, **facts,
     )  # fmt: skip
     (out / "README.md").write_text(card, encoding="utf-8")
 
