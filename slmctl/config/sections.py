@@ -341,6 +341,11 @@ class CalibrateConfig(Section):
     max_error: Percent = Field(
         0.05, gt=0, lt=0.5, description="largest share of wrong answers among the kept ones, such as 5 %"
     )
+    min_p_correct: Percent | None = Field(
+        None,
+        lt=1,
+        description="least p_correct of a kept answer, whatever the average allows; 1 - 4 * max_error when left out",
+    )
     confidence: Annotated[float, Inherited()] = CONFIDENCE
     out_of_scope: Text | None = Field(
         None, description="classify: label of out-of-scope questions, whose answers are never right to keep"
@@ -357,6 +362,11 @@ class CalibrateConfig(Section):
         if self.max_out_of_scope_kept is not None and self.out_of_scope is None:
             raise ValueError("'max_out_of_scope_kept' needs 'out_of_scope', the label of such questions")
         return self
+
+    @property
+    def least_p_correct(self) -> float:
+        """The least chance of being right, 0 to 1, with which an answer is kept."""
+        return max(1 - 4 * self.max_error, 0.0) if self.min_p_correct is None else self.min_p_correct
 
 
 class Memorisation(Section):

@@ -99,7 +99,7 @@ class Decision:
     Attributes:
         keep: Answer here; else escalate.
         p_correct: How likely the answer is right.
-        reason: `confident`, `unsure`, or `out-of-scope`: the model answered with the out-of-scope label.
+        reason: `kept`, `unsure`, or `out-of-scope`: the model answered with the out-of-scope label.
     """
 
     keep: bool
@@ -307,7 +307,7 @@ class Policy:
         if self.out_of_scope and text.strip() == self.out_of_scope:
             return Decision(False, p_correct, "out-of-scope")
         keep = score >= self.threshold
-        return Decision(keep, p_correct, "confident" if keep else "unsure")
+        return Decision(keep, p_correct, "kept" if keep else "unsure")
 
 
 def linear(weights: Mapping[str, float], bias: float, values: Mapping[str, float]) -> float:

@@ -127,22 +127,26 @@ class FittedThreshold(TypedDict):
     figures: PolicyFigures
 
 
-def fit(rows: CalibrationRows, config: CalibrateConfig) -> FittedThreshold:
+def fit(rows: CalibrationRows, config: CalibrateConfig, *, least_p: float = 0.0) -> FittedThreshold:
     """Fit the score on the rows of `fits`, and choose the threshold on the other rows.
+
+    Args:
+        least_p: Least P(correct) of a kept answer, 0 to 1, whatever the average of the kept ones.
 
     Raises:
         GateError: No threshold keeps the error low enough.
     """
     weights, bias = _weights(rows)
     scores = rows.scores(weights, bias)
-    threshold, figures = _tested(scores, scores, rows, config)
     knots = isotonic(scores, rows.good)
+    threshold, figures = _tested(scores, scores, rows, config, floor_of(knots, least_p))
     return {"weights": weights, "bias": bias, "threshold": threshold, "knots": knots, "figures": figures}
 
 
 def fit_first(
-    first: CalibrationRows, rows: CalibrationRows, fitted: FittedThreshold, config: CalibrateConfig
-) -> FirstStep:
+    first: CalibrationRows, rows: CalibrationRows, fitted: FittedThreshold, config: CalibrateConfig,
+    *, least_p: float = 0.0,
+) -> FirstStep:  # fmt: skip
     """Fit a first step, and choose the threshold behind it by all answers that both keep: one promise for them.
 
     The first threshold follows from scores that the rows of `fits` fitted: the loosest by which the first step is
@@ -153,6 +157,7 @@ def fit_first(
         first: The answers of the linear members to the same rows.
         rows: The answers of the sum.
         fitted: The fit of those.
+        least_p: As in `fit`, for the answers of each step.
 
     Raises:
         GateError: The first step keeps nothing, or no threshold behind it keeps the error low enough.
@@ -162,14 +167,17 @@ def fit_first(
     usable = np.sort(sure[~first.says_outside])[::-1]
     expected = np.cumsum(_chance_wrong(usable)) / np.arange(1, len(usable) + 1)
     few = usable[expected <= FIRST_SHARE * config.max_error]
-    kept = (sure >= few[-1]) & ~first.says_outside if len(few) else np.zeros(len(sure), bool)
+    sure_knots = isotonic(sure, first.good)
+    first_threshold = max(float(few[-1]), floor_of(sure_knots, least_p)) if len(few) else math.inf
+    kept = (sure >= first_threshold) & ~first.says_outside
     if not kept[~rows.fits].any():
         raise GateError("the linear members are sure of too few answers")
     pair = replace(rows, right=np.where(kept, first.right, rows.right), says_outside=rows.says_outside & ~kept)
-    threshold, figures = _tested(np.where(kept, CERTAIN, scores), np.where(kept, sure, scores), pair, config)
-    figures["first_kept"] = float(kept[~rows.fits].mean())
     rest_knots = isotonic(scores[~kept], rows.good[~kept]) or fitted["knots"]
-    return FirstStep(weights, bias, isotonic(sure, first.good), float(few[-1]), rest_knots, threshold, figures)
+    both, odds, floor = np.where(kept, CERTAIN, scores), np.where(kept, sure, scores), floor_of(rest_knots, least_p)
+    threshold, figures = _tested(both, odds, pair, config, floor)
+    figures["first_kept"] = float(kept[~rows.fits].mean())
+    return FirstStep(weights, bias, sure_knots, first_threshold, rest_knots, threshold, figures)
 
 
 def _weights(rows: CalibrationRows) -> tuple[dict[str, float], float]:
@@ -186,13 +194,14 @@ def _weights(rows: CalibrationRows) -> tuple[dict[str, float], float]:
 
 
 def _tested(
-    scores: Floats, odds: Floats, rows: CalibrationRows, config: CalibrateConfig
+    scores: Floats, odds: Floats, rows: CalibrationRows, config: CalibrateConfig, floor: float
 ) -> tuple[float, PolicyFigures]:
     """The threshold that the rows outside of `fits` choose, with its figures.
 
     Args:
         scores: (n,) by which answers are kept.
         odds: (n,) log odds that the answers are right, as expected from their signals.
+        floor: Least score of an answer that may be kept.
 
     Raises:
         GateError: No threshold keeps the error low enough.
@@ -204,11 +213,18 @@ def _tested(
     chance = max((_chance_to_pass(cut, config) for cut in _tried(cuts, config)), default=0.0)
     if chosen is None:
         raise _unreachable(cuts, outside, config, chance)
-    figures = _figures(chosen, cuts, tests, config)
+    above = [cut for cut in cuts if cut.threshold >= max(chosen.threshold, floor)]
+    if not above:
+        raise GateError(f"no answer is right with a chance of {percent(config.least_p_correct, 0)} and more",
+                        hint="a smaller calibrate.min_p_correct, or a better model")  # fmt: skip
+    kept = above[-1]
+    figures = _figures(kept, cuts, tests, config)
+    # what the floor holds back is likelier wrong than the rest, so the bound of the test holds without it too
+    figures["error_bound"] = min(each.bound(config.confidence) for each in (kept, chosen))
     figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum()), "chance_to_pass": chance}
     if rows.groups is not None:
         figures |= {"groups": len(np.unique(rows.groups)), "design_effect": chosen.effect}
-    return chosen.threshold, figures
+    return kept.threshold, figures
 
 
 def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:
@@ -292,6 +308,17 @@ def isotonic(scores: Floats, good: Mask) -> Knots:
             last = blocks.pop()
             blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
     return tuple((total / n, right / n) for n, right, total in blocks)
+
+
+def floor_of(knots: Knots, least_p: float) -> float:
+    """The least score with a P(correct) of `least_p` and more; infinite where there is none."""
+    below = [score for score, p in knots if p < least_p]
+    if not below:
+        return -math.inf
+    if len(below) == len(knots):
+        return math.inf
+    (x0, p0), (x1, p1) = knots[len(below) - 1], knots[len(below)]
+    return x0 + (x1 - x0) * (least_p - p0) / (p1 - p0)
 
 
 def _independent(wrong: int, total: int, effect: float) -> tuple[int, int]:

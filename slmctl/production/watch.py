@@ -24,7 +24,7 @@ from slmctl.production.records import CollectedRow, DecisionLine
 from slmctl.sources.reviewed import Review, decided
 from slmctl.task.kinds.kind import TaskKind
 
-KEPT = ("confident", "first-look")  # `reason` of an answer that a policy kept; the second in older lines
+KEPT = ("kept", "confident", "first-look")  # `reason` of an answer that a policy kept; the others in older lines
 USAGE = "slmctl watch decisions.jsonl collected/ reviewed.jsonl"
 COLUMNS = ("week of", "requests", "estimated", "verified", "interval", "rows", "kept", "escalated")
 

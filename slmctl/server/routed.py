@@ -23,7 +23,7 @@ from slmctl.server.generalist import Generalist
 from slmctl.server.log import Log
 
 LOCAL_REASONS = (
-    "confident",  # the policy keeps the answer
+    "kept",  # by the policy
     "sensitive",  # the detectors or the caller say so
     "doubt",  # the search for sensitive data failed, or the answer has no confidence
     "unsure", "out-of-scope",  # the policy would escalate, and no general model is named

@@ -165,7 +165,7 @@ class Router:
     def _judged(self, event: LocalAnswer) -> Decision | None:
         """Returns the decision of the policy on the local answer; None without its signals."""
         if "p_correct" in event:  # kept by the policy's first step
-            return Decision(True, event["p_correct"], "confident")
+            return Decision(True, event["p_correct"], "kept")
         try:
             return self.policy.judge(event, event["text"])
         except ValueError:

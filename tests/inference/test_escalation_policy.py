@@ -55,7 +55,7 @@ def test_probabilities_at_the_ends_are_finite() -> None:
 
 def test_judging() -> None:
     kept = policy().judge(SURE, "a")
-    assert (kept.keep, kept.reason) == (True, "confident")
+    assert (kept.keep, kept.reason) == (True, "kept")
     assert kept.p_correct == pytest.approx(0.6 + 0.4 * (2.197 - 2) / 2, abs=1e-3)
     unsure = policy().judge({**SURE, "confidence": 0.5}, "a")
     assert (unsure.keep, unsure.reason, unsure.p_correct) == (False, "unsure", 0.2)
@@ -87,7 +87,7 @@ def test_a_policy_in_steps_judges_the_members_answers_and_then_the_sums() -> Non
     with pytest.raises(ValueError, match="of another kind"):
         policy().judge(alone, "a")
     members = dataclasses.replace(members, out_of_scope="")
-    assert members.judge(alone, "a") == Decision(True, 0.4, "confident")
+    assert members.judge(alone, "a") == Decision(True, 0.4, "kept")
     assert members.judge(alone | {"evidence": 1.0}, "a") == Decision(False, 0.4, "unsure")
     assert (policy().judge(SURE, "a").keep, rest.judge(SURE, "a")) == (True, Decision(False, 0.1, "unsure"))
 

@@ -51,13 +51,13 @@ def test_a_week_has_its_requests_and_the_rows_drawn_by_chance(served: Path) -> N
     week = watched.weeks[1]
     decisions = MADE.decisions[700:1400]
     assert week.estimated == pytest.approx(sum(line["p_correct"] for line in decisions) / 700)  # type: ignore[misc]
-    assert week.kept == sum(line["reason"] == "confident" for line in decisions) == 700 - week.escalated
+    assert week.kept == sum(line["reason"] == "kept" for line in decisions) == 700 - week.escalated
     uniform = [row for row in MADE.collected if row.uniform and "2026-10-12" <= row.time < "2026-10-19"]
     right = sum(MADE.right[row.id] for row in uniform)
     assert (week.accuracy.rows, week.accuracy.right) == (len(uniform), right)
     assert (week.accuracy.low, week.accuracy.high) == exact_interval(right, len(uniform))
     kept = [row.right for row in week.verified if row.kept]
-    assert kept == [MADE.right[row.id] for row in uniform if row.reason == "confident"]
+    assert kept == [MADE.right[row.id] for row in uniform if row.reason == "kept"]
 
 
 def test_without_decisions_the_uniform_share_stands_for_the_traffic(served: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_command_compares_with_the_policy(served: Path, tmp_path: Path) -> N
     policy.write(tmp_path)
     result = run(served, "--set", f"serve.policy={tmp_path / 'policy.json'}")
     assert result.exit_code == 0, result.output
-    uniform = [MADE.right[row.id] for row in MADE.collected if row.uniform and row.reason == "confident"]
+    uniform = [MADE.right[row.id] for row in MADE.collected if row.uniform and row.reason == "kept"]
     wrong, bound = uniform.count(False), error_bound(uniform.count(False), len(uniform))
     assert (
         f"{wrong} of {len(uniform)} reviewed answers that were kept are wrong, so at most {bound:.1%}".replace(

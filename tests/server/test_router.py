@@ -148,7 +148,7 @@ def told(routed: Routed) -> tuple[str, str, str]:
 
 
 def test_an_answer_that_is_sure_stays_and_one_that_is_not_goes(fake: Fake) -> None:
-    assert told(one(routing(fake.url), event(sure=0.95))) == ("local", "confident", "billing")
+    assert told(one(routing(fake.url), event(sure=0.95))) == ("local", "kept", "billing")
     assert fake.bodies == []
     found = one(routing(fake.url), event(sure=0.6))
     assert (*told(found), found.model) == ("generalist", "unsure", "delivery", "large")
@@ -182,7 +182,7 @@ def test_the_local_models_failure_is_the_callers(fake: Fake) -> None:
 def test_a_draft_that_fails_a_check_goes_to_the_general_model(fake: Fake, said: list[Turn]) -> None:
     said[:] = [says("It is on its way.")]
     sure = written("It comes on 9 May.") | {"logprobs": [-1e-6]}
-    assert told(one(routing(fake.url, task=GENERATE), sure)) == ("local", "confident", "It comes on 9 May.")
+    assert told(one(routing(fake.url, task=GENERATE), sure)) == ("local", "kept", "It comes on 9 May.")
     checking = routing(fake.url, task=GENERATE, refuse=("ungrounded",))
     assert told(one(checking, sure)) == ("generalist", "unsure", "It is on its way.")
     same = checking.__class__(checking.policy, GENERATE, "small", checking.escalation, ("unfinished",))
@@ -572,7 +572,7 @@ def test_decisions_are_written_without_content(fake: Fake, tmp_path: Path) -> No
         one(found, event(sure=0.99), asked, request="req-0123456789abcdef")
     text = path.read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
-    assert [(line["route"], line["reason"]) for line in lines] == [("generalist", "unsure"), ("local", "confident")]
+    assert [(line["route"], line["reason"]) for line in lines] == [("generalist", "unsure"), ("local", "kept")]
     assert [line["request"] for line in lines] == [None, "req-0123456789abcdef"]
     assert not [word for word in ("xylophone", "quarrel", "delivery", "billing") if word in text]
     assert set(lines[0]) == {"time", "request", "route", "reason", "model", "p_correct", "look_ms", "local_ms",
@@ -582,7 +582,7 @@ def test_decisions_are_written_without_content(fake: Fake, tmp_path: Path) -> No
 def test_a_full_disk_costs_decisions_and_no_answers() -> None:
     found = routing(decisions=Path("/dev/full"))
     with found.escalation.open():
-        assert [told(one(found, event(sure=0.99))) for _ in range(3)] == [("local", "confident", "billing")] * 3
+        assert [told(one(found, event(sure=0.99))) for _ in range(3)] == [("local", "kept", "billing")] * 3
     assert found.escalation.figures()["slmctl_decisions_dropped"] == [({}, 3.0)]
     with (
         pytest.raises(UsageError, match="decisions cannot be written"),
@@ -623,7 +623,7 @@ def test_figures_count_both_routes_and_the_savings(fake: Fake) -> None:
     figures = found.escalation.figures()
     assert figures.keys() <= routed.FAMILIES.keys()
     counted = {tuple(labels.values()): value for labels, value in figures["slmctl_routed"] if value}
-    assert counted == {("local", "confident"): 2.0, ("generalist", "unsure"): 1.0}
+    assert counted == {("local", "kept"): 2.0, ("generalist", "unsure"): 1.0}
     assert {labels["reason"] for labels, _ in figures["slmctl_routed"]} == set(routed.LOCAL_REASONS)
     assert figures["slmctl_generalist_cost"] == [({"currency": "EUR"}, 11 + 2 * 3)]
     assert figures["slmctl_avoided_cost"] == [({"currency": "EUR"}, 2 * (20 + 2 * 3))]

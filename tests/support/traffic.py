@@ -39,7 +39,7 @@ class MadeUp:
             p_correct = round(float(random.beta(12, 2)), 4)
             id, label = f"{n:08x}", str(random.choice(LABELS))
             time, kept = f"{BEGIN + n * datetime.timedelta(days=1 / self.per_day):%Y-%m-%dT%H:%M:%SZ}", p_correct >= 0.7
-            route, reason = ("local", "confident") if kept else ("generalist", "unsure")
+            route, reason = ("local", "kept") if kept else ("generalist", "unsure")
             self.decisions.append({
                 "time": time, "request": id, "route": route, "reason": reason, "model": "desk",
                 "p_correct": p_correct, "prompt_tokens": 20, "completion_tokens": 3,

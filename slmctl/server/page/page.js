@@ -110,7 +110,7 @@ async function ask(messages, onPiece) {
 // What the server's reasons mean; one that is not here is shown as it is.
 const WHY = {
   "no-policy": "no other model is asked",
-  confident: "it is sure enough",
+  kept: "it is sure enough",
   sensitive: "the text is sensitive, so it stays here",
   doubt: "it is not known whether the text is sensitive, or how sure the model is",
   unsure: "the small model is not sure enough",

@@ -51,14 +51,16 @@ def run(
         lines += [line for line in _answered(outside) if line["expected"] == config.out_of_scope]
     groups = _groups(prepared) if prepared is not None else None
     rows = read(lines, task, config, groups)
-    fitted = error_threshold.fit(rows, config)
+    least_p = config.least_p_correct
+    fitted = error_threshold.fit(rows, config, least_p=least_p)
     policy = Policy(
         gguf=_source(facts_of(predictions)), task=task.digest, kind=task.kind, correct=correctness(task, config),
         out_of_scope=config.out_of_scope or "", **fitted,
     )  # fmt: skip
     if alone := [cast(Prediction, {**line, **line["first"]}) for line in lines if "first" in line]:
         try:
-            first = error_threshold.fit_first(_rows(alone, task, config, groups), rows, fitted, config)
+            looked = _rows(alone, task, config, groups)
+            first = error_threshold.fit_first(looked, rows, fitted, config, least_p=least_p)
             policy = dataclasses.replace(policy, first=first)
         except GateError as error:
             console.say(f"  no first look: {error.message}")

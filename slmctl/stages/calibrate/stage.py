@@ -35,7 +35,7 @@ class Calibrate(Stage[CalibrateConfig]):
     waits_for = ("base", "adapter", "gguf", "encoder")
     imports = ("llama_cpp", "llguidance")
     uses = ("numpy",)
-    version = 3
+    version = 4
     on_page = True
 
     def inputs(self, section: CalibrateConfig, get: Get, filled: Inputs) -> Inputs:

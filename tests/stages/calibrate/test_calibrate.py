@@ -152,6 +152,42 @@ def test_one_promise_holds_for_all_that_two_steps_keep(tmp_path: Path, outside: 
     assert abs(chance - np.mean([row["answer"] == row["expected"] for row in hard])) < 0.03
 
 
+def good_average(count: int) -> list[dict[str, Any]]:
+    """Answers of a model that is right on nearly every row; it is hardly sure of a few, a third of them wrong."""
+    found = []
+    for k, line in enumerate(lines(count, seed=3)):
+        doubtful = k % 25 == 0
+        sure, right = (0.6, k % 75 != 0) if doubtful else (0.999, True)
+        line |= {"confidence": sure, "labels": {"a": sure, "b": 1 - sure}, "logprobs": [math.log(sure)]}
+        line |= {"raw_logprobs": [math.log(sure) - 0.01], "answer": "a" if right else "b"}
+        found.append(line)
+    return found
+
+
+def test_an_answer_that_is_likely_wrong_is_held_back_though_the_average_allows_it(tmp_path: Path) -> None:
+    # a ticket model kept "What does a flight to Rome cost?" as a delivery status, p_correct 0.63
+    rows = good_average(1500)
+    policy, metrics = fitted(tmp_path, rows)
+    doubtful, sure = (policy.judge(row, row["answer"]) for row in rows[:2])
+    assert (doubtful.keep, doubtful.reason) == (False, "unsure") and doubtful.p_correct < 0.8
+    assert (sure.keep, sure.reason) == (True, "kept") and metrics["error"] == 0.0
+    every, figures = fitted(tmp_path / "every", rows, min_p_correct=0.0)  # as before: the average alone decides
+    assert every.judge(rows[0], rows[0]["answer"]).keep and 0 < figures["error"] <= 0.05
+    assert dataclasses.replace(every, threshold=policy.threshold, figures=policy.figures) == policy
+    nearly, _ = fitted(tmp_path / "nearly", rows, min_p_correct=0.5)
+    assert nearly.threshold == every.threshold
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=2, max_size=60), st.floats(0.0, 0.99))
+def test_the_least_score_has_the_least_chance_of_being_right(rows: list[tuple[float, bool]], least: float) -> None:
+    scores, good = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+    knots = error_threshold.isotonic(scores, good)
+    policy = Policy("", "", "classify", "", "", {}, 0.0, knots, 0.0)
+    floor = error_threshold.floor_of(knots, least)
+    for score in (*scores.tolist(), -9.0, 9.0):
+        assert (score >= floor) == (policy.p_correct(score) >= least) or math.isclose(score, floor, abs_tol=1e-9)
+
+
 def test_members_that_are_not_sure_take_no_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy, metrics = fitted(tmp_path, with_members(600, odds=0.0))
     assert policy.first is None and "first_look" not in metrics and metrics["kept"] > 0.3
