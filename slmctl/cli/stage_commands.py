@@ -303,6 +303,7 @@ def calibrate(options: Options, endpoint: str | None) -> None:
 @artifact_option("gguf", "A gguf artifact to use in place of the config's.")
 @artifact_option("report", "A report to use in place of the config's.")
 @artifact_option("labelled", "Labels of a teacher to use in place of the config's.")
+@artifact_option("policy", "A policy for the release to carry in place of the config's.")
 @stage_options
 @click.pass_obj
 def publish(options: Options, plan_only: bool) -> None:

@@ -391,6 +391,7 @@ class PublishConfig(Section):
     version: Annotated[Text, Inherited()] = ""
     label: Annotated[Any, Inherited(), Outside()] = None  # if set, `labelled` is an input of the release
     encode: Annotated[bool, Inherited(), Outside(), BeforeValidator(_is_set)] = False  # a release may carry its models
+    calibrate: Annotated[bool, Inherited(), Outside(), BeforeValidator(_is_set)] = False  # it carries the policy
     model: Annotated[Literal["gguf", "linear"], WhenSet()] = Field(
         "gguf",
         description="model of a release: gguf, the tuned GGUF files, with a section encode in a sum with linear "

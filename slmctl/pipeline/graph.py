@@ -280,6 +280,10 @@ class Stage(Generic[SectionT]):
     def after(self, made: Artifact, *, current: bool) -> None:
         """Print or send its artifact; `current` if the artifact existed before."""
 
+    def page(self, made: Artifact, policy: Artifact, path: Path) -> None:
+        """Write the page of its artifact with what a policy keeps; a report's stage has one."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class StageRequest:

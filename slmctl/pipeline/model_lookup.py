@@ -15,6 +15,7 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference import SUM
+from slmctl.inference.escalation_policy import FILENAME as POLICY_FILE
 from slmctl.inference.escalation_policy import Policy
 from slmctl.model_files.gguf_choice import has_sum
 from slmctl.pipeline import predictions
@@ -79,7 +80,8 @@ def looking_first(directory: Path, model: Model, policy: Path | None = None) -> 
 def newest_policy(directory: Path, model: Model) -> Path | None:
     """Returns the path of the newest policy that was fitted on a model's file and task, or None.
 
-    Policies are searched below `runs/` of `directory` and of the model's own project.
+    Policies are searched below `runs/` of `directory` and of the model's own project; where there is none, a release
+    has the one that it was published with.
     """
     if (task := model.task) is None:
         return None
@@ -90,7 +92,11 @@ def newest_policy(directory: Path, model: Model) -> Path | None:
         entry for entry in made
         if entry.metrics.get("sha256") == digest and Policy.read(entry.path).task == task.digest
     ]  # fmt: skip
-    return max(fitting, key=lambda entry: entry.manifest.started).path if fitting else None
+    if fitting:
+        return max(fitting, key=lambda entry: entry.manifest.started).path
+    own = model.artifact.path / POLICY_FILE
+    is_fitted = own.is_file() and Policy.read(own).gguf.removeprefix("sha256:") == digest  # not of another type
+    return own if is_fitted else None
 
 
 def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:

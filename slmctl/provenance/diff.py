@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
@@ -20,7 +20,7 @@ from slmctl.metrics.statistics import (
     percentiles,
     resamples,
 )
-from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, report_of, rows_of
+from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, released, report_of, rows_of
 from slmctl.reports.scoreboard import difference, figure
 
 CONFIDENCE = 0.95
@@ -29,6 +29,7 @@ _NOT_COMPARED = ("labels", "sources", "files", "tokens")  # metrics of prepared 
 ANSWERS = "predictions "  # begins their names in a lineage; their digests follow from other changes
 FIRST_ROWS = [f"rows {name}" for name in ("rows_in", "train", "validation", "calibration", "test", "rejected")]
 Report: TypeAlias = tuple[EvaluationReport, list[RowEntry]]  # report.json, and the rows of rows.jsonl
+Names: TypeAlias = tuple[str, str]  # of a participant in each of two reports
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Comparison(TypedDict):
     files: list[FieldChange]
     metrics: list[FieldChange]
     models: list[ModelChange]
+    release: NotRequired[ModelChange]  # where a release answers by a model of another name
 
 
 def diff(first: Path, second: Path) -> Comparison:
@@ -111,6 +113,7 @@ def diff(first: Path, second: Path) -> Comparison:
         "files": changes(_files(left.top), _files(right.top)),
         "metrics": changes(_figures(left.top), _figures(right.top)),
         "models": _models(reports[0], reports[1]) if reports[0] and reports[1] else [],
+        **(_released(reports[0], reports[1]) if reports[0] and reports[1] else {}),  # type: ignore[typeddict-item] # a part of it
     }
 
 
@@ -215,23 +218,31 @@ def _report(top: Artifact) -> Report | None:
 def _models(left: Report, right: Report) -> list[ModelChange]:
     """Every metric of every model that both reports measured."""
     (first, _), (second, _) = left, right
-    result: list[ModelChange] = []
-    for name in first["participants"]:
-        if name not in second["participants"]:
-            continue
-        a, b = (entries_of(report)[name] for report in (first, second))
-        metrics: dict[str, MetricChange] = {
-            metric: {"first": value, "second": b["metrics"][metric], "difference": b["metrics"][metric] - value}
-            for metric, value in a["metrics"].items()
-            if metric in b["metrics"]
-        }
-        same_metric = first["primary_metric"] == second["primary_metric"]
-        paired = _paired(name, left, right) if same_metric else None
-        result.append({"model": name, "metrics": metrics, "paired": paired})
-    return result
+    both = [name for name in first["participants"] if name in second["participants"]]
+    return [_change((name, name), left, right) for name in both]
 
 
-def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
+def _released(left: Report, right: Report) -> dict[str, ModelChange]:
+    """`Comparison.release`, where what a release answers by has another name in each report; else nothing."""
+    names = (released(left[0]), released(right[0]))
+    return {"release": _change(names, left, right)} if names[0] != names[1] else {}
+
+
+def _change(names: Names, left: Report, right: Report) -> ModelChange:
+    """A participant of each report: the metrics that both participants have, and a paired test of the primary one."""
+    (first, _), (second, _) = left, right
+    one, two = (entries_of(report)[name] for report, name in zip((first, second), names, strict=True))
+    common = [metric for metric in one["metrics"] if metric in two["metrics"]]
+    metrics: dict[str, MetricChange] = {}
+    for metric in common:
+        value, other = one["metrics"][metric], two["metrics"][metric]
+        metrics[metric] = {"first": value, "second": other, "difference": other - value}
+    same_metric = first["primary_metric"] == second["primary_metric"]
+    paired = _paired(names, left, right) if same_metric else None
+    return {"model": " -> ".join(dict.fromkeys(names)), "metrics": metrics, "paired": paired}
+
+
+def _paired(names: Names, left: Report, right: Report) -> dict[str, Any] | None:
     """A paired test of the primary metric on the rows in both reports; the difference is second minus first.
 
     Rows of one group count as in a report. Without interval and p-value where no report says which rows are of one.
@@ -240,7 +251,7 @@ def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
 
     metric = left[0]["primary_metric"]
     place: Literal[1, 3] = 3 if metric == "token_f1" else 1  # index in RowAnswer: token F1, or right (1) and wrong (0)
-    values = [_by_id(name, report, rows, place) for report, rows in (left, right)]
+    values = [_by_id(name, *report, place) for name, report in zip(names, (left, right), strict=True)]
     ids = [id for id in values[0] if id in values[1]]
     if not ids:
         return None
@@ -251,7 +262,8 @@ def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
     if place == 1:
         facts |= {"only_first": only_first, "only_second": only_second}
     group_of = _groups(left) or _groups(right)
-    if not group_of and any("groups" in entries_of(report)[name] for report, _ in (left, right)):
+    entries = [entries_of(report)[name] for name, (report, _) in zip(names, (left, right), strict=True)]
+    if not group_of and any("groups" in entry for entry in entries):
         return facts
     numbers: dict[int | str, int] = {}
     groups = np.array([numbers.setdefault(group_of.get(id, id), len(numbers)) for id in ids], np.int64)
@@ -297,8 +309,9 @@ def lines(comparison: Comparison) -> Iterator[str]:
             yield from (f"  {row['key']}: {_short(row['first'])} -> {_short(row['second'])}" for row in ranked)
             if others := len(section) - len(ranked):
                 yield f"  {ANSWERS}of {count(others, 'model')} differ"
-    for entry in comparison["models"]:
-        yield f"model {entry['model']}"
+    of_release = [comparison["release"]] if "release" in comparison else []
+    for entry in (*of_release, *comparison["models"]):
+        yield f"{'release' if entry in of_release else 'model'} {entry['model']}"
         for metric, values in entry["metrics"].items():
             if abs(values["difference"]) < 5e-5:  # rounds to 0.00 points
                 continue

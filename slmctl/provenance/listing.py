@@ -91,6 +91,7 @@ class Ranked:
         data: Short id of the data set, or the start of its digest.
         split: Split of the data set.
         report: Short id of the newest report with these answers.
+        released: True for the model that a release of those measured answers by.
     """
 
     data: str
@@ -105,6 +106,7 @@ class Ranked:
     latency_ms: float | None
     report: str
     started: str
+    released: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -163,6 +165,7 @@ def leaderboard(root: Path) -> list[Ranked]:
                     latency_ms=latency["median"] if latency else None,
                     report=report.short_id,
                     started=report.manifest.started,
+                    released=name == released(figures),
                 ),
             )
     newest: dict[tuple[str, str], str] = {}
@@ -208,7 +211,7 @@ def leaderboard_lines(ranked: Sequence[Ranked]) -> Iterator[str]:
         yield f"{console.count(most, 'row')} of {place[1]}, data set {place[0]}"
         rows = [
             [
-                row.model,
+                f"{row.model} (release)" if row.released else row.model,
                 row.kind,
                 row.report,
                 row.started[:16].replace("T", " "),

@@ -131,6 +131,17 @@ def test_reports_are_compared_row_by_row(tmp_path: Path) -> None:
     assert f"0 rows lost, {won} won): more than chance" in text
 
 
+def test_a_release_that_answers_by_another_model_is_compared_with_the_one_before(tmp_path: Path) -> None:
+    right = [k % 4 > 0 for k in range(200)]
+    one = report(tmp_path, "one", {"Q8_0": [k % 2 > 0 for k in range(200)]})
+    two = report(tmp_path, "two", {"Q8_0": right, "Q8_0+sum": [True] * 200})
+    found = diff(one.path, two.path)
+    assert found["release"]["model"] == "Q8_0 -> Q8_0+sum" and found["release"]["paired"]["difference"] == 0.5
+    told = list(lines(found))
+    assert told.index("release Q8_0 -> Q8_0+sum") < told.index("model Q8_0")
+    assert "release" not in diff(two.path, two.path)
+
+
 def test_rows_are_matched_by_id(tmp_path: Path) -> None:
     """Two data sets that share some rows: only those are compared, wherever they stand."""
     one = report(tmp_path, "one", {"Q8_0": [True] * 10}, [f"r{k}" for k in range(10)])

@@ -16,6 +16,7 @@ from support.reported import small_report
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.cli.main import cli
+from slmctl.model_files.gguf_choice import served_sha256
 from slmctl.provenance import listing
 from slmctl.provenance.listing import Entry, leaderboard, leaderboard_lines, lines, survey
 
@@ -65,6 +66,33 @@ def test_every_kind_with_its_base_its_loss_and_what_a_report_says_of_it(tmp_path
         assert Path(one.path).name.startswith(one.id)
         assert one.size == sum(file.stat().st_size for file in Path(one.path).rglob("*")
                                if file.is_file() and file.name != "manifest.json")  # fmt: skip
+
+
+def test_a_release_has_the_figure_of_what_serve_answers_by_and_its_file_that_of_the_file(tmp_path: Path) -> None:
+    # the two were exactly exchanged: a dashboard showed five points too little for production
+    runs = tmp_path / "runs"
+    gguf = handmade.make(runs / "gguf" / ("a" * 12), {"desk-Q8_0.gguf": b"file"})
+    made = handmade.make(runs / "sum" / ("b" * 12), {"sum.npz": b"members"})
+    release = handmade.make(
+        runs / "published" / ("c" * 12), {"desk-Q8_0.gguf": b"file", "sum.npz": b"members"}, metrics={"version": "1.0"}
+    )
+    answers = [
+        handmade.make(runs / "predictions" / (letter * 12), inputs={"model": gguf.digest} | more)
+        for letter, more in (("d", {}), ("e", {"sum": made.digest}))
+    ]
+    hashes = [gguf.manifest.files[0].sha256, served_sha256(release)]
+    models = {
+        name: {"metrics": {"accuracy": value}, "sha256": sha256, "predictions": predictions.digest}
+        for name, value, sha256, predictions in zip(("Q8_0", "Q8_0+sum"), (0.912, 0.968), hashes, answers, strict=True)
+    }
+    handmade.make(runs / "report" / ("f" * 12), metrics=small_report(models))
+    figures = {one.kind: one.metric.value for one in survey(tmp_path) if one.metric and one.kind != "predictions"}
+    assert figures == {"gguf": 0.912, "sum": 0.968, "report": 0.968, "published": 0.968}
+    told = list(leaderboard_lines(leaderboard(tmp_path)))
+    assert [line.split()[:2] for line in told if line.startswith("Q8_0")] == [
+        ["Q8_0+sum", "(release)"],
+        ["Q8_0", "base"],
+    ]
 
 
 def test_what_differs_is_named(make: Make, tmp_path: Path) -> None:

@@ -25,17 +25,21 @@ def write(
     *,
     labels: Sequence[str] = (),
     opening: Opening | None = None,
+    policy: PolicyShares | None = None,
 ) -> None:
     """Write the page of a report to a file.
 
     Args:
         rows: The lines of `rows.jsonl` after the first; `labels` holds the label of each index in them.
         opening: The project around the report; None for the page inside an artifact, which knows none.
+        policy: What the policy of a release keeps; by default that of `opening`.
     """
     view, rows = ReportView(report), list(rows)
     trained = [name for name in view.competing if not view.kind(name).untuned]
     names = trained if len(trained) > 1 else view.competing
-    policy, training = (opening.policy, opening.training) if opening is not None else (None, None)
+    training = opening.training if opening is not None else None
+    if opening is not None:
+        policy = opening.policy
     html_page.write(
         path,
         "evaluate.html",

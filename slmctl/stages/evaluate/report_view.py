@@ -59,6 +59,15 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
     return path
 
 
+def write_with_policy(report: Artifact, policy: Artifact, path: Path) -> None:
+    """Write the page of a report for a release: with what a policy keeps, and without the project around it."""
+    from slmctl.reports.evaluation_report import report_of, rows_of
+    from slmctl.stages.evaluate import report_page
+
+    head, rows = rows_of(report)
+    report_page.write(path, report_of(report), rows, labels=head.get("labels", ()), policy=_shares(policy))
+
+
 def _code() -> list[str]:
     """The hashes of what the page is made by, which changes between two versions too."""
     from importlib import resources
@@ -175,10 +184,14 @@ def _history(adapter: Artifact) -> Iterator[dict[str, Any]]:
 
 def _policy(artifacts: Mapping[str, Artifact], sha256: str | None, max_error: float | None) -> PolicyShares | None:
     """The newest policy that was fitted on a file, of those for this share of errors where there is one."""
-    from slmctl.stages.evaluate.report_opening import PolicyShares
-
     fitted = [e for e in artifacts.values() if e.kind == "policy" and e.metrics.get("sha256") == sha256]
     if not fitted or not sha256:
         return None
-    figures = max(fitted, key=lambda e: (e.metrics.get("max_error") == max_error, e.manifest.started)).metrics
+    return _shares(max(fitted, key=lambda e: (e.metrics.get("max_error") == max_error, e.manifest.started)))
+
+
+def _shares(policy: Artifact) -> PolicyShares:
+    from slmctl.stages.evaluate.report_opening import PolicyShares
+
+    figures = policy.metrics
     return PolicyShares(figures["kept"], figures["error"], figures["tested_on"])

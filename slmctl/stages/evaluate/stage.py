@@ -134,6 +134,11 @@ class Evaluate(Stage[EvaluateConfig]):
         """Print the scoreboard and check the gates; raises a GateError where one fails."""
         show(self.project, made)
 
+    def page(self, made: Artifact, policy: Artifact, path: Path) -> None:
+        from slmctl.stages.evaluate import report_view
+
+        report_view.write_with_policy(made, policy, path)
+
 
 STAGE = Evaluate
 

@@ -20,9 +20,9 @@ OWN = "own weights"  # the license of a model that is nobody else's: that of the
 def run(
     config: PublishConfig,
     *, prepared: Artifact, encoder: Artifact, sum: Artifact, report: Artifact, out: Path,
-    labelled: Artifact | None = None,
+    labelled: Artifact | None = None, policy: Artifact | None = None, page: publish.Page | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Lay out the release.
+    """Lay out the release; `policy` and `page` as in `publish.run`.
 
     Memorised rows are not probed: the model gives labels alone, and holds no text of a row.
 
@@ -31,6 +31,7 @@ def run(
         IntegrityError: The inputs were not made from each other.
     """
     steps = {"prepared": prepared, "encoder": encoder, "sum": sum, "report": report}
+    steps |= {"policy": policy} if policy is not None else {}
     publish.require_chain(steps, labelled)
     figures, sha256 = report_of(report), answering_sha256(sum)
     if sha256 not in {model.get("sha256") for model in figures["models"].values()}:
@@ -40,14 +41,15 @@ def run(
     if members["source"]:
         license.carry_encoder(members["source"], members["encoder_weights"], label, out)
     publish.copy(report, publish.REPORT, out)
+    kept = publish.carry_policy(policy, figures, report, page, out)
     slsa_provenance.write(out, steps)
     teaching = publish.teaching_of(labelled)
     memorisation = {"asked": 0, "regurgitated": 0, "share": 0.0, "max_share": config.memorisation.max_share}
     publish.write_card(
         out, task, {LINEAR: members["files"]}, figures, config=config, base=None, license=label, members=members,
-        data=publish.summary(prepared), memorisation=memorisation, teaching=teaching, lora={},
+        data=publish.summary(prepared), memorisation=memorisation, teaching=teaching, lora={}, policy=kept,
     )  # fmt: skip
     return publish.finished(
         out, task, config, base=None, license=label, files={LINEAR: sha256}, memorisation=memorisation, sum=members,
-        teachers=teaching.get("teachers"),
+        teachers=teaching.get("teachers"), policy=kept,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import fnmatch
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
-from slmctl.inference import ENCODER, FILE
+from slmctl.inference import ENCODER, FILE, escalation_policy
 from slmctl.metrics import gates
 from slmctl.model_files import encoder_source, gguf_header
 from slmctl.model_files.base_model import MODEL_FILES, Base
@@ -28,6 +28,8 @@ from slmctl.task.contract import Task
 from slmctl.task.documents import training
 from slmctl.task.records import SPLITS, read_records
 
+Page = Callable[[Artifact, Artifact, Path], None]  # writes the report of a release: report, policy, file
+POLICY_FIGURES = ("kept", "error", "error_bound", "confidence", "tested_on")  # in the manifest of a release
 CONTEXT = 2048  # tokens; Ollama's own default truncates longer prompts silently
 # The only files of an artifact that are published.
 REPORT = ("report.json", "report.md", "report.html", "rows.jsonl")
@@ -37,9 +39,13 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 def run(
     config: PublishConfig,
     *, base: Artifact, prepared: Artifact, adapter: Artifact, merged: Artifact, gguf: Artifact, report: Artifact,
-    out: Path, labelled: Artifact | None = None, sum: Artifact | None = None,
+    out: Path, labelled: Artifact | None = None, sum: Artifact | None = None, policy: Artifact | None = None,
+    page: Page | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Lay out the release.
+
+    Args:
+        policy: Fitted on what the release answers by; `page` writes the report with it.
 
     Raises:
         GateError: The report did not measure one of the files, none of them met `evaluate.choose`, the license's
@@ -57,6 +63,7 @@ def run(
     lora = _measured_lora(gguf, figures) if "lora" in config.include else {}
     members = _members(sum, gguf, files, figures, out)
     steps |= {"sum": sum} if sum is not None and members else {}
+    steps |= {"policy": policy} if policy is not None else {}
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
     label = license.license_of(base, config.license)
     for entry in files.values():
@@ -64,6 +71,7 @@ def run(
     if lora:
         shutil.copyfile(gguf.file(lora["file"]), out / lora["file"])
     copy(report, REPORT, out)
+    kept = carry_policy(policy, figures, report, page, out)
     for name, weights, allowed in (("adapter", adapter, ADAPTER), ("merged", merged, MODEL_FILES)):
         if name in config.include:
             copy(weights, allowed, out / name)
@@ -76,11 +84,12 @@ def run(
     _write_texts(
         out, task, files, figures, config=config, base=facts, base_model=facts.public_name, license=label,
         data=summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora, members=members,
+        policy=kept,
     )  # fmt: skip
     hashes = {name: entry["sha256"] for name, entry in files.items()}
     return finished(
         out, task, config, base=base, license=label, files=hashes, memorisation=memorisation, lora=lora, sum=members,
-        teachers=teaching.get("teachers"),
+        teachers=teaching.get("teachers"), policy=kept,
     )  # fmt: skip
 
 
@@ -94,7 +103,7 @@ def finished(out: Path, task: Task, config: PublishConfig, *, base: Artifact | N
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     leak_scan.require_clean(out, names, base=base, allow=config.allowed_texts)
-    optional = ("lora", "sum", "teachers")
+    optional = ("lora", "sum", "teachers", "policy")
     kept = {name: value for name, value in facts.items() if value or name not in optional}
     return {"project": config.project, "version": config.version, **kept}
 
@@ -151,6 +160,24 @@ def require_chain(steps: Mapping[str, Artifact], labelled: Artifact | None) -> N
                 f"{steps[later].path} was not made from {steps[earlier].path}",
                 hint="publish with the config that made it: its lineage would be wrong",
             )
+
+
+def carry_policy(
+    policy: Artifact | None, figures: EvaluationReport, report: Artifact, page: Page | None, out: Path
+) -> dict[str, Any]:
+    """Copy a policy into a release, and write the release's report with it; returns its figures, {} without one.
+
+    Raises:
+        IntegrityError: It was fitted on another model than the release answers by.
+    """
+    if policy is None or page is None:
+        return {}
+    if released(figures, policy.metrics["sha256"]) != released(figures):
+        raise IntegrityError(f"{policy.path} was fitted on another model than {released(figures)}, which is released",
+                             hint="slmctl calibrate")  # fmt: skip
+    shutil.copyfile(policy.file(escalation_policy.FILENAME), out / escalation_policy.FILENAME)
+    page(report, policy, out / "report.html")
+    return {key: policy.metrics[key] for key in POLICY_FIGURES}
 
 
 def copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
@@ -306,7 +333,12 @@ def _render(name: str, **values: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # noqa: S701 - not HTML
-    environment.filters |= {"clean": console.clean, "code": html_page.code, "inert": html_page.inert}
+    environment.filters |= {
+        "percent": console.percent,
+        "clean": console.clean,
+        "code": html_page.code,
+        "inert": html_page.inert,
+    }
     environment.filters |= {"scalar": _scalar, "unmarked": html_page.unmarked}
     return environment.from_string(source).render(**values)
 

@@ -36,11 +36,11 @@ class Publish(Stage[PublishConfig]):
     takes = (
         Role("base", ("base",), when="tuned"), PREPARED, *(Role(each, (each,), when="tuned") for each in TUNED),
         Role("encoder", ("encoder",), when="linear"), Role("report", ("report",)), LABELLED,
-        Role("sum", ("sum",), when="encode"),
+        Role("sum", ("sum",), when="encode"), Role("policy", ("policy",), when="calibrate"),
     )  # fmt: skip
     imports = ("llama_cpp", "gguf")
     uses = ("llama_cpp_python", "gguf")
-    version = 5
+    version = 6
 
     def packages(self) -> Iterator[str]:
         kind = self.settings.to.partition(":")[0]
@@ -97,9 +97,11 @@ class Publish(Stage[PublishConfig]):
         return super().asks_for(role, section)
 
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
-        """Lay out the release, by the module for its model."""
+        """Lay out the release, by the module for its model; with a policy, its report says what that keeps."""
         section: Any = request.section
         module = importlib.import_module(f"{__package__}.{'linear_release' if section.linear else self.name}")
+        if "policy" in request.inputs:
+            more["page"] = self.project.stage("evaluate").page
         metrics: JsonObject = module.run(section, out=out, **more, **request.inputs)
         return metrics
 

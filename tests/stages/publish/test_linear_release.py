@@ -27,7 +27,7 @@ CONFIG = tiny.CALIBRATED.replace("evaluate: {models: [base, adapter, gguf]}\n", 
     "encode: {encoder: ./words.gguf}\nsum: {floor: 0}\npublish: {model: linear}\n"
     "gates: [{metric: accuracy, model: linear, min: 0.8}]\n"
 )
-TEXTS = {"LICENSE", "NOTICE", "README.md", "lineage.intoto.json", "report.html", "report.json", "report.md",
+TEXTS = {"LICENSE", "NOTICE", "README.md", "lineage.intoto.json", "policy.json", "report.html", "report.json", "report.md",
          "rows.jsonl", "task.json"}  # fmt: skip
 WORDS = ("--set", "encode.encoder=none", "--set", "version=2.0")
 
@@ -130,6 +130,32 @@ def test_it_is_served_to_the_openai_client_as_it_was_measured(desk: Path) -> Non
         assert (listed.id, (listed.model_extra or {})["slmctl"]["file"]) == ("tiny-desk", "sum.npz")
 
 
+def test_a_fetched_release_decides_as_in_its_project(desk: Path, stages: Forks, tmp_path: Path) -> None:
+    # it answered without p_correct elsewhere: the policy stayed below runs/ of the project
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    tiny.ok(stages.run(alone, "fetch", f"dir:{desk}/registry#production", str(alone / "desk"), env={"HOME": str(tmp_path)}))
+    text, release = "invoice refund please", released(desk)
+    with here.opened(desk) as server:
+        in_project = server.ask(text).json()["slmctl"]
+    del in_project["seconds"]
+    for model in (str(alone / "desk"), f"dir:{desk}/registry#production"):
+        with here.opened(alone, model=model) as server:
+            assert in_project.items() <= server.ask(text).json()["slmctl"].items()
+    assert in_project["reason"] in ("kept", "unsure") and in_project["p_correct"] > 0.5
+    page = release.file("report.html").read_text()
+    assert f"by {release.metrics['policy']['tested_on']} calibration rows" in page and "every answer is kept" not in page
+    assert "`policy.json` says which answers to keep" in release.file("README.md").read_text()
+
+
+def test_a_policy_of_another_model_is_not_published(desk: Path, stages: Forks, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(desk, tmp_path / "desk"))
+    made = [artifact.load(path) for path in other.glob("runs/policy/[!.]*")]
+    (of_encoder,) = (each for each in made if each.metrics["model"] != "linear")
+    done = stages.run(other, "publish", "--policy", str(of_encoder.path))
+    assert (done.returncode, "was fitted on another model than linear" in done.stderr) == (7, True), done.stderr
+
+
 @pytest.mark.slow
 def test_it_goes_to_a_bucket_and_is_made_again(desk: Path, stages: Forks, s3: str, tmp_path: Path) -> None:
     env = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_ENDPOINT_URL": s3}
@@ -208,7 +234,8 @@ def test_only_what_a_report_measured_is_promoted_and_sent(desk: Path, stages: Fo
     other = Path(shutil.copytree(desk, tmp_path / "desk"))
     (first,) = other.glob("runs/report/[!.]*")
     floor = ("--set", "sum.floor=0.3")
-    tiny.ok(stages.run(other, "evaluate", *floor))
+    for stage in ("evaluate", "calibrate"):
+        tiny.ok(stages.run(other, stage, *floor))
     done = stages.run(other, "publish", *floor, "--report", str(first))
     assert (done.returncode, "no report measured these linear members" in done.stderr) == (5, True), done.stderr
 
