@@ -12,13 +12,18 @@ SlmctlError
 ├── NetworkError       9   the network was refused or failed
 └── DifferentError   104   an artifact was rebuilt, and is not the same
 
-Each carries one sentence (subject, expected, found) and a hint (the command to type next). Any other
-exception is a bug: it keeps its traceback and exits with 1.
+Each carries one sentence (subject, expected, found) and a hint (the command to type next); a GateError has a Reason
+too, which docs/commands.md explains. Any other exception is a bug: it keeps its traceback and exits with 1.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
+
+OfGates: TypeAlias = Literal["gate_failed", "gate_out_of_reach", "gates_unknown", "none_chosen", "not_measured"]
+OfRows: TypeAlias = Literal["max_error", "min_rows", "out_of_scope", "overlap"]
+OfLeaving: TypeAlias = Literal["leak", "license", "memorised", "teacher_terms", "visibility"]
+Reason: TypeAlias = Literal[OfGates, OfRows, OfLeaving, "beaten", "declined", "nothing_to_win"]
 
 
 class SlmctlError(Exception):
@@ -62,6 +67,10 @@ class GateError(SlmctlError):
     """A gate or another check that the user set failed."""
 
     code = 5
+
+    def __init__(self, message: str, *, reason: Reason = "gate_failed", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class StageError(SlmctlError):

@@ -24,7 +24,7 @@ from slmctl.cli import (
     watch_command,
 )
 from slmctl.cli.group import cli, terminal
-from slmctl.errors import PausedError, SlmctlError, StageError
+from slmctl.errors import GateError, PausedError, Reason, SlmctlError, StageError
 from slmctl.network import guard
 
 for commands in (
@@ -105,7 +105,8 @@ def _run_command() -> int:
         return 0
     except SlmctlError as error:
         try:
-            return _failed(error.message, error.hint, error.code)
+            reason = error.reason if isinstance(error, GateError) else None
+            return _failed(error.message, error.hint, error.code, reason=reason)
         except (MemoryError, ImportError):  # of the console, which is imported for it
             return _no_memory()
     except click.ClickException as error:
@@ -136,13 +137,16 @@ def _plan_hint(error: click.ClickException) -> str:
     return f"slmctl {cli.called if has_plan else 'run'} --plan"
 
 
-def _failed(message: str, hint: str, code: int, usage: click.ClickException | None = None) -> int:
+def _failed(
+    message: str, hint: str, code: int, usage: click.ClickException | None = None, reason: Reason | None = None
+) -> int:
     """Say why the command ends, in words or as a line of JSON; returns the exit code."""
-    if os.environ.get("SLMCTL_ERRORS") == "json":
+    if os.environ.get("SLMCTL_ERRORS") == "json" or "--json" in sys.argv:  # an option that may not be read yet
         import json
 
+        fields = {"error": message, "hint": hint, "exit_code": code, "reason": reason, "command": cli.called}
         with contextlib.suppress(OSError):  # stderr is closed or full
-            click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code, "command": cli.called}), err=True)
+            click.echo(json.dumps(fields), err=True)
     elif usage is not None:
         usage.show()
         if hint:

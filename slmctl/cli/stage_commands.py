@@ -457,7 +457,8 @@ def _ask_about_time(seconds: float) -> None:
     if not is_terminal():
         terminal().say(f"  note: {text}: a smaller base, fewer epochs or shorter texts make it shorter")
     elif not click.confirm(f"  {text}: begin?", default=False, err=True):
-        raise GateError(f"{text}, and was not begun", hint="a smaller base, fewer epochs, shorter texts; or --yes")
+        hint = "a smaller base, fewer epochs, shorter texts; or --yes"
+        raise GateError(f"{text}, and was not begun", reason="declined", hint=hint)
 
 
 def _ask_before(project: Project, name: str) -> None:
@@ -468,11 +469,11 @@ def _ask_before(project: Project, name: str) -> None:
     """
     if (doubt := project.stage(name).doubt()) is None:
         return
-    for line in (doubt.reason, *doubt.lines):
+    for line in (doubt.text, *doubt.lines):
         terminal().say(f"  {line}")
     if is_terminal() and click.confirm(f"  {doubt.question}", default=False, err=True):
         return
-    raise GateError(doubt.reason, hint=doubt.hint)
+    raise GateError(doubt.text, reason=doubt.reason, hint=doubt.hint)
 
 
 def _run_stage(options: Options, project: Project, name: str) -> None:

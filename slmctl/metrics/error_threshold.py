@@ -171,7 +171,7 @@ def fit_first(
     first_threshold = max(float(few[-1]), floor_of(sure_knots, least_p)) if len(few) else math.inf
     kept = (sure >= first_threshold) & ~first.says_outside
     if not kept[~rows.fits].any():
-        raise GateError("the linear members are sure of too few answers")
+        raise GateError("the linear members are sure of too few answers", reason="max_error")
     pair = replace(rows, right=np.where(kept, first.right, rows.right), says_outside=rows.says_outside & ~kept)
     rest_knots = isotonic(scores[~kept], rows.good[~kept]) or fitted["knots"]
     both, odds, floor = np.where(kept, CERTAIN, scores), np.where(kept, sure, scores), floor_of(rest_knots, least_p)
@@ -188,7 +188,8 @@ def _weights(rows: CalibrationRows) -> tuple[dict[str, float], float]:
     """
     if not rows.fits.any():
         count = len(np.unique(rows.groups)) if rows.groups is not None else len(rows.fits)
-        raise GateError(f"the rows are of {count} groups, of which none fits the score", hint="rows of more groups")
+        text = f"the rows are of {count} groups, of which none fits the score"
+        raise GateError(text, reason="max_error", hint="rows of more groups")
     weights, bias = logistic(rows.signals[rows.fits], rows.good[rows.fits])
     return dict(zip(rows.names, weights, strict=True)), bias
 
@@ -451,6 +452,7 @@ def _unreachable(cuts: Sequence[Cut], outside: int, config: CalibrateConfig, cha
         return GateError(
             f"an error of at most {percent(config.max_error)} cannot be shown: {count} rows{alike} "
             f"test it, and at least {_least(config)} rows without a wrong answer are needed{chances}",
+            reason="max_error",
             hint=hint,
         )
     sure, start = percent(config.confidence, 0), _likeliest(tried, config)
@@ -459,11 +461,13 @@ def _unreachable(cuts: Sequence[Cut], outside: int, config: CalibrateConfig, cha
             f"no threshold keeps at most {percent(config.max_out_of_scope_kept)} of the out-of-scope questions with "
             f"{sure} confidence: of {outside} such rows {start.outside_kept} are kept, so up to "
             f"{percent(start.outside_bound(outside, config.confidence))} may be",
+            reason="out_of_scope",
             hint=f"a larger calibrate.max_out_of_scope_kept, or more rows with the label '{config.out_of_scope}'",
         )
     return GateError(
         f"no threshold keeps the error at or below {percent(config.max_error)} with {sure} confidence: "
         f"of the {tried[0].kept} most confident answers {tried[0].wrong} are wrong{chances}",
+        reason="max_error",
         hint=hint,
     )
 

@@ -73,7 +73,8 @@ def enforce(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]
     if not failed:
         return results
     missed = [gate for gate, result in pairs if not result.passed]
-    raise GateError("; ".join(result.text for result in failed), hint=_advice(missed, failed, report))
+    text = "; ".join(result.text for result in failed)
+    raise GateError(text, reason="gate_failed", hint=_advice(missed, failed, report))
 
 
 def _advice(missed: Sequence[Gate], failed: Sequence[GateResult], report: EvaluationReport) -> str:
@@ -354,6 +355,7 @@ def chosen_file(choice: ChoiceEntry, *, among: Container[str | None] | None = No
         raise GateError(
             f"no GGUF file meets evaluate.choose: {choice['metric']} within {choice['smallest_within']:g} of "
             f"{choice['of']}, and min_tokens_per_s where it is set",
+            reason="none_chosen",
             hint="allow a larger loss or a lower speed, or add a larger type to quantize.types",
         )
     return choice["model"]

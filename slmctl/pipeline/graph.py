@@ -16,7 +16,7 @@ from slmctl import config
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import IntegrityError, SlmctlError, UsageError
+from slmctl.errors import IntegrityError, Reason, SlmctlError, UsageError
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.pipeline import LEAVES, PATH_ID
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
@@ -43,9 +43,10 @@ LABELLED = Role("labelled", ("labelled",), when="label")
 
 
 class Doubt(NamedTuple):
-    """A reason not to run a stage, with more lines for people, the question to ask them, and a hint in place of it."""
+    """A reason not to run a stage, in words, with more lines for people, the question to ask them, and a hint."""
 
-    reason: str
+    text: str
+    reason: Reason
     lines: tuple[str, ...]
     question: str
     hint: str

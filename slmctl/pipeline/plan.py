@@ -16,7 +16,7 @@ from typing import Any
 
 from slmctl import config, console
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import FullError, MissingError, SlmctlError
+from slmctl.errors import FullError, GateError, MissingError, SlmctlError
 from slmctl.installation import pip_line
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
@@ -109,6 +109,7 @@ class RunPlan:
                     "met": requirement.error is None,
                     "note": requirement.note,
                     "hint": requirement.error.hint if requirement.error else "",
+                    "reason": requirement.error.reason if isinstance(requirement.error, GateError) else None,
                 }
                 for requirement in self.requirements
             ],

@@ -303,7 +303,8 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
     kept = _recorded(root, release)
     if not kept:
-        raise GateError(f"nobody recorded what the gates of {project} {version} were", hint="slmctl publish")
+        text = f"nobody recorded what the gates of {project} {version} were"
+        raise GateError(text, reason="gates_unknown", hint="slmctl publish")
     try:
         own = [Gate.model_validate(gate) for gate in kept["gates"]]
     except ValidationError:
@@ -315,7 +316,7 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
         own = [_as_released(gate, report) for gate in own]
     for name, sha256 in answering(release).items():
         if not released(report, sha256):
-            raise GateError(f"no report measured {name} of {project} {version}")
+            raise GateError(f"no report measured {name} of {project} {version}", reason="not_measured")
     from slmctl.metrics import gates
 
     names = measured_names(report)

@@ -101,9 +101,10 @@ def _require_measured(source: Artifact, own: str, under: str, base_file: Path) -
     name = f"the adapter in {source.path} on {base_file.name}"
     newest = next((pair for pair in _reports(source) if _measures(pair[0], own, under)), None)
     if newest is None:
-        raise GateError(f"no report measured {name}: it is not served", hint=MEASURE)
+        raise GateError(f"no report measured {name}: it is not served", reason="not_measured", hint=MEASURE)
     if failed := _failed(newest[1], newest[0]):
-        raise GateError(f"{name} is not served, since its report fails: {failed}", hint="slmctl evaluate")
+        text = f"{name} is not served, since its report fails: {failed}"
+        raise GateError(text, reason="gate_failed", hint="slmctl evaluate")
 
 
 def _failed(checked: list[config.Gate], figures: EvaluationReport) -> str:

@@ -297,7 +297,8 @@ def test_an_error_is_a_line_of_json_where_that_is_asked(
     monkeypatch.setenv("SLMCTL_ERRORS", "json")
     done = slmctl(*arguments, cwd=tmp_path)
     fields = json.loads(done.stderr)  # one line, and nothing beside it
-    assert set(fields) == {"error", "hint", "exit_code", "command"}
+    assert set(fields) == {"error", "hint", "exit_code", "reason", "command"}
+    assert fields["reason"] is None
     assert (done.returncode, fields["exit_code"], fields["command"], done.stdout) == (code, code, command, "")
     assert said in fields["error"]
     assert done.stderr.isascii()

@@ -80,6 +80,7 @@ class HubRepository:
             raise GateError(
                 f"hf:{self.repo} is {_WORD[not self.public]}, and publish asks for {_WORD[self.public]}: "
                 "nothing was uploaded",
+                reason="visibility",
                 hint=f"change it on the hub, or publish: {{public: {str(not self.public).lower()}}}",
             )
         with hub.spoken(f"the hub did not take {self.repo}"):

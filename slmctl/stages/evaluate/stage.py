@@ -101,7 +101,8 @@ class Evaluate(Stage[EvaluateConfig]):
             short = gates.out_of_reach(checked, most, rows.most_groups)
         if short:
             hint = f"{'rows of more groups' if rows.most_groups else 'more rows'}, {MORE_ROWS}"
-            yield GateError(f"{'; '.join(short)} ({most} is the most that can fall into the test)", hint=hint)
+            text = f"{'; '.join(short)} ({most} is the most that can fall into the test)"
+            yield GateError(text, reason="gate_out_of_reach", hint=hint)
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         if (model := sizes.model) is None:

@@ -26,10 +26,10 @@ def doubt(project: Project) -> Doubt | None:
             and (score["right"] == score["rows"] or score["interval"][0] >= BARELY)
         ):
             low, high = map(console.percent, score["interval"])
-            reason = (
+            text = (
                 f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right ({low} to {high}), so a "
                 "trained one has next to nothing to win"
             )
             hint = f"{gates.CHEAP[model]} releases that one; to train all the same: slmctl run --yes"
-            return Doubt(reason, (f"to release it: {gates.CHEAP[model]}",), "train all the same?", hint)
+            return Doubt(text, "nothing_to_win", (f"to release it: {gates.CHEAP[model]}",), "train all the same?", hint)
     return None

@@ -119,7 +119,8 @@ def _faults(
     if few:
         counted = ", ".join(f"{name} {counts[name]} (at least {needed[name]})" for name in few)
         lower = " ".join(f"--set prepare.min_rows.{name}={counts[name]}" for name in few)
-        yield GateError(f"too few rows are left: {counted}{once}", hint=f"add rows, or for a try {lower}")
+        text = f"too few rows are left: {counted}{once}"
+        yield GateError(text, reason="min_rows", hint=f"add rows, or for a try {lower}")
     yield from _rare_labels(config, rows, fates)
     yield from _overlap(config, rows, overlap)
 
@@ -159,6 +160,7 @@ def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iter
         way = "is 'output' the right column?"
     yield GateError(
         f"{len(rare)} of {len(kept)} labels have fewer than {least} training rows: {named}{more}",
+        reason="min_rows",
         hint=f"{way}; or --set prepare.min_rows.label={min(trained.get(label, 0) for label in rare)}",
     )
 
@@ -174,6 +176,7 @@ def _overlap(config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Ove
                 f"{measure.overlapping} of {measure.measured} rows of '{name}'{long} ({percent(measure.share)}) share "
                 f"a run of words with training rows, more than max_overlap {percent(config.max_overlap)}; "
                 f"first {held_out} with {trained}",
+                reason="overlap",
                 hint="is a signature in every text? prepare.clean: [signatures]; are rows one sentence with "
                 "other numbers? group them, or for a try, whose score is too good: --set prepare.max_overlap=SHARE"
                 + few,

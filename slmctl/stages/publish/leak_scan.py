@@ -91,6 +91,7 @@ def _require_none(leaks: Sequence[Leak]) -> None:
         more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
         raise GateError(
             f"the release holds secrets, personal data or paths: {listed}{more}",
+            reason="leak",
             hint="remove it from the source, or list the text in publish.allowed_texts if it may be published",
         )
 

@@ -80,12 +80,14 @@ def license_of(base: Artifact, stated: str | None) -> str:
     if own and stated and _id(stated) != own:
         raise GateError(
             f"publish.license is {_id(stated)}, and the base {facts.name} states {own}",
+            reason="license",
             hint="leave publish.license out: the base's own license holds",
         )
     family = _family(base, facts)
     if label and family is not None and label not in family.licenses:
         raise GateError(
             f"the base {facts.name} is a {family.name} model, which cannot be under {label}",
+            reason="license",
             hint="the base's own license field is wrong: take another base"
             if own
             else f"set publish.license to one of {', '.join(family.licenses)}",
@@ -94,7 +96,8 @@ def license_of(base: Artifact, stated: str | None) -> str:
         text_id = _license_of_text(base.path / entry.path) if entry.path.startswith("LICENSE") else None
         comparable = label in dict(_TEXTS) or label in _META
         if text_id is not None and comparable and not label.startswith(text_id):
-            raise GateError(f"the base states {label}, and its {entry.path} is the text of {text_id}")
+            text = f"the base states {label}, and its {entry.path} is the text of {text_id}"
+            raise GateError(text, reason="license")
     return label
 
 

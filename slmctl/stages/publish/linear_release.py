@@ -35,7 +35,8 @@ def run(
     publish.require_chain(steps, labelled)
     figures, sha256 = report_of(report), answering_sha256(sum)
     if sha256 not in {model.get("sha256") for model in figures["models"].values()}:
-        raise GateError("no report measured these linear members: they are not published", hint="slmctl evaluate")
+        text = "no report measured these linear members: they are not published"
+        raise GateError(text, reason="not_measured", hint="slmctl evaluate")
     members, task = publish.copy_members(sum, out), Task.read(sum.path)
     label = members["license"] if members["source"] else config.license or OWN
     if members["source"]:

@@ -66,6 +66,7 @@ def probe(gguf: Path, task: Task, records: Sequence[Record], *, probes: int, max
         raise GateError(
             f"{gguf.name} reproduces training rows: {len(produced)} of {len(chosen)} rare strings "
             f"({percent(share)}, allowed {percent(max_share)}) to the letter, of records {named}",
+            reason="memorised",
             hint="fewer epochs or a lower rank, redact by prepare.sensitive, or leave those rows out",
         )
     counts = {"asked": len(chosen), "regurgitated": len(produced), "share": round(share, 4), "max_share": max_share}

@@ -120,11 +120,13 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
     if members.get("source") and not members["license"] and not config.to.startswith("dir:"):
         raise GateError(
             f"nobody knows the license of the encoder ({members['source']}): the release must not leave this machine",
+            reason="license",
             hint="encode: {encoder: none} releases the model without it",
         )
     if not release.metrics["license"] and not config.to.startswith("dir:"):
         raise GateError(
             "the base states no license, so the release must not leave this machine",
+            reason="license",
             hint="publish.license: the license of the base",
         )
     if not (config.to.startswith("hf:") and config.public):
@@ -135,6 +137,7 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
             raise GateError(
                 f"the terms of the teacher {teacher['name']}, whose labels are in this model, {state}, and {config.to} "
                 "is public",
+                reason="teacher_terms",
                 hint="label.teachers[].terms: permitted, if the terms of its provider permit it",
             )
 
@@ -192,10 +195,11 @@ def _require_measured(files: dict[str, Any], figures: EvaluationReport) -> None:
     measured = {model.get("sha256") for model in figures["models"].values()}
     for name, entry in files.items():
         if entry["sha256"] not in measured:
-            raise GateError(
-                f"no report measured {entry['file']}: it is not published",
-                hint=f"evaluate it: evaluate: models: [..., gguf] measures {name} too",
-            )
+            raise unmeasured(entry["file"], f"evaluate it: evaluate: models: [..., gguf] measures {name} too")
+
+
+def unmeasured(what: str, hint: str) -> GateError:
+    return GateError(f"no report measured {what}: it is not published", reason="not_measured", hint=hint)
 
 
 def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
@@ -216,10 +220,7 @@ def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
     }
     bases = {name: entry for name, entry in lora["bases"].items() if entry["sha256"] in measured}
     if not bases:
-        raise GateError(
-            f"no report measured {lora['file']}: it is not published",
-            hint="evaluate it: evaluate: {models: [..., lora]}",
-        )
+        raise unmeasured(lora["file"], "evaluate it: evaluate: {models: [..., lora]}")
     kept = {name: {key: entry[key] for key in ("file", "size", "sha256")} for name, entry in bases.items()}
     return {"file": lora["file"], "size": lora["size"], "sha256": lora["sha256"], "bases": kept}
 
@@ -239,12 +240,13 @@ def _members(
     if FILE not in entry["weights"]:
         raise GateError(
             "the file has no weight in the sum: linear members alone answer better than with it",
+            reason="beaten",
             hint="publish: {model: linear} releases those; without a section encode the file alone is released",
         )
     measured = {model.get("sha256") for model in figures["models"].values()}
     for name in files:
         if answering_sha256(gguf, gguf_file(gguf, name), made) not in measured:
-            raise GateError(f"no report measured {name} in this sum: it is not published", hint="slmctl evaluate")
+            raise unmeasured(f"{name} in this sum", "slmctl evaluate")
     return copy_members(made, out)
 
 

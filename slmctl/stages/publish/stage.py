@@ -86,8 +86,8 @@ class Publish(Stage[PublishConfig]):
 
     def doubt(self) -> Doubt | None:
         """A cheap model that is surely better, and that no gate names."""
-        if reason := project_gates.unguarded(self.project, self.project.artifact("report")):
-            return Doubt(reason, (), "release it all the same?", "to release it all the same: slmctl run --yes")
+        if text := project_gates.unguarded(self.project, self.project.artifact("report")):
+            return Doubt(text, "beaten", (), "release it all the same?", "to release it all the same: slmctl run --yes")
         return None
 
     def asks_for(self, role: Role, section: PublishConfig) -> bool:
