@@ -46,11 +46,13 @@ from slmctl.cli.review_command import OUTPUT as REVIEWED
 def show(options: Options, path: Path | None, log: bool) -> None:
     """Show the lineage of an artifact, from a release back to the data.
 
-    PATH is an artifact, its id (4 characters and more) or kind, or a release; the config's release by default.
+    PATH is an artifact, its id (4 characters and more) or kind, a release, or dir:REGISTRY#TAG; the config's release
+    by default. Of a release, its tags, its digest, its figure and its base follow.
     """
     from slmctl.artifacts import artifact, lineage
     from slmctl.pipeline.model_lookup import root_of
     from slmctl.pipeline.named import artifact_path
+    from slmctl.provenance import listing
 
     if log:
         from slmctl.pipeline import stage_log
@@ -60,8 +62,11 @@ def show(options: Options, path: Path | None, log: bool) -> None:
         return
     path = artifact_path(make_workspace(options), path) if path is not None else None
     shown = artifact.load(path) if path is not None else open_project(options).artifact("published")
-    node = lineage.show(root_of(options.directory, path), shown)
-    print_result(options, lineage.to_json(node), lineage.lines(node))
+    root = root_of(options.directory, path).resolve()
+    node = lineage.show(root, shown)
+    facts = {"release": listing.release_facts(root, shown)} if shown.is_release else {}
+    more = listing.release_lines(facts["release"]) if facts else []
+    print_result(options, lineage.to_json(node) | facts, [*lineage.lines(node), *more])
 
 
 @click.command()
@@ -184,8 +189,8 @@ def trace(
 def diff(options: Options, first: Path, second: Path) -> None:
     """Compare two artifacts of a kind, two releases, or two projects: config, data, metrics.
 
-    FIRST and SECOND are paths, ids or kinds of artifacts. Models that two reports measured on the same rows are
-    compared in pairs, row by row, with a significance test.
+    FIRST and SECOND are paths, ids or kinds of artifacts, or dir:REGISTRY#TAG. Models that two reports measured on
+    the same rows are compared in pairs, row by row, with a significance test.
     """
     from slmctl.pipeline import named
     from slmctl.provenance import diff as module

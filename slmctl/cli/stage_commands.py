@@ -336,8 +336,8 @@ def publish(options: Options, plan_only: bool) -> None:
 def promote(options: Options, release: str, tag: str, registry: str | None) -> None:
     """Point a tag, such as production, at a release, atomically.
 
-    RELEASE is VERSION, PROJECT@VERSION or another tag. Promote an older release to roll back. Refuses a
-    release that fails its gates: those of its publication, or those of slmctl.yaml today.
+    RELEASE is VERSION, PROJECT@VERSION or another tag, or dir:REGISTRY#VERSION. Promote an older release to roll
+    back. Refuses a release that fails its gates: those of its publication, or those of slmctl.yaml today.
     """
     from slmctl import config
     from slmctl.pipeline import system_errors
@@ -345,6 +345,8 @@ def promote(options: Options, release: str, tag: str, registry: str | None) -> N
 
     root = options.directory.resolve()
     project = open_project(options) if (root / config.FILENAME).exists() else None
+    if release.startswith("dir:") and registry is None:
+        registry, _, release = release.partition("#")
     if registry is None and (project is None or not project.config.publish.to.startswith("dir:")):
         raise UsageError("promote needs a registry in a folder: publish.to names none", hint="--registry DIR")
     folder, _ = module.parse(registry or project.config.publish.to, root)  # type: ignore[union-attr]

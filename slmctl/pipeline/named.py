@@ -52,14 +52,21 @@ def by_id(runs: Path, prefix: str) -> Path:
 
 
 def artifact_path(where: Workspace, named: Path) -> Path:
-    """Returns the path for a typed name: an existing path, the current artifact of a kind, or the artifact of an id.
+    """The path for a typed name: `dir:REGISTRY#TAG`, an existing path, the current artifact of a kind, or an id.
 
     A path that has the name of a kind and no manifest, such as the folder of `base: ./base`, stands for the kind.
 
     Raises:
-        IntegrityError: There is nothing at the path, no artifact has such an id, or none of that kind is current.
-        UsageError: Several artifacts have, or the config asks for none of that kind.
+        IntegrityError: There is nothing at the path, no artifact or release has such a name, or none of that kind is
+            current.
+        UsageError: Several artifacts have, the config asks for none of that kind, or the release is elsewhere.
     """
+    address = str(named)
+    if address.startswith("dir:"):
+        return registry.find(*registry.parse(address, where.directory)).path
+    if address.startswith(("hf:", "s3:/")):
+        source = re.sub("^s3:/+", "s3://", address)  # a path has no double slash
+        raise UsageError(f"{source} is not on this machine", hint=f"slmctl fetch {source}, and name its folder")
     if os.path.lexists(named) and (str(named) not in STAGE_OF or (named / artifact.MANIFEST).exists()):
         return named
     if stage := STAGE_OF.get(str(named)):
@@ -100,8 +107,6 @@ def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], 
             if spec == "published" and "gguf" in kinds and where.project.is_made("gguf"):
                 error.hint = f"{TRY_FIRST}; to release it: {error.hint}"
             raise
-    if isinstance(spec, str) and spec.startswith("dir:"):
-        return require_kind(registry.find(*registry.parse(spec, where.directory)), kinds)
     path = artifact_path(where, Path(spec))
     if not path.exists() and path.name == str(spec) and not path.suffix:
         raise UsageError(

@@ -6,6 +6,7 @@ Only names and sizes are verified. A damaged or foreign folder is listed with it
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from slmctl import config, console
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import SHORT_ID, Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.lineage import Ancestry
 from slmctl.console import percent
 from slmctl.errors import SlmctlError, UsageError
@@ -110,6 +112,36 @@ class Ranked:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def release_facts(root: Path, release: Artifact) -> JsonObject:
+    """The facts of a release by name: its tags in the registries that are known, its figure, and the model of that."""
+    version, card = release.metrics.get("version", ""), release.path / "README.md"
+    text = card.read_text("utf-8", "replace") if card.is_file() else ""
+    facts: JsonObject = {
+        "project": release.metrics.get("project", ""),
+        "version": version,
+        "tags": [tag for tag in _tags(root, [release])[release.digest] if tag != version],
+        "digest": release.digest,
+        "made": release.manifest.started,
+        "base": "".join(re.findall(r'^base_model: "?(.+?)"?$', text, re.MULTILINE)[:1]),
+        "path": str(release.path),
+    }
+    with contextlib.suppress(SlmctlError, ValueError):  # of a report that cannot be read
+        figures = report_of(release)
+        name = released(figures, served_sha256(release))
+        if name:
+            metric = _metric(figures, figures["models"][name])
+            low, high = map(percent, metric.interval)
+            rows = console.count(metric.n, "row")
+            sentence = f"{metric.text} ({low} to {high}) on {rows} of {metric.split}"
+            facts |= {"model": name, "figure": sentence, "metric": asdict(metric)}
+    return facts
+
+
+def release_lines(facts: JsonObject) -> list[str]:
+    shown = facts | {"tags": ", ".join(facts["tags"]) or "none"}
+    return ["", *(f"{name:<9}{text}" for name, text in shown.items() if name != "metric")]
 
 
 def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
@@ -309,13 +341,13 @@ def _metric(figures: EvaluationReport, entry: ParticipantEntry) -> MeasuredMetri
 def _tags(root: Path, made: Sequence[Artifact]) -> dict[str, tuple[str, ...]]:
     """The version of each release and its tags in the registries that it was sent to, by digest."""
     named = {each.digest: [str(each.metrics.get("version", ""))] for each in made if each.is_release}
-    try:
+    folders = {each.path.resolve().parents[1] for each in made if (each.path.parent / ".tags").is_dir()}
+    with contextlib.suppress(SlmctlError):
         sent = {delivery.to for _, delivery in deliveries.recorded(root / "runs")}
-    except SlmctlError:
-        sent = set()
-    for to in sorted(to for to in sent if to.startswith("dir:")):
+        folders |= {registry.parse(to, root)[0] for to in sent if to.startswith("dir:")}
+    for folder in sorted(folders):
         try:
-            tags = registry.tags(registry.parse(to, root)[0])
+            tags = registry.tags(folder)
         except SlmctlError:  # such as a share that is not mounted
             continue
         for tag in tags:

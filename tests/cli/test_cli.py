@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
-from support import TESTS, handmade
+from support import TESTS, handmade, released
 from support.handmade import opened
 from support.program import slmctl
 
@@ -28,9 +29,12 @@ from slmctl.cli import doctor_checks, run_plan
 from slmctl.cli.group import CHAIN, NAMES_ELSEWHERE, SECTIONS
 from slmctl.cli.init_command import TEMPLATES
 from slmctl.cli.main import cli
-from slmctl.errors import GateError, UsageError
+from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.pipeline import LEAVES, plan, runner
 from slmctl.pipeline.graph import stage_class
+from slmctl.pipeline.named import Workspace, find_model
+from slmctl.releases import registry
+from slmctl.releases.targets.local import FolderTarget
 
 SCRIPT = Path(sys.executable).with_name("slmctl")
 GOLDEN = TESTS / "golden" / "help"
@@ -302,6 +306,80 @@ def test_an_error_is_a_line_of_json_where_that_is_asked(
     assert (done.returncode, fields["exit_code"], fields["command"], done.stdout) == (code, code, command, "")
     assert said in fields["error"]
     assert done.stderr.isascii()
+
+
+def registry_of(folder: Path, *versions: str) -> Path:
+    """A registry with releases of desk, the last of which is in production; the gates of none are recorded."""
+    root = folder / "registry"
+    for version in versions:
+        made = released.release(folder, version, weights=version.encode(), **{"rows.jsonl": b"{}\n"})
+        released.send(FolderTarget(root), made)
+        registry.promote(root, registry.find(root, f"desk@{version}"), "production")
+    shutil.rmtree(root / "desk" / ".gates")
+    return root
+
+
+def test_a_script_reads_in_one_word_why_a_release_was_not_promoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry_of(tmp_path, "1.0")
+    monkeypatch.setenv("SLMCTL_ERRORS", "json")
+    done = slmctl("promote", "dir:registry#1.0", "--tag", "next", cwd=tmp_path)
+    fields = json.loads(done.stderr)
+    assert (done.returncode, fields["exit_code"], fields["reason"]) == (5, 5, "gates_unknown")
+
+
+def test_a_script_that_asks_for_json_gets_its_errors_so_too(tmp_path: Path) -> None:
+    registry_of(tmp_path, "1.0")
+    done = slmctl("show", "dir:registry#nightly", "--json", cwd=tmp_path)
+    fields = json.loads(done.stderr)
+    assert (done.returncode, done.stdout, fields["exit_code"], fields["reason"]) == (7, "", 7, None)
+    assert "holds no release 'nightly'" in fields["error"]
+
+
+def test_an_engineer_asks_what_is_in_production(tmp_path: Path) -> None:
+    root = registry_of(tmp_path, "1.0", "1.1")
+    release = registry.find(root, "production")
+    shown = slmctl("show", "dir:./registry#production", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[0].startswith("published  ")
+    facts = {line[:9].strip(): line[9:] for line in shown.stdout.partition("\n\n")[2].splitlines()}
+    assert facts == {
+        "project": "desk",
+        "version": "1.1",
+        "tags": "production",
+        "digest": release.digest,
+        "made": release.manifest.started,
+        "base": "tiny",
+        "path": str(root / "desk" / "1.1"),
+        "model": "Q8_0",
+        "figure": "accuracy 90.0 % (0.0 % to 100.0 %) on 1 row of test",
+    }
+    told = json.loads(slmctl("show", "dir:registry#desk@1.0", "--json", cwd=tmp_path).stdout)
+    assert (told["kind"], told["release"]["version"], told["release"]["tags"]) == ("published", "1.0", [])
+    assert told["release"]["metric"]["value"] == 0.9
+
+
+def test_a_tag_that_is_not_there_gets_the_sentence_of_serve(tmp_path: Path) -> None:
+    root = registry_of(tmp_path, "1.0")
+    with pytest.raises(IntegrityError) as served:
+        find_model(Workspace(tmp_path, lambda: opened(tmp_path)), "dir:registry#nightly", ["published"], default="")
+    for words in (("show",), ("verify",), ("diff", "dir:registry#1.0"), ("promote", "--tag", "next")):
+        done = slmctl(*words, "dir:registry#nightly", cwd=tmp_path)
+        assert done.stderr == f"error: {served.value.message}\n hint: {served.value.hint}\n", words
+        assert done.returncode == 7
+    assert served.value.message == f"{root} holds no release 'nightly'"
+    elsewhere = slmctl("show", "s3://bucket/desk#1.0", cwd=tmp_path)
+    assert elsewhere.returncode == 2
+    assert "hint: slmctl fetch s3://bucket/desk#1.0, and name its folder" in elsewhere.stderr
+
+
+def test_two_tags_are_compared_and_a_release_is_verified_by_its_tag(tmp_path: Path) -> None:
+    root = registry_of(tmp_path, "1.0", "1.1")
+    done = slmctl("diff", "dir:registry#1.0", "dir:registry#production", "--json", cwd=tmp_path)
+    told = json.loads(done.stdout)
+    assert (told["kind"], told["same"], told["second"]["path"]) == ("published", False, str(root / "desk" / "1.1"))
+    assert slmctl("verify", "dir:registry#production", cwd=tmp_path).stdout == f"{root / 'desk' / '1.1'}: whole\n"
 
 
 def test_results_that_scripts_read_are_json(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
