@@ -66,6 +66,7 @@ class _Share(click.ParamType):
     help="Show the answers of two models of a report, such as Q8_0 base, side by side, to say which is better; which "
     "model stands left is drawn by chance and hidden.",
 )
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Show a round of N; a later call goes on.")
 @click.option(
     "--uniform",
     type=_Share(),
@@ -93,8 +94,8 @@ class _Share(click.ParamType):
 @config_options
 @click.pass_obj
 def review(
-    options: Options, files: tuple[Path, ...], output: Path | None, pairs: tuple[str, str] | None, uniform: float,
-    labels: tuple[str, ...], sheet: Path | None, reviewer: str | None, port: int,
+    options: Options, files: tuple[Path, ...], output: Path | None, pairs: tuple[str, str] | None, count: int | None,
+    uniform: float, labels: tuple[str, ...], sheet: Path | None, reviewer: str | None, port: int,
 ) -> None:  # fmt: skip
     """Open a page on which people decide about collected answers, and add their decisions to a file.
 
@@ -112,7 +113,7 @@ def review(
     if pairs is not None:
         if files or labels:
             raise UsageError("--pairs shows the rows of a report", hint="leave FILES and --label out")
-        _judge(options, settings, pairs, output, sheet, name, port)
+        _judge(options, settings, pairs, output, sheet, name, port, count)
         return
     prepared = _prepared(options)
     task = _with_labels(_task(options, prepared), labels, settings)
@@ -120,10 +121,12 @@ def review(
     with spoken("review", output.parent):
         training, queue = _queue(options, files, settings, prepared, task, uniform)
         with ReviewSession(queue, task=task, output=output, reviewer=name) as session:
+            if count is not None:
+                session.begin_round(count)
             if sheet is not None:
                 _spreadsheet(sheet, session)
                 return
-            reasons = Counter(candidate.chosen for candidate in queue).most_common()
+            reasons = Counter(candidate.chosen for candidate in session.queue).most_common()
             note = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
             _serve(session, lambda page: page.ReviewDesk(session, training, settings.project), port, note)
             terminal().say(f"  decisions: {output}; to train on them: sources: [.., {{path: {output.name}}}]")
@@ -138,7 +141,7 @@ def _user_name() -> str:
 
 def _judge(
     options: Options, settings: Config, names: tuple[str, str], output: Path | None, sheet: Path | None, reviewer: str,
-    port: int,
+    port: int, count: int | None,
 ) -> None:  # fmt: skip
     """Have a person judge the pairs of two models' answers, on the page or in a spreadsheet.
 
@@ -155,6 +158,8 @@ def _judge(
         if not judged.queue:
             raise DataError(f"{' and '.join(names)} gave equal answers to every row", hint="two models that differ")
         with PairSession(judged, output=output, reviewer=reviewer) as session:
+            if count is not None:
+                session.begin_round(count)
             if sheet is not None:
                 _pair_sheet(sheet, session)
                 return

@@ -17,7 +17,7 @@ from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import named
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, StageRequest
-from slmctl.reports.evaluation_report import report_of, reports_of
+from slmctl.reports.evaluation_report import model_named, report_of, reports_of
 
 LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
 
@@ -89,17 +89,19 @@ def inputs_of(project: Project, made: Artifact, role: str) -> list[Artifact]:
 
 
 def measured_with(root: Path, first: str, second: str) -> tuple[tuple[Artifact, Artifact], Artifact]:
-    """The predictions of two models by their names in the newest report on both, and the data set of that report.
+    """The predictions of two models by `model_named` in the newest report on both, and the data set of that report.
 
     Raises:
         IntegrityError: No report below `runs/` measures both, or their predictions or rows are gone.
+        UsageError: A name stands for several models.
     """
     here = {made.digest: made for made in lineage.readable_artifacts(root)}
     reports = reports_of(here.values())
     for report in reports:
-        models = report_of(report)["models"]
-        if {first, second} <= models.keys():
-            digests = [str(models[name].get("predictions")) for name in (first, second)]
+        figures = report_of(report)
+        models = [model_named(figures, name) for name in (first, second)]
+        if all(models):
+            digests = [str(figures["models"][name].get("predictions")) for name in models]
             digests.append(str(report.manifest.inputs.get(PREPARED.name)))
             if all(digest in here for digest in digests):
                 return (here[digests[0]], here[digests[1]]), here[digests[2]]

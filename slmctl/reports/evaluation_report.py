@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import IntegrityError
+from slmctl.errors import IntegrityError, UsageError
 from slmctl.reports import IN_SUM, RELEASE
 
 Bounds: TypeAlias = list[float]  # [low, high]
@@ -430,6 +430,20 @@ def rows_of(source: Artifact) -> tuple[JsonObject, list[RowEntry]]:
     with path.open(encoding="utf-8") as stream:
         head, *rest = map(json.loads, stream)
     return head, parse_rows(rest, where=str(path))
+
+
+def model_named(report: EvaluationReport, name: str) -> str:
+    """The measured model of a name, with whatever examples in its prompt: `base` finds `base (11-shot)`; '' for none.
+
+    Raises:
+        UsageError: It was measured with several numbers of examples.
+    """
+    forms = [model for model in report["models"] if name in (model, model.partition(" (")[0])]
+    if name in forms:
+        return name
+    if len(forms) > 1:
+        raise UsageError(f"'{name}' may be {' or '.join(forms)}", hint=f"one of them in quotes: '{forms[0]}'")
+    return "".join(forms)
 
 
 def entries_of(report: EvaluationReport) -> dict[str, ParticipantEntry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact
@@ -18,9 +18,18 @@ OTHERS = tuple(f"It left on Tuesday, parcel {k}!" if k else DRAFTS[0] for k in r
 
 
 def project(
-    folder: Path, tuned: Sequence[str] = DRAFTS, base: Sequence[str] = OTHERS, *, questions: Sequence[str] = ()
+    folder: Path,
+    tuned: Sequence[str] = DRAFTS,
+    base: Sequence[str] = OTHERS,
+    *,
+    questions: Sequence[str] = (),
+    base_name: str = "base",
+    turns: Sequence[Mapping[str, object]] = (),
 ) -> Path:
-    """Makes the folder's artifacts: a data set, both models' predictions, and a report on them."""
+    """Makes the folder's artifacts: a data set, both models' predictions, and a report on them.
+
+    `turns` stand before the question of every row; the report has the base by `base_name`.
+    """
     asked = questions or [f"where is parcel {k}?" for k in range(len(tuned))]
     ids = [f"r{k}" for k in range(len(tuned))]
 
@@ -30,7 +39,7 @@ def project(
             {
                 "id": id, "sensitive": False, "source": {"file": "a.csv", "row": 1},
                 "messages": [
-                    {"role": "system", "content": "Be kind."},
+                    {"role": "system", "content": "Be kind."}, *turns,
                     {"role": "user", "content": text}, {"role": "assistant", "content": "On Monday."},
                 ],
             }
@@ -50,8 +59,8 @@ def project(
             inputs={"prepared": prepared.digest},
         )
 
-    made = [answered("Q8_0", tuned), answered("base", base)]
-    report = evaluate_report()
+    made = [answered("Q8_0", tuned), answered(base_name, base)]
+    report = evaluate_report(models=(base_name, "adapter", "Q8_0", "Q4_K_M"))
     for each in made:
         report["models"][each.metrics["model"]]["predictions"] = each.digest
     handmade.make(

@@ -37,7 +37,7 @@ class ReviewProgress:
     """The state of a session.
 
     Attributes:
-        decided: Number of rows in the queue with a decision or a skip, of `total`.
+        decided: Number of rows of the round, or of the queue, with a decision or a skip, of `total`.
         own: Number of decisions of this session.
         per_hour: Decisions of this session an hour; None before the first one.
     """
@@ -134,6 +134,12 @@ class DecisionSession(Generic[RowT, LineT]):
         self._history: list[LineT] = list(self._lines())
         self._stands = standing(self._history)
 
+    def begin_round(self, count: int) -> None:
+        """Bound the queue to a round of `count` rows: the one that was begun, or once all of it is decided another."""
+        rest, done = self.open_rows(), [candidate for candidate in self.queue if candidate.id in self._stands]
+        begun = len(done) % count or (0 if rest else min(count, len(done)))
+        self.queue = [*done[len(done) - begun :], *rest[: count - begun]]
+
     def __enter__(self) -> Self:
         return self
 
@@ -208,7 +214,7 @@ class DecisionSession(Generic[RowT, LineT]):
         with self._guard:
             own, seconds = self._counts.total(), self._last - self._began
             return ReviewProgress(
-                decided=sum(id in self._by_id for id in self._stands),
+                decided=len(self.queue) - len(self.open_rows()),
                 total=len(self.queue),
                 own=own,
                 per_hour=3600 * own / seconds if own and seconds > 0 else None,

@@ -54,6 +54,30 @@ def test_nothing_that_the_page_gets_names_a_model(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 4
 
 
+def test_a_judge_reads_the_whole_conversation_and_counts_to_the_round(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "find_parcel", "arguments": {"city": "Ulm"}}}
+    turns: list[dict[str, object]] = [
+        {"role": "user", "content": "I wait."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "on its way", "name": "find_parcel"},
+    ]
+    project = judged.project(tmp_path, turns=turns)
+    with PairSession(judged.models(project), output=project / "pairs.jsonl", reviewer="ann") as session:
+        session.begin_round(3)
+        with served(PairDesk(session, "desk")) as url:
+            address, _, token = url.partition("/#")
+            headers = {"Authorization": f"Bearer {token}"}
+            row = httpx.post(f"{address}/v1/review/next", headers=headers, json={}).json()["row"]
+            assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "tool", "user"]
+            assert "I wait." in str(row["messages"]) and "Ulm" in str(row["messages"]), row["messages"]
+            for count in (1, 2, 3):
+                body = {"id": row["id"], "answer": "same"}
+                told = httpx.post(f"{address}/v1/review/decide", headers=headers, json=body).json()
+                row = told["row"]
+                assert (told["progress"]["decided"], told["progress"]["total"]) == (count, 3)
+            assert row is None
+
+
 def test_pairs_are_judged_by_keyboard_alone(browser: Browser, tmp_path: Path) -> None:
     project = judged.project(tmp_path)
     with opened(project) as (url, _):

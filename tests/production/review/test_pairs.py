@@ -16,14 +16,15 @@ import pytest
 from support import judged, tiny
 from support.judged import DRAFTS, OTHERS
 from support.program import slmctl
-from support.reported import HOSTILE
+from support.reported import HOSTILE, small_report
 from support.scale import sampled
 
-from slmctl.errors import IntegrityError, LockedError
+from slmctl.errors import IntegrityError, LockedError, UsageError
 from slmctl.pipeline.predictions import measured_with
 from slmctl.production.review import spreadsheet
 from slmctl.production.review.pairs import JudgedModels, PairDecision, PairSession
 from slmctl.production.review.session import DecisionRefusedError
+from slmctl.reports.evaluation_report import model_named, parse_report
 from slmctl.sources.reviewed import is_reviewed, standing
 
 
@@ -127,6 +128,62 @@ def test_a_model_that_no_report_measures_is_named(project: Path) -> None:
     with pytest.raises(IntegrityError, match="no report below runs/ measures both Q8_0 and Q2_K") as raised:
         measured_with(project, "Q8_0", "Q2_K")
     assert raised.value.hint == "the newest measures Q4_K_M, Q8_0, adapter, base"
+
+
+def test_a_plain_name_finds_the_base_with_whatever_examples(tmp_path: Path) -> None:
+    project = judged.project(tmp_path, base_name="base (11-shot)")
+    done = review(project, "--csv", "sheet.csv")
+    assert "11 pairs written" in done.stderr, done.stderr
+    (_, plain), _ = measured_with(project, "Q8_0", "base")
+    assert plain.metrics["model"] == "base (11-shot)"
+    with pytest.raises(IntegrityError, match="no report below runs/ measures both Q8_0 and base \\(4-shot\\)"):
+        measured_with(project, "Q8_0", "base (4-shot)")
+
+
+def test_a_plain_name_of_two_forms_in_one_report_is_asked_back() -> None:
+    report = parse_report(small_report({"base (4-shot)": {}, "base (11-shot)": {}, "Q8_0": {}}), where="it")
+    with pytest.raises(UsageError, match=r"'base' may be base \(4-shot\) or base \(11-shot\)") as raised:
+        model_named(report, "base")
+    assert raised.value.hint == "one of them in quotes: 'base (4-shot)'"
+    assert [model_named(report, name) for name in ("base (4-shot)", "Q8_0", "Q8", "")] == [
+        "base (4-shot)",
+        "Q8_0",
+        "",
+        "",
+    ]
+
+
+# Rounds
+
+
+def test_whoever_judges_five_pairs_at_a_time_ends_each_round_and_goes_on(project: Path) -> None:
+    seen: list[str] = []
+    for begun, size, stop in ((0, 5, 2), (2, 5, 3), (0, 5, 5), (0, 1, 1), (1, 1, 0)):  # the second round is resumed
+        with session_of(project) as session:
+            session.begin_round(5)
+            done = session.progress()
+            assert (done.decided, done.total) == (begun, size)
+            for _ in range(stop):
+                pair = session.next()
+                assert pair is not None
+                seen.append(pair.id)
+                session.decide(pair.id, None if pair.id == "r3" else "same")
+            if begun + stop == size:
+                assert session.next() is None
+    assert seen == [pair.id for pair in judged.models(project).queue]  # which chance has ordered
+
+
+def test_a_sheet_of_a_round_is_read_back_once_more(project: Path) -> None:
+    done = review(project, "--count", "4", "--csv", "sheet.csv")
+    assert "4 pairs written" in done.stderr, done.stderr
+    filled(project / "sheet.csv", "same")
+    for counted in ("4 the same, 0 both bad, 0 skipped, 0 read before", "0 the same, 0 both bad, 0 skipped, 4 read"):
+        done = review(project, "--count", "4", "--csv", "sheet.csv")
+        assert (done.returncode, counted in done.stderr) == (0, True), done.stderr
+    done = review(project, "--count", "4", "--csv", "second.csv")
+    assert "4 pairs written" in done.stderr, done.stderr
+    second = (project / "second.csv").read_text("utf-8-sig").splitlines()[1:]
+    assert not {line.partition(",")[0] for line in second} & {line.id for line in lines(project)}
 
 
 # The file

@@ -65,6 +65,19 @@ def test_each_decision_is_a_line_before_the_next_row(session: ReviewSession) -> 
     assert session.progress().decided == 3
 
 
+def test_whoever_reviews_four_labels_at_a_time_goes_on_with_the_next(session: ReviewSession) -> None:
+    session.decide("r4", "billing")  # before rounds were thought of
+    session.begin_round(4)
+    assert [row.id for row in session.queue] == ["r4", "r0", "r1", "r2"]
+    assert session.summary().endswith("1 of 4 done")
+    for id in ("r0", "r1", "r2"):
+        assert id_of(session) == id
+        session.decide(id, "billing")
+    assert (session.next(), session.progress().decided) == (None, 4)
+    undone = session.undo()
+    assert undone is not None and (undone.id, id_of(session)) == ("r2", "r2")
+
+
 def test_what_the_task_does_not_allow_is_refused_and_changes_nothing(session: ReviewSession) -> None:
     id_of(session)
     for id, answer, words in (

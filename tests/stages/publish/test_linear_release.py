@@ -27,8 +27,8 @@ CONFIG = tiny.CALIBRATED.replace("evaluate: {models: [base, adapter, gguf]}\n", 
     "encode: {encoder: ./words.gguf}\nsum: {floor: 0}\npublish: {model: linear}\n"
     "gates: [{metric: accuracy, model: linear, min: 0.8}]\n"
 )
-TEXTS = {"LICENSE", "NOTICE", "README.md", "lineage.intoto.json", "policy.json", "report.html", "report.json", "report.md",
-         "rows.jsonl", "task.json"}  # fmt: skip
+TEXTS = {"LICENSE", "NOTICE", "README.md", "lineage.intoto.json", "policy.json", "report.html", "report.json",
+         "report.md", "rows.jsonl", "task.json"}  # fmt: skip
 WORDS = ("--set", "encode.encoder=none", "--set", "version=2.0")
 
 
@@ -134,17 +134,18 @@ def test_a_fetched_release_decides_as_in_its_project(desk: Path, stages: Forks, 
     # it answered without p_correct elsewhere: the policy stayed below runs/ of the project
     alone = tmp_path / "alone"
     alone.mkdir()
-    tiny.ok(stages.run(alone, "fetch", f"dir:{desk}/registry#production", str(alone / "desk"), env={"HOME": str(tmp_path)}))
-    text, release = "invoice refund please", released(desk)
+    text, address = "invoice refund please", f"dir:{desk}/registry#production"
+    tiny.ok(stages.run(alone, "fetch", address, str(alone / "desk"), env={"HOME": str(tmp_path)}))
     with here.opened(desk) as server:
         in_project = server.ask(text).json()["slmctl"]
     del in_project["seconds"]
-    for model in (str(alone / "desk"), f"dir:{desk}/registry#production"):
+    for model in (str(alone / "desk"), address):
         with here.opened(alone, model=model) as server:
             assert in_project.items() <= server.ask(text).json()["slmctl"].items()
     assert in_project["reason"] in ("kept", "unsure") and in_project["p_correct"] > 0.5
-    page = release.file("report.html").read_text()
-    assert f"by {release.metrics['policy']['tested_on']} calibration rows" in page and "every answer is kept" not in page
+    release = released(desk)
+    page, tested_on = release.file("report.html").read_text(), release.metrics["policy"]["tested_on"]
+    assert f"by {tested_on} calibration rows" in page and "every answer is kept" not in page
     assert "`policy.json` says which answers to keep" in release.file("README.md").read_text()
 
 

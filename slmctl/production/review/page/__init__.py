@@ -132,7 +132,9 @@ class PairDesk(Desk[AnswerPair]):
 
     def view(self, candidate: AnswerPair) -> JsonObject:
         turns = [turn for turn in candidate.messages if turn["role"] != "system"]
-        shown = [{"role": turn["role"], "content": bounded(turn["content"])} for turn in turns]
+        calls = [json.dumps(turn["tool_calls"]) if "tool_calls" in turn else "" for turn in turns]
+        rows = zip(turns, calls, strict=True)
+        shown = [{"role": turn["role"], "content": bounded(turn["content"] or call)} for turn, call in rows]
         left, right = map(bounded, candidate.sides)
         return {"id": candidate.id, "messages": shown, "left": left, "right": right}
 
