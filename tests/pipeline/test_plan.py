@@ -433,3 +433,11 @@ def test_the_shape_of_a_gguf_file_is_read_from_its_header(endless: Path, tiny_ba
     assert (shape.layers, shape.hidden, shape.intermediate, shape.training) == (2, 64, 128, "fast")
     assert (shape.parameters, shape.embedding) == (folder.parameters, folder.embedding)
     assert catalogue.of_gguf(tiny_base / "config.json") is None
+
+
+def test_a_script_reads_in_a_plan_which_check_a_run_would_fail() -> None:
+    short, lost = GateError("so few rows", reason="gate_out_of_reach"), UsageError("no such file")
+    needs = (planning.Requirement("rows", "few", short), planning.Requirement("files", "none", lost))
+    needs = (*needs, planning.Requirement("disk", "enough"))
+    printed = planning.RunPlan((), needs, (), None).to_json()
+    assert [need["reason"] for need in printed["requirements"]] == ["gate_out_of_reach", None, None]
