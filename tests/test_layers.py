@@ -475,7 +475,9 @@ def test_errors_import_nothing_of_the_package() -> None:
     assert own_imports("slmctl.network.guard", house()) == ["slmctl.errors"]
 
 
-OPTIONS = {"pull": ["foreign"], "label": ["journals"], "encode": ["encoders"], "quantize": ["must_end"]}  # no recipe's
+OPTIONS = {  # no recipe's
+    "pull": ["foreign"], "label": ["journals"], "encode": ["encoders"], "quantize": ["must_end"], "publish": ["page"],
+}  # fmt: skip
 
 
 def test_stage_is_a_folder_with_run() -> None:

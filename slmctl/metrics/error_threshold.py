@@ -216,8 +216,9 @@ def _tested(
         raise _unreachable(cuts, outside, config, chance)
     above = [cut for cut in cuts if cut.threshold >= max(chosen.threshold, floor)]
     if not above:
-        raise GateError(f"no answer is right with a chance of {percent(config.least_p_correct, 0)} and more",
-                        hint="a smaller calibrate.min_p_correct, or a better model")  # fmt: skip
+        text = f"no answer is right with a chance of {percent(config.least_p_correct, 0)} and more"
+        hint = "a smaller calibrate.min_p_correct, or a better model"
+        raise GateError(text, reason="max_error", hint=hint)
     kept = above[-1]
     figures = _figures(kept, cuts, tests, config)
     # what the floor holds back is likelier wrong than the rest, so the bound of the test holds without it too

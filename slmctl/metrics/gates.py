@@ -25,6 +25,7 @@ from slmctl.reports.evaluation_report import (
     ReleaseRows,
     file_of,
     judged_of,
+    model_named,
     pair_of,
     released,
     turned,
@@ -293,14 +294,14 @@ def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:
 
 
 def _named(model: str, report: EvaluationReport) -> str:
-    """The participant that a gate names."""
+    """The participant that a gate names; the base by its plain name, with whatever examples in its prompt."""
     choice = report["choice"]
     if model == RELEASE:
         if choice is not None:
             chosen_file(choice)
         return released(report)
     if model != "chosen":
-        return model
+        return model_named(report, model) or model
     if choice is None:
         raise UsageError("a gate names the model 'chosen'", hint="evaluate.choose: {smallest_within: 0.01} picks one")
     return chosen_file(choice)

@@ -231,11 +231,11 @@ def _released(left: Report, right: Report) -> dict[str, ModelChange]:
 def _change(names: Names, left: Report, right: Report) -> ModelChange:
     """A participant of each report: the metrics that both participants have, and a paired test of the primary one."""
     (first, _), (second, _) = left, right
-    one, two = (entries_of(report)[name] for report, name in zip((first, second), names, strict=True))
-    common = [metric for metric in one["metrics"] if metric in two["metrics"]]
+    before, after = (entries_of(report)[name] for report, name in zip((first, second), names, strict=True))
+    common = [metric for metric in before["metrics"] if metric in after["metrics"]]
     metrics: dict[str, MetricChange] = {}
     for metric in common:
-        value, other = one["metrics"][metric], two["metrics"][metric]
+        value, other = before["metrics"][metric], after["metrics"][metric]
         metrics[metric] = {"first": value, "second": other, "difference": other - value}
     same_metric = first["primary_metric"] == second["primary_metric"]
     paired = _paired(names, left, right) if same_metric else None

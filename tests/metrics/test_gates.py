@@ -196,6 +196,12 @@ def test_a_file_and_the_release_that_answers_by_more_are_gated_apart() -> None:
     assert verdict(metric="accuracy", model="release", min=0.95).text.startswith("accuracy of Q4_K_M is")
 
 
+def test_a_gate_finds_the_base_by_its_plain_name() -> None:
+    shots = report(**{"base (11-shot)": 0.3, "Q4_K_M": 0.92})
+    gate = {"metric": "accuracy", "model": "Q4_K_M", "against": "base", "max_drop": 0.02}
+    assert "of accuracy to base (11-shot)" in verdict(shots, **gate).text
+
+
 def test_a_failed_gate_on_the_file_alone_names_the_line_for_the_release() -> None:
     old = Gate(metric="accuracy", model="Q4_K_M", min=0.95)
     assert alone(old, SUMMED) == (

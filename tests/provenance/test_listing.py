@@ -91,7 +91,7 @@ def test_a_release_has_the_figure_of_what_serve_answers_by_and_its_file_that_of_
     told = list(leaderboard_lines(leaderboard(tmp_path)))
     assert [line.split()[:2] for line in told if line.startswith("Q8_0")] == [
         ["Q8_0+sum", "(release)"],
-        ["Q8_0", "base"],
+        ["Q8_0", "gguf"],
     ]
 
 

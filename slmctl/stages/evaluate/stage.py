@@ -175,11 +175,6 @@ def _require_measured(settings: config.Config, model: str, participants: set[str
             "a gate names the model 'chosen', and evaluate.choose is not set",
             hint="evaluate: {choose: {smallest_within: 0.01}}",
         )
-    if model == "base" and settings.predict.shots is not None:
-        raise UsageError(
-            "a gate names the model 'base', which is measured with examples in its prompt",
-            hint=f'model: "base ({settings.predict.shots}-shot)", or no predict.shots',
-        )
     if model.partition(" (")[0] not in participants:  # base (8-shot)
         what = "publish.model linear gives" if settings.publish.linear else "evaluate.models and quantize.types give"
         raise UsageError(

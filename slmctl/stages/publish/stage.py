@@ -96,12 +96,13 @@ class Publish(Stage[PublishConfig]):
                              hint="--set publish.model=gguf")  # fmt: skip
         return super().asks_for(role, section)
 
+    def options(self) -> Mapping[str, object]:
+        return {"page": self.project.stage("evaluate").page}
+
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
-        """Lay out the release, by the module for its model; with a policy, its report says what that keeps."""
+        """Lay out the release, by the module for its model."""
         section: Any = request.section
         module = importlib.import_module(f"{__package__}.{'linear_release' if section.linear else self.name}")
-        if "policy" in request.inputs:
-            more["page"] = self.project.stage("evaluate").page
         metrics: JsonObject = module.run(section, out=out, **more, **request.inputs)
         return metrics
 
