@@ -34,7 +34,7 @@ LAYERS = (
     ("network", "reports", "sensitive"),
     ("artifacts",),
     ("child",),
-    ("errors", "console", "child_environment", "hardware", "installation"),
+    ("errors", "console", "child_environment", "hardware", "installation", "normal_forms"),
 )
 LEVEL = {room: level for level, layer in enumerate(reversed(LAYERS)) for room in layer}
 MAX_FILE, MAX_FUNCTION = 600, 60  # lines
@@ -234,6 +234,17 @@ def writes_by_hand(name: str, tree: ast.Module) -> Iterator[str]:
             yield f":{node.lineno} writes by hand: {title}"
 
 
+# By one function, in linear time; a single character, and the reader of documents in a child, do not need it.
+NORMALISE = {"slmctl.normal_forms", "slmctl.sensitive.unmask", "slmctl.sources.documents.readers"}
+
+
+@of_each_module
+def normalises_by_hand(name: str, tree: ast.Module) -> Iterator[str]:
+    for node in () if name in NORMALISE else nodes(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "unicodedata.normalize":
+            yield f":{node.lineno} normalises in quadratic time: in_normal_form"
+
+
 BLIND = "dict[str, Any]"  # a structure of which mypy knows neither keys nor values
 DOCUMENTS = {("slmctl.artifacts.bounded_json", "JsonObject")}  # the one name for JSON whose keys its writer defines
 
@@ -377,6 +388,7 @@ PLANTED = (
     (writes_by_hand, "slmctl.server.api_keys", "handle, name = tempfile.mkstemp(dir=path.parent)\n"),
     (writes_by_hand, "slmctl.network.guard", "stream = tempfile.NamedTemporaryFile(delete=False)\n"),
     (writes_by_hand, "slmctl.network.guard", "from os import replace\n"),
+    (normalises_by_hand, "slmctl.task.contract", "text = unicodedata.normalize(form, text)\n"),
     (dicts_that_cross_folders, "slmctl.network.guard", "def receipt() -> dict[str, Any]: ...\n"),
     (dicts_that_cross_folders, "slmctl.task.records", "class Record:\n    source: dict[str, Any]\n"),
     (dicts_that_cross_folders, "slmctl.task.records", "Message = dict[str, Any]\n"),

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from rapidfuzz import fuzz
+
+from slmctl.normal_forms import in_normal_form
 
 GRAM = 5  # characters
 BANDS, ROWS = 32, 4  # propose a pair of Jaccard similarity 0.7 with probability 0.9998, of 0.5 with 0.87
@@ -60,7 +61,7 @@ def normalise(text: str) -> str:
     if text.isascii():  # the same result by a table, 4 times as fast
         words = b" ".join(text.encode("ascii").translate(_ASCII).split()).decode("ascii")
     else:
-        text = unicodedata.normalize("NFKC", text).casefold()
+        text = in_normal_form(text, "NFKC").casefold()
         words = " ".join(_WORD.findall(_DIGIT.sub("0", text)))
     return words or " ".join(text.split())
 

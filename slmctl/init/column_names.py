@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Collection
 from functools import cache
 
+from slmctl.normal_forms import in_normal_form
+
 _LEAST_SUFFIX = 5  # least letters of a word that may be the end of a compound, such as `Ticketkategorie`
 
 # English, German, French, Spanish, Italian, Dutch, Portuguese and Polish; without accents, in lower case.
@@ -53,7 +55,7 @@ _SETS = {kind: frozenset(words.split()) for kind, words in WORDS.items()}
 def words_of(name: str) -> tuple[str, ...]:
     """The words of a name in lower case, without accents: `Kunden-Nr.` and `customerId` have two words."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("ß", "ss")
-    plain = "".join(c for c in unicodedata.normalize("NFKD", spaced) if not unicodedata.combining(c))
+    plain = "".join(c for c in in_normal_form(spaced, "NFKD") if not unicodedata.combining(c))
     return tuple(re.findall(r"[a-z]+", plain.casefold().replace("ł", "l")))
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from slmctl.init.raw_data import RawData, SplitPart
 from slmctl.init.task_proposal import columns_in
 from slmctl.metrics.label_typos import alike_labels
 from slmctl.metrics.statistics import wilson
+from slmctl.normal_forms import in_normal_form
 from slmctl.reports.html_page import either
 from slmctl.sources.sql_address import with_file
 
@@ -127,7 +127,7 @@ def config_text(proposal: Proposal, folder: Path) -> str:
 def project_name(folder: Path) -> str:
     """A project's name from its folder's: small letters, digits and hyphens."""
     name = folder.resolve().name.replace("ß", "ss").replace("ł", "l")
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = in_normal_form(name, "NFKD").encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].strip("-") or "project"
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.metrics.statistics import wilson
+from slmctl.normal_forms import in_normal_form
 from slmctl.reports.evaluation_report import CHECKS, ClassFigures
 
 if TYPE_CHECKING:  # numpy takes a tenth of a second, and most commands compute none of these
@@ -276,7 +277,7 @@ def field_counts(expected: Any, predicted: Any) -> tuple[int, int, int]:
 
 def words(text: str) -> list[str]:
     """The words of a text: NFKC-normalised and case-folded, without punctuation and spaces."""
-    whole = unicodedata.normalize("NFKC", text).casefold()
+    whole = in_normal_form(text, "NFKC").casefold()
     if not whole.isascii():  # a vowel sign of Hindi or Thai is no letter to a pattern, and belongs to its word
         whole = "".join(sign if sign.isalnum() or unicodedata.category(sign)[0] == "M" else " " for sign in whole)
         return whole.split()

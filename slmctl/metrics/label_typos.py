@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import bisect
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TypedDict
 
 from rapidfuzz import fuzz
 from rapidfuzz.distance import OSA
+
+from slmctl.normal_forms import in_normal_form
 
 ALIKE = 0.8  # similarity from which one label looks like another's misspelling
 RARE = 0.1  # a typo has at most this share of the other label's rows; a more frequent label is meant
@@ -73,9 +74,9 @@ def _is_typo(label: str, count: int, other: str, rows: int) -> bool:
 
 def _plain(label: str) -> str:
     """A label without differences of spelling: lower case, one separator, no accents, `ae` for `ä`."""
-    text = unicodedata.normalize("NFC", label).casefold().translate(_SPELLINGS)
+    text = in_normal_form(label, "NFC").casefold().translate(_SPELLINGS)
     # accents are removed from Latin letters only: in other scripts such a mark makes another letter
-    return unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
+    return in_normal_form(_ACCENTS.sub("", in_normal_form(text, "NFD")), "NFC")
 
 
 def _shared_by_slips(label: str) -> Iterator[tuple[str, ...]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import calendar
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
+
+from slmctl.normal_forms import in_normal_form
 
 # ("number" | "amount" | "percent", Fraction), ("date", year or 0, month, day or 0), ("yearless", month, day),
 # ("time", minute of the day), ("weekday", 0 to 6), ("month", 1 to 12), ("day", of a month), or a kind and its text
@@ -107,7 +108,7 @@ class Fact:
 
 def facts_of(text: str, *, vague: bool = False) -> Iterator[Fact]:
     """The facts of a text; with `vague` also what can be the source of one: words such as `both`, digits in a code."""
-    text = unicodedata.normalize("NFKC", text)
+    text = in_normal_form(text, "NFKC")
     for match in _FACT.finditer(text):
         readings = tuple(_READERS[str(match.lastgroup)](match))
         kind = str(readings[0][0]) if readings else ""
@@ -122,7 +123,7 @@ def facts_of(text: str, *, vague: bool = False) -> Iterator[Fact]:
 
 def joined(text: str) -> str:
     """The letters and digits of a text, by which codes are compared however they are grouped."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
+    return re.sub(r"[\W_]+", "", in_normal_form(text, "NFKC").casefold())
 
 
 def _code(match: re.Match[str]) -> Iterator[Reading]:

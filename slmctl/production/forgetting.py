@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.row_fingerprints import QueryFingerprint
 from slmctl.errors import UsageError
+from slmctl.normal_forms import in_normal_form
 from slmctl.sensitive.conversation_veto import texts_in
 from slmctl.sensitive.unmask import FOLDS
 
@@ -173,7 +173,7 @@ def _id_of(line: JsonObject) -> str:
 
 def _plain(text: str) -> str:
     """A text with NFKC normalisation, folded case and look-alikes, and single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(FOLDS).split())
+    return " ".join(in_normal_form(text, "NFKC").casefold().translate(FOLDS).split())
 
 
 def _unescape(escape: re.Match[str]) -> str:

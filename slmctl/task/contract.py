@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from slmctl.artifacts.typed_json import read_typed
 from slmctl.config import pattern_bound
 from slmctl.errors import DataError, IntegrityError
 from slmctl.model_files.base_model import NormalForm
+from slmctl.normal_forms import in_normal_form
 from slmctl.task import chat_template, cleaning, tool_calls
 from slmctl.task.chat_template import LIMIT_S
 from slmctl.task.cleaning import Replacement
@@ -297,7 +297,7 @@ class Task:
     def defused(self, text: str) -> str:
         """A message's text for rendering: in the normal form, with control tokens that it spells out broken up."""
         if self.normal_form:
-            text = unicodedata.normalize(self.normal_form, text)
+            text = in_normal_form(text, self.normal_form)
         for token in self.special_tokens:
             if token in text:
                 text = text.replace(token, token[0] + "\u200b" + token[1:])
@@ -307,7 +307,7 @@ class Task:
         """Labels in the normal form, as the model learned to write them; () where they are in it."""
         if not self.normal_form:
             return ()
-        written = tuple(unicodedata.normalize(self.normal_form, label) for label in labels)
+        written = tuple(in_normal_form(label, self.normal_form) for label in labels)
         return written if written != labels else ()
 
     def read_answer(self, text: str) -> Any:

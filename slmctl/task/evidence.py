@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator
 from datetime import date
 from functools import cached_property
 from typing import Any
+
+from slmctl.normal_forms import in_normal_form
 
 Span = tuple[int, int]  # first character and the one behind the last, in the text
 _WORD = re.compile(r"[\w\u0300-\u036f]+|[^\w\s]")  # with accents that stand by themselves
@@ -103,7 +104,7 @@ def _numbers(text: str) -> Iterator[tuple[int, str]]:
 def _words(text: str) -> list[tuple[str, int, int]]:
     """The words and signs of a text in one form, with their places."""
     return [
-        (unicodedata.normalize("NFKC", match.group()).casefold(), *match.span())
+        (in_normal_form(match.group(), "NFKC").casefold(), *match.span())
         for match in _WORD.finditer(text)
     ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 from slmctl.inference.events import TokenInfo
 from slmctl.server.forms import tool_requests
-from slmctl.server.forms.completions import READ, CompletionForm, PromptedTurns, RenderedPrompt, Stream
+from slmctl.server.forms.completions import READ, CompletionForm, Fits, PromptedTurns, RenderedPrompt, Stream
 from slmctl.server.forms.options import flag, number
 from slmctl.server.forms.request import AnswerStream, CheckedRequest, ReplyChoice, ServedModel
 from slmctl.server.forms.tool_requests import Offer
@@ -33,10 +33,10 @@ class ChatForm(CompletionForm):
     }  # fmt: skip
     kinds, prefix = ("chat.completion", "chat.completion.chunk"), "chatcmpl"
 
-    def prompted(self, body: JsonObject, model: ServedModel, offer: Offer | None) -> PromptedTurns:
+    def prompted(self, body: JsonObject, model: ServedModel, offer: Offer | None, fits: Fits) -> PromptedTurns:
         turns = _messages(body, calls=model.calls)
         sent = [_as_text(model, turn) for turn in turns]
-        return PromptedTurns(turns, sent, [chat_prompt(model, sent, offer)])
+        return PromptedTurns(turns, sent, [chat_prompt(model, sent, offer, fits)])
 
     def alternatives(self, body: JsonObject) -> int:
         if not flag(body, "logprobs"):
@@ -152,11 +152,11 @@ def _indexed(part: dict[str, Any]) -> dict[str, Any]:
     return part | ({"tool_calls": calls} if calls else {})
 
 
-def chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | None) -> RenderedPrompt:
+def chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | None, fits: Fits) -> RenderedPrompt:
     """The prompt of a conversation.
 
     Raises:
-        RequestError: The chat template does not take it.
+        RequestError: The chat template does not take it, or its texts alone are too long.
     """
     task, turns = model.task, tuple(model.task.cleaned(sent))
     has_own = not model.bare and bool(task.system or model.held)  # trained with it, so no other one is of use
@@ -165,6 +165,7 @@ def chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | None
         turns = (*own, *(message for message in turns if message["role"] != "system"))
     drops_system = has_own and any(message["role"] == "system" for message in sent)
     system = turns[0]["content"] if turns[0]["role"] == "system" else None
+    fits(sum(len(turn["content"]) for turn in turns))
     try:
         tools = offer.tools if offer is not None and offer.is_clients else None
         written = json.dumps(tools) if tools else ""

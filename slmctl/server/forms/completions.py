@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ READ = options.EVERYWHERE | {"max_tokens", "seed", "stop", "n", "logprobs"}
 ROUTED = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "response_format",
           "structured_outputs")  # fmt: skip
 CHOICE = ("tools", "tool_choice")  # options of a model that calls functions
+Fits = Callable[[int], None]  # raises for a number of characters that does not fit
 CALL_FIELDS = ("tool_calls", "tool_call_id")  # of messages to a model that calls functions
 
 
@@ -63,8 +65,8 @@ class CompletionForm(Form):
     prefix: ClassVar[str]
 
     @abstractmethod
-    def prompted(self, body: JsonObject, model: ServedModel, offer: Offer | None) -> PromptedTurns:
-        """The conversation in a body, and its prompts."""
+    def prompted(self, body: JsonObject, model: ServedModel, offer: Offer | None, fits: Fits) -> PromptedTurns:
+        """The conversation in a body, and its prompts, which are rendered of a length that `fits` lets pass."""
 
     @abstractmethod
     def alternatives(self, body: JsonObject) -> int:
@@ -98,8 +100,11 @@ class CompletionForm(Form):
         option = "tools" if listed.function else "response_format"
         form = client_schemas.answer_form(body, model.task, is_held=model.held, option=option)
         common = self._common(body, model, settings, form, offer)
-        prompted = self.prompted(body, model, offer)
-        requests = self._requests(body, common, prompted.prompts, model, settings)
+        fits = functools.partial(self._require_fit, model, settings)
+        prompted = self.prompted(body, model, offer, fits)
+        for prompt in prompted.prompts:
+            fits(len(prompt.text))
+        requests = self._requests(body, common, prompted.prompts, model)
         sent, drops_system = prompted.sent, prompted.prompts[0].drops_system
         if drops_system:  # neither the model nor the generalist gets them, so they are neither searched nor collected
             sent = [message for message in sent if message["role"] != "system"]
@@ -157,16 +162,9 @@ class CompletionForm(Form):
         common: Request,
         prompts: Sequence[RenderedPrompt],
         model: ServedModel,
-        settings: ServeConfig,
     ) -> tuple[Request, ...]:
         """The engine's requests: `n` for each prompt."""
-        longest, in_windows = settings.context_length - 1, model.task.document is not None
-        if not in_windows and max(len(prompt.text) for prompt in prompts) > BYTES_A_TOKEN * longest:
-            raise RequestError(
-                f"the prompt does not fit: it has more than {BYTES_A_TOKEN} times as many characters as the "
-                f"{longest} tokens allowed",
-                self.question,
-            )
+        in_windows = model.task.document is not None
         count = int(number(body, "n", 1, 1, CHOICES, whole=True))
         if count * len(prompts) > CHOICES:
             raise RequestError(f"'n' times the prompts must be at most {CHOICES}", "n")
@@ -182,6 +180,16 @@ class CompletionForm(Form):
             for prompt in prompts
             for k in range(count)
         )
+
+    def _require_fit(self, model: ServedModel, settings: ServeConfig, length: int) -> None:
+        """Refuse a prompt of so many characters that is surely too long for the model, unless it reads windows."""
+        longest = settings.context_length - 1
+        if model.task.document is None and length > BYTES_A_TOKEN * longest:
+            raise RequestError(
+                f"the prompt does not fit: it has more than {BYTES_A_TOKEN} times as many characters as the "
+                f"{longest} tokens allowed",
+                self.question,
+            )
 
     # Answers
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.events import TokenInfo
 from slmctl.server.forms.chat import chat_prompt
-from slmctl.server.forms.completions import CHOICES, READ, CompletionForm, PromptedTurns, RenderedPrompt
+from slmctl.server.forms.completions import CHOICES, READ, CompletionForm, Fits, PromptedTurns, RenderedPrompt
 from slmctl.server.forms.options import number
 from slmctl.server.forms.request import CheckedRequest, ReplyChoice, ServedModel
 from slmctl.server.forms.tool_requests import Offer
@@ -25,9 +25,9 @@ class TextCompletionForm(CompletionForm):
     calls, several = False, True
     kinds, prefix = ("text_completion", "text_completion"), "cmpl"
 
-    def prompted(self, body: JsonObject, model: ServedModel, offer: Offer | None) -> PromptedTurns:
+    def prompted(self, body: JsonObject, model: ServedModel, offer: Offer | None, fits: Fits) -> PromptedTurns:
         sent: list[Message] = [{"role": "user", "content": text} for text in _texts(body)]
-        return PromptedTurns((), sent, [_prompt(model, message, offer) for message in sent])
+        return PromptedTurns((), sent, [_prompt(model, message, offer, fits) for message in sent])
 
     def alternatives(self, body: JsonObject) -> int:
         return int(number(body, "logprobs", -1, 0, ALTERNATIVES, whole=True)) if "logprobs" in body else -1
@@ -58,11 +58,11 @@ def _texts(body: JsonObject) -> list[str]:
     return texts
 
 
-def _prompt(model: ServedModel, message: Message, offer: Offer | None) -> RenderedPrompt:
+def _prompt(model: ServedModel, message: Message, offer: Offer | None, fits: Fits) -> RenderedPrompt:
     """The prompt of a completion: raw text for a bare model; for any other a user's message, as in chat."""
     if model.bare:
         return RenderedPrompt(model.opening + message["content"], "", ())
-    return chat_prompt(model, [message], offer)
+    return chat_prompt(model, [message], offer, fits)
 
 
 TEXT = TextCompletionForm()

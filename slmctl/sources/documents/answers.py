@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +11,7 @@ from slmctl.artifacts import bounded_json
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import AnswerTable
 from slmctl.errors import DataError
+from slmctl.normal_forms import in_normal_form
 from slmctl.sources.rows import columns_of, listed, read_rows
 from slmctl.sources.rows.cells import MAX_DEPTH, Cell, as_text
 
@@ -84,7 +84,7 @@ class Joined:
 
 def _form(name: str) -> str:
     """A name by which two spellings of one file are equal: case, slashes and composed letters aside."""
-    return unicodedata.normalize("NFC", name.strip().replace("\\", "/")).casefold().removeprefix("./")
+    return in_normal_form(name.strip().replace("\\", "/"), "NFC").casefold().removeprefix("./")
 
 
 def _forms(name: str) -> list[str]:

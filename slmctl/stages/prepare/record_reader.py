@@ -26,6 +26,7 @@ from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.minhash import U8, U64
 from slmctl.errors import DataError
 from slmctl.network import guard
+from slmctl.normal_forms import in_normal_form
 from slmctl.sensitive import Applied, SensitivePolicy, Tally
 from slmctl.sources.rows import read_rows
 from slmctl.stages.prepare import calls
@@ -511,7 +512,7 @@ def _digits(text: str) -> str:
     digits = _NO_DIGIT.sub("", text)
     if text.isascii():
         return digits
-    signs = _SIGN.findall(unicodedata.normalize("NFC", text))
+    signs = _SIGN.findall(in_normal_form(text, "NFC"))
     return digits + "".join(sign for sign in signs if unicodedata.category(sign) in _KINDS)
 
 
