@@ -27,6 +27,7 @@ from slmctl.server.routed import FAMILIES
 from slmctl.server.running_model import RunningModel
 
 SCHEMAS = 64  # clients' schemas; the results of their checks are kept
+LARGE = 1 << 16  # bytes of a body that is read in a thread
 MAX_BODY, MAX_DOCUMENT = 1 << 20, 16 << 20  # bytes of a body, and of one that may hold a document
 
 
@@ -79,8 +80,13 @@ class Gateway:
         self.limits.count(key)
         if self.stopping:
             raise RequestError("the server is being stopped", status=503, code="server_stopping")
+        if not self.fleet.models(key):  # whatever the body names
+            message = "this key may ask no model that is served here"
+            raise RequestError(message, "model", status=404, code="model_not_found")
         place = held.enter_context(self.limits.place(key))
-        return key, place, read_body(await self.body_of(http, place))
+        raw = await self.body_of(http, place)
+        large = len(raw) > LARGE  # to read it takes some time, in which others are answered
+        return key, place, await asyncio.to_thread(read_body, raw) if large else read_body(raw)
 
     async def body_of(self, http: HttpRequest, place: HeldPlace | None = None) -> bytes:
         """The body of a request, within the limits on its size and time.

@@ -24,8 +24,10 @@ from support.servers import settles
 from support.serving import begin, chat, end, lines_of, post
 
 from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import ServeConfig
-from slmctl.server import api_keys, rate_limits
+from slmctl.server import api_keys, gateway, rate_limits
+from slmctl.server.forms.request import read_body
 from slmctl.task.contract import Task
 
 
@@ -167,6 +169,54 @@ def test_few_large_bodies_are_received_at_the_same_time(monkeypatch: pytest.Monk
             assert (server.ask("hello").status_code, post(server.url, large).status_code) == (200, 429)
         assert settles(lambda: limits.large == 0)
         assert post(server.url, large).status_code == 400  # read, and longer than the context
+
+
+def test_a_body_of_millions_of_values_is_refused_in_a_sentence() -> None:
+    # 15 MB of empty lists were a second of the event loop, and 345 MB of memory
+    with here.in_front(documents=True) as server:
+
+        def sent(body: str) -> httpx.Response:
+            headers = {"content-type": "application/json"}
+            return httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers, timeout=60)
+
+        lists = '{"metadata": [' + "[]," * 700_000 + "[]]}"
+        for body in (lists, lists.replace("[]", "1"), lists.replace("[]", '""'), lists + '"' + '\\"' * 1_000_000):
+            said = sent(body)
+            assert (said.status_code, said.json()["error"]["message"]) == (
+                413,
+                "the body holds more than 600000 values",
+            )
+        text = json.dumps({"messages": chat('",[{' * 300_000)})  # as many signs within one text are one value
+        assert "does not fit" in sent(text).json()["error"]["message"]
+
+
+def test_a_large_body_is_read_apart_from_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = list[int]()
+
+    def noted(raw: bytes) -> JsonObject:
+        threads.append(threading.get_ident())
+        return read_body(raw)
+
+    monkeypatch.setattr(gateway, "read_body", noted)
+    with here.in_front() as server:
+        assert (server.ask("hello").status_code, server.ask("x" * 200_000).status_code) == (200, 400)
+    assert len(set(threads)) == 2
+
+
+def test_a_key_that_may_ask_nothing_here_is_refused_before_its_body_is_received(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    secret = api_keys.add(keys, "elsewhere", models=("other",))
+    with here.in_front(documents=True, keys=keys) as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+            sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            sock.sendall(f"Authorization: Bearer {secret}\r\nContent-Length: 9000000\r\n\r\n{{".encode())
+            sock.settimeout(10)
+            said = sock.recv(65536)
+            while b"}}" not in said:
+                said += sock.recv(65536)
+        assert said.startswith(b"HTTP/1.1 404 ") and b"this key may ask no model that is served here" in said
+        assert server.gateway.limits.running == 0
 
 
 def test_an_answer_has_a_deadline() -> None:

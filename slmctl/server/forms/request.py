@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -14,12 +15,14 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import ServeConfig
 from slmctl.inference.engine import Request
 from slmctl.inference.events import Event, TokenInfo, places_of
+from slmctl.network.endpoint_replies import MAX_VALUES
 from slmctl.server.forms.tool_requests import Offer
 from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
 from slmctl.task.records import Message
 
 Option = str | bool
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # the last one may lack its end
 LABELS = 5  # the likeliest ones that an answer tells with their probabilities
 
 
@@ -283,8 +286,10 @@ def read_body(raw: bytes) -> JsonObject:
     """Returns the JSON object in a body, without its values of null.
 
     Raises:
-        RequestError: The body is not a JSON object, or holds text that is not Unicode.
+        RequestError: The body is not a JSON object, has more than MAX_VALUES values, or text that is not Unicode.
     """
+    if _marks_in(raw) > MAX_VALUES and _marks_in(_STRING.sub(b"", raw)) > MAX_VALUES:
+        raise RequestError(f"the body holds more than {MAX_VALUES} values", status=413)
     try:
         # as text: bytes would be read as UTF-16 too, and with halves of surrogate pairs let through
         body = json.loads(raw.decode(), parse_constant=_no_number)
@@ -295,6 +300,11 @@ def read_body(raw: bytes) -> JsonObject:
     if not isinstance(body, dict):
         raise RequestError("the body is not a JSON object")
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _marks_in(raw: bytes) -> int:
+    """The commas and opening brackets, of which JSON has one for each value at least."""
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
 
 
 def _no_number(name: str) -> NoReturn:
