@@ -74,7 +74,7 @@ async def _accepted(
     """A request that has been checked, with its model and all that `held` holds, which it frees when it is closed."""
     name, model = gateway.fleet.find(body.get("model"), key)
     place.take(name, 1)
-    await exchange.beside(file_parts.put_texts(body, gateway.settings))
+    await exchange.beside(file_parts.put_texts(body, gateway.settings, gateway.readers, key.name))
     place.drop_body()
     running = await gateway.lease(name, exchange)
     held.callback(gateway.fleet.give_back, running)

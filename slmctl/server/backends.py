@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -14,13 +14,13 @@ from slmctl.inference import grammar_pool
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.events import Event
 from slmctl.inference.supervised_child import EngineError
-from slmctl.inference.turns import Turns
 from slmctl.network.endpoint_replies import EndpointError, StreamedReply
 from slmctl.network.openai_client import EXTENSIONS, EndpointClient, EndpointRequest, constraint
 from slmctl.server.forms.client_schemas import satisfies
 from slmctl.server.forms.request import CheckedRequest
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
+from slmctl.server.places import Places
 
 Put = Callable[[Event], None]
 Cancel = Callable[[], object]
@@ -150,7 +150,7 @@ class EndpointEngine:
         # no proxy of the environment, which would read everything; the deadline of the answer is the gateway's
         self.endpoint = EndpointClient(url, model, key_env, connections=concurrency, droppable=EXTENSIONS)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting, self._free = Turns[asyncio.Future[None]](), concurrency
+        self._places = Places(concurrency)
         self._there, self._looked_at = True, -math.inf
 
     @property
@@ -196,26 +196,6 @@ class EndpointEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.endpoint.close()
 
-    @contextlib.asynccontextmanager
-    async def _place(self, client: str) -> AsyncIterator[None]:
-        """Hold one of the places, which the keys that wait for one get in turns."""
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.put(client, turn)
-        self._give_places()
-        try:
-            yield await turn
-        finally:
-            self._waiting.remove(lambda each: each is turn)
-            self._free += not turn.cancelled()  # cancelled while it waited, else it had its place
-            self._give_places()
-
-    def _give_places(self) -> None:
-        while self._free and len(self._waiting):
-            turn = self._waiting.take()
-            if not turn.done():  # else it was cancelled a moment ago
-                turn.set_result(None)
-                self._free -= 1
-
     async def _answer(self, checked: CheckedRequest, index: int, put: Put) -> None:
         reply, request = StreamedReply(), checked.requests[index]
         if checked.questions:
@@ -226,7 +206,7 @@ class EndpointEngine:
         question = _question(checked, index)
         try:
             async with (
-                self._place(request.client),
+                self._places.hold(request.client),
                 contextlib.aclosing(self.endpoint.stream(question, reply)) as deltas,
             ):
                 async for delta in deltas:

@@ -17,9 +17,11 @@ from slmctl.production import collector
 from slmctl.server.api_keys import Key
 from slmctl.server.backends import Backend
 from slmctl.server.fleet import Fleet
+from slmctl.server.forms import file_parts
 from slmctl.server.forms.request import CheckedRequest, Form, read_body
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
+from slmctl.server.places import Places
 from slmctl.server.rate_limits import ANYBODY, HeldPlace, Limits
 from slmctl.server.request_errors import RequestError
 from slmctl.server.request_run import Exchange
@@ -38,6 +40,7 @@ class Gateway:
         self.fleet, self.log, self.metrics = fleet, log, Metrics()
         self.settings = fleet.settings
         self.limits = Limits(self.settings.sequences, self.settings.max_waiting_requests)
+        self.readers = Places(file_parts.TOGETHER, one_each=True)
         self.created = int(time.time())
         self.running: set[Exchange] = set()
         self.stopping = False

@@ -5,24 +5,31 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import ServeConfig
+from slmctl.server.places import Places
 from slmctl.server.request_errors import RequestError
 from slmctl.sources.documents import folder, readers
 
 SECONDS, MOST = 20, 4  # of CPU time for all documents of a request, and their number
 _NAMED = 120  # characters of a file name in an error
 # Two requests have their documents read at a time, each in a process; asyncio's own threads are for all requests.
-READERS = ThreadPoolExecutor(2)
+TOGETHER = 2
+READERS = ThreadPoolExecutor(TOGETHER)
 
 
-async def put_texts(body: JsonObject, settings: ServeConfig) -> None:
+async def put_texts(body: JsonObject, settings: ServeConfig, places: Places, client: str) -> None:
     """Put the text of each document in place of its file part into a body, so that the document leaves the memory.
+
+    Args:
+        places: TOGETHER of them, in which documents are read; a document that nobody waits for holds one to its end.
+        client: The key that sent the body.
 
     Raises:
         RequestError: The server reads no documents, or one cannot be read to its end.
@@ -35,10 +42,17 @@ async def put_texts(body: JsonObject, settings: ServeConfig) -> None:
         raise RequestError("this server reads no file parts: send the text, or set serve.documents", "messages")
     if count > MOST:
         raise RequestError(f"a request may hold {MOST} documents, and this one holds {count}", "messages")
+    loop = asyncio.get_running_loop()
+
+    def give_back(done: Future[list[Any]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(places.give_back, client)
+
     try:
-        body["messages"] = await asyncio.get_running_loop().run_in_executor(
-            READERS, lambda: [_read(message, SECONDS // count) for message in body["messages"]]
-        )
+        await places.take(client)
+        reading = READERS.submit(lambda: [_read(message, SECONDS // count) for message in body["messages"]])
+        reading.add_done_callback(give_back)
+        body["messages"] = await asyncio.wrap_future(reading)
     except asyncio.CancelledError:
         body.clear()  # which would stay in memory until a thread is free
         raise

@@ -6,23 +6,27 @@ import asyncio
 import base64
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from support import here, papers
 from support.servers import settles
 from support.serving import post
 
 from slmctl.config import ServeConfig
+from slmctl.server import api_keys
 from slmctl.server.forms import file_parts
+from slmctl.server.places import Places
 from slmctl.server.request_errors import RequestError
 
 READS = ServeConfig(documents=True)
 
 
 def with_texts(body: dict[str, Any], settings: ServeConfig) -> dict[str, Any]:
-    asyncio.run(file_parts.put_texts(body, settings))
+    asyncio.run(file_parts.put_texts(body, settings, Places(file_parts.TOGETHER), ""))
     return body
 
 
@@ -86,7 +90,7 @@ def test_a_server_reads_no_documents_unasked() -> None:
 
 def test_a_request_that_has_ended_holds_no_document() -> None:
     async def ended(body: dict[str, Any]) -> None:
-        reading = asyncio.create_task(file_parts.put_texts(body, READS))
+        reading = asyncio.create_task(file_parts.put_texts(body, READS, Places(file_parts.TOGETHER), ""))
         await asyncio.sleep(0)
         reading.cancel()
         await asyncio.wait((reading,))
@@ -113,3 +117,42 @@ def test_documents_that_are_slow_to_read_stop_no_other_request(monkeypatch: pyte
             assert {each.result().json()["error"]["code"] for each in slow} == {"server_stopping"}
         finally:
             is_read.set()
+
+
+def test_a_key_that_floods_with_documents_leaves_a_reader_to_another_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # readers took documents in the order of arrival: ten slow ones of a key were another key's 504
+    begun, go_on = list[str](), threading.Semaphore(0)
+
+    def read(waiting: list[tuple[str, str]], **limits: object) -> Iterator[dict[str, Any]]:
+        begun.append(waiting[0][1])
+        go_on.acquire(timeout=60)
+        yield {"text": "text", "bare": 0, "pages": 1}
+
+    monkeypatch.setattr(file_parts.folder, "read", read)
+    keys = tmp_path / "keys.json"
+    secrets = {name: api_keys.add(keys, name) for name in ("flood", "other")}
+    with here.in_front(documents=True, keys=keys) as server, ThreadPoolExecutor(12) as pool:
+
+        def ask(name: str) -> Future[httpx.Response]:
+            body = chat(part(f"{name}.txt", b"text"))
+            return pool.submit(post, server.url, body, authorization=f"Bearer {secrets[name]}")
+
+        try:
+            flood = [ask("flood") for _ in range(8)]
+            assert settles(lambda: server.gateway.limits.running == 8 and begun == ["flood.txt"] * 2)
+            question = ask("other")
+            assert settles(lambda: server.gateway.limits.running == 9)
+            go_on.release()
+            assert settles(lambda: begun == ["flood.txt", "flood.txt", "other.txt"])
+            while not question.done():  # the other document of the flood may end before
+                seen = len(begun)
+                go_on.release()
+                assert settles(lambda seen=seen: question.done() or len(begun) > seen)
+            again = ask("other")  # a reader is free, though documents of the flood wait
+            assert settles(lambda: begun.count("other.txt") == 2)
+            assert begun.count("flood.txt") < 8
+        finally:
+            go_on.release(20)
+        assert {each.result().status_code for each in (*flood, question, again)} == {200}
