@@ -8,7 +8,7 @@ import unicodedata
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import here
 from support.serving import GENERATE
@@ -42,11 +42,13 @@ def longest_row(text: str) -> int:
     return max((len([*row]) for of_marks, row in rows if of_marks), default=0)
 
 
+@settings(deadline=None)
 @given(st.lists(words, max_size=6).map("".join), st.sampled_from(FORMS))
 def test_a_text_without_over_30_marks_in_a_row_has_pythons_normal_form(text: str, form: Any) -> None:
     assert in_normal_form(text, form) == unicodedata.normalize(form, text)
 
 
+@settings(deadline=None)
 @given(st.text(MARKS, min_size=MOST + 1, max_size=400), st.sampled_from(FORMS))
 def test_marks_in_a_row_are_parted_and_none_is_lost(marks: str, form: Any) -> None:
     text = in_normal_form("e" + marks, form)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -25,8 +27,9 @@ from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.stored_arrays import StoredArrays
 
 NAME = TFIDF_LOGISTIC
+_WORD = r"\b\w+\b"
 FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorizer for each part
-    "words": {"ngram_range": (1, 2), "token_pattern": r"\b\w+\b"},
+    "words": {"ngram_range": (1, 2), "token_pattern": _WORD},
     "runs": {"analyzer": "char_wb", "ngram_range": (2, 5)},
 }
 PLACES = 1 << 18  # for hashes of features of each part
@@ -37,6 +40,7 @@ EXACT_WORK = 60_000_000  # as RUN_WORK; above, the solver stops at a larger tole
 MUCH = 2_000_000  # characters of all texts; from here on memory is bounded by the two limits below
 WEIGHTS = 20_000_000  # largest number of features times labels: 80 MB
 LONGEST = 4_000  # characters of each text that are read
+LONG, PIECE = 1 << 14, 1 << 16  # characters of a text that is hashed in pieces, and features of a piece
 
 
 @dataclass(frozen=True)
@@ -148,13 +152,43 @@ class _HashedFeatures:
 
 
 def _hashes(name: str, texts: Sequence[str]) -> Any:
-    """Counts of the hashed features of each text, (texts, PLACES)."""
+    """Counts of the hashed features of each text, (texts, PLACES); those of a long text are hashed in pieces."""
+    import scipy.sparse
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hashing = HashingVectorizer(
         **FEATURES[name], n_features=PLACES, alternate_sign=False, norm=None, dtype=np.float32
     )  # fmt: skip
-    return hashing.transform(texts)
+    if all(len(text) <= LONG for text in texts):
+        return hashing.transform(texts)
+    rows = [_hashes_of_long(name, text) if len(text) > LONG else hashing.transform([text]) for text in texts]
+    return scipy.sparse.vstack(rows, format="csr")
+
+
+def _hashes_of_long(name: str, text: str) -> Any:
+    """The same counts of one text, (1, PLACES), whose features are never in memory at once."""
+    from sklearn.feature_extraction import FeatureHasher
+
+    hasher = FeatureHasher(PLACES, input_type="string", alternate_sign=False, dtype=np.float32)
+    features, counts = _features(name, text), hasher.transform([()])
+    while piece := list(itertools.islice(features, PIECE)):
+        counts = counts + hasher.transform([piece])
+    return counts
+
+
+def _features(name: str, text: str) -> Iterator[str]:
+    """The features of a text as scikit-learn lists them, in any order."""
+    text = text.lower()
+    before = ""
+    for match in re.finditer(_WORD, text) if name == "words" else ():
+        yield match[0]
+        if before:
+            yield f"{before} {match[0]}"
+        before = match[0]
+    for match in re.finditer(r"\S+", text) if name == "runs" else ():
+        padded = f" {match[0]} "
+        for length in range(2, min(5, len(padded)) + 1):
+            yield from (padded[start : start + length] for start in range(len(padded) - length + 1))
 
 
 def is_installed() -> bool:

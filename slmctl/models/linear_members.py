@@ -25,6 +25,7 @@ from slmctl.models.encoder_process import Encoder
 
 FLOOR = math.exp(label_sum.LEAST)  # the least probability of a label in an answer
 TOGETHER, LISTED = 32, 64  # texts that the encoder reads at once: of those that wait, and of a list
+CHARACTERS = 1 << 16  # of those that wait, in all; a longer text is read alone, so that others wait for one alone
 SHARED = 4  # of those that wait, where several clients ask: who comes then waits for few
 ENDED = "the encoder has ended"
 Floats = npt.NDArray[np.float64]
@@ -213,8 +214,12 @@ class LinearMembers(Parts):
             while not (block or self._closed):
                 self._change.wait_for(lambda: self._waiting or self._closed)
                 most = SHARED if self._waiting.is_shared else TOGETHER
-                while self._waiting and len(block) < most and not self._closed:
-                    entry = self._waiting.take()
+                length = 0
+                while (entry := self._waiting.next()) is not None and len(block) < most and not self._closed:
+                    length += len(entry[0])
+                    if block and length > CHARACTERS:
+                        break
+                    self._waiting.take()
                     if entry[1].set_running_or_notify_cancel():
                         block.append(entry)
         return block

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slmctl.metrics import cross_fitting, linear_baseline
 
@@ -65,3 +69,27 @@ def test_a_stored_model_has_a_place_for_words_of_two_rows_alone() -> None:
     assert counts == {"invoice": 1, "parcel": 1, "please": 1, "brindlecove": 0}
     (answer,), _ = model.answers(["a parcel, please"])
     assert answer == "delivery"
+
+
+@pytest.mark.parametrize("name", linear_baseline.FEATURES)
+@settings(deadline=None)  # the first one imports scikit-learn
+@given(text=st.text(st.sampled_from("abcÄßΣσς\u0130é\u0301 \t\n\x1c\x85\u2003.,-_09你😀'"), max_size=300))
+def test_a_text_that_is_hashed_in_pieces_has_the_features_that_it_has_as_a_whole(name: str, text: str) -> None:
+    whole = linear_baseline._hashes(name, [text])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_baseline, "LONG", -1)
+        patch.setattr(linear_baseline, "PIECE", 7)
+        pieces = linear_baseline._hashes(name, [text, ""])
+    assert pieces.shape[0] == 2 and pieces.dtype == whole.dtype and (pieces[:1] != whole).nnz == 0
+
+
+def test_a_client_that_sends_a_long_text_takes_no_memory_for_its_features() -> None:
+    # a million characters took 239 MB, and a server takes ten million
+    text = " ".join(str(k * 7919 % 1_000_003) for k in range(15_000))
+    linear_baseline._hashes("runs", ["import what it needs"])
+    tracemalloc.start()
+    try:
+        assert linear_baseline._hashes("runs", [text]).sum() > 300_000
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20  # 23 MB as a whole
+    finally:
+        tracemalloc.stop()

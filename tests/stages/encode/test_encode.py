@@ -11,6 +11,7 @@ import queue
 import re
 import shutil
 import signal
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -254,9 +255,9 @@ class TwoLabels:
         return scores, scores
 
 
-def asked(classifier: LinearMembers, text: str) -> queue.SimpleQueue[Event]:
+def asked(classifier: LinearMembers, text: str, client: str = "") -> queue.SimpleQueue[Event]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    classifier.submit(Request("", labels=("a", "b"), question=text), events.put)
+    classifier.submit(Request("", labels=("a", "b"), question=text, client=client), events.put)
     return events
 
 
@@ -269,6 +270,25 @@ def test_a_text_that_fails_as_nobody_expects_costs_no_other_one_its_answer(gguf:
         assert "no loop" in first[1]["error"] and "MemoryError" in first[3]["error"] and not first[1]["died"]
         assert "piece" in asked(classifier, "good").get(timeout=60)
         assert (classifier.alive, classifier.state) == (True, "ready")
+
+
+def test_a_flood_of_long_texts_is_read_one_by_one_and_another_key_waits_for_one_alone(gguf: Path) -> None:
+    # four were read together, and a short question with them
+    go_on, batches = threading.Event(), list[list[int]]()
+
+    class Noting(TwoLabels):
+        def scored(self, texts: Sequence[str], vectors: Any) -> tuple[Any, Any]:
+            batches.append([len(text) for text in texts])
+            go_on.wait(60)
+            return super().scored(texts, vectors)
+
+    with LinearMembers(Noting(), gguf) as classifier:
+        waiting = [asked(classifier, "long " * 20_000, client="flood") for _ in range(4)]
+        assert settles(lambda: batches == [[100_000]])
+        waiting += [asked(classifier, "short", client=client) for client in ("other", "third", "fourth")]
+        go_on.set()
+        assert all("piece" in events.get(timeout=60) for events in waiting)
+    assert batches == [[100_000], [5, 5, 5], [100_000], [100_000], [100_000]]
 
 
 def test_a_text_of_a_list_that_fails_costs_no_other_one_its_answer(gguf: Path) -> None:
