@@ -1,15 +1,19 @@
 """How long one key's short questions take while another key floods, beside two clients that ask one thing at a time.
 
-    python -m benchmarks.fairness FOLDER RECORDS [--type TYPE] [--repeat N] [--questions N] [--note TEXT]
+    python -m benchmarks.fairness FOLDER RECORDS [--documents] [--type TYPE] [--repeat N] [--questions N] [--note TEXT]
 
 FOLDER and RECORDS are those of `benchmarks.serve`. The flood are 24 clients of one key, with short texts or with long
 ones, of a key without a limit or with `--concurrency 4`. Each pair of phases is measured one after the other on the
-same server, so the ratio is of the same minutes; the figure of a phase is the median of the short questions.
+same server, so the ratio is of the same minutes; the figure of a phase is the median of the other key's questions.
+
+With --documents FOLDER is of a task that reads windows, and RECORDS are its documents: the flood sends them as files,
+or several as one long text, and the other key asks one text of a single line, or sends a file too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import statistics
 import tempfile
@@ -51,6 +55,23 @@ async def quiet_ms(
     return 1000 * statistics.median(one.seconds for one in said)
 
 
+def whole(task: Task, text: str) -> Asked:
+    return Asked({"messages": task.messages(text), "temperature": 0})
+
+
+def line(task: Task, text: str) -> Asked:
+    """A question with the first line of a document alone."""
+    return whole(task, text.strip().partition("\n")[0][:200])
+
+
+def file(task: Task, text: str) -> Asked:
+    """A question with a document as a file."""
+    *before, message = task.messages("")
+    data = base64.b64encode(text.encode()).decode()
+    part = {"type": "file", "file": {"filename": "document.txt", "file_data": data}}
+    return Asked({"messages": [*before, {**message, "content": [part]}], "temperature": 0})
+
+
 async def main() -> None:
     parser = program.parser(__doc__)
     parser.add_argument("folder", type=Path)
@@ -58,32 +79,43 @@ async def main() -> None:
     parser.add_argument("--type", default="Q8_0")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--questions", type=int, default=15, help="of each phase")
+    parser.add_argument("--documents", action="store_true", help="floods of files and of long texts, read in windows")
     parser.add_argument("--note", default="")
     options = parser.parse_args()
     task, texts = Task.read(options.folder), [record.input for record in read_records(options.records)]
-    shorts = [Asked(classify(task, text)) for text in texts[: options.questions]]
-    floods = {
-        "short": [Asked(classify(task, text)) for text in texts[options.questions :][:200]],
-        "long": [Asked(classify(task, " ".join(texts[k : k + JOINED]))) for k in range(options.questions, 200)],
-    }
+    own, others = texts[: options.questions], texts[options.questions :][:200]
+    joined = [" ".join(others[k : k + JOINED]) for k in range(len(others))]
+    if options.documents:
+        quiet = {"short question": [line(task, text) for text in own], "file": [file(task, text) for text in own]}
+        floods = {"files": [file(task, text) for text in others], "long texts": [whole(task, text) for text in joined]}
+    else:
+        quiet = {"short question": [Asked(classify(task, text)) for text in own]}
+        floods = {
+            "short texts": [Asked(classify(task, text)) for text in others],
+            "long texts": [Asked(classify(task, text)) for text in joined],
+        }
     packages = ("llama-cpp-python", "starlette", "uvicorn", "httptools")
-    command = f"python -m benchmarks.fairness FOLDER RECORDS --type {options.type}"
+    name = "fairness-documents" if options.documents else "fairness"
+    command = f"python -m benchmarks.fairness FOLDER RECORDS --type {options.type}" + " --documents" * options.documents
+    more = ("--set=serve.documents=true",) if options.documents else ()
     rows = []
     async with AsyncExitStack() as stack:
         keys = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "keys.json"
         limits = {"quiet": None, "flood": None, "limited": LIMIT}
         secrets = {name: api_keys.add(keys, name, concurrency=limit) for name, limit in limits.items()}
-        url, _ = stack.enter_context(server("slmctl", options.folder, options.type, "--keys", str(keys)))
+        url, _ = stack.enter_context(server("slmctl", options.folder, options.type, "--keys", str(keys), *more))
         clients = {name: await stack.enter_async_context(asking(url, secret)) for name, secret in secrets.items()}
-        await quiet_ms(clients["quiet"], clients["flood"], 1, shorts, floods["short"])  # warm
-        for (length, others), (words, name) in itertools.product(floods.items(), KINDS.items()):
+        for asks, flood in itertools.product(quiet.values(), floods.values()):
+            await quiet_ms(clients["quiet"], clients["flood"], 1, asks[:2], flood)  # warm
+        pairs = itertools.product(quiet.items(), floods.items(), KINDS.items())
+        for (question, asks), (what, flood), (words, key) in pairs:
             alone, flooded = list[float](), list[float]()
             for _ in range(options.repeat):
                 for found, count in ((alone, 1), (flooded, FLOOD)):
-                    found.append(await quiet_ms(clients["quiet"], clients[name], count, shorts, others))
-            metric = f"flood of {length} texts by {words}: ms for another key's short question"
+                    found.append(await quiet_ms(clients["quiet"], clients[key], count, asks, flood))
+            metric = f"flood of {what} by {words}: ms for another key's {question}"
             rows.append(result.compared(metric, flooded, alone, peer="two clients", goal="<= 1.2", digits=1))
-            result.write("fairness", command, rows, packages, note=options.note)
+            result.write(name, command, rows, packages, note=options.note)
 
 
 if __name__ == "__main__":

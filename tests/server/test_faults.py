@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -120,6 +121,51 @@ def test_slow_clients_do_not_stop_a_normal_one(server: tuple[Popen[str], str]) -
         with sock, sock.makefile("rb") as stream:
             said.append(stream.readline())
     assert {line.split()[1] for line in said} == {b"408"}
+
+
+def test_bodies_sent_byte_by_byte_are_answered_or_ended_and_hold_up_nobody(server: tuple[Popen[str], str]) -> None:
+    _, url = server
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+    )
+    raw = json.dumps({"messages": chat("hello"), "max_tokens": 2}).encode()
+
+    def send(declared: int) -> bytes:
+        """The first line that comes back, to a body of which no more than a byte is sent at a time."""
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.sendall(head + f"{declared}\r\n\r\n".encode())
+            for byte in itertools.islice(itertools.cycle(raw), declared):
+                if select.select([sock], [], [], 0.05 if declared > len(raw) else 0)[0]:
+                    break  # it is answered already
+                sock.sendall(bytes([byte]))
+            with sock.makefile("rb") as stream:
+                return stream.readline()
+
+    with ThreadPoolExecutor(32) as pool:
+        slow = [pool.submit(send, 10_000) for _ in range(31)]  # for minutes, of a second that there is
+        assert pool.submit(send, len(raw)).result().split()[1] == b"200"
+        assert ask(url, "hello", max_tokens=2).status_code == 200
+        assert {each.result().split()[1] for each in slow} == {b"408"}
+    assert settles(lambda: figure(url, "slmctl_requests_running") == 0)
+
+
+def test_a_stream_that_is_read_byte_by_byte_comes_whole_and_holds_up_nobody(server: tuple[Popen[str], str]) -> None:
+    _, url = server
+    raw = json.dumps(BODY | {"max_tokens": 40}).encode()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        sock.settimeout(60)
+        sock.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close"
+        sock.sendall(f"{head}\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
+        answer = b""
+        while byte := sock.recv(1):
+            answer += byte
+            if len(answer) % 2000 == 1:
+                assert ask(url, "hello", max_tokens=2).status_code == 200
+    events = streamed(line for line in answer.decode().splitlines() if line.startswith("data: "))
+    assert answer.startswith(b"HTTP/1.1 200 ") and events[-1] == "[DONE]" and is_honest(events)
 
 
 def differ(url: str, count: int, length: int) -> int:
