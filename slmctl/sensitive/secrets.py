@@ -99,20 +99,25 @@ FOREIGN = (
     )),
 )  # fmt: skip
 _SAID_NAME = rf"(?:{'|'.join(FOREIGN)})[^\W\d_]{{0,2}}+"
+# Words for password that are parts of other words, so no letter may follow: `mdp` is French, `clave` Spanish.
+_WHOLE_NAME = (
+    r"(?:mdp|(?<!palabra )clave|(?:wi-?fi|wlan|wpa2?|wep|network|netz(?:werk)?)[ _-]?(?:key|schl[uü]ssel))(?![^\W\d_])"
+)
 # A name may begin at a word's start, and inside a camel-case name such as dbPassword.
 _BEGIN = r"(?:(?<![a-z0-9])|(?-i:(?<=[a-z0-9])(?=[A-Z])))"
 _NAME = (
     r"(?:[a-z0-9]{1,20}+[_.-]){0,3}(?>pass(?:words?|wd|phrase|code|worts?|wrd)|psw|pwd?|p/w|kennwort"
     r"|(?:db|database|my?sql|postgres|pg|redis|mongo(?:db)?|s?ftp|ssh|smtp|imap|e?mail|ldap|mq|proxy|http|admin|root"
     r"|user|app|api|vpn|wi-?fi|ssl|key(?:store)?)[_-]?pass(?![a-z])"
-    rf"|{_SAID_NAME}|(?:j|php)?sess(?:ion)?[_-]?id|connect\.sid"
+    rf"|{_SAID_NAME}|{_WHOLE_NAME}|(?:j|php)?sess(?:ion)?[_-]?id|connect\.sid"
     r"|secret(?:[_ -]?key)?|api[_ -]?(?:key|token|secret)"
     r"|(?:access|auth|account|private|signing|encryption|shared)[_ -]?(?:key|token|secret)"
-    r"|client[_ -]?secret|(?:access|auth|bearer|refresh|session|id(?:entity)?)?[_-]?token|credentials?)"
+    r"|client[_ -]?secret|(?:bearer|refresh|session|id(?:entity)?)?[_-]?token|credentials?)"
     r"(?:[_-]?\d{1,2}+)?+(?:\s?\([^()\n]{1,30}+\))?+"  # password_2, password (new)
 )
 NAMES = ("pass", "pw", "p/w", "psw", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz",
          "credential", "cookie", "wifi:", "sess", ".sid", "login", "log-in", "creds", "zugangsdaten",
+         "mdp", "clave", "schlüssel", "schlussel",
          *FOREIGN)  # fmt: skip
 _ABBREVIATED = re.compile(r"(?:pwd?|p/w|psw)\b", re.IGNORECASE)  # never used in prose
 _ASSIGNED = re.compile(
@@ -162,15 +167,15 @@ _WIFI = re.compile(  # the text of a Wi-Fi QR code: WIFI:T:WPA;S:name;P:password
     re.IGNORECASE,
 )
 _SAID = re.compile(
-    rf"\b(?>pass(?:word|phrase|code|wd|wort)|pwd?|kennwort|{_SAID_NAME}"
+    rf"\b(?>pass(?:word|phrase|code|wd|wort)|pwd?|kennwort|{_SAID_NAME}|{_WHOLE_NAME}"
     r"|api[ -]?key|access[ -]?(?:key|token)|secret key)\s{1,3}+"
-    r"(?:(?:for|of|to|on|at)\s{1,3}+(?:\w{1,40}+\s{1,3}+){1,3}?)?(?>is|was|ist|lautet|est|es|=|to):?+\s{1,3}+"
+    r"(?:(?:for|of|to|on|at)\s{1,3}+(?:\w{1,40}+\s{1,3}+){1,3}?)?(?>ist|is|was|lautet|est|es|è|=|to):?+\s{1,3}+"
     r"(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`]{4,200}+)",
     re.IGNORECASE,
 )
 _SAID_ABROAD = re.compile(  # its verbs mean other things in English: "my password on Windows11"
     rf"{_SAID_NAME}\s{{1,3}}+(?:(?:\w{{1,20}}+\s{{1,3}}+){{0,2}}?"
-    rf"(?>on|är|er|é|è|to|je|jest|{'это'.translate(FOLDS)}|este|là|adalah|คอ|es|est|είναι|הוא|היא|هي|هو|は|是|는|은):?+\s{{1,3}}+"
+    rf"(?>on|är|er|é|è|to|jest|je|{'это'.translate(FOLDS)}|este|là|adalah|คอ|est|es|είναι|הוא|היא|هي|هو|は|是|는|은):?+\s{{1,3}}+"
     r"|(?=[^\s\d]{0,30}+\d))(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`]{4,200}+)",
     re.IGNORECASE,
 )
@@ -185,8 +190,9 @@ _PHRASE = re.compile(  # the words of a wallet
     r"(?:\s(?:is|are)\b)?\W{1,3}+(?P<value>[a-z]{3,8}+(?:[ ,]{1,2}+[a-z]{3,8}+(?![a-z])){11,23}+)",
     re.IGNORECASE,
 )
-_BARE = re.compile(  # pw hunter2, ENV DB_PASS hunter2
-    r"(?:\b|(?<=_))(?>pwd?|p/w|pass(?:word|wort|code)|kennwort|(?<=_)pass)(?>\s{0,2}[-–]\s{1,2}|\s{1,2})[\"']?+"
+_BARE = re.compile(  # pw hunter2, ENV DB_PASS hunter2, my password, hunter2, was refused
+    r"(?:\b|(?<=_))(?>pwd?|p/w|pass(?:word|wort|code)|kennwort|(?<=_)pass)"
+    r"(?>\s{0,2}[-–]\s{1,2}|\s{1,2}|,\s(?=[^\s,]{1,60}+,))[\"']?+"
     r"(?P<value>(?=[a-z_.!$%-]{0,30}+\d)[^\s\"'`,;<>&]{6,60}+)"
     r"|\b(?>api|access|auth|bearer)[ _-]?(?>key|token)\s{1,2}+"
     r"(?P<token>(?=[a-z_.-]{0,60}+\d)(?=[\d_.-]{0,60}+[a-z])[\w.-]{16,200}+)",
@@ -207,20 +213,27 @@ _SIGNATURE = re.compile(  # signatures of pre-signed URLs, which give access to 
     r"[?&](?:x-(?:amz|goog)-(?:signature|security-token)|sig(?:nature)?)=(?P<value>[\w%+/=.~-]{16,500}+)", re.IGNORECASE
 )
 _PIN = re.compile(
-    r"\b(?>pin|puk|cvv2?|cvc2?|m?tan|otp"
+    r"\b(?>pin|puk|cvv2?|cvc2?|m?tan|otp|geheimzahl|cryptogramme|code secret"
+    r"|(?:karten)?pr[uü]f(?:nummer|ziffer)(?=\D{0,12}\d{3,4}(?!\d))"
     r"|(?:your|security|verification|confirmation|one[ -]time|login|access|sms|2fa|ihr|dein|votre|ton|tu|su)"
     r" c[oó]d(?:e|igo)"
-    r"|(?:sicherheits|bestätigungs|verifizierungs|zugangs|freischalt|einmal)code"
+    r"|(?:sicherheits|bestätigungs|verifizierungs|zugangs|freischalt|einmal|entsperr|t[uü]r)code"
     r"|c[oó]d(?:e|igo) de (?:v[eé]rification|s[eé]curit[eé]|confirmation|verificaci[oó]n|seguridad|acceso))"
     r"(?>[ -]?(?:code|number|no))?+\W{0,3}+(?>(?:is|was|ist|of|lautet|est|es)\W{1,3})?+"
     r"(?P<value>\d{3}[ -]\d{3}(?!\d)|\d{3,8}+)(?![a-z_.,]{0,16}+\d)",
     re.IGNORECASE,
 )
+_PIN_CUES = ("pin", "cv", "code", "tan", "otp", "puk", "digo", "geheimzahl", "cryptogramme", "prüf", "pruf")
 _IS_CODE = re.compile(  # 482913 is your login code
     r"(?<![\w-])(?:G-)?(?P<value>\d{3}[ -]\d{3}|\d{4,8}+)\s{1,2}+"
-    r"(?>is|ist|est|es)\s{1,2}+(?>your|ihr|dein|votre|ton|tu|su)\s{1,2}+"
+    r"(?>ist|is|est|es)\s{1,2}+(?>your|ihr|dein|votre|ton|tu|su)\s{1,2}+"
     r"(?:(?!order|booking|product|discount|promo|postal|zip|tracking|customer)[\w-]{1,20}+\s{1,2}+){0,3}?"
     r"(?:code|pin|tan|otp|passcode|c[oó]digo)\b",
+    re.IGNORECASE,
+)
+_AT_HOST = re.compile(  # root:hunter2@10.1.2.3; before the name of a host an address of mail stands too, so with a sign
+    r"(?<![\w.:/@-])[a-z_][\w.-]{0,31}+:(?P<value>(?=[^\s@]{0,60}+@(?:\d{1,3}\.\d|localhost\b)|[\w.+-]{0,60}+[!#$%^&*~])"
+    r"[^\s/@:\"']{4,60}+)@(?=\w)",
     re.IGNORECASE,
 )
 _IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}+://[^\s/:@]{0,100}+:(?P<value>[^\s/@]{3,200}+)@", re.IGNORECASE)
@@ -243,7 +256,7 @@ def secrets(text: str) -> Iterator[RuleMatch]:
             yield _match("secret/pem", match, 0)
     if holds(low, NAMES):
         yield from _named(text, low)
-    if digits > 2 and holds(low, ("pin", "cv", "code", "tan", "otp", "puk", "digo")):
+    if digits > 2 and holds(low, _PIN_CUES):
         for pattern in (_PIN, _IS_CODE):
             for match in pattern.finditer(text):
                 yield _match("secret/pin", match, "value")
@@ -262,8 +275,8 @@ def secrets(text: str) -> Iterator[RuleMatch]:
         yield _match("secret/said", match, "value")
     for match in _SIGNATURE.finditer(text) if "sig" in low and "=" in low else ():
         yield _match("secret/url", match, "value")
-    if "://" in text and "@" in text:
-        for match in _IN_URL.finditer(text):
+    for pattern in (_IN_URL, _AT_HOST) if ":" in text and "@" in text else ():
+        for match in pattern.finditer(text):
             if not _blank(match["value"]):
                 yield _match("secret/url", match, "value")
 
