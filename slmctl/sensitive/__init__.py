@@ -214,7 +214,7 @@ _INVISIBLE = bytes([*range(9), *range(14, 32), 127])
 _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
 _PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-", " -u ",
              "--user", " -p")  # fmt: skip
-_MARKS = ("-at-", "*at*", "_at_", "arroba", "{ssha")
+_MARKS = ("-at-", "*at*", "_at_", "/at/", "arroba", "arobase", "klammeraffe", "ät ", "{ssha")
 _NAMES = tuple(filter(str.isascii, SECRET_NAMES))  # the words that an ASCII text may hold
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
 
@@ -236,7 +236,7 @@ def _signs_tell(text: str, signs: bytes) -> bool:
         return True
     if b"-" in signs and holds(text, _PREFIXES):
         return True
-    if (b"&" in signs and (";" in text or "&#" in text)) or holds(text, _MARKS):
+    if b"&" in signs and (";" in text or "&#" in text):
         return True
     if (b"(" in signs or b"[" in signs or b"{" in signs or b"<" in signs or b"|" in signs) and BRACKETED.search(text):
         return True
@@ -247,7 +247,7 @@ def _words_tell(text: str) -> bool:
     """True if a word could belong to a match. Written out, since a loop over the words would take too long."""
     if text.count(" ") * 4 > len(text):  # s p a c e d
         return True
-    if "at " in text and SAID_AT.search(text):
+    if ("at " in text and SAID_AT.search(text)) or holds(text, _MARKS):
         return True
     if "phrase" in text or holds(text, _NAMES if text.isascii() else SECRET_NAMES):
         return True

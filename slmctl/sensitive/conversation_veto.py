@@ -29,6 +29,7 @@ SEARCH_S = 2.0  # deadline of a search, which usually takes a millisecond
 PARSED = 32  # places of a text at which JSON may begin
 GLUED = 64  # characters of a value that lies in pieces in an inner object or list of JSON
 _OPENING = re.compile(r"[\[{]")
+_LAST_COMMA = re.compile(r",(?=\s{0,9}+[\]}])")
 _JSON = json.JSONDecoder(  # keeps a number as it is written, and the values of equal keys
     parse_float=Decimal, object_pairs_hook=lambda pairs: [value for _, value in pairs]
 )
@@ -147,13 +148,14 @@ def _plain(message: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _further(also: Sequence[str]) -> Iterator[str]:
-    """Further texts to search: each, all joined, reversed, and with joined lines."""
+    """Further texts to search: each, all joined, reversed, with joined lines, and values of JSON."""
     if also:
         yield from also
         yield " ".join(also)
         yield from (text[::-1] for text in also)
         for text in also:
             yield from _over_lines(text)
+            yield from _over_values(text)
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -186,7 +188,7 @@ def _over_lines(text: str) -> Iterator[str]:
 
 def _over_values(text: str) -> Iterator[str]:
     """The values of JSON or a tuple in a text joined: texts as lines, and all without a gap, also in an inner part."""
-    at, text = 0, text.replace("(", "[").replace(")", "]")
+    at, text = 0, _LAST_COMMA.sub("", text.replace("(", "[").replace(")", "]"))
     for _ in range(PARSED):
         if (opening := _OPENING.search(text, at)) is None:
             return
@@ -213,6 +215,9 @@ def _values(value: Any, inner: dict[str, None]) -> list[Any]:
     values = [each for part in value for each in _values(part, inner)]
     if len(values) <= GLUED and len(joined := "".join(map(str, values))) <= GLUED:
         inner[joined] = None
+    groups = [f"{each:.0f}" for each in values if isinstance(each, int | Decimal) and 1000 <= each < 10_000]
+    if len(groups) == 4:  # a card among the numbers of its expiry
+        inner[" ".join(groups)] = None
     return values
 
 

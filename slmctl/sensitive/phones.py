@@ -22,7 +22,7 @@ _GAP = r"[ \-./()_*~\n]{0,3}+"
 _START = r"(?<![^\W_])(?<!\+)(?<!\d[.,/\-])"
 _END = r"(?![^\W_])(?![.,/\-]\d)"
 _SEVEN = re.compile(r"\d(?:[ \-./()_*~\n]{0,4}+\d){6}")
-_PLUS = re.compile(rf"(?<![\w+])\+[ (]{{0,2}}+\d(?:{_GAP} {{0,37}}+\d){{6,14}}(?!\d)")
+_PLUS = re.compile(r"(?<![\w+])\+[ (]{0,2}+\d(?:[ \-./()\[\]_*~\n]{0,3}+ {0,37}+\d){6,14}(?!\d)")
 _DOUBLE_ZERO = re.compile(rf"{_START}(?<!\d{{4}} )\(?00[ \-./)]{{0,2}}+[1-9](?:{_GAP}\d){{6,14}}(?!\w)")
 _AMERICA = re.compile(
     rf"{_START}(?:1[ .\-/]{{1,2}}+)?(?:\( ?[2-9][0-8]\d ?\)[ .\-/_*~\n]{{0,3}}+|[2-9][0-8]\d[ .\-/_*~\n]{{1,3}}+)"
@@ -51,8 +51,9 @@ _PHONE_WORD = re.compile(
     rf"(?<!\[)(?:(?>{_FOREIGN})|\b(?>(?:tele)?(?:phone|fon)s?)|\btel|\bmobile?|\bm[oó]vil|\bcell(?:phone)?|\bhandy(?:nummer)?|\brufnummer|\bfax"
     r"|\bhotline|\bwhatsapp|\blandline|\bt[eé]l[eé]phone|\btel[eé]fono"
     r"|\b(?>call|ring|dial|text|sms|reach|contact|phone)(?>ed|ing)?+\W{1,2}+(?>me|us|him|her|them|back|on|at)\b"
-    r"|\b(?>call|ring|dial|text|sms)\b|\bmy (?:new |old )?number\b|\bcontact(?: number)?\b)"
-    r"[^\w\n(+]{0,3}+(?>(?:me|us|back|number|no|nr|num|is|was|at|on|under|the|my|our|line|please|today|tonight|tomorrow|again)\b[^\w\n(+]{0,3}+){0,5}+$",
+    r"|\b(?>call|ring|dial|text|sms|my (?:new |old )?number|contact(?: number)?|ll[aá]m[ae](?:me|nos)?"
+    r"|appele[rz](?:-(?:moi|nous))?|(?:mi|mon) n[uú]m[eé]ro)\b)"
+    r"[^\w\n(+]{0,3}+(?>(?:me|us|back|number|no|nr|num|is|was|at|on|under|the|my|our|line|please|today|tonight|tomorrow|again|es|est|al|au)\b[^\w\n(+]{0,3}+){0,5}+$",
     re.IGNORECASE,
 )
 _OTHER = re.compile(

@@ -65,8 +65,11 @@ _TOPS = words(
 )
 _WORDS = words("in at me be it no us es")
 _NOT_TOPS = words("png jpg jpeg gif svg webp ico css js py json html php pdf")  # icon@2x.png
-_DOT = r"\s{1,3}+(?:dot|punkt|point)\s{1,3}+|_dot_|-dot-"
-_SPELLED_AT = re.compile(r"(?<=\s)at(?=\s)|(?<=_)at(?=_)|(?<=-)at(?=-)|(?<=\*)at(?=\*)", re.IGNORECASE)
+_DOT = r"\s{1,3}+(?:dot|punkt|point|punto)\s{1,3}+|_dot_|-dot-"
+AT_WORDS = "arroba|arobase|klammeraffe|ät"  # that mean nothing else
+_SPELLED_AT = re.compile(
+    rf"(?<=\s)(?:at|{AT_WORDS})(?=\s)|(?<=_)at(?=_)|(?<=-)at(?=-)|(?<=\*)at(?=\*)|(?<=/)at(?=/)", re.IGNORECASE
+)
 _SPELLED_LOCAL_REVERSED = re.compile(
     r"\w{1,40}+(?!\w)(?:(?:[.+-]| (?:tod|tknup|tniop|erocsrednu|hsad|sunim|sulp) )\w{1,40}+(?!\w)){0,5}+",
     re.IGNORECASE,
@@ -76,12 +79,14 @@ _LABEL_END = re.compile(r"[._\s-]")
 _SPELLED_TOP = re.compile(r"[a-z]{2,8}+(?!\w)", re.IGNORECASE)
 _SPELLED_LABELS = 5  # without the top-level domain
 SAID_AT = re.compile(
-    r"(?:\bat\s{1,3}|_at_|-at-|\*at\*)[\w-]{1,63}?(?:\.[a-z]|(?:\s{1,3}+|[_-])(?:dot|punkt|point)[\s_-])"
+    rf"(?:\b(?>at|{AT_WORDS})\s{{1,3}}+|_at_|-at-|\*at\*|/at/)"
+    r"[\w-]{1,63}?(?:\.[a-z]|(?:\s{1,3}+|[_-])(?:dot|punkt|point|punto)[\s_-])"
 )
 _MAILBOXES = words(
     "gmail googlemail outlook hotmail live yahoo icloud me msn aol proton protonmail gmx web mail yandex qq 163"
 )
-_SIGNS = {"underscore": "_", "dash": "-", "minus": "-", "plus": "+", "dot": ".", "punkt": ".", "point": "."}
+_SIGNS = {"underscore": "_", "dash": "-", "minus": "-", "plus": "+"}
+_SIGNS |= dict.fromkeys(("dot", "punkt", "point", "punto"), ".")
 _SIGN_WORD = re.compile(
     "|".join(rf"{left}(?P<w{k}>{'|'.join(_SIGNS)}){right}" for k, (left, right) in enumerate(
         ((r"\s{1,3}", r"\s{1,3}"), ("_", "_"), ("-", "-"))
@@ -107,9 +112,10 @@ def emails(text: str) -> Iterator[RuleMatch]:
 
 
 def _email_at(text: str, at: int) -> RuleMatch | None:
-    domain = _DOMAIN.match(text, at + 1) or _SPACED_DOMAIN.match(text, at + 1)
+    begin = at + 2 if text.startswith(("[", "(", "<"), at + 1) else at + 1  # jane@[acme.com]
+    domain = _DOMAIN.match(text, begin) or _SPACED_DOMAIN.match(text, begin)
     if domain and domain["top"].lower() in _NOT_TOPS:  # invoice_jane@example.org.pdf
-        domain = _DOMAIN.match(text[: domain.start("top") - 1], at + 1)
+        domain = _DOMAIN.match(text[: domain.start("top") - 1], begin)
     local = _LOCAL_REVERSED.match(text[max(0, at - 66) : at][::-1])
     if not domain or not local or _is_password_in_url(text, at):
         return None
@@ -146,8 +152,12 @@ def _spelled_email(text: str, start: int, end: int) -> RuleMatch | None:
     if not local or not domain:
         return None
     (label, said_dot, top), name = domain, local[0][::-1]
-    is_mailbox = label.lower() in _MAILBOXES or not name.isalpha()
-    is_prose = top[0].lower() in _WORDS and "dot" not in said_dot.lower()  # look at this point in time
+    is_clear = text[start:end].lower() != "at"
+    is_mailbox = is_clear or label.lower() in _MAILBOXES or not name.isalpha()
+    # look at this point in time; www.acme.com/at/news.info
+    is_prose = not is_clear and top[0].lower() in _WORDS and "dot" not in said_dot.lower()
+    in_path = before.removesuffix(name).endswith("/") or name.startswith("www.")
+    is_prose |= in_path and text[start - 1 : end] == "/at"
     if top[0].lower() not in _TOPS or not (said_dot or is_mailbox) or is_prose:
         return None
     left = start - (len(text[max(0, start - 260) : start]) - len(before)) - len(name)
@@ -258,9 +268,16 @@ def _card_from(text: str, groups: list[tuple[int, int]], first: int) -> tuple[in
             end = group_start + length - before
             has_rest = end < group_end
             is_card = luhn(digits[:length]) and (not has_rest or _is_glued_expiry(text, end, group_end))
+            is_card = is_card and not _is_placeholder(text, groups, first, last)
             if is_card and _written_as_card(text, [*groups[first:last], (group_start, end)]):
                 return last + 1, start, end
     return None
+
+
+def _is_placeholder(text: str, groups: list[tuple[int, int]], first: int, last: int) -> bool:
+    """True for groups such as `2222 3333 4444 5555` in a longer row of their kind."""
+    around = [text[start:end] for start, end in groups[max(0, first - 1) : last + 2]]
+    return len(around) > 4 and all(len(group) == 4 and len({*group}) == 1 for group in around)
 
 
 def _is_glued_expiry(text: str, start: int, end: int) -> bool:
@@ -283,8 +300,8 @@ def _written_as_card(text: str, groups: list[tuple[int, int]]) -> bool:
         return False
     if between == {"\\,"}:  # thin spaces of LaTeX
         return sizes in _SHAPES
-    if any("," in gap and len(gap) > 1 for gap in between):
-        return False  # a list of numbers
+    if any("," in gap and len(gap) > 1 for gap in between):  # a list of numbers, but after a word for card
+        return sizes in _SHAPES and _CARD_WORD.search(text, max(0, start - 40), start) is not None
     if not all(map(_USUAL_GAP.fullmatch, between)):
         return sizes in _SHAPES and len(between) == 1
     if len(sizes) == 1:
@@ -292,6 +309,7 @@ def _written_as_card(text: str, groups: list[tuple[int, int]]) -> bool:
     if sizes in _SHAPES or set(sizes) == {1}:
         return True
     regular = len(set(sizes[:-1])) == 1 and sizes[-1] <= sizes[0] <= 5
+    regular |= sum(sizes) == 16 and max(sizes) == 4 and {4, 8, 12} <= {*itertools.accumulate(sizes)}  # 4111 11 11 …
     return regular and len(between) == 1 and between != {","}
 
 
@@ -378,11 +396,17 @@ _V6 = re.compile(
 _IN_HOST = re.compile(
     r"\b(?:ip|ec2|host|dhcp|dsl|static|cable)[-_](\d{1,3}+(?:[-_]\d{1,3}+){3})(?![-_]?\w)", re.IGNORECASE
 )
+_NUMBERED_WORDS = words(
+    "version versión release firmware build driver update sdk api revision section chapter clause paragraph figure "
+    "table article step abschnitt kapitel punkt ziffer klausel absatz anlage artikel art.-nr chapitre capítulo sección "
+    "apartado punto cláusula §"
+)
 _NUMBERED = re.compile(
-    r"(?:\bv|ver|versions?|release|firmware|build|driver|update|sdk|api|revision"
-    r"|section|chapter|clause|paragraph|figure|table|article|step|§)"
-    r"[ :.#=]{0,3}$",
-    re.IGNORECASE,
+    rf"(?:\bv|\bver|versions|{'|'.join(map(re.escape, _NUMBERED_WORDS))})[ :.#=]{{0,3}}$", re.IGNORECASE
+)
+_REVERSED = "|".join(re.escape(word[::-1]) for word in _NUMBERED_WORDS)
+_NUMBERED_REVERSED = re.compile(  # a text is searched from its end too, where `noisreV` stands behind
+    rf"[ :.#=]{{0,3}}+(?:(?:v|rev)\b|snoisrev|{_REVERSED})", re.IGNORECASE
 )
 DOCUMENTATION = tuple(
     ipaddress.ip_network(net) for net in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
@@ -396,7 +420,8 @@ def ips(text: str) -> Iterator[RuleMatch]:
         if max(octets) > 255 or octets[0] in (0, 255):
             continue
         at_home = octets[:2] == [192, 168]
-        if at_home or not _NUMBERED.search(text, max(0, match.start() - 24), match.start()):
+        before = _NUMBERED.search(text, max(0, match.start() - 24), match.start())
+        if at_home or not (before or _NUMBERED_REVERSED.match(text, match.end())):
             yield from _address("ip/v4", *match.span(), ".".join(map(str, octets)))
     for match in _IN_HOST.finditer(text) if digit_count(text) > 3 else ():
         yield from _address("ip/host", *match.span(1), ".".join(str(int(part)) for part in _GROUPS.findall(match[1])))

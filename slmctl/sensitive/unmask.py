@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from slmctl.sensitive.rules import digit_count
+from slmctl.sensitive.rules import AT_WORDS, digit_count
 
 _LOOKALIKES = str.maketrans(
     "АВЕЅІЈКМНОРСТУХаеорсухіјѕһԁԛԝѵΑΒΕΖΗΙΚΜΝΟΡΤΥΧαορνıɡɑ" "·•∙⋅‧・。᛫" "−⁃˗➖ー" "∶ː꞉" "⁄∕" "‗＿" "’‘`´" "“”„‟",
@@ -112,12 +112,12 @@ _CODE_COMMENT = re.compile(r"/\*[^*/]{0,200}+\*/")
 _PART = r"['\"](?:.|[^'\"\s]{2,4})['\"]"
 _LISTED = re.compile(rf"{_PART}(?:, {{0,2}}+{_PART}){{3,}}")  # ['a', 'b'], or '4111', '1111'
 _LISTED_PART = re.compile(r"['\"](.|[^'\"\s]{2,4})['\"](?:, {0,2}+)?")
-_AT_SIGN = r"[\[({<|]\s?(?:at|@|ät|arroba)\s?[\])}>|]"
+_AT_SIGN = rf"[\[({{<|]\s?(?:at|@|{AT_WORDS})\s?[\])}}>|]"
 _DOT_SIGN = r"[\[({<|]\s?(?:dot|punkt|point|punto|\.)\s?[\])}>|]"
 _AT = re.compile(rf"\s{{0,2}}+{_AT_SIGN}\s{{0,2}}+|(?<=\w)\(a\)(?=[\w-]{{1,63}}+\.)", re.IGNORECASE)
 _DOT = re.compile(rf"\s{{0,2}}+{_DOT_SIGN}\s{{0,2}}+", re.IGNORECASE)
 BRACKETED = re.compile(rf"{_AT_SIGN}|{_DOT_SIGN}|\(a\)")  # all that these match, in lower case
-_BRACKET = re.compile(r"[\[({<|]\s?[aäp@d.]", re.IGNORECASE)
+_BRACKET = re.compile(r"[\[({<|]\s?[aäkp@d.]", re.IGNORECASE)
 _SAID_DOT = re.compile(r"\d[ _-]?[dp]", re.IGNORECASE)
 _DOT_OF_DIGITS = re.compile(r"(?<=\d)[ _-]?(?:dot|punkt|point)[ _-]?(?=\d)", re.IGNORECASE)
 _LONE = re.compile(r" \S {1,2}+\S {1,2}+\S ")
@@ -126,7 +126,7 @@ _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _DIGITS = {name: str(digit) for digit, name in enumerate(_NAMES)} | {"oh": "0", "nought": "0", "null": "0"}
 _DIGIT = rf"(?>(?:(?:double|triple) )?(?:{'|'.join(_DIGITS)}|\d))(?!\w)"
 _PAUSE = "(?> (?:dot|punkt|point) |[ ,.()/-]{1,4})"
-_DIGIT_WORDS = re.compile(rf"\b{_DIGIT}(?:{_PAUSE}{_DIGIT}){{3,}}", re.IGNORECASE)
+_DIGIT_WORDS = re.compile(rf"\b{_DIGIT}(?:{_PAUSE}{_DIGIT}){{2,}}", re.IGNORECASE)
 _TELLING = "(?>zero|one|two|three|four|five|six|seven|eight|nine|null)"
 TWO_NUMBERS = re.compile(rf"{_TELLING}{_PAUSE}(?:double |triple )?+(?>{_TELLING}|oh|nought|\d)")
 _DIGIT_WORD = re.compile(rf"(?:(double|triple) )?({'|'.join(_DIGITS)}|\d)", re.IGNORECASE)

@@ -44,7 +44,10 @@ TEXTS = {
         "4111\r\n1111\r\n1111\r\n1111", "<td>4111</td><td>1111</td><td>1111</td><td>1111</td>",
         "- 4111\n- 1111\n- 1111\n- 1111", "* 4111\n* 1111\n* 1111\n* 1111", "> 4111\n> 1111\n> 1111\n> 1111",
         "`4111` `1111` `1111` `1111`", "$4111\\;1111\\;1111\\;1111$", "4111~1111~1111~1111",
-        "(4111, 1111, 1111, 1111)", "4111 1111\n\n\n1111 1111", "card:\n  - 4111\n  - 1111\n  - 1111\n  - 1111",
+        "(4111, 1111, 1111, 1111)", "4111 1111\n\n\n1111 1111", "4111 11 11 1111 1111",
+        "card: 4111, 1111, 1111, 1111", "[12, 26, 4111, 1111, 1111, 1111]", "[4111, 1111, 1111, 1111, 123]",
+        "[4111, 1111, 1111, 1111,]", "[4111.0, 1111.0, 1111.0, 1111.0]",
+        "card:\n  - 4111\n  - 1111\n  - 1111\n  - 1111",
     ],
     "iban": [
         "DE89    3704    0044    0532    0130    00", "DE 89 3704 0044 0532 0130 00", "IBAN:DE89370400440532013000",
@@ -61,6 +64,9 @@ TEXTS = {
         "jane.doe {@} acme-corp.com", "jane.doe AT acme-corp DOT com", "jane.doe(a)acme-corp.com",
         "mailto:jane.doe%40acme-corp.com", "jane.doe@acme-corp,com", "jane.doe @acme-corp .com",
         "jane.doe [arroba] acme-corp [punto] com", "jane.doe @ acme-corp . com", "jane . doe @ acme-corp . com",
+        "jane.doe arroba acme-corp.es", "jane.doe arroba acme-corp punto es", "jane.doe arobase acme-corp.fr",
+        "jane.doe (arobase) acme-corp.fr", "jane.doe (klammeraffe) acme-corp.de", "jane.doe ät acme-corp.de",
+        "jane.doe@[acme-corp.com]", "jane.doe*at*acme.com", "jane.doe/at/acme.com",
         "jane.doe=40acme-corp.com", "jane.doe&commat;acme-corp&period;com", "jane.doe\\u0040acme-corp.com",
         "jane.doe＠acme-corp．com", "moc.proc-emca@eod.enaj",
     ],
@@ -68,7 +74,9 @@ TEXTS = {
         "plus four four two oh seven nine four six oh nine five eight", "+44 (0) 20 7946 0958", "tel:+442079460958",
         "+44-20-7946-0958", "+44 . 20 . 7946 . 0958", "＋44 20 7946 0958", "0044.20.7946.0958",
         "+4 4 2 0 7 9 4 6 0 9 5 8", "phone=442079460958", "whatsapp 442079460958", "wa.me/442079460958",
-        "+44    20    7946    0958",
+        "+44    20    7946    0958", "llámame al 612345678", "mi número es 612345678", "mi móvil es 612345678",
+        "mon numéro est 612345678", "appelez-moi au 612345678", "my cell is four one five 555 2671",
+        "[+49] 151 12345678", "+49 [151] 12345678",
     ],
     "secret: configuration": [
         "DB_PASS=hunter2!x", "export SMTP_PASS='hunter2!x'", "MAIL_PASS: hunter2!x", 'smtpPass = "hunter2!x"',
@@ -96,6 +104,18 @@ TEXTS = {
         "密码是 hunter2!x", "비밀번호는 hunter2!x",
         "adgangskoden er hunter2!x", "wachtwoord is hunter2!x", "şifrem hunter2!x", "jelszavam: hunter2!x",
         "kodeord: hunter2!x", "পাসওয়ার্ড: hunter2!x",
+    ],
+    "secret: said in everyday words": [
+        "mein Passwort ist Hund4711", "Das Passwort ist Hund4711!", "Mein Kennwort ist Xy7!kLm",
+        "Passwort ist: Hund4711",
+        "Mein PW ist Hund4711!", "WLAN Passwort ist Blau-Meer-77", "moje hasło jest Pies1234!",
+        "la mia password è Cane1234", "mdp: Chat1234", "mon mdp est Chat1234", "mi clave es Perro99!",
+        "la clave es 4821", "Mein Passwort, Hund4711, wurde abgelehnt", "my password, hunter2, was refused",
+        "wifi key: Blau-Meer-77", "the wifi key is Blau-Meer-77", "Netzwerkschlüssel: 83924481",
+        "WLAN-Schlüssel: 8392-4481-2210-9932", "Geheimzahl 4821", "Geheimzahl ist 4821",
+        "meine Geheimzahl lautet 4821", "Entsperrcode: 8842", "Türcode 8842", "code secret 4821", "cryptogramme : 123",
+        "cryptogramme 123", "Prüfnummer: 123", "Kartenprüfnummer 123", "Prüfziffer 123 (Karte)",
+        "482913 ist Ihr Code",
     ],
 }  # fmt: skip
 STATES = [
@@ -161,6 +181,11 @@ HARMLESS = [
     '{"channel": "phone", "order": 12345678, "created": "2024-08-12T10:22:33Z"}', '{"monthly": [4120, 3980, 5210, 9]}',
     '{"ratings": [5, 4, 3, 5, 1, 2]}', '{"codes": ["41", "23", "99", "17", "52", "38", "61", "20", "13"]}',
     '{"gps": [52.520008, 13.404954], "token": {"type": "access"}}', "see (a), [b] and {c}: f(x) = [1, 2]", "x [dot] y",
+    "Version 10.4.22.1", "v 10.4.22.1", "Softwareversion 10.4.22.1", "Abschnitt 2.3.4.5", "Punkt 1.1.1.1 der Satzung",
+    "Kapitel 10.2.3.4", "Ziffer 3.1.2.4 des Vertrags", "Art.-Nr. 1.2.3.4", "1111 2222 3333 4444 5555",
+    "the sizes are 4111, 1111, 1111, 1111", "mdp oublié", "clave del éxito", "palabra clave: verano2024",
+    "Prüfnummer 20240312", "Schlüssel verloren", "my password, which I forgot, has 8 letters",
+    "https://www.acme.com/at/news.info", "le code secret est oublié", "E-Mail:", "to:jane at ten",
 ]  # fmt: skip
 
 
@@ -177,6 +202,14 @@ def test_disguised_value_stays_here(group: str, text: str) -> None:
 def test_value_in_pieces_of_json_stays_here(state: Any) -> None:
     """JSON of a decision reaches the search as text, where `[4111, 1111, …]` is a list of numbers."""
     assert reason(SYSTEM_ONE.messages({"state": state})) == "sensitive"
+
+
+def test_card_in_the_arguments_of_a_call_stays_here() -> None:
+    """As JSON within an argument it left, since only messages were read value by value."""
+    state = '{"note": {"card": [4111, 1111, 1111, 1111]}}'
+    messages = [{"role": "user", "content": "hi"}]
+    assert conversation_veto.clear(messages, also=[state], timeout_s=60).reason == "sensitive"
+    assert conversation_veto.clear(messages, also=['{"size": [4120, 3980, 5210, 9]}'], timeout_s=60).reason == ""
 
 
 @pytest.mark.parametrize("turns", TURNS, ids=str)

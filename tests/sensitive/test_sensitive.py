@@ -217,6 +217,18 @@ def test_a_password_in_a_url_is_a_secret_and_no_address() -> None:
     assert kinds_in("ssh://jane@db.example.org/x") == {"email"}
 
 
+def test_user_and_password_before_a_host_are_a_secret() -> None:
+    (password, address) = find("root:hunter2!x@10.1.2.3")
+    assert (password.kind, password.start, password.end, address.kind) == ("secret", 5, 14, "ip")
+    assert "secret" in kinds_in("jane:Hund4711@localhost") & kinds_in("root:hunter2!x@db:3306")
+    assert kinds_in("mailto:jane1@acme.com, E-Mail:jane.doe2@acme.com") == {"email"}
+
+
+def test_address_of_a_server_is_found_though_its_word_ends_as_a_version_does() -> None:
+    assert kinds_in("server 10.1.2.3") == {"ip"}
+    assert kinds_in("ver 10.1.2.3, Version 10.1.2.3") == set()
+
+
 # Disguises
 
 
