@@ -178,7 +178,7 @@ def test_columns_come_from_the_first_good_row_or_of_json_from_many(tmp_path: Pat
         ("x;=1+1", "x;'=1+1"), ("x;=1+1;y", "x;'=1+1;y"), ("x; =1+1", "x; '=1+1"), ("x\t=1+1", "x\t'=1+1"),
         ("x\n=1+1", "\"x\n'=1+1\""), ("x;@SUM(A1)", "x;'@SUM(A1)"), ("x;-1+1", "x;'-1+1"), ("x;+(1)", "x;'+(1)"),
         ("x;-cmd|' /c calc'!A0", "x;'-cmd|' /c calc'!A0"), ('x;"=1', "\"x;\"\"'=1\""),
-        ({"a": ";=1;"}, "\"{\"\"a\"\": \"\";'=1;\"\"}\""), ("x;'=1", "x;'=1"),
+        ({"a": ";=1;"}, "\"{\"\"a\"\": \"\";'=1;\"\"}\""), ("x;'=1", "x;''=1"), ("'=1", "''=1"),
         ("x;-5", "x;-5"), ("x;-5;+7%", "x;-5;+7%"), ("a\n- one (1)\n-----\n====", '"a\n- one (1)\n-----\n===="'),
         ("call\n+49 170 1234", '"call\n+49 170 1234"'), ("ok; @jane", "ok; @jane"), ("a;b=c", "a;b=c"),
     ],
@@ -261,15 +261,22 @@ def test_any_bytes_are_rows_faults_or_a_data_error(tmp_path: Path, content: byte
     assert not any(row.columns for row in found if row.fault)
 
 
+@given(st.text(st.sampled_from("'=+-@;,\t\r\n\" 1a(|!5%A"), max_size=12) | texts, st.sampled_from(",;\t|"))
+@KEEP
+@example("'=16", ",")  # the id of a reviewed row, which was then not in the queue
+@example("+,-,=", "\t")
+def test_any_text_in_a_review_sheet_comes_back_as_it_was(text: str, separator: str) -> None:
+    (_, (cell,)) = csv.reader(io.StringIO(as_csv([{"a": text}], separator=separator), newline=""), delimiter=separator)
+    assert unescaped(cell, separator=separator) == text
+
+
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), texts, min_size=3), min_size=1, max_size=4))
 @KEEP
 @example([{"a": "x;=1\n=2", "b": ";'=1", "c": "\t'=1;;=2"}])
 @example([{"a": "one\rtwo", "b": "\r", "c": "\n"}])  # a CR was not quoted, and ended the row
 def test_csv_for_people_reads_back(tmp_path: Path, values: list[dict[str, str]]) -> None:
     found = good(rows(tmp_path, "a.csv", as_csv(values)))
-    assert [{name: unescaped(text) for name, text in row.items()} for row in found] == [
-        {name: unescaped(text) for name, text in row.items()} for row in values
-    ]
+    assert [{name: unescaped(text) for name, text in row.items()} for row in found] == values
 
 
 def test_a_child_that_is_killed_within_a_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

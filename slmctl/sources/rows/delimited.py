@@ -19,7 +19,8 @@ from slmctl.sources.rows.lines import lines
 _LINE_COST = 50  # characters that are added for each line, for the memory of a Python object
 _LOOK_SIZE = 1 << 18  # characters at the start of a file from which its layout is recognised
 MAX_REREAD = 20 * MAX_ROW  # characters
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# also behind apostrophes, so that reading takes away only those that writing added
+_FORMULA = re.compile(r"(?P<own>'*+)[=+@\t\r-]")
 _NUMBER = r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?%?"
 
 
@@ -201,8 +202,9 @@ def as_csv(
 
 
 def unescaped(text: str, *, separator: str = ",") -> str:
-    """A cell that `as_csv` wrote, without the apostrophes that it added."""
-    whole = text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+    """A cell that `as_csv` wrote, without the apostrophes that it added: every text comes back as it was."""
+    formula = _FORMULA.match(text)
+    whole = text[1:] if formula and formula["own"] else text
     return _formula_inside("'", separator).sub(r"\1", whole)
 
 
@@ -211,20 +213,21 @@ def _escaped(cell: Any, separator: str) -> Any:
         cell = json.dumps(cell, ensure_ascii=False)
     if not isinstance(cell, str):
         return cell
-    whole = f"'{cell}" if cell.startswith(_FORMULA) and not re.fullmatch(_NUMBER, cell) else cell
+    whole = f"'{cell}" if _FORMULA.match(cell) and not re.fullmatch(_NUMBER, cell) else cell
     return _formula_inside("", separator).sub(r"\1'", whole)
 
 
 @functools.cache
 def _formula_inside(mark: str, separator: str) -> re.Pattern[str]:
-    """A pattern for the position of a formula inside a cell, after a line break or another separator, and `mark`.
+    """A pattern for what stands before a formula inside a cell, after a line break or another separator, and `mark`.
 
     A text that begins with `+`, `-` or `@` counts only if it computes or calls a function, so that lists, signatures
     and phone numbers stay unchanged.
     """
     ends = "".join(end for end in ",;\t\r\n" if end != separator)
+    space = ' "' if separator != "\t" else ' \t"'
     calls = rf"[^{ends}]*?(?:\w\(|\||!\$?[A-Za-z])"
     return re.compile(
-        rf"(?<=[{ends}])([ \t\"]*+){mark}(?!{_NUMBER}[])}}\"]*(?:[{ends}]|$))"
-        rf"(?==(?!=)|[+@-] ?(?:\(|[\d.,]+ *[-+*/^&<>=]|{calls}))"
+        rf"(?<=[{ends}])([{space}]*+'*){mark}(?!{_NUMBER}[])}}\"]*(?:[{ends}]|$))"
+        rf"(?==(?!=)|[+@-] ?(?:\(|[\d.,']+ *'*[-+*/^&<>=]|{calls}))"
     )
