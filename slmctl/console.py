@@ -54,8 +54,8 @@ _CONTROL = re.compile(
 # Surrogates except those for undecodable bytes of file names (surrogateescape): they cannot be encoded.
 _UNWRITABLE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 
-# The control characters that json.dumps does not escape.
-_OBEYED = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Control characters that a terminal obeys, except tab and newline.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def set_level(level: int) -> None:
@@ -72,6 +72,11 @@ def level() -> int:
 def clean(text: str) -> str:
     """The text without control sequences, except line breaks and tabs, so that it is safe on a terminal."""
     return _CONTROL.sub("", text)
+
+
+def escaped(text: str) -> str:
+    """The text with control characters as escapes such as `\\u001b`, except line breaks and tabs."""
+    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def shown(text: str, limit: int = 200) -> str:
@@ -329,7 +334,7 @@ def place(file: object, *numbers: int) -> str:
 
 def write_json(text: str) -> None:
     """Write a JSON result to stdout; on a terminal with control characters as escapes, which is equal JSON."""
-    write(_OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if sys.stdout and sys.stdout.isatty() else text)
+    write(escaped(text) if sys.stdout and sys.stdout.isatty() else text)
 
 
 class OutputError(Exception):

@@ -248,6 +248,14 @@ def _written(job: Job, cells: Mapping[str, Any]) -> dict[str, Any]:
     return {name: cell for name, cell in cells.items() if job.columns is None or name in job.columns}
 
 
+def _cells(job: Job, added: AnswerColumns, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the target; in CSV and TSV with the control characters of documents and their names as escapes."""
+    cells = {**_written(job, columns), **added.cells(answer)}
+    if job.columns is None or added.format not in ("csv", "tsv"):
+        return cells
+    return {name: console.escaped(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}
+
+
 def _write_target(job: Job, rows: RowSnapshot, added: AnswerColumns, journal: IO[bytes]) -> int:
     """Rows and answers as the target; returns the number of rows with an error.
 
@@ -265,7 +273,7 @@ def _write_target(job: Job, rows: RowSnapshot, added: AnswerColumns, journal: IO
     ):
         pairs = zip(rows.read(), _answers(journal), strict=False)
         while block := list(itertools.islice(pairs, row_answers.CHUNK)):
-            write([{**_written(job, row.columns), **added.cells(answer)} for row, answer in block])
+            write([_cells(job, added, row.columns, answer) for row, answer in block])
             errors += sum(bool(answer["error"]) for _, answer in block)
             written += len(block)
         if written != rows.count:

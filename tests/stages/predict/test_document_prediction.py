@@ -64,6 +64,20 @@ def test_a_folder_is_answered_into_any_format(tmp_path: Path, name: str, places:
     assert rows["locked.pdf"]["error"] == "locked.pdf is encrypted: its text needs a password"
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
+def test_a_file_name_moves_no_cursor_of_the_terminal_that_shows_the_table(tmp_path: Path, name: str) -> None:
+    papers.write(tmp_path / "inbox", {
+        "a\x1b[31m.txt": "refund", "b\x9b2J\u202e.txt": "courier", "c\x07.pdf": papers.pdf(["x"], password="secret"),
+    })  # fmt: skip
+    with row_snapshot.opened(tmp_path / "inbox", tmp_path / name, None) as (path, format_name):
+        answer_file(Reader(), TASK, Job(path, tmp_path / name, TEXT, format=format_name, columns=("file", "pages")))
+    written = (tmp_path / name).read_text(encoding="utf-8")
+    assert written == console.clean(written)
+    rows = [row.columns for row in read_rows(tmp_path / name)]
+    assert [row["file"] for row in rows] == ["a\\u001b[31m.txt", "b\\u009b2J\\u202e.txt", "c\\u0007.pdf"]
+    assert rows[2]["error"] == "c\\u0007.pdf is encrypted: its text needs a password"
+
+
 TERMS = {
     "type": "object",
     "properties": {name: {} for name in ("rent", "open", "parties", "owner", "file", "=sum(a)", "end")},
