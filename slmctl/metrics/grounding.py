@@ -77,6 +77,8 @@ def _implied(reading: Reading) -> Iterator[Reading]:
     match reading:
         case ("number", value):
             yield "amount", value
+        case ("name", value):
+            yield "number", value
         case ("amount" | "percent", value):
             yield "number", value
         case ("date", int(year), int(month), int(day)):

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from slmctl.normal_forms import in_normal_form
 
-# ("number" | "amount" | "percent", Fraction), ("date", year or 0, month, day or 0), ("yearless", month, day),
+# ("number" | "amount" | "percent" | "name", Fraction), ("date", year or 0, month, day or 0), ("yearless", month, day),
 # ("time", minute of the day), ("weekday", 0 to 6), ("month", 1 to 12), ("day", of a month), or a kind and its text
 Reading: TypeAlias = tuple[str | int | Fraction, ...]
 
@@ -73,12 +73,16 @@ _FACT = re.compile(
     rf"""(?P<address>(?<![\w.+-])[\w.+-]{{1,64}}@[\w-]{{1,63}}(?:\.[\w-]{{1,63}}){{1,4}})
     |(?P<link>(?:https?://|\bwww\.){_IN_LINK}{{1,2000}}|(?<![\w-])(?:[a-z0-9-]{{1,63}}\.){{1,4}}
       (?:com|de|org|net|eu|at|ch|io|info|shop|app|uk|example)\b(?:/{_IN_LINK}{{0,2000}})?)
-    |(?P<idiom>\b24/7\b|^[ ]{{0,8}}\d\d?[.)][ ](?!{_MONTH})|\b(?:step|schritt|punkt)[ ]\d\d?\b)
+    |(?P<idiom>\b24/7\b|^[ ]{{0,8}}\d\d?[.)][ ](?!{_MONTH})|\b(?:step|schritt|punkt)[ ]\d\d?\b
+      |(?<!\bin[ ])(?<!within[ ])(?<!innerhalb[ ]von[ ])(?<!binnen[ ])\b24[ ](?:hours|stunden)\b
+      |\b100[ ]?(?:%|per[ ]?cent\b|prozent\b)|\b(?:two|three|four|zwei|drei|vier|[2-4])[ ](?:options|ways|choices
+      |possibilities|steps|optionen|wege|möglichkeiten|schritte)\b)
     |(?P<time>\b\d\d?:\d\d(?![\d:])(?:[ ]?(?:uhr|[ap]\.?m)\b)?|\b\d\d?(?:\.\d\d)?[ ]?(?:uhr|[ap]\.?m)\b)
     |(?P<date>\b\d{{4}}-\d\d?-\d\d?\b|\b\d\d?/\d\d?(?:/(?:\d{{4}}|\d\d))?\b(?!/)
       |\b\d\d?\.[ ]?\d\d?\.(?:[ ]?\d{{4}}\b|\d\d\b|(?!\d))
       |\b\d\d?{_TH}?[ ](?:of[ ])?{_MONTH}(?:,?[ ]\d{{4}}\b)?
       |\b{_MONTH}\.?[ ]\d\d?(?!\d|[.:,]\d){_TH}?(?:,?[ ]\d{{4}}\b)?|\b{_MONTH}[ ]\d{{4}}\b)
+    |(?P<cents>\b\d{{1,9}}[ ]?(?:€|euros?|dollars?|pounds?|franken)[ ](?:(?:and|und)[ ])?\d\d?[ ]?(?:cents?|ct|pence)\b)
     |(?P<weekday>\b(?:{_any(_DAYS)})s?\b)
     |(?P<month>\b(?:{_any(name for name in _MONTHS if len(name) > 3 or name == "mai")})\b)
     |(?P<words>\b(?:(?:{_WORD}|und){{1,12}}+)(?:[ -](?:(?<=d[ ])and[ ])?(?:{_WORD})){{0,12}}\b)
@@ -89,6 +93,16 @@ _FACT = re.compile(
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 _ORDINAL = re.compile(r"\.\s[a-zäöü]")  # after a number of German
+_NUMBERING = re.compile(  # of a list within a line; not `am 1. und 2.`
+    rf"(?<![\w.,:/-])(?<!(?:am|im) )(?<!(?:de[rmn]|[vz]om|zum) )(?P<number>\d\d?)[.)] (?!{_MONTH}|(?:und|oder|bis)\b)",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(  # the words before a number that is a name
+    r"(?:#|\b(?:(?<!to )order|invoice|ticket|case|ref(?:erence)?|customer|account|contract|policy|tracking|phone|tel"
+    r"|fax|hotline|bestellung|auftrag|rechnung|vorgang|kunde|konto|vertrag|sendung|paket|telefon|plz|\w{0,20}(?:number|nummer|nr|no))\b)"
+    r"\W{0,3}(?:(?:number|nummer|nr|no|id|is|ist)\b\W{0,3}){0,2}$",
+    re.IGNORECASE,
+)
 _BEFORE = re.compile(r"(?:[€$£]|\b(?:EUR|USD|CHF|GBP))\s?$")
 _AFTER = re.compile(
     r"(?:,[-–]{1,2})?[\s-]?(?:(?P<amount>[€$£]|(?:eur|usd|chf|gbp|euros?|dollars?|pounds?|franken)\b)"
@@ -107,10 +121,18 @@ class Fact:
 
 
 def facts_of(text: str, *, vague: bool = False) -> Iterator[Fact]:
-    """The facts of a text; with `vague` also what can be the source of one: words such as `both`, digits in a code."""
+    """The facts of a text; with `vague` also what can be the source of one: words such as `both`, digits in a code.
+
+    With `vague` a number that names something, such as an order, is a name: no amount and no sum follows from it.
+    """
     text = in_normal_form(text, "NFKC")
+    numbering = set() if vague else _numbering(text)
     for match in _FACT.finditer(text):
+        if match.start() in numbering:
+            continue
         readings = tuple(_READERS[str(match.lastgroup)](match))
+        if vague and _is_name(match):
+            readings = tuple(("name" if kind == "number" else kind, *values) for kind, *values in readings)
         kind = str(readings[0][0]) if readings else ""
         # `may I` is no month, and `one of us` no number
         is_vague = match[0][0].islower() if kind in ("weekday", "month") else match[0].casefold() in _ONE
@@ -118,7 +140,23 @@ def facts_of(text: str, *, vague: bool = False) -> Iterator[Fact]:
             yield Fact(_SHOWN.get(kind, kind), match[0].strip(" .,"), readings)
     for word in dict.fromkeys(re.findall(r"[^\W\d_]{3,12}|\d{3,15}", text.casefold())) if vague else ():
         if word in _VAGUE or word.isdecimal():
-            yield Fact("number", word, (_VAGUE.get(word) or ("number", Fraction(word)),))
+            yield Fact("number", word, (_VAGUE.get(word) or ("name", Fraction(word)),))
+
+
+def _is_name(match: re.Match[str]) -> bool:
+    """True for a number in digits of which the words before it say that it names something."""
+    named = _NAMED.search(match.string, max(0, match.start() - 40), match.start())
+    return match[0].isdecimal() and len(match[0]) > 2 and named is not None
+
+
+def _numbering(text: str) -> set[int]:
+    """The places of the numbers that count from 1 on, as in `1. check 2. send`."""
+    places, run = set[int](), list[int]()
+    for match in _NUMBERING.finditer(text):
+        number = int(match["number"])
+        run = [*(run if number == len(run) + 1 else []), match.start()] if number in (1, len(run) + 1) else []
+        places.update(run if len(run) > 1 else [])
+    return places
 
 
 def joined(text: str) -> str:
@@ -169,6 +207,12 @@ def dated(year: int, month: int, day: int) -> Iterator[Reading]:
         yield from (("yearless", month, day),) if year and day else ()
 
 
+def _cents(match: re.Match[str]) -> Iterator[Reading]:
+    """The amount of `49 euros and 90 cents`."""
+    whole, cents = re.findall(r"\d+", match[0])
+    yield "amount", Fraction(100 * int(whole) + int(cents), 100)
+
+
 def _words(match: re.Match[str]) -> Iterator[Reading]:
     """A number in words, `two hundred and five` or `zweihundertfünf`; none for 0, and for `a million thanks`."""
     total = group = 0
@@ -194,9 +238,10 @@ def _digits(match: re.Match[str]) -> Iterator[Reading]:
     if len(marks) < 2 or len({*marks}) == 2:
         whole, _, part = text.rpartition(marks[-1]) if marks else (text, "", "0")
         values.append(Fraction(f"{re.sub(r'[.,]', '', whole)}.{part}"))
-    if len(text) > 4 and not marks and match[0].isdecimal():
+    measured = [*_measured(match, [value * _LARGE.get(after, 1) for value in values])]
+    if len(text) > 4 and match[0].isdecimal() and measured[0][0] != "amount":
         yield "code", text
-    yield from _measured(match, [value * _LARGE.get(after, 1) for value in values])
+    yield from measured
     if after in ("st", "nd", "rd", "th") or _ORDINAL.match(match.string, match.end()):
         yield "day", int(values[0])
 
@@ -221,7 +266,7 @@ def _measured(match: re.Match[str], values: list[Fraction]) -> Iterator[Reading]
 _READERS: dict[str, Callable[[re.Match[str]], Iterator[Reading]]] = {
     "address": lambda match: iter([("address", match[0].casefold())]),
     "link": lambda match: iter([("link", _SCHEME.sub("", match[0].casefold()).rstrip(".,;:!?/*_"))]),
-    "idiom": lambda _: iter(()), "time": _time, "date": _date,
+    "idiom": lambda _: iter(()), "time": _time, "date": _date, "cents": _cents,
     "weekday": lambda match: iter([("weekday", _DAYS[match[0].casefold().removesuffix("s")])]),
     "month": lambda match: iter([("month", _MONTHS[match[0].casefold()])]),
     "words": _words, "grouped": _digits, "digits": _code, "number": _digits, "code": _code,

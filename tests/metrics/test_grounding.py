@@ -37,6 +37,54 @@ def test_two_numbers_of_the_system_prompt_imply_nothing(answer: str, question: s
     assert tuple(fact.text for fact in ungrounded(answer, [question], constants=system)) == planted
 
 
+QUESTION = (
+    "My order 4711 of 3 May has not come. I paid 49.90 EUR. Customer no. 10020, phone 555-0100, two lamps for 99."
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "planted"),
+    [
+        ("The bonus is 4711 EUR.", ("4711",)),
+        ("The bonus is 10020 euros.", ("10020",)),
+        ("The bonus is 100 euros.", ("100",)),
+        ("The bonus is 555 €.", ("555",)),
+        ("Your new order is 4714.", ("4714",)),  # 4711 and 3
+        ("Pay 9422 EUR for it.", ("9422",)),
+        ("Your order 4711, customer 10020, is late; we call 555-0100 or 555 0100.", ()),
+        ("Order #4711, number 4711 and Bestellung 4711.", ()),
+        ("Each lamp was 49.50 EUR, both 99 EUR.", ()),
+    ],
+)
+def test_an_order_or_phone_number_grounds_no_amount(answer: str, planted: tuple[str, ...]) -> None:
+    assert tuple(fact.text for fact in ungrounded(answer, [QUESTION])) == planted
+
+
+@pytest.mark.parametrize(
+    ("answer", "planted"),
+    [
+        ("You paid 49 euros and 90 cents.", ()),
+        ("Sie haben 49 Euro und 90 Cent bezahlt.", ()),
+        ("You paid 49 euros and 91 cents.", ("49 euros and 91 cents",)),
+        ("We are there 24 hours a day, 100 % for you.", ()),
+        ("We answer within 24 hours.", ("24",)),
+        ("Innerhalb von 24 Stunden.", ("24",)),
+        ("You have two options. Es gibt drei Möglichkeiten.", ()),
+        ("You get two vouchers in 5 steps.", ("5",)),
+        ("Dear Jane, 1. check the lid 2. send it 3. wait.", ()),
+        ("Please 1) check, 2) send 7 photos.", ("7",)),
+        ("It takes 4. Then 6. Then it ends.", ("4", "6")),
+        ("Am 11. und 12. ist zu.", ("11", "12")),
+    ],
+)
+def test_a_count_of_the_answer_itself_is_no_invented_value(answer: str, planted: tuple[str, ...]) -> None:
+    assert tuple(fact.text for fact in ungrounded(answer, [QUESTION])) == planted
+
+
+def test_an_amount_in_euros_and_cents_is_a_source_too() -> None:
+    assert ungrounded("That is 49.90 EUR.", ["I paid 49 euros and 90 cents"]) == []
+
+
 def test_a_leap_day_beside_a_date_of_another_year() -> None:
     # there is no 29 February 2026, so the days between both were a ValueError
     assert ungrounded("on 29.2., 1.3.2026, 14 days later", ["29.2. or 1.3.2026; 14 days"]) == []
