@@ -12,13 +12,22 @@ from typing import Any
 from slmctl.normal_forms import in_normal_form
 
 Span = tuple[int, int]  # first character and the one behind the last, in the text
-_WORD = re.compile(r"[\w\u0300-\u036f]+|[^\w\s]")  # with accents that stand by themselves
+# with accents that stand by themselves; the v of v1.2.3 is a word of its own
+_WORD = re.compile(r"[vV](?=\d+\.\d)|[\w\u0300-\u036f]+|[^\w\s]")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+|['’\u00a0\u202f ]\d{3}(?!\d))*")
 _UNDIVIDED = re.compile(r"\d[^ ]*")
-_DAY_FIRST = re.compile(r"(?<!\d)(\d{1,2})[.)]?\s{0,2}([^\W\d_]{3,9})\.?,?\s{0,2}(\d{4})(?!\d)")
-_MONTH_FIRST = re.compile(r"(?<!\w)([^\W\d_]{3,9})\.?\s{1,2}(\d{1,2})(?:st|nd|rd|th)?,?\s{1,2}(\d{4})(?!\d)")
+_NAME, _OF = r"([^\W\d_]{3,10})\.?", r"(?:(?:del?|of)\s{1,2})?"  # of a month; 3 de mayo de 2024
+_DAY_FIRST = re.compile(
+    rf"(?<!\d)(\d{{1,2}})(?:[.)º]|er|st|nd|rd|th)?[\s-]{{0,2}}{_OF}{_NAME},?[\s-]{{0,2}}{_OF}(\d{{4}})(?!\d)",
+    re.IGNORECASE,
+)
+_MONTH_FIRST = re.compile(rf"(?<!\w){_NAME}\s{{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?,?\s{{1,2}}(\d{{4}})(?!\d)")
+_COMPACT = re.compile(r"(?<!\d)((?:19|20)\d\d)(\d\d)(\d\d)(?!\d)")  # 20240503
+_MONTH_ALONE = re.compile(
+    rf"(?:(?<!\w){_NAME},?[\s-]{{1,2}}{_OF}|(?<![\w./-])(\d{{1,2}})[./])(\d{{4}})(?!\d)", re.IGNORECASE
+)
 _IN_DIGITS = re.compile(r"(?<!\d)(\d{1,4})([./-])\s?(\d{1,2})\2\s?(\d{2,4})(?!\d)")
-_ISO = re.compile(r"\d{4}-\d\d-\d\d")
+_ISO = re.compile(r"\d{4}-\d\d(?:-\d\d)?")
 # The first letters of the months in English, German, French, Spanish and Italian; March is also "mär", "mrz".
 _MONTHS = (
     "jan jän ene gen", "feb fév fev", "mar mär mrz", "apr avr abr", "may mai mag", "jun juin giu", "jul juil lug",
@@ -53,9 +62,9 @@ class Evidence:
     def _look_up(self, value: Any) -> list[Span]:
         if isinstance(value, int | float):
             return self._numbers.get(abs(value), [])
-        if _ISO.fullmatch(text := str(value)) and (places := [span for day, span in self._dates if day == text]):
-            return places
-        return self._words_of(text)
+        text = str(value)
+        dated = [span for day, span in self._dates if day == text] if _ISO.fullmatch(text) else []
+        return sorted({*self._words_of(text), *dated})
 
     def _words_of(self, text: str) -> list[Span]:
         """The places of the same words and signs, whatever their case and the white space between them."""
@@ -123,7 +132,7 @@ def readings(number: str) -> set[float]:
 
 
 def dates(text: str) -> Iterator[tuple[str, Span]]:
-    """Returns (date as YYYY-MM-DD, place) of each date; digits that two orders allow are both."""
+    """Returns (YYYY-MM-DD or YYYY-MM, place) of each date and month; digits that two orders allow are both."""
     for match in _DAY_FIRST.finditer(text):
         day, month, year = match.groups()
         yield from _dated(match, year, _month(month), day)
@@ -139,6 +148,14 @@ def dates(text: str) -> Iterator[tuple[str, Span]]:
                 yield from _dated(match, year, int(second), first)
                 if first != second:
                     yield from _dated(match, year, int(first), second)
+    for match in _COMPACT.finditer(text):
+        year, month, day = match.groups()
+        yield from _dated(match, year, int(month), day)
+    for match in _MONTH_ALONE.finditer(text):
+        name, digits, year = match.groups()
+        month = _month(name) if name else int(digits)
+        if 1 <= month <= 12:
+            yield f"{year}-{month:02}", match.span()
 
 
 def _month(name: str) -> int:
