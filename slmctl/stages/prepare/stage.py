@@ -34,7 +34,7 @@ class Prepare(Stage[PrepareConfig]):
     takes = (BASE, LABELLED)
     imports = ("tokenizers",)
     uses = ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn")
-    version = 8
+    version = 9
 
     def _own_key(self, section: PrepareConfig) -> bool:
         """True where the project's own key makes the stand-ins, which the first run writes."""
