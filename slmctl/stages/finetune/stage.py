@@ -38,7 +38,7 @@ class Finetune(Stage[FinetuneConfig]):
     takes = (BASE, PREPARED)
     imports = ("torch", "transformers", "trl", "peft")
     uses = ("torch", "transformers", "tokenizers", "trl", "peft", "unsloth")
-    version = 7
+    version = 8
     resumes = True
 
     def completed(self, section: FinetuneConfig) -> FinetuneConfig:
