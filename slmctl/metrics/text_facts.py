@@ -154,7 +154,9 @@ def _numbering(text: str) -> set[int]:
     places, run = set[int](), list[int]()
     for match in _NUMBERING.finditer(text):
         number = int(match["number"])
-        run = [*(run if number == len(run) + 1 else []), match.start()] if number in (1, len(run) + 1) else []
+        run = run if number == len(run) + 1 else []
+        if number == len(run) + 1:
+            run.append(match.start())
         places.update(run if len(run) > 1 else [])
     return places
 

@@ -202,21 +202,9 @@ _ISSUERS: tuple[tuple[int, int, frozenset[int]], ...] = tuple(
         (6759, 6763, (16, 18, 19)), (2200, 2204, (16, 17, 18, 19)), (60, 60, (16,)), (81, 82, (16,)),
     )
 )  # fmt: skip
-_SHAPES = frozenset(
-    (
-        (4, 4, 4, 4),
-        (4, 6, 5),
-        (4, 6, 4),
-        (4, 4, 4, 4, 3),
-        (4, 4, 5),
-        (4, 3, 3, 3),
-        (8, 8),
-        (4, 12),
-        (6, 10),
-        (12, 4),
-        (1, 3, 3, 3, 3, 3),
-        (3, 3, 3, 3, 3),
-    )  # the last two are numbers with thousands separators of a spreadsheet
+_SHAPES = frozenset(  # the last two are numbers with thousands separators of a spreadsheet
+    tuple(map(int, shape.split("-")))
+    for shape in words("4-4-4-4 4-6-5 4-6-4 4-4-4-4-3 4-4-5 4-3-3-3 8-8 4-12 6-10 12-4 1-3-3-3-3-3 3-3-3-3-3")
 )
 _CARD_WORD = re.compile(r"(?<!\[)card|visa|credit|debit|karte|carte|tarjeta", re.IGNORECASE)
 _EXPIRY = re.compile(  # the expiry date after a card: 12/26, exp 12/2026, |12|26|123

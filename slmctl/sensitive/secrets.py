@@ -233,7 +233,7 @@ _IS_CODE = re.compile(  # 482913 is your login code
 )
 _AT_HOST = re.compile(  # root:hunter2@10.1.2.3; before the name of a host an address of mail stands too, so with a sign
     r"(?<![\w.:/@-])[a-z_][\w.-]{0,31}+:(?P<value>(?=[^\s@]{0,60}+@(?:\d{1,3}\.\d|localhost\b)|[\w.+-]{0,60}+[!#$%^&*~])"
-    r"[^\s/@:\"']{4,60}+)@(?=\w)",
+    r"[^\s/@:\"']{4,60}+)@(?=localhost\b|[\w-]{1,63}+[.:]\w)",
     re.IGNORECASE,
 )
 _IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}+://[^\s/:@]{0,100}+:(?P<value>[^\s/@]{3,200}+)@", re.IGNORECASE)

@@ -143,10 +143,8 @@ def _of_codes(code: str, number_base: int) -> Callable[[re.Match[str]], str]:
     pattern = re.compile(code, re.IGNORECASE)
 
     def characters(match: re.Match[str]) -> str:
-        before, after = (
-            match.string[max(0, match.start() - 1) : match.start()],
-            match.string[match.end() : match.end() + 1],
-        )
+        before = match.string[max(0, match.start() - 1) : match.start()]
+        after = match.string[match.end() : match.end() + 1]
         if before.isalnum() or after.isalnum():
             return match[0]  # part of a longer word
         numbers = (int(number, number_base) for number in pattern.findall(match[0]))

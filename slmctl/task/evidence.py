@@ -16,15 +16,16 @@ Span = tuple[int, int]  # first character and the one behind the last, in the te
 _WORD = re.compile(r"[vV](?=\d+\.\d)|[\w\u0300-\u036f]+|[^\w\s]")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+|['’\u00a0\u202f ]\d{3}(?!\d))*")
 _UNDIVIDED = re.compile(r"\d[^ ]*")
-_NAME, _OF = r"([^\W\d_]{3,10})\.?", r"(?:(?:del?|of)\s{1,2})?"  # of a month; 3 de mayo de 2024
+_NAME, _YEAR = r"(?P<month>[^\W\d_]{3,10})\.?", r"(?P<year>\d{4})(?!\d)"
+_OF = r"(?:(?:del?|of)\s{1,2})?"  # 3 de mayo de 2024
 _DAY_FIRST = re.compile(
-    rf"(?<!\d)(\d{{1,2}})(?:[.)º]|er|st|nd|rd|th)?[\s-]{{0,2}}{_OF}{_NAME},?[\s-]{{0,2}}{_OF}(\d{{4}})(?!\d)",
+    rf"(?<!\d)(?P<day>\d{{1,2}})(?:[.)º]|er|st|nd|rd|th)?[\s-]{{0,2}}{_OF}{_NAME},?[\s-]{{0,2}}{_OF}{_YEAR}",
     re.IGNORECASE,
 )
-_MONTH_FIRST = re.compile(rf"(?<!\w){_NAME}\s{{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?,?\s{{1,2}}(\d{{4}})(?!\d)")
-_COMPACT = re.compile(r"(?<!\d)((?:19|20)\d\d)(\d\d)(\d\d)(?!\d)")  # 20240503
+_MONTH_FIRST = re.compile(rf"(?<!\w){_NAME}\s{{1,2}}(?P<day>\d{{1,2}})(?:st|nd|rd|th)?,?\s{{1,2}}{_YEAR}")
+_COMPACT = re.compile(r"(?<!\d)(?P<year>(?:19|20)\d\d)(?P<month>\d\d)(?P<day>\d\d)(?!\d)")  # 20240503
 _MONTH_ALONE = re.compile(
-    rf"(?:(?<!\w){_NAME},?[\s-]{{1,2}}{_OF}|(?<![\w./-])(\d{{1,2}})[./])(\d{{4}})(?!\d)", re.IGNORECASE
+    rf"(?:(?<!\w){_NAME},?[\s-]{{1,2}}{_OF}|(?<![\w./-])(?P<digits>\d{{1,2}})[./]){_YEAR}", re.IGNORECASE
 )
 _IN_DIGITS = re.compile(r"(?<!\d)(\d{1,4})([./-])\s?(\d{1,2})\2\s?(\d{2,4})(?!\d)")
 _ISO = re.compile(r"\d{4}-\d\d(?:-\d\d)?")
@@ -133,12 +134,9 @@ def readings(number: str) -> set[float]:
 
 def dates(text: str) -> Iterator[tuple[str, Span]]:
     """Returns (YYYY-MM-DD or YYYY-MM, place) of each date and month; digits that two orders allow are both."""
-    for match in _DAY_FIRST.finditer(text):
-        day, month, year = match.groups()
-        yield from _dated(match, year, _month(month), day)
-    for match in _MONTH_FIRST.finditer(text):
-        month, day, year = match.groups()
-        yield from _dated(match, year, _month(month), day)
+    for pattern in (_DAY_FIRST, _MONTH_FIRST, _COMPACT):
+        for match in pattern.finditer(text):
+            yield from _dated(match, match["year"], _month(match["month"]), match["day"])
     for match in _IN_DIGITS.finditer(text):
         first, _, second, last = match.groups()
         if len(first) == 4:
@@ -148,17 +146,15 @@ def dates(text: str) -> Iterator[tuple[str, Span]]:
                 yield from _dated(match, year, int(second), first)
                 if first != second:
                     yield from _dated(match, year, int(first), second)
-    for match in _COMPACT.finditer(text):
-        year, month, day = match.groups()
-        yield from _dated(match, year, int(month), day)
     for match in _MONTH_ALONE.finditer(text):
-        name, digits, year = match.groups()
-        month = _month(name) if name else int(digits)
+        month = _month(match["month"] or match["digits"])
         if 1 <= month <= 12:
-            yield f"{year}-{month:02}", match.span()
+            yield f"{match['year']}-{month:02}", match.span()
 
 
 def _month(name: str) -> int:
+    if name.isdecimal():
+        return int(name)
     lowered = name.casefold()
     return _MONTH_OF.get(lowered[:4], _MONTH_OF.get(lowered[:3], 0))
 
