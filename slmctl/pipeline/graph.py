@@ -133,6 +133,10 @@ class Stage(Generic[SectionT]):
         """True unless a setting that is off, or an artifact that nobody named, would ask for a role."""
         return bool(not role.when or getattr(section, role.when) or role.name in self.project.named)
 
+    def needs_base(self) -> bool:
+        """False where it, and all that it is made of, does without the base model."""
+        return not self.project.config.publish.linear
+
     def request(
         self,
         filled: Mapping[str, Artifact | list[Artifact]] | None = None,
@@ -370,6 +374,12 @@ class Project:
         with contextlib.suppress(IntegrityError, UsageError):
             self.artifact(kind)
             return True
+        return False
+
+    def has_base(self) -> bool:
+        """True if a base is named, or if the one of the config is here."""
+        with contextlib.suppress(UsageError):  # such as a folder that is not there
+            return BASE.name in self.named or self.request("pull").path.exists()
         return False
 
     def forget(self) -> None:

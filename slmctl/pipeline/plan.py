@@ -172,10 +172,15 @@ def shape_of_base(project: Project) -> ModelShape | None:
 
 
 def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
-    """The stages that the config asks for, and the last one; for a linear release none that trains."""
+    """The stages that the config asks for, and the last one; for a linear release none that trains.
+
+    A base that is not here yet is left out where the last stage does without.
+    """
+    without = names[-1] != "pull" and not project.stage(names[-1]).needs_base() and not project.has_base()
     for name in names:
         stage = project.stage(name)
         is_asked_for = getattr(project.config, name) is not None or name == names[-1]
+        is_asked_for = is_asked_for and not (without and name == "pull")
         if is_asked_for and not (stage.tunes and project.config.publish.linear):
             yield stage
 

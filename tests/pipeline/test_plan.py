@@ -143,7 +143,7 @@ def test_the_plan_of_a_new_project(fresh: Path) -> None:
 def test_the_stage_that_a_run_ends_with_needs_no_section(fresh: Path) -> None:
     # `run --until encode` made the encoder, and its plan said nothing of it.
     plan = planning.plan(opened(fresh), CHAIN[: CHAIN.index("encode") + 1])
-    assert [stage.name for stage in plan.stages] == ["pull", "prepare", "encode"]
+    assert [stage.name for stage in plan.stages] == ["prepare", "encode"]  # which need no base
 
 
 def test_a_long_system_prompt_and_tools_cost_memory_and_a_part_of_the_time(fresh: Path) -> None:

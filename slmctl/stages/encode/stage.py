@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from slmctl import config
+from slmctl import config, console
+from slmctl.artifacts import artifact, atomic, lineage
+from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import EncodeConfig
 from slmctl.model_files import encoder_source, safetensors_header
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
 from slmctl.pipeline import gathering, row_estimate
 from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageEstimate
-from slmctl.pipeline.graph import PREPARED, Stage
+from slmctl.pipeline.graph import PREPARED, Stage, StageRequest
+from slmctl.pipeline.runner import TASK
 from slmctl.sources import snapshot
 from slmctl.stages.encode import tuning_bounds
 from slmctl.task import language
+from slmctl.task.contract import Task
+from slmctl.task.records import SPLITS
 
 # Of MiniLM-L6 (22.7 M weights) as F16 beside its fetched form, its fits, and the tokens that it reads on two cores.
 ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
@@ -39,6 +46,9 @@ class Encode(Stage[EncodeConfig]):
     def checkable(self) -> EncodeConfig:
         files = list(filter(snapshot.is_file, self.settings.unlabelled))
         return self.completed(self.settings.model_copy(update={"unlabelled": files}))
+
+    def needs_base(self) -> bool:
+        return False
 
     def before(self) -> None:
         if self.settings.unlabelled:
@@ -123,8 +133,37 @@ class Encode(Stage[EncodeConfig]):
             return 3 * size  # two copies, and the GGUF file with its draft
         return local.stat().st_size if local.is_file() else int(ENCODER_BYTES)
 
+    def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
+        """Fit the linear models, or take those of the same records, which another base has counted, or none yet."""
+        if (same := self._of_same_records(request)) is None:
+            return super().run(request, out=out, **more)
+        for entry in same.manifest.files:
+            if entry.path != TASK:
+                atomic.link(same.file(entry.path), out / entry.path)
+        console.say(f"  the records are those of {same.path.name}, so its linear models stay")
+        return same.metrics
+
+    def _of_same_records(self, request: StageRequest) -> Artifact | None:
+        """A whole artifact of the same settings, and of a data set with the same records and labels."""
+        here = list(lineage.readable_artifacts(self.project.root))
+        wanted = _learned(request.inputs[PREPARED.name])
+        alike = {made.digest for made in here if made.kind == PREPARED.name and _learned(made) == wanted}
+        for made in here:
+            if (made.manifest.stage, made.manifest.config) == (self.id, request.recipe):
+                if made.manifest.inputs[PREPARED.name] in alike and not artifact.verify(made):
+                    return made
+        return None
+
     def options(self) -> Mapping[str, object]:
         return {"encoders": self.project.encoders}
 
 
 STAGE = Encode
+
+
+def _learned(prepared: Any) -> tuple[object, ...]:
+    """All that linear models learn of a data set: the records' hashes, and the task but for the base's tokens."""
+    task = Task.read(prepared.path)
+    hashes = {entry.path: entry.sha256 for entry in prepared.manifest.files}
+    records = [hashes.get(f"{split}.jsonl") for split in SPLITS]
+    return *records, task.kind, task.labels, task.descriptions, task.clean, task.replace

@@ -218,6 +218,8 @@ def collect(
         "sources": _sources(config, rows, fates, plan),
         "examples": _examples(config, rows, fates),
     }
+    if plan.tokenizer is None:
+        collected["tokens"]["estimated"] = True
     if unknown:
         collected["unknown_labels"] = dict(unknown.most_common(LISTED))
     if marked := {kind: count for (change, kind), count in sorted(rows.changes.items()) if change == "answer"}:

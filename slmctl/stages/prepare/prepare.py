@@ -52,13 +52,17 @@ PLAIN = (
 )
 
 
-def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact | None = None) -> PrepareFacts:
+def run(
+    config: PrepareConfig, *, out: Path, base: Artifact | None = None, labelled: Artifact | None = None
+) -> PrepareFacts:
     """Write `train.jsonl`, `validation.jsonl`, `calibration.jsonl`, `test.jsonl`, `rejected.jsonl`, `task.json`.
 
     Every row that came in is in exactly one of the first five files. Beside them: `repeated.jsonl` lists
     records that are nearly the same or contradict each other, `overlap.jsonl` held-out records that share a run of
     words with training, `rows.bin` holds the hashes that `trace` looks up, and of `classify` `suspects.jsonl` lists
     training records whose label looks wrong.
+
+    Without a base, for linear models alone, prompts follow PLAIN and lengths in tokens are estimated.
 
     The accepted rows of `labelled` are one more source, for training only: people label the held-out rows.
 
@@ -99,7 +103,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
             collected["unfit_answers"] = _unfit(task, rows)
         if task.document is not None and task.is_object:
             collected["standing"] = standing(map(Record.from_json, map(json.loads, rows.lines())), task.schema or {})
-        report_page.write(out, collected, base=Base.read(base.path).name)
+        report_page.write(out, collected, base=Base.read(base.path).name if base is not None else "")
         if fault is not None:
             raise fault
     console.say(
@@ -107,6 +111,8 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
         f"{collected['validation']} validation, {collected['calibration']} calibration, "
         f"{collected['test']} test, {collected['rejected']} left out"
     )
+    if base is None:
+        console.say("  no base is here, so lengths in tokens are estimated by characters")
     for line in report_findings.lines(collected):
         console.say(f"  {line}")
     return collected
@@ -125,7 +131,7 @@ def _with_labels(config: PrepareConfig, labelled: Artifact) -> PrepareConfig:
 
 
 def _plan(config: PrepareConfig, base: Artifact | None, *, keeps: bool) -> ReadingPlan:
-    """The plan for reading the sources; without a base, prompts follow PLAIN and tokens are not counted."""
+    """The plan for reading the sources; without a base, prompts follow PLAIN and tokens are estimated."""
     if not config.sources:
         raise DataError(
             "no sources are set", hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]"
@@ -245,20 +251,19 @@ def _contract(config: TaskConfig, plan: ReadingPlan, rows: RecordTable) -> Task:
     return dataclasses.replace(
         task, system=plan.policy.apply(system).text, descriptions=dict(config.descriptions),
         schema=task.rules.schema_of(labels),
-        labels=labels if task.rules.chooses else (), ordered=config.ordered, document=_windows(config, rows),
+        labels=labels if task.rules.chooses else (), ordered=config.ordered, document=_windows(config, rows, counted=plan.tokenizer is not None),
         must=tuple(config.must),
         must_not=tuple(config.must_not),
     )  # fmt: skip
 
 
-def _windows(config: TaskConfig, rows: RecordTable) -> WindowForm | None:
+def _windows(config: TaskConfig, rows: RecordTable, *, counted: bool) -> WindowForm | None:
     """The windows of the task in characters, by the tokens that a character of its densest documents has."""
     if config.document is None:
         return None
     texts = ([message["content"] for message in json.loads(line)["messages"]] for line in rows.lines())
     lengths = np.array([sum(map(len, contents)) for contents in itertools.islice(texts, DENSITY)])
-    counted = rows.tokens[: len(lengths)]
-    a_token = float(np.quantile(lengths / counted, DENSEST)) if counted.all() else UNKNOWN
+    a_token = float(np.quantile(lengths / rows.tokens[: len(lengths)], DENSEST)) if counted else UNKNOWN
     return WindowForm(int(config.document.size * a_token), int(config.document.shared * a_token))
 
 

@@ -30,7 +30,7 @@ from slmctl.normal_forms import in_normal_form
 from slmctl.sensitive import Applied, SensitivePolicy, Tally
 from slmctl.sources.rows import read_rows
 from slmctl.stages.prepare import calls
-from slmctl.stages.prepare.token_lengths import CountableText, TokenCounter
+from slmctl.stages.prepare.token_lengths import CountableText, LengthEstimate, TokenCounter
 from slmctl.task import conversation_formats, split, tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.conversation_formats import ConversationFormat, Messages, named_cell
@@ -106,7 +106,7 @@ class ReadingPlan:
         labels: The labels that are allowed; None allows all.
         by_time: True where the split needs the time of a row.
         policy: The action on personal data and secrets, by kind.
-        tokenizer: The base's `tokenizer.json`; without one, no tokens are counted.
+        tokenizer: The base's `tokenizer.json`; without one, tokens are estimated.
         label_map: A label of the rows -> the label that it is renamed to.
         forms: The form of each source's file, in words.
     """
@@ -156,7 +156,7 @@ class RecordReader:
     def __init__(self, plan: ReadingPlan) -> None:
         self.plan = plan
         self.formats = plan.formats()
-        self._tokens = TokenCounter(plan.task, plan.tokenizer) if plan.tokenizer is not None else None
+        self._tokens = TokenCounter(plan.task, plan.tokenizer) if plan.tokenizer is not None else LengthEstimate()
         self._labels = frozenset(plan.labels) if plan.labels is not None else None
         self._applied: dict[str, Applied] = {}
 
@@ -180,7 +180,7 @@ class RecordReader:
                 sensitive_rows += has_findings
                 line = _encode(record.to_json()).encode()
                 time = self._moment(source, columns)
-                countable = self._tokens.countable(record) if self._tokens is not None else CountableText("", 0)
+                countable = self._tokens.countable(record)
                 taken.append(_ReadRow(number, record, original, system, line, time, countable))
             except RowRejectedError as error:
                 reason = self.plan.policy.apply(error.reason).text  # it may quote the row
@@ -422,9 +422,7 @@ class RecordReader:
             "answers": np.array([_hash(record.answer) for record in records], dtype=np.uint64),
             "positions": np.array([split.position_of(key) for key in keys], dtype=float),
             "moments": np.array([row.moment for row in rows], dtype=float),
-            "tokens": self._tokens.count([row.countable for row in rows])
-            if self._tokens is not None
-            else np.zeros(len(rows), dtype=np.int32),
+            "tokens": self._tokens.count([row.countable for row in rows]),
         }
         return RecordBatch(
             source=source,

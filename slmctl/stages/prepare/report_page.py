@@ -15,7 +15,7 @@ STRIP = ("0.05", "0.25", "0.5", "0.75", "0.95")  # quantiles of the lengths belo
 
 
 def write(out: Path, facts: PrepareFacts, *, base: str) -> None:
-    """Write `report.html` into `out`; `base` is the name of the base whose tokenizer counted."""
+    """Write `report.html` into `out`; `base` is the name of the base whose tokenizer counted, or ''."""
     labels = html_page.most_first({name: sum(splits.values()) for name, splits in facts["labels"].items()})
     answers = [tuple(sorted(pair["answers"])) for pair in facts["conflicts"]["examples"] if all(pair["answers"])]
     quantiles = facts["tokens"]["quantiles"]

@@ -15,7 +15,7 @@ from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
 from slmctl.pipeline import gathering, project_gates, row_estimate
 from slmctl.pipeline.estimates import PLAIN_BYTES, ROW_BYTES, KnownSizes, StageEstimate
-from slmctl.pipeline.graph import BASE, LABELLED, Project, Stage
+from slmctl.pipeline.graph import BASE, LABELLED, Project, Role, Stage
 from slmctl.sources import snapshot
 from slmctl.sources.documents import folder
 from slmctl.sources.rows.files import known_format
@@ -39,6 +39,12 @@ class Prepare(Stage[PrepareConfig]):
     def _own_key(self, section: PrepareConfig) -> bool:
         """True where the project's own key makes the stand-ins, which the first run writes."""
         return section.sensitive.pseudonym_key == self.project.root.resolve() / config.PSEUDONYM_KEY
+
+    def asks_for(self, role: Role, section: PrepareConfig) -> bool:
+        """Labels do without a base that is not here, for linear models: lengths in tokens are then estimated."""
+        if role == BASE and section.task.has("encode"):
+            return self.project.has_base()
+        return super().asks_for(role, section)
 
     def completed(self, section: PrepareConfig) -> PrepareConfig:
         key = section.sensitive.pseudonym_key

@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from slmctl.errors import DataError
+from slmctl.pipeline.row_estimate import CHARACTERS_A_TOKEN, TURN_TOKENS
 from slmctl.task.chat_template import TemplateRefusedError
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, RowRejectedError
@@ -128,6 +129,18 @@ class TokenCounter:
         return frame if adds_up and all(w == before + p + after for w, p in zip(whole, _PROBES, strict=True)) else None
 
 
+class LengthEstimate:
+    """Lengths by characters, where there is no tokenizer."""
+
+    def countable(self, record: Record) -> CountableText:
+        return CountableText("".join(message["content"] for message in record.messages), TURN_TOKENS)
+
+    def count(self, texts: Sequence[CountableText]) -> np.ndarray:
+        """The estimated tokens of each record, `(n,)`."""
+        lengths = [text.around + round(len(text.text) / CHARACTERS_A_TOKEN) for text in texts]
+        return np.array(lengths, dtype=np.int32)
+
+
 # The lengths of a data set
 
 
@@ -141,7 +154,7 @@ class Histogram(TypedDict):
 class TokenFacts(TypedDict):
     """Lengths of records in tokens; `longer_than` holds the number of records over each common limit.
 
-    `histogram` is missing without records.
+    `histogram` is missing without records, `estimated` where a base's tokenizer counted.
     """
 
     median: int
@@ -151,6 +164,7 @@ class TokenFacts(TypedDict):
     quantiles: dict[str, int]
     histogram: NotRequired[Histogram]
     longer_than: dict[str, int]
+    estimated: NotRequired[bool]
 
 
 def length_facts(lengths: np.ndarray) -> TokenFacts:
