@@ -323,7 +323,8 @@ def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
         freed, left = module.remove(project, unneeded)
         for path in left:
             console.say(f"  kept, since a process uses it by now: {path}")
-        console.say(f"  {console.size(freed)} freed")
+        if unneeded.size:
+            console.say(f"  {console.size(freed)} freed")
 
 
 @click.command()

@@ -93,6 +93,9 @@ def survey(project: Project, registries: Sequence[Path]) -> Survey:
 
 def lines(unneeded: Survey, root: Path) -> Iterator[str]:
     """The list as text, the largest first."""
+    if not unneeded.size:
+        yield "nothing to remove: all that is here is needed"
+        return
     shown = [item for item in unneeded.items if item.size]
     for item in sorted(shown, key=lambda item: (-item.size, item.path)):
         path = item.path.relative_to(root) if item.path.is_relative_to(root) else item.path
@@ -100,10 +103,7 @@ def lines(unneeded: Survey, root: Path) -> Iterator[str]:
     empty = len(unneeded.items) - len(shown)
     if empty:
         yield f"{'0 B':>9}  {empty} locks and empty files that nobody uses"
-    if unneeded.items:
-        yield f"{console.size(unneeded.size):>9}  in all"
-    else:
-        yield "nothing to remove: all that is here is needed"
+    yield f"{console.size(unneeded.size):>9}  in all"
 
 
 def remove(project: Project, unneeded: Survey) -> tuple[int, list[Path]]:
