@@ -103,6 +103,12 @@ def of_source(source: str) -> CatalogueEntry | None:
     return _named(source.removeprefix("hf:").partition("@")[0])
 
 
+def without_hub(language: str) -> CatalogueEntry:
+    """The smallest base of the package index that knows a language, by its code; the smallest one where none does."""
+    offline = [entry for entry in entries() if entry.package]
+    return next((entry for entry in offline if entry.speaks(language or "en")), offline[0])
+
+
 def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
     """The shape of the model in a folder, read from its config; None if the config has other keys.
 

@@ -74,13 +74,13 @@ def asked(purpose: str, repo: str, *, otherwise: str) -> Iterator[Any]:
     with guard.network(purpose, hosts=hosts(), hub=True):
         console.say(f"  contacting {', '.join(sorted(hosts()))}")
         require_reachable(otherwise=otherwise)
-        with spoken(f"the hub gave no {repo}"):
+        with spoken(f"the hub gave no {repo}", otherwise=otherwise):
             yield client()
 
 
 @contextlib.contextmanager
-def spoken(what: str) -> Iterator[None]:
-    """Convert exceptions of the hub's client; `what` begins the message.
+def spoken(what: str, *, otherwise: str = "") -> Iterator[None]:
+    """Convert exceptions of the hub's client; `what` begins the message, `otherwise` as in `require_reachable`.
 
     Raises:
         NetworkError: The hub refused, or cannot be reached.
@@ -93,7 +93,8 @@ def spoken(what: str) -> Iterator[None]:
     except failures as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        hint = "" if isinstance(error, HfHubHTTPError | OSError) else ON_THE_WAY
+        on_the_way = "; ".join(filter(None, (ON_THE_WAY, otherwise)))
+        hint = "" if isinstance(error, HfHubHTTPError | OSError) else on_the_way
         hint = NO_ACCESS if isinstance(error, RepositoryNotFoundError) else hint  # includes GatedRepoError
         raise NetworkError(f"{what}: {str(error).splitlines()[0]}", hint=hint) from None
     except RuntimeError as error:  # the client wraps errors of its upload threads

