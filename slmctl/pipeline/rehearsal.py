@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import random
 import tempfile
 from collections.abc import Iterator
@@ -15,14 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmctl import config, console
+from slmctl import config, console, installation
+from slmctl.artifacts import artifact, atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import DataError, FullError, MissingError, SlmctlError, StageError
+from slmctl.artifacts.typed_json import read_typed
+from slmctl.errors import DataError, FullError, IntegrityError, MissingError, SlmctlError, StageError
+from slmctl.model_files import base_model
 from slmctl.pipeline import runner
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.predictions import predictions_of
 
+STEPS = ("pull", "prepare", "finetune", "merge", "quantize", "serve", "predict")
+PACKAGES = ("torch", "transformers", "peft", "gguf", "llama_cpp_python")
 LABELS = ("billing", "delivery")
 ROWS = 24  # made-up messages, of which most are for training
 WORDS = (
@@ -87,6 +93,37 @@ class Rehearsal:
         return {**self.__dict__, "left_out": list(self.left_out), "remarks": self.remarks}
 
 
+def rehearsed(base: Path, lora: config.Lora | None = None) -> Rehearsal:
+    """The result of `rehearse`, or of an earlier one that passed, which this user's cache keeps.
+
+    It is known by the base's files, the adapter's shape, and the versions of slmctl and of the packages that it runs.
+    """
+    kept = _kept(base, lora)
+    with contextlib.suppress(IntegrityError):
+        if kept is not None and kept.is_file():
+            known = read_typed(kept, Rehearsal, hint="")
+            console.say("  this version has rehearsed every stage on this base before, and does not again")
+            return known
+    result = rehearse(base, lora)
+    if kept is not None and result.passed:
+        with contextlib.suppress(OSError):  # a cache that cannot be written
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write(kept, artifact.canonical(dataclasses.asdict(result)))
+    return result
+
+
+def _kept(base: Path, lora: config.Lora | None) -> Path | None:
+    """The file of this user's cache for a passed rehearsal; None without a cache."""
+    if (cache := installation.user_cache()) is None:
+        return None
+    files = {entry.path: entry.sha256 for entry in artifact.scan(base) if entry.path != base_model.FILENAME}
+    made_with = runner.environment(PACKAGES)
+    versions = [made_with.get(name, "") for name in ("slmctl", "machine", *PACKAGES)]
+    shape = lora.model_dump(mode="json") if lora is not None else {}
+    key = artifact.sha256_bytes(artifact.canonical([files, shape, versions]))
+    return cache / "rehearsals" / f"{key.removeprefix('sha256:')}.json"
+
+
 def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
     """Run the chain on a small random copy of a base.
 
@@ -101,10 +138,15 @@ def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
     """
     from slmctl.model_files import tiny_copy  # with it comes torch
 
-    with tempfile.TemporaryDirectory(prefix="slmctl-rehearsal-") as scratch, _quiet():
+    console.say("  rehearsing every stage on a small random copy of the base")
+    with (
+        tempfile.TemporaryDirectory(prefix="slmctl-rehearsal-") as scratch,
+        console.progress("rehearsing", len(STEPS), "steps") as meter,
+    ):
         root = Path(scratch)
         try:
-            attention = tiny_copy.write(base, root / "copy")
+            with _quiet():
+                attention = tiny_copy.write(base, root / "copy")
         except FOREIGN as error:
             return Rehearsal(False, left_out=(f"no small copy of its architecture can be made ({_sentence(error)})",))
         _write_rows(root / "rows.csv")
@@ -113,19 +155,30 @@ def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
         settings = settings.model_copy(update={"pull": settings.pull.model_copy(update={"rehearse": False})})
         if lora is not None:
             settings = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"lora": lora})})
-        return _chain(Project(root=root, config=settings), attention)
+        return _chain(Project(root=root, config=settings), attention, meter)
 
 
-def _chain(project: Project, attention: str) -> Rehearsal:
-    made = {"pull": _stage(project, "pull", foreign=False)}
-    made |= {name: _stage(project, name) for name in ("prepare", "finetune", "merge")}
-    training = made["finetune"].metrics
+def _chain(project: Project, attention: str, meter: console.Meter) -> Rehearsal:
+    steps = iter(STEPS[1:])
+
+    def stage(name: str, **options: Any) -> Artifact:
+        with _quiet():
+            made = _stage(project, name, **options)
+        meter.advance(note=f"now {next(steps)}")
+        return made
+
+    stage("pull", foreign=False)
+    stage("prepare")
+    training = stage("finetune").metrics
+    stage("merge")
     left_out: list[str] = []
     try:
-        gguf = _stage(project, "quantize", must_end=False)
-        _answer(gguf)
+        gguf = stage("quantize", must_end=False)
+        with _quiet():
+            _answer(gguf)
+        meter.advance(note="now predict")
         for model in ("gguf", "adapter"):
-            with _explained("predict"):
+            with _explained("predict"), _quiet():
                 for request in predictions_of(project, model):
                     runner.run(project, request)
     except MissingError as error:  # a machine that only trains needs no llama.cpp

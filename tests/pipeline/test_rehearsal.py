@@ -20,7 +20,7 @@ def test_a_base_that_works_passes_and_its_description_says_so(tmp_path: Path, ti
     shutil.copytree(tiny_base, folder / "base")
     settings = tiny.CONFIG.replace("pull: {rehearse: false}\n", "")
     (folder / "slmctl.yaml").write_text(settings, encoding="utf-8")
-    done = stages.run(folder, "pull")
+    done = stages.run(folder, "pull", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     tiny.ok(done)
     assert "rehearsing every stage on a small random copy" in done.stderr
     (made,) = folder.glob("runs/base/*")
@@ -29,6 +29,26 @@ def test_a_base_that_works_passes_and_its_description_says_so(tmp_path: Path, ti
     assert outcome["packed"]
     assert outcome["fast_layers"] == outcome["layers"] == 2
     assert outcome["remarks"] == []
+
+
+def test_who_pulls_a_base_again_in_another_project_waits_for_no_second_rehearsal(
+    tmp_path: Path, tiny_base: Path, stages: Forks
+) -> None:
+    settings = tiny.CONFIG.replace("pull: {rehearse: false}\n", "")
+    said = []
+    for name in ("first", "second", "other"):
+        desk = tmp_path / name
+        shutil.copytree(tiny_base, desk / "base")
+        if name == "other":
+            card = desk / "base" / "README.md"
+            card.write_text(card.read_text(encoding="utf-8") + "another base\n", encoding="utf-8")
+        (desk / "slmctl.yaml").write_text(settings, encoding="utf-8")
+        done = stages.run(desk, "pull", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+        base = Base.read(Path(tiny.ok(done)))
+        assert base.rehearsal["passed"] and base.rehearsal["layers"] == 2
+        said.append("rehearsing every stage" in done.stderr)
+        assert said[-1] != ("this version has rehearsed every stage on this base before" in done.stderr)
+    assert said == [True, False, True]
 
 
 def test_a_base_that_llama_cpp_does_not_know_is_refused_at_pull(tmp_path: Path, tiny_base: Path, stages: Forks) -> None:

@@ -147,8 +147,8 @@ class Finetune(Stage[FinetuneConfig]):
         if not self.request().path.exists():
             from slmctl.pipeline import rehearsal
 
-            console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")
-            rehearsal.rehearse(project.artifact(BASE).path, section.lora)
+            console.say("  finetune.lora.target_modules are tried before the training")
+            rehearsal.rehearsed(project.artifact(BASE).path, section.lora)
 
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
         prepared, weights = request.inputs[PREPARED.name], _weights(plan.shape_of_base(self.project))

@@ -97,8 +97,9 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
     # in float16, and one tensor expanded
     needed = hardware.held_bytes() + FIXED_BYTES + 2 * sum(sizes) + 8 * max(sizes, default=0)
     memory.require(needed, "dequantising", hint="the base as safetensors (hf:), or a machine with more")
+    console.say(f"  step 1 of 3: trying {path.name} in a process of its own")
     load_check.require_loadable(path.parent, path.name)
-    console.say(f"  dequantising {path.name}")
+    console.say(f"  step 2 of 3: dequantising {console.count(len(sizes), 'tensor')} of {path.name}")
     with hf_folder.gguf_parsed_once():
         tokenizer = hf_folder.load_tokenizer(path.parent, gguf_file=path.name)
         loaded = hf_folder.load_model(path.parent, dtype=torch.float16, gguf_file=path.name)  # tensor by tensor
@@ -111,6 +112,7 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.config.dtype = torch.float16
+    console.say("  step 3 of 3: writing them as float16")
     model.save_pretrained(out, max_shard_size=SHARD_BYTES)
     tokenizer.save_pretrained(out)
     for path_out in out.glob("*.safetensors"):

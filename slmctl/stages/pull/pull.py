@@ -62,8 +62,7 @@ def _rehearsed(base: Base, out: Path) -> Base:
     Raises:
         DataError: The base does not go through every stage.
     """
-    console.say("  rehearsing every stage on a small random copy of the base")
-    result = rehearsal.rehearse(out)
+    result = rehearsal.rehearsed(out)
     for remark in result.remarks:
         console.say(f"  note: {remark}")
     base = dataclasses.replace(base, rehearsal=result.as_json())
