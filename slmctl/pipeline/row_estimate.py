@@ -29,6 +29,8 @@ SAMPLE = 200  # rows whose texts are looked at
 CHARACTERS_A_TOKEN = 4.0  # of everyday text, in the tokenizers of the catalogue
 CHARACTERS_A_TOKEN_OF_JSON = 3.0  # of tools
 TURN_TOKENS = 16  # of the chat template and the answer, around a text
+THIN = 20  # training rows of a label; with fewer, its learning depends on single rows
+FEW = 10  # test rows of a label; with fewer, its own score is nearly meaningless
 DEVIATIONS, LUMPS = 4, 1.25  # of a split drawn by hash: possible standard deviations, and share by near-duplicates
 
 
@@ -83,6 +85,23 @@ def languages_of(project: Project) -> Languages:
                 sample = [row.columns for row in itertools.islice(rows, SAMPLE) if not row.fault]
             texts += [" ".join(map(str, _asked(source, columns))) for columns in sample]
     return language.of_texts(texts)
+
+
+def labels_of(project: Project) -> Counter[str]:
+    """The rows of each label in the sources, after `task.labels.map`; none where files are large or cannot be read."""
+    counts: Counter[str] = Counter()
+    try:
+        for source in snapshot.gathered(project.config.prepare.sources, project.sources):
+            if source.local.stat().st_size > COUNTED_BYTES:
+                return Counter()
+            with contextlib.closing(read_rows(source.local, **source.reading)) as rows:
+                counts.update(named_cell(row.columns, source.output) for row in rows if not row.fault)
+    except (SlmctlError, OSError, ModuleNotFoundError):  # which the requirements tell
+        return Counter()
+    named: Counter[str] = Counter()
+    for name, count in counts.items():
+        named[project.config.task.label_map.get(name, name)] += count
+    return named
 
 
 def _of_data_set(project: Project) -> RowEstimate:

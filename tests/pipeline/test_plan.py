@@ -439,3 +439,25 @@ def test_a_script_reads_in_a_plan_which_check_a_run_would_fail() -> None:
     needs = (*needs, planning.Requirement("disk", "enough"))
     printed = planning.RunPlan((), needs, (), None).to_json()
     assert [need["reason"] for need in printed["requirements"]] == ["gate_out_of_reach", None, None]
+
+
+def test_a_new_label_in_the_rows_is_told_with_its_rows_and_what_they_can_show(fresh: Path) -> None:
+    waste = [(f"the green bin was not emptied on day {k} of the {word} week", "waste") for k, word in
+             enumerate(tiny.FILLER.split()[:12])]  # fmt: skip
+    slip = [("a price that I was charged twice", "biling")]
+    tiny.write_csv(fresh / "tickets.csv", [*tiny.rows(), *waste, *slip])
+    listed = "task.labels={names: [billing, delivery, account], map: {biling: billing}}"
+    page = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan", "--until", "encode", "--set", listed])
+    assert page.exit_code == 0, page.output
+    (told,) = [line for line in page.stdout.splitlines() if line.startswith("labels")]
+    assert told == (
+        "labels     note: 12 rows of the label 'waste', which task.labels lacks: prepare leaves them out, so no model "
+        "learns it and no gate counts them; named there, some 7 of them train a model and 2 test it, too few for a "
+        "score of its own"
+    )
+    run = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan", "--until", "encode"])  # labels: from-data
+    (told,) = [line for line in run.stdout.splitlines() if line.startswith("labels")]
+    assert "few rows for 2 of 5 labels ('biling' 1, 'waste' 12): fewer than 20 of each train a model" in told
+    tiny.write_csv(fresh / "tickets.csv", tiny.rows())
+    quiet = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan", "--until", "encode"])
+    assert "\nlabels" not in quiet.stdout

@@ -12,6 +12,7 @@ from slmctl.config import PrepareConfig
 from slmctl.deduplication import minhash
 from slmctl.deduplication.ngram_overlap import Overlap
 from slmctl.metrics.label_typos import LabelTypo, label_typos
+from slmctl.pipeline.row_estimate import THIN
 from slmctl.stages.prepare import duplicates
 from slmctl.stages.prepare.fates import NEAR_HELD_OUT, Fates, RowPlace, place_of, rejected_rows
 from slmctl.stages.prepare.limits import Swapped, swapped_columns
@@ -148,6 +149,7 @@ class PrepareFacts(TypedDict):
     max_rejected: float
     labels: dict[str, dict[str, int]]
     label_typos: list[LabelTypo]
+    together: NotRequired[dict[str, tuple[int, str]]]  # of thin labels: rows that repeat one held-out text, its split
     unknown_labels: NotRequired[dict[str, int]]
     cleaning: list[CleaningFact]
     renamed_labels: list[RenamedLabel]
@@ -218,6 +220,9 @@ def collect(
         "sources": _sources(config, rows, fates, plan),
         "examples": _examples(config, rows, fates),
     }
+    thin = [label for label in every if by_label["train"].get(label, 0) < THIN]
+    if lumps := {label: lump for label in thin if (lump := fates.together(rows, label))}:
+        collected["together"] = lumps
     if plan.tokenizer is None:
         collected["tokens"]["estimated"] = True
     if unknown:

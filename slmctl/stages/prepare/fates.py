@@ -22,6 +22,7 @@ from slmctl.task.records import SPLITS
 
 HELD_OUT = SPLITS[1:]
 KEPT, EQUAL, CONFLICT, NEAR, NEAR_HELD_OUT = range(5)
+TOGETHER = "{} rows of nearly one text, or of one group, lie together in {}"
 RULES = {
     EQUAL: "duplicate", CONFLICT: "conflicting duplicate", NEAR: "near duplicate", NEAR_HELD_OUT: "near a held-out row",
 }  # fmt: skip
@@ -64,6 +65,18 @@ class Fates:
     def left_out(self) -> int:
         """Number of records in no split."""
         return int((self.fate != KEPT).sum())
+
+    def together(self, rows: RecordTable, label: str) -> tuple[int, str] | None:
+        """Returns (rows of a label that one text or group holds out together, their split); None for fewer than two."""
+        if label not in rows.labels:
+            return None
+        root = np.where(self.other < 0, np.arange(len(self.other)), self.other)
+        while (root[root] != root).any():  # a row may repeat one that repeats another
+            root = root[root]
+        own = root[rows.label_of == rows.labels.index(label)]
+        place, count = Counter(rows.positions[own].tolist()).most_common(1)[0]
+        split = SPLITS[self.splits[own[rows.positions[own] == place][0]]]
+        return (count, split) if count > 1 and split in HELD_OUT else None
 
     def rules(self, rows: RecordTable) -> dict[str, int]:
         """The number of rows that each rule rejected, the most frequent rule first."""

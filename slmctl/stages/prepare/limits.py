@@ -16,7 +16,7 @@ from slmctl.deduplication import minhash
 from slmctl.deduplication.ngram_overlap import SHORT, Overlap
 from slmctl.errors import DataError, GateError, SlmctlError
 from slmctl.metrics.label_typos import label_typos
-from slmctl.stages.prepare.fates import Fates, place_text
+from slmctl.stages.prepare.fates import TOGETHER, Fates, place_text
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task.records import SPLITS
 
@@ -148,6 +148,7 @@ def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iter
     meant = {slip["label"]: slip["likely"] for slip in label_typos(rows.count(np.arange(len(rows))))}
     named = ", ".join(
         f"'{label[:60]}' {trained.get(label, 0)}" + (f" (perhaps '{meant[label][:60]}')" if label in meant else "")
+        + (f" ({TOGETHER.format(*lump)})" if (lump := fates.together(rows, label)) else "")
         for label in rare[:NAMED]
     )
     more = f" and {len(rare) - NAMED} more" if len(rare) > NAMED else ""

@@ -9,11 +9,11 @@ from slmctl.deduplication.ngram_overlap import SHORT
 from slmctl.metrics.confident_joint import SURE
 from slmctl.metrics.label_typos import alike_labels
 from slmctl.metrics.statistics import wilson
+from slmctl.pipeline.row_estimate import FEW, THIN
 from slmctl.reports.html_page import Notice, Tone, count, either
 from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
+from slmctl.stages.prepare.fates import TOGETHER
 
-THIN = 20  # training rows of a label; with fewer, its learning depends on single rows
-FEW = 10  # test rows of a label; with fewer, its own score is nearly meaningless
 REPEATS = ("duplicate", "conflicting duplicate", "near duplicate", "near a held-out row")  # rules about good rows
 SOME = 0.01  # share of unusable rows from which a reader should know why
 MANY = 0.2  # the same for all rows that were left out
@@ -202,7 +202,8 @@ def _thin_labels(facts: PrepareFacts) -> str:
     few, of = _labels_with_fewer(THIN, facts, "train")
     if not few:
         return ""
-    names = _first([f"{_quoted(name)} ({rows:,})" for name, rows in few])
+    lumps = {name: f"; {TOGETHER.format(*lump)}" for name, lump in facts.get("together", {}).items()}
+    names = _first([f"{_quoted(name)} ({rows:,}{lumps.get(name, '')})" for name, rows in few])
     return (
         f"{of} {either(len(few), 'is', 'are')} thin, with fewer than {THIN} training rows: {names}. More rows help "
         "most there."

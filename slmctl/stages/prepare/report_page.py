@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from slmctl.metrics.confident_joint import SURE
+from slmctl.pipeline.row_estimate import FEW
 from slmctl.reports import html_page
 from slmctl.stages.prepare import report_findings
 from slmctl.stages.prepare.facts import PrepareFacts
@@ -34,7 +35,7 @@ def write(out: Path, facts: PrepareFacts, *, base: str) -> None:
         shares={split: report_findings.overlap_share(side) for split, side in facts["overlap"]["sides"].items()},
         margin=lambda rows: f"±{report_findings.margin(rows):.1f}",
         strip=[quantiles[share] for share in STRIP if quantiles],
-        few=report_findings.FEW,
+        few=FEW,
         sure=SURE,
         credible=CREDIBLE,
     )

@@ -22,6 +22,7 @@ from slmctl.sources.rows.files import known_format
 
 FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
 DOCUMENT_KINDS = {"pdf", "mail", "mailbox"}  # that pypdfium2 reads; a mail may have a PDF attached
+NAMED = 3  # labels in a note
 PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
 TRIED_BYTES = 4_000_000  # of the sources, which take some seconds
 PREPARE_SECONDS, ROWS_A_SECOND = 5, 3000
@@ -122,6 +123,7 @@ class Prepare(Stage[PrepareConfig]):
             if not snapshot.copy_of(source, self.project.sources).exists():
                 text = f"{console.count(len(folder.files(source)), 'document')} of {source.local.name} not read yet"
                 yield "documents", f"{text}; rows and times are known after slmctl prepare"
+        yield from (("labels", text) for text in self._doubtful_labels())
         settings = self.project.config
         entry = catalogue.of_source(settings.base)
         if entry is None or entry.tools is not False or kind_of(settings.task.kind).calls:
@@ -132,6 +134,34 @@ class Prepare(Stage[PrepareConfig]):
         if calling:
             text = f"{calling} of the first {looked} rows hold calls of tools, which {entry.short_name} does not write"
             yield "calls", f"{text}, so prepare rejects them; slmctl bases --tools lists others"
+
+    def _doubtful_labels(self) -> Iterator[str]:
+        """Sentences on labels that the config lacks, and on those of too few rows, where labels are a column's."""
+        section = self.settings
+        if not section.task.has("encode"):
+            return
+        counts, names, splits = row_estimate.labels_of(self.project), section.task.label_names, section.splits
+        counts.pop("", None)
+        learned = 1 - splits.validation - splits.calibration - splits.test
+        unknown = {name: rows for name, rows in counts.most_common() if names is not None and name not in names}
+        for name, rows in list(unknown.items())[:NAMED]:
+            shows = f"some {round(learned * rows)} of them train a model and {round(splits.test * rows)} test it"
+            few = ", too few for a score of its own" if splits.test * rows < row_estimate.FEW else ""
+            yield (
+                f"{console.count(rows, 'row')} of the label '{name[:60]}', which task.labels lacks: prepare leaves "
+                f"them out, so no model learns it and no gate counts them; named there, {shows}{few}"
+            )
+        if len(unknown) > NAMED:
+            yield f"{console.count(len(unknown) - NAMED, 'more label')} of the rows, which task.labels lacks"
+        thin = [(n, c) for n, c in counts.items() if n not in unknown and learned * c < row_estimate.THIN]
+        if thin:
+            named = ", ".join(f"'{name[:60]}' {rows}" for name, rows in sorted(thin, key=lambda each: each[1])[:NAMED])
+            more = ", …" if len(thin) > NAMED else ""
+            of = f"{len(thin)} of {console.count(len(counts) - len(unknown), 'label')}"
+            yield (
+                f"few rows for {of} ({named}{more}): fewer than {row_estimate.THIN} of each train a model, and what it "
+                "scores on such a label alone says little"
+            )
 
     def choices(self, sizes: KnownSizes | None = None) -> str:
         names = self.settings.bound_splits

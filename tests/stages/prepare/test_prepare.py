@@ -440,6 +440,26 @@ def test_too_few_rows_of_a_split_end_the_stage_with_the_counts(run: Any) -> None
     run(tiny.rows(200), min_rows={"calibration": 100}, splits={"calibration": 0})  # nobody asked for some
 
 
+def test_a_label_whose_rows_are_nearly_one_text_is_told_where_they_lie(run: Any, capsys: Any) -> None:
+    """'Rechnung' 0, and the file held 82 rows of it: they differed in a number, so that one split took them all."""
+    others = tiny.rows(200)
+
+    def alike(word: str) -> list[tuple[str, str]]:
+        return [(f"please send the invoice {k} of our {word} order again", "receipt") for k in range(100, 130)]
+
+    def split_of(word: str) -> str:
+        return str(run([*others, *alike(word)], min_rows={"label": 0}).side_of[alike(word)[0][0]])
+
+    word = next(word for word in tiny.FILLER.split() if split_of(word) == "test")
+    capsys.readouterr()
+    with pytest.raises(GateError, match=r"'receipt' 0 \(30 rows of nearly one text, or of one group, lie together in t"):
+        run([*others, *alike(word)])
+    found = run([*others, *alike(word)], min_rows={"label": 0})
+    assert list(found.metrics["together"]["receipt"]) == [30, "test"]
+    assert "“receipt” (0; 30 rows of nearly one text, or of one group, lie together in test)" in capsys.readouterr().err
+    assert "together" not in run(others).metrics
+
+
 def test_a_label_without_training_rows_ends_the_stage_with_its_likely_spelling(run: Any) -> None:
     pairs = [*tiny.rows(200), ("a row by itself", "biling")]
     splits = {"labels": {"biling": {"validation": 0.3, "calibration": 0.2, "test": 0.3}}}
