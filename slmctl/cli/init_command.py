@@ -47,6 +47,7 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
     support-triage, topic-tagging, field-extraction, contract-terms, reply-drafting or tool-calls. slmctl.yaml is
     written into FOLDER: by default the working folder, for a template one of its name.
     """
+    from slmctl.artifacts import atomic
     from slmctl.config import FILENAME
     from slmctl.errors import UsageError
     from slmctl.init import project
@@ -60,7 +61,12 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
         next_command = f"slmctl -C {shlex.quote(str(target))} run"
     else:
         project.require_free(target, FILENAME, base=flags["base"])
-        written = project.write(_proposal(options.directory, source, flags, folder, yes=yes), target)
+        made = _proposal(options.directory, source, flags, folder, yes=yes)
+        written = project.write(made, target)
+        for name, raw in made.data.copies.items():  # which run --plan counts, and prepare need not read again
+            copy = target / "runs" / ".sources" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write(copy, raw, 0o600)
         inside = "" if target.resolve() == Path.cwd() else f" -C {shlex.quote(str(target))}"
         next_command = f"slmctl{inside} run --plan    # what a run takes; then without --plan"
     for path in written:

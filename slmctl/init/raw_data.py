@@ -54,6 +54,7 @@ class RawData:
         notes: Sentences about the source.
         parts: The files or sheets as separate sources, if one is held out; else empty.
         output: The columns of the answers, where the source itself names them, as `--output` has them.
+        copies: Copies of documents by name, as `snapshot.gather` makes them.
     """
 
     title: str
@@ -64,6 +65,7 @@ class RawData:
     notes: tuple[str, ...] = ()
     parts: tuple[SplitPart, ...] = ()
     output: str | None = None
+    copies: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def held_out(self) -> Counter[str]:
@@ -141,7 +143,9 @@ def _kept(source: Source, root: Path, limits: SourceLimits = QUERY_LIMITS) -> li
 def _of_documents(documents: DocumentFolder, root: Path) -> RawData:
     """The documents of a folder, read as `prepare` does."""
     source = documents.source
-    rows = _kept(source, root, DOCUMENT_LIMITS)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(_rows(snapshot.gather([source], Path(folder), DOCUMENT_LIMITS, root=root)))
+        copies = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     looked = look(rows)
     origin: dict[str, object] = {"path": source.local}
     if isinstance(source.answers, AnswerTable):
@@ -150,7 +154,7 @@ def _of_documents(documents: DocumentFolder, root: Path) -> RawData:
         origin["answers"] = source.answers
     useless = {("folder", "constant")} | {(column.name, "empty") for column in looked.columns}
     output = documents.output([each.name for each in looked.columns if (each.name, each.kind) not in useless])
-    return RawData(source.local.name, documents.words, origin, looked, lambda: iter(rows), output=output)
+    return RawData(source.local.name, documents.words, origin, looked, lambda: iter(rows), output=output, copies=copies)
 
 
 def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:

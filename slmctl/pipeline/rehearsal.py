@@ -98,30 +98,21 @@ def rehearsed(base: Path, lora: config.Lora | None = None) -> Rehearsal:
 
     It is known by the base's files, the adapter's shape, and the versions of slmctl and of the packages that it runs.
     """
-    kept = _kept(base, lora)
-    with contextlib.suppress(IntegrityError):
-        if kept is not None and kept.is_file():
-            known = read_typed(kept, Rehearsal, hint="")
-            console.say("  this version has rehearsed every stage on this base before, and does not again")
-            return known
-    result = rehearse(base, lora)
-    if kept is not None and result.passed:
+    if (cache := installation.user_cache()) is None:
+        return rehearse(base, lora)
+    files = {entry.path: entry.sha256 for entry in artifact.scan(base) if entry.path != base_model.FILENAME}
+    versions = {name: runner.environment(PACKAGES).get(name, "") for name in ("slmctl", "machine", *PACKAGES)}
+    shape = lora.model_dump(mode="json") if lora is not None else {}
+    kept = cache / "rehearsals" / f"{artifact.sha256_bytes(artifact.canonical([files, shape, versions]))[7:]}.json"
+    with contextlib.suppress(IntegrityError):  # not there, or damaged
+        known = read_typed(kept, Rehearsal, hint="")
+        console.say("  this version has rehearsed every stage on this base before, and does not again")
+        return known
+    if (result := rehearse(base, lora)).passed:
         with contextlib.suppress(OSError):  # a cache that cannot be written
             kept.parent.mkdir(parents=True, exist_ok=True)
             atomic.write(kept, artifact.canonical(dataclasses.asdict(result)))
     return result
-
-
-def _kept(base: Path, lora: config.Lora | None) -> Path | None:
-    """The file of this user's cache for a passed rehearsal; None without a cache."""
-    if (cache := installation.user_cache()) is None:
-        return None
-    files = {entry.path: entry.sha256 for entry in artifact.scan(base) if entry.path != base_model.FILENAME}
-    made_with = runner.environment(PACKAGES)
-    versions = [made_with.get(name, "") for name in ("slmctl", "machine", *PACKAGES)]
-    shape = lora.model_dump(mode="json") if lora is not None else {}
-    key = artifact.sha256_bytes(artifact.canonical([files, shape, versions]))
-    return cache / "rehearsals" / f"{key.removeprefix('sha256:')}.json"
 
 
 def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,18 @@ def test_documents_without_answers_are_refused_with_what_to_do(tmp_path: Path) -
     assert "the documents of contracts have no answers" in done.stderr
     assert "a table beside the folder with a column of file names" in done.stderr
     assert not (tmp_path / "slmctl.yaml").exists()
+
+
+def test_a_plan_after_init_knows_the_documents_that_init_read(tmp_path: Path) -> None:
+    for name, tenant, rent in contracts(tmp_path / "contracts"):
+        (tmp_path / "contracts" / f"{name}.json").write_text(json.dumps({"tenant": tenant, "rent": rent}))
+    initialised(tmp_path, "contracts")
+    (copy,) = tmp_path.glob("runs/.sources/documents-*.jsonl")
+    assert copy.stat().st_mode & 0o077 == 0
+    planned = slmctl("run", "--plan", cwd=tmp_path)
+    assert "not read yet" not in planned.stdout and "0 sources" not in planned.stdout
+    assert "files      the source, with the columns that the config names" in planned.stdout
+    assert re.search(r"rows       about \d+ to train on and about \d+ to test on, of 120", planned.stdout)
+    copy.unlink()
+    unread = slmctl("run", "--plan", cwd=tmp_path).stdout
+    assert "120 documents of contracts not read yet" in unread and "with the columns" not in unread

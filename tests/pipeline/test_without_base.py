@@ -120,5 +120,5 @@ def test_a_german_user_without_a_hub_reads_the_base_that_knows_german(blocked: R
     done = blocked(desk, "pull")
     assert done.returncode == 9 and "the hub cannot be reached" in done.stderr
     line = catalogue.without_hub("de").source
-    assert f"without a hub, put this line into slmctl.yaml: base: {line}, which knows German" in done.stderr
+    assert f"without a hub, put this line into slmctl.yaml: base: {line} (it knows German)" in done.stderr
     assert line != catalogue.without_hub("en").source

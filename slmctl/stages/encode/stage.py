@@ -145,13 +145,13 @@ class Encode(Stage[EncodeConfig]):
 
     def _of_same_records(self, request: StageRequest) -> Artifact | None:
         """A whole artifact of the same settings, and of a data set with the same records and labels."""
-        here = list(lineage.readable_artifacts(self.project.root))
+        here = {made.digest: made for made in lineage.readable_artifacts(self.project.root)}
         wanted = _learned(request.inputs[PREPARED.name])
-        alike = {made.digest for made in here if made.kind == PREPARED.name and _learned(made) == wanted}
-        for made in here:
-            if (made.manifest.stage, made.manifest.config) == (self.id, request.recipe):
-                if made.manifest.inputs[PREPARED.name] in alike and not artifact.verify(made):
-                    return made
+        for made in here.values():
+            prepared = here.get(str(made.manifest.inputs.get(PREPARED.name)))
+            alike = (made.manifest.stage, made.manifest.config) == (self.id, request.recipe)
+            if alike and prepared and _learned(prepared) == wanted and not artifact.verify(made):
+                return made
         return None
 
     def options(self) -> Mapping[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
-from slmctl.config import AnswerTable, PrepareConfig
+from slmctl.config import AnswerTable, PrepareConfig, Source
 from slmctl.errors import IntegrityError, SlmctlError, UsageError
 from slmctl.metrics import gates
 from slmctl.model_files import catalogue
@@ -55,10 +55,15 @@ class Prepare(Stage[PrepareConfig]):
             stand_ins.make_key(key)  # its hash is part of the recipe: another key, other stand-ins
         return section.model_copy(update={"sources": snapshot.gathered(section.sources, self.project.sources)})
 
+    def _is_here(self, source: Source) -> bool:
+        """True for a file, and for documents that were read."""
+        is_read = folder.is_documents(source) and snapshot.copy_of(source, self.project.sources).exists()
+        return snapshot.is_file(source) or is_read
+
     def checkable(self) -> PrepareConfig:
-        """The section with the sources that are files, and without a key that the first run makes."""
+        """The section with the sources that are here, and without a key that the first run makes."""
         section, sensitive = self.settings, self.settings.sensitive
-        files = snapshot.gathered(list(filter(snapshot.is_file, section.sources)), self.project.sources)
+        files = snapshot.gathered(list(filter(self._is_here, section.sources)), self.project.sources)
         if self._own_key(section):
             sensitive = sensitive.model_copy(update={"pseudonym_key": None})
         return section.model_copy(update={"sources": files, "sensitive": sensitive})
@@ -68,7 +73,8 @@ class Prepare(Stage[PrepareConfig]):
             from slmctl.stages.prepare import prepare
 
             prepare.check(section)
-        count = len(section.sources)
+        if not (count := len(section.sources)):
+            return ""
         return f"{'the source,' if count == 1 else f'{count} sources'} with the columns that the config names"
 
     def checks(self) -> Mapping[str, Callable[[], str]]:
@@ -147,21 +153,15 @@ class Prepare(Stage[PrepareConfig]):
         for name, rows in list(unknown.items())[:NAMED]:
             shows = f"some {round(learned * rows)} of them train a model and {round(splits.test * rows)} test it"
             few = ", too few for a score of its own" if splits.test * rows < row_estimate.FEW else ""
-            yield (
-                f"{console.count(rows, 'row')} of the label '{name[:60]}', which task.labels lacks: prepare leaves "
-                f"them out, so no model learns it and no gate counts them; named there, {shows}{few}"
-            )
-        if len(unknown) > NAMED:
-            yield f"{console.count(len(unknown) - NAMED, 'more label')} of the rows, which task.labels lacks"
+            lacks = f"{console.count(rows, 'row')} of the label '{name[:60]}', which task.labels lacks: prepare leaves"
+            yield f"{lacks} them out, so no model learns it and no gate counts them; named there, {shows}{few}"
         thin = [(n, c) for n, c in counts.items() if n not in unknown and learned * c < row_estimate.THIN]
         if thin:
             named = ", ".join(f"'{name[:60]}' {rows}" for name, rows in sorted(thin, key=lambda each: each[1])[:NAMED])
             more = ", …" if len(thin) > NAMED else ""
-            of = f"{len(thin)} of {console.count(len(counts) - len(unknown), 'label')}"
-            yield (
-                f"few rows for {of} ({named}{more}): fewer than {row_estimate.THIN} of each train a model, and what it "
-                "scores on such a label alone says little"
-            )
+            of = f"few rows for {len(thin)} of {console.count(len(counts) - len(unknown), 'label')} ({named}{more})"
+            few = f"fewer than {row_estimate.THIN} of each train a model"
+            yield f"{of}: {few}, and what it scores on such a label alone says little"
 
     def choices(self, sizes: KnownSizes | None = None) -> str:
         names = self.settings.bound_splits

@@ -72,8 +72,8 @@ class Pull(Stage[PullConfig]):
         code = row_estimate.languages_of(self.project).main
         entry = catalogue.without_hub(code)
         known = language.NAMES.get(code, "English") if entry.speaks(code or "en") else "English alone"
-        line = f"base: {entry.source}, which knows {known}"
-        return {"otherwise": f"without a hub, put this line into slmctl.yaml: {line}; or name a model folder"}
+        line = f"base: {entry.source} (it knows {known}); or name a model folder"
+        return {"otherwise": f"without a hub, put this line into slmctl.yaml: {line}"}
 
     def after(self, made: Artifact, *, current: bool) -> None:
         """Fetch the encoder too, which later stages then need no network for."""
