@@ -36,7 +36,9 @@ CARD = "README.md"  # whose license goes into the GGUF file
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 PARTS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 ARCHIVE = ".zip"  # of a package that holds its model packed once more
-OTHERWISE = "without a hub: an encoder of the package index, a folder or a .gguf file as encode.encoder, or none: words alone"
+OTHERWISE = (
+    "without a hub: an encoder of the package index, a folder or a .gguf file as encode.encoder, or none: words alone"
+)
 
 
 def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import itertools
 import random
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from slmctl.pipeline import runner
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.predictions import predictions_of
 
-STEPS = ("pull", "prepare", "finetune", "merge", "quantize", "serve", "predict")
+STEPS = ("pull", "prepare", "finetune", "merge", "quantize", "answers")
 PACKAGES = ("torch", "transformers", "peft", "gguf", "llama_cpp_python")
 LABELS = ("billing", "delivery")
 ROWS = 24  # made-up messages, of which most are for training
@@ -150,24 +151,17 @@ def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
 
 
 def _chain(project: Project, attention: str, meter: console.Meter) -> Rehearsal:
-    steps = iter(STEPS[1:])
-
-    def stage(name: str, **options: Any) -> Artifact:
-        with _quiet():
-            made = _stage(project, name, **options)
-        meter.advance(note=f"now {next(steps)}")
-        return made
-
-    stage("pull", foreign=False)
-    stage("prepare")
-    training = stage("finetune").metrics
-    stage("merge")
+    made: dict[str, Artifact] = {}
+    for name, following in itertools.pairwise(STEPS[:5]):
+        made[name] = _stage(project, name, **({"foreign": False} if name == "pull" else {}))
+        meter.advance(note=f"now {following}")
+    training = made["finetune"].metrics
     left_out: list[str] = []
     try:
-        gguf = stage("quantize", must_end=False)
+        gguf = _stage(project, "quantize", must_end=False)
+        meter.advance(note="now answers")
         with _quiet():
             _answer(gguf)
-        meter.advance(note="now predict")
         for model in ("gguf", "adapter"):
             with _explained("predict"), _quiet():
                 for request in predictions_of(project, model):
@@ -185,7 +179,7 @@ def _chain(project: Project, attention: str, meter: console.Meter) -> Rehearsal:
 
 
 def _stage(project: Project, name: str, **options: Any) -> Artifact:
-    with _explained(name):
+    with _explained(name), _quiet():
         return runner.run(project, project.request(name), **options).artifact
 
 

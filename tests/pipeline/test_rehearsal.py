@@ -10,6 +10,7 @@ from support import tiny
 from support.forks import Forks
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
+from slmctl import console
 from slmctl.errors import FullError
 from slmctl.model_files.base_model import Base
 from slmctl.pipeline import rehearsal
@@ -49,6 +50,20 @@ def test_who_pulls_a_base_again_in_another_project_waits_for_no_second_rehearsal
         said.append("rehearsing every stage" in done.stderr)
         assert said[-1] != ("this version has rehearsed every stage on this base before" in done.stderr)
     assert said == [True, False, True]
+
+
+def test_who_waits_for_a_rehearsal_reads_which_step_runs(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "SHOW_AFTER_S", -1)
+    monkeypatch.setattr(console, "PLAIN_EVERY_S", -1)
+    (base,) = tiny_run.glob("runs/base/*")
+    assert rehearsal.rehearse(base).passed
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  rehearsing")]
+    steps = ("prepare", "finetune", "merge", "quantize", "answers")
+    assert said[0] == "  rehearsing every stage on a small random copy of the base"
+    assert [line.split()[1] for line in said[1:]] == [f"{k}/6" for k in range(1, 6)]
+    assert all(line.endswith(f"now {step}") for line, step in zip(said[1:], steps, strict=True))
 
 
 def test_a_base_that_llama_cpp_does_not_know_is_refused_at_pull(tmp_path: Path, tiny_base: Path, stages: Forks) -> None:

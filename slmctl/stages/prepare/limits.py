@@ -147,7 +147,8 @@ def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iter
         return
     meant = {slip["label"]: slip["likely"] for slip in label_typos(rows.count(np.arange(len(rows))))}
     named = ", ".join(
-        f"'{label[:60]}' {trained.get(label, 0)}" + (f" (perhaps '{meant[label][:60]}')" if label in meant else "")
+        f"'{label[:60]}' {trained.get(label, 0)}"
+        + (f" (perhaps '{meant[label][:60]}')" if label in meant else "")
         + (f" ({TOGETHER.format(*lump)})" if (lump := fates.together(rows, label)) else "")
         for label in rare[:NAMED]
     )

@@ -247,11 +247,12 @@ def _contract(config: TaskConfig, plan: ReadingPlan, rows: RecordTable) -> Task:
     """The task with the labels of the data, and the system prompt where all rows have the same, as records have it."""
     task = plan.task
     labels = declared.labels_of(config, rows.count(np.arange(len(rows))))
+    windows = _windows(config, rows, counted=plan.tokenizer is not None)
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
     return dataclasses.replace(
         task, system=plan.policy.apply(system).text, descriptions=dict(config.descriptions),
         schema=task.rules.schema_of(labels),
-        labels=labels if task.rules.chooses else (), ordered=config.ordered, document=_windows(config, rows, counted=plan.tokenizer is not None),
+        labels=labels if task.rules.chooses else (), ordered=config.ordered, document=windows,
         must=tuple(config.must),
         must_not=tuple(config.must_not),
     )  # fmt: skip

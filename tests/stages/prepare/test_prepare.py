@@ -452,7 +452,9 @@ def test_a_label_whose_rows_are_nearly_one_text_is_told_where_they_lie(run: Any,
 
     word = next(word for word in tiny.FILLER.split() if split_of(word) == "test")
     capsys.readouterr()
-    with pytest.raises(GateError, match=r"'receipt' 0 \(30 rows of nearly one text, or of one group, lie together in t"):
+    with pytest.raises(
+        GateError, match=r"'receipt' 0 \(30 rows of nearly one text, or of one group, lie together in t"
+    ):
         run([*others, *alike(word)])
     found = run([*others, *alike(word)], min_rows={"label": 0})
     assert list(found.metrics["together"]["receipt"]) == [30, "test"]

