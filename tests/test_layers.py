@@ -488,7 +488,8 @@ def test_errors_import_nothing_of_the_package() -> None:
 
 
 OPTIONS = {  # no recipe's
-    "pull": ["foreign"], "label": ["journals"], "encode": ["encoders"], "quantize": ["must_end"], "publish": ["page"],
+    "pull": ["foreign", "otherwise"], "label": ["journals"], "encode": ["encoders"], "quantize": ["must_end"],
+    "publish": ["page"],
 }  # fmt: skip
 
 

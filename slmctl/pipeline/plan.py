@@ -176,11 +176,11 @@ def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
 
     A base that is not here yet is left out where the last stage does without.
     """
-    without = names[-1] != "pull" and not project.stage(names[-1]).needs_base() and not project.has_base()
+    without = not project.stage(names[-1]).needs_base() and not project.has_base()
     for name in names:
         stage = project.stage(name)
         is_asked_for = getattr(project.config, name) is not None or name == names[-1]
-        is_asked_for = is_asked_for and not (without and name == "pull")
+        is_asked_for = is_asked_for and not (without and stage.leaves in BASE.kinds)
         if is_asked_for and not (stage.tunes and project.config.publish.linear):
             yield stage
 

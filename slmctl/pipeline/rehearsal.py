@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import itertools
 import random
 import tempfile
 from collections.abc import Iterator
@@ -106,9 +105,9 @@ def rehearsed(base: Path, lora: config.Lora | None = None) -> Rehearsal:
     shape = lora.model_dump(mode="json") if lora is not None else {}
     kept = cache / "rehearsals" / f"{artifact.sha256_bytes(artifact.canonical([files, shape, versions]))[7:]}.json"
     with contextlib.suppress(IntegrityError):  # not there, or damaged
-        known = read_typed(kept, Rehearsal, hint="")
+        earlier = read_typed(kept, Rehearsal, hint="")
         console.say("  this version has rehearsed every stage on this base before, and does not again")
-        return known
+        return earlier
     if (result := rehearse(base, lora)).passed:
         with contextlib.suppress(OSError):  # a cache that cannot be written
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -151,10 +150,11 @@ def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
 
 
 def _chain(project: Project, attention: str, meter: console.Meter) -> Rehearsal:
-    made: dict[str, Artifact] = {}
-    for name, following in itertools.pairwise(STEPS[:5]):
-        made[name] = _stage(project, name, **({"foreign": False} if name == "pull" else {}))
-        meter.advance(note=f"now {following}")
+    made = {"pull": _stage(project, "pull", foreign=False)}
+    for name in STEPS[1:4]:
+        meter.advance(note=f"now {name}")
+        made[name] = _stage(project, name)
+    meter.advance(note="now quantize")
     training = made["finetune"].metrics
     left_out: list[str] = []
     try:

@@ -47,7 +47,7 @@ def test_who_wants_a_linear_model_of_words_needs_neither_hub_nor_base(blocked: R
     desk = desk_at(tmp_path)
     done = blocked(desk, "run", "--until", "encode")
     tiny.ok(done)
-    assert "no base is here, so lengths in tokens are estimated by characters" in done.stderr
+    assert "No base is here, so lengths in tokens are estimated by characters" in done.stderr
     assert "will run: prepare, encode" in done.stderr and "contacting" not in done.stderr
     assert not list(desk.glob("runs/base/*"))
     (told,) = lengths(desk)
@@ -95,7 +95,7 @@ def test_who_gets_the_base_later_has_the_tokens_counted_and_keeps_the_linear_mod
     tiny.ok(blocked(desk, "pull"))
     done = blocked(desk, "run", "--until", "encode")
     tiny.ok(done)
-    assert "no base is here" not in done.stderr and "so its linear models stay" in done.stderr
+    assert "No base is here" not in done.stderr and "so its linear models stay" in done.stderr
     counted, estimated = sorted(lengths(desk), key=lambda each: "estimated" in each)
     assert "estimated" not in counted and counted["total"] != estimated["total"]
     made = [artifact.load(path) for path in desk.glob("runs/encoder/[!.]*")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from slmctl.artifacts import artifact, atomic, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import EncodeConfig
+from slmctl.errors import IntegrityError
 from slmctl.model_files import encoder_source, safetensors_header
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
@@ -146,12 +148,13 @@ class Encode(Stage[EncodeConfig]):
     def _of_same_records(self, request: StageRequest) -> Artifact | None:
         """A whole artifact of the same settings, and of a data set with the same records and labels."""
         here = {made.digest: made for made in lineage.readable_artifacts(self.project.root)}
-        wanted = _learned(request.inputs[PREPARED.name])
+        learned = _learned(request.inputs[PREPARED.name])
         for made in here.values():
             prepared = here.get(str(made.manifest.inputs.get(PREPARED.name)))
             alike = (made.manifest.stage, made.manifest.config) == (self.id, request.recipe)
-            if alike and prepared and _learned(prepared) == wanted and not artifact.verify(made):
-                return made
+            with contextlib.suppress(IntegrityError):  # a task.json that was damaged
+                if alike and prepared and _learned(prepared) == learned and not artifact.verify(made):
+                    return made
         return None
 
     def options(self) -> Mapping[str, object]:

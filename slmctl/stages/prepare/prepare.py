@@ -62,8 +62,6 @@ def run(
     words with training, `rows.bin` holds the hashes that `trace` looks up, and of `classify` `suspects.jsonl` lists
     training records whose label looks wrong.
 
-    Without a base, for linear models alone, prompts follow PLAIN and lengths in tokens are estimated.
-
     The accepted rows of `labelled` are one more source, for training only: people label the held-out rows.
 
     Raises:
@@ -111,8 +109,6 @@ def run(
         f"{collected['validation']} validation, {collected['calibration']} calibration, "
         f"{collected['test']} test, {collected['rejected']} left out"
     )
-    if base is None:
-        console.say("  no base is here, so lengths in tokens are estimated by characters")
     for line in report_findings.lines(collected):
         console.say(f"  {line}")
     return collected

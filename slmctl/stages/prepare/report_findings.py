@@ -32,6 +32,8 @@ def lines(facts: PrepareFacts) -> list[str]:
     if len(marked) > room:
         left = len(marked) - room + 1
         marked[room - 1 :] = [f"! {count(left, 'more thing')} to look at, in the report"]
+    if facts["tokens"].get("estimated"):
+        sentences.append("No base is here, so lengths in tokens are estimated by characters.")
     return marked + sentences
 
 

@@ -44,6 +44,9 @@ class Pull(Stage[PullConfig]):
         # of those for quantize none: without llama.cpp, the rehearsal leaves it out
         yield from stage_class("finetune").imports if section.rehearse else ()
 
+    def needs_base(self) -> bool:
+        return True
+
     def require_offline(self) -> None:
         if config.is_remote(base := self.project.config.base):
             guard.require(f"base {base}", hint="run `slmctl pull` once without --offline, or name a path")
@@ -71,8 +74,8 @@ class Pull(Stage[PullConfig]):
             return {}
         code = row_estimate.languages_of(self.project).main
         entry = catalogue.without_hub(code)
-        known = language.NAMES.get(code, "English") if entry.speaks(code or "en") else "English alone"
-        line = f"base: {entry.source} (it knows {known}); or name a model folder"
+        name = language.NAMES.get(code, "English") if entry.speaks(code or "en") else "English alone"
+        line = f"base: {entry.source} (it knows {name}); or name a model folder"
         return {"otherwise": f"without a hub, put this line into slmctl.yaml: {line}"}
 
     def after(self, made: Artifact, *, current: bool) -> None:
