@@ -26,6 +26,7 @@ from rich.text import Text
 
 PLAIN_EVERY_S = 10.0  # seconds between progress lines where stderr is not a terminal
 SHOW_AFTER_S = 2.0  # shorter work shows no progress
+_DOCUMENTS = (".pdf", ".docx", ".eml", ".mbox", ".html", ".htm", ".txt", ".md")
 NARROWEST = 10  # least width of a wrapped column, in characters
 
 
@@ -326,8 +327,13 @@ def timestamp(moment: datetime.datetime | None = None) -> str:
 
 
 def place(file: object, *numbers: int) -> str:
-    """Places of rows as text: `tickets.csv line 17`, `tickets.xlsx rows 17, 90`; lines for text files."""
+    """Places of rows as text: `tickets.csv line 17`, `tickets.xlsx rows 17, 90`; lines for text files.
+
+    A document of a folder is a row of its own, so it has no number: `contracts/17.docx`.
+    """
     name = str(file).lower().removesuffix(".gz")
+    if "/" in name and name.partition("#")[0].endswith(_DOCUMENTS):
+        return str(file)
     noun = "line" if name.endswith((".csv", ".tsv", ".jsonl", ".ndjson")) else "row"
     return f"{file} {noun}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 

@@ -376,7 +376,7 @@ class Source(Section):
 
     def place(self, columns: Mapping[str, object]) -> str:
         """The name of the file that a row is of; of documents each row is one."""
-        return f"{self.title}/{columns['file']}" if self._documents else self.title
+        return f"{self.title}/{columns['file']}" if self._documents and "file" in columns else self.title
 
     def copied(self, path: Path) -> Source:
         """This source of documents as its copy, in which each row has the file that it was."""

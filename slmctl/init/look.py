@@ -41,8 +41,8 @@ class FirstLook:
         return next((column for column in self.columns if column.name == name), None)
 
 
-def look(rows: Iterable[Row]) -> FirstLook:
-    """Read up to COUNTED rows, and describe their columns.
+def look(rows: Iterable[Row], *, numbered: bool = True) -> FirstLook:
+    """Read up to COUNTED rows, and describe their columns; rows that are not `numbered` name themselves in faults.
 
     Raises:
         DataError: See the reader of the rows.
@@ -58,7 +58,7 @@ def look(rows: Iterable[Row]) -> FirstLook:
             break
         if row.fault:
             unusable += 1
-            fault = fault or f"row {row.number}: {row.fault}"
+            fault = fault or (f"row {row.number}: {row.fault}" if numbered else row.fault)
             continue
         usable, last = usable + 1, row.columns
         sample.add(row.columns)

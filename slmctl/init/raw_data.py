@@ -146,7 +146,7 @@ def _of_documents(documents: DocumentFolder, root: Path) -> RawData:
     with tempfile.TemporaryDirectory() as folder:
         rows = list(_rows(snapshot.gather([source], Path(folder), DOCUMENT_LIMITS, root=root)))
         copies = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    looked = look(rows)
+    looked = look(rows, numbered=False)
     origin: dict[str, object] = {"path": source.local}
     if isinstance(source.answers, AnswerTable):
         origin["answers"] = {"path": source.answers.path, "file": source.answers.file}

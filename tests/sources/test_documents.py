@@ -223,6 +223,41 @@ def test_answers_are_joined_by_file_name(tmp_path: Path, capsys: pytest.CaptureF
     assert "1 answer of felder.xlsx without a document: z.pdf" in spoken
 
 
+def test_a_misnamed_file_is_paired_with_its_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # both stood in the list, as if they had nothing to do with each other
+    names = ["supply_011.docx", "contract 2.txt", "lease.docx", "x.txt", "part-1.txt", "part_1.txt"]
+    folder = papers.write(tmp_path / "in", {name: papers.word("x") if "docx" in name else "x" for name in names})
+    rows_of = ["supply-011.docx", "contract 3.txt", "lease.pdf", "y.txt", "part 1.txt"]
+    (tmp_path / "t.csv").write_text("file,fee\n" + "".join(f"{name},1\n" for name in rows_of))
+    rows(folder, answers={"path": tmp_path / "t.csv", "file": "file"})
+    paired = [line.strip() for line in capsys.readouterr().err.splitlines() if "probably" in line]
+    assert paired == [
+        "lease.docx and lease.pdf are probably the same: rename one",
+        "supply_011.docx and supply-011.docx are probably the same: rename one",
+    ]  # a number tells two files apart, and two files like one answer are no pair
+
+
+def test_an_unreadable_document_keeps_its_reason_where_the_table_lacks_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "a.txt": "x", "lost.txt": "x", "empty.docx": papers.word(""), "scan.pdf": papers.pdf([None]),
+        "locked.pdf": papers.pdf(["x"], password="secret"),
+    }  # fmt: skip
+    (tmp_path / "t.csv").write_text("file,fee\na.txt,1\n")
+    folder = papers.write(tmp_path / "in", files)
+    read = rows(folder, answers={"path": tmp_path / "t.csv", "file": "file"})
+    assert {name: row.fault for name, row in read.items()} == {
+        "a.txt": "", "lost.txt": "lost.txt has no answer in t.csv", "empty.docx": "empty.docx holds no text",
+        "locked.pdf": "locked.pdf is encrypted: its text needs a password",
+        "scan.pdf": "scan.pdf: 1 of 1 page has no text: scanned?",
+    }  # fmt: skip
+    said = capsys.readouterr().err
+    for fault in ("empty.docx holds no text", "locked.pdf is encrypted", "scan.pdf: 1 of 1 page has no text: scanned?"):
+        assert said.count(fault) == 1
+    assert "4 documents without an answer in t.csv: empty.docx, locked.pdf, lost.txt, scan.pdf" in said
+
+
 def test_answers_that_cannot_be_read_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # only the documents were named, as without an answer
     (tmp_path / "f.csv").write_text("file,Art,Frist\na.txt,Miete,1,5\nb.txt,Kauf,2\nc.txt,Leihe,2,5\n")
@@ -322,6 +357,10 @@ def test_prepare_reads_a_folder_whose_folders_are_labels(stages: Forks, desk: Pa
     assert (metrics["rows_in"], metrics["rejected"]) == (301, 1)
     (rejected,) = [json.loads(line) for line in (path / "rejected.jsonl").read_text().splitlines()]
     assert "other/locked.pdf is encrypted" in json.dumps(rejected)
+    assert rejected["source"]["file"] == "contracts/other/locked.pdf"  # "row 33" of a folder helped nobody
+    few = stages.run(desk, "prepare", "--set", "prepare.max_rejected=0%")
+    assert few.returncode == 3
+    assert "; first contracts/other/locked.pdf: other/locked.pdf is encrypted" in few.stderr
     again = stages.run(desk, "prepare")
     assert (Path(tiny.ok(again)), "current" in again.stderr, "reading" in again.stderr) == (path, True, False)
     record = json.loads((path / "train.jsonl").read_text().splitlines()[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -12,12 +14,15 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import AnswerTable
 from slmctl.errors import DataError
 from slmctl.normal_forms import in_normal_form
+from slmctl.sources.documents import readers
 from slmctl.sources.rows import columns_of, listed, read_rows
 from slmctl.sources.rows.cells import MAX_DEPTH, Cell, as_text
 
 COLUMNS = ("file", "folder", "text", "pages", "subject", "from", "date")  # of a document
 JSON_COLUMN = "answer"  # of the answers in JSON files
 _NAMED = 5  # names that a sentence lists
+_SLIPS = 2  # characters by which two names of one file differ
+_COMPARED = 300  # names on either side: a table of another folder has many
 
 
 class Joined:
@@ -68,7 +73,7 @@ class Joined:
         return answer
 
     def notes(self) -> Iterator[str]:
-        """Sentences about answers that cannot be read, documents without one, and answers without a document."""
+        """Sentences about answers that cannot be read, documents and answers without each other, and likely slips."""
         if self._faults:
             yield f"{console.count(len(self._faults), 'row')} of {self.title} cannot be read; {self._faults[0]}"
         left = [shown for form, shown in self._shown.items() if form not in self._taken]
@@ -80,6 +85,8 @@ class Joined:
                 more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 plural = "s" if len(names) > 1 else ""
                 yield f"{len(names)} {what}{plural} {where}: {listed(names[:_NAMED])}{more}"
+        for document, answer in list(_probable(self.lacking[:_COMPARED], left[:_COMPARED]))[:_NAMED]:
+            yield f"{document} and {answer} are probably the same: rename one"
 
 
 def _form(name: str) -> str:
@@ -92,6 +99,35 @@ def _forms(name: str) -> list[str]:
     path = PurePosixPath(_form(name))
     names = [str(path), path.name]
     return names if "#" in path.suffix else [str(path), str(path.with_suffix("")), path.name, path.stem]
+
+
+def _probable(documents: Sequence[str], named: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(document, name of an answer) pairs that differ by a slip, where each is like no other."""
+    by_numbers = defaultdict[tuple[str, ...], list[str]](list)
+    for name in named:
+        by_numbers[_numbers(name)].append(name)
+    alike = [(each, name) for each in documents for name in by_numbers[_numbers(each)] if _is_slip(each, name)]
+    met = Counter(name for pair in alike for name in set(pair))
+    yield from (pair for pair in alike if met[pair[0]] == met[pair[1]] == 1)
+
+
+def _stem(name: str) -> str:
+    """The name of a file without folder and without the suffix of a document."""
+    path = PurePosixPath(_form(name))
+    return path.stem if readers.kind_of(path.name) else path.name
+
+
+def _numbers(name: str) -> tuple[str, ...]:
+    """The numbers in a name: `contract_2` and `contract_3` differ by a character, and are two files."""
+    return tuple(digits.lstrip("0") for digits in re.findall("[0-9]+", _stem(name)))
+
+
+def _is_slip(name: str, other: str) -> bool:
+    """True for names that differ in a few of their characters."""
+    from rapidfuzz.distance import OSA  # which listing projects does not need
+
+    stem, slips = _stem(name), OSA.distance(_stem(name), _stem(other), score_cutoff=_SLIPS)
+    return slips <= min(_SLIPS, len(stem) // 3)
 
 
 def of_table(answers: AnswerTable, files: Sequence[str]) -> Joined:

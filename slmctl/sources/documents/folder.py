@@ -12,7 +12,7 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +29,7 @@ from slmctl.sources.rows.cells import FAULT
 from slmctl.sources.rows.files import MAX_FILES, files_below, known_format
 
 SECONDS = 60  # of CPU time for a file
-VERSION = 3  # of the readers: a copy of another version is made again
+VERSION = 4  # of the readers: a copy of another version is made again
 _NAMED = 5  # documents that cannot be read and are named
 
 
@@ -126,33 +126,43 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
         ModuleNotFoundError: The package that reads PDF is not installed.
     """
     named, joined = files(source), _joined(source)
-    title, faults = source.name or source.local.name, dict[str, str]()
+    title, keep = source.name or source.local.name, _keeps_scanned(source)
+    unread: list[str] = []
+    unused = 0
     end, left, count = time.monotonic() + limits.timeout_s, limits.size_bytes, 0
     with console.progress(f"reading {console.shown(title, 60)}", len(named), "documents") as meter:
         for reply in _replies(source, named):
-            row = _row(reply, joined, keep=_keeps_scanned(source))
+            own = _fault_of(reply, keep=keep)
+            row = _row(reply, own, joined)
             line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
             count, left = count + 1, left - len(line)
-            if FAULT in row:
-                faults[str(row["file"])] = str(row[FAULT])
+            unused += FAULT in row
+            if FAULT in row and (own or joined is None or row["file"] not in joined.lacking):
+                unread.append(str(row[FAULT]))
             if left < 0:
                 raise bounded_copy.too_large(title, limits)
             if time.monotonic() > end:
                 raise bounded_copy.too_slow(title, limits, "fewer documents")
             out.write(line)
             meter.advance()
-    console.say(f"  {title}: {console.count(count, 'document')}" + (f", {len(faults):,} not used" if faults else ""))
-    if others := [name for name, path in _listed(source)[1].items() if name not in named and not known_format(path)]:
-        more_kinds = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
-        left_out = (
-            f"{console.count(len(others), 'file')} of other kinds left out: {', '.join(others[:_NAMED])}{more_kinds}"
-        )
-        console.say(f"  {console.shown(left_out, 300)}")
-    lacking = set(joined.lacking) if joined is not None else set()
-    unread = [fault for name, fault in faults.items() if name not in lacking]
+    console.say(f"  {title}: {console.count(count, 'document')}" + (f", {unused:,} not used" if unused else ""))
+    others = {name: path for name, path in _listed(source)[1].items() if name not in named}
+    tables = [name for name, path in others.items() if known_format(path)]
+    _say_left_out("of other kinds", [name for name in others if name not in tables])
+    if joined is None:
+        _say_left_out("with rows, not texts,", tables)
+        hidden = files_below(source.local, skipped=True)[1] if is_several(source.local) else ()
+        _say_left_out("with a name that begins with '.', '_' or '~$'", sorted(hidden))
     more = [f"and {len(unread) - _NAMED:,} more, see rejected.jsonl"] if len(unread) > _NAMED else []
     for note in [*unread[:_NAMED], *more, *(joined.notes() if joined is not None else ())]:
         console.say(f"  {console.shown(note, 300)}")
+
+
+def _say_left_out(what: str, names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+        left_out = f"{console.count(len(names), 'file')} {what} left out: {', '.join(names[:_NAMED])}{more}"
+        console.say(f"  {console.shown(left_out, 300)}")
 
 
 def _joined(source: Source) -> Joined | None:
@@ -164,8 +174,18 @@ def _joined(source: Source) -> Joined | None:
     return answers.of_json(_listed(source)[1], names)
 
 
-def _row(reply: JsonObject, joined: Joined | None, *, keep: bool) -> JsonObject:
-    """A document with its answer, or with the reason why it cannot be used."""
+def _fault_of(reply: JsonObject, *, keep: bool) -> str:
+    """Why a document cannot be read as a whole; '' for one that can."""
+    bare = reply.pop("bare", 0)
+    if "fault" in reply:
+        return str(reply["fault"])
+    if bare and not keep:
+        return f"{bare} of {reply['pages']} {'page has' if reply['pages'] == 1 else 'pages have'} no text: scanned?"
+    return "" if str(reply.get("text", reply["file"])).strip() else "holds no text"
+
+
+def _row(reply: JsonObject, fault: str, joined: Joined | None) -> JsonObject:
+    """A document with its answer, or with the reason why it cannot be used: its own fault goes before a lack."""
     name = reply["file"]
     answer: JsonObject = {}
     if joined is not None:
@@ -174,16 +194,9 @@ def _row(reply: JsonObject, joined: Joined | None, *, keep: bool) -> JsonObject:
         except DataError as error:
             if error.hint:  # an answer that two documents may have, which is a fault of the table
                 raise
-            reply = {"file": name, "fault": error.message} if "fault" not in reply else reply
-    bare = reply.pop("bare", 0)
-    if bare and not keep:
-        pages = "page has" if reply["pages"] == 1 else "pages have"
-        reply = {"file": name, "fault": f"{bare} of {reply['pages']} {pages} no text: scanned?"}
-    if not str(reply.get("text", name)).strip():
-        reply = {"file": name, "fault": "holds no text"}
-    if "fault" in reply:
-        separator = ": " if reply["fault"][:1].isdigit() else " "
-        return {"file": name, FAULT: f"{name}{separator}{reply['fault']}"}
+            fault = fault or error.message
+    if fault:
+        return {"file": name, FAULT: f"{name}{': ' if fault[:1].isdigit() else ' '}{fault}"}
     return reply | answer
 
 

@@ -72,11 +72,11 @@ def _existing(path: Path) -> Path:
     return next((each for each in path.parents if each.exists()), path)
 
 
-def files_below(path: Path) -> tuple[Path, dict[str, Path]]:
+def files_below(path: Path, *, skipped: bool = False) -> tuple[Path, dict[str, Path]]:
     """Returns (the folder, the files in it at any depth or that match the pattern, by name).
 
-    Names are relative to the folder, or to the part of the pattern that exists. Skipped are files with a dot or an
-    underscore at the start of any part of the name, and those that Office keeps beside an open file.
+    Names are relative to the folder, or to the part of the pattern that exists. Skipped, or with `skipped` alone given,
+    are files with a dot or an underscore at the start of any part of the name, and those of Office beside an open file.
 
     Raises:
         DataError: There are too many, or a folder cannot be read.
@@ -93,7 +93,7 @@ def files_below(path: Path) -> tuple[Path, dict[str, Path]]:
     return root, {
         name.as_posix(): file
         for file, name in inside.items()
-        if not any(part.startswith((".", "_", "~$")) for part in name.parts)
+        if any(part.startswith((".", "_", "~$")) for part in name.parts) is skipped
     }
 
 

@@ -121,7 +121,8 @@ def measure_overlap(rows: RecordTable, fates: Fates) -> dict[str, Overlap]:
 
 
 def place_of(config: PrepareConfig, rows: RecordTable, index: int) -> RowPlace:
-    return {"file": config.sources[int(rows.sources[index])].title, "row": int(rows.numbers[index])}
+    source, number = int(rows.sources[index]), int(rows.numbers[index])
+    return {"file": rows.files.get((source, number), config.sources[source].title), "row": number}
 
 
 def place_text(config: PrepareConfig, rows: RecordTable, index: int) -> str:
@@ -132,12 +133,13 @@ def place_text(config: PrepareConfig, rows: RecordTable, index: int) -> str:
 
 def rejected_rows(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[RejectedEntry]:
     """Every row that is in no split, in source order, with its rule and the reason."""
-    unusable = ((source, row.number, row.rule, row.reason) for source, row in rows.rejected)
-    for source, number, rule, reason in heapq.merge(unusable, _left_out(config, rows, fates), key=lambda row: row[:2]):
-        yield {"source": {"file": config.sources[source].title, "row": number}, "rule": rule, "reason": reason}
+    unusable = ((source, row.number, row.file, row.rule, row.reason) for source, row in rows.rejected)
+    left_out = _left_out(config, rows, fates)
+    for _, number, file, rule, reason in heapq.merge(unusable, left_out, key=lambda row: row[:2]):
+        yield {"source": {"file": file, "row": number}, "rule": rule, "reason": reason}
 
 
-def _left_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[tuple[int, int, str, str]]:
+def _left_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[tuple[int, int, str, str, str]]:
     for index in np.flatnonzero(fates.fate != KEPT).tolist():
         fate, first = int(fates.fate[index]), int(fates.other[index])
         other, label = place_text(config, rows, first), rows.label_of[first]
@@ -148,4 +150,5 @@ def _left_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterato
             NEAR: f"nearly the same as {other}",
             NEAR_HELD_OUT: f"nearly the same as {other}, which is held out",
         }[fate]
-        yield int(rows.sources[index]), int(rows.numbers[index]), RULES[fate], reason
+        where = place_of(config, rows, index)
+        yield int(rows.sources[index]), where["row"], where["file"], RULES[fate], reason

@@ -130,11 +130,11 @@ def _unusable(config: PrepareConfig, rows: RecordTable) -> Iterator[DataError]:
     if unusable <= config.max_rejected * total:
         return
     counts = Counter(row.rule for _, row in rows.rejected).most_common(3)
-    source, first = rows.rejected[0]
+    _, first = rows.rejected[0]
     yield DataError(
         f"{unusable} of {total} rows are unusable, more than max_rejected {percent(config.max_rejected)}: "
         + ", ".join(f"{n} {rule}" for rule, n in counts)
-        + f"; first {console.place(config.sources[source].title, first.number)}: {first.reason}",
+        + f"; first {console.place(first.file, first.number)}: {first.reason}",
         hint=f"correct the rows, or --set prepare.max_rejected={math.ceil(100 * unusable / total)}%",
     )
 

@@ -308,12 +308,12 @@ def _first_records(reader: RecordReader, source: int) -> Iterator[str]:
     batch = reader.read(source, raw)
     yield f"  of the first {len(raw)} rows {len(batch.lines)} are records"
     for rejected in batch.rejected[:SHOWN]:
-        yield f"  {console.place(origin.title, rejected.number)}: {rejected.rule}: {rejected.reason}"
+        yield f"  {console.place(rejected.file, rejected.number)}: {rejected.rule}: {rejected.reason}"
     for number, line in list(zip(batch.measures["numbers"].tolist(), batch.lines, strict=True))[:SHOWN]:
         record = Record.from_json(json.loads(line))
         answer = plan.task.rules.written(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer
         text = text.replace(PAGE, "\n[next page]\n")
         parts = (text.removesuffix("\n") if plan.tokenizer is None else text).split("\n")
-        where = console.place(origin.title, number)
+        where = console.place(record.source["file"], number)
         yield from ("", f"  {where}, record {record.id}:", *(f"  | {part}" for part in parts))

@@ -56,11 +56,12 @@ Change = tuple[Literal["clean", "label", "answer"], str]
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that becomes no record, with the rule that rejects it."""
+    """A row that becomes no record, with the rule that rejects it, and the file that it is of."""
 
     number: int
     rule: str
     reason: str
+    file: str
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class RecordBatch:
     sensitive: int  # rows with findings
     changes: Counter[Change]  # rows with each
     echoes: int  # rows whose answer is their question
+    files: Mapping[int, str]  # number of a row -> its document
     systems: frozenset[str]  # system prompts that rows bring
 
 
@@ -169,6 +171,7 @@ class RecordReader:
         rejected: list[RejectedRow] = []
         tally, sensitive_rows = Tally(), 0
         changes, taken = Counter[Change](), list[_ReadRow]()
+        origin = self.plan.sources[source]
         for number, columns, fault in rows:
             try:
                 if fault:
@@ -184,9 +187,10 @@ class RecordReader:
                 taken.append(_ReadRow(number, record, original, system, line, time, countable))
             except RowRejectedError as error:
                 reason = self.plan.policy.apply(error.reason).text  # it may quote the row
-                rejected.append(RejectedRow(number, error.rule, reason))
+                rejected.append(RejectedRow(number, error.rule, reason, origin.place(columns)))
             except UnicodeEncodeError:
-                rejected.append(RejectedRow(number, "unreadable", "holds half a surrogate pair, which is no text"))
+                reason = "holds half a surrogate pair, which is no text"
+                rejected.append(RejectedRow(number, "unreadable", reason, origin.place(columns)))
         return self._batch(source, rejected, taken, tally, sensitive_rows, changes)
 
     def _record(
@@ -413,6 +417,7 @@ class RecordReader:
         if changed:
             old_compact[changed] = minhash.compact(minhash.sketch([before[k] for k in changed]))
         keys = [record.group or text for record, text in zip(records, before, strict=True)]
+        title, named = self.plan.sources[source].title, {row.number: row.record.source["file"] for row in rows}
         measures: dict[str, np.ndarray] = {
             "numbers": np.array([row.number for row in rows], dtype=np.int64),
             "digests": _digests(texts),
@@ -437,6 +442,7 @@ class RecordReader:
             sensitive=sensitive_rows,
             changes=+changes,
             echoes=sum(record.answer == record.input for record in records),
+            files={number: file for number, file in named.items() if file != title},
             systems=frozenset(row.system for row in rows if row.system),
         )
 

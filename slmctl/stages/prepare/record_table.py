@@ -27,6 +27,7 @@ class RecordTable:
         tally: Findings of personal data and secrets; `sensitive` is the number of their rows.
         echoes: Number of rows whose answer is their question.
         changes: Number of rows with each change.
+        files: (source, number) of a row -> its document.
         spill: Normalised inputs and their signatures, on disk.
     """
 
@@ -41,6 +42,7 @@ class RecordTable:
         self.tally = Tally()
         self.sensitive = self.echoes = 0
         self.changes: Counter[Change] = Counter()
+        self.files: dict[tuple[int, int], str] = {}
         self._several = several
         self._codes: dict[str, int] = {}
         self._parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
@@ -59,6 +61,7 @@ class RecordTable:
         self.sensitive += batch.sensitive
         self.tally.merge(batch.tally)
         self.changes += batch.changes
+        self.files |= {(batch.source, number): file for number, file in batch.files.items()}
         if len(self.systems) < 2:
             self.systems |= batch.systems
         if not batch.lines:
