@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slmctl.cli.group import Options, make_workspace, read_settings, terminal
-from slmctl.errors import UsageError
+from slmctl.errors import DataError, UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def answer(
     endpoints: EndpointOptions | None,
     ray: str | None = None,
     first_look: bool = False,
+    strict: bool = False,
 ) -> None:
     """Answer a file.
 
@@ -67,6 +68,10 @@ def answer(
         endpoints: The endpoints that answer; None for an engine.
         ray: The address of a Ray cluster that answers; None for this machine.
         first_look: The linear members of a sum answer alone what the policy lets them keep; the file answers the rest.
+        strict: A row with an error ends the command with 3, after all answers are written.
+
+    Raises:
+        DataError: A row has an error, and `strict` is set.
     """
     from slmctl.pipeline import model_lookup, system_errors
 
@@ -94,6 +99,8 @@ def answer(
             with _answering(request, reading, endpoints, ray) as answered:
                 written, wrong = file_prediction.answer_file(answered, request.task, job)
             terminal().say(f"{terminal().count(written, 'row')} written to {target}, {wrong} with an error")
+            if strict and wrong:
+                raise DataError(f"{wrong} of {written} rows have an error", hint="the column 'error' says which")
 
 
 def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--first-look", is_flag=True,
                      help="Take the linear members' answer where the policy keeps it, and ask the file for the rest."),
+        click.option("--strict", is_flag=True,
+                     help="End with 3 where a row has an error; the answers are written all the same."),
         click.option("--ray", metavar="ADDRESS",
                      help="Answer on a Ray cluster, an engine a node: HOST:PORT, or local for one on this machine."),
         click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True,
@@ -85,8 +87,8 @@ def predict(
         return
     if any(value for name, value in files.items() if name != "concurrency"):
         raise UsageError(
-            "--shard, --format, --column, --sheet, --encoding, --plain, --first-look, --ray and --engine-url are for "
-            "a file",
+            "--shard, --format, --column, --sheet, --encoding, --plain, --strict, --first-look, --ray and "
+            "--engine-url are for a file",
             hint="--input FILE --output FILE",
         )
     from slmctl.pipeline import predictions, runner
@@ -120,6 +122,7 @@ def _answer(
     file_answers.answer(
         options, model, type_name, {**work, "format": files["format_name"]},
         shard=files["shard"] or "1/1", endpoints=endpoints, ray=files["ray"], first_look=files["first_look"],
+        strict=files["strict"],
     )  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def test_each_document_is_kept_as_it_ends_and_the_work_is_said_before(tmp_path: 
     assert any("3 of 4 rows answered by an earlier run" in line for line in said)
 
 
-def test_a_folder_from_the_command_line(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_script_learns_what_a_folder_s_answers_lack(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
     folder = papers.write(tmp_path / "inbox", {"a.pdf": papers.pdf(["refund my card"]), "empty.txt": ""})
     done = stages.run(tiny_run, "predict", "--input", str(folder), "--output", str(tmp_path / "out.jsonl"))
     tiny.ok(done)
@@ -156,5 +156,21 @@ def test_a_folder_from_the_command_line(stages: Forks, tiny_run: Path, tmp_path:
     (folder / "answers.csv").write_text("file,answer\na.pdf,x\n")  # what the model has learned from
     tiny.ok(stages.run(tiny_run, "predict", "--input", str(folder), "--output", str(tmp_path / "again.jsonl")))
     assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "out.jsonl").read_text()
+    papers.write(folder, {"notes.xlsx": "x", "old.doc": "x", "~$a.docx": "x"})
+    strict = stages.run(
+        tiny_run, "predict", "--input", str(folder), "--output", str(tmp_path / "strict.jsonl"), "--strict"
+    )
+    assert strict.returncode == 3, strict.stderr
+    assert (tmp_path / "strict.jsonl").read_text() == (tmp_path / "out.jsonl").read_text()
+    assert "error: 1 of 2 rows have an error" in strict.stderr
+    for passed_over in (
+        "1 file of other kinds left out: old.doc",
+        "2 files with rows, not texts, left out: answers.csv, notes.xlsx",
+        "1 file with a name that begins with '.', '_' or '~$' left out: ~$a.docx",
+    ):
+        assert passed_over in strict.stderr
+    (folder / "empty.txt").unlink()
+    done = stages.run(tiny_run, "predict", "--input", str(folder), "--output", str(tmp_path / "all.jsonl"), "--strict")
+    assert done.returncode == 0, done.stderr
     inside = stages.run(tiny_run, "predict", "--input", str(folder), "--output", str(folder / "out.jsonl"))
     assert (inside.returncode, "lies in the folder of --input" in inside.stderr) == (2, True)
