@@ -41,6 +41,9 @@ WORDS: dict[str, str] = {
         usuario utente gebruiker uzytkownik author autor thread conversation case vorgang fall company firma patient
         device geraet sender absender household""",
     "flag": "0 1 ja nein yes no true false y n j wahr falsch oui non si tak nie sim nao x open closed offen erledigt",
+    "other": """other others misc miscellaneous general unknown none rest scope oos sonstige sonstiges
+        sonstiger andere anderes allgemein allgemeines unbekannt keine autre autres divers otro otros otra otras varios
+        altro altri varie overig overige anders outro outros outra diversos inne inny rozne""",
     "test": "test",
     "validation": "validation valid val dev",
     "calibration": "calibration",

@@ -7,18 +7,13 @@ import re
 import tarfile
 from collections.abc import Mapping
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 
 from slmctl import config
 from slmctl.config import FILENAME
 from slmctl.errors import UsageError
-from slmctl.init.answer_schema import SchemaBuilder
-from slmctl.init.columns import json_value
-from slmctl.init.look import COUNTED
 from slmctl.init.proposal import Proposal, named_base
 from slmctl.init.texts import SCHEMA_FILE, SCHEMA_LINE, config_text, project_name, schema_name
-from slmctl.task import conversation_formats
 
 UNPACKED = "data"  # the folder in a template's archive
 
@@ -60,7 +55,7 @@ def write(proposal: Proposal, folder: Path) -> list[Path]:
     """
     files: dict[str, bytes] = {}
     if proposal.task.rules.has("schema"):
-        content = json.dumps(_schema(proposal), indent=2, ensure_ascii=False) + "\n"
+        content = json.dumps(proposal.schema, indent=2, ensure_ascii=False) + "\n"
         files[schema_name(proposal)] = content.encode()
     text = config_text(proposal, folder)
     config.parse(text, root=folder)  # check that it is valid before anything is written
@@ -99,18 +94,3 @@ def _other_base(name: str | None) -> str:
     base = named_base(name)
     pin = f"pull: {{sha256: {base.sha256}}}" if base.sha256 else "no pull.sha256"
     return f"write into it base: {base.source} and {pin}"
-
-
-def _schema(proposal: Proposal) -> dict[str, object]:
-    """A JSON Schema that all answers satisfy: of every row for columns, of the sample for templates."""
-    builder = SchemaBuilder()
-    task = proposal.task
-    rows = islice(proposal.data.rows(), COUNTED)
-    # rendering a conversation or a user's template for every row takes too long
-    sampled = task.is_conversation or conversation_formats.is_template(task.output)
-    usable = (row.columns for row in rows if not row.fault)
-    cells = (task.fields.of(row) if task.fields else row.get(task.output) for row in usable)
-    for cell in (answer for _, answer in task.pairs) if sampled else cells:
-        if (value := json_value(cell)) is not None:
-            builder.add(value)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **builder.schema()}

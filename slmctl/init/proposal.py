@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from slmctl import sensitive
-from slmctl.config import FinetuneConfig, KindName, Sensitive, Splits, below
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import FinetuneConfig, Gate, KindName, Sensitive, Splits, below
 from slmctl.console import duration, percent, size
+from slmctl.errors import DataError
 from slmctl.hardware import usable_cores
 from slmctl.init import levels, task_proposal
+from slmctl.init.answer_schema import SchemaBuilder
+from slmctl.init.column_names import is_flag, suggests
+from slmctl.init.columns import json_value
+from slmctl.init.look import COUNTED
 from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import TaskProposal
+from slmctl.metrics.gates import rows_needed
 from slmctl.metrics.label_typos import label_typos
 from slmctl.metrics.statistics import drop_bound, effective_groups, independent_rows
 from slmctl.model_files import catalogue, memory, model_shape
@@ -23,15 +32,19 @@ from slmctl.model_files.catalogue import CatalogueEntry
 from slmctl.reports import RELEASE
 from slmctl.reports.html_page import either
 from slmctl.sources.rows.cells import as_text
-from slmctl.task import language, split
+from slmctl.task import conversation_formats, language, split
 from slmctl.task.cleaning import STEPS, clean
 from slmctl.task.language import Languages
 
 SEARCHED = 400  # texts of the sample that are searched for personal data
-FEW = 10  # rows; a label with fewer is noted as rare
+MIN_ROWS = 30  # with an answer, for a trial
+ENOUGH_ROWS = 100  # with fewer, a project is a trial without gates
+FEW = 10  # rows; of a label with fewer none may be left for training
+THIN = 20  # rows; a label with fewer is noted
 WORTH_CLEANING = 0.02  # least share of texts that a proposed step of cleaning changes
 MAPPED = 40  # most misspelt labels that slmctl.yaml maps
 SMALL = 1000  # rows; with fewer there is no calibration split, and a larger test split
+FEW_TEST = 0.25  # share of the test split then
 MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
 USUAL_CHARACTERS = 4.0  # of a token of everyday text
 CHARACTERS_A_TOKEN = 2.5  # at least, in the languages and tokenizers that were looked at
@@ -55,6 +68,10 @@ PROMPTS = {  # by language: classify, tag, extract, generate
            "Leia o texto e dê os campos em JSON.", "Responda à mensagem."),
     "pl": ("Przeczytaj tekst i podaj jego kategorię.", "Przeczytaj tekst i podaj jego kategorie.",
            "Przeczytaj tekst i podaj jego pola jako JSON.", "Odpowiedz na wiadomość."),
+}  # fmt: skip
+EXAMPLES: Mapping[KindName, str] = {  # kind of task -> the template that shows one
+    "classify": "support-triage", "tag": "topic-tagging", "extract": "field-extraction", "generate": "reply-drafting",
+    "call": "tool-calls",
 }  # fmt: skip
 CALL_PROMPT = "Call the tool that the message asks for, or none."  # English, like most tools
 
@@ -137,6 +154,23 @@ class Proposal:
         return self.task.calls if self.base.tools is False and not self.task.rules.calls else 0.0
 
     @property
+    def rejected(self) -> float:
+        """Share of the rows that `prepare` will leave out, also since they cannot be read."""
+        look = self.data.look
+        return 1 - self.usable * look.rows / max(look.rows + look.unusable, 1)
+
+    @property
+    def is_trial(self) -> bool:
+        """True for so few rows that no figure carries a gate."""
+        return round(self.data.look.rows * self.usable) < ENOUGH_ROWS
+
+    @property
+    def lacking_rows(self) -> int:
+        """The number of rows that a trial lacks for the gates that `init` writes."""
+        tested = [rows_needed(Gate.model_validate(gate)) for gate, _ in gates(self.task, FEW_TEST * ENOUGH_ROWS)]
+        return max(ENOUGH_ROWS, math.ceil(max(tested) / FEW_TEST)) - round(self.data.look.rows * self.usable)
+
+    @property
     def usable(self) -> float:
         """Share of the rows that will become records, estimated from the sample."""
         return self.task.usable * (1 - self.lost)
@@ -152,7 +186,9 @@ class Proposal:
 
         They are written into slmctl.yaml, not chosen by `prepare`: else a new source would move test rows to training.
         """
-        few = {"calibration": 0, "test": 0.25} if self.rows < SMALL else {}
+        few: dict[str, float] = {"calibration": 0, "test": FEW_TEST} if self.rows < SMALL else {}
+        if self.is_trial:
+            few |= {"validation": 0.2, "test": 0.3}
         return few | dict.fromkeys(self.data.held_out, 0)
 
     @property
@@ -209,16 +245,49 @@ class Proposal:
         return min(self.test_rows, independent_rows(effective_groups(self.test_groups)))
 
     @property
-    def rare_labels(self) -> list[str]:
-        """The labels with fewer than FEW rows, without misspelt ones."""
-        return [label for label, count in self.task.labels.items() if count < FEW and label not in self.label_map]
+    def least_rows(self) -> dict[str, int]:
+        """The value of `prepare.min_rows`: lower limits for a trial and for rare labels; {} for the default."""
+        splits = {name: 1 for name in ("train", "validation", "test") if self.is_trial}
+        return splits | ({"label": 0} if any(splits or rows < FEW for rows in self.labels.values()) else {})
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Label -> number of rows, the most frequent first; a misspelt one counts for the label that is meant."""
+        counts = Counter[str]()
+        for label, rows in self.task.labels.items():
+            counts[self.label_map.get(label, label)] += rows
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @cached_property
     def levels(self) -> list[str]:
         """The labels from low to high, without misspelt ones; [] if they are not levels."""
-        labels = self.task.labels if self.task.rules.has("labels.ordered") else {}
-        names = [label for label in labels if label not in self.label_map]
-        return levels.in_order(names, self.task.output)
+        labels = self.labels if self.task.rules.has("labels.ordered") else {}
+        return levels.in_order(labels, self.task.output)
+
+    @property
+    def lacks_other(self) -> bool:
+        """True for labels of which none is for the texts that fit no other."""
+        are_topics = self.task.rules.chooses and not self.levels and not is_flag(self.labels)
+        return are_topics and not any(suggests(label, "other") for label in self.labels)
+
+    @cached_property
+    def schema(self) -> JsonObject:
+        """A JSON Schema that all answers satisfy: of every row for columns, of the sample for templates."""
+        builder, task = SchemaBuilder(), self.task
+        # rendering a conversation or a user's template for every row takes too long
+        sampled = task.is_conversation or conversation_formats.is_template(task.output)
+        for text, cell in task.pairs if sampled else self._cells():
+            if (value := json_value(cell)) is not None:
+                builder.add(value, text)
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **builder.schema()}
+
+    def _cells(self) -> Iterator[tuple[str, object]]:
+        """(text, answer) of every counted row, without the form of a template."""
+        fields, read = self.task.fields, task_proposal.columns_in(self.task.input, self.data.look.columns)
+        for row in islice(self.data.rows(), COUNTED):
+            if not row.fault:
+                text = " ".join(as_text(row.columns.get(name)) for name in read)
+                yield text, fields.of(row.columns) if fields else row.columns.get(self.task.output)
 
     @property
     def longest(self) -> int:
@@ -263,10 +332,11 @@ def make(
     """The project for some rows; arguments that are not None are kept, the others proposed.
 
     Raises:
-        DataError: No task fits the rows.
+        DataError: No task fits the rows, or they are too few.
         UsageError: A flag names something unknown, or does not go with the others.
     """
     task = task_proposal.propose(data.look, data.title, input=input, output=output, kind=kind)
+    _require_rows(data, task)
     languages = language.of_texts(text for text, _ in task.pairs)
     rows = round((data.look.rows - data.held_out.total()) * task.usable)
     characters = sum(len(text) + len(answer) for text, answer in task.pairs) / max(len(task.pairs), 1)
@@ -295,6 +365,18 @@ def make(
         kept=tuple(kind for kind in kinds if kind in held and (kind in shares or unasked[kind] != "keep")),
         clean=_cleaning(texts, task),
         label_map=_label_map(task.labels),
+    )
+
+
+def _require_rows(data: RawData, task: TaskProposal) -> None:
+    rows = round(data.look.rows * task.usable)
+    if rows >= MIN_ROWS:
+        return
+    template = "contract-terms" if data.output and task.rules.has("schema") else EXAMPLES[task.kind]
+    raise DataError(
+        f"{data.title} has {rows} rows with a text and an answer: too few to train a model and to measure it",
+        hint=f"{MIN_ROWS - rows} more make a trial, {ENOUGH_ROWS - rows} more a project with gates; slmctl init "
+        f"{template} shows one with enough",
     )
 
 

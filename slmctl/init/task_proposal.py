@@ -25,7 +25,6 @@ from slmctl.task.kinds import kind_of
 from slmctl.task.kinds.kind import TaskKind
 from slmctl.task.records import RowRejectedError, question_of
 
-MIN_ROWS = 100  # with an answer; fewer are too few to train and measure a model
 _ROWS = Source(path=Path("rows"))  # a dummy source for the readers of conversations and templates
 ONE_CALL = 0.9  # least share of rows with at most one call in the answer, for the kind `call`
 
@@ -99,7 +98,7 @@ def propose(
     """The task for a source; arguments that are set are kept. `title` names the source in errors.
 
     Raises:
-        DataError: No task fits the rows: they are too few, have no answer, or all have the same answer.
+        DataError: No task fits the rows: they have no answer, or all have the same answer.
         UsageError: A column does not exist, or does not fit the kind of the task.
     """
     if not look.rows:
@@ -120,13 +119,6 @@ def propose(
             hint="add conversations that end in other answers"
             if task.is_conversation
             else "add rows of the other categories, or name another column: --output COLUMN",
-        )
-    rows = round(look.rows * task.usable)
-    if rows < MIN_ROWS:
-        raise DataError(
-            f"{title} has {rows} rows with a text and an answer: too few to train a model and to measure it",
-            hint=f"collect {MIN_ROWS} and more, at best 50 a category; slmctl init support-triage shows a project "
-            "with enough",
         )
     return task
 

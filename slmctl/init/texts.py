@@ -18,9 +18,10 @@ from slmctl import config
 from slmctl.config import FILENAME, EncodeConfig
 from slmctl.console import count, percent, shown
 from slmctl.init.answer_fields import AnswerFields
+from slmctl.init.answer_schema import closed_lists
 from slmctl.init.column_names import split_named, suggests
 from slmctl.init.columns import Column
-from slmctl.init.proposal import FEW, MAX_LENGTH, Proposal, gates, plain, surely_better, system_prompt
+from slmctl.init.proposal import MAX_LENGTH, THIN, Proposal, gates, plain, surely_better, system_prompt
 from slmctl.init.raw_data import RawData, SplitPart
 from slmctl.init.task_proposal import columns_in
 from slmctl.metrics.label_typos import alike_labels
@@ -67,7 +68,8 @@ def about_data(data: RawData) -> Iterator[str]:
         example = shown(column.example, EXAMPLE)
         yield f"  {name:<{widths[0]}}  {column.kind:<8}  {column.reason:<{widths[1]}}  {example}".rstrip()
     if look.unusable:
-        yield f"note: {count(look.unusable, 'row')} cannot be read; {shown(look.fault)}"
+        what = "row" if data.output is None else "document"
+        yield f"note: {count(look.unusable, what)} cannot be used; {shown(look.fault)}"
     for note in data.notes:
         yield f"note: {note}"
 
@@ -81,9 +83,11 @@ def about_project(project: Proposal) -> list[str]:
         "task": task,
         "most": LISTED,
         "max_length": MAX_LENGTH,
-        "few": FEW,
+        "few": THIN,
+        "schema_name": schema_name(project),
+        "closed": closed_lists(project.schema) if task.rules.has("schema") else (),
         "read": columns_in(task.input, project.data.look.columns) if task.input else [],
-        "by_label": [f"{shown(label, 40)} {number:,}" for label, number in task.labels.items()],
+        "by_label": [f"{shown(label, 40)} {number:,}" for label, number in project.labels.items()],
         "expected": tuple(percent(share, 0) for share in wilson(round(0.9 * rows), rows)),
         "split_columns": list(_split_columns(project.data.look.columns)),
         "conflicting": conflicting,
@@ -91,9 +95,9 @@ def about_project(project: Proposal) -> list[str]:
         "slips": [f"{shown(slip, 40)} for {shown(likely, 40)}" for slip, likely in project.label_map.items()],
         "alike": [
             f"{shown(pair['label'], 40)} {pair['count']:,} and {shown(pair['likely'], 40)} {pair['likely_count']:,}"
-            for pair in alike_labels(task.labels)
+            for pair in alike_labels(project.labels)
         ],
-        "rare": [shown(label, 40) for label in project.rare_labels],
+        "thin": [f"{shown(label, 40)} {rows}" for label, rows in project.labels.items() if rows < THIN],
     }
     return list(filter(None, _rendered("notes.txt.j2", values)))
 
@@ -139,7 +143,7 @@ def schema_name(proposal: Proposal) -> str:
 def _values(proposal: Proposal, folder: Path) -> dict[str, object]:
     """The names that the template knows."""
     data, task, base = proposal.data, proposal.task, proposal.base.source
-    labels = sorted(set(task.labels) - set(proposal.label_map))
+    labels = sorted(proposal.labels)
     parts = data.parts or [SplitPart({}, "", data.look.rows)]
     origins = [{key: _placed(value, folder) for key, value in {**data.origin, **part.origin}.items()} for part in parts]
     return {
@@ -155,9 +159,9 @@ def _values(proposal: Proposal, folder: Path) -> dict[str, object]:
         "slips": [f"{_flow(slip)}: {_flow(label)}" for slip, label in proposal.label_map.items()],
         "system": system_prompt(task.kind, proposal.languages.main),
         "parts": [replace(part, origin=origin) for part, origin in zip(parts, origins, strict=True)],
-        "most_rejected": min(math.ceil(100 * (1.02 - proposal.usable)), 100),
+        "most_rejected": min(math.ceil(100 * (0.02 + proposal.rejected)), 100),
         "encoder": EncodeConfig().encoder,
-        "gates": gates(task, proposal.independent_test_rows),
+        "gates": [] if proposal.is_trial else gates(task, proposal.independent_test_rows),
         "sure": surely_better(proposal.independent_test_rows),
     }
 

@@ -18,6 +18,7 @@ RARE = 0.1  # a typo has at most this share of the other label's rows; a more fr
 # In a word of at least SLIP_LETTERS, one wrong letter (not the first) is a typo up to SLIP_SHARE of the other's rows.
 SLIP_LETTERS, SLIP_ROWS, SLIP_SHARE = 5, 10, 0.3
 ALIKE_SHARE = 0.5  # of the other's rows, up to which a label that differs by one letter is asked about
+PLURALS = ("e", "s", "n", "en", "er", "es", "se", "nen")  # endings that make a plural of a word, in several languages
 _SPELLINGS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "-": "_", " ": "_"})
 _ACCENTS = re.compile("(?<=[a-z])[\u0300-\u036f]+")
 
@@ -48,7 +49,7 @@ def label_typos(counts: Mapping[str, int]) -> list[LabelTypo]:
 
 
 def alike_labels(counts: Mapping[str, int]) -> list[LabelTypo]:
-    """Labels that differ by one letter from a commoner one, and are too frequent for a typo: people should say."""
+    """Labels that people should look at: too frequent for a typo, one letter from a commoner one, or its plural."""
     typos = {typo["label"] for typo in label_typos(counts)}
     common = sorted(((label, rows) for label, rows in counts.items() if label not in typos), key=lambda item: -item[1])
     places = defaultdict[tuple[str, ...], list[int]](list)  # in `common`: of 3,000 labels few share all but one word
@@ -56,11 +57,12 @@ def alike_labels(counts: Mapping[str, int]) -> list[LabelTypo]:
         for shared in _shared_by_slips(label):
             places[shared].append(place)
     pairs: list[LabelTypo] = []
-    for label, count in common:
+    for own, (label, count) in enumerate(common):
         commoner = bisect.bisect_right(common, -count / ALIKE_SHARE, key=lambda item: -item[1])
-        near = sorted({place for shared in _shared_by_slips(label) for place in places[shared] if place < commoner})
-        others = (common[place][0] for place in near)
-        if (likely := next((other for other in others if _is_slip(label, other)), None)) is not None:
+        near = sorted({place for shared in _shared_by_slips(label) for place in places[shared] if place < own})
+        others = ((place < commoner, common[place][0]) for place in near)
+        alike = (other for rare, other in others if (rare and _is_slip(label, other)) or _is_plural(label, other))
+        if (likely := next(alike, None)) is not None:
             pairs.append({"label": label, "count": count, "likely": likely, "likely_count": counts[likely]})
     return pairs
 
@@ -102,3 +104,13 @@ def _is_slip(label: str, other: str) -> bool:
         re.fullmatch(f"[a-z]{{{SLIP_LETTERS},}}", meant) and word[:1] == meant[0] and OSA.distance(word, meant) == 1
         for word, meant in apart
     )
+
+
+def _is_plural(label: str, other: str) -> bool:
+    """True for labels of which one has the plural of a word of the other, such as `Ersatzteil` and `Ersatzteile`."""
+    words, others = (_plain(text).split("_") for text in (label, other))
+    apart = [sorted(pair, key=len) for pair in zip(words, others, strict=False) if pair[0] != pair[1]]
+    if len(words) != len(others) or len(apart) != 1:
+        return False
+    singular, plural = apart[0]
+    return len(singular) >= SLIP_LETTERS - 1 and plural.removeprefix(singular) in PLURALS

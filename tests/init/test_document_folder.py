@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import papers, tiny, workbooks
+from support import TESTS, messy, papers, tiny, workbooks
 from support.program import slmctl
 
 pytestmark = pytest.mark.usefixtures("forked_readers")
@@ -69,6 +69,48 @@ def test_folders_are_labels(tmp_path: Path) -> None:
     made, _ = initialised(tmp_path, "inbox")
     (source,) = made["prepare"]["sources"]
     assert (made["task"]["kind"], source["output"], "answers" in source) == ("classify", "folder", False)
+
+
+PARTIES = ["Ahlers GmbH", "Lindow AG", "Oakfield Ltd", "Vidal S.A.", "Nordhaus KG", "Kestrel Row plc"]
+
+
+def agreements(root: Path, count: int) -> None:
+    """Different agreements in a folder, and a table of what people have read from them."""
+    answers = ["file,supplier,fee,currency"]
+    texts = [text for text, _ in messy.tickets(3 * count)]
+    for number in range(count):
+        supplier, fee, currency = PARTIES[number % 6], 700 + 13 * number, ("EUR", "USD")[number % 2]
+        text = f"{' '.join(texts[number::count])}\n{supplier} asks {fee} {currency} a year."
+        papers.write(root / "contracts", {f"deal-{number:03}.txt": text})
+        answers.append(f"deal-{number:03}.txt,{supplier},{fee},{currency}")
+    (root / "terms.csv").write_text("\n".join(answers) + "\n")
+
+
+def test_a_lawyer_with_sixty_documents_gets_a_trial_that_prepare_takes(tmp_path: Path) -> None:
+    agreements(tmp_path, 59)
+    unread = {"locked.pdf": papers.pdf(["x"], password="secret"), "scan.pdf": papers.pdf([None])}
+    papers.write(tmp_path / "contracts", unread | {f"old-{number}.pdf": papers.pdf([None]) for number in range(6)})
+    made, spoken = initialised(tmp_path, "contracts")
+    assert (made["gates"], made["prepare"]["min_rows"]) == ([], {"train": 1, "validation": 1, "test": 1})
+    assert "note: 8 documents cannot be used; locked.pdf is encrypted: its text needs a password" in spoken
+    assert "41 more rows carry gates" in spoken
+    assert (
+        "note: currency takes only the 2 values seen; another one cannot be answered: EUR, USD; type: string" in spoken
+    )
+    schema = json.loads((tmp_path / "contracts.schema.json").read_text())
+    assert schema["properties"]["supplier"] == {"type": "string"}  # a party that is not among them can be answered
+    done = slmctl("prepare", "--base", str(TESTS / "fixtures" / "0.1.0" / "base"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr  # eight of 67 are over max_rejected as it is by default
+    data = Path(done.stdout.strip())
+    assert all((data / f"{split}.jsonl").read_text().count("\n") for split in ("train", "validation", "test"))
+
+
+def test_a_folder_of_few_documents_is_told_how_many_are_missing(tmp_path: Path) -> None:
+    agreements(tmp_path, 21)
+    done = slmctl("init", "contracts", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "contracts has 21 rows with a text and an answer: too few" in done.stderr
+    assert "9 more make a trial, 79 more a project with gates; slmctl init contract-terms shows one" in done.stderr
 
 
 def test_documents_without_answers_are_refused_with_what_to_do(tmp_path: Path) -> None:

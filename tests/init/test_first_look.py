@@ -14,7 +14,7 @@ from support import EXAMPLES
 
 from slmctl.init import column_names, levels
 from slmctl.init import look as first_look
-from slmctl.init.answer_schema import SchemaBuilder
+from slmctl.init.answer_schema import SchemaBuilder, closed_lists
 from slmctl.init.columns import describe
 from slmctl.metrics import label_typos as label_spellings
 from slmctl.metrics.label_typos import alike_labels, label_typos
@@ -209,6 +209,43 @@ def test_keys_types_and_choices() -> None:
     }
 
 
+PARTIES = ["Ahlers GmbH", "Brücker & Söhne KG", "Lindow AG", "Oakfield Inc.", "Vidal S.A."]
+
+
+@pytest.mark.parametrize(
+    ("values", "closed"),
+    [
+        (PARTIES, False),  # the grammar made a thirteenth party one of the twelve
+        (["Ann Möller", "Bert Koch", "Carl Sauer"], False),
+        (["Lindow", "Nordhaus Ltd"], False),
+        (["Deutsches Recht", "Schweizer Recht"], True),
+        (["Germany", "Austria", "England and Wales"], True),
+        (["EUR", "USD"], True),
+        (["Yes", "No"], True),
+        (["AG", "SE"], True),  # a code, no legal form of a name
+    ],
+)
+def test_a_lawyer_s_parties_are_no_closed_list_and_her_currencies_are(values: list[str], closed: bool) -> None:
+    builder = SchemaBuilder()
+    for value in values * 20:
+        builder.add({"field": value}, f"between us and {value} it is agreed")
+    schema = builder.schema()
+    assert ("enum" in schema["properties"]["field"]) is closed
+    assert list(closed_lists(schema)) == ([("field", sorted(values))] if closed else [])
+
+
+def test_names_that_no_text_holds_are_a_closed_list() -> None:
+    builder = SchemaBuilder()
+    for value in ["Fixed Term", "Open Ended"] * 20:
+        builder.add(value, "it runs for two years")
+    assert list(closed_lists(builder.schema())) == [("the answer", ["Fixed Term", "Open Ended"])]
+
+
+def test_values_that_hardly_recur_are_no_closed_list() -> None:
+    assert schema_of(["a"] * 90 + ["b", "c", "d"]) == {"type": "string"}
+    assert schema_of(["a"] * 90 + ["b"])["enum"] == ["a", "b"]
+
+
 def test_free_keys_are_not_listed() -> None:
     assert schema_of([{f"key {k}": 1} for k in range(100)]) == {"type": "object"}
 
@@ -236,7 +273,10 @@ def test_every_value_satisfies_the_schema_of_all(values: list[Any]) -> None:
         ({"Ersatzteil": 80, "Ersatzteile": 15, "Wartung": 90}, {"Ersatzteile": "Ersatzteil"}),
         ({"Aufzug": 100, "Aufug": 11}, {"Aufug": "Aufzug"}),
         ({"Aufzug": 100, "Aufug": 9}, {}),  # a typo, which is mapped
-        ({"refund": 80, "refunds": 70}, {}),  # two labels of one size are meant
+        ({"refund": 80, "refunds": 70}, {"refunds": "refund"}),  # a plural, however frequent
+        ({"Ersatzteil": 40, "Ersatzteile": 38, "Wartung": 90}, {"Ersatzteile": "Ersatzteil"}),
+        ({"Rechnung": 40, "Rechnungen prüfen": 38, "Rechnungen": 30}, {"Rechnungen": "Rechnung"}),
+        ({"billing": 80, "filling": 70}, {}),  # two labels of one size are meant
         ({"card_2": 90, "card_3": 20}, {}),
     ],
 )

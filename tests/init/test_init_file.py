@@ -378,6 +378,70 @@ def test_chats_that_end_in_the_same_question_are_told_apart_by_what_came_before(
     assert code == 3 and "add conversations that end in other answers" in said
 
 
+# Few rows
+
+
+@pytest.mark.parametrize("count", [30, 99])
+def test_few_rows_make_a_trial_that_prepare_takes(count: int, run: Run) -> None:
+    table("few.csv", ["text", "category"], messy.tickets(count))
+    said = ok(run("init", "few.csv"))
+    assert f"slmctl.yaml has no gates; the report has the untuned base too. {100 - count} more rows carry gates" in said
+    made = config.load(Path("slmctl.yaml"))
+    assert (made.gates, "base" in made.evaluate.models) == ([], True)
+    data = prepared(run)
+    rows = {name: len(list(read_records(data / f"{name}.jsonl"))) for name in ("train", "validation", "test")}
+    assert min(rows.values()) > 0 and sum(rows.values()) <= count
+    run("run", "--plan")
+    table("more.csv", ["text", "category"], messy.tickets(100))
+    assert "make a trial" not in ok(run("init", "more.csv", "more"))
+    assert config.load(Path("more/slmctl.yaml")).gates
+
+
+@pytest.mark.parametrize(
+    ("columns", "answer", "template"),
+    [
+        (("text", "category"), lambda k, text, label: label, "support-triage"),
+        (("text", "reply"), lambda k, text, label: f"Thanks for message {k}, we look into {text}", "reply-drafting"),
+        (("text", "fields"), lambda k, text, label: json.dumps({"number": k}), "field-extraction"),
+    ],
+    ids=["labels", "replies", "fields"],
+)  # fmt: skip
+def test_too_few_rows_name_the_template_of_their_kind(
+    columns: tuple[str, str], answer: Callable[..., str], template: str, run: Run
+) -> None:
+    rows: list[tuple[object, ...]] = [
+        (text, answer(k, text, label)) for k, (text, label) in enumerate(messy.tickets(18))
+    ]
+    table("few.csv", list(columns), rows)
+    code, said = run("init", "few.csv", "--yes")
+    assert code == 3
+    assert f"12 more make a trial, 82 more a project with gates; slmctl init {template} shows one" in said
+
+
+def test_a_misspelt_label_counts_for_the_one_that_is_meant_and_thin_ones_are_named(run: Run) -> None:
+    # the rarest label was a misspelling, so the thin one was not named
+    labels = ["Rechnung"] * 90 + ["Rechung"] * 2 + ["Zugang"] * 80 + ["Lieferung"] * 17 + ["Sonstiges"] * 12
+    rows = zip((text for text, _ in messy.tickets(len(labels), "de")), labels, strict=True)
+    table("t.csv", ["text", "category"], list(rows))
+    said = ok(run("init", "t.csv"))
+    assert "rows by label: Rechnung 92, Zugang 80, Lieferung 17, Sonstiges 12\n" in said
+    assert "note: 2 labels are thin, with fewer than 20 rows: Lieferung 17, Sonstiges 12; collect more" in said
+    assert "are these one label?" not in said
+
+
+def test_a_label_and_its_plural_are_asked_about_and_a_label_for_the_rest_asked_for(run: Run) -> None:
+    labels = ["Ersatzteil"] * 60 + ["Ersatzteile"] * 55 + ["Wartung"] * 80
+    rows = list(zip((text for text, _ in messy.tickets(len(labels), "de")), labels, strict=True))
+    table("t.csv", ["text", "category"], rows)
+    said = ok(run("init", "t.csv"))
+    assert "note: are these one label? Ersatzteile 55 and Ersatzteil 60: then map one to the other" in said
+    assert "note: no label is for texts that fit none, so such a text gets one of these: add rows" in said
+    assert "# calibrate: {out_of_scope: other}" in Path("slmctl.yaml").read_text()
+    table("u.csv", ["text", "category"], [(text, "Sonstiges" if label == "Wartung" else label) for text, label in rows])
+    assert "no label is for texts" not in ok(run("init", "u.csv", "rest"))
+    assert "out_of_scope" not in Path("rest/slmctl.yaml").read_text()
+
+
 # What cannot be known
 
 

@@ -279,8 +279,8 @@ def label_slips(folder: Path) -> Path:
 
 
 def few_rows(folder: Path) -> Path:
-    path = folder / "thirty.csv"
-    path.write_text(as_csv(("text", "category"), tickets(30)), encoding="utf-8", newline="")
+    path = folder / "twenty.csv"
+    path.write_text(as_csv(("text", "category"), tickets(20)), encoding="utf-8", newline="")
     return path
 
 

@@ -264,7 +264,7 @@ def _alike_labels(facts: PrepareFacts) -> str:
         for pair in pairs[:3]
     )
     ask = "Do they mean the same? Then task.labels.map makes one of both."
-    return f"{count(len(pairs), 'label')} differ by one letter from another: {named}. {ask}" if pairs else ""
+    return f"{count(len(pairs), 'label')} may be the same as another: {named}. {ask}" if pairs else ""
 
 
 def _labels_with_fewer(limit: int, facts: PrepareFacts, split: str) -> tuple[list[tuple[str, int]], str]:
