@@ -391,7 +391,7 @@ def test_few_rows_make_a_trial_that_prepare_takes(count: int, run: Run) -> None:
     data = prepared(run)
     rows = {name: len(list(read_records(data / f"{name}.jsonl"))) for name in ("train", "validation", "test")}
     assert min(rows.values()) > 0 and sum(rows.values()) <= count
-    run("run", "--plan")
+    ok(run("run", "--plan"))
     table("more.csv", ["text", "category"], messy.tickets(100))
     assert "make a trial" not in ok(run("init", "more.csv", "more"))
     assert config.load(Path("more/slmctl.yaml")).gates
