@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from slmctl.metrics import cross_fitting, label_spreading
 from slmctl.metrics.cross_fitting import FoldRows, Indices
-from slmctl.metrics.likelihood import Logprobs, normalised, sharpest
+from slmctl.metrics.likelihood import LEAST_GAIN, Logprobs, normalised, sharpest
 from slmctl.metrics.stored_arrays import StoredArrays
 
 NAME = "encoder_logistic"  # in reports and gates
@@ -65,7 +65,8 @@ class HeadFit:
 
     Attributes:
         logprobs: Judgements as of `CrossFit`.
-        learns_unlabelled: True where the judged rows are likelier by heads that learn the unlabelled rows too.
+        learns_unlabelled: True where heads that learn the unlabelled rows too make the judged rows likelier, by
+            LEAST_GAIN at the least.
         strength: The inverse regularisation of a head of the labelled rows alone.
     """
 
@@ -109,7 +110,7 @@ def cross_fit(
             for part, model in zip(parts, alone.models, strict=True)
         ]
         both = cross_fitting.fit(more, answers, strengths=strengths, solver="lbfgs", max_iter=2000)
-        if both.likelihood > alone.likelihood:
+        if both.likelihood > alone.likelihood + LEAST_GAIN:
             return HeadFit(_head(both.models[-1]), both.logprobs, True, alone.strength)
     return HeadFit(_head(alone.models[-1]), alone.logprobs, strength=alone.strength)
 

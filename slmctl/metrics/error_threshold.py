@@ -22,6 +22,7 @@ from slmctl.errors import GateError
 from slmctl.inference.escalation_policy import CurvePoint, FirstStep, Knots, PolicyFigures, linear
 from slmctl.metrics.statistics import (
     chance_of_at_most,
+    design_effect,
     effective_groups,
     error_bound,
     hashed_position,
@@ -91,7 +92,9 @@ class Cut:
         expected: Number of wrong answers among the kept ones, as predicted from their scores.
         wrong: Number of wrong answers among the kept ones.
         outside_kept: Number of out-of-scope rows among the kept ones.
-        effect: Design effect: so many of these rows tell as much as one that is independent of all others.
+        effect: Design effect of the kept answers: rows of them that tell as much as one independent row.
+        planned: The same as the rows that fit the score expect it; the order of the tests follows from it.
+        outside_effect: Design effect of the out-of-scope rows, by their own groups.
     """
 
     threshold: float
@@ -100,6 +103,8 @@ class Cut:
     wrong: int
     outside_kept: int
     effect: float = 1.0
+    planned: float = 1.0
+    outside_effect: float = 1.0
 
     def bound(self, confidence: float) -> float:
         """Upper bound of the share of wrong answers among those that the threshold keeps."""
@@ -107,7 +112,7 @@ class Cut:
 
     def outside_bound(self, outside: int, confidence: float) -> float:
         """Upper bound of the share of out-of-scope questions that the threshold keeps, from `outside` rows."""
-        return error_bound(*_independent(self.outside_kept, outside, self.effect), confidence)
+        return error_bound(*_independent(self.outside_kept, outside, self.outside_effect), confidence)
 
 
 class FittedThreshold(TypedDict):
@@ -208,7 +213,8 @@ def _tested(
         GateError: No threshold keeps the error low enough.
     """
     tests = rows.only(~rows.fits)
-    cuts = list(_cuts(scores[~rows.fits], odds[~rows.fits], tests, _likeness(rows)))
+    likeness, planned = _likeness(rows), _likeness(rows.only(rows.fits), unknown=0.0)
+    cuts = list(_cuts(scores[~rows.fits], odds[~rows.fits], tests, likeness=likeness, planned=planned))
     outside = int(tests.outside.sum())
     chosen = choose(cuts, outside, config)
     chance = max((_chance_to_pass(cut, config) for cut in _tried(cuts, config)), default=0.0)
@@ -232,7 +238,7 @@ def _tested(
 def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:
     """The loosest threshold with an error bound within `max_error`, by fixed-sequence testing; None if none passes.
 
-    The order of the tests follows from the scores alone and the first failure ends them, so each is made at the full
+    The order of the tests follows from scores and groups alone and the first failure ends them, so each is made at the full
     level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021, Learn then Test). The sequence starts where
     a test most likely passes: a stricter one keeps so few rows that a single wrong answer fails it, a looser one keeps
     more wrong answers. The start is predicted from scores, without the reference answers of the testing rows.
@@ -256,7 +262,7 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
 def _tried(cuts: Sequence[Cut], config: CalibrateConfig) -> list[Cut]:
     """The cuts that can be tested, from the strictest to the loosest."""
     least = _least(config)
-    return _thinned([cut for cut in cuts if cut.kept / cut.effect >= least])
+    return _thinned([cut for cut in cuts if cut.kept / cut.planned >= least])
 
 
 def _likeliest(tried: Sequence[Cut], config: CalibrateConfig) -> Cut:
@@ -270,7 +276,7 @@ def _chance_to_pass(cut: Cut, config: CalibrateConfig) -> float:
     The number is modelled as geometric with mean `expected`, a wide distribution: few rows fitted the scores, so
     `expected` may be far off. This favours cuts with more rows, which tolerate that.
     """
-    kept, expected = math.floor(cut.kept / cut.effect), cut.expected / cut.effect
+    kept, expected = math.floor(cut.kept / cut.planned), cut.expected / cut.planned
     refused = bisect.bisect_right(  # the smallest number of wrong answers that fails the bound
         range(kept), 1 - config.confidence, key=lambda wrong: chance_of_at_most(wrong, kept, config.max_error)
     )
@@ -328,17 +334,17 @@ def _independent(wrong: int, total: int, effect: float) -> tuple[int, int]:
     return (wrong, total) if effect == 1 else (math.ceil(wrong / effect), math.floor(total / effect))
 
 
-def _likeness(rows: CalibrationRows) -> float:
-    """Correlation, 0 to 1, of right and wrong answers within groups, over all rows: few kept answers are wrong.
+def _likeness(rows: CalibrationRows, *, unknown: float = 1.0) -> float:
+    """Correlation, 0 to 1, of right and wrong answers within groups, over all these rows: few kept answers are wrong.
 
     The design effect of rows in groups of equal size m is 1 + (m - 1) * correlation (Kish 1965). Where all answers are
-    right, or all wrong, the correlation is unknown and is assumed to be 1, as in `design_effect`.
+    right, or all wrong, the correlation is `unknown`; a bound assumes 1, as in `design_effect`.
     """
     if rows.groups is None:
         return 0.0
     wrong = (~rows.good).astype(np.float64)
     if not np.ptp(wrong):
-        return 1.0
+        return unknown
     size = len(wrong) / effective_groups(np.bincount(rows.groups).tolist())
     return min(max((jackknife_effect(wrong, rows.groups) - 1) / max(size - 1, 1e-9), 0.0), 1.0)
 
@@ -363,19 +369,56 @@ def _chance_wrong(odds: Floats) -> Floats:
     return chances
 
 
-def _cuts(scores: Floats, odds: Floats, rows: CalibrationRows, likeness: float = 0.0) -> Iterator[Cut]:
-    """Every distinct score as a threshold, from the strictest to the loosest; `odds` as in `_tested`."""
+def _outside_effects(order: npt.NDArray[np.int64], rows: CalibrationRows) -> Floats:
+    """Design effect of the out-of-scope rows where the first k + 1 of some rows are kept, for every k.
+
+    Args:
+        order: The places of the rows, from the most certain one on.
+    """
+    effects = np.ones(len(order))
+    if rows.groups is None or not rows.outside.any():
+        return effects
+    kept, groups = np.zeros(len(rows.right)), rows.groups[rows.outside]
+    effect = design_effect(kept[rows.outside], groups)
+    for k, at in enumerate(order.tolist()):
+        if rows.outside[at]:
+            kept[at] = 1
+            effect = design_effect(kept[rows.outside], groups)
+        effects[k] = effect
+    return effects
+
+
+def _cuts(
+    scores: Floats, odds: Floats, rows: CalibrationRows, *, likeness: float, planned: float
+) -> Iterator[Cut]:
+    """Every distinct score as a threshold, from the strictest to the loosest.
+
+    Args:
+        scores, odds: As in `_tested`.
+        likeness, planned: Correlation of right and wrong answers within groups, for the bounds and for the order.
+    """
     usable = np.flatnonzero(~rows.says_outside)
     order = usable[np.argsort(-scores[usable], kind="stable")]
     wrong = np.cumsum(~rows.good[order])
     outside = np.cumsum(rows.outside[order])
     expected = np.cumsum(_chance_wrong(odds[order]))
-    effects = np.ones(len(order)) if rows.groups is None else _effects(rows.groups[order], likeness)
+    effects = plans = np.ones(len(order))
+    if rows.groups is not None:
+        effects = _effects(rows.groups[order], likeness)
+        plans = _effects(rows.groups[order], planned)
+    outside_effects = _outside_effects(order, rows)
     for k, at in enumerate(order):
         if k + 1 == len(order) or scores[order[k + 1]] < scores[at]:
             yield Cut(
-                float(scores[at]), k + 1, float(expected[k]), int(wrong[k]), int(outside[k]), float(effects[k])
-            )  # fmt: skip
+                threshold=float(scores[at]),
+                kept=k + 1,
+                expected=float(expected[k]),
+                wrong=int(wrong[k]),
+                outside_kept=int(outside[k]),
+                effect=float(effects[k]),
+                planned=float(plans[k]),
+                outside_effect=float(outside_effects[k]),
+            )
 
 
 def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
@@ -446,13 +489,13 @@ def _unreachable(cuts: Sequence[Cut], outside: int, config: CalibrateConfig, cha
     """The error where no cut passes: there are too few rows, too many wrong ones, or `outside` rows are kept."""
     hint = "a larger calibrate.max_error, more rows, or a better model"
     chances = f" (by the scores, {percent(chance, 0)} of such data sets pass)"
-    tried = _tried(cuts, config)
-    if not tried:
+    tried, least = _tried(cuts, config), _least(config)
+    if not tried or all(cut.kept / cut.effect < least for cut in tried):
         count, effect = (cuts[-1].kept, cuts[-1].effect) if cuts else (0, 1.0)
         alike = f", as many as {count / effect:.0f} independent ones by their groups," if effect > 1 else ""
         return GateError(
             f"an error of at most {percent(config.max_error)} cannot be shown: {count} rows{alike} "
-            f"test it, and at least {_least(config)} rows without a wrong answer are needed{chances}",
+            f"test it, and at least {least} rows without a wrong answer are needed{chances}",
             reason="max_error",
             hint=hint,
         )

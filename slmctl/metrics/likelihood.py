@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 Logprobs = npt.NDArray[np.float64]
 SHARPNESS = (0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.2)  # inverse temperatures tried
+LEAST_GAIN = 1.0  # nats of all judged rows: a dearer model must make them likelier by more to be taken
 
 
 def normalised(scores: Logprobs) -> Logprobs:

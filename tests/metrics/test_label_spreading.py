@@ -31,7 +31,7 @@ def mixed(count: int, seed: int) -> Rows:
 
 
 def test_a_head_that_learns_the_spread_labels_is_right_more_often() -> None:
-    (vectors, labels), (asked, wanted) = clusters(438, 2), clusters(600, 52)
+    (vectors, labels), (asked, wanted) = clusters(438, 10), clusters(600, 60)
     told = labels.astype(str).tolist()
     heads = [
         encoder_head.cross_fit(vectors[:18], told[:18], fold=np.arange(18) % 5, unlabelled=rows).head
@@ -48,6 +48,15 @@ def test_held_out_rows_tell_if_unlabelled_rows_help(rows: Callable[[int, int], R
     fold = cross_fitting.folds(told[:40], range(40), validation=0)
     fit = encoder_head.cross_fit(vectors[:40], told[:40], fold=fold, unlabelled=vectors[150:])
     assert fit.learns_unlabelled == helps
+
+
+def test_unlabelled_rows_that_help_by_less_than_a_nat_are_not_learned() -> None:
+    # any gain was enough, and 10,000 rows were learned for 0.01 nats of 40 rows
+    vectors, labels = clusters(550, 7)
+    told = labels.astype(str).tolist()
+    fold = cross_fitting.folds(told[:40], range(40), validation=0)
+    fit = encoder_head.cross_fit(vectors[:40], told[:40], fold=fold, unlabelled=vectors[150:])
+    assert not fit.learns_unlabelled
 
 
 @pytest.mark.parametrize(("chance", "weight"), [(1.0, WEIGHT), (0.8, WEIGHT * 0.8**2), (0.5, WEIGHT / 4)])

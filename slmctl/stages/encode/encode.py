@@ -26,7 +26,7 @@ from slmctl.inference import ENCODER, SUM_FILE
 from slmctl.metrics import encoder_head, label_sum, linear_baseline
 from slmctl.metrics.encoder_head import EncoderHead, Floats, Named
 from slmctl.metrics.label_sum import WORDS, LabelSum
-from slmctl.metrics.likelihood import Logprobs, normalised, sharpest
+from slmctl.metrics.likelihood import LEAST_GAIN, Logprobs, normalised, sharpest
 from slmctl.metrics.statistics import hashed_position, wilson
 from slmctl.model_files import encoder_source, gguf_converter, memory
 from slmctl.models import learned_rows
@@ -40,7 +40,6 @@ from slmctl.task.records import SPLITS, Record, RowRejectedError, read_records
 
 TOGETHER = 512  # texts between two updates of the progress bar
 MOST = 10_000  # rows without an answer that are read, drawn by a hash: the time grows with their square
-LEAST_GAIN = 1.0  # nats of all validation rows, by which a tuned encoder makes them likelier than a frozen one
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; both cheap models are fitted on each too
 
 

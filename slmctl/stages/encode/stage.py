@@ -38,7 +38,7 @@ class Encode(Stage[EncodeConfig]):
     takes = (PREPARED,)
     imports = ("llama_cpp", "sklearn")
     uses = ("llama_cpp_python", "scikit-learn", "torch", "transformers")
-    version = 10
+    version = 11
     fetches_once = True
 
     def completed(self, section: EncodeConfig) -> EncodeConfig:

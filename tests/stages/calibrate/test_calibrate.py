@@ -227,6 +227,48 @@ def test_groups_without_a_wrong_answer_count_as_one_row_each() -> None:
     assert [round(fit(size)["design_effect"], 1) for size in (1, 2)] == [1.0, 2.0]
 
 
+def test_answers_of_the_testing_rows_do_not_choose_where_the_tests_begin() -> None:
+    # how alike the rows of a group are was told by all rows, those that test among them
+    config, rows = CalibrateConfig(max_error=0.3), [line for line in lines(300, seed=5) for _ in range(5)]
+    rows = [row | {"id": f"r{k}"} for k, row in enumerate(rows)]
+    groups = {row["id"]: f"customer{k // 5}" for k, row in enumerate(rows)}
+    found = calibrate.read(rows, LABELS, config, groups)
+    mixed = found.right.copy()
+    mixed[~found.fits] = np.random.default_rng(0).permutation(mixed[~found.fits])  # no group is alike any more
+    other = dataclasses.replace(found, right=mixed)
+    alike, apart = (error_threshold.fit(each, config)["figures"] for each in (found, other))
+    assert alike["design_effect"] > apart["design_effect"] + 1
+    assert alike["chance_to_pass"] == apart["chance_to_pass"] > 0.1
+
+
+def test_a_model_without_a_wrong_answer_among_the_fitting_rows_is_tested_as_it_is() -> None:
+    config, rows = CalibrateConfig(), [line | {"answer": "a", "expected": "a"} for line in lines(1500)]
+    groups = {row["id"]: f"customer{k // 5}" for k, row in enumerate(rows)}
+    found = calibrate.read(rows, LABELS, config, groups)
+    single = np.flatnonzero(~found.fits)[:40:5]  # wrong answers in eight groups, one each: rows are not alike
+    found.right[single] = False
+    figures = error_threshold.fit(found, config)["figures"]
+    assert figures["design_effect"] < 1.5 and figures["kept"] == 1 and figures["error"] > 0
+
+
+def test_out_of_scope_rows_count_by_their_own_groups() -> None:
+    # kept answers of large groups made them count for less, and their own groups were not looked at
+    config = CalibrateConfig(max_error=0.4, out_of_scope="oos", max_out_of_scope_kept=0.5)
+    rows = lines(900, outside=300, seed=2)
+
+    def bound(size: int, alike: int) -> tuple[float, float]:
+        """The printed bound, and that of independent rows: of out-of-scope rows in groups of `size`, others `alike`."""
+        groups = {row["id"]: f"o{k // size}" if k < 300 else f"c{k // alike}" for k, row in enumerate(rows)}
+        figures = error_threshold.fit(calibrate.read(rows, LABELS, config, groups), config)["figures"]
+        count = figures["out_of_scope_rows"]
+        return figures["out_of_scope_bound"], error_bound(round(figures["out_of_scope_kept"] * count), count)
+
+    shown, alone = bound(1, 10)
+    assert shown == alone
+    shown, alone = bound(10, 1)
+    assert shown > alone + 0.01
+
+
 def test_groups_of_which_none_fits_the_score_are_refused() -> None:
     # the weights were NaN, and writing the policy ended in a traceback
     names = [name for name in map(str, range(20)) if not error_threshold.fits_score(name)][:5]
