@@ -238,7 +238,7 @@ def _tested(
 def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:
     """The loosest threshold with an error bound within `max_error`, by fixed-sequence testing; None if none passes.
 
-    The order of the tests follows from scores and groups alone and the first failure ends them, so each is made at the full
+    The order of the tests follows from scores and groups alone and the first failure ends them, so each is made at full
     level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021, Learn then Test). The sequence starts where
     a test most likely passes: a stricter one keeps so few rows that a single wrong answer fails it, a looser one keeps
     more wrong answers. The start is predicted from scores, without the reference answers of the testing rows.
@@ -388,9 +388,7 @@ def _outside_effects(order: npt.NDArray[np.int64], rows: CalibrationRows) -> Flo
     return effects
 
 
-def _cuts(
-    scores: Floats, odds: Floats, rows: CalibrationRows, *, likeness: float, planned: float
-) -> Iterator[Cut]:
+def _cuts(scores: Floats, odds: Floats, rows: CalibrationRows, *, likeness: float, planned: float) -> Iterator[Cut]:
     """Every distinct score as a threshold, from the strictest to the loosest.
 
     Args:

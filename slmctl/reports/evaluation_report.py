@@ -59,10 +59,13 @@ class ReliabilityBin(TypedDict):
 class CalibrationFigures(TypedDict):
     """Expected calibration error, Brier score and reliability table of the answers with a confidence.
 
-    `ece` is `observed` corrected for `by_chance`, see `answer_metrics.CalibrationError`.
+    `ece` is `observed` corrected for `by_chance`, see `answer_metrics.CalibrationError`; `confidence` and `accuracy`
+    are the means over all these answers, by which a model is too sure or too modest.
     """
 
     n: int
+    confidence: NotRequired[float]  # this and `accuracy` since evaluate/10
+    accuracy: NotRequired[float]
     ece: float
     observed: NotRequired[float]  # this and `by_chance` since evaluate/7
     by_chance: NotRequired[float]

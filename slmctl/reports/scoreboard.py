@@ -40,7 +40,11 @@ def by_chance(report: EvaluationReport) -> str:
     if not calibration or "by_chance" not in calibration:
         return ""
     rows, share = console.count(calibration["n"], "row"), percent(calibration["by_chance"])
-    return f"ece is what goes beyond chance: on {rows} chance alone makes {share} for {model}"
+    text = f"ece is what goes beyond chance: on {rows} chance alone makes {share} for {model}"
+    if "confidence" not in calibration or "accuracy" not in calibration:
+        return text
+    means = percent(calibration["confidence"]), percent(calibration["accuracy"])
+    return f"{text}; its mean confidence is {means[0]}, and {means[1]} are right"
 
 
 def _others(report: EvaluationReport) -> list[str]:

@@ -28,6 +28,7 @@ DARK = {
     "good": "#5fd075", "warn": "#e3b341", "bad": "#ff8078",
 }  # fmt: skip
 
+SLIM = 372  # pixels: what a screen of 400 has for a chart
 WIDTH = 508  # pixels: two charts stand side by side in a page
 FONT = 13  # pixels
 ROW = 24  # pixels between the middles of two rows
@@ -196,19 +197,23 @@ def dots(
         points: True for differences of shares, shown in percentage points with a sign.
 
     Returns:
-        (chart for the whole width of a page, chart for a small screen without texts in parentheses).
+        (chart for the whole width of a page, chart for a small screen with label and text above each interval).
     """
-    wide, slim = (_dots(rows, title, reference, points=points, width=width) for width in (2 * WIDTH, WIDTH))
+    wide, slim = (_dots(rows, title, reference, points=points, is_slim=is_slim) for is_slim in (False, True))
     return wide, slim
 
 
-def _dots(rows: Sequence[Dot], title: str, reference: tuple[float, str] | None, *, points: bool, width: int) -> Markup:
-    left = _column([_cut(row.label) for row in rows]) + 12
-    texts = [row.text.partition(" (")[0] if width <= WIDTH else row.text for row in rows]
-    right = _column(texts) + 14
+def _dots(
+    rows: Sequence[Dot], title: str, reference: tuple[float, str] | None, *, points: bool, is_slim: bool
+) -> Markup:
+    width, high = (SLIM, 64) if is_slim else (2 * WIDTH, 28)
+    left, right = 10.0, 10.0
+    if not is_slim:
+        left = _column([_cut(row.label) for row in rows]) + 12
+        right = _column([row.text for row in rows]) + 14
     scale = _Scale(*_span(rows, reference, least=-1.0 if points else 0.0), left, width - right)
     top = 24 if reference else 8
-    floor = top + 28 * len(rows)
+    floor = top + high * len(rows)
     parts: list[Markup] = []
     for value in _ticks(scale.low, scale.high, 6):
         x = scale(value)
@@ -221,9 +226,11 @@ def _dots(rows: Sequence[Dot], title: str, reference: tuple[float, str] | None, 
         anchor = "end" if x > (left + width - right) / 2 else "start"
         parts.append(_text(x, 10, reference[1], "c2 small", anchor=anchor))
     for index, row in enumerate(rows):
-        y = top + 28 * index + 14
+        y = top + high * (index + 1) - 14
         label = _text(left - 12, y, _cut(row.label), anchor="end")
-        text = _text(width - right + 14, y, texts[index])
+        text = _text(width - right + 14, y, row.text)
+        if is_slim:
+            label, text = _text(0, y - 34, _cut(row.label), "ink strong"), _text(0, y - 17, row.text)
         parts.append(_group(f"{row.label}: {row.text}", label, *_interval(row, scale, y), text))
     description = "; ".join(f"{row.label} {row.text}" for row in rows[:20])
     return _frame(title, description, width, floor + 24, parts)

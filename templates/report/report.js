@@ -3,8 +3,8 @@
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
   // an interval goes by its lower end
-  const numeric = (text) => /^[-+±]?[\d,.]+(e[-+]?\d+)?\s*(%|ms|s|[kMG]?B|points?)?(\s+(to|-)\s.*)?$/.test(text);
-  const value = (text) => parseFloat(text.replace(/[,±+]/g, "")) * ({ kB: 1e3, MB: 1e6, GB: 1e9 }[text.slice(-2)] || 1);
+  const numeric = (text) => /^[-+±<]?\s?[\d,.]+(e[-+]?\d+)?\s*(%|ms|s|[kMG]?B|points?)?(\s+(to|-)\s.*)?$/.test(text);
+  const value = (text) => parseFloat(text.replace(/[<,±+]/g, "")) * ({ kB: 1e3, MB: 1e6, GB: 1e9 }[text.slice(-2)] || 1);
   if (body.rows.length > 2) {
     [...table.tHead.rows[0].cells].forEach((head, column) => {
       const button = document.createElement("button");
@@ -23,7 +23,10 @@ for (const table of document.querySelectorAll("table")) {
       });
     });
   }
-  const controls = table.parentElement.previousElementSibling;
+  const sign = table.parentElement.previousElementSibling;
+  const measure = () => sign.classList.toggle("cut", table.parentElement.scrollWidth > table.parentElement.clientWidth + 1);
+  new ResizeObserver(measure).observe(table.parentElement);
+  const controls = sign.previousElementSibling;
   if (!controls?.classList.contains("controls")) continue;
   const [select, search, told] = controls.children;
   const update = () => {

@@ -270,6 +270,27 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, tmp_path: Path, make
     assert browser.ask("document.documentElement.scrollWidth") == width
 
 
+def test_on_a_phone_a_table_says_that_it_goes_on_and_a_chart_keeps_its_intervals(
+    browser: Browser, tmp_path: Path
+) -> None:
+    # the table of figures was cut at its interval without a sign, and the chart lost its intervals
+    signs = "[...document.querySelectorAll('.sideways')].filter(sign => sign.checkVisibility())"
+    cut = (
+        "[...document.querySelectorAll('.table')].filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)"
+    )
+    page = of_evaluate(tmp_path)
+    for width in (400, 1280):
+        browser.open(page, width=width)
+        assert browser.ask(f"{signs}.length") == browser.ask(f"{cut}.length")
+        assert (browser.ask(f"{cut}.length") > 3) == (width == 400)
+        charts = "[...document.querySelectorAll(\"svg[aria-label$='less each other model']\")]"
+        visible = f"{charts}.filter(svg => svg.checkVisibility())"
+        assert browser.ask(f"{visible}.length") == 1
+        texts = browser.ask(f"[...{visible}[0].querySelectorAll('text')].map(text => text.textContent)")
+        assert "-2.0 (-4.0 to +0.0), p=0.03: may be chance" in texts
+        assert browser.ask(f"{visible}[0].getBoundingClientRect().right") <= width
+
+
 @pytest.mark.parametrize(("make", "title"), [(of_prepare, "Rows by label"), (of_label, "Accepted rows")])
 def test_a_bar_is_seen_to_its_end_on_a_phone(browser: Browser, tmp_path: Path, make: Make, title: str) -> None:
     # bars by label ran out of the screen, and their numbers with them

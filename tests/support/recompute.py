@@ -452,7 +452,9 @@ class Participant:
         figures, weights = self.measured(), once(self.rows, len(self.said))
         bins = self.bins(weights)
         return {
-            "n": len(self.rows), "ece": figures["ece"], "observed": float(self.observed(weights)[0]),
+            "n": len(self.rows), "confidence": float(np.average(self.sure, weights=weights[0])),
+            "accuracy": float(np.mean([bool(self.right[k]) for k in self.rows])),
+            "ece": figures["ece"], "observed": float(self.observed(weights)[0]),
             "by_chance": float(self.by_chance(weights)[0]), "brier": figures["brier"],
             "bins": [
                 {"low": k / 15, "high": (k + 1) / 15, "n": int(n[0]), "confidence": float(c[0] / n[0]),

@@ -119,8 +119,9 @@ def show(policy: Artifact) -> None:
     """Say what a policy keeps, and how many of these answers are wrong."""
     fit, percent = policy.metrics, console.percent
     console.say(
-        f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of them wrong, at most "
-        f"{percent(fit['error_bound'])} with {percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
+        f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of them wrong; passed "
+        f"at {percent(fit['error_bound'])} of the {percent(fit['max_error'])} that max_error allows, with "
+        f"{percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
     )
     if (chance := fit.get("chance_to_pass", 1.0)) < LIKELY:
         console.say(
@@ -135,7 +136,7 @@ def show(policy: Artifact) -> None:
     if (look := fit.get("first_look")) is not None:
         console.say(
             f"  with --first-look: keeps {percent(look['kept'])}, {percent(look['first_kept'])} by the linear members "
-            f"alone; of all of them {percent(look['error'])} wrong, at most {percent(look['error_bound'])}"
+            f"alone; of all of them {percent(look['error'])} wrong, passed at {percent(look['error_bound'])}"
         )
     if "least_confidence" in fit:
         console.say(

@@ -43,7 +43,7 @@ def differences(view: ReportView) -> TwoWidths:
     dots = []
     for name in view.competing:
         if name != view.focus and (gap := view.difference(name, view.focus)):
-            text = f"{gap.text} ({gap.span})" + (f" p={gap.p_text}" if gap.p_text else " ")
+            text = f"{gap.text} ({gap.span})" + (f", {gap.chance}" if gap.chance else "")
             aside = view.kind(name).untuned
             dots.append(Dot(f"over {name}", gap.value, gap.low, gap.high, text, gap.tone or "c5", aside))
     if not dots:

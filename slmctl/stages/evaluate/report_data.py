@@ -38,6 +38,16 @@ def tone(difference: float, *, real: bool) -> Tone:
     return "" if not real else "good" if difference > 0 else "bad"
 
 
+def p_text(p: float) -> str:
+    """A p-value for a table: two digits, and no more than that it is below 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def p_equation(p: float) -> str:
+    """A p-value for a sentence."""
+    return f"p {p_text(p)}" if p < 0.001 else f"p={p_text(p)}"
+
+
 @dataclass(frozen=True)
 class Difference:
     """The difference of two participants in the primary metric, second less first, with its interval."""
@@ -67,7 +77,12 @@ class Difference:
 
     @property
     def p_text(self) -> str:
-        return "" if self.p is None else f"{self.p:.2g}"
+        return "" if self.p is None else p_text(self.p)
+
+    @property
+    def chance(self) -> str:
+        """The p-value with what it says, such as `p < 0.001: not chance`; empty without one."""
+        return "" if self.p is None else f"{p_equation(self.p)}: {'not' if self.real else 'may be'} chance"
 
     @classmethod
     def read(cls, entry: MetricDifference) -> Difference:

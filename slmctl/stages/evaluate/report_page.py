@@ -58,6 +58,7 @@ def write(
         charts=report_charts,
         figure_text=figure,
         tone_of=report_data.tone,
+        p_text=report_data.p_text,
     )
 
 

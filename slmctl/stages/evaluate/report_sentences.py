@@ -10,7 +10,7 @@ from slmctl.metrics.judged_rate import FEWEST
 from slmctl.metrics.label_sum import ENCODER, WORDS
 from slmctl.reports.evaluation_report import EvaluationReport, JudgedEntry, JudgeEntry, ParticipantEntry, file_of
 from slmctl.reports.html_page import Tone, count
-from slmctl.stages.evaluate.report_data import Difference, ReportView
+from slmctl.stages.evaluate.report_data import Difference, ReportView, p_equation
 
 IN_WORDS = {
     "majority": "always answering the most frequent label",
@@ -38,7 +38,7 @@ def headline(view: ReportView) -> tuple[str, Tone]:
         return f"{name[0].upper()}{name[1:]} {_did(view, baseline)}, {more}: the baseline is {wins}, and cheaper", "bad"
     if difference is not None and not difference.real:
         theirs = percent(view.score(baseline))
-        return f"{done}, {name} {theirs}: so few rows cannot tell them apart", "warn"
+        return f"{done}, {name} {theirs}. The difference may be chance.", "warn"
     gain = 100 * (view.score(focus) - view.score(baseline))
     return f"{done}, {gain:.1f} points more than {name}", "good"
 
@@ -62,7 +62,7 @@ def lead(view: ReportView) -> str:
     text = f"The best model is {view.best} with {percent(view.score(view.best))}; {view.focus} is the one to release."
     if difference is None:
         return text
-    chance = f" (p={difference.p_text})" if difference.p_text else ""
+    chance = f" ({p_equation(difference.p)})" if difference.p is not None else ""
     return f"{text} The difference {'is more than' if difference.real else 'may be'} chance{chance}."
 
 
@@ -187,7 +187,7 @@ def _judge(entry: JudgedEntry, judge: JudgeEntry) -> Iterator[str]:
 
 def _decided(entry: JudgedEntry, level: float) -> str:
     """The sign test of judged pairs in words, with the number of pairs that would decide."""
-    chance = f"(sign test, p={entry['p']:.2g})"
+    chance = f"(sign test, {p_equation(entry['p'])})"
     if entry["p"] <= level:
         return f"more than chance {chance}"
     more = entry["more"]
@@ -214,7 +214,7 @@ def _choice(view: ReportView) -> Iterator[str]:
 
 
 def _sum(view: ReportView) -> Iterator[str]:
-    """The members of the sum that is released, with weight and gain, and those that are left out."""
+    """The members of the sum that is released, with the gain that it expects of each, and those that are left out."""
     entry = view.report.get("sum")
     if entry is None or len(entry["gains"]) < 2:
         return
@@ -227,8 +227,9 @@ def _sum(view: ReportView) -> Iterator[str]:
     left = " and ".join(shares[name] for name in shares if name not in weights)
     rows, floor = count(entry["rows"], "validation row"), _points(entry["floor"])
     yield (
-        f"A release answers by {kept}{f', without {left}' if left else ''}; in brackets, the share of {rows} that each "
-        f"should turn right, of which file and encoder need {floor}."
+        f"The release combines {kept}{f', without {left}' if left else ''}; in brackets, what the sum expects to lose "
+        f"without each, on {rows}. The same rows chose the weights, so no loss is below 0, and most are too high. "
+        f"A file or encoder below {floor} is left out."
     )
 
 
@@ -282,7 +283,7 @@ def _slices(view: ReportView) -> Iterator[str]:
             yield (
                 f"On the rows with {entry['by']} {entry['name']} (n={entry['n']}) {view.focus} scores "
                 f"{_points(abs(entry['difference']))} below {name}: more than chance, of "
-                f"{pair['slices_tested']} slices looked at (Holm, p={entry['p_holm']:.2g})."
+                f"{pair['slices_tested']} slices looked at (Holm, {p_equation(entry['p_holm'])})."
             )
 
 

@@ -224,7 +224,8 @@ def _calibration(answers: Answers, right: Mask) -> tuple[CalibrationFigures | No
     mask = answers.sent[None, :].astype(np.float64)
     gap = answer_metrics.calibration_error(mask, confidence, right.astype(np.float64))
     return {
-        "n": int(confident.sum()), "ece": float(gap.error[0]), "observed": float(gap.observed[0]),
+        "n": int(confident.sum()), "confidence": float(confidence[answers.sent].mean()),
+        "accuracy": float(right[answers.sent].mean()), "ece": float(gap.error[0]), "observed": float(gap.observed[0]),
         "by_chance": float(gap.by_chance[0]), "brier": float(figures["brier"].over(mask)[0]), "bins": bins_used,
     }, figures  # fmt: skip
 

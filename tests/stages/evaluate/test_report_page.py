@@ -37,8 +37,8 @@ def words(out: Path, report: dict[str, Any], **more: Any) -> str:
         ),
         (
             (87, 60, 90, 91, 88),
-            "Q4_K_M answers 88.0 % of 100 held-out rows right, the linear baseline 87.0 %: "
-            "so few rows cannot tell them apart",
+            "Q4_K_M answers 88.0 % of 100 held-out rows right, the linear baseline 87.0 %. "
+            "The difference may be chance.",
         ),
         (
             (89, 60, 90, 91, 88),
@@ -66,6 +66,25 @@ def test_the_best_model_is_named_where_it_is_not_the_one_that_ships(tmp_path: Pa
         "The best model is Q8_0 with 91.0 %; Q4_K_M is the one to release. The difference is more than chance (p=0.03)."
         in text
     )
+
+
+def test_the_tile_says_if_a_model_is_too_sure_or_too_modest(tmp_path: Path) -> None:
+    report = evaluate_report()
+    assert "Calibration error 3.1 % mean gap to the share right; beyond 3.9 % by chance" in words(tmp_path, report)
+    report["models"]["Q4_K_M"]["calibration"] |= {"confidence": 0.944, "accuracy": 0.968}
+    text = words(tmp_path, report)
+    assert "Calibration error 3.1 % said 94.4 %, right 96.8 %; beyond 3.9 % by chance" in text
+    assert "Q4_K_M 100 94.4 % 96.8 % 0.031 0.050 0.039 0.055" in text and "Q8_0 100 - - 0.031" in text
+
+
+def test_a_p_value_is_in_words_for_a_reader(tmp_path: Path) -> None:
+    # the chart had p=2.4e-112
+    report = evaluate_report()
+    report["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"] |= {"p": 2.4e-112, "interval": [-0.04, -0.01]}
+    text = words(tmp_path, report)
+    page = unescape((tmp_path / "report.html").read_text(encoding="utf-8")).replace("\u00a0", " ")
+    assert "-2.0 (-4.0 to -1.0), p < 0.001: not chance" in page
+    assert "-4.0 to -1.0 < 0.001" in text and "e-112" not in page
 
 
 def test_every_part_may_be_empty(tmp_path: Path) -> None:

@@ -161,10 +161,11 @@ def test_what_brings_less_than_the_floor_is_left_out(desk: Path, stages: Forks) 
     # two words of each text tell the category, so the words alone answer all, and nothing else brings more
     report = artifact.load(Path(tiny.ok(stages.run(desk, "evaluate", "--set", "sum.floor=0.002")))).metrics
     assert [*report["sum"]["weights"]] == ["words"] and report["sum"]["gains"].keys() == {"file", "encoder", "words"}
-    (remark,) = [remark for remark in report["remarks"] if remark.startswith("A release answers by words (")]
+    (remark,) = [remark for remark in report["remarks"] if remark.startswith("The release combines words (")]
     assert (
         "without the file (0.00 points) and the encoder (0.00 points)" in remark
-        and "file and encoder need 0.2 points" in remark
+        and "no loss is below 0" in remark
+        and "A file or encoder below 0.2 points is left out" in remark
     )
     assert not made(desk, "sum").path.joinpath("encoder.gguf").exists()
     assert any(
