@@ -2,7 +2,8 @@
 
 A figure is followed by a mark, which no reader sees: `3.3 times<!-- finetune > SmolLM2-135M: tokens/s > ratio -->`. It
 names the file below `benchmarks/results/`, the `metric` of a row, with ` @ ` and its peer where several rows have the
-metric, and the row's field. A share is written in %, with any number of decimals.
+metric, and the row's field; or a name among the file's `intervals`, and `low` or `high`. A share is written in %, with
+any number of decimals.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from support import ROOT
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
-MARK = r"<!-- (?P<file>[\w.-]+) > (?P<metric>[^\n>]+?) > (?P<field>ours|theirs|ratio) -->"
+MARK = r"<!-- (?P<file>[\w.-]+) > (?P<metric>[^\n>]+?) > (?P<field>ours|theirs|ratio|low|high) -->"
 MARKED = re.compile(rf"(?P<number>{NUMBER})(?P<unit>[^\d\n<]{{0,40}}){MARK}")
 # What a benchmark measures, in a paragraph that refers to the benchmarks.
 MEASURED = re.compile(
@@ -26,7 +27,10 @@ MEASURED = re.compile(
 
 def value_of(file: str, metric: str, field: str) -> float:
     """The value that a mark names."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text(encoding="utf-8"))["rows"]
+    results = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text(encoding="utf-8"))
+    if field in ("low", "high"):
+        return float(results["intervals"][metric][field == "high"])
+    rows = results["rows"]
     name, _, peer = metric.partition(" @ ")
     (value,) = {row[field] for row in rows if row["metric"] == name and peer in ("", row["peer"])}
     return float(value)
@@ -69,6 +73,7 @@ def test_the_findings_are_those_of_the_results() -> None:
         ("3.4 times<!-- finetune > SmolLM2-135M: tokens/s @ trl > ratio -->", "says 3.3"),
         ("| labels | **3.4**<!-- finetune > SmolLM2-135M: tokens/s @ trl > ratio --> |", "says 3.3"),
         ("It took 4.5 times as long ([figures](benchmarks/README.md)).", "no mark: 4.5 times"),
+        ("66.7 %<!-- documents > Q8_0 > low -->", "says 66.8"),
         ("12.3 %<!-- routing > in-scope questions kept > ours -->", "says 88.6"),
     ],
 )

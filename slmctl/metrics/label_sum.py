@@ -1,8 +1,8 @@
 """Members that say how likely each label is -> their weighted sum, with weights by the likelihood of held-out rows.
 
 The members of a task with labels: the GGUF file, the head of a sentence encoder, and a linear model on hashed words.
-They err on different rows, so the sum is better than any of them (`benchmarks/sharper.py`): a logarithmic opinion pool,
-softmax(sum of weight * log probability). A weight holds a member's sharpness too. No text of a row is part of it.
+They err on different rows, so a sum of those that help is usually better than each (`benchmarks/sharper.py`): a
+logarithmic opinion pool, softmax(sum of weight * log probability). A weight holds a member's sharpness too. No text of a row is part of it.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ class Weighing:
 
     Attributes:
         weights: By member that is kept.
-        gains: By member, the share of rows that it turns right, net of those that it turns wrong: as the probabilities
-            of the sum expect it, so that the few rows that differ tell more than by counting them.
+        gains: By member, the share of right answers that the sum expects to lose without it, by its own probabilities
+            on the rows that chose the weights. Few rows differ, so this tells more than counting them; it is never
+            below 0, and too high more often than too low.
     """
 
     weights: dict[str, float]

@@ -205,7 +205,7 @@ class SumEntry(TypedDict):
     Attributes:
         model: Its name among the models; that of the file alone, where no other member helps.
         weights: Of the members that are kept (`file`, `encoder`, `words`).
-        gains: By member, the share of validation rows that it is expected to turn right.
+        gains: By member, the share of right answers that the sum expects to lose without it.
         floor: The least gain of a file or encoder that is kept.
         rows, right: Numbers of validation rows, and of those that the file alone answers right, None without a file.
     """

@@ -787,18 +787,18 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(run: Run) -> N
 @pytest.mark.parametrize(
     ("names", "rows", "splits", "expected"),
     [
-        ({"test.csv": "test", "train.csv": None}, 1200, {"test": 0}, "up to 899 rows are left to learn from, and 300 "),
+        ({"test.csv": "test", "train.csv": None}, 1200, {"test": 0}, "up to 899 rows for training and 300 "),
         (
             {"all test/2.csv": "test", "all-train/1.csv": None, "val.csv": "validation"},
             300,
             {"calibration": 0, "test": 0, "validation": 0},
-            "up to 300 rows are left to learn from, and 300 for the test; if 90 % of these are right, expect 86 % to ",
+            "up to 300 rows for training and 300 for the test; a test score of 90 % means 86 % to ",
         ),
         (
             {"a.csv": None, "latest.csv": None},
             400,
             {"calibration": 0, "test": 0.25},
-            "up to 520 rows are left to learn",
+            "up to 520 rows for training",
         ),
         ({"a_test.csv": None, "b_test.csv": None}, 400, {"calibration": 0, "test": 0.25}, "and 200 for the test"),
     ],

@@ -24,8 +24,8 @@ from slmctl.task.records import read_records
 class SumFacts(TypedDict):
     """The weights of a sum.
 
-    `weights` has the members that are kept; `gains` the share of validation rows that each member is expected to
-    turn right; `rows` counts validation rows, `right` those that the file alone answers right (of several
+    `weights` has the members that are kept; `gains` the share of right answers that the sum expects
+    to lose on validation rows without each member, see `Weighing`; `rows` counts validation rows, `right` those that the file alone answers right (of several
     files on the mean; None without a file); `source` is the encoder's, empty where it is left out, and `tuned` where it
     has learned the rows.
     """
@@ -68,7 +68,7 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
     for name in label_sum.MEMBERS:
         if name in choice.gains:
             weight = f"weight {choice.weights[name]:.2f}" if name in choice.weights else "left out"
-            console.say(f"  {name}: {weight}, turns {console.percent(choice.gains[name])} of the rows right")
+            console.say(f"  {name}: {weight}, without it the sum expects {100 * choice.gains[name]:.1f} points less")
     if answers and FILE not in choice.weights:
         console.say(
             "  note: the file has no weight in the sum, so no release has it; `publish: {model: linear}` releases the "
