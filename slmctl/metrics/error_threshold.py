@@ -369,31 +369,21 @@ def _chance_wrong(odds: Floats) -> Floats:
     return chances
 
 
-def _outside_effects(order: npt.NDArray[np.int64], rows: CalibrationRows) -> Floats:
-    """Design effect of the out-of-scope rows where the first k + 1 of some rows are kept, for every k.
-
-    Args:
-        order: The places of the rows, from the most certain one on.
-    """
-    effects = np.ones(len(order))
-    if rows.groups is None or not rows.outside.any():
-        return effects
-    kept, groups = np.zeros(len(rows.right)), rows.groups[rows.outside]
-    effect = design_effect(kept[rows.outside], groups)
-    for k, at in enumerate(order.tolist()):
-        if rows.outside[at]:
-            kept[at] = 1
-            effect = design_effect(kept[rows.outside], groups)
-        effects[k] = effect
-    return effects
+def _outside_effects(order: npt.NDArray[np.int64], outside: Mask, groups: npt.NDArray[np.int64]) -> Floats:
+    """Design effect of the out-of-scope rows where the first k + 1 rows in this order are kept, for every k."""
+    kept, effects = np.zeros(len(outside)), list[float]()
+    for at in order.tolist():
+        kept[at] = 1
+        if outside[at] or not effects:
+            effect = design_effect(kept[outside], groups[outside])
+        effects.append(effect)
+    return np.array(effects)
 
 
 def _cuts(scores: Floats, odds: Floats, rows: CalibrationRows, *, likeness: float, planned: float) -> Iterator[Cut]:
-    """Every distinct score as a threshold, from the strictest to the loosest.
+    """Every distinct score as a threshold, from the strictest to the loosest; `scores`, `odds` as in `_tested`.
 
-    Args:
-        scores, odds: As in `_tested`.
-        likeness, planned: Correlation of right and wrong answers within groups, for the bounds and for the order.
+    `likeness` and `planned` are correlations of right answers within groups, for the bounds and for their order.
     """
     usable = np.flatnonzero(~rows.says_outside)
     order = usable[np.argsort(-scores[usable], kind="stable")]
@@ -401,10 +391,11 @@ def _cuts(scores: Floats, odds: Floats, rows: CalibrationRows, *, likeness: floa
     outside = np.cumsum(rows.outside[order])
     expected = np.cumsum(_chance_wrong(odds[order]))
     effects = plans = np.ones(len(order))
+    outside_effects = effects
     if rows.groups is not None:
         effects = _effects(rows.groups[order], likeness)
         plans = _effects(rows.groups[order], planned)
-    outside_effects = _outside_effects(order, rows)
+        outside_effects = _outside_effects(order, rows.outside, rows.groups)
     for k, at in enumerate(order):
         if k + 1 == len(order) or scores[order[k + 1]] < scores[at]:
             yield Cut(

@@ -2,7 +2,8 @@
 
 The members of a task with labels: the GGUF file, the head of a sentence encoder, and a linear model on hashed words.
 They err on different rows, so a sum of those that help is usually better than each (`benchmarks/sharper.py`): a
-logarithmic opinion pool, softmax(sum of weight * log probability). A weight holds a member's sharpness too. No text of a row is part of it.
+logarithmic opinion pool, softmax(sum of weight * log probability). A weight holds a member's sharpness too. No text of
+a row is part of it.
 """
 
 from __future__ import annotations

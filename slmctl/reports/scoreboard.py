@@ -40,11 +40,11 @@ def by_chance(report: EvaluationReport) -> str:
     if not calibration or "by_chance" not in calibration:
         return ""
     rows, share = console.count(calibration["n"], "row"), percent(calibration["by_chance"])
-    text = f"ece is what goes beyond chance: on {rows} chance alone makes {share} for {model}"
-    if "confidence" not in calibration or "accuracy" not in calibration:
-        return text
-    means = percent(calibration["confidence"]), percent(calibration["accuracy"])
-    return f"{text}; its mean confidence is {means[0]}, and {means[1]} are right"
+    sentence = f"ece is what goes beyond chance: on {rows} chance alone makes {share} for {model}"
+    if "confidence" not in calibration:
+        return sentence
+    confidence, accuracy = percent(calibration["confidence"]), percent(calibration["accuracy"])
+    return f"{sentence}; its mean confidence is {confidence}, and {accuracy} are right"
 
 
 def _others(report: EvaluationReport) -> list[str]:

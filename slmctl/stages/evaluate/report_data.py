@@ -39,7 +39,7 @@ def tone(difference: float, *, real: bool) -> Tone:
 
 
 def p_text(p: float) -> str:
-    """A p-value for a table: two digits, and no more than that it is below 0.001."""
+    """A p-value for a table."""
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
