@@ -207,10 +207,8 @@ def _dots(
     rows: Sequence[Dot], title: str, reference: tuple[float, str] | None, *, points: bool, is_slim: bool
 ) -> Markup:
     width, high = (SLIM, 64) if is_slim else (2 * WIDTH, 28)
-    left, right = 10.0, 10.0
-    if not is_slim:
-        left = _column([_cut(row.label) for row in rows]) + 12
-        right = _column([row.text for row in rows]) + 14
+    left = 10 if is_slim else _column([_cut(row.label) for row in rows]) + 12
+    right = 10 if is_slim else _column([row.text for row in rows]) + 14
     scale = _Scale(*_span(rows, reference, least=-1.0 if points else 0.0), left, width - right)
     top = 24 if reference else 8
     floor = top + high * len(rows)
