@@ -134,8 +134,8 @@ def answers(groups: np.ndarray, alike: float, seeded: np.random.Generator) -> tu
 NEW = answers(np.arange(100_000), 0, np.random.default_rng(0))
 
 
-def policy(kind: str, count: int, alike: float, draw: random.Random) -> bool:
-    """Over 5 % of the answers to new rows that the policy of such rows keeps are wrong."""
+def policy(kind: str, count: int, alike: float, draw: random.Random) -> bool | None:
+    """Over 5 % of the answers to new rows that the policy of such rows keeps are wrong; None where none is made."""
     seeded = np.random.default_rng(draw.randrange(2**32))
     groups = np.repeat(np.arange(count), sizes(kind, count, seeded))
     (signals, right), none = answers(groups, alike, seeded), np.zeros(len(groups), bool)
@@ -144,7 +144,7 @@ def policy(kind: str, count: int, alike: float, draw: random.Random) -> bool:
         rows = CalibrationRows(("sure",), signals, right, none, none, fits, groups)
         fitted = error_threshold.fit(rows, CalibrateConfig(max_error=0.05))
     except GateError:
-        return False
+        return None
     signals, right = NEW
     kept = fitted["weights"]["sure"] * signals[:, 0] + fitted["bias"] >= fitted["threshold"]
     return bool((~right[kept]).mean() > 0.05)
@@ -177,7 +177,7 @@ GROUPS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
 }  # fmt: skip
 
 
-POLICIES: dict[str, tuple[Callable[[random.Random], bool], float]] = {
+POLICIES: dict[str, tuple[Callable[[random.Random], bool | None], float]] = {
     f"calibrate, {count} groups of {kind} sizes, correlation {alike:g}: over max_error": (
         partial(policy, kind, count, alike), 0.05,
     )
@@ -204,8 +204,8 @@ def pair(
 new_pairs = cache(lambda shares, alike: pair(100_000, shares, alike, np.random.default_rng(0)))
 
 
-def first_look(count: int, shares: tuple[float, float], alike: float, draw: random.Random) -> bool:
-    """Over 5 % of all answers to new rows that a policy keeps in two steps are wrong."""
+def first_look(count: int, shares: tuple[float, float], alike: float, draw: random.Random) -> bool | None:
+    """Over 5 % of all answers to new rows that a policy keeps in two steps are wrong; None where none is made."""
     seeded = np.random.default_rng(draw.randrange(2**32))
     none, fits = np.zeros(count, bool), seeded.random(count) < error_threshold.FIT_SHARE
     tables = [
@@ -217,14 +217,14 @@ def first_look(count: int, shares: tuple[float, float], alike: float, draw: rand
         alone = error_threshold.fit(tables[1], config)
         step = error_threshold.fit_first(*tables, alone, config)
     except GateError:
-        return False
+        return None
     (signals, cheap), (others, dear) = new_pairs(shares, alike)
     first = step.weights["sure"] * signals[:, 0] + step.bias >= step.threshold
     rest = ~first & (alone["weights"]["sure"] * others[:, 0] + alone["bias"] >= step.rest_threshold)
     return bool((~cheap[first]).sum() + (~dear[rest]).sum() > 0.05 * (first.sum() + rest.sum()))
 
 
-LOOKS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
+LOOKS: dict[str, tuple[Callable[[random.Random], bool | None], float]] = {
     f"first look, {count:,} rows, {cheap:.0%} and {dear:.0%} right, {where} rows wrong: all kept over max_error": (
         partial(first_look, count, (cheap, dear), alike), 0.05,
     )
@@ -422,6 +422,17 @@ WORLDS: dict[str, tuple[Callable[[random.Random], bool], float]] = {
 }
 
 
+def broken(name: str, draws: list[bool | None], level: float) -> list[result.Row]:
+    """How often a promise is broken: of all draws, and where some were refused, of those that made one."""
+    share = sum(filter(None, draws)) / len(draws)
+    rows = [result.single(f"{name}, share of {len(draws)} draws", share, "allowed", level, f"<= {level:g}")]
+    if None in draws:
+        made = [draw for draw in draws if draw is not None]
+        rows.append(result.single(f"{name}: draws that pass", len(made) / len(draws), "all", 1.0))
+        rows.append(result.single(f"{name}: of the draws that pass", sum(made) / max(len(made), 1), "allowed", level))
+    return rows
+
+
 def main() -> None:
     count, found = int(sys.argv[1]) if len(sys.argv) > 1 else 1000, []
     which = sys.argv[2] if len(sys.argv) > 2 else ""
@@ -430,8 +441,7 @@ def main() -> None:
     judged_rate.t_quantile = cache(t_quantile)
     by_name = {"": WORLDS, "groups": GROUPS, "policies": POLICIES, "first-look": LOOKS, "pairs": PAIRS, "judge": JUDGES}
     for name, (is_broken, level) in by_name[which].items():
-        share = sum(is_broken(random.Random(f"{name}/{seed}")) for seed in range(count)) / count
-        found.append(result.single(f"{name}, share of {count} draws", share, "allowed", level, f"<= {level:g}"))
+        found += broken(name, [is_broken(random.Random(f"{name}/{seed}")) for seed in range(count)], level)
     found += worth(count) if which == "judge" else []
     command = " ".join(["python -m benchmarks.coverage", *sys.argv[1:]])
     result.write("-".join(filter(None, ["coverage", which])), command, found, ("numpy", "torch"))
