@@ -197,6 +197,23 @@ def fingerprint(path: Path) -> str:
     return digest_of(scan(path)) if path.is_dir() else sha256_file(path)
 
 
+def status(path: Path) -> tuple[int, ...]:
+    """Numbers of a file that differ after it was replaced, rewritten, cut or appended to; none where there is no file.
+
+    A file that is changed twice within one tick of the file system's clock may have the same ones.
+    """
+    try:
+        now = path.stat()
+    except (OSError, ValueError):
+        return ()
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+def state(path: Path) -> dict[Path, tuple[int, ...]]:
+    """The status of a file, or of every file below a folder."""
+    return {file: status(file) for file in (_walk(path) if path.is_dir() else [path])}
+
+
 def scan(folder: Path) -> tuple[FileEntry, ...]:
     """Hash every file below `folder` except the manifest, sorted by path.
 

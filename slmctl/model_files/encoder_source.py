@@ -13,7 +13,7 @@ from typing import IO
 
 from slmctl import config, console
 from slmctl.artifacts import atomic, bounded_json
-from slmctl.artifacts.artifact import canonical, sha256_bytes, sha256_file
+from slmctl.artifacts.artifact import canonical, sha256_bytes, sha256_file, state
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.inference import ENCODER
@@ -48,12 +48,13 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
         The file, beside which MODEL is where it may be tuned, and {name: sha256} of the file of weights as it came.
 
     Raises:
-        DataError: The source holds no sentence encoder.
+        DataError: The source holds no sentence encoder, or changes while it is read.
         IntegrityError: Its sha256 is not the pinned one.
         NetworkError: It could not be fetched.
         UsageError: The source is not pinned, or does not exist.
     """
     assert section.encoder is not None
+    before = state(Path(section.encoder))  # of a path; before the hash
     place = folder_of(section, folder)
     seal, gguf = place / SEAL, place / GGUF
     if is_kept(section, folder):
@@ -81,6 +82,8 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
             if _tunes(section):
                 with atomic.folder(place / MODEL, replace=True) as copy:
                     shutil.copytree(model, copy, dirs_exist_ok=True)
+        if state(Path(section.encoder)) != before:
+            raise DataError("the encoder changed while it was read", hint="run it again when no program writes there")
     source = {GGUF if model.is_file() else WEIGHTS: digest}
     atomic.write(seal, canonical({"source": source, "gguf": sha256_file(gguf)}))
     return gguf, source

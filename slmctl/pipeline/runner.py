@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, console, hardware
+from slmctl import __version__, config, console, hardware
 from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact, Manifest, require_whole
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import SlmctlError, StageError
+from slmctl.errors import DataError, SlmctlError, StageError
 from slmctl.network import guard
 from slmctl.pipeline import stage_log
 from slmctl.pipeline.graph import Get, Project, StageRequest
@@ -127,9 +127,11 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
     more = {"keep": keep} if stage.resumes else {}
     if stage.resumes:
         keep.mkdir(parents=True, exist_ok=True)
+    before = {path: artifact.state(path) for path in config.contents(request.section)}
     with artifact.draft(request.path) as place, spoken(stage.name, request.path.parent):
         try:
             metrics = _metrics(request, place, more | dict(options))
+            _require_unchanged(request, before)
             _pass_on(TASK, request, place)
             made = artifact.seal(
                 place,
@@ -155,6 +157,18 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
     for refused in request.path.parent.glob(REFUSED + "*"):
         shutil.rmtree(refused, ignore_errors=True)
     return made
+
+
+def _require_unchanged(request: StageRequest, before: Mapping[Path, Mapping[Path, tuple[int, ...]]]) -> None:
+    """Refuse a result that is made of other files than those that the recipe hashed.
+
+    Args:
+        before: The files and folders of the section, each with its `artifact.state` before the stage ran.
+    """
+    changed = [path.name for path, state in before.items() if artifact.state(path) != state]
+    if changed or config.recipe(request.section) != request.recipe:  # the hash is older than the state
+        raise DataError(f"{changed[0] if changed else 'a source'} changed while {request.stage.name} read it",
+                        hint="run it again when no program writes there")  # fmt: skip
 
 
 def _metrics(request: StageRequest, place: Path, more: Mapping[str, Any]) -> JsonObject:

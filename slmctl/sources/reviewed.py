@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from slmctl.artifacts import atomic
+from slmctl.artifacts.artifact import status
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.json_lines import Line
 from slmctl.config import Source
-from slmctl.errors import SlmctlError, UsageError
+from slmctl.errors import DataError, SlmctlError, UsageError
 from slmctl.sources.rows import format_of
 
 PREFIX = "reviewed-"  # of the folders that hold the two parts
@@ -106,14 +107,13 @@ def is_reviewed(path: Path, format: str | None = None) -> bool:
     try:
         if (format or format_of(path)) != "jsonl" or path.suffix == ".gz":
             return False
-        status = path.stat()
-        return _begins_with_review(path, status.st_mtime_ns, status.st_size)
+        return _begins_with_review(path, status(path))
     except (SlmctlError, OSError):
         return False
 
 
 @functools.lru_cache(maxsize=64)
-def _begins_with_review(path: Path, mtime_ns: int, size: int) -> bool:
+def _begins_with_review(path: Path, status: tuple[int, ...]) -> bool:
     """`is_reviewed` for one version of a file; cached, since a project's files are listed often."""
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
@@ -155,13 +155,17 @@ def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[So
         folder: The folder of copies, below `runs/`.
 
     Raises:
+        DataError: The file changes while it is read.
         OSError: The file cannot be read, or a copy cannot be written.
         UsageError: The source puts targeted rows into a held-out split.
     """
+    before = status(path)
     place = folder_of(path, folder)
     files = {kind: place / f"{path.stem}.{kind}.jsonl" for kind in ("uniform", "targeted")}
     if not all(file.exists() for file in files.values()):
         rows, _ = _rows(path)
+        if status(path) != before:
+            raise DataError(f"{path.name} changed while it was read", hint="run it again when nobody reviews")
         for kind, part in rows.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
             atomic.write(files[kind], text.encode("utf-8", "backslashreplace"), 0o600)
@@ -192,12 +196,11 @@ def folder_of(path: Path, folder: Path) -> Path:
     Raises:
         OSError: The file cannot be read.
     """
-    status = path.stat()
-    return folder / (PREFIX + _digest(path, status.st_mtime_ns, status.st_size)[:16])
+    return folder / (PREFIX + _digest(path, status(path))[:16])
 
 
 @functools.lru_cache(maxsize=64)
-def _digest(path: Path, mtime_ns: int, size: int) -> str:
+def _digest(path: Path, status: tuple[int, ...]) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

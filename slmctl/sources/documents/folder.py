@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from slmctl import child, console
-from slmctl.artifacts.artifact import canonical
+from slmctl.artifacts.artifact import canonical, status
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import AnswerTable, Source, SourceLimits
 from slmctl.errors import DataError, SlmctlError
@@ -92,14 +92,9 @@ def key(source: Source) -> str:
     Raises:
         DataError: There is no document, or a file cannot be read.
     """
-    named, joined = files(source), source.answers
-    if isinstance(joined, AnswerTable):
-        require_file(joined.path)
-        named |= {"": joined.path}
-    elif joined is not None:
-        named |= answers.json_beside(_listed(source)[1])
+    joined = source.answers
     try:
-        contents = [[name, _digest(path, path.stat().st_mtime_ns, path.stat().st_size)] for name, path in named.items()]
+        contents = [[name, _digest(path, status(path))] for name, path in _all_read(source).items()]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}") from None
     form = joined.model_dump(exclude={"path"}) if isinstance(joined, AnswerTable) else joined
@@ -107,8 +102,26 @@ def key(source: Source) -> str:
     return hashlib.sha256(canonical(parts)).hexdigest()[:16]
 
 
+def _all_read(source: Source) -> dict[str, Path]:
+    """The documents of a source and the files with their answers, by name."""
+    named = files(source)
+    if isinstance(source.answers, AnswerTable):
+        require_file(source.answers.path)
+        return named | {"": source.answers.path}
+    return named | (answers.json_beside(_listed(source)[1]) if source.answers is not None else {})
+
+
+def state(source: Source) -> dict[str, tuple[int, ...]]:
+    """The status of all files that are read of a source, by name.
+
+    Raises:
+        DataError: There is no document.
+    """
+    return {name: status(path) for name, path in _all_read(source).items()}
+
+
 @functools.lru_cache(maxsize=2 * MAX_FILES)
-def _digest(path: Path, mtime_ns: int, size: int) -> str:
+def _digest(path: Path, status: tuple[int, ...]) -> str:
     """The hash of a file's content; cached, since a project's files are listed often."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -118,13 +131,20 @@ def _keeps_scanned(source: Source) -> bool:
     return source.documents is not None and source.documents.scanned == "keep"
 
 
-def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
+def write_rows(
+    source: Source, out: IO[bytes], limits: SourceLimits, before: dict[str, tuple[int, ...]] | None = None
+) -> None:
     """Write the documents of a source as JSONL, and say which of them, and which answers, cannot be used.
 
+    Args:
+        before: The `state` that the files must still have at the end; by default the one that they have now.
+
     Raises:
-        DataError: There is no document, the answers cannot be read or joined, or a limit is reached.
+        DataError: There is no document, one changes meanwhile, the answers cannot be read or joined, or a limit is
+            reached.
         ModuleNotFoundError: The package that reads PDF is not installed.
     """
+    before = before or state(source)
     named, joined = files(source), _joined(source)
     title, keep = source.name or source.local.name, _keeps_scanned(source)
     unread: list[str] = []
@@ -145,6 +165,9 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
                 raise bounded_copy.too_slow(title, limits, "fewer documents")
             out.write(line)
             meter.advance()
+    if state(source) != before:
+        raise DataError(f"the documents of {title} changed while they were read",
+                        hint="run it again when no program writes there")  # fmt: skip
     console.say(f"  {title}: {console.count(count, 'document')}" + (f", {unused:,} not used" if unused else ""))
     others = {name: path for name, path in _listed(source)[1].items() if name not in named}
     tables = [name for name, path in others.items() if known_format(path)]

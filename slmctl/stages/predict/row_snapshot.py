@@ -23,6 +23,7 @@ from typing import IO
 
 from slmctl import console
 from slmctl.artifacts import atomic
+from slmctl.artifacts.artifact import status
 from slmctl.config import Source, SourceLimits
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.documents import folder as folder_of_documents
@@ -81,7 +82,7 @@ def snapshot(
         DataError: The source cannot be read, or has changed while it was read.
     """
     with tempfile.TemporaryFile(dir=folder) as spool:
-        before, digest = _state(source), hashlib.sha256()
+        before, digest = status(source), hashlib.sha256()
         kind = format or format_of(source)
         form = text_form(source, format=format, encoding=encoding) if kind in ("csv", "tsv", "jsonl") else None
         if form is not None and not form.encoding.certain:
@@ -97,20 +98,11 @@ def snapshot(
                     yield row
 
             survey = table_writer.survey(kept())
-        if _state(source) != before:
+        if status(source) != before:
             raise DataError(f"{source.name} has changed while it was read", hint="run it again when it is complete")
         part, parts = shard
         first, last = survey.rows * (part - 1) // parts, survey.rows * part // parts
         yield RowSnapshot(survey, "sha256:" + digest.hexdigest(), spool, kind, form, first, last)
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    """The fields of a file's status that differ after it was replaced, rewritten, cut or appended to."""
-    try:
-        now = path.stat()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
 BESIDE_TABLES = {"text", "html"}  # kinds of documents that also lie beside tables, as a README does
