@@ -64,6 +64,8 @@ def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
             return gguf, dict(sealed["source"])
     place.mkdir(parents=True, exist_ok=True)
     with atomic.file(gguf) as draft, tempfile.TemporaryDirectory(dir=place) as scratch:
+        for left in set(place.glob("tmp*")) - {Path(scratch)}:  # of a process that was killed
+            shutil.rmtree(left)
         model = _fetched(section.encoder, Path(scratch))
         weights = model if model.is_file() else model / WEIGHTS
         digest = sha256_file(weights).removeprefix("sha256:")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from slmctl.artifacts.artifact import Artifact, FileEntry, canonical, sha256_bytes
-from slmctl.errors import UsageError
+from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference import ENCODER, SUM_FILE
 
 
@@ -64,6 +64,18 @@ def sum_files(model: Artifact) -> dict[str, str]:
     """The files of a sum's linear members in a folder, with their sha256; empty where there are none."""
     hashes = {entry.path: entry.sha256 for entry in model.manifest.files if entry.path in (SUM_FILE, ENCODER)}
     return hashes if has_sum(model) else {}
+
+
+def require_measured(model: Artifact) -> None:
+    """Refuse a release whose linear members are not there, or are others than those that it was measured with.
+
+    Raises:
+        IntegrityError: It is such a release.
+    """
+    measured = model.metrics.get("sum", {}).get("files", {})
+    if measured and measured != sum_files(model):
+        raise IntegrityError(f"the sum in {model.path} is not the one that was measured",
+                             hint="fetch the release again")  # fmt: skip
 
 
 def is_linear(model: Artifact) -> bool:

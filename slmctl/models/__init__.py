@@ -47,7 +47,7 @@ def of(
         own_file: The adapter's own GGUF file, on the base's file of the type.
         release: The name of a release in gates; empty for a model that gates do not compare with.
     """
-    from slmctl.model_files.gguf_choice import has_sum, is_linear
+    from slmctl.model_files.gguf_choice import has_sum, is_linear, require_measured
     from slmctl.models.adapter_file import AdapterFile
     from slmctl.models.gguf import GgufModel, ReferenceFile
     from slmctl.models.hf import AdapterOnBase
@@ -57,6 +57,8 @@ def of(
     if own_file and base is not None:
         return AdapterFile(artifact, base, type)
     made = class_of(artifact.kind)
+    if artifact.is_release:
+        require_measured(artifact)
     if issubclass(made, AdapterOnBase):
         return made(artifact, base)
     if issubclass(made, FileInSum) or (issubclass(made, GgufModel) and is_linear(artifact)):

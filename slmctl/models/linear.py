@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slmctl.artifacts.artifact import Artifact, FileEntry
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import UsageError
 from slmctl.inference import ENCODER, LINEAR, SUM_FILE
 from slmctl.inference.engine import Answering
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.model_files import memory
-from slmctl.model_files.gguf_choice import answering_sha256, sum_files
+from slmctl.model_files.gguf_choice import answering_sha256, require_measured, sum_files
 from slmctl.models.linear_members import LinearMembers
 from slmctl.models.model import Loading, Model
 
@@ -66,8 +66,5 @@ def members_of(folder: Artifact, labels: Sequence[str] | None) -> LabelSum:
     Raises:
         IntegrityError: They are damaged, of other labels, or not those that a release was measured with.
     """
-    measured = folder.metrics.get("sum", {}).get("files", {})  # of a release
-    if measured and measured != sum_files(folder):
-        raise IntegrityError(f"the sum in {folder.path} is not the one that was measured",
-                             hint="fetch the release again")  # fmt: skip
+    require_measured(folder)
     return LabelSum.read(folder.path / SUM_FILE, labels)

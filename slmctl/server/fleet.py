@@ -149,8 +149,9 @@ class Fleet:
         else:
             model = next((model for own, model in models.items() if name == own or name in model.aliases), None)
         if model is None:
+            missed = f"model '{str(name)[:100]}' is not served here; served: {', '.join(models)}"
             raise RequestError(
-                f"model '{str(name)[:100]}' is not served here; served: {', '.join(models)}",
+                missed if models else "this key may ask no model that is served here",
                 "model",
                 status=404 if isinstance(name, str | None) else 400,
                 code="model_not_found",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,7 @@ def opened(
             if any(each.policy for each in members):
                 escalation = Escalation.of(settings)
             releases = [each.find(escalation) for each in members]
+        _require_used(settings, [model.task for release in releases for model in release.models.values()])
         collector = None
         if settings.collect is not None:
             collector = Collector(settings.collect)
@@ -65,6 +66,20 @@ def opened(
         stack.callback(fleet.close_all)
         fleet.load_pinned()
         yield fleet
+
+
+def _require_used(settings: ServeConfig, tasks: Sequence[Task]) -> None:
+    """Refuse settings that do nothing for any task that is served; a file without a task is of any kind.
+
+    Raises:
+        UsageError: There is such a setting.
+    """
+    if tasks and settings.refuse and not any(task.rules.checks for task in tasks):
+        raise UsageError("serve.refuse checks drafts, and no task here writes them",
+                         hint="leave serve.refuse out: it is for a task of kind generate")  # fmt: skip
+    if tasks and settings.documents and not any(task.document for task in tasks):
+        raise UsageError("serve.documents is for a task that reads documents in windows, and none here does",
+                         hint="task: {document: {window: auto}}, or leave serve.documents out")  # fmt: skip
 
 
 def facts(fleet: Fleet) -> Iterator[str]:

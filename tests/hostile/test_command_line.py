@@ -84,6 +84,7 @@ CONFIGS: list[tuple[str, Make, int]] = [
     ("NUL", text("project: a\0b\n"), 2),
     ("a byte order mark", text(b"\xef\xbb\xbf" + GOOD.encode()), 0),
     ("half a surrogate pair", text('project: "\\ud800"\nbase: base\n'), 2),
+    ("half a surrogate pair as a key", text(GOOD + '"\\ud800": 1\n'), 2),  # the sentence held the whole config
     ("many unknown keys", text(GOOD + "".join(f"a{k}: 1\n" for k in range(2_000))), 2),  # each was explained at length
     ("an escape beyond Unicode", text('project: a\nbase: "\\U00110000"\n'), 2),
     ("the largest escape", text('project: "\\Uffffffff"\n'), 2),
@@ -187,6 +188,32 @@ def test_a_hostile_argument_is_a_sentence(
     done = forked(request.getfixturevalue(streams), tmp_path, *arguments)
     require_sentence(done, code)
     assert b"hunter22" not in done.stdout + done.stderr
+
+
+COMMANDS = (
+    "gc",
+    "config show",
+    "run --plan",
+    "prepare",
+    "keys list",
+    "watch",
+    "promote 1.0 --tag x",
+    "serve",
+    "review",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_set_of_no_utf_8_is_one_short_sentence_that_tells_nothing_of_the_config(
+    command: str, lines: Forks, tmp_path: Path
+) -> None:
+    """It printed every value of the config."""
+    (tmp_path / "slmctl.yaml").write_text(GOOD + "task: {kind: generate, system: the-own-prompt}\n")
+    done = forked(lines, tmp_path, *command.split(), "--set", os.fsdecode(b"\xff=1"))
+    require_sentence(done, 2)
+    first, *others = done.stderr.decode().splitlines()
+    assert first.startswith(r"error: --set: \udcff: unknown key; known here: project, version")
+    assert len(others) == 1 and "the-own-prompt" not in first
 
 
 @pytest.mark.parametrize("encoding", ["", "utf-8:strict"], ids=["locale", "strict UTF-8"])

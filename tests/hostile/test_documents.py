@@ -108,6 +108,7 @@ def entities(declared: str, used: str) -> str:
     return f'<?xml version="1.0"?><!DOCTYPE d [{declared}]>{body}'
 
 
+NO_ENTITIES = "declares entities in its XML, which no DOCX does"
 LAUGHS = "".join(f'<!ENTITY a{k} "{f"&a{k - 1};" * 10}">' for k in range(1, 12))
 
 
@@ -178,8 +179,12 @@ CASES: dict[str, tuple[object, str]] = {
         "declares entities in its XML, which no DOCX does"),
     "laughs.docx": (docx(entities('<!ENTITY a0 "ha">' + LAUGHS, "&a11;").encode()),
                     "declares entities in its XML, which no DOCX does"),
-    "wide laughs.docx": (docx(entities('<!ENTITY a0 "ha">' + LAUGHS, "&a11;").encode("utf-16")), "*"),
-    "wide entity.docx": (docx(entities('<!ENTITY e SYSTEM "file:///etc/passwd">', "&e;").encode("utf-16")), "*"),
+    "wide laughs.docx": (docx(entities('<!ENTITY a0 "ha">' + LAUGHS, "&a11;").encode("utf-16")), NO_ENTITIES),
+    "wide entity.docx": (
+        docx(entities('<!ENTITY e SYSTEM "file:///etc/passwd">', "&e;").encode("utf-16")), NO_ENTITIES),
+    # its text was taken: the declaration was looked for in ASCII
+    "wide inner entity.docx": (docx(entities('<!ENTITY e "Hello">', "&e;").encode("utf-16")), NO_ENTITIES),
+    "late entity.docx": (docx(f"<!--{'x' * 5_000}-->{entities('', 'Hello')[21:]}".encode()), NO_ENTITIES),
     "remote template.docx": (
         docx(PARAGRAPH.format("Hello"),
              **{"word/_rels/document.xml.rels": relation("attachedTemplate", f"{ADDRESS}/t", "External")}), "Hello"),

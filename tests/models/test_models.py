@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from support import handmade
 
 from slmctl import models
 from slmctl.artifacts import artifact
@@ -52,6 +53,20 @@ def test_another_sum_than_the_measured_one_is_refused(tmp_path: Path) -> None:
         release = dataclasses.replace(both, artifact=dataclasses.replace(both.artifact, manifest=manifest))
         with pytest.raises(IntegrityError, match=words):
             release.load(Loading())
+
+
+@pytest.mark.parametrize("others", [[], ["a-Q8_0.gguf"]], ids=["linear", "file in a sum"])
+@pytest.mark.parametrize("lacks", [["sum.npz"], ["encoder.gguf"], ["sum.npz", "encoder.gguf"]], ids="+".join)
+def test_who_takes_the_sum_out_of_a_release_gets_no_answer_of_the_rest(
+    tmp_path: Path, others: list[str], lacks: list[str]
+) -> None:
+    """A linear release was a wrong flag (exit 2), and a file in a sum answered alone, which nobody had measured."""
+    members = {"sum.npz": "0" * 64, "encoder.gguf": "1" * 64}
+    files = {name: name.encode() for name in [*members, *others] if name not in lacks}
+    release = handmade.make(tmp_path / "published" / "a", files, metrics={"sum": {"files": members}})
+    with pytest.raises(IntegrityError, match="is not the one that was measured") as caught:
+        models.of(release)
+    assert caught.value.code == 7
 
 
 def test_a_base_is_whole_and_untuned(tmp_path: Path) -> None:

@@ -427,6 +427,14 @@ def test_a_key_is_for_its_models_alone() -> None:
         assert no.value.status == status
 
 
+@pytest.mark.parametrize("name", [None, "default", "tickets"])
+def test_a_key_for_other_models_is_told_so_whatever_it_names(name: str | None) -> None:
+    """Without a name it was "model 'None' is not served here; served: "."""
+    with pytest.raises(RequestError) as no:
+        fleet(release("tickets")).fleet.find(name, Key("crm", "", "", models=("elsewhere",)))
+    assert (no.value.message, no.value.status) == ("this key may ask no model that is served here", 404)
+
+
 def test_over_http_a_model_without_room_is_refused_with_the_time_to_come_back() -> None:
     with Engine(KEPT, sequences=2, context=256, threads=1) as engine:
         held = engine.held_bytes()

@@ -145,6 +145,21 @@ def test_word_s_controls_changes_and_notes(tmp_path: Path) -> None:
     assert text_of_word(tmp_path, body) == "Mieter: Ann\nneu\n\nKastenEnde\tx"
 
 
+def test_text_that_word_does_not_show_is_not_read(tmp_path: Path) -> None:
+    """Rows of a table whose deletion is tracked, and hidden text, stood in the text as if they were agreed."""
+    run = "<w:r>{}<w:t>{}</w:t></w:r>"
+    cell, row = f"<w:tc><w:p>{run}</w:p></w:tc>", "<w:tr>{}{}</w:tr>"
+    body = (
+        "<w:tbl>" + row.format("", cell.format("", "kept"))
+        + row.format("<w:trPr><w:del/></w:trPr>", cell.format("", "100 EUR"))
+        + row.format("<w:trPr><w:ins/></w:trPr>", cell.format("", "200 EUR")) + "</w:tbl>"
+        f"<w:p>{run.format('<w:rPr><w:b/><w:vanish/></w:rPr>', 'hidden')}"
+        f"{run.format('<w:rPr><w:vanish w:val=' + chr(34) + '0' + chr(34) + '/></w:rPr>', 'shown')}</w:p>"
+        "<w:p><w:pPr><w:rPr><w:vanish/></w:rPr></w:pPr><w:r><w:t>its mark alone is hidden</w:t></w:r></w:p>"
+    )  # fmt: skip
+    assert text_of_word(tmp_path, body) == "kept\n200 EUR\nshown\nits mark alone is hidden"
+
+
 # Pages
 
 

@@ -86,8 +86,10 @@ def _text(part: JsonObject, seconds: int) -> str:
     if not isinstance(name, str) or not isinstance(data, str):
         raise RequestError("a file part needs 'file' with 'filename' and 'file_data', its base64", "messages")
     shown = PurePosixPath(name.replace("\\", "/")).name[-_NAMED:]
-    if readers.kind_of(shown) in ("", "mailbox"):
-        raise RequestError(f"'{shown}' is no document that is read: {', '.join(readers.KINDS)}", "messages")
+    if (kind := readers.kind_of(shown)) in ("", "mailbox"):
+        known = ", ".join(suffix for suffix, each in readers.KINDS.items() if each != "mailbox")
+        what = "a mailbox, and its mails are read one by one" if kind else "no document that is read"
+        raise RequestError(f"'{shown}' is {what}: {known}", "messages")
     try:
         raw = base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data, validate=True)
     except (binascii.Error, ValueError):

@@ -6,6 +6,7 @@ raises DataError, whose message goes on after the name of the file: `is encrypte
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import unicodedata
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 from slmctl.errors import DataError
 from slmctl.sources.documents import html_text, page_text
@@ -214,7 +216,7 @@ def _of_pages(pages: Iterator[pypdfium2.PdfPage]) -> Document:
 
 
 def _of_docx(data: bytes) -> Document:
-    """The text of the body; headers, footers, notes, comments and deleted text are left out."""
+    """The text of the body; headers, footers, notes, comments, deleted and hidden text are left out."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > max(UNPACKED_ANYWAY, MAX_RATIO * len(data)):
@@ -236,12 +238,21 @@ def _of_docx(data: bytes) -> Document:
 def _xml(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
     """A part of the archive; expat reads no external entity, and a document type has no place in a DOCX."""
     data = archive.read(name)
-    if b"<!DOCTYPE" in data[:4096] or b"<!ENTITY" in data:
-        raise DataError("declares entities in its XML, which no DOCX does")
+    _require_no_entities(data)
     try:
         return ElementTree.fromstring(data)  # noqa: S314  expat bounds entities, and there are none
     except ElementTree.ParseError as error:
         raise DataError(f"is a damaged DOCX: {str(error)[:200]}") from None
+
+
+def _require_no_entities(data: bytes) -> None:
+    def refuse(*declared: object) -> None:
+        raise DataError("declares entities in its XML, which no DOCX does")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse  # in whatever encoding the XML is
+    with contextlib.suppress(expat.ExpatError):  # which ElementTree tells
+        parser.Parse(data, True)
 
 
 def _body_of(archive: zipfile.ZipFile) -> str:
@@ -273,13 +284,17 @@ def _blocks(container: ElementTree.Element) -> Iterator[str]:
     for element in container:
         name = _tag(element)
         if name == "p":
-            marks = (mark for mark in element.iterfind("*/*") if _tag(mark) == "pageBreakBefore")
-            starts_page = any(_get(mark, "val") not in ("0", "false") for mark in marks)
-            yield PAGE * starts_page + "".join(_runs(element))
+            yield PAGE * _is_set(element, "pPr", "pageBreakBefore") + "".join(_runs(element))
         elif name == "tbl":
-            yield from (_row(row) for row in _below(element, "tr"))
+            yield from (_row(row) for row in _below(element, "tr") if not _is_set(row, "trPr", "del"))
         elif name not in _LEFT_OUT:
             yield from _blocks(element)
+
+
+def _is_set(element: ElementTree.Element, properties: str, name: str) -> bool:
+    """True for an element with a property that is on, such as `vanish` in the `rPr` of a run."""
+    marks = (mark for part in element if _tag(part) == properties for mark in part if _tag(mark) == name)
+    return any(_get(mark, "val") not in ("0", "false", "off") for mark in marks)
 
 
 def _below(container: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
@@ -307,5 +322,5 @@ def _runs(paragraph: ElementTree.Element) -> Iterator[str]:
             yield _PIECES[name]
         elif name == "txbxContent":
             yield "\n" + "\n".join(_blocks(element))
-        elif name not in _LEFT_OUT:
+        elif name not in _LEFT_OUT and not _is_set(element, "rPr", "vanish"):
             yield from _runs(element)

@@ -63,7 +63,8 @@ def test_a_body_without_a_file_is_not_touched() -> None:
         (part("../../etc/a.pdf", papers.pdf([None])), "a.pdf has 1 of 1 pages without text: scanned?"),
         (part("a.docx", papers.pdf(["x"])), "a.docx is no DOCX: by its first bytes it is a PDF"),
         (part("a.exe", b"MZ"), "'a.exe' is no document that is read: .pdf, .docx"),
-        (part("a.mbox", b"From x"), "'a.mbox' is no document that is read"),
+        # it was "no document that is read: .pdf, .docx, .eml, .mbox"
+        (part("a.mbox", b"From x"), "'a.mbox' is a mailbox, and its mails are read one by one: .pdf, .docx, .eml,"),
         (part("a.txt", b""), "a.txt is empty"),
         (part("a.html", b"<html><img src=x></html>"), "a.html holds no text"),
         (part("a\\.pdf", b"x"), "'.pdf' is no document that is read"),
