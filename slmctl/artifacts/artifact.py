@@ -197,21 +197,14 @@ def fingerprint(path: Path) -> str:
     return digest_of(scan(path)) if path.is_dir() else sha256_file(path)
 
 
-def status(path: Path) -> tuple[int, ...]:
-    """Numbers of a file that differ after it was replaced, rewritten, cut or appended to; none where there is no file.
+def state(*paths: Path) -> tuple[tuple[int, ...], ...]:
+    """Numbers of files, and of those below folders, that differ after one was replaced, rewritten, cut or appended to.
 
     A file that is changed twice within one tick of the file system's clock may have the same ones.
     """
-    try:
-        now = path.stat()
-    except (OSError, ValueError):
-        return ()
-    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
-
-
-def state(path: Path) -> dict[Path, tuple[int, ...]]:
-    """The status of a file, or of every file below a folder."""
-    return {file: status(file) for file in (_walk(path) if path.is_dir() else [path])}
+    files = [file for path in paths for file in (_walk(path) if path.is_dir() else [path])]
+    now = [file.stat() for file in files if file.exists()]
+    return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in now)
 
 
 def scan(folder: Path) -> tuple[FileEntry, ...]:

@@ -83,7 +83,7 @@ class StrictYaml:
     def override(self, values: dict[str, Any], assignment: str) -> None:
         """Set a key of `values` from `section.key=value`; raises UsageError for another form."""
         dotted, sign, text = assignment.partition("=")
-        keys = _written(dotted).strip().split(".")
+        keys = dotted.strip().encode("utf-8", "backslashreplace").decode().split(".")
         if not sign or not all(keys) or len(keys) > MAX_DEPTH:
             raise UsageError(
                 f"--set {mask(assignment)[:200]}: expected SECTION.KEY=VALUE", hint="--set finetune.epochs=3"
@@ -134,7 +134,8 @@ class StrictYaml:
     def _mapping(self, node: yaml.MappingNode, loc: tuple[int | str, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key, line = _written(str(key_node.value))[:MAX_KEY], key_node.start_mark.line + 1
+            text, line = str(key_node.value)[:MAX_KEY], key_node.start_mark.line + 1
+            key = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair has no other form
             if key in result:
                 first = self._at[(*loc, key)]
                 self.faults.append(f"{self.name}:{line}: '{key}' is already set on line {first}")
@@ -165,8 +166,3 @@ class StrictYaml:
             return text
         number.raw = text
         return number
-
-
-def _written(key: str) -> str:
-    """A key with escapes in place of bytes that are no UTF-8 and of halves of surrogate pairs."""
-    return key.encode("utf-8", "backslashreplace").decode()

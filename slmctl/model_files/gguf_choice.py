@@ -67,15 +67,10 @@ def sum_files(model: Artifact) -> dict[str, str]:
 
 
 def require_measured(model: Artifact) -> None:
-    """Refuse a release whose linear members are not there, or are others than those that it was measured with.
-
-    Raises:
-        IntegrityError: It is such a release.
-    """
+    """Raise IntegrityError for a release that lacks linear members, or has others than those that were measured."""
     measured = model.metrics.get("sum", {}).get("files", {})
     if measured and measured != sum_files(model):
-        raise IntegrityError(f"the sum in {model.path} is not the one that was measured",
-                             hint="fetch the release again")  # fmt: skip
+        raise IntegrityError(f"the sum in {model.path} is not the one that was measured", hint="fetch it again")
 
 
 def is_linear(model: Artifact) -> bool:

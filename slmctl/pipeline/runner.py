@@ -159,14 +159,10 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
     return made
 
 
-def _require_unchanged(request: StageRequest, before: Mapping[Path, Mapping[Path, tuple[int, ...]]]) -> None:
-    """Refuse a result that is made of other files than those that the recipe hashed.
-
-    Args:
-        before: The files and folders of the section, each with its `artifact.state` before the stage ran.
-    """
+def _require_unchanged(request: StageRequest, before: Mapping[Path, object]) -> None:
+    """Refuse a result that is made of other files than those that the recipe hashed."""
     changed = [path.name for path, state in before.items() if artifact.state(path) != state]
-    if changed or config.recipe(request.section) != request.recipe:  # the hash is older than the state
+    if changed or config.recipe(request.section) != request.recipe:  # the hash is older than `before`
         raise DataError(f"{changed[0] if changed else 'a source'} changed while {request.stage.name} read it",
                         hint="run it again when no program writes there")  # fmt: skip
 

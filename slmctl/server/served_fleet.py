@@ -69,11 +69,7 @@ def opened(
 
 
 def _require_used(settings: ServeConfig, tasks: Sequence[Task]) -> None:
-    """Refuse settings that do nothing for any task that is served; a file without a task is of any kind.
-
-    Raises:
-        UsageError: There is such a setting.
-    """
+    """Refuse settings that do nothing for any task that is served; a file without a task is of any kind."""
     if tasks and settings.refuse and not any(task.rules.checks for task in tasks):
         raise UsageError("serve.refuse checks drafts, and no task here writes them",
                          hint="leave serve.refuse out: it is for a task of kind generate")  # fmt: skip

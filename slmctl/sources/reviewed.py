@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from slmctl.artifacts import atomic
-from slmctl.artifacts.artifact import status
+from slmctl.artifacts.artifact import state
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.json_lines import Line
 from slmctl.config import Source
@@ -107,13 +107,13 @@ def is_reviewed(path: Path, format: str | None = None) -> bool:
     try:
         if (format or format_of(path)) != "jsonl" or path.suffix == ".gz":
             return False
-        return _begins_with_review(path, status(path))
+        return _begins_with_review(path, state(path))
     except (SlmctlError, OSError):
         return False
 
 
 @functools.lru_cache(maxsize=64)
-def _begins_with_review(path: Path, status: tuple[int, ...]) -> bool:
+def _begins_with_review(path: Path, state: tuple[tuple[int, ...], ...]) -> bool:
     """`is_reviewed` for one version of a file; cached, since a project's files are listed often."""
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
@@ -159,12 +159,12 @@ def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[So
         OSError: The file cannot be read, or a copy cannot be written.
         UsageError: The source puts targeted rows into a held-out split.
     """
-    before = status(path)
+    before = state(path)
     place = folder_of(path, folder)
     files = {kind: place / f"{path.stem}.{kind}.jsonl" for kind in ("uniform", "targeted")}
     if not all(file.exists() for file in files.values()):
         rows, _ = _rows(path)
-        if status(path) != before:
+        if state(path) != before:
             raise DataError(f"{path.name} changed while it was read", hint="run it again when nobody reviews")
         for kind, part in rows.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
@@ -196,11 +196,11 @@ def folder_of(path: Path, folder: Path) -> Path:
     Raises:
         OSError: The file cannot be read.
     """
-    return folder / (PREFIX + _digest(path, status(path))[:16])
+    return folder / (PREFIX + _digest(path, state(path))[:16])
 
 
 @functools.lru_cache(maxsize=64)
-def _digest(path: Path, status: tuple[int, ...]) -> str:
+def _digest(path: Path, state: tuple[tuple[int, ...], ...]) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

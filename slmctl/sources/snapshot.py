@@ -50,20 +50,14 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, roo
             with atomic.file(copy_of(source, folder), 0o600) as draft, draft.open("wb") as stream:
                 count = sql.write_rows(source.sql, stream, root=root or folder.parents[1], limits=limits)
             console.detail(f"  {count} rows")
-        elif folder_of_documents.is_documents(source):
-            _read_documents(source, folder, limits)
+        elif folder_of_documents.is_documents(source) and not (copy := copy_of(source, folder)).exists():
+            with atomic.file(copy, 0o600) as draft, draft.open("wb") as stream:
+                folder_of_documents.write_rows(source, stream, limits)
+                if copy_of(source, folder) != copy:  # they changed before they were read
+                    raise folder_of_documents.changed(source)
         elif source.hf is not None and not copy_of(source, folder).exists():
             _fetch(source.hf, source.file, copy_of(source, folder), limits)
     return gathered(sources, folder)
-
-
-def _read_documents(source: Source, folder: Path, limits: SourceLimits) -> None:
-    """Read documents into the copy that their hash names, unless they change before the copy is whole."""
-    before = folder_of_documents.state(source)  # before the hash
-    copy = copy_of(source, folder)
-    if not copy.exists():
-        with atomic.file(copy, 0o600) as draft, draft.open("wb") as stream:
-            folder_of_documents.write_rows(source, stream, limits, before)
 
 
 def gathered(sources: Sequence[Source], folder: Path) -> list[Source]:

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import tempfile
@@ -445,3 +446,39 @@ def test_closed_and_full_streams_end_with_a_sentence(tiny_run: Path, tmp_path: P
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert (tmp_path / "out.jsonl").exists() == (code == 0 and "out.jsonl" in rest)
+
+
+KILLS = [0, 1, ROWS // 2, ROWS - 1]
+
+
+@pytest.mark.usefixtures("forked_readers")
+@pytest.mark.parametrize("after", sampled(range(ROWS) if FULL else KILLS, [ROWS // 2]))
+def test_who_kills_predict_with_half_of_a_folder_answered_gets_the_same_file_of_the_next_run(
+    tmp_path: Path, after: int
+) -> None:
+    (tmp_path / "docs").mkdir()
+    for number, text in enumerate(TEXTS):
+        (tmp_path / "docs" / f"{number:05}.txt").write_text(text)
+
+    def answer(target: Path, answerer: Meddler) -> None:
+        with row_snapshot.opened(tmp_path / "docs", target, None) as (source, format):
+            answer_file(answerer, TASK, Job(source, target, TEXT, format=format, columns=("file", "pages")))
+
+    whole, target = tmp_path / "whole.csv", tmp_path / "out.csv"
+    answer(whole, Meddler())
+    if (child := os.fork()) == 0:
+        try:
+            answer(target, Meddler(lambda: os.kill(os.getpid(), signal.SIGKILL), after))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    journal = row_snapshot.journal_of(target)
+    kept = len(journal.read_bytes().splitlines()[1:])
+    assert kept == after - after % row_answers.CHUNK and not target.exists()
+    left = itertools.count()
+    rest = Meddler()
+    asked = rest.answer
+    rest.answer = lambda prompts: asked([prompt for prompt in prompts if next(left) >= 0])  # type: ignore[method-assign]
+    answer(target, rest)
+    assert next(left) == ROWS - kept  # what was answered is not asked again
+    assert target.read_bytes() == whole.read_bytes() and not journal.exists()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from slmctl import child, console
-from slmctl.artifacts.artifact import canonical, status
+from slmctl.artifacts.artifact import canonical, state
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import AnswerTable, Source, SourceLimits
 from slmctl.errors import DataError, SlmctlError
@@ -94,7 +94,7 @@ def key(source: Source) -> str:
     """
     joined = source.answers
     try:
-        contents = [[name, _digest(path, status(path))] for name, path in _all_read(source).items()]
+        contents = [[name, _digest(path, state(path))] for name, path in _all_read(source).items()]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}") from None
     form = joined.model_dump(exclude={"path"}) if isinstance(joined, AnswerTable) else joined
@@ -111,17 +111,14 @@ def _all_read(source: Source) -> dict[str, Path]:
     return named | (answers.json_beside(_listed(source)[1]) if source.answers is not None else {})
 
 
-def state(source: Source) -> dict[str, tuple[int, ...]]:
-    """The status of all files that are read of a source, by name.
-
-    Raises:
-        DataError: There is no document.
-    """
-    return {name: status(path) for name, path in _all_read(source).items()}
+def changed(source: Source) -> DataError:
+    """The error for documents that changed after they were hashed, or while they were read."""
+    return DataError(f"the documents of {source.name or source.local.name} changed while they were read",
+                     hint="run it again when no program writes there")  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2 * MAX_FILES)
-def _digest(path: Path, status: tuple[int, ...]) -> str:
+def _digest(path: Path, state: tuple[tuple[int, ...], ...]) -> str:
     """The hash of a file's content; cached, since a project's files are listed often."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -131,20 +128,15 @@ def _keeps_scanned(source: Source) -> bool:
     return source.documents is not None and source.documents.scanned == "keep"
 
 
-def write_rows(
-    source: Source, out: IO[bytes], limits: SourceLimits, before: dict[str, tuple[int, ...]] | None = None
-) -> None:
+def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
     """Write the documents of a source as JSONL, and say which of them, and which answers, cannot be used.
-
-    Args:
-        before: The `state` that the files must still have at the end; by default the one that they have now.
 
     Raises:
         DataError: There is no document, one changes meanwhile, the answers cannot be read or joined, or a limit is
             reached.
         ModuleNotFoundError: The package that reads PDF is not installed.
     """
-    before = before or state(source)
+    before = state(*_all_read(source).values())
     named, joined = files(source), _joined(source)
     title, keep = source.name or source.local.name, _keeps_scanned(source)
     unread: list[str] = []
@@ -165,9 +157,8 @@ def write_rows(
                 raise bounded_copy.too_slow(title, limits, "fewer documents")
             out.write(line)
             meter.advance()
-    if state(source) != before:
-        raise DataError(f"the documents of {title} changed while they were read",
-                        hint="run it again when no program writes there")  # fmt: skip
+    if state(*_all_read(source).values()) != before:
+        raise changed(source)
     console.say(f"  {title}: {console.count(count, 'document')}" + (f", {unused:,} not used" if unused else ""))
     others = {name: path for name, path in _listed(source)[1].items() if name not in named}
     tables = [name for name, path in others.items() if known_format(path)]

@@ -23,7 +23,7 @@ from typing import IO
 
 from slmctl import console
 from slmctl.artifacts import atomic
-from slmctl.artifacts.artifact import status
+from slmctl.artifacts.artifact import state
 from slmctl.config import Source, SourceLimits
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.documents import folder as folder_of_documents
@@ -82,7 +82,7 @@ def snapshot(
         DataError: The source cannot be read, or has changed while it was read.
     """
     with tempfile.TemporaryFile(dir=folder) as spool:
-        before, digest = status(source), hashlib.sha256()
+        before, digest = state(source), hashlib.sha256()
         kind = format or format_of(source)
         form = text_form(source, format=format, encoding=encoding) if kind in ("csv", "tsv", "jsonl") else None
         if form is not None and not form.encoding.certain:
@@ -98,7 +98,7 @@ def snapshot(
                     yield row
 
             survey = table_writer.survey(kept())
-        if status(source) != before:
+        if state(source) != before:
             raise DataError(f"{source.name} has changed while it was read", hint="run it again when it is complete")
         part, parts = shard
         first, last = survey.rows * (part - 1) // parts, survey.rows * part // parts

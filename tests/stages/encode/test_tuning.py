@@ -6,13 +6,17 @@ import itertools
 import json
 import random
 import shutil
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support import teacher, tiny
+from support.forks import Forks
 from support.handmade import opened
+from support.scale import FULL
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
@@ -244,3 +248,35 @@ def test_weights_that_lack_a_layer_are_refused(folder: Path, tmp_path: Path) -> 
     (place / "config.json").write_text(json.dumps(facts | {"num_hidden_layers": 2}))
     with pytest.raises(DataError, match="lack 16 of the weights"):
         hf_folder.load_encoder(place)
+
+
+def test_a_killed_encode_leaves_no_scratch_folder_to_the_next_one(folder: Path, tmp_path: Path) -> None:
+    """What it had fetched, some 90 MB, stayed below runs/.encoders for ever."""
+    section = EncodeConfig(project="desk", encoder=str(folder))
+    left = encoder_source.folder_of(section, tmp_path) / "tmpkilled"
+    (left / "model").mkdir(parents=True)
+    (left / "model" / "model.safetensors").write_bytes(b"fetched")
+    file, _ = encoder_source.kept(section, tmp_path)
+    assert {path.name for path in file.parent.iterdir()} == {"encoder.gguf", "model", "seal.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [*(k / 24 for k in range(24))] if FULL else [0.1, 0.5, 0.8])
+def test_who_kills_encode_while_the_encoder_learns_gets_the_same_artifact_of_the_next_run(
+    desk: Path, stages: Forks, share: float
+) -> None:
+    clean = Path(shutil.copytree(desk, desk.parent / "clean"))
+    begun = time.monotonic()
+    wanted = artifact.load(Path(tiny.ok(stages.run(clean, "encode")).split()[-1]))
+    assert "tuned" in wanted.metrics
+    child = stages.start(desk, "encode")
+    try:
+        child.wait(share * (time.monotonic() - begun))
+    except subprocess.TimeoutExpired:
+        tiny.kill_group(child)
+    assert all(artifact.verify_folder(path.parent) == [] for path in desk.rglob(artifact.MANIFEST))
+    made = artifact.load(Path(tiny.ok(stages.run(desk, "encode")).split()[-1]))
+    assert made.digest == wanted.digest
+    (encoders,) = desk.glob("runs/.encoders/*")
+    assert {path.name for path in encoders.iterdir()} == {"encoder.gguf", "model", "seal.json"}
+    assert not list(desk.glob("runs/encoder/.*"))
