@@ -88,8 +88,8 @@ def _text(part: JsonObject, seconds: int) -> str:
     shown = PurePosixPath(name.replace("\\", "/")).name[-_NAMED:]
     if (kind := readers.kind_of(shown)) in ("", "mailbox"):
         known = ", ".join(suffix for suffix, each in readers.KINDS.items() if each != "mailbox")
-        what = "a mailbox, and its mails are read one by one" if kind else "no document that is read"
-        raise RequestError(f"'{shown}' is {what}: {known}", "messages")
+        fault = "a mailbox, and its mails are read one by one" if kind else "no document that is read"
+        raise RequestError(f"'{shown}' is {fault}: {known}", "messages")
     try:
         raw = base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data, validate=True)
     except (binascii.Error, ValueError):

@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 import shutil
-import subprocess
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -269,11 +269,11 @@ def test_who_kills_encode_while_the_encoder_learns_gets_the_same_artifact_of_the
     begun = time.monotonic()
     wanted = artifact.load(Path(tiny.ok(stages.run(clean, "encode")).split()[-1]))
     assert "tuned" in wanted.metrics
+    seconds = time.monotonic() - begun
     child = stages.start(desk, "encode")
-    try:
-        child.wait(share * (time.monotonic() - begun))
-    except subprocess.TimeoutExpired:
-        tiny.kill_group(child)
+    time.sleep(share * seconds)  # wherever it is then, or at its end where this machine was slower before
+    child.kill()
+    assert child.wait().code in (-signal.SIGKILL, 0)
     assert all(artifact.verify_folder(path.parent) == [] for path in desk.rglob(artifact.MANIFEST))
     made = artifact.load(Path(tiny.ok(stages.run(desk, "encode")).split()[-1]))
     assert made.digest == wanted.digest
