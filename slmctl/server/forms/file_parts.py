@@ -87,9 +87,9 @@ def _text(part: JsonObject, seconds: int) -> str:
         raise RequestError("a file part needs 'file' with 'filename' and 'file_data', its base64", "messages")
     shown = PurePosixPath(name.replace("\\", "/")).name[-_NAMED:]
     if (kind := readers.kind_of(shown)) in ("", "mailbox"):
-        known = ", ".join(suffix for suffix, each in readers.KINDS.items() if each != "mailbox")
+        suffixes = ", ".join(suffix for suffix, each in readers.KINDS.items() if each != "mailbox")
         fault = "a mailbox, and its mails are read one by one" if kind else "no document that is read"
-        raise RequestError(f"'{shown}' is {fault}: {known}", "messages")
+        raise RequestError(f"'{shown}' is {fault}: {suffixes}", "messages")
     try:
         raw = base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data, validate=True)
     except (binascii.Error, ValueError):
