@@ -11,9 +11,11 @@ from support.forks import Forks
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 from slmctl import console
+from slmctl.config import PullConfig
 from slmctl.errors import FullError
 from slmctl.model_files.base_model import Base
 from slmctl.pipeline import rehearsal
+from slmctl.stages.pull import pull
 
 
 def test_a_base_that_works_passes_and_its_description_says_so(tmp_path: Path, tiny_base: Path, stages: Forks) -> None:
@@ -53,12 +55,12 @@ def test_who_pulls_a_base_again_in_another_project_waits_for_no_second_rehearsal
 
 
 def test_who_waits_for_a_rehearsal_reads_which_step_runs(
-    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console, "SHOW_AFTER_S", -1)
     monkeypatch.setattr(console, "PLAIN_EVERY_S", -1)
-    (base,) = tiny_run.glob("runs/base/*")
-    assert rehearsal.rehearse(base).passed
+    pull.run(PullConfig(base=str(tiny_base), rehearse=False), out=tmp_path)
+    assert rehearsal.rehearse(tmp_path).passed
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  rehearsing")]
     steps = ("prepare", "finetune", "merge", "quantize", "answers")
     assert said[0] == "  rehearsing every stage on a small random copy of the base"
