@@ -155,7 +155,8 @@ def results(project: Project, report: Artifact, *, only_measured: bool = False) 
 
 def of_files(project: Project, report: EvaluationReport) -> list[str]:
     """A sentence for each gate that tests a file alone where the release answers by more."""
-    return list(filter(None, (gates.alone(gate, report) for gate in project.config.gates)))
+    sentences = (gates.alone(gate, report) for gate in project.config.gates)
+    return list(filter(None, dict.fromkeys(sentences)))
 
 
 def _gates(project: Project, report: Artifact, only_measured: bool) -> tuple[list[Gate], EvaluationReport]:

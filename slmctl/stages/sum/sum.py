@@ -26,8 +26,8 @@ class SumFacts(TypedDict):
 
     `weights` has the members that are kept; `gains` the share of right answers that the sum expects to lose on
     validation rows without each member, see `Weighing`; `rows` counts validation rows, `right` those that the file
-    alone answers right (of several files on the mean; None without a file); `source` is the encoder's, empty where it is
-    left out, and `tuned` where it has learned the rows.
+    alone answers right (of several files on the mean; None without a file); `source` is the encoder's, empty where it
+    is left out, and `tuned` where it has learned the rows.
     """
 
     weights: dict[str, float]
