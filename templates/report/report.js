@@ -25,6 +25,7 @@ for (const table of document.querySelectorAll("table")) {
   }
   const sign = table.parentElement.previousElementSibling;
   const measure = () => sign.classList.toggle("cut", table.parentElement.scrollWidth > table.parentElement.clientWidth + 1);
+  measure(); // at once: an observer is told a frame later
   new ResizeObserver(measure).observe(table.parentElement);
   const controls = sign.previousElementSibling;
   if (!controls?.classList.contains("controls")) continue;
