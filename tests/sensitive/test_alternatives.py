@@ -48,12 +48,13 @@ def patterns(value: Any, name: str) -> Iterator[tuple[str, re.Pattern[str]]]:
         yield from (found for key, inner in pairs for found in patterns(inner, f"{name}.{key}"))
 
 
-PATTERNS = {
-    pattern: name
+NAMED = {
+    name: pattern
     for module in modules()
     for variable, value in vars(module).items()
     for name, pattern in patterns(value, f"{module.__name__}.{variable}")
 }
+PATTERNS = {NAMED[name]: name for name in sorted(NAMED)}  # each once, in one order for all processes of pytest
 
 
 def bodies(items: Any) -> Iterator[tuple[int, Sequence[Any]]]:
