@@ -1,7 +1,8 @@
 """Figures of a finished `make demo`, and of another template's run: what README and the tutorial say of them.
 
-python -m benchmarks.demo FOLDER [extract [FEW]]
+python -m benchmarks.demo FOLDER [policy | extract [FEW]]
 
+With `policy`, the shares that the policies of the demo keep, for each `max_error` that `slmctl calibrate` was run with.
 With `extract`, FOLDER is a finished run of `slmctl init field-extraction`, and FEW another with a
 `finetune.train_share`, by which the same test rows are answered from fewer rows.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from benchmarks import result
 from slmctl import config
+from slmctl.stages.calibrate.stage import Calibrate
 from slmctl.stages.finetune.encoding import share_of
 from slmctl.task.records import read_records
 
@@ -47,9 +49,8 @@ def training_rows(folder: Path) -> int:
 
 
 def measure(folder: Path) -> None:
-    """Write `results/demo.json` from the last report, policy and adapter of a demo, made on an idle machine."""
+    """Write `results/demo.json` from the last report and adapter of a demo, made on an idle machine."""
     report = _report(folder)
-    policy = json.loads((last(folder / "runs" / "policy") / "policy.json").read_text(encoding="utf-8"))
     entries = {**report["baselines"], **report["models"]}
     ours, alone = (entries[name]["metrics"]["accuracy"] for name in (SHIPPED, "Q8_0"))
     rows = [
@@ -59,14 +60,28 @@ def measure(folder: Path) -> None:
     rows.append(result.single("what ships: accuracy", ours, "Q8_0 alone", alone, goal=">= 0.94"))
     sizes = [entries[name]["size"] / 1e6 for name in ("Q8_0", "base (11-shot)")]
     rows.append(result.compared("Q8_0: size, MB", sizes[:1], sizes[1:], peer="base (11-shot)", digits=1))
-    kept, promised = policy["figures"]["kept"], 1 - policy["figures"]["max_error"]
-    rows.append(result.compared("answers kept", [kept], [promised], peer="of them right, at least", digits=4))
     training = json.loads((last(folder / "runs" / "adapter") / "manifest.json").read_text(encoding="utf-8"))
     minutes, peak = training["seconds"] / 60, training["metrics"]["memory_peak"] / 1e9
     rows.append(result.single("training on this machine, minutes", minutes, "its peak of memory, GB", peak))
     models = {name: {key: entries[name][key] for key in KEPT if key in entries[name]} for name in SHOWN}
     result.write("demo", "python -m benchmarks.demo FOLDER", rows, ("torch", "transformers", "llama-cpp-python"),
                  n=report["n"], models=models)  # fmt: skip
+
+
+def measure_policy(folder: Path) -> None:
+    """Write `results/demo-policy.json` from the policies that were fitted on what the demo's release answers by."""
+    released = _report(folder)["focus"]
+    paths = sorted((folder / "runs" / "policy").glob("[!.]*/manifest.json"))
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    newest = f"calibrate/{Calibrate.version}"  # a folder keeps the policies of older versions
+    policies = [manifest["metrics"] for manifest in manifests if manifest["stage"] == newest]
+    fitted = sorted((each for each in policies if each["model"] == released), key=lambda each: -each["max_error"])
+    rows = []
+    for policy in fitted:
+        promise = f"at most {100 * policy['max_error']:g} % wrong"
+        rows.append(result.single(f"{promise}: answers kept", policy["kept"], "of them wrong", policy["error"]))
+        rows.append(result.single(f"{promise}: chance to pass", policy["chance_to_pass"], "rows", policy["tested_on"]))
+    result.write("demo-policy", "python -m benchmarks.demo FOLDER policy", rows, ("llama-cpp-python",), model=released)
 
 
 def measure_extract(folder: Path, few: Path | None = None) -> None:
@@ -106,4 +121,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    {"": measure, "extract": measure_extract}["".join(sys.argv[2:3])](Path(sys.argv[1]), *map(Path, sys.argv[3:]))
+    measures = {"": measure, "policy": measure_policy, "extract": measure_extract}
+    measures["".join(sys.argv[2:3])](Path(sys.argv[1]), *map(Path, sys.argv[3:]))
