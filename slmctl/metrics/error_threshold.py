@@ -149,9 +149,13 @@ def fit(rows: CalibrationRows, config: CalibrateConfig, *, least_p: float = 0.0)
 
 
 def fit_first(
-    first: CalibrationRows, rows: CalibrationRows, fitted: FittedThreshold, config: CalibrateConfig,
-    *, least_p: float = 0.0,
-) -> FirstStep:  # fmt: skip
+    first: CalibrationRows,
+    rows: CalibrationRows,
+    fitted: FittedThreshold,
+    config: CalibrateConfig,
+    *,
+    least_p: float = 0.0,
+) -> FirstStep:
     """Fit a first step, and choose the threshold behind it by all answers that both keep: one promise for them.
 
     The first threshold follows from scores that the rows of `fits` fitted: the loosest by which the first step is
@@ -179,8 +183,9 @@ def fit_first(
         raise GateError("the linear members are sure of too few answers", reason="max_error")
     pair = replace(rows, right=np.where(kept, first.right, rows.right), says_outside=rows.says_outside & ~kept)
     rest_knots = isotonic(scores[~kept], rows.good[~kept]) or fitted["knots"]
-    both, odds, floor = np.where(kept, CERTAIN, scores), np.where(kept, sure, scores), floor_of(rest_knots, least_p)
-    threshold, figures = _tested(both, odds, pair, config, floor)
+    both = np.where(kept, CERTAIN, scores)
+    odds = np.where(kept, sure, scores)
+    threshold, figures = _tested(both, odds, pair, config, floor_of(rest_knots, least_p))
     figures["first_kept"] = float(kept[~rows.fits].mean())
     return FirstStep(weights, bias, sure_knots, first_threshold, rest_knots, threshold, figures)
 

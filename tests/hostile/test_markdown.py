@@ -49,7 +49,8 @@ def card(**more: Any) -> str:
     )
     file = {"file": "a.gguf", "size": 9, "bits_per_weight": 8.0, "sha256": "0"}
     return publish._render(
-        "model_card.md", task=task, released="Q8_0", policy=None, base=base, base_model=text, license=text, report=report, files={"Q8_0": file},
+        "model_card.md", released="Q8_0", policy=None, task=task,
+        base=base, base_model=text, license=text, report=report, files={"Q8_0": file},
         head=["model", "accuracy"], rows=[[text, "90.0 %"]], smallest="a.gguf", size=str, context=4096, lora=None,
         config=SimpleNamespace(project="desk", version="1.0", include=[], intended_use=""),
         members={"source": text, "size": 9, "license": text, "encoder_weights": "unchanged"},

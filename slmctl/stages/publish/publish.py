@@ -176,8 +176,8 @@ def carry_policy(
     if policy is None or page is None:
         return {}
     if released(figures, policy.metrics["sha256"]) != released(figures):
-        raise IntegrityError(f"{policy.path} was fitted on another model than {released(figures)}, which is released",
-                             hint="slmctl calibrate")  # fmt: skip
+        text = f"{policy.path} was fitted on another model than {released(figures)}, which is released"
+        raise IntegrityError(text, hint="slmctl calibrate")
     shutil.copyfile(policy.file(escalation_policy.FILENAME), out / escalation_policy.FILENAME)
     page(report, policy, out / "report.html")
     return {key: policy.metrics[key] for key in POLICY_FIGURES}
