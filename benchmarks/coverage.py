@@ -142,7 +142,8 @@ def policy(kind: str, count: int, alike: float, draw: random.Random) -> bool | N
     fits = (seeded.random(count) < error_threshold.FIT_SHARE)[groups]
     try:
         rows = CalibrationRows(("sure",), signals, right, none, none, fits, groups)
-        fitted = error_threshold.fit(rows, CalibrateConfig(max_error=0.05))
+        config = CalibrateConfig(max_error=0.05)
+        fitted = error_threshold.fit(rows, config, least_p=config.least_p_correct)
     except GateError:
         return None
     signals, right = NEW
@@ -214,8 +215,8 @@ def first_look(count: int, shares: tuple[float, float], alike: float, draw: rand
     ]
     config = CalibrateConfig(max_error=0.05)
     try:
-        alone = error_threshold.fit(tables[1], config)
-        step = error_threshold.fit_first(*tables, alone, config)
+        alone = error_threshold.fit(tables[1], config, least_p=config.least_p_correct)
+        step = error_threshold.fit_first(*tables, alone, config, least_p=config.least_p_correct)
     except GateError:
         return None
     (signals, cheap), (others, dear) = new_pairs(shares, alike)
