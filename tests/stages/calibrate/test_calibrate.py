@@ -544,9 +544,13 @@ def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: 
     served = min((desk / "registry" / "tiny-desk" / "1.0").glob("*.gguf"), key=lambda path: path.stat().st_size)
     Policy.read(policy).require(artifact.sha256_file(served), Task.read(served.parent).digest)
     assert len(list((desk / "runs" / "policy").iterdir())) == 1
+    assert (served.parent / "policy.json").read_bytes() == (policy / "policy.json").read_bytes()
     (desk / "slmctl.yaml").write_text(text, encoding="utf-8")
-    without = stages.run(desk, "run", "--yes")
+    refused = stages.run(desk, "run", "--yes")  # a release without the policy is another one
+    assert (refused.returncode, "already holds another tiny-desk 1.0" in refused.stderr) == (7, True), refused.stderr
+    without = stages.run(desk, "run", "--yes", "--set", "publish.to=dir:./other")
     tiny.ok(without)
+    assert not (desk / "other" / "tiny-desk" / "1.0" / "policy.json").exists()
     assert "calibrate" not in [line.split()[0] for line in without.stderr.splitlines() if line.split()]
     (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 45%}\n", encoding="utf-8")
     outside = stages.run(desk, "calibrate", "--out-of-scope", "billing")  # any label, so validation rows enter too
