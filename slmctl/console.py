@@ -26,6 +26,7 @@ from rich.text import Text
 
 PLAIN_EVERY_S = 10.0  # seconds between progress lines where stderr is not a terminal
 SHOW_AFTER_S = 2.0  # shorter work shows no progress
+# `KINDS` of sources/documents/readers.py, which this layer does not import
 _DOCUMENTS = (".pdf", ".docx", ".eml", ".mbox", ".html", ".htm", ".txt", ".md")
 NARROWEST = 10  # least width of a wrapped column, in characters
 

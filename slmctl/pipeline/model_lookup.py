@@ -87,16 +87,17 @@ def newest_policy(directory: Path, model: Model) -> Path | None:
         return None
     roots = {directory.resolve(), root_of(directory, model.artifact.path).resolve()}
     made = [entry for root in roots for entry in lineage.readable_artifacts(root) if entry.kind == "policy"]
-    digest = model.digest
-    fitting = [
-        entry for entry in made
-        if entry.metrics.get("sha256") == digest and Policy.read(entry.path).task == task.digest
-    ]  # fmt: skip
+    digest, task_digest = model.digest, task.digest
+
+    def is_fitted(path: Path) -> bool:  # on this model, and not on another type or another task
+        policy = Policy.read(path)
+        return (policy.gguf.removeprefix("sha256:"), policy.task) == (digest, task_digest)
+
+    fitting = [entry for entry in made if entry.metrics.get("sha256") == digest and is_fitted(entry.path)]
     if fitting:
         return max(fitting, key=lambda entry: entry.manifest.started).path
     own = model.artifact.path / POLICY_FILE
-    is_fitted = own.is_file() and Policy.read(own).gguf.removeprefix("sha256:") == digest  # not of another type
-    return own if is_fitted else None
+    return own if own.is_file() and is_fitted(own) else None
 
 
 def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:

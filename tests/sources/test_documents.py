@@ -14,10 +14,11 @@ from support import papers, tiny, workbooks
 from support.forks import Forks
 from support.papers import PAGE
 
+from slmctl import console
 from slmctl.config import Source, SourceLimits
 from slmctl.errors import DataError, IntegrityError
 from slmctl.sources import snapshot
-from slmctl.sources.documents import page_text
+from slmctl.sources.documents import page_text, readers
 from slmctl.sources.rows import Row, read_rows
 
 pytestmark = pytest.mark.usefixtures("forked_readers")
@@ -77,6 +78,12 @@ TERMS = [["Leistung", "Preis"], ["Wartung", "1.200,00 EUR"], ["Prüfung", "99,50
 def test_the_text_of_a_file(tmp_path: Path, name: str, content: Any, text: str, pages: int) -> None:
     row = rows(papers.write(tmp_path / "in", {name: content}))[name]
     assert (row.fault, row.columns["text"], row.columns["pages"]) == ("", text, pages)
+
+
+def test_a_document_of_every_format_is_named_by_its_file_alone() -> None:
+    for suffix in readers.KINDS:  # console.py holds these suffixes too
+        assert console.place(f"letters/a{suffix}", 3) == f"letters/a{suffix}"
+    assert console.place("letters/a.csv", 3) == "letters/a.csv line 3"
 
 
 def test_a_mail_has_its_headers_and_a_mail_in_it_its_own(tmp_path: Path) -> None:
