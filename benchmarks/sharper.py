@@ -36,7 +36,6 @@ import numpy.typing as npt
 from benchmarks import program, result
 from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
-from slmctl.inference import ENCODER as ENCODER_FILE
 from slmctl.inference import FILE, SUM_FILE
 from slmctl.metrics import cross_fitting, encoder_head, label_sum
 from slmctl.metrics.encoder_head import Floats, Named
@@ -45,7 +44,7 @@ from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
 from slmctl.model_files.encoder_source import VALIDATION
-from slmctl.models.encoder_process import Encoder
+from slmctl.models.onnx_encoder import Encoder
 from slmctl.reports import IN_SUM
 from slmctl.task.records import read_records
 
@@ -106,8 +105,8 @@ def main() -> None:
         return
     rows, intervals, draws = [], dict[str, tuple[float, float]](), dict[str, list[float]]()
     with tempfile.TemporaryDirectory() as scratch:
-        gguf, _ = encoder_source.kept(EncodeConfig(encoder=options.encoder), Path(scratch))
-        with Encoder(gguf) as encoder:
+        kept = encoder_source.kept(EncodeConfig(encoder=options.encoder), Path(scratch))
+        with Encoder(kept.folder) as encoder:
             for name in options.only or sets:
                 rows += measured(name, encoder, *sets[name](), intervals, draws)
     if options.only:
@@ -305,7 +304,7 @@ def members_of(project: Path) -> tuple[dict[str, dict[str, Logprobs]], dict[str,
             continue
         texts, vectors = [record.input for record in records], np.zeros((len(records), 0), np.float32)
         if model.head is not None:
-            with Encoder(newest(project, "encoder") / ENCODER_FILE) as encoder:
+            with Encoder(newest(project, "encoder")) as encoder:
                 vectors = encoder.encode(texts)
         tables[split] = {FILE: of_file, **model.logprobs(texts, vectors)}
     return tables, answers, np.array(model.labels)

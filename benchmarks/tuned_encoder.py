@@ -22,14 +22,13 @@ import numpy as np
 from benchmarks import program, result, sharper
 from benchmarks.program import Pairs
 from slmctl.config import EncodeConfig
-from slmctl.inference import ENCODER as ENCODER_FILE
 from slmctl.metrics import cross_fitting, encoder_head
 from slmctl.metrics.label_sum import ENCODER, WORDS
 from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source
-from slmctl.models.encoder_process import Encoder
 from slmctl.models.learned_rows import LearnedRows
+from slmctl.models.onnx_encoder import Encoder
 from slmctl.stages.encode import encode
 from slmctl.task.records import Record
 
@@ -52,7 +51,7 @@ def main() -> None:
     rows = list[result.Row]()
     sets = sharper.readers(options.data, options.demo)
     with tempfile.TemporaryDirectory() as scratch:
-        gguf, _ = encoder_source.kept(EncodeConfig(), Path(scratch))
+        kept = encoder_source.kept(EncodeConfig(), Path(scratch))
         for name in options.only:
             for count in options.count:
                 train, validation, test = (list(split) for split in sets[name]())
@@ -60,10 +59,10 @@ def main() -> None:
                     train = [train[k] for k in sharper.few(train, count, 0)]
                     validation = [validation[k] for k in sharper.few(validation, max(1, count // 5), 0)]
                 strange = out_of_scope(options.data) if name == "CLINC150" else []
-                rows += measured(name, count, gguf, train, validation, test, tables, strange)
+                rows += measured(name, count, kept.folder, train, validation, test, tables, strange)
     new = {row.metric.split(":")[0] for row in rows}
     rows = [row for row in before if row.metric.split(":")[0] not in new] + rows
-    packages = ("torch", "transformers", "scikit-learn", "llama-cpp-python")
+    packages = ("torch", "transformers", "scikit-learn", "onnxruntime")
     result.write(KEPT, "python -m benchmarks.tuned_encoder DATA DEMO", rows, packages)
     np.savez_compressed(kept, allow_pickle=False, **tables)
 
@@ -79,7 +78,7 @@ def recall(known: Logprobs, strange: Logprobs) -> float:
 
 
 def measured(
-    name: str, count: int, gguf: Path, train: Pairs, validation: Pairs, test: Pairs, tables: dict[str, Any],
+    name: str, count: int, folder: Path, train: Pairs, validation: Pairs, test: Pairs, tables: dict[str, Any],
     strange: Sequence[str] = (),
 ) -> list[result.Row]:  # fmt: skip
     """The rows of one data set; `tables` gets the log probabilities of its members, `strange` fit no label."""
@@ -90,21 +89,21 @@ def measured(
     learned = LearnedRows(*records, np.arange(len(labels)), fold)
     names, (asked, wanted) = sorted(set(labels)), zip(*test, strict=True)
     with tempfile.TemporaryDirectory() as scratch:
-        with Encoder(gguf) as encoder:
+        with Encoder(folder) as encoder:
             vectors, questions = encoder.encode(texts), encoder.encode(asked)
             named = names, encoder.encode([encoder_head.spoken(label) for label in names])
             unlike = encoder.encode(strange) if strange else questions[:1]
-        frozen = encode.Fitted.on(learned, vectors, named, None)
+        encoded = encode.Vectors(vectors, named)
+        frozen = encode.Fitted.on(learned, encoded)
         answers = frozen.model.logprobs(asked, questions)
         of_frozen, evidence = frozen.model.scored(asked, questions)
         recalls = [recall(evidence, frozen.model.scored(strange, unlike)[1])] if strange else []
         begun, first, whole = time.monotonic(), Path(scratch, "first"), Path(scratch, "whole")
-        model = gguf.parent / encoder_source.MODEL
-        tuned = encode.tuned_sum(model, "", learned, vectors[: len(train)], named, frozen, first)
+        form, tuned = encode.tuned_sum(folder / encoder_source.MODEL, learned, encoded, frozen, first)
         kept = encode.likelier(tuned, frozen, [label for _, label in validation])
-        tuned = encode.whole_sum("", learned, tuned, first, whole)
+        tuned = encode.whole_sum(learned, tuned, first, whole)
         seconds = time.monotonic() - begun
-        with Encoder(whole / ENCODER_FILE) as encoder:
+        with Encoder(whole / form.relative_to(first)) as encoder:
             others = encoder.encode(asked)
             unlike = encoder.encode(strange) if strange else others[:1]
         answers[TUNED] = tuned.model.logprobs(asked, others)[ENCODER]

@@ -24,7 +24,7 @@ def cells() -> list[str]:
 @pytest.mark.slow
 def test_the_cells_lead_from_rows_to_a_served_answer(tiny_base: Path, tmp_path: Path) -> None:
     tiny.write_csv(tmp_path / "tickets.csv", tiny.rows(600))
-    words = tiny.build_encoder(tmp_path / "words.gguf", size=16)
+    words = tiny.build_encoder(tmp_path / "words", size=16)
     settings, *others = cells()
     run = ["--offline", "--set", f"encode.encoder={words}", "--set", "pull.rehearse=false"]
     init = ["--base", str(tiny_base)]

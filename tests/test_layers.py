@@ -472,7 +472,7 @@ def test_a_package_stays_in_its_rooms(package: str, rooms: set[str]) -> None:
     ("package", "only"),
     [
         # three child processes, and what they share
-        ("llama_cpp", {"inference.llama_child", "models.encoder_child", "model_files.quantizer_child",
+        ("llama_cpp", {"inference.llama_child", "model_files.quantizer_child",
                        "inference.expansion", "inference.model_loading"}),
         ("unsloth", {"stages.finetune.finetune"}),
     ],

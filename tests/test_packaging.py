@@ -162,7 +162,7 @@ def test_wheel_and_sdist_install_and_start_a_project(installed: Path, tmp_path: 
 def test_the_installed_program_measures_rows_of_a_users_own(installed: Path, tiny_base: Path, tmp_path: Path) -> None:
     """The first minute of the README; the encoder and the base are tiny files, so that no index is asked."""
     tiny.write_csv(tmp_path / "tickets.csv", tiny.rows(400))
-    words = tiny.build_encoder(tmp_path / "words.gguf", size=16)
+    words = tiny.build_encoder(tmp_path / "words", size=16)
     desk = ran(installed, tmp_path, "init", "tickets.csv", "desk", "--yes", "--base", str(tiny_base)).strip()
     sets = ("--set", f"encode.encoder={words}", "--set", "pull.rehearse=false")
     made = Path(ran(installed, tmp_path, "-C", desk, "run", "--offline", "--until", "encode", *sets).strip())

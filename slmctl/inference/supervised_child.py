@@ -1,7 +1,6 @@
 """A child process that answers messages by their ids; it is watched and restarted, and lost messages get an error.
 
-llama.cpp runs in such children: those of `engine` and of an encoder (`models.encoder_process`). `Supervised` is the
-parent's half, `Parent` the child's.
+llama.cpp runs in such a child, that of `engine`. `Supervised` is the parent's half, `Parent` the child's.
 """
 
 from __future__ import annotations

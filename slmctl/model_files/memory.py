@@ -23,7 +23,7 @@ BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # processors on which `inference.
 LEAST_EXPANDED = 32 << 20  # bytes of the smallest file that it expands
 REPACKED_BYTES = 0.6  # of a weight in 4 bits, which llama.cpp copies on every processor
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
-ENCODER_BYTES, ENCODER_CORE_BYTES = 50_000_000, 60_000_000  # of a sentence encoder's process, and per core
+ENCODER_BYTES, ENCODER_CORE_BYTES = 80_000_000, 70_000_000  # of ONNX Runtime and a tokenizer, and per core
 GRAMMAR_BYTES, GRAMMAR_TOKEN_BYTES = 60_000_000, 700  # of the processes that follow a schema, and per token
 
 
@@ -53,7 +53,7 @@ def require_engine(path: Path, *, sequences: int, context: int, encoders: Iterab
     """Refuse to load a GGUF file whose weights, with the keys and values of all sequences, cannot fit.
 
     Args:
-        encoders: GGUF files of sentence encoders that are loaded with it.
+        encoders: ONNX files of sentence encoders that are loaded with it.
 
     Raises:
         FullError: They cannot fit.
@@ -85,9 +85,9 @@ def engine_bytes(
 WORDS_BYTES = 150_000_000  # of scikit-learn, which hashes words
 
 
-def encoder_bytes(gguf: Path) -> int:
-    """Bytes that the process of a sentence encoder holds, with texts of 512 tokens on every core."""
-    return gguf.stat().st_size + ENCODER_BYTES + usable_cores() * ENCODER_CORE_BYTES
+def encoder_bytes(file: Path) -> int:
+    """Bytes that a sentence encoder holds, with texts of 512 tokens on every core."""
+    return file.stat().st_size + ENCODER_BYTES + usable_cores() * ENCODER_CORE_BYTES
 
 
 def repacked_bytes(types: Iterable[str]) -> float:

@@ -1,27 +1,27 @@
-"""Answerers that consist of others, such as an engine and an encoder."""
+"""An answerer that consists of others, such as an engine and linear members."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 from slmctl.inference.engine import Answering, Outcomes, Request
-from slmctl.inference.supervised_child import State, Supervised
+from slmctl.inference.supervised_child import State
 
 
-class Parts(Answering):
-    """An answerer that is as ready as its parts.
+class Composition(Answering):
+    """An engine combined with others, as ready as all of them; the subclass's `submit` decides which gets a request.
 
     Args:
-        parts: What it is made of, nothing at the least; the first one's build is named.
+        others: Further answerers, without which there is no answer.
     """
 
-    def __init__(self, *parts: Answering | Supervised) -> None:
-        self._parts = parts
+    def __init__(self, engine: Answering, *others: Answering) -> None:
+        self.engine, self._parts = engine, (engine, *others)
         self._on_death: Callable[[], None] = lambda: None
 
     @property
     def build(self) -> str:
-        return next((part.build for part in self._parts), "")
+        return self.engine.build
 
     @property
     def alive(self) -> bool:
@@ -51,18 +51,6 @@ class Parts(Answering):
     def revive(self) -> None:
         for part in self._parts:
             part.revive()
-
-
-class Composition(Parts):
-    """An engine combined with an encoder; the subclass's `submit` decides which of both gets a request.
-
-    Args:
-        others: Further answerers, without which there is no answer.
-    """
-
-    def __init__(self, engine: Answering, *others: Answering) -> None:
-        super().__init__(engine, *others)
-        self.engine = engine
 
     @property
     def ahead(self) -> int:  # type: ignore[override]

@@ -54,7 +54,7 @@ class LinearSum(Model):
         if model.of_file:
             raise UsageError(f"the linear members in {self.artifact.path} answer beside a GGUF file alone",
                              hint="slmctl predict sum, or slmctl serve with a release of both")  # fmt: skip
-        return LinearMembers(model, self.artifact.path / ENCODER)
+        return LinearMembers(model, self.artifact.path)
 
 
 def members_of(folder: Artifact, labels: Sequence[str] | None) -> LabelSum:

@@ -13,21 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl.errors import IntegrityError
-from slmctl.inference.engine import Outcomes, Request, answer_of
+from slmctl.inference.engine import Answering, Outcomes, Request, answer_of
 from slmctl.inference.events import Event, TokenAlternative
-from slmctl.inference.supervised_child import EngineDiedError, EngineError
+from slmctl.inference.supervised_child import EngineDiedError, EngineError, State
 from slmctl.inference.turns import Turns
 from slmctl.metrics import label_sum
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import normalised
-from slmctl.models.composition import Parts
-from slmctl.models.encoder_process import Encoder
+from slmctl.models.onnx_encoder import Encoder
 
 FLOOR = math.exp(label_sum.LEAST)  # the least probability of a label in an answer
 TOGETHER, LISTED = 32, 64  # texts that the encoder reads at once: of those that wait, and of a list
 CHARACTERS = 1 << 16  # of those that wait, in all; a longer text is read alone, so that others wait for one alone
 SHARED = 4  # of those that wait, where several clients ask: who comes then waits for few
-ENDED = "the encoder has ended"
+ENDED = "the linear members have ended"
 Floats = npt.NDArray[np.float64]
 OnEvent = Callable[[Event], None]
 Cancel = Callable[[], object]
@@ -87,29 +86,26 @@ class Scores:
         return {labels[k]: float(f"{shares[k]:.6g}") for k in order}
 
 
-class LinearMembers(Parts):
-    """The linear members of a sum, asked as an engine is; the encoder's process is started again when it has died.
+class LinearMembers(Answering):
+    """The linear members of a sum, asked as an engine is; they live in this process.
 
     Args:
         model: Members and weights; those without a weight are not asked.
-        gguf: The file of the encoder; it is not opened where no weight is the encoder's.
-        alone: Each text is read by itself, so that its last digits are the same whatever is asked beside it; batches
-            are read in a third of the time.
+        folder: The folder of the encoder; it is not opened if no weight is the encoder's.
 
     Raises:
         EngineError: The encoder cannot be loaded.
         IntegrityError: The model is for vectors of another size.
-        MissingError: llama-cpp-python is not installed.
+        MissingError: onnxruntime or tokenizers is not installed.
     """
 
-    def __init__(self, model: LabelSum, gguf: Path, *, alone: bool = False) -> None:
-        self._model, self._together = model.only(model.weights), 1 if alone else TOGETHER
-        self._encoder = Encoder(gguf) if self._model.size else None
-        super().__init__(*filter(None, [self._encoder]))
+    def __init__(self, model: LabelSum, folder: Path) -> None:
+        self._model, self.on_death = model.only(model.weights), lambda: None
+        self._encoder = Encoder(folder) if self._model.size else None
         if self._encoder is not None and self._model.size != self._encoder.size:
             self._encoder.close()
-            raise IntegrityError(f"the linear model reads vectors of {self._model.size} numbers, and {gguf.name} "
-                                 f"computes {self._encoder.size}", hint="slmctl encode")  # fmt: skip
+            raise IntegrityError(f"the linear model reads vectors of {self._model.size} numbers, and the encoder in "
+                                 f"{folder.name} computes {self._encoder.size}", hint="slmctl encode")  # fmt: skip
         self._waiting, self._closed = Turns[tuple[str, Future[Scores]]](), False
         self._change = threading.Condition()  # of both
         self._scoring = ThreadPoolExecutor(1)
@@ -117,34 +113,42 @@ class LinearMembers(Parts):
         self._thread.start()
 
     @property
-    def pid(self) -> int:
-        """The id of the encoder's process; 0 without one."""
-        return self._encoder.pid if self._encoder is not None else 0
+    def build(self) -> str:
+        return self._encoder.build if self._encoder is not None else ""
+
+    @property
+    def alive(self) -> bool:
+        return not self._closed
+
+    @property
+    def state(self) -> State:
+        return "dead" if self._closed else "ready"
+
+    def held_bytes(self) -> int:
+        return 0  # no process of their own
+
+    def revive(self) -> None:
+        """Nothing dies without this process."""
 
     def with_reader(self, reader: object) -> LinearMembers:
         return self  # a text is read as a whole, whatever its length
 
     def close(self) -> None:
-        """End the process; who still waits gets an error."""
+        """End the thread; who still waits gets an error."""
         with self._change:
             self._closed = True
             self._change.notify()
-        super().close()  # and the thread that asks it once more, which may have started it again
         self._thread.join(timeout=5)
 
-    def scored(self, texts: Sequence[str], *, together: int) -> list[Scores]:
+    def scored(self, texts: Sequence[str]) -> list[Scores]:
         """The scores of each text.
 
-        Args:
-            together: Texts that may share a batch of the encoder.
-
         Raises:
-            EngineDiedError: Its process ended.
-            EngineError: It computed NaN.
+            EngineError: The encoder failed, or computed NaN.
         """
         vectors = np.zeros((len(texts), 0), np.float32)
         if self._encoder is not None:
-            vectors = self._encoder.encode(texts, together=together)
+            vectors = self._encoder.encode(texts)
         summed, evidence = self._model.scored(texts, vectors)
         if np.isnan(summed).any():
             raise EngineError("the encoder computed NaN: its file is damaged, or its products are wrong here")
@@ -190,7 +194,7 @@ class LinearMembers(Parts):
     def _listed(self, block: Sequence[Request]) -> Sequence[Scores | EngineError]:
         """The scores of each request, or its error; those that fail together are read once more, each alone."""
         try:
-            return self.scored([request.question for request in block], together=LISTED)
+            return self.scored([request.question for request in block])
         except EngineError as error:
             return [error] if len(block) == 1 else [each for request in block for each in self._listed([request])]
 
@@ -201,8 +205,9 @@ class LinearMembers(Parts):
         finally:
             with self._change:
                 self._closed = True
-            super().close()
             self._scoring.shutdown()
+            if self._encoder is not None:
+                self._encoder.close()
             for _, waiting in self._waiting:
                 if waiting.set_running_or_notify_cancel():
                     waiting.set_exception(EngineDiedError(ENDED))
@@ -226,7 +231,7 @@ class LinearMembers(Parts):
 
     def _answer(self, block: Sequence[tuple[str, Future[Scores]]], *, again: bool = True) -> None:
         """Give each text its scores; those that fail together are read once more, each alone."""
-        scoring = self._scoring.submit(self.scored, [text for text, _ in block], together=self._together)
+        scoring = self._scoring.submit(self.scored, [text for text, _ in block])
         # whatever was raised, these texts are told, and the next ones are read
         if (error := scoring.exception()) is None:
             for (_, waiting), scores in zip(block, scoring.result(), strict=True):

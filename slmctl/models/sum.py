@@ -196,7 +196,7 @@ class FileInSum(Model):
             return self.model.load(loading)
         with contextlib.ExitStack() as undo:
             step = self.first.in_steps()[0] if self.first is not None else None
-            members = undo.enter_context(LinearMembers(model, folder.path / ENCODER, alone=step is None))
+            members = undo.enter_context(LinearMembers(model, folder.path))
             whole = SumEngine(self.model.load(loading), members, step, labels) if model.of_file else members
             undo.pop_all()
         return whole

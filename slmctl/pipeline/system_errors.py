@@ -23,7 +23,7 @@ EXTRAS = {
     "ray": "ray",
     "boto3": "publish", "model_signing": "sign", "OpenSSL": "sign",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
-    "pypdfium2": "documents",
+    "pypdfium2": "documents", "onnx": "encoder", "onnxruntime": "encoder",
 }  # fmt: skip
 
 

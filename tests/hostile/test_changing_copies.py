@@ -19,6 +19,7 @@ from support import production, teacher, tiny
 from slmctl.config import EncodeConfig, Source, SourceLimits
 from slmctl.errors import DataError
 from slmctl.model_files import encoder_source
+from slmctl.models.onnx_encoder import Encoder
 from slmctl.sources import reviewed, snapshot
 from slmctl.sources.documents import folder as folder_of_documents
 from slmctl.stages.predict import row_snapshot
@@ -126,15 +127,16 @@ def test_who_reviews_while_the_decisions_are_read_plants_no_copy(
 def test_who_changes_an_encoder_while_it_is_copied_plants_no_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, other = tiny.build_encoder(tmp_path / "words.gguf"), tiny.build_encoder(tmp_path / "other.gguf", size=32)
-    right = path.read_bytes()
+    path, other = tiny.build_encoder(tmp_path / "words"), tiny.build_encoder(tmp_path / "other", size=32)
     section = EncodeConfig(project="desk", encoder=str(path))
-    during(monkeypatch, encoder_source, "_fetched", lambda: shutil.copyfile(other, path))
+    before, after = path / "model.onnx", other / "model.onnx"
+    right = before.read_bytes()
+    during(monkeypatch, encoder_source, "_fetched", lambda: shutil.copyfile(after, before))
     with pytest.raises(DataError, match="the encoder changed while it was read"):
         encoder_source.kept(section, tmp_path / "encoders")
-    path.write_bytes(right)
+    before.write_bytes(right)
     assert not encoder_source.is_kept(section, tmp_path / "encoders")
-    assert encoder_source.kept(section, tmp_path / "encoders")[0].read_bytes() == right
+    assert Encoder(encoder_source.kept(section, tmp_path / "encoders").folder).size == 64
 
 
 @pytest.mark.parametrize("restored", ["later", pytest.param("while it is read", marks=pytest.mark.slow)])

@@ -31,9 +31,9 @@ from safetensors import safe_open
 from slmctl.artifacts import bounded_json
 from slmctl.config import PullConfig
 from slmctl.errors import DataError, IntegrityError, SlmctlError, StageError
-from slmctl.model_files import gguf_header, hf_folder, lora_adapter, safetensors_header, safetensors_stream
+from slmctl.model_files import gguf_header, hf_folder, lora_adapter, model_card, safetensors_header, safetensors_stream
 from slmctl.model_files.base_model import Base
-from slmctl.stages.pull import load_check, model_card, package_index_weights, pull
+from slmctl.stages.pull import load_check, package_index_weights, pull
 
 BOUND = 64 << 20  # bytes that reading any of these files may take
 EXAMPLES = 20_000 if FULL else 300

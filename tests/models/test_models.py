@@ -32,23 +32,23 @@ def test_every_kind_that_can_be_measured_is_a_model() -> None:
 
 
 def test_members_beside_a_file_change_its_hash_and_its_size(tmp_path: Path) -> None:
-    for name in ("a-Q8_0.gguf", "encoder.gguf", "sum.npz"):
+    for name in ("a-Q8_0.gguf", "encoder.onnx", "tokenizer.json", "sum.npz"):
         (tmp_path / name).write_bytes(name.encode())
     both = models.of(artifact.foreign(tmp_path, "gguf"), type="Q8_0")
     assert isinstance(both, FileInSum) and isinstance(both.model, GgufModel)
     assert (both.kind, both.title, both.path.name, both.variants()) == ("gguf", "Q8_0", "a-Q8_0.gguf", [None])
-    assert both.weights.size == len("a-Q8_0.gguf") + len("encoder.gguf") + len("sum.npz")
+    assert both.weights.size == len("a-Q8_0.gguf") + len("encoder.onnx") + len("tokenizer.json") + len("sum.npz")
     assert both.digest != both.model.digest == both.file.sha256
     beside = models.of(artifact.foreign(tmp_path / "a-Q8_0.gguf", "gguf"), sum=both.artifact)
     assert (beside.kind, beside.title, beside.digest) == ("sum", "a-Q8_0+sum", both.digest)
 
 
 def test_another_sum_than_the_measured_one_is_refused(tmp_path: Path) -> None:
-    for name in ("a-Q8_0.gguf", "encoder.gguf", "sum.npz"):
+    for name in ("a-Q8_0.gguf", "encoder.onnx", "tokenizer.json", "sum.npz"):
         (tmp_path / name).write_bytes(name.encode())
     both = models.of(artifact.foreign(tmp_path, "gguf"), type="Q8_0")
     hashes = {entry.path: entry.sha256 for entry in both.artifact.manifest.files if entry.path != "a-Q8_0.gguf"}
-    for measured, words in ((hashes, "sum.npz holds"), (hashes | {"encoder.gguf": "0" * 64}, "measured")):
+    for measured, words in ((hashes, "sum.npz holds"), (hashes | {"encoder.onnx": "0" * 64}, "measured")):
         manifest = dataclasses.replace(both.artifact.manifest, metrics={"sum": {"files": measured}})
         release = dataclasses.replace(both, artifact=dataclasses.replace(both.artifact, manifest=manifest))
         with pytest.raises(IntegrityError, match=words):
@@ -56,12 +56,12 @@ def test_another_sum_than_the_measured_one_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("others", [[], ["a-Q8_0.gguf"]], ids=["linear", "file in a sum"])
-@pytest.mark.parametrize("lacks", [["sum.npz"], ["encoder.gguf"], ["sum.npz", "encoder.gguf"]], ids="+".join)
+@pytest.mark.parametrize("lacks", [["sum.npz"], ["encoder.onnx"], ["sum.npz", "encoder.onnx"]], ids="+".join)
 def test_who_takes_the_sum_out_of_a_release_gets_no_answer_of_the_rest(
     tmp_path: Path, others: list[str], lacks: list[str]
 ) -> None:
     """A linear release was a wrong flag (exit 2), and a file in a sum answered alone, which nobody had measured."""
-    members = {"sum.npz": "0" * 64, "encoder.gguf": "1" * 64}
+    members = {"sum.npz": "0" * 64, "encoder.onnx": "1" * 64}
     files = {name: name.encode() for name in [*members, *others] if name not in lacks}
     release = handmade.make(tmp_path / "published" / "a", files, metrics={"sum": {"files": members}})
     with pytest.raises(IntegrityError, match="is not the one that was measured") as caught:

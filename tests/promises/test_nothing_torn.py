@@ -101,9 +101,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     clean = Path(shutil.copytree(run, place / "clean"))
     noun = LEAVES[stage]
     if stage in ("encode", "sum"):
-        tiny.build_encoder(clean / "words.gguf")
+        tiny.build_encoder(clean / "words")
         with (clean / "slmctl.yaml").open("a") as stream:
-            stream.write("encode: {encoder: ./words.gguf}\n")
+            stream.write("encode: {encoder: ./words}\n")
         for before in (["encode"], ["predict", "gguf", "--split", "validation"]) if stage == "sum" else ():
             tiny.ok(forks.run(clean, *before))
     else:

@@ -33,7 +33,7 @@ prepare:
   sources: [{path: tickets.csv, input: text, output: category}]
 finetune: {max_steps: 300, learning_rate: 0.01, batch_size: 16, lora: {rank: 4, alpha: 8}}
 quantize: {types: [F16]}
-encode: {encoder: ./words.gguf}
+encode: {encoder: ./words}
 sum: {floor: 0}
 evaluate: {models: [gguf]}
 publish: {license: apache-2.0, memorisation: {probes: 0}}
@@ -48,7 +48,7 @@ def main() -> None:
         desk = Path(place) / "desk"
         desk.mkdir()
         tiny.build_base(desk / "base", **SMALL)
-        tiny.build_encoder(desk / "words.gguf", size=16)
+        tiny.build_encoder(desk / "words", size=16)
         (desk / "slmctl.yaml").write_text(CONFIG, encoding="utf-8")
         tiny.write_csv(desk / "tickets.csv", tiny.rows(150))
         done = subprocess.run(tiny.command(desk, "run", "--yes"), env=tiny.environment(), check=False)

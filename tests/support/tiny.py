@@ -239,56 +239,42 @@ def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
     return folder
 
 
-def build_encoder(path: Path, *, size: int = 64) -> Path:
-    """A sentence encoder as GGUF: BERT of one layer that adds nothing, so a text is the mean of its words' vectors."""
-    import gguf
+def build_encoder(out: Path, *, size: int = 64) -> Path:
+    """A sentence encoder as a folder with ONNX: a text is the mean of its words' vectors."""
     import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     words = sorted({*FILLER.split(), *" ".join(LABELS.values()).split()})
-    tokens = [*special, *(f"▁{word}" for word in words)]
-    writer = gguf.GGUFWriter(path, "bert")
-    for key, value in (
-        ("context_length", 64), ("embedding_length", size), ("feed_forward_length", size), ("block_count", 1)
-    ):  # fmt: skip
-        getattr(writer, f"add_{key}")(value)
-    writer.add_head_count(2)
-    writer.add_layer_norm_eps(1e-12)
-    writer.add_license("mit")
-    writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
-    writer.add_tokenizer_model("bert")
-    writer.add_tokenizer_pre("jina-v2-en")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(special) + [1] * len(words))
-    writer.add_token_type_count(2)
-    for name, token in (("pad", 0), ("unk", 1), ("bos", 2), ("eos", 3), ("sep", 3), ("mask", 4)):
-        getattr(writer, f"add_{name}_token_id")(token)
-    draw = np.random.default_rng(0)
-    ones, zeros, nothing = np.ones(size, np.float32), np.zeros(size, np.float32), np.zeros((size, size), np.float32)
-    tensors = {
-        "token_embd.weight": draw.normal(size=(len(tokens), size)).astype(np.float32),
-        "position_embd.weight": np.zeros((64, size), np.float32),
-        "token_types.weight": np.zeros((2, size), np.float32),
-    }
-    for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"):
-        tensors |= {f"blk.0.{part}.weight": nothing, f"blk.0.{part}.bias": zeros}
-    for norm in ("token_embd_norm", "blk.0.attn_output_norm", "blk.0.layer_output_norm"):
-        tensors |= {f"{norm}.weight": ones, f"{norm}.bias": zeros}
-    for tensor, values in tensors.items():
-        writer.add_tensor(tensor, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    tokens = {token: k for k, token in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(tokens, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.add_special_tokens(special)
+    tokenizer.enable_truncation(64)
+    (out / "1_Pooling").mkdir(parents=True)
+    (out / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}', encoding="utf-8")
+    (out / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n", encoding="utf-8")
+    tokenizer.save(str(out / "tokenizer.json"))
+    table = np.random.default_rng(0).normal(size=(len(tokens), size)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("LayerNormalization", ["rows", "ones"], ["last_hidden_state"]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"])
+              for name in ("input_ids", "attention_mask", "token_type_ids")]  # fmt: skip
+    outputs = [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["texts", "tokens", size])]
+    arrays = {"table": table, "ones": np.ones(size, np.float32)}
+    stored = [numpy_helper.from_array(values, name) for name, values in arrays.items()]
+    graph = helper.make_graph(nodes, "words", inputs, outputs, stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), out / "model.onnx")
+    return out
 
 
 def build_encoder_folder(out: Path) -> Path:
-    """A sentence encoder as an HF folder: a seeded random XLM-R of one layer, and a tokenizer of the tiny words.
-
-    llama.cpp's converter takes its vocabulary as it is; those of BERT it knows by a list of hashes.
-    """
+    """A sentence encoder as an HF folder: a seeded random XLM-R of one layer, and a tokenizer of the tiny words."""
     import sentencepiece
     import torch
     from sentencepiece import sentencepiece_model_pb2 as stored

@@ -1,4 +1,4 @@
-"""encoder + prepared -> encoder: its GGUF file and linear models on it and on hashed words, and their sum.
+"""encoder + prepared -> encoder: its ONNX file and linear models on it and on hashed words, and their sum.
 
 With the encoder as it came this takes seconds. Tuned (`tuning.py`, minutes), it takes the frozen one's place where
 validation rows are likelier by it. A fine-tuned model has to beat the sum, or to gain from it (stage `sum`).
@@ -10,7 +10,7 @@ import contextlib
 import heapq
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -22,16 +22,17 @@ from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EncodeConfig, Source
 from slmctl.errors import DataError, StageError, UsageError
-from slmctl.inference import ENCODER, SUM_FILE
+from slmctl.inference import ENCODER, SUM_FILE, TOKENIZER
 from slmctl.metrics import encoder_head, label_sum, linear_baseline
 from slmctl.metrics.encoder_head import EncoderHead, Floats, Named
 from slmctl.metrics.label_sum import WORDS, LabelSum
 from slmctl.metrics.likelihood import LEAST_GAIN, Logprobs, normalised, sharpest
 from slmctl.metrics.statistics import hashed_position, wilson
-from slmctl.model_files import encoder_source, gguf_converter, memory
+from slmctl.model_files import encoder_source, memory
+from slmctl.model_files.encoder_source import FLOAT32, MODEL, KeptEncoder
 from slmctl.models import learned_rows
-from slmctl.models.encoder_process import Encoder
 from slmctl.models.learned_rows import LearnedRows
+from slmctl.models.onnx_encoder import Encoder
 from slmctl.sources.rows import columns_of, read_rows
 from slmctl.stages.encode import tuning_bounds
 from slmctl.task import conversation_formats
@@ -40,6 +41,7 @@ from slmctl.task.records import SPLITS, Record, RowRejectedError, read_records
 
 TOGETHER = 512  # texts between two updates of the progress bar
 MOST = 10_000  # rows without an answer that are read, drawn by a hash: the time grows with their square
+NEAR, COMPARED = 0.99, 256  # mean cosine of int8 and float32 vectors from which int8 needs no trial; rows compared
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; both cheap models are fitted on each too
 
 
@@ -66,12 +68,15 @@ class EncodeFacts(TypedDict):
     The same rows chose strength and weights, and the models that are written have learned them too.
 
     `source` is empty without an encoder. `source_sha256` maps the name of the file of weights, as it came, to its hash;
+    `license` is the encoder's; `weights_in` is the type of its weights, `int8`, or `float32` if that is likelier;
     `interval` is the 95 % interval of the share that is right; `weights` are those of the sum; `curve` is of the frozen
     encoder; `unlabelled` counts the rows without an answer, `read` and `learned`.
     """
 
     source: str
     source_sha256: dict[str, str]
+    license: str
+    weights_in: str
     size: int
     dimensions: int
     rows: int
@@ -83,15 +88,58 @@ class EncodeFacts(TypedDict):
     unlabelled: NotRequired[dict[str, int]]
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of the texts of a data set; all None without an encoder.
+
+    Attributes:
+        rows: (n, size) of training and validation rows.
+        named: Labels, and the vectors of their names and descriptions.
+        unlabelled: (m, size) of rows without an answer, if there are any.
+    """
+
+    rows: Floats | None = None
+    named: Named | None = None
+    unlabelled: Floats | None = None
+
+
+WORDS_ALONE = Vectors()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a data set, in the order of `Vectors`."""
+
+    rows: list[str]
+    names: list[tuple[str, str]]
+    unlabelled: list[str]
+
+    @classmethod
+    def of(cls, config: EncodeConfig, task: Task, rows: LearnedRows, prepared: Artifact) -> Texts:
+        names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(task.descriptions.items())
+        texts = [record.input for record in (*rows.train, *rows.validation)]
+        return cls(texts, names, _unlabelled(config, task, prepared))
+
+    def vectors(self, folder: Path, source: str) -> Vectors:
+        """The vectors by the encoder in a folder; raises a DataError if there are NaN among them."""
+        spoken = [text for _, text in self.names]
+        vectors = _vectors(folder, [*self.rows, *spoken, *self.unlabelled])
+        if not np.isfinite(vectors).all():
+            raise DataError(f"{source} computes NaN: its weights are damaged",
+                            hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
+        learned, names, rest = np.split(vectors, (len(self.rows), len(self.rows) + len(spoken)))
+        return Vectors(learned, ([label for label, _ in self.names], names), rest if len(rest) else None)
+
+
 def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) -> EncodeFacts:
-    """Write `encoder.gguf`, `sum.npz`, `validation.npz` and `encoder.json`.
+    """Write ENCODER and TOKENIZER, `sum.npz`, `validation.npz` and `encoder.json`.
 
     Args:
         encoders: The folder of encoders that were fetched, which every data set of the project shares.
 
     Raises:
         DataError: The source holds no sentence encoder, or one that computes NaN, or there is nothing to learn from.
-        EngineError: llama.cpp cannot run it.
+        EngineError: ONNX Runtime cannot run it.
         IntegrityError: Its sha256 is not the pinned one.
         NetworkError: It could not be fetched.
         UsageError: The task has no labels, or the source is not pinned.
@@ -99,50 +147,106 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     if not (task := Task.read(prepared.path)).rules.chooses:
         raise UsageError(f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune")
     rows = learned_rows.read(prepared)
-    train, validation = rows.train, rows.validation
-    names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(task.descriptions.items())
-    source, digests, learned, named, others = "", dict[str, str](), None, None, None
-    if config.encoder is not None:
-        source = encoder_source.name(config.encoder)
-        file, digests = encoder_source.kept(config, encoders)
-        atomic.link(file, out / ENCODER)
-        texts = [record.input for record in (*train, *validation)] + [text for _, text in names]
-        vectors = _vectors(out / ENCODER, texts + _unlabelled(config, task, prepared))
-        if not np.isfinite(vectors).all():
-            raise DataError(f"{source} computes NaN: its weights are damaged",
-                            hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
-        learned, spoken, rest = np.split(vectors, (len(train) + len(validation), len(texts)))
-        others = rest if len(rest) else None
-        named = [label for label, _ in names], spoken
-    fitted = frozen = Fitted.on(rows, learned, named, others)
-    tuned: TunedFacts | None = None
-    if learned is not None and config.tune:
-        folder = encoder_source.folder_of(config, encoders) / encoder_source.MODEL
-        fitted, tuned = _better(folder, source, rows, learned[: len(train)], named, frozen, out / ENCODER)
-    fitted.model.write(out / SUM_FILE)
-    np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **fitted.members)
-    facts: EncodeFacts = {
-        "source": source,
-        "source_sha256": digests,
-        "size": sum(path.stat().st_size for path in out.iterdir()),
-        "dimensions": fitted.model.size,
-        "rows": len(validation),
-        "right": (right := fitted.score["encoder"]),
-        "interval": [round(bound, 6) for bound in wilson(right, len(validation))] if validation else [],
-        "curve": [],
-        "weights": dict(fitted.model.weights),
-    }
-    if tuned is not None:
-        facts["tuned"] = tuned
+    if config.encoder is None:
+        words = Fitted.on(rows, WORDS_ALONE)
+        outcome = Chosen(words, words)
+    else:
+        outcome = _on_encoder(config, rows, Texts.of(config, task, rows, prepared), out, encoders)
+    outcome.fitted.model.write(out / SUM_FILE)
+    np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **outcome.fitted.members)
+    facts = _facts(outcome, len(rows.validation), sum(path.stat().st_size for path in out.iterdir()))
     if config.unlabelled:
-        facts["unlabelled"] = {"read": 0 if others is None else len(others), "learned": fitted.unlabelled}
-    if len(validation) >= linear_baseline.FEWEST:
-        facts["curve"] = [*_curve(train, validation, learned, named, others), frozen.score]
+        others, learned = outcome.vectors.unlabelled, outcome.fitted.unlabelled
+        facts["unlabelled"] = {"read": 0 if others is None else len(others), "learned": learned}
+    if len(rows.validation) >= linear_baseline.FEWEST:
+        facts["curve"] = [*_curve(rows.train, rows.validation, outcome.vectors), outcome.frozen.score]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
         console.say(f"  {line}")
     return facts
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The sum that ships, with the one of the frozen encoder.
+
+    Attributes:
+        frozen: The sum with the encoder as it came, or without one.
+        kept: The encoder as it came; None without one.
+        weights_in: As in `EncodeFacts`.
+    """
+
+    fitted: Fitted
+    frozen: Fitted
+    vectors: Vectors = WORDS_ALONE
+    kept: KeptEncoder | None = None
+    source: str = ""
+    weights_in: str = ""
+    tuned: TunedFacts | None = None
+
+
+def _facts(outcome: Chosen, rows: int, size: int) -> EncodeFacts:
+    right, kept = outcome.fitted.score["encoder"], outcome.kept
+    facts: EncodeFacts = {
+        "source": outcome.source,
+        "source_sha256": kept.source if kept else {},
+        "license": kept.license if kept else "",
+        "weights_in": outcome.weights_in,
+        "size": size,
+        "dimensions": outcome.fitted.model.size,
+        "rows": rows,
+        "right": right,
+        "interval": [round(bound, 6) for bound in wilson(right, rows)] if rows else [],
+        "curve": [],
+        "weights": dict(outcome.fitted.model.weights),
+    }
+    if outcome.tuned is not None:
+        facts["tuned"] = outcome.tuned
+    return facts
+
+
+def _on_encoder(config: EncodeConfig, rows: LearnedRows, texts: Texts, out: Path, encoders: Path) -> Chosen:
+    """The better of the sums with the encoder as it came and tuned, with the encoder's files in `out`."""
+    assert config.encoder is not None
+    source = encoder_source.name(config.encoder)
+    kept, seen = encoder_source.kept(config, encoders), dict[Path, Vectors]()
+
+    def fit(folder: Path) -> Fitted:
+        seen[folder] = texts.vectors(folder, source)
+        return Fitted.on(rows, seen[folder])
+
+    folder, frozen = _better_weights(kept.folder, fit, texts.rows, rows)
+    outcome = Chosen(frozen, frozen, seen[folder], kept, source, _weights_in(folder))
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        if config.tune:
+            folder, outcome = _better(kept.folder / MODEL, rows, outcome, folder, Path(scratch))
+        for name in (ENCODER, TOKENIZER):
+            atomic.link(folder / name, out / name)
+    return outcome
+
+
+def _better_weights(
+    folder: Path, fit: Callable[[Path], Fitted], texts: Sequence[str], rows: LearnedRows
+) -> tuple[Path, Fitted]:  # fmt: skip
+    """The folder of an encoder with its sum: with int8 weights, unless these differ and float32 is likelier.
+
+    Args:
+        fit: Gives the sum with the encoder in a folder.
+        texts: Some of which are compared.
+    """
+    fitted, whole = fit(folder), folder / FLOAT32
+    some = texts[:: max(1, len(texts) // COMPARED)][:COMPARED]
+    cosines = (_vectors(folder, some) * _vectors(whole, some)).sum(axis=1)
+    if cosines.mean() >= NEAR:
+        return folder, fitted
+    answers = [record.answer for record in rows.validation]
+    exact = fit(whole)
+    return (whole, exact) if not answers or likelier(exact, fitted, answers) else (folder, fitted)
+
+
+def _weights_in(folder: Path) -> str:
+    return FLOAT32 if folder.name == FLOAT32 else "int8"
 
 
 def _unlabelled(config: EncodeConfig, task: Task, prepared: Artifact) -> list[str]:
@@ -162,10 +266,10 @@ def _unlabelled(config: EncodeConfig, task: Task, prepared: Artifact) -> list[st
     return heapq.nsmallest(MOST, distinct, key=lambda text: hashed_position(f"unlabelled/{text}"))
 
 
-def _vectors(gguf: Path, texts: Sequence[str]) -> Floats:
+def _vectors(folder: Path, texts: Sequence[str]) -> Floats:
     blocks = [texts[k : k + TOGETHER] for k in range(0, len(texts), TOGETHER)]
     vectors = []
-    with Encoder(gguf) as encoder, console.progress("encode", len(texts), "rows") as meter:
+    with Encoder(folder) as encoder, console.progress("encode", len(texts), "rows") as meter:
         for block in blocks:
             vectors.append(encoder.encode(block))
             meter.advance(len(block))
@@ -197,16 +301,14 @@ class Fitted:
     strength: float = 0.0
 
     @classmethod
-    def on(
-        cls, rows: LearnedRows, vectors: Floats | None, named: Named | None, unlabelled: Floats | None
-    ) -> Fitted:  # fmt: skip
-        """Fit on some rows; vectors are those of training and validation rows, and of rows without an answer."""
+    def on(cls, rows: LearnedRows, encoded: Vectors) -> Fitted:
+        """Fit on some rows."""
         records, train = [*rows.train, *rows.validation], len(rows.train)
         texts, labels = [record.input for record in records], [record.answer for record in records]
-        kept = rows.places.tolist()
+        kept, vectors = rows.places.tolist(), encoded.rows
         fitted = label_sum.fit(
             [texts[k] for k in kept], None if vectors is None else vectors[kept], [labels[k] for k in kept],
-            fold=rows.fold, named=named, unlabelled=unlabelled,
+            fold=rows.fold, named=encoded.named, unlabelled=encoded.unlabelled,
         )  # fmt: skip
         empty = np.zeros((len(records), 0), np.float32)
         rest = np.setdiff1d(np.arange(len(records)), kept).tolist()  # not learned, so the model itself judges them
@@ -219,35 +321,42 @@ class Fitted:
         score = _score(len(kept) - judged, members, fitted.model, labels[train:])
         if (head := fitted.head) is None:
             return cls(fitted.model, members, score)
-        count = len(unlabelled) if unlabelled is not None and head.learns_unlabelled else 0
+        others = encoded.unlabelled
+        count = len(others) if others is not None and head.learns_unlabelled else 0
         return cls(fitted.model, members, score, count, head.strength)
 
 
-def tuned_sum(
-    model: Path, source: str, rows: LearnedRows, vectors: Floats, named: Named | None, frozen: Fitted, out: Path
-) -> Fitted:  # fmt: skip
+def tuned_sum(model: Path, rows: LearnedRows, vectors: Vectors, frozen: Fitted, out: Path) -> tuple[Path, Fitted]:
     """The sum with the encoder tuned on the training rows in place of the frozen one, which the validation rows judge.
 
     Args:
         model: The folder of the encoder.
-        vectors: (n, size) of the training rows, by the frozen encoder.
-        out: Gets the tuned encoder as a GGUF file, `ENCODER`, and as a folder, `encoder_source.MODEL`.
+        vectors: By the frozen encoder.
+        out: Gets the tuned encoder, see `encoder_source.convert`, and its folder MODEL.
+
+    Returns:
+        The folder with its ENCODER, and the sum.
 
     Raises:
         DataError: transformers cannot load the encoder.
     """
+    assert vectors.rows is not None
     labels, answers = [record.answer for record in rows.train], [record.answer for record in rows.validation]
     apart = np.full(len(labels), -1)  # no fold: the validation rows judge
-    head = encoder_head.cross_fit(vectors, labels, fold=apart, named=named, strengths=[frozen.strength]).head
-    head = _tuned(model, source, rows.train, head, out, tuning_bounds.PASSES)
-    table = normalised(head.evidence(_vectors(out / ENCODER, [record.input for record in rows.validation])))
-    members = frozen.members | {label_sum.ENCODER: table}
-    weights = label_sum.choose(members, frozen.model.labels, answers).weights
-    both = LabelSum(frozen.model.labels, weights, head, frozen.model.words)
-    return Fitted(both, members, _score(len(labels), members, both, answers))
+    learned, texts = vectors.rows[: len(labels)], [record.input for record in rows.validation]
+    fitted = encoder_head.cross_fit(learned, labels, fold=apart, named=vectors.named, strengths=[frozen.strength])
+    head = _tuned(model, rows.train, fitted.head, out, tuning_bounds.PASSES)
+
+    def judged(folder: Path) -> Fitted:
+        members = frozen.members | {label_sum.ENCODER: normalised(head.evidence(_vectors(folder, texts)))}
+        weights = label_sum.choose(members, frozen.model.labels, answers).weights
+        both = LabelSum(frozen.model.labels, weights, head, frozen.model.words)
+        return Fitted(both, members, _score(len(labels), members, both, answers))
+
+    return _better_weights(out, judged, texts, rows)
 
 
-def whole_sum(source: str, rows: LearnedRows, tuned: Fitted, first: Path, out: Path) -> Fitted:
+def whole_sum(rows: LearnedRows, tuned: Fitted, first: Path, out: Path) -> Fitted:
     """A tuned sum after its encoder has learned all rows that may be learned; its weights stay.
 
     Args:
@@ -256,43 +365,41 @@ def whole_sum(source: str, rows: LearnedRows, tuned: Fitted, first: Path, out: P
     records = [*rows.train, *rows.validation]
     assert tuned.model.head is not None
     learned, passes = [records[k] for k in rows.places.tolist()], tuning_bounds.PASSES_WHOLE
-    head = _tuned(first / encoder_source.MODEL, source, learned, tuned.model.head, out, passes)
+    head = _tuned(first / MODEL, learned, tuned.model.head, out, passes)
     return replace(tuned, model=replace(tuned.model, head=head))
 
 
-def _tuned(
-    model: Path, source: str, rows: Sequence[Record], head: EncoderHead, out: Path, passes: int
-) -> EncoderHead:  # fmt: skip
-    """Tune an encoder and its head on some rows, and write both its forms, see `tuned_sum`; returns the head."""
+def _tuned(model: Path, rows: Sequence[Record], head: EncoderHead, out: Path, passes: int) -> EncoderHead:
+    """Tune an encoder and its head on some rows, and write the encoder, see `tuned_sum`; returns the head."""
     from slmctl.stages.encode import tuning  # imports torch
 
-    folder = out / encoder_source.MODEL
-    head = tuning.tune(model, [row.input for row in rows], [row.answer for row in rows], head, folder, passes)
-    gguf_converter.convert(folder, out / ENCODER, dtype="f16", metadata={"general.name": f"{source}, tuned"})
+    texts, labels = [row.input for row in rows], [row.answer for row in rows]
+    head = tuning.tune(model, texts, labels, head, out / MODEL, passes)
+    encoder_source.convert(out / MODEL, out)
     return head
 
 
 def _better(
-    model: Path, source: str, rows: LearnedRows, vectors: Floats, named: Named | None, frozen: Fitted, gguf: Path
-) -> tuple[Fitted, TunedFacts | None]:  # fmt: skip
-    """The sum with the tuned encoder, whose file replaces `gguf`, where that is likelier; else the frozen one.
+    model: Path, rows: LearnedRows, outcome: Chosen, folder: Path, scratch: Path
+) -> tuple[Path, Chosen]:  # fmt: skip
+    """The outcome with the tuned encoder and its folder below `scratch`, if that is likelier; else the frozen one.
 
-    Where the encoder cannot be tuned, the reason is told.
+    If the encoder cannot be tuned, the reason is said.
     """
+    frozen, first, second = outcome.frozen, scratch / "first", scratch / "whole"
     try:
         _require_tunable(model, rows, frozen)
-        with tempfile.TemporaryDirectory(dir=gguf.parent) as scratch:
-            first, whole = Path(scratch, "first"), Path(scratch, "whole")
-            tuned = tuned_sum(model, source, rows, vectors, named, frozen, first)
-            if kept := likelier(tuned, frozen, [record.answer for record in rows.validation]):
-                console.say("  the tuned encoder makes the validation rows likelier, and learns them too")
-                tuned = whole_sum(source, rows, tuned, first, whole)
-                atomic.move(whole / ENCODER, gguf)
-    except (DataError, StageError) as error:  # also of encoders that llama.cpp runs and transformers does not
+        form, tuned = tuned_sum(model, rows, outcome.vectors, frozen, first)
+        if kept := likelier(tuned, frozen, [record.answer for record in rows.validation]):
+            console.say("  the tuned encoder makes the validation rows likelier, and learns them too")
+            tuned = whole_sum(rows, tuned, first, second)
+            folder = second / FLOAT32 if form.name == FLOAT32 else second
+    except (DataError, StageError) as error:
         console.say(f"  the encoder stays frozen: {error.message}")
-        return frozen, None
+        return folder, outcome
     facts: TunedFacts = {"right": tuned.score["encoder"], "frozen": frozen.score["encoder"], "kept": kept}
-    return tuned if kept else frozen, facts
+    fitted = tuned if kept else frozen
+    return folder, replace(outcome, fitted=fitted, weights_in=_weights_in(folder), tuned=facts)
 
 
 def _require_tunable(model: Path, rows: LearnedRows, frozen: Fitted) -> None:
@@ -317,24 +424,23 @@ def _likelihood(fitted: Fitted, answers: Sequence[str]) -> float:
     return sharpest(fitted.model.labels, label_sum.weighted(fitted.members, weights), answers)[1]
 
 
-def _curve(
-    train: Sequence[Record], validation: Sequence[Record], vectors: Floats | None, named: Named | None,
-    unlabelled: Floats | None,
-) -> Iterator[ShareScore]:  # fmt: skip
+def _curve(train: Sequence[Record], validation: Sequence[Record], encoded: Vectors) -> Iterator[ShareScore]:
     """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one.
 
     A share of which nothing can be learned has no score.
     """
     order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))
+    held = [*range(len(train), len(train) + len(validation))]
+    records, vectors = [*train, *validation], encoded.rows
     for share in SHARES:
         drawn = order[: max(1, round(share * len(order)))]
-        records, count = [*(train[k] for k in drawn), *validation], len(drawn)
-        labels = [record.answer for record in records]
+        count, places = len(drawn), [*drawn, *held]
+        labels = [records[k].answer for k in places]
         with contextlib.suppress(DataError):
             fitted = label_sum.fit(
-                [record.input for record in records],
-                None if vectors is None else np.concatenate([vectors[drawn], vectors[len(train) :]]), labels,
-                fold=np.repeat([-1, 0], [count, len(validation)]), named=named, unlabelled=unlabelled, whole=False,
+                [records[k].input for k in places], None if vectors is None else vectors[places], labels,
+                fold=np.repeat([-1, 0], [count, len(validation)]), named=encoded.named,
+                unlabelled=encoded.unlabelled, whole=False,
             )  # fmt: skip
             judged = {name: table[count:] for name, table in fitted.logprobs.items()}
             yield _score(count, judged, fitted.model, labels[count:])

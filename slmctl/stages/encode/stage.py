@@ -26,7 +26,7 @@ from slmctl.task import language
 from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS
 
-# Of MiniLM-L6 (22.7 M weights) as F16 beside its fetched form, its fits, and the tokens that it reads on two cores.
+# Of MiniLM-L6 (22.7 M weights) as ONNX beside its fetched form, its fits, and the tokens that it reads on two cores.
 ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
 WEIGHTS = 23e6  # of an encoder that is not here yet
 
@@ -36,9 +36,9 @@ class Encode(Stage[EncodeConfig]):
 
     name = "encode"
     takes = (PREPARED,)
-    imports = ("llama_cpp", "sklearn")
-    uses = ("llama_cpp_python", "scikit-learn", "torch", "transformers")
-    version = 11
+    imports = ("sklearn",)
+    uses = ("onnxruntime", "scikit-learn", "tokenizers", "torch", "transformers")
+    version = 13
     fetches_once = True
 
     def completed(self, section: EncodeConfig) -> EncodeConfig:
@@ -61,18 +61,14 @@ class Encode(Stage[EncodeConfig]):
         return self.settings.encoder or ""
 
     @property
-    def _is_model(self) -> bool:
-        """True for an encoder that is converted."""
-        return bool(self._source) and not self._source.endswith(".gguf")
+    def _learns(self) -> bool:
+        """True for an encoder that has weights which torch can train."""
+        return bool(self._source) and not encoder_source.is_onnx(Path(self._source))
 
     def packages(self) -> Iterator[str]:
         yield from ["huggingface_hub"] if self._source.startswith("hf:") else []
-        yield from ("torch", "transformers", "gguf") if self._is_model else ()
-
-    @property
-    def converts(self) -> bool:
-        made = encoder_source.is_kept(self.settings, self.project.encoders)
-        return self._is_model and (self._tunes or not made)
+        yield from ("onnx", "onnxruntime", "tokenizers") if self._source else ()
+        yield from ("torch", "transformers") if self._learns else ()
 
     @property
     def _folder(self) -> Path:
@@ -84,7 +80,7 @@ class Encode(Stage[EncodeConfig]):
     def _tunes(self) -> bool:
         """True for an encoder that may be tuned, as far as is known before it is here."""
         here = self._folder.is_dir()
-        return self._is_model and self.settings.tune and not (here and tuning_bounds.obstacle(self._folder))
+        return self._learns and self.settings.tune and not (here and tuning_bounds.obstacle(self._folder))
 
     def require_offline(self) -> None:
         if encoder_source.is_to_fetch(self.settings, self.project.encoders):
@@ -116,7 +112,7 @@ class Encode(Stage[EncodeConfig]):
         if self._tunes and rows.validation >= tuning_bounds.FEWEST:
             here = self._folder.is_dir()
             weights = safetensors_header.parameter_count(self._folder) if here else WEIGHTS
-            disk += int(12 * weights)  # twice in float32, and as a GGUF file
+            disk += int(18 * weights)  # four times in float32, and in int8
             peak += tuning_bounds.memory_bytes(weights)
             bounds, every = tuning_bounds, rows.train + rows.validation
             learned = (bounds.PASSES * rows.train + bounds.PASSES_WHOLE * every) * tokens / bounds.TOKENS_A_SECOND
@@ -132,8 +128,8 @@ class Encode(Stage[EncodeConfig]):
         local = Path(self._source)
         if local.is_dir():
             size = sum(path.stat().st_size for path in local.glob(encoder_source.WEIGHTS))
-            return 3 * size  # two copies, and the GGUF file with its draft
-        return local.stat().st_size if local.is_file() else int(ENCODER_BYTES)
+            return 3 * size  # a copy, ONNX in float32 and in int8
+        return int(ENCODER_BYTES)
 
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
         """Fit the linear models, or take those of the same records, which another base has counted, or none yet."""

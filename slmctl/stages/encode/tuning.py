@@ -18,7 +18,7 @@ import torch
 from slmctl import console
 from slmctl.config import resolve_matmul_dtype
 from slmctl.metrics.encoder_head import EncoderHead
-from slmctl.model_files import hf_folder, memory, safetensors_header
+from slmctl.model_files import encoder_source, hf_folder, memory, safetensors_header
 from slmctl.model_files.encoder_source import WEIGHTS
 from slmctl.stages.encode import tuning_bounds
 from slmctl.stages.encode.tuning_bounds import PASSES, WORK
@@ -57,7 +57,7 @@ def tune(
     tokens = tokenizer(list(texts), truncation=True, max_length=longest, split_special_tokens=True)["input_ids"]
     places = torch.tensor([head.labels.index(label) for label in labels])
     weights, bias = (torch.nn.Parameter(torch.tensor(part)) for part in (head.weights, head.bias))
-    steps, first = steps_of(model, tokens, passes), tuning_bounds.pooling(folder) == "cls"
+    steps, first = steps_of(model, tokens, passes), encoder_source.pooling(folder) == "cls"
     optimizer = torch.optim.AdamW([*model.parameters(), weights, bias], RATE, weight_decay=DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps))
     narrow = resolve_matmul_dtype("auto") == "bfloat16"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slmctl.artifacts import bounded_json
-from slmctl.model_files import safetensors_header
+from slmctl.model_files import encoder_source, safetensors_header
 
 FEWEST = 40  # validation rows that judge a tuned encoder
 PASSES, PASSES_WHOLE = 10, 3  # over the training rows; then over these and the validation rows
@@ -13,20 +12,20 @@ WORK = 6e12  # weights times tokens: five minutes of two cores, on which MiniLM-
 TOKENS_A_SECOND, MOST_SECONDS = 1850, 330
 LARGEST = 150e6  # weights: of larger encoders WORK allows too few steps
 WEIGHT_BYTES, BASE_BYTES = 20, 0.8e9  # of a weight with its gradient, two moments and copy; of torch and activations
-POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+POOLINGS = ("mean", "cls")  # by which vectors of tokens are learned through
 
 
 def obstacle(folder: Path) -> str:
     """The reason why an encoder stays frozen, in words; '' where it can be tuned.
 
     Args:
-        folder: The folder that its GGUF file was made of; it need not exist.
+        folder: The folder that its ONNX file was made of; it need not exist.
     """
     if not folder.is_dir():
-        return "a GGUF file cannot learn"
+        return "an ONNX file cannot learn"
     if (weights := safetensors_header.parameter_count(folder)) > LARGEST:
         return f"{weights / 1e6:.0f} million weights are too many for minutes of a CPU"
-    if pooling(folder) not in POOLINGS.values():
+    if encoder_source.pooling(folder) not in POOLINGS:
         return "its vectors are neither the mean of those of a text's tokens nor that of the first"
     return ""
 
@@ -34,11 +33,3 @@ def obstacle(folder: Path) -> str:
 def memory_bytes(weights: float) -> int:
     """Estimate of the peak of tuning an encoder of so many weights."""
     return int(BASE_BYTES + WEIGHT_BYTES * weights)
-
-
-def pooling(folder: Path) -> str:
-    """Name of the way from vectors of tokens to the vector of a text: `mean`, `cls`, or another one."""
-    path = folder / "1_Pooling" / "config.json"
-    facts = bounded_json.read_object(path) if path.is_file() else {}
-    modes = [name for key, name in POOLINGS.items() if facts.get(key)]  # as written until 2025; since then in one key
-    return str(facts.get("pooling_mode") or (modes[0] if len(modes) == 1 else ""))

@@ -26,6 +26,7 @@ SHOWN = 5  # findings named in the refusal
 SAID = {"system", "labels", "descriptions", "tools", "must", "must_not"}
 CARRIED = ("LICENSE", "NOTICE", "USE_POLICY")  # files of the base that its license requires in every release
 _BINARY = (".model",)  # a sentencepiece vocabulary
+_NUMBERS = (".onnx",)  # an encoder: a graph and its weights, which `encode` writes without a note
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{6,}")
 _HASH = re.compile(r"\b(?:sha256:)?[0-9a-f]{32,}\b")
 _DECIMAL = re.compile(r"(?<![\w.])[-+±−]?\d+\.\d+%?(?![\w.]|-\d)")
@@ -140,6 +141,8 @@ def _texts(path: Path, vocabulary: frozenset[str]) -> Iterator[tuple[str, str]]:
         texts = _arrays(path)
     elif path.suffix in _BINARY:
         texts = [("", raw.decode()) for raw in _PRINTABLE.findall(path.read_bytes())]
+    elif path.suffix in _NUMBERS:
+        texts = ()
     else:
         texts = _written(path)
     return ((place, text) for place, text in texts if text not in vocabulary)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import GateError
+from slmctl.inference import ENCODER
 from slmctl.model_files.base_model import Base
 from slmctl.stages.publish.leak_scan import CARRIED
 
@@ -120,7 +121,7 @@ def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
 
 def carry_encoder(source: str, weights: str, label: str, out: Path) -> None:
     """Write the files that the license of a sentence encoder requires; `weights` says if they were changed."""
-    text = f"encoder.gguf is the sentence encoder {source} as GGUF, its weights {weights}."
+    text = f"{ENCODER} is the sentence encoder {source} as ONNX, its weights {weights}."
     terms = f"License of the original: {label}." if label else "The original states no license."
     name = "LICENSE.encoder" if (out / "NOTICE").exists() else "LICENSE"  # beside a base, LICENSE is that of the base
     _add_notice([text, terms], out)

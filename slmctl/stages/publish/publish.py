@@ -17,7 +17,6 @@ from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.inference import ENCODER, FILE, escalation_policy
 from slmctl.metrics import gates
-from slmctl.model_files import encoder_source, gguf_header
 from slmctl.model_files.base_model import MODEL_FILES, Base
 from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, sum_files
 from slmctl.reports import html_page
@@ -257,10 +256,9 @@ def copy_members(made: Artifact, out: Path) -> dict[str, Any]:
     facts = {"weights": made.metrics["weights"], "files": hashes, "source": made.metrics["source"]}
     if ENCODER not in hashes:
         return facts
-    header = gguf_header.read(made.file(ENCODER))
-    terms = encoder_source.LICENSES.get(facts["source"]) or str(header.metadata.get("general.license", ""))
     weights = "changed: they learned training and validation rows" if made.metrics.get("tuned") else "unchanged"
-    return facts | {"license": terms, "size": made.file(ENCODER).stat().st_size, "encoder_weights": weights}
+    terms, size = made.metrics["encoder_license"], made.file(ENCODER).stat().st_size
+    return facts | {"license": terms, "size": size, "encoder_weights": weights}
 
 
 def _probe(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, config: PublishConfig) -> dict[str, Any]:

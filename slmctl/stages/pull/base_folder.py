@@ -16,9 +16,9 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from slmctl import console, hardware
 from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, IntegrityError
-from slmctl.model_files import gguf_header, hf_folder, memory, safetensors_header, vocabulary
+from slmctl.model_files import gguf_header, hf_folder, memory, model_card, safetensors_header, vocabulary
 from slmctl.model_files.base_model import ALLOWED_FILES, FILENAME, Base
-from slmctl.stages.pull import load_check, model_card, text_model
+from slmctl.stages.pull import load_check, text_model
 
 SHARD_BYTES = 4_000_000_000  # of the safetensors files of a dequantised base
 FIXED_BYTES = 100_000_000  # tokenizer and libraries

@@ -13,7 +13,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import SumConfig
 from slmctl.errors import IntegrityError
 from slmctl.inference import ENCODER as ENCODER_FILE
-from slmctl.inference import FILE, SUM_FILE
+from slmctl.inference import FILE, SUM_FILE, TOKENIZER
 from slmctl.metrics import label_sum, stored_arrays
 from slmctl.metrics.label_sum import ENCODER, WORDS, LabelSum
 from slmctl.metrics.predictions import read_predictions
@@ -27,7 +27,7 @@ class SumFacts(TypedDict):
     `weights` has the members that are kept; `gains` the share of right answers that the sum expects to lose on
     validation rows without each member, see `Weighing`; `rows` counts validation rows, `right` those that the file
     alone answers right (of several files on the mean; None without a file); `source` is the encoder's, empty where it
-    is left out, and `tuned` where it has learned the rows.
+    is left out, with `encoder_license` as its card states it, and `tuned` where it has learned the rows.
     """
 
     weights: dict[str, float]
@@ -36,11 +36,12 @@ class SumFacts(TypedDict):
     rows: int
     right: int | None
     source: str
+    encoder_license: str
     tuned: NotRequired[bool]
 
 
 def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation: list[Artifact], out: Path) -> SumFacts:
-    """Write `sum.npz`, and link `encoder.gguf` where the encoder has a weight.
+    """Write `sum.npz`, and link the encoder's files if it has a weight.
 
     Where several files were made, one sum is weighed for all of them; without any, linear members alone.
 
@@ -49,9 +50,9 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
     """
     model = LabelSum.read(encoder.file(SUM_FILE))
     records = read_records(prepared.file("validation.jsonl"))
-    with stored_arrays.opened(encoder.file(VALIDATION)) as kept:  # by members that had not learned these rows
+    with stored_arrays.opened(encoder.file(VALIDATION)) as arrays:  # by members that had not learned these rows
         shape = len(records), len(model.labels)
-        members = {name: kept.numbers(name, *shape) for name in (ENCODER, WORDS) if name in kept}
+        members = {name: arrays.numbers(name, *shape) for name in (ENCODER, WORDS) if name in arrays}
     answers = [read_predictions(made) for made in validation]
     if any([line["id"] for line in lines] != [record.id for record in records] for lines in answers):
         raise IntegrityError("the predictions answer other validation rows than the data set's", hint="slmctl evaluate")
@@ -64,7 +65,8 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
     summed = model.only(choice.weights)
     summed.write(out / SUM_FILE)
     if summed.head is not None:
-        atomic.link(encoder.file(ENCODER_FILE), out / ENCODER_FILE)
+        for name in (ENCODER_FILE, TOKENIZER):
+            atomic.link(encoder.file(name), out / name)
     for name in label_sum.MEMBERS:
         if name in choice.gains:
             weight = f"weight {choice.weights[name]:.2f}" if name in choice.weights else "left out"
@@ -75,10 +77,11 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
             "linear members alone"
         )
     gains = {name: round(gain, 6) for name, gain in choice.gains.items()}
-    source = encoder.metrics["source"] if summed.head is not None else ""
+    kept = encoder.metrics if summed.head is not None else {}
     right = sum(line["answer"] == line["expected"] for lines in answers for line in lines) // times
     facts: SumFacts = {"weights": choice.weights, "gains": gains, "floor": config.floor, "rows": len(records),
-                       "right": right if answers else None, "source": source}  # fmt: skip
-    if source and encoder.metrics.get("tuned", {}).get("kept"):
+                       "right": right if answers else None, "source": kept.get("source", ""),
+                       "encoder_license": kept.get("license", "")}  # fmt: skip
+    if kept.get("tuned", {}).get("kept"):
         facts["tuned"] = True
     return facts

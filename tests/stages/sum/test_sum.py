@@ -6,10 +6,8 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import queue
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +29,8 @@ from slmctl.metrics import gates, label_sum
 from slmctl.metrics.encoder_head import EncoderHead
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.model_files.gguf_choice import answering
-from slmctl.models.encoder_process import Encoder
 from slmctl.models.linear_members import FLOOR, LinearMembers
+from slmctl.models.onnx_encoder import Encoder
 from slmctl.models.sum import SumEngine
 from slmctl.reports.evaluation_report import parse_report
 from slmctl.stages.evaluate import report_page, report_view
@@ -46,8 +44,8 @@ def desk(tiny_run: Path, stages: Forks, tmp_path_factory: pytest.TempPathFactory
     folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("both") / "desk"))
     text = (folder / "slmctl.yaml").read_text().replace('version: "1.0"', 'version: "2.0"')
     text = text.replace("models: [base, adapter, gguf]", "models: [gguf]")
-    (folder / "slmctl.yaml").write_text(text + "encode: {encoder: ./words.gguf}\nsum: {floor: 0}\n")
-    tiny.build_encoder(folder / "words.gguf")
+    (folder / "slmctl.yaml").write_text(text + "encode: {encoder: ./words}\nsum: {floor: 0}\n")
+    tiny.build_encoder(folder / "words")
     tiny.ok(stages.run(folder, "run", "--yes"))
     return folder
 
@@ -70,8 +68,8 @@ def test_it_is_the_sum_of_all(desk: Path, stages: Forks) -> None:
     assert model.weights == summed.metrics["weights"] and {"file", "words"} <= model.weights.keys()
     vectors = np.zeros((len(texts), 0), np.float32)
     if model.head is not None:
-        with Encoder(summed.file("encoder.gguf")) as reader:
-            vectors = reader.encode(texts, together=1)
+        with Encoder(summed.path) as reader:
+            vectors = reader.encode(texts)
     linear = label_sum.weighted(model.logprobs(texts, vectors), model.weights)
     for alone, both, scores in zip(lines(desk, stages, "gguf"), lines(desk, stages, "sum"), linear, strict=True):
         own = [max(alone["labels"].get(label, 0.0), FLOOR) for label in model.labels]
@@ -92,11 +90,11 @@ def test_a_release_answers_with_it_and_says_so(desk: Path, stages: Forks) -> Non
     assert report["sum"]["model"] == report["focus"] == "Q8_0+sum"
     assert report["sum"]["weights"] == release.metrics["sum"]["weights"] == made(desk, "sum").metrics["weights"]
     names = {entry.path for entry in release.manifest.files}
-    assert {"encoder.gguf", "sum.npz"} <= names and "validation.npz" not in names
+    assert {"encoder.onnx", "sum.npz"} <= names and "validation.npz" not in names
     assert "+sum" in release.file("README.md").read_text()
     lineage = json.loads(release.file("lineage.intoto.json").read_bytes())
     assert release.metrics["sum"]["license"] == "mit"  # by the encoder's own file
-    assert {"encoder.gguf", "sum.npz"} <= {subject["name"] for subject in lineage["subject"]}
+    assert {"encoder.onnx", "sum.npz"} <= {subject["name"] for subject in lineage["subject"]}
     tiny.ok(stages.run(desk, "verify", str(release.path)))
     tiny.ok(stages.run(desk, "promote", "2.0", "--tag", "production"))
     measured = lines(desk, stages, "sum")
@@ -168,7 +166,7 @@ def test_what_brings_less_than_the_floor_is_left_out(desk: Path, stages: Forks) 
         and "no loss is below 0" in remark
         and "A file or encoder below 0.2 points is left out" in remark
     )
-    assert not made(desk, "sum").path.joinpath("encoder.gguf").exists()
+    assert not made(desk, "sum").path.joinpath("encoder.onnx").exists()
     assert any(
         remark.startswith("A language model by itself gains nothing here: Q8_0 alone") for remark in report["remarks"]
     )
@@ -227,7 +225,7 @@ def test_no_figure_is_of_rows_that_a_model_has_learned(
 def linear(desk: Path) -> Iterator[LinearMembers]:
     encoder = made(desk, "encoder")
     model = dataclasses.replace(LabelSum.read(encoder.file("sum.npz")), weights={"encoder": 1.0})
-    with LinearMembers(model, encoder.file("encoder.gguf"), alone=True) as opened:
+    with LinearMembers(model, encoder.path) as opened:
         yield opened
 
 
@@ -244,12 +242,6 @@ def test_who_waits_when_it_is_closed_is_told(linear: LinearMembers) -> None:
     ends = [next(event for event in iter(each.get, None) if "piece" not in event) for each in waiting]
     assert any("error" in event for event in ends) and all("error" in event or "finish" in event for event in ends)
     assert "ended" in ask(linear, "invoice").get(timeout=60)["error"]
-
-
-def test_an_encoder_that_is_killed_reads_the_text_again(linear: LinearMembers) -> None:
-    os.kill(linear.pid, signal.SIGKILL)
-    events = ask(linear, "parcel courier")
-    assert "piece" in events.get(timeout=120) and events.get(timeout=60)["finish"] == "stop"
 
 
 def test_what_is_cancelled_is_not_read(linear: LinearMembers, monkeypatch: pytest.MonkeyPatch) -> None:
