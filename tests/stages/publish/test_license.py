@@ -123,7 +123,7 @@ def test_an_encoder_beside_a_file_is_named_and_not_taken_for_the_base(tmp_path: 
     license.carry(base(tmp_path / "base", "gemma-3-270m", "gemma"), "gemma", "It was tuned.", out)
     license.carry_encoder("pypi:words==1.0", "changed: they learned training and validation rows", "apache-2.0", out)
     notice = (out / "NOTICE").read_text()
-    assert "gemma-3-270m" in notice and "pypi:words==1.0 as GGUF, its weights changed: they learned" in notice
+    assert "gemma-3-270m" in notice and "pypi:words==1.0 as ONNX, its weights changed: they learned" in notice
     assert not (out / "LICENSE").exists()
     assert "Version 2.0, January 2004" in (out / "LICENSE.encoder").read_text()
 
