@@ -2,7 +2,7 @@
 
 Python's html.parser takes quadratic time on unclosed tags (8 s for 32,000 characters), and its versions differ on
 malformed HTML, so that a served model could read a text otherwise than in training. This tokenizer knows the tags of
-mails and forms; any other `<word>` is text, such as `<ann@example.com>`.
+mails and forms; any other `<word>` is text, such as an address in angle brackets.
 """
 
 from __future__ import annotations

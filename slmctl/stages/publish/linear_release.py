@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,15 @@ from slmctl.errors import GateError
 from slmctl.inference import LINEAR
 from slmctl.model_files.gguf_choice import answering_sha256
 from slmctl.reports.evaluation_report import report_of
+from slmctl.sources.documents import html_text
 from slmctl.stages.publish import license, publish, slsa_provenance
+from slmctl.task import cleaning, mail_text
 from slmctl.task.contract import Task
 
 OWN = "own weights"  # the license of a model that is nobody else's: that of the rows' owner
+PYTHON, NODE = "answer.py", "answer.mjs"  # programs that answer by a release without slmctl
+CLEANERS = (cleaning, html_text, mail_text)  # of the standard library and each other alone
+_IMPORT = re.compile(r"^from slmctl[\w.]* import (\w+)$", re.MULTILINE)
 
 
 def run(
@@ -42,6 +50,7 @@ def run(
     if members["source"]:
         license.carry_encoder(members["source"], members["encoder_weights"], label, out)
     publish.copy(report, publish.REPORT, out)
+    carry_answerers(task, out)
     kept = publish.carry_policy(policy, figures, report, page, out)
     slsa_provenance.write(out, steps)
     teaching = publish.teaching_of(labelled)
@@ -54,3 +63,16 @@ def run(
         out, task, config, base=None, license=label, files={LINEAR: sha256}, memorisation=memorisation, sum=members,
         teachers=teaching.get("teachers"), policy=kept,
     )  # fmt: skip
+
+
+def carry_answerers(task: Task, out: Path) -> None:
+    """Copy the programs that answer by the files of a release alone, with the modules that clean the task's texts.
+
+    Texts are cleaned in Python alone.
+    """
+    programs, templates = (PYTHON,) if task.cleans else (PYTHON, NODE), resources.files("slmctl.templates")
+    sources = {name: templates.joinpath(name).read_text(encoding="utf-8") for name in programs}
+    if task.cleans:
+        sources |= {f"{each.__name__.rpartition('.')[2]}.py": inspect.getsource(each) for each in CLEANERS}
+    for name, text in sources.items():
+        (out / name).write_text(_IMPORT.sub(r"import \1", text), encoding="utf-8")  # they are beside each other

@@ -40,7 +40,7 @@ class Publish(Stage[PublishConfig]):
     )  # fmt: skip
     imports = ("llama_cpp", "gguf")
     uses = ("llama_cpp_python", "gguf")
-    version = 6
+    version = 7
 
     def packages(self) -> Iterator[str]:
         kind = self.settings.to.partition(":")[0]

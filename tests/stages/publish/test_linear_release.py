@@ -27,8 +27,8 @@ CONFIG = tiny.CALIBRATED.replace("evaluate: {models: [base, adapter, gguf]}\n", 
     "encode: {encoder: ./words}\nsum: {floor: 0}\npublish: {model: linear}\n"
     "gates: [{metric: accuracy, model: linear, min: 0.8}]\n"
 )
-TEXTS = {"LICENSE", "NOTICE", "README.md", "lineage.intoto.json", "policy.json", "report.html", "report.json",
-         "report.md", "rows.jsonl", "task.json"}  # fmt: skip
+TEXTS = {"LICENSE", "NOTICE", "README.md", "answer.mjs", "answer.py", "lineage.intoto.json", "policy.json",
+         "report.html", "report.json", "report.md", "rows.jsonl", "task.json"}  # fmt: skip
 WORDS = ("--set", "encode.encoder=none", "--set", "version=2.0")
 
 
