@@ -160,7 +160,7 @@ def files(options: argparse.Namespace) -> None:
     from slmctl.model_files.base_model import Base
     from slmctl.stages.quantize import gguf_files
 
-    config, out = QuantizeConfig(project="bench", version="1.0", types=list(TYPES)), options.out / "files"
+    config, out = QuantizeConfig(project="bench", types=list(TYPES)), options.out / "files"
     (out / "scratch").mkdir(parents=True)
     merged, base = artifact.foreign(options.out / "merged", "merged"), Base.read(options.out / "merged")
     lossless = gguf_files.convert(config, merged, base, out / "scratch")
@@ -173,7 +173,7 @@ def stage(options: argparse.Namespace) -> None:
     from slmctl.config import QuantizeConfig
     from slmctl.stages.quantize import quantize
 
-    config, out = QuantizeConfig(project="bench", version="1.0", types=list(TYPES)), options.out / "stage"
+    config, out = QuantizeConfig(project="bench", types=list(TYPES)), options.out / "stage"
     out.mkdir()
     shutil.copyfile(options.prepared / "task.json", options.out / "merged" / "task.json")
     merged, prepared = (

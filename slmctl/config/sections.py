@@ -217,8 +217,7 @@ class MergeConfig(Section):
 class QuantizeConfig(Section):
     """Write GGUF files that llama.cpp runs."""
 
-    project: Annotated[Text, Inherited()] = ""
-    version: Annotated[Text, Inherited()] = ""
+    project: Annotated[Text, Inherited()] = ""  # without the version, so that another one makes no file anew
     types: Annotated[list[QuantType], Field(min_length=1)] = Field(
         ["Q8_0", "Q4_K_M"], description="llama.cpp quantization types, one file each"
     )

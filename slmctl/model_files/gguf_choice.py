@@ -10,6 +10,8 @@ from slmctl.inference import ENCODER, SUM_FILE, TOKENIZER
 
 BEFORE = "encoder.gguf"  # of releases before an encoder was ONNX
 
+LORA_TYPE = "F16-LoRA"  # ends the name of an adapter's own file
+
 
 def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
     """The smallest GGUF file of an artifact, a release or a bare `.gguf`; with a type such as `Q4_K_M`, of that type.
@@ -45,6 +47,11 @@ def lora_file(model: Artifact) -> FileEntry:
 def is_type(path: str, type: str) -> bool:
     """True if a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
     return re.search(rf"(^|[-._]){re.escape(type)}\.gguf$", path) is not None
+
+
+def released_name(path: str, type: str, version: str) -> str:
+    """The name of a GGUF file in a release: `SmolLM2-135M-acme-v1.0-Q8_0.gguf` of `SmolLM2-135M-acme-Q8_0.gguf`."""
+    return f"{path.removesuffix(f'-{type}.gguf')}-v{version}-{type}.gguf"
 
 
 def is_lora(path: str) -> bool:

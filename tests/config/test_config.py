@@ -147,7 +147,7 @@ def test_a_fault_at_the_top_is_told_once_not_again_in_the_sections_that_inherit_
 
 
 @pytest.mark.parametrize(
-    ("section", "key"), [("pull", "base"), ("prepare", "task"), ("quantize", "version"), ("publish", "project")]
+    ("section", "key"), [("pull", "base"), ("prepare", "task"), ("publish", "version"), ("publish", "project")]
 )
 def test_inherited_key_in_a_section_is_misplaced(section: str, key: str) -> None:
     assert faults(f"{section}:\n  {key}: {{}}\n")[0] == (
@@ -336,7 +336,7 @@ def test_last_set_wins() -> None:
         ("finetune..epochs=3", "--set finetune..epochs=3: expected SECTION.KEY=VALUE"),
         ("project.name=x", "--set project.name=x: 'project' is not a section"),
         ("task.system=[", "--set:1: not valid YAML"),
-        ("quantize.version=2", "--set: quantize.version: 'version' belongs at the top of the file"),
+        ("publish.version=2", "--set: publish.version: 'version' belongs at the top of the file"),
         ("finetune={seed: 1, seed: 2}", "--set:1: 'seed' is already set on line 1"),
         ("task.system=!include x", "--set:1: tag '!include' is not allowed"),
     ],
@@ -551,7 +551,7 @@ def test_the_schema_takes_amounts_with_their_units() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"unknown": 1}, {"finetune": {"epochs": -1}}, {"quantize": {"version": "1"}}, {"task": {"kind": "sing"}}]
+    "change", [{"unknown": 1}, {"finetune": {"epochs": -1}}, {"publish": {"version": "1"}}, {"task": {"kind": "sing"}}]
 )
 def test_schema_refuses_what_the_loader_refuses(change: dict[str, Any]) -> None:
     values = {"project": "acme", "base": "x"} | change

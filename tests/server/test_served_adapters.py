@@ -156,9 +156,9 @@ def test_gates_name_the_adapter(measured: Path) -> None:
     missed = config.Gate(metric="accuracy", model="lora-Q8_0", against="Q8_0", min_gain=0.3)
     assert [each.passed for each in gates.check([held, missed], figures)] == [True, False]
     known = "gates=[{metric: accuracy, model: lora-Q8_0, min: 0.1}]"
-    plan.require(opened(measured, known, "version=1.1"), ["evaluate"])
+    plan.require(opened(measured, known, "confidence=0.9"), ["evaluate"])
     with pytest.raises(UsageError, match="the model 'lora-Q4_K_M', which is not measured"):
-        plan.require(opened(measured, known.replace("Q8_0", "Q4_K_M"), "version=1.1"), ["evaluate"])
+        plan.require(opened(measured, known.replace("Q8_0", "Q4_K_M"), "confidence=0.9"), ["evaluate"])
 
 
 def test_a_measured_adapter_is_served_on_its_base_and_on_no_other_file(measured: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_measured_adapter_is_served_on_its_base_and_on_no_other_file(measured:
     for base in files.values():
         adapter = found(measured, base)
         assert adapter.path.name == made.metrics["lora"]["file"]
-        assert (adapter.version, adapter.note) == ("1.0", "")
+        assert (adapter.version, adapter.note) == ("", "")  # a release has a version
         assert adapter.task is not None
         assert adapter.task.labels
     assert found(measured, files["F16"], adapter.path).note == ""  # the file in the artifact is the artifact

@@ -18,7 +18,7 @@ from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.inference import ENCODER, FILE, escalation_policy
 from slmctl.metrics import gates
 from slmctl.model_files.base_model import MODEL_FILES, Base
-from slmctl.model_files.gguf_choice import answering_sha256, gguf_file, sum_files
+from slmctl.model_files.gguf_choice import LORA_TYPE, answering_sha256, gguf_file, released_name, sum_files
 from slmctl.reports import html_page
 from slmctl.reports.evaluation_report import EvaluationReport, released, report_of
 from slmctl.reports.scoreboard import table
@@ -65,10 +65,9 @@ def run(
     steps |= {"policy": policy} if policy is not None else {}
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
     label = license.license_of(base, config.license)
-    for entry in files.values():
-        shutil.copyfile(gguf.file(entry["file"]), out / entry["file"])
+    files = {name: _carry_file(gguf, entry, name, config.version, out) for name, entry in files.items()}
     if lora:
-        shutil.copyfile(gguf.file(lora["file"]), out / lora["file"])
+        lora = _carry_file(gguf, lora, LORA_TYPE, config.version, out)
     copy(report, REPORT, out)
     kept = carry_policy(policy, figures, report, page, out)
     for name, weights, allowed in (("adapter", adapter, ADAPTER), ("merged", merged, MODEL_FILES)):
@@ -188,6 +187,13 @@ def copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
     for entry in source.manifest.files:
         if any(fnmatch.fnmatchcase(entry.path, pattern) for pattern in allowed):
             shutil.copyfile(source.file(entry.path), out / entry.path)
+
+
+def _carry_file(gguf: Artifact, entry: dict[str, Any], kind: str, version: str, out: Path) -> dict[str, Any]:
+    """Copy a GGUF file into a release, byte by byte as it was measured; returns its entry with its name there."""
+    name = released_name(entry["file"], kind, version)
+    shutil.copyfile(gguf.file(entry["file"]), out / name)
+    return {**entry, "file": name}
 
 
 def _require_measured(files: dict[str, Any], figures: EvaluationReport) -> None:

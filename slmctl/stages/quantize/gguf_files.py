@@ -85,11 +85,12 @@ def save(matrix: ImportanceMatrix, path: Path) -> None:
 
 
 def file_name(config: QuantizeConfig, base: Base, type_name: str) -> str:
-    """A name by the GGUF convention: `SmolLM2-135M-acme-support-v1.0-Q4_K_M.gguf`; without a project `BASE-TYPE`."""
+    """A name by the GGUF convention without a version, which a release adds: `SmolLM2-135M-acme-support-Q4_K_M.gguf`;
+    without a project `BASE-TYPE`."""
     if not config.project:
         return f"{base.name}-{type_name}.gguf"
     stem = re.split(r"[-_](?=\d+(?:\.\d+)?[KMBT](?:[-_.]|$))", base.name, maxsplit=1, flags=re.IGNORECASE)[0]
-    return f"{stem}-{base.size_label}-{config.project}-v{config.version}-{type_name}.gguf"
+    return f"{stem}-{base.size_label}-{config.project}-{type_name}.gguf"
 
 
 def listed(path: Path) -> dict[str, Any]:
@@ -145,9 +146,8 @@ def dominated_files(files: dict[str, Any]) -> list[str]:
 def metadata(config: QuantizeConfig, base: Base) -> dict[str, str]:
     """GGUF metadata, on top of the fields that the converter reads from the model card."""
     fields = {
-        "general.name": f"{base.name} {config.project} {config.version}".rstrip(),
+        "general.name": f"{base.name} {config.project}".rstrip(),
         "general.finetune": config.project,
-        "general.version": f"v{config.version}" if config.version else "",
         "general.license": base.license,
         "general.quantized_by": "slmctl",
     }

@@ -20,6 +20,7 @@ from slmctl.inference import engine
 from slmctl.inference.supervised_child import EngineError
 from slmctl.model_files import gguf_converter, hf_folder, memory, model_size, stored_weights
 from slmctl.model_files.base_model import Base
+from slmctl.model_files.gguf_choice import LORA_TYPE
 from slmctl.model_files.quantizer import QuantizedFile
 from slmctl.stages.quantize import gguf_files, importance_matrix, lora_gguf, parity
 from slmctl.stages.quantize.gguf_files import ImportanceMatrix, LosslessFile
@@ -79,7 +80,7 @@ def run(
             _report_file(target.type, files[target.type])
         lora = {}
         if adapter is not None:
-            path = out / gguf_files.file_name(config, facts, "F16-LoRA")
+            path = out / gguf_files.file_name(config, facts, LORA_TYPE)
             lora = {"lora": lora_gguf.write(adapter, merged, path)}
             if base_files:
                 lora["lora"]["bases"] = lora_gguf.check_on_bases(path, base_files, files, reference, scratch=scratch)

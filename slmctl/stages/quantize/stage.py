@@ -35,7 +35,7 @@ class Quantize(Stage[QuantizeConfig]):
     )
     imports = ("torch", "transformers", "llama_cpp", "gguf")
     uses = ("llama_cpp_python", "gguf", "torch", "transformers")
-    version = 5
+    version = 6
 
     def inputs(self, section: QuantizeConfig, get: Get, filled: Inputs) -> Inputs:
         filled = super().inputs(section, get, filled)

@@ -72,6 +72,28 @@ def test_what_is_planned_is_what_leaves(stages: Forks, fresh: Path) -> None:
     assert "bytes       0 to send" in text
 
 
+def test_another_version_makes_and_measures_nothing_anew(stages: Forks, desk: Path) -> None:
+    """The files were quantized and measured anew, since their names and metadata held the version."""
+
+    def made() -> set[Path]:
+        return {path for path in desk.glob("runs/[!.]*/[!.]*") if path.parent.name != "published"}
+
+    before = made()
+    tiny.ok(stages.run(desk, "run", "--yes", "--set", "version=1.1"))
+    assert made() == before
+    (measured,) = (desk / "runs" / "gguf").iterdir()
+    hashes = {}
+    for version in ("1.0", "1.1"):
+        release = desk / "registry" / "tiny-desk" / version
+        names = {path.name: artifact.sha256_file(path) for path in release.glob("*.gguf")}
+        hashes[version] = {name.replace(f"-v{version}", ""): value for name, value in names.items()}
+        for text in ("README.md", "Modelfile", "lineage.intoto.json"):
+            assert min(names, key=lambda name: (release / name).stat().st_size) in (release / text).read_text()
+        assert f"# tiny-desk {version}\n" in (release / "README.md").read_text()
+    own = {path.name: artifact.sha256_file(path) for path in measured.glob("*.gguf")}
+    assert hashes == {"1.0": own, "1.1": own} and len(own) == 2
+
+
 def test_adapter_and_merged_weights_go_out_on_request(stages: Forks, fresh: Path) -> None:
     told = plan(stages, fresh, "--set", "publish.include=[adapter, merged]")
     more = {one["file"] for one in told["files"] if "/" in one["file"]}

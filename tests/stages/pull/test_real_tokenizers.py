@@ -70,7 +70,7 @@ def test_a_file_has_the_tokens_of_a_real_tokenizer(name: str, tmp_path: Path) ->
     turns = ({"role": "user", "content": "where is my parcel"}, {"role": "assistant", "content": "It is late."})
     model, tokenizer = hf_folder.load_model(out), hf_folder.load_tokenizer(out)
     wanted = parity.reference(model, tokenizer, task, [Record("0" * 16, turns, {})])
-    lossless = gguf_files.convert(QuantizeConfig(project="", version=""), artifact.foreign(out, "base"), base, tmp_path)
+    lossless = gguf_files.convert(QuantizeConfig(project=""), artifact.foreign(out, "base"), base, tmp_path)
     assert parity.check_lossless(lossless.path, wanted, scratch=tmp_path)["positions"] > 1
 
 

@@ -37,7 +37,7 @@ pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from slmctl.model_files import gguf_header, hf_folder  # noqa: E402
-from slmctl.model_files.gguf_choice import gguf_file  # noqa: E402
+from slmctl.model_files.gguf_choice import gguf_file, released_name  # noqa: E402
 from slmctl.stages.merge import merge  # noqa: E402
 from slmctl.stages.quantize import gguf_files, lora_gguf, parity, quantize  # noqa: E402
 
@@ -68,7 +68,7 @@ def run(merged: Path, artifacts: dict[str, Artifact], out: Path, forked_children
 
     def quantized(*types: str, out: Path = out, **settings: Any) -> Any:
         out.mkdir(parents=True)
-        section = QuantizeConfig(project="tiny-desk", version="1.0", types=list(types), **settings)
+        section = QuantizeConfig(project="tiny-desk", types=list(types), **settings)
         wrapped = artifact.foreign(merged, "merged")
         return quantize.run(section, merged=wrapped, prepared=artifacts["prepared"], out=out)["files"]
 
@@ -92,7 +92,9 @@ def converted(lossless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_files_are_named_by_convention(name: str, parameters: int, wanted: str) -> None:
     base = Base(name, "", "", parameters, "", "base", "", "", ())
-    found = gguf_files.file_name(QuantizeConfig(project="acme", version="1.0"), base, "Q8_0")
+    named = gguf_files.file_name(QuantizeConfig(project="acme"), base, "Q8_0")
+    assert named == wanted.replace("-v1.0", "")
+    found = released_name(named, "Q8_0", "1.0")
     assert found == wanted
     # the pattern of the GGUF naming convention, from its specification
     assert re.match(
@@ -402,7 +404,7 @@ def test_an_adapter_of_its_own_does_on_the_base_what_the_merged_model_does(
     out.mkdir()
     merge.run(MergeConfig(), base=artifacts["base"], adapter=given, out=out)
     merged = artifact.foreign(out, "merged")
-    written = lora_gguf.write(given, merged, tmp_path / "base-116K-tiny-desk-v1.0-F16-LoRA.gguf")
+    written = lora_gguf.write(given, merged, tmp_path / "base-116K-tiny-desk-F16-LoRA.gguf")
     assert written["layers"] == 14
     lora = tmp_path / written["file"]
     assert gguf_header.read(lora).metadata["general.license"] == "apache-2.0"
