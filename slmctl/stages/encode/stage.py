@@ -115,9 +115,10 @@ class Encode(Stage[EncodeConfig]):
             disk += int(18 * weights)  # four times in float32, and in int8
             peak += tuning_bounds.memory_bytes(weights)
             bounds, every = tuning_bounds, rows.train + rows.validation
-            learned = (bounds.PASSES * rows.train + bounds.PASSES_WHOLE * every) * tokens / bounds.TOKENS_A_SECOND
+            learned = (bounds.PASSES * rows.train + bounds.PASSES_WHOLE * every) * weights / WEIGHTS
+            reading, steps = tokens / bounds.TOKENS_A_SECOND, bounds.STEP_SECONDS / bounds.STEP_ROWS
             most = bounds.MOST_SECONDS * (1 + bounds.PASSES_WHOLE / bounds.PASSES)
-            seconds += min(most, learned * weights / WEIGHTS)
+            seconds += min(learned, most / reading) * (reading + steps)  # WORK bounds the tokens, and so the steps
         return StageEstimate(disk, peak, seconds)
 
     @property

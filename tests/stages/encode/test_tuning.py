@@ -24,10 +24,11 @@ from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, StageError
 from slmctl.metrics import encoder_head, label_sum
 from slmctl.metrics.label_sum import LabelSum
-from slmctl.model_files import encoder_export, encoder_source, hf_folder
+from slmctl.model_files import encoder_export, encoder_source, hf_folder, safetensors_header
 from slmctl.models.onnx_encoder import Encoder
 from slmctl.pipeline import row_estimate
-from slmctl.pipeline.estimates import KnownSizes, StageEstimate
+from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
+from slmctl.stages.encode import stage as encode_stage
 from slmctl.stages.encode import tuning, tuning_bounds
 
 pytestmark = pytest.mark.usefixtures("forked_children")  # the converter is a child that imports torch
@@ -234,6 +235,28 @@ def test_the_plan_counts_a_tuning_that_happens(desk: Path, monkeypatch: pytest.M
     assert tuned.seconds and frozen.seconds and tuned.seconds > frozen.seconds
     monkeypatch.setattr(tuning_bounds, "FEWEST", 400)
     assert estimate() == frozen
+
+
+def test_the_plan_counts_the_steps_of_short_rows(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said 8 min 40 s of 4,926 steps, which take a time of their own however short the rows are."""
+    assert tuning_bounds.STEP_ROWS == tuning.BATCH
+    monkeypatch.setattr(encode_stage, "WEIGHTS", safetensors_header.parameter_count(desk / "words"))  # as slow as one
+    step = tuning_bounds.STEP_SECONDS / tuning.BATCH
+    passes = tuning_bounds.PASSES * 400 + tuning_bounds.PASSES_WHOLE * 500
+
+    def seconds(tokens: int) -> float:
+        rows = RowEstimate(500, 400, 100, 0, 0, tokens, 0, 0, exact=True)
+        tuned, frozen = (
+            project.stage("encode").cost(KnownSizes(project.config, None, rows, {})).seconds or 0.0
+            for project in (opened(desk), opened(desk, "encode.tune=false"))
+        )
+        return tuned - frozen
+
+    for tokens in (1, 20):
+        assert seconds(tokens) == pytest.approx(passes * (tokens / tuning_bounds.TOKENS_A_SECOND + step))
+    monkeypatch.setattr(tuning_bounds, "MOST_SECONDS", 10)  # so that WORK ends the tuning before its passes do
+    bounded = 10 * (1 + tuning_bounds.PASSES_WHOLE / tuning_bounds.PASSES)
+    assert seconds(20) == pytest.approx(bounded * (1 + step * tuning_bounds.TOKENS_A_SECOND / 20))
 
 
 def test_a_kept_encoder_whose_weights_changed_is_made_anew(folder: Path, tmp_path: Path) -> None:
