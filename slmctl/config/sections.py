@@ -258,6 +258,8 @@ class PredictConfig(Section):
     lora: Annotated[bool, Inherited(), WhenSet()] = False
     # Score labels by all of their tokens, as for an untuned base.
     whole_labels: Annotated[bool, Inherited(), WhenSet()] = False
+    # Number of rows that are asked, drawn by a hash of their ids; 0 for all.
+    sample: Annotated[int, Inherited(), WhenSet()] = 0
 
 
 class Choose(Section):

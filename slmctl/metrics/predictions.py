@@ -17,7 +17,7 @@ class PredictionFacts(TypedDict):
     `sha256`: of the model's file, '' for an endpoint. `base_sha256`: of the base file, where the model is an adapter
     file. `rows_per_s`: None where every answer was resumed from an earlier run. `matmul_dtype`: dtype of matrix
     products, None for a GGUF file. `release`: project and version of a release that gates compare with. `learned`: the
-    model has learned these rows.
+    model has learned these rows. `sample`: number of rows that were asked, where not all were.
     """
 
     model: str
@@ -33,6 +33,7 @@ class PredictionFacts(TypedDict):
     matmul_dtype: NotRequired[str | None]
     prompt_lists_labels: NotRequired[bool]
     shots: NotRequired[int]
+    sample: NotRequired[int]
     not_sent: NotRequired[int]
     failed: NotRequired[int]
     release: NotRequired[str]
@@ -52,7 +53,8 @@ class LinearAnswer(TypedDict):
 class Prediction(TypedDict):
     """One line of `predictions.jsonl`.
 
-    `expected` is the record's reference answer; `answer` is None for a row that was not sent or not answered; `first`
+    `expected` is the record's reference answer; `answer` is None for a row that was not sent, not of the sample or not
+    answered; `first`
     is there where a file and linear members answered.
     """
 

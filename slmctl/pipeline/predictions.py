@@ -19,6 +19,7 @@ from slmctl.pipeline import named
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, StageRequest
 from slmctl.reports.evaluation_report import model_named, report_of, reports_of
 
+SAMPLE = 200  # rows that an untuned base is asked where only the report's table shows it: +-7 points at most
 LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
 
 
@@ -49,9 +50,20 @@ def predictions_of(
         from slmctl.task.kinds import kind_of
 
         whole = kind_of(project.config.task.kind).chooses
-        more = {"shots": project.config.predict.shots, "whole_labels": whole}
+        more = {"shots": project.config.predict.shots, "whole_labels": whole, "sample": base_sample(project.config)}
         sections = [section.model_copy(update=more) for section in sections]
     return [stage.request(inputs, section) for section in sections]
+
+
+def base_sample(settings: config.Config) -> int:
+    """Number of rows that the untuned base is asked, 0 for all: a gate that names it compares it on every row.
+
+    Drafts are all answered, since people's decisions on pairs belong to the answers that they were shown.
+    """
+    from slmctl.task.kinds import kind_of
+
+    named_in_gates = {str(name).partition(" (")[0] for gate in settings.gates for name in (gate.model, gate.against)}
+    return 0 if "base" in named_in_gates or kind_of(settings.task.kind).is_free else SAMPLE
 
 
 def _lora_predictions(project: Project, split: str | None) -> list[StageRequest]:

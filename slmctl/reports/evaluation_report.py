@@ -86,6 +86,7 @@ class ModelFacts(TypedDict):
     rows_per_s: NotRequired[float | None]
     prompt_lists_labels: NotRequired[bool | None]
     shots: NotRequired[int | None]
+    sample: NotRequired[int]  # rows that were asked, where not all were
     not_sent: int
     failed: int
     predictions: NotRequired[str]

@@ -65,12 +65,13 @@ def difference(metric: str, value: float, digits: int = 1) -> str:
 
 def _line(name: str, entry: ParticipantEntry, metric: str, others: Sequence[str]) -> list[str]:
     low, high = entry["interval"]
+    own = f" (n = {entry['sample']})" if "sample" in entry else ""
     latency, size = entry.get("latency_ms"), entry.get("size")
     return [
         name,
         console.size(size) if size else "-",
         percent(entry["metrics"][metric]),
-        f"{percent(low)} - {percent(high)}",
+        f"{percent(low)} - {percent(high)}{own}",
         *(figure(other, entry["metrics"][other]) if other in entry["metrics"] else "-" for other in others),
         f"{latency['median']:.0f} ms" if latency else "-",
     ]

@@ -668,13 +668,15 @@ class Recomputed:
         kept = {key: facts.get(key) for key in keys}
         kept |= {"base_sha256": facts["base_sha256"]} if "base_sha256" in facts else {}
         kept["predictions"] = next(digest for digest, place in self.there.items() if place == path)
-        kept["not_sent"] = sum(bool(row.get("not_sent")) for row in rows)
+        kept["not_sent"] = sum(row.get("not_sent") == "sensitive" for row in rows)
+        asked = [row for row in rows if not row.get("not_sent")]
+        kept |= {"sample": len(asked)} if len(asked) + kept["not_sent"] < len(rows) else {}
         kept["failed"] = sum(bool(row.get("error")) for row in rows) if facts["kind"] == "endpoint" else 0
         known = all(row.get(f"{kind}_tokens") is not None for row in rows for kind in ("prompt", "completion"))
         rate, sums = facts["rows_per_s"], None
         if known:
             sums = {kind: sum(row[f"{kind}_tokens"] for row in rows) for kind in ("prompt", "completion")}
-        each = sums["completion"] / len(rows) * rate if sums and rate else None
+        each = sums["completion"] / len(asked) * rate if sums and rate else None
         return kept | {"tokens": sums, "tokens_per_s": each}
 
     def free(self) -> dict[str, Participant]:

@@ -234,6 +234,7 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
     if [line["id"] for line in lines] != [record.id for record in records]:
         raise UsageError(f"{artifact.path} answers other rows than the prepared data set holds",
                          hint="slmctl predict, with this data set")  # fmt: skip
+    sent = np.array([not line.get("not_sent") for line in lines], bool)
     tokens = _tokens([(line.get("prompt_tokens"), line.get("completion_tokens")) for line in lines])
     rate = metrics.get("rows_per_s")
     facts: ModelFacts = {
@@ -250,14 +251,16 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
         "failed": metrics.get("failed") or 0,
         "predictions": artifact.digest,
         "tokens": tokens,
-        "tokens_per_s": tokens["completion"] / len(lines) * rate if tokens and rate and lines else None,
+        "tokens_per_s": tokens["completion"] / int(sent.sum()) * rate if tokens and rate and sent.any() else None,
     }
+    if "sample" in metrics:
+        facts["sample"] = metrics["sample"]
     if "base_sha256" in metrics:
         facts["base_sha256"] = metrics["base_sha256"]
     answers = Answers(
         texts=[line["answer"] for line in lines],
         confidences=[line.get("confidence") for line in lines],
-        sent=np.array([not line.get("not_sent") for line in lines], bool),
+        sent=sent,
         finishes=[line.get("finish") for line in lines],
     )
     return MeasuredModel(answers, facts)

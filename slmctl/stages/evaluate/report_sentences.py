@@ -294,6 +294,11 @@ def _rows(view: ReportView) -> Iterator[str]:
                 f"{count(model['not_sent'], 'row')} marked sensitive, and not sent to {name}: "
                 "it is compared on the others."
             )
+        if "sample" in model:
+            yield (
+                f"{name} answered {model['sample']} of the {view.report['n']:,} rows, drawn by a hash, and is compared "
+                "on those: a gate that names it has it answer all."
+            )
         if model["failed"]:
             yield f"{name} gave no answer to {count(model['failed'], 'row')}: counted as wrong."
     if effect := (own := view.entries[view.focus]).get("design_effect"):

@@ -44,7 +44,7 @@ class Evaluate(Stage[EvaluateConfig]):
     waits_for = ("base", "adapter", "gguf", "encoder")
     imports = ("sklearn", "llama_cpp", "llguidance")
     uses = ("scikit-learn",)
-    version = 10
+    version = 11
     stands = True
 
     def completed(self, section: EvaluateConfig) -> EvaluateConfig:
@@ -121,7 +121,10 @@ class Evaluate(Stage[EvaluateConfig]):
         whole = "base" in loaded and kind_of(settings.task.kind).chooses
         beside = int(BESIDE_BYTES) if SUM in settings.measured else 0
         peak = model.shape.answering_bytes(prompt, whole_labels=whole) if loaded else model.answering + beside
-        of_base = (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1  # beside once
+        share = 1.0  # of the rows that the base is asked
+        if rows and "base" in loaded and (sample := predictions.base_sample(settings)):
+            share = min(sample / max(rows.test, 1), 1)
+        of_base = share * (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1  # beside once
         once = sizes.answering_seconds(rows.test if rows else None)
         if once is None or (loaded and hardware.accelerator()):
             return StageEstimate(disk, peak)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from slmctl.models.prompts import Prompt, PromptAnswerer
 
 ROWS, LEAST = 32, 5  # answered one at a time, to measure the latency of one caller
-LONGEST_S = 20.0  # after which the least number is enough: an untuned base writes long objects, of 10 s each
+LONGEST_S = 5.0  # after which the least number is enough: an untuned base writes long objects, of 10 s each
 
 
 def one_by_one(answerer: PromptAnswerer, prompts: Sequence[Prompt]) -> dict[str, float]:

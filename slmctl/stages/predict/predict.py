@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from slmctl.config import PredictConfig
 from slmctl.errors import StageError
 from slmctl.inference import engine
 from slmctl.inference.supervised_child import EngineError
+from slmctl.metrics.statistics import hashed_position
 from slmctl.models.model import Model
 from slmctl.models.prompts import asked, few_shot
 from slmctl.stages.predict import latency, released
@@ -48,28 +50,29 @@ def run(
 def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> dict[str, Any]:
     task, release = Task.read(prepared.path), model.artifact.metrics
     records = require_records(prepared.file(f"{config.split}.jsonl"))
+    sample = drawn(records, config.sample)
     own = released.contract(model.artifact, task) if config.release else task
     train = training(read_records(prepared.file("train.jsonl")), task) if config.shots else []
     examples = untuned_prompt.shots(task, train, config.shots or 0)
     name = f"{model.title}{f' ({len(examples)}-shot)' if examples else ''}"
     with model.open(own, max_tokens=config.max_tokens, whole_labels=config.whole_labels) as answerer:
         if examples:
-            prompts = few_shot(task, examples, records)
+            prompts = few_shot(task, examples, sample)
         elif config.release:
-            prompts = [asked(own, released.as_asked(record, own, task)) for record in records]
+            prompts = [asked(own, released.as_asked(record, own, task)) for record in sample]
         else:
-            prompts = [asked(task, record, list_labels=model.untuned) for record in records]
+            prompts = [asked(task, record, list_labels=model.untuned) for record in sample]
         waits = latency.one_by_one(answerer, prompts)
         begun = time.monotonic()
-        answers: dict[int, engine.Answer] = {}
-        with console.progress(f"predict {name}", len(records), "rows") as meter:
+        answers: dict[str, engine.Answer] = {}
+        with console.progress(f"predict {name}", len(sample), "rows") as meter:
             for index, answer in answerer.answer(prompts):
                 if isinstance(answer, EngineError):
-                    raise StageError(f"row {records[index].id} could not be answered: {answer.message}")
-                answers[index] = answer
+                    raise StageError(f"row {sample[index].id} could not be answered: {answer.message}")
+                answers[sample[index].id] = answer
                 meter.advance()
         seconds = time.monotonic() - begun
-    write_jsonl(out / "predictions.jsonl", (_line(record, answers[k]) for k, record in enumerate(records)))
+    write_jsonl(out / "predictions.jsonl", (_line(record, answers.get(record.id)) for record in records))
     return {
         "model": name,
         "kind": model.kind,
@@ -77,6 +80,7 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
         "split": config.split,
         **({"learned": True} if model.learns_validation and config.split == "validation" else {}),
         "n": len(records),
+        **({"sample": len(sample)} if len(sample) < len(records) else {}),
         "size": model.weights.size,
         "sha256": model.digest,
         **({"base_sha256": model.base_sha256} if model.base_sha256 is not None else {}),
@@ -86,11 +90,24 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
         "engine": answerer.engine,
         "matmul_dtype": answerer.model.matmul_dtype,
         "latency_ms": waits,
-        "rows_per_s": round(len(records) / max(seconds, 1e-9), 2),
+        "rows_per_s": round(len(sample) / max(seconds, 1e-9), 2),
     }
 
 
-def _line(record: Record, answer: engine.Answer) -> dict[str, Any]:
+def drawn(records: Sequence[Record], count: int) -> list[Record]:
+    """A sample of some records by a hash of their ids, in the records' order; 0 for all."""
+    if not 0 < count < len(records):
+        return list(records)
+    order = sorted(records, key=lambda record: hashed_position(f"sample/{record.id}"))
+    ids = {record.id for record in order[:count]}
+    return [record for record in records if record.id in ids]
+
+
+def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
+    """A line of predictions; without an answer, of a row that is not of the sample."""
+    if answer is None:
+        line = {"id": record.id, "answer": None, "expected": record.answer, "not_sent": "not of the sample"}
+        return line | {"prompt_tokens": 0, "completion_tokens": 0}
     return {
         "id": record.id,
         "answer": answer.text,

@@ -20,8 +20,10 @@ from slmctl.config import Choose, EvaluateConfig, Gate, MachinePrices, parse, re
 from slmctl.deduplication import row_fingerprints
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
+from slmctl.metrics.statistics import wilson
 from slmctl.pipeline.graph import Project
 from slmctl.production.review.pairs import PairDecision
+from slmctl.reports import scoreboard
 from slmctl.stages.evaluate import evaluate
 from slmctl.stages.evaluate.model_selection import break_even
 from slmctl.task.contract import Task
@@ -245,6 +247,21 @@ def test_rows_that_were_not_sent_are_left_out_of_every_comparison(report: Any) -
     said = " ".join(found["remarks"])
     assert "10 rows marked sensitive, and not sent to large" in said
     assert "large gave no answer to 1 row: counted as wrong." in said
+
+
+def test_a_model_that_was_asked_a_sample_is_compared_on_it(report: Any) -> None:
+    wanted = ["a", "b"] * 20
+    skipped = {"answer": None, "not_sent": "not of the sample", "prompt_tokens": 0, "completion_tokens": 0}
+    answer = {"answer": "a", "prompt_tokens": 9, "completion_tokens": 2}
+    facts = {"base": {"kind": "base", "sample": 16, "rows_per_s": 4.0}}
+    found = report("classify", wanted, {"base": [skipped] * 24 + [answer] * 16, "Q8_0": wanted}, facts=facts)
+    base, pair = found["models"]["base"], found["pairs"]["base|Q8_0"]
+    assert (base["n"], base["right"], base["sample"], base["not_sent"]) == (16, 8, 16, 0)
+    assert base["interval"] == pytest.approx(wilson(8, 16, 0.95), abs=1e-6)
+    assert base["tokens_per_s"] == pytest.approx(8.0)
+    assert (pair["n"], pair["both"], pair["only_second"]) == (16, 8, 8)
+    assert any(remark.startswith("base answered 16 of the 40 rows, drawn by a hash") for remark in found["remarks"])
+    assert "(n = 16)" in next(row for row in scoreboard.table(found)[1] if row[0] == "base")[3]
 
 
 # Texts

@@ -266,6 +266,35 @@ def test_the_base_is_measured_with_examples_too(tiny_run: Path, artifacts: dict[
     assert [request.section.shots for request in predictions.predictions_of(project, "adapter")] == [None]
 
 
+def test_the_base_answers_a_sample_unless_a_gate_names_it(
+    tiny_run: Path, artifacts: dict[str, Artifact], lines: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    (tmp_path / "drawn").mkdir()
+    section = PredictConfig(whole_labels=True, sample=7)
+    metrics = predict.run(section, model=artifacts["base"], prepared=artifacts["prepared"], out=tmp_path / "drawn")
+    found = [json.loads(line) for line in (tmp_path / "drawn" / "predictions.jsonl").read_text().splitlines()]
+    asked = [(ours, whole) for ours, whole in zip(found, lines["base"], strict=True) if "not_sent" not in ours]
+    assert metrics["sample"] == len(asked) == 7 < metrics["n"] == len(found)
+    assert all(ours["answer"] == whole["answer"] for ours, whole in asked)
+    assert {line["answer"] for line in found if "not_sent" in line} == {None}
+    records = read_records(artifacts["prepared"].file("test.jsonl"))
+    assert {record.id for record in predict.drawn(records, 7)} < {record.id for record in predict.drawn(records, 9)}
+
+    for gates, kind, rows in (
+        ([], "classify", predictions.SAMPLE),
+        ([{"model": "Q8_0", "against": "adapter", "max_drop": 0.1}], "classify", predictions.SAMPLE),
+        ([{"model": "Q8_0", "against": "base (2-shot)", "min_gain": 0}], "classify", 0),
+        ([{"model": "base", "max": 0.5}], "classify", 0),
+        ([], "generate", 0),
+    ):
+        made = config.load(tiny_run / "slmctl.yaml")
+        task = made.task.model_copy(update={"kind": kind})
+        made = made.model_copy(
+            update={"gates": [config.Gate(metric="accuracy", **gate) for gate in gates], "task": task}
+        )
+        assert predictions.base_sample(made) == rows
+
+
 def test_an_untuned_base_alone_scores_whole_labels(
     tiny_run: Path, artifacts: dict[str, Artifact], lines: dict[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
