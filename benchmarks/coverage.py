@@ -1,8 +1,8 @@
 """How often a promise is broken, over many draws with the code that makes it.
 
-python -m benchmarks.coverage [DRAWS] [groups | policies | first-look | pairs | judge]: the promises to all rows; or to
-rows that come in groups, of comparisons and gates, and of policies; or of policies with a first step; or of judged
-pairs; or of a judge of pairs.
+python -m benchmarks.coverage [DRAWS] [groups | policies | first-look | costs | pairs | judge]: the promises to all
+rows; or to rows that come in groups, of comparisons and gates, and of policies; or of policies with a first step; or of
+policies with costs; or of judged pairs; or of a judge of pairs.
 """
 
 import random
@@ -17,11 +17,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from benchmarks import program, result
-from slmctl.config import CalibrateConfig, LabelConfig
+from slmctl.config import CalibrateConfig, Costs, LabelConfig
 from slmctl.errors import GateError
+from slmctl.inference.escalation_policy import LINEAR, WORDS
 from slmctl.init.proposal import surely_better
-from slmctl.metrics import error_threshold, judged_rate
-from slmctl.metrics.error_threshold import CalibrationRows
+from slmctl.metrics import answer_score, error_threshold, judged_rate
+from slmctl.metrics.answer_score import CalibrationRows
 from slmctl.metrics.judged_rate import Agreement, CorrectedRate
 from slmctl.metrics.statistics import (
     design_effect,
@@ -139,7 +140,7 @@ def policy(kind: str, count: int, alike: float, draw: random.Random) -> bool | N
     seeded = np.random.default_rng(draw.randrange(2**32))
     groups = np.repeat(np.arange(count), sizes(kind, count, seeded))
     (signals, right), none = answers(groups, alike, seeded), np.zeros(len(groups), bool)
-    fits = (seeded.random(count) < error_threshold.FIT_SHARE)[groups]
+    fits = (seeded.random(count) < answer_score.FIT_SHARE)[groups]
     try:
         rows = CalibrationRows(("sure",), signals, right, none, none, fits, groups)
         config = CalibrateConfig(max_error=0.05)
@@ -208,7 +209,7 @@ new_pairs = cache(lambda shares, alike: pair(100_000, shares, alike, np.random.d
 def first_look(count: int, shares: tuple[float, float], alike: float, draw: random.Random) -> bool | None:
     """Over 5 % of all answers to new rows that a policy keeps in two steps are wrong; None where none is made."""
     seeded = np.random.default_rng(draw.randrange(2**32))
-    none, fits = np.zeros(count, bool), seeded.random(count) < error_threshold.FIT_SHARE
+    none, fits = np.zeros(count, bool), seeded.random(count) < answer_score.FIT_SHARE
     tables = [
         CalibrationRows(("sure",), signals, right, none, none, fits)
         for signals, right in pair(count, shares, alike, seeded)
@@ -216,7 +217,8 @@ def first_look(count: int, shares: tuple[float, float], alike: float, draw: rand
     config = CalibrateConfig(max_error=0.05)
     try:
         alone = error_threshold.fit(tables[1], config, least_p=config.least_p_correct)
-        step = error_threshold.fit_first(*tables, alone, config, least_p=config.least_p_correct)
+        looks = {LINEAR: tables[0]}
+        step = error_threshold.fit_first(looks, tables[1], alone, config, least_p=config.least_p_correct)
     except GateError:
         return None
     (signals, cheap), (others, dear) = new_pairs(shares, alike)
@@ -232,6 +234,122 @@ LOOKS: dict[str, tuple[Callable[[random.Random], bool | None], float]] = {
     for cheap, dear in ((0.77, 0.93), (0.88, 0.88), (0.93, 0.92))
     for where, alike in (("other", 0.0), ("the same", 0.9)) for count in (430, 1500)
 }  # fmt: skip
+
+
+SHARES = {WORDS: 0.72, LINEAR: 0.86, "": 0.92}  # right answers of the members of a sum
+STEP_MS = {WORDS: 0.5, LINEAR: 6.0, "": 45.0}
+DEAR = 0.12  # share of the rows with the dear label
+COSTS = {
+    "equal costs": Costs(person=0.2, wrong=1.0),
+    "one label dear": Costs(person=0.2, wrong=1.0, label={"fraud": 5.0}),
+    "persons dear": Costs(person=2.0, wrong=1.0),
+}
+
+
+def members_of_sum(count: int, seeded: np.random.Generator) -> dict[str, CalibrationRows]:
+    """Answers of a sum's members to the same rows, each by its name; they err oftener on the dear label."""
+    latent, chance = seeded.normal(size=(2, count))
+    fraud, fits = seeded.random(count) < DEAR, seeded.random(count) < answer_score.FIT_SHARE
+    none, found = np.zeros(count, bool), {}
+    for name, share in SHARES.items():
+        hard = 0.8 * latent + 0.6 * seeded.normal(size=count) + 0.3 * fraud
+        luck = np.sqrt(0.5) * chance + np.sqrt(0.5) * seeded.normal(size=count)
+        right = 0.7 * hard + np.sqrt(1 - 0.7**2) * luck < NormalDist().inv_cdf(share)
+        labels = np.where(fraud, "fraud", "")
+        found[name] = CalibrationRows(("sure",), -hard[:, None], right, none, none, fits, None, labels)
+    return found
+
+
+new_rows = cache(lambda: members_of_sum(100_000, np.random.default_rng(0)))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A policy of one draw, on 100,000 new rows.
+
+    Attributes:
+        over: Its kept answers are over `max_error`.
+        missed: Over `max_error` of the dear label's rows have a wrong answer that is kept; None without a bound.
+        cost: Of a thousand questions, by the costs of its world.
+        outside: The true cost lies outside of the interval that calibrate says; None without costs.
+        kept: Share of the answers.
+        step: The members of the first step.
+    """
+
+    over: bool
+    missed: bool | None
+    cost: float
+    outside: bool | None
+    kept: float
+    step: str
+
+
+def spent(count: int, costs: Costs | None, prices: Costs, seed: str) -> Spent | None:
+    """The policy of one draw of calibration rows, in two steps; None where none is made."""
+    seeded = np.random.default_rng(random.Random(seed).randrange(2**32))
+    config = CalibrateConfig(max_error=0.05, costs=costs)
+    tables, least = members_of_sum(count, seeded), config.least_p_correct
+    if costs is None or not costs.label:
+        tables = {name: replace(table, dear=None) for name, table in tables.items()}
+    looks = {name: tables[name] for name in (WORDS, LINEAR)}
+    try:
+        alone = error_threshold.fit(tables[""], config, least_p=least)
+        step = error_threshold.fit_first(looks, tables[""], alone, config, least_p=least, ms=STEP_MS)
+    except GateError:
+        return None
+    new, figures = new_rows(), step.figures
+    name = WORDS if step.words_alone else LINEAR
+
+    def kept(side: CalibrationRows, weights: dict[str, float], bias: float, threshold: float) -> np.ndarray:
+        return np.asarray(side.signals @ np.array(list(weights.values())) + bias >= threshold)
+
+    first = kept(new[name], step.weights, step.bias, step.threshold)
+    rest = ~first & kept(new[""], alone["weights"], alone["bias"], step.rest_threshold)
+    wrong = (first & ~new[name].right) | (rest & ~new[""].right)
+    fraud = new[""].dear == "fraud"
+    share = float((first | rest).mean())
+    prices_of_wrong = np.where(fraud, prices.label.get("fraud", prices.wrong), prices.wrong)
+    cost = 1000 * float(prices.person * (1 - share) + (wrong * prices_of_wrong).mean())
+    low, high = figures["cost"][1:] if costs else (0.0, 0.0)
+    bounded = "fraud" in figures.get("label_bounds", {})
+    return Spent(
+        bool(wrong.sum() > 0.05 * (first | rest).sum()), bool(wrong[fraud].mean() > 0.05) if bounded else None, cost,
+        not low <= cost <= high if costs else None, share, name,
+    )  # fmt: skip
+
+
+def worlds_of_costs(draws: int) -> list[result.Row]:
+    """Of each world: broken bounds, refused draws, and its cost beside a policy that knows no costs."""
+    found = []
+    for world, costs in COSTS.items():
+        for number in (430, 1500):
+            every = [spent(number, costs, costs, f"{number}/{seed}") for seed in range(draws)]
+            plain = [spent(number, None, costs, f"{number}/{seed}") for seed in range(draws)]
+            made, others = ([each for each in side if each is not None] for side in (every, plain))
+            bounded = [each.missed for each in made if each.missed is not None]
+            title = f"{world}, {number:,} rows"
+            found += [
+                result.single(f"{title}: all kept over max_error, share of {draws} draws",
+                              sum(each.over for each in made) / draws, "allowed", 0.05, "<= 0.05"),
+                result.single(f"{title}: draws refused", 1 - len(made) / draws, "without costs",
+                              1 - len(others) / draws),
+                result.single(f"{title}: cost outside of its interval, of the draws that pass",
+                              float(np.mean([each.outside for each in made])), "allowed", 0.05),
+                result.single(f"{title}: cost of a thousand questions", float(np.mean([each.cost for each in made])),
+                              "without costs", float(np.mean([each.cost for each in others]))),
+                result.single(f"{title}: share kept", float(np.mean([each.kept for each in made])),
+                              "without costs", float(np.mean([each.kept for each in others]))),
+                result.single(f"{title}: words alone look first, of the draws that pass",
+                              float(np.mean([each.step == WORDS for each in made])),
+                              "without costs", float(np.mean([each.step == WORDS for each in others]))),
+            ]  # fmt: skip
+            if bounded:
+                found += [
+                    result.single(f"{title}: the dear label over its bound, share of {draws} draws",
+                                  sum(bounded) / draws, "allowed", 0.05, "<= 0.05"),
+                    result.single(f"{title}: draws with a bound for the dear label", len(bounded) / draws, "all", 1.0),
+                ]  # fmt: skip
+    return found
 
 
 def judged(pairs: int, kind: str, alike: float, won: float, ties: float, draw: random.Random) -> WinRate:
@@ -441,9 +559,10 @@ def main() -> None:
         setattr(error_threshold, bound.__name__, cache(bound))  # of the same few counts in all draws
     judged_rate.t_quantile = cache(t_quantile)
     by_name = {"": WORLDS, "groups": GROUPS, "policies": POLICIES, "first-look": LOOKS, "pairs": PAIRS, "judge": JUDGES}
+    by_name["costs"] = {}
     for name, (is_broken, level) in by_name[which].items():
         found += broken(name, [is_broken(random.Random(f"{name}/{seed}")) for seed in range(count)], level)
-    found += worth(count) if which == "judge" else []
+    found += worth(count) if which == "judge" else worlds_of_costs(count) if which == "costs" else []
     command = " ".join(["python -m benchmarks.coverage", *sys.argv[1:]])
     result.write("-".join(filter(None, ["coverage", which])), command, found, ("numpy", "torch"))
 

@@ -37,7 +37,7 @@ from benchmarks.program import Pairs, read_csv, slmctl
 from benchmarks.result import single
 from slmctl.config import LabelConfig
 from slmctl.console import percent
-from slmctl.metrics.error_threshold import fits_score
+from slmctl.metrics.answer_score import fits_score
 from slmctl.stages.label import acceptance
 from slmctl.stages.label.acceptance import LabelledRow
 from slmctl.stages.label.rows import LabelRow

@@ -28,8 +28,8 @@ from slmctl import config
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import GateError
-from slmctl.metrics import error_threshold, linear_baseline
-from slmctl.metrics.error_threshold import CalibrationRows
+from slmctl.metrics import answer_score, error_threshold, linear_baseline
+from slmctl.metrics.answer_score import CalibrationRows
 from slmctl.pipeline import predictions, runner
 from slmctl.pipeline.graph import Project
 from slmctl.reports import svg_chart
@@ -182,7 +182,7 @@ def modelled(
 ) -> Model:
     """A model's answers under the score that calibrate fits on its calibration rows."""
     known = calibrate.read(calibration, task, settings)
-    weights, bias = error_threshold.logistic(
+    weights, bias = answer_score.logistic(
         known.signals[known.fits], known.right[known.fits] & ~known.outside[known.fits]
     )
     sides = [known, calibrate.read(test, task, settings)]

@@ -28,6 +28,7 @@ from slmctl.config.sections import (
     CalibrateConfig,
     Choose,
     Config,
+    Costs,
     EncodeConfig,
     EvaluateConfig,
     FinetuneConfig,

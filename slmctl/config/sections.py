@@ -336,6 +336,20 @@ class EvaluateConfig(Section):
         return self
 
 
+class Costs(Section):
+    """Costs of answers, in one currency; with them, calibrate seeks the policy that costs least."""
+
+    person: float = Field(gt=0, description="cost of a question that a person answers")
+    wrong: float = Field(gt=0, description="cost of a wrong answer that is kept")
+    label: dict[Text, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="classify: cost of a wrong answer by the right label, such as fraud: 5.0; wrong for the others",
+    )
+    generalist: float | None = Field(
+        None, gt=0, description="cost of a question that serve.generalist answers, with that of its errors"
+    )
+
+
 class CalibrateConfig(Section):
     """Fit the policy, on calibration rows."""
 
@@ -357,6 +371,11 @@ class CalibrateConfig(Section):
     min_token_f1: float | None = Field(
         None, gt=0, le=1, description="generate: token F1 from which an answer counts as right; 1 when left out"
     )
+    costs: Costs | None = Field(
+        None, description="costs of a person, of wrong answers and of the generalist; milliseconds when left out"
+    )
+    prices: Annotated[MachinePrices | None, Inherited(), WhenSet()] = None  # of the machine, beside costs
+    has_generalist: Annotated[bool, Inherited(), WhenSet()] = False  # who answers what is not kept
 
     @model_validator(mode="after")
     def _names_what_it_limits(self) -> CalibrateConfig:
@@ -365,9 +384,20 @@ class CalibrateConfig(Section):
         return self
 
     @property
+    def unit_costs(self) -> tuple[float, float, float] | None:
+        """The costs of a question that is not kept, of a wrong answer, and of a millisecond; None without costs."""
+        if (costs := self.costs) is None:
+            return None
+        escalated = costs.generalist if self.has_generalist and costs.generalist is not None else costs.person
+        hour = self.prices.machine_per_hour if self.prices is not None else 0.0
+        return escalated, costs.wrong, hour / 3.6e6
+
+    @property
     def least_p_correct(self) -> float:
         """The least chance of being right, 0 to 1, with which an answer is kept."""
-        return max(1 - 4 * self.max_error, 0.0) if self.min_p_correct is None else self.min_p_correct
+        if self.min_p_correct is not None:
+            return self.min_p_correct
+        return max(1 - 4 * self.max_error, 0.0) if self.costs is None else 0.0  # costs say what is worth keeping
 
 
 class Memorisation(Section):

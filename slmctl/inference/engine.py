@@ -12,7 +12,7 @@ import importlib.util
 import itertools
 import json
 import queue
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -179,6 +179,10 @@ class Answering:
             EngineError: The file cannot be loaded any more, or the system has no room for a process now.
         """
         raise NotImplementedError
+
+    def step_ms(self, texts: Sequence[str]) -> dict[str, float]:
+        """Median milliseconds of a text by each part that may look first; empty without any."""
+        return {}
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
         """Start answering; `on_event` is called from another thread until `finish` or `error` has come.

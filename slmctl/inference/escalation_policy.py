@@ -23,6 +23,7 @@ from slmctl.errors import IntegrityError
 
 FILENAME = "policy.json"
 SCHEMA = 1
+LINEAR, WORDS = "linear", "words"  # that may look first: all linear members, or words alone
 LABELS = 5  # the likeliest ones that predictions hold, and no more of an answer's are looked at
 UNSURE = 0.05  # chance of n right answers where the share that is right is UNSURE ** (1 / n)
 FLOOR = 1e-7  # probabilities below it are taken for it: predictions hold six digits
@@ -132,6 +133,12 @@ class PolicyFigures(TypedDict, total=False):
         rows, fitted_on, tested_on: Numbers of all rows, of those that fit the score, of those that test the threshold.
         groups, design_effect: Number of groups of all rows, and how many of the kept rows tell as much as one
             independent row; only for rows with groups.
+        cost: Of a thousand questions, with its interval; this and the next three only with costs.
+        saved_by_more: Of the cost, by 100 more calibration rows, as foreseen.
+        labels: Of each label with a cost of its own, the numbers of rows to which a wrong answer is kept, and of all.
+        label_bounds: Upper bounds of these shares, of labels with enough rows.
+        kept_by_more: Share of the answers that would be kept beyond `kept` with 100 more calibration rows, as foreseen.
+        ms: Milliseconds of a question; 0 if they were not measured.
         kept, error, error_bound: At the threshold of the policy; see CurvePoint.
         chance_to_pass: Chance that any threshold passes, predicted from the scores; a policy that passed against the
             odds is more often over max_error.
@@ -161,6 +168,12 @@ class PolicyFigures(TypedDict, total=False):
     p_correct: float
     right: float
     first_kept: float
+    cost: tuple[float, float, float]
+    saved_by_more: float
+    labels: dict[str, tuple[int, int]]
+    label_bounds: dict[str, float]
+    kept_by_more: float
+    ms: float
     min_token_f1: float
     curve: list[CurvePoint]
     out_of_scope_rows: int
@@ -184,6 +197,7 @@ class FirstStep:
         weights, bias, knots, threshold: As in a Policy, for the answers of the linear members.
         rest_knots, rest_threshold: As in a Policy, for the sum's answers to the rest, with the policy's own weights.
         figures: The measurements of all kept answers together.
+        words_alone: The step is one of words, and the encoder is asked together with the file.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
@@ -195,6 +209,34 @@ class FirstStep:
     rest_knots: Knots
     rest_threshold: float
     figures: Annotated[PolicyFigures, _AS_AN_OBJECT] = field(default_factory=PolicyFigures)
+    words_alone: bool = False
+
+
+@dataclass(frozen=True)
+class AnswerCosts:
+    """Costs of answers, in money.
+
+    Attributes:
+        escalated: A question that is not kept, for a person or the generalist.
+        wrong: A wrong answer that is kept.
+        label: The same by the right label, for those with a cost of their own.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+    escalated: float
+    wrong: float
+    label: dict[str, float]
+    currency: str
+
+    def of(self, decision: Decision, labels: Mapping[str, float]) -> float:
+        """The expected cost of a decision on an answer with these probabilities, of which the first is the answer's."""
+        if not decision.keep:
+            return self.escalated
+        others = [(p, self.label.get(label, self.wrong)) for label, p in [*labels.items()][1:]]
+        total = math.fsum(p for p, _ in others)
+        wrong = math.fsum(p * cost for p, cost in others) / total if total else self.wrong
+        return (1 - decision.p_correct) * wrong
 
 
 @dataclass(frozen=True)
@@ -212,6 +254,7 @@ class Policy:
         threshold: Score from which on an answer is kept.
         figures: The measurements of the fit.
         first: The step of the linear members of a sum; None where none was fitted. It is taken by `--first-look` alone.
+        costs: Those that it was fitted for; None for none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
@@ -227,6 +270,7 @@ class Policy:
     threshold: float
     figures: Annotated[PolicyFigures, _AS_AN_OBJECT] = field(default_factory=PolicyFigures)
     first: FirstStep | None = None
+    costs: AnswerCosts | None = None
     schema: int = SCHEMA
 
     @classmethod
@@ -248,8 +292,11 @@ class Policy:
     def write(self, folder: Path) -> None:
         """Write it as `policy.json`."""
         fields = dataclasses.asdict(self)
-        if self.first is None:
-            del fields["first"]
+        for name in ("first", "costs"):
+            if fields[name] is None:
+                del fields[name]
+        if self.first is not None and not self.first.words_alone:
+            del fields["first"]["words_alone"]  # as older versions read it
         (folder / FILENAME).write_bytes(canonical(fields))
 
     def in_steps(self) -> tuple[Policy, Policy]:
@@ -259,7 +306,9 @@ class Policy:
         members = dataclasses.replace(
             self, weights=step.weights, bias=step.bias, knots=step.knots, threshold=step.threshold, first=None
         )
-        return members, dataclasses.replace(self, knots=step.rest_knots, threshold=step.rest_threshold, first=None)
+        return members, dataclasses.replace(
+            self, knots=step.rest_knots, threshold=step.rest_threshold, figures=step.figures, first=None
+        )
 
     def require(self, gguf: str, task: str) -> None:
         """Refuse a file or task that the policy was not fitted on.

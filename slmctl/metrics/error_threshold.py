@@ -7,79 +7,72 @@ the exact bound of Clopper and Pearson. `calibrate` applies it to a model's answ
 from __future__ import annotations
 
 import bisect
+import functools
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import GateError
-from slmctl.inference.escalation_policy import CurvePoint, FirstStep, Knots, PolicyFigures, linear
+from slmctl.inference.escalation_policy import WORDS, CurvePoint, FirstStep, Knots, PolicyFigures
+from slmctl.metrics.answer_score import (
+    FIT_SHARE,
+    CalibrationRows,
+    Floats,
+    Groups,
+    Labels,
+    Mask,
+    isotonic,
+    least_score,
+    weights_of,
+)
 from slmctl.metrics.statistics import (
     chance_of_at_most,
     design_effect,
     effective_groups,
     error_bound,
-    hashed_position,
+    exact_interval,
     independent_rows,
     jackknife_effect,
+    thousand,
 )
 
 MIN_ROWS = 200  # fewer cannot bound an error of a few percent
-FIT_SHARE = 0.3  # share of the rows that fit the score; the others, held out from the fit, test the thresholds
-RIDGE = 1.0  # L2 penalty of the weights, as strong as one row
 STEPS = 100  # approximate number of thresholds that are tested
 CURVE = 50  # approximate number of points of the curve
 FIRST_SHARE = 0.5  # of max_error: the expected share of wrong answers among those that a first step keeps
+PERSON_MS = 60_000.0  # of a person's time: without costs, a question that is not kept is dearer than any member
+MORE_ROWS = 100  # calibration rows whose worth is foreseen
 CERTAIN = 1e9  # above every score: of answers that a first step keeps, which are kept at every threshold
-
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class CalibrationRows:
-    """Answers to n calibration rows.
+class Missed:
+    """The rows of a label with a cost of its own, where a threshold keeps some answers.
 
     Attributes:
-        names: Names of the k signals.
-        signals: (n, k), see `escalation_policy.signals`.
-        right: (n,) true where the answer is right.
-        outside: (n,) true where the reference answer is the out-of-scope label.
-        says_outside: (n,) true where the answer is the out-of-scope label; such answers are never kept.
-        fits: (n,) true for rows that fit the score; the others test thresholds.
-        groups: (n,) the number of each row's group, which lies as a whole on one side of `fits`; None without groups.
+        wrong: Number of wrong answers to them that are kept.
+        rows, tells: Number of all of them, and of independent ones that tell as much where none is wrong.
+        expected: The number of wrong ones, as the scores and the rows that fit them expect it.
+        effect: Design effect of the rows, by their groups.
     """
 
-    names: tuple[str, ...]
-    signals: Floats
-    right: Mask
-    outside: Mask
-    says_outside: Mask
-    fits: Mask
-    groups: npt.NDArray[np.int64] | None = None
+    label: str
+    wrong: int
+    rows: int
+    tells: float
+    expected: float
+    effect: float
 
-    def only(self, mask: Mask) -> CalibrationRows:
-        right, outside, says_outside, fits = (
-            values[mask] for values in (self.right, self.outside, self.says_outside, self.fits)
-        )
-        groups = self.groups[mask] if self.groups is not None else None
-        return CalibrationRows(self.names, self.signals[mask], right, outside, says_outside, fits, groups)
-
-    @property
-    def good(self) -> Mask:
-        """(n,) true where the answer is right to keep, which one to an out-of-scope row never is."""
-        return self.right & ~self.outside
-
-    def scores(self, weights: dict[str, float], bias: float) -> Floats:
-        """(n,) linear scores."""
-        rows = self.signals.tolist()
-        return np.array([linear(weights, bias, dict(zip(self.names, row, strict=True))) for row in rows])
+    def bound(self, confidence: float) -> float:
+        """Upper bound of the share of the label's questions to which a wrong answer is kept."""
+        return error_bound(*_independent(self.wrong, self.rows, self.effect), confidence)
 
 
 @dataclass(frozen=True)
@@ -95,6 +88,7 @@ class Cut:
         effect: Design effect of the kept answers: rows of them that tell as much as one independent row.
         planned: The same as the rows that fit the score expect it; the order of the tests follows from it.
         outside_effect: Design effect of the out-of-scope rows, by their own groups.
+        missed: Of each label with a cost of its own.
     """
 
     threshold: float
@@ -105,6 +99,7 @@ class Cut:
     effect: float = 1.0
     planned: float = 1.0
     outside_effect: float = 1.0
+    missed: tuple[Missed, ...] = ()
 
     def bound(self, confidence: float) -> float:
         """Upper bound of the share of wrong answers among those that the threshold keeps."""
@@ -113,6 +108,48 @@ class Cut:
     def outside_bound(self, outside: int, confidence: float) -> float:
         """Upper bound of the share of out-of-scope questions that the threshold keeps, from `outside` rows."""
         return error_bound(*_independent(self.outside_kept, outside, self.outside_effect), confidence)
+
+
+@dataclass(frozen=True)
+class AnswerSequence:
+    """Models that answer one after the other, before a person or a generalist does, and what that should cost.
+
+    All but the answers of the rows outside of `fits` decides on it, so these can test the one that is chosen.
+
+    Attributes:
+        rows: n rows with the answers that the sequence gives.
+        scores: (n,) by which they are kept.
+        odds: (n,) log odds that they are right, as expected from their signals.
+        ms: Milliseconds of a question.
+    """
+
+    rows: CalibrationRows
+    scores: Floats
+    odds: Floats
+    ms: float = 0.0
+
+    def foreseen(self, config: CalibrateConfig, *, more: float = 0.0) -> tuple[float, float]:
+        """(share of kept answers, cost of a question), as expected at the threshold that should save most.
+
+        A threshold saves with the chance that it passes. Without costs, they are milliseconds.
+
+        Args:
+            more: Number of rows that test thresholds beyond those that are there.
+        """
+        tests = np.flatnonzero(~self.rows.fits & ~self.rows.says_outside)
+        order, n = tests[np.argsort(-self.scores[tests], kind="stable")], int((~self.rows.fits).sum())
+        factor = np.full(len(order), 1 + more / max(n, 1))
+        if self.rows.groups is not None:
+            planned = _likeness(self.rows.only(self.rows.fits), unknown=0.0)
+            factor /= _effects(self.rows.groups[order], planned)
+        kept, wrongs = np.arange(1, len(order) + 1), factor * np.cumsum(_chance_wrong(self.odds[order]))
+        chances = _chances(kept * factor, wrongs, config)
+        escalated, wrong, of_ms = config.unit_costs or (PERSON_MS, 0.0, 1.0)
+        lost = self.rows.losses(config)[self.rows.fits & ~self.rows.good]
+        mean_loss = wrong * (1 + lost.sum()) / (1 + len(lost))
+        saved = chances * (escalated * kept - mean_loss * np.cumsum(_chance_wrong(self.odds[order])))
+        best = int(np.argmax(saved))
+        return float(chances[best] * kept[best]) / n, escalated - float(saved[best]) / n + of_ms * self.ms
 
 
 class FittedThreshold(TypedDict):
@@ -132,94 +169,125 @@ class FittedThreshold(TypedDict):
     figures: PolicyFigures
 
 
-def fit(rows: CalibrationRows, config: CalibrateConfig, *, least_p: float = 0.0) -> FittedThreshold:
+def fit(rows: CalibrationRows, config: CalibrateConfig, *, least_p: float = 0.0, ms: float = 0.0) -> FittedThreshold:
     """Fit the score on the rows of `fits`, and choose the threshold on the other rows.
 
     Args:
         least_p: Least P(correct) of a kept answer, 0 to 1, whatever the average of the kept ones.
+        ms: Milliseconds of an answer.
 
     Raises:
         GateError: No threshold keeps the error low enough.
     """
-    weights, bias = _weights(rows)
+    weights, bias = weights_of(rows)
     scores = rows.scores(weights, bias)
     knots = isotonic(scores, rows.good)
-    threshold, figures = _tested(scores, scores, rows, config, floor_of(knots, least_p))
+    sequence = AnswerSequence(rows, scores, scores, ms)
+    threshold, figures = _tested(sequence, config, least_score(scores, rows, config, least_p))
     return {"weights": weights, "bias": bias, "threshold": threshold, "knots": knots, "figures": figures}
 
 
 def fit_first(
-    first: CalibrationRows,
+    looks: Mapping[str, CalibrationRows],
     rows: CalibrationRows,
     fitted: FittedThreshold,
     config: CalibrateConfig,
     *,
     least_p: float = 0.0,
+    ms: Mapping[str, float] | None = None,
 ) -> FirstStep:
-    """Fit a first step, and choose the threshold behind it by all answers that both keep: one promise for them.
+    """Fit the first step that should cost least, and the threshold behind it by all answers that both keep.
 
-    The first threshold follows from scores that the rows of `fits` fitted: the loosest by which the first step is
-    expected to be wrong in a part of `max_error`. The other rows test thresholds behind it, with what the first step
-    keeps in every test.
+    Each of some members may look first, and its threshold follows from scores that the rows of `fits` fitted: the
+    loosest by which it is expected to be wrong in a part of `max_error`. The step with the least foreseen cost is
+    chosen. The other rows test thresholds behind it, with what the first step keeps in every test.
 
     Args:
-        first: The answers of the linear members to the same rows.
+        looks: The answers to the same rows of those that may look first, by name; WORDS for words alone.
         rows: The answers of the sum.
         fitted: The fit of those.
         least_p: As in `fit`, for the answers of each step.
+        ms: Milliseconds of an answer by each look, and of the sum as ''.
 
     Raises:
         GateError: The first step keeps nothing, or no threshold behind it keeps the error low enough.
     """
-    weights, bias = _weights(first)
-    sure, scores = first.scores(weights, bias), rows.scores(fitted["weights"], fitted["bias"])
+    scores = rows.scores(fitted["weights"], fitted["bias"])
+    behind = AnswerSequence(rows, scores, scores, (ms or {}).get("", 0.0))
+    looked = [_look(name, first, behind, config, least_p, ms or {}) for name, first in looks.items()]
+    if not (steps := [look for look in looked if look is not None]):
+        raise GateError("the linear members are sure of too few answers", reason="max_error")
+    step, kept, sequence = min(steps, key=lambda look: look[2].foreseen(config)[1])
+    rest = rows.only(~kept)
+    rest_knots = isotonic(scores[~kept], rest.good) or fitted["knots"]
+    threshold, figures = _tested(sequence, config, least_score(scores[~kept], rest, config, least_p))
+    figures["first_kept"] = float(kept[~rows.fits].mean())
+    return replace(step, rest_knots=rest_knots, rest_threshold=threshold, figures=figures)
+
+
+def _look(
+    name: str,
+    first: CalibrationRows,
+    behind: AnswerSequence,
+    config: CalibrateConfig,
+    least_p: float,
+    ms: Mapping[str, float],
+) -> tuple[FirstStep, Mask, AnswerSequence] | None:
+    """The first step of some members, (n,) true where it keeps its answer, and the sequence; None if it keeps none."""
+    weights, bias = weights_of(first)
+    sure = first.scores(weights, bias)
     usable = np.sort(sure[~first.says_outside])[::-1]
     expected = np.cumsum(_chance_wrong(usable)) / np.arange(1, len(usable) + 1)
     few = usable[expected <= FIRST_SHARE * config.max_error]
-    sure_knots = isotonic(sure, first.good)
-    first_threshold = max(float(few[-1]), floor_of(sure_knots, least_p)) if len(few) else math.inf
-    kept = (sure >= first_threshold) & ~first.says_outside
+    threshold = max(float(few[-1]), least_score(sure, first, config, least_p)) if len(few) else math.inf
+    kept = (sure >= threshold) & ~first.says_outside
+    rows = behind.rows
     if not kept[~rows.fits].any():
-        raise GateError("the linear members are sure of too few answers", reason="max_error")
-    pair = replace(rows, right=np.where(kept, first.right, rows.right), says_outside=rows.says_outside & ~kept)
-    rest_knots = isotonic(scores[~kept], rows.good[~kept]) or fitted["knots"]
-    both = np.where(kept, CERTAIN, scores)
-    odds = np.where(kept, sure, scores)
-    threshold, figures = _tested(both, odds, pair, config, floor_of(rest_knots, least_p))
-    figures["first_kept"] = float(kept[~rows.fits].mean())
-    return FirstStep(weights, bias, sure_knots, first_threshold, rest_knots, threshold, figures)
+        return None
+    sequence = AnswerSequence(
+        replace(rows, right=np.where(kept, first.right, rows.right), says_outside=rows.says_outside & ~kept),
+        np.where(kept, CERTAIN, behind.scores),
+        np.where(kept, sure, behind.odds),
+        ms.get(name, 0.0) + float((~kept).mean()) * behind.ms,
+    )
+    knots = isotonic(sure, first.good)
+    return FirstStep(weights, bias, knots, threshold, (), 0.0, words_alone=name == WORDS), kept, sequence
 
 
-def _weights(rows: CalibrationRows) -> tuple[dict[str, float], float]:
-    """The score's weights by signal, and its bias, from the rows of `fits`.
+@functools.cache
+def _needed(wrong: int, max_error: float, confidence: float) -> int:
+    """Number of independent rows from which so many wrong ones pass the bound."""
+    rows = range(wrong + 1, 1 << 24)
+    level = 1 - confidence
+    return rows[bisect.bisect_left(rows, True, key=lambda n: chance_of_at_most(wrong, n, max_error) <= level)]
 
-    Raises:
-        GateError: There are none, as where rows are of few groups.
+
+def _chances(kept: Floats, expected: Floats, config: CalibrateConfig) -> Floats:
+    """Predicted chances, 0 to 1, that the wrong ones among these numbers of kept answers pass the error bound.
+
+    Their number is modelled as geometric with mean `expected`, a wide distribution: few rows fitted the scores, so
+    `expected` may be far off. This favours cuts with more rows, which tolerate that.
     """
-    if not rows.fits.any():
-        count = len(np.unique(rows.groups)) if rows.groups is not None else len(rows.fits)
-        text = f"the rows are of {count} groups, of which none fits the score"
-        raise GateError(text, reason="max_error", hint="rows of more groups")
-    weights, bias = logistic(rows.signals[rows.fits], rows.good[rows.fits])
-    return dict(zip(rows.names, weights, strict=True)), bias
+    needed = (_needed(wrong, config.max_error, config.confidence) for wrong in itertools.count())
+    steps = [*itertools.takewhile(lambda rows: rows <= kept.max(initial=0), needed)]
+    chances: Floats = 1 - (expected / (1 + expected)) ** np.searchsorted(np.array(steps), kept, side="right")
+    return chances
 
 
-def _tested(
-    scores: Floats, odds: Floats, rows: CalibrationRows, config: CalibrateConfig, floor: float
-) -> tuple[float, PolicyFigures]:
+def _tested(sequence: AnswerSequence, config: CalibrateConfig, floor: float) -> tuple[float, PolicyFigures]:
     """The threshold that the rows outside of `fits` choose, with its figures.
 
     Args:
-        scores: (n,) by which answers are kept.
-        odds: (n,) log odds that the answers are right, as expected from their signals.
         floor: Least score of an answer that may be kept.
 
     Raises:
         GateError: No threshold keeps the error low enough.
     """
+    rows, scores, odds = sequence.rows, sequence.scores, sequence.odds
     tests = rows.only(~rows.fits)
     likeness, planned = _likeness(rows), _likeness(rows.only(rows.fits), unknown=0.0)
-    cuts = list(_cuts(scores[~rows.fits], odds[~rows.fits], tests, likeness=likeness, planned=planned))
+    missed = rows.only(rows.fits & ~rows.good).dear
+    cuts = list(_cuts(scores[~rows.fits], odds[~rows.fits], tests, missed, likeness=likeness, planned=planned))
     outside = int(tests.outside.sum())
     chosen = choose(cuts, outside, config)
     chance = max((_chance_to_pass(cut, config) for cut in _tried(cuts, config)), default=0.0)
@@ -228,6 +296,7 @@ def _tested(
     above = [cut for cut in cuts if cut.threshold >= max(chosen.threshold, floor)]
     if not above:
         text = f"no answer is right with a chance of {percent(config.least_p_correct, 0)} and more"
+        text += "" if config.costs is None else ", and cheaper to keep than to escalate"
         hint = "a smaller calibrate.min_p_correct, or a better model"
         raise GateError(text, reason="max_error", hint=hint)
     kept = above[-1]
@@ -235,6 +304,10 @@ def _tested(
     # what the floor holds back is likelier wrong than the rest, so the bound of the test holds without it too
     figures["error_bound"] = min(each.bound(config.confidence) for each in (kept, chosen))
     figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum()), "chance_to_pass": chance}
+    (now, paid), (then, less) = (sequence.foreseen(config, more=k * (1 - FIT_SHARE)) for k in (0, MORE_ROWS))
+    figures |= {"kept_by_more": max(then - now, 0.0), "ms": sequence.ms}
+    if config.costs is not None:
+        figures["saved_by_more"] = 1000 * max(paid - less, 0.0)
     if rows.groups is not None:
         figures |= {"groups": len(np.unique(rows.groups)), "design_effect": chosen.effect}
     return kept.threshold, figures
@@ -260,8 +333,15 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
         limit = config.max_out_of_scope_kept
         if limit is not None and cut.outside_bound(outside, config.confidence) > limit:
             break
+        if any(each.bound(config.confidence) > config.max_error for each in _bounded(cut, config)):
+            break
         chosen = cut
     return chosen
+
+
+def _bounded(cut: Cut, config: CalibrateConfig) -> list[Missed]:
+    """The labels with a cost of their own that have enough rows for a bound."""
+    return [each for each in cut.missed if each.tells >= _least(config)]
 
 
 def _tried(cuts: Sequence[Cut], config: CalibrateConfig) -> list[Cut]:
@@ -276,62 +356,10 @@ def _likeliest(tried: Sequence[Cut], config: CalibrateConfig) -> Cut:
 
 
 def _chance_to_pass(cut: Cut, config: CalibrateConfig) -> float:
-    """Predicted chance, 0 to 1, that this cut's number of wrong answers passes the error bound.
-
-    The number is modelled as geometric with mean `expected`, a wide distribution: few rows fitted the scores, so
-    `expected` may be far off. This favours cuts with more rows, which tolerate that.
-    """
-    kept, expected = math.floor(cut.kept / cut.planned), cut.expected / cut.planned
-    refused = bisect.bisect_right(  # the smallest number of wrong answers that fails the bound
-        range(kept), 1 - config.confidence, key=lambda wrong: chance_of_at_most(wrong, kept, config.max_error)
-    )
-    return 1 - (expected / (1 + expected)) ** refused
-
-
-def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
-    """Weights (k,) and bias of a logistic regression with a slight L2 penalty, by Newton's method; x: (n, k)."""
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 1e-9, scale, 1.0)  # a constant signal carries no information
-    z = np.hstack([(x - mean) / scale, np.ones((len(x), 1))])
-    pull = np.full(z.shape[1], RIDGE)
-    w = np.zeros(z.shape[1])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(z @ w, -30, 30)))
-        gradient = z.T @ (p - good) + pull * w
-        step = np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + np.diag(pull), gradient)
-        w -= step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))  # bounded, for classes that are separable
-        if np.abs(step).max() < 1e-8:
-            break
-    weights = w[:-1] / scale
-    return [float(value) for value in weights], float(w[-1] - weights @ mean)
-
-
-def isotonic(scores: Floats, good: Mask) -> Knots:
-    """Isotonic regression of correctness on the score: pool adjacent violators (Ayer et al. 1955).
-
-    Returns:
-        (mean score, P(correct)) of each block, both rising, to be interpolated.
-    """
-    blocks: list[list[float]] = []  # rows, right rows, sum of scores
-    levels, places = np.unique(scores, return_inverse=True)  # rows with equal scores are one block
-    counts = np.bincount(places)
-    for block in np.stack([counts, np.bincount(places, good), counts * levels], axis=1).tolist():
-        blocks.append(block)
-        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
-            last = blocks.pop()
-            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
-    return tuple((total / n, right / n) for n, right, total in blocks)
-
-
-def floor_of(knots: Knots, least_p: float) -> float:
-    """The least score with a P(correct) of `least_p` and more; infinite where there is none."""
-    below = [score for score, p in knots if p < least_p]
-    if not below:
-        return -math.inf
-    if len(below) == len(knots):
-        return math.inf
-    (x0, p0), (x1, p1) = knots[len(below) - 1], knots[len(below)]
-    return x0 + (x1 - x0) * (least_p - p0) / (p1 - p0)
+    """Predicted chance, 0 to 1, that this cut passes all of its error bounds."""
+    tests = [(cut.kept / cut.planned, cut.expected / cut.planned)]
+    kept, expected = np.array(tests + [(each.tells, each.expected) for each in _bounded(cut, config)]).T
+    return float(_chances(kept, expected, config).prod())
 
 
 def _independent(wrong: int, total: int, effect: float) -> tuple[int, int]:
@@ -354,7 +382,7 @@ def _likeness(rows: CalibrationRows, *, unknown: float = 1.0) -> float:
     return min(max((jackknife_effect(wrong, rows.groups) - 1) / max(size - 1, 1e-9), 0.0), 1.0)
 
 
-def _effects(groups: npt.NDArray[np.int64], likeness: float) -> Floats:
+def _effects(groups: Groups, likeness: float) -> Floats:
     """Design effect of the first k + 1 of some rows, for every k; groups: (n,), in the order of the rows."""
     seen: Counter[int] = Counter()
     squares = np.empty(len(groups))
@@ -374,21 +402,30 @@ def _chance_wrong(odds: Floats) -> Floats:
     return chances
 
 
-def _outside_effects(order: npt.NDArray[np.int64], outside: Mask, groups: npt.NDArray[np.int64]) -> Floats:
-    """Design effect of the out-of-scope rows where the first k + 1 rows in this order are kept, for every k."""
-    kept, effects = np.zeros(len(outside)), list[float]()
+def _effects_among(order: Groups, counted: Mask, among: Mask, groups: Groups) -> Floats:
+    """Design effect of some rows, of which `counted` count where they are kept: the first k + 1 in this order."""
+    kept, effects = np.zeros(len(among)), list[float]()
     for at in order.tolist():
-        kept[at] = 1
-        if outside[at] or not effects:
-            effect = design_effect(kept[outside], groups[outside])
+        kept[at] = counted[at]
+        if counted[at] or not effects:
+            effect = design_effect(kept[among], groups[among])
         effects.append(effect)
     return np.array(effects)
 
 
-def _cuts(scores: Floats, odds: Floats, rows: CalibrationRows, *, likeness: float, planned: float) -> Iterator[Cut]:
-    """Every distinct score as a threshold, from the strictest to the loosest; `scores`, `odds` as in `_tested`.
+def _cuts(
+    scores: Floats,
+    odds: Floats,
+    rows: CalibrationRows,
+    missed: Labels | None,
+    *,
+    likeness: float,
+    planned: float,
+) -> Iterator[Cut]:
+    """Every distinct score as a threshold, from the strictest to the loosest; `scores`, `odds` of an AnswerSequence.
 
-    `likeness` and `planned` are correlations of right answers within groups, for the bounds and for their order.
+    `missed` has the `dear` of wrong answers that fitted the score. `likeness` and `planned` are correlations of right
+    answers within groups, for the bounds and for their order.
     """
     usable = np.flatnonzero(~rows.says_outside)
     order = usable[np.argsort(-scores[usable], kind="stable")]
@@ -400,7 +437,9 @@ def _cuts(scores: Floats, odds: Floats, rows: CalibrationRows, *, likeness: floa
     if rows.groups is not None:
         effects = _effects(rows.groups[order], likeness)
         plans = _effects(rows.groups[order], planned)
-        outside_effects = _outside_effects(order, rows.outside, rows.groups)
+        outside_effects = _effects_among(order, rows.outside, rows.outside, rows.groups)
+    names = sorted(set(rows.dear.tolist()) - {""}) if rows.dear is not None else []
+    of_labels = [_misses(name, order, expected, rows, missed) for name in names]
     for k, at in enumerate(order):
         if k + 1 == len(order) or scores[order[k + 1]] < scores[at]:
             yield Cut(
@@ -412,7 +451,19 @@ def _cuts(scores: Floats, odds: Floats, rows: CalibrationRows, *, likeness: floa
                 effect=float(effects[k]),
                 planned=float(plans[k]),
                 outside_effect=float(outside_effects[k]),
+                missed=tuple(each[k] for each in of_labels),
             )
+
+
+def _misses(label: str, order: Groups, expected: Floats, rows: CalibrationRows, missed: Labels | None) -> list[Missed]:
+    """The rows of a label where the first k + 1 rows in this order are kept, for every k."""
+    assert rows.dear is not None and missed is not None
+    of_label = rows.dear == label
+    wrong, total = of_label & ~rows.good, int(of_label.sum())
+    share = (int((missed == label).sum()) + 0.5) / (len(missed) + 1)  # of the wrong answers
+    effects = np.ones(len(order)) if rows.groups is None else _effects_among(order, wrong, of_label, rows.groups)
+    counted = zip(np.cumsum(wrong[order]).tolist(), (share * expected).tolist(), effects.tolist(), strict=True)
+    return [Missed(label, count, total, total / effects.max(), *rest) for count, *rest in counted]
 
 
 def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
@@ -451,7 +502,20 @@ def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: Ca
             "out_of_scope_bound": chosen.outside_bound(outside, config.confidence),
             "in_scope_kept": (chosen.kept - chosen.outside_kept) / max(inside, 1),
         }
+    if config.costs is not None and config.unit_costs is not None:
+        escalated, wrong, _ = config.unit_costs
+        counts = [(escalated, n - chosen.kept), (wrong, chosen.wrong - sum(each.wrong for each in chosen.missed))]
+        counts += [(config.costs.label[each.label], each.wrong) for each in chosen.missed]
+        parts = [(cost, *_share(count, n, chosen.effect, config.confidence)) for cost, count in counts]
+        figures["cost"] = thousand(parts)
+        figures["labels"] = {each.label: (each.wrong, each.rows) for each in chosen.missed}
+        figures["label_bounds"] = {each.label: each.bound(config.confidence) for each in _bounded(chosen, config)}
     return figures
+
+
+def _share(count: int, total: int, effect: float, confidence: float) -> tuple[float, float, float]:
+    """A share with its interval."""
+    return count / total, *exact_interval(*_independent(count, total, effect), confidence)
 
 
 def _point(cut: Cut, n: int, outside: int, config: CalibrateConfig) -> CurvePoint:
@@ -502,17 +566,17 @@ def _unreachable(cuts: Sequence[Cut], outside: int, config: CalibrateConfig, cha
             reason="out_of_scope",
             hint=f"a larger calibrate.max_out_of_scope_kept, or more rows with the label '{config.out_of_scope}'",
         )
+    missed = [each for each in _bounded(start, config) if each.bound(config.confidence) > config.max_error]
+    if missed and start.bound(config.confidence) <= config.max_error:
+        return GateError(
+            f"no threshold keeps a wrong answer to at most {percent(config.max_error)} of the questions "
+            f"'{missed[0].label}' with {sure} confidence: of {missed[0].rows} such rows {missed[0].wrong} have one",
+            reason="max_error",
+            hint=f"more rows with the label '{missed[0].label}', or a larger calibrate.max_error",
+        )
     return GateError(
         f"no threshold keeps the error at or below {percent(config.max_error)} with {sure} confidence: "
         f"of the {tried[0].kept} most confident answers {tried[0].wrong} are wrong{chances}",
         reason="max_error",
         hint=hint,
     )
-
-
-def fits_score(id: str) -> bool:
-    """True for a row that fits the score. It depends on the row's id alone, so it is the same in every run.
-
-    `id` is that of the row's group, where it has one: rows of one group would tell the score about those that test it.
-    """
-    return hashed_position(f"calibrate/{id}") < FIT_SHARE

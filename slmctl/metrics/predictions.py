@@ -17,7 +17,8 @@ class PredictionFacts(TypedDict):
     `sha256`: of the model's file, '' for an endpoint. `base_sha256`: of the base file, where the model is an adapter
     file. `rows_per_s`: None where every answer was resumed from an earlier run. `matmul_dtype`: dtype of matrix
     products, None for a GGUF file. `release`: project and version of a release that gates compare with. `learned`: the
-    model has learned these rows. `sample`: number of rows that were asked, where not all were.
+    model has learned these rows. `sample`: number of rows that were asked, where not all were. `step_ms`: of a file
+    in a sum, the median milliseconds of an answer by words, by the linear members, and by all as ''.
     """
 
     model: str
@@ -29,6 +30,7 @@ class PredictionFacts(TypedDict):
     base_sha256: NotRequired[str]
     latency_ms: NotRequired[LatencyFigures | None]
     rows_per_s: NotRequired[float | None]
+    step_ms: NotRequired[dict[str, float]]
     engine: NotRequired[str | None]
     matmul_dtype: NotRequired[str | None]
     prompt_lists_labels: NotRequired[bool]
@@ -48,6 +50,7 @@ class LinearAnswer(TypedDict):
     labels: dict[str, float]
     logprobs: list[float]
     evidence: float
+    first: NotRequired[LinearAnswer]  # of words alone, beside an encoder
 
 
 class Prediction(TypedDict):

@@ -62,6 +62,17 @@ def exact_interval(right: int, total: int, confidence: float = 0.95) -> tuple[fl
     return 1 - error_bound(total - right, total, side), error_bound(right, total, side)
 
 
+def thousand(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, float, float]:
+    """The cost of a thousand questions, and its interval, from (price, share, low, high) of each kind of outcome.
+
+    The interval is that of a sum by the intervals of its parts (Zou and Donner 2008, Statistics in Medicine 27).
+    """
+    cost = math.fsum(price * share for price, share, _, _ in parts)
+    below = math.hypot(*(price * (share - low) for price, share, low, _ in parts))
+    above = math.hypot(*(price * (high - share) for price, share, _, high in parts))
+    return 1000 * cost, 1000 * max(cost - below, 0.0), 1000 * (cost + above)
+
+
 def chance_of_at_most(k: int, n: int, share: float) -> float:
     """Binomial probability of at most k successes of n, each with the chance `share`."""
     import numpy as np

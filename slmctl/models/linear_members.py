@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 import threading
+import timeit
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import numpy.typing as npt
 
 from slmctl.errors import IntegrityError
 from slmctl.inference.engine import Answering, Outcomes, Request, answer_of
+from slmctl.inference.escalation_policy import LINEAR, WORDS
 from slmctl.inference.events import Event, TokenAlternative
 from slmctl.inference.supervised_child import EngineDiedError, EngineError, State
 from slmctl.inference.turns import Turns
@@ -41,12 +45,14 @@ class Scores:
         summed: (L,) weighted sum of the linear members' log probabilities.
         evidence: (L,) scores of one of them for each label, before normalisation over labels.
         of_file: The weight of a file's log probabilities beside them.
+        words: The scores of words alone, beside an encoder.
     """
 
     labels: tuple[str, ...]
     summed: Floats
     evidence: Floats
     of_file: float = 0.0
+    words: Scores | None = None
 
     def answer(self, labels: tuple[str, ...]) -> Event:
         """The end of an answer by these scores alone, with the probability of every one of `labels`."""
@@ -70,9 +76,10 @@ class Scores:
         best = math.log(max(sure, FLOOR))
         every = event.get("distribution")
         more: Event = {} if every is None else {"distribution": self._with(every, labels)}
+        words: Event = {} if self.words is None else {"first": self.words.answer(labels)}
         return event | more | {
             "labels": both, "confidence": sure, "logprobs": [best], "raw_logprobs": [best + allowed],
-            "first": self.answer(labels),
+            "first": self.answer(labels) | words,
         }  # fmt: skip
 
     def _with(self, reached: dict[str, float] | None, labels: tuple[str, ...]) -> dict[str, float]:
@@ -102,6 +109,7 @@ class LinearMembers(Answering):
     def __init__(self, model: LabelSum, folder: Path) -> None:
         self._model, self.on_death = model.only(model.weights), lambda: None
         self._encoder = Encoder(folder) if self._model.size else None
+        self._words = words_of(self._model) if self._encoder is not None else None
         if self._encoder is not None and self._model.size != self._encoder.size:
             self._encoder.close()
             raise IntegrityError(f"the linear model reads vectors of {self._model.size} numbers, and the encoder in "
@@ -152,8 +160,20 @@ class LinearMembers(Answering):
         summed, evidence = self._model.scored(texts, vectors)
         if np.isnan(summed).any():
             raise EngineError("the encoder computed NaN: its file is damaged, or its products are wrong here")
-        of_file = self._model.of_file
-        return [Scores(self._model.labels, *row, of_file) for row in zip(summed, evidence, strict=True)]
+        labels, of_file = self._model.labels, self._model.of_file
+        scores = [Scores(labels, *row, of_file) for row in zip(summed, evidence, strict=True)]
+        if self._words is None:
+            return scores
+        words = [Scores(labels, *row) for row in zip(*self._words.scored(texts, vectors), strict=True)]
+        return [replace(both, words=alone) for both, alone in zip(scores, words, strict=True)]
+
+    def timed(self, texts: Sequence[str]) -> dict[str, float]:
+        """Median milliseconds of a text, read alone, by all members and by words."""
+        looks: dict[str, Callable[[str], object]] = {LINEAR: lambda text: self.scored([text])}
+        if (words := self._words) is not None:
+            looks[WORDS] = lambda text: words.scored([text], np.zeros((1, 0), np.float32))
+        times = {name: [timeit.timeit(partial(look, text), number=1) for text in texts] for name, look in looks.items()}
+        return {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
 
     def submit(self, request: Request, on_event: OnEvent) -> Cancel:
         scores, cancelled = Future[Scores](), threading.Event()
@@ -242,6 +262,11 @@ class LinearMembers(Answering):
                 self._answer([entry], again=False)
             else:
                 entry[1].set_exception(error)
+
+
+def words_of(model: LabelSum) -> LabelSum | None:
+    """The words of a sum, with their weight; None without any."""
+    return model.only({WORDS: model.weights[WORDS]}) if model.words is not None else None
 
 
 def tell(

@@ -25,7 +25,7 @@ from slmctl.model_files.gguf_choice import answering_sha256, sum_files
 from slmctl.models.composition import Composition
 from slmctl.models.gguf import GgufModel
 from slmctl.models.linear import members_of
-from slmctl.models.linear_members import Cancel, LinearMembers, OnEvent, Scores, tell
+from slmctl.models.linear_members import Cancel, LinearMembers, OnEvent, Scores, tell, words_of
 from slmctl.models.model import Loading, Model
 from slmctl.reports import IN_SUM
 
@@ -43,16 +43,23 @@ class SumEngine(Composition):
         first: The policy of the linear members' answers: what it keeps is the answer, and the model is not asked; None
             to ask both at once.
         labels: Those that it was fitted for.
+        looking: The members that look first where these are not all; None for all.
 
     Attributes:
         kept: Number of answers that were the linear members' alone.
     """
 
     def __init__(
-        self, engine: Answering, members: LinearMembers, first: Policy | None = None, labels: tuple[str, ...] = ()
+        self,
+        engine: Answering,
+        members: LinearMembers,
+        first: Policy | None = None,
+        labels: tuple[str, ...] = (),
+        looking: LinearMembers | None = None,
     ) -> None:
-        super().__init__(engine, members)
+        super().__init__(engine, members, *filter(None, [looking]))
         self._members, self._first, self._labels, self.kept = members, first, labels, 0
+        self._looking = looking or members
 
     @property
     def ahead(self) -> int:  # type: ignore[override]
@@ -61,6 +68,9 @@ class SumEngine(Composition):
     def with_reader(self, reader: Callable[[Answering], Answering]) -> Answering:
         self.engine = reader(self.engine)
         return self
+
+    def step_ms(self, texts: Sequence[str]) -> dict[str, float]:
+        return self._members.timed(texts)
 
     def submit(self, request: Request, on_event: OnEvent) -> Cancel:
         if not (request.labels and request.question) or request.adapter:
@@ -85,8 +95,9 @@ class SumEngine(Composition):
                     tell(on_event, done, lambda _: answer, alternatives=request.alternatives)
 
         def ask_model() -> None:
+            is_whole = self._looking is self._members and linear.exception() is None
             try:  # members that failed are asked once more
-                cancels.append(self._ask_both(request, on_event, linear if linear.exception() is None else None))
+                cancels.append(self._ask_both(request, on_event, linear if is_whole else None))
             except EngineError as error:
                 on_event({"error": error.message, "died": True})
                 return
@@ -100,7 +111,7 @@ class SumEngine(Composition):
                 each()
 
         linear.add_done_callback(decide)
-        self._members.read(request, linear)
+        self._looking.read(request, linear)
         return cancel
 
     def _ask_both(self, request: Request, on_event: OnEvent, scores: Future[Scores] | None = None) -> Cancel:
@@ -197,6 +208,10 @@ class FileInSum(Model):
         with contextlib.ExitStack() as undo:
             step = self.first.in_steps()[0] if self.first is not None else None
             members = undo.enter_context(LinearMembers(model, folder.path))
-            whole = SumEngine(self.model.load(loading), members, step, labels) if model.of_file else members
+            looking, words = None, words_of(model)
+            fitted = self.first.first if self.first is not None else None
+            if model.of_file and words is not None and fitted is not None and fitted.words_alone:
+                looking = undo.enter_context(LinearMembers(words, folder.path))
+            whole = SumEngine(self.model.load(loading), members, step, labels, looking) if model.of_file else members
             undo.pop_all()
         return whole

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import Artifact
-from slmctl.inference.escalation_policy import Policy
+from slmctl.inference.escalation_policy import AnswerCosts, Policy
 from slmctl.metrics import encoder_head
 from slmctl.reports.evaluation_report import CHECKS, released, report_of
 
@@ -26,6 +26,8 @@ class MeasuredFigures:
         max_error: Largest share of wrong answers among kept ones that the policy was fitted for.
         out_of_scope: The out-of-scope label; '' for none.
         min_token_f1: Least token F1 of a text that counts as right; None if the words must be equal.
+        costs: AnswerCosts that the policy was fitted for; None for none.
+        cost: Of a thousand of these rows, with its interval.
         report: Value of the primary metric in the latest report.
         report_metric: Name of the primary metric.
         report_rows: Number of measured rows.
@@ -40,6 +42,8 @@ class MeasuredFigures:
     max_error: float | None = None
     out_of_scope: str = ""
     min_token_f1: float | None = None
+    costs: AnswerCosts | None = None
+    cost: tuple[float, float, float] | None = None
     report: float | None = None
     report_metric: str = ""
     report_rows: int = 0
@@ -64,6 +68,7 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
         reported, policy=str(path), p_correct=figures.get("p_correct"), right=figures.get("right"),
         kept=figures.get("kept"), rows=figures.get("tested_on", 0), max_error=figures.get("max_error"),
         out_of_scope=fitted.out_of_scope, min_token_f1=figures.get("min_token_f1"),
+        costs=fitted.costs, cost=figures.get("cost"),
     )  # fmt: skip
 
 

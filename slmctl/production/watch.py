@@ -16,7 +16,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import MachinePrices
 from slmctl.console import percent
 from slmctl.errors import DataError, UsageError
-from slmctl.metrics.statistics import error_bound
+from slmctl.metrics.statistics import error_bound, exact_interval, thousand
 from slmctl.metrics.verified_accuracy import WeightedShare, weighted_share
 from slmctl.production import records
 from slmctl.production.measured import MeasuredFigures
@@ -37,11 +37,13 @@ class VerifiedRow:
         right: True if the local answer is right, by the reviewer.
         probability: Probability with which it was drawn from all traffic, above 0 and up to 1.
         kept: True if the policy kept the answer.
+        label: The reviewer's answer.
     """
 
     right: bool
     probability: float
     kept: bool
+    label: str = ""
 
 
 @dataclass
@@ -123,12 +125,28 @@ class Watched:
             "weeks": [_week_json(week, self.prices) for week in self.weeks],
             "measured": asdict(self.measured),
             "sampled": self.sampled,
+            "cost": self.cost,
         }
 
     @property
     def kept_rows(self) -> list[VerifiedRow]:
         """The reviewed rows of all weeks with an answer that the policy kept."""
         return [row for week in self.weeks for row in week.verified if row.kept]
+
+    @property
+    def cost(self) -> tuple[float, float, float] | None:
+        """Of a thousand questions, with its 95 % interval; None without costs, decisions or reviewed rows."""
+        costs, rows = self.measured.costs, [row for week in self.weeks for row in week.verified]
+        requests, kept = (sum(getattr(week, name) for week in self.weeks) for name in ("requests", "kept"))
+        if costs is None or not (rows and requests):
+            return None
+        parts = [(costs.escalated, 1 - kept / requests, *exact_interval(requests - kept, requests))]
+        labels = [row.label if row.label in costs.label else "" for row in rows]
+        for label in {*labels}:
+            wrong = [row.kept and not row.right and own == label for row, own in zip(rows, labels, strict=True)]
+            share = weighted_share(wrong, [row.probability for row in rows])
+            parts.append((costs.label.get(label, costs.wrong), share.share, share.low, share.high))
+        return thousand(parts)
 
 
 def watch(
@@ -187,7 +205,7 @@ def watch(
         begin = _monday(review.seen if row is None else row.time, since)
         if begin is not None and review.uniform and 0 < review.probability <= 1:
             right, is_kept = is_right(review, row, measured, rules), row is not None and row.reason in KEPT
-            verified = VerifiedRow(right, review.probability, is_kept)
+            verified = VerifiedRow(right, review.probability, is_kept, review.after.strip())
             weeks.setdefault(begin, Week(begin)).verified.append(verified)
     return Watched([weeks[begin] for begin in sorted(weeks)], measured, sampled, prices)
 
@@ -206,6 +224,9 @@ def is_right(review: Review, row: CollectedRow | None, measured: MeasuredFigures
 def lines(watched: Watched) -> Iterator[str]:
     """The result as text: a table of the weeks, with the measured figures as its last row."""
     measured, prices = watched.measured, watched.prices
+    if measured.costs is not None and measured.cost is not None:
+        now = f"{_money(watched.cost)}, measured " if watched.cost else "no reviewed row says the cost; measured "
+        yield f"{measured.costs.currency} a thousand questions: {now}{_money(measured.cost)}"
     costs = ("paid", "avoided") if prices is not None else ()
     rows = [
         [*_cells(week), *([f"{week.paid:,.2f}", f"{week.avoided:,.2f} {prices.currency}"] if prices else [])]
@@ -279,6 +300,10 @@ def _week_json(week: Week, prices: MachinePrices | None) -> JsonObject:
         "faults": dict(week.faults),
         "cost": {"paid": week.paid, "avoided": week.avoided, "currency": prices.currency} if prices else None,
     }
+
+
+def _money(cost: tuple[float, float, float]) -> str:
+    return "{:,.2f} ({:,.2f} to {:,.2f})".format(*cost)
 
 
 def _percent(share: float | None) -> str:

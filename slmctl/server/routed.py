@@ -16,6 +16,7 @@ from pathlib import Path
 from slmctl.config import MachinePrices, ServeConfig
 from slmctl.console import timestamp
 from slmctl.errors import UsageError
+from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import Event
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT, Api
@@ -32,6 +33,7 @@ LOCAL_REASONS = (
 )  # fmt: skip
 GENERALIST_REASONS = ("unsure", "out-of-scope")
 _PLAIN_ID = re.compile(r"(?:[a-z]{1,12}-)?[0-9a-f-]{8,64}")  # one that tells nothing: a client could write anything
+COST = ("expected", "measured", "low", "high")  # figures of a cost: since the start, and those of calibrate
 FAMILIES = {  # name: kind, help
     "slmctl_routed": ("counter", "Answers by the model that gave them, and why."),
     "slmctl_route_tokens": ("counter", "Tokens of answers by the model that gave them, as it says."),
@@ -39,6 +41,8 @@ FAMILIES = {  # name: kind, help
     "slmctl_generalist_cost": ("counter", "Price of the general model's answers that were used."),
     "slmctl_avoided_cost": ("counter", "What the general model would have cost for the answers given here."),
     "slmctl_savings": ("gauge", "Avoided cost less the machine's price since the start; below 0 it does not pay."),
+    "slmctl_cost_per_thousand": ("gauge", "Cost of a thousand questions by the policy: expected since the start; "
+                                          "measured by calibrate, from low to high."),
     "slmctl_p_correct_sum": ("counter", "Sum of p_correct over judged answers: how many of them should be right."),
     "slmctl_p_correct_count": ("counter", "Local answers that the policy judged."),
     "slmctl_circuit_open": ("gauge", "1 while the general model is left alone."),
@@ -103,6 +107,7 @@ class Escalation:
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._generalist_s = 0.0
         self._p_correct_sum, self._p_correct_count = 0.0, 0
+        self._spent: dict[str, tuple[float, int, Policy]] = {}  # by model: expected costs, and of how many questions
 
     @property
     def api(self) -> Api:
@@ -151,6 +156,11 @@ class Escalation:
             self._p_correct_sum += routed.p_correct
             self._p_correct_count += 1
 
+    def spend(self, name: str, policy: Policy, cost: float) -> None:
+        """Count the expected cost of a decision on a model's answer, by a policy with costs."""
+        spent, questions = self._spent.get(name, (0.0, 0, policy))[:2]
+        self._spent[name] = (spent + cost, questions + 1, policy)
+
     def note(
         self, routed: Routed, times: Mapping[str, float], *, redacted: int, fault: str, request: str, log: Log | None
     ) -> None:
@@ -187,6 +197,10 @@ class Escalation:
             "slmctl_circuit_open": [({}, float(self.generalist is not None and self.generalist.breaker.is_open))],
             "slmctl_decisions_dropped": [({}, float(self._file.dropped if self._file else 0))],
         }  # fmt: skip
+        for name, (spent, questions, policy) in self._spent.items():
+            costs = zip(COST, (1000 * spent / questions, *policy.figures.get("cost", ())), strict=False)
+            each = [({"model": name, "figure": figure}, value) for figure, value in costs]
+            samples.setdefault("slmctl_cost_per_thousand", []).extend(each)
         if self.prices is not None:
             money = {"currency": self.prices.currency}
             avoided, hours = self._price("local"), (time.monotonic() - self._begun) / 3600

@@ -139,6 +139,8 @@ class Router:
                 beyond.reply.prompt_tokens or 0, beyond.reply.completion_tokens or 0,
             )  # fmt: skip
         self.escalation.count(routed, beyond.reply.seconds if beyond.reply is not None else 0.0)
+        if verdict is not None and self.policy.costs is not None:
+            self.escalation.spend(self.name, self.policy, self.policy.costs.of(verdict, event.get("labels", {})))
         times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
         self.escalation.note(routed, times, redacted=len(cleared.marks), fault=beyond.fault, request=request, log=log)
         return routed

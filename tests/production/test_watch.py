@@ -19,7 +19,7 @@ from slmctl.artifacts.json_lines import JsonLines
 from slmctl.cli.main import cli
 from slmctl.config import MachinePrices
 from slmctl.errors import DataError, UsageError
-from slmctl.inference.escalation_policy import Policy
+from slmctl.inference.escalation_policy import AnswerCosts, Policy
 from slmctl.metrics.statistics import error_bound, exact_interval
 from slmctl.production import watch as module
 from slmctl.production.measured import MeasuredFigures, measured
@@ -73,6 +73,24 @@ def test_cost_follows_the_prices(served: Path) -> None:
     week = watch([served / "decisions.jsonl"], NOTHING, prices=prices).weeks[0]
     assert week.paid == pytest.approx(week.escalated * (20 * 1e-3 + 3 * 2e-3))
     assert week.avoided == pytest.approx((700 - week.escalated) * (20 * 1e-3 + 3 * 2e-3))
+
+
+def test_the_first_line_is_the_cost_of_a_thousand_questions(served: Path) -> None:
+    files = [served / name for name in ("decisions.jsonl", "collected", "reviewed.jsonl")]
+    for label, price in (("other", 5.0), ("invoice", 1.0)):  # whose rows are answered wrong, and of whom none is
+        figures = MeasuredFigures(costs=AnswerCosts(0.2, 1.0, {label: 5.0}, "CHF"), cost=(50.0, 40.0, 62.0))
+        watched = watch(files, figures)
+        rows = [row for week in watched.weeks for row in week.verified]
+        wrong = sum(row.kept and not row.right for row in rows) / len(rows)
+        kept = sum(line["reason"] == "kept" for line in MADE.decisions) / len(MADE.decisions)
+        assert watched.cost is not None
+        assert watched.cost[0] == pytest.approx(1000 * (0.2 * (1 - kept) + price * wrong))
+        assert 0 < watched.cost[1] < watched.cost[0] < watched.cost[2]
+        now = "{:.2f} ({:.2f} to {:.2f})".format(*watched.cost)
+        assert next(lines(watched)) == f"CHF a thousand questions: {now}, measured 50.00 (40.00 to 62.00)"
+    unseen = watch(files[:1], figures)
+    assert unseen.cost is None and "no reviewed row says the cost; measured 50.00" in next(lines(unseen))
+    assert watch(files[:1], NOTHING).cost is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from support.kept_log import KeptLog
 from slmctl.config import GeneralistConfig as Settings
 from slmctl.config import MachinePrices
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.inference.escalation_policy import Policy
+from slmctl.inference.escalation_policy import AnswerCosts, Policy
 from slmctl.network import guard, openai_client
 from slmctl.network.openai_client import MAX_BYTES
 from slmctl.pipeline import model_lookup
@@ -631,6 +631,19 @@ def test_figures_count_both_routes_and_the_savings(fake: Fake) -> None:
     assert figures["slmctl_p_correct_count"] == [({}, 3.0)]
     judged = [found.policy.judge(event(sure=sure), "billing").p_correct for sure in (0.99, 0.99, 0.6)]
     assert figures["slmctl_p_correct_sum"][0][1] == pytest.approx(sum(judged))
+
+
+def test_the_cost_of_a_thousand_questions_is_expected_and_measured() -> None:
+    found = routing()
+    assert "slmctl_cost_per_thousand" not in found.escalation.figures()
+    costs = AnswerCosts(0.2, 1.0, {"other": 5.0}, "EUR")
+    found.policy = dataclasses.replace(found.policy, costs=costs, figures={"cost": (50.0, 40.0, 62.0)})
+    for sure in (0.99, 0.6):
+        one(found, event(sure=sure))
+    p_correct = found.policy.judge(event(sure=0.99), "billing").p_correct
+    expected = 1000 * ((1 - p_correct) * 5.0 + 0.2) / 2  # the other label is the dear one; 0.6 goes to a person
+    samples = {labels["figure"]: value for labels, value in found.escalation.figures()["slmctl_cost_per_thousand"]}
+    assert samples == {"expected": pytest.approx(expected), "measured": 50.0, "low": 40.0, "high": 62.0}
 
 
 def test_every_reason_is_of_the_closed_set() -> None:

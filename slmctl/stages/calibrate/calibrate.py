@@ -15,9 +15,10 @@ from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import DataError, GateError, UsageError
-from slmctl.inference.escalation_policy import Policy, PolicyFigures, signals
+from slmctl.inference.escalation_policy import LINEAR, WORDS, AnswerCosts, Policy, PolicyFigures, signals
 from slmctl.metrics import error_threshold
-from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, fits_score
+from slmctl.metrics.answer_score import CalibrationRows, fits_score
+from slmctl.metrics.error_threshold import MIN_ROWS
 from slmctl.metrics.predictions import Prediction, PredictionFacts, facts_of, read_predictions
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
@@ -45,22 +46,27 @@ def run(
     if config.out_of_scope is not None and config.out_of_scope not in task.labels:
         raise UsageError(f"calibrate.out_of_scope '{config.out_of_scope}' is not one of the task's labels",
                          hint="task.labels")  # fmt: skip
+    dear = config.costs.label if config.costs is not None else {}
+    if unknown := dear.keys() - set(task.labels or ()):
+        text = f"calibrate.costs.label '{min(unknown)}' is not one of the task's labels"
+        raise UsageError(text, hint="task.labels")
     lines = _answered(predictions)
     own = len(lines)
     if outside is not None:
         lines += [line for line in _answered(outside) if line["expected"] == config.out_of_scope]
     groups = _groups(prepared) if prepared is not None else None
     rows = read(lines, task, config, groups)
-    least_p = config.least_p_correct
-    fitted = error_threshold.fit(rows, config, least_p=least_p)
+    least_p, facts = config.least_p_correct, facts_of(predictions)
+    ms = facts.get("step_ms") or {"": (facts.get("latency_ms") or {"median": 0.0})["median"]}
+    fitted = error_threshold.fit(rows, config, least_p=least_p, ms=ms[""])
     policy = Policy(
-        gguf=_source(facts_of(predictions)), task=task.digest, kind=task.kind, correct=correctness(task, config),
-        out_of_scope=config.out_of_scope or "", **fitted,
+        gguf=_source(facts), task=task.digest, kind=task.kind, correct=correctness(task, config),
+        out_of_scope=config.out_of_scope or "", costs=_costs(config), **fitted,
     )  # fmt: skip
-    if alone := [cast(Prediction, {**line, **line["first"]}) for line in lines if "first" in line]:
+    looks = {name: _rows(alone, task, config, groups) for name, alone in _looks(lines).items()}
+    if looks:
         try:
-            looked = _rows(alone, task, config, groups)
-            first = error_threshold.fit_first(looked, rows, fitted, config, least_p=least_p)
+            first = error_threshold.fit_first(looks, rows, fitted, config, least_p=least_p, ms=ms)
             policy = dataclasses.replace(policy, first=first)
         except GateError as error:
             console.say(f"  no first look: {error.message}")
@@ -72,12 +78,32 @@ def run(
     figures: dict[str, Any] = {key: value for key, value in policy.figures.items() if key != "curve"}
     if policy.first is not None:
         figures["first_look"] = {key: value for key, value in policy.first.figures.items() if key != "curve"}
-    if models.class_of(facts_of(predictions)["kind"]).is_remote:
+        figures["first_look"] |= {"words_alone": True} if policy.first.words_alone else {}
+    if policy.costs is not None:
+        figures["currency"] = policy.costs.currency
+    if models.class_of(facts["kind"]).is_remote:
         figures["remote"] = True
         kept = [line.get("confidence") or 0.0 for line in lines if policy.judge(line, line["answer"] or "").keep]
         if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):  # confidence decides
             figures["least_confidence"] = min(kept)
-    return {"model": facts_of(predictions)["model"], "sha256": policy.gguf, "correct": policy.correct} | figures
+    return {"model": facts["model"], "sha256": policy.gguf, "correct": policy.correct} | figures
+
+
+def _costs(config: CalibrateConfig) -> AnswerCosts | None:
+    """The costs that a policy decides by."""
+    if config.costs is None or config.unit_costs is None:
+        return None
+    currency = config.prices.currency if config.prices is not None else "EUR"
+    return AnswerCosts(config.unit_costs[0], config.costs.wrong, config.costs.label, currency)
+
+
+def _looks(lines: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    """The answers of those that may look first, by name: all linear members, and words alone beside an encoder."""
+    linear = [line for line in lines if "first" in line]
+    words = [line for line in linear if "first" in line["first"]]
+    looks = {LINEAR: [cast(Prediction, {**line, **line["first"]}) for line in linear]}
+    looks[WORDS] = [cast(Prediction, {**line, **line["first"]["first"]}) for line in words]
+    return {name: alone for name, alone in looks.items() if alone}
 
 
 def _answered(predictions: Artifact) -> list[Prediction]:
@@ -148,7 +174,7 @@ def read(
 def _rows(
     lines: Sequence[Prediction], task: Task, config: CalibrateConfig, groups: Mapping[str, str] | None
 ) -> CalibrationRows:
-    outside = config.out_of_scope or ""
+    outside, dear = config.out_of_scope or "", config.costs.label if config.costs is not None else {}
     try:
         table = [signals(line, out_of_scope=outside) for line in lines]
     except ValueError as error:
@@ -167,6 +193,7 @@ def _rows(
         np.array([bool(outside) and answer.strip() == outside for answer in answers]),
         np.array([fits_score(name) for name in names_of_groups]),
         np.unique(names_of_groups, return_inverse=True)[1] if groups is not None else None,
+        np.array([label if label in dear else "" for label in expected]) if dear else None,
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from slmctl import console
 from slmctl.artifacts.artifact import Artifact
@@ -35,8 +36,14 @@ class Calibrate(Stage[CalibrateConfig]):
     waits_for = ("base", "adapter", "gguf", "encoder")
     imports = ("llama_cpp", "llguidance")
     uses = ("numpy",)
-    version = 4
+    version = 5
     on_page = True
+
+    @property
+    def settings(self) -> CalibrateConfig:
+        section = super().settings
+        asks = section.costs is not None and self.project.config.serve.generalist is not None
+        return section.model_copy(update={"has_generalist": asks})
 
     def inputs(self, section: CalibrateConfig, get: Get, filled: Inputs) -> Inputs:
         if filled:
@@ -118,6 +125,11 @@ def _require_rows(project: Project, least: int, *, sent: bool = False) -> None:
 def show(policy: Artifact) -> None:
     """Say what a policy keeps, and how many of these answers are wrong."""
     fit, percent = policy.metrics, console.percent
+    for name, figures in (("", fit), (" with --first-look", fit.get("first_look", {}))):
+        if "cost" in figures:
+            cost, low, high = figures["cost"]
+            many = f"{fit['currency']} a thousand questions{name} ({low:,.2f} to {high:,.2f})"
+            console.say(f"  costs {cost:,.2f} {many}")
     console.say(
         f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of them wrong; passed "
         f"at {percent(fit['error_bound'])} of the {percent(fit['max_error'])} that max_error allows, with "
@@ -133,11 +145,17 @@ def show(policy: Artifact) -> None:
             f"  the {fit['rows']} rows are of {console.count(fit['groups'], 'group')}, each right or wrong as a whole: "
             f"{fit['design_effect']:.1f} of the kept ones count as one in the bound"
         )
+    _say_labels(fit)
+    money = f" and save {fit['saved_by_more']:,.2f} {fit['currency']} a thousand questions" if "cost" in fit else ""
+    console.say(f"  100 more calibration rows should keep {percent(fit.get('kept_by_more', 0.0))} more{money}")
     if (look := fit.get("first_look")) is not None:
+        members = "words" if look.get("words_alone") else "the linear members"
         console.say(
-            f"  with --first-look: keeps {percent(look['kept'])}, {percent(look['first_kept'])} by the linear members "
+            f"  with --first-look: keeps {percent(look['kept'])}, {percent(look['first_kept'])} by {members} "
             f"alone; of all of them {percent(look['error'])} wrong, passed at {percent(look['error_bound'])}"
         )
+        if fit.get("ms") and look.get("ms"):
+            console.say(f"  a question takes {look['ms']:,.1f} ms in place of {fit['ms']:,.1f}")
     if "least_confidence" in fit:
         console.say(
             f"  act on what {fit['model']} answers with a probability of {fit['least_confidence']:.4f} and more"
@@ -146,3 +164,11 @@ def show(policy: Artifact) -> None:
         console.say(
             f"  sends {percent(1 - fit['out_of_scope_kept'])} of {fit['out_of_scope_rows']} out-of-scope questions away"
         )
+
+
+def _say_labels(fit: Mapping[str, Any]) -> None:
+    """Say how often a wrong answer is kept to the questions of each label with a cost of its own."""
+    for label, (wrong, rows) in fit.get("labels", {}).items():
+        bound = fit["label_bounds"].get(label)
+        least = "too few rows for a bound" if bound is None else f"at most {console.percent(bound)} of them"
+        console.say(f"  {label}: {wrong} of {rows} have a wrong answer that is kept, {least}")

@@ -26,7 +26,8 @@ from slmctl.deduplication import minhash, near_duplicates
 from slmctl.errors import GateError
 from slmctl.inference.escalation_policy import PolicyFigures, linear
 from slmctl.metrics import answer_metrics, cross_fitting, error_threshold, linear_baseline
-from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, FittedThreshold
+from slmctl.metrics.answer_score import CalibrationRows
+from slmctl.metrics.error_threshold import MIN_ROWS, FittedThreshold
 from slmctl.metrics.statistics import batch_bound, error_bound
 from slmctl.stages.label.rows import LabelRow
 from slmctl.stages.label.teachers import Vote

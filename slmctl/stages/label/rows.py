@@ -26,7 +26,7 @@ from slmctl.deduplication import minhash, near_duplicates, row_fingerprints
 from slmctl.deduplication.row_fingerprints import FILENAME, Fingerprints
 from slmctl.errors import DataError
 from slmctl.metrics import answer_metrics
-from slmctl.metrics.error_threshold import fits_score
+from slmctl.metrics.answer_score import fits_score
 from slmctl.sensitive import conversation_veto, search_process
 from slmctl.sensitive.conversation_veto import Cleared
 from slmctl.sources.rows import columns_of, read_rows

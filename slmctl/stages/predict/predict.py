@@ -63,6 +63,7 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
         else:
             prompts = [asked(task, record, list_labels=model.untuned) for record in sample]
         waits = latency.one_by_one(answerer, prompts)
+        step_ms = answerer.model.step_ms([prompt.question for prompt in prompts[: latency.ROWS]])
         begun = time.monotonic()
         answers: dict[str, engine.Answer] = {}
         with console.progress(f"predict {name}", len(sample), "rows") as meter:
@@ -90,6 +91,7 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
         "engine": answerer.engine,
         "matmul_dtype": answerer.model.matmul_dtype,
         "latency_ms": waits,
+        **({"step_ms": step_ms | {"": waits["median"]}} if step_ms else {}),
         "rows_per_s": round(len(sample) / max(seconds, 1e-9), 2),
     }
 

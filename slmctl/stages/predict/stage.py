@@ -22,7 +22,7 @@ class Predict(Stage[PredictConfig]):
         Role("sum", ("sum",), optional=True),  # linear members beside the file
     )
     uses = ("llama_cpp_python", "llguidance", "torch", "transformers", "tokenizers", "peft")
-    version = 8
+    version = 9
 
     def default(self) -> StageRequest:
         """The request for the first GGUF file."""

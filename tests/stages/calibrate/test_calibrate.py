@@ -20,8 +20,8 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import CalibrateConfig
 from slmctl.errors import DataError, GateError, IntegrityError, SlmctlError, UsageError
-from slmctl.inference.escalation_policy import Policy
-from slmctl.metrics import error_threshold
+from slmctl.inference.escalation_policy import AnswerCosts, Policy
+from slmctl.metrics import answer_score, error_threshold
 from slmctl.metrics.error_threshold import Cut, choose
 from slmctl.metrics.statistics import error_bound
 from slmctl.stages.calibrate import calibrate
@@ -90,7 +90,7 @@ def test_a_policy_says_what_was_measured(tmp_path: Path) -> None:
 def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: Path) -> None:
     rows = lines(1500, outside=100)
     policy, metrics = fitted(tmp_path, rows, out_of_scope="oos")
-    tested = [row for row in rows if not error_threshold.fits_score(row["id"])]
+    tested = [row for row in rows if not answer_score.fits_score(row["id"])]
     kept = [row for row in tested if policy.judge(row, row["answer"]).keep]
     wrong = sum(row["answer"] != row["expected"] for row in kept)
     assert metrics["tested_on"] == len(tested)
@@ -133,7 +133,7 @@ def test_one_promise_holds_for_all_that_two_steps_keep(tmp_path: Path, outside: 
     rows, config = with_members(1500, outside=outside), {"out_of_scope": "oos"} if outside else {}
     policy, metrics = fitted(tmp_path, rows, **config)
     assert policy.first is not None
-    tested = [row for row in rows if not error_threshold.fits_score(row["id"])]
+    tested = [row for row in rows if not answer_score.fits_score(row["id"])]
     (kept, alone), figures = kept_in_steps(policy, tested), policy.first.figures
     assert (figures["kept"], figures["first_kept"]) == (len(kept) / len(tested), len(alone) / len(tested))
     assert figures["error"] == kept.count(False) / len(kept) and 0.1 < figures["first_kept"] < figures["kept"]
@@ -181,9 +181,9 @@ def test_an_answer_that_is_likely_wrong_is_held_back_though_the_average_allows_i
 @given(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=2, max_size=60), st.floats(0.0, 0.99))
 def test_the_least_score_has_the_least_chance_of_being_right(rows: list[tuple[float, bool]], least: float) -> None:
     scores, good = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
-    knots = error_threshold.isotonic(scores, good)
+    knots = answer_score.isotonic(scores, good)
     policy = Policy("", "", "classify", "", "", {}, 0.0, knots, 0.0)
-    floor = error_threshold.floor_of(knots, least)
+    floor = answer_score.floor_of(knots, least)
     for score in (*scores.tolist(), -9.0, 9.0):
         assert (score >= floor) == (policy.p_correct(score) >= least) or math.isclose(score, floor, abs_tol=1e-9)
 
@@ -271,7 +271,7 @@ def test_out_of_scope_rows_count_by_their_own_groups() -> None:
 
 def test_groups_of_which_none_fits_the_score_are_refused() -> None:
     # the weights were NaN, and writing the policy ended in a traceback
-    names = [name for name in map(str, range(20)) if not error_threshold.fits_score(name)][:5]
+    names = [name for name in map(str, range(20)) if not answer_score.fits_score(name)][:5]
     rows = calibrate.read(lines(400), LABELS, CalibrateConfig(), {f"row-{k}": names[k % 5] for k in range(400)})
     with pytest.raises(GateError, match="the rows are of 5 groups, of which none fits the score") as caught:
         error_threshold.fit(rows, CalibrateConfig(max_error=0.4))
@@ -342,6 +342,115 @@ def test_an_answer_that_is_the_out_of_scope_label_is_never_kept(tmp_path: Path) 
     _, metrics = fitted(tmp_path, rows, out_of_scope="oos")
     assert metrics["out_of_scope_kept"] == 0
     assert metrics["kept"] < 0.8
+
+
+# AnswerCosts
+
+COSTS = {"person": 0.2, "wrong": 1.0}
+
+
+def spent(policy: Policy, rows: list[dict[str, Any]], prices: dict[str, float]) -> float:
+    """The cost of a thousand of these rows, with the cost of a wrong answer by the right label."""
+    total = 0.0
+    for row in rows:
+        if not policy.judge(row, row["answer"]).keep:
+            total += 0.2
+        elif row["answer"] != row["expected"]:
+            total += prices.get(row["expected"], 1.0)
+    return 1000 * total / len(rows)
+
+
+def test_a_policy_with_costs_says_what_a_thousand_questions_cost(tmp_path: Path) -> None:
+    rows = lines(1500)
+    policy, metrics = fitted(tmp_path, rows, costs=COSTS)
+    tested = [row for row in rows if not answer_score.fits_score(row["id"])]
+    cost, low, high = metrics["cost"]
+    assert cost == pytest.approx(spent(policy, tested, {})) and low < cost < high
+    assert low < spent(policy, lines(6000, seed=9, start=9000), {}) < high
+    assert policy.costs == AnswerCosts(0.2, 1.0, {}, "EUR") and metrics["currency"] == "EUR"
+    without, _ = fitted(tmp_path / "without", rows, min_p_correct=0.0)
+    assert without.costs is None
+    assert "costs" not in json.loads((tmp_path / "without" / "out" / "policy.json").read_text())
+
+
+def test_an_answer_is_kept_where_that_is_cheaper_than_a_person(tmp_path: Path) -> None:
+    rows = lines(1500)
+    thresholds = []
+    for person in (0.02, 0.2, 5.0):
+        policy, _ = fitted(tmp_path / str(person), rows, costs={"person": person, "wrong": 1.0})
+        thresholds.append(policy.threshold)
+        kept = [decision for row in rows if (decision := policy.judge(row, row["answer"])).keep]
+        assert min(decision.p_correct for decision in kept) > 1 - person - 0.05
+    assert thresholds == sorted(thresholds, reverse=True) and thresholds[0] > thresholds[1]
+
+
+def two_labels(count: int, *, seed: int = 0, dear: int = 5) -> list[dict[str, Any]]:
+    """The rows of `lines`, every `dear`th of which has the right label b."""
+    other = {"a": "b", "b": "a"}
+    found = lines(count, seed=seed)
+    for k, row in enumerate(found):
+        if k % dear == 0:
+            row |= {"answer": other[row["answer"]], "expected": "b"}
+            row["labels"] = {other[label]: share for label, share in row["labels"].items()}
+    return found
+
+
+def test_a_dear_label_has_a_bound_of_its_own(tmp_path: Path) -> None:
+    rows, costs = two_labels(1500), {**COSTS, "label": {"b": 5.0, "oos": 2.0}}
+    policy, metrics = fitted(tmp_path, rows, costs=costs)
+    tested = [row for row in rows if not answer_score.fits_score(row["id"])]
+    of_b = [row for row in tested if row["expected"] == "b"]
+    wrong = sum(row["answer"] == "a" and policy.judge(row, "a").keep for row in of_b)
+    assert metrics["labels"] == {"b": (wrong, len(of_b))}
+    assert metrics["label_bounds"] == {"b": error_bound(wrong, len(of_b))} and metrics["label_bounds"]["b"] <= 0.05
+    assert metrics["cost"][0] == pytest.approx(spent(policy, tested, {"b": 5.0}))
+    few, figures = fitted(tmp_path / "few", two_labels(1500, dear=30), costs=costs)
+    assert figures["label_bounds"] == {} and 0 < figures["labels"]["b"][1] < 59 and few.threshold <= policy.threshold
+    with pytest.raises(UsageError, match="'fraud' is not one of the task's labels"):
+        fitted(tmp_path / "unknown", rows, costs={**COSTS, "label": {"fraud": 5.0}})
+
+
+def test_a_dear_label_that_is_missed_too_often_ends_with_its_name(tmp_path: Path) -> None:
+    rows = two_labels(1500, dear=15)
+    for row in rows:
+        if row["expected"] == "b" and not answer_score.fits_score(row["id"]):
+            row["answer"] = "a"  # which the rows that fit the score do not tell
+    with pytest.raises(GateError, match=r"at most 15.0 % of the questions 'b' .+: of \d+ such rows \d+ have one"):
+        fitted(tmp_path, rows, max_error=0.15, costs={"person": 5.0, "wrong": 1.0, "label": {"b": 5.0}})
+
+
+def with_words(count: int, odds: float) -> list[dict[str, Any]]:
+    """The rows of `with_members`, with answers of words alone, which are as sure as `odds` says."""
+    found, other = with_members(count), with_members(count, seed=77, odds=odds)
+    for line, words in zip(found, other, strict=True):
+        line["first"]["first"] = words["first"]
+    return found
+
+
+@pytest.mark.parametrize(("odds", "ms", "alone"), [(5.0, 0.2, True), (5.0, 60.0, False), (0.5, 0.2, False)])
+def test_the_first_step_is_the_one_that_costs_least(tmp_path: Path, odds: float, ms: float, alone: bool) -> None:
+    rows, out = with_words(1500, odds), tmp_path / "out"
+    out.mkdir()
+    facts = {"step_ms": {"words": ms, "linear": 6.0, "": 50.0}}
+    given = predictions(tmp_path / "given", rows, **facts)
+    prices = {"machine_per_hour": 10_000.0, "input": 0.0, "output": 0.0}  # so that a millisecond counts
+    config = CalibrateConfig(costs=COSTS, prices=prices)  # type: ignore[arg-type]
+    metrics = calibrate.run(config, predictions=given, out=out)
+    policy = Policy.read(out)
+    assert policy.first is not None and policy.first.words_alone == alone == ("words_alone" in metrics["first_look"])
+    if alone:
+        rows = [row | {"first": row["first"]["first"]} for row in rows]
+    kept, first = kept_in_steps(policy, [row for row in rows if not answer_score.fits_score(row["id"])])
+    figures = policy.first.figures
+    assert figures["error"] == kept.count(False) / len(kept) and figures["error_bound"] <= 0.05
+    assert 0 < len(first) < len(kept) and metrics["ms"] == 50.0
+    assert figures["ms"] == pytest.approx((ms if alone else 6.0) + 50 * (1 - figures["first_kept"]), abs=2.5)
+
+
+def test_more_calibration_rows_are_worth_something(tmp_path: Path) -> None:
+    worth = [fitted(tmp_path / str(n), lines(n), costs=COSTS)[1] for n in (400, 1500)]
+    assert worth[0]["kept_by_more"] > worth[1]["kept_by_more"] >= 0
+    assert worth[0]["saved_by_more"] > worth[1]["saved_by_more"] >= 0
 
 
 # What counts as right
@@ -463,7 +572,7 @@ def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path
 def test_isotonic_rises_and_keeps_the_mean(rows: list[tuple[int, bool]], scale: float) -> None:
     rows = 9 * rows  # many share a score
     scores, good = np.array([scale * score for score, _ in rows]), np.array([right for _, right in rows])
-    knots = error_threshold.isotonic(scores, good)
+    knots = answer_score.isotonic(scores, good)
     assert len(knots) <= len({*scores.tolist()})
     assert [score for score, _ in knots] == sorted({score for score, _ in knots})
     assert [p for _, p in knots] == sorted(p for _, p in knots)
@@ -477,7 +586,7 @@ def test_isotonic_agrees_with_scikit_learn(digits: int) -> None:
     scores = draw.normal(size=400).round(digits)
     good = draw.random(400) < 1 / (1 + np.exp(-2 * scores))
     theirs = isotonic.IsotonicRegression().fit_transform(scores, good.astype(float))
-    ours = error_threshold.isotonic(scores, good)
+    ours = answer_score.isotonic(scores, good)
     assert sorted({round(p, 9) for _, p in ours}) == sorted({round(float(p), 9) for p in theirs})
 
 
@@ -487,12 +596,12 @@ def test_logistic_agrees_with_scikit_learn() -> None:
     x = draw.normal(size=(500, 3))
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     good = draw.random(500) < 1 / (1 + np.exp(-(x @ [1.5, -0.7, 0.0] + 0.4)))
-    weights, bias = error_threshold.logistic(np.hstack([x, np.full((500, 1), 7.0)]), good)
+    weights, bias = answer_score.logistic(np.hstack([x, np.full((500, 1), 7.0)]), good)
     theirs = linear_model.LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(x, good)
     assert weights[:3] == pytest.approx(theirs.coef_[0].tolist(), abs=0.01)
     assert bias == pytest.approx(float(theirs.intercept_[0]), abs=0.02)
     assert weights[3] == pytest.approx(0.0)
-    separable, _ = error_threshold.logistic(np.array([[float(k)] for k in range(40)]), np.arange(40) > 19)
+    separable, _ = answer_score.logistic(np.array([[float(k)] for k in range(40)]), np.arange(40) > 19)
     assert math.isfinite(separable[0]) and separable[0] > 0
 
 

@@ -32,12 +32,12 @@ from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy, signals
 from slmctl.inference.events import Event
 from slmctl.inference.supervised_child import EngineError
-from slmctl.metrics import cross_fitting, encoder_head, error_threshold, label_sum
+from slmctl.metrics import answer_score, cross_fitting, encoder_head, label_sum
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import normalised
 from slmctl.model_files import encoder_export, encoder_source
 from slmctl.models.learned_rows import LearnedRows
-from slmctl.models.linear_members import LinearMembers, Scores
+from slmctl.models.linear_members import LinearMembers, Scores, words_of
 from slmctl.models.model import Loading
 from slmctl.models.onnx_encoder import Encoder
 from slmctl.models.prompts import Prompt
@@ -517,7 +517,7 @@ def test_the_linear_members_answer_what_the_policy_keeps_of_them(
     members, _ = policy.in_steps()
     kept = [members.judge(line["first"], line["first"]["answer"]).keep for line in lines]
     assert policy.first is not None and sum(kept) > 0 and policy.first.figures["error_bound"] <= 0.05
-    tested = [keep for keep, line in zip(kept, lines, strict=True) if not error_threshold.fits_score(line["id"])]
+    tested = [keep for keep, line in zip(kept, lines, strict=True) if not answer_score.fits_score(line["id"])]
     assert policy.first.figures["first_kept"] == pytest.approx(sum(tested) / len(tested))
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     words = "predict", "gguf", "--first-look", "--input", str(tmp_path / "in.jsonl"), "--output"
@@ -596,6 +596,43 @@ def test_what_the_policy_does_not_keep_is_asked_of_the_model(encoded: Path, fold
         assert submitted(texts[0], "again").get(timeout=60)["piece"] == "billing" and first.kept == 4
         members.close()
         assert submitted(texts[0], "closed").get(timeout=60)["died"] and asked[-1] == "closed"
+
+
+def test_words_alone_look_first(encoded: Path, folder: Path) -> None:
+    made = LabelSum.read(next(encoded.glob("runs/encoder/[!.]*")) / "sum.npz")
+    made = dataclasses.replace(made, weights={"file": 5.0, "encoder": 1.0, "words": 0.7})
+    alone = words_of(made)
+    assert alone is not None and alone.head is None and words_of(dataclasses.replace(made, words=None)) is None
+    policy = Policy(
+        gguf="", task="", kind="classify", correct="", out_of_scope="", weights={"odds": 1.0, "evidence": 0.0},
+        bias=0.0, knots=((0.0, 0.5),), threshold=-9.0,
+    )  # fmt: skip
+    read: list[str] = []
+    with LinearMembers(made, folder) as members, LinearMembers(alone, folder) as words:
+        (both,) = members.scored(["invoice refund"], together=1)
+        (own,) = words.scored(["invoice refund"], together=1)
+        answer = own.answer(made.labels)
+        assert both.beside(DONE, made.labels)["first"]["first"] == answer  # what calibrate fits the step on
+        assert members.timed(["invoice refund"]).keys() == {"linear", "words"} and words.pid == 0
+        asks = members.scored
+        members.scored = lambda texts, **how: (read.extend(texts), asks(texts, **how))[1]  # type: ignore[method-assign]
+        for threshold, kept in ((-9.0, 1), (99.0, 0)):
+            first = SumEngine(_Silent(), members, dataclasses.replace(policy, threshold=threshold), made.labels, words)
+            events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+            first.submit(Request("a prompt", labels=made.labels, question="invoice refund"), events.put)
+            ends = [events.get(timeout=60), events.get(timeout=60)]
+            assert (ends[1]["labels"] == answer["labels"], "first" in ends[1]) == (bool(kept), not kept)
+            assert (first.kept, len(read)) == (kept, 1 - kept)  # the encoder is asked where words are not sure
+
+
+class _Silent(Answering):
+    """A model that answers everything at once with account."""
+
+    ahead = 3
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
+        on_event(DONE)
+        return lambda: None
 
 
 ATTACKS = (
