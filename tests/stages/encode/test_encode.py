@@ -237,7 +237,7 @@ def test_a_graph_of_something_else_is_no_encoder(exported: Path, folder: Path, t
 class TwoLabels:
     """A linear model that fails on some texts as its author did not expect."""
 
-    labels, size, weights, of_file = ("a", "b"), 64, {"encoder": 1.0}, 0.0
+    labels, size, weights, of_file, words = ("a", "b"), 64, {"encoder": 1.0}, 0.0, None
 
     def only(self, weights: Any) -> Any:
         return self
