@@ -24,7 +24,7 @@ from slmctl.inference.escalation_policy import AnswerCosts, Policy
 from slmctl.metrics import answer_score, error_threshold
 from slmctl.metrics.error_threshold import Cut, choose
 from slmctl.metrics.statistics import error_bound
-from slmctl.stages.calibrate import calibrate
+from slmctl.stages.calibrate import calibrate, stage
 from slmctl.task import label_sets
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
@@ -445,6 +445,25 @@ def test_the_first_step_is_the_one_that_costs_least(tmp_path: Path, odds: float,
     assert figures["error"] == kept.count(False) / len(kept) and figures["error_bound"] <= 0.05
     assert 0 < len(first) < len(kept) and metrics["ms"] == 50.0
     assert figures["ms"] == pytest.approx((ms if alone else 6.0) + 50 * (1 - figures["first_kept"]), abs=2.5)
+
+
+def test_the_first_line_is_the_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, out = with_words(1500, 5.0), tmp_path / "out"
+    out.mkdir()
+    given = predictions(tmp_path / "given", rows, step_ms={"words": 0.2, "linear": 6.0, "": 50.0})
+    for name, costs in (("none", None), ("money", {**COSTS, "label": {"a": 2.0, "oos": 3.0}})):
+        config = CalibrateConfig(costs=costs)  # type: ignore[arg-type]
+        figures = calibrate.run(config, predictions=given, out=out)
+        capsys.readouterr()
+        stage.show(handmade.make(tmp_path / name, lambda place: None, kind="policy", metrics=figures))
+        written = " ".join(capsys.readouterr().err.split())
+        assert written.startswith("costs " if costs else "keeps "), written
+        assert "100 more calibration rows should keep" in written and "ms in place of 50.0" in written
+    cost, low, high = figures["cost"]
+    assert f"costs {cost:,.2f} EUR a thousand questions ({low:,.2f} to {high:,.2f})" in written
+    wrong, count = figures["labels"]["a"]
+    assert f"a: {wrong} of {count} have a wrong answer that is kept, at most" in written
+    assert "EUR a thousand questions with --first-look (" in written
 
 
 def test_more_calibration_rows_are_worth_something(tmp_path: Path) -> None:
