@@ -63,8 +63,9 @@ function judged(listed, evidence) {
 
 // The vector of a text by the sentence encoder, of length 1.
 async function encoded(text) {
-  if (written.normalizer?.lowercase) text = Array.from(text, (char) => char.toLowerCase()).join(""); // not by words
-  const all = tokenizer.encode(text).ids, longest = written.truncation?.max_length ?? Infinity;
+  const chars = Array.from(text).slice(0, 1 << 16); // of a longer text its beginning; lower case letter by letter
+  const lower = written.normalizer?.lowercase ? chars.map((char) => char.toLowerCase()) : chars;
+  const all = tokenizer.encode(lower.join("")).ids, longest = written.truncation?.max_length ?? Infinity;
   const ids = all.length > longest ? [...all.slice(0, longest - 1), all.at(-1)] : all;
   const tensor = (numbers) => new ort.Tensor("int64", BigInt64Array.from(numbers, BigInt), [1, ids.length]);
   const inputs = { input_ids: tensor(ids), attention_mask: tensor(ids.map(() => 1)) };
