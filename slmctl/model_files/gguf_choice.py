@@ -49,11 +49,6 @@ def is_type(path: str, type: str) -> bool:
     return re.search(rf"(^|[-._]){re.escape(type)}\.gguf$", path) is not None
 
 
-def released_name(path: str, type: str, version: str) -> str:
-    """The name of a GGUF file in a release: `SmolLM2-135M-acme-v1.0-Q8_0.gguf` of `SmolLM2-135M-acme-Q8_0.gguf`."""
-    return f"{path.removesuffix(f'-{type}.gguf')}-v{version}-{type}.gguf"
-
-
 def is_lora(path: str) -> bool:
     """True if a GGUF file is an adapter, as quantize names it, and no model by itself."""
     return path.endswith("-LoRA.gguf")

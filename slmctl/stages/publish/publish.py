@@ -18,7 +18,7 @@ from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.inference import ENCODER, FILE, escalation_policy
 from slmctl.metrics import gates
 from slmctl.model_files.base_model import MODEL_FILES, Base
-from slmctl.model_files.gguf_choice import LORA_TYPE, answering_sha256, gguf_file, released_name, sum_files
+from slmctl.model_files.gguf_choice import LORA_TYPE, answering_sha256, gguf_file, sum_files
 from slmctl.reports import html_page
 from slmctl.reports.evaluation_report import EvaluationReport, released, report_of
 from slmctl.reports.scoreboard import table
@@ -190,8 +190,11 @@ def copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
 
 
 def _carry_file(gguf: Artifact, entry: dict[str, Any], kind: str, version: str, out: Path) -> dict[str, Any]:
-    """Copy a GGUF file into a release, byte by byte as it was measured; returns its entry with its name there."""
-    name = released_name(entry["file"], kind, version)
+    """Copy a GGUF file into a release, byte by byte as it was measured; returns its entry with the version in its name.
+
+    `SmolLM2-135M-acme-Q8_0.gguf` becomes `SmolLM2-135M-acme-v1.0-Q8_0.gguf`.
+    """
+    name = f"{entry['file'].removesuffix(f'-{kind}.gguf')}-v{version}-{kind}.gguf"
     shutil.copyfile(gguf.file(entry["file"]), out / name)
     return {**entry, "file": name}
 

@@ -37,8 +37,9 @@ pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from slmctl.model_files import gguf_header, hf_folder  # noqa: E402
-from slmctl.model_files.gguf_choice import gguf_file, released_name  # noqa: E402
+from slmctl.model_files.gguf_choice import gguf_file  # noqa: E402
 from slmctl.stages.merge import merge  # noqa: E402
+from slmctl.stages.publish import publish  # noqa: E402
 from slmctl.stages.quantize import gguf_files, lora_gguf, parity, quantize  # noqa: E402
 
 
@@ -90,12 +91,15 @@ def converted(lossless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("Qwen3-1.7B", 1_720_574_976, "Qwen3-1.7B-acme-v1.0-Q8_0.gguf"),
     ],
 )
-def test_files_are_named_by_convention(name: str, parameters: int, wanted: str) -> None:
+def test_files_are_named_by_convention(name: str, parameters: int, wanted: str, tmp_path: Path, out: Path) -> None:
     base = Base(name, "", "", parameters, "", "base", "", "", ())
     named = gguf_files.file_name(QuantizeConfig(project="acme"), base, "Q8_0")
     assert named == wanted.replace("-v1.0", "")
-    found = released_name(named, "Q8_0", "1.0")
-    assert found == wanted
+    (tmp_path / named).write_bytes(b"GGUF")
+    out.mkdir(parents=True)
+    measured = artifact.foreign(tmp_path / named, "gguf")
+    found = publish._carry_file(measured, {"file": named, "size": 4}, "Q8_0", "1.0", out)["file"]
+    assert found == wanted and (out / found).read_bytes() == b"GGUF"
     # the pattern of the GGUF naming convention, from its specification
     assert re.match(
         r"^(?P<BaseName>[A-Za-z0-9\s]*(?:(?:-(?:(?:[A-Za-z\s][A-Za-z0-9\s]*)|(?:[0-9\s]*)))*))-"
