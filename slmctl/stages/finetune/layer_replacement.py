@@ -217,7 +217,7 @@ def _replace_mlp(mlp: Any) -> bool:
 
 
 def _mlp(first: StackedLinear, activate: Elementwise, last: StackedLinear) -> Elementwise:
-    return lambda x: last(activate(first(x[0])))[None]
+    return lambda x: last(activate(first(x.squeeze(0))))[None]  # the gradient of x[0] would be a copy
 
 
 def _activations(mlp: Any, *, gated: bool) -> list[Elementwise]:
@@ -325,7 +325,7 @@ def _heads(module: Any, call: _Call, into: StackedLinear) -> Heads | None:
     repeated = positions is not None and _repeats(positions[0])
 
     def project(hidden: torch.Tensor) -> torch.Tensor:
-        x = into(hidden[0])
+        x = into(hidden.squeeze(0))
         return torch.cat([x, x[:, counts[0] * size :]], dim=1) if keys_are_values else x
 
     for rotation, late in itertools.product(rotations, (False, True)):
