@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import resource
 import shutil
 import sys
@@ -28,12 +29,22 @@ def accelerator() -> str:
 
 def cpu_flags() -> frozenset[str]:
     """The CPU flags in /proc/cpuinfo, such as `avx512_bf16`; empty if it cannot be read."""
+    return frozenset(_cpu_fact("flags", "Features").split())
+
+
+def processor() -> str:
+    """Processor, usable cores and accelerator: `AMD EPYC 7B13, 2 cores`; machines with the same take the same time."""
+    name = _cpu_fact("model name") or platform.machine()
+    return ", ".join(filter(None, (name, f"{usable_cores()} cores", accelerator())))
+
+
+def _cpu_fact(*names: str) -> str:
+    """The value of the first line of /proc/cpuinfo that begins with a name; empty if there is none."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return frozenset()
-    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
-    return frozenset(next(lines, "").partition(":")[2].split())
+        return ""
+    return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(names)), "")
 
 
 def usable_cores() -> int:

@@ -22,6 +22,8 @@ def lines(plan: RunPlan) -> Iterator[str]:
     yield ""
     about = [("download", f"{_download(*each)}, not tried: a plan uses no network") for each in plan.download]
     about += [("rows", _rows(plan))] if plan.rows is not None else []
+    measured = ", ".join(stage.name for stage in plan.stages if stage.measured)
+    about += [("time", f"of {measured} as measured here")] if measured else []
     about += [(need.name, _state(need)) for need in plan.requirements]
     yield from (f"{name:<10} {text}" for name, text in about)
 

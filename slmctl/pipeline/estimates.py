@@ -32,11 +32,13 @@ class StageEstimate:
         disk_bytes: Size of its artifact and of its temporary files.
         memory_bytes: Peak of its process.
         seconds: Its time on this machine.
+        measured: Artifacts that were made here have corrected the time.
     """
 
     disk_bytes: int | None = None
     memory_bytes: int | None = None
     seconds: float | None = None
+    measured: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import functools
 import importlib
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -259,6 +259,10 @@ class Stage(Generic[SectionT]):
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         """Its disk, memory and time, from the sizes of the base and the rows; see `label --plan` for a teacher's."""
         return StageEstimate(disk_bytes=0)
+
+    def took(self, made: Artifact, whole: Sequence[Artifact]) -> float | None:
+        """Seconds of the work that `cost` estimates, of an artifact with its ancestry; None where it was other work."""
+        return made.manifest.seconds
 
     def doubt(self) -> Doubt | None:
         """A reason not to run it, about which people are asked."""

@@ -24,7 +24,8 @@ from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
 from slmctl.pipeline import row_estimate, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate
-from slmctl.pipeline.graph import BASE, Project, Stage
+from slmctl.pipeline.graph import BASE, PREPARED, Project, Stage
+from slmctl.pipeline.measured_times import MeasuredTimes
 from slmctl.pipeline.system_errors import EXTRAS
 
 Stages = Sequence[Stage[Any]]
@@ -47,6 +48,7 @@ class StagePlan:
     disk_bytes: int | None = None
     memory_bytes: int | None = None
     seconds: float | None = None
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,10 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     requirements = [*_offline(fetching), *_checked(to_run)]
     unreadable = any(requirement.error for requirement in requirements if requirement.name == "files")
     rows = None if unreadable or not to_run else row_estimate.of(project)
+
     sizes = KnownSizes(project.config, shape_of_base(project), rows, rates or {})
-    costs = {stage.name: asdict(stage.cost(sizes)) for stage in to_run}
+    times = MeasuredTimes(project, lambda other: _sizes_of_artifact(other, sizes.rates))
+    costs = {stage.name: asdict(times.applied(stage, stage.cost(sizes))) for stage in to_run}
     states = [replace(state, **costs.get(state.name, {})) for state in states]
     downloads = tuple(each for stage in to_run for each in stage.downloads(sizes.shape))
     made = RunPlan(tuple(states), tuple(requirements), downloads, rows)
@@ -166,6 +170,12 @@ def shape_of_base(project: Project) -> ModelShape | None:
         return catalogue.of_gguf(Path(source)) if source.endswith(".gguf") else catalogue.of_folder(Path(source))
     except (SlmctlError, OSError):
         return None
+
+
+def _sizes_of_artifact(project: Project, rates: Mapping[str, float]) -> KnownSizes:
+    """The sizes of an artifact, by the data set and the base that it was made of: those that the project names."""
+    rows = row_estimate.of(project) if PREPARED.name in project.named else None
+    return KnownSizes(project.config, shape_of_base(project), rows, rates)
 
 
 # Stages

@@ -208,7 +208,7 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions | {"machine": platform.machine()} | guard.receipt()
+    return versions | {"machine": platform.machine(), "processor": hardware.processor()} | guard.receipt()
 
 
 def _pass_on(name: str, request: StageRequest, place: Path) -> None:

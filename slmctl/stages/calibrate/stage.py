@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +65,9 @@ class Calibrate(Stage[CalibrateConfig]):
         rows = sizes.rows
         seen = round(rows.rows * sizes.settings.prepare.splits.calibration) if rows else None
         return StageEstimate(0, model.answering, sizes.answering_seconds(seen))
+
+    def took(self, made: Artifact, whole: Sequence[Artifact]) -> None:
+        """No time: it would be that of its predictions, which for an encoder's policy are others."""
 
     def before(self) -> None:
         """Refuse a data set without calibration rows, and fit the encoder's policy, where there is an encoder."""

@@ -27,6 +27,7 @@ BESIDE_BYTES = 0.15e9  # of an encoder's process beside a model, and of its sums
 REPORT_SECONDS = 5  # bootstrap and baselines
 MORE_ROWS = "a larger prepare.splits.test, or another gate"
 SHOTS = 2  # times the time without examples in the prompt; their common beginning is read once
+FILES = {"gguf", LORA, SUM}  # models that answer once by each GGUF file
 WHOLE_LABELS = 2  # times the time of a walk, where a base scores its labels as wholes
 
 
@@ -113,7 +114,7 @@ class Evaluate(Stage[EvaluateConfig]):
         if settings.publish.linear:
             return StageEstimate(ANSWER_BYTES * (rows.test if rows else 0), int(BESIDE_BYTES), REPORT_SECONDS)
         loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
-        files = len(settings.quantize.types) * len({"gguf", LORA, SUM} & set(settings.measured))
+        files = len(settings.quantize.types) * len(FILES & set(settings.measured))
         disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
         shots = settings.predict.shots or 0 if "base" in loaded else 0
         own = max(rows.tokens - rows.shared, 0) if rows else 0
@@ -133,6 +134,14 @@ class Evaluate(Stage[EvaluateConfig]):
             chosen = sizes.answering_seconds(rows.validation if rows else None)
             seconds += len(settings.quantize.types) * (chosen or 0)
         return StageEstimate(disk, peak, seconds)
+
+    def took(self, made: Artifact, whole: Sequence[Artifact]) -> float | None:
+        """With all predictions that it was made of, where these are of as many models as the config measures."""
+        settings = self.project.config
+        models = sum(len(settings.quantize.types) if name in FILES else 1 for name in settings.measured)
+        answered = [each.manifest.seconds for each in whole if each.kind in self.takes[0].kinds]
+        same = len(made.manifest.inputs.get("predictions", [])) == models
+        return made.manifest.seconds + sum(answered) if same else None
 
     def after(self, made: Artifact, *, current: bool) -> None:
         """Print the scoreboard and check the gates; raises a GateError where one fails."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,11 @@ class Finetune(Stage[FinetuneConfig]):
         seen = computed_records(section, rows.train, rows.validation)
         seconds = seen * model.shape.training_seconds(rate, usable_cores(), rows=1, tokens=work.row)
         return StageEstimate(disk, peak, seconds)
+
+    def took(self, made: Artifact, whole: Sequence[Artifact]) -> float | None:
+        """Of a training that went on from a checkpoint, the time of all its steps at the speed of the later ones."""
+        steps = made.metrics.get("record_tokens", 0) / (made.metrics.get("tokens_per_s") or math.inf)
+        return None if made.metrics.get("interrupted") else max(made.manifest.seconds, steps)
 
     def choices(self, sizes: KnownSizes) -> str:
         section, rows = sizes.settings.finetune, sizes.rows

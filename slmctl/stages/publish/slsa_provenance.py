@@ -17,7 +17,7 @@ from slmctl.model_files.base_model import Base
 FILENAME = "lineage.intoto.json"
 BUILD_TYPE = "urn:slmctl:pipeline:1"
 _MODELS = (".gguf", ".safetensors", ".npz", ".onnx")
-_APART = ("hosts_contacted", "bytes_out", "not_counted")  # keys of an environment that reveal the place
+_APART = ("hosts_contacted", "bytes_out", "not_counted", "processor")  # keys of an environment that reveal the place
 _PRIVATE = ("sources", "task")  # keys of a config with file and column names; the task is published as task.json
 
 
