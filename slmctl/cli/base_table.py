@@ -75,17 +75,17 @@ def measured_rates() -> Mapping[str, float]:
     from slmctl.installation import pip_line
 
     rates = matmul_rates.stored()
-    if rates is None and matmul_rates.torch_version():
+    outdated = matmul_rates.stored_load() and not matmul_rates.load()
+    if (rates is None or outdated) and matmul_rates.torch_version():
         terminal().say("measuring this processor's matrix products, once")
         try:
-            measured = matmul_rates.measure()
-            rates = measured.best
-            if measured.load:
-                terminal().say(f"note: {measured.load}, so times here are too long: slmctl doctor measures again")
+            rates = matmul_rates.measure().best
         except MissingError as error:
             terminal().say(f"note: {error.message}; {error.hint}")
     elif rates is None:
         terminal().say(f"note: without torch no times are known: {pip_line('train')}")
+    if rates and (remark := matmul_rates.remark()):
+        terminal().say(f"note: {remark}")
     return rates or {}
 
 

@@ -46,11 +46,12 @@ def measure() -> MeasuredRates:
     except child.DiedError as death:
         raise MissingError(f"torch does not work: {death}", hint="pip install --force-reinstall torch") from None
     now: dict[str, float] = json.loads(done.stdout)
-    before = stored() or {}
+    before, busy = stored() or {}, load()
+    kept = "" if before and not stored_load() else busy  # rates of an idle machine stay the best
     best = {name: max(rate, before.get(name, 0.0)) for name, rate in now.items()}
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
-        atomic.write(_path(), json.dumps({"machine": _machine(), "rates": best}).encode())
-    return MeasuredRates(now, best, before, load())
+        atomic.write(_path(), json.dumps({"machine": _machine(), "rates": best, "load": kept}).encode())
+    return MeasuredRates(now, best, before, busy)
 
 
 def load() -> str:
@@ -67,6 +68,21 @@ def stored() -> dict[str, float] | None:
         return rates if content["machine"] == _machine() and all(value > 0 for value in rates.values()) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def stored_load() -> str:
+    """The load under which all measurements behind the stored rates were made, in words; else ''."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return str(json.loads(_path().read_bytes())["load"])
+    return ""
+
+
+def remark() -> str:
+    """A sentence on times by the stored rates, where this machine is busy or was busy at their measurement; else ''."""
+    if kept := stored_load():
+        return f"the rates are those of a busy machine ({kept}), so times are too long: slmctl doctor measures again"
+    busy = load()
+    return f"this machine is busy ({busy}), so a run takes longer than this now" if busy else ""
 
 
 def torch_version() -> str:

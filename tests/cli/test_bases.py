@@ -24,6 +24,7 @@ RATES = {"float32": 200.0, "bfloat16": 1400.0}
 @pytest.fixture(autouse=True)
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul_rates, "stored", lambda: RATES)
+    monkeypatch.setattr(matmul_rates, "stored_load", lambda: "")
 
 
 def bases(*arguments: str) -> Result:
@@ -136,6 +137,30 @@ def test_a_busy_machine_keeps_the_best_rates(tmp_path: Path, monkeypatch: pytest
     assert check.result.endswith("by the best on this processor, float32 200 GFLOP/s, bfloat16 1400 GFLOP/s")
     assert check.remedy == "slmctl doctor, when no other process wants the cores"
     assert matmul_rates.stored() == RATES
+
+
+def test_times_say_that_the_machine_is_busy_or_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates of a busy machine were kept without a word, and a plan of 12 minutes said an hour."""
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    slow = {name: rate / 9 for name, rate in RATES.items()}
+    measured, cores = iter([slow, RATES]), os.cpu_count() or 1
+    monkeypatch.setattr(
+        child, "run", lambda *a, **k: subprocess.CompletedProcess[str]([], 0, json.dumps(next(measured)), "")
+    )
+
+    def said(load: float) -> str:
+        monkeypatch.setattr(os, "getloadavg", lambda: (load * cores, 9.0, 9.0))
+        return bases().stderr
+
+    for _ in range(2):  # at the measurement, and by the rates that it left
+        told = said(20.0)
+        assert f"rates are those of a busy machine ({20 * cores} processes want" in told and "too long" in told
+    assert matmul_rates.stored() == slow
+    assert "measuring" in (idle := said(0.2)) and "busy" not in idle  # anew, as soon as nothing else runs
+    assert matmul_rates.stored() == RATES
+    assert f"this machine is busy ({20 * cores} processes want" in said(20.0)
+    assert "measuring" not in (idle := said(0.2)) and "busy" not in idle
 
 
 @pytest.mark.parametrize("command", [["pull"], ["doctor", "--base"], ["run", "--until", "prepare"]], ids=str)
