@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shlex
@@ -10,11 +11,30 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from slmctl.errors import MissingError
+
 ROOT = Path(__file__).resolve().parent.parent  # the root of a checkout, or else site-packages
+WITHOUT_MODEL = "without a language model: slmctl run --until encode, or publish: {model: linear}"
 
 
-def pip_line(extra: str) -> str:
-    """The pip command that installs an extra from the origin of slmctl: a checkout, a wheel or a package index."""
+def is_installed(package: str) -> bool:
+    """True if a package can be imported, which is not tried."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # half of one
+        return False
+
+
+def require(what: str, extra: str, *packages: str) -> None:
+    """Refuse what needs packages of an extra; raises a MissingError if one is not installed."""
+    for package in packages:
+        if not is_installed(package):
+            raise MissingError(f"{what} needs the package '{package}', which is not installed", hint=pip_line(extra))
+
+
+def pip_line(*extras: str) -> str:
+    """The pip command that installs extras from the origin of slmctl: a checkout, a wheel or a package index."""
+    extra = ",".join(extras)
     if not (ROOT / "pyproject.toml").is_file():
         package = _wheel() or "slmctl"
         return f"pip install {shlex.quote(f'{package}[{extra}]')}"

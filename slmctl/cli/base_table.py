@@ -83,7 +83,7 @@ def measured_rates() -> Mapping[str, float]:
         except MissingError as error:
             terminal().say(f"note: {error.message}; {error.hint}")
     elif rates is None:
-        terminal().say(f"note: without torch no times are known: {pip_line('train')}")
+        terminal().say(f"note: without torch no times are known: {pip_line('encoder')}")
     if rates and (remark := matmul_rates.remark()):
         terminal().say(f"note: {remark}")
     return rates or {}

@@ -21,10 +21,9 @@ from slmctl.init.proposal import Machine
 from slmctl.installation import pip_line
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
-from slmctl.pipeline.system_errors import EXTRAS
+from slmctl.pipeline.system_errors import EXTRAS, extras_of
 from slmctl.stages.finetune import backend
 
-OPTIONAL = ("cuda", "ray")  # extras that [all] leaves out: nothing is missing without them
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 DISTRIBUTIONS = {
     "llama_cpp": "llama-cpp-python", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub",
@@ -155,19 +154,35 @@ def _speeds(rates: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items())
 
 
+def _roads() -> Iterator[Check]:
+    """The two kinds of models, each with the packages that it lacks; a machine that can make one of them is well."""
+    classifier, model = _lacking("encoder"), _lacking("encoder", "gguf", "train")
+    line = pip_line(*extras_of(model))
+    if "llama_cpp" in model:
+        tools = "" if hardware.cpp_compiler() else "apt-get install g++ cmake; "
+        line = f"{tools}{line} (it compiles llama-cpp-python); slmctl doctor --fix"
+    for name, command, lacking, remedy in (
+        ("classifier", "slmctl run --until encode, publish: {model: linear}", classifier, pip_line("encoder")),
+        ("language model", "slmctl run", model, line),
+    ):
+        result = f"missing: {', '.join(lacking.values())}" if lacking else f"ready: {command}"
+        yield Check(name, result, not lacking or not classifier, remedy if lacking else "")
+
+
+def _lacking(*extras: str) -> dict[str, str]:
+    """The packages of some extras that are not installed, with the names of their distributions."""
+    names = {package: DISTRIBUTIONS.get(package, package) for extra in extras for package in EXTRAS[extra]}
+    return {package: name for package, name in names.items() if not _version(name)}
+
+
 def _packages() -> list[Check]:
-    by_extra: dict[str, list[str]] = {}
-    for package, extra in EXTRAS.items():
-        by_extra.setdefault(extra, []).append(DISTRIBUTIONS.get(package, package))
-    findings = []
-    for extra, names in by_extra.items():
-        versions = {name: _version(name) for name in names}
-        missing = [name for name, version in versions.items() if not version]
-        installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "nothing"
-        more = f"; missing: {', '.join(missing)}" if missing and extra not in OPTIONAL else ""
-        needed = extra not in OPTIONAL or (extra == "cuda" and hardware.accelerator())
-        remedy = pip_line(extra) if missing and needed else ""
-        findings.append(Check(f"[{extra}]", installed + more, extra in OPTIONAL or not missing, remedy))
+    findings, listed = [*_roads()], set[str]()
+    for extra, packages in EXTRAS.items():
+        names = [DISTRIBUTIONS.get(package, package) for package in packages if package not in listed]
+        listed |= {*packages}
+        installed = ", ".join(f"{name} {version}" for name in names if (version := _version(name))) or "nothing"
+        helps = extra == "cuda" and installed == "nothing" and hardware.accelerator()
+        findings.append(Check(f"[{extra}]", installed, True, pip_line(extra) if helps else ""))
     torch = _version("torch")
     if torch and "+cpu" not in torch and not hardware.accelerator() and _is_cuda_build():
         findings.append(Check("torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH))
@@ -179,20 +194,18 @@ def _packages() -> list[Check]:
 
 
 def _tools() -> list[Check]:
+    """The tools of a language model; those of one that is not installed are in its line."""
+    if not _version("llama-cpp-python"):
+        return []
     compiler = hardware.cpp_compiler()
-    built = bool(_version("llama-cpp-python"))
-    remedy = "apt-get install g++ cmake (llama-cpp-python compiles when it is installed)"
-    if built:
-        remedy = "apt-get install g++ (without it, training on a processor takes a fifth longer)"
-    findings = [Check("C++ compiler", compiler or "none", bool(compiler) or built, "" if compiler else remedy)]
-    try:
-        state = gguf_converter.state()
-        ready = state == "ready"
-        about = f"ready, in {gguf_converter.folder()}" if ready else state
-        findings.append(Check("GGUF converter", about, ready, "" if ready else "slmctl doctor --fix"))
-    except MissingError as error:
-        findings.append(Check("GGUF converter", error.message, False, error.hint))
-    return findings
+    remedy = "" if compiler else "apt-get install g++ (without it, training on a processor takes a fifth longer)"
+    state = gguf_converter.state()
+    ready = state == "ready"
+    about = f"ready, in {gguf_converter.folder()}" if ready else state
+    return [
+        Check("C++ compiler", compiler or "none", True, remedy),
+        Check("GGUF converter", about, ready, "" if ready else "slmctl doctor --fix"),
+    ]
 
 
 def _completion() -> Check:

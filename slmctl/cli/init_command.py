@@ -51,6 +51,7 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
     from slmctl.config import FILENAME
     from slmctl.errors import UsageError
     from slmctl.init import project
+    from slmctl.installation import is_installed
 
     target = options.directory / (folder or (source if source in TEMPLATES else Path()))
     if source in TEMPLATES:
@@ -68,7 +69,9 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
             copy.parent.mkdir(parents=True, exist_ok=True)
             atomic.write(copy, raw, 0o600)
         inside = "" if target.resolve() == Path.cwd() else f" -C {shlex.quote(str(target))}"
-        next_command = f"slmctl{inside} run --plan    # what a run takes; then without --plan"
+        classifier = made.task.rules.has("encode") and not is_installed("llama_cpp")
+        until = " --until encode" if classifier else ""
+        next_command = f"slmctl{inside} run --plan{until}    # what a run takes; then without --plan"
     for path in written:
         terminal().say(f"wrote {path}")
     terminal().say(f"next: {next_command}")

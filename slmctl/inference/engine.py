@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import itertools
 import json
 import queue
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import MissingError
 from slmctl.hardware import usable_cores
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.inference.events import ControlTokens, EngineInfo, Event, ValuePlace, places_of
 from slmctl.inference.supervised_child import HANG_S, EngineDiedError, EngineError, State, Supervised, error_of
-from slmctl.installation import pip_line, timings_folder
+from slmctl.installation import require, timings_folder
 
 
 @dataclass(frozen=True)
@@ -271,12 +269,7 @@ class Engine(Supervised, Answering):
         grammars: bool = False,
         mostly_reads: bool = False,
     ) -> None:
-        for package in ("llama_cpp", "llguidance"):
-            if importlib.util.find_spec(package) is None:
-                raise MissingError(
-                    f"running a GGUF needs the package '{package}', which is not installed",
-                    hint=pip_line("gguf"),
-                )
+        require("running a GGUF", "gguf", "llama_cpp", "llguidance")
         self.sequences, self.context = sequences, context
         self._cells = sequences * context  # tokens that the memory holds, however it is shared out
         self._settings: dict[str, Any] = {

@@ -24,6 +24,7 @@ from slmctl.init.columns import Column
 from slmctl.init.proposal import MAX_LENGTH, THIN, Proposal, gates, plain, surely_better, system_prompt
 from slmctl.init.raw_data import RawData, SplitPart
 from slmctl.init.task_proposal import columns_in
+from slmctl.installation import WITHOUT_MODEL, is_installed
 from slmctl.metrics.label_typos import alike_labels
 from slmctl.metrics.statistics import wilson
 from slmctl.normal_forms import in_normal_form
@@ -81,6 +82,8 @@ def about_project(project: Proposal) -> list[str]:
     values = {
         "project": project,
         "task": task,
+        "has_engine": is_installed("llama_cpp"),
+        "without_model": WITHOUT_MODEL,
         "most": LISTED,
         "max_length": MAX_LENGTH,
         "few": THIN,

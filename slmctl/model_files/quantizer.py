@@ -6,7 +6,6 @@ A child, since a crash of native code must not end the caller; it gets no secret
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import child
-from slmctl.errors import MissingError, StageError
+from slmctl.errors import StageError
 from slmctl.hardware import usable_cores
-from slmctl.installation import pip_line, timings_folder
+from slmctl.installation import require, timings_folder
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,7 @@ def probe(
 
 def _child(task: str, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Answers of the child, one a line."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingError("quantizing needs the package 'llama_cpp', which is not installed", hint=pip_line("gguf"))
+    require("quantizing", "gguf", "llama_cpp")
     module = "slmctl.model_files.quantizer_child"
     with child.output(module, task, request=json.dumps(order).encode()) as lines:
         yield from map(json.loads, lines)

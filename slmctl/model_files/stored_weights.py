@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import accelerate
 import torch
 from torch.nn import functional
 
@@ -73,6 +72,8 @@ def widen(model: Any) -> None:
 
 def _recompute_buffers(model: Any) -> None:
     """Recompute in float32 the buffers that no file holds, such as Gemma's embedding scale, rounded when loaded."""
+    import accelerate  # encoders are loaded by hf_folder too, and do without it
+
     with accelerate.init_empty_weights(include_buffers=False):
         exact = type(model)._from_config(model.config, dtype=torch.float32)
     stored = model.state_dict(keep_vars=True).keys()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,15 +12,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.errors import MissingError
 from slmctl.hardware import usable_cores
 from slmctl.inference import ENCODER, INPUTS, OUTPUTS, TOKENIZER
 from slmctl.inference.supervised_child import EngineError
-from slmctl.installation import pip_line
+from slmctl.installation import require
 
 TOKENS = 256  # of a batch, padded ones too: larger ones leave the processor's caches
 LONGEST = 1 << 16  # characters that are read of a text; its first tokens, 512 at most, count
-NEEDS = ("onnxruntime", "tokenizers")
 Floats = npt.NDArray[np.float32]
 
 
@@ -38,10 +35,7 @@ class Encoder:
     """
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
-        for package in NEEDS:
-            if importlib.util.find_spec(package) is None:
-                raise MissingError(f"running an encoder needs the package '{package}', which is not installed",
-                                   hint=pip_line("encoder"))  # fmt: skip
+        require("running an encoder", "encoder", "onnxruntime", "tokenizers")
         self._session, self._tokenizer = _session(folder / ENCODER), _tokenizer(folder / TOKENIZER)
         shapes = {output.name: output.shape for output in self._session.get_outputs()}
         inputs = {value.name for value in self._session.get_inputs()}

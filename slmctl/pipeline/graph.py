@@ -39,6 +39,7 @@ class Role:
 
 
 BASE, PREPARED = Role("base", ("base",)), Role("prepared", ("prepared",))
+ENGINE = ("llama_cpp", "llguidance")  # packages that answer with a GGUF file
 LABELLED = Role("labelled", ("labelled",), when="label")
 
 

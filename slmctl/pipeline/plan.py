@@ -7,7 +7,6 @@ will run will run too. Figures are estimates, and None where nothing is known.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 from slmctl import config, console
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import FullError, GateError, MissingError, SlmctlError
-from slmctl.installation import pip_line
+from slmctl.installation import WITHOUT_MODEL, is_installed, pip_line
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.model_shape import ModelShape
@@ -26,7 +25,7 @@ from slmctl.pipeline import row_estimate, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate
 from slmctl.pipeline.graph import BASE, PREPARED, Project, Stage
 from slmctl.pipeline.measured_times import MeasuredTimes
-from slmctl.pipeline.system_errors import EXTRAS
+from slmctl.pipeline.system_errors import extras_of
 
 Stages = Sequence[Stage[Any]]
 LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
@@ -255,24 +254,19 @@ def _last(states: Iterable[str]) -> str:
 def _packages(stages: Stages) -> str:
     """Check that the packages of these stages are installed, without importing one."""
     needed = {package: stage.name for stage in reversed(stages) for package in (*stage.imports, *stage.packages())}
-    missing = {package: name for package, name in needed.items() if not _is_installed(package)}
+    missing = {package: name for package, name in needed.items() if not is_installed(package)}
     if missing:
-        extras = sorted({EXTRAS[package] for package in missing})
         named = ", ".join(f"'{package}'" for package in sorted(missing))
         several = "packages" if len(missing) > 1 else "package"
+        settings, extras = stages[0].project.config, extras_of(missing)
+        trains = settings.encode is not None and not settings.publish.linear and {"gguf", "train"} & {*extras}
+        hint = f"{pip_line(*extras)}; {WITHOUT_MODEL}" if trains else pip_line(*extras)
         raise MissingError(
             f"{' and '.join(dict.fromkeys(missing.values()))} needs the {several} {named}, "
             f"which {'are' if len(missing) > 1 else 'is'} not installed",
-            hint=pip_line(",".join(extras)),
+            hint=hint,
         )
     return f"{console.count(len(needed), 'package')}, installed" if needed else ""
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # half of one
-        return False
 
 
 def _converter(stages: Stages) -> str:

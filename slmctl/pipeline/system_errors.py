@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 from slmctl.errors import FullError, MissingError
 from slmctl.installation import pip_line
 
-# Which extra brings a package that may be missing.
+_MEASURES = ("sklearn", "httpx")
+_SERVES = ("starlette", "uvicorn", "httptools", "prometheus_client")
+_LOADS = ("torch", "transformers", "safetensors", "tokenizers")
+# Packages that an extra brings. Extras that need no compiler stand first: of two that bring a package these are named.
 EXTRAS = {
-    "torch": "train", "transformers": "train", "trl": "train", "peft": "train", "datasets": "train",
-    "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
-    "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
-    "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
-    "httptools": "serve", "prometheus_client": "serve",
-    "ray": "ray",
-    "boto3": "publish", "model_signing": "sign", "OpenSSL": "sign",
-    "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
-    "pypdfium2": "documents", "onnx": "encoder", "onnxruntime": "encoder",
-}  # fmt: skip
+    "evaluate": _MEASURES,
+    "serve": (*_SERVES, "httpx"),
+    "encoder": (*_MEASURES, *_SERVES, *_LOADS, "onnx", "onnxruntime"),
+    "gguf": ("llama_cpp", "llguidance", "gguf", "sentencepiece", "sklearn", "onnxruntime", "tokenizers"),
+    "train": (*_LOADS, "trl", "peft", "datasets", "accelerate", "huggingface_hub", "llguidance"),
+    "data": ("pyarrow", "python_calamine", "sqlalchemy", "psycopg"),
+    "documents": ("pypdfium2",),
+    "publish": ("boto3", "huggingface_hub"),
+    "sign": ("model_signing", "OpenSSL"),
+    "cuda": ("unsloth",),
+    "ray": ("ray",),
+}
+
+
+def extras_of(packages: Collection[str]) -> tuple[str, ...]:
+    """The fewest extras that bring these packages."""
+    sizes = range(1, len(EXTRAS) + 1)
+    choices = itertools.chain.from_iterable(itertools.combinations(EXTRAS, size) for size in sizes)
+    return next(extras for extras in choices if {*packages} <= {name for extra in extras for name in EXTRAS[extra]})
 
 
 def missing(error: ModuleNotFoundError, what: str) -> MissingError | ModuleNotFoundError:
     """Turn a package that an extra brings into a sentence; anything else stays the bug it is."""
     package = (error.name or "").partition(".")[0]
-    if package not in EXTRAS:
+    if not any(package in brought for brought in EXTRAS.values()):
         return error
-    extra = EXTRAS[package]
-    return MissingError(f"{what} needs the package '{package}', which is not installed", hint=pip_line(extra))
+    text = f"{what} needs the package '{package}', which is not installed"
+    return MissingError(text, hint=pip_line(*extras_of([package])))
 
 
 @contextlib.contextmanager

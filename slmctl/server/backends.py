@@ -64,7 +64,8 @@ class LocalEngine:
 
     @property
     def build(self) -> str:
-        return f"llama-cpp-python {self.engine.build}"
+        build = self.engine.build
+        return f"llama-cpp-python {build}" if build[:1].isdigit() else build  # of linear members another program's
 
     @property
     def ready(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import TaskConfig
 from slmctl.errors import DataError
 from slmctl.inference import grammar_pool
+from slmctl.installation import is_installed
 from slmctl.sources.rows import require_file
 from slmctl.task import documents, tool_calls
 
@@ -88,7 +88,7 @@ def labels_of(config: TaskConfig, found: Iterable[str]) -> tuple[str, ...]:
 
 def grammar_fault(rules: str) -> str:
     """The reason why answers cannot follow a grammar, or ''; '' also without llguidance."""
-    if importlib.util.find_spec("llguidance") is None:  # of the extra gguf; without it no model answers here anyway
+    if not is_installed("llguidance"):  # of the extra gguf; without it no model answers here anyway
         return ""
     return grammar_pool.fault_of(rules)
 

@@ -630,15 +630,6 @@ def test_reader_that_has_enough_is_no_failure(bare: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_doctor_misses_no_extra_that_few_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    # without an extra that [all] leaves out, `doctor --fix` once ended with 4, and the installation with it
-    monkeypatch.setattr(doctor_checks, "_version", lambda name: "" if name in ("unsloth", "ray") else "1.0")
-    found = {finding.name: finding for finding in doctor_checks._packages()}
-    assert found["[cuda]"].ok and not found["[cuda]"].remedy
-    assert found["[ray]"].ok
-    assert found["[train]"].ok
-
-
 # Results
 
 

@@ -21,7 +21,7 @@ from slmctl.cli import base_table, matmul_rates, run_plan, stage_commands
 from slmctl.cli.group import CHAIN
 from slmctl.cli.main import cli
 from slmctl.errors import DataError, FullError, GateError, MissingError, SlmctlError, UsageError
-from slmctl.installation import pip_line
+from slmctl.installation import WITHOUT_MODEL, pip_line
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.pipeline import plan as planning
 from slmctl.pipeline import row_estimate
@@ -217,11 +217,13 @@ REFUSALS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], str, type[Slmctl
     ("kind", nothing, "prepare.sources=[{path: slmctl.yaml}]", DataError, "slmctl.yaml", ""),
     ("converter", without_converter, "project=acme", MissingError, "the GGUF converter of", "slmctl doctor --fix"),
     ("extra", without_package, "project=acme", MissingError, "needs the packages 'llama_cpp', 'trl'",
-     pip_line("gguf,train")),
+     pip_line("gguf", "train")),
+    ("classifier", without_package, "encode={encoder: none}", MissingError, "needs the packages 'llama_cpp', 'trl'",
+     f"{pip_line('gguf', 'train')}; {WITHOUT_MODEL}"),
     ("disk", with_a_full_disk, "project=acme", FullError, "of disk, and 1.00 GB are free", "slmctl gc"),
     ("gate", nothing, TIE, GateError, "rows are too few for the gate max_drop 0.02", "more rows"),
     ("model", nothing, "gates=[{metric: accuracy, model: Q4_K_M, min: 0.5}]", UsageError,
-     "a gate names the model 'Q4_K_M', which is not measured", "Q8_0"),
+     "gates name models that are not measured: Q4_K_M", "Q8_0"),
     ("chosen", nothing, "gates=[{metric: accuracy, model: chosen, min: 0.5}]", UsageError,
      "evaluate.choose is not set", "smallest_within"),
 ]  # fmt: skip

@@ -157,7 +157,7 @@ def test_gates_name_the_adapter(measured: Path) -> None:
     assert [each.passed for each in gates.check([held, missed], figures)] == [True, False]
     known = "gates=[{metric: accuracy, model: lora-Q8_0, min: 0.1}]"
     plan.require(opened(measured, known, "confidence=0.9"), ["evaluate"])
-    with pytest.raises(UsageError, match="the model 'lora-Q4_K_M', which is not measured"):
+    with pytest.raises(UsageError, match="models that are not measured: lora-Q4_K_M"):
         plan.require(opened(measured, known.replace("Q8_0", "Q4_K_M"), "confidence=0.9"), ["evaluate"])
 
 

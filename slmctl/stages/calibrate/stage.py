@@ -16,11 +16,12 @@ from slmctl.errors import DataError, GateError, IntegrityError, UsageError
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import predictions, runner
 from slmctl.pipeline.estimates import KnownSizes, StageEstimate
-from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
+from slmctl.pipeline.graph import ENGINE, PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
 from slmctl.pipeline.predictions import EndpointModel
 from slmctl.pipeline.runner import Outcome
 
 LIKELY = 0.5  # least chance to pass of a policy that is printed without a note
+OF_ENCODER = "  the encoder alone (slmctl serve encoder)"
 MORE_ROWS = "prepare.splits.calibration: 0.15"
 
 
@@ -34,7 +35,6 @@ class Calibrate(Stage[CalibrateConfig]):
         Role("prepared", ("prepared",), optional=True),  # where rows have groups, to count these
     )
     waits_for = ("base", "adapter", "gguf", "encoder")
-    imports = ("llama_cpp", "llguidance")
     uses = ("numpy",)
     version = 5
     on_page = True
@@ -51,13 +51,23 @@ class Calibrate(Stage[CalibrateConfig]):
         if "predictions" in (named := self.project.named):
             own = {role.name: named[role.name] for role in self.takes[1::-1] if role.name in named}
             return own | predictions.grouped_rows(self.project, named["predictions"])
-        return predictions.calibration_inputs(self.project, get)
+        return predictions.calibration_inputs(self.project, get, "encoder" if self._is_of_encoder else "gguf")
+
+    @property
+    def _is_of_encoder(self) -> bool:
+        """True before there is a base: the encoder is then all that answers."""
+        project = self.project
+        named = "predictions" in project.named or project.config.publish.linear
+        return not named and project.config.encode is not None and not project.has_base()
 
     def current(self) -> Iterator[StageRequest]:
         """The policy of the file that is served, and where there is an encoder that of it too."""
         for model in ("gguf", *(["encoder"] if self.project.config.encode is not None else [])):
             with contextlib.suppress(IntegrityError, UsageError):
                 yield predictions.policy_request(self.project, model)
+
+    def packages(self) -> Sequence[str]:
+        return () if self.project.config.publish.linear else ENGINE
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         if (model := sizes.model) is None:
@@ -73,17 +83,19 @@ class Calibrate(Stage[CalibrateConfig]):
         """Refuse a data set without calibration rows, and fit the encoder's policy, where there is an encoder."""
         if "predictions" in self.project.named:
             return
-        if self.project.config.encode is not None:
+        if self.project.config.encode is not None and not self._is_of_encoder:
             try:
                 of_encoder = calibrate(self.project, "encoder").artifact
             except (GateError, IntegrityError) as error:
                 console.say(f"  no policy for the encoder: {error.message} ({error.hint})")
             else:
-                console.say("  the encoder alone (slmctl serve encoder)")
+                console.say(OF_ENCODER)
                 show(of_encoder)
         _require_rows(self.project, 1)
 
     def after(self, made: Artifact, *, current: bool) -> None:
+        if self._is_of_encoder:
+            console.say(OF_ENCODER)
         show(made)
 
 

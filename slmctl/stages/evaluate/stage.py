@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from slmctl.inference import LINEAR, SUM
 from slmctl.metrics import gates
 from slmctl.pipeline import named, predictions, project_gates, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
-from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
+from slmctl.pipeline.graph import ENGINE, PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
 from slmctl.pipeline.predictions import LORA, EndpointModel, predictions_of
 from slmctl.pipeline.runner import Outcome
 from slmctl.reports import IN_SUM, RELEASE
@@ -43,7 +44,7 @@ class Evaluate(Stage[EvaluateConfig]):
         Role("sum", ("sum",), optional=True),  # linear members beside the GGUF files
     )
     waits_for = ("base", "adapter", "gguf", "encoder")
-    imports = ("sklearn", "llama_cpp", "llguidance")
+    imports = ("sklearn",)
     uses = ("scikit-learn",)
     version = 11
     stands = True
@@ -63,6 +64,9 @@ class Evaluate(Stage[EvaluateConfig]):
 
     # Known before it costs anything
 
+    def packages(self) -> Sequence[str]:
+        return () if self.project.config.publish.linear else ENGINE
+
     def checks(self) -> Mapping[str, Callable[[], str]]:
         return {"gates": self._gates, "release": self._release, "pairs": self._pairs}
 
@@ -70,9 +74,8 @@ class Evaluate(Stage[EvaluateConfig]):
         """Check that what the gates name will be measured."""
         settings = self.project.config
         participants = _participants(settings) if settings.gates else set()
-        for gate in settings.gates:
-            for model in filter(None, (gate.model, None if gate.release else gate.against)):
-                _require_measured(settings, model, participants)
+        pairs = [(gate.model, None if gate.release else gate.against) for gate in settings.gates]
+        _require_measured(settings, list(filter(None, itertools.chain(*pairs))), participants)
         count = len(settings.gates)
         named = "the gate names a model that is" if count == 1 else f"{count} gates name models that are"
         alone = sorted({gate.model for gate in settings.gates if _tests_file(gate, settings)})
@@ -181,17 +184,19 @@ def _tests_file(gate: config.Gate, settings: config.Config) -> bool:
     return SUM in settings.measured and gate.model in settings.quantize.types and not of_source
 
 
-def _require_measured(settings: config.Config, model: str, participants: set[str]) -> None:
-    if model == "chosen" and model not in participants:
+def _require_measured(settings: config.Config, models: Sequence[str], participants: set[str]) -> None:
+    named = dict.fromkeys(models)
+    lacking = [model for model in named if model.partition(" (")[0] not in participants]  # base (8-shot)
+    if "chosen" in lacking:
         raise UsageError(
             "a gate names the model 'chosen', and evaluate.choose is not set",
             hint="evaluate: {choose: {smallest_within: 0.01}}",
         )
-    if model.partition(" (")[0] not in participants:  # base (8-shot)
+    if lacking:
         what = "publish.model linear gives" if settings.publish.linear else "evaluate.models and quantize.types give"
         raise UsageError(
-            f"a gate names the model '{model}', which is not measured",
-            hint=f"{what} {', '.join(sorted(participants))}",
+            f"gates name models that are not measured: {', '.join(lacking)}",
+            hint=f"{what} {', '.join(sorted(participants))}: take gates on others out",
         )
 
 

@@ -38,12 +38,12 @@ class Publish(Stage[PublishConfig]):
         Role("encoder", ("encoder",), when="linear"), Role("report", ("report",)), LABELLED,
         Role("sum", ("sum",), when="encode"), Role("policy", ("policy",), when="calibrate"),
     )  # fmt: skip
-    imports = ("llama_cpp", "gguf")
     uses = ("llama_cpp_python", "gguf")
     version = 7
 
     def packages(self) -> Iterator[str]:
         kind = self.settings.to.partition(":")[0]
+        yield from () if self.settings.linear else ("llama_cpp", "gguf")
         yield from [TARGET_PACKAGES[kind]] if kind in TARGET_PACKAGES else []
         yield from ["model_signing"] if self.settings.signing_key is not None else []
 
