@@ -34,7 +34,8 @@ LAYERS = (
     ("network", "reports", "sensitive"),
     ("artifacts",),
     ("child",),
-    ("errors", "console", "child_environment", "hardware", "installation", "normal_forms"),
+    ("console", "child_environment", "hardware", "installation", "normal_forms"),
+    ("errors",),
 )
 LEVEL = {room: level for level, layer in enumerate(reversed(LAYERS)) for room in layer}
 MAX_FILE, MAX_FUNCTION = 600, 60  # lines
