@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -12,10 +13,13 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-from support import ROOT, tiny
+from packaging.requirements import Requirement
+from support import ROOT, serving, tiny
 
 from slmctl import __version__
 from slmctl.cli.init_command import TEMPLATES
@@ -135,9 +139,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment
 
 
-def ran(installed: Path, folder: Path, *words: str) -> str:
+def ran(installed: Path, folder: Path, *words: str, **more: str) -> str:
     """The stdout of the installed program."""
-    command, env = [installed / "bin" / "slmctl", *words], tiny.environment()
+    command, env = [installed / "bin" / "slmctl", *words], tiny.environment(**more)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -172,6 +176,73 @@ def test_the_installed_program_measures_rows_of_a_users_own(installed: Path, tin
         "--output", "-",
     )  # fmt: skip
     assert json.loads(answered.splitlines()[0])["answer"] in tiny.WORDS
+
+
+def packages_of(extra: str, site: Path) -> set[Path]:
+    """The files and folders of all distributions that an extra of the installed wheel brings."""
+    (wheel,) = metadata.distributions(name="slmctl", path=[str(site)])
+    left, seen, paths = [(wheel, frozenset({extra}))], set[tuple[str, frozenset[str]]](), set[Path]()
+    while left:
+        installed, extras = left.pop()
+        for need in map(Requirement, installed.requires or []):
+            applies = need.marker is None or any(need.marker.evaluate({"extra": name}) for name in (*extras, ""))
+            asked = (need.name, frozenset(need.extras))
+            if not applies or asked in seen:
+                continue
+            seen.add(asked)
+            found = wheel if need.name == "slmctl" else metadata.distribution(need.name)
+            left.append((found, asked[1]))
+            if found is not wheel:
+                paths |= {Path(str(found.locate_file(file.parts[0]))) for file in found.files or []}
+    return {path for path in paths if path.exists() and path.name not in ("..", "__pycache__", "bin")}
+
+
+@pytest.fixture
+def classifier_alone(installed: Path, tmp_path: Path) -> Iterator[Path]:
+    """The environment as the extra `encoder` leaves it, of links: to install its packages anew would take minutes."""
+    (site,) = installed.glob("lib/python*/site-packages")
+    links = tmp_path / "site-packages"
+    links.mkdir()
+    for path in packages_of("encoder", site):
+        (links / path.name).symlink_to(path)
+    listed = (site / "dependencies.pth").read_text(encoding="utf-8")
+    (site / "dependencies.pth").write_text(str(links), encoding="utf-8")
+    yield installed
+    (site / "dependencies.pth").write_text(listed, encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_classifier_needs_no_compiler_and_no_llama_cpp_python(classifier_alone: Path, tmp_path: Path) -> None:
+    # encode once imported accelerate, and publish asked for llama-cpp-python, for a release without a language model
+    tiny.write_csv(tmp_path / "tickets.csv", tiny.rows(1000))
+    tiny.build_encoder_folder(tmp_path / "encoder")
+    bare = {name: str(tmp_path / name.lower()) for name in ("HOME", "PATH")}
+    for folder in bare.values():
+        Path(folder).mkdir()
+    run = functools.partial(ran, classifier_alone, tmp_path, **bare)
+    assert not {path.name for path in (tmp_path / "site-packages").glob("*")} & {"llama_cpp", "gguf", "peft", "trl"}
+    desk = run("init", "tickets.csv", "desk", "--yes").strip()
+    config = tmp_path / desk / "slmctl.yaml"
+    head = re.sub(r"(?ms)^(encode|publish): .*?$|^gates:$.*", "", config.read_text(encoding="utf-8"))
+    head = head.replace("prepare:\n", "prepare:\n  splits: {calibration: 0.25}\n")
+    publish = "publish: {to: 'dir:./registry', model: linear}"
+    config.write_text(f"{head}\nencode: {{encoder: ../encoder}}\ngates: []\n{publish}\n", encoding="utf-8")
+    made = run("-C", desk, "run", "--offline", "--until", "encode").strip()
+    assert (Path(made) / "encoder.onnx").is_file()
+    answers = run("-C", desk, "predict", "encoder", "--input", "tickets.csv", "--column", "text", "--output", "-")
+    assert json.loads(answers.splitlines()[0])["answer"] in tiny.WORDS
+    run("-C", desk, "calibrate", "--max-error", "0.2")
+    run("-C", desk, "run", "--offline")
+    assert (tmp_path / desk / "registry" / "desk" / "0.1" / "sum.npz").is_file()
+    words = [classifier_alone / "bin" / "slmctl", "-C", desk, "serve", "--port", "0"]
+    served = subprocess.Popen(words, cwd=tmp_path, env=tiny.environment(**bare), stdout=subprocess.PIPE, text=True)
+    try:
+        assert served.stdout is not None
+        reply = serving.ask(served.stdout.readline().strip(), "invoice refund please")
+        assert reply.json()["choices"][0]["message"]["content"] == "billing"
+    finally:
+        served.terminate()
+        served.communicate(timeout=60)
 
 
 @pytest.mark.slow
