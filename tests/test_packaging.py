@@ -234,7 +234,7 @@ def test_a_classifier_needs_no_compiler_and_no_llama_cpp_python(classifier_alone
     run("-C", desk, "calibrate", "--max-error", "0.2")
     run("-C", desk, "run", "--offline")
     assert (tmp_path / desk / "registry" / "desk" / "0.1" / "sum.npz").is_file()
-    words = [classifier_alone / "bin" / "slmctl", "-C", desk, "serve", "--port", "0"]
+    words = [str(classifier_alone / "bin" / "slmctl"), "-C", desk, "serve", "--port", "0"]
     served = subprocess.Popen(words, cwd=tmp_path, env=tiny.environment(**bare), stdout=subprocess.PIPE, text=True)
     try:
         assert served.stdout is not None

@@ -9,6 +9,7 @@ scikit-learn (the extra `evaluate`) is imported when a model is fitted.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import itertools
 import json
 import re
@@ -188,6 +189,10 @@ def _features(name: str, text: str) -> Iterator[str]:
         padded = f" {match[0]} "
         for length in range(2, min(5, len(padded)) + 1):
             yield from (padded[start : start + length] for start in range(len(padded) - length + 1))
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("sklearn") is not None
 
 
 def most_frequent(labels: Sequence[str]) -> str:

@@ -14,14 +14,13 @@ from pathlib import Path
 from slmctl.errors import FullError, MissingError
 from slmctl.installation import pip_line
 
-_MEASURES = ("sklearn", "httpx")
 _SERVES = ("starlette", "uvicorn", "httptools", "prometheus_client")
 _LOADS = ("torch", "transformers", "safetensors", "tokenizers")
 # Packages that an extra brings. Extras that need no compiler stand first: of two that bring a package these are named.
 EXTRAS = {
-    "evaluate": _MEASURES,
+    "evaluate": ("sklearn", "httpx"),
     "serve": (*_SERVES, "httpx"),
-    "encoder": (*_MEASURES, *_SERVES, *_LOADS, "onnx", "onnxruntime"),
+    "encoder": (*_SERVES, *_LOADS, "onnx", "onnxruntime", "sklearn", "httpx"),
     "gguf": ("llama_cpp", "llguidance", "gguf", "sentencepiece", "sklearn", "onnxruntime", "tokenizers"),
     "train": (*_LOADS, "trl", "peft", "datasets", "accelerate", "huggingface_hub", "llguidance"),
     "data": ("pyarrow", "python_calamine", "sqlalchemy", "psycopg"),

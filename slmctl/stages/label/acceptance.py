@@ -25,7 +25,6 @@ from slmctl.console import percent
 from slmctl.deduplication import minhash, near_duplicates
 from slmctl.errors import GateError
 from slmctl.inference.escalation_policy import PolicyFigures, linear
-from slmctl.installation import is_installed
 from slmctl.metrics import answer_metrics, cross_fitting, error_threshold, linear_baseline
 from slmctl.metrics.answer_score import CalibrationRows
 from slmctl.metrics.error_threshold import MIN_ROWS, FittedThreshold
@@ -253,7 +252,7 @@ def linear_chances(rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]) -> 
     every = [*rows, *gold]
     folds = [_fold(entry.row.id) for entry in every]
     chosen = [entry for entry in gold if entry.row.is_pool]
-    if not chosen or not is_installed("sklearn"):
+    if not chosen or not linear_baseline.is_installed():
         return {}
     chances = {entry.row.id: 0.0 for entry in every}
     strengths: Sequence[float] = cross_fitting.STRENGTHS

@@ -10,7 +10,7 @@ from typing import TypedDict
 import numpy as np
 
 from slmctl import console
-from slmctl.installation import is_installed, pip_line
+from slmctl.installation import pip_line
 from slmctl.metrics import linear_baseline
 from slmctl.metrics.statistics import wilson
 from slmctl.task.records import Record
@@ -42,7 +42,7 @@ def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFac
     """
     if validation < linear_baseline.FEWEST or labels < 2:
         return None
-    if not is_installed("sklearn"):
+    if not linear_baseline.is_installed():
         console.say(f"  no linear baseline: it needs scikit-learn, {pip_line('evaluate')}")
         return None
     most = max(1, min(ROWS, WORK // labels))

@@ -13,7 +13,6 @@ from typing import TypedDict
 
 import numpy as np
 
-from slmctl.installation import is_installed
 from slmctl.metrics import confident_joint, linear_baseline
 from slmctl.stages.prepare import linear_model
 from slmctl.stages.prepare.fates import RowPlace
@@ -62,7 +61,7 @@ def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
 
     Returns None and writes no file without scikit-learn, or if fewer than two labels have FEWEST records.
     """
-    if not is_installed("sklearn") or labels < 2:
+    if not linear_baseline.is_installed() or labels < 2:
         return None
     most = max(1, min(ROWS, WORK // labels))
     records = _with_enough(linear_model.sample(out / "train.jsonl", train, most, CHARACTERS))
