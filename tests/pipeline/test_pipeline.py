@@ -92,11 +92,11 @@ def test_one_changed_cell_reruns_from_prepare(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "first"),
     [("finetune.epochs=3", "finetune"), ("merge.dtype=float16", "merge"), ("quantize.types=[Q8_0]", "quantize"),
-     ("version=2.0", "quantize"), ("confidence=0.9", "evaluate")],
+     ("version=2.0", "publish"), ("confidence=0.9", "evaluate")],
 )  # fmt: skip
 def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, first: str) -> None:
     project = opened(tiny_run, setting)
-    order = ["pull", "prepare", "finetune", "merge", "quantize", "evaluate"]
+    order = ["pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish"]
     for name in order[: order.index(first)]:
         assert project.request(name).path.exists()
     assert not project.request(first).path.exists()

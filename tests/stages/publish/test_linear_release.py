@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from slmctl.errors import SlmctlError, UsageError
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.model_files.gguf_choice import answering
 from slmctl.models.model import Loading
+from slmctl.models.prompts import of_texts
 from slmctl.pipeline import model_lookup, named
+from slmctl.task.contract import Task
 
 CONFIG = tiny.CALIBRATED.replace("evaluate: {models: [base, adapter, gguf]}\n", "") + (
     "encode: {encoder: ./words}\nsum: {floor: 0}\npublish: {model: linear}\n"
@@ -130,6 +134,19 @@ def test_it_is_served_to_the_openai_client_as_it_was_measured(desk: Path) -> Non
         assert (reply.model_extra or {})["slmctl"]["p_correct"] > 0.5  # by the policy that was fitted on runs/sum
         (listed,) = client.models.list().data
         assert (listed.id, (listed.model_extra or {})["slmctl"]["file"]) == ("tiny-desk", "sum.npz")
+
+
+def test_its_program_answers_as_its_server(desk: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(released(desk).path, tmp_path / "desk"))
+    texts = [record["messages"][-2]["content"] for record in records(desk, "test")[:20]]
+    texts += ["invoice", "x" * 3_000, "[CLS] refund [SEP] parcel", "Größe 🙂 refund", "привет parcel", "a\x01 b"]
+    done = subprocess.run(
+        (sys.executable, str(folder / "answer.py")), input="\n".join(texts), capture_output=True, text=True, check=True
+    )
+    with models.of(released(desk)).open(Task.read(folder)) as opened_model:
+        answers = sorted(opened_model.answer(list(of_texts(opened_model.task, texts))))
+    for line, (_, answer) in zip(done.stdout.splitlines(), answers, strict=True):
+        assert json.loads(line)["labels"] == pytest.approx(answer.labels, abs=1.01e-6, rel=0)
 
 
 def test_a_fetched_release_decides_as_in_its_project(desk: Path, stages: Forks, tmp_path: Path) -> None:
