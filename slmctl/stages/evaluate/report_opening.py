@@ -25,11 +25,17 @@ class Training:
 
 @dataclass(frozen=True)
 class PolicyShares:
-    """Share of answers that the policy keeps, and share of these that are wrong, on the rows that tested it."""
+    """Share of answers that the policy keeps, and share of these that are wrong, on the rows that tested it.
+
+    Attributes:
+        cost: Of a thousand questions, with its interval, in `currency`; None without prices.
+    """
 
     kept: float
     error: float
     rows: int
+    cost: tuple[float, float, float] | None = None
+    currency: str = ""
 
 
 @dataclass(frozen=True)

@@ -194,4 +194,5 @@ def _shares(policy: Artifact) -> PolicyShares:
     from slmctl.stages.evaluate.report_opening import PolicyShares
 
     figures = policy.metrics
-    return PolicyShares(figures["kept"], figures["error"], figures["tested_on"])
+    cost, currency = figures.get("cost"), figures.get("currency", "")
+    return PolicyShares(figures["kept"], figures["error"], figures["tested_on"], cost, currency)

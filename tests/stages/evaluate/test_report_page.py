@@ -15,7 +15,7 @@ from support.reported import evaluate_opening, evaluate_report, evaluate_rows
 from slmctl.reports.evaluation_report import ParticipantEntry, parse_report, parse_rows
 from slmctl.stages.evaluate import report_charts, report_page, report_row_changes
 from slmctl.stages.evaluate.report_data import ReportView
-from slmctl.stages.evaluate.report_opening import Opening
+from slmctl.stages.evaluate.report_opening import Opening, PolicyShares
 
 LABELS = ("billing", "delivery", "returns")
 BARE = Opening("desk 1.0", "", "", "2026-01-02 10:00 UTC")
@@ -274,6 +274,14 @@ def test_a_day_adds_up_and_escalates_only_where_a_policy_does(tmp_path: Path) ->
     # of 100, 70 are kept, 2 % of them wrong: 1.4
     assert day(evaluate_opening()) == "right 69; wrong 1; escalated 30"
     assert "slmctl calibrate fits one" in words(tmp_path, evaluate_report(), opening=BARE)
+
+
+def test_the_first_figure_is_the_cost_of_a_thousand_questions_if_the_policy_knows_prices(tmp_path: Path) -> None:
+    dear = replace(BARE, policy=PolicyShares(0.7, 0.02, 300, (81.2, 60.0, 1_104.5), "EUR"))
+    text = words(tmp_path, evaluate_report(), opening=dear)
+    assert "A thousand questions 81.20 EUR 60.00 to 1,104.50, with the policy" in text
+    cheap = replace(BARE, policy=PolicyShares(0.7, 0.02, 300))
+    assert "A thousand questions" not in words(tmp_path, evaluate_report(), opening=cheap)
 
 
 def test_a_day_has_its_cost_where_prices_are_known(tmp_path: Path) -> None:
