@@ -27,7 +27,7 @@ from benchmarks.program import Pairs
 from slmctl.metrics import cross_fitting, encoder_head
 from slmctl.metrics.encoder_head import Floats
 from slmctl.metrics.likelihood import normalised, sharpest
-from slmctl.model_files import hf_folder
+from slmctl.model_files import encoder_source, hf_folder
 from slmctl.stages.encode import tuning, tuning_bounds
 
 KEPT, BEFORE = "tuning-speed", "ten passes, embeddings and dropout"
@@ -123,7 +123,7 @@ def measured(data: str, seed: int, folder: Path, train: Pairs, validation: Pairs
 def vectors_of(folder: Path, texts: Sequence[str]) -> Floats:
     """Vectors (n, size) of texts by an encoder's folder, in float32."""
     model, tokenizer = hf_folder.load_encoder(folder), hf_folder.load_tokenizer(folder)
-    first, found = tuning_bounds.pooling(folder) == "cls", []
+    first, found = encoder_source.pooling(folder) == "cls", []
     for k in range(0, len(texts), 32):
         batch = tokenizer(list(texts[k : k + 32]), padding=True, truncation=True,
                           max_length=tuning.LONGEST - 2, return_tensors="pt")  # fmt: skip

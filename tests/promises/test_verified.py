@@ -151,7 +151,7 @@ def facts(path: Path) -> dict[str, Any] | None:
     try:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = [(t.name, [int(n) for n in t.shape], int(t.tensor_type), int(t.data_offset)) for t in reader.tensors]
+        tensors = [(t.name, [int(n) for n in t.shape], int(t.tensor_type), t.data.tobytes()) for t in reader.tensors]
     except (ValueError, OSError, KeyError, IndexError, OverflowError, MemoryError, TypeError, AssertionError):
         return None
     return {"fields": fields, "tensors": tensors}
