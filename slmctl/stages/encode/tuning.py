@@ -26,7 +26,7 @@ from slmctl.stages.encode import tuning_bounds
 from slmctl.stages.encode.tuning_bounds import PASSES, WORK
 
 BATCH, DECAY = 16, 0.01
-RATE, OF_HEAD = 1.25e-4, 10  # of the encoder; that of the head is so many times as high
+RATE, OF_HEAD = 2e-4, 10  # of the encoder; that of the head is so many times as high
 WARMUP = 0.1  # of the steps
 SORTED = 16  # batches' rows that are sorted by length before they are dealt: padding costs as much as text
 TOGETHER = 1024  # padded tokens computed at once: attention holds the square of the longest text for each text
