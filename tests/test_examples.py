@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 import yaml
 from support import EXAMPLES as DATA
 from support import ROOT
+from support.made_contracts import files as contracts
 
 from examples import demo
 from slmctl import config
@@ -48,12 +48,6 @@ def usable() -> list[dict[str, str]]:
 
 def jsonl(name: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
-
-
-def contracts(archive: Path = DATA / "contract-terms.tar.xz") -> dict[str, bytes]:
-    """The files of the archive of contracts, by name."""
-    with tarfile.open(archive) as files:
-        return {entry.name: files.extractfile(entry).read() for entry in files}  # type: ignore[union-attr] # all are files
 
 
 def terms() -> dict[str, dict[str, str]]:
