@@ -88,6 +88,11 @@ def test_values_stand_in_their_documents(rows: list[Row]) -> None:
         assert found >= (0.9 if name in LOCATED else 0.95) * len(places), (name, found, len(places))
 
 
+@pytest.mark.parametrize("name", ["supplier", "notice_period", "governing_law"])
+def test_terms_are_spelled_as_in_the_document(rows: list[Row], name: str) -> None:
+    assert not [(row["file"], row[name]) for row in rows if row[name] not in " ".join(row["text"].split())]
+
+
 def test_half_are_german_and_a_few_are_long(rows: list[Row]) -> None:
     german = [row for row in rows if re.search(r"\b(der|die|das|nicht)\b", row["text"])]
     assert len(german) == 20
