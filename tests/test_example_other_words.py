@@ -1,4 +1,4 @@
-"""The contracts that were written by hand: their terms, and that no generator's sentence is among them."""
+"""The contracts that no generator wrote: their terms, and that they share no run of words with the made ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from slmctl.task.evidence import Evidence
 FOLDER = EXAMPLES / "contracts_other_words"
 ALWAYS = {"supplier", "contract_no", "start_date"}  # the schema has no null for these
 LOCATED = ("supplier", "contract_no", "contact_email", "start_date", "annual_fee")
-RUN = 6  # words in a row that no two documents of the sets share
+RUN = 6  # words in a row that no document shares with a made one
 Row = Mapping[str, Any]
 
 
