@@ -58,6 +58,8 @@ def measure(folder: Path) -> None:
         for peer in PEERS
     ]
     rows.append(result.single("what ships: accuracy", ours, "Q8_0 alone", alone, goal=">= 0.94"))
+    encoder = entries["encoder_logistic"]["metrics"]["accuracy"]
+    rows.append(result.single("encoder and words: accuracy", encoder, "Q8_0 alone", alone))
     sizes = [entries[name]["size"] / 1e6 for name in ("Q8_0", "base (11-shot)")]
     rows.append(result.compared("Q8_0: size, MB", sizes[:1], sizes[1:], peer="base (11-shot)", digits=1))
     training = json.loads((last(folder / "runs" / "adapter") / "manifest.json").read_text(encoding="utf-8"))
@@ -110,13 +112,15 @@ def measure_extract(folder: Path, few: Path | None = None) -> None:
 
 def table() -> str:
     """The models of the demo as a Markdown table."""
-    models: dict[str, Any] = json.loads((result.FOLDER / "demo.json").read_text(encoding="utf-8"))["models"]
+    kept: dict[str, Any] = json.loads((result.FOLDER / "demo.json").read_text(encoding="utf-8"))
+    models: dict[str, Any] = kept["models"]
     lines = ["| model | size | answered right | likely range (95 %) |", "|---|---:|---:|---:|"]
     for name, entry in models.items():
         metrics, (low, high) = entry["metrics"], entry["interval"]
         size = f"{entry['size'] / 1e6:.1f} MB" if "size" in entry else "-"
         figures = f"{metrics['accuracy']:.1%} | {low:.1%} - {high:.1%}"
-        lines.append(f"| {SHOWN[name]} | {size} | {figures.replace('%', ' %')} |")
+        asked = "" if entry["n"] == kept["n"] else f" (asked {entry['n']} of the rows)"
+        lines.append(f"| {SHOWN[name]}{asked} | {size} | {figures.replace('%', ' %')} |")
     return "\n".join(lines)
 
 
