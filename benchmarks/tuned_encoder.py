@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["Banking77", "CLINC150", "SNIPS", sharper.DEMO])
     parser.add_argument("--count", nargs="+", type=int, default=COUNTS)
     options = parser.parse_args()
-    written, kept = result.FOLDER / f"{KEPT}.json", result.FOLDER / f"{KEPT}.npz"
+    written, arrays = result.FOLDER / f"{KEPT}.json", result.FOLDER / f"{KEPT}.npz"
     before = [result.Row(**row) for row in json.loads(written.read_bytes())["rows"]] if written.exists() else []
-    tables = dict(np.load(kept, allow_pickle=False)) if kept.exists() else {}
+    tables = dict(np.load(arrays, allow_pickle=False)) if arrays.exists() else {}
     rows = list[result.Row]()
     sets = sharper.readers(options.data, options.demo)
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,7 +64,7 @@ def main() -> None:
     rows = [row for row in before if row.metric.split(":")[0] not in new] + rows
     packages = ("torch", "transformers", "scikit-learn", "onnxruntime")
     result.write(KEPT, "python -m benchmarks.tuned_encoder DATA DEMO", rows, packages)
-    np.savez_compressed(kept, allow_pickle=False, **tables)
+    np.savez_compressed(arrays, allow_pickle=False, **tables)
 
 
 def out_of_scope(data: Path) -> list[str]:

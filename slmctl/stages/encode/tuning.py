@@ -26,7 +26,8 @@ from slmctl.stages.encode import tuning_bounds
 from slmctl.stages.encode.tuning_bounds import PASSES, WORK
 
 BATCH, DECAY = 16, 0.01
-RATE, OF_HEAD = 2e-4, 10  # of the encoder; that of the head is so many times as high
+RATE, OF_HEAD = 1.25e-4, 10  # of the encoder, with FEW rows a label; that of the head is so many times as high
+FEW, GROWTH, MOST = 20, 0.25, 1.6  # the rate grows by this power of the rows a label, up to so many times
 WARMUP = 0.1  # of the steps
 SORTED = 16  # batches' rows that are sorted by length before they are dealt: padding costs as much as text
 TOGETHER = 1024  # padded tokens computed at once: attention holds the square of the longest text for each text
@@ -60,7 +61,7 @@ def tune(
     places = torch.tensor([head.labels.index(label) for label in labels])
     weights, bias = (torch.nn.Parameter(torch.tensor(part)) for part in (head.weights, head.bias))
     steps, first = steps_of(model, tokens, passes), encoder_source.pooling(folder) == "cls"
-    rate = RATE * passes / PASSES  # few passes more change little of what is learned
+    rate = _rate(len(texts) / len(head.labels)) * passes / PASSES  # few passes more change little of what is learned
     model.requires_grad_(False)
     layers = [weight.requires_grad_() for weight in _layers(model)]
     groups: list[dict[str, Any]] = [{"params": layers}, {"params": [weights, bias], "lr": OF_HEAD * rate}]
@@ -83,6 +84,11 @@ def tune(
             meter.advance(1)
     hf_folder.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     return EncoderHead(head.labels, weights.detach().numpy(), bias.detach().numpy())
+
+
+def _rate(rows: float) -> float:
+    """The rate for some rows a label: more of them bear a higher one, by the likelihood of validation rows."""
+    return float(RATE * min(MOST, max(1.0, rows / FEW) ** GROWTH))
 
 
 def _layers(model: torch.nn.Module) -> list[torch.nn.Parameter]:
