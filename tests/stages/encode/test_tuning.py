@@ -65,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny encoder begins at random, so it learns faster than a real one, by more passes over its few rows."""
     monkeypatch.setattr(tuning, "RATE", 1e-2)
+    monkeypatch.setattr(tuning, "GROWTH", 0.0)
     monkeypatch.setattr(tuning, "OF_HEAD", 1)
     for module in (tuning, tuning_bounds):
         monkeypatch.setattr(module, "PASSES", 10)
