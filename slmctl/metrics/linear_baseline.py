@@ -9,7 +9,6 @@ scikit-learn (the extra `evaluate`) is imported when a model is fitted.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import itertools
 import json
 import re
@@ -21,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from slmctl import installation
 from slmctl.metrics import TFIDF_LOGISTIC, cross_fitting
 from slmctl.metrics.cross_fitting import STRENGTHS, CrossFit, FoldRows, Indices
 from slmctl.metrics.likelihood import Logprobs
@@ -192,7 +192,7 @@ def _features(name: str, text: str) -> Iterator[str]:
 
 
 def is_installed() -> bool:
-    return importlib.util.find_spec("sklearn") is not None
+    return installation.is_installed("sklearn")
 
 
 def most_frequent(labels: Sequence[str]) -> str:
