@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from datetime import date
 from functools import cached_property
@@ -28,6 +28,7 @@ _MONTH_ALONE = re.compile(
     rf"(?:(?<!\w){_NAME},?[\s-]{{1,2}}{_OF}|(?<![\w./-])(?P<digits>\d{{1,2}})[./]){_YEAR}", re.IGNORECASE
 )
 _IN_DIGITS = re.compile(r"(?<!\d)(\d{1,4})([./-])\s?(\d{1,2})\2\s?(\d{2,4})(?!\d)")
+LEAST_STEM, ENDING = 3, 2  # letters of a word without its ending; of the ending
 _ISO = re.compile(r"\d{4}-\d\d(?:-\d\d)?")
 # The first letters of the months in English, German, French, Spanish and Italian; March is also "mär", "mrz".
 _MONTHS = (
@@ -59,6 +60,30 @@ class Evidence:
         first = bisect_left(spans, window[0], key=lambda span: span[0])
         last = bisect_left(spans, window[1], lo=first, key=lambda span: span[0])
         return [span for span in spans[first:last] if span[1] <= window[1]]
+
+    def inflected(self, text: str) -> list[Span]:
+        """The places of the same words but for the ending of the last one, such as `two kettles` for a kettle."""
+        key = [word for word, *_ in _words(text)]
+        if not key or len(key[-1]) < LEAST_STEM:
+            return []
+        words, stem = self._words, key[-1][: max(LEAST_STEM, len(key[-1]) - ENDING)]
+        spans = []
+        for k in range(len(words) - len(key) + 1):
+            *before, last = [word for word, *_ in words[k : k + len(key)]]
+            if before == key[:-1] and last.startswith(stem) and abs(len(last) - len(key[-1])) <= ENDING:
+                spans.append((words[k][1], words[k + len(key) - 1][2]))
+        return spans
+
+    @property
+    def words(self) -> list[Span]:
+        """The places of all words and signs, in order."""
+        return [(start, end) for _, start, end in self._words]
+
+    def touched(self, span: Span) -> list[Span]:
+        """The places of the words and signs of which a place holds a part."""
+        first = bisect_right(self._words, span[0], key=lambda word: word[2])
+        last = bisect_left(self._words, span[1], lo=first, key=lambda word: word[1])
+        return [(start, end) for _, start, end in self._words[first:last]]
 
     def _look_up(self, value: Any) -> list[Span]:
         if isinstance(value, int | float):
@@ -93,7 +118,7 @@ class Evidence:
     @cached_property
     def _numbers(self) -> dict[float, list[Span]]:
         numbers: dict[float, list[Span]] = {}
-        for start, number in _numbers(self.text):
+        for start, number in numbers_in(self.text):
             for value in readings(number):
                 numbers.setdefault(value, []).append((start, start + len(number)))
         return {value: sorted(spans) for value, spans in numbers.items()}
@@ -103,7 +128,7 @@ class Evidence:
         return sorted(dates(self.text), key=lambda pair: pair[1])
 
 
-def _numbers(text: str) -> Iterator[tuple[int, str]]:
+def numbers_in(text: str) -> Iterator[tuple[int, str]]:
     """Returns (place, digits) of each number; digits that a space divides are one number, and several."""
     for match in _NUMBER.finditer(text):
         yield match.start(), match.group()

@@ -1,0 +1,303 @@
+"""Training rows -> what they tell of each field's values: by it a marked place of a text is read as a value."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slmctl.errors import DataError
+from slmctl.task.evidence import Evidence, Span, dates, numbers_in, readings
+from slmctl.task.spans import COUNTS, NAMED, Field, Targets, fits, leaves
+
+STANDING = 0.5  # least share of a field's values that stand in the text, else they are concluded from the whole
+MOST_CHOICES = 50  # values of a field that is concluded
+MOST_KNOWN = 5000  # spellings of a field that are kept
+LONGEST_WORDS = 40  # mean words of a value that can be tagged
+NEARBY = 100  # characters around a mark in which a date or a pattern is looked for
+CASES: dict[str, Callable[[str], str]] = {"": str, "upper": str.upper, "lower": str.lower, "title": str.title}
+_CHUNK = re.compile(r"\S+")
+_NEAREST = 0.6  # least likeness of a marked text and a value of an enum
+Row = tuple[str, Any]  # a text and its answer
+
+
+@dataclass(frozen=True)
+class Habit:
+    """Facts that training rows tell of a field.
+
+    Attributes:
+        values, standing: Numbers of values, and of those with a place.
+        concluded: Values among which the whole text decides, of a field whose values do not stand there.
+        spellings: Values by the text in place of which they stand.
+        endings: Letters to cut off and to add, by the last letters of a marked text.
+        case: One of CASES.
+        month_first: The signs in dates of digits before which the month stands.
+        decimal: The signs before three digits that are decimals.
+        common: The commonest value.
+        left_out: A missing value is left out, and not null.
+        place: Mean place among the values of its item, from 0.
+    """
+
+    values: int = 0
+    standing: int = 0
+    concluded: tuple[Any, ...] = ()
+    spellings: Mapping[str, Any] = field(default_factory=dict)
+    endings: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    case: str = ""
+    month_first: str = ""
+    decimal: str = ""
+    common: Any = None
+    left_out: bool = False
+    place: float = 0.0
+
+
+# Learning
+
+
+def learn(fields: Sequence[Field], rows: Sequence[Row], made: Sequence[Targets]) -> tuple[Habit, ...]:
+    """The habits of each field, in training rows with their targets.
+
+    Raises:
+        DataError: The values of a field are too long, or those of a list do not stand in the texts.
+    """
+    by_path: dict[str, list[Any]] = {each.path: [] for each in fields}
+    for _, answer in rows:
+        for leaf in leaves(answer):
+            by_path.setdefault(leaf.path, []).append(leaf.value)
+    missing = Counter(path for each in made for path in each.missing)
+    habits = []
+    for number, each in enumerate(fields):
+        pairs = list(_pairs(each, number, rows, made))
+        habit = _habit(each, by_path[each.path], missing[each.path], pairs)
+        left_out = _left_out(each.path, [answer for _, answer in rows])
+        habits.append(replace(habit, left_out=left_out, place=_place(number, fields, made)))
+    return tuple(habits)
+
+
+def _habit(each: Field, values: Sequence[Any], missing: int, pairs: Sequence[tuple[str, Any]]) -> Habit:
+    counts = Counter(map(key_of, values))
+    common = json.loads(counts.most_common(1)[0][0]) if counts else None
+    habit = Habit(len(values), len(values) - missing, common=common)
+    if each.kind == "text" and sum(len(str(value).split()) for value in values) > LONGEST_WORDS * len(values):
+        raise DataError(f"the values of '{each.path}' are long texts", hint=NAMED)
+    if habit.standing < STANDING * habit.values or set(each.choices) == {True, False}:
+        if each.listed or len(counts) > MOST_CHOICES:
+            return habit
+        return replace(habit, concluded=tuple(json.loads(key) for key in sorted(counts)))
+    if each.kind == "date":
+        return replace(habit, month_first=_month_first(pairs))
+    if each.is_number:
+        return replace(habit, decimal=_decimal(pairs))
+    return replace(habit, case=_case(pairs), spellings=_spellings(pairs), endings=_endings(pairs))
+
+
+def key_of(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _pairs(each: Field, number: int, rows: Sequence[Row], made: Sequence[Targets]) -> Iterator[tuple[str, Any]]:
+    """(text of a mark, value) of each place of a field in training rows."""
+    for (text, answer), targeted in zip(rows, made, strict=True):
+        values = [leaf.value for leaf in leaves(answer) if leaf.path == each.path]
+        for mark in targeted.marks:
+            if mark.field == number:
+                yield spaced(text[mark.start : mark.end]), _likest(values, text[mark.start : mark.end])
+
+
+def _likest(values: Sequence[Any], marked: str) -> Any:
+    """The value of a row that a marked text stands for."""
+    if len(values) == 1:
+        return values[0]
+    evidence = Evidence(marked)
+    exact = next((value for value in values if evidence.spans(value)), None)
+    if exact is not None:
+        return exact
+    counted = COUNTS.get(marked.casefold())
+    if counted in values:
+        return counted
+    return max(values, key=lambda value: _likeness(str(value), marked))
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one.casefold(), other.casefold(), autojunk=False).ratio()
+
+
+def spaced(text: str) -> str:
+    """A text with one space in place of each white space."""
+    return " ".join(text.split())
+
+
+def _left_out(path: str, answers: Sequence[Any]) -> bool:
+    """True for a field that answers leave out more often than they have null or an empty list there."""
+    key, _, rest = path.partition(".")
+    name = key.removesuffix("[]")
+    objects = [answer for answer in answers if isinstance(answer, dict)]
+    if rest and not key.endswith("[]"):
+        return _left_out(rest, [each[name] for each in objects if isinstance(each.get(name), dict)])
+    empty = sum(name in each and each[name] in (None, []) for each in objects)
+    return sum(name not in each for each in objects) > empty
+
+
+def _place(number: int, fields: Sequence[Field], made: Sequence[Targets]) -> float:
+    """The mean number of marks of the same list before one of a field, up to the field's mark before."""
+    group, places = fields[number].group, list[int]()
+    for targeted in made if group else ():
+        item: set[int] = set()
+        for mark in targeted.marks:
+            if fields[mark.field].group != group:
+                continue
+            item = set() if mark.field in item else item
+            if mark.field == number:
+                places.append(len(item))
+            item.add(mark.field)
+    return sum(places) / max(len(places), 1)
+
+
+def _month_first(pairs: Iterable[tuple[str, Any]]) -> str:
+    counts: Counter[tuple[str, bool]] = Counter()
+    for marked, value in pairs:
+        parts = re.findall(r"\d+", marked)
+        if len(parts) == 3 and len(parts[0]) < 3 and (sign := re.search(r"[./-]", marked)):
+            day, month = int(str(value)[8:10] or 0), int(str(value)[5:7])
+            if day != month:
+                counts[sign.group(), (int(parts[0]), int(parts[1])) == (month, day)] += 1
+    return "".join(sign for sign in "./-" if counts[sign, True] > counts[sign, False])
+
+
+def _decimal(pairs: Iterable[tuple[str, Any]]) -> str:
+    counts: Counter[tuple[str, bool]] = Counter()
+    for marked, value in pairs:
+        values = sorted(readings(marked)) if marked[0].isdecimal() else []
+        if len(values) == 2 and (sign := re.search(r"[.,]", marked)):
+            counts[sign.group(), abs(value) == values[0]] += 1
+    return "".join(sign for sign in ".," if counts[sign, True] > counts[sign, False])
+
+
+def _case(pairs: Sequence[tuple[str, Any]]) -> str:
+    same = [(marked, str(value)) for marked, value in pairs if str(value).casefold() == marked.casefold()]
+    counts = {name: sum(change(marked) == value for marked, value in same) for name, change in CASES.items()}
+    return max(counts, key=lambda name: (counts[name], not name))
+
+
+def _spellings(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Counter[str]] = {}
+    for marked, value in pairs:
+        seen.setdefault(marked.casefold(), Counter())[key_of(value)] += 1
+    chosen = {marked: json.loads(counts.most_common(1)[0][0]) for marked, counts in seen.items()}
+    changed = {marked: value for marked, value in chosen.items() if str(value).casefold() != marked}
+    return dict(itertools.islice(changed.items(), MOST_KNOWN))
+
+
+def _shared(one: str, other: str) -> int:
+    """The letters with which two texts begin alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _endings(pairs: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, str]]:
+    """The commonest change of an ending by the last one to three letters; none where nothing ever changes."""
+    seen: dict[str, Counter[tuple[int, str]]] = {}
+    for marked, value in pairs:
+        folded, value_folded = marked.casefold(), str(value).casefold()
+        same = _shared(folded, value_folded)
+        if same and len(folded) - same <= 3 and len(value_folded) - same <= 3:
+            for length in (1, 2, 3):
+                seen.setdefault(folded[-length:], Counter())[len(folded) - same, value_folded[same:]] += 1
+    commonest = {ending: counts.most_common(1)[0][0] for ending, counts in seen.items()}
+    return commonest if any(change != (0, "") for change in commonest.values()) else {}
+
+
+# Reading
+
+
+def read(each: Field, habit: Habit, evidence: Evidence, span: Span) -> tuple[Any, Span]:
+    """Returns (the value of a marked place, the place as it was read); None for a value that cannot be."""
+    if each.kind == "date":
+        return _date(habit, evidence, span)
+    if each.is_number:
+        return _number(each, habit, evidence, span)
+    span = _whole_words(evidence, span)
+    marked = spaced(evidence.text[span[0] : span[1]])
+    value = _spelt(habit, marked)
+    if each.kind == "choice":
+        return _chosen(each, value), span
+    if each.pattern and not fits(each.pattern, str(value)):
+        return _patterned(each, habit, evidence.text, span)
+    return value, span
+
+
+def _whole_words(evidence: Evidence, span: Span) -> Span:
+    """A place, grown to whole words."""
+    touched = evidence.touched(span)
+    return (touched[0][0], touched[-1][1]) if touched else span
+
+
+def _spelt(habit: Habit, marked: str) -> Any:
+    folded = marked.casefold()
+    if folded in habit.spellings:
+        return habit.spellings[folded]
+    change = next((habit.endings[folded[-k:]] for k in (3, 2, 1) if folded[-k:] in habit.endings), (0, ""))
+    return CASES[habit.case](marked[: len(marked) - change[0]] + change[1])
+
+
+def _chosen(each: Field, value: Any) -> Any:
+    """The value of an enum that is spelt most like a text; None if none is like it."""
+    likeness = {key_of(choice): _likeness(str(choice).replace("_", " "), str(value)) for choice in each.choices}
+    best = max(likeness, key=lambda key: likeness[key])
+    return json.loads(best) if likeness[best] >= _NEAREST else None
+
+
+def _patterned(each: Field, habit: Habit, text: str, span: Span) -> tuple[Any, Span]:
+    """The part of the surrounding words, without white space, that a pattern allows; the longest one first."""
+    for chunk in _CHUNK.finditer(text, max(0, span[0] - NEARBY), span[1] + NEARBY):
+        edges = [match.start() + chunk.start() for match in re.finditer(r"\b", chunk.group())]
+        parts = [part for part in itertools.combinations(edges, 2) if _touching(part, span) > 0]
+        for part in sorted(parts, key=lambda part: part[0] - part[1]):
+            value = str(_spelt(habit, text[slice(*part)]))
+            if fits(each.pattern, value):
+                return value, part
+    return None, span
+
+
+def _touching(span: Span, other: Span) -> int:
+    """The characters that two places share."""
+    return min(span[1], other[1]) - max(span[0], other[0])
+
+
+def _date(habit: Habit, evidence: Evidence, span: Span) -> tuple[Any, Span]:
+    start = max(0, span[0] - NEARBY)
+    nearby = evidence.text[start : span[1] + NEARBY]
+    places = [(day, (first + start, end + start)) for day, (first, end) in dates(nearby)]
+
+    def rank(reading: tuple[str, Span]) -> tuple[int, int, bool]:
+        """A whole date comes before its month alone, and one of this time before one a century off."""
+        day, place = reading
+        return _touching(place, span), len(day), "1950" <= day < "2050"
+
+    best = max(map(rank, places), default=(0, 0, False))
+    if best[0] <= 0:
+        return None, span
+    days = [reading for reading in places if rank(reading) == best]
+    sign = re.search(r"[./-]", evidence.text[slice(*days[0][1])])
+    return days[-1 if sign and sign.group() in habit.month_first else 0]
+
+
+def _number(each: Field, habit: Habit, evidence: Evidence, span: Span) -> tuple[Any, Span]:
+    places = [(digits, (start, start + len(digits))) for start, digits in numbers_in(evidence.text)]
+    shared = [(digits, place) for digits, place in places if _touching(place, span) > 0]
+    if not shared:
+        return COUNTS.get(spaced(evidence.text[slice(*span)]).casefold()), span
+    digits, place = max(shared, key=lambda pair: (_touching(pair[1], span), -len(pair[0])))
+    values = sorted(readings(digits))
+    if each.kind == "integer":
+        values = [value for value in values if value.is_integer()]
+    if not values:
+        return None, span
+    sign = re.search(r"[.,]", digits)
+    value = values[0] if sign and sign.group() in habit.decimal else values[-1]
+    return int(value) if value.is_integer() else value, place
