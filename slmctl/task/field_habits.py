@@ -32,7 +32,7 @@ class Habit:
 
     Attributes:
         values, standing: Numbers of values, and of those with a place.
-        concluded: Values among which the whole text decides, of a field whose values do not stand there.
+        concluded: Values among which the whole text decides, of a field with values that do not stand there; null last.
         spellings: Values by the text in place of which they stand.
         endings: Letters to cut off and to add, by the last letters of a marked text.
         case: One of CASES.
@@ -74,6 +74,8 @@ def learn(fields: Sequence[Field], rows: Sequence[Row], made: Sequence[Targets])
     for number, each in enumerate(fields):
         pairs = list(_pairs(each, number, rows, made))
         habit = _habit(each, by_path[each.path], missing[each.path], pairs)
+        if habit.concluded and habit.values < len(rows):
+            habit = replace(habit, concluded=(*habit.concluded, None))
         left_out = _left_out(each.path, [answer for _, answer in rows])
         habits.append(replace(habit, left_out=left_out, place=_place(number, fields, made)))
     return tuple(habits)
@@ -123,8 +125,8 @@ def _likest(values: Sequence[Any], marked: str) -> Any:
     return max(values, key=lambda value: _likeness(str(value), marked))
 
 
-def _likeness(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one.casefold(), other.casefold(), autojunk=False).ratio()
+def _likeness(first: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, first.casefold(), other.casefold(), autojunk=False).ratio()
 
 
 def spaced(text: str) -> str:
@@ -193,10 +195,10 @@ def _spellings(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return dict(itertools.islice(changed.items(), MOST_KNOWN))
 
 
-def _shared(one: str, other: str) -> int:
+def _shared(first: str, other: str) -> int:
     """The letters with which two texts begin alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
+    pairs = enumerate(zip(first, other, strict=False))
+    return next((k for k, (a, b) in pairs if a != b), min(len(first), len(other)))
 
 
 def _endings(pairs: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, str]]:

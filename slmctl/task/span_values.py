@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.task.documents import holds, properties_of, resolved
+from slmctl.task.documents import allows_null, holds, properties_of, resolved
 from slmctl.task.evidence import Evidence, Span
 from slmctl.task.field_habits import Habit, key_of, read
 from slmctl.task.spans import Field, SpanMark, bared, fields_of
@@ -53,6 +53,11 @@ class Reader:
         """The reader of a schema; raises what `fields_of` raises."""
         return cls(resolved(schema), fields_of(schema), tuple(habits))
 
+    @property
+    def pairs(self) -> list[tuple[Field, Habit]]:
+        """The fields with their habits."""
+        return list(zip(self.fields, self.habits, strict=True))
+
     def values(
         self, text: str, marks: Iterable[SpanMark], concluded: Mapping[int, tuple[Any, float]], absent: Sequence[float]
     ) -> ReadAnswer:
@@ -63,9 +68,10 @@ class Reader:
             concluded: Value and log probability of fields that the whole text decides, by index.
             absent: Log probability of each field that it has no place in the text.
         """
-        evidence, by_field = Evidence(text), dict[int, list[FieldValue]]()
+        evidence, pairs = Evidence(text), self.pairs
+        by_field: dict[int, list[FieldValue]] = {}
         for mark in sorted(marks, key=lambda mark: mark.start):
-            each, habit = self.fields[mark.field], self.habits[mark.field]
+            each, habit = pairs[mark.field]
             value, span = read(each, habit, evidence, mark.span)
             if value is not None:
                 by_field.setdefault(mark.field, []).append(FieldValue(each.path, value, mark.logprob, span))
@@ -99,11 +105,14 @@ class _Answer:
         return self._scalar(self._number[path], nullable)
 
     def _property(self, schema: JsonObject, name: str, path: str) -> Any:
-        """The value of a property; ABSENT where it is missing, may be left out and was in training rows."""
-        value = self._built(schema["properties"][name], path)
+        """The value of a property; ABSENT if it is missing and may be: training rows left it out, or null is none."""
+        inner = schema["properties"][name]
+        value = self._built(inner, path)
         if value not in (None, []) or name in schema.get("required", ()):
             return value
-        below = [k for place, k in self._number.items() if place.startswith(path)]
+        if value is None and not allows_null(inner):
+            return ABSENT
+        below = [k for place, k in self._number.items() if place == path or place.startswith((f"{path}.", f"{path}[]"))]
         return ABSENT if all(self._reader.habits[k].left_out for k in below) else value
 
     def _scalar(self, number: int, nullable: bool) -> Any:

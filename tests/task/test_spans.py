@@ -52,10 +52,15 @@ def test_fields_have_the_types_of_their_schema() -> None:
         **{"to": strict(city=MAYBE), "items": {"type": "array", "items": {"$ref": "#/$defs/Item"}}},
     ) | {"$defs": {"Item": ITEM}}  # fmt: skip
     assert fields_of(schema) == (
-        Field("supplier", "text"), Field("fee", "number", nullable=True),
-        Field("paid", "choice", choices=(True, False)), Field("begun", "date"), Field("parts[]", "text"), Field("to.city", "text", nullable=True),
-        Field("items[].name", "text"), Field("items[].quantity", "integer"),
-    )  # fmt: skip
+        Field("supplier", "text"),
+        Field("fee", "number", nullable=True),
+        Field("paid", "choice", choices=(True, False)),
+        Field("begun", "date"),
+        Field("parts[]", "text"),
+        Field("to.city", "text", nullable=True),
+        Field("items[].name", "text"),
+        Field("items[].quantity", "integer"),
+    )
     assert [(field.listed, field.group) for field in fields_of(schema)[4:7]] == [
         (True, ""), (False, ""), (True, "items"),
     ]  # fmt: skip
@@ -199,6 +204,19 @@ def test_what_answers_leave_out_is_left_out() -> None:
     assert read_again(schema, rows).answer == rows[-1][1]
     nulls = [("play Ada", {"slots": {"artist": ["Ada"], "city": None}})]
     assert read_again(schema, nulls).answer == nulls[-1][1]
+
+
+def test_an_item_has_what_the_schema_asks_for() -> None:
+    item = strict(name=TEXT, quantity={"type": "integer"}) | {"required": ["quantity"]}
+    schema = strict(items={"type": "array", "items": item})
+    rows = [("2 x jug, 2 x pot", {"items": [{"name": "jug", "quantity": 2}, {"name": "pot", "quantity": 2}]})]
+    fields = fields_of(schema)
+    reader = Reader.of(schema, field_habits.learn(fields, rows, [targets(fields, *row) for row in rows]))
+    text = "5 of all, jug"
+    marks = [spans.SpanMark(1, 0, 1), spans.SpanMark(0, 10, 13)]
+    assert reader.values(text, marks, {}, [-1.0, -1.0]).answer == {"items": [{"name": "jug", "quantity": 5}]}
+    assert reader.values(text, marks[:1], {}, [-1.0, -1.0]).answer == {"items": [{"quantity": 5}]}
+    assert reader.values(text, marks[1:], {}, [-1.0, -1.0]).answer == {"items": [{"name": "jug", "quantity": 2}]}
 
 
 def test_values_that_stand_nowhere_are_concluded_or_refused() -> None:
