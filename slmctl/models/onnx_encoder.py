@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from slmctl.installation import require
 TOKENS = 256  # of a batch, padded ones too: larger ones leave the processor's caches
 LONGEST = 1 << 16  # characters that are read of a text; its first tokens, 512 at most, count
 Floats = npt.NDArray[np.float32]
+Taken = TypeVar("Taken")
 
 
 class Encoder:
@@ -36,7 +37,7 @@ class Encoder:
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
         require("running an encoder", "encoder", "onnxruntime", "tokenizers")
-        self._session, self._tokenizer = _session(folder / ENCODER), _tokenizer(folder / TOKENIZER)
+        self._session, self._tokenizer = _session(folder / ENCODER), load_tokenizer(folder / TOKENIZER)
         shapes = {output.name: output.shape for output in self._session.get_outputs()}
         inputs = {value.name for value in self._session.get_inputs()}
         if inputs != {*INPUTS} or OUTPUTS[1] not in shapes:
@@ -66,15 +67,37 @@ class Encoder:
         list(self._pool.map(compute, _batches([len(ids) for ids in tokens])))
         return vectors
 
+    def read(self, rows: Sequence[Sequence[int]], take: Callable[[Floats, Floats], Taken]) -> list[Taken]:
+        """The part that is taken of each row of tokens.
+
+        Args:
+            take: Is called in several threads with the vectors of the tokens (tokens, size) and that of the text.
+
+        Raises:
+            EngineError: ONNX Runtime failed.
+        """
+        parts: dict[int, Taken] = {}
+
+        def compute(batch: list[int]) -> None:
+            states, vectors = self._run([rows[k] for k in batch], OUTPUTS)
+            for place, k in enumerate(batch):
+                parts[k] = take(states[place, : len(rows[k])], vectors[place])
+
+        list(self._pool.map(compute, _batches([len(row) for row in rows])))
+        return [parts[k] for k in range(len(rows))]
+
     def _compute(self, rows: Sequence[Sequence[int]]) -> Floats:
+        (vectors,) = self._run(rows, OUTPUTS[1:])
+        return vectors
+
+    def _run(self, rows: Sequence[Sequence[int]], outputs: Sequence[str]) -> list[Floats]:
         padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
         mask = np.zeros_like(padded)
         for place, row in enumerate(rows):
             padded[place, : len(row)] = row
             mask[place, : len(row)] = 1
         with _Spoken("the encoder failed"):
-            (vectors,) = self._session.run([OUTPUTS[1]], dict(zip(INPUTS, (padded, mask), strict=True)))
-        result: Floats = vectors
+            result: list[Floats] = self._session.run([*outputs], dict(zip(INPUTS, (padded, mask), strict=True)))
         return result
 
     def close(self) -> None:
@@ -114,7 +137,8 @@ def _session(path: Path) -> Any:
         )
 
 
-def _tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a file; raises an EngineError if it cannot be loaded."""
     from tokenizers import Tokenizer
 
     with _Spoken(f"{path} cannot be loaded as a tokenizer"):

@@ -1,0 +1,300 @@
+"""An encoder that tags the words of a text with the fields of a schema: texts -> JSON answers with places."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.errors import DataError
+from slmctl.inference import TAGGER_FILE, TOKENIZER
+from slmctl.inference.events import ValuePlace
+from slmctl.metrics import stored_arrays
+from slmctl.metrics.likelihood import normalised
+from slmctl.models.documents import AROUND
+from slmctl.models.onnx_encoder import Encoder, Floats, load_tokenizer
+from slmctl.models.token_windows import Cutter, TokenWindow
+from slmctl.task.documents import page_breaks, page_of
+from slmctl.task.evidence import Evidence
+from slmctl.task.field_habits import Habit
+from slmctl.task.span_values import FieldValue, ReadAnswer, Reader
+from slmctl.task.spans import SpanMark
+
+LEAST = -30.0  # of a log probability
+Logprobs = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TaggerHead:
+    """Linear layers on an encoder, and the way in which marked places are read.
+
+    Attributes:
+        weights, bias: (1 + 2F, size) and (1 + 2F,) of the classes of a word: none, and begin and go on of each field.
+        concluded: By field that the whole text decides: weights (values, size) and bias (values,).
+        sharpness: Factor of the scores of a word.
+        powers: Of the probabilities of a value and of a whole answer, by which they are calibrated.
+    """
+
+    reader: Reader
+    weights: Floats
+    bias: Floats
+    concluded: dict[int, tuple[Floats, Floats]]
+    sharpness: float = 1.0
+    powers: tuple[float, float] = (1.0, 1.0)
+
+    def write(self, path: Path) -> None:
+        """Write the head; `read` gives it back."""
+        facts = {
+            "schema": self.reader.schema,
+            "habits": [asdict(habit) for habit in self.reader.habits],
+            "sharpness": self.sharpness,
+            "powers": self.powers,
+        }
+        arrays: dict[str, npt.NDArray[Any]] = {"weights": self.weights, "bias": self.bias}
+        for number, (weights, bias) in self.concluded.items():
+            arrays |= {f"weights {number}": weights, f"bias {number}": bias}
+        arrays["facts"] = np.array([json.dumps(facts, ensure_ascii=False)])
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+
+    @classmethod
+    def read(cls, path: Path, size: int) -> Self:
+        """The head in a file, for an encoder with vectors of a size.
+
+        Raises:
+            IntegrityError: The file holds none.
+        """
+        with stored_arrays.opened(path) as kept:
+            facts = json.loads(kept.labels("facts")[0])
+            try:
+                habits = [_habit(values) for values in facts["habits"]]
+                reader, classes = Reader.of(facts["schema"], habits), 1 + 2 * len(habits)
+                first, second = map(float, facts["powers"])
+                sharpness = float(facts["sharpness"])
+            except (TypeError, AttributeError, DataError) as error:
+                raise ValueError(str(error)) from error
+            if len(reader.fields) != len(habits):
+                raise ValueError("it has other fields than its schema")
+            concluded = {
+                k: (
+                    kept.numbers(f"weights {k}", len(habit.concluded), size),
+                    kept.numbers(f"bias {k}", len(habit.concluded)),
+                )
+                for k, habit in enumerate(habits)
+                if habit.concluded
+            }
+            weights, bias = kept.numbers("weights", classes, size), kept.numbers("bias", classes)
+            return cls(reader, weights, bias, concluded, sharpness, (first, second))
+
+
+def _habit(values: JsonObject) -> Habit:
+    endings = {ending: (int(cut), str(added)) for ending, (cut, added) in values["endings"].items()}
+    return replace(Habit(**values), concluded=tuple(values["concluded"]), endings=endings)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a text: (words, 1 + 2F) of its words; by concluded field (values,) log probabilities."""
+
+    words: Floats
+    concluded: dict[int, Logprobs]
+
+
+@dataclass(frozen=True)
+class TaggedAnswer:
+    """The answer to a text, with the calibrated probabilities of the whole and of each value."""
+
+    read: ReadAnswer
+    confidence: float
+    probabilities: tuple[float, ...]
+    places: tuple[ValuePlace, ...]
+
+    @property
+    def text(self) -> str:
+        return self.read.text
+
+
+class Tagger:
+    """A tagger in memory; it may be asked from several threads.
+
+    Args:
+        folder: Holds ENCODER, TOKENIZER and TAGGER_FILE.
+        head: In place of that of TAGGER_FILE.
+        threads: As of `Encoder`.
+
+    Raises:
+        EngineError: The encoder cannot be loaded.
+        IntegrityError: TAGGER_FILE is damaged, or of another encoder.
+        MissingError: A package is not installed.
+    """
+
+    def __init__(self, folder: Path, head: TaggerHead | None = None, *, threads: int | None = None) -> None:
+        self.encoder = Encoder(folder, threads=threads)
+        self.head = head or TaggerHead.read(folder / TAGGER_FILE, self.encoder.size)
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+        longest = (tokenizer.truncation or {}).get("max_length", 1 << 20)
+        self._cutter = Cutter(tokenizer, longest)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.encoder.close()
+
+    def answers(self, texts: Sequence[str]) -> list[TaggedAnswer]:
+        """The answers to some texts; raises an EngineError if ONNX Runtime fails."""
+        return [self.answer(text, scores) for text, scores in zip(texts, self.scores(texts), strict=True)]
+
+    def scores(self, texts: Sequence[str]) -> list[Scores]:
+        """The scores of some texts, whose windows are computed together with others of like length."""
+        head = self.head
+        windows = [self._cutter.windows(Evidence(text)) for text in texts]
+        flat = [window for each in windows for window in each]
+        weights, bias = head.weights.T, head.bias
+
+        def take(states: Floats, vector: Floats) -> tuple[Floats, Floats]:
+            return (states @ weights + bias).astype(np.float32), vector
+
+        rows = self.encoder.read([window.tokens for window in flat], take)
+        pairs = zip(flat, rows, strict=True)
+        read = iter([(scores[window.places], vector) for window, (scores, vector) in pairs])
+        return [self._merged(each, [next(read) for _ in each]) for each in windows]
+
+    def _merged(self, windows: Sequence[TokenWindow], rows: Sequence[tuple[Floats, Floats]]) -> Scores:
+        """The scores of a text: each word's by the window in which it stands further from the edge."""
+        pairs = list(zip(windows, rows, strict=True))
+        parts = [scores[each.own[0] - each.first : each.own[1] - each.first] for each, (scores, _) in pairs]
+        size = len(self.head.bias)
+        vectors = np.stack([vector for _, vector in rows]) if rows else np.zeros((1, self.encoder.size), np.float32)
+        concluded = {}
+        for number, (weights, bias) in self.head.concluded.items():
+            table = (scaled(vectors) @ weights.T + bias).astype(np.float64)
+            concluded[number] = normalised(normalised(table).mean(axis=0)[None])[0]
+        return Scores(np.concatenate([np.zeros((0, size), np.float32), *parts]), concluded)
+
+    def answer(self, text: str, scores: Scores) -> TaggedAnswer:
+        """The answer that the scores of a text make."""
+        head, evidence = self.head, Evidence(text)
+        logprobs = normalised(head.sharpness * scores.words.astype(np.float64))
+        marks = list(marks_of(logprobs, evidence, self._needed()))
+        begins = np.minimum(np.exp(logprobs[:, 1::2]), 1 - 1e-9)
+        absent = np.maximum(np.log1p(-begins).sum(axis=0), LEAST)
+        concluded: dict[int, tuple[Any, float]] = {}
+        for number, table in scores.concluded.items():
+            best = int(table.argmax())
+            value = head.reader.habits[number].concluded[best], max(float(table[best]), LEAST)
+            concluded[number] = value
+            absent[number] = value[1]
+        tagged = [mark for mark in marks if mark.field not in concluded]
+        read = head.reader.values(text, tagged, concluded, absent.tolist())
+        return self._calibrated(text, read)
+
+    def _needed(self) -> list[int]:
+        """Fields outside of lists that always have a value, which stands in the text."""
+        optional = [
+            each.nullable or each.listed or habit.left_out or habit.concluded or not habit.standing
+            for each, habit in self.head.reader.pairs
+        ]
+        return [k for k, may_lack in enumerate(optional) if not may_lack]
+
+    def _calibrated(self, text: str, read: ReadAnswer) -> TaggedAnswer:
+        first, second = self.head.powers
+        logprobs = [min(value.logprob, 0.0) for value in read.values]
+        probabilities = tuple(math.exp(first * logprob) for logprob in logprobs)
+        confidence = math.exp(max(second * sum(logprobs), LEAST))
+        return TaggedAnswer(read, confidence, probabilities, tuple(_places(text, read.values)))
+
+
+def scaled(vectors: Floats) -> Floats:
+    """Vectors of texts, of length 1, with numbers as large as those of words."""
+    return (vectors * math.sqrt(vectors.shape[-1])).astype(np.float32)
+
+
+def _places(text: str, values: Sequence[FieldValue]) -> Iterator[ValuePlace]:
+    breaks = page_breaks(text)
+    for value in values:
+        if value.span is not None:
+            start, end = value.span
+            around = text[max(0, start - AROUND) : end + AROUND]
+            page = page_of(breaks, start)
+            yield {
+                "path": value.path, "value": value.value, "start": start, "end": end, "page": page, "around": around,
+            }  # fmt: skip
+
+
+def classes_of(evidence: Evidence, marks: Sequence[SpanMark]) -> list[int]:
+    """The class of each word of a text whose places are known."""
+    words = evidence.words
+    number, classes = {span: k for k, span in enumerate(words)}, [0] * len(words)
+    for mark in marks:
+        for k, span in enumerate(evidence.touched(mark.span)):
+            classes[number[span]] = 1 + 2 * mark.field + (k > 0)
+    return classes
+
+
+def marks_of(logprobs: Logprobs, evidence: Evidence, needed: Sequence[int] = ()) -> Iterator[SpanMark]:
+    """The places on the likeliest path over words, where a field goes on after itself alone.
+
+    Args:
+        logprobs: (words, 1 + 2F) of each word's classes.
+        needed: Fields that have one place at the least.
+    """
+    if not len(logprobs):
+        return
+    path, words = _path(logprobs), evidence.words
+    marked = set()
+    for first, end in _runs(path):
+        number = (int(path[first]) - 1) // 2
+        marked.add(number)
+        yield _mark(number, logprobs, words, (first, end))
+    for number in set(needed) - marked:
+        first = int(logprobs[:, 1 + 2 * number].argmax())
+        goes_on = logprobs[first + 1 :, 2 + 2 * number] > logprobs[first + 1 :, 0]
+        length = int(goes_on.argmin()) if not goes_on.all() else len(goes_on)
+        yield _mark(number, logprobs, words, (first, first + 1 + length))
+
+
+def _path(logprobs: Logprobs) -> npt.NDArray[np.int64]:
+    """The likeliest classes of words (words,), by Viterbi's algorithm."""
+    count, classes = logprobs.shape
+    before = np.zeros((count, classes), np.int64)
+    best = np.where(np.arange(classes) % 2 == 0, -np.inf, logprobs[0])
+    best[0] = logprobs[0, 0]
+    inner = np.arange(2, classes, 2)
+    for k in range(1, count):
+        top = int(best.argmax())
+        reached = np.full(classes, best[top])
+        before[k] = top
+        going = best[inner] >= best[inner - 1]
+        before[k, inner] = np.where(going, inner, inner - 1)
+        reached[inner] = np.where(going, best[inner], best[inner - 1])
+        best = reached + logprobs[k]
+    path = np.empty(count, np.int64)
+    path[-1] = best.argmax()
+    for k in range(count - 1, 0, -1):
+        path[k - 1] = before[k, path[k]]
+    return path
+
+
+def _runs(path: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """The first word of each place of a path, and the end of its words."""
+    for first in np.flatnonzero(path % 2).tolist():
+        end = first + 1
+        while end < len(path) and path[end] == path[first] + 1:
+            end += 1
+        yield first, end
+
+
+def _mark(number: int, logprobs: Logprobs, words: Sequence[tuple[int, int]], run: tuple[int, int]) -> SpanMark:
+    first, end = run
+    begin = 1 + 2 * number
+    total = logprobs[first, begin] + logprobs[first + 1 : end, begin + 1].sum()
+    if end < len(logprobs):  # it does not go on
+        total += math.log1p(-min(math.exp(logprobs[end, begin + 1]), 1 - 1e-9))
+    return SpanMark(number, words[first][0], words[end - 1][1], max(float(total), LEAST))
