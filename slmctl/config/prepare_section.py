@@ -35,9 +35,9 @@ from slmctl.network.credentials import mask
 KindName = Literal["classify", "tag", "extract", "generate", "call"]
 # Keys, sections and stages that only some kinds of tasks have. Everything else about a kind is in task/kinds/.
 OWN_KEYS: Mapping[str, tuple[str, ...]] = {
-    "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "teachers", "document"),
+    "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "sum", "teachers", "document"),
     "tag": ("labels", "descriptions", "sources.separator", "document"),
-    "extract": ("schema", "teachers", "document"),
+    "extract": ("schema", "encode", "teachers", "document"),
     "generate": ("teachers", "must", "must_not"),
     "call": ("tools",),
 }

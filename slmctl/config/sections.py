@@ -65,7 +65,7 @@ def _none(value: object) -> object:
 
 
 class EncodeConfig(Section):
-    """Fit linear models on a sentence encoder and on words: rivals and helpers that cost seconds to minutes."""
+    """Fit cheap models on a sentence encoder: linear models of labels beside words, or a tagger of fields."""
 
     project: Annotated[Text, Inherited()] = ""  # the name of the model for clients of a server
     encoder: Annotated[Annotated[Text, Field(min_length=1)] | None, Content(), BeforeValidator(_none)] = Field(
@@ -486,7 +486,9 @@ class Config(Section):
     pull: PullConfig = Field(default_factory=PullConfig, description="stage pull")
     label: LabelConfig | None = Field(None, description="stage label; run skips it without this section")
     prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="stage prepare")
-    encode: EncodeConfig | None = Field(None, description="stage encode (classify); run skips it without this section")
+    encode: EncodeConfig | None = Field(
+        None, description="stage encode (classify, extract); run skips it without this section"
+    )
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="stage finetune")
     merge: MergeConfig = Field(default_factory=MergeConfig, description="stage merge")
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig, description="stage quantize")
@@ -507,7 +509,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _encodes_what_has_labels(self) -> Config:
+    def _encodes_what_an_encoder_answers(self) -> Config:
         if self.encode is not None and not self.task.has("encode"):
             raise ValueError(
                 f"'encode' belongs to a task of kind {kinds_with('encode')}, and the kind is {self.task.kind}"
@@ -516,6 +518,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _releases_a_linear_model_that_is_made(self) -> Config:
+        if self.publish.linear and self.encode is not None and not self.sums:
+            raise ValueError(f"'publish.model' linear belongs to a task of kind {kinds_with('sum')}")
         if self.publish.linear and self.encode is None:
             raise ValueError(
                 "'publish.model' is linear, and there is no section 'encode', which makes the linear model; "
@@ -528,11 +532,16 @@ class Config(Section):
         return self
 
     @property
+    def sums(self) -> bool:
+        """True if the section encode makes linear members, which a sum weighs."""
+        return self.encode is not None and self.task.has("sum")
+
+    @property
     def measured(self) -> list[str]:
         """The models of this pipeline that a report measures."""
         if self.publish.linear:
             return ["sum"]
-        summed = ["sum"] if "gguf" in self.evaluate.models else []
+        summed = ["sum"] if "gguf" in self.evaluate.models and self.sums else []
         return [*(["encoder", *summed] if self.encode is not None else []), *self.evaluate.models]
 
     @model_validator(mode="after")

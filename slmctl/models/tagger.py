@@ -99,7 +99,7 @@ def _habit(values: JsonObject) -> Habit:
 
 
 @dataclass(frozen=True)
-class Scores:
+class TextScores:
     """The scores of a text: (words, 1 + 2F) of its words; by concluded field (values,) log probabilities."""
 
     words: Floats
@@ -151,7 +151,7 @@ class Tagger:
         """The answers to some texts; raises an EngineError if ONNX Runtime fails."""
         return [self.answer(text, scores) for text, scores in zip(texts, self.scores(texts), strict=True)]
 
-    def scores(self, texts: Sequence[str]) -> list[Scores]:
+    def scores(self, texts: Sequence[str]) -> list[TextScores]:
         """The scores of some texts, whose windows are computed together with others of like length."""
         head = self.head
         windows = [self._cutter.windows(Evidence(text)) for text in texts]
@@ -166,7 +166,7 @@ class Tagger:
         read = iter([(scores[window.places], vector) for window, (scores, vector) in pairs])
         return [self._merged(each, [next(read) for _ in each]) for each in windows]
 
-    def _merged(self, windows: Sequence[TokenWindow], rows: Sequence[tuple[Floats, Floats]]) -> Scores:
+    def _merged(self, windows: Sequence[TokenWindow], rows: Sequence[tuple[Floats, Floats]]) -> TextScores:
         """The scores of a text: each word's by the window in which it stands further from the edge."""
         pairs = list(zip(windows, rows, strict=True))
         parts = [scores[each.own[0] - each.first : each.own[1] - each.first] for each, (scores, _) in pairs]
@@ -176,9 +176,9 @@ class Tagger:
         for number, (weights, bias) in self.head.concluded.items():
             table = (scaled(vectors) @ weights.T + bias).astype(np.float64)
             concluded[number] = normalised(normalised(table).mean(axis=0)[None])[0]
-        return Scores(np.concatenate([np.zeros((0, size), np.float32), *parts]), concluded)
+        return TextScores(np.concatenate([np.zeros((0, size), np.float32), *parts]), concluded)
 
-    def answer(self, text: str, scores: Scores) -> TaggedAnswer:
+    def answer(self, text: str, scores: TextScores) -> TaggedAnswer:
         """The answer that the scores of a text make."""
         head, evidence = self.head, Evidence(text)
         logprobs = normalised(head.sharpness * scores.words.astype(np.float64))

@@ -15,7 +15,7 @@ from slmctl.errors import DataError
 from slmctl.task.evidence import Evidence, Span, dates, numbers_in, readings
 from slmctl.task.spans import COUNTS, NAMED, Field, Targets, fits, leaves
 
-STANDING = 0.5  # least share of a field's values that stand in the text, else they are concluded from the whole
+STANDING, STANDING_CHOICES = 0.5, 0.9  # least share of values that stand in the text, or the whole text decides; enums
 MOST_CHOICES = 50  # values of a field that is concluded
 MOST_KNOWN = 5000  # spellings of a field that are kept
 LONGEST_WORDS = 40  # mean words of a value that can be tagged
@@ -87,7 +87,8 @@ def _habit(each: Field, values: Sequence[Any], missing: int, pairs: Sequence[tup
     habit = Habit(len(values), len(values) - missing, common=common)
     if each.kind == "text" and sum(len(str(value).split()) for value in values) > LONGEST_WORDS * len(values):
         raise DataError(f"the values of '{each.path}' are long texts", hint=NAMED)
-    if habit.standing < STANDING * habit.values or set(each.choices) == {True, False}:
+    least = STANDING_CHOICES if each.choices else STANDING
+    if habit.standing < least * habit.values or set(each.choices) == {True, False}:
         if each.listed or len(counts) > MOST_CHOICES:
             return habit
         return replace(habit, concluded=tuple(json.loads(key) for key in sorted(counts)))

@@ -226,6 +226,9 @@ def test_values_that_stand_nowhere_are_concluded_or_refused() -> None:
     habits = field_habits.learn(fields, rows, [targets(fields, *row) for row in rows])
     assert [habit.concluded for habit in habits] == [("bad", "good"), ("b",)]
     assert habits[0].values == 6 and habits[0].standing == 0
+    some = [("asks", {"mood": "good", "kind": "a"}), ("a b", {"mood": "good", "kind": "b"})]
+    (_, kind) = field_habits.learn(fields, some, [targets(fields, *row) for row in some])
+    assert kind.standing == 1 and kind.concluded == ("a", "b")  # `a` may follow from words that do not hold it
     long = [(text, answer | {"mood": " ".join(["word"] * 60)}) for text, answer in rows]
     with pytest.raises(DataError, match="values of 'mood' are long texts"):
         field_habits.learn(fields, long, [targets(fields, *row) for row in long])

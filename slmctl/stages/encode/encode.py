@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from slmctl.stages.encode import tuning_bounds
 from slmctl.task import conversation_formats
 from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS, Record, RowRejectedError, read_records
+
+if TYPE_CHECKING:
+    from slmctl.stages.encode.extraction import TaggerFacts
 
 TOGETHER = 512  # texts between two updates of the progress bar
 MOST = 10_000  # rows without an answer that are read, drawn by a hash: the time grows with their square
@@ -131,8 +134,8 @@ class Texts:
         return Vectors(learned, ([label for label, _ in self.names], names), rest if len(rest) else None)
 
 
-def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) -> EncodeFacts:
-    """Write ENCODER and TOKENIZER, `sum.npz`, `validation.npz` and `encoder.json`.
+def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) -> EncodeFacts | TaggerFacts:
+    """Write ENCODER and TOKENIZER, `sum.npz`, `validation.npz` and `encoder.json`; a tagger in place of linear models.
 
     Args:
         encoders: The folder of encoders that were fetched, which every data set of the project shares.
@@ -144,7 +147,12 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
         NetworkError: It could not be fetched.
         UsageError: The task has no labels, or the source is not pinned.
     """
-    if not (task := Task.read(prepared.path)).rules.chooses:
+    task = Task.read(prepared.path)
+    if task.rules.has("schema"):
+        from slmctl.stages.encode import extraction
+
+        return extraction.run(config, task, prepared, out, encoders)
+    if not task.rules.chooses:
         raise UsageError(f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune")
     rows = learned_rows.read(prepared)
     if config.encoder is None:

@@ -1,4 +1,4 @@
-"""The stage encode in the graph of stages: linear models on a sentence encoder, frozen or tuned, and on words."""
+"""The stage encode in the graph of stages: linear models on a sentence encoder and on words, or a tagger on it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WEIGHTS = 23e6  # of an encoder that is not here yet
 
 
 class Encode(Stage[EncodeConfig]):
-    """Fit linear models on a sentence encoder and on words."""
+    """Fit linear models on a sentence encoder and on words; for JSON, a tagger on it."""
 
     name = "encode"
     takes = (PREPARED,)
@@ -109,6 +109,10 @@ class Encode(Stage[EncodeConfig]):
         seconds = ENCODE_SECONDS + (rows.train + rows.validation) * tokens / ENCODED_A_SECOND
         peak = int(PLAIN_BYTES + ENCODER_BYTES + ROW_BYTES * rows.rows)
         disk = self._bytes
+        if self._learns and not self.project.config.task.has("sum"):
+            weights = safetensors_header.parameter_count(self._folder) if self._folder.is_dir() else WEIGHTS
+            seconds += tuning_bounds.tagging_seconds(rows.train, tokens, weights)
+            return StageEstimate(disk + int(9 * weights), peak + tuning_bounds.memory_bytes(weights), seconds)
         if self._tunes and rows.validation >= tuning_bounds.FEWEST:
             here = self._folder.is_dir()
             weights = safetensors_header.parameter_count(self._folder) if here else WEIGHTS
@@ -166,4 +170,4 @@ def _learned(prepared: Any) -> tuple[object, ...]:
     task = Task.read(prepared.path)
     hashes = {entry.path: entry.sha256 for entry in prepared.manifest.files}
     records = [hashes.get(f"{split}.jsonl") for split in SPLITS]
-    return *records, task.kind, task.labels, task.descriptions, task.clean, task.replace
+    return *records, task.kind, task.schema, task.labels, task.descriptions, task.clean, task.replace

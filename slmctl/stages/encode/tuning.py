@@ -63,16 +63,16 @@ def tune(
     steps, first = steps_of(model, tokens, passes), encoder_source.pooling(folder) == "cls"
     rate = _rate(len(texts) / len(head.labels)) * passes / PASSES  # few passes more change little of what is learned
     model.requires_grad_(False)
-    layers = [weight.requires_grad_() for weight in _layers(model)]
+    layers = [weight.requires_grad_() for weight in layers_of(model)]
     groups: list[dict[str, Any]] = [{"params": layers}, {"params": [weights, bias], "lr": OF_HEAD * rate}]
     optimizer = torch.optim.AdamW(groups, rate, weight_decay=DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, steps))
     narrow = resolve_matmul_dtype("auto") == "bfloat16"
     with console.progress("tune", steps, "steps") as meter:
         for batch, _ in zip(batches([len(each) for each in tokens]), range(steps), strict=False):
             some = max(1, TOGETHER // max(len(tokens[k]) for k in batch))
             for piece in (batch[k : k + some] for k in range(0, len(batch), some)):
-                padded, mask = _padded([tokens[k] for k in piece], tokenizer.pad_token_id or 0)
+                padded, mask = padded_rows([tokens[k] for k in piece], tokenizer.pad_token_id or 0)
                 with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
                     states = model(input_ids=padded, attention_mask=mask).last_hidden_state
                 scores = pooled(states.float(), mask, first=first) @ weights.T + bias
@@ -91,12 +91,12 @@ def _rate(rows: float) -> float:
     return float(RATE * min(MOST, max(1.0, rows / FEW) ** GROWTH))
 
 
-def _layers(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+def layers_of(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The weights that learn: all but those of the embeddings."""
     return [weight for name, weight in model.named_parameters() if "embedding" not in name]
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and mask of some texts, (texts, tokens of the longest)."""
     width = max(1, max(map(len, rows)))
     padded, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
@@ -114,12 +114,12 @@ def pooled(states: torch.Tensor, mask: torch.Tensor, *, first: bool) -> torch.Te
 
 def steps_of(model: torch.nn.Module, tokens: Sequence[Sequence[int]], passes: int) -> int:
     """Steps of some passes over the rows, or as many as WORK allows for them; 1 at the least."""
-    multiplied = sum(weight.numel() for weight in _layers(model))
+    multiplied = sum(weight.numel() for weight in layers_of(model))
     a_step = multiplied * BATCH * max(1.0, sum(map(len, tokens)) / len(tokens))
     return max(1, min(passes * math.ceil(len(tokens) / BATCH), int(WORK * passes / PASSES / a_step)))
 
 
-def _share(step: int, steps: int) -> float:
+def share_of_rate(step: int, steps: int) -> float:
     """The share of the rate at a step: rising at first, then falling to none."""
     rising = max(1, round(WARMUP * steps))
     return min((step + 1) / rising, (steps - step) / max(1, steps - rising))

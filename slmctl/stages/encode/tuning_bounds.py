@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from slmctl.model_files import encoder_source, safetensors_header
@@ -11,6 +12,8 @@ PASSES, PASSES_WHOLE = 4, 2  # over the training rows; then over these and the v
 WORK = 4.8e12  # weights times tokens: three minutes of two cores, on which MiniLM-L6 learns TOKENS_A_SECOND
 TOKENS_A_SECOND, MOST_SECONDS = 2800, 170
 STEP_SECONDS, STEP_ROWS = 0.05, 16  # of a step beside its tokens, on two cores
+TAG_STEPS, TAG_PASSES, TAG_WORK = 1500, 20, 3.4 * WORK  # steps that are enough for a tagger; most passes, and work
+TAG_WINDOW = 180  # tokens that a tagger reads at once
 LARGEST = 150e6  # weights: of larger encoders WORK allows too few steps
 WEIGHT_BYTES, BASE_BYTES = 20, 0.8e9  # of a weight that learns, its gradient, two moments and copy; of torch
 POOLINGS = ("mean", "cls")  # by which vectors of tokens are learned through
@@ -29,6 +32,14 @@ def obstacle(folder: Path) -> str:
     if encoder_source.pooling(folder) not in POOLINGS:
         return "its vectors are neither the mean of those of a text's tokens nor that of the first"
     return ""
+
+
+def tagging_seconds(rows: float, tokens: float, weights: float) -> float:
+    """Estimate of the time in which a tagger learns rows of so many tokens each."""
+    steps = max(1.0, rows * max(1.0, tokens / TAG_WINDOW) / STEP_ROWS)
+    steps *= min(TAG_PASSES, math.ceil(TAG_STEPS / steps))
+    learned = steps * STEP_ROWS * min(tokens, TAG_WINDOW) * weights / 23e6
+    return min(learned / TOKENS_A_SECOND, MOST_SECONDS * TAG_WORK / WORK)
 
 
 def memory_bytes(weights: float) -> int:

@@ -16,6 +16,7 @@ IN_WORDS = {
     "majority": "always answering the most frequent label",
     "tfidf_logistic": "the linear baseline",
     "encoder_logistic": "the linear model on encoder and words",
+    "tagger": "the encoder that tags words",
     "copy": "copying the input",
     "no_call": "never calling a tool",
     "empty": "answering nothing",

@@ -14,7 +14,7 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import EvaluateConfig
 from slmctl.errors import GateError, SlmctlError, UsageError
-from slmctl.inference import LINEAR, SUM
+from slmctl.inference import LINEAR, SUM, TAGGER
 from slmctl.metrics import gates
 from slmctl.pipeline import named, predictions, project_gates, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
@@ -168,7 +168,8 @@ def _participants(settings: config.Config) -> set[str]:
         return {LINEAR, RELEASE, *kind_of(settings.task.kind).baselines}
     models, types = set(settings.evaluate.models), settings.quantize.types
     names = {"base", "adapter", "merged"} & models | {RELEASE, *kind_of(settings.task.kind).baselines}
-    names |= {encoder_head.NAME} if settings.encode is not None else set()
+    if settings.encode is not None:
+        names.add(encoder_head.NAME if settings.sums else TAGGER)
     if "gguf" in models:
         names |= {*types, *(["chosen"] if settings.evaluate.choose else [])}
     if SUM in settings.measured:

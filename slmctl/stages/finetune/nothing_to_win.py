@@ -17,7 +17,7 @@ def doubt(project: Project) -> Doubt | None:
     """
     words = project.artifact(PREPARED).metrics.get("linear")
     models = {linear_baseline.NAME: ("a linear model (TF-IDF)", words)}
-    if project.config.encode is not None:
+    if project.config.sums:
         models[encoder_head.NAME] = "a linear model on the encoder", project.artifact("encoder").metrics
     for model, (name, score) in models.items():
         if (

@@ -167,7 +167,7 @@ def test_a_task_of_texts_downloads_none(tiny_run: Path, stages: Forks) -> None:
 
 
 def test_a_task_without_labels_has_none(tiny_run: Path) -> None:
-    with pytest.raises(UsageError, match="belongs to a task of kind classify"):
+    with pytest.raises(UsageError, match="belongs to a task of kind classify and extract"):
         teacher.slmctl(tiny_run, "encode", "--set", "task.kind=generate", "--set", "encode={}")
 
 

@@ -1,0 +1,203 @@
+"""A sentence encoder and rows with marked places -> the encoder and layers on it, tuned to tag words; imports torch.
+
+Cross entropy of each word's class, and of the values that the whole text decides, by the recipe of `tuning.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from slmctl import console
+from slmctl.config import resolve_matmul_dtype
+from slmctl.model_files import encoder_source, hf_folder, memory, safetensors_header
+from slmctl.model_files.encoder_source import WEIGHTS
+from slmctl.models.tagger import TaggerHead, classes_of
+from slmctl.models.token_windows import Cutter, TokenWindow
+from slmctl.stages.encode import tuning, tuning_bounds
+from slmctl.stages.encode.tuning import BATCH, TOGETHER
+from slmctl.stages.encode.tuning_bounds import TAG_PASSES, TAG_STEPS, TAG_WORK
+from slmctl.task.evidence import Evidence
+from slmctl.task.span_values import Reader
+from slmctl.task.spans import SpanMark, leaves
+
+LOOKS, LOOKED_AT = 6, 256  # times that the validation rows are looked at, in the second half; windows of these
+UNKNOWN = -100  # class of a word, and of a value, that nothing is learned from
+
+
+@dataclass(frozen=True)
+class TaggedRow:
+    """A text with its answer, and the places of its values that a tagger learns."""
+
+    text: str
+    answer: object
+    marks: Sequence[SpanMark]
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A window with the class of each of its words, and the value of each concluded field, as indices."""
+
+    window: TokenWindow
+    classes: list[int]
+    concluded: list[int]
+
+
+class Layers:
+    """The layers on an encoder that learn."""
+
+    def __init__(self, reader: Reader, size: int) -> None:
+        self.reader = reader
+        self._numbers = [k for k, habit in enumerate(reader.habits) if habit.concluded]
+        self._sizes = [1 + 2 * len(reader.fields), *(len(reader.habits[k].concluded) for k in self._numbers)]
+        self.parts = [torch.nn.Parameter(torch.zeros(count, size + 1)) for count in self._sizes]  # the bias is last
+
+    def losses(self, states: torch.Tensor, mask: torch.Tensor, pieces: Sequence[_Example], first: bool) -> torch.Tensor:
+        """The sums of losses (2,) over words and over concluded fields of some windows."""
+        places = [row * states.shape[1] + place for row, each in enumerate(pieces) for place in each.window.places]
+        classes = torch.tensor([each for piece in pieces for each in piece.classes])
+        words = states.reshape(-1, states.shape[-1])[places]
+        vectors = tuning.pooled(states, mask, first=first) * math.sqrt(states.shape[-1])
+        concluded = torch.zeros(())
+        for k, part in enumerate(self.parts[1:]):
+            values = torch.tensor([piece.concluded[k] for piece in pieces])
+            concluded = concluded + _entropy(part, vectors, values)
+        return torch.stack([_entropy(self.parts[0], words, classes), concluded])
+
+    def head(self) -> TaggerHead:
+        """The layers as they answer."""
+        whole = [part.detach().numpy() for part in self.parts]
+        weights, *others = [(part[:, :-1].copy(), part[:, -1].copy()) for part in whole]
+        return TaggerHead(self.reader, *weights, dict(zip(self._numbers, others, strict=True)))
+
+
+def _entropy(part: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    scores = vectors @ part[:, :-1].T + part[:, -1]
+    return torch.nn.functional.cross_entropy(scores, values, ignore_index=UNKNOWN, reduction="sum")
+
+
+def tune(
+    folder: Path, reader: Reader, train: Sequence[TaggedRow], validation: Sequence[TaggedRow], out: Path
+) -> TaggerHead:  # fmt: skip
+    """Tune an encoder to tag, and write it as another model folder; returns the layers on it.
+
+    Those weights stay by which the validation rows are the likeliest.
+
+    Args:
+        folder: The encoder's model folder, see `encoder_source.kept`.
+        out: The folder to write, which does not exist.
+
+    Raises:
+        DataError: transformers cannot load the encoder.
+        FullError: The memory is not enough.
+    """
+    needed = tuning_bounds.memory_bytes(safetensors_header.parameter_count(folder))
+    memory.require(needed, "tuning the encoder", hint="run it where more is free, or take the section encode out")
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(WEIGHTS))
+    model = hf_folder.load_encoder(folder, attn_implementation="eager")  # fused is slower on short texts; no dropout
+    tokenizer = hf_folder.load_tokenizer(folder)
+    tokenizer.backend_tokenizer.encode_special_tokens = True  # control tokens that a text spells out are text
+    cutter = Cutter(tokenizer.backend_tokenizer, int(hf_folder.context_of(folder) - 2))
+    examples = [each for row in train for each in _kept(row, _examples(cutter, reader, row))]
+    held = [each for row in validation for each in _examples(cutter, reader, row)][:LOOKED_AT]
+    learner = _Learner(model, Layers(reader, model.config.hidden_size), encoder_source.pooling(folder) == "cls")
+    learner.learn(examples, held)
+    hf_folder.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
+    return learner.layers.head()
+
+
+def _examples(cutter: Cutter, reader: Reader, row: TaggedRow) -> Iterator[_Example]:
+    """The windows of a row; a place that an edge cuts is the neighbour's."""
+    evidence = Evidence(row.text)
+    classes, values = classes_of(evidence, row.marks), {leaf.path: leaf.value for leaf in leaves(row.answer)}
+    concluded = []
+    for each, habit in zip(reader.fields, reader.habits, strict=True):
+        if habit.concluded:
+            value = values.get(each.path)
+            concluded.append(habit.concluded.index(value) if value in habit.concluded else UNKNOWN)
+    for window in cutter.windows(evidence):
+        own = classes[window.first : window.end]
+        before = next((k for k, each in enumerate(own) if each % 2 or not each), len(own))
+        own[:before] = [UNKNOWN] * before
+        if window.end < len(classes) and classes[window.end] and not classes[window.end] % 2:
+            begin = max(k for k, each in enumerate([0, *own]) if each % 2 or not each) - 1
+            own[max(begin, 0) :] = [UNKNOWN] * (len(own) - max(begin, 0))
+        yield _Example(window, own, concluded)
+
+
+def _kept(row: TaggedRow, examples: Iterator[_Example]) -> list[_Example]:
+    """The windows of a row with places, and at most as many without any, drawn by a hash."""
+    listed = list(examples)
+    holding = [any(each > 0 for each in example.classes) for example in listed]
+
+    def drawn(number: int) -> bytes:
+        return hashlib.sha256(f"{number}/{row.text}".encode(errors="replace")).digest()
+
+    empty = sorted((k for k, holds in enumerate(holding) if not holds), key=drawn)[: max(1, sum(holding))]
+    return [example for k, example in enumerate(listed) if holding[k] or k in empty]
+
+
+class _Learner:
+    """An encoder and the layers on it, with their optimizer."""
+
+    def __init__(self, model: torch.nn.Module, layers: Layers, first: bool) -> None:
+        self.model, self.layers, self._first = model, layers, first
+        model.requires_grad_(False)
+        inner = [weight.requires_grad_() for weight in tuning.layers_of(model)]
+        self._weights = [*inner, *layers.parts]
+        rates = {"params": inner}, {"params": layers.parts, "lr": tuning.OF_HEAD * tuning.RATE}
+        self._optimizer = torch.optim.AdamW(rates, tuning.RATE, weight_decay=tuning.DECAY, fused=True)
+        self._narrow = resolve_matmul_dtype("auto") == "bfloat16"
+
+    def learn(self, examples: Sequence[_Example], held: Sequence[_Example]) -> None:
+        """Learn some windows for a bounded time; the weights of the likeliest look at the held ones stay."""
+        lengths = [len(each.window.tokens) for each in examples]
+        steps = self._steps(lengths)
+        schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: tuning.share_of_rate(step, steps))
+        looks = {steps - 1 - k * max(1, steps // (2 * LOOKS)) for k in range(LOOKS)} if held else set()
+        best, kept = math.inf, list[torch.Tensor]()
+        with console.progress("tune", steps, "steps") as meter:
+            for step, batch in zip(range(steps), tuning.batches(lengths), strict=False):
+                self._step([examples[k] for k in batch])
+                schedule.step()
+                meter.advance(1)
+                if step in looks and (loss := self._loss(held)) < best:
+                    best, kept = loss, [weight.detach().clone() for weight in self._weights]
+        with torch.no_grad():
+            for weight, value in zip(self._weights, kept, strict=bool(kept)):
+                weight.copy_(value)
+
+    def _steps(self, lengths: Sequence[int]) -> int:
+        a_pass = math.ceil(len(lengths) / BATCH)
+        multiplied = sum(weight.numel() for weight in tuning.layers_of(self.model))
+        bound = TAG_WORK / (multiplied * BATCH * sum(lengths) / len(lengths))
+        return max(1, min(a_pass * min(TAG_PASSES, math.ceil(TAG_STEPS / a_pass)), int(bound)))
+
+    def _step(self, batch: Sequence[_Example]) -> None:
+        words = sum(each != UNKNOWN for example in batch for each in example.classes)
+        for losses in self._pieces(batch):
+            (losses / torch.tensor([max(words, 1), len(batch)])).sum().backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def _loss(self, held: Sequence[_Example]) -> float:
+        """The loss of the held windows, each word and each concluded field as much as another."""
+        batches = [held[k : k + BATCH] for k in range(0, len(held), BATCH)]
+        with torch.no_grad():
+            return sum(float(losses.sum()) for batch in batches for losses in self._pieces(batch))
+
+    def _pieces(self, batch: Sequence[_Example]) -> Iterator[torch.Tensor]:
+        """The losses of parts of a batch, as many windows at once as fit into the processor's caches."""
+        some = max(1, TOGETHER // max(len(each.window.tokens) for each in batch))
+        for k in range(0, len(batch), some):
+            pieces = batch[k : k + some]
+            padded, mask = tuning.padded_rows([each.window.tokens for each in pieces], 0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._narrow):
+                states = self.model(input_ids=padded, attention_mask=mask).last_hidden_state
+            yield self.layers.losses(states.float(), mask, pieces, self._first)
