@@ -48,7 +48,7 @@ WORDS_ONLY = ("remarks",)  # sentences made of the figures
 CHECKS = ["ungrounded", "other_language", "missing_pattern", "forbidden_pattern", "repetition", "unfinished"]
 SHARES = {"accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call", *CHECKS}
 PRIMARY = {"classify": "accuracy", "generate": "token_f1"} | dict.fromkeys(("tag", "extract", "call"), "exact_match")
-ORDER = ["base", "adapter", "merged", "gguf", "lora", "published", "release", "endpoint"]
+ORDER = ["encoder", "base", "adapter", "merged", "gguf", "lora", "published", "release", "endpoint"]
 QUANTILES = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995]
 NORMAL = statistics.NormalDist()
 
@@ -627,6 +627,9 @@ class Recomputed:
             if name not in models
         }
         measured = {name: self.entry(one) | facts[name] for name, one in models.items()}
+        cheap = {name for name in measured if facts[name]["kind"] == "encoder"}
+        if len(cheap) < len(measured):  # a baseline beside other models
+            baselines |= {name: measured.pop(name) for name in cheap}
         choice = self.choice()
         slices = self.slices()
         return {

@@ -319,10 +319,15 @@ def test_a_figure_that_is_wrong_is_named(made: Artifact) -> None:
 @pytest.mark.parametrize("kind", ["extract", "generate", "call"])
 def test_the_whole_chain_of_a_tiny_project(stages: Forks, kind: str, tiny_base: Path, tmp_path: Path) -> None:
     extra = "evaluate: {models: [base, adapter, gguf], choose: {smallest_within: 0.5}}\n"
+    tagged = kind == "extract"
+    if tagged:  # by an encoder beside the models
+        extra += "encode: {encoder: ./words}\ngates: [{metric: field_f1, model: tagger, min: 0}]\n"
     folder = tiny.project(tmp_path / "desk", tiny_base, kind, extra=extra)
+    tiny.build_encoder_folder(folder / "words")
     tiny.ok(stages.run(folder, "run"))
     (report,) = (folder / "runs" / "report").iterdir()
     assert recompute.main(report) == 0
+    assert ("tagger" in json.loads((report / "report.json").read_bytes())["baselines"]) == tagged
     (release,) = (folder / "runs" / "published").iterdir()
     assert len(list(release.glob("*.gguf"))) == 1  # the chosen one alone is shipped
 
