@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +32,31 @@ Logprobs = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Conclusion:
+    """The layer that decides a value from a whole text: from the mean of its tokens, weighed by a query.
+
+    Attributes:
+        weights, bias: (values, size) and (values,).
+        query: (size,).
+    """
+
+    weights: Floats
+    bias: Floats
+    query: Floats
+
+    def scores(self, states: Floats) -> Floats:
+        """The scores of the values (values,), by the vectors of tokens (tokens, size)."""
+        share = np.exp(normalised((states @ self.query).astype(np.float64)[None])[0]).astype(np.float32)
+        return self.weights @ (share @ states) + self.bias
+
+
+@dataclass(frozen=True)
 class TaggerHead:
     """Linear layers on an encoder, and the way in which marked places are read.
 
     Attributes:
         weights, bias: (1 + 2F, size) and (1 + 2F,) of the classes of a word: none, and begin and go on of each field.
-        concluded: By field that the whole text decides: weights (values, size) and bias (values,).
+        concluded: By field that the whole text decides, see `Conclusion`.
         sharpness: Factor of the scores of a word.
         powers: Of the probabilities of a value and of a whole answer, by which they are calibrated.
     """
@@ -45,7 +64,7 @@ class TaggerHead:
     reader: Reader
     weights: Floats
     bias: Floats
-    concluded: dict[int, tuple[Floats, Floats]]
+    concluded: dict[int, Conclusion]
     sharpness: float = 1.0
     powers: tuple[float, float] = (1.0, 1.0)
 
@@ -58,8 +77,8 @@ class TaggerHead:
             "powers": self.powers,
         }
         arrays: dict[str, npt.NDArray[Any]] = {"weights": self.weights, "bias": self.bias}
-        for number, (weights, bias) in self.concluded.items():
-            arrays |= {f"weights {number}": weights, f"bias {number}": bias}
+        for number, layer in self.concluded.items():
+            arrays |= {f"{name} {number}": values for name, values in vars(layer).items()}
         arrays["facts"] = np.array([json.dumps(facts, ensure_ascii=False)])
         np.savez_compressed(path, allow_pickle=False, **arrays)
 
@@ -82,9 +101,10 @@ class TaggerHead:
             if len(reader.fields) != len(habits):
                 raise ValueError("it has other fields than its schema")
             concluded = {
-                k: (
+                k: Conclusion(
                     kept.numbers(f"weights {k}", len(habit.concluded), size),
                     kept.numbers(f"bias {k}", len(habit.concluded)),
+                    kept.numbers(f"query {k}", size),
                 )
                 for k, habit in enumerate(habits)
                 if habit.concluded
@@ -96,6 +116,13 @@ class TaggerHead:
 def _habit(values: JsonObject) -> Habit:
     endings = {ending: (int(cut), str(added)) for ending, (cut, added) in values["endings"].items()}
     return replace(Habit(**values), concluded=tuple(values["concluded"]), endings=endings)
+
+
+class WindowScores(NamedTuple):
+    """The scores of a window's tokens (tokens, 1 + 2F), and of the values of concluded fields."""
+
+    tokens: Floats
+    concluded: dict[int, Floats]
 
 
 @dataclass(frozen=True)
@@ -158,25 +185,24 @@ class Tagger:
         flat = [window for each in windows for window in each]
         weights, bias = head.weights.T, head.bias
 
-        def take(states: Floats, vector: Floats) -> tuple[Floats, Floats]:
-            return (states @ weights + bias).astype(np.float32), vector
+        def take(states: Floats) -> WindowScores:
+            concluded = {number: layer.scores(states) for number, layer in head.concluded.items()}
+            return WindowScores((states @ weights + bias).astype(np.float32), concluded)
 
-        rows = self.encoder.read([window.tokens for window in flat], take)
-        pairs = zip(flat, rows, strict=True)
-        read = iter([(scores[window.places], vector) for window, (scores, vector) in pairs])
+        read = iter(self.encoder.read([window.tokens for window in flat], take))
         return [self._merged(each, [next(read) for _ in each]) for each in windows]
 
-    def _merged(self, windows: Sequence[TokenWindow], rows: Sequence[tuple[Floats, Floats]]) -> TextScores:
+    def _merged(self, windows: Sequence[TokenWindow], read: Sequence[WindowScores]) -> TextScores:
         """The scores of a text: each word's by the window in which it stands further from the edge."""
-        pairs = list(zip(windows, rows, strict=True))
-        parts = [scores[each.own[0] - each.first : each.own[1] - each.first] for each, (scores, _) in pairs]
-        size = len(self.head.bias)
-        vectors = np.stack([vector for _, vector in rows]) if rows else np.zeros((1, self.encoder.size), np.float32)
+        parts = [np.zeros((0, len(self.head.bias)), np.float32)]
+        for window, scores in zip(windows, read, strict=True):
+            first, end = (place - window.first for place in window.own)
+            parts.append(scores.tokens[window.places][first:end])
         concluded = {}
-        for number, (weights, bias) in self.head.concluded.items():
-            table = (scaled(vectors) @ weights.T + bias).astype(np.float64)
+        for number, layer in self.head.concluded.items():
+            table = np.array([scores.concluded[number] for scores in read] or [layer.bias], np.float64)
             concluded[number] = normalised(normalised(table).mean(axis=0)[None])[0]
-        return TextScores(np.concatenate([np.zeros((0, size), np.float32), *parts]), concluded)
+        return TextScores(np.concatenate(parts), concluded)
 
     def answer(self, text: str, scores: TextScores) -> TaggedAnswer:
         """The answer that the scores of a text make."""
@@ -209,11 +235,6 @@ class Tagger:
         probabilities = tuple(math.exp(first * logprob) for logprob in logprobs)
         confidence = math.exp(max(second * sum(logprobs), LEAST))
         return TaggedAnswer(read, confidence, probabilities, tuple(_places(text, read.values)))
-
-
-def scaled(vectors: Floats) -> Floats:
-    """Vectors of texts, of length 1, with numbers as large as those of words."""
-    return (vectors * math.sqrt(vectors.shape[-1])).astype(np.float32)
 
 
 def _places(text: str, values: Sequence[FieldValue]) -> Iterator[ValuePlace]:

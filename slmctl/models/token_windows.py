@@ -11,6 +11,7 @@ from typing import Any
 from slmctl.task.evidence import Evidence, Span
 
 LONGEST, SHARED = 192, 0.25  # tokens of a window; the part of it that the next one reads too
+LINE_END = "|"  # is read in place of a line break, which tokenizers leave out, and the value of a line ends there
 MOST = 1 << 20  # characters that are read of a text
 
 
@@ -51,6 +52,7 @@ class Cutter:
     def windows(self, evidence: Evidence) -> list[TokenWindow]:
         """The windows of a text, in order; none of a text without words."""
         text = evidence.text[:MOST].encode(errors="replace").decode()  # without halves of characters
+        text = text.replace("\n", LINE_END)
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         ends = list(accumulate((end for _, end in encoded.offsets), max))
         words = [start for start, _ in evidence.words if ends and start < ends[-1]]

@@ -18,7 +18,7 @@ from slmctl import console
 from slmctl.config import resolve_matmul_dtype
 from slmctl.model_files import encoder_source, hf_folder, memory, safetensors_header
 from slmctl.model_files.encoder_source import WEIGHTS
-from slmctl.models.tagger import TaggerHead, classes_of
+from slmctl.models.tagger import Conclusion, TaggerHead, classes_of
 from slmctl.models.token_windows import Cutter, TokenWindow
 from slmctl.stages.encode import tuning, tuning_bounds
 from slmctl.stages.encode.tuning import BATCH, TOGETHER
@@ -28,6 +28,7 @@ from slmctl.task.span_values import Reader
 from slmctl.task.spans import SpanMark, leaves
 
 LOOKS, LOOKED_AT = 6, 256  # times that the validation rows are looked at, in the second half; windows of these
+RATE, OF_HEAD = 3e-4, 5  # of the encoder; that of the layers on it is so many times as high
 UNKNOWN = -100  # class of a word, and of a value, that nothing is learned from
 
 
@@ -57,24 +58,27 @@ class Layers:
         self._numbers = [k for k, habit in enumerate(reader.habits) if habit.concluded]
         self._sizes = [1 + 2 * len(reader.fields), *(len(reader.habits[k].concluded) for k in self._numbers)]
         self.parts = [torch.nn.Parameter(torch.zeros(count, size + 1)) for count in self._sizes]  # the bias is last
+        self.queries = [torch.nn.Parameter(torch.zeros(size)) for _ in self._numbers]
 
-    def losses(self, states: torch.Tensor, mask: torch.Tensor, pieces: Sequence[_Example], first: bool) -> torch.Tensor:
+    def losses(self, states: torch.Tensor, mask: torch.Tensor, pieces: Sequence[_Example]) -> torch.Tensor:
         """The sums of losses (2,) over words and over concluded fields of some windows."""
         places = [row * states.shape[1] + place for row, each in enumerate(pieces) for place in each.window.places]
         classes = torch.tensor([each for piece in pieces for each in piece.classes])
         words = states.reshape(-1, states.shape[-1])[places]
-        vectors = tuning.pooled(states, mask, first=first) * math.sqrt(states.shape[-1])
         concluded = torch.zeros(())
-        for k, part in enumerate(self.parts[1:]):
+        for k, (part, query) in enumerate(zip(self.parts[1:], self.queries, strict=True)):
             values = torch.tensor([piece.concluded[k] for piece in pieces])
-            concluded = concluded + _entropy(part, vectors, values)
+            shares = (states @ query).masked_fill(mask == 0, -math.inf).softmax(1)
+            concluded = concluded + _entropy(part, (shares[..., None] * states).sum(1), values)
         return torch.stack([_entropy(self.parts[0], words, classes), concluded])
 
     def head(self) -> TaggerHead:
         """The layers as they answer."""
         whole = [part.detach().numpy() for part in self.parts]
         weights, *others = [(part[:, :-1].copy(), part[:, -1].copy()) for part in whole]
-        return TaggerHead(self.reader, *weights, dict(zip(self._numbers, others, strict=True)))
+        queries = [query.detach().numpy() for query in self.queries]
+        layers = [Conclusion(*other, query) for other, query in zip(others, queries, strict=True)]
+        return TaggerHead(self.reader, *weights, dict(zip(self._numbers, layers, strict=True)))
 
 
 def _entropy(part: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -106,7 +110,7 @@ def tune(
     cutter = Cutter(tokenizer.backend_tokenizer, int(hf_folder.context_of(folder) - 2))
     examples = [each for row in train for each in _kept(row, _examples(cutter, reader, row))]
     held = [each for row in validation for each in _examples(cutter, reader, row)][:LOOKED_AT]
-    learner = _Learner(model, Layers(reader, model.config.hidden_size), encoder_source.pooling(folder) == "cls")
+    learner = _Learner(model, Layers(reader, model.config.hidden_size))
     learner.learn(examples, held)
     hf_folder.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     return learner.layers.head()
@@ -146,13 +150,14 @@ def _kept(row: TaggedRow, examples: Iterator[_Example]) -> list[_Example]:
 class _Learner:
     """An encoder and the layers on it, with their optimizer."""
 
-    def __init__(self, model: torch.nn.Module, layers: Layers, first: bool) -> None:
-        self.model, self.layers, self._first = model, layers, first
+    def __init__(self, model: torch.nn.Module, layers: Layers) -> None:
+        self.model, self.layers = model, layers
         model.requires_grad_(False)
         inner = [weight.requires_grad_() for weight in tuning.layers_of(model)]
-        self._weights = [*inner, *layers.parts]
-        rates = {"params": inner}, {"params": layers.parts, "lr": tuning.OF_HEAD * tuning.RATE}
-        self._optimizer = torch.optim.AdamW(rates, tuning.RATE, weight_decay=tuning.DECAY, fused=True)
+        own = [*layers.parts, *layers.queries]
+        self._weights = [*inner, *own]
+        rates = {"params": inner}, {"params": own, "lr": OF_HEAD * RATE}
+        self._optimizer = torch.optim.AdamW(rates, RATE, weight_decay=tuning.DECAY, fused=True)
         self._narrow = resolve_matmul_dtype("auto") == "bfloat16"
 
     def learn(self, examples: Sequence[_Example], held: Sequence[_Example]) -> None:
@@ -200,4 +205,4 @@ class _Learner:
             padded, mask = tuning.padded_rows([each.window.tokens for each in pieces], 0)
             with torch.autocast("cpu", torch.bfloat16, enabled=self._narrow):
                 states = self.model(input_ids=padded, attention_mask=mask).last_hidden_state
-            yield self.layers.losses(states.float(), mask, pieces, self._first)
+            yield self.layers.losses(states.float(), mask, pieces)
