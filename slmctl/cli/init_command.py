@@ -69,7 +69,7 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
             copy.parent.mkdir(parents=True, exist_ok=True)
             atomic.write(copy, raw, 0o600)
         inside = "" if target.resolve() == Path.cwd() else f" -C {shlex.quote(str(target))}"
-        classifier = made.task.rules.has("sum") and not is_installed("llama_cpp")
+        classifier = made.task.rules.has("sources.label") and not is_installed("llama_cpp")
         until = " --until encode" if classifier else ""
         next_command = f"slmctl{inside} run --plan{until}    # what a run takes; then without --plan"
     for path in written:

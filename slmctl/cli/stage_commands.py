@@ -37,7 +37,6 @@ from slmctl.cli.group import (
 
 LONG_S = 86_400  # of a run, before which people are asked
 ANSWERS = {"encode": "slmctl serve encoder", "quantize": "slmctl serve gguf"}  # by what a stage leaves
-TAGGED = {"encode": "slmctl predict encoder --input FILE"}  # a tagger serves no clients
 Decorate = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -62,12 +61,11 @@ def _to_use(role: str, what: str, more: str = "") -> Decorate:
 pull = plain_stage("pull", "Fetch and check the base model (from the network, unless it is a path).")
 encode = plain_stage(
     "encode",
-    """Fit linear models on a sentence encoder and on words; for JSON, a tagger on it.
+    """Fit linear models on a sentence encoder and on words.
 
     The encoder is fetched, unless it is a path or was before. The fit takes seconds. Then the encoder learns the rows
-    too, for minutes (not with encode.tune=false), and stays so where held-out rows are likelier by it. Of a task of
-    kind extract it learns to tag the words of each field. The answers stand beside the trained model's in the report,
-    and are hard to beat.
+    too, for minutes (not with encode.tune=false), and stays so where held-out rows are likelier by it. The answers
+    stand beside the trained model's in the report, and are hard to beat.
     """,
     _to_use("prepared", "A prepared data set"),
 )
@@ -445,8 +443,7 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     if planned.stages[-1].name != until:
         terminal().say(f"  nothing is trained: publish.model is linear, so there is no {until}")
     if until in ANSWERS:
-        answers = ANSWERS if project.config.task.has("sum") else ANSWERS | TAGGED
-        terminal().say(f"next: {answers[until]}    # answers with it; slmctl run goes on to {CHAIN[-1]}")
+        terminal().say(f"next: {ANSWERS[until]}    # answers with it; slmctl run goes on to {CHAIN[-1]}")
     elif until != CHAIN[-1]:
         terminal().say(f"next: slmctl run    # goes on to {CHAIN[-1]}")
     print_artifact(options, outcome.artifact)

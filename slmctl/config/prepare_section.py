@@ -37,7 +37,7 @@ KindName = Literal["classify", "tag", "extract", "generate", "call"]
 OWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "sum", "teachers", "document"),
     "tag": ("labels", "descriptions", "sources.separator", "document"),
-    "extract": ("schema", "encode", "teachers", "document"),
+    "extract": ("schema", "encode", "sum", "teachers", "document"),
     "generate": ("teachers", "must", "must_not"),
     "call": ("tools",),
 }

@@ -65,7 +65,7 @@ def _none(value: object) -> object:
 
 
 class EncodeConfig(Section):
-    """Fit cheap models on a sentence encoder: linear models of labels beside words, or a tagger of fields."""
+    """Fit linear models on a sentence encoder and on words: rivals and helpers that cost seconds to minutes."""
 
     project: Annotated[Text, Inherited()] = ""  # the name of the model for clients of a server
     encoder: Annotated[Annotated[Text, Field(min_length=1)] | None, Content(), BeforeValidator(_none)] = Field(
@@ -486,9 +486,7 @@ class Config(Section):
     pull: PullConfig = Field(default_factory=PullConfig, description="stage pull")
     label: LabelConfig | None = Field(None, description="stage label; run skips it without this section")
     prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="stage prepare")
-    encode: EncodeConfig | None = Field(
-        None, description="stage encode (classify, extract); run skips it without this section"
-    )
+    encode: EncodeConfig | None = Field(None, description="stage encode (classify); run skips it without this section")
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="stage finetune")
     merge: MergeConfig = Field(default_factory=MergeConfig, description="stage merge")
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig, description="stage quantize")
@@ -509,7 +507,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _encodes_what_an_encoder_answers(self) -> Config:
+    def _encodes_what_has_labels(self) -> Config:
         if self.encode is not None and not self.task.has("encode"):
             raise ValueError(
                 f"'encode' belongs to a task of kind {kinds_with('encode')}, and the kind is {self.task.kind}"
@@ -518,8 +516,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _releases_a_linear_model_that_is_made(self) -> Config:
-        if self.publish.linear and self.encode is not None and not self.sums:
-            raise ValueError(f"'publish.model' linear belongs to a task of kind {kinds_with('sum')}")
         if self.publish.linear and self.encode is None:
             raise ValueError(
                 "'publish.model' is linear, and there is no section 'encode', which makes the linear model; "
@@ -532,16 +528,16 @@ class Config(Section):
         return self
 
     @property
-    def sums(self) -> bool:
-        """True if the section encode makes linear members, which a sum weighs."""
-        return self.encode is not None and self.task.has("sum")
+    def encodes(self) -> bool:
+        """True if a model answers that needs no base: labels always have one of words, JSON by a section encode."""
+        return self.task.has("sources.label") or (self.encode is not None and self.task.has("encode"))
 
     @property
     def measured(self) -> list[str]:
         """The models of this pipeline that a report measures."""
         if self.publish.linear:
             return ["sum"]
-        summed = ["sum"] if "gguf" in self.evaluate.models and self.sums else []
+        summed = ["sum"] if "gguf" in self.evaluate.models else []
         return [*(["encoder", *summed] if self.encode is not None else []), *self.evaluate.models]
 
     @model_validator(mode="after")

@@ -36,6 +36,7 @@ LOSS = 0.05  # of the primary metric, which a sound file does not lose by its qu
 # baselines, and the command that releases each
 CHEAP = {
     "encoder_logistic": "slmctl run --set publish.model=linear",
+    "tagger": "slmctl run --set publish.model=linear",
     "tfidf_logistic": "slmctl run --set publish.model=linear --set encode.encoder=none",
 }
 

@@ -24,6 +24,7 @@ from slmctl.metrics.cross_fitting import Indices
 from slmctl.metrics.encoder_head import EncoderHead, Floats, HeadFit, Named
 from slmctl.metrics.likelihood import Logprobs, normalised
 from slmctl.metrics.linear_baseline import LinearModel
+from slmctl.metrics.stored_arrays import StoredArrays
 
 ENCODER, WORDS = "encoder", "words"
 MEMBERS = (FILE, ENCODER, WORDS)
@@ -78,14 +79,16 @@ class LabelSum:
         head, words = self.head if ENCODER in kept else None, self.words if WORDS in kept else None
         return LabelSum(self.labels, kept, head, words)
 
-    def write(self, path: Path) -> None:
-        """Write arrays of numpy without a pickle."""
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All of it as arrays of numpy without a pickle; `of` gives it back."""
         weights = np.array([self.weights.get(name, 0.0) for name in MEMBERS])
         arrays: dict[str, Any] = {"labels": np.array(self.labels), "sum": weights}
         arrays |= {} if self.head is None else {"weights": self.head.weights, "bias": self.head.bias}
-        arrays |= {} if self.words is None else self.words.arrays()
+        return arrays | ({} if self.words is None else self.words.arrays())
+
+    def write(self, path: Path) -> None:
         with path.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **arrays)
+            np.savez_compressed(stream, allow_pickle=False, **self.arrays())
 
     @classmethod
     def read(cls, path: Path, labels: Sequence[str] | None = None) -> LabelSum:
@@ -98,12 +101,17 @@ class LabelSum:
             IntegrityError: It is none, or has other labels.
         """
         with stored_arrays.opened(path) as kept:
-            names = kept.labels(among=labels)
-            weights = dict(zip(MEMBERS, map(float, kept.numbers("sum", len(MEMBERS))), strict=True))
-            head, words = EncoderHead.of(kept, names), LinearModel.of(kept, names)
-            lacking = (weights[ENCODER] and head is None) or (weights[WORDS] and words is None)
-            if lacking or min(weights.values()) < 0 or (head is None and words is None and not weights[FILE]):
-                raise ValueError("its weights are of other members than it holds")
+            return cls.of(kept, labels)
+
+    @classmethod
+    def of(cls, kept: StoredArrays, labels: Sequence[str] | None = None) -> LabelSum:
+        """The sum in the arrays of a file; raises a ValueError if they hold none."""
+        names = kept.labels(among=labels)
+        weights = dict(zip(MEMBERS, map(float, kept.numbers("sum", len(MEMBERS))), strict=True))
+        head, words = EncoderHead.of(kept, names), LinearModel.of(kept, names)
+        lacking = (weights[ENCODER] and head is None) or (weights[WORDS] and words is None)
+        if lacking or min(weights.values()) < 0 or (head is None and words is None and not weights[FILE]):
+            raise ValueError("its weights are of other members than it holds")
         return cls(names, {name: weight for name, weight in weights.items() if weight > 0}, head, words)
 
 

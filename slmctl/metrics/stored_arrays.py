@@ -28,11 +28,15 @@ _FAULTS = (
 class StoredArrays:
     """The arrays of an open file, each read when it is asked for; a ValueError says what is wrong with one."""
 
-    def __init__(self, kept: NpzFile) -> None:
-        self._kept = kept
+    def __init__(self, kept: NpzFile, prefix: str = "") -> None:
+        self._kept, self._prefix = kept, prefix
 
     def __contains__(self, name: str) -> bool:
-        return name in self._kept
+        return f"{self._prefix}{name}" in self._kept
+
+    def within(self, prefix: str) -> StoredArrays:
+        """The arrays with names that begin so, by the rest of their names."""
+        return StoredArrays(self._kept, f"{self._prefix}{prefix}")
 
     def numbers(self, name: str, *shape: int | None, half: bool = False) -> npt.NDArray[Any]:
         """A float array of a shape, in which None is any length; with `half`, of 16 bits."""
@@ -68,7 +72,7 @@ class StoredArrays:
         return labels
 
     def _read(self, name: str) -> npt.NDArray[Any]:
-        array = self._kept[name]
+        array = self._kept[f"{self._prefix}{name}"]
         if not isinstance(array, np.ndarray):
             raise ValueError(f"'{name}' is no array")
         return array

@@ -6,7 +6,7 @@ import re
 
 from slmctl.artifacts.artifact import Artifact, FileEntry, canonical, sha256_bytes
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.inference import ENCODER, SUM_FILE, TOKENIZER
+from slmctl.inference import ENCODER, SUM_FILE, TAGGER_FILE, TOKENIZER
 
 BEFORE = "encoder.gguf"  # of releases before an encoder was ONNX
 
@@ -55,14 +55,24 @@ def is_lora(path: str) -> bool:
 
 
 def has_sum(model: Artifact) -> bool:
-    """True for a folder with the linear members of a sum, such as a release that answers by them."""
-    return (model.path / SUM_FILE).is_file()
+    """True for a folder with the small models of a sum, such as a release that answers by them."""
+    return (model.path / SUM_FILE).is_file() or is_tagging(model)
+
+
+def is_tagging(model: Artifact) -> bool:
+    """True for a folder with an encoder that tags words."""
+    return (model.path / TAGGER_FILE).is_file()
+
+
+def head_file(model: Artifact) -> str:
+    """The name of the file that says what is made of an encoder's vectors."""
+    return TAGGER_FILE if is_tagging(model) else SUM_FILE
 
 
 def sum_files(model: Artifact) -> dict[str, str]:
     """The files of a sum's linear members in a folder, with their sha256; empty if there are none."""
     hashes = {entry.path: entry.sha256 for entry in model.manifest.files}
-    own = (SUM_FILE, *((ENCODER, TOKENIZER) if ENCODER in hashes else ()))
+    own = (head_file(model), *((ENCODER, TOKENIZER) if ENCODER in hashes else ()))
     return {name: hashes[name] for name in own if name in hashes} if has_sum(model) else {}
 
 
@@ -84,7 +94,7 @@ def is_linear(model: Artifact) -> bool:
 def answering(model: Artifact) -> dict[str, str]:
     """The files by which a release answers, with the hash of each in reports; of linear members alone it is one."""
     if is_linear(model):
-        return {SUM_FILE: answering_sha256(model)}
+        return {head_file(model): answering_sha256(model)}
     files = model.files(".gguf")
     return {each.path: each.sha256 if is_lora(each.path) else answering_sha256(model, each) for each in files}
 

@@ -47,14 +47,12 @@ def of(
         own_file: The adapter's own GGUF file, on the base's file of the type.
         release: The name of a release in gates; empty for a model that gates do not compare with.
     """
-    from slmctl.inference import TAGGER_FILE
     from slmctl.model_files.gguf_choice import has_sum, is_linear, require_measured
     from slmctl.models.adapter_file import AdapterFile
     from slmctl.models.gguf import GgufModel, ReferenceFile
     from slmctl.models.hf import AdapterOnBase
     from slmctl.models.linear import LinearSum
     from slmctl.models.sum import FileInSum
-    from slmctl.models.tagger_alone import TaggerAlone
 
     if own_file and base is not None:
         return AdapterFile(artifact, base, type)
@@ -66,6 +64,6 @@ def of(
     if issubclass(made, FileInSum) or (issubclass(made, GgufModel) and is_linear(artifact)):
         return LinearSum(artifact, release)
     if not issubclass(made, GgufModel):
-        return TaggerAlone(artifact) if (artifact.path / TAGGER_FILE).is_file() else made(artifact)
+        return made(artifact)
     file = ReferenceFile(artifact, type, release) if release else made(artifact, type)
     return FileInSum(artifact, file, sum) if has_sum(sum or artifact) else file

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from slmctl.artifacts.artifact import FileEntry
-from slmctl.inference import ENCODER
+from slmctl.inference import ENCODER, TAGGER
 from slmctl.metrics import encoder_head
+from slmctl.model_files.gguf_choice import is_tagging
 from slmctl.models.linear import LinearSum
 
 
@@ -20,7 +21,7 @@ class EncoderAlone(LinearSum):
 
     @property
     def title(self) -> str:
-        return encoder_head.NAME
+        return TAGGER if is_tagging(self.artifact) else encoder_head.NAME
 
     @property
     def weights(self) -> FileEntry:

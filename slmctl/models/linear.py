@@ -11,9 +11,11 @@ from slmctl.inference import ENCODER, LINEAR, SUM_FILE
 from slmctl.inference.engine import Answering
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.model_files import memory
-from slmctl.model_files.gguf_choice import answering_sha256, require_measured, sum_files
+from slmctl.model_files.gguf_choice import answering_sha256, head_file, is_tagging, require_measured, sum_files
+from slmctl.models.field_sum import TaggerAnswers
 from slmctl.models.linear_members import LinearMembers
 from slmctl.models.model import Loading, Model
+from slmctl.models.tagger import Tagger
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class LinearSum(Model):
 
     @property
     def file(self) -> FileEntry:
-        return next(entry for entry in self.artifact.manifest.files if entry.path == SUM_FILE)
+        return next(entry for entry in self.artifact.manifest.files if entry.path == head_file(self.artifact))
 
     @property
     def weights(self) -> FileEntry:
@@ -50,6 +52,9 @@ class LinearSum(Model):
         return memory.encoder_bytes(encoder) if encoder.is_file() else memory.WORDS_BYTES
 
     def load(self, loading: Loading) -> Answering:
+        if is_tagging(self.artifact):
+            require_measured(self.artifact)
+            return TaggerAnswers(Tagger(self.artifact.path))
         model = members_of(self.artifact, (self.task and self.task.labels) or None)
         if model.of_file:
             raise UsageError(f"the linear members in {self.artifact.path} answer beside a GGUF file alone",

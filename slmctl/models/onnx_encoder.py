@@ -67,11 +67,11 @@ class Encoder:
         list(self._pool.map(compute, _batches([len(ids) for ids in tokens])))
         return vectors
 
-    def read(self, rows: Sequence[Sequence[int]], take: Callable[[Floats], Taken]) -> list[Taken]:
+    def read(self, rows: Sequence[Sequence[int]], take: Callable[[Floats, Floats], Taken]) -> list[Taken]:
         """The part that is taken of each row of tokens.
 
         Args:
-            take: Is called in several threads with the vectors of the tokens (tokens, size).
+            take: Is called in several threads with the vectors of the tokens (tokens, size) and that of the row.
 
         Raises:
             EngineError: ONNX Runtime failed.
@@ -79,9 +79,9 @@ class Encoder:
         parts: dict[int, Taken] = {}
 
         def compute(batch: list[int]) -> None:
-            (states,) = self._run([rows[k] for k in batch], OUTPUTS[:1])
+            states, vectors = self._run([rows[k] for k in batch], OUTPUTS)
             for place, k in enumerate(batch):
-                parts[k] = take(states[place, : len(rows[k])])
+                parts[k] = take(states[place, : len(rows[k])], vectors[place])
 
         list(self._pool.map(compute, _batches([len(row) for row in rows])))
         return [parts[k] for k in range(len(rows))]

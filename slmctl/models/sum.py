@@ -7,10 +7,7 @@ linear members answer alone what they are sure of, and the file is asked for the
 from __future__ import annotations
 
 import contextlib
-import functools
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,34 +16,27 @@ from slmctl.inference import ENCODER, SUM
 from slmctl.inference.engine import Answering, Request
 from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import Event
-from slmctl.inference.supervised_child import EngineError
 from slmctl.model_files import memory
-from slmctl.model_files.gguf_choice import answering_sha256, sum_files
-from slmctl.models.composition import Composition
+from slmctl.model_files.gguf_choice import answering_sha256, is_tagging, require_measured, sum_files
+from slmctl.models.batch_reader import Reply
+from slmctl.models.beside import AHEAD, Beside
+from slmctl.models.field_sum import FieldSum, TaggerAnswers
 from slmctl.models.gguf import GgufModel
 from slmctl.models.linear import members_of
-from slmctl.models.linear_members import Cancel, LinearMembers, OnEvent, Scores, tell, words_of
+from slmctl.models.linear_members import LinearMembers, Scores, label_reply, words_of
 from slmctl.models.model import Loading, Model
+from slmctl.models.tagger import Tagger
 from slmctl.reports import IN_SUM
 
-AHEAD = 512  # requests under way in a first look, so that batches are full and the model is asked last
 
-
-class SumEngine(Composition):
+class SumEngine(Beside[Scores]):
     """A model whose log probabilities of labels are one part of a sum.
-
-    Requests without labels, and requests to a LoRA adapter, go to the model alone.
-
-    Pieces come when both have answered. Closing it closes both.
 
     Args:
         first: The policy of the linear members' answers: what it keeps is the answer, and the model is not asked; None
             to ask both at once.
         labels: Those that it was fitted for.
         looking: The members that look first where these are not all; None for all.
-
-    Attributes:
-        kept: Number of answers that were the linear members' alone.
     """
 
     def __init__(
@@ -57,97 +47,31 @@ class SumEngine(Composition):
         labels: tuple[str, ...] = (),
         looking: LinearMembers | None = None,
     ) -> None:
-        super().__init__(engine, members, *filter(None, [looking]))
-        self._members, self._first, self._labels, self.kept = members, first, labels, 0
-        self._looking = looking or members
+        super().__init__(engine, members, looking)
+        self._members, self._first, self._labels = members, first, labels
 
     @property
     def ahead(self) -> int:  # type: ignore[override]
         return self.engine.ahead if self._first is None else AHEAD
 
-    def with_reader(self, reader: Callable[[Answering], Answering]) -> Answering:
-        self.engine = reader(self.engine)
-        return self
-
     def step_ms(self, texts: Sequence[str]) -> dict[str, float]:
         return self._members.timed(texts)
 
-    def submit(self, request: Request, on_event: OnEvent) -> Cancel:
-        if not (request.labels and request.question) or request.adapter:
-            return self.engine.submit(request, on_event)
-        if self._first is not None and request.labels == self._labels:
-            return self._look(request, on_event, self._first)
-        return self._ask_both(request, on_event)
+    def reads(self, request: Request) -> bool:
+        return bool(request.labels and request.question)
 
-    def _look(self, request: Request, on_event: OnEvent, policy: Policy) -> Cancel:
-        """Ask the linear members, and the model too where the policy does not keep their answer."""
-        linear, cancels, cancelled = Future[Scores](), list[Cancel](), threading.Event()
+    def looks_first(self, request: Request) -> bool:
+        return self._first is not None and request.labels == self._labels
 
-        def decide(done: Future[Scores]) -> None:
-            answer = None
-            try:
-                answer = _kept(done, request, policy)
-            finally:  # whatever is raised here is heard by nobody, and the model is asked
-                if answer is None and not cancelled.is_set():
-                    ask_model()
-                elif answer is not None and not cancelled.is_set():
-                    self.kept += 1
-                    tell(on_event, done, lambda _: answer, alternatives=request.alternatives)
+    def alone(self, read: Scores, request: Request) -> Reply | None:
+        """The linear members' answer if the policy keeps it."""
+        answer = read.answer(request.labels)
+        assert self._first is not None  # or they would not look first
+        decision = self._first.judge(answer, next(iter(answer["labels"])))
+        return label_reply(answer | {"p_correct": decision.p_correct}) if decision.keep else None
 
-        def ask_model() -> None:
-            is_whole = self._looking is self._members and linear.exception() is None
-            try:  # members that failed are asked once more
-                cancels.append(self._ask_both(request, on_event, linear if is_whole else None))
-            except EngineError as error:
-                on_event({"error": error.message, "died": True})
-                return
-            if cancelled.is_set():  # meanwhile, so nobody else cancels this one
-                cancels[-1]()
-
-        def cancel() -> None:
-            cancelled.set()
-            linear.cancel()
-            for each in cancels:
-                each()
-
-        linear.add_done_callback(decide)
-        self._looking.read(request, linear)
-        return cancel
-
-    def _ask_both(self, request: Request, on_event: OnEvent, scores: Future[Scores] | None = None) -> Cancel:
-        """Ask the model, and the linear members where their scores are not there; their sum is the answer."""
-        linear, cancelled = scores or Future[Scores](), threading.Event()
-
-        def relay(event: Event) -> None:
-            if "finish" in event:
-                linear.add_done_callback(functools.partial(finish, event))
-            elif "piece" not in event:
-                on_event(event)
-
-        def finish(event: Event, done: Future[Scores]) -> None:
-            if not cancelled.is_set():
-                labels, tokens = request.labels, request.alternatives
-                tell(on_event, done, lambda scores: scores.beside(event, labels), alternatives=tokens)
-
-        cancel = self.engine.submit(request, relay)
-        if scores is None:
-            self._members.read(request, linear)
-
-        def cancel_both() -> None:
-            cancelled.set()
-            cancel()
-            linear.cancel()
-
-        return cancel_both
-
-
-def _kept(done: Future[Scores], request: Request, policy: Policy) -> Event | None:
-    """The linear members' answer where the policy keeps it; None where it does not, or where they failed."""
-    if done.cancelled() or done.exception() is not None:
-        return None
-    answer = done.result().answer(request.labels)
-    decision = policy.judge(answer, next(iter(answer["labels"])))
-    return answer | {"p_correct": decision.p_correct} if decision.keep else None
+    def together(self, read: Scores, text: str, event: Event, request: Request) -> Reply:
+        return label_reply(read.beside(event, request.labels))
 
 
 @dataclass(frozen=True)
@@ -202,6 +126,8 @@ class FileInSum(Model):
 
     def load(self, loading: Loading) -> Answering:
         folder, labels = self._folder, tuple((self.task and self.task.labels) or ())
+        if is_tagging(folder):
+            return self._with_tagger(loading)
         model = members_of(folder, labels or None)
         if model.head is None and model.words is None:
             return self.model.load(loading)
@@ -213,5 +139,13 @@ class FileInSum(Model):
             if model.of_file and words is not None and fitted is not None and fitted.words_alone:
                 looking = undo.enter_context(LinearMembers(words, folder.path))
             whole = SumEngine(self.model.load(loading), members, step, labels, looking) if model.of_file else members
+            undo.pop_all()
+        return whole
+
+    def _with_tagger(self, loading: Loading) -> Answering:
+        require_measured(self._folder)
+        with contextlib.ExitStack() as undo:
+            tagger = undo.enter_context(TaggerAnswers(Tagger(self._folder.path)))
+            whole = FieldSum(self.model.load(loading), tagger)
             undo.pop_all()
         return whole

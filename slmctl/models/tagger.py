@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,37 +18,20 @@ from slmctl.errors import DataError
 from slmctl.inference import TAGGER_FILE, TOKENIZER
 from slmctl.inference.events import ValuePlace
 from slmctl.metrics import stored_arrays
+from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import normalised
 from slmctl.models.documents import AROUND
 from slmctl.models.onnx_encoder import Encoder, Floats, load_tokenizer
 from slmctl.models.token_windows import Cutter, TokenWindow
 from slmctl.task.documents import page_breaks, page_of
 from slmctl.task.evidence import Evidence
-from slmctl.task.field_habits import Habit
+from slmctl.task.field_habits import Habit, key_of
 from slmctl.task.span_values import FieldValue, ReadAnswer, Reader
 from slmctl.task.spans import SpanMark
 
+_PROPERTY = re.compile(r"\.|\[\]")
 LEAST = -30.0  # of a log probability
 Logprobs = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """The layer that decides a value from a whole text: from the mean of its tokens, weighed by a query.
-
-    Attributes:
-        weights, bias: (values, size) and (values,).
-        query: (size,).
-    """
-
-    weights: Floats
-    bias: Floats
-    query: Floats
-
-    def scores(self, states: Floats) -> Floats:
-        """The scores of the values (values,), by the vectors of tokens (tokens, size)."""
-        share = np.exp(normalised((states @ self.query).astype(np.float64)[None])[0]).astype(np.float32)
-        return self.weights @ (share @ states) + self.bias
 
 
 @dataclass(frozen=True)
@@ -56,17 +40,19 @@ class TaggerHead:
 
     Attributes:
         weights, bias: (1 + 2F, size) and (1 + 2F,) of the classes of a word: none, and begin and go on of each field.
-        concluded: By field that the whole text decides, see `Conclusion`.
+        concluded: By field that the whole text decides, a sum of which the labels are its values as JSON.
         sharpness: Factor of the scores of a word.
         powers: Of the probabilities of a value and of a whole answer, by which they are calibrated.
+        bounds: Least probability of each property that a language model is not asked for; none without one.
     """
 
     reader: Reader
     weights: Floats
     bias: Floats
-    concluded: dict[int, Conclusion]
+    concluded: Mapping[int, LabelSum]
     sharpness: float = 1.0
     powers: tuple[float, float] = (1.0, 1.0)
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write the head; `read` gives it back."""
@@ -75,10 +61,11 @@ class TaggerHead:
             "habits": [asdict(habit) for habit in self.reader.habits],
             "sharpness": self.sharpness,
             "powers": self.powers,
+            "bounds": dict(self.bounds),
         }
         arrays: dict[str, npt.NDArray[Any]] = {"weights": self.weights, "bias": self.bias}
-        for number, layer in self.concluded.items():
-            arrays |= {f"{name} {number}": values for name, values in vars(layer).items()}
+        for number, summed in self.concluded.items():
+            arrays |= {f"{number}/{name}": values for name, values in summed.arrays().items()}
         arrays["facts"] = np.array([json.dumps(facts, ensure_ascii=False)])
         np.savez_compressed(path, allow_pickle=False, **arrays)
 
@@ -96,21 +83,18 @@ class TaggerHead:
                 reader, classes = Reader.of(facts["schema"], habits), 1 + 2 * len(habits)
                 first, second = map(float, facts["powers"])
                 sharpness = float(facts["sharpness"])
+                bounds = {str(name): float(bound) for name, bound in facts["bounds"].items()}
             except (TypeError, AttributeError, DataError) as error:
                 raise ValueError(str(error)) from error
             if len(reader.fields) != len(habits):
                 raise ValueError("it has other fields than its schema")
             concluded = {
-                k: Conclusion(
-                    kept.numbers(f"weights {k}", len(habit.concluded), size),
-                    kept.numbers(f"bias {k}", len(habit.concluded)),
-                    kept.numbers(f"query {k}", size),
-                )
+                k: LabelSum.of(kept.within(f"{k}/"), [key_of(value) for value in habit.concluded])
                 for k, habit in enumerate(habits)
-                if habit.concluded
+                if len(habit.concluded) > 1
             }
             weights, bias = kept.numbers("weights", classes, size), kept.numbers("bias", classes)
-            return cls(reader, weights, bias, concluded, sharpness, (first, second))
+            return cls(reader, weights, bias, concluded, sharpness, (first, second), bounds)
 
 
 def _habit(values: JsonObject) -> Habit:
@@ -118,19 +102,19 @@ def _habit(values: JsonObject) -> Habit:
     return replace(Habit(**values), concluded=tuple(values["concluded"]), endings=endings)
 
 
-class WindowScores(NamedTuple):
-    """The scores of a window's tokens (tokens, 1 + 2F), and of the values of concluded fields."""
-
-    tokens: Floats
-    concluded: dict[int, Floats]
-
-
 @dataclass(frozen=True)
 class TextScores:
-    """The scores of a text: (words, 1 + 2F) of its words; by concluded field (values,) log probabilities."""
+    """The scores of a text.
+
+    Attributes:
+        words: (words, 1 + 2F) of its words.
+        vector: (size,) mean of the vectors of its windows, of length 1.
+        concluded: (values,) log probabilities of a field that the whole text decides.
+    """
 
     words: Floats
-    concluded: dict[int, Logprobs]
+    vector: Floats
+    concluded: Mapping[int, Logprobs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +129,19 @@ class TaggedAnswer:
     @property
     def text(self) -> str:
         return self.read.text
+
+    @property
+    def by_property(self) -> dict[str, float]:
+        """The probability of each property of the answer, with all values in it."""
+        shares = dict.fromkeys(self.read.answer, 1.0)
+        for value, probability in zip(self.read.values, self.probabilities, strict=True):
+            name = property_of(value.path)
+            shares[name] = shares.get(name, 1.0) * probability
+        return shares
+
+    def unsure(self, bounds: Mapping[str, float]) -> list[str]:
+        """The properties of less than their least probability."""
+        return [name for name, share in self.by_property.items() if share < bounds.get(name, 0.0)]
 
 
 class Tagger:
@@ -185,24 +182,27 @@ class Tagger:
         flat = [window for each in windows for window in each]
         weights, bias = head.weights.T, head.bias
 
-        def take(states: Floats) -> WindowScores:
-            concluded = {number: layer.scores(states) for number, layer in head.concluded.items()}
-            return WindowScores((states @ weights + bias).astype(np.float32), concluded)
+        def take(states: Floats, vector: Floats) -> tuple[Floats, Floats]:
+            return (states @ weights + bias).astype(np.float32), vector
 
         read = iter(self.encoder.read([window.tokens for window in flat], take))
-        return [self._merged(each, [next(read) for _ in each]) for each in windows]
+        return self._concluded(texts, [self._merged(each, [next(read) for _ in each]) for each in windows])
 
-    def _merged(self, windows: Sequence[TokenWindow], read: Sequence[WindowScores]) -> TextScores:
+    def _merged(self, windows: Sequence[TokenWindow], read: Sequence[tuple[Floats, Floats]]) -> TextScores:
         """The scores of a text: each word's by the window in which it stands further from the edge."""
         parts = [np.zeros((0, len(self.head.bias)), np.float32)]
-        for window, scores in zip(windows, read, strict=True):
+        for window, (scores, _) in zip(windows, read, strict=True):
             first, end = (place - window.first for place in window.own)
-            parts.append(scores.tokens[window.places][first:end])
-        concluded = {}
-        for number, layer in self.head.concluded.items():
-            table = np.array([scores.concluded[number] for scores in read] or [layer.bias], np.float64)
-            concluded[number] = normalised(normalised(table).mean(axis=0)[None])[0]
-        return TextScores(np.concatenate(parts), concluded)
+            parts.append(scores[window.places][first:end])
+        total = np.sum([vector for _, vector in read], axis=0) if read else np.zeros(self.encoder.size)
+        length = float(np.linalg.norm(total)) or 1.0
+        return TextScores(np.concatenate(parts), (total / length).astype(np.float32))
+
+    def _concluded(self, texts: Sequence[str], scores: Sequence[TextScores]) -> list[TextScores]:
+        vectors = np.array([each.vector for each in scores]).reshape(-1, self.encoder.size)
+        tables = {k: normalised(summed.scored(texts, vectors)[0]) for k, summed in self.head.concluded.items()}
+        rows = [{k: table[row] for k, table in tables.items()} for row in range(len(scores))]
+        return [replace(each, concluded=row) for each, row in zip(scores, rows, strict=True)]
 
     def answer(self, text: str, scores: TextScores) -> TaggedAnswer:
         """The answer that the scores of a text make."""
@@ -212,14 +212,21 @@ class Tagger:
         begins = np.minimum(np.exp(logprobs[:, 1::2]), 1 - 1e-9)
         absent = np.maximum(np.log1p(-begins).sum(axis=0), LEAST)
         concluded: dict[int, tuple[Any, float]] = {}
-        for number, table in scores.concluded.items():
-            best = int(table.argmax())
-            value = head.reader.habits[number].concluded[best], max(float(table[best]), LEAST)
-            concluded[number] = value
-            absent[number] = value[1]
+        for number, (_, habit) in enumerate(head.reader.pairs):
+            if habit.concluded:
+                concluded[number] = self._conclusion(number, scores)
+                absent[number] = concluded[number][1]
         tagged = [mark for mark in marks if mark.field not in concluded]
         read = head.reader.values(text, tagged, concluded, absent.tolist())
         return self._calibrated(text, read)
+
+    def _conclusion(self, number: int, scores: TextScores) -> tuple[Any, float]:
+        """Returns (the likeliest value, its log probability) of a field that the whole text decides."""
+        if number not in scores.concluded:  # training rows have one value
+            return self.head.reader.habits[number].concluded[0], 0.0
+        table = scores.concluded[number]
+        best = int(table.argmax())
+        return json.loads(self.head.concluded[number].labels[best]), max(float(table[best]), LEAST)
 
     def _needed(self) -> list[int]:
         """Fields outside of lists that always have a value, which stands in the text."""
@@ -235,6 +242,11 @@ class Tagger:
         probabilities = tuple(math.exp(first * logprob) for logprob in logprobs)
         confidence = math.exp(max(second * sum(logprobs), LEAST))
         return TaggedAnswer(read, confidence, probabilities, tuple(_places(text, read.values)))
+
+
+def property_of(path: str) -> str:
+    """The property of an answer that a value is in, by its path."""
+    return _PROPERTY.split(path, 1)[0]
 
 
 def _places(text: str, values: Sequence[FieldValue]) -> Iterator[ValuePlace]:

@@ -160,7 +160,7 @@ def sum_of(project: Project) -> Artifact:
 
 def ships_sum(project: Project) -> bool:
     """True if a release of the project answers by a sum, as far as it was weighed."""
-    if not project.config.sums or not project.is_made(SUM):
+    if project.config.encode is None or not project.is_made(SUM):
         return False
     return project.config.publish.linear or has_members(project.artifact(SUM))
 
@@ -197,7 +197,7 @@ def calibration_inputs(
         model = SUM
     elif model == "gguf":
         type = _served_type(project)
-        if project.config.sums and has_members(get(project.stage(SUM).request(get=get))):
+        if project.config.encode is not None and has_members(get(project.stage(SUM).request(get=get))):
             model = SUM
     if model != "gguf":
         splits.pop("outside", None)

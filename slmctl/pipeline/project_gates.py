@@ -19,7 +19,6 @@ from slmctl.pipeline.named import TRY_FIRST
 from slmctl.releases import deliveries, registry
 from slmctl.reports import RELEASE
 from slmctl.reports.evaluation_report import EvaluationReport, measured_names, pair_of, released, report_of
-from slmctl.task.kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,13 @@ def unguarded(project: Project, report: Artifact) -> str:
         pair = pair_of(figures, model, name) if name in figures["baselines"] else None
         if pair is None or any(gate.against == name for gate in project.config.gates):
             continue
-        if project.config.publish.linear and (name == "encoder_logistic" or (encode and encode.encoder is None)):
+        if project.config.publish.linear and (
+            name in ("encoder_logistic", TAGGER) or (encode and encode.encoder is None)
+        ):
             continue  # this run releases it already
         rise = pair["metrics"][metric]
         if rise["interval"][0] > 0 and rise.get("p", 0.0) <= 1 - figures["confidence"]:
-            takes = f"{command} releases that one, and " if kind_of(project.config.task.kind).chooses else ""
+            takes = f"{command} releases that one, and " if project.config.task.has("encode") else ""
             return (
                 f"{name} is surely better than {model}, which is to be released, and no gate names {name}; {takes}"
                 f"{{metric: {metric}, model: {RELEASE}, against: {name}, min_gain: 0}} is the gate"

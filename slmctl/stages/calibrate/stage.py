@@ -58,11 +58,11 @@ class Calibrate(Stage[CalibrateConfig]):
         """True before there is a base: the encoder is then all that answers."""
         project = self.project
         named = "predictions" in project.named or project.config.publish.linear
-        return not named and project.config.sums and not project.has_base()
+        return not named and project.config.encode is not None and not project.has_base()
 
     def current(self) -> Iterator[StageRequest]:
         """The policy of the file that is served, and where there is an encoder that of it too."""
-        for model in ("gguf", *(["encoder"] if self.project.config.sums else [])):
+        for model in ("gguf", *(["encoder"] if self.project.config.encode is not None else [])):
             with contextlib.suppress(IntegrityError, UsageError):
                 yield predictions.policy_request(self.project, model)
 
@@ -83,7 +83,7 @@ class Calibrate(Stage[CalibrateConfig]):
         """Refuse a data set without calibration rows, and fit the encoder's policy, where there is an encoder."""
         if "predictions" in self.project.named:
             return
-        if self.project.config.sums and not self._is_of_encoder:
+        if self.project.config.encode is not None and not self._is_of_encoder:
             try:
                 of_encoder = calibrate(self.project, "encoder").artifact
             except (GateError, IntegrityError) as error:

@@ -20,7 +20,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import ENCODER, TAGGER_FILE, TOKENIZER
-from slmctl.metrics import answer_metrics
+from slmctl.metrics import answer_metrics, cross_fitting, label_sum
 from slmctl.metrics.likelihood import normalised
 from slmctl.metrics.statistics import wilson
 from slmctl.model_files import encoder_source, memory
@@ -30,7 +30,7 @@ from slmctl.stages.encode import tuning_bounds
 from slmctl.task import field_habits
 from slmctl.task.contract import Task
 from slmctl.task.evidence import Evidence
-from slmctl.task.field_habits import Habit, Row
+from slmctl.task.field_habits import Habit, Row, key_of
 from slmctl.task.records import Record, read_records, require_records
 from slmctl.task.span_values import FieldValue, Reader
 from slmctl.task.spans import Field, SpanMark, fields_of, leaves, targets
@@ -129,7 +129,7 @@ def fit(
     held = [tagging.TaggedRow(*row, _tagged(reader, targets(fields, *row).marks)) for row in validation]
     head = tagging.tune(model, reader, learned, held, out / MODEL)
     encoder_source.convert(out / MODEL, out)
-    exact, folder = (_calibrated(place, head, held) for place in (out / FLOAT32, out))
+    exact, folder = (_calibrated(place, _concluding(place, head, train), held) for place in (out / FLOAT32, out))
     gain = sum(whole_right(exact[1], validation)) - sum(whole_right(folder[1], validation))
     return (out / FLOAT32, exact[0]) if gain > WORTH * len(validation) else (out, folder[0])
 
@@ -137,6 +137,25 @@ def fit(
 def _tagged(reader: Reader, marks: Iterable[SpanMark]) -> list[SpanMark]:
     """The places of fields that no other way reads."""
     return [mark for mark in marks if not reader.habits[mark.field].concluded]
+
+
+def _concluding(folder: Path, head: TaggerHead, rows: Sequence[Row]) -> TaggerHead:
+    """The head with a sum of encoder and words for each field that the whole text decides."""
+    numbers = [k for k, habit in enumerate(head.reader.habits) if len(habit.concluded) > 1]
+    if not numbers:
+        return head
+    texts = [text for text, _ in rows]
+    with Tagger(folder, head) as tagger:
+        vectors = np.array([scores.vector for scores in tagger.scores(texts)])
+    concluded = {}
+    for k in numbers:
+        path = head.reader.fields[k].path
+        labels = [
+            key_of(next((leaf.value for leaf in leaves(answer) if leaf.path == path), None)) for _, answer in rows
+        ]
+        fold = cross_fitting.folds(labels, texts, validation=0)
+        concluded[k] = label_sum.fit(texts, vectors, labels, fold=fold).model
+    return replace(head, concluded=concluded)
 
 
 def answers_by(folder: Path, head: TaggerHead, rows: Sequence[Row]) -> list[TaggedAnswer]:

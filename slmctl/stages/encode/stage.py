@@ -109,7 +109,7 @@ class Encode(Stage[EncodeConfig]):
         seconds = ENCODE_SECONDS + (rows.train + rows.validation) * tokens / ENCODED_A_SECOND
         peak = int(PLAIN_BYTES + ENCODER_BYTES + ROW_BYTES * rows.rows)
         disk = self._bytes
-        if self._learns and not self.project.config.task.has("sum"):
+        if self._learns and self.project.config.task.has("schema"):
             weights = safetensors_header.parameter_count(self._folder) if self._folder.is_dir() else WEIGHTS
             seconds += tuning_bounds.tagging_seconds(rows.train, tokens, weights)
             return StageEstimate(disk + int(9 * weights), peak + tuning_bounds.memory_bytes(weights), seconds)

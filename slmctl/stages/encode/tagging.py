@@ -1,6 +1,6 @@
-"""A sentence encoder and rows with marked places -> the encoder and layers on it, tuned to tag words; imports torch.
+"""A sentence encoder and rows with marked places -> the encoder and layer on it, tuned to tag words; imports torch.
 
-Cross entropy of each word's class, and of the values that the whole text decides, by the recipe of `tuning.py`.
+Cross entropy of each word's class, by the recipe of `tuning.py`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from slmctl import console
 from slmctl.config import resolve_matmul_dtype
-from slmctl.model_files import encoder_source, hf_folder, memory, safetensors_header
+from slmctl.model_files import hf_folder, memory, safetensors_header
 from slmctl.model_files.encoder_source import WEIGHTS
-from slmctl.models.tagger import Conclusion, TaggerHead, classes_of
+from slmctl.models.tagger import TaggerHead, classes_of
 from slmctl.models.token_windows import Cutter, TokenWindow
 from slmctl.stages.encode import tuning, tuning_bounds
 from slmctl.stages.encode.tuning import BATCH, TOGETHER
 from slmctl.stages.encode.tuning_bounds import TAG_PASSES, TAG_STEPS, TAG_WORK
 from slmctl.task.evidence import Evidence
 from slmctl.task.span_values import Reader
-from slmctl.task.spans import SpanMark, leaves
+from slmctl.task.spans import SpanMark
 
 LOOKS, LOOKED_AT = 6, 256  # times that the validation rows are looked at, in the second half; windows of these
-RATE, OF_HEAD = 3e-4, 5  # of the encoder; that of the layers on it is so many times as high
-UNKNOWN = -100  # class of a word, and of a value, that nothing is learned from
+RATE, OF_HEAD = 3e-4, 5  # of the encoder; that of the layer on it is so many times as high
+UNKNOWN = -100  # class of a word that nothing is learned from
 
 
 @dataclass(frozen=True)
@@ -43,53 +44,16 @@ class TaggedRow:
 
 @dataclass(frozen=True)
 class _Example:
-    """A window with the class of each of its words, and the value of each concluded field, as indices."""
+    """A window with the class of each of its words, as indices."""
 
     window: TokenWindow
     classes: list[int]
-    concluded: list[int]
-
-
-class Layers:
-    """The layers on an encoder that learn."""
-
-    def __init__(self, reader: Reader, size: int) -> None:
-        self.reader = reader
-        self._numbers = [k for k, habit in enumerate(reader.habits) if habit.concluded]
-        self._sizes = [1 + 2 * len(reader.fields), *(len(reader.habits[k].concluded) for k in self._numbers)]
-        self.parts = [torch.nn.Parameter(torch.zeros(count, size + 1)) for count in self._sizes]  # the bias is last
-        self.queries = [torch.nn.Parameter(torch.zeros(size)) for _ in self._numbers]
-
-    def losses(self, states: torch.Tensor, mask: torch.Tensor, pieces: Sequence[_Example]) -> torch.Tensor:
-        """The sums of losses (2,) over words and over concluded fields of some windows."""
-        places = [row * states.shape[1] + place for row, each in enumerate(pieces) for place in each.window.places]
-        classes = torch.tensor([each for piece in pieces for each in piece.classes])
-        words = states.reshape(-1, states.shape[-1])[places]
-        concluded = torch.zeros(())
-        for k, (part, query) in enumerate(zip(self.parts[1:], self.queries, strict=True)):
-            values = torch.tensor([piece.concluded[k] for piece in pieces])
-            shares = (states @ query).masked_fill(mask == 0, -math.inf).softmax(1)
-            concluded = concluded + _entropy(part, (shares[..., None] * states).sum(1), values)
-        return torch.stack([_entropy(self.parts[0], words, classes), concluded])
-
-    def head(self) -> TaggerHead:
-        """The layers as they answer."""
-        whole = [part.detach().numpy() for part in self.parts]
-        weights, *others = [(part[:, :-1].copy(), part[:, -1].copy()) for part in whole]
-        queries = [query.detach().numpy() for query in self.queries]
-        layers = [Conclusion(*other, query) for other, query in zip(others, queries, strict=True)]
-        return TaggerHead(self.reader, *weights, dict(zip(self._numbers, layers, strict=True)))
-
-
-def _entropy(part: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    scores = vectors @ part[:, :-1].T + part[:, -1]
-    return torch.nn.functional.cross_entropy(scores, values, ignore_index=UNKNOWN, reduction="sum")
 
 
 def tune(
     folder: Path, reader: Reader, train: Sequence[TaggedRow], validation: Sequence[TaggedRow], out: Path
 ) -> TaggerHead:  # fmt: skip
-    """Tune an encoder to tag, and write it as another model folder; returns the layers on it.
+    """Tune an encoder to tag, and write it as another model folder; returns the layer on it.
 
     Those weights stay by which the validation rows are the likeliest.
 
@@ -108,23 +72,19 @@ def tune(
     tokenizer = hf_folder.load_tokenizer(folder)
     tokenizer.backend_tokenizer.encode_special_tokens = True  # control tokens that a text spells out are text
     cutter = Cutter(tokenizer.backend_tokenizer, int(hf_folder.context_of(folder) - 2))
-    examples = [each for row in train for each in _kept(row, _examples(cutter, reader, row))]
-    held = [each for row in validation for each in _examples(cutter, reader, row)][:LOOKED_AT]
-    learner = _Learner(model, Layers(reader, model.config.hidden_size))
+    examples = [each for row in train for each in _kept(row, _examples(cutter, row))]
+    held = [each for row in validation for each in _examples(cutter, row)][:LOOKED_AT]
+    learner = _Learner(model, 1 + 2 * len(reader.fields))
     learner.learn(examples, held)
     hf_folder.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
-    return learner.layers.head()
+    layer = learner.layer.detach().numpy()
+    return TaggerHead(reader, layer[:, :-1].copy(), layer[:, -1].copy(), {})
 
 
-def _examples(cutter: Cutter, reader: Reader, row: TaggedRow) -> Iterator[_Example]:
+def _examples(cutter: Cutter, row: TaggedRow) -> Iterator[_Example]:
     """The windows of a row; a place that an edge cuts is the neighbour's."""
     evidence = Evidence(row.text)
-    classes, values = classes_of(evidence, row.marks), {leaf.path: leaf.value for leaf in leaves(row.answer)}
-    concluded = []
-    for each, habit in zip(reader.fields, reader.habits, strict=True):
-        if habit.concluded:
-            value = values.get(each.path)
-            concluded.append(habit.concluded.index(value) if value in habit.concluded else UNKNOWN)
+    classes = classes_of(evidence, row.marks)
     for window in cutter.windows(evidence):
         own = classes[window.first : window.end]
         before = next((k for k, each in enumerate(own) if each % 2 or not each), len(own))
@@ -132,7 +92,7 @@ def _examples(cutter: Cutter, reader: Reader, row: TaggedRow) -> Iterator[_Examp
         if window.end < len(classes) and classes[window.end] and not classes[window.end] % 2:
             begin = max(k for k, each in enumerate([0, *own]) if each % 2 or not each) - 1
             own[max(begin, 0) :] = [UNKNOWN] * (len(own) - max(begin, 0))
-        yield _Example(window, own, concluded)
+        yield _Example(window, own)
 
 
 def _kept(row: TaggedRow, examples: Iterator[_Example]) -> list[_Example]:
@@ -148,15 +108,15 @@ def _kept(row: TaggedRow, examples: Iterator[_Example]) -> list[_Example]:
 
 
 class _Learner:
-    """An encoder and the layers on it, with their optimizer."""
+    """An encoder and the layer on it, with their optimizer."""
 
-    def __init__(self, model: torch.nn.Module, layers: Layers) -> None:
-        self.model, self.layers = model, layers
+    def __init__(self, model: Any, classes: int) -> None:
+        self.model = model
+        self.layer = torch.nn.Parameter(torch.zeros(classes, model.config.hidden_size + 1))  # the bias is last
         model.requires_grad_(False)
         inner = [weight.requires_grad_() for weight in tuning.layers_of(model)]
-        own = [*layers.parts, *layers.queries]
-        self._weights = [*inner, *own]
-        rates = {"params": inner}, {"params": own, "lr": OF_HEAD * RATE}
+        self._weights = [*inner, self.layer]
+        rates = {"params": inner}, {"params": [self.layer], "lr": OF_HEAD * RATE}
         self._optimizer = torch.optim.AdamW(rates, RATE, weight_decay=tuning.DECAY, fused=True)
         self._narrow = resolve_matmul_dtype("auto") == "bfloat16"
 
@@ -186,23 +146,26 @@ class _Learner:
 
     def _step(self, batch: Sequence[_Example]) -> None:
         words = sum(each != UNKNOWN for example in batch for each in example.classes)
-        for losses in self._pieces(batch):
-            (losses / torch.tensor([max(words, 1), len(batch)])).sum().backward()  # type: ignore[no-untyped-call]
+        for loss in self._losses(batch):
+            (loss / max(words, 1)).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._optimizer.zero_grad()
 
     def _loss(self, held: Sequence[_Example]) -> float:
-        """The loss of the held windows, each word and each concluded field as much as another."""
+        """The loss of the words of the held windows."""
         batches = [held[k : k + BATCH] for k in range(0, len(held), BATCH)]
         with torch.no_grad():
-            return sum(float(losses.sum()) for batch in batches for losses in self._pieces(batch))
+            return sum(float(loss) for batch in batches for loss in self._losses(batch))
 
-    def _pieces(self, batch: Sequence[_Example]) -> Iterator[torch.Tensor]:
+    def _losses(self, batch: Sequence[_Example]) -> Iterator[torch.Tensor]:
         """The losses of parts of a batch, as many windows at once as fit into the processor's caches."""
         some = max(1, TOGETHER // max(len(each.window.tokens) for each in batch))
         for k in range(0, len(batch), some):
             pieces = batch[k : k + some]
             padded, mask = tuning.padded_rows([each.window.tokens for each in pieces], 0)
             with torch.autocast("cpu", torch.bfloat16, enabled=self._narrow):
-                states = self.model(input_ids=padded, attention_mask=mask).last_hidden_state
-            yield self.layers.losses(states.float(), mask, pieces)
+                states = self.model(input_ids=padded, attention_mask=mask).last_hidden_state.float()
+            classes = torch.tensor([each for piece in pieces for each in piece.classes])
+            words = torch.cat([states[row, piece.window.places] for row, piece in enumerate(pieces)])
+            scores = words @ self.layer[:, :-1].T + self.layer[:, -1]
+            yield torch.nn.functional.cross_entropy(scores, classes, ignore_index=UNKNOWN, reduction="sum")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slmctl.console import percent
-from slmctl.inference import FILE
+from slmctl.inference import FILE, TAGGER
 from slmctl.metrics.judged_rate import FEWEST
 from slmctl.metrics.label_sum import ENCODER, WORDS
 from slmctl.reports.evaluation_report import EvaluationReport, JudgedEntry, JudgeEntry, ParticipantEntry, file_of
@@ -21,8 +21,8 @@ IN_WORDS = {
     "no_call": "never calling a tool",
     "empty": "answering nothing",
 }
-CHEAP = "encoder_logistic"
-MEMBERS = {FILE: "the file", ENCODER: "the encoder", WORDS: "words"}  # of a sum
+CHEAP = ("encoder_logistic", TAGGER)
+MEMBERS = {FILE: "the file", ENCODER: "the encoder", WORDS: "words", TAGGER: "the encoder that tags words"}  # of a sum
 FEW_ROWS = 200  # below this, the interval of a share is wider than ten points
 
 
@@ -238,7 +238,8 @@ def _decides(view: ReportView) -> Iterator[str]:
     """A remark on what a language model by itself gains on models that learn in minutes."""
     entry = view.report.get("sum")
     alone = file_of(view.report, entry["model"]) if entry is not None else ""
-    difference = view.difference(CHEAP, alone) if CHEAP in view.entries and alone in view.entries else None
+    cheap = next((name for name in CHEAP if name in view.entries), "")
+    difference = view.difference(cheap, alone) if cheap and alone in view.entries else None
     if difference is None or not difference.real:
         return
     gains, than = ("gains", "more") if difference.value > 0 else ("by itself gains nothing", "less")

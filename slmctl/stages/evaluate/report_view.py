@@ -107,16 +107,17 @@ def _opening(
 
 def linear(project: Project, figures: EvaluationReport) -> str:
     """The command that releases the cheap model; empty unless it wins."""
+    from slmctl.inference import TAGGER
     from slmctl.metrics import encoder_head, gates
     from slmctl.stages.evaluate.report_data import ReportView
-    from slmctl.task.kinds import kind_of
 
     view = ReportView(figures)
-    if project.config.publish.linear or not kind_of(project.config.task.kind).chooses:
+    if project.config.publish.linear or not project.config.task.has("encode"):
         return ""
     if view.baseline not in gates.CHEAP or view.score(view.baseline) < view.score(view.focus):
         return ""
-    name = "linear model on the encoder" if view.baseline == encoder_head.NAME else "linear model"
+    names = {encoder_head.NAME: "linear model on the encoder", TAGGER: "encoder that tags words"}
+    name = names.get(view.baseline, "linear model")
     return f"To release the {name}: {gates.CHEAP[view.baseline]}, which trains nothing."
 
 

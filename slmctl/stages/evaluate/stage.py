@@ -169,7 +169,7 @@ def _participants(settings: config.Config) -> set[str]:
     models, types = set(settings.evaluate.models), settings.quantize.types
     names = {"base", "adapter", "merged"} & models | {RELEASE, *kind_of(settings.task.kind).baselines}
     if settings.encode is not None:
-        names.add(encoder_head.NAME if settings.sums else TAGGER)
+        names.add(TAGGER if settings.task.has("schema") else encoder_head.NAME)
     if "gguf" in models:
         names |= {*types, *(["chosen"] if settings.evaluate.choose else [])}
     if SUM in settings.measured:

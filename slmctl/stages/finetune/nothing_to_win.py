@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from slmctl import console
+from slmctl.inference import TAGGER
 from slmctl.metrics import encoder_head, gates, linear_baseline
 from slmctl.pipeline.graph import PREPARED, Doubt, Project
 
@@ -17,8 +18,10 @@ def doubt(project: Project) -> Doubt | None:
     """
     words = project.artifact(PREPARED).metrics.get("linear")
     models = {linear_baseline.NAME: ("a linear model (TF-IDF)", words)}
-    if project.config.sums:
-        models[encoder_head.NAME] = "a linear model on the encoder", project.artifact("encoder").metrics
+    if project.config.encode is not None:
+        titles = {encoder_head.NAME: "a linear model on the encoder", TAGGER: "an encoder that tags words"}
+        name = TAGGER if project.config.task.has("schema") else encoder_head.NAME
+        models[name] = titles[name], project.artifact("encoder").metrics
     for model, (name, score) in models.items():
         if (
             score

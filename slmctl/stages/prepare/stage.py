@@ -43,7 +43,7 @@ class Prepare(Stage[PrepareConfig]):
 
     def asks_for(self, role: Role, section: PrepareConfig) -> bool:
         """Labels do without a base that is not here, for linear models: lengths in tokens are then estimated."""
-        if role == BASE and section.task.has("sum"):
+        if role == BASE and self.project.config.encodes:
             return self.project.has_base()
         return super().asks_for(role, section)
 
@@ -144,7 +144,7 @@ class Prepare(Stage[PrepareConfig]):
     def _doubtful_labels(self) -> Iterator[str]:
         """Sentences on labels that the config lacks, and on those of too few rows, where labels are a column's."""
         section = self.settings
-        if not section.task.has("sum"):
+        if not section.task.has("sources.label"):
             return
         counts, names, splits = row_estimate.labels_of(self.project), section.task.label_names, section.splits
         counts.pop("", None)

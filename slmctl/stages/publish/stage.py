@@ -41,10 +41,6 @@ class Publish(Stage[PublishConfig]):
     uses = ("llama_cpp_python", "gguf")
     version = 7
 
-    @property
-    def settings(self) -> PublishConfig:
-        return super().settings.model_copy(update={"encode": self.project.config.sums})
-
     def packages(self) -> Iterator[str]:
         kind = self.settings.to.partition(":")[0]
         yield from () if self.settings.linear else ("llama_cpp", "gguf")

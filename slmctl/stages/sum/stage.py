@@ -30,7 +30,7 @@ class Sum(Stage[SumConfig]):
         return super().inputs(section, get, filled)
 
     def current(self) -> Iterator[StageRequest]:
-        if self.project.config.sums:
+        if self.project.config.encode is not None:
             yield self.default()
 
     def not_made(self, request: StageRequest, asker: str) -> IntegrityError:

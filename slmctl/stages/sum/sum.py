@@ -10,6 +10,7 @@ import numpy as np
 from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import SumConfig
 from slmctl.errors import IntegrityError
 from slmctl.inference import ENCODER as ENCODER_FILE
@@ -18,6 +19,8 @@ from slmctl.metrics import label_sum, stored_arrays
 from slmctl.metrics.label_sum import ENCODER, WORDS, LabelSum
 from slmctl.metrics.predictions import read_predictions
 from slmctl.model_files.encoder_source import VALIDATION
+from slmctl.model_files.gguf_choice import is_tagging
+from slmctl.stages.sum import fields
 from slmctl.task.records import read_records
 
 
@@ -40,7 +43,9 @@ class SumFacts(TypedDict):
     tuned: NotRequired[bool]
 
 
-def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation: list[Artifact], out: Path) -> SumFacts:
+def run(
+    config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation: list[Artifact], out: Path
+) -> SumFacts | JsonObject:
     """Write `sum.npz`, and link the encoder's files if it has a weight.
 
     Where several files were made, one sum is weighed for all of them; without any, linear members alone.
@@ -48,6 +53,8 @@ def run(config: SumConfig, *, encoder: Artifact, prepared: Artifact, validation:
     Raises:
         IntegrityError: The predictions are of other rows.
     """
+    if is_tagging(encoder):
+        return fields.run(config.floor, encoder=encoder, prepared=prepared, validation=validation, out=out)
     model = LabelSum.read(encoder.file(SUM_FILE))
     records = read_records(prepared.file("validation.jsonl"))
     with stored_arrays.opened(encoder.file(VALIDATION)) as arrays:  # by members that had not learned these rows
