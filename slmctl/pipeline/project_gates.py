@@ -128,9 +128,8 @@ def unguarded(project: Project, report: Artifact) -> str:
         pair = pair_of(figures, model, name) if name in figures["baselines"] else None
         if pair is None or any(gate.against == name for gate in project.config.gates):
             continue
-        if project.config.publish.linear and (
-            name in ("encoder_logistic", TAGGER) or (encode and encode.encoder is None)
-        ):
+        on_encoder = name != "tfidf_logistic" or (encode and encode.encoder is None)
+        if project.config.publish.linear and on_encoder:
             continue  # this run releases it already
         rise = pair["metrics"][metric]
         if rise["interval"][0] > 0 and rise.get("p", 0.0) <= 1 - figures["confidence"]:
