@@ -27,6 +27,7 @@ class LinearSum(Model):
     """
 
     takes_policy = learns_validation = True
+    writes = False
     place = 6
     name: str = ""
 

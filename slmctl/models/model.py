@@ -97,6 +97,7 @@ class Model:
         is_candidate: A file of it may be the one to release.
         is_reference: It is the release that gates compare with.
         is_baseline: It counts as a baseline where another model is measured.
+        writes: It writes token after token, so a grammar has to hold its answers to a schema.
     """
 
     artifact: Artifact
@@ -112,6 +113,7 @@ class Model:
     is_candidate: ClassVar[bool] = False
     is_reference: ClassVar[bool] = False
     is_baseline: ClassVar[bool] = False
+    writes: ClassVar[bool] = True
 
     @classmethod
     def is_trained_here(cls) -> bool:
@@ -224,7 +226,7 @@ class Model:
             DataError: The answers cannot be held to the task's schema.
             SlmctlError: It cannot be loaded, or memory is short.
         """
-        if task.is_json:
+        if task.is_json and self.writes:
             from slmctl.inference import grammar_pool  # with it comes numpy
 
             if fault := grammar_pool.fault_of(task.rules.constraint()):

@@ -14,6 +14,8 @@ from support import tiny
 
 from slmctl.errors import IntegrityError
 from slmctl.inference import ENCODER, TAGGER_FILE
+from slmctl.metrics.encoder_head import EncoderHead
+from slmctl.metrics.label_sum import LabelSum
 from slmctl.metrics.likelihood import normalised
 from slmctl.model_files import encoder_onnx
 from slmctl.models.onnx_encoder import Encoder, Floats, load_tokenizer
@@ -54,7 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = np.zeros((7, 64), np.float32)  # none, goods, place, kind
     weights[1], weights[3] = vectors(GOODS), vectors(PLACES)
     bias = np.array([6, 0, 0, 0, 0, -20, -20], np.float32)
-    concluded = np.stack([np.zeros(64), vectors("thanks")]).astype(np.float32), np.array([2, 0], np.float32)
+    asks = np.stack([np.zeros(64), 10 * vectors("thanks")]).astype(np.float32)  # of vectors of length 1
+    labels = '"ask"', '"thank"'
+    concluded = LabelSum(labels, {"encoder": 1.0}, EncoderHead(labels, asks, np.array([2, 0], np.float32)), None)
     habits = [Habit(9, 9), Habit(9, 9), Habit(9, 0, concluded=("ask", "thank"), endings={"s": (1, "")})]
     head = TaggerHead(Reader.of(SCHEMA, habits), weights, bias, {2: concluded})
     head.write(out / TAGGER_FILE)
@@ -135,7 +139,9 @@ def test_what_is_written_is_read(folder: Path, tmp_path: Path) -> None:
     head.write(tmp_path / TAGGER_FILE)
     again = TaggerHead.read(tmp_path / TAGGER_FILE, 64)
     assert again.reader == head.reader and again.reader.habits[2].endings == {"s": (1, "")}
-    assert (again.sharpness, again.powers) == (1.0, (1.0, 1.0)) and [*again.concluded] == [2]
+    assert (again.sharpness, again.powers) == (1.0, (1.0, 1.0)) and again.concluded[2].labels == head.concluded[
+        2
+    ].labels
     assert np.array_equal(again.weights, head.weights) and np.array_equal(again.bias, head.bias)
 
 

@@ -174,7 +174,7 @@ class CompletionForm(Form):
                 prompt=prompt.text,
                 prefix=prompt.prefix,
                 seed=(common.seed + k) % 2**63,
-                question=question_of(prompt.turns) if common.labels else "",
+                question=question_of(prompt.turns) if common.labels or model.task.schema else "",
                 document=prompt.turns[-1]["content"] if in_windows and prompt.turns else "",
             )
             for prompt in prompts

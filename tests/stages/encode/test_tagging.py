@@ -16,13 +16,15 @@ from slmctl import models
 from slmctl.artifacts import artifact
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import TAGGER_FILE
+from slmctl.inference.engine import Request
 from slmctl.models.model import Loading
 from slmctl.models.onnx_encoder import load_tokenizer
 from slmctl.models.tagger import Tagger
 from slmctl.models.token_windows import Cutter
-from slmctl.stages.encode import extraction, tagging, tuning, tuning_bounds
+from slmctl.stages.encode import extraction, tagging, tuning_bounds
 from slmctl.task.evidence import Evidence
 from slmctl.task.field_habits import Row
+from slmctl.task.records import read_records
 from slmctl.task.spans import SpanMark
 
 pytestmark = pytest.mark.usefixtures("forked_children")  # the converter is a child that imports torch
@@ -66,8 +68,8 @@ def fitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tagger that learned 300 rows; the tiny encoder begins at random, so it learns faster than a real one."""
     out = tmp_path_factory.mktemp("fitted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "RATE", 3e-3)
-        patch.setattr(tuning, "OF_HEAD", 1)
+        patch.setattr(tagging, "RATE", 3e-3)
+        patch.setattr(tagging, "OF_HEAD", 1)
         patch.setattr(tagging, "TAG_STEPS", 300)
         place, head = extraction.fit(folder, SCHEMA, rows(300), rows(60, seed=1), out / "tuned")
     head.write(place / TAGGER_FILE)
@@ -94,19 +96,16 @@ def test_it_learns_to_answer_with_places_and_probabilities(fitted: Path) -> None
     assert abs(sum(sure) / 100 - sum(right) / 100) < 0.1  # as often right as it says
 
 
-def test_a_place_that_an_edge_cuts_is_learned_by_the_neighbour(fitted: Path, cutter: Cutter) -> None:
-    with Tagger(fitted) as tagger:
-        reader = tagger.head.reader
+def test_a_place_that_an_edge_cuts_is_learned_by_the_neighbour(cutter: Cutter) -> None:
     text = " ".join(random.Random(0).choices(FILLER, k=400))
     words = Evidence(text).words
     marks = [SpanMark(0, words[k][0], words[k + 5][1]) for k in range(0, 394, 7)]
-    examples = list(tagging._examples(cutter, reader, tagging.TaggedRow(text, {"kind": "ask"}, marks)))
+    examples = list(tagging._examples(cutter, tagging.TaggedRow(text, {"kind": "ask"}, marks)))
     begun = 0
     for example in examples:
         for before, own in itertools.pairwise([0, *example.classes]):
             assert own != 2 or before in (1, 2)  # none goes on that did not begin
         begun += example.classes.count(1)
-        assert example.concluded == [0]
     assert begun >= len(marks) and any(tagging.UNKNOWN in example.classes for example in examples)
 
 
@@ -121,13 +120,13 @@ def test_the_weights_that_make_held_out_rows_likeliest_stay(folder: Path, monkey
         kept.append(self)
 
     def loss(self: Any, held: Any) -> float:
-        kept.append([float(part.detach().sum()) for part in self.layers.parts])
+        kept.append(float(self.layer.detach().sum()))
         return next(losses)
 
     monkeypatch.setattr(tagging._Learner, "__init__", begin)
     monkeypatch.setattr(tagging._Learner, "_loss", loss)
     extraction.fit(folder, SCHEMA, rows(40), rows(5, seed=1), folder.parent / "looked")
-    assert [float(part.detach().sum()) for part in kept[0].layers.parts] == kept[2] and len(kept) == 7
+    assert float(kept[0].layer.detach().sum()) == kept[2] and len(kept) == 7
 
 
 def test_work_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,15 +183,35 @@ def test_a_report_has_it_as_a_baseline(encoded: Path) -> None:
     assert all(0 < line["confidence"] <= 1 and json.loads(line["answer"]) for line in lines)
 
 
-def test_it_answers_a_file_and_serves_no_clients(encoded: Path, tmp_path: Path) -> None:
+def test_it_answers_a_file(encoded: Path, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text\ninvoice refund please\n")
     teacher.slmctl(
         encoded, "predict", "encoder", "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "o.csv")
     )
     assert "topic" in (tmp_path / "o.csv").read_text()
-    (path,) = encoded.glob("runs/encoder/[!.]*")
-    with pytest.raises(UsageError, match="serves no clients"):
-        models.of(artifact.load(path)).load(Loading())
+
+
+def test_a_release_without_a_language_model_answers_as_it_was_measured(encoded: Path) -> None:
+    teacher.slmctl(encoded, "run", "--yes", "--set", "publish.model=linear", "--set", "gates=[]")
+    (path,) = encoded.glob("runs/published/[!.]*")
+    release = artifact.load(path)
+    assert not artifact.verify(release) and (path / TAGGER_FILE).is_file() and not [*path.glob("*.gguf")]
+    (lines,) = [
+        path.read_text().splitlines()
+        for path in encoded.glob("runs/predictions/[!.]*/predictions.jsonl")
+        if json.loads((path.parent / "model.json").read_text())["kind"] == "linear"
+    ]
+    measured = [json.loads(line) for line in lines]
+    (prepared,) = encoded.glob("runs/prepared/[!.]*")
+    texts = [record.input for record in read_records(prepared / "test.jsonl")]
+    with models.of(release).load(Loading()) as loaded:
+        requests = [Request("", question=text, schema="{}") for text in texts]
+        answers = [answer for _, answer in loaded.ask_all(requests)]
+        one = loaded.ask(requests[0])
+    assert [(answer.text, answer.confidence) for answer in answers] == [
+        (line["answer"], line["confidence"]) for line in measured
+    ]
+    assert one.text == answers[0].text and one.confidence == pytest.approx(answers[0].confidence, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +219,6 @@ def test_it_answers_a_file_and_serves_no_clients(encoded: Path, tmp_path: Path) 
     [
         ({"type": "object"}, "encode.tune=true", "the schema names no field"),
         (tiny.SCHEMA, "encode.tune=false", "a tagger is an encoder that learns"),
-        (tiny.SCHEMA, "publish.model=linear", "'publish.model' linear belongs to a task of kind classify"),
     ],
 )
 def test_what_cannot_be_tagged_is_refused(encoded: Path, tmp_path: Path, schema: Any, setting: str, why: str) -> None:
