@@ -12,6 +12,7 @@ language model are those of its own results, on the same test rows but for near 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shutil
 import tarfile
@@ -22,9 +23,11 @@ from typing import Any
 
 from benchmarks import defaults, program, result
 from slmctl.artifacts import artifact
+from slmctl.config import AnswerTable, Source, SourceLimits
 from slmctl.metrics import answer_metrics
 from slmctl.metrics.statistics import wilson
 from slmctl.models.tagger import Tagger
+from slmctl.sources.documents import folder as documents
 from slmctl.task.contract import Task
 from slmctl.task.records import read_records
 
@@ -75,7 +78,9 @@ def from_template(name: str, options: argparse.Namespace, folder: Path) -> Path:
     """A project of a template with its example data."""
     folder.mkdir(parents=True)
     text = (TEMPLATES / name / "slmctl.yaml").read_text(encoding="utf-8")
-    lines = [line for line in text.partition("\ngates:")[0].splitlines() if not line.startswith("  sha256:")]
+    lines = [
+        line for line in text.partition("\ngates:")[0].splitlines() if not line.startswith(("  sha256:", "encode:"))
+    ]
     kept = [f"base: {options.base}" if line.startswith("base:") else line for line in lines]
     kept = ["pull: {rehearse: false}" if line == "pull:" else line for line in kept]
     (folder / "slmctl.yaml").write_text("\n".join(kept) + "\n", encoding="utf-8")
@@ -148,11 +153,53 @@ def measured(name: str, folder: Path, encoder: str) -> tuple[list[result.Row], l
         result.single(f"{title}: seconds to learn {rows_of(prepared)} rows", made.manifest.seconds, "", 0),
         result.single(f"{title}: rows/s", len(records) / seconds, "", 0),
     ]
+    if name == "contract-terms":
+        other, asked = others(made.path, task)
+        rows += other
+    else:
+        asked = []
     lines = [
         {"set": name, "id": record.id, "right": reference, "answer": each.read.answer, "confidence": each.confidence}
         for record, reference, each in zip(records, references, answers, strict=True)
     ]
+    return rows, lines + asked
+
+
+def others(folder: Path, task: Task) -> tuple[list[result.Row], list[dict[str, Any]]]:
+    """The figures of contracts that no grammar made, and the predictions."""
+    where, out = EXAMPLES / "contracts_other_words", io.BytesIO()
+    answers = AnswerTable(path=where / "terms.csv", file="Datei")
+    documents.write_rows(Source(path=where / "contracts", answers=answers), out, SourceLimits())
+    read = [json.loads(line) for line in out.getvalue().splitlines()]
+    references = [terms_of(row, task) for row in read]
+    with Tagger(folder) as tagger:
+        begun = time.monotonic()
+        own = tagger.answers([row["text"] for row in read])
+        seconds = time.monotonic() - begun
+    pairs = [(reference, each.read.answer) for reference, each in zip(references, own, strict=True)]
+    right = sum(answer_metrics.equal(*pair) for pair in pairs)
+    low, _ = wilson(right, len(pairs))
+    title = f"contracts in other words, {len(pairs)} documents"
+    pages = sum(row["text"].count("\f") + 1 for row in read)
+    rows = [
+        result.single(f"{title}: whole answers right", right / len(pairs), "low", low),
+        result.single(f"{title}: field F1", micro(pairs), "mean over fields", macro(pairs)),
+        result.single(f"{title}: characters/s", sum(len(row["text"]) for row in read) / seconds, "pages", pages),
+    ]
+    lines = [
+        {"set": "contract-terms", "id": row["file"], "right": reference, "answer": each.read.answer}
+        for row, reference, each in zip(read, references, own, strict=True)
+    ]
     return rows, lines
+
+
+def terms_of(row: dict[str, Any], task: Task) -> dict[str, Any]:
+    """A row's terms as the template's `output` writes them."""
+    assert task.schema is not None
+    terms: dict[str, Any] = {name: row[name] or None for name in task.schema["properties"]}
+    terms["annual_fee"] = float(row["annual_fee"]) if row["annual_fee"] else None
+    terms["deliverables"] = [part.strip() for part in row["deliverables"].split(";") if part.strip()]
+    return terms
 
 
 def peer_rows(file: str) -> list[dict[str, Any]]:

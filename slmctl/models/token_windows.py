@@ -34,7 +34,7 @@ class TokenWindow:
 
 
 class Cutter:
-    """Cuts texts into windows by a tokenizer, whose bound on a text's length it takes away.
+    """Cuts texts into windows by a tokenizer, from which it takes bound and padding of a text away.
 
     Args:
         tokenizer: A `tokenizers.Tokenizer`.
@@ -44,6 +44,7 @@ class Cutter:
     def __init__(self, tokenizer: Any, longest: int = LONGEST) -> None:
         self._tokenizer = tokenizer
         tokenizer.no_truncation()
+        tokenizer.no_padding()
         whole = tokenizer.encode("a")
         inner = [k for k, special in enumerate(whole.special_tokens_mask) if not special]
         self._before, self._after = whole.ids[: inner[0]], whole.ids[inner[-1] + 1 :]

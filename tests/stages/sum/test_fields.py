@@ -111,6 +111,6 @@ def test_a_bound_asks_as_little_as_is_as_right() -> None:
     low = [share > 0.3 for share in shares]
     assert judged(shares, low, [True] * 100).bound() == pytest.approx(0.3, abs=0.021)
     assert judged(shares, [True] * 100, [True] * 100).bound() == 0.0
-    assert judged(shares, [False] * 100, [True] * 100).bound() == NEVER
+    assert judged(shares, [False] * 100, [True] * 100).bound() >= 1.0
     one = [share != 0.5 for share in shares]  # one row of a hundred tells nothing
     assert judged(shares, one, [True] * 100).bound() == 0.0
