@@ -104,12 +104,11 @@ def key_of(value: Any) -> str:
 
 
 def _pairs(each: Field, number: int, rows: Sequence[Row], made: Sequence[Targets]) -> Iterator[tuple[str, Any]]:
-    """(text of a mark, value) of each place of a field in training rows."""
+    """(text of a mark, value) of each place of a field in training rows, each text once a row."""
     for (text, answer), targeted in zip(rows, made, strict=True):
         values = [leaf.value for leaf in leaves(answer) if leaf.path == each.path]
-        for mark in targeted.marks:
-            if mark.field == number:
-                yield spaced(text[mark.start : mark.end]), _likest(values, text[mark.start : mark.end])
+        marked = {spaced(text[mark.start : mark.end]) for mark in targeted.marks if mark.field == number}
+        yield from ((each, _likest(values, each)) for each in sorted(marked))
 
 
 def _likest(values: Sequence[Any], marked: str) -> Any:
@@ -191,7 +190,8 @@ def _spellings(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     seen: dict[str, Counter[str]] = {}
     for marked, value in pairs:
         seen.setdefault(marked.casefold(), Counter())[key_of(value)] += 1
-    chosen = {marked: json.loads(counts.most_common(1)[0][0]) for marked, counts in seen.items()}
+    shared = {marked: counts for marked, counts in seen.items() if counts.total() > 1}  # of one row they would tell it
+    chosen = {marked: json.loads(counts.most_common(1)[0][0]) for marked, counts in shared.items()}
     changed = {marked: value for marked, value in chosen.items() if str(value).casefold() != marked}
     return dict(itertools.islice(changed.items(), MOST_KNOWN))
 

@@ -12,7 +12,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PublishConfig
 from slmctl.errors import GateError
 from slmctl.inference import LINEAR
-from slmctl.model_files.gguf_choice import answering_sha256
+from slmctl.model_files.gguf_choice import answering_sha256, is_tagging
 from slmctl.reports.evaluation_report import report_of
 from slmctl.sources.documents import html_text
 from slmctl.stages.publish import license, publish, slsa_provenance
@@ -50,7 +50,8 @@ def run(
     if members["source"]:
         license.carry_encoder(members["source"], members["encoder_weights"], label, out)
     publish.copy(report, publish.REPORT, out)
-    carry_answerers(task, out)
+    if not is_tagging(sum):
+        carry_answerers(task, out)
     kept = publish.carry_policy(policy, figures, report, page, out)
     slsa_provenance.write(out, steps)
     teaching = publish.teaching_of(labelled)

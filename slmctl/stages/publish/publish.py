@@ -18,7 +18,7 @@ from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.inference import ENCODER, FILE, escalation_policy
 from slmctl.metrics import gates
 from slmctl.model_files.base_model import MODEL_FILES, Base
-from slmctl.model_files.gguf_choice import LORA_TYPE, answering_sha256, gguf_file, sum_files
+from slmctl.model_files.gguf_choice import LORA_TYPE, answering_sha256, gguf_file, is_tagging, sum_files
 from slmctl.reports import html_page
 from slmctl.reports.evaluation_report import EvaluationReport, released, report_of
 from slmctl.reports.scoreboard import table
@@ -263,6 +263,7 @@ def copy_members(made: Artifact, out: Path) -> dict[str, Any]:
     hashes = sum_files(made)
     copy(made, tuple(hashes), out)
     facts = {"weights": made.metrics["weights"], "files": hashes, "source": made.metrics["source"]}
+    facts |= {"tagging": True} if is_tagging(made) else {}
     if ENCODER not in hashes:
         return facts
     weights = "changed: they learned training and validation rows" if made.metrics.get("tuned") else "unchanged"
