@@ -61,11 +61,12 @@ def _to_use(role: str, what: str, more: str = "") -> Decorate:
 pull = plain_stage("pull", "Fetch and check the base model (from the network, unless it is a path).")
 encode = plain_stage(
     "encode",
-    """Fit linear models on a sentence encoder and on words.
+    """Fit linear models on a sentence encoder and on words; for JSON, a tagger on it.
 
     The encoder is fetched, unless it is a path or was before. The fit takes seconds. Then the encoder learns the rows
-    too, for minutes (not with encode.tune=false), and stays so where held-out rows are likelier by it. The answers
-    stand beside the trained model's in the report, and are hard to beat.
+    too, for minutes (not with encode.tune=false), and stays so where held-out rows are likelier by it. Of a task of
+    kind extract it learns to tag the words of each field. The answers stand beside the trained model's in the report,
+    and are hard to beat.
     """,
     _to_use("prepared", "A prepared data set"),
 )

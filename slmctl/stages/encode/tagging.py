@@ -29,7 +29,7 @@ from slmctl.task.span_values import Reader
 from slmctl.task.spans import SpanMark
 
 LOOKS, LOOKED_AT = 6, 256  # times that the validation rows are looked at, in the second half; windows of these
-RATE, OF_HEAD = 3e-4, 5  # of the encoder; that of the layer on it is so many times as high
+RATE, OF_HEAD = 2e-4, 5  # of the encoder; that of the layer on it is so many times as high
 UNKNOWN = -100  # class of a word that nothing is learned from
 
 
