@@ -18,7 +18,7 @@ FLOOR = math.exp(label_sum.LEAST)  # the least probability of a label in an answ
 TOGETHER, LISTED = 32, 64  # texts that are read at once: of those that wait, and of a list
 CHARACTERS = 1 << 16  # of those that wait, in all; a longer text is read alone, so that others wait for one alone
 SHARED = 4  # of those that wait, where several clients ask: who comes then waits for few
-ENDED = "the linear members have ended"
+ENDED = "the model that reads texts has ended"
 OnEvent = Callable[[Event], None]
 Cancel = Callable[[], object]
 Reply = tuple[str, Event]  # the text of an answer, and the event that ends it
@@ -37,7 +37,7 @@ class BatchReader(Answering, Generic[Read]):
         self._thread.start()
 
     def scored(self, texts: Sequence[str]) -> Sequence[Read]:
-        """What is read in each text; raises an EngineError if it cannot be computed."""
+        """The reading of each text; raises an EngineError if it cannot be computed."""
         raise NotImplementedError
 
     def reply(self, read: Read, request: Request) -> Reply:
@@ -107,7 +107,7 @@ class BatchReader(Answering, Generic[Read]):
                     yield index, answer_of(event, text)
 
     def _listed(self, block: Sequence[Request]) -> Sequence[Read | EngineError]:
-        """What is read for each request, or its error; those that fail together are read once more, each alone."""
+        """The reading for each request, or its error; those that fail together are read once more, each alone."""
         try:
             return self.scored([request.question for request in block])
         except EngineError as error:

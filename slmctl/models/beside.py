@@ -104,9 +104,9 @@ class Beside(Composition, Generic[Read]):
         self._looking.read(request, read)
         return cancel
 
-    def _ask_both(self, request: Request, on_event: OnEvent, known: Future[Read] | None = None) -> Cancel:
+    def _ask_both(self, request: Request, on_event: OnEvent, earlier: Future[Read] | None = None) -> Cancel:
         """Ask the model, and the reader if it has not read the text."""
-        read, cancelled, pieces = known or Future[Read](), threading.Event(), list[str]()
+        read, cancelled, pieces = earlier or Future[Read](), threading.Event(), list[str]()
 
         def relay(event: Event) -> None:
             if "finish" in event:
@@ -123,7 +123,7 @@ class Beside(Composition, Generic[Read]):
                 tell(on_event, done, reply, alternatives=request.alternatives)
 
         cancel = self.engine.submit(request, relay)
-        if known is None:
+        if earlier is None:
             self._reader.read(request, read)
 
         def cancel_both() -> None:

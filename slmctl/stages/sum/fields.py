@@ -72,8 +72,8 @@ def run(floor: float, *, encoder: Artifact, prepared: Artifact, validation: list
     replace(head, bounds=bounds).write(out / TAGGER_FILE)
     for name in (ENCODER_FILE, TOKENIZER):
         atomic.link(encoder.file(name), out / name)
-    asked = _asked(answers, bounds)
-    weights = {TAGGER: round(1 - asked, 4)} | ({FILE: round(asked, 4)} if asked else {})
+    of_file = round(_asked(answers, bounds), 4)
+    weights = {TAGGER: round(1 - of_file, 4)} | ({FILE: of_file} if of_file else {})
     gains = _gains(answers, written, references, bounds) if written else {}
     for line in _lines(bounds, answers):
         console.say(f"  {line}")
@@ -140,7 +140,7 @@ def _lines(bounds: Mapping[str, float], answers: Sequence[TaggedAnswer]) -> list
     """Sentences on the properties that the language model is asked for."""
     if not bounds:
         return ["the tagger answers every property: no language model stands beside it"]
-    asked = {name: sum(name in each.unsure(bounds) for each in answers) for name in bounds}
-    named = [f"'{name}' in {console.percent(count / len(answers))} of rows" for name, count in asked.items() if count]
+    counts = {name: sum(name in each.unsure(bounds) for each in answers) for name in bounds}
+    named = [f"'{name}' in {console.percent(count / len(answers))} of rows" for name, count in counts.items() if count]
     own = f"{len(bounds) - len(named)} of {console.count(len(bounds), 'field')} are read by the tagger"
     return [f"{own} alone; the language model is asked for {', '.join(named) or 'none'}"]
