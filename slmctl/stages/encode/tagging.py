@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ import torch
 
 from slmctl import console
 from slmctl.config import resolve_matmul_dtype
-from slmctl.model_files import hf_folder, memory, safetensors_header
+from slmctl.model_files import hf_folder
 from slmctl.model_files.encoder_source import WEIGHTS
 from slmctl.models.tagger import TaggerHead, classes_of
 from slmctl.models.token_windows import Cutter, TokenWindow
-from slmctl.stages.encode import tuning, tuning_bounds
+from slmctl.stages.encode import tuning
 from slmctl.stages.encode.tuning import BATCH, TOGETHER
 from slmctl.stages.encode.tuning_bounds import TAG_PASSES, TAG_STEPS, TAG_WORK
 from slmctl.task.evidence import Evidence
@@ -65,11 +64,8 @@ def tune(
         DataError: transformers cannot load the encoder.
         FullError: The memory is not enough.
     """
-    needed = tuning_bounds.memory_bytes(safetensors_header.parameter_count(folder))
-    memory.require(needed, "tuning the encoder", hint="run it where more is free, or take the section encode out")
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(WEIGHTS))
-    model = hf_folder.load_encoder(folder, attn_implementation="eager")  # fused is slower on short texts; no dropout
-    tokenizer = hf_folder.load_tokenizer(folder)
+    hint = "run it where more is free, or take the section encode out"
+    model, tokenizer = tuning.opened(folder, out, hint=hint)
     tokenizer.backend_tokenizer.encode_special_tokens = True  # control tokens that a text spells out are text
     cutter = Cutter(tokenizer.backend_tokenizer, int(hf_folder.context_of(folder) - 2))
     examples = [each for row in train for each in _kept(row, _examples(cutter, row))]

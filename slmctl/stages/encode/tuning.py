@@ -50,11 +50,7 @@ def tune(
         DataError: transformers cannot load the encoder.
         FullError: The memory is not enough.
     """
-    needed = tuning_bounds.memory_bytes(safetensors_header.parameter_count(folder))
-    memory.require(needed, "tuning the encoder", hint="encode: {tune: false}")
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(WEIGHTS))
-    tokenizer = hf_folder.load_tokenizer(folder)
-    model = hf_folder.load_encoder(folder, attn_implementation="eager")  # fused is slower on short texts; no dropout
+    model, tokenizer = opened(folder, out, hint="encode: {tune: false}")
     longest = int(min(hf_folder.context_of(folder) - 2, LONGEST))  # of RoBERTa the first position is 2
     # control tokens that a text spells out are read as text, as where the encoder answers
     tokens = tokenizer(list(texts), truncation=True, max_length=longest, split_special_tokens=True)["input_ids"]
@@ -84,6 +80,24 @@ def tune(
             meter.advance(1)
     hf_folder.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
     return EncoderHead(head.labels, weights.detach().numpy(), bias.detach().numpy())
+
+
+def opened(folder: Path, out: Path, *, hint: str) -> tuple[Any, Any]:
+    """Returns (an encoder to tune, its tokenizer), and copies its folder without the weights.
+
+    Args:
+        hint: What to do if the memory is not enough.
+
+    Raises:
+        DataError: transformers cannot load the encoder.
+        FullError: The memory is not enough.
+    """
+    needed = tuning_bounds.memory_bytes(safetensors_header.parameter_count(folder))
+    memory.require(needed, "tuning the encoder", hint=hint)
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(WEIGHTS))
+    tokenizer = hf_folder.load_tokenizer(folder)
+    model = hf_folder.load_encoder(folder, attn_implementation="eager")  # fused is slower on short texts; no dropout
+    return model, tokenizer
 
 
 def _rate(rows: float) -> float:
